@@ -1,0 +1,38 @@
+# Everything happens in .venv; `make quickstart` and `make test` set it up first.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help quickstart test test-all check format
+
+help:
+	@echo "make quickstart   set up, then run the main job on a generated world (about 6 minutes on two cores)"
+	@echo "make test         set up, then run the tests"
+	@echo "make test-all     the slow tests and, where there is one, those for a GPU as well"
+	@echo "make check        formatting, lint, types and architecture"
+	@echo "make format       put the formatting right"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v uv >/dev/null || $(PYTHON) -m pip install -q uv
+	uv venv -q --allow-existing --python $(PYTHON) .venv
+	uv pip install -q --python $(BIN)/python -e '.[dev]' -c constraints.txt
+	@touch $@
+
+quickstart: $(INSTALLED)
+	$(BIN)/must run recipes/quickstart.yaml
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -q --cov --cov-report=term
+
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m "slow or gpu or not slow"
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

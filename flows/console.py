@@ -1,0 +1,96 @@
+"""What the command prints: progress while a run goes on, plans and results as tables."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import rich.console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from flows.dag import Planned
+from flows.run import Outcome
+from pipeline.runtime import Progress as Report
+
+LINE_EVERY_S = 10.0
+"""Between progress lines of one step where the output is not a terminal."""
+
+
+class Console:
+    """Standard output, as a terminal or as plain lines."""
+
+    def __init__(self) -> None:
+        self.out = rich.console.Console(highlight=False)
+
+    @contextmanager
+    def progress(self) -> Iterator[Report]:
+        """A live bar per step on a terminal, else a line now and then."""
+        if self.out.is_terminal:
+            columns = (
+                TextColumn("{task.description:24}"),
+                BarColumn(30),
+                TextColumn("{task.fields[line]}"),
+                TimeElapsedColumn(),
+            )
+            with Progress(*columns, console=self.out) as live:
+                yield _Bars(live)
+        else:
+            yield _Lines(self.out)
+
+    def show_plan(self, planned: list[Planned]) -> None:
+        table = Table("step", "", "why", box=None, pad_edge=False)
+        for each in planned:
+            table.add_row(each.step.name, "[green]reuse[/]" if each.artifact else "[yellow]run[/]", each.why)
+        self.out.print(table)
+
+    def show_outcome(self, outcome: Outcome) -> None:
+        if outcome.folder is None:
+            self.out.print("Nothing to do: every step's result is there. The results:")
+        self.out.print(results_table(outcome))
+        if outcome.folder:
+            self.out.print(f"Report: {outcome.folder / 'report.html'}", soft_wrap=True)
+
+
+def results_table(outcome: Outcome) -> Table:
+    """Student, teacher and trivial baseline, a line per teacher and metric."""
+    table = Table("task", "set", "metric", "images", "student", "teacher", "baseline", box=None, pad_edge=False)
+    lines: dict[tuple[str, str, str], dict[str, float]] = {}
+    facts = {}
+    for record in outcome.metrics:
+        place = (record["head"], record["dataset"], record["metric"])
+        lines.setdefault(place, {})[record["model"].partition(":")[0]] = record["value"]
+        facts[place] = record
+    for place, values in lines.items():
+        record = facts[place]
+        arrow = "↑" if record["better"] == "higher" else "↓"
+        shown = [f"{values[model]:.3f}" if model in values else "-" for model in ("student", "teacher", "baseline")]
+        table.add_row(record["task"], f"{place[1]}/{record['split']}", f"{place[2]} {arrow}", str(record["n"]), *shown)
+    return table
+
+
+class _Bars:
+    def __init__(self, live: Progress) -> None:
+        self._live = live
+        self._bars: dict[str, TaskID] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, step: str, done: float, line: str) -> None:
+        with self._lock:
+            if step not in self._bars:
+                self._bars[step] = self._live.add_task(step, total=1.0, line="")
+            self._live.update(self._bars[step], completed=done, line=line)
+
+
+class _Lines:
+    def __init__(self, out: rich.console.Console) -> None:
+        self._out = out
+        self._last: dict[str, float] = {}
+
+    def __call__(self, step: str, done: float, line: str) -> None:
+        now = time.monotonic()
+        if done >= 1 or now - self._last.get(step, -LINE_EVERY_S) >= LINE_EVERY_S:
+            self._last[step] = now
+            self._out.print(f"{step} {done:.0%} {line}")

@@ -1,0 +1,122 @@
+"""From a recipe to the steps it needs, in an order in which they can run. No torch, no Prefect."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pipeline.artifacts import Artifact, Step, Workspace, fingerprint, hash_json
+from pipeline.weights import weights_digest
+from pipeline.config import FitConfig, Recipe, TeacherConfig
+from tasks.ingest import open_source
+
+SAME_RESULT = ("checkpoint_s",)
+"""Keys of a schedule that change when states are saved, never what comes out."""
+
+
+def build_steps(recipe: Recipe) -> list[Step]:
+    """The steps of a run, inputs before those that use them. Opening the sources checks that their files are there."""
+    ingests = [_ingest_step(recipe, name) for name in recipe.data]
+    teachers = [_teacher_step(recipe, name, teacher) for name, teacher in recipe.teachers.items()]
+    sets, makers = tuple(step.name for step in ingests), tuple(step.name for step in teachers)
+    pooled = tuple(f"data.{name}" for name in recipe.pool)
+    pool = Step("pool", "tasks.pool:gather_pool", {"pool": recipe.pool}, sets)
+    require = {name: teacher.require for name, teacher in recipe.teachers.items() if teacher.require}
+    labelling = {"max_failed": recipe.labelling.max_failed, "batch": recipe.labelling.batch, "require": require}
+    label = Step("label", "teachers.labelling.labeller:label_pool", labelling, ("pool", *pooled, *makers))
+    learning = {"student": _settings(recipe.student), "seed": recipe.seed, **_start(recipe.student)}
+    student = Step("student", "student.train:train_student", learning, ("pool", "label", *pooled, *makers))
+    measured = {"splits": recipe.evaluate.splits, "seed": recipe.seed}
+    evaluate = Step("evaluate", "evaluation.evaluate:evaluate", measured, ("student", *sets, *makers))
+    return [*ingests, *teachers, pool, label, student, evaluate]
+
+
+def _ingest_step(recipe: Recipe, name: str) -> Step:
+    source = recipe.data[name].model_dump(mode="json")
+    stamp = open_source(source).stamp()
+    config = {
+        "name": name,
+        "source": source,
+        "shard_images": recipe.shard_images,
+        "files": {"count": len(stamp), "stamp": hash_json(stamp)[:16]},
+    }
+    return Step(f"data.{name}", "tasks.ingest:ingest", config)
+
+
+def _teacher_step(recipe: Recipe, name: str, teacher: TeacherConfig) -> Step:
+    settings = _settings(teacher)
+    settings.pop("require")  # a gate on the result, not a part of it
+    config: dict[str, Any] = {"name": name, "teacher": settings, "seed": recipe.seed, **_start(teacher)}
+    inputs = (f"data.{teacher.data}",) if hasattr(teacher, "data") else ()
+    return Step(f"teacher.{name}", f"teachers.{teacher.kind}:make", config, inputs)
+
+
+def _settings(section: TeacherConfig | FitConfig) -> dict[str, Any]:
+    """A section as JSON, without what cannot change the result."""
+    return {key: value for key, value in section.model_dump(mode="json").items() if key not in SAME_RESULT}
+
+
+def _start(section: TeacherConfig | FitConfig) -> dict[str, str]:
+    """The content of the weights that a section names: another file under the same name is another start."""
+    weights = getattr(section, "weights", None)
+    return {"weights": weights_digest(weights)} if weights else {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A step with what is known of it before the run: reused from an artifact, or to be run and why."""
+
+    step: Step
+    artifact: Artifact | None
+    why: str
+
+    @property
+    def action(self) -> str:
+        return "reuse" if self.artifact else "run"
+
+
+def plan(steps: list[Step], workspace: Workspace) -> list[Planned]:
+    """For every step, whether it will run, and why. Reads manifests only."""
+    planned: dict[str, Planned] = {}
+    for step in steps:
+        waiting = [name for name in step.inputs if planned[name].artifact is None]
+        if waiting:
+            why = f"waits for {_listed(waiting)}; runs unless the result is the same as before"
+            planned[step.name] = Planned(step, None, why)
+            continue
+        inputs = {name: made for name in step.inputs if (made := planned[name].artifact)}
+        mark = fingerprint(step, {name: made.digest for name, made in inputs.items()})
+        found = workspace.find(step, mark)
+        why = "nothing changed" if found else _changes(step, inputs, workspace)
+        planned[step.name] = Planned(step, found, why)
+    return list(planned.values())
+
+
+def _listed(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _changes(step: Step, inputs: dict[str, Artifact], workspace: Workspace) -> str:
+    """What differs from the newest artifact of the step."""
+    last = workspace.newest(step.name)
+    if last is None:
+        return "never made here"
+    before, after = _flat(last.manifest["config"]), _flat(dict(step.config))
+    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    changed = [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
+    old = last.manifest["inputs"]
+    changed += [f"new {name}" for name, made in inputs.items() if old.get(name, {}).get("digest") != made.digest]
+    changed += [f"without {name}" for name in old if name not in inputs]
+    if last.manifest["version"] != step.version:
+        changed.append(f"version {last.manifest['version']} -> {step.version}")
+    return "; ".join(changed) or "its files are no longer whole"
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(config, dict):
+        return {prefix: config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat

@@ -1,0 +1,162 @@
+"""Carrying out a run: the order of steps, what is reused, the record of it. No Prefect here.
+
+<root>/runs/<run>/recipe.yaml plan.json events.jsonl metrics.json report.html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.dag import Planned, build_steps, plan
+from pipeline.artifacts import Artifact, Inputs, Step, Workspace, fingerprint, write_atomically, write_json
+from pipeline.config import Recipe
+from pipeline.errors import MustError
+from pipeline.runtime import Runtime
+
+Execute = Callable[["Run", Step, Mapping[str, Artifact]], Artifact]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a run came to: its folder, its artifacts by step, and how many steps were run rather than reused."""
+
+    folder: Path | None
+    artifacts: Mapping[str, Artifact]
+    ran: int
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of `metrics.json`."""
+        text = (self.artifacts["evaluate"].path / "metrics.json").read_text(encoding="utf-8")
+        records: list[dict[str, Any]] = json.loads(text)
+        return records
+
+
+class Run:
+    """One run in its folder: an event line for everything that happens."""
+
+    def __init__(self, recipe: Recipe, workspace: Workspace, planned: list[Planned], runtime: Runtime) -> None:
+        self.recipe, self.workspace, self.planned, self.runtime = recipe, workspace, planned, runtime
+        now = datetime.datetime.now(datetime.UTC)
+        self.folder = workspace.root / "runs" / f"{recipe.name}-{now:%Y%m%d-%H%M%S}"
+        self.folder.mkdir(parents=True)
+        self._lock = threading.Lock()
+        write_atomically(self.folder / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        rows = [{"step": p.step.name, "action": p.action, "why": p.why} for p in planned]
+        write_json(self.folder / "plan.json", rows)
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Append a line to events.jsonl."""
+        line = json.dumps({"time": round(time.time(), 3), "event": kind, **facts})
+        with self._lock, open(self.folder / "events.jsonl", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def obtain(self, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
+        """The artifact of a step: found, or made now."""
+        mark = fingerprint(step, {name: made.digest for name, made in inputs.items()})
+        found = self.workspace.find(step, mark)
+        if found:
+            self.event("reused", step=step.name, artifact=mark)
+            return found
+        self.runtime.check_stop(step.name)
+        self.event("started", step=step.name, artifact=mark)
+        began = time.time()
+        try:
+            made = self.workspace.make(step, Inputs(inputs, self.runtime))
+        except BaseException as error:
+            self.event("failed", step=step.name, error=str(error) or type(error).__name__)
+            raise
+        self.event("made", step=step.name, artifact=mark, seconds=round(time.time() - began, 2), counts=made.counts)
+        return made
+
+
+def prepare(recipe: Recipe, root: Path) -> tuple[Workspace, list[Planned]]:
+    """The plan of a recipe on a root folder."""
+    workspace = Workspace(root)
+    return workspace, plan(build_steps(recipe), workspace)
+
+
+def carry_out(run: Run, execute: Execute) -> dict[str, Artifact]:
+    """All steps in order; `execute` makes or finds one."""
+    artifacts: dict[str, Artifact] = {}
+    for planned in run.planned:
+        step = planned.step
+        artifacts[step.name] = execute(run, step, {name: artifacts[name] for name in step.inputs})
+    return artifacts
+
+
+def inline(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
+    """A step in this process."""
+    return run.obtain(step, inputs)
+
+
+def finish(run: Run, artifacts: Mapping[str, Artifact]) -> Outcome:
+    """Leave the metrics and the report in the run's folder."""
+    from evaluation.report import write_report  # noqa: PLC0415 - not needed for a plan
+
+    metrics = (artifacts["evaluate"].path / "metrics.json").read_text(encoding="utf-8")
+    write_atomically(run.folder / "metrics.json", metrics)
+    write_report(run.folder, artifacts, run.workspace.root)
+    run.event("finished")
+    return Outcome(run.folder, artifacts, sum(planned.artifact is None for planned in run.planned))
+
+
+@contextmanager
+def stopping(stop: threading.Event) -> Iterator[None]:
+    """While inside, the first SIGTERM or SIGINT asks for an orderly stop; a second one ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.is_set():
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        stop.set()
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def nothing_to_do(planned: list[Planned]) -> Outcome | None:
+    """The outcome, if every step's artifact is there."""
+    artifacts = {each.step.name: each.artifact for each in planned if each.artifact}
+    return Outcome(None, artifacts, 0) if len(artifacts) == len(planned) else None
+
+
+def execute_recipe(recipe: Recipe, runtime: Runtime) -> Outcome:
+    """Run a recipe to its end with the runner it names; a run with nothing to do starts nothing."""
+    workspace, planned = prepare(recipe, runtime.root)
+    done = nothing_to_do(planned)
+    if done:
+        return done
+    run = Run(recipe, workspace, planned, runtime)
+    try:
+        with stopping(runtime.stop):
+            if recipe.runtime.runner == "inline":
+                artifacts = carry_out(run, inline)
+            else:
+                from flows.selftrain import run_with_prefect  # noqa: PLC0415 - Prefect takes seconds to import
+
+                artifacts = run_with_prefect(run)
+            return finish(run, artifacts)
+    except MustError as error:
+        run.event("ended", error=str(error))
+        raise

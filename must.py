@@ -1,0 +1,95 @@
+"""The front door: the `must` command, and the same from Python.
+
+import must
+outcome = must.run("recipes/quickstart.yaml", root="runs", overrides=["student.epochs=3"])
+outcome.metrics
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from flows.dag import Planned
+    from flows.run import Outcome
+
+# Everything that takes time to import is imported by the command that needs it: help comes at once, and a plan
+# needs no torch.
+# ruff: noqa: PLC0415
+
+__version__ = "0.1.0"
+app = typer.Typer(
+    name="must",
+    help="Multi-task self-training: specialised teachers label a pool of images, one student learns from all of them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The YAML file that describes the run.")]
+Root = Annotated[Path, typer.Option("--root", help="Folder for artifacts and runs.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--override", "-o", metavar="KEY=VALUE", help="Change a key, as in student.epochs=3."),
+]
+DEFAULT_ROOT = Path("must-root")
+
+
+def run(
+    recipe: str | Path, root: str | Path = DEFAULT_ROOT, overrides: list[str] | None = None, **runtime: Any
+) -> Outcome:
+    """Run a recipe and return its outcome. `runtime` may hold `progress` and `stop` of `pipeline.runtime.Runtime`.
+
+    Raises ConfigError, DataError or Stopped of `pipeline.errors`.
+    """
+    from flows.run import execute_recipe
+    from pipeline.config import read_recipe
+    from pipeline.runtime import Runtime
+
+    read = read_recipe(Path(recipe), overrides or ())
+    machine = read.runtime
+    return execute_recipe(
+        read, Runtime(Path(root).resolve(), machine.device, machine.precision, machine.workers, **runtime)
+    )
+
+
+def plan(recipe: str | Path, root: str | Path = DEFAULT_ROOT, overrides: list[str] | None = None) -> list[Planned]:
+    """What a run would do: every step with what is reused and why the rest is run."""
+    from flows.run import prepare
+    from pipeline.config import read_recipe
+
+    return prepare(read_recipe(Path(recipe), overrides or ()), Path(root).resolve())[1]
+
+
+@app.command("run")
+def run_command(recipe: RecipePath, root: Root = DEFAULT_ROOT, override: Overrides = None) -> None:
+    """Run a recipe: every step whose result is not there yet."""
+    from flows.console import Console
+
+    console = Console()
+    with console.progress() as progress:
+        outcome = run(recipe, root, override, progress=progress)
+    console.show_outcome(outcome)
+
+
+@app.command("plan")
+def plan_command(recipe: RecipePath, root: Root = DEFAULT_ROOT, override: Overrides = None) -> None:
+    """Show what a run would do, and why."""
+    from flows.console import Console
+
+    Console().show_plan(plan(recipe, root, override))
+
+
+def main() -> None:
+    """The command; ends with 0, 2 (configuration), 3 (data) or 75 (stopped, and resumable)."""
+    from pipeline.errors import MustError
+
+    try:
+        app()
+    except MustError as error:
+        print(f"must: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,214 @@
+"""Steps and what they leave behind. Disk is the one memory of what is done.
+
+An artifact is a folder `<root>/artifacts/<step>/<fingerprint>/` whose `manifest.json` is written last, by rename:
+present means whole. The fingerprint hashes the step's kind and version, the configuration that can change its
+result, and the digests of its inputs. A digest hashes an artifact's files, so a step that ran again and came to the
+same result changes nothing further down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError, MustError
+from pipeline.runtime import Runtime
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+WORK, LOG = "work", "log"
+"""Subfolders of an artifact: `work` is scratch, gone when it is sealed; `log` is kept but is not part of the digest."""
+
+StepFunction = Callable[[Mapping[str, Any], "Inputs", Path], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A node of the DAG: `run` names the function "module:function" that is called as `(config, inputs, out)`.
+
+    `config` is JSON; what cannot change the result (device, workers, runner) is not in it. `inputs` are step names.
+    """
+
+    name: str
+    run: str
+    config: Mapping[str, Any]
+    inputs: tuple[str, ...] = ()
+    version: int = 1
+
+    def function(self) -> StepFunction:
+        module, _, attribute = self.run.partition(":")
+        function: StepFunction = getattr(importlib.import_module(module), attribute)
+        return function
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A sealed folder and its manifest."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        digest: str = self.manifest["digest"]
+        return digest
+
+    @property
+    def counts(self) -> Mapping[str, Any]:
+        counts: Mapping[str, Any] = self.manifest["counts"]
+        return counts
+
+    def sha256(self, file: str) -> str:
+        """The hash of one of the artifact's files, by its path in the artifact."""
+        sha256: str = self.manifest["files"][file]["sha256"]
+        return sha256
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The artifacts a step reads, by step name, and the machine it runs on."""
+
+    artifacts: Mapping[str, Artifact]
+    runtime: Runtime
+
+    def __getitem__(self, step: str) -> Artifact:
+        return self.artifacts[step]
+
+    def of_kind(self, kind: str) -> dict[str, Artifact]:
+        """The inputs called `<kind>.<name>`, by name, in order."""
+        prefix = f"{kind}."
+        return {name[len(prefix) :]: made for name, made in self.artifacts.items() if name.startswith(prefix)}
+
+
+def hash_json(value: Any) -> str:
+    """sha256 (hex) of a JSON value in canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """sha256 (hex) of a file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(step: Step, digests: Mapping[str, str]) -> str:
+    """First 16 hex digits of what addresses the step's result, given the digests of its inputs by step name."""
+    inputs = {name: digests[name] for name in step.inputs}
+    return hash_json([SCHEMA_VERSION, step.run, step.version, dict(step.config), inputs])[:16]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with open(part, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, readable by people, whole or not at all."""
+    write_atomically(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; DataError names the file if it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error}).") from error
+
+
+class Workspace:
+    """A root folder: where artifacts are found and made."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, step: Step, mark: str) -> Path:
+        return self.root / "artifacts" / step.name / mark
+
+    def find(self, step: Step, mark: str) -> Artifact | None:
+        """The artifact, if it is there and whole: the manifest present and every file there with its size."""
+        folder = self.folder(step, mark)
+        if not (folder / MANIFEST).exists():
+            return None
+        manifest = read_json(folder / MANIFEST)
+        for name, facts in manifest["files"].items():
+            file = folder / name
+            if not file.exists() or file.stat().st_size != facts["size"]:
+                return None
+        return Artifact(folder, manifest)
+
+    def make(self, step: Step, inputs: Inputs) -> Artifact:
+        """Run the step in its folder and seal it. A folder without a manifest is the step's own to go on from."""
+        mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
+        folder = self.folder(step, mark)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        began = time.time()
+        counts = step.function()(step.config, inputs, folder)
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+        manifest = {
+            "kind": step.run,
+            "step": step.name,
+            "schema": SCHEMA_VERSION,
+            "version": step.version,
+            "fingerprint": mark,
+            "config": dict(step.config),
+            "inputs": {
+                name: {"digest": made.digest, "path": made.path.name} for name, made in inputs.artifacts.items()
+            },
+            "counts": dict(counts),
+            "began": began,
+            "seconds": time.time() - began,
+            "software": inputs.runtime.software(),
+            **_contents(folder),
+        }
+        write_json(folder / MANIFEST, manifest)
+        return Artifact(folder, manifest)
+
+    def newest(self, name: str) -> Artifact | None:
+        """The artifact of step `name` that was sealed last, whatever its fingerprint."""
+        found = list((self.root / "artifacts" / name).glob(f"*/{MANIFEST}"))
+        if not found:
+            return None
+        newest = max(found, key=lambda path: path.stat().st_mtime_ns)
+        return Artifact(newest.parent, read_json(newest))
+
+
+def _contents(folder: Path) -> dict[str, Any]:
+    files = {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": hash_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST and not path.name.endswith(".part")
+    }
+    kept = {name: facts["sha256"] for name, facts in files.items() if not name.startswith(f"{LOG}/")}
+    return {"files": files, "digest": hash_json(kept)}
+
+
+def verify(artifact: Artifact) -> Iterator[str]:
+    """The files of an artifact that are not what its manifest says, each with what is wrong. Reads every byte."""
+    for name, facts in artifact.manifest["files"].items():
+        file = artifact.path / name
+        if not file.exists():
+            yield f"{file}: missing"
+        elif hash_file(file) != facts["sha256"]:
+            yield f"{file}: its bytes changed since it was made"
+
+
+def require(artifact: Artifact | None, step: str) -> Artifact:
+    """The artifact, or an error that says which step has to be run for it."""
+    if artifact is None:
+        raise MustError(f"Nothing was made by step {step!r} yet: run it first.")
+    return artifact

@@ -1,0 +1,119 @@
+"""Backbones from timm, under their own names and with their own keys, and the feature maps they give.
+
+The whole timm model is kept (without its classifier), so that what is exported is what `timm.create_model` loads.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError, DataError, choose
+from pipeline.weights import find_weights
+
+LEVELS = (8, 16, 32)
+
+
+class Backbone(nn.Module):
+    """A timm model that turns images (B, 3, S, S), normalised, into maps of stride 8, 16 and 32 (C3, C4, C5).
+
+    Plain vision transformers have one stride: they give a single map (B, C, S/p, S/p), and `strides` says so.
+    """
+
+    def __init__(self, name: str, image_size: int) -> None:
+        super().__init__()
+        self.name = name
+        self.model = create(name, image_size)
+        info = [(entry["reduction"], entry["num_chs"]) for entry in _feature_info(self.model)]
+        last = {reduction: (index, channels) for index, (reduction, channels) in enumerate(info)}
+        wanted = [stride for stride in LEVELS if stride in last]
+        self.strides: list[int] = wanted if len(wanted) == len(LEVELS) else [info[-1][0]]
+        self.channels: list[int] = [last[stride][1] for stride in self.strides]
+        self._indices = [last[stride][0] for stride in self.strides]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        features: list[Tensor] = self.model.forward_intermediates(
+            images, indices=self._indices, intermediates_only=True
+        )
+        return features
+
+
+def create(name: str, image_size: int) -> nn.Module:
+    """The timm model `name` without classifier and without weights. ConfigError lists near names if there is none."""
+    if not timm.is_model(name):
+        choose(name, timm.list_models(f"*{name.split('_')[0]}*") or timm.list_models("resnet*"), "Backbone")
+    try:
+        model: nn.Module = timm.create_model(name, num_classes=0, img_size=image_size)
+    except TypeError:  # convolutional networks take any size and don't know the argument
+        model = timm.create_model(name, num_classes=0)
+    if not hasattr(model, "forward_intermediates"):
+        raise ConfigError(f"Backbone {name!r} gives no intermediate feature maps; resnet18 or vit_tiny_patch16_224 do.")
+    return model
+
+
+def statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, for images in [0, 1], that timm states for the backbone."""
+    config = timm.get_pretrained_cfg(name)
+    if config is None:
+        return timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+    return tuple(config.mean), tuple(config.std)
+
+
+def load_weights(model: nn.Module, name: str, where: str, num_classes: int = 0) -> None:
+    """Load published weights into a timm model: see `find_weights`; `timm` downloads what timm publishes for it."""
+    if where == "timm":
+        weights = timm.create_model(name, pretrained=True, num_classes=num_classes).state_dict()
+    else:
+        weights = read_weights(find_weights(where))
+    model.load_state_dict(match(model, weights, where))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of a PyTorch checkpoint; nothing in the file is executed."""
+    if not path.exists():
+        raise DataError(f"{path}: no such weights file.")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    return {name.removeprefix("module."): tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
+
+
+def match(model: nn.Module, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The weights under `model`'s own names: by name, or in order if the file names its tensors in another way.
+
+    In order only if the shapes agree one by one from the first tensor on. A classifier in the file that the model
+    does not have is left out. DataError names the first tensor that does not fit.
+    """
+    own = model.state_dict()
+    if set(own) <= set(weights):
+        chosen = {name: weights[name] for name in own}
+    else:
+        counters = "num_batches_tracked"
+        names = [name for name in own if not name.endswith(counters)]
+        values = [tensor for name, tensor in weights.items() if not name.endswith(counters)]
+        if len(values) < len(names):
+            missing = sorted(set(own) - set(weights))
+            raise DataError(
+                f"{source}: not weights of this model: {len(missing)} tensors missing, first {missing[0]!r}."
+            )
+        chosen = {
+            **{name: t for name, t in own.items() if name.endswith(counters)},
+            **dict(zip(names, values, strict=False)),
+        }
+    for name, tensor in chosen.items():
+        if tensor.shape != own[name].shape:
+            raise DataError(f"{source}: {name} is {tuple(tensor.shape)}, the model needs {tuple(own[name].shape)}.")
+    return chosen
+
+
+def _feature_info(model: nn.Module) -> list[dict[str, Any]]:
+    info: Any = model.feature_info
+    return list(getattr(info, "info", info))

@@ -1,0 +1,103 @@
+"""Weights and training states on disk: safetensors for tensors, JSON for the rest, nothing that can run code."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.artifacts import read_json, write_json
+from pipeline.errors import DataError
+
+WEIGHTS, ABOUT = "model.safetensors", "model.json"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
+    """Write tensors and a JSON header in one file, whole or not at all. Equal tensors make equal bytes."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(whole, part, metadata={"about": json.dumps(about or {}, sort_keys=True)})
+    with open(part, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The JSON header and the tensors that `write_tensors` was given. DataError names a damaged file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about: dict[str, Any] = json.loads((file.metadata() or {}).get("about", "{}"))
+            return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: not readable as safetensors ({error}).") from error
+
+
+def save_model(folder: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """A model: `model.safetensors` and, written last, `model.json` that says how to build it."""
+    write_tensors(folder / WEIGHTS, weights)
+    write_json(folder / ABOUT, about)
+
+
+def load_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `save_model` was given: (about, weights)."""
+    about: dict[str, Any] = read_json(folder / ABOUT)
+    return about, read_tensors(folder / WEIGHTS)[1]
+
+
+def flatten(prefix: str, state: Any, tensors: dict[str, Tensor]) -> Any:
+    """A nested state of dicts, lists, tensors and plain values as JSON, its tensors moved to `tensors` under names."""
+    if isinstance(state, Tensor):
+        tensors[prefix] = state
+        return {"tensor": prefix}
+    if isinstance(state, Mapping):
+        return {"items": [[key, flatten(f"{prefix}.{key}", value, tensors)] for key, value in state.items()]}
+    if isinstance(state, list | tuple):
+        return {"list": [flatten(f"{prefix}.{index}", value, tensors) for index, value in enumerate(state)]}
+    return {"value": state}
+
+
+def unflatten(flat: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The state that `flatten` was given; tuples come back as lists."""
+    if "tensor" in flat:
+        return tensors[flat["tensor"]]
+    if "items" in flat:
+        return {key: unflatten(value, tensors) for key, value in flat["items"]}
+    if "list" in flat:
+        return [unflatten(value, tensors) for value in flat["list"]]
+    return flat["value"]
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """A training state: model, optimiser, schedule, random generators, position."""
+    tensors: dict[str, Tensor] = {}
+    about = flatten("state", state, tensors)
+    write_tensors(path, {name: tensor.clone() for name, tensor in tensors.items()}, about)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The state that `save_state` wrote."""
+    about, tensors = read_tensors(path)
+    state: dict[str, Any] = unflatten(about, tensors)
+    return state
+
+
+def rng_state() -> dict[str, Tensor]:
+    """The state of torch's random generators."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_rng(states: Mapping[str, Tensor]) -> None:
+    """Set torch's random generators to `rng_state()`."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,0 +1,301 @@
+"""The recipe: one YAML file that describes a whole run, read into frozen models. No torch.
+
+Kinds of sources and teachers are found by their files: `kind: coco` is `pipeline/sources/coco.py` and its class
+`Config`. Errors name the file, the path in it, the value, and what would have worked.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import pkgutil
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
+
+from pipeline.augment import AugmentConfig
+from pipeline.errors import ConfigError
+from pipeline.runtime import Device, Precision
+from pipeline.sources import SourceConfig
+
+NAME = r"^[a-z][a-z0-9_]*$"
+Name = Annotated[str, Field(pattern=NAME)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are errors, values don't change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FitConfig(Section):
+    """A training schedule."""
+
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, ge=1)
+    """At most one of the two; 10 epochs if neither is given."""
+    batch: int = Field(default=32, ge=1)
+    """Images per optimiser step."""
+    accumulate: int = Field(default=1, ge=1)
+    """Into how many forward and backward passes a batch is split; must divide it."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(default=1e-3, gt=0)
+    backbone_lr: float = Field(default=1.0, ge=0)
+    """Factor on the learning rate of the backbone."""
+    weight_decay: float = Field(default=0.05, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of sgd."""
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps with a linearly rising learning rate; a cosine to zero follows."""
+    clip: float | None = Field(default=1.0, gt=0)
+    """Largest gradient norm."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of the moving average of the weights, which is then what is kept."""
+    checkpoint_s: float = Field(default=60, ge=0)
+    """Seconds between training states on disk."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FitConfig:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(f"epochs ({self.epochs}) and steps ({self.steps}) are both given: give one of them")
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch ({self.batch}) is not a multiple of accumulate ({self.accumulate})")
+        return self
+
+    def total_steps(self, images: int) -> int:
+        """Optimiser steps for a set of `images`."""
+        return self.steps or max(1, -(-int((self.epochs or 10) * images) // self.batch))
+
+
+class TrainingConfig(FitConfig):
+    """A network and how it is trained: common to supervised teachers and the student."""
+
+    backbone: str = "resnet18"
+    """Any timm model."""
+    weights: str | None = None
+    """Where the backbone starts: a file, `package:<module>/<file>`, `timm` (its published weights), or from scratch."""
+    image_size: int = Field(default=224, multiple_of=32, ge=32)
+    """Side of the square input, pixels."""
+    width: int = Field(default=128, ge=8, multiple_of=8)
+    """Channels of the pyramid and the heads."""
+    proposals: int = Field(default=128, ge=8)
+    """Region proposals per image that detection's box head looks at."""
+    augment: AugmentConfig = AugmentConfig()
+
+
+class TeacherConfig(Section):
+    """What every teacher states."""
+
+    kind: str
+    task: str
+    require: dict[str, float] = {}
+    """Metrics to reach on its held-out images before it may label, for example {miou: 0.3}."""
+
+
+class StudentConfig(TrainingConfig):
+    """The multi-task student."""
+
+    weighting: Literal["schedule", "equal", "uncertainty"] = "schedule"
+    """MuST's rule from the schedules of teacher and student, all 1, or learned uncertainties."""
+    loss_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Weights by teacher, instead of the rule's; 0 leaves the teacher out."""
+    thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
+    """Smallest score kept, by teacher or task; 0.5 for detection and segmentation, 0 elsewhere."""
+    labels: Literal["true_first", "pseudo_only", "true_only"] = "true_first"
+    """A true label wins over a pseudo label; or only one of the kinds."""
+
+
+class LabellingConfig(Section):
+    """How the pool is labelled; none of it changes a label but `max_failed`, which can refuse a run."""
+
+    batch: int = Field(default=32, ge=1)
+    max_failed: float = Field(default=0.02, ge=0, le=1)
+    """Share of images that may fail to be labelled before the step fails."""
+
+
+class EvaluateConfig(Section):
+    """What is measured at the end."""
+
+    splits: Literal["test", "val"] = "test"
+    """Held-out split that is preferred; the other is used where a set lacks it."""
+
+
+class RuntimeConfig(Section):
+    """The machine: nothing here changes a result's fingerprint."""
+
+    device: Device = "auto"
+    precision: Precision = "auto"
+    runner: Literal["inline", "threads"] = "threads"
+    """`inline` runs the steps in this process without Prefect."""
+    workers: int = Field(default=0, ge=0)
+    """Threads for decoding and encoding; 0 = one per core."""
+
+
+def modules(package: str) -> dict[str, str]:
+    """Names and full names of a package's modules (not of its subpackages)."""
+    paths = importlib.import_module(package).__path__
+    return {found.name: f"{package}.{found.name}" for found in pkgutil.iter_modules(paths) if not found.ispkg}
+
+
+class KindOf:
+    """Pydantic type of a config chosen by its `kind`: the class `Config` of the module of that name in `package`."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        classes = {name: importlib.import_module(module).Config for name, module in modules(self.package).items()}
+        choices = {name: handler.generate_schema(cls) for name, cls in classes.items()}
+        return core_schema.tagged_union_schema(choices, discriminator="kind")
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: int = Field(default=0, ge=0)
+    runtime: RuntimeConfig = RuntimeConfig()
+    data: dict[Name, Annotated[SourceConfig, KindOf("pipeline.sources")]]
+    shard_images: int = Field(default=500, ge=1)
+    """Images per shard: the unit of storage, labelling and retry."""
+    teachers: dict[Name, Annotated[TeacherConfig, KindOf("teachers")]]
+    pool: list[str]
+    labelling: LabellingConfig = LabellingConfig()
+    student: StudentConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Recipe:
+        for name in self.pool:
+            if name not in self.data:
+                raise ValueError(f"pool names {name!r}, which is not under data; there are {', '.join(self.data)}")
+        for name, teacher in self.teachers.items():
+            wanted = getattr(teacher, "data", None)
+            if wanted is not None and wanted not in self.data:
+                raise ValueError(
+                    f"teachers.{name}.data is {wanted!r}, not under data; there are {', '.join(self.data)}"
+                )
+        for name in self.student.loss_weights:
+            if name not in self.teachers:
+                known = ", ".join(self.teachers)
+                raise ValueError(f"student.loss_weights names {name!r}, not under teachers; there are {known}")
+        tasks = {teacher.task for teacher in self.teachers.values()}
+        for name in self.student.thresholds:
+            if name not in self.teachers and name not in tasks:
+                raise ValueError(
+                    f"student.thresholds names {name!r}; there are the teachers {', '.join(self.teachers)} "
+                    f"and the tasks {', '.join(sorted(tasks))}"
+                )
+        return self
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file, with `key.sub=value` overrides applied. ConfigError says where and what is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror}).") from error
+    return parse_recipe(text, str(path), overrides)
+
+
+def parse_recipe(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML text; `origin` is what errors call it."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{origin}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}.")
+    data = expand(data, origin)
+    for override in overrides:
+        apply_override(data, override)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(origin, problem) for problem in error.errors())) from error
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set `a.b.c=value` in nested mappings; the value is YAML."""
+    path, found, value = override.partition("=")
+    if not found or not path:
+        raise ConfigError(f"-o {override!r}: write key.sub=value, for example student.epochs=3.")
+    *parents, last = path.split(".")
+    place = data
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"-o {override!r}: {parent!r} holds the value {place!r} and has no keys.")
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"-o {override!r}: the value is not valid YAML: {error}") from error
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def expand(value: Any, origin: str) -> Any:
+    """`${NAME}` and `${NAME:-default}` in strings replaced from the environment. ConfigError names a missing one."""
+    if isinstance(value, dict):
+        return {key: expand(item, origin) for key, item in value.items()}
+    if isinstance(value, list):
+        return [expand(item, origin) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        found = os.environ.get(name) or default
+        if found is None:
+            raise ConfigError(f"{origin}: {value!r} needs the environment variable {name}, which is not set.")
+        return found
+
+    return _VARIABLE.sub(replace, value)
+
+
+def explain(origin: str, problem: ErrorDetails) -> str:
+    """One line about one thing wrong in a recipe."""
+    location = [str(part) for part in problem["loc"]]
+    if len(location) > 2 and location[0] in ("data", "teachers"):
+        del location[2]  # pydantic's tag of the union, which is not in the file
+    where = f"{origin}: {'.'.join(location) or 'recipe'}"
+    kind, value = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        known = _known_keys(problem)
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        guess = f" Did you mean {near[0]!r}?" if near else ""
+        return f"{where}: unknown key (value {value!r}).{guess} Known keys: {', '.join(known)}."
+    if kind == "missing":
+        return f"{where}: missing; it has to be given."
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        package = "teachers" if location[0] == "teachers" else "pipeline.sources"
+        known = sorted(modules(package))
+        given = value.get("kind") if isinstance(value, Mapping) else value
+        near = difflib.get_close_matches(str(given), known, n=1)
+        guess = f" Did you mean {near[0]!r}?" if near else ""
+        return f"{where}.kind: {given!r} is not a kind.{guess} Known: {', '.join(known)}."
+    message = problem["msg"].removeprefix("Value error, ")
+    quoted = f" (value {value!r})" if kind != "value_error" else ""
+    return f"{where}: {message[0].lower()}{message[1:]}{quoted}."
+
+
+def _known_keys(problem: ErrorDetails) -> list[str]:
+    """The keys of the model that an unknown key was given to, found by walking the error's path."""
+    model: Any = Recipe
+    path = list(problem["loc"][:-1])
+    while path:
+        part = path.pop(0)
+        if part in ("data", "teachers") and model is Recipe:
+            package = "teachers" if part == "teachers" else "pipeline.sources"
+            model = importlib.import_module(f"{package}.{path[1]}").Config
+            path = path[2:]
+        elif isinstance(part, str) and part in model.model_fields:
+            model = model.model_fields[part].annotation
+    return list(model.model_fields)

@@ -1,0 +1,167 @@
+"""The image store: images as WebDataset tars with a Parquet index beside each, their bytes untouched.
+
+    images/<split>/shard-000000.tar        <key>.jpg <key>.png ... in order
+    images/<split>/shard-000000.parquet    key, sha256, suffix, offset, length, width, height, source
+
+`key` is the first 16 hex digits of the sha256 of the image's bytes: it joins images and labels and finds duplicates.
+The index gives every image's byte range in the tar, so any image is one seek away.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import DataError
+
+SCHEMA_VERSION = 1
+INDEX = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("suffix", pa.string(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False, metadata={"about": "of the image's first byte in the tar"}),
+        pa.field("length", pa.int64(), nullable=False, metadata={"about": "bytes"}),
+        pa.field("width", pa.int32(), nullable=False, metadata={"about": "pixels, EXIF orientation applied"}),
+        pa.field("height", pa.int32(), nullable=False, metadata={"about": "pixels, EXIF orientation applied"}),
+        pa.field("source", pa.string(), nullable=False, metadata={"about": "the file it came from"}),
+    ],
+    metadata={"must_images": str(SCHEMA_VERSION)},
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRow:
+    """One line of the index; sizes in pixels of the upright image, offsets and lengths in bytes."""
+
+    key: str
+    sha256: str
+    suffix: str
+    offset: int
+    length: int
+    width: int
+    height: int
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class NewImage:
+    """An image about to be stored."""
+
+    data: bytes
+    suffix: str
+    width: int
+    height: int
+    source: str
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+    @property
+    def key(self) -> str:
+        return self.sha256[:16]
+
+
+class ShardWriter:
+    """Writes one image shard: the tar and its index appear under their names only when both are whole."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tar_path, self.index_path = folder / f"{name}.tar", folder / f"{name}.parquet"
+        self._part = folder / f".{name}.tar.{os.getpid()}.part"
+        self._file = open(self._part, "wb")  # noqa: SIM115 - closed by close() or discard()
+        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
+        self.rows: list[ImageRow] = []
+
+    def add(self, image: NewImage) -> ImageRow:
+        """Append an image; returns its index row."""
+        info = tarfile.TarInfo(f"{image.key}.{image.suffix}")
+        info.size = len(image.data)  # mtime, owner and mode stay at fixed values: equal images make equal tars
+        self._tar.addfile(info, io.BytesIO(image.data))
+        offset = self._file.tell() - tarfile.BLOCKSIZE * -(-info.size // tarfile.BLOCKSIZE)
+        row = ImageRow(
+            image.key, image.sha256, image.suffix, offset, info.size, image.width, image.height, image.source
+        )
+        self.rows.append(row)
+        return row
+
+    def close(self) -> None:
+        """Finish: the index is published first, the tar last, so that a tar always has its index."""
+        self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        part = self.index_path.with_name(f".{self.index_path.name}.{os.getpid()}.part")
+        pq.write_table(pa.Table.from_pylist([dataclasses.asdict(row) for row in self.rows], schema=INDEX), part)
+        os.replace(part, self.index_path)
+        os.replace(self._part, self.tar_path)
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
+
+class ImageShard:
+    """One image shard, opened for reading at any position, by any number of threads."""
+
+    def __init__(self, tar: Path, sha256: str) -> None:
+        self.path, self.name, self.sha256 = tar, tar.stem, sha256
+        try:
+            table = pq.read_table(tar.with_suffix(".parquet"))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"{tar.with_suffix('.parquet')}: not a readable image index ({error}).") from error
+        version = (table.schema.metadata or {}).get(b"must_images", b"?").decode()
+        if version != str(SCHEMA_VERSION):
+            raise DataError(f"{tar}: image store version {version!r}; this version reads {SCHEMA_VERSION}.")
+        self.table = table
+        self.keys: list[str] = table.column("key").to_pylist()
+        self._offsets: list[int] = table.column("offset").to_pylist()
+        self._lengths: list[int] = table.column("length").to_pylist()
+        self._file: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def row(self, index: int) -> ImageRow:
+        return ImageRow(**self.table.slice(index, 1).to_pylist()[0])
+
+    def read(self, index: int) -> bytes:
+        """The bytes of image `index`. Raises DataError if the tar is shorter than its index says."""
+        if self._file is None:
+            self._file = os.open(self.path, os.O_RDONLY)
+        data = os.pread(self._file, self._lengths[index], self._offsets[index])
+        if len(data) != self._lengths[index]:
+            raise DataError(f"{self.path}: cut short: image {self.keys[index]} needs bytes that are not there.")
+        return data
+
+    def close(self) -> None:
+        """Give the file handle back; reading again reopens it."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_file": None}  # file handles do not travel between processes
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class ImageStore:
+    """The shards of one split of one set, in order."""
+
+    def __init__(self, folder: Path, shards: Sequence[ImageShard]) -> None:
+        self.folder, self.shards = folder, list(shards)
+
+    def __len__(self) -> int:
+        return sum(len(shard) for shard in self.shards)

@@ -1,0 +1,232 @@
+"""Labels: what a task's label is, and the Parquet store that holds one teacher's labels shard by shard.
+
+A label in memory is a `Value`: named arrays whose names, shapes, dtypes and units its task's `Label` class states.
+A label on disk is a row of a Parquet file. There is one label file per image shard, with the same keys in the same
+order, so that labels of any number of teachers line up beside the images without a search.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from pipeline.errors import DataError
+
+SCHEMA_VERSION = 1
+ROW_GROUP = 256
+
+Value = dict[str, NDArray[Any]]
+Row = dict[str, Any]
+Box = tuple[float, float, float, float]
+Status = Literal["ok", "none", "failed"]
+
+COMMON = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False, metadata={"about": "first 16 hex digits of the image's sha256"}),
+        pa.field("status", pa.string(), nullable=False, metadata={"about": "ok | none (no label) | failed"}),
+        pa.field("reason", pa.string(), metadata={"about": "why the image has no label, else null"}),
+        pa.field("confidence", pa.float32(), metadata={"about": "of the whole label, in [0, 1]"}),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelSpace:
+    """What the numbers of a label mean: the task, its classes in order of their ids, and for depth the scale.
+
+    `scale` is "metric" (metres) or "relative" (inverse depth up to an unknown scale and shift per image).
+    """
+
+    task: str
+    classes: tuple[str, ...] = ()
+    scale: Literal["metric", "relative"] = "metric"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"task": self.task, "classes": list(self.classes), "scale": self.scale}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LabelSpace:
+        return cls(data["task"], tuple(data["classes"]), data["scale"])
+
+
+class Label(ABC):
+    """What a task is on disk and to the eye. Subclasses live in `tasks/<task>/label.py` and know no torch.
+
+    Geometry is in relative image coordinates: a box (x0, y0, x1, y1) with the image at (0, 0, 1, 1); a box may
+    reach outside the image, and what lies there is unknown.
+    """
+
+    task: ClassVar[str]
+
+    def __init__(self, space: LabelSpace) -> None:
+        self.space = space
+
+    @abstractmethod
+    def columns(self) -> pa.Schema:
+        """The task's own columns: blobs, and the scalars beside them that SQL filters on."""
+
+    @abstractmethod
+    def encode(self, value: Value) -> Row:
+        """Value -> row (with `confidence`); the bound on what is lost is stated in the class."""
+
+    @abstractmethod
+    def decode(self, row: Row, threshold: float = 0.0) -> Value:
+        """Row -> value. What scores below `threshold` becomes unknown; a score equal to it is kept."""
+
+    @abstractmethod
+    def flip(self, value: Value) -> Value:
+        """The label of the image mirrored left to right."""
+
+    @abstractmethod
+    def crop(self, value: Value, box: Box, size: tuple[int, int]) -> Value:
+        """The label of the image region `box`, rescaled to `size` = (height, width) pixels."""
+
+    @abstractmethod
+    def draw(self, image: Image, value: Value) -> Image:
+        """The image (RGB) with the label drawn on it, at the image's size."""
+
+    @abstractmethod
+    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Per class, how much the row holds and how much of it `threshold` keeps: boxes, pixels or images.
+
+        Two arrays (K,); a task without classes has K = 1.
+        """
+
+
+def gather(grid: NDArray[Any], box: Box, size: tuple[int, int], fill: Any) -> NDArray[Any]:
+    """Sample `grid` (H, W, ...) at the centres of a `size` raster laid over the relative `box`: nearest cell.
+
+    Cells outside the image get `fill`. Nearest, because class ids, metres at an edge and unit vectors have no mean.
+    """
+    h, w = grid.shape[:2]
+    ys = np.floor((box[1] + (np.arange(size[0]) + 0.5) / size[0] * (box[3] - box[1])) * h).astype(np.int64)
+    xs = np.floor((box[0] + (np.arange(size[1]) + 0.5) / size[1] * (box[2] - box[0])) * w).astype(np.int64)
+    outside_y, outside_x = (ys < 0) | (ys >= h), (xs < 0) | (xs >= w)
+    out = grid[np.clip(ys, 0, h - 1)[:, None], np.clip(xs, 0, w - 1)[None, :]]
+    if outside_y.any() or outside_x.any():
+        out[outside_y] = fill
+        out[:, outside_x] = fill
+    return out
+
+
+def about_store(label: Label, maker: str, image_shard: str) -> dict[str, Any]:
+    """The metadata every label file carries: its schema's version, label space, maker and image shard (sha256)."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "space": label.space.to_json(),
+        "maker": maker,
+        "image_shard": image_shard,
+    }
+
+
+class LabelWriter:
+    """Writes one label shard: rows in the order of the image shard's keys, visible under its name only when whole."""
+
+    def __init__(self, path: Path, label: Label, about: Mapping[str, Any]) -> None:
+        self.path, self.label = path, label
+        self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        schema = pa.schema([*COMMON, *label.columns()])
+        self._schema = schema.with_metadata({"must": json.dumps(about, sort_keys=True)})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer = pq.ParquetWriter(self._part, self._schema, compression="zstd", write_page_index=True)
+        self._rows: list[Row] = []
+
+    def add(self, key: str, value: Value | Row | None, status: Status = "ok", reason: str | None = None) -> None:
+        """Append the row of image `key`: an encoded row, or None with the status that says why."""
+        self._rows.append({"key": key, "status": status, "reason": reason, **(value or {})})
+        if len(self._rows) >= ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
+
+    def close(self) -> None:
+        """Write what is left, sync, and rename to the final name."""
+        self._flush()
+        self._writer.close()
+        with open(self._part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(self._part, self.path)
+
+    def discard(self) -> None:
+        """Leave nothing half-written behind; after `close` there is nothing to do."""
+        self._writer.close()
+        self._part.unlink(missing_ok=True)
+
+
+class LabelShard:
+    """One label file, read. Rows are decoded one by one; the blobs stay compressed in memory."""
+
+    def __init__(self, path: Path, label: Label) -> None:
+        self.path, self.label = path, label
+        try:
+            self.table = pq.read_table(path, memory_map=True)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"{path}: not a readable label shard ({error}). Delete it and run again.") from error
+        self.about: dict[str, Any] = json.loads((self.table.schema.metadata or {}).get(b"must", b"{}"))
+        if self.about.get("schema_version") != SCHEMA_VERSION:
+            raise DataError(
+                f"{path}: label schema version {self.about.get('schema_version')!r}; this version reads {SCHEMA_VERSION}."
+            )
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def keys(self) -> list[str]:
+        return self.table.column("key").to_pylist()  # type: ignore[no-any-return]
+
+    def row(self, index: int) -> Row | None:
+        """Row `index`, or None if the image has no label here."""
+        row: Row = self.table.slice(index, 1).to_pylist()[0]
+        return row if row["status"] == "ok" else None
+
+    def value(self, index: int, threshold: float = 0.0) -> Value | None:
+        """The label of row `index` with `threshold` applied, or None if the image has no label here."""
+        row = self.row(index)
+        return None if row is None else self.label.decode(row, threshold)
+
+    def rows(self) -> Iterator[Row]:
+        """All rows in order, a row group's worth in memory at a time."""
+        for batch in self.table.to_batches(max_chunksize=ROW_GROUP):
+            yield from batch.to_pylist()
+
+
+class LabelStore:
+    """The labels of one maker (a teacher, or a labelled set's truth) over any number of image shards."""
+
+    def __init__(self, label: Label, shards: Mapping[str, Path]) -> None:
+        self.label, self.shards = label, dict(shards)
+
+    def open(self, image_shard: str) -> LabelShard:
+        """The label shard that belongs to the image shard named `image_shard`."""
+        if image_shard not in self.shards:
+            raise DataError(
+                f"No {self.label.task} labels for image shard {image_shard!r}; there are {sorted(self.shards)}."
+            )
+        return LabelShard(self.shards[image_shard], self.label)
+
+
+def check_joined(images: Sequence[str], labels: Sequence[str], shard: str, path: Path) -> None:
+    """Raise DataError, naming shard and key, unless both key lists are the same in the same order."""
+    for position, (left, right) in enumerate(zip(images, labels, strict=False)):
+        if left != right:
+            raise DataError(f"{path}: row {position} holds key {right!r} where shard {shard} has {left!r}.")
+    if len(images) != len(labels):
+        missing: Iterable[str] = images[len(labels) :] or labels[len(images) :]
+        raise DataError(
+            f"{path}: {len(labels)} rows for the {len(images)} images of shard {shard}; first unmatched key {next(iter(missing))!r}."
+        )

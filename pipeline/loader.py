@@ -1,0 +1,212 @@
+"""From stores to batches: the strict join of images and labels, a seeded order, and threads that keep batches ready.
+
+Everything about position `p` of the training stream - which image, which crop - depends on (seed, p) alone. A run
+that is resumed at step s therefore sees what an undisturbed one sees, without any loader state.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.augment import NOTHING, AugmentConfig, draw, generator, view_image, view_label
+from pipeline.decode import decode
+from pipeline.images import ImageShard
+from pipeline.labels import Label, LabelShard, Value, check_joined
+
+WINDOW = 64
+"""Shards that are shuffled together and may be open at once; sets of fewer shards are shuffled as a whole."""
+AHEAD = 3
+"""Batches made ready before they are asked for."""
+
+Collate = Callable[[Sequence[Value]], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """Labels of one head for one image shard: a label file, how to read it, and the threshold applied when read."""
+
+    path: Path
+    label: Label
+    threshold: float = 0.0
+
+    def has_label(self) -> NDArray[np.bool_]:
+        """For every row of the file, whether it holds a label."""
+        return np.asarray(pq.read_table(self.path, columns=["status"]).column("status").to_numpy() == "ok")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shelf:
+    """One image shard, the rows of it that may be used, and for every head its layers: the first with a label wins."""
+
+    images: ImageShard
+    rows: NDArray[np.int64]
+    layers: Mapping[str, tuple[Layer, ...]]
+
+
+@dataclasses.dataclass
+class Sample:
+    """One image's view and its labels in that view."""
+
+    key: str
+    image: NDArray[np.uint8]
+    values: dict[str, Value]
+
+
+@dataclasses.dataclass
+class Batch:
+    """images (B, 3, S, S) uint8; keys; per head {"rows": (n,) positions in the batch that have a label, "target"}."""
+
+    images: Tensor
+    keys: list[str]
+    targets: dict[str, dict[str, Any]]
+
+
+class Library:
+    """All usable (image, labels) of a training or evaluation set, by position."""
+
+    def __init__(self, shelves: Sequence[Shelf]) -> None:
+        self.shelves = [shelf for shelf in shelves if len(shelf.rows)]
+        self._starts = np.cumsum([0, *(len(shelf.rows) for shelf in self.shelves)])
+        self._open = functools.lru_cache(maxsize=2 * WINDOW)(self._read_layers)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _read_layers(self, number: int) -> dict[str, list[tuple[LabelShard, float]]]:
+        shelf = self.shelves[number]
+        opened: dict[str, list[tuple[LabelShard, float]]] = {}
+        for head, layers in shelf.layers.items():
+            opened[head] = [(LabelShard(layer.path, layer.label), layer.threshold) for layer in layers]
+            for shard, _ in opened[head]:
+                check_joined(shelf.images.keys, shard.keys, shelf.images.name, shard.path)
+        return opened
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """(shelf number, row in its image shard) of position `index`."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return number, int(self.shelves[number].rows[index - self._starts[number]])
+
+    def values(self, index: int) -> dict[str, Value]:
+        """The labels of position `index` as stored, by head; heads without one are left out."""
+        number, row = self.locate(index)
+        found: dict[str, Value] = {}
+        for head, layers in self._open(number).items():
+            for shard, threshold in layers:
+                value = shard.value(row, threshold)
+                if value is not None:
+                    found[head] = value
+                    break
+        return found
+
+    def labels(self, index: int) -> dict[str, Label]:
+        """How the labels of position `index` are read, by head."""
+        number, _ = self.locate(index)
+        return {head: layers[0].label for head, layers in self.shelves[number].layers.items()}
+
+    def read(self, index: int) -> tuple[str, bytes]:
+        """(key, image bytes) of position `index`."""
+        number, row = self.locate(index)
+        images = self.shelves[number].images
+        return images.keys[row], images.read(row)
+
+    def sample(self, index: int, size: int, augment: AugmentConfig, seed: tuple[int, ...]) -> Sample:
+        """One view of position `index`, drawn by `seed`, with its labels."""
+        view = draw(augment, generator(*seed)) if augment is not NOTHING else draw(NOTHING, generator(0))
+        key, data = self.read(index)
+        share = min(view.box[2] - view.box[0], view.box[3] - view.box[1])
+        enough = int(np.ceil(size / share))
+        image = view_image(decode(data, at_least=(enough, enough)), view, size)
+        labels = self.labels(index)
+        cells = size // 4
+        values = {
+            head: view_label(labels[head], value, view, size if labels[head].task == "detection" else cells)
+            for head, value in self.values(index).items()
+        }
+        return Sample(key, image, values)
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - libraries live as long as the run
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """All positions once, shuffled: as a whole, or by windows of WINDOW shards where there are more."""
+        rng = generator(seed, epoch)
+        shelves = rng.permutation(len(self.shelves))
+        windows = [shelves[start : start + WINDOW] for start in range(0, len(shelves), WINDOW)]
+        spans = [
+            np.concatenate([np.arange(self._starts[n], self._starts[n + 1]) for n in window]) for window in windows
+        ]
+        return np.concatenate([rng.permutation(span) for span in spans])
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderConfig:
+    """What a stream of batches is made of."""
+
+    size: int
+    batch: int
+    seed: int
+    augment: AugmentConfig
+    threads: int = 2
+
+
+class Loader:
+    """An endless stream of training batches, from any step on."""
+
+    def __init__(self, library: Library, collate: Mapping[str, Collate], config: LoaderConfig) -> None:
+        self.library, self.collate, self.config = library, collate, config
+        self.waited = 0.0
+        """Seconds the consumer has waited for batches so far."""
+
+    def batch(self, step: int) -> Batch:
+        """Batch number `step`, made now."""
+        return collate_samples([self._sample(step, slot) for slot in range(self.config.batch)], self.collate)
+
+    def _sample(self, step: int, slot: int) -> Sample:
+        config, count = self.config, len(self.library)
+        position = step * config.batch + slot
+        epoch, place = divmod(position, count)
+        index = int(self.library.order(config.seed, epoch)[place])
+        return self.library.sample(index, config.size, config.augment, (config.seed, position))
+
+    def stream(self, start: int) -> Iterator[Batch]:
+        """Batches from step `start` on, AHEAD of them in the making on `threads` threads."""
+        with ThreadPoolExecutor(self.config.threads, thread_name_prefix="load") as pool:
+            ready: collections.deque[list[Future[Sample]]] = collections.deque()
+            step = start
+            try:
+                while True:
+                    while len(ready) < AHEAD:
+                        ready.append([pool.submit(self._sample, step, slot) for slot in range(self.config.batch)])
+                        step += 1
+                    began = time.perf_counter()
+                    samples = [future.result() for future in ready.popleft()]
+                    batch = collate_samples(samples, self.collate)
+                    self.waited += time.perf_counter() - began
+                    yield batch
+            finally:
+                for futures in ready:
+                    for future in futures:
+                        future.cancel()
+
+
+def collate_samples(samples: Sequence[Sample], collate: Mapping[str, Collate]) -> Batch:
+    """Samples -> batch; each head gets the labels of the images that have one."""
+    images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
+    targets = {}
+    for head, function in collate.items():
+        rows = [row for row, sample in enumerate(samples) if head in sample.values]
+        if rows:
+            values = [samples[row].values[head] for row in rows]
+            targets[head] = {"rows": torch.tensor(rows), "target": function(values)}
+    return Batch(images, [sample.key for sample in samples], targets)

@@ -1,0 +1,112 @@
+"""Which device, number format and memory layout training and prediction use: measured on the model itself.
+
+Whether bfloat16 and channels-last pay depends on the processor and on the model (depthwise convolutions can lose by
+what dense ones gain), so both are timed for a few steps and the choice is kept beside the artifacts: the same root
+makes the same choice again, and with it the same numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from pipeline.artifacts import hash_json, read_json, write_json
+from pipeline.errors import ConfigError
+from pipeline.runtime import Runtime
+
+Format = Literal["32", "bf16"]
+Module = TypeVar("Module", bound=nn.Module)
+REPEATS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How a model is run, and the milliseconds per call that were measured for each way (none if it was told)."""
+
+    device: str
+    precision: Format
+    channels_last: bool
+    measured_ms: dict[str, float]
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def describe(self) -> dict[str, Any]:
+        """The choice as JSON, for manifests and the report."""
+        return dataclasses.asdict(self)
+
+    def place(self, module: Module) -> Module:
+        """The module on this device, in this layout."""
+        return module.to(self.device).to(memory_format=self.memory_format)
+
+    def fabric(self) -> Fabric:
+        """Lightning Fabric for this device, one process. Number formats are `autocast`'s part: Fabric's own mixed
+        precision would also round the labels in a batch.
+        """
+        return Fabric(accelerator=self.device, devices=1, precision="32-true")
+
+    def autocast(self) -> torch.autocast:
+        """The context that forward passes run in."""
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def find_device(wanted: str) -> str:
+    """The device to use: as told, or the fastest kind there is. ConfigError if it is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if there[name])
+    if not there[wanted]:
+        usable = ", ".join(name for name, found in there.items() if found)
+        raise ConfigError(f"runtime.device is {wanted!r}, which this machine does not have; usable here: {usable}.")
+    return wanted
+
+
+def device_name(device: str) -> str:
+    """What a person would call the device."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"{device}, {torch.get_num_threads()} threads"
+
+
+def choose(runtime: Runtime, about: Any, model: nn.Module, call: Callable[[nn.Module, Choice], None]) -> Choice:
+    """The fastest way to run `call` on (a copy of) `model`; measured once per root, model and machine.
+
+    `about` is JSON that tells this model and use from others. `call` does the work that is to be fast, for example
+    a forward and a backward pass, on a model already laid out.
+    """
+    device = find_device(runtime.device)
+    formats: list[Format] = ["32", "bf16"] if runtime.precision == "auto" else [runtime.precision]
+    memo = runtime.root / "machine" / f"{hash_json([about, device_name(device), formats, torch.__version__])[:16]}.json"
+    if memo.exists():
+        return Choice(**read_json(memo))
+    candidates = [Choice(device, form, layout, {}) for form in formats for layout in (False, True)]
+    times = {f"{c.precision}{' channels_last' if c.channels_last else ''}": _time(c, model, call) for c in candidates}
+    best = candidates[min(range(len(candidates)), key=list(times.values()).__getitem__)]
+    choice = dataclasses.replace(best, measured_ms={way: round(ms, 2) for way, ms in times.items()})
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    write_json(memo, dataclasses.asdict(choice))
+    return choice
+
+
+def _time(choice: Choice, model: nn.Module, call: Callable[[nn.Module, Choice], None]) -> float:
+    trial = choice.place(copy.deepcopy(model))
+    random = torch.get_rng_state()
+    taken = []
+    for _ in range(REPEATS + 1):
+        began = time.perf_counter()
+        call(trial, choice)
+        if choice.device == "cuda":
+            torch.cuda.synchronize()
+        taken.append((time.perf_counter() - began) * 1000)
+    torch.set_rng_state(random)  # the measurement leaves no trace in what follows
+    del trial
+    gc.collect()
+    return statistics.median(taken[1:])

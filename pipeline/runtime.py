@@ -1,0 +1,52 @@
+"""The machine a run uses and the line it reports to: everything that must not change a result. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import Stopped
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "32", "bf16"]
+Progress = Callable[[str, float, str], None]
+
+
+def quiet(step: str, done: float, line: str) -> None:
+    """A progress line that goes nowhere."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """Where and how steps run.
+
+    `progress(step, share done in [0, 1], line)` may be called often and from any thread. `stop` is set when the run
+    was asked to end; steps look at it between batches and leave a state to go on from.
+    """
+
+    root: Path
+    device: Device = "auto"
+    precision: Precision = "auto"
+    workers: int = 0
+    progress: Progress = quiet
+    stop: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+    @property
+    def threads(self) -> int:
+        """Worker threads for decoding and encoding: as asked, else one per core this process may use."""
+        return self.workers or len(os.sched_getaffinity(0))
+
+    def check_stop(self, step: str) -> None:
+        """Raise Stopped if a stop was asked for."""
+        if self.stop.is_set():
+            raise Stopped(f"Stopped in {step}; what is done is kept. Run the same command again to go on.")
+
+    @staticmethod
+    def software() -> dict[str, Any]:
+        """Versions of this project and of the libraries a result depends on."""
+        return {name: importlib.metadata.version(name) for name in ("must", "torch", "torchvision", "timm", "numpy")}

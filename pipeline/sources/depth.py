@@ -1,0 +1,188 @@
+"""Images and depth maps: `rgb/<stem>.jpg` with `depth/<stem>.png`, 16 bits, 0 = unknown; and normals, if asked for.
+
+Cameras are told apart by scene, the beginning of a file's stem: `kitchen_0007.jpg` and `kitchen/0007.jpg` belong to
+the scene `kitchen`. A file of cameras is JSON:
+
+    {"unit": "millimetre", "unknown": 0, "scenes": {"kitchen": {"fx": 292.5, "fy": 292.5, "cx": 160, "cy": 120}}}
+
+with intrinsics in pixels of the depth map, null for a scene without, and the scene "" for all that none other fits.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
+
+from pipeline.decode import decode_numbers
+from pipeline.errors import ConfigError, DataError
+from pipeline.labels import LabelSpace, gather
+from pipeline.places import Place, existing
+from pipeline.sources import (
+    BaseSource,
+    Record,
+    Share,
+    SourceConfig,
+    Split,
+    Truth,
+    at_least_one,
+    check_size,
+    images_under,
+    pair,
+    split_by_hash,
+    stamp_files,
+)
+from pipeline.surfaces import Camera, normals_from_depth
+
+UNITS_M = {"millimetre": 0.001, "centimetre": 0.01, "metre": 1.0}
+SAME_ASPECT = 0.01
+"""Aspect ratios that differ by less than this share are one: sensors of 1296x968 and 640x480 see the same."""
+Metres = NDArray[np.float32]
+
+
+class Config(SourceConfig):
+    """Folders of images and depth maps below `path`."""
+
+    kind: Literal["depth"] = "depth"
+    path: str
+    rgb: str = "rgb"
+    depth: str = "depth"
+    cameras: str = "cameras.json"
+    """JSON file of intrinsics; needed for normals only."""
+    unit_m: Annotated[float, Field(gt=0)] = 0.001
+    """Metres per unit of the numbers in the files."""
+    scale: Literal["metric", "relative"] = "metric"
+    """What the numbers are: distances along the optical axis, or inverse depth up to a scale and shift per image."""
+    normals: Literal["none", "from_depth"] = "none"
+    hold_out: Share | tuple[str, ...] = 0.2
+    """The scenes that become `test`, or the share of images, drawn by the hash of the file's name. Frames of one
+    scene resemble each other: holding out scenes measures what a new room would be like."""
+
+
+class Cameras(BaseModel):
+    """A file of cameras."""
+
+    unit: Literal["millimetre", "centimetre", "metre"] | None = None
+    unknown: float = 0
+    scenes: dict[str, Camera | None] = Field(default_factory=dict)
+
+
+class Source(BaseSource):
+    """Opens the folders. Raises ConfigError if a path is not there or the options contradict the file of cameras."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.root = existing(Place.of(config.path), "path", "folder")
+        self.rgb = existing(self.root / config.rgb, "rgb", "folder")
+        self.depth = existing(self.root / config.depth, "depth", "folder")
+        if config.normals == "from_depth" and config.scale == "relative":
+            raise ConfigError("normals: 'from_depth' needs distances, and scale is 'relative'; set scale: metric")
+        file = self.root / config.cameras
+        given = "cameras" in config.model_fields_set or config.normals == "from_depth"
+        self._files = [existing(file, "cameras", "file")] if given or file.exists() else []
+        self.cameras = _read_cameras(self._files[0]) if self._files else Cameras()
+        unit = self.cameras.unit
+        if config.scale == "metric" and unit and not np.isclose(UNITS_M[unit], config.unit_m):
+            raise ConfigError(f"unit_m: {config.unit_m} contradicts {file}, by which the unit is the {unit}")
+        self._problems: list[tuple[str, str]] = []
+
+    def spaces(self) -> dict[str, LabelSpace]:
+        spaces = {"depth": LabelSpace("depth", (), self.config.scale)}
+        if self.config.normals == "from_depth":
+            spaces["normals"] = LabelSpace("normals")
+        return spaces
+
+    def records(self) -> Iterator[Record]:
+        self._problems = []
+        return at_least_one(self._records(), self.rgb)
+
+    def _records(self) -> Iterator[Record]:
+        pairs, alone = pair(self.rgb, self.depth)
+        self._problems = [(depth.under(self.root), "a depth map without an image") for depth in alone]
+        self._check_hold_out([image.under(self.rgb) for image, _ in pairs])
+        for image, depth in pairs:
+            name = image.under(self.rgb)
+            truth = functools.partial(self._truth, depth, name)
+            yield Record(image.under(self.root), self._split(name), image.read, truth)
+
+    def _check_hold_out(self, names: list[str]) -> None:
+        for scene in self.config.hold_out if isinstance(self.config.hold_out, tuple) else ():
+            if not any(in_scene(name, scene) for name in names):
+                raise ConfigError(f"hold_out: no image of scene {scene!r} under {self.rgb}; there is {names[:1]}")
+
+    def _split(self, name: str) -> Split:
+        if isinstance(self.config.hold_out, tuple):
+            return "test" if any(in_scene(name, scene) for scene in self.config.hold_out) else "train"
+        return split_by_hash(name, self.config.hold_out)
+
+    def _truth(self, file: Place | None, name: str, size: tuple[int, int]) -> Truth:
+        if file is None:
+            return Truth(notes=["no depth map"])
+        try:
+            depth = self._read_depth(file, size)
+        except DataError as error:
+            raise DataError(f"depth map {file.under(self.root)}: {error}") from error
+        truth = Truth({"depth": {"depth": _resize(depth, size)}})
+        if self.config.normals == "from_depth":
+            self._add_normals(truth, depth, name, size)
+        return truth
+
+    def _read_depth(self, file: Place, size: tuple[int, int]) -> Metres:
+        """The depth map at its own size, checked against the image's."""
+        numbers = decode_numbers(file.read())
+        height, width = numbers.shape
+        if abs(width * size[1] / (height * size[0]) - 1) > SAME_ASPECT:
+            check_size((width, height), size, "it is")
+        known = (numbers > 0) & (numbers != self.cameras.unknown) & np.isfinite(numbers)
+        if not known.any():
+            raise DataError("all of its depth is unknown")
+        unit = self.config.unit_m if self.config.scale == "metric" else 1.0
+        return np.where(known, numbers, 0).astype(np.float32) * np.float32(unit)
+
+    def _add_normals(self, truth: Truth, depth: Metres, name: str, size: tuple[int, int]) -> None:
+        scene = _longest(scene for scene in self.cameras.scenes if in_scene(name, scene))
+        camera = self.cameras.scenes.get(scene) if scene is not None else None
+        if camera is None:
+            truth.notes.append("no normals: no intrinsics")
+            return
+        normals = normals_from_depth(depth, camera)
+        if not normals.any():
+            truth.notes.append("no normals: no surface in the depth map")
+            return
+        truth.values["normals"] = {"normals": _resize(normals, size)}
+
+    def problems(self) -> list[tuple[str, str]]:
+        return self._problems
+
+    def stamp(self) -> list[tuple[str, int, int]]:
+        return stamp_files(self.root, [*self._files, *images_under(self.rgb), *images_under(self.depth)])
+
+
+def in_scene(name: str, scene: str) -> bool:
+    """Whether the file `name` belongs to `scene`: begins with it, with no letter or digit next."""
+    rest = name.removeprefix(scene) if name.startswith(scene) else None
+    return rest is not None and not (scene and scene[-1].isalnum() and rest[:1].isalnum())
+
+
+def _longest(names: Iterable[str]) -> str | None:
+    return max(names, key=len, default=None)
+
+
+def _resize(grid: Metres, size: tuple[int, int]) -> Metres:
+    """`grid` at the image's size (width, height): each pixel takes the nearest one's value."""
+    if grid.shape[1::-1] == size:
+        return grid
+    return gather(grid, (0, 0, 1, 1), size[::-1], 0)
+
+
+def _read_cameras(file: Place) -> Cameras:
+    try:
+        return Cameras.model_validate_json(file.read())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"cameras: {file}: {where or 'the file'}: {first['msg']}") from error

@@ -1,0 +1,37 @@
+"""Images without labels, in a folder and the folders below it: a pool.
+
+Files without the suffix of an image are passed over, and so is what is hidden. Links are followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pipeline.labels import LabelSpace
+from pipeline.places import Place, existing
+from pipeline.sources import BaseSource, Record, SourceConfig, at_least_one, images_under, stamp_files
+
+
+class Config(SourceConfig):
+    """A folder of images; all of them belong to the split `train`."""
+
+    kind: Literal["folder"] = "folder"
+    path: str
+
+
+class Source(BaseSource):
+    """Opens the folder. Raises ConfigError if it is not there."""
+
+    def __init__(self, config: Config) -> None:
+        self.root = existing(Place.of(config.path), "path", "folder")
+
+    def spaces(self) -> dict[str, LabelSpace]:
+        return {}
+
+    def records(self) -> Iterator[Record]:
+        records = (Record(file.under(self.root), "train", file.read) for file in images_under(self.root))
+        return at_least_one(records, self.root)
+
+    def stamp(self) -> list[tuple[str, int, int]]:
+        return stamp_files(self.root, images_under(self.root))

@@ -1,0 +1,89 @@
+"""Images sorted into one folder per class: `<split>/<class>/...`, or `<class>/...` without splits.
+
+The folders right below the root are splits if all of them are named train, val, test or the like; otherwise they are
+classes, and a share of each class is held out. Whatever lies deeper belongs to the class it lies in. Classes are the
+folders of all splits, sorted by name; one without images stays a class, so that adding its first image renumbers none.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Literal
+
+from pipeline.errors import DataError
+from pipeline.labels import LabelSpace
+from pipeline.places import Place, existing, shown, subfolders
+from pipeline.sources import (
+    BaseSource,
+    Record,
+    Share,
+    SourceConfig,
+    at_least_one,
+    check_distinct,
+    class_truth,
+    has_split_folders,
+    images_under,
+    split_by_hash,
+    split_named,
+    stamp_files,
+)
+
+
+class Config(SourceConfig):
+    """Folders named by class, with or without folders named by split above them."""
+
+    kind: Literal["imagefolder"] = "imagefolder"
+    path: str
+    hold_out: Share = 0.2
+    """Without split folders: the share of each class that becomes `test`, drawn by the hash of the file's name."""
+
+
+class Source(BaseSource):
+    """Opens the folder. Raises ConfigError if it is not there; DataError, later, on classes that look alike."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.root = existing(Place.of(config.path), "path", "folder")
+        self._strays: list[tuple[str, str]] = []
+
+    @functools.cached_property
+    def _in_splits(self) -> bool:
+        return has_split_folders(self.root)
+
+    @functools.cached_property
+    def _classes(self) -> tuple[str, ...]:
+        parents = subfolders(self.root) if self._in_splits else [self.root]
+        classes = sorted({shown(folder.name) for parent in parents for folder in subfolders(parent)})
+        if not classes:
+            raise DataError(f"{self.root}: no class folders; expected <split>/<class>/ or <class>/ in it")
+        check_distinct(classes)
+        return tuple(classes)
+
+    def spaces(self) -> dict[str, LabelSpace]:
+        return {"classification": LabelSpace("classification", self._classes)}
+
+    def records(self) -> Iterator[Record]:
+        self._strays = []
+        return at_least_one(self._records(), self.root)
+
+    def _records(self) -> Iterator[Record]:
+        index = {name: place for place, name in enumerate(self._classes)}
+        level = 1 if self._in_splits else 0
+        for file in images_under(self.root):
+            name = file.under(self.root)
+            folders = name.split("/")[:-1]
+            if len(folders) <= level:
+                self._strays.append((name, "lies in no class folder"))
+                continue
+            split = split_named(folders[0]) if self._in_splits else split_by_hash(name, self.config.hold_out)
+            truth = functools.partial(class_truth, index[folders[level]], len(index))
+            yield Record(name, split or "train", file.read, truth)
+
+    def problems(self) -> list[tuple[str, str]]:
+        return self._strays
+
+    def stamp(self) -> list[tuple[str, int, int]]:
+        # the classes are part of the result, empty ones too
+        folders = [(f"{name}/", 0, 0) for name in self._classes]
+        return sorted(folders + stamp_files(self.root, images_under(self.root)))

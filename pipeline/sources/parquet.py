@@ -1,0 +1,195 @@
+"""Parquet files with the bytes of images, in the form of Hugging Face datasets: `image` = {bytes, path}, and `label`.
+
+`image` may also be plain binary. A label is an index into the class names, or a name. The names come from the option
+`classes`, or from the schema's metadata (a JSON list under "classes", or Hugging Face's features), or are the distinct
+names in the column. A file's name or folder tells its split (`train-00000-of-00005.parquet`, `test/0.parquet`), a
+column `split` tells it row by row; where neither does, a share is held out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.labels import LabelSpace
+from pipeline.places import Place, existing, walk
+from pipeline.sources import (
+    BaseSource,
+    Record,
+    Share,
+    SourceConfig,
+    Split,
+    Truth,
+    at_least_one,
+    check_distinct,
+    class_index,
+    class_truth,
+    split_by_hash,
+    split_in_path,
+    split_named,
+    stamp_files,
+)
+
+ROWS = 64
+"""Rows in memory at a time."""
+READ_AHEAD = 1 << 20
+
+
+class Config(SourceConfig):
+    """A Parquet file, or a folder of them."""
+
+    kind: Literal["parquet"] = "parquet"
+    path: str
+    image: str = "image"
+    label: str | None = None
+    """The label's column. By default `label`, where there is one."""
+    classes: tuple[str, ...] = ()
+    hold_out: Share = 0.2
+    """The share of rows without a stated split that becomes `test`, drawn by the hash of the row's name."""
+
+
+class Source(BaseSource):
+    """Opens the files. Raises ConfigError if the path is not there or a column is missing; DataError on other files."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.label = config.label or "label"
+        path = existing(Place.of(config.path), "path", "path")
+        self.files = [file for file in walk(path) if file.suffix == ".parquet"] if path.is_folder() else [path]
+        self.root = path if path.is_folder() else path.parent
+        if not self.files:
+            raise ConfigError(f"path: no .parquet files in {path}")
+
+    @functools.cached_property
+    def _schemas(self) -> dict[Place, pa.Schema]:
+        """The schemas of the files, checked; columns other than ours may differ."""
+        return {file: self._schema(file) for file in self.files}
+
+    def _schema(self, file: Place) -> pa.Schema:
+        with _opened(file) as parquet:
+            schema: pa.Schema = parquet.schema_arrow
+        for column in filter(None, (self.config.image, self.config.label)):
+            if column not in schema.names:
+                raise ConfigError(f"{file}: there is no column {column!r}; there are {', '.join(schema.names)}")
+        kind = schema.field(self.config.image).type
+        if not (_is_bytes(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
+            raise ConfigError(f"{file}: column {self.config.image!r} is {kind}, not binary or struct<bytes, path>")
+        return schema
+
+    @functools.cached_property
+    def _labelled(self) -> dict[Place, pa.Schema]:
+        """The schemas with a column of labels: a test set may lack it."""
+        return {file: schema for file, schema in self._schemas.items() if self.label in schema.names}
+
+    @functools.cached_property
+    def _classes(self) -> tuple[str, ...]:
+        classes = self.config.classes or self._stated() or self._distinct()
+        check_distinct(classes)
+        return classes
+
+    def _stated(self) -> tuple[str, ...]:
+        """The class names in the metadata, the same in all files."""
+        stated = {_names_in(schema, self.label) for schema in self._labelled.values()}
+        if len(stated) > 1:
+            raise DataError(f"the files under {self.root} name different classes; state them as `classes`")
+        return stated.pop()
+
+    def _distinct(self) -> tuple[str, ...]:
+        """The class names in the column of labels."""
+        found: set[str] = set()
+        for file, schema in self._labelled.items():
+            kind = schema.field(self.label).type
+            if not _is_text(kind):
+                raise ConfigError(f"{file}: labels are {kind}, and no class names stated; state them as `classes`")
+            with _opened(file) as parquet:
+                for batch in parquet.iter_batches(columns=[self.label]):
+                    found.update(pc.unique(batch.column(0).cast(pa.string())).drop_null().to_pylist())
+        return tuple(sorted(found))
+
+    def spaces(self) -> dict[str, LabelSpace]:
+        return {"classification": LabelSpace("classification", self._classes)} if self._labelled else {}
+
+    def records(self) -> Iterator[Record]:
+        return at_least_one((record for file in self.files for record in self._records(file)), self.root)
+
+    def _records(self, file: Place) -> Iterator[Record]:
+        columns = [name for name in (self.config.image, self.label, "split") if name in self._schemas[file].names]
+        number = 0
+        with _opened(file) as parquet:
+            for batch in parquet.iter_batches(ROWS, columns=columns):
+                for row in range(batch.num_rows):
+                    yield self._record(f"{file.under(self.root)}#{number}", batch.slice(row, 1))
+                    number += 1
+
+    def _record(self, name: str, row: pa.RecordBatch) -> Record:
+        label = row.column(self.label)[0].as_py() if self.label in row.schema.names else None
+        read = functools.partial(_image, row.column(self.config.image))
+        return Record(name, self._split(name, row), read, functools.partial(self._truth, label))
+
+    def _split(self, name: str, row: pa.RecordBatch) -> Split:
+        if "split" in row.schema.names:
+            stated = row.column("split")[0].as_py()
+            if split := split_named(str(stated)):
+                return split
+            raise DataError(f"{name}: split {stated!r} is none of train, val, test")
+        return split_in_path(name.rsplit("#", 1)[0]) or split_by_hash(name, self.config.hold_out)
+
+    def _truth(self, label: int | str | None, size: tuple[int, int]) -> Truth:
+        if not self._labelled:
+            return Truth()
+        if label is None or label == -1:  # what Hugging Face writes where a test set's labels are not public
+            return Truth(notes=["no label"])
+        return class_truth(class_index(label, self._classes), len(self._classes), size)
+
+    def stamp(self) -> list[tuple[str, int, int]]:
+        return stamp_files(self.root, self.files)
+
+
+@contextlib.contextmanager
+def _opened(file: Place) -> Iterator[pq.ParquetFile]:
+    """The file, read piece by piece; DataError for what goes wrong until it is closed."""
+    try:
+        # with a buffer, columns are streamed; without, Arrow reads all of a row group's images at once
+        with pq.ParquetFile(file.path if file.local else file.open(), buffer_size=READ_AHEAD) as parquet:
+            yield parquet
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file}: not a readable Parquet file ({error})") from error
+
+
+def _image(cell: pa.Array) -> bytes:
+    value: Any = cell[0].as_py()
+    data = value["bytes"] if isinstance(value, dict) else value
+    if data is None:
+        path = value.get("path") if isinstance(value, dict) else None
+        raise DataError(f"the row holds no bytes, only the path {path!r}" if path else "the row holds no image")
+    return bytes(data)
+
+
+def _names_in(schema: pa.Schema, label: str) -> tuple[str, ...]:
+    """The class names that a schema's metadata states."""
+    metadata = schema.metadata or {}
+    try:
+        if b"classes" in metadata:
+            return tuple(json.loads(metadata[b"classes"]))
+        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        return tuple(features.get(label, {}).get("names", ()))
+    except (ValueError, TypeError, AttributeError):
+        return ()  # metadata of some other meaning; the caller asks for the names
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

@@ -1,0 +1,96 @@
+"""Random crops of the real photographs that scikit-image and scikit-learn install with themselves: a small pool.
+
+No labels, nothing downloaded. A crop takes between a tenth and all of the photograph's area, in a random shape.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from pipeline.labels import LabelSpace
+from pipeline.scene_textures import bundled, stamp_bundled
+from pipeline.sources import BaseSource, Record, SourceConfig
+
+VERSION = 1
+QUALITY = 92
+PHOTOGRAPHS = {
+    "skimage": (
+        "astronaut.png",
+        "brick.png",
+        "camera.png",
+        "chelsea.png",
+        "coffee.png",
+        "coins.png",
+        "grass.png",
+        "gravel.png",
+        "motorcycle_left.png",
+        "rocket.jpg",
+    ),
+    "sklearn": ("china.jpg", "flower.jpg"),
+}
+
+
+class Config(SourceConfig):
+    """`count` crops, shared out evenly over the photographs, their longest side `size` pixels."""
+
+    kind: Literal["photographs"] = "photographs"
+    count: Annotated[int, Field(ge=1)]
+    seed: Annotated[int, Field(ge=0)]
+    size: Annotated[int, Field(ge=32, le=512)] = 128
+
+
+class Source(BaseSource):
+    """Opens the photographs. Raises ConfigError if a package or one of its photographs is missing."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        paths = [bundled(package, name) for package, names in PHOTOGRAPHS.items() for name in names]
+        self._paths = sorted(paths, key=lambda path: path.stem)
+        self._open = functools.lru_cache(maxsize=2)(_open)  # the crops of a photograph follow each other
+
+    def spaces(self) -> dict[str, LabelSpace]:
+        return {}
+
+    def records(self) -> Iterator[Record]:
+        share, extra = divmod(self.config.count, len(self._paths))
+        for place, path in enumerate(self._paths):
+            for number in range(share + (place < extra)):
+                read = functools.partial(self._read, path, number)
+                yield Record(f"{path.stem}-{number:04d}.jpg", "train", read)
+
+    def stamp(self) -> list[tuple[str, int, int]]:
+        c = self.config
+        about = f"photographs v{VERSION} seed={c.seed} size={c.size} count={c.count}"
+        return [(about, 0, 0), *stamp_bundled(self._paths)]
+
+    def _read(self, path: Path, number: int) -> bytes:
+        entropy = [self.config.seed, *path.stem.encode(), number]
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
+        buffer = io.BytesIO()
+        crop(self._open(path), self.config.size, rng).save(buffer, "JPEG", quality=QUALITY)
+        return buffer.getvalue()
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as file:
+        return file.convert("RGB")
+
+
+def crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
+    """A random part of the image, its longest side scaled to `size`: width : height from 2 : 3 to 3 : 2."""
+    area = image.width * image.height * rng.uniform(0.1, 1.0)
+    aspect = np.exp(rng.uniform(-np.log(1.5), np.log(1.5)))
+    width = min(image.width, round(float(np.sqrt(area * aspect))))
+    height = min(image.height, round(float(np.sqrt(area / aspect))))
+    left, top = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))
+    scale = size / max(width, height)
+    target = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return image.resize(target, Image.Resampling.LANCZOS, (left, top, left + width, top + height))

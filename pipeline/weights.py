@@ -1,0 +1,33 @@
+"""Where weights are found, without loading them. No torch."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from pathlib import Path
+
+from pipeline.artifacts import hash_file
+from pipeline.errors import ConfigError
+
+
+def find_weights(where: str) -> Path:
+    """The file that `weights` names: a path, or `package:<module>/<file>`, a file of an installed package."""
+    if not where.startswith("package:"):
+        path = Path(where).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"Weights {where!r}: no such file. A path, package:<module>/<file> or `timm` would work.")
+        return path
+    module, _, inside = where.removeprefix("package:").partition("/")
+    found = importlib.util.find_spec(module)
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError(f"Weights {where!r}: the package {module!r} is not installed.")
+    matches = sorted(Path(found.submodule_search_locations[0]).glob(inside))
+    if not matches:
+        raise ConfigError(f"Weights {where!r}: {module} holds no file {inside!r}.")
+    return matches[0]
+
+
+@functools.cache
+def weights_digest(where: str) -> str:
+    """What tells these weights from others: the file's hash, or `timm` itself for what timm publishes."""
+    return where if where == "timm" else hash_file(find_weights(where))[:16]

@@ -1,0 +1,67 @@
+"""How much of the pseudo labels a threshold keeps, class by class, and whether it skews them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import tasks
+from pipeline.artifacts import Inputs, read_json
+from pipeline.labels import LabelShard
+from student.join import Head
+
+MOST_IMAGES = 5000
+"""Images per teacher that are counted; of larger pools, the first shards up to this many."""
+SKEW = 2.0
+"""A warning is due if the class kept best keeps this many times the share of the class kept worst."""
+RARE = 0.002
+"""Classes with less than this share of all labels are left out of the warning: their shares are noise."""
+
+
+def kept_shares(heads: Mapping[str, Head], inputs: Inputs) -> dict[str, dict[str, Any]]:
+    """Per teacher: classes, how much there is of each (boxes, pixels or images), the share kept, and a warning."""
+    index = read_json(inputs["label"].path / "labels.json")
+    return {
+        name: _count(head, [entry for entry in index if entry["teacher"] == name], inputs)
+        for name, head in heads.items()
+    }
+
+
+def _count(head: Head, entries: list[dict[str, Any]], inputs: Inputs) -> dict[str, Any]:
+    label = tasks.label(head.space)
+    classes = list(head.space.classes) or [head.space.task]
+    held, kept = np.zeros(len(classes), np.int64), np.zeros(len(classes), np.int64)
+    images = 0
+    for entry in entries:
+        if images >= MOST_IMAGES:
+            break
+        for row in LabelShard(inputs.runtime.root / entry["path"], label).rows():
+            if row["status"] == "ok":
+                total, left = label.count(row, head.threshold)
+                held, kept, images = held + total, kept + left, images + 1
+    return {
+        "task": head.space.task,
+        "threshold": head.threshold,
+        "images": images,
+        "classes": classes,
+        "held": held.tolist(),
+        "kept": kept.tolist(),
+        "warning": skew_warning(classes, held, kept),
+    }
+
+
+def skew_warning(classes: list[str], held: np.ndarray[Any, Any], kept: np.ndarray[Any, Any]) -> str | None:
+    """A sentence if the threshold keeps much more of one class than of another; None if it does not."""
+    common = held >= max(1, RARE * held.sum())
+    if common.sum() < 2 or (kept == held).all():
+        return None
+    shares = np.where(common, kept / np.maximum(held, 1), np.nan)
+    best, worst = int(np.nanargmax(shares)), int(np.nanargmin(shares))
+    if shares[best] < SKEW * shares[worst]:
+        return None
+    return (
+        f"the threshold keeps {shares[best]:.0%} of {classes[best]!r} but {shares[worst]:.0%} of {classes[worst]!r}: "
+        "the student sees the second class more rarely than the teacher did"
+    )

@@ -1,0 +1,33 @@
+"""The step that trains the student on all teachers' labels at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import Inputs, write_json
+from pipeline.checkpoint import write_tensors
+from pipeline.config import StudentConfig
+from student.join import heads_of, join
+from student.kept import kept_shares
+from student.weights import combination
+from tasks.building import build_network
+from tasks.learning import Course, train_network
+
+
+def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """Train one network with a head per teacher; leave its weights, its backbone under timm's keys, and the shares kept."""
+    student = StudentConfig.model_validate(config["student"])
+    heads = heads_of(student, inputs)
+    combine, weights = combination(student, heads)
+    library = join(student, heads, inputs)
+    kept = kept_shares(heads, inputs)
+    write_json(out / "kept.json", kept)
+    network = build_network(student, {name: head.space for name, head in heads.items()}, config["seed"])
+    course = Course(student, student.augment, config["seed"])
+    choice = train_network(network, combine, library, course, ("student", out, inputs.runtime))
+    network.cpu().save(out)
+    write_tensors(out / "backbone.safetensors", network.backbone.model.state_dict())
+    warnings = [f"{name}: {share['warning']}" for name, share in kept.items() if share["warning"]]
+    return {"images": len(library), "weights": weights, "warnings": warnings, "choice": choice.describe()}

@@ -1,0 +1,71 @@
+"""How the losses of the student's heads are weighed against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import StudentConfig
+from pipeline.errors import ConfigError
+from student.join import Head
+from tasks.learning import Sum
+
+
+def task_weight(student_batch: float, student_lr: float, teacher_batch: float, teacher_lr: float) -> float:
+    """MuST's weight of a teacher's loss, w = (b_s lr_t) / (b_t lr_s).
+
+    With it one example moves the student, w lr_s / b_s, as far as it moved the teacher, lr_t / b_t. ConfigError
+    unless all four are positive.
+    """
+    named = {
+        "student batch": student_batch,
+        "student lr": student_lr,
+        "teacher batch": teacher_batch,
+        "teacher lr": teacher_lr,
+    }
+    for name, value in named.items():
+        if value <= 0:
+            raise ConfigError(f"task_weight: {name} is {value!r}; it has to be positive.")
+    return (student_batch * teacher_lr) / (teacher_batch * student_lr)
+
+
+class Uncertainty(nn.Module):
+    """Learned weights: sum_i exp(-s_i) L_i + s_i / 2 with s_i free (Kendall et al., CVPR 2018, up to a factor)."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.log_variance = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in names})
+
+    def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
+        terms = [
+            (-self.log_variance[name]).exp() * loss + 0.5 * self.log_variance[name] for name, loss in losses.items()
+        ]
+        return torch.stack(terms).sum()
+
+
+def combination(config: StudentConfig, heads: Mapping[str, Head]) -> tuple[nn.Module, dict[str, float]]:
+    """The module that combines losses by the recipe's rule, and the fixed weights (empty if they are learned).
+
+    ConfigError if the rule needs a teacher's schedule and it has none: its weight has to be given.
+    """
+    if config.weighting == "uncertainty":
+        if config.loss_weights:
+            raise ConfigError("student.loss_weights can't be given with weighting: uncertainty, which learns them.")
+        return Uncertainty(list(heads)), {}
+    weights = {name: _weight(config, head) for name, head in heads.items()}
+    return Sum(weights), weights
+
+
+def _weight(config: StudentConfig, head: Head) -> float:
+    if head.teacher in config.loss_weights:
+        return config.loss_weights[head.teacher]
+    if config.weighting == "equal":
+        return 1.0
+    if head.schedule is None:
+        raise ConfigError(
+            f"Teacher {head.teacher!r} was not trained here, so MuST's weighting has no schedule to work from: "
+            f"give student.loss_weights.{head.teacher}, for example 1.0, or set student.weighting: equal."
+        )
+    return task_weight(config.batch, config.lr, head.schedule["batch"], head.schedule["lr"])

@@ -1,0 +1,66 @@
+"""Classification labels: a distribution over the classes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from pipeline import codecs
+from pipeline.labels import Box, Label, Row, Value
+from tasks.colours import caption
+
+
+class TaskLabel(Label):
+    """`probs` (K,) float32, summing to 1: the whole soft distribution of a teacher, or one-hot for a true label.
+
+    Stored as float16 and normalised again when read: each probability is off by at most 2^-11 of itself plus 2^-24,
+    before normalising. A threshold drops the whole label if the top probability is below it (an all-zero `probs`).
+    """
+
+    task = "classification"
+
+    def columns(self) -> pa.Schema:
+        return pa.schema(
+            [
+                pa.field("probs", pa.binary(), metadata={"about": "float16 (K,), zstd"}),
+                pa.field("top", pa.int32(), metadata={"about": "id of the most probable class"}),
+                pa.field("top_class", pa.string(), metadata={"about": "its name"}),
+                pa.field("entropy", pa.float32(), metadata={"about": "of the distribution, in nats"}),
+            ]
+        )
+
+    def encode(self, value: Value) -> Row:
+        probs = value["probs"].astype(np.float64)
+        top = int(probs.argmax())
+        entropy = -float((probs * np.log(np.maximum(probs, 1e-12))).sum())
+        return {
+            "confidence": float(probs[top]),
+            "probs": codecs.pack(probs.astype(np.float16)),
+            "top": top,
+            "top_class": self.space.classes[top],
+            "entropy": entropy + 0.0,
+        }
+
+    def decode(self, row: Row, threshold: float = 0.0) -> Value:
+        probs = codecs.unpack(row["probs"], np.float16, (len(self.space.classes),)).astype(np.float32)
+        if row["confidence"] < threshold:
+            return {"probs": np.zeros_like(probs)}
+        return {"probs": probs / probs.sum()}
+
+    def flip(self, value: Value) -> Value:
+        return value
+
+    def crop(self, value: Value, box: Box, size: tuple[int, int]) -> Value:
+        return value
+
+    def draw(self, image: Image, value: Value) -> Image:
+        drawn = image.copy()
+        top = int(value["probs"].argmax())
+        caption(drawn, f"{self.space.classes[top].split(',')[0]} {value['probs'][top]:.0%}")
+        return drawn
+
+    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        held = np.bincount([row["top"]], minlength=len(self.space.classes))
+        return held, held * int(row["confidence"] >= threshold)

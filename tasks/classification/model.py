@@ -1,0 +1,67 @@
+"""Classification: soft cross entropy on globally pooled C5 features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from torch import Tensor, nn
+
+from pipeline.labels import Value
+from tasks.task import FeatureInfo, Features, Prediction, Target, Task, masked_mean, stack
+
+
+class LinearHead(nn.Linear):
+    """C5 -> global average pool -> linear: Features -> logits (B, K)."""
+
+    def forward(self, features: Features) -> Tensor:  # type: ignore[override]
+        return super().forward(features.top.mean(dim=(2, 3))).float()
+
+
+class Accuracy:
+    """Top-1 accuracy over images that have a label."""
+
+    def __init__(self) -> None:
+        self._right = self._count = 0
+
+    def update(self, predicted: Value, true: Value) -> None:
+        if true["probs"].any():
+            self._right += int(predicted["probs"].argmax() == true["probs"].argmax())
+            self._count += 1
+
+    def compute(self) -> dict[str, float]:
+        return {"accuracy": self._right / max(self._count, 1)}
+
+
+class TaskModel(Task):
+    needs_pyramid = False
+    better = {"accuracy": "higher"}  # noqa: RUF012 - a constant
+
+    def head(self, features: FeatureInfo) -> nn.Module:
+        head = LinearHead(features.top, len(self.space.classes))
+        nn.init.zeros_(head.bias)
+        nn.init.normal_(head.weight, std=0.01)
+        return head
+
+    def collate(self, values: Sequence[Value]) -> Target:
+        return {"probs": stack(values, "probs")}
+
+    def loss(self, output: Tensor, target: Target) -> Tensor:
+        """Cross entropy with soft targets, in nats; labels dropped by a threshold (all zero) count for nothing."""
+        probs = target["probs"]
+        losses = -(probs * output.log_softmax(dim=1)).sum(dim=1)
+        return masked_mean(losses, probs.any(dim=1))
+
+    def predict(self, output: Tensor) -> Prediction:
+        return {"probs": output.softmax(dim=1)}
+
+    def value(self, prediction: Prediction, index: int, size: tuple[int, int]) -> Value:
+        return {"probs": prediction["probs"][index]}
+
+    def metrics(self) -> Accuracy:
+        return Accuracy()
+
+    def constant(self, values: Iterable[Value]) -> Value:
+        """The class frequencies: the most frequent class is always guessed."""
+        total = np.sum([value["probs"].astype(np.float64) for value in values], axis=0)
+        return {"probs": (total / total.sum()).astype(np.float32)}

@@ -1,0 +1,103 @@
+"""Depth: the head gives the logarithm of metres, or relative inverse depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.labels import Value
+from tasks.task import DenseHead, FeatureInfo, Prediction, Target, Task, masked_mean, resample, stack
+
+LOG_RANGE = (-7.0, 9.0)
+"""Natural logarithms of about a millimetre and eight kilometres: outputs are held inside for numbers' sake."""
+
+
+class DepthErrors:
+    """delta < 1.25, AbsRel and RMSE over all known pixels of all images (Eigen et al., NIPS 2014).
+
+    Relative depth is first aligned to the true inverse depth by the least-squares scale and shift of each image.
+    """
+
+    def __init__(self, relative: bool) -> None:
+        self._relative = relative
+        self._sums = np.zeros(3, dtype=np.float64)
+        self._count = 0
+
+    def update(self, predicted: Value, true: Value) -> None:
+        truth = true["depth"].astype(np.float64)
+        known = truth > 0
+        guess = resample(predicted["depth"].astype(np.float64), truth)[known]
+        truth = truth[known]
+        if self._relative:
+            guess = align(guess, truth)
+        guess = np.maximum(guess, 1e-6)
+        inside = np.maximum(guess / truth, truth / guess) < 1.25
+        self._sums += [inside.sum(), (np.abs(guess - truth) / truth).sum(), ((guess - truth) ** 2).sum()]
+        self._count += truth.size
+
+    def compute(self) -> dict[str, float]:
+        delta, relative, squared = self._sums / max(self._count, 1)
+        return {"delta_1.25": float(delta), "abs_rel": float(relative), "rmse": float(np.sqrt(squared))}
+
+
+def align(guess: NDArray[Any], truth: NDArray[Any]) -> NDArray[Any]:
+    """`guess` (N,) under the scale and shift that bring it closest to `truth` (N,) in least squares."""
+    design = np.stack([guess, np.ones_like(guess)], axis=1)
+    scale, shift = np.linalg.lstsq(design, truth, rcond=None)[0]
+    return scale * guess + shift
+
+
+class TaskModel(Task):
+    better = {"delta_1.25": "higher", "abs_rel": "lower", "rmse": "lower"}  # noqa: RUF012 - a constant
+
+    @property
+    def _relative(self) -> bool:
+        return self.space.scale == "relative"
+
+    def head(self, features: FeatureInfo) -> nn.Module:
+        return DenseHead(features, 1)
+
+    def collate(self, values: Sequence[Value]) -> Target:
+        return {"depth": stack(values, "depth")}
+
+    def loss(self, output: Tensor, target: Target) -> Tensor:
+        """Metric: L1 between logarithms, so that an error counts by its ratio, as in delta and AbsRel.
+
+        Relative: L1 after both maps are shifted by their median and scaled by their mean absolute deviation over the
+        known pixels (the scale-and-shift-invariant loss of MiDaS, Ranftl et al., TPAMI 2022, eq. 5-7).
+        The choice is ours: MuST does not state its depth loss.
+        """
+        depth, known = target["depth"], target["depth"] > 0
+        if self._relative:
+            return masked_mean((_standardise(output[:, 0], known) - _standardise(depth, known)).abs(), known)
+        log_depth = depth.clamp(min=1e-3).log()
+        return masked_mean((output[:, 0].clamp(*LOG_RANGE) - log_depth).abs(), known)
+
+    def predict(self, output: Tensor) -> Prediction:
+        raw = output[:, 0]
+        return {"depth": raw.clamp(min=1e-3) if self._relative else raw.clamp(*LOG_RANGE).exp()}
+
+    def value(self, prediction: Prediction, index: int, size: tuple[int, int]) -> Value:
+        return {"depth": prediction["depth"][index]}
+
+    def metrics(self) -> DepthErrors:
+        return DepthErrors(self._relative)
+
+    def constant(self, values: Iterable[Value]) -> Value:
+        """The median of the images' median depths, everywhere."""
+        medians = [np.median(value["depth"][value["depth"] > 0]) for value in values if (value["depth"] > 0).any()]
+        return {"depth": np.full((1, 1), np.median(medians) if medians else 1.0, dtype=np.float32)}
+
+
+def _standardise(maps: Tensor, known: Tensor) -> Tensor:
+    """Each map (h, w) of the batch less its median over its mean absolute deviation, over known pixels."""
+    flat = maps.masked_fill(~known, torch.nan).flatten(1)
+    median = flat.nanmedian(dim=1, keepdim=True).values.nan_to_num()
+    centred = maps - median[:, :, None]
+    spread = (centred.abs() * known).sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp(min=1)
+    return centred / spread.clamp(min=1e-6)[:, None, None]

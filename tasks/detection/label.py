@@ -1,0 +1,105 @@
+"""Detection labels: scored boxes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import ImageDraw
+from PIL.Image import Image
+
+from pipeline.labels import Box, Label, Row, Value
+from tasks.colours import caption, palette
+
+MIN_VISIBLE = 0.3
+"""A crop keeps a box if at least this share of its area lies inside the crop."""
+
+
+class TaskLabel(Label):
+    """`boxes` (N, 4) float32 x0 y0 x1 y1 in pixels, `scores` (N,) float32 in [0, 1], `classes` (N,) int32 and
+    `size` (2,) int32, the (width, height) of the image the boxes are measured in.
+
+    Stored without loss. No box is a valid label: the image holds none of the classes.
+    """
+
+    task = "detection"
+
+    def columns(self) -> pa.Schema:
+        return pa.schema(
+            [
+                pa.field("boxes", pa.list_(pa.list_(pa.float32(), 4)), metadata={"about": "x0 y0 x1 y1 in pixels"}),
+                pa.field("scores", pa.list_(pa.float32())),
+                pa.field("classes", pa.list_(pa.int32())),
+                pa.field("width", pa.int32(), metadata={"about": "of the image, pixels"}),
+                pa.field("height", pa.int32(), metadata={"about": "of the image, pixels"}),
+                pa.field("count", pa.int32(), metadata={"about": "boxes of any score"}),
+                pa.field("count_50", pa.int32(), metadata={"about": "boxes with score >= 0.5"}),
+            ]
+        )
+
+    def encode(self, value: Value) -> Row:
+        scores = value["scores"].astype(np.float32)
+        return {
+            "confidence": float(scores.max(initial=0.0)),
+            "boxes": value["boxes"].astype(np.float32).tolist(),
+            "scores": scores.tolist(),
+            "classes": value["classes"].tolist(),
+            "width": int(value["size"][0]),
+            "height": int(value["size"][1]),
+            "count": len(scores),
+            "count_50": int((scores >= 0.5).sum()),
+        }
+
+    def decode(self, row: Row, threshold: float = 0.0) -> Value:
+        scores = np.array(row["scores"], dtype=np.float32)
+        return _select(
+            {
+                "boxes": np.array(row["boxes"], dtype=np.float32).reshape(-1, 4),
+                "scores": scores,
+                "classes": np.array(row["classes"], dtype=np.int32),
+                "size": np.array([row["width"], row["height"]], dtype=np.int32),
+            },
+            scores >= np.float32(threshold),
+        )
+
+    def flip(self, value: Value) -> Value:
+        x0, y0, x1, y1 = value["boxes"].T
+        width = np.float32(value["size"][0])
+        return {**value, "boxes": np.stack([width - x1, y0, width - x0, y1], axis=1)}
+
+    def crop(self, value: Value, box: Box, size: tuple[int, int]) -> Value:
+        """Boxes are moved, scaled and clipped; those with less than MIN_VISIBLE of their area left are dropped."""
+        width, height = value["size"].astype(np.float64)
+        shift = np.array([box[0] * width, box[1] * height] * 2)
+        scale = np.array([size[1] / ((box[2] - box[0]) * width), size[0] / ((box[3] - box[1]) * height)] * 2)
+        moved = (value["boxes"] - shift) * scale
+        clipped = np.clip(moved, 0, np.array([size[1], size[0]] * 2))
+        keep = _area(clipped) >= MIN_VISIBLE * np.maximum(_area(moved), 1e-9)
+        return _select(
+            {**value, "boxes": clipped.astype(np.float32), "size": np.array([size[1], size[0]], dtype=np.int32)},
+            keep & (_area(clipped) > 0),
+        )
+
+    def draw(self, image: Image, value: Value) -> Image:
+        drawn = image.copy()
+        draw = ImageDraw.Draw(drawn)
+        colours = palette(len(self.space.classes))
+        scale = np.array([image.width, image.height] * 2) / np.tile(value["size"], 2)
+        for box, score, name in zip(value["boxes"] * scale, value["scores"], value["classes"], strict=True):
+            draw.rectangle(tuple(box), outline=tuple(int(c) for c in colours[name]), width=max(1, image.width // 160))
+            caption(drawn, f"{self.space.classes[name]} {score:.0%}", (float(box[0]), float(box[1])))
+        return drawn
+
+    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        classes, total = np.array(row["classes"], dtype=np.int64), len(self.space.classes)
+        kept = np.array(row["scores"], dtype=np.float32) >= np.float32(threshold)
+        return np.bincount(classes, minlength=total), np.bincount(classes[kept], minlength=total)
+
+
+def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    area: NDArray[np.float64] = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
+    return area
+
+
+def _select(value: Value, keep: NDArray[np.bool_]) -> Value:
+    return {name: array if name == "size" else array[keep] for name, array in value.items()}

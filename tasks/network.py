@@ -1,0 +1,154 @@
+"""A backbone, its pyramid and the heads of any set of tasks.
+
+A supervised teacher is this network with one task, the student is it with many. As in MuST: classification from
+globally pooled C5, detection from P3 to P7, and every dense task from the sum of all pyramid levels at stride 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+import tasks
+from pipeline.backbone import Backbone, statistics
+from pipeline.checkpoint import load_model, save_model
+from pipeline.labels import LabelSpace
+from tasks.task import FeatureInfo, Features
+
+PYRAMID_STRIDES = (8, 16, 32, 64, 128)
+
+
+class NetworkConfig(BaseModel):
+    """What a network is built from; saved beside its weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backbone: str
+    image_size: int = Field(multiple_of=32, ge=32)
+    width: int = Field(default=128, ge=8)
+    proposals: int = Field(default=128, ge=8)
+    heads: dict[str, dict[str, Any]]
+    seed: int = 0
+
+    def spaces(self) -> dict[str, LabelSpace]:
+        return {name: LabelSpace.from_json(space) for name, space in self.heads.items()}
+
+
+class SimplePyramid(nn.Module):
+    """P3 to P5 from the single map of a plain transformer (ViTDet, Li et al., ECCV 2022), then P6 and P7.
+
+    The map, of any stride, is resized to stride 8, 16 and 32 by a 2x2 deconvolution or pooling and projected.
+    """
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.project = nn.ModuleList(nn.Conv2d(inputs, width, 1) for _ in range(3))
+        self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(3))
+        self.finer = nn.ConvTranspose2d(inputs, inputs, 2, stride=2)
+        self.extra = LastLevelP6P7(width, width)
+
+    def forward(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        (only,) = maps.values()
+        size = [side * self.stride for side in only.shape[-2:]]
+        levels = []
+        for project, smooth, stride in zip(self.project, self.smooth, PYRAMID_STRIDES, strict=False):
+            source = self.finer(only) if stride < self.stride else only
+            target = [max(side // stride, 1) for side in size]
+            if list(source.shape[-2:]) != target:
+                source = functional.adaptive_avg_pool2d(source, target)
+            levels.append(smooth(project(source)))
+        more, _ = self.extra(levels, levels, [])
+        return {f"p{number}": level for number, level in enumerate(more, start=3)}
+
+
+class Network(nn.Module):
+    """Images in, one raw output per head out. Mean and standard deviation travel with the weights, as buffers."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        seed_part(config.seed, "backbone")
+        self.backbone = Backbone(config.backbone, config.image_size)
+        self.tasks = {name: tasks.model(space) for name, space in config.spaces().items()}
+        self.pyramid = self._build_pyramid() if any(task.needs_pyramid for task in self.tasks.values()) else None
+        info = FeatureInfo(
+            self.backbone.channels[-1], config.width, PYRAMID_STRIDES, config.image_size, config.proposals
+        )
+        self.heads = nn.ModuleDict()
+        for name, task in self.tasks.items():
+            seed_part(config.seed, name)
+            self.heads[name] = task.head(info)
+        seed_part(config.seed, "training")
+        mean, std = statistics(config.backbone)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
+
+    def _build_pyramid(self) -> nn.Module:
+        width, channels = self.config.width, self.backbone.channels
+        seed_part(self.config.seed, "pyramid")
+        if len(channels) == 1:
+            return SimplePyramid(channels[0], width, self.backbone.strides[0])
+        return FeaturePyramidNetwork(channels, width, LastLevelP6P7(width, width))
+
+    def features(self, images: Tensor) -> Features:
+        """uint8 images (B, 3, S, S) -> features."""
+        maps = self.backbone((images - self.mean) / self.std)
+        if self.pyramid is None:
+            return Features(maps[-1])
+        levels = list(
+            self.pyramid(
+                {f"c{stride}": level for stride, level in zip(self.backbone.strides, maps, strict=True)}
+            ).values()
+        )
+        return Features(maps[-1], levels, fuse(levels, self.config.image_size // 4))
+
+    def forward(self, images: Tensor, heads: Sequence[str] | None = None) -> dict[str, Any]:
+        """Raw outputs by head (all heads unless named) for uint8 images (B, 3, S, S)."""
+        features = self.features(images)
+        return {name: self.heads[name](features) for name in heads or self.tasks}
+
+    def losses(self, images: Tensor, targets: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The loss of every head that has a target in the batch: target = {"rows": image positions, "target": ...}."""
+        features = self.features(images)
+        losses = {}
+        for name, labelled in targets.items():
+            rows = labelled["rows"]
+            chosen = features if len(rows) == len(images) else features.select(rows)
+            losses[name] = self.tasks[name].loss(self.heads[name](chosen), labelled["target"])
+        return losses
+
+    def save(self, folder: Path) -> None:
+        save_model(folder, self.state_dict(), {"format": "network", **self.config.model_dump()})
+
+    @classmethod
+    def load(cls, folder: Path) -> Network:
+        """The network saved in `folder`, in eval mode."""
+        about, weights = load_model(folder)
+        about.pop("format")
+        network = cls(NetworkConfig(**about))
+        network.load_state_dict(weights)
+        return network.eval()
+
+
+def seed_part(seed: int, name: str) -> None:
+    """Seed torch for building the part called `name`: its first weights don't depend on what else is built."""
+    mixed = np.random.SeedSequence([seed, *name.encode()]).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(mixed >> np.uint64(1)))
+
+
+def fuse(levels: Sequence[Tensor], side: int) -> Tensor:
+    """All pyramid levels (B, W, ., .) bilinearly resized to (B, W, side, side) and summed: MuST's map for dense tasks."""
+    resized = [
+        functional.interpolate(level, size=(side, side), mode="bilinear", align_corners=False) for level in levels
+    ]
+    return torch.stack(resized).sum(dim=0)

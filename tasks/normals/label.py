@@ -1,0 +1,65 @@
+"""Surface normal labels: which way each pixel's surface faces."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from pipeline import codecs
+from pipeline.labels import Box, Label, Row, Value, gather
+from tasks.colours import enlarge
+
+
+class TaskLabel(Label):
+    """`normals` (h, w, 3) float32, a raster over the image: unit vectors in camera axes, x right, y up, z towards the
+    camera; (0, 0, 0) = unknown.
+
+    Stored as three signed bytes: off by at most 0.5 degrees. No threshold: normals have no score.
+    Mirroring the image negates x.
+    """
+
+    task = "normals"
+
+    def columns(self) -> pa.Schema:
+        about = "int8 (h, w, 3) in 1/127: x right, y up, z towards the camera; 0 0 0 = unknown; zstd"
+        return pa.schema(
+            [
+                pa.field("normals", pa.binary(), metadata={"about": about}),
+                pa.field("h", pa.int32()),
+                pa.field("w", pa.int32()),
+                pa.field("mean_z", pa.float32(), metadata={"about": "mean of z over known pixels: 1 = facing us"}),
+                pa.field("unknown", pa.float32(), metadata={"about": "share of the image that is unknown"}),
+            ]
+        )
+
+    def encode(self, value: Value) -> Row:
+        normals = value["normals"]
+        known = normals.any(axis=-1)
+        return {
+            "confidence": 1.0 if known.any() else 0.0,
+            "normals": codecs.pack(codecs.unit_to_bytes(normals)),
+            "h": normals.shape[0],
+            "w": normals.shape[1],
+            "mean_z": float(normals[known][:, 2].mean()) if known.any() else None,
+            "unknown": float(1 - known.mean()),
+        }
+
+    def decode(self, row: Row, threshold: float = 0.0) -> Value:
+        return {"normals": codecs.bytes_to_unit(codecs.unpack(row["normals"], np.int8, (row["h"], row["w"], 3)))}
+
+    def flip(self, value: Value) -> Value:
+        return {"normals": value["normals"][:, ::-1] * np.array([-1, 1, 1], dtype=np.float32)}
+
+    def crop(self, value: Value, box: Box, size: tuple[int, int]) -> Value:
+        return {"normals": gather(value["normals"], box, size, 0.0)}
+
+    def draw(self, image: Image, value: Value) -> Image:
+        normals = value["normals"]
+        colours = np.rint((normals + 1) * 127.5).astype(np.uint8) * normals.any(axis=-1, keepdims=True)
+        return enlarge(colours.astype(np.uint8), image.size)
+
+    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        known = np.array([round((1 - row["unknown"]) * row["h"] * row["w"])], dtype=np.int64)
+        return known, known

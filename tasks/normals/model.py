@@ -1,0 +1,72 @@
+"""Surface normals: one minus the cosine of the angle between prediction and target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.labels import Value
+from tasks.task import DenseHead, FeatureInfo, Prediction, Target, Task, masked_mean, resample, stack
+
+BINS = 18000
+"""The median comes from a histogram of hundredths of a degree: bounded memory, exact to 0.005 degrees."""
+
+
+class AngularErrors:
+    """Mean and median angle in degrees and the share below 11.25 degrees, over all known pixels of all images."""
+
+    def __init__(self) -> None:
+        self._histogram = np.zeros(BINS, dtype=np.int64)
+        self._sum = 0.0
+        self._near = 0
+
+    def update(self, predicted: Value, true: Value) -> None:
+        truth = true["normals"].astype(np.float64)
+        known = truth.any(axis=-1)
+        guess = resample(predicted["normals"].astype(np.float64), truth)[known]
+        cosine = (guess * truth[known]).sum(axis=-1)
+        angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+        self._sum += float(angle.sum())
+        self._near += int((angle < 11.25).sum())
+        self._histogram += np.bincount(np.minimum((angle * 100).astype(np.int64), BINS - 1), minlength=BINS)
+
+    def compute(self) -> dict[str, float]:
+        count = int(self._histogram.sum())
+        middle = int(np.searchsorted(self._histogram.cumsum(), (count + 1) // 2))
+        return {
+            "mean_angle": self._sum / max(count, 1),
+            "median_angle": (middle + 0.5) / 100 if count else 0.0,
+            "within_11.25": self._near / max(count, 1),
+        }
+
+
+class TaskModel(Task):
+    better = {"mean_angle": "lower", "median_angle": "lower", "within_11.25": "higher"}  # noqa: RUF012 - a constant
+
+    def head(self, features: FeatureInfo) -> nn.Module:
+        return DenseHead(features, 3)
+
+    def collate(self, values: Sequence[Value]) -> Target:
+        return {"normals": stack(values, "normals").permute(0, 3, 1, 2)}
+
+    def loss(self, output: Tensor, target: Target) -> Tensor:
+        """1 - cos over known pixels; the choice is ours: MuST does not state its loss for normals."""
+        normals = target["normals"]
+        return masked_mean(1 - functional.cosine_similarity(output, normals, dim=1), normals.any(dim=1))
+
+    def predict(self, output: Tensor) -> Prediction:
+        return {"normals": functional.normalize(output, dim=1).permute(0, 2, 3, 1)}
+
+    def value(self, prediction: Prediction, index: int, size: tuple[int, int]) -> Value:
+        return {"normals": prediction["normals"][index]}
+
+    def metrics(self) -> AngularErrors:
+        return AngularErrors()
+
+    def constant(self, values: Iterable[Value]) -> Value:
+        """The mean direction, everywhere."""
+        total = np.sum([value["normals"].sum(axis=(0, 1), dtype=np.float64) for value in values], axis=0)
+        return {"normals": (total / max(np.linalg.norm(total), 1e-9)).astype(np.float32).reshape(1, 1, 3)}

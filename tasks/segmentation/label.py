@@ -1,0 +1,83 @@
+"""Segmentation labels: a class and a confidence per pixel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image as Images
+from PIL.Image import Image
+
+from pipeline import codecs
+from pipeline.labels import Box, Label, Row, Value, gather
+from tasks.colours import enlarge, palette
+
+IGNORE = 65535
+
+
+class TaskLabel(Label):
+    """`classes` (h, w) uint16 with 65535 = unknown, `confidence` (h, w) float32 in [0, 1]: a raster over the image.
+
+    Classes are stored without loss, confidence in 256 levels (off by at most 1/510). What is less confident than the
+    threshold becomes unknown.
+    """
+
+    task = "segmentation"
+
+    @property
+    def _dtype(self) -> type[np.uint8] | type[np.uint16]:
+        return np.uint8 if len(self.space.classes) < 255 else np.uint16
+
+    def columns(self) -> pa.Schema:
+        return pa.schema(
+            [
+                pa.field("classes", pa.binary(), metadata={"about": "uint8 or uint16 (h, w), largest = unknown, zstd"}),
+                pa.field("confidences", pa.binary(), metadata={"about": "uint8 (h, w), 255 = certain, zstd"}),
+                pa.field("h", pa.int32()),
+                pa.field("w", pa.int32()),
+                pa.field("area", pa.list_(pa.float32()), metadata={"about": "share of the image per class"}),
+                pa.field("unknown", pa.float32(), metadata={"about": "share of the image that is unknown"}),
+            ]
+        )
+
+    def encode(self, value: Value) -> Row:
+        classes, confidence = value["classes"], value["confidence"]
+        known = classes != IGNORE
+        area = np.bincount(classes[known], minlength=len(self.space.classes)) / classes.size
+        stored = np.where(known, classes, np.iinfo(self._dtype).max).astype(self._dtype)
+        return {
+            "confidence": float(confidence[known].mean()) if known.any() else 0.0,
+            "classes": codecs.pack(stored),
+            "confidences": codecs.pack(codecs.share_to_byte(confidence)),
+            "h": classes.shape[0],
+            "w": classes.shape[1],
+            "area": area.tolist(),
+            "unknown": float(1 - known.mean()),
+        }
+
+    def decode(self, row: Row, threshold: float = 0.0) -> Value:
+        shape = (row["h"], row["w"])
+        stored = codecs.unpack(row["classes"], self._dtype, shape)
+        confidence = codecs.byte_to_share(codecs.unpack(row["confidences"], np.uint8, shape))
+        unknown = (stored == np.iinfo(self._dtype).max) | (confidence < np.float32(threshold))
+        return {"classes": np.where(unknown, np.uint16(IGNORE), stored.astype(np.uint16)), "confidence": confidence}
+
+    def flip(self, value: Value) -> Value:
+        return {name: array[:, ::-1] for name, array in value.items()}
+
+    def crop(self, value: Value, box: Box, size: tuple[int, int]) -> Value:
+        return {
+            "classes": gather(value["classes"], box, size, IGNORE),
+            "confidence": gather(value["confidence"], box, size, 0.0),
+        }
+
+    def draw(self, image: Image, value: Value) -> Image:
+        known = value["classes"] != IGNORE
+        colours = palette(len(self.space.classes))[np.where(known, value["classes"], 0)]
+        mask = enlarge(np.repeat((known * np.uint8(150))[..., None], 3, axis=2), image.size).convert("L")
+        return Images.composite(enlarge(colours, image.size), image, mask)
+
+    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        total = len(self.space.classes)
+        every, kept = self.decode(row)["classes"], self.decode(row, threshold)["classes"]
+        return tuple(np.bincount(found[found != IGNORE], minlength=total) for found in (every, kept))  # type: ignore[return-value]

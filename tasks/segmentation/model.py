@@ -1,0 +1,81 @@
+"""Semantic segmentation: cross entropy over the pixels that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.labels import Value
+from tasks.segmentation.label import IGNORE
+from tasks.task import DenseHead, FeatureInfo, Prediction, Target, Task, masked_mean, resample, stack
+
+
+class IntersectionOverUnion:
+    """Mean over classes of intersection over union, and pixel accuracy, from one confusion matrix over all images.
+
+    Classes that occur neither in truth nor in prediction are left out of the mean.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self._confusion = np.zeros((classes, classes), dtype=np.int64)
+
+    def update(self, predicted: Value, true: Value) -> None:
+        truth = true["classes"]
+        guess = resample(predicted["classes"], truth)
+        known = (truth != IGNORE) & (guess != IGNORE)
+        count = len(self._confusion)
+        pairs = truth[known].astype(np.int64) * count + guess[known]
+        self._confusion += np.bincount(pairs, minlength=count * count).reshape(count, count)
+
+    def compute(self) -> dict[str, float]:
+        hits = np.diag(self._confusion).astype(np.float64)
+        union = self._confusion.sum(axis=0) + self._confusion.sum(axis=1) - hits
+        present = union > 0
+        total = self._confusion.sum()
+        return {
+            "miou": float((hits[present] / union[present]).mean()) if present.any() else 0.0,
+            "pixel_accuracy": float(hits.sum() / total) if total else 0.0,
+        }
+
+
+class TaskModel(Task):
+    better = {"miou": "higher", "pixel_accuracy": "higher"}  # noqa: RUF012 - a constant
+
+    def head(self, features: FeatureInfo) -> nn.Module:
+        return DenseHead(features, len(self.space.classes))
+
+    def collate(self, values: Sequence[Value]) -> Target:
+        return {"classes": stack([{"classes": value["classes"].astype(np.int64)} for value in values], "classes")}
+
+    def loss(self, output: Tensor, target: Target) -> Tensor:
+        classes = target["classes"]
+        losses = functional.cross_entropy(output, classes, ignore_index=IGNORE, reduction="none")
+        return masked_mean(losses, classes != IGNORE)
+
+    def predict(self, output: Tensor) -> Prediction:
+        confidence, classes = output.softmax(dim=1).max(dim=1)
+        return {"classes": classes, "confidence": confidence}
+
+    def value(self, prediction: Prediction, index: int, size: tuple[int, int]) -> Value:
+        return {
+            "classes": prediction["classes"][index].astype(np.uint16),
+            "confidence": prediction["confidence"][index],
+        }
+
+    def metrics(self) -> IntersectionOverUnion:
+        return IntersectionOverUnion(len(self.space.classes))
+
+    def constant(self, values: Iterable[Value]) -> Value:
+        """The most frequent class everywhere."""
+        counts = np.zeros(len(self.space.classes), dtype=np.int64)
+        for value in values:
+            known = value["classes"][value["classes"] != IGNORE]
+            counts += np.bincount(known, minlength=len(counts))
+        share = counts.max() / max(counts.sum(), 1)
+        return {
+            "classes": np.full((1, 1), counts.argmax(), dtype=np.uint16),
+            "confidence": np.full((1, 1), share, dtype=np.float32),
+        }

@@ -1,0 +1,74 @@
+"""Texture labels: the strengths of a fixed bank of filters at each place, a target that needs no annotator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from pipeline import codecs
+from pipeline.labels import Box, Label, Row, Value, gather
+from tasks.colours import enlarge, palette
+
+UNKNOWN = -1.0
+
+
+class TaskLabel(Label):
+    """`responses` (h, w, C) float32 in [0, 1], a raster over the image; -1 = unknown. The classes name the C filters.
+
+    Stored in 255 levels: off by at most 1/508. No threshold. The filters come in mirrored pairs: the class named
+    `<name>` and its mirror image are given by `mirror`, and mirroring the image swaps them.
+    """
+
+    task = "texture"
+
+    def columns(self) -> pa.Schema:
+        return pa.schema(
+            [
+                pa.field("responses", pa.binary(), metadata={"about": "uint8 (h, w, C), 254 = 1, 255 = unknown, zstd"}),
+                pa.field("h", pa.int32()),
+                pa.field("w", pa.int32()),
+                pa.field("mean", pa.list_(pa.float32()), metadata={"about": "mean response per filter"}),
+            ]
+        )
+
+    def encode(self, value: Value) -> Row:
+        responses = value["responses"]
+        stored = np.where(responses < 0, 255, np.rint(np.clip(responses, 0, 1) * 254)).astype(np.uint8)
+        return {
+            "confidence": 1.0,
+            "responses": codecs.pack(stored),
+            "h": responses.shape[0],
+            "w": responses.shape[1],
+            "mean": responses.mean(axis=(0, 1)).tolist(),
+        }
+
+    def decode(self, row: Row, threshold: float = 0.0) -> Value:
+        stored = codecs.unpack(row["responses"], np.uint8, (row["h"], row["w"], len(self.space.classes)))
+        return {"responses": np.where(stored == 255, UNKNOWN, stored.astype(np.float32) / 254).astype(np.float32)}
+
+    def flip(self, value: Value) -> Value:
+        return {"responses": value["responses"][:, ::-1, mirror(self.space.classes)]}
+
+    def crop(self, value: Value, box: Box, size: tuple[int, int]) -> Value:
+        return {"responses": gather(value["responses"], box, size, UNKNOWN)}
+
+    def draw(self, image: Image, value: Value) -> Image:
+        responses = np.maximum(value["responses"], 0)
+        hues = palette(responses.shape[-1])[responses.argmax(axis=-1)]
+        return enlarge(np.rint(hues * responses.max(axis=-1, keepdims=True)).astype(np.uint8), image.size)
+
+    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        cells = np.full(len(self.space.classes), row["h"] * row["w"], dtype=np.int64)
+        return cells, cells
+
+
+def mirror(filters: tuple[str, ...]) -> list[int]:
+    """Which filter each one becomes in the mirrored image, by its name `<scale>@<degrees>`: the angle a turns to 180-a."""
+    mirrored = []
+    for name in filters:
+        scale, _, degrees = name.partition("@")
+        turned = (180 - float(degrees)) % 180
+        mirrored.append(filters.index(f"{scale}@{turned:g}"))
+    return mirrored

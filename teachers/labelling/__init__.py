@@ -1,0 +1,1 @@
+"""The pool, and the labelling of it by all teachers."""

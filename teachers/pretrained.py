@@ -1,0 +1,107 @@
+"""A published classifier as a teacher, with the preprocessing it was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from pipeline.artifacts import Inputs, write_json
+from pipeline.config import TeacherConfig
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tasks.learning import Predictor
+
+
+class Config(TeacherConfig):
+    """A timm classifier and where its weights are."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    task: Literal["classification"] = "classification"
+    model: str
+    weights: str
+    """A file, `package:<module>/<file>`, or `timm` to download what timm publishes."""
+    classes: Literal["imagenet-1k", "imagenet-12k", "imagenet-22k"] | list[str] = "imagenet-1k"
+    image_size: int | None = Field(default=None, ge=32)
+    """Side of the input in pixels; the model's own if not given."""
+    centre: float | None = Field(default=None, gt=0, le=1)
+    """Share of the shorter side that the central crop covers; the model's own if not given."""
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    """Per channel, for images in [0, 1]; the model's own if not given."""
+
+
+def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """Bring the weights into the artifact, so that a run never depends on where they came from."""
+    import timm
+
+    from pipeline.backbone import load_weights
+    from pipeline.checkpoint import save_model
+    from pipeline.labels import LabelSpace
+
+    teacher = Config.model_validate(config["teacher"])
+    names = class_names(teacher)
+    model = timm.create_model(teacher.model, num_classes=len(names))
+    load_weights(model, teacher.model, teacher.weights, num_classes=len(names))
+    published = timm.data.resolve_data_config({}, model=model)
+    about = {
+        "format": "timm_classifier",
+        "model": teacher.model,
+        "head": config["name"],
+        "classes": names,
+        "size": teacher.image_size or published["input_size"][-1],
+        "centre": teacher.centre or published["crop_pct"],
+        "bicubic": published["interpolation"] == "bicubic",
+        "mean": list(teacher.mean or published["mean"]),
+        "std": list(teacher.std or published["std"]),
+    }
+    save_model(out, model.state_dict(), about)
+    space = LabelSpace("classification", tuple(names)).to_json()
+    write_json(
+        out / "teacher.json", {"kind": "pretrained", "space": space, "data": None, "schedule": None, "scores": {}}
+    )
+    return {"classes": len(names)}
+
+
+def class_names(teacher: Config) -> list[str]:
+    """The names of the model's outputs, in order."""
+    if isinstance(teacher.classes, list):
+        return teacher.classes
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo(teacher.classes)
+    return [info.index_to_description(index) for index in range(info.num_classes())]
+
+
+def load(folder: Path) -> Predictor:
+    """The classifier, normalising as it was trained."""
+    import timm
+    import torch
+    from torch import Tensor, nn
+
+    import tasks
+    from pipeline.checkpoint import load_model
+    from pipeline.labels import LabelSpace
+    from tasks.learning import Predictor, Preparation
+
+    about, weights = load_model(folder)
+    if about.get("format") != "timm_classifier":
+        raise ConfigError(f"{folder}: a model of format {about.get('format')!r}, not a timm classifier.")
+
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = timm.create_model(about["model"], num_classes=len(about["classes"]))
+            self.model.load_state_dict(weights)
+            self.register_buffer("mean", torch.tensor(about["mean"]).view(1, 3, 1, 1) * 255)
+            self.register_buffer("std", torch.tensor(about["std"]).view(1, 3, 1, 1) * 255)
+
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            return {about["head"]: self.model((images - self.mean) / self.std).float()}
+
+    head = tasks.model(LabelSpace("classification", tuple(about["classes"])))
+    preparation = Preparation(about["size"], about["centre"], about["bicubic"])
+    return Predictor(Classifier(), {about["head"]: head}, preparation)

@@ -1,0 +1,71 @@
+"""A teacher trained on one labelled set: any timm backbone with one head, by the one loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.artifacts import Inputs
+from pipeline.config import TeacherConfig, TrainingConfig
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tasks.learning import Predictor
+
+
+class Config(TeacherConfig, TrainingConfig):
+    """A task, the set to learn it from, and a schedule."""
+
+    kind: Literal["supervised"] = "supervised"
+    data: str
+
+
+def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """Train on the set's `train` split and measure on its held-out split: the metrics go into the manifest.
+
+    Raises ConfigError if the set has no labels of the task, DataError if the loss stops being finite.
+    """
+    from pipeline.artifacts import write_json
+    from tasks.learning import Course, Sum, network_predictor, train_network
+    from tasks.building import build_network
+    from tasks.ingest import IngestedSet
+    from tasks.scoring import score
+    from tasks.shelves import held_out_keys, truth_library
+
+    name, teacher = config["name"], Config.model_validate(config["teacher"])
+    found = IngestedSet(inputs[f"data.{teacher.data}"])
+    if teacher.task not in found.spaces:
+        raise ConfigError(
+            f"teachers.{name}: the set {teacher.data!r} has no labels for {teacher.task!r}; it has {sorted(found.spaces)}."
+        )
+    space = found.spaces[teacher.task]
+    network = build_network(teacher, {name: space}, config["seed"])
+    library = truth_library(found, "train", {name: teacher.task}, held_out_keys(found))
+    course = Course(teacher, teacher.augment, config["seed"])
+    choice = train_network(network, Sum({name: 1.0}), library, course, (f"teacher.{name}", out, inputs.runtime))
+    network.cpu().save(out)
+    split = found.held_out("val")
+    scores: dict[str, float] = {}
+    if split:
+        predictor = network_predictor(network).settle(inputs.runtime, teacher.model_dump(), 16)
+        scores = score(predictor, truth_library(found, split, {name: teacher.task}), {name: name}, inputs.runtime)
+    write_json(
+        out / "teacher.json",
+        {
+            "kind": "supervised",
+            "space": space.to_json(),
+            "data": teacher.data,
+            "schedule": {"batch": teacher.batch, "lr": teacher.lr},
+            "scores": scores,
+        },
+    )
+    return {"images": len(library), "split": split, "scores": scores, "choice": choice.describe()}
+
+
+def load(folder: Path) -> Predictor:
+    """The trained teacher."""
+    from tasks.learning import network_predictor
+    from tasks.network import Network
+
+    return network_predictor(Network.load(folder))

@@ -1,0 +1,118 @@
+"""Files are found and named alike wherever they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.places import Place, existing, subfolders, walk
+
+
+def names(root: Path | str) -> list[str]:
+    place = Place.of(str(root))
+    return [file.under(place) for file in walk(place)]
+
+
+def touch(root: Path, *files: str) -> None:
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+
+
+def test_walk_is_sorted_and_passes_over_what_is_hidden(tmp_path: Path) -> None:
+    touch(tmp_path, "b/2.jpg", "a.jpg", "b/10.jpg", ".hidden.jpg", "b/.cache/x.jpg", "c d/é ü.v1.jpg", "~x.jpg")
+    assert names(tmp_path) == ["a.jpg", "b/10.jpg", "b/2.jpg", "c d/é ü.v1.jpg", "~x.jpg"]
+    assert [file.read().decode() for file in walk(Place.of(str(tmp_path)))] == names(tmp_path)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    touch(tmp_path, "far/1.jpg", "set/2.jpg")
+    root = tmp_path / "set"
+    (root / "linked").symlink_to(tmp_path / "far")
+    (root / "linked too").symlink_to(tmp_path / "far")
+    (root / "up").symlink_to(root)
+    (tmp_path / "far" / "back").symlink_to(root)
+    (root / "itself").symlink_to(root / "itself")
+    (root / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert names(root) == ["2.jpg", "gone.jpg", "itself", "linked/1.jpg", "linked too/1.jpg"]
+    gone = Place.of(str(root)) / "gone.jpg"
+    assert gone.stamp() == (-1, 0)
+    with pytest.raises(DataError, match="gone.jpg: there is no such file"):
+        gone.read()
+
+
+def test_pipes_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    touch(tmp_path, "1.jpg")
+    assert names(tmp_path) == ["1.jpg"]
+
+
+def test_names_that_are_no_text_can_still_be_stored(tmp_path: Path) -> None:
+    try:
+        (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system only takes UTF-8")
+    assert names(tmp_path) == ["caf\\xe9.jpg"]
+    assert [file.read() for file in walk(Place.of(str(tmp_path)))] == [b"x"]
+
+
+def test_paths_may_be_relative_or_begin_with_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "set/1.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for text in ("set", "./set/", "set/../set", "~/set", str(tmp_path / "set"), f"file://{tmp_path}/set"):
+        assert names(text) == ["1.jpg"]
+        assert str(Place.of(text)) == str(tmp_path / "set")
+
+
+def test_names_under_a_root_are_told_from_those_beside_it(tmp_path: Path) -> None:
+    root = Place.of(str(tmp_path / "set"))
+    assert (root / "a" / "b.jpg").under(root) == "a/b.jpg"
+    assert Place.of(str(tmp_path / "set2" / "b.jpg")).under(root) == f"{tmp_path}/set2/b.jpg"[1:]
+    assert str(root / "/else/x.jpg") == "/else/x.jpg"
+
+
+def test_a_part_of_a_file_must_be_there_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"0123456789")
+    file = Place.of(str(tmp_path / "x"))
+    assert file.read(3, 4) == b"3456"
+    with pytest.raises(DataError, match="ends 2 bytes before the end"):
+        file.read(8, 4)
+
+
+def test_stamps_see_changes(tmp_path: Path) -> None:
+    touch(tmp_path, "x")
+    file = Place.of(str(tmp_path / "x"))
+    before = file.stamp()
+    assert before == (1, (tmp_path / "x").stat().st_mtime_ns)
+    os.utime(tmp_path / "x", ns=(1, 1))
+    assert file.stamp() != before
+
+
+def test_missing_paths_are_named_with_their_option(tmp_path: Path) -> None:
+    touch(tmp_path, "x")
+    with pytest.raises(ConfigError, match=f"path: there is no folder {tmp_path}/none"):
+        existing(Place.of(str(tmp_path / "none")), "path", "folder")
+    with pytest.raises(ConfigError, match="path: .*/x is not a folder"):
+        existing(Place.of(str(tmp_path / "x")), "path", "folder")
+    with pytest.raises(ConfigError, match="nosuch://x"):
+        Place.of("nosuch://x")
+
+
+def test_remote_folders_are_walked_like_local_ones() -> None:
+    system = fsspec.filesystem("memory")
+    for name in ("b/2.jpg", "a.jpg", "b/.x/1.jpg", "c/1.jpg"):
+        system.pipe_file(f"/places/{name}", name.encode())
+    root = Place.of("memory://places")
+    assert names("memory://places") == ["a.jpg", "b/2.jpg", "c/1.jpg"]
+    assert [folder.name for folder in subfolders(root)] == ["b", "c"]
+    assert (root / "b/2.jpg").read() == b"b/2.jpg"
+    assert str(root / "a.jpg") == "memory:///places/a.jpg"
+    before = (root / "a.jpg").stamp()
+    assert before == (root / "a.jpg").stamp()
+    system.pipe_file("/places/a.jpg", b"A.jpg")
+    assert (root / "a.jpg").stamp() != before

@@ -1,0 +1,121 @@
+"""Classes and splits by folder."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.sources import Record, imagefolder
+
+
+def images(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (2, 2)).save(root / name)
+
+
+def opened(root: Path, hold_out: float = 0.2) -> imagefolder.Source:
+    return imagefolder.Source(imagefolder.Config(path=str(root), hold_out=hold_out))
+
+
+def class_of(source: imagefolder.Source, record: Record) -> str:
+    probs = record.truth((2, 2)).values["classification"]["probs"]
+    assert (probs.sum(), probs.max()) == (1, 1)
+    return source.spaces()["classification"].classes[probs.argmax()]
+
+
+def test_splits_and_classes(tmp_path: Path) -> None:
+    images(
+        tmp_path, "train/dog/1.png", "train/cat/1.png", "train/cat/deep/2.png", "validation/dog/1.png", "test/emu/1.png"
+    )
+    source = opened(tmp_path)
+    assert source.spaces()["classification"].classes == ("cat", "dog", "emu")
+    found = {record.name: (record.split, class_of(source, record)) for record in source.records()}
+    assert found == {
+        "test/emu/1.png": ("test", "emu"),
+        "train/cat/1.png": ("train", "cat"),
+        "train/cat/deep/2.png": ("train", "cat"),
+        "train/dog/1.png": ("train", "dog"),
+        "validation/dog/1.png": ("val", "dog"),
+    }
+    assert source.problems() == []
+
+
+def test_without_splits_a_share_of_each_class_is_held_out_and_stays_so(tmp_path: Path) -> None:
+    images(tmp_path, *(f"{name}/{i}.png" for name in ("a", "b") for i in range(100)))
+    before = {record.name: record.split for record in opened(tmp_path).records()}
+    for name in ("a", "b"):
+        share = sum(split == "test" for file, split in before.items() if file.startswith(name)) / 100
+        assert 0.1 < share < 0.32
+    assert set(before.values()) == {"train", "test"}
+    images(tmp_path, *(f"a/new {i}.png" for i in range(50)), "c/1.png")
+    after = {record.name: record.split for record in opened(tmp_path).records()}
+    assert {name: after[name] for name in before} == before
+    assert {record.split for record in opened(tmp_path, hold_out=0).records()} == {"train"}
+    assert {record.split for record in opened(tmp_path, hold_out=1).records()} == {"test"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("train/Dog", "train/dog"),
+        ("train/Dog", "val/dog"),
+        ("Dog", "dog"),
+        ("café", unicodedata.normalize("NFD", "café")),
+    ],
+)
+def test_classes_that_look_alike_are_named(tmp_path: Path, one: str, other: str) -> None:
+    images(tmp_path, f"{one}/1.png", f"{other}/2.png")
+    if len(list(tmp_path.rglob("*.png"))) != 2 or sum(p.is_dir() for p in tmp_path.rglob("*")) < 2:
+        pytest.skip("this file system does not tell the names apart")
+    names = sorted(name.split("/")[-1] for name in (one, other))
+    with pytest.raises(DataError) as raised:
+        opened(tmp_path).spaces()
+    assert all(repr(name) in str(raised.value) for name in names)
+
+
+def test_an_empty_class_stays_a_class(tmp_path: Path) -> None:
+    images(tmp_path, "a/1.png", "c/1.png")
+    (tmp_path / "b").mkdir()
+    source = opened(tmp_path)
+    assert source.spaces()["classification"].classes == ("a", "b", "c")
+    assert [class_of(source, record) for record in source.records()] == ["a", "c"]
+    before = source.stamp()
+    (tmp_path / "b").rmdir()
+    assert opened(tmp_path).stamp() != before
+
+
+def test_only_empty_classes_and_no_classes_are_errors(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(DataError, match="no images found"):
+        list(opened(tmp_path).records())
+    images(tmp_path / "a", "1.png")
+    with pytest.raises(DataError, match="no class folders; expected <split>/<class>/"):
+        opened(tmp_path / "a").spaces()
+    with pytest.raises(ConfigError, match="there is no folder"):
+        opened(tmp_path / "z")
+
+
+def test_images_outside_of_classes_are_reported(tmp_path: Path) -> None:
+    images(tmp_path, "train/a/1.png", "train/stray.png", "cover.png")
+    source = opened(tmp_path)
+    assert [record.name for record in source.records()] == ["train/a/1.png"]
+    assert source.problems() == [
+        ("cover.png", "lies in no class folder"),
+        ("train/stray.png", "lies in no class folder"),
+    ]
+
+
+def test_a_train_may_be_a_vehicle(tmp_path: Path) -> None:
+    images(tmp_path, "train/1.png", "bus/1.png", "car/1.png")
+    assert opened(tmp_path).spaces()["classification"].classes == ("bus", "car", "train")
+
+
+def test_splits_among_other_folders_are_refused(tmp_path: Path) -> None:
+    images(tmp_path, "train/a/1.png", "val/a/1.png", "extra/a/1.png")
+    with pytest.raises(DataError, match="holds split folders, but also extra"):
+        opened(tmp_path).spaces()
