@@ -21,7 +21,6 @@ import yaml
 from flows.dag import Planned, build_steps, plan
 from pipeline.artifacts import Artifact, Inputs, Step, Workspace, fingerprint, write_atomically, write_json
 from pipeline.config import Recipe
-from pipeline.errors import MustError
 from pipeline.runtime import Runtime
 
 Execute = Callable[["Run", Step, Mapping[str, Artifact]], Artifact]
@@ -48,9 +47,8 @@ class Run:
 
     def __init__(self, recipe: Recipe, workspace: Workspace, planned: list[Planned], runtime: Runtime) -> None:
         self.recipe, self.workspace, self.planned, self.runtime = recipe, workspace, planned, runtime
-        now = datetime.datetime.now(datetime.UTC)
-        self.folder = workspace.root / "runs" / f"{recipe.name}-{now:%Y%m%d-%H%M%S}"
-        self.folder.mkdir(parents=True)
+        self.folder = _new_folder(workspace.root / "runs", recipe.name)
+        self.made = 0
         self._lock = threading.Lock()
         write_atomically(self.folder / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         rows = [{"step": p.step.name, "action": p.action, "why": p.why} for p in planned]
@@ -64,21 +62,54 @@ class Run:
 
     def obtain(self, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
         """The artifact of a step: found, or made now."""
-        mark = fingerprint(step, {name: made.digest for name, made in inputs.items()})
+        return self.reuse(step, inputs) or self.make(step, inputs, self.runtime)
+
+    def reuse(self, step: Step, inputs: Mapping[str, Artifact]) -> Artifact | None:
+        """The artifact of a step, if it is there."""
+        mark = _mark(step, inputs)
         found = self.workspace.find(step, mark)
         if found:
             self.event("reused", step=step.name, artifact=mark)
-            return found
+            self.runtime.progress(step.name, 1.0, "reused")
+        return found
+
+    def make(self, step: Step, inputs: Mapping[str, Artifact], runtime: Runtime) -> Artifact:
+        """The artifact of a step, made now."""
+        mark = _mark(step, inputs)
         self.runtime.check_stop(step.name)
         self.event("started", step=step.name, artifact=mark)
+        runtime.progress(step.name, 0.0, "starting")
         began = time.time()
         try:
-            made = self.workspace.make(step, Inputs(inputs, self.runtime))
+            made = self.workspace.make(step, Inputs(inputs, runtime))
         except BaseException as error:
-            self.event("failed", step=step.name, error=str(error) or type(error).__name__)
+            self.event("failed", step=step.name, **_told(error))
             raise
-        self.event("made", step=step.name, artifact=mark, seconds=round(time.time() - began, 2), counts=made.counts)
+        seconds = time.time() - began
+        self.made += 1
+        self.event("made", step=step.name, artifact=mark, seconds=round(seconds, 2), counts=made.counts)
+        runtime.progress(step.name, 1.0, f"made in {seconds:.0f} s")
         return made
+
+
+def _new_folder(runs: Path, name: str) -> Path:
+    """A folder for a run, named after recipe and time; runs that begin in the same second are numbered."""
+    stem = f"{name}-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
+    folder, number = runs / stem, 1
+    while folder.exists():
+        number += 1
+        folder = runs / f"{stem}-{number}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _mark(step: Step, inputs: Mapping[str, Artifact]) -> str:
+    return fingerprint(step, {name: made.digest for name, made in inputs.items()})
+
+
+def _told(error: BaseException) -> dict[str, str]:
+    """An error, for an event: Stopped is no failure, and a reader can tell by `kind`."""
+    return {"kind": type(error).__name__, "error": str(error) or type(error).__name__}
 
 
 def prepare(recipe: Recipe, root: Path) -> tuple[Workspace, list[Planned]]:
@@ -109,7 +140,7 @@ def finish(run: Run, artifacts: Mapping[str, Artifact]) -> Outcome:
     write_atomically(run.folder / "metrics.json", metrics)
     write_report(run.folder, artifacts, run.workspace.root)
     run.event("finished")
-    return Outcome(run.folder, artifacts, sum(planned.artifact is None for planned in run.planned))
+    return Outcome(run.folder, artifacts, run.made)
 
 
 @contextmanager
@@ -157,6 +188,6 @@ def execute_recipe(recipe: Recipe, runtime: Runtime) -> Outcome:
 
                 artifacts = run_with_prefect(run)
             return finish(run, artifacts)
-    except MustError as error:
-        run.event("ended", error=str(error))
+    except BaseException as error:
+        run.event("ended", **_told(error))
         raise

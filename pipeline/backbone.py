@@ -5,6 +5,7 @@ The whole timm model is kept (without its classifier), so that what is exported 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,34 @@ class Backbone(nn.Module):
         self._indices = [last[stride][0] for stride in self.strides]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        features: list[Tensor] = self.model.forward_intermediates(
-            images, indices=self._indices, intermediates_only=True
-        )
+        model: Any = self.model  # timm's models have methods that nn.Module does not state
+        features: list[Tensor] = model.forward_intermediates(images, indices=self._indices, intermediates_only=True)
         return features
+
+
+class Classifier(nn.Module):
+    """A whole published timm classifier as a network of one head: uint8 images (B, 3, S, S) -> {head: logits (B, K)}.
+
+    `statistics` are mean and standard deviation per channel, for images in [0, 1]; they travel with it as buffers.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, head: str, classes: int, statistics: tuple[Sequence[float], Sequence[float]]) -> None:
+        super().__init__()
+        self.head = head
+        self.model = timm.create_model(name, num_classes=classes)
+        register_statistics(self, statistics)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {self.head: self.model((images - self.mean) / self.std).float()}
+
+
+def register_statistics(module: nn.Module, found: tuple[Sequence[float], Sequence[float]]) -> None:
+    """Mean and standard deviation of images in [0, 1] as the buffers `mean` and `std`, for images in 0 to 255."""
+    for name, values in zip(("mean", "std"), found, strict=True):
+        module.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1) * 255)
 
 
 def create(name: str, image_size: int) -> nn.Module:

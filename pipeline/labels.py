@@ -187,7 +187,8 @@ class LabelShard:
 
     @property
     def keys(self) -> list[str]:
-        return self.table.column("key").to_pylist()  # type: ignore[no-any-return]
+        keys: list[str] = self.table.column("key").to_pylist()
+        return keys
 
     def row(self, index: int) -> Row | None:
         """Row `index`, or None if the image has no label here."""

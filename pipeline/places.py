@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import posixpath
 import re
 from collections.abc import Iterator
 from typing import IO, Literal
@@ -59,7 +60,7 @@ class Place:
         """The place called `name` from here; an absolute path or URL stands for itself."""
         if URL.match(name) or os.path.isabs(name):
             return Place.of(name)
-        return self.child(name)
+        return Place(self.system, posixpath.normpath(f"{self.path}/{name}"))
 
     def child(self, name: str) -> Place:
         """The place right below this folder that is called `name`, whatever characters that has."""

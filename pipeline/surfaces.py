@@ -12,8 +12,8 @@ Floats = NDArray[np.float64]
 
 RADIUS = 3
 SAME_SURFACE = 0.02
-"""Neighbours whose distance is off by more than this share from where the pixel's slope leads are on another surface."""
-ROUGH = 0.01
+"""Neighbours whose distance is off by more than this share from where the pixel's slope leads are no part of it."""
+ROUGH = 0.007
 """Where the fitted plane leaves more than this share of the distance (root mean square), there is no plane."""
 LEAST_NEIGHBOURS = 16
 """Of 49, the pixel included: what the corner of an image has."""

@@ -19,7 +19,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import tasks
-from pipeline.backbone import Backbone, statistics
+from pipeline.backbone import Backbone, register_statistics, statistics
 from pipeline.checkpoint import load_model, save_model
 from pipeline.labels import LabelSpace
 from tasks.task import FeatureInfo, Features
@@ -63,9 +63,9 @@ class SimplePyramid(nn.Module):
         levels = []
         for project, smooth, stride in zip(self.project, self.smooth, PYRAMID_STRIDES, strict=False):
             source = self.finer(only) if stride < self.stride else only
-            target = [max(side // stride, 1) for side in size]
-            if list(source.shape[-2:]) != target:
-                source = functional.adaptive_avg_pool2d(source, target)
+            height, width = (max(side // stride, 1) for side in size)
+            if source.shape[-2:] != (height, width):
+                source = functional.adaptive_avg_pool2d(source, (height, width))
             levels.append(smooth(project(source)))
         more, _ = self.extra(levels, levels, [])
         return {f"p{number}": level for number, level in enumerate(more, start=3)}
@@ -73,6 +73,9 @@ class SimplePyramid(nn.Module):
 
 class Network(nn.Module):
     """Images in, one raw output per head out. Mean and standard deviation travel with the weights, as buffers."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -89,9 +92,7 @@ class Network(nn.Module):
             seed_part(config.seed, name)
             self.heads[name] = task.head(info)
         seed_part(config.seed, "training")
-        mean, std = statistics(config.backbone)
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
+        register_statistics(self, statistics(config.backbone))
 
     def _build_pyramid(self) -> nn.Module:
         width, channels = self.config.width, self.backbone.channels

@@ -95,16 +95,17 @@ class Task(ABC):
         """The best label that does not look at the image, from the training labels: the trivial baseline."""
 
 
-class DenseHead(nn.Sequential):
+class DenseHead(nn.Module):
     """Three 3x3 convolutions and one linear one on the fused map: (B, W, S/4, S/4) -> (B, outputs, S/4, S/4)."""
 
     def __init__(self, features: FeatureInfo, outputs: int) -> None:
         width = features.pyramid
         hidden = [layer for _ in range(3) for layer in (*conv_norm(width, width), nn.ReLU(inplace=True))]
-        super().__init__(*hidden, nn.Conv2d(width, outputs, 1))
+        super().__init__()
+        self.layers = nn.Sequential(*hidden, nn.Conv2d(width, outputs, 1))
 
-    def forward(self, features: Features) -> Tensor:  # type: ignore[override]
-        output: Tensor = super().forward(features.fused)
+    def forward(self, features: Features) -> Tensor:
+        output: Tensor = self.layers(features.fused)
         return output.float()
 
 

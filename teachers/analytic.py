@@ -12,8 +12,6 @@ from pipeline.artifacts import Inputs, read_json, write_json
 from pipeline.config import TeacherConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from tasks.learning import Predictor
 
 
@@ -48,66 +46,14 @@ def filter_names(teacher: Config) -> list[str]:
     return [f"{wavelength:g}@{angle}" for wavelength in teacher.wavelengths for angle in angles]
 
 
-def gabor_kernels(wavelength: float, orientations: int) -> Tensor:
-    """Quadrature pairs (2 * orientations, 1, k, k): even kernels first; zero mean, unit L1 norm, one-octave envelope.
-
-    Direction a is that of the wave: 0 degrees answers to vertical edges, angles grow counter-clockwise.
-    """
-    import math
-
-    import torch
-
-    sigma = 0.56 * wavelength
-    radius = math.ceil(2.5 * sigma)
-    ys, xs = torch.meshgrid(torch.arange(-radius, radius + 1.0), torch.arange(-radius, radius + 1.0), indexing="ij")
-    envelope = torch.exp(-(xs**2 + ys**2) / (2 * sigma**2))
-    even, odd = [], []
-    for number in range(orientations):
-        angle = math.pi * number / orientations
-        phase = 2 * math.pi * (xs * math.cos(angle) - ys * math.sin(angle)) / wavelength
-        wave = envelope * torch.cos(phase)
-        wave = wave - envelope * (wave.sum() / envelope.sum())  # no answer to a flat image
-        even.append(wave / wave.abs().sum())
-        wave = envelope * torch.sin(phase)
-        odd.append(wave / wave.abs().sum())
-    return torch.stack(even + odd)[:, None]
-
-
 def load(folder: Path) -> Predictor:
-    """The filter bank as a predictor: local energy at a quarter of the input's resolution, on a fixed scale to [0, 1]."""
-    import torch
-    from torch import nn
-    from torch.nn import functional
-
+    """The filter bank as a predictor."""
     from pipeline.labels import LabelSpace
     from tasks.learning import Predictor, Preparation
-    from tasks.task import Prediction
-    from tasks.texture.model import TaskModel
+    from tasks.texture.model import GaborBank, Measured
 
     about = read_json(folder / "model.json")
     teacher = Config.model_validate(about["config"])
-
-    class Bank(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.kernels = nn.ParameterList(
-                nn.Parameter(gabor_kernels(wavelength, teacher.orientations), requires_grad=False)
-                for wavelength in teacher.wavelengths
-            )
-
-        def forward(self, images: Tensor) -> dict[str, Tensor]:
-            grey = images.float().mean(dim=1, keepdim=True) / 255
-            energies = []
-            for kernel in self.kernels:
-                radius = kernel.shape[-1] // 2
-                padded = functional.pad(grey, (radius,) * 4, mode="reflect")
-                even, odd = functional.conv2d(padded, kernel).float().chunk(2, dim=1)
-                energies.append(functional.avg_pool2d((even**2 + odd**2).sqrt(), 4))
-            return {about["head"]: torch.cat(energies, dim=1)}
-
-    class Measured(TaskModel):
-        def predict(self, output: Tensor) -> Prediction:
-            return {"responses": (2 * output).clamp(0, 1).sqrt().permute(0, 2, 3, 1)}
-
     head = Measured(LabelSpace("texture", tuple(filter_names(teacher))))
-    return Predictor(Bank(), {about["head"]: head}, Preparation(teacher.image_size))
+    bank = GaborBank(about["head"], teacher.wavelengths, teacher.orientations)
+    return Predictor(bank, {about["head"]: head}, Preparation(teacher.image_size))

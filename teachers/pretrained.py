@@ -77,12 +77,9 @@ def class_names(teacher: Config) -> list[str]:
 
 
 def load(folder: Path) -> Predictor:
-    """The classifier, normalising as it was trained."""
-    import timm
-    import torch
-    from torch import Tensor, nn
-
+    """The classifier, prepared and normalised as it was trained."""
     import tasks
+    from pipeline.backbone import Classifier
     from pipeline.checkpoint import load_model
     from pipeline.labels import LabelSpace
     from tasks.learning import Predictor, Preparation
@@ -90,18 +87,7 @@ def load(folder: Path) -> Predictor:
     about, weights = load_model(folder)
     if about.get("format") != "timm_classifier":
         raise ConfigError(f"{folder}: a model of format {about.get('format')!r}, not a timm classifier.")
-
-    class Classifier(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = timm.create_model(about["model"], num_classes=len(about["classes"]))
-            self.model.load_state_dict(weights)
-            self.register_buffer("mean", torch.tensor(about["mean"]).view(1, 3, 1, 1) * 255)
-            self.register_buffer("std", torch.tensor(about["std"]).view(1, 3, 1, 1) * 255)
-
-        def forward(self, images: Tensor) -> dict[str, Tensor]:
-            return {about["head"]: self.model((images - self.mean) / self.std).float()}
-
+    network = Classifier(about["model"], about["head"], len(about["classes"]), (about["mean"], about["std"]))
+    network.model.load_state_dict(weights)
     head = tasks.model(LabelSpace("classification", tuple(about["classes"])))
-    preparation = Preparation(about["size"], about["centre"], about["bicubic"])
-    return Predictor(Classifier(), {about["head"]: head}, preparation)
+    return Predictor(network, {about["head"]: head}, Preparation(about["size"], about["centre"], about["bicubic"]))

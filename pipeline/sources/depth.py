@@ -82,8 +82,8 @@ class Source(BaseSource):
         if config.normals == "from_depth" and config.scale == "relative":
             raise ConfigError("normals: 'from_depth' needs distances, and scale is 'relative'; set scale: metric")
         file = self.root / config.cameras
-        given = "cameras" in config.model_fields_set or config.normals == "from_depth"
-        self._files = [existing(file, "cameras", "file")] if given or file.exists() else []
+        needed = config.normals == "from_depth" or config.cameras != Config.model_fields["cameras"].default
+        self._files = [existing(file, "cameras", "file")] if needed or file.exists() else []
         self.cameras = _read_cameras(self._files[0]) if self._files else Cameras()
         unit = self.cameras.unit
         if config.scale == "metric" and unit and not np.isclose(UNITS_M[unit], config.unit_m):

@@ -157,8 +157,9 @@ class Source(BaseSource):
 def _opened(file: Place) -> Iterator[pq.ParquetFile]:
     """The file, read piece by piece; DataError for what goes wrong until it is closed."""
     try:
-        # with a buffer, columns are streamed; without, Arrow reads all of a row group's images at once
-        with pq.ParquetFile(file.path if file.local else file.open(), buffer_size=READ_AHEAD) as parquet:
+        source = file.path if file.local else file.open()
+        # so a row group is streamed page by page; by default Arrow reads the images of all that follow ahead
+        with pq.ParquetFile(source, buffer_size=READ_AHEAD, pre_buffer=False) as parquet:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: not a readable Parquet file ({error})") from error

@@ -31,13 +31,13 @@ POOLED = 7
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
 
 
-class _FloatRPNHead(RPNHead):
+class _FloatRPNHead(RPNHead):  # type: ignore[misc]  # torchvision is untyped
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         scores, deltas = super().forward(x)
         return [score.float() for score in scores], [delta.float() for delta in deltas]
 
 
-class _FloatPredictor(FastRCNNPredictor):
+class _FloatPredictor(FastRCNNPredictor):  # type: ignore[misc]
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         scores, deltas = super().forward(x)
         return scores.float(), deltas.float()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.labels import Value
-from tasks.task import DenseHead, FeatureInfo, Prediction, Target, Task, masked_mean, resample, stack
+from tasks.task import STRIDE, DenseHead, FeatureInfo, Prediction, Target, Task, masked_mean, resample, stack
 
 
 class ExplainedVariance:
@@ -58,3 +61,57 @@ class TaskModel(Task):
         """Each filter's mean response, everywhere."""
         means = [value["responses"].mean(axis=(0, 1), dtype=np.float64) for value in values]
         return {"responses": np.mean(means, axis=0).astype(np.float32).reshape(1, 1, -1)}
+
+
+class Measured(TaskModel):
+    """The task for outputs that are responses already, not logits: those of a filter bank."""
+
+    def predict(self, output: Tensor) -> Prediction:
+        return {"responses": output.permute(0, 2, 3, 1)}
+
+
+class GaborBank(nn.Module):
+    """Local energy of Gabor filters: uint8 images (B, 3, S, S) -> {head: (B, scales * orientations, S/4, S/4)}.
+
+    The energy of a quadrature pair does not depend on the phase of the texture below it. Its square root on the
+    fixed scale of `RANGE` fills [0, 1] evenly; stronger answers are cut off.
+    """
+
+    RANGE = 0.5
+
+    def __init__(self, head: str, wavelengths: Sequence[float], orientations: int) -> None:
+        super().__init__()
+        self.head = head
+        kernels = [gabor_kernels(wavelength, orientations) for wavelength in wavelengths]
+        self.kernels = nn.ParameterList(nn.Parameter(kernel, requires_grad=False) for kernel in kernels)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        grey = images.float().mean(dim=1, keepdim=True) / 255
+        energies = []
+        for kernel in self.kernels:
+            radius = kernel.shape[-1] // 2
+            padded = functional.pad(grey, (radius,) * 4, mode="reflect")
+            even, odd = functional.conv2d(padded, kernel).float().chunk(2, dim=1)
+            energies.append(functional.avg_pool2d((even**2 + odd**2).sqrt(), STRIDE))
+        return {self.head: (torch.cat(energies, dim=1) / self.RANGE).clamp(0, 1).sqrt()}
+
+
+def gabor_kernels(wavelength: float, orientations: int) -> Tensor:
+    """Quadrature pairs (2 * orientations, 1, k, k), even ones first: zero mean, unit L1 norm, about one octave wide.
+
+    The direction is that of the wave: 0 degrees answers to vertical edges, angles grow counter-clockwise.
+    """
+    sigma = 0.56 * wavelength
+    radius = math.ceil(2.5 * sigma)
+    ys, xs = torch.meshgrid(torch.arange(-radius, radius + 1.0), torch.arange(-radius, radius + 1.0), indexing="ij")
+    envelope = torch.exp(-(xs**2 + ys**2) / (2 * sigma**2))
+    even, odd = [], []
+    for number in range(orientations):
+        angle = math.pi * number / orientations
+        phase = 2 * math.pi * (xs * math.cos(angle) - ys * math.sin(angle)) / wavelength
+        wave = envelope * torch.cos(phase)
+        wave = wave - envelope * (wave.sum() / envelope.sum())  # no answer to a flat image
+        even.append(wave / wave.abs().sum())
+        wave = envelope * torch.sin(phase)
+        odd.append(wave / wave.abs().sum())
+    return torch.stack(even + odd)[:, None]

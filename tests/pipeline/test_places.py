@@ -41,7 +41,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert names(root) == ["2.jpg", "gone.jpg", "itself", "linked/1.jpg", "linked too/1.jpg"]
     gone = Place.of(str(root)) / "gone.jpg"
     assert gone.stamp() == (-1, 0)
-    with pytest.raises(DataError, match="gone.jpg: there is no such file"):
+    with pytest.raises(DataError, match=r"gone.jpg: there is no such file"):
         gone.read()
 
 
@@ -97,7 +97,7 @@ def test_missing_paths_are_named_with_their_option(tmp_path: Path) -> None:
     touch(tmp_path, "x")
     with pytest.raises(ConfigError, match=f"path: there is no folder {tmp_path}/none"):
         existing(Place.of(str(tmp_path / "none")), "path", "folder")
-    with pytest.raises(ConfigError, match="path: .*/x is not a folder"):
+    with pytest.raises(ConfigError, match=r"path: .*/x is not a folder"):
         existing(Place.of(str(tmp_path / "x")), "path", "folder")
     with pytest.raises(ConfigError, match="nosuch://x"):
         Place.of("nosuch://x")

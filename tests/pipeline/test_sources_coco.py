@@ -124,7 +124,7 @@ def test_a_size_that_disagrees_is_named_and_exif_is_suspected(tmp_path: Path) ->
     record = only(opened(tmp_path))
     with pytest.raises(DataError, match=r"100x50, the upright image 50x100.*EXIF"):
         record.truth((50, 100))
-    with pytest.raises(DataError, match="the annotations say 100x50, the upright image 200x100$"):
+    with pytest.raises(DataError, match=r"the annotations say 100x50, the upright image 200x100$"):
         record.truth((200, 100))
 
 

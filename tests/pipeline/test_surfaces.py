@@ -94,6 +94,13 @@ def test_pixels_between_two_surfaces_are_unknown() -> None:
     assert degrees(found, np.array([0, 0, 1.0])).max() < 0.1
 
 
+@pytest.mark.parametrize("depth_of_leaves", [0.03, 0.1])
+def test_what_is_no_surface_has_no_normals(depth_of_leaves: float) -> None:
+    leaves = 2 + np.random.default_rng(0).uniform(-2, 2, SHAPE) * depth_of_leaves
+    found = normals_from_depth(leaves.astype(np.float32), CAMERA)
+    assert (np.abs(found).sum(-1) > 0).mean() < 0.1
+
+
 def test_millimetres_and_sensor_noise_cost_a_few_degrees() -> None:
     depth = plane((0, 1, 0.8), 1.0)
     noisy = depth + np.random.default_rng(0).normal(0, 0.0015, SHAPE) * depth**2

@@ -1,0 +1,169 @@
+"""What all tests share: one compute thread, real data where there is some, tiny networks, tiny stores, a tiny world."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: it reads them once
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.artifacts import Artifact, Inputs, Step, Workspace, hash_file
+from pipeline.images import ImageShard, NewImage, ShardWriter
+from pipeline.labels import Label, LabelSpace, LabelWriter, Value, about_store
+from pipeline.runtime import Runtime
+
+if TYPE_CHECKING:
+    from pipeline.loader import Shelf
+    from tasks.network import Network
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+Pixels = NDArray[np.uint8]
+Labels = Mapping[str, tuple[Label, Sequence[Value | None]]]
+
+WORLD = """
+name: world
+data:
+  pool: {kind: scenes, count: 7, seed: 1, size: 48}
+  truth: {kind: scenes, count: 9, seed: 2, size: 48, val: 3, tasks: [classification, detection, segmentation, depth]}
+shard_images: 4
+teachers:
+  kinds: {kind: supervised, task: classification, data: truth, backbone: test_resnet, image_size: 32, width: 16,
+    steps: 1, batch: 4}
+  masks: {kind: supervised, task: segmentation, data: truth, backbone: test_resnet, image_size: 32, width: 16,
+    steps: 1, batch: 4}
+  boxes: {kind: supervised, task: detection, data: truth, backbone: test_resnet, image_size: 32, width: 16,
+    proposals: 16, steps: 1, batch: 4}
+  depth: {kind: supervised, task: depth, data: truth, backbone: test_resnet, image_size: 32, width: 16,
+    steps: 1, batch: 4, lr: 0.002}
+  gabor: {kind: analytic, image_size: 32, wavelengths: [4.0]}
+pool: [pool, truth]
+student: {backbone: test_resnet, image_size: 32, width: 16, proposals: 16, steps: 2, batch: 4, loss_weights: {gabor: 1}}
+"""
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data: `MUST_DATA`, or `../shared/data`; without one the test is skipped."""
+    folder = Path(os.environ.get("MUST_DATA", SHARED))
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is not a folder; MUST_DATA names another")
+    return folder
+
+
+def png(pixels: Pixels) -> bytes:
+    """An RGB picture (H, W, 3) as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Runtime:
+    """This machine's CPU in 32 bits with one worker, its root in the test's own folder."""
+    return Runtime(tmp_path / "root", "cpu", "32", 1)
+
+
+@pytest.fixture
+def make_images(tmp_path: Path) -> Callable[[str, Sequence[Pixels]], ImageShard]:
+    """Writes an image shard of PNGs: (name, pictures) -> the shard, opened."""
+
+    def make(name: str, pictures: Sequence[Pixels]) -> ImageShard:
+        writer = ShardWriter(tmp_path / "images", name)
+        for number, pixels in enumerate(pictures):
+            writer.add(NewImage(png(pixels), "png", pixels.shape[1], pixels.shape[0], f"{name}/{number}.png"))
+        writer.close()
+        return ImageShard(writer.tar_path, hash_file(writer.tar_path))
+
+    return make
+
+
+@pytest.fixture
+def make_shelf(
+    tmp_path: Path, make_images: Callable[[str, Sequence[Pixels]], ImageShard]
+) -> Callable[[str, Sequence[Pixels], Labels], Shelf]:
+    """Writes an image shard and its label shards: (name, pictures, per head its label and values) -> a shelf."""
+
+    def make(name: str, pictures: Sequence[Pixels], labels: Labels) -> Shelf:
+        from pipeline.loader import Layer, Shelf  # noqa: PLC0415 - torch, only where it is needed
+
+        shard = make_images(name, pictures)
+        layers = {}
+        for head, (label, values) in labels.items():
+            path = tmp_path / "labels" / head / f"{name}.parquet"
+            writer = LabelWriter(path, label, about_store(label, "test", shard.sha256))
+            for key, value in zip(shard.keys, values, strict=True):
+                writer.add(key, None if value is None else label.encode(value), "none" if value is None else "ok")
+            writer.close()
+            layers[head] = (Layer(path, label),)
+        return Shelf(shard, np.arange(len(shard)), layers)
+
+    return make
+
+
+@pytest.fixture
+def noise() -> Callable[..., Pixels]:
+    """Pictures of random pixels: (seed, height, width) -> (H, W, 3) uint8, no two alike."""
+
+    def make(seed: int, height: int = 32, width: int = 32) -> Pixels:
+        return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+    return make
+
+
+@pytest.fixture
+def make_network() -> Callable[..., Network]:
+    """Builds a small network: (label space by head, then any of NetworkConfig's fields) -> the network."""
+
+    def make(heads: Mapping[str, LabelSpace], **fields: Any) -> Network:
+        from tasks.network import Network, NetworkConfig  # noqa: PLC0415
+
+        spaces = {name: space.to_json() for name, space in heads.items()}
+        small = {"backbone": "test_resnet", "image_size": 32, "width": 16, "proposals": 16}
+        return Network(NetworkConfig(heads=spaces, **{**small, **fields}))
+
+    return make
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A recipe carried out up to its pool's labels, and what carries out the rest."""
+
+    steps: dict[str, Step]
+    artifacts: dict[str, Artifact]
+    workspace: Workspace
+    runtime: Runtime
+
+    def inputs(self, step: str, without: Sequence[str] = ()) -> Inputs:
+        """The inputs of a step, some left out by name."""
+        names = [name for name in self.steps[step].inputs if name not in without]
+        return Inputs({name: self.artifacts[name] for name in names}, self.runtime)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Two tiny sets of generated scenes, five barely trained teachers, and their labels of both sets."""
+    from flows.dag import build_steps  # noqa: PLC0415 - half the product
+    from pipeline.config import parse_recipe  # noqa: PLC0415
+    from tasks import learning  # noqa: F401, PLC0415
+
+    gc.collect()
+    gc.freeze()  # the libraries' objects: or every collection walks them, half a second each
+    workspace = Workspace(tmp_path_factory.mktemp("world"))
+    runtime = Runtime(workspace.root, "cpu", "32", 1)
+    steps = {step.name: step for step in build_steps(parse_recipe(WORLD, "world"))}
+    artifacts: dict[str, Artifact] = {}
+    for name in list(steps)[: list(steps).index("student")]:
+        inputs = {other: artifacts[other] for other in steps[name].inputs}
+        artifacts[name] = workspace.make(steps[name], Inputs(inputs, runtime))
+    return World(steps, artifacts, workspace, runtime)
