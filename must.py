@@ -84,6 +84,63 @@ def plan_command(recipe: RecipePath, root: Root = DEFAULT_ROOT, override: Overri
     Console().show_plan(plan(recipe, root, override))
 
 
+@app.command("init")
+def init_command(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders with images, labelled or not.")],
+    to: Annotated[Path, typer.Option("--to", help="The recipe to write.")] = Path("recipe.yaml"),
+) -> None:
+    """Write a commented recipe for the folders it is shown."""
+    from flows.starter import write_recipe
+
+    for line in write_recipe(folders, to):
+        print(line)
+    print(f"Wrote {to}. Next: must plan {to}")
+
+
+@app.command("doctor")
+def doctor_command(
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="Look at its data as well.")] = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Check environment, device, versions and data; ends with 2 if something is wrong."""
+    from flows.doctor import examine
+
+    sound = True
+    for fine, what, found in examine(root.resolve(), recipe):
+        sound &= fine
+        print(f"{'ok ' if fine else 'BAD'} {what:<34} {found}", flush=True)
+    if not sound:
+        raise typer.Exit(2)
+
+
+@app.command("schema")
+def schema_command() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from flows.reference import schema
+
+    print(schema())
+
+
+export = typer.Typer(no_args_is_help=True, help="Take results out of a root, in forms that other tools read.")
+app.add_typer(export, name="export")
+
+
+@export.command("backbone")
+def export_backbone_command(
+    recipe: RecipePath,
+    to: Annotated[Path, typer.Option("--to", help="The file to write, *.safetensors.")],
+    root: Root = DEFAULT_ROOT,
+    override: Overrides = None,
+) -> None:
+    """Write the student's backbone as a file that timm loads."""
+    from pipeline.artifacts import require
+    from pipeline.export.backbone import export_backbone
+
+    student = next(each.artifact for each in plan(recipe, root, override) if each.step.name == "student")
+    line = export_backbone(require(student, "student"), to)
+    print(f"Wrote {to}. Load it with\n    {line}")
+
+
 def main() -> None:
     """The command; ends with 0, 2 (configuration), 3 (data) or 75 (stopped, and resumable)."""
     from pipeline.errors import MustError

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Inputs, read_json, write_json
-from pipeline.labels import Value
+from pipeline.artifacts import Artifact, Inputs, read_json, write_json
+from pipeline.labels import LabelSpace, Value
 from pipeline.loader import Library
 from tasks.ingest import IngestedSet
-from tasks.learning import network_predictor
+from tasks.learning import Predictor, network_predictor
 from tasks.network import Network
 from tasks.scoring import score
 from tasks.shelves import held_out_keys, truth_library
@@ -22,40 +23,72 @@ BATCH = 16
 
 
 def evaluate(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Write `metrics.json`: a record per model, task, set and metric; results are kept by teacher."""
+    """Write `metrics.json`: a record per model, task, set and metric; results are kept by teacher.
+
+    Each teacher, and the student's head for it, is measured on the set it was trained on and on those of
+    `config["sets"]` that share its task and classes, on the held-out split `config["splits"]` or the other one.
+    """
     network = Network.load(inputs["student"].path)
     about = read_json(inputs["student"].path / "model.json")
     student = network_predictor(network).settle(inputs.runtime, about, BATCH)
-    records = []
-    for name, made in inputs.of_kind("teacher").items():
-        teacher = read_json(made.path / "teacher.json")
-        if teacher["data"] is None:
-            continue
-        found = IngestedSet(inputs[f"data.{teacher['data']}"])
-        split, task = found.held_out(config["splits"]), teacher["space"]["task"]
-        if split is None:
-            continue
-        inputs.runtime.progress("evaluate", 0.0, f"{name} on {teacher['data']}/{split}")
-        library = truth_library(found, split, {name: task})
-        predictor = importlib.import_module(f"teachers.{teacher['kind']}").load(made.path)
-        predictor.settle(inputs.runtime, read_json(made.path / "model.json"), BATCH)
-        models = {f"teacher:{name}": predictor} | ({"student": student} if name in student.heads else {})
-        scores = {model: score(one, library, {name: name}, inputs.runtime) for model, one in models.items()}
-        train = truth_library(found, "train", {name: task}, held_out_keys(found))
-        scores["baseline"] = score_constant(predictor.heads[name], name, train, library)
-        context = {
-            "task": task,
-            "dataset": teacher["data"],
-            "head": name,
-            "split": split,
-            "n": len(library),
-            "seed": config["seed"],
-            "protocol": PROTOCOL,
-        }
-        records += records_of(scores, predictor.heads[name], context)
+    records: list[dict[str, Any]] = []
+    trials = list(_trials(config, inputs))
+    for number, trial in enumerate(trials):
         inputs.runtime.check_stop("evaluate")
+        inputs.runtime.progress("evaluate", number / len(trials), f"{trial.head} on {trial.set_name}/{trial.split}")
+        records += _measure(trial, student, inputs, config["seed"])
     write_json(out / "metrics.json", records)
     return {"records": len(records)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One teacher on one set."""
+
+    head: str
+    made: Artifact
+    set_name: str
+    found: IngestedSet
+    split: str
+    task: str
+    trained_on: IngestedSet | None
+
+
+def _trials(config: Mapping[str, Any], inputs: Inputs) -> Iterator[Trial]:
+    sets = {name: IngestedSet(made) for name, made in inputs.of_kind("data").items()}
+    for head, made in inputs.of_kind("teacher").items():
+        about = read_json(made.path / "teacher.json")
+        space = LabelSpace.from_json(about["space"])
+        own = [about["data"]] if about["data"] else []
+        for name in dict.fromkeys(own + config["sets"]):
+            split = sets[name].held_out(config["splits"])
+            if split and sets[name].spaces.get(space.task) == space:
+                yield Trial(head, made, name, sets[name], split, space.task, sets.get(about["data"]))
+
+
+def _measure(trial: Trial, student: Predictor, inputs: Inputs, seed: int) -> list[dict[str, Any]]:
+    """The records of student, teacher and baseline on one set."""
+    head, library = trial.head, truth_library(trial.found, trial.split, {trial.head: trial.task})
+    teacher = importlib.import_module(f"teachers.{read_json(trial.made.path / 'teacher.json')['kind']}").load(
+        trial.made.path
+    )
+    teacher.settle(inputs.runtime, read_json(trial.made.path / "model.json"), BATCH)
+    models = {f"teacher:{head}": teacher} | ({"student": student} if head in student.heads else {})
+    scores = {model: score(one, library, {head: head}, inputs.runtime) for model, one in models.items()}
+    task = teacher.heads[head]
+    if trial.trained_on:
+        train = truth_library(trial.trained_on, "train", {head: trial.task}, held_out_keys(trial.trained_on))
+        scores["baseline"] = score_constant(task, head, train, library)
+    context = {
+        "task": trial.task,
+        "dataset": trial.set_name,
+        "head": head,
+        "split": trial.split,
+        "n": len(library),
+        "seed": seed,
+        "protocol": PROTOCOL,
+    }
+    return records_of(scores, task, context)
 
 
 def score_constant(task: Task, head: str, train: Library, library: Library) -> dict[str, float]:

@@ -26,7 +26,7 @@ def build_steps(recipe: Recipe) -> list[Step]:
     label = Step("label", "teachers.labelling.labeller:label_pool", labelling, ("pool", *pooled, *makers))
     learning = {"student": _settings(recipe.student), "seed": recipe.seed, **_start(recipe.student)}
     student = Step("student", "student.train:train_student", learning, ("pool", "label", *pooled, *makers))
-    measured = {"splits": recipe.evaluate.splits, "seed": recipe.seed}
+    measured = {**recipe.evaluate.model_dump(mode="json"), "seed": recipe.seed}
     evaluate = Step("evaluate", "evaluation.evaluate:evaluate", measured, ("student", *sets, *makers))
     return [*ingests, *teachers, pool, label, student, evaluate]
 

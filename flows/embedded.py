@@ -129,16 +129,20 @@ class Server:
         began = time.monotonic()
         while not self._answers():
             runtime.check_stop("the start of Prefect's server")
-            if self._child.poll() is not None:
-                raise ConfigError(
-                    f"Prefect's server did not start: {self._last_words()} The whole of it is in {self.log}. "
-                    f"Install the versions that constraints.txt names, {INLINE}."
-                )
+            self.check()
             if time.monotonic() - began > PATIENCE_S:
                 raise ConfigError(
                     f"Prefect's server did not answer within {PATIENCE_S:.0f} s; see {self.log}. Try again, {INLINE}."
                 )
             time.sleep(0.1)
+
+    def check(self) -> None:
+        """Raise ConfigError, with what it said last, if the child has ended."""
+        if self._child.poll() is not None:
+            raise ConfigError(
+                f"Prefect's server did not start: {self._last_words()} The whole of it is in {self.log}. "
+                f"Install the versions that constraints.txt names, {INLINE}."
+            )
 
     def _answers(self) -> bool:
         try:

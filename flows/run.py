@@ -54,7 +54,7 @@ class Run:
         rows = [{"step": p.step.name, "action": p.action, "why": p.why} for p in planned]
         write_json(self.folder / "plan.json", rows)
 
-    def event(self, kind: str, **facts: Any) -> None:
+    def event(self, kind: str, /, **facts: Any) -> None:
         """Append a line to events.jsonl."""
         line = json.dumps({"time": round(time.time(), 3), "event": kind, **facts})
         with self._lock, open(self.folder / "events.jsonl", "a", encoding="utf-8") as file:

@@ -1,10 +1,10 @@
 """A run as a Prefect flow: a task run per step, one after the other, in this process.
 
 What is done is known from disk alone. Prefect shows a run and decides nothing, so it caches and keeps no result: a
-step found on disk is a task run that ends as `Cached`. Tasks are called, not submitted: a signal reaches the step
-that is at work, and there is one device to work on.
+step found on disk is a task run that ends as `Cached`. Tasks are called, not submitted: there is one device to work
+on, and a signal reaches the step that is at work.
 
-Import this with Prefect's settings in place (`flows.selftrain`): Prefect reads them when it is imported.
+Import this with Prefect's settings in place (`flows.selftrain` sees to it): Prefect reads them when it is imported.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from types import TracebackType
 from uuid import UUID
 
 import prefect.runtime.flow_run
-from prefect import flow, task
+from prefect import State, flow, task
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import TerminationSignal
-from prefect.states import Cancelled, Completed, State
+from prefect.states import Cancelled, Completed
 
 from flows.run import Run, carry_out, stopping
 from pipeline.artifacts import Artifact, Step
@@ -35,22 +35,159 @@ from pipeline.errors import MustError, Stopped
 from pipeline.runtime import Runtime
 
 EVERY_S = 5.0
-"""Between updates of a step's progress in Prefect."""
-RECORDED_S = 30.0
-"""How long the end of a run waits for the server to have written down its task runs."""
-COLUMNS = ("task", "dataset", "split", "metric", "better", "model", "value", "n", "seed")
+"""Between updates of a step's bar in Prefect; steps that end sooner get none."""
+PATIENCE_S = 30.0
+"""For Prefect to take down what happened, at the end of a run."""
+COLUMNS = ("task", "dataset", "split", "metric", "better", "model", "value", "n")
 
 
-def carry_out_as_flow(run: Run) -> dict[str, Artifact]:
-    """All steps as task runs of one flow run. Raises what a step raised, or MustError if Prefect itself failed."""
-    shown = Shown(run)
+def carry_out_as_flow(run: Run, steps: Steps) -> dict[str, Artifact]:
+    """All steps as task runs of one flow run `selftrain`; `steps` is new, and tells afterwards what became of them.
+
+    Raises what a step raised, as it raised it, and MustError if Prefect failed before the last step was done.
+    """
+
+    @flow(name="selftrain", flow_run_name=run.folder.name, persist_result=False, validate_parameters=False)
+    def selftrain(recipe: str, root: str) -> State[None]:
+        steps.flow_run = UUID(prefect.runtime.flow_run.id)
+        try:
+            with stopping(run.runtime.stop):  # Prefect's handler would end a step anywhere, its state unsaved
+                steps.artifacts = carry_out(run, steps.execute)
+        except Stopped as stopped:
+            return Cancelled(message=str(stopped))
+        show_metrics(steps.artifacts["evaluate"], run)
+        return Completed(message=f"{run.made} steps made, {len(run.planned) - run.made} reused")
+
+    failure = ""
     try:
-        shown.flow_run()
-    except TerminationSignal:  # a SIGTERM in the moments when Prefect's own handler is in place
+        state = selftrain(run.recipe.name, str(run.workspace.root), return_state=True)
+        failure = state.message or state.name or ""
+    except TerminationSignal:  # a SIGTERM in the moments when Prefect's handler is in place
         run.runtime.stop.set()
         run.runtime.check_stop("Prefect")
-    finally:
-        if shown.problem:
-            error, trace = shown.problem
+    except Exception as error:  # noqa: BLE001 - whatever went wrong in Prefect, what is on disk counts
+        failure = f"{type(error).__name__}: {error}"
+        run.event("prefect", error=failure)
+    steps.reraise()
+    if not steps.artifacts:
+        raise MustError(f"Prefect ended the run ({failure}). Run again to go on, or with -o runtime.runner=inline.")
+    return steps.artifacts
+
+
+class Steps:
+    """The steps of a run as task runs of the current flow run."""
+
+    def __init__(self) -> None:
+        self.flow_run: UUID | None = None
+        self.artifacts: dict[str, Artifact] = {}
+        self.states: dict[str, State[None]] = {}
+        self._raised: tuple[Exception, TracebackType | None] | None = None
+
+    def execute(self, run: Run, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
+        """One step, its task run drawn behind those of its inputs."""
+        obtained: list[Artifact] = []
+
+        @task(name=step.name, task_run_name=step.name, cache_policy=NO_CACHE, persist_result=False)
+        def attempt() -> State[None]:
+            try:
+                artifact, state = obtain(run, step, inputs)
+            except Exception as error:
+                self._raised = error, error.__traceback__
+                if isinstance(error, Stopped):
+                    return Cancelled(message=str(error))
+                raise
+            obtained.append(artifact)
+            return state
+
+        before = [self.states[name] for name in step.inputs]
+        self.states[step.name] = attempt(wait_for=before, return_state=True)
+        self.reraise()
+        return obtained[0]
+
+    def reraise(self) -> None:
+        """Raise what a step raised, with its own traceback: Prefect's frames would be most of it."""
+        if self._raised:
+            error, trace = self._raised
             raise error.with_traceback(trace)
-    return shown.artifacts
+
+
+def obtain(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> tuple[Artifact, State[None]]:
+    """The artifact of a step, found or made, and the state that tells which."""
+    found = run.reuse(step, inputs)
+    if found:
+        return found, Completed(name="Cached", message=f"found on disk: {found.path}")
+    with mirrored(run.runtime) as runtime:
+        made = run.make(step, inputs, runtime)
+    return made, Completed(message=f"made: {made.path}")
+
+
+@contextlib.contextmanager
+def mirrored(runtime: Runtime) -> Iterator[Runtime]:
+    """The runtime, its progress also shown as a bar of the current task run."""
+    bar = _Bar()
+
+    def progress(step: str, done: float, line: str) -> None:
+        runtime.progress(step, done, line)
+        bar.latest = (done, line)
+
+    # a thread of its own: training never waits for an answer; the context tells it which task run it belongs to
+    follower = threading.Thread(target=contextvars.copy_context().run, args=(bar.follow,), daemon=True)
+    follower.start()
+    try:
+        yield dataclasses.replace(runtime, progress=progress)
+    finally:
+        bar.ended.set()
+        follower.join(EVERY_S)
+
+
+class _Bar:
+    """A progress artifact that follows the latest report."""
+
+    def __init__(self) -> None:
+        self.latest: tuple[float, str] | None = None
+        self.ended = threading.Event()
+        self._identity: UUID | None = None
+
+    def follow(self) -> None:
+        shown = None
+        while not self.ended.wait(EVERY_S):
+            if self.latest and self.latest != shown:
+                shown = self.latest
+                self._show(*shown)
+        if self._identity and self.latest:
+            self._show(*self.latest)
+
+    def _show(self, done: float, line: str) -> None:
+        with contextlib.suppress(Exception):  # a bar is not worth a run; the next report tries again
+            if self._identity is None:
+                self._identity = create_progress_artifact(done * 100, description=line)
+            else:
+                update_progress_artifact(self._identity, done * 100, description=line)
+
+
+def settle(steps: Steps, embedded: bool) -> None:
+    """Send off what Prefect's client still holds; an embedded server is also given the time to write it down."""
+    EventsWorker.drain_all(timeout=PATIENCE_S)
+    deadline = time.monotonic() + PATIENCE_S
+    with contextlib.suppress(Exception):  # the server may be gone
+        while embedded and steps.flow_run and time.monotonic() < deadline:
+            if _recorded(steps.flow_run) >= len(steps.states):
+                break
+            time.sleep(0.1)
+
+
+def _recorded(flow_run: UUID) -> int:
+    """How many task runs of a flow run have come to their end in the server's database."""
+    with get_client(sync_client=True) as client:
+        found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])))
+    return sum(each.state is not None and each.state.is_final() for each in found)
+
+
+def show_metrics(evaluated: Artifact, run: Run) -> None:
+    """The records of `metrics.json` as a table artifact of the current flow run."""
+    records = json.loads((evaluated.path / "metrics.json").read_text(encoding="utf-8"))
+    rows = [{column: record[column] for column in COLUMNS} for record in records]
+    try:
+        create_table_artifact(rows, key="metrics", description=f"{run.recipe.name}: {run.folder}")
+    except Exception as error:  # noqa: BLE001 - the results are on disk; that they are not shown is noted
+        run.event("prefect", error=f"no table of metrics: {error}")

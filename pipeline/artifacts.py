@@ -151,11 +151,13 @@ class Workspace:
         return Artifact(folder, manifest)
 
     def make(self, step: Step, inputs: Inputs) -> Artifact:
-        """Run the step in its folder and seal it. A folder without a manifest is the step's own to go on from."""
+        """Run the step in its folder and seal it. What an unfinished attempt left in `work` and `log` is the step's to
+        go on from; anything else it left is gone first.
+        """
         mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
         folder = self.folder(step, mark)
-        (folder / MANIFEST).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
+        _clear(folder)
         began = time.time()
         counts = step.function()(step.config, inputs, folder)
         shutil.rmtree(folder / WORK, ignore_errors=True)
@@ -185,6 +187,15 @@ class Workspace:
             return None
         newest = max(found, key=lambda path: path.stat().st_mtime_ns)
         return Artifact(newest.parent, read_json(newest))
+
+
+def _clear(folder: Path) -> None:
+    (folder / MANIFEST).unlink(missing_ok=True)  # first: from here on the folder is unfinished
+    for entry in folder.iterdir():
+        if entry.is_dir() and entry.name not in (WORK, LOG):
+            shutil.rmtree(entry)
+        elif entry.is_file():
+            entry.unlink()
 
 
 def _contents(folder: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 class AugmentConfig(BaseModel):
     """How far training views may go. Zeros (and `area` 1) leave the image as it is."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     area: float = Field(default=0.3, gt=0, le=1)
     """Smallest share of the image's area that a crop may have; the largest is the whole."""
@@ -32,9 +32,11 @@ class AugmentConfig(BaseModel):
     flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of mirroring left to right."""
     brightness: float = Field(default=0.3, ge=0, lt=1)
+    """Largest relative change, either way."""
     contrast: float = Field(default=0.3, ge=0, lt=1)
+    """Largest relative change, either way."""
     saturation: float = Field(default=0.3, ge=0, lt=1)
-    """Largest relative change of each, either way."""
+    """Largest relative change, either way."""
 
 
 NOTHING = AugmentConfig(area=1, aspect=1, flip=0, brightness=0, contrast=0, saturation=0)
@@ -58,6 +60,7 @@ def draw(config: AugmentConfig, rng: np.random.Generator) -> View:
     area, aspect, x, y, flip, *colour = rng.random(8)
     share = config.area + (1 - config.area) * area
     ratio = math.exp((2 * aspect - 1) * math.log(config.aspect))
+    ratio = min(max(ratio, share), 1 / share)  # or a side would reach beyond the image, and cutting it lose area
     width, height = min(math.sqrt(share * ratio), 1.0), min(math.sqrt(share / ratio), 1.0)
     left, top = x * (1 - width), y * (1 - height)
     box = (left, top, left + width, top + height)

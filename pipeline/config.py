@@ -31,26 +31,30 @@ Name = Annotated[str, Field(pattern=NAME)]
 class Section(BaseModel):
     """A part of the recipe: unknown keys are errors, values don't change once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class FitConfig(Section):
     """A training schedule."""
 
     epochs: float | None = Field(default=None, gt=0)
+    """Passes over the images; 10 if neither epochs nor steps is given."""
     steps: int | None = Field(default=None, ge=1)
-    """At most one of the two; 10 epochs if neither is given."""
+    """Optimiser steps, instead of epochs."""
     batch: int = Field(default=32, ge=1)
     """Images per optimiser step."""
     accumulate: int = Field(default=1, ge=1)
     """Into how many forward and backward passes a batch is split; must divide it."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with momentum."""
     lr: float = Field(default=1e-3, gt=0)
+    """Highest learning rate of the schedule."""
     backbone_lr: float = Field(default=1.0, ge=0)
     """Factor on the learning rate of the backbone."""
     weight_decay: float = Field(default=0.05, ge=0)
+    """On weight matrices; biases and norms have none."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Of sgd."""
+    """Of SGD."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps with a linearly rising learning rate; a cosine to zero follows."""
     clip: float | None = Field(default=1.0, gt=0)
@@ -87,13 +91,16 @@ class TrainingConfig(FitConfig):
     proposals: int = Field(default=128, ge=8)
     """Region proposals per image that detection's box head looks at."""
     augment: AugmentConfig = AugmentConfig()
+    """How far training views may go."""
 
 
 class TeacherConfig(Section):
     """What every teacher states."""
 
     kind: str
+    """What makes the teacher: the name of a file in `teachers/`."""
     task: str
+    """What it teaches: the name of a folder in `tasks/`."""
     require: dict[str, float] = {}
     """Metrics to reach on its held-out images before it may label, for example {miou: 0.3}."""
 
@@ -115,6 +122,7 @@ class LabellingConfig(Section):
     """How the pool is labelled; none of it changes a label but `max_failed`, which can refuse a run."""
 
     batch: int = Field(default=32, ge=1)
+    """Images that go through a teacher at once."""
     max_failed: float = Field(default=0.02, ge=0, le=1)
     """Share of images that may fail to be labelled before the step fails."""
 
@@ -124,15 +132,19 @@ class EvaluateConfig(Section):
 
     splits: Literal["test", "val"] = "test"
     """Held-out split that is preferred; the other is used where a set lacks it."""
+    sets: list[str] = []
+    """Further sets to measure on: every teacher, and the student's head for it, whose task and classes a set shares."""
 
 
 class RuntimeConfig(Section):
     """The machine: nothing here changes a result's fingerprint."""
 
     device: Device = "auto"
+    """`auto` takes a GPU if there is one."""
     precision: Precision = "auto"
+    """`auto` measures whether bfloat16 is faster, for every model and for training and prediction apart."""
     runner: Literal["inline", "threads"] = "threads"
-    """`inline` runs the steps in this process without Prefect."""
+    """`threads` runs the steps as a Prefect flow, `inline` in this process without Prefect."""
     workers: int = Field(default=0, ge=0)
     """Threads for decoding and encoding; 0 = one per core."""
 
@@ -159,16 +171,25 @@ class Recipe(Section):
     """A whole run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """What the run is called: its folder's name begins with it."""
     seed: int = Field(default=0, ge=0)
+    """Of everything that is drawn at random."""
     runtime: RuntimeConfig = RuntimeConfig()
+    """The machine."""
     data: dict[Name, Annotated[SourceConfig, KindOf("pipeline.sources")]]
+    """Sets of images by name, labelled or not."""
     shard_images: int = Field(default=500, ge=1)
     """Images per shard: the unit of storage, labelling and retry."""
     teachers: dict[Name, Annotated[TeacherConfig, KindOf("teachers")]]
+    """Teachers by name."""
     pool: list[str]
+    """Sets whose training images all teachers label and the student learns from, in this order."""
     labelling: LabellingConfig = LabellingConfig()
+    """How the pool is labelled."""
     student: StudentConfig
+    """The multi-task student."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """What is measured at the end."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Recipe:
@@ -181,6 +202,9 @@ class Recipe(Section):
                 raise ValueError(
                     f"teachers.{name}.data is {wanted!r}, not under data; there are {', '.join(self.data)}"
                 )
+        for name in self.evaluate.sets:
+            if name not in self.data:
+                raise ValueError(f"evaluate.sets names {name!r}, not under data; there are {', '.join(self.data)}")
         for name in self.student.loss_weights:
             if name not in self.teachers:
                 known = ", ".join(self.teachers)

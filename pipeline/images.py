@@ -127,7 +127,6 @@ class ImageShard:
         self.keys: list[str] = table.column("key").to_pylist()
         self._offsets: list[int] = table.column("offset").to_pylist()
         self._lengths: list[int] = table.column("length").to_pylist()
-        self._file: int | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -136,25 +135,19 @@ class ImageShard:
         return ImageRow(**self.table.slice(index, 1).to_pylist()[0])
 
     def read(self, index: int) -> bytes:
-        """The bytes of image `index`. Raises DataError if the tar is shorter than its index says."""
-        if self._file is None:
-            self._file = os.open(self.path, os.O_RDONLY)
-        data = os.pread(self._file, self._lengths[index], self._offsets[index])
+        """The bytes of image `index`. Raises DataError if the tar is not there or shorter than its index says.
+
+        The tar is opened for each image, some ten microseconds: a pool of thousands of shards would use up the
+        process's file handles if each kept its own.
+        """
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                data = os.pread(file.fileno(), self._lengths[index], self._offsets[index])
+        except OSError as error:
+            raise DataError(f"{self.path}: can't be read ({error.strerror}): image {self.keys[index]}.") from error
         if len(data) != self._lengths[index]:
             raise DataError(f"{self.path}: cut short: image {self.keys[index]} needs bytes that are not there.")
         return data
-
-    def close(self) -> None:
-        """Give the file handle back; reading again reopens it."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_file": None}  # file handles do not travel between processes
-
-    def __del__(self) -> None:
-        self.close()
 
 
 class ImageStore:

@@ -92,6 +92,8 @@ class Plane:
 
 @dataclasses.dataclass(frozen=True)
 class Sphere:
+    """A ball of this radius."""
+
     radius: float
 
     @property

@@ -53,7 +53,9 @@ def _count(head: Head, entries: list[dict[str, Any]], inputs: Inputs) -> dict[st
 
 
 def skew_warning(classes: list[str], held: np.ndarray[Any, Any], kept: np.ndarray[Any, Any]) -> str | None:
-    """A sentence if the threshold keeps much more of one class than of another; None if it does not."""
+    """A sentence if the threshold keeps nothing, or much more of one class than of another; None if it does not."""
+    if held.any() and not kept.any():
+        return "the threshold keeps nothing: the student learns nothing from this teacher's labels"
     common = held >= max(1, RARE * held.sum())
     if common.sum() < 2 or (kept == held).all():
         return None

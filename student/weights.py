@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -17,7 +18,7 @@ def task_weight(student_batch: float, student_lr: float, teacher_batch: float, t
     """MuST's weight of a teacher's loss, w = (b_s lr_t) / (b_t lr_s).
 
     With it one example moves the student, w lr_s / b_s, as far as it moved the teacher, lr_t / b_t. ConfigError
-    unless all four are positive.
+    unless all four are positive and finite.
     """
     named = {
         "student batch": student_batch,
@@ -26,8 +27,8 @@ def task_weight(student_batch: float, student_lr: float, teacher_batch: float, t
         "teacher lr": teacher_lr,
     }
     for name, value in named.items():
-        if value <= 0:
-            raise ConfigError(f"task_weight: {name} is {value!r}; it has to be positive.")
+        if not 0 < value < math.inf:  # so that NaN is refused as well
+            raise ConfigError(f"task_weight: {name} is {value!r}; it has to be a positive number.")
     return (student_batch * teacher_lr) / (teacher_batch * student_lr)
 
 

@@ -21,11 +21,13 @@ class Config(TeacherConfig):
     kind: Literal["analytic"] = "analytic"
     task: Literal["texture"] = "texture"
     function: Literal["gabor"] = "gabor"
+    """Which function of the image."""
     wavelengths: list[float] = Field(default=[4.0, 8.0], min_length=1)
     """Pixels of the resized image per period."""
     orientations: int = Field(default=4, ge=2)
     """Directions, evenly spread over half a turn."""
     image_size: int = Field(default=128, multiple_of=32, ge=32)
+    """Side of the square that images are resized to, pixels."""
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:

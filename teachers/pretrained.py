@@ -22,14 +22,17 @@ class Config(TeacherConfig):
     kind: Literal["pretrained"] = "pretrained"
     task: Literal["classification"] = "classification"
     model: str
+    """A timm classifier."""
     weights: str
     """A file, `package:<module>/<file>`, or `timm` to download what timm publishes."""
     classes: Literal["imagenet-1k", "imagenet-12k", "imagenet-22k"] | list[str] = "imagenet-1k"
+    """What its outputs are, in order: a set whose names timm knows, or the names."""
     image_size: int | None = Field(default=None, ge=32)
     """Side of the input in pixels; the model's own if not given."""
     centre: float | None = Field(default=None, gt=0, le=1)
     """Share of the shorter side that the central crop covers; the model's own if not given."""
     mean: list[float] | None = None
+    """Per channel, for images in [0, 1]; the model's own if not given."""
     std: list[float] | None = None
     """Per channel, for images in [0, 1]; the model's own if not given."""
 

@@ -19,6 +19,7 @@ class Config(TeacherConfig, TrainingConfig):
 
     kind: Literal["supervised"] = "supervised"
     data: str
+    """The set it learns from, by its name under `data`."""
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:

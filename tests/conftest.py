@@ -6,13 +6,14 @@ import dataclasses
 import gc
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: it reads them once
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
+import hypothesis
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -26,6 +27,10 @@ from pipeline.runtime import Runtime
 if TYPE_CHECKING:
     from pipeline.loader import Shelf
     from tasks.network import Network
+
+# The same examples in every run, none kept on disk; no deadline, for machines that do other things as well.
+hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None, max_examples=50)
+hypothesis.settings.load_profile("house")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 Pixels = NDArray[np.uint8]
@@ -151,7 +156,7 @@ class World:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Two tiny sets of generated scenes, five barely trained teachers, and their labels of both sets."""
     from flows.dag import build_steps  # noqa: PLC0415 - half the product
     from pipeline.config import parse_recipe  # noqa: PLC0415
@@ -166,4 +171,5 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     for name in list(steps)[: list(steps).index("student")]:
         inputs = {other: artifacts[other] for other in steps[name].inputs}
         artifacts[name] = workspace.make(steps[name], Inputs(inputs, runtime))
-    return World(steps, artifacts, workspace, runtime)
+    yield World(steps, artifacts, workspace, runtime)
+    gc.unfreeze()

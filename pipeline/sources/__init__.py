@@ -40,9 +40,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class SourceConfig(BaseModel):
     """What every set of images can state in the recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     kind: str
+    """The format: the name of a file in `pipeline/sources/`."""
     max_bad: Share = 0.05
     """The share of unusable files above which reading the set fails."""
 

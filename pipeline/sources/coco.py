@@ -44,7 +44,9 @@ class Config(SourceConfig):
 
     kind: Literal["coco"] = "coco"
     path: str
+    """Folder or URL."""
     classes: Literal["category", "supercategory"] = "category"
+    """What is told apart: the file's categories, or the coarser groups that it puts them in."""
     annotations: dict[Split, str] = Field(default_factory=dict)
     """JSON file per split, from `path`. By default `instances_<split>.json`, in `path` or in `annotations`."""
     images: dict[Split, str] = Field(default_factory=dict)

@@ -49,8 +49,11 @@ class Config(SourceConfig):
 
     kind: Literal["depth"] = "depth"
     path: str
+    """Folder or URL."""
     rgb: str = "rgb"
+    """Folder of the images, from `path`."""
     depth: str = "depth"
+    """Folder of the depth maps, from `path`."""
     cameras: str = "cameras.json"
     """JSON file of intrinsics; needed for normals only."""
     unit_m: Annotated[float, Field(gt=0)] = 0.001
@@ -58,6 +61,7 @@ class Config(SourceConfig):
     scale: Literal["metric", "relative"] = "metric"
     """What the numbers are: distances along the optical axis, or inverse depth up to a scale and shift per image."""
     normals: Literal["none", "from_depth"] = "none"
+    """Whether normals are derived from depth, for the scenes whose camera is known."""
     hold_out: Share | tuple[str, ...] = 0.2
     """The scenes that become `test`, or the share of images, drawn by the hash of the file's name. Frames of one
     scene resemble each other: holding out scenes measures what a new room would be like."""

@@ -18,6 +18,7 @@ class Config(SourceConfig):
 
     kind: Literal["folder"] = "folder"
     path: str
+    """Folder or URL."""
 
 
 class Source(BaseSource):

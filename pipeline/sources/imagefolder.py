@@ -35,6 +35,7 @@ class Config(SourceConfig):
 
     kind: Literal["imagefolder"] = "imagefolder"
     path: str
+    """Folder or URL."""
     hold_out: Share = 0.2
     """Without split folders: the share of each class that becomes `test`, drawn by the hash of the file's name."""
 

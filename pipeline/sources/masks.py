@@ -49,8 +49,11 @@ class Config(SourceConfig):
 
     kind: Literal["masks"] = "masks"
     path: str
+    """Folder or URL."""
     images: str = "images"
+    """Folder of the images, from `path`."""
     masks: str = "masks"
+    """Folder of the masks, from `path`."""
     classes: str | dict[ClassId, str] | tuple[str, ...] = "classes.json"
     """Names by id, names in order of ids from 0, or a JSON file with either, which may sit under the key `classes`
     beside an `ignore_index`."""

@@ -48,10 +48,13 @@ class Config(SourceConfig):
 
     kind: Literal["parquet"] = "parquet"
     path: str
+    """File, folder or URL."""
     image: str = "image"
+    """Column of the images' bytes."""
     label: str | None = None
     """The label's column. By default `label`, where there is one."""
     classes: tuple[str, ...] = ()
+    """Names of the classes, in order, where the file does not say."""
     hold_out: Share = 0.2
     """The share of rows without a stated split that becomes `test`, drawn by the hash of the row's name."""
 

@@ -43,8 +43,11 @@ class Config(SourceConfig):
 
     kind: Literal["photographs"] = "photographs"
     count: Annotated[int, Field(ge=1)]
+    """How many crops."""
     seed: Annotated[int, Field(ge=0)]
+    """Of the draw: other seeds give other crops."""
     size: Annotated[int, Field(ge=32, le=512)] = 128
+    """Longest side, pixels."""
 
 
 class Source(BaseSource):

@@ -41,14 +41,19 @@ class Config(SourceConfig):
 
     kind: Literal["scenes"] = "scenes"
     count: Annotated[int, Field(ge=0)]
+    """How many images to train on."""
     seed: Annotated[int, Field(ge=0)]
+    """Sets of different seeds share no image."""
     look: Look = "studio"
     """studio: clean pictures. shifted: other textures, coloured light, and a worse camera."""
     size: Annotated[int, Field(ge=32, le=1024)] = 128
+    """Side of the image, pixels."""
     tasks: tuple[TaskName, ...] = ()
     """The tasks whose truth the set gives; none for a pool."""
     val: Annotated[int, Field(ge=0)] = 0
+    """How many more for validation."""
     test: Annotated[int, Field(ge=0)] = 0
+    """How many more to test on."""
 
 
 class Source(BaseSource):

@@ -46,6 +46,7 @@ class Config(SourceConfig):
 
     kind: Literal["webdataset"] = "webdataset"
     path: str
+    """A tar, a folder of tars, or a pattern such as `pool-{0000..0041}.tar`."""
     classes: tuple[str, ...] = ()
     """The names of the classes. With them, a sample's label is read: `.cls` or `.txt` holds a name or an index, or
     `.json` does under the key `label`. Without them, the set has no labels."""

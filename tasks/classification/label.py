@@ -45,9 +45,10 @@ class TaskLabel(Label):
 
     def decode(self, row: Row, threshold: float = 0.0) -> Value:
         probs = codecs.unpack(row["probs"], np.float16, (len(self.space.classes),)).astype(np.float32)
-        if row["confidence"] < threshold:
+        total = probs.sum()
+        if not total or not _reaches(row, threshold):
             return {"probs": np.zeros_like(probs)}
-        return {"probs": probs / probs.sum()}
+        return {"probs": probs / total}
 
     def flip(self, value: Value) -> Value:
         return value
@@ -58,9 +59,14 @@ class TaskLabel(Label):
     def draw(self, image: Image, value: Value) -> Image:
         drawn = image.copy()
         top = int(value["probs"].argmax())
-        caption(drawn, f"{self.space.classes[top].split(',')[0]} {value['probs'][top]:.0%}")
+        if value["probs"][top] > 0:
+            caption(drawn, f"{self.space.classes[top].split(',')[0]} {value['probs'][top]:.0%}")
         return drawn
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         held = np.bincount([row["top"]], minlength=len(self.space.classes))
-        return held, held * int(row["confidence"] >= threshold)
+        return held, held * int(_reaches(row, threshold))
+
+
+def _reaches(row: Row, threshold: float) -> bool:
+    return bool(np.float32(row["confidence"]) >= np.float32(threshold))  # as stored: 0.7 is not less than 0.7

@@ -34,6 +34,8 @@ class Accuracy:
 
 
 class TaskModel(Task):
+    """What an image shows: a distribution over the classes."""
+
     needs_pyramid = False
     better = {"accuracy": "higher"}  # noqa: RUF012 - a constant
 

@@ -53,6 +53,8 @@ def align(guess: NDArray[Any], truth: NDArray[Any]) -> NDArray[Any]:
 
 
 class TaskModel(Task):
+    """How far away each pixel is: one number per cell."""
+
     better = {"delta_1.25": "higher", "abs_rel": "lower", "rmse": "lower"}  # noqa: RUF012 - a constant
 
     @property

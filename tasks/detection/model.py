@@ -112,6 +112,8 @@ class DetectionHead(nn.Module):
 
 
 class TaskModel(Task):
+    """Where things are: scored boxes of the classes."""
+
     better = {"ap": "higher", "ap50": "higher"}  # noqa: RUF012 - a constant
 
     def head(self, features: FeatureInfo) -> nn.Module:

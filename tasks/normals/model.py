@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,7 +28,7 @@ class AngularErrors:
         truth = true["normals"].astype(np.float64)
         known = truth.any(axis=-1)
         guess = resample(predicted["normals"].astype(np.float64), truth)[known]
-        cosine = (guess * truth[known]).sum(axis=-1)
+        cosine = (_unit(guess) * _unit(truth[known])).sum(axis=-1)
         angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
         self._sum += float(angle.sum())
         self._near += int((angle < 11.25).sum())
@@ -43,7 +44,14 @@ class AngularErrors:
         }
 
 
+def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of length 1 in float64: near 0 degrees, float32's rounding of the length would show as hundredths of a degree."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
 class TaskModel(Task):
+    """Which way each pixel's surface faces: three numbers per cell, of which the direction counts."""
+
     better = {"mean_angle": "lower", "median_angle": "lower", "within_11.25": "higher"}  # noqa: RUF012 - a constant
 
     def head(self, features: FeatureInfo) -> nn.Module:

@@ -18,8 +18,9 @@ IGNORE = 65535
 class TaskLabel(Label):
     """`classes` (h, w) uint16 with 65535 = unknown, `confidence` (h, w) float32 in [0, 1]: a raster over the image.
 
-    Classes are stored without loss, confidence in 256 levels (off by at most 1/510). What is less confident than the
-    threshold becomes unknown.
+    Stored: classes without loss, confidence in 256 levels (off by at most 1/510). What is less confident than the
+    threshold becomes unknown; the two are compared as stored, so that what equals the threshold is kept, and with it
+    what is less than 1/255 below it, but at 0.5 nothing that is below.
     """
 
     task = "segmentation"
@@ -58,9 +59,10 @@ class TaskLabel(Label):
     def decode(self, row: Row, threshold: float = 0.0) -> Value:
         shape = (row["h"], row["w"])
         stored = codecs.unpack(row["classes"], self._dtype, shape)
-        confidence = codecs.byte_to_share(codecs.unpack(row["confidences"], np.uint8, shape))
-        unknown = (stored == np.iinfo(self._dtype).max) | (confidence < np.float32(threshold))
-        return {"classes": np.where(unknown, np.uint16(IGNORE), stored.astype(np.uint16)), "confidence": confidence}
+        levels = codecs.unpack(row["confidences"], np.uint8, shape)
+        unknown = (stored == np.iinfo(self._dtype).max) | (levels < codecs.share_to_byte(np.float32([threshold])))
+        classes = np.where(unknown, np.uint16(IGNORE), stored.astype(np.uint16))
+        return {"classes": classes, "confidence": codecs.byte_to_share(levels)}
 
     def flip(self, value: Value) -> Value:
         return {name: array[:, ::-1] for name, array in value.items()}

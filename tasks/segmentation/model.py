@@ -42,6 +42,8 @@ class IntersectionOverUnion:
 
 
 class TaskModel(Task):
+    """What each pixel shows: a class per cell."""
+
     better = {"miou": "higher", "pixel_accuracy": "higher"}  # noqa: RUF012 - a constant
 
     def head(self, features: FeatureInfo) -> nn.Module:

@@ -29,19 +29,21 @@ class TaskLabel(Label):
                 pa.field("responses", pa.binary(), metadata={"about": "uint8 (h, w, C), 254 = 1, 255 = unknown, zstd"}),
                 pa.field("h", pa.int32()),
                 pa.field("w", pa.int32()),
-                pa.field("mean", pa.list_(pa.float32()), metadata={"about": "mean response per filter"}),
+                pa.field("mean", pa.list_(pa.float32()), metadata={"about": "mean response per filter, where known"}),
             ]
         )
 
     def encode(self, value: Value) -> Row:
         responses = value["responses"]
-        stored = np.where(responses < 0, 255, np.rint(np.clip(responses, 0, 1) * 254)).astype(np.uint8)
+        known = responses >= 0
+        stored = np.where(known, np.rint(np.clip(responses, 0, 1) * 254), 255).astype(np.uint8)
+        mean = responses.sum(axis=(0, 1), where=known) / np.maximum(known.sum(axis=(0, 1)), 1)
         return {
-            "confidence": 1.0,
+            "confidence": 1.0 if known.any() else 0.0,
             "responses": codecs.pack(stored),
             "h": responses.shape[0],
             "w": responses.shape[1],
-            "mean": responses.mean(axis=(0, 1)).tolist(),
+            "mean": mean.tolist(),
         }
 
     def decode(self, row: Row, threshold: float = 0.0) -> Value:
@@ -65,10 +67,15 @@ class TaskLabel(Label):
 
 
 def mirror(filters: tuple[str, ...]) -> list[int]:
-    """Which filter each one becomes in the mirrored image, by its name `<scale>@<degrees>`: the angle a turns to 180-a."""
+    """Which filter each one becomes in the mirrored image, by its name `<scale>@<degrees>`: angle a turns to 180 - a.
+
+    The nearest angle of the same scale: names hold rounded numbers.
+    """
+    scales = [name.partition("@")[0] for name in filters]
+    angles = np.array([float(name.partition("@")[2]) for name in filters])
     mirrored = []
-    for name in filters:
-        scale, _, degrees = name.partition("@")
-        turned = (180 - float(degrees)) % 180
-        mirrored.append(filters.index(f"{scale}@{turned:g}"))
+    for scale, angle in zip(scales, angles, strict=True):
+        away = np.abs((angles - (180 - angle) + 90) % 180 - 90)
+        away[[other != scale for other in scales]] = np.inf
+        mirrored.append(int(away.argmin()))
     return mirrored

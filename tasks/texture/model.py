@@ -15,26 +15,28 @@ from tasks.task import STRIDE, DenseHead, FeatureInfo, Prediction, Target, Task,
 
 
 class ExplainedVariance:
-    """1 - squared error / variance, over all cells of all images, averaged over the filters (R squared)."""
+    """1 - squared error / variance, over all known cells of all images, averaged over the filters (R squared)."""
 
     def __init__(self, filters: int) -> None:
-        self._error, self._sum, self._square = (np.zeros(filters, dtype=np.float64) for _ in range(3))
-        self._count = 0
+        self._error, self._sum, self._square, self._count = (np.zeros(filters, dtype=np.float64) for _ in range(4))
 
     def update(self, predicted: Value, true: Value) -> None:
         truth = true["responses"].astype(np.float64)
         guess = resample(predicted["responses"].astype(np.float64), truth)
-        self._error += ((guess - truth) ** 2).sum(axis=(0, 1))
-        self._sum += truth.sum(axis=(0, 1))
-        self._square += (truth**2).sum(axis=(0, 1))
-        self._count += truth.shape[0] * truth.shape[1]
+        known = truth >= 0
+        self._error += ((guess - truth) ** 2).sum(axis=(0, 1), where=known)
+        self._sum += truth.sum(axis=(0, 1), where=known)
+        self._square += (truth**2).sum(axis=(0, 1), where=known)
+        self._count += known.sum(axis=(0, 1))
 
     def compute(self) -> dict[str, float]:
-        spread = self._square - self._sum**2 / max(self._count, 1)
+        spread = self._square - self._sum**2 / np.maximum(self._count, 1)
         return {"r2": float((1 - self._error / np.maximum(spread, 1e-12)).mean())}
 
 
 class TaskModel(Task):
+    """How strongly each filter answers at each place: one number per filter and cell."""
+
     better = {"r2": "higher"}  # noqa: RUF012 - a constant
 
     def head(self, features: FeatureInfo) -> nn.Module:
@@ -59,8 +61,12 @@ class TaskModel(Task):
 
     def constant(self, values: Iterable[Value]) -> Value:
         """Each filter's mean response, everywhere."""
-        means = [value["responses"].mean(axis=(0, 1), dtype=np.float64) for value in values]
-        return {"responses": np.mean(means, axis=0).astype(np.float32).reshape(1, 1, -1)}
+        total, count = np.zeros((2, len(self.space.classes)), dtype=np.float64)
+        for value in values:
+            known = value["responses"] >= 0
+            total += value["responses"].sum(axis=(0, 1), dtype=np.float64, where=known)
+            count += known.sum(axis=(0, 1))
+        return {"responses": (total / np.maximum(count, 1)).astype(np.float32).reshape(1, 1, -1)}
 
 
 class Measured(TaskModel):

@@ -1,0 +1,119 @@
+"""What the metrics of a run say: a line per metric with student, teacher and baseline side by side, and the outcome."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+ROLES = ("student", "teacher", "baseline")
+NINE_TENTHS = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where something was measured: a head's task on `n` images of one split of one set, and how."""
+
+    head: str
+    task: str
+    dataset: str
+    split: str
+    n: int
+    seed: int
+    protocol: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One metric in one place: its value for each of ROLES that was measured; `better` is "higher" or "lower"."""
+
+    place: Place
+    metric: str
+    better: str
+    values: Mapping[str, float]
+
+    @property
+    def share(self) -> float | None:
+        """The student as a share of its teacher, above 1 if it is better; None where the two have no ratio."""
+        student, teacher = self.values.get("student"), self.values.get("teacher")
+        if student is None or teacher is None:
+            return None
+        over, under = (student, teacher) if self.better == "higher" else (teacher, student)
+        return over / under if over >= 0 and under > 0 else None
+
+    def ahead(self, role: str, other: str) -> bool | None:
+        """Whether one role is strictly better than the other; None if one of them was not measured."""
+        if role not in self.values or other not in self.values:
+            return None
+        difference = self.values[role] - self.values[other]
+        return difference > 0 if self.better == "higher" else difference < 0
+
+
+def read_lines(records: Iterable[Mapping[str, Any]]) -> tuple[list[Line], list[Mapping[str, Any]]]:
+    """The records of `metrics.json` as lines, in their order; and those of other models than ROLES, as they are."""
+    values: dict[tuple[Place, str, str], dict[str, float]] = {}
+    others = []
+    for record in records:
+        role = str(record["model"]).partition(":")[0]
+        if role not in ROLES:
+            others.append(record)
+            continue
+        place = Place(**{field.name: record[field.name] for field in dataclasses.fields(Place)})
+        values.setdefault((place, record["metric"], record["better"]), {})[role] = record["value"]
+    return [Line(*key, found) for key, found in values.items()], others
+
+
+def leading(lines: Iterable[Line]) -> list[Line]:
+    """The first metric of every place, which is its task's leading one."""
+    first: dict[Place, Line] = {}
+    for line in lines:
+        first.setdefault(line.place, line)
+    return list(first.values())
+
+
+def outcome(lines: Sequence[Line], home: Mapping[str, str | None]) -> list[str]:
+    """Sentences on how the student did, by each place's leading metric.
+
+    `home` has the set that each teacher was trained on, None for those trained elsewhere.
+    """
+    first = leading(lines)
+    own = [line for line in first if home.get(line.place.head) == line.place.dataset]
+    away = [line for line in first if line not in own]
+    sentences = [_standing(own, "their own held-out images")] if own else []
+    for dataset in dict.fromkeys(line.place.dataset for line in away):
+        there = [line for line in away if line.place.dataset == dataset]
+        sentences.append(_standing(there, f"{dataset}, which they were not trained on"))
+    unmeasured = [head for head in home if head not in {line.place.head for line in first}]
+    if unmeasured:
+        sentences.append(f"Not measured, for want of true labels held out: {', '.join(unmeasured)}.")
+    return sentences or ["Nothing was measured."]
+
+
+def _standing(lines: Sequence[Line], images: str) -> str:
+    beaten = [line.place.head for line in lines if line.ahead("student", "baseline")]
+    near = [line.place.head for line in lines if (line.share or 0) >= NINE_TENTHS]
+    passed = [line.place.head for line in lines if line.ahead("student", "teacher")]
+    teachers = f"the {len(lines)} teachers" if len(lines) > 1 else "the one teacher"
+    return (
+        f"Against {teachers} measured on {images}, by the leading metric of each, the student beats the trivial "
+        f"baseline on {_named(beaten, len(lines))}, reaches nine tenths of its teacher on {_named(near, len(lines))} "
+        f"and is better than its teacher on {_named(passed, len(lines))}."
+    )
+
+
+def _named(heads: Sequence[str], total: int) -> str:
+    if len(heads) == total:
+        return "all" if total > 1 else "it"
+    if not heads:
+        return "none"
+    return f"{len(heads)} ({', '.join(heads)})" if len(heads) <= 6 else str(len(heads))
+
+
+def weak_teachers(lines: Iterable[Line]) -> list[str]:
+    """A sentence for every teacher that is no better than the constant answer by its leading metric."""
+    return [
+        f"Teacher {line.place.head} is no better than the trivial baseline on {line.place.dataset}/{line.place.split}: "
+        f"{line.metric} {line.values['teacher']:.3f} against {line.values['baseline']:.3f}. Its labels teach little."
+        for line in leading(lines)
+        if line.ahead("teacher", "baseline") is False
+    ]

@@ -1,0 +1,158 @@
+"""What a run left behind, read for the report: the run's folder, its events, and its steps' manifests and logs."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.artifacts import LOG, Artifact, read_json
+
+NOT_LOSSES = {"step", "lr", "images_per_s", "waited_s"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """A step as the run had it: made in `seconds`, or reused and made before in `seconds`. Seconds of wall clock."""
+
+    step: str
+    reused: bool
+    seconds: float
+    why: str
+    artifact: Artifact
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """A run: its folder, its artifacts by step, and the root that label paths are relative to."""
+
+    folder: Path
+    artifacts: Mapping[str, Artifact]
+    root: Path
+
+    @property
+    def recipe_text(self) -> str:
+        path = self.folder / "recipe.yaml"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, or the folder's if there is no recipe."""
+        recipe = yaml.safe_load(self.recipe_text)
+        return str(recipe["name"]) if isinstance(recipe, dict) and "name" in recipe else self.folder.name
+
+    def of_kind(self, kind: str) -> dict[str, Artifact]:
+        """The artifacts called `<kind>.<name>`, by name, in order."""
+        prefix = f"{kind}."
+        return {name[len(prefix) :]: made for name, made in self.artifacts.items() if name.startswith(prefix)}
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of the run's metrics; none if nothing was measured."""
+        made = self.artifacts.get("evaluate")
+        files = [self.folder / "metrics.json", *([made.path / "metrics.json"] if made else [])]
+        return next((read_json(file) for file in files if file.exists()), [])
+
+    def events(self) -> list[dict[str, Any]]:
+        """The lines of events.jsonl."""
+        return list(read_lines(self.folder / "events.jsonl"))
+
+    def began(self) -> datetime.datetime | None:
+        """When the run began, UTC."""
+        times = [event["time"] for event in self.events()]
+        return datetime.datetime.fromtimestamp(min(times), datetime.UTC) if times else None
+
+    def seconds(self) -> float:
+        """From the first to the last event: the whole run but for this report."""
+        times = [event["time"] for event in self.events()]
+        return max(times) - min(times) if times else 0.0
+
+    def steps(self) -> list[Done]:
+        """Every step, in the order in which they depend on each other."""
+        made = {event["step"] for event in self.events() if event["event"] == "made"}
+        plan = self.folder / "plan.json"
+        why = {row["step"]: row["why"] for row in read_json(plan)} if plan.exists() else {}
+        return [
+            Done(step, step not in made, artifact.manifest.get("seconds", 0.0), why.get(step, ""), artifact)
+            for step, artifact in self.artifacts.items()
+        ]
+
+    def teacher(self, name: str) -> dict[str, Any]:
+        """A teacher's card: its kind, label space, set and schedule."""
+        card: dict[str, Any] = read_json(self.artifacts[f"teacher.{name}"].path / "teacher.json")
+        return card
+
+    def home(self) -> dict[str, str | None]:
+        """The set that each teacher was trained on, None for those trained elsewhere."""
+        return {name: self.teacher(name).get("data") for name in self.of_kind("teacher")}
+
+    def kept(self) -> dict[str, dict[str, Any]]:
+        """Per head of the student, how much of the pseudo labels the threshold keeps; {} if that is not known."""
+        made = self.artifacts.get("student")
+        path = made.path / "kept.json" if made else None
+        return read_json(path) if path and path.exists() else {}
+
+    def choices(self) -> dict[str, dict[str, Any]]:
+        """By the work that was timed, the way it was run: device, precision, layout, milliseconds by way."""
+        found = {}
+        for step, made in self.artifacts.items():
+            if "choice" in made.counts:
+                found[f"training {step}"] = made.counts["choice"]
+            for name, choice in made.counts.get("choices", {}).items():
+                found[f"labelling by {name}"] = choice
+        return found
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines; none if there is no such file. A last line cut short is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.endswith("}"):
+            yield json.loads(line)
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """The training log of an artifact, a line per optimiser step."""
+
+    lines: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> Log:
+        """The log; empty if the artifact has none."""
+        return cls(list(read_lines(artifact.path / LOG / "train.jsonl")))
+
+    def losses(self) -> dict[str, list[tuple[int, float]]]:
+        """(step, loss) by the loss's name, "total" first; a loss is missing from steps without a label for it.
+
+        A single loss with weight 1 is its own total and is given once, as the total.
+        """
+        curves: dict[str, list[tuple[int, float]]] = {"total": []}
+        for line in self.lines:
+            for name in line.keys() - NOT_LOSSES:
+                curves.setdefault(name, []).append((line["step"], line[name]))
+        parts = {name: curve for name, curve in sorted(curves.items()) if name != "total"}
+        if list(parts.values()) == [curves["total"]]:
+            parts = {}
+        return {"total": curves["total"], **parts} if curves["total"] else parts
+
+    def rate(self) -> float:
+        """Images per second, the median over the steps; 0 if that is not known."""
+        rates = sorted(line["images_per_s"] for line in self.lines if line.get("images_per_s"))
+        return rates[len(rates) // 2] if rates else 0.0
+
+    def waiting(self, batch: int) -> float | None:
+        """The share of the steps' time that went by waiting for images; None if that is not known."""
+        lines = [line for line in self.lines if line.get("images_per_s")]
+        spent = sum(batch / line["images_per_s"] for line in lines)
+        waited, before = 0.0, 0.0
+        for line in lines:
+            now = line.get("waited_s", 0.0)
+            waited += now - before if now >= before else now  # a resumed run counts from zero again
+            before = now
+        return min(1.0, waited / spent) if spent else None

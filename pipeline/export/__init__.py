@@ -1,0 +1,1 @@
+"""Taking results out of the house, in forms that other tools read."""

@@ -1,0 +1,47 @@
+"""HTML written from Python: what was made here is markup, any other text is escaped, and every tag is closed."""
+
+from __future__ import annotations
+
+import html
+
+VOID = {"br", "hr", "img", "meta"}
+_UNSEEN = {code: "\ufffd" for code in (*range(9), 11, 12, *range(14, 32), 127)}
+"""Control characters, which no page may hold: file names can."""
+
+
+class Html(str):
+    """Markup: it goes into a page as it is. Any other `str` is text and gets escaped."""
+
+    __slots__ = ()
+
+
+def escape(text: str) -> Html:
+    """Text as markup; `Html` stays what it is. What UTF-8 or a page can't hold is shown in another way."""
+    if isinstance(text, Html):
+        return text
+    storable = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return Html(html.escape(storable.translate(_UNSEEN), quote=True))
+
+
+def join(parts: list[Html]) -> Html:
+    """Pieces of markup, one after the other."""
+    return Html("".join(parts))
+
+
+def element(name: str, *content: str, **attributes: str | float | bool | None) -> Html:
+    """`<name attributes>content</name>`, text escaped.
+
+    In the names of attributes an underscore stands for a hyphen, and one at the end is dropped (`class_`). True
+    gives a bare attribute, None and False leave it out.
+    """
+    written = "".join(_attribute(key, value) for key, value in attributes.items())
+    if name in VOID:
+        return Html(f"<{name}{written}>")
+    return Html(f"<{name}{written}>{''.join(escape(part) for part in content)}</{name}>")
+
+
+def _attribute(key: str, value: str | float | bool | None) -> str:
+    if value is None or value is False:
+        return ""
+    name = key.rstrip("_").replace("_", "-")
+    return f" {name}" if value is True else f' {name}="{escape(str(value))}"'

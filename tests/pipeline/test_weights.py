@@ -1,0 +1,59 @@
+"""Finding weights: by path and inside installed packages; what they are told apart by is their content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifacts import hash_file
+from pipeline.errors import ConfigError
+from pipeline.weights import find_weights, weights_digest
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package `weights_of_mine` with two files of weights."""
+    folder = tmp_path / "site" / "weights_of_mine"
+    (folder / "models").mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    for name in ("b.pth", "a.pth"):
+        (folder / "models" / name).write_bytes(name.encode())
+    monkeypatch.syspath_prepend(str(folder.parent))
+    return folder
+
+
+def test_a_path_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"w")
+    assert find_weights(str(tmp_path / "w.safetensors")) == tmp_path / "w.safetensors"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_weights("~/w.safetensors") == tmp_path / "w.safetensors"
+
+
+def test_a_file_of_a_package_is_found_without_importing_it(package: Path) -> None:
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    assert find_weights("package:weights_of_mine/models/b.pth") == package / "models" / "b.pth"
+    assert find_weights("package:weights_of_mine/models/*.pth") == package / "models" / "a.pth"
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ("no/such/file.pth", r"'no/such/file\.pth': no such file.*package:<module>/<file>"),
+        ("package:no_such_package_here/x.pth", r"'no_such_package_here' is not installed"),
+        ("package:weights_of_mine/models/c.pth", r"weights_of_mine holds no file 'models/c\.pth'"),
+    ],
+)
+@pytest.mark.usefixtures("package")
+def test_what_is_not_there_is_named(where: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        find_weights(where)
+
+
+def test_weights_are_told_apart_by_their_content(tmp_path: Path) -> None:
+    for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1")):
+        (tmp_path / name).write_bytes(content)
+    one, other, again = (weights_digest(str(tmp_path / name)) for name in "abc")
+    assert one == again == hash_file(tmp_path / "a")[:16]
+    assert one != other
+    assert weights_digest("timm") == "timm"

@@ -1,0 +1,98 @@
+"""What every kind of source and of teacher owes the house. They are found by their files, nobody lists them here."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from pipeline.config import Recipe, TeacherConfig, modules
+from pipeline.sources import BaseSource, SourceConfig
+
+EXAMPLES: dict[str, Any] = {
+    "path": "somewhere",
+    "count": 3,
+    "seed": 1,
+    "task": "segmentation",
+    "data": "street",
+    "model": "test_resnet",
+    "weights": "weights.safetensors",
+}
+"""A value for every field that some kind requires, by the field's name."""
+
+
+def kinds_of(package: str) -> list[tuple[str, str]]:
+    return [(package, kind) for kind in modules(package)]
+
+
+KINDS = [*kinds_of("pipeline.sources"), *kinds_of("teachers")]
+every_kind = pytest.mark.parametrize(("package", "kind"), KINDS, ids=[f"{package}.{kind}" for package, kind in KINDS])
+
+
+def config_of(package: str, kind: str) -> BaseModel:
+    """The smallest config of a kind: its required fields, filled by their names."""
+    config: type[BaseModel] = importlib.import_module(f"{package}.{kind}").Config
+    required = {name: field for name, field in config.model_fields.items() if field.is_required() and name != "kind"}
+    return config.model_validate({name: example(f"{package}.{kind}", name, field) for name, field in required.items()})
+
+
+def example(kind: str, name: str, field: FieldInfo) -> Any:
+    if get_origin(field.annotation) is Literal:
+        return get_args(field.annotation)[0]
+    assert name in EXAMPLES, f"{kind} requires {name!r}, of which this test knows no value: add one to EXAMPLES"
+    return EXAMPLES[name]
+
+
+@every_kind
+def test_a_config_survives_json(package: str, kind: str) -> None:
+    config = config_of(package, kind)
+    assert type(config).model_validate_json(config.model_dump_json()) == config
+    assert type(config).model_validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
+
+
+@every_kind
+def test_a_config_is_named_like_its_file_and_closed(package: str, kind: str) -> None:
+    config = config_of(package, kind)
+    assert isinstance(config, TeacherConfig if package == "teachers" else SourceConfig)
+    assert config.kind == kind
+    with pytest.raises(ValidationError, match="no_such_key"):
+        type(config).model_validate({**config.model_dump(), "no_such_key": 1})
+    with pytest.raises(ValidationError, match="frozen"):
+        config.kind = "another"
+
+
+@every_kind
+def test_a_recipe_finds_the_kind_by_its_name(package: str, kind: str) -> None:
+    config = config_of(package, kind)
+    field = "teachers" if package == "teachers" else "data"
+    data = {"pool": {"kind": "folder", "path": "p"}, "street": {"kind": "folder", "path": "s"}}
+    recipe: dict[str, Any] = {"name": "r", "data": data, "teachers": {}, "pool": ["pool"], "student": {}}
+    recipe[field] = {**recipe[field], "one": config.model_dump(mode="json")}
+    read = Recipe.model_validate(recipe)
+    assert getattr(read, field)["one"] == config
+    assert Recipe.model_validate(read.model_dump(mode="json")) == read
+
+
+@pytest.mark.parametrize("kind", modules("pipeline.sources"))
+def test_a_source_reads_what_its_config_says(kind: str) -> None:
+    source = importlib.import_module(f"pipeline.sources.{kind}").Source
+    assert issubclass(source, BaseSource)
+    assert not inspect.isabstract(source), source.__abstractmethods__
+    assert list(inspect.signature(source).parameters) == ["config"]
+
+
+@pytest.mark.parametrize("kind", modules("teachers"))
+def test_a_teacher_is_made_by_a_step_and_loaded_from_its_folder(kind: str) -> None:
+    module = importlib.import_module(f"teachers.{kind}")
+    assert list(inspect.signature(module.make).parameters) == ["config", "inputs", "out"]
+    assert list(inspect.signature(module.load).parameters) == ["folder"]
+
+
+def test_kinds_are_found() -> None:
+    assert {kind for _, kind in kinds_of("teachers")} >= {"supervised", "pretrained", "analytic"}
+    assert {kind for _, kind in kinds_of("pipeline.sources")} >= {"folder", "coco", "masks", "depth", "imagefolder"}
