@@ -40,9 +40,15 @@ DEFAULT_ROOT = Path("must-root")
 
 
 def run(
-    recipe: str | Path, root: str | Path = DEFAULT_ROOT, overrides: list[str] | None = None, **runtime: Any
+    recipe: str | Path,
+    root: str | Path = DEFAULT_ROOT,
+    overrides: list[str] | None = None,
+    last: str = "evaluate",
+    **runtime: Any,
 ) -> Outcome:
-    """Run a recipe and return its outcome. `runtime` may hold `progress` and `stop` of `pipeline.runtime.Runtime`.
+    """Run a recipe, up to the step `last`, and return its outcome.
+
+    `runtime` may hold `progress` and `stop` of `pipeline.runtime.Runtime`.
 
     Raises ConfigError, DataError or Stopped of `pipeline.errors`.
     """
@@ -52,9 +58,8 @@ def run(
 
     read = read_recipe(Path(recipe), overrides or ())
     machine = read.runtime
-    return execute_recipe(
-        read, Runtime(Path(root).resolve(), machine.device, machine.precision, machine.workers, **runtime)
-    )
+    where = Path(root).resolve()
+    return execute_recipe(read, Runtime(where, machine.device, machine.precision, machine.workers, **runtime), last)
 
 
 def plan(recipe: str | Path, root: str | Path = DEFAULT_ROOT, overrides: list[str] | None = None) -> list[Planned]:
@@ -74,6 +79,17 @@ def run_command(recipe: RecipePath, root: Root = DEFAULT_ROOT, override: Overrid
     with console.progress() as progress:
         outcome = run(recipe, root, override, progress=progress)
     console.show_outcome(outcome)
+
+
+@app.command("label")
+def label_command(recipe: RecipePath, root: Root = DEFAULT_ROOT, override: Overrides = None) -> None:
+    """Run a recipe as far as the labels: what the teachers say of the pool."""
+    from flows.console import Console
+
+    console = Console()
+    with console.progress() as progress:
+        outcome = run(recipe, root, override, last="label", progress=progress)
+    console.show_labels(outcome, root)
 
 
 @app.command("plan")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Artifact, Inputs, read_json, write_json
-from pipeline.labels import LabelSpace, Value
+from pipeline.labels import Value
 from pipeline.loader import Library
 from tasks.ingest import IngestedSet
 from tasks.learning import Predictor, network_predictor
@@ -17,6 +16,7 @@ from tasks.network import Network
 from tasks.scoring import score
 from tasks.shelves import held_out_keys, truth_library
 from tasks.task import Task
+from tasks.teacher import Teacher, load_teacher
 
 PROTOCOL = "held-out images, whole, resized to the model's square input; labels compared at the truth's resolution"
 BATCH = 16
@@ -57,22 +57,18 @@ class Trial:
 def _trials(config: Mapping[str, Any], inputs: Inputs) -> Iterator[Trial]:
     sets = {name: IngestedSet(made) for name, made in inputs.of_kind("data").items()}
     for head, made in inputs.of_kind("teacher").items():
-        about = read_json(made.path / "teacher.json")
-        space = LabelSpace.from_json(about["space"])
-        own = [about["data"]] if about["data"] else []
+        about = Teacher.read(made.path)
+        space, own = about.space, [about.data] if about.data else []
         for name in dict.fromkeys(own + config["sets"]):
             split = sets[name].held_out(config["splits"])
             if split and sets[name].spaces.get(space.task) == space:
-                yield Trial(head, made, name, sets[name], split, space.task, sets.get(about["data"]))
+                yield Trial(head, made, name, sets[name], split, space.task, sets.get(about.data or ""))
 
 
 def _measure(trial: Trial, student: Predictor, inputs: Inputs, seed: int) -> list[dict[str, Any]]:
     """The records of student, teacher and baseline on one set."""
     head, library = trial.head, truth_library(trial.found, trial.split, {trial.head: trial.task})
-    teacher = importlib.import_module(f"teachers.{read_json(trial.made.path / 'teacher.json')['kind']}").load(
-        trial.made.path
-    )
-    teacher.settle(inputs.runtime, read_json(trial.made.path / "model.json"), BATCH)
+    teacher = load_teacher(trial.made.path, inputs.runtime, BATCH)
     models = {f"teacher:{head}": teacher} | ({"student": student} if head in student.heads else {})
     scores = {model: score(one, library, {head: head}, inputs.runtime) for model, one in models.items()}
     task = teacher.heads[head]

@@ -1,1 +1,43 @@
-def write_report(folder, artifacts, root): ...
+"""A run's report: one page that needs neither network nor any other file, made of what the run left on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from evaluation import report_learning, report_making, report_outcome
+from evaluation.page import page, paragraph
+from evaluation.run_record import RunRecord
+from pipeline.artifacts import Artifact, write_atomically
+from pipeline.markup import Html
+
+MOST_WORDS = 300
+"""Characters of an error that a part shows in its place."""
+SECTIONS: dict[str, Callable[[RunRecord], Html]] = {
+    "Results": report_outcome.results,
+    "Labels learned from": report_learning.learned_labels,
+    "Held-out images": report_learning.held_out,
+    "Training": report_learning.curves,
+    "Kept labels": report_learning.kept,
+    "Steps": report_making.steps,
+    "Data": report_making.data,
+    "Recipe": report_making.recipe,
+}
+
+
+def write_report(folder: Path, artifacts: Mapping[str, Artifact], root: Path) -> None:
+    """Write `report.html` into a run's folder; `root` is what the paths of label shards are relative to.
+
+    A part that can't be shown says why and leaves the others as they are.
+    """
+    run = RunRecord(folder, artifacts, root)
+    sections = [(title, _attempt(build, run)) for title, build in SECTIONS.items()]
+    write_atomically(folder / "report.html", page(f"{run.name}: must", _attempt(report_outcome.head, run), sections))
+
+
+def _attempt(build: Callable[[RunRecord], Html], run: RunRecord) -> Html:
+    try:
+        return build(run)
+    except Exception as error:  # the run is done, maybe after days: what a view of it stumbles over must not undo that
+        first = (str(error).splitlines() or [""])[0][:MOST_WORDS]
+        return paragraph(f"This part could not be shown: {type(error).__name__}: {first}")

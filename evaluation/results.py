@@ -8,6 +8,8 @@ from typing import Any
 
 ROLES = ("student", "teacher", "baseline")
 NINE_TENTHS = 0.9
+MOST_NAMES = 8
+"""Teachers that a sentence names; of more it gives the number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,34 +81,31 @@ def outcome(lines: Sequence[Line], home: Mapping[str, str | None]) -> list[str]:
     first = leading(lines)
     own = [line for line in first if home.get(line.place.head) == line.place.dataset]
     away = [line for line in first if line not in own]
-    sentences = [_standing(own, "their own held-out images")] if own else []
+    sentences = [_standing(own, "On the teachers' own held-out images")] if own else []
     for dataset in dict.fromkeys(line.place.dataset for line in away):
         there = [line for line in away if line.place.dataset == dataset]
-        sentences.append(_standing(there, f"{dataset}, which they were not trained on"))
+        sentences.append(_standing(there, f"On {dataset}, which these teachers did not learn from"))
+    sentences.append("Counted by the leading metric of each task." if first else "Nothing was measured.")
     unmeasured = [head for head in home if head not in {line.place.head for line in first}]
-    if unmeasured:
+    if first and unmeasured:
         sentences.append(f"Not measured, for want of true labels held out: {', '.join(unmeasured)}.")
-    return sentences or ["Nothing was measured."]
+    return sentences
 
 
 def _standing(lines: Sequence[Line], images: str) -> str:
     beaten = [line.place.head for line in lines if line.ahead("student", "baseline")]
     near = [line.place.head for line in lines if (line.share or 0) >= NINE_TENTHS]
     passed = [line.place.head for line in lines if line.ahead("student", "teacher")]
-    teachers = f"the {len(lines)} teachers" if len(lines) > 1 else "the one teacher"
+    tasks = "tasks" if len(lines) > 1 else "task"
     return (
-        f"Against {teachers} measured on {images}, by the leading metric of each, the student beats the trivial "
-        f"baseline on {_named(beaten, len(lines))}, reaches nine tenths of its teacher on {_named(near, len(lines))} "
-        f"and is better than its teacher on {_named(passed, len(lines))}."
+        f"{images}, the student beats the trivial baseline on {len(beaten)} of {len(lines)} {tasks}{_named(beaten)}, "
+        f"reaches nine tenths of its teacher on {len(near)}{_named(near)} "
+        f"and is better than its teacher on {len(passed)}{_named(passed)}."
     )
 
 
-def _named(heads: Sequence[str], total: int) -> str:
-    if len(heads) == total:
-        return "all" if total > 1 else "it"
-    if not heads:
-        return "none"
-    return f"{len(heads)} ({', '.join(heads)})" if len(heads) <= 6 else str(len(heads))
+def _named(heads: Sequence[str]) -> str:
+    return f" ({', '.join(heads)})" if 0 < len(heads) <= MOST_NAMES else ""
 
 
 def weak_teachers(lines: Iterable[Line]) -> list[str]:

@@ -134,12 +134,13 @@ class Log:
         """
         curves: dict[str, list[tuple[int, float]]] = {"total": []}
         for line in self.lines:
-            for name in line.keys() - NOT_LOSSES:
-                curves.setdefault(name, []).append((line["step"], line[name]))
-        parts = {name: curve for name, curve in sorted(curves.items()) if name != "total"}
-        if list(parts.values()) == [curves["total"]]:
-            parts = {}
-        return {"total": curves["total"], **parts} if curves["total"] else parts
+            for name in line:
+                if name not in NOT_LOSSES:
+                    curves.setdefault(name, []).append((line["step"], line[name]))
+        total = curves.pop("total")
+        if not total or list(curves.values()) == [total]:
+            return {"total": total} if total else curves
+        return {"total": total, **curves}
 
     def rate(self) -> float:
         """Images per second, the median over the steps; 0 if that is not known."""

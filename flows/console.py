@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import rich.console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -46,12 +48,28 @@ class Console:
             table.add_row(each.step.name, "[green]reuse[/]" if each.artifact else "[yellow]run[/]", each.why)
         self.out.print(table)
 
+    def show_labels(self, outcome: Outcome, root: Path) -> None:
+        if outcome.folder is None:
+            self.out.print("Nothing to do: every label is there.")
+        self.out.print(labels_table(outcome, root))
+
     def show_outcome(self, outcome: Outcome) -> None:
         if outcome.folder is None:
             self.out.print("Nothing to do: every step's result is there. The results:")
         self.out.print(results_table(outcome))
         if outcome.folder:
             self.out.print(f"Report: {outcome.folder / 'report.html'}", soft_wrap=True)
+
+
+def labels_table(outcome: Outcome, root: Path) -> Table:
+    """A line per teacher: how much it labelled, and the files that hold it."""
+    table = Table("teacher", "images", "failed", "labels", box=None, pad_edge=False)
+    entries = json.loads((outcome.artifacts["label"].path / "labels.json").read_text(encoding="utf-8"))
+    for teacher in dict.fromkeys(entry["teacher"] for entry in entries):
+        mine = [entry for entry in entries if entry["teacher"] == teacher]
+        rows, failed = (sum(entry[key] for entry in mine) for key in ("rows", "failed"))
+        table.add_row(teacher, str(rows), str(failed), f"{root / Path(mine[0]['path']).parent}/*.parquet")
+    return table
 
 
 def results_table(outcome: Outcome) -> Table:

@@ -6,8 +6,9 @@ import dataclasses
 from typing import Any
 
 from pipeline.artifacts import Artifact, Step, Workspace, fingerprint, hash_json
-from pipeline.weights import weights_digest
 from pipeline.config import FitConfig, Recipe, TeacherConfig
+from pipeline.errors import choose
+from pipeline.weights import weights_digest
 from tasks.ingest import open_source
 
 SAME_RESULT = ("checkpoint_s",)
@@ -90,6 +91,17 @@ def plan(steps: list[Step], workspace: Workspace) -> list[Planned]:
         why = "nothing changed" if found else _changes(step, inputs, workspace)
         planned[step.name] = Planned(step, found, why)
     return list(planned.values())
+
+
+def up_to(planned: list[Planned], last: str) -> list[Planned]:
+    """The steps that `last` needs, and it: the part of a plan that ends there. ConfigError lists the steps."""
+    by_name = {each.step.name: each for each in planned}
+    needed, waiting = set(), [choose(last, by_name, "Step")]
+    while waiting:
+        name = waiting.pop()
+        needed.add(name)
+        waiting += by_name[name].step.inputs
+    return [each for each in planned if each.step.name in needed]
 
 
 def _listed(names: list[str], most: int = 3) -> str:

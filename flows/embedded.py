@@ -127,9 +127,11 @@ class Server:
     def wait(self, runtime: Runtime) -> None:
         """Return once the server answers. ConfigError if it died or says nothing; Stopped if a stop was asked for."""
         began = time.monotonic()
-        while not self._answers():
+        while True:
             runtime.check_stop("the start of Prefect's server")
             self.check()
+            if self._answers():
+                return
             if time.monotonic() - began > PATIENCE_S:
                 raise ConfigError(
                     f"Prefect's server did not answer within {PATIENCE_S:.0f} s; see {self.log}. Try again, {INLINE}."

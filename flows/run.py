@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from flows.dag import Planned, build_steps, plan
+from flows.dag import Planned, build_steps, plan, up_to
 from pipeline.artifacts import Artifact, Inputs, Step, Workspace, fingerprint, write_atomically, write_json
 from pipeline.config import Recipe
 from pipeline.runtime import Runtime
@@ -133,14 +133,19 @@ def inline(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
 
 
 def finish(run: Run, artifacts: Mapping[str, Artifact]) -> Outcome:
-    """Leave the metrics and the report in the run's folder."""
+    """Leave the metrics and the report in the run's folder, if the run went as far as measuring."""
+    if "evaluate" in artifacts:
+        _leave_results(run, artifacts)
+    run.event("finished")
+    return Outcome(run.folder, artifacts, run.made)
+
+
+def _leave_results(run: Run, artifacts: Mapping[str, Artifact]) -> None:
     from evaluation.report import write_report  # noqa: PLC0415 - not needed for a plan
 
     metrics = (artifacts["evaluate"].path / "metrics.json").read_text(encoding="utf-8")
     write_atomically(run.folder / "metrics.json", metrics)
     write_report(run.folder, artifacts, run.workspace.root)
-    run.event("finished")
-    return Outcome(run.folder, artifacts, run.made)
 
 
 @contextmanager
@@ -172,9 +177,10 @@ def nothing_to_do(planned: list[Planned]) -> Outcome | None:
     return Outcome(None, artifacts, 0) if len(artifacts) == len(planned) else None
 
 
-def execute_recipe(recipe: Recipe, runtime: Runtime) -> Outcome:
-    """Run a recipe to its end with the runner it names; a run with nothing to do starts nothing."""
+def execute_recipe(recipe: Recipe, runtime: Runtime, last: str = "evaluate") -> Outcome:
+    """Run a recipe up to the step `last` with the runner it names; a run with nothing to do starts nothing."""
     workspace, planned = prepare(recipe, runtime.root)
+    planned = up_to(planned, last)
     done = nothing_to_do(planned)
     if done:
         return done

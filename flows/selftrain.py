@@ -75,6 +75,7 @@ def _settings(run: Run, server: Server | None) -> Iterator[None]:
 def _import_steps(run: Run) -> None:
     """Load the code of the steps to run (torch: seconds) while the server starts."""
     for planned in run.planned:
+        run.runtime.check_stop("the start")
         if planned.artifact is None:
             planned.step.function()
 

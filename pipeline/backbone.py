@@ -121,22 +121,23 @@ def match(model: nn.Module, weights: dict[str, Tensor], source: str) -> dict[str
     if set(own) <= set(weights):
         chosen = {name: weights[name] for name in own}
     else:
-        counters = "num_batches_tracked"
-        names = [name for name in own if not name.endswith(counters)]
-        values = [tensor for name, tensor in weights.items() if not name.endswith(counters)]
+        names = [name for name, tensor in own.items() if not _is_counter(tensor)]
+        values = [tensor for tensor in weights.values() if not _is_counter(tensor)]
         if len(values) < len(names):
             missing = sorted(set(own) - set(weights))
             raise DataError(
                 f"{source}: not weights of this model: {len(missing)} tensors missing, first {missing[0]!r}."
             )
-        chosen = {
-            **{name: t for name, t in own.items() if name.endswith(counters)},
-            **dict(zip(names, values, strict=False)),
-        }
+        chosen = {**own, **dict(zip(names, values, strict=False))}
     for name, tensor in chosen.items():
         if tensor.shape != own[name].shape:
             raise DataError(f"{source}: {name} is {tuple(tensor.shape)}, the model needs {tuple(own[name].shape)}.")
     return chosen
+
+
+def _is_counter(tensor: Tensor) -> bool:
+    """Whether it is a batch norm's count of batches, which some files hold and some don't."""
+    return tensor.ndim == 0 and not tensor.is_floating_point()
 
 
 def _feature_info(model: nn.Module) -> list[dict[str, Any]]:

@@ -22,11 +22,22 @@ WEIGHTS, ABOUT = "model.safetensors", "model.json"
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
     """Write tensors and a JSON header in one file, whole or not at all. Equal tensors make equal bytes."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, part, metadata={"about": json.dumps(about or {}, sort_keys=True)})
+    save_file(_apart(tensors), part, metadata={"about": json.dumps(about or {}, sort_keys=True)})
     with open(part, "rb") as file:
         os.fsync(file.fileno())
     os.replace(part, path)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the host, each in memory of its own: safetensors refuses weights that share it (tied ones)."""
+    apart: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        place = whole.untyped_storage().data_ptr()
+        apart[name] = whole.clone() if place in taken else whole
+        taken.add(place)
+    return apart
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -78,7 +89,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """A training state: model, optimiser, schedule, random generators, position."""
     tensors: dict[str, Tensor] = {}
     about = flatten("state", state, tensors)
-    write_tensors(path, {name: tensor.clone() for name, tensor in tensors.items()}, about)
+    write_tensors(path, tensors, about)
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable
 
 VOID = {"br", "hr", "img", "meta"}
 _UNSEEN = {code: "\ufffd" for code in (*range(9), 11, 12, *range(14, 32), 127)}
@@ -23,21 +24,21 @@ def escape(text: str) -> Html:
     return Html(html.escape(storable.translate(_UNSEEN), quote=True))
 
 
-def join(parts: list[Html]) -> Html:
+def join(parts: Iterable[Html]) -> Html:
     """Pieces of markup, one after the other."""
     return Html("".join(parts))
 
 
-def element(name: str, *content: str, **attributes: str | float | bool | None) -> Html:
-    """`<name attributes>content</name>`, text escaped.
+def element(tag: str, /, *content: str, **attributes: str | float | bool | None) -> Html:
+    """`<tag attributes>content</tag>`, text escaped.
 
     In the names of attributes an underscore stands for a hyphen, and one at the end is dropped (`class_`). True
     gives a bare attribute, None and False leave it out.
     """
     written = "".join(_attribute(key, value) for key, value in attributes.items())
-    if name in VOID:
-        return Html(f"<{name}{written}>")
-    return Html(f"<{name}{written}>{''.join(escape(part) for part in content)}</{name}>")
+    if tag in VOID:
+        return Html(f"<{tag}{written}>")
+    return Html(f"<{tag}{written}>{''.join(escape(part) for part in content)}</{tag}>")
 
 
 def _attribute(key: str, value: str | float | bool | None) -> str:

@@ -1,4 +1,4 @@
-"""What the student learns from: every pool image with, for each teacher, the true label if there is one, else its label."""
+"""What the student learns from: every pool image with, for each teacher, a true label if there is one, else its own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pipeline.loader import Layer, Library, Shelf
 from tasks.ingest import IngestedSet
 from tasks.pool import pool_shards
 from tasks.shelves import labelled
+from tasks.teacher import Schedule, Teacher
 
 DEFAULT_THRESHOLDS = {"detection": 0.5, "segmentation": 0.5}
 
@@ -27,7 +28,7 @@ class Head:
     space: LabelSpace
     data: str | None
     """The set the teacher was trained on: its true labels speak the same language."""
-    schedule: Mapping[str, float] | None
+    schedule: Schedule | None
     threshold: float
 
 
@@ -37,9 +38,9 @@ def heads_of(config: StudentConfig, inputs: Inputs) -> dict[str, Head]:
     for name, made in inputs.of_kind("teacher").items():
         if config.loss_weights.get(name) == 0:
             continue
-        about = read_json(made.path / "teacher.json")
-        space = LabelSpace.from_json(about["space"])
-        heads[name] = Head(name, space, about["data"], about["schedule"], threshold_for(config, name, space.task))
+        about = Teacher.read(made.path)
+        threshold = threshold_for(config, name, about.space.task)
+        heads[name] = Head(name, about.space, about.data, about.schedule, threshold)
     return heads
 
 

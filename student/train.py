@@ -17,7 +17,7 @@ from tasks.learning import Course, train_network
 
 
 def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Train one network with a head per teacher; leave its weights, its backbone under timm's keys, and the shares kept."""
+    """Train one network with a head per teacher; leave it, its backbone under timm's keys, and the shares kept."""
     student = StudentConfig.model_validate(config["student"])
     heads = heads_of(student, inputs)
     combine, weights = combination(student, heads)

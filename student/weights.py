@@ -69,4 +69,4 @@ def _weight(config: StudentConfig, head: Head) -> float:
             f"Teacher {head.teacher!r} was not trained here, so MuST's weighting has no schedule to work from: "
             f"give student.loss_weights.{head.teacher}, for example 1.0, or set student.weighting: equal."
         )
-    return task_weight(config.batch, config.lr, head.schedule["batch"], head.schedule["lr"])
+    return task_weight(config.batch, config.lr, head.schedule.batch, head.schedule.lr)

@@ -11,7 +11,7 @@ from tasks.network import Network, NetworkConfig
 
 
 def build_network(config: TrainingConfig, spaces: Mapping[str, LabelSpace], seed: int) -> Network:
-    """A network with fresh heads for `spaces` and the backbone started as the recipe says; the same for the same seed."""
+    """A network with fresh heads for `spaces`, the backbone started as the recipe says; the seed decides the rest."""
     network = Network(
         NetworkConfig(
             backbone=config.backbone,

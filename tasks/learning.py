@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pipeline import machine
 from pipeline.augment import AugmentConfig, View, view_image
-from pipeline.errors import DataError
 from pipeline.config import FitConfig
+from pipeline.errors import DataError
 from pipeline.fit import Job, fit
 from pipeline.labels import LabelSpace, Value
 from pipeline.loader import Batch, Library, Loader, LoaderConfig
@@ -162,6 +162,17 @@ class Predictor:
     def values(self, predictions: Mapping[str, Prediction], index: int, size: tuple[int, int]) -> dict[str, Value]:
         """The labels, by head, of image `index` of the batch, which is `size` = (width, height) pixels large."""
         return {name: head.value(predictions[name], index, size) for name, head in self.heads.items()}
+
+
+class OneHead(nn.Module):
+    """One of a network's heads, under a name of its own; the others are not computed."""
+
+    def __init__(self, network: Network, head: str, name: str) -> None:
+        super().__init__()
+        self.network, self.head, self.name = network, head, name
+
+    def forward(self, images: Tensor) -> dict[str, Any]:
+        return {self.name: self.network(images, [self.head])[self.head]}
 
 
 def network_predictor(network: Network) -> Predictor:

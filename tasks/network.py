@@ -148,7 +148,7 @@ def seed_part(seed: int, name: str) -> None:
 
 
 def fuse(levels: Sequence[Tensor], side: int) -> Tensor:
-    """All pyramid levels (B, W, ., .) bilinearly resized to (B, W, side, side) and summed: MuST's map for dense tasks."""
+    """Pyramid levels (B, W, ., .), bilinearly resized to (B, W, side, side) and summed: MuST's map for dense tasks."""
     resized = [
         functional.interpolate(level, size=(side, side), mode="bilinear", align_corners=False) for level in levels
     ]

@@ -21,7 +21,8 @@ SIDE = 192
 """Pixels of the longer side of a picture on a page."""
 QUALITY = 82
 STYLE = """
-.strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.75rem, 1fr)); gap: .75rem .5rem; align-items: start; margin: 0; }
+.strip { display: grid; gap: .75rem .5rem; align-items: start; max-width: calc(var(--pictures) * 12rem);
+  grid-template-columns: repeat(auto-fill, minmax(max(7.5rem, 100% / var(--pictures) - .5rem), 1fr)); }
 .strip figure { margin: 0; min-width: 0; }
 .strip img { display: block; width: 100%; height: auto; border-radius: 3px; background: var(--faint); }
 .strip figcaption { font-size: .75rem; line-height: 1.3; margin-top: .25rem; overflow-wrap: anywhere; }
@@ -91,8 +92,9 @@ def figure(picture: Picture) -> Html:
 
 
 def strip(pictures: Iterable[Picture]) -> Html:
-    """Pictures side by side, in as many lines as the page's width asks for."""
-    return element("div", *(figure(picture) for picture in pictures), class_="strip")
+    """Pictures side by side, in one line if the page is wide enough."""
+    figures = [figure(picture) for picture in pictures]
+    return element("div", *figures, class_="strip", style=f"--pictures:{len(figures)}")
 
 
 def swatches(space: LabelSpace, classes: Iterable[int]) -> Html:

@@ -15,7 +15,7 @@ Layers = Callable[[ImageShard], Mapping[str, tuple[Layer, ...]]]
 
 
 def shelve(found: IngestedSet, split: str, layers: Layers, without: Set[str] = frozenset()) -> list[Shelf]:
-    """The shards of a split, with `layers(shard)` as their labels and without the images whose keys are in `without`."""
+    """The shards of a split, with `layers(shard)` as their labels; the keys in `without` are left out."""
     shelves = []
     for shard in found.images(split).shards:
         rows = np.flatnonzero([key not in without for key in shard.keys])

@@ -33,12 +33,12 @@ class Config(TeacherConfig):
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Write down what the function is; there is nothing to learn."""
     from pipeline.labels import LabelSpace
+    from tasks.teacher import Teacher
 
     teacher = Config.model_validate(config["teacher"])
     names = filter_names(teacher)
     write_json(out / "model.json", {"format": "gabor", "head": config["name"], "config": teacher.model_dump()})
-    space = LabelSpace("texture", tuple(names)).to_json()
-    write_json(out / "teacher.json", {"kind": "analytic", "space": space, "data": None, "schedule": None, "scores": {}})
+    Teacher("analytic", LabelSpace("texture", tuple(names))).write(out)
     return {"filters": len(names)}
 
 

@@ -1,4 +1,4 @@
-"""A published classifier as a teacher, with the preprocessing it was trained with."""
+"""A published timm classifier as a teacher, with the preprocessing it was trained with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipeline.artifacts import Inputs, write_json
+from pipeline.artifacts import Inputs
 from pipeline.config import TeacherConfig
 from pipeline.errors import ConfigError
 
@@ -44,6 +44,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     from pipeline.backbone import load_weights
     from pipeline.checkpoint import save_model
     from pipeline.labels import LabelSpace
+    from tasks.teacher import Teacher
 
     teacher = Config.model_validate(config["teacher"])
     names = class_names(teacher)
@@ -62,10 +63,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
         "std": list(teacher.std or published["std"]),
     }
     save_model(out, model.state_dict(), about)
-    space = LabelSpace("classification", tuple(names)).to_json()
-    write_json(
-        out / "teacher.json", {"kind": "pretrained", "space": space, "data": None, "schedule": None, "scores": {}}
-    )
+    Teacher("pretrained", LabelSpace("classification", tuple(names))).write(out)
     return {"classes": len(names)}
 
 

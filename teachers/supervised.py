@@ -27,18 +27,19 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 
     Raises ConfigError if the set has no labels of the task, DataError if the loss stops being finite.
     """
-    from pipeline.artifacts import write_json
-    from tasks.learning import Course, Sum, network_predictor, train_network
     from tasks.building import build_network
     from tasks.ingest import IngestedSet
+    from tasks.learning import Course, Sum, network_predictor, train_network
     from tasks.scoring import score
     from tasks.shelves import held_out_keys, truth_library
+    from tasks.teacher import Schedule, Teacher
 
     name, teacher = config["name"], Config.model_validate(config["teacher"])
     found = IngestedSet(inputs[f"data.{teacher.data}"])
     if teacher.task not in found.spaces:
         raise ConfigError(
-            f"teachers.{name}: the set {teacher.data!r} has no labels for {teacher.task!r}; it has {sorted(found.spaces)}."
+            f"teachers.{name}: the set {teacher.data!r} has no labels for {teacher.task!r}; it has them for "
+            f"{', '.join(sorted(found.spaces)) or 'nothing'}."
         )
     space = found.spaces[teacher.task]
     network = build_network(teacher, {name: space}, config["seed"])
@@ -51,16 +52,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     if split:
         predictor = network_predictor(network).settle(inputs.runtime, teacher.model_dump(), 16)
         scores = score(predictor, truth_library(found, split, {name: teacher.task}), {name: name}, inputs.runtime)
-    write_json(
-        out / "teacher.json",
-        {
-            "kind": "supervised",
-            "space": space.to_json(),
-            "data": teacher.data,
-            "schedule": {"batch": teacher.batch, "lr": teacher.lr},
-            "scores": scores,
-        },
-    )
+    Teacher("supervised", space, teacher.data, Schedule(teacher.batch, teacher.lr), scores).write(out)
     return {"images": len(library), "split": split, "scores": scores, "choice": choice.describe()}
 
 

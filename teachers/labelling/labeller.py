@@ -1,15 +1,17 @@
 """The step that labels the pool: every teacher, every shard, one decode for all teachers that still lack it.
 
-A label shard is addressed by its teacher and the image shard's content, `<root>/labels/<teacher>-<digest>/<sha>.parquet`,
+A label shard is addressed by its teacher and the image shard's content, `labels/<teacher>-<digest>/<sha>.parquet`,
 and appears whole or not at all. A rerun labels what is missing: new images alone, or a new teacher alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import importlib
+import functools
+import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import tasks
-from pipeline.artifacts import Artifact, Inputs, hash_file, read_json, write_json
+from pipeline.artifacts import Artifact, Inputs, hash_file, write_json
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
-from pipeline.labels import Label, LabelSpace, LabelWriter, about_store
+from pipeline.labels import Label, LabelWriter, about_store
 from pipeline.runtime import Runtime
 from tasks.learning import Predictor
 from tasks.pool import pool_shards
+from tasks.teacher import Teacher, load_teacher
 from teachers.labelling.stages import Batch, Stages, label_batches
 
 INDEX = "labels.json"
@@ -38,12 +41,16 @@ class Labelling:
     folder: Path
     batch: int
     runtime: Runtime
-    predictor: Predictor | None = None
 
-    @property
+    @functools.cached_property
     def label(self) -> Label:
-        space = read_json(self.artifact.path / "teacher.json")["space"]
-        return tasks.label(LabelSpace.from_json(space))
+        """What its labels are on disk."""
+        return tasks.label(Teacher.read(self.artifact.path).space)
+
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """Its model, laid out for this machine."""
+        return load_teacher(self.artifact.path, self.runtime, self.batch)
 
     def path(self, shard: ImageShard) -> Path:
         return self.folder / f"{shard.sha256[:16]}.parquet"
@@ -55,13 +62,36 @@ class Labelling:
         except (OSError, pa.ArrowInvalid):
             return False
 
-    def load(self) -> Predictor:
-        if self.predictor is None:
-            kind = read_json(self.artifact.path / "teacher.json")["kind"]
-            predictor: Predictor = importlib.import_module(f"teachers.{kind}").load(self.artifact.path)
-            about = read_json(self.artifact.path / "model.json")
-            self.predictor = predictor.settle(self.runtime, about, self.batch)
-        return self.predictor
+    def write(self, shard: ImageShard) -> LabelWriter:
+        """A writer of its label shard."""
+        return LabelWriter(self.path(shard), self.label, about_store(self.label, self.artifact.digest, shard.sha256))
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """An image shard and the teachers that lack it."""
+
+    shard: ImageShard
+    teachers: list[Labelling]
+
+    def stages(self) -> Stages:
+        """The work it is."""
+        predictors = {teacher.name: teacher.predictor for teacher in self.teachers}
+        return Stages(self.shard, predictors, {teacher.name: teacher.label for teacher in self.teachers})
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[dict[str, LabelWriter]]:
+        """A writer per teacher; their shards appear at the end, or not at all if it ends in an error."""
+        writers: dict[str, LabelWriter] = {}
+        try:
+            for teacher in self.teachers:
+                writers[teacher.name] = teacher.write(self.shard)
+            yield writers
+            for writer in writers.values():
+                writer.close()
+        finally:
+            for writer in writers.values():
+                writer.discard()
 
 
 def open_teachers(inputs: Inputs, batch: int) -> list[Labelling]:
@@ -80,66 +110,52 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
     Raises DataError if a teacher missed the metric it must reach, or if more images failed than `max_failed` allows.
     """
     check_required(config["require"], inputs.of_kind("teacher"))
-    workers = open_teachers(inputs, config["batch"])
+    teachers = open_teachers(inputs, config["batch"])
     shards = list(pool_shards(inputs["pool"], inputs.of_kind("data")))
-    progress = Progress(inputs.runtime, sum(len(shard) for _, shard, _ in shards))
-    for _, shard, _ in shards:
-        lacking = [worker for worker in workers if not worker.has(shard)]
-        if lacking:
-            label_shard(shard, lacking, config["batch"], inputs.runtime, progress)
-        progress.passed(len(shard), new=bool(lacking))
-    entries = [_entry(name, shard, worker, inputs.runtime.root) for name, shard, _ in shards for worker in workers]
+    jobs = [Job(shard, [teacher for teacher in teachers if not teacher.has(shard)]) for _, shard, _ in shards]
+    jobs = [job for job in jobs if job.teachers]
+    label_shards(jobs, config["batch"], inputs.runtime)
+    entries = [_entry(name, shard, teacher, inputs.runtime.root) for name, shard, _ in shards for teacher in teachers]
     write_json(out / INDEX, entries)
     _check_failed(entries, config["max_failed"])
-    choices = {worker.name: worker.predictor.choice.describe() for worker in workers if worker.predictor}
+    at_work = {teacher.name: teacher for job in jobs for teacher in job.teachers}
     return {
         "shards": len(entries),
-        "labelled_now": progress.new,
-        "failed": sum(e["failed"] for e in entries),
-        "choices": choices,
+        "labelled_now": sum(len(job.shard) for job in jobs),
+        "failed": sum(entry["failed"] for entry in entries),
+        "choices": {name: teacher.predictor.choice.describe() for name, teacher in at_work.items()},
     }
 
 
-def label_shard(shard: ImageShard, workers: list[Labelling], batch: int, runtime: Runtime, progress: Progress) -> None:
-    """Label one image shard by all `workers` at once."""
-    predictors = {worker.name: worker.load() for worker in workers}
-    labels = {worker.name: worker.label for worker in workers}
-    writers = {
-        worker.name: LabelWriter(
-            worker.path(shard), worker.label, about_store(worker.label, worker.artifact.digest, shard.sha256)
-        )
-        for worker in workers
-    }
-    try:
-        for done in label_batches(Stages(shard, predictors, labels), batch, runtime):
-            runtime.check_stop("label")
-            _write(done, writers)
-            progress.going(len(done.rows))
-        for writer in writers.values():
-            writer.close()
-    finally:
-        for writer in writers.values():
-            writer.discard()
+def label_shards(jobs: Sequence[Job], batch: int, runtime: Runtime) -> None:
+    """Label image shards one behind the other, each by all its teachers at once."""
+    todo = [job.stages() for job in jobs]
+    progress = Progress(runtime, sum(len(job.shard) for job in jobs))
+    with contextlib.closing(label_batches(todo, batch, runtime)) as batches:
+        for job, stages in zip(jobs, todo, strict=True):
+            with job.writing() as writers:
+                for done in itertools.islice(batches, len(stages.spans(batch))):
+                    runtime.check_stop("label")
+                    write_labels(done, writers)
+                    progress.add(len(done.rows))
 
 
-def _write(done: Batch, writers: Mapping[str, LabelWriter]) -> None:
-    for position, key in enumerate(done.keys):
-        reason = done.reasons.get(position)
-        for name, writer in writers.items():
-            if reason:
-                writer.add(key, None, "failed", reason)
-            else:
-                writer.add(key, done.labels[name][position])
+def write_labels(done: Batch, writers: Mapping[str, LabelWriter]) -> None:
+    """Append a batch to the label shard of every teacher."""
+    for name, writer in writers.items():
+        for position, (key, row) in enumerate(zip(done.keys, done.labels[name], strict=True)):
+            reason = done.reasons.get(position)
+            writer.add(key, row, "failed" if reason else "ok", reason)
 
 
-def _entry(name: str, shard: ImageShard, worker: Labelling, root: Path) -> dict[str, Any]:
-    path = worker.path(shard)
+def _entry(name: str, shard: ImageShard, teacher: Labelling, root: Path) -> dict[str, Any]:
+    path = teacher.path(shard)
     failed = pq.read_table(path, columns=["status"]).column("status").to_pylist().count("failed")
     return {
         "set": name,
         "shard": shard.name,
         "image_shard": shard.sha256,
-        "teacher": worker.name,
+        "teacher": teacher.name,
         "path": str(path.relative_to(root)),
         "rows": len(shard),
         "failed": failed,
@@ -161,13 +177,13 @@ def _check_failed(entries: list[dict[str, Any]], most: float) -> None:
 def check_required(required: Mapping[str, Mapping[str, float]], made: Mapping[str, Artifact]) -> None:
     """Raise DataError if a teacher is worse than the recipe asks on its held-out images."""
     for name, wanted in required.items():
-        about = read_json(made[name].path / "teacher.json")
-        better = importlib.import_module(f"tasks.{about['space']['task']}.model").TaskModel.better
+        teacher = Teacher.read(made[name].path)
+        better = tasks.model(teacher.space).better
         for metric, limit in wanted.items():
-            if metric not in about["scores"]:
-                known = ", ".join(about["scores"]) or "none: it has no held-out labels"
+            if metric not in teacher.scores:
+                known = ", ".join(teacher.scores) or "none: it has no held-out labels"
                 raise DataError(f"teachers.{name}.require names {metric!r}; it was measured by: {known}.")
-            value = about["scores"][metric]
+            value = teacher.scores[metric]
             if value < limit if better[metric] == "higher" else value > limit:
                 raise DataError(
                     f"Teacher {name!r} may not label: {metric} is {value:.3f} on its held-out images, "
@@ -179,20 +195,12 @@ class Progress:
     """Images labelled so far, and how fast."""
 
     def __init__(self, runtime: Runtime, total: int) -> None:
-        self.runtime, self.total = runtime, total
-        self.done = self.new = 0
-        self._inside = 0
+        self._runtime, self._total, self._done = runtime, total, 0
         self._began = time.perf_counter()
 
-    def going(self, images: int) -> None:
-        """Images of the current shard."""
-        self._inside += images
-        rate = (self.new + self._inside) / (time.perf_counter() - self._began)
-        share = (self.done + self._inside) / max(self.total, 1)
-        self.runtime.progress("label", share, f"{self.done + self._inside}/{self.total} images, {rate:.0f} images/s")
-
-    def passed(self, images: int, new: bool) -> None:
-        """A whole shard is there."""
-        self.done += images
-        self.new += images if new else 0
-        self._inside = 0
+    def add(self, images: int) -> None:
+        """So many more are labelled."""
+        self._done += images
+        rate = self._done / (time.perf_counter() - self._began)
+        line = f"{self._done}/{self._total} images, {rate:.0f} images/s"
+        self._runtime.progress("label", self._done / self._total, line)

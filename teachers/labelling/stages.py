@@ -2,7 +2,8 @@
 
 On a CPU the cores do everything, so each worker thread takes a batch through all stages with one compute thread: no
 two stages wait for each other and none competes for a core. With a GPU, inference is driven by the calling thread
-while worker threads decode ahead of it and encode behind it.
+while worker threads decode ahead of it and encode behind it. Either way the work flows on from shard to shard: no
+core waits for the last batch of one before the next begins.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,12 +36,14 @@ class Batch:
 
     rows: range
     keys: list[str]
-    sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    sizes: list[tuple[int, int]]
+    """(width, height) of the upright images, pixels."""
     reasons: dict[int, str] = dataclasses.field(default_factory=dict)
     """Why positions of the batch can't be labelled."""
     inputs: dict[Preparation, NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
+    """(B, S, S, 3) per preparation; black where the image can't be used."""
     predictions: dict[str, dict[str, Prediction]] = dataclasses.field(default_factory=dict)
-    labels: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
+    labels: dict[str, list[Row | None]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +54,23 @@ class Stages:
     predictors: Mapping[str, Predictor]
     labels: Mapping[str, Label]
 
+    @functools.cached_property
+    def _facts(self) -> list[tuple[int, int, str]]:
+        columns = (self.shard.table.column(name).to_pylist() for name in ("width", "height", "suffix"))
+        return list(zip(*columns, strict=True))
+
+    def spans(self, size: int) -> list[range]:
+        """The shard's rows in batches of `size`."""
+        count = len(self.shard)
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def begin(self, rows: range) -> Batch:
+        """An empty batch."""
+        facts = (self._facts[row] for row in rows)
+        return Batch(rows, [self.shard.keys[row] for row in rows], [(width, height) for width, height, _ in facts])
+
     def read(self, rows: range) -> list[bytes | DataError]:
-        """The images' bytes."""
+        """The images' bytes, or why they can't be had."""
         return [self._read(row) for row in rows]
 
     def _read(self, row: int) -> bytes | DataError:
@@ -61,118 +79,133 @@ class Stages:
         except DataError as error:
             return error
 
-    def decode(self, batch: Batch, data: list[bytes | DataError]) -> None:
-        """Decode once and prepare once per distinct preparation; what fails is noted and left blank."""
+    def decode(self, batch: Batch, data: Sequence[bytes | DataError]) -> None:
+        """Decode once and prepare once per distinct preparation; what fails is noted and left black."""
         ways = {predictor.preparation for predictor in self.predictors.values()}
-        enough = tuple(max(way.enough()[axis] for way in ways) for axis in (0, 1))
-        prepared: dict[Preparation, list[NDArray[np.uint8]]] = {way: [] for way in ways}
+        batch.inputs = {way: np.zeros((len(batch.rows), way.size, way.size, 3), np.uint8) for way in ways}
         for position, (row, one) in enumerate(zip(batch.rows, data, strict=True)):
-            image = self._decode(batch, position, one, (enough[0], enough[1]))
-            batch.sizes.append(self._size(row))
-            for way in ways:
-                blank = np.zeros((way.size, way.size, 3), np.uint8)
-                prepared[way].append(blank if image is None else way(image))
-        batch.inputs = {way: np.stack(images) for way, images in prepared.items()}
+            try:
+                for way, image in self._pictures(row, one, ways):
+                    batch.inputs[way][position] = way(image)
+            except DataError as error:
+                batch.reasons[position] = str(error)
 
-    def _decode(
-        self, batch: Batch, position: int, data: bytes | DataError, enough: tuple[int, int]
-    ) -> Image.Image | None:
-        try:
-            if isinstance(data, DataError):
-                raise data
-            return decode(data, at_least=enough)
-        except DataError as error:
-            batch.reasons[position] = str(error)
-            return None
+    def _pictures(
+        self, row: int, data: bytes | DataError, ways: set[Preparation]
+    ) -> Iterator[tuple[Preparation, Image.Image]]:
+        """The decoded image for every preparation, decoded once for all that want it equally large.
 
-    def _size(self, row: int) -> tuple[int, int]:
-        facts = self.shard.row(row)
-        return facts.width, facts.height
+        Which size a preparation gets is its own affair: a label must not depend on which other teachers are at work.
+        """
+        if isinstance(data, DataError):
+            raise data
+        pictures: dict[int, Image.Image] = {}
+        for way in ways:
+            shrink = _reduction(self._facts[row], way.enough())
+            if shrink not in pictures:
+                pictures[shrink] = decode(data, at_least=way.enough())
+            yield way, pictures[shrink]
 
-    def infer(self, batch: Batch) -> None:
-        """Run every teacher on the batch."""
-        for name, predictor in self.predictors.items():
-            images = torch.from_numpy(batch.inputs[predictor.preparation]).permute(0, 3, 1, 2)
-            batch.predictions[name] = predictor.predict(images)
-        batch.inputs = {}
+    def infer(self, batch: Batch, teacher: str) -> None:
+        """Run one teacher on the batch."""
+        predictor = self.predictors[teacher]
+        images = torch.from_numpy(batch.inputs[predictor.preparation]).permute(0, 3, 1, 2)
+        batch.predictions[teacher] = predictor.predict(images)
 
-    def encode(self, batch: Batch) -> Batch:
-        """Predictions to rows of the label stores."""
-        for name, predictor in self.predictors.items():
-            batch.labels[name] = [
-                self.labels[name].encode(predictor.values(batch.predictions[name], position, size)[name])
-                for position, size in enumerate(batch.sizes)
-            ]
-        batch.predictions = {}
-        return batch
+    def encode(self, batch: Batch, teacher: str) -> None:
+        """One teacher's predictions to rows of its label store; None where the image can't be used."""
+        predictor, predictions = self.predictors[teacher], batch.predictions.pop(teacher)
+        batch.labels[teacher] = [
+            None
+            if position in batch.reasons
+            else self.labels[teacher].encode(predictor.values(predictions, position, size)[teacher])
+            for position, size in enumerate(batch.sizes)
+        ]
 
     def start(self, rows: range) -> Batch:
-        """Read and decode."""
-        batch = Batch(rows, [self.shard.keys[row] for row in rows])
+        """What comes before the models."""
+        batch = self.begin(rows)
         self.decode(batch, self.read(rows))
+        return batch
+
+    def run(self, batch: Batch) -> Batch:
+        """The models."""
+        for teacher in self.predictors:
+            self.infer(batch, teacher)
+        batch.inputs = {}
+        return batch
+
+    def finish(self, batch: Batch) -> Batch:
+        """What comes after the models."""
+        for teacher in self.predictors:
+            self.encode(batch, teacher)
         return batch
 
     def whole(self, rows: range) -> Batch:
         """All stages, one after the other."""
-        batch = self.start(rows)
-        self.infer(batch)
-        return self.encode(batch)
+        return self.finish(self.run(self.start(rows)))
 
 
-def label_batches(stages: Stages, size: int, runtime: Runtime) -> Iterator[Batch]:
-    """Labelled batches of the shard, in order."""
-    spans = [range(start, min(start + size, len(stages.shard))) for start in range(0, len(stages.shard), size)]
-    on_cpu = all(predictor.choice.device == "cpu" for predictor in stages.predictors.values())
-    with ThreadPoolExecutor(runtime.threads, thread_name_prefix="label") as pool:
-        yield from (_on_cpu if on_cpu else _on_device)(stages, spans, pool, runtime.threads)
+def _reduction(facts: tuple[int, int, str], enough: tuple[int, int]) -> int:
+    """By how much `pipeline.decode.decode` shrinks an image of these facts that has to be `enough` large."""
+    width, height, suffix = facts
+    most = min(width // enough[0], height // enough[1]) if suffix == "jpg" else 1
+    return next(shrink for shrink in (8, 4, 2, 1) if shrink <= max(most, 1))
 
 
-def _on_cpu(stages: Stages, spans: list[range], pool: ThreadPoolExecutor, threads: int) -> Iterator[Batch]:
+Span = tuple[Stages, range]
+
+
+def label_batches(todo: Sequence[Stages], size: int, runtime: Runtime) -> Generator[Batch]:
+    """Labelled batches of at most `size` images: all those of the first shard in order, then those of the next."""
+    spans = ((stages, rows) for stages in todo for rows in stages.spans(size))
+    on_cpu = all(predictor.choice.device == "cpu" for stages in todo for predictor in stages.predictors.values())
+    pool = ThreadPoolExecutor(runtime.threads, thread_name_prefix="label")
+    try:
+        yield from (_on_cpu if on_cpu else _on_device)(spans, pool, runtime.threads)
+    finally:
+        pool.shutdown(cancel_futures=True)  # of a consumer that leaves early, only what is in work is finished
+
+
+def _on_cpu(spans: Iterator[Span], pool: ThreadPoolExecutor, threads: int) -> Iterator[Batch]:
     """Whole batches side by side, one compute thread each."""
     waiting: collections.deque[Future[Batch]] = collections.deque()
-    with _one_thread_each(), _ended(waiting):
-        for span in spans:
-            waiting.append(pool.submit(stages.whole, span))
-            if len(waiting) > threads:
+    with single_threaded():
+        for stages, rows in spans:
+            waiting.append(pool.submit(stages.whole, rows))
+            if len(waiting) >= 2 * threads:  # one in work and one in wait for each thread
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-def _on_device(stages: Stages, spans: list[range], pool: ThreadPoolExecutor, threads: int) -> Iterator[Batch]:
+def _on_device(spans: Iterator[Span], pool: ThreadPoolExecutor, threads: int) -> Iterator[Batch]:
     """Inference here; decoding ahead and encoding behind on the pool."""
-    decoding: collections.deque[Future[Batch]] = collections.deque()
+    decoding: collections.deque[tuple[Stages, Future[Batch]]] = collections.deque()
     encoding: collections.deque[Future[Batch]] = collections.deque()
-    with _ended(decoding), _ended(encoding):
-        pending = iter(spans)
-        for span in itertools.islice(pending, threads):
-            decoding.append(pool.submit(stages.start, span))
-        while decoding:
-            batch = decoding.popleft().result()
-            decoding.extend(pool.submit(stages.start, span) for span in itertools.islice(pending, 1))
-            stages.infer(batch)
-            encoding.append(pool.submit(stages.encode, batch))
-            if len(encoding) > threads:
-                yield encoding.popleft().result()
-        while encoding:
+
+    def decode_next(count: int) -> None:
+        for stages, rows in itertools.islice(spans, count):
+            decoding.append((stages, pool.submit(stages.start, rows)))
+
+    decode_next(threads)
+    while decoding:
+        stages, started = decoding.popleft()
+        batch = started.result()
+        decode_next(1)
+        encoding.append(pool.submit(stages.finish, stages.run(batch)))
+        if len(encoding) > threads:
             yield encoding.popleft().result()
+    while encoding:
+        yield encoding.popleft().result()
 
 
 @contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
+def single_threaded() -> Iterator[None]:
+    """One compute thread for each thread that computes, those started inside included."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _ended(futures: collections.deque[Future[Any]]) -> Iterator[None]:
-    """Work not begun is dropped when the consumer leaves early."""
-    try:
-        yield
-    finally:
-        for future in futures:
-            future.cancel()

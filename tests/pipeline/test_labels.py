@@ -30,7 +30,7 @@ LABEL = tasks.label(SPACE)
 
 def boxes(*scores: float) -> Value:
     count = len(scores)
-    corners = np.arange(4 * count, dtype=np.float32).reshape(count, 4) + [0, 0, 10, 10]
+    corners = np.arange(4 * count).reshape(count, 4) + np.array([0, 0, 10, 10])
     return {
         "boxes": corners.astype(np.float32),
         "scores": np.array(scores, np.float32),
@@ -56,7 +56,7 @@ def test_a_shard_gives_back_what_was_written(tmp_path: Path) -> None:
     value = shard.value(2)
     assert value is not None
     np.testing.assert_array_equal(value["boxes"], boxes(0.3, 0.4)["boxes"])
-    np.testing.assert_array_equal(value["scores"], np.float32([0.3, 0.4]))
+    np.testing.assert_array_equal(value["scores"], np.array([0.3, 0.4], np.float32))
     assert shard.value(3) is None
     assert shard.value(4) is None
     assert shard.row(4) is None

@@ -1,0 +1,150 @@
+"""The report's middle: pictures of labels, curves of losses, and how much of the labels the thresholds keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from evaluation.charts import bar, loss_chart
+from evaluation.page import listed, paragraph, percent, plural, table
+from evaluation.run_record import Log, RunRecord
+from evaluation.samples import Album, held_out_strips, pool_strips
+from pipeline.markup import Html, element, join
+from tasks.pictures import READING, strip, swatches
+
+MOST_CLASSES = 20
+UNITS = {"detection": "boxes", "classification": "images"}
+"""What labels are counted in, by task; pixels of the label elsewhere."""
+
+
+def learned_labels(run: RunRecord) -> Html:
+    """Pool images with the labels that the student learned from."""
+    album = Album(run)
+    strips = list(pool_strips(album))
+    if not strips:
+        return paragraph("There is no pool, or no label, to show.")
+    about = (
+        "Pool images, and beside each what the student learned from: a true label where the teacher's own set holds "
+        "the image, else the teacher's label with the threshold applied. The images are taken from each set in turn by "
+        "the hash of their bytes; nobody picked them."
+    )
+    lines = [strip(pictures) for pictures in strips]
+    return join([paragraph(about, class_="note"), element("div", *lines, class_="strips"), _reading(album)])
+
+
+def held_out(run: RunRecord) -> Html:
+    """Held-out images with their true label, and what teacher and student make of them."""
+    album = Album(run)
+    parts = [
+        paragraph(
+            "Images that nothing was trained on, chosen by the hash of their bytes: the true label, and what teacher "
+            "and student say, with the threshold that the pseudo labels had.",
+            class_="note",
+        )
+    ]
+    for place, strips in held_out_strips(album):
+        title = element("h3", place.head, element("span", f" {place.task} on {place.dataset}/{place.split}", class_="soft"))
+        parts += [title, element("div", *(strip(pictures) for pictures in strips), class_="pairs")]
+    if len(parts) == 1:
+        return paragraph("No held-out image has a label to compare with.")
+    if album.unshown:
+        names = ", ".join(album.unshown)
+        parts.append(paragraph(f"Left out, for the page to be ready soon: {names}.", class_="note"))
+    return join([*parts, _reading(album)])
+
+
+def _reading(album: Album) -> Html:
+    """How to read the drawings of the tasks that were drawn."""
+    used = {head.label.task for head in album.heads.values()}
+    lines: list[Html | str] = [f"{task}: {READING[task]}." for task in READING if task in used]
+    keys = [
+        element("div", element("span", name, class_="note"), swatches(album.heads[name].label.space, sorted(classes)))
+        for name, classes in album.seen.items()
+    ]
+    return join([element("div", listed(lines), class_="note"), *keys])
+
+
+def curves(run: RunRecord) -> Html:
+    """The losses of the student and of every teacher that was trained, over the steps."""
+    student = {"student": run.artifacts["student"]} if "student" in run.artifacts else {}
+    logs = {name: Log.of(made).losses() for name, made in {**student, **run.of_kind("teacher")}.items()}
+    parts = []
+    mine = logs.pop("student", {}) if student else {}
+    if mine:
+        charts = [loss_chart("weighted total" if name == "total" else name, points) for name, points in mine.items()]
+        parts += [element("h3", "Student"), _grid(charts)]
+    charts = [
+        loss_chart(teacher if name == "total" else f"{teacher}: {name}", points)
+        for teacher, found in logs.items()
+        for name, points in found.items()
+    ]
+    if charts:
+        parts += [element("h3", "Teachers"), _grid(charts)]
+    silent = [name for name, found in logs.items() if not found] + (["student"] if student and not mine else [])
+    if silent:
+        parts.append(paragraph(f"No training log, as nothing was trained or it was not kept: {', '.join(silent)}."))
+    return join(parts) if parts else paragraph("Nothing was trained.")
+
+
+def _grid(charts: Sequence[Html]) -> Html:
+    return element("div", *charts, class_="charts")
+
+
+def kept(run: RunRecord) -> Html:
+    """How much of each class the thresholds keep."""
+    found = run.kept()
+    if not found:
+        return paragraph("What the thresholds keep was not counted in this run.")
+    parts = [
+        paragraph(
+            "Of the pseudo labels of each class, the share whose score reaches the threshold; and the class's part in "
+            "all labels, before and after. A class whose part shrinks is seen more rarely by the student.",
+            class_="note",
+        )
+    ]
+    cut = {name: share for name, share in found.items() if share["threshold"] > 0}
+    for name, share in cut.items():
+        parts += _kept_by(name, share)
+    whole = [name for name in found if name not in cut]
+    if whole:
+        parts.append(paragraph(f"No threshold, everything is kept: {', '.join(whole)}."))
+    return join(parts)
+
+
+def _kept_by(name: str, share: Mapping[str, Any]) -> Iterator[Html]:
+    unit = UNITS.get(share["task"], "pixels")
+    held, left = sum(share["held"]), sum(share["kept"])
+    counted = (
+        f" {share['task']}, threshold {share['threshold']:g}: {left:,} of {held:,} {unit} kept "
+        f"({percent(left / held) if held else '–'}) on {plural(share['images'], 'image')}"
+    )
+    yield element("h3", name, element("span", counted, class_="soft"))
+    if share["warning"]:
+        yield paragraph("Warning: ", share["warning"], ".")
+    order = sorted(range(len(share["held"])), key=lambda number: -share["held"][number])
+    shown = [number for number in order if share["held"][number]][:MOST_CLASSES]
+    head = ["Class", "Share kept", "", "Kept", "Held", "Part before", "Part after"]
+    yield table(head, (_class_row(share, number, held, left) for number in shown), {1, 3, 4, 5, 6})
+    rest = [number for number in order[len(shown) :] if share["held"][number]]
+    if rest:
+        amount = sum(share["held"][number] for number in rest)
+        yield paragraph(
+            f"The {len(shown)} most frequent of {len(order):,} classes; {len(rest):,} more hold {amount:,} {unit}.",
+            class_="note",
+        )
+    if len(order) > len(shown) + len(rest):
+        empty = len(order) - len(shown) - len(rest)
+        yield paragraph(f"{plural(empty, 'class', 'classes')} of {len(order):,} never named by this teacher.", class_="note")
+
+
+def _class_row(share: Mapping[str, Any], number: int, held: int, left: int) -> list[Html | str]:
+    mine, stays = share["held"][number], share["kept"][number]
+    return [
+        share["classes"][number],
+        percent(stays / mine),
+        bar(stays / mine, f"{stays:,} of {mine:,}"),
+        f"{stays:,}",
+        f"{mine:,}",
+        percent(mine / held),
+        percent(stays / left) if left else "–",
+    ]

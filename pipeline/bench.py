@@ -1,0 +1,78 @@
+"""What every measurement shares: windows taken in turn, medians, and the machine and moment they are from."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import write_atomically, write_json
+from pipeline.machine import device_name
+from pipeline.runtime import Runtime
+
+
+def take_turns(measures: Mapping[str, Callable[[], float]], windows: int) -> dict[str, list[float]]:
+    """Call each measure once to warm up, then all of them in turn, `windows` times; the values by name.
+
+    In turn, so that what else the machine does meanwhile, or its clock, falls on all of them alike.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(windows + 1):
+        for name, measure in measures.items():
+            taken[name].append(measure())
+    return {name: values[1:] for name, values in taken.items()}
+
+
+def medians(taken: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The median of each list."""
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def circumstances(device: str) -> dict[str, Any]:
+    """Where and when this is: JSON for the head of a result. `load` is the mean number of busy threads, last minute."""
+    program = Path(sys.argv[0])
+    name = f"python benchmarks/{program.name}" if program.suffix == ".py" else program.name
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": " ".join([name, *sys.argv[1:]]),
+        "device": device_name(device),
+        "processor": processor_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 2),
+        "software": {"python": platform.python_version(), **Runtime.software()},
+    }
+
+
+def processor_name() -> str:
+    """The processor as it calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def save_result(path: Path, title: str, result: Mapping[str, Any], table: Sequence[Sequence[str]]) -> None:
+    """Leave a result as JSON at `path`, and beside it as a page, `.md`: the first line of `table` is its head."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, result)
+    write_atomically(path.with_suffix(".md"), f"# {title}\n\n{_markdown(table)}\n\n{_footnote(result['measured'])}\n")
+
+
+def _markdown(table: Sequence[Sequence[str]]) -> str:
+    head, *rows = table
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def _footnote(measured: Mapping[str, Any]) -> str:
+    software = ", ".join(f"{name} {version}" for name, version in measured["software"].items())
+    return (
+        f"`{measured['command']}`, {measured['date']}, on {measured['device']} "
+        f"({measured['processor']}, {measured['cores']} cores, load {measured['load']} at the start). {software}."
+    )

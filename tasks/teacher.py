@@ -1,0 +1,56 @@
+"""What a teacher's artifact says of itself, whatever made it: labelling, training and evaluation read it alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.artifacts import read_json, write_json
+from pipeline.labels import LabelSpace
+from pipeline.runtime import Runtime
+
+if TYPE_CHECKING:
+    from tasks.learning import Predictor
+
+FILE = "teacher.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """What MuST's weighting needs to know of how a teacher was trained."""
+
+    batch: int
+    lr: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A teacher: its kind (a file in `teachers/`), label space, the set and schedule it was trained with, if it was,
+    and its metrics on held-out images of that set.
+    """
+
+    kind: str
+    space: LabelSpace
+    data: str | None = None
+    schedule: Schedule | None = None
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Leave the page in the teacher's folder."""
+        write_json(folder / FILE, {**dataclasses.asdict(self), "space": self.space.to_json()})
+
+    @classmethod
+    def read(cls, folder: Path) -> Teacher:
+        """The page in a teacher's folder."""
+        about = read_json(folder / FILE)
+        schedule = Schedule(**about["schedule"]) if about["schedule"] else None
+        return cls(about["kind"], LabelSpace.from_json(about["space"]), about["data"], schedule, about["scores"])
+
+
+def load_teacher(folder: Path, runtime: Runtime, batch: int) -> Predictor:
+    """The teacher in `folder`, ready to predict batches of about `batch` images on this machine."""
+    loader = importlib.import_module(f"teachers.{Teacher.read(folder).kind}")
+    predictor: Predictor = loader.load(folder)
+    return predictor.settle(runtime, read_json(folder / "model.json"), batch)

@@ -1,0 +1,59 @@
+"""A teacher or student of an earlier run as a teacher: its network, one of its heads."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.artifacts import Inputs, read_json, write_json
+from pipeline.config import TeacherConfig
+from pipeline.errors import ConfigError, choose
+
+if TYPE_CHECKING:
+    from tasks.learning import Predictor
+
+
+class Config(TeacherConfig):
+    """A trained network of this project."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    weights: str
+    """The `model.safetensors` of an artifact of a supervised teacher or a student; `model.json` lies beside it."""
+    head: str | None = None
+    """Which of its heads; not needed if it has one."""
+
+
+def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """Copy the network into the artifact. ConfigError if it has no such head, or the head is of another task."""
+    from pipeline.labels import LabelSpace
+    from tasks.teacher import Teacher
+
+    name, teacher = config["name"], Config.model_validate(config["teacher"])
+    weights = Path(teacher.weights).expanduser()
+    about = read_json(weights.with_suffix(".json"))
+    if about.get("format") != "network":
+        raise ConfigError(f"teachers.{name}.weights: {weights} is of format {about.get('format')!r}, not a network.")
+    heads = about["heads"]
+    head = teacher.head or (next(iter(heads)) if len(heads) == 1 else "")
+    space = LabelSpace.from_json(heads[choose(head, heads, f"teachers.{name}.head")])
+    if space.task != teacher.task:
+        raise ConfigError(f"teachers.{name}: head {head!r} is for {space.task!r}, the recipe says {teacher.task!r}.")
+    shutil.copyfile(weights, out / "model.safetensors")
+    write_json(out / "model.json", about)
+    write_json(out / "head.json", {"head": head, "name": name})
+    Teacher("checkpoint", space).write(out)
+    return {"heads": len(heads)}
+
+
+def load(folder: Path) -> Predictor:
+    """The network, with the one head under the teacher's name."""
+    from tasks.learning import OneHead, Predictor, Preparation
+    from tasks.network import Network
+
+    network = Network.load(folder)
+    chosen = read_json(folder / "head.json")
+    tasks = {chosen["name"]: network.tasks[chosen["head"]]}
+    only = OneHead(network, chosen["head"], chosen["name"])
+    return Predictor(only, tasks, Preparation(network.config.image_size))

@@ -1,0 +1,54 @@
+"""A detector or segmenter of torchvision with published weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from pipeline.artifacts import Inputs
+from pipeline.config import TeacherConfig
+
+if TYPE_CHECKING:
+    from tasks.learning import Predictor
+
+
+class Config(TeacherConfig):
+    """A model of `torchvision.models.detection` or `.segmentation` and where its weights are."""
+
+    kind: Literal["torchvision"] = "torchvision"
+    task: Literal["detection", "segmentation"]
+    model: str
+    """Its name in torchvision, for example fasterrcnn_resnet50_fpn or deeplabv3_resnet50."""
+    weights: str
+    """A file, `package:<module>/<file>`, or `torchvision` to download what torchvision publishes."""
+    classes: tuple[str, ...] = ()
+    """What its outputs are, in order, background included; those of the published weights if not given."""
+    image_size: int = Field(default=512, multiple_of=32, ge=64)
+    """Side of the square that images are resized to, pixels."""
+
+
+def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """Bring the weights into the artifact, so that a run never depends on where they came from."""
+    from pipeline.checkpoint import save_model
+    from tasks.published import build, fetch_weights, space_of
+    from tasks.teacher import Teacher
+
+    teacher = Config.model_validate(config["teacher"])
+    about = {**teacher.model_dump(mode="json"), "head": config["name"], "format": "torchvision"}
+    model, outputs = build(about)
+    model.load_state_dict(fetch_weights(model, teacher.model, teacher.weights))
+    space, _ = space_of(teacher.task, outputs)
+    save_model(out, model.state_dict(), {**about, "classes": outputs})
+    Teacher("torchvision", space).write(out)
+    return {"classes": len(space.classes)}
+
+
+def load(folder: Path) -> Predictor:
+    """The model, prepared as torchvision prepares it, but for a square input."""
+    from pipeline.checkpoint import load_model
+    from tasks.published import predictor
+
+    return predictor(*load_model(folder))
