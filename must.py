@@ -8,6 +8,7 @@ outcome.metrics
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,9 +76,9 @@ def run_command(recipe: RecipePath, root: Root = DEFAULT_ROOT, override: Overrid
     """Run a recipe: every step whose result is not there yet."""
     from flows.console import Console
 
-    console = Console()
-    with console.progress() as progress:
-        outcome = run(recipe, root, override, progress=progress)
+    console, stop = Console(), threading.Event()
+    with console.progress(stop) as progress:
+        outcome = run(recipe, root, override, progress=progress, stop=stop)
     console.show_outcome(outcome)
 
 
@@ -155,6 +156,25 @@ def export_backbone_command(
     student = next(each.artifact for each in plan(recipe, root, override) if each.step.name == "student")
     line = export_backbone(require(student, "student"), to)
     print(f"Wrote {to}. Load it with\n    {line}")
+
+
+bench = typer.Typer(no_args_is_help=True, help="Measure what this machine makes of a recipe.")
+app.add_typer(bench, name="bench")
+
+
+@bench.command("label")
+def bench_label_command(
+    recipe: RecipePath,
+    root: Root = DEFAULT_ROOT,
+    override: Overrides = None,
+    images: Annotated[int, typer.Option("--images", min=0, help="Per window; 0: enough for all cores.")] = 0,
+    to: Annotated[Path | None, typer.Option("--json", help="Keep the numbers here, and a page, .md, beside.")] = None,
+) -> None:
+    """Measure labelling: what each stage costs, what the machine allows by that, and how near the labeller comes."""
+    from flows.bench import bench_labelling
+    from pipeline.config import read_recipe
+
+    bench_labelling(read_recipe(recipe, override or ()), root.resolve(), images, to)
 
 
 def main() -> None:

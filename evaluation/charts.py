@@ -17,6 +17,10 @@ MOST_POINTS = 240
 """Points of a curve; a longer log is drawn by the least and the largest value of every so many steps."""
 SMOOTHING = 15
 """The smooth line is a running mean over one part in SMOOTHING of the curve."""
+HIGHEST = 98
+"""Percentile of the losses at which the chart ends: a lone spike is cut off, or it would flatten all the rest."""
+SLACK = 1e-9
+"""Of quotients that are whole numbers but for rounding."""
 
 Curve = NDArray[np.float64]
 
@@ -42,13 +46,9 @@ class _Chart:
         window = max(1, len(mean) // SMOOTHING) | 1
         self.smooth = running_mean(mean, window)
         self.window = round(window * len(points) / len(pieces))
-        self.y_ticks = ticks(float(self.low.min()), self._top(), 4)
+        self.y_ticks = ticks(float(self.low.min()), float(np.percentile(self.high, HIGHEST)), 4)
         self.x_ticks = ticks(0, points[-1][0], 5)
         self.x_end = max(self.x_ticks[-1], points[-1][0])
-
-    def _top(self) -> float:
-        """The largest value shown: a lone spike is cut off, the smooth line never."""
-        return float(max(np.percentile(self.high, 98), self.smooth.max()))
 
     def x(self, steps: Curve) -> Curve:
         return LEFT + steps / self.x_end * (RIGHT - LEFT)
@@ -93,9 +93,9 @@ def ticks(low: float, high: float, wanted: int) -> list[float]:
     """About `wanted` round numbers (1, 2 or 5 times a power of ten apart) that enclose low to high; at least two."""
     span = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / wanted))
-    gap = next(step * power for step in (1, 2, 5, 10) if span / (step * power) <= wanted)
-    first, last = math.floor(low / gap), math.ceil(high / gap)
-    return [round(number * gap, 10) for number in range(first, max(last, first + 1) + 1)]
+    gap = next(step * power for step in (1, 2, 5, 10) if span / (step * power) < wanted + SLACK)
+    first, last = math.floor(low / gap + SLACK), math.ceil(high / gap - SLACK)
+    return [float(f"{number * gap:.10g}") for number in range(first, max(last, first + 1) + 1)]
 
 
 def path(x: Curve, y: Curve) -> str:

@@ -9,6 +9,8 @@ from tasks.pictures import STYLE as PICTURES
 
 # Nothing on the page may run or be fetched, whatever a file is called.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+NOTHING = "\N{EN DASH}"
+"""What a cell shows where there is no number."""
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2026; --soft: #5f6873; --paper: #ffffff; --faint: #eff1f4; --rule: #dadee4;
   --line: #1f6595; --good: #1a7446; --warn: #94560a; }
@@ -18,7 +20,8 @@ STYLE = """
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 78rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
 h1 { font-size: 1.75rem; font-weight: 600; line-height: 1.2; margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; font-weight: 600; margin: 3rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--rule); }
+h2 { font-size: 1.2rem; font-weight: 600; margin: 3rem 0 .5rem; padding-top: .75rem;
+  border-top: 1px solid var(--rule); }
 h3 { font-size: 1rem; font-weight: 600; margin: 1.5rem 0 .5rem; }
 p, ul { max-width: 46rem; margin: .5rem 0; }
 a { color: inherit; text-underline-offset: .2em; text-decoration-color: var(--rule); }
@@ -48,7 +51,8 @@ tbody th { font-size: .9rem; color: var(--ink); padding-top: 1rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); gap: 1rem 1.5rem; }
 .charts figure { margin: 0; }
 .charts figcaption { font-size: .875rem; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 36.5rem), 1fr)); gap: 1.25rem 1.5rem; }
+.pairs { display: grid; gap: 1.25rem 1.5rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
 .strips { display: grid; gap: 1.25rem; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { fill: var(--soft); font-size: 11px; }
@@ -103,7 +107,9 @@ def listed(items: Iterable[str]) -> Html:
 
 def facts(items: Iterable[tuple[str, str]]) -> Html:
     """Short facts beside each other, each under its name."""
-    return element("dl", *(element("div", element("dt", name), element("dd", fact)) for name, fact in items), class_="facts")
+    return element(
+        "dl", *(element("div", element("dt", name), element("dd", fact)) for name, fact in items), class_="facts"
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[int] = ()) -> Html:
@@ -151,4 +157,3 @@ def percent(share: float) -> str:
     if 0 < share < 0.0005:
         return "< 0.1%"
     return f"{share:.1%}" if 0 < share < 0.0995 else f"{share:.0%}"
-

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evaluation.charts import bar, loss_chart
-from evaluation.page import listed, paragraph, percent, plural, table
+from evaluation.page import NOTHING, listed, paragraph, percent, plural, table
 from evaluation.run_record import Log, RunRecord
 from evaluation.samples import Album, held_out_strips, pool_strips
 from pipeline.markup import Html, element, join
@@ -43,7 +43,9 @@ def held_out(run: RunRecord) -> Html:
         )
     ]
     for place, strips in held_out_strips(album):
-        title = element("h3", place.head, element("span", f" {place.task} on {place.dataset}/{place.split}", class_="soft"))
+        title = element(
+            "h3", place.head, element("span", f" {place.task} on {place.dataset}/{place.split}", class_="soft")
+        )
         parts += [title, element("div", *(strip(pictures) for pictures in strips), class_="pairs")]
     if len(parts) == 1:
         return paragraph("No held-out image has a label to compare with.")
@@ -116,7 +118,7 @@ def _kept_by(name: str, share: Mapping[str, Any]) -> Iterator[Html]:
     held, left = sum(share["held"]), sum(share["kept"])
     counted = (
         f" {share['task']}, threshold {share['threshold']:g}: {left:,} of {held:,} {unit} kept "
-        f"({percent(left / held) if held else '–'}) on {plural(share['images'], 'image')}"
+        f"({percent(left / held) if held else NOTHING}) on {plural(share['images'], 'image')}"
     )
     yield element("h3", name, element("span", counted, class_="soft"))
     if share["warning"]:
@@ -134,7 +136,9 @@ def _kept_by(name: str, share: Mapping[str, Any]) -> Iterator[Html]:
         )
     if len(order) > len(shown) + len(rest):
         empty = len(order) - len(shown) - len(rest)
-        yield paragraph(f"{plural(empty, 'class', 'classes')} of {len(order):,} never named by this teacher.", class_="note")
+        yield paragraph(
+            f"{plural(empty, 'class', 'classes')} of {len(order):,} never named by this teacher.", class_="note"
+        )
 
 
 def _class_row(share: Mapping[str, Any], number: int, held: int, left: int) -> list[Html | str]:
@@ -146,5 +150,5 @@ def _class_row(share: Mapping[str, Any], number: int, held: int, left: int) -> l
         f"{stays:,}",
         f"{mine:,}",
         percent(mine / held),
-        percent(stays / left) if left else "–",
+        percent(stays / left) if left else NOTHING,
     ]

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from evaluation.charts import bar
-from evaluation.page import duration, file_name, folded, listed, paragraph, percent, plural, table
+from evaluation.page import NOTHING, duration, file_name, folded, listed, paragraph, percent, plural, table
 from evaluation.run_record import Done, Log, RunRecord
 from pipeline.artifacts import Artifact
 from pipeline.markup import Html, element, join
@@ -113,7 +113,7 @@ def _set_row(name: str, made: Artifact, used: Counter[str]) -> list[str]:
 
 
 def _count(count: int) -> str:
-    return f"{count:,}" if count else "–"
+    return f"{count:,}" if count else NOTHING
 
 
 def _troubles(name: str, made: Artifact) -> Iterator[Html]:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from evaluation.charts import standing
-from evaluation.page import duration, facts, file_name, folded, listed, paragraph, plural, table
+from evaluation.page import NOTHING, duration, facts, file_name, folded, listed, paragraph, plural, table
 from evaluation.results import NINE_TENTHS, ROLES, Line, Place, leading, outcome, read_lines, weak_teachers
 from evaluation.run_record import RunRecord
 from pipeline.artifacts import read_json
@@ -43,7 +43,7 @@ def key_facts(run: RunRecord) -> Iterator[tuple[str, str]]:
     chosen = choices.get("training student") or next(iter(choices.values()), None)
     if chosen:
         yield "Device", device(chosen["device"])
-        yield "Precision and layout", join([escape(way(chosen)), element("small", _compared(chosen))])
+        yield "Student trained in", join([escape(way(chosen)), element("small", _compared(chosen))])
     yield "Teachers", str(len(run.of_kind("teacher")))
     if "pool" in run.artifacts:
         yield "Pool", plural(run.artifacts["pool"].counts["images"], "image")
@@ -61,8 +61,7 @@ def device(name: str) -> str:
 
 def _compared(choice: Mapping[str, Any]) -> str:
     """The milliseconds that decided, in words."""
-    measured = ", ".join(f"{name} {ms:,.0f}" for name, ms in choice["measured_ms"].items())
-    return f"milliseconds measured: {measured}" if measured else "as told"
+    return ", ".join(f"{name}: {ms:,.0f} ms" for name, ms in choice["measured_ms"].items()) or "as told"
 
 
 def way(choice: Mapping[str, Any]) -> str:
@@ -90,7 +89,7 @@ def machine(run: RunRecord) -> Html:
 
 def _milliseconds(choice: Mapping[str, Any], name: str) -> Html | str:
     if name not in choice["measured_ms"]:
-        return "–"
+        return NOTHING
     text = f"{choice['measured_ms'][name]:,.1f}"
     return element("span", text, class_="good") if name == way(choice) else text
 
@@ -193,15 +192,15 @@ def _place_row(place: Place, footnote: int) -> Html:
 
 def _line_row(line: Line) -> Html:
     near = line.share is not None and line.share >= NINE_TENTHS
-    share = element("span", f"{line.share:.1%}" if line.share is not None else "–", class_="good" if near else None)
+    share = element("span", f"{line.share:.1%}" if line.share is not None else NOTHING, class_="good" if near else None)
     numbers = [_number(line.values.get(role)) for role in ROLES]
-    cells = [element("td", f"{line.metric} ", ARROWS[line.better], title=f"{line.better} is better")]
+    cells = [element("td", f"{ARROWS[line.better]}\u00a0{line.metric}", title=f"{line.better} is better")]
     cells += [element("td", cell, class_="n") for cell in [*numbers, share]]
     return element("tr", *cells, element("td", standing(line.values, line.better), class_="hide"))
 
 
 def _number(value: float | None) -> Html:
-    return element("span", "–" if value is None else f"{value:.3f}", title=None if value is None else f"{value!r}")
+    return element("span", NOTHING if value is None else f"{value:.3f}", title=None if value is None else f"{value!r}")
 
 
 def _protocols(lines: Sequence[Line]) -> list[tuple[str, int]]:

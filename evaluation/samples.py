@@ -141,9 +141,7 @@ def pool_spots(album: Album, count: int) -> list[Spot]:
     return list(itertools.islice((spot for spot in turns if spot), count))
 
 
-def learned(
-    album: Album, head: Head, spot: Spot, index: dict[tuple[str, str, str], Path]
-) -> tuple[Value | None, str]:
+def learned(album: Album, head: Head, spot: Spot, index: dict[tuple[str, str, str], Path]) -> tuple[Value | None, str]:
     """The label that the student learned from, and whether it is true or pseudo."""
     settings = album.run.artifacts["student"].manifest["config"]["student"] if "student" in album.run.artifacts else {}
     labels = settings.get("labels", "true_first")

@@ -28,8 +28,24 @@ class Console:
         self.out = rich.console.Console(highlight=False)
 
     @contextmanager
-    def progress(self) -> Iterator[Report]:
-        """A live bar per step on a terminal, else a line now and then."""
+    def progress(self, stop: threading.Event) -> Iterator[Report]:
+        """A live bar per step on a terminal, else a line now and then; and a word once `stop` is set."""
+        over = threading.Event()
+        threading.Thread(target=self._announce, args=(stop, over), daemon=True).start()
+        try:
+            with self._reports() as report:
+                yield report
+        finally:
+            over.set()
+
+    def _announce(self, stop: threading.Event, over: threading.Event) -> None:
+        while not over.is_set():
+            if stop.wait(0.1):
+                self.out.print("Stopping as soon as a state to go on from is saved. Ctrl-C again ends at once.")
+                return
+
+    @contextmanager
+    def _reports(self) -> Iterator[Report]:
         if self.out.is_terminal:
             columns = (
                 TextColumn("{task.description:24}"),
@@ -94,9 +110,13 @@ class _Bars:
         self._live = live
         self._bars: dict[str, TaskID] = {}
         self._lock = threading.Lock()
+        self._waiting: TaskID | None = live.add_task("starting", total=None, line="loading code")
 
     def __call__(self, step: str, done: float, line: str) -> None:
         with self._lock:
+            if self._waiting is not None:
+                self._live.remove_task(self._waiting)
+                self._waiting = None
             if step not in self._bars:
                 self._bars[step] = self._live.add_task(step, total=1.0, line="")
             self._live.update(self._bars[step], completed=done, line=line)

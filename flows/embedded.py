@@ -74,6 +74,7 @@ def settings(home: Path, url: str | None) -> dict[str, str]:
         decided["PREFECT_LOGGING_SETTINGS_PATH"] = str(home / "logging.yml")
     if url:
         decided |= {"PREFECT_HOME": str(home), "PREFECT_PROFILES_PATH": str(home / "profiles.toml")}
+        decided["PREFECT_CLIENT_MAX_RETRIES"] = "3"  # a server on this machine that is gone stays gone
     decided = {name: value for name, value in decided.items() if name not in os.environ}
     if url:
         direct = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1")))

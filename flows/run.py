@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +25,8 @@ from pipeline.artifacts import Artifact, Inputs, Step, Workspace, fingerprint, w
 from pipeline.config import Recipe
 from pipeline.runtime import Runtime
 
+SHOW_CURSOR = b"\x1b[?25h\n"
+"""Progress bars hide it, and a process that ends at once has no time to bring it back."""
 Execute = Callable[["Run", Step, Mapping[str, Artifact]], Artifact]
 
 
@@ -158,6 +162,8 @@ def stopping(stop: threading.Event) -> Iterator[None]:
 
     def ask(number: int, frame: Any) -> None:
         if stop.is_set():
+            if sys.stdout.isatty():
+                os.write(sys.stdout.fileno(), SHOW_CURSOR)
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         stop.set()

@@ -97,8 +97,8 @@ class Label(ABC):
         """The image (RGB) with the label drawn on it, at the image's size."""
 
     @abstractmethod
-    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Per class, how much the row holds and how much of it `threshold` keeps: boxes, pixels or images.
+    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Per class, how much the row holds and how much of it `threshold` keeps: objects, pixels or images.
 
         Two arrays (K,); a task without classes has K = 1.
         """

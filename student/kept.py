@@ -32,7 +32,7 @@ def kept_shares(heads: Mapping[str, Head], inputs: Inputs) -> dict[str, dict[str
 def _count(head: Head, entries: list[dict[str, Any]], inputs: Inputs) -> dict[str, Any]:
     label = tasks.label(head.space)
     classes = list(head.space.classes) or [head.space.task]
-    held, kept = np.zeros(len(classes), np.int64), np.zeros(len(classes), np.int64)
+    held, kept = np.zeros(len(classes)), np.zeros(len(classes))
     images = 0
     for entry in entries:
         if images >= MOST_IMAGES:

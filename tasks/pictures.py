@@ -22,12 +22,13 @@ SIDE = 192
 QUALITY = 82
 STYLE = """
 .strip { display: grid; gap: .75rem .5rem; align-items: start; max-width: calc(var(--pictures) * 12rem);
-  grid-template-columns: repeat(auto-fill, minmax(max(7.5rem, 100% / var(--pictures) - .5rem), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(max(6.5rem, 100% / var(--pictures) - .5rem), 1fr)); }
 .strip figure { margin: 0; min-width: 0; }
 .strip img { display: block; width: 100%; height: auto; border-radius: 3px; background: var(--faint); }
 .strip figcaption { font-size: .75rem; line-height: 1.3; margin-top: .25rem; overflow-wrap: anywhere; }
 .strip figcaption span { color: var(--soft); }
-.swatches { display: flex; flex-wrap: wrap; gap: .1rem .9rem; list-style: none; margin: .25rem 0; padding: 0; font-size: .75rem; }
+.swatches { display: flex; flex-wrap: wrap; gap: .1rem .9rem; list-style: none; margin: .25rem 0; padding: 0;
+  font-size: .75rem; }
 .swatches i { display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .35em; }
 """
 """The style of what is made here; a page defines the colours --faint and --soft."""

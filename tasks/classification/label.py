@@ -63,8 +63,8 @@ class TaskLabel(Label):
             caption(drawn, f"{self.space.classes[top].split(',')[0]} {value['probs'][top]:.0%}")
         return drawn
 
-    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        held = np.bincount([row["top"]], minlength=len(self.space.classes))
+    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        held = np.bincount([row["top"]], minlength=len(self.space.classes)).astype(np.float64)
         return held, held * int(_reaches(row, threshold))
 
 

@@ -70,6 +70,6 @@ class TaskLabel(Label):
         caption(drawn, f"{low:.1f} to {high:.1f}{unit}", (0, drawn.height))
         return drawn
 
-    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        known = np.array([round((1 - row["unknown"]) * row["h"] * row["w"])], dtype=np.int64)
+    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        known = np.array([round((1 - row["unknown"]) * row["h"] * row["w"])], dtype=np.float64)
         return known, known

@@ -82,7 +82,7 @@ class TaskModel(Task):
 
     def predict(self, output: Tensor) -> Prediction:
         raw = output[:, 0]
-        return {"depth": raw.clamp(min=1e-3) if self._relative else raw.clamp(*LOG_RANGE).exp()}
+        return {"depth": _stretch(raw) if self._relative else raw.clamp(*LOG_RANGE).exp()}
 
     def value(self, prediction: Prediction, index: int, size: tuple[int, int]) -> Value:
         return {"depth": prediction["depth"][index]}
@@ -94,6 +94,14 @@ class TaskModel(Task):
         """The median of the images' median depths, everywhere."""
         medians = [np.median(value["depth"][value["depth"] > 0]) for value in values if (value["depth"] > 0).any()]
         return {"depth": np.full((1, 1), np.median(medians) if medians else 1.0, dtype=np.float32)}
+
+
+def _stretch(maps: Tensor) -> Tensor:
+    """Each map (h, w) of the batch on the scale from 0.01, its farthest, to 1: training leaves scale and shift open, so
+    raw numbers may be negative, and 0 would mean unknown.
+    """
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    return 0.01 + 0.99 * (maps - low) / (high - low).clamp(min=1e-6)
 
 
 def _standardise(maps: Tensor, known: Tensor) -> Tensor:

@@ -90,10 +90,13 @@ class TaskLabel(Label):
             caption(drawn, f"{self.space.classes[name]} {score:.0%}", (float(box[0]), float(box[1])))
         return drawn
 
-    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        classes, total = np.array(row["classes"], dtype=np.int64), len(self.space.classes)
-        kept = np.array(row["scores"], dtype=np.float32) >= np.float32(threshold)
-        return np.bincount(classes, minlength=total), np.bincount(classes[kept], minlength=total)
+    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Objects, as the sum of scores: most raw boxes are doubles with a score near zero, and no object each."""
+        classes, scores = np.array(row["classes"], dtype=np.int64), np.array(row["scores"], dtype=np.float32)
+        held, kept = np.zeros(len(self.space.classes)), np.zeros(len(self.space.classes))
+        np.add.at(held, classes, scores)
+        np.add.at(kept, classes, np.where(scores >= np.float32(threshold), scores, 0))
+        return held, kept
 
 
 def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -60,6 +60,6 @@ class TaskLabel(Label):
         colours = np.rint((normals + 1) * 127.5).astype(np.uint8) * normals.any(axis=-1, keepdims=True)
         return enlarge(colours.astype(np.uint8), image.size)
 
-    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        known = np.array([round((1 - row["unknown"]) * row["h"] * row["w"])], dtype=np.int64)
+    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        known = np.array([round((1 - row["unknown"]) * row["h"] * row["w"])], dtype=np.float64)
         return known, known

@@ -60,7 +60,8 @@ class TaskLabel(Label):
         shape = (row["h"], row["w"])
         stored = codecs.unpack(row["classes"], self._dtype, shape)
         levels = codecs.unpack(row["confidences"], np.uint8, shape)
-        unknown = (stored == np.iinfo(self._dtype).max) | (levels < codecs.share_to_byte(np.float32([threshold])))
+        least = codecs.share_to_byte(np.array([threshold], dtype=np.float32))
+        unknown = (stored == np.iinfo(self._dtype).max) | (levels < least)
         classes = np.where(unknown, np.uint16(IGNORE), stored.astype(np.uint16))
         return {"classes": classes, "confidence": codecs.byte_to_share(levels)}
 
@@ -79,7 +80,10 @@ class TaskLabel(Label):
         mask = enlarge(np.repeat((known * np.uint8(150))[..., None], 3, axis=2), image.size).convert("L")
         return Images.composite(enlarge(colours, image.size), image, mask)
 
-    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         total = len(self.space.classes)
         every, kept = self.decode(row)["classes"], self.decode(row, threshold)["classes"]
-        return tuple(np.bincount(found[found != IGNORE], minlength=total) for found in (every, kept))  # type: ignore[return-value]
+        held, left = (
+            np.bincount(found[found != IGNORE], minlength=total).astype(np.float64) for found in (every, kept)
+        )
+        return held, left

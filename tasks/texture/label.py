@@ -61,8 +61,8 @@ class TaskLabel(Label):
         hues = palette(responses.shape[-1])[responses.argmax(axis=-1)]
         return enlarge(np.rint(hues * responses.max(axis=-1, keepdims=True)).astype(np.uint8), image.size)
 
-    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        cells = np.full(len(self.space.classes), row["h"] * row["w"], dtype=np.int64)
+    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        cells = np.full(len(self.space.classes), row["h"] * row["w"], dtype=np.float64)
         return cells, cells
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from PIL import Image
 from torch.nn import functional
 
 import tasks
 from pipeline.labels import COMMON, LabelSpace, Row, Value
 from tasks.classification.label import TaskLabel
 from tasks.classification.model import TaskModel
+from tasks.learning import network_predictor
+from tasks.network import Network
 
 SPACE = LabelSpace("classification", ("tench, Tinca tinca", "snake", "bee"))
 LABEL, TASK = TaskLabel(SPACE), TaskModel(SPACE)
@@ -59,15 +63,9 @@ def test_a_label_less_sure_than_the_threshold_is_dropped_whole(threshold: float,
 
 
 def test_a_dropped_label_is_drawn_as_none() -> None:
-    from PIL import Image
-
     image = Image.new("RGB", (64, 48))
     assert LABEL.draw(image, probs(0, 0, 0)).tobytes() == image.tobytes()
     assert LABEL.draw(image, probs(0, 1, 0)).tobytes() != image.tobytes()
-
-
-def entropy(target: NDArray[np.float32]) -> float:
-    return -float((target.astype(np.float64) * np.log(target.astype(np.float64))).sum())
 
 
 def test_the_loss_is_cross_entropy_with_soft_targets() -> None:
@@ -97,9 +95,7 @@ def test_the_constant_guess_is_the_frequency_of_the_classes() -> None:
     np.testing.assert_allclose(guess["probs"], [0.5, 0.375, 0.125])
 
 
-def test_a_network_predicts_distributions(make_network) -> None:  # type: ignore[no-untyped-def]
-    from tasks.learning import network_predictor
-
+def test_a_network_predicts_distributions(make_network: Callable[..., Network]) -> None:
     predictor = network_predictor(make_network({"kind": SPACE}))
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     values = [predictor.values(predictor.predict(images), index, (32, 32))["kind"] for index in range(3)]

@@ -154,6 +154,19 @@ def test_predictions_fit_the_store() -> None:
         assert (back > 0).all(), task.space.scale
 
 
+def test_a_relative_prediction_keeps_what_training_fixes_order_and_proportions() -> None:
+    raw = (
+        torch.randn(2, 1, 6, 7, generator=torch.Generator().manual_seed(4))
+        * torch.tensor([0.1, 90.0])[:, None, None, None]
+    )
+    found = INVERSE.predict(raw)["depth"].numpy()
+    assert found.min() > 0
+    for index in range(2):
+        slope = np.polyfit(raw[index, 0].flatten().numpy(), found[index].ravel(), 1)
+        np.testing.assert_allclose(np.polyval(slope, raw[index, 0].numpy()), found[index], atol=1e-4)
+        assert slope[0] > 0
+
+
 def test_the_constant_guess_is_the_median_of_medians() -> None:
     values = [depth(np.array([[1.0, 2.0, 3.0, 0.0]])), depth(np.array([[8.0]])), depth(np.array([[4.0]]))]
     assert TASK.constant([*values, depth(np.zeros((2, 2)))])["depth"].tolist() == [[4.0]]

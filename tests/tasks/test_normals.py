@@ -19,7 +19,7 @@ LABEL, TASK = TaskLabel(SPACE), TaskModel(SPACE)
 
 def random_normals(seed: int, shape: tuple[int, int] = (9, 13), unknown: float = 0.2) -> Value:
     rng = np.random.default_rng(seed)
-    vectors = rng.normal(size=(*shape, 3)) + [0, 0, 1.5]
+    vectors = rng.normal(loc=(0, 0, 1.5), size=(*shape, 3))
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
     vectors[rng.random(shape) < unknown] = 0
     return {"normals": vectors.astype(np.float32)}

@@ -1,0 +1,273 @@
+"""The report as a reader gets it: whole, escaped, self-contained, with every number, and with parts missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from evaluation.report import write_report
+from pipeline.artifacts import Artifact, read_json, write_json
+from pipeline.markup import VOID
+from tests.conftest import World
+
+HOSTILE = "<script>alert(\"1\")</script> & 'x' \u202egpj.<img src=x onerror=alert(1)>"
+FAILED = "could not be shown"
+
+
+@pytest.fixture(scope="module")
+def artifacts(world: World) -> dict[str, Artifact]:
+    """The tiny world's artifacts with a student and its metrics."""
+    from pipeline.artifacts import Inputs, fingerprint  # noqa: PLC0415 - as the world itself, only when it is needed
+
+    made = dict(world.artifacts)
+    for name in ("student", "evaluate"):
+        step = world.steps[name]
+        inputs = {other: made[other] for other in step.inputs}
+        mark = fingerprint(step, {other: artifact.digest for other, artifact in inputs.items()})
+        made[name] = world.workspace.find(step, mark) or world.workspace.make(step, Inputs(inputs, world.runtime))
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path, artifacts: dict[str, Artifact]) -> Path:
+    """A run's folder: everything was made in it but the first step, which was reused."""
+    (tmp_path / "recipe.yaml").write_text("name: world\nseed: 0\n", encoding="utf-8")
+    events = [
+        {"time": 1e9 + 10 * number, "event": "made" if number else "reused", "step": step}
+        for number, step in enumerate(artifacts)
+    ]
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    write_json(
+        tmp_path / "plan.json", [{"step": step, "action": "run", "why": "never made here"} for step in artifacts]
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def page(folder: Path, artifacts: dict[str, Artifact], world: World) -> str:
+    """The report of the tiny world."""
+    return report(folder, artifacts, world)
+
+
+def report(folder: Path, artifacts: Mapping[str, Artifact], world: World) -> str:
+    write_report(folder, artifacts, world.workspace.root)
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def with_counts(artifact: Artifact, **counts: Any) -> Artifact:
+    return dataclasses.replace(artifact, manifest={**artifact.manifest, "counts": {**artifact.counts, **counts}})
+
+
+def copied(artifact: Artifact, folder: Path) -> Artifact:
+    """The artifact with its small files in another folder, where a test may change them."""
+    folder.mkdir()
+    for path in artifact.path.glob("*.*"):
+        if path.suffix in (".json", ".parquet"):
+            (folder / path.name).write_bytes(path.read_bytes())
+    return dataclasses.replace(artifact, path=folder)
+
+
+class Reader(HTMLParser):
+    """Checks that tags balance, and collects ids, links, sources and text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(f"</{tag}> at {self.getpos()}")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def values(self, name: str) -> Iterator[str]:
+        return (value for _, attribute, value in self.attributes if attribute == name)
+
+
+def test_the_page_is_whole_html_in_which_every_part_is_shown(page: str) -> None:
+    read = Reader(page)
+    assert not read.wrong
+    assert not read.open
+    assert page.startswith("<!DOCTYPE html>")
+    assert FAILED not in read.text
+    ids = list(read.values("id"))
+    assert len(ids) == len(set(ids))
+    assert {link.removeprefix("#") for link in read.values("href")} == set(ids)
+
+
+def test_the_page_needs_nothing_but_itself(page: str) -> None:
+    read = Reader(page)
+    assert not re.search(r"https?:", page)
+    assert all(source.startswith("data:image/jpeg;base64,") for source in read.values("src"))
+    assert all(link.startswith("#") for link in read.values("href"))
+    assert not re.search(r"url\(|@import", page)
+    assert "script" not in {tag for tag, _, _ in read.attributes}
+    assert len(page) < 3_000_000
+
+
+def test_every_metric_is_there_for_every_model(page: str, artifacts: dict[str, Artifact]) -> None:
+    text = Reader(page).text
+    records = read_json(artifacts["evaluate"].path / "metrics.json")
+    assert {record["model"].partition(":")[0] for record in records} == {"student", "teacher", "baseline"}
+    for record in records:
+        assert f"{record['value']:.3f}" in text
+        assert record["metric"] in text
+        assert f"{record['dataset']}/{record['split']}" in text
+
+
+def test_pictures_show_the_pool_and_the_held_out_images(page: str, artifacts: dict[str, Artifact]) -> None:
+    pool, _, rest = page.partition('id="labels-learned-from"')[2].partition('id="held-out-images"')
+    held_out = rest.partition("</section>")[0]
+    assert pool.count("<img") >= 3 * 6, "an image and five labels a line"
+    assert "true label" in pool
+    assert "pseudo label" in pool
+    measured = {record["head"] for record in read_json(artifacts["evaluate"].path / "metrics.json")}
+    assert held_out.count('title="truth') == held_out.count('title="student') == held_out.count('title="teacher')
+    assert held_out.count('title="truth') >= len(measured)
+
+
+def test_losses_of_student_and_teachers_are_drawn(page: str) -> None:
+    charts = re.findall(r'aria-label="([^"]+): loss by step"', page)
+    heads = ["kinds", "masks", "boxes", "depth"]
+    assert charts == ["weighted total", *heads, "gabor", *heads]
+    assert "it was not kept: gabor." in Reader(page).text
+
+
+def test_hostile_names_are_shown_as_text(
+    folder: Path, artifacts: dict[str, Artifact], world: World, tmp_path: Path
+) -> None:
+    data = copied(artifacts["data.truth"], tmp_path / "data")
+    listed = pa.Table.from_pylist([{"source": HOSTILE, "split": "train", "reason": HOSTILE}])
+    for name in ("quarantine", "duplicates", "notes"):
+        pq.write_table(listed, data.path / f"{name}.parquet")
+    student = copied(artifacts["student"], tmp_path / "student")
+    kept = read_json(student.path / "kept.json")
+    kept["masks"] |= {"classes": [HOSTILE] * len(kept["masks"]["classes"]), "warning": HOSTILE, "threshold": 0.5}
+    write_json(student.path / "kept.json", kept)
+    (folder / "recipe.yaml").write_text(json.dumps({"name": HOSTILE}), encoding="utf-8")
+    changed = {
+        **artifacts,
+        "data.truth": with_counts(data, quarantined=1, duplicates=1, notes=1),
+        "student": with_counts(student, warnings=[HOSTILE]),
+    }
+    page = report(folder, {**changed, "evaluate": artifacts["evaluate"]}, world)
+    read = Reader(page)
+    assert not read.wrong
+    assert "<script" not in page
+    assert not {name for _, name, _ in read.attributes if name.startswith("on")}
+    assert read.text.count("<script>alert") >= 6
+    assert f"<bdi><code>{page.partition('<bdi><code>')[2].partition('<')[0]}</code></bdi>" in page
+
+
+def test_every_warning_is_at_the_head(
+    folder: Path, artifacts: dict[str, Artifact], world: World, tmp_path: Path
+) -> None:
+    label = copied(artifacts["label"], tmp_path / "label")
+    entries = read_json(label.path / "labels.json")
+    entries[0]["failed"] = 3
+    write_json(label.path / "labels.json", entries)
+    data = copied(artifacts["data.truth"], tmp_path / "data")
+    listed = pa.Table.from_pylist([{"source": "a.jpg", "split": "train", "reason": "cut short"}] * 2)
+    pq.write_table(listed, data.path / "quarantine.parquet")
+    metrics = read_json(artifacts["evaluate"].path / "metrics.json")
+    worse = {"teacher:depth": 0.1, "student": 0.2, "baseline": 0.3}
+    metrics = [{**r, "value": worse[r["model"]]} if r["metric"] == "delta_1.25" else r for r in metrics]
+    write_json(folder / "metrics.json", metrics)
+    changed = {
+        **artifacts,
+        "label": label,
+        "data.truth": with_counts(data, quarantined=2),
+        "student": with_counts(artifacts["student"], warnings=["boxes: the threshold keeps nothing"]),
+        "pool": with_counts(artifacts["pool"], left_out={"held out in truth": 4, "already in the pool from pool": 9}),
+    }
+    head = Reader(report(folder, changed, world).partition("<main>")[0]).text
+    for expected in (
+        "Teacher depth is no better than the trivial baseline on truth/val: delta_1.25 0.100 against 0.300",
+        "The student is no better than the trivial baseline at depth on truth/val: delta_1.25 0.200 against 0.300",
+        "boxes: the threshold keeps nothing",
+        "2 of 14 files of the set truth can't be used and were left out. First: a.jpg: cut short",
+        "4 images were kept out of the pool: the same bytes are held out in truth",
+        f"3 images of {entries[0]['set']} have no label by {entries[0]['teacher']}",
+    ):
+        assert expected in head
+
+
+def test_of_many_classes_the_most_frequent_are_shown_and_the_rest_counted(
+    folder: Path, artifacts: dict[str, Artifact], world: World, tmp_path: Path
+) -> None:
+    student = copied(artifacts["student"], tmp_path / "student")
+    kept = read_json(student.path / "kept.json")
+    held = [number if number < 900 else 0 for number in range(1000)]
+    names = [f"class-{number}-" for number in range(1000)]
+    kept["kinds"] |= {"classes": names, "held": held, "kept": [n // 2 for n in held], "threshold": 0.3, "images": 5}
+    write_json(student.path / "kept.json", kept)
+    text = Reader(report(folder, {**artifacts, "student": student}, world)).text
+    shown = [number for number in range(1000) if f"class-{number}-" in text]
+    assert shown == list(range(880, 900))
+    assert "The 20 most frequent of 1,000 classes; 879 more hold" in text
+    assert f"{sum(range(880)):,} images" in text
+    assert "101 classes of 1,000 never named" in text
+
+
+def test_steps_tell_what_ran_from_what_was_reused(page: str, artifacts: dict[str, Artifact]) -> None:
+    rows = page.partition('id="steps"')[2].partition("</section>")[0].split("<tr>")[2:]
+    assert len(rows) == len(artifacts)
+    assert "reused" in rows[0]
+    assert all(">ran<" in row for row in rows[1:])
+    assert "optimiser step" in next(row for row in rows if ">student<" in row)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [(), ("evaluate",), ("data.truth", "pool"), ("teacher.gabor", "label"), ("data.truth", "teacher.masks", "student")],
+)
+def test_a_run_of_fewer_steps_has_a_page_too(
+    kept: tuple[str, ...], tmp_path: Path, artifacts: dict[str, Artifact], world: World
+) -> None:
+    some = {name: artifact for name, artifact in artifacts.items() if name in kept}
+    if "student" in kept:
+        some["student"] = copied(artifacts["student"], tmp_path / "student")
+        (some["student"].path / "kept.json").unlink()
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    read = Reader(report(folder, some, world))
+    assert not read.wrong
+    assert FAILED not in read.text
+
+
+def test_a_part_that_fails_says_so_and_spares_the_others(
+    folder: Path, artifacts: dict[str, Artifact], world: World, tmp_path: Path
+) -> None:
+    label = copied(artifacts["label"], tmp_path / "label")
+    (label.path / "labels.json").write_text("[", encoding="utf-8")
+    text = Reader(report(folder, {**artifacts, "label": label}, world)).text
+    assert "This part could not be shown: DataError:" in text
+    assert "labels.json" in text
+    assert "optimiser step" in text
+    assert "Every model on the same held-out images" in text
+
+
+def test_the_same_run_gives_the_same_page(
+    page: str, folder: Path, artifacts: dict[str, Artifact], world: World
+) -> None:
+    assert report(folder, artifacts, world) == page

@@ -1,0 +1,99 @@
+"""The choice of pictures: every set in turn, the same each time, with the label that the student really learned from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.results import Place
+from evaluation.run_record import RunRecord
+from evaluation.samples import Album, label_index, labelled_spots, learned, pool_spots
+from pipeline.artifacts import Artifact
+from pipeline.labels import Value
+from tests.conftest import World
+
+
+@pytest.fixture
+def album(world: World, tmp_path: Path) -> Album:
+    """The pictures of a run that ended with the labels."""
+    return Album(RunRecord(tmp_path, world.artifacts, world.workspace.root))
+
+
+def with_labels(world: World, tmp_path: Path, labels: str) -> Album:
+    """The same with a student that learned from these `labels`."""
+    student = Artifact(tmp_path, {"config": {"student": {"labels": labels}}, "counts": {}})
+    return Album(RunRecord(tmp_path, {**world.artifacts, "student": student}, world.workspace.root))
+
+
+def test_images_come_from_every_set_in_turn_and_by_their_hash(album: Album) -> None:
+    spots = pool_spots(album, 4)
+    assert [spot.dataset for spot in spots] == ["pool", "truth", "pool", "truth"]
+    for name in ("pool", "truth"):
+        keys = [spot.about.key for spot in spots if spot.dataset == name]
+        everything = sorted(key for shard in album.sets[name].images("train").shards for key in shard.keys)
+        assert keys == everything[:2]
+    assert [(s.dataset, s.row) for s in pool_spots(album, 4)] == [(s.dataset, s.row) for s in spots]
+
+
+def test_no_more_images_are_asked_for_than_there_are(album: Album) -> None:
+    spots = pool_spots(album, 100)
+    assert len(spots) == 16
+    assert len({spot.about.key for spot in spots}) == 16
+
+
+def test_a_true_label_wins_on_the_teachers_own_set_only(album: Album) -> None:
+    index, head = label_index(album.run), album.heads["depth"]
+    pool, truth = pool_spots(album, 2)
+    value, origin = learned(album, head, truth, index)
+    true = album.truth(head, truth)
+    assert origin == "true label"
+    assert value is not None
+    assert true is not None
+    assert np.array_equal(value["depth"], true["depth"])
+    assert learned(album, head, pool, index)[1] == "pseudo label"
+    assert learned(album, album.heads["gabor"], truth, index)[1] == "pseudo label"
+
+
+def test_the_recipes_choice_of_labels_is_followed(world: World, tmp_path: Path) -> None:
+    pseudo = with_labels(world, tmp_path, "pseudo_only")
+    pool, truth = pool_spots(pseudo, 2)
+    index = label_index(pseudo.run)
+    assert learned(pseudo, pseudo.heads["depth"], truth, index)[1] == "pseudo label"
+    true = with_labels(world, tmp_path, "true_only")
+    assert learned(true, true.heads["depth"], truth, index)[1] == "true label"
+    assert learned(true, true.heads["depth"], pool, index) == (None, "no label")
+
+
+def test_the_threshold_is_applied_and_named(album: Album) -> None:
+    index, spot = label_index(album.run), pool_spots(album, 1)[0]
+    strict = dataclasses.replace(album.heads["boxes"], threshold=1.1)
+    value, origin = learned(album, strict, spot, index)
+    assert origin == "pseudo label ≥ 1.1"
+    assert value is not None
+    assert len(value["boxes"]) == 0
+
+
+def test_an_image_without_a_label_is_pale_and_says_so(album: Album) -> None:
+    image = Image.new("RGB", (20, 10), (255, 0, 0))
+    picture = album.picture(image, album.heads["depth"], None, ("depth", "pseudo label"))
+    assert picture.note == "no label"
+    assert np.asarray(picture.image)[0, 0, 0] < 200
+
+
+def test_the_classes_that_were_drawn_are_remembered(album: Album) -> None:
+    head = album.heads["masks"]
+    value: Value = {"classes": np.array([[2, 65535]], np.uint16), "confidence": np.ones((1, 2), np.float32)}
+    album.picture(Image.new("RGB", (20, 10)), head, value, ("masks", ""))
+    assert album.seen == {"masks": {2}}
+
+
+def test_held_out_images_are_those_with_a_true_label(album: Album) -> None:
+    place = Place("depth", "depth", "truth", "val", 3, 0, "whole")
+    spots = labelled_spots(album, album.heads["depth"], place, 10)
+    assert {spot.split for spot in spots} == {"val"}
+    assert len(spots) == 3
+    assert labelled_spots(album, album.heads["gabor"], place, 10) == []

@@ -1,0 +1,119 @@
+"""The pool and the shelves: every image once, none that is held out anywhere, labels that lie beside their images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+import tasks
+from pipeline.artifacts import Artifact, Inputs, Step, Workspace
+from pipeline.augment import NOTHING
+from pipeline.errors import DataError
+from pipeline.labels import LabelSpace
+from pipeline.loader import Shelf
+from pipeline.runtime import Runtime
+from tasks.ingest import IngestedSet
+from tasks.pool import pool_shards
+from tasks.shelves import held_out_keys, labelled, truth_library
+
+Noise = Callable[..., NDArray[np.uint8]]
+MakeSet = Callable[..., Artifact]
+
+
+@pytest.fixture
+def make_set(tmp_path: Path, noise: Noise, runtime: Runtime) -> MakeSet:
+    """Reads a set of pictures: (name, picture numbers by `<split>/<class>`) -> its artifact; without `/`, a pool."""
+
+    def make(name: str, pictures: dict[str, Sequence[int]], shard_images: int = 3) -> Artifact:
+        for folder, numbers in pictures.items():
+            (tmp_path / name / folder).mkdir(parents=True)
+            for number in numbers:
+                Image.fromarray(noise(number)).save(tmp_path / name / folder / f"{number}.png")
+        kind = "imagefolder" if any("/" in folder for folder in pictures) else "folder"
+        source = {"kind": kind, "path": str(tmp_path / name)}
+        config = {"name": name, "source": source, "shard_images": shard_images}
+        step = Step(f"data.{name}", "tasks.ingest:ingest", config)
+        return Workspace(runtime.root).make(step, Inputs({}, runtime))
+
+    return make
+
+
+def pooled(sets: dict[str, Artifact], names: list[str], runtime: Runtime) -> Artifact:
+    step = Step("pool", "tasks.pool:gather_pool", {"pool": names}, tuple(f"data.{name}" for name in sets))
+    inputs = {f"data.{name}": made for name, made in sets.items()}
+    return Workspace(runtime.root).make(step, Inputs(inputs, runtime))
+
+
+def test_an_image_held_out_in_any_set_is_kept_out_of_the_pool(make_set: MakeSet, runtime: Runtime) -> None:
+    """By its bytes: under another name, in another set, even if that set is not pooled itself."""
+    sets = {
+        "wild": make_set("wild", {"all": [1, 2, 3, 4, 5]}),
+        "kinds": make_set("kinds", {"train/a": [10, 11], "test/a": [2], "val/b": [4], "train/b": [12]}),
+    }
+    pool = pooled(sets, ["wild"], runtime)
+    table = pq.read_table(pool.path / "pool.parquet").to_pylist()
+    kept = {row["key"] for row in table if row["used"]}
+    assert len(kept) == 3
+    assert not kept & held_out_keys(IngestedSet(sets["kinds"]))
+    assert [row["reason"] for row in table if not row["used"]] == ["held out in kinds"] * 2
+    assert pool.counts == {"images": 3, "left_out": {"held out in kinds": 2}}
+
+
+def test_an_image_in_two_sets_is_pooled_once(make_set: MakeSet, runtime: Runtime) -> None:
+    sets = {"one": make_set("one", {"all": [1, 2, 3]}), "two": make_set("two", {"all": [3, 4]})}
+    pool = pooled(sets, ["one", "two"], runtime)
+    assert pool.counts == {"images": 4, "left_out": {"already in the pool from one": 1}}
+
+
+def test_the_shards_of_the_pool_come_with_the_rows_to_use(make_set: MakeSet, runtime: Runtime) -> None:
+    sets = {
+        "wild": make_set("wild", {"all": [1, 2, 3, 4, 5]}, shard_images=2),
+        "kinds": make_set("kinds", {"train/a": [10], "test/a": [1, 2], "train/b": [11], "val/b": [3]}),
+    }
+    pool = pooled(sets, ["wild", "kinds"], runtime)
+    found = list(pool_shards(pool, sets))
+    usable = {key for name, shard, rows in found for key in np.array(shard.keys)[rows]}
+    assert len(usable) == 4
+    assert sum(len(rows) for _, _, rows in found) == 4
+    wild = [(shard.name, rows.tolist()) for name, shard, rows in found if name == "wild"]
+    assert wild == [("shard-000001", [1]), ("shard-000002", [0])], "a shard with no image to use is not opened"
+
+
+def test_a_pool_with_nothing_in_it_is_an_error(make_set: MakeSet, runtime: Runtime) -> None:
+    sets = {"wild": make_set("wild", {"all": [1]}), "kinds": make_set("kinds", {"train/a": [2], "test/a": [1]})}
+    with pytest.raises(DataError, match=r"The pool \(wild\) holds no image"):
+        pooled(sets, ["wild"], runtime)
+
+
+def test_true_labels_lie_beside_their_images(make_set: MakeSet, noise: Noise) -> None:
+    found = IngestedSet(make_set("kinds", {"train/a": [1, 2, 3, 4], "train/b": [5, 6], "test/a": [7]}))
+    library = truth_library(found, "train", {"kind": "classification"})
+    assert len(library) == 6
+    for index in range(6):
+        number = [n for n in range(1, 7) if np.array_equal(library.sample(index, 32, NOTHING, (0,)).image, noise(n))]
+        assert library.values(index)["kind"]["probs"].tolist() == ([1, 0] if number[0] <= 4 else [0, 1])
+    assert found.held_out("val") == "test"
+    assert found.held_out("test") == "test"
+    assert len(truth_library(found, "test", {"kind": "classification"})) == 1
+    assert len(truth_library(found, "val", {"kind": "classification"})) == 0
+
+
+def test_images_may_be_left_out_by_key(make_set: MakeSet) -> None:
+    found = IngestedSet(make_set("kinds", {"train/a": [1, 2, 3, 4], "train/b": [5]}))
+    keys = [key for shard in found.images("train").shards for key in shard.keys]
+    library = truth_library(found, "train", {"kind": "classification"}, {keys[0], keys[4]})
+    assert [library.read(index)[0] for index in range(len(library))] == keys[1:4]
+
+
+def test_images_without_any_label_are_not_learned_from(make_shelf: Callable[..., Shelf], noise: Noise) -> None:
+    kinds, depth = tasks.label(LabelSpace("classification", ("a",))), tasks.label(LabelSpace("depth"))
+    one, flat = {"probs": np.ones(1, np.float32)}, {"depth": np.ones((2, 2), np.float32)}
+    labels = {"kind": (kinds, [one, None, None, one]), "depth": (depth, [None, None, flat, flat])}
+    shelf = labelled(make_shelf("s0", [noise(n) for n in range(4)], labels))
+    assert shelf.rows.tolist() == [0, 2, 3]
