@@ -87,9 +87,9 @@ def label_command(recipe: RecipePath, root: Root = DEFAULT_ROOT, override: Overr
     """Run a recipe as far as the labels: what the teachers say of the pool."""
     from flows.console import Console
 
-    console = Console()
-    with console.progress() as progress:
-        outcome = run(recipe, root, override, last="label", progress=progress)
+    console, stop = Console(), threading.Event()
+    with console.progress(stop) as progress:
+        outcome = run(recipe, root, override, last="label", progress=progress, stop=stop)
     console.show_labels(outcome, root)
 
 
@@ -177,12 +177,12 @@ def bench_label_command(
     bench_labelling(read_recipe(recipe, override or ()), root.resolve(), images, to)
 
 
-def main() -> None:
-    """The command; ends with 0, 2 (configuration), 3 (data) or 75 (stopped, and resumable)."""
+def main(arguments: list[str] | None = None) -> None:
+    """The command, its arguments from the command line; ends with 0, 2 (configuration), 3 (data) or 75 (stopped)."""
     from pipeline.errors import MustError
 
     try:
-        app()
+        app(arguments)
     except MustError as error:
         print(f"must: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

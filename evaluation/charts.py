@@ -67,9 +67,11 @@ class _Chart:
         return [element("path", class_="axis", d=lines), *left, *below, *names]
 
     def legend(self) -> list[Html]:
-        """What the two lines are, above the curves."""
+        """What the lines are, above the curves."""
+        if self.window == 1:
+            return [element("path", class_="smooth", d=f"M{RIGHT - 72} 5h14"), _text("each step", RIGHT, 9, "end")]
         each = [element("path", class_="raw", d=f"M{RIGHT - 190} 5h14"), _text("each step", RIGHT - 172, 9, "start")]
-        mean = f"mean of {self.window} steps" if self.window > 1 else "no smoothing"
+        mean = f"mean of {self.window} steps"
         return [*each, element("path", class_="smooth", d=f"M{RIGHT - 110} 5h14"), _text(mean, RIGHT - 92, 9, "start")]
 
     def curves(self) -> list[Html]:

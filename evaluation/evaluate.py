@@ -7,18 +7,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import tasks
 from pipeline.artifacts import Artifact, Inputs, read_json, write_json
 from pipeline.labels import Value
 from pipeline.loader import Library
+from pipeline.runtime import Runtime
 from tasks.ingest import IngestedSet
 from tasks.learning import Predictor, network_predictor
 from tasks.network import Network
-from tasks.scoring import score
-from tasks.shelves import held_out_keys, truth_library
+from tasks.scoring import predict_all, score
+from tasks.shelves import held_out_keys, shelve, truth_library
 from tasks.task import Task
 from tasks.teacher import Teacher, load_teacher
 
 PROTOCOL = "held-out images, whole, resized to the model's square input; labels compared at the truth's resolution"
+AGREEMENT = "no set has true labels for this teacher: agreement with the teacher's own labels, on held-out images"
 BATCH = 16
 
 
@@ -26,7 +29,8 @@ def evaluate(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[st
     """Write `metrics.json`: a record per model, task, set and metric; results are kept by teacher.
 
     Each teacher, and the student's head for it, is measured on the set it was trained on and on those of
-    `config["sets"]` that share its task and classes, on the held-out split `config["splits"]` or the other one.
+    `config["sets"]` that share its task and classes, on the held-out split `config["splits"]` or the other one. Where
+    no set has labels for a teacher, the student's agreement with it is measured instead.
     """
     network = Network.load(inputs["student"].path)
     about = read_json(inputs["student"].path / "model.json")
@@ -43,48 +47,77 @@ def evaluate(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[st
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One teacher on one set."""
+    """One teacher on one set: against its true labels, or, where nobody has any, the student against the teacher's."""
 
     head: str
     made: Artifact
     set_name: str
     found: IngestedSet
     split: str
-    task: str
+    about: Teacher
     trained_on: IngestedSet | None
+
+    @property
+    def has_truth(self) -> bool:
+        return self.found.spaces.get(self.about.space.task) == self.about.space
 
 
 def _trials(config: Mapping[str, Any], inputs: Inputs) -> Iterator[Trial]:
     sets = {name: IngestedSet(made) for name, made in inputs.of_kind("data").items()}
+    splits = {name: split for name, found in sets.items() if (split := found.held_out(config["splits"]))}
     for head, made in inputs.of_kind("teacher").items():
         about = Teacher.read(made.path)
-        space, own = about.space, [about.data] if about.data else []
-        for name in dict.fromkeys(own + config["sets"]):
-            split = sets[name].held_out(config["splits"])
-            if split and sets[name].spaces.get(space.task) == space:
-                yield Trial(head, made, name, sets[name], split, space.task, sets.get(about.data or ""))
+        own = [about.data] if about.data else []
+        usable = [name for name in dict.fromkeys(own + config["sets"]) if name in splits]
+        matching = [name for name in usable if sets[name].spaces.get(about.space.task) == about.space]
+        for name in matching or list(splits)[:1]:
+            yield Trial(head, made, name, sets[name], splits[name], about, sets.get(about.data or ""))
 
 
 def _measure(trial: Trial, student: Predictor, inputs: Inputs, seed: int) -> list[dict[str, Any]]:
     """The records of student, teacher and baseline on one set."""
-    head, library = trial.head, truth_library(trial.found, trial.split, {trial.head: trial.task})
     teacher = load_teacher(trial.made.path, inputs.runtime, BATCH)
-    models = {f"teacher:{head}": teacher} | ({"student": student} if head in student.heads else {})
-    scores = {model: score(one, library, {head: head}, inputs.runtime) for model, one in models.items()}
-    task = teacher.heads[head]
-    if trial.trained_on:
-        train = truth_library(trial.trained_on, "train", {head: trial.task}, held_out_keys(trial.trained_on))
-        scores["baseline"] = score_constant(task, head, train, library)
+    how = _against_truth if trial.has_truth else _against_teacher
+    scores, count = how(trial, student, teacher, inputs.runtime)
     context = {
-        "task": trial.task,
+        "task": trial.about.space.task,
         "dataset": trial.set_name,
-        "head": head,
+        "head": trial.head,
         "split": trial.split,
-        "n": len(library),
+        "n": count,
         "seed": seed,
-        "protocol": PROTOCOL,
+        "protocol": PROTOCOL if trial.has_truth else AGREEMENT,
     }
-    return records_of(scores, task, context)
+    return records_of(scores, teacher.heads[trial.head], context)
+
+
+Scores = dict[str, dict[str, float]]
+
+
+def _against_truth(trial: Trial, student: Predictor, teacher: Predictor, runtime: Runtime) -> tuple[Scores, int]:
+    head, task = trial.head, trial.about.space.task
+    library = truth_library(trial.found, trial.split, {head: task})
+    models = {f"teacher:{head}": teacher} | ({"student": student} if head in student.heads else {})
+    scores = {model: score(one, library, {head: head}, runtime) for model, one in models.items()}
+    if trial.trained_on:
+        train = truth_library(trial.trained_on, "train", {head: task}, held_out_keys(trial.trained_on))
+        scores["baseline"] = score_constant(teacher.heads[head], head, train, library)
+    return scores, len(library)
+
+
+def _against_teacher(trial: Trial, student: Predictor, teacher: Predictor, runtime: Runtime) -> tuple[Scores, int]:
+    head = trial.head
+    library = Library(shelve(trial.found, trial.split, lambda shard: {}))
+    if head not in student.heads:
+        return {}, len(library)
+    task, label = teacher.heads[head], tasks.label(trial.about.space)
+    rows = (label.encode(values[head]) for _, values in predict_all(teacher, library, runtime))
+    said = [label.decode(row, label.default_threshold) for row in rows]
+    metric, constant, guess = task.metrics(), task.metrics(), task.constant(said)
+    for index, values in predict_all(student, library, runtime):
+        metric.update(values[head], said[index])
+        constant.update(guess, said[index])
+    return {"student": metric.compute(), "baseline": constant.compute()}, len(library)
 
 
 def score_constant(task: Task, head: str, train: Library, library: Library) -> dict[str, float]:

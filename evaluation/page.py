@@ -31,7 +31,7 @@ summary { cursor: pointer; margin: .75rem 0; }
 nav { display: flex; flex-wrap: wrap; gap: .1rem 1rem; margin: 1rem 0; font-size: .875rem; }
 .soft, .note { color: var(--soft); font-weight: 400; }
 .note { font-size: .875rem; }
-.lead { font-size: 1.1rem; margin-top: 1rem; }
+.lead { font-size: 1.1rem; margin: .75rem 0; }
 .facts { display: flex; flex-wrap: wrap; gap: .75rem 2.5rem; margin: 1.25rem 0; }
 .facts dt { font-size: .8rem; color: var(--soft); }
 .facts dd { margin: 0; font-variant-numeric: tabular-nums; max-width: 16rem; }
@@ -57,7 +57,7 @@ tbody th { font-size: .9rem; color: var(--ink); padding-top: 1rem; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { fill: var(--soft); font-size: 11px; }
 svg .axis { stroke: var(--rule); fill: none; }
-svg .raw { stroke: var(--line); opacity: .3; fill: none; }
+svg .raw { stroke: var(--line); opacity: .45; fill: none; }
 svg .smooth { stroke: var(--line); stroke-width: 2; fill: none; stroke-linejoin: round; }
 svg.standing { width: 10.5rem; height: 1.4rem; }
 sup { font-size: .7em; line-height: 0; }
@@ -97,6 +97,7 @@ def anchor(title: str) -> str:
 
 
 def paragraph(*content: str, class_: str | None = None) -> Html:
+    """A paragraph."""
     return element("p", *content, class_=class_)
 
 

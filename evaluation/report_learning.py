@@ -37,8 +37,9 @@ def held_out(run: RunRecord) -> Html:
     album = Album(run)
     parts = [
         paragraph(
-            "Images that nothing was trained on, chosen by the hash of their bytes: the true label, and what teacher "
-            "and student say, with the threshold that the pseudo labels had.",
+            "Images that nothing was trained on, chosen by the hash of their bytes: the true label, if there is one, "
+            "and what teacher and student say. Masks and classes are shown whole, as they are measured; boxes from the "
+            "threshold on.",
             class_="note",
         )
     ]
@@ -47,23 +48,27 @@ def held_out(run: RunRecord) -> Html:
             "h3", place.head, element("span", f" {place.task} on {place.dataset}/{place.split}", class_="soft")
         )
         parts += [title, element("div", *(strip(pictures) for pictures in strips), class_="pairs")]
-    if len(parts) == 1:
+    if len(parts) == 1 and not album.unshown:
         return paragraph("No held-out image has a label to compare with.")
     if album.unshown:
         names = ", ".join(album.unshown)
         parts.append(paragraph(f"Left out, for the page to be ready soon: {names}.", class_="note"))
-    return join([*parts, _reading(album)])
+    return join([*parts, _colours(album)])
 
 
 def _reading(album: Album) -> Html:
     """How to read the drawings of the tasks that were drawn."""
-    used = {head.label.task for head in album.heads.values()}
-    lines: list[Html | str] = [f"{task}: {READING[task]}." for task in READING if task in used]
-    keys = [
-        element("div", element("span", name, class_="note"), swatches(album.heads[name].label.space, sorted(classes)))
-        for name, classes in album.seen.items()
-    ]
-    return join([element("div", listed(lines), class_="note"), *keys])
+    used = {head.label.task for head in album.heads.values() if head.is_learned}
+    lines = [f"{task}: {READING[task]}." for task in READING if task in used]
+    return join([element("div", listed(lines), class_="note"), _colours(album)])
+
+
+def _colours(album: Album) -> Html:
+    """The colours of the classes that were drawn in masks."""
+    return join(
+        element("div", element("span", name, class_="note"), swatches(space, sorted(classes)))
+        for name, (space, classes) in album.seen.items()
+    )
 
 
 def curves(run: RunRecord) -> Html:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from evaluation.charts import standing
 from evaluation.page import NOTHING, duration, facts, file_name, folded, listed, paragraph, plural, table
-from evaluation.results import NINE_TENTHS, ROLES, Line, Place, leading, outcome, read_lines, weak_teachers
+from evaluation.results import NINE_TENTHS, ROLES, Line, Place, fine_print, leading, outcome, read_lines, weak_teachers
 from evaluation.run_record import RunRecord
 from pipeline.artifacts import read_json
 from pipeline.markup import Html, element, escape, join
@@ -28,7 +28,8 @@ def head(run: RunRecord) -> Html:
         [
             element("h1", run.name),
             paragraph(f"{when} · {run.folder.name}", class_="soft"),
-            paragraph(" ".join(outcome(lines, run.home())), class_="lead"),
+            *(paragraph(sentence, class_="lead") for sentence in outcome(lines, run.home())),
+            *([paragraph(fine_print(lines, run.home()), class_="note")] if lines else []),
             facts(key_facts(run)),
             warning_box(warnings(run)),
             machine(run),
@@ -61,7 +62,7 @@ def device(name: str) -> str:
 
 def _compared(choice: Mapping[str, Any]) -> str:
     """The milliseconds that decided, in words."""
-    return ", ".join(f"{name}: {ms:,.0f} ms" for name, ms in choice["measured_ms"].items()) or "as told"
+    return ", ".join(f"{name}:\u00a0{ms:,.0f}\u00a0ms" for name, ms in choice["measured_ms"].items()) or "as told"
 
 
 def way(choice: Mapping[str, Any]) -> str:
@@ -192,11 +193,17 @@ def _place_row(place: Place, footnote: int) -> Html:
 
 def _line_row(line: Line) -> Html:
     near = line.share is not None and line.share >= NINE_TENTHS
-    share = element("span", f"{line.share:.1%}" if line.share is not None else NOTHING, class_="good" if near else None)
+    share = element("span", _share(line.share), class_="good" if near else None)
     numbers = [_number(line.values.get(role)) for role in ROLES]
     cells = [element("td", f"{ARROWS[line.better]}\u00a0{line.metric}", title=f"{line.better} is better")]
     cells += [element("td", cell, class_="n") for cell in [*numbers, share]]
     return element("tr", *cells, element("td", standing(line.values, line.better), class_="hide"))
+
+
+def _share(share: float | None) -> str:
+    if share is None:
+        return NOTHING
+    return f"{share:.1%}" if share < 2 else f"{share:.3g} times"
 
 
 def _number(value: float | None) -> Html:

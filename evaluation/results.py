@@ -80,16 +80,22 @@ def outcome(lines: Sequence[Line], home: Mapping[str, str | None]) -> list[str]:
     """
     first = leading(lines)
     own = [line for line in first if home.get(line.place.head) == line.place.dataset]
-    away = [line for line in first if line not in own]
+    agreeing = [line for line in first if line not in own and "teacher" not in line.values]
+    away = [line for line in first if line not in own and line not in agreeing]
     sentences = [_standing(own, "On the teachers' own held-out images")] if own else []
     for dataset in dict.fromkeys(line.place.dataset for line in away):
         there = [line for line in away if line.place.dataset == dataset]
         sentences.append(_standing(there, f"On {dataset}, which these teachers did not learn from"))
-    sentences.append("Counted by the leading metric of each task." if first else "Nothing was measured.")
-    unmeasured = [head for head in home if head not in {line.place.head for line in first}]
-    if first and unmeasured:
-        sentences.append(f"Not measured, for want of true labels held out: {', '.join(unmeasured)}.")
-    return sentences
+    if agreeing:
+        sentences.append(_agreement(agreeing))
+    return sentences or ["Nothing was measured."]
+
+
+def fine_print(lines: Sequence[Line], home: Mapping[str, str | None]) -> str:
+    """How the outcome was counted, and which teachers it says nothing of."""
+    unmeasured = [head for head in home if head not in {line.place.head for line in lines}]
+    counted = "Counted by the leading metric of each task."
+    return f"{counted} Not measured: {', '.join(unmeasured)}." if unmeasured else counted
 
 
 def _standing(lines: Sequence[Line], images: str) -> str:
@@ -98,10 +104,23 @@ def _standing(lines: Sequence[Line], images: str) -> str:
     passed = [line.place.head for line in lines if line.ahead("student", "teacher")]
     tasks = "tasks" if len(lines) > 1 else "task"
     return (
-        f"{images}, the student beats the trivial baseline on {len(beaten)} of {len(lines)} {tasks}{_named(beaten)}, "
-        f"reaches nine tenths of its teacher on {len(near)}{_named(near)} "
-        f"and is better than its teacher on {len(passed)}{_named(passed)}."
+        f"{images}, the student beats the trivial baseline on {_some(beaten)} of {len(lines)} {tasks}{_named(beaten)}, "
+        f"reaches nine tenths of its teacher on {_some(near)}{_named(near)} "
+        f"and is better than its teacher on {_some(passed)}{_named(passed)}."
     )
+
+
+def _agreement(lines: Sequence[Line]) -> str:
+    closer = [line.place.head for line in lines if line.ahead("student", "baseline")]
+    teachers = ", ".join(line.place.head for line in lines)
+    return (
+        f"Without true labels for them, of {teachers} only the student's agreement is known: it is closer to the "
+        f"teacher than the trivial baseline on {_some(closer)} of {len(lines)}{_named(closer)}."
+    )
+
+
+def _some(heads: Sequence[str]) -> str:
+    return str(len(heads)) if heads else "none"
 
 
 def _named(heads: Sequence[str]) -> str:
@@ -112,7 +131,7 @@ def weak_teachers(lines: Iterable[Line]) -> list[str]:
     """A sentence for every teacher that is no better than the constant answer by its leading metric."""
     return [
         f"Teacher {line.place.head} is no better than the trivial baseline on {line.place.dataset}/{line.place.split}: "
-        f"{line.metric} {line.values['teacher']:.3f} against {line.values['baseline']:.3f}. Its labels teach little."
+        f"{line.metric} {line.values['teacher']:.3f} against {line.values['baseline']:.3f}."
         for line in leading(lines)
         if line.ahead("teacher", "baseline") is False
     ]

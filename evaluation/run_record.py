@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from pipeline.artifacts import LOG, Artifact, read_json
+from tasks.teacher import Teacher
 
 NOT_LOSSES = {"step", "lr", "images_per_s", "waited_s"}
 
@@ -81,14 +82,13 @@ class RunRecord:
             for step, artifact in self.artifacts.items()
         ]
 
-    def teacher(self, name: str) -> dict[str, Any]:
-        """A teacher's card: its kind, label space, set and schedule."""
-        card: dict[str, Any] = read_json(self.artifacts[f"teacher.{name}"].path / "teacher.json")
-        return card
+    def teachers(self) -> dict[str, Teacher]:
+        """What every teacher says of itself, by name."""
+        return {name: Teacher.read(made.path) for name, made in self.of_kind("teacher").items()}
 
     def home(self) -> dict[str, str | None]:
         """The set that each teacher was trained on, None for those trained elsewhere."""
-        return {name: self.teacher(name).get("data") for name in self.of_kind("teacher")}
+        return {name: teacher.data for name, teacher in self.teachers().items()}
 
     def kept(self) -> dict[str, dict[str, Any]]:
         """Per head of the student, how much of the pseudo labels the threshold keeps; {} if that is not known."""

@@ -8,7 +8,6 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.compute as pc
@@ -24,26 +23,29 @@ from pipeline.decode import decode
 from pipeline.images import ImageRow, ImageShard
 from pipeline.labels import Label, LabelShard, LabelSpace, Value
 from tasks.ingest import IngestedSet
+from tasks.learning import Predictor, network_predictor
+from tasks.network import Network
 from tasks.pictures import SIDE, Picture, labelled, thumbnail
 from tasks.pool import FILE
+from tasks.teacher import Teacher
 
-if TYPE_CHECKING:
-    from tasks.learning import Predictor
-
-MOST_PICTURES = 72
+MOST_PICTURES = 80
 """Of the pool, and of the held-out images: what keeps the page below a few megabytes."""
-PATIENCE_S = 8.0
+PATIENCE_S = 6.0
 """Seconds after which no further teacher is asked for predictions."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """One head of the student: its labels, the threshold they are read with, the set with true labels for it."""
+    """A teacher's task: its labels, the threshold they are read with, the set the teacher was trained on, and whether
+    the student learned it.
+    """
 
     name: str
     label: Label
     threshold: float
     home: str | None
+    is_learned: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +73,16 @@ class Album:
         self.run = run
         self.sets = {name: IngestedSet(made) for name, made in run.of_kind("data").items()}
         self.heads = dict(self._heads())
-        self.seen: dict[str, set[int]] = {}
+        self.seen: dict[str, tuple[LabelSpace, set[int]]] = {}
         self.unshown: list[str] = []
         self._opened: dict[Path, LabelShard] = {}
 
     def _heads(self) -> Iterator[tuple[str, Head]]:
-        kept, home = self.run.kept(), self.run.home()
-        for name in (name for name in home if name in kept or not kept):
-            space = LabelSpace.from_json(self.run.teacher(name)["space"])
-            yield name, Head(name, tasks.label(space), kept.get(name, {}).get("threshold", 0.0), home[name])
+        kept = self.run.kept()
+        for name, about in self.run.teachers().items():
+            label = tasks.label(about.space)
+            threshold = kept.get(name, {}).get("threshold", label.default_threshold)
+            yield name, Head(name, label, threshold, about.data, name in kept or not kept)
 
     def stored(self, path: Path, head: Head, row: int, threshold: float) -> Value | None:
         """The label in a row of a label shard, None if there is none."""
@@ -89,10 +92,14 @@ class Album:
 
     def truth(self, head: Head, spot: Spot) -> Value | None:
         """The true label of an image for a head, None if its set has none."""
-        found = self.sets[spot.dataset]
-        if head.label.task not in found.spaces:
+        if not self.has_truth(head, spot.dataset):
             return None
-        return self.stored(found.truth(head.label.task, spot.split, spot.shard.name), head, spot.row, 0.0)
+        path = self.sets[spot.dataset].truth(head.label.task, spot.split, spot.shard.name)
+        return self.stored(path, head, spot.row, 0.0)
+
+    def has_truth(self, head: Head, dataset: str) -> bool:
+        """Whether a set has true labels that mean the same as the head's."""
+        return self.sets[dataset].spaces.get(head.label.task) == head.label.space
 
     def picture(self, image: Image.Image, head: Head, value: Value | None, words: tuple[str, str]) -> Picture:
         """A thumbnail with a label on it; `words` are its title and note. Without a label the image is pale."""
@@ -100,22 +107,23 @@ class Album:
         if value is None:
             return Picture(Image.blend(image, Image.new("RGB", image.size, "grey"), 0.7), title, "no label")
         if head.label.task == "segmentation":
-            classes = np.unique(value["classes"])
-            known = classes[classes < len(head.label.space.classes)]
-            self.seen.setdefault(head.name, set()).update(int(number) for number in known)
+            space, numbers = head.label.space, np.unique(value["classes"])
+            _, seen = self.seen.setdefault(head.name, (space, set()))
+            seen.update(int(number) for number in numbers if number < len(space.classes))
         return labelled(image, head.label, value, title, note)
 
 
 def pool_strips(album: Album) -> Iterator[list[Picture]]:
     """For some images of the pool, the image and what every head learned from it."""
-    if "pool" not in album.run.artifacts or not album.heads:
+    heads = [head for head in album.heads.values() if head.is_learned]
+    if "pool" not in album.run.artifacts or not heads:
         return
     index = label_index(album.run)
-    rows = max(3, min(8, MOST_PICTURES // (len(album.heads) + 1)))
+    rows = max(3, min(8, MOST_PICTURES // (len(heads) + 1)))
     for spot in pool_spots(album, rows):
         image = thumbnail(spot.open())
         pictures = [Picture(image, spot.about.source, spot.dataset)]
-        for head in album.heads.values():
+        for head in heads:
             value, origin = learned(album, head, spot, index)
             pictures.append(album.picture(image, head, value, (head.name, f"{head.label.task}, {origin}")))
         yield pictures
@@ -157,11 +165,11 @@ def learned(album: Album, head: Head, spot: Spot, index: dict[tuple[str, str, st
 
 
 def held_out_strips(album: Album) -> Iterator[tuple[Place, list[list[Picture]]]]:
-    """For every measured place, strips of image, truth, teacher and student; no more after PATIENCE_S."""
+    """For every measured place, strips of image, truth if there is one, teacher and student; none after PATIENCE_S."""
     deadline = time.monotonic() + PATIENCE_S
     lines, _ = read_lines(album.run.metrics())
-    places = [line.place for line in leading(lines) if line.place.head in album.run.of_kind("teacher")]
-    images = max(1, min(3, MOST_PICTURES // (4 * max(len(places), 1))))
+    places = [line.place for line in leading(lines) if line.place.head in album.heads]
+    images = max(1, min(4, MOST_PICTURES // (8 * max(len(places), 1)) * 2))  # even: two strips fit side by side
     student = student_predictor(album.run) if places else None
     for name, group in itertools.groupby(places, key=lambda place: place.head):
         if time.monotonic() > deadline:
@@ -176,55 +184,57 @@ def held_out_strips(album: Album) -> Iterator[tuple[Place, list[list[Picture]]]]
 
 def student_predictor(run: RunRecord) -> Predictor | None:
     """The student, to predict with; None if the run has none."""
-    from tasks.learning import network_predictor  # noqa: PLC0415 - torch and timm, for the pictures only
-    from tasks.network import Network  # noqa: PLC0415
-
     return network_predictor(Network.load(run.artifacts["student"].path)) if "student" in run.artifacts else None
 
 
 def teacher_predictor(run: RunRecord, name: str) -> Predictor:
-    """A teacher, to predict with."""
-    teacher: Predictor = importlib.import_module(f"teachers.{run.teacher(name)['kind']}").load(
-        run.artifacts[f"teacher.{name}"].path
-    )
+    """A teacher, to predict with: as it is, on the processor, for a handful of images are not worth a measurement."""
+    folder = run.artifacts[f"teacher.{name}"].path
+    teacher: Predictor = importlib.import_module(f"teachers.{Teacher.read(folder).kind}").load(folder)
     return teacher
 
 
 def _compared(album: Album, place: Place, models: dict[str, Predictor], count: int) -> Iterator[list[Picture]]:
     """Strips of the first `count` images of a place."""
-    head = album.heads.get(place.head) or _unlearned(album, place.head)
-    spots = labelled_spots(album, head, place, count)
+    head = album.heads[place.head]
+    spots = held_out_spots(album, head, place, count)
     guesses = {model: predict(predictor, head, spots) for model, predictor in models.items()}
     for number, spot in enumerate(spots):
         image = thumbnail(spot.open())
-        pictures = [Picture(image, "image", spot.about.source)]
-        pictures.append(album.picture(image, head, album.truth(head, spot), ("truth", "")))
+        pictures = [Picture(image, spot.about.source)]
+        if album.has_truth(head, place.dataset):
+            pictures.append(album.picture(image, head, album.truth(head, spot), ("truth", "")))
         for model, values in guesses.items():
-            pictures.append(album.picture(image, head, values[number], (model, "")))
+            value, note = readable(head, values[number])
+            pictures.append(album.picture(image, head, value, (model, note)))
         yield pictures
 
 
-def _unlearned(album: Album, name: str) -> Head:
-    """The head of a teacher that the student did not learn from."""
-    space = LabelSpace.from_json(album.run.teacher(name)["space"])
-    return Head(name, tasks.label(space), 0.0, None)
+def readable(head: Head, value: Value) -> tuple[Value, str]:
+    """A prediction as it can be looked at, and a note: of scored things those from the head's threshold on."""
+    if "scores" not in value:
+        return value, ""
+    kept = head.label.decode(head.label.encode(value), head.threshold)
+    best = (
+        f", best {value['scores'].max():.2f}" if value["scores"].any() and not kept["scores"].any() else ""
+    )
+    return kept, f"score ≥ {head.threshold:g}{best}"
 
 
-def labelled_spots(album: Album, head: Head, place: Place, count: int) -> list[Spot]:
-    """The first `count` images of a split, by their keys, that have a true label for the head."""
+def held_out_spots(album: Album, head: Head, place: Place, count: int) -> list[Spot]:
+    """The first `count` images of a split, by their keys, that have a true label for the head if the set has any."""
     shards = album.sets[place.dataset].images(place.split).shards
     keyed = sorted((key, number, row) for number, shard in enumerate(shards) for row, key in enumerate(shard.keys))
     spots = (Spot(place.dataset, place.split, shards[number], row) for _, number, row in keyed)
-    return list(itertools.islice((spot for spot in spots if album.truth(head, spot) is not None), count))
+    if album.has_truth(head, place.dataset):
+        spots = (spot for spot in spots if album.truth(head, spot) is not None)
+    return list(itertools.islice(spots, count))
 
 
 def predict(predictor: Predictor, head: Head, spots: Sequence[Spot]) -> list[Value]:
-    """A model's labels of images, with the head's threshold applied as to a stored label."""
+    """A model's labels of images, whole: no threshold is applied, as when they are measured."""
     prepare = predictor.preparation
     images = np.stack([prepare(spot.open(prepare.enough())) for spot in spots])
     found = predictor.predict(torch.from_numpy(images).permute(0, 3, 1, 2))
-    values = []
-    for number, spot in enumerate(spots):
-        value = predictor.values(found, number, (spot.about.width, spot.about.height))[head.name]
-        values.append(head.label.decode(head.label.encode(value), head.threshold))
-    return values
+    sizes = [(spot.about.width, spot.about.height) for spot in spots]
+    return [predictor.values(found, number, size)[head.name] for number, size in enumerate(sizes)]

@@ -28,10 +28,11 @@ class Console:
         self.out = rich.console.Console(highlight=False)
 
     @contextmanager
-    def progress(self, stop: threading.Event) -> Iterator[Report]:
+    def progress(self, stop: threading.Event | None = None) -> Iterator[Report]:
         """A live bar per step on a terminal, else a line now and then; and a word once `stop` is set."""
         over = threading.Event()
-        threading.Thread(target=self._announce, args=(stop, over), daemon=True).start()
+        if stop:
+            threading.Thread(target=self._announce, args=(stop, over), daemon=True).start()
         try:
             with self._reports() as report:
                 yield report
@@ -54,7 +55,11 @@ class Console:
                 TimeElapsedColumn(),
             )
             with Progress(*columns, console=self.out) as live:
-                yield _Bars(live)
+                bars = _Bars(live)
+                try:
+                    yield bars
+                finally:
+                    bars.begin()
         else:
             yield _Lines(self.out)
 
@@ -112,11 +117,15 @@ class _Bars:
         self._lock = threading.Lock()
         self._waiting: TaskID | None = live.add_task("starting", total=None, line="loading code")
 
+    def begin(self) -> None:
+        """Nothing is waited for any more."""
+        if self._waiting is not None:
+            self._live.remove_task(self._waiting)
+            self._waiting = None
+
     def __call__(self, step: str, done: float, line: str) -> None:
         with self._lock:
-            if self._waiting is not None:
-                self._live.remove_task(self._waiting)
-                self._waiting = None
+            self.begin()
             if step not in self._bars:
                 self._bars[step] = self._live.add_task(step, total=1.0, line="")
             self._live.update(self._bars[step], completed=done, line=line)

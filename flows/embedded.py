@@ -26,7 +26,7 @@ from pipeline.errors import ConfigError
 from pipeline.runtime import Runtime
 
 PATIENCE_S = 180.0
-"""For the server to answer: on a new root it makes its database first, 8 s on two idle cores and much more on busy ones."""
+"""For the server to answer: on a new root it makes its database first, and all of it takes longer on busy cores."""
 GOODBYE_S = 10.0
 """For the server to end in order, before it is killed."""
 INLINE = "or run without Prefect: -o runtime.runner=inline"

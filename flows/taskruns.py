@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
+from typing import Any
 from uuid import UUID
 
 import prefect.runtime.flow_run
@@ -48,15 +49,8 @@ def carry_out_as_flow(run: Run, steps: Steps) -> dict[str, Artifact]:
     """
 
     @flow(name="selftrain", flow_run_name=run.folder.name, persist_result=False, validate_parameters=False)
-    def selftrain(recipe: str, root: str) -> State[None]:
-        steps.flow_run = UUID(prefect.runtime.flow_run.id)
-        try:
-            with stopping(run.runtime.stop):  # Prefect's handler would end a step anywhere, its state unsaved
-                steps.artifacts = carry_out(run, steps.execute)
-        except Stopped as stopped:
-            return Cancelled(message=str(stopped))
-        show_metrics(steps.artifacts["evaluate"], run)
-        return Completed(message=f"{run.made} steps made, {len(run.planned) - run.made} reused")
+    def selftrain(recipe: str, root: str) -> State[Any]:
+        return steps.carry_out(run)
 
     failure = ""
     try:
@@ -64,12 +58,12 @@ def carry_out_as_flow(run: Run, steps: Steps) -> dict[str, Artifact]:
         failure = state.message or state.name or ""
     except TerminationSignal:  # a SIGTERM in the moments when Prefect's handler is in place
         run.runtime.stop.set()
-        run.runtime.check_stop("Prefect")
-    except Exception as error:  # noqa: BLE001 - whatever went wrong in Prefect, what is on disk counts
+    except Exception as error:  # whatever went wrong in Prefect, what is on disk counts
         failure = f"{type(error).__name__}: {error}"
         run.event("prefect", error=failure)
     steps.reraise()
     if not steps.artifacts:
+        run.runtime.check_stop("Prefect")
         raise MustError(f"Prefect ended the run ({failure}). Run again to go on, or with -o runtime.runner=inline.")
     return steps.artifacts
 
@@ -80,15 +74,27 @@ class Steps:
     def __init__(self) -> None:
         self.flow_run: UUID | None = None
         self.artifacts: dict[str, Artifact] = {}
-        self.states: dict[str, State[None]] = {}
+        self.states: dict[str, State[Any]] = {}
         self._raised: tuple[Exception, TracebackType | None] | None = None
+
+    def carry_out(self, run: Run) -> State[Any]:
+        """All of them, and the metrics for show: the body of the flow."""
+        self.flow_run = UUID(prefect.runtime.flow_run.id)
+        with stopping(run.runtime.stop):  # Prefect's own handler would end a step anywhere, its state unsaved
+            try:
+                self.artifacts = carry_out(run, self.execute)
+            except Stopped as stopped:
+                return Cancelled(message=str(stopped))
+            if "evaluate" in self.artifacts:
+                show_metrics(self.artifacts["evaluate"], run)
+        return Completed(message=f"{run.made} steps made, {len(run.planned) - run.made} reused")
 
     def execute(self, run: Run, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
         """One step, its task run drawn behind those of its inputs."""
         obtained: list[Artifact] = []
 
         @task(name=step.name, task_run_name=step.name, cache_policy=NO_CACHE, persist_result=False)
-        def attempt() -> State[None]:
+        def attempt() -> State[Any]:
             try:
                 artifact, state = obtain(run, step, inputs)
             except Exception as error:
@@ -111,7 +117,7 @@ class Steps:
             raise error.with_traceback(trace)
 
 
-def obtain(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> tuple[Artifact, State[None]]:
+def obtain(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> tuple[Artifact, State[Any]]:
     """The artifact of a step, found or made, and the state that tells which."""
     found = run.reuse(step, inputs)
     if found:
@@ -160,7 +166,8 @@ class _Bar:
     def _show(self, done: float, line: str) -> None:
         with contextlib.suppress(Exception):  # a bar is not worth a run; the next report tries again
             if self._identity is None:
-                self._identity = create_progress_artifact(done * 100, description=line)
+                made = create_progress_artifact(done * 100, description=line)
+                self._identity = made if isinstance(made, UUID) else None
             else:
                 update_progress_artifact(self._identity, done * 100, description=line)
 
@@ -189,5 +196,5 @@ def show_metrics(evaluated: Artifact, run: Run) -> None:
     rows = [{column: record[column] for column in COLUMNS} for record in records]
     try:
         create_table_artifact(rows, key="metrics", description=f"{run.recipe.name}: {run.folder}")
-    except Exception as error:  # noqa: BLE001 - the results are on disk; that they are not shown is noted
+    except Exception as error:  # the results are on disk; that they are not shown is noted
         run.event("prefect", error=f"no table of metrics: {error}")

@@ -27,6 +27,9 @@ MANIFEST = "manifest.json"
 WORK, LOG = "work", "log"
 """Subfolders of an artifact: `work` is scratch, gone when it is sealed; `log` is kept but is not part of the digest."""
 
+ELSEWHERE = "elsewhere"
+"""A key of what a step returns beside its counts: its files outside its folder, {path in the root: {size, sha256}}."""
+
 StepFunction = Callable[[Mapping[str, Any], "Inputs", Path], Mapping[str, Any]]
 
 
@@ -65,6 +68,14 @@ class Artifact:
     def counts(self) -> Mapping[str, Any]:
         counts: Mapping[str, Any] = self.manifest["counts"]
         return counts
+
+    def files(self) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+        """Every file of the artifact, in its folder and elsewhere in the root, with {size, sha256}."""
+        root = self.path.parents[2]
+        for name, facts in self.manifest["files"].items():
+            yield self.path / name, facts
+        for name, facts in self.manifest.get(ELSEWHERE, {}).items():
+            yield root / name, facts
 
     def sha256(self, file: str) -> str:
         """The hash of one of the artifact's files, by its path in the artifact."""
@@ -143,12 +154,11 @@ class Workspace:
         folder = self.folder(step, mark)
         if not (folder / MANIFEST).exists():
             return None
-        manifest = read_json(folder / MANIFEST)
-        for name, facts in manifest["files"].items():
-            file = folder / name
+        artifact = Artifact(folder, read_json(folder / MANIFEST))
+        for file, facts in artifact.files():
             if not file.exists() or file.stat().st_size != facts["size"]:
                 return None
-        return Artifact(folder, manifest)
+        return artifact
 
     def make(self, step: Step, inputs: Inputs) -> Artifact:
         """Run the step in its folder and seal it. What an unfinished attempt left in `work` and `log` is the step's to
@@ -159,7 +169,7 @@ class Workspace:
         folder.mkdir(parents=True, exist_ok=True)
         _clear(folder)
         began = time.time()
-        counts = step.function()(step.config, inputs, folder)
+        counts = dict(step.function()(step.config, inputs, folder))
         shutil.rmtree(folder / WORK, ignore_errors=True)
         manifest = {
             "kind": step.run,
@@ -171,7 +181,8 @@ class Workspace:
             "inputs": {
                 name: {"digest": made.digest, "path": made.path.name} for name, made in inputs.artifacts.items()
             },
-            "counts": dict(counts),
+            ELSEWHERE: counts.pop(ELSEWHERE, {}),
+            "counts": counts,
             "began": began,
             "seconds": time.time() - began,
             "software": inputs.runtime.software(),
@@ -210,8 +221,7 @@ def _contents(folder: Path) -> dict[str, Any]:
 
 def verify(artifact: Artifact) -> Iterator[str]:
     """The files of an artifact that are not what its manifest says, each with what is wrong. Reads every byte."""
-    for name, facts in artifact.manifest["files"].items():
-        file = artifact.path / name
+    for file, facts in artifact.files():
         if not file.exists():
             yield f"{file}: missing"
         elif hash_file(file) != facts["sha256"]:

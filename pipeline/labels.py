@@ -68,6 +68,8 @@ class Label(ABC):
     """
 
     task: ClassVar[str]
+    default_threshold: ClassVar[float] = 0.0
+    """The smallest score that is kept unless a recipe says otherwise."""
 
     def __init__(self, space: LabelSpace) -> None:
         self.space = space

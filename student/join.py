@@ -17,8 +17,6 @@ from tasks.pool import pool_shards
 from tasks.shelves import labelled
 from tasks.teacher import Schedule, Teacher
 
-DEFAULT_THRESHOLDS = {"detection": 0.5, "segmentation": 0.5}
-
 
 @dataclasses.dataclass(frozen=True)
 class Head:
@@ -39,15 +37,15 @@ def heads_of(config: StudentConfig, inputs: Inputs) -> dict[str, Head]:
         if config.loss_weights.get(name) == 0:
             continue
         about = Teacher.read(made.path)
-        threshold = threshold_for(config, name, about.space.task)
+        threshold = threshold_for(config, name, about.space)
         heads[name] = Head(name, about.space, about.data, about.schedule, threshold)
     return heads
 
 
-def threshold_for(config: StudentConfig, teacher: str, task: str) -> float:
+def threshold_for(config: StudentConfig, teacher: str, space: LabelSpace) -> float:
     """The smallest score kept: by teacher, by task, or the task's default (0.5 for boxes and masks, as in MuST)."""
     named = config.thresholds
-    return named.get(teacher, named.get(task, DEFAULT_THRESHOLDS.get(task, 0.0)))
+    return named.get(teacher, named.get(space.task, tasks.label(space).default_threshold))
 
 
 def join(config: StudentConfig, heads: Mapping[str, Head], inputs: Inputs) -> Library:

@@ -34,7 +34,7 @@ STYLE = """
 """The style of what is made here; a page defines the colours --faint and --soft."""
 
 READING = {
-    "depth": "violet is near, yellow far; the range is written in the picture",
+    "depth": "violet is near, yellow far, over the range that stands below each picture",
     "normals": "red grows to the right, green upwards, blue towards the camera; black is unknown",
     "texture": "the hue is the strongest filter's, the brightness its answer",
     "segmentation": "what lies below the threshold is left uncoloured",
@@ -65,14 +65,18 @@ def labelled(image: Image.Image, label: Label, value: Value, title: str, note: s
 
 
 def holds(space: LabelSpace, value: Value) -> str:
-    """How much there is in a label, in a few words; nothing where the drawing tells all."""
+    """What a label says or how much it holds, in a few words; nothing where only the drawing can tell."""
     if space.task == "detection":
         count = len(value["boxes"])
         return f"{count} box{'' if count == 1 else 'es'}"
     if space.task == "segmentation":
-        return f"{np.isin(value['classes'], np.arange(len(space.classes))).mean():.0%} of the pixels"
-    if space.task == "classification" and not value["probs"].any():
-        return "no class"
+        return f"{(value['classes'] < len(space.classes)).mean():.0%} of the pixels"
+    if space.task == "classification":
+        top = int(value["probs"].argmax())
+        return f"{space.classes[top].split(',')[0]} {value['probs'][top]:.0%}" if value["probs"][top] else "no class"
+    if space.task == "depth" and (value["depth"] > 0).any():
+        low, high = np.percentile(value["depth"][value["depth"] > 0], [1, 99])
+        return f"{low:.1f} to {high:.1f}{' m' if space.scale == 'metric' else ''}"
     return ""
 
 

@@ -23,6 +23,7 @@ class TaskLabel(Label):
     """
 
     task = "detection"
+    default_threshold = 0.5  # MuST's
 
     def columns(self) -> pa.Schema:
         return pa.schema(

@@ -24,6 +24,7 @@ class TaskLabel(Label):
     """
 
     task = "segmentation"
+    default_threshold = 0.5  # MuST's
 
     @property
     def _dtype(self) -> type[np.uint8] | type[np.uint16]:

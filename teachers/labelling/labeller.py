@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import tasks
-from pipeline.artifacts import Artifact, Inputs, hash_file, write_json
+from pipeline.artifacts import ELSEWHERE, Artifact, Inputs, hash_file, write_json
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
 from pipeline.labels import Label, LabelWriter, about_store
@@ -124,6 +124,7 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
         "labelled_now": sum(len(job.shard) for job in jobs),
         "failed": sum(entry["failed"] for entry in entries),
         "choices": {name: teacher.predictor.choice.describe() for name, teacher in at_work.items()},
+        ELSEWHERE: {entry["path"]: {"size": entry["size"], "sha256": entry["sha256"]} for entry in entries},
     }
 
 

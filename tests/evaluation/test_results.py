@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.results import Line, Place, leading, outcome, read_lines, weak_teachers
+from evaluation.results import Line, Place, fine_print, leading, outcome, read_lines, weak_teachers
 
 
 def record(model: str, value: float, **changes: Any) -> dict[str, Any]:
@@ -88,15 +88,31 @@ def test_the_outcome_counts_heads_and_names_them() -> None:
             *three(1.0, 2.0, 1.5, dataset="attic"),
         ]
     )
-    own, away, counted, unmeasured = outcome(lines, {"depth": "rooms", "kinds": "rooms", "gabor": None})
+    home = {"depth": "rooms", "kinds": "rooms", "gabor": None}
+    own, away = outcome(lines, home)
     assert own == (
         "On the teachers' own held-out images, the student beats the trivial baseline on 1 of 2 tasks (depth), "
-        "reaches nine tenths of its teacher on 1 (depth) and is better than its teacher on 0."
+        "reaches nine tenths of its teacher on 1 (depth) and is better than its teacher on none."
     )
     assert away.startswith("On attic, which these teachers did not learn from, the student beats")
     assert away.endswith("is better than its teacher on 1 (depth).")
-    assert "leading metric" in counted
-    assert unmeasured.endswith(": gabor.")
+    assert fine_print(lines, home) == "Counted by the leading metric of each task. Not measured: gabor."
+    assert "Not measured" not in fine_print(lines, {"depth": "rooms"})
+
+
+def test_agreement_with_a_teacher_that_nobody_has_labels_for_is_told_apart() -> None:
+    near, far = {"head": "gabor", "dataset": "rooms"}, {"head": "imagenet", "dataset": "rooms"}
+    lines, _ = read_lines(
+        [
+            *three(2.1, 2.0, 4.0),
+            *(record(model, value, **near) for model, value in (("student", 1.0), ("baseline", 2.0))),
+            *(record(model, value, **far) for model, value in (("student", 3.0), ("baseline", 2.0))),
+        ]
+    )
+    own, agreement = outcome(lines, {"depth": "rooms", "gabor": None, "imagenet": None})
+    assert "1 of 1 task (depth)" in own
+    assert agreement.startswith("Without true labels for them, of gabor, imagenet only")
+    assert agreement.endswith("on 1 of 2 (gabor).")
 
 
 def test_without_metrics_the_outcome_says_so() -> None:

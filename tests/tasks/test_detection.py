@@ -70,8 +70,9 @@ def test_boxes_are_stored_without_loss() -> None:
 def test_a_box_as_sure_as_the_threshold_is_kept(score: float) -> None:
     row = LABEL.encode(found([[0, 0, 9, 9], [0, 0, 8, 8]], [score, score - 0.001], [0, 1]))
     assert LABEL.decode(row, score)["classes"].tolist() == [0]
-    held, kept = LABEL.count(row, score)
-    assert (held.tolist(), kept.tolist()) == ([1, 1, 0], [1, 0, 0])
+    held, kept = LABEL.count(row, score)  # in objects: the sum of their scores
+    np.testing.assert_allclose(held, [score, score - 0.001, 0], rtol=1e-6)
+    np.testing.assert_allclose(kept, [score, 0, 0], rtol=1e-6)
 
 
 def test_columns_for_sql_count_boxes() -> None:

@@ -65,8 +65,14 @@ def test_a_note_says_how_much_a_label_holds() -> None:
     classes = np.array([[0, 65535], [1, 65535]], np.uint16)
     assert holds(BOXES, boxes(0)) == "0 boxes"
     assert holds(MASKS, {"classes": classes}) == "50% of the pixels"
-    assert holds(LabelSpace("classification", ("a", "b")), {"probs": np.zeros(2, np.float32)}) == "no class"
-    assert holds(LabelSpace("depth"), {"depth": np.ones((2, 2), np.float32)}) == ""
+    kinds = LabelSpace("classification", ("tench, Tinca tinca", "hen"))
+    assert holds(kinds, {"probs": np.zeros(2, np.float32)}) == "no class"
+    assert holds(kinds, {"probs": np.array([0.75, 0.25], np.float32)}) == "tench 75%"
+    depth = np.array([[0, 2.0], [2.0, 2.0]], np.float32)
+    assert holds(LabelSpace("depth"), {"depth": depth}) == "2.0 to 2.0 m"
+    assert holds(LabelSpace("depth", scale="relative"), {"depth": depth}) == "2.0 to 2.0"
+    assert holds(LabelSpace("depth"), {"depth": np.zeros((2, 2), np.float32)}) == ""
+    assert holds(LabelSpace("normals"), {"normals": np.zeros((2, 2, 3), np.float32)}) == ""
 
 
 def test_swatches_have_the_colours_of_the_drawings() -> None:

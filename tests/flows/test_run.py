@@ -1,0 +1,242 @@
+"""Runs without Prefect: what is made, reused and recorded; and that a disturbed run comes to the same end."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import STEPS, digests, events, logged, within
+
+import must
+from flows.run import Run, prepare, stopping
+from pipeline.artifacts import Workspace
+from pipeline.config import read_recipe
+from pipeline.errors import ConfigError, DataError, Stopped
+from pipeline.runtime import Runtime
+
+Start = Callable[..., BaseProcess]
+
+
+def told(root: Path) -> list[tuple[str, str | None]]:
+    """The events of the newest run, in short."""
+    return [(event["event"], event.get("step")) for event in events(root)]
+
+
+def test_an_undisturbed_run_tells_everything(whole: Path) -> None:
+    expected = [(kind, step) for step in STEPS for kind in ("started", "made")]
+    assert told(whole) == [*expected, ("finished", None)]
+    made = [event for event in events(whole) if event["event"] == "made"]
+    assert all(event["seconds"] >= 0 and event["counts"] for event in made)
+    times = [event["time"] for event in events(whole)]
+    assert times == sorted(times)
+
+
+def test_a_run_leaves_recipe_plan_metrics_and_report(whole: Path, recipe: Path) -> None:
+    folder = next((whole / "runs").iterdir())
+    again = read_recipe(folder / "recipe.yaml")
+    assert again == read_recipe(recipe)
+    plan = json.loads((folder / "plan.json").read_text("utf-8"))
+    assert [row["step"] for row in plan] == STEPS
+    assert {row["action"] for row in plan} == {"run"}
+    assert json.loads((folder / "metrics.json").read_text("utf-8"))
+    assert (folder / "report.html").stat().st_size > 0
+
+
+def test_a_run_with_nothing_to_do_starts_nothing(whole: Path, recipe: Path) -> None:
+    before = list((whole / "runs").iterdir())
+    outcome = must.run(recipe, whole, ["runtime.runner=threads"])
+    assert outcome.ran == 0
+    assert outcome.folder is None
+    assert outcome.metrics
+    assert list((whole / "runs").iterdir()) == before
+    assert not (whole / "prefect").exists()
+
+
+def test_what_a_run_reuses_is_told_and_counted(whole: Path, recipe: Path, up_to_label: Path) -> None:
+    shutil.copytree(whole / "labels", up_to_label / "labels")
+    outcome = must.run(recipe, up_to_label)
+    reused = [step for kind, step in told(up_to_label) if kind == "reused"]
+    assert reused == STEPS[:5]
+    assert outcome.ran == 3
+    assert outcome.artifacts["label"].counts["labelled_now"] == 0
+    assert digests(up_to_label) == digests(whole)
+
+
+def test_a_failed_step_is_told_and_the_rest_is_kept(recipe: Path, up_to_label: Path) -> None:
+    with pytest.raises(DataError, match=r"may not label: miou is"):
+        must.run(recipe, up_to_label, ["teachers.masks.require={miou: 0.99}"])
+    *reused, started, failed, ended = events(up_to_label)
+    assert [event["event"] for event in reused] == ["reused"] * 5
+    assert started["event"] == "started"
+    assert (failed["event"], failed["step"], failed["kind"]) == ("failed", "label", "DataError")
+    assert (ended["event"], ended["kind"]) == ("ended", "DataError")
+    assert "miou" in failed["error"]
+    assert failed["error"] == ended["error"]
+
+
+def test_an_error_of_the_code_is_told_too(recipe: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(Workspace, "make", broken)
+    with pytest.raises(KeyError):
+        must.run(recipe, root)
+    assert told(root) == [("started", "data.world"), ("failed", "data.world"), ("ended", None)]
+    assert events(root)[-1]["kind"] == "KeyError"
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(recipe: Path, root: Path) -> None:
+    read = read_recipe(recipe)
+    workspace, planned = prepare(read, root)
+    folders = {Run(read, workspace, planned, Runtime(root)).folder for _ in range(3)}
+    assert len(folders) == 3
+
+
+def test_the_first_signal_asks_and_what_was_before_comes_back() -> None:
+    stop, before = threading.Event(), signal.getsignal(signal.SIGTERM)
+    with stopping(stop):
+        assert not stop.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wait(5)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_outside_the_main_thread_leaves_signals_alone() -> None:
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def elsewhere() -> None:
+        with stopping(threading.Event()):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_a_run_stopped_in_every_long_step_comes_to_the_same_end(whole: Path, recipe: Path, root: Path) -> None:
+    """Asked to stop in the middle of training, labelling, and training again."""
+    for step in ("teacher.masks", "label", "student"):
+        stop = threading.Event()
+
+        def progress(at: str, done: float, line: str, step: str = step, stop: threading.Event = stop) -> None:
+            if at == step and 0.3 < done < 1:
+                stop.set()
+
+        with pytest.raises(Stopped, match=f"Stopped in {step}; what is done is kept"):
+            must.run(recipe, root, progress=progress, stop=stop)
+        assert told(root)[-2:] == [("failed", step), ("ended", None)]
+        assert {event["kind"] for event in events(root)[-2:]} == {"Stopped"}
+    must.run(recipe, root)
+    assert digests(root) == digests(whole)
+
+
+@pytest.mark.parametrize("step", ["teacher.masks", pytest.param("student", marks=pytest.mark.slow)])
+def test_a_run_killed_in_training_comes_to_the_same_end(
+    step: str, whole: Path, recipe: Path, root: Path, start: Start, dice: random.Random
+) -> None:
+    process, moment = start(root), dice.randint(1, 50)
+    within(lambda: logged(root, step) >= moment, process)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert told(root)[-1] == ("started", step)
+    done = logged(root, step)
+    must.run(recipe, root)
+    assert digests(root) == digests(whole)
+    assert logged(root, step) == 60
+    assert done < 60
+
+
+def test_a_run_killed_in_labelling_comes_to_the_same_end(
+    whole: Path, recipe: Path, up_to_label: Path, start: Start, dice: random.Random
+) -> None:
+    root, moment = up_to_label, dice.randint(1, 18)
+    process = start(root)
+    within(lambda: len(whole_shards(root)) >= moment, process)
+    process.kill()
+    process.join()
+    assert told(root)[-1] == ("started", "label")
+    kept = {path: path.stat().st_mtime_ns for path in whole_shards(root)}
+    assert 0 < len(kept) < 24
+    must.run(recipe, root)
+    assert digests(root) == digests(whole)
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}, "what was whole was labelled again"
+
+
+def whole_shards(root: Path) -> list[Path]:
+    """The label shards that are there under their final names; every one of them has to be whole."""
+    paths = sorted(root.glob("labels/*/[!.]*"))
+    assert all(pq.read_table(path).num_rows == 4 for path in paths)
+    return paths
+
+
+def test_an_asked_process_saves_its_state_and_says_so(
+    whole: Path, recipe: Path, root: Path, start: Start, capfd: pytest.CaptureFixture[str]
+) -> None:
+    process = start(root, "-o", "teachers.masks.checkpoint_s=1000")
+    within(lambda: logged(root, "teacher.masks") >= 3, process)
+    os.kill(process.pid or 0, signal.SIGTERM)
+    process.join()
+    assert process.exitcode == 75
+    assert "must: Stopped in teacher.masks; what is done is kept. Run the same command again" in capfd.readouterr().err
+    state = next(root.glob("artifacts/teacher.masks/*/work/state.safetensors"))
+    assert state.stat().st_size > 0
+    must.run(recipe, root)
+    assert digests(root) == digests(whole)
+
+
+def test_a_second_signal_ends_at_once(root: Path, start: Start) -> None:
+    process = start(root, "-o", "teachers.masks.steps=100000")
+    within(lambda: logged(root, "teacher.masks") >= 1, process)
+    for _ in range(50):
+        os.kill(process.pid or 0, signal.SIGTERM)
+    process.join()
+    assert process.exitcode in (-signal.SIGTERM, 75)
+
+
+def test_a_training_state_cut_short_is_named(recipe: Path, root: Path) -> None:
+    stop = threading.Event()
+
+    def progress(at: str, done: float, line: str) -> None:
+        if at == "teacher.masks" and done > 0.2:
+            stop.set()
+
+    with pytest.raises(Stopped):
+        must.run(recipe, root, progress=progress, stop=stop)
+    state = next(root.glob("artifacts/teacher.masks/*/work/state.safetensors"))
+    os.truncate(state, state.stat().st_size // 2)
+    with pytest.raises(DataError, match="state.safetensors"):
+        must.run(recipe, root)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "gone"])
+def test_a_damaged_label_shard_is_made_again(damage: str, whole: Path, recipe: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(whole, root)
+    shard = sorted(root.glob("labels/*/*.parquet"))[3]
+    if damage == "gone":
+        shard.unlink()
+    else:
+        os.truncate(shard, shard.stat().st_size - 9)
+    planned = {each.step.name: each.why for each in must.plan(recipe, root) if each.action == "run"}
+    assert planned["label"] == "its files are no longer whole"
+    outcome = must.run(recipe, root)
+    assert outcome.artifacts["label"].counts["labelled_now"] == 4
+    assert outcome.ran == 1
+    assert digests(root) == digests(whole)
+
+
+def test_the_metrics_of_an_unmeasured_run_say_what_to_do(recipe: Path, up_to_label: Path) -> None:
+    outcome = must.run(recipe, up_to_label, last="pool")
+    with pytest.raises((KeyError, ConfigError)):
+        _ = outcome.metrics

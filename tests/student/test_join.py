@@ -1,0 +1,77 @@
+"""The join: which layers a head has on which images, and what is said where labels are missing or don't fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.artifacts import Inputs, read_json, write_json
+from pipeline.config import StudentConfig
+from pipeline.errors import DataError
+from student.join import heads_of, join
+
+if TYPE_CHECKING:
+    from conftest import World
+
+CONFIG = StudentConfig(loss_weights={"gabor": 1})
+
+
+def test_there_is_a_head_per_teacher_that_has_a_weight(world: World) -> None:
+    inputs = world.inputs("student")
+    assert set(heads_of(CONFIG, inputs)) == {"kinds", "masks", "boxes", "depth", "gabor"}
+    assert set(heads_of(StudentConfig(loss_weights={"gabor": 0, "boxes": 0}), inputs)) == {"kinds", "masks", "depth"}
+    heads = heads_of(CONFIG, inputs)
+    assert (heads["masks"].data, heads["gabor"].data) == ("truth", None)
+    assert (heads["masks"].threshold, heads["kinds"].threshold) == (0.5, 0.0)
+
+
+def test_true_labels_are_laid_over_those_of_their_own_set_alone(world: World) -> None:
+    inputs = world.inputs("student")
+    library = join(CONFIG, heads_of(CONFIG, inputs), inputs)
+    for shelf in library.shelves:
+        true = "data.truth" in str(shelf.images.path)
+        assert {name: len(layers) for name, layers in shelf.layers.items()} == {
+            **dict.fromkeys(("kinds", "masks", "boxes", "depth"), 2 if true else 1),
+            "gabor": 1,
+        }
+        for name, layers in shelf.layers.items():
+            assert layers[-1].threshold == (0.5 if name in ("masks", "boxes") else 0.0)
+            if true and name != "gabor":
+                assert layers[0].threshold == 0, "a true label is never thresholded"
+
+
+@pytest.fixture
+def elsewhere(world: World, tmp_path: Path) -> Inputs:
+    """The student's inputs with labels of their own, to be spoilt."""
+    inputs = world.inputs("student")
+    shutil.copytree(world.runtime.root / "labels", tmp_path / "labels")
+    shutil.copytree(inputs["label"].path, tmp_path / "label")
+    moved = dataclasses.replace(inputs["label"], path=tmp_path / "label")
+    return Inputs({**inputs.artifacts, "label": moved}, dataclasses.replace(world.runtime, root=tmp_path))
+
+
+def test_a_shard_that_a_teacher_has_not_labelled_is_named(elsewhere: Inputs) -> None:
+    index = elsewhere["label"].path / "labels.json"
+    entries = read_json(index)
+    gone = next(entry for entry in entries if entry["teacher"] == "depth")
+    write_json(index, [entry for entry in entries if entry is not gone])
+    heads = heads_of(CONFIG, elsewhere)
+    with pytest.raises(DataError, match=rf"No labels by teacher 'depth' for {gone['set']}/{gone['shard']}"):
+        join(CONFIG, heads, elsewhere)
+
+
+def test_labels_of_other_images_are_refused_by_shard_and_key(elsewhere: Inputs) -> None:
+    entries = read_json(elsewhere["label"].path / "labels.json")
+    entry = next(entry for entry in entries if entry["teacher"] == "depth")
+    path = elsewhere.runtime.root / entry["path"]
+    table = pq.read_table(path)
+    keys = table.column("key").to_pylist()
+    pq.write_table(table.take([1, 0, *range(2, len(table))]), path)
+    library = join(CONFIG, heads_of(CONFIG, elsewhere), elsewhere)
+    with pytest.raises(DataError, match=rf"row 0 holds key '{keys[1]}' where shard {entry['shard']} has '{keys[0]}'"):
+        list(map(library.values, range(len(library))))

@@ -1,0 +1,64 @@
+"""Weighing the student's losses: by schedule, equally, by hand, or learned."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pipeline.config import StudentConfig
+from pipeline.errors import ConfigError
+from pipeline.labels import LabelSpace
+from student.join import Head
+from student.weights import Uncertainty, combination
+from tasks.teacher import Schedule
+
+
+def head(name: str, schedule: Schedule | None = None) -> Head:
+    return Head(name, LabelSpace("depth"), None, schedule, 0.0)
+
+
+HEADS = {"slow": head("slow", Schedule(16, 1e-3)), "fast": head("fast", Schedule(64, 8e-3)), "foreign": head("foreign")}
+
+
+def test_a_weight_given_by_hand_wins_over_any_rule() -> None:
+    for rule in ("schedule", "equal"):
+        given = {"slow": 0.25, "foreign": 3.0}
+        config = StudentConfig.model_validate({"batch": 32, "lr": 1e-3, "weighting": rule, "loss_weights": given})
+        module, weights = combination(config, HEADS)
+        fast = 4.0 if rule == "schedule" else 1.0
+        assert weights == {"slow": 0.25, "fast": fast, "foreign": 3.0}
+        losses = {"slow": torch.tensor(4.0), "foreign": torch.tensor(1.0), "fast": torch.tensor(2.0)}
+        assert module(losses).item() == 1 + 3 + 2 * fast
+
+
+def test_equal_weights_need_no_schedule() -> None:
+    config = StudentConfig(weighting="equal")
+    assert combination(config, HEADS)[1] == {"slow": 1.0, "fast": 1.0, "foreign": 1.0}
+
+
+def test_the_rule_names_the_teacher_it_cannot_weigh() -> None:
+    with pytest.raises(ConfigError, match=r"'foreign' was not trained here.*student\.loss_weights\.foreign.*equal"):
+        combination(StudentConfig(), HEADS)
+
+
+def test_weights_that_are_learned_cannot_be_given() -> None:
+    with pytest.raises(ConfigError, match="loss_weights can't be given with weighting: uncertainty"):
+        combination(StudentConfig(weighting="uncertainty", loss_weights={"slow": 1}), HEADS)
+
+
+def test_learned_weights_start_at_1_and_settle_where_each_loss_asks() -> None:
+    """At the minimum of exp(-s) L + s / 2, the weight exp(-s) is 1 / (2 L)."""
+    module, weights = combination(StudentConfig(weighting="uncertainty"), HEADS)
+    assert isinstance(module, Uncertainty)
+    assert weights == {}
+    losses = {"slow": torch.tensor(4.0), "fast": torch.tensor(0.1)}
+    assert module(losses).item() == pytest.approx(4.1)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.2)
+    for _ in range(300):
+        optimizer.zero_grad()
+        module(losses).backward()
+        optimizer.step()
+    learned = {name: math.exp(-float(s.detach())) for name, s in module.log_variance.items()}
+    assert learned == pytest.approx({"slow": 1 / 8, "fast": 5.0, "foreign": 1.0}, rel=1e-3)

@@ -1,0 +1,327 @@
+"""MuST (Ghiasi et al., ICCV 2021): what the paper says of weights, thresholds, targets and sampling.
+
+Numbered by the ten behaviours that an implementation can be checked by; 7 to 10 are in test_must_paper_network.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+import tasks
+from pipeline.augment import NOTHING
+from pipeline.config import FitConfig, StudentConfig
+from pipeline.errors import ConfigError
+from pipeline.labels import LabelSpace, Value
+from pipeline.loader import Layer, Library, Shelf, collate_samples
+from pipeline.runtime import Runtime
+from student.join import Head, heads_of, join, threshold_for
+from student.weights import combination, task_weight
+from tasks.learning import Course, Sum, train_network
+from tasks.network import Network
+
+if TYPE_CHECKING:
+    from conftest import World
+
+MakeNetwork = Callable[..., Network]
+MakeShelf = Callable[..., Shelf]
+Noise = Callable[..., NDArray[np.uint8]]
+POSITIVE = st.floats(1e-4, 1e4)
+KINDS = LabelSpace("classification", ("a", "b", "c"))
+BOXES = LabelSpace("detection", ("a", "b"))
+MASKS = LabelSpace("segmentation", ("a", "b", "c", "d"))
+DEPTH = LabelSpace("depth")
+
+
+# 1. The weight of a task's loss
+
+
+def test_1_the_weight_is_the_ratio_of_the_two_steps_per_example() -> None:
+    assert task_weight(4096, 1.6, 256, 0.32) == pytest.approx(3.2)
+    assert task_weight(256, 0.1, 256, 0.1) == 1
+
+
+@given(POSITIVE, POSITIVE, POSITIVE, POSITIVE, st.floats(0.01, 100))
+def test_1_the_weight_keeps_an_examples_step_and_no_common_scale(
+    batch: float, lr: float, teacher_batch: float, teacher_lr: float, k: float
+) -> None:
+    weight = task_weight(batch, lr, teacher_batch, teacher_lr)
+    assert weight * lr / batch == pytest.approx(teacher_lr / teacher_batch)
+    assert task_weight(batch, lr, k * teacher_batch, k * teacher_lr) == pytest.approx(weight)
+    assert task_weight(k * batch, k * lr, teacher_batch, teacher_lr) == pytest.approx(weight)
+    assert task_weight(batch, lr, batch, lr) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("place", range(4))
+def test_1_what_is_not_positive_is_refused_by_its_name(place: int, wrong: float) -> None:
+    numbers = [32.0, 0.1, 32.0, 0.1]
+    numbers[place] = wrong
+    name = ("student batch", "student lr", "teacher batch", "teacher lr")[place]
+    with pytest.raises(ConfigError, match=f"{name} is {wrong}"):
+        task_weight(*numbers)
+
+
+def test_1_a_teacher_with_no_known_schedule_needs_its_weight_given() -> None:
+    """As depth's does in the paper, whose teacher came from elsewhere."""
+    head = Head("depth", DEPTH, None, None, 0.0)
+    with pytest.raises(ConfigError, match=r"'depth' was not trained here.*student\.loss_weights\.depth"):
+        combination(StudentConfig(), {"depth": head})
+    assert combination(StudentConfig(loss_weights={"depth": 0.7}), {"depth": head})[1] == {"depth": 0.7}
+
+
+def test_1_the_recipes_schedules_are_what_the_rule_is_given(world: World) -> None:
+    config = StudentConfig(batch=8, lr=0.004, loss_weights={"gabor": 1})
+    weights = combination(config, heads_of(config, world.inputs("student")))[1]
+    usual = task_weight(8, 0.004, 4, 0.001)
+    assert weights == {"kinds": usual, "masks": usual, "boxes": usual, "depth": 2 * usual, "gabor": 1}
+
+
+# 2. What the weight is for: one example moves student and teacher alike
+
+
+@pytest.fixture
+def one_image(make_shelf: MakeShelf, noise: Noise) -> Library:
+    """A library of one labelled image: every batch is made of copies of it."""
+    labels = {"kinds": (tasks.label(KINDS), [{"probs": np.array([0, 1, 0], np.float32)}])}
+    return Library([make_shelf("s0", [noise(1, 64, 64)], labels)])
+
+
+Step = Callable[[str, int, float, float], Tensor]
+
+
+@pytest.fixture
+def step(make_network: MakeNetwork, one_image: Library, tmp_path: Path, runtime: Runtime) -> Step:
+    """Takes one step of plain SGD: (backbone, batch, lr, weight) -> how far one example moved each parameter."""
+
+    def take(backbone: str, batch: int, lr: float, weight: float) -> Tensor:
+        plain = {"optimizer": "sgd", "momentum": 0, "weight_decay": 0, "warmup": 0, "clip": None, "steps": 1}
+        fit = FitConfig.model_validate({**plain, "batch": batch, "lr": lr})
+        network = make_network({"kinds": KINDS}, backbone=backbone, image_size=64)
+        before = torch.cat([p.detach().flatten().clone() for p in network.parameters()])
+        place = ("t", tmp_path / f"{batch}-{weight}", runtime)
+        train_network(network, Sum({"kinds": weight}), one_image, Course(fit, NOTHING, 0), place)
+        return (torch.cat([p.detach().flatten() for p in network.parameters()]) - before) / batch
+
+    return take
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_2_with_its_weight_an_example_moves_the_student_as_it_moved_the_teacher(backbone: str, step: Step) -> None:
+    teacher = step(backbone, 2, 0.05, 1.0)
+    student = step(backbone, 8, 0.1, task_weight(8, 0.1, 2, 0.05))
+    assert teacher.abs().max() > 1e-4
+    torch.testing.assert_close(student, teacher, atol=1e-6, rtol=1e-3)
+    unweighted = step(backbone, 8, 0.1, 1.0)
+    assert (unweighted - teacher).abs().max() > 1e-4
+
+
+# 3. Thresholds: hard labels keep what scores at least 0.5
+
+
+def boxes_of(scores: list[float]) -> Value:
+    corners = np.array([[8 * n, 4, 8 * n + 8, 20] for n in range(len(scores))], np.float32).reshape(-1, 4)
+    names = np.zeros(len(scores), np.int32)
+    return {
+        "boxes": corners,
+        "scores": np.array(scores, np.float32),
+        "classes": names,
+        "size": np.array([32, 32], np.int32),
+    }
+
+
+def stored(make_shelf: MakeShelf, noise: Noise, space: LabelSpace, values: list[Value], threshold: float) -> Library:
+    """A library of noise with these labels, read with a threshold."""
+    pixels = [noise(number) for number in range(len(values))]
+    shelf = make_shelf("s0", pixels, {"head": (tasks.label(space), values)})
+    (layer,) = shelf.layers["head"]
+    return Library([dataclasses.replace(shelf, layers={"head": (dataclasses.replace(layer, threshold=threshold),)})])
+
+
+def test_3_the_students_thresholds_are_one_half_for_boxes_and_masks() -> None:
+    found = {task: threshold_for(StudentConfig(), task, LabelSpace(task)) for task in tasks.names()}
+    assert {task for task, threshold in found.items() if threshold == 0.5} == {"detection", "segmentation"}
+    assert {found[task] for task in ("classification", "depth", "normals")} == {0.0}
+    chosen = StudentConfig(thresholds={"detection": 0.6, "things": 0.7})
+    assert [threshold_for(chosen, name, BOXES) for name in ("things", "others")] == [0.7, 0.6]
+
+
+def test_3_a_box_of_score_one_half_is_kept_and_one_just_below_dropped(make_shelf: MakeShelf, noise: Noise) -> None:
+    library = stored(make_shelf, noise, BOXES, [boxes_of([0.5, 0.499, 0.9])], 0.5)
+    kept = library.values(0)["head"]
+    np.testing.assert_allclose(kept["scores"], [0.5, 0.9])
+    assert kept["boxes"][:, 0].tolist() == [0, 16]
+
+
+def test_3_a_pixel_of_confidence_one_half_is_kept_and_one_just_below_ignored(
+    make_shelf: MakeShelf, noise: Noise
+) -> None:
+    confidence = np.full((8, 8), 0.9, np.float32)
+    confidence[0, :2] = (0.5, 0.499)
+    value: Value = {"classes": np.full((8, 8), 2, np.uint16), "confidence": confidence}
+    kept = stored(make_shelf, noise, MASKS, [value], 0.5).values(0)["head"]["classes"]
+    assert kept[0, :3].tolist() == [2, 65535, 2]
+    assert (kept == 65535).sum() == 1
+
+
+def test_3_ignored_pixels_give_no_loss_and_no_gradient(make_shelf: MakeShelf, noise: Noise) -> None:
+    rng = np.random.default_rng(0)
+    value: Value = {
+        "classes": rng.integers(0, 4, (8, 8)).astype(np.uint16),
+        "confidence": np.where(rng.random((8, 8)) < 0.4, 0.499, 0.8).astype(np.float32),
+    }
+    library, task = stored(make_shelf, noise, MASKS, [value], 0.5), tasks.model(MASKS)
+    target = collate_samples([library.sample(0, 32, NOTHING, (0,))], {"head": task.collate}).targets["head"]["target"]
+    dropped = torch.from_numpy(value["confidence"] < 0.5)[None]
+    output = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    loss = task.loss(output, target)
+    loss.backward()
+    kept = functional.cross_entropy(
+        output.detach(), torch.from_numpy(value["classes"].astype(np.int64))[None], reduction="none"
+    )
+    torch.testing.assert_close(loss.detach(), kept[~dropped].mean())
+    assert output.grad is not None
+    per_pixel = output.grad.abs().sum(dim=1)
+    assert not per_pixel[dropped].any()
+    assert (per_pixel[~dropped] > 0).all()
+
+
+def test_3_an_image_whose_boxes_all_fall_is_an_example_of_background(
+    make_shelf: MakeShelf, make_network: MakeNetwork, noise: Noise
+) -> None:
+    """Our choice; the paper does not say: the image stays in the batch and teaches that nothing is there."""
+    library = stored(make_shelf, noise, BOXES, [boxes_of([0.3, 0.499])], 0.5)
+    network = make_network({"head": BOXES}).train()
+    batch = collate_samples([library.sample(0, 32, NOTHING, (0,))] * 2, {"head": network.tasks["head"].collate})
+    assert batch.targets["head"]["rows"].tolist() == [0, 1]
+    assert [len(image["boxes"]) for image in batch.targets["head"]["target"]["images"]] == [0, 0]
+    loss = network.losses(batch.images, batch.targets)["head"]
+    loss.backward()
+    assert loss.item() > 0
+    assert any(bool(parameter.grad.any()) for parameter in network.backbone.parameters() if parameter.grad is not None)
+
+
+# 4. Soft targets
+
+
+@given(st.integers(0, 1000), st.integers(2, 40))
+def test_4_agreeing_with_the_teacher_costs_its_entropy_and_has_no_gradient(seed: int, classes: int) -> None:
+    task = tasks.model(LabelSpace("classification", tuple(map(str, range(classes)))))
+    logits = 3 * torch.randn(4, classes, generator=torch.Generator().manual_seed(seed))
+    target = {"probs": logits.softmax(dim=1)}
+    student = logits.clone().requires_grad_()
+    loss = task.loss(student, target)
+    loss.backward()
+    entropy = torch.distributions.Categorical(logits=logits).entropy().mean()
+    torch.testing.assert_close(loss.detach(), entropy)
+    assert student.grad is not None
+    assert student.grad.abs().max() < 1e-6
+    assert task.loss(logits + torch.randn(logits.shape), target) > loss
+
+
+def test_4_a_one_hot_target_is_ordinary_cross_entropy() -> None:
+    task = tasks.model(KINDS)
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    names = torch.tensor([0, 2, 1, 1, 0])
+    one_hot = functional.one_hot(names, 3).float()
+    torch.testing.assert_close(task.loss(logits, {"probs": one_hot}), functional.cross_entropy(logits, names))
+
+
+# 5. Every image has a target for every task; a true label wins
+
+
+def equal(one: Value, other: Value) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(array, other[name]) for name, array in one.items())
+
+
+def test_5_every_image_has_a_target_for_every_task(world: World) -> None:
+    config = StudentConfig(loss_weights={"gabor": 1})
+    inputs = world.inputs("student")
+    library = join(config, heads_of(config, inputs), inputs)
+    assert len(library) == 16
+    for index in range(len(library)):
+        assert set(library.values(index)) == {"kinds", "masks", "boxes", "depth", "gabor"}
+
+
+def joined(world: World, labels: str) -> dict[str, dict[str, Value]]:
+    """Labels by image key and head."""
+    config = StudentConfig.model_validate({"labels": labels, "loss_weights": {"gabor": 1}})
+    inputs = world.inputs("student")
+    library = join(config, heads_of(config, inputs), inputs)
+    return {library.read(index)[0]: library.values(index) for index in range(len(library))}
+
+
+def test_5_a_true_label_wins_over_a_pseudo_label(world: World) -> None:
+    both, pseudo, true = (joined(world, labels) for labels in ("true_first", "pseudo_only", "true_only"))
+    assert (len(both), len(pseudo), len(true)) == (16, 16, 9)
+    for key, values in both.items():
+        for head, value in values.items():
+            source = true[key] if key in true and head in true[key] else pseudo[key]
+            assert equal(value, source[head]), (key, head)
+    assert all(set(values) == {"kinds", "masks", "boxes", "depth"} for values in true.values())
+    assert not any(equal(pseudo[key]["masks"], values["masks"]) for key, values in true.items())
+
+
+def test_5_true_and_pseudo_labels_weigh_the_same(
+    make_shelf: MakeShelf, make_network: MakeNetwork, noise: Noise
+) -> None:
+    """The same label, once as a set's truth and once as a teacher's, makes the same batch and the same gradient."""
+    rng = np.random.default_rng(0)
+    values = [{"depth": rng.uniform(1, 5, (8, 8)).astype(np.float32)} for _ in range(2)]
+    shelf = make_shelf("s0", [noise(1), noise(2)], {"depth": (tasks.label(DEPTH), values)})
+    none = make_shelf("s1", [noise(1), noise(2)], {"depth": (tasks.label(DEPTH), [None, None])})
+    (layer,), (empty,) = shelf.layers["depth"], none.layers["depth"]
+    gradients = []
+    for layers in ((layer,), (empty, Layer(layer.path, layer.label, 0.5)), (layer, empty)):
+        library = Library([dataclasses.replace(shelf, layers={"depth": layers})])
+        network = make_network({"depth": DEPTH})
+        batch = collate_samples(
+            [library.sample(n, 32, NOTHING, (0,)) for n in range(2)], {"depth": network.tasks["depth"].collate}
+        )
+        Sum({"depth": 1.3})(network.losses(batch.images, batch.targets)).backward()
+        gradients.append([p.grad for p in network.parameters() if p.grad is not None])
+    for others in gradients[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(gradients[0], others, strict=True))
+
+
+# 6. Datasets are pooled and sampled uniformly
+
+
+def chi_square(counts: NDArray[np.int64], shares: NDArray[np.float64]) -> float:
+    expected = shares * counts.sum()
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def test_6_a_sets_share_of_a_batch_is_its_share_of_the_images(make_images: Callable[..., Any], noise: Noise) -> None:
+    sizes = (4, 8, 20)
+    shelves = []
+    for number, size in enumerate(sizes):
+        shard = make_images(f"set{number}", [noise(100 * number + n, 8, 8) for n in range(size)])
+        shelves.append(Shelf(shard, np.arange(size), {}))
+    library = Library(shelves)
+    batches = [library.order(0, epoch)[8 * k : 8 * k + 8] for epoch in range(120) for k in (0, 2)]
+    drawn = np.bincount([library.locate(int(index))[0] for batch in batches for index in batch], minlength=3)
+    shares = np.array(sizes) / sum(sizes)
+    assert chi_square(drawn, shares) < 13.8  # p = 0.001 at two degrees of freedom
+    assert chi_square(drawn, np.full(3, 1 / 3)) > 100
+    first = np.bincount([int(library.order(0, epoch)[0]) for epoch in range(640)], minlength=32)
+    assert chi_square(first, np.full(32, 1 / 32)) < 61.1  # p = 0.001 at 31
+
+
+def test_6_an_epoch_of_the_pool_draws_every_image_once(world: World) -> None:
+    config = StudentConfig(loss_weights={"gabor": 1})
+    inputs = world.inputs("student")
+    library = join(config, heads_of(config, inputs), inputs)
+    keys = [library.read(int(index))[0] for index in library.order(0, 0)]
+    assert len(set(keys)) == len(keys) == 7 + 9
