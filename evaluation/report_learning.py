@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evaluation.charts import bar, loss_chart
+from evaluation.comparisons import held_out_strips
 from evaluation.page import NOTHING, listed, paragraph, percent, plural, table
 from evaluation.run_record import Log, RunRecord
-from evaluation.samples import Album, held_out_strips, pool_strips
+from evaluation.samples import Album, pool_strips
 from pipeline.markup import Html, element, join
 from tasks.pictures import READING, strip, swatches
 
@@ -35,24 +36,23 @@ def learned_labels(run: RunRecord) -> Html:
 def held_out(run: RunRecord) -> Html:
     """Held-out images with their true label, and what teacher and student make of them."""
     album = Album(run)
-    parts = [
-        paragraph(
-            "Images that nothing was trained on, chosen by the hash of their bytes: the true label, if there is one, "
-            "and what teacher and student say. Masks and classes are shown whole, as they are measured; boxes from the "
-            "threshold on.",
-            class_="note",
-        )
-    ]
-    for place, strips in held_out_strips(album):
-        title = element(
-            "h3", place.head, element("span", f" {place.task} on {place.dataset}/{place.split}", class_="soft")
-        )
-        parts += [title, element("div", *(strip(pictures) for pictures in strips), class_="pairs")]
-    if len(parts) == 1 and not album.unshown:
-        return paragraph("No held-out image has a label to compare with.")
-    if album.unshown:
-        names = ", ".join(album.unshown)
-        parts.append(paragraph(f"Left out, for the page to be ready soon: {names}.", class_="note"))
+    places = list(held_out_strips(album))
+    if not places:
+        return paragraph("Nothing was measured on held-out images.")
+    about = (
+        "Images that nothing was trained on, chosen by the hash of their bytes: the true label, if there is one, and "
+        "what teacher and student say. Masks and classes are shown whole, as they are measured; boxes from the "
+        "threshold on."
+    )
+    parts = [paragraph(about, class_="note")]
+    for place, strips in places:
+        if strips:
+            where = element("span", f" {place.task} on {place.dataset}/{place.split}", class_="soft")
+            lines = [strip(pictures) for pictures in strips]
+            parts += [element("h3", place.head, where), element("div", *lines, class_="pairs")]
+    unshown = ", ".join(f"{place.head} on {place.dataset}" for place, strips in places if not strips)
+    if unshown:
+        parts.append(paragraph(f"Left out, for the page to be ready soon: {unshown}.", class_="note"))
     return join([*parts, _colours(album)])
 
 
@@ -73,21 +73,23 @@ def _colours(album: Album) -> Html:
 
 def curves(run: RunRecord) -> Html:
     """The losses of the student and of every teacher that was trained, over the steps."""
-    student = {"student": run.artifacts["student"]} if "student" in run.artifacts else {}
-    logs = {name: Log.of(made).losses() for name, made in {**student, **run.of_kind("teacher")}.items()}
+    student = run.artifacts.get("student")
+    mine = Log.of(student).losses() if student else {}
+    teachers = {name: Log.of(made).losses() for name, made in run.of_kind("teacher").items()}
     parts = []
-    mine = logs.pop("student", {}) if student else {}
     if mine:
         charts = [loss_chart("weighted total" if name == "total" else name, points) for name, points in mine.items()]
         parts += [element("h3", "Student"), _grid(charts)]
     charts = [
         loss_chart(teacher if name == "total" else f"{teacher}: {name}", points)
-        for teacher, found in logs.items()
-        for name, points in found.items()
+        for teacher, losses in teachers.items()
+        for name, points in losses.items()
     ]
     if charts:
         parts += [element("h3", "Teachers"), _grid(charts)]
-    silent = [name for name, found in logs.items() if not found] + (["student"] if student and not mine else [])
+    silent = [name for name, losses in teachers.items() if not losses] + (
+        ["the student"] if student and not mine else []
+    )
     if silent:
         parts.append(paragraph(f"No training log, as nothing was trained or it was not kept: {', '.join(silent)}."))
     return join(parts) if parts else paragraph("Nothing was trained.")

@@ -1,38 +1,29 @@
-"""The pictures of a report: pool images with the labels learned from, held-out images with truth and predictions."""
+"""The pictures of a report: images of the pool with the labels that the student learned from."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import itertools
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from PIL import Image
 
 import tasks
-from evaluation.results import Place, leading, read_lines
 from evaluation.run_record import RunRecord
 from pipeline.artifacts import read_json
 from pipeline.decode import decode
 from pipeline.images import ImageRow, ImageShard
 from pipeline.labels import Label, LabelShard, LabelSpace, Value
 from tasks.ingest import IngestedSet
-from tasks.learning import Predictor, network_predictor
-from tasks.network import Network
 from tasks.pictures import SIDE, Picture, labelled, thumbnail
 from tasks.pool import FILE
-from tasks.teacher import Teacher
 
 MOST_PICTURES = 80
-"""Of the pool, and of the held-out images: what keeps the page below a few megabytes."""
-PATIENCE_S = 6.0
-"""Seconds after which no further teacher is asked for predictions."""
+"""Of the pool, and again of the held-out images: what keeps the page below a few megabytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +58,13 @@ class Spot:
 
 
 class Album:
-    """What pictures of a run are made from; remembers which classes were drawn, and what was left out."""
+    """What pictures of a run are made from; remembers which classes were drawn."""
 
     def __init__(self, run: RunRecord) -> None:
         self.run = run
         self.sets = {name: IngestedSet(made) for name, made in run.of_kind("data").items()}
         self.heads = dict(self._heads())
         self.seen: dict[str, tuple[LabelSpace, set[int]]] = {}
-        self.unshown: list[str] = []
         self._opened: dict[Path, LabelShard] = {}
 
     def _heads(self) -> Iterator[tuple[str, Head]]:
@@ -162,79 +152,3 @@ def learned(album: Album, head: Head, spot: Spot, index: dict[tuple[str, str, st
         return None, "no label"
     limit = f" ≥ {head.threshold:g}" if head.threshold else ""
     return album.stored(path, head, spot.row, head.threshold), f"pseudo label{limit}"
-
-
-def held_out_strips(album: Album) -> Iterator[tuple[Place, list[list[Picture]]]]:
-    """For every measured place, strips of image, truth if there is one, teacher and student; none after PATIENCE_S."""
-    deadline = time.monotonic() + PATIENCE_S
-    lines, _ = read_lines(album.run.metrics())
-    places = [line.place for line in leading(lines) if line.place.head in album.heads]
-    images = max(1, min(4, MOST_PICTURES // (8 * max(len(places), 1)) * 2))  # even: two strips fit side by side
-    student = student_predictor(album.run) if places else None
-    for name, group in itertools.groupby(places, key=lambda place: place.head):
-        if time.monotonic() > deadline:
-            album.unshown += [f"{place.head} on {place.dataset}" for place in group]
-            continue
-        models = {"teacher": teacher_predictor(album.run, name)}
-        if student and name in student.heads:
-            models["student"] = student
-        for place in group:
-            yield place, list(_compared(album, place, models, images))
-
-
-def student_predictor(run: RunRecord) -> Predictor | None:
-    """The student, to predict with; None if the run has none."""
-    return network_predictor(Network.load(run.artifacts["student"].path)) if "student" in run.artifacts else None
-
-
-def teacher_predictor(run: RunRecord, name: str) -> Predictor:
-    """A teacher, to predict with: as it is, on the processor, for a handful of images are not worth a measurement."""
-    folder = run.artifacts[f"teacher.{name}"].path
-    teacher: Predictor = importlib.import_module(f"teachers.{Teacher.read(folder).kind}").load(folder)
-    return teacher
-
-
-def _compared(album: Album, place: Place, models: dict[str, Predictor], count: int) -> Iterator[list[Picture]]:
-    """Strips of the first `count` images of a place."""
-    head = album.heads[place.head]
-    spots = held_out_spots(album, head, place, count)
-    guesses = {model: predict(predictor, head, spots) for model, predictor in models.items()}
-    for number, spot in enumerate(spots):
-        image = thumbnail(spot.open())
-        pictures = [Picture(image, spot.about.source)]
-        if album.has_truth(head, place.dataset):
-            pictures.append(album.picture(image, head, album.truth(head, spot), ("truth", "")))
-        for model, values in guesses.items():
-            value, note = readable(head, values[number])
-            pictures.append(album.picture(image, head, value, (model, note)))
-        yield pictures
-
-
-def readable(head: Head, value: Value) -> tuple[Value, str]:
-    """A prediction as it can be looked at, and a note: of scored things those from the head's threshold on."""
-    if "scores" not in value:
-        return value, ""
-    kept = head.label.decode(head.label.encode(value), head.threshold)
-    best = (
-        f", best {value['scores'].max():.2f}" if value["scores"].any() and not kept["scores"].any() else ""
-    )
-    return kept, f"score ≥ {head.threshold:g}{best}"
-
-
-def held_out_spots(album: Album, head: Head, place: Place, count: int) -> list[Spot]:
-    """The first `count` images of a split, by their keys, that have a true label for the head if the set has any."""
-    shards = album.sets[place.dataset].images(place.split).shards
-    keyed = sorted((key, number, row) for number, shard in enumerate(shards) for row, key in enumerate(shard.keys))
-    spots = (Spot(place.dataset, place.split, shards[number], row) for _, number, row in keyed)
-    if album.has_truth(head, place.dataset):
-        spots = (spot for spot in spots if album.truth(head, spot) is not None)
-    return list(itertools.islice(spots, count))
-
-
-def predict(predictor: Predictor, head: Head, spots: Sequence[Spot]) -> list[Value]:
-    """A model's labels of images, whole: no threshold is applied, as when they are measured."""
-    prepare = predictor.preparation
-    images = np.stack([prepare(spot.open(prepare.enough())) for spot in spots])
-    found = predictor.predict(torch.from_numpy(images).permute(0, 3, 1, 2))
-    sizes = [(spot.about.width, spot.about.height) for spot in spots]
-    return [predictor.values(found, number, size)[head.name] for number, size in enumerate(sizes)]

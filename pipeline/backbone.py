@@ -71,7 +71,7 @@ def register_statistics(module: nn.Module, found: tuple[Sequence[float], Sequenc
 def create(name: str, image_size: int) -> nn.Module:
     """The timm model `name` without classifier and without weights. ConfigError lists near names if there is none."""
     if not timm.is_model(name):
-        choose(name, timm.list_models(f"*{name.split('_')[0]}*") or timm.list_models("resnet*"), "Backbone")
+        choose(name, timm.list_models(f"*{name.partition('_')[0]}*") or timm.list_models("resnet*"), "Backbone")
     try:
         model: nn.Module = timm.create_model(name, num_classes=0, img_size=image_size)
     except TypeError:  # convolutional networks take any size and don't know the argument

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import torch
 from lightning.fabric import Fabric
@@ -38,7 +38,7 @@ class Objective(Protocol):
 
 
 class Stream(Protocol):
-    """Where batches come from, addressed by number, `accumulate` of them a step. A batch has `keys`, the images' keys."""
+    """Where batches come from, by number, `accumulate` of them a step. A batch has `keys`, the images' keys."""
 
     waited: float
 
@@ -58,7 +58,7 @@ class Job:
 
 
 def learning_rate(step: int, steps: int, warmup: float) -> float:
-    """The factor on the learning rate at `step` of `steps`: a linear rise over the share `warmup`, then a cosine to 0."""
+    """The factor on the learning rate at `step` of `steps`: a linear rise over `warmup` of them, then a cosine to 0."""
     rise = int(steps * warmup)
     if step < rise:
         return (step + 1) / (rise + 1)
@@ -209,14 +209,17 @@ class _Log:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by close()
+        self._file = self._open()
+
+    def _open(self) -> TextIO:
+        return open(self._path, "a", encoding="utf-8", buffering=1)  # line by line: what is logged is on disk
 
     def truncate(self, step: int) -> None:
         lines = self._path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
         self._file.close()
         self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self._file = open(self._path, "a", encoding="utf-8", buffering=1)
+        self._file = self._open()
 
     def write(self, line: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -179,10 +179,9 @@ class LabelShard:
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"{path}: not a readable label shard ({error}). Delete it and run again.") from error
         self.about: dict[str, Any] = json.loads((self.table.schema.metadata or {}).get(b"must", b"{}"))
-        if self.about.get("schema_version") != SCHEMA_VERSION:
-            raise DataError(
-                f"{path}: label schema version {self.about.get('schema_version')!r}; this version reads {SCHEMA_VERSION}."
-            )
+        version = self.about.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise DataError(f"{path}: label schema version {version!r}; this version reads {SCHEMA_VERSION}.")
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -229,7 +228,7 @@ def check_joined(images: Sequence[str], labels: Sequence[str], shard: str, path:
         if left != right:
             raise DataError(f"{path}: row {position} holds key {right!r} where shard {shard} has {left!r}.")
     if len(images) != len(labels):
-        missing: Iterable[str] = images[len(labels) :] or labels[len(images) :]
+        first = (images[len(labels) :] or labels[len(images) :])[0]
         raise DataError(
-            f"{path}: {len(labels)} rows for the {len(images)} images of shard {shard}; first unmatched key {next(iter(missing))!r}."
+            f"{path}: {len(labels)} rows for the {len(images)} images of shard {shard}; first unmatched key {first!r}."
         )

@@ -11,9 +11,8 @@ import pytest
 from PIL import Image
 
 import tasks
-from evaluation.results import Place
 from evaluation.run_record import RunRecord
-from evaluation.samples import Album, held_out_spots, label_index, learned, pool_spots, readable
+from evaluation.samples import Album, label_index, learned, pool_spots
 from pipeline.artifacts import Artifact
 from pipeline.labels import LabelSpace, Value
 
@@ -88,41 +87,11 @@ def test_an_image_without_a_label_is_pale_and_says_so(album: Album) -> None:
     assert np.asarray(picture.image)[0, 0, 0] < 200
 
 
-def test_of_predicted_boxes_those_below_the_threshold_are_left_out_and_the_best_is_named(album: Album) -> None:
-    head = dataclasses.replace(album.heads["boxes"], threshold=0.5)
-    boxes: Value = {
-        "boxes": np.array([[0, 0, 4, 4], [1, 1, 5, 5]], np.float32),
-        "scores": np.array([0.25, 0.75], np.float32),
-        "classes": np.zeros(2, np.int32),
-        "size": np.array([20, 10], np.int32),
-    }
-    kept, note = readable(head, boxes)
-    assert kept["scores"].tolist() == [0.75]
-    assert note == "score ≥ 0.5"
-    kept, note = readable(dataclasses.replace(head, threshold=0.9), boxes)
-    assert len(kept["boxes"]) == 0
-    assert note == "score ≥ 0.9, best 0.75"
-
-
-def test_predicted_masks_are_shown_whole(album: Album) -> None:
-    mask: Value = {"classes": np.zeros((2, 2), np.uint16), "confidence": np.zeros((2, 2), np.float32)}
-    assert readable(dataclasses.replace(album.heads["masks"], threshold=0.9), mask) == (mask, "")
-
-
 def test_the_classes_that_were_drawn_are_remembered(album: Album) -> None:
     head = album.heads["masks"]
     value: Value = {"classes": np.array([[2, 65535]], np.uint16), "confidence": np.ones((1, 2), np.float32)}
     album.picture(Image.new("RGB", (20, 10)), head, value, ("masks", ""))
     assert album.seen == {"masks": (head.label.space, {2})}
-
-
-def test_held_out_images_are_those_with_a_true_label(album: Album) -> None:
-    place = Place("depth", "depth", "truth", "val", 3, 0, "whole")
-    spots = held_out_spots(album, album.heads["depth"], place, 10)
-    assert {spot.split for spot in spots} == {"val"}
-    assert len(spots) == 3
-    assert not album.has_truth(album.heads["gabor"], "truth")
-    assert len(held_out_spots(album, album.heads["gabor"], place, 2)) == 2, "its teacher is asked instead"
 
 
 def test_labels_of_another_meaning_are_no_truth(album: Album) -> None:

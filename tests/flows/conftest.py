@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import must
+from flows.run import Outcome
 
 RECIPE = """
 name: tiny
@@ -115,6 +116,18 @@ def up_to_label(whole: Path, root: Path) -> Path:
 
 
 @pytest.fixture
+def goes_on(whole: Path, recipe: Path) -> Callable[[Path], Outcome]:
+    """Runs what is left to do in a root and checks that it comes to the end of the undisturbed run."""
+
+    def finish(root: Path) -> Outcome:
+        outcome = must.run(recipe, root)
+        assert digests(root) == digests(whole)
+        return outcome
+
+    return finish
+
+
+@pytest.fixture
 def dice() -> random.Random:
     """Another moment in every test run; a failure shows the seed."""
     seed = int.from_bytes(os.urandom(4))
@@ -122,12 +135,15 @@ def dice() -> random.Random:
     return random.Random(seed)
 
 
-@pytest.fixture(scope="session")
-def spawner() -> Any:
+@pytest.fixture(scope="session", autouse=True)
+def spawner() -> Iterator[Any]:
     """Makes processes from one that has torch loaded: each starts at once, and none shares a thread with the tests."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["must", "flows.run", "student.train", "evaluation.evaluate", "evaluation.report"])
-    return context
+    first = context.Process(target=os.getpid)  # the loading begins now, beside the first tests
+    first.start()
+    yield context
+    first.join()
 
 
 @pytest.fixture

@@ -1,0 +1,181 @@
+"""From a recipe to its steps, and from a root to what a run would do. No torch, nothing trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import RECIPE, STEPS
+
+from flows.dag import build_steps, plan, up_to
+from pipeline.artifacts import Artifact, Inputs, Step, Workspace, fingerprint
+from pipeline.config import parse_recipe
+from pipeline.errors import ConfigError
+from pipeline.runtime import Runtime
+
+
+def steps_of(*overrides: str) -> dict[str, Step]:
+    return {step.name: step for step in build_steps(parse_recipe(RECIPE, "tiny", overrides))}
+
+
+def test_steps_come_after_what_they_use() -> None:
+    steps = steps_of()
+    assert list(steps) == STEPS
+    for position, step in enumerate(steps.values()):
+        assert set(step.inputs) <= set(STEPS[:position])
+
+
+def test_what_uses_what() -> None:
+    steps = steps_of()
+    assert steps["teacher.masks"].inputs == ("data.world",)
+    assert steps["teacher.gabor"].inputs == ()
+    assert steps["pool"].inputs == ("data.world", "data.pool")
+    assert set(steps["label"].inputs) == {"pool", "data.pool", "data.world", "teacher.masks", "teacher.gabor"}
+    assert {"pool", "label", "teacher.masks", "teacher.gabor"} <= set(steps["student"].inputs)
+    assert {"student", "data.world", "teacher.masks"} <= set(steps["evaluate"].inputs)
+
+
+def test_every_step_names_a_function_that_exists() -> None:
+    assert all(callable(step.function()) for step in steps_of().values())
+
+
+def changed_by(override: str) -> set[str]:
+    """The steps whose own configuration another value changes."""
+    before, after = steps_of(), steps_of(override)
+    return {name for name in STEPS if before[name].config != after[name].config}
+
+
+@pytest.mark.parametrize(
+    ("override", "steps"),
+    [
+        ("runtime.runner=threads", set()),
+        ("runtime.workers=4", set()),
+        ("runtime.precision=bf16", set()),
+        ("teachers.masks.checkpoint_s=9", set()),
+        ("student.checkpoint_s=9", set()),
+        ("data.pool.count=37", {"data.pool"}),
+        ("teachers.masks.lr=0.5", {"teacher.masks"}),
+        ("teachers.masks.require={miou: 0.5}", {"label"}),
+        ("student.lr=0.5", {"student"}),
+        ("student.thresholds.masks=0.25", {"student"}),
+        ("evaluate.splits=val", {"evaluate"}),
+        ("seed=7", {"teacher.masks", "teacher.gabor", "student", "evaluate"}),
+        ("pool=[pool]", {"pool"}),
+    ],
+)
+def test_a_setting_changes_the_steps_it_can_matter_to_and_no_other(override: str, steps: set[str]) -> None:
+    assert changed_by(override) == steps
+
+
+def test_files_that_change_under_their_names_are_another_set(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"one")
+    overrides = [f"data.pool={{kind: folder, path: {tmp_path}}}"]
+    before = steps_of(*overrides)["data.pool"]
+    (tmp_path / "a.jpg").write_bytes(b"other")
+    assert steps_of(*overrides)["data.pool"].config != before.config
+
+
+def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """A step for the tests below: its result is what its configuration says."""
+    (out / "result").write_text(str(config["result"]))
+    return {}
+
+
+def chain(first: int = 1, second: int = 2) -> list[Step]:
+    """Three steps, each using the one before; the first one's `note` changes nothing about its result."""
+    here = f"{__name__}:make"
+    return [
+        Step("first", here, {"result": min(first, 5), "note": first}),
+        Step("second", here, {"result": second, "nested": {"deep": second}}, ("first",)),
+        Step("third", here, {"result": 3}, ("second",)),
+    ]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path)
+
+
+def carry_out(steps: list[Step], workspace: Workspace) -> dict[str, Artifact]:
+    """All steps that are not there yet."""
+    made: dict[str, Artifact] = {}
+    for step in steps:
+        inputs = {name: made[name] for name in step.inputs}
+        found = workspace.find(step, fingerprint(step, {name: one.digest for name, one in inputs.items()}))
+        made[step.name] = found or workspace.make(step, Inputs(inputs, Runtime(workspace.root)))
+    return made
+
+
+def whys(steps: list[Step], workspace: Workspace) -> list[tuple[str, str]]:
+    return [(each.action, each.why) for each in plan(steps, workspace)]
+
+
+def test_on_an_empty_root_everything_is_run(workspace: Workspace) -> None:
+    waits = "; runs unless the result is the same as before"
+    assert whys(chain(), workspace) == [
+        ("run", "never made here"),
+        ("run", f"waits for first{waits}"),
+        ("run", f"waits for second{waits}"),
+    ]
+
+
+def test_what_is_there_is_reused(workspace: Workspace) -> None:
+    made = carry_out(chain(), workspace)
+    planned = plan(chain(), workspace)
+    assert [each.why for each in planned] == ["nothing changed"] * 3
+    assert {each.step.name: each.artifact for each in planned} == made
+
+
+def test_a_changed_setting_is_named_with_both_values(workspace: Workspace) -> None:
+    carry_out(chain(), workspace)
+    found = whys(chain(second=4), workspace)
+    assert found[0] == ("reuse", "nothing changed")
+    assert found[1] == ("run", "nested.deep: 2 -> 4; result: 2 -> 4")
+    assert found[2][1].startswith("waits for second")
+
+
+def test_the_same_result_stops_the_cascade(workspace: Workspace) -> None:
+    """Another configuration of the first step that comes to the same bytes: what uses it is there already."""
+    carry_out(chain(first=5), workspace)
+    before = carry_out(chain(first=5), workspace)
+    after = carry_out(chain(first=6), workspace)
+    assert after["first"].path != before["first"].path
+    assert after["second"] == before["second"]
+    assert [action for action, _ in whys(chain(first=6), workspace)] == ["reuse"] * 3
+
+
+def test_a_new_input_is_named(workspace: Workspace) -> None:
+    carry_out(chain(), workspace)
+    carry_out(chain(first=3)[:1], workspace)
+    assert whys(chain(first=3), workspace)[1] == ("run", "new first")
+
+
+def test_a_new_version_of_a_step_is_named(workspace: Workspace) -> None:
+    carry_out(chain(), workspace)
+    first, *others = chain()
+    assert whys([dataclasses.replace(first, version=2), *others], workspace)[0] == ("run", "version 1 -> 2")
+
+
+def test_a_damaged_artifact_is_made_again(workspace: Workspace) -> None:
+    made = carry_out(chain(), workspace)
+    (made["second"].path / "result").write_text("longer than it was")
+    assert whys(chain(), workspace)[1] == ("run", "its files are no longer whole")
+
+
+def test_a_plan_reads_and_writes_nothing(workspace: Workspace) -> None:
+    carry_out(chain(), workspace)
+    before = sorted(workspace.root.rglob("*"))
+    plan(chain(second=9), workspace)
+    assert sorted(workspace.root.rglob("*")) == before
+
+
+def test_the_part_of_a_plan_that_ends_at_a_step(workspace: Workspace) -> None:
+    planned = plan(list(steps_of().values()), workspace)
+    assert [each.step.name for each in up_to(planned, "label")] == STEPS[:6]
+    assert [each.step.name for each in up_to(planned, "teacher.masks")] == ["data.world", "teacher.masks"]
+    assert up_to(planned, "evaluate") == planned
+    with pytest.raises(ConfigError, match=r"'lable' is unknown\. Did you mean 'label'"):
+        up_to(planned, "lable")
