@@ -54,6 +54,7 @@ tbody th { font-size: .9rem; color: var(--ink); padding-top: 1rem; }
 .pairs { display: grid; gap: 1.25rem 1.5rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
 .strips { display: grid; gap: 1.25rem; }
+.key { margin-top: .75rem; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { fill: var(--soft); font-size: 11px; }
 svg .axis { stroke: var(--rule); fill: none; }
@@ -65,7 +66,8 @@ svg.standing .span { stroke: var(--rule); }
 svg.standing .baseline { stroke: var(--soft); stroke-width: 2; }
 svg.standing .teacher { stroke: var(--ink); stroke-width: 1.5; fill: var(--paper); }
 svg.standing .student { fill: var(--line); }
-@media (max-width: 40rem) { .hide { display: none; } th, td { padding-right: .6rem; } .bar { width: 3rem; } }
+@media (max-width: 40rem) { .hide { display: none; } table { font-size: .8rem; } tbody th { font-size: .85rem; }
+  th, td { padding-right: .5rem; } td:last-child, th:last-child { padding-right: 0; } .bar { width: 3rem; } }
 @media print { body { padding: 0; max-width: none; font-size: 10pt; } nav { display: none; }
   figure, tr, .strip { break-inside: avoid; } h2, h3 { break-after: avoid; } pre { white-space: pre-wrap; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }

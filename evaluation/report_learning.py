@@ -66,7 +66,7 @@ def _reading(album: Album) -> Html:
 def _colours(album: Album) -> Html:
     """The colours of the classes that were drawn in masks."""
     return join(
-        element("div", element("span", name, class_="note"), swatches(space, sorted(classes)))
+        element("div", element("span", name, class_="note"), swatches(space, sorted(classes)), class_="key")
         for name, (space, classes) in album.seen.items()
     )
 

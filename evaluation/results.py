@@ -114,8 +114,8 @@ def _agreement(lines: Sequence[Line]) -> str:
     closer = [line.place.head for line in lines if line.ahead("student", "baseline")]
     teachers = ", ".join(line.place.head for line in lines)
     return (
-        f"Without true labels for them, of {teachers} only the student's agreement is known: it is closer to the "
-        f"teacher than the trivial baseline on {_some(closer)} of {len(lines)}{_named(closer)}."
+        f"No set has true labels for {teachers}: measured by its agreement with them, the student beats the trivial "
+        f"baseline on {_some(closer)} of {len(lines)}{_named(closer)}."
     )
 
 

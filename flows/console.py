@@ -12,7 +12,9 @@ from pathlib import Path
 import rich.console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
+from evaluation.results import ROLES, read_lines
 from flows.dag import Planned
 from flows.run import Outcome
 from pipeline.runtime import Progress as Report
@@ -66,7 +68,8 @@ class Console:
     def show_plan(self, planned: list[Planned]) -> None:
         table = Table("step", "", "why", box=None, pad_edge=False)
         for each in planned:
-            table.add_row(each.step.name, "[green]reuse[/]" if each.artifact else "[yellow]run[/]", each.why)
+            action = Text(each.action, "green" if each.artifact else "yellow")
+            table.add_row(each.step.name, action, Text(each.why))  # Text: a value in brackets is no markup
         self.out.print(table)
 
     def show_labels(self, outcome: Outcome, root: Path) -> None:
@@ -94,19 +97,14 @@ def labels_table(outcome: Outcome, root: Path) -> Table:
 
 
 def results_table(outcome: Outcome) -> Table:
-    """Student, teacher and trivial baseline, a line per teacher and metric."""
-    table = Table("task", "set", "metric", "images", "student", "teacher", "baseline", box=None, pad_edge=False)
-    lines: dict[tuple[str, str, str], dict[str, float]] = {}
-    facts = {}
-    for record in outcome.metrics:
-        place = (record["head"], record["dataset"], record["metric"])
-        lines.setdefault(place, {})[record["model"].partition(":")[0]] = record["value"]
-        facts[place] = record
-    for place, values in lines.items():
-        record = facts[place]
-        arrow = "↑" if record["better"] == "higher" else "↓"
-        shown = [f"{values[model]:.3f}" if model in values else "-" for model in ("student", "teacher", "baseline")]
-        table.add_row(record["task"], f"{place[1]}/{record['split']}", f"{place[2]} {arrow}", str(record["n"]), *shown)
+    """Student, teacher and trivial baseline, a line per teacher, set and metric."""
+    table = Table("task", "teacher", "set", "metric", "images", *ROLES, box=None, pad_edge=False)
+    lines, _ = read_lines(outcome.metrics)
+    for line in lines:
+        place, arrow = line.place, "↑" if line.better == "higher" else "↓"
+        values = [f"{line.values[role]:.3f}" if role in line.values else "-" for role in ROLES]
+        where = f"{place.dataset}/{place.split}"
+        table.add_row(place.task, place.head, where, f"{line.metric} {arrow}", str(place.n), *values)
     return table
 
 

@@ -22,7 +22,8 @@ SIDE = 192
 QUALITY = 82
 STYLE = """
 .strip { display: grid; gap: .75rem .5rem; align-items: start; max-width: calc(var(--pictures) * 12rem);
-  grid-template-columns: repeat(auto-fill, minmax(max(6.5rem, 100% / var(--pictures) - .5rem), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(max(var(--least, 7.5rem), 100% / var(--pictures) - .5rem), 1fr)); }
+@media print { .strip { --least: 5rem; } }
 .strip figure { margin: 0; min-width: 0; }
 .strip img { display: block; width: 100%; height: auto; border-radius: 3px; background: var(--faint); }
 .strip figcaption { font-size: .75rem; line-height: 1.3; margin-top: .25rem; overflow-wrap: anywhere; }

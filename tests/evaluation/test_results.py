@@ -111,7 +111,7 @@ def test_agreement_with_a_teacher_that_nobody_has_labels_for_is_told_apart() -> 
     )
     own, agreement = outcome(lines, {"depth": "rooms", "gabor": None, "imagenet": None})
     assert "1 of 1 task (depth)" in own
-    assert agreement.startswith("Without true labels for them, of gabor, imagenet only")
+    assert agreement.startswith("No set has true labels for gabor, imagenet:")
     assert agreement.endswith("on 1 of 2 (gabor).")
 
 

@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import STEPS, events, logged, within
 
 import must
 from flows.run import Outcome, Run, prepare, stopping
@@ -24,6 +24,7 @@ from pipeline.artifacts import Workspace
 from pipeline.config import read_recipe
 from pipeline.errors import DataError, Stopped
 from pipeline.runtime import Runtime
+from tests.flows.tiny import STEPS, THREADS, events, loads_nothing_heavy, logged, within
 
 Start = Callable[..., BaseProcess]
 GoesOn = Callable[[Path], Outcome]
@@ -54,14 +55,21 @@ def test_a_run_leaves_recipe_plan_metrics_and_report(whole: Path, recipe: Path) 
     assert (folder / "report.html").stat().st_size > 0
 
 
-def test_a_run_with_nothing_to_do_starts_nothing(whole: Path, recipe: Path) -> None:
-    before = list((whole / "runs").iterdir())
-    outcome = must.run(recipe, whole, ["runtime.runner=threads"])
-    assert outcome.ran == 0
-    assert outcome.folder is None
-    assert outcome.metrics
+def test_a_run_with_nothing_to_do_says_so_and_starts_nothing(whole: Path, recipe: Path) -> None:
+    before, began = list((whole / "runs").iterdir()), time.monotonic()
+    told = loads_nothing_heavy("run", recipe, "--root", whole, *THREADS)
+    print(f"nothing to do: {time.monotonic() - began:.1f} s")
+    assert told.startswith("Nothing to do: every step's result is there. The results:\n")
+    assert "miou" in told
     assert list((whole / "runs").iterdir()) == before
     assert not (whole / "prefect").exists()
+
+
+def test_the_outcome_of_a_run_with_nothing_to_do(whole: Path, recipe: Path) -> None:
+    outcome = must.run(recipe, whole)
+    assert (outcome.ran, outcome.folder) == (0, None)
+    assert list(outcome.artifacts) == STEPS
+    assert outcome.metrics
 
 
 def test_what_a_run_reuses_is_told_and_counted(whole: Path, up_to_label: Path, goes_on: GoesOn) -> None:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import STEPS, THREADS, Outcome, digests, events, logged, prefect_says, within
 
 import must
+from flows.run import Outcome
 from pipeline.errors import DataError
+from tests.flows.tiny import STEPS, THREADS, digests, events, logged, prefect_says, within
 
 Start = Callable[..., BaseProcess]
 GoesOn = Callable[[Path], Outcome]

@@ -203,6 +203,14 @@ def test_an_image_is_seen_differently_in_each_epoch(library: Library) -> None:
     assert not any(torch.equal(by_key[0][key], by_key[1][key]) for key in by_key[0])
 
 
+def test_an_image_met_again_in_the_same_place_of_a_batch_is_seen_differently(library: Library) -> None:
+    shelf = library.shelves[0]
+    one = Library([Shelf(shelf.images, np.array([2]), shelf.layers)])
+    batches = list(itertools.islice(loader_of(one, batch=2).stream(0), 3))
+    views = [image for batch in batches for image in batch.images]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(views, 2))
+
+
 def test_images_without_a_label_are_missing_from_that_heads_target(library: Library) -> None:
     batch = loader_of(library, batch=12, augment=NOTHING).batch(0)
     assert batch.images.shape == (12, 3, 32, 32)

@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import TrainingConfig
 from pipeline.errors import DataError
-from pipeline.labels import LabelSpace
+from pipeline.labels import LabelSpace, Value
+from pipeline.machine import Choice
 from tasks.building import build_network
+from tasks.learning import network_predictor
 from tasks.network import PYRAMID_STRIDES, Network, SimplePyramid, fuse, seed_part
 
 MakeNetwork = Callable[..., Network]
@@ -142,6 +145,32 @@ def test_a_head_learns_from_the_images_that_have_its_label(make_network: MakeNet
     torch.testing.assert_close(some, alone)
     swapped = network.losses(images[[2, 1, 0]], {"depth": target})["depth"]
     assert not torch.allclose(some, swapped)
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_every_head_learns_and_answers_in_bfloat16(make_network: MakeNetwork, backbone: str) -> None:
+    network = make_network(SPACES, backbone=backbone, image_size=64)
+    rng = np.random.default_rng(0)
+    normals = rng.normal(size=(16, 16, 3)).astype(np.float32)
+    values: dict[str, Value] = {
+        "kinds": {"probs": np.array([0.2, 0.8, 0], np.float32)},
+        "boxes": {"boxes": np.array([[4, 4, 40, 50]], np.float32), "classes": np.ones(1, np.int32)},
+        "masks": {"classes": rng.integers(0, 4, (16, 16)).astype(np.uint16)},
+        "depth": {"depth": rng.uniform(1, 9, (16, 16)).astype(np.float32)},
+        "normals": {"normals": normals / np.linalg.norm(normals, axis=-1, keepdims=True)},
+    }
+    targets = {name: target_of(network, name, [value] * 2) for name, value in values.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = network.train().losses(pictures(), targets)
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(loss.dtype == torch.float32 and bool(loss.isfinite()) for loss in losses.values())
+    assert all(bool(p.grad.isfinite().all()) for p in network.parameters() if p.grad is not None)
+    predictor = network_predictor(network)
+    predictor.choice = Choice("cpu", "bf16", False, {})
+    found = predictor.values(predictor.predict(pictures()), 0, (64, 64))
+    for value in found.values():
+        assert all(np.isfinite(array).all() for array in value.values())
+        assert {array.dtype for array in value.values() if array.dtype.kind == "f"} <= {np.dtype(np.float32)}
 
 
 def test_heads_without_a_target_have_no_loss(make_network: MakeNetwork) -> None:

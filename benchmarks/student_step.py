@@ -1,0 +1,107 @@
+"""How much of the student's training speed the loader costs: the same steps with it, and on batches ready in memory.
+
+    python benchmarks/student_step.py RECIPE --root ROOT
+
+ROOT is where `must run RECIPE` was run before. The two are timed in turn, by the training loop itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.bench import made_inputs
+from pipeline.artifacts import Inputs
+from pipeline.bench import circumstances, medians, save_result, take_turns
+from pipeline.config import StudentConfig, read_recipe
+from pipeline.fit import Job, Stream, fit
+from pipeline.loader import Batch, Loader, LoaderConfig
+from pipeline.machine import Choice
+from student.join import heads_of, join
+from student.weights import combination
+from tasks.building import build_network
+from tasks.learning import Learning
+
+RESULTS = Path(__file__).parent / "results"
+WARM = 4
+"""Steps of each window that are not timed: more than the loader works ahead."""
+READY = 8
+"""Batches in memory."""
+
+
+class Memory:
+    """Batches that are there already, over and over."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.batches, self.waited = batches, 0.0
+
+    def stream(self, start: int) -> Iterator[Batch]:
+        yield from itertools.islice(itertools.cycle(self.batches), start, None)
+
+
+class Steps:
+    """The recipe's student, trained for a few steps at a time."""
+
+    def __init__(self, inputs: Inputs, config: dict[str, Any], choice: Choice, steps: int) -> None:
+        student = StudentConfig.model_validate(config["student"])
+        heads = heads_of(student, inputs)
+        network = build_network(student, {name: head.space for name, head in heads.items()}, config["seed"])
+        self.objective = Learning(network, combination(student, heads)[0], choice.memory_format)
+        self.config = student.model_copy(update={"checkpoint_s": 1e9})
+        self.choice, self.steps, self.inputs = choice, steps, inputs
+        collate = {head: task.collate for head, task in network.tasks.items()}
+        piece = student.batch // student.accumulate
+        threads = inputs.runtime.threads
+        about = LoaderConfig(student.image_size, piece, config["seed"], student.augment, threads)
+        self.loader = Loader(join(student, heads, inputs), collate, about)
+
+    def rate(self, stream: Stream) -> float:
+        """Images per second of training on a stream."""
+        ends: list[float] = []
+        runtime = dataclasses.replace(self.inputs.runtime, progress=lambda *_: ends.append(time.perf_counter()))
+        with tempfile.TemporaryDirectory() as folder:
+            job = Job("bench", self.objective, stream, WARM + self.steps, Path(folder), self.config)
+            fit(job, self.choice, runtime)
+        return self.steps * self.config.batch / (ends[-1] - ends[-1 - self.steps])
+
+
+def main() -> None:
+    """Measure, print, and leave `student_step-<device>` among the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--root", type=Path, default=Path("must-root"))
+    parser.add_argument("--steps", type=int, default=20, help="timed steps in a window")
+    parser.add_argument("--windows", type=int, default=5)
+    given = parser.parse_args()
+    recipe, root = read_recipe(given.recipe), given.root.resolve()
+    step, inputs = made_inputs(recipe, root, "student")
+    student = made_inputs(recipe, root, "evaluate")[1]["student"]
+    choice = Choice(**student.counts["choice"])
+    measured = circumstances(choice.device)
+    steps = Steps(inputs, dict(step.config), choice, given.steps)
+    memory = Memory([steps.loader.batch(number) for number in range(READY)])
+    taken = take_turns(
+        {"memory": lambda: steps.rate(memory), "loader": lambda: steps.rate(steps.loader)}, given.windows
+    )
+    rates = medians(taken)
+    ratio = rates["loader"] / rates["memory"]
+    result = {"measured": measured, "images_per_s": rates, "windows": taken, "ratio": ratio}
+    table = [
+        ("batches", "images/s"),
+        ("ready in memory", f"{rates['memory']:.1f}"),
+        ("by the loader", f"{rates['loader']:.1f}"),
+        ("ratio", f"{ratio:.3f}"),
+    ]
+    for left, right in table:
+        print(f"{left:<16} {right}")
+    save_result(RESULTS / f"student_step-{choice.device}.json", "The student's step with its loader", result, table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""A recipe of seconds, and what its runs left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+RECIPE = """
+name: tiny
+runtime: {runner: inline, device: cpu, precision: "32", workers: 1}
+data:
+  world: {kind: scenes, count: 12, test: 2, seed: 1, size: 48, tasks: [segmentation]}
+  pool: {kind: scenes, count: 36, seed: 2, size: 48}
+shard_images: 4
+teachers:
+  masks: {kind: supervised, task: segmentation, data: world, backbone: test_resnet, image_size: 32, width: 16,
+    proposals: 8, steps: 60, batch: 4, checkpoint_s: 0}
+  gabor: {kind: analytic, image_size: 32, wavelengths: [4.0]}
+pool: [pool, world]
+labelling: {batch: 2}
+student: {backbone: test_resnet, image_size: 32, width: 16, proposals: 8, steps: 60, batch: 4, checkpoint_s: 0,
+  loss_weights: {gabor: 1}}
+"""
+STEPS = ["data.world", "data.pool", "teacher.masks", "teacher.gabor", "pool", "label", "student", "evaluate"]
+THREADS = ["-o", "runtime.runner=threads"]
+SOON_S = 120.0
+"""What a process may take to come to a point in a run, on a machine that does other things as well."""
+
+Digests = dict[str, str]
+
+
+def digests(root: Path) -> Digests:
+    """The digest of every step's artifact."""
+    manifests = [json.loads(path.read_text("utf-8")) for path in root.glob("artifacts/*/*/manifest.json")]
+    found = {manifest["step"]: manifest["digest"] for manifest in manifests}
+    assert len(found) == len(manifests), "a step was made twice over"
+    return found
+
+
+def events(root: Path) -> list[dict[str, Any]]:
+    """What happened in the newest run of a root."""
+    newest = max((root / "runs").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+    return [json.loads(line) for line in (newest / "events.jsonl").read_text("utf-8").splitlines()]
+
+
+def logged(root: Path, step: str) -> int:
+    """Training steps that are in a step's log."""
+    logs = list(root.glob(f"artifacts/{step}/*/log/train.jsonl"))
+    return sum(line.endswith("}") for line in logs[0].read_text("utf-8").splitlines()) if logs else 0
+
+
+def prefect_says(root: Path, query: str) -> list[tuple[Any, ...]]:
+    """Rows of the database that the embedded server left behind."""
+    with contextlib.closing(sqlite3.connect(root / "prefect" / "prefect.db")) as database:
+        return database.execute(query).fetchall()
+
+
+def within(condition: Callable[[], bool], process: BaseProcess) -> None:
+    """Wait until the condition holds; fail if the process ended before, or time is up."""
+    deadline = time.monotonic() + SOON_S
+    while not condition():
+        assert process.is_alive(), f"ended with {process.exitcode} before it came to the point"
+        assert time.monotonic() < deadline, "never came to the point"
+        time.sleep(0.002)
+
+
+def loads_nothing_heavy(*arguments: object) -> str:
+    """The output of the `must` command in a process of its own, after a check of what that has loaded."""
+    program = (
+        "import sys, must\n"
+        "try:\n"
+        f"    must.main({[str(argument) for argument in arguments]!r})\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'lightning', 'prefect'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

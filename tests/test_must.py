@@ -1,0 +1,78 @@
+"""The `must` command as a user gives it: what it says, how it ends, and what it does not load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import must
+from tests.flows.tiny import loads_nothing_heavy
+
+RECIPE = """
+name: tiny
+runtime: {runner: inline, device: cpu, precision: "32", workers: 1}
+data:
+  world: {kind: scenes, count: 4, test: 2, seed: 1, size: 32, tasks: [segmentation]}
+teachers:
+  masks: {kind: supervised, task: segmentation, data: world, backbone: test_resnet, image_size: 32, width: 16,
+    proposals: 8, steps: 1, batch: 2}
+pool: [world]
+student: {backbone: test_resnet, image_size: 32, width: 16, proposals: 8, steps: 1, batch: 2}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE, encoding="utf-8")
+    return path
+
+
+def test_help_loads_nothing_heavy() -> None:
+    told = loads_nothing_heavy("--help")
+    assert "run" in told
+    assert "plan" in told
+
+
+def test_a_plan_loads_nothing_heavy_and_says_why(recipe: Path, tmp_path: Path) -> None:
+    told = loads_nothing_heavy("plan", recipe, "--root", tmp_path / "root")
+    lines = {line.split()[0]: line for line in told.splitlines()}
+    assert {"data.world", "teacher.masks", "pool", "label", "student", "evaluate"} <= set(lines)
+    assert "never made here" in lines["data.world"]
+    assert "waits for" in lines["student"]
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nowhere.yaml"], "must: nowhere.yaml: can't be read (No such file or directory).\n"),
+        (["-o", "student.epoch=3"], "student.epoch: unknown key (value 3). Did you mean 'epochs'?"),
+        (["-o", "student"], "must: -o 'student': write key.sub=value, for example student.epochs=3."),
+        (["-o", "runtime.runner=magic"], "runtime.runner: "),
+    ],
+)
+def test_a_mistake_in_the_recipe_ends_with_2_and_one_line(
+    arguments: list[str], told: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments if arguments[0].endswith(".yaml") else [str(recipe), *arguments]
+    with pytest.raises(SystemExit) as ended:
+        must.main(["run", *given, "--root", str(tmp_path / "root")])
+    shown = capsys.readouterr()
+    assert ended.value.code == 2
+    assert told in shown.err
+    assert shown.err.startswith("must: ")
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+    assert not (tmp_path / "root").exists()
+
+
+def test_bad_data_ends_with_3(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "broken.jpg").write_bytes(b"no picture")
+    override = f"data.world={{kind: folder, path: {tmp_path / 'set'}}}"
+    with pytest.raises(SystemExit) as ended:
+        must.main(["run", str(recipe), "-o", override, "--root", str(tmp_path / "root")])
+    assert ended.value.code == 3
+    assert "must: data.world: not one usable image. broken.jpg" in capsys.readouterr().err
