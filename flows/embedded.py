@@ -139,9 +139,12 @@ class Server:
                 )
             time.sleep(0.1)
 
+    def alive(self) -> bool:
+        return self._child.poll() is None
+
     def check(self) -> None:
         """Raise ConfigError, with what it said last, if the child has ended."""
-        if self._child.poll() is not None:
+        if not self.alive():
             raise ConfigError(
                 f"Prefect's server did not start: {self._last_words()} The whole of it is in {self.log}. "
                 f"Install the versions that constraints.txt names, {INLINE}."

@@ -31,7 +31,8 @@ def run_with_prefect(run: Run) -> dict[str, Artifact]:
         try:
             return carry_out_as_flow(run, steps)
         finally:
-            settle(steps, embedded=server is not None)
+            if server is None or server.alive():
+                settle(steps, embedded=server is not None)
 
 
 def home_of(run: Run) -> Path:

@@ -104,7 +104,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise DataError(f"{path}: no such weights file.")
     if path.suffix == ".safetensors":
         return load_file(path)
-    loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or harmful file makes torch's reader raise whatever it meets
+        raise DataError(f"{path}: not readable as weights alone ({str(error).splitlines()[0]}).") from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

@@ -42,9 +42,11 @@ class Layer:
     label: Label
     threshold: float = 0.0
 
-    def has_label(self) -> NDArray[np.bool_]:
-        """For every row of the file, whether it holds a label."""
-        return np.asarray(pq.read_table(self.path, columns=["status"]).column("status").to_numpy() == "ok")
+    def has_label(self, images: ImageShard) -> NDArray[np.bool_]:
+        """For every image of the shard, whether it has a label here. DataError unless the file is the shard's."""
+        table = pq.read_table(self.path, columns=["key", "status"])
+        check_joined(images.keys, table.column("key").to_pylist(), images.name, self.path)
+        return np.asarray(table.column("status").to_numpy() == "ok")
 
 
 @dataclasses.dataclass(frozen=True)

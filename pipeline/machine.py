@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -107,6 +106,4 @@ def _time(choice: Choice, model: nn.Module, call: Callable[[nn.Module, Choice], 
             torch.cuda.synchronize()
         taken.append((time.perf_counter() - began) * 1000)
     torch.set_rng_state(random)  # the measurement leaves no trace in what follows
-    del trial
-    gc.collect()
     return statistics.median(taken[1:])

@@ -43,6 +43,19 @@ class NetworkConfig(BaseModel):
         return {name: LabelSpace.from_json(space) for name, space in self.heads.items()}
 
 
+class CoarseLevels(LastLevelP6P7):  # type: ignore[misc]  # torchvision is untyped
+    """P6 and P7 in float32 whatever the precision.
+
+    Their maps may be single cells, and on the CPU the weight gradient of a strided bfloat16 convolution on a 1x1 map
+    is uninitialised memory (torch 2.15).
+    """
+
+    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        with torch.autocast(p[0].device.type, enabled=False):
+            levels, extra = super().forward([p[-1].float()], [c[-1].float()], names)
+        return [*p, *levels[1:]], extra
+
+
 class SimplePyramid(nn.Module):
     """P3 to P5 from the single map of a plain transformer (ViTDet, Li et al., ECCV 2022), then P6 and P7.
 
@@ -55,7 +68,7 @@ class SimplePyramid(nn.Module):
         self.project = nn.ModuleList(nn.Conv2d(inputs, width, 1) for _ in range(3))
         self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(3))
         self.finer = nn.ConvTranspose2d(inputs, inputs, 2, stride=2)
-        self.extra = LastLevelP6P7(width, width)
+        self.extra = CoarseLevels(width, width)
 
     def forward(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         (only,) = maps.values()
@@ -99,7 +112,7 @@ class Network(nn.Module):
         seed_part(self.config.seed, "pyramid")
         if len(channels) == 1:
             return SimplePyramid(channels[0], width, self.backbone.strides[0])
-        return FeaturePyramidNetwork(channels, width, LastLevelP6P7(width, width))
+        return FeaturePyramidNetwork(channels, width, CoarseLevels(width, width))
 
     def features(self, images: Tensor) -> Features:
         """uint8 images (B, 3, S, S) -> features."""

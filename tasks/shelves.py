@@ -38,7 +38,7 @@ def labelled(shelf: Shelf) -> Shelf:
     known = np.zeros(len(shelf.images), dtype=bool)
     for layers in shelf.layers.values():
         for layer in layers:
-            known |= layer.has_label()
+            known |= layer.has_label(shelf.images)
     return Shelf(shelf.images, shelf.rows[known[shelf.rows]], shelf.layers)
 
 

@@ -6,12 +6,10 @@ import dataclasses
 import gc
 import io
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or `tests/tasks` is taken for the package `tasks`
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: it reads them once
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 

@@ -70,11 +70,13 @@ def with_counts(artifact: Artifact, **counts: Any) -> Artifact:
 
 
 def copied(artifact: Artifact, folder: Path) -> Artifact:
-    """The artifact with its small files in another folder, where a test may change them."""
+    """The artifact in another folder, with its tables and JSON files copied there, for a test to change."""
     folder.mkdir()
-    for path in artifact.path.glob("*.*"):
+    for path in artifact.path.iterdir():
         if path.suffix in (".json", ".parquet"):
             (folder / path.name).write_bytes(path.read_bytes())
+        else:
+            (folder / path.name).symlink_to(path)
     return dataclasses.replace(artifact, path=folder)
 
 
@@ -138,6 +140,16 @@ def test_every_metric_is_there_for_every_model(page: str, artifacts: dict[str, A
         assert f"{record['dataset']}/{record['split']}" in text
 
 
+def test_what_was_measured_of_other_models_is_listed_too(
+    folder: Path, artifacts: dict[str, Artifact], world: World
+) -> None:
+    metrics = read_json(artifacts["evaluate"].path / "metrics.json")
+    probes = [{**metrics[0], "model": f"probe {number}", "value": 0.1234 + number} for number in range(3)]
+    write_json(folder / "metrics.json", [*metrics, *probes])
+    text = Reader(report(folder, artifacts, world)).text
+    assert all(f"probe {number}" in text and f"{0.1234 + number:.3f}" in text for number in range(3))
+
+
 def test_pictures_show_the_pool_and_the_held_out_images(page: str, artifacts: dict[str, Artifact]) -> None:
     pool, _, rest = page.partition('id="labels-learned-from"')[2].partition('id="held-out-images"')
     held_out = rest.partition("</section>")[0]
@@ -180,6 +192,7 @@ def test_hostile_names_are_shown_as_text(
     page = report(folder, {**changed, "evaluate": artifacts["evaluate"]}, world)
     read = Reader(page)
     assert not read.wrong
+    assert FAILED not in read.text
     assert "<script" not in page
     assert not {name for _, name, _ in read.attributes if name.startswith("on")}
     assert read.text.count("<script>alert") >= 6
@@ -207,7 +220,9 @@ def test_every_warning_is_at_the_head(
         "student": with_counts(artifacts["student"], warnings=["boxes: the threshold keeps nothing"]),
         "pool": with_counts(artifacts["pool"], left_out={"held out in truth": 4, "already in the pool from pool": 9}),
     }
-    head = Reader(report(folder, changed, world).partition("<main>")[0]).text
+    page = report(folder, changed, world)
+    assert FAILED not in page
+    head = Reader(page.partition("<main>")[0]).text
     for expected in (
         "Teacher depth is no better than the trivial baseline on truth/val: delta_1.25 0.100 against 0.300",
         "The student is no better than the trivial baseline at depth on truth/val: delta_1.25 0.200 against 0.300",
@@ -241,7 +256,10 @@ def test_steps_tell_what_ran_from_what_was_reused(page: str, artifacts: dict[str
     assert len(rows) == len(artifacts)
     assert "reused" in rows[0]
     assert all(">ran<" in row for row in rows[1:])
-    assert "optimiser step" in next(row for row in rows if ">student<" in row)
+    student = next(row for row in rows if ">student<" in row)
+    assert "2 optimiser steps" in student
+    assert "of the time waiting for data" in student
+    assert "labels/s" in next(row for row in rows if ">label<" in row)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def shown(whole: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -
     unset = ("PREFECT", "DO_NOT_TRACK", "CI")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(unset)}
     environ |= {"HOME": str(home), "PYTHONPATH": str(folder), "CALLS": str(folder / "calls")}
-    command = [MUST, "run", recipe, "--root", root, *THREADS]
+    command = [str(MUST), "run", str(recipe), "--root", str(root), *THREADS]
     done = subprocess.run(command, env=environ, cwd=home, capture_output=True, text=True, check=False)
     lines = (folder / "calls").read_text("utf-8").splitlines() if (folder / "calls").exists() else []
     calls = [(int(process), host) for process, host in (line.split(" ", 1) for line in lines)]
@@ -150,7 +150,7 @@ def test_a_failed_step_is_our_error_and_what_was_reused_is_seen(recipe: Path, up
 
 def test_a_server_of_the_users_own_that_does_not_answer_is_an_error(recipe: Path, root: Path) -> None:
     environ = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:9/api", "HOME": str(root)}
-    command = [MUST, "run", recipe, "--root", root, *THREADS]
+    command = [str(MUST), "run", str(recipe), "--root", str(root), *THREADS]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("must: PREFECT_API_URL is http://127.0.0.1:9/api, which does not answer")
@@ -191,7 +191,7 @@ def test_a_run_killed_under_prefect_comes_to_the_same_end(
 
 @pytest.mark.slow
 def test_a_server_that_dies_takes_no_result_with_it(root: Path, recipe: Path, whole: Path) -> None:
-    command = [MUST, "run", recipe, "--root", root, *THREADS]
+    command = [str(MUST), "run", str(recipe), "--root", str(root), *THREADS]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
         assert run.stdout
         for line in run.stdout:
@@ -216,7 +216,7 @@ def test_a_server_of_the_users_own_is_used(recipe: Path, root: Path, tmp_path: P
     try:
         server.wait(Runtime(tmp_path))
         environ = os.environ | {"PREFECT_API_URL": server.url, "HOME": str(tmp_path)}
-        command = [MUST, "run", recipe, "--root", root, *THREADS]
+        command = [str(MUST), "run", str(recipe), "--root", str(root), *THREADS]
         done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     finally:
         server.stop()

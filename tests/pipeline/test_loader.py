@@ -153,9 +153,9 @@ def test_every_image_comes_once_in_an_epoch(library: Library) -> None:
 
 def test_batches_run_on_over_the_end_of_an_epoch(library: Library) -> None:
     keys = [key for batch in itertools.islice(loader_of(library, batch=5).stream(0), 12) for key in batch.keys]
-    assert len(keys) == 60
-    for epoch in range(5):
-        assert len(set(keys[12 * epoch : 12 * epoch + 12])) == 12
+    epochs = [tuple(keys[start : start + 12]) for start in range(0, 60, 12)]
+    assert [len(set(epoch)) for epoch in epochs] == [12] * 5
+    assert len(set(epochs)) == 5, "every epoch has an order of its own"
 
 
 def test_many_shards_are_shuffled_by_windows(

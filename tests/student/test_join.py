@@ -16,7 +16,7 @@ from pipeline.errors import DataError
 from student.join import heads_of, join
 
 if TYPE_CHECKING:
-    from conftest import World
+    from tests.conftest import World
 
 CONFIG = StudentConfig(loss_weights={"gabor": 1})
 

@@ -14,7 +14,7 @@ from student.join import heads_of
 from student.kept import kept_shares, skew_warning
 
 if TYPE_CHECKING:
-    from conftest import World
+    from tests.conftest import World
 
 CLASSES = ["car", "bus", "tram"]
 

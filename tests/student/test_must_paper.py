@@ -32,7 +32,7 @@ from tasks.learning import Course, Sum, train_network
 from tasks.network import Network
 
 if TYPE_CHECKING:
-    from conftest import World
+    from tests.conftest import World
 
 MakeNetwork = Callable[..., Network]
 MakeShelf = Callable[..., Shelf]

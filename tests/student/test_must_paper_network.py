@@ -29,7 +29,7 @@ from teachers import supervised
 from teachers.labelling.labeller import label_pool
 
 if TYPE_CHECKING:
-    from conftest import World
+    from tests.conftest import World
 
 MakeNetwork = Callable[..., Network]
 DEPTH = LabelSpace("depth")

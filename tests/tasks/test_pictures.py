@@ -68,9 +68,9 @@ def test_a_note_says_how_much_a_label_holds() -> None:
     kinds = LabelSpace("classification", ("tench, Tinca tinca", "hen"))
     assert holds(kinds, {"probs": np.zeros(2, np.float32)}) == "no class"
     assert holds(kinds, {"probs": np.array([0.75, 0.25], np.float32)}) == "tench 75%"
-    depth = np.array([[0, 2.0], [2.0, 2.0]], np.float32)
-    assert holds(LabelSpace("depth"), {"depth": depth}) == "2.0 to 2.0 m"
-    assert holds(LabelSpace("depth", scale="relative"), {"depth": depth}) == "2.0 to 2.0"
+    depth = np.append(np.zeros(99, np.float32), np.arange(1, 102, dtype=np.float32)).reshape(20, 10)
+    assert holds(LabelSpace("depth"), {"depth": depth}) == "2.0 to 100.0 m"
+    assert holds(LabelSpace("depth", scale="relative"), {"depth": depth}) == "2.0 to 100.0"
     assert holds(LabelSpace("depth"), {"depth": np.zeros((2, 2), np.float32)}) == ""
     assert holds(LabelSpace("normals"), {"normals": np.zeros((2, 2, 3), np.float32)}) == ""
 
