@@ -55,8 +55,10 @@ def run(
     """
     from flows.run import execute_recipe
     from pipeline.config import read_recipe
+    from pipeline.process import set_up_process
     from pipeline.runtime import Runtime
 
+    set_up_process()
     read = read_recipe(Path(recipe), overrides or ())
     machine = read.runtime
     where = Path(root).resolve()
@@ -180,7 +182,9 @@ def bench_label_command(
 def main(arguments: list[str] | None = None) -> None:
     """The command, its arguments from the command line; ends with 0, 2 (configuration), 3 (data) or 75 (stopped)."""
     from pipeline.errors import MustError
+    from pipeline.process import set_up_process
 
+    set_up_process()
     try:
         app(arguments)
     except MustError as error:

@@ -8,10 +8,10 @@ from typing import Any
 from evaluation.charts import bar, loss_chart
 from evaluation.comparisons import held_out_strips
 from evaluation.page import NOTHING, listed, paragraph, percent, plural, table
-from evaluation.run_record import Log, RunRecord
+from evaluation.run_record import TOTAL, Log, RunRecord
 from evaluation.samples import Album, pool_strips
 from pipeline.markup import Html, element, join
-from tasks.pictures import READING, strip, swatches
+from tasks.pictures import strip, swatches
 
 MOST_CLASSES = 20
 UNITS = {"detection": "boxes", "classification": "images"}
@@ -58,8 +58,8 @@ def held_out(run: RunRecord) -> Html:
 
 def _reading(album: Album) -> Html:
     """How to read the drawings of the tasks that were drawn."""
-    used = {head.label.task for head in album.heads.values() if head.is_learned}
-    lines = [f"{task}: {READING[task]}." for task in READING if task in used]
+    used = {head.label.task: head.label.reading for head in album.heads.values() if head.is_learned}
+    lines = [f"{task}: {reading}." for task, reading in used.items() if reading]
     return join([element("div", listed(lines), class_="note"), _colours(album)])
 
 
@@ -78,10 +78,10 @@ def curves(run: RunRecord) -> Html:
     teachers = {name: Log.of(made).losses() for name, made in run.of_kind("teacher").items()}
     parts = []
     if mine:
-        charts = [loss_chart("weighted total" if name == "total" else name, points) for name, points in mine.items()]
+        charts = [loss_chart("weighted total" if name == TOTAL else name, points) for name, points in mine.items()]
         parts += [element("h3", "Student"), _grid(charts)]
     charts = [
-        loss_chart(teacher if name == "total" else f"{teacher}: {name}", points)
+        loss_chart(teacher if name == TOTAL else f"{teacher}: {name}", points)
         for teacher, losses in teachers.items()
         for name, points in losses.items()
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -63,8 +62,8 @@ def _training(made: Artifact) -> Iterator[str]:
     yield plural(len(log.lines), "optimiser step")
     if log.rate():
         yield f"{log.rate():,.0f} images/s"
-    settings: dict[str, Any] = next((part for part in made.manifest["config"].values() if isinstance(part, dict)), {})
-    waiting = log.waiting(settings["batch"]) if "batch" in settings else None
+    parts = [part for part in made.manifest["config"].values() if isinstance(part, dict)]
+    waiting = next((log.waiting(part["batch"]) for part in parts if "batch" in part), None)
     if waiting is not None:
         yield f"{percent(waiting)} of the time waiting for data"
 

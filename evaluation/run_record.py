@@ -14,7 +14,8 @@ import yaml
 from pipeline.artifacts import LOG, Artifact, read_json
 from tasks.teacher import Teacher
 
-NOT_LOSSES = {"step", "lr", "images_per_s", "waited_s"}
+TOTAL = ""
+"""The name of what is minimised, among the losses it is combined from: no head is called so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,19 +129,17 @@ class Log:
         return cls(list(read_lines(artifact.path / LOG / "train.jsonl")))
 
     def losses(self) -> dict[str, list[tuple[int, float]]]:
-        """(step, loss) by the loss's name, "total" first; a loss is missing from steps without a label for it.
+        """(step, loss) by the loss's name, TOTAL first; a loss is missing from steps without a label for it.
 
         A single loss with weight 1 is its own total and is given once, as the total.
         """
-        curves: dict[str, list[tuple[int, float]]] = {"total": []}
+        total = [(line["step"], line["loss"]) for line in self.lines]
+        curves: dict[str, list[tuple[int, float]]] = {}
         for line in self.lines:
-            for name in line:
-                if name not in NOT_LOSSES:
-                    curves.setdefault(name, []).append((line["step"], line[name]))
-        total = curves.pop("total")
-        if not total or list(curves.values()) == [total]:
-            return {"total": total} if total else curves
-        return {"total": total, **curves}
+            for name, loss in line["losses"].items():
+                curves.setdefault(name, []).append((line["step"], loss))
+        alone = not total or list(curves.values()) == [total]
+        return ({TOTAL: total} if total else {}) | ({} if alone else curves)
 
     def rate(self) -> float:
         """Images per second, the median over the steps; 0 if that is not known."""

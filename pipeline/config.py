@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from pipeline.augment import AugmentConfig
@@ -141,7 +141,7 @@ class RuntimeConfig(Section):
 
     device: Device = "auto"
     """`auto` takes a GPU if there is one."""
-    precision: Precision = "auto"
+    precision: Annotated[Precision, BeforeValidator(lambda value: str(value) if value == 32 else value)] = "auto"
     """`auto` measures whether bfloat16 is faster, for every model and for training and prediction apart."""
     runner: Literal["inline", "threads"] = "threads"
     """`threads` runs the steps as a Prefect flow, `inline` in this process without Prefect."""

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, NamedTuple, Protocol, TextIO
 
 import torch
 from lightning.fabric import Fabric
@@ -28,6 +28,7 @@ from pipeline.machine import Choice
 from pipeline.runtime import Runtime
 
 STATE = "state.safetensors"
+TOTAL = "the combined loss"
 
 
 class Objective(Protocol):
@@ -55,6 +56,13 @@ class Job:
     steps: int
     out: Path
     config: FitConfig
+
+
+class Losses(NamedTuple):
+    """Of one step: what was minimised, and the named parts it was combined from."""
+
+    total: float
+    parts: dict[str, float]
 
 
 def learning_rate(step: int, steps: int, warmup: float) -> float:
@@ -152,9 +160,9 @@ class _Training:
             while self.step < self.job.steps:
                 began = time.perf_counter()
                 pieces = [next(batches) for _ in range(self.job.config.accumulate)]
-                parts = self._update(pieces)
+                losses = self._update(pieces)
                 self.step += 1
-                self._report(parts, self.job.config.batch / (time.perf_counter() - began))
+                self._report(losses, self.job.config.batch / (time.perf_counter() - began))
                 if self.runtime.stop.is_set() or time.monotonic() - saved > self.job.config.checkpoint_s:
                     self.save()
                     saved = time.monotonic()
@@ -163,39 +171,49 @@ class _Training:
             batches.close()  # type: ignore[attr-defined]  # a generator: ends its threads
             self.log.close()
 
-    def _update(self, pieces: Sequence[Any]) -> dict[str, float]:
-        """One optimiser step over the pieces of its batch. The loss is checked before it can reach the weights."""
-        parts: dict[str, float] = {}
+    def _update(self, pieces: Sequence[Any]) -> Losses:
+        """One optimiser step over the pieces of its batch. What is not finite never reaches the weights."""
+        sums: dict[str, list[float]] = {}
         for number, piece in enumerate(pieces, start=1):
             with self.fabric.no_backward_sync(self.model, enabled=number < len(pieces)):
                 with self.choice.autocast():
                     total, losses = self.model(self.fabric.to_device(piece))
-                self._check(total, piece)
+                self._check("loss", total, [piece])
                 self.fabric.backward(total / len(pieces))
-            for name, loss in {**losses, "total": total}.items():
-                parts[name] = parts.get(name, 0.0) + float(loss.detach()) / len(pieces)
+            for name, loss in {**losses, TOTAL: total}.items():
+                sums.setdefault(name, []).append(float(loss.detach()))
         if self.job.config.clip:
-            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.job.config.clip)
+            clip = self.job.config.clip
+            norm = self.fabric.clip_gradients(self.model, self.optimizer, max_norm=clip, error_if_nonfinite=False)
+            self._check("gradient", norm, pieces)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         if self.ema:
             self.ema.update(self.module, self.step)
-        return parts
+        means = {name: sum(values) / len(values) for name, values in sums.items()}
+        return Losses(means.pop(TOTAL), means)
 
-    def _check(self, total: Tensor, batch: Any) -> None:
-        if not bool(total.isfinite()):
-            keys = ", ".join(batch.keys)
+    def _check(self, what: str, value: Tensor | None, pieces: Sequence[Any]) -> None:
+        if value is not None and not bool(value.isfinite()):
+            keys = ", ".join(key for piece in pieces for key in piece.keys)
             raise DataError(
-                f"{self.job.name}: the loss is {float(total)} at step {self.step}. Images of the batch: {keys}. "
+                f"{self.job.name}: the {what} is {float(value)} at step {self.step}. Images of the batch: {keys}. "
                 "A smaller lr, or leaving these images out, may help."
             )
 
-    def _report(self, parts: Mapping[str, float], rate: float) -> None:
-        line = {"step": self.step, **parts, "lr": self.schedule.get_last_lr()[0], "images_per_s": round(rate, 2)}
-        self.log.write({**line, "waited_s": round(self.job.stream.waited, 3)})
+    def _report(self, losses: Losses, rate: float) -> None:
+        line = {
+            "step": self.step,
+            "loss": losses.total,
+            "losses": losses.parts,
+            "lr": self.schedule.get_last_lr()[0],
+            "images_per_s": round(rate, 2),
+            "waited_s": round(self.job.stream.waited, 3),
+        }
+        self.log.write(line)
         done = self.step / self.job.steps
-        self.runtime.progress(self.job.name, done, f"loss {parts['total']:.3f}, {rate:.0f} images/s")
+        self.runtime.progress(self.job.name, done, f"loss {losses.total:.3f}, {rate:.0f} images/s")
 
     def finish(self) -> nn.Module:
         """The trained module, averaged if asked, in eval mode."""

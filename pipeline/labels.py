@@ -70,6 +70,8 @@ class Label(ABC):
     task: ClassVar[str]
     default_threshold: ClassVar[float] = 0.0
     """The smallest score that is kept unless a recipe says otherwise."""
+    reading: ClassVar[str] = ""
+    """How to read the drawing, where the picture itself does not say it."""
 
     def __init__(self, space: LabelSpace) -> None:
         self.space = space
@@ -97,6 +99,10 @@ class Label(ABC):
     @abstractmethod
     def draw(self, image: Image, value: Value) -> Image:
         """The image (RGB) with the label drawn on it, at the image's size."""
+
+    @abstractmethod
+    def say(self, value: Value) -> str:
+        """What the label says or how much it holds, in a few words; "" where only the drawing can tell."""
 
     @abstractmethod
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

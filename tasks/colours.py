@@ -40,7 +40,7 @@ def enlarge(cells: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
 def caption(image: Image.Image, text: str, at: tuple[float, float] = (0, 0)) -> None:
     """Write `text` on the image in white on a dark bar, its top left corner at `at`, kept inside the image."""
     draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=max(9, min(14, image.height // 12)))
+    font = ImageFont.load_default(size=max(9, min(14, max(image.size) // 12)))
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     x = max(0.0, min(at[0], image.width - (right - left) - 4))
     y = max(0.0, min(at[1], image.height - (bottom - top) - 4))

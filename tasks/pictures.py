@@ -10,7 +10,6 @@ import dataclasses
 import io
 from collections.abc import Iterable
 
-import numpy as np
 from PIL import Image
 
 from pipeline.labels import Label, LabelSpace, Value
@@ -34,14 +33,6 @@ STYLE = """
 """
 """The style of what is made here; a page defines the colours --faint and --soft."""
 
-READING = {
-    "depth": "violet is near, yellow far, over the range that stands below each picture",
-    "normals": "red grows to the right, green upwards, blue towards the camera; black is unknown",
-    "texture": "the hue is the strongest filter's, the brightness its answer",
-    "segmentation": "what lies below the threshold is left uncoloured",
-}
-"""How to read the drawing of a task, where the picture itself does not say it."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
@@ -61,24 +52,8 @@ def thumbnail(image: Image.Image, side: int = SIDE) -> Image.Image:
 
 def labelled(image: Image.Image, label: Label, value: Value, title: str, note: str = "") -> Picture:
     """The image with a label drawn on it; the note is completed by how much the label holds."""
-    amount = holds(label.space, value)
+    amount = label.say(value)
     return Picture(label.draw(image, value), title, " · ".join(part for part in (note, amount) if part))
-
-
-def holds(space: LabelSpace, value: Value) -> str:
-    """What a label says or how much it holds, in a few words; nothing where only the drawing can tell."""
-    if space.task == "detection":
-        count = len(value["boxes"])
-        return f"{count} box{'' if count == 1 else 'es'}"
-    if space.task == "segmentation":
-        return f"{(value['classes'] < len(space.classes)).mean():.0%} of the pixels"
-    if space.task == "classification":
-        top = int(value["probs"].argmax())
-        return f"{space.classes[top].split(',')[0]} {value['probs'][top]:.0%}" if value["probs"][top] else "no class"
-    if space.task == "depth" and (value["depth"] > 0).any():
-        low, high = np.percentile(value["depth"][value["depth"] > 0], [1, 99])
-        return f"{low:.1f} to {high:.1f}{' m' if space.scale == 'metric' else ''}"
-    return ""
 
 
 def data_url(image: Image.Image) -> str:

@@ -58,10 +58,15 @@ class TaskLabel(Label):
 
     def draw(self, image: Image, value: Value) -> Image:
         drawn = image.copy()
-        top = int(value["probs"].argmax())
-        if value["probs"][top] > 0:
-            caption(drawn, f"{self.space.classes[top].split(',')[0]} {value['probs'][top]:.0%}")
+        if value["probs"].any():
+            caption(drawn, self.say(value))
         return drawn
+
+    def say(self, value: Value) -> str:
+        top = int(value["probs"].argmax())
+        if not value["probs"][top]:
+            return "no class"
+        return f"{self.space.classes[top].split(',')[0]} {value['probs'][top]:.0%}"
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         held = np.bincount([row["top"]], minlength=len(self.space.classes)).astype(np.float64)

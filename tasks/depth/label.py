@@ -11,6 +11,9 @@ from pipeline import codecs
 from pipeline.labels import Box, Label, Row, Value, gather
 from tasks.colours import caption, enlarge, ramp
 
+EXTREMES = (1, 99)
+"""Percentiles between which depths are told and coloured."""
+
 
 class TaskLabel(Label):
     """`depth` (h, w) float32, a raster over the image; 0 = unknown.
@@ -21,6 +24,7 @@ class TaskLabel(Label):
     """
 
     task = "depth"
+    reading = "violet is near, yellow far, over the range that stands below each picture"
 
     def columns(self) -> pa.Schema:
         unit = "metres" if self.space.scale == "metric" else "inverse depth, arbitrary scale and shift"
@@ -63,12 +67,18 @@ class TaskLabel(Label):
         known = depth > 0
         if not known.any():
             return image.copy()
-        low, high = np.percentile(depth[known], [1, 99])
+        low, high = np.percentile(depth[known], EXTREMES)
         colours = ramp((depth - low) / max(high - low, 1e-6)) * known[..., None].astype(np.uint8)
         drawn = enlarge(colours, image.size)
-        unit = " m" if self.space.scale == "metric" else ""
-        caption(drawn, f"{low:.1f} to {high:.1f}{unit}", (0, drawn.height))
+        caption(drawn, self.say(value), (0, drawn.height))
         return drawn
+
+    def say(self, value: Value) -> str:
+        known = value["depth"][value["depth"] > 0]
+        if not known.size:
+            return "unknown"
+        low, high = np.percentile(known, EXTREMES)
+        return f"{low:.1f} to {high:.1f}{' m' if self.space.scale == 'metric' else ''}"
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         known = np.array([round((1 - row["unknown"]) * row["h"] * row["w"])], dtype=np.float64)

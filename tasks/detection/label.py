@@ -87,9 +87,15 @@ class TaskLabel(Label):
         colours = palette(len(self.space.classes))
         scale = np.array([image.width, image.height] * 2) / np.tile(value["size"], 2)
         for box, score, name in zip(value["boxes"] * scale, value["scores"], value["classes"], strict=True):
-            draw.rectangle(tuple(box), outline=tuple(int(c) for c in colours[name]), width=max(1, image.width // 160))
+            draw.rectangle(
+                tuple(box), outline=tuple(int(c) for c in colours[name]), width=max(1, max(image.size) // 96)
+            )
             caption(drawn, f"{self.space.classes[name]} {score:.0%}", (float(box[0]), float(box[1])))
         return drawn
+
+    def say(self, value: Value) -> str:
+        count = len(value["boxes"])
+        return f"{count} box{'' if count == 1 else 'es'}"
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Objects, as the sum of scores: most raw boxes are doubles with a score near zero, and no object each."""

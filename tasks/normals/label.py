@@ -21,6 +21,7 @@ class TaskLabel(Label):
     """
 
     task = "normals"
+    reading = "red grows to the right, green upwards, blue towards the camera; black is unknown"
 
     def columns(self) -> pa.Schema:
         about = "int8 (h, w, 3) in 1/127: x right, y up, z towards the camera; 0 0 0 = unknown; zstd"
@@ -59,6 +60,9 @@ class TaskLabel(Label):
         normals = value["normals"]
         colours = np.rint((normals + 1) * 127.5).astype(np.uint8) * normals.any(axis=-1, keepdims=True)
         return enlarge(colours.astype(np.uint8), image.size)
+
+    def say(self, value: Value) -> str:
+        return ""
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         known = np.array([round((1 - row["unknown"]) * row["h"] * row["w"])], dtype=np.float64)

@@ -25,6 +25,7 @@ class TaskLabel(Label):
 
     task = "segmentation"
     default_threshold = 0.5  # MuST's
+    reading = "what lies below the threshold is left uncoloured"
 
     @property
     def _dtype(self) -> type[np.uint8] | type[np.uint16]:
@@ -80,6 +81,9 @@ class TaskLabel(Label):
         colours = palette(len(self.space.classes))[np.where(known, value["classes"], 0)]
         mask = enlarge(np.repeat((known * np.uint8(150))[..., None], 3, axis=2), image.size).convert("L")
         return Images.composite(enlarge(colours, image.size), image, mask)
+
+    def say(self, value: Value) -> str:
+        return f"{(value['classes'] != IGNORE).mean():.0%} of the pixels"
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         total = len(self.space.classes)

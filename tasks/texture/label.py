@@ -22,6 +22,7 @@ class TaskLabel(Label):
     """
 
     task = "texture"
+    reading = "the hue is the strongest filter's, the brightness its answer"
 
     def columns(self) -> pa.Schema:
         return pa.schema(
@@ -60,6 +61,9 @@ class TaskLabel(Label):
         responses = np.maximum(value["responses"], 0)
         hues = palette(responses.shape[-1])[responses.argmax(axis=-1)]
         return enlarge(np.rint(hues * responses.max(axis=-1, keepdims=True)).astype(np.uint8), image.size)
+
+    def say(self, value: Value) -> str:
+        return ""
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         cells = np.full(len(self.space.classes), row["h"] * row["w"], dtype=np.float64)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from evaluation.page import NOTHING
 from evaluation.report import write_report
 from pipeline.artifacts import Artifact, read_json, write_json
 from pipeline.markup import VOID
@@ -130,14 +131,23 @@ def test_the_page_needs_nothing_but_itself(page: str) -> None:
 
 
 def test_every_metric_is_there_for_every_model(page: str, artifacts: dict[str, Artifact]) -> None:
-    text = Reader(page).text
     records = read_json(artifacts["evaluate"].path / "metrics.json")
     assert {record["model"].partition(":")[0] for record in records} == {"student", "teacher", "baseline"}
     assert {record["head"] for record in records} == {"kinds", "masks", "boxes", "depth", "gabor"}
+    rows = re.findall(r'<tr><td title="(?:higher|lower) is better">(.*?)</tr>', page)
+    shown = [re.findall(r">([^<]+)</span></td>", row)[:3] for row in rows]
+    metrics = [re.split("<|\u00a0", row)[1] for row in rows]
+    expected: dict[tuple[str, str, str], dict[str, str]] = {}
     for record in records:
-        assert f"{record['value']:.3f}" in text
-        assert record["metric"] in text
-        assert f"{record['dataset']}/{record['split']}" in text
+        line = expected.setdefault((record["head"], record["dataset"], record["metric"]), {})
+        line[record["model"].partition(":")[0]] = f"{record['value']:.3f}"
+    assert metrics == [metric for _, _, metric in expected]
+    roles = ("student", "teacher", "baseline")
+    assert shown == [[line.get(role, NOTHING) for role in roles] for line in expected.values()]
+    text = Reader(page).text
+    assert all(
+        f"{record['task']} on {record['dataset']}/{record['split']}, {record['n']} image" in text for record in records
+    )
 
 
 def test_what_was_measured_of_other_models_is_listed_too(

@@ -8,25 +8,25 @@ from typing import Any
 
 import pytest
 
-from evaluation.run_record import Log, RunRecord
+from evaluation.run_record import TOTAL, Log, RunRecord
 from pipeline.artifacts import Artifact, write_json
 
 
-def log_line(step: int, **parts: float) -> dict[str, Any]:
-    return {"step": step, **parts, "lr": 0.1, "images_per_s": 10.0, "waited_s": 0.5 * step}
+def log_line(step: int, total: float = 0.0, **parts: float) -> dict[str, Any]:
+    return {"step": step, "loss": total, "losses": parts, "lr": 0.1, "images_per_s": 10.0, "waited_s": 0.5 * step}
 
 
 def test_losses_come_by_head_with_the_total_first() -> None:
     log = Log([log_line(1, things=1.0, depth=2.0, total=3.0), log_line(2, depth=1.0, total=1.0)])
     losses = log.losses()
-    assert list(losses) == ["total", "things", "depth"]
+    assert list(losses) == [TOTAL, "things", "depth"]
     assert losses["things"] == [(1, 1.0)], "a step without a label for it has no such loss"
     assert losses["depth"] == [(1, 2.0), (2, 1.0)]
 
 
 def test_a_single_loss_is_not_drawn_twice() -> None:
-    assert list(Log([log_line(1, depth=2.0, total=2.0)]).losses()) == ["total"]
-    assert list(Log([log_line(1, depth=2.0, total=1.0)]).losses()) == ["total", "depth"]
+    assert list(Log([log_line(1, depth=2.0, total=2.0)]).losses()) == [TOTAL]
+    assert list(Log([log_line(1, depth=2.0, total=1.0)]).losses()) == [TOTAL, "depth"]
     assert Log([]).losses() == {}
 
 

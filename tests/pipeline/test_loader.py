@@ -140,7 +140,16 @@ def test_the_first_layer_with_a_label_wins(library: Library, tmp_path: Path) -> 
     layers = {"depth": (*shelf.layers["depth"], Layer(path, DEPTH))}
     both = Library([Shelf(shelf.images, shelf.rows, layers)])
     assert [both.values(index)["depth"]["depth"][0, 0] for index in range(5)] == [100, 2, 100, 4, 100]
-    assert layers["depth"][0].has_label().tolist() == [False, True, False, True, False]
+    assert layers["depth"][0].has_label(shelf.images).tolist() == [False, True, False, True, False]
+
+
+def test_a_label_file_of_another_length_is_refused_before_rows_are_counted(library: Library, tmp_path: Path) -> None:
+    images = library.shelves[0].images
+    writer = LabelWriter(tmp_path / "short.parquet", DEPTH, about_store(DEPTH, "teacher", images.sha256))
+    writer.add(images.keys[0], DEPTH.encode(flat(1)))
+    writer.close()
+    with pytest.raises(DataError, match=f"first unmatched key '{images.keys[1]}'"):
+        Layer(tmp_path / "short.parquet", DEPTH).has_label(images)
 
 
 def test_every_image_comes_once_in_an_epoch(library: Library) -> None:

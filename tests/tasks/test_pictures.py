@@ -13,7 +13,7 @@ from PIL import Image
 import tasks
 from pipeline.labels import LabelSpace, Value
 from tasks.colours import palette
-from tasks.pictures import Picture, figure, holds, labelled, strip, swatches, thumbnail
+from tasks.pictures import Picture, figure, labelled, strip, swatches, thumbnail
 
 BOXES = LabelSpace("detection", ("car", "tree"))
 MASKS = LabelSpace("segmentation", ("car", "tree"))
@@ -63,16 +63,16 @@ def test_a_labelled_picture_shows_the_label_and_counts_it() -> None:
 
 def test_a_note_says_how_much_a_label_holds() -> None:
     classes = np.array([[0, 65535], [1, 65535]], np.uint16)
-    assert holds(BOXES, boxes(0)) == "0 boxes"
-    assert holds(MASKS, {"classes": classes}) == "50% of the pixels"
+    assert tasks.label(BOXES).say(boxes(0)) == "0 boxes"
+    assert tasks.label(MASKS).say({"classes": classes}) == "50% of the pixels"
     kinds = LabelSpace("classification", ("tench, Tinca tinca", "hen"))
-    assert holds(kinds, {"probs": np.zeros(2, np.float32)}) == "no class"
-    assert holds(kinds, {"probs": np.array([0.75, 0.25], np.float32)}) == "tench 75%"
+    assert tasks.label(kinds).say({"probs": np.zeros(2, np.float32)}) == "no class"
+    assert tasks.label(kinds).say({"probs": np.array([0.75, 0.25], np.float32)}) == "tench 75%"
     depth = np.append(np.zeros(99, np.float32), np.arange(1, 102, dtype=np.float32)).reshape(20, 10)
-    assert holds(LabelSpace("depth"), {"depth": depth}) == "2.0 to 100.0 m"
-    assert holds(LabelSpace("depth", scale="relative"), {"depth": depth}) == "2.0 to 100.0"
-    assert holds(LabelSpace("depth"), {"depth": np.zeros((2, 2), np.float32)}) == ""
-    assert holds(LabelSpace("normals"), {"normals": np.zeros((2, 2, 3), np.float32)}) == ""
+    assert tasks.label(LabelSpace("depth")).say({"depth": depth}) == "2.0 to 100.0 m"
+    assert tasks.label(LabelSpace("depth", scale="relative")).say({"depth": depth}) == "2.0 to 100.0"
+    assert tasks.label(LabelSpace("depth")).say({"depth": np.zeros((2, 2), np.float32)}) == "unknown"
+    assert tasks.label(LabelSpace("normals")).say({"normals": np.zeros((2, 2, 3), np.float32)}) == ""
 
 
 def test_swatches_have_the_colours_of_the_drawings() -> None:
