@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
-from evaluation.results import ROLES, read_lines
+from evaluation.results import ROLES, leading, read_lines
 from flows.dag import Planned
 from flows.run import Outcome
 from pipeline.runtime import Progress as Report
@@ -97,14 +97,14 @@ def labels_table(outcome: Outcome, root: Path) -> Table:
 
 
 def results_table(outcome: Outcome) -> Table:
-    """Student, teacher and trivial baseline, a line per teacher, set and metric."""
-    table = Table("task", "teacher", "set", "metric", "images", *ROLES, box=None, pad_edge=False)
+    """Student, teacher and trivial baseline by the leading metric of each teacher's task; fits 80 columns."""
+    table = Table("teacher", "measured on", "metric", *ROLES, box=None, pad_edge=False)
     lines, _ = read_lines(outcome.metrics)
-    for line in lines:
+    for line in leading(lines):
         place, arrow = line.place, "↑" if line.better == "higher" else "↓"
         values = [f"{line.values[role]:.3f}" if role in line.values else "-" for role in ROLES]
-        where = f"{place.dataset}/{place.split}"
-        table.add_row(place.task, place.head, where, f"{line.metric} {arrow}", str(place.n), *values)
+        name = place.head if place.head == place.task else f"{place.head} ({place.task})"
+        table.add_row(Text(name), Text(place.dataset), f"{line.metric} {arrow}", *values)
     return table
 
 

@@ -130,7 +130,10 @@ class _Training:
         if not path.exists():
             self.log.truncate(0)
             return
-        state = load_state(path)
+        try:
+            state = load_state(path)
+        except DataError as error:
+            raise DataError(f"{error} Delete it to start {self.job.name} over.") from error
         self.module.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

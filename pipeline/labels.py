@@ -180,10 +180,7 @@ class LabelShard:
 
     def __init__(self, path: Path, label: Label) -> None:
         self.path, self.label = path, label
-        try:
-            self.table = pq.read_table(path, memory_map=True)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{path}: not a readable label shard ({error}). Delete it and run again.") from error
+        self.table = read_labels(path)
         self.about: dict[str, Any] = json.loads((self.table.schema.metadata or {}).get(b"must", b"{}"))
         version = self.about.get("schema_version")
         if version != SCHEMA_VERSION:
@@ -213,19 +210,12 @@ class LabelShard:
             yield from batch.to_pylist()
 
 
-class LabelStore:
-    """The labels of one maker (a teacher, or a labelled set's truth) over any number of image shards."""
-
-    def __init__(self, label: Label, shards: Mapping[str, Path]) -> None:
-        self.label, self.shards = label, dict(shards)
-
-    def open(self, image_shard: str) -> LabelShard:
-        """The label shard that belongs to the image shard named `image_shard`."""
-        if image_shard not in self.shards:
-            raise DataError(
-                f"No {self.label.task} labels for image shard {image_shard!r}; there are {sorted(self.shards)}."
-            )
-        return LabelShard(self.shards[image_shard], self.label)
+def read_labels(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """A label file's table, or some of its columns. DataError names a file that is missing or damaged."""
+    try:
+        return pq.read_table(path, columns=columns, memory_map=True)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: not a readable label shard ({error}). Delete it and run again.") from error
 
 
 def check_joined(images: Sequence[str], labels: Sequence[str], shard: str, path: Path) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,7 +23,7 @@ from torch import Tensor
 from pipeline.augment import NOTHING, AugmentConfig, draw, generator, view_image, view_label
 from pipeline.decode import decode
 from pipeline.images import ImageShard
-from pipeline.labels import Label, LabelShard, Value, check_joined
+from pipeline.labels import Label, LabelShard, Value, check_joined, read_labels
 
 WINDOW = 64
 """Shards that are shuffled together and may be open at once; sets of fewer shards are shuffled as a whole."""
@@ -44,7 +43,7 @@ class Layer:
 
     def has_label(self, images: ImageShard) -> NDArray[np.bool_]:
         """For every image of the shard, whether it has a label here. DataError unless the file is the shard's."""
-        table = pq.read_table(self.path, columns=["key", "status"])
+        table = read_labels(self.path, ["key", "status"])
         check_joined(images.keys, table.column("key").to_pylist(), images.name, self.path)
         return np.asarray(table.column("status").to_numpy() == "ok")
 

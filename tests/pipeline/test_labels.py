@@ -16,7 +16,6 @@ from pipeline.labels import (
     ROW_GROUP,
     LabelShard,
     LabelSpace,
-    LabelStore,
     LabelWriter,
     Value,
     about_store,
@@ -160,13 +159,6 @@ def test_a_damaged_file_or_one_of_another_version_is_a_data_error(tmp_path: Path
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match=r"s\.parquet: not a readable label shard.*Delete it and run again"):
         LabelShard(path, LABEL)
-
-
-def test_a_store_opens_the_shard_that_belongs_to_the_images(tmp_path: Path) -> None:
-    store = LabelStore(LABEL, {"shard-000000": write(tmp_path / "s.parquet")})
-    assert store.open("shard-000000").keys[0] == "key0"
-    with pytest.raises(DataError, match=r"No detection labels for image shard 'shard-000001'.*shard-000000"):
-        store.open("shard-000001")
 
 
 @pytest.mark.parametrize(
