@@ -3,7 +3,12 @@
 python benchmarks/machine_formats.py
 """
 
+# ruff: noqa: E402 - the process is set up before torch is loaded
 from __future__ import annotations
+
+from pipeline.process import set_up_process
+
+set_up_process()
 
 import statistics
 import tempfile
@@ -18,7 +23,6 @@ from torch import nn
 
 from pipeline.bench import circumstances, save_result
 from pipeline.machine import Choice, choose, find_device
-from pipeline.process import set_up_process
 from pipeline.runtime import Runtime
 
 RESULTS = Path(__file__).parent / "results"
@@ -67,7 +71,6 @@ def main(
     repeats: int = 3,
 ) -> None:
     """Measure, print, and leave `machine_formats-<device>` among the results."""
-    set_up_process()
     device = find_device("auto")
     batch = batch or (16 if device == "cpu" else 128)
     measured, images = circumstances(device), torch.rand(batch, 3, SIDE, SIDE)

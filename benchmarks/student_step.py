@@ -5,18 +5,25 @@
 ROOT is where `must run RECIPE` was run before. The two are timed in turn, by the training loop itself.
 """
 
+# ruff: noqa: E402 - the process is set up before torch is loaded
 from __future__ import annotations
 
-import argparse
+from pipeline.process import set_up_process
+
+set_up_process()
+
 import dataclasses
 import itertools
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from flows.bench import made_inputs
+from must import DEFAULT_ROOT
 from pipeline.artifacts import Inputs
 from pipeline.bench import circumstances, medians, save_result, take_turns
 from pipeline.config import StudentConfig, read_recipe
@@ -71,24 +78,21 @@ class Steps:
         return self.steps * self.config.batch / (ends[-1] - ends[-1 - self.steps])
 
 
-def main() -> None:
+def main(
+    recipe: Path,
+    root: Annotated[Path, typer.Option(help="Where `must run RECIPE` was run before.")] = DEFAULT_ROOT,
+    steps: Annotated[int, typer.Option(help="Timed steps in a window.")] = 20,
+    windows: int = 5,
+) -> None:
     """Measure, print, and leave `student_step-<device>` among the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--root", type=Path, default=Path("must-root"))
-    parser.add_argument("--steps", type=int, default=20, help="timed steps in a window")
-    parser.add_argument("--windows", type=int, default=5)
-    given = parser.parse_args()
-    recipe, root = read_recipe(given.recipe), given.root.resolve()
-    step, inputs = made_inputs(recipe, root, "student")
-    student = made_inputs(recipe, root, "evaluate")[1]["student"]
+    read, root = read_recipe(recipe), root.resolve()
+    step, inputs = made_inputs(read, root, "student")
+    student = made_inputs(read, root, "evaluate")[1]["student"]
     choice = Choice(**student.counts["choice"])
     measured = circumstances(choice.device)
-    steps = Steps(inputs, dict(step.config), choice, given.steps)
-    memory = Memory([steps.loader.batch(number) for number in range(READY)])
-    taken = take_turns(
-        {"memory": lambda: steps.rate(memory), "loader": lambda: steps.rate(steps.loader)}, given.windows
-    )
+    bench = Steps(inputs, dict(step.config), choice, steps)
+    memory = Memory([bench.loader.batch(number) for number in range(READY)])
+    taken = take_turns({"memory": lambda: bench.rate(memory), "loader": lambda: bench.rate(bench.loader)}, windows)
     rates = medians(taken)
     ratio = rates["loader"] / rates["memory"]
     result = {"measured": measured, "images_per_s": rates, "windows": taken, "ratio": ratio}
@@ -104,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -14,7 +14,7 @@ from pipeline.markup import Html, element, join
 from tasks.pictures import strip, swatches
 
 MOST_CLASSES = 20
-UNITS = {"detection": "boxes", "classification": "images"}
+UNITS = {"detection": "objects (boxes by their score)", "classification": "images"}
 """What labels are counted in, by task; pixels of the label elsewhere."""
 
 

@@ -44,7 +44,7 @@ def measure_labelling(inputs: Inputs, batch: int, images: int = 0) -> dict[str, 
         stages = medians({name: [window[name] for window in bench.costs[1:]] for name in bench.costs[0]})
         choices = {teacher.name: teacher.predictor.choice.describe() for teacher in teachers}
     rates = medians({name: taken[name] for name in ("labeller", "plain")})
-    limit = _limit(stages, runtime.threads, device)
+    limit = rate_limit(stages, runtime.threads, device)
     return {
         "measured": measured,
         "batch": batch,
@@ -58,7 +58,7 @@ def measure_labelling(inputs: Inputs, batch: int, images: int = 0) -> dict[str, 
     }
 
 
-def _limit(stages: dict[str, float], cores: int, device: str) -> float:
+def rate_limit(stages: dict[str, float], cores: int, device: str) -> float:
     """Images/s, from milliseconds per image: all cores busy; or, with a GPU, the slower of it and of all cores."""
     models = sum(cost for name, cost in stages.items() if name.startswith("infer"))
     rest = sum(stages.values()) - models

@@ -128,7 +128,6 @@ def test_another_batch_changes_no_more_than_rounding(make_room: MakeRoom) -> Non
         left, right = (pq.read_table(room.root / "labels" / name).to_pydict() for room in (one, other))
         assert left["key"] == right["key"]
         np.testing.assert_allclose(left["confidence"], right["confidence"], rtol=1e-3)
-    print([n for n in one.files() if one.files()[n]!=other.files()[n]]); assert 0
 
 
 def test_a_bad_image_costs_itself_alone(make_room: MakeRoom, damaged: tuple[Room, ImageShard, int]) -> None:
@@ -143,6 +142,7 @@ def test_a_bad_image_costs_itself_alone(make_room: MakeRoom, damaged: tuple[Room
             assert expected.pop(row)["key"] == lost["key"]
             assert lost["status"] == "failed"
             assert "not an image" in lost["reason"]
+            assert {column for column, cell in lost.items() if cell is not None} == {"key", "status", "reason"}
         assert found == expected
 
 

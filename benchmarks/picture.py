@@ -1,0 +1,62 @@
+"""Draw the picture of the README: pool images in rows, and what the student learns of them from each teacher.
+
+    python benchmarks/picture.py recipes/quickstart.yaml docs/quickstart.png [--root must-root]
+
+What is not made yet is made first.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+import must
+from evaluation.run_record import RunRecord
+from evaluation.samples import Album, pool_strips
+from tasks.pictures import Picture
+
+SIDE, GAP, HEAD, ROWS = 176, 8, 26, 5
+INK, PAPER = (40, 44, 52), (255, 255, 255)
+
+
+def sheet(strips: Sequence[Sequence[Picture]]) -> Image.Image:
+    """The strips below each other under the names of their columns, every picture inside a square."""
+    columns = len(strips[0])
+    size = (columns * (SIDE + GAP) + GAP, HEAD + len(strips) * (SIDE + GAP) + GAP)
+    page = Image.new("RGB", size, PAPER)
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=15)
+    names = ["image", *(f"{picture.title}: {picture.note.partition(',')[0]}" for picture in strips[0][1:])]
+    for column, name in enumerate(names):
+        draw.text((GAP + column * (SIDE + GAP), 6), name, fill=INK, font=font)
+    for row, column in itertools.product(range(len(strips)), range(columns)):
+        place = (GAP + column * (SIDE + GAP), HEAD + row * (SIDE + GAP))
+        page.paste(_square(strips[row][column].image), place)
+    return page
+
+
+def _square(image: Image.Image) -> Image.Image:
+    square = Image.new("RGB", (SIDE, SIDE), PAPER)
+    fitted = ImageOps.contain(image, (SIDE, SIDE), Image.Resampling.LANCZOS)
+    square.paste(fitted, ((SIDE - fitted.width) // 2, (SIDE - fitted.height) // 2))
+    return square
+
+
+def main(
+    recipe: Path,
+    to: Path,
+    root: Annotated[Path, typer.Option(help="Folder for artifacts and runs.")] = must.DEFAULT_ROOT,
+) -> None:
+    """Draw what the recipe's student learns from."""
+    outcome = must.run(recipe, root)
+    record = RunRecord(outcome.folder or root, outcome.artifacts, root.resolve())
+    sheet(list(itertools.islice(pool_strips(Album(record)), ROWS))).save(to, optimize=True)
+    print(f"Wrote {to}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

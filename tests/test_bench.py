@@ -1,0 +1,79 @@
+"""Measurements: that they measure what they say, in turn, and leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flows.bench import made_inputs
+from pipeline.bench import circumstances, medians, save_result, take_turns
+from pipeline.config import parse_recipe
+from pipeline.errors import DataError
+from teachers.labelling import bench
+
+if TYPE_CHECKING:
+    from tests.conftest import World
+
+
+def test_measures_take_turns_and_the_warm_up_does_not_count() -> None:
+    calls: list[str] = []
+
+    def measure(name: str) -> float:
+        calls.append(name)
+        return float(len(calls))
+
+    taken = take_turns({"a": lambda: measure("a"), "b": lambda: measure("b")}, 3)
+    assert calls == ["a", "b"] * 4
+    assert taken == {"a": [3, 5, 7], "b": [4, 6, 8]}
+    assert medians(taken) == {"a": 5, "b": 6}
+
+
+def test_a_result_is_kept_with_its_circumstances_for_programs_and_for_people(tmp_path: Path) -> None:
+    measured = circumstances("cpu")
+    result = {"measured": measured, "rate": 2.5}
+    save_result(tmp_path / "new" / "thing.json", "A thing", result, [("what", "rate"), ("it", "2.5")])
+    assert json.loads((tmp_path / "new" / "thing.json").read_text("utf-8")) == result
+    page = (tmp_path / "new" / "thing.md").read_text("utf-8")
+    assert "| what | rate |\n| --- | --- |\n| it | 2.5 |" in page
+    for fact in ("date", "command", "device", "processor"):
+        assert measured[fact] in page
+
+
+@pytest.mark.parametrize(("device", "limit"), [("cpu", 4 / 0.016), ("cuda", 1 / 0.01)])
+def test_the_limit_is_all_cores_busy_or_the_gpu(device: str, limit: float) -> None:
+    """10 ms of models and 6 ms of the rest per image on four cores: a GPU waits for nothing."""
+    stages = {"read": 1.0, "decode": 2.0, "infer a": 4.0, "infer b": 6.0, "encode a": 2.0, "write": 1.0}
+    assert bench.rate_limit(stages, 4, device) == pytest.approx(limit)
+
+
+def test_the_limit_with_a_gpu_may_be_the_cores() -> None:
+    assert bench.rate_limit({"decode": 30.0, "infer a": 10.0}, 2, "cuda") == pytest.approx(1 / 0.015)
+
+
+def test_labelling_is_measured_and_leaves_no_label(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "WINDOWS", 1)
+    monkeypatch.setattr(bench, "PLAIN_IMAGES", 2)
+    before = sorted((world.runtime.root).rglob("*.parquet"))
+    result = bench.measure_labelling(world.inputs("label"), 4, 8)
+    assert sorted((world.runtime.root).rglob("*.parquet")) == before
+    teachers = world.inputs("label").of_kind("teacher")
+    expected = {"read", "decode", "write", *(f"{part} {name}" for part in ("infer", "encode") for name in teachers)}
+    assert set(result["stage_ms_per_image"]) == expected
+    assert min(result["stage_ms_per_image"].values()) > 0
+    rates = result["images_per_s"]
+    assert rates["limit"] == pytest.approx(1000 / sum(result["stage_ms_per_image"].values()), rel=0.01)
+    assert result["fraction"] == pytest.approx(rates["labeller"] / rates["limit"])
+    assert result["speedup"] == pytest.approx(rates["labeller"] / rates["plain"])
+    assert len(bench.table(result)) == 1 + len(expected) + 5
+
+
+def test_what_was_not_made_cannot_be_measured(tmp_path: Path) -> None:
+    recipe = (
+        "{name: none, data: {a: {kind: scenes, count: 2, seed: 1}}, teachers: {g: {kind: analytic}}, pool: [a], "
+        "student: {}}"
+    )
+    with pytest.raises(DataError, match=r"nothing for pool, data.a, teacher.g .* `must run` with this recipe"):
+        made_inputs(parse_recipe(recipe, "test"), tmp_path, "label")
