@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.artifacts import Artifact, Step, Workspace, fingerprint, hash_json
 from pipeline.config import FitConfig, Recipe, TeacherConfig
-from pipeline.errors import choose
+from pipeline.errors import MustError, choose
 from pipeline.weights import weights_digest
 from tasks.ingest import open_source
 
@@ -34,7 +34,10 @@ def build_steps(recipe: Recipe) -> list[Step]:
 
 def _ingest_step(recipe: Recipe, name: str) -> Step:
     source = recipe.data[name].model_dump(mode="json")
-    stamp = open_source(source).stamp()
+    try:
+        stamp = open_source(source).stamp()
+    except MustError as error:
+        raise type(error)(f"data.{name}: {error}") from error
     config = {
         "name": name,
         "source": source,

@@ -23,6 +23,7 @@ import yaml
 from flows.dag import Planned, build_steps, plan, up_to
 from pipeline.artifacts import Artifact, Inputs, Step, Workspace, fingerprint, write_atomically, write_json
 from pipeline.config import Recipe
+from pipeline.errors import ConfigError
 from pipeline.runtime import Runtime
 
 SHOW_CURSOR = b"\x1b[?25h\n"
@@ -103,7 +104,12 @@ def _new_folder(runs: Path, name: str) -> Path:
     while folder.exists():
         number += 1
         folder = runs / f"{stem}-{number}"
-    folder.mkdir(parents=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--root {runs.parent}: can't be written to ({error.strerror}). Name another folder."
+        ) from error
     return folder
 
 

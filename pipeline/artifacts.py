@@ -9,6 +9,7 @@ same result changes nothing further down.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import importlib
 import json
@@ -169,7 +170,15 @@ class Workspace:
         folder.mkdir(parents=True, exist_ok=True)
         _clear(folder)
         began = time.time()
-        counts = dict(step.function()(step.config, inputs, folder))
+        try:
+            counts = dict(step.function()(step.config, inputs, folder))
+        except Exception as error:
+            if _is_disk_full(error):
+                raise DataError(
+                    f"{step.name}: the disk that holds {self.root} is full. What is whole is kept: free some space "
+                    "and run the same command again."
+                ) from error
+            raise
         shutil.rmtree(folder / WORK, ignore_errors=True)
         manifest = {
             "kind": step.run,
@@ -198,6 +207,11 @@ class Workspace:
             return None
         newest = max(found, key=lambda path: path.stat().st_mtime_ns)
         return Artifact(newest.parent, read_json(newest))
+
+
+def _is_disk_full(error: Exception) -> bool:
+    """Whether the system said so; libraries that write through other languages tell it in words alone."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
 def _clear(folder: Path) -> None:
