@@ -6,7 +6,6 @@ import importlib
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from evaluation.results import Place, leading, read_lines
 from evaluation.run_record import RunRecord
 from evaluation.samples import MOST_PICTURES, Album, Head, Spot
 from pipeline.labels import Value
+from pipeline.machine import single_threaded
 from tasks.learning import Predictor, network_predictor
 from tasks.network import Network
 from tasks.pictures import Picture, thumbnail
@@ -44,22 +44,11 @@ class Witness:
             return
         prepare = self.predictor.preparation
         images = np.stack([prepare(spot.open(prepare.enough())) for spot in spots])
-        with one_thread():
+        with single_threaded():  # a few small images gain little from more
             found = self.predictor.predict(torch.from_numpy(images).permute(0, 3, 1, 2))
         for number, spot in enumerate(spots):
             size = (spot.about.width, spot.about.height)
             self._said[spot.about.key] = self.predictor.values(found, number, size)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread. A few small images gain little from more, and lose much where others use the machine too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def student_of(run: RunRecord) -> Witness | None:

@@ -7,11 +7,12 @@ makes the same choice again, and with it the same numbers.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -107,3 +108,14 @@ def _time(choice: Choice, model: nn.Module, call: Callable[[nn.Module, Choice], 
         taken.append((time.perf_counter() - began) * 1000)
     torch.set_rng_state(random)  # the measurement leaves no trace in what follows
     return statistics.median(taken[1:])
+
+
+@contextlib.contextmanager
+def single_threaded() -> Iterator[None]:
+    """One compute thread for each thread that computes, those started inside included."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -15,11 +15,10 @@ from typing import Any
 from pipeline.artifacts import Inputs
 from pipeline.bench import circumstances, medians, take_turns
 from pipeline.images import ImageShard
-from pipeline.machine import find_device
+from pipeline.machine import find_device, single_threaded
 from pipeline.runtime import Runtime
 from tasks.pool import pool_shards
 from teachers.labelling.labeller import Job, Labelling, label_shards, open_teachers, write_labels
-from teachers.labelling.stages import single_threaded
 
 WINDOWS = 3
 BATCHES_A_CORE = 8

@@ -9,7 +9,6 @@ core waits for the last batch of one before the next begins.
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -25,6 +24,7 @@ from pipeline.decode import decode
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
 from pipeline.labels import Label, Row
+from pipeline.machine import single_threaded
 from pipeline.runtime import Runtime
 from tasks.learning import Predictor, Preparation
 from tasks.task import Prediction
@@ -198,14 +198,3 @@ def _on_device(spans: Iterator[Span], pool: ThreadPoolExecutor, threads: int) ->
             yield encoding.popleft().result()
     while encoding:
         yield encoding.popleft().result()
-
-
-@contextlib.contextmanager
-def single_threaded() -> Iterator[None]:
-    """One compute thread for each thread that computes, those started inside included."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
