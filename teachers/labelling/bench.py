@@ -15,8 +15,9 @@ from typing import Any
 from pipeline.artifacts import Inputs
 from pipeline.bench import circumstances, medians, take_turns
 from pipeline.images import ImageShard
-from pipeline.machine import find_device, single_threaded
+from pipeline.machine import Choice, find_device, single_threaded
 from pipeline.runtime import Runtime
+from tasks.learning import Predictor
 from tasks.pool import pool_shards
 from teachers.labelling.labeller import Job, Labelling, label_shards, open_teachers, write_labels
 
@@ -24,7 +25,9 @@ WINDOWS = 3
 BATCHES_A_CORE = 8
 """In a window of the labeller, unless told: enough that the last batches, when some cores have none, weigh little."""
 STAGE_BATCHES, PLAIN_IMAGES = 4, 24
-"""In a window of the stages alone and of the plain loop."""
+"""In a window of the stages alone and of the plain loops."""
+PLAIN = {"plain": "a plain loop", "plain, same formats": "a plain loop in the labeller's formats"}
+"""One image after the other, one stage after the other: as one would write it first."""
 
 
 def measure_labelling(inputs: Inputs, batch: int, images: int = 0) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def measure_labelling(inputs: Inputs, batch: int, images: int = 0) -> dict[str, 
         taken = take_turns(bench.measures(images or BATCHES_A_CORE * batch * runtime.threads), WINDOWS)
         stages = medians({name: [window[name] for window in bench.costs[1:]] for name in bench.costs[0]})
         choices = {teacher.name: teacher.predictor.choice.describe() for teacher in teachers}
-    rates = medians({name: taken[name] for name in ("labeller", "plain")})
+    rates = medians({name: taken[name] for name in ("labeller", *PLAIN)})
     limit = rate_limit(stages, runtime.threads, device)
     return {
         "measured": measured,
@@ -52,7 +55,7 @@ def measure_labelling(inputs: Inputs, batch: int, images: int = 0) -> dict[str, 
         "images_per_s": {"limit": limit, **rates},
         "windows": taken,
         "fraction": rates["labeller"] / limit,
-        "speedup": rates["labeller"] / rates["plain"],
+        "speedup": {name: rates["labeller"] / rates[name] for name in PLAIN},
         "choices": choices,
     }
 
@@ -66,7 +69,7 @@ def rate_limit(stages: dict[str, float], cores: int, device: str) -> float:
 
 @dataclasses.dataclass
 class _Bench:
-    """The three measures: the stages alone, the labeller, and the plain loop."""
+    """The measures: the stages alone, the labeller, and the plain loops."""
 
     teachers: list[Labelling]
     shards: list[ImageShard]
@@ -83,7 +86,8 @@ class _Bench:
         return {
             "stages": lambda: self._alone(few),
             "labeller": lambda: _rate(jobs, lambda: label_shards(jobs, self.batch, self.runtime)),
-            "plain": lambda: _rate(single, lambda: _plain_loop(single)),
+            "plain": lambda: _rate(single, lambda: self._plain_loop(single)),
+            "plain, same formats": lambda: _rate(single, lambda: _one_by_one(single)),
         }
 
     def _sample(self, images: int, piece: int) -> list[Job]:
@@ -100,8 +104,19 @@ class _Bench:
             for job in jobs:
                 self._stages_of(job, watch)
         count = sum(len(job.shard) for job in jobs)
-        self.costs.append({stage: seconds / count * 1000 for stage, seconds in watch.seconds.items()})
+        in_order = sorted(watch.seconds, key=lambda stage: stage == "write")  # which began first, and ended last
+        self.costs.append({stage: watch.seconds[stage] / count * 1000 for stage in in_order})
         return sum(watch.seconds.values()) / count
+
+    def _plain_loop(self, jobs: Sequence[Job]) -> None:
+        """One by one, the models as torch has them by itself: float32, in its own memory layout."""
+        predictors = [teacher.predictor for teacher in self.teachers]
+        chosen = [predictor.choice for predictor in predictors]
+        for predictor in predictors:
+            _run_as(predictor, dataclasses.replace(predictor.choice, precision="32", channels_last=False))
+        _one_by_one(jobs)
+        for predictor, choice in zip(predictors, chosen, strict=True):
+            _run_as(predictor, choice)
 
     def _stages_of(self, job: Job, watch: _Watch) -> None:
         """One stage after the other on every batch of a shard. A GPU's work is on the wall's clock, not a core's."""
@@ -154,7 +169,12 @@ def _rate(jobs: Sequence[Job], work: Callable[[], None]) -> float:
     return sum(len(job.shard) for job in jobs) / (time.perf_counter() - began)
 
 
-def _plain_loop(jobs: Sequence[Job]) -> None:
+def _run_as(predictor: Predictor, choice: Choice) -> None:
+    predictor.choice = choice
+    choice.place(predictor.network)
+
+
+def _one_by_one(jobs: Sequence[Job]) -> None:
     """One image at a time, one stage after the other, the models with as many threads as torch likes."""
     for job in jobs:
         stages = job.stages()
@@ -175,6 +195,8 @@ def table(result: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("the labeller", f"{rates['labeller']:.1f} images/s"),
         ("its share of the limit", f"{result['fraction']:.2f}"),
-        ("a plain loop", f"{rates['plain']:.1f} images/s"),
-        ("the labeller against it", f"{result['speedup']:.2f} x"),
+        *(
+            (name, f"{rates[key]:.1f} images/s, the labeller {result['speedup'][key]:.2f} x")
+            for key, name in PLAIN.items()
+        ),
     ]
