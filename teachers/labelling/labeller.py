@@ -130,12 +130,11 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
 
 def label_shards(jobs: Sequence[Job], batch: int, runtime: Runtime) -> None:
     """Label image shards one behind the other, each by all its teachers at once."""
-    todo = [job.stages() for job in jobs]
     progress = Progress(runtime, sum(len(job.shard) for job in jobs))
-    with contextlib.closing(label_batches(todo, batch, runtime)) as batches:
-        for job, stages in zip(jobs, todo, strict=True):
+    with contextlib.closing(label_batches((job.stages() for job in jobs), batch, runtime)) as batches:
+        for job in jobs:
             with job.writing() as writers:
-                for done in itertools.islice(batches, len(stages.spans(batch))):
+                for done in itertools.islice(batches, -(-len(job.shard) // batch)):
                     runtime.check_stop("label")
                     write_labels(done, writers)
                     progress.add(len(done.rows))

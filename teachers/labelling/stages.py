@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -24,7 +24,7 @@ from pipeline.decode import decode
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
 from pipeline.labels import Label, Row
-from pipeline.machine import single_threaded
+from pipeline.machine import find_device, single_threaded
 from pipeline.runtime import Runtime
 from tasks.learning import Predictor, Preparation
 from tasks.task import Prediction
@@ -156,13 +156,13 @@ def _reduction(facts: tuple[int, int, str], enough: tuple[int, int]) -> int:
 Span = tuple[Stages, range]
 
 
-def label_batches(todo: Sequence[Stages], size: int, runtime: Runtime) -> Generator[Batch]:
+def label_batches(todo: Iterable[Stages], size: int, runtime: Runtime) -> Generator[Batch]:
     """Labelled batches of at most `size` images: all those of the first shard in order, then those of the next."""
     spans = ((stages, rows) for stages in todo for rows in stages.spans(size))
-    on_cpu = all(predictor.choice.device == "cpu" for stages in todo for predictor in stages.predictors.values())
     pool = ThreadPoolExecutor(runtime.threads, thread_name_prefix="label")
     try:
-        yield from (_on_cpu if on_cpu else _on_device)(spans, pool, runtime.threads)
+        overlap = _on_cpu if find_device(runtime.device) == "cpu" else _on_device
+        yield from overlap(spans, pool, runtime.threads)
     finally:
         pool.shutdown(cancel_futures=True)  # of a consumer that leaves early, only what is in work is finished
 
