@@ -22,7 +22,6 @@ from tasks.teacher import Teacher, load_teacher
 
 PROTOCOL = "held-out images, whole, resized to the model's square input; labels compared at the truth's resolution"
 AGREEMENT = "no set has true labels for this teacher: agreement with the teacher's own labels, on held-out images"
-BATCH = 16
 
 
 def evaluate(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -34,7 +33,7 @@ def evaluate(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[st
     """
     network = Network.load(inputs["student"].path)
     about = read_json(inputs["student"].path / "model.json")
-    student = network_predictor(network).settle(inputs.runtime, about, BATCH)
+    student = network_predictor(network).settle(inputs.runtime, about)
     records: list[dict[str, Any]] = []
     trials = list(_trials(config, inputs))
     for number, trial in enumerate(trials):
@@ -76,7 +75,7 @@ def _trials(config: Mapping[str, Any], inputs: Inputs) -> Iterator[Trial]:
 
 def _measure(trial: Trial, student: Predictor, inputs: Inputs, seed: int) -> list[dict[str, Any]]:
     """The records of student, teacher and baseline on one set."""
-    teacher = load_teacher(trial.made.path, inputs.runtime, BATCH)
+    teacher = load_teacher(trial.made.path, inputs.runtime)
     how = _against_truth if trial.has_truth else _against_teacher
     scores, count = how(trial, student, teacher, inputs.runtime)
     context = {

@@ -5,6 +5,7 @@ The whole timm model is kept (without its classifier), so that what is exported 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,16 @@ class Backbone(nn.Module):
         self.strides: list[int] = wanted if len(wanted) == len(LEVELS) else [info[-1][0]]
         self.channels: list[int] = [last[stride][1] for stride in self.strides]
         self._indices = [last[stride][0] for stride in self.strides]
+        self._grouped = any(isinstance(part, nn.Conv2d) and part.groups > 1 for part in self.modules())
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Training with grouped convolutions on the CPU stays in float32: their bfloat16 gradients take several times
+        as long.
+        """
+        slow = self._grouped and self.training and images.device.type == "cpu"
         model: Any = self.model  # timm's models have methods that nn.Module does not state
-        features: list[Tensor] = model.forward_intermediates(images, indices=self._indices, intermediates_only=True)
+        with torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext():
+            features: list[Tensor] = model.forward_intermediates(images, indices=self._indices, intermediates_only=True)
         return features
 
 

@@ -93,7 +93,7 @@ def _optimizer(module: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
     groups = parameter_groups(module, config)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 
 def fit(job: Job, choice: Choice, runtime: Runtime) -> nn.Module:

@@ -25,6 +25,9 @@ from tasks.network import Network
 from tasks.task import Prediction, Task
 
 PROBE_IMAGES = 4
+"""A training step is timed on."""
+PREDICT_IMAGES = 16
+"""Prediction is timed on."""
 
 Combine = Callable[[Mapping[str, Tensor]], Tensor]
 
@@ -137,16 +140,18 @@ class Predictor:
     def spaces(self) -> dict[str, LabelSpace]:
         return {name: head.space for name, head in self.heads.items()}
 
-    def settle(self, runtime: Runtime, about: Any, batch: int) -> Predictor:
-        """Choose device, precision and layout by measurement and move there."""
+    def settle(self, runtime: Runtime, about: Any) -> Predictor:
+        """Choose device, precision and layout by measurement and move there. `about` (JSON) tells this model from
+        others: what its `model.json` says.
+        """
         size = self.preparation.size
-        images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+        images = torch.randint(0, 256, (PREDICT_IMAGES, 3, size, size), dtype=torch.uint8)
 
         def call(model: nn.Module, choice: Choice) -> None:
             with torch.inference_mode(), choice.autocast():
                 model(images.to(choice.device).contiguous(memory_format=choice.memory_format))
 
-        self.choice = machine.choose(runtime, [about, "predict", batch], self.network, call)
+        self.choice = machine.choose(runtime, [about, "predict"], self.network, call)
         self.choice.place(self.network)
         return self
 

@@ -49,8 +49,8 @@ class Teacher:
         return cls(about["kind"], LabelSpace.from_json(about["space"]), about["data"], schedule, about["scores"])
 
 
-def load_teacher(folder: Path, runtime: Runtime, batch: int) -> Predictor:
-    """The teacher in `folder`, ready to predict batches of about `batch` images on this machine."""
+def load_teacher(folder: Path, runtime: Runtime) -> Predictor:
+    """The teacher in `folder`, ready to predict on this machine."""
     loader = importlib.import_module(f"teachers.{Teacher.read(folder).kind}")
     predictor: Predictor = loader.load(folder)
-    return predictor.settle(runtime, read_json(folder / "model.json"), batch)
+    return predictor.settle(runtime, read_json(folder / "model.json"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.artifacts import Inputs
+from pipeline.artifacts import Inputs, read_json
 from pipeline.config import TeacherConfig, TrainingConfig
 from pipeline.errors import ConfigError
 
@@ -50,7 +50,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     split = found.held_out("val")
     scores: dict[str, float] = {}
     if split:
-        predictor = network_predictor(network).settle(inputs.runtime, teacher.model_dump(), 16)
+        predictor = network_predictor(network).settle(inputs.runtime, read_json(out / "model.json"))
         scores = score(predictor, truth_library(found, split, {name: teacher.task}), {name: name}, inputs.runtime)
     Teacher("supervised", space, teacher.data, Schedule(teacher.batch, teacher.lr), scores).write(out)
     return {"images": len(library), "split": split, "scores": scores, "choice": choice.describe()}

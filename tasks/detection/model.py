@@ -28,6 +28,8 @@ SCORE_FLOOR = 0.01
 MOST_BOXES = 100
 """Kept per image: raw enough that any threshold can be applied when the labels are read."""
 POOLED = 7
+SAMPLES = 0
+"""RoIAlign takes one sample per map cell that a bin covers, however large the box."""
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
 
 
@@ -71,7 +73,7 @@ class DetectionHead(nn.Module):
             nms_thresh=0.7,
         )
         pool = MultiScaleRoIAlign(
-            list(LEVELS[:3]), POOLED, 2, canonical_scale=features.image_size // 2, canonical_level=4
+            list(LEVELS[:3]), POOLED, SAMPLES, canonical_scale=features.image_size // 2, canonical_level=4
         )
         self.boxes = RoIHeads(
             pool,

@@ -39,7 +39,7 @@ def measure_labelling(inputs: Inputs, batch: int, images: int = 0) -> dict[str, 
     device = find_device(runtime.device)
     measured = circumstances(device)
     with tempfile.TemporaryDirectory(dir=runtime.root, prefix=".bench-") as folder:
-        teachers = [dataclasses.replace(t, folder=Path(folder) / t.name) for t in open_teachers(inputs, batch)]
+        teachers = [dataclasses.replace(t, folder=Path(folder) / t.name) for t in open_teachers(inputs)]
         shards = [shard for _, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
         bench = _Bench(teachers, shards, batch, runtime, device)
         taken = take_turns(bench.measures(images or BATCHES_A_CORE * batch * runtime.threads), WINDOWS)

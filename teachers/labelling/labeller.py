@@ -39,7 +39,6 @@ class Labelling:
     name: str
     artifact: Artifact
     folder: Path
-    batch: int
     runtime: Runtime
 
     @functools.cached_property
@@ -50,7 +49,7 @@ class Labelling:
     @functools.cached_property
     def predictor(self) -> Predictor:
         """Its model, laid out for this machine."""
-        return load_teacher(self.artifact.path, self.runtime, self.batch)
+        return load_teacher(self.artifact.path, self.runtime)
 
     def path(self, shard: ImageShard) -> Path:
         return self.folder / f"{shard.sha256[:16]}.parquet"
@@ -94,12 +93,12 @@ class Job:
                 writer.discard()
 
 
-def open_teachers(inputs: Inputs, batch: int) -> list[Labelling]:
+def open_teachers(inputs: Inputs) -> list[Labelling]:
     """The teachers among the inputs, ready to label."""
     made = inputs.of_kind("teacher")
     folder = inputs.runtime.root / "labels"
     return [
-        Labelling(name, artifact, folder / f"{name}-{artifact.digest[:12]}", batch, inputs.runtime)
+        Labelling(name, artifact, folder / f"{name}-{artifact.digest[:12]}", inputs.runtime)
         for name, artifact in made.items()
     ]
 
@@ -110,7 +109,7 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
     Raises DataError if a teacher missed the metric it must reach, or if more images failed than `max_failed` allows.
     """
     check_required(config["require"], inputs.of_kind("teacher"))
-    teachers = open_teachers(inputs, config["batch"])
+    teachers = open_teachers(inputs)
     shards = list(pool_shards(inputs["pool"], inputs.of_kind("data")))
     jobs = [Job(shard, [teacher for teacher in teachers if not teacher.has(shard)]) for _, shard, _ in shards]
     jobs = [job for job in jobs if job.teachers]

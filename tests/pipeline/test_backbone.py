@@ -36,6 +36,16 @@ def test_the_maps_are_those_that_timm_calls_c3_to_c5() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(("name", "lowered"), [("test_resnet", True), ("test_efficientnet", False)])
+def test_in_training_on_the_cpu_grouped_convolutions_keep_a_backbone_in_float32(name: str, lowered: bool) -> None:
+    backbone, images = Backbone(name, 64), torch.rand(2, 3, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = {found.dtype for found in backbone.train()(images)}
+        tested = {found.dtype for found in backbone.eval()(images)}
+    assert (torch.bfloat16 in trained) == lowered
+    assert torch.bfloat16 in tested
+
+
 @pytest.mark.parametrize(("name", "size"), [("test_vit", 64), ("test_vit", 96), ("vit_tiny_patch16_224", 64)])
 def test_a_plain_transformer_gives_its_one_map_at_any_size(name: str, size: int) -> None:
     backbone = Backbone(name, size).eval()
