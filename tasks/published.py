@@ -103,7 +103,7 @@ def space_of(task: str, outputs: Sequence[str]) -> tuple[LabelSpace, list[int]]:
 
     A segmenter's background is a class like the others; a detector's is not.
     """
-    if task == "segmentation":
+    if task != "detection":
         return LabelSpace(task, tuple(outputs)), []
     classes = tuple(name for name in outputs if name not in NOTHING)
     if not classes:

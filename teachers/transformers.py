@@ -1,0 +1,59 @@
+"""A model of Hugging Face transformers with published weights, with the preprocessing that is stored beside them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator
+
+from pipeline.artifacts import Inputs, read_json, write_json
+from pipeline.config import TeacherConfig
+
+if TYPE_CHECKING:
+    from tasks.learning import Predictor
+
+
+class Config(TeacherConfig):
+    """A model for one task. Needs the extra `must[transformers]`."""
+
+    kind: Literal["transformers"] = "transformers"
+    task: Literal["classification", "detection", "segmentation", "depth"]
+    model: str
+    """A folder that `save_pretrained` wrote, or a name on the Hugging Face hub, to be downloaded."""
+    image_size: int | None = Field(default=None, ge=32)
+    """Side of the square that images are resized to, pixels; the model's own if not given."""
+    scale: Literal["relative", "metric"] = "relative"
+    """What a depth model gives: inverse depth up to scale and shift, or metres."""
+
+    @field_validator("kind")
+    @classmethod
+    def _installed(cls, kind: str) -> str:
+        if importlib.util.find_spec(kind) is None:
+            raise ValueError("the package transformers is not installed; pip install 'must[transformers]' brings it")
+        return kind
+
+
+def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """Bring model and weights into the artifact, so that a run never depends on where they came from."""
+    from tasks.hugging_face import describe, fetch, space_of
+    from tasks.teacher import Teacher
+
+    teacher = Config.model_validate(config["teacher"])
+    model, processor = fetch(teacher.model, teacher.task)
+    about = describe(model, processor, {**teacher.model_dump(mode="json"), "head": config["name"]})
+    space, _ = space_of(about)
+    model.save_pretrained(out, max_shard_size="1TB")  # one file
+    processor.save_pretrained(out)
+    write_json(out / "model.json", about)
+    Teacher("transformers", space).write(out)
+    return {"classes": len(space.classes)}
+
+
+def load(folder: Path) -> Predictor:
+    """The model, prepared and normalised as it was trained, but for a square input."""
+    from tasks.hugging_face import predictor
+
+    return predictor(folder, read_json(folder / "model.json"))
