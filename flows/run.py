@@ -23,7 +23,7 @@ import yaml
 from flows.dag import Planned, build_steps, plan, up_to
 from pipeline.artifacts import Artifact, Inputs, Step, Workspace, fingerprint, write_atomically, write_json
 from pipeline.config import Recipe
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, MustError
 from pipeline.runtime import Runtime
 
 SHOW_CURSOR = b"\x1b[?25h\n"
@@ -189,6 +189,19 @@ def nothing_to_do(planned: list[Planned]) -> Outcome | None:
     return Outcome(None, artifacts, 0) if len(artifacts) == len(planned) else None
 
 
+def check_first(recipe: Recipe) -> None:
+    """Raise ConfigError for what would otherwise stop the run in the middle: a device or a model that is not there."""
+    from pipeline.machine import find_device  # noqa: PLC0415 - loads torch, which a plan does without
+
+    find_device(recipe.runtime.device)
+    sections = {f"teachers.{name}": teacher for name, teacher in recipe.teachers.items()}
+    for place, section in {**sections, "student": recipe.student}.items():
+        try:
+            section.check()
+        except MustError as error:
+            raise type(error)(f"{place}: {error}") from error
+
+
 def execute_recipe(recipe: Recipe, runtime: Runtime, last: str = "evaluate") -> Outcome:
     """Run a recipe up to the step `last` with the runner it names; a run with nothing to do starts nothing."""
     workspace, planned = prepare(recipe, runtime.root)
@@ -196,6 +209,7 @@ def execute_recipe(recipe: Recipe, runtime: Runtime, last: str = "evaluate") -> 
     done = nothing_to_do(planned)
     if done:
         return done
+    check_first(recipe)
     run = Run(recipe, workspace, planned, runtime)
     try:
         with stopping(runtime.stop):

@@ -77,8 +77,7 @@ def register_statistics(module: nn.Module, found: tuple[Sequence[float], Sequenc
 
 def create(name: str, image_size: int) -> nn.Module:
     """The timm model `name` without classifier and without weights. ConfigError lists near names if there is none."""
-    if not timm.is_model(name):
-        choose(name, timm.list_models(f"*{name.partition('_')[0]}*") or timm.list_models("resnet*"), "Backbone")
+    check_name(name)
     try:
         model: nn.Module = timm.create_model(name, num_classes=0, img_size=image_size)
     except TypeError:  # convolutional networks take any size and don't know the argument
@@ -86,6 +85,20 @@ def create(name: str, image_size: int) -> nn.Module:
     if not hasattr(model, "forward_intermediates"):
         raise ConfigError(f"Backbone {name!r} gives no intermediate feature maps; resnet18 or vit_tiny_patch16_224 do.")
     return model
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError, with near names, unless timm has a model of this name."""
+    if not timm.is_model(name):
+        choose(name, timm.list_models(f"*{name.partition('_')[0]}*") or timm.list_models("resnet*"), "timm model")
+
+
+def check_backbone(name: str, image_size: int, weights: str | None) -> None:
+    """Raise ConfigError if there is no such backbone, it gives no feature maps, or its weights are not there."""
+    with torch.device("meta"):  # no memory, no arithmetic
+        create(name, image_size)
+    if weights and weights != "timm":
+        find_weights(weights)
 
 
 def statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

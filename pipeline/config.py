@@ -41,6 +41,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    def check(self) -> None:
+        """Raise ConfigError for what only the libraries, torch among them, can tell: called before a run's first step,
+        so that a misspelt model does not come to light hours later.
+        """
+
 
 class FitConfig(Section):
     """A training schedule."""
@@ -100,6 +105,12 @@ class TrainingConfig(FitConfig):
     """Region proposals per image that detection's box head looks at."""
     augment: AugmentConfig = AugmentConfig()
     """How far training views may go."""
+
+    def check(self) -> None:
+        """The backbone exists, gives feature maps, and its weights are there."""
+        from pipeline.backbone import check_backbone  # noqa: PLC0415 - loads torch
+
+        check_backbone(self.backbone, self.image_size, self.weights)
 
 
 class TeacherConfig(Section):
@@ -244,11 +255,10 @@ def parse_recipe(text: str, origin: str, overrides: Sequence[str] = ()) -> Recip
         raise ConfigError(f"{origin}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{origin}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}.")
-    data = expand(data, origin)
     for override in overrides:
         apply_override(data, override)
     try:
-        return Recipe.model_validate(data)
+        return Recipe.model_validate(expand(data, origin))
     except ValidationError as error:
         raise ConfigError("\n".join(explain(origin, problem) for problem in error.errors())) from error
 

@@ -96,6 +96,14 @@ def _optimizer(module: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 
+def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Moments in their parameters' memory layout: the fused step pairs them up as they lie in memory."""
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter).copy_(value)
+
+
 def fit(job: Job, choice: Choice, runtime: Runtime) -> nn.Module:
     """Train `job.objective` and return it (its averaged weights, if averaging is on), in eval mode, on its device.
 
@@ -136,6 +144,7 @@ class _Training:
             raise DataError(f"{error} Delete it to start {self.job.name} over.") from error
         self.module.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        _lay_out_like_parameters(self.optimizer)
         self.schedule.load_state_dict(state["schedule"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])

@@ -6,8 +6,13 @@ import functools
 import importlib.util
 from pathlib import Path
 
-from pipeline.artifacts import hash_file
+from pipeline.artifacts import hash_file, hash_json
 from pipeline.errors import ConfigError
+
+PUBLISHERS = ("timm", "torchvision")
+"""Libraries that download what they publish."""
+HUB = "hub:"
+"""Before a name on the Hugging Face hub."""
 
 
 def find_weights(where: str) -> Path:
@@ -29,5 +34,12 @@ def find_weights(where: str) -> Path:
 
 @functools.cache
 def weights_digest(where: str) -> str:
-    """What tells these weights from others: the file's hash, or `timm` itself for what timm publishes."""
-    return where if where == "timm" else hash_file(find_weights(where))[:16]
+    """What tells these weights from others: the hash of the file, or of the folder's files; for what is published
+    elsewhere, the name that it has there.
+    """
+    if where in PUBLISHERS or where.startswith(HUB):
+        return where
+    folder = Path(where).expanduser()
+    if folder.is_dir():
+        return hash_json({file.name: hash_file(file) for file in folder.iterdir() if file.is_file()})[:16]
+    return hash_file(find_weights(where))[:16]

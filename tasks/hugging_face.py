@@ -15,6 +15,7 @@ import tasks
 from pipeline.backbone import register_statistics
 from pipeline.errors import ConfigError, DataError
 from pipeline.labels import LabelSpace
+from pipeline.weights import HUB
 from tasks import published
 from tasks.detection.model import MOST_BOXES, SCORE_FLOOR
 from tasks.learning import Predictor, Preparation
@@ -34,7 +35,7 @@ NEAREST_M = 1e-3
 """Depths in metres are held above it: heads give their logarithm."""
 
 
-def fetch(name: str, task: str) -> tuple[Any, Any]:
+def fetch(where: str, task: str) -> tuple[Any, Any]:
     """The model for a task, in float32, and its image processor, from a folder or the hub.
 
     Only safetensors are read and no code that comes with a model is run. Raises ConfigError if there is no such model
@@ -43,8 +44,8 @@ def fetch(name: str, task: str) -> tuple[Any, Any]:
     library: Any = transformers
     library.logging.set_verbosity_error()
     library.logging.disable_progress_bar()
-    folder = Path(name).expanduser()
-    place, local = (folder, True) if folder.is_dir() else (name, False)
+    local = not where.startswith(HUB)
+    place = Path(where).expanduser() if local else where.removeprefix(HUB)
     try:
         model, info = getattr(library, MODELS[task]).from_pretrained(
             place, local_files_only=local, use_safetensors=True, dtype=torch.float32, output_loading_info=True
@@ -53,12 +54,12 @@ def fetch(name: str, task: str) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"{name!r} can't be loaded as a {task} model: {reason} Give a folder that save_pretrained wrote, "
-            f"with config.json, model.safetensors and preprocessor_config.json, or a name on the hub."
+            f"{where!r} can't be loaded as a {task} model: {reason} Give a folder that save_pretrained wrote, "
+            f"with config.json, model.safetensors and preprocessor_config.json, or hub:<owner>/<model>."
         ) from error
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
-        raise DataError(f"{name!r} has no weights for {some}: it was not trained for {task}.")
+        raise DataError(f"{where!r} has no weights for {some}: it was not trained for {task}.")
     return model, processor
 
 
@@ -68,7 +69,7 @@ def describe(model: Any, processor: Any, about: Mapping[str, Any]) -> dict[str, 
     names = model.config.id2label
     return {
         "format": "transformers",
-        **{key: about[key] for key in ("model", "task", "head", "scale")},
+        **{key: about[key] for key in ("weights", "task", "head", "scale")},
         "classes": [] if about["task"] == "depth" else [str(names[number]) for number in sorted(names)],
         "size": size,
         "centre": centre,

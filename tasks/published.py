@@ -73,10 +73,15 @@ class Found(Detection):
         return output
 
 
+def check_name(task: str, name: str) -> None:
+    """Raise ConfigError, with the names there are, unless torchvision has a model of this name for the task."""
+    choose(name, torchvision.models.list_models(module=MODULES[task]), f"torchvision {task} model")
+
+
 def build(about: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
     """The model that a `torchvision` teacher names, without weights, and the names of its outputs."""
     task, name = about["task"], about["model"]
-    choose(name, torchvision.models.list_models(module=MODULES[task]), f"torchvision {task} model")
+    check_name(task, name)
     published = torchvision.models.get_model_weights(name)
     outputs = list(about["classes"]) or list(published.DEFAULT.meta["categories"])
     model: Any = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=len(outputs))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline.artifacts import Inputs, read_json, write_json
 from pipeline.config import TeacherConfig
 from pipeline.errors import ConfigError, choose
+from pipeline.labels import LabelSpace
 
 if TYPE_CHECKING:
     from tasks.learning import Predictor
@@ -24,27 +25,35 @@ class Config(TeacherConfig):
     head: str | None = None
     """Which of its heads; not needed if it has one."""
 
+    def check(self) -> None:
+        """The network is there and has the head, for the task."""
+        self.space()
+
+    def space(self) -> tuple[str, LabelSpace]:
+        """(head, its label space). ConfigError if the network has no such head, or the head is of another task."""
+        about = read_json(Path(self.weights).expanduser().with_suffix(".json"))
+        if about.get("format") != "network":
+            raise ConfigError(f"weights: {self.weights} is of format {about.get('format')!r}, not a network.")
+        heads = about["heads"]
+        head = self.head or (next(iter(heads)) if len(heads) == 1 else "")
+        space = LabelSpace.from_json(heads[choose(head, heads, "head")])
+        if space.task != self.task:
+            raise ConfigError(f"head {head!r} is for {space.task!r}, the recipe says {self.task!r}.")
+        return head, space
+
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Copy the network into the artifact. ConfigError if it has no such head, or the head is of another task."""
-    from pipeline.labels import LabelSpace
+    """Copy the network into the artifact."""
     from tasks.teacher import Teacher
 
-    name, teacher = config["name"], Config.model_validate(config["teacher"])
+    teacher = Config.model_validate(config["teacher"])
+    head, space = teacher.space()
     weights = Path(teacher.weights).expanduser()
-    about = read_json(weights.with_suffix(".json"))
-    if about.get("format") != "network":
-        raise ConfigError(f"teachers.{name}.weights: {weights} is of format {about.get('format')!r}, not a network.")
-    heads = about["heads"]
-    head = teacher.head or (next(iter(heads)) if len(heads) == 1 else "")
-    space = LabelSpace.from_json(heads[choose(head, heads, f"teachers.{name}.head")])
-    if space.task != teacher.task:
-        raise ConfigError(f"teachers.{name}: head {head!r} is for {space.task!r}, the recipe says {teacher.task!r}.")
     shutil.copyfile(weights, out / "model.safetensors")
-    write_json(out / "model.json", about)
-    write_json(out / "head.json", {"head": head, "name": name})
+    shutil.copyfile(weights.with_suffix(".json"), out / "model.json")
+    write_json(out / "head.json", {"head": head, "name": config["name"]})
     Teacher("checkpoint", space).write(out)
-    return {"heads": len(heads)}
+    return {"classes": len(space.classes)}
 
 
 def load(folder: Path) -> Predictor:

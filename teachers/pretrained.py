@@ -36,6 +36,12 @@ class Config(TeacherConfig):
     std: list[float] | None = None
     """Per channel, for images in [0, 1]; the model's own if not given."""
 
+    def check(self) -> None:
+        """timm knows the model."""
+        from pipeline.backbone import check_name
+
+        check_name(self.model)
+
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Bring the weights into the artifact, so that a run never depends on where they came from."""

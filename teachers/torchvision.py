@@ -29,6 +29,12 @@ class Config(TeacherConfig):
     image_size: int = Field(default=512, multiple_of=32, ge=64)
     """Side of the square that images are resized to, pixels."""
 
+    def check(self) -> None:
+        """torchvision knows the model."""
+        from tasks.published import check_name
+
+        check_name(self.task, self.model)
+
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Bring the weights into the artifact, so that a run never depends on where they came from."""

@@ -21,8 +21,8 @@ class Config(TeacherConfig):
 
     kind: Literal["transformers"] = "transformers"
     task: Literal["classification", "detection", "segmentation", "depth"]
-    model: str
-    """A folder that `save_pretrained` wrote, or a name on the Hugging Face hub, to be downloaded."""
+    weights: str
+    """A folder that `save_pretrained` wrote, or `hub:<owner>/<model>` to download from the Hugging Face hub."""
     image_size: int | None = Field(default=None, ge=32)
     """Side of the square that images are resized to, pixels; the model's own if not given."""
     scale: Literal["relative", "metric"] = "relative"
@@ -42,7 +42,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     from tasks.teacher import Teacher
 
     teacher = Config.model_validate(config["teacher"])
-    model, processor = fetch(teacher.model, teacher.task)
+    model, processor = fetch(teacher.weights, teacher.task)
     about = describe(model, processor, {**teacher.model_dump(mode="json"), "head": config["name"]})
     space, _ = space_of(about)
     model.save_pretrained(out, max_shard_size="1TB")  # one file

@@ -22,7 +22,7 @@ import must
 from flows.run import Outcome, Run, prepare, stopping
 from pipeline.artifacts import Workspace
 from pipeline.config import read_recipe
-from pipeline.errors import DataError, Stopped
+from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.runtime import Runtime
 from tests.flows.tiny import STEPS, THREADS, events, loads_nothing_heavy, logged, within
 
@@ -53,6 +53,25 @@ def test_a_run_leaves_recipe_plan_metrics_and_report(whole: Path, recipe: Path) 
     assert {row["action"] for row in plan} == {"run"}
     assert json.loads((folder / "metrics.json").read_text("utf-8"))
     assert (folder / "report.html").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (
+            "student.backbone=test_resnett",
+            r"student: timm model 'test_resnett' is unknown\. Did you mean 'test_resnet'",
+        ),
+        ("teachers.masks.backbone=test_rsnet", r"teachers\.masks: timm model 'test_rsnet' is unknown"),
+        ("runtime.device=mps", r"runtime\.device is 'mps'"),
+    ],
+)
+def test_a_model_or_device_that_is_not_there_stops_a_run_before_its_first_step(
+    recipe: Path, tmp_path: Path, override: str, says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        must.run(recipe, tmp_path, [override])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_with_nothing_to_do_says_so_and_starts_nothing(whole: Path, recipe: Path) -> None:

@@ -202,6 +202,14 @@ def test_the_environment_is_read_where_it_is_named(monkeypatch: pytest.MonkeyPat
     assert expand(given, "r.yaml") == {"a": ["/data/x", 3, None], "b": "/other//data", "c": "", "d": "$HERE {x}"}
 
 
+def test_overrides_name_variables_too_and_may_replace_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERE", "/data")
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    text = RECIPE.replace("camvid", '"${NOT_THERE}/camvid"')
+    recipe = parse_recipe(text, "photos.yaml", ["data.street.path=${HERE}/street"])
+    assert recipe.data["street"].path == "/data/street"  # type: ignore[attr-defined]
+
+
 def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOT_THERE", raising=False)
     text = refused(RECIPE.replace("camvid", '"${NOT_THERE}/camvid"'))

@@ -56,4 +56,13 @@ def test_weights_are_told_apart_by_their_content(tmp_path: Path) -> None:
     one, other, again = (weights_digest(str(tmp_path / name)) for name in "abc")
     assert one == again == hash_file(tmp_path / "a")[:16]
     assert one != other
-    assert weights_digest("timm") == "timm"
+    assert [weights_digest(name) for name in ("timm", "torchvision", "hub:a/b")] == ["timm", "torchvision", "hub:a/b"]
+
+
+def test_a_folder_of_weights_is_told_by_its_files(tmp_path: Path) -> None:
+    for name in ("one", "same", "renamed", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ("b" if name == "renamed" else "a")).write_bytes(b"2" if name == "other" else b"1")
+    one, same, renamed, other = (weights_digest(str(tmp_path / name)) for name in ("one", "same", "renamed", "other"))
+    assert one == same
+    assert len({one, renamed, other}) == 3

@@ -51,7 +51,7 @@ def make(folder: Path, task: str, **settings: Any) -> Predictor:
     """The teacher made of a folder, and loaded again from its artifact alone."""
     out = folder.parent / "out"
     out.mkdir()
-    teacher = {"kind": "transformers", "task": task, "model": str(folder), **settings}
+    teacher = {"kind": "transformers", "task": task, "weights": str(folder), **settings}
     kind.make({"name": "mine", "teacher": teacher, "seed": 0}, Inputs({}, Runtime(out)), out)
     folder.rename(folder.parent / "gone")
     return kind.load(out)
@@ -154,7 +154,7 @@ def test_images_are_prepared_as_the_processor_says(
 
 
 def described(processor: Any, **settings: Any) -> dict[str, Any]:
-    asked = {"model": "here", "task": "depth", "head": "mine", "scale": "relative", "image_size": None, **settings}
+    asked = {"weights": "here", "task": "depth", "head": "mine", "scale": "relative", "image_size": None, **settings}
     model = types.SimpleNamespace(config=types.SimpleNamespace(id2label={}))
     return hugging_face.describe(model, processor, asked)
 
@@ -201,4 +201,4 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 def test_a_recipe_says_what_to_install_where_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"must\[transformers\]"):
-        kind.Config(kind="transformers", task="depth", model="somewhere")
+        kind.Config(kind="transformers", task="depth", weights="somewhere")
