@@ -6,7 +6,12 @@ Teachers and labels are made once: the second run reuses them. Steps that a run 
 making them took.
 """
 
+# ruff: noqa: E402 - the process is set up before torch is loaded
 from __future__ import annotations
+
+from pipeline.process import set_up_process
+
+set_up_process()
 
 from pathlib import Path
 from typing import Annotated, Any
