@@ -71,6 +71,7 @@ def _device() -> Finding:
 
 
 def _recipe(path: Path) -> Iterator[Finding]:
+    from flows.run import models  # noqa: PLC0415
     from pipeline.config import read_recipe  # noqa: PLC0415
     from tasks.ingest import open_source  # noqa: PLC0415
 
@@ -85,3 +86,9 @@ def _recipe(path: Path) -> Iterator[Finding]:
             yield bool(files), f"data.{name}", f"{len(files)} files"
         except MustError as error:
             yield False, f"data.{name}", str(error)
+    for place, section in models(recipe).items():
+        try:
+            section.check()
+            yield True, place, "its model is there"
+        except MustError as error:
+            yield False, place, str(error)

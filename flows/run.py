@@ -22,7 +22,7 @@ import yaml
 
 from flows.dag import Planned, build_steps, plan, up_to
 from pipeline.artifacts import Artifact, Inputs, Step, Workspace, fingerprint, write_atomically, write_json
-from pipeline.config import Recipe
+from pipeline.config import Recipe, Section
 from pipeline.errors import ConfigError, MustError
 from pipeline.runtime import Runtime
 
@@ -189,13 +189,18 @@ def nothing_to_do(planned: list[Planned]) -> Outcome | None:
     return Outcome(None, artifacts, 0) if len(artifacts) == len(planned) else None
 
 
+def models(recipe: Recipe) -> dict[str, Section]:
+    """The sections that name models, by their place in the recipe."""
+    teachers: dict[str, Section] = {f"teachers.{name}": teacher for name, teacher in recipe.teachers.items()}
+    return {**teachers, "student": recipe.student}
+
+
 def check_first(recipe: Recipe) -> None:
     """Raise ConfigError for what would otherwise stop the run in the middle: a device or a model that is not there."""
     from pipeline.machine import find_device  # noqa: PLC0415 - loads torch, which a plan does without
 
     find_device(recipe.runtime.device)
-    sections = {f"teachers.{name}": teacher for name, teacher in recipe.teachers.items()}
-    for place, section in {**sections, "student": recipe.student}.items():
+    for place, section in models(recipe).items():
         try:
             section.check()
         except MustError as error:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, DataError, MustError
+from pipeline.labels import LabelSpace
 
 ORDER = ("coco", "depth", "masks", "imagefolder", "parquet", "webdataset", "folder")
 """Kinds from the most particular layout to the least: the first that opens and fits is taken."""
@@ -91,11 +92,17 @@ def sniff(folder: Path) -> tuple[dict[str, Any], list[str]]:
         try:
             source = module.Source(module.Config(**entry))
             spaces = source.spaces()
-            if next(iter(source.records()), None) is not None:
-                return entry, list(spaces)
+            if _one_class(spaces) or next(iter(source.records()), None) is None:
+                continue
+            return entry, list(spaces)
         except (MustError, ValueError):
             continue
     raise DataError(f"{folder}: holds no images in a layout that is known; known are {', '.join(ORDER)}.")
+
+
+def _one_class(spaces: Mapping[str, LabelSpace]) -> bool:
+    """Whether images are told apart by nothing: photos/holiday/*.jpg is a folder, not a set of one class."""
+    return "classification" in spaces and len(spaces["classification"].classes) == 1
 
 
 def _name(folder: Path) -> str:

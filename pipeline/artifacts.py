@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError, MustError
+from pipeline.errors import DataError
 from pipeline.runtime import Runtime
 
 SCHEMA_VERSION = 1
@@ -243,7 +243,10 @@ def verify(artifact: Artifact) -> Iterator[str]:
 
 
 def require(artifact: Artifact | None, step: str) -> Artifact:
-    """The artifact, or an error that says which step has to be run for it."""
+    """The artifact, or a DataError that says which step has to be run for it."""
     if artifact is None:
-        raise MustError(f"Nothing was made by step {step!r} yet: run it first.")
+        raise DataError(
+            f"Step {step!r} has made nothing for this recipe in this root: `must run` with both first; "
+            "`must plan` says what differs."
+        )
     return artifact

@@ -31,8 +31,14 @@ def pack(array: NDArray[Any]) -> bytes:
 
 
 def unpack(blob: bytes, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
-    """The array that `pack` was given; a fresh, writable copy. Raises ValueError if the sizes disagree."""
-    raw = zstandard.ZstdDecompressor().decompress(blob)
+    """The array that `pack` was given; a fresh, writable copy.
+
+    Raises ValueError if the blob is damaged or the sizes disagree.
+    """
+    try:
+        raw = zstandard.ZstdDecompressor().decompress(blob)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"not a whole Zstandard frame: {error}") from error
     return np.frombuffer(bytearray(raw), np.dtype(dtype).newbyteorder("<")).reshape(shape)
 
 

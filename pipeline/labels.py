@@ -200,9 +200,18 @@ class LabelShard:
         return row if row["status"] == "ok" else None
 
     def value(self, index: int, threshold: float = 0.0) -> Value | None:
-        """The label of row `index` with `threshold` applied, or None if the image has no label here."""
+        """The label of row `index` with `threshold` applied, or None if the image has no label here.
+
+        DataError names file and key of a label that is damaged.
+        """
         row = self.row(index)
-        return None if row is None else self.label.decode(row, threshold)
+        try:
+            return None if row is None else self.label.decode(row, threshold)
+        except ValueError as error:
+            key = self.keys[index]
+            raise DataError(
+                f"{self.path}: the label of {key} is damaged ({error}). Delete it and run again."
+            ) from error
 
     def rows(self) -> Iterator[Row]:
         """All rows in order, a row group's worth in memory at a time."""

@@ -107,7 +107,7 @@ def space_of(about: Mapping[str, Any]) -> tuple[LabelSpace, list[int]]:
 
 
 class Reader(nn.Module):
-    """uint8 images (B, 3, S, S) -> {head: raw output, as the task's own head would give it}."""
+    """Of classifiers. uint8 images (B, 3, S, S) -> {head: raw output, as the task's own head would give it}."""
 
     mean: Tensor
     std: Tensor
@@ -127,12 +127,16 @@ class Reader(nn.Module):
 
 
 class MapReader(Reader):
+    """Of segmenters."""
+
     def read(self, output: Any, side: int) -> Tensor:
         """Class logits (B, K, S/4, S/4)."""
         return _resize(output.logits.float(), side)
 
 
 class DepthReader(Reader):
+    """Of depth models."""
+
     def __init__(self, model: nn.Module, processor: Any, about: Mapping[str, Any]) -> None:
         super().__init__(model, processor, about)
         self.metric = about["scale"] == "metric"
@@ -144,6 +148,8 @@ class DepthReader(Reader):
 
 
 class BoxReader(Reader):
+    """Of detectors: the library's own post-processing makes boxes of their outputs."""
+
     places: Tensor
 
     def __init__(self, model: nn.Module, processor: Any, about: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ import functools
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,16 @@ def test_packages_are_imported_downwards_only() -> None:
         if module.split(".")[0] in house - ALLOWED[package_of(path)]
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_package_is_installed() -> None:
+    """`pyproject.toml` lists them one by one: one that it forgets is missing where the source is not at hand."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    there = {
+        path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in source_files() if path.parent != ROOT
+    }
+    assert set(settings["packages"]) == there
+    assert len(settings["packages"]) == len(there)
 
 
 def test_no_package_imports_the_front_door() -> None:
