@@ -44,6 +44,12 @@ def test_unpacking_to_another_size_is_an_error() -> None:
         codecs.unpack(codecs.pack(np.zeros(3, np.uint8)), np.uint16, (2,))
 
 
+@pytest.mark.parametrize("blob", [b"", b"no frame", codecs.pack(np.arange(100))[:-4]])
+def test_unpacking_what_is_damaged_is_an_error(blob: bytes) -> None:
+    with pytest.raises(ValueError, match="not a whole Zstandard frame"):
+        codecs.unpack(blob, np.int64, (100,))
+
+
 def test_equal_arrays_make_equal_bytes_on_any_thread() -> None:
     arrays = [np.random.default_rng(number % 4).integers(0, 9, (64, 64), np.uint8) for number in range(40)]
     with ThreadPoolExecutor(4) as pool:

@@ -161,6 +161,19 @@ def test_a_damaged_file_or_one_of_another_version_is_a_data_error(tmp_path: Path
         LabelShard(path, LABEL)
 
 
+def test_a_damaged_label_names_file_and_key(tmp_path: Path) -> None:
+    label = tasks.label(LabelSpace("depth"))
+    row = label.encode({"depth": np.ones((4, 4), np.float32)})
+    writer = LabelWriter(tmp_path / "s.parquet", label, about_store(label, "me", "0" * 64))
+    for key, damage in (("whole", b""), ("hurt", b"?")):
+        writer.add(key, {**row, "depth": row["depth"][:-1] + damage if damage else row["depth"]})
+    writer.close()
+    shard = LabelShard(tmp_path / "s.parquet", label)
+    assert shard.value(0) is not None
+    with pytest.raises(DataError, match=r"s\.parquet: the label of hurt is damaged"):
+        shard.value(1)
+
+
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
