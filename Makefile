@@ -8,14 +8,14 @@ INSTALLED := .venv/.installed
 help:
 	@echo "make quickstart   set up, then run the main job on a generated world (about 6 minutes on two cores)"
 	@echo "make test         set up, then run the tests"
-	@echo "make test-all     the slow tests and, where there is one, those for a GPU as well"
+	@echo "make test-all     every test, the slow ones and those for a GPU as well"
 	@echo "make check        formatting, lint, types and architecture"
 	@echo "make format       put the formatting right"
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@command -v uv >/dev/null || $(PYTHON) -m pip install -q uv
-	uv venv -q --allow-existing --python $(PYTHON) .venv
-	uv pip install -q --python $(BIN)/python -e '.[dev]' -c constraints.txt
+	@if command -v uv >/dev/null; then uv venv -q --allow-existing --python $(PYTHON) .venv; \
+	else $(PYTHON) -m venv .venv && $(BIN)/python -m pip install -q uv; fi
+	@PATH="$$PATH:$(BIN)" uv pip install -q --python $(BIN)/python -e '.[dev]' -c constraints.txt
 	@touch $@
 
 quickstart: $(INSTALLED)

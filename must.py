@@ -1,7 +1,7 @@
 """The front door: the `must` command, and the same from Python.
 
 import must
-outcome = must.run("recipes/quickstart.yaml", root="runs", overrides=["student.epochs=3"])
+outcome = must.run("recipes/quickstart.yaml", root="must-root", overrides=["student.epochs=3"])
 outcome.metrics
 """
 
@@ -51,7 +51,7 @@ def run(
 
     `runtime` may hold `progress` and `stop` of `pipeline.runtime.Runtime`.
 
-    Raises ConfigError, DataError or Stopped of `pipeline.errors`.
+    Raises ConfigError, DataError or Stopped of `pipeline.errors`, or their base MustError if Prefect fails.
     """
     from flows.run import execute_recipe
     from pipeline.config import read_recipe
@@ -118,10 +118,12 @@ def init_command(
 
 @app.command("doctor")
 def doctor_command(
-    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="Look at its data as well.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="Look at its data and models as well.")
+    ] = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """Check environment, device, versions and data; ends with 2 if something is wrong."""
+    """Show environment and versions, check a recipe's data and models; ends with 2 if something is wrong."""
     from flows.doctor import examine
 
     sound = True
@@ -160,7 +162,7 @@ def export_backbone_command(
     print(f"Wrote {to}. Load it with\n    {line}")
 
 
-bench = typer.Typer(no_args_is_help=True, help="Measure what this machine makes of a recipe.")
+bench = typer.Typer(no_args_is_help=True, help="Measure how fast this machine runs a recipe.")
 app.add_typer(bench, name="bench")
 
 
@@ -169,8 +171,10 @@ def bench_label_command(
     recipe: RecipePath,
     root: Root = DEFAULT_ROOT,
     override: Overrides = None,
-    images: Annotated[int, typer.Option("--images", min=0, help="Per window; 0: enough for all cores.")] = 0,
-    to: Annotated[Path | None, typer.Option("--json", help="Keep the numbers here, and a page, .md, beside.")] = None,
+    images: Annotated[
+        int, typer.Option("--images", min=0, help="Images in a timed window; 0: enough for all cores.")
+    ] = 0,
+    to: Annotated[Path | None, typer.Option("--json", help="Write the numbers here, and a page (.md) beside.")] = None,
 ) -> None:
     """Measure labelling: what each stage costs, what the machine allows by that, and how near the labeller comes."""
     from flows.bench import bench_labelling
@@ -180,7 +184,9 @@ def bench_label_command(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command, its arguments from the command line; ends with 0, 2 (configuration), 3 (data) or 75 (stopped)."""
+    """The command, its arguments from the command line; ends with 0, 2 (configuration), 3 (data), 75 (stopped)
+    or 1 (anything else).
+    """
     from pipeline.errors import MustError
     from pipeline.process import set_up_process
 

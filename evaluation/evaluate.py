@@ -21,7 +21,10 @@ from tasks.task import Task
 from tasks.teacher import Teacher, load_teacher
 
 PROTOCOL = "held-out images, whole, resized to the model's square input; labels compared at the truth's resolution"
-AGREEMENT = "no set has true labels for this teacher: agreement with the teacher's own labels, on held-out images"
+AGREEMENT = (
+    "no set has true labels for this teacher: agreement with the teacher's own labels, on held-out images; "
+    "the baseline is the constant that agrees best with these very labels"
+)
 
 
 def evaluate(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -63,14 +66,24 @@ class Trial:
 
 def _trials(config: Mapping[str, Any], inputs: Inputs) -> Iterator[Trial]:
     sets = {name: IngestedSet(made) for name, made in inputs.of_kind("data").items()}
-    splits = {name: split for name, found in sets.items() if (split := found.held_out(config["splits"]))}
     for head, made in inputs.of_kind("teacher").items():
         about = Teacher.read(made.path)
-        own = [about.data] if about.data else []
-        usable = [name for name in dict.fromkeys(own + config["sets"]) if name in splits]
-        matching = [name for name in usable if sets[name].spaces.get(about.space.task) == about.space]
-        for name in matching or list(splits)[:1]:
-            yield Trial(head, made, name, sets[name], splits[name], about, sets.get(about.data or ""))
+        for name, split in _places(about, sets, config):
+            yield Trial(head, made, name, sets[name], split, about, sets.get(about.data or ""))
+
+
+def _places(about: Teacher, sets: Mapping[str, IngestedSet], config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(set, split) to measure a teacher on: those named for it, else all that have its labels, else the first set."""
+    preferred, task = config["splits"], about.space.task
+    labelled = {
+        name: split
+        for name, found in sets.items()
+        if found.spaces.get(task) == about.space and (split := found.held_out(preferred, task))
+    }
+    named = [name for name in dict.fromkeys([about.data, *config["sets"]]) if name in labelled]
+    if labelled:
+        return [(name, labelled[name]) for name in named or labelled]
+    return [(name, split) for name, found in sets.items() if (split := found.held_out(preferred))][:1]
 
 
 def _measure(trial: Trial, student: Predictor, inputs: Inputs, seed: int) -> list[dict[str, Any]]:

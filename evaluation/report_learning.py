@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import tasks
 from evaluation.charts import bar, loss_chart
 from evaluation.comparisons import held_out_strips
 from evaluation.page import NOTHING, listed, paragraph, percent, plural, table
 from evaluation.run_record import TOTAL, Log, RunRecord
 from evaluation.samples import Album, pool_strips
+from pipeline.labels import LabelSpace
 from pipeline.markup import Html, element, join
 from tasks.pictures import strip, swatches
 
 MOST_CLASSES = 20
-UNITS = {"detection": "objects (boxes by their score)", "classification": "images"}
-"""What labels are counted in, by task; pixels of the label elsewhere."""
 
 
 def learned_labels(run: RunRecord) -> Html:
@@ -121,10 +121,10 @@ def kept(run: RunRecord) -> Html:
 
 
 def _kept_by(name: str, share: Mapping[str, Any]) -> Iterator[Html]:
-    unit = UNITS.get(share["task"], "pixels")
+    unit = tasks.label(LabelSpace(share["task"], tuple(share["classes"]))).unit
     held, left = sum(share["held"]), sum(share["kept"])
     counted = (
-        f" {share['task']}, threshold {share['threshold']:g}: {left:,} of {held:,} {unit} kept "
+        f" {share['task']}, threshold {share['threshold']:g}: {left:,.0f} of {held:,.0f} {unit} kept "
         f"({percent(left / held) if held else NOTHING}) on {plural(share['images'], 'image')}"
     )
     yield element("h3", name, element("span", counted, class_="soft"))
@@ -138,7 +138,7 @@ def _kept_by(name: str, share: Mapping[str, Any]) -> Iterator[Html]:
     if rest:
         amount = sum(share["held"][number] for number in rest)
         yield paragraph(
-            f"The {len(shown)} most frequent of {len(order):,} classes; {len(rest):,} more hold {amount:,} {unit}.",
+            f"The {len(shown)} most frequent of {len(order):,} classes; {len(rest):,} more hold {amount:,.0f} {unit}.",
             class_="note",
         )
     if len(order) > len(shown) + len(rest):
@@ -148,14 +148,14 @@ def _kept_by(name: str, share: Mapping[str, Any]) -> Iterator[Html]:
         )
 
 
-def _class_row(share: Mapping[str, Any], number: int, held: int, left: int) -> list[Html | str]:
+def _class_row(share: Mapping[str, Any], number: int, held: float, left: float) -> list[Html | str]:
     mine, stays = share["held"][number], share["kept"][number]
     return [
         share["classes"][number],
         percent(stays / mine),
-        bar(stays / mine, f"{stays:,} of {mine:,}"),
-        f"{stays:,}",
-        f"{mine:,}",
+        bar(stays / mine, f"{stays:,.0f} of {mine:,.0f}"),
+        f"{stays:,.0f}",
+        f"{mine:,.0f}",
         percent(mine / held),
         percent(stays / left) if left else NOTHING,
     ]

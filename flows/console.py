@@ -73,12 +73,12 @@ class Console:
         self.out.print(table)
 
     def show_labels(self, outcome: Outcome, root: Path) -> None:
-        if outcome.folder is None:
+        if not outcome.ran:
             self.out.print("Nothing to do: every label is there.")
         self.out.print(labels_table(outcome, root))
 
     def show_outcome(self, outcome: Outcome) -> None:
-        if outcome.folder is None:
+        if not outcome.ran:
             self.out.print("Nothing to do: every step's result is there. The results:")
         self.out.print(results_table(outcome))
         if outcome.folder:

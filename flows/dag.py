@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from flows.consistency import check_fits
 from pipeline.artifacts import Artifact, Step, Workspace, fingerprint, hash_json
 from pipeline.config import FitConfig, Recipe, TeacherConfig
-from pipeline.errors import MustError, choose
+from pipeline.errors import choose, naming
+from pipeline.sources import BaseSource
 from pipeline.weights import weights_digest
 from tasks.ingest import open_source
 
@@ -17,7 +19,13 @@ SAME_RESULT = ("checkpoint_s",)
 
 def build_steps(recipe: Recipe) -> list[Step]:
     """The steps of a run, inputs before those that use them. Opening the sources checks that their files are there."""
-    ingests = [_ingest_step(recipe, name) for name in recipe.data]
+    ingests, spaces = [], {}
+    for name, config in recipe.data.items():
+        with naming(f"data.{name}"):
+            source = open_source(config.model_dump(mode="json"))
+            spaces[name] = source.spaces()
+            ingests.append(_ingest_step(recipe, name, source))
+    check_fits(recipe, spaces)
     teachers = [_teacher_step(recipe, name, teacher) for name, teacher in recipe.teachers.items()]
     sets, makers = tuple(step.name for step in ingests), tuple(step.name for step in teachers)
     pooled = tuple(f"data.{name}" for name in recipe.pool)
@@ -26,21 +34,19 @@ def build_steps(recipe: Recipe) -> list[Step]:
     labelling = {"max_failed": recipe.labelling.max_failed, "batch": recipe.labelling.batch, "require": require}
     label = Step("label", "teachers.labelling.labeller:label_pool", labelling, ("pool", *pooled, *makers))
     learning = {"student": _settings(recipe.student), "seed": recipe.seed, **_start(recipe.student)}
-    student = Step("student", "student.train:train_student", learning, ("pool", "label", *pooled, *makers))
+    taught = tuple(sorted({f"data.{teacher.data}" for teacher in recipe.teachers.values() if hasattr(teacher, "data")}))
+    truths = tuple(name for name in taught if name not in pooled)
+    student = Step("student", "student.train:train_student", learning, ("pool", "label", *pooled, *truths, *makers))
     measured = {**recipe.evaluate.model_dump(mode="json"), "seed": recipe.seed}
     evaluate = Step("evaluate", "evaluation.evaluate:evaluate", measured, ("student", *sets, *makers))
     return [*ingests, *teachers, pool, label, student, evaluate]
 
 
-def _ingest_step(recipe: Recipe, name: str) -> Step:
-    source = recipe.data[name].model_dump(mode="json")
-    try:
-        stamp = open_source(source).stamp()
-    except MustError as error:
-        raise type(error)(f"data.{name}: {error}") from error
+def _ingest_step(recipe: Recipe, name: str, source: BaseSource) -> Step:
+    stamp = source.stamp()
     config = {
         "name": name,
-        "source": source,
+        "source": recipe.data[name].model_dump(mode="json"),
         "shard_images": recipe.shard_images,
         "files": {"count": len(stamp), "stamp": hash_json(stamp)[:16]},
     }

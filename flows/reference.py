@@ -39,9 +39,13 @@ are replaced from the environment; relative paths count from the folder the comm
 key for one run. `must schema > recipe.schema.json` writes the JSON Schema that editors complete and check by.
 """
 
+ENTRIES = """\
+`<name>: {kind: <a heading below>, ...}`. A name is lower-case letters, digits and `_`, a letter first. All have:
+"""
+
 CHAPTERS: tuple[tuple[str, str, type[BaseModel], type[BaseModel] | None], ...] = (
     ("The whole", "", Recipe, None),
-    ("runtime", "None of it changes a result's address.", RuntimeConfig, None),
+    ("runtime", "None of it changes a result's fingerprint.", RuntimeConfig, None),
     ("labelling", "", LabellingConfig, None),
     ("student", "Besides these, the keys of *training* and *schedule* below.", StudentConfig, TrainingConfig),
     ("evaluate", "", EvaluateConfig, None),
@@ -60,9 +64,9 @@ def markdown() -> str:
     """The reference as one page."""
     parts = [HEAD]
     parts += [_chapter(title, note, model, above) for title, note, model, above in CHAPTERS]
-    parts += ["## data: formats\n", _table(SourceConfig, None)]
+    parts += [f"## data: formats\n\n{ENTRIES}\n", _table(SourceConfig, None)]
     parts += list(_kinds("pipeline.sources", SourceConfig))
-    parts += ["## teachers: kinds\n", _table(TeacherConfig, None)]
+    parts += [f"## teachers: kinds\n\n{ENTRIES}\n", _table(TeacherConfig, None)]
     parts += list(_kinds("teachers", TeacherConfig))
     return "\n".join(parts)
 
@@ -105,7 +109,7 @@ def _default(field: FieldInfo) -> str:
         return "*required*"
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined or isinstance(value, BaseModel):
-        return "its own"
+        return "see its section"
     if isinstance(value, float):
         return f"`{value:.3g}`"
     return f"`{json.dumps(value)}`"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ import yaml
 from flows.dag import Planned, build_steps, plan, up_to
 from pipeline.artifacts import Artifact, Inputs, Step, Workspace, fingerprint, write_atomically, write_json
 from pipeline.config import Recipe, Section
-from pipeline.errors import ConfigError, MustError
+from pipeline.errors import ConfigError, naming
 from pipeline.runtime import Runtime
 
 SHOW_CURSOR = b"\x1b[?25h\n"
@@ -33,7 +34,9 @@ Execute = Callable[["Run", Step, Mapping[str, Artifact]], Artifact]
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run came to: its folder, its artifacts by step, and how many steps were run rather than reused."""
+    """What a run came to: the folder with its report (of a run that had nothing to do, that of the run which had),
+    its artifacts by step, and how many steps were run rather than reused.
+    """
 
     folder: Path | None
     artifacts: Mapping[str, Artifact]
@@ -100,17 +103,18 @@ class Run:
 def _new_folder(runs: Path, name: str) -> Path:
     """A folder for a run, named after recipe and time; runs that begin in the same second are numbered."""
     stem = f"{name}-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
-    folder, number = runs / stem, 1
-    while folder.exists():
-        number += 1
-        folder = runs / f"{stem}-{number}"
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(
-            f"--root {runs.parent}: can't be written to ({error.strerror}). Name another folder."
-        ) from error
-    return folder
+    for number in itertools.count(1):
+        folder = runs / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(
+                f"--root {runs.parent}: can't be written to ({error.strerror}). Name another folder."
+            ) from error
+        return folder
+    raise AssertionError("unreachable: numbers don't end")
 
 
 def _mark(step: Step, inputs: Mapping[str, Artifact]) -> str:
@@ -183,10 +187,27 @@ def stopping(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def nothing_to_do(planned: list[Planned]) -> Outcome | None:
-    """The outcome, if every step's artifact is there."""
+def nothing_to_do(planned: list[Planned], root: Path) -> Outcome | None:
+    """The outcome, if every step's artifact is there, and of a run that measured its report as well."""
     artifacts = {each.step.name: each.artifact for each in planned if each.artifact}
-    return Outcome(None, artifacts, 0) if len(artifacts) == len(planned) else None
+    if len(artifacts) < len(planned):
+        return None
+    if "evaluate" not in artifacts:
+        return Outcome(None, artifacts, 0)
+    folder = find_report(root / "runs", artifacts["evaluate"])
+    return Outcome(folder, artifacts, 0) if folder else None
+
+
+def find_report(runs: Path, evaluated: Artifact) -> Path | None:
+    """The newest run that left a report on these results; a run may have been killed before it did."""
+    mark = evaluated.manifest["fingerprint"]
+    reports = sorted(runs.glob("*/report.html"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for report in reports:
+        lines = (report.parent / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        events = [json.loads(line) for line in lines if line.endswith("}")]
+        if any(event.get("step") == "evaluate" and event.get("artifact") == mark for event in events):
+            return report.parent
+    return None
 
 
 def models(recipe: Recipe) -> dict[str, Section]:
@@ -198,27 +219,29 @@ def models(recipe: Recipe) -> dict[str, Section]:
 def check_first(recipe: Recipe) -> None:
     """Raise ConfigError for what would otherwise stop the run in the middle: a device or a model that is not there."""
     from pipeline.machine import find_device  # noqa: PLC0415 - loads torch, which a plan does without
+    from tasks.network import check_head_name  # noqa: PLC0415
 
     find_device(recipe.runtime.device)
+    for name in recipe.teachers:
+        check_head_name(name)
     for place, section in models(recipe).items():
-        try:
+        with naming(place):
             section.check()
-        except MustError as error:
-            raise type(error)(f"{place}: {error}") from error
 
 
 def execute_recipe(recipe: Recipe, runtime: Runtime, last: str = "evaluate") -> Outcome:
     """Run a recipe up to the step `last` with the runner it names; a run with nothing to do starts nothing."""
     workspace, planned = prepare(recipe, runtime.root)
     planned = up_to(planned, last)
-    done = nothing_to_do(planned)
+    done = nothing_to_do(planned, runtime.root)
     if done:
         return done
     check_first(recipe)
     run = Run(recipe, workspace, planned, runtime)
+    only_report = all(each.artifact for each in planned)
     try:
         with stopping(runtime.stop):
-            if recipe.runtime.runner == "inline":
+            if recipe.runtime.runner == "inline" or only_report:
                 artifacts = carry_out(run, inline)
             else:
                 from flows.selftrain import run_with_prefect  # noqa: PLC0415 - Prefect takes seconds to import

@@ -23,7 +23,7 @@ def run_with_prefect(run: Run) -> dict[str, Artifact]:
     Raises what a step raises; ConfigError if Prefect is missing, its server does not start or does not answer.
     """
     if not importlib.util.find_spec("prefect"):
-        raise ConfigError(f"Prefect is not installed: pip install prefect, {INLINE}.")
+        raise ConfigError(f"Prefect is not installed: uv pip install prefect, {INLINE}.")
     with _server(run) as server, _settings(run, server):
         from flows.taskruns import Steps, carry_out_as_flow, settle
 

@@ -13,6 +13,8 @@ from pipeline.labels import LabelSpace
 
 ORDER = ("coco", "depth", "masks", "imagefolder", "parquet", "webdataset", "folder")
 """Kinds from the most particular layout to the least: the first that opens and fits is taken."""
+MARKS = {"coco": ("annotations",), "depth": ("rgb", "depth"), "masks": ("images", "masks")}
+"""Folders that make a layout plain: where they are and it does not open, the reason is told, not another kind tried."""
 
 SUPERVISED = """\
   {name}:
@@ -96,7 +98,8 @@ def sniff(folder: Path) -> tuple[dict[str, Any], list[str]]:
                 continue
             return entry, list(spaces)
         except (MustError, ValueError):
-            continue
+            if kind in MARKS and all((folder / mark).is_dir() for mark in MARKS[kind]):
+                raise
     raise DataError(f"{folder}: holds no images in a layout that is known; known are {', '.join(ORDER)}.")
 
 

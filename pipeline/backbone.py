@@ -6,15 +6,17 @@ The whole timm model is kept (without its classifier), so that what is exported 
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pipeline.checkpoint import read_tensors
 from pipeline.errors import ConfigError, DataError, choose
 from pipeline.weights import find_weights
 
@@ -78,13 +80,23 @@ def register_statistics(module: nn.Module, found: tuple[Sequence[float], Sequenc
 def create(name: str, image_size: int) -> nn.Module:
     """The timm model `name` without classifier and without weights. ConfigError lists near names if there is none."""
     check_name(name)
-    try:
-        model: nn.Module = timm.create_model(name, num_classes=0, img_size=image_size)
-    except TypeError:  # convolutional networks take any size and don't know the argument
-        model = timm.create_model(name, num_classes=0)
+    model: nn.Module = timm.create_model(name, num_classes=0, **size_options(name, image_size))
     if not hasattr(model, "forward_intermediates"):
         raise ConfigError(f"Backbone {name!r} gives no intermediate feature maps; resnet18 or vit_tiny_patch16_224 do.")
     return model
+
+
+@functools.cache
+def size_options(name: str, image_size: int) -> dict[str, Any]:
+    """What `timm.create_model` has to be told for inputs of this side: transformers have an embedding per position,
+    convolutional networks take any size and don't know the argument.
+    """
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, img_size=image_size)
+    except TypeError:
+        return {}
+    return {"img_size": image_size}
 
 
 def check_name(name: str) -> None:
@@ -110,11 +122,17 @@ def statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def load_weights(model: nn.Module, name: str, where: str, num_classes: int = 0) -> None:
-    """Load published weights into a timm model: see `find_weights`; `timm` downloads what timm publishes for it."""
+    """Load published weights into a timm model: see `find_weights`; `timm` downloads what timm publishes for it.
+
+    Embeddings of positions are resampled to the model's own grid.
+    """
     if where == "timm":
         weights = timm.create_model(name, pretrained=True, num_classes=num_classes).state_dict()
     else:
         weights = read_weights(find_weights(where))
+    adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if adapt is not None and set(model.state_dict()) <= set(weights):
+        weights = adapt(weights, model)
     model.load_state_dict(match(model, weights, where))
 
 
@@ -123,7 +141,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         raise DataError(f"{path}: no such weights file.")
     if path.suffix == ".safetensors":
-        return load_file(path)
+        return read_tensors(path)[1]
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or harmful file makes torch's reader raise whatever it meets

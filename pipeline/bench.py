@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import write_atomically, write_json
-from pipeline.machine import device_name
-from pipeline.runtime import Runtime
+from pipeline.machine import device_name, processor_name
+from pipeline.runtime import Runtime, usable_cores
 
 
 def take_turns(measures: Mapping[str, Callable[[], float]], windows: int) -> dict[str, list[float]]:
@@ -42,20 +42,10 @@ def circumstances(device: str) -> dict[str, Any]:
         "command": " ".join([name, *sys.argv[1:]]),
         "device": device_name(device),
         "processor": processor_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "load": round(os.getloadavg()[0], 2),
         "software": {"python": platform.python_version(), **Runtime.software()},
     }
-
-
-def processor_name() -> str:
-    """The processor as it calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def save_result(path: Path, title: str, result: Mapping[str, Any], table: Sequence[Sequence[str]]) -> None:

@@ -46,7 +46,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             about: dict[str, Any] = json.loads((file.metadata() or {}).get("about", "{}"))
             return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{path}: not readable as safetensors ({error}).") from error
 
 
@@ -93,9 +93,12 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """The state that `save_state` wrote."""
+    """The state that `save_state` wrote. DataError names a damaged file."""
     about, tensors = read_tensors(path)
-    state: dict[str, Any] = unflatten(about, tensors)
+    try:
+        state: dict[str, Any] = unflatten(about, tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: a damaged training state ({type(error).__name__}: {error}).") from error
     return state
 
 

@@ -71,7 +71,7 @@ class FitConfig(Section):
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps with a linearly rising learning rate; a cosine to zero follows."""
     clip: float | None = Field(default=1.0, gt=0)
-    """Largest gradient norm."""
+    """Largest gradient norm; null for none."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of the moving average of the weights, which is then what is kept."""
     checkpoint_s: float = Field(default=60, ge=0)
@@ -121,7 +121,8 @@ class TeacherConfig(Section):
     task: str
     """What it teaches: the name of a folder in `tasks/`."""
     require: dict[str, float] = {}
-    """Metrics to reach on its held-out images before it may label, for example {miou: 0.3}."""
+    """Metrics to reach on its held-out images (`val`, or else `test`) before it may label, as {miou: 0.3}; for teachers
+    that are trained here."""
 
 
 class StudentConfig(TrainingConfig):
@@ -130,7 +131,7 @@ class StudentConfig(TrainingConfig):
     weighting: Literal["schedule", "equal", "uncertainty"] = "schedule"
     """MuST's rule from the schedules of teacher and student, all 1, or learned uncertainties."""
     loss_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
-    """Weights by teacher, instead of the rule's; 0 leaves the teacher out."""
+    """Weights by teacher, instead of the rule's (not with `uncertainty`); 0 leaves the teacher out."""
     thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
     """Smallest score kept, by teacher or task; 0.5 for detection and segmentation, 0 elsewhere."""
     labels: Literal["true_first", "pseudo_only", "true_only"] = "true_first"
@@ -138,7 +139,7 @@ class StudentConfig(TrainingConfig):
 
 
 class LabellingConfig(Section):
-    """How the pool is labelled; none of it changes a label but `max_failed`, which can refuse a run."""
+    """How the pool is labelled; none of it changes a label, but `max_failed` can refuse a run."""
 
     batch: int = Field(default=32, ge=1)
     """Images that go through a teacher at once."""
@@ -163,7 +164,7 @@ class RuntimeConfig(Section):
     precision: Annotated[Precision, BeforeValidator(lambda value: str(value) if value == 32 else value)] = "auto"
     """`auto` measures whether bfloat16 is faster, for every model and for training and prediction apart."""
     runner: Literal["inline", "threads"] = "threads"
-    """`threads` runs the steps as a Prefect flow, `inline` in this process without Prefect."""
+    """`threads` runs the steps, one after the other, as a Prefect flow; `inline` without Prefect."""
     workers: int = Field(default=0, ge=0)
     """Threads for decoding and encoding; 0 = one per core."""
 
@@ -255,12 +256,20 @@ def parse_recipe(text: str, origin: str, overrides: Sequence[str] = ()) -> Recip
         raise ConfigError(f"{origin}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{origin}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}.")
+    data = _apart(data)
     for override in overrides:
         apply_override(data, override)
     try:
         return Recipe.model_validate(expand(data, origin))
     except ValidationError as error:
         raise ConfigError("\n".join(explain(origin, problem) for problem in error.errors())) from error
+
+
+def _apart(value: Any) -> Any:
+    """The same with no part in two places: what YAML's `*alias` shares, an override is to change in one."""
+    if isinstance(value, dict):
+        return {key: _apart(item) for key, item in value.items()}
+    return [_apart(item) for item in value] if isinstance(value, list) else value
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:

@@ -8,8 +8,12 @@ MustError
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+MOST_NAMES = 40
+"""An error lists so many names and no more."""
 
 
 class MustError(Exception):
@@ -19,7 +23,7 @@ class MustError(Exception):
 
 
 class ConfigError(MustError):
-    """The recipe, an option or the environment does not fit; nothing was changed on disk."""
+    """The recipe, an option or the environment does not fit; what was made before stays."""
 
     exit_code = 2
 
@@ -36,11 +40,24 @@ class Stopped(MustError):
     exit_code = 75
 
 
+@contextlib.contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Errors of this project that are raised inside begin with the place they are about."""
+    try:
+        yield
+    except MustError as error:
+        raise type(error)(f"{place}: {error}") from error
+
+
 def choose(value: str, known: Iterable[str], what: str) -> str:
-    """Return `value` if it is one of `known`; else raise ConfigError with the nearest and all the names."""
+    """Return `value` if it is one of `known`; else raise ConfigError with the nearest name and the others, if many only
+    those that are near.
+    """
     names = sorted(known)
     if value in names:
         return value
     near = difflib.get_close_matches(value, names, n=1)
     guess = f" Did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"{what} {value!r} is unknown.{guess} Known: {', '.join(names) or 'none'}.")
+    shown = names if len(names) <= MOST_NAMES else difflib.get_close_matches(value, names, n=MOST_NAMES // 2, cutoff=0)
+    more = f" and {len(names) - len(shown)} more" if len(shown) < len(names) else ""
+    raise ConfigError(f"{what} {value!r} is unknown.{guess} Known: {', '.join(shown) or 'none'}{more}.")

@@ -1,4 +1,4 @@
-"""The one training loop: teachers, student, stages and fine-tuning are all trained by `fit`.
+"""The one training loop: teachers and the student are trained by `fit`.
 
 What is trained returns its losses; the loop owns the rest: device and precision, schedule, accumulation, clipping,
 averaging of weights, the log, and a state on disk from which a run goes on in the middle of an epoch as if nothing
@@ -59,10 +59,11 @@ class Job:
 
 
 class Losses(NamedTuple):
-    """Of one step: what was minimised, and the named parts it was combined from."""
+    """Of one step: what was minimised, the named parts it was combined from, and the highest learning rate."""
 
     total: float
     parts: dict[str, float]
+    lr: float
 
 
 def learning_rate(step: int, steps: int, warmup: float) -> float:
@@ -78,7 +79,8 @@ def parameter_groups(module: nn.Module, config: FitConfig) -> list[dict[str, Any
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(("backbone." in name, parameter.ndim > 1), []).append(parameter)
+            inside = "backbone" in name.split(".")[:2]  # of the network; a head may be called backbone too
+            groups.setdefault((inside, parameter.ndim > 1), []).append(parameter)
     return [
         {
             "params": parameters,
@@ -175,10 +177,12 @@ class _Training:
                 losses = self._update(pieces)
                 self.step += 1
                 self._report(losses, self.job.config.batch / (time.perf_counter() - began))
-                if self.runtime.stop.is_set() or time.monotonic() - saved > self.job.config.checkpoint_s:
+                stop = self.runtime.stop.is_set()  # asked once: what stops here has saved its state
+                if stop or time.monotonic() - saved > self.job.config.checkpoint_s:
                     self.save()
                     saved = time.monotonic()
-                self.runtime.check_stop(self.job.name)
+                if stop:
+                    self.runtime.check_stop(self.job.name)
         finally:
             batches.close()  # type: ignore[attr-defined]  # a generator: ends its threads
             self.log.close()
@@ -194,23 +198,24 @@ class _Training:
                 self.fabric.backward(total / len(pieces))
             for name, loss in {**losses, TOTAL: total}.items():
                 sums.setdefault(name, []).append(float(loss.detach()))
-        if self.job.config.clip:
-            clip = self.job.config.clip
-            norm = self.fabric.clip_gradients(self.model, self.optimizer, max_norm=clip, error_if_nonfinite=False)
-            self._check("gradient", norm, pieces)
+        most = self.job.config.clip or math.inf  # infinite: measured, not clipped
+        norm = self.fabric.clip_gradients(self.model, self.optimizer, max_norm=most, error_if_nonfinite=False)
+        self._check("gradient", norm, pieces)
+        lr = max(float(rate) for rate in self.schedule.get_last_lr())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         if self.ema:
             self.ema.update(self.module, self.step)
         means = {name: sum(values) / len(values) for name, values in sums.items()}
-        return Losses(means.pop(TOTAL), means)
+        return Losses(means.pop(TOTAL), means, lr)
 
     def _check(self, what: str, value: Tensor | None, pieces: Sequence[Any]) -> None:
         if value is not None and not bool(value.isfinite()):
             keys = ", ".join(key for piece in pieces for key in piece.keys)
+            found = f"the {what} is {float(value.detach())} at step {self.step}"
             raise DataError(
-                f"{self.job.name}: the {what} is {float(value)} at step {self.step}. Images of the batch: {keys}. "
+                f"{self.job.name}: {found}. Images of the batch: {keys}. "
                 "A smaller lr, or leaving these images out, may help."
             )
 
@@ -219,7 +224,7 @@ class _Training:
             "step": self.step,
             "loss": losses.total,
             "losses": losses.parts,
-            "lr": self.schedule.get_last_lr()[0],
+            "lr": losses.lr,
             "images_per_s": round(rate, 2),
             "waited_s": round(self.job.stream.waited, 3),
         }
@@ -245,8 +250,9 @@ class _Log:
         return open(self._path, "a", encoding="utf-8", buffering=1)  # line by line: what is logged is on disk
 
     def truncate(self, step: int) -> None:
-        lines = self._path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        text = self._path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1].splitlines()  # the last line may be torn
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
         self._file.close()
         self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self._file = self._open()

@@ -72,6 +72,10 @@ class Label(ABC):
     """The smallest score that is kept unless a recipe says otherwise."""
     reading: ClassVar[str] = ""
     """How to read the drawing, where the picture itself does not say it."""
+    unit: ClassVar[str] = "pixels"
+    """What `count` counts; pixels are those of the label."""
+    in_pixels: ClassVar[bool] = False
+    """Whether values are coordinates in pixels, and not a raster that may be coarser than the image."""
 
     def __init__(self, space: LabelSpace) -> None:
         self.space = space

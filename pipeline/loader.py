@@ -35,17 +35,36 @@ Collate = Callable[[Sequence[Value]], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """Labels of one head for one image shard: a label file, how to read it, and the threshold applied when read."""
+    """Labels of one head for one image shard: a label file, how to read it, and the threshold applied when read.
+
+    A file of the shard's own has its keys in its order. Of another shard's, `rows` says in which row of the file each
+    image has its label, -1 for none.
+    """
 
     path: Path
     label: Label
     threshold: float = 0.0
+    rows: tuple[int, ...] | None = None
+
+    def row(self, row: int) -> int:
+        """The row in the file for a row of the image shard, -1 if it has none."""
+        return row if self.rows is None else self.rows[row]
+
+    def check(self, images: ImageShard, keys: Sequence[str]) -> None:
+        """Raise DataError, naming shard and key, unless the file, which holds `keys`, has every image's label where it
+        is looked for.
+        """
+        if self.rows is None:
+            return check_joined(images.keys, keys, images.name, self.path)
+        pairs = [(key, keys[row]) for key, row in zip(images.keys, self.rows, strict=True) if row >= 0]
+        return check_joined([key for key, _ in pairs], [found for _, found in pairs], images.name, self.path)
 
     def has_label(self, images: ImageShard) -> NDArray[np.bool_]:
-        """For every image of the shard, whether it has a label here. DataError unless the file is the shard's."""
+        """For every image of the shard, whether it has a label here. DataError if the file is not the right one."""
         table = read_labels(self.path, ["key", "status"])
-        check_joined(images.keys, table.column("key").to_pylist(), images.name, self.path)
-        return np.asarray(table.column("status").to_numpy() == "ok")
+        self.check(images, table.column("key").to_pylist())
+        fine = np.append(table.column("status").to_numpy() == "ok", False)
+        return np.asarray(fine[[self.row(row) for row in range(len(images))]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +105,13 @@ class Library:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def _read_layers(self, number: int) -> dict[str, list[tuple[LabelShard, float]]]:
+    def _read_layers(self, number: int) -> dict[str, list[tuple[LabelShard, Layer]]]:
         shelf = self.shelves[number]
-        opened: dict[str, list[tuple[LabelShard, float]]] = {}
+        opened: dict[str, list[tuple[LabelShard, Layer]]] = {}
         for head, layers in shelf.layers.items():
-            opened[head] = [(LabelShard(layer.path, layer.label), layer.threshold) for layer in layers]
-            for shard, _ in opened[head]:
-                check_joined(shelf.images.keys, shard.keys, shelf.images.name, shard.path)
+            opened[head] = [(LabelShard(layer.path, layer.label), layer) for layer in layers]
+            for shard, layer in opened[head]:
+                layer.check(shelf.images, shard.keys)
         return opened
 
     def locate(self, index: int) -> tuple[int, int]:
@@ -105,8 +124,9 @@ class Library:
         number, row = self.locate(index)
         found: dict[str, Value] = {}
         for head, layers in self._open(number).items():
-            for shard, threshold in layers:
-                value = shard.value(row, threshold)
+            for shard, layer in layers:
+                place = layer.row(row)
+                value = None if place < 0 else shard.value(place, layer.threshold)
                 if value is not None:
                     found[head] = value
                     break
@@ -133,7 +153,7 @@ class Library:
         labels = self.labels(index)
         cells = size // 4
         values = {
-            head: view_label(labels[head], value, view, size if labels[head].task == "detection" else cells)
+            head: view_label(labels[head], value, view, size if labels[head].in_pixels else cells)
             for head, value in self.values(index).items()
         }
         return Sample(key, image, values)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -20,6 +22,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from pipeline.artifacts import hash_json, read_json, write_json
+from pipeline.checkpoint import restore_rng, rng_state
 from pipeline.errors import ConfigError
 from pipeline.runtime import Runtime
 
@@ -76,6 +79,16 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else f"{device}, {torch.get_num_threads()} threads"
 
 
+def processor_name() -> str:
+    """The processor as it calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def choose(runtime: Runtime, about: Any, model: nn.Module, call: Callable[[nn.Module, Choice], None]) -> Choice:
     """The fastest way to run `call` on (a copy of) `model`; measured once per root, model and machine.
 
@@ -84,7 +97,8 @@ def choose(runtime: Runtime, about: Any, model: nn.Module, call: Callable[[nn.Mo
     """
     device = find_device(runtime.device)
     formats: list[Format] = ["32", "bf16"] if runtime.precision == "auto" else [runtime.precision]
-    memo = runtime.root / "machine" / f"{hash_json([about, device_name(device), formats, torch.__version__])[:16]}.json"
+    machine = [device_name(device), processor_name(), torch.__version__]
+    memo = runtime.root / "machine" / f"{hash_json([about, *machine, formats])[:16]}.json"
     if memo.exists():
         return Choice(**read_json(memo))
     candidates = [Choice(device, form, layout, {}) for form in formats for layout in (False, True)]
@@ -98,7 +112,7 @@ def choose(runtime: Runtime, about: Any, model: nn.Module, call: Callable[[nn.Mo
 
 def _time(choice: Choice, model: nn.Module, call: Callable[[nn.Module, Choice], None]) -> float:
     trial = choice.place(copy.deepcopy(model))
-    random = torch.get_rng_state()
+    random = rng_state()
     taken = []
     for _ in range(REPEATS + 1):
         began = time.perf_counter()
@@ -106,7 +120,7 @@ def _time(choice: Choice, model: nn.Module, call: Callable[[nn.Module, Choice], 
         if choice.device == "cuda":
             torch.cuda.synchronize()
         taken.append((time.perf_counter() - began) * 1000)
-    torch.set_rng_state(random)  # the measurement leaves no trace in what follows
+    restore_rng(random)  # the measurement leaves no trace in what follows
     return statistics.median(taken[1:])
 
 

@@ -17,6 +17,11 @@ Precision = Literal["auto", "32", "bf16"]
 Progress = Callable[[str, float, str], None]
 
 
+def usable_cores() -> int:
+    """Cores that this process may use: all of them, or fewer where the system (Linux) or a container says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def quiet(step: str, done: float, line: str) -> None:
     """A progress line that goes nowhere."""
 
@@ -39,7 +44,7 @@ class Runtime:
     @property
     def threads(self) -> int:
         """Worker threads for decoding and encoding: as asked, else one per core this process may use."""
-        return self.workers or len(os.sched_getaffinity(0))
+        return self.workers or usable_cores()
 
     def check_stop(self, step: str) -> None:
         """Raise Stopped if a stop was asked for."""

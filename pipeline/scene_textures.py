@@ -50,12 +50,12 @@ def bundled(package: str, name: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise ConfigError(
-            f"Image {name!r} comes with {distribution}, which is not installed: pip install 'must[demo]'."
+            f"Image {name!r} comes with {distribution}, which is not installed: uv pip install {distribution}."
         )
     path = Path(spec.origin).parent / folder / name
     if not path.is_file():
         raise ConfigError(
-            f"{path}: this release of {distribution} has no {name!r}: pip install --upgrade 'must[demo]'."
+            f"{path}: this release of {distribution} has no {name!r}: uv pip install --upgrade {distribution}."
         )
     return path
 

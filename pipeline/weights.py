@@ -32,7 +32,6 @@ def find_weights(where: str) -> Path:
     return matches[0]
 
 
-@functools.cache
 def weights_digest(where: str) -> str:
     """What tells these weights from others: the hash of the file, or of the folder's files; for what is published
     elsewhere, the name that it has there.
@@ -41,5 +40,16 @@ def weights_digest(where: str) -> str:
         return where
     folder = Path(where).expanduser()
     if folder.is_dir():
-        return hash_json({file.name: hash_file(file) for file in folder.iterdir() if file.is_file()})[:16]
-    return hash_file(find_weights(where))[:16]
+        return hash_json({file.name: _file_digest(file) for file in folder.iterdir() if file.is_file()})[:16]
+    return _file_digest(find_weights(where))[:16]
+
+
+def _file_digest(path: Path) -> str:
+    about = path.stat()
+    return _hash_once(path, about.st_size, about.st_mtime_ns)
+
+
+@functools.cache
+def _hash_once(path: Path, size: int, mtime_ns: int) -> str:
+    """The file's hash: weights are large, and a recipe names the same ones many times."""
+    return hash_file(path)

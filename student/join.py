@@ -10,6 +10,7 @@ import tasks
 from pipeline.artifacts import Inputs, read_json
 from pipeline.config import StudentConfig
 from pipeline.errors import DataError
+from pipeline.images import ImageShard
 from pipeline.labels import LabelSpace
 from pipeline.loader import Layer, Library, Shelf
 from tasks.ingest import IngestedSet
@@ -52,15 +53,13 @@ def join(config: StudentConfig, heads: Mapping[str, Head], inputs: Inputs) -> Li
     """Pool images and labels, joined shard by shard. Image shards are pooled; each image is one draw in an epoch."""
     index = read_json(inputs["label"].path / "labels.json")
     pseudo = {(entry["set"], entry["shard"], entry["teacher"]): entry["path"] for entry in index}
-    sets = {name: IngestedSet(made) for name, made in inputs.of_kind("data").items()}
+    truths = {} if config.labels == "pseudo_only" else _truths(heads, inputs)
     shelves = []
     for name, shard, rows in pool_shards(inputs["pool"], inputs.of_kind("data")):
         layers = {}
         for head in heads.values():
             reader = tasks.label(head.space)
-            found = []
-            if head.data == name and config.labels != "pseudo_only":
-                found.append(Layer(sets[name].truth(head.space.task, "train", shard.name), reader))
+            found = truths[head.teacher].layers(name, shard) if head.teacher in truths else []
             if config.labels != "true_only":
                 path = inputs.runtime.root / _path(pseudo, name, shard.name, head.teacher)
                 found.append(Layer(path, reader, head.threshold))
@@ -69,6 +68,38 @@ def join(config: StudentConfig, heads: Mapping[str, Head], inputs: Inputs) -> Li
         if layers:
             shelves.append(labelled(Shelf(shard, rows, layers)))
     return Library(shelves)
+
+
+class Truth:
+    """The true labels of one head: those of the training images of the set that its teacher learned from."""
+
+    def __init__(self, head: Head, name: str, found: IngestedSet) -> None:
+        self.head, self.name, self.found = head, name, found
+        shards = found.images("train").shards
+        self._places = {key: (shard.name, row) for shard in shards for row, key in enumerate(shard.keys)}
+
+    def layers(self, name: str, shard: ImageShard) -> list[Layer]:
+        """The labels for a shard of the set `name`: its own, or those of images that are in both sets."""
+        if name == self.name:
+            return [self._layer(shard.name)]
+        places = [self._places.get(key, ("", -1)) for key in shard.keys]
+        return [
+            self._layer(other, tuple(row if where == other else -1 for where, row in places))
+            for other in sorted({where for where, _ in places} - {""})
+        ]
+
+    def _layer(self, shard: str, rows: tuple[int, ...] | None = None) -> Layer:
+        task = self.head.space.task
+        return Layer(self.found.truth(task, "train", shard), tasks.label(self.head.space), rows=rows)
+
+
+def _truths(heads: Mapping[str, Head], inputs: Inputs) -> dict[str, Truth]:
+    sets = inputs.of_kind("data")
+    return {
+        name: Truth(head, head.data, IngestedSet(sets[head.data]))
+        for name, head in heads.items()
+        if head.data in sets and head.data is not None
+    }
 
 
 def _path(pseudo: Mapping[tuple[str, str, str], str], name: str, shard: str, teacher: str) -> Path:

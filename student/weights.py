@@ -66,7 +66,7 @@ def _weight(config: StudentConfig, head: Head) -> float:
         return 1.0
     if head.schedule is None:
         raise ConfigError(
-            f"Teacher {head.teacher!r} was not trained here, so MuST's weighting has no schedule to work from: "
+            f"Teacher {head.teacher!r} states no schedule, which MuST's weighting works from: "
             f"give student.loss_weights.{head.teacher}, for example 1.0, or set student.weighting: equal."
         )
     return task_weight(config.batch, config.lr, head.schedule.batch, head.schedule.lr)

@@ -66,13 +66,15 @@ def fetch(where: str, task: str) -> tuple[Any, Any]:
 def describe(model: Any, processor: Any, about: Mapping[str, Any]) -> dict[str, Any]:
     """What the teacher's `model.json` says: how images are prepared and what the outputs are."""
     size, centre = _input(processor, about["image_size"])
+    if getattr(processor, "do_flip_channel_order", False):
+        raise ConfigError(f"{about['weights']!r} was trained on images with blue first; only red first is supported.")
     names = model.config.id2label
     return {
         "format": "transformers",
         **{key: about[key] for key in ("weights", "task", "head", "scale")},
         "classes": [] if about["task"] == "depth" else [str(names[number]) for number in sorted(names)],
         "size": size,
-        "centre": centre,
+        "centre": centre if about["task"] == "classification" else None,  # a map or a box is of the whole image
         "bicubic": int(getattr(processor, "resample", None) or 0) == BICUBIC,
         **_statistics(processor),
     }

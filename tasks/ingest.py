@@ -58,15 +58,18 @@ def ingest(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str,
     source = open_source(config["source"])
     labels = {task: tasks.label(space) for task, space in source.spaces().items()}
     writing = _Writing(out, labels, config["shard_images"], config["name"])
-    for read in _read_all(source, labels, inputs):
-        writing.add(read)
-        inputs.runtime.check_stop(f"data.{config['name']}")
-        seen = writing.counts["images"]
-        if seen % 50 == 0:
-            inputs.runtime.progress(f"data.{config['name']}", 0.0, f"{seen} images")
-    for name, reason in source.problems():
-        writing.quarantine(name, "", reason)
-    writing.close()
+    try:
+        for read in _read_all(source, labels, inputs):
+            writing.add(read)
+            inputs.runtime.check_stop(f"data.{config['name']}")
+            seen = writing.counts["images"]
+            if seen % 50 == 0:
+                inputs.runtime.progress(f"data.{config['name']}", 0.0, f"{seen} images")
+        for name, reason in source.problems():
+            writing.quarantine(name, "", reason)
+        writing.close()
+    finally:
+        writing.discard()
     _check_share(writing, config["source"].get("max_bad", 0.05), config["name"])
     write_json(out / "set.json", writing.summary({task: label.space for task, label in labels.items()}))
     return dict(writing.counts)
@@ -115,7 +118,8 @@ class _Writing:
         first = self._seen.setdefault((split, image.key), read.record.name)
         if first != read.record.name:
             self.counts["duplicates"] += 1
-            self._list("duplicates", read.record.name, split, f"same bytes as {first}")
+            dropped = "; its label is not used" if read.rows else ""
+            self._list("duplicates", read.record.name, split, f"same bytes as {first}{dropped}")
             return None
         for note in read.notes:
             self.counts["notes"] += 1
@@ -165,6 +169,11 @@ class _Writing:
         for name, rows in self._lists.items():
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), self.out / f"{name}.parquet")
 
+    def discard(self) -> None:
+        """Leave no half-written shard; after `close` there is nothing to do."""
+        for writer, _ in self._open.values():
+            writer.discard()
+
     def first_reasons(self, most: int = 3) -> str:
         """A few of the quarantined files, for a message."""
         return "; ".join(f"{row['source']}: {row['reason']}" for row in self._lists["quarantine"][:most])
@@ -178,10 +187,10 @@ class _Writing:
 
 
 def _check_share(writing: _Writing, most: float, name: str) -> None:
-    bad, good = writing.counts["quarantined"], writing.counts["images"]
+    bad, good = writing.counts["quarantined"], writing.counts["images"] + writing.counts["duplicates"]
     if not good:
         raise DataError(f"data.{name}: not one usable image. {writing.first_reasons() or 'Nothing was found there.'}")
-    if bad > most * (bad + good):
+    if bad / (bad + good) > most:
         raise DataError(
             f"data.{name}: {bad} of {bad + good} files can't be used, more than max_bad = {most:g} allows. "
             f"First: {writing.first_reasons()}"
@@ -210,7 +219,10 @@ class IngestedSet:
         """The true labels of one image shard."""
         return self.artifact.path / "labels" / task / split / f"{shard}.parquet"
 
-    def held_out(self, preferred: str) -> str | None:
-        """The split to evaluate on: `preferred`, or the other held-out one, or None."""
+    def held_out(self, preferred: str, task: str | None = None) -> str | None:
+        """The split to evaluate on: `preferred`, or the other held-out one, or None; with `task`, one that has its
+        labels.
+        """
         other = {"test": "val", "val": "test"}[preferred]
-        return next((split for split in (preferred, other) if split in self.splits), None)
+        what = "images" if task is None else f"labels.{task}"
+        return next((split for split in (preferred, other) if self.counts.get(f"{what}.{split}")), None)

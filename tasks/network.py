@@ -21,6 +21,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 import tasks
 from pipeline.backbone import Backbone, register_statistics, statistics
 from pipeline.checkpoint import load_model, save_model
+from pipeline.errors import ConfigError
 from pipeline.labels import LabelSpace
 from tasks.task import FeatureInfo, Features
 
@@ -152,6 +153,12 @@ class Network(nn.Module):
         network = cls(NetworkConfig(**about))
         network.load_state_dict(weights)
         return network.eval()
+
+
+def check_head_name(name: str) -> None:
+    """Raise ConfigError if torch keeps the name for itself: heads are the parts of a `ModuleDict`."""
+    if hasattr(nn.ModuleDict, name):
+        raise ConfigError(f"teachers.{name}: torch needs the name {name!r} for itself; call the teacher another.")
 
 
 def seed_part(seed: int, name: str) -> None:

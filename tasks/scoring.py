@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -18,27 +19,43 @@ from pipeline.runtime import Runtime
 from tasks.learning import Predictor
 
 BATCH = 16
+AHEAD = 2
+"""Batches per thread that are made ready before they are asked for."""
+Ready = list[tuple[NDArray[np.uint8], tuple[int, int]]]
+"""Per image of a batch, the model's input and the image's size."""
 
 
 def predict_all(predictor: Predictor, library: Library, runtime: Runtime) -> Iterator[tuple[int, dict[str, Value]]]:
-    """(position, labels by head) for every image of the library, in order, decoded ahead on threads."""
-    with ThreadPoolExecutor(runtime.threads, thread_name_prefix="score") as pool:
+    """(position, labels by head) for every image of the library, in order, decoded ahead on threads.
 
-        def ready(start: int) -> list[tuple[NDArray[np.uint8], tuple[int, int]]]:
-            return list(map(prepare, range(start, min(start + BATCH, len(library)))))
+    Raises Stopped if a stop was asked for.
+    """
+    starts = iter(range(0, len(library), BATCH))
+    pool = ThreadPoolExecutor(runtime.threads, thread_name_prefix="score")
 
-        def prepare(index: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-            image = read_image(library, index)
-            return predictor.preparation(image), image.size
+    def ready(start: int) -> Ready:
+        return list(map(prepare, range(start, min(start + BATCH, len(library)))))
 
-        waiting = collections.deque((start, pool.submit(ready, start)) for start in range(0, len(library), BATCH))
+    def prepare(index: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        image = read_image(library, index)
+        return predictor.preparation(image), image.size
+
+    def submit(count: int) -> Iterator[tuple[int, Future[Ready]]]:
+        return ((start, pool.submit(ready, start)) for start in itertools.islice(starts, count))
+
+    try:
+        waiting = collections.deque(submit(AHEAD * runtime.threads))
         while waiting:
+            runtime.check_stop("scoring")
             start, future = waiting.popleft()
             inputs = future.result()
+            waiting.extend(submit(1))
             images = torch.from_numpy(np.stack([image for image, _ in inputs])).permute(0, 3, 1, 2)
             predictions = predictor.predict(images)
             for offset, (_, size) in enumerate(inputs):
                 yield start + offset, predictor.values(predictions, offset, size)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def read_image(library: Library, index: int) -> Image.Image:

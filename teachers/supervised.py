@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.artifacts import Inputs, read_json
 from pipeline.config import TeacherConfig, TrainingConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, choose
 
 if TYPE_CHECKING:
     from tasks.learning import Predictor
@@ -20,6 +21,13 @@ class Config(TeacherConfig, TrainingConfig):
     kind: Literal["supervised"] = "supervised"
     data: str
     """The set it learns from, by its name under `data`."""
+
+    def check(self) -> None:
+        """The backbone is there, and the metrics to reach are some of the task's."""
+        super().check()
+        better = importlib.import_module(f"tasks.{self.task}.model").TaskModel.better
+        for metric in self.require:
+            choose(metric, better, "require: metric")
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -47,7 +55,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     course = Course(teacher, teacher.augment, config["seed"])
     choice = train_network(network, Sum({name: 1.0}), library, course, (f"teacher.{name}", out, inputs.runtime))
     network.cpu().save(out)
-    split = found.held_out("val")
+    split = found.held_out("val", teacher.task)
     scores: dict[str, float] = {}
     if split:
         predictor = network_predictor(network).settle(inputs.runtime, read_json(out / "model.json"))

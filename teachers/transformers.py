@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Config(TeacherConfig):
-    """A model for one task. Needs the extra `must[transformers]`."""
+    """A model for one task. Needs the package transformers, the extra of that name."""
 
     kind: Literal["transformers"] = "transformers"
     task: Literal["classification", "detection", "segmentation", "depth"]
@@ -32,7 +32,7 @@ class Config(TeacherConfig):
     @classmethod
     def _installed(cls, kind: str) -> str:
         if importlib.util.find_spec(kind) is None:
-            raise ValueError("the package transformers is not installed; pip install 'must[transformers]' brings it")
+            raise ValueError("the package transformers is not installed: uv pip install transformers")
         return kind
 
 

@@ -48,7 +48,8 @@ class Config(SourceConfig):
     classes: Literal["category", "supercategory"] = "category"
     """What is told apart: the file's categories, or the coarser groups that it puts them in."""
     annotations: dict[Split, str] = Field(default_factory=dict)
-    """JSON file per split, from `path`. By default `instances_<split>.json`, in `path` or in `annotations`."""
+    """JSON file per split, from `path`. By default `instances_<split>.json` or `instances_<split>2017.json`,
+    in `path` or in `annotations`."""
     images: dict[Split, str] = Field(default_factory=dict)
     """Folder that a split's file names start from, from `path`. By default `images/<split>`, `<split>` or `images`."""
 

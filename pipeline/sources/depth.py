@@ -41,6 +41,8 @@ from pipeline.surfaces import Camera, normals_from_depth
 UNITS_M = {"millimetre": 0.001, "centimetre": 0.01, "metre": 1.0}
 SAME_ASPECT = 0.01
 """Aspect ratios that differ by less than this share are one: sensors of 1296x968 and 640x480 see the same."""
+FARTHEST_M = 65_504.0
+"""The largest float16."""
 Metres = NDArray[np.float32]
 
 
@@ -144,8 +146,17 @@ class Source(BaseSource):
         known = (numbers > 0) & (numbers != self.cameras.unknown) & np.isfinite(numbers)
         if not known.any():
             raise DataError("all of its depth is unknown")
-        unit = self.config.unit_m if self.config.scale == "metric" else 1.0
-        return np.where(known, numbers, 0).astype(np.float32) * np.float32(unit)
+        numbers = np.where(known, numbers, 0).astype(np.float32)
+        if self.config.scale == "relative":
+            return numbers / numbers.max()  # the scale is free, and files that use all 16 bits would not fit the store
+        return self._in_metres(numbers)
+
+    def _in_metres(self, numbers: Metres) -> Metres:
+        depth = numbers * np.float32(self.config.unit_m)
+        farthest = float(depth.max())
+        if farthest > FARTHEST_M:
+            raise DataError(f"reaches {farthest:g} m, more than {FARTHEST_M:g} can be stored: does `unit_m` fit?")
+        return depth
 
     def _add_normals(self, truth: Truth, depth: Metres, name: str, size: tuple[int, int]) -> None:
         scene = _longest(scene for scene in self.cameras.scenes if in_scene(name, scene))

@@ -20,6 +20,7 @@ class TaskLabel(Label):
     """
 
     task = "classification"
+    unit = "images"
 
     def columns(self) -> pa.Schema:
         return pa.schema(

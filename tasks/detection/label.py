@@ -23,6 +23,8 @@ class TaskLabel(Label):
     """
 
     task = "detection"
+    unit = "objects (boxes by their score)"
+    in_pixels = True
     default_threshold = 0.5  # MuST's
 
     def columns(self) -> pa.Schema:

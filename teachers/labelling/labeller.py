@@ -1,7 +1,7 @@
 """The step that labels the pool: every teacher, every shard, one decode for all teachers that still lack it.
 
 A label shard is addressed by its teacher and the image shard's content, `labels/<teacher>-<digest>/<sha>.parquet`,
-and appears whole or not at all. A rerun labels what is missing: new images alone, or a new teacher alone.
+and appears whole or not at all. A rerun labels what is missing: new shards alone, or a new teacher alone.
 """
 
 from __future__ import annotations

@@ -69,17 +69,11 @@ class Stages:
         facts = (self._facts[row] for row in rows)
         return Batch(rows, [self.shard.keys[row] for row in rows], [(width, height) for width, height, _ in facts])
 
-    def read(self, rows: range) -> list[bytes | DataError]:
-        """The images' bytes, or why they can't be had."""
-        return [self._read(row) for row in rows]
+    def read(self, rows: range) -> list[bytes]:
+        """The images' bytes. DataError if the store can't be read: that is no image's fault, and may pass."""
+        return [self.shard.read(row) for row in rows]
 
-    def _read(self, row: int) -> bytes | DataError:
-        try:
-            return self.shard.read(row)
-        except DataError as error:
-            return error
-
-    def decode(self, batch: Batch, data: Sequence[bytes | DataError]) -> None:
+    def decode(self, batch: Batch, data: Sequence[bytes]) -> None:
         """Decode once and prepare once per distinct preparation; what fails is noted and left black."""
         ways = {predictor.preparation for predictor in self.predictors.values()}
         batch.inputs = {way: np.zeros((len(batch.rows), way.size, way.size, 3), np.uint8) for way in ways}
@@ -90,15 +84,11 @@ class Stages:
             except DataError as error:
                 batch.reasons[position] = str(error)
 
-    def _pictures(
-        self, row: int, data: bytes | DataError, ways: set[Preparation]
-    ) -> Iterator[tuple[Preparation, Image.Image]]:
+    def _pictures(self, row: int, data: bytes, ways: set[Preparation]) -> Iterator[tuple[Preparation, Image.Image]]:
         """The decoded image for every preparation, decoded once for all that want it equally large.
 
         Which size a preparation gets is its own affair: a label must not depend on which other teachers are at work.
         """
-        if isinstance(data, DataError):
-            raise data
         pictures: dict[int, Image.Image] = {}
         for way in ways:
             shrink = _reduction(self._facts[row], way.enough())

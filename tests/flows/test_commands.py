@@ -70,6 +70,7 @@ def test_init_writes_a_recipe_that_can_be_planned(
         (["kinds", "other/kinds"], 2, "Two of the folders have the same name"),
         (["empty"], 3, "empty: holds no images in a layout that is known; known are coco, "),
         (["nowhere"], 3, "nowhere: holds no images"),
+        (["nameless"], 2, "classes.json"),
     ],
 )
 @pytest.mark.usefixtures("folders")
@@ -79,6 +80,7 @@ def test_init_refuses_what_it_cannot_use(
     with contextlib.chdir(tmp_path):
         Path("there.yaml").write_text("mine", "utf-8")
         Path("empty").mkdir()
+        shutil.copytree("2street", "nameless", ignore=shutil.ignore_patterns("classes.json"))
         shutil.copytree("kinds", "other/kinds")
         ends(code, "init", *arguments)
         assert says in capsys.readouterr().err

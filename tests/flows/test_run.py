@@ -64,14 +64,27 @@ def test_a_run_leaves_recipe_plan_metrics_and_report(whole: Path, recipe: Path) 
         ),
         ("teachers.masks.backbone=test_rsnet", r"teachers\.masks: timm model 'test_rsnet' is unknown"),
         ("runtime.device=mps", r"runtime\.device is 'mps'"),
+        ("teachers.masks.require={iou: 0.5}", r"teachers\.masks: require: metric 'iou' is unknown\. .*miou"),
+        ("teachers.masks.task=depth", r"teachers\.masks: the set 'world' has no labels for 'depth'; .*segmentation"),
+        ("teachers.masks.task=segmentatoin", r"teachers\.masks\.task 'segmentatoin' is unknown\. Did you mean"),
+        ("teachers.gabor.require={r2: 0.5}", r"teachers\.gabor\.require .*only teachers that are trained here"),
+        ("student.loss_weights={}", r"'gabor' states no schedule.*student\.loss_weights\.gabor.*equal"),
+        ("student.weighting=uncertainty", r"loss_weights can't be given with weighting: uncertainty"),
+        ("evaluate.sets=[pool]", r"evaluate\.sets names 'pool', which has labels for nothing: no teacher"),
     ],
 )
-def test_a_model_or_device_that_is_not_there_stops_a_run_before_its_first_step(
+def test_what_cannot_be_stops_a_run_before_its_first_step(
     recipe: Path, tmp_path: Path, override: str, says: str
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         must.run(recipe, tmp_path, [override])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_is_not_called_what_torch_calls_its_own(recipe: Path, tmp_path: Path) -> None:
+    overrides = ["teachers.train={kind: analytic}", "student.loss_weights.train=1"]
+    with pytest.raises(ConfigError, match=r"teachers\.train: torch needs the name 'train' for itself"):
+        must.run(recipe, tmp_path, overrides)
 
 
 def test_a_run_with_nothing_to_do_says_so_and_starts_nothing(whole: Path, recipe: Path) -> None:
@@ -84,9 +97,22 @@ def test_a_run_with_nothing_to_do_says_so_and_starts_nothing(whole: Path, recipe
     assert not (whole / "prefect").exists()
 
 
+def test_a_report_that_a_run_did_not_come_to_is_written_by_the_next(whole: Path, recipe: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(whole, tmp_path / "root")
+    (lost,) = (root / "runs").iterdir()
+    (lost / "report.html").unlink()
+    outcome = must.run(recipe, root, ["runtime.runner=threads"])
+    assert outcome.ran == 0
+    assert outcome.folder is not None
+    assert outcome.folder != lost
+    assert (outcome.folder / "report.html").stat().st_size > 0
+    assert must.run(recipe, root).folder == outcome.folder
+    assert not (root / "prefect").exists()
+
+
 def test_the_outcome_of_a_run_with_nothing_to_do(whole: Path, recipe: Path) -> None:
     outcome = must.run(recipe, whole)
-    assert (outcome.ran, outcome.folder) == (0, None)
+    assert (outcome.ran, outcome.folder) == (0, next((whole / "runs").iterdir()))
     assert list(outcome.artifacts) == STEPS
     assert outcome.metrics
 

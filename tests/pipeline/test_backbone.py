@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from pipeline.backbone import Backbone, create, load_weights, match, read_weights, statistics
+from pipeline.backbone import Backbone, create, load_weights, match, read_weights, size_options, statistics
 from pipeline.errors import ConfigError, DataError
 
 
@@ -66,10 +66,10 @@ def test_what_is_exported_loads_into_timm(tmp_path: Path) -> None:
 
 def test_an_unknown_backbone_is_refused_with_near_ones() -> None:
     with pytest.raises(
-        ConfigError, match=r"Backbone 'resnet81' is unknown\. Did you mean 'resnet\d+'\? Known: .*resnet18"
+        ConfigError, match=r"timm model 'resnet81' is unknown\. Did you mean 'resnet\d+'\? Known: .*resnet18"
     ):
         create("resnet81", 64)
-    with pytest.raises(ConfigError, match="Backbone 'zebra' is unknown"):
+    with pytest.raises(ConfigError, match="timm model 'zebra' is unknown"):
         create("zebra", 64)
 
 
@@ -121,6 +121,28 @@ def test_weights_of_another_model_are_refused_with_the_first_tensor_that_does_no
     wrong = {**filled(1.0), "conv1.0.weight": torch.ones(3, 3)}
     with pytest.raises(DataError, match=r"w\.pth: conv1\.0\.weight is \(3, 3\), the model needs \("):
         match(model, wrong, "w.pth")
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_weights_of_another_input_size_are_resampled(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    published = timm.create_model(name, num_classes=7)
+    save_file(published.state_dict(), tmp_path / "w.safetensors")
+    model = create(name, 64)
+    load_weights(model, name, str(tmp_path / "w.safetensors"))
+    own, theirs = model.state_dict(), published.state_dict()
+    same = [key for key in own if own[key].shape == theirs[key].shape]
+    assert all(torch.equal(own[key], theirs[key]) for key in same)
+    assert set(own) - set(same) == ({"pos_embed"} if name == "test_vit" else set())
+    again = timm.create_model(name, num_classes=0, **size_options(name, 64))
+    again.load_state_dict(own)
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1"])
+def test_a_damaged_safetensors_file_is_a_data_error(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(DataError, match=r"w\.safetensors: not readable as safetensors"):
+        read_weights(tmp_path / "w.safetensors")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

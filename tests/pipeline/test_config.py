@@ -202,6 +202,15 @@ def test_the_environment_is_read_where_it_is_named(monkeypatch: pytest.MonkeyPat
     assert expand(given, "r.yaml") == {"a": ["/data/x", 3, None], "b": "/other//data", "c": "", "d": "$HERE {x}"}
 
 
+def test_an_override_changes_one_of_those_that_share_an_alias() -> None:
+    text = RECIPE.replace("epochs: 2}", "epochs: 2, augment: &mild {flip: 0.2}}").replace(
+        "student: {", "student: {augment: *mild, "
+    )
+    recipe = parse_recipe(text, "photos.yaml", ["student.augment.flip=0"])
+    assert recipe.student.augment.flip == 0
+    assert recipe.teachers["things"].augment.flip == 0.2  # type: ignore[attr-defined]
+
+
 def test_overrides_name_variables_too_and_may_replace_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HERE", "/data")
     monkeypatch.delenv("NOT_THERE", raising=False)

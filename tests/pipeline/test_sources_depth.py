@@ -80,11 +80,14 @@ def test_metres_in_floating_point(tmp_path: Path) -> None:
     assert found[0, :4].tolist() == [0, 0, 0, 1.25]
 
 
-def test_relative_depth_is_taken_as_it_is(tmp_path: Path) -> None:
-    frame(tmp_path, "a", wall(distance=700))
+def test_relative_depth_is_a_share_of_the_nearest(tmp_path: Path) -> None:
+    nearness = wall(distance=65535)
+    nearness[0, :2] = 0, 6553
+    frame(tmp_path, "a", nearness)
     source = opened(tmp_path, scale="relative")
     assert source.spaces()["depth"].scale == "relative"
-    assert only(source).truth(SIZE).values["depth"]["depth"].max() == 700
+    found = only(source).truth(SIZE).values["depth"]["depth"]
+    np.testing.assert_allclose(found[0, :3], [0, 0.1, 1], rtol=1e-4)
     with pytest.raises(ConfigError, match="'from_depth' needs distances"):
         opened(tmp_path, scale="relative", normals="from_depth")
 
@@ -156,6 +159,12 @@ def test_a_depth_map_without_depth_is_an_error(tmp_path: Path) -> None:
     frame(tmp_path, "a", wall(distance=0))
     with pytest.raises(DataError, match=r"depth map depth/a.png: all of its depth is unknown"):
         only(opened(tmp_path)).truth(SIZE)
+
+
+def test_a_depth_that_the_store_cannot_hold_names_the_unit(tmp_path: Path) -> None:
+    frame(tmp_path, "a", wall(distance=65535))
+    with pytest.raises(DataError, match=r"a\.png: reaches 65535 m, more than 65504 can be stored: does `unit_m` fit"):
+        only(opened(tmp_path, unit_m=1.0)).truth(SIZE)
 
 
 def test_an_image_without_depth_has_no_label(tmp_path: Path) -> None:

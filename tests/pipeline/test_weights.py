@@ -56,6 +56,8 @@ def test_weights_are_told_apart_by_their_content(tmp_path: Path) -> None:
     one, other, again = (weights_digest(str(tmp_path / name)) for name in "abc")
     assert one == again == hash_file(tmp_path / "a")[:16]
     assert one != other
+    (tmp_path / "a").write_bytes(b"3 now")
+    assert weights_digest(str(tmp_path / "a")) == hash_file(tmp_path / "a")[:16] != one
     assert [weights_digest(name) for name in ("timm", "torchvision", "hub:a/b")] == ["timm", "torchvision", "hub:a/b"]
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifacts import Inputs, read_json, write_json
 from pipeline.config import StudentConfig
 from pipeline.errors import DataError
-from student.join import heads_of, join
+from pipeline.images import ImageShard
+from pipeline.loader import Library, Shelf
+from student.join import Truth, heads_of, join
+from tasks.ingest import IngestedSet
 
 if TYPE_CHECKING:
     from tests.conftest import World
@@ -43,6 +48,49 @@ def test_true_labels_are_laid_over_those_of_their_own_set_alone(world: World) ->
             assert layers[-1].threshold == (0.5 if name in ("masks", "boxes") else 0.0)
             if true and name != "gabor":
                 assert layers[0].threshold == 0, "a true label is never thresholded"
+
+
+def test_an_image_has_its_true_label_whatever_set_it_is_in_the_pool_from(world: World) -> None:
+    """A labelled image may lie in the unlabelled folder too: the pool holds it once, from whichever set comes first."""
+    inputs = world.inputs("student")
+    head = heads_of(CONFIG, inputs)["masks"]
+    found = IngestedSet(inputs["data.truth"])
+    truth = Truth(head, "truth", found)
+    own = found.images("train").shards
+    assert len(own) > 1
+    assert [truth.layers("pool", shard) for shard in IngestedSet(inputs["data.pool"]).images("train").shards] == [
+        [],
+        [],
+    ]
+    both = merged(own)
+    layers = truth.layers("pool", both)
+    assert [layer.path.stem for layer in layers] == [shard.name for shard in own]
+    assert all(layer.has_label(both).sum() == len(shard) for layer, shard in zip(layers, own, strict=True))
+    library = Library([Shelf(both, np.arange(len(both)), {"masks": tuple(layers)})])
+    expected = [
+        Library([Shelf(shard, np.arange(len(shard)), {"masks": tuple(truth.layers("truth", shard))})]) for shard in own
+    ]
+    wanted = [one.values(index)["masks"]["classes"] for one in expected for index in range(len(one))]
+    for index, classes in enumerate(reversed(wanted)):
+        np.testing.assert_array_equal(library.values(index)["masks"]["classes"], classes)
+    swapped = dataclasses.replace(layers[0], rows=layers[1].rows)
+    with pytest.raises(DataError, match="holds key"):
+        swapped.has_label(both)
+
+
+def merged(shards: Sequence[ImageShard]) -> ImageShard:
+    """One shard with the keys of several, in reverse."""
+    keys = [key for shard in shards for key in shard.keys][::-1]
+    return cast(ImageShard, SameKeys("shard-000000", keys))
+
+
+@dataclasses.dataclass
+class SameKeys:
+    name: str
+    keys: list[str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def test_equal_weights_need_no_schedule() -> None:
 
 
 def test_the_rule_names_the_teacher_it_cannot_weigh() -> None:
-    with pytest.raises(ConfigError, match=r"'foreign' was not trained here.*student\.loss_weights\.foreign.*equal"):
+    with pytest.raises(ConfigError, match=r"'foreign' states no schedule.*student\.loss_weights\.foreign.*equal"):
         combination(StudentConfig(), HEADS)
 
 

@@ -76,7 +76,7 @@ def test_1_what_is_not_positive_is_refused_by_its_name(place: int, wrong: float)
 def test_1_a_teacher_with_no_known_schedule_needs_its_weight_given() -> None:
     """As depth's does in the paper, whose teacher came from elsewhere."""
     head = Head("depth", DEPTH, None, None, 0.0)
-    with pytest.raises(ConfigError, match=r"'depth' was not trained here.*student\.loss_weights\.depth"):
+    with pytest.raises(ConfigError, match=r"'depth' states no schedule.*student\.loss_weights\.depth"):
         combination(StudentConfig(), {"depth": head})
     assert combination(StudentConfig(loss_weights={"depth": 0.7}), {"depth": head})[1] == {"depth": 0.7}
 

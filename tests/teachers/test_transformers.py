@@ -18,7 +18,7 @@ from tasks import hugging_face
 from tasks.learning import Predictor
 from teachers import transformers as kind
 
-transformers: Any = pytest.importorskip("transformers", reason="the extra must[transformers] is not installed")
+transformers: Any = pytest.importorskip("transformers", reason="transformers is not installed")
 
 NAMES = {0: "cat", 1: "N/A", 2: "dog"}
 
@@ -149,8 +149,15 @@ def test_a_depth_model_gives_its_own_depth_in_the_scale_that_is_said(save: Any, 
 def test_images_are_prepared_as_the_processor_says(
     processor: str, settings: dict[str, Any], side: int, centre: float | None
 ) -> None:
-    about = described(getattr(transformers, processor)(**settings))
+    made = getattr(transformers, processor)(**settings)
+    about = described(made, task="classification")
     assert (about["size"], about["centre"]) == (side, centre)
+    assert described(made)["centre"] is None, "a map of a part of the image would be taken for one of the whole"
+
+
+def test_a_model_that_wants_blue_first_is_refused() -> None:
+    with pytest.raises(ConfigError, match="blue first"):
+        described(transformers.MobileViTImageProcessor())
 
 
 def described(processor: Any, **settings: Any) -> dict[str, Any]:
@@ -200,5 +207,5 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_recipe_says_what_to_install_where_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"must\[transformers\]"):
+    with pytest.raises(ValueError, match="uv pip install transformers"):
         kind.Config(kind="transformers", task="depth", weights="somewhere")

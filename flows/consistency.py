@@ -1,0 +1,65 @@
+"""Whether the parts of a recipe fit together, as far as names, labels and schedules tell. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import tasks
+from pipeline.config import FitConfig, Recipe, TeacherConfig
+from pipeline.errors import ConfigError, choose
+from pipeline.labels import LabelSpace
+
+Spaces = Mapping[str, Mapping[str, LabelSpace]]
+"""By set and task, what its labels mean."""
+
+
+def check_fits(recipe: Recipe, spaces: Spaces) -> None:
+    """Raise ConfigError for a task, a set, a required metric, a weight or an evaluation that can't be as it is said."""
+    for name, teacher in recipe.teachers.items():
+        choose(teacher.task, tasks.names(), f"teachers.{name}.task")
+        _check_set(name, teacher, spaces)
+        if teacher.require and not isinstance(teacher, FitConfig):
+            raise ConfigError(
+                f"teachers.{name}.require is {teacher.require!r}, but only teachers that are trained here are measured "
+                f"before they label; leave it out for kind {teacher.kind!r}."
+            )
+    _check_weights(recipe)
+    for name in recipe.evaluate.sets:
+        _check_evaluated(name, recipe, spaces)
+
+
+def _check_set(name: str, teacher: TeacherConfig, spaces: Spaces) -> None:
+    data: str | None = getattr(teacher, "data", None)
+    if data is not None and teacher.task not in spaces[data]:
+        raise ConfigError(
+            f"teachers.{name}: the set {data!r} has no labels for {teacher.task!r}; it has them for "
+            f"{', '.join(sorted(spaces[data])) or 'nothing'}."
+        )
+
+
+def _check_weights(recipe: Recipe) -> None:
+    student = recipe.student
+    if student.weighting == "uncertainty" and student.loss_weights:
+        raise ConfigError("student.loss_weights can't be given with weighting: uncertainty, which learns them.")
+    if student.weighting != "schedule":
+        return
+    for name, teacher in recipe.teachers.items():
+        if not isinstance(teacher, FitConfig) and name not in student.loss_weights:
+            raise ConfigError(
+                f"Teacher {name!r} states no schedule, which MuST's weighting works from: give "
+                f"student.loss_weights.{name}, for example 1.0, or set student.weighting: equal."
+            )
+
+
+def _check_evaluated(name: str, recipe: Recipe, spaces: Spaces) -> None:
+    """A set to measure on needs a teacher of its task, and of its classes where they are known before the run."""
+    for teacher in recipe.teachers.values():
+        data: str | None = getattr(teacher, "data", None)
+        known = spaces[data].get(teacher.task) if data is not None else None
+        if teacher.task in spaces[name] and known in (None, spaces[name][teacher.task]):
+            return
+    there = ", ".join(sorted(spaces[name])) or "nothing"
+    raise ConfigError(
+        f"evaluate.sets names {name!r}, which has labels for {there}: "
+        "no teacher has a task and classes in common with it."
+    )

@@ -1,0 +1,399 @@
+"""The training loop: its schedule, its steps, its average, what it refuses, and going on as if never stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.checkpoint import load_state, read_tensors
+from pipeline.config import FitConfig
+from pipeline.errors import DataError, Stopped
+from pipeline.fit import Job, fit, learning_rate, parameter_groups
+from pipeline.machine import Choice
+from pipeline.runtime import Runtime
+
+STEPS = 6
+PLAIN = Choice("cpu", "32", False, {})
+LOG, STATE = "log/train.jsonl", "work/state.safetensors"
+
+
+@dataclasses.dataclass
+class Batch:
+    """images (B, 3, 4, 4), targets (B, 2); image 1 of batch 7 has the key 7.1."""
+
+    images: Tensor
+    targets: Tensor
+    keys: list[str]
+
+
+def make_batch(number: int) -> Batch:
+    random = torch.Generator().manual_seed(number)
+    images, targets = torch.randn(4, 3, 4, 4, generator=random), torch.randn(4, 2, generator=random)
+    return Batch(images, targets, [f"{number}.{index}" for index in range(4)])
+
+
+def make_double(number: int) -> Batch:
+    """Batches 2n and 2n + 1 in one."""
+    one, other = make_batch(2 * number), make_batch(2 * number + 1)
+    images, targets = torch.cat([one.images, other.images]), torch.cat([one.targets, other.targets])
+    return Batch(images, targets, one.keys + other.keys)
+
+
+class Numbered:
+    """Batches by number, and the numbers that were asked for."""
+
+    def __init__(self, make: Callable[[int], Batch] = make_batch) -> None:
+        self.make, self.waited = make, 0.0
+        self.given: list[int] = []
+
+    def stream(self, start: int) -> Iterator[Batch]:
+        for number in itertools.count(start):
+            self.given.append(number)
+            yield self.make(number)
+
+
+class Layers(nn.Module):
+    """Two linear layers and their mean squared error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(nn.Linear(48, 4), nn.Tanh())
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = (self.head(self.backbone(batch.images.flatten(1))) - batch.targets).square().mean()
+        return loss, {"error": loss.detach(), "half": loss.detach() / 2}
+
+
+class Pictures(nn.Module):
+    """What makes going on hard: a kernel with a memory layout, running statistics, and random numbers in each step."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(32, 2))
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = (self.head(self.backbone(batch.images)) - batch.targets).square().mean()
+        return loss, {"error": loss.detach()}
+
+
+class Root(nn.Module):
+    """The root of the mean squared error: where that is zero, the loss has a value but no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(48, 2, bias=False)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return (self.head(batch.images.flatten(1)) - batch.targets).square().mean().sqrt(), {}
+
+
+def watched(watch: Callable[[int, Runtime], None]) -> Runtime:
+    """A runtime that calls back after each of `STEPS` steps, with its number."""
+    runtime = Runtime(Path(), "cpu", "32", 1, progress=lambda _, done, __: watch(round(done * STEPS), runtime))
+    return runtime
+
+
+def stopping(after: int) -> Runtime:
+    """A runtime that is asked to stop after a step."""
+    return watched(lambda step, runtime: runtime.stop.set() if step == after else None)
+
+
+QUIET = watched(lambda step, runtime: None)
+
+
+def train(out: Path, model: nn.Module, runtime: Runtime = QUIET, choice: Choice = PLAIN, **fields: Any) -> nn.Module:
+    """Fit `model`; `fields` are the configuration's, and `stream` may be among them."""
+    stream = fields.pop("stream", None) or Numbered()
+    given = {"steps": STEPS, "batch": 4, "lr": 0.05, "warmup": 0.3, "checkpoint_s": 1e9, **fields}
+    config = FitConfig.model_validate(given)
+    return fit(Job("teacher.t", model, stream, given["steps"], out, config), choice, runtime)
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    """The lines of the log, without what depends on the clock."""
+    lines = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
+    return [{key: line[key] for key in line if key not in ("images_per_s", "waited_s")} for line in lines]
+
+
+def assert_same(one: nn.Module, other: nn.Module) -> None:
+    """Bit for bit, running statistics included."""
+    others = other.state_dict()
+    assert [name for name, tensor in one.state_dict().items() if not torch.equal(tensor, others[name])] == []
+
+
+def vector(module: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+
+
+def gradient(out: Path, **fields: Any) -> Tensor:
+    """What one step of plain SGD took from the weights, divided by the learning rate."""
+    objective = Layers()
+    before = vector(objective)
+    train(out, objective, steps=1, optimizer="sgd", momentum=0, weight_decay=0, lr=0.5, **fields)
+    return (before - vector(objective)) / 0.5
+
+
+# The schedule and the parameter groups
+
+
+def test_the_rate_rises_in_a_line_to_its_peak_and_falls_in_a_cosine_to_zero() -> None:
+    rates = [learning_rate(step, 100, 0.2) for step in range(101)]
+    np.testing.assert_allclose(rates[:21], np.arange(1, 22) / 21)
+    np.testing.assert_allclose(rates[20:], (1 + np.cos(np.linspace(0, np.pi, 81))) / 2, atol=1e-12)
+    assert rates[20] == 1
+    assert rates[100] == 0
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 0.99), (2, 0.5), (7, 0), (7, 0.99)])
+def test_every_step_has_a_rate_above_zero_and_one_has_the_whole(steps: int, warmup: float) -> None:
+    rates = [learning_rate(step, steps, warmup) for step in range(steps)]
+    assert min(rates) > 0
+    assert max(rates) == 1
+
+
+def test_each_step_takes_its_own_rate(tmp_path: Path) -> None:
+    class Slope(Layers):
+        """Its biases' gradient is always 1."""
+
+        def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            return self.head.bias.sum(), {}
+
+    slope, places = Slope(), [Slope().head.bias[0].item()]
+    runtime = watched(lambda step, runtime: places.append(slope.head.bias[0].item()))
+    train(tmp_path, slope, runtime, optimizer="sgd", momentum=0, lr=0.1, warmup=0.5, clip=None)
+    np.testing.assert_allclose(-np.diff(places), [0.025, 0.05, 0.075, 0.1, 0.075, 0.025], rtol=1e-4)
+
+
+def test_only_matrices_decay_and_only_the_backbone_has_its_own_rate() -> None:
+    module = Pictures()
+    module.head[2].bias.requires_grad_(False)
+    groups = parameter_groups(module, FitConfig(lr=2, backbone_lr=0.25, weight_decay=0.3))
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    found = [(names[one], group["lr"], group["weight_decay"]) for group in groups for one in group["params"]]
+    assert sorted(found) == [
+        ("backbone.0.bias", 0.5, 0),
+        ("backbone.0.weight", 0.5, 0.3),
+        ("backbone.1.bias", 0.5, 0),
+        ("backbone.1.weight", 0.5, 0),
+        ("head.2.weight", 2, 0.3),
+    ]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_backbone_at_rate_zero_stays_as_it_was(tmp_path: Path, optimizer: str) -> None:
+    objective, before = Layers(), Layers()
+    train(tmp_path, objective, optimizer=optimizer, backbone_lr=0)
+    assert_same(objective.backbone, before.backbone)
+    assert not torch.equal(objective.head.weight, before.head.weight)
+
+
+# One step
+
+
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_a_step_on_two_pieces_is_a_step_on_the_whole_batch(tmp_path: Path, clip: float | None) -> None:
+    pieces = gradient(tmp_path / "pieces", batch=8, accumulate=2, clip=clip)
+    whole = gradient(tmp_path / "whole", batch=8, stream=Numbered(make_double), clip=clip)
+    torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-6)
+    assert log(tmp_path / "pieces")[0]["losses"] == pytest.approx(log(tmp_path / "whole")[0]["losses"])
+    assert log(tmp_path / "pieces")[0]["loss"] == pytest.approx(log(tmp_path / "whole")[0]["loss"])
+
+
+def test_clipping_shortens_a_long_gradient_and_leaves_a_short_one(tmp_path: Path) -> None:
+    objective = Layers()
+    objective(make_batch(0))[0].backward()
+    true = torch.cat([one.grad.flatten() for one in objective.parameters() if one.grad is not None])
+    norm = float(true.norm())
+    free = gradient(tmp_path / "free", clip=None)
+    torch.testing.assert_close(free, true, rtol=1e-4, atol=1e-6)
+    short = gradient(tmp_path / "short", clip=norm / 4)
+    assert float(short.norm()) == pytest.approx(norm / 4, rel=1e-3)
+    torch.testing.assert_close(short, free / 4, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(gradient(tmp_path / "same", clip=norm * 4), free, rtol=1e-6, atol=1e-7)
+
+
+def test_batches_are_taken_in_order_as_many_a_step_as_are_accumulated(tmp_path: Path) -> None:
+    stream = Numbered()
+    with pytest.raises(Stopped):
+        train(tmp_path, Layers(), stopping(after=2), stream=stream, accumulate=2)
+    assert stream.given == [0, 1, 2, 3]
+    train(tmp_path, Layers(), stream=stream, accumulate=2)
+    assert stream.given == list(range(2 * STEPS))
+
+
+def test_every_step_is_logged_and_told(tmp_path: Path) -> None:
+    told: list[tuple[str, float]] = []
+    runtime = Runtime(tmp_path, progress=lambda name, done, line: told.append((name, done)))
+    with torch.no_grad():
+        first = float(Layers()(make_batch(0))[0])
+    train(tmp_path, Layers(), runtime)
+    lines = log(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[0]["loss"] == pytest.approx(first)
+    assert lines[0]["losses"] == {"error": pytest.approx(first), "half": pytest.approx(first / 2)}
+    assert {name for name, _ in told} == {"teacher.t"}
+    assert [done for _, done in told] == pytest.approx([step / STEPS for step in range(1, STEPS + 1)])
+
+
+# The average
+
+
+def average(weights: list[np.ndarray[Any, Any]], most: float) -> np.ndarray[Any, Any]:
+    """In float64, the moving average of the weights after each step, as ModelEmaV3 documents it: the weights
+    themselves for two steps; then its decay grows as 1 - (1 + k)^(-2/3), up to the decay that was asked for.
+    """
+    mean = weights[1]
+    for k, weight in enumerate(weights[2:], start=1):
+        decay = min(1 - (1 + k) ** (-2 / 3), most)
+        mean = decay * mean + (1 - decay) * weight
+    return mean
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.6, 0.999])
+def test_what_is_returned_is_the_moving_average(tmp_path: Path, decay: float) -> None:
+    objective = Layers()
+    raw: list[np.ndarray[Any, Any]] = []
+    runtime = watched(lambda step, runtime: raw.append(vector(objective).double().numpy()))
+    trained = train(tmp_path, objective, runtime, ema=decay)
+    assert trained is objective
+    found = vector(trained).numpy()
+    np.testing.assert_allclose(found, average(raw, decay), rtol=1e-5, atol=1e-7)
+    assert np.abs(found - raw[-1]).max() > 1e-3
+
+
+def test_the_average_changes_nothing_but_what_is_returned_in_eval_mode(tmp_path: Path) -> None:
+    trained = [train(tmp_path / "without", Pictures().eval()), train(tmp_path / "with", Pictures(), ema=0.9)]
+    assert log(tmp_path / "without") == log(tmp_path / "with")
+    assert not any(module.training for one in trained for module in one.modules())
+
+
+# What is not finite
+
+
+def endless(number: int) -> Batch:
+    """Batch 3 has no loss that is finite."""
+    batch = make_batch(number)
+    return dataclasses.replace(batch, images=batch.images * (torch.inf if number == 3 else 1))
+
+
+def met(number: int) -> Batch:
+    """Batch 3 is met exactly, by any weights."""
+    batch, scale = make_batch(number), number != 3
+    return dataclasses.replace(batch, images=batch.images * scale, targets=batch.targets * scale)
+
+
+THIRD = r"3\.0, 3\.1, 3\.2, 3\.3\."
+ILL = pytest.mark.parametrize(("what", "objective", "make"), [("loss", Pictures, endless), ("gradient", Root, met)])
+
+
+@ILL
+@pytest.mark.parametrize("fields", [{}, {"clip": None}, {"ema": 0.5}], ids=str)
+def test_what_is_not_finite_ends_the_fit_and_never_reaches_the_state(
+    tmp_path: Path, what: str, objective: type[nn.Module], make: Callable[[int], Batch], fields: dict[str, Any]
+) -> None:
+    named = rf"^teacher\.t: the {what} is (inf|nan) at step 3\. Images of the batch: {THIRD} A smaller lr"
+    with pytest.raises(DataError, match=named):
+        train(tmp_path / "ill", objective(), stream=Numbered(make), checkpoint_s=0, **fields)
+    assert load_state(tmp_path / "ill" / STATE)["step"] == 3
+    assert all(bool(tensor.isfinite().all()) for tensor in read_tensors(tmp_path / "ill" / STATE)[1].values())
+    assert [line["step"] for line in log(tmp_path / "ill")] == [1, 2, 3]
+    healed = train(tmp_path / "ill", objective(), **fields)
+    assert_same(healed, train(tmp_path / "well", objective(), **fields))
+
+
+@ILL
+def test_a_loss_is_that_of_a_piece_and_a_gradient_that_of_all(
+    tmp_path: Path, what: str, objective: type[nn.Module], make: Callable[[int], Batch]
+) -> None:
+    keys = THIRD if what == "loss" else r"2\.0, 2\.1, 2\.2, 2\.3, " + THIRD
+    with pytest.raises(DataError, match=rf"the {what} is (inf|nan) at step 1\. Images of the batch: {keys}"):
+        train(tmp_path, objective(), stream=Numbered(make), accumulate=2)
+
+
+# Going on
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("ema", [None, 0.5])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_stopped_fit_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, optimizer: str, ema: float | None, accumulate: int, channels_last: bool
+) -> None:
+    choice = Choice("cpu", "32", channels_last, {})
+    fields: dict[str, Any] = {"optimizer": optimizer, "ema": ema, "accumulate": accumulate, "choice": choice}
+    whole = train(tmp_path / "whole", Pictures(), **fields)
+    for seed, after in enumerate((1, 2, 4, STEPS)):  # other weights and random numbers each time it is begun again
+        with pytest.raises(Stopped, match=r"Stopped in teacher\.t"):
+            train(tmp_path / "parts", Pictures(seed), stopping(after), **fields)
+        assert load_state(tmp_path / "parts" / STATE)["step"] == after
+    parts = train(tmp_path / "parts", Pictures(99), **fields)
+    assert_same(parts, whole)
+    assert log(tmp_path / "parts") == log(tmp_path / "whole")
+
+
+def test_a_stop_that_comes_late_in_a_step_leaves_a_state_too(tmp_path: Path) -> None:
+    class Late(threading.Event):
+        """Set just after it was first asked."""
+
+        def is_set(self) -> bool:
+            before = super().is_set()
+            self.set()
+            return before
+
+    with pytest.raises(Stopped):
+        train(tmp_path, Layers(), dataclasses.replace(QUIET, stop=Late()))
+    assert load_state(tmp_path / STATE)["step"] == len(log(tmp_path))
+
+
+def test_a_crash_costs_only_the_steps_since_the_last_state(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", Pictures())
+    with pytest.raises(Stopped):
+        train(tmp_path / "parts", Pictures(), stopping(after=2))
+    five = [make_batch(number) for number in range(5)]
+    with pytest.raises(IndexError):
+        train(tmp_path / "parts", Pictures(), stream=Numbered(five.__getitem__))
+    assert len(log(tmp_path / "parts")) == 5
+    assert_same(train(tmp_path / "parts", Pictures(), stream=(stream := Numbered())), whole)
+    assert stream.given == [2, 3, 4, 5]
+    assert log(tmp_path / "parts") == log(tmp_path / "whole")  # steps 3 to 5 are in it once
+
+
+@pytest.mark.parametrize("end", ["{", '"loss"', '"losses": {', '"half": ', "}", '"waited_s"', "}\n"])
+def test_a_torn_last_line_of_the_log_is_cut(tmp_path: Path, end: str) -> None:
+    train(tmp_path / "whole", Layers())
+    line = (tmp_path / "whole" / LOG).read_text().splitlines(keepends=True)[3]
+    with pytest.raises(Stopped):
+        train(tmp_path / "parts", Layers(), stopping(after=3))
+    with open(tmp_path / "parts" / LOG, "a") as file:
+        file.write(line[: line.index(end) + len(end)])
+    train(tmp_path / "parts", Layers())
+    assert log(tmp_path / "parts") == log(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("part", [slice(0), slice(100), slice(-1), slice(2, None)], ids=str)
+def test_a_damaged_state_is_named_and_deleting_it_starts_over(tmp_path: Path, part: slice) -> None:
+    with pytest.raises(Stopped):
+        train(tmp_path, Layers(), stopping(after=3))
+    path = tmp_path / STATE
+    path.write_bytes(path.read_bytes()[part])
+    with pytest.raises(DataError, match=r"work/state\.safetensors: .* Delete it to start teacher\.t over\."):
+        train(tmp_path, Layers())
+    path.unlink()
+    train(tmp_path, Layers())
+    assert [line["step"] for line in log(tmp_path)] == [1, 2, 3, 4, 5, 6]
