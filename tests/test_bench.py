@@ -73,7 +73,7 @@ def test_labelling_is_measured_and_leaves_no_label(world: World, monkeypatch: py
 def test_what_was_not_made_cannot_be_measured(tmp_path: Path) -> None:
     recipe = (
         "{name: none, data: {a: {kind: scenes, count: 2, seed: 1}}, teachers: {g: {kind: analytic}}, pool: [a], "
-        "student: {}}"
+        "student: {weighting: equal}}"
     )
     with pytest.raises(DataError, match=r"nothing for pool, data.a, teacher.g .* `must run` with this recipe"):
         made_inputs(parse_recipe(recipe, "test"), tmp_path, "label")

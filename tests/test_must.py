@@ -71,8 +71,8 @@ def test_a_mistake_in_the_recipe_ends_with_2_and_one_line(
 def test_bad_data_ends_with_3(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "broken.jpg").write_bytes(b"no picture")
-    override = f"data.world={{kind: folder, path: {tmp_path / 'set'}}}"
+    more = ["-o", f"data.more={{kind: folder, path: {tmp_path / 'set'}}}", "-o", "pool=[world, more]"]
     with pytest.raises(SystemExit) as ended:
-        must.main(["run", str(recipe), "-o", override, "--root", str(tmp_path / "root")])
+        must.main(["run", str(recipe), *more, "--root", str(tmp_path / "root")])
     assert ended.value.code == 3
-    assert "must: data.world: not one usable image. broken.jpg" in capsys.readouterr().err
+    assert "must: data.more: not one usable image. broken.jpg" in capsys.readouterr().err

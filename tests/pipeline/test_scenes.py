@@ -292,12 +292,12 @@ def test_the_stamp_follows_the_renderer_and_the_set(monkeypatch: pytest.MonkeyPa
     ("module", "make"),
     [("skimage", lambda: Source(Config(count=1, seed=0))), ("sklearn", lambda: photos(4))],
 )
-def test_a_missing_package_names_the_extra(
+def test_a_missing_package_is_named_as_it_is_installed(
     module: str, make: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else find(name))
-    with pytest.raises(ConfigError, match=r"must\[demo\]"):
+    with pytest.raises(ConfigError, match=r"uv pip install scikit-"):
         make()
 
 
