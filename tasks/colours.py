@@ -37,12 +37,15 @@ def enlarge(cells: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(cells).resize(size, Image.Resampling.NEAREST)
 
 
-def caption(image: Image.Image, text: str, at: tuple[float, float] = (0, 0)) -> None:
-    """Write `text` on the image in white on a dark bar, its top left corner at `at`, kept inside the image."""
+def caption(image: Image.Image, text: str, at: tuple[float, float] = (0, 0), above: bool = False) -> None:
+    """Write `text` on the image in white on a dark bar, its top left corner at `at`, or with `above` its bottom left one;
+    kept inside the image.
+    """
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=max(9, min(14, max(image.size) // 12)))
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     x = max(0.0, min(at[0], image.width - (right - left) - 4))
-    y = max(0.0, min(at[1], image.height - (bottom - top) - 4))
-    draw.rectangle((x, y, x + right - left + 4, y + bottom - top + 4), fill=(20, 20, 24))
+    height = bottom - top + 4
+    y = max(0.0, min(at[1] - height * above, image.height - height))
+    draw.rectangle((x, y, x + right - left + 4, y + height), fill=(20, 20, 24))
     draw.text((x + 2 - left, y + 2 - top), text, fill=(255, 255, 255), font=font)

@@ -92,7 +92,7 @@ class TaskLabel(Label):
             draw.rectangle(
                 tuple(box), outline=tuple(int(c) for c in colours[name]), width=max(1, max(image.size) // 96)
             )
-            caption(drawn, f"{self.space.classes[name]} {score:.0%}", (float(box[0]), float(box[1])))
+            caption(drawn, f"{self.space.classes[name]} {score:.0%}", (float(box[0]), float(box[1])), above=True)
         return drawn
 
     def say(self, value: Value) -> str:
