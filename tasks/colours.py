@@ -38,8 +38,8 @@ def enlarge(cells: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
 
 
 def caption(image: Image.Image, text: str, at: tuple[float, float] = (0, 0), above: bool = False) -> None:
-    """Write `text` on the image in white on a dark bar, its top left corner at `at`, or its bottom left one with `above`;
-    it is kept inside the image.
+    """Write `text` on the image in white on a dark bar, kept inside the image: its top left corner at `at`, or with
+    `above` its bottom left one.
     """
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=max(9, min(14, max(image.size) // 12)))
