@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import tasks
-from pipeline.config import FitConfig, Recipe, TeacherConfig
+from pipeline.config import FitConfig, Recipe
 from pipeline.errors import ConfigError, choose
 from pipeline.labels import LabelSpace
+from tasks.ingest import taught_space
 
 Spaces = Mapping[str, Mapping[str, LabelSpace]]
 """By set and task, what its labels mean."""
@@ -17,38 +18,17 @@ def check_fits(recipe: Recipe, spaces: Spaces) -> None:
     """Raise ConfigError for a task, a set, a required metric, a weight or an evaluation that can't be as it is said."""
     for name, teacher in recipe.teachers.items():
         choose(teacher.task, tasks.names(), f"teachers.{name}.task")
-        _check_set(name, teacher, spaces)
+        data: str | None = getattr(teacher, "data", None)
+        if data is not None:
+            taught_space(name, teacher.task, data, spaces[data])
         if teacher.require and not isinstance(teacher, FitConfig):
             raise ConfigError(
                 f"teachers.{name}.require is {teacher.require!r}, but only teachers that are trained here are measured "
                 f"before they label; leave it out for kind {teacher.kind!r}."
             )
-    _check_weights(recipe)
+    recipe.student.check_weights({name: isinstance(teacher, FitConfig) for name, teacher in recipe.teachers.items()})
     for name in recipe.evaluate.sets:
         _check_evaluated(name, recipe, spaces)
-
-
-def _check_set(name: str, teacher: TeacherConfig, spaces: Spaces) -> None:
-    data: str | None = getattr(teacher, "data", None)
-    if data is not None and teacher.task not in spaces[data]:
-        raise ConfigError(
-            f"teachers.{name}: the set {data!r} has no labels for {teacher.task!r}; it has them for "
-            f"{', '.join(sorted(spaces[data])) or 'nothing'}."
-        )
-
-
-def _check_weights(recipe: Recipe) -> None:
-    student = recipe.student
-    if student.weighting == "uncertainty" and student.loss_weights:
-        raise ConfigError("student.loss_weights can't be given with weighting: uncertainty, which learns them.")
-    if student.weighting != "schedule":
-        return
-    for name, teacher in recipe.teachers.items():
-        if not isinstance(teacher, FitConfig) and name not in student.loss_weights:
-            raise ConfigError(
-                f"Teacher {name!r} states no schedule, which MuST's weighting works from: give "
-                f"student.loss_weights.{name}, for example 1.0, or set student.weighting: equal."
-            )
 
 
 def _check_evaluated(name: str, recipe: Recipe, spaces: Spaces) -> None:

@@ -137,6 +137,17 @@ class StudentConfig(TrainingConfig):
     labels: Literal["true_first", "pseudo_only", "true_only"] = "true_first"
     """A true label wins over a pseudo label; or only one of the kinds."""
 
+    def check_weights(self, scheduled: Mapping[str, bool]) -> None:
+        """Raise ConfigError if the weighting can't weigh a teacher; `scheduled` tells who states a schedule."""
+        if self.weighting == "uncertainty" and self.loss_weights:
+            raise ConfigError("student.loss_weights can't be given with weighting: uncertainty, which learns them.")
+        for name, states_it in scheduled.items():
+            if self.weighting == "schedule" and not states_it and name not in self.loss_weights:
+                raise ConfigError(
+                    f"Teacher {name!r} states no schedule, which MuST's weighting works from: "
+                    f"give student.loss_weights.{name}, for example 1.0, or set student.weighting: equal."
+                )
+
 
 class LabellingConfig(Section):
     """How the pool is labelled; none of it changes a label, but `max_failed` can refuse a run."""

@@ -51,9 +51,8 @@ def combination(config: StudentConfig, heads: Mapping[str, Head]) -> tuple[nn.Mo
 
     ConfigError if the rule needs a teacher's schedule and it has none: its weight has to be given.
     """
+    config.check_weights({head.teacher: head.schedule is not None for head in heads.values()})
     if config.weighting == "uncertainty":
-        if config.loss_weights:
-            raise ConfigError("student.loss_weights can't be given with weighting: uncertainty, which learns them.")
         return Uncertainty(list(heads)), {}
     weights = {name: _weight(config, head) for name, head in heads.items()}
     return Sum(weights), weights
@@ -62,11 +61,6 @@ def combination(config: StudentConfig, heads: Mapping[str, Head]) -> tuple[nn.Mo
 def _weight(config: StudentConfig, head: Head) -> float:
     if head.teacher in config.loss_weights:
         return config.loss_weights[head.teacher]
-    if config.weighting == "equal":
+    if config.weighting == "equal" or head.schedule is None:  # without one, only equal weights have passed the check
         return 1.0
-    if head.schedule is None:
-        raise ConfigError(
-            f"Teacher {head.teacher!r} states no schedule, which MuST's weighting works from: "
-            f"give student.loss_weights.{head.teacher}, for example 1.0, or set student.weighting: equal."
-        )
     return task_weight(config.batch, config.lr, head.schedule.batch, head.schedule.lr)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.nn import functional
 
 import tasks
 from pipeline.backbone import register_statistics
@@ -19,7 +18,6 @@ from pipeline.weights import HUB
 from tasks import published
 from tasks.detection.model import MOST_BOXES, SCORE_FLOOR
 from tasks.learning import Predictor, Preparation
-from tasks.task import STRIDE
 
 MODELS = {
     "classification": "AutoModelForImageClassification",
@@ -133,7 +131,7 @@ class MapReader(Reader):
 
     def read(self, output: Any, side: int) -> Tensor:
         """Class logits (B, K, S/4, S/4)."""
-        return _resize(output.logits.float(), side)
+        return published.at_stride(output.logits.float(), side)
 
 
 class DepthReader(Reader):
@@ -145,7 +143,7 @@ class DepthReader(Reader):
 
     def read(self, output: Any, side: int) -> Tensor:
         """(B, 1, S/4, S/4): the logarithm of metres, or relative inverse depth."""
-        found = _resize(output.predicted_depth.float()[:, None], side)
+        found = published.at_stride(output.predicted_depth.float()[:, None], side)
         return found.clamp(min=NEAREST_M).log() if self.metric else found
 
 
@@ -170,11 +168,6 @@ class BoxReader(Reader):
         order = found["scores"].argsort(descending=True, stable=True)
         order = order[labels[order] > 0][:MOST_BOXES]
         return {"boxes": found["boxes"][order], "scores": found["scores"][order], "labels": labels[order]}
-
-
-def _resize(maps: Tensor, side: int) -> Tensor:
-    size = (side // STRIDE, side // STRIDE)
-    return functional.interpolate(maps, size=size, mode="bilinear", antialias=True)
 
 
 READERS = {"classification": Reader, "detection": BoxReader, "segmentation": MapReader, "depth": DepthReader}

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import tasks
 from pipeline.artifacts import Artifact, Inputs, hash_file, read_json, write_json
 from pipeline.decode import inspect
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.images import ImageShard, ImageStore, NewImage, ShardWriter
 from pipeline.labels import Label, LabelSpace, LabelWriter, Row, about_store
 from pipeline.sources import SPLITS, BaseSource, Record, SourceConfig
@@ -195,6 +195,16 @@ def _check_share(writing: _Writing, most: float, name: str) -> None:
             f"data.{name}: {bad} of {bad + good} files can't be used, more than max_bad = {most:g} allows. "
             f"First: {writing.first_reasons()}"
         )
+
+
+def taught_space(teacher: str, task: str, data: str, spaces: Mapping[str, LabelSpace]) -> LabelSpace:
+    """What a teacher's task means in the set `data`, of these label spaces. ConfigError if it has no such labels."""
+    if task not in spaces:
+        raise ConfigError(
+            f"teachers.{teacher}: the set {data!r} has no labels for {task!r}; it has them for "
+            f"{', '.join(sorted(spaces)) or 'nothing'}."
+        )
+    return spaces[task]
 
 
 class IngestedSet:

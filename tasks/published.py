@@ -39,8 +39,13 @@ class Segmenter(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         logits = self.model((images - self.mean) / self.std)["out"].float()
-        size = [side // STRIDE for side in images.shape[-2:]]
-        return {self.head: functional.interpolate(logits, size=size, mode="bilinear", antialias=True)}
+        return {self.head: at_stride(logits, images.shape[-1])}
+
+
+def at_stride(maps: Tensor, side: int) -> Tensor:
+    """Maps (B, C, h, w) of square inputs, resized to (B, C, side/4, side/4)."""
+    size = (side // STRIDE, side // STRIDE)
+    return functional.interpolate(maps, size=size, mode="bilinear", antialias=True)
 
 
 class Detector(nn.Module):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.artifacts import Inputs, read_json
 from pipeline.config import TeacherConfig, TrainingConfig
-from pipeline.errors import ConfigError, choose
+from pipeline.errors import choose
 
 if TYPE_CHECKING:
     from tasks.learning import Predictor
@@ -36,7 +36,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     Raises ConfigError if the set has no labels of the task, DataError if the loss stops being finite.
     """
     from tasks.building import build_network
-    from tasks.ingest import IngestedSet
+    from tasks.ingest import IngestedSet, taught_space
     from tasks.learning import Course, Sum, network_predictor, train_network
     from tasks.scoring import score
     from tasks.shelves import held_out_keys, truth_library
@@ -44,12 +44,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 
     name, teacher = config["name"], Config.model_validate(config["teacher"])
     found = IngestedSet(inputs[f"data.{teacher.data}"])
-    if teacher.task not in found.spaces:
-        raise ConfigError(
-            f"teachers.{name}: the set {teacher.data!r} has no labels for {teacher.task!r}; it has them for "
-            f"{', '.join(sorted(found.spaces)) or 'nothing'}."
-        )
-    space = found.spaces[teacher.task]
+    space = taught_space(name, teacher.task, teacher.data, found.spaces)
     network = build_network(teacher, {name: space}, config["seed"])
     library = truth_library(found, "train", {name: teacher.task}, held_out_keys(found))
     course = Course(teacher, teacher.augment, config["seed"])
