@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import posixpath
 import re
+import uuid
 from collections.abc import Iterator
 from typing import IO, Literal
 
@@ -91,6 +93,41 @@ class Place:
             raise DataError(f"{self}: ends {size - len(data)} bytes before the end of an image in it")
         return data
 
+    def write(self, data: bytes) -> None:
+        """Make the file, whole or not at all, in the place of one that is there."""
+        if not self.local:
+            self.system.pipe_file(self.path, data)
+            return
+        with _beside(self.path, data) as part:
+            os.replace(part, self.path)
+
+    def create(self, data: bytes) -> bool:
+        """Make the file, whole, unless there is one; whether this call made it. Of many at once one does, on a file
+        system that is shared and on object storage as well.
+        """
+        try:
+            if not self.local:
+                self.system.pipe_file(self.path, data, mode="create")
+                return True
+            with _beside(self.path, data) as part:
+                os.link(part, self.path)
+        except FileExistsError:
+            return False
+        return True
+
+    def remove(self) -> None:
+        """Take the file away, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.system.rm_file(self.path)
+
+    def files(self) -> dict[str, int]:
+        """Every file below this folder, hidden ones as well, by its path from here: its size in bytes."""
+        try:
+            found = self.system.find(self.path, detail=True)
+        except FileNotFoundError:
+            return {}
+        return {Place(self.system, path).under(self): int(facts["size"]) for path, facts in found.items()}
+
     def stamp(self) -> tuple[int, int]:
         """(size in bytes, mtime in ns); for a remote file (size, hash of its state); (-1, 0) for a link to nothing."""
         if not self.local:
@@ -101,6 +138,23 @@ class Place:
         except FileNotFoundError:
             return -1, 0
         return info.st_size, info.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _beside(path: str, data: bytes) -> Iterator[str]:
+    """A hidden file with `data`, safe on the disk, in the folder of `path`, which is made; gone afterwards."""
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    part = f"{folder}/.{name}.{uuid.uuid4().hex[:12]}.part"
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield part
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
 
 
 def shown(name: str) -> str:

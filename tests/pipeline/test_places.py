@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -116,3 +118,47 @@ def test_remote_folders_are_walked_like_local_ones() -> None:
     assert before == (root / "a.jpg").stamp()
     system.pipe_file("/places/a.jpg", b"A.jpg")
     assert (root / "a.jpg").stamp() != before
+
+
+@pytest.mark.parametrize("folder", ["local", "memory://written"])
+def test_files_are_written_whole_listed_and_removed(folder: str, tmp_path: Path) -> None:
+    root = Place.of(str(tmp_path / folder) if folder == "local" else f"{folder}/{tmp_path.name}")
+    assert root.files() == {}
+    (root / "a/b").write(b"12")
+    (root / "a/b").write(b"123")
+    (root / ".c").write(b"")
+    assert root.files() == {"a/b": 3, ".c": 0}
+    assert (root / "a/b").read() == b"123"
+    (root / "a/b").remove()
+    (root / "a/b").remove()
+    assert root.files() == {".c": 0}
+
+
+@pytest.mark.parametrize("folder", ["local", "memory://created"])
+def test_a_file_is_created_once(folder: str, tmp_path: Path) -> None:
+    file = Place.of(str(tmp_path / folder) if folder == "local" else f"{folder}/{tmp_path.name}") / "x"
+    assert file.create(b"first")
+    assert not file.create(b"second")
+    assert file.read() == b"first"
+    assert file.parent.files() == {"x": 5}
+
+
+def test_of_many_that_create_a_file_at_once_one_does(tmp_path: Path) -> None:
+    files = [Place.of(str(tmp_path / f"{number}")) for number in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        made = [sum(pool.map(lambda who, f=file: f.create(b"%d" % who), range(8))) for file in files]
+    assert made == [1] * 20
+
+
+def test_what_can_not_be_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Place.of(str(tmp_path / "x"))
+    file.write(b"before")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        file.write(b"after")
+    assert file.read() == b"before"
+    assert os.listdir(tmp_path) == ["x"]
