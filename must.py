@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from flows.dag import Planned
+    from flows.dag import Planned, Selection
     from flows.run import Outcome
 
 # Everything that takes time to import is imported by the command that needs it: help comes at once, and a plan
@@ -37,6 +37,17 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--override", "-o", metavar="KEY=VALUE", help="Change a key, as in student.epochs=3."),
 ]
+To = Annotated[str, typer.Option("--to", metavar="STEP", help="Go as far as this step.")]
+Only = Annotated[
+    str | None, typer.Option("--only", metavar="STEP", help="Make this step alone; what it reads has to be there.")
+]
+From = Annotated[
+    str | None, typer.Option("--from", metavar="STEP", help="Make this step and all behind it again, changed or not.")
+]
+Force = Annotated[
+    list[str] | None,
+    typer.Option("--force", metavar="STEP", help="Make this step again; what is behind it if its result differs."),
+]
 DEFAULT_ROOT = Path("must-root")
 
 
@@ -44,16 +55,17 @@ def run(
     recipe: str | Path,
     root: str | Path = DEFAULT_ROOT,
     overrides: list[str] | None = None,
-    last: str = "evaluate",
+    steps: Selection | None = None,
     **runtime: Any,
 ) -> Outcome:
-    """Run a recipe, up to the step `last`, and return its outcome.
+    """Run a recipe, or some of its steps (`flows.dag.Selection`), and return the outcome.
 
     `runtime` may hold `progress` and `stop` of `pipeline.runtime.Runtime`.
 
     Raises ConfigError, DataError or Stopped of `pipeline.errors`, or their base MustError if Prefect fails.
     """
-    from flows.run import execute_recipe
+    from flows.execution import execute_recipe
+    from flows.run import WHOLE
     from pipeline.config import read_recipe
     from pipeline.process import set_up_process
     from pipeline.runtime import Runtime
@@ -62,25 +74,45 @@ def run(
     read = read_recipe(Path(recipe), overrides or ())
     machine = read.runtime
     where = Path(root).resolve()
-    return execute_recipe(read, Runtime(where, machine.device, machine.precision, machine.workers, **runtime), last)
+    here = Runtime(where, machine.device, machine.precision, machine.workers, **runtime)
+    return execute_recipe(read, here, steps or WHOLE)
 
 
-def plan(recipe: str | Path, root: str | Path = DEFAULT_ROOT, overrides: list[str] | None = None) -> list[Planned]:
+def plan(
+    recipe: str | Path,
+    root: str | Path = DEFAULT_ROOT,
+    overrides: list[str] | None = None,
+    steps: Selection | None = None,
+) -> list[Planned]:
     """What a run would do: every step with what is reused and why the rest is run."""
-    from flows.run import prepare
+    from flows.run import WHOLE, prepare
     from pipeline.config import read_recipe
 
-    return prepare(read_recipe(Path(recipe), overrides or ()), Path(root).resolve())[1]
+    return prepare(read_recipe(Path(recipe), overrides or ()), Path(root).resolve(), steps or WHOLE).planned
+
+
+def _selection(to: str, only: str | None, start: str | None, force: list[str] | None) -> Selection:
+    from flows.dag import Selection
+
+    return Selection(to, only, start, tuple(force or ()))
 
 
 @app.command("run")
-def run_command(recipe: RecipePath, root: Root = DEFAULT_ROOT, override: Overrides = None) -> None:
+def run_command(
+    recipe: RecipePath,
+    root: Root = DEFAULT_ROOT,
+    override: Overrides = None,
+    to: To = "evaluate",
+    only: Only = None,
+    start: From = None,
+    force: Force = None,
+) -> None:
     """Run a recipe: every step whose result is not there yet."""
     from flows.console import Console
 
     console, stop = Console(), threading.Event()
     with console.progress(stop) as progress:
-        outcome = run(recipe, root, override, progress=progress, stop=stop)
+        outcome = run(recipe, root, override, _selection(to, only, start, force), progress=progress, stop=stop)
     console.show_outcome(outcome)
 
 
@@ -88,19 +120,28 @@ def run_command(recipe: RecipePath, root: Root = DEFAULT_ROOT, override: Overrid
 def label_command(recipe: RecipePath, root: Root = DEFAULT_ROOT, override: Overrides = None) -> None:
     """Run a recipe as far as the labels: what the teachers say of the pool."""
     from flows.console import Console
+    from flows.dag import Selection
 
     console, stop = Console(), threading.Event()
     with console.progress(stop) as progress:
-        outcome = run(recipe, root, override, last="label", progress=progress, stop=stop)
+        outcome = run(recipe, root, override, Selection("label"), progress=progress, stop=stop)
     console.show_labels(outcome, root)
 
 
 @app.command("plan")
-def plan_command(recipe: RecipePath, root: Root = DEFAULT_ROOT, override: Overrides = None) -> None:
+def plan_command(
+    recipe: RecipePath,
+    root: Root = DEFAULT_ROOT,
+    override: Overrides = None,
+    to: To = "evaluate",
+    only: Only = None,
+    start: From = None,
+    force: Force = None,
+) -> None:
     """Show what a run would do, and why."""
     from flows.console import Console
 
-    Console().show_plan(plan(recipe, root, override))
+    Console().show_plan(plan(recipe, root, override, _selection(to, only, start, force)))
 
 
 @app.command("init")

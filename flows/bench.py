@@ -17,7 +17,7 @@ from pipeline.runtime import Runtime
 
 def made_inputs(recipe: Recipe, root: Path, name: str) -> tuple[Step, Inputs]:
     """The step `name` and the artifacts that it reads. DataError if they were not made yet, or for other settings."""
-    planned = {each.step.name: each for each in prepare(recipe, root)[1]}
+    planned = {each.step.name: each for each in prepare(recipe, root).planned}
     step = planned[name].step
     made = {each: planned[each].artifact for each in step.inputs}
     missing = [each for each, artifact in made.items() if artifact is None]

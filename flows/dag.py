@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence, Set
 from typing import Any
 
 from flows.consistency import check_fits
 from pipeline.artifacts import Artifact, Step, Workspace, fingerprint, hash_json
 from pipeline.config import FitConfig, Recipe, TeacherConfig
-from pipeline.errors import choose, naming
+from pipeline.errors import ConfigError, choose, naming
 from pipeline.sources import BaseSource
 from pipeline.weights import weights_digest
 from tasks.ingest import open_source
@@ -36,7 +37,8 @@ def build_steps(recipe: Recipe) -> list[Step]:
     learning = {"student": _settings(recipe.student), "seed": recipe.seed, **_start(recipe.student)}
     taught = tuple(sorted({f"data.{teacher.data}" for teacher in recipe.teachers.values() if hasattr(teacher, "data")}))
     truths = tuple(name for name in taught if name not in pooled)
-    student = Step("student", "student.train:train_student", learning, ("pool", "label", *pooled, *truths, *makers))
+    learned_from = ("pool", "label", *pooled, *truths, *makers)
+    student = Step("student", "student.train:train_student", learning, learned_from, trains=True)
     measured = {**recipe.evaluate.model_dump(mode="json"), "seed": recipe.seed}
     evaluate = Step("evaluate", "evaluation.evaluate:evaluate", measured, ("student", *sets, *makers))
     return [*ingests, *teachers, pool, label, student, evaluate]
@@ -58,7 +60,8 @@ def _teacher_step(recipe: Recipe, name: str, teacher: TeacherConfig) -> Step:
     settings.pop("require")  # a gate on the result, not a part of it
     config: dict[str, Any] = {"name": name, "teacher": settings, "seed": recipe.seed, **_start(teacher)}
     inputs = (f"data.{teacher.data}",) if hasattr(teacher, "data") else ()
-    return Step(f"teacher.{name}", f"teachers.{teacher.kind}:make", config, inputs)
+    trains = isinstance(teacher, FitConfig)
+    return Step(f"teacher.{name}", f"teachers.{teacher.kind}:make", config, inputs, trains=trains)
 
 
 def _settings(section: TeacherConfig | FitConfig) -> dict[str, Any]:
@@ -85,21 +88,72 @@ class Planned:
         return "reuse" if self.artifact else "run"
 
 
-def plan(steps: list[Step], workspace: Workspace) -> list[Planned]:
-    """For every step, whether it will run, and why. Reads manifests only."""
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which steps of a recipe a run is about, and which of them it makes anew though they are there."""
+
+    last: str = "evaluate"
+    """The step to go as far as."""
+    only: str | None = None
+    """The one step to make; what it reads has to be there."""
+    start: str | None = None
+    """The step that is made anew, and so are all that come behind it."""
+    force: tuple[str, ...] = ()
+    """Steps that are made anew."""
+
+    def anew(self, steps: list[Step]) -> set[str]:
+        """The names of the steps to make anew. ConfigError lists the steps, if one that is named is not one."""
+        names = {step.name for step in steps}
+        forced = {choose(name, names, "Step") for name in self.force}
+        if self.start is not None:
+            behind = {choose(self.start, names, "Step")}
+            for step in steps:
+                if behind.intersection(step.inputs):
+                    behind.add(step.name)
+            forced |= behind
+        return forced
+
+    def of(self, planned: list[Planned]) -> list[Planned]:
+        """The part of a plan that the run is about. ConfigError if what the only step reads is not there."""
+        if self.only is None:
+            return up_to(planned, self.last)
+        needed = up_to(planned, self.only)
+        missing = [each.step.name for each in needed[:-1] if each.artifact is None]
+        if missing:
+            raise ConfigError(
+                f"Step {self.only!r} can't run alone: {_listed(missing)} would have to run first. "
+                f"`must plan` says why; run with --to {self.only} to make them as well."
+            )
+        return needed
+
+
+def plan(steps: list[Step], workspace: Workspace, anew: Set[str] = frozenset()) -> list[Planned]:
+    """For every step, whether it will run, and why; those in `anew` will. Reads manifests only."""
     planned: dict[str, Planned] = {}
     for step in steps:
-        waiting = [name for name in step.inputs if planned[name].artifact is None]
-        if waiting:
-            why = f"waits for {_listed(waiting)}; runs unless the result is the same as before"
-            planned[step.name] = Planned(step, None, why)
+        if step.name in anew:
+            planned[step.name] = Planned(step, None, "to be made anew")
             continue
+        waiting = [name for name in step.inputs if planned[name].artifact is None]
         inputs = {name: made for name in step.inputs if (made := planned[name].artifact)}
-        mark = fingerprint(step, {name: made.digest for name, made in inputs.items()})
-        found = workspace.find(step, mark)
-        why = "nothing changed" if found else _changes(step, inputs, workspace)
-        planned[step.name] = Planned(step, found, why)
+        planned[step.name] = _wait(step, inputs, waiting, workspace) if waiting else _look(step, inputs, workspace)
     return list(planned.values())
+
+
+def _look(step: Step, inputs: dict[str, Artifact], workspace: Workspace) -> Planned:
+    """A step whose inputs are all there."""
+    mark = fingerprint(step, {name: made.digest for name, made in inputs.items()})
+    found = workspace.find(step, mark)
+    if found:
+        return Planned(step, found, "nothing changed")
+    return Planned(step, None, _changes(step, inputs, workspace) or "its files are no longer whole")
+
+
+def _wait(step: Step, inputs: dict[str, Artifact], waiting: list[str], workspace: Workspace) -> Planned:
+    """A step some of whose inputs will be made; `inputs` are the others."""
+    waits = f"waits for {_listed(waiting)}"
+    changes = _changes(step, inputs, workspace, waiting)
+    return Planned(step, None, f"{changes}; {waits}" if changes else f"{waits}; runs unless its result is as before")
 
 
 def up_to(planned: list[Planned], last: str) -> list[Planned]:
@@ -118,8 +172,8 @@ def _listed(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _changes(step: Step, inputs: dict[str, Artifact], workspace: Workspace) -> str:
-    """What differs from the newest artifact of the step."""
+def _changes(step: Step, inputs: dict[str, Artifact], workspace: Workspace, waiting: Sequence[str] = ()) -> str:
+    """What differs from the newest artifact of the step: in its configuration, and in the inputs that are there."""
     last = workspace.newest(step.name)
     if last is None:
         return "never made here"
@@ -128,10 +182,11 @@ def _changes(step: Step, inputs: dict[str, Artifact], workspace: Workspace) -> s
     changed = [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
     old = last.manifest["inputs"]
     changed += [f"new {name}" for name, made in inputs.items() if old.get(name, {}).get("digest") != made.digest]
-    changed += [f"without {name}" for name in old if name not in inputs]
+    changed += [f"new {name}" for name in waiting if name not in old]
+    changed += [f"without {name}" for name in old if name not in step.inputs]
     if last.manifest["version"] != step.version:
         changed.append(f"version {last.manifest['version']} -> {step.version}")
-    return "; ".join(changed) or "its files are no longer whole"
+    return "; ".join(changed)
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

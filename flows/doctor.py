@@ -73,7 +73,7 @@ def _device() -> Finding:
 
 
 def _recipe(path: Path) -> Iterator[Finding]:
-    from flows.run import models  # noqa: PLC0415
+    from flows.work import models  # noqa: PLC0415
     from pipeline.config import read_recipe  # noqa: PLC0415
     from tasks.ingest import open_source  # noqa: PLC0415
 

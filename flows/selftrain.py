@@ -17,8 +17,8 @@ from pipeline.errors import ConfigError
 # ruff: noqa: PLC0415
 
 
-def run_with_prefect(run: Run) -> dict[str, Artifact]:
-    """Every step as a Prefect task run, on the server that PREFECT_API_URL names or on an embedded one.
+def run_with_prefect(run: Run, at_once: int) -> dict[str, Artifact]:
+    """Every step as a Prefect task run, `at_once` of them, on the server of PREFECT_API_URL or on an embedded one.
 
     Raises what a step raises; ConfigError if Prefect is missing, its server does not start or does not answer.
     """
@@ -27,7 +27,7 @@ def run_with_prefect(run: Run) -> dict[str, Artifact]:
     with _server(run) as server, _settings(run, server):
         from flows.taskruns import Steps, carry_out_as_flow, settle
 
-        steps = Steps()
+        steps = Steps(at_once)
         try:
             return carry_out_as_flow(run, steps)
         finally:
@@ -65,20 +65,10 @@ def _settings(run: Run, server: Server | None) -> Iterator[None]:
             return
         from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-        server.check()
-        _import_steps(run)
         server.wait(run.runtime)
         ours = {PREFECT_API_URL: server.url, PREFECT_HOME: home}
         with temporary_settings(ours, restore_defaults=[PREFECT_API_KEY]):  # where Prefect was imported before
             yield
-
-
-def _import_steps(run: Run) -> None:
-    """Load the code of the steps to run (torch: seconds) while the server starts."""
-    for planned in run.planned:
-        run.runtime.check_stop("the start")
-        if planned.artifact is None:
-            planned.step.function()
 
 
 def _check_users_server() -> None:

@@ -1,8 +1,8 @@
-"""A run as a Prefect flow: a task run per step, one after the other, in this process.
+"""A run as a Prefect flow: a task run per step.
 
 What is done is known from disk alone. Prefect shows a run and decides nothing, so it caches and keeps no result: a
-step found on disk is a task run that ends as `Cached`. Tasks are called, not submitted: there is one device to work
-on, and a signal reaches the step that is at work.
+step found on disk is a task run that ends as `Cached`. Tasks are called, on the threads that follow the steps'
+processes, and not submitted: a stop reaches a process by way of its run, never by way of Prefect.
 
 Import this with Prefect's settings in place (`flows.selftrain` sees to it): Prefect reads them when it is imported.
 """
@@ -30,7 +30,9 @@ from prefect.events.worker import EventsWorker
 from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled, Completed
 
-from flows.run import Run, carry_out, stopping
+from flows.execution import stopping
+from flows.run import Run
+from flows.work import side_by_side
 from pipeline.artifacts import Artifact, Step
 from pipeline.errors import MustError, Stopped
 from pipeline.runtime import Runtime
@@ -71,7 +73,8 @@ def carry_out_as_flow(run: Run, steps: Steps) -> dict[str, Artifact]:
 class Steps:
     """The steps of a run as task runs of the current flow run."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: int) -> None:
+        self.at_once = at_once
         self.flow_run: UUID | None = None
         self.artifacts: dict[str, Artifact] = {}
         self.states: dict[str, State[Any]] = {}
@@ -82,7 +85,7 @@ class Steps:
         self.flow_run = UUID(prefect.runtime.flow_run.id)
         with stopping(run.runtime.stop):  # Prefect's own handler would end a step anywhere, its state unsaved
             try:
-                self.artifacts = carry_out(run, self.execute)
+                self.artifacts = side_by_side(run, self.execute, self.at_once)
             except Stopped as stopped:
                 return Cancelled(message=str(stopped))
             if "evaluate" in self.artifacts:

@@ -16,11 +16,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.alive import Process
+from pipeline.claims import claimed
 from pipeline.errors import DataError
+from pipeline.places import Place
 from pipeline.runtime import Runtime
 
 SCHEMA_VERSION = 1
@@ -46,6 +49,8 @@ class Step:
     config: Mapping[str, Any]
     inputs: tuple[str, ...] = ()
     version: int = 1
+    trains: bool = False
+    """Whether it trains a network: several processes may then share its work."""
 
     def function(self) -> StepFunction:
         module, _, attribute = self.run.partition(":")
@@ -90,6 +95,8 @@ class Inputs:
 
     artifacts: Mapping[str, Artifact]
     runtime: Runtime
+    anew: bool = False
+    """Whether the step is to make everything again, and go on from nothing that an earlier attempt left."""
 
     def __getitem__(self, step: str) -> Artifact:
         return self.artifacts[step]
@@ -161,6 +168,26 @@ class Workspace:
                 return None
         return artifact
 
+    def obtain(self, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
+        """The artifact of a step, and whether this call made it. Of runs that ask at the same time, one makes it and
+        the others wait for it.
+        """
+        mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
+        runtime = inputs.runtime
+
+        def waiting(holder: Process) -> None:
+            runtime.check_stop(step.name)
+            runtime.progress(step.name, 0.0, f"waits for process {holder.number} on {holder.machine.split()[0]}")
+
+        with claimed(self.claims / step.name / mark, waiting, lost=runtime.stop.set):
+            found = None if inputs.anew else self.find(step, mark)
+            return (found, False) if found else (self.make(step, inputs), True)
+
+    @property
+    def claims(self) -> Place:
+        """Where runs say what they are at work on."""
+        return Place.of(str(self.root)) / "claims"
+
     def make(self, step: Step, inputs: Inputs) -> Artifact:
         """Run the step in its folder and seal it. What an unfinished attempt left in `work` and `log` is the step's to
         go on from; anything else it left is gone first.
@@ -168,7 +195,7 @@ class Workspace:
         mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
         folder = self.folder(step, mark)
         folder.mkdir(parents=True, exist_ok=True)
-        _clear(folder)
+        _clear(folder, () if inputs.anew else (WORK, LOG))
         began = time.time()
         try:
             counts = dict(step.function()(step.config, inputs, folder))
@@ -214,10 +241,10 @@ def _is_disk_full(error: Exception) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
-def _clear(folder: Path) -> None:
+def _clear(folder: Path, without: Sequence[str]) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)  # first: from here on the folder is unfinished
     for entry in folder.iterdir():
-        if entry.is_dir() and entry.name not in (WORK, LOG):
+        if entry.is_dir() and entry.name not in without:
             shutil.rmtree(entry)
         elif entry.is_file():
             entry.unlink()

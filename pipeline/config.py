@@ -175,7 +175,10 @@ class RuntimeConfig(Section):
     precision: Annotated[Precision, BeforeValidator(lambda value: str(value) if value == 32 else value)] = "auto"
     """`auto` measures whether bfloat16 is faster, for every model and for training and prediction apart."""
     runner: Literal["inline", "threads"] = "threads"
-    """`threads` runs the steps, one after the other, as a Prefect flow; `inline` without Prefect."""
+    """`threads` runs the steps as a Prefect flow, each in a process of its own; `inline` runs them one after the other
+    in this process, without Prefect."""
+    side_by_side: int = Field(default=0, ge=0)
+    """Steps at work at once, for teachers that don't depend on each other; 0 = one per GPU, and one on a CPU."""
     workers: int = Field(default=0, ge=0)
     """Threads for decoding and encoding; 0 = one per core."""
 

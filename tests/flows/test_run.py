@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import must
-from flows.run import Outcome, Run, prepare, stopping
+from flows.execution import stopping
+from flows.run import Outcome, Run, prepare
+from flows.work import Here
 from pipeline.artifacts import Workspace
 from pipeline.config import read_recipe
 from pipeline.errors import ConfigError, DataError, Stopped
@@ -151,8 +153,8 @@ def test_an_error_of_the_code_is_told_too(recipe: Path, root: Path, monkeypatch:
 
 def test_runs_of_the_same_second_have_folders_of_their_own(recipe: Path, root: Path) -> None:
     read = read_recipe(recipe)
-    workspace, planned = prepare(read, root)
-    folders = {Run(read, workspace, planned, Runtime(root)).folder for _ in range(3)}
+    plan, runtime = prepare(read, root), Runtime(root)
+    folders = {Run(read, plan, runtime, Here(read, runtime).step).folder for _ in range(3)}
     assert len(folders) == 3
 
 
@@ -245,7 +247,7 @@ def test_an_asked_process_saves_its_state_and_ends_with_75(root: Path, start: St
 def test_a_second_signal_ends_at_once() -> None:
     program = (
         "import signal, threading\n"
-        "from flows.run import stopping\n"
+        "from flows.execution import stopping\n"
         "with stopping(threading.Event()):\n"
         "    for count in range(1, 3):\n"
         "        signal.raise_signal(signal.SIGTERM)\n"

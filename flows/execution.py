@@ -1,0 +1,89 @@
+"""Carrying out a recipe: the runner it names, an orderly stop, and the report at the end. No Prefect here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flows.dag import Selection
+from flows.run import WHOLE, Outcome, Run, nothing_to_do, prepare, told
+from flows.work import Apart, Here, in_order
+from pipeline.artifacts import Artifact, Step, write_atomically
+from pipeline.config import Recipe
+from pipeline.runtime import Runtime
+
+SHOW_CURSOR = b"\x1b[?25h\n"
+"""Progress bars hide it, and a process that ends at once has no time to bring it back."""
+
+
+def execute_recipe(recipe: Recipe, runtime: Runtime, selection: Selection = WHOLE) -> Outcome:
+    """Run what is selected of a recipe with the runner that it names; a run with nothing to do starts nothing."""
+    plan = prepare(recipe, runtime.root, selection)
+    done = nothing_to_do(plan)
+    if done:
+        return done
+    only_report = all(each.artifact for each in plan.planned)
+    inline = recipe.runtime.runner == "inline" or only_report
+    with stopping(runtime.stop):
+        work = Here(recipe, runtime) if inline else Apart(recipe, runtime)
+        run = Run(recipe, plan, runtime, work.step)
+        try:
+            artifacts = in_order(run, inline_step) if isinstance(work, Here) else _with_prefect(run, work)
+            if "evaluate" in artifacts:
+                work.other(_leave_results, (run.folder, artifacts), runtime)
+        except BaseException as error:
+            run.event("ended", **told(error))
+            raise
+    run.event("finished")
+    return Outcome(run.folder, artifacts, run.made)
+
+
+def inline_step(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
+    """A step of a run without Prefect."""
+    return run.reuse(step, inputs) or run.make(step, inputs, run.runtime)
+
+
+def _with_prefect(run: Run, work: Apart) -> dict[str, Artifact]:
+    from flows.selftrain import run_with_prefect  # noqa: PLC0415 - Prefect takes seconds to import
+
+    return run_with_prefect(run, work.at_once)
+
+
+def _leave_results(folder: Path, artifacts: Mapping[str, Artifact], runtime: Runtime) -> None:
+    """The metrics and the report in the run's folder."""
+    from evaluation.report import write_report  # noqa: PLC0415 - loads half the product
+
+    metrics = (artifacts["evaluate"].path / "metrics.json").read_text(encoding="utf-8")
+    write_atomically(folder / "metrics.json", metrics)
+    write_report(folder, artifacts, runtime.root)
+
+
+@contextmanager
+def stopping(stop: threading.Event) -> Iterator[None]:
+    """While inside, the first SIGTERM or SIGINT asks for an orderly stop; a second one ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.is_set():
+            if sys.stdout.isatty():
+                os.write(sys.stdout.fileno(), SHOW_CURSOR)
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        stop.set()
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,147 @@
+"""How the steps of a run are worked: in this process, or each in one of its own, one at a time on every device."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import os
+import queue
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from flows.processes import Call, Killed, carry_out, warm_up
+from flows.run import Run
+from pipeline.artifacts import Artifact, Inputs, Step, Workspace
+from pipeline.config import Recipe, Section
+from pipeline.errors import naming
+from pipeline.runtime import Runtime, usable_cores
+
+RESTARTS = 2
+"""Times that a step whose process was killed goes on from what it saved, before the run gives up."""
+Environ = Mapping[str, str]
+Execute = Callable[[Run, Step, Mapping[str, Artifact]], Artifact]
+
+
+class Here:
+    """Everything in this process."""
+
+    def __init__(self, recipe: Recipe, runtime: Runtime) -> None:
+        look_around(recipe, runtime)
+
+    def step(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
+        """The artifact of a step, and whether it was made for it."""
+        return run.workspace.obtain(step, inputs)
+
+    def other(self, work: Callable[..., Any], arguments: tuple[Any, ...], runtime: Runtime) -> Any:
+        """What is no step but loads as much code: `work(*arguments, runtime)`."""
+        return work(*arguments, runtime)
+
+
+class Apart:
+    """Steps in processes of their own, each on a device that no other one is at work on."""
+
+    def __init__(self, recipe: Recipe, runtime: Runtime) -> None:
+        warm_up()
+        found = self.other(look_around, (recipe,), runtime)
+        self.at_once = len(found)
+        self._devices: queue.SimpleQueue[Environ] = queue.SimpleQueue()
+        for device in found:
+            self._devices.put(device)
+
+    def step(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
+        """The artifact of a step, and whether it was made for it. A step whose process is killed goes on from what it
+        saved.
+        """
+        device = self._devices.get()
+        try:
+            for restarts in range(RESTARTS + 1):
+                try:
+                    return self._attempt(run, step, inputs, device)
+                except Killed as killed:
+                    run.event("killed", step=step.name, error=str(killed))
+                    if restarts == RESTARTS or inputs.runtime.stop.is_set():
+                        raise Killed(f"{step.name}: {killed} What it saved is kept: run again to go on.") from killed
+            raise AssertionError("unreachable: the last one returns or raises")
+        finally:
+            self._devices.put(device)
+
+    def _attempt(self, run: Run, step: Step, inputs: Inputs, device: Environ) -> tuple[Artifact, bool]:
+        threads = max(1, usable_cores() // self.at_once) if self.at_once > 1 else 0
+        call = Call(_obtain, (step, inputs.artifacts, inputs.anew), run.log(step.name), device, threads)
+        found: tuple[Artifact, bool] = carry_out(call, inputs.runtime)
+        return found
+
+    def other(self, work: Callable[..., Any], arguments: tuple[Any, ...], runtime: Runtime) -> Any:
+        """What is no step but loads as much code: `work(*arguments, runtime)`, in a process of its own."""
+        return carry_out(Call(work, arguments), runtime)
+
+
+def _obtain(step: Step, artifacts: Mapping[str, Artifact], anew: bool, runtime: Runtime) -> tuple[Artifact, bool]:
+    return Workspace(runtime.root).obtain(step, Inputs(artifacts, runtime, anew))
+
+
+def look_around(recipe: Recipe, runtime: Runtime) -> list[Environ]:
+    """For every step that may be at work at once, the variables that give its process a device of its own.
+
+    Raises ConfigError for what would otherwise stop the run in the middle: a device or a model that is not there.
+    """
+    import torch  # noqa: PLC0415 - a plan does without
+
+    from pipeline.machine import find_device  # noqa: PLC0415
+    from tasks.network import check_head_name  # noqa: PLC0415
+
+    device = find_device(runtime.device)
+    for name in recipe.teachers:
+        check_head_name(name)
+    for place, section in models(recipe).items():
+        with naming(place):
+            section.check()
+    asked = recipe.runtime.side_by_side
+    if device != "cuda":
+        return [{}] * (asked or 1)
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = said.split(",") if said else [str(number) for number in range(torch.cuda.device_count())]
+    return [{"CUDA_VISIBLE_DEVICES": names[number % len(names)]} for number in range(asked or len(names))]
+
+
+def models(recipe: Recipe) -> dict[str, Section]:
+    """The sections that name models, by their place in the recipe."""
+    teachers: dict[str, Section] = {f"teachers.{name}": teacher for name, teacher in recipe.teachers.items()}
+    return {**teachers, "student": recipe.student}
+
+
+def in_order(run: Run, execute: Execute) -> dict[str, Artifact]:
+    """All steps, one after the other, on this thread; `execute` makes or finds one."""
+    artifacts: dict[str, Artifact] = {}
+    for planned in run.planned:
+        step = planned.step
+        artifacts[step.name] = execute(run, step, {name: artifacts[name] for name in step.inputs})
+    return artifacts
+
+
+def side_by_side(run: Run, execute: Execute, most: int) -> dict[str, Artifact]:
+    """All steps, each as soon as its inputs are there, `most` at once. If one fails the others save what they have."""
+    artifacts: dict[str, Artifact] = {}
+    left = {planned.step.name: planned.step for planned in run.planned}
+    at_work: dict[Future[Artifact], str] = {}
+    with ThreadPoolExecutor(most, thread_name_prefix="step") as pool, _stopping_others(run.runtime):
+        while left or at_work:
+            ready = [step for step in left.values() if artifacts.keys() >= set(step.inputs)]
+            for step in ready[: most - len(at_work)]:
+                inputs = {name: artifacts[name] for name in step.inputs}
+                context = contextvars.copy_context()  # Prefect's: which run the step is a part of
+                at_work[pool.submit(context.run, execute, run, step, inputs)] = step.name
+                del left[step.name]
+            for future in wait(at_work, return_when=FIRST_COMPLETED).done:
+                artifacts[at_work.pop(future)] = future.result()
+    return artifacts
+
+
+@contextlib.contextmanager
+def _stopping_others(runtime: Runtime) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        runtime.stop.set()
+        raise
