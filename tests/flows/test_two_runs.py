@@ -1,0 +1,72 @@
+"""Two runs on one root at the same time."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+import must
+from tests.flows.tiny import STEPS, THREADS, digests, logged, within
+
+Start = Callable[..., BaseProcess]
+
+
+def told(root: Path) -> collections.Counter[tuple[str, str]]:
+    """How often what happened to which step, in all runs of a root."""
+    lines = [line for file in root.glob("runs/*/events.jsonl") for line in file.read_text("utf-8").splitlines()]
+    events = [json.loads(line) for line in lines]
+    return collections.Counter((event["event"], event["step"]) for event in events if "step" in event)
+
+
+@pytest.mark.parametrize("runner", [[], THREADS])
+def test_every_artifact_is_made_once(runner: list[str], root: Path, whole: Path, start: Start) -> None:
+    runs = [start(root, *runner), start(root, *runner)]
+    for run in runs:
+        run.join()
+    assert [run.exitcode for run in runs] == [0, 0]
+    assert digests(root) == digests(whole)
+    counts = told(root)
+    assert {step: counts["made", step] for step in STEPS} == dict.fromkeys(STEPS, 1)
+    assert {step: counts["reused", step] for step in STEPS} == dict.fromkeys(STEPS, 1)
+    assert not list((root / "claims").rglob("*.json"))
+
+
+def test_a_run_takes_over_from_one_that_is_killed(root: Path, whole: Path, recipe: Path, start: Start) -> None:
+    first = start(root)
+    within(lambda: logged(root, "teacher.masks") >= 3, first)
+    os.kill(first.pid or 0, signal.SIGSTOP)  # it lives, and does nothing
+    second = start(root)
+    within(lambda: told(root)["started", "teacher.masks"] == 2, second)
+    assert second.is_alive()
+    first.kill()
+    first.join()
+    second.join()
+    assert second.exitcode == 0
+    assert digests(root) == digests(whole)
+
+
+def test_who_waits_says_for_whom(root: Path, recipe: Path, start: Start) -> None:
+    first = start(root)
+    within(lambda: logged(root, "teacher.masks") >= 3, first)
+    os.kill(first.pid or 0, signal.SIGSTOP)
+    lines: list[str] = []
+
+    class Enough(Exception):
+        pass
+
+    def progress(step: str, done: float, line: str) -> None:
+        lines.append(f"{step}: {line}")
+        if line.startswith("waits"):
+            raise Enough
+
+    with pytest.raises(Enough):
+        must.run(recipe, root, progress=progress)
+    assert f"waits for process {first.pid} on {os.uname().nodename}" in lines[-1]
+    os.kill(first.pid or 0, signal.SIGCONT)
