@@ -113,7 +113,7 @@ def run_command(
     console, stop = Console(), threading.Event()
     with console.progress(stop) as progress:
         outcome = run(recipe, root, override, _selection(to, only, start, force), progress=progress, stop=stop)
-    console.show_outcome(outcome)
+    console.show_outcome(outcome, root)
 
 
 @app.command("label")
@@ -125,7 +125,7 @@ def label_command(recipe: RecipePath, root: Root = DEFAULT_ROOT, override: Overr
     console, stop = Console(), threading.Event()
     with console.progress(stop) as progress:
         outcome = run(recipe, root, override, Selection("label"), progress=progress, stop=stop)
-    console.show_labels(outcome, root)
+    console.show_outcome(outcome, root)
 
 
 @app.command("plan")

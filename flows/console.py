@@ -72,16 +72,18 @@ class Console:
             table.add_row(each.step.name, action, Text(each.why))  # Text: a value in brackets is no markup
         self.out.print(table)
 
-    def show_labels(self, outcome: Outcome, root: Path) -> None:
-        if not outcome.ran:
-            self.out.print("Nothing to do: every label is there.")
-        self.out.print(labels_table(outcome, root))
-
-    def show_outcome(self, outcome: Outcome) -> None:
+    def show_outcome(self, outcome: Outcome, root: Path) -> None:
+        """What the last step that the run was about came to."""
+        last, artifact = list(outcome.artifacts.items())[-1]
         if not outcome.ran:
             self.out.print("Nothing to do: every step's result is there. The results:")
-        self.out.print(results_table(outcome))
-        if outcome.folder:
+        if last == "evaluate":
+            self.out.print(results_table(outcome))
+        elif last == "label":
+            self.out.print(labels_table(outcome, root))
+        else:
+            self.out.print(f"{last}: {artifact.path}", soft_wrap=True)
+        if outcome.folder and last == "evaluate":
             self.out.print(f"Report: {outcome.folder / 'report.html'}", soft_wrap=True)
 
 

@@ -33,7 +33,9 @@ def build_steps(recipe: Recipe) -> list[Step]:
     pool = Step("pool", "tasks.pool:gather_pool", {"pool": recipe.pool}, sets)
     require = {name: teacher.require for name, teacher in recipe.teachers.items() if teacher.require}
     labelling = {"max_failed": recipe.labelling.max_failed, "batch": recipe.labelling.batch, "require": require}
-    label = Step("label", "teachers.labelling.labeller:label_pool", labelling, ("pool", *pooled, *makers))
+    labelled = ("pool", *pooled, *makers)
+    parts = "teachers.labelling.parts"
+    label = Step("label", "teachers.labelling.labeller:label_pool", labelling, labelled, parts=parts)
     learning = {"student": _settings(recipe.student), "seed": recipe.seed, **_start(recipe.student)}
     taught = tuple(sorted({f"data.{teacher.data}" for teacher in recipe.teachers.values() if hasattr(teacher, "data")}))
     truths = tuple(name for name in taught if name not in pooled)

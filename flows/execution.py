@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.dag import Selection
+from flows.engines import check_engine
 from flows.run import WHOLE, Outcome, Run, nothing_to_do, prepare, told
 from flows.work import Apart, Here, in_order
 from pipeline.artifacts import Artifact, Step, write_atomically
@@ -30,6 +31,7 @@ def execute_recipe(recipe: Recipe, runtime: Runtime, selection: Selection = WHOL
         return done
     only_report = all(each.artifact for each in plan.planned)
     inline = recipe.runtime.runner == "inline" or only_report
+    check_engine(recipe.runtime)
     with stopping(runtime.stop):
         work = Here(recipe, runtime) if inline else Apart(recipe, runtime)
         run = Run(recipe, plan, runtime, work.step)
@@ -52,7 +54,7 @@ def inline_step(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> Artifac
 def _with_prefect(run: Run, work: Apart) -> dict[str, Artifact]:
     from flows.selftrain import run_with_prefect  # noqa: PLC0415 - Prefect takes seconds to import
 
-    return run_with_prefect(run, work.at_once)
+    return run_with_prefect(run, work)
 
 
 def _leave_results(folder: Path, artifacts: Mapping[str, Artifact], runtime: Runtime) -> None:

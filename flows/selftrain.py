@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flows.embedded import INLINE, Server, environment, settings, users_server, write_logging
 from flows.run import Run
+from flows.work import Apart
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError
 
@@ -17,8 +18,8 @@ from pipeline.errors import ConfigError
 # ruff: noqa: PLC0415
 
 
-def run_with_prefect(run: Run, at_once: int) -> dict[str, Artifact]:
-    """Every step as a Prefect task run, `at_once` of them, on the server of PREFECT_API_URL or on an embedded one.
+def run_with_prefect(run: Run, work: Apart) -> dict[str, Artifact]:
+    """Every step as a Prefect task run, worked by `work`, on the server of PREFECT_API_URL or on an embedded one.
 
     Raises what a step raises; ConfigError if Prefect is missing, its server does not start or does not answer.
     """
@@ -27,7 +28,7 @@ def run_with_prefect(run: Run, at_once: int) -> dict[str, Artifact]:
     with _server(run) as server, _settings(run, server):
         from flows.taskruns import Steps, carry_out_as_flow, settle
 
-        steps = Steps(at_once)
+        steps = Steps(work)
         try:
             return carry_out_as_flow(run, steps)
         finally:

@@ -15,7 +15,7 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 from uuid import UUID
@@ -30,9 +30,11 @@ from prefect.events.worker import EventsWorker
 from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled, Completed
 
+from flows.engines import PARTS
 from flows.execution import stopping
+from flows.parts import Spread
 from flows.run import Run
-from flows.work import side_by_side
+from flows.work import Apart, side_by_side
 from pipeline.artifacts import Artifact, Step
 from pipeline.errors import MustError, Stopped
 from pipeline.runtime import Runtime
@@ -44,25 +46,39 @@ PATIENCE_S = 30.0
 COLUMNS = ("task", "dataset", "split", "metric", "better", "model", "value", "n")
 
 
+_body: contextvars.ContextVar[Callable[[], State[Any]]] = contextvars.ContextVar("body")
+
+
+@flow(persist_result=False, validate_parameters=False)
+def selftrain(recipe: str, root: str) -> State[Any]:
+    """The whole run. Engines that do a part of it elsewhere send the flow along: it holds nothing but its name."""
+    return current_body()
+
+
+def current_body() -> State[Any]:
+    """What the flow run that is being started is to do."""
+    return _body.get()()
+
+
 def carry_out_as_flow(run: Run, steps: Steps) -> dict[str, Artifact]:
     """All steps as task runs of one flow run `selftrain`; `steps` is new, and tells afterwards what became of them.
 
     Raises what a step raised, as it raised it, and MustError if Prefect failed before the last step was done.
     """
 
-    @flow(name="selftrain", flow_run_name=run.folder.name, persist_result=False, validate_parameters=False)
-    def selftrain(recipe: str, root: str) -> State[Any]:
-        return steps.carry_out(run)
-
     failure = ""
+    named = selftrain.with_options(flow_run_name=run.folder.name)
+    token = _body.set(lambda: steps.carry_out(run))
     try:
-        state = selftrain(run.recipe.name, str(run.workspace.root), return_state=True)
+        state = named(run.recipe.name, str(run.workspace.root), return_state=True)
         failure = state.message or state.name or ""
     except TerminationSignal:  # a SIGTERM in the moments when Prefect's handler is in place
         run.runtime.stop.set()
     except Exception as error:  # whatever went wrong in Prefect, what is on disk counts
         failure = f"{type(error).__name__}: {error}"
         run.event("prefect", error=failure)
+    finally:
+        _body.reset(token)
     steps.reraise()
     if not steps.artifacts:
         run.runtime.check_stop("Prefect")
@@ -73,8 +89,8 @@ def carry_out_as_flow(run: Run, steps: Steps) -> dict[str, Artifact]:
 class Steps:
     """The steps of a run as task runs of the current flow run."""
 
-    def __init__(self, at_once: int) -> None:
-        self.at_once = at_once
+    def __init__(self, work: Apart) -> None:
+        self.work = work
         self.flow_run: UUID | None = None
         self.artifacts: dict[str, Artifact] = {}
         self.states: dict[str, State[Any]] = {}
@@ -83,9 +99,11 @@ class Steps:
     def carry_out(self, run: Run) -> State[Any]:
         """All of them, and the metrics for show: the body of the flow."""
         self.flow_run = UUID(prefect.runtime.flow_run.id)
+        if run.recipe.runtime.runner in PARTS:
+            run.work = Spread(self.work, contextvars.copy_context()).step
         with stopping(run.runtime.stop):  # Prefect's own handler would end a step anywhere, its state unsaved
             try:
-                self.artifacts = side_by_side(run, self.execute, self.at_once)
+                self.artifacts = side_by_side(run, self.execute, self.work.at_once)
             except Stopped as stopped:
                 return Cancelled(message=str(stopped))
             if "evaluate" in self.artifacts:

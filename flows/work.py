@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import os
 import queue
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipeline.runtime import Runtime, usable_cores
 RESTARTS = 2
 """Times that a step whose process was killed goes on from what it saved, before the run gives up."""
 Environ = Mapping[str, str]
+Parts = Sequence[Mapping[str, Any]]
 Execute = Callable[[Run, Step, Mapping[str, Artifact]], Artifact]
 
 
@@ -44,16 +45,17 @@ class Apart:
     def __init__(self, recipe: Recipe, runtime: Runtime) -> None:
         warm_up()
         found = self.other(look_around, (recipe,), runtime)
+        self.devices: list[Environ] = found
         self.at_once = len(found)
-        self._devices: queue.SimpleQueue[Environ] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[Environ] = queue.SimpleQueue()
         for device in found:
-            self._devices.put(device)
+            self._free.put(device)
 
     def step(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
         """The artifact of a step, and whether it was made for it. A step whose process is killed goes on from what it
         saved.
         """
-        device = self._devices.get()
+        device = self._free.get()
         try:
             for restarts in range(RESTARTS + 1):
                 try:
@@ -64,11 +66,11 @@ class Apart:
                         raise Killed(f"{step.name}: {killed} What it saved is kept: run again to go on.") from killed
             raise AssertionError("unreachable: the last one returns or raises")
         finally:
-            self._devices.put(device)
+            self._free.put(device)
 
     def _attempt(self, run: Run, step: Step, inputs: Inputs, device: Environ) -> tuple[Artifact, bool]:
         threads = max(1, usable_cores() // self.at_once) if self.at_once > 1 else 0
-        call = Call(_obtain, (step, inputs.artifacts, inputs.anew), run.log(step.name), device, threads)
+        call = Call(_obtain, (step, inputs.artifacts, inputs.anew, inputs.parts), run.log(step.name), device, threads)
         found: tuple[Artifact, bool] = carry_out(call, inputs.runtime)
         return found
 
@@ -77,8 +79,10 @@ class Apart:
         return carry_out(Call(work, arguments), runtime)
 
 
-def _obtain(step: Step, artifacts: Mapping[str, Artifact], anew: bool, runtime: Runtime) -> tuple[Artifact, bool]:
-    return Workspace(runtime.root).obtain(step, Inputs(artifacts, runtime, anew))
+def _obtain(
+    step: Step, artifacts: Mapping[str, Artifact], anew: bool, parts: Parts, runtime: Runtime
+) -> tuple[Artifact, bool]:
+    return Workspace(runtime.root).obtain(step, Inputs(artifacts, runtime, anew, parts))
 
 
 def look_around(recipe: Recipe, runtime: Runtime) -> list[Environ]:

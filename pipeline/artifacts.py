@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.alive import Process
-from pipeline.claims import claimed
+from pipeline.claims import Told, claimed
 from pipeline.errors import DataError
 from pipeline.places import Place
 from pipeline.runtime import Runtime
@@ -51,6 +51,11 @@ class Step:
     version: int = 1
     trains: bool = False
     """Whether it trains a network: several processes may then share its work."""
+    parts: str = ""
+    """Of a step whose work can be done in parts, by any process that reaches the root, before it runs: the module with
+    `left(config, inputs)`, the parts that are still to do, and `work(config, inputs, part)`, which does one. Parts and
+    what the work returns are JSON.
+    """
 
     def function(self) -> StepFunction:
         module, _, attribute = self.run.partition(":")
@@ -97,6 +102,8 @@ class Inputs:
     runtime: Runtime
     anew: bool = False
     """Whether the step is to make everything again, and go on from nothing that an earlier attempt left."""
+    parts: Sequence[Mapping[str, Any]] = ()
+    """What the work on the step's parts returned, where that was done before."""
 
     def __getitem__(self, step: str) -> Artifact:
         return self.artifacts[step]
@@ -157,6 +164,11 @@ class Workspace:
     def folder(self, step: Step, mark: str) -> Path:
         return self.root / "artifacts" / step.name / mark
 
+    def open(self, name: str, mark: str) -> Artifact:
+        """The artifact of the step `name` with this fingerprint. DataError if it is not there."""
+        folder = self.root / "artifacts" / name / mark
+        return Artifact(folder, read_json(folder / MANIFEST))
+
     def find(self, step: Step, mark: str) -> Artifact | None:
         """The artifact, if it is there and whole: the manifest present and every file there with its size."""
         folder = self.folder(step, mark)
@@ -173,13 +185,8 @@ class Workspace:
         the others wait for it.
         """
         mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
-        runtime = inputs.runtime
-
-        def waiting(holder: Process) -> None:
-            runtime.check_stop(step.name)
-            runtime.progress(step.name, 0.0, f"waits for process {holder.number} on {holder.machine.split()[0]}")
-
-        with claimed(self.claims / step.name / mark, waiting, lost=runtime.stop.set):
+        claim, runtime = self.claims / step.name / mark, inputs.runtime
+        with claimed(claim, waiting(step.name, runtime), lost=runtime.stop.set):
             found = None if inputs.anew else self.find(step, mark)
             return (found, False) if found else (self.make(step, inputs), True)
 
@@ -234,6 +241,16 @@ class Workspace:
             return None
         newest = max(found, key=lambda path: path.stat().st_mtime_ns)
         return Artifact(newest.parent, read_json(newest))
+
+
+def waiting(step: str, runtime: Runtime) -> Told:
+    """What a step does while another run has its claim: it says so, and listens for a stop."""
+
+    def tell(holder: Process) -> None:
+        runtime.check_stop(step)
+        runtime.progress(step, 0.0, f"waits for process {holder.number} on {holder.machine.split()[0]}")
+
+    return tell
 
 
 def _is_disk_full(error: Exception) -> bool:

@@ -174,9 +174,14 @@ class RuntimeConfig(Section):
     """`auto` takes a GPU if there is one."""
     precision: Annotated[Precision, BeforeValidator(lambda value: str(value) if value == 32 else value)] = "auto"
     """`auto` measures whether bfloat16 is faster, for every model and for training and prediction apart."""
-    runner: Literal["inline", "threads"] = "threads"
-    """`threads` runs the steps as a Prefect flow, each in a process of its own; `inline` runs them one after the other
-    in this process, without Prefect."""
+    runner: Literal["inline", "threads", "process", "ray", "dask"] = "threads"
+    """`threads` runs the steps as a Prefect flow, each in a process of its own; `process`, `ray` and `dask` do so too,
+    and label in many processes at once; `inline` runs the steps one after the other in this process, without Prefect.
+    """
+    address: str | None = None
+    """Of a Ray or Dask cluster, as in ray://head:10001 or tcp://scheduler:8786; else they work on this machine."""
+    label_workers: int = Field(default=0, ge=0)
+    """Processes of this machine that label at once, with `process`, `ray` and `dask`; 0 = one per GPU, or per core."""
     side_by_side: int = Field(default=0, ge=0)
     """Steps at work at once, for teachers that don't depend on each other; 0 = one per GPU, and one on a CPU."""
     workers: int = Field(default=0, ge=0)

@@ -111,19 +111,33 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
     check_required(config["require"], inputs.of_kind("teacher"))
     teachers = open_teachers(inputs)
     shards = list(pool_shards(inputs["pool"], inputs.of_kind("data")))
-    jobs = [Job(shard, [teacher for teacher in teachers if not teacher.has(shard)]) for _, shard, _ in shards]
-    jobs = [job for job in jobs if job.teachers]
+    jobs = jobs_left(teachers, [shard for _, shard, _ in shards], inputs.anew and not inputs.parts)
     label_shards(jobs, config["batch"], inputs.runtime)
     entries = [_entry(name, shard, teacher, inputs.runtime.root) for name, shard, _ in shards for teacher in teachers]
     write_json(out / INDEX, entries)
     _check_failed(entries, config["max_failed"])
-    at_work = {teacher.name: teacher for job in jobs for teacher in job.teachers}
+    done = [*inputs.parts, describe(jobs)]
     return {
         "shards": len(entries),
-        "labelled_now": sum(len(job.shard) for job in jobs),
+        "labelled_now": sum(part["images"] for part in done),
         "failed": sum(entry["failed"] for entry in entries),
-        "choices": {name: teacher.predictor.choice.describe() for name, teacher in at_work.items()},
+        "choices": {name: choice for part in done for name, choice in part["choices"].items()},
         ELSEWHERE: {entry["path"]: {"size": entry["size"], "sha256": entry["sha256"]} for entry in entries},
+    }
+
+
+def jobs_left(teachers: Sequence[Labelling], shards: Sequence[ImageShard], anew: bool = False) -> list[Job]:
+    """What is still to label; `anew`: all of it."""
+    jobs = [Job(shard, [teacher for teacher in teachers if anew or not teacher.has(shard)]) for shard in shards]
+    return [job for job in jobs if job.teachers]
+
+
+def describe(jobs: Sequence[Job]) -> dict[str, Any]:
+    """Of jobs that were done: how many images they were, and how each teacher was run."""
+    at_work = {teacher.name: teacher for job in jobs for teacher in job.teachers}
+    return {
+        "images": sum(len(job.shard) for job in jobs),
+        "choices": {name: teacher.predictor.choice.describe() for name, teacher in at_work.items()},
     }
 
 

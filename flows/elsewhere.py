@@ -1,0 +1,87 @@
+"""What a process of some cluster, or of this machine, does for a run: one part of a step. No Prefect here.
+
+It reaches the run by the root alone: what it reads and writes is there, and so is the word to stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pipeline.artifacts import Artifact, Inputs, Step, Workspace
+from pipeline.errors import DataError
+from pipeline.places import Place
+from pipeline.process import set_up_process
+from pipeline.runtime import Runtime
+
+LOOK_S = 2.0
+"""Between looks for the word to stop."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """A part of a step. Small: the artifacts that it reads are named, by step and fingerprint."""
+
+    root: str
+    step: Step
+    inputs: Mapping[str, str]
+    anew: bool
+    part: Mapping[str, Any]
+    stop: str
+    """The file whose being there is the word to stop."""
+    machine: Mapping[str, Any]
+    """Device, precision and workers, as in Runtime."""
+
+
+def parts_of(step: Step) -> ModuleType:
+    """The module that divides a step's work, and does a part of it."""
+    return importlib.import_module(step.parts)
+
+
+def left(step: Step, inputs: Mapping[str, Artifact], anew: bool, runtime: Runtime) -> list[dict[str, Any]]:
+    """The parts of a step that are still to do."""
+    found: list[dict[str, Any]] = parts_of(step).left(step.config, Inputs(inputs, runtime, anew))
+    return found
+
+
+def do(order: Order) -> dict[str, Any]:
+    """One part, here and now. Raises what the work raises, and Stopped once there is the word to stop."""
+    set_up_process()
+    stop = threading.Event()
+    with _heeding(order, stop):
+        workspace = Workspace(Path(order.root))
+        runtime = Runtime(workspace.root, stop=stop, **order.machine)
+        made = {name: workspace.open(name, mark) for name, mark in order.inputs.items()}
+        done: dict[str, Any] = parts_of(order.step).work(
+            order.step.config, Inputs(made, runtime, order.anew), order.part
+        )
+    json.dumps(done)  # a part's result is JSON: it goes from machine to machine
+    return done
+
+
+@contextlib.contextmanager
+def _heeding(order: Order, stop: threading.Event) -> Iterator[None]:
+    """Set `stop` once there is the word."""
+    over = threading.Event()
+
+    def look() -> None:
+        place = Place.of(order.stop)
+        while not over.wait(LOOK_S):
+            with contextlib.suppress(OSError, DataError):  # a store that does not answer: the next time
+                if place.exists():
+                    stop.set()
+                    return
+
+    watching = threading.Thread(target=look, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
