@@ -237,3 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
     except MustError as error:
         print(f"must: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -21,6 +21,7 @@ import typer
 from PIL import Image
 
 import must
+from flows.dag import Selection
 from pipeline.bench import circumstances, save_result
 from pipeline.machine import find_device
 
@@ -51,7 +52,7 @@ def prepare(folder: Path, images: int) -> None:
     save_file(timm.create_model("test_resnet", num_classes=len(CLASSES)).state_dict(), folder / "small.safetensors")
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     for step in ("pool", "teacher.gabor", "teacher.small"):
-        must.run("recipe.yaml", "root", last=step)
+        must.run("recipe.yaml", "root", steps=Selection(step))
 
 
 def picture(number: int) -> bytes:
@@ -64,7 +65,7 @@ def picture(number: int) -> bytes:
 
 def label() -> dict[str, Any]:
     """Label the pool that `prepare` left in this folder."""
-    outcome = must.run("recipe.yaml", "root", last="label")
+    outcome = must.run("recipe.yaml", "root", steps=Selection("label"))
     counts = outcome.artifacts["label"].counts
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"labelled": counts["labelled_now"], "failed": counts["failed"], "peak_mb": round(peak, 1)}
