@@ -187,27 +187,32 @@ def window_of(numbers: Sequence[int], number: int) -> int:
     return list(dict.fromkeys(numbers)).index(number) // 2
 
 
+def batches(loader: Loader, count: int, start: int = 0) -> list[Batch]:
+    """The first batches of a stream, each whole."""
+    return [share.cut(1)[0] for share in itertools.islice(loader.stream(start), count)]
+
+
 def test_the_same_seed_gives_the_same_batches(library: Library) -> None:
-    one, again, other = (list(itertools.islice(loader_of(library, seed).stream(0), 4)) for seed in (1, 1, 2))
+    one, again, other = (batches(loader_of(library, seed), 4) for seed in (1, 1, 2))
     assert all(same(a, b) for a, b in zip(one, again, strict=True))
     assert not any(same(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_a_batch_made_alone_is_that_of_the_stream(library: Library) -> None:
     loader = loader_of(library)
-    for number, batch in enumerate(itertools.islice(loader.stream(0), 7)):
+    for number, batch in enumerate(batches(loader, 7)):
         assert same(batch, loader.batch(number))
 
 
 def test_a_stream_resumed_goes_on_as_if_it_had_not_stopped(library: Library) -> None:
-    whole = list(itertools.islice(loader_of(library).stream(0), 8))
-    rest = list(itertools.islice(loader_of(library).stream(3), 5))
+    whole = batches(loader_of(library), 8)
+    rest = batches(loader_of(library), 5, start=3)
     assert all(same(a, b) for a, b in zip(whole[3:], rest, strict=True))
 
 
 def test_an_image_is_seen_differently_in_each_epoch(library: Library) -> None:
-    batches = list(itertools.islice(loader_of(library, batch=12).stream(0), 2))
-    by_key = [dict(zip(batch.keys, batch.images, strict=True)) for batch in batches]
+    epochs = batches(loader_of(library, batch=12), 2)
+    by_key = [dict(zip(batch.keys, batch.images, strict=True)) for batch in epochs]
     assert by_key[0].keys() == by_key[1].keys()
     assert not any(torch.equal(by_key[0][key], by_key[1][key]) for key in by_key[0])
 
@@ -215,8 +220,7 @@ def test_an_image_is_seen_differently_in_each_epoch(library: Library) -> None:
 def test_an_image_met_again_in_the_same_place_of_a_batch_is_seen_differently(library: Library) -> None:
     shelf = library.shelves[0]
     one = Library([Shelf(shelf.images, np.array([2]), shelf.layers)])
-    batches = list(itertools.islice(loader_of(one, batch=2).stream(0), 3))
-    views = [image for batch in batches for image in batch.images]
+    views = [image for batch in batches(loader_of(one, batch=2), 3) for image in batch.images]
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(views, 2))
 
 

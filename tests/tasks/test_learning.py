@@ -74,10 +74,14 @@ def test_nothing_to_learn_from_is_an_error(make_network: MakeNetwork, tmp_path: 
         train_network(network, Sum({"kind": 1.0}), Library([]), course(1), ("teacher.x", tmp_path, runtime))
 
 
-def test_a_batch_without_a_label_is_named_by_its_images(library: Library, make_network: MakeNetwork) -> None:
+def test_images_without_a_label_weigh_nothing_but_go_through_the_backbone(make_network: MakeNetwork) -> None:
     learning = Learning(make_network({"kind": KINDS}), Sum({"kind": 1.0}), torch.contiguous_format)
-    with pytest.raises(DataError, match=r"No image of this batch has a label: k1, k2\."):
-        learning(Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ["k1", "k2"], {}))
+    total, losses = learning(Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ["k1", "k2"], {}))
+    total.backward()
+    assert (total.item(), losses) == (0, {})
+    backbone = [one.grad for one in learning.network.backbone.parameters() if one.grad is not None]
+    assert len(backbone) == len(list(learning.network.backbone.parameters()))
+    assert not any(gradient.any() for gradient in backbone)
 
 
 def test_the_sum_is_that_of_the_weighted_losses() -> None:
