@@ -102,7 +102,8 @@ def _join(device: str) -> Fabric:
             f"torchrun started {here} processes on this machine, which has {torch.cuda.device_count()} CUDA devices: "
             "start no more than one for each (--nproc-per-node)."
         )
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # whose words Fabric greets with
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # their greetings are no news
     fabric = Fabric(
         accelerator=device,
         devices=here,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline import ranks
 from pipeline.config import FitConfig
-from pipeline.fit import fit
+from pipeline.fit import Cut, fit
 from pipeline.job import Job, cut
 from pipeline.machine import Choice
 from pipeline.runtime import Runtime
@@ -127,12 +127,19 @@ QUIET = watched(lambda step, runtime: None)
 
 def train(out: Path, model: nn.Module, runtime: Runtime = QUIET, choice: Choice = PLAIN, **fields: Any) -> nn.Module:
     """Fit `model`; `fields` are the configuration's, and `stream` and `seed` may be among them."""
+    train_and_tell(out, model, runtime, choice, **fields)
+    return model
+
+
+def train_and_tell(
+    out: Path, model: nn.Module, runtime: Runtime = QUIET, choice: Choice = PLAIN, **fields: Any
+) -> list[Cut]:
+    """The same; returns where memory ran out."""
     given = {"steps": STEPS, "batch": 4, "lr": 0.05, "warmup": 0.3, "checkpoint_s": 1e9, **fields}
     stream, seed = given.pop("stream", None) or Numbered(batch=given["batch"]), given.pop("seed", 0)
     config = FitConfig.model_validate(given)
     with Team(choice.device) as team:
-        fit(Job("teacher.t", model, stream, given["steps"], out, config, seed), choice, team, runtime)
-    return model
+        return fit(Job("teacher.t", model, stream, given["steps"], out, config, seed), choice, team, runtime)
 
 
 def log(out: Path) -> list[dict[str, Any]]:
