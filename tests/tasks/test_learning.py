@@ -23,6 +23,7 @@ from pipeline.runtime import Runtime
 from tasks.learning import Course, Learning, Predictor, Preparation, Sum, network_predictor, to_numpy, train_network
 from tasks.network import Network
 from tasks.scoring import predict_all, read_image, score
+from tasks.task import Features
 
 Noise = Callable[..., NDArray[np.uint8]]
 MakeNetwork = Callable[..., Network]
@@ -67,6 +68,22 @@ def test_the_same_seed_trains_the_same_weights(
         states.append(network.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["heads.kind.weight"], states[2]["heads.kind.weight"])
+
+
+def test_where_memory_runs_out_is_counted(
+    library: Library, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crowded(network: Network, images: torch.Tensor) -> Features:
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("no more")
+        return features(network, images)
+
+    features = Network.features
+    monkeypatch.setattr(Network, "features", crowded)
+    network = make_network({"kind": KINDS})
+    trained = train_network(network, Sum({"kind": 1.0}), library, course(2), ("t", tmp_path, runtime))
+    assert trained.counts()["out_of_memory"] == [{"step": 1, "pieces": 2, "images": 2}]
+    assert "processes" not in trained.counts()
 
 
 def test_nothing_to_learn_from_is_an_error(make_network: MakeNetwork, tmp_path: Path, runtime: Runtime) -> None:
