@@ -159,10 +159,22 @@ class Library:
         }
         return Sample(key, image, values)
 
+    @functools.cached_property
+    def _by_key(self) -> NDArray[np.int64]:
+        """All positions, in the order of their images' keys."""
+        keys = [np.array(shelf.images.keys, dtype="S16")[shelf.rows] for shelf in self.shelves]
+        return np.argsort(np.concatenate(keys), kind="stable")
+
     @functools.lru_cache(maxsize=2)  # noqa: B019 - libraries live as long as the run
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """All positions once, shuffled: as a whole, or by windows of WINDOW shards where there are more."""
+        """All positions once, shuffled: as a whole, or by windows of WINDOW shards where there are more.
+
+        As a whole, it is an order of the images, whatever shards they are in: a pool that grew in parts gives the
+        stream of one that was read at once.
+        """
         rng = generator(seed, epoch)
+        if len(self.shelves) <= WINDOW:
+            return self._by_key[rng.permutation(len(self))]
         shelves = rng.permutation(len(self.shelves))
         windows = [shelves[start : start + WINDOW] for start in range(0, len(shelves), WINDOW)]
         spans = [

@@ -57,6 +57,11 @@ def loader_of(library: Library, seed: int = 1, batch: int = 5, augment: AugmentC
     return Loader(library, collate, LoaderConfig(32, batch, seed, augment or AugmentConfig(), threads=3))
 
 
+def batches(loader: Loader, count: int, start: int = 0) -> list[Batch]:
+    """The first batches of a stream, each whole."""
+    return [share.cut(1)[0] for share in itertools.islice(loader.stream(start), count)]
+
+
 def same(one: Batch, other: Batch) -> bool:
     heads = one.targets.keys() == other.targets.keys() and all(
         torch.equal(one.targets[head][part], other.targets[head][part])
@@ -167,6 +172,22 @@ def test_batches_run_on_over_the_end_of_an_epoch(library: Library) -> None:
     assert len(set(epochs)) == 5, "every epoch has an order of its own"
 
 
+def test_the_stream_does_not_depend_on_how_images_are_spread_over_shards(make_shelf: MakeShelf, noise: Noise) -> None:
+    def spread(*counts: int) -> list[Batch]:
+        """Twelve images with their labels, so many in each shard, the last first."""
+        numbers = iter(range(12))
+        shards = [list(itertools.islice(numbers, count)) for count in counts]
+        shelves = [
+            make_shelf(f"{counts}-{place}", [noise(n) for n in shard], {"kind": (KINDS, [kind(n) for n in shard])})
+            for place, shard in enumerate(shards)
+        ]
+        return batches(loader_of(Library(shelves[::-1]), batch=5), 5)
+
+    one, other, third = spread(12), spread(5, 3, 4), spread(1, 10, 1)
+    assert all(same(a, b) for a, b in zip(one, other, strict=True))
+    assert all(same(a, b) for a, b in zip(one, third, strict=True))
+
+
 def test_many_shards_are_shuffled_by_windows(
     make_images: Callable[..., ImageShard], noise: Noise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,11 +206,6 @@ def test_many_shards_are_shuffled_by_windows(
 def window_of(numbers: Sequence[int], number: int) -> int:
     """Which window of two shards a shard is in, by the order in which shards are first met."""
     return list(dict.fromkeys(numbers)).index(number) // 2
-
-
-def batches(loader: Loader, count: int, start: int = 0) -> list[Batch]:
-    """The first batches of a stream, each whole."""
-    return [share.cut(1)[0] for share in itertools.islice(loader.stream(start), count)]
 
 
 def test_the_same_seed_gives_the_same_batches(library: Library) -> None:
