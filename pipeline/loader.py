@@ -27,7 +27,7 @@ from pipeline.job import cut
 from pipeline.labels import Label, LabelShard, Value, check_joined, read_labels
 
 WINDOW = 64
-"""Shards that are shuffled together and may be open at once; sets of fewer shards are shuffled as a whole."""
+"""Shards that are shuffled together, and whose labels are in memory; sets of fewer shards are shuffled as a whole."""
 AHEAD = 3
 """Batches made ready before they are asked for."""
 
@@ -101,7 +101,7 @@ class Library:
     def __init__(self, shelves: Sequence[Shelf]) -> None:
         self.shelves = [shelf for shelf in shelves if len(shelf.rows)]
         self._starts = np.cumsum([0, *(len(shelf.rows) for shelf in self.shelves)])
-        self._open = functools.lru_cache(maxsize=2 * WINDOW)(self._read_layers)
+        self._open = functools.lru_cache(maxsize=WINDOW)(self._read_layers)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
