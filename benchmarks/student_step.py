@@ -86,7 +86,7 @@ class Steps:
         ends: list[float] = []
         runtime = dataclasses.replace(self.inputs.runtime, progress=lambda *_: ends.append(time.perf_counter()))
         with tempfile.TemporaryDirectory() as folder:
-            job = Job("bench", self.objective, stream, WARM + self.steps, Path(folder), self.config)
+            job = Job("bench", self.objective, stream, WARM + self.steps, Path(folder), self.config, seed=0)
             fit(job, self.choice, Team(self.choice.device), runtime)
         return self.steps * self.config.batch / (ends[-1] - ends[-1 - self.steps])
 

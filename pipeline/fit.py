@@ -90,8 +90,9 @@ class _Training:
     def _beginning(self) -> dict[str, Any] | None:
         assert self.record
         state = self.record.load()
-        alone = self.team.count == 1
-        return state if state or alone else move_data_to_device(self._state(), "cpu")
+        if state is None and self.team.count > 1:
+            state = move_data_to_device(self._state(), "cpu")
+        return state
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -110,7 +111,7 @@ class _Training:
         self.schedule.load_state_dict(state["schedule"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
-        self.step, self.cuts = state["step"], [Cut(*cut) for cut in state["cuts"]]
+        self.step, self.cuts = state["step"], [Cut(*cut) for cut in state.get("cuts", ())]  # older states have none
 
     def _adopt(self, most: int) -> None:
         """No more images than `most` in a pass, from the step at hand on."""
@@ -161,7 +162,7 @@ class _Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
-        self.team.average(self.statistics)
+        self.team.average(self.statistics)  # one process may never have seen a head's labels
         if self.ema:
             self.ema.update(self.module, self.step)
         means = _means([each.sums for each in found])
@@ -218,9 +219,9 @@ class _Training:
 
 
 def _statistics(module: nn.Module) -> list[Tensor]:
-    """The running statistics of batch normalisation."""
+    """The running statistics of the batch norms that see one process's images; SyncBatchNorm's are those of all."""
     norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    return [buffer for norm in norms for buffer in norm.buffers()]
+    return [buffer for norm in norms if not isinstance(norm, nn.SyncBatchNorm) for buffer in norm.buffers()]
 
 
 def _means(sums: Sequence[Mapping[str, tuple[float, int]]]) -> dict[str, float]:

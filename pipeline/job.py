@@ -51,7 +51,7 @@ class Job:
     steps: int
     out: Path
     config: FitConfig
-    seed: int = 0
+    seed: int
 
 
 def cut(count: int, pieces: int) -> list[slice]:

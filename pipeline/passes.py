@@ -73,15 +73,15 @@ class Passes:
 
     def _attempt(self, share: Share, step: int, pieces: int) -> dict[str, tuple[float, int]] | None:
         """The losses, or None if memory ran out: then nothing has changed."""
-        buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+        before = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         torch.manual_seed(int(generator(self.job.seed, step, self.team.rank).integers(2**63)))
         try:
             return self._passes(share.cut(pieces), step)
         except torch.OutOfMemoryError:
             pass  # what its frames hold is free only when they are gone
         self.module.zero_grad(set_to_none=True)
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(before[name])
         torch.cuda.empty_cache()
         return None
 
@@ -114,6 +114,7 @@ class Passes:
 
     def _leave_word(self, step: int, most: int) -> NoReturn:
         """End this process, and with it the others, which wait inside a pass; the next attempt begins with `most`."""
+        (self.job.out / WORK).mkdir(parents=True, exist_ok=True)
         write_json(self.job.out / WORK / FITTED, {"images": most})
         raise Stopped(
             f"{self.job.name} ran out of the device's memory at step {step}. Run the same command again: it goes on "

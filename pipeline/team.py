@@ -66,22 +66,20 @@ class Team:
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the processes, the same bits in all of them."""
+        self._reduce(tensors, 1)
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes; whole numbers are rounded down."""
+        self._reduce(tensors, self.count)
+
+    def _reduce(self, tensors: Sequence[Tensor], parts: int) -> None:
+        """The sum over the processes, divided; in one go, as every message has its price."""
         if self.count == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         distributed.all_reduce(flat)
-        parts = flat.split([tensor.numel() for tensor in tensors])
-        for tensor, part in zip(tensors, parts, strict=True):
+        for tensor, part in zip(tensors, flat.div_(parts).split([each.numel() for each in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))  # each keeps its own type and memory layout
-
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its mean over the processes; whole numbers are rounded down."""
-        if self.count == 1 or not tensors:
-            return
-        floats = [tensor.double() for tensor in tensors]
-        self.sum(floats)
-        for tensor, total in zip(tensors, floats, strict=True):
-            tensor.copy_(total / self.count)
 
 
 def _alone(device: str) -> Fabric:

@@ -147,8 +147,7 @@ class Meeting(Small):
 
 def test_who_cannot_tell_the_others_leaves_word_for_the_next_attempt(tmp_path: Path) -> None:
     """Two processes on CUDA, whose other one would wait inside a pass: it ends with this one, by torchrun."""
-    (tmp_path / "work").mkdir()
-    job = Job("teacher.t", Meeting(2), Numbered(batch=8), STEPS, tmp_path, FitConfig(batch=8))
+    job = Job("teacher.t", Meeting(2), Numbered(batch=8), STEPS, tmp_path, FitConfig(batch=8), seed=0)
     fabric = SimpleNamespace(to_device=lambda piece: piece)
     passes = Passes(job, PLAIN, cast(Team, SimpleNamespace(count=2, rank=1, fabric=fabric)))
     share = next(Numbered(batch=4).stream(0))
