@@ -27,9 +27,11 @@ from must import DEFAULT_ROOT
 from pipeline.artifacts import Inputs
 from pipeline.bench import circumstances, medians, save_result, take_turns
 from pipeline.config import StudentConfig, read_recipe
-from pipeline.fit import Job, Stream, fit
-from pipeline.loader import Batch, Loader, LoaderConfig
+from pipeline.fit import fit
+from pipeline.job import Job, Stream
+from pipeline.loader import Batch, Loader, LoaderConfig, Samples
 from pipeline.machine import Choice
+from pipeline.team import Team
 from student.join import heads_of, join
 from student.weights import combination
 from tasks.building import build_network
@@ -42,13 +44,25 @@ READY = 8
 """Batches in memory."""
 
 
+class Ready(Samples):
+    """Samples that were collated before anyone asked."""
+
+    def __init__(self, samples: Samples, pieces: int) -> None:
+        super().__init__(samples.samples, samples.collate)
+        self.batches = samples.cut(pieces)
+
+    def cut(self, pieces: int) -> list[Batch]:
+        assert pieces == len(self.batches), "memory ran out: what is measured here does not fit"
+        return self.batches
+
+
 class Memory:
     """Batches that are there already, over and over."""
 
-    def __init__(self, batches: Sequence[Batch]) -> None:
+    def __init__(self, batches: Sequence[Ready]) -> None:
         self.batches, self.waited = batches, 0.0
 
-    def stream(self, start: int) -> Iterator[Batch]:
+    def stream(self, start: int) -> Iterator[Ready]:
         yield from itertools.islice(itertools.cycle(self.batches), start, None)
 
 
@@ -63,9 +77,8 @@ class Steps:
         self.config = student.model_copy(update={"checkpoint_s": 1e9})
         self.choice, self.steps, self.inputs = choice, steps, inputs
         collate = {head: task.collate for head, task in network.tasks.items()}
-        piece = student.batch // student.accumulate
         threads = inputs.runtime.threads
-        about = LoaderConfig(student.image_size, piece, config["seed"], student.augment, threads)
+        about = LoaderConfig(student.image_size, student.batch, config["seed"], student.augment, threads)
         self.loader = Loader(join(student, heads, inputs), collate, about)
 
     def rate(self, stream: Stream) -> float:
@@ -73,8 +86,8 @@ class Steps:
         ends: list[float] = []
         runtime = dataclasses.replace(self.inputs.runtime, progress=lambda *_: ends.append(time.perf_counter()))
         with tempfile.TemporaryDirectory() as folder:
-            job = Job("bench", self.objective, stream, WARM + self.steps, Path(folder), self.config)
-            fit(job, self.choice, runtime)
+            job = Job("bench", self.objective, stream, WARM + self.steps, Path(folder), self.config, seed=0)
+            fit(job, self.choice, Team(self.choice.device), runtime)
         return self.steps * self.config.batch / (ends[-1] - ends[-1 - self.steps])
 
 
@@ -91,7 +104,8 @@ def main(
     choice = Choice(**student.counts["choice"])
     measured = circumstances(choice.device)
     bench = Steps(inputs, dict(step.config), choice, steps)
-    memory = Memory([bench.loader.batch(number) for number in range(READY)])
+    samples = itertools.islice(bench.loader.stream(0), READY)
+    memory = Memory([Ready(each, bench.config.accumulate) for each in samples])
     taken = take_turns({"memory": lambda: bench.rate(memory), "loader": lambda: bench.rate(bench.loader)}, windows)
     rates = medians(taken)
     ratio = rates["loader"] / rates["memory"]

@@ -66,6 +66,9 @@ def _training(made: Artifact) -> Iterator[str]:
     waiting = next((log.waiting(part["batch"]) for part in parts if "batch" in part), None)
     if waiting is not None:
         yield f"{percent(waiting)} of the time waiting for data"
+    what = "each process's part of a batch" if "processes" in made.counts else "batches"
+    for cut in made.counts.get("out_of_memory", ()):
+        yield f"out of memory at step {cut['step']:,} (from there on {what} in {cut['pieces']:,} pieces)"
 
 
 def _labelling(step: Done) -> Iterator[str]:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -86,7 +85,7 @@ def unflatten(flat: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """A training state: model, optimiser, schedule, random generators, position."""
+    """A training state: model, optimiser, schedule, position."""
     tensors: dict[str, Tensor] = {}
     about = flatten("state", state, tensors)
     write_tensors(path, tensors, about)
@@ -100,18 +99,3 @@ def load_state(path: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: a damaged training state ({type(error).__name__}: {error}).") from error
     return state
-
-
-def rng_state() -> dict[str, Tensor]:
-    """The state of torch's random generators."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def restore_rng(states: Mapping[str, Tensor]) -> None:
-    """Set torch's random generators to `rng_state()`."""
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])

@@ -55,9 +55,9 @@ class FitConfig(Section):
     steps: int | None = Field(default=None, ge=1)
     """Optimiser steps, instead of epochs."""
     batch: int = Field(default=32, ge=1)
-    """Images per optimiser step."""
+    """Images per optimiser step, those of all processes that train together."""
     accumulate: int = Field(default=1, ge=1)
-    """Into how many forward and backward passes a batch is split; must divide it."""
+    """Into how many forward and backward passes a batch is split; must divide it. More, where memory runs out."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with momentum."""
     lr: float = Field(default=1e-3, gt=0)

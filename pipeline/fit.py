@@ -2,60 +2,38 @@
 
 What is trained returns its losses; the loop owns the rest: device and precision, schedule, accumulation, clipping,
 averaging of weights, the log, and a state on disk from which a run goes on in the middle of an epoch as if nothing
-had happened.
+had happened. Several processes share every batch; their number changes the speed and, but for what is drawn at random
+and batch normalisation, nothing else: a run may go on with another number of them.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TextIO
+from typing import Any, NamedTuple
 
 import torch
-from lightning.fabric import Fabric
+from lightning.fabric.utilities import move_data_to_device
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from pipeline.artifacts import LOG, WORK
-from pipeline.checkpoint import load_state, restore_rng, rng_state, save_state
-from pipeline.config import FitConfig
-from pipeline.errors import DataError
+from pipeline.errors import MustError
+from pipeline.job import Job, Share
 from pipeline.machine import Choice
+from pipeline.optimizer import build_optimizer, lay_out_like_parameters, learning_rate
+from pipeline.passes import TOTAL, Found, Passes
+from pipeline.record import Record
 from pipeline.runtime import Runtime
-
-STATE = "state.safetensors"
-TOTAL = "the combined loss"
+from pipeline.team import Team
 
 
-class Objective(Protocol):
-    """What is trained: an `nn.Module` called on a batch."""
+class Cut(NamedTuple):
+    """The device's memory ran out: from `step` on, each share goes through in `pieces` of at most `images` images."""
 
-    def __call__(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise, and the named parts for the log (detached)."""
-
-
-class Stream(Protocol):
-    """Where batches come from, by number, `accumulate` of them a step. A batch has `keys`, the images' keys."""
-
-    waited: float
-
-    def stream(self, start: int) -> Iterator[Any]: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What one call of `fit` trains, on what, how long, where it leaves its state, and what it is called."""
-
-    name: str
-    objective: nn.Module
-    stream: Stream
-    steps: int
-    out: Path
-    config: FitConfig
+    step: int
+    pieces: int
+    images: int
 
 
 class Losses(NamedTuple):
@@ -66,53 +44,16 @@ class Losses(NamedTuple):
     lr: float
 
 
-def learning_rate(step: int, steps: int, warmup: float) -> float:
-    """The factor on the learning rate at `step` of `steps`: a linear rise over `warmup` of them, then a cosine to 0."""
-    rise = int(steps * warmup)
-    if step < rise:
-        return (step + 1) / (rise + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1)))
+def fit(job: Job, choice: Choice, team: Team, runtime: Runtime) -> list[Cut]:
+    """Train `job.objective` in place: its averaged weights, if averaging is on, in eval mode, on its device.
 
-
-def parameter_groups(module: nn.Module, config: FitConfig) -> list[dict[str, Any]]:
-    """Trainable parameters in four groups: backbone or not, matrices with weight decay and the rest without."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            inside = "backbone" in name.split(".")[:2]  # of the network; a head may be called backbone too
-            groups.setdefault((inside, parameter.ndim > 1), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": config.lr * (config.backbone_lr if backbone else 1.0),
-            "weight_decay": config.weight_decay if matrix else 0.0,
-        }
-        for (backbone, matrix), parameters in groups.items()
-    ]
-
-
-def _optimizer(module: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
-    groups = parameter_groups(module, config)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-
-
-def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Moments in their parameters' memory layout: the fused step pairs them up as they lie in memory."""
-    for parameter, moments in optimizer.state.items():
-        for name, value in moments.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                moments[name] = torch.empty_like(parameter).copy_(value)
-
-
-def fit(job: Job, choice: Choice, runtime: Runtime) -> nn.Module:
-    """Train `job.objective` and return it (its averaged weights, if averaging is on), in eval mode, on its device.
-
-    A state in `out/work` is gone on from. Raises DataError with step and keys if the loss is not finite, and Stopped,
-    after saving the state, if a stop was asked for.
+    Returns where memory ran out and what was done about it. A state in `out/work` is gone on from. The first process
+    reads and writes `out`, the others nothing. Each normalises its batches by its own images, unless its layers are
+    SyncBatchNorm; running statistics are averaged over the processes. Raises, in all of them, DataError with step and
+    keys if the loss is not finite, ConfigError if memory does not hold one image, and Stopped, after saving the state,
+    if any of them was asked to stop.
     """
-    training = _Training(job, choice, runtime)
+    training = _Training(job, choice, team, runtime)
     training.resume()
     training.run()
     return training.finish()
@@ -121,144 +62,173 @@ def fit(job: Job, choice: Choice, runtime: Runtime) -> nn.Module:
 class _Training:
     """The moving parts of one fit: model, optimiser, schedule, average, log, position."""
 
-    def __init__(self, job: Job, choice: Choice, runtime: Runtime) -> None:
-        self.job, self.choice, self.runtime = job, choice, runtime
-        self.fabric: Fabric = choice.fabric()
-        module = choice.place(job.objective.train())
-        self.model, self.optimizer = self.fabric.setup(module, _optimizer(module, job.config))
+    def __init__(self, job: Job, choice: Choice, team: Team, runtime: Runtime) -> None:
+        self.job, self.team, self.runtime = job, team, runtime
+        self.module = choice.place(job.objective.train())
+        self.passes = Passes(job, choice, team)
+        self.optimizer = build_optimizer(self.module, job.config)
+        self.parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
         rate = lambda step: learning_rate(step, job.steps, job.config.warmup)  # noqa: E731
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
-        self.ema = ModelEmaV3(module, job.config.ema, use_warmup=True) if job.config.ema else None
-        self.module, self.step = module, 0
-        for folder in (WORK, LOG):
-            (job.out / folder).mkdir(parents=True, exist_ok=True)
-        self.log = _Log(job.out / LOG / "train.jsonl")
+        self.ema = ModelEmaV3(self.module, job.config.ema, use_warmup=True) if job.config.ema else None
+        self.record = Record(job.name, job.out) if team.is_first else None
+        self.statistics = _statistics(self.module)
+        self.step, self.cuts = 0, list[Cut]()
+
+    @property
+    def most(self) -> int:
+        """Images in a pass."""
+        return min([self.passes.most, *(cut.images for cut in self.cuts)])
 
     def resume(self) -> None:
-        """Go on from the state on disk, if there is one."""
-        path = self.job.out / WORK / STATE
-        if not path.exists():
-            self.log.truncate(0)
-            return
-        try:
-            state = load_state(path)
-        except DataError as error:
-            raise DataError(f"{error} Delete it to start {self.job.name} over.") from error
-        self.module.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        _lay_out_like_parameters(self.optimizer)
-        self.schedule.load_state_dict(state["schedule"])
-        if self.ema:
-            self.ema.load_state_dict(state["ema"])
-        restore_rng(state["rng"])
-        self.step = state["step"]
-        self.log.truncate(self.step)
+        """Go on from the state on disk, if there is one; all processes begin with what the first has."""
+        state = self.team.obtain(self._beginning)
+        if state:
+            self._restore(state)
+        self._adopt(self.team.obtain(self.passes.word))
 
-    def save(self) -> None:
-        """Leave a state to go on from."""
-        state = {
+    def _beginning(self) -> dict[str, Any] | None:
+        assert self.record
+        state = self.record.load()
+        if state is None and self.team.count > 1:
+            state = move_data_to_device(self._state(), "cpu")
+        return state
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "step": self.step,
             "model": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "ema": self.ema.state_dict() if self.ema else {},
-            "rng": rng_state(),
+            "cuts": self.cuts,
         }
-        save_state(self.job.out / WORK / STATE, state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        lay_out_like_parameters(self.optimizer)
+        self.schedule.load_state_dict(state["schedule"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        self.step, self.cuts = state["step"], [Cut(*cut) for cut in state.get("cuts", ())]  # older states have none
+
+    def _adopt(self, most: int) -> None:
+        """No more images than `most` in a pass, from the step at hand on."""
+        if most < self.most:
+            self.cuts.append(Cut(self.step + 1, self.passes.pieces(most), most))
 
     def run(self) -> None:
         """Train from the current step to the last."""
         saved = time.monotonic()
-        batches = self.job.stream.stream(self.step * self.job.config.accumulate)
+        shares = self.job.stream.stream(self.step)
         try:
             while self.step < self.job.steps:
                 began = time.perf_counter()
-                pieces = [next(batches) for _ in range(self.job.config.accumulate)]
-                losses = self._update(pieces)
+                losses = self._update(shares)
                 self.step += 1
                 self._report(losses, self.job.config.batch / (time.perf_counter() - began))
-                stop = self.runtime.stop.is_set()  # asked once: what stops here has saved its state
+                stop = any(self.team.tell(self.runtime.stop.is_set()))  # asked once: what stops here saves its state
                 if stop or time.monotonic() - saved > self.job.config.checkpoint_s:
-                    self.save()
+                    self._save()
                     saved = time.monotonic()
                 if stop:
-                    self.runtime.check_stop(self.job.name)
+                    self._stop()
         finally:
-            batches.close()  # type: ignore[attr-defined]  # a generator: ends its threads
-            self.log.close()
+            shares.close()  # type: ignore[attr-defined]  # a generator: ends its threads
+            if self.record:
+                self.record.close()
 
-    def _update(self, pieces: Sequence[Any]) -> Losses:
-        """One optimiser step over the pieces of its batch. What is not finite never reaches the weights."""
-        sums: dict[str, list[float]] = {}
-        for number, piece in enumerate(pieces, start=1):
-            with self.fabric.no_backward_sync(self.model, enabled=number < len(pieces)):
-                with self.choice.autocast():
-                    total, losses = self.model(self.fabric.to_device(piece))
-                self._check("loss", total, [piece])
-                self.fabric.backward(total / len(pieces))
-            for name, loss in {**losses, TOTAL: total}.items():
-                sums.setdefault(name, []).append(float(loss.detach()))
+    def _save(self) -> None:
+        """Leave a state to go on from."""
+        if self.record:
+            self.record.save(self._state())
+
+    def _stop(self) -> None:
+        """Raise Stopped, in all processes once the state is on disk: one that ends takes the others along."""
+        self.team.tell(None)
+        self.runtime.stop.set()
+        self.runtime.check_stop(self.job.name)
+
+    def _update(self, shares: Iterator[Share]) -> Losses:
+        """One optimiser step on the next batch. What is not finite never reaches the weights."""
+        found = self._pass(shares)
+        self._adopt(min(each.most for each in found))
+        self._sum_gradients(found)
         most = self.job.config.clip or math.inf  # infinite: measured, not clipped
-        norm = self.fabric.clip_gradients(self.model, self.optimizer, max_norm=most, error_if_nonfinite=False)
-        self._check("gradient", norm, pieces)
+        norm = nn.utils.clip_grad_norm_(self.parameters, most)
+        self.passes.check(norm, "gradient", self.step, [key for each in found for key in each.keys])
         lr = max(float(rate) for rate in self.schedule.get_last_lr())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
+        self.team.average(self.statistics)  # one process may never have seen a head's labels
         if self.ema:
             self.ema.update(self.module, self.step)
-        means = {name: sum(values) / len(values) for name, values in sums.items()}
+        means = _means([each.sums for each in found])
         return Losses(means.pop(TOTAL), means, lr)
 
-    def _check(self, what: str, value: Tensor | None, pieces: Sequence[Any]) -> None:
-        if value is not None and not bool(value.isfinite()):
-            keys = ", ".join(key for piece in pieces for key in piece.keys)
-            found = f"the {what} is {float(value.detach())} at step {self.step}"
-            raise DataError(
-                f"{self.job.name}: {found}. Images of the batch: {keys}. "
-                "A smaller lr, or leaving these images out, may help."
-            )
+    def _pass(self, shares: Iterator[Share]) -> list[Found]:
+        """This process's passes, and what all found in theirs. An error of this project in one is an error in all."""
+        mine: Found | MustError
+        try:
+            mine = self.passes.run(next(shares), self.step, self.most)
+        except MustError as error:
+            if self.passes.meet:
+                raise  # the others wait inside a pass; torchrun ends them
+            mine = error
+        found: list[Found] = []
+        for each in self.team.tell(mine):
+            if isinstance(each, MustError):
+                raise each
+            found.append(each)
+        return found
+
+    def _sum_gradients(self, found: Sequence[Found]) -> None:
+        """Gradients over all processes; a parameter that has one in none of them has none."""
+        anywhere = [any(flags) for flags in zip(*(each.graded for each in found), strict=True)]
+        gradients = []
+        for parameter, some in zip(self.module.parameters(), anywhere, strict=True):
+            if some:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                gradients.append(parameter.grad)
+        self.team.sum(gradients)
 
     def _report(self, losses: Losses, rate: float) -> None:
+        if self.record is None:
+            return
         line = {
             "step": self.step,
             "loss": losses.total,
             "losses": losses.parts,
             "lr": losses.lr,
+            "passes": self.passes.pieces(self.most),
             "images_per_s": round(rate, 2),
             "waited_s": round(self.job.stream.waited, 3),
         }
-        self.log.write(line)
+        self.record.write(line)
         done = self.step / self.job.steps
         self.runtime.progress(self.job.name, done, f"loss {losses.total:.3f}, {rate:.0f} images/s")
 
-    def finish(self) -> nn.Module:
-        """The trained module, averaged if asked, in eval mode."""
+    def finish(self) -> list[Cut]:
+        """Leave the module trained, averaged if asked, in eval mode."""
         if self.ema:
             self.module.load_state_dict(self.ema.module.state_dict())
-        return self.module.eval()
+        self.module.eval()
+        return self.cuts
 
 
-class _Log:
-    """One JSON line per step; cut back on resume to the step that the state on disk is at."""
+def _statistics(module: nn.Module) -> list[Tensor]:
+    """The running statistics of the batch norms that see one process's images; SyncBatchNorm's are those of all."""
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    return [buffer for norm in norms if not isinstance(norm, nn.SyncBatchNorm) for buffer in norm.buffers()]
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = self._open()
 
-    def _open(self) -> TextIO:
-        return open(self._path, "a", encoding="utf-8", buffering=1)  # line by line: what is logged is on disk
-
-    def truncate(self, step: int) -> None:
-        text = self._path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1].splitlines()  # the last line may be torn
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
-        self._file.close()
-        self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self._file = self._open()
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-
-    def close(self) -> None:
-        self._file.close()
+def _means(sums: Sequence[Mapping[str, tuple[float, int]]]) -> dict[str, float]:
+    """Each loss's mean over the images of all passes that had it, in all processes."""
+    totals: dict[str, tuple[float, int]] = {}
+    for found in sums:
+        for name, (value, images) in found.items():
+            before, seen = totals.get(name, (0.0, 0))
+            totals[name] = (before + value, seen + images)
+    return {name: value / images for name, (value, images) in totals.items()}

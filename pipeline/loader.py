@@ -23,10 +23,11 @@ from torch import Tensor
 from pipeline.augment import NOTHING, AugmentConfig, draw, generator, view_image, view_label
 from pipeline.decode import decode
 from pipeline.images import ImageShard
+from pipeline.job import cut
 from pipeline.labels import Label, LabelShard, Value, check_joined, read_labels
 
 WINDOW = 64
-"""Shards that are shuffled together and may be open at once; sets of fewer shards are shuffled as a whole."""
+"""Shards that are shuffled together, and whose labels are in memory; sets of fewer shards are shuffled as a whole."""
 AHEAD = 3
 """Batches made ready before they are asked for."""
 
@@ -100,7 +101,7 @@ class Library:
     def __init__(self, shelves: Sequence[Shelf]) -> None:
         self.shelves = [shelf for shelf in shelves if len(shelf.rows)]
         self._starts = np.cumsum([0, *(len(shelf.rows) for shelf in self.shelves)])
-        self._open = functools.lru_cache(maxsize=2 * WINDOW)(self._read_layers)
+        self._open = functools.lru_cache(maxsize=WINDOW)(self._read_layers)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -158,10 +159,22 @@ class Library:
         }
         return Sample(key, image, values)
 
+    @functools.cached_property
+    def _by_key(self) -> NDArray[np.int64]:
+        """All positions, in the order of their images' keys."""
+        keys = [np.array(shelf.images.keys, dtype="S16")[shelf.rows] for shelf in self.shelves]
+        return np.argsort(np.concatenate(keys), kind="stable")
+
     @functools.lru_cache(maxsize=2)  # noqa: B019 - libraries live as long as the run
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """All positions once, shuffled: as a whole, or by windows of WINDOW shards where there are more."""
+        """All positions once, shuffled: as a whole, or by windows of WINDOW shards where there are more.
+
+        As a whole, it is an order of the images, whatever shards they are in: a pool that grew in parts gives the
+        stream of one that was read at once.
+        """
         rng = generator(seed, epoch)
+        if len(self.shelves) <= WINDOW:
+            return self._by_key[rng.permutation(len(self))]
         shelves = rng.permutation(len(self.shelves))
         windows = [shelves[start : start + WINDOW] for start in range(0, len(shelves), WINDOW)]
         spans = [
@@ -172,26 +185,43 @@ class Library:
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-    """What a stream of batches is made of."""
+    """What a stream of batches is made of. `slots`: which of a batch's images this process takes, None for all."""
 
     size: int
     batch: int
     seed: int
     augment: AugmentConfig
     threads: int = 2
+    slots: range | None = None
+
+
+class Samples:
+    """Views that were read and drawn, to be put into as many batches as memory asks for."""
+
+    def __init__(self, samples: Sequence[Sample], collate: Mapping[str, Collate]) -> None:
+        self.samples, self.collate = samples, collate
+
+    @property
+    def keys(self) -> list[str]:
+        return [sample.key for sample in self.samples]
+
+    def cut(self, pieces: int) -> list[Batch]:
+        """All of them in order as so many batches, whose sizes differ by one at most."""
+        return [collate_samples(self.samples[run], self.collate) for run in cut(len(self.samples), pieces)]
 
 
 class Loader:
-    """An endless stream of training batches, from any step on."""
+    """An endless stream of training batches, or of one process's share of each, from any step on."""
 
     def __init__(self, library: Library, collate: Mapping[str, Collate], config: LoaderConfig) -> None:
         self.library, self.collate, self.config = library, collate, config
+        self.slots = range(config.batch) if config.slots is None else config.slots
         self.waited = 0.0
-        """Seconds the consumer has waited for batches so far."""
+        """Seconds the consumer has waited for samples so far."""
 
     def batch(self, step: int) -> Batch:
-        """Batch number `step`, made now."""
-        return collate_samples([self._sample(step, slot) for slot in range(self.config.batch)], self.collate)
+        """The share of batch number `step`, made now."""
+        return collate_samples([self._sample(step, slot) for slot in self.slots], self.collate)
 
     def _sample(self, step: int, slot: int) -> Sample:
         config, count = self.config, len(self.library)
@@ -200,21 +230,20 @@ class Loader:
         index = int(self.library.order(config.seed, epoch)[place])
         return self.library.sample(index, config.size, config.augment, (config.seed, position))
 
-    def stream(self, start: int) -> Iterator[Batch]:
-        """Batches from step `start` on, AHEAD of them in the making on `threads` threads."""
+    def stream(self, start: int) -> Iterator[Samples]:
+        """Shares from step `start` on, AHEAD of them in the making on `threads` threads."""
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="load") as pool:
             ready: collections.deque[list[Future[Sample]]] = collections.deque()
             step = start
             try:
                 while True:
                     while len(ready) < AHEAD:
-                        ready.append([pool.submit(self._sample, step, slot) for slot in range(self.config.batch)])
+                        ready.append([pool.submit(self._sample, step, slot) for slot in self.slots])
                         step += 1
                     began = time.perf_counter()
                     samples = [future.result() for future in ready.popleft()]
-                    batch = collate_samples(samples, self.collate)
                     self.waited += time.perf_counter() - began
-                    yield batch
+                    yield Samples(samples, self.collate)
             finally:
                 for futures in ready:
                     for future in futures:

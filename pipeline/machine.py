@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import math
 import platform
 import statistics
 import time
@@ -18,11 +19,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from lightning.fabric import Fabric
 from torch import nn
 
 from pipeline.artifacts import hash_json, read_json, write_json
-from pipeline.checkpoint import restore_rng, rng_state
 from pipeline.errors import ConfigError
 from pipeline.runtime import Runtime
 
@@ -52,14 +51,8 @@ class Choice:
         """The module on this device, in this layout."""
         return module.to(self.device).to(memory_format=self.memory_format)
 
-    def fabric(self) -> Fabric:
-        """Lightning Fabric for this device, one process. Number formats are `autocast`'s part: Fabric's own mixed
-        precision would also round the labels in a batch.
-        """
-        return Fabric(accelerator=self.device, devices=1, precision="32-true")
-
     def autocast(self) -> torch.autocast:
-        """The context that forward passes run in."""
+        """The context that forward passes run in. Fabric's own mixed precision would also round a batch's labels."""
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
@@ -93,7 +86,7 @@ def choose(runtime: Runtime, about: Any, model: nn.Module, call: Callable[[nn.Mo
     """The fastest way to run `call` on (a copy of) `model`; measured once per root, model and machine.
 
     `about` is JSON that tells this model and use from others. `call` does the work that is to be fast, for example
-    a forward and a backward pass, on a model already laid out.
+    a forward and a backward pass, on a model already laid out. A way that runs out of memory is not taken.
     """
     device = find_device(runtime.device)
     formats: list[Format] = ["32", "bf16"] if runtime.precision == "auto" else [runtime.precision]
@@ -103,25 +96,31 @@ def choose(runtime: Runtime, about: Any, model: nn.Module, call: Callable[[nn.Mo
         return Choice(**read_json(memo))
     candidates = [Choice(device, form, layout, {}) for form in formats for layout in (False, True)]
     times = {f"{c.precision}{' channels_last' if c.channels_last else ''}": _time(c, model, call) for c in candidates}
-    best = candidates[min(range(len(candidates)), key=list(times.values()).__getitem__)]
-    choice = dataclasses.replace(best, measured_ms={way: round(ms, 2) for way, ms in times.items()})
+    fastest = min(reversed(range(len(candidates))), key=list(times.values()).__getitem__)
+    measured = {way: round(ms, 2) for way, ms in times.items() if ms < math.inf}
+    choice = dataclasses.replace(candidates[fastest], measured_ms=measured)
     memo.parent.mkdir(parents=True, exist_ok=True)
     write_json(memo, dataclasses.asdict(choice))
     return choice
 
 
 def _time(choice: Choice, model: nn.Module, call: Callable[[nn.Module, Choice], None]) -> float:
-    trial = choice.place(copy.deepcopy(model))
-    random = rng_state()
-    taken = []
-    for _ in range(REPEATS + 1):
-        began = time.perf_counter()
-        call(trial, choice)
-        if choice.device == "cuda":
-            torch.cuda.synchronize()
-        taken.append((time.perf_counter() - began) * 1000)
-    restore_rng(random)  # the measurement leaves no trace in what follows
-    return statistics.median(taken[1:])
+    """Milliseconds; infinitely many where the device's memory ran out."""
+    devices = [torch.cuda.current_device()] if choice.device == "cuda" else []
+    with torch.random.fork_rng(devices):  # the measurement leaves no trace in what follows
+        try:
+            trial = choice.place(copy.deepcopy(model))
+            return statistics.median([_once(choice, trial, call) for _ in range(REPEATS + 1)][1:])
+        except torch.OutOfMemoryError:
+            return math.inf
+
+
+def _once(choice: Choice, trial: nn.Module, call: Callable[[nn.Module, Choice], None]) -> float:
+    began = time.perf_counter()
+    call(trial, choice)
+    if choice.device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) * 1000
 
 
 @contextlib.contextmanager

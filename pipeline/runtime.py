@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import ranks
 from pipeline.errors import Stopped
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -43,8 +44,10 @@ class Runtime:
 
     @property
     def threads(self) -> int:
-        """Worker threads for decoding and encoding: as asked, else one per core this process may use."""
-        return self.workers or usable_cores()
+        """Worker threads for decoding and encoding: as asked, else one per core this process may use; processes that
+        train together share a machine's.
+        """
+        return self.workers or max(1, usable_cores() // ranks.local_count())
 
     def check_stop(self, step: str) -> None:
         """Raise Stopped if a stop was asked for."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import ranks
 from pipeline.artifacts import Inputs, write_json
 from pipeline.checkpoint import write_tensors
 from pipeline.config import StudentConfig
@@ -17,17 +18,22 @@ from tasks.learning import Course, train_network
 
 
 def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Train one network with a head per teacher; leave it, its backbone under timm's keys, and the shares kept."""
+    """Train one network with a head per teacher; leave it, its backbone under timm's keys, and the shares kept.
+
+    Of several processes that train together, the first leaves all this; the others return nothing.
+    """
     student = StudentConfig.model_validate(config["student"])
     heads = heads_of(student, inputs)
     combine, weights = combination(student, heads)
     library = join(student, heads, inputs)
-    kept = kept_shares(heads, inputs)
-    write_json(out / "kept.json", kept)
     network = build_network(student, {name: head.space for name, head in heads.items()}, config["seed"])
     course = Course(student, student.augment, config["seed"])
-    choice = train_network(network, combine, library, course, ("student", out, inputs.runtime))
+    trained = train_network(network, combine, library, course, ("student", out, inputs.runtime))
+    if not ranks.is_first():
+        return {}
     network.cpu().save(out)
     write_tensors(out / "backbone.safetensors", network.backbone.model.state_dict())
+    kept = kept_shares(heads, inputs)
+    write_json(out / "kept.json", kept)
     warnings = [f"{name}: {share['warning']}" for name, share in kept.items() if share["warning"]]
-    return {"images": len(library), "weights": weights, "warnings": warnings, "choice": choice.describe()}
+    return {"images": len(library), "weights": weights, "warnings": warnings, **trained.counts()}

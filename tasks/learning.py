@@ -9,18 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from PIL import Image
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from pipeline import machine
+from pipeline import machine, ranks
 from pipeline.augment import AugmentConfig, View, view_image
 from pipeline.config import FitConfig
-from pipeline.errors import DataError
-from pipeline.fit import Job, fit
+from pipeline.errors import ConfigError, DataError
+from pipeline.fit import Cut, fit
+from pipeline.job import Job
 from pipeline.labels import LabelSpace, Value
 from pipeline.loader import Batch, Library, Loader, LoaderConfig
 from pipeline.machine import Choice
 from pipeline.runtime import Runtime
+from pipeline.team import Team
 from tasks.network import Network
 from tasks.task import Prediction, Task
 
@@ -33,7 +37,10 @@ Combine = Callable[[Mapping[str, Tensor]], Tensor]
 
 
 class Learning(nn.Module):
-    """The objective of supervised learning: a network's losses and the rule that combines them to one number."""
+    """The objective of supervised learning: a network's losses and the rule that combines them to one number.
+
+    Where no image has a label that number is 0, with a graph: of several processes one may have drawn such a share.
+    """
 
     def __init__(self, network: Network, combine: nn.Module, memory_format: torch.memory_format) -> None:
         super().__init__()
@@ -41,9 +48,9 @@ class Learning(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch.images.contiguous(memory_format=self.memory_format)
+        if not batch.targets:
+            return self.network.features(images).top.float().mean() * 0, {}
         losses = self.network.losses(images, batch.targets)
-        if not losses:
-            raise DataError(f"No image of this batch has a label: {', '.join(batch.keys)}.")
         return self.combine(losses), {name: loss.detach() for name, loss in losses.items()}
 
 
@@ -67,36 +74,67 @@ class Course:
     seed: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """How a training went: the way it was run, the number of processes, and where the device's memory ran out."""
+
+    choice: Choice
+    processes: int
+    cuts: list[Cut]
+
+    def counts(self) -> dict[str, Any]:
+        """For a step's counts: `choice`, and where there is something to tell `processes` and `out_of_memory`."""
+        counts: dict[str, Any] = {"choice": self.choice.describe()}
+        if self.processes > 1:
+            counts["processes"] = self.processes
+        if self.cuts:
+            counts["out_of_memory"] = [cut._asdict() for cut in self.cuts]
+        return counts
+
+
 def train_network(
     network: Network, combine: nn.Module, library: Library, course: Course, place: tuple[str, Path, Runtime]
-) -> Choice:
-    """Train `network` in place on the library and return how it was run; `place` is (name, folder, runtime)."""
+) -> Trained:
+    """Train `network` in place on the library; `place` is (name, folder, runtime).
+
+    Called in every process that torchrun started, it trains the same network in all of them; what is left to do with it
+    is the first one's. On CUDA, the backbone's batch norms then see the images of all processes (SyncBatchNorm). Those
+    of the heads, which no process runs on images without a label, and all on the CPU see the process's own.
+    """
     name, out, runtime = place
     if not len(library):
         raise DataError(f"{name}: there is not one labelled image to train on.")
+    with Team(machine.find_device(runtime.device)) as team:
+        loader = _loader(network, library, course, runtime)
+        about = [network.config.model_dump(), "train"]
+        plain = Learning(network, combine, torch.contiguous_format)
+        choice = team.obtain(lambda: machine.choose(runtime, about, plain, _probe(loader)))
+        if team.count > 1 and choice.device == "cuda":
+            network.backbone = convert_sync_batchnorm(network.backbone)
+        objective = Learning(network, combine, choice.memory_format)
+        steps = course.fit.total_steps(len(library))
+        job = Job(name, objective, loader, steps, out, course.fit, course.seed)
+        return Trained(choice, team.count, fit(job, choice, team, runtime))
+
+
+def _loader(network: Network, library: Library, course: Course, runtime: Runtime) -> Loader:
+    """This process's share of every batch."""
     collate = {head: task.collate for head, task in network.tasks.items()}
-    piece = course.fit.batch // course.fit.accumulate
-    config = LoaderConfig(network.config.image_size, piece, course.seed, course.augment, runtime.threads)
-    loader = Loader(library, collate, config)
-    about = [network.config.model_dump(), "train"]
-    choice = machine.choose(runtime, about, Learning(network, combine, torch.contiguous_format), _probe(loader))
-    objective = Learning(network, combine, choice.memory_format)
-    steps = course.fit.total_steps(len(library))
-    fit(Job(name, objective, loader, steps, out, course.fit), choice, runtime)
-    return choice
+    size, batch = network.config.image_size, course.fit.batch
+    slots = ranks.share(batch)
+    return Loader(library, collate, LoaderConfig(size, batch, course.seed, course.augment, runtime.threads, slots))
 
 
 def _probe(loader: Loader) -> Callable[[nn.Module, Choice], None]:
     """A training step on a few real images, for timing."""
-    small = Loader(loader.library, loader.collate, dataclasses.replace(loader.config, batch=PROBE_IMAGES))
-    batch = small.batch(0)
+    small = dataclasses.replace(loader.config, batch=PROBE_IMAGES, slots=None)
+    batch = Loader(loader.library, loader.collate, small).batch(0)
 
     def call(model: nn.Module, choice: Choice) -> None:
         assert isinstance(model, Learning)
         model.memory_format = choice.memory_format
-        fabric = choice.fabric()
         with choice.autocast():
-            total, _ = model.train()(fabric.to_device(batch))
+            total, _ = model.train()(move_data_to_device(batch, choice.device))
         total.backward()
         model.zero_grad()
 
@@ -135,6 +173,8 @@ class Predictor:
     def __init__(self, network: nn.Module, heads: Mapping[str, Task], preparation: Preparation) -> None:
         self.network, self.heads, self.preparation = network.eval(), dict(heads), preparation
         self.choice = Choice("cpu", "32", False, {})
+        self.most: int | None = None
+        """How many images at once memory holds, if more were too many."""
 
     @property
     def spaces(self) -> dict[str, LabelSpace]:
@@ -155,9 +195,29 @@ class Predictor:
         self.choice.place(self.network)
         return self
 
-    @torch.inference_mode()
     def predict(self, images: Tensor) -> dict[str, Prediction]:
-        """uint8 images (B, 3, S, S), prepared -> predictions by head, as NumPy arrays."""
+        """uint8 images (B, 3, S, S), prepared -> predictions by head, as NumPy arrays.
+
+        Where the device's memory does not hold them all, by halves, quarters and so on; ConfigError if not even one.
+        """
+        while True:
+            found = self._predict(images.split(self.most or max(1, len(images))))
+            if found is not None:
+                return join_predictions(found)
+            most = min(self.most or len(images), len(images))
+            if most == 1:
+                raise ConfigError("The device's memory does not hold one image's prediction: set a smaller image_size.")
+            self.most = -(-most // 2)
+
+    @torch.inference_mode()
+    def _predict(self, pieces: Sequence[Tensor]) -> list[dict[str, Prediction]] | None:
+        """Predictions piece by piece, None if memory ran out."""
+        try:
+            return [self._predict_piece(piece) for piece in pieces]
+        except torch.OutOfMemoryError:
+            return None
+
+    def _predict_piece(self, images: Tensor) -> dict[str, Prediction]:
         laid = images.to(self.choice.device, non_blocking=True).contiguous(memory_format=self.choice.memory_format)
         with self.choice.autocast():
             outputs = self.network(laid)
@@ -194,3 +254,15 @@ def to_numpy(tree: Any) -> Any:
     if isinstance(tree, Sequence) and not isinstance(tree, str):
         return [to_numpy(branch) for branch in tree]
     return tree
+
+
+def join_predictions(parts: Sequence[Any]) -> Any:
+    """Predictions for the parts of a batch as one: arrays and lists, of an entry per image, in a row."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, Mapping):
+        return {name: join_predictions([part[name] for part in parts]) for name in first}
+    if isinstance(first, np.ndarray):
+        return np.concatenate(parts)
+    return [entry for part in parts for entry in part] if isinstance(first, list) else first

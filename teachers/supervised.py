@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline import ranks
 from pipeline.artifacts import Inputs, read_json
 from pipeline.config import TeacherConfig, TrainingConfig
 from pipeline.errors import choose
@@ -33,7 +34,8 @@ class Config(TeacherConfig, TrainingConfig):
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Train on the set's `train` split and measure on its held-out split: the metrics go into the manifest.
 
-    Raises ConfigError if the set has no labels of the task, DataError if the loss stops being finite.
+    Of several processes that train together, the first writes and measures; the others return nothing. Raises
+    ConfigError if the set has no labels of the task, DataError if the loss stops being finite.
     """
     from tasks.building import build_network
     from tasks.ingest import IngestedSet, taught_space
@@ -48,7 +50,9 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     network = build_network(teacher, {name: space}, config["seed"])
     library = truth_library(found, "train", {name: teacher.task}, held_out_keys(found))
     course = Course(teacher, teacher.augment, config["seed"])
-    choice = train_network(network, Sum({name: 1.0}), library, course, (f"teacher.{name}", out, inputs.runtime))
+    trained = train_network(network, Sum({name: 1.0}), library, course, (f"teacher.{name}", out, inputs.runtime))
+    if not ranks.is_first():
+        return {}
     network.cpu().save(out)
     split = found.held_out("val", teacher.task)
     scores: dict[str, float] = {}
@@ -56,7 +60,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
         predictor = network_predictor(network).settle(inputs.runtime, read_json(out / "model.json"))
         scores = score(predictor, truth_library(found, split, {name: teacher.task}), {name: name}, inputs.runtime)
     Teacher("supervised", space, teacher.data, Schedule(teacher.batch, teacher.lr), scores).write(out)
-    return {"images": len(library), "split": split, "scores": scores, "choice": choice.describe()}
+    return {"images": len(library), "split": split, "scores": scores, **trained.counts()}
 
 
 def load(folder: Path) -> Predictor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import io
+import multiprocessing
+import multiprocessing.forkserver
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +25,7 @@ from pipeline.artifacts import Artifact, Inputs, Step, Workspace, hash_file
 from pipeline.images import ImageShard, NewImage, ShardWriter
 from pipeline.labels import Label, LabelSpace, LabelWriter, Value, about_store
 from pipeline.runtime import Runtime
+from tests.processes import Together
 
 if TYPE_CHECKING:
     from pipeline.loader import Shelf
@@ -71,6 +74,15 @@ def png(pixels: Pixels) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def spawner() -> Any:
+    """Makes processes from one that has torch loaded: each starts at once, and none shares a thread with the tests."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["must", "flows.run", "student.train", "evaluation.evaluate", "evaluation.report"])
+    multiprocessing.forkserver.ensure_running()  # it loads beside the first tests
+    return context
 
 
 @pytest.fixture
@@ -173,3 +185,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         artifacts[name] = workspace.make(steps[name], Inputs(inputs, runtime))
     yield World(steps, artifacts, workspace, runtime)
     gc.unfreeze()
+
+
+@pytest.fixture
+def together(spawner: Any) -> Iterator[Together]:
+    """Calls functions in several processes at once, as torchrun would start them."""
+    processes = Together(spawner)
+    yield processes
+    processes.end()

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 
 import must
+from pipeline.artifacts import Artifact, Inputs, Step
 from pipeline.labels import LabelSpace
 from pipeline.machine import Choice
+from pipeline.runtime import Runtime
 from tasks.learning import network_predictor
 from tasks.network import Network, NetworkConfig
 from tests.flows.tiny import RECIPE
+from tests.pipeline.training import Batch, Layers, log, train_and_tell
+from tests.processes import Together
+
+if TYPE_CHECKING:
+    from tests.conftest import World
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,6 +46,38 @@ def test_a_run_goes_its_whole_way_on_the_gpu_and_then_has_nothing_to_do(tmp_path
     assert set(chosen["measured_ms"]) == {"32", "32 channels_last", "bf16", "bf16 channels_last"}
     assert {record["model"] for record in outcome.metrics} == {"student", "teacher:masks", "baseline"}
     assert must.run(recipe, tmp_path / "root", overrides).ran == 0
+
+
+class Large(Layers):
+    """Needs a third of the device's memory for each image."""
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        whole = torch.cuda.get_device_properties(0).total_memory
+        taken = torch.empty(len(batch.keys) * (whole // 3), dtype=torch.uint8, device="cuda")
+        loss, parts = super().forward(batch)
+        del taken
+        return loss, parts
+
+
+def test_a_device_that_is_full_takes_the_batch_in_pieces(tmp_path: Path) -> None:
+    choice = Choice("cuda", "32", False, {})
+    assert [cut.step for cut in train_and_tell(tmp_path / "large", Large(), choice=choice, batch=8)] == [1]
+    train_and_tell(tmp_path / "small", Layers(), choice=choice, batch=8)
+    for one, other in zip(log(tmp_path / "large"), log(tmp_path / "small"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two processes need two CUDA devices")
+def test_two_processes_train_the_student_on_two_devices(world: World, together: Together, tmp_path: Path) -> None:
+    step, artifacts = world.steps["student"], dict(world.inputs("student").artifacts)
+    counts, nothing = together.call(2, run_on_cuda, step, artifacts, world.runtime.root, tmp_path)
+    assert (counts["processes"], counts["choice"]["device"], nothing) == (2, "cuda", {})
+    assert all(bool(tensor.isfinite().all()) for tensor in Network.load(tmp_path).state_dict().values())
+
+
+def run_on_cuda(step: Step, artifacts: Mapping[str, Artifact], root: Path, out: Path) -> Mapping[str, Any]:
+    """A step as a process that torchrun started calls it."""
+    return step.function()(step.config, Inputs(artifacts, Runtime(root, "cuda", "32", 1)), out)
 
 
 def test_the_gpu_says_what_the_cpu_says() -> None:

@@ -272,6 +272,16 @@ def test_steps_tell_what_ran_from_what_was_reused(page: str, artifacts: dict[str
     assert "labels/s" in next(row for row in rows if ">label<" in row)
 
 
+def test_where_memory_ran_out_is_told(folder: Path, artifacts: dict[str, Artifact], world: World) -> None:
+    cuts = [{"step": 1, "pieces": 2, "images": 16}, {"step": 1207, "pieces": 4, "images": 8}]
+    for more, whose in (({}, "batches"), ({"processes": 2}, "each process's part of a batch")):
+        student = with_counts(artifacts["student"], out_of_memory=cuts, **more)
+        text = Reader(report(folder, {**artifacts, "student": student}, world)).text
+        assert f"out of memory at step 1 (from there on {whose} in 2 pieces)" in text
+        assert f"out of memory at step 1,207 (from there on {whose} in 4 pieces)" in text
+        assert ("2 processes" in text) == bool(more)
+
+
 @pytest.mark.parametrize(
     "kept",
     [(), ("evaluate",), ("data.truth", "pool"), ("teacher.gabor", "label"), ("data.truth", "teacher.masks", "student")],

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
-import multiprocessing.forkserver
 import os
 import random
 import shutil
@@ -25,15 +23,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     path.write_text(RECIPE, encoding="utf-8")
     return path
-
-
-@pytest.fixture(scope="session")
-def spawner() -> Any:
-    """Makes processes from one that has torch loaded: each starts at once, and none shares a thread with the tests."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["must", "flows.run", "student.train", "evaluation.evaluate", "evaluation.report"])
-    multiprocessing.forkserver.ensure_running()  # it loads beside the first tests
-    return context
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,10 @@
-"""The training loop: its schedule, its steps, its average, what it refuses, and going on as if never stopped."""
+"""The training loop: its steps, its average, what it refuses, and going on as if never stopped."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,128 +14,27 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.checkpoint import load_state, read_tensors
-from pipeline.config import FitConfig
 from pipeline.errors import DataError, Stopped
-from pipeline.fit import Job, fit, learning_rate, parameter_groups
 from pipeline.machine import Choice
 from pipeline.runtime import Runtime
-
-STEPS = 6
-PLAIN = Choice("cpu", "32", False, {})
-LOG, STATE = "log/train.jsonl", "work/state.safetensors"
-
-
-@dataclasses.dataclass
-class Batch:
-    """images (B, 3, 4, 4), targets (B, 2); image 1 of batch 7 has the key 7.1."""
-
-    images: Tensor
-    targets: Tensor
-    keys: list[str]
-
-
-def make_batch(number: int) -> Batch:
-    random = torch.Generator().manual_seed(number)
-    images, targets = torch.randn(4, 3, 4, 4, generator=random), torch.randn(4, 2, generator=random)
-    return Batch(images, targets, [f"{number}.{index}" for index in range(4)])
-
-
-def make_double(number: int) -> Batch:
-    """Batches 2n and 2n + 1 in one."""
-    one, other = make_batch(2 * number), make_batch(2 * number + 1)
-    images, targets = torch.cat([one.images, other.images]), torch.cat([one.targets, other.targets])
-    return Batch(images, targets, one.keys + other.keys)
-
-
-class Numbered:
-    """Batches by number, and the numbers that were asked for."""
-
-    def __init__(self, make: Callable[[int], Batch] = make_batch) -> None:
-        self.make, self.waited = make, 0.0
-        self.given: list[int] = []
-
-    def stream(self, start: int) -> Iterator[Batch]:
-        for number in itertools.count(start):
-            self.given.append(number)
-            yield self.make(number)
-
-
-class Layers(nn.Module):
-    """Two linear layers and their mean squared error."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.backbone = nn.Sequential(nn.Linear(48, 4), nn.Tanh())
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = (self.head(self.backbone(batch.images.flatten(1))) - batch.targets).square().mean()
-        return loss, {"error": loss.detach(), "half": loss.detach() / 2}
-
-
-class Pictures(nn.Module):
-    """What makes going on hard: a kernel with a memory layout, running statistics, and random numbers in each step."""
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
-        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(32, 2))
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = (self.head(self.backbone(batch.images)) - batch.targets).square().mean()
-        return loss, {"error": loss.detach()}
-
-
-class Root(nn.Module):
-    """The root of the mean squared error: where that is zero, the loss has a value but no gradient."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.head = nn.Linear(48, 2, bias=False)
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return (self.head(batch.images.flatten(1)) - batch.targets).square().mean().sqrt(), {}
-
-
-def watched(watch: Callable[[int, Runtime], None]) -> Runtime:
-    """A runtime that calls back after each of `STEPS` steps, with its number."""
-    runtime = Runtime(Path(), "cpu", "32", 1, progress=lambda _, done, __: watch(round(done * STEPS), runtime))
-    return runtime
-
-
-def stopping(after: int) -> Runtime:
-    """A runtime that is asked to stop after a step."""
-    return watched(lambda step, runtime: runtime.stop.set() if step == after else None)
-
-
-QUIET = watched(lambda step, runtime: None)
-
-
-def train(out: Path, model: nn.Module, runtime: Runtime = QUIET, choice: Choice = PLAIN, **fields: Any) -> nn.Module:
-    """Fit `model`; `fields` are the configuration's, and `stream` may be among them."""
-    stream = fields.pop("stream", None) or Numbered()
-    given = {"steps": STEPS, "batch": 4, "lr": 0.05, "warmup": 0.3, "checkpoint_s": 1e9, **fields}
-    config = FitConfig.model_validate(given)
-    return fit(Job("teacher.t", model, stream, given["steps"], out, config), choice, runtime)
-
-
-def log(out: Path) -> list[dict[str, Any]]:
-    """The lines of the log, without what depends on the clock."""
-    lines = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
-    return [{key: line[key] for key in line if key not in ("images_per_s", "waited_s")} for line in lines]
-
-
-def assert_same(one: nn.Module, other: nn.Module) -> None:
-    """Bit for bit, running statistics included."""
-    others = other.state_dict()
-    assert [name for name, tensor in one.state_dict().items() if not torch.equal(tensor, others[name])] == []
-
-
-def vector(module: nn.Module) -> Tensor:
-    return nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+from tests.pipeline.training import (
+    LOG,
+    QUIET,
+    STATE,
+    STEPS,
+    Batch,
+    Layers,
+    Numbered,
+    Pictures,
+    Root,
+    assert_same,
+    log,
+    make_batch,
+    stopping,
+    train,
+    vector,
+    watched,
+)
 
 
 def gradient(out: Path, **fields: Any) -> Tensor:
@@ -148,22 +45,7 @@ def gradient(out: Path, **fields: Any) -> Tensor:
     return (before - vector(objective)) / 0.5
 
 
-# The schedule and the parameter groups
-
-
-def test_the_rate_rises_in_a_line_to_its_peak_and_falls_in_a_cosine_to_zero() -> None:
-    rates = [learning_rate(step, 100, 0.2) for step in range(101)]
-    np.testing.assert_allclose(rates[:21], np.arange(1, 22) / 21)
-    np.testing.assert_allclose(rates[20:], (1 + np.cos(np.linspace(0, np.pi, 81))) / 2, atol=1e-12)
-    assert rates[20] == 1
-    assert rates[100] == 0
-
-
-@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 0.99), (2, 0.5), (7, 0), (7, 0.99)])
-def test_every_step_has_a_rate_above_zero_and_one_has_the_whole(steps: int, warmup: float) -> None:
-    rates = [learning_rate(step, steps, warmup) for step in range(steps)]
-    assert min(rates) > 0
-    assert max(rates) == 1
+# One step
 
 
 def test_each_step_takes_its_own_rate(tmp_path: Path) -> None:
@@ -179,21 +61,6 @@ def test_each_step_takes_its_own_rate(tmp_path: Path) -> None:
     np.testing.assert_allclose(-np.diff(places), [0.025, 0.05, 0.075, 0.1, 0.075, 0.025], rtol=1e-4)
 
 
-def test_only_matrices_decay_and_only_the_backbone_has_its_own_rate() -> None:
-    module = Pictures()
-    module.head[2].bias.requires_grad_(False)
-    groups = parameter_groups(module, FitConfig(lr=2, backbone_lr=0.25, weight_decay=0.3))
-    names = {parameter: name for name, parameter in module.named_parameters()}
-    found = [(names[one], group["lr"], group["weight_decay"]) for group in groups for one in group["params"]]
-    assert sorted(found) == [
-        ("backbone.0.bias", 0.5, 0),
-        ("backbone.0.weight", 0.5, 0.3),
-        ("backbone.1.bias", 0.5, 0),
-        ("backbone.1.weight", 0.5, 0),
-        ("head.2.weight", 2, 0.3),
-    ]
-
-
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_backbone_at_rate_zero_stays_as_it_was(tmp_path: Path, optimizer: str) -> None:
     objective, before = Layers(), Layers()
@@ -202,13 +69,10 @@ def test_a_backbone_at_rate_zero_stays_as_it_was(tmp_path: Path, optimizer: str)
     assert not torch.equal(objective.head.weight, before.head.weight)
 
 
-# One step
-
-
 @pytest.mark.parametrize("clip", [None, 0.01])
 def test_a_step_on_two_pieces_is_a_step_on_the_whole_batch(tmp_path: Path, clip: float | None) -> None:
     pieces = gradient(tmp_path / "pieces", batch=8, accumulate=2, clip=clip)
-    whole = gradient(tmp_path / "whole", batch=8, stream=Numbered(make_double), clip=clip)
+    whole = gradient(tmp_path / "whole", batch=8, clip=clip)
     torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-6)
     assert log(tmp_path / "pieces")[0]["losses"] == pytest.approx(log(tmp_path / "whole")[0]["losses"])
     assert log(tmp_path / "pieces")[0]["loss"] == pytest.approx(log(tmp_path / "whole")[0]["loss"])
@@ -227,13 +91,23 @@ def test_clipping_shortens_a_long_gradient_and_leaves_a_short_one(tmp_path: Path
     torch.testing.assert_close(gradient(tmp_path / "same", clip=norm * 4), free, rtol=1e-6, atol=1e-7)
 
 
-def test_batches_are_taken_in_order_as_many_a_step_as_are_accumulated(tmp_path: Path) -> None:
-    stream = Numbered()
+def test_a_step_takes_the_next_batch_and_cuts_it(tmp_path: Path) -> None:
+    class Counted(Layers):
+        """Remembers the keys of what it was called on."""
+
+        def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            seen.append(batch.keys)
+            return super().forward(batch)
+
+    seen: list[list[str]] = []
+    stream = Numbered(batch=6)
     with pytest.raises(Stopped):
-        train(tmp_path, Layers(), stopping(after=2), stream=stream, accumulate=2)
-    assert stream.given == [0, 1, 2, 3]
-    train(tmp_path, Layers(), stream=stream, accumulate=2)
-    assert stream.given == list(range(2 * STEPS))
+        train(tmp_path, Counted(), stopping(after=2), stream=stream, batch=6, accumulate=3)
+    assert stream.given == [0, 1]
+    assert seen == [["0.0", "0.1"], ["0.2", "0.3"], ["1.0", "1.1"], ["1.2", "1.3"], ["2.0", "2.1"], ["2.2", "2.3"]]
+    train(tmp_path, Layers(), stream=stream, batch=6, accumulate=3)
+    assert stream.given == list(range(STEPS))
+    assert {line["passes"] for line in log(tmp_path)} == {3}
 
 
 def test_every_step_is_logged_and_told(tmp_path: Path) -> None:
@@ -322,7 +196,7 @@ def test_a_loss_is_that_of_a_piece_and_a_gradient_that_of_all(
 ) -> None:
     keys = THIRD if what == "loss" else r"2\.0, 2\.1, 2\.2, 2\.3, " + THIRD
     with pytest.raises(DataError, match=rf"the {what} is (inf|nan) at step 1\. Images of the batch: {keys}"):
-        train(tmp_path, objective(), stream=Numbered(make), accumulate=2)
+        train(tmp_path, objective(), stream=Numbered(make, batch=8), batch=8, accumulate=2)
 
 
 # Going on

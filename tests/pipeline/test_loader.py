@@ -57,6 +57,11 @@ def loader_of(library: Library, seed: int = 1, batch: int = 5, augment: AugmentC
     return Loader(library, collate, LoaderConfig(32, batch, seed, augment or AugmentConfig(), threads=3))
 
 
+def batches(loader: Loader, count: int, start: int = 0) -> list[Batch]:
+    """The first batches of a stream, each whole."""
+    return [share.cut(1)[0] for share in itertools.islice(loader.stream(start), count)]
+
+
 def same(one: Batch, other: Batch) -> bool:
     heads = one.targets.keys() == other.targets.keys() and all(
         torch.equal(one.targets[head][part], other.targets[head][part])
@@ -167,6 +172,22 @@ def test_batches_run_on_over_the_end_of_an_epoch(library: Library) -> None:
     assert len(set(epochs)) == 5, "every epoch has an order of its own"
 
 
+def test_the_stream_does_not_depend_on_how_images_are_spread_over_shards(make_shelf: MakeShelf, noise: Noise) -> None:
+    def spread(*counts: int) -> list[Batch]:
+        """Twelve images with their labels, so many in each shard, the last first."""
+        numbers = iter(range(12))
+        shards = [list(itertools.islice(numbers, count)) for count in counts]
+        shelves = [
+            make_shelf(f"{counts}-{place}", [noise(n) for n in shard], {"kind": (KINDS, [kind(n) for n in shard])})
+            for place, shard in enumerate(shards)
+        ]
+        return batches(loader_of(Library(shelves[::-1]), batch=5), 5)
+
+    one, other, third = spread(12), spread(5, 3, 4), spread(1, 10, 1)
+    assert all(same(a, b) for a, b in zip(one, other, strict=True))
+    assert all(same(a, b) for a, b in zip(one, third, strict=True))
+
+
 def test_many_shards_are_shuffled_by_windows(
     make_images: Callable[..., ImageShard], noise: Noise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,26 +209,26 @@ def window_of(numbers: Sequence[int], number: int) -> int:
 
 
 def test_the_same_seed_gives_the_same_batches(library: Library) -> None:
-    one, again, other = (list(itertools.islice(loader_of(library, seed).stream(0), 4)) for seed in (1, 1, 2))
+    one, again, other = (batches(loader_of(library, seed), 4) for seed in (1, 1, 2))
     assert all(same(a, b) for a, b in zip(one, again, strict=True))
     assert not any(same(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_a_batch_made_alone_is_that_of_the_stream(library: Library) -> None:
     loader = loader_of(library)
-    for number, batch in enumerate(itertools.islice(loader.stream(0), 7)):
+    for number, batch in enumerate(batches(loader, 7)):
         assert same(batch, loader.batch(number))
 
 
 def test_a_stream_resumed_goes_on_as_if_it_had_not_stopped(library: Library) -> None:
-    whole = list(itertools.islice(loader_of(library).stream(0), 8))
-    rest = list(itertools.islice(loader_of(library).stream(3), 5))
+    whole = batches(loader_of(library), 8)
+    rest = batches(loader_of(library), 5, start=3)
     assert all(same(a, b) for a, b in zip(whole[3:], rest, strict=True))
 
 
 def test_an_image_is_seen_differently_in_each_epoch(library: Library) -> None:
-    batches = list(itertools.islice(loader_of(library, batch=12).stream(0), 2))
-    by_key = [dict(zip(batch.keys, batch.images, strict=True)) for batch in batches]
+    epochs = batches(loader_of(library, batch=12), 2)
+    by_key = [dict(zip(batch.keys, batch.images, strict=True)) for batch in epochs]
     assert by_key[0].keys() == by_key[1].keys()
     assert not any(torch.equal(by_key[0][key], by_key[1][key]) for key in by_key[0])
 
@@ -215,8 +236,7 @@ def test_an_image_is_seen_differently_in_each_epoch(library: Library) -> None:
 def test_an_image_met_again_in_the_same_place_of_a_batch_is_seen_differently(library: Library) -> None:
     shelf = library.shelves[0]
     one = Library([Shelf(shelf.images, np.array([2]), shelf.layers)])
-    batches = list(itertools.islice(loader_of(one, batch=2).stream(0), 3))
-    views = [image for batch in batches for image in batch.images]
+    views = [image for batch in batches(loader_of(one, batch=2), 3) for image in batch.images]
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(views, 2))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ from PIL import Image
 import tasks
 from pipeline.augment import AugmentConfig
 from pipeline.config import FitConfig
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.labels import LabelSpace, Value
 from pipeline.loader import Batch, Library, Shelf
 from pipeline.runtime import Runtime
-from tasks.learning import Course, Learning, Preparation, Sum, network_predictor, to_numpy, train_network
+from tasks.learning import Course, Learning, Predictor, Preparation, Sum, network_predictor, to_numpy, train_network
 from tasks.network import Network
 from tasks.scoring import predict_all, read_image, score
+from tasks.task import Features
 
 Noise = Callable[..., NDArray[np.uint8]]
 MakeNetwork = Callable[..., Network]
@@ -68,16 +70,36 @@ def test_the_same_seed_trains_the_same_weights(
     assert not torch.equal(states[0]["heads.kind.weight"], states[2]["heads.kind.weight"])
 
 
+def test_where_memory_runs_out_is_counted(
+    library: Library, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crowded(network: Network, images: torch.Tensor) -> Features:
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("no more")
+        return features(network, images)
+
+    features = Network.features
+    monkeypatch.setattr(Network, "features", crowded)
+    network = make_network({"kind": KINDS})
+    trained = train_network(network, Sum({"kind": 1.0}), library, course(2), ("t", tmp_path, runtime))
+    assert trained.counts()["out_of_memory"] == [{"step": 1, "pieces": 2, "images": 2}]
+    assert "processes" not in trained.counts()
+
+
 def test_nothing_to_learn_from_is_an_error(make_network: MakeNetwork, tmp_path: Path, runtime: Runtime) -> None:
     network = make_network({"kind": KINDS})
     with pytest.raises(DataError, match=r"teacher\.x: there is not one labelled image"):
         train_network(network, Sum({"kind": 1.0}), Library([]), course(1), ("teacher.x", tmp_path, runtime))
 
 
-def test_a_batch_without_a_label_is_named_by_its_images(library: Library, make_network: MakeNetwork) -> None:
+def test_images_without_a_label_weigh_nothing_but_go_through_the_backbone(make_network: MakeNetwork) -> None:
     learning = Learning(make_network({"kind": KINDS}), Sum({"kind": 1.0}), torch.contiguous_format)
-    with pytest.raises(DataError, match=r"No image of this batch has a label: k1, k2\."):
-        learning(Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ["k1", "k2"], {}))
+    total, losses = learning(Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ["k1", "k2"], {}))
+    total.backward()
+    assert (total.item(), losses) == (0, {})
+    backbone = [one.grad for one in learning.network.backbone.parameters() if one.grad is not None]
+    assert len(backbone) == len(list(learning.network.backbone.parameters()))
+    assert not any(gradient.any() for gradient in backbone)
 
 
 def test_the_sum_is_that_of_the_weighted_losses() -> None:
@@ -115,6 +137,52 @@ def test_a_predictor_is_in_eval_mode_and_says_the_same_twice(make_network: MakeN
     one, other = predictor.predict(images)["kind"]["probs"], predictor.predict(images)["kind"]["probs"]
     np.testing.assert_array_equal(one, other)
     np.testing.assert_allclose(predictor.predict(images[1:])["kind"]["probs"], one[1:], atol=1e-6)
+
+
+class Crowded(torch.nn.Module):
+    """A network on a device that does not hold more than `room` images at once."""
+
+    def __init__(self, network: Network, room: int) -> None:
+        super().__init__()
+        self.network, self.room, self.seen = network, room, list[int]()
+
+    def forward(self, images: torch.Tensor) -> dict[str, Any]:
+        self.seen.append(len(images))
+        if len(images) > self.room:
+            raise torch.OutOfMemoryError("no more")
+        found: dict[str, Any] = self.network(images)
+        return found
+
+
+HEADS = {
+    "kind": KINDS,
+    "boxes": LabelSpace("detection", ("a",)),
+    "masks": LabelSpace("segmentation", ("a", "b")),
+    "depth": LabelSpace("depth"),
+}
+
+
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_a_batch_that_memory_does_not_hold_is_predicted_in_parts(make_network: MakeNetwork, room: int) -> None:
+    network = make_network(HEADS, image_size=64)
+    crowded = Crowded(network, room)
+    predictor = Predictor(crowded, network.tasks, Preparation(64))
+    images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
+    found, expected = predictor.predict(images), network_predictor(network).predict(images)
+    for index in range(5):
+        values, others = (predictor.values(some, index, (64, 64)) for some in (found, expected))
+        for head in HEADS:
+            for name, array in others[head].items():
+                np.testing.assert_allclose(values[head][name], array, rtol=1e-3, atol=1e-3, err_msg=f"{head} {name}")
+    crowded.seen.clear()
+    predictor.predict(images)
+    assert max(crowded.seen) <= room, "what once was too much is not tried again"
+
+
+def test_one_image_that_memory_does_not_hold_is_an_error(make_network: MakeNetwork) -> None:
+    predictor = Predictor(Crowded(make_network({"kind": KINDS}), 0), {}, Preparation(32))
+    with pytest.raises(ConfigError, match="does not hold one image's prediction"):
+        predictor.predict(torch.zeros(3, 3, 32, 32, dtype=torch.uint8))
 
 
 def test_predictions_come_in_the_librarys_order_with_the_images_sizes(

@@ -1,0 +1,43 @@
+"""The student's step in several processes: one of them leaves the artifact, and the steps after it can use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pipeline.artifacts import Artifact, Inputs, Step, read_json
+from pipeline.runtime import Runtime
+from tasks.network import Network
+from tests.processes import Together, files
+
+if TYPE_CHECKING:
+    from tests.conftest import World
+
+
+def run(step: Step, artifacts: Mapping[str, Artifact], root: Path, out: Path) -> Mapping[str, Any]:
+    """A step as a process that torchrun started calls it."""
+    return step.function()(step.config, Inputs(artifacts, Runtime(root, "cpu", "32", 1)), out)
+
+
+@pytest.mark.parametrize("name", ["student", "teacher.masks"])
+def test_a_step_is_left_by_the_first_process_and_counted_once(
+    world: World, together: Together, tmp_path: Path, name: str
+) -> None:
+    step = world.steps[name]
+    artifacts = dict(world.inputs(name).artifacts)
+    counts, nothing = together.call(2, run, step, artifacts, world.runtime.root, tmp_path)
+    assert nothing == {}
+    assert counts["processes"] == 2
+    assert counts["images"] > 0
+    page = {"student": {"backbone.safetensors", "kept.json"}, "teacher.masks": {"teacher.json"}}[name]
+    assert {name for name in files(tmp_path) if not name.startswith("work/")} == {
+        *page,
+        "model.json",
+        "model.safetensors",
+        "log/train.jsonl",
+    }
+    network = Network.load(tmp_path)
+    assert set(network.tasks) == set(read_json(tmp_path / "model.json")["heads"])
