@@ -32,7 +32,9 @@ app = typer.Typer(
 )
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The YAML file that describes the run.")]
-Root = Annotated[Path, typer.Option("--root", help="Folder for artifacts and runs.")]
+Root = Annotated[
+    str, typer.Option("--root", help="Folder for artifacts and runs: a path, or a URL as s3://bucket/name.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--override", "-o", metavar="KEY=VALUE", help="Change a key, as in student.epochs=3."),
@@ -48,7 +50,7 @@ Force = Annotated[
     list[str] | None,
     typer.Option("--force", metavar="STEP", help="Make this step again; what is behind it if its result differs."),
 ]
-DEFAULT_ROOT = Path("must-root")
+DEFAULT_ROOT = "must-root"
 
 
 def run(
@@ -60,12 +62,14 @@ def run(
 ) -> Outcome:
     """Run a recipe, or some of its steps (`flows.dag.Selection`), and return the outcome.
 
+    `root` is a folder's path, or its URL as text.
     `runtime` may hold `progress` and `stop` of `pipeline.runtime.Runtime`.
 
     Raises ConfigError, DataError or Stopped of `pipeline.errors`, or their base MustError if Prefect fails.
     """
     from flows.execution import execute_recipe
     from flows.run import WHOLE
+    from pipeline import roots
     from pipeline.config import read_recipe
     from pipeline.process import set_up_process
     from pipeline.runtime import Runtime
@@ -73,7 +77,7 @@ def run(
     set_up_process()
     read = read_recipe(Path(recipe), overrides or ())
     machine = read.runtime
-    where = Path(root).resolve()
+    where = roots.Root.of(root, machine.cache_gb)
     here = Runtime(where, machine.device, machine.precision, machine.workers, **runtime)
     return execute_recipe(read, here, steps or WHOLE)
 
@@ -86,9 +90,11 @@ def plan(
 ) -> list[Planned]:
     """What a run would do: every step with what is reused and why the rest is run."""
     from flows.run import WHOLE, prepare
+    from pipeline import roots
     from pipeline.config import read_recipe
 
-    return prepare(read_recipe(Path(recipe), overrides or ()), Path(root).resolve(), steps or WHOLE).planned
+    read = read_recipe(Path(recipe), overrides or ())
+    return prepare(read, roots.Root.of(root, read.runtime.cache_gb), steps or WHOLE).planned
 
 
 def _selection(to: str, only: str | None, start: str | None, force: list[str] | None) -> Selection:
@@ -113,7 +119,7 @@ def run_command(
     console, stop = Console(), threading.Event()
     with console.progress(stop) as progress:
         outcome = run(recipe, root, override, _selection(to, only, start, force), progress=progress, stop=stop)
-    console.show_outcome(outcome, root)
+    console.show_outcome(outcome)
 
 
 @app.command("label")
@@ -125,7 +131,7 @@ def label_command(recipe: RecipePath, root: Root = DEFAULT_ROOT, override: Overr
     console, stop = Console(), threading.Event()
     with console.progress(stop) as progress:
         outcome = run(recipe, root, override, Selection("label"), progress=progress, stop=stop)
-    console.show_outcome(outcome, root)
+    console.show_outcome(outcome)
 
 
 @app.command("plan")
@@ -168,7 +174,7 @@ def doctor_command(
     from flows.doctor import examine
 
     sound = True
-    for fine, what, found in examine(root.resolve(), recipe):
+    for fine, what, found in examine(root, recipe):
         sound &= fine
         print(f"{'ok ' if fine else 'BAD'} {what:<34} {found}", flush=True)
     if not sound:
@@ -219,9 +225,11 @@ def bench_label_command(
 ) -> None:
     """Measure labelling: what each stage costs, what the machine allows by that, and how near the labeller comes."""
     from flows.bench import bench_labelling
+    from pipeline import roots
     from pipeline.config import read_recipe
 
-    bench_labelling(read_recipe(recipe, override or ()), root.resolve(), images, to)
+    read = read_recipe(recipe, override or ())
+    bench_labelling(read, roots.Root.of(root, read.runtime.cache_gb), images, to)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -23,6 +23,7 @@ from torch import nn
 
 from pipeline.bench import circumstances, save_result
 from pipeline.machine import Choice, choose, find_device
+from pipeline.roots import Root
 from pipeline.runtime import Runtime
 
 RESULTS = Path(__file__).parent / "results"
@@ -62,7 +63,7 @@ def measure(name: str, call: Callable[[nn.Module, Choice], None], repeats: int) 
     model, found = timm.create_model(name), []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as root:  # a fresh one: the choice would be remembered
-            found.append(choose(Runtime(Path(root)), name, model, call).measured_ms)
+            found.append(choose(Runtime(Root.of(root)), name, model, call).measured_ms)
     return {way: statistics.median(each[way] for each in found) for way in found[0]}
 
 

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 import must
 from evaluation.run_record import RunRecord
 from evaluation.samples import Album, pool_strips
+from pipeline.places import Place
 from tasks.pictures import Picture
 
 SIDE, GAP, HEAD, ROWS = 176, 8, 26, 5
@@ -49,11 +50,11 @@ def _square(image: Image.Image) -> Image.Image:
 def main(
     recipe: Path,
     to: Path,
-    root: Annotated[Path, typer.Option(help="Folder for artifacts and runs.")] = must.DEFAULT_ROOT,
+    root: Annotated[str, typer.Option(help="Folder for artifacts and runs.")] = must.DEFAULT_ROOT,
 ) -> None:
     """Draw what the recipe's student learns from."""
     outcome = must.run(recipe, root)
-    record = RunRecord(outcome.folder or root, outcome.artifacts, root.resolve())
+    record = RunRecord(outcome.folder or Place.of(root), outcome.artifacts)
     sheet(list(itertools.islice(pool_strips(Album(record)), ROWS))).save(to, optimize=True)
     print(f"Wrote {to}")
 

@@ -28,7 +28,7 @@ from pipeline.machine import find_device
 SCRATCH = "student.weights=null"
 
 
-def measure(recipe: Path, root: Path, overrides: list[str]) -> tuple[dict[str, Any], list[Line]]:
+def measure(recipe: Path, root: str, overrides: list[str]) -> tuple[dict[str, Any], list[Line]]:
     """Run, and the records of its metrics, seconds by step, and how the student was run."""
     with Console().progress() as progress:
         outcome = must.run(recipe, root, overrides, progress=progress)
@@ -62,7 +62,7 @@ def _shown(value: float | None) -> str:
 
 def main(
     recipe: Path,
-    root: Annotated[Path, typer.Option(help="Folder for artifacts and runs.")] = must.DEFAULT_ROOT,
+    root: Annotated[str, typer.Option(help="Folder for artifacts and runs.")] = must.DEFAULT_ROOT,
     to: Annotated[Path | None, typer.Option(help="The JSON file to write; a page goes beside it.")] = None,
 ) -> None:
     """Measure the recipe's student, started as the recipe says and from scratch."""

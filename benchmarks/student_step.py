@@ -9,6 +9,7 @@ ROOT is where `must run RECIPE` was run before. The two are timed in turn, by th
 from __future__ import annotations
 
 from pipeline.process import set_up_process
+from pipeline.roots import Root
 
 set_up_process()
 
@@ -93,14 +94,14 @@ class Steps:
 
 def main(
     recipe: Path,
-    root: Annotated[Path, typer.Option(help="Where `must run RECIPE` was run before.")] = DEFAULT_ROOT,
+    root: Annotated[str, typer.Option(help="Where `must run RECIPE` was run before.")] = DEFAULT_ROOT,
     steps: Annotated[int, typer.Option(help="Timed steps in a window.")] = 20,
     windows: int = 5,
 ) -> None:
     """Measure, print, and leave `student_step-<device>` among the results."""
-    read, root = read_recipe(recipe), root.resolve()
-    step, inputs = made_inputs(read, root, "student")
-    student = made_inputs(read, root, "evaluate")[1]["student"]
+    read, where = read_recipe(recipe), Root.of(root)
+    step, inputs = made_inputs(read, where, "student")
+    student = made_inputs(read, where, "evaluate")[1]["student"]
     choice = Choice(**student.counts["choice"])
     measured = circumstances(choice.device)
     bench = Steps(inputs, dict(step.config), choice, steps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from pipeline.machine import single_threaded
 from tasks.learning import Predictor, network_predictor
 from tasks.network import Network
 from tasks.pictures import Picture, thumbnail
-from tasks.teacher import Teacher
+from tasks.teacher import open_teacher
 
 PATIENCE_S = 6.0
 """Seconds after which no further teacher is asked."""
@@ -54,13 +53,12 @@ class Witness:
 def student_of(run: RunRecord) -> Witness | None:
     """The student; None if the run has none."""
     made = run.artifacts.get("student")
-    return Witness(network_predictor(Network.load(made.path))) if made else None
+    return Witness(network_predictor(made.load_all(Network.load))) if made else None
 
 
 def teacher_of(run: RunRecord, name: str) -> Witness:
     """The teacher called `name`."""
-    folder = run.artifacts[f"teacher.{name}"].path
-    return Witness(importlib.import_module(f"teachers.{Teacher.read(folder).kind}").load(folder))
+    return Witness(open_teacher(run.artifacts[f"teacher.{name}"]))
 
 
 def held_out_strips(album: Album) -> Iterator[tuple[Place, list[list[Picture]]]]:

@@ -34,8 +34,8 @@ def evaluate(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[st
     `config["sets"]` that share its task and classes, on the held-out split `config["splits"]` or the other one. Where
     no set has labels for a teacher, the student's agreement with it is measured instead.
     """
-    network = Network.load(inputs["student"].path)
-    about = read_json(inputs["student"].path / "model.json")
+    network = inputs["student"].load_all(Network.load)
+    about = inputs["student"].load("model.json", read_json)
     student = network_predictor(network).settle(inputs.runtime, about)
     records: list[dict[str, Any]] = []
     trials = list(_trials(config, inputs))
@@ -67,7 +67,7 @@ class Trial:
 def _trials(config: Mapping[str, Any], inputs: Inputs) -> Iterator[Trial]:
     sets = {name: IngestedSet(made) for name, made in inputs.of_kind("data").items()}
     for head, made in inputs.of_kind("teacher").items():
-        about = Teacher.read(made.path)
+        about = Teacher.of(made)
         for name, split in _places(about, sets, config):
             yield Trial(head, made, name, sets[name], split, about, sets.get(about.data or ""))
 
@@ -88,7 +88,7 @@ def _places(about: Teacher, sets: Mapping[str, IngestedSet], config: Mapping[str
 
 def _measure(trial: Trial, student: Predictor, inputs: Inputs, seed: int) -> list[dict[str, Any]]:
     """The records of student, teacher and baseline on one set."""
-    teacher = load_teacher(trial.made.path, inputs.runtime)
+    teacher = load_teacher(trial.made, inputs.runtime)
     how = _against_truth if trial.has_truth else _against_teacher
     scores, count = how(trial, student, teacher, inputs.runtime)
     context = {

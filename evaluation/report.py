@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from evaluation import report_learning, report_making, report_outcome
 from evaluation.page import page, paragraph
 from evaluation.run_record import RunRecord
-from pipeline.artifacts import Artifact, write_atomically
+from pipeline.artifacts import Artifact
 from pipeline.markup import Html
+from pipeline.places import Place
 
 MOST_WORDS = 300
 """Characters of an error that a part shows in its place."""
@@ -25,14 +25,15 @@ SECTIONS: dict[str, Callable[[RunRecord], Html]] = {
 }
 
 
-def write_report(folder: Path, artifacts: Mapping[str, Artifact], root: Path) -> None:
-    """Write `report.html` into a run's folder; `root` is what the paths of label shards are relative to.
+def write_report(folder: Place, artifacts: Mapping[str, Artifact]) -> None:
+    """Write `report.html` into a run's folder.
 
     A part that can't be shown says why and leaves the others as they are.
     """
-    run = RunRecord(folder, artifacts, root)
+    run = RunRecord(folder, artifacts)
     sections = [(title, _attempt(build, run)) for title, build in SECTIONS.items()]
-    write_atomically(folder / "report.html", page(f"{run.name}: must", _attempt(report_outcome.head, run), sections))
+    text = page(f"{run.name}: must", _attempt(report_outcome.head, run), sections)
+    folder.child("report.html").write(text.encode())
 
 
 def _attempt(build: Callable[[RunRecord], Html], run: RunRecord) -> Html:

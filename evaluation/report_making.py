@@ -14,7 +14,7 @@ from evaluation.run_record import Done, Log, RunRecord
 from pipeline.artifacts import Artifact
 from pipeline.markup import Html, element, join
 from pipeline.sources import SPLITS
-from tasks.pool import FILE
+from tasks.pool import read_pool
 
 FIRST = 5
 """Files, or reasons, that are listed of each kind."""
@@ -94,7 +94,7 @@ def _used(run: RunRecord) -> Counter[str]:
     pool = run.artifacts.get("pool")
     if not pool:
         return Counter()
-    return Counter(pq.read_table(pool.path / FILE, columns=["set"], filters=[("used", "=", True)])["set"].to_pylist())
+    return Counter(read_pool(pool, ["set"])["set"].to_pylist())
 
 
 def _set_row(name: str, made: Artifact, used: Counter[str]) -> list[str]:
@@ -136,8 +136,8 @@ def _troubles(name: str, made: Artifact) -> Iterator[Html]:
 
 
 def _listing(made: Artifact, kind: str) -> list[dict[str, str]]:
-    path = made.path / f"{kind}.parquet"
-    rows: list[dict[str, str]] = pq.read_table(path).to_pylist() if path.exists() else []
+    name = f"{kind}.parquet"
+    rows: list[dict[str, str]] = made.load(name, pq.read_table).to_pylist() if made.has(name) else []
     return rows
 
 

@@ -49,7 +49,7 @@ def key_facts(run: RunRecord) -> Iterator[tuple[str, str]]:
     if "pool" in run.artifacts:
         yield "Pool", plural(run.artifacts["pool"].counts["images"], "image")
     if "label" in run.artifacts:
-        entries = read_json(run.artifacts["label"].path / "labels.json")
+        entries = run.artifacts["label"].load("labels.json", read_json)
         yield "Pseudo labels", f"{sum(entry['rows'] - entry['failed'] for entry in entries):,}"
 
 
@@ -128,7 +128,7 @@ def _left_out(run: RunRecord) -> Iterator[Html | str]:
     for name, made in run.of_kind("data").items():
         bad = made.counts.get("quarantined", 0)
         if bad:
-            first = pq.read_table(made.path / "quarantine.parquet").slice(0, 1).to_pylist()[0]
+            first = made.load("quarantine.parquet", pq.read_table).slice(0, 1).to_pylist()[0]
             total = bad + made.counts.get("images", 0)
             words = f"{bad:,} of {plural(total, 'file')} of the set {name} can't be used and were left out. First: "
             yield element("span", words, file_name(first["source"]), f": {first['reason']}.")
@@ -144,7 +144,7 @@ def _failed(run: RunRecord) -> Iterator[str]:
     if not made:
         return
     failed: Counter[tuple[str, str]] = Counter()
-    for entry in read_json(made.path / "labels.json"):
+    for entry in made.load("labels.json", read_json):
         failed[entry["teacher"], entry["set"]] += entry["failed"]
     for (teacher, name), count in failed.items():
         if count:

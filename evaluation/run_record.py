@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.artifacts import LOG, Artifact, read_json
+from pipeline.artifacts import LOG, Artifact, parse_json, read_json
+from pipeline.places import Place
 from tasks.teacher import Teacher
 
 TOTAL = ""
@@ -31,16 +32,21 @@ class Done:
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """A run: its folder, its artifacts by step, and the root that label paths are relative to."""
+    """A run: its folder and its artifacts by step."""
 
-    folder: Path
+    folder: Place
     artifacts: Mapping[str, Artifact]
-    root: Path
+    _texts: dict[str, bytes | None] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    def _text(self, name: str) -> bytes | None:
+        """A file of the run's folder, read once; None if there is none."""
+        if name not in self._texts:
+            self._texts[name] = self.folder.child(name).peek()
+        return self._texts[name]
 
     @property
     def recipe_text(self) -> str:
-        path = self.folder / "recipe.yaml"
-        return path.read_text(encoding="utf-8") if path.exists() else ""
+        return (self._text("recipe.yaml") or b"").decode()
 
     @property
     def name(self) -> str:
@@ -56,12 +62,14 @@ class RunRecord:
     def metrics(self) -> list[dict[str, Any]]:
         """The records of the run's metrics; none if nothing was measured."""
         made = self.artifacts.get("evaluate")
-        files = [self.folder / "metrics.json", *([made.path / "metrics.json"] if made else [])]
-        return next((read_json(file) for file in files if file.exists()), [])
+        text = self._text("metrics.json")
+        if text is not None:
+            return list(parse_json(text, f"{self.folder}/metrics.json"))
+        return list(made.load("metrics.json", read_json)) if made else []
 
     def events(self) -> list[dict[str, Any]]:
         """The lines of events.jsonl."""
-        return list(read_lines(self.folder / "events.jsonl"))
+        return list(parse_lines(self._text("events.jsonl") or b""))
 
     def began(self) -> datetime.datetime | None:
         """When the run began, UTC."""
@@ -76,8 +84,8 @@ class RunRecord:
     def steps(self) -> list[Done]:
         """Every step, in the order in which they depend on each other."""
         made = {event["step"] for event in self.events() if event["event"] == "made"}
-        plan = self.folder / "plan.json"
-        why = {row["step"]: row["why"] for row in read_json(plan)} if plan.exists() else {}
+        plan = parse_json(self._text("plan.json") or b"[]", f"{self.folder}/plan.json")
+        why = {row["step"]: row["why"] for row in plan}
         return [
             Done(step, step not in made, artifact.manifest.get("seconds", 0.0), why.get(step, ""), artifact)
             for step, artifact in self.artifacts.items()
@@ -85,7 +93,7 @@ class RunRecord:
 
     def teachers(self) -> dict[str, Teacher]:
         """What every teacher says of itself, by name."""
-        return {name: Teacher.read(made.path) for name, made in self.of_kind("teacher").items()}
+        return {name: Teacher.of(made) for name, made in self.of_kind("teacher").items()}
 
     def home(self) -> dict[str, str | None]:
         """The set that each teacher was trained on, None for those trained elsewhere."""
@@ -94,8 +102,7 @@ class RunRecord:
     def kept(self) -> dict[str, dict[str, Any]]:
         """Per head of the student, how much of the pseudo labels the threshold keeps; {} if that is not known."""
         made = self.artifacts.get("student")
-        path = made.path / "kept.json" if made else None
-        return read_json(path) if path and path.exists() else {}
+        return made.load("kept.json", read_json) if made and made.has("kept.json") else {}
 
     def choices(self) -> dict[str, dict[str, Any]]:
         """By the work that was timed, the way it was run: device, precision, layout, milliseconds by way."""
@@ -108,11 +115,9 @@ class RunRecord:
         return found
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines; none if there is no such file. A last line cut short is left out."""
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
+def parse_lines(text: bytes) -> Iterator[dict[str, Any]]:
+    """The objects of a text of JSON lines. A last line cut short is left out."""
+    for line in text.decode().splitlines():
         if line.endswith("}"):
             yield json.loads(line)
 
@@ -126,7 +131,8 @@ class Log:
     @classmethod
     def of(cls, artifact: Artifact) -> Log:
         """The log; empty if the artifact has none."""
-        return cls(list(read_lines(artifact.path / LOG / "train.jsonl")))
+        name = f"{LOG}/train.jsonl"
+        return cls(list(parse_lines(artifact.load(name, Path.read_bytes))) if artifact.has(name) else [])
 
     def losses(self) -> dict[str, list[tuple[int, float]]]:
         """(step, loss) by the loss's name, TOTAL first; a loss is missing from steps without a label for it.

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 import tasks
@@ -18,9 +16,10 @@ from pipeline.artifacts import read_json
 from pipeline.decode import decode
 from pipeline.images import ImageRow, ImageShard
 from pipeline.labels import Label, LabelShard, LabelSpace, Value
+from pipeline.roots import StoredFile
 from tasks.ingest import IngestedSet
 from tasks.pictures import SIDE, Picture, labelled, thumbnail
-from tasks.pool import FILE
+from tasks.pool import read_pool
 
 MOST_PICTURES = 80
 """Of the pool, and again of the held-out images: what keeps the page below a few megabytes."""
@@ -65,7 +64,7 @@ class Album:
         self.sets = {name: IngestedSet(made) for name, made in run.of_kind("data").items()}
         self.heads = dict(self._heads())
         self.seen: dict[str, tuple[LabelSpace, set[int]]] = {}
-        self._opened: dict[Path, LabelShard] = {}
+        self._opened: dict[str, LabelShard] = {}
 
     def _heads(self) -> Iterator[tuple[str, Head]]:
         kept = self.run.kept()
@@ -74,18 +73,18 @@ class Album:
             threshold = kept.get(name, {}).get("threshold", label.default_threshold)
             yield name, Head(name, label, threshold, about.data, name in kept or not kept)
 
-    def stored(self, path: Path, head: Head, row: int, threshold: float) -> Value | None:
+    def stored(self, file: StoredFile, head: Head, row: int, threshold: float) -> Value | None:
         """The label in a row of a label shard, None if there is none."""
-        if path not in self._opened:
-            self._opened[path] = LabelShard(path, head.label)
-        return self._opened[path].value(row, threshold)
+        if file.sha256 not in self._opened:
+            self._opened[file.sha256] = LabelShard(file, head.label)
+        return self._opened[file.sha256].value(row, threshold)
 
     def truth(self, head: Head, spot: Spot) -> Value | None:
         """The true label of an image for a head, None if its set has none."""
         if not self.has_truth(head, spot.dataset):
             return None
-        path = self.sets[spot.dataset].truth(head.label.task, spot.split, spot.shard.name)
-        return self.stored(path, head, spot.row, 0.0)
+        file = self.sets[spot.dataset].truth(head.label.task, spot.split, spot.shard.name)
+        return self.stored(file, head, spot.row, 0.0)
 
     def has_truth(self, head: Head, dataset: str) -> bool:
         """Whether a set has true labels that mean the same as the head's."""
@@ -119,16 +118,18 @@ def pool_strips(album: Album) -> Iterator[list[Picture]]:
         yield pictures
 
 
-def label_index(run: RunRecord) -> dict[tuple[str, str, str], Path]:
+def label_index(run: RunRecord) -> dict[tuple[str, str, str], StoredFile]:
     """The label shards of the run by (set, shard, teacher)."""
     made = run.artifacts.get("label")
-    entries = read_json(made.path / "labels.json") if made else []
-    return {(entry["set"], entry["shard"], entry["teacher"]): run.root / entry["path"] for entry in entries}
+    if made is None:
+        return {}
+    entries = made.load("labels.json", read_json)
+    return {(entry["set"], entry["shard"], entry["teacher"]): made.elsewhere(entry["path"]) for entry in entries}
 
 
 def pool_spots(album: Album, count: int) -> list[Spot]:
     """`count` images of the pool, from its sets in turn, in each by the hash of the bytes (their key)."""
-    table = pq.read_table(album.run.artifacts["pool"].path / FILE, filters=[("used", "=", True)])
+    table = read_pool(album.run.artifacts["pool"])
     shards: dict[tuple[str, str], ImageShard] = {}
     by_set = []
     for name in pc.unique(table["set"]).to_pylist():
@@ -139,7 +140,9 @@ def pool_spots(album: Album, count: int) -> list[Spot]:
     return list(itertools.islice((spot for spot in turns if spot), count))
 
 
-def learned(album: Album, head: Head, spot: Spot, index: dict[tuple[str, str, str], Path]) -> tuple[Value | None, str]:
+def learned(
+    album: Album, head: Head, spot: Spot, index: dict[tuple[str, str, str], StoredFile]
+) -> tuple[Value | None, str]:
     """The label that the student learned from, and whether it is true or pseudo."""
     settings = album.run.artifacts["student"].manifest["config"]["student"] if "student" in album.run.artifacts else {}
     labels = settings.get("labels", "true_first")
@@ -147,8 +150,8 @@ def learned(album: Album, head: Head, spot: Spot, index: dict[tuple[str, str, st
         value = album.truth(head, spot)
         if value is not None:
             return value, "true label"
-    path = index.get((spot.dataset, spot.shard.name, head.name))
-    if labels == "true_only" or path is None:
+    file = index.get((spot.dataset, spot.shard.name, head.name))
+    if labels == "true_only" or file is None:
         return None, "no label"
     limit = f" ≥ {head.threshold:g}" if head.threshold else ""
-    return album.stored(path, head, spot.row, head.threshold), f"pseudo label{limit}"
+    return album.stored(file, head, spot.row, head.threshold), f"pseudo label{limit}"

@@ -12,10 +12,11 @@ from flows.run import prepare
 from pipeline.artifacts import Inputs, Step
 from pipeline.config import Recipe
 from pipeline.errors import DataError
+from pipeline.roots import Root
 from pipeline.runtime import Runtime
 
 
-def made_inputs(recipe: Recipe, root: Path, name: str) -> tuple[Step, Inputs]:
+def made_inputs(recipe: Recipe, root: Root, name: str) -> tuple[Step, Inputs]:
     """The step `name` and the artifacts that it reads. DataError if they were not made yet, or for other settings."""
     planned = {each.step.name: each for each in prepare(recipe, root).planned}
     step = planned[name].step
@@ -31,7 +32,7 @@ def made_inputs(recipe: Recipe, root: Path, name: str) -> tuple[Step, Inputs]:
     return step, Inputs({each: artifact for each, artifact in made.items() if artifact}, runtime)
 
 
-def bench_labelling(recipe: Recipe, root: Path, images: int, to: Path | None) -> dict[str, Any]:
+def bench_labelling(recipe: Recipe, root: Root, images: int, to: Path | None) -> dict[str, Any]:
     """Measure the recipe's labelling, print it, and keep it in `to` (JSON, and a page beside it) if there is one."""
     from pipeline.bench import save_result  # noqa: PLC0415 - needs torch
     from teachers.labelling.bench import measure_labelling, table  # noqa: PLC0415 - needs torch

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import rich.console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -17,6 +15,7 @@ from rich.text import Text
 from evaluation.results import ROLES, leading, read_lines
 from flows.dag import Planned
 from flows.run import Outcome
+from pipeline.artifacts import read_json
 from pipeline.runtime import Progress as Report
 
 LINE_EVERY_S = 10.0
@@ -72,7 +71,7 @@ class Console:
             table.add_row(each.step.name, action, Text(each.why))  # Text: a value in brackets is no markup
         self.out.print(table)
 
-    def show_outcome(self, outcome: Outcome, root: Path) -> None:
+    def show_outcome(self, outcome: Outcome) -> None:
         """What the last step that the run was about came to."""
         last, artifact = list(outcome.artifacts.items())[-1]
         if not outcome.ran:
@@ -80,21 +79,22 @@ class Console:
         if last == "evaluate":
             self.out.print(results_table(outcome))
         elif last == "label":
-            self.out.print(labels_table(outcome, root))
+            self.out.print(labels_table(outcome))
         else:
-            self.out.print(f"{last}: {artifact.path}", soft_wrap=True)
+            self.out.print(f"{last}: {artifact}", soft_wrap=True)
         if outcome.folder and last == "evaluate":
             self.out.print(f"Report: {outcome.folder / 'report.html'}", soft_wrap=True)
 
 
-def labels_table(outcome: Outcome, root: Path) -> Table:
+def labels_table(outcome: Outcome) -> Table:
     """A line per teacher: how much it labelled, and the files that hold it."""
     table = Table("teacher", "images", "failed", "labels", box=None, pad_edge=False)
-    entries = json.loads((outcome.artifacts["label"].path / "labels.json").read_text(encoding="utf-8"))
+    made = outcome.artifacts["label"]
+    entries = made.load("labels.json", read_json)
     for teacher in dict.fromkeys(entry["teacher"] for entry in entries):
         mine = [entry for entry in entries if entry["teacher"] == teacher]
         rows, failed = (sum(entry[key] for entry in mine) for key in ("rows", "failed"))
-        table.add_row(teacher, str(rows), str(failed), f"{root / Path(mine[0]['path']).parent}/*.parquet")
+        table.add_row(teacher, str(rows), str(failed), f"{made.elsewhere(mine[0]['path']).place.parent}/*.parquet")
     return table
 
 

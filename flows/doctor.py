@@ -10,7 +10,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.cache import cache_folder
 from pipeline.errors import MustError
+from pipeline.places import URL, Place
 from pipeline.runtime import usable_cores
 
 LIBRARIES = (
@@ -34,7 +36,7 @@ Finding = tuple[bool, str, str]
 """Whether it is as it should be, what was looked at, what was found."""
 
 
-def examine(root: Path, recipe: Path | None) -> Iterator[Finding]:
+def examine(root: str, recipe: Path | None) -> Iterator[Finding]:
     """Everything that a run depends on, one finding each; the quick ones first."""
     yield True, "python", f"{platform.python_version()} on {platform.platform(terse=True)}"
     yield True, "cores", f"{usable_cores()} usable of {os.cpu_count()}"
@@ -43,7 +45,7 @@ def examine(root: Path, recipe: Path | None) -> Iterator[Finding]:
     for module, use in EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
         yield True, module, "installed" if there else f"not installed ({use})"
-    yield _disk(root)
+    yield _storage(root) if URL.match(root) else _disk(Path(root).resolve())
     yield _device()
     if recipe:
         yield from _recipe(recipe)
@@ -61,6 +63,15 @@ def _disk(root: Path) -> Finding:
     writable = os.access(place, os.W_OK)
     free = shutil.disk_usage(place).free / 2**30
     return writable and free > 1, "root", f"{root}: {'' if writable else 'not '}writable, {free:.0f} GiB free"
+
+
+def _storage(root: str) -> Finding:
+    try:
+        place = Place.of(root)
+        place.folders()
+    except MustError as error:
+        return False, "root", str(error)
+    return True, "root", f"{place}: answers; cache in {cache_folder()}"
 
 
 def _device() -> Finding:

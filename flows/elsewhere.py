@@ -11,14 +11,14 @@ import importlib
 import json
 import threading
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from pipeline.artifacts import Artifact, Inputs, Step, Workspace
-from pipeline.errors import DataError
+from pipeline.errors import MustError
 from pipeline.places import Place
 from pipeline.process import set_up_process
+from pipeline.roots import Root
 from pipeline.runtime import Runtime
 
 LOOK_S = 2.0
@@ -30,6 +30,7 @@ class Order:
     """A part of a step. Small: the artifacts that it reads are named, by step and fingerprint."""
 
     root: str
+    cache_gb: float
     step: Step
     inputs: Mapping[str, str]
     anew: bool
@@ -56,7 +57,7 @@ def do(order: Order) -> dict[str, Any]:
     set_up_process()
     stop = threading.Event()
     with _heeding(order, stop):
-        workspace = Workspace(Path(order.root))
+        workspace = Workspace(Root.of(order.root, order.cache_gb))
         runtime = Runtime(workspace.root, stop=stop, **order.machine)
         made = {name: workspace.open(name, mark) for name, mark in order.inputs.items()}
         done: dict[str, Any] = parts_of(order.step).work(
@@ -74,8 +75,8 @@ def _heeding(order: Order, stop: threading.Event) -> Iterator[None]:
     def look() -> None:
         place = Place.of(order.stop)
         while not over.wait(LOOK_S):
-            with contextlib.suppress(OSError, DataError):  # a store that does not answer: the next time
-                if place.exists():
+            with contextlib.suppress(OSError, MustError):  # a store that does not answer: the next time
+                if place.peek() is not None:
                     stop.set()
                     return
 

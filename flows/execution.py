@@ -15,8 +15,9 @@ from flows.dag import Selection
 from flows.engines import check_engine
 from flows.run import WHOLE, Outcome, Run, nothing_to_do, prepare, told
 from flows.work import Apart, Here, in_order
-from pipeline.artifacts import Artifact, Step, write_atomically
+from pipeline.artifacts import Artifact, Step
 from pipeline.config import Recipe
+from pipeline.places import Place
 from pipeline.runtime import Runtime
 
 SHOW_CURSOR = b"\x1b[?25h\n"
@@ -57,13 +58,12 @@ def _with_prefect(run: Run, work: Apart) -> dict[str, Artifact]:
     return run_with_prefect(run, work)
 
 
-def _leave_results(folder: Path, artifacts: Mapping[str, Artifact], runtime: Runtime) -> None:
+def _leave_results(folder: Place, artifacts: Mapping[str, Artifact], runtime: Runtime) -> None:
     """The metrics and the report in the run's folder."""
     from evaluation.report import write_report  # noqa: PLC0415 - loads half the product
 
-    metrics = (artifacts["evaluate"].path / "metrics.json").read_text(encoding="utf-8")
-    write_atomically(folder / "metrics.json", metrics)
-    write_report(folder, artifacts, runtime.root)
+    folder.child("metrics.json").write(artifacts["evaluate"].load("metrics.json", Path.read_bytes))
+    write_report(folder, artifacts)
 
 
 @contextmanager

@@ -66,8 +66,9 @@ class Spread:
         threads = max(1, usable_cores() // workers(settings, self.apart.devices)) if here else 1
         order = Order(
             root=str(run.workspace.root),
+            cache_gb=settings.cache_gb,
             step=step,
-            inputs={name: made.path.name for name, made in inputs.artifacts.items()},
+            inputs={name: made.manifest["fingerprint"] for name, made in inputs.artifacts.items()},
             anew=inputs.anew,
             part={},
             stop=str(run.folder / "stop"),
@@ -130,7 +131,7 @@ def _passing_on(run: Run) -> Iterator[None]:
     def listen() -> None:
         while not over.wait(0.1):
             if run.runtime.stop.is_set():
-                (run.folder / "stop").touch()
+                (run.folder / "stop").write(b"")
                 return
 
     listening = threading.Thread(target=listen, daemon=True)

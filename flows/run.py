@@ -9,6 +9,8 @@ import dataclasses
 import datetime
 import itertools
 import json
+import posixpath
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,9 +20,11 @@ from typing import Any
 import yaml
 
 from flows.dag import Planned, Selection, build_steps, plan
-from pipeline.artifacts import Artifact, Inputs, Step, Workspace, fingerprint, write_atomically, write_json
+from pipeline.artifacts import Artifact, Inputs, Step, Workspace, as_json, fingerprint, read_json
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
+from pipeline.places import Place
+from pipeline.roots import Root
 from pipeline.runtime import Runtime
 
 Work = Callable[["Run", Step, Inputs], tuple[Artifact, bool]]
@@ -43,15 +47,14 @@ class Outcome:
     its artifacts by step, and how many steps were run rather than reused.
     """
 
-    folder: Path | None
+    folder: Place | None
     artifacts: Mapping[str, Artifact]
     ran: int
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The records of `metrics.json`."""
-        text = (self.artifacts["evaluate"].path / "metrics.json").read_text(encoding="utf-8")
-        records: list[dict[str, Any]] = json.loads(text)
+        records: list[dict[str, Any]] = self.artifacts["evaluate"].load("metrics.json", read_json)
         return records
 
 
@@ -61,22 +64,21 @@ class Run:
     def __init__(self, recipe: Recipe, plan: Plan, runtime: Runtime, work: Work) -> None:
         self.recipe, self.workspace, self.planned, self.runtime = recipe, plan.workspace, plan.planned, runtime
         self.anew, self.work = plan.anew, work
-        self.folder = _new_folder(self.workspace.root / "runs", recipe.name)
+        self.folder = _new_folder(self.workspace.root, recipe)
         self.made = 0
         self._lock = threading.Lock()
-        write_atomically(self.folder / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         rows = [{"step": p.step.name, "action": p.action, "why": p.why} for p in self.planned]
-        write_json(self.folder / "plan.json", rows)
+        self.folder.child("plan.json").write(as_json(rows).encode())
 
     def event(self, kind: str, /, **facts: Any) -> None:
         """Append a line to events.jsonl."""
         line = json.dumps({"time": round(time.time(), 3), "event": kind, **facts})
-        with self._lock, open(self.folder / "events.jsonl", "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with self._lock:
+            self.folder.child("events.jsonl").append(f"{line}\n".encode())
 
     def log(self, step: str) -> Path:
-        """Where the processes of a step print to."""
-        return self.folder / "logs" / f"{step}.log"
+        """Where the processes of a step print to, on this machine."""
+        return self.workspace.root.here(f"runs/{self.folder.name}/logs/{step}.log")
 
     def reuse(self, step: Step, inputs: Mapping[str, Artifact]) -> Artifact | None:
         """The artifact of a step, if it is there and not to be made anew."""
@@ -104,6 +106,8 @@ class Run:
         except BaseException as error:
             self.event("failed", step=step.name, **told(error))
             raise
+        finally:
+            self._keep_log(step.name)
         if not made:
             self._reused(step, mark)
             return artifact
@@ -114,21 +118,24 @@ class Run:
         runtime.progress(step.name, 1.0, f"made in {seconds:.0f} s")
         return artifact
 
+    def _keep_log(self, step: str) -> None:
+        if self.log(step).exists():
+            self.workspace.root.keep(self.log(step))
 
-def _new_folder(runs: Path, name: str) -> Path:
-    """A folder for a run, named after recipe and time; runs that begin in the same second are numbered."""
-    stem = f"{name}-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
+
+def _new_folder(root: Root, recipe: Recipe) -> Place:
+    """A folder for a run, with its recipe, named after recipe and time; runs that begin in the same second, on any
+    machine, are numbered.
+    """
+    stem = f"runs/{recipe.name}-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode()
     for number in itertools.count(1):
-        folder = runs / (stem if number == 1 else f"{stem}-{number}")
+        folder = root / (stem if number == 1 else f"{stem}-{number}")
         try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
+            if folder.child("recipe.yaml").create(text):
+                return folder
         except OSError as error:
-            raise ConfigError(
-                f"--root {runs.parent}: can't be written to ({error.strerror}). Name another folder."
-            ) from error
-        return folder
+            raise ConfigError(f"--root {root}: can't be written to ({error.strerror}). Name another folder.") from error
     raise AssertionError("unreachable: numbers don't end")
 
 
@@ -141,7 +148,7 @@ def told(error: BaseException) -> dict[str, str]:
     return {"kind": type(error).__name__, "error": str(error) or type(error).__name__}
 
 
-def prepare(recipe: Recipe, root: Path, selection: Selection = WHOLE) -> Plan:
+def prepare(recipe: Recipe, root: Root, selection: Selection = WHOLE) -> Plan:
     """The plan of a recipe on a root folder."""
     workspace = Workspace(root)
     steps = build_steps(recipe)
@@ -156,17 +163,25 @@ def nothing_to_do(plan: Plan) -> Outcome | None:
         return None
     if "evaluate" not in artifacts:
         return Outcome(None, artifacts, 0)
-    folder = find_report(plan.workspace.root / "runs", artifacts["evaluate"])
+    folder = find_report(plan.workspace.root, artifacts["evaluate"])
     return Outcome(folder, artifacts, 0) if folder else None
 
 
-def find_report(runs: Path, evaluated: Artifact) -> Path | None:
+def find_report(root: Root, evaluated: Artifact) -> Place | None:
     """The newest run that left a report on these results; a run may have been killed before it did."""
     mark = evaluated.manifest["fingerprint"]
-    reports = sorted(runs.glob("*/report.html"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for report in reports:
-        lines = (report.parent / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    runs = root / "runs"
+    reports = [name for name in runs.files() if posixpath.basename(name) == "report.html"]
+    for report in sorted(reports, key=_began, reverse=True):
+        folder = runs.child(posixpath.dirname(report))
+        lines = folder.child("events.jsonl").read().decode().splitlines()
         events = [json.loads(line) for line in lines if line.endswith("}")]
         if any(event.get("step") == "evaluate" and event.get("artifact") == mark for event in events):
-            return report.parent
+            return folder
     return None
+
+
+def _began(report: str) -> tuple[str, int]:
+    """When a run began, and which one of that second it was, by the name of its folder."""
+    found = re.search(r"-(\d{8}-\d{6})(?:-(\d+))?/", report)
+    return (found[1], int(found[2] or 1)) if found else ("", 0)

@@ -37,8 +37,8 @@ def run_with_prefect(run: Run, work: Apart) -> dict[str, Artifact]:
 
 
 def home_of(run: Run) -> Path:
-    """Where Prefect keeps what it writes, unless the user has chosen a place."""
-    return Path(os.environ.get("PREFECT_HOME") or run.workspace.root / "prefect")
+    """Where Prefect keeps what it writes, unless the user has chosen a place: on this machine, wherever the root is."""
+    return Path(os.environ.get("PREFECT_HOME") or run.workspace.root.here("prefect"))
 
 
 @contextlib.contextmanager

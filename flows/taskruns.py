@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +34,7 @@ from flows.execution import stopping
 from flows.parts import Spread
 from flows.run import Run
 from flows.work import Apart, side_by_side
-from pipeline.artifacts import Artifact, Step
+from pipeline.artifacts import Artifact, Step, read_json
 from pipeline.errors import MustError, Stopped
 from pipeline.runtime import Runtime
 
@@ -142,10 +141,10 @@ def obtain(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> tuple[Artifa
     """The artifact of a step, found or made, and the state that tells which."""
     found = run.reuse(step, inputs)
     if found:
-        return found, Completed(name="Cached", message=f"found on disk: {found.path}")
+        return found, Completed(name="Cached", message=f"found on disk: {found}")
     with mirrored(run.runtime) as runtime:
         made = run.make(step, inputs, runtime)
-    return made, Completed(message=f"made: {made.path}")
+    return made, Completed(message=f"made: {made}")
 
 
 @contextlib.contextmanager
@@ -213,7 +212,7 @@ def _recorded(flow_run: UUID) -> int:
 
 def show_metrics(evaluated: Artifact, run: Run) -> None:
     """The records of `metrics.json` as a table artifact of the current flow run."""
-    records = json.loads((evaluated.path / "metrics.json").read_text(encoding="utf-8"))
+    records = evaluated.load("metrics.json", read_json)
     rows = [{column: record[column] for column in COLUMNS} for record in records]
     try:
         create_table_artifact(rows, key="metrics", description=f"{run.recipe.name}: {run.folder}")

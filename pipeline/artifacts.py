@@ -1,6 +1,6 @@
 """Steps and what they leave behind. Disk is the one memory of what is done.
 
-An artifact is a folder `<root>/artifacts/<step>/<fingerprint>/` whose `manifest.json` is written last, by rename:
+An artifact is a folder `<root>/artifacts/<step>/<fingerprint>/` whose `manifest.json` is written last and at once:
 present means whole. The fingerprint hashes the step's kind and version, the configuration that can change its
 result, and the digests of its inputs. A digest hashes an artifact's files, so a step that ran again and came to the
 same result changes nothing further down.
@@ -14,16 +14,18 @@ import hashlib
 import importlib
 import json
 import os
+import posixpath
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.alive import Process
 from pipeline.claims import Told, claimed
 from pipeline.errors import DataError
 from pipeline.places import Place
+from pipeline.roots import Root, StoredFile, hash_file, hash_place, in_parallel, naming_place
 from pipeline.runtime import Runtime
 
 SCHEMA_VERSION = 1
@@ -34,6 +36,7 @@ WORK, LOG = "work", "log"
 ELSEWHERE = "elsewhere"
 """A key of what a step returns beside its counts: its files outside its folder, {path in the root: {size, sha256}}."""
 
+T = TypeVar("T")
 StepFunction = Callable[[Mapping[str, Any], "Inputs", Path], Mapping[str, Any]]
 
 
@@ -65,10 +68,14 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """A sealed folder and its manifest."""
+    """A sealed folder, by its path in the root, and its manifest. Its files are read through `load` and `file`."""
 
-    path: Path
+    root: Root
+    path: str
     manifest: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return str(self.root / self.path)
 
     @property
     def digest(self) -> str:
@@ -80,18 +87,48 @@ class Artifact:
         counts: Mapping[str, Any] = self.manifest["counts"]
         return counts
 
-    def files(self) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-        """Every file of the artifact, in its folder and elsewhere in the root, with {size, sha256}."""
-        root = self.path.parents[2]
-        for name, facts in self.manifest["files"].items():
-            yield self.path / name, facts
-        for name, facts in self.manifest.get(ELSEWHERE, {}).items():
-            yield root / name, facts
+    def has(self, name: str) -> bool:
+        """Whether the artifact has a file of this name."""
+        return name in self.manifest["files"]
 
-    def sha256(self, file: str) -> str:
-        """The hash of one of the artifact's files, by its path in the artifact."""
-        sha256: str = self.manifest["files"][file]["sha256"]
-        return sha256
+    def file(self, name: str) -> StoredFile:
+        """One of its files, by its path in the artifact. DataError if it has none of this name."""
+        if not self.has(name):
+            raise DataError(f"{self}: its manifest lists no file {name!r}.")
+        return self.root.file(f"{self.path}/{name}", self.manifest["files"][name])
+
+    def load(self, name: str, reader: Callable[[Path], T]) -> T:
+        """What `reader` makes of one of its files, which it gets as a file of this machine."""
+        return self.file(name).load(reader)
+
+    def load_all(self, reader: Callable[[Path], T]) -> T:
+        """What `reader` makes of all of its files but the log, which it gets as a folder of this machine."""
+        if self.root.local:
+            return reader(Path(self.root / self.path))
+        files = {name: self.file(name) for name in self.manifest["files"] if not name.startswith(f"{LOG}/")}
+        with self.root.side_by_side(files) as folder, naming_place(folder, str(self)):
+            return reader(folder)
+
+    def elsewhere(self, path: str) -> StoredFile:
+        """One of its files outside its folder, by its path in the root."""
+        return self.root.file(path, self.manifest[ELSEWHERE][path])
+
+    def files(self) -> Iterator[StoredFile]:
+        """Every file of the artifact, in its folder and elsewhere in the root."""
+        yield from (self.file(name) for name in self.manifest["files"])
+        yield from (self.elsewhere(path) for path in self.manifest.get(ELSEWHERE, {}))
+
+    def is_whole(self) -> bool:
+        """Whether every file is there with its size. A listing per folder, none of the files is looked at."""
+        folders: dict[str, dict[str, Any]] = {self.path: self.manifest["files"]}
+        for path, facts in self.manifest.get(ELSEWHERE, {}).items():
+            folder, name = posixpath.split(path)
+            folders.setdefault(folder, {})[name] = facts
+        return all(self._are_there(folder, files) for folder, files in folders.items())
+
+    def _are_there(self, folder: str, files: Mapping[str, Mapping[str, Any]]) -> bool:
+        there = (self.root / folder).files()
+        return all(there.get(name) == facts["size"] for name, facts in files.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,12 +157,6 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def hash_file(path: Path) -> str:
-    """sha256 (hex) of a file, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def fingerprint(step: Step, digests: Mapping[str, str]) -> str:
     """First 16 hex digits of what addresses the step's result, given the digests of its inputs by step name."""
     inputs = {name: digests[name] for name in step.inputs}
@@ -142,50 +173,64 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
+def as_json(value: Any) -> str:
+    """JSON, readable by people."""
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, readable by people, whole or not at all."""
-    write_atomically(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    write_atomically(path, as_json(value))
+
+
+def parse_json(text: bytes, origin: str) -> Any:
+    """What JSON says; DataError names its origin if it is none."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{origin}: not readable as JSON ({error}).") from error
 
 
 def read_json(path: Path) -> Any:
     """Read JSON; DataError names the file if it is missing or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return parse_json(path.read_bytes(), str(path))
+    except OSError as error:
         raise DataError(f"{path}: not readable as JSON ({error}).") from error
 
 
 class Workspace:
-    """A root folder: where artifacts are found and made."""
+    """A root: where artifacts are found and made."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Root) -> None:
         self.root = root
 
-    def folder(self, step: Step, mark: str) -> Path:
-        return self.root / "artifacts" / step.name / mark
+    def path(self, step: Step, mark: str) -> str:
+        """The folder of an artifact in the root."""
+        return f"artifacts/{step.name}/{mark}"
 
     def open(self, name: str, mark: str) -> Artifact:
         """The artifact of the step `name` with this fingerprint. DataError if it is not there."""
-        folder = self.root / "artifacts" / name / mark
-        return Artifact(folder, read_json(folder / MANIFEST))
+        path = f"artifacts/{name}/{mark}"
+        manifest = self.root / f"{path}/{MANIFEST}"
+        return Artifact(self.root, path, parse_json(manifest.read(), str(manifest)))
 
     def find(self, step: Step, mark: str) -> Artifact | None:
         """The artifact, if it is there and whole: the manifest present and every file there with its size."""
-        folder = self.folder(step, mark)
-        if not (folder / MANIFEST).exists():
+        path = self.path(step, mark)
+        manifest = self.root / f"{path}/{MANIFEST}"
+        text = manifest.peek()
+        if text is None:
             return None
-        artifact = Artifact(folder, read_json(folder / MANIFEST))
-        for file, facts in artifact.files():
-            if not file.exists() or file.stat().st_size != facts["size"]:
-                return None
-        return artifact
+        artifact = Artifact(self.root, path, parse_json(text, str(manifest)))
+        return artifact if artifact.is_whole() else None
 
     def obtain(self, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
         """The artifact of a step, and whether this call made it. Of runs that ask at the same time, one makes it and
         the others wait for it.
         """
         mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
-        claim, runtime = self.claims / step.name / mark, inputs.runtime
+        claim, runtime = self.claims / f"{step.name}/{mark}", inputs.runtime
         with claimed(claim, waiting(step.name, runtime), lost=runtime.stop.set):
             found = None if inputs.anew else self.find(step, mark)
             return (found, False) if found else (self.make(step, inputs), True)
@@ -193,24 +238,24 @@ class Workspace:
     @property
     def claims(self) -> Place:
         """Where runs say what they are at work on."""
-        return Place.of(str(self.root)) / "claims"
+        return self.root / "claims"
 
     def make(self, step: Step, inputs: Inputs) -> Artifact:
         """Run the step in its folder and seal it. What an unfinished attempt left in `work` and `log` is the step's to
         go on from; anything else it left is gone first.
         """
         mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
-        folder = self.folder(step, mark)
-        folder.mkdir(parents=True, exist_ok=True)
-        _clear(folder, () if inputs.anew else (WORK, LOG))
+        path = self.path(step, mark)
+        (self.root / f"{path}/{MANIFEST}").remove()  # first: from here on the folder is unfinished
+        folder = self.root.begin(path, kept=() if inputs.anew else (WORK, LOG))
         began = time.time()
         try:
             counts = dict(step.function()(step.config, inputs, folder))
         except Exception as error:
             if _is_disk_full(error):
                 raise DataError(
-                    f"{step.name}: the disk that holds {self.root} is full. What is whole is kept: free some space "
-                    "and run the same command again."
+                    f"{step.name}: the disk that holds {self.root.here()} is full. What is whole is kept: free some "
+                    "space and run the same command again."
                 ) from error
             raise
         shutil.rmtree(folder / WORK, ignore_errors=True)
@@ -222,25 +267,27 @@ class Workspace:
             "fingerprint": mark,
             "config": dict(step.config),
             "inputs": {
-                name: {"digest": made.digest, "path": made.path.name} for name, made in inputs.artifacts.items()
+                name: {"digest": made.digest, "path": posixpath.basename(made.path)}
+                for name, made in inputs.artifacts.items()
             },
             ELSEWHERE: counts.pop(ELSEWHERE, {}),
             "counts": counts,
             "began": began,
             "seconds": time.time() - began,
             "software": inputs.runtime.software(),
-            **_contents(folder),
+            **contents(folder),
         }
-        write_json(folder / MANIFEST, manifest)
-        return Artifact(folder, manifest)
+        self.root.finish(path, manifest["files"])
+        (self.root / f"{path}/{MANIFEST}").write(as_json(manifest).encode())
+        return Artifact(self.root, path, manifest)
 
     def newest(self, name: str) -> Artifact | None:
         """The artifact of step `name` that was sealed last, whatever its fingerprint."""
-        found = list((self.root / "artifacts" / name).glob(f"*/{MANIFEST}"))
-        if not found:
+        manifests = [folder.child(MANIFEST) for folder in (self.root / f"artifacts/{name}").folders()]
+        times = [when or 0.0 for when in in_parallel(Place.written, manifests)]
+        if not any(times):
             return None
-        newest = max(found, key=lambda path: path.stat().st_mtime_ns)
-        return Artifact(newest.parent, read_json(newest))
+        return self.open(name, manifests[times.index(max(times))].parent.name)
 
 
 def waiting(step: str, runtime: Runtime) -> Told:
@@ -258,16 +305,8 @@ def _is_disk_full(error: Exception) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
-def _clear(folder: Path, without: Sequence[str]) -> None:
-    (folder / MANIFEST).unlink(missing_ok=True)  # first: from here on the folder is unfinished
-    for entry in folder.iterdir():
-        if entry.is_dir() and entry.name not in without:
-            shutil.rmtree(entry)
-        elif entry.is_file():
-            entry.unlink()
-
-
-def _contents(folder: Path) -> dict[str, Any]:
+def contents(folder: Path) -> dict[str, Any]:
+    """The files in a folder, {size, sha256} by path, and the digest of them all."""
     files = {
         str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": hash_file(path)}
         for path in sorted(folder.rglob("*"))
@@ -279,10 +318,11 @@ def _contents(folder: Path) -> dict[str, Any]:
 
 def verify(artifact: Artifact) -> Iterator[str]:
     """The files of an artifact that are not what its manifest says, each with what is wrong. Reads every byte."""
-    for file, facts in artifact.files():
-        if not file.exists():
+    for file in artifact.files():
+        sha256 = hash_place(file.place)
+        if sha256 is None:
             yield f"{file}: missing"
-        elif hash_file(file) != facts["sha256"]:
+        elif sha256 != file.sha256:
             yield f"{file}: its bytes changed since it was made"
 
 

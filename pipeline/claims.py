@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.alive import Process
-from pipeline.errors import DataError
+from pipeline.errors import MustError
 from pipeline.places import Place
 
 RENEW_S = 10.0
@@ -43,10 +43,10 @@ class _Claim:
     @classmethod
     def read(cls, file: Place) -> _Claim | None:
         """The claim in a file, None if it is gone."""
-        try:
-            about: dict[str, Any] = json.loads(file.read())
-        except DataError:
+        text = file.peek()
+        if text is None:
             return None
+        about: dict[str, Any] = json.loads(text)
         return cls(Process(**about["holder"]), about["renewed"])
 
 
@@ -116,7 +116,7 @@ def _still(folder: Place, number: int, dead: _Claim | None) -> bool:
 def _renew(folder: Place, number: int, over: threading.Event, lost: Callable[[], None]) -> None:
     renewed = 0
     while not over.wait(RENEW_S):
-        with contextlib.suppress(OSError, DataError):  # a store that does not answer for a moment: the next time
+        with contextlib.suppress(OSError, MustError):  # a store that does not answer for a moment: the next time
             if max(_numbers(folder), default=number) > number:
                 lost()
                 return

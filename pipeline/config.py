@@ -29,6 +29,7 @@ from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from pipeline.augment import AugmentConfig
 from pipeline.errors import ConfigError
+from pipeline.roots import CACHE_GB
 from pipeline.runtime import Device, Precision
 from pipeline.sources import SourceConfig
 
@@ -186,6 +187,8 @@ class RuntimeConfig(Section):
     """Steps at work at once, for teachers that don't depend on each other; 0 = one per GPU, and one on a CPU."""
     workers: int = Field(default=0, ge=0)
     """Threads for decoding and encoding; 0 = one per core."""
+    cache_gb: float = Field(default=CACHE_GB, gt=0)
+    """Gigabytes of this machine's disk for what was read from a root that is elsewhere (`--root s3://...`)."""
 
 
 def modules(package: str) -> dict[str, str]:

@@ -143,6 +143,7 @@ class _Training:
         """Leave a state to go on from."""
         if self.record:
             self.record.save(self._state())
+            self.runtime.keep(*self.record.files)
 
     def _stop(self) -> None:
         """Raise Stopped, in all processes once the state is on disk: one that ends takes the others along."""

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
+from pipeline.roots import StoredFile
 
 SCHEMA_VERSION = 1
 INDEX = pa.schema(
@@ -114,12 +115,9 @@ class ShardWriter:
 class ImageShard:
     """One image shard, opened for reading at any position, by any number of threads."""
 
-    def __init__(self, tar: Path, sha256: str) -> None:
-        self.path, self.name, self.sha256 = tar, tar.stem, sha256
-        try:
-            table = pq.read_table(tar.with_suffix(".parquet"))
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{tar.with_suffix('.parquet')}: not a readable image index ({error}).") from error
+    def __init__(self, tar: StoredFile, index: StoredFile) -> None:
+        self.tar, self.name, self.sha256 = tar, tar.place.name.removesuffix(".tar"), tar.sha256
+        table = index.load(_read_index)
         version = (table.schema.metadata or {}).get(b"must_images", b"?").decode()
         if version != str(SCHEMA_VERSION):
             raise DataError(f"{tar}: image store version {version!r}; this version reads {SCHEMA_VERSION}.")
@@ -134,6 +132,12 @@ class ImageShard:
     def row(self, index: int) -> ImageRow:
         return ImageRow(**self.table.slice(index, 1).to_pylist()[0])
 
+    def bring(self, share: float) -> None:
+        """For those who will read many of the images: of a remote shard, have the tar in the cache, if it takes up no
+        more than this share of it. Otherwise, each `read` fetches its image alone.
+        """
+        self.tar.bring(share)
+
     def read(self, index: int) -> bytes:
         """The bytes of image `index`. Raises DataError if the tar is not there or shorter than its index says.
 
@@ -141,20 +145,26 @@ class ImageShard:
         process's file handles if each kept its own.
         """
         try:
-            with open(self.path, "rb", buffering=0) as file:
-                data = os.pread(file.fileno(), self._lengths[index], self._offsets[index])
+            data = self.tar.read(self._offsets[index], self._lengths[index])
         except OSError as error:
-            raise DataError(f"{self.path}: can't be read ({error.strerror}): image {self.keys[index]}.") from error
+            raise DataError(f"{self.tar}: can't be read ({error.strerror}): image {self.keys[index]}.") from error
         if len(data) != self._lengths[index]:
-            raise DataError(f"{self.path}: cut short: image {self.keys[index]} needs bytes that are not there.")
+            raise DataError(f"{self.tar}: cut short: image {self.keys[index]} needs bytes that are not there.")
         return data
+
+
+def _read_index(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: not a readable image index ({error}).") from error
 
 
 class ImageStore:
     """The shards of one split of one set, in order."""
 
-    def __init__(self, folder: Path, shards: Sequence[ImageShard]) -> None:
-        self.folder, self.shards = folder, list(shards)
+    def __init__(self, shards: Sequence[ImageShard]) -> None:
+        self.shards = list(shards)
 
     def __len__(self) -> int:
         return sum(len(shard) for shard in self.shards)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline.errors import DataError
+from pipeline.roots import Source, StoredFile
 
 SCHEMA_VERSION = 1
 ROW_GROUP = 256
@@ -182,13 +183,13 @@ class LabelWriter:
 class LabelShard:
     """One label file, read. Rows are decoded one by one; the blobs stay compressed in memory."""
 
-    def __init__(self, path: Path, label: Label) -> None:
-        self.path, self.label = path, label
-        self.table = read_labels(path)
+    def __init__(self, file: StoredFile, label: Label) -> None:
+        self.file, self.label = file, label
+        self.table = read_labels(file)
         self.about: dict[str, Any] = json.loads((self.table.schema.metadata or {}).get(b"must", b"{}"))
         version = self.about.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise DataError(f"{path}: label schema version {version!r}; this version reads {SCHEMA_VERSION}.")
+            raise DataError(f"{file}: label schema version {version!r}; this version reads {SCHEMA_VERSION}.")
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -214,7 +215,7 @@ class LabelShard:
         except ValueError as error:
             key = self.keys[index]
             raise DataError(
-                f"{self.path}: the label of {key} is damaged ({error}). Delete it and run again."
+                f"{self.file}: the label of {key} is damaged ({error}). Delete it and run again."
             ) from error
 
     def rows(self) -> Iterator[Row]:
@@ -223,15 +224,21 @@ class LabelShard:
             yield from batch.to_pylist()
 
 
-def read_labels(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """A label file's table, or some of its columns. DataError names a file that is missing or damaged."""
-    try:
-        return pq.read_table(path, columns=columns, memory_map=True)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: not a readable label shard ({error}). Delete it and run again.") from error
+def read_labels(file: StoredFile, columns: list[str] | None = None) -> pa.Table:
+    """A label file's table, or some of its columns: then they alone are read. DataError names a file that is missing
+    or damaged.
+    """
+
+    def table(source: Source) -> pa.Table:
+        try:
+            return pq.read_table(source, columns=columns, memory_map=True)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"{file}: not a readable label shard ({error}). Delete it and run again.") from error
+
+    return file.load(table) if columns is None else file.scan(table)
 
 
-def check_joined(images: Sequence[str], labels: Sequence[str], shard: str, path: Path) -> None:
+def check_joined(images: Sequence[str], labels: Sequence[str], shard: str, path: object) -> None:
     """Raise DataError, naming shard and key, unless both key lists are the same in the same order."""
     for position, (left, right) in enumerate(zip(images, labels, strict=False)):
         if left != right:

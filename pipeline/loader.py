@@ -12,7 +12,6 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,12 @@ from pipeline.decode import decode
 from pipeline.images import ImageShard
 from pipeline.job import cut
 from pipeline.labels import Label, LabelShard, Value, check_joined, read_labels
+from pipeline.roots import StoredFile
 
 WINDOW = 64
 """Shards that are shuffled together, and whose labels are in memory; sets of fewer shards are shuffled as a whole."""
+SHARE = 1 / (2 * WINDOW)
+"""Of the cache, if the set is elsewhere: shards this large are fetched whole; those of a window fill half of it."""
 AHEAD = 3
 """Batches made ready before they are asked for."""
 
@@ -42,7 +44,7 @@ class Layer:
     image has its label, -1 for none.
     """
 
-    path: Path
+    file: StoredFile
     label: Label
     threshold: float = 0.0
     rows: tuple[int, ...] | None = None
@@ -56,13 +58,13 @@ class Layer:
         is looked for.
         """
         if self.rows is None:
-            return check_joined(images.keys, keys, images.name, self.path)
+            return check_joined(images.keys, keys, images.name, self.file)
         pairs = [(key, keys[row]) for key, row in zip(images.keys, self.rows, strict=True) if row >= 0]
-        return check_joined([key for key, _ in pairs], [found for _, found in pairs], images.name, self.path)
+        return check_joined([key for key, _ in pairs], [found for _, found in pairs], images.name, self.file)
 
     def has_label(self, images: ImageShard) -> NDArray[np.bool_]:
         """For every image of the shard, whether it has a label here. DataError if the file is not the right one."""
-        table = read_labels(self.path, ["key", "status"])
+        table = read_labels(self.file, ["key", "status"])
         self.check(images, table.column("key").to_pylist())
         fine = np.append(table.column("status").to_numpy() == "ok", False)
         return np.asarray(fine[[self.row(row) for row in range(len(images))]])
@@ -110,7 +112,7 @@ class Library:
         shelf = self.shelves[number]
         opened: dict[str, list[tuple[LabelShard, Layer]]] = {}
         for head, layers in shelf.layers.items():
-            opened[head] = [(LabelShard(layer.path, layer.label), layer) for layer in layers]
+            opened[head] = [(LabelShard(layer.file, layer.label), layer) for layer in layers]
             for shard, layer in opened[head]:
                 layer.check(shelf.images, shard.keys)
         return opened
@@ -142,6 +144,7 @@ class Library:
         """(key, image bytes) of position `index`."""
         number, row = self.locate(index)
         images = self.shelves[number].images
+        images.bring(SHARE)
         return images.keys[row], images.read(row)
 
     def sample(self, index: int, size: int, augment: AugmentConfig, seed: tuple[int, ...]) -> Sample:

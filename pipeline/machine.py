@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from pipeline.artifacts import hash_json, read_json, write_json
+from pipeline.artifacts import as_json, hash_json, parse_json
 from pipeline.errors import ConfigError
 from pipeline.runtime import Runtime
 
@@ -91,17 +91,18 @@ def choose(runtime: Runtime, about: Any, model: nn.Module, call: Callable[[nn.Mo
     device = find_device(runtime.device)
     formats: list[Format] = ["32", "bf16"] if runtime.precision == "auto" else [runtime.precision]
     machine = [device_name(device), processor_name(), torch.__version__]
-    memo = runtime.root / "machine" / f"{hash_json([about, *machine, formats])[:16]}.json"
-    if memo.exists():
-        return Choice(**read_json(memo))
+    memo = runtime.root / f"machine/{hash_json([about, *machine, formats])[:16]}.json"
+    known = memo.peek()
+    if known is not None:
+        return Choice(**parse_json(known, str(memo)))
     candidates = [Choice(device, form, layout, {}) for form in formats for layout in (False, True)]
     times = {f"{c.precision}{' channels_last' if c.channels_last else ''}": _time(c, model, call) for c in candidates}
     fastest = min(reversed(range(len(candidates))), key=list(times.values()).__getitem__)
     measured = {way: round(ms, 2) for way, ms in times.items() if ms < math.inf}
     choice = dataclasses.replace(candidates[fastest], measured_ms=measured)
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    write_json(memo, dataclasses.asdict(choice))
-    return choice
+    if memo.create(as_json(choice.describe()).encode()):
+        return choice
+    return Choice(**parse_json(memo.read(), str(memo)))  # another process was faster, and may have measured otherwise
 
 
 def _time(choice: Choice, model: nn.Module, call: Callable[[nn.Module, Choice], None]) -> float:

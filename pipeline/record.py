@@ -25,6 +25,11 @@ class Record:
         self.name, self._state, self._log = name, out / WORK / "state.safetensors", out / LOG / "train.jsonl"
         self._file = self._open()
 
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """What a later attempt goes on from: the log first, which may be ahead of its state but never behind."""
+        return self._log, self._state
+
     def _open(self) -> TextIO:
         return open(self._log, "a", encoding="utf-8", buffering=1)  # line by line: what is logged is on disk
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pipeline import ranks
 from pipeline.errors import Stopped
+from pipeline.roots import Root
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "32", "bf16"]
@@ -35,7 +36,7 @@ class Runtime:
     was asked to end; steps look at it between batches and leave a state to go on from.
     """
 
-    root: Path
+    root: Root
     device: Device = "auto"
     precision: Precision = "auto"
     workers: int = 0
@@ -48,6 +49,10 @@ class Runtime:
         train together share a machine's.
         """
         return self.workers or max(1, usable_cores() // ranks.local_count())
+
+    def keep(self, *files: Path) -> None:
+        """A step has saved these files of its folder, in this order, so that a later attempt can go on from them."""
+        self.root.keep(*files)
 
     def check_stop(self, step: str) -> None:
         """Raise Stopped if a stop was asked for."""

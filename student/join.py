@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 
 import tasks
 from pipeline.artifacts import Inputs, read_json
@@ -37,7 +36,7 @@ def heads_of(config: StudentConfig, inputs: Inputs) -> dict[str, Head]:
     for name, made in inputs.of_kind("teacher").items():
         if config.loss_weights.get(name) == 0:
             continue
-        about = Teacher.read(made.path)
+        about = Teacher.of(made)
         threshold = threshold_for(config, name, about.space)
         heads[name] = Head(name, about.space, about.data, about.schedule, threshold)
     return heads
@@ -51,7 +50,7 @@ def threshold_for(config: StudentConfig, teacher: str, space: LabelSpace) -> flo
 
 def join(config: StudentConfig, heads: Mapping[str, Head], inputs: Inputs) -> Library:
     """Pool images and labels, joined shard by shard. Image shards are pooled; each image is one draw in an epoch."""
-    index = read_json(inputs["label"].path / "labels.json")
+    index = inputs["label"].load("labels.json", read_json)
     pseudo = {(entry["set"], entry["shard"], entry["teacher"]): entry["path"] for entry in index}
     truths = {} if config.labels == "pseudo_only" else _truths(heads, inputs)
     shelves = []
@@ -61,8 +60,8 @@ def join(config: StudentConfig, heads: Mapping[str, Head], inputs: Inputs) -> Li
             reader = tasks.label(head.space)
             found = truths[head.teacher].layers(name, shard) if head.teacher in truths else []
             if config.labels != "true_only":
-                path = inputs.runtime.root / _path(pseudo, name, shard.name, head.teacher)
-                found.append(Layer(path, reader, head.threshold))
+                path = _path(pseudo, name, shard.name, head.teacher)
+                found.append(Layer(inputs["label"].elsewhere(path), reader, head.threshold))
             if found:
                 layers[head.teacher] = tuple(found)
         if layers:
@@ -102,7 +101,7 @@ def _truths(heads: Mapping[str, Head], inputs: Inputs) -> dict[str, Truth]:
     }
 
 
-def _path(pseudo: Mapping[tuple[str, str, str], str], name: str, shard: str, teacher: str) -> Path:
+def _path(pseudo: Mapping[tuple[str, str, str], str], name: str, shard: str, teacher: str) -> str:
     if (name, shard, teacher) not in pseudo:
         raise DataError(f"No labels by teacher {teacher!r} for {name}/{shard}: run the label step again.")
-    return Path(pseudo[name, shard, teacher])
+    return pseudo[name, shard, teacher]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 import tasks
 from pipeline.artifacts import Inputs, read_json
 from pipeline.labels import LabelShard
+from pipeline.roots import StoredFile
 from student.join import Head
 from tasks.pool import pool_shards
 
@@ -24,24 +24,25 @@ RARE = 0.002
 
 def kept_shares(heads: Mapping[str, Head], inputs: Inputs) -> dict[str, dict[str, Any]]:
     """Per teacher: classes, how much there is of each (boxes, pixels or images), the share kept, and a warning."""
-    index = read_json(inputs["label"].path / "labels.json")
-    paths = {(entry["teacher"], entry["set"], entry["shard"]): inputs.runtime.root / entry["path"] for entry in index}
+    made = inputs["label"]
+    index = made.load("labels.json", read_json)
+    files = {(entry["teacher"], entry["set"], entry["shard"]): made.elsewhere(entry["path"]) for entry in index}
     shards = list(pool_shards(inputs["pool"], inputs.of_kind("data")))
     some = shards[:: max(1, sum(len(rows) for _, _, rows in shards) // MOST_IMAGES)]
     return {
-        name: _count(head, [(paths[name, where, shard.name], set(rows.tolist())) for where, shard, rows in some])
+        name: _count(head, [(files[name, where, shard.name], set(rows.tolist())) for where, shard, rows in some])
         for name, head in heads.items()
     }
 
 
-def _count(head: Head, shards: list[tuple[Path, set[int]]]) -> dict[str, Any]:
+def _count(head: Head, shards: list[tuple[StoredFile, set[int]]]) -> dict[str, Any]:
     """`shards`: a teacher's label files, and which of their rows are in the pool."""
     label = tasks.label(head.space)
     classes = list(head.space.classes) or [head.space.task]
     held, kept = np.zeros(len(classes)), np.zeros(len(classes))
     images = 0
-    for path, used in shards:
-        for number, row in enumerate(LabelShard(path, label).rows()):
+    for file, used in shards:
+        for number, row in enumerate(LabelShard(file, label).rows()):
             if number in used and row["status"] == "ok":
                 total, left = label.count(row, head.threshold)
                 held, kept, images = held + total, kept + left, images + 1

@@ -24,6 +24,7 @@ from pipeline.decode import inspect
 from pipeline.errors import ConfigError, DataError
 from pipeline.images import ImageShard, ImageStore, NewImage, ShardWriter
 from pipeline.labels import Label, LabelSpace, LabelWriter, Row, about_store
+from pipeline.roots import StoredFile, in_parallel
 from pipeline.sources import SPLITS, BaseSource, Record, SourceConfig
 
 TRUTH = "truth"
@@ -212,22 +213,22 @@ class IngestedSet:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        about = read_json(artifact.path / "set.json")
+        about = artifact.load("set.json", read_json)
         self.splits: dict[str, int] = about["splits"]
         self.counts: dict[str, int] = about["counts"]
         self.spaces = {task: LabelSpace.from_json(space) for task, space in about["spaces"].items()}
 
     def images(self, split: str) -> ImageStore:
         """The image store of a split; empty if the set has none."""
-        shards = [
-            ImageShard(self.artifact.path / tar, self.artifact.sha256(tar))
-            for tar in (f"images/{split}/shard-{number:06d}.tar" for number in range(self.splits.get(split, 0)))
-        ]
-        return ImageStore(self.artifact.path / "images" / split, shards)
+        names = [f"images/{split}/shard-{number:06d}" for number in range(self.splits.get(split, 0))]
+        return ImageStore(in_parallel(self._shard, names))
 
-    def truth(self, task: str, split: str, shard: str) -> Path:
+    def _shard(self, name: str) -> ImageShard:
+        return ImageShard(self.artifact.file(f"{name}.tar"), self.artifact.file(f"{name}.parquet"))
+
+    def truth(self, task: str, split: str, shard: str) -> StoredFile:
         """The true labels of one image shard."""
-        return self.artifact.path / "labels" / task / split / f"{shard}.parquet"
+        return self.artifact.file(f"labels/{task}/{split}/{shard}.parquet")
 
     def held_out(self, preferred: str, task: str | None = None) -> str | None:
         """The split to evaluate on: `preferred`, or the other held-out one, or None; with `task`, one that has its

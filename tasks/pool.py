@@ -63,9 +63,14 @@ def _reason(key: str, name: str, held_out: Mapping[str, str], met: Mapping[str, 
     return None
 
 
+def read_pool(pool: Artifact, columns: list[str] | None = None) -> pa.Table:
+    """The rows of the pool's table that are used, or some of its columns."""
+    return pool.load(FILE, lambda path: pq.read_table(path, columns=columns, filters=[("used", "=", True)]))
+
+
 def pool_shards(pool: Artifact, sets: Mapping[str, Artifact]) -> Iterator[tuple[str, ImageShard, np.ndarray[Any, Any]]]:
     """(set, image shard, rows to use) of every shard of the pool, in order; shards with no row to use are left out."""
-    table = pq.read_table(pool.path / FILE, filters=[("used", "=", True)]).to_pydict()
+    table = read_pool(pool).to_pydict()
     rows: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
     for name, shard, row in zip(table["set"], table["shard"], table["row"], strict=True):
         rows[name, shard].append(row)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.artifacts import read_json, write_json
+from pipeline.artifacts import Artifact, read_json, write_json
 from pipeline.labels import LabelSpace
 from pipeline.runtime import Runtime
 
@@ -42,15 +43,19 @@ class Teacher:
         write_json(folder / FILE, {**dataclasses.asdict(self), "space": self.space.to_json()})
 
     @classmethod
-    def read(cls, folder: Path) -> Teacher:
-        """The page in a teacher's folder."""
-        about = read_json(folder / FILE)
+    def of(cls, made: Artifact) -> Teacher:
+        """The page in a teacher's artifact."""
+        about = made.load(FILE, read_json)
         schedule = Schedule(**about["schedule"]) if about["schedule"] else None
         return cls(about["kind"], LabelSpace.from_json(about["space"]), about["data"], schedule, about["scores"])
 
 
-def load_teacher(folder: Path, runtime: Runtime) -> Predictor:
-    """The teacher in `folder`, ready to predict on this machine."""
-    loader = importlib.import_module(f"teachers.{Teacher.read(folder).kind}")
-    predictor: Predictor = loader.load(folder)
-    return predictor.settle(runtime, read_json(folder / "model.json"))
+def open_teacher(made: Artifact) -> Predictor:
+    """The teacher's model, as it was saved."""
+    load: Callable[[Path], Predictor] = importlib.import_module(f"teachers.{Teacher.of(made).kind}").load
+    return made.load_all(load)
+
+
+def load_teacher(made: Artifact, runtime: Runtime) -> Predictor:
+    """The teacher, ready to predict on this machine."""
+    return open_teacher(made).settle(runtime, made.load("model.json", read_json))

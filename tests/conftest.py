@@ -8,6 +8,7 @@ import io
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.artifacts import Artifact, Inputs, Step, Workspace, hash_file
+from pipeline.artifacts import Artifact, Inputs, Step, Workspace
 from pipeline.images import ImageShard, NewImage, ShardWriter
 from pipeline.labels import Label, LabelSpace, LabelWriter, Value, about_store
+from pipeline.roots import Root
 from pipeline.runtime import Runtime
+from tests.disk import image_shard, stored
 from tests.processes import Together
 
 if TYPE_CHECKING:
@@ -88,7 +91,7 @@ def spawner() -> Any:
 @pytest.fixture
 def runtime(tmp_path: Path) -> Runtime:
     """This machine's CPU in 32 bits with one worker, its root in the test's own folder."""
-    return Runtime(tmp_path / "root", "cpu", "32", 1)
+    return Runtime(Root.of(tmp_path / "root"), "cpu", "32", 1)
 
 
 @pytest.fixture
@@ -100,7 +103,7 @@ def make_images(tmp_path: Path) -> Callable[[str, Sequence[Pixels]], ImageShard]
         for number, pixels in enumerate(pictures):
             writer.add(NewImage(png(pixels), "png", pixels.shape[1], pixels.shape[0], f"{name}/{number}.png"))
         writer.close()
-        return ImageShard(writer.tar_path, hash_file(writer.tar_path))
+        return image_shard(writer.tar_path)
 
     return make
 
@@ -122,7 +125,7 @@ def make_shelf(
             for key, value in zip(shard.keys, values, strict=True):
                 writer.add(key, None if value is None else label.encode(value), "none" if value is None else "ok")
             writer.close()
-            layers[head] = (Layer(path, label),)
+            layers[head] = (Layer(stored(path), label),)
         return Shelf(shard, np.arange(len(shard)), layers)
 
     return make
@@ -176,7 +179,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
     gc.collect()
     gc.freeze()  # the libraries' objects: or every collection walks them, half a second each
-    workspace = Workspace(tmp_path_factory.mktemp("world"))
+    workspace = Workspace(Root.of(tmp_path_factory.mktemp("world")))
     runtime = Runtime(workspace.root, "cpu", "32", 1)
     steps = {step.name: step for step in build_steps(parse_recipe(WORLD, "world"))}
     artifacts: dict[str, Artifact] = {}
@@ -193,3 +196,32 @@ def together(spawner: Any) -> Iterator[Together]:
     processes = Together(spawner)
     yield processes
     processes.end()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The address of an S3 server."""
+    from tests.s3 import serve  # noqa: PLC0415 - loads the server
+
+    with serve() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty bucket of the test's own, with the environment to reach it, and an empty cache."""
+    from tests.s3 import ENVIRONMENT, system  # noqa: PLC0415
+
+    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": s3, "MUST_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    system().mkdir(name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(params=["local", "s3"])
+def any_root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
+    """An empty root on this machine, and one in a bucket, under a name that has to be quoted in many places."""
+    if request.param == "local":
+        return Root.of(tmp_path / "root")
+    return Root.of(f"{request.getfixturevalue('bucket')}/my root #1 (50%) [ü]'&+")

@@ -12,6 +12,7 @@ from flows.bench import made_inputs
 from pipeline.bench import circumstances, medians, save_result, take_turns
 from pipeline.config import parse_recipe
 from pipeline.errors import DataError
+from pipeline.roots import Root
 from teachers.labelling import bench
 
 if TYPE_CHECKING:
@@ -56,9 +57,9 @@ def test_the_limit_with_a_gpu_may_be_the_cores() -> None:
 def test_labelling_is_measured_and_leaves_no_label(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "WINDOWS", 1)
     monkeypatch.setattr(bench, "PLAIN_IMAGES", 2)
-    before = sorted((world.runtime.root).rglob("*.parquet"))
+    before = sorted(Path(world.runtime.root.place).rglob("*.parquet"))
     result = bench.measure_labelling(world.inputs("label"), 4, 8)
-    assert sorted((world.runtime.root).rglob("*.parquet")) == before
+    assert sorted(Path(world.runtime.root.place).rglob("*.parquet")) == before
     teachers = world.inputs("label").of_kind("teacher")
     expected = {"read", "decode", "write", *(f"{part} {name}" for part in ("infer", "encode") for name in teachers)}
     assert set(result["stage_ms_per_image"]) == expected
@@ -76,4 +77,4 @@ def test_what_was_not_made_cannot_be_measured(tmp_path: Path) -> None:
         "student: {weighting: equal}}"
     )
     with pytest.raises(DataError, match=r"nothing for pool, data.a, teacher.g .* `must run` with this recipe"):
-        made_inputs(parse_recipe(recipe, "test"), tmp_path, "label")
+        made_inputs(parse_recipe(recipe, "test"), Root.of(tmp_path), "label")

@@ -14,6 +14,7 @@ import must
 from pipeline.artifacts import Artifact, Inputs, Step
 from pipeline.labels import LabelSpace
 from pipeline.machine import Choice
+from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from tasks.learning import network_predictor
 from tasks.network import Network, NetworkConfig
@@ -77,7 +78,7 @@ def test_two_processes_train_the_student_on_two_devices(world: World, together: 
 
 def run_on_cuda(step: Step, artifacts: Mapping[str, Artifact], root: Path, out: Path) -> Mapping[str, Any]:
     """A step as a process that torchrun started calls it."""
-    return step.function()(step.config, Inputs(artifacts, Runtime(root, "cuda", "32", 1)), out)
+    return step.function()(step.config, Inputs(artifacts, Runtime(Root.of(root), "cuda", "32", 1)), out)
 
 
 def test_the_gpu_says_what_the_cpu_says() -> None:

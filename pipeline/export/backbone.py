@@ -22,8 +22,8 @@ def export_backbone(student: Artifact, to: Path) -> str:
     """
     if to.suffix != ".safetensors":
         raise ConfigError(f"--to {str(to)!r}: timm reads the format off the suffix; end it in .safetensors.")
-    config = read_json(student.path / "model.json")
-    _, tensors = read_tensors(student.path / FILE)
+    config = student.load("model.json", read_json)
+    _, tensors = student.load(FILE, read_tensors)
     about = {
         "model": config["backbone"],
         "image_size": config["image_size"],

@@ -9,17 +9,18 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Inputs
 from pipeline.bench import circumstances, medians, take_turns
 from pipeline.images import ImageShard
 from pipeline.machine import Choice, find_device, single_threaded
+from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from tasks.learning import Predictor
 from tasks.pool import pool_shards
 from teachers.labelling.labeller import Job, Labelling, label_shards, open_teachers, write_labels
+from teachers.labelling.store import LabelFolder
 
 WINDOWS = 3
 BATCHES_A_CORE = 8
@@ -38,8 +39,11 @@ def measure_labelling(inputs: Inputs, batch: int, images: int = 0) -> dict[str, 
     runtime = inputs.runtime
     device = find_device(runtime.device)
     measured = circumstances(device)
-    with tempfile.TemporaryDirectory(dir=runtime.root, prefix=".bench-") as folder:
-        teachers = [dataclasses.replace(t, folder=Path(folder) / t.name) for t in open_teachers(inputs)]
+    scratch = runtime.root.here()
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".bench-") as folder:
+        room = Root.of(folder)
+        teachers = [dataclasses.replace(t, labels=LabelFolder(room, t.name)) for t in open_teachers(inputs)]
         shards = [shard for _, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
         bench = _Bench(teachers, shards, batch, runtime, device)
         taken = take_turns(bench.measures(images or BATCHES_A_CORE * batch * runtime.threads), WINDOWS)

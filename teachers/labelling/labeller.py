@@ -10,16 +10,14 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import posixpath
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 import tasks
-from pipeline.artifacts import ELSEWHERE, Artifact, Inputs, hash_file, write_json
+from pipeline.artifacts import ELSEWHERE, Artifact, Inputs, write_json
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
 from pipeline.labels import Label, LabelWriter, about_store
@@ -28,6 +26,7 @@ from tasks.learning import Predictor
 from tasks.pool import pool_shards
 from tasks.teacher import Teacher, load_teacher
 from teachers.labelling.stages import Batch, Stages, label_batches
+from teachers.labelling.store import LabelFolder
 
 INDEX = "labels.json"
 
@@ -38,32 +37,23 @@ class Labelling:
 
     name: str
     artifact: Artifact
-    folder: Path
+    labels: LabelFolder
     runtime: Runtime
 
     @functools.cached_property
     def label(self) -> Label:
         """What its labels are on disk."""
-        return tasks.label(Teacher.read(self.artifact.path).space)
+        return tasks.label(Teacher.of(self.artifact).space)
 
     @functools.cached_property
     def predictor(self) -> Predictor:
         """Its model, laid out for this machine."""
-        return load_teacher(self.artifact.path, self.runtime)
-
-    def path(self, shard: ImageShard) -> Path:
-        return self.folder / f"{shard.sha256[:16]}.parquet"
-
-    def has(self, shard: ImageShard) -> bool:
-        """Whether the label shard is there, readable, and of the right length."""
-        try:
-            return bool(pq.read_metadata(self.path(shard)).num_rows == len(shard))
-        except (OSError, pa.ArrowInvalid):
-            return False
+        return load_teacher(self.artifact, self.runtime)
 
     def write(self, shard: ImageShard) -> LabelWriter:
         """A writer of its label shard."""
-        return LabelWriter(self.path(shard), self.label, about_store(self.label, self.artifact.digest, shard.sha256))
+        path = self.labels.root.here(self.labels.file(shard))
+        return LabelWriter(path, self.label, about_store(self.label, self.artifact.digest, shard.sha256))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +78,8 @@ class Job:
             yield writers
             for writer in writers.values():
                 writer.close()
+            for teacher in self.teachers:
+                teacher.labels.publish(self.shard)
         finally:
             for writer in writers.values():
                 writer.discard()
@@ -95,11 +87,10 @@ class Job:
 
 def open_teachers(inputs: Inputs) -> list[Labelling]:
     """The teachers among the inputs, ready to label."""
-    made = inputs.of_kind("teacher")
-    folder = inputs.runtime.root / "labels"
+    root = inputs.runtime.root
     return [
-        Labelling(name, artifact, folder / f"{name}-{artifact.digest[:12]}", inputs.runtime)
-        for name, artifact in made.items()
+        Labelling(name, artifact, LabelFolder(root, f"labels/{name}-{artifact.digest[:12]}"), inputs.runtime)
+        for name, artifact in inputs.of_kind("teacher").items()
     ]
 
 
@@ -113,7 +104,7 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
     shards = list(pool_shards(inputs["pool"], inputs.of_kind("data")))
     jobs = jobs_left(teachers, [shard for _, shard, _ in shards], inputs.anew and not inputs.parts)
     label_shards(jobs, config["batch"], inputs.runtime)
-    entries = [_entry(name, shard, teacher, inputs.runtime.root) for name, shard, _ in shards for teacher in teachers]
+    entries = [_entry(name, shard, teacher) for name, shard, _ in shards for teacher in teachers]
     write_json(out / INDEX, entries)
     _check_failed(entries, config["max_failed"])
     done = [*inputs.parts, describe(jobs)]
@@ -128,7 +119,9 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
 
 def jobs_left(teachers: Sequence[Labelling], shards: Sequence[ImageShard], anew: bool = False) -> list[Job]:
     """What is still to label; `anew`: all of it."""
-    jobs = [Job(shard, [teacher for teacher in teachers if anew or not teacher.has(shard)]) for shard in shards]
+    for teacher in teachers:
+        teacher.labels.look([] if anew else shards)
+    jobs = [Job(shard, [teacher for teacher in teachers if anew or not teacher.labels.has(shard)]) for shard in shards]
     return [job for job in jobs if job.teachers]
 
 
@@ -161,19 +154,16 @@ def write_labels(done: Batch, writers: Mapping[str, LabelWriter]) -> None:
             writer.add(key, row, "failed" if reason else "ok", reason)
 
 
-def _entry(name: str, shard: ImageShard, teacher: Labelling, root: Path) -> dict[str, Any]:
-    path = teacher.path(shard)
-    failed = pq.read_table(path, columns=["status"]).column("status").to_pylist().count("failed")
+def _entry(name: str, shard: ImageShard, teacher: Labelling) -> dict[str, Any]:
+    path = teacher.labels.file(shard)
     return {
         "set": name,
         "shard": shard.name,
         "image_shard": shard.sha256,
         "teacher": teacher.name,
-        "path": str(path.relative_to(root)),
+        "path": path,
         "rows": len(shard),
-        "failed": failed,
-        "sha256": hash_file(path),
-        "size": path.stat().st_size,
+        **teacher.labels.facts[posixpath.basename(path)],
     }
 
 
@@ -190,7 +180,7 @@ def _check_failed(entries: list[dict[str, Any]], most: float) -> None:
 def check_required(required: Mapping[str, Mapping[str, float]], made: Mapping[str, Artifact]) -> None:
     """Raise DataError if a teacher is worse than the recipe asks on its held-out images."""
     for name, wanted in required.items():
-        teacher = Teacher.read(made[name].path)
+        teacher = Teacher.of(made[name])
         better = tasks.model(teacher.space).better
         for metric, limit in wanted.items():
             if metric not in teacher.scores:

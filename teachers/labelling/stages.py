@@ -29,6 +29,9 @@ from pipeline.runtime import Runtime
 from tasks.learning import Predictor, Preparation
 from tasks.task import Prediction
 
+SHARE = 1 / 4
+"""Of the cache, if the images are elsewhere: shards this large are fetched whole, as all of their images are read."""
+
 
 @dataclasses.dataclass
 class Batch:
@@ -71,6 +74,7 @@ class Stages:
 
     def read(self, rows: range) -> list[bytes]:
         """The images' bytes. DataError if the store can't be read: that is no image's fault, and may pass."""
+        self.shard.bring(SHARE)
         return [self.shard.read(row) for row in rows]
 
     def decode(self, batch: Batch, data: Sequence[bytes]) -> None:

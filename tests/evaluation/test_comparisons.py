@@ -13,6 +13,7 @@ from evaluation.comparisons import Witness, held_out_spots, readable, teacher_of
 from evaluation.results import Place
 from evaluation.run_record import RunRecord
 from evaluation.samples import Album
+from pipeline import places
 from pipeline.labels import Value
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ PLACE = Place("depth", "depth", "truth", "val", 3, 0, "whole")
 @pytest.fixture
 def album(world: World, tmp_path: Path) -> Album:
     """The pictures of a run that ended with the labels."""
-    return Album(RunRecord(tmp_path, world.artifacts, world.workspace.root))
+    return Album(RunRecord(places.Place.of(str(tmp_path)), world.artifacts))
 
 
 def test_of_predicted_boxes_those_below_the_threshold_are_left_out_and_the_best_is_named(album: Album) -> None:

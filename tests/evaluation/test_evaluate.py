@@ -23,6 +23,7 @@ from pipeline.labels import LabelSpace
 from pipeline.runtime import Runtime
 from tasks.network import Network
 from tasks.teacher import Schedule, Teacher
+from tests.disk import made_in
 
 if TYPE_CHECKING:
     from tests.conftest import World
@@ -127,7 +128,7 @@ def saved(network: Network, folder: Path, data: str | None) -> Artifact:
     network.save(folder)
     space = next(iter(network.config.spaces().values()))
     Teacher("supervised", space, data, Schedule(4, 0.1)).write(folder)
-    return Artifact(folder, {})
+    return made_in(folder)
 
 
 @pytest.fixture
@@ -192,7 +193,7 @@ def test_a_teacher_without_true_labels_is_what_the_student_is_compared_with(reco
 def test_a_teacher_scores_the_same_in_training_and_here(records: list[Record], artifacts: dict[str, Artifact]) -> None:
     for head in TRAINED:
         scores = {record["metric"]: record["value"] for record in records if record["model"] == f"teacher:{head}"}
-        assert scores == Teacher.read(artifacts[f"teacher.{head}"].path).scores
+        assert scores == Teacher.of(artifacts[f"teacher.{head}"]).scores
 
 
 def some_of_the_world(world: World, artifacts: Mapping[str, Artifact], **more: Artifact) -> Inputs:

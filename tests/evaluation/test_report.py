@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
@@ -18,6 +19,8 @@ from evaluation.page import NOTHING
 from evaluation.report import write_report
 from pipeline.artifacts import Artifact, read_json, write_json
 from pipeline.markup import VOID
+from pipeline.places import Place
+from tests.disk import folder_of
 
 if TYPE_CHECKING:
     from tests.conftest import World
@@ -56,13 +59,13 @@ def folder(tmp_path: Path, artifacts: dict[str, Artifact]) -> Path:
 
 
 @pytest.fixture
-def page(folder: Path, artifacts: dict[str, Artifact], world: World) -> str:
+def page(folder: Path, artifacts: dict[str, Artifact]) -> str:
     """The report of the tiny world."""
-    return report(folder, artifacts, world)
+    return report(folder, artifacts)
 
 
-def report(folder: Path, artifacts: Mapping[str, Artifact], world: World) -> str:
-    write_report(folder, artifacts, world.workspace.root)
+def report(folder: Path, artifacts: Mapping[str, Artifact]) -> str:
+    write_report(Place.of(str(folder)), artifacts)
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -73,12 +76,12 @@ def with_counts(artifact: Artifact, **counts: Any) -> Artifact:
 def copied(artifact: Artifact, folder: Path) -> Artifact:
     """The artifact in another folder, with its tables and JSON files copied there, for a test to change."""
     folder.mkdir()
-    for path in artifact.path.iterdir():
+    for path in folder_of(artifact).iterdir():
         if path.suffix in (".json", ".parquet"):
             (folder / path.name).write_bytes(path.read_bytes())
         else:
             (folder / path.name).symlink_to(path)
-    return dataclasses.replace(artifact, path=folder)
+    return dataclasses.replace(artifact, path=os.path.relpath(folder, artifact.root.place))
 
 
 class Reader(HTMLParser):
@@ -131,7 +134,7 @@ def test_the_page_needs_nothing_but_itself(page: str) -> None:
 
 
 def test_every_metric_is_there_for_every_model(page: str, artifacts: dict[str, Artifact]) -> None:
-    records = read_json(artifacts["evaluate"].path / "metrics.json")
+    records = artifacts["evaluate"].load("metrics.json", read_json)
     assert {record["model"].partition(":")[0] for record in records} == {"student", "teacher", "baseline"}
     assert {record["head"] for record in records} == {"kinds", "masks", "boxes", "depth", "gabor"}
     rows = re.findall(r'<tr><td title="(?:higher|lower) is better">(.*?)</tr>', page)
@@ -150,13 +153,11 @@ def test_every_metric_is_there_for_every_model(page: str, artifacts: dict[str, A
     )
 
 
-def test_what_was_measured_of_other_models_is_listed_too(
-    folder: Path, artifacts: dict[str, Artifact], world: World
-) -> None:
-    metrics = read_json(artifacts["evaluate"].path / "metrics.json")
+def test_what_was_measured_of_other_models_is_listed_too(folder: Path, artifacts: dict[str, Artifact]) -> None:
+    metrics = artifacts["evaluate"].load("metrics.json", read_json)
     probes = [{**metrics[0], "model": f"probe {number}", "value": 0.1234 + number} for number in range(3)]
     write_json(folder / "metrics.json", [*metrics, *probes])
-    text = Reader(report(folder, artifacts, world)).text
+    text = Reader(report(folder, artifacts)).text
     assert all(f"probe {number}" in text and f"{0.1234 + number:.3f}" in text for number in range(3))
 
 
@@ -167,7 +168,7 @@ def test_pictures_show_the_pool_and_the_held_out_images(page: str, artifacts: di
     assert "true label" in pool
     assert "pseudo label" in pool
     strips = held_out.split('<div class="strip"')[1:]
-    measured = {record["head"] for record in read_json(artifacts["evaluate"].path / "metrics.json")}
+    measured = {record["head"] for record in artifacts["evaluate"].load("metrics.json", read_json)}
     assert len(strips) >= len(measured)
     titles = [
         [title.partition(":")[0] for title in re.findall(r'<img[^>]* title="([^"]+)"', strip)] for strip in strips
@@ -182,24 +183,22 @@ def test_losses_of_student_and_teachers_are_drawn(page: str) -> None:
     assert "it was not kept: gabor." in Reader(page).text
 
 
-def test_hostile_names_are_shown_as_text(
-    folder: Path, artifacts: dict[str, Artifact], world: World, tmp_path: Path
-) -> None:
+def test_hostile_names_are_shown_as_text(folder: Path, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     data = copied(artifacts["data.truth"], tmp_path / "data")
     listed = pa.Table.from_pylist([{"source": HOSTILE, "split": "train", "reason": HOSTILE}])
     for name in ("quarantine", "duplicates", "notes"):
-        pq.write_table(listed, data.path / f"{name}.parquet")
+        pq.write_table(listed, folder_of(data) / f"{name}.parquet")
     student = copied(artifacts["student"], tmp_path / "student")
-    kept = read_json(student.path / "kept.json")
+    kept = read_json(folder_of(student) / "kept.json")
     kept["masks"] |= {"classes": [HOSTILE] * len(kept["masks"]["classes"]), "warning": HOSTILE, "threshold": 0.5}
-    write_json(student.path / "kept.json", kept)
+    write_json(folder_of(student) / "kept.json", kept)
     (folder / "recipe.yaml").write_text(json.dumps({"name": HOSTILE}), encoding="utf-8")
     changed = {
         **artifacts,
         "data.truth": with_counts(data, quarantined=1, duplicates=1, notes=1),
         "student": with_counts(student, warnings=[HOSTILE]),
     }
-    page = report(folder, {**changed, "evaluate": artifacts["evaluate"]}, world)
+    page = report(folder, {**changed, "evaluate": artifacts["evaluate"]})
     read = Reader(page)
     assert not read.wrong
     assert FAILED not in read.text
@@ -209,17 +208,15 @@ def test_hostile_names_are_shown_as_text(
     assert f"<bdi><code>{page.partition('<bdi><code>')[2].partition('<')[0]}</code></bdi>" in page
 
 
-def test_every_warning_is_at_the_head(
-    folder: Path, artifacts: dict[str, Artifact], world: World, tmp_path: Path
-) -> None:
+def test_every_warning_is_at_the_head(folder: Path, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     label = copied(artifacts["label"], tmp_path / "label")
-    entries = read_json(label.path / "labels.json")
+    entries = read_json(folder_of(label) / "labels.json")
     entries[0]["failed"] = 3
-    write_json(label.path / "labels.json", entries)
+    write_json(folder_of(label) / "labels.json", entries)
     data = copied(artifacts["data.truth"], tmp_path / "data")
     listed = pa.Table.from_pylist([{"source": "a.jpg", "split": "train", "reason": "cut short"}] * 2)
-    pq.write_table(listed, data.path / "quarantine.parquet")
-    metrics = read_json(artifacts["evaluate"].path / "metrics.json")
+    pq.write_table(listed, folder_of(data) / "quarantine.parquet")
+    metrics = artifacts["evaluate"].load("metrics.json", read_json)
     worse = {"teacher:depth": 0.1, "student": 0.2, "baseline": 0.3}
     metrics = [{**r, "value": worse[r["model"]]} if r["metric"] == "delta_1.25" else r for r in metrics]
     write_json(folder / "metrics.json", metrics)
@@ -230,7 +227,7 @@ def test_every_warning_is_at_the_head(
         "student": with_counts(artifacts["student"], warnings=["boxes: the threshold keeps nothing"]),
         "pool": with_counts(artifacts["pool"], left_out={"held out in truth": 4, "already in the pool from pool": 9}),
     }
-    page = report(folder, changed, world)
+    page = report(folder, changed)
     assert FAILED not in page
     head = Reader(page.partition("<main>")[0]).text
     for expected in (
@@ -245,15 +242,15 @@ def test_every_warning_is_at_the_head(
 
 
 def test_of_many_classes_the_most_frequent_are_shown_and_the_rest_counted(
-    folder: Path, artifacts: dict[str, Artifact], world: World, tmp_path: Path
+    folder: Path, artifacts: dict[str, Artifact], tmp_path: Path
 ) -> None:
     student = copied(artifacts["student"], tmp_path / "student")
-    kept = read_json(student.path / "kept.json")
+    kept = read_json(folder_of(student) / "kept.json")
     held = [number if number < 900 else 0 for number in range(1000)]
     names = [f"class-{number}-" for number in range(1000)]
     kept["kinds"] |= {"classes": names, "held": held, "kept": [n // 2 for n in held], "threshold": 0.3, "images": 5}
-    write_json(student.path / "kept.json", kept)
-    text = Reader(report(folder, {**artifacts, "student": student}, world)).text
+    write_json(folder_of(student) / "kept.json", kept)
+    text = Reader(report(folder, {**artifacts, "student": student})).text
     shown = [number for number in range(1000) if f"class-{number}-" in text]
     assert shown == list(range(880, 900))
     assert "The 20 most frequent of 1,000 classes; 879 more hold" in text
@@ -272,11 +269,11 @@ def test_steps_tell_what_ran_from_what_was_reused(page: str, artifacts: dict[str
     assert "labels/s" in next(row for row in rows if ">label<" in row)
 
 
-def test_where_memory_ran_out_is_told(folder: Path, artifacts: dict[str, Artifact], world: World) -> None:
+def test_where_memory_ran_out_is_told(folder: Path, artifacts: dict[str, Artifact]) -> None:
     cuts = [{"step": 1, "pieces": 2, "images": 16}, {"step": 1207, "pieces": 4, "images": 8}]
     for more, whose in (({}, "batches"), ({"processes": 2}, "each process's part of a batch")):
         student = with_counts(artifacts["student"], out_of_memory=cuts, **more)
-        text = Reader(report(folder, {**artifacts, "student": student}, world)).text
+        text = Reader(report(folder, {**artifacts, "student": student})).text
         assert f"out of memory at step 1 (from there on {whose} in 2 pieces)" in text
         assert f"out of memory at step 1,207 (from there on {whose} in 4 pieces)" in text
         assert ("2 processes" in text) == bool(more)
@@ -287,32 +284,31 @@ def test_where_memory_ran_out_is_told(folder: Path, artifacts: dict[str, Artifac
     [(), ("evaluate",), ("data.truth", "pool"), ("teacher.gabor", "label"), ("data.truth", "teacher.masks", "student")],
 )
 def test_a_run_of_fewer_steps_has_a_page_too(
-    kept: tuple[str, ...], tmp_path: Path, artifacts: dict[str, Artifact], world: World
+    kept: tuple[str, ...], tmp_path: Path, artifacts: dict[str, Artifact]
 ) -> None:
     some = {name: artifact for name, artifact in artifacts.items() if name in kept}
     if "student" in kept:
-        some["student"] = copied(artifacts["student"], tmp_path / "student")
-        (some["student"].path / "kept.json").unlink()
+        student = artifacts["student"]
+        files = {name: facts for name, facts in student.manifest["files"].items() if name != "kept.json"}
+        some["student"] = dataclasses.replace(student, manifest={**student.manifest, "files": files})
     folder = tmp_path / "empty"
     folder.mkdir()
-    read = Reader(report(folder, some, world))
+    read = Reader(report(folder, some))
     assert not read.wrong
     assert FAILED not in read.text
 
 
 def test_a_part_that_fails_says_so_and_spares_the_others(
-    folder: Path, artifacts: dict[str, Artifact], world: World, tmp_path: Path
+    folder: Path, artifacts: dict[str, Artifact], tmp_path: Path
 ) -> None:
     label = copied(artifacts["label"], tmp_path / "label")
-    (label.path / "labels.json").write_text("[", encoding="utf-8")
-    text = Reader(report(folder, {**artifacts, "label": label}, world)).text
+    (folder_of(label) / "labels.json").write_text("[", encoding="utf-8")
+    text = Reader(report(folder, {**artifacts, "label": label})).text
     assert "This part could not be shown: DataError:" in text
     assert "labels.json" in text
     assert "optimiser step" in text
     assert "Every model on the same held-out images" in text
 
 
-def test_the_same_run_gives_the_same_page(
-    page: str, folder: Path, artifacts: dict[str, Artifact], world: World
-) -> None:
-    assert report(folder, artifacts, world) == page
+def test_the_same_run_gives_the_same_page(page: str, folder: Path, artifacts: dict[str, Artifact]) -> None:
+    assert report(folder, artifacts) == page

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from evaluation.run_record import TOTAL, Log, RunRecord
-from pipeline.artifacts import Artifact, write_json
+from pipeline.artifacts import Artifact, contents, write_json
+from pipeline.places import Place
+from pipeline.roots import Root
 
 
 def log_line(step: int, total: float = 0.0, **parts: float) -> dict[str, Any]:
@@ -39,8 +41,9 @@ def test_waiting_is_a_share_of_the_steps_time_and_survives_a_resume() -> None:
 def test_a_log_cut_short_is_read_up_to_there(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     (tmp_path / "log" / "train.jsonl").write_text(json.dumps(log_line(1, total=1.0)) + '\n{"step": 2, "tot')
-    assert len(Log.of(Artifact(tmp_path, {})).lines) == 1
-    assert Log.of(Artifact(tmp_path / "elsewhere", {})).lines == []
+    files = contents(tmp_path)["files"]
+    assert len(Log.of(Artifact(Root.of(tmp_path), "", {"files": files})).lines) == 1
+    assert Log.of(Artifact(Root.of(tmp_path), "elsewhere", {"files": {}})).lines == []
 
 
 def test_time_and_steps_come_from_the_events(tmp_path: Path) -> None:
@@ -51,8 +54,8 @@ def test_time_and_steps_come_from_the_events(tmp_path: Path) -> None:
     ]
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     write_json(tmp_path / "plan.json", [{"step": "student", "action": "run", "why": "new pool"}])
-    artifacts = {name: Artifact(tmp_path / name, {"seconds": 30.0}) for name in ("pool", "student")}
-    run = RunRecord(tmp_path, artifacts, tmp_path)
+    artifacts = {name: Artifact(Root.of(tmp_path), name, {"seconds": 30.0}) for name in ("pool", "student")}
+    run = RunRecord(Place.of(str(tmp_path)), artifacts)
     assert run.seconds() == 31.0
     assert [(step.step, step.reused, step.why) for step in run.steps()] == [
         ("pool", True, ""),
@@ -61,5 +64,5 @@ def test_time_and_steps_come_from_the_events(tmp_path: Path) -> None:
 
 
 def test_a_run_without_any_file_has_a_name_and_no_time(tmp_path: Path) -> None:
-    run = RunRecord(tmp_path / "photos-1", {}, tmp_path)
+    run = RunRecord(Place.of(str(tmp_path / "photos-1")), {})
     assert (run.name, run.seconds(), run.began(), run.metrics(), run.kept()) == ("photos-1", 0.0, None, [], {})

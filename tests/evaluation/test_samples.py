@@ -15,6 +15,7 @@ from evaluation.run_record import RunRecord
 from evaluation.samples import Album, label_index, learned, pool_spots
 from pipeline.artifacts import Artifact
 from pipeline.labels import LabelSpace, Value
+from pipeline.places import Place
 
 if TYPE_CHECKING:
     from tests.conftest import World
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
 @pytest.fixture
 def album(world: World, tmp_path: Path) -> Album:
     """The pictures of a run that ended with the labels."""
-    return Album(RunRecord(tmp_path, world.artifacts, world.workspace.root))
+    return Album(RunRecord(Place.of(str(tmp_path)), world.artifacts))
 
 
 def with_labels(world: World, tmp_path: Path, labels: str) -> Album:
     """The same with a student that learned from these `labels`."""
-    student = Artifact(tmp_path, {"config": {"student": {"labels": labels}}, "counts": {}})
-    return Album(RunRecord(tmp_path, {**world.artifacts, "student": student}, world.workspace.root))
+    student = Artifact(world.runtime.root, "", {"config": {"student": {"labels": labels}}, "counts": {}, "files": {}})
+    return Album(RunRecord(Place.of(str(tmp_path)), {**world.artifacts, "student": student}))
 
 
 def test_images_come_from_every_set_in_turn_and_by_their_hash(album: Album) -> None:

@@ -120,7 +120,7 @@ def test_the_exported_backbone_gives_in_timm_what_it_gives_in_the_student(
     assert line in capsys.readouterr().out
     student = next(each.artifact for each in must.plan(recipe, whole) if each.step.name == "student")
     assert student is not None
-    backbone = Network.load(student.path).backbone
+    backbone = student.load_all(Network.load).backbone
     images = torch.rand(2, 3, 64, 64)
     again: Any = timm.create_model("test_resnet", num_classes=0, checkpoint_path=str(to)).eval()
     with torch.inference_mode():

@@ -13,7 +13,9 @@ from flows.dag import build_steps, plan, up_to
 from pipeline.artifacts import Artifact, Inputs, Step, Workspace, fingerprint
 from pipeline.config import parse_recipe
 from pipeline.errors import ConfigError
+from pipeline.roots import Root
 from pipeline.runtime import Runtime
+from tests.disk import folder_of
 from tests.flows.tiny import RECIPE, STEPS
 
 
@@ -92,7 +94,7 @@ def chain(first: int = 1, second: int = 2) -> list[Step]:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path)
+    return Workspace(Root.of(tmp_path))
 
 
 def carry_out(steps: list[Step], workspace: Workspace) -> dict[str, Artifact]:
@@ -156,15 +158,15 @@ def test_a_new_version_of_a_step_is_named(workspace: Workspace) -> None:
 
 def test_a_damaged_artifact_is_made_again(workspace: Workspace) -> None:
     made = carry_out(chain(), workspace)
-    (made["second"].path / "result").write_text("longer than it was")
+    (folder_of(made["second"]) / "result").write_text("longer than it was")
     assert whys(chain(), workspace)[1] == ("run", "its files are no longer whole")
 
 
 def test_a_plan_reads_and_writes_nothing(workspace: Workspace) -> None:
     carry_out(chain(), workspace)
-    before = sorted(workspace.root.rglob("*"))
+    before = sorted(Path(workspace.root.place).rglob("*"))
     plan(chain(second=9), workspace)
-    assert sorted(workspace.root.rglob("*")) == before
+    assert sorted(Path(workspace.root.place).rglob("*")) == before
 
 
 def test_the_part_of_a_plan_that_ends_at_a_step(workspace: Workspace) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from flows.embedded import LOGGING, Server, environment, settings, write_logging
 from pipeline.errors import ConfigError, Stopped
+from pipeline.roots import Root
 from pipeline.runtime import Runtime
 
 URL = "http://127.0.0.1:4711/api"
@@ -79,7 +80,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("home")
     write_logging(home)
     server = Server(home)
-    server.wait(Runtime(home))
+    server.wait(Runtime(Root.of(home)))
     yield server
     server.stop()
     assert not alive(server.process)
@@ -110,13 +111,13 @@ def test_a_server_that_cannot_be_imported_is_an_error_at_once(tmp_path: Path, mo
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     server, began = Server(tmp_path / "home"), time.monotonic()
     with pytest.raises(ConfigError, match=r"this fastapi is too new\. .*server\.log.*runner=inline"):
-        server.wait(Runtime(tmp_path))
+        server.wait(Runtime(Root.of(tmp_path)))
     assert time.monotonic() - began < 60
     server.stop()
 
 
 def test_a_stop_while_it_starts_is_heeded(tmp_path: Path) -> None:
-    server, runtime = Server(tmp_path), Runtime(tmp_path)
+    server, runtime = Server(tmp_path), Runtime(Root.of(tmp_path))
     runtime.stop.set()
     with pytest.raises(Stopped):
         server.wait(runtime)
@@ -133,7 +134,7 @@ def test_it_ends_when_its_parent_is_killed(starting: bool, tmp_path: Path) -> No
         "from pipeline.runtime import Runtime\n"
         f"home = Path({str(tmp_path)!r})\n"
         "server = Server(home)\n"
-        f"{'' if starting else 'server.wait(Runtime(home))'}\n"
+        f"{'' if starting else 'server.wait(Runtime(Root.of(home)))'}\n"
         "print(server.process, flush=True)\n"
         "time.sleep(600)\n"
     )

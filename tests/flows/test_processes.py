@@ -13,6 +13,7 @@ import pytest
 
 from flows.processes import Call, Killed, carry_out
 from pipeline.errors import DataError, MustError, Stopped
+from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from tests.flows.tiny import within
 
@@ -47,13 +48,13 @@ def work(what: str, runtime: Runtime) -> object:
 
 
 def call(what: str, runtime: Runtime | None = None) -> Any:
-    runtime = runtime or Runtime(Path())
+    runtime = runtime or Runtime(Root.of("."))
     return carry_out(Call(work, (what,)), runtime)
 
 
 def test_the_result_comes_from_a_process_group_of_its_own() -> None:
     reports: list[tuple[str, float, str]] = []
-    runtime = Runtime(Path(), progress=lambda *report: reports.append(report))
+    runtime = Runtime(Root.of("."), progress=lambda *report: reports.append(report))
     process, group = call("nothing", runtime)
     assert process == group != os.getpid()
     assert not Path(f"/proc/{process}").exists()
@@ -73,26 +74,26 @@ def test_an_error_is_raised_as_it_was_raised_there() -> None:
 def test_a_killed_process_is_told_with_what_it_said_last(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "step.log"
     with pytest.raises(Killed, match=r"SIGKILL.*memory runs out.*said last: 'printed by killed'"):
-        carry_out(Call(work, ("killed",), log), Runtime(tmp_path))
+        carry_out(Call(work, ("killed",), log), Runtime(Root.of(tmp_path)))
     assert log.read_text("utf-8") == "printed by killed\n"
 
 
 def test_a_stop_reaches_the_process() -> None:
     stop = threading.Event()
-    runtime = Runtime(Path(), stop=stop, progress=lambda *_: stop.set())
+    runtime = Runtime(Root.of("."), stop=stop, progress=lambda *_: stop.set())
     with pytest.raises(Stopped, match="Stopped in waiting"):
         call("wait", runtime)
 
 
 def test_the_processes_of_several_that_work_together_know_who_they_are() -> None:
     ranks = [{"RANK": str(rank)} for rank in range(2)]
-    assert carry_out(Call(work, ("rank",)), Runtime(Path()), ranks) == "0"
+    assert carry_out(Call(work, ("rank",)), Runtime(Root.of(".")), ranks) == "0"
 
 
 def test_if_one_of_several_fails_the_others_are_ended(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(Killed):
-        carry_out(Call(one_of_two, (tmp_path,)), Runtime(tmp_path), [{"RANK": "0"}, {"RANK": "1"}])
+        carry_out(Call(one_of_two, (tmp_path,)), Runtime(Root.of(tmp_path)), [{"RANK": "0"}, {"RANK": "1"}])
     print(f"{time.monotonic() - began:.1f} s")
     assert (tmp_path / "saved").read_text("utf-8") == "in order"
 
@@ -122,7 +123,7 @@ def test_a_process_outlives_its_run_only_to_end_in_order(tmp_path: Path, spawner
 
 
 def run_alone(folder: Path) -> None:
-    carry_out(Call(alone, (folder,)), Runtime(folder))
+    carry_out(Call(alone, (folder,)), Runtime(Root.of(folder)))
 
 
 def alone(folder: Path, runtime: Runtime) -> None:

@@ -25,6 +25,7 @@ from flows.work import Here
 from pipeline.artifacts import Workspace
 from pipeline.config import read_recipe
 from pipeline.errors import ConfigError, DataError, Stopped
+from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from tests.flows.tiny import STEPS, THREADS, events, loads_nothing_heavy, logged, within
 
@@ -106,15 +107,15 @@ def test_a_report_that_a_run_did_not_come_to_is_written_by_the_next(whole: Path,
     outcome = must.run(recipe, root, ["runtime.runner=threads"])
     assert outcome.ran == 0
     assert outcome.folder is not None
-    assert outcome.folder != lost
-    assert (outcome.folder / "report.html").stat().st_size > 0
+    assert outcome.folder.name != lost.name
+    assert (outcome.folder / "report.html").read()
     assert must.run(recipe, root).folder == outcome.folder
     assert not (root / "prefect").exists()
 
 
 def test_the_outcome_of_a_run_with_nothing_to_do(whole: Path, recipe: Path) -> None:
     outcome = must.run(recipe, whole)
-    assert (outcome.ran, outcome.folder) == (0, next((whole / "runs").iterdir()))
+    assert (outcome.ran, str(outcome.folder)) == (0, str(next((whole / "runs").iterdir())))
     assert list(outcome.artifacts) == STEPS
     assert outcome.metrics
 
@@ -153,8 +154,8 @@ def test_an_error_of_the_code_is_told_too(recipe: Path, root: Path, monkeypatch:
 
 def test_runs_of_the_same_second_have_folders_of_their_own(recipe: Path, root: Path) -> None:
     read = read_recipe(recipe)
-    plan, runtime = prepare(read, root), Runtime(root)
-    folders = {Run(read, plan, runtime, Here(read, runtime).step).folder for _ in range(3)}
+    plan, runtime = prepare(read, Root.of(root)), Runtime(Root.of(root))
+    folders = {str(Run(read, plan, runtime, Here(read, runtime).step).folder) for _ in range(3)}
     assert len(folders) == 3
 
 

@@ -20,6 +20,7 @@ import pytest
 import must
 from flows.run import Outcome
 from pipeline.errors import DataError
+from pipeline.roots import Root
 from tests.flows.tiny import STEPS, THREADS, digests, events, logged, prefect_says, within
 
 Start = Callable[..., BaseProcess]
@@ -241,7 +242,7 @@ def test_a_server_of_the_users_own_is_used(recipe: Path, root: Path, tmp_path: P
     write_logging(theirs)
     server = Server(theirs)
     try:
-        server.wait(Runtime(tmp_path))
+        server.wait(Runtime(Root.of(tmp_path)))
         environ = os.environ | {"PREFECT_API_URL": server.url, "HOME": str(tmp_path)}
         command = [str(MUST), "run", str(recipe), "--root", str(root), *THREADS]
         done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)

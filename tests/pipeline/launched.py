@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline import ranks
 from pipeline.checkpoint import write_tensors
 from pipeline.errors import Stopped
+from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from tests.pipeline.training import Pictures, train
 from tests.processes import stopped_by_signal
@@ -18,7 +19,7 @@ from tests.processes import stopped_by_signal
 
 def main(out: Path, steps: int) -> int:
     """The exit code."""
-    runtime = stopped_by_signal(Runtime(out, "cpu", "32", 1))
+    runtime = stopped_by_signal(Runtime(Root.of(out), "cpu", "32", 1))
     try:
         trained = train(out, Pictures(), runtime, steps=steps, batch=5, ema=0.5)
     except Stopped as stopped:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline import roots
 from pipeline.checkpoint import load_state, read_tensors
 from pipeline.errors import DataError, Stopped
 from pipeline.machine import Choice
@@ -112,7 +113,7 @@ def test_a_step_takes_the_next_batch_and_cuts_it(tmp_path: Path) -> None:
 
 def test_every_step_is_logged_and_told(tmp_path: Path) -> None:
     told: list[tuple[str, float]] = []
-    runtime = Runtime(tmp_path, progress=lambda name, done, line: told.append((name, done)))
+    runtime = Runtime(roots.Root.of(tmp_path), progress=lambda name, done, line: told.append((name, done)))
     with torch.no_grad():
         first = float(Layers()(make_batch(0))[0])
     train(tmp_path, Layers(), runtime)

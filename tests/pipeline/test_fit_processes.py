@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pipeline import ranks
 from pipeline.checkpoint import load_state
 from pipeline.errors import ConfigError, DataError, Stopped
+from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from tests.pipeline.training import (
     LOG,
@@ -165,7 +166,7 @@ def test_each_process_and_step_draws_its_own_numbers(together: Together, tmp_pat
 def told_and_left(out: Path) -> int:
     """How often this process reported; the first works in `out`, each other would in a folder of its own."""
     told: list[float] = []
-    runtime = Runtime(out, "cpu", "32", 1, progress=lambda name, done, line: told.append(done))
+    runtime = Runtime(Root.of(out), "cpu", "32", 1, progress=lambda name, done, line: told.append(done))
     train(out if ranks.is_first() else out / str(ranks.rank()), Layers(), runtime, checkpoint_s=0)
     return len(told)
 
@@ -223,7 +224,7 @@ def test_a_stop_asked_of_one_process_stops_all_and_changes_nothing(together: Tog
 
 def train_until_signalled(out: Path) -> None:
     """So many steps that it ends by a signal only."""
-    train(out, Pictures(), stopped_by_signal(Runtime(out, "cpu", "32", 1)), steps=1_000_000)
+    train(out, Pictures(), stopped_by_signal(Runtime(Root.of(out), "cpu", "32", 1)), steps=1_000_000)
 
 
 def test_sigterm_leaves_one_whole_state(together: Together, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from pipeline.errors import DataError
 from pipeline.images import ImageShard, ImageStore, NewImage, ShardWriter
+from tests.disk import image_shard
 
 MakeImages = Callable[[str, Sequence[NDArray[np.uint8]]], ImageShard]
 SIZES = [1, 511, 512, 513, 1024, 20_000]
@@ -43,7 +44,7 @@ def write(folder: Path, data: Sequence[bytes], name: str = "shard-000000") -> Pa
 
 def test_every_image_is_one_seek_away(tmp_path: Path) -> None:
     path, data = write(tmp_path, blobs()), blobs()
-    shard, whole = ImageShard(path, "s"), path.read_bytes()
+    shard, whole = image_shard(path), path.read_bytes()
     for index, one in enumerate(data):
         row = shard.row(index)
         assert shard.read(index) == one == whole[row.offset : row.offset + row.length]
@@ -54,19 +55,19 @@ def test_every_image_is_one_seek_away(tmp_path: Path) -> None:
 
 def test_a_shard_is_a_plain_tar(tmp_path: Path) -> None:
     path, data = write(tmp_path, blobs()), blobs()
-    keys = ImageShard(path, "s").keys
+    keys = image_shard(path).keys
     with tarfile.open(path) as tar:
         members = tar.getmembers()
         assert [member.name for member in members] == [f"{key}.jpg" for key in keys]
         assert [tar.extractfile(member).read() for member in members] == data  # type: ignore[union-attr]
-        assert [member.offset_data for member in members] == [ImageShard(path, "s").row(n).offset for n in range(6)]
+        assert [member.offset_data for member in members] == [image_shard(path).row(n).offset for n in range(6)]
 
 
 def test_webdataset_reads_a_shard_as_it_is(make_images: MakeImages) -> None:
     webdataset = pytest.importorskip("webdataset")
     pictures = [np.full((5, 4 + number, 3), 40 * number, np.uint8) for number in range(3)]
     shard = make_images("shard-000000", pictures)
-    samples = list(webdataset.WebDataset(str(shard.path), shardshuffle=False))
+    samples = list(webdataset.WebDataset(str(shard.tar), shardshuffle=False))
     assert [sample["__key__"] for sample in samples] == shard.keys
     for index, sample in enumerate(samples):
         assert sample["png"] == shard.read(index)
@@ -103,7 +104,7 @@ def test_a_discarded_shard_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_tar_cut_short_names_the_first_image_that_is_not_whole(tmp_path: Path) -> None:
     path = write(tmp_path, blobs())
-    shard = ImageShard(path, "s")
+    shard = image_shard(path)
     last = shard.row(5)
     path.write_bytes(path.read_bytes()[: last.offset + 100])
     assert shard.read(4) == blobs()[4]
@@ -113,7 +114,7 @@ def test_a_tar_cut_short_names_the_first_image_that_is_not_whole(tmp_path: Path)
 
 def test_a_tar_that_is_gone_is_a_data_error(tmp_path: Path) -> None:
     path = write(tmp_path, blobs())
-    shard = ImageShard(path, "s")
+    shard = image_shard(path)
     path.unlink()
     with pytest.raises(DataError, match=rf"shard-000000\.tar: .*No such file.*{shard.keys[2]}"):
         shard.read(2)
@@ -125,27 +126,27 @@ def test_an_index_that_is_damaged_missing_or_of_another_version_is_a_data_error(
     table = pq.read_table(index)
     pq.write_table(table.replace_schema_metadata({"must_images": "99"}), index)
     with pytest.raises(DataError, match=r"version '99'; this version reads 1"):
-        ImageShard(path, "s")
+        image_shard(path)
     pq.write_table(pa.table({"key": ["k"]}), index)
     with pytest.raises(DataError, match=r"version '\?'"):
-        ImageShard(path, "s")
+        image_shard(path)
     index.write_bytes(b"PAR1 no more")
     with pytest.raises(DataError, match=r"shard-000000\.parquet: not a readable image index"):
-        ImageShard(path, "s")
+        image_shard(path)
     index.unlink()
     with pytest.raises(DataError, match="not a readable image index"):
-        ImageShard(path, "s")
+        image_shard(path)
 
 
 def test_many_threads_read_one_shard(tmp_path: Path) -> None:
-    shard, data = ImageShard(write(tmp_path, blobs()), "s"), blobs()
+    shard, data = image_shard(write(tmp_path, blobs())), blobs()
     with ThreadPoolExecutor(8) as pool:
         for index, found in enumerate(pool.map(shard.read, [n % 6 for n in range(300)])):
             assert found == data[index % 6]
 
 
 def test_more_shards_can_be_read_than_files_may_be_open(tmp_path: Path) -> None:
-    shards = [ImageShard(write(tmp_path, [bytes([n])], f"shard-{n:06d}"), "s") for n in range(80)]
+    shards = [image_shard(write(tmp_path, [bytes([n])], f"shard-{n:06d}")) for n in range(80)]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (70, hard))
     try:
@@ -155,6 +156,6 @@ def test_more_shards_can_be_read_than_files_may_be_open(tmp_path: Path) -> None:
 
 
 def test_a_store_counts_its_images(tmp_path: Path) -> None:
-    shards = [ImageShard(write(tmp_path, blobs()[:count], f"shard-{count:06d}"), "s") for count in (1, 3)]
-    assert len(ImageStore(tmp_path, shards)) == 4
-    assert len(ImageStore(tmp_path, [])) == 0
+    shards = [image_shard(write(tmp_path, blobs()[:count], f"shard-{count:06d}")) for count in (1, 3)]
+    assert len(ImageStore(shards)) == 4
+    assert len(ImageStore([])) == 0

@@ -22,6 +22,7 @@ from pipeline.labels import (
     check_joined,
     gather,
 )
+from tests.disk import stored
 
 SPACE = LabelSpace("detection", ("cup", "spoon"))
 LABEL = tasks.label(SPACE)
@@ -49,7 +50,7 @@ def write(path: Path, count: int = 3) -> Path:
 
 
 def test_a_shard_gives_back_what_was_written(tmp_path: Path) -> None:
-    shard = LabelShard(write(tmp_path / "labels" / "s.parquet"), LABEL)
+    shard = LabelShard(stored(write(tmp_path / "labels" / "s.parquet")), LABEL)
     assert shard.keys == ["key0", "key1", "key2", "key-without", "key-failed"]
     assert len(shard) == 5
     value = shard.value(2)
@@ -62,7 +63,7 @@ def test_a_shard_gives_back_what_was_written(tmp_path: Path) -> None:
 
 
 def test_no_box_is_a_label_and_no_label_is_none(tmp_path: Path) -> None:
-    shard = LabelShard(write(tmp_path / "s.parquet"), LABEL)
+    shard = LabelShard(stored(write(tmp_path / "s.parquet")), LABEL)
     value = shard.value(0)
     assert value is not None
     assert value["boxes"].shape == (0, 4)
@@ -70,15 +71,15 @@ def test_no_box_is_a_label_and_no_label_is_none(tmp_path: Path) -> None:
 
 
 def test_the_threshold_is_applied_when_reading(tmp_path: Path) -> None:
-    shard = LabelShard(write(tmp_path / "s.parquet"), LABEL)
+    shard = LabelShard(stored(write(tmp_path / "s.parquet")), LABEL)
     kept = shard.value(2, 0.4)
     assert kept is not None
     assert kept["scores"].tolist() == [np.float32(0.4)]
 
 
 def test_rows_come_in_order_across_row_groups(tmp_path: Path) -> None:
-    shard = LabelShard(write(tmp_path / "s.parquet", ROW_GROUP + 44), LABEL)
-    assert pq.ParquetFile(shard.path).metadata.num_row_groups == 2
+    shard = LabelShard(stored(write(tmp_path / "s.parquet", ROW_GROUP + 44)), LABEL)
+    assert pq.ParquetFile(Path(shard.file.place)).metadata.num_row_groups == 2
     assert [row["key"] for row in shard.rows()] == shard.keys
     assert shard.value(ROW_GROUP + 3)["scores"].size == (ROW_GROUP + 3) % 5  # type: ignore[index]
 
@@ -126,7 +127,7 @@ def test_nothing_is_seen_before_it_is_whole(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.parquet"))
     (part,) = tmp_path.iterdir()
     with pytest.raises(DataError, match="not a readable label shard"):
-        LabelShard(part, LABEL)
+        LabelShard(stored(part), LABEL)
     writer.close()
     assert list(tmp_path.iterdir()) == [path]
 
@@ -140,7 +141,7 @@ def test_a_discarded_shard_leaves_nothing_and_a_closed_one_stays(tmp_path: Path)
     whole.close()
     whole.discard()
     assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
-    assert len(LabelShard(tmp_path / "t.parquet", LABEL)) == 0
+    assert len(LabelShard(stored(tmp_path / "t.parquet"), LABEL)) == 0
 
 
 def test_equal_labels_make_equal_bytes(tmp_path: Path) -> None:
@@ -152,13 +153,13 @@ def test_a_damaged_file_or_one_of_another_version_is_a_data_error(tmp_path: Path
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({"must": json.dumps({"schema_version": 7})}), path)
     with pytest.raises(DataError, match=r"label schema version 7; this version reads 1"):
-        LabelShard(path, LABEL)
+        LabelShard(stored(path), LABEL)
     pq.write_table(table.replace_schema_metadata(None), path)
     with pytest.raises(DataError, match="label schema version None"):
-        LabelShard(path, LABEL)
+        LabelShard(stored(path), LABEL)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match=r"s\.parquet: not a readable label shard.*Delete it and run again"):
-        LabelShard(path, LABEL)
+        LabelShard(stored(path), LABEL)
 
 
 def test_a_damaged_label_names_file_and_key(tmp_path: Path) -> None:
@@ -168,7 +169,7 @@ def test_a_damaged_label_names_file_and_key(tmp_path: Path) -> None:
     for key, damage in (("whole", b""), ("hurt", b"?")):
         writer.add(key, {**row, "depth": row["depth"][:-1] + damage if damage else row["depth"]})
     writer.close()
-    shard = LabelShard(tmp_path / "s.parquet", label)
+    shard = LabelShard(stored(tmp_path / "s.parquet"), label)
     assert shard.value(0) is not None
     with pytest.raises(DataError, match=r"s\.parquet: the label of hurt is damaged"):
         shard.value(1)

@@ -18,6 +18,7 @@ from pipeline.errors import DataError
 from pipeline.images import ImageShard
 from pipeline.labels import LabelSpace, LabelWriter, Value, about_store
 from pipeline.loader import Batch, Layer, Library, Loader, LoaderConfig, Shelf, collate_samples
+from tests.disk import stored
 
 MakeShelf = Callable[..., Shelf]
 Noise = Callable[..., NDArray[np.uint8]]
@@ -103,7 +104,7 @@ def relabel(shelf: Shelf, path: Path, rows: Sequence[int], keys: Sequence[str] |
     for row in rows:
         writer.add((keys or shelf.images.keys)[row], KINDS.encode(kind(row)))
     writer.close()
-    return Library([Shelf(shelf.images, shelf.rows, {"kind": (Layer(path, KINDS),)})])
+    return Library([Shelf(shelf.images, shelf.rows, {"kind": (Layer(stored(path), KINDS),)})])
 
 
 def test_labels_in_another_order_are_refused(library: Library, tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_the_first_layer_with_a_label_wins(library: Library, tmp_path: Path) -> 
     for key in shelf.images.keys:
         writer.add(key, DEPTH.encode(flat(100)))
     writer.close()
-    layers = {"depth": (*shelf.layers["depth"], Layer(path, DEPTH))}
+    layers = {"depth": (*shelf.layers["depth"], Layer(stored(path), DEPTH))}
     both = Library([Shelf(shelf.images, shelf.rows, layers)])
     assert [both.values(index)["depth"]["depth"][0, 0] for index in range(5)] == [100, 2, 100, 4, 100]
     assert layers["depth"][0].has_label(shelf.images).tolist() == [False, True, False, True, False]
@@ -154,7 +155,7 @@ def test_a_label_file_of_another_length_is_refused_before_rows_are_counted(libra
     writer.add(images.keys[0], DEPTH.encode(flat(1)))
     writer.close()
     with pytest.raises(DataError, match=f"first unmatched key '{images.keys[1]}'"):
-        Layer(tmp_path / "short.parquet", DEPTH).has_label(images)
+        Layer(stored(tmp_path / "short.parquet"), DEPTH).has_label(images)
 
 
 def test_every_image_comes_once_in_an_epoch(library: Library) -> None:
@@ -265,7 +266,7 @@ def test_a_sample_is_the_image_itself_where_nothing_is_drawn(library: Library, n
 
 
 def test_an_image_that_cannot_be_read_stops_the_stream(library: Library) -> None:
-    path = library.shelves[0].images.path
+    path = Path(library.shelves[0].images.tar.place)
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(DataError, match=r"s0\.tar: cut short"):
         list(itertools.islice(loader_of(library).stream(0), 3))

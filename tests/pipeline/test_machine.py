@@ -15,6 +15,7 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.machine import Choice, choose, find_device, single_threaded
+from pipeline.roots import Root
 from pipeline.runtime import Runtime
 
 Way = tuple[str, bool]
@@ -44,7 +45,7 @@ class Work:
 @pytest.fixture
 def auto(tmp_path: Path) -> Runtime:
     """A runtime that leaves the number format open."""
-    return Runtime(tmp_path / "root", "cpu", "auto", 1)
+    return Runtime(Root.of(tmp_path / "root"), "cpu", "auto", 1)
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def two_threads() -> Iterator[None]:
 
 
 def kept(runtime: Runtime) -> list[Path]:
-    return sorted((runtime.root / "machine").iterdir())
+    return sorted(Path(runtime.root / "machine").iterdir())
 
 
 # Devices
@@ -147,7 +148,7 @@ def test_a_choice_is_measured_once_and_kept_under_the_root(auto: Runtime, tmp_pa
     again = choose(Runtime(auto.root, "cpu", "auto", 2), ["model", {"width": 16}], nn.Linear(2, 2), other)
     assert again == first
     assert other.done == []
-    elsewhere = dataclasses.replace(auto, root=tmp_path / "elsewhere")
+    elsewhere = dataclasses.replace(auto, root=Root.of(tmp_path / "elsewhere"))
     assert choose(elsewhere, ["model", {"width": 16}], nn.Linear(2, 2), other) != first
     assert other.done != []
 
@@ -174,7 +175,7 @@ def test_another_processor_is_another_machine(auto: Runtime, monkeypatch: pytest
 
 @pytest.mark.parametrize(("told", "fast"), [("32", "bf16"), ("bf16", "32")])
 def test_a_number_format_that_is_told_is_kept_to(tmp_path: Path, told: str, fast: str) -> None:
-    runtime = Runtime(tmp_path, "cpu", "32" if told == "32" else "bf16", 1)
+    runtime = Runtime(Root.of(tmp_path), "cpu", "32" if told == "32" else "bf16", 1)
     work = Work(fast)
     assert choose(runtime, "model", nn.Linear(2, 2), work).precision == told
     assert {precision for precision, _ in work.done} == {told}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import ranks
+from pipeline import ranks, roots
 from pipeline.config import FitConfig
 from pipeline.fit import Cut, fit
 from pipeline.job import Job, cut
@@ -113,7 +113,9 @@ class Root(nn.Module):
 
 def watched(watch: Callable[[int, Runtime], None]) -> Runtime:
     """A runtime that calls back after each of `STEPS` steps, with its number."""
-    runtime = Runtime(Path(), "cpu", "32", 1, progress=lambda _, done, __: watch(round(done * STEPS), runtime))
+    runtime = Runtime(
+        roots.Root.of("."), "cpu", "32", 1, progress=lambda _, done, __: watch(round(done * STEPS), runtime)
+    )
     return runtime
 
 

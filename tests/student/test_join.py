@@ -17,8 +17,10 @@ from pipeline.config import StudentConfig
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
 from pipeline.loader import Library, Shelf
+from pipeline.roots import Root
 from student.join import Truth, heads_of, join
 from tasks.ingest import IngestedSet
+from tests.disk import folder_of
 
 if TYPE_CHECKING:
     from tests.conftest import World
@@ -39,7 +41,7 @@ def test_true_labels_are_laid_over_those_of_their_own_set_alone(world: World) ->
     inputs = world.inputs("student")
     library = join(CONFIG, heads_of(CONFIG, inputs), inputs)
     for shelf in library.shelves:
-        true = "data.truth" in str(shelf.images.path)
+        true = "data.truth" in str(shelf.images.tar)
         assert {name: len(layers) for name, layers in shelf.layers.items()} == {
             **dict.fromkeys(("kinds", "masks", "boxes", "depth"), 2 if true else 1),
             "gabor": 1,
@@ -64,7 +66,7 @@ def test_an_image_has_its_true_label_whatever_set_it_is_in_the_pool_from(world: 
     ]
     both = merged(own)
     layers = truth.layers("pool", both)
-    assert [layer.path.stem for layer in layers] == [shard.name for shard in own]
+    assert [layer.file.place.name for layer in layers] == [f"{shard.name}.parquet" for shard in own]
     assert all(layer.has_label(both).sum() == len(shard) for layer, shard in zip(layers, own, strict=True))
     library = Library([Shelf(both, np.arange(len(both)), {"masks": tuple(layers)})])
     expected = [
@@ -98,13 +100,13 @@ def elsewhere(world: World, tmp_path: Path) -> Inputs:
     """The student's inputs with labels of their own, to be spoilt."""
     inputs = world.inputs("student")
     shutil.copytree(world.runtime.root / "labels", tmp_path / "labels")
-    shutil.copytree(inputs["label"].path, tmp_path / "label")
-    moved = dataclasses.replace(inputs["label"], path=tmp_path / "label")
-    return Inputs({**inputs.artifacts, "label": moved}, dataclasses.replace(world.runtime, root=tmp_path))
+    shutil.copytree(folder_of(inputs["label"]), tmp_path / "label")
+    moved = dataclasses.replace(inputs["label"], root=Root.of(tmp_path), path="label")
+    return Inputs({**inputs.artifacts, "label": moved}, world.runtime)
 
 
 def test_a_shard_that_a_teacher_has_not_labelled_is_named(elsewhere: Inputs) -> None:
-    index = elsewhere["label"].path / "labels.json"
+    index = folder_of(elsewhere["label"]) / "labels.json"
     entries = read_json(index)
     gone = next(entry for entry in entries if entry["teacher"] == "depth")
     write_json(index, [entry for entry in entries if entry is not gone])
@@ -114,9 +116,9 @@ def test_a_shard_that_a_teacher_has_not_labelled_is_named(elsewhere: Inputs) -> 
 
 
 def test_labels_of_other_images_are_refused_by_shard_and_key(elsewhere: Inputs) -> None:
-    entries = read_json(elsewhere["label"].path / "labels.json")
+    entries = elsewhere["label"].load("labels.json", read_json)
     entry = next(entry for entry in entries if entry["teacher"] == "depth")
-    path = elsewhere.runtime.root / entry["path"]
+    path = Path(elsewhere["label"].elsewhere(entry["path"]).place)
     table = pq.read_table(path)
     keys = table.column("key").to_pylist()
     pq.write_table(table.take([1, 0, *range(2, len(table))]), path)

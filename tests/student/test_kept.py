@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import tasks
+from pipeline.artifacts import read_json
 from pipeline.config import StudentConfig
 from pipeline.labels import LabelShard
 from student.join import heads_of
@@ -54,8 +55,9 @@ def test_a_threshold_that_keeps_nothing_is_told_of() -> None:
 def box_scores(world: World) -> list[float]:
     """The scores of all boxes that the teacher `boxes` has found in the pool."""
     label = tasks.label(heads_of(StudentConfig(), world.inputs("student"))["boxes"].space)
-    folder = next((world.runtime.root / "labels").glob("boxes-*"))
-    return [score for path in folder.iterdir() for row in LabelShard(path, label).rows() for score in row["scores"]]
+    made = world.artifacts["label"]
+    files = [made.elsewhere(each["path"]) for each in made.load("labels.json", read_json) if each["teacher"] == "boxes"]
+    return [score for file in files for row in LabelShard(file, label).rows() for score in row["scores"]]
 
 
 def test_shares_are_counted_over_the_labels_on_disk(world: World) -> None:

@@ -283,7 +283,7 @@ def test_5_true_and_pseudo_labels_weigh_the_same(
     none = make_shelf("s1", [noise(1), noise(2)], {"depth": (tasks.label(DEPTH), [None, None])})
     (layer,), (empty,) = shelf.layers["depth"], none.layers["depth"]
     gradients = []
-    for layers in ((layer,), (empty, Layer(layer.path, layer.label, 0.5)), (layer, empty)):
+    for layers in ((layer,), (empty, Layer(layer.file, layer.label, 0.5)), (layer, empty)):
         library = Library([dataclasses.replace(shelf, layers={"depth": layers})])
         network = make_network({"depth": DEPTH})
         batch = collate_samples(

@@ -23,6 +23,7 @@ from pipeline.artifacts import Inputs
 from pipeline.augment import View, view_image, view_label
 from pipeline.checkpoint import read_tensors
 from pipeline.labels import LabelSpace, Value
+from pipeline.roots import Root
 from student.train import train_student
 from tasks.network import Network, fuse
 from teachers import supervised
@@ -117,7 +118,7 @@ def test_7_dense_heads_have_three_hidden_convolutions_and_a_linear_one(make_netw
 
 
 def test_8_labelling_leaves_the_teacher_as_it_is(world: World) -> None:
-    predictor = supervised.load(world.artifacts["teacher.masks"].path)
+    predictor = world.artifacts["teacher.masks"].load_all(supervised.load)
     assert not any(module.training for module in predictor.network.modules())
     before = {name: tensor.clone() for name, tensor in predictor.network.state_dict().items()}
     assert any("running_mean" in name for name in before)
@@ -129,16 +130,16 @@ def test_8_labelling_leaves_the_teacher_as_it_is(world: World) -> None:
 
 
 def test_8_labelling_twice_gives_the_same_bytes(world: World, tmp_path: Path) -> None:
-    runtime = dataclasses.replace(world.runtime, root=tmp_path)
+    runtime = dataclasses.replace(world.runtime, root=Root.of(tmp_path))
     shutil.copytree(world.runtime.root / "machine", tmp_path / "machine", dirs_exist_ok=True)
     (tmp_path / "out").mkdir()
     inputs = Inputs(world.inputs("label").artifacts, runtime)
     label_pool(world.steps["label"].config, inputs, tmp_path / "out")
-    first = {path.name: path for path in (world.runtime.root / "labels").rglob("*.parquet")}
+    first = {path.name: path for path in Path(world.runtime.root / "labels").rglob("*.parquet")}
     again = {path.name: path for path in (tmp_path / "labels").rglob("*.parquet")}
-    assert len(list((world.runtime.root / "labels").rglob("*.parquet"))) == 5 * 5
+    assert len(list(Path(world.runtime.root / "labels").rglob("*.parquet"))) == 5 * 5
     assert first.keys() == again.keys()
-    for folder in (world.runtime.root / "labels").iterdir():
+    for folder in Path(world.runtime.root / "labels").iterdir():
         for path in folder.iterdir():
             assert path.read_bytes() == (tmp_path / "labels" / folder.name / path.name).read_bytes()
 

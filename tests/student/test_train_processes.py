@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipeline.artifacts import Artifact, Inputs, Step, read_json
+from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from tasks.network import Network
 from tests.processes import Together, files
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def run(step: Step, artifacts: Mapping[str, Artifact], root: Path, out: Path) -> Mapping[str, Any]:
     """A step as a process that torchrun started calls it."""
-    return step.function()(step.config, Inputs(artifacts, Runtime(root, "cpu", "32", 1)), out)
+    return step.function()(step.config, Inputs(artifacts, Runtime(Root.of(root), "cpu", "32", 1)), out)
 
 
 @pytest.mark.parametrize("name", ["student", "teacher.masks"])

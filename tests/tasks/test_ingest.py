@@ -17,14 +17,16 @@ from PIL import Image
 
 import tasks
 from flows.dag import build_steps
-from pipeline.artifacts import Artifact, Inputs, Step, Workspace, hash_file, read_json
+from pipeline.artifacts import Artifact, Inputs, Step, Workspace, read_json
 from pipeline.config import Recipe
 from pipeline.errors import DataError, Stopped
 from pipeline.images import ImageRow, ImageShard
 from pipeline.labels import LabelShard, LabelSpace
+from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from tasks.ingest import IngestedSet, ingest
 from tasks.shelves import held_out_keys, truth_library
+from tests.disk import folder_of, image_shard, stored
 
 GROUND = LabelSpace("segmentation", ("sky", "road"))
 WIDTH, HEIGHT = 12, 8
@@ -89,7 +91,7 @@ class Found:
     counts: Mapping[str, Any]
 
     def shards(self, split: str = "train") -> list[ImageShard]:
-        return [ImageShard(tar, hash_file(tar)) for tar in sorted((self.out / "images" / split).glob("*.tar"))]
+        return [image_shard(tar) for tar in sorted((self.out / "images" / split).glob("*.tar"))]
 
     def rows(self, split: str = "train") -> list[ImageRow]:
         return [shard.row(index) for shard in self.shards(split) for index in range(len(shard))]
@@ -99,7 +101,7 @@ class Found:
 
     def labels(self, shard: ImageShard, split: str = "train") -> LabelShard:
         path = self.out / "labels" / "segmentation" / split / f"{shard.name}.parquet"
-        return LabelShard(path, tasks.label(GROUND))
+        return LabelShard(stored(path), tasks.label(GROUND))
 
     def listed(self, table: str) -> list[tuple[str, str, str]]:
         """(source, split, reason) of every row of one of the lists."""
@@ -153,7 +155,7 @@ def test_images_fill_shards_in_order_and_every_byte_is_where_the_index_says(
     assert found.names() == [f"images/{path.name}" for path in saved]
     cuts = []
     for shard in found.shards():
-        tar = shard.path.read_bytes()
+        tar = shard.tar.load(Path.read_bytes)
         rows = [shard.row(index) for index in range(len(shard))]
         cuts += [tar[row.offset : row.offset + row.length] for row in rows]
     assert cuts == [path.read_bytes() for path in saved]
@@ -173,7 +175,7 @@ def test_webdataset_reads_the_shards_as_they_are(photos: Path, read: Read) -> No
     webdataset = pytest.importorskip("webdataset")
     data = [add_image(photos, f"{number}.png", number) for number in range(5)]
     found = read(kind="folder", shard_images=2)
-    tars = [str(shard.path) for shard in found.shards()]
+    tars = [str(shard.tar) for shard in found.shards()]
     samples = list(webdataset.WebDataset(tars, shardshuffle=False))
     assert [sample["__key__"] for sample in samples] == [row.key for row in found.rows()]
     assert [sample["png"] for sample in samples] == data
@@ -375,7 +377,7 @@ def test_a_stop_ends_the_reading_and_the_next_run_reads_it_whole(
     photos: Path, runtime: Runtime, tmp_path: Path, make: Callable[[], Artifact]
 ) -> None:
     add(photos, "train", range(5))
-    undisturbed = Workspace(tmp_path / "other").make(step_for(photos), Inputs({}, runtime))
+    undisturbed = Workspace(Root.of(tmp_path / "other")).make(step_for(photos), Inputs({}, runtime))
     runtime.stop.set()
     with pytest.raises(Stopped, match=r"Stopped in data\.photos"):
         make()
@@ -383,4 +385,4 @@ def test_a_stop_ends_the_reading_and_the_next_run_reads_it_whole(
     runtime.stop.clear()
     made = make()
     assert made.digest == undisturbed.digest
-    assert {*contents(made.path)} == {*contents(undisturbed.path)}
+    assert {*contents(folder_of(made))} == {*contents(folder_of(undisturbed))}

@@ -17,6 +17,7 @@ from pipeline.augment import AugmentConfig
 from pipeline.config import FitConfig
 from pipeline.labels import LabelSpace, Value
 from pipeline.loader import Library, Shelf
+from pipeline.roots import Root
 from pipeline.runtime import Precision, Runtime
 from tasks.learning import Course, Sum, train_network
 from tasks.network import Network, NetworkConfig
@@ -48,7 +49,7 @@ class Lesson:
         network = Network(NetworkConfig(backbone=self.backbone, image_size=32, width=16, proposals=16, heads=heads))
         fit = FitConfig(steps=STEPS, batch=5, lr=0.01)
         course = Course(fit, AugmentConfig(brightness=0, contrast=0), 3)
-        runtime = Runtime(self.root, "cpu", self.precision, 1)
+        runtime = Runtime(Root.of(self.root), "cpu", self.precision, 1)
         combine = Sum(dict.fromkeys(self.heads, 1.0))
         place = ("t", self.root / self.out, runtime)
         trained = train_network(network, combine, Library(self.shelves), course, place)

@@ -57,7 +57,7 @@ def test_an_image_held_out_in_any_set_is_kept_out_of_the_pool(make_set: MakeSet,
         "kinds": make_set("kinds", {"train/a": [10, 11], "test/a": [2], "val/b": [4], "train/b": [12]}),
     }
     pool = pooled(sets, ["wild"], runtime)
-    table = pq.read_table(pool.path / "pool.parquet").to_pylist()
+    table = pool.load("pool.parquet", pq.read_table).to_pylist()
     kept = {row["key"] for row in table if row["used"]}
     assert len(kept) == 3
     assert not kept & held_out_keys(IngestedSet(sets["kinds"]))

@@ -23,6 +23,7 @@ from pipeline.artifacts import Artifact, Inputs
 from pipeline.errors import DataError, Stopped
 from pipeline.images import ImageShard, NewImage, ShardWriter
 from pipeline.machine import Choice
+from pipeline.roots import Root
 from pipeline.runtime import Runtime, quiet
 from tasks.ingest import IngestedSet
 from tasks.learning import Predictor, Preparation
@@ -30,6 +31,7 @@ from tasks.pool import pool_shards
 from teachers.labelling import labeller, stages
 from teachers.labelling.labeller import label_pool
 from teachers.labelling.stages import Batch, Stages, label_batches
+from tests.disk import folder_of, image_shard
 
 if TYPE_CHECKING:
     from tests.conftest import World
@@ -46,7 +48,7 @@ class Room:
 
     @property
     def root(self) -> Path:
-        return self.inputs.runtime.root
+        return Path(self.inputs.runtime.root.place)
 
     def label(self, without: tuple[str, ...] = (), **config: Any) -> Mapping[str, Any]:
         """The step, some teachers left out."""
@@ -77,7 +79,7 @@ def make_room(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(machine, "choose", lambda *_: plain)
 
     def make(name: str = "room", workers: int = 1, progress: Progress = quiet) -> Room:
-        runtime = Runtime(tmp_path / name, "cpu", "32", workers, progress)
+        runtime = Runtime(Root.of(tmp_path / name), "cpu", "32", workers, progress)
         return Room(dataclasses.replace(world.inputs("label"), runtime=runtime))
 
     return make
@@ -88,10 +90,10 @@ def damaged(make_room: MakeRoom, tmp_path: Path) -> tuple[Room, ImageShard, int]
     """A room in which the bytes of one image were lost on disk; the shard it is in, and its row."""
     room = make_room("damaged")
     made = room.inputs["data.pool"]
-    shutil.copytree(made.path, tmp_path / "copy")
-    copied = Artifact(tmp_path / "copy", made.manifest)
+    shutil.copytree(folder_of(made), tmp_path / "copy")
+    copied = Artifact(Root.of(tmp_path), "copy", made.manifest)
     shard, row = IngestedSet(copied).images("train").shards[0], 1
-    with open(shard.path, "r+b") as file:
+    with open(shard.tar.place, "r+b") as file:
         file.seek(shard.row(row).offset)
         file.write(bytes(shard.row(row).length))
     room.inputs = Inputs({**room.inputs.artifacts, "data.pool": copied}, room.inputs.runtime)
@@ -264,7 +266,7 @@ def test_work_in_flight_is_bounded(make_room: MakeRoom, monkeypatch: pytest.Monk
     monkeypatch.setattr(Stages, "run", lambda self, batch: batch)
     monkeypatch.setattr(Stages, "finish", lambda self, batch: batch)
     total = sum(len(each.spans(1)) for each in todo)
-    for taken, _ in enumerate(label_batches(todo, 1, Runtime(Path(), workers=threads)), start=1):
+    for taken, _ in enumerate(label_batches(todo, 1, Runtime(Root.of("."), workers=threads)), start=1):
         if taken % 40 == 1:
             time.sleep(0.05)  # as long as it likes to run ahead
         assert len(begun) - taken <= 2 * threads + 1
@@ -289,7 +291,7 @@ def test_a_teacher_sees_the_same_picture_whoever_else_is_at_work(tmp_path: Path,
     writer = ShardWriter(tmp_path, "shard")
     writer.add(NewImage(data, suffix, 256, 256, "one"))
     writer.close()
-    shard = ImageShard(writer.tar_path, "")
+    shard = image_shard(writer.tar_path)
     ways = [Preparation(32), Preparation(48), Preparation(64, centre=0.875, bicubic=True), Preparation(192)]
 
     def prepared(company: list[Preparation]) -> dict[Preparation, bytes]:

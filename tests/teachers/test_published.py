@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from pipeline.artifacts import Inputs
 from pipeline.errors import ConfigError, DataError
 from pipeline.labels import LabelSpace
+from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from tasks.learning import Predictor
 from tasks.network import Network, NetworkConfig
@@ -24,6 +25,7 @@ from tasks.published import space_of
 from tasks.teacher import Teacher
 from teachers import checkpoint, pretrained
 from teachers import torchvision as published
+from tests.disk import made_in
 
 
 def settle(predictor: Predictor) -> Predictor:
@@ -33,7 +35,7 @@ def settle(predictor: Predictor) -> Predictor:
 
 def make(kind: Any, settings: dict[str, Any], out: Path) -> Predictor:
     out.mkdir()
-    inputs = Inputs({}, Runtime(out))
+    inputs = Inputs({}, Runtime(Root.of(out)))
     config = {"name": "mine", "teacher": {"kind": kind.__name__.rsplit(".", 1)[-1], **settings}, "seed": 0}
     kind.make(config, inputs, out)
     return settle(kind.load(out))
@@ -114,7 +116,7 @@ def test_a_torchvision_model_gives_its_own_answers(tmp_path: Path, task: str, na
         "image_size": 64,
     }
     predictor = make(published, settings, tmp_path / "out")
-    space = Teacher.read(tmp_path / "out").space
+    space = Teacher.of(made_in(tmp_path / "out")).space
     values = predictor.values(predictor.predict(picture()), 0, (128, 64))["mine"]
     if task == "segmentation":
         assert space.classes == tuple(outputs)
@@ -150,7 +152,7 @@ def test_a_head_of_an_earlier_network_is_a_teacher(tmp_path: Path, network: Netw
     with torch.inference_mode():
         expected = network(images)["parts"].softmax(dim=1).max(dim=1).values
     torch.testing.assert_close(torch.from_numpy(predictor.predict(images)["mine"]["confidence"]), expected)
-    assert Teacher.read(tmp_path / "out").space == LabelSpace("segmentation", ("a", "b"))
+    assert Teacher.of(made_in(tmp_path / "out")).space == LabelSpace("segmentation", ("a", "b"))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 
 from pipeline.artifacts import Inputs
 from pipeline.errors import ConfigError, DataError
+from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from tasks import hugging_face
 from tasks.learning import Predictor
@@ -52,7 +53,7 @@ def make(folder: Path, task: str, **settings: Any) -> Predictor:
     out = folder.parent / "out"
     out.mkdir()
     teacher = {"kind": "transformers", "task": task, "weights": str(folder), **settings}
-    kind.make({"name": "mine", "teacher": teacher, "seed": 0}, Inputs({}, Runtime(out)), out)
+    kind.make({"name": "mine", "teacher": teacher, "seed": 0}, Inputs({}, Runtime(Root.of(out))), out)
     folder.rename(folder.parent / "gone")
     return kind.load(out)
 

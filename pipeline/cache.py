@@ -1,0 +1,170 @@
+"""Copies, on this machine, of files that lie elsewhere: one folder with a limit, what was used longest ago goes first.
+
+    <folder>/files/<2 digits>/<sha256><suffix>    a file's bytes, whole, under their hash: they never change
+    <folder>/files/<2 digits>/.<...>.part         on its way in, or held by a reader
+    <folder>/locks/<2 digits>                     of many that want a file at once, one fetches it
+
+Any number of threads and processes may share a folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+SLACK = 16
+"""The folder is looked through once per so small a part of the limit that is added to it."""
+OLD_S = 86_400
+"""A part as old as this was left by a process that was killed."""
+
+
+class Entry(NamedTuple):
+    """What a file is known by: the hash of its bytes, their number, and how its name ends (`.parquet`)."""
+
+    sha256: str
+    size: int
+    suffix: str
+
+
+def cache_folder() -> Path:
+    """Where the cache is: MUST_CACHE, or `must` in the user's own folder for caches."""
+    told = os.environ.get("MUST_CACHE")
+    return Path(told) if told else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "must"
+
+
+class Cache:
+    """The cache in a folder, of at most `limit` bytes.
+
+    One process alone never passes the limit, but with a file that is larger itself and kept no longer than it is read;
+    each further process may, by a sixteenth of it. Files that are open live on after they were taken out.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder, self.limit = folder, limit
+        self._room = 0  # bytes that may be added before the folder is looked through again
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Cache], tuple[Path, int]]:
+        return Cache, (self.folder, self.limit)
+
+    def find(self, entry: Entry) -> Path | None:
+        """The copy, which may be taken out at any moment, if there is one. It counts as used now."""
+        path = self._path(entry)
+        try:
+            os.utime(path)
+            whole = path.stat().st_size == entry.size  # a machine that lost its power may have lost part of a file
+        except FileNotFoundError:
+            return None
+        if not whole:
+            path.unlink(missing_ok=True)
+        return path if whole else None
+
+    @contextlib.contextmanager
+    def hold(self, entry: Entry, fetch: Callable[[Path], None]) -> Iterator[Path]:
+        """The copy, under a name that is nobody else's while inside; `fetch` makes it if it is not there."""
+        held = self._part(entry)
+        try:
+            if not self._link(entry, held):
+                with self._fetching(entry):  # somebody else may just have done it
+                    if not self._link(entry, held):
+                        self._bring(entry, held, fetch)
+            yield held
+        finally:
+            held.unlink(missing_ok=True)
+
+    def take(self, entry: Entry, file: Path) -> None:
+        """Move a file of this disk into the cache: it was made here, and lies elsewhere as well by now."""
+        if entry.size > self.limit:
+            file.unlink()
+            return
+        self._make_room(entry.size)
+        path = self._path(entry)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, path)
+        os.utime(path)
+
+    def _path(self, entry: Entry) -> Path:
+        return self.folder / "files" / entry.sha256[:2] / f"{entry.sha256}{entry.suffix}"
+
+    def _part(self, entry: Entry) -> Path:
+        path = self._path(entry)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.with_name(f".{uuid.uuid4().hex[:12]}.part{entry.suffix}")
+
+    def _link(self, entry: Entry, held: Path) -> bool:
+        path = self.find(entry)
+        if path is None:
+            return False
+        try:
+            os.link(path, held)
+        except FileNotFoundError:  # taken out just now
+            return False
+        return True
+
+    def _bring(self, entry: Entry, held: Path, fetch: Callable[[Path], None]) -> None:
+        kept = entry.size <= self.limit
+        if kept:
+            self._make_room(entry.size)
+        fetch(held)
+        if kept:
+            with contextlib.suppress(FileExistsError):
+                os.link(held, self._path(entry))
+
+    @contextlib.contextmanager
+    def _fetching(self, entry: Entry) -> Iterator[None]:
+        """While inside, nobody else, in any thread or process, fetches this file (or one whose hash begins like its).
+
+        The system lets go of the lock of a process that is killed.
+        """
+        locks = self.folder / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with open(locks / entry.sha256[:2], "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _make_room(self, size: int) -> None:
+        """Take out files, until so much can be added; a look through the folder for all that fits into the slack."""
+        with self._lock:
+            if size > self._room:
+                slack = self.limit // SLACK
+                _shrink(self.folder / "files", max(0, self.limit - size - slack))
+                self._room = size + slack
+            self._room -= size
+
+
+class _Copy(NamedTuple):
+    used: float
+    size: int
+    path: str
+
+
+def _shrink(folder: Path, limit: int) -> None:
+    """Take out what was used longest ago, until the rest is no larger than `limit`."""
+    copies = sorted(_copies(folder))
+    total = sum(copy.size for copy in copies)
+    for copy in copies:
+        if total <= limit:
+            return
+        with contextlib.suppress(FileNotFoundError):  # another process takes files out as well
+            os.unlink(copy.path)
+        total -= copy.size
+
+
+def _copies(folder: Path) -> Iterator[_Copy]:
+    """The files of the cache. Parts count as others do where they are old; those of today are being written or read."""
+    old = time.time() - OLD_S
+    for below in folder.glob("??"):
+        for entry in os.scandir(below):
+            with contextlib.suppress(FileNotFoundError):
+                facts = entry.stat()
+                if entry.name.startswith(".") and facts.st_mtime < old:
+                    os.unlink(entry.path)
+                elif not entry.name.startswith("."):
+                    yield _Copy(facts.st_mtime, facts.st_size, entry.path)

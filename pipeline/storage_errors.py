@@ -1,0 +1,97 @@
+"""What goes wrong between here and storage elsewhere, in one line: what was asked for, and what would have worked."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+
+from pipeline.errors import ConfigError, DataError, MustError
+
+SEE = "docs/remote.md has the rest"
+NO_CREDENTIALS = (
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "DefaultCredentialsError",
+    "CredentialRetrievalError",
+)
+"""What the storages' own libraries raise; they are not loaded, and may not be installed."""
+NO_ANSWER = ("ConnectionError", "HTTPClientError", "ClientConnectionError", "ClientOSError", "TimeoutError")
+TAKEN, CONTENDED = "PreconditionFailed", "ConditionalRequestConflict"
+"""S3's codes for a file that was to be made and is there already, and for one that another is making right now."""
+EXTRAS = {
+    "s3fs": "needs the extra s3: uv pip install 'must[s3]'",
+    "gcsfs": "needs gcsfs: uv pip install gcsfs",
+    "adlfs": "needs adlfs: uv pip install adlfs",
+}
+
+
+@contextlib.contextmanager
+def opening(text: str) -> Iterator[None]:
+    """ConfigError if the file system of the path or URL `text` can't be opened: it says what is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        missing = next((extra for name, extra in EXTRAS.items() if name in str(error)), _line(error))
+        raise ConfigError(f"{text}: {missing}.") from error
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"path {text!r} can't be opened: {_line(error)}") from error
+
+
+@contextlib.contextmanager
+def asking(place: str) -> Iterator[None]:
+    """Errors of the storage that `place` is on, as errors of this project.
+
+    A file that is not there, or is already, is left to the caller, and so is a disk of this machine that is full.
+    """
+    try:
+        yield
+    except MustError:
+        raise
+    except Exception as error:
+        if _has_no_bucket(error):
+            raise ConfigError(
+                f"{place}: there is no such bucket ({_line(error)}). Make it, or name another."
+            ) from error
+        if isinstance(error, FileNotFoundError | FileExistsError) or _is_of_this_disk(error):
+            raise
+        raise _explained(place, error) from error
+
+
+def code_of(error: DataError) -> str | None:
+    """The code that S3 gave for what it refused, of an error from `asking`."""
+    told = error.__cause__ and error.__cause__.__cause__
+    code: str | None = getattr(told, "response", {}).get("Error", {}).get("Code")
+    return code
+
+
+def _explained(place: str, error: Exception) -> MustError:
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if kinds & set(NO_CREDENTIALS):
+        return ConfigError(
+            f"{place}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; {SEE}."
+        )
+    if isinstance(error, PermissionError):
+        return ConfigError(
+            f"{place}: access denied ({_line(error)}). These credentials must be allowed to list, read, write and "
+            f"delete there; {SEE}."
+        )
+    if kinds & set(NO_ANSWER):
+        return ConfigError(
+            f"{place}: the storage does not answer ({_line(error)}). What is whole is kept: run again when it does, or "
+            "set AWS_ENDPOINT_URL if it is elsewhere."
+        )
+    return DataError(f"{place}: the storage refused ({type(error).__name__}: {_line(error)})")
+
+
+def _has_no_bucket(error: Exception) -> bool:
+    return isinstance(error, FileNotFoundError) and "bucket does not exist" in str(error)
+
+
+def _is_of_this_disk(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,0 +1,78 @@
+"""A teacher's label shards in the root: which are there, what is known of each, and how a new one comes there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypedDict
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.images import ImageShard
+from pipeline.roots import Root, hash_file, in_parallel
+
+
+class Facts(TypedDict):
+    """A label shard's size in bytes, its hash, and how many of its images could not be labelled."""
+
+    size: int
+    sha256: str
+    failed: int
+
+
+@dataclasses.dataclass
+class LabelFolder:
+    """The folder `path` in the root, and the facts about those of its files that are whole, by name."""
+
+    root: Root
+    path: str
+    facts: dict[str, Facts] = dataclasses.field(default_factory=dict)
+
+    def file(self, shard: ImageShard) -> str:
+        """Where the labels of an image shard are in the root."""
+        return f"{self.path}/{_name(shard)}"
+
+    def look(self, shards: Iterable[ImageShard]) -> None:
+        """Learn which of these are labelled. One listing tells what is there; what is new is read to see whether it is
+        readable and of the right length.
+        """
+        there = (self.root / self.path).files()
+        known = {name: facts for name, facts in self.facts.items() if there.get(name) == facts["size"]}
+        self.facts = known
+        in_parallel(self._examine, [each for each in shards if _name(each) in there.keys() - known.keys()])
+
+    def _examine(self, shard: ImageShard) -> None:
+        path = self.file(shard)
+        found = facts_of(self.root.bring(path), len(shard))
+        if found:
+            self.facts[_name(shard)] = found
+            self.root.settle(path, found)
+
+    def has(self, shard: ImageShard) -> bool:
+        """Whether the labels of an image shard are there, as far as `look` and `publish` know."""
+        return _name(shard) in self.facts
+
+    def publish(self, shard: ImageShard) -> None:
+        """The labels of a shard were just written, whole, where `root.here` says: now they are in the root."""
+        path = self.file(shard)
+        found = facts_of(self.root.here(path), len(shard))
+        assert found, f"{path} was written whole"
+        self.root.publish(path, found)
+        self.facts[_name(shard)] = found
+
+
+def facts_of(path: Path, rows: int) -> Facts | None:
+    """What there is to know of a label file of this machine; None if it is damaged or has another number of rows."""
+    try:
+        status = pq.read_table(path, columns=["status"]).column("status").to_pylist()
+    except (OSError, pa.ArrowInvalid):
+        return None
+    if len(status) != rows:
+        return None
+    return {"size": path.stat().st_size, "sha256": hash_file(path), "failed": status.count("failed")}
+
+
+def _name(shard: ImageShard) -> str:
+    return f"{shard.sha256[:16]}.parquet"

@@ -1,0 +1,30 @@
+"""Files and artifacts of a root on this machine as the paths that they are, and paths as such files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.artifacts import Artifact, contents
+from pipeline.images import ImageShard
+from pipeline.roots import Root, StoredFile, hash_file
+
+
+def folder_of(made: Artifact) -> Path:
+    """The folder of an artifact."""
+    return Path(made.root / made.path)
+
+
+def made_in(folder: Path) -> Artifact:
+    """What a step left in a folder, as its artifact."""
+    return Artifact(Root.of(folder.parent), folder.name, contents(folder))
+
+
+def stored(path: Path) -> StoredFile:
+    """A file of this machine, whether it is there or not."""
+    facts = {"size": path.stat().st_size, "sha256": hash_file(path)} if path.exists() else {"size": 0, "sha256": ""}
+    return Root.of(path.parent).file(path.name, facts)
+
+
+def image_shard(tar: Path) -> ImageShard:
+    """The image shard of a tar and the index beside it."""
+    return ImageShard(stored(tar), stored(tar.with_suffix(".parquet")))
