@@ -27,7 +27,7 @@ from tests.pipeline.training import (
     Layers,
     Numbered,
     Pictures,
-    Root,
+    SquareRoot,
     assert_same,
     log,
     make_batch,
@@ -173,7 +173,9 @@ def met(number: int) -> Batch:
 
 
 THIRD = r"3\.0, 3\.1, 3\.2, 3\.3\."
-ILL = pytest.mark.parametrize(("what", "objective", "make"), [("loss", Pictures, endless), ("gradient", Root, met)])
+ILL = pytest.mark.parametrize(
+    ("what", "objective", "make"), [("loss", Pictures, endless), ("gradient", SquareRoot, met)]
+)
 
 
 @ILL

@@ -15,10 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline import ranks
+from pipeline import ranks, roots
 from pipeline.checkpoint import load_state
 from pipeline.errors import ConfigError, DataError, Stopped
-from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from tests.pipeline.training import (
     LOG,
@@ -29,7 +28,7 @@ from tests.pipeline.training import (
     Layers,
     Numbered,
     Pictures,
-    Root,
+    SquareRoot,
     log,
     make_batch,
     stopping,
@@ -166,7 +165,7 @@ def test_each_process_and_step_draws_its_own_numbers(together: Together, tmp_pat
 def told_and_left(out: Path) -> int:
     """How often this process reported; the first works in `out`, each other would in a folder of its own."""
     told: list[float] = []
-    runtime = Runtime(Root.of(out), "cpu", "32", 1, progress=lambda name, done, line: told.append(done))
+    runtime = Runtime(roots.Root.of(out), "cpu", "32", 1, progress=lambda name, done, line: told.append(done))
     train(out if ranks.is_first() else out / str(ranks.rank()), Layers(), runtime, checkpoint_s=0)
     return len(told)
 
@@ -224,7 +223,7 @@ def test_a_stop_asked_of_one_process_stops_all_and_changes_nothing(together: Tog
 
 def train_until_signalled(out: Path) -> None:
     """So many steps that it ends by a signal only."""
-    train(out, Pictures(), stopped_by_signal(Runtime(Root.of(out), "cpu", "32", 1)), steps=1_000_000)
+    train(out, Pictures(), stopped_by_signal(Runtime(roots.Root.of(out), "cpu", "32", 1)), steps=1_000_000)
 
 
 def test_sigterm_leaves_one_whole_state(together: Together, tmp_path: Path) -> None:
@@ -279,7 +278,7 @@ def fails(out: Path, objective: type[nn.Module], make: Any, fields: dict[str, An
             {"batch": 8, "accumulate": 4},
             r"the loss is (inf|nan) at step 1\. Images of the batch: 3\.3\. A",
         ),
-        (Root, met, {}, r"the gradient is (inf|nan) at step 3\. Images of the batch: 3\.0, 3\.1, 3\.2, 3\.3\. A"),
+        (SquareRoot, met, {}, r"the gradient is (inf|nan) at step 3\. Images of the batch: 3\.0, 3\.1, 3\.2, 3\.3\. A"),
         (Layers, refused, {}, r"^s0\.tar: cut short$"),
     ],
     ids=["loss", "accumulated", "gradient", "images"],

@@ -99,7 +99,7 @@ class Pictures(nn.Module):
         return loss, {"error": loss.detach()}
 
 
-class Root(nn.Module):
+class SquareRoot(nn.Module):
     """The root of the mean squared error: where that is zero, the loss has a value but no gradient."""
 
     def __init__(self) -> None:
@@ -113,9 +113,8 @@ class Root(nn.Module):
 
 def watched(watch: Callable[[int, Runtime], None]) -> Runtime:
     """A runtime that calls back after each of `STEPS` steps, with its number."""
-    runtime = Runtime(
-        roots.Root.of("."), "cpu", "32", 1, progress=lambda _, done, __: watch(round(done * STEPS), runtime)
-    )
+    here = roots.Root.of(".")
+    runtime = Runtime(here, "cpu", "32", 1, progress=lambda _, done, __: watch(round(done * STEPS), runtime))
     return runtime
 
 
