@@ -42,13 +42,14 @@ def cache_folder() -> Path:
 class Cache:
     """The cache in a folder, of at most `limit` bytes.
 
-    One process alone never passes the limit, but with a file that is larger itself and kept no longer than it is read;
-    each further process may, by a sixteenth of it. Files that are open live on after they were taken out.
+    One process alone stays below the limit; each further one may pass it by a sixteenth, and so may what is on its way
+    at one moment. A file larger than the limit is kept no longer than it is read. Open files live on when taken out.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
-        self._room = 0  # bytes that may be added before the folder is looked through again
+        self._left = 0  # bytes that may be added before the folder is looked through again,
+        self._coming = 0  # and those of them that are on their way
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[Cache], tuple[Path, int]]:
@@ -84,11 +85,11 @@ class Cache:
         if entry.size > self.limit:
             file.unlink()
             return
-        self._make_room(entry.size)
         path = self._path(entry)
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, path)
-        os.utime(path)
+        with self._room(entry.size):
+            os.replace(file, path)
+            os.utime(path)
 
     def _path(self, entry: Entry) -> Path:
         return self.folder / "files" / entry.sha256[:2] / f"{entry.sha256}{entry.suffix}"
@@ -109,11 +110,11 @@ class Cache:
         return True
 
     def _bring(self, entry: Entry, held: Path, fetch: Callable[[Path], None]) -> None:
-        kept = entry.size <= self.limit
-        if kept:
-            self._make_room(entry.size)
-        fetch(held)
-        if kept:
+        if entry.size > self.limit:
+            fetch(held)
+            return
+        with self._room(entry.size):
+            fetch(held)
             with contextlib.suppress(FileExistsError):
                 os.link(held, self._path(entry))
 
@@ -129,14 +130,23 @@ class Cache:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _make_room(self, size: int) -> None:
-        """Take out files, until so much can be added; a look through the folder for all that fits into the slack."""
+    @contextlib.contextmanager
+    def _room(self, size: int) -> Iterator[None]:
+        """Room for so many bytes, which are there when this ends: made by a look through the folder now and then, which
+        takes out files until there is some slack as well.
+        """
         with self._lock:
-            if size > self._room:
+            self._coming += size
+            if self._coming > self._left:
                 slack = self.limit // SLACK
-                _shrink(self.folder / "files", max(0, self.limit - size - slack))
-                self._room = size + slack
-            self._room -= size
+                _shrink(self.folder / "files", max(0, self.limit - self._coming - slack))
+                self._left = self._coming + slack
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._coming -= size
+                self._left -= size
 
 
 class _Copy(NamedTuple):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import collections
+import json
 import logging
+import re
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import boto3
+from moto import settings
 from moto.server import ThreadedMotoServer
 
 ENVIRONMENT = {
@@ -28,7 +33,7 @@ class Requests(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
+        self.lines.append(re.sub(r"\x1b\[\d*m", "", record.getMessage()))  # without colours
 
     def count(self) -> dict[str, int]:
         """How many there were of each method."""
@@ -71,3 +76,28 @@ def system() -> Any:
 
     s3fs.S3FileSystem.clear_instance_cache()
     return s3fs.S3FileSystem(use_listings_cache=False)
+
+
+class Key(NamedTuple):
+    """What a user signs requests with."""
+
+    name: str
+    secret: str
+
+
+@contextmanager
+def guarded(address: str, may: list[str]) -> Iterator[Key]:
+    """While inside, the server wants to know who asks: a user whose key is given, and who `may` do so much."""
+    users = boto3.client("iam", endpoint_url=address)
+    name = f"user-{uuid.uuid4().hex[:8]}"
+    users.create_user(UserName=name)
+    if may:
+        rule = {"Effect": "Allow", "Action": may, "Resource": "*"}
+        document = json.dumps({"Version": "2012-10-17", "Statement": [rule]})
+        users.put_user_policy(UserName=name, PolicyName="may", PolicyDocument=document)
+    key = users.create_access_key(UserName=name)["AccessKey"]
+    before, settings.INITIAL_NO_AUTH_ACTION_COUNT = settings.INITIAL_NO_AUTH_ACTION_COUNT, 0
+    try:
+        yield Key(key["AccessKeyId"], key["SecretAccessKey"])
+    finally:
+        settings.INITIAL_NO_AUTH_ACTION_COUNT = before

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
+from botocore.exceptions import ClientError
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.places import Place, existing, subfolders, walk
+from tests.s3 import listening, system
 
 
 def names(root: Path | str) -> list[str]:
@@ -120,34 +124,143 @@ def test_remote_folders_are_walked_like_local_ones() -> None:
     assert (root / "a.jpg").stamp() != before
 
 
-@pytest.mark.parametrize("folder", ["local", "memory://written"])
-def test_files_are_written_whole_listed_and_removed(folder: str, tmp_path: Path) -> None:
-    root = Place.of(str(tmp_path / folder) if folder == "local" else f"{folder}/{tmp_path.name}")
-    assert root.files() == {}
-    (root / "a/b").write(b"12")
-    (root / "a/b").write(b"123")
-    (root / ".c").write(b"")
-    assert root.files() == {"a/b": 3, ".c": 0}
-    assert (root / "a/b").read() == b"123"
-    (root / "a/b").remove()
-    (root / "a/b").remove()
-    assert root.files() == {".c": 0}
+ODD = "a b/ü#?d*[e]%20'\"&+;=:,@/..x~"
+"""A name with characters that mean something to URLs, to shells and to globs."""
 
 
-@pytest.mark.parametrize("folder", ["local", "memory://created"])
-def test_a_file_is_created_once(folder: str, tmp_path: Path) -> None:
-    file = Place.of(str(tmp_path / folder) if folder == "local" else f"{folder}/{tmp_path.name}") / "x"
+@pytest.fixture(params=["local", "memory", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty folder anywhere."""
+    if request.param == "local":
+        return Place.of(str(tmp_path / "folder"))
+    return Place.of(f"{request.getfixturevalue('bucket') if request.param == 's3' else 'memory:/'}/{tmp_path.name}")
+
+
+def test_files_are_written_whole_listed_and_removed(folder: Place) -> None:
+    assert folder.files() == {}
+    (folder / "a/b").write(b"12")
+    (folder / "a/b").write(b"123")
+    (folder / ".c").write(b"")
+    assert folder.files() == {"a/b": 3, ".c": 0}
+    assert (folder / "a/b").read() == b"123"
+    assert (folder / ".c").read() == b""
+    (folder / "a/b").remove()
+    (folder / "a/b").remove()
+    assert folder.files() == {".c": 0}
+
+
+def test_odd_names_are_names_like_any_other(folder: Place, tmp_path: Path) -> None:
+    file = folder.child(ODD)
+    file.write(b"odd")
+    assert folder.files() == {ODD: 3}
+    assert [each.name for each in folder.folders()] == ["a b"]
+    assert file.read() == file.peek() == b"odd"
+    assert file.read(1, 2) == b"dd"
+    assert file.written()
+    assert file.exists()
+    if not file.local:
+        (tmp_path / "there").write_bytes(b"other")
+        file.upload(tmp_path / "there")
+        file.download(tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == b"other"
+    file.remove()
+    assert folder.files() == {}
+
+
+def test_what_is_not_there_is_told_in_every_way(folder: Place, tmp_path: Path) -> None:
+    file = folder / "none"
+    assert file.peek() is None
+    assert file.written() is None
+    assert file.folders() == []
+    with pytest.raises(DataError, match="none: there is no such file"):
+        file.read()
+    if not file.local:
+        with pytest.raises(DataError, match="none: there is no such file"):
+            file.download(tmp_path / "back")
+
+
+def test_a_range_beyond_the_end_is_an_error(folder: Place) -> None:
+    (folder / "x").write(b"12345")
+    assert (folder / "x").read(2, 3) == b"345"
+    with pytest.raises(DataError, match="x: ends 1 bytes before"):
+        (folder / "x").read(3, 3)
+    with pytest.raises(DataError, match="x: "):
+        (folder / "x").read(9, 3)
+
+
+def test_lines_are_added_at_the_end(folder: Place) -> None:
+    for line in (b"a\n", b"b\n", b"c\n"):
+        (folder / "sub/lines").append(line)
+    assert (folder / "sub/lines").read() == b"a\nb\nc\n"
+
+
+def test_a_file_is_created_once(folder: Place) -> None:
+    file = folder / "x"
     assert file.create(b"first")
     assert not file.create(b"second")
     assert file.read() == b"first"
-    assert file.parent.files() == {"x": 5}
+    assert folder.files() == {"x": 5}
 
 
-def test_of_many_that_create_a_file_at_once_one_does(tmp_path: Path) -> None:
-    files = [Place.of(str(tmp_path / f"{number}")) for number in range(20)]
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_of_many_that_create_a_file_at_once_one_does(where: str, request: pytest.FixtureRequest) -> None:
+    base = str(request.getfixturevalue("tmp_path" if where == "local" else "bucket"))
+    files = [Place.of(f"{base}/{number}") for number in range(20)]
     with ThreadPoolExecutor(8) as pool:
         made = [sum(pool.map(lambda who, f=file: f.create(b"%d" % who), range(8))) for file in files]
     assert made == [1] * 20
+
+
+@pytest.mark.parametrize(
+    ("codes", "made"), [(["ConditionalRequestConflict"] * 3, True), (["PreconditionFailed"], False)]
+)
+def test_storages_that_say_it_otherwise(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, codes: list[str], made: bool
+) -> None:
+    """S3 itself asks to try again where two create a file at the same moment; others name no condition."""
+    file = Place.of(f"{bucket}/x")
+    create = file.system.pipe_file
+
+    def said(*given: Any, **options: Any) -> None:
+        if not codes:
+            return create(*given, **options)
+        raise OSError(errno.EIO, "no") from ClientError({"Error": {"Code": codes.pop()}}, "PutObject")
+
+    monkeypatch.setattr(file.system, "pipe_file", said)
+    assert file.create(b"x") is made
+
+
+def test_what_others_write_is_seen_at_once(bucket: str) -> None:
+    folder = Place.of(f"{bucket}/folder")
+    (folder / "a").write(b"1")
+    assert folder.files() == {"a": 1}
+    system().pipe_file(f"{folder.path}/b", b"12")
+    system().pipe_file(f"{folder.path}/a", b"12")
+    assert folder.files() == {"a": 2, "b": 2}
+    assert (folder / "b").exists()
+    system().rm_file(f"{folder.path}/b")
+    assert not (folder / "b").exists()
+    assert folder.files() == {"a": 2}
+
+
+def test_one_look_is_one_request(bucket: str, tmp_path: Path) -> None:
+    folder = Place.of(f"{bucket}/folder")
+    file = folder / "x"
+    (tmp_path / "file").write_bytes(b"abc")
+    looks: list[tuple[str, Callable[[], object]]] = [
+        ("PUT", lambda: file.upload(tmp_path / "file")),
+        ("GET", file.peek),
+        ("GET", lambda: file.read(1, 1)),
+        ("GET", (folder / "none").peek),
+        ("GET", folder.files),
+        ("GET", lambda: file.download(tmp_path / "back")),
+        ("HEAD", file.written),
+        ("DELETE", file.remove),
+    ]
+    for method, look in looks:
+        with listening() as requests:
+            look()
+        assert requests.count() == {method: 1}
 
 
 def test_what_can_not_be_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
