@@ -89,7 +89,7 @@ class _Child:
 
     def __init__(self, call: Call, machine: Mapping[str, Any]) -> None:
         self.connection, theirs = CONTEXT.Pipe()
-        self.process: BaseProcess = CONTEXT.Process(target=_work, args=(theirs, call, machine), daemon=True)
+        self.process: BaseProcess = CONTEXT.Process(target=_work, args=(theirs, call, machine, dict(os.environ)), daemon=True)
         self.process.start()
         theirs.close()
         self.log = call.log
@@ -152,12 +152,12 @@ def _follow(children: list[_Child], runtime: Runtime) -> Any:
     return children[0].result
 
 
-def _work(connection: Connection, call: Call, machine: Mapping[str, Any]) -> None:
-    """What a process does."""
+def _work(connection: Connection, call: Call, machine: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+    """What a process does, in the environment of the run: the process it is forked from may have begun in another."""
     stop = threading.Event()
     _detach(stop)
     set_up_process()
-    os.environ.update(call.environ)
+    os.environ.update({**environ, **call.environ})
     if call.threads:
         import torch  # noqa: PLC0415 - is loaded here, and must not be where the run is
 

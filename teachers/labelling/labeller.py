@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import posixpath
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from tasks.learning import Predictor
 from tasks.pool import pool_shards
 from tasks.teacher import Teacher, load_teacher
 from teachers.labelling.stages import Batch, Stages, label_batches
-from teachers.labelling.store import LabelFolder
+from teachers.labelling.store import Facts, LabelFolder
 
 INDEX = "labels.json"
 
@@ -85,13 +84,13 @@ class Job:
                 writer.discard()
 
 
-def open_teachers(inputs: Inputs) -> list[Labelling]:
-    """The teachers among the inputs, ready to label."""
-    root = inputs.runtime.root
-    return [
-        Labelling(name, artifact, LabelFolder(root, f"labels/{name}-{artifact.digest[:12]}"), inputs.runtime)
-        for name, artifact in inputs.of_kind("teacher").items()
-    ]
+def open_teachers(inputs: Inputs, known: Mapping[str, Facts] | None = None) -> list[Labelling]:
+    """The teachers among the inputs, ready to label; what is `known` of label files, by path, is not read off them."""
+    found = []
+    for name, artifact in inputs.of_kind("teacher").items():
+        folder = LabelFolder(inputs.runtime.root, f"labels/{name}-{artifact.digest[:12]}", dict(known or {}))
+        found.append(Labelling(name, artifact, folder, inputs.runtime))
+    return found
 
 
 def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -100,7 +99,7 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
     Raises DataError if a teacher missed the metric it must reach, or if more images failed than `max_failed` allows.
     """
     check_required(config["require"], inputs.of_kind("teacher"))
-    teachers = open_teachers(inputs)
+    teachers = open_teachers(inputs, {path: facts for part in inputs.parts for path, facts in part["facts"].items()})
     shards = list(pool_shards(inputs["pool"], inputs.of_kind("data")))
     jobs = jobs_left(teachers, [shard for _, shard, _ in shards], inputs.anew and not inputs.parts)
     label_shards(jobs, config["batch"], inputs.runtime)
@@ -126,10 +125,14 @@ def jobs_left(teachers: Sequence[Labelling], shards: Sequence[ImageShard], anew:
 
 
 def describe(jobs: Sequence[Job]) -> dict[str, Any]:
-    """Of jobs that were done: how many images they were, and how each teacher was run."""
+    """Of jobs that were done: how many images they were, how each teacher was run, and what is known of the files."""
     at_work = {teacher.name: teacher for job in jobs for teacher in job.teachers}
+    facts: dict[str, Facts] = {}
+    for job in jobs:
+        facts |= {teacher.labels.file(job.shard): teacher.labels.facts_of(job.shard) for teacher in job.teachers}
     return {
         "images": sum(len(job.shard) for job in jobs),
+        "facts": facts,
         "choices": {name: teacher.predictor.choice.describe() for name, teacher in at_work.items()},
     }
 
@@ -155,15 +158,14 @@ def write_labels(done: Batch, writers: Mapping[str, LabelWriter]) -> None:
 
 
 def _entry(name: str, shard: ImageShard, teacher: Labelling) -> dict[str, Any]:
-    path = teacher.labels.file(shard)
     return {
         "set": name,
         "shard": shard.name,
         "image_shard": shard.sha256,
         "teacher": teacher.name,
-        "path": path,
+        "path": teacher.labels.file(shard),
         "rows": len(shard),
-        **teacher.labels.facts[posixpath.basename(path)],
+        **teacher.labels.facts_of(shard),
     }
 
 

@@ -24,7 +24,7 @@ class Facts(TypedDict):
 
 @dataclasses.dataclass
 class LabelFolder:
-    """The folder `path` in the root, and the facts about those of its files that are whole, by name."""
+    """The folder `path` in the root, and the facts about files in it that are whole, by their paths in the root."""
 
     root: Root
     path: str
@@ -32,38 +32,42 @@ class LabelFolder:
 
     def file(self, shard: ImageShard) -> str:
         """Where the labels of an image shard are in the root."""
-        return f"{self.path}/{_name(shard)}"
+        return f"{self.path}/{shard.sha256[:16]}.parquet"
 
     def look(self, shards: Iterable[ImageShard]) -> None:
         """Learn which of these are labelled. One listing tells what is there; what is new is read to see whether it is
         readable and of the right length.
         """
-        there = (self.root / self.path).files()
-        known = {name: facts for name, facts in self.facts.items() if there.get(name) == facts["size"]}
-        self.facts = known
-        in_parallel(self._examine, [each for each in shards if _name(each) in there.keys() - known.keys()])
+        there = {f"{self.path}/{name}": size for name, size in (self.root / self.path).files().items()}
+        self.facts = {path: facts for path, facts in self.facts.items() if there.get(path) == facts["size"]}
+        new = there.keys() - self.facts.keys()
+        in_parallel(self._examine, [shard for shard in shards if self.file(shard) in new])
 
     def _examine(self, shard: ImageShard) -> None:
         path = self.file(shard)
-        found = facts_of(self.root.bring(path), len(shard))
+        found = read_facts(self.root.bring(path), len(shard))
         if found:
-            self.facts[_name(shard)] = found
+            self.facts[path] = found
             self.root.settle(path, found)
 
     def has(self, shard: ImageShard) -> bool:
         """Whether the labels of an image shard are there, as far as `look` and `publish` know."""
-        return _name(shard) in self.facts
+        return self.file(shard) in self.facts
+
+    def facts_of(self, shard: ImageShard) -> Facts:
+        """What is known of the labels of an image shard, which are there."""
+        return self.facts[self.file(shard)]
 
     def publish(self, shard: ImageShard) -> None:
         """The labels of a shard were just written, whole, where `root.here` says: now they are in the root."""
         path = self.file(shard)
-        found = facts_of(self.root.here(path), len(shard))
+        found = read_facts(self.root.here(path), len(shard))
         assert found, f"{path} was written whole"
         self.root.publish(path, found)
-        self.facts[_name(shard)] = found
+        self.facts[path] = found
 
 
-def facts_of(path: Path, rows: int) -> Facts | None:
+def read_facts(path: Path, rows: int) -> Facts | None:
     """What there is to know of a label file of this machine; None if it is damaged or has another number of rows."""
     try:
         status = pq.read_table(path, columns=["status"]).column("status").to_pylist()
@@ -72,7 +76,3 @@ def facts_of(path: Path, rows: int) -> Facts | None:
     if len(status) != rows:
         return None
     return {"size": path.stat().st_size, "sha256": hash_file(path), "failed": status.count("failed")}
-
-
-def _name(shard: ImageShard) -> str:
-    return f"{shard.sha256[:16]}.parquet"

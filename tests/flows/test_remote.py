@@ -1,0 +1,277 @@
+"""Runs on a root in a bucket: the same artifacts as on this machine, and nothing lost with a machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import must
+from flows.dag import Selection
+from pipeline.errors import Stopped
+from pipeline.places import Place
+from pipeline.roots import Root
+from tests.flows.tiny import STEPS, Digests, digests, within
+from tests.s3 import ENVIRONMENT, listening
+
+Start = Callable[..., BaseProcess]
+BEFORE_LABELS = ("data.world", "data.pool", "teacher.masks", "teacher.gabor", "pool")
+LITTLE = "runtime.cache_gb=0.00002"
+"""20 KB, a fraction of one shard's images."""
+
+
+def remote_digests(root: str) -> Digests:
+    """The digest of every step's artifact."""
+    place = Place.of(root)
+    names = [name for name in place.files() if name.startswith("artifacts/") and name.endswith("/manifest.json")]
+    manifests = [json.loads((place / name).read()) for name in names]
+    found = {manifest["step"]: manifest["digest"] for manifest in manifests}
+    assert len(found) == len(manifests), "a step was made twice over"
+    return found
+
+
+def upload(folder: Path, root: str) -> None:
+    """A local folder, or file, as part of a root."""
+    for path in [folder] if folder.is_file() else folder.rglob("*"):
+        if path.is_file():
+            (Place.of(root) / path.relative_to(folder.parent).as_posix()).write(path.read_bytes())
+
+
+def another_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """From here on there is neither cache nor scratch of what was done before."""
+    monkeypatch.setenv("MUST_CACHE", str(folder))
+
+
+def command(environ: Mapping[str, str], arguments: list[str]) -> None:
+    os.environ.update(environ)
+    must.main(arguments)
+
+
+@pytest.fixture
+def start_there(
+    recipe: Path, bucket: str, spawner: Any, s3: str, tmp_path: Path
+) -> Iterator[Callable[[str], BaseProcess]]:
+    """Starts `must run` on a root in a process, on a machine of its own."""
+    environ = {**ENVIRONMENT, "AWS_ENDPOINT_URL": s3, "MUST_CACHE": str(tmp_path / "lost machine")}
+    started: list[BaseProcess] = []
+
+    def process(root: str) -> BaseProcess:
+        started.append(spawner.Process(target=command, args=(environ, ["run", str(recipe), "--root", root])))
+        started[-1].start()
+        return started[-1]
+
+    yield process
+    for each in started:
+        if each.is_alive():
+            each.kill()
+        each.join()
+
+
+@pytest.fixture
+def root(bucket: str, whole: Path) -> str:
+    """A root where nothing is made yet, which makes the same choices as the undisturbed run."""
+    upload(whole / "machine", f"{bucket}/a root")
+    return f"{bucket}/a root"
+
+
+@pytest.fixture
+def up_to_label(root: str, whole: Path) -> str:
+    """The same with everything that comes before the labels: a root that was copied from a disk."""
+    for step in BEFORE_LABELS:
+        upload(whole / "artifacts" / step, f"{root}/artifacts")
+    return root
+
+
+@pytest.fixture
+def all_there(root: str, whole: Path) -> str:
+    """A whole run, copied to the bucket."""
+    for folder in ("artifacts", "labels", "runs"):
+        upload(whole / folder, root)
+    return root
+
+
+def test_a_run_comes_to_what_it_comes_to_on_this_machine(root: str, whole: Path, recipe: Path, tmp_path: Path) -> None:
+    outcome = must.run(recipe, root)
+    assert remote_digests(root) == digests(whole)
+    assert list(outcome.artifacts) == STEPS
+    assert outcome.metrics == must.run(recipe, whole).metrics
+    there = Place.of(root).files()
+    assert {name.split("/")[0] for name in there} == {"artifacts", "labels", "machine", "runs"}
+    assert not [name for name in there if "/work/" in name or name.endswith(".part")]
+    assert {name.split("/")[-1] for name in there if name.startswith("runs/")} == {
+        "recipe.yaml",
+        "plan.json",
+        "events.jsonl",
+        "metrics.json",
+        "report.html",
+    }
+    assert outcome.folder is not None
+    assert b"could not be shown" not in (outcome.folder / "report.html").read()
+    assert not [path for path in (tmp_path / "cache" / "scratch").rglob("*") if path.is_file()], "scratch is empty"
+    again = must.run(recipe, root)
+    assert (again.ran, str(again.folder)) == (0, str(outcome.folder))
+
+
+def test_a_cache_smaller_than_a_shard_does(
+    root: str, whole: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    must.run(recipe, root, [LITTLE], Selection("label"))
+    another_machine(monkeypatch, tmp_path / "another")
+    must.run(recipe, root, [LITTLE])
+    assert remote_digests(root) == digests(whole)
+    files = (tmp_path / "another" / "files").rglob("*.*")
+    assert 0 < sum(path.stat().st_size for path in files) <= 20_000
+
+
+def test_what_was_labelled_before_a_machine_was_lost_is_not_labelled_again(
+    up_to_label: str, whole: Path, recipe: Path, start_there: Callable[[str], BaseProcess]
+) -> None:
+    root = up_to_label
+    with listening() as requests:
+        process = start_there(root)
+        within(lambda: sum(name.endswith(".parquet") for name in Place.of(f"{root}/labels").files()) >= 5, process)
+        process.kill()
+        process.join()
+        before = len(Place.of(f"{root}/labels").files())
+        outcome = must.run(recipe, root)
+    uploads = [line.split()[6] for line in requests.lines if '"PUT' in line and "/labels/" in line]
+    assert 5 <= before < 24
+    assert sorted(uploads) == sorted(set(uploads)), "a label shard was written again"
+    assert len(uploads) == len(Place.of(f"{root}/labels").files()) == 24
+    assert remote_digests(root) == digests(whole)
+    assert outcome.artifacts["label"].counts["labelled_now"] == (24 - before) / 2 * 4
+
+
+def test_training_goes_on_from_the_state_that_a_lost_machine_had_saved(
+    root: str, whole: Path, recipe: Path, start_there: Callable[[str], BaseProcess]
+) -> None:
+    process = start_there(root)
+    teacher = Place.of(f"{root}/artifacts/teacher.masks")
+
+    def states() -> list[str]:
+        return [name for name in teacher.files() if "/work/" in name]
+
+    within(lambda: bool(states()), process)
+    first = teacher / states()[0]
+    seen = first.stamp()
+    import time
+    t=time.time(); log=[]
+    def changed():
+        try: log.append((round(time.time()-t,2), first.stamp()))
+        except BaseException as e: log.append((round(time.time()-t,2), repr(e)))
+        return log[-1][1] != seen
+    try: within(changed, process)
+    finally: print(seen, log[:3], log[-3:], len(log), first)
+    process.kill()
+    process.join()
+    steps: list[float] = []
+
+    def progress(step: str, done: float, line: str) -> None:
+        if step == "teacher.masks" and line.startswith("loss"):
+            steps.append(done)
+
+    must.run(recipe, root, progress=progress)
+    assert steps[0] > 1.5 / 60, "it began again from nothing"
+    assert steps[-1] == 1
+    assert remote_digests(root) == digests(whole)
+
+
+def test_a_stop_keeps_what_there_is_to_go_on_from(
+    root: str, whole: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = threading.Event()
+
+    def progress(at: str, done: float, line: str) -> None:
+        if at == "teacher.masks" and 0.3 < done < 1:
+            stop.set()
+
+    rarely = ["teachers.masks.checkpoint_s=1000"]
+    with pytest.raises(Stopped):
+        must.run(recipe, root, rarely, progress=progress, stop=stop)
+    another_machine(monkeypatch, tmp_path / "another")
+    reached: list[float] = []
+    must.run(recipe, root, rarely, Selection("teacher.masks"), progress=lambda *at: reached.append(at[1]))
+    assert min(done for done in reached if done) > 0.3
+    made = remote_digests(root)["teacher.masks"]
+    assert made == digests(whole)["teacher.masks"]
+
+
+def test_a_plan_asks_little(all_there: str, recipe: Path) -> None:
+    with listening() as requests:
+        planned = must.plan(recipe, all_there)
+    assert [each.action for each in planned] == ["reuse"] * 8
+    counts = requests.count()
+    # a manifest and a listing for each step, and a listing for each of the two teachers' labels
+    assert counts == {"GET": 2 * 8 + 2}
+
+
+def test_a_plan_of_something_else_asks_little(all_there: str, recipe: Path) -> None:
+    with listening() as requests:
+        planned = must.plan(recipe, all_there, ["student.steps=61", "teachers.masks.steps=61"])
+    assert planned[2].why == "teacher.steps: 60 -> 61"
+    assert sum(requests.count().values()) < 30
+
+
+def test_what_is_made_is_found_by_every_command(
+    all_there: str, whole: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to, here = tmp_path / "there.safetensors", tmp_path / "here.safetensors"
+    must.main(["export", "backbone", str(recipe), "--root", all_there, "--to", str(to)])
+    must.main(["export", "backbone", str(recipe), "--root", str(whole), "--to", str(here)])
+    assert to.read_bytes() == here.read_bytes()
+    capsys.readouterr()
+    must.main(["run", str(recipe), "--root", all_there])
+    said = capsys.readouterr().out
+    report = next(name for name in Place.of(all_there).files() if name.endswith("report.html"))
+    assert said.startswith("Nothing to do")
+    assert f"Report: {all_there}/{report}\n" in said
+    must.main(["label", str(recipe), "--root", all_there])
+    assert f"{all_there}/labels/masks-" in capsys.readouterr().out
+
+
+def test_labelling_there_is_measured_and_leaves_no_label(
+    all_there: str, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from teachers.labelling import bench  # noqa: PLC0415
+
+    monkeypatch.setattr(bench, "WINDOWS", 1)
+    monkeypatch.setattr(bench, "PLAIN_IMAGES", 2)
+    before = Place.of(all_there).files()
+    must.main(["bench", "label", str(recipe), "--root", all_there, "--images", "8"])
+    assert "the labeller" in capsys.readouterr().out
+    there = Place.of(all_there).files()
+    assert {name for name in there.keys() - before.keys() if not name.startswith("machine/")} == set()
+    assert not list(Root.of(all_there).here().iterdir())
+
+
+def test_a_lost_label_shard_is_made_again(all_there: str, whole: Path, recipe: Path) -> None:
+    shards = [name for name in Place.of(all_there).files() if name.startswith("labels/")]
+    (Place.of(all_there) / shards[3]).remove()
+    outcome = must.run(recipe, all_there)
+    assert outcome.artifacts["label"].counts["labelled_now"] == 4
+    assert outcome.ran == 1
+    assert remote_digests(all_there) == digests(whole)
+
+
+@pytest.mark.parametrize("runner", ["threads", "process"])
+def test_with_prefect_its_database_stays_on_this_machine(
+    runner: str, up_to_label: str, whole: Path, recipe: Path, tmp_path: Path
+) -> None:
+    root = up_to_label
+    must.run(recipe, root, [f"runtime.runner={runner}", "runtime.label_workers=2"], Selection("label"))
+    expected = digests(whole)
+    assert remote_digests(root) == {step: expected[step] for step in (*BEFORE_LABELS, "label")}
+    assert not [name for name in Place.of(root).files() if name.startswith("prefect")]
+    assert Root.of(root).here("prefect/prefect.db").exists()
+    assert not [name for name in Place.of(root).files() if name.startswith("claims")]
+    logs = [name for name in Place.of(root).files() if name.endswith("logs/label.log")]
+    assert len(logs) == 1
+    shutil.rmtree(tmp_path / "cache")
+    assert must.plan(recipe, root)[5].action == "reuse"
