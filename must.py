@@ -78,6 +78,7 @@ def run(
     read = read_recipe(Path(recipe), overrides or ())
     machine = read.runtime
     where = roots.Root.of(root, machine.cache_gb)
+    runtime = {"checkpoint_s": machine.checkpoint_s, **runtime}
     here = Runtime(where, machine.device, machine.precision, machine.workers, **runtime)
     return execute_recipe(read, here, steps or WHOLE)
 

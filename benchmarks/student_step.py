@@ -75,7 +75,7 @@ class Steps:
         heads = heads_of(student, inputs)
         network = build_network(student, {name: head.space for name, head in heads.items()}, config["seed"])
         self.objective = Learning(network, combination(student, heads)[0], choice.memory_format)
-        self.config = student.model_copy(update={"checkpoint_s": 1e9})
+        self.config = student
         self.choice, self.steps, self.inputs = choice, steps, inputs
         collate = {head: task.collate for head, task in network.tasks.items()}
         threads = inputs.runtime.threads
@@ -85,7 +85,8 @@ class Steps:
     def rate(self, stream: Stream) -> float:
         """Images per second of training on a stream."""
         ends: list[float] = []
-        runtime = dataclasses.replace(self.inputs.runtime, progress=lambda *_: ends.append(time.perf_counter()))
+        told = {"progress": lambda *_: ends.append(time.perf_counter()), "checkpoint_s": 1e9}
+        runtime = dataclasses.replace(self.inputs.runtime, **told)
         with tempfile.TemporaryDirectory() as folder:
             job = Job("bench", self.objective, stream, WARM + self.steps, Path(folder), self.config, seed=0)
             fit(job, self.choice, Team(self.choice.device), runtime)

@@ -14,9 +14,6 @@ from pipeline.sources import BaseSource
 from pipeline.weights import weights_digest
 from tasks.ingest import open_source
 
-SAME_RESULT = ("checkpoint_s",)
-"""Keys of a schedule that change when states are saved, never what comes out."""
-
 
 def build_steps(recipe: Recipe) -> list[Step]:
     """The steps of a run, inputs before those that use them. Opening the sources checks that their files are there."""
@@ -36,7 +33,7 @@ def build_steps(recipe: Recipe) -> list[Step]:
     labelled = ("pool", *pooled, *makers)
     parts = "teachers.labelling.parts"
     label = Step("label", "teachers.labelling.labeller:label_pool", labelling, labelled, parts=parts)
-    learning = {"student": _settings(recipe.student), "seed": recipe.seed, **_start(recipe.student)}
+    learning = {"student": recipe.student.model_dump(mode="json"), "seed": recipe.seed, **_start(recipe.student)}
     taught = tuple(sorted({f"data.{teacher.data}" for teacher in recipe.teachers.values() if hasattr(teacher, "data")}))
     truths = tuple(name for name in taught if name not in pooled)
     learned_from = ("pool", "label", *pooled, *truths, *makers)
@@ -58,17 +55,12 @@ def _ingest_step(recipe: Recipe, name: str, source: BaseSource) -> Step:
 
 
 def _teacher_step(recipe: Recipe, name: str, teacher: TeacherConfig) -> Step:
-    settings = _settings(teacher)
+    settings = teacher.model_dump(mode="json")
     settings.pop("require")  # a gate on the result, not a part of it
     config: dict[str, Any] = {"name": name, "teacher": settings, "seed": recipe.seed, **_start(teacher)}
     inputs = (f"data.{teacher.data}",) if hasattr(teacher, "data") else ()
     trains = isinstance(teacher, FitConfig)
     return Step(f"teacher.{name}", f"teachers.{teacher.kind}:make", config, inputs, trains=trains)
-
-
-def _settings(section: TeacherConfig | FitConfig) -> dict[str, Any]:
-    """A section as JSON, without what cannot change the result."""
-    return {key: value for key, value in section.model_dump(mode="json").items() if key not in SAME_RESULT}
 
 
 def _start(section: TeacherConfig | FitConfig) -> dict[str, str]:

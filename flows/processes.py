@@ -72,7 +72,7 @@ def carry_out(call: Call, runtime: Runtime, together: Sequence[Mapping[str, str]
 
     Raises what the work raises, with the trace of its process as a note, and Killed if a process was killed.
     """
-    machine = {name: getattr(runtime, name) for name in ("root", "device", "precision")}
+    machine = {name: getattr(runtime, name) for name in ("root", "device", "precision", "checkpoint_s")}
     machine["workers"] = runtime.workers or call.threads
     if call.log:
         call.log.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,8 @@ class _Child:
 
     def __init__(self, call: Call, machine: Mapping[str, Any]) -> None:
         self.connection, theirs = CONTEXT.Pipe()
-        self.process: BaseProcess = CONTEXT.Process(target=_work, args=(theirs, call, machine, dict(os.environ)), daemon=True)
+        given = theirs, call, machine, dict(os.environ)
+        self.process: BaseProcess = CONTEXT.Process(target=_work, args=given, daemon=True)
         self.process.start()
         theirs.close()
         self.log = call.log

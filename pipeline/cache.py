@@ -88,8 +88,8 @@ class Cache:
         path = self._path(entry)
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._room(entry.size):
+            os.utime(file)  # before: another thread may take it out again at once
             os.replace(file, path)
-            os.utime(path)
 
     def _path(self, entry: Entry) -> Path:
         return self.folder / "files" / entry.sha256[:2] / f"{entry.sha256}{entry.suffix}"

@@ -75,8 +75,6 @@ class FitConfig(Section):
     """Largest gradient norm; null for none."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of the moving average of the weights, which is then what is kept."""
-    checkpoint_s: float = Field(default=60, ge=0)
-    """Seconds between training states on disk."""
 
     @model_validator(mode="after")
     def _consistent(self) -> FitConfig:
@@ -187,6 +185,8 @@ class RuntimeConfig(Section):
     """Steps at work at once, for teachers that don't depend on each other; 0 = one per GPU, and one on a CPU."""
     workers: int = Field(default=0, ge=0)
     """Threads for decoding and encoding; 0 = one per core."""
+    checkpoint_s: float = Field(default=60, ge=0)
+    """Seconds between training states on disk, which are uploaded if the root is elsewhere."""
     cache_gb: float = Field(default=CACHE_GB, gt=0)
     """Gigabytes of this machine's disk for what was read from a root that is elsewhere (`--root s3://...`)."""
 

@@ -129,7 +129,7 @@ class _Training:
                 self.step += 1
                 self._report(losses, self.job.config.batch / (time.perf_counter() - began))
                 stop = any(self.team.tell(self.runtime.stop.is_set()))  # asked once: what stops here saves its state
-                if stop or time.monotonic() - saved > self.job.config.checkpoint_s:
+                if stop or time.monotonic() - saved > self.runtime.checkpoint_s:
                     self._save()
                     saved = time.monotonic()
                 if stop:

@@ -30,7 +30,7 @@ def quiet(step: str, done: float, line: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """Where and how steps run.
+    """Where and how steps run; a training state is saved every `checkpoint_s` seconds.
 
     `progress(step, share done in [0, 1], line)` may be called often and from any thread. `stop` is set when the run
     was asked to end; steps look at it between batches and leave a state to go on from.
@@ -42,6 +42,7 @@ class Runtime:
     workers: int = 0
     progress: Progress = quiet
     stop: threading.Event = dataclasses.field(default_factory=threading.Event)
+    checkpoint_s: float = 60.0
 
     @property
     def threads(self) -> int:

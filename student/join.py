@@ -12,6 +12,7 @@ from pipeline.errors import DataError
 from pipeline.images import ImageShard
 from pipeline.labels import LabelSpace
 from pipeline.loader import Layer, Library, Shelf
+from pipeline.roots import in_parallel
 from tasks.ingest import IngestedSet
 from tasks.pool import pool_shards
 from tasks.shelves import labelled
@@ -65,8 +66,8 @@ def join(config: StudentConfig, heads: Mapping[str, Head], inputs: Inputs) -> Li
             if found:
                 layers[head.teacher] = tuple(found)
         if layers:
-            shelves.append(labelled(Shelf(shard, rows, layers)))
-    return Library(shelves)
+            shelves.append(Shelf(shard, rows, layers))
+    return Library(in_parallel(labelled, shelves))
 
 
 class Truth:

@@ -9,6 +9,7 @@ import numpy as np
 import tasks
 from pipeline.images import ImageShard
 from pipeline.loader import Layer, Library, Shelf
+from pipeline.roots import in_parallel
 from tasks.ingest import IngestedSet
 
 Layers = Callable[[ImageShard], Mapping[str, tuple[Layer, ...]]]
@@ -30,7 +31,7 @@ def truth_library(found: IngestedSet, split: str, heads: Mapping[str, str], with
     def layers(shard: ImageShard) -> dict[str, tuple[Layer, ...]]:
         return {head: (Layer(found.truth(task, split, shard.name), readers[head]),) for head, task in heads.items()}
 
-    return Library([labelled(shelf) for shelf in shelve(found, split, layers, without)])
+    return Library(in_parallel(labelled, shelve(found, split, layers, without)))
 
 
 def labelled(shelf: Shelf) -> Shelf:

@@ -235,7 +235,7 @@ def shards(root: Path) -> list[Path]:
 
 
 def test_an_asked_process_saves_its_state_and_ends_with_75(root: Path, start: Start, goes_on: GoesOn) -> None:
-    process = start(root, "-o", "teachers.masks.checkpoint_s=1000")
+    process = start(root, "-o", "runtime.checkpoint_s=1000")
     within(lambda: logged(root, "teacher.masks") >= 3, process)
     os.kill(process.pid or 0, signal.SIGTERM)
     process.join()

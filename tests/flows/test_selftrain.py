@@ -160,7 +160,7 @@ def test_a_server_of_the_users_own_that_does_not_answer_is_an_error(recipe: Path
 
 
 def test_a_stopped_run_is_cancelled_in_prefect_and_goes_on(root: Path, start: Start, goes_on: GoesOn) -> None:
-    process = start(root, *THREADS, "-o", "teachers.masks.checkpoint_s=1000")
+    process = start(root, *THREADS, "-o", "runtime.checkpoint_s=1000")
     within(lambda: logged(root, "teacher.masks") >= 3, process)
     os.kill(process.pid or 0, signal.SIGTERM)
     process.join()

@@ -15,18 +15,18 @@ from typing import Any
 
 RECIPE = """
 name: tiny
-runtime: {runner: inline, device: cpu, precision: "32", workers: 1}
+runtime: {runner: inline, device: cpu, precision: "32", workers: 1, checkpoint_s: 0}
 data:
   world: {kind: scenes, count: 12, test: 2, seed: 1, size: 48, tasks: [segmentation]}
   pool: {kind: scenes, count: 36, seed: 2, size: 48}
 shard_images: 4
 teachers:
   masks: {kind: supervised, task: segmentation, data: world, backbone: test_resnet, image_size: 32, width: 16,
-    proposals: 8, steps: 60, batch: 4, checkpoint_s: 0}
+    proposals: 8, steps: 60, batch: 4}
   gabor: {kind: analytic, image_size: 32, wavelengths: [4.0]}
 pool: [pool, world]
 labelling: {batch: 2}
-student: {backbone: test_resnet, image_size: 32, width: 16, proposals: 8, steps: 60, batch: 4, checkpoint_s: 0,
+student: {backbone: test_resnet, image_size: 32, width: 16, proposals: 8, steps: 60, batch: 4,
   loss_weights: {gabor: 1}}
 """
 STEPS = ["data.world", "data.pool", "teacher.masks", "teacher.gabor", "pool", "label", "student", "evaluate"]

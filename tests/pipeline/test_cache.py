@@ -179,6 +179,18 @@ def test_many_threads_in_a_cache_that_is_too_small(cache: Cache, origin: Origin)
     assert sum(inside(cache).values()) <= cache.limit
 
 
+def test_many_threads_move_files_in(cache: Cache, tmp_path: Path) -> None:
+    def make(number: int) -> None:
+        file = tmp_path / str(number)
+        file.write_bytes(content(str(number), 300))
+        os.utime(file, (number, number))  # made long before it is moved
+        cache.take(entry(str(number), 300), file)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(make, range(400)))
+    assert sum(inside(cache).values()) <= cache.limit
+
+
 def churn(folder: Path, limit: int) -> None:
     """A process that reads many files through the cache."""
     cache, origin = Cache(folder, limit), Origin()

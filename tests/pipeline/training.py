@@ -136,7 +136,8 @@ def train_and_tell(
     out: Path, model: nn.Module, runtime: Runtime = QUIET, choice: Choice = PLAIN, **fields: Any
 ) -> list[Cut]:
     """The same; returns where memory ran out."""
-    given = {"steps": STEPS, "batch": 4, "lr": 0.05, "warmup": 0.3, "checkpoint_s": 1e9, **fields}
+    given = {"steps": STEPS, "batch": 4, "lr": 0.05, "warmup": 0.3, **fields}
+    runtime = dataclasses.replace(runtime, checkpoint_s=given.pop("checkpoint_s", 1e9))
     stream, seed = given.pop("stream", None) or Numbered(batch=given["batch"]), given.pop("seed", 0)
     config = FitConfig.model_validate(given)
     with Team(choice.device) as team:
