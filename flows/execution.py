@@ -13,10 +13,12 @@ from typing import Any
 
 from flows.dag import Selection
 from flows.engines import check_engine
-from flows.run import WHOLE, Outcome, Run, nothing_to_do, prepare, told
+from flows.run import WHOLE, Outcome, Plan, Run, nothing_to_do, prepare, told
 from flows.work import Apart, Here, in_order
-from pipeline.artifacts import Artifact, Step, write_atomically
+from pipeline import ranks
+from pipeline.artifacts import Artifact, Inputs, Step, write_atomically
 from pipeline.config import Recipe
+from pipeline.errors import ConfigError
 from pipeline.runtime import Runtime
 
 SHOW_CURSOR = b"\x1b[?25h\n"
@@ -29,6 +31,10 @@ def execute_recipe(recipe: Recipe, runtime: Runtime, selection: Selection = WHOL
     done = nothing_to_do(plan)
     if done:
         return done
+    if ranks.count() > 1:
+        check_launched(recipe, plan)
+        if not ranks.is_first():
+            return take_part(plan, runtime)
     only_report = all(each.artifact for each in plan.planned)
     inline = recipe.runtime.runner == "inline" or only_report
     check_engine(recipe.runtime)
@@ -44,6 +50,26 @@ def execute_recipe(recipe: Recipe, runtime: Runtime, selection: Selection = WHOL
             raise
     run.event("finished")
     return Outcome(run.folder, artifacts, run.made)
+
+
+def check_launched(recipe: Recipe, plan: Plan) -> None:
+    """Raise ConfigError unless what torchrun started is the training of one network."""
+    todo = [each.step for each in plan.planned if each.artifact is None]
+    if recipe.runtime.runner != "inline" or len(todo) != 1 or not todo[0].trains:
+        raise ConfigError(
+            f"torchrun started {ranks.count()} processes, which can train one network: run it with --only STEP, a "
+            f"teacher that is trained or the student, and -o runtime.runner=inline. To do here: "
+            f"{', '.join(step.name for step in todo) or 'nothing'}, with runner {recipe.runtime.runner!r}."
+        )
+
+
+def take_part(plan: Plan, runtime: Runtime) -> Outcome:
+    """Train along with the first process, which writes everything."""
+    *before, last = plan.planned
+    made = {each.step.name: each.artifact for each in before if each.artifact}
+    with stopping(runtime.stop):
+        plan.workspace.take_part(last.step, Inputs({name: made[name] for name in last.step.inputs}, runtime))
+    return Outcome(None, made, 0)
 
 
 def inline_step(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:

@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline import ranks
 from pipeline.alive import Process
 from pipeline.claims import Told, claimed
-from pipeline.errors import DataError
+from pipeline.errors import DataError, MustError
 from pipeline.places import Place
 from pipeline.runtime import Runtime
 
@@ -186,9 +187,17 @@ class Workspace:
         """
         mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
         claim, runtime = self.claims / step.name / mark, inputs.runtime
-        with claimed(claim, waiting(step.name, runtime), lost=runtime.stop.set):
+        together = ranks.count() > 1
+        with claimed(claim, busy if together else waiting(step.name, runtime), lost=runtime.stop.set):
             found = None if inputs.anew else self.find(step, mark)
+            if found and together:
+                busy(Process.this())
             return (found, False) if found else (self.make(step, inputs), True)
+
+    def take_part(self, step: Step, inputs: Inputs) -> None:
+        """What the others do of several processes that train together, while the first obtains the artifact."""
+        mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
+        step.function()(step.config, inputs, self.folder(step, mark))
 
     @property
     def claims(self) -> Place:
@@ -241,6 +250,15 @@ class Workspace:
             return None
         newest = max(found, key=lambda path: path.stat().st_mtime_ns)
         return Artifact(newest.parent, read_json(newest))
+
+
+class Busy(MustError):
+    """Another run makes what several processes together were to make: they can't wait, as they wait for each other."""
+
+
+def busy(holder: Process) -> None:
+    """Raise Busy."""
+    raise Busy(f"Another run, process {holder.number} on {holder.machine.split()[0]}, makes this just now: try later.")
 
 
 def waiting(step: str, runtime: Runtime) -> Told:
