@@ -10,6 +10,7 @@ The index gives every image's byte range in the tar, so any image is one seek aw
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import os
@@ -62,13 +63,23 @@ class NewImage:
     height: int
     source: str
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         return hashlib.sha256(self.data).hexdigest()
 
     @property
     def key(self) -> str:
         return self.sha256[:16]
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file whole or not at all. Equal tables make equal files."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with open(part, "wb") as file:
+        pq.write_table(table, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
 
 
 class ShardWriter:
@@ -100,9 +111,8 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        part = self.index_path.with_name(f".{self.index_path.name}.{os.getpid()}.part")
-        pq.write_table(pa.Table.from_pylist([dataclasses.asdict(row) for row in self.rows], schema=INDEX), part)
-        os.replace(part, self.index_path)
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        write_table(self.index_path, pa.Table.from_pylist(rows, schema=INDEX))
         os.replace(self._part, self.tar_path)
 
     def discard(self) -> None:
@@ -111,25 +121,44 @@ class ShardWriter:
         self._part.unlink(missing_ok=True)
 
 
+def read_index(tar: Path, columns: list[str] | None = None) -> pa.Table:
+    """The index of an image shard, or some of its columns. DataError if it is damaged or of another version."""
+    path = tar.with_suffix(".parquet")
+    try:
+        table = pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: not a readable image index ({error}).") from error
+    version = (table.schema.metadata or {}).get(b"must_images", b"?").decode()
+    if version != str(SCHEMA_VERSION):
+        raise DataError(f"{tar}: image store version {version!r}; this version reads {SCHEMA_VERSION}.")
+    return table
+
+
 class ImageShard:
-    """One image shard, opened for reading at any position, by any number of threads."""
+    """One image shard, for reading at any position, by any number of threads. Its index is read when first needed."""
 
     def __init__(self, tar: Path, sha256: str) -> None:
         self.path, self.name, self.sha256 = tar, tar.stem, sha256
-        try:
-            table = pq.read_table(tar.with_suffix(".parquet"))
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{tar.with_suffix('.parquet')}: not a readable image index ({error}).") from error
-        version = (table.schema.metadata or {}).get(b"must_images", b"?").decode()
-        if version != str(SCHEMA_VERSION):
-            raise DataError(f"{tar}: image store version {version!r}; this version reads {SCHEMA_VERSION}.")
-        self.table = table
-        self.keys: list[str] = table.column("key").to_pylist()
-        self._offsets: list[int] = table.column("offset").to_pylist()
-        self._lengths: list[int] = table.column("length").to_pylist()
+
+    @functools.cached_property
+    def table(self) -> pa.Table:
+        """The index: `INDEX` is its schema."""
+        return read_index(self.path)
+
+    @functools.cached_property
+    def keys(self) -> list[str]:
+        """The images' keys, in order."""
+        keys: list[str] = self.table.column("key").to_pylist()
+        return keys
+
+    @functools.cached_property
+    def _spans(self) -> list[tuple[int, int]]:
+        """(offset, length) of every image."""
+        columns = (self.table.column(name).to_pylist() for name in ("offset", "length"))
+        return list(zip(*columns, strict=True))
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return int(self.table.num_rows)
 
     def row(self, index: int) -> ImageRow:
         return ImageRow(**self.table.slice(index, 1).to_pylist()[0])
@@ -140,12 +169,13 @@ class ImageShard:
         The tar is opened for each image, some ten microseconds: a pool of thousands of shards would use up the
         process's file handles if each kept its own.
         """
+        offset, length = self._spans[index]
         try:
             with open(self.path, "rb", buffering=0) as file:
-                data = os.pread(file.fileno(), self._lengths[index], self._offsets[index])
+                data = os.pread(file.fileno(), length, offset)
         except OSError as error:
             raise DataError(f"{self.path}: can't be read ({error.strerror}): image {self.keys[index]}.") from error
-        if len(data) != self._lengths[index]:
+        if len(data) != length:
             raise DataError(f"{self.path}: cut short: image {self.keys[index]} needs bytes that are not there.")
         return data
 
