@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import hashlib
 import importlib
 import json
@@ -35,6 +36,10 @@ WORK, LOG = "work", "log"
 ELSEWHERE = "elsewhere"
 """A key of what a step returns beside its counts: its files outside its folder, {path in the root: {size, sha256}}."""
 
+ADOPTED = "adopted"
+"""A key of what a step returns beside its counts: files that it takes over from the artifact before it as they are,
+{path in its folder: path in that artifact}."""
+
 StepFunction = Callable[[Mapping[str, Any], "Inputs", Path], Mapping[str, Any]]
 
 
@@ -56,6 +61,10 @@ class Step:
     """Of a step whose work can be done in parts, by any process that reaches the root, before it runs: the module with
     `left(config, inputs)`, the parts that are still to do, and `work(config, inputs, part)`, which does one. Parts and
     what the work returns are JSON.
+    """
+    grows: tuple[str, ...] = ()
+    """For a step that need not do everything anew: the keys of its configuration (`files`, `source.path`) in which the
+    artifact that it goes on from may differ.
     """
 
     def function(self) -> StepFunction:
@@ -105,6 +114,10 @@ class Inputs:
     """Whether the step is to make everything again, and go on from nothing that an earlier attempt left."""
     parts: Sequence[Mapping[str, Any]] = ()
     """What the work on the step's parts returned, where that was done before."""
+    before: Artifact | None = None
+    """What a step that `grows` can go on from, if there is any: the newest whole artifact of the same step and version
+    whose configuration is the same but for those keys. `Workspace.make` finds it.
+    """
 
     def __getitem__(self, step: str) -> Artifact:
         return self.artifacts[step]
@@ -176,10 +189,7 @@ class Workspace:
         if not (folder / MANIFEST).exists():
             return None
         artifact = Artifact(folder, read_json(folder / MANIFEST))
-        for file, facts in artifact.files():
-            if not file.exists() or file.stat().st_size != facts["size"]:
-                return None
-        return artifact
+        return artifact if is_whole(artifact) else None
 
     def obtain(self, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
         """The artifact of a step, and whether this call made it. Of runs that ask at the same time, one makes it and
@@ -211,10 +221,12 @@ class Workspace:
         mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
         folder = self.folder(step, mark)
         folder.mkdir(parents=True, exist_ok=True)
+        inputs = dataclasses.replace(inputs, before=None if inputs.anew else self._before(step, folder))
         _clear(folder, () if inputs.anew else (WORK, LOG))
         began = time.time()
         try:
             counts = dict(step.function()(step.config, inputs, folder))
+            adopted = _adopt(counts.pop(ADOPTED, {}), inputs.before, folder)
         except Exception as error:
             if _is_disk_full(error):
                 raise DataError(
@@ -222,6 +234,7 @@ class Workspace:
                     "and run the same command again."
                 ) from error
             raise
+        contents = _contents(folder, adopted)  # it takes long where there is much, and `work` can still be gone on from
         shutil.rmtree(folder / WORK, ignore_errors=True)
         manifest = {
             "kind": step.run,
@@ -238,18 +251,71 @@ class Workspace:
             "began": began,
             "seconds": time.time() - began,
             "software": inputs.runtime.software(),
-            **_contents(folder),
+            **contents,
         }
         write_json(folder / MANIFEST, manifest)
         return Artifact(folder, manifest)
 
     def newest(self, name: str) -> Artifact | None:
         """The artifact of step `name` that was sealed last, whatever its fingerprint."""
-        found = list((self.root / "artifacts" / name).glob(f"*/{MANIFEST}"))
-        if not found:
+        return next(self._sealed(name), None)
+
+    def _sealed(self, name: str) -> Iterator[Artifact]:
+        """The artifacts of step `name`, the one sealed last first."""
+        found = (self.root / "artifacts" / name).glob(f"*/{MANIFEST}")
+        for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            yield Artifact(path.parent, read_json(path))
+
+    def _before(self, step: Step, folder: Path) -> Artifact | None:
+        """What the step can grow from; not what is in its own folder, which is made again."""
+        if not step.grows:
             return None
-        newest = max(found, key=lambda path: path.stat().st_mtime_ns)
-        return Artifact(newest.parent, read_json(newest))
+        sealed = (made for made in self._sealed(step.name) if made.path != folder)
+        wanted = _base(step.run, step.version, step.config, step.grows)
+        for made in sealed:
+            about = made.manifest
+            if _base(about["kind"], about["version"], about["config"], step.grows) == wanted and is_whole(made):
+                return made
+        return None
+
+
+def _base(run: str, version: int, config: Mapping[str, Any], grows: tuple[str, ...]) -> str:
+    """What an artifact and one that is grown from it have in common."""
+    return hash_json([SCHEMA_VERSION, run, version, functools.reduce(_without, grows, config)])
+
+
+def _without(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A configuration without a key, which may lie in a section: `source.path`."""
+    first, _, rest = key.partition(".")
+    left = {name: value for name, value in config.items() if name != first}
+    return {**left, first: _without(config[first], rest)} if rest and first in config else left
+
+
+def is_whole(artifact: Artifact) -> bool:
+    """Whether every file of an artifact is there with its size."""
+    try:
+        return all(os.stat(file).st_size == facts["size"] for file, facts in artifact.files())
+    except OSError:
+        return False
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, or where the file system has no such thing a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _adopt(names: Mapping[str, str], before: Artifact | None, folder: Path) -> dict[str, Any]:
+    """Put files of the artifact before into the folder; their sizes and hashes are those of its manifest."""
+    files = {}
+    for name, earlier in names.items():
+        assert before is not None, "a step takes over what it was given"
+        link(before.path / earlier, folder / name)
+        files[name] = before.manifest["files"][earlier]
+    return files
 
 
 class Busy(MustError):
@@ -285,14 +351,21 @@ def _clear(folder: Path, without: Sequence[str]) -> None:
             entry.unlink()
 
 
-def _contents(folder: Path) -> dict[str, Any]:
-    files = {
-        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": hash_file(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST and not path.name.endswith(".part")
-    }
+def _contents(folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Size and hash of every file but for scratch, and the digest; the files in `known` are not read."""
+    names = (str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file())
+    made = (name for name in names if name != MANIFEST and not name.startswith(f"{WORK}/") and not _is_part(name))
+    files = {name: known.get(name) or _facts(folder / name) for name in made}
     kept = {name: facts["sha256"] for name, facts in files.items() if not name.startswith(f"{LOG}/")}
     return {"files": files, "digest": hash_json(kept)}
+
+
+def _is_part(name: str) -> bool:
+    return name.endswith(".part")
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": hash_file(path)}
 
 
 def verify(artifact: Artifact) -> Iterator[str]:

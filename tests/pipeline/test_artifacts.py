@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import MANIFEST, Artifact, Inputs, Step, Workspace, fingerprint, hash_json, verify
+from pipeline.artifacts import (
+    ADOPTED,
+    MANIFEST,
+    Artifact,
+    Inputs,
+    Step,
+    Workspace,
+    fingerprint,
+    hash_file,
+    hash_json,
+    verify,
+)
 from pipeline.errors import DataError
 from pipeline.runtime import Runtime
 
@@ -26,6 +38,17 @@ def write_result(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappin
 def fill_the_disk(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     (out / "half.txt").write_text("half")
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def write_or_adopt(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """Write a file of its own, and a second one unless there is one to take over."""
+    (out / "mine.txt").write_text(config["text"])
+    before = inputs.before
+    if before is None:
+        (out / "first.txt").write_text("made once")
+        return {}
+    earlier = next(name for name in before.manifest["files"] if name.endswith("first.txt"))
+    return {"grown": 1, ADOPTED: {"deep/first.txt": earlier}}
 
 
 HERE = f"{__name__}:"
@@ -92,6 +115,72 @@ def test_a_full_disk_is_said_so_and_seals_nothing(tmp_path: Path) -> None:
     folder = Workspace(tmp_path).folder(full, fingerprint(full, {}))
     assert not (folder / MANIFEST).exists()
     assert Workspace(tmp_path).find(full, folder.name) is None
+
+
+def grow(root: Path, text: str, **config: Any) -> Artifact:
+    return make(root, dataclasses.replace(step(text, "write_or_adopt", **config), grows=("text", "place.path")))
+
+
+def test_a_step_goes_on_from_what_it_made_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grow(tmp_path, "0", place={"path": "here"})
+    first = grow(tmp_path, "1", place={"path": "here"})
+    hashed: list[str] = []
+
+    def watched(path: Path) -> str:
+        hashed.append(path.name)
+        return hash_file(path)
+
+    monkeypatch.setattr("pipeline.artifacts.hash_file", watched)
+    second = grow(tmp_path, "2", place={"path": "there"})
+    assert hashed == ["mine.txt"], "the hash of what is taken over is known"
+    assert second.counts == {"grown": 1}
+    assert sorted(second.manifest["files"]) == ["deep/first.txt", "mine.txt"]
+    assert (second.path / "deep" / "first.txt").samefile(first.path / "deep" / "first.txt")
+    assert not list(verify(second))
+    assert Workspace(tmp_path).find(step("2"), second.path.name) is not None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"more": 1},
+        {"place": {"path": "here", "kind": "b"}},
+        {"version": 2},
+        {"name": "rewriting"},
+        {"grows": ()},
+    ],
+)
+def test_a_step_does_not_go_on_from_another(tmp_path: Path, other: dict[str, Any]) -> None:
+    grow(tmp_path, "1", place={"path": "here", "kind": "a"})
+    fields = {field.name for field in dataclasses.fields(Step)}
+    config = {"place": {"path": "here", "kind": "a"}, **{key: other[key] for key in other.keys() - fields}}
+    two = dataclasses.replace(step("2", "write_or_adopt", **config), grows=("text", "place.path"))
+    made = make(tmp_path, dataclasses.replace(two, **{key: other[key] for key in other.keys() & fields}))
+    assert "grown" not in made.counts
+
+
+def test_a_step_does_not_go_on_from_what_is_not_whole(tmp_path: Path) -> None:
+    first = grow(tmp_path, "1")
+    (first.path / "first.txt").unlink()
+    assert "grown" not in grow(tmp_path, "2").counts
+
+
+def test_a_step_that_is_made_again_does_not_go_on_from_itself(tmp_path: Path) -> None:
+    grow(tmp_path, "1")
+    assert "grown" not in grow(tmp_path, "1").counts
+
+
+def test_work_outlasts_an_end_while_the_files_are_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(path: Path) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as ending:
+        ending.setattr("pipeline.artifacts.hash_file", ends)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, step())
+    folder = Workspace(tmp_path).folder(step(), fingerprint(step(), {}))
+    assert (folder / "work" / "scratch").exists()
+    assert sorted(make(tmp_path, step()).manifest["files"]) == ["log/times.txt", "result.txt"]
 
 
 def test_a_value_without_a_canonical_form_has_no_hash() -> None:
