@@ -125,7 +125,8 @@ def read_index(tar: Path, columns: list[str] | None = None) -> pa.Table:
     """The index of an image shard, or some of its columns. DataError if it is damaged or of another version."""
     path = tar.with_suffix(".parquet")
     try:
-        table = pq.read_table(path, columns=columns)
+        with pq.ParquetFile(path) as file:  # `read_table` takes five times as long over a small one
+            table = file.read(columns)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: not a readable image index ({error}).") from error
     version = (table.schema.metadata or {}).get(b"must_images", b"?").decode()
