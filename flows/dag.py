@@ -12,7 +12,7 @@ from pipeline.config import FitConfig, Recipe, TeacherConfig
 from pipeline.errors import ConfigError, choose, naming
 from pipeline.sources import BaseSource
 from pipeline.weights import weights_digest
-from tasks.ingest import open_source
+from tasks.ingest import GROWS, open_source
 
 SAME_RESULT = ("checkpoint_s",)
 """Keys of a schedule that change when states are saved, never what comes out."""
@@ -54,7 +54,7 @@ def _ingest_step(recipe: Recipe, name: str, source: BaseSource) -> Step:
         "shard_images": recipe.shard_images,
         "files": {"count": len(stamp), "stamp": hash_json(stamp)[:16]},
     }
-    return Step(f"data.{name}", "tasks.ingest:ingest", config)
+    return Step(f"data.{name}", "tasks.ingest:ingest", config, grows=GROWS)
 
 
 def _teacher_step(recipe: Recipe, name: str, teacher: TeacherConfig) -> Step:

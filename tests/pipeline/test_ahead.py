@@ -44,7 +44,7 @@ def test_an_error_comes_where_its_result_would_have() -> None:
 
 def test_who_leaves_early_leaves_no_work_behind() -> None:
     begun: list[int] = []
-    results = ahead(lambda item: begun.append(item), range(100), 1, 10)
+    results = ahead(begun.append, range(100), 1, 10)
     next(results)
     results.close()
     before = len(begun)
