@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import must
+from flows.dag import Selection
 from flows.run import Outcome
 from tests.flows.tiny import within
 from tests.tasks.photos import picture
@@ -27,6 +28,7 @@ teachers:
 pool: [pool]
 student: {{weighting: equal}}
 """
+UP_TO_POOL = Selection("pool")
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def recipe(pool: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def label(recipe: Path, tmp_path: Path) -> Callable[[], Outcome]:
-    return lambda: must.run(recipe, tmp_path / "root", last="label")
+    return lambda: must.run(recipe, tmp_path / "root", steps=Selection("label"))
 
 
 def labels(root: Path) -> dict[Path, int]:
@@ -88,6 +90,18 @@ def test_new_time_stamps_are_reason_to_read_and_to_nothing_else(
     assert after.artifacts["pool"].path == before.artifacts["pool"].path
 
 
+def test_a_set_that_is_made_again_by_name_is_packed_afresh(
+    pool: Path, recipe: Path, label: Callable[[], Outcome], tmp_path: Path
+) -> None:
+    label()
+    picture(0, 32, 32).save(pool / "00.png")
+    grown = label().artifacts["data.pool"]
+    afresh = must.run(recipe, tmp_path / "root", steps=Selection("pool", force=("data.pool",))).artifacts["data.pool"]
+    assert (afresh.path, afresh.counts["read_now"]) == (grown.path, 13)
+    fresh = must.run(recipe, tmp_path / "fresh", steps=UP_TO_POOL).artifacts["data.pool"]
+    assert afresh.digest == fresh.digest != grown.digest
+
+
 def test_a_reading_that_is_killed_goes_on_from_its_whole_shards(
     pool: Path, recipe: Path, start: Callable[..., BaseProcess], tmp_path: Path, dice: random.Random
 ) -> None:
@@ -96,9 +110,9 @@ def test_a_reading_that_is_killed_goes_on_from_its_whole_shards(
         for number in range(begin, begin + 200):
             picture(number, 32, 32).save(pool / f"{number}.png")
         (pool / f"{begin // 10}.png").unlink()
-        undisturbed = must.run(recipe, tmp_path / "undisturbed", last="pool").artifacts["data.pool"]
+        undisturbed = must.run(recipe, tmp_path / "undisturbed", steps=UP_TO_POOL).artifacts["data.pool"]
         kept = kill(start(tmp_path / "root"), tmp_path / "root", dice.randint(1, 30))
-        made = must.run(recipe, tmp_path / "root", last="pool").artifacts["data.pool"]
+        made = must.run(recipe, tmp_path / "root", steps=UP_TO_POOL).artifacts["data.pool"]
         assert made.digest == undisturbed.digest
         assert kept <= {path.stat().st_ino for path in made.path.glob("images/train/*.tar")}
         assert made.counts["read_now"] == undisturbed.counts["read_now"] - 4 * len(kept)
