@@ -23,6 +23,8 @@ from pipeline.sources import SPLITS, Stamp, Truth
 SOURCES = f"{LOG}/sources.parquet"
 """In `log`, which is no part of the digest: the same images with new time stamps are the same set."""
 PIECES = f"{WORK}/sources"
+Size = tuple[int, int]
+"""(width, height) in pixels of the upright image."""
 SCHEMA = pa.schema(
     [
         pa.field("source", pa.string(), nullable=False, metadata={"about": "the file, or the place in a file"}),
@@ -32,10 +34,6 @@ SCHEMA = pa.schema(
         pa.field("reason", pa.string(), metadata={"about": "why it is no image"}),
     ]
 )
-
-
-Size = tuple[int, int]
-"""(width, height) in pixels of the upright image."""
 
 
 class Known(NamedTuple):

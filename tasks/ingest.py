@@ -131,7 +131,7 @@ class _Reading:
             if not self._knows(look):
                 self._read(look, look.record.read())
         except (DataError, OSError) as error:
-            look.reason, look.stamp = str(error), None  # it may be there tomorrow: this is not remembered
+            look.reason, look.stamp = _said(error), None  # it may be there tomorrow: this is not remembered
         return look
 
     def _knows(self, look: _Look) -> bool:
@@ -147,7 +147,7 @@ class _Reading:
         try:
             found = inspect(data)
         except (DataError, OSError) as error:
-            look.reason = str(error)
+            look.reason = _said(error)
             return
         image = NewImage(data, found.suffix, found.width, found.height, record.name)
         look.key = image.key
@@ -160,7 +160,7 @@ class _Reading:
             truth = claim.truth(size)
             rows = {task: self.labels[task].encode(value) for task, value in truth.values.items()}
         except (DataError, OSError) as error:
-            return Entry(claim.number, claim.name, reason=str(error))
+            return Entry(claim.number, claim.name, reason=_said(error))
         return Entry(claim.number, claim.name, rows, truth.notes)
 
     def _take(self, look: _Look) -> None:
@@ -225,6 +225,10 @@ class _Reading:
             total = max(self._total, self._done)
             line = f"{self._done}/{total} images, {self.read_now} read" if self._total else f"{self._done} images"
             self._runtime.progress(self._step, self._done / total if self._total else 0.0, line)
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _check_share(packing: Packing, most: float, name: str) -> None:

@@ -143,10 +143,21 @@ class Packing:
         images = ImageShard(shard.tar, shard.sha256)
         for row, record in enumerate(records):
             if record is not None:
-                self._pack(record, shard.split, _again(images, row, record.name))
+                self._pack(record, shard.split, self._again(images, row, record.name))
         if not shard.sealed:
             for path in self.work.glob(f"**/{shard.split}/{shard.tar.stem}.*"):
                 path.unlink()
+
+    def _again(self, images: ImageShard, row: int, source: str) -> NewImage:
+        """An image of a shard, for another shard."""
+        about = images.row(row)
+        image = NewImage(images.read(row), about.suffix, about.width, about.height, source)
+        if image.sha256 != about.sha256:
+            raise DataError(
+                f"{images.path}: image {about.key} is damaged in it. `must run` with --force data.{self.name} reads "
+                "everything from the source again."
+            )
+        return image
 
     def _folder(self, shard: Standing) -> Path:
         return self.out if shard.sealed else self.work
@@ -205,15 +216,3 @@ def _number(path: Path) -> int:
 def _after(paths: Sequence[Path]) -> int:
     """The number that follows that of the last of these shards."""
     return _number(paths[-1]) + 1 if paths else 0
-
-
-def _again(images: ImageShard, row: int, source: str) -> NewImage:
-    """An image of a shard, for another shard."""
-    about = images.row(row)
-    image = NewImage(images.read(row), about.suffix, about.width, about.height, source)
-    if image.sha256 != about.sha256:
-        raise DataError(
-            f"{images.path}: image {about.key} is damaged in it. Delete {images.path.parents[2]} and run again: "
-            "everything is then read from the source."
-        )
-    return image

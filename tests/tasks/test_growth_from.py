@@ -6,17 +6,19 @@ import dataclasses
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifacts import MANIFEST, Artifact, Inputs, Workspace, read_json, write_json
+from pipeline.artifacts import MANIFEST, Artifact, Inputs, Workspace, read_json, verify, write_json
 from pipeline.errors import DataError, Stopped
 from pipeline.images import NewImage, ShardWriter
+from pipeline.places import Place
 from pipeline.runtime import Runtime
-from tests.tasks.photos import Ends, Make, add_image, same, shards, step_for
+from tests.tasks.photos import Ends, Found, Make, add, add_image, listed, same, shards, step_for
 
 
 @pytest.fixture
@@ -101,7 +103,7 @@ def test_an_image_that_is_damaged_in_its_shard_is_not_passed_on(pool: Path, grow
     data[600] ^= 1  # in the first image: its bytes begin at 512
     tar.write_bytes(data)
     (pool / "images" / "50.png").unlink()
-    with pytest.raises(DataError, match=rf"shard-000001\.tar: image \w+ is damaged in it\. Delete {grown.path} and"):
+    with pytest.raises(DataError, match=r"shard-000001\.tar: image \w+ is damaged in it\. .*--force data\.photos"):
         make(pool, "folder")
 
 
@@ -169,3 +171,28 @@ def test_an_interrupted_reading_goes_on_from_its_whole_shards(
     assert [(made.path / "images" / "train" / path.name).stat().st_ino for path in kept] == list(kept.values())
     assert made.digest == fresh(pool, "folder").digest
     assert not (made.path / "work").exists()
+
+
+def test_a_whole_shard_of_an_interrupted_reading_is_broken_up_if_it_has_to_be(
+    tmp_path: Path, make: Make, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second attempt can't read a mask that the first one could."""
+    photos, read = tmp_path / "photos", Place.read
+    add(photos, "train", range(8))
+    impatient = dataclasses.replace(runtime, stop=Ends(7))
+    with pytest.raises(Stopped):
+        Workspace(runtime.root).make(step_for(photos, max_bad=0.5), Inputs({}, impatient))
+
+    def cut_off(place: Place, *args: Any) -> bytes:
+        if place.path.endswith("masks/train/01.png"):
+            raise OSError
+        return read(place, *args)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Place, "read", cut_off)
+        made = make(photos, max_bad=0.5)
+    assert shards(made) == {"1": ["03", "04", "05"], "2": ["06", "07", "00"], "3": ["02"]}
+    assert listed(made, "quarantine") == [("images/train/01.png", "train", "OSError")]
+    found = Found(made.path, made.counts)
+    assert all(found.labels(shard).keys == shard.keys for shard in found.shards())
+    assert not list(verify(made))
