@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from pipeline.runtime import Runtime
 
+Carry = Callable[[Run, Apart], Mapping[str, Artifact]]
+"""Carries out the steps of a run."""
 SHOW_CURSOR = b"\x1b[?25h\n"
 """Progress bars hide it, and a process that ends at once has no time to bring it back."""
 
@@ -37,12 +39,17 @@ def execute_recipe(recipe: Recipe, runtime: Runtime, selection: Selection = WHOL
             return take_part(plan, runtime)
     only_report = all(each.artifact for each in plan.planned)
     inline = recipe.runtime.runner == "inline" or only_report
+    return execute_plan(recipe, plan, runtime, None if inline else _with_prefect)
+
+
+def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, carry: Carry | None) -> Outcome:
+    """A run of a plan: its steps in processes of their own, carried out by `carry`; or in this one, in order (None)."""
     check_engine(recipe.runtime)
     with stopping(runtime.stop):
-        work = Here(recipe, runtime) if inline else Apart(recipe, runtime)
+        work = Apart(recipe, runtime) if carry else Here(recipe, runtime)
         run = Run(recipe, plan, runtime, work.step)
         try:
-            artifacts = in_order(run, inline_step) if isinstance(work, Here) else _with_prefect(run, work)
+            artifacts = carry(run, work) if carry and isinstance(work, Apart) else in_order(run, inline_step)
             if "evaluate" in artifacts:
                 work.other(_leave_results, (run.folder, artifacts), runtime)
         except BaseException as error:
@@ -77,7 +84,7 @@ def inline_step(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> Artifac
     return run.reuse(step, inputs) or run.make(step, inputs, run.runtime)
 
 
-def _with_prefect(run: Run, work: Apart) -> dict[str, Artifact]:
+def _with_prefect(run: Run, work: Apart) -> Mapping[str, Artifact]:
     from flows.selftrain import run_with_prefect  # noqa: PLC0415 - Prefect takes seconds to import
 
     return run_with_prefect(run, work)

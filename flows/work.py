@@ -32,6 +32,8 @@ Execute = Callable[[Run, Step, Mapping[str, Artifact]], Artifact]
 class Here:
     """Everything in this process."""
 
+    at_once = 1
+
     def __init__(self, recipe: Recipe, runtime: Runtime) -> None:
         look_around(recipe, runtime)
 
