@@ -190,6 +190,43 @@ def schema_command() -> None:
     print(schema())
 
 
+@app.command("up")
+def up_command(
+    at_once: Annotated[int, typer.Option("--at-once", min=1, help="Runs at work at once; the others wait.")] = 1,
+) -> None:
+    """Start Prefect's server and a worker in the background, with the deployments of this project."""
+    from flows.console import Console
+    from flows.upkeep import up
+
+    Console().show_up(up(at_once, print))
+
+
+@app.command("down")
+def down_command(
+    now: Annotated[bool, typer.Option("--now", help="Stop the runs at work; they are saved.")] = False,
+) -> None:
+    """End the server and the worker that `must up` started."""
+    from flows.upkeep import down
+
+    ended = down(now, print)
+    print(f"Ended: {', '.join(ended)}." if ended else "Nothing was up.")
+
+
+@app.command("status")
+def status_command(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Show what `must up` started, and what is at work."""
+    import json
+
+    from flows.console import Console
+    from flows.upkeep import status
+
+    found = status()
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        Console().show_status(found)
+
+
 export = typer.Typer(no_args_is_help=True, help="Take results out of a root, in forms that other tools read.")
 app.add_typer(export, name="export")
 

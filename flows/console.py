@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import rich.console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -15,6 +20,7 @@ from rich.text import Text
 from evaluation.results import ROLES, leading, read_lines
 from flows.dag import Planned
 from flows.run import Outcome
+from flows.services import PROJECT, Services
 from pipeline.artifacts import read_json
 from pipeline.runtime import Progress as Report
 
@@ -84,6 +90,48 @@ class Console:
             self.out.print(f"{last}: {artifact}", soft_wrap=True)
         if outcome.folder and last == "evaluate":
             self.out.print(f"Report: {outcome.folder / 'report.html'}", soft_wrap=True)
+
+    def show_up(self, services: Services) -> None:
+        """Where to look, and what to do next."""
+        prefect = Path(sys.executable).with_name("prefect")
+        with contextlib.suppress(ValueError):
+            prefect = prefect.relative_to(Path.cwd())
+        lines = [
+            f"Prefect is up: {services.page}",
+            "Start a run there, under Deployments, or here:",
+            f"    export PREFECT_API_URL={services.url}",
+            f"    {prefect} deployment run selftrain/must --watch",
+            f"Relative paths of such runs begin in {PROJECT}.",
+        ]
+        self.out.print("\n".join(lines), soft_wrap=True)
+
+    def show_status(self, found: Mapping[str, Any]) -> None:
+        """What `must status` found."""
+        about = Table(box=None, pad_edge=False, show_header=False)
+        for name in ("server", "worker"):
+            about.add_row(name, _service_line(found, name))
+        about.add_row("deployments", ", ".join(found["deployments"]) or "none")
+        for run in found["runs"]:
+            steps = ", ".join(run["steps"]) or run["state"]
+            about.add_row("at work", f"{run['flow']} {run['name']}: {steps}, since {_moment(run['since'])}")
+        about.add_row("waiting", str(found["waiting"]))
+        self.out.print(about, soft_wrap=True)
+
+
+def _service_line(found: Mapping[str, Any], name: str) -> str:
+    service = found[name]
+    if service is None:
+        theirs = name == "server" and not found["own_server"]
+        return f"{found['url']} (not ours)" if theirs else "not up; `must up` starts it"
+    where = f"{found['page']}, " if name == "server" else ""
+    state = f"up since {_moment(service['since'])}" if service["alive"] else "ended; `must up` starts it again"
+    silent = ", but does not answer" if name == "server" and service["alive"] and not found["answers"] else ""
+    return f"{where}{state}{silent}, process {service['process']}, log {service['log']}"
+
+
+def _moment(since: str) -> str:
+    """A time in UTC as the clock on the wall shows it."""
+    return f"{datetime.datetime.fromisoformat(since).astimezone():%Y-%m-%d %H:%M}" if since else "now"
 
 
 def labels_table(outcome: Outcome) -> Table:

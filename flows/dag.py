@@ -7,12 +7,13 @@ from collections.abc import Sequence, Set
 from typing import Any
 
 from flows.consistency import check_fits
-from pipeline.artifacts import Artifact, Step, Workspace, fingerprint, hash_json
+from pipeline.artifacts import Artifact, Step, fingerprint, hash_json
 from pipeline.config import FitConfig, Recipe, TeacherConfig
 from pipeline.errors import ConfigError, choose, naming
 from pipeline.sources import BaseSource
 from pipeline.weights import weights_digest
-from tasks.ingest import open_source
+from pipeline.workspace import Workspace
+from tasks.ingest import GROWS, open_source
 
 
 def build_steps(recipe: Recipe) -> list[Step]:
@@ -51,7 +52,7 @@ def _ingest_step(recipe: Recipe, name: str, source: BaseSource) -> Step:
         "shard_images": recipe.shard_images,
         "files": {"count": len(stamp), "stamp": hash_json(stamp)[:16]},
     }
-    return Step(f"data.{name}", "tasks.ingest:ingest", config)
+    return Step(f"data.{name}", "tasks.ingest:ingest", config, grows=GROWS)
 
 
 def _teacher_step(recipe: Recipe, name: str, teacher: TeacherConfig) -> Step:

@@ -14,12 +14,13 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-from pipeline.artifacts import Artifact, Inputs, Step, Workspace
+from pipeline.artifacts import Artifact, Inputs, Step
 from pipeline.errors import MustError
 from pipeline.places import Place
 from pipeline.process import set_up_process
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
+from pipeline.workspace import Workspace
 
 LOOK_S = 2.0
 """Between looks for the word to stop."""

@@ -97,13 +97,22 @@ def environment(changes: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def answers(url: str) -> bool:
+    """Whether a server of this machine answers at once."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(f"{url}/health", timeout=1) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
 class Server:
     """The child, as its parent sees it. Made, it is starting; `wait` for it, and `stop` it."""
 
     def __init__(self, home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.log = home / "server.log"
-        self._direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with socket.create_server(("127.0.0.1", 0)) as listening, open(self.log, "wb") as log:
             self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
             environ = os.environ | settings(home, self.url)
@@ -131,7 +140,7 @@ class Server:
         while True:
             runtime.check_stop("the start of Prefect's server")
             self.check()
-            if self._answers():
+            if answers(self.url):
                 return
             if time.monotonic() - began > PATIENCE_S:
                 raise ConfigError(
@@ -149,13 +158,6 @@ class Server:
                 f"Prefect's server did not start: {self._last_words()} The whole of it is in {self.log}. "
                 f"Install the versions that constraints.txt names, {INLINE}."
             )
-
-    def _answers(self) -> bool:
-        try:
-            with self._direct.open(f"{self.url}/health", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
 
     def _last_words(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")

@@ -6,20 +6,24 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flows.dag import Selection
 from flows.engines import check_engine
-from flows.run import WHOLE, Outcome, Run, nothing_to_do, prepare, told
+from flows.run import WHOLE, Outcome, Plan, Run, nothing_to_do, prepare, told
 from flows.work import Apart, Here, in_order
-from pipeline.artifacts import Artifact, Step
+from pipeline import ranks
+from pipeline.artifacts import Artifact, Inputs, Step
 from pipeline.config import Recipe
+from pipeline.errors import ConfigError
 from pipeline.places import Place
 from pipeline.runtime import Runtime
 
+Carry = Callable[[Run, Apart], Mapping[str, Artifact]]
+"""Carries out the steps of a run."""
 SHOW_CURSOR = b"\x1b[?25h\n"
 """Progress bars hide it, and a process that ends at once has no time to bring it back."""
 
@@ -30,14 +34,23 @@ def execute_recipe(recipe: Recipe, runtime: Runtime, selection: Selection = WHOL
     done = nothing_to_do(plan)
     if done:
         return done
+    if ranks.count() > 1:
+        check_launched(recipe, plan)
+        if not ranks.is_first():
+            return take_part(plan, runtime)
     only_report = all(each.artifact for each in plan.planned)
     inline = recipe.runtime.runner == "inline" or only_report
+    return execute_plan(recipe, plan, runtime, None if inline else _with_prefect)
+
+
+def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, carry: Carry | None) -> Outcome:
+    """A run of a plan: its steps in processes of their own, carried out by `carry`; or in this one, in order (None)."""
     check_engine(recipe.runtime)
     with stopping(runtime.stop):
-        work = Here(recipe, runtime) if inline else Apart(recipe, runtime)
+        work = Apart(recipe, runtime) if carry else Here(recipe, runtime)
         run = Run(recipe, plan, runtime, work.step)
         try:
-            artifacts = in_order(run, inline_step) if isinstance(work, Here) else _with_prefect(run, work)
+            artifacts = carry(run, work) if carry and isinstance(work, Apart) else in_order(run, inline_step)
             if "evaluate" in artifacts:
                 work.other(_leave_results, (run.folder, artifacts), runtime)
         except BaseException as error:
@@ -47,12 +60,32 @@ def execute_recipe(recipe: Recipe, runtime: Runtime, selection: Selection = WHOL
     return Outcome(run.folder, artifacts, run.made)
 
 
+def check_launched(recipe: Recipe, plan: Plan) -> None:
+    """Raise ConfigError unless what torchrun started is the training of one network."""
+    todo = [each.step for each in plan.planned if each.artifact is None]
+    if recipe.runtime.runner != "inline" or len(todo) != 1 or not todo[0].trains:
+        raise ConfigError(
+            f"torchrun started {ranks.count()} processes, which can train one network: run it with --only STEP, a "
+            f"teacher that is trained or the student, and -o runtime.runner=inline. To do here: "
+            f"{', '.join(step.name for step in todo) or 'nothing'}, with runner {recipe.runtime.runner!r}."
+        )
+
+
+def take_part(plan: Plan, runtime: Runtime) -> Outcome:
+    """Train along with the first process, which writes everything."""
+    *before, last = plan.planned
+    made = {each.step.name: each.artifact for each in before if each.artifact}
+    with stopping(runtime.stop):
+        plan.workspace.take_part(last.step, Inputs({name: made[name] for name in last.step.inputs}, runtime))
+    return Outcome(None, made, 0)
+
+
 def inline_step(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
     """A step of a run without Prefect."""
     return run.reuse(step, inputs) or run.make(step, inputs, run.runtime)
 
 
-def _with_prefect(run: Run, work: Apart) -> dict[str, Artifact]:
+def _with_prefect(run: Run, work: Apart) -> Mapping[str, Artifact]:
     from flows.selftrain import run_with_prefect  # noqa: PLC0415 - Prefect takes seconds to import
 
     return run_with_prefect(run, work)

@@ -23,11 +23,12 @@ from flows.engines import resources, task_runner, workers
 from flows.processes import Call, Killed, carry_out
 from flows.run import Run
 from flows.work import Apart
-from pipeline.artifacts import Artifact, Inputs, Step, fingerprint, waiting
+from pipeline.artifacts import Artifact, Inputs, Step, fingerprint
 from pipeline.claims import claimed
 from pipeline.errors import MustError
 from pipeline.places import Place
 from pipeline.runtime import usable_cores
+from pipeline.workspace import waiting
 
 ROUNDS = 3
 """Times that a part is given out, if its workers are killed."""

@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -63,7 +63,19 @@ def warm_up() -> None:
     """Begin to load the code; what is started later need not wait for it."""
     if FORKS:
         CONTEXT.set_forkserver_preload(list(LOADED))
-        forkserver.ensure_running()
+        with _deaf():
+            forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """What is started inside hears no SIGTERM, which may go to the run's whole process group: it ends with the run."""
+    resource_tracker.ensure_running()  # else it is started inside, and lets the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def carry_out(call: Call, runtime: Runtime, together: Sequence[Mapping[str, str]] = ({},)) -> Any:
@@ -189,6 +201,7 @@ def _detach(stop: threading.Event) -> None:
     """A process group of its own, and SIGTERM as a wish to stop."""
     os.setsid()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

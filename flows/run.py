@@ -20,12 +20,13 @@ from typing import Any
 import yaml
 
 from flows.dag import Planned, Selection, build_steps, plan
-from pipeline.artifacts import Artifact, Inputs, Step, Workspace, as_json, fingerprint, read_json
+from pipeline.artifacts import Artifact, Inputs, Step, as_json, fingerprint, read_json
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from pipeline.places import Place
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
+from pipeline.workspace import Workspace
 
 Work = Callable[["Run", Step, Inputs], tuple[Artifact, bool]]
 """Comes to a step's artifact, and tells whether it was made now."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flows.embedded import INLINE, Server, environment, settings, users_server, write_logging
 from flows.run import Run
+from flows.services import standing
 from flows.work import Apart
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError
@@ -19,18 +20,18 @@ from pipeline.errors import ConfigError
 
 
 def run_with_prefect(run: Run, work: Apart) -> dict[str, Artifact]:
-    """Every step as a Prefect task run, worked by `work`, on the server of PREFECT_API_URL or on an embedded one.
+    """Every step as a Prefect task run, worked by `work`, on the server of PREFECT_API_URL, of `must up` or of its own.
 
     Raises what a step raises; ConfigError if Prefect is missing, its server does not start or does not answer.
     """
     if not importlib.util.find_spec("prefect"):
         raise ConfigError(f"Prefect is not installed: uv pip install prefect, {INLINE}.")
-    with _server(run) as server, _settings(run, server):
+    with environment(standing()), _server(run) as server, _settings(run, server):
         from flows.taskruns import Steps, carry_out_as_flow, settle
 
-        steps = Steps(work)
+        steps = Steps()
         try:
-            return carry_out_as_flow(run, steps)
+            return carry_out_as_flow(run, steps, work)
         finally:
             if server is None or server.alive():
                 settle(steps, embedded=server is not None)
@@ -60,19 +61,21 @@ def _settings(run: Run, server: Server | None) -> Iterator[None]:
     home = home_of(run)
     write_logging(home)
     with environment(settings(home, server.url if server else None)):
-        if server is None:
-            _check_users_server()
-            yield
-            return
         from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
+        if server is None:
+            with temporary_settings({PREFECT_API_URL: users_server()}):  # where Prefect was imported before
+                check_users_server()
+                yield
+            return
         server.wait(run.runtime)
         ours = {PREFECT_API_URL: server.url, PREFECT_HOME: home}
-        with temporary_settings(ours, restore_defaults=[PREFECT_API_KEY]):  # where Prefect was imported before
+        with temporary_settings(ours, restore_defaults=[PREFECT_API_KEY]):
             yield
 
 
-def _check_users_server() -> None:
+def check_users_server() -> None:
+    """ConfigError if the server that PREFECT_API_URL names does not answer."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:

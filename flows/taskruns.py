@@ -11,38 +11,32 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import dataclasses
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 from uuid import UUID
 
 import prefect.runtime.flow_run
 from prefect import State, flow, task
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import TerminationSignal
-from prefect.states import Cancelled, Completed
+from prefect.states import Cancelled, Completed, Failed
 
 from flows.engines import PARTS
 from flows.execution import stopping
 from flows.parts import Spread
 from flows.run import Run
+from flows.shown import log_warnings, mirrored, show_results
 from flows.work import Apart, side_by_side
-from pipeline.artifacts import Artifact, Step, read_json
+from pipeline.artifacts import Artifact, Step
 from pipeline.errors import MustError, Stopped
-from pipeline.runtime import Runtime
 
-EVERY_S = 5.0
-"""Between updates of a step's bar in Prefect; steps that end sooner get none."""
 PATIENCE_S = 30.0
 """For Prefect to take down what happened, at the end of a run."""
-COLUMNS = ("task", "dataset", "split", "metric", "better", "model", "value", "n")
 
 
 _body: contextvars.ContextVar[Callable[[], State[Any]]] = contextvars.ContextVar("body")
@@ -59,15 +53,15 @@ def current_body() -> State[Any]:
     return _body.get()()
 
 
-def carry_out_as_flow(run: Run, steps: Steps) -> dict[str, Artifact]:
-    """All steps as task runs of one flow run `selftrain`; `steps` is new, and tells afterwards what became of them.
+def carry_out_as_flow(run: Run, steps: Steps, work: Apart) -> dict[str, Artifact]:
+    """All steps as task runs of one flow run `selftrain`; `steps`, new, tell afterwards what became of them.
 
     Raises what a step raised, as it raised it, and MustError if Prefect failed before the last step was done.
     """
 
     failure = ""
     named = selftrain.with_options(flow_run_name=run.folder.name)
-    token = _body.set(lambda: steps.carry_out(run))
+    token = _body.set(lambda: steps.conclude(lambda: steps.carry_out(run, work)))
     try:
         state = named(run.recipe.name, str(run.workspace.root), return_state=True)
         failure = state.message or state.name or ""
@@ -88,26 +82,36 @@ def carry_out_as_flow(run: Run, steps: Steps) -> dict[str, Artifact]:
 class Steps:
     """The steps of a run as task runs of the current flow run."""
 
-    def __init__(self, work: Apart) -> None:
-        self.work = work
+    def __init__(self) -> None:
         self.flow_run: UUID | None = None
         self.artifacts: dict[str, Artifact] = {}
         self.states: dict[str, State[Any]] = {}
+        self.summary = ""
         self._raised: tuple[Exception, TracebackType | None] | None = None
 
-    def carry_out(self, run: Run) -> State[Any]:
-        """All of them, and the metrics for show: the body of the flow."""
+    def carry_out(self, run: Run, work: Apart) -> dict[str, Artifact]:
+        """All of them, and what is worth a look: to be called in a flow. Raises what a step raises."""
         self.flow_run = UUID(prefect.runtime.flow_run.id)
         if run.recipe.runtime.runner in PARTS:
-            run.work = Spread(self.work, contextvars.copy_context()).step
+            run.work = Spread(work, contextvars.copy_context()).step
         with stopping(run.runtime.stop):  # Prefect's own handler would end a step anywhere, its state unsaved
-            try:
-                self.artifacts = side_by_side(run, self.execute, self.work.at_once)
-            except Stopped as stopped:
-                return Cancelled(message=str(stopped))
-            if "evaluate" in self.artifacts:
-                show_metrics(self.artifacts["evaluate"], run)
-        return Completed(message=f"{run.made} steps made, {len(run.planned) - run.made} reused")
+            self.artifacts = side_by_side(run, self.execute, work.at_once)
+            show_results(run, self.artifacts)
+        self.summary = f"{run.made} steps made, {len(run.planned) - run.made} reused"
+        return self.artifacts
+
+    def conclude(self, work: Callable[[], object]) -> State[Any]:
+        """The state of a flow whose body is `work`, in which these steps are carried out.
+
+        Errors of ours are told by their text; others are raised, for Prefect to tell by their traceback.
+        """
+        try:
+            work()
+        except Stopped as stopped:
+            return Cancelled(message=str(stopped))
+        except MustError as error:
+            return Failed(name="Failed" if self.states else "Refused", message=str(error))
+        return Completed(message=self.summary)
 
     def execute(self, run: Run, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
         """One step, its task run drawn behind those of its inputs."""
@@ -118,9 +122,12 @@ class Steps:
             try:
                 artifact, state = obtain(run, step, inputs)
             except Exception as error:
-                self._raised = error, error.__traceback__
+                if self._raised is None:  # what the others raise, when they are stopped, is not the reason
+                    self._raised = error, error.__traceback__
                 if isinstance(error, Stopped):
                     return Cancelled(message=str(error))
+                if isinstance(error, MustError):
+                    return Failed(message=str(error))
                 raise
             obtained.append(artifact)
             return state
@@ -141,55 +148,12 @@ def obtain(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> tuple[Artifa
     """The artifact of a step, found or made, and the state that tells which."""
     found = run.reuse(step, inputs)
     if found:
+        log_warnings(run, step.name, found)
         return found, Completed(name="Cached", message=f"found on disk: {found}")
     with mirrored(run.runtime) as runtime:
         made = run.make(step, inputs, runtime)
+    log_warnings(run, step.name, made)
     return made, Completed(message=f"made: {made}")
-
-
-@contextlib.contextmanager
-def mirrored(runtime: Runtime) -> Iterator[Runtime]:
-    """The runtime, its progress also shown as a bar of the current task run."""
-    bar = _Bar()
-
-    def progress(step: str, done: float, line: str) -> None:
-        runtime.progress(step, done, line)
-        bar.latest = (done, line)
-
-    # a thread of its own: training never waits for an answer; the context tells it which task run it belongs to
-    follower = threading.Thread(target=contextvars.copy_context().run, args=(bar.follow,), daemon=True)
-    follower.start()
-    try:
-        yield dataclasses.replace(runtime, progress=progress)
-    finally:
-        bar.ended.set()
-        follower.join(EVERY_S)
-
-
-class _Bar:
-    """A progress artifact that follows the latest report."""
-
-    def __init__(self) -> None:
-        self.latest: tuple[float, str] | None = None
-        self.ended = threading.Event()
-        self._identity: UUID | None = None
-
-    def follow(self) -> None:
-        shown = None
-        while not self.ended.wait(EVERY_S):
-            if self.latest and self.latest != shown:
-                shown = self.latest
-                self._show(*shown)
-        if self._identity and self.latest:
-            self._show(*self.latest)
-
-    def _show(self, done: float, line: str) -> None:
-        with contextlib.suppress(Exception):  # a bar is not worth a run; the next report tries again
-            if self._identity is None:
-                made = create_progress_artifact(done * 100, description=line)
-                self._identity = made if isinstance(made, UUID) else None
-            else:
-                update_progress_artifact(self._identity, done * 100, description=line)
 
 
 def settle(steps: Steps, embedded: bool) -> None:
@@ -208,13 +172,3 @@ def _recorded(flow_run: UUID) -> int:
     with get_client(sync_client=True) as client:
         found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])))
     return sum(each.state is not None and each.state.is_final() for each in found)
-
-
-def show_metrics(evaluated: Artifact, run: Run) -> None:
-    """The records of `metrics.json` as a table artifact of the current flow run."""
-    records = evaluated.load("metrics.json", read_json)
-    rows = [{column: record[column] for column in COLUMNS} for record in records]
-    try:
-        create_table_artifact(rows, key="metrics", description=f"{run.recipe.name}: {run.folder}")
-    except Exception as error:  # the results are on disk; that they are not shown is noted
-        run.event("prefect", error=f"no table of metrics: {error}")

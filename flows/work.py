@@ -6,17 +6,23 @@ import contextlib
 import contextvars
 import os
 import queue
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from flows.processes import Call, Killed, carry_out, warm_up
 from flows.run import Run
-from pipeline.artifacts import Artifact, Inputs, Step, Workspace
+from pipeline import ranks
+from pipeline.artifacts import Artifact, Inputs, Step
 from pipeline.config import Recipe, Section
-from pipeline.errors import naming
+from pipeline.errors import ConfigError, naming
 from pipeline.runtime import Runtime, usable_cores
+from pipeline.workspace import Busy, Workspace
 
+BUSY_S = 2.0
+"""Between attempts at what another run is at work on."""
 RESTARTS = 2
 """Times that a step whose process was killed goes on from what it saved, before the run gives up."""
 Environ = Mapping[str, str]
@@ -26,6 +32,8 @@ Execute = Callable[[Run, Step, Mapping[str, Artifact]], Artifact]
 
 class Here:
     """Everything in this process."""
+
+    at_once = 1
 
     def __init__(self, recipe: Recipe, runtime: Runtime) -> None:
         look_around(recipe, runtime)
@@ -46,7 +54,7 @@ class Apart:
         warm_up()
         found = self.other(look_around, (recipe,), runtime)
         self.devices: list[Environ] = found
-        self.at_once = len(found)
+        self.at_once, self.training_processes = len(found), recipe.runtime.training_processes
         self._free: queue.SimpleQueue[Environ] = queue.SimpleQueue()
         for device in found:
             self._free.put(device)
@@ -59,7 +67,7 @@ class Apart:
         try:
             for restarts in range(RESTARTS + 1):
                 try:
-                    return self._attempt(run, step, inputs, device)
+                    return self._when_free(run, step, inputs, device)
                 except Killed as killed:
                     run.event("killed", step=step.name, error=str(killed))
                     if restarts == RESTARTS or inputs.runtime.stop.is_set():
@@ -68,10 +76,25 @@ class Apart:
         finally:
             self._free.put(device)
 
+    def _when_free(self, run: Run, step: Step, inputs: Inputs, device: Environ) -> tuple[Artifact, bool]:
+        """An attempt, once no other run is at work on the same: one process waits by itself, several can't."""
+        while True:
+            try:
+                return self._attempt(run, step, inputs, device)
+            except Busy as other:
+                inputs.runtime.check_stop(step.name)
+                inputs.runtime.progress(step.name, 0.0, f"waits: {other}")
+                time.sleep(BUSY_S)
+            found = run.reuse(step, inputs.artifacts)
+            if found:
+                return found, False
+
     def _attempt(self, run: Run, step: Step, inputs: Inputs, device: Environ) -> tuple[Artifact, bool]:
-        threads = max(1, usable_cores() // self.at_once) if self.at_once > 1 else 0
+        together = _ranks(self.training_processes) if step.trains else [{}]
+        sharing = self.at_once * len(together)
+        threads = max(1, usable_cores() // sharing) if sharing > 1 else 0
         call = Call(_obtain, (step, inputs.artifacts, inputs.anew, inputs.parts), run.log(step.name), device, threads)
-        found: tuple[Artifact, bool] = carry_out(call, inputs.runtime)
+        found: tuple[Artifact, bool] = carry_out(call, inputs.runtime, together)
         return found
 
     def other(self, work: Callable[..., Any], arguments: tuple[Any, ...], runtime: Runtime) -> Any:
@@ -81,8 +104,23 @@ class Apart:
 
 def _obtain(
     step: Step, artifacts: Mapping[str, Artifact], anew: bool, parts: Parts, runtime: Runtime
-) -> tuple[Artifact, bool]:
-    return Workspace(runtime.root).obtain(step, Inputs(artifacts, runtime, anew, parts))
+) -> tuple[Artifact, bool] | None:
+    workspace, inputs = Workspace(runtime.root), Inputs(artifacts, runtime, anew, parts)
+    if ranks.is_first():
+        return workspace.obtain(step, inputs)
+    workspace.take_part(step, inputs)
+    return None
+
+
+def _ranks(count: int) -> list[Environ]:
+    """What torchrun would tell each of `count` processes of this machine that train together."""
+    if count == 1:
+        return [{}]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    common = {"TORCHELASTIC_RUN_ID": "must", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GROUP_RANK": "0"}
+    common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 def look_around(recipe: Recipe, runtime: Runtime) -> list[Environ]:
@@ -106,7 +144,11 @@ def look_around(recipe: Recipe, runtime: Runtime) -> list[Environ]:
         return [{}] * (asked or 1)
     said = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = said.split(",") if said else [str(number) for number in range(torch.cuda.device_count())]
-    return [{"CUDA_VISIBLE_DEVICES": names[number % len(names)]} for number in range(asked or len(names))]
+    together = recipe.runtime.training_processes
+    groups = [",".join(names[start : start + together]) for start in range(0, len(names) - together + 1, together)]
+    if not groups:
+        raise ConfigError(f"runtime.training_processes is {together}, but there are {len(names)} CUDA devices.")
+    return [{"CUDA_VISIBLE_DEVICES": groups[number % len(groups)]} for number in range(asked or len(groups))]
 
 
 def models(recipe: Recipe) -> dict[str, Section]:

@@ -23,7 +23,12 @@ class Process:
     @classmethod
     def this(cls) -> Process:
         """The process that asks."""
-        return cls(machine(), os.getpid(), _started(os.getpid()) or "")
+        return cls.numbered(os.getpid())
+
+    @classmethod
+    def numbered(cls, number: int) -> Process:
+        """The process of this machine that has the number now."""
+        return cls(machine(), number, _started(number) or "")
 
     @property
     def is_here(self) -> bool:

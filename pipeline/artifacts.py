@@ -9,23 +9,17 @@ same result changes nothing further down.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import importlib
 import json
 import os
 import posixpath
-import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.alive import Process
-from pipeline.claims import Told, claimed
 from pipeline.errors import DataError
-from pipeline.places import Place
-from pipeline.roots import Root, StoredFile, hash_file, hash_place, in_parallel, naming_place
+from pipeline.roots import Root, StoredFile, hash_file, hash_place, naming_place
 from pipeline.runtime import Runtime
 
 SCHEMA_VERSION = 1
@@ -35,6 +29,10 @@ WORK, LOG = "work", "log"
 
 ELSEWHERE = "elsewhere"
 """A key of what a step returns beside its counts: its files outside its folder, {path in the root: {size, sha256}}."""
+
+ADOPTED = "adopted"
+"""A key of what a step returns beside its counts: files that it takes over from the artifact before it as they are,
+{path in its folder: path in that artifact}."""
 
 T = TypeVar("T")
 StepFunction = Callable[[Mapping[str, Any], "Inputs", Path], Mapping[str, Any]]
@@ -58,6 +56,10 @@ class Step:
     """Of a step whose work can be done in parts, by any process that reaches the root, before it runs: the module with
     `left(config, inputs)`, the parts that are still to do, and `work(config, inputs, part)`, which does one. Parts and
     what the work returns are JSON.
+    """
+    grows: tuple[str, ...] = ()
+    """For a step that need not do everything anew: the keys of its configuration (`files`, `source.path`) in which the
+    artifact that it goes on from may differ.
     """
 
     def function(self) -> StepFunction:
@@ -141,6 +143,10 @@ class Inputs:
     """Whether the step is to make everything again, and go on from nothing that an earlier attempt left."""
     parts: Sequence[Mapping[str, Any]] = ()
     """What the work on the step's parts returned, where that was done before."""
+    before: Artifact | None = None
+    """What a step that `grows` can go on from, if there is any: the newest whole artifact of the same step and version
+    whose configuration is the same but for those keys. `Workspace.make` finds it.
+    """
 
     def __getitem__(self, step: str) -> Artifact:
         return self.artifacts[step]
@@ -199,121 +205,23 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: not readable as JSON ({error}).") from error
 
 
-class Workspace:
-    """A root: where artifacts are found and made."""
-
-    def __init__(self, root: Root) -> None:
-        self.root = root
-
-    def path(self, step: Step, mark: str) -> str:
-        """The folder of an artifact in the root."""
-        return f"artifacts/{step.name}/{mark}"
-
-    def open(self, name: str, mark: str) -> Artifact:
-        """The artifact of the step `name` with this fingerprint. DataError if it is not there."""
-        path = f"artifacts/{name}/{mark}"
-        manifest = self.root / f"{path}/{MANIFEST}"
-        return Artifact(self.root, path, parse_json(manifest.read(), str(manifest)))
-
-    def find(self, step: Step, mark: str) -> Artifact | None:
-        """The artifact, if it is there and whole: the manifest present and every file there with its size."""
-        path = self.path(step, mark)
-        manifest = self.root / f"{path}/{MANIFEST}"
-        text = manifest.peek()
-        if text is None:
-            return None
-        artifact = Artifact(self.root, path, parse_json(text, str(manifest)))
-        return artifact if artifact.is_whole() else None
-
-    def obtain(self, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
-        """The artifact of a step, and whether this call made it. Of runs that ask at the same time, one makes it and
-        the others wait for it.
-        """
-        mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
-        claim, runtime = self.claims / f"{step.name}/{mark}", inputs.runtime
-        with claimed(claim, waiting(step.name, runtime), lost=runtime.stop.set):
-            found = None if inputs.anew else self.find(step, mark)
-            return (found, False) if found else (self.make(step, inputs), True)
-
-    @property
-    def claims(self) -> Place:
-        """Where runs say what they are at work on."""
-        return self.root / "claims"
-
-    def make(self, step: Step, inputs: Inputs) -> Artifact:
-        """Run the step in its folder and seal it. What an unfinished attempt left in `work` and `log` is the step's to
-        go on from; anything else it left is gone first.
-        """
-        mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
-        path = self.path(step, mark)
-        (self.root / f"{path}/{MANIFEST}").remove()  # first: from here on the folder is unfinished
-        folder = self.root.begin(path, kept=() if inputs.anew else (WORK, LOG))
-        began = time.time()
-        try:
-            counts = dict(step.function()(step.config, inputs, folder))
-        except Exception as error:
-            if _is_disk_full(error):
-                raise DataError(
-                    f"{step.name}: the disk that holds {self.root.here()} is full. What is whole is kept: free some "
-                    "space and run the same command again."
-                ) from error
-            raise
-        shutil.rmtree(folder / WORK, ignore_errors=True)
-        manifest = {
-            "kind": step.run,
-            "step": step.name,
-            "schema": SCHEMA_VERSION,
-            "version": step.version,
-            "fingerprint": mark,
-            "config": dict(step.config),
-            "inputs": {
-                name: {"digest": made.digest, "path": posixpath.basename(made.path)}
-                for name, made in inputs.artifacts.items()
-            },
-            ELSEWHERE: counts.pop(ELSEWHERE, {}),
-            "counts": counts,
-            "began": began,
-            "seconds": time.time() - began,
-            "software": inputs.runtime.software(),
-            **contents(folder),
-        }
-        self.root.finish(path, manifest["files"])
-        (self.root / f"{path}/{MANIFEST}").write(as_json(manifest).encode())
-        return Artifact(self.root, path, manifest)
-
-    def newest(self, name: str) -> Artifact | None:
-        """The artifact of step `name` that was sealed last, whatever its fingerprint."""
-        manifests = [folder.child(MANIFEST) for folder in (self.root / f"artifacts/{name}").folders()]
-        times = [when or 0.0 for when in in_parallel(Place.written, manifests)]
-        if not any(times):
-            return None
-        return self.open(name, manifests[times.index(max(times))].parent.name)
-
-
-def waiting(step: str, runtime: Runtime) -> Told:
-    """What a step does while another run has its claim: it says so, and listens for a stop."""
-
-    def tell(holder: Process) -> None:
-        runtime.check_stop(step)
-        runtime.progress(step, 0.0, f"waits for process {holder.number} on {holder.machine.split()[0]}")
-
-    return tell
-
-
-def _is_disk_full(error: Exception) -> bool:
-    """Whether the system said so; libraries that write through other languages tell it in words alone."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    """The files in a folder, {size, sha256} by path, and the digest of them all."""
-    files = {
-        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": hash_file(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST and not path.name.endswith(".part")
-    }
+def contents(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The files of a folder but for scratch, {size, sha256} by path, and the digest of them all; those in `known` are
+    not read, and need not be there.
+    """
+    names = (str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file())
+    made = (name for name in names if name != MANIFEST and not name.startswith(f"{WORK}/") and not _is_part(name))
+    files = {name: _facts(folder / name) for name in made if name not in (known or {})} | dict(known or {})
     kept = {name: facts["sha256"] for name, facts in files.items() if not name.startswith(f"{LOG}/")}
     return {"files": files, "digest": hash_json(kept)}
+
+
+def _is_part(name: str) -> bool:
+    return name.endswith(".part")
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": hash_file(path)}
 
 
 def verify(artifact: Artifact) -> Iterator[str]:

@@ -181,6 +181,8 @@ class RuntimeConfig(Section):
     """Of a Ray or Dask cluster, as in ray://head:10001 or tcp://scheduler:8786; else they work on this machine."""
     label_workers: int = Field(default=0, ge=0)
     """Processes of this machine that label at once, with `process`, `ray` and `dask`; 0 = one per GPU, or per core."""
+    training_processes: int = Field(default=1, ge=1)
+    """Processes that train a network together, each on a GPU of its own; on a CPU they share its cores."""
     side_by_side: int = Field(default=0, ge=0)
     """Steps at work at once, for teachers that don't depend on each other; 0 = one per GPU, and one on a CPU."""
     workers: int = Field(default=0, ge=0)

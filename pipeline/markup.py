@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable
 
 VOID = {"br", "hr", "img", "meta"}
@@ -22,6 +23,11 @@ def escape(text: str) -> Html:
         return text
     storable = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return Html(html.escape(storable.translate(_UNSEEN), quote=True))
+
+
+def plain(text: str) -> str:
+    """Markup as the text that is read of it; other text as it is."""
+    return html.unescape(re.sub(r"<[^>]*>", "", text)) if isinstance(text, Html) else text
 
 
 def join(parts: Iterable[Html]) -> Html:

@@ -186,6 +186,11 @@ class Place:
         except FileNotFoundError as error:
             raise DataError(f"{self}: there is no such file") from error
 
+    def copy(self, target: Place) -> None:
+        """Put a copy of the file at a place of the same file system, by that system itself."""
+        with self._asking():
+            self.system.cp_file(self.path, target.path)
+
     def remove(self) -> None:
         """Take the file away, if it is there."""
         with contextlib.suppress(FileNotFoundError), self._asking():

@@ -1,15 +1,19 @@
-"""Which of the processes that train together this one is: torchrun tells each of them in its environment. No torch."""
+"""Which of the processes that train together this one is: torchrun tells each in its environment. No torch.
+
+RANK and WORLD_SIZE number the processes, LOCAL_RANK and LOCAL_WORLD_SIZE those on this machine, and at MASTER_ADDR and
+MASTER_PORT they meet. Whatever else starts processes and says so is as good.
+"""
 
 from __future__ import annotations
 
 import os
 
-LAUNCHED = "TORCHELASTIC_RUN_ID"
-"""Set by torchrun alone: `RANK` and `WORLD_SIZE` also number the machines of some clusters."""
+TOLD = "LOCAL_RANK"
+"""Who starts processes says this; RANK and WORLD_SIZE alone number the machines of some clusters."""
 
 
 def count() -> int:
-    """How many processes train together; 1 if torchrun did not start this one."""
+    """How many processes train together; 1 if nobody said so."""
     return _told("WORLD_SIZE", 1)
 
 
@@ -19,8 +23,8 @@ def rank() -> int:
 
 
 def local_count() -> int:
-    """How many of them are on this machine."""
-    return _told("LOCAL_WORLD_SIZE", 1)
+    """How many of them are on this machine; all, if nobody said otherwise."""
+    return _told("LOCAL_WORLD_SIZE", count())
 
 
 def is_first() -> bool:
@@ -33,5 +37,5 @@ def share(slots: int) -> range:
     return range(rank() * slots // count(), (rank() + 1) * slots // count())
 
 
-def _told(name: str, alone: int) -> int:
-    return int(os.environ[name]) if LAUNCHED in os.environ else alone
+def _told(name: str, unsaid: int) -> int:
+    return int(os.environ.get(name, unsaid)) if TOLD in os.environ else unsaid

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,6 +99,11 @@ class StoredFile:
             raise DataError(f"{self}: its bytes changed since it was made.")
 
 
+def local_file(path: Path) -> StoredFile:
+    """A whole file of this machine that is part of no artifact yet."""
+    return StoredFile(Place.of(str(path)), path.stat().st_size, "", Cache(cache_folder(), 0))
+
+
 @dataclasses.dataclass(frozen=True)
 class Root:
     """A root, and the cache before it if it is elsewhere. Paths are relative to it, as `labels/x.parquet`."""
@@ -174,12 +179,22 @@ class Root:
         in_parallel(lambda name: self.bring(f"{path}/{name}"), brought)
         return folder
 
-    def finish(self, path: str, files: Mapping[str, Mapping[str, Any]]) -> None:
-        """All `files` (with their facts) of the folder `path` are whole: they are in the root, and nothing else is."""
+    def adopt(self, names: Mapping[str, str]) -> None:
+        """Give files of the root, which never change, second names: {path: another path}."""
+        if self.local:
+            for source, target in names.items():
+                link(self.here(source), self.here(target))
+            return
+        in_parallel(lambda source: (self / source).copy(self / names[source]), names)
+
+    def finish(self, path: str, files: Mapping[str, Mapping[str, Any]], there: Set[str] = frozenset()) -> None:
+        """All `files` (with their facts) of the folder `path` are whole: they are in the root, and nothing else is.
+        Those in `there` were adopted.
+        """
         if self.local:
             return
         stale = (self / path).files().keys() - files.keys()
-        in_parallel(lambda name: self.publish(f"{path}/{name}", files[name]), files)
+        in_parallel(lambda name: self.publish(f"{path}/{name}", files[name]), files.keys() - there)
         in_parallel(lambda name: (self / f"{path}/{name}").remove(), stale)
         shutil.rmtree(self.here(path), ignore_errors=True)
 
@@ -218,6 +233,15 @@ def in_parallel(work: Callable[[S], T], items: Iterable[S]) -> list[T]:
         return list(pool.map(work, items))
     finally:
         pool.shutdown(cancel_futures=True)  # after an error there is no use in the rest
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, or where the file system has no such thing a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def hash_file(path: Path) -> str:

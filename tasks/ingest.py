@@ -3,33 +3,37 @@
 images/<split>/shard-000000.tar  .parquet        labels/<task>/<split>/shard-000000.parquet
 quarantine.parquet   files that can't be used, with the reason        duplicates.parquet   images met again
 notes.parquet        labels that had to be clipped or dropped         set.json   splits, label spaces, counts
+log/sources.parquet  every file's time stamp and what it was found to be, for the next reading
 """
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import dataclasses
 import importlib
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 import tasks
-from pipeline.artifacts import Artifact, Inputs, hash_file, read_json, write_json
+from pipeline.ahead import ahead
+from pipeline.artifacts import ADOPTED, Artifact, Inputs, read_json, write_json
 from pipeline.decode import inspect
 from pipeline.errors import ConfigError, DataError
-from pipeline.images import ImageShard, ImageStore, NewImage, ShardWriter
-from pipeline.labels import Label, LabelSpace, LabelWriter, Row, about_store
-from pipeline.roots import StoredFile, in_parallel
-from pipeline.sources import SPLITS, BaseSource, Record, SourceConfig
+from pipeline.images import ImageShard, ImageStore, NewImage
+from pipeline.labels import LabelSpace
+from pipeline.roots import StoredFile
+from pipeline.sources import BaseSource, Record, SourceConfig, Stamp
+from tasks.growth import Claim, Earlier, Known, Seen, Size, Standing, same_place, shards_of
+from tasks.packing import Entry, Packing
 
-TRUTH = "truth"
+GROWS = ("files", "source.path", "source.max_bad")
+"""Settings that don't change what is an image of the set and in which split."""
 IN_FLIGHT = 64
 """Images being read at once: what ingesting holds in memory, beside one shard's label rows."""
+EVERY = 50
+"""Records between updates of the progress."""
 
 
 def open_source(config: Mapping[str, Any]) -> BaseSource:
@@ -40,161 +44,203 @@ def open_source(config: Mapping[str, Any]) -> BaseSource:
     return source
 
 
-@dataclasses.dataclass
-class _Read:
-    """A record, read: an image with its encoded labels, or the reason why it can't be used."""
-
-    record: Record
-    image: NewImage | None = None
-    rows: dict[str, Row] = dataclasses.field(default_factory=dict)
-    notes: list[str] = dataclasses.field(default_factory=list)
-    reason: str = ""
-
-
 def ingest(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Read the set `config["source"]` into stores of `config["shard_images"]` images a shard.
 
+    A set that was read before grows: image shards whose images are all still there, each in its split, stay as they
+    are; new images, and what is left of the other shards, fill shards behind them. So what is in which shard depends on
+    what was there before, and only a set read without an artifact before it is packed in the source's order alone.
+    That is the price for labels that stay: they belong to shards, and one new file near the beginning of a set would
+    otherwise be reason to label all of it again.
+
+    Files known by name and stamp are not read again, true labels always are.
+
     Raises DataError if more than the source's `max_bad` share of its files can't be used, or none can.
     """
-    source = open_source(config["source"])
-    labels = {task: tasks.label(space) for task, space in source.spaces().items()}
-    writing = _Writing(out, labels, config["shard_images"], config["name"])
+    reading = _Reading(config, inputs, out)
+    packing = reading.packing
     try:
-        for read in _read_all(source, labels, inputs):
-            writing.add(read)
-            inputs.runtime.check_stop(f"data.{config['name']}")
-            seen = writing.counts["images"]
-            if seen % 50 == 0:
-                inputs.runtime.progress(f"data.{config['name']}", 0.0, f"{seen} images")
-        for name, reason in source.problems():
-            writing.quarantine(name, "", reason)
-        writing.close()
+        reading.look_at_all()
+        reading.settle()
+        for name, reason in reading.source.problems():
+            packing.quarantine(Entry(reading.looked, name, reason=reason), "")
+        packing.close()
     finally:
-        writing.discard()
-    _check_share(writing, config["source"].get("max_bad", 0.05), config["name"])
-    write_json(out / "set.json", writing.summary({task: label.space for task, label in labels.items()}))
-    return dict(writing.counts)
+        packing.discard()
+    _check_share(packing, config["source"].get("max_bad", 0.05), config["name"])
+    reading.seen.write(out)
+    write_json(out / "set.json", packing.summary())
+    return {**packing.counts, "read_now": reading.read_now, ADOPTED: packing.adopted}
 
 
-def _read_all(source: BaseSource, labels: Mapping[str, Label], inputs: Inputs) -> Iterator[_Read]:
-    """All records, read on threads, in order."""
-    with ThreadPoolExecutor(inputs.runtime.threads, thread_name_prefix="ingest") as pool:
-        waiting: collections.deque[Any] = collections.deque()
-        for record in source.records():
-            waiting.append(pool.submit(_read, record, labels))
-            if len(waiting) >= IN_FLIGHT:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+@dataclasses.dataclass
+class _Look:
+    """A record, looked at: the key of its image, or the reason why it is none."""
+
+    number: int
+    record: Record
+    stamp: Stamp | None = None
+    key: str | None = None
+    reason: str = ""
+    read: bool = False
+    image: NewImage | None = None
+    """The image itself, if no earlier shard has it; and with it its labels."""
+    entry: Entry | None = None
+
+    @property
+    def claim(self) -> Claim:
+        return Claim(self.number, self.record.name, self.record.truth)
 
 
-def _read(record: Record, labels: Mapping[str, Label]) -> _Read:
-    try:
-        data = record.read()
-        found = inspect(data)
-        truth = record.truth((found.width, found.height))
-        rows = {task: labels[task].encode(value) for task, value in truth.values.items()}
-    except (DataError, OSError) as error:
-        return _Read(record, reason=str(error))
-    image = NewImage(data, found.suffix, found.width, found.height, record.name)
-    return _Read(record, image, rows, truth.notes)
+@dataclasses.dataclass(frozen=True)
+class _Settled:
+    """What became of an image of an earlier shard: the record that it is kept as, if there is any."""
+
+    record: Entry | None
+    bad: Sequence[Entry]
+    again: Sequence[Entry]
 
 
-class _Writing:
-    """The open shard of every split, and the lists of what did not go into one."""
+class _Reading:
+    """One reading of a set, from what earlier ones left to the last shard."""
 
-    def __init__(self, out: Path, labels: Mapping[str, Label], shard_images: int, name: str) -> None:
-        self.out, self.labels, self.shard_images, self.name = out, labels, shard_images, name
-        self.counts: collections.Counter[str] = collections.Counter()
-        self._open: dict[str, tuple[ShardWriter, list[dict[str, Row]]]] = {}
-        self._shards: collections.Counter[str] = collections.Counter()
-        self._seen: dict[tuple[str, str], str] = {}
-        self._lists: dict[str, list[dict[str, str]]] = {"quarantine": [], "duplicates": [], "notes": []}
+    def __init__(self, config: Mapping[str, Any], inputs: Inputs, out: Path) -> None:
+        before = inputs.before
+        known = before if before and same_place(before, config) else None
+        self.source = open_source(config["source"])
+        self.labels = {task: tasks.label(space) for task, space in self.source.spaces().items()}
+        self.earlier = Earlier(out, before)
+        self.seen = Seen(out, known, config["shard_images"])
+        self.packing = Packing(out, self.labels, config["shard_images"], config["name"])
+        self.looked = self.read_now = 0
+        self._step, self._runtime, self._done = f"data.{config['name']}", inputs.runtime, 0
+        self._total = self.source.count() or 0
 
-    def add(self, read: _Read) -> None:
-        """Store an image, or list why not."""
-        split, image = read.record.split, read.image
-        if image is None:
-            return self.quarantine(read.record.name, split, read.reason)
-        first = self._seen.setdefault((split, image.key), read.record.name)
-        if first != read.record.name:
-            self.counts["duplicates"] += 1
-            dropped = "; its label is not used" if read.rows else ""
-            self._list("duplicates", read.record.name, split, f"same bytes as {first}{dropped}")
-            return None
-        for note in read.notes:
-            self.counts["notes"] += 1
-            self._list("notes", read.record.name, split, note)
-        writer, rows = self._open.get(split) or self._start(split)
-        writer.add(image)
-        rows.append(read.rows)
-        self.counts["images"] += 1
-        self.counts[f"images.{split}"] += 1
-        for task in read.rows:
-            self.counts[f"labels.{task}.{split}"] += 1
-        if len(rows) >= self.shard_images:
-            self._finish(split)
-        return None
+    def look_at_all(self) -> None:
+        """Look at every record: new images go into new shards at once, others claim their place in earlier ones."""
+        looks = ahead(self._look, enumerate(self.source.records()), self._runtime.threads, IN_FLIGHT)
+        with contextlib.closing(looks):
+            for look in looks:
+                self._runtime.check_stop(self._step)
+                self._take(look)
 
-    def quarantine(self, name: str, split: str, reason: str) -> None:
-        """List a file that can't be used."""
-        self.counts["quarantined"] += 1
-        self._list("quarantine", name, split, reason)
+    def _look(self, numbered: tuple[int, Record]) -> _Look:
+        """On a thread: read what is not known, and the true labels of what is new."""
+        look = _Look(*numbered)
+        try:
+            look.stamp = look.record.stamp()
+            if not self._knows(look):
+                self._read(look, look.record.read())
+        except (DataError, OSError) as error:
+            look.reason, look.stamp = _said(error), None  # it may be there tomorrow: this is not remembered
+        return look
 
-    def _list(self, table: str, source: str, split: str, reason: str) -> None:
-        self._lists[table].append({"source": source, "split": split, "reason": reason})
+    def _knows(self, look: _Look) -> bool:
+        """Whether there is no need to read: the file is as it was, and either no image or one that is in a shard."""
+        known = self.seen.find(look.record.name, look.stamp)
+        if known is None or (known.key and not self.earlier.has(look.record.split, known.key)):
+            return False
+        look.key, look.reason = known.key, known.reason or ""
+        return True
 
-    def _start(self, split: str) -> tuple[ShardWriter, list[dict[str, Row]]]:
-        name = f"shard-{self._shards[split]:06d}"
-        self._shards[split] += 1
-        self._open[split] = (ShardWriter(self.out / "images" / split, name), [])
-        return self._open[split]
+    def _read(self, look: _Look, data: bytes) -> None:
+        look.read, record = True, look.record
+        try:
+            found = inspect(data)
+        except (DataError, OSError) as error:
+            look.reason = _said(error)
+            return
+        image = NewImage(data, found.suffix, found.width, found.height, record.name)
+        look.key = image.key
+        if not self.earlier.has(record.split, image.key):
+            look.image, look.entry = image, self._entry(look.claim, (found.width, found.height))
 
-    def _finish(self, split: str) -> None:
-        writer, rows = self._open.pop(split)
-        writer.close()
-        shard = hash_file(writer.tar_path)
-        for task, label in self.labels.items():
-            about = about_store(label, f"{TRUTH}:{self.name}", shard)
-            truth = LabelWriter(self.out / "labels" / task / split / f"{writer.tar_path.stem}.parquet", label, about)
-            for image, found in zip(writer.rows, rows, strict=True):
-                row = found.get(task)
-                truth.add(image.key, row, "ok" if row else "none", None if row else "the set has no label for it")
-            truth.close()
+    def _entry(self, claim: Claim, size: Size) -> Entry:
+        """A record with its true labels, read and encoded."""
+        try:
+            truth = claim.truth(size)
+            rows = {task: self.labels[task].encode(value) for task, value in truth.values.items()}
+        except (DataError, OSError) as error:
+            return Entry(claim.number, claim.name, reason=_said(error))
+        return Entry(claim.number, claim.name, rows, truth.notes)
 
-    def close(self) -> None:
-        """Finish the open shards and write the lists."""
-        for split in list(self._open):
-            self._finish(split)
-        schema = pa.schema([("source", pa.string()), ("split", pa.string()), ("reason", pa.string())])
-        for name, rows in self._lists.items():
-            pq.write_table(pa.Table.from_pylist(rows, schema=schema), self.out / f"{name}.parquet")
+    def _take(self, look: _Look) -> None:
+        name, split = look.record.name, look.record.split
+        self.looked += 1
+        self.read_now += look.read
+        if look.stamp and look.read:
+            self.seen.note(name, look.stamp, Known(look.key, look.reason or None))
+        elif look.stamp:
+            self.seen.keep(name)
+        if look.key is None:
+            self.packing.quarantine(Entry(look.number, name, reason=look.reason), split)
+        elif look.entry and look.image:
+            self.packing.add(look.entry, split, look.image)
+        else:
+            self.earlier.claim(split, look.key, look.claim)
+            if self.labels:
+                return  # there is more to do for it
+        self._progress(1)
 
-    def discard(self) -> None:
-        """Leave no half-written shard; after `close` there is nothing to do."""
-        for writer, _ in self._open.values():
-            writer.discard()
+    def settle(self) -> None:
+        """Keep or break up every earlier shard, with the true labels of its images read anew."""
+        shards = self.earlier.shards
+        images = (image for shard in shards for image in self.earlier.take(shard))
+        at_once = (self._settle(image) for image in images)  # without labels there is nothing to wait for
+        ahead_of_us = ahead(self._settle, images, self._runtime.threads, IN_FLIGHT)
+        with contextlib.closing(ahead_of_us if self.labels else at_once) as settled:
+            for shard in shards:
+                self._runtime.check_stop(self._step)
+                self._decide(shard, list(itertools.islice(settled, shard.images)))
 
-    def first_reasons(self, most: int = 3) -> str:
-        """A few of the quarantined files, for a message."""
-        return "; ".join(f"{row['source']}: {row['reason']}" for row in self._lists["quarantine"][:most])
+    def _settle(self, image: tuple[Sequence[Claim], Size]) -> _Settled:
+        """On a thread: the first record that claims an image and whose labels can be used has it."""
+        claims, size = image
+        bad: list[Entry] = []
+        for place, claim in enumerate(claims):
+            entry = self._entry(claim, size)
+            if not entry.reason:
+                return _Settled(entry, bad, [Entry(other.number, other.name) for other in claims[place + 1 :]])
+            bad.append(entry)
+        return _Settled(None, bad, [])
 
-    def summary(self, spaces: Mapping[str, LabelSpace]) -> dict[str, Any]:
-        return {
-            "splits": {split: self._shards[split] for split in SPLITS if self._shards[split]},
-            "spaces": {task: space.to_json() for task, space in spaces.items()},
-            "counts": dict(self.counts),
-        }
+    def _decide(self, shard: Standing, settled: Sequence[_Settled]) -> None:
+        for image in settled:
+            for entry in image.bad:
+                self.packing.quarantine(entry, shard.split)
+            for entry in image.again:
+                self.packing.duplicate(entry, shard.split, image.record.name if image.record else "")
+        records = [image.record for image in settled]
+        whole = [record for record in records if record]
+        if len(whole) == len(records):
+            self.packing.keep(shard, whole)
+        else:
+            self.packing.break_up(shard, records)
+        if self.labels:
+            self._progress(sum(len(image.bad) + len(image.again) for image in settled) + len(whole))
+
+    def _progress(self, records: int) -> None:
+        """So many more records are done with."""
+        before, self._done = self._done, self._done + records
+        if before // EVERY < self._done // EVERY:
+            total = max(self._total, self._done)
+            line = f"{self._done}/{total} images, {self.read_now} read" if self._total else f"{self._done} images"
+            self._runtime.progress(self._step, self._done / total if self._total else 0.0, line)
 
 
-def _check_share(writing: _Writing, most: float, name: str) -> None:
-    bad, good = writing.counts["quarantined"], writing.counts["images"] + writing.counts["duplicates"]
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _check_share(packing: Packing, most: float, name: str) -> None:
+    bad, good = packing.counts["quarantined"], packing.counts["images"] + packing.counts["duplicates"]
+    reasons = packing.lists.first_reasons()
     if not good:
-        raise DataError(f"data.{name}: not one usable image. {writing.first_reasons() or 'Nothing was found there.'}")
+        raise DataError(f"data.{name}: not one usable image. {reasons or 'Nothing was found there.'}")
     if bad / (bad + good) > most:
         raise DataError(
             f"data.{name}: {bad} of {bad + good} files can't be used, more than max_bad = {most:g} allows. "
-            f"First: {writing.first_reasons()}"
+            f"First: {reasons}"
         )
 
 
@@ -220,8 +266,8 @@ class IngestedSet:
 
     def images(self, split: str) -> ImageStore:
         """The image store of a split; empty if the set has none."""
-        names = [f"images/{split}/shard-{number:06d}" for number in range(self.splits.get(split, 0))]
-        return ImageStore(in_parallel(self._shard, names))
+        names = [tar.removesuffix(".tar") for tar in shards_of(self.artifact, split)]
+        return ImageStore([self._shard(name) for name in names])
 
     def _shard(self, name: str) -> ImageShard:
         return ImageShard(self.artifact.file(f"{name}.tar"), self.artifact.file(f"{name}.parquet"))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import collections
-import itertools
+import contextlib
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.ahead import ahead
 from pipeline.decode import decode
 from pipeline.labels import Value
 from pipeline.loader import Library
@@ -21,8 +20,6 @@ from tasks.learning import Predictor
 BATCH = 16
 AHEAD = 2
 """Batches per thread that are made ready before they are asked for."""
-Ready = list[tuple[NDArray[np.uint8], tuple[int, int]]]
-"""Per image of a batch, the model's input and the image's size."""
 
 
 def predict_all(predictor: Predictor, library: Library, runtime: Runtime) -> Iterator[tuple[int, dict[str, Value]]]:
@@ -30,32 +27,19 @@ def predict_all(predictor: Predictor, library: Library, runtime: Runtime) -> Ite
 
     Raises Stopped if a stop was asked for.
     """
-    starts = iter(range(0, len(library), BATCH))
-    pool = ThreadPoolExecutor(runtime.threads, thread_name_prefix="score")
 
-    def ready(start: int) -> Ready:
-        return list(map(prepare, range(start, min(start + BATCH, len(library)))))
+    def ready(rows: range) -> tuple[range, list[NDArray[np.uint8]], list[tuple[int, int]]]:
+        images = [read_image(library, row) for row in rows]
+        return rows, [predictor.preparation(image) for image in images], [image.size for image in images]
 
-    def prepare(index: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        image = read_image(library, index)
-        return predictor.preparation(image), image.size
-
-    def submit(count: int) -> Iterator[tuple[int, Future[Ready]]]:
-        return ((start, pool.submit(ready, start)) for start in itertools.islice(starts, count))
-
-    try:
-        waiting = collections.deque(submit(AHEAD * runtime.threads))
-        while waiting:
+    count, threads = len(library), runtime.threads
+    batches = (range(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
+    with contextlib.closing(ahead(ready, batches, threads, AHEAD * threads)) as prepared:
+        for rows, inputs, sizes in prepared:
             runtime.check_stop("scoring")
-            start, future = waiting.popleft()
-            inputs = future.result()
-            waiting.extend(submit(1))
-            images = torch.from_numpy(np.stack([image for image, _ in inputs])).permute(0, 3, 1, 2)
-            predictions = predictor.predict(images)
-            for offset, (_, size) in enumerate(inputs):
-                yield start + offset, predictor.values(predictions, offset, size)
-    finally:
-        pool.shutdown(cancel_futures=True)
+            predictions = predictor.predict(torch.from_numpy(np.stack(inputs)).permute(0, 3, 1, 2))
+            for offset, size in enumerate(sizes):
+                yield rows[offset], predictor.values(predictions, offset, size)
 
 
 def read_image(library: Library, index: int) -> Image.Image:

@@ -22,11 +22,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.artifacts import Artifact, Inputs, Step, Workspace
+from pipeline.artifacts import Artifact, Inputs, Step
 from pipeline.images import ImageShard, NewImage, ShardWriter
 from pipeline.labels import Label, LabelSpace, LabelWriter, Value, about_store
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
+from pipeline.workspace import Workspace
 from tests.disk import image_shard, stored
 from tests.processes import Together
 

@@ -210,8 +210,9 @@ def test_functions_take_few_arguments() -> None:
 
 
 def is_command(function: Function) -> bool:
-    """Whether the function's arguments are the options of a command."""
-    return any(ast.unparse(decorator).partition("(")[0].endswith(".command") for decorator in function.decorator_list)
+    """Whether the function's arguments are the options of a command or the fields of a form."""
+    names = [ast.unparse(decorator).partition("(")[0] for decorator in function.decorator_list]
+    return any(name.endswith(".command") or name == "flow" for name in names)
 
 
 def arguments(function: Function) -> list[str]:

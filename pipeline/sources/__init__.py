@@ -35,6 +35,8 @@ SPLIT_NAMES: dict[str, Split] = {
     "testing": "test",
 }
 Share = Annotated[float, Field(ge=0, le=1)]
+Stamp = tuple[int, int]
+"""Size in bytes and mtime in ns of a file, or what `Place.stamp` has for a remote one."""
 
 
 class SourceConfig(BaseModel):
@@ -63,13 +65,15 @@ class Record:
     `name` is unique in the set and tells a user which file it is (a relative path). `read` returns the image's own
     bytes. `truth` takes (width, height) in pixels of the upright image (EXIF orientation applied) and returns its
     labels, in that image's coordinates. Both raise DataError on a file that can't be used: the image is then
-    quarantined with the error's text.
+    quarantined with the error's text. `stamp` is that of the file that the image is or lies in, None where there is
+    no file: an image whose name and stamp are known is not read again.
     """
 
     name: str
     split: Split
     read: Callable[[], bytes]
     truth: Callable[[tuple[int, int]], Truth] = lambda size: Truth()
+    stamp: Callable[[], Stamp | None] = lambda: None
 
 
 class BaseSource(ABC):
@@ -87,6 +91,10 @@ class BaseSource(ABC):
     def stamp(self) -> list[tuple[str, int, int]]:
         """(name, size in bytes, mtime in ns) of every file the result depends on, sorted: cheap, reads no file."""
 
+    def count(self) -> int | None:
+        """About how many records there are, where that is cheap to know: for the progress bar."""
+        return None
+
     def problems(self) -> list[tuple[str, str]]:
         """(name, reason) of files found unusable while listing, for the quarantine; valid after `records`."""
         return []
@@ -100,6 +108,11 @@ def stamp_files(root: Place, files: Iterable[Place]) -> list[tuple[str, int, int
 def images_under(root: Place) -> Iterator[Place]:
     """The files of `walk` that have the suffix of an image, whatever is in them."""
     return (file for file in walk(root) if file.suffix in IMAGE_SUFFIXES)
+
+
+def count_images(root: Place) -> int:
+    """How many files `images_under` finds."""
+    return sum(1 for _ in images_under(root))
 
 
 def has_split_folders(root: Place) -> bool:

@@ -132,7 +132,7 @@ class Source(BaseSource):
                     continue
                 seen.add(name)
                 truth = functools.partial(self._truth, entry, part.annotations.get(entry["id"], []))
-                yield Record(name, part.split, file.read, truth)
+                yield Record(name, part.split, file.read, truth, file.stamp)
 
     def _truth(self, entry: dict[str, Any], annotations: list[dict[str, Any]], size: tuple[int, int]) -> Truth:
         if entry.get("width") and entry.get("height"):
@@ -155,6 +155,9 @@ class Source(BaseSource):
             "size": np.array(size, np.int32),
         }
         return truth
+
+    def count(self) -> int:
+        return sum(len(part.entries) for part in self._sets)
 
     def problems(self) -> list[tuple[str, str]]:
         return self._problems

@@ -31,6 +31,7 @@ from pipeline.sources import (
     Truth,
     at_least_one,
     check_size,
+    count_images,
     images_under,
     pair,
     split_by_hash,
@@ -113,7 +114,7 @@ class Source(BaseSource):
         for image, depth in pairs:
             name = image.under(self.rgb)
             truth = functools.partial(self._truth, depth, name)
-            yield Record(image.under(self.root), self._split(name), image.read, truth)
+            yield Record(image.under(self.root), self._split(name), image.read, truth, image.stamp)
 
     def _check_hold_out(self, names: list[str]) -> None:
         for scene in self.config.hold_out if isinstance(self.config.hold_out, tuple) else ():
@@ -169,6 +170,9 @@ class Source(BaseSource):
             truth.notes.append("no normals: no surface in the depth map")
             return
         truth.values["normals"] = {"normals": _resize(normals, size)}
+
+    def count(self) -> int:
+        return count_images(self.rgb)
 
     def problems(self) -> list[tuple[str, str]]:
         return self._problems

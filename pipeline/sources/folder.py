@@ -10,7 +10,7 @@ from typing import Literal
 
 from pipeline.labels import LabelSpace
 from pipeline.places import Place, existing
-from pipeline.sources import BaseSource, Record, SourceConfig, at_least_one, images_under, stamp_files
+from pipeline.sources import BaseSource, Record, SourceConfig, at_least_one, count_images, images_under, stamp_files
 
 
 class Config(SourceConfig):
@@ -31,8 +31,12 @@ class Source(BaseSource):
         return {}
 
     def records(self) -> Iterator[Record]:
-        records = (Record(file.under(self.root), "train", file.read) for file in images_under(self.root))
+        found = images_under(self.root)
+        records = (Record(file.under(self.root), "train", file.read, stamp=file.stamp) for file in found)
         return at_least_one(records, self.root)
+
+    def count(self) -> int:
+        return count_images(self.root)
 
     def stamp(self) -> list[tuple[str, int, int]]:
         return stamp_files(self.root, images_under(self.root))

@@ -22,6 +22,7 @@ from pipeline.sources import (
     at_least_one,
     check_distinct,
     class_truth,
+    count_images,
     has_split_folders,
     images_under,
     split_by_hash,
@@ -79,7 +80,10 @@ class Source(BaseSource):
                 continue
             split = split_named(folders[0]) if self._in_splits else split_by_hash(name, self.config.hold_out)
             truth = functools.partial(class_truth, index[folders[level]], len(index))
-            yield Record(name, split or "train", file.read, truth)
+            yield Record(name, split or "train", file.read, truth, file.stamp)
+
+    def count(self) -> int:
+        return count_images(self.root)
 
     def problems(self) -> list[tuple[str, str]]:
         return self._strays

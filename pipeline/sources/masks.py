@@ -30,6 +30,7 @@ from pipeline.sources import (
     at_least_one,
     check_distinct,
     check_size,
+    count_images,
     has_split_folders,
     images_under,
     number_classes,
@@ -106,7 +107,8 @@ class Source(BaseSource):
             if split is None:
                 self._problems.append((image.under(self.root), "lies in no split folder"))
                 continue
-            yield Record(image.under(self.root), split, image.read, functools.partial(self._truth, mask))
+            truth = functools.partial(self._truth, mask)
+            yield Record(image.under(self.root), split, image.read, truth, image.stamp)
 
     def _split(self, image: Place) -> Split | None:
         name = image.under(self.images)
@@ -132,6 +134,9 @@ class Source(BaseSource):
             found = ", ".join(str(i) for i in np.unique(ids[strange])[:10])
             raise DataError(f"class id {found} is not among the classes; list it in `classes` or in `ignore`")
         return numbered.astype(np.uint16)
+
+    def count(self) -> int:
+        return count_images(self.images)
 
     def problems(self) -> list[tuple[str, str]]:
         return self._problems

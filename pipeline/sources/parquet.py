@@ -27,6 +27,7 @@ from pipeline.sources import (
     Share,
     SourceConfig,
     Split,
+    Stamp,
     Truth,
     at_least_one,
     check_distinct,
@@ -125,17 +126,17 @@ class Source(BaseSource):
 
     def _records(self, file: Place) -> Iterator[Record]:
         columns = [name for name in (self.config.image, self.label, "split") if name in self._schemas[file].names]
-        number = 0
+        stamp, number = file.stamp(), 0
         with _opened(file) as parquet:
             for batch in parquet.iter_batches(ROWS, columns=columns):
                 for row in range(batch.num_rows):
-                    yield self._record(f"{file.under(self.root)}#{number}", batch.slice(row, 1))
+                    yield self._record(f"{file.under(self.root)}#{number}", batch.slice(row, 1), stamp)
                     number += 1
 
-    def _record(self, name: str, row: pa.RecordBatch) -> Record:
+    def _record(self, name: str, row: pa.RecordBatch, stamp: Stamp) -> Record:
         label = row.column(self.label)[0].as_py() if self.label in row.schema.names else None
         read = functools.partial(_image, row.column(self.config.image))
-        return Record(name, self._split(name, row), read, functools.partial(self._truth, label))
+        return Record(name, self._split(name, row), read, functools.partial(self._truth, label), lambda: stamp)
 
     def _split(self, name: str, row: pa.RecordBatch) -> Split:
         if "split" in row.schema.names:
@@ -152,6 +153,9 @@ class Source(BaseSource):
             return Truth(notes=["no label"])
         return class_truth(class_index(label, self._classes), len(self._classes), size)
 
+    def count(self) -> int:
+        return sum(map(_rows, self.files))
+
     def stamp(self) -> list[tuple[str, int, int]]:
         return stamp_files(self.root, self.files)
 
@@ -166,6 +170,11 @@ def _opened(file: Place) -> Iterator[pq.ParquetFile]:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: not a readable Parquet file ({error})") from error
+
+
+def _rows(file: Place) -> int:
+    with _opened(file) as parquet:
+        return int(parquet.metadata.num_rows)
 
 
 def _image(cell: pa.Array) -> bytes:

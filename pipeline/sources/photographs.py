@@ -69,6 +69,9 @@ class Source(BaseSource):
                 read = functools.partial(self._read, path, number)
                 yield Record(f"{path.stem}-{number:04d}.jpg", "train", read)
 
+    def count(self) -> int:
+        return self.config.count
+
     def stamp(self) -> list[tuple[str, int, int]]:
         c = self.config
         about = f"photographs v{VERSION} seed={c.seed} size={c.size} count={c.count}"

@@ -76,6 +76,9 @@ class Source(BaseSource):
             read, truth = functools.partial(self._read, key), functools.partial(self._truth, key)
             yield Record(f"scene-{index:06d}.jpg", split, read, truth)
 
+    def count(self) -> int:
+        return self.config.count + self.config.val + self.config.test
+
     def stamp(self) -> list[tuple[str, int, int]]:
         """One row for the set and its renderer's version, and one for each photograph that it is painted with."""
         c = self.config

@@ -104,7 +104,7 @@ class Source(BaseSource):
         return at_least_one((record for tar in self.tars for record in self._records(tar)), self.root)
 
     def _records(self, tar: Place) -> Iterator[Record]:
-        shard, seen = tar.under(self.root), set()
+        shard, stamp, seen = tar.under(self.root), tar.stamp(), set()
         for key, image, label in _samples(_members(tar)):
             name = f"{shard}#{key}"
             if image is None or key in seen:
@@ -113,7 +113,7 @@ class Source(BaseSource):
             seen.add(key)
             split = split_in_path(shard) or split_by_hash(name, self.config.hold_out)
             read = functools.partial(tar.read, image.offset, image.size)
-            yield Record(name, split, read, functools.partial(self._truth, tar, label))
+            yield Record(name, split, read, functools.partial(self._truth, tar, label), lambda: stamp)
 
     def _truth(self, tar: Place, label: _Member | None, size: tuple[int, int]) -> Truth:
         if not self.config.classes:

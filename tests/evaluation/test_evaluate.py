@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation.evaluate import AGREEMENT, PROTOCOL, evaluate
-from pipeline.artifacts import Artifact, Inputs, Step, Workspace, fingerprint, read_json
+from pipeline.artifacts import Artifact, Inputs, Step, fingerprint, read_json
 from pipeline.errors import Stopped
 from pipeline.labels import LabelSpace
 from pipeline.runtime import Runtime
+from pipeline.workspace import Workspace
 from tasks.network import Network
 from tasks.teacher import Schedule, Teacher
 from tests.disk import made_in

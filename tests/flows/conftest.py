@@ -18,6 +18,15 @@ from flows.run import Outcome
 from tests.flows.tiny import RECIPE, digests
 
 
+@pytest.fixture(scope="session", autouse=True)
+def must_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where `must up` keeps what it starts: nothing of the developer's is used or ended here."""
+    home = tmp_path_factory.mktemp("must-home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MUST_HOME", str(home))
+        yield home
+
+
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"

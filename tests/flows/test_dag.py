@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from flows.dag import build_steps, plan, up_to
-from pipeline.artifacts import Artifact, Inputs, Step, Workspace, fingerprint
+from pipeline.artifacts import Artifact, Inputs, Step, fingerprint
 from pipeline.config import parse_recipe
 from pipeline.errors import ConfigError
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
+from pipeline.workspace import Workspace
 from tests.disk import folder_of
 from tests.flows.tiny import RECIPE, STEPS
 

@@ -22,11 +22,11 @@ import must
 from flows.execution import stopping
 from flows.run import Outcome, Run, prepare
 from flows.work import Here
-from pipeline.artifacts import Workspace
 from pipeline.config import read_recipe
 from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
+from pipeline.workspace import Workspace
 from tests.flows.tiny import STEPS, THREADS, events, loads_nothing_heavy, logged, within
 
 Start = Callable[..., BaseProcess]

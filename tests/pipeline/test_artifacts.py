@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import shutil
 from collections.abc import Mapping
@@ -10,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import ELSEWHERE, MANIFEST, Artifact, Inputs, Step, Workspace, fingerprint, hash_json, verify
+from pipeline.artifacts import ADOPTED, ELSEWHERE, MANIFEST, Artifact, Inputs, Step, fingerprint, hash_json, verify
 from pipeline.errors import DataError
 from pipeline.places import Place
-from pipeline.roots import Root
+from pipeline.roots import Root, hash_file
 from pipeline.runtime import Runtime
+from pipeline.workspace import Workspace
 from tests.disk import folder_of
 
 
@@ -55,6 +57,17 @@ def write_elsewhere(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Map
 def fill_the_disk(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     (out / "half.txt").write_text("half")
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def write_or_adopt(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """Write a file of its own, and a second one unless there is one to take over."""
+    (out / "mine.txt").write_text(config["text"])
+    before = inputs.before
+    if before is None:
+        (out / "first.txt").write_text("made once")
+        return {}
+    earlier = next(name for name in before.manifest["files"] if name.endswith("first.txt"))
+    return {"grown": 1, ADOPTED: {"deep/first.txt": earlier}}
 
 
 HERE = f"{__name__}:"
@@ -261,6 +274,74 @@ def test_on_this_machine_an_artifact_is_the_folder_it_was_made_in(tmp_path: Path
     assert folder_of(made) == tmp_path / "artifacts" / "writing" / made.manifest["fingerprint"]
     assert made.load("result.txt", lambda path: path) == folder_of(made) / "result.txt"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artifacts"]
+
+
+def grow(root: Root, text: str, **config: Any) -> Artifact:
+    return make(root, dataclasses.replace(step(text, "write_or_adopt", **config), grows=("text", "place.path")))
+
+
+def test_a_step_goes_on_from_what_it_made_before(any_root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    grow(any_root, "0", place={"path": "here"})
+    first = grow(any_root, "1", place={"path": "here"})
+    hashed: list[str] = []
+
+    def watched(path: Path) -> str:
+        hashed.append(path.name)
+        return hash_file(path)
+
+    monkeypatch.setattr("pipeline.artifacts.hash_file", watched)
+    second = grow(any_root, "2", place={"path": "there"})
+    assert hashed == ["mine.txt"], "the hash of what is taken over is known"
+    assert second.counts == {"grown": 1}
+    assert sorted(second.manifest["files"]) == ["deep/first.txt", "mine.txt"]
+    assert second.load("deep/first.txt", Path.read_text) == first.load("deep/first.txt", Path.read_text)
+    if any_root.local:
+        assert (folder_of(second) / "deep" / "first.txt").samefile(folder_of(first) / "deep" / "first.txt")
+    assert not list(verify(second))
+    assert second.is_whole()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"more": 1},
+        {"place": {"path": "here", "kind": "b"}},
+        {"version": 2},
+        {"name": "rewriting"},
+        {"grows": ()},
+    ],
+)
+def test_a_step_does_not_go_on_from_another(any_root: Root, other: dict[str, Any]) -> None:
+    grow(any_root, "1", place={"path": "here", "kind": "a"})
+    fields = {field.name for field in dataclasses.fields(Step)}
+    config = {"place": {"path": "here", "kind": "a"}, **{key: other[key] for key in other.keys() - fields}}
+    two = dataclasses.replace(step("2", "write_or_adopt", **config), grows=("text", "place.path"))
+    made = make(any_root, dataclasses.replace(two, **{key: other[key] for key in other.keys() & fields}))
+    assert "grown" not in made.counts
+
+
+def test_a_step_does_not_go_on_from_what_is_not_whole(any_root: Root) -> None:
+    first = grow(any_root, "1")
+    first.file("first.txt").place.remove()
+    assert "grown" not in grow(any_root, "2").counts
+
+
+def test_a_step_that_is_made_again_does_not_go_on_from_itself(any_root: Root) -> None:
+    grow(any_root, "1")
+    assert "grown" not in grow(any_root, "1").counts
+
+
+def test_work_outlasts_an_end_while_the_files_are_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(path: Path) -> str:
+        raise KeyboardInterrupt
+
+    root = Root.of(tmp_path)
+    with monkeypatch.context() as ending:
+        ending.setattr("pipeline.artifacts.hash_file", ends)
+        with pytest.raises(KeyboardInterrupt):
+            make(root, step())
+    assert "work/scratch" in place_of(root, step()).files()
+    assert "log/times.txt" in make(root, step()).manifest["files"]
 
 
 def test_a_value_without_a_canonical_form_has_no_hash() -> None:

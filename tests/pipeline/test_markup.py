@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.markup import element, escape, join
+from pipeline.markup import element, escape, join, plain
 
 
 def test_text_is_escaped_and_markup_is_not() -> None:
@@ -28,3 +28,8 @@ def test_what_a_page_cannot_hold_is_shown_in_another_way() -> None:
 def test_joined_pieces_are_markup() -> None:
     joined = join([element("br"), escape("<")])
     assert element("p", joined) == "<p><br>&lt;</p>"
+
+
+def test_the_text_of_markup_is_what_is_read_of_it() -> None:
+    assert plain(element("p", "1 < 2, ", element("b", 'a "b"'), title="a > b")) == '1 < 2, a "b"'
+    assert plain("<b> & text") == "<b> & text"

@@ -5,109 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
-import tasks
-from flows.dag import build_steps
-from pipeline.artifacts import Artifact, Inputs, Step, Workspace, read_json
-from pipeline.config import Recipe
+from pipeline.artifacts import MANIFEST, Artifact, Inputs, read_json
 from pipeline.errors import DataError, Stopped
-from pipeline.images import ImageRow, ImageShard
-from pipeline.labels import LabelShard, LabelSpace
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
-from tasks.ingest import IngestedSet, ingest
+from pipeline.workspace import Workspace
+from tasks.ingest import IngestedSet
 from tasks.shelves import held_out_keys, truth_library
-from tests.disk import folder_of, image_shard, stored
-
-GROUND = LabelSpace("segmentation", ("sky", "road"))
-WIDTH, HEIGHT = 12, 8
-
-
-def picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
-    """Noise, another one for each number."""
-    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def mask(number: int) -> NDArray[np.uint8]:
-    return np.random.default_rng(number).integers(0, 2, (HEIGHT, WIDTH), dtype=np.uint8)
-
-
-def add_image(root: Path, name: str, number: int) -> bytes:
-    """Save a picture as `images/<name>` and return its bytes."""
-    path = root / "images" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture(number).save(path)
-    return path.read_bytes()
-
-
-def add_mask(root: Path, name: str, ids: NDArray[np.uint8]) -> None:
-    """Save a mask as `masks/<name>`."""
-    path = root / "masks" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(ids).save(path)
-
-
-def add(root: Path, split: str, numbers: range) -> None:
-    """Save pictures with their masks, all of them usable, as `<two digits>.png`."""
-    for number in numbers:
-        add_image(root, f"{split}/{number:02d}.png", number)
-        add_mask(root, f"{split}/{number:02d}.png", mask(number))
-
-
-def add_bad(root: Path, count: int) -> None:
-    """Save files that are no images beside the training images, after them in order."""
-    for number in range(count):
-        (root / "images" / "train" / f"bad-{number}.jpg").write_text(f"no picture {number}")
-
-
-def step_for(root: Path, kind: str = "masks", shard_images: int = 3, **options: Any) -> Step:
-    """The step that a recipe has for the set."""
-    classes = {"classes": GROUND.classes} if kind == "masks" else {}
-    recipe = {
-        "name": "recipe",
-        "data": {"photos": {"kind": kind, "path": str(root), **classes, **options}},
-        "shard_images": shard_images,
-        "teachers": {"gabor": {"kind": "analytic"}},
-        "pool": ["photos"],
-        "student": {"weighting": "equal"},
-    }
-    return build_steps(Recipe.model_validate(recipe))[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """What ingesting left in a folder, and what it counted."""
-
-    out: Path
-    counts: Mapping[str, Any]
-
-    def shards(self, split: str = "train") -> list[ImageShard]:
-        return [image_shard(tar) for tar in sorted((self.out / "images" / split).glob("*.tar"))]
-
-    def rows(self, split: str = "train") -> list[ImageRow]:
-        return [shard.row(index) for shard in self.shards(split) for index in range(len(shard))]
-
-    def names(self, split: str = "train") -> list[str]:
-        return [row.source for row in self.rows(split)]
-
-    def labels(self, shard: ImageShard, split: str = "train") -> LabelShard:
-        path = self.out / "labels" / "segmentation" / split / f"{shard.name}.parquet"
-        return LabelShard(stored(path), tasks.label(GROUND))
-
-    def listed(self, table: str) -> list[tuple[str, str, str]]:
-        """(source, split, reason) of every row of one of the lists."""
-        rows = pq.read_table(self.out / f"{table}.parquet").to_pylist()
-        return [(row["source"], row["split"], row["reason"]) for row in rows]
-
+from tests.disk import folder_of
+from tests.tasks.photos import GROUND, HEIGHT, WIDTH, Found, add, add_bad, add_image, add_mask, mask, picture, step_for
 
 Read = Callable[..., Found]
 
@@ -122,12 +36,11 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def read(photos: Path, tmp_path: Path, runtime: Runtime) -> Read:
-    """Ingests the files: (what `step_for` takes) -> what came of it, in the folder `out`."""
+    """Ingests the files: (what `step_for` takes) -> what came of it."""
 
     def run(**options: Any) -> Found:
-        (tmp_path / "out").mkdir()
-        step = step_for(photos, **options)
-        return Found(tmp_path / "out", ingest(step.config, Inputs({}, runtime), tmp_path / "out"))
+        made = Workspace(Root.of(tmp_path / "other")).make(step_for(photos, **options), Inputs({}, runtime))
+        return Found(folder_of(made), {name: count for name, count in made.counts.items() if name != "read_now"})
 
     return run
 
@@ -147,9 +60,9 @@ def test_images_fill_shards_in_order_and_every_byte_is_where_the_index_says(
     for number in range(1, 7):
         add_image(photos, f"{number:02d}.{('jpg', 'png', 'webp', 'gif', 'bmp', 'tif')[number - 1]}", number)
     saved = sorted((photos / "images").iterdir())
-    many, out = dataclasses.replace(runtime, workers=4), tmp_path / "out"
-    out.mkdir()
-    found = Found(out, ingest(step_for(photos, "folder").config, Inputs({}, many), out))
+    many = dataclasses.replace(runtime, workers=4)
+    made = Workspace(Root.of(tmp_path / "other")).make(step_for(photos, "folder"), Inputs({}, many))
+    found = Found(folder_of(made), made.counts)
     assert [shard.name for shard in found.shards()] == ["shard-000000", "shard-000001", "shard-000002"]
     assert [len(shard) for shard in found.shards()] == [3, 3, 1]
     assert found.names() == [f"images/{path.name}" for path in saved]
@@ -363,14 +276,13 @@ def test_reading_a_set_twice_gives_the_same_bytes(photos: Path, tmp_path: Path, 
     add_image(photos, "train/twice.png", 0)
     made = []
     for workers in (1, 4):
-        out = tmp_path / str(workers)
-        out.mkdir()
-        step = step_for(photos, max_bad=0.5)
-        ingest(step.config, Inputs({}, dataclasses.replace(runtime, workers=workers)), out)
-        made.append(contents(out))
+        workspace = Workspace(Root.of(tmp_path / str(workers)))
+        inputs = Inputs({}, dataclasses.replace(runtime, workers=workers))
+        made.append(contents(folder_of(workspace.make(step_for(photos, max_bad=0.5), inputs))))
+        made[-1].pop(MANIFEST)
     assert made[0] == made[1]
-    # three shards of images with their index and their labels, three lists, and the page on the set
-    assert len(made[0]) == 3 * 3 + 3 + 1
+    # three shards of images with their index and their labels, three lists, the page on the set, and the files seen
+    assert len(made[0]) == 3 * 3 + 3 + 1 + 1
 
 
 def test_a_stop_ends_the_reading_and_the_next_run_reads_it_whole(

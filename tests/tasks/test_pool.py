@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import tasks
-from pipeline.artifacts import Artifact, Inputs, Step, Workspace
+from pipeline.artifacts import Artifact, Inputs, Step
 from pipeline.augment import NOTHING
 from pipeline.errors import DataError
 from pipeline.labels import LabelSpace
 from pipeline.loader import Shelf
 from pipeline.runtime import Runtime
+from pipeline.workspace import Workspace
 from tasks.ingest import IngestedSet
 from tasks.pool import pool_shards
 from tasks.shelves import held_out_keys, labelled, truth_library
+from tests.disk import folder_of
 
 Noise = Callable[..., NDArray[np.uint8]]
 MakeSet = Callable[..., Artifact]
@@ -69,6 +71,25 @@ def test_an_image_in_two_sets_is_pooled_once(make_set: MakeSet, runtime: Runtime
     sets = {"one": make_set("one", {"all": [1, 2, 3]}), "two": make_set("two", {"all": [3, 4]})}
     pool = pooled(sets, ["one", "two"], runtime)
     assert pool.counts == {"images": 4, "left_out": {"already in the pool from one": 1}}
+
+
+def test_being_held_out_counts_before_being_met_and_the_last_set_that_holds_out_is_named(
+    make_set: MakeSet, runtime: Runtime
+) -> None:
+    sets = {
+        "one": make_set("one", {"train/a": [1, 2], "test/a": [3]}),
+        "two": make_set("two", {"train/a": [1, 3, 4], "val/a": [2]}),
+        "three": make_set("three", {"train/a": [2, 4], "test/a": [3]}),
+    }
+    pool = pooled(sets, ["two", "one", "three"], runtime)
+    rows = [(row["set"], row["reason"]) for row in pq.read_table(folder_of(pool) / "pool.parquet").to_pylist()]
+    assert rows == [
+        *(("two", reason) for reason in (None, "held out in three", None)),
+        *(("one", reason) for reason in ("already in the pool from two", "held out in two")),
+        *(("three", reason) for reason in ("held out in two", "already in the pool from two")),
+    ]
+    met = "already in the pool from two"
+    assert pool.counts == {"images": 2, "left_out": {"held out in three": 1, met: 2, "held out in two": 2}}
 
 
 def test_the_shards_of_the_pool_come_with_the_rows_to_use(make_set: MakeSet, runtime: Runtime) -> None:

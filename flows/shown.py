@@ -1,0 +1,118 @@
+"""What Prefect's page shows of a run beside its states: how far the steps are, their warnings, what came out.
+
+None of it is worth a run: what can't be shown is noted among the run's events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.logging import get_run_logger
+
+from evaluation.report_outcome import warnings
+from evaluation.run_record import RunRecord
+from evaluation.summary import summary
+from flows.run import Run
+from pipeline.artifacts import Artifact, read_json
+from pipeline.markup import plain
+from pipeline.runtime import Runtime
+
+EVERY_S = 5.0
+"""Between updates of a step's bar in Prefect; steps that end sooner get none."""
+LINE_EVERY_S = 30.0
+"""Between lines in a step's log that say how far it is."""
+COLUMNS = ("task", "dataset", "split", "metric", "better", "model", "value", "n")
+Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+
+@contextlib.contextmanager
+def mirrored(runtime: Runtime) -> Iterator[Runtime]:
+    """The runtime, its progress also shown by the current task run: a bar, and a line in its log now and then."""
+    mirror = _Mirror(get_run_logger())
+
+    def progress(step: str, done: float, line: str) -> None:
+        runtime.progress(step, done, line)
+        mirror.latest = (done, line)
+
+    # a thread of its own: training never waits for an answer; the context tells it which task run it belongs to
+    follower = threading.Thread(target=contextvars.copy_context().run, args=(mirror.follow,), daemon=True)
+    follower.start()
+    try:
+        yield dataclasses.replace(runtime, progress=progress)
+    finally:
+        mirror.ended.set()
+        follower.join(EVERY_S)
+
+
+class _Mirror:
+    """A progress artifact and a log that follow the latest report."""
+
+    def __init__(self, log: Log) -> None:
+        self.latest: tuple[float, str] | None = None
+        self.ended = threading.Event()
+        self._log = log
+        self._identity: UUID | None = None
+
+    def follow(self) -> None:
+        """Show what is new, until the step has ended."""
+        shown, said = None, time.monotonic()
+        while not self.ended.wait(EVERY_S):
+            if self.latest and self.latest != shown:
+                shown = self.latest
+                self._show(*shown)
+                if time.monotonic() - said >= LINE_EVERY_S:
+                    said = time.monotonic()
+                    self._log.info("%.0f %%: %s", shown[0] * 100, shown[1])
+        if self._identity and self.latest:
+            self._show(*self.latest)
+
+    def _show(self, done: float, line: str) -> None:
+        with contextlib.suppress(Exception):  # the next report tries again
+            if self._identity is None:
+                made = create_progress_artifact(done * 100, description=line)
+                self._identity = made if isinstance(made, UUID) else None
+            else:
+                update_progress_artifact(self._identity, done * 100, description=line)
+
+
+def log_warnings(run: Run, step: str, artifact: Artifact) -> None:
+    """What the report will warn of, as far as it lies in this step, in the current task run's log."""
+    with _noting(run, "warnings"):
+        for sentence in warnings(RunRecord(run.folder, {step: artifact})):
+            get_run_logger().warning(plain(sentence))
+
+
+def show_results(run: Run, artifacts: Mapping[str, Artifact]) -> None:
+    """A page on what came out, and the records of `metrics.json` as a table, as artifacts of the current flow run."""
+    name = re.sub(r"[^a-z0-9]+", "-", run.recipe.name.lower()).strip("-")
+    with _noting(run, "report"):
+        text = summary(RunRecord(run.folder, artifacts))
+        create_markdown_artifact(text, key=f"{name}-report", description=f"{run.recipe.name}: {run.folder}")
+    if "evaluate" in artifacts:
+        with _noting(run, "metrics"):
+            records = artifacts["evaluate"].load("metrics.json", read_json)
+            rows = [{column: record[column] for column in COLUMNS} for record in records]
+            create_table_artifact(rows, key=f"{name}-metrics", description=f"{run.recipe.name}: {run.folder}")
+
+
+@contextlib.contextmanager
+def _noting(run: Run, what: str) -> Iterator[None]:
+    """Go on if something can't be shown: the results are on disk; that they are not shown is noted."""
+    try:
+        yield
+    except Exception as error:
+        run.event("prefect", error=f"no {what} shown: {type(error).__name__}: {error}")
