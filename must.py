@@ -16,7 +16,9 @@ import typer
 
 if TYPE_CHECKING:
     from flows.dag import Planned, Selection
+    from flows.inventory import Held
     from flows.run import Outcome
+    from pipeline import roots
 
 # Everything that takes time to import is imported by the command that needs it: help comes at once, and a plan
 # needs no torch.
@@ -245,6 +247,95 @@ def export_backbone_command(
     student = next(each.artifact for each in plan(recipe, root, override) if each.step.name == "student")
     line = export_backbone(require(student, "student"), to)
     print(f"Wrote {to}. Load it with\n    {line}")
+
+
+artifacts = typer.Typer(no_args_is_help=True, help="Look at what a root holds, check it, and clear it out.")
+app.add_typer(artifacts, name="artifacts")
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def _held(root: str) -> tuple[roots.Root, list[Held]]:
+    from flows import inventory
+    from pipeline import roots
+
+    where = roots.Root.of(root)
+    return where, inventory.artifacts(where, inventory.runs(where))
+
+
+@artifacts.command("ls")
+def artifacts_ls_command(root: Root = DEFAULT_ROOT, as_json: Json = False) -> None:
+    """List artifacts: when they were made, how large they are, which runs refer to them."""
+    from flows.inventory_page import Page, listed
+
+    _, held = _held(root)
+    if as_json:
+        Page().show_json(listed(held))
+    else:
+        Page().show_list(held)
+
+
+@artifacts.command("show")
+def artifacts_show_command(
+    name: Annotated[str, typer.Argument(metavar="STEP[/FINGERPRINT]", help="As `must artifacts ls` lists them.")],
+    root: Root = DEFAULT_ROOT,
+    as_json: Json = False,
+) -> None:
+    """Show an artifact: its configuration, inputs, counts and files."""
+    from flows.inventory import named
+    from flows.inventory_page import Page
+
+    where, held = _held(root)
+    found = named(where, name, held)
+    if as_json:
+        Page().show_json(found.manifest)
+    else:
+        Page().show_one(found)
+
+
+@artifacts.command("verify")
+def artifacts_verify_command(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[STEP[/FINGERPRINT]]...", help="All, if none.")] = None,
+    root: Root = DEFAULT_ROOT,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Delete damaged files: the next run makes them anew.")
+    ] = False,
+) -> None:
+    """Read every byte of artifacts and compare with their manifests; ends with 3 if a file is damaged or missing."""
+    from flows.inventory import damaged, named
+
+    where, held = _held(root)
+    chosen = [named(where, name, held) for name in names] if names else [each for each in held if each.manifest]
+    found = 0
+    for each, file, wrong in damaged(where, chosen):
+        found += 1
+        print(f"{'/'.join(each.key)}: {file}: {wrong}", flush=True)
+        if repair:
+            file.place.remove()
+    print(f"{len(chosen)} artifacts, {found or 'no'} damaged or missing files.")
+    if found:
+        print(
+            "Deleted; the next run makes them anew." if repair else "With --repair they are deleted, for the next run."
+        )
+        raise typer.Exit(3)
+
+
+@artifacts.command("gc")
+def artifacts_gc_command(
+    root: Root = DEFAULT_ROOT,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Runs of each recipe whose artifacts are kept.")] = 1,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete what is not kept; without, only say so.")] = False,
+) -> None:
+    """Show what is kept and why, and what no recent run refers to any more; with --delete, clear that out."""
+    from flows.inventory import remove, sort_out
+    from flows.inventory_page import Page
+    from pipeline.roots import Root as Where
+    from pipeline.workspace import Workspace
+
+    workspace = Workspace(Where.of(root))
+    verdicts = sort_out(workspace, keep)
+    if delete:
+        remove(workspace.root, verdicts)
+    Page().show_verdicts(verdicts, delete)
 
 
 bench = typer.Typer(no_args_is_help=True, help="Measure how fast this machine runs a recipe.")

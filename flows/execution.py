@@ -50,9 +50,10 @@ def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, carry: Carry | No
         work = Apart(recipe, runtime) if carry else Here(recipe, runtime)
         run = Run(recipe, plan, runtime, work.step)
         try:
-            artifacts = carry(run, work) if carry and isinstance(work, Apart) else in_order(run, inline_step)
-            if "evaluate" in artifacts:
-                work.other(_leave_results, (run.folder, artifacts), runtime)
+            with run.at_work():
+                artifacts = carry(run, work) if carry and isinstance(work, Apart) else in_order(run, inline_step)
+                if "evaluate" in artifacts:
+                    work.other(_leave_results, (run.folder, artifacts), runtime)
         except BaseException as error:
             run.event("ended", **told(error))
             raise

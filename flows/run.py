@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import yaml
 
 from flows.dag import Planned, Selection, build_steps, plan
 from pipeline.artifacts import Artifact, Inputs, Step, as_json, fingerprint, read_json
+from pipeline.claims import claimed
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from pipeline.places import Place
@@ -68,7 +70,10 @@ class Run:
         self.folder = _new_folder(self.workspace.root, recipe)
         self.made = 0
         self._lock = threading.Lock()
-        rows = [{"step": p.step.name, "action": p.action, "why": p.why} for p in self.planned]
+        rows = [
+            {"step": p.step.name, "action": p.action, "why": p.why, "artifact": p.artifact and p.artifact.mark}
+            for p in self.planned
+        ]
         self.folder.child("plan.json").write(as_json(rows).encode())
 
     def event(self, kind: str, /, **facts: Any) -> None:
@@ -76,6 +81,10 @@ class Run:
         line = json.dumps({"time": round(time.time(), 3), "event": kind, **facts})
         with self._lock:
             self.folder.child("events.jsonl").append(f"{line}\n".encode())
+
+    def at_work(self) -> AbstractContextManager[None]:
+        """While inside, the run is known to be at work, and what it refers to is kept."""
+        return claimed(self.workspace.claims / "runs" / self.folder.name, lambda _: None, lost=self.runtime.stop.set)
 
     def log(self, step: str) -> Path:
         """Where the processes of a step print to, on this machine."""
@@ -170,7 +179,7 @@ def nothing_to_do(plan: Plan) -> Outcome | None:
 
 def find_report(root: Root, evaluated: Artifact) -> Place | None:
     """The newest run that left a report on these results; a run may have been killed before it did."""
-    mark = evaluated.manifest["fingerprint"]
+    mark = evaluated.mark
     runs = root / "runs"
     reports = [name for name in runs.files() if posixpath.basename(name) == "report.html"]
     for report in sorted(reports, key=_began, reverse=True):

@@ -80,6 +80,12 @@ class Artifact:
         return str(self.root / self.path)
 
     @property
+    def mark(self) -> str:
+        """Its fingerprint."""
+        mark: str = self.manifest["fingerprint"]
+        return mark
+
+    @property
     def digest(self) -> str:
         digest: str = self.manifest["digest"]
         return digest
@@ -224,14 +230,14 @@ def _facts(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": hash_file(path)}
 
 
-def verify(artifact: Artifact) -> Iterator[str]:
+def verify(artifact: Artifact) -> Iterator[tuple[StoredFile, str]]:
     """The files of an artifact that are not what its manifest says, each with what is wrong. Reads every byte."""
     for file in artifact.files():
         sha256 = hash_place(file.place)
         if sha256 is None:
-            yield f"{file}: missing"
+            yield file, "missing"
         elif sha256 != file.sha256:
-            yield f"{file}: its bytes changed since it was made"
+            yield file, "its bytes changed since it was made"
 
 
 def require(artifact: Artifact | None, step: str) -> Artifact:

@@ -166,12 +166,12 @@ def test_a_cut_file_is_not_found_and_a_changed_one_is_named(any_root: Root) -> N
     made = make(any_root, step())
     file = place_of(any_root, step()).child("result.txt")
     file.write(b"abX")
-    assert list(verify(made)) == [f"{file}: its bytes changed since it was made"]
+    assert [f"{one}: {wrong}" for one, wrong in verify(made)] == [f"{file}: its bytes changed since it was made"]
     assert find(any_root, step()) is not None, "a look at sizes alone does not see it"
     file.write(b"ab")
     assert find(any_root, step()) is None
     file.remove()
-    assert list(verify(made)) == [f"{file}: missing"]
+    assert [f"{one}: {wrong}" for one, wrong in verify(made)] == [f"{file}: missing"]
     assert find(any_root, step()) is None
 
 

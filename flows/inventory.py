@@ -1,0 +1,232 @@
+"""What a root holds: its artifacts, who refers to them, and what nothing refers to any more. No torch, no Prefect."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pipeline.artifacts import ELSEWHERE, MANIFEST, Artifact, parse_json, verify
+from pipeline.claims import holders
+from pipeline.errors import choose
+from pipeline.places import Place
+from pipeline.roots import Root, StoredFile, in_parallel
+from pipeline.workspace import Workspace
+
+Key = tuple[str, str]
+"""A step and a fingerprint."""
+STARTED = re.compile(r"^(?P<recipe>.*)-(?P<time>\d{8}-\d{6}(-\d+)?)$")
+"""The name of a run's folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunUse:
+    """A run, by the name of its folder, and the artifacts that it reused, made, or began to make."""
+
+    name: str
+    recipe: str
+    uses: frozenset[Key]
+    at_work: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A sealed artifact, or (no manifest) what an unfinished attempt left; size in bytes, with its files elsewhere."""
+
+    key: Key
+    path: str
+    manifest: Mapping[str, Any] | None
+    size: int
+    users: tuple[str, ...]
+    """The runs that refer to it, the newest first."""
+
+
+def runs(root: Root) -> list[RunUse]:
+    """All runs of a root, the newest first."""
+    claimed = {name.removeprefix("runs/") for name in holders(root / "claims") if name.startswith("runs/")}
+    folders = [folder for folder in (root / "runs").folders() if STARTED.match(folder.name)]
+    found = []
+    for folder, uses in zip(folders, in_parallel(_uses, folders), strict=True):
+        match = STARTED.match(folder.name)
+        assert match
+        found.append((match["time"], RunUse(folder.name, match["recipe"], uses, folder.name in claimed)))
+    return [run for _, run in sorted(found, key=lambda pair: pair[0], reverse=True)]
+
+
+def _uses(run: Place) -> frozenset[Key]:
+    """The artifacts that a run found when it was planned, and those that it came to since."""
+    lines = (run.child("events.jsonl").peek() or b"").decode("utf-8", "replace").splitlines()
+    events = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be torn
+    planned = json.loads(run.child("plan.json").peek() or b"[]")
+    return frozenset((row["step"], row["artifact"]) for row in [*planned, *events] if row.get("artifact"))
+
+
+def artifacts(root: Root, every_run: Iterable[RunUse]) -> list[Held]:
+    """Everything below `artifacts/`, by step and then the newest first."""
+    users: dict[Key, list[str]] = collections.defaultdict(list)
+    for run in every_run:
+        for key in run.uses:
+            users[key].append(run.name)
+    sizes: dict[Key, int] = collections.defaultdict(int)
+    for name, size in (root / "artifacts").files().items():
+        step, mark, *_ = name.split("/")
+        sizes[step, mark] += size
+    texts = in_parallel(lambda key: (root / f"artifacts/{key[0]}/{key[1]}/{MANIFEST}").peek(), sizes)
+    found = []
+    for (key, size), text in zip(sizes.items(), texts, strict=True):
+        path = f"artifacts/{key[0]}/{key[1]}"
+        manifest = parse_json(text, f"{path}/{MANIFEST}") if text else None
+        elsewhere = sum(facts["size"] for facts in (manifest or {}).get(ELSEWHERE, {}).values())
+        found.append(Held(key, path, manifest, size + elsewhere, tuple(users[key])))
+    return sorted(found, key=lambda held: (held.key[0], -(held.manifest or {}).get("began", 0)))
+
+
+def named(root: Root, name: str, held: Iterable[Held]) -> Held:
+    """The artifact that a user calls `step` (its newest sealed one) or `step/fingerprint`, which may be cut short.
+
+    ConfigError lists what there is.
+    """
+    step, _, mark = name.partition("/")
+    there = [each for each in held if each.manifest]
+    choose(step, {each.key[0] for each in there}, f"Step in {root}:")
+    of_step = [each for each in there if each.key[0] == step]
+    if not mark:
+        return of_step[0]
+    fitting = [each for each in of_step if each.key[1].startswith(mark)]
+    if len(fitting) != 1:
+        choose(mark, [each.key[1] for each in of_step], f"Fingerprint of {step}:")
+    return fitting[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Files that are kept or nothing refers to: what they are, how many, how large, and why."""
+
+    what: str
+    files: tuple[str, ...]
+    size: int
+    kept: bool
+    why: str
+
+
+def sort_out(workspace: Workspace, keep: int = 1) -> list[Verdict]:
+    """Everything in a root that runs can do without, and everything they can't, each with the reason.
+
+    Kept is what a run at work uses, and what the `keep` newest runs of each recipe refer to; of labels, those that kept
+    label artifacts refer to, and, while one of those is unfinished, all those of kept teachers.
+    """
+    root = workspace.root
+    every_run = runs(root)
+    reasons = _reasons(every_run, keep)
+    at_work = holders(root / "claims")
+    verdicts, kept = [], []
+    for held in artifacts(root, every_run):
+        claim = at_work.get("/".join(held.key))
+        why = f"process {claim.number} is at work on it" if claim else reasons.get(held.key)
+        if why:
+            kept.append(held)
+        verdicts.append(_verdict(root, held, why))
+    sealed = {held.key for held in kept if held.manifest}
+    to_come = any(step == "label" and (step, mark) not in sealed for step, mark in reasons)
+    return [*verdicts, *_labels(root, kept, to_come), *_leftovers(root, quiet=not at_work)]
+
+
+def _reasons(every_run: Iterable[RunUse], keep: int) -> dict[Key, str]:
+    """Why artifacts are kept."""
+    reasons: dict[Key, str] = {}
+    seen: collections.Counter[str] = collections.Counter()
+    for run in every_run:
+        seen[run.recipe] += 1
+        if run.at_work or seen[run.recipe] <= keep:
+            for key in run.uses:
+                reasons.setdefault(key, f"{run.name} {'uses it now' if run.at_work else 'refers to it'}")
+    return reasons
+
+
+def _verdict(root: Root, held: Held, why: str | None) -> Verdict:
+    names = (root / held.path).files()
+    files = tuple(f"{held.path}/{name}" for name in sorted(names, key=lambda name: name != MANIFEST))  # unsealed first
+    size = sum(names.values())
+    if why is None:
+        last = f"only older runs do, last {held.users[0]}" if held.users else "nothing refers to it"
+        why = last if held.manifest else f"unfinished; {last}"
+        return Verdict("/".join(held.key), files, size, False, why)
+    return Verdict("/".join(held.key), files, size, True, why if held.manifest else f"unfinished; {why}")
+
+
+def _labels(root: Root, kept: Iterable[Held], to_come: bool) -> Iterator[Verdict]:
+    """A verdict on the labels of every teacher that are referred to, and on those that are not. `to_come`: a label step
+    is unfinished, whose artifact will refer to more.
+    """
+    manifests = [held.manifest for held in kept if held.manifest]
+    wanted = {path for manifest in manifests for path in manifest.get(ELSEWHERE, {})}
+    folders: dict[str, list[tuple[str, int]]] = collections.defaultdict(list)
+    for name, size in (root / "labels").files().items():
+        if not posixpath.basename(name).startswith("."):
+            folders[f"labels/{posixpath.dirname(name)}"].append((f"labels/{name}", size))
+    teachers = {f"labels/{_teacher(manifest)}" for manifest in manifests} if to_come else set()
+    for folder, files in sorted(folders.items()):
+        yield from _of_teacher(folder, files, wanted, folder in teachers)
+
+
+def _teacher(manifest: Mapping[str, Any]) -> str:
+    """The name of the folder with a teacher's labels."""
+    return f"{manifest['step'].removeprefix('teacher.')}-{manifest['digest'][:12]}"
+
+
+def _of_teacher(folder: str, files: list[tuple[str, int]], wanted: set[str], kept: bool) -> Iterator[Verdict]:
+    used = [(name, size) for name, size in files if name in wanted]
+    rest = [(name, size) for name, size in files if name not in wanted]
+    if used:
+        yield _of_files(folder, used, True, "kept label artifacts refer to them")
+    if rest and kept:
+        yield _of_files(folder, rest, True, "of a label step that is unfinished")
+    elif rest:
+        yield _of_files(folder, rest, False, "no kept label artifact refers to them")
+
+
+def _of_files(what: str, files: list[tuple[str, int]], kept: bool, why: str) -> Verdict:
+    return Verdict(what, tuple(name for name, _ in files), sum(size for _, size in files), kept, why)
+
+
+def _leftovers(root: Root, quiet: bool) -> Iterator[Verdict]:
+    """Hidden files that writers left when they were killed."""
+    parts = [
+        (f"{folder}/{name}", size)
+        for folder in ("artifacts", "labels")
+        for name, size in (root / folder).files().items()
+        if name.endswith(".part")
+    ]
+    if parts:
+        yield _of_files("*.part", parts, not quiet, "half-written" if quiet else "maybe being written now")
+
+
+def remove(root: Root, verdicts: Iterable[Verdict]) -> None:
+    """Take away what is not kept."""
+    for verdict in verdicts:
+        if not verdict.kept:
+            first, *others = verdict.files
+            (root / first).remove()  # of an artifact its manifest: from here on it is no whole one
+            in_parallel(lambda name: (root / name).remove(), others)
+    _remove_empty(root)
+
+
+def _remove_empty(root: Root) -> None:
+    """Folders without files; object storage has none."""
+    if root.local:
+        below = (path for name in ("artifacts", "labels") for path in root.here(name).rglob("*"))
+        for folder in sorted(below, reverse=True):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def damaged(root: Root, held: Iterable[Held]) -> Iterator[tuple[Held, StoredFile, str]]:
+    """The files of sealed artifacts that are not what their manifests say, each with what is wrong."""
+    for each in held:
+        if each.manifest:
+            for file, wrong in verify(Artifact(root, each.path, each.manifest)):
+                yield each, file, wrong
