@@ -58,6 +58,7 @@ class Spread:
         with claimed(claim, waiting(step.name, inputs.runtime), lost=inputs.runtime.stop.set):
             orders = self._orders(run, step, inputs)
             done = self.context.copy().run(self._give_out, run, orders)
+            inputs.runtime.check_stop(step.name)
             return self.apart.step(run, step, dataclasses.replace(inputs, parts=done))
 
     def _orders(self, run: Run, step: Step, inputs: Inputs) -> list[Order]:

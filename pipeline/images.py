@@ -169,7 +169,7 @@ class ImageShard:
         return list(zip(*columns, strict=True))
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return len(self.keys)
 
     def row(self, index: int) -> ImageRow:
         return ImageRow(**self.table.slice(index, 1).to_pylist()[0])
