@@ -117,7 +117,9 @@ def test_the_report_is_a_page_in_prefect_with_pictures_of_labels(shown: Shown) -
     folder = next((shown.root / "runs").iterdir())
     assert str(folder / "report.html") in text
     assert text.count("(data:image/jpeg;base64,") == 4 * 3
-    assert {line.split(" | ")[1] for line in text.split("## Steps")[1].splitlines() if line.startswith("| `")} == {"made"}
+    assert {line.split(" | ")[1] for line in text.split("## Steps")[1].splitlines() if line.startswith("| `")} == {
+        "made"
+    }
 
 
 def test_what_the_report_warns_of_is_in_the_steps_logs(shown: Shown) -> None:
