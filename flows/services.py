@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import getpass
 import json
 import os
 import signal
@@ -110,7 +111,7 @@ class Services:
     @property
     def worker_name(self) -> str:
         """What the worker is called on the server."""
-        return f"must-{socket.gethostname()}"
+        return f"must-{getpass.getuser()}-{socket.gethostname()}"
 
     def answers(self) -> bool:
         """Whether our own server is there and can be spoken to."""

@@ -63,6 +63,17 @@ def prefect_says(root: Path, query: str) -> list[tuple[Any, ...]]:
         return database.execute(query).fetchall()
 
 
+def prefects_of(home: Path) -> list[int]:
+    """The processes of Prefect, servers, workers and runs, that `must up` with this MUST_HOME has brought about."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            environ, command = ((process / name).read_bytes().split(b"\0") for name in ("environ", "cmdline"))
+            if f"MUST_HOME={home}".encode() in environ and any(word.startswith(b"prefect") for word in command):
+                found.append(int(process.name))
+    return found
+
+
 def within(condition: Callable[[], bool], process: BaseProcess) -> None:
     """Wait until the condition holds; fail if the process ended before, or time is up."""
     deadline = time.monotonic() + SOON_S

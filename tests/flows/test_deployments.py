@@ -1,0 +1,291 @@
+"""Deployments: their forms, what they refuse, and the tutorial of docs/deployment.md, command by command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.dag import Selection
+from tests.flows.tiny import RECIPE, SOON_S, prefect_says, prefects_of
+
+pytestmark = pytest.mark.timeout(900)  # many processes that each load Prefect, on machines that do other things as well
+PROJECT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+FLOWS = ["selftrain", "train_teacher", "label_pool", "train_student", "evaluate"]
+Understood = Callable[[str, dict[str, Any]], tuple[Selection, dict[str, Any]]]
+STEPS = ["data.world", "data.pool", "teacher.parts", "teacher.gabor", "pool", "label", "student", "evaluate"]
+TASK_RUNS = """
+    select t.name, t.state_name from task_run t join flow_run f on t.flow_run_id = f.id where f.name = '{}'
+"""
+
+
+def flow(name: str) -> Any:
+    from flows import deployments  # noqa: PLC0415 - loads Prefect
+
+    return getattr(deployments, name)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_form_is_flat_and_says_what_each_field_is(name: str) -> None:
+    from prefect.utilities.callables import parameter_schema  # noqa: PLC0415
+
+    schema = parameter_schema(flow(name)).model_dump()
+    fields = schema["properties"]
+    assert fields.keys() >= {"recipe", "root", "overrides", "device", "workers"}
+    assert schema["required"] == (["teacher"] if name == "train_teacher" else [])
+    assert schema["definitions"] == {}
+    assert all(field["description"] for field in fields.values())
+    assert flow(name).description
+    devices = next(choice for choice in fields["device"]["anyOf"] if "enum" in choice)
+    assert devices["enum"] == ["auto", "cpu", "cuda", "mps"]
+
+
+def test_every_flow_is_deployed() -> None:
+    deployed = yaml.safe_load((PROJECT / "prefect.yaml").read_text("utf-8"))["deployments"]
+    assert [each["entrypoint"] for each in deployed] == [f"flows.deployments.{name}" for name in FLOWS]
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "tiny.yaml").write_text(RECIPE, "utf-8")
+    return {"recipe": str(tmp_path / "tiny.yaml"), "root": str(tmp_path / "root")}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "told"),
+    [
+        ("selftrain", {"recipe": "nowhere.yaml"}, "nowhere.yaml: can't be read (No such file or directory)."),
+        ("selftrain", {"overrides": ["student.epoch=3"]}, "Did you mean 'epochs'?"),
+        ("selftrain", {"force": ["studen"]}, "Step 'studen' is unknown. Did you mean 'student'?"),
+        ("selftrain", {"start": "labels"}, "Step 'labels' is unknown. Did you mean 'label'?"),
+        ("train_teacher", {"teacher": "mask", "epochs": 3.0}, "Did you mean 'masks'? Known: gabor, masks."),
+        ("train_teacher", {"teacher": "gabor", "steps": 3}, "teachers.gabor.steps: unknown key (value 3)."),
+        ("train_student", {"epochs": 3.0, "steps": 5}, "epochs (3.0) and steps (5) are both given"),
+    ],
+)
+def test_what_cannot_be_met_is_refused_with_nothing_made(
+    name: str, given: dict[str, Any], told: str, asked: dict[str, Any]
+) -> None:
+    state = called(name, {**asked, **given})
+    assert (state.type, state.name) == ("FAILED", "Refused")
+    assert told in state.message
+    assert "Traceback" not in state.message
+    assert not Path(asked["root"]).exists()
+
+
+@pytest.fixture
+def understood(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Understood:
+    """What a flow would carry out: (flow, fields) -> the selection and the recipe."""
+    from flows import deployments  # noqa: PLC0415
+
+    def understand(name: str, given: dict[str, Any]) -> tuple[Selection, dict[str, Any]]:
+        monkeypatch.setattr(deployments, "_carry_out", lambda chosen, read, root: (chosen, read().model_dump()))
+        found: tuple[Selection, dict[str, Any]] = called(name, {**asked, **given})
+        return found
+
+    return understand
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "changed", "selection"),
+    [
+        ("selftrain", {"force": ["label"]}, {}, Selection(force=("label",))),
+        ("selftrain", {"start": "pool", "runner": "dask"}, {"runtime.runner": "dask"}, Selection(start="pool")),
+        ("train_teacher", {"teacher": "masks"}, {"teachers.masks.steps": 60}, Selection("teacher.masks")),
+        (
+            "train_teacher",
+            {"teacher": "masks", "epochs": 2.5, "anew": True},
+            {"teachers.masks.epochs": 2.5, "teachers.masks.steps": None, "student.steps": 60},
+            Selection("teacher.masks", force=("teacher.masks",)),
+        ),
+        ("label_pool", {"batch": 7, "workers": 3}, {"labelling.batch": 7, "runtime.workers": 3}, Selection("label")),
+        (
+            "train_student",
+            {"overrides": ["student.lr=1", "seed=5"], "lr": 0.5, "steps": 9},
+            {"student.lr": 0.5, "seed": 5, "student.steps": 9, "student.epochs": None},
+            Selection("student"),
+        ),
+        (
+            "evaluate",
+            {"splits": "val", "device": "mps"},
+            {"evaluate.splits": "val", "runtime.device": "mps"},
+            Selection(),
+        ),
+    ],
+)
+def test_fields_change_the_recipe_and_choose_the_steps(
+    name: str, given: dict[str, Any], changed: dict[str, Any], selection: Selection, understood: Understood
+) -> None:
+    chosen, recipe = understood(name, given)
+    assert chosen == selection
+    for path, value in changed.items():
+        found: Any = recipe
+        for key in path.split("."):
+            found = found[key]
+        assert found == value, path
+
+
+def called(name: str, given: dict[str, Any]) -> Any:
+    """What a flow's function returns, its defaults filled in as Prefect does it."""
+    from prefect.utilities.callables import get_call_parameters  # noqa: PLC0415
+
+    function = flow(name).fn
+    return function(**get_call_parameters(function, (), given))
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """A command of the tutorial, what is said to come of it (a failure with these words), and what came."""
+
+    command: str
+    fails: str
+    code: int
+    output: str
+
+
+class Tutorial:
+    """The commands of docs/deployment.md, given one after the other in a folder and on a recipe of the test's own."""
+
+    def __init__(self, folder: Path, home: Path) -> None:
+        self.root, self.home = folder / "root", home
+        recipe = folder / "tiny.yaml"
+        recipe.write_text(RECIPE.replace("masks", "parts"), "utf-8")
+        self.instead = {
+            ".venv/bin/": f"{BIN}/",
+            "recipes/quickstart.yaml": str(recipe),
+            "root=must-root": f"root={self.root}",
+        }
+        unset = ("PREFECT", "DO_NOT_TRACK", "CI")
+        self.environ = {name: value for name, value in os.environ.items() if not name.startswith(unset)}
+        self.environ |= {"HOME": str(folder), "COLUMNS": "200"}
+        self.done: list[Done] = []
+
+    def commands(self) -> Iterator[tuple[str, str]]:
+        """(command, what it is said to fail with)"""
+        for line in (PROJECT / "docs" / "deployment.md").read_text("utf-8").splitlines():
+            if line.startswith("$ "):
+                command, _, fails = line[2:].partition("    # fails: ")
+                yield command, fails
+
+    def give(self, command: str, fails: str) -> None:
+        """One command, as the page has it but for its places."""
+        if command.startswith("export "):
+            name, _, value = command.removeprefix("export ").partition("=")
+            self.environ[name] = value.replace("http://127.0.0.1:4200/api", self.status()["url"])
+            return
+        if "status" in command:
+            self.wait_until_at_work()
+        if "IDENTITY" in command:
+            command = command.replace("IDENTITY", self.status()["runs"][0]["identity"])
+        meant = command
+        for here, there in self.instead.items():
+            meant = meant.replace(here, there)
+        done = subprocess.run(
+            meant, shell=True, cwd=PROJECT, env=self.environ, capture_output=True, text=True, check=False
+        )
+        self.done.append(Done(command, fails, done.returncode, done.stdout + done.stderr))
+        if "cancel" in command:
+            soon(lambda: not prefect_says(self.home, "select id from flow_run where state_type = 'CANCELLING'"))
+
+    def status(self) -> dict[str, Any]:
+        command = [str(BIN / "must"), "status", "--json"]
+        told = subprocess.run(command, env=self.environ, capture_output=True, text=True, check=True).stdout
+        found: dict[str, Any] = json.loads(told)
+        return found
+
+    def wait_until_at_work(self) -> None:
+        """The last run trains the student."""
+        log = "artifacts/student/*/log/train.jsonl"
+        soon(lambda: any(path.stat().st_mtime > self.began and path.stat().st_size for path in self.root.glob(log)))
+
+    def run(self) -> None:
+        """All of them."""
+        for command, fails in self.commands():
+            self.began = time.time()
+            self.give(command, fails)
+
+    def flow_runs(self) -> list[tuple[str, str, str, str]]:
+        """(flow, name, state, its message) of every flow run, in order."""
+        query = """
+            select f.name, r.name, r.state_name, s.message from flow_run r join flow f on r.flow_id = f.id
+            join flow_run_state s on r.state_id = s.id order by r.created
+        """
+        return [(flow, name, state, message) for flow, name, state, message in prefect_says(self.home, query)]
+
+    def task_runs(self, flow_run: str) -> dict[str, str]:
+        """States by step."""
+        return dict(prefect_says(self.home, TASK_RUNS.format(flow_run)))
+
+
+def soon(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + SOON_S
+    while not condition():
+        assert time.monotonic() < deadline, "never came to the point"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory: pytest.TempPathFactory, must_home: Path) -> Iterator[Tutorial]:
+    given = Tutorial(tmp_path_factory.mktemp("tutorial"), must_home)
+    try:
+        given.run()
+        yield given
+    finally:
+        command = [str(BIN / "must"), "down", "--now"]
+        subprocess.run(command, env=given.environ, capture_output=True, check=False)
+
+
+def test_every_command_of_the_tutorial_ends_as_it_says(tutorial: Tutorial) -> None:
+    assert len(tutorial.done) == 9
+    for each in tutorial.done:
+        assert bool(each.code) == bool(each.fails), f"{each.command}: {each.code}\n{each.output}"
+        assert each.fails in re.sub(r"\s+", " ", each.output), f"{each.command}: {each.output}"
+
+
+def test_the_first_run_makes_everything_and_is_called_like_its_folder(tutorial: Tutorial) -> None:
+    flow, name, state, message = tutorial.flow_runs()[0]
+    assert (flow, state, message) == ("selftrain", "Completed", "8 steps made, 0 reused")
+    assert (tutorial.root / "runs" / name / "report.html").exists()
+    assert tutorial.task_runs(name) == dict.fromkeys(STEPS, "Completed")
+    kinds = dict(prefect_says(tutorial.home, "select key, type from artifact where key is not null"))
+    assert kinds == {"tiny-report": "markdown", "tiny-metrics": "table"}
+
+
+def test_what_is_there_is_cached_and_only_the_rest_made(tutorial: Tutorial) -> None:
+    flow, name, state, message = tutorial.flow_runs()[1]
+    assert (flow, state, message) == ("train-student", "Completed", "1 steps made, 6 reused")
+    assert tutorial.task_runs(name) == dict.fromkeys(STEPS[:-2], "Cached") | {"student": "Completed"}
+
+
+def test_a_refused_request_makes_nothing_and_tells_why(tutorial: Tutorial) -> None:
+    runs = tutorial.flow_runs()
+    [(flow, name, _, message)] = [run for run in runs if run[2] == "Refused"]
+    assert (flow, message) == ("train-teacher", "Teacher 'part' is unknown. Did you mean 'parts'? Known: gabor, parts.")
+    assert {folder.name for folder in (tutorial.root / "runs").iterdir()} == {run[1] for run in runs} - {name}
+    logged = prefect_says(tutorial.home, "select message from log where message like '%Traceback%'")
+    assert not logged
+
+
+def test_a_cancelled_run_is_saved_and_leaves_no_process(tutorial: Tutorial) -> None:
+    _, name, state, _ = tutorial.flow_runs()[-1]
+    assert state == "Cancelled"
+    assert tutorial.task_runs(name) == dict.fromkeys(STEPS[:-2], "Cached") | {"student": "Cancelled"}
+    assert list(tutorial.root.glob("artifacts/student/*/work/state.safetensors"))
+    [status] = [each.output for each in tutorial.done if each.command.endswith("must status")]
+    assert f"train-student {name}: student, since " in re.sub(r"\s+", " ", status)
+
+
+def test_after_the_end_nothing_is_up(tutorial: Tutorial) -> None:
+    assert not prefects_of(tutorial.home)
+    assert tutorial.done[-1].output == "Ended: worker, server.\n"
