@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError, DataError
 from tests.flows.tiny import digests, events, prefect_says, within
 
 Start = Callable[..., BaseProcess]
-ENGINES = ["process", "ray", "dask"]
+ENGINES = ["process", *(pytest.param(engine, marks=pytest.mark.slow) for engine in ("ray", "dask"))]
 
 
 def labels(root: Path) -> dict[str, bytes]:
@@ -70,6 +70,7 @@ def test_a_stopped_run_leaves_no_worker(recipe: Path, up_to_label: Path, start: 
     assert must.run(recipe, root, steps=Selection("label")).ran == 1
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_worker(recipe: Path, up_to_label: Path, start: Start) -> None:
     root = up_to_label
     process = start(root, "--to", "label", *(part for each in on("process") for part in ("-o", each)))

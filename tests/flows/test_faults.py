@@ -41,7 +41,9 @@ def small_disks() -> bool:
 
 
 @pytest.mark.skipif(not shutil.which("unshare") or not small_disks(), reason="this system lets no test mount a disk")
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(
+    "share", [pytest.param(0.1, marks=pytest.mark.slow), 0.5, pytest.param(0.9, marks=pytest.mark.slow)]
+)
 def test_a_full_disk_is_told_and_what_is_whole_is_kept(
     share: float, whole: Path, recipe: Path, tmp_path: Path, goes_on: GoesOn
 ) -> None:

@@ -39,6 +39,7 @@ def test_two_processes_train_each_network_of_a_run(recipe: Path, root: Path, who
     assert first[0] == pytest.approx(alone[0], rel=0.05)  # batch norms see half of the batch each
 
 
+@pytest.mark.slow
 def test_under_torchrun_one_step_is_trained(recipe: Path, root: Path) -> None:
     must.run(recipe, root, steps=Selection("data.world"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "must"]
@@ -58,6 +59,7 @@ def test_torchrun_is_for_one_network(recipe: Path, root: Path) -> None:
     assert "torchrun started 2 processes, which can train one network: run it with --only STEP" in done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_of_which_one_is_killed_go_on_by_themselves(root: Path, start: Start) -> None:
     process = start(root, *TWO, "--to", "teacher.masks")
     within(lambda: logged(root, "teacher.masks") >= 3, process)

@@ -25,7 +25,7 @@ def told(root: Path) -> collections.Counter[tuple[str, str]]:
     return collections.Counter((event["event"], event["step"]) for event in events if "step" in event)
 
 
-@pytest.mark.parametrize("runner", [[], THREADS])
+@pytest.mark.parametrize("runner", [[], pytest.param(THREADS, marks=pytest.mark.slow)])
 def test_every_artifact_is_made_once(runner: list[str], root: Path, whole: Path, start: Start) -> None:
     runs = [start(root, *runner), start(root, *runner)]
     for run in runs:
