@@ -221,7 +221,7 @@ def test_what_is_made_again_is_unfinished_from_the_first_moment(any_root: Root) 
 def test_the_manifest_is_written_last(any_root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     """What breaks off in between leaves files, maybe, but nothing that counts."""
 
-    def lost(self: Root, path: str, files: object) -> None:
+    def lost(self: Root, path: str, files: object, there: object) -> None:
         finish(self, path, dict(list(made.manifest["files"].items())[:2]))
         raise DataError("the line is dead")
 
