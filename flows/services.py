@@ -40,6 +40,23 @@ SERVED = {
     "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
 }
 """Settings of Prefect that hold beside those of a run, unless the user's environment says otherwise."""
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "handlers": {
+        "api": {"class": "prefect.logging.handlers.APILogHandler"},
+        "line": {"class": "logging.StreamHandler", "formatter": "line"},
+    },
+    "loggers": {
+        "prefect": {"level": "INFO"},
+        "prefect.server": {"level": "WARNING"},
+        "prefect.flow_runs": {"level": "NOTSET", "handlers": ["api"]},
+        "prefect.task_runs": {"level": "NOTSET", "handlers": ["api"]},
+    },
+    "root": {"level": "WARNING", "handlers": ["line"]},
+}
+"""Plain lines: what Prefect prints with by default ends the process of a run, once the worker that listened is gone."""
 Name = Literal["server", "worker"]
 
 
@@ -136,6 +153,10 @@ class Services:
     def start(self, name: Name, *arguments: str) -> Service:
         """Start one with `prefect <arguments>`, and note it."""
         log = self.home / f"{name}.log"
+        environ = os.environ | self.environ()
+        if not any(variable.startswith("PREFECT_LOGGING_") for variable in os.environ):
+            write_json(self.home / "logging.yml", LOGGING)  # JSON is YAML
+            environ["PREFECT_LOGGING_SETTINGS_PATH"] = str(self.home / "logging.yml")
         with open(log, "ab") as file, _interruptible():
             child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "prefect", *arguments],
@@ -143,7 +164,7 @@ class Services:
                 stdout=file,
                 stderr=file,
                 cwd=PROJECT,
-                env=os.environ | self.environ(),
+                env=environ,
                 start_new_session=True,
             )
         service = Service(Process.numbered(child.pid), time.time(), str(log))
