@@ -37,7 +37,11 @@ RECIPE = Field(
     description="The YAML file that describes the run. A relative path begins in the folder of prefect.yaml, on the "
     "worker's machine.",
 )
-ROOT = Field("must-root", description="Folder for artifacts and runs. A relative path begins where the recipe's does.")
+ROOT = Field(
+    "must-root",
+    description="Folder, or URL such as s3://bucket/root, for artifacts and runs. A relative path begins where the "
+    "recipe's does.",
+)
 OVERRIDES: list[str] = Field([], description="Keys of the recipe to change for this run, such as student.epochs=3.")
 ANEW = Field(False, description="Make it again though it is there.")
 DEVICE = Field(None, description="Where networks run; else as the recipe says.")

@@ -150,7 +150,7 @@ def obtain(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> tuple[Artifa
     if found:
         log_warnings(run, step.name, found)
         return found, Completed(name="Cached", message=f"found on disk: {found}")
-    with mirrored(run.runtime) as runtime:
+    with mirrored(run, step.name) as runtime:
         made = run.make(step, inputs, runtime)
     log_warnings(run, step.name, made)
     return made, Completed(message=f"made: {made}")
