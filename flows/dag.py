@@ -33,7 +33,8 @@ def build_steps(recipe: Recipe) -> list[Step]:
     labelling = {"max_failed": recipe.labelling.max_failed, "batch": recipe.labelling.batch, "require": require}
     labelled = ("pool", *pooled, *makers)
     parts = "teachers.labelling.parts"
-    label = Step("label", "teachers.labelling.labeller:label_pool", labelling, labelled, parts=parts)
+    function, grows = "teachers.labelling.labeller:label_pool", tuple(labelling)
+    label = Step("label", function, labelling, labelled, parts=parts, grows=grows)
     learning = {"student": recipe.student.model_dump(mode="json"), "seed": recipe.seed, **_start(recipe.student)}
     taught = tuple(sorted({f"data.{teacher.data}" for teacher in recipe.teachers.values() if hasattr(teacher, "data")}))
     truths = tuple(name for name in taught if name not in pooled)

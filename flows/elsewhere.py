@@ -49,7 +49,9 @@ def parts_of(step: Step) -> ModuleType:
 
 def left(step: Step, inputs: Mapping[str, Artifact], anew: bool, runtime: Runtime) -> list[dict[str, Any]]:
     """The parts of a step that are still to do."""
-    found: list[dict[str, Any]] = parts_of(step).left(step.config, Inputs(inputs, runtime, anew))
+    given = Inputs(inputs, runtime, anew)
+    given = dataclasses.replace(given, before=Workspace(runtime.root).before(step, given))
+    found: list[dict[str, Any]] = parts_of(step).left(step.config, given)
     return found
 
 

@@ -10,10 +10,10 @@ import os
 import posixpath
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -23,6 +23,8 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.storage_errors import CONTENDED, TAKEN, asking, code_of, opening
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)")
+STATES = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
+"""What tells one state of a remote file from another, by the names that storages give it; the first one counts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Place:
 
     system: AbstractFileSystem
     path: str
+    facts: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False, repr=False)
+    """What a listing told of a remote file."""
 
     @classmethod
     def of(cls, text: str) -> Place:
@@ -200,12 +204,16 @@ class Place:
         """Every file below this folder, hidden ones as well, by its path from here: its size in bytes."""
         if self.local:
             return dict(_sizes(self.path, ""))
+        return {name: int(facts["size"]) for name, facts in self._listing().items()}
+
+    def _listing(self) -> dict[str, Mapping[str, Any]]:
+        """What there is to know of every file below a remote folder, by its path from here: a request per 1000."""
         try:
             with self._asking():
                 found = self.system.find(self.path, detail=True)
         except FileNotFoundError:
             return {}
-        return {Place(self.system, path).under(self): int(facts["size"]) for path, facts in found.items()}
+        return {Place(self.system, path).under(self): facts for path, facts in found.items()}
 
     def folders(self) -> list[Place]:
         """The folders right below this one, hidden ones as well; none if there is no such folder."""
@@ -229,8 +237,11 @@ class Place:
         """(size in bytes, mtime in ns); for a remote file (size, hash of its state); (-1, 0) for a link to nothing."""
         if not self.local:
             with self._asking():
-                state = hashlib.sha256(self.system.ukey(self.path).encode()).digest()
-                return int(self.system.size(self.path) or 0), int.from_bytes(state[:7], "big")
+                facts = self.facts or self.system.info(self.path)
+                state = next((str(facts[name]) for name in STATES if facts.get(name)), None)
+                state = state or self.system.ukey(self.path)
+            digest = hashlib.sha256(state.encode()).digest()
+            return int(facts.get("size") or 0), int.from_bytes(digest[:7], "big")
         try:
             info = os.stat(self.path)
         except FileNotFoundError:
@@ -302,9 +313,9 @@ def walk(root: Place) -> Iterator[Place]:
     if root.local:
         yield from _walk_local(root, frozenset())
         return
-    for name in sorted(root.files()):
+    for name, facts in sorted(root._listing().items()):
         if not any(part.startswith(".") for part in name.split("/")):
-            yield root.child(name)
+            yield dataclasses.replace(root.child(name), facts=facts)
 
 
 def _walk_local(folder: Place, above: frozenset[tuple[int, int]]) -> Iterator[Place]:

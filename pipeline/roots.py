@@ -167,14 +167,10 @@ class Root:
     def begin(self, path: str, kept: Iterable[str]) -> Path:
         """The folder to make `path` in. Of an unfinished attempt it holds the subfolders `kept`; all else is gone."""
         folder = self.here(path)
-        if self.local:
-            folder.mkdir(parents=True, exist_ok=True)
-            _clear(folder, kept)
-            return folder
-        shutil.rmtree(folder, ignore_errors=True)  # what a machine, this one as well, did not upload is lost
-        folder.mkdir(parents=True)
-        there = (self / path).files()
+        folder.mkdir(parents=True, exist_ok=True)
+        there = {} if self.local else (self / path).files()
         brought = [name for name in there if name.split("/")[0] in kept]
+        _clear(folder, () if brought else kept)  # where nothing was uploaded, this machine's own attempt counts
         in_parallel(lambda name: (self / f"{path}/{name}").remove(), there.keys() - brought)
         in_parallel(lambda name: self.bring(f"{path}/{name}"), brought)
         return folder

@@ -91,7 +91,7 @@ class Workspace:
         """
         mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
         path = self.path(step, mark)
-        inputs = dataclasses.replace(inputs, before=None if inputs.anew else self._before(step, path))
+        inputs = dataclasses.replace(inputs, before=self.before(step, inputs))
         (self.root / f"{path}/{MANIFEST}").remove()  # first: from here on the folder is unfinished
         folder = self.root.begin(path, kept=() if inputs.anew else (WORK, LOG))
         began = time.time()
@@ -141,11 +141,12 @@ class Workspace:
         for _, mark in sorted(sealed, reverse=True):
             yield self.open(name, mark)
 
-    def _before(self, step: Step, path: str) -> Artifact | None:
+    def before(self, step: Step, inputs: Inputs) -> Artifact | None:
         """What the step can grow from; not what is in its own folder, which is made again."""
-        if not step.grows:
+        if inputs.anew or not step.grows:
             return None
-        sealed = (made for made in self._sealed(step.name) if made.path != path)
+        mine = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
+        sealed = (made for made in self._sealed(step.name) if made.mark != mine)
         wanted = _base(step.run, step.version, step.config, step.grows)
         for made in sealed:
             about = made.manifest

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.artifacts import LOG, WORK, Artifact
 from pipeline.images import ImageShard, local_shard, write_table
-from pipeline.roots import hash_file
+from pipeline.roots import hash_file, in_parallel
 from pipeline.sources import SPLITS, Stamp, Truth
 
 SOURCES = f"{LOG}/sources.parquet"
@@ -138,17 +138,12 @@ class Earlier:
         self.shards: list[Standing] = []
         self._claims: dict[str, dict[str, tuple[Claim, ...]]] = {split: {} for split in SPLITS}
         for split in SPLITS:
-            for tar in unfinished(out / WORK, split):
-                self._add(split, local_shard(tar))
-            if before:
-                for name in shards_of(before, split):
-                    index = f"{name.removesuffix('.tar')}.parquet"
-                    self._add(split, ImageShard(before.file(name), before.file(index)))
-
-    def _add(self, split: str, shard: ImageShard) -> None:
-        keys = shard.columns("key").column("key").to_pylist()
-        self._claims[split].update(dict.fromkeys(keys, ()))
-        self.shards.append(Standing(split, shard, len(keys)))
+            shards = [local_shard(tar) for tar in unfinished(out / WORK, split)]
+            shards += [image_shard(before, tar) for tar in shards_of(before, split)] if before else []
+            indexes = in_parallel(lambda shard: shard.columns("key"), shards)
+            for shard, index in zip(shards, indexes, strict=True):
+                self._claims[split].update(dict.fromkeys(index.column("key").to_pylist(), ()))
+                self.shards.append(Standing(split, shard, len(index)))
 
     def has(self, split: str, key: str) -> bool:
         """Whether the image is in a shard of the split."""
@@ -174,6 +169,11 @@ def shards_of(made: Artifact, split: str) -> list[str]:
     """The image shards of a split of an ingested set, in order: the names of their tars in the artifact."""
     folder = f"images/{split}/"
     return sorted(name for name in made.manifest["files"] if name.startswith(folder) and name.endswith(".tar"))
+
+
+def image_shard(made: Artifact, tar: str) -> ImageShard:
+    """An image shard of an ingested set, by the name of its tar in the artifact."""
+    return ImageShard(made.file(tar), made.file(f"{tar.removesuffix('.tar')}.parquet"))
 
 
 def same_place(before: Artifact, config: Mapping[str, Any]) -> bool:

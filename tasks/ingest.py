@@ -21,11 +21,11 @@ from pipeline.ahead import ahead
 from pipeline.artifacts import ADOPTED, Artifact, Inputs, read_json, write_json
 from pipeline.decode import inspect
 from pipeline.errors import ConfigError, DataError
-from pipeline.images import ImageShard, ImageStore, NewImage
+from pipeline.images import ImageStore, NewImage
 from pipeline.labels import LabelSpace
 from pipeline.roots import StoredFile
 from pipeline.sources import BaseSource, Record, SourceConfig, Stamp
-from tasks.growth import Claim, Earlier, Known, Seen, Size, Standing, same_place, shards_of
+from tasks.growth import Claim, Earlier, Known, Seen, Size, Standing, image_shard, same_place, shards_of
 from tasks.packing import Entry, Packing
 
 GROWS = ("files", "source.path", "source.max_bad")
@@ -266,11 +266,7 @@ class IngestedSet:
 
     def images(self, split: str) -> ImageStore:
         """The image store of a split; empty if the set has none."""
-        names = [tar.removesuffix(".tar") for tar in shards_of(self.artifact, split)]
-        return ImageStore([self._shard(name) for name in names])
-
-    def _shard(self, name: str) -> ImageShard:
-        return ImageShard(self.artifact.file(f"{name}.tar"), self.artifact.file(f"{name}.parquet"))
+        return ImageStore([image_shard(self.artifact, tar) for tar in shards_of(self.artifact, split)])
 
     def truth(self, task: str, split: str, shard: str) -> StoredFile:
         """The true labels of one image shard."""

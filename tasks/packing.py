@@ -20,6 +20,8 @@ from pipeline.sources import SPLITS
 from tasks.growth import Standing, unfinished
 
 TRUTH = "truth"
+SHARE = 1 / 4
+"""Of the cache, if the root is elsewhere: shards this large are fetched whole where most of their images are read."""
 LIST = pa.schema([("source", pa.string()), ("split", pa.string()), ("reason", pa.string())])
 
 
@@ -141,6 +143,7 @@ class Packing:
 
     def break_up(self, shard: Standing, records: Sequence[Entry | None]) -> None:
         """Put what is left of an earlier shard into new ones: None stands for an image that is gone."""
+        shard.shard.bring(SHARE)
         for row, record in enumerate(records):
             if record is not None:
                 self._pack(record, shard.split, self._again(shard.shard, row, record.name))

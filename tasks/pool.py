@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.artifacts import Artifact, Inputs
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
+from pipeline.roots import in_parallel
 from tasks.ingest import IngestedSet
 
 PLACES = pa.schema(
@@ -57,8 +58,9 @@ def _images(sets: Mapping[str, IngestedSet], splits: list[str]) -> pa.Table:
     """A row of `PLACES` for every image of some splits."""
     tables = [PLACES.empty_table()]
     for name, found in sets.items():
-        for shard in (shard for split in splits for shard in found.images(split).shards):
-            keys = shard.columns("key").column("key")
+        shards = [shard for split in splits for shard in found.images(split).shards]
+        indexes = in_parallel(lambda shard: shard.columns("key"), shards)
+        for shard, keys in ((shard, index.column("key")) for shard, index in zip(shards, indexes, strict=True)):
             named = (pa.repeat(text, len(keys)) for text in (name, shard.name))
             tables.append(pa.table([keys, *named, _numbers(len(keys))], schema=PLACES))
     return pa.concat_tables(tables).combine_chunks()

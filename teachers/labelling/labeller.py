@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from pipeline.artifacts import ELSEWHERE, Artifact, Inputs, write_json
+from pipeline.artifacts import ELSEWHERE, Artifact, Inputs, read_json, write_json
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
 from pipeline.labels import Label, LabelWriter, about_store
+from pipeline.roots import in_parallel
 from pipeline.runtime import Runtime
 from tasks.learning import Predictor
 from tasks.pool import pool_shards
@@ -84,12 +85,20 @@ class Job:
                 writer.discard()
 
 
-def open_teachers(inputs: Inputs, known: Mapping[str, Facts] | None = None) -> list[Labelling]:
-    """The teachers among the inputs, ready to label; what is `known` of label files, by path, is not read off them."""
+def open_teachers(inputs: Inputs) -> list[Labelling]:
+    """The teachers among the inputs, ready to label. What the labels before, or parts of these, tell of label shards
+    need not be read off them.
+    """
+    known: dict[str, Facts] = {}
+    for entry in inputs.before.load(INDEX, read_json) if inputs.before else []:
+        known[entry["path"]] = {"size": entry["size"], "sha256": entry["sha256"], "failed": entry["failed"]}
+    for part in inputs.parts:
+        known |= part["facts"]
     found = []
     for name, artifact in inputs.of_kind("teacher").items():
-        folder = LabelFolder(inputs.runtime.root, f"labels/{name}-{artifact.digest[:12]}", dict(known or {}))
-        found.append(Labelling(name, artifact, folder, inputs.runtime))
+        folder = f"labels/{name}-{artifact.digest[:12]}"
+        mine = {path: facts for path, facts in known.items() if path.startswith(f"{folder}/")}
+        found.append(Labelling(name, artifact, LabelFolder(inputs.runtime.root, folder, mine), inputs.runtime))
     return found
 
 
@@ -99,7 +108,7 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
     Raises DataError if a teacher missed the metric it must reach, or if more images failed than `max_failed` allows.
     """
     check_required(config["require"], inputs.of_kind("teacher"))
-    teachers = open_teachers(inputs, {path: facts for part in inputs.parts for path, facts in part["facts"].items()})
+    teachers = open_teachers(inputs)
     shards = list(pool_shards(inputs["pool"], inputs.of_kind("data")))
     jobs = jobs_left(teachers, [shard for _, shard, _ in shards], inputs.anew and not inputs.parts)
     label_shards(jobs, config["batch"], inputs.runtime)
@@ -118,6 +127,7 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
 
 def jobs_left(teachers: Sequence[Labelling], shards: Sequence[ImageShard], anew: bool = False) -> list[Job]:
     """What is still to label; `anew`: all of it."""
+    in_parallel(len, shards)  # their indexes, which come one by one where they are elsewhere
     for teacher in teachers:
         teacher.labels.look([] if anew else shards)
     jobs = [Job(shard, [teacher for teacher in teachers if anew or not teacher.labels.has(shard)]) for shard in shards]
