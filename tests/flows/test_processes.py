@@ -42,6 +42,8 @@ def work(what: str, runtime: Runtime) -> object:
         case "wait":
             runtime.stop.wait()
             runtime.check_stop("waiting")
+        case "word":
+            return os.environ.get("MUST_TEST_WORD")
         case "rank":
             return os.environ["RANK"]
     return os.getpid(), os.getsid(0)
@@ -59,6 +61,13 @@ def test_the_result_comes_from_a_process_group_of_its_own() -> None:
     assert process == group != os.getpid()
     assert not Path(f"/proc/{process}").exists()
     assert reports == [("step", 0.0, "nothing")]
+
+
+def test_a_process_has_the_environment_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is forked from has that of an earlier one, as where credentials are set in a notebook."""
+    assert call("word") is None
+    monkeypatch.setenv("MUST_TEST_WORD", "now")
+    assert call("word") == "now"
 
 
 def test_an_error_is_raised_as_it_was_raised_there() -> None:

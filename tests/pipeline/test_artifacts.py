@@ -38,7 +38,8 @@ def count_to_three(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapp
     reached = 1 + (int(state.read_text()) if state.exists() else 0)
     state.write_text(str(reached))
     (out / "half.txt").write_text("half")
-    inputs.runtime.keep(state)
+    if config.get("keeps", True):
+        inputs.runtime.keep(state)
     if reached < 3:
         raise DataError("not there yet")
     (out / "result.txt").write_text(str(reached))
@@ -207,6 +208,14 @@ def test_an_attempt_goes_on_from_what_the_last_one_kept(any_root: Root, another_
     made = make(any_root, counting)
     assert made.load("result.txt", Path.read_text) == "3"
     assert sorted(place_of(any_root, counting).files()) == ["half.txt", "manifest.json", "result.txt"]
+
+
+def test_an_attempt_that_uploaded_nothing_is_gone_on_from_on_this_machine(any_root: Root) -> None:
+    counting = step(run="count_to_three", keeps=False)
+    for _ in range(2):
+        with pytest.raises(DataError, match="not there yet"):
+            make(any_root, counting)
+    assert make(any_root, counting).load("result.txt", Path.read_text) == "3"
 
 
 def test_what_is_made_again_is_unfinished_from_the_first_moment(any_root: Root) -> None:

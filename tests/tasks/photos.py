@@ -65,7 +65,7 @@ def add_bad(root: Path, count: int) -> None:
         (root / "images" / "train" / f"bad-{number}.jpg").write_text(f"no picture {number}")
 
 
-def step_for(root: Path, kind: str = "masks", shard_images: int = 3, **options: Any) -> Step:
+def step_for(root: Path | str, kind: str = "masks", shard_images: int = 3, **options: Any) -> Step:
     """The step that a recipe has for the set."""
     classes = {"classes": GROUND.classes} if kind == "masks" else {}
     recipe = {

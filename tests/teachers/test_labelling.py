@@ -28,7 +28,7 @@ from pipeline.runtime import Runtime, quiet
 from tasks.ingest import IngestedSet
 from tasks.learning import Predictor, Preparation
 from tasks.pool import pool_shards
-from teachers.labelling import labeller, stages
+from teachers.labelling import labeller, stages, store
 from teachers.labelling.labeller import label_pool
 from teachers.labelling.stages import Batch, Stages, label_batches
 from tests.disk import folder_of, image_shard
@@ -167,6 +167,13 @@ def test_a_rerun_labels_what_is_missing(make_room: MakeRoom) -> None:
     assert counts["labelled_now"] == sum(len(s) for s in room.shards() if s.sha256[:16] in missing)
     assert room.files() == before
     assert {name for name, then in room.times().items() if then != times[name]} == {gone, cut}
+
+
+def test_what_the_labels_before_tell_of_is_not_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = dataclasses.replace(world.inputs("label"), before=world.artifacts["label"])
+    shards = [shard for _, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
+    monkeypatch.setattr(store, "read_facts", lambda *_: pytest.fail("it was read"))
+    assert labeller.jobs_left(labeller.open_teachers(inputs), shards) == []
 
 
 def test_a_new_teacher_touches_its_own_labels_only(make_room: MakeRoom) -> None:
