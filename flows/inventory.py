@@ -15,6 +15,7 @@ from pipeline.claims import holders
 from pipeline.errors import choose
 from pipeline.places import Place
 from pipeline.roots import Root, StoredFile, in_parallel
+from pipeline.whole import PART
 from pipeline.workspace import Workspace
 
 Key = tuple[str, str]
@@ -199,7 +200,7 @@ def _leftovers(root: Root, quiet: bool) -> Iterator[Verdict]:
         (f"{folder}/{name}", size)
         for folder in ("artifacts", "labels")
         for name, size in (root / folder).files().items()
-        if name.endswith(".part")
+        if name.endswith(PART)
     ]
     if parts:
         yield _of_files("*.part", parts, not quiet, "half-written" if quiet else "maybe being written now")

@@ -48,6 +48,8 @@ class Spread:
 
     def __init__(self, apart: Apart, context: contextvars.Context) -> None:
         self.apart, self.context = apart, context
+        self.done = 0
+        """Parts that came to their end."""
 
     def step(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
         """The artifact of a step, and whether it was made for it."""
@@ -115,6 +117,7 @@ class Spread:
             for future in as_completed(given):
                 try:
                     done.append(future.result())
+                    self.done += 1
                 except MustError:
                     Place.of(orders[0].stop).write(b"")
                     raise

@@ -27,9 +27,8 @@ from typing import Any, Literal
 from flows.embedded import DECIDED, PATIENCE_S, answers, users_server
 from pipeline.alive import Process
 from pipeline.artifacts import write_json
-from pipeline.errors import ConfigError
+from pipeline.errors import PROJECT, ConfigError
 
-PROJECT = Path(__file__).resolve().parents[1]
 """Where prefect.yaml is, and where relative paths of deployed runs begin."""
 GOODBYE_S = 15.0
 """For a service to end in order, before it is killed."""

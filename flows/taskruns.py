@@ -86,6 +86,7 @@ class Steps:
         self.flow_run: UUID | None = None
         self.artifacts: dict[str, Artifact] = {}
         self.states: dict[str, State[Any]] = {}
+        self.spread: Spread | None = None
         self.summary = ""
         self._raised: tuple[Exception, TracebackType | None] | None = None
 
@@ -93,12 +94,18 @@ class Steps:
         """All of them, and what is worth a look: to be called in a flow. Raises what a step raises."""
         self.flow_run = UUID(prefect.runtime.flow_run.id)
         if run.recipe.runtime.runner in PARTS:
-            run.work = Spread(work, contextvars.copy_context()).step
+            self.spread = Spread(work, contextvars.copy_context())
+            run.work = self.spread.step
         with stopping(run.runtime.stop):  # Prefect's own handler would end a step anywhere, its state unsaved
             self.artifacts = side_by_side(run, self.execute, work.at_once)
             show_results(run, self.artifacts)
         self.summary = f"{run.made} steps made, {len(run.planned) - run.made} reused"
         return self.artifacts
+
+    @property
+    def ended(self) -> int:
+        """How many task runs have come to their end, parts of steps among them."""
+        return len(self.states) + (self.spread.done if self.spread else 0)
 
     def conclude(self, work: Callable[[], object]) -> State[Any]:
         """The state of a flow whose body is `work`, in which these steps are carried out.
@@ -162,7 +169,7 @@ def settle(steps: Steps, embedded: bool) -> None:
     deadline = time.monotonic() + PATIENCE_S
     with contextlib.suppress(Exception):  # the server may be gone
         while embedded and steps.flow_run and time.monotonic() < deadline:
-            if _recorded(steps.flow_run) >= len(steps.states):
+            if _recorded(steps.flow_run) >= steps.ended:
                 break
             time.sleep(0.1)
 

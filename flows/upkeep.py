@@ -20,9 +20,9 @@ import yaml
 
 from flows.embedded import answers, environment, users_server
 from flows.selftrain import check_users_server
-from flows.services import PROJECT, Service, Services, alone, wait_for
+from flows.services import Service, Services, alone, wait_for
 from pipeline.artifacts import hash_file, hash_json
-from pipeline.errors import ConfigError, MustError
+from pipeline.errors import PROJECT, ConfigError, MustError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

@@ -9,6 +9,8 @@ import os
 import socket
 from pathlib import Path
 
+ENDED = "ended"
+
 
 @dataclasses.dataclass(frozen=True)
 class Process:
@@ -46,7 +48,7 @@ class Process:
         except PermissionError:  # somebody else's, so it lives
             pass
         now = _started(self.number)
-        return now is not None and now != self.started
+        return now == ENDED or (now is not None and now != self.started)
 
 
 @functools.cache
@@ -60,10 +62,10 @@ def machine() -> str:
 
 
 def _started(number: int) -> str | None:
-    """When a process started, as the system tells it; None where it does not; a zombie has ended."""
+    """When a process started, as the system tells it; None where it does not. A zombie has `ENDED`."""
     try:
         text = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     fields = text[text.rindex(")") + 2 :].split()  # the name before it may hold anything
-    return "ended" if fields[0] in "ZX" else fields[19]
+    return ENDED if fields[0] in "ZX" else fields[19]

@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import importlib
 import json
-import os
 import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 from pipeline.errors import DataError
 from pipeline.roots import Root, StoredFile, hash_file, hash_place, naming_place
 from pipeline.runtime import Runtime
+from pipeline.whole import PART, whole
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -177,12 +177,8 @@ def fingerprint(step: Step, digests: Mapping[str, str]) -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def as_json(value: Any) -> str:
@@ -216,14 +212,10 @@ def contents(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, 
     not read, and need not be there.
     """
     names = (str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file())
-    made = (name for name in names if name != MANIFEST and not name.startswith(f"{WORK}/") and not _is_part(name))
+    made = (name for name in names if name != MANIFEST and not name.startswith(f"{WORK}/") and not name.endswith(PART))
     files = {name: _facts(folder / name) for name in made if name not in (known or {})} | dict(known or {})
     kept = {name: facts["sha256"] for name, facts in files.items() if not name.startswith(f"{LOG}/")}
     return {"files": files, "digest": hash_json(kept)}
-
-
-def _is_part(name: str) -> bool:
-    return name.endswith(".part")
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,15 @@ from torch import Tensor
 
 from pipeline.artifacts import read_json, write_json
 from pipeline.errors import DataError
+from pipeline.whole import whole
 
 WEIGHTS, ABOUT = "model.safetensors", "model.json"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
     """Write tensors and a JSON header in one file, whole or not at all. Equal tensors make equal bytes."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    save_file(_apart(tensors), part, metadata={"about": json.dumps(about or {}, sort_keys=True)})
-    with open(part, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    with whole(path) as part:
+        save_file(_apart(tensors), part, metadata={"about": json.dumps(about or {}, sort_keys=True)})
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+PROJECT = Path(__file__).resolve().parents[1]
+"""The folder of this project: it is installed from there."""
 MOST_NAMES = 40
 """An error lists so many names and no more."""
 
@@ -38,6 +41,11 @@ class Stopped(MustError):
     """A stop was asked for; what was done is on disk and the next run goes on from there."""
 
     exit_code = 75
+
+
+def installing(extra: str) -> str:
+    """The command that adds an extra of this project to what is installed."""
+    return f"uv pip install -e '{PROJECT}[{extra}]'"
 
 
 @contextlib.contextmanager

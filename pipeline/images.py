@@ -9,11 +9,11 @@ The index gives every image's byte range in the tar, so any image is one seek aw
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import io
-import os
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
 from pipeline.roots import StoredFile, local_file
+from pipeline.whole import part_of, publish, whole
 
 SCHEMA_VERSION = 1
 INDEX = pa.schema(
@@ -75,12 +76,8 @@ class NewImage:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file whole or not at all. Equal tables make equal files."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
-        pq.write_table(table, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    with whole(path) as part:
+        pq.write_table(table, part)
 
 
 class ShardWriter:
@@ -89,7 +86,7 @@ class ShardWriter:
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.tar_path, self.index_path = folder / f"{name}.tar", folder / f"{name}.parquet"
-        self._part = folder / f".{name}.tar.{os.getpid()}.part"
+        self._part = part_of(self.tar_path)
         self._file = open(self._part, "wb")  # noqa: SIM115 - closed by close() or discard()
         self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
         self.rows: list[ImageRow] = []
@@ -109,17 +106,16 @@ class ShardWriter:
     def close(self) -> None:
         """Finish: the index is published first, the tar last, so that a tar always has its index."""
         self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
         rows = [dataclasses.asdict(row) for row in self.rows]
         write_table(self.index_path, pa.Table.from_pylist(rows, schema=INDEX))
-        os.replace(self._part, self.tar_path)
+        publish(self._part, self.tar_path)
 
     def discard(self) -> None:
         """Leave nothing behind."""
-        self._file.close()
         self._part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what is still to write may find no space, and need not
+            self._file.close()
 
 
 def local_shard(tar: Path) -> ImageShard:

@@ -7,9 +7,10 @@ order, so that labels of any number of teachers line up beside the images withou
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from PIL.Image import Image
 
 from pipeline.errors import DataError
 from pipeline.roots import Source, StoredFile
+from pipeline.whole import part_of, publish
 
 SCHEMA_VERSION = 1
 ROW_GROUP = 256
@@ -148,12 +150,15 @@ class LabelWriter:
 
     def __init__(self, path: Path, label: Label, about: Mapping[str, Any]) -> None:
         self.path, self.label = path, label
-        self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._part = part_of(path)
         schema = pa.schema([*COMMON, *label.columns()])
         self._schema = schema.with_metadata({"must": json.dumps(about, sort_keys=True)})
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = pq.ParquetWriter(self._part, self._schema, compression="zstd", write_page_index=True)
         self._rows: list[Row] = []
+
+    @functools.cached_property
+    def _writer(self) -> pq.ParquetWriter:
+        return pq.ParquetWriter(self._part, self._schema, compression="zstd", write_page_index=True)
 
     def add(self, key: str, value: Value | Row | None, status: Status = "ok", reason: str | None = None) -> None:
         """Append the row of image `key`: an encoded row, or None with the status that says why."""
@@ -170,13 +175,13 @@ class LabelWriter:
         """Write what is left, sync, and rename to the final name."""
         self._flush()
         self._writer.close()
-        with open(self._part, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(self._part, self.path)
+        publish(self._part, self.path)
 
     def discard(self) -> None:
         """Leave nothing half-written behind; after `close` there is nothing to do."""
-        self._writer.close()
+        self._rows = []
+        with contextlib.suppress(OSError):  # the footer may find no space, and need not
+            self._writer.close()
         self._part.unlink(missing_ok=True)
 
 

@@ -9,7 +9,6 @@ import hashlib
 import os
 import posixpath
 import re
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.storage_errors import CONTENDED, TAKEN, asking, code_of, opening
+from pipeline.whole import part_of, sync, whole
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)")
 STATES = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
@@ -137,21 +137,33 @@ class Place:
             with self._asking():
                 self.system.pipe_file(self.path, data)
             return
-        with _beside(self.path, data) as part:
-            os.replace(part, self.path)
+        with whole(self._made_way()) as part:
+            part.write_bytes(data)
 
     def create(self, data: bytes) -> bool:
         """Make the file, whole, unless there is one; whether this call made it. Of many at once one does, on a file
         system that is shared and on object storage as well.
         """
         try:
-            if not self.local:
-                return self._create_elsewhere(data)
-            with _beside(self.path, data) as part:
-                os.link(part, self.path)
+            return self._create_here(data) if self.local else self._create_elsewhere(data)
         except FileExistsError:
             return False
+
+    def _create_here(self, data: bytes) -> bool:
+        part = part_of(self._made_way())
+        try:
+            part.write_bytes(data)
+            sync(part)
+            os.link(part, self.path)
+        finally:
+            part.unlink(missing_ok=True)
         return True
+
+    def _made_way(self) -> Path:
+        """The path of a local file, in a folder that there is now."""
+        path = Path(self.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
     def _create_elsewhere(self, data: bytes) -> bool:
         while True:
@@ -172,8 +184,7 @@ class Place:
         """
         if not self.local:
             return self.write((self.peek() or b"") + data)
-        os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        with open(self.path, "ab") as file:
+        with open(self._made_way(), "ab") as file:
             file.write(data)
         return None
 
@@ -262,23 +273,6 @@ def _sizes(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
                 continue
             with contextlib.suppress(FileNotFoundError):  # one that was renamed meanwhile
                 yield prefix + entry.name, entry.stat().st_size
-
-
-@contextlib.contextmanager
-def _beside(path: str, data: bytes) -> Iterator[str]:
-    """A hidden file with `data`, safe on the disk, in the folder of `path`, which is made; gone afterwards."""
-    folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
-    part = f"{folder}/.{name}.{uuid.uuid4().hex[:12]}.part"
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield part
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)
 
 
 def shown(name: str) -> str:

@@ -183,16 +183,18 @@ class Root:
             return
         in_parallel(lambda source: (self / source).copy(self / names[source]), names)
 
-    def finish(self, path: str, files: Mapping[str, Mapping[str, Any]], there: Set[str] = frozenset()) -> None:
-        """All `files` (with their facts) of the folder `path` are whole: they are in the root, and nothing else is.
-        Those in `there` were adopted.
+    def publish_all(self, path: str, files: Mapping[str, Mapping[str, Any]], there: Set[str] = frozenset()) -> None:
+        """All `files` (with their facts) of the folder `path` are whole, and in the root from now on. Those in `there`
+        were adopted.
         """
-        if self.local:
-            return
-        stale = (self / path).files().keys() - files.keys()
         in_parallel(lambda name: self.publish(f"{path}/{name}", files[name]), files.keys() - there)
-        in_parallel(lambda name: (self / f"{path}/{name}").remove(), stale)
-        shutil.rmtree(self.here(path), ignore_errors=True)
+
+    def tidy(self, path: str, kept: Set[str], scratch: str) -> None:
+        """The folder `path` is sealed: its subfolder `scratch`, and what else is not among the files `kept`, can go."""
+        shutil.rmtree(self.here(f"{path}/{scratch}" if self.local else path), ignore_errors=True)
+        if not self.local:
+            stale = (self / path).files().keys() - kept
+            in_parallel(lambda name: (self / f"{path}/{name}").remove(), stale)
 
     @contextlib.contextmanager
     def side_by_side(self, files: Mapping[str, StoredFile]) -> Iterator[Path]:

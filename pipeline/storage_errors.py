@@ -6,7 +6,7 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
-from pipeline.errors import ConfigError, DataError, MustError
+from pipeline.errors import ConfigError, DataError, MustError, installing
 
 SEE = "docs/remote.md has the rest"
 NO_CREDENTIALS = (
@@ -20,7 +20,7 @@ NO_ANSWER = ("ConnectionError", "HTTPClientError", "ClientConnectionError", "Cli
 TAKEN, CONTENDED = "PreconditionFailed", "ConditionalRequestConflict"
 """S3's codes for a file that was to be made and is there already, and for one that another is making right now."""
 EXTRAS = {
-    "s3fs": "needs the extra s3: uv pip install 'must[s3]'",
+    "s3fs": f"needs the extra s3: {installing('s3')}",
     "gcsfs": "needs gcsfs: uv pip install gcsfs",
     "adlfs": "needs adlfs: uv pip install adlfs",
 }
@@ -53,7 +53,7 @@ def asking(place: str) -> Iterator[None]:
             raise ConfigError(
                 f"{place}: there is no such bucket ({_line(error)}). Make it, or name another."
             ) from error
-        if isinstance(error, FileNotFoundError | FileExistsError) or _is_of_this_disk(error):
+        if isinstance(error, FileNotFoundError | FileExistsError) or is_disk_full(error):
             raise
         raise _explained(place, error) from error
 
@@ -88,10 +88,25 @@ def _has_no_bucket(error: Exception) -> bool:
     return isinstance(error, FileNotFoundError) and "bucket does not exist" in str(error)
 
 
-def _is_of_this_disk(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
 def _line(error: Exception) -> str:
     """The first line of what an error says."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether the system said so; libraries that write through other languages tell it in words alone."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+
+
+@contextlib.contextmanager
+def explaining_full_disk(what: str, disk: object) -> Iterator[None]:
+    """DataError where there is no space left on the disk that holds the path `disk` for what `what` writes."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MustError) or not is_disk_full(error):
+            raise
+        raise DataError(
+            f"{what}: the disk that holds {disk} is full. What is whole is kept: free some space and run the same "
+            "command again."
+        ) from error

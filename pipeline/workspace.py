@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
 import posixpath
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -30,10 +28,11 @@ from pipeline.artifacts import (
     parse_json,
 )
 from pipeline.claims import Told, claimed
-from pipeline.errors import DataError, MustError
+from pipeline.errors import MustError
 from pipeline.places import Place
 from pipeline.roots import Root, in_parallel
 from pipeline.runtime import Runtime
+from pipeline.storage_errors import explaining_full_disk
 
 
 class Workspace:
@@ -89,24 +88,18 @@ class Workspace:
         """Run the step in its folder and seal it. What an unfinished attempt left in `work` and `log` is the step's to
         go on from; anything else it left is gone first.
         """
+        with explaining_full_disk(step.name, self.root.here()):
+            return self._make(step, inputs)
+
+    def _make(self, step: Step, inputs: Inputs) -> Artifact:
         mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
         path = self.path(step, mark)
         inputs = dataclasses.replace(inputs, before=self.before(step, inputs))
         (self.root / f"{path}/{MANIFEST}").remove()  # first: from here on the folder is unfinished
         folder = self.root.begin(path, kept=() if inputs.anew else (WORK, LOG))
         began = time.time()
-        try:
-            counts = dict(step.function()(step.config, inputs, folder))
-            adopted = self._adopt(counts.pop(ADOPTED, {}), inputs.before, path)
-        except Exception as error:
-            if _is_disk_full(error):
-                raise DataError(
-                    f"{step.name}: the disk that holds {self.root.here()} is full. What is whole is kept: free some "
-                    "space and run the same command again."
-                ) from error
-            raise
-        found = contents(folder, adopted)  # it takes long where there is much, and `work` can still be gone on from
-        shutil.rmtree(folder / WORK, ignore_errors=True)
+        counts = dict(step.function()(step.config, inputs, folder))
+        adopted = self._adopt(counts.pop(ADOPTED, {}), inputs.before, path)
         manifest = {
             "kind": step.run,
             "step": step.name,
@@ -121,12 +114,14 @@ class Workspace:
             ELSEWHERE: counts.pop(ELSEWHERE, {}),
             "counts": counts,
             "began": began,
-            "seconds": time.time() - began,
             "software": inputs.runtime.software(),
-            **found,
+            **contents(folder, adopted),
+            "seconds": time.time() - began,
         }
-        self.root.finish(path, manifest["files"], there=adopted.keys())
+        self.root.publish_all(path, manifest["files"], there=adopted.keys())
         (self.root / f"{path}/{MANIFEST}").write(as_json(manifest).encode())
+        # last, as `work` can be gone on from until there is nothing left to do
+        self.root.tidy(path, {*manifest["files"], MANIFEST}, WORK)
         return Artifact(self.root, path, manifest)
 
     def newest(self, name: str) -> Artifact | None:
@@ -192,8 +187,3 @@ def waiting(step: str, runtime: Runtime) -> Told:
         runtime.progress(step, 0.0, f"waits for process {holder.number} on {holder.machine.split()[0]}")
 
     return tell
-
-
-def _is_disk_full(error: Exception) -> bool:
-    """Whether the system said so; libraries that write through other languages tell it in words alone."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)

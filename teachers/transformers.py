@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 
 from pipeline.artifacts import Inputs, read_json, write_json
 from pipeline.config import TeacherConfig
+from pipeline.errors import installing
 
 if TYPE_CHECKING:
     from tasks.learning import Predictor
@@ -32,7 +33,7 @@ class Config(TeacherConfig):
     @classmethod
     def _installed(cls, kind: str) -> str:
         if importlib.util.find_spec(kind) is None:
-            raise ValueError("the package transformers is not installed: uv pip install transformers")
+            raise ValueError(f"the package transformers is not installed: {installing('transformers')}")
         return kind
 
 

@@ -60,14 +60,14 @@ def serve() -> Iterator[str]:
 def listening() -> Iterator[Requests]:
     """What the server is asked while inside."""
     log, requests = logging.getLogger("werkzeug"), Requests()
-    before = log.level
-    log.addHandler(requests)
+    level, others = log.level, log.handlers
+    log.handlers = [requests]  # alone: thousands of lines would be printed otherwise
     log.setLevel(logging.INFO)
     try:
         yield requests
     finally:
-        log.removeHandler(requests)
-        log.setLevel(before)
+        log.handlers = others
+        log.setLevel(level)
 
 
 def system() -> Any:

@@ -104,7 +104,9 @@ def test_an_error_in_a_part_is_the_runs(recipe: Path, up_to_label: Path) -> None
 
 def test_an_engine_that_is_missing_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"runner is 'ray', which needs .* uv pip install 'must\[ray\]'"):
+    with pytest.raises(
+        ConfigError, match=r"runner is 'ray', which needs the extra ray: uv pip install -e '.*\[ray\]'\. Without"
+    ):
         check_engine(RuntimeConfig(runner="ray"))
 
 

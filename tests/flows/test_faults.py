@@ -8,22 +8,71 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from flows.run import Outcome
-from tests.flows.tiny import digests
+from tests.flows.tiny import THREADS, digests
 
 GoesOn = Callable[[Path], Outcome]
 MUST = Path(sys.executable).with_name("must")
 ON_A_SMALL_DISK = """
-mount -t tmpfs -o size={size} none {disk} || exit 99
-cp -r {machine} {disk}/machine
-{must} run {recipe} --root {disk}
+mount -t tmpfs -o size=64m none {disk} || exit 99
+cp -r {begun}/. {disk}
+{command}
 code=$?
+rm -f {disk}/filling
 cp -r {disk}/. {saved}
 exit $code
 """
+FILLING = """
+import fnmatch, os
+from pathlib import Path
+from pipeline import whole
+
+_part_of, _met = whole.part_of, []
+
+def _filling(path):
+    if fnmatch.fnmatch(str(path), os.environ["FULL_AT"]):
+        _met.append(path)
+    if len(_met) == int(os.environ["FULL_AFTER"]):
+        with open(Path(os.environ["DISK"], "filling"), "ab", buffering=0) as file:
+            try:
+                while file.write(bytes(4096)):
+                    pass
+            except OSError:
+                pass
+    return _part_of(path)
+
+whole.part_of = _filling
+"""
+"""A sitecustomize that lets some other program take what is left of the disk, just when a file is to be written."""
+STATE = "artifacts/student/*/work/state.safetensors"
+
+
+class Full(NamedTuple):
+    """No byte is free from when a file like `file` is to be written for the `number`th time, with `missing` the steps
+    still to make. Then there is something like `kept`.
+    """
+
+    missing: str
+    file: str
+    number: int
+    kept: str
+    options: list[str] = []  # noqa: RUF012 - of the command
+
+
+SHARD = Full("label", "*/labels/gabor-*.parquet", 3, "labels/gabor-*/*.parquet")
+MANIFEST = Full("student", "*/student/*/manifest.json", 1, STATE)
+FULL = [SHARD, Full("student", "*/student/*/work/state.safetensors", 3, STATE), MANIFEST]
+ALSO_FULL = [
+    Full("data.pool", "*/data.pool/*.tar", 3, "artifacts/data.pool/*/work/images/train/*.tar"),
+    Full("student", "*/student/*/backbone.safetensors", 1, "artifacts/label/*/manifest.json"),
+    Full("evaluate", "*/runs/*/report.html", 1, "artifacts/evaluate/*/manifest.json"),
+    SHARD._replace(options=THREADS),
+    MANIFEST._replace(options=THREADS),
+]
 JUMP = """
 import os, time
 _began, _time = time.monotonic(), time.time
@@ -40,31 +89,49 @@ def small_disks() -> bool:
     return tried.returncode == 0
 
 
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> Full:
+    case: Full = request.param
+    return case
+
+
+@pytest.fixture
+def begun(full: Full, up_to_label: Path, whole: Path) -> Path:
+    """A root where everything is made but one step."""
+    for step in ("label", "student", "evaluate"):
+        shutil.copytree(whole / "artifacts" / step, up_to_label / "artifacts" / step)
+    if full.missing != "label":
+        shutil.copytree(whole / "labels", up_to_label / "labels")
+    shutil.rmtree(up_to_label / "artifacts" / full.missing)
+    return up_to_label
+
+
 @pytest.mark.skipif(not shutil.which("unshare") or not small_disks(), reason="this system lets no test mount a disk")
 @pytest.mark.parametrize(
-    "share", [pytest.param(0.1, marks=pytest.mark.slow), 0.5, pytest.param(0.9, marks=pytest.mark.slow)]
+    "full",
+    [*FULL, *(pytest.param(case, marks=pytest.mark.slow) for case in ALSO_FULL)],
+    indirect=True,
+    ids=lambda case: f"{case.missing} {len(case.options)} {case.file}",
 )
 def test_a_full_disk_is_told_and_what_is_whole_is_kept(
-    share: float, whole: Path, recipe: Path, tmp_path: Path, goes_on: GoesOn
+    full: Full, begun: Path, recipe: Path, tmp_path: Path, goes_on: GoesOn
 ) -> None:
-    """`share` of what the artifacts need: what does not fit is now a shard, now a state or a manifest."""
-    files = [path for folder in ("artifacts", "labels", "machine") for path in (whole / folder).rglob("*")]
-    needed = sum(-(-path.stat().st_size // 4096) * 4096 for path in files)
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "saved").mkdir()
-    script = ON_A_SMALL_DISK.format(
-        size=int(needed * share),
-        disk=tmp_path / "disk",
-        machine=whole / "machine",
-        must=MUST,
-        recipe=recipe,
-        saved=tmp_path / "saved",
+    disk, saved = tmp_path / "disk", tmp_path / "saved"
+    disk.mkdir()
+    saved.mkdir()
+    (tmp_path / "sitecustomize.py").write_text(FILLING, "utf-8")
+    environ = {"PYTHONPATH": str(tmp_path), "DISK": str(disk), "FULL_AT": full.file, "FULL_AFTER": str(full.number)}
+    command = f"{MUST} run {recipe} --root {disk} {' '.join(full.options)}"
+    script = ON_A_SMALL_DISK.format(disk=disk, begun=begun, saved=saved, command=command)
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script], env=os.environ | environ, capture_output=True, text=True, check=False
     )
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr
-    assert f"the disk that holds {tmp_path / 'disk'} is full. What is whole is kept: free some space" in done.stderr
+    assert f"the disk that holds {disk} is full. What is whole is kept: free some space" in done.stderr
     assert "Traceback" not in done.stderr
-    goes_on(tmp_path / "saved")
+    assert list(saved.glob(full.kept))
+    assert not list(saved.rglob("*.part"))
+    goes_on(saved)
 
 
 def test_a_clock_that_jumps_changes_nothing(whole: Path, recipe: Path, root: Path, tmp_path: Path) -> None:

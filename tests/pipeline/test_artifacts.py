@@ -231,12 +231,12 @@ def test_the_manifest_is_written_last(any_root: Root, monkeypatch: pytest.Monkey
     """What breaks off in between leaves files, maybe, but nothing that counts."""
 
     def lost(self: Root, path: str, files: object, there: object) -> None:
-        finish(self, path, dict(list(made.manifest["files"].items())[:2]))
+        publish_all(self, path, dict(list(made.manifest["files"].items())[:2]))
         raise DataError("the line is dead")
 
     made = make(any_root, step("other"))
-    finish = Root.finish
-    monkeypatch.setattr(Root, "finish", lost)
+    publish_all = Root.publish_all
+    monkeypatch.setattr(Root, "publish_all", lost)
     with pytest.raises(DataError, match="the line is dead"):
         make(any_root, step())
     assert find(any_root, step()) is None

@@ -13,7 +13,7 @@ import s3fs
 
 import must
 from flows.doctor import examine
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import PROJECT, ConfigError, DataError
 from pipeline.places import Place
 from pipeline.storage_errors import asking
 from tests.s3 import guarded
@@ -112,7 +112,9 @@ def test_a_wrong_key(s3: str, bucket: str, anew: None, monkeypatch: pytest.Monke
 def test_a_library_that_is_missing(monkeypatch: pytest.MonkeyPatch, fails: Command) -> None:
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    assert fails("s3://bucket/root") == "must: s3://bucket/root: needs the extra s3: uv pip install 'must[s3]'."
+    assert (
+        fails("s3://bucket/root") == f"must: s3://bucket/root: needs the extra s3: uv pip install -e '{PROJECT}[s3]'."
+    )
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     assert "needs gcsfs: uv pip install gcsfs" in fails("gs://bucket/root")
 

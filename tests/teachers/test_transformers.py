@@ -208,5 +208,5 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_recipe_says_what_to_install_where_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="uv pip install transformers"):
+    with pytest.raises(ValueError, match=r"uv pip install -e .*\[transformers\]"):
         kind.Config(kind="transformers", task="depth", weights="somewhere")
