@@ -35,16 +35,11 @@ def check_engine(settings: RuntimeConfig) -> None:
     """Raise ConfigError if the runner is not installed, or has no use for an address that is given."""
     module = PARTS.get(settings.runner, "prefect")
     if settings.runner != "inline" and not importlib.util.find_spec(module):
-        engine = settings.runner in ("ray", "dask")
-        needs = (
-            f"the extra {settings.runner}: {installing(settings.runner)}"
-            if engine
-            else "prefect: uv pip install prefect"
-        )
-        raise ConfigError(
-            f"runtime.runner is {settings.runner!r}, which needs {needs}. Without it: "
-            f"{'threads, process or inline' if engine else 'inline'}."
-        )
+        needs, others = "prefect: uv pip install prefect", "inline"
+        if settings.runner in ("ray", "dask"):
+            needs = f"the extra {settings.runner}: {installing(settings.runner)}"
+            others = "threads, process or inline"
+        raise ConfigError(f"runtime.runner is {settings.runner!r}, which needs {needs}. Without it: {others}.")
     if settings.address and settings.runner not in ("ray", "dask"):
         raise ConfigError(
             f"runtime.address is {settings.address!r}, but runner {settings.runner!r} works on this machine alone; "
