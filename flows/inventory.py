@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pipeline.artifacts import ELSEWHERE, MANIFEST, Artifact, parse_json, verify
+from pipeline.artifacts import ELSEWHERE, MANIFEST, Artifact, parse_manifest, verify
 from pipeline.claims import holders
 from pipeline.errors import choose
 from pipeline.places import Place
@@ -80,7 +80,7 @@ def artifacts(root: Root, every_run: Iterable[RunUse]) -> list[Held]:
     found = []
     for (key, size), text in zip(sizes.items(), texts, strict=True):
         path = f"artifacts/{key[0]}/{key[1]}"
-        manifest = parse_json(text, f"{path}/{MANIFEST}") if text else None
+        manifest = parse_manifest(text, f"{path}/{MANIFEST}") if text else None
         elsewhere = sum(facts["size"] for facts in (manifest or {}).get(ELSEWHERE, {}).values())
         found.append(Held(key, path, manifest, size + elsewhere, tuple(users[key])))
     return sorted(found, key=lambda held: (held.key[0], -(held.manifest or {}).get("began", 0)))

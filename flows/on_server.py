@@ -99,6 +99,15 @@ def client_of(services: Services) -> Iterator[SyncPrefectClient]:
         raise ConfigError(f"Prefect's server {services.url}: {type(error).__name__}: {error}") from error
 
 
+def home_of(client: SyncPrefectClient) -> str | None:
+    """The folder, on its machine, where the server keeps its files; None if it does not tell us."""
+    try:
+        home: str = client.request("GET", "/admin/settings").json()["home"]
+    except httpx.HTTPStatusError:
+        return None
+    return home
+
+
 def open_pool(client: SyncPrefectClient, own: bool) -> None:
     """Make a work pool for the deployments; our own server's takes runs again. ConfigError if there is another kind."""
     pool = _pool(client)

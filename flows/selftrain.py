@@ -60,7 +60,7 @@ def _settings(run: Run, server: Server | None) -> Iterator[None]:
     """Prefect imported, set up, and its server answering."""
     home = home_of(run)
     write_logging(home)
-    with environment(settings(home, server.url if server else None)):
+    with environment(settings(home, server.url if server else None)), _everywhere():
         from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
         if server is None:
@@ -72,6 +72,19 @@ def _settings(run: Run, server: Server | None) -> Iterator[None]:
         ours = {PREFECT_API_URL: server.url, PREFECT_HOME: home}
         with temporary_settings(ours, restore_defaults=[PREFECT_API_KEY]):
             yield
+
+
+@contextlib.contextmanager
+def _everywhere() -> Iterator[None]:
+    """The environment as Prefect's settings in its own threads as well: it read the one it was imported in."""
+    from prefect import context
+
+    before = context.GLOBAL_SETTINGS_CONTEXT
+    context.refresh_global_settings_context()
+    try:
+        yield
+    finally:
+        context.GLOBAL_SETTINGS_CONTEXT = before
 
 
 def check_users_server() -> None:

@@ -76,13 +76,26 @@ def _choose_server(services: Services) -> None:
 
 
 def _start_server(services: Services, say: Say) -> None:
-    server = services.server if services.server and services.server.alive() else None
-    if not server:
-        port = _free_port(services.url)
-        services.url = f"http://127.0.0.1:{port}/api"
-        say(f"Starting Prefect's server on port {port} ...")
-        server = services.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(port))
-    wait_for("server", server, lambda: answers(services.url))
+    while True:
+        server = services.server if services.server and services.server.alive() else None
+        if not server:
+            port = _free_port(services.url)
+            services.url = f"http://127.0.0.1:{port}/api"
+            say(f"Starting Prefect's server on port {port} ...")
+            server = services.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+        wait_for("server", server, lambda: answers(services.url))
+        if _is_ours(services):
+            return
+        services.stop("server")  # another one, started at the same moment, was faster: the next port, then
+
+
+def _is_ours(services: Services) -> bool:
+    """Whether what answers keeps its files where ours does."""
+    with environment(services.environ()):
+        from flows.on_server import client_of, home_of
+
+        with client_of(services) as client:
+            return home_of(client) == services.environ()["PREFECT_HOME"]
 
 
 def _free_port(url: str) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import importlib.metadata
 import json
 import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -197,6 +198,18 @@ def parse_json(text: bytes, origin: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise DataError(f"{origin}: not readable as JSON ({error}).") from error
+
+
+def parse_manifest(text: bytes, origin: str) -> dict[str, Any]:
+    """What a manifest says; DataError if it can't be read, or another version of this project wrote it otherwise."""
+    manifest: dict[str, Any] = parse_json(text, origin)
+    if manifest["schema"] != SCHEMA_VERSION:
+        raise DataError(
+            f"{origin}: written by must {manifest.get('software', {}).get('must', '(unknown)')} with schema "
+            f"{manifest['schema']}; this is must {importlib.metadata.version('must')}, which reads schema "
+            f"{SCHEMA_VERSION}. Use that version with this root, or name another --root for this one."
+        )
+    return manifest
 
 
 def read_json(path: Path) -> Any:

@@ -25,7 +25,7 @@ from pipeline.artifacts import (
     contents,
     fingerprint,
     hash_json,
-    parse_json,
+    parse_manifest,
 )
 from pipeline.claims import Told, claimed
 from pipeline.errors import MustError
@@ -49,7 +49,7 @@ class Workspace:
         """The artifact of the step `name` with this fingerprint. DataError if it is not there."""
         path = f"artifacts/{name}/{mark}"
         manifest = self.root / f"{path}/{MANIFEST}"
-        return Artifact(self.root, path, parse_json(manifest.read(), str(manifest)))
+        return Artifact(self.root, path, parse_manifest(manifest.read(), str(manifest)))
 
     def find(self, step: Step, mark: str) -> Artifact | None:
         """The artifact, if it is there and whole: the manifest present and every file there with its size."""
@@ -58,7 +58,7 @@ class Workspace:
         text = manifest.peek()
         if text is None:
             return None
-        artifact = Artifact(self.root, path, parse_json(text, str(manifest)))
+        artifact = Artifact(self.root, path, parse_manifest(text, str(manifest)))
         return artifact if artifact.is_whole() else None
 
     def obtain(self, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:

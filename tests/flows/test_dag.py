@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from flows import inventory
 from flows.dag import build_steps, plan, up_to
 from pipeline.artifacts import Artifact, Inputs, Step, fingerprint
 from pipeline.config import parse_recipe
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from pipeline.workspace import Workspace
@@ -154,6 +155,17 @@ def test_a_new_version_of_a_step_is_named(workspace: Workspace) -> None:
     carry_out(chain(), workspace)
     first, *others = chain()
     assert whys([dataclasses.replace(first, version=2), *others], workspace)[0] == ("run", "version 1 -> 2")
+
+
+def test_a_root_of_another_version_is_refused(workspace: Workspace) -> None:
+    made = carry_out(chain(), workspace)
+    manifest = folder_of(made["second"]) / "manifest.json"
+    manifest.write_text(manifest.read_text("utf-8").replace('"schema": 1', '"schema": 2'), "utf-8")
+    said = r"second.*: written by must 0\.1\.0 with schema 2; .* reads schema 1\. Use that version .* another --root"
+    with pytest.raises(DataError, match=said):
+        plan(chain(second=4), workspace)
+    with pytest.raises(DataError, match=said):
+        inventory.artifacts(workspace.root, [])
 
 
 def test_a_damaged_artifact_is_made_again(workspace: Workspace) -> None:

@@ -34,6 +34,8 @@ def on(engine: str, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_makes_the_same_labels(engine: str, recipe: Path, up_to_label: Path, whole: Path) -> None:
+    import prefect  # noqa: F401, PLC0415 - in another environment than the run's, as a notebook may
+
     outcome = must.run(recipe, up_to_label, on(engine), Selection("label"))
     assert labels(up_to_label) == labels(whole)
     assert digests(up_to_label)["label"] == digests(whole)["label"]

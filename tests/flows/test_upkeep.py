@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from flows.run import Outcome
 from tests.flows.tiny import SOON_S, THREADS, digests, logged, prefect_says, prefects_of
 
+GoesOn = Callable[[Path], Outcome]
 pytestmark = pytest.mark.timeout(900)
 MUST = Path(sys.executable).with_name("must")
 
@@ -117,10 +119,22 @@ def test_a_run_whose_worker_is_killed_goes_on_and_is_stopped_in_order(
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_with_its_worker_is_not_at_work_after_the_next_start(
-    background: Background, recipe: Path, root: Path
+def test_a_run_comes_to_the_same_end_without_its_worker(
+    background: Background, recipe: Path, root: Path, whole: Path
 ) -> None:
-    background.start("train-teacher/must", recipe=str(recipe), root=str(root), teacher="masks", steps=100_000)
+    background.start("selftrain/must", recipe=str(recipe), root=str(root))
+    soon(lambda: logged(root, "teacher.masks") >= 3)
+    background.kill("worker")
+    soon(lambda: "Completed" in dict(background.states()).values())
+    assert digests(root) == digests(whole)
+    assert not background.status()["worker"]["alive"]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_with_its_worker_is_not_at_work_after_the_next_start(
+    background: Background, recipe: Path, root: Path, goes_on: GoesOn
+) -> None:
+    background.start("selftrain/must", recipe=str(recipe), root=str(root))
     soon(lambda: logged(root, "teacher.masks") >= 3)
     [run] = background.status()["runs"]
     background.kill("worker")
@@ -129,6 +143,24 @@ def test_a_run_that_is_killed_with_its_worker_is_not_at_work_after_the_next_star
     assert background.must("up").returncode == 0
     assert background.states() == [(run["name"], "Crashed")]
     assert background.must("down").returncode == 0
+    goes_on(root)
+
+
+@pytest.mark.slow
+def test_two_that_start_at_the_same_moment_get_servers_of_their_own(tmp_path: Path) -> None:
+    both = [Background(tmp_path / name / "home") for name in ("one", "other")]
+    for each in both:
+        each.home.parent.mkdir()
+    started = [subprocess.Popen([str(MUST), "up"], env=each.environ, stdout=subprocess.PIPE) for each in both]
+    try:
+        assert [process.wait() for process in started] == [0, 0]
+        assert len({each.status()["url"] for each in both}) == 2
+        assert all(each.status()["answers"] for each in both)
+    finally:
+        for each, process in zip(both, started, strict=True):
+            process.communicate()
+            each.must("down", "--now")
+            assert not prefects_of(each.home)
 
 
 @pytest.mark.slow
