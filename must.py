@@ -41,7 +41,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--override", "-o", metavar="KEY=VALUE", help="Change a key, as in student.epochs=3."),
 ]
-To = Annotated[str, typer.Option("--to", metavar="STEP", help="Go as far as this step.")]
+To = Annotated[
+    str | None, typer.Option("--to", metavar="STEP", help="Go as far as this step.", show_default="evaluate")
+]
 Only = Annotated[
     str | None, typer.Option("--only", metavar="STEP", help="Make this step alone; what it reads has to be there.")
 ]
@@ -78,10 +80,7 @@ def run(
 
     set_up_process()
     read = read_recipe(Path(recipe), overrides or ())
-    machine = read.runtime
-    where = roots.Root.of(root, machine.cache_gb)
-    runtime = {"checkpoint_s": machine.checkpoint_s, **runtime}
-    here = Runtime(where, machine.device, machine.precision, machine.workers, **runtime)
+    here = Runtime.of(read.runtime, roots.Root.of(root, read.runtime.cache_gb), **runtime)
     return execute_recipe(read, here, steps or WHOLE)
 
 
@@ -100,10 +99,13 @@ def plan(
     return prepare(read, roots.Root.of(root, read.runtime.cache_gb), steps or WHOLE).planned
 
 
-def _selection(to: str, only: str | None, start: str | None, force: list[str] | None) -> Selection:
+def _selection(to: str | None, only: str | None, start: str | None, force: list[str] | None) -> Selection:
     from flows.dag import Selection
+    from pipeline.errors import ConfigError
 
-    return Selection(to, only, start, tuple(force or ()))
+    if only and to:
+        raise ConfigError(f"--only {only} makes that step alone: leave out --to {to}, or --only.")
+    return Selection(to or "evaluate", only, start, tuple(force or ()))
 
 
 @app.command("run")
@@ -111,7 +113,7 @@ def run_command(
     recipe: RecipePath,
     root: Root = DEFAULT_ROOT,
     override: Overrides = None,
-    to: To = "evaluate",
+    to: To = None,
     only: Only = None,
     start: From = None,
     force: Force = None,
@@ -142,7 +144,7 @@ def plan_command(
     recipe: RecipePath,
     root: Root = DEFAULT_ROOT,
     override: Overrides = None,
-    to: To = "evaluate",
+    to: To = None,
     only: Only = None,
     start: From = None,
     force: Force = None,

@@ -27,9 +27,8 @@ def made_inputs(recipe: Recipe, root: Root, name: str) -> tuple[Step, Inputs]:
             f"{root}: there is nothing for {', '.join(missing)} as the recipe {recipe.name!r} has it now: "
             "`must run` with this recipe and root first; `must plan` says what differs."
         )
-    machine = recipe.runtime
-    runtime = Runtime(root, machine.device, machine.precision, machine.workers)
-    return step, Inputs({each: artifact for each, artifact in made.items() if artifact}, runtime)
+    present = {each: artifact for each, artifact in made.items() if artifact}
+    return step, Inputs(present, Runtime.of(recipe.runtime, root))
 
 
 def bench_labelling(recipe: Recipe, root: Root, images: int, to: Path | None) -> dict[str, Any]:

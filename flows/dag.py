@@ -109,11 +109,18 @@ class Selection:
             forced |= behind
         return forced
 
+    def _told(self) -> str:
+        return f"it makes {self.only!r} alone" if self.only else f"it goes as far as {self.last!r}"
+
     def of(self, planned: list[Planned]) -> list[Planned]:
         """The part of a plan that the run is about. ConfigError if what the only step reads is not there."""
+        needed = up_to(planned, self.only or self.last)
+        made = {self.only} if self.only else {each.step.name for each in needed}
+        for name in (*self.force, *([self.start] if self.start else [])):
+            if name not in made:
+                raise ConfigError(f"Step {name!r} is to be made anew, but the run does not come to it: {self._told()}.")
         if self.only is None:
-            return up_to(planned, self.last)
-        needed = up_to(planned, self.only)
+            return needed
         missing = [each.step.name for each in needed[:-1] if each.artifact is None]
         if missing:
             raise ConfigError(

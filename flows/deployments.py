@@ -176,9 +176,7 @@ def _carry_out(selection: Selection, read: Callable[[], Recipe], root: str) -> S
 
     def work() -> None:
         recipe = read()
-        machine = recipe.runtime
-        where = Root.of(root, machine.cache_gb)
-        runtime = Runtime(where, machine.device, machine.precision, machine.workers)
+        runtime = Runtime.of(recipe.runtime, Root.of(root, recipe.runtime.cache_gb))
         execute_plan(recipe, prepare(recipe, runtime.root, selection), runtime, carry)
 
     return steps.conclude(work)

@@ -62,6 +62,7 @@ def do(order: Order) -> dict[str, Any]:
     with _heeding(order, stop):
         workspace = Workspace(Root.of(order.root, order.cache_gb))
         runtime = Runtime(workspace.root, stop=stop, **order.machine)
+        runtime.check_stop(order.step.name)
         made = {name: workspace.open(name, mark) for name, mark in order.inputs.items()}
         done: dict[str, Any] = parts_of(order.step).work(
             order.step.config, Inputs(made, runtime, order.anew), order.part
@@ -76,14 +77,16 @@ def _heeding(order: Order, stop: threading.Event) -> Iterator[None]:
     over = threading.Event()
 
     def look() -> None:
-        place = Place.of(order.stop)
-        while not over.wait(LOOK_S):
-            with contextlib.suppress(OSError, MustError):  # a store that does not answer: the next time
-                if place.peek() is not None:
-                    stop.set()
-                    return
+        with contextlib.suppress(OSError, MustError):  # a store that does not answer: the next time
+            if Place.of(order.stop).peek() is not None:
+                stop.set()
 
-    watching = threading.Thread(target=look, daemon=True)
+    def watch() -> None:
+        while not stop.is_set() and not over.wait(LOOK_S):
+            look()
+
+    look()
+    watching = threading.Thread(target=watch, daemon=True)
     watching.start()
     try:
         yield

@@ -65,14 +65,14 @@ def task_runner(settings: RuntimeConfig, devices: Sequence[Environ]) -> TaskRunn
     free: SimpleQueue[Environ] = multiprocessing.get_context("spawn").SimpleQueue()
     for number in range(count):
         free.put(devices[number % len(devices)])
-    return ProcessPoolTaskRunner(max_workers=count, initializer=_settle, initargs=(free,))
+    return ProcessPoolTaskRunner(max_workers=count, initializer=_settle, initargs=(os.getpid(), free))
 
 
-def _settle(free: SimpleQueue[Environ]) -> None:
-    """What a worker of this machine does first: it takes a device, leaves Ctrl-C to the run, and ends with it."""
-    os.environ.update(free.get())
+def _settle(run: int, free: SimpleQueue[Environ]) -> None:
+    """What a worker of this machine does first: it ends with its run, leaves Ctrl-C to it, and takes a device."""
+    threading.Thread(target=_end_with, args=(run,), daemon=True).start()
     os.setsid()
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    os.environ.update(free.get())
 
 
 def _end_with(run: int) -> None:

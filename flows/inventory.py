@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.artifacts import ELSEWHERE, MANIFEST, Artifact, parse_manifest, verify
@@ -20,6 +22,8 @@ from pipeline.workspace import Workspace
 
 Key = tuple[str, str]
 """A step and a fingerprint."""
+GOALS = ("evaluate", "student", "label")
+"""What runs are made for, the furthest first."""
 STARTED = re.compile(r"^(?P<recipe>.*)-(?P<time>\d{8}-\d{6}(-\d+)?)$")
 """The name of a run's folder."""
 
@@ -31,7 +35,14 @@ class RunUse:
     name: str
     recipe: str
     uses: frozenset[Key]
+    to_make: frozenset[str]
+    """Steps that were to be made when it was planned."""
+    finished: bool
     at_work: bool
+
+    def reached(self, step: str) -> bool:
+        """Whether it came to its end, and the step was a part of it."""
+        return self.finished and any(name == step for name, _ in self.uses)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,19 +62,22 @@ def runs(root: Root) -> list[RunUse]:
     claimed = {name.removeprefix("runs/") for name in holders(root / "claims") if name.startswith("runs/")}
     folders = [folder for folder in (root / "runs").folders() if STARTED.match(folder.name)]
     found = []
-    for folder, uses in zip(folders, in_parallel(_uses, folders), strict=True):
+    for folder, (planned, events) in zip(folders, in_parallel(_records, folders), strict=True):
         match = STARTED.match(folder.name)
         assert match
-        found.append((match["time"], RunUse(folder.name, match["recipe"], uses, folder.name in claimed)))
+        uses = frozenset((row["step"], row["artifact"]) for row in [*planned, *events] if row.get("artifact"))
+        to_make = frozenset(row["step"] for row in planned if not row["artifact"])
+        finished = any(event["event"] == "finished" for event in events)
+        use = RunUse(folder.name, match["recipe"], uses, to_make, finished, folder.name in claimed)
+        found.append((match["time"], use))
     return [run for _, run in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
-def _uses(run: Place) -> frozenset[Key]:
-    """The artifacts that a run found when it was planned, and those that it came to since."""
+def _records(run: Place) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of a run's plan, which name the artifacts it found, and its events, which name those it came to."""
     lines = (run.child("events.jsonl").peek() or b"").decode("utf-8", "replace").splitlines()
     events = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be torn
-    planned = json.loads(run.child("plan.json").peek() or b"[]")
-    return frozenset((row["step"], row["artifact"]) for row in [*planned, *events] if row.get("artifact"))
+    return json.loads(run.child("plan.json").peek() or b"[]"), events
 
 
 def artifacts(root: Root, every_run: Iterable[RunUse]) -> list[Held]:
@@ -117,35 +131,46 @@ class Verdict:
 def sort_out(workspace: Workspace, keep: int = 1) -> list[Verdict]:
     """Everything in a root that runs can do without, and everything they can't, each with the reason.
 
-    Kept is what a run at work uses, and what the `keep` newest runs of each recipe refer to; of labels, those that kept
-    label artifacts refer to, and, while one of those is unfinished, all those of kept teachers.
+    Kept is what a run at work uses or may go on from, and what the newest runs of each recipe refer to, back to the
+    `keep`th that was whole: that came to its end, and as far as any run of the recipe did. Of labels, those that kept
+    label artifacts refer to, and, while there are more to come, all those of kept teachers.
     """
     root = workspace.root
     every_run = runs(root)
     reasons = _reasons(every_run, keep)
     at_work = holders(root / "claims")
+    working = [run for run in every_run if run.at_work]
     verdicts, kept = [], []
     for held in artifacts(root, every_run):
         claim = at_work.get("/".join(held.key))
         why = f"process {claim.number} is at work on it" if claim else reasons.get(held.key)
+        why = why or next((f"{run.name} may go on from it" for run in working if held.key[0] in run.to_make), None)
         if why:
             kept.append(held)
         verdicts.append(_verdict(root, held, why))
     sealed = {held.key for held in kept if held.manifest}
-    to_come = any(step == "label" and (step, mark) not in sealed for step, mark in reasons)
+    to_come = bool(working) or any(step == "label" and (step, mark) not in sealed for step, mark in reasons)
     return [*verdicts, *_labels(root, kept, to_come), *_leftovers(root, quiet=not at_work)]
 
 
-def _reasons(every_run: Iterable[RunUse], keep: int) -> dict[Key, str]:
+def _reasons(every_run: Sequence[RunUse], keep: int) -> dict[Key, str]:
     """Why artifacts are kept."""
     reasons: dict[Key, str] = {}
-    seen: collections.Counter[str] = collections.Counter()
+    goals = {recipe: _goal(every_run, recipe) for recipe in {run.recipe for run in every_run}}
+    whole: collections.Counter[str] = collections.Counter()
     for run in every_run:
-        seen[run.recipe] += 1
-        if run.at_work or seen[run.recipe] <= keep:
+        if run.at_work or whole[run.recipe] < keep:
             for key in run.uses:
                 reasons.setdefault(key, f"{run.name} {'uses it now' if run.at_work else 'refers to it'}")
+        goal = goals[run.recipe]
+        whole[run.recipe] += goal is not None and run.reached(goal)
     return reasons
+
+
+def _goal(every_run: Sequence[RunUse], recipe: str) -> str | None:
+    """The step that a run of a recipe has to reach to be a whole one; None while none has reached any."""
+    runs = [run for run in every_run if run.recipe == recipe]
+    return next((step for step in GOALS if any(run.reached(step) for run in runs)), None)
 
 
 def _verdict(root: Root, held: Held, why: str | None) -> Verdict:
@@ -198,7 +223,7 @@ def _leftovers(root: Root, quiet: bool) -> Iterator[Verdict]:
     """Hidden files that writers left when they were killed."""
     parts = [
         (f"{folder}/{name}", size)
-        for folder in ("artifacts", "labels")
+        for folder in ("artifacts", "labels", "claims")
         for name, size in (root / folder).files().items()
         if name.endswith(PART)
     ]
@@ -213,16 +238,16 @@ def remove(root: Root, verdicts: Iterable[Verdict]) -> None:
             first, *others = verdict.files
             (root / first).remove()  # of an artifact its manifest: from here on it is no whole one
             in_parallel(lambda name: (root / name).remove(), others)
-    _remove_empty(root)
+            _remove_emptied(root, verdict.files)
 
 
-def _remove_empty(root: Root) -> None:
-    """Folders without files; object storage has none."""
+def _remove_emptied(root: Root, names: Iterable[str]) -> None:
+    """The folders of files that are gone, if nothing is left in them; object storage has no folders."""
     if root.local:
-        below = (path for name in ("artifacts", "labels") for path in root.here(name).rglob("*"))
-        for folder in sorted(below, reverse=True):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+        folders = {parent for name in names for parent in PurePosixPath(name).parents if len(parent.parts) > 1}
+        for folder in sorted(folders, reverse=True):
+            with contextlib.suppress(OSError):  # not empty
+                root.here(str(folder)).rmdir()
 
 
 def damaged(root: Root, held: Iterable[Held]) -> Iterator[tuple[Held, StoredFile, str]]:

@@ -67,7 +67,8 @@ class Spread:
         parts = carry_out(Call(left, (step, inputs.artifacts, inputs.anew), run.log(step.name)), inputs.runtime)
         settings = run.recipe.runtime
         here = settings.address is None
-        threads = max(1, usable_cores() // workers(settings, self.apart.devices)) if here else 1
+        cores = max(1, usable_cores() // workers(settings, self.apart.devices)) if here else 1
+        threads = settings.workers or cores
         order = Order(
             root=str(run.workspace.root),
             cache_gb=settings.cache_gb,
@@ -136,8 +137,9 @@ def _passing_on(run: Run) -> Iterator[None]:
     def listen() -> None:
         while not over.wait(0.1):
             if run.runtime.stop.is_set():
-                (run.folder / "stop").write(b"")
-                return
+                with contextlib.suppress(OSError, MustError):  # a store that does not answer: the next time
+                    (run.folder / "stop").write(b"")
+                    return
 
     listening = threading.Thread(target=listen, daemon=True)
     listening.start()

@@ -38,6 +38,7 @@ REPORT_S = 0.1
 GRACE_S = 30.0
 """For the others, when one of several processes that work together has failed."""
 
+GROUP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 Work = Callable[..., Any]
 """Called with its arguments and a Runtime; arguments and result go from process to process."""
 
@@ -69,9 +70,9 @@ def warm_up() -> None:
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """What is started inside hears no SIGTERM, which may go to the run's whole process group: it ends with the run."""
+    """What is started inside hears no signal that may go to the run's whole process group: it ends with the run."""
     resource_tracker.ensure_running()  # else it is started inside, and lets the signal through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
         yield
     finally:
@@ -201,8 +202,8 @@ def _detach(stop: threading.Event) -> None:
     """A process group of its own, and SIGTERM as a wish to stop."""
     os.setsid()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
 
 
 def _listen(connection: Connection, stop: threading.Event) -> None:

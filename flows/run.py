@@ -24,7 +24,7 @@ from flows.dag import Planned, Selection, build_steps, plan
 from pipeline.artifacts import Artifact, Inputs, Step, as_json, fingerprint, read_json
 from pipeline.claims import claimed
 from pipeline.config import Recipe
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Stopped
 from pipeline.places import Place
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
@@ -90,11 +90,16 @@ class Run:
         """Where the processes of a step print to, on this machine."""
         return self.workspace.root.here(f"runs/{self.folder.name}/logs/{step}.log")
 
+    @staticmethod
+    def mark(step: Step, inputs: Mapping[str, Artifact]) -> str:
+        """The fingerprint of a step with these inputs."""
+        return fingerprint(step, {name: made.digest for name, made in inputs.items()})
+
     def reuse(self, step: Step, inputs: Mapping[str, Artifact]) -> Artifact | None:
         """The artifact of a step, if it is there and not to be made anew."""
         if step.name in self.anew:
             return None
-        mark = _mark(step, inputs)
+        mark = self.mark(step, inputs)
         found = self.workspace.find(step, mark)
         if found:
             self._reused(step, mark)
@@ -106,7 +111,7 @@ class Run:
 
     def make(self, step: Step, inputs: Mapping[str, Artifact], runtime: Runtime) -> Artifact:
         """The artifact of a step, made now; or made by another run, where one is at work on it."""
-        mark = _mark(step, inputs)
+        mark = self.mark(step, inputs)
         self.runtime.check_stop(step.name)
         self.event("started", step=step.name, artifact=mark)
         runtime.progress(step.name, 0.0, "starting")
@@ -115,6 +120,8 @@ class Run:
             artifact, made = self.work(self, step, Inputs(inputs, runtime, step.name in self.anew))
         except BaseException as error:
             self.event("failed", step=step.name, **told(error))
+            if isinstance(error, Stopped) and step.name in self.anew:
+                raise Stopped(f"Stopped in {step.name}. Run again without --force or --from to go on.") from error
             raise
         finally:
             self._keep_log(step.name)
@@ -147,10 +154,6 @@ def _new_folder(root: Root, recipe: Recipe) -> Place:
         except OSError as error:
             raise ConfigError(f"--root {root}: can't be written to ({error.strerror}). Name another folder.") from error
     raise AssertionError("unreachable: numbers don't end")
-
-
-def _mark(step: Step, inputs: Mapping[str, Artifact]) -> str:
-    return fingerprint(step, {name: made.digest for name, made in inputs.items()})
 
 
 def told(error: BaseException) -> dict[str, str]:

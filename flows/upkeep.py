@@ -149,7 +149,7 @@ def down(now: bool, say: Say) -> list[str]:
     a ConfigError that lists them.
     """
     with alone() as services:
-        if not services.own or services.answers():
+        if _reachable(services):
             with environment(services.environ()):
                 from flows.on_server import client_of
 
@@ -162,9 +162,21 @@ def down(now: bool, say: Say) -> list[str]:
         else:
             raise ConfigError(
                 f"The server {services.url} does not answer, so it is not known what the worker is at. "
-                "`must up` starts it again; `must down --now` ends the worker and its runs."
+                f"{'`must up` starts it again' if services.own else 'PREFECT_API_URL has to name it'}; "
+                "`must down --now` ends the worker without a look."
             )
         return [*(["worker"] if worker else []), *(["server"] if services.stop("server") else [])]
+
+
+def _reachable(services: Services) -> bool:
+    """Whether the server that the worker is for can be asked."""
+    if services.own:
+        return services.answers()
+    with contextlib.suppress(ConfigError), environment(services.environ()):
+        if users_server():
+            check_users_server()
+            return True
+    return False
 
 
 def _stop_runs(services: Services, client: SyncPrefectClient, now: bool, say: Say) -> None:

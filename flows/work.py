@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
 import os
 import queue
 import socket
@@ -70,7 +71,10 @@ class Apart:
                     return self._when_free(run, step, inputs, device)
                 except Killed as killed:
                     run.event("killed", step=step.name, error=str(killed))
-                    if restarts == RESTARTS or inputs.runtime.stop.is_set():
+                    inputs.runtime.check_stop(step.name)
+                    if step.trains and run.workspace.find(step, run.mark(step, inputs.artifacts)) is None:
+                        inputs = dataclasses.replace(inputs, anew=False)  # it has begun anew already
+                    if restarts == RESTARTS:
                         raise Killed(f"{step.name}: {killed} What it saved is kept: run again to go on.") from killed
             raise AssertionError("unreachable: the last one returns or raises")
         finally:

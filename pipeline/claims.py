@@ -13,6 +13,7 @@ import dataclasses
 import json
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,9 +33,10 @@ Told = Callable[[Process], None]
 
 @dataclasses.dataclass(frozen=True)
 class _Claim:
-    """What a claim's file says. `renewed` counts up."""
+    """What a claim's file says. `renewed` counts up, and `token` tells claims of one process apart."""
 
     holder: Process
+    token: str
     renewed: int = 0
 
     def to_bytes(self) -> bytes:
@@ -47,7 +49,7 @@ class _Claim:
         if text is None:
             return None
         about: dict[str, Any] = json.loads(text)
-        return cls(Process(**about["holder"]), about["renewed"])
+        return cls(Process(**about["holder"]), about["token"], about["renewed"])
 
 
 @contextlib.contextmanager
@@ -55,26 +57,45 @@ def claimed(folder: Place, waiting: Told, lost: Callable[[], None]) -> Iterator[
     """Hold the claim whose files lie in `folder`, once it is free. `lost` is called, on another thread, if somebody
     took this process for dead (it may have slept) and holds the claim now.
     """
-    number = _take(folder, waiting)
+    mine = _Claim(Process.this(), uuid.uuid4().hex)
+    number = _take(folder, mine, waiting)
     over = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(folder, number, over, lost), daemon=True, name="claim")
+    renewing = threading.Thread(target=_renew, args=(folder, number, mine, over, lost), daemon=True, name="claim")
     renewing.start()
     try:
         yield
     finally:
         over.set()
         renewing.join()
-        _release(folder, number)
+        _release(folder, number, mine)
 
 
 def holders(root: Place) -> dict[str, Process]:
-    """Who holds what below `root`, as far as one look can tell: those that ended on this machine are left out."""
+    """Who holds what below `root`, as far as one look can tell: not those that ended on this machine, or elsewhere
+    without having renewed their claims for a while, by the storage's own clock.
+    """
     newest: dict[str, int] = {}
     for name in root.files():
         what, _, file = name.rpartition("/")
-        newest[what] = max(newest.get(what, 0), int(file.removesuffix(".json")))
+        if not file.startswith("."):
+            newest[what] = max(newest.get(what, 0), int(file.removesuffix(".json")))
     claims = {what: _Claim.read(_file(root / what, number)) for what, number in newest.items()}
-    return {what: claim.holder for what, claim in claims.items() if claim and not claim.holder.ended()}
+    found = {what: claim.holder for what, claim in claims.items() if claim and not claim.holder.ended()}
+    if all(holder.is_here for holder in found.values()):
+        return found
+    now = _now(root)
+    ages = {what: now - (_file(root / what, newest[what]).written() or 0) for what in found}
+    return {what: holder for what, holder in found.items() if holder.is_here or ages[what] <= PATIENCE_S}
+
+
+def _now(root: Place) -> float:
+    """The time by the clock that dates the files below `root`."""
+    probe = root / f".now-{uuid.uuid4().hex[:12]}"
+    probe.write(b"")
+    try:
+        return probe.written() or 0
+    finally:
+        probe.remove()
 
 
 def _file(folder: Place, number: int) -> Place:
@@ -85,9 +106,8 @@ def _numbers(folder: Place) -> list[int]:
     return sorted(int(name.removesuffix(".json")) for name in folder.files() if not name.startswith("."))
 
 
-def _take(folder: Place, waiting: Told) -> int:
-    """The number of a claim of this process, when there is no other that lives."""
-    mine = _Claim(Process.this()).to_bytes()
+def _take(folder: Place, mine: _Claim, waiting: Told) -> int:
+    """The number that a claim of this process got, when there is no other that lives."""
     seen: tuple[int, _Claim] | None = None
     since = time.monotonic()
     while True:
@@ -98,7 +118,7 @@ def _take(folder: Place, waiting: Told) -> int:
         if claim and (number, claim) != seen:
             seen, since = (number, claim), time.monotonic()
         if claim is None or claim.holder.ended() or time.monotonic() - since > PATIENCE_S:
-            if _file(folder, number + 1).create(mine) and _still(folder, number, claim):
+            if _file(folder, number + 1).create(mine.to_bytes()) and _still(folder, number, claim):
                 return number + 1
             continue
         waiting(claim.holder)
@@ -113,18 +133,25 @@ def _still(folder: Place, number: int, dead: _Claim | None) -> bool:
     return False
 
 
-def _renew(folder: Place, number: int, over: threading.Event, lost: Callable[[], None]) -> None:
-    renewed = 0
+def _renew(folder: Place, number: int, mine: _Claim, over: threading.Event, lost: Callable[[], None]) -> None:
     while not over.wait(RENEW_S):
         with contextlib.suppress(OSError, MustError):  # a store that does not answer for a moment: the next time
-            if max(_numbers(folder), default=number) > number:
+            if not _is_held(folder, number, mine):
                 lost()
                 return
-            renewed += 1
-            _file(folder, number).write(_Claim(Process.this(), renewed).to_bytes())
+            mine = dataclasses.replace(mine, renewed=mine.renewed + 1)
+            _file(folder, number).write(mine.to_bytes())
 
 
-def _release(folder: Place, number: int) -> None:
-    for old in _numbers(folder):
-        if old <= number:
-            _file(folder, old).remove()
+def _is_held(folder: Place, number: int, mine: _Claim) -> bool:
+    """Whether the claim is ours still: nobody has made a later one, and it was not given back with one that was."""
+    there = _Claim.read(_file(folder, number))
+    return there is not None and there.token == mine.token and max(_numbers(folder), default=number) == number
+
+
+def _release(folder: Place, number: int, mine: _Claim) -> None:
+    there = _Claim.read(_file(folder, number))
+    if there is not None and there.token == mine.token:  # it is not another's, made since ours was taken for dead
+        for old in _numbers(folder):
+            if old <= number:
+                _file(folder, old).remove()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import errno
 import hashlib
 import os
 import posixpath
@@ -25,6 +26,23 @@ from pipeline.whole import part_of, sync, whole
 URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)")
 STATES = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
 """What tells one state of a remote file from another, by the names that storages give it; the first one counts."""
+
+PASSING = {
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ECONNRESET,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.EMFILE,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOTCONN,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
+"""Of the system's errors those that say nothing about the file: machine, network or server are short of something."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +118,18 @@ class Place:
             return self.system.open(self.path, "rb")
 
     def read(self, start: int = 0, size: int | None = None) -> bytes:
-        """The bytes of the file, or `size` of them from `start`. Raises DataError if it can't be read."""
+        """The bytes of the file, or `size` of them from `start`. Raises DataError if it can't be read, ConfigError if
+        that is no fault of the file's and may pass.
+        """
         try:
             data = self._bytes(start, size)
         except FileNotFoundError as error:
             raise DataError(f"{self}: there is no such file") from error
         except OSError as error:
+            if error.errno in PASSING:
+                raise ConfigError(
+                    f"{self}: can't be read just now ({error.strerror}). Run again when it can."
+                ) from error
             raise DataError(f"{self}: can't be read ({error.strerror or error})") from error
         if size is not None and len(data) != size:
             raise DataError(f"{self}: ends {size - len(data)} bytes before the end of an image in it")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.artifacts import LOG, WORK
+from pipeline.artifacts import LOG, WORK, write_atomically
 from pipeline.checkpoint import load_state, save_state
 from pipeline.errors import DataError
 
@@ -47,7 +47,7 @@ class Record:
         whole = text[: text.rfind("\n") + 1].splitlines()  # the last line may be torn
         kept = [line for line in whole if json.loads(line)["step"] <= step]
         self._file.close()
-        self._log.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_atomically(self._log, "".join(f"{line}\n" for line in kept))
         self._file = self._open()
 
     def save(self, state: Mapping[str, Any]) -> None:

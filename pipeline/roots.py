@@ -22,6 +22,7 @@ from pipeline.cache import Cache, Entry, cache_folder
 from pipeline.errors import ConfigError, DataError
 from pipeline.places import Place
 from pipeline.ranges import RangedFile
+from pipeline.whole import PART
 
 CACHE_GB = 20.0
 TRANSFERS = 8
@@ -171,6 +172,8 @@ class Root:
         there = {} if self.local else (self / path).files()
         brought = [name for name in there if name.split("/")[0] in kept]
         _clear(folder, () if brought else kept)  # where nothing was uploaded, this machine's own attempt counts
+        for part in folder.rglob(f"*{PART}"):
+            part.unlink()  # its writer was killed
         in_parallel(lambda name: (self / f"{path}/{name}").remove(), there.keys() - brought)
         in_parallel(lambda name: self.bring(f"{path}/{name}"), brought)
         return folder

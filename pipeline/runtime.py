@@ -8,11 +8,14 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import ranks
 from pipeline.errors import Stopped
 from pipeline.roots import Root
+
+if TYPE_CHECKING:
+    from pipeline.config import RuntimeConfig
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "32", "bf16"]
@@ -43,6 +46,12 @@ class Runtime:
     progress: Progress = quiet
     stop: threading.Event = dataclasses.field(default_factory=threading.Event)
     checkpoint_s: float = 60.0
+
+    @classmethod
+    def of(cls, settings: RuntimeConfig, root: Root, **more: Any) -> Runtime:
+        """As a recipe says, but for what `more` says."""
+        names = ("device", "precision", "workers", "checkpoint_s")
+        return cls(root, **{**{name: getattr(settings, name) for name in names}, **more})
 
     @property
     def threads(self) -> int:

@@ -117,8 +117,9 @@ class Packing:
         return self._open[split]
 
     def _finish(self, split: str) -> None:
-        writer, records = self._open.pop(split)
+        writer, records = self._open[split]
         writer.close()
+        del self._open[split]
         self._describe(Standing(split, local_shard(writer.tar_path), len(records)), records)
 
     def keep(self, shard: Standing, records: Sequence[Entry]) -> None:
@@ -148,7 +149,8 @@ class Packing:
             if record is not None:
                 self._pack(record, shard.split, self._again(shard.shard, row, record.name))
         if not shard.sealed:
-            for path in self.work.glob(f"**/{shard.split}/{shard.name}.*"):
+            found = self.work.glob(f"**/{shard.split}/{shard.name}.*")
+            for path in sorted(found, key=lambda path: path.suffix != ".tar"):  # without its tar a shard is none
                 path.unlink()
 
     def _again(self, images: ImageShard, row: int, source: str) -> NewImage:

@@ -48,13 +48,15 @@ def work(config: Mapping[str, Any], inputs: Inputs, part: Mapping[str, Any]) -> 
     return describe(jobs)
 
 
-_opened: dict[tuple[str, ...], list[Labelling]] = {}
+_opened: dict[str, list[Labelling]] = {}
 """The teachers of the part that this process did last: their models are loaded."""
 
 
 def _open_once(inputs: Inputs) -> list[Labelling]:
-    digests = tuple(made.digest for made in inputs.of_kind("teacher").values())
-    if digests not in _opened:
+    machine = inputs.runtime
+    teachers = {name: made.digest for name, made in inputs.of_kind("teacher").items()}
+    same = repr((str(machine.root), machine.device, machine.precision, machine.workers, teachers))
+    if same not in _opened:
         _opened.clear()
-        _opened[digests] = open_teachers(inputs)
-    return _opened[digests]
+        _opened[same] = open_teachers(inputs)
+    return _opened[same]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flows import inventory
-from flows.dag import build_steps, plan, up_to
+from flows.dag import Selection, build_steps, plan, up_to
 from pipeline.artifacts import Artifact, Inputs, Step, fingerprint
 from pipeline.config import parse_recipe
 from pipeline.errors import ConfigError, DataError
@@ -155,6 +155,20 @@ def test_a_new_version_of_a_step_is_named(workspace: Workspace) -> None:
     carry_out(chain(), workspace)
     first, *others = chain()
     assert whys([dataclasses.replace(first, version=2), *others], workspace)[0] == ("run", "version 1 -> 2")
+
+
+@pytest.mark.parametrize(
+    ("selection", "step", "said"),
+    [
+        (Selection("second", force=("third",)), "third", "as far as 'second'"),
+        (Selection("third", only="second", start="first"), "first", "'second' alone"),
+    ],
+)
+def test_what_a_run_does_not_come_to_cannot_be_forced(
+    workspace: Workspace, selection: Selection, step: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"Step '{step}' is to be made anew, but .* {said}"):
+        selection.of(plan(chain(), workspace))
 
 
 def test_a_root_of_another_version_is_refused(workspace: Workspace) -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 import must
+from flows.dag import Selection
 from flows.inventory import artifacts, named, remove, runs, sort_out
 from flows.run import Outcome
-from pipeline.errors import ConfigError
+from pipeline.claims import claimed
+from pipeline.errors import ConfigError, DataError
 from pipeline.roots import Root
 from pipeline.workspace import Workspace
 from tests.flows.tiny import STEPS, digests, loads_nothing_heavy, within
@@ -128,6 +130,24 @@ def test_what_older_runs_alone_refer_to_is_not_kept(
     assert deleted(copy) == set()
     assert {f"{path.parent.name}/{path.name}" for path in copy.glob("artifacts/*/*")} & old == old - gone
     assert not [each for each in must.plan(recipe, copy, OTHER) if each.artifact is None]
+
+
+def test_neither_a_part_of_a_run_nor_one_that_failed_takes_the_place_of_a_whole_one(copy: Path, recipe: Path) -> None:
+    must.run(recipe, copy, ["teachers.gabor.wavelengths=[8.0]"], Selection("teacher.gabor"))
+    assert deleted(copy) == set()
+    with pytest.raises(DataError, match="miou"):
+        must.run(recipe, copy, ["teachers.masks.require={miou: 1.0}"])
+    assert deleted(copy) == set()
+    must.run(recipe, copy, ["teachers.gabor.wavelengths=[8.0]"])
+    assert {name.split("/")[0] for name in deleted(copy)} >= {"teacher.gabor", "label", "student", "evaluate"}
+
+
+def test_what_a_run_at_work_may_grow_from_is_kept(copy: Path) -> None:
+    run = Root.of(copy) / "runs" / "tiny-20300101-000000"
+    run.child("plan.json").write(b'[{"step": "data.pool", "artifact": null}]')
+    with claimed(Root.of(copy) / "claims" / "runs" / run.name, lambda _: None, lambda: None):
+        gone = {name.split("/")[0] for name in deleted(copy, keep=0)}
+    assert gone == set(STEPS) - {"data.pool"} | {"labels"}
 
 
 def test_labels_of_a_teacher_that_is_not_kept_go_with_it(copy: Path, recipe: Path) -> None:

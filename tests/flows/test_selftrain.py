@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -192,6 +193,19 @@ def test_a_stopped_run_is_cancelled_in_prefect_and_goes_on(root: Path, start: St
     goes_on(root)
 
 
+@pytest.mark.slow
+def test_a_step_that_is_made_anew_and_killed_goes_on_as_well(root: Path, start: Start, whole: Path) -> None:
+    process = start(root, *THREADS, "--force", "teacher.masks")
+    within(lambda: logged(root, "teacher.masks") >= 3, process)
+    (log,) = root.glob("artifacts/teacher.masks/*/log/train.jsonl")
+    first = log.read_text("utf-8").splitlines()[0]
+    os.kill(worker(root, "teacher.masks"), signal.SIGKILL)
+    process.join()
+    assert process.exitcode == 0
+    assert digests(root) == digests(whole)
+    assert log.read_text("utf-8").splitlines()[0] == first, "it began again from nothing"
+
+
 @pytest.mark.parametrize("step", ["teacher.masks", "label"])
 def test_a_step_whose_process_is_killed_goes_on_by_itself(
     step: str, recipe: Path, whole: Path, root: Path, start: Start
@@ -214,6 +228,21 @@ def worker(root: Path, step: str) -> int:
     """The process that is at work on a step: who holds its claim."""
     (claim,) = root.glob(f"claims/{step}/*/*.json")
     return int(json.loads(claim.read_text("utf-8"))["holder"]["number"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after_s", [0.0, 0.5, 2.0, 4.0])
+def test_ctrl_c_while_the_code_is_loaded_is_a_stop(after_s: float, root: Path, recipe: Path) -> None:
+    command = [str(MUST), "run", str(recipe), "--root", str(root), *THREADS, "-o", "student.steps=100000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as run:
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+        while not children.read_text("ascii").strip():
+            time.sleep(0.01)
+        time.sleep(after_s)
+        os.killpg(run.pid, signal.SIGINT)
+        _, told = run.communicate()
+    assert run.returncode == 75, told.decode()
+    assert b"Traceback" not in told
 
 
 @pytest.mark.slow

@@ -47,7 +47,9 @@ def gone_by() -> Process:
 
 
 def written(folder: Place, number: int, holder: Process, renewed: int = 0) -> None:
-    (folder / f"{number}.json").write(json.dumps({"holder": holder.__dict__, "renewed": renewed}).encode())
+    (folder / f"{number}.json").write(
+        json.dumps({"holder": holder.__dict__, "token": "another", "renewed": renewed}).encode()
+    )
 
 
 def test_a_free_claim_is_taken_renewed_and_given_back(folder: Place) -> None:
@@ -136,6 +138,31 @@ def test_clocks_that_jump_do_no_harm(folder: Place, monkeypatch: pytest.MonkeyPa
 
     with pytest.raises(Stopped), claimed(folder, waiting, never):
         never()
+
+
+def test_who_slept_until_all_was_over_hears_of_it_and_touches_nothing(folder: Place) -> None:
+    lost = threading.Event()
+    with claimed(folder, never, lost.set):
+        (folder / "0.json").remove()  # as if another had taken over, done the work and gone
+        written(folder, 0, Process("a third machine", 1, "1"))
+        assert lost.wait(5)
+    assert json.loads((folder / "0.json").read())["token"] == "another"
+
+
+def test_a_half_written_claim_is_passed_over(folder: Place) -> None:
+    with claimed(folder, never, never):
+        (folder / ".1.json.0123.part").write(b"{")
+        assert holders(folder.parent.parent) == {"step/mark": Process.this()}
+    with claimed(folder, never, never):
+        pass
+
+
+def test_a_holder_elsewhere_that_does_not_renew_is_none_after_a_while(folder: Place) -> None:
+    elsewhere = Process("another machine", 1, "1")
+    written(folder, 0, elsewhere)
+    assert holders(folder.parent.parent) == {"step/mark": elsewhere}
+    os.utime(str(folder / "0.json"), (0, time.time() - 2 * claims.PATIENCE_S))
+    assert holders(folder.parent.parent) == {}
 
 
 def test_who_was_taken_for_dead_hears_of_it(folder: Place) -> None:
