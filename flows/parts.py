@@ -18,7 +18,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows.elsewhere import Order, do, left
+from flows.elsewhere import Order, do, left, parts_of
 from flows.engines import resources, task_runner, workers
 from flows.processes import Call, Killed, carry_out
 from flows.run import Run
@@ -58,8 +58,9 @@ class Spread:
         mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
         claim = run.workspace.claims / f"{step.name}-parts" / mark
         with claimed(claim, waiting(step.name, inputs.runtime), lost=inputs.runtime.stop.set):
-            orders = self._orders(run, step, inputs)
-            done = self.context.copy().run(self._give_out, run, orders)
+            with parts_of(step).alone(inputs):
+                orders = self._orders(run, step, inputs)
+                done = self.context.copy().run(self._give_out, run, orders)
             inputs.runtime.check_stop(step.name)
             return self.apart.step(run, step, dataclasses.replace(inputs, parts=done))
 

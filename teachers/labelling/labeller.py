@@ -17,11 +17,13 @@ from typing import Any
 
 import tasks
 from pipeline.artifacts import ELSEWHERE, Artifact, Inputs, read_json, write_json
+from pipeline.claims import claimed
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
 from pipeline.labels import Label, LabelWriter, about_store
 from pipeline.roots import in_parallel
 from pipeline.runtime import Runtime
+from pipeline.workspace import waiting
 from tasks.learning import Predictor
 from tasks.pool import pool_shards
 from tasks.teacher import Teacher, load_teacher
@@ -85,6 +87,22 @@ class Job:
                 writer.discard()
 
 
+@contextlib.contextmanager
+def alone(inputs: Inputs) -> Iterator[None]:
+    """While inside, no other run labels with these teachers: whatever pool it is for, the label shards are the same."""
+    runtime = inputs.runtime
+    with contextlib.ExitStack() as held:
+        for folder in sorted(_folder(name, artifact) for name, artifact in inputs.of_kind("teacher").items()):
+            claim = runtime.root / "claims" / folder
+            held.enter_context(claimed(claim, waiting("label", runtime), lost=runtime.stop.set))
+        yield
+
+
+def _folder(name: str, teacher: Artifact) -> str:
+    """Where a teacher's label shards are in the root."""
+    return f"labels/{name}-{teacher.digest[:12]}"
+
+
 def open_teachers(inputs: Inputs) -> list[Labelling]:
     """The teachers among the inputs, ready to label. What the labels before, or parts of these, tell of label shards
     need not be read off them.
@@ -96,7 +114,7 @@ def open_teachers(inputs: Inputs) -> list[Labelling]:
         known |= part["facts"]
     found = []
     for name, artifact in inputs.of_kind("teacher").items():
-        folder = f"labels/{name}-{artifact.digest[:12]}"
+        folder = _folder(name, artifact)
         mine = {path: facts for path, facts in known.items() if path.startswith(f"{folder}/")}
         found.append(Labelling(name, artifact, LabelFolder(inputs.runtime.root, folder, mine), inputs.runtime))
     return found
@@ -110,8 +128,9 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
     check_required(config["require"], inputs.of_kind("teacher"))
     teachers = open_teachers(inputs)
     shards = list(pool_shards(inputs["pool"], inputs.of_kind("data")))
-    jobs = jobs_left(teachers, [shard for _, shard, _ in shards], inputs.anew and not inputs.parts)
-    label_shards(jobs, config["batch"], inputs.runtime)
+    with alone(inputs):
+        jobs = jobs_left(teachers, [shard for _, shard, _ in shards], inputs.anew and not inputs.parts)
+        label_shards(jobs, config["batch"], inputs.runtime)
     entries = [_entry(name, shard, teacher) for name, shard, _ in shards for teacher in teachers]
     write_json(out / INDEX, entries)
     _check_failed(entries, config["max_failed"])

@@ -9,6 +9,7 @@ from pipeline.artifacts import Inputs
 from tasks.pool import pool_shards
 from teachers.labelling.labeller import (
     Labelling,
+    alone,
     check_required,
     describe,
     jobs_left,
@@ -16,6 +17,7 @@ from teachers.labelling.labeller import (
     open_teachers,
 )
 
+__all__ = ["alone", "left", "work"]
 MOST = 64
 """Parts that a pool is divided into: tens, whatever its size."""
 

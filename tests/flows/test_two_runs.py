@@ -38,6 +38,22 @@ def test_every_artifact_is_made_once(runner: list[str], root: Path, whole: Path,
     assert not list((root / "claims").rglob("*.json"))
 
 
+def labelled_now(manifest: Path) -> int:
+    """Images that a label step did not find labelled."""
+    return int(json.loads(manifest.read_text("utf-8"))["counts"]["labelled_now"])
+
+
+def test_runs_for_two_pools_label_a_shard_that_both_have_once(up_to_label: Path, whole: Path, start: Start) -> None:
+    root = up_to_label
+    both = [start(root, "--to", "label"), start(root, "--to", "label", "-o", "pool=[pool]")]
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    once, *_ = (labelled_now(path) for path in whole.glob("artifacts/label/*/manifest.json"))
+    assert sum(labelled_now(path) for path in root.glob("artifacts/label/*/manifest.json")) == once
+    assert not list(root.glob("claims/labels/*/*"))
+
+
 def test_a_run_takes_over_from_one_that_is_killed(root: Path, whole: Path, recipe: Path, start: Start) -> None:
     first = start(root)
     within(lambda: logged(root, "teacher.masks") >= 3, first)
