@@ -324,7 +324,7 @@ def artifacts_verify_command(
 @artifacts.command("gc")
 def artifacts_gc_command(
     root: Root = DEFAULT_ROOT,
-    keep: Annotated[int, typer.Option("--keep", min=1, help="Runs of each recipe whose artifacts are kept.")] = 1,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Whole runs of each recipe whose artifacts are kept.")] = 1,
     delete: Annotated[bool, typer.Option("--delete", help="Delete what is not kept; without, only say so.")] = False,
 ) -> None:
     """Show what is kept and why, and what no recent run refers to any more; with --delete, clear that out."""
