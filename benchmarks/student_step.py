@@ -85,8 +85,9 @@ class Steps:
     def rate(self, stream: Stream) -> float:
         """Images per second of training on a stream."""
         ends: list[float] = []
-        told = {"progress": lambda *_: ends.append(time.perf_counter()), "checkpoint_s": 1e9}
-        runtime = dataclasses.replace(self.inputs.runtime, **told)
+        runtime = dataclasses.replace(
+            self.inputs.runtime, progress=lambda *_: ends.append(time.perf_counter()), checkpoint_s=1e9
+        )
         with tempfile.TemporaryDirectory() as folder:
             job = Job("bench", self.objective, stream, WARM + self.steps, Path(folder), self.config, seed=0)
             fit(job, self.choice, Team(self.choice.device), runtime)
