@@ -38,6 +38,8 @@ REPORT_S = 0.1
 GRACE_S = 30.0
 """For the others, when one of several processes that work together has failed."""
 
+LOST_S = 2.0
+"""A process that lost the connection to another one may be heard before the other's end is known."""
 GROUP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 Work = Callable[..., Any]
 """Called with its arguments and a Runtime; arguments and result go from process to process."""
@@ -123,7 +125,7 @@ class _Child:
             kind, content = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
-            raise Killed(self._last_words()) from None
+            raise Killed(self.last_words()) from None
         if kind == "progress":
             report: tuple[str, float, str] = content
             return report
@@ -133,7 +135,8 @@ class _Child:
         self.result = content
         return None
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """How it ended, and what it said before."""
         code = self.process.exitcode or 0
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log and self.log.exists() else ""
@@ -160,10 +163,26 @@ def _follow(children: list[_Child], runtime: Runtime) -> Any:
         at_work = {child.connection: child for child in children if not child.over}
         for connection in wait(list(at_work), timeout=REPORT_S):
             child = at_work[connection]  # type: ignore[index]
-            report = child.hear()
+            report = _hear(child, children)
             if report and child is children[0]:
                 runtime.progress(*report)
     return children[0].result
+
+
+def _hear(child: _Child, together: Sequence[_Child]) -> tuple[str, float, str] | None:
+    """Its next message. Where it failed for no reason that we know of, another one that was killed is the reason."""
+    try:
+        return child.hear()
+    except MustError:
+        raise
+    except Exception as error:
+        others = {other.process.sentinel: other for other in together if other is not child and not other.over}
+        for ended in wait(list(others), timeout=LOST_S) if others else ():
+            other = others[ended]  # type: ignore[index]
+            other.process.join()
+            if (other.process.exitcode or 0) < 0:
+                raise Killed(other.last_words()) from error
+        raise
 
 
 def _work(connection: Connection, call: Call, machine: Mapping[str, Any], environ: Mapping[str, str]) -> None:

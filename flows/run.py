@@ -95,6 +95,12 @@ class Run:
         """The fingerprint of a step with these inputs."""
         return fingerprint(step, {name: made.digest for name, made in inputs.items()})
 
+    def note(self, step: str, line: str) -> None:
+        """Add a line to what the processes of a step print."""
+        self.log(step).parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log(step), "a", encoding="utf-8") as log:
+            log.write(f"{line}\n")
+
     def reuse(self, step: Step, inputs: Mapping[str, Artifact]) -> Artifact | None:
         """The artifact of a step, if it is there and not to be made anew."""
         if step.name in self.anew:

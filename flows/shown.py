@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -142,8 +143,13 @@ def show_results(run: Run, artifacts: Mapping[str, Artifact]) -> None:
     if "evaluate" in artifacts:
         with _noting(run, "metrics"):
             records = artifacts["evaluate"].load("metrics.json", read_json)
-            rows = [{column: record[column] for column in COLUMNS} for record in records]
+            rows = [{**{column: record[column] for column in COLUMNS}, "value": _short(record)} for record in records]
             create_table_artifact(rows, key=f"{name}-metrics", description=f"{run.recipe.name}: {run.folder}")
+
+
+def _short(record: Mapping[str, Any]) -> float | None:
+    """Its value with as many digits as anybody reads."""
+    return None if record["value"] is None else float(f"{record['value']:.4g}")
 
 
 @contextlib.contextmanager

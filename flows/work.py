@@ -76,6 +76,8 @@ class Apart:
                         inputs = dataclasses.replace(inputs, anew=False)  # it has begun anew already
                     if restarts == RESTARTS:
                         raise Killed(f"{step.name}: {killed} What it saved is kept: run again to go on.") from killed
+                    how, _, _ = str(killed).partition(" It said last")
+                    run.note(step.name, f"{how} It goes on from what it saved.")
             raise AssertionError("unreachable: the last one returns or raises")
         finally:
             self._free.put(device)

@@ -131,6 +131,7 @@ def test_it_ends_when_its_parent_is_killed(starting: bool, tmp_path: Path) -> No
         "import sys, time\n"
         "from pathlib import Path\n"
         "from flows.embedded import Server\n"
+        "from pipeline.roots import Root\n"
         "from pipeline.runtime import Runtime\n"
         f"home = Path({str(tmp_path)!r})\n"
         "server = Server(home)\n"

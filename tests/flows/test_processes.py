@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -105,6 +106,26 @@ def test_if_one_of_several_fails_the_others_are_ended(tmp_path: Path) -> None:
         carry_out(Call(one_of_two, (tmp_path,)), Runtime(Root.of(tmp_path)), [{"RANK": "0"}, {"RANK": "1"}])
     print(f"{time.monotonic() - began:.1f} s")
     assert (tmp_path / "saved").read_text("utf-8") == "in order"
+
+
+def test_who_lost_the_connection_to_one_that_was_killed_is_not_the_reason(tmp_path: Path) -> None:
+    ranks = [{"RANK": "0"}, {"RANK": "1"}]
+    with pytest.raises(Killed, match="SIGKILL"):
+        carry_out(Call(connected, (tmp_path / "socket",)), Runtime(Root.of(tmp_path)), ranks)
+
+
+def connected(path: Path, runtime: Runtime) -> None:
+    """The second is killed, of which the first hears at once."""
+    with socket.socket(socket.AF_UNIX) as line:
+        if os.environ["RANK"] == "0":
+            line.bind(str(path))
+            line.listen()
+            other, _ = line.accept()
+            other.recv(1)
+            raise RuntimeError("connection reset by peer")
+        while line.connect_ex(str(path)):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def one_of_two(folder: Path, runtime: Runtime) -> None:

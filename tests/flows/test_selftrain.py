@@ -109,7 +109,7 @@ def test_the_metrics_are_a_table_in_prefect(shown: Shown) -> None:
     assert kind == "table"
     rows = json.loads(json.loads(data))
     records = json.loads(next((shown.root / "runs").glob("*/metrics.json")).read_text("utf-8"))
-    assert [row["value"] for row in rows] == [record["value"] for record in records]
+    assert [row["value"] for row in rows] == pytest.approx([record["value"] for record in records], rel=1e-3)
     assert {"student", "teacher:masks"} <= {row["model"] for row in rows}
 
 
@@ -222,6 +222,10 @@ def test_a_step_whose_process_is_killed_goes_on_by_itself(
     killed = [event for event in events(root) if event["event"] == "killed"]
     assert [event["step"] for event in killed] == [step]
     assert "SIGKILL" in killed[0]["error"]
+    logged_there = prefect_says(
+        root, "select message from log where message like '%SIGKILL%goes on from what it saved%'"
+    )
+    assert len(logged_there) == 1
 
 
 def worker(root: Path, step: str) -> int:
