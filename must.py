@@ -196,7 +196,9 @@ def schema_command() -> None:
 
 @app.command("up")
 def up_command(
-    at_once: Annotated[int, typer.Option("--at-once", min=1, help="Runs at work at once; the others wait.")] = 1,
+    at_once: Annotated[
+        int | None, typer.Option("--at-once", min=1, help="Runs at work at once; the others wait.", show_default="1")
+    ] = None,
 ) -> None:
     """Start Prefect's server and a worker in the background, with the deployments of this project."""
     from flows.console import Console

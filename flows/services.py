@@ -97,6 +97,8 @@ class Services:
     """Whether that server was started here."""
     server: Service | None = None
     worker: Service | None = None
+    at_once: int = 1
+    """Runs that the worker takes at once."""
     deployed: str = ""
     """Digest of the deployments that the server was given."""
 

@@ -36,14 +36,15 @@ GRACE_S = 45.0
 Say = Callable[[str], None]
 
 
-def up(at_once: int, say: Say) -> Services:
+def up(at_once: int | None, say: Say) -> Services:
     """A server that answers, a worker that takes so many runs at once, and the deployments of prefect.yaml.
 
     What is up stays as it is. Raises ConfigError if a server or a worker does not start, or there is one for another
-    server.
+    server or for another number of runs.
     """
     with alone() as services:
         _choose_server(services)
+        _choose_number(services, at_once)
         if services.own and not services.answers():
             _start_server(services, say)
         with environment(services.environ()):
@@ -55,7 +56,7 @@ def up(at_once: int, say: Say) -> Services:
             with client_of(services) as client:
                 open_pool(client, services.own)
                 worker = services.worker if services.worker and services.worker.alive() else None
-                started = worker or _start_worker(services, client, at_once, say)
+                started = worker or _start_worker(services, client, say)
                 _deploy(services, client, say)
                 _wait_for_worker(services, client, started)
         return services
@@ -110,14 +111,25 @@ def _free_port(url: str) -> int:
     raise ConfigError(f"None of the ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} is free.")
 
 
-def _start_worker(services: Services, client: SyncPrefectClient, at_once: int, say: Say) -> Service:
+def _choose_number(services: Services, at_once: int | None) -> None:
+    """How many runs the worker takes at once; one that is up takes as many as it was started for."""
+    up = services.worker is not None and services.worker.alive()
+    if up and at_once not in (None, services.at_once):
+        raise ConfigError(f"The worker that is up takes {services.at_once} at once, not {at_once}: `must down` first.")
+    if not up:
+        services.at_once = at_once or 1
+
+
+def _start_worker(services: Services, client: SyncPrefectClient, say: Say) -> Service:
     """A worker for the pool; runs that ended with the one before are not at work any more."""
     from flows.on_server import KIND, POOL
 
     say("Starting a worker ...")
     _clear_away(services, client)
     pool = ["--pool", POOL, "--type", KIND, "--install-policy", "never"]
-    return services.start("worker", "worker", "start", *pool, "--name", services.worker_name, "--limit", str(at_once))
+    return services.start(
+        "worker", "worker", "start", *pool, "--name", services.worker_name, "--limit", str(services.at_once)
+    )
 
 
 def _wait_for_worker(services: Services, client: SyncPrefectClient, worker: Service) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from flows import services as module
 from flows.services import Service, Services, alone, standing, wait_for
+from flows.upkeep import up
 from pipeline.alive import Process
 from pipeline.errors import ConfigError
 
@@ -93,6 +94,15 @@ def test_a_process_that_has_the_number_now_is_not_touched(service: Callable[[str
     assert not services.stop("worker")
     assert other.alive()
     assert Services.read().worker is None
+
+
+def test_a_worker_that_is_up_takes_as_many_runs_as_it_was_started_for(
+    service: Callable[[str], Service], home: Path
+) -> None:
+    home.mkdir()
+    Services(home, URL, worker=service(IDLE), at_once=2).write()
+    with pytest.raises(ConfigError, match=r"that is up takes 2 at once, not 3: `must down` first"):
+        up(3, print)
 
 
 def test_before_a_restart_of_the_machine_it_was_another(service: Callable[[str], Service]) -> None:
