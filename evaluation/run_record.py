@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.artifacts import LOG, Artifact, parse_json, read_json
+from pipeline.artifacts import LOG, Artifact, parse_json, parse_lines, read_json
 from pipeline.places import Place
 from tasks.teacher import Teacher
 
@@ -113,13 +112,6 @@ class RunRecord:
             for name, choice in made.counts.get("choices", {}).items():
                 found[f"labelling by {name}"] = choice
         return found
-
-
-def parse_lines(text: bytes) -> Iterator[dict[str, Any]]:
-    """The objects of a text of JSON lines. A last line cut short is left out."""
-    for line in text.decode().splitlines():
-        if line.endswith("}"):
-            yield json.loads(line)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence, Set
 from typing import Any
 
 from flows.consistency import check_fits
-from pipeline.artifacts import Artifact, Step, fingerprint, hash_json
+from pipeline.artifacts import Artifact, Step, hash_json
 from pipeline.config import FitConfig, Recipe, TeacherConfig
 from pipeline.errors import ConfigError, choose, naming
 from pipeline.sources import BaseSource
@@ -116,7 +116,7 @@ class Selection:
         """The part of a plan that the run is about. ConfigError if what the only step reads is not there."""
         needed = up_to(planned, self.only or self.last)
         made = {self.only} if self.only else {each.step.name for each in needed}
-        for name in (*self.force, *([self.start] if self.start else [])):
+        for name in filter(None, (*self.force, self.start)):
             if name not in made:
                 raise ConfigError(f"Step {name!r} is to be made anew, but the run does not come to it: {self._told()}.")
         if self.only is None:
@@ -145,7 +145,7 @@ def plan(steps: list[Step], workspace: Workspace, anew: Set[str] = frozenset()) 
 
 def _look(step: Step, inputs: dict[str, Artifact], workspace: Workspace) -> Planned:
     """A step whose inputs are all there."""
-    mark = fingerprint(step, {name: made.digest for name, made in inputs.items()})
+    mark = step.mark(inputs)
     found = workspace.find(step, mark)
     if found:
         return Planned(step, found, "nothing changed")

@@ -21,6 +21,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.runtime import Runtime
@@ -29,6 +30,7 @@ PATIENCE_S = 180.0
 """For the server to answer: on a new root it makes its database first, and all of it takes longer on busy cores."""
 GOODBYE_S = 10.0
 """For the server to end in order, before it is killed."""
+LOGGING_FILE = "logging.yml"
 INLINE = "or run without Prefect: -o runtime.runner=inline"
 
 DECIDED = {
@@ -64,21 +66,30 @@ def users_server() -> str | None:
     return os.environ.get("PREFECT_API_URL") or None
 
 
+def logging_settings(home: Path) -> dict[str, str]:
+    """Where Prefect finds what `write_logging` left, unless the user's environment says how it is to log."""
+    chosen = any(name.startswith("PREFECT_LOGGING_") for name in os.environ)
+    return {} if chosen else {"PREFECT_LOGGING_SETTINGS_PATH": str(home / LOGGING_FILE)}
+
+
+def directly() -> dict[str, str]:
+    """The environment in which a server of this machine is not asked by way of a proxy."""
+    direct = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1")))
+    return {"NO_PROXY": direct, "no_proxy": direct}
+
+
 def settings(home: Path, url: str | None) -> dict[str, str]:
     """The environment of Prefect for a run: what is decided here and not by the user. `url` is the embedded server's.
 
     With a server of the user's own (None) its address, key and profile are left as they are.
     """
-    decided = dict(DECIDED)
-    if not any(name.startswith("PREFECT_LOGGING_") for name in os.environ):
-        decided["PREFECT_LOGGING_SETTINGS_PATH"] = str(home / "logging.yml")
+    decided = DECIDED | logging_settings(home)
     if url:
         decided |= {"PREFECT_HOME": str(home), "PREFECT_PROFILES_PATH": str(home / "profiles.toml")}
         decided["PREFECT_CLIENT_MAX_RETRIES"] = "3"  # a server on this machine that is gone stays gone
     decided = {name: value for name, value in decided.items() if name not in os.environ}
     if url:
-        direct = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1")))
-        decided |= {"PREFECT_API_URL": url, "PREFECT_PROFILE": "ephemeral", "NO_PROXY": direct, "no_proxy": direct}
+        decided |= {"PREFECT_API_URL": url, "PREFECT_PROFILE": "ephemeral", **directly()}
     return decided
 
 
@@ -175,10 +186,10 @@ class Server:
             self._child.wait()
 
 
-def write_logging(home: Path) -> None:
-    """Leave the logging configuration where `settings` says it is."""
+def write_logging(home: Path, logging: Mapping[str, Any] = LOGGING) -> None:
+    """Leave a logging configuration where `logging_settings` says it is."""
     home.mkdir(parents=True, exist_ok=True)
-    (home / "logging.yml").write_text(json.dumps(LOGGING, indent=1), encoding="utf-8")  # JSON is YAML
+    (home / LOGGING_FILE).write_text(json.dumps(logging, indent=1), encoding="utf-8")  # JSON is YAML
 
 
 def serve(descriptor: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.artifacts import ELSEWHERE, MANIFEST, Artifact, parse_manifest, verify
+from pipeline.artifacts import ELSEWHERE, MANIFEST, Artifact, parse_lines, parse_manifest, verify
 from pipeline.claims import holders
 from pipeline.errors import choose
 from pipeline.places import Place
@@ -75,9 +75,8 @@ def runs(root: Root) -> list[RunUse]:
 
 def _records(run: Place) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of a run's plan, which name the artifacts it found, and its events, which name those it came to."""
-    lines = (run.child("events.jsonl").peek() or b"").decode("utf-8", "replace").splitlines()
-    events = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be torn
-    return json.loads(run.child("plan.json").peek() or b"[]"), events
+    planned = json.loads(run.child("plan.json").peek() or b"[]")
+    return planned, list(parse_lines(run.child("events.jsonl").peek() or b""))
 
 
 def artifacts(root: Root, every_run: Iterable[RunUse]) -> list[Held]:

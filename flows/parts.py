@@ -23,7 +23,7 @@ from flows.engines import resources, task_runner, workers
 from flows.processes import Call, Killed, carry_out
 from flows.run import Run
 from flows.work import Apart
-from pipeline.artifacts import Artifact, Inputs, Step, fingerprint
+from pipeline.artifacts import Artifact, Inputs, Step
 from pipeline.claims import claimed
 from pipeline.errors import MustError
 from pipeline.places import Place
@@ -55,7 +55,7 @@ class Spread:
         """The artifact of a step, and whether it was made for it."""
         if not step.parts:
             return self.apart.step(run, step, inputs)
-        mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
+        mark = step.mark(inputs.artifacts)
         claim = run.workspace.claims / f"{step.name}-parts" / mark
         with claimed(claim, waiting(step.name, inputs.runtime), lost=inputs.runtime.stop.set):
             with parts_of(step).alone(inputs):
@@ -74,7 +74,7 @@ class Spread:
             root=str(run.workspace.root),
             cache_gb=settings.cache_gb,
             step=step,
-            inputs={name: made.manifest["fingerprint"] for name, made in inputs.artifacts.items()},
+            inputs={name: made.mark for name, made in inputs.artifacts.items()},
             anew=inputs.anew,
             part={},
             stop=str(run.folder / "stop"),

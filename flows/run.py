@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from flows.dag import Planned, Selection, build_steps, plan
-from pipeline.artifacts import Artifact, Inputs, Step, as_json, fingerprint, read_json
+from pipeline.artifacts import Artifact, Inputs, Step, as_json, parse_lines, read_json
 from pipeline.claims import claimed
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, Stopped
@@ -90,11 +90,6 @@ class Run:
         """Where the processes of a step print to, on this machine."""
         return self.workspace.root.here(f"runs/{self.folder.name}/logs/{step}.log")
 
-    @staticmethod
-    def mark(step: Step, inputs: Mapping[str, Artifact]) -> str:
-        """The fingerprint of a step with these inputs."""
-        return fingerprint(step, {name: made.digest for name, made in inputs.items()})
-
     def note(self, step: str, line: str) -> None:
         """Add a line to what the processes of a step print."""
         self.log(step).parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +100,7 @@ class Run:
         """The artifact of a step, if it is there and not to be made anew."""
         if step.name in self.anew:
             return None
-        mark = self.mark(step, inputs)
+        mark = step.mark(inputs)
         found = self.workspace.find(step, mark)
         if found:
             self._reused(step, mark)
@@ -117,7 +112,7 @@ class Run:
 
     def make(self, step: Step, inputs: Mapping[str, Artifact], runtime: Runtime) -> Artifact:
         """The artifact of a step, made now; or made by another run, where one is at work on it."""
-        mark = self.mark(step, inputs)
+        mark = step.mark(inputs)
         self.runtime.check_stop(step.name)
         self.event("started", step=step.name, artifact=mark)
         runtime.progress(step.name, 0.0, "starting")
@@ -193,8 +188,7 @@ def find_report(root: Root, evaluated: Artifact) -> Place | None:
     reports = [name for name in runs.files() if posixpath.basename(name) == "report.html"]
     for report in sorted(reports, key=_began, reverse=True):
         folder = runs.child(posixpath.dirname(report))
-        lines = folder.child("events.jsonl").read().decode().splitlines()
-        events = [json.loads(line) for line in lines if line.endswith("}")]
+        events = parse_lines(folder.child("events.jsonl").read())
         if any(event.get("step") == "evaluate" and event.get("artifact") == mark for event in events):
             return folder
     return None

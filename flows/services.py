@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from flows.embedded import DECIDED, PATIENCE_S, answers, users_server
+from flows.embedded import DECIDED, PATIENCE_S, answers, directly, logging_settings, users_server, write_logging
 from pipeline.alive import Process
 from pipeline.artifacts import write_json
 from pipeline.errors import PROJECT, ConfigError
@@ -141,23 +141,18 @@ class Services:
         if not self.own:
             return decided
         kept = self.home / "prefect"
-        direct = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1")))
         return decided | {
             "PREFECT_API_URL": self.url,
             "PREFECT_HOME": str(kept),
             "PREFECT_PROFILES_PATH": str(kept / "profiles.toml"),
             "PREFECT_PROFILE": "ephemeral",
-            "NO_PROXY": direct,
-            "no_proxy": direct,
+            **directly(),
         }
 
     def start(self, name: Name, *arguments: str) -> Service:
         """Start one with `prefect <arguments>`, and note it."""
         log = self.home / f"{name}.log"
-        environ = os.environ | self.environ()
-        if not any(variable.startswith("PREFECT_LOGGING_") for variable in os.environ):
-            write_json(self.home / "logging.yml", LOGGING)  # JSON is YAML
-            environ["PREFECT_LOGGING_SETTINGS_PATH"] = str(self.home / "logging.yml")
+        write_logging(self.home, LOGGING)
         with open(log, "ab") as file, _interruptible():
             child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "prefect", *arguments],
@@ -165,7 +160,7 @@ class Services:
                 stdout=file,
                 stderr=file,
                 cwd=PROJECT,
-                env=environ,
+                env=os.environ | self.environ() | logging_settings(self.home),
                 start_new_session=True,
             )
         service = Service(Process.numbered(child.pid), time.time(), str(log))

@@ -72,7 +72,7 @@ class Apart:
                 except Killed as killed:
                     run.event("killed", step=step.name, error=str(killed))
                     inputs.runtime.check_stop(step.name)
-                    if step.trains and run.workspace.find(step, run.mark(step, inputs.artifacts)) is None:
+                    if step.trains and run.workspace.find(step, step.mark(inputs.artifacts)) is None:
                         inputs = dataclasses.replace(inputs, anew=False)  # it has begun anew already
                     if restarts == RESTARTS:
                         raise Killed(f"{step.name}: {killed} What it saved is kept: run again to go on.") from killed

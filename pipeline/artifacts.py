@@ -68,6 +68,10 @@ class Step:
         function: StepFunction = getattr(importlib.import_module(module), attribute)
         return function
 
+    def mark(self, artifacts: Mapping[str, Artifact]) -> str:
+        """The fingerprint of what it makes of these artifacts, which hold its inputs by their names."""
+        return fingerprint(self, {name: made.digest for name, made in artifacts.items()})
+
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
@@ -198,6 +202,13 @@ def parse_json(text: bytes, origin: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise DataError(f"{origin}: not readable as JSON ({error}).") from error
+
+
+def parse_lines(text: bytes) -> Iterator[dict[str, Any]]:
+    """The objects of a text of JSON lines. A last line cut short is left out."""
+    for line in text.decode().splitlines():
+        if line.endswith("}"):
+            yield json.loads(line)
 
 
 def parse_manifest(text: bytes, origin: str) -> dict[str, Any]:

@@ -145,13 +145,17 @@ def _renew(folder: Place, number: int, mine: _Claim, over: threading.Event, lost
 
 def _is_held(folder: Place, number: int, mine: _Claim) -> bool:
     """Whether the claim is ours still: nobody has made a later one, and it was not given back with one that was."""
+    return _is_ours(folder, number, mine) and max(_numbers(folder), default=number) == number
+
+
+def _is_ours(folder: Place, number: int, mine: _Claim) -> bool:
+    """Whether the claim of this number is ours: another may have been made since ours was taken for dead."""
     there = _Claim.read(_file(folder, number))
-    return there is not None and there.token == mine.token and max(_numbers(folder), default=number) == number
+    return there is not None and there.token == mine.token
 
 
 def _release(folder: Place, number: int, mine: _Claim) -> None:
-    there = _Claim.read(_file(folder, number))
-    if there is not None and there.token == mine.token:  # it is not another's, made since ours was taken for dead
+    if _is_ours(folder, number, mine):
         for old in _numbers(folder):
             if old <= number:
                 _file(folder, old).remove()

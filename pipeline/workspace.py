@@ -23,7 +23,6 @@ from pipeline.artifacts import (
     Step,
     as_json,
     contents,
-    fingerprint,
     hash_json,
     parse_manifest,
 )
@@ -65,7 +64,7 @@ class Workspace:
         """The artifact of a step, and whether this call made it. Of runs that ask at the same time, one makes it and
         the others wait for it.
         """
-        mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
+        mark = step.mark(inputs.artifacts)
         claim, runtime = self.claims / f"{step.name}/{mark}", inputs.runtime
         together = ranks.count() > 1
         with claimed(claim, busy if together else waiting(step.name, runtime), lost=runtime.stop.set):
@@ -76,7 +75,7 @@ class Workspace:
 
     def take_part(self, step: Step, inputs: Inputs) -> None:
         """What the others do of several processes that train together, while the first obtains the artifact."""
-        mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
+        mark = step.mark(inputs.artifacts)
         step.function()(step.config, inputs, self.root.here(self.path(step, mark)))
 
     @property
@@ -92,7 +91,7 @@ class Workspace:
             return self._make(step, inputs)
 
     def _make(self, step: Step, inputs: Inputs) -> Artifact:
-        mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
+        mark = step.mark(inputs.artifacts)
         path = self.path(step, mark)
         inputs = dataclasses.replace(inputs, before=self.before(step, inputs))
         (self.root / f"{path}/{MANIFEST}").remove()  # first: from here on the folder is unfinished
@@ -140,7 +139,7 @@ class Workspace:
         """What the step can grow from; not what is in its own folder, which is made again."""
         if inputs.anew or not step.grows:
             return None
-        mine = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
+        mine = step.mark(inputs.artifacts)
         sealed = (made for made in self._sealed(step.name) if made.mark != mine)
         wanted = _base(step.run, step.version, step.config, step.grows)
         for made in sealed:

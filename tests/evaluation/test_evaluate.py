@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation.evaluate import AGREEMENT, PROTOCOL, evaluate
-from pipeline.artifacts import Artifact, Inputs, Step, fingerprint, read_json
+from pipeline.artifacts import Artifact, Inputs, Step, read_json
 from pipeline.errors import Stopped
 from pipeline.labels import LabelSpace
 from pipeline.runtime import Runtime
@@ -68,7 +68,7 @@ def values(records: Sequence[Record], dataset: str) -> dict[str, float]:
 def artifacts(world: World) -> dict[str, Artifact]:
     """The tiny world's artifacts with its student."""
     step, inputs = world.steps["student"], world.inputs("student")
-    mark = fingerprint(step, {name: made.digest for name, made in inputs.artifacts.items()})
+    mark = step.mark(inputs.artifacts)
     return {**world.artifacts, "student": world.workspace.find(step, mark) or world.workspace.make(step, inputs)}
 
 

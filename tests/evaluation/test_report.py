@@ -32,13 +32,13 @@ FAILED = "could not be shown"
 @pytest.fixture(scope="module")
 def artifacts(world: World) -> dict[str, Artifact]:
     """The tiny world's artifacts with a student and its metrics."""
-    from pipeline.artifacts import Inputs, fingerprint  # noqa: PLC0415 - as the world itself, only when it is needed
+    from pipeline.artifacts import Inputs  # noqa: PLC0415 - as the world itself, only when it is needed
 
     made = dict(world.artifacts)
     for name in ("student", "evaluate"):
         step = world.steps[name]
         inputs = {other: made[other] for other in step.inputs}
-        mark = fingerprint(step, {other: artifact.digest for other, artifact in inputs.items()})
+        mark = step.mark(inputs)
         made[name] = world.workspace.find(step, mark) or world.workspace.make(step, Inputs(inputs, world.runtime))
     return made
 

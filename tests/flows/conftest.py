@@ -83,13 +83,12 @@ def dice() -> random.Random:
 
 
 @pytest.fixture
-def start(recipe: Path, spawner: Any) -> Iterator[Callable[..., BaseProcess]]:
-    """Starts the `must` command in a process: (root, more arguments) -> the process."""
+def spawn(spawner: Any) -> Iterator[Callable[..., BaseProcess]]:
+    """Starts a process that calls a function, (function, *arguments) -> the process; none is left after the test."""
     started: list[BaseProcess] = []
 
-    def process(root: Path, *more: str) -> BaseProcess:
-        arguments = ["run", str(recipe), "--root", str(root), *more]
-        started.append(spawner.Process(target=must.main, args=(arguments,)))
+    def process(function: Callable[..., object], *arguments: object) -> BaseProcess:
+        started.append(spawner.Process(target=function, args=arguments))
         started[-1].start()
         return started[-1]
 
@@ -98,3 +97,9 @@ def start(recipe: Path, spawner: Any) -> Iterator[Callable[..., BaseProcess]]:
         if each.is_alive():
             each.kill()
         each.join()
+
+
+@pytest.fixture
+def start(recipe: Path, spawn: Callable[..., BaseProcess]) -> Callable[..., BaseProcess]:
+    """Starts the `must` command in a process: (root, more arguments) -> the process."""
+    return lambda root, *more: spawn(must.main, ["run", str(recipe), "--root", str(root), *more])

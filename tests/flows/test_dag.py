@@ -11,7 +11,7 @@ import pytest
 
 from flows import inventory
 from flows.dag import Selection, build_steps, plan, up_to
-from pipeline.artifacts import Artifact, Inputs, Step, fingerprint
+from pipeline.artifacts import Artifact, Inputs, Step
 from pipeline.config import parse_recipe
 from pipeline.errors import ConfigError, DataError
 from pipeline.roots import Root
@@ -103,7 +103,7 @@ def carry_out(steps: list[Step], workspace: Workspace) -> dict[str, Artifact]:
     made: dict[str, Artifact] = {}
     for step in steps:
         inputs = {name: made[name] for name in step.inputs}
-        found = workspace.find(step, fingerprint(step, {name: one.digest for name, one in inputs.items()}))
+        found = workspace.find(step, step.mark(inputs))
         made[step.name] = found or workspace.make(step, Inputs(inputs, Runtime(workspace.root)))
     return made
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import pytest
 import yaml
 
 from flows.dag import Selection
-from tests.flows.tiny import RECIPE, SOON_S, prefect_says, prefects_of
+from tests.flows.tiny import RECIPE, prefect_says, prefects_of, soon, undecided
 
 pytestmark = pytest.mark.timeout(900)  # many processes that each load Prefect, on machines that do other things as well
 PROJECT = Path(__file__).resolve().parents[2]
@@ -166,9 +165,7 @@ class Tutorial:
             "recipes/quickstart.yaml": str(recipe),
             "root=must-root": f"root={self.root}",
         }
-        unset = ("PREFECT", "DO_NOT_TRACK", "CI")
-        self.environ = {name: value for name, value in os.environ.items() if not name.startswith(unset)}
-        self.environ |= {"HOME": str(folder), "COLUMNS": "200"}
+        self.environ = undecided() | {"HOME": str(folder), "COLUMNS": "200"}
         self.done: list[Done] = []
 
     def commands(self) -> Iterator[tuple[str, str]]:
@@ -226,13 +223,6 @@ class Tutorial:
     def task_runs(self, flow_run: str) -> dict[str, str]:
         """States by step."""
         return dict(prefect_says(self.home, TASK_RUNS.format(flow_run)))
-
-
-def soon(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SOON_S
-    while not condition():
-        assert time.monotonic() < deadline, "never came to the point"
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")

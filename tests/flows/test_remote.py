@@ -8,10 +8,9 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -66,22 +65,11 @@ def command(environ: Mapping[str, str], arguments: list[str]) -> None:
 
 @pytest.fixture
 def start_there(
-    recipe: Path, bucket: str, spawner: Any, s3: str, tmp_path: Path
-) -> Iterator[Callable[[str], BaseProcess]]:
+    recipe: Path, bucket: str, spawn: Callable[..., BaseProcess], s3: str, tmp_path: Path
+) -> Callable[[str], BaseProcess]:
     """Starts `must run` on a root in a process, on a machine of its own."""
     environ = {**ENVIRONMENT, "AWS_ENDPOINT_URL": s3, "MUST_CACHE": str(tmp_path / "lost machine")}
-    started: list[BaseProcess] = []
-
-    def process(root: str) -> BaseProcess:
-        started.append(spawner.Process(target=command, args=(environ, ["run", str(recipe), "--root", root])))
-        started[-1].start()
-        return started[-1]
-
-    yield process
-    for each in started:
-        if each.is_alive():
-            each.kill()
-        each.join()
+    return lambda root: spawn(command, environ, ["run", str(recipe), "--root", root])
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import must
 from flows.run import Outcome
 from pipeline.errors import DataError
 from pipeline.roots import Root
-from tests.flows.tiny import STEPS, THREADS, digests, events, logged, prefect_says, within
+from tests.flows.tiny import STEPS, THREADS, digests, events, logged, prefect_says, undecided, within
 
 Start = Callable[..., BaseProcess]
 GoesOn = Callable[[Path], Outcome]
@@ -66,9 +66,7 @@ def shown(whole: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -
     home.mkdir()
     shutil.copytree(whole / "machine", root / "machine")
     (folder / "sitecustomize.py").write_text(GUARD, encoding="utf-8")
-    unset = ("PREFECT", "DO_NOT_TRACK", "CI")
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(unset)}
-    environ |= {"HOME": str(home), "PYTHONPATH": str(folder), "CALLS": str(folder / "calls")}
+    environ = undecided() | {"HOME": str(home), "PYTHONPATH": str(folder), "CALLS": str(folder / "calls")}
     command = [str(MUST), "run", str(recipe), "--root", str(root), *THREADS]
     done = subprocess.run(command, env=environ, cwd=home, capture_output=True, text=True, check=False)
     lines = (folder / "calls").read_text("utf-8").splitlines() if (folder / "calls").exists() else []

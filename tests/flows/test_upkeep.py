@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from flows.run import Outcome
-from tests.flows.tiny import SOON_S, THREADS, digests, logged, prefect_says, prefects_of
+from tests.flows.tiny import THREADS, digests, logged, prefect_says, prefects_of, soon, undecided
 
 GoesOn = Callable[[Path], Outcome]
 pytestmark = pytest.mark.timeout(900)
@@ -28,9 +27,7 @@ class Background:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        unset = ("PREFECT", "DO_NOT_TRACK", "CI")
-        self.environ = {name: value for name, value in os.environ.items() if not name.startswith(unset)}
-        self.environ |= {"MUST_HOME": str(home), "HOME": str(home.parent), "COLUMNS": "200"}
+        self.environ = undecided() | {"MUST_HOME": str(home), "HOME": str(home.parent), "COLUMNS": "200"}
 
     def must(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A command, to its end."""
@@ -53,6 +50,11 @@ class Background:
         command = [str(MUST.with_name("prefect")), "deployment", "run", deployment, *given]
         subprocess.run(command, env=environ, capture_output=True, check=True)
 
+    def train(self, deployment: str, recipe: Path, root: Path, **parameters: Any) -> None:
+        """Begin a run of a deployment, and wait until it trains the teacher."""
+        self.start(deployment, recipe=str(recipe), root=str(root), **parameters)
+        soon(lambda: logged(root, "teacher.masks") >= 3)
+
     def states(self) -> list[tuple[str, str]]:
         """(name, state) of all flow runs."""
         return [(name, state) for name, state in prefect_says(self.home, "select name, state_name from flow_run")]
@@ -68,13 +70,6 @@ def background(tmp_path: Path) -> Iterator[Background]:
     finally:
         up.must("down", "--now")
         assert not prefects_of(up.home)
-
-
-def soon(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SOON_S
-    while not condition():
-        assert time.monotonic() < deadline, "never came to the point"
-        time.sleep(0.1)
 
 
 def test_a_run_goes_on_while_the_server_goes_away_and_comes_back(
@@ -103,8 +98,7 @@ def test_a_run_goes_on_while_the_server_goes_away_and_comes_back(
 def test_a_run_whose_worker_is_killed_goes_on_and_is_stopped_in_order(
     background: Background, recipe: Path, root: Path
 ) -> None:
-    background.start("train-teacher/must", recipe=str(recipe), root=str(root), teacher="masks", steps=100_000)
-    soon(lambda: logged(root, "teacher.masks") >= 3)
+    background.train("train-teacher/must", recipe, root, teacher="masks", steps=100_000)
     background.kill("worker")
     assert background.must("up").returncode == 0
     refused = background.must("down")
@@ -122,8 +116,7 @@ def test_a_run_whose_worker_is_killed_goes_on_and_is_stopped_in_order(
 def test_a_run_comes_to_the_same_end_without_its_worker(
     background: Background, recipe: Path, root: Path, whole: Path
 ) -> None:
-    background.start("selftrain/must", recipe=str(recipe), root=str(root))
-    soon(lambda: logged(root, "teacher.masks") >= 3)
+    background.train("selftrain/must", recipe, root)
     background.kill("worker")
     soon(lambda: "Completed" in dict(background.states()).values())
     assert digests(root) == digests(whole)
@@ -134,8 +127,7 @@ def test_a_run_comes_to_the_same_end_without_its_worker(
 def test_a_run_that_is_killed_with_its_worker_is_not_at_work_after_the_next_start(
     background: Background, recipe: Path, root: Path, goes_on: GoesOn
 ) -> None:
-    background.start("selftrain/must", recipe=str(recipe), root=str(root))
-    soon(lambda: logged(root, "teacher.masks") >= 3)
+    background.train("selftrain/must", recipe, root)
     [run] = background.status()["runs"]
     background.kill("worker")
     with contextlib.suppress(ProcessLookupError):

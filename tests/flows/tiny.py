@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -72,6 +73,20 @@ def prefects_of(home: Path) -> list[int]:
             if f"MUST_HOME={home}".encode() in environ and any(word.startswith(b"prefect") for word in command):
                 found.append(int(process.name))
     return found
+
+
+def undecided() -> dict[str, str]:
+    """The environment of a user who has decided nothing about Prefect."""
+    unset = ("PREFECT", "DO_NOT_TRACK", "CI")
+    return {name: value for name, value in os.environ.items() if not name.startswith(unset)}
+
+
+def soon(condition: Callable[[], object]) -> None:
+    """Wait until the condition holds; fail if time is up."""
+    deadline = time.monotonic() + SOON_S
+    while not condition():
+        assert time.monotonic() < deadline, "never came to the point"
+        time.sleep(0.1)
 
 
 def within(condition: Callable[[], bool], process: BaseProcess) -> None:
