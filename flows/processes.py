@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import MustError
+from pipeline.errors import Interrupted, LostPeer, MustError
 from pipeline.process import set_up_process
 from pipeline.runtime import Runtime
 
@@ -38,14 +39,14 @@ REPORT_S = 0.1
 GRACE_S = 30.0
 """For the others, when one of several processes that work together has failed."""
 
-LOST_S = 2.0
-"""A process that lost the connection to another one may be heard before the other's end is known."""
+LOST_S = 5.0
+"""A process that lost another one may be heard before the other, which knows why."""
 GROUP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 Work = Callable[..., Any]
 """Called with its arguments and a Runtime; arguments and result go from process to process."""
 
 
-class Killed(MustError):
+class Killed(Interrupted):
     """A process ended without a word: by a signal, or because the system had no memory left for it."""
 
 
@@ -91,12 +92,17 @@ def carry_out(call: Call, runtime: Runtime, together: Sequence[Mapping[str, str]
     machine["workers"] = runtime.workers or call.threads
     if call.log:
         call.log.parent.mkdir(parents=True, exist_ok=True)
-    children = [_Child(dataclasses.replace(call, environ={**call.environ, **own}), machine) for own in together]
+    children: list[_Child] = []
     try:
+        for own in together:
+            children.append(_Child(dataclasses.replace(call, environ={**call.environ, **own}), machine))
         return _follow(children, runtime)
     finally:
         for child in children:
-            child.end()
+            child.ask_to_stop()
+        until = time.monotonic() + GRACE_S
+        for child in children:
+            child.end(until)
 
 
 class _Child:
@@ -114,7 +120,7 @@ class _Child:
         self.asked = False
 
     def ask_to_stop(self) -> None:
-        if not self.asked:
+        if not self.asked and not self.over:
             self.asked = True
             with contextlib.suppress(OSError):  # it has ended
                 self.connection.send("stop")
@@ -144,11 +150,10 @@ class _Child:
         hint = " The system does that where memory runs out." if -code == signal.SIGKILL else ""
         return f"its process was ended by {name}.{hint}{said}"
 
-    def end(self) -> None:
-        """Leave no process behind: one that is not over is asked, then made to."""
-        if not self.over and self.process.is_alive():
-            self.ask_to_stop()
-            self.process.join(GRACE_S)
+    def end(self, until: float) -> None:
+        """Leave no process behind: one that was asked to stop and has not by `until` (monotonic) is made to."""
+        if not self.over:
+            self.process.join(max(0.0, until - time.monotonic()))
             self.process.kill()
         self.process.join()
         self.connection.close()
@@ -170,19 +175,28 @@ def _follow(children: list[_Child], runtime: Runtime) -> Any:
 
 
 def _hear(child: _Child, together: Sequence[_Child]) -> tuple[str, float, str] | None:
-    """Its next message. Where it failed for no reason that we know of, another one that was killed is the reason."""
+    """Its next message. Where it failed as it lost another one, what that one says, or how it ended, is the reason."""
     try:
         return child.hear()
-    except MustError:
-        raise
-    except Exception as error:
-        others = {other.process.sentinel: other for other in together if other is not child and not other.over}
-        for ended in wait(list(others), timeout=LOST_S) if others else ():
-            other = others[ended]  # type: ignore[index]
-            other.process.join()
-            if (other.process.exitcode or 0) < 0:
-                raise Killed(other.last_words()) from error
-        raise
+    except LostPeer as lost:
+        raise _reason([other for other in together if not other.over], lost) from lost
+
+
+def _reason(others: Sequence[_Child], lost: LostPeer) -> Exception:
+    """What ended one of the others, of which each may have lost yet another; else what is known."""
+    until = time.monotonic() + LOST_S
+    while at_work := {other.connection: other for other in others if not other.over}:
+        ready = wait(list(at_work), timeout=max(0.0, until - time.monotonic()))
+        if not ready:
+            break
+        for connection in ready:
+            try:
+                at_work[connection].hear()  # type: ignore[index]
+            except LostPeer:
+                continue
+            except Exception as reason:
+                return reason
+    return lost
 
 
 def _work(connection: Connection, call: Call, machine: Mapping[str, Any], environ: Mapping[str, str]) -> None:
@@ -202,7 +216,8 @@ def _work(connection: Connection, call: Call, machine: Mapping[str, Any], enviro
             answer = "done", call.work(*call.arguments, runtime)
         except BaseException as error:
             trace = traceback.format_exc()
-            print(trace, file=sys.stderr)
+            with contextlib.suppress(OSError):  # the disk of the log may be full
+                print(trace, file=sys.stderr)
             if not isinstance(error, MustError):
                 error.add_note(f"In the process of the step:\n{trace}")
             answer = "failed", error
@@ -211,10 +226,19 @@ def _work(connection: Connection, call: Call, machine: Mapping[str, Any], enviro
 
 
 def _send(connection: Connection, answer: tuple[str, Any]) -> None:
+    kind, content = answer
+    if kind == "failed" and not _travels(content):
+        content = MustError(f"{type(content).__name__}: {content}")
+    connection.send((kind, content))
+
+
+def _travels(error: Exception) -> bool:
+    """Whether an exception can leave its process: some libraries' can't be packed, others not be unpacked."""
     try:
-        connection.send(answer)
-    except (TypeError, AttributeError, ValueError):  # an exception of some library that can't leave its process
-        connection.send(("failed", MustError(f"{type(answer[1]).__name__}: {answer[1]}")))
+        ForkingPickler.loads(ForkingPickler.dumps(error))
+    except Exception:
+        return False
+    return True
 
 
 def _detach(stop: threading.Event) -> None:
@@ -260,5 +284,6 @@ def _printing_to(log: Path | None) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # the disk of the log may be full
+            sys.stdout.flush()
+            sys.stderr.flush()

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from flows.processes import Call, Killed, carry_out, warm_up
+from flows.processes import Call, carry_out, warm_up
 from flows.run import Run
 from pipeline import ranks
 from pipeline.artifacts import Artifact, Inputs, Step
 from pipeline.config import Recipe, Section
-from pipeline.errors import ConfigError, naming
+from pipeline.errors import ConfigError, Interrupted, OutOfMemory, naming
 from pipeline.runtime import Runtime, usable_cores
 from pipeline.workspace import Busy, Workspace
 
@@ -64,23 +64,29 @@ class Apart:
         """The artifact of a step, and whether it was made for it. A step whose process is killed goes on from what it
         saved.
         """
-        device = self._free.get()
+        device, restarts = self._free.get(), 0
         try:
-            for restarts in range(RESTARTS + 1):
+            while True:
                 try:
                     return self._when_free(run, step, inputs, device)
-                except Killed as killed:
-                    run.event("killed", step=step.name, error=str(killed))
-                    inputs.runtime.check_stop(step.name)
-                    if step.trains and run.workspace.find(step, step.mark(inputs.artifacts)) is None:
-                        inputs = dataclasses.replace(inputs, anew=False)  # it has begun anew already
-                    if restarts == RESTARTS:
-                        raise Killed(f"{step.name}: {killed} What it saved is kept: run again to go on.") from killed
-                    how, _, _ = str(killed).partition(" It said last")
-                    run.note(step.name, f"{how} It goes on from what it saved.")
-            raise AssertionError("unreachable: the last one returns or raises")
+                except Interrupted as ended:
+                    restarts += not isinstance(ended, OutOfMemory)  # that gets smaller each time, and comes to an end
+                    inputs = self._begin_again(run, step, inputs, ended)
+                    if restarts > RESTARTS:
+                        raise type(ended)(f"{step.name}: {ended} What it saved is kept: run again to go on.") from ended
         finally:
             self._free.put(device)
+
+    @staticmethod
+    def _begin_again(run: Run, step: Step, inputs: Inputs, ended: Interrupted) -> Inputs:
+        """Tell how a step was interrupted; returns what it goes on with. Raises Stopped if the run is to stop."""
+        run.event("killed", step=step.name, error=str(ended))
+        inputs.runtime.check_stop(step.name)
+        how, _, _ = str(ended).partition(" It said last")
+        run.note(step.name, f"{how} It goes on from what it saved.")
+        if step.trains and run.workspace.find(step, step.mark(inputs.artifacts)) is None:
+            return dataclasses.replace(inputs, anew=False)  # it has begun anew already
+        return inputs
 
     def _when_free(self, run: Run, step: Step, inputs: Inputs, device: Environ) -> tuple[Artifact, bool]:
         """An attempt, once no other run is at work on the same: one process waits by itself, several can't."""

@@ -8,6 +8,7 @@ same result changes nothing further down.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -205,9 +206,9 @@ def parse_json(text: bytes, origin: str) -> Any:
 
 
 def parse_lines(text: bytes) -> Iterator[dict[str, Any]]:
-    """The objects of a text of JSON lines. A last line cut short is left out."""
-    for line in text.decode().splitlines():
-        if line.endswith("}"):
+    """The objects of a text of JSON lines. A line that was cut short, and what was glued to it, is left out."""
+    for line in text.decode("utf-8", "replace").splitlines():
+        with contextlib.suppress(ValueError):
             yield json.loads(line)
 
 

@@ -3,7 +3,8 @@
 MustError
 ├── ConfigError   2   the recipe, an option or the environment: edit and run again
 ├── DataError     3   files on disk: repair or leave them out, and run again
-└── Stopped      75   asked to stop; everything done so far is kept: run again to go on
+├── Stopped      75   asked to stop; everything done so far is kept: run again to go on
+└── Interrupted   1   a process was ended from outside: begun again, it goes on from what it saved
 """
 
 from __future__ import annotations
@@ -39,6 +40,20 @@ class DataError(MustError):
 
 class Stopped(MustError):
     """A stop was asked for; what was done is on disk and the next run goes on from there."""
+
+    exit_code = 75
+
+
+class Interrupted(MustError):
+    """Work ended by no fault of its own: who started it may begin it again, and it goes on from what it saved."""
+
+
+class LostPeer(Interrupted):
+    """Of several processes that work together another one is gone; what ended it is known to itself alone."""
+
+
+class OutOfMemory(Interrupted):
+    """The device's memory ran out where nothing but a new beginning helps, which is then made in smaller pieces."""
 
     exit_code = 75
 

@@ -3,14 +3,15 @@
 What is trained returns its losses; the loop owns the rest: device and precision, schedule, accumulation, clipping,
 averaging of weights, the log, and a state on disk from which a run goes on in the middle of an epoch as if nothing
 had happened. Several processes share every batch; their number changes the speed and, but for what is drawn at random
-and batch normalisation, nothing else: a run may go on with another number of them.
+and batch normalisation, nothing else: a run may go on with another number of them. The same holds of the pieces that a
+batch comes in.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +19,12 @@ from lightning.fabric.utilities import move_data_to_device
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from pipeline.errors import MustError
+from pipeline import ranks
+from pipeline.errors import ConfigError, MustError
 from pipeline.job import Job, Share
 from pipeline.machine import Choice
 from pipeline.optimizer import build_optimizer, lay_out_like_parameters, learning_rate
-from pipeline.passes import TOTAL, Found, Passes
+from pipeline.passes import SMALLER, TOTAL, Found, Passes, added
 from pipeline.record import Record
 from pipeline.runtime import Runtime
 from pipeline.team import Team
@@ -53,10 +55,15 @@ def fit(job: Job, choice: Choice, team: Team, runtime: Runtime) -> list[Cut]:
     keys if the loss is not finite, ConfigError if memory does not hold one image, and Stopped, after saving the state,
     if any of them was asked to stop.
     """
-    training = _Training(job, choice, team, runtime)
-    training.resume()
-    training.run()
-    return training.finish()
+    try:
+        training = _Training(job, choice, team, runtime)
+        training.resume()
+        training.run()
+        return training.finish()
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"{job.name}: the device's memory does not hold the network and what its optimiser keeps. {SMALLER}"
+        ) from error
 
 
 class _Training:
@@ -65,13 +72,13 @@ class _Training:
     def __init__(self, job: Job, choice: Choice, team: Team, runtime: Runtime) -> None:
         self.job, self.team, self.runtime = job, team, runtime
         self.module = choice.place(job.objective.train())
-        self.passes = Passes(job, choice, team)
+        self.passes = Passes(job, choice, team, runtime)
         self.optimizer = build_optimizer(self.module, job.config)
         self.parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
         rate = lambda step: learning_rate(step, job.steps, job.config.warmup)  # noqa: E731
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
         self.ema = ModelEmaV3(self.module, job.config.ema, use_warmup=True) if job.config.ema else None
-        self.record = Record(job.name, job.out) if team.is_first else None
+        self.record = Record(job.name, job.out) if ranks.is_first() else None
         self.statistics = _statistics(self.module)
         self.step, self.cuts = 0, list[Cut]()
 
@@ -111,7 +118,7 @@ class _Training:
         self.schedule.load_state_dict(state["schedule"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
-        self.step, self.cuts = state["step"], [Cut(*cut) for cut in state.get("cuts", ())]  # older states have none
+        self.step, self.cuts = state["step"], [Cut(*cut) for cut in state["cuts"]]
 
     def _adopt(self, most: int) -> None:
         """No more images than `most` in a pass, from the step at hand on."""
@@ -129,31 +136,35 @@ class _Training:
                 self.step += 1
                 self._report(losses, self.job.config.batch / (time.perf_counter() - began))
                 stop = any(self.team.tell(self.runtime.stop.is_set()))  # asked once: what stops here saves its state
-                if stop or time.monotonic() - saved > self.runtime.checkpoint_s:
-                    self._save()
-                    saved = time.monotonic()
                 if stop:
                     self._stop()
+                if time.monotonic() - saved > self.runtime.checkpoint_s:
+                    self._save()
+                    saved = time.monotonic()
         finally:
             shares.close()  # type: ignore[attr-defined]  # a generator: ends its threads
             if self.record:
                 self.record.close()
 
     def _save(self) -> None:
-        """Leave a state to go on from."""
+        """Leave a state to go on from. Storage that does not take it now may take the next."""
         if self.record:
             self.record.save(self._state())
-            self.runtime.keep(*self.record.files)
+            try:
+                self.runtime.keep(*self.record.files)
+            except MustError as error:
+                self._tell(f"its state is on this machine alone: {error}")
 
     def _stop(self) -> None:
         """Raise Stopped, in all processes once the state is on disk: one that ends takes the others along."""
+        self._save()
         self.team.tell(None)
         self.runtime.stop.set()
         self.runtime.check_stop(self.job.name)
 
     def _update(self, shares: Iterator[Share]) -> Losses:
         """One optimiser step on the next batch. What is not finite never reaches the weights."""
-        found = self._pass(shares)
+        found = self._passes(shares)
         self._adopt(min(each.most for each in found))
         self._sum_gradients(found)
         most = self.job.config.clip or math.inf  # infinite: measured, not clipped
@@ -166,24 +177,18 @@ class _Training:
         self.team.average(self.statistics)  # one process may never have seen a head's labels
         if self.ema:
             self.ema.update(self.module, self.step)
-        means = _means([each.sums for each in found])
-        return Losses(means.pop(TOTAL), means, lr)
+        parts = added(each.parts for each in found)
+        return Losses(parts.pop(TOTAL), parts, lr)
 
-    def _pass(self, shares: Iterator[Share]) -> list[Found]:
-        """This process's passes, and what all found in theirs. An error of this project in one is an error in all."""
-        mine: Found | MustError
-        try:
-            mine = self.passes.run(next(shares), self.step, self.most)
-        except MustError as error:
-            if self.passes.meet:
-                raise  # the others wait inside a pass; torchrun ends them
-            mine = error
-        found: list[Found] = []
-        for each in self.team.tell(mine):
-            if isinstance(each, MustError):
-                raise each
-            found.append(each)
-        return found
+    def _passes(self, shares: Iterator[Share]) -> list[Found]:
+        """This process's passes, and what all found in theirs."""
+        amounts = self.team.gather(lambda: self.passes.take(next(shares), self.most))
+
+        def run() -> Found:
+            return self.passes.run(added(amounts), self.step, self.most)
+
+        # where passes meet, nobody hears of an error: the others wait inside a pass, and end with this process
+        return self.team.tell(run()) if self.passes.meet else self.team.gather(run)
 
     def _sum_gradients(self, found: Sequence[Found]) -> None:
         """Gradients over all processes; a parameter that has one in none of them has none."""
@@ -208,8 +213,10 @@ class _Training:
             "waited_s": round(self.job.stream.waited, 3),
         }
         self.record.write(line)
-        done = self.step / self.job.steps
-        self.runtime.progress(self.job.name, done, f"loss {losses.total:.3f}, {rate:.0f} images/s")
+        self._tell(f"loss {losses.total:.3f}, {rate:.0f} images/s")
+
+    def _tell(self, line: str) -> None:
+        self.runtime.progress(self.job.name, self.step / self.job.steps, line)
 
     def finish(self) -> list[Cut]:
         """Leave the module trained, averaged if asked, in eval mode."""
@@ -223,13 +230,3 @@ def _statistics(module: nn.Module) -> list[Tensor]:
     """The running statistics of the batch norms that see one process's images; SyncBatchNorm's are those of all."""
     norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     return [buffer for norm in norms if not isinstance(norm, nn.SyncBatchNorm) for buffer in norm.buffers()]
-
-
-def _means(sums: Sequence[Mapping[str, tuple[float, int]]]) -> dict[str, float]:
-    """Each loss's mean over the images of all passes that had it, in all processes."""
-    totals: dict[str, tuple[float, int]] = {}
-    for found in sums:
-        for name, (value, images) in found.items():
-            before, seen = totals.get(name, (0.0, 0))
-            totals[name] = (before + value, seen + images)
-    return {name: value / images for name, (value, images) in totals.items()}

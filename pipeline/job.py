@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,11 +13,20 @@ from torch import Tensor, nn
 from pipeline.config import FitConfig
 
 
-class Objective(Protocol):
-    """What is trained: an `nn.Module` called on a batch."""
+class Objective(nn.Module, ABC):
+    """What is trained. A step's batch may come in pieces, to several processes, whose parts of the loss add up."""
 
-    def __call__(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise, a mean over the images, and the named parts for the log (detached)."""
+    @abstractmethod
+    def amounts(self, batch: Any) -> Mapping[str, float]:
+        """By name, how much there is in a batch of what losses are means over: images, labels, known pixels."""
+
+    @abstractmethod
+    def forward(self, batch: Any, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """This piece's part of the loss to minimise, a scalar, and of the losses it is made of, for the log (detached).
+
+        `shares`: by name, how much of the whole step's amount is in this piece, in [0, 1]; 0 where there is none. The
+        part of a mean over the step is the share times the mean over the piece.
+        """
 
 
 class Share(Protocol):
@@ -46,7 +56,7 @@ class Job:
     """
 
     name: str
-    objective: nn.Module
+    objective: Objective
     stream: Stream
     steps: int
     out: Path

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.augment import NOTHING, AugmentConfig, draw, generator, view_image, view_label
+from pipeline.augment import AugmentConfig, draw, generator, view_image, view_label
 from pipeline.decode import decode
 from pipeline.images import ImageShard
 from pipeline.job import cut
@@ -149,7 +149,7 @@ class Library:
 
     def sample(self, index: int, size: int, augment: AugmentConfig, seed: tuple[int, ...]) -> Sample:
         """One view of position `index`, drawn by `seed`, with its labels."""
-        view = draw(augment, generator(*seed)) if augment is not NOTHING else draw(NOTHING, generator(0))
+        view = draw(augment, generator(*seed))
         key, data = self.read(index)
         share = min(view.box[2] - view.box[0], view.box[3] - view.box[1])
         enough = int(np.ceil(size / share))

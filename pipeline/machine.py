@@ -2,7 +2,7 @@
 
 Whether bfloat16 and channels-last pay depends on the processor and on the model (depthwise convolutions can lose by
 what dense ones gain), so both are timed for a few steps and the choice is kept beside the artifacts: the same root
-makes the same choice again, and with it the same numbers.
+makes the same choice again on such a processor, with however many threads, and with it the same numbers.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def choose(runtime: Runtime, about: Any, model: nn.Module, call: Callable[[nn.Mo
     """
     device = find_device(runtime.device)
     formats: list[Format] = ["32", "bf16"] if runtime.precision == "auto" else [runtime.precision]
-    machine = [device_name(device), processor_name(), torch.__version__]
+    machine = [torch.cuda.get_device_name() if device == "cuda" else device, processor_name(), torch.__version__]
     memo = runtime.root / f"machine/{hash_json([about, *machine, formats])[:16]}.json"
     known = memo.peek()
     if known is not None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.artifacts import LOG, WORK, write_atomically
+from pipeline.artifacts import LOG, WORK, parse_lines, write_atomically
 from pipeline.checkpoint import load_state, save_state
 from pipeline.errors import DataError
 
@@ -43,11 +43,9 @@ class Record:
         return state
 
     def _truncate(self, step: int) -> None:
-        text = self._log.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1].splitlines()  # the last line may be torn
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        kept = [line for line in parse_lines(self._log.read_bytes()) if line["step"] <= step]
         self._file.close()
-        write_atomically(self._log, "".join(f"{line}\n" for line in kept))
+        write_atomically(self._log, "".join(f"{json.dumps(line)}\n" for line in kept))
         self._file = self._open()
 
     def save(self, state: Mapping[str, Any]) -> None:

@@ -8,7 +8,8 @@ last pass, not while it runs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar, cast
 
 import torch
@@ -17,13 +18,13 @@ from lightning.fabric.plugins.environments import LightningEnvironment, TorchEla
 from torch import Tensor, distributed
 
 from pipeline import ranks
-from pipeline.errors import ConfigError, MustError
+from pipeline.errors import ConfigError, LostPeer, MustError
 
 Thing = TypeVar("Thing")
 
 
 class Team:
-    """This process and its peers: a context; who leaves it leaves the others for good."""
+    """This process and its peers: a context; who leaves it leaves the others for good, and they raise LostPeer."""
 
     def __init__(self, device: str) -> None:
         self.rank, self.count = ranks.rank(), ranks.count()
@@ -36,30 +37,41 @@ class Team:
         if self.count > 1:
             distributed.destroy_process_group()
 
-    @property
-    def is_first(self) -> bool:
-        """Whether this process is the one that writes."""
-        return self.rank == 0
-
     def tell(self, mine: Thing) -> list[Thing]:
         """What every process has to tell, by rank. All of them call this, or none."""
         if self.count == 1:
             return [mine]
         told: list[Thing] = [mine] * self.count
-        distributed.all_gather_object(told, mine)
+        with _meeting():
+            distributed.all_gather_object(told, mine)
         return told
+
+    def gather(self, make: Callable[[], Thing]) -> list[Thing]:
+        """What every process makes, by rank. An error of this project in one is an error in all."""
+        mine: Thing | MustError
+        try:
+            mine = make()
+        except MustError as error:
+            mine = error
+        made: list[Thing] = []
+        for each in self.tell(mine):
+            if isinstance(each, MustError):
+                raise each
+            made.append(each)
+        return made
 
     def obtain(self, make: Callable[[], Thing]) -> Thing:
         """What the first process makes, in all of them. Its error is an error in all of them."""
         if self.count == 1:
             return make()
         made: Thing | MustError | None = None
-        if self.is_first:
+        if ranks.is_first():
             try:
                 made = make()
             except MustError as error:
                 made = error
-        found = cast(Thing | MustError, self.fabric.broadcast(made))
+        with _meeting():
+            found = cast(Thing | MustError, self.fabric.broadcast(made))
         if isinstance(found, MustError):
             raise found
         return found
@@ -77,9 +89,23 @@ class Team:
         if self.count == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        distributed.all_reduce(flat)
+        with _meeting():
+            distributed.all_reduce(flat)
         for tensor, part in zip(tensors, flat.div_(parts).split([each.numel() for each in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))  # each keeps its own type and memory layout
+
+
+@contextmanager
+def _meeting() -> Iterator[None]:
+    """LostPeer if another process does not come, as it is gone."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # gloo's and NCCL's own
+        raise LostPeer(
+            f"Another process of this training is gone ({next(iter(str(error).splitlines()), '')})."
+        ) from error
 
 
 def _alone(device: str) -> Fabric:
@@ -110,5 +136,6 @@ def _join(device: str) -> Fabric:
         precision="32-true",
         plugins=[TorchElasticEnvironment()],
     )
-    fabric.launch()
+    with _meeting():
+        fabric.launch()
     return fabric

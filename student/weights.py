@@ -33,17 +33,20 @@ def task_weight(student_batch: float, student_lr: float, teacher_batch: float, t
 
 
 class Uncertainty(nn.Module):
-    """Learned weights: sum_i exp(-s_i) L_i + s_i / 2 with s_i free (Kendall et al., CVPR 2018, up to a factor)."""
+    """Learned weights: sum_i exp(-s_i) L_i + s_i / 2 with s_i free (Kendall et al., CVPR 2018, up to a factor).
+
+    Of a piece of a step's batch, each summand times the loss's share of the step.
+    """
 
     def __init__(self, names: list[str]) -> None:
         super().__init__()
         self.log_variance = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in names})
 
-    def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
-        terms = [
-            (-self.log_variance[name]).exp() * loss + 0.5 * self.log_variance[name] for name, loss in losses.items()
-        ]
-        return torch.stack(terms).sum()
+    def forward(self, losses: Mapping[str, Tensor], shares: Mapping[str, float]) -> Tensor:
+        return torch.stack([shares[name] * self._term(name, loss) for name, loss in losses.items()]).sum()
+
+    def _term(self, name: str, loss: Tensor) -> Tensor:
+        return (-self.log_variance[name]).exp() * loss + 0.5 * self.log_variance[name]
 
 
 def combination(config: StudentConfig, heads: Mapping[str, Head]) -> tuple[nn.Module, dict[str, float]]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.artifacts import LOG, WORK, Artifact
+from pipeline.errors import DataError
 from pipeline.images import ImageShard, local_shard, write_table
 from pipeline.roots import hash_file, in_parallel
 from pipeline.sources import SPLITS, Stamp, Truth
@@ -134,13 +135,18 @@ class Earlier:
     Those in `work` come first: what they share with a shard of the artifact before, that one was broken up for.
     """
 
-    def __init__(self, out: Path, before: Artifact | None) -> None:
+    def __init__(self, out: Path, before: Artifact | None, name: str) -> None:
         self.shards: list[Standing] = []
         self._claims: dict[str, dict[str, tuple[Claim, ...]]] = {split: {} for split in SPLITS}
         for split in SPLITS:
             shards = [local_shard(tar) for tar in unfinished(out / WORK, split)]
             shards += [image_shard(before, tar) for tar in shards_of(before, split)] if before else []
-            indexes = in_parallel(lambda shard: shard.columns("key"), shards)
+            try:
+                indexes = in_parallel(lambda shard: shard.columns("key"), shards)
+            except DataError as error:
+                raise DataError(
+                    f"{error} `must run` with --force data.{name} reads everything from the source again."
+                ) from error
             for shard, index in zip(shards, indexes, strict=True):
                 self._claims[split].update(dict.fromkeys(index.column("key").to_pylist(), ()))
                 self.shards.append(Standing(split, shard, len(index)))

@@ -109,7 +109,7 @@ class _Reading:
         known = before if before and same_place(before, config) else None
         self.source = open_source(config["source"])
         self.labels = {task: tasks.label(space) for task, space in self.source.spaces().items()}
-        self.earlier = Earlier(out, before)
+        self.earlier = Earlier(out, before, config["name"])
         self.seen = Seen(out, known, config["shard_images"])
         self.packing = Packing(out, self.labels, config["shard_images"], config["name"])
         self.looked = self.read_now = 0

@@ -19,7 +19,7 @@ from pipeline.augment import AugmentConfig, View, view_image
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.fit import Cut, fit
-from pipeline.job import Job
+from pipeline.job import Job, Objective
 from pipeline.labels import LabelSpace, Value
 from pipeline.loader import Batch, Library, Loader, LoaderConfig
 from pipeline.machine import Choice
@@ -33,36 +33,38 @@ PROBE_IMAGES = 4
 PREDICT_IMAGES = 16
 """Prediction is timed on."""
 
-Combine = Callable[[Mapping[str, Tensor]], Tensor]
 
-
-class Learning(nn.Module):
+class Learning(Objective):
     """The objective of supervised learning: a network's losses and the rule that combines them to one number.
 
-    Where no image has a label that number is 0, with a graph: of several processes one may have drawn such a share.
+    `combine` is called on the losses and on the share of the step's labels that each is a mean over. Where no image has
+    a label that number is 0, with a graph: of several processes one may have drawn such a share.
     """
 
     def __init__(self, network: Network, combine: nn.Module, memory_format: torch.memory_format) -> None:
         super().__init__()
         self.network, self.combine, self.memory_format = network, combine, memory_format
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def amounts(self, batch: Batch) -> dict[str, float]:
+        return {name: self.network.tasks[name].amount(found["target"]) for name, found in batch.targets.items()}
+
+    def forward(self, batch: Batch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch.images.contiguous(memory_format=self.memory_format)
         if not batch.targets:
             return self.network.features(images).top.float().mean() * 0, {}
         losses = self.network.losses(images, batch.targets)
-        return self.combine(losses), {name: loss.detach() for name, loss in losses.items()}
+        return self.combine(losses, shares), {name: shares[name] * loss.detach() for name, loss in losses.items()}
 
 
 class Sum(nn.Module):
-    """Losses times fixed weights, added up: sum_i w_i L_i."""
+    """Losses times fixed weights and their shares of the step, added up: sum_i w_i s_i L_i."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         super().__init__()
         self.weights = dict(weights)
 
-    def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
-        return torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
+    def forward(self, losses: Mapping[str, Tensor], shares: Mapping[str, float]) -> Tensor:
+        return torch.stack([self.weights[name] * shares[name] * loss for name, loss in losses.items()]).sum()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _probe(loader: Loader) -> Callable[[nn.Module, Choice], None]:
         assert isinstance(model, Learning)
         model.memory_format = choice.memory_format
         with choice.autocast():
-            total, _ = model.train()(move_data_to_device(batch, choice.device))
+            total, _ = model.train()(move_data_to_device(batch, choice.device), dict.fromkeys(batch.targets, 1.0))
         total.backward()
         model.zero_grad()
 

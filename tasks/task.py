@@ -79,6 +79,10 @@ class Task(ABC):
         """A scalar: the mean over what is known; 0, with a graph, where nothing is."""
 
     @abstractmethod
+    def amount(self, target: Target) -> float:
+        """How much there is in a target of what `loss` is a mean over: labels, or known pixels."""
+
+    @abstractmethod
     def predict(self, output: Any) -> Prediction:
         """Raw output -> tensors on the same device, one entry per image."""
 

@@ -242,6 +242,33 @@ def test_the_loss_is_finite_and_falls_on_one_batch(space: LabelSpace, backbone: 
     assert np.mean(losses[-3:]) < 0.95 * np.mean(losses[:2]), losses
 
 
+@every_space
+@pytest.mark.parametrize("pieces", [[1, 3], [2, 2], [1, 1, 1, 1]], ids=str)
+def test_the_loss_of_a_batch_is_that_of_its_pieces_by_how_much_is_in_each(space: LabelSpace, pieces: list[int]) -> None:
+    """Of images of which one or the other knows little. Detection draws samples, whose number varies a little."""
+    network = tiny(space, "test_convnext").eval()  # its norms look at one image
+    task, label = network.tasks["head"], tasks.label(space)
+    values = [value_of(space, seed) for seed in range(4)]
+    values[1] = label.crop(values[1], (0.5, 0.5, 1.5, 1.5), (SIDE, SIDE))
+    images = torch.randint(0, 256, (4, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    if space.task == "detection":
+        network.heads.train()
+
+    def loss(run: slice) -> tuple[float, float]:
+        target = target_of(task, values[run])
+        rows = torch.arange(len(values[run]))
+        with torch.no_grad():
+            mean = network.losses(images[run], {"head": {"rows": rows, "target": target}})["head"]
+        return float(mean), task.amount(target)
+
+    whole, amount = loss(slice(0, 4))
+    ends = np.cumsum(pieces).tolist()
+    found = [loss(slice(end - size, end)) for size, end in zip(pieces, ends, strict=True)]
+    assert sum(share for _, share in found) == amount > 0
+    tolerance = 0.3 if space.task == "detection" else 1e-4
+    assert sum(mean * share / amount for mean, share in found) == pytest.approx(whole, rel=tolerance)
+
+
 def output_of(space: LabelSpace, count: int) -> tuple[Task, Tensor]:
     """The raw output for random features, as a leaf that gradients arrive at."""
     task, head = head_of(space)

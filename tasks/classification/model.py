@@ -54,6 +54,9 @@ class TaskModel(Task):
         losses = -(probs * output.log_softmax(dim=1)).sum(dim=1)
         return masked_mean(losses, probs.any(dim=1))
 
+    def amount(self, target: Target) -> float:
+        return float(target["probs"].any(dim=1).sum())
+
     def predict(self, output: Tensor) -> Prediction:
         return {"probs": output.softmax(dim=1)}
 

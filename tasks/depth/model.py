@@ -80,6 +80,9 @@ class TaskModel(Task):
         log_depth = depth.clamp(min=1e-3).log()
         return masked_mean((output[:, 0].clamp(*LOG_RANGE) - log_depth).abs(), known)
 
+    def amount(self, target: Target) -> float:
+        return float((target["depth"] > 0).sum())
+
     def predict(self, output: Tensor) -> Prediction:
         raw = output[:, 0]
         return {"depth": _stretch(raw) if self._relative else raw.clamp(*LOG_RANGE).exp()}

@@ -137,6 +137,10 @@ class TaskModel(Task):
         losses = output.head.losses(output, target["images"])
         return torch.stack(list(losses.values())).sum()
 
+    def amount(self, target: Target) -> float:
+        """Images. The loss is a mean over some hundreds of anchors and proposals drawn in each."""
+        return len(target["images"])
+
     def predict(self, output: Pending) -> Prediction:
         return {"images": output.head.detect(output), "input": output.head.size}
 

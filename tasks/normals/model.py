@@ -65,6 +65,9 @@ class TaskModel(Task):
         normals = target["normals"]
         return masked_mean(1 - functional.cosine_similarity(output, normals, dim=1), normals.any(dim=1))
 
+    def amount(self, target: Target) -> float:
+        return float(target["normals"].any(dim=1).sum())
+
     def predict(self, output: Tensor) -> Prediction:
         return {"normals": functional.normalize(output, dim=1).permute(0, 2, 3, 1)}
 

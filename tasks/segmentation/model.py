@@ -57,6 +57,9 @@ class TaskModel(Task):
         losses = functional.cross_entropy(output, classes, ignore_index=IGNORE, reduction="none")
         return masked_mean(losses, classes != IGNORE)
 
+    def amount(self, target: Target) -> float:
+        return float((target["classes"] != IGNORE).sum())
+
     def predict(self, output: Tensor) -> Prediction:
         confidence, classes = output.softmax(dim=1).max(dim=1)
         return {"classes": classes, "confidence": confidence}

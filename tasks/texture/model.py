@@ -50,6 +50,9 @@ class TaskModel(Task):
         responses = target["responses"]
         return masked_mean((output.sigmoid() - responses).abs(), responses >= 0)
 
+    def amount(self, target: Target) -> float:
+        return float((target["responses"] >= 0).sum())
+
     def predict(self, output: Tensor) -> Prediction:
         return {"responses": output.sigmoid().permute(0, 2, 3, 1)}
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from flows import processes
 from flows.processes import Call, Killed, carry_out
-from pipeline.errors import DataError, MustError, Stopped
+from pipeline.errors import DataError, LostPeer, MustError, Stopped
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from tests.flows.tiny import within
@@ -27,6 +28,13 @@ class Unpicklable(Exception):
         self.lock = threading.Lock()
 
 
+class Twofold(Exception):
+    """An exception that leaves its process and can't be put together again in another."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one} {other}")
+
+
 def work(what: str, runtime: Runtime) -> object:
     """What the processes below do."""
     runtime.progress("step", 0.0, what)
@@ -38,6 +46,8 @@ def work(what: str, runtime: Runtime) -> object:
             raise KeyError("a bug")
         case "unpicklable":
             raise Unpicklable
+        case "twofold":
+            raise Twofold("neither", "nor")
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         case "wait":
@@ -79,6 +89,8 @@ def test_an_error_is_raised_as_it_was_raised_there() -> None:
     assert 'raise KeyError("a bug")' in raised.value.__notes__[0]
     with pytest.raises(MustError, match="Unpicklable: holds a lock"):
         call("unpicklable")
+    with pytest.raises(MustError, match=r"^Twofold: neither nor$"):
+        call("twofold")
 
 
 def test_a_killed_process_is_told_with_what_it_said_last(tmp_path: Path) -> None:
@@ -108,24 +120,65 @@ def test_if_one_of_several_fails_the_others_are_ended(tmp_path: Path) -> None:
     assert (tmp_path / "saved").read_text("utf-8") == "in order"
 
 
-def test_who_lost_the_connection_to_one_that_was_killed_is_not_the_reason(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ends", "error", "says"),
+    [
+        ("killed", Killed, "SIGKILL"),
+        ("data", DataError, "shard-000007 is damaged"),
+        ("bug", KeyError, "a bug"),
+        ("word", LostPeer, "connection reset by peer"),
+    ],
+)
+def test_who_lost_another_one_is_not_the_reason(tmp_path: Path, ends: str, error: type[Exception], says: str) -> None:
     ranks = [{"RANK": "0"}, {"RANK": "1"}]
-    with pytest.raises(Killed, match="SIGKILL"):
-        carry_out(Call(connected, (tmp_path / "socket",)), Runtime(Root.of(tmp_path)), ranks)
+    with pytest.raises(error, match=says):
+        carry_out(Call(connected, (tmp_path / "socket", ends)), Runtime(Root.of(tmp_path)), ranks)
 
 
-def connected(path: Path, runtime: Runtime) -> None:
-    """The second is killed, of which the first hears at once."""
+def connected(path: Path, ends: str, runtime: Runtime) -> None:
+    """The second ends, of which the first hears at once, and everybody else a second later."""
     with socket.socket(socket.AF_UNIX) as line:
         if os.environ["RANK"] == "0":
             line.bind(str(path))
             line.listen()
             other, _ = line.accept()
             other.recv(1)
-            raise RuntimeError("connection reset by peer")
+            raise LostPeer("connection reset by peer")
         while line.connect_ex(str(path)):
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(1)
+    work(ends, runtime)
+
+
+def test_who_does_not_hear_is_ended_at_the_same_time_as_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "GRACE_S", 2.0)
+    began = time.monotonic()
+    with pytest.raises(DataError):
+        carry_out(Call(deaf, (tmp_path,)), Runtime(Root.of(tmp_path)), [{"RANK": str(rank)} for rank in range(4)])
+    heard = float((tmp_path / "failed").read_text("utf-8"))
+    print(f"{time.monotonic() - began:.1f} s, {time.monotonic() - heard:.1f} s after the failure")
+    assert time.monotonic() - heard < 3 * processes.GRACE_S
+
+
+def deaf(folder: Path, runtime: Runtime) -> None:
+    """The first fails; the others wait for it, and for nothing else."""
+    if os.environ["RANK"] == "0":
+        time.sleep(1)
+        (folder / "failed").write_text(str(time.monotonic()), "utf-8")
+        raise DataError("damaged")
+    time.sleep(600)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_log_on_a_full_disk_costs_the_log_alone() -> None:
+    with pytest.raises(DataError, match="shard-000007 is damaged"):
+        carry_out(Call(fails_quietly, (), Path("/dev/full")), Runtime(Root.of(".")))
+
+
+def fails_quietly(runtime: Runtime) -> None:
+    raise DataError("shard-000007 is damaged")
 
 
 def one_of_two(folder: Path, runtime: Runtime) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import roots
 from pipeline.checkpoint import load_state, read_tensors
-from pipeline.errors import DataError, Stopped
+from pipeline.errors import ConfigError, DataError, Stopped
+from pipeline.job import Objective
 from pipeline.machine import Choice
 from pipeline.runtime import Runtime
 from tests.pipeline.training import (
@@ -53,7 +54,7 @@ def test_each_step_takes_its_own_rate(tmp_path: Path) -> None:
     class Slope(Layers):
         """Its biases' gradient is always 1."""
 
-        def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             return self.head.bias.sum(), {}
 
     slope, places = Slope(), [Slope().head.bias[0].item()]
@@ -81,7 +82,7 @@ def test_a_step_on_two_pieces_is_a_step_on_the_whole_batch(tmp_path: Path, clip:
 
 def test_clipping_shortens_a_long_gradient_and_leaves_a_short_one(tmp_path: Path) -> None:
     objective = Layers()
-    objective(make_batch(0))[0].backward()
+    objective.mean(make_batch(0))[0].backward()
     true = torch.cat([one.grad.flatten() for one in objective.parameters() if one.grad is not None])
     norm = float(true.norm())
     free = gradient(tmp_path / "free", clip=None)
@@ -96,9 +97,9 @@ def test_a_step_takes_the_next_batch_and_cuts_it(tmp_path: Path) -> None:
     class Counted(Layers):
         """Remembers the keys of what it was called on."""
 
-        def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             seen.append(batch.keys)
-            return super().forward(batch)
+            return super().mean(batch)
 
     seen: list[list[str]] = []
     stream = Numbered(batch=6)
@@ -115,7 +116,7 @@ def test_every_step_is_logged_and_told(tmp_path: Path) -> None:
     told: list[tuple[str, float]] = []
     runtime = Runtime(roots.Root.of(tmp_path), progress=lambda name, done, line: told.append((name, done)))
     with torch.no_grad():
-        first = float(Layers()(make_batch(0))[0])
+        first = float(Layers().mean(make_batch(0))[0])
     train(tmp_path, Layers(), runtime)
     lines = log(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
@@ -181,9 +182,9 @@ ILL = pytest.mark.parametrize(
 @ILL
 @pytest.mark.parametrize("fields", [{}, {"clip": None}, {"ema": 0.5}], ids=str)
 def test_what_is_not_finite_ends_the_fit_and_never_reaches_the_state(
-    tmp_path: Path, what: str, objective: type[nn.Module], make: Callable[[int], Batch], fields: dict[str, Any]
+    tmp_path: Path, what: str, objective: type[Objective], make: Callable[[int], Batch], fields: dict[str, Any]
 ) -> None:
-    named = rf"^teacher\.t: the {what} is (inf|nan) at step 3\. Images of the batch: {THIRD} A smaller lr"
+    named = rf"^teacher\.t: the {what} is (inf|nan) at step 4\. Images of the batch: {THIRD} A smaller lr"
     with pytest.raises(DataError, match=named):
         train(tmp_path / "ill", objective(), stream=Numbered(make), checkpoint_s=0, **fields)
     assert load_state(tmp_path / "ill" / STATE)["step"] == 3
@@ -195,10 +196,10 @@ def test_what_is_not_finite_ends_the_fit_and_never_reaches_the_state(
 
 @ILL
 def test_a_loss_is_that_of_a_piece_and_a_gradient_that_of_all(
-    tmp_path: Path, what: str, objective: type[nn.Module], make: Callable[[int], Batch]
+    tmp_path: Path, what: str, objective: type[Objective], make: Callable[[int], Batch]
 ) -> None:
     keys = THIRD if what == "loss" else r"2\.0, 2\.1, 2\.2, 2\.3, " + THIRD
-    with pytest.raises(DataError, match=rf"the {what} is (inf|nan) at step 1\. Images of the batch: {keys}"):
+    with pytest.raises(DataError, match=rf"the {what} is (inf|nan) at step 2\. Images of the batch: {keys}"):
         train(tmp_path, objective(), stream=Numbered(make, batch=8), batch=8, accumulate=2)
 
 
@@ -236,6 +237,18 @@ def test_a_stop_that_comes_late_in_a_step_leaves_a_state_too(tmp_path: Path) -> 
     with pytest.raises(Stopped):
         train(tmp_path, Layers(), dataclasses.replace(QUIET, stop=Late()))
     assert load_state(tmp_path / STATE)["step"] == len(log(tmp_path))
+
+
+def test_storage_that_does_not_take_a_state_costs_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ConfigError("s3://bucket: the storage does not answer")
+
+    told: list[str] = []
+    runtime = Runtime(roots.Root.of(tmp_path), progress=lambda name, done, line: told.append(line))
+    monkeypatch.setattr(Runtime, "keep", refuse)
+    train(tmp_path, Layers(), runtime, checkpoint_s=0)
+    assert "its state is on this machine alone: s3://bucket: the storage does not answer" in told
+    assert load_state(tmp_path / STATE)["step"] == STEPS
 
 
 def test_a_crash_costs_only_the_steps_since_the_last_state(tmp_path: Path) -> None:

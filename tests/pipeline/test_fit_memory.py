@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import FitConfig
-from pipeline.errors import ConfigError, Stopped
+from pipeline.errors import ConfigError, OutOfMemory, Stopped
 from pipeline.fit import Cut
 from pipeline.job import Job, cut
-from pipeline.passes import Passes
+from pipeline.passes import FITTED, Passes
+from pipeline.runtime import Runtime
 from pipeline.team import Team
 from tests.pipeline.training import (
     PLAIN,
@@ -50,8 +51,8 @@ class Small(Pictures):
         super().__init__()
         self.room, self.since, self.backward, self.refused = room, since, backward, 0
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, parts = super().forward(batch)
+    def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, parts = super().mean(batch)
         if len(batch.keys) > self.room and int(batch.keys[0].partition(".")[0]) >= self.since:
             self.refused += 1
             if not self.backward:
@@ -84,19 +85,19 @@ def test_what_runs_out_later_is_cut_from_there_on(tmp_path: Path) -> None:
 
 def test_memory_that_shrinks_is_cut_again(tmp_path: Path) -> None:
     class Shrinking(Small):
-        def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             self.room = 4 if batch.keys[0] < "6" else 1
-            return super().forward(batch)
+            return super().mean(batch)
 
     assert train_and_tell(tmp_path, Shrinking(4), batch=8) == [Cut(1, 2, 4), Cut(4, 8, 1)]
 
 
 def test_the_gradient_is_that_of_the_whole_batch(tmp_path: Path) -> None:
     class Tight(Layers):
-        def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             if len(batch.keys) > 2:
                 raise torch.OutOfMemoryError("no more")
-            return super().forward(batch)
+            return super().mean(batch)
 
     tight, roomy = train(tmp_path / "tight", Tight(), batch=5), train(tmp_path / "roomy", Layers(), batch=5)
     for one, other in zip(tight.parameters(), roomy.parameters(), strict=True):
@@ -116,14 +117,25 @@ def test_a_stopped_fit_remembers_how_much_memory_holds(tmp_path: Path) -> None:
 
 
 def test_one_image_that_does_not_fit_is_an_error_that_says_what_to_set(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^teacher\.t: .* one image \(step 2\)\. .* smaller image_size, width"):
+    with pytest.raises(ConfigError, match=r"^teacher\.t: .* one image \(step 3\)\. .* smaller image_size, width"):
         train(tmp_path, Small(0, since=2))
     assert [line["step"] for line in log(tmp_path)] == [1, 2]
 
 
+def test_a_network_that_does_not_fit_is_an_error_that_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(ConfigError, match=r"^teacher\.t: .* the network and what its optimiser keeps\. .* backbone"):
+        train(tmp_path, Layers(), optimizer="adamw")
+
+
 def test_other_errors_are_not_taken_for_want_of_memory(tmp_path: Path) -> None:
     class Broken(Layers):
-        def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
@@ -146,12 +158,17 @@ class Meeting(Small):
 
 
 def test_who_cannot_tell_the_others_leaves_word_for_the_next_attempt(tmp_path: Path) -> None:
-    """Two processes on CUDA, whose other one would wait inside a pass: it ends with this one, by torchrun."""
+    """Two processes on CUDA, whose other one would wait inside a pass: it ends with this one."""
     job = Job("teacher.t", Meeting(2), Numbered(batch=8), STEPS, tmp_path, FitConfig(batch=8), seed=0)
-    fabric = SimpleNamespace(to_device=lambda piece: piece)
-    passes = Passes(job, PLAIN, cast(Team, SimpleNamespace(count=2, rank=1, fabric=fabric)))
+    kept: list[Path] = []
+    runtime = cast(Runtime, SimpleNamespace(keep=kept.append))
+    passes = Passes(job, PLAIN, cast(Team, SimpleNamespace(count=2, rank=1)), runtime)
     share = next(Numbered(batch=4).stream(0))
-    with pytest.raises(Stopped, match=r"teacher\.t ran out .* step 7\. .* at most 2 images in a pass"):
-        passes.run(share, step=7, most=4)
-    passes.run(share, step=7, most=passes.word())
+    whole = passes.take(share, 4)
+    with pytest.raises(OutOfMemory, match=r"teacher\.t ran out .* step 8\. .* at most 2 images in a pass"):
+        passes.run(whole, step=7, most=4)
+    assert [path.name for path in kept] == [FITTED], "the next attempt may be on another machine"
+    most = passes.word()
+    passes.take(share, most)
+    assert passes.run(whole, step=7, most=most).most == 2
     assert train_and_tell(tmp_path, Small(8), batch=8) == [Cut(1, 4, 2)]

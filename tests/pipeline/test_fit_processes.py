@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline import ranks, roots
+from pipeline import ranks, record, roots
 from pipeline.checkpoint import load_state
-from pipeline.errors import ConfigError, DataError, Stopped
+from pipeline.errors import ConfigError, DataError, LostPeer, Stopped
+from pipeline.job import Objective
 from pipeline.runtime import Runtime
 from tests.pipeline.training import (
     LOG,
@@ -48,7 +50,7 @@ class Other(Pictures):
         super().__init__(seed=7)
 
 
-def trained(out: Path, objective: type[nn.Module], fields: dict[str, Any]) -> Weights:
+def trained(out: Path, objective: type[Objective], fields: dict[str, Any]) -> Weights:
     """What a process has at the end of the fit."""
     return weights(train(out, objective(), **fields))
 
@@ -96,7 +98,7 @@ def test_several_processes_take_the_steps_of_one(
     assert names[0] == names[1]
 
 
-class Heads(nn.Module):
+class Heads(Objective):
     """Three heads: `all` learns from every image, `few` from those whose key ends with 3, `none` from no image."""
 
     def __init__(self) -> None:
@@ -105,13 +107,18 @@ class Heads(nn.Module):
         self.backbone = nn.Linear(48, 4)
         self.heads = nn.ModuleDict({name: nn.Linear(4, 2) for name in ("all", "few", "none")})
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        features = self.backbone(batch.images.flatten(1))
-        rows = [row for row, key in enumerate(batch.keys) if key.endswith("3")]
-        found = {"all": (self.heads["all"](features) - batch.targets).square().sum(dim=1)}
-        if rows:
-            found["few"] = (self.heads["few"](features[rows]) - batch.targets[rows]).square().sum(dim=1)
-        parts = {name: loss.sum() / len(batch.keys) for name, loss in found.items()}
+    def rows(self, batch: Batch) -> dict[str, list[int]]:
+        """By head, the images with a label."""
+        rows = {"all": list(range(len(batch.keys))), "few": [n for n, key in enumerate(batch.keys) if key[-1] == "3"]}
+        return {name: found for name, found in rows.items() if found}
+
+    def amounts(self, batch: Batch) -> dict[str, float]:
+        return {name: len(rows) for name, rows in self.rows(batch).items()}
+
+    def forward(self, batch: Batch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        features, parts = self.backbone(batch.images.flatten(1)), {}
+        for name, rows in self.rows(batch).items():
+            parts[name] = shares[name] * (self.heads[name](features[rows]) - batch.targets[rows]).square().mean()
         return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
 
 
@@ -132,10 +139,10 @@ class Rare(Pictures):
         super().__init__()
         self.norm = nn.BatchNorm1d(48)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         if batch.keys[-1].endswith("3"):
             self.norm(batch.images.flatten(1))
-        return super().forward(batch)
+        return super().mean(batch)
 
 
 def test_running_statistics_are_the_mean_over_the_processes(together: Together, tmp_path: Path) -> None:
@@ -148,7 +155,7 @@ def test_running_statistics_are_the_mean_over_the_processes(together: Together, 
 class Draw(Layers):
     """Its loss is a random number."""
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss = self.head.bias.sum() * 0 + torch.rand(())
         return loss, {f"of {ranks.rank()}": loss.detach()}
 
@@ -189,17 +196,17 @@ def test_another_number_of_processes_goes_on_from_the_same_state(
     assert [line["lr"] for line in log(tmp_path / "parts")] == [line["lr"] for line in log(tmp_path / "whole")]
 
 
-def stopped(out: Path, objective: type[nn.Module], fields: dict[str, Any], asked: int) -> int:
+def stopped(out: Path, objective: type[Objective], fields: dict[str, Any], asked: int) -> int:
     """The step of the state that a fit leaves which one process is asked to stop, in its third pass."""
 
     class Asked(objective):  # type: ignore[valid-type,misc]
         """Asks."""
 
-        def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             calls.append(1)
             if len(calls) == 3 and ranks.rank() == asked:
                 runtime.stop.set()
-            return super().forward(batch)
+            return super().mean(batch)
 
     calls: list[int] = []
     runtime = dataclasses.replace(QUIET, stop=type(QUIET.stop)())
@@ -261,21 +268,37 @@ def refused(number: int) -> Batch:
     return make_batch(number)
 
 
-def fails(out: Path, objective: type[nn.Module], make: Any, fields: dict[str, Any]) -> None:
+def fails(out: Path, objective: type[Objective], make: Any, fields: dict[str, Any]) -> None:
     train(out, objective(), stream=Numbered(make, fields.get("batch", 4)), checkpoint_s=0, **fields)
+
+
+def full(out: Path) -> None:
+    """The first process, which alone saves the state, finds the disk full."""
+
+    def save(*_: Any) -> None:
+        raise DataError("the disk is full")
+
+    setattr(record.Record, "save", save)  # noqa: B010 - for this process alone
+    train(out, Layers(), checkpoint_s=0)
+
+
+def test_what_only_one_process_knows_the_others_know_as_its_end(together: Together, tmp_path: Path) -> None:
+    one, other = together.call(2, full, tmp_path)
+    assert (type(one), str(one)) == (DataError, "the disk is full")
+    assert isinstance(other, LostPeer)
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        (Layers, ill, {}, r"the loss is (inf|nan) at step 3\. Images of the batch: 3\.2, 3\.3\. A"),
+        (Layers, ill, {}, r"the loss is (inf|nan) at step 4\. Images of the batch: 3\.2, 3\.3\. A"),
         (
             Layers,
             ill,
             {"batch": 8, "accumulate": 4},
-            r"the loss is (inf|nan) at step 1\. Images of the batch: 3\.3\. A",
+            r"the loss is (inf|nan) at step 2\. Images of the batch: 3\.3\. A",
         ),
-        (SquareRoot, met, {}, r"the gradient is (inf|nan) at step 3\. Images of the batch: 3\.0, 3\.1, 3\.2, 3\.3\. A"),
+        (SquareRoot, met, {}, r"the gradient is (inf|nan) at step 4\. Images of the batch: 3\.0, 3\.1, 3\.2, 3\.3\. A"),
         (Layers, refused, {}, r"^s0\.tar: cut short$"),
     ],
     ids=["loss", "accumulated", "gradient", "images"],
@@ -311,10 +334,25 @@ def test_a_batch_smaller_than_the_number_of_processes_is_refused(together: Toget
 class Small(Layers):
     """A device that from the third step on does not hold two images at once, in the second process alone."""
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         if ranks.rank() == 1 and len(batch.keys) > 1 and batch.keys[0] >= "2":
             raise torch.OutOfMemoryError("no more")
-        return super().forward(batch)
+        return super().mean(batch)
+
+
+class Tight(Layers):
+    """A device that holds one image at once."""
+
+    def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        if len(batch.keys) > 1:
+            raise torch.OutOfMemoryError("no more")
+        return super().mean(batch)
+
+
+def test_shares_of_two_sizes_are_cut_down_to_single_images(together: Together, tmp_path: Path) -> None:
+    one, other = together.call(2, trained, tmp_path / "two", Tight, {"batch": 5})
+    assert_same(one, other)
+    assert_close(one, trained(tmp_path / "one", Layers, {"batch": 5}))
 
 
 def test_where_memory_runs_out_in_one_process_all_cut_alike(together: Together, tmp_path: Path) -> None:

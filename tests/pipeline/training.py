@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from pipeline import ranks, roots
 from pipeline.config import FitConfig
 from pipeline.fit import Cut, fit
-from pipeline.job import Job, cut
+from pipeline.job import Job, Objective, cut
 from pipeline.machine import Choice
 from pipeline.runtime import Runtime
 from pipeline.team import Team
@@ -71,7 +72,22 @@ class Numbered:
             yield Share(**vars(together(images)))
 
 
-class Layers(nn.Module):
+class OfImages(Objective):
+    """What is to be minimised is a mean over the images."""
+
+    def amounts(self, batch: Batch) -> dict[str, float]:
+        return {"images": len(batch.keys)}
+
+    @abstractmethod
+    def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Over the images of a batch, with its parts."""
+
+    def forward(self, batch: Batch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, parts = self.mean(batch)
+        return shares["images"] * loss, {name: shares["images"] * part for name, part in parts.items()}
+
+
+class Layers(OfImages):
     """Two linear layers and their mean squared error."""
 
     def __init__(self) -> None:
@@ -80,12 +96,12 @@ class Layers(nn.Module):
         self.backbone = nn.Sequential(nn.Linear(48, 4), nn.Tanh())
         self.head = nn.Linear(4, 2)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss = (self.head(self.backbone(batch.images.flatten(1))) - batch.targets).square().mean()
         return loss, {"error": loss.detach(), "half": loss.detach() / 2}
 
 
-class Pictures(nn.Module):
+class Pictures(OfImages):
     """What makes going on hard: a kernel with a memory layout, running statistics, and random numbers in each step."""
 
     def __init__(self, seed: int = 0) -> None:
@@ -94,12 +110,12 @@ class Pictures(nn.Module):
         self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
         self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(32, 2))
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss = (self.head(self.backbone(batch.images)) - batch.targets).square().mean()
         return loss, {"error": loss.detach()}
 
 
-class SquareRoot(nn.Module):
+class SquareRoot(OfImages):
     """The root of the mean squared error: where that is zero, the loss has a value but no gradient."""
 
     def __init__(self) -> None:
@@ -107,7 +123,7 @@ class SquareRoot(nn.Module):
         torch.manual_seed(0)
         self.head = nn.Linear(48, 2, bias=False)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return (self.head(batch.images.flatten(1)) - batch.targets).square().mean().sqrt(), {}
 
 
@@ -126,14 +142,14 @@ def stopping(after: int) -> Runtime:
 QUIET = watched(lambda step, runtime: None)
 
 
-def train(out: Path, model: nn.Module, runtime: Runtime = QUIET, choice: Choice = PLAIN, **fields: Any) -> nn.Module:
+def train(out: Path, model: Objective, runtime: Runtime = QUIET, choice: Choice = PLAIN, **fields: Any) -> nn.Module:
     """Fit `model`; `fields` are the configuration's, and `stream` and `seed` may be among them."""
     train_and_tell(out, model, runtime, choice, **fields)
     return model
 
 
 def train_and_tell(
-    out: Path, model: nn.Module, runtime: Runtime = QUIET, choice: Choice = PLAIN, **fields: Any
+    out: Path, model: Objective, runtime: Runtime = QUIET, choice: Choice = PLAIN, **fields: Any
 ) -> list[Cut]:
     """The same; returns where memory ran out."""
     given = {"steps": STEPS, "batch": 4, "lr": 0.05, "warmup": 0.3, **fields}

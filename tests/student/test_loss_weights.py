@@ -30,7 +30,7 @@ def test_a_weight_given_by_hand_wins_over_any_rule() -> None:
         fast = 4.0 if rule == "schedule" else 1.0
         assert weights == {"slow": 0.25, "fast": fast, "foreign": 3.0}
         losses = {"slow": torch.tensor(4.0), "foreign": torch.tensor(1.0), "fast": torch.tensor(2.0)}
-        assert module(losses).item() == 1 + 3 + 2 * fast
+        assert module(losses, dict.fromkeys(losses, 1.0)).item() == 1 + 3 + 2 * fast
 
 
 def test_equal_weights_need_no_schedule() -> None:
@@ -54,11 +54,24 @@ def test_learned_weights_start_at_1_and_settle_where_each_loss_asks() -> None:
     assert isinstance(module, Uncertainty)
     assert weights == {}
     losses = {"slow": torch.tensor(4.0), "fast": torch.tensor(0.1)}
-    assert module(losses).item() == pytest.approx(4.1)
+    whole = dict.fromkeys(losses, 1.0)
+    assert module(losses, whole).item() == pytest.approx(4.1)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.2)
     for _ in range(300):
         optimizer.zero_grad()
-        module(losses).backward()
+        module(losses, whole).backward()
         optimizer.step()
     learned = {name: math.exp(-float(s.detach())) for name, s in module.log_variance.items()}
     assert learned == pytest.approx({"slow": 1 / 8, "fast": 5.0, "foreign": 1.0}, rel=1e-3)
+
+
+def test_learned_weights_learn_the_same_from_pieces() -> None:
+    """Of one batch in two pieces, of which the second has no label of the one and a third of those of the other."""
+    slopes = []
+    for pieces in ([{"slow": 1.0, "fast": 1.0}], [{"slow": 1.0, "fast": 2 / 3}, {"fast": 1 / 3}]):
+        module, _ = combination(StudentConfig(weighting="uncertainty"), HEADS)
+        assert isinstance(module, Uncertainty)
+        for shares in pieces:
+            module({name: torch.tensor(4.0) for name in shares}, shares).backward()
+        slopes.append([s.grad.item() for s in module.log_variance.values() if s.grad is not None])
+    assert slopes == [pytest.approx([-3.5, -3.5])] * 2

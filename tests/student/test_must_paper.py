@@ -289,7 +289,7 @@ def test_5_true_and_pseudo_labels_weigh_the_same(
         batch = collate_samples(
             [library.sample(n, 32, NOTHING, (0,)) for n in range(2)], {"depth": network.tasks["depth"].collate}
         )
-        Sum({"depth": 1.3})(network.losses(batch.images, batch.targets)).backward()
+        Sum({"depth": 1.3})(network.losses(batch.images, batch.targets), {"depth": 1.0}).backward()
         gradients.append([p.grad for p in network.parameters() if p.grad is not None])
     for others in gradients[1:]:
         assert all(torch.equal(one, other) for one, other in zip(gradients[0], others, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def library(make_shelf: Callable[..., Shelf], noise: Noise) -> Library:
     return Library([make_shelf("s0", [picture.astype(np.uint8) for picture in pictures], labels)])
 
 
-def course(steps: int, seed: int = 0, **fields: float) -> Course:
+def course(steps: int, seed: int = 0, **fields: Any) -> Course:
     fit = FitConfig.model_validate({"steps": steps, "batch": 4, "lr": 0.01, **fields})
     return Course(fit, AugmentConfig(brightness=0, contrast=0), seed)
 
@@ -94,7 +95,7 @@ def test_nothing_to_learn_from_is_an_error(make_network: MakeNetwork, tmp_path: 
 
 def test_images_without_a_label_weigh_nothing_but_go_through_the_backbone(make_network: MakeNetwork) -> None:
     learning = Learning(make_network({"kind": KINDS}), Sum({"kind": 1.0}), torch.contiguous_format)
-    total, losses = learning(Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ["k1", "k2"], {}))
+    total, losses = learning(Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ["k1", "k2"], {}), {})
     total.backward()
     assert (total.item(), losses) == (0, {})
     backbone = [one.grad for one in learning.network.backbone.parameters() if one.grad is not None]
@@ -104,7 +105,36 @@ def test_images_without_a_label_weigh_nothing_but_go_through_the_backbone(make_n
 
 def test_the_sum_is_that_of_the_weighted_losses() -> None:
     losses = {"a": torch.tensor(2.0), "b": torch.tensor(3.0)}
-    assert Sum({"a": 0.5, "b": 10.0, "c": 7.0})(losses).item() == 31.0
+    assert Sum({"a": 0.5, "b": 10.0, "c": 7.0})(losses, {"a": 1.0, "b": 1.0}).item() == 31.0
+    assert Sum({"a": 0.5, "b": 10.0, "c": 7.0})(losses, {"a": 0.5, "b": 0.1}).item() == 3.5
+
+
+@pytest.fixture(params=[[5], [0, 1, 6], range(8)], ids=str)
+def sparse(request: pytest.FixtureRequest, make_shelf: Callable[..., Shelf], noise: Noise) -> Library:
+    """Eight images, some with a label for `kind` and the others with one for `other`."""
+    labelled = request.param
+    kinds = [kind(bool(number % 2)) if number in labelled else None for number in range(8)]
+    others = [kind(bool(number % 3)) if number not in labelled else None for number in range(8)]
+    labels = {"kind": (tasks.label(KINDS), kinds), "other": (tasks.label(KINDS), others)}
+    return Library([make_shelf("s0", [noise(number) for number in range(8)], labels)])
+
+
+def test_few_labels_weigh_the_same_in_however_many_pieces_they_come(
+    sparse: Library, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime
+) -> None:
+    """What a step makes of the weights, in one pass and in several."""
+    weights, logs = [], []
+    for pieces in (1, 2, 4, 8):
+        network = make_network({"kind": KINDS, "other": KINDS}, backbone="test_convnext")
+        fit = {"batch": 8, "accumulate": pieces, "clip": None, "optimizer": "sgd", "momentum": 0, "lr": 1}
+        out = tmp_path / str(pieces)
+        train_network(network, Sum({"kind": 1, "other": 3}), sparse, course(1, 0, **fit), ("t", out, runtime))
+        weights.append(torch.cat([one.detach().flatten() for one in network.parameters()]))
+        logs.append(json.loads((out / "log/train.jsonl").read_text("utf-8")))
+    for other, log in zip(weights[1:], logs[1:], strict=True):
+        torch.testing.assert_close(other, weights[0], rtol=1e-3, atol=1e-5)
+        assert log["losses"] == pytest.approx(logs[0]["losses"], rel=1e-4)
+        assert log["loss"] == pytest.approx(logs[0]["loss"], rel=1e-4)
 
 
 def test_an_image_is_prepared_whole_or_by_its_centre() -> None:

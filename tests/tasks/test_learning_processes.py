@@ -25,6 +25,7 @@ from tests.processes import Together
 
 SPACES = {
     "kind": LabelSpace("classification", ("dark", "light")),
+    "more": LabelSpace("classification", ("dark", "light")),
     "boxes": LabelSpace("detection", ("thing",)),
     "masks": LabelSpace("segmentation", ("ground", "sky")),
     "depth": LabelSpace("depth"),
@@ -66,6 +67,7 @@ def values(number: int) -> dict[str, Value]:
     masks: Value = {"classes": np.full((8, 8), number % 2, np.uint16), "confidence": np.ones((8, 8), np.float32)}
     return {
         "kind": {"probs": np.array([number % 2, 1 - number % 2], np.float32)},
+        "more": {"probs": np.array([number % 2, 1 - number % 2], np.float32)},
         "boxes": {
             "boxes": boxes,
             "scores": np.ones(1, np.float32),
@@ -95,9 +97,13 @@ def assert_same(one: dict[str, NDArray[Any]], other: dict[str, NDArray[Any]]) ->
     assert [name for name, array in one.items() if not np.array_equal(array, other[name])] == []
 
 
-def test_two_processes_learn_what_one_learns(together: Together, tmp_path: Path, shelf: Callable[..., Shelf]) -> None:
-    """To 1 in 100,000 of each loss: without batch norms, and with a label for every image."""
-    lesson = Lesson([shelf(kind=range(12))], tmp_path, "test_convnext")
+@pytest.mark.parametrize("labelled", [range(12), [0, 1, 5, 11]], ids=["every image", "few"])
+def test_two_processes_learn_what_one_learns(
+    together: Together, tmp_path: Path, shelf: Callable[..., Shelf], labelled: Sequence[int]
+) -> None:
+    """To 1 in 100,000 of each loss, without batch norms: whoever has the labels."""
+    others = [number for number in range(12) if number not in labelled]
+    lesson = Lesson([shelf(kind=labelled, more=others)], tmp_path, "test_convnext", ("kind", "more"))
     (one, counts), (other, _) = together.call(2, lesson.train)
     assert counts["processes"] == 2
     assert_same(one, other)
@@ -121,7 +127,7 @@ def test_batch_norms_see_their_own_process_and_the_difference_is_small(
 def test_shares_without_a_label_for_a_head_or_for_any_do_no_harm(
     together: Together, tmp_path: Path, shelf: Callable[..., Shelf]
 ) -> None:
-    made = shelf(kind=[0], boxes=[1, 2], masks=[2], depth=[3, 4])  # and eight images without a label
+    made = shelf(kind=[0], more=[], boxes=[1, 2], masks=[2], depth=[3, 4])  # and eight images without a label
     lesson = Lesson([made], tmp_path, "test_resnet", tuple(SPACES))
     (one, _), (other, _) = together.call(2, lesson.train)
     assert_same(one, other)
