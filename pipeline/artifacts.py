@@ -205,10 +205,13 @@ def parse_json(text: bytes, origin: str) -> Any:
 
 
 def parse_lines(text: bytes) -> Iterator[dict[str, Any]]:
-    """The objects of a text of JSON lines. A last line cut short is left out."""
-    for line in text.decode().splitlines():
-        if line.endswith("}"):
-            yield json.loads(line)
+    """The objects of a text of JSON lines. A line that was cut short is left out, with what was added to it later."""
+    for line in text.decode(errors="replace").splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        yield found
 
 
 def parse_manifest(text: bytes, origin: str) -> dict[str, Any]:

@@ -207,12 +207,7 @@ class Root:
         scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=scratch, prefix=".read-") as name:
             folder = Path(name)
-
-            def place(file: str) -> None:
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                files[file].load(lambda copy: os.link(copy, folder / file))
-
-            in_parallel(place, files)
+            in_parallel(lambda file: files[file].load(lambda copy: link(copy, folder / file)), files)
             yield folder
 
     def _path(self, file: Path) -> str:
