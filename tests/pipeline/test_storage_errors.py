@@ -153,6 +153,18 @@ def test_the_doctor_tells_whether_a_root_answers(bucket: str) -> None:
     assert "no such bucket" in line
 
 
+def test_the_doctor_tells_whether_files_are_created_once(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place.of(f"{bucket}/root")
+    pipe_file = place.system.pipe_file
+    assert next(fine for fine, what, _ in examine(str(place), None) if what == "root")
+    with monkeypatch.context() as other:
+        other.setattr(place.system, "pipe_file", lambda path, data, mode="": pipe_file(path, data))
+        fine, line = next((fine, line) for fine, what, line in examine(str(place), None) if what == "root")
+    assert not fine
+    assert line.startswith(f"{place}: the storage ignores If-None-Match, so that two runs at once would")
+    assert place.files() == {}, "the probe is gone"
+
+
 @pytest.mark.parametrize("error", [FileNotFoundError("x"), FileExistsError("x"), OSError(28, "No space left")])
 def test_what_the_caller_has_to_know_comes_through(error: OSError) -> None:
     with pytest.raises(type(error)), asking("s3://b/x"):
