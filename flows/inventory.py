@@ -24,7 +24,6 @@ Key = tuple[str, str]
 """A step and a fingerprint."""
 GOALS = ("evaluate", "student", "label")
 """What runs are made for, the furthest first."""
-LEFT = (False, "left by a process that was killed while it tidied up")
 STARTED = re.compile(r"^(?P<recipe>.*)-(?P<time>\d{8}-\d{6}(-\d+)?)$")
 """The name of a run's folder."""
 
@@ -151,11 +150,11 @@ def sort_out(workspace: Workspace, keep: int = 1) -> list[Verdict]:
         if why:
             kept.append(held)
         left = _left_over(held) if why and held.manifest and not claim else {}
-        verdicts.append(_verdict(held, why, {name: held.files[name] for name in held.files.keys() - left.keys()}))
+        verdicts.append(_verdict(held, why, {name: held.files[name] for name in held.files if name not in left}))
         if left:
-            verdicts.append(
-                _of_files("/".join(held.key), [(f"{held.path}/{name}", left[name]) for name in left], *LEFT)
-            )
+            files = [(f"{held.path}/{name}", size) for name, size in left.items()]
+            why = "left by a process that was killed while it tidied up"
+            verdicts.append(_of_files("/".join(held.key), files, False, why))
     sealed = {held.key for held in kept if held.manifest}
     to_come = bool(working) or any(step == "label" and (step, mark) not in sealed for step, mark in reasons)
     return [*verdicts, *_labels(root, kept, to_come), *_leftovers(root, quiet=not at_work)]
@@ -188,6 +187,7 @@ def _left_over(held: Held) -> dict[str, int]:
 
 
 def _verdict(held: Held, why: str | None, names: Mapping[str, int]) -> Verdict:
+    """About these files of an artifact, {path: size in bytes}; `why` it is kept, None if it is not."""
     files = tuple(f"{held.path}/{name}" for name in sorted(names, key=lambda name: name != MANIFEST))  # unsealed first
     size = sum(names.values())
     if why is None:
