@@ -329,17 +329,21 @@ def artifacts_gc_command(
     keep: Annotated[int, typer.Option("--keep", min=1, help="Whole runs of each recipe whose artifacts are kept.")] = 1,
     delete: Annotated[bool, typer.Option("--delete", help="Delete what is not kept; without, only say so.")] = False,
 ) -> None:
-    """Show what is kept and why, and what no recent run refers to any more; with --delete, clear that out."""
+    """Show what is kept and why, and what no recent run refers to any more; with --delete, clear that out. Of a root
+    elsewhere that is also what work on it left on this machine.
+    """
     from flows.inventory import remove, sort_out
     from flows.inventory_page import Page
+    from flows.scratch import scratch
     from pipeline.roots import Root as Where
     from pipeline.workspace import Workspace
 
     workspace = Workspace(Where.of(root))
-    verdicts = sort_out(workspace, keep)
+    verdicts, here = sort_out(workspace, keep), scratch(workspace.root)
     if delete:
         remove(workspace.root, verdicts)
-    Page().show_verdicts(verdicts, delete)
+        remove(Where.of(workspace.root.here()), here)
+    Page().show_verdicts([*verdicts, *here], delete)
 
 
 bench = typer.Typer(no_args_is_help=True, help="Measure how fast this machine runs a recipe.")

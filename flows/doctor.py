@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pipeline.cache import cache_folder
 from pipeline.errors import MustError, installing
 from pipeline.places import URL, Place
 from pipeline.runtime import usable_cores
+from pipeline.whole import PART
 
 LIBRARIES = (
     "torch",
@@ -35,6 +37,10 @@ EXTRAS = {
     "prefect_ray": ("ray", "labelling on a Ray cluster"),
     "prefect_dask": ("dask", "labelling on a Dask cluster"),
 }
+IGNORED = (
+    "the storage ignores If-None-Match, so that two runs at once would both make the same step, one into the other's "
+    "files. Have one run at a time on this root, or use a storage that knows conditional requests; see docs/remote.md."
+)
 Finding = tuple[bool, str, str]
 """Whether it is as it should be, what was looked at, what was found."""
 
@@ -72,9 +78,21 @@ def _storage(root: str) -> Finding:
     try:
         place = Place.of(root)
         place.folders()
+        once = _creates_once(place)
     except MustError as error:
         return False, "root", str(error)
+    if not once:
+        return False, "root", f"{place}: {IGNORED}"
     return True, "root", f"{place}: answers; cache in {cache_folder()}"
+
+
+def _creates_once(root: Place) -> bool:
+    """Whether a file that is there is not created again, on which claims rest."""
+    probe = root / f"claims/.doctor-{uuid.uuid4().hex[:12]}{PART}"
+    try:
+        return probe.create(b"") and not probe.create(b"")
+    finally:
+        probe.remove()
 
 
 def _device() -> Finding:

@@ -52,6 +52,8 @@ class Held:
     key: Key
     path: str
     manifest: Mapping[str, Any] | None
+    files: Mapping[str, int]
+    """Everything in its folder, by its path from there: size in bytes."""
     size: int
     users: tuple[str, ...]
     """The runs that refer to it, the newest first."""
@@ -85,17 +87,18 @@ def artifacts(root: Root, every_run: Iterable[RunUse]) -> list[Held]:
     for run in every_run:
         for key in run.uses:
             users[key].append(run.name)
-    sizes: dict[Key, int] = collections.defaultdict(int)
+    folders: dict[Key, dict[str, int]] = collections.defaultdict(dict)
     for name, size in (root / "artifacts").files().items():
-        step, mark, *_ = name.split("/")
-        sizes[step, mark] += size
-    texts = in_parallel(lambda key: (root / f"artifacts/{key[0]}/{key[1]}/{MANIFEST}").peek(), sizes)
+        step, mark, file = (*name.split("/", 2), "", "")[:3]
+        if file:  # else it is no artifact's: systems leave files of their own in folders that people look at
+            folders[step, mark][file] = size
+    texts = in_parallel(lambda key: (root / f"artifacts/{key[0]}/{key[1]}/{MANIFEST}").peek(), folders)
     found = []
-    for (key, size), text in zip(sizes.items(), texts, strict=True):
+    for (key, files), text in zip(folders.items(), texts, strict=True):
         path = f"artifacts/{key[0]}/{key[1]}"
         manifest = parse_manifest(text, f"{path}/{MANIFEST}") if text else None
         elsewhere = sum(facts["size"] for facts in (manifest or {}).get(ELSEWHERE, {}).values())
-        found.append(Held(key, path, manifest, size + elsewhere, tuple(users[key])))
+        found.append(Held(key, path, manifest, files, sum(files.values()) + elsewhere, tuple(users[key])))
     return sorted(found, key=lambda held: (held.key[0], -(held.manifest or {}).get("began", 0)))
 
 
@@ -146,7 +149,12 @@ def sort_out(workspace: Workspace, keep: int = 1) -> list[Verdict]:
         why = why or next((f"{run.name} may go on from it" for run in working if held.key[0] in run.to_make), None)
         if why:
             kept.append(held)
-        verdicts.append(_verdict(root, held, why))
+        left = _left_over(held) if why and held.manifest and not claim else {}
+        verdicts.append(_verdict(held, why, {name: held.files[name] for name in held.files if name not in left}))
+        if left:
+            files = [(f"{held.path}/{name}", size) for name, size in left.items()]
+            why = "left by a process that was killed while it tidied up"
+            verdicts.append(_of_files("/".join(held.key), files, False, why))
     sealed = {held.key for held in kept if held.manifest}
     to_come = bool(working) or any(step == "label" and (step, mark) not in sealed for step, mark in reasons)
     return [*verdicts, *_labels(root, kept, to_come), *_leftovers(root, quiet=not at_work)]
@@ -172,8 +180,14 @@ def _goal(every_run: Sequence[RunUse], recipe: str) -> str | None:
     return next((step for step in GOALS if any(run.reached(step) for run in runs)), None)
 
 
-def _verdict(root: Root, held: Held, why: str | None) -> Verdict:
-    names = (root / held.path).files()
+def _left_over(held: Held) -> dict[str, int]:
+    """The files in a sealed folder that are no part of the artifact."""
+    own = {MANIFEST, *(held.manifest or {})["files"]}
+    return {name: size for name, size in held.files.items() if name not in own}
+
+
+def _verdict(held: Held, why: str | None, names: Mapping[str, int]) -> Verdict:
+    """About these files of an artifact, {path: size in bytes}; `why` it is kept, None if it is not."""
     files = tuple(f"{held.path}/{name}" for name in sorted(names, key=lambda name: name != MANIFEST))  # unsealed first
     size = sum(names.values())
     if why is None:
@@ -219,10 +233,10 @@ def _of_files(what: str, files: list[tuple[str, int]], kept: bool, why: str) -> 
 
 
 def _leftovers(root: Root, quiet: bool) -> Iterator[Verdict]:
-    """Hidden files that writers left when they were killed."""
+    """Hidden files that writers left when they were killed; those in artifacts' folders are counted with them."""
     parts = [
         (f"{folder}/{name}", size)
-        for folder in ("artifacts", "labels", "claims")
+        for folder in ("labels", "claims")
         for name, size in (root / folder).files().items()
         if name.endswith(PART)
     ]
@@ -234,16 +248,19 @@ def remove(root: Root, verdicts: Iterable[Verdict]) -> None:
     """Take away what is not kept."""
     for verdict in verdicts:
         if not verdict.kept:
-            first, *others = verdict.files
-            (root / first).remove()  # of an artifact its manifest: from here on it is no whole one
-            in_parallel(lambda name: (root / name).remove(), others)
+            for first in verdict.files[:1]:
+                (root / first).remove()  # of an artifact its manifest: from here on it is no whole one
+            in_parallel(lambda name: (root / name).remove(), verdict.files[1:])
             _remove_emptied(root, verdict.files)
 
 
 def _remove_emptied(root: Root, names: Iterable[str]) -> None:
-    """The folders of files that are gone, if nothing is left in them; object storage has no folders."""
+    """The folders of files that are gone, if nothing is left in them; object storage has no folders. Those right below
+    the root stay, but for hidden ones, which are made for one use.
+    """
     if root.local:
-        folders = {parent for name in names for parent in PurePosixPath(name).parents if len(parent.parts) > 1}
+        parents = {parent for name in names for parent in PurePosixPath(name).parents}
+        folders = {parent for parent in parents if len(parent.parts) > 1 or parent.name.startswith(".")}
         for folder in sorted(folders, reverse=True):
             with contextlib.suppress(OSError):  # not empty
                 root.here(str(folder)).rmdir()

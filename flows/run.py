@@ -22,7 +22,7 @@ import yaml
 
 from flows.dag import Planned, Selection, build_steps, plan
 from pipeline.artifacts import Artifact, Inputs, Step, as_json, parse_lines, read_json
-from pipeline.claims import claimed
+from pipeline.claims import Holds, claimed
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, Stopped
 from pipeline.places import Place
@@ -82,7 +82,7 @@ class Run:
         with self._lock:
             self.folder.child("events.jsonl").append(f"{line}\n".encode())
 
-    def at_work(self) -> AbstractContextManager[None]:
+    def at_work(self) -> AbstractContextManager[Holds]:
         """While inside, the run is known to be at work, and what it refers to is kept."""
         return claimed(self.workspace.claims / "runs" / self.folder.name, lambda _: None, lost=self.runtime.stop.set)
 

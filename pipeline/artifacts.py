@@ -8,7 +8,6 @@ same result changes nothing further down.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -206,10 +205,13 @@ def parse_json(text: bytes, origin: str) -> Any:
 
 
 def parse_lines(text: bytes) -> Iterator[dict[str, Any]]:
-    """The objects of a text of JSON lines. A line that was cut short, and what was glued to it, is left out."""
-    for line in text.decode("utf-8", "replace").splitlines():
-        with contextlib.suppress(ValueError):
-            yield json.loads(line)
+    """The objects of a text of JSON lines. A line that was cut short is left out, with what was added to it later."""
+    for line in text.decode(errors="replace").splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        yield found
 
 
 def parse_manifest(text: bytes, origin: str) -> dict[str, Any]:

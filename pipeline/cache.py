@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.whole import sync
+
 SLACK = 16
 """The folder is looked through once per so small a part of the limit that is added to it."""
 OLD_S = 86_400
@@ -105,7 +107,7 @@ class Cache:
             return False
         try:
             os.link(path, held)
-        except FileNotFoundError:  # taken out just now
+        except OSError:  # taken out just now, or this file system has no second names
             return False
         return True
 
@@ -115,7 +117,8 @@ class Cache:
             return
         with self._room(entry.size):
             fetch(held)
-            with contextlib.suppress(FileExistsError):
+            sync(held)  # its length may come first: after a power failure the file would be there with other bytes
+            with contextlib.suppress(OSError):  # somebody else was faster, or this file system has no second names
                 os.link(held, self._path(entry))
 
     @contextlib.contextmanager
@@ -168,7 +171,7 @@ def _shrink(folder: Path, limit: int) -> None:
 
 
 def _copies(folder: Path) -> Iterator[_Copy]:
-    """The files of the cache. Parts count as others do where they are old; those of today are being written or read."""
+    """The files of the cache. Parts don't count: those of today are being written or read, older ones are deleted."""
     old = time.time() - OLD_S
     for below in folder.glob("??"):
         for entry in os.scandir(below):

@@ -2,8 +2,9 @@
 
 A claim is a file `<root>/claims/<what>/<number>.json`, made by `Place.create`, which one of many wins on a file system
 that is shared and on object storage as well. Its holder renews it every few seconds. A holder that ended on this
-machine is found at once; one elsewhere by a claim that was not renewed for a while on the finder's own steady clock,
-so that clocks that differ or jump do no harm. A dead holder's claim is never changed: the next number is created.
+machine is found at once; one elsewhere by a claim that look after look found as it was. Looks are counted and no
+clock is asked, so that clocks that differ or jump do no harm; nor does a storage that answers nobody for a while: the
+look that waits for it is one. A dead holder's claim is never changed: the next number is created.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from pipeline.errors import MustError
 from pipeline.places import Place
 
 RENEW_S = 10.0
-PATIENCE_S = 60.0
-"""After so long without a renewal a holder on another machine is taken for dead."""
 LOOK_S = 0.5
 """Between looks at a claim that is waited for."""
+PATIENCE_S = 60.0
+"""After looks for so long that found no renewal, a holder on another machine is taken for dead."""
 
 Told = Callable[[Process], None]
 """Called now and then while a claim is waited for, with who holds it; may raise to end the wait."""
+Holds = Callable[[], bool]
+"""Asks the storage whether a claim is held still."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +56,9 @@ class _Claim:
 
 
 @contextlib.contextmanager
-def claimed(folder: Place, waiting: Told, lost: Callable[[], None]) -> Iterator[None]:
-    """Hold the claim whose files lie in `folder`, once it is free. `lost` is called, on another thread, if somebody
-    took this process for dead (it may have slept) and holds the claim now.
+def claimed(folder: Place, waiting: Told, lost: Callable[[], None]) -> Iterator[Holds]:
+    """Hold the claim whose files lie in `folder`, once it is free. `lost` is called, on another thread, some time after
+    somebody took this process for dead (it may have slept) and holds the claim now; what this gives tells it at once.
     """
     mine = _Claim(Process.this(), uuid.uuid4().hex)
     number = _take(folder, mine, waiting)
@@ -63,7 +66,7 @@ def claimed(folder: Place, waiting: Told, lost: Callable[[], None]) -> Iterator[
     renewing = threading.Thread(target=_renew, args=(folder, number, mine, over, lost), daemon=True, name="claim")
     renewing.start()
     try:
-        yield
+        yield lambda: _is_held(folder, number, mine)
     finally:
         over.set()
         renewing.join()
@@ -108,16 +111,20 @@ def _numbers(folder: Place) -> list[int]:
 
 def _take(folder: Place, mine: _Claim, waiting: Told) -> int:
     """The number that a claim of this process got, when there is no other that lives."""
-    seen: tuple[int, _Claim] | None = None
-    since = time.monotonic()
+    seen: tuple[int, _Claim | None] = (-1, None)
+    looks = 0
     while True:
         number = max(_numbers(folder), default=-1)
         claim = _Claim.read(_file(folder, number)) if number >= 0 else None
         if number >= 0 and claim is None:
             continue  # released between two looks
-        if claim and (number, claim) != seen:
-            seen, since = (number, claim), time.monotonic()
-        if claim is None or claim.holder.ended() or time.monotonic() - since > PATIENCE_S:
+        if claim and claim.token == mine.token:  # it was created, and the storage's word on that was lost
+            if _still(folder, *seen):
+                return number
+            continue
+        looks = looks + 1 if (number, claim) == seen else 0
+        seen = (number, claim)
+        if claim is None or claim.holder.ended() or looks * LOOK_S > PATIENCE_S:
             if _file(folder, number + 1).create(mine.to_bytes()) and _still(folder, number, claim):
                 return number + 1
             continue

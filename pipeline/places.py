@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import errno
 import hashlib
 import os
 import posixpath
@@ -13,36 +12,22 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import get_protocol
 
-from pipeline.errors import ConfigError, DataError
-from pipeline.storage_errors import CONTENDED, TAKEN, asking, code_of, opening
+from pipeline.errors import ConfigError, DataError, MustError
+from pipeline.storage_errors import CONTENDED, TAKEN, asking, code_of, opening, reading
 from pipeline.whole import part_of, sync, whole
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)")
 STATES = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
 """What tells one state of a remote file from another, by the names that storages give it; the first one counts."""
-
-PASSING = {
-    errno.EAGAIN,
-    errno.EBUSY,
-    errno.ECONNRESET,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.EMFILE,
-    errno.ENETDOWN,
-    errno.ENETUNREACH,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ENOTCONN,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-}
-"""Of the system's errors those that say nothing about the file: machine, network or server are short of something."""
+PARTS_AT_ONCE = {"s3": 1, "s3a": 1}
+"""Parts of one file on their way at once, by protocol: each is 50 MiB of memory, and several files are on theirs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +44,10 @@ class Place:
         """The place that a recipe calls `text`: a URL, or a path, which may begin with `~` or be relative."""
         if not URL.match(text):
             return cls(LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
+        protocol = get_protocol(text)
+        options = {"max_concurrency": PARTS_AT_ONCE[protocol]} if protocol in PARTS_AT_ONCE else {}
         with opening(text):  # nothing is remembered of what was there: others write, too
-            return cls(*fsspec.core.url_to_fs(text, use_listings_cache=False))
+            return cls(*fsspec.core.url_to_fs(text, use_listings_cache=False, **options))
 
     @property
     def local(self) -> bool:
@@ -106,31 +93,34 @@ class Place:
         return contextlib.nullcontext() if self.local else asking(str(self))
 
     def exists(self) -> bool:
-        with self._asking():
-            return bool(self.system.exists(self.path))
+        return bool(self.system.exists(self.path)) if self.local else self._kind() is not None
 
     def is_folder(self) -> bool:
-        with self._asking():
+        if self.local:
             return bool(self.system.isdir(self.path))
+        kind = self._kind()
+        with self._asking():  # a server of web pages calls everything a file
+            return kind == "directory" or (kind is not None and bool(self.system.isdir(self.path)))
 
-    def open(self) -> IO[bytes]:
-        with self._asking():
-            return self.system.open(self.path, "rb")
+    def _kind(self) -> str | None:
+        """What there is at a remote place, `file` or `directory`, None if nothing is. Unlike `exists` of the systems
+        themselves, which takes a lack of credentials or of an answer for a bucket that is not there.
+        """
+        try:
+            with self._asking():
+                kind: str = self.system.info(self.path)["type"]
+        except FileNotFoundError:
+            return None
+        return kind
 
     def read(self, start: int = 0, size: int | None = None) -> bytes:
         """The bytes of the file, or `size` of them from `start`. Raises DataError if it can't be read, ConfigError if
         that is no fault of the file's and may pass.
         """
-        try:
+        if size == 0:
+            return b""  # an empty range would be taken for the whole file
+        with reading(self):
             data = self._bytes(start, size)
-        except FileNotFoundError as error:
-            raise DataError(f"{self}: there is no such file") from error
-        except OSError as error:
-            if error.errno in PASSING:
-                raise ConfigError(
-                    f"{self}: can't be read just now ({error.strerror}). Run again when it can."
-                ) from error
-            raise DataError(f"{self}: can't be read ({error.strerror or error})") from error
         if size is not None and len(data) != size:
             raise DataError(f"{self}: ends {size - len(data)} bytes before the end of an image in it")
         return data
@@ -195,7 +185,7 @@ class Place:
                 with self._asking():
                     self.system.pipe_file(self.path, data, mode="create")
                 return True
-            except DataError as error:
+            except MustError as error:
                 code = code_of(error)
                 if code == TAKEN:
                     return False
@@ -242,13 +232,23 @@ class Place:
         return {name: int(facts["size"]) for name, facts in self._listing().items()}
 
     def _listing(self) -> dict[str, Mapping[str, Any]]:
-        """What there is to know of every file below a remote folder, by its path from here: a request per 1000."""
+        """What there is to know of every file below a remote folder, by its path from here: a request per 1000.
+
+        Of a folder that is empty some storages list the folder itself, or a file of its name; and tools that know
+        folders leave files for them, whose names end in a slash.
+        """
         try:
             with self._asking():
                 found = self.system.find(self.path, detail=True)
         except FileNotFoundError:
             return {}
-        return {Place(self.system, path).under(self): facts for path, facts in found.items()}
+        folder = self.path.rstrip("/")
+        below = {
+            path: facts
+            for path, facts in found.items()
+            if facts["type"] == "file" and path.startswith(folder and f"{folder}/") and not path.endswith("/")
+        }
+        return {Place(self.system, path).under(self): facts for path, facts in below.items()}
 
     def folders(self) -> list[Place]:
         """The folders right below this one, hidden ones as well; none if there is no such folder."""
@@ -269,7 +269,9 @@ class Place:
         return moment.timestamp()
 
     def stamp(self) -> tuple[int, int]:
-        """(size in bytes, mtime in ns); for a remote file (size, hash of its state); (-1, 0) for a link to nothing."""
+        """(size in bytes, mtime in ns); for a remote file (size, hash of its state); (-1, 0) for a link to nothing.
+        Raises DataError and ConfigError as `read` does.
+        """
         if not self.local:
             with self._asking():
                 facts = self.facts or self.system.info(self.path)
@@ -277,10 +279,11 @@ class Place:
                 state = state or self.system.ukey(self.path)
             digest = hashlib.sha256(state.encode()).digest()
             return int(facts.get("size") or 0), int.from_bytes(digest[:7], "big")
-        try:
-            info = os.stat(self.path)
-        except FileNotFoundError:
-            return -1, 0
+        with reading(self):
+            try:
+                info = os.stat(self.path)
+            except FileNotFoundError:
+                return -1, 0
         return info.st_size, info.st_mtime_ns
 
 
@@ -331,7 +334,7 @@ def walk(root: Place) -> Iterator[Place]:
     if root.local:
         yield from _walk_local(root, frozenset())
         return
-    for name, facts in sorted(root._listing().items()):
+    for name, facts in sorted(root._listing().items(), key=lambda item: item[0].split("/")):
         if not any(part.startswith(".") for part in name.split("/")):
             yield dataclasses.replace(root.child(name), facts=facts)
 

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import io
+from typing import IO
 
 from pipeline.places import Place
+
+READ_AHEAD = 8 << 20
+"""Bytes that are asked for at a time of a file that is read from front to back."""
+
+
+def opened(place: Place) -> IO[bytes]:
+    """A file anywhere, open for reading. Raises OSError, as FileNotFoundError; of one that is elsewhere reading raises
+    what `Place.read` does.
+    """
+    if place.local:
+        return open(place, "rb")
+    return io.BufferedReader(RangedFile(place, place.stamp()[0]), READ_AHEAD)
 
 
 class RangedFile(io.RawIOBase):

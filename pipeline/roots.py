@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from pipeline.cache import Cache, Entry, cache_folder
 from pipeline.errors import ConfigError, DataError
 from pipeline.places import Place
-from pipeline.ranges import RangedFile
+from pipeline.ranges import RangedFile, opened
 from pipeline.whole import PART
 
 CACHE_GB = 20.0
@@ -171,7 +171,8 @@ class Root:
         folder.mkdir(parents=True, exist_ok=True)
         there = {} if self.local else (self / path).files()
         brought = [name for name in there if name.split("/")[0] in kept]
-        _clear(folder, () if brought else kept)  # where nothing was uploaded, this machine's own attempt counts
+        # of what was not uploaded, this machine's own attempt counts
+        _clear(folder, set(kept) - {name.split("/")[0] for name in brought})
         for part in folder.rglob(f"*{PART}"):
             part.unlink()  # its writer was killed
         in_parallel(lambda name: (self / f"{path}/{name}").remove(), there.keys() - brought)
@@ -206,12 +207,7 @@ class Root:
         scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=scratch, prefix=".read-") as name:
             folder = Path(name)
-
-            def place(file: str) -> None:
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                files[file].load(lambda copy: os.link(copy, folder / file))
-
-            in_parallel(place, files)
+            in_parallel(lambda file: files[file].load(lambda copy: link(copy, folder / file)), files)
             yield folder
 
     def _path(self, file: Path) -> str:
@@ -254,7 +250,7 @@ def hash_file(path: Path) -> str:
 def hash_place(place: Place) -> str | None:
     """sha256 (hex) of a file anywhere, read in pieces; None if there is none."""
     try:
-        with place.open() as file:
+        with opened(place) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     except FileNotFoundError:
         return None

@@ -16,7 +16,47 @@ NO_CREDENTIALS = (
     "CredentialRetrievalError",
 )
 """What the storages' own libraries raise; they are not loaded, and may not be installed."""
-NO_ANSWER = ("ConnectionError", "HTTPClientError", "ClientConnectionError", "ClientOSError", "TimeoutError")
+LOG_IN = "Log in with `aws sso login`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+MISSING = {
+    "ProfileNotFound": "Set AWS_PROFILE to a profile that is in ~/.aws/config, or unset it",
+    "NoRegionError": "Set AWS_DEFAULT_REGION, as to us-east-1",
+    "TokenRetrievalError": LOG_IN,
+    "SSOTokenLoadError": LOG_IN,
+    "UnauthorizedSSOTokenError": LOG_IN,
+}
+"""What else they raise before they ask anything, each with what would have worked."""
+NO_ANSWER = (
+    "ConnectionError",
+    "HTTPClientError",
+    "ClientConnectionError",
+    "ClientOSError",
+    "TimeoutError",
+    "ClientPayloadError",
+    "IncompleteRead",
+    "IncompleteReadError",
+    "ResponseParserError",
+)
+"""No answer, or one that was cut short."""
+PASSING = {
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ECONNRESET,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.EMFILE,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOTCONN,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
+"""Of the system's errors those that say nothing about the file: machine, network or server are short of something."""
+PASSING_ELSEWHERE = PASSING | {errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO)}
+"""The same of storage elsewhere. s3fs tells by EREMOTEIO that a server failed, and by EIO that it gave an answer of
+another kind than S3's: one that stands before it did.
+"""
 TAKEN, CONTENDED = "PreconditionFailed", "ConditionalRequestConflict"
 """S3's codes for a file that was to be made and is there already, and for one that another is making right now."""
 EXTRAS = {
@@ -58,10 +98,26 @@ def asking(place: str) -> Iterator[None]:
         raise _explained(place, error) from error
 
 
-def code_of(error: DataError) -> str | None:
+@contextlib.contextmanager
+def reading(place: object) -> Iterator[None]:
+    """What the system tells about a file that is read: ConfigError if it says nothing about the file and may pass,
+    else DataError.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{place}: there is no such file") from error
+    except OSError as error:
+        if error.errno in PASSING:
+            raise ConfigError(f"{place}: can't be read just now ({error.strerror}). Run again when it can.") from error
+        raise DataError(f"{place}: can't be read ({error.strerror or error})") from error
+
+
+def code_of(error: MustError) -> str | None:
     """The code that S3 gave for what it refused, of an error from `asking`."""
     told = error.__cause__ and error.__cause__.__cause__
-    code: str | None = getattr(told, "response", {}).get("Error", {}).get("Code")
+    answer = getattr(told, "response", None) or {}
+    code: str | None = answer.get("Error", {}).get("Code")
     return code
 
 
@@ -71,6 +127,9 @@ def _explained(place: str, error: Exception) -> MustError:
         return ConfigError(
             f"{place}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; {SEE}."
         )
+    missing = next((MISSING[kind] for kind in kinds if kind in MISSING), None)
+    if missing:
+        return ConfigError(f"{place}: {_line(error).rstrip('.')}. {missing}; {SEE}.")
     if isinstance(error, PermissionError):
         return ConfigError(
             f"{place}: access denied ({_line(error)}). These credentials must be allowed to list, read, write and "
@@ -80,6 +139,10 @@ def _explained(place: str, error: Exception) -> MustError:
         return ConfigError(
             f"{place}: the storage does not answer ({_line(error)}). What is whole is kept: run again when it does, or "
             "set AWS_ENDPOINT_URL if it is elsewhere."
+        )
+    if getattr(error, "errno", None) in PASSING_ELSEWHERE:
+        return ConfigError(
+            f"{place}: the storage can't do it just now ({_line(error)}). What is whole is kept: run again when it can."
         )
     return DataError(f"{place}: the storage refused ({type(error).__name__}: {_line(error)})")
 

@@ -26,8 +26,8 @@ from pipeline.artifacts import (
     hash_json,
     parse_manifest,
 )
-from pipeline.claims import Told, claimed
-from pipeline.errors import MustError
+from pipeline.claims import Holds, Told, claimed
+from pipeline.errors import MustError, Stopped
 from pipeline.places import Place
 from pipeline.roots import Root, in_parallel
 from pipeline.runtime import Runtime
@@ -67,11 +67,11 @@ class Workspace:
         mark = step.mark(inputs.artifacts)
         claim, runtime = self.claims / f"{step.name}/{mark}", inputs.runtime
         together = ranks.count() > 1
-        with claimed(claim, busy if together else waiting(step.name, runtime), lost=runtime.stop.set):
+        with claimed(claim, busy if together else waiting(step.name, runtime), lost=runtime.stop.set) as holds:
             found = None if inputs.anew else self.find(step, mark)
             if found and together:
                 busy(Process.this())
-            return (found, False) if found else (self.make(step, inputs), True)
+            return (found, False) if found else (self.make(step, inputs, holds), True)
 
     def take_part(self, step: Step, inputs: Inputs) -> None:
         """What the others do of several processes that train together, while the first obtains the artifact."""
@@ -83,14 +83,15 @@ class Workspace:
         """Where runs say what they are at work on."""
         return self.root / "claims"
 
-    def make(self, step: Step, inputs: Inputs) -> Artifact:
+    def make(self, step: Step, inputs: Inputs, holds: Holds = lambda: True) -> Artifact:
         """Run the step in its folder and seal it. What an unfinished attempt left in `work` and `log` is the step's to
-        go on from; anything else it left is gone first.
+        go on from; anything else it left is gone first. Raises Stopped where `holds` says that it is another run's by
+        now.
         """
         with explaining_full_disk(step.name, self.root.here()):
-            return self._make(step, inputs)
+            return self._make(step, inputs, holds)
 
-    def _make(self, step: Step, inputs: Inputs) -> Artifact:
+    def _make(self, step: Step, inputs: Inputs, holds: Holds) -> Artifact:
         mark = step.mark(inputs.artifacts)
         path = self.path(step, mark)
         inputs = dataclasses.replace(inputs, before=self.before(step, inputs))
@@ -117,7 +118,9 @@ class Workspace:
             **contents(folder, adopted),
             "seconds": time.time() - began,
         }
+        _check_claim(step.name, holds)
         self.root.publish_all(path, manifest["files"], there=adopted.keys())
+        _check_claim(step.name, holds)
         (self.root / f"{path}/{MANIFEST}").write(as_json(manifest).encode())
         # last, as `work` can be gone on from until there is nothing left to do
         self.root.tidy(path, {*manifest["files"], MANIFEST}, WORK)
@@ -167,6 +170,15 @@ def _without(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     first, _, rest = key.partition(".")
     left = {name: value for name, value in config.items() if name != first}
     return {**left, first: _without(config[first], rest)} if rest and first in config else left
+
+
+def _check_claim(step: str, holds: Holds) -> None:
+    """Raise Stopped if the step is another run's by now: what that one seals must not be of two attempts."""
+    if not holds():
+        raise Stopped(
+            f"{step}: another run took over while this one slept or did not reach the storage. Run the same command "
+            "again: it waits for that run, or finds what it made."
+        )
 
 
 class Busy(MustError):

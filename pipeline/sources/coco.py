@@ -118,6 +118,7 @@ class Source(BaseSource):
 
     def _records(self) -> Iterator[Record]:
         seen: set[str] = set()
+        listed = self._listed()
         for part in self._sets:
             strangers = set(part.annotations) - {entry["id"] for entry in part.entries}
             if strangers:
@@ -131,8 +132,14 @@ class Source(BaseSource):
                     self._problems.append((name, f"listed twice, the second time in split {part.split!r}"))
                     continue
                 seen.add(name)
+                file = listed.get(file, file)
                 truth = functools.partial(self._truth, entry, part.annotations.get(entry["id"], []))
                 yield Record(name, part.split, file.read, truth, file.stamp)
+
+    def _listed(self) -> dict[Place, Place]:
+        """The images of remote folders with what a listing tells of them, so that none has to be asked after."""
+        folders = [folder for folder in dict.fromkeys(self._folders.values()) if not folder.local]
+        return {file: file for folder in folders for file in images_under(folder)}
 
     def _truth(self, entry: dict[str, Any], annotations: list[dict[str, Any]], size: tuple[int, int]) -> Truth:
         if entry.get("width") and entry.get("height"):

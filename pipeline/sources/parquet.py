@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConfigError, DataError
 from pipeline.labels import LabelSpace
 from pipeline.places import Place, existing, walk
+from pipeline.ranges import opened
 from pipeline.sources import (
     BaseSource,
     Record,
@@ -164,7 +165,7 @@ class Source(BaseSource):
 def _opened(file: Place) -> Iterator[pq.ParquetFile]:
     """The file, read piece by piece; DataError for what goes wrong until it is closed."""
     try:
-        source = file.path if file.local else file.open()
+        source = file.path if file.local else opened(file)
         # so a row group is streamed page by page; by default Arrow reads the images of all that follow ahead
         with pq.ParquetFile(source, buffer_size=READ_AHEAD, pre_buffer=False) as parquet:
             yield parquet

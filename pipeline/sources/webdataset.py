@@ -22,6 +22,7 @@ from typing import Literal
 from pipeline.errors import ConfigError, DataError
 from pipeline.labels import LabelSpace
 from pipeline.places import Place, existing, shown, walk
+from pipeline.ranges import opened
 from pipeline.sources import (
     IMAGE_SUFFIXES,
     BaseSource,
@@ -148,7 +149,7 @@ def expand_braces(pattern: str) -> list[str]:
 def _members(tar: Place) -> Iterator[_Member]:
     """The plain files in a tar, in its order."""
     try:
-        with tar.open() as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with opened(tar) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for info in archive:
                 base = info.name.rpartition("/")[2]
                 if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not base.startswith(".") and "." in base:

@@ -13,10 +13,11 @@ import pytest
 
 import must
 from flows.dag import Selection
-from flows.inventory import artifacts, named, remove, runs, sort_out
+from flows.inventory import Verdict, artifacts, named, remove, runs, sort_out
 from flows.run import Outcome
 from pipeline.claims import claimed
 from pipeline.errors import ConfigError, DataError
+from pipeline.places import Place
 from pipeline.roots import Root
 from pipeline.workspace import Workspace
 from tests.flows.tiny import STEPS, digests, loads_nothing_heavy, within
@@ -168,6 +169,48 @@ def test_leftovers_of_killed_writers_go(copy: Path) -> None:
     workspace = Workspace(Root.of(copy))
     remove(workspace.root, sort_out(workspace))
     assert not part.exists()
+
+
+def test_what_is_left_in_a_sealed_folder_goes_once(copy: Path) -> None:
+    """A process was killed while it cleared its work away, another one while it wrote."""
+    (teacher,) = (copy / "artifacts" / "teacher.masks").iterdir()
+    (teacher / "work" / "deep").mkdir(parents=True)
+    (teacher / "work" / "deep" / "state").write_bytes(b"123")
+    (teacher / ".x.0123.part").write_bytes(b"12")
+    (copy / "artifacts" / ".DS_Store").write_bytes(b"odd")
+    (copy / "artifacts" / "student" / ".DS_Store").write_bytes(b"odd")
+    root = Root.of(copy)
+    what = f"teacher.masks/{teacher.name}"
+    with claimed(root / "claims" / what, lambda _: None, lambda: None):
+        assert deleted(copy) == set(), "it may be at work in there"
+    verdicts = sort_out(Workspace(root))
+    (left,) = (verdict for verdict in verdicts if not verdict.kept)
+    assert (left.what, left.size, len(left.files)) == (what, 5, 2)
+    files = [name for verdict in verdicts for name in verdict.files]
+    assert len(files) == len(set(files)), "counted twice"
+    remove(root, verdicts)
+    assert sorted(path.name for path in teacher.iterdir() if path.name.startswith(".") or path.name == "work") == []
+    assert deleted(copy) == set()
+    said("artifacts", "verify", "--root", copy, code=0)
+
+
+def test_what_there_is_is_listed_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[str] = []
+    files = Place.files
+
+    def watched(place: Place) -> dict[str, int]:
+        listed.append(place.under(Place.of(str(copy))))
+        return files(place)
+
+    monkeypatch.setattr(Place, "files", watched)
+    sort_out(Workspace(Root.of(copy)))
+    assert [name for name in listed if name.startswith("artifacts")] == ["artifacts"]
+
+
+def test_to_remove_nothing_is_nothing(copy: Path) -> None:
+    before = sorted(copy.rglob("*"))
+    remove(Root.of(copy), [Verdict("nothing", (), 0, False, "")])
+    assert sorted(copy.rglob("*")) == before
 
 
 def test_nothing_goes_that_a_run_at_work_uses(copy: Path, recipe: Path, start: Start, whole: Path) -> None:

@@ -11,7 +11,18 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import ADOPTED, ELSEWHERE, MANIFEST, Artifact, Inputs, Step, fingerprint, hash_json, verify
+from pipeline.artifacts import (
+    ADOPTED,
+    ELSEWHERE,
+    MANIFEST,
+    Artifact,
+    Inputs,
+    Step,
+    fingerprint,
+    hash_json,
+    parse_lines,
+    verify,
+)
 from pipeline.errors import DataError
 from pipeline.places import Place
 from pipeline.roots import Root, hash_file
@@ -241,6 +252,13 @@ def test_the_manifest_is_written_last(any_root: Root, monkeypatch: pytest.Monkey
         make(any_root, step())
     assert find(any_root, step()) is None
     monkeypatch.undo()
+
+
+def test_lines_that_were_cut_short_are_left_out() -> None:
+    whole = ['{"a": 1}', '{"b": "ü"}']
+    assert list(parse_lines("\n".join(whole).encode())) == [{"a": 1}, {"b": "ü"}]
+    assert list(parse_lines(b'{"a": 1}\n{"b": {"c": 2}{"d": 3}\n{"e": 4}\n{"f"')) == [{"a": 1}, {"e": 4}]
+    assert list(parse_lines('{"a": 1}\n{"b": "ü'.encode()[:-1])) == [{"a": 1}]
 
 
 def test_the_newest_of_a_step_is_found(any_root: Root, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,6 +141,30 @@ def test_a_file_cut_short_by_a_power_failure_is_fetched_again(cache: Cache, orig
     os.truncate(cache.folder / "files" / _file("a", 100), 0)
     assert origin.get(cache, "a") == content("a", 100)
     assert origin.asked == ["a", "a"]
+
+
+def test_a_file_is_safe_on_the_disk_before_it_is_in_the_cache(
+    cache: Cache, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda _: done.append("safe"))
+    monkeypatch.setattr(os, "link", lambda *_: done.append("linked"))
+    origin.get(cache, "a")
+    assert done == ["safe", "linked"]
+
+
+def test_where_files_have_no_second_names_they_are_read_and_not_kept(
+    cache: Cache, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert [origin.get(cache, "a") for _ in range(2)] == [content("a", 100)] * 2
+    assert inside(cache) == {}
+    (tmp_path / "made").write_bytes(content("b", 100))
+    cache.take(entry("b"), tmp_path / "made")
+    assert origin.get(cache, "b") == content("b", 100)
 
 
 def test_what_killed_processes_left_is_cleared_after_a_day(cache: Cache, origin: Origin) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -138,6 +139,44 @@ def test_clocks_that_jump_do_no_harm(folder: Place, monkeypatch: pytest.MonkeyPa
 
     with pytest.raises(Stopped), claimed(folder, waiting, never):
         never()
+
+
+def test_a_look_that_takes_long_is_one_look(folder: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage that answers nobody for a while keeps the holder from renewing as well."""
+    written(folder, 0, Process("another machine", 1, "1"))
+    moments = itertools.count(0.0, 2 * claims.PATIENCE_S)
+    monkeypatch.setattr(time, "monotonic", lambda: next(moments))
+    told = 0
+
+    def waiting(_: Process) -> None:
+        nonlocal told
+        told += 1
+        if told == 5:
+            raise Stopped("still waiting")
+
+    with pytest.raises(Stopped), claimed(folder, waiting, never):
+        never()
+
+
+def test_a_claim_whose_making_went_unanswered_is_ones_own(folder: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The storage made it, the answer was lost, and to the request that was sent again it said no."""
+    create = Place.create
+    monkeypatch.setattr(Place, "create", lambda place, data: create(place, data) and create(place, data))
+    with claimed(folder, never, never) as holds:
+        assert holds()
+        assert list(folder.files()) == ["0.json"]
+    written(folder, 3, gone_by())
+    with claimed(folder, never, never):
+        assert sorted(folder.files()) == ["3.json", "4.json"]
+    assert folder.files() == {}
+
+
+def test_whether_a_claim_is_held_is_known_at_once(folder: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "RENEW_S", 1000)
+    with claimed(folder, never, never) as holds:
+        assert holds()
+        written(folder, 1, Process("another machine", 1, "1"))
+        assert not holds()
 
 
 def test_who_slept_until_all_was_over_hears_of_it_and_touches_nothing(folder: Place) -> None:

@@ -99,6 +99,18 @@ def test_stamps_see_changes(tmp_path: Path) -> None:
     assert file.stamp() != before
 
 
+@pytest.mark.parametrize(("number", "kind"), [(errno.ESTALE, ConfigError), (errno.ELOOP, DataError)])
+def test_a_file_that_can_not_be_looked_at_is_named(
+    number: int, kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise OSError(number, "odd")
+
+    monkeypatch.setattr(os, "stat", failing)
+    with pytest.raises(kind, match=rf"^{tmp_path}/x: can't be read.*\(odd\)"):
+        Place.of(str(tmp_path / "x")).stamp()
+
+
 def test_missing_paths_are_named_with_their_option(tmp_path: Path) -> None:
     touch(tmp_path, "x")
     with pytest.raises(ConfigError, match=f"path: there is no folder {tmp_path}/none"):
@@ -167,6 +179,25 @@ def test_odd_names_are_names_like_any_other(folder: Place, tmp_path: Path) -> No
     assert folder.files() == {}
 
 
+def test_an_empty_range_is_asked_for_nowhere(folder: Place) -> None:
+    (folder / "x").write(b"12345")
+    assert (folder / "x").read(2, 0) == b""
+    assert folder.local or (folder / "none").read(0, 0) == b""
+
+
+def test_files_come_in_the_same_order_from_everywhere(folder: Place) -> None:
+    in_order = ["a/z", "a b/z", "a.jpg", "a.tar/1", "a.tar/2", "b"]
+    for name in reversed(in_order):
+        (folder / name).write(b"")
+    assert [file.under(folder) for file in walk(folder)] == in_order
+
+
+def test_what_there_is_is_told_apart(folder: Place) -> None:
+    (folder / "a/b").write(b"1")
+    kinds = {name: ((folder / name).exists(), (folder / name).is_folder()) for name in ("a", "a/b", "c", "a/b/c")}
+    assert kinds == {"a": (True, True), "a/b": (True, False), "c": (False, False), "a/b/c": (False, False)}
+
+
 def test_what_is_not_there_is_told_in_every_way(folder: Place, tmp_path: Path) -> None:
     file = folder / "none"
     assert file.peek() is None
@@ -200,6 +231,50 @@ def test_a_file_is_created_once(folder: Place) -> None:
     assert not file.create(b"second")
     assert file.read() == b"first"
     assert folder.files() == {"x": 5}
+
+
+def test_tools_that_know_folders_leave_files_for_them(bucket: str) -> None:
+    """An empty folder's marker, a marker among files, and a file that is called like the folder are no files in it."""
+    folder = Place.of(f"{bucket}/folder")
+    system().pipe_file(f"{folder.path}/", b"")
+    assert folder.files() == {}
+    assert list(walk(folder)) == []
+    system().pipe_file(f"{folder.path}/sub/", b"")
+    system().pipe_file(f"{folder.path}/sub/x", b"12")
+    assert folder.files() == {"sub/x": 2}
+    system().pipe_file(f"{folder.path}2", b"123")
+    assert (folder.parent / "folder2").files() == {}
+    assert Place.of(bucket).files() == {"folder/sub/x": 2, "folder2": 3}
+
+
+def test_to_know_a_large_folder_takes_few_requests(bucket: str) -> None:
+    folder = Place.of(f"{bucket}/folder")
+    (folder / "x").write(b"")
+    for place, expected in ((Place.of(bucket), {"HEAD": 1}), (folder, {"HEAD": 1, "GET": 1})):
+        with listening() as requests:
+            assert place.is_folder()
+        assert requests.count() == expected
+
+
+def test_a_large_file_is_uploaded_part_by_part(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(151 << 20)
+    place, at_once, most = Place.of(f"{bucket}/large"), 0, 0
+    call = place.system._call_s3
+
+    async def counted(method: str, *given: Any, **options: Any) -> Any:
+        nonlocal at_once, most
+        at_once += method == "upload_part"
+        most = max(most, at_once)
+        try:
+            return await call(method, *given, **options)
+        finally:
+            at_once -= method == "upload_part"
+
+    monkeypatch.setattr(place.system, "_call_s3", counted)
+    place.upload(tmp_path / "large")
+    assert most == 1
+    assert place.stamp()[0] == 151 << 20
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ConfigError, DataError
+from pipeline.places import Place
 from pipeline.sources import Record, coco
+from tests.s3 import listening
 
 CATEGORIES = [
     {"id": 90, "name": "toothbrush", "supercategory": "indoor"},
@@ -206,3 +208,23 @@ def test_missing_paths_say_what_was_looked_for(tmp_path: Path) -> None:
 def test_the_stamp_covers_annotations_and_images(tmp_path: Path) -> None:
     write(tmp_path, [])
     assert [row[0] for row in opened(tmp_path).stamp()] == ["images/train/a.jpg", "instances_train.json"]
+
+
+def test_images_elsewhere_are_listed_and_not_asked_after_one_by_one(tmp_path: Path, bucket: str) -> None:
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(5)]
+    write(tmp_path, [], images)
+    (tmp_path / "images" / "train" / "3.jpg").rename(tmp_path / "images" / "train" / ".3.jpg")
+    for path in tmp_path.rglob("*.jp*"):
+        Place.of(f"{bucket}/{path.relative_to(tmp_path)}").write(path.read_bytes())
+    Place.of(f"{bucket}/instances_train.json").write((tmp_path / "instances_train.json").read_bytes())
+    source = coco.Source(coco.Config(path=bucket))
+    with listening() as requests:
+        records = {record.name: record for record in source.records()}
+        stamps = {name: record.stamp() for name, record in records.items() if "3.jpg" not in name}
+    assert requests.count() == {"GET": 2}, "the annotations and one listing"
+    assert {name: stamp for name, *stamp in source.stamp() if name in stamps} == {
+        name: list(stamp or ()) for name, stamp in stamps.items()
+    }
+    assert len(stamps) == 4
+    with pytest.raises(DataError, match=r"3\.jpg: there is no such file"):
+        records["images/train/3.jpg"].read()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import botocore.exceptions
+import botocore.parsers
 import pytest
 import s3fs
+from aiohttp import ClientPayloadError
 
 import must
 from flows.doctor import examine
@@ -91,6 +95,20 @@ def test_a_lost_network_is_no_images_fault(bucket: str, away: str) -> None:
         Place.of(f"{bucket}/a.jpg").read()
 
 
+@pytest.mark.parametrize("look", [Place.exists, Place.is_folder], ids=["exists", "is_folder"])
+def test_a_bucket_that_can_not_be_asked_for_is_not_taken_for_none(
+    look: Callable[[Place], bool], bucket: str, away: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="does not answer"):
+        look(Place.of(bucket))
+    s3fs.S3FileSystem.clear_instance_cache()
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    with pytest.raises(ConfigError, match="no credentials"):
+        look(Place.of(bucket))
+
+
 def test_access_denied(s3: str, bucket: str, anew: None, monkeypatch: pytest.MonkeyPatch, fails: Command) -> None:
     with guarded(s3, ["s3:GetObject"]) as key:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", key.name)
@@ -135,6 +153,18 @@ def test_the_doctor_tells_whether_a_root_answers(bucket: str) -> None:
     assert "no such bucket" in line
 
 
+def test_the_doctor_tells_whether_files_are_created_once(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place.of(f"{bucket}/root")
+    pipe_file = place.system.pipe_file
+    assert next(fine for fine, what, _ in examine(str(place), None) if what == "root")
+    with monkeypatch.context() as other:
+        other.setattr(place.system, "pipe_file", lambda path, data, mode="": pipe_file(path, data))
+        fine, line = next((fine, line) for fine, what, line in examine(str(place), None) if what == "root")
+    assert not fine
+    assert line.startswith(f"{place}: the storage ignores If-None-Match, so that two runs at once would")
+    assert place.files() == {}, "the probe is gone"
+
+
 @pytest.mark.parametrize("error", [FileNotFoundError("x"), FileExistsError("x"), OSError(28, "No space left")])
 def test_what_the_caller_has_to_know_comes_through(error: OSError) -> None:
     with pytest.raises(type(error)), asking("s3://b/x"):
@@ -144,3 +174,40 @@ def test_what_the_caller_has_to_know_comes_through(error: OSError) -> None:
 def test_anything_else_is_told_with_the_name_of_its_kind() -> None:
     with pytest.raises(DataError, match=r"^s3://b/x: the storage refused \(KeyError: 'odd'\)$"), asking("s3://b/x"):
         raise KeyError("odd")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EBUSY, "Please reduce your request rate."),
+        OSError(errno.EREMOTEIO, "We encountered an internal error."),
+        OSError(errno.EIO, "Bad Gateway"),
+        ClientPayloadError("Response payload is not completed"),
+        botocore.exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2),
+        botocore.parsers.ResponseParserError("no XML"),
+    ],
+)
+def test_what_passes_is_no_files_fault(error: Exception) -> None:
+    said = r"^s3://b/x: the storage .*\. What is whole is kept: run again when"
+    with pytest.raises(ConfigError, match=said), asking("s3://b/x"):
+        raise error
+
+
+def test_a_range_that_is_not_there_is_the_files_fault() -> None:
+    with pytest.raises(DataError, match="the storage refused"), asking("s3://b/x"):
+        raise OSError(errno.EINVAL, "The requested range is not satisfiable")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (botocore.exceptions.ProfileNotFound(profile="odd"), r"\(odd\) could not be found. Set AWS_PROFILE to"),
+        (botocore.exceptions.NoRegionError(), "You must specify a region. Set AWS_DEFAULT_REGION"),
+        (botocore.exceptions.TokenRetrievalError(provider="sso", error_msg="x"), "Log in with `aws sso login`"),
+        (botocore.exceptions.SSOTokenLoadError(profile_name="x", error_msg="x"), "Log in with `aws sso login`"),
+        (botocore.exceptions.UnauthorizedSSOTokenError(), "Log in with `aws sso login`"),
+    ],
+)
+def test_what_is_not_set_is_told(error: Exception, line: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^s3://b/x: .*{line}.*docs/remote.md has the rest\.$"), asking("s3://b/x"):
+        raise error

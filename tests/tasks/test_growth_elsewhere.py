@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.artifacts import Inputs, verify
-from pipeline.errors import Stopped
+from pipeline.errors import ConfigError, Stopped
 from pipeline.places import Place
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
@@ -66,6 +68,44 @@ def test_an_interrupted_reading_goes_on_from_what_this_machine_has(
     made = make_there(pool, "folder")
     assert made.counts["read_now"] == 9 - 6
     assert made.digest == make(pool, "folder").digest
+
+
+def test_a_reading_that_could_not_be_sealed_is_not_done_again(
+    pool: Path, make: Make, make_there: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line is lost when the log is uploaded and the images are not."""
+
+    def broken(root: Root, path: str, files: dict[str, Any], **_: Any) -> None:
+        root.publish(f"{path}/log/sources.parquet", files["log/sources.parquet"])
+        raise ConfigError("the storage does not answer")
+
+    with monkeypatch.context() as away:
+        away.setattr(Root, "publish_all", broken)
+        with pytest.raises(ConfigError, match="does not answer"):
+            make_there(pool, "folder")
+    made = make_there(pool, "folder")
+    assert made.counts["read_now"] == 0
+    assert made.digest == make(pool, "folder").digest
+
+
+def test_an_answer_that_the_storage_is_busy_puts_no_image_in_quarantine(
+    pool: Path, bucket: str, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place.of(f"{bucket}/pool")
+    for path in pool.rglob("*.png"):
+        (place / path.name).write(path.read_bytes())
+    cat_file, answers = place.system.cat_file, [OSError(errno.EBUSY, "Please reduce your request rate.")]
+
+    def busy_once(path: str, **options: Any) -> Any:
+        if path.endswith("50.png") and answers:
+            raise answers.pop()
+        return cat_file(path, **options)
+
+    monkeypatch.setattr(place.system, "cat_file", busy_once)
+    with pytest.raises(ConfigError, match=r"50\.png: the storage can't do it just now \(.*reduce your request rate"):
+        make(str(place), "folder", max_bad=0.5)
+    made = make(str(place), "folder", max_bad=0.5)
+    assert (made.counts["images"], made.counts.get("quarantined", 0)) == (9, 0)
 
 
 def test_a_set_of_images_in_a_bucket_is_listed_and_not_asked_for_one_by_one(
