@@ -12,12 +12,13 @@ import dataclasses
 import functools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL.Image import Image
@@ -29,6 +30,7 @@ from pipeline.whole import part_of, publish
 SCHEMA_VERSION = 1
 ROW_GROUP = 256
 
+T = TypeVar("T")
 Value = dict[str, NDArray[Any]]
 Row = dict[str, Any]
 Box = tuple[float, float, float, float]
@@ -63,6 +65,15 @@ class LabelSpace:
         return cls(data["task"], tuple(data["classes"]), data["scale"])
 
 
+class Held(NamedTuple):
+    """Classes in the rows of a label file, an entry for each class of each row: three arrays (N,)."""
+
+    rows: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    amounts: NDArray[np.float32]
+    """In [0, 1]."""
+
+
 class Label(ABC):
     """What a task is on disk and to the eye. Subclasses live in `tasks/<task>/label.py` and know no torch.
 
@@ -83,6 +94,9 @@ class Label(ABC):
     def __init__(self, space: LabelSpace) -> None:
         self.space = space
 
+    counted: ClassVar[tuple[str, ...]] = ()
+    """The columns that `holds` reads; none for a task without classes."""
+
     @abstractmethod
     def columns(self) -> pa.Schema:
         """The task's own columns: blobs, and the scalars beside them that SQL filters on."""
@@ -94,6 +108,12 @@ class Label(ABC):
     @abstractmethod
     def decode(self, row: Row, threshold: float = 0.0) -> Value:
         """Row -> value. What scores below `threshold` becomes unknown; a score equal to it is kept."""
+
+    def holds(self, table: pa.Table) -> Held:
+        """Which classes are in each row of a label file, of which `table` has the columns `counted`, and how much of
+        each: the best score of its objects, its share of the image or its probability.
+        """
+        return Held(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
 
     @abstractmethod
     def flip(self, value: Value) -> Value:
@@ -117,6 +137,13 @@ class Label(ABC):
 
         Two arrays (K,); a task without classes has K = 1.
         """
+
+
+def flattened(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """The entries of a column of lists, with the row that each is of; a row without a list has none."""
+    lists = column.combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    return np.repeat(np.arange(len(lists)), lengths), pc.list_flatten(lists).to_numpy(zero_copy_only=False)
 
 
 def gather(grid: NDArray[Any], box: Box, size: tuple[int, int], fill: Any) -> NDArray[Any]:
@@ -191,10 +218,7 @@ class LabelShard:
     def __init__(self, file: StoredFile, label: Label) -> None:
         self.file, self.label = file, label
         self.table = read_labels(file)
-        self.about: dict[str, Any] = json.loads((self.table.schema.metadata or {}).get(b"must", b"{}"))
-        version = self.about.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise DataError(f"{file}: label schema version {version!r}; this version reads {SCHEMA_VERSION}.")
+        self.about = about_labels(self.table.schema, file)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -233,14 +257,31 @@ def read_labels(file: StoredFile, columns: list[str] | None = None) -> pa.Table:
     """A label file's table, or some of its columns: then they alone are read. DataError names a file that is missing
     or damaged.
     """
+    return open_labels(file, lambda parquet: parquet.read(columns), whole=columns is None)
 
-    def table(source: Source) -> pa.Table:
+
+def open_labels(file: StoredFile, reader: Callable[[pq.ParquetFile], T], whole: bool = False) -> T:
+    """What `reader` makes of a label file, of which it reads little; or the `whole`, then one that is elsewhere comes
+    here first. DataError names a file that is missing or damaged.
+    """
+
+    def read(source: Source) -> T:
         try:
-            return pq.read_table(source, columns=columns, memory_map=True)
-        except (OSError, pa.ArrowInvalid) as error:
+            with pq.ParquetFile(source, memory_map=True) as parquet:  # `read_table` is several times as slow to begin
+                return reader(parquet)
+        except (OSError, pa.ArrowException) as error:
             raise DataError(f"{file}: not a readable label shard ({error}). Delete it and run again.") from error
 
-    return file.load(table) if columns is None else file.scan(table)
+    return file.load(read) if whole else file.scan(read)
+
+
+def about_labels(schema: pa.Schema, origin: object) -> dict[str, Any]:
+    """What a label file's schema says of it, as `about_store` made it. DataError if it is of another version."""
+    about: dict[str, Any] = json.loads((schema.metadata or {}).get(b"must", b"{}"))
+    version = about.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise DataError(f"{origin}: label schema version {version!r}; this version of must reads {SCHEMA_VERSION}.")
+    return about
 
 
 def check_joined(images: Sequence[str], labels: Sequence[str], shard: str, path: object) -> None:

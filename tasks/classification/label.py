@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline import codecs
-from pipeline.labels import Box, Label, Row, Value
+from pipeline.labels import Box, Held, Label, Row, Value
 from tasks.colours import caption
 
 
@@ -20,6 +20,7 @@ class TaskLabel(Label):
     """
 
     task = "classification"
+    counted = ("top", "confidence")
     unit = "images"
 
     def columns(self) -> pa.Schema:
@@ -50,6 +51,12 @@ class TaskLabel(Label):
         if not total or not _reaches(row, threshold):
             return {"probs": np.zeros_like(probs)}
         return {"probs": probs / total}
+
+    def holds(self, table: pa.Table) -> Held:
+        top = table.column("top").to_numpy(zero_copy_only=False)
+        rows = np.flatnonzero(~np.isnan(top.astype(np.float64)))
+        amounts = table.column("confidence").to_numpy(zero_copy_only=False).astype(np.float32)
+        return Held(rows, top[rows].astype(np.int64), amounts[rows])
 
     def flip(self, value: Value) -> Value:
         return value

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import ImageDraw
 from PIL.Image import Image
 
-from pipeline.labels import Box, Label, Row, Value
+from pipeline.labels import Box, Held, Label, Row, Value, flattened
 from tasks.colours import caption, palette
 
 MIN_VISIBLE = 0.3
@@ -23,6 +23,7 @@ class TaskLabel(Label):
     """
 
     task = "detection"
+    counted = ("classes", "scores")
     unit = "objects (boxes by their score)"
     in_pixels = True
     default_threshold = 0.5  # MuST's
@@ -64,6 +65,15 @@ class TaskLabel(Label):
             },
             scores >= np.float32(threshold),
         )
+
+    def holds(self, table: pa.Table) -> Held:
+        rows, classes = flattened(table.column("classes"))
+        _, scores = flattened(table.column("scores"))
+        count = max(1, len(self.space.classes))
+        places, first = np.unique(rows * count + classes, return_inverse=True)
+        best = np.zeros(len(places), np.float32)
+        np.maximum.at(best, first, scores)
+        return Held(places // count, places % count, best)
 
     def flip(self, value: Value) -> Value:
         x0, y0, x1, y1 = value["boxes"].T

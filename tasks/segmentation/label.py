@@ -9,7 +9,7 @@ from PIL import Image as Images
 from PIL.Image import Image
 
 from pipeline import codecs
-from pipeline.labels import Box, Label, Row, Value, gather
+from pipeline.labels import Box, Held, Label, Row, Value, flattened, gather
 from tasks.colours import enlarge, palette
 
 IGNORE = 65535
@@ -24,6 +24,7 @@ class TaskLabel(Label):
     """
 
     task = "segmentation"
+    counted = ("area",)
     default_threshold = 0.5  # MuST's
     reading = "what lies below the threshold is left uncoloured"
 
@@ -66,6 +67,11 @@ class TaskLabel(Label):
         unknown = (stored == np.iinfo(self._dtype).max) | (levels < least)
         classes = np.where(unknown, np.uint16(IGNORE), stored.astype(np.uint16))
         return {"classes": classes, "confidence": codecs.byte_to_share(levels)}
+
+    def holds(self, table: pa.Table) -> Held:
+        rows, area = flattened(table.column("area"))
+        there = np.flatnonzero(area)
+        return Held(rows[there], there % max(1, len(self.space.classes)), area[there].astype(np.float32))
 
     def flip(self, value: Value) -> Value:
         return {name: array[:, ::-1] for name, array in value.items()}

@@ -1,0 +1,153 @@
+"""Which image and label shards there are in a root: one look at it, listings and manifests alone.
+
+A label store is one version of one teacher, `labels/<teacher>-<12 digits of its digest>`, or the true labels of a set
+for one task. Of a set that was read several times the newest artifact counts.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+from pipeline.artifacts import MANIFEST, Artifact, parse_manifest
+from pipeline.errors import ConfigError
+from pipeline.images import ImageShard
+from pipeline.places import Place
+from pipeline.roots import CACHE_GB, Root, StoredFile, in_parallel
+from pipeline.sources import SPLITS
+from tasks.ingest import IngestedSet
+
+SOUGHT = "labels/<teacher>-<digest>/*.parquet and artifacts/data.<set>/<fingerprint>/manifest.json"
+STORE = re.compile(r".+-[0-9a-f]{12}")
+"""The name of a label store's folder."""
+TRUE = "true"
+"""What the names of stores with true labels begin with."""
+DIGITS = 16
+"""Of an image shard's sha256, in the name of its label shards."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagesFound:
+    """An image shard of a set."""
+
+    dataset: str
+    split: str
+    shard: ImageShard
+
+    @property
+    def address(self) -> str:
+        """By what label shards name it."""
+        return self.shard.sha256[:DIGITS]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreFound:
+    """A label store: its files by the address of the image shard that each is about."""
+
+    name: str
+    maker: str
+    """The teacher, or the set whose true labels they are."""
+    is_true: bool
+    made: float
+    """When (Unix time) the teacher was trained, or the set was read; 0 if its artifact is gone."""
+    files: Mapping[str, StoredFile]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What one look has found; stores of one maker are in order of their age, the newest first."""
+
+    images: list[ImagesFound]
+    stores: list[StoreFound]
+    sets: dict[str, Artifact]
+
+
+def root_above(place: Place) -> tuple[Root, str]:
+    """The root that a path leads into, and the path from there. ConfigError says what was looked for."""
+    if not place.exists():
+        raise ConfigError(f"There is no folder {place}.")
+    below: list[str] = []
+    folder = place
+    while True:
+        if _is_root(folder):
+            return Root.of(str(folder), CACHE_GB), "/".join(reversed(below))
+        if folder.parent.path in (folder.path, ""):
+            raise ConfigError(f"There are no stores in {place}, nor is it in a root: looked for {SOUGHT}.")
+        below.append(folder.name)
+        folder = folder.parent
+
+
+def _is_root(folder: Place) -> bool:
+    """An artifact of a set has a folder `labels` as well, with other folders in it."""
+    below = {each.name: each for each in folder.folders()}
+    stores = below["labels"].folders() if "labels" in below else []
+    return "artifacts" in below or any(STORE.fullmatch(each.name) for each in stores)
+
+
+def look(root: Root) -> Found:
+    """Everything there is to show now. ConfigError if there is nothing."""
+    made = _sealed(root)
+    sets = {name.removeprefix("data."): newest for name, newest in _newest(made, "data.").items()}
+    images = [found for name in sorted(sets) for found in _images(name, IngestedSet(sets[name]))]
+    stores = [*_pseudo(root, made), *_true(sets)]
+    if not images and not stores:
+        raise ConfigError(f"There are no stores in {root}: looked for {SOUGHT}.")
+    return Found(images, stores, sets)
+
+
+def _sealed(root: Root) -> list[Artifact]:
+    """The artifacts of sets and teachers."""
+    steps = [step for step in (root / "artifacts").folders() if step.name.startswith(("data.", "teacher."))]
+    folders = [folder for found in in_parallel(Place.folders, steps) for folder in found]
+    texts = in_parallel(lambda folder: folder.child(MANIFEST).peek(), folders)
+    return [
+        Artifact(root, folder.under(root.place), parse_manifest(text, str(folder.child(MANIFEST))))
+        for folder, text in zip(folders, texts, strict=True)
+        if text is not None
+    ]
+
+
+def _newest(made: Iterable[Artifact], kind: str) -> dict[str, Artifact]:
+    newest: dict[str, Artifact] = {}
+    for artifact in sorted(made, key=lambda artifact: float(artifact.manifest["began"])):
+        if artifact.manifest["step"].startswith(kind):
+            newest[artifact.manifest["step"]] = artifact
+    return newest
+
+
+def _images(name: str, read: IngestedSet) -> Iterator[ImagesFound]:
+    return (ImagesFound(name, split, shard) for split in SPLITS for shard in read.images(split).shards)
+
+
+def _pseudo(root: Root, made: Iterable[Artifact]) -> list[StoreFound]:
+    """The teachers' labels."""
+    began = {
+        f"{artifact.manifest['step'].removeprefix('teacher.')}-{artifact.digest[:12]}": artifact.manifest["began"]
+        for artifact in made
+        if artifact.manifest["step"].startswith("teacher.")
+    }
+    folders: dict[str, dict[str, StoredFile]] = collections.defaultdict(dict)
+    for path, size in (root / "labels").files().items():
+        folder, file = posixpath.split(path)
+        if folder and not file.startswith("."):
+            # its hash is not known before the run that writes it is over: it is read as it is
+            folders[folder][posixpath.splitext(file)[0]] = root.file(f"labels/{path}", {"size": size, "sha256": ""})
+    found = [
+        StoreFound(name, name.rpartition("-")[0], False, began.get(name, 0.0), files) for name, files in folders.items()
+    ]
+    return sorted(found, key=lambda store: (store.maker, -store.made, store.name))
+
+
+def _true(sets: Mapping[str, Artifact]) -> Iterator[StoreFound]:
+    """The sets' own labels."""
+    for name, artifact in sorted(sets.items()):
+        read = IngestedSet(artifact)
+        files: dict[str, dict[str, StoredFile]] = {task: {} for task in read.spaces}
+        for images in _images(name, read):
+            for task in read.spaces:
+                files[task][images.address] = read.truth(task, images.split, images.shard.name)
+        for task, found in files.items():
+            yield StoreFound(f"{TRUE}-{name}-{task}", name, True, artifact.manifest["began"], found)

@@ -1,0 +1,129 @@
+"""Bringing what is in a root into the tables: what is there first, then what is new, look after look, on a thread."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from browser import catalogue
+from browser.catalogue import ImagesFound, StoreFound
+from browser.tables import Store, Tables, read_scalars
+from pipeline.errors import MustError
+from pipeline.roots import Root, StoredFile
+
+LOOK_S = 2.0
+"""Between looks at a root of this machine."""
+LOOK_ELSEWHERE_S = 20.0
+"""Between looks at one elsewhere: each is a request per thousand files."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """How much of what was found is in the tables, and what could not be read."""
+
+    loaded: int = 0
+    found: int = 0
+    damaged: dict[str, str] = dataclasses.field(default_factory=dict)
+    """By file, what is wrong with it."""
+
+
+class Loading:
+    """The tables of a root, kept up to date."""
+
+    def __init__(self, root: Root) -> None:
+        self.root, self.tables, self.progress = root, Tables(), Progress()
+        self.stores: dict[str, Store] = {}
+        self.found: catalogue.Found
+        self._images: dict[tuple[str, str, str], range] = {}
+        self._shards: dict[int, ImagesFound] = {}
+        self._by_address: dict[str, list[range]] = collections.defaultdict(list)
+        self._files: dict[str, dict[str, StoredFile]] = collections.defaultdict(dict)
+        self._over = threading.Event()
+
+    def look(self) -> None:
+        """One look: what is new comes in, what is gone goes. ConfigError if there is nothing at all."""
+        self.found = catalogue.look(self.root)
+        new_images = [images for images in self.found.images if self._key(images) not in self._images]
+        self.progress.found = len(self.found.images) + sum(len(store.files) for store in self.found.stores)
+        for images in new_images:
+            self._take(images)
+        for store in self.found.stores:
+            self._drop_gone(store)
+        for store, address, file in self._new():
+            self._read(store, address, file)
+
+    def _key(self, images: ImagesFound) -> tuple[str, str, str]:
+        return images.dataset, images.split, images.shard.sha256
+
+    def _take(self, images: ImagesFound) -> None:
+        try:
+            ids = self.tables.add_images(images)
+        except MustError as error:
+            self.progress.damaged[str(images.shard.index)] = str(error)
+            ids = range(0)
+        self._images[self._key(images)] = ids
+        if ids:
+            self._shards[ids.start] = images
+            self._by_address[images.address].append(ids)
+            self.progress.loaded += 1
+
+    def _new(self) -> Iterator[tuple[StoreFound, str, StoredFile]]:
+        """Label files that are not in the tables, shard by shard: what belongs together comes together."""
+        for address in [images.address for images in self.found.images]:
+            for store in self.found.stores:
+                file = store.files.get(address)
+                if file is not None and address not in self._files[store.name] and address in self._by_address:
+                    yield store, address, file
+
+    def _read(self, found: StoreFound, address: str, file: StoredFile) -> None:
+        self._files[found.name][address] = file
+        try:
+            space, labels = read_scalars(file)
+            store = self.stores.get(found.name) or self.tables.add_store(found.name, space)
+            self.stores[found.name] = store
+            ranges = [ids for ids in self._by_address[address] if len(ids) == len(labels)]
+            self.tables.add_labels(store, ranges, labels)
+        except MustError as error:
+            self.progress.damaged[str(file)] = str(error)
+            return
+        self.progress.loaded += 1
+
+    def _drop_gone(self, found: StoreFound) -> None:
+        """Labels whose file is gone or another one go out."""
+        there = self._files[found.name]
+        for address in [address for address, file in there.items() if found.files.get(address) != file]:
+            self.progress.damaged.pop(str(there.pop(address)), None)
+            if found.name in self.stores:
+                for ids in self._by_address[address]:
+                    self.tables.forget(self.stores[found.name], ids)
+
+    def keep_up(self) -> None:
+        """Look again and again, until `close`."""
+        pause = LOOK_S if self.root.local else LOOK_ELSEWHERE_S
+        while not self._over.wait(pause):
+            try:
+                self.look()
+            except (MustError, OSError) as error:
+                self.progress.damaged[str(self.root)] = str(error)
+
+    def close(self) -> None:
+        self._over.set()
+
+    def place(self, number: int) -> tuple[ImagesFound, int]:
+        """(image shard, row in it) of an image. KeyError if there is none of this number."""
+        starts = [start for start in self._shards if start <= number]
+        start = max(starts, default=-1)
+        if start < 0 or number >= start + len(self._images[self._key(self._shards[start])]):
+            raise KeyError(number)
+        return self._shards[start], number - start
+
+    def file(self, store: str, number: int) -> StoredFile | None:
+        """The label file of a store that has the label of an image, if there is one."""
+        images, _ = self.place(number)
+        return self._files[store].get(images.address)
+
+    def about(self) -> dict[str, Any]:
+        return {}

@@ -1,0 +1,195 @@
+"""What the page filters by: every column of images and labels that is small, in DuckDB tables in memory.
+
+images      a row per image: its set, split, shard and row, key, size, source
+<store>     a row per image that a label store has been asked about: status, confidence and the task's scalar columns,
+            and `classes` with how much of each is there (`amounts`)
+failures    why images have no label
+
+Blobs stay in their files. A million images with labels of five teachers are some 200 MB.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+import tasks
+from browser.catalogue import ImagesFound
+from pipeline.labels import Label, LabelSpace, about_labels, open_labels
+from pipeline.roots import StoredFile
+
+MEMORY = "400MB"
+TYPES = {pa.int32(): "INTEGER", pa.float32(): "FLOAT"}
+"""The columns of label files that are in the tables: those of these types."""
+SETTINGS = {
+    "enable_external_access": False,  # whatever a query says, it reaches no file and no network
+    "python_enable_replacements": False,  # nor a variable of this program
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
+IMAGES = """
+CREATE TYPE status AS ENUM ('ok', 'none', 'failed');
+CREATE TABLE shards (shard INTEGER, "set" VARCHAR, split VARCHAR, name VARCHAR, sha256 VARCHAR, images INTEGER);
+CREATE TABLE placed (id INTEGER, hash UBIGINT, shard INTEGER, "row" INTEGER, width INTEGER, height INTEGER,
+    bytes INTEGER, source VARCHAR);
+CREATE TABLE failures (id INTEGER, store VARCHAR, status status, reason VARCHAR);
+CREATE VIEW images AS SELECT id, printf('%016x', hash) AS key, "set", split, name AS shard, "row", width, height,
+    bytes, source FROM placed JOIN shards USING (shard);
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A label store that has a table: its name, and how its labels are read."""
+
+    name: str
+    label: Label
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The table's columns and their types, but for `id`."""
+        fields = [field for field in self.label.columns() if field.type in TYPES]
+        own = {field.name: TYPES[field.type] for field in fields}
+        held = {"classes": f"{self.classes}[]", "amounts": "FLOAT[]"} if self.label.counted else {}
+        return {"status": "status", "confidence": "FLOAT", **own, **held}
+
+    @property
+    def table(self) -> str:
+        return quoted(self.name)
+
+    @property
+    def classes(self) -> str:
+        """The type of class names."""
+        return quoted(f"classes of {self.name}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a query found: the names of its columns, and rows."""
+
+    columns: list[str]
+    rows: list[tuple[Any, ...]]
+
+
+class Tables:
+    """The tables, written by one thread and read by any number."""
+
+    def __init__(self) -> None:
+        self._database = duckdb.connect(":memory:", config={"memory_limit": MEMORY, **SETTINGS})
+        self._database.execute(IMAGES)
+        self._lock = threading.Lock()
+        self._next, self._shards = 0, 0
+
+    def ask(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Answer:
+        """What a query finds. Any thread may ask."""
+        with self._database.cursor() as cursor:
+            found = cursor.execute(sql, parameters)
+            return Answer([about[0] for about in found.description], found.fetchall())
+
+    def add_images(self, found: ImagesFound) -> range:
+        """Put an image shard's rows into the table; their numbers, by which everything else names them."""
+        index = found.shard.columns("key", "width", "height", "length", "source")
+        count, shard = len(index), self._shards
+        ids = range(self._next, self._next + count)
+        columns = {
+            "id": pa.array(ids, pa.int32()),
+            "hash": pa.array([int(key, 16) for key in index.column("key").to_pylist()], pa.uint64()),
+            "shard": pa.array(np.full(count, shard, np.int32)),
+            "row": pa.array(np.arange(count, dtype=np.int32)),
+            "width": index.column("width"),
+            "height": index.column("height"),
+            "bytes": index.column("length").cast(pa.int32()),
+            "source": index.column("source"),
+        }
+        with self._lock:
+            about = (shard, found.dataset, found.split, found.shard.name, found.shard.sha256, count)
+            self._database.execute("INSERT INTO shards VALUES (?, ?, ?, ?, ?, ?)", about)
+            self._insert("placed", pa.table(columns))
+        self._next, self._shards = ids.stop, shard + 1
+        return ids
+
+    def add_store(self, name: str, space: LabelSpace) -> Store:
+        """Make the table of a label store."""
+        store = Store(name, tasks.label(space))
+        names = ", ".join(literal(one) for one in distinct(space.classes) or ["none"])
+        columns = ", ".join(f"{quoted(column)} {kind}" for column, kind in store.columns.items())
+        with self._lock:
+            self._database.execute(f"CREATE TYPE {store.classes} AS ENUM ({names})")
+            self._database.execute(f"CREATE TABLE {store.table} (id INTEGER, {columns})")
+        return store
+
+    def add_labels(self, store: Store, shard: Iterable[range], labels: pa.Table) -> None:
+        """Put the rows of a label file into its store's table, for every image shard that it is about."""
+        columns = {name: labels.column(name) for name in store.columns if name in labels.column_names}
+        columns |= held(store.label, labels)
+        bad = pc.not_equal(labels.column("status"), "ok")
+        for ids in shard:
+            numbers = pa.array(ids, pa.int32())
+            failed = pa.table([numbers, labels.column("status"), labels.column("reason")], ["id", "status", "reason"])
+            failed = failed.filter(bad).add_column(1, "store", pa.repeat(store.name, pc.sum(bad).as_py() or 0))
+            with self._lock:
+                self._insert(store.table, pa.table({"id": numbers, **columns}))
+                self._insert("failures", failed)
+
+    def _insert(self, table: str, rows: pa.Table) -> None:
+        self._database.register("arriving", rows)
+        self._database.execute(f"INSERT INTO {table} BY NAME SELECT * FROM arriving")
+        self._database.unregister("arriving")
+
+    def forget(self, store: Store, shard: range) -> None:
+        """Take the labels of an image shard out: their file is gone."""
+        between = (shard.start, shard.stop)
+        with self._lock:
+            self._database.execute(f"DELETE FROM {store.table} WHERE id >= ? AND id < ?", between)
+            self._database.execute(
+                "DELETE FROM failures WHERE store = ? AND id >= ? AND id < ?", (store.name, *between)
+            )
+
+
+def read_scalars(file: StoredFile) -> tuple[LabelSpace, pa.Table]:
+    """A label file's space, and its columns that are small or that `Label.holds` reads."""
+
+    def read(parquet: Any) -> tuple[LabelSpace, pa.Table]:
+        schema = parquet.schema_arrow
+        space = LabelSpace.from_json(about_labels(schema, file)["space"])
+        wanted = {"status", "reason", *tasks.label(space).counted}
+        names = [field.name for field in schema if field.type in TYPES or field.name in wanted]
+        return space, parquet.read(names)
+
+    return open_labels(file, read)
+
+
+def held(label: Label, labels: pa.Table) -> dict[str, pa.Array]:
+    """The columns `classes` and `amounts`: lists, empty where there is no label; none for a task without classes."""
+    if not label.counted:
+        return {}
+    found = label.holds(labels)
+    ends = np.searchsorted(found.rows, np.arange(len(labels) + 1)).astype(np.int32)
+    names = np.array(distinct(label.space.classes), dtype=object)
+    return {
+        "classes": pa.ListArray.from_arrays(ends, pa.array(names[found.classes], pa.string())),
+        "amounts": pa.ListArray.from_arrays(ends, pa.array(found.amounts)),
+    }
+
+
+def distinct(classes: Sequence[str]) -> list[str]:
+    """The names of classes; those that occur twice with their number."""
+    twice = {name for name in classes if classes.count(name) > 1}
+    return [f"{name} #{number}" if name in twice else name for number, name in enumerate(classes)]
+
+
+def quoted(name: str) -> str:
+    """A name as SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A text as SQL writes it."""
+    return "'" + text.replace("'", "''") + "'"
