@@ -132,6 +132,16 @@ class Label(ABC):
         """What the label says or how much it holds, in a few words; "" where only the drawing can tell."""
 
     @abstractmethod
+    def at(self, value: Value, place: tuple[float, float]) -> str:
+        """What the label says of a `place` = (x, y) in [0, 1] of the image, in a few words; "" where nothing."""
+
+    @abstractmethod
+    def differ(self, one: Value, other: Value) -> float:
+        """How far two labels of one image are apart, from 0 (they say the same) to 1; each task says by what. Where one
+        of them says nothing at all they are 1 apart.
+        """
+
+    @abstractmethod
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Per class, how much the row holds and how much of it `threshold` keeps: objects, pixels or images.
 
@@ -160,6 +170,27 @@ def gather(grid: NDArray[Any], box: Box, size: tuple[int, int], fill: Any) -> ND
         out[outside_y] = fill
         out[:, outside_x] = fill
     return out
+
+
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+
+
+def cell(grid: NDArray[Any], place: tuple[float, float]) -> Any:
+    """The entry of a raster (h, w, ...) over the image at a place (x, y) in [0, 1]."""
+    x, y = (min(int(part * side), side - 1) for part, side in zip(place, (grid.shape[1], grid.shape[0]), strict=True))
+    return grid[y, x]
+
+
+def on_one_raster(one: NDArray[Any], other: NDArray[Any], fill: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Two rasters over one image, both at the finer one's size: nearest cells."""
+    height, width = (max(sides) for sides in zip(one.shape[:2], other.shape[:2], strict=True))
+    return gather(one, WHOLE, (height, width), fill), gather(other, WHOLE, (height, width), fill)
+
+
+def share_apart(apart: NDArray[Any], one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    """The mean of `apart`, in [0, 1], over the cells that both know; 1 if one alone knows any, 0 if none does."""
+    both = one & other
+    return float(apart[both].mean()) if both.any() else float(one.any() != other.any())
 
 
 def about_store(label: Label, maker: str, image_shard: str) -> dict[str, Any]:

@@ -197,6 +197,54 @@ def test_a_label_is_drawn_on_an_image_of_any_size(space: LabelSpace) -> None:
 
 
 @every_space
+@CHEAP
+@given(seed=st.integers(0, 50), h=st.integers(1, 17), w=st.integers(1, 17))
+def test_a_label_differs_from_itself_by_nothing_and_from_one_without_content_by_all(
+    space: LabelSpace, seed: int, h: int, w: int
+) -> None:
+    label, value, other = tasks.label(space), value_of(space, seed, (h, w)), value_of(space, seed + 1, (w, h))
+    assert label.differ(value, value) == pytest.approx(0, abs=1e-6)
+    assert label.differ(label.flip(value), label.flip(value)) == pytest.approx(0, abs=1e-6)
+    assert 0 <= label.differ(value, other) <= 1
+    if space.scale == "metric":  # else the one is brought to the other's scale
+        assert label.differ(value, other) == pytest.approx(label.differ(other, value), abs=0.05)
+    empty = nothing_known(label, value)
+    assert label.differ(empty, empty) == 0
+    if len(value.get("boxes", [None])):
+        assert label.differ(value, empty) == label.differ(empty, value) == 1
+
+
+@every_space
+@pytest.mark.parametrize("place", [(0.0, 0.0), (0.3, 0.8), (1.0, 1.0)])
+def test_a_label_tells_what_is_at_a_place(space: LabelSpace, place: tuple[float, float]) -> None:
+    label, value = tasks.label(space), value_of(space, 3)
+    told = label.at(value, place)
+    mirrored = label.at(label.flip(value), (1 - place[0], place[1]))
+    assert told.replace("left", "right") == mirrored.replace("left", "right") or space.task == "texture"
+    assert label.at(nothing_known(label, value), place) in ("", "no class")
+    assert told or space.task == "detection"
+
+
+@every_space
+def test_what_a_file_of_labels_holds_is_what_its_rows_hold(space: LabelSpace) -> None:
+    """By class; and of rows without a label nothing."""
+    label = tasks.label(space)
+    rows: list[Row] = [{"key": "k", "status": "none"}]
+    rows += [{"key": "k", "status": "ok", **label.encode(value_of(space, seed))} for seed in range(4)]
+    table = pa.Table.from_pylist([*rows, rows[0]], schema=pa.schema([*COMMON, *label.columns()]))
+    held = label.holds(table.select([*label.counted]))
+    found = {(int(row), int(number)) for row, number in zip(held.rows, held.classes, strict=True)}
+    assert len(found) == len(held.rows)
+    assert (np.diff(held.rows) >= 0).all()
+    assert ((held.amounts > 0) & (held.amounts <= 1 + 1e-6)).all()
+    if label.counted:
+        expected = {(n, int(c)) for n in range(1, 5) for c in np.flatnonzero(label.count(rows[n], 0.0)[0])}
+        assert found == expected
+    else:
+        assert not found
+
+
+@every_space
 def test_a_threshold_of_0_keeps_all_and_a_higher_one_no_more(space: LabelSpace) -> None:
     label = tasks.label(space)
     row = on_disk(label, value_of(space, 4))

@@ -76,6 +76,15 @@ class TaskLabel(Label):
             return "no class"
         return f"{self.space.classes[top].split(',')[0]} {value['probs'][top]:.0%}"
 
+    def at(self, value: Value, place: tuple[float, float]) -> str:
+        return self.say(value)
+
+    def differ(self, one: Value, other: Value) -> float:
+        """Half the sum of what the probabilities differ by (total variation)."""
+        if one["probs"].any() != other["probs"].any():
+            return 1.0
+        return float(np.abs(one["probs"].astype(np.float64) - other["probs"]).sum() / 2)
+
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         held = np.bincount([row["top"]], minlength=len(self.space.classes)).astype(np.float64)
         return held, held * int(_reaches(row, threshold))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline import codecs
-from pipeline.labels import Box, Label, Row, Value, gather
+from pipeline.labels import Box, Label, Row, Value, cell, gather, on_one_raster, share_apart
 from tasks.colours import caption, enlarge, ramp
 
 EXTREMES = (1, 99)
@@ -80,6 +80,31 @@ class TaskLabel(Label):
         low, high = np.percentile(known, EXTREMES)
         return f"{low:.1f} to {high:.1f}{' m' if self.space.scale == 'metric' else ''}"
 
+    def at(self, value: Value, place: tuple[float, float]) -> str:
+        depth = float(cell(value["depth"], place))
+        unit = " m" if self.space.scale == "metric" else ""
+        return f"{depth:.2f}{unit}" if depth else ""
+
+    def differ(self, one: Value, other: Value) -> float:
+        """The share of the pixels that both know where one is more than 1.25 times the other; relative depths after the
+        scale and shift that bring them closest.
+        """
+        left, right = on_one_raster(one["depth"].astype(np.float64), other["depth"].astype(np.float64), 0.0)
+        known = left > 0, right > 0
+        if self.space.scale == "relative":
+            right = _brought_near(right, left, known[0] & known[1])
+        ratio = np.maximum(left, 1e-6) / np.maximum(right, 1e-6)
+        return share_apart(np.maximum(ratio, 1 / ratio) > 1.25, *known)
+
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         known = np.array([round((1 - row["unknown"]) * row["h"] * row["w"])], dtype=np.float64)
         return known, known
+
+
+def _brought_near(
+    depth: NDArray[np.float64], target: NDArray[np.float64], known: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """A relative depth under the scale and shift that bring it closest to another, in least squares."""
+    design = np.stack([depth[known], np.ones(int(known.sum()))], axis=1)
+    scale, shift = np.linalg.lstsq(design, target[known], rcond=None)[0]
+    return np.asarray(scale * depth + shift)

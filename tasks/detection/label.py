@@ -109,6 +109,18 @@ class TaskLabel(Label):
         count = len(value["boxes"])
         return f"{count} box{'' if count == 1 else 'es'}"
 
+    def at(self, value: Value, place: tuple[float, float]) -> str:
+        x, y = np.array(place) * value["size"]
+        x0, y0, x1, y1 = value["boxes"].T
+        inside = np.flatnonzero((x0 <= x) & (x <= x1) & (y0 <= y) & (y <= y1))
+        best = inside[np.argsort(-value["scores"][inside], kind="stable")]
+        return ", ".join(f"{self.space.classes[value['classes'][n]]} {value['scores'][n]:.0%}" for n in best)
+
+    def differ(self, one: Value, other: Value) -> float:
+        """1 - F1 of boxes of one class that overlap by half or more (IoU), each used once, the best scores first."""
+        total = len(one["boxes"]) + len(other["boxes"])
+        return 1 - 2 * _matches(one, other) / total if total else 0.0
+
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Objects, as the sum of scores: most raw boxes are doubles with a score near zero, and no object each."""
         classes, scores = np.array(row["classes"], dtype=np.int64), np.array(row["scores"], dtype=np.float32)
@@ -121,6 +133,29 @@ class TaskLabel(Label):
 def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     area: NDArray[np.float64] = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
     return area
+
+
+def _matches(one: Value, other: Value) -> int:
+    """How many boxes of the one have a partner in the other."""
+    scale = np.tile(other["size"] / np.maximum(one["size"], 1), 2)
+    overlap = _overlaps(one["boxes"].astype(np.float64) * scale, other["boxes"].astype(np.float64))
+    overlap *= one["classes"][:, None] == other["classes"][None, :]
+    found = 0
+    for number in np.argsort(-one["scores"], kind="stable") if overlap.size else ():
+        partner = int(overlap[number].argmax())
+        if overlap[number, partner] >= 0.5:
+            overlap[:, partner] = 0
+            found += 1
+    return found
+
+
+def _overlaps(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Intersection over union of boxes (N, 4) and (M, 4): (N, M)."""
+    low = np.maximum(one[:, None, :2], other[None, :, :2])
+    high = np.minimum(one[:, None, 2:], other[None, :, 2:])
+    shared = np.prod(np.maximum(high - low, 0), axis=2)
+    union: NDArray[np.float64] = _area(one)[:, None] + _area(other)[None, :] - shared
+    return np.asarray(shared / np.maximum(union, 1e-9))
 
 
 def _select(value: Value, keep: NDArray[np.bool_]) -> Value:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline import codecs
-from pipeline.labels import Box, Label, Row, Value, gather
+from pipeline.labels import Box, Label, Row, Value, cell, gather, on_one_raster, share_apart
 from tasks.colours import enlarge
 
 
@@ -63,6 +63,21 @@ class TaskLabel(Label):
 
     def say(self, value: Value) -> str:
         return ""
+
+    def at(self, value: Value, place: tuple[float, float]) -> str:
+        x, y, z = (float(part) for part in cell(value["normals"], place))
+        if not (x or y or z):
+            return ""
+        angles = np.degrees(np.arctan2([x, y], max(z, 1e-6)))
+        across, along = "right" if x >= 0 else "left", "up" if y >= 0 else "down"
+        return f"{abs(angles[0]):.0f}° {across}, {abs(angles[1]):.0f}° {along}"
+
+    def differ(self, one: Value, other: Value) -> float:
+        """The mean angle over the pixels that both know, of 180 degrees."""
+        left, right = on_one_raster(one["normals"].astype(np.float64), other["normals"].astype(np.float64), 0.0)
+        chord = np.linalg.norm(left - right, axis=-1)  # small angles by their cosine would drown in rounding
+        angle = 2 * np.arcsin(np.clip(chord / 2, 0, 1)) / np.pi
+        return share_apart(angle, np.asarray(left.any(axis=-1)), np.asarray(right.any(axis=-1)))
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         known = np.array([round((1 - row["unknown"]) * row["h"] * row["w"])], dtype=np.float64)

@@ -9,7 +9,7 @@ from PIL import Image as Images
 from PIL.Image import Image
 
 from pipeline import codecs
-from pipeline.labels import Box, Held, Label, Row, Value, flattened, gather
+from pipeline.labels import Box, Held, Label, Row, Value, cell, flattened, gather, on_one_raster
 from tasks.colours import enlarge, palette
 
 IGNORE = 65535
@@ -90,6 +90,18 @@ class TaskLabel(Label):
 
     def say(self, value: Value) -> str:
         return f"{(value['classes'] != IGNORE).mean():.0%} of the pixels"
+
+    def at(self, value: Value, place: tuple[float, float]) -> str:
+        number = int(cell(value["classes"], place))
+        if number == IGNORE:
+            return ""
+        return f"{self.space.classes[number]} {float(cell(value['confidence'], place)):.0%}"
+
+    def differ(self, one: Value, other: Value) -> float:
+        """The share of the pixels that either knows of which they don't say the same."""
+        left, right = on_one_raster(one["classes"], other["classes"], IGNORE)
+        known = (left != IGNORE) | (right != IGNORE)
+        return float((left != right)[known].mean()) if known.any() else 0.0
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         total = len(self.space.classes)

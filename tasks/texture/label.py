@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline import codecs
-from pipeline.labels import Box, Label, Row, Value, gather
+from pipeline.labels import Box, Label, Row, Value, cell, gather, on_one_raster, share_apart
 from tasks.colours import enlarge, palette
 
 UNKNOWN = -1.0
@@ -64,6 +64,16 @@ class TaskLabel(Label):
 
     def say(self, value: Value) -> str:
         return ""
+
+    def at(self, value: Value, place: tuple[float, float]) -> str:
+        answers = cell(value["responses"], place)
+        best = int(answers.argmax())
+        return f"{self.space.classes[best]} {answers[best]:.2f}" if answers[best] > 0 else ""
+
+    def differ(self, one: Value, other: Value) -> float:
+        """The mean of what the responses differ by, over the cells that both know."""
+        left, right = on_one_raster(one["responses"], other["responses"], UNKNOWN)
+        return share_apart(np.abs(left - right), left >= 0, right >= 0)
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         cells = np.full(len(self.space.classes), row["h"] * row["w"], dtype=np.float64)

@@ -1,0 +1,125 @@
+"""What a link of the page says, as SQL: conditions, an order, and from where in the list.
+
+A condition is `<column><operator><value>`, as in `things.confidence<0.3`, `street.class=car`, `source~IMG_0`. Columns
+are those of the table `images`, and of a label store after its name and a dot; `class` means that the class is there,
+and `confidence` and the task's own columns are as in the label files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from browser.tables import Store, distinct, quoted
+from pipeline.errors import ConfigError, choose
+
+CONDITION = re.compile(r"(?P<column>.+?)(?P<operator><=|>=|!=|=|<|>|~)(?P<value>.*)", re.DOTALL)
+IMAGES = {
+    "id": int,
+    "key": str,
+    "set": str,
+    "split": str,
+    "shard": str,
+    "row": int,
+    "width": int,
+    "height": int,
+    "bytes": int,
+    "source": str,
+}
+"""The columns of images, and what is in them."""
+EXAMPLE = "write for example things.confidence<0.3, things.class=car or source~IMG_0"
+
+
+@dataclasses.dataclass(frozen=True)
+class Clause:
+    """A part of a query, its parameters, and the stores whose tables it needs."""
+
+    sql: str
+    parameters: tuple[Any, ...] = ()
+    stores: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column: how SQL names it, what kind of value it has, and the store it is of, None if it is the images'."""
+
+    sql: str
+    kind: type
+    store: Store | None = None
+    name: str = ""
+
+
+def column(text: str, stores: Mapping[str, Store]) -> Column:
+    """The column that a link names. ConfigError lists those that there are."""
+    place, dot, name = text.rpartition(".")
+    if not dot:
+        choose(name, IMAGES, "Column")
+        return Column(f"images.{quoted(name)}", IMAGES[name], None, name)
+    store = stores[choose(place, stores, "Label store")]
+    known = {"class", *(each for each in store.columns if each not in ("classes", "amounts"))}
+    choose(name, known if store.label.counted else known - {"class"}, f"Column of {place}")
+    kind = str if name in ("status", "class") else float
+    return Column(f"{store.table}.{quoted(name)}", kind, store, name)
+
+
+def condition(text: str, stores: Mapping[str, Store]) -> Clause:
+    """One condition. ConfigError says what would have worked."""
+    parts = CONDITION.fullmatch(text)
+    if parts is None:
+        raise ConfigError(f"Condition {text!r} has no operator: {EXAMPLE}.")
+    found, operator = column(parts["column"], stores), parts["operator"]
+    needs = frozenset({found.store.name}) if found.store else frozenset[str]()
+    if found.name == "class" and found.store:
+        return _of_class(found.store, operator, parts["value"])
+    if operator == "~":
+        return Clause(f"contains(lower({found.sql}::VARCHAR), lower(?))", (parts["value"],), needs)
+    cast = "::VARCHAR" if found.kind is str else ""
+    return Clause(f"{found.sql}{cast} {operator} ?", (_value(found, parts["value"]),), needs)
+
+
+def _of_class(store: Store, operator: str, name: str) -> Clause:
+    if operator not in ("=", "!="):
+        raise ConfigError(f"Condition on {store.name}.class: a class is there (=) or not (!=), and nothing else.")
+    choose(name, distinct(store.label.space.classes), f"Class of {store.name}")
+    there = f"list_contains({store.table}.classes, ?::{store.classes})"
+    return Clause(there if operator == "=" else f"NOT {there}", (name,), frozenset({store.name}))
+
+
+def _value(found: Column, text: str) -> Any:
+    if found.kind is str:
+        return text
+    try:
+        return found.kind(text)
+    except ValueError as error:
+        raise ConfigError(f"Condition on {found.name}: {text!r} is no number.") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The images that a link is about, in its order."""
+
+    conditions: Sequence[str] = ()
+    order: str = "id"
+    """A column; with a minus before it the largest come first."""
+
+    def clauses(self, stores: Mapping[str, Store]) -> list[Clause]:
+        return [condition(text, stores) for text in self.conditions]
+
+    def select(self, what: str, stores: Mapping[str, Store], more: Sequence[Clause] = (), rest: str = "") -> Clause:
+        """`SELECT what` of these images, `more` conditions among them; `rest` is what comes behind."""
+        every = [*self.clauses(stores), *more]
+        needed = sorted(frozenset[str]().union(*(clause.stores for clause in every)))
+        joins = "".join(f" JOIN {stores[name].table} USING (id)" for name in needed)
+        where = " AND ".join(f"({clause.sql})" for clause in every if clause.sql) or "true"
+        parameters = tuple(value for clause in every for value in clause.parameters)
+        return Clause(f"SELECT {what} FROM images{joins} WHERE {where} {rest}", parameters, frozenset(needed))
+
+    def ordered(self, stores: Mapping[str, Store], limit: int, offset: int) -> Clause:
+        """The numbers of the images on a page, `limit` of them at most."""
+        found = column(self.order.removeprefix("-"), stores)
+        needs = Clause("", (), frozenset({found.store.name}) if found.store else frozenset[str]())
+        down = "DESC" if self.order.startswith("-") else "ASC"
+        rest = f"ORDER BY {found.sql} {down} NULLS LAST, images.id LIMIT {int(limit)} OFFSET {int(offset)}"
+        return self.select("images.id", stores, [needs], rest)
