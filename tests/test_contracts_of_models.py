@@ -1,0 +1,212 @@
+"""What every task's model owes the house: loss, metrics, predictions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import tasks
+from pipeline.labels import LabelSpace, Value
+from tasks.learning import to_numpy
+from tasks.network import Network, NetworkConfig
+from tasks.task import Task
+from tests.spaces import (
+    EMPTY_SAYS_SOMETHING,
+    SIDE,
+    SPACES,
+    WHOLE,
+    every_space,
+    features,
+    head_of,
+    name_of,
+    nothing_known,
+    on_disk,
+    same,
+    value_of,
+)
+
+# A task's model: how it is learned
+
+
+def target_of(task: Task, values: list[Value]) -> Any:
+    """Targets in the raster that heads work in; boxes in the input's pixels, as the loader makes them."""
+    side = SIDE if "boxes" in values[0] else SIDE // 4
+    return task.collate([tasks.label(task.space).crop(value, WHOLE, (side, side)) for value in values])
+
+
+def tiny(space: LabelSpace, backbone: str) -> Network:
+    about = {"backbone": backbone, "image_size": SIDE, "width": 16, "proposals": 16, "heads": {"head": space.to_json()}}
+    return Network(NetworkConfig.model_validate(about)).train()
+
+
+@every_space
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_the_loss_is_finite_and_falls_on_one_batch(space: LabelSpace, backbone: str) -> None:
+    network = tiny(space, backbone)
+    images = torch.randint(0, 256, (4, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    target = target_of(network.tasks["head"], [value_of(space, seed) for seed in range(4)])
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(12):
+        loss = network.losses(images, {"head": {"rows": torch.arange(4), "target": target}})["head"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.isfinite(losses).all(), losses
+    assert np.mean(losses[-3:]) < 0.95 * np.mean(losses[:2]), losses
+
+
+@every_space
+@pytest.mark.parametrize("pieces", [[1, 3], [2, 2], [1, 1, 1, 1]], ids=str)
+def test_the_loss_of_a_batch_is_that_of_its_pieces_by_how_much_is_in_each(space: LabelSpace, pieces: list[int]) -> None:
+    """Of images of which one or the other knows little. Detection draws samples, whose number varies a little."""
+    network = tiny(space, "test_convnext").eval()  # its norms look at one image
+    task, label = network.tasks["head"], tasks.label(space)
+    values = [value_of(space, seed) for seed in range(4)]
+    values[1] = label.crop(values[1], (0.5, 0.5, 1.5, 1.5), (SIDE, SIDE))
+    images = torch.randint(0, 256, (4, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    if space.task == "detection":
+        network.heads.train()
+
+    def loss(run: slice) -> tuple[float, float]:
+        target = target_of(task, values[run])
+        rows = torch.arange(len(values[run]))
+        with torch.no_grad():
+            mean = network.losses(images[run], {"head": {"rows": rows, "target": target}})["head"]
+        return float(mean), task.amount(target)
+
+    whole, amount = loss(slice(0, 4))
+    ends = np.cumsum(pieces).tolist()
+    found = [loss(slice(end - size, end)) for size, end in zip(pieces, ends, strict=True)]
+    assert sum(share for _, share in found) == amount > 0
+    tolerance = 0.3 if space.task == "detection" else 1e-4
+    assert sum(mean * share / amount for mean, share in found) == pytest.approx(whole, rel=tolerance)
+
+
+def output_of(space: LabelSpace, count: int) -> tuple[Task, Tensor]:
+    """The raw output for random features, as a leaf that gradients arrive at."""
+    task, head = head_of(space)
+    with torch.no_grad():
+        output: Tensor = head(features(9, count=count, loud=1.0))
+    return task, output.clone().requires_grad_()
+
+
+CAN_BE_UNKNOWN = [space for space in SPACES if space.task not in EMPTY_SAYS_SOMETHING]
+DENSE = [space for space in CAN_BE_UNKNOWN if output_of(space, 1)[1].ndim == 4]
+can_be_unknown = pytest.mark.parametrize("space", CAN_BE_UNKNOWN, ids=name_of)
+dense = pytest.mark.parametrize("space", DENSE, ids=name_of)
+
+
+@can_be_unknown
+def test_the_loss_is_0_without_gradient_where_nothing_is_known(space: LabelSpace) -> None:
+    task, output = output_of(space, 2)
+    empty = nothing_known(tasks.label(space), value_of(space, 5))
+    loss = task.loss(output, target_of(task, [empty, empty]))
+    loss.backward()
+    assert loss.item() == 0
+    assert output.grad is not None
+    assert not output.grad.any()
+
+
+@can_be_unknown
+def test_an_image_without_label_changes_nothing_for_the_others(space: LabelSpace) -> None:
+    task, both = output_of(space, 2)
+    value = value_of(space, 6)
+    alone = both.detach()[:1].clone().requires_grad_()
+    empty = nothing_known(tasks.label(space), value)
+    one, two = task.loss(alone, target_of(task, [value])), task.loss(both, target_of(task, [value, empty]))
+    one.backward()
+    two.backward()
+    assert alone.grad is not None
+    assert both.grad is not None
+    torch.testing.assert_close(one, two)
+    torch.testing.assert_close(both.grad[:1], alone.grad)
+    assert not both.grad[1].any()
+    assert alone.grad.any()
+
+
+@dense
+def test_what_the_network_says_of_unknown_pixels_is_ignored(space: LabelSpace) -> None:
+    task, output = output_of(space, 1)
+    shifted = tasks.label(space).crop(value_of(space, 7), (-0.5, 0.0, 0.5, 1.0), (16, 16))  # left half: unknown
+    target = task.collate([shifted])
+    elsewhere = output.detach().clone()
+    elsewhere[..., :8] = 5 * torch.randn(elsewhere[..., :8].shape, generator=torch.Generator().manual_seed(2))
+    elsewhere.requires_grad_()
+    one, other = task.loss(output, target), task.loss(elsewhere, target)
+    one.backward()
+    other.backward()
+    assert output.grad is not None
+    torch.testing.assert_close(one, other)
+    torch.testing.assert_close(output.grad, elsewhere.grad)
+    assert not output.grad[..., :8].any()
+    assert output.grad[..., 8:].any()
+
+
+@every_space
+def test_every_metric_that_is_named_is_computed_and_no_other(space: LabelSpace) -> None:
+    task, _ = head_of(space)
+    before = task.metrics().compute()  # of nothing yet
+    metric = task.metrics()
+    metric.update(value_of(space, 1), value_of(space, 2))
+    assert set(before) == set(metric.compute()) == set(task.better)
+    assert all(math.isfinite(value) for value in [*before.values(), *metric.compute().values()])
+
+
+@every_space
+def test_a_perfect_prediction_scores_perfectly_and_another_does_not(space: LabelSpace) -> None:
+    task, _ = head_of(space)
+    perfect, other = task.metrics(), task.metrics()
+    for seed in range(4):
+        value = value_of(space, seed)
+        perfect.update(value, value)
+        other.update(value_of(space, 10 + seed), value)
+    for name, score in perfect.compute().items():
+        higher = task.better[name] == "higher"
+        assert score == pytest.approx(1.0 if higher else 0.0, abs=0.006), name
+        worse = other.compute()[name]
+        assert (worse < score) if higher else (worse > score), name
+
+
+@every_space
+def test_metrics_do_not_depend_on_the_order_of_the_images(space: LabelSpace) -> None:
+    task, _ = head_of(space)
+    pairs = [(value_of(space, seed), value_of(space, seed + 20)) for seed in range(5)]
+    pairs[2] = (pairs[2][0], pairs[2][0])
+    forward, backward = task.metrics(), task.metrics()
+    for predicted, true in pairs:
+        forward.update(predicted, true)
+    for predicted, true in reversed(pairs):
+        backward.update(predicted, true)
+    assert forward.compute() == pytest.approx(backward.compute(), rel=1e-9)
+    assert forward.compute() == forward.compute(), "asking twice changes the answer"
+
+
+@every_space
+@torch.no_grad()
+def test_a_prediction_does_not_depend_on_the_batch_it_is_in(space: LabelSpace) -> None:
+    task, head = head_of(space)
+    batch = features(11, count=3)
+    together = to_numpy(task.predict(head(batch)))
+    for index in range(3):
+        alone = to_numpy(task.predict(head(batch.select(torch.tensor([index])))))
+        same(task.value(alone, 0, (50, 40)), task.value(together, index, (50, 40)), share=1e-3)
+
+
+@every_space
+def test_the_constant_guess_is_a_label(space: LabelSpace) -> None:
+    task, _ = head_of(space)
+    label = tasks.label(space)
+    values = [value_of(space, seed) for seed in range(3)]
+    guess = task.constant(iter(values))
+    same(label.decode(on_disk(label, guess)), guess, share=0.01)
+    metric = task.metrics()
+    for value in values:
+        metric.update(guess, value)
+    assert all(math.isfinite(score) for score in metric.compute().values())
