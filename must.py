@@ -55,6 +55,7 @@ Force = Annotated[
     typer.Option("--force", metavar="STEP", help="Make this step again; what is behind it if its result differs."),
 ]
 DEFAULT_ROOT = "must-root"
+LOCALHOST = "127.0.0.1"
 
 
 def run(
@@ -231,6 +232,21 @@ def status_command(as_json: Annotated[bool, typer.Option("--json", help="For pro
         print(json.dumps(found, indent=1))
     else:
         Console().show_status(found)
+
+
+@app.command("browse")
+def browse_command(
+    path: Annotated[str, typer.Argument(metavar="[ROOT_OR_STORE]", help="A root, or a folder in one.")] = DEFAULT_ROOT,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8800,
+    host: Annotated[
+        str, typer.Option("--host", help="Another than this machine may reach it: needs --token.")
+    ] = "127.0.0.1",
+    token: Annotated[str | None, typer.Option("--token", help="What whoever looks has to know.")] = None,
+) -> None:
+    """Look at labels and images in a browser, also while a run is writing them."""
+    from browser.serve import serve
+
+    serve(path, host, port, token)
 
 
 export = typer.Typer(no_args_is_help=True, help="Take results out of a root, in forms that other tools read.")

@@ -41,6 +41,11 @@ class Clause:
     stores: frozenset[str] = frozenset()
 
 
+def joined(store: str | None) -> Clause:
+    """What restricts a query to the images that a store has been asked about, so that its columns can be named."""
+    return Clause("", (), frozenset({store}) if store else frozenset[str]())
+
+
 @dataclasses.dataclass(frozen=True)
 class Column:
     """A column: how SQL names it, what kind of value it has, and the store it is of, None if it is the images'."""
@@ -119,7 +124,7 @@ class View:
     def ordered(self, stores: Mapping[str, Store], limit: int, offset: int) -> Clause:
         """The numbers of the images on a page, `limit` of them at most."""
         found = column(self.order.removeprefix("-"), stores)
-        needs = Clause("", (), frozenset({found.store.name}) if found.store else frozenset[str]())
+        needs = joined(found.store.name if found.store else None)
         down = "DESC" if self.order.startswith("-") else "ASC"
         rest = f"ORDER BY {found.sql} {down} NULLS LAST, images.id LIMIT {int(limit)} OFFSET {int(offset)}"
         return self.select("images.id", stores, [needs], rest)

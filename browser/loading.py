@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 from browser import catalogue
 from browser.catalogue import ImagesFound, StoreFound
@@ -31,12 +30,12 @@ class Progress:
 
 
 class Loading:
-    """The tables of a root, kept up to date."""
+    """The tables of a root, kept up to date. Raises ConfigError if there is nothing in it."""
 
     def __init__(self, root: Root) -> None:
         self.root, self.tables, self.progress = root, Tables(), Progress()
         self.stores: dict[str, Store] = {}
-        self.found: catalogue.Found
+        self.found = catalogue.look(root)
         self._images: dict[tuple[str, str, str], range] = {}
         self._shards: dict[int, ImagesFound] = {}
         self._by_address: dict[str, list[range]] = collections.defaultdict(list)
@@ -44,7 +43,7 @@ class Loading:
         self._over = threading.Event()
 
     def look(self) -> None:
-        """One look: what is new comes in, what is gone goes. ConfigError if there is nothing at all."""
+        """One look: what is new comes in, what is gone goes."""
         self.found = catalogue.look(self.root)
         new_images = [images for images in self.found.images if self._key(images) not in self._images]
         self.progress.found = len(self.found.images) + sum(len(store.files) for store in self.found.stores)
@@ -103,11 +102,14 @@ class Loading:
     def keep_up(self) -> None:
         """Look again and again, until `close`."""
         pause = LOOK_S if self.root.local else LOOK_ELSEWHERE_S
-        while not self._over.wait(pause):
+        while True:
             try:
                 self.look()
+                self.progress.damaged.pop(str(self.root), None)
             except (MustError, OSError) as error:
                 self.progress.damaged[str(self.root)] = str(error)
+            if self._over.wait(pause):
+                return
 
     def close(self) -> None:
         self._over.set()
@@ -124,6 +126,3 @@ class Loading:
         """The label file of a store that has the label of an image, if there is one."""
         images, _ = self.place(number)
         return self._files[store].get(images.address)
-
-    def about(self) -> dict[str, Any]:
-        return {}

@@ -89,9 +89,13 @@ class Tables:
 
     def ask(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Answer:
         """What a query finds. Any thread may ask."""
-        with self._database.cursor() as cursor:
+        with self.cursor() as cursor:
             found = cursor.execute(sql, parameters)
             return Answer([about[0] for about in found.description], found.fetchall())
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection of the caller's own; a context that closes it."""
+        return self._database.cursor()
 
     def add_images(self, found: ImagesFound) -> range:
         """Put an image shard's rows into the table; their numbers, by which everything else names them."""

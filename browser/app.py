@@ -1,0 +1,149 @@
+"""The page's server: answers over HTTP, on this machine alone unless told otherwise. It writes nothing but the list of
+what was rejected, and reads nothing but the root.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, Field
+
+from browser.answers import Answers
+from browser.filters import View
+from browser.pictures import as_jpeg
+from browser.question import ask_freely
+from pipeline.errors import MustError
+
+PAGE = Path(__file__).parent / "page"
+TOKEN = "must_token"
+"""The cookie, and the part of a link, that shows who may look, where others can reach the server."""
+HERE = ("localhost", "127.0.0.1", "[::1]", "testserver")
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+MOST_SIDE = 2048
+"""Pixels of a picture's longer side."""
+
+Conditions = Annotated[list[str], Query(alias="f", description="Conditions, as things.confidence<0.3.")]
+Thresholds = Annotated[list[str], Query(alias="t", description="Thresholds by label store, as things:0.5.")]
+Share = Annotated[float, Query(ge=0, le=1)]
+Next = Callable[[Request], Awaitable[Response]]
+
+
+class Question(BaseModel):
+    """A query in SQL."""
+
+    sql: str = Field(max_length=100_000)
+
+
+def create_app(answers: Answers, token: str | None = None) -> FastAPI:
+    """The server. With a `token` it answers those who have it, wherever they are; without, this machine alone."""
+    app = FastAPI(title="must browse", docs_url=None, redoc_url=None)
+    app.middleware("http")(_guard(token))
+    app.exception_handler(MustError)(_told)
+    _add_answers(app, answers)
+    _add_pictures(app, answers)
+    app.mount("/page", StaticFiles(directory=PAGE))
+    app.get("/", include_in_schema=False)(lambda: FileResponse(PAGE / "index.html"))
+    return app
+
+
+def _guard(token: str | None) -> Callable[[Request, Next], Awaitable[Response]]:
+    """Who may ask: nobody by way of another site's page, and where there is a token only who has it."""
+
+    async def guard(request: Request, answer: Next) -> Response:
+        refused = _refusal(request, token)
+        if refused:
+            return JSONResponse({"error": refused}, 403)
+        response = await answer(request)
+        response.headers.update(HEADERS)
+        if token and request.query_params.get("token"):
+            response.set_cookie(TOKEN, token, httponly=True, samesite="strict")
+        return response
+
+    return guard
+
+
+def _refusal(request: Request, token: str | None) -> str | None:
+    """Why a request is not answered, None if it is."""
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        return "A page of another site asked."
+    if token is None:
+        host = request.headers.get("host", "")
+        return None if host.rpartition(":")[0] in HERE or host in HERE else f"This server is not {host!r}."
+    given = request.cookies.get(TOKEN) or request.query_params.get("token") or ""
+    return (
+        None if secrets.compare_digest(given.encode(), token.encode()) else "Use the link that `must browse` printed."
+    )
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, 404 if getattr(error, "exit_code", 0) == 3 else 400)
+
+
+def _add_answers(app: FastAPI, answers: Answers) -> None:
+    @app.get("/api/about")
+    def about() -> dict[str, Any]:
+        return answers.about()
+
+    @app.get("/api/images")
+    def images(
+        f: Conditions = [],  # noqa: B006 - never changed
+        order: str = "id",
+        limit: Annotated[int, Query(ge=1, le=1000)] = 60,
+        offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
+    ) -> dict[str, Any]:
+        return answers.images(View(f, order), limit, offset)
+
+    @app.get("/api/image/{key}")
+    def image(key: str, t: Thresholds = []) -> dict[str, Any]:  # noqa: B006
+        return answers.image(key, thresholds_in(t))
+
+    @app.get("/api/histogram")
+    def histogram(column: str, f: Conditions = []) -> dict[str, Any]:  # noqa: B006
+        return answers.histogram(View(f), column)
+
+    @app.get("/api/balance")
+    def balance(store: str, threshold: Share = 0.0, f: Conditions = []) -> dict[str, Any]:  # noqa: B006
+        return answers.balance(View(f), answers.store(store), threshold)
+
+    @app.get("/api/at/{key}")
+    def at(key: str, store: str, x: Share, y: Share, threshold: Share = 0.0) -> dict[str, str]:
+        return {"says": answers.at(key, answers.store(store), (x, y), threshold)}
+
+    @app.post("/api/sql")
+    def sql(question: Question) -> dict[str, Any]:
+        return ask_freely(answers.tables, answers.stores, question.sql)
+
+
+def _add_pictures(app: FastAPI, answers: Answers) -> None:
+    @app.get("/api/picture/{key}", response_class=Response)
+    def picture(
+        key: str,
+        store: str | None = None,
+        threshold: Share = 0.0,
+        side: Annotated[int, Query(ge=16, le=MOST_SIDE)] = 256,
+    ) -> Response:
+        chosen = answers.store(store) if store else None
+        drawn = answers.pictures.drawn(answers.number(key), chosen, threshold, side)
+        return Response(as_jpeg(drawn), media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+
+def thresholds_in(texts: list[str]) -> dict[str, float]:
+    """Thresholds by label store, of texts like `things:0.5`; what is no such text is passed over."""
+    found = {}
+    for text in texts:
+        name, _, number = text.rpartition(":")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            continue
+    return found

@@ -1,0 +1,75 @@
+// The images that the conditions leave, with the labels of one store on them, and histograms that filter.
+
+import { ask, picture } from "./api.js";
+import { make, number } from "./make.js";
+import { go, link, read } from "./state.js";
+
+export const PAGE = 60;
+const SIDE = 256;
+
+export async function show(main, about, chosen) {
+  const state = read();
+  const answer = await ask("/api/images", { f: state.f, order: state.order, limit: PAGE, offset: state.page * PAGE });
+  const tiles = answer.images.map((image) => tile(image, chosen, state));
+  const grid = tiles.length ? make("div", { class: "grid" }, tiles) : make("p", { class: "note" }, "No image is like that.");
+  const aside = make("aside", { "aria-label": "Histograms" });
+  main.replaceChildren(make("div", { class: "columns" }, make("section", { "aria-label": "Images" }, pages(answer.total, state), grid, pages(answer.total, state)), aside));
+  await histograms(aside, chosen, state);
+  return answer.images.map((image) => image.key);
+}
+
+function tile(image, chosen, state) {
+  const source = `${image.set}/${image.split}: ${image.source}`;
+  const shown = make("img", { src: picture(image.key, chosen?.name, threshold(chosen, state), SIDE), alt: "", loading: "lazy", "data-key": image.key });
+  return make("a", { class: "tile", href: link({ image: image.key }), "data-link": true, title: source }, shown, make("span", {}, image.source));
+}
+
+export function threshold(store, state) {
+  return store ? state.t[store.name] ?? store.threshold : 0;
+}
+
+// Another threshold: the same tiles, drawn anew.
+export function redraw(main, chosen) {
+  const state = read();
+  for (const image of main.querySelectorAll(".tile img")) image.src = picture(image.dataset.key, chosen?.name, threshold(chosen, state), SIDE);
+}
+
+function pages(total, state) {
+  const last = Math.max(0, Math.ceil(total / PAGE) - 1);
+  const step = (page, text) => (page < 0 || page > last ? null : make("a", { href: link({ page }), "data-link": true }, text));
+  const first = total ? state.page * PAGE + 1 : 0;
+  return make("div", { class: "pages" }, make("span", {}, `${number(first)} to ${number(Math.min(total, (state.page + 1) * PAGE))} of ${number(total)}`), step(state.page - 1, "back"), step(state.page + 1, "on"));
+}
+
+async function histograms(aside, chosen, state) {
+  const columns = chosen ? [...(chosen.classes.length && chosen.columns.length ? ["class"] : []), ...chosen.columns.filter((name) => name !== "top")].map((name) => `${chosen.name}.${name}`) : [];
+  for (const column of [...columns, "set", "split"]) {
+    try {
+      const found = await ask("/api/histogram", { column, f: state.f });
+      aside.append(histogram(column, found, state));
+    } catch {
+      continue; // a column that there are no classes for
+    }
+  }
+}
+
+function histogram(column, found, state) {
+  const name = column.slice(column.lastIndexOf(".") + 1);
+  const most = Math.max(1, ...found.counts);
+  const filter = (conditions) => () => go({ f: [...state.f.filter((each) => !conditions.includes(each)), ...conditions], page: 0 });
+  if (found.kind === "words") {
+    const rows = found.values.map((value, place) =>
+      make("li", {}, make("button", { type: "button", onclick: filter([`${column}=${value}`]), title: `only ${value}` }, make("i", { style: { width: `${(100 * found.counts[place]) / most}%` } }), make("span", {}, value), make("span", {}, number(found.counts[place])))),
+    );
+    return make("section", { class: "histogram" }, make("h2", {}, name), make("ul", { class: "words" }, rows));
+  }
+  const bars = found.counts.map((count, place) => {
+    const [low, high] = [found.edges[place], found.edges[place + 1]];
+    const above = `${column}>=${Number(low.toPrecision(5))}`;
+    const below = `${column}${place === found.counts.length - 1 ? "<=" : "<"}${Number(high.toPrecision(5))}`;
+    const text = `${name} from ${number(low)} to ${number(high)}: ${number(count)}`;
+    return make("button", { type: "button", onclick: filter([above, below]), title: text, "aria-label": text }, make("i", { style: { height: `${(100 * count) / most}%` } }));
+  });
+  const ends = found.edges.length ? [found.edges[0], found.edges.at(-1)].map((edge) => make("span", {}, number(edge))) : [make("span", {}, "none")];
+  return make("section", { class: "histogram" }, make("h2", {}, name), make("div", { class: "bars" }, bars), make("div", { class: "ends" }, ends));
+}

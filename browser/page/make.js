@@ -1,0 +1,24 @@
+// Elements out of names, attributes and children; text is always text.
+
+export function make(name, attributes = {}, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else if (key === "style") Object.assign(element.style, value);
+    else element.setAttribute(key, value === true ? "" : value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+export function number(value) {
+  if (typeof value !== "number") return String(value ?? "");
+  return Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(4)));
+}
+
+export function table(columns, rows) {
+  const isNumber = columns.map((_, place) => rows.some((row) => typeof row[place] === "number"));
+  const cell = (name) => (value, place) => make(name, { class: isNumber[place] ? "number" : null }, typeof value === "object" && value !== null ? JSON.stringify(value) : number(value));
+  return make("div", { class: "scroll" }, make("table", {}, make("thead", {}, make("tr", {}, columns.map(cell("th")))), make("tbody", {}, rows.map((row) => make("tr", {}, row.map(cell("td")))))));
+}

@@ -1,0 +1,47 @@
+// What is shown, all of it in the address: every view is a link.
+
+export function read() {
+  const query = new URLSearchParams(location.search);
+  return {
+    view: query.get("view") || "images",
+    f: query.getAll("f"),
+    t: Object.fromEntries(query.getAll("t").map((text) => [text.slice(0, text.lastIndexOf(":")), Number(text.slice(text.lastIndexOf(":") + 1))])),
+    store: query.get("store"),
+    order: query.get("order") || "id",
+    page: Number(query.get("page") || 0),
+    image: query.get("image"),
+    sql: query.get("sql"),
+  };
+}
+
+export function link(changes) {
+  const state = { ...read(), ...changes };
+  const query = new URLSearchParams();
+  if (state.view !== "images") query.set("view", state.view);
+  for (const condition of state.f) query.append("f", condition);
+  for (const [store, threshold] of Object.entries(state.t)) query.append("t", `${store}:${threshold}`);
+  if (state.store !== null) query.set("store", state.store);
+  if (state.order !== "id") query.set("order", state.order);
+  if (state.page) query.set("page", state.page);
+  if (state.image) query.set("image", state.image);
+  if (state.sql) query.set("sql", state.sql);
+  const text = query.toString();
+  return text ? `/?${text}` : "/";
+}
+
+const listeners = [];
+
+export function onChange(listener) {
+  listeners.push(listener);
+}
+
+export function tell() {
+  for (const listener of listeners) listener();
+}
+
+export function go(changes, replace = false) {
+  history[replace ? "replaceState" : "pushState"]({}, "", link(changes));
+  tell();
+}
+
+addEventListener("popstate", tell);

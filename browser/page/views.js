@@ -1,0 +1,49 @@
+// The other views: what thresholds keep, questions in SQL, and how the shards are.
+
+import { ask, send } from "./api.js";
+import { make, number, table } from "./make.js";
+import { threshold } from "./grid.js";
+import { go, read } from "./state.js";
+
+export async function balance(main, about, chosen) {
+  const state = read();
+  if (!chosen) return main.replaceChildren(make("p", { class: "note" }, "Choose labels above: this is about one store."));
+  const found = await ask("/api/balance", { store: chosen.name, threshold: threshold(chosen, state), f: state.f });
+  const most = Math.max(1e-9, ...found.held);
+  const rows = found.classes.map((name, place) => [name, found.held[place], found.kept[place]]).filter((row) => row[1] > 0).sort((one, other) => other[1] - one[1]);
+  const body = rows.map(([name, held, kept]) =>
+    make("tr", {}, make("td", {}, name), make("td", { class: "number" }, number(held)), make("td", { class: "number" }, number(kept)), make("td", { class: "number" }, `${Math.round((100 * kept) / held)} %`), make("td", {}, make("span", { class: "bar", style: { width: `${(12 * kept) / most}rem` } }), make("span", { class: "bar lost", style: { width: `${(12 * (held - kept)) / most}rem` } }))),
+  );
+  const head = make("tr", {}, ["class", "there", "kept", "share", ""].map((text, place) => make("th", { class: place > 0 && place < 4 ? "number" : null }, text)));
+  main.replaceChildren(
+    make("h2", {}, `What the threshold ${number(threshold(chosen, state))} keeps of ${chosen.name}`),
+    make("p", { class: "note" }, `${found.unit}, in ${number(found.images)} of ${number(found.of)} images`),
+    make("div", { class: "scroll" }, make("table", {}, make("thead", {}, head), make("tbody", {}, body))),
+  );
+}
+
+export async function sql(main, about) {
+  const state = read();
+  const newest = about.stores.find((store) => !store.true)?.name ?? about.stores[0]?.name;
+  const example = `SELECT images.source, labels.confidence\nFROM images JOIN "${newest}" AS labels USING (id)\nORDER BY labels.confidence LIMIT 20`;
+  const text = make("textarea", { "aria-label": "SQL", spellcheck: "false" });
+  text.value = state.sql || example;
+  const form = make("form", { onsubmit: (event) => { event.preventDefault(); go({ sql: text.value }); } }, text, make("button", { class: "main" }, "Ask"));
+  const tables = [["images", "id, key, set, split, shard, row, width, height, bytes, source"], ["failures", "id, store, status, reason"], ...about.stores.map((store) => [`"${store.name}"`, ["id", ...store.columns, ...(store.classes.length ? ["classes", "amounts"] : [])].join(", ")])];
+  const answer = make("section", { "aria-label": "Answer" });
+  main.replaceChildren(form, answer, make("h2", {}, "Tables"), table(["table", "columns"], tables));
+  if (!state.sql) return;
+  const found = await send("/api/sql", { sql: state.sql });
+  answer.replaceChildren(make("p", { class: "note" }, `${number(found.rows.length)} rows${found.more ? ", and more that are not shown" : ""}`), table(found.columns, found.rows));
+}
+
+export function health(main, about) {
+  const stores = about.stores.map((store) => [store.name, store.task, store.counts.ok ?? 0, store.counts.none ?? 0, store.counts.failed ?? 0, store.made ? new Date(store.made * 1000).toLocaleString() : ""]);
+  const damaged = Object.entries(about.damaged);
+  main.replaceChildren(
+    make("h2", {}, "Label stores"),
+    table(["store", "task", "labels", "without", "failed", "teacher made"], stores),
+    make("h2", {}, "Files that can't be read"),
+    damaged.length ? table(["file", "what is wrong"], damaged) : make("p", { class: "note" }, "None."),
+  );
+}
