@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from tasks.colours import palette
 
 MOST_ROWS = 1000
 """Of a list or of a query's answer."""
+KEY = re.compile(r"[0-9a-f]{16}")
 BINS = 20
 SAMPLE = 2000
 """Images whose labels are read to tell what a threshold keeps."""
@@ -33,21 +35,15 @@ class Answers:
     @property
     def stores(self) -> dict[str, Store]:
         """The label stores by name; by its maker's name alone the newest one of a maker."""
-        every = dict(self.loading.stores)
-        for found in reversed(self.loading.found.stores):
-            if found.name in every and not found.is_true:
-                every[found.maker] = every[found.name]
-        return every
+        return {**self.loading.newest(), **self.loading.stores}
 
     def number(self, key: str) -> int:
         """The number of an image. DataError if there is none of this key."""
-        try:
-            found = self.tables.ask("SELECT min(id) FROM placed WHERE hash = ?", (int(key, 16),)).rows[0][0]
-        except ValueError:
-            found = None
-        if found is None:
-            raise DataError(f"There is no image {key!r} in {self.loading.root}.")
-        return int(found)
+        if KEY.fullmatch(key):
+            [[found]] = self.tables.ask("SELECT min(id) FROM placed WHERE hash = ?", (int(key, 16),)).rows
+            if found is not None:
+                return int(found)
+        raise DataError(f"There is no image {key!r} in {self.loading.root}: a key is 16 hex digits.")
 
     def about(self) -> dict[str, Any]:
         """The root: its sets and stores, and how much of it is there to be asked after."""

@@ -53,6 +53,8 @@ class Loading:
             self._drop_gone(store)
         for store, address, file in self._new():
             self._read(store, address, file)
+        for maker, store in self.newest().items():
+            self.tables.call(store, maker)
 
     def _key(self, images: ImagesFound) -> tuple[str, str, str]:
         return images.dataset, images.split, images.shard.sha256
@@ -113,6 +115,11 @@ class Loading:
 
     def close(self) -> None:
         self._over.set()
+
+    def newest(self) -> dict[str, Store]:
+        """By teacher, the newest of its label stores."""
+        found = [one for one in self.found.stores if one.name in self.stores and not one.is_true]
+        return {one.maker: self.stores[one.name] for one in reversed(found)}
 
     def place(self, number: int) -> tuple[ImagesFound, int]:
         """(image shard, row in it) of an image. KeyError if there is none of this number."""

@@ -26,6 +26,7 @@ from pipeline.labels import Label, LabelSpace, about_labels, open_labels
 from pipeline.roots import StoredFile
 
 MEMORY = "400MB"
+IMAGE_TABLE = "images"
 TYPES = {pa.int32(): "INTEGER", pa.float32(): "FLOAT"}
 """The columns of label files that are in the tables: those of these types."""
 SETTINGS = {
@@ -128,6 +129,12 @@ class Tables:
             self._database.execute(f"CREATE TYPE {store.classes} AS ENUM ({names})")
             self._database.execute(f"CREATE TABLE {store.table} (id INTEGER, {columns})")
         return store
+
+    def call(self, store: Store, name: str) -> None:
+        """Let queries find a store under another name as well."""
+        if name not in {IMAGE_TABLE, "placed", "shards", "failures"}:
+            with self._lock:
+                self._database.execute(f"CREATE OR REPLACE VIEW {quoted(name)} AS SELECT * FROM {store.table}")
 
     def add_labels(self, store: Store, shard: Iterable[range], labels: pa.Table) -> None:
         """Put the rows of a label file into its store's table, for every image shard that it is about."""

@@ -1,0 +1,265 @@
+"""The page's answers over a tiny world: lists, filters, histograms, labels, pictures, and who may ask."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from browser.answers import Answers
+from browser.app import create_app
+from browser.loading import Loading
+from browser.pictures import as_jpeg
+from pipeline.artifacts import read_json
+from pipeline.labels import LabelShard
+from tasks import label as label_of
+from tests.conftest import World
+
+
+@pytest.fixture(scope="module")
+def answers(world: World) -> Answers:
+    loading = Loading(world.workspace.root)
+    loading.look()
+    return Answers(loading)
+
+
+@pytest.fixture(scope="module")
+def page(answers: Answers) -> Iterator[TestClient]:
+    with TestClient(create_app(answers)) as client:
+        yield client
+
+
+def get(page: TestClient, path: str, **parameters: Any) -> Any:
+    answer = page.get(path, params=parameters)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def every(page: TestClient, *conditions: str, order: str = "id") -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = get(page, "/api/images", f=list(conditions), order=order, limit=1000)["images"]
+    return found
+
+
+def rows(world: World, teacher: str) -> list[dict[str, Any]]:
+    """All rows of a teacher's label files, as they are on disk."""
+    made = world.artifacts["label"]
+    entries = [entry for entry in made.load("labels.json", read_json) if entry["teacher"] == teacher]
+    space = next(iter(shard_spaces(world, teacher)))
+    files = [LabelShard(made.elsewhere(entry["path"]), label_of(space)) for entry in entries]
+    return [row for shard in files for row in shard.rows()]
+
+
+def shard_spaces(world: World, teacher: str) -> Iterator[Any]:
+    from tasks.teacher import Teacher  # noqa: PLC0415
+
+    yield Teacher.of(world.artifacts[f"teacher.{teacher}"]).space
+
+
+def teachers(world: World) -> list[str]:
+    return [name.removeprefix("teacher.") for name in world.artifacts if name.startswith("teacher.")]
+
+
+def test_all_stores_and_sets_are_there(page: TestClient, world: World) -> None:
+    about = get(page, "/api/about")
+    assert about["loaded"] == about["found"] > 0
+    assert about["damaged"] == {}
+    assert {store["maker"] for store in about["stores"] if not store["true"]} == set(teachers(world))
+    assert {one["name"] for one in about["sets"]} == {name[5:] for name in world.artifacts if name.startswith("data.")}
+    for store in about["stores"]:
+        assert sum(store["counts"].values()) > 0, store["name"]
+    assert about["images"] == len(every(page))
+
+
+def test_every_row_of_every_label_file_is_there(page: TestClient, world: World) -> None:
+    for teacher in teachers(world):
+        expected = sorted((row["key"], row["confidence"]) for row in rows(world, teacher))
+        sql = f'SELECT key, confidence FROM images JOIN "{teacher}" USING (id) ORDER BY ALL'
+        found = page.post("/api/sql", json={"sql": sql}).json()["rows"]
+        assert [(key, pytest.approx(confidence)) for key, confidence in found] == expected
+
+
+def test_conditions_combine(page: TestClient, world: World) -> None:
+    teacher = teachers(world)[0]
+    confidence = {row["key"]: row["confidence"] for row in rows(world, teacher)}
+    middle = float(np.median(list(confidence.values())))
+    below = {image["key"] for image in every(page, f"{teacher}.confidence<{middle!r}")}
+    assert below == {key for key, value in confidence.items() if value < np.float32(middle)}
+    both = every(page, f"{teacher}.confidence<{middle!r}", "split=train", "source~1")
+    assert {image["key"] for image in both} == {
+        image["key"] for image in every(page) if image["key"] in below and "1" in image["source"]
+    } & {image["key"] for image in every(page, "split=train")}
+
+
+def test_a_list_has_an_order_and_pages(page: TestClient, world: World) -> None:
+    teacher = teachers(world)[0]
+    confidence = {row["key"]: row["confidence"] for row in rows(world, teacher)}
+    for order, sign in ((f"{teacher}.confidence", 1), (f"-{teacher}.confidence", -1)):
+        values = [sign * confidence[image["key"]] for image in every(page, order=order)]
+        assert values == sorted(values)
+    whole = every(page)
+    parts = [get(page, "/api/images", limit=3, offset=offset)["images"] for offset in range(0, len(whole), 3)]
+    assert [image for part in parts for image in part] == whole
+
+
+def test_a_histogram_counts_what_the_conditions_leave(page: TestClient, world: World) -> None:
+    for store in get(page, "/api/about")["stores"]:
+        for column in store["columns"]:
+            found = get(page, "/api/histogram", column=f"{store['name']}.{column}", f=["split=train"])
+            joined = f'images JOIN "{store["name"]}" AS labels USING (id)'
+            sql = f"SELECT count(labels.\"{column}\") FROM {joined} WHERE split = 'train'"
+            there = page.post("/api/sql", json={"sql": sql}).json()["rows"][0][0]
+            assert sum(found["counts"]) == there, (store["name"], column)
+
+
+def test_a_click_on_a_bar_shows_what_the_bar_counts(page: TestClient, world: World) -> None:
+    teacher = teachers(world)[0]
+    found = get(page, "/api/histogram", column=f"{teacher}.confidence")
+    for place, count in enumerate(found["counts"]):
+        low, high = found["edges"][place : place + 2]
+        last = "<=" if place == len(found["counts"]) - 1 else "<"
+        conditions = [f"{teacher}.confidence>={low!r}", f"{teacher}.confidence{last}{high!r}"]
+        assert len(every(page, *conditions)) == pytest.approx(count, abs=1)  # float32 against float64 at an edge
+
+
+def test_an_image_tells_what_every_store_says(page: TestClient, world: World) -> None:
+    for image in every(page)[::7]:
+        found = get(page, f"/api/image/{image['key']}")
+        assert {name: found[name] for name in image} == image
+        for told in found["labels"]:
+            assert told["status"] in ("ok", "none", "failed")
+            if told["status"] == "ok":
+                at = get(page, f"/api/at/{image['key']}", store=told["store"], x=0.5, y=0.5)
+                assert isinstance(at["says"], str)
+
+
+def test_pictures_are_drawn_by_the_tasks(page: TestClient, answers: Answers) -> None:
+    key = every(page)[0]["key"]
+    plain = page.get(f"/api/picture/{key}?side=128")
+    shown = Image.open(io.BytesIO(plain.content))
+    assert plain.headers["content-type"] == "image/jpeg"
+    assert max(shown.size) == 128
+    for name, store in answers.loading.stores.items():
+        picture = page.get(f"/api/picture/{key}", params={"store": name, "side": 128})
+        assert picture.status_code == 200
+        value = answers.pictures.value(store, answers.number(key), 0.0)
+        if value is not None:
+            drawn = store.label.draw(answers.pictures.image(answers.number(key), 128), value)
+            assert picture.content == as_jpeg(drawn), name
+
+
+def test_a_threshold_keeps_less(page: TestClient, answers: Answers) -> None:
+    for name in answers.loading.stores:
+        low, high = (get(page, "/api/balance", store=name, threshold=each) for each in (0.0, 0.9))
+        assert low["held"] == high["held"]
+        assert low["kept"] == low["held"]
+        assert np.all(np.array(high["kept"]) <= np.array(low["kept"]))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/api/images?f=nothing<3", "Column 'nothing' is unknown"),
+        ("/api/images?f=no.confidence<3", "Label store 'no' is unknown"),
+        ("/api/images?f=width", "no operator"),
+        ("/api/images?f=width<wide", "'wide' is no number"),
+        ("/api/images?order=nothing", "Column 'nothing' is unknown"),
+        ("/api/balance?store=no", "no label store 'no'"),
+        ("/api/histogram?column=no.x", "Label store 'no' is unknown"),
+    ],
+)
+def test_what_a_link_gets_wrong_is_told(page: TestClient, path: str, says: str) -> None:
+    answer = page.get(path)
+    assert answer.status_code == 400
+    assert says in answer.json()["error"]
+
+
+@pytest.mark.parametrize("key", ["0123456789abcdef", "x", "%2e%2e%2fmanifest.json", "-1", "f" * 40])
+def test_an_image_that_is_not_there_is_told(page: TestClient, key: str) -> None:
+    for path in (f"/api/image/{key}", f"/api/picture/{key}"):
+        answer = page.get(path)
+        assert answer.status_code in (400, 404)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM read_text('/etc/passwd')",
+        "SELECT * FROM glob('/*')",
+        "COPY images TO '/tmp/out.csv'",
+        "ATTACH '/tmp/other.db'",
+        "SET enable_external_access = true",
+        "DROP TABLE placed",
+        "DELETE FROM placed",
+        "INSERT INTO failures VALUES (1, 'a', 'ok', 'b')",
+        "SELECT 1; DROP TABLE placed",
+        "CREATE TABLE mine AS SELECT 1",
+        "PRAGMA database_list",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "EXPORT DATABASE '/tmp/all'",
+        "CALL enable_profiling()",
+        "EXPLAIN ANALYZE DELETE FROM placed",
+        "SELECT answers FROM answers",
+        "not SQL",
+        "",
+        ";",
+        "SELECT * FROM nothing",
+        "SELECT 1/0::INTEGER, error('told')",
+    ],
+)
+def test_a_query_changes_nothing_and_reaches_no_file(page: TestClient, answers: Answers, sql: str) -> None:
+    before = answers.tables.ask("SELECT count(*) FROM placed").rows
+    answer = page.post("/api/sql", json={"sql": sql})
+    assert answer.status_code == 400, answer.json()
+    assert answer.json()["error"]
+    assert answers.tables.ask("SELECT count(*) FROM placed").rows == before
+
+
+def test_a_query_that_takes_too_long_is_ended(page: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("browser.question.MOST_S", 0.3)
+    answer = page.post(
+        "/api/sql", json={"sql": "SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b"}
+    )
+    assert answer.status_code == 400
+    assert "took more than 0.3 s" in answer.json()["error"]
+
+
+def test_an_answer_is_cut_and_says_so(page: TestClient) -> None:
+    found = page.post(
+        "/api/sql", json={"sql": "SELECT range, 'nan'::FLOAT, [1, 2], TIMESTAMP '2026-01-01' FROM range(2000)"}
+    )
+    assert len(found.json()["rows"]) == 1000
+    assert found.json()["more"] is True
+    assert found.json()["rows"][1] == [1, None, [1, 2], "2026-01-01 00:00:00"]
+
+
+def test_pages_of_other_sites_and_other_names_are_refused(page: TestClient) -> None:
+    assert page.get("/api/about", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    assert page.get("/api/about", headers={"Host": "evil.example"}).status_code == 403
+    assert page.get("/api/about", headers={"Host": "localhost:9999"}).status_code == 200
+
+
+def test_with_a_token_only_who_has_it_is_answered(answers: Answers) -> None:
+    with TestClient(create_app(answers, "s3cret")) as page:
+        assert page.get("/api/about").status_code == 403
+        assert page.get("/").status_code == 403
+        assert page.get("/page/app.js").status_code == 403
+        assert page.get("/api/about?token=wrong").status_code == 403
+        assert page.get("/api/about?token=s3cret", headers={"Host": "machine:8800"}).status_code == 200
+        assert page.get("/api/about").status_code == 200, "the cookie is enough from now on"
+
+
+def test_the_page_is_there_and_nothing_beside_it(page: TestClient) -> None:
+    answer = page.get("/")
+    assert "<title>must browse</title>" in answer.text
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    for path in ("/page/../app.py", "/page/%2e%2e/app.py", "/page/..%2fapp.py", "/page/"):
+        assert page.get(path).status_code in (404, 405)
