@@ -49,8 +49,8 @@ class Loading:
         self.progress.found = len(self.found.images) + sum(len(store.files) for store in self.found.stores)
         for images in new_images:
             self._take(images)
-        for store in self.found.stores:
-            self._drop_gone(store)
+        for found in self.found.stores:
+            self._drop_gone(found)
         for store, address, file in self._new():
             self._read(store, address, file)
         for maker, store in self.newest().items():
