@@ -51,8 +51,8 @@ class Loading:
             self._take(images)
         for found in self.found.stores:
             self._drop_gone(found)
-        for store, address, file in self._new():
-            self._read(store, address, file)
+        for found, address, file in self._new():
+            self._read(found, address, file)
         for maker, store in self.newest().items():
             self.tables.call(store, maker)
 
