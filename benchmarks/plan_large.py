@@ -15,12 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from benchmarks.pretended import Pretended
 from flows.dag import build_steps
 from pipeline.artifacts import ELSEWHERE, Inputs, Step, write_json
 from pipeline.bench import circumstances, save_result
@@ -107,17 +108,7 @@ def make_all(root: Path, steps: list[Step], shards: int) -> None:
         def function(config: Mapping[str, Any], given: Inputs, out: Path, step: Step = step) -> Mapping[str, Any]:
             return placeholders.leave(step, given, out)
 
-        artifacts[step.name] = workspace.make(_Pretended(**vars(step), instead=function), inputs)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Pretended(Step):
-    """A step that calls something else, at the address of its own."""
-
-    instead: Callable[..., Mapping[str, Any]] | None = None
-
-    def function(self) -> Any:
-        return self.instead
+        artifacts[step.name] = workspace.make(Pretended(**vars(step), instead=function), inputs)
 
 
 def build(folder: Path, teachers: int, shards: int, artifacts: int) -> Path:

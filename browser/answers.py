@@ -12,7 +12,7 @@ import numpy as np
 from browser.filters import Column, View, column, joined
 from browser.loading import Loading
 from browser.pictures import Pictures, decoded
-from browser.tables import Store, distinct
+from browser.tables import Store
 from pipeline.errors import ConfigError, DataError
 from tasks.colours import palette
 
@@ -71,7 +71,7 @@ class Answers:
             "made": found.made,
             "task": space.task,
             "scale": space.scale,
-            "classes": distinct(space.classes),
+            "classes": store.names,
             "colours": palette(len(space.classes)).tolist(),
             "columns": [each for each in store.columns if each not in ("classes", "amounts")],
             "threshold": store.label.default_threshold,
@@ -155,7 +155,7 @@ class Answers:
         inner = view.select("images.id", self.stores, [joined(store.name)], "ORDER BY images.id")
         numbers = [row[0] for row in self.tables.ask(inner.sql, inner.parameters).rows]
         some = numbers[:: max(1, math.ceil(len(numbers) / SAMPLE))]
-        names = distinct(store.label.space.classes) or [store.label.space.task]
+        names = store.names or [store.label.space.task]
         held, kept = np.zeros(len(names)), np.zeros(len(names))
         for number in some:
             row = self.pictures.row(store, number)

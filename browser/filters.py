@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from browser.tables import Store, distinct, quoted
+from browser.tables import Store, quoted
 from pipeline.errors import ConfigError, choose
 
 CONDITION = re.compile(r"(?P<column>.+?)(?P<operator><=|>=|!=|=|<|>|~)(?P<value>.*)", re.DOTALL)
@@ -87,7 +87,7 @@ def condition(text: str, stores: Mapping[str, Store]) -> Clause:
 def _of_class(store: Store, operator: str, name: str) -> Clause:
     if operator not in ("=", "!="):
         raise ConfigError(f"Condition on {store.name}.class: a class is there (=) or not (!=), and nothing else.")
-    choose(name, distinct(store.label.space.classes), f"Class of {store.name}")
+    choose(name, store.names, f"Class of {store.name}")
     there = f"list_contains({store.table}.classes, ?::{store.classes})"
     return Clause(there if operator == "=" else f"NOT {there}", (name,), frozenset({store.name}))
 

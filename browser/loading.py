@@ -53,6 +53,7 @@ class Loading:
             self._drop_gone(found)
         for found, address, file in self._new():
             self._read(found, address, file)
+        self.tables.settle()
         for maker, store in self.newest().items():
             self.tables.call(store, maker)
 

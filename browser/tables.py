@@ -10,7 +10,9 @@ Blobs stay in their files. A million images with labels of five teachers are som
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -26,6 +28,8 @@ from pipeline.labels import Label, LabelSpace, about_labels, open_labels
 from pipeline.roots import StoredFile
 
 MEMORY = "400MB"
+AT_ONCE = 5000
+"""Rows that go into a table together, unless there are no more."""
 IMAGE_TABLE = "images"
 TYPES = {pa.int32(): "INTEGER", pa.float32(): "FLOAT"}
 """The columns of label files that are in the tables: those of these types."""
@@ -61,6 +65,13 @@ class Store:
         held = {"classes": f"{self.classes}[]", "amounts": "FLOAT[]"} if self.label.counted else {}
         return {"status": "status", "confidence": "FLOAT", **own, **held}
 
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The names of its classes; those that occur twice with their number."""
+        classes = self.label.space.classes
+        twice = {name for name, count in collections.Counter(classes).items() if count > 1}
+        return [f"{name} #{number}" if name in twice else name for number, name in enumerate(classes)]
+
     @property
     def table(self) -> str:
         return quoted(self.name)
@@ -87,6 +98,7 @@ class Tables:
         self._database.execute(IMAGES)
         self._lock = threading.Lock()
         self._next, self._shards = 0, 0
+        self._waiting: dict[str, list[pa.Table]] = collections.defaultdict(list)
 
     def ask(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Answer:
         """What a query finds. Any thread may ask."""
@@ -113,17 +125,16 @@ class Tables:
             "bytes": index.column("length").cast(pa.int32()),
             "source": index.column("source"),
         }
-        with self._lock:
-            about = (shard, found.dataset, found.split, found.shard.name, found.shard.sha256, count)
-            self._database.execute("INSERT INTO shards VALUES (?, ?, ?, ?, ?, ?)", about)
-            self._insert("placed", pa.table(columns))
+        about = (shard, found.dataset, found.split, found.shard.name, found.shard.sha256, count)
+        self._add("shards", pa.table([[each] for each in about], ["shard", "set", "split", "name", "sha256", "images"]))
+        self._add("placed", pa.table(columns))
         self._next, self._shards = ids.stop, shard + 1
         return ids
 
     def add_store(self, name: str, space: LabelSpace) -> Store:
         """Make the table of a label store."""
         store = Store(name, tasks.label(space))
-        names = ", ".join(literal(one) for one in distinct(space.classes) or ["none"])
+        names = ", ".join(literal(one) for one in store.names or ["none"])
         columns = ", ".join(f"{quoted(column)} {kind}" for column, kind in store.columns.items())
         with self._lock:
             self._database.execute(f"CREATE TYPE {store.classes} AS ENUM ({names})")
@@ -139,24 +150,38 @@ class Tables:
     def add_labels(self, store: Store, shard: Iterable[range], labels: pa.Table) -> None:
         """Put the rows of a label file into its store's table, for every image shard that it is about."""
         columns = {name: labels.column(name) for name in store.columns if name in labels.column_names}
-        columns |= held(store.label, labels)
+        columns |= held(store, labels)
         bad = pc.not_equal(labels.column("status"), "ok")
         for ids in shard:
             numbers = pa.array(ids, pa.int32())
             failed = pa.table([numbers, labels.column("status"), labels.column("reason")], ["id", "status", "reason"])
             failed = failed.filter(bad).add_column(1, "store", pa.repeat(store.name, pc.sum(bad).as_py() or 0))
-            with self._lock:
-                self._insert(store.table, pa.table({"id": numbers, **columns}))
-                self._insert("failures", failed)
+            self._add(store.table, pa.table({"id": numbers, **columns}))
+            self._add("failures", failed)
 
-    def _insert(self, table: str, rows: pa.Table) -> None:
-        self._database.register("arriving", rows)
-        self._database.execute(f"INSERT INTO {table} BY NAME SELECT * FROM arriving")
-        self._database.unregister("arriving")
+    def _add(self, table: str, rows: pa.Table) -> None:
+        """Rows go into a table some thousands at a time: each time has its price."""
+        self._waiting[table].append(rows)
+        if sum(map(len, self._waiting[table])) >= AT_ONCE:
+            self._put(table)
+
+    def _put(self, table: str) -> None:
+        rows = pa.concat_tables(self._waiting.pop(table))
+        if len(rows):
+            with self._lock:
+                self._database.register("arriving", rows)
+                self._database.execute(f"INSERT INTO {table} BY NAME SELECT * FROM arriving")
+                self._database.unregister("arriving")
+
+    def settle(self) -> None:
+        """Put in what was added and waits for more."""
+        for table in list(self._waiting):
+            self._put(table)
 
     def forget(self, store: Store, shard: range) -> None:
         """Take the labels of an image shard out: their file is gone."""
         between = (shard.start, shard.stop)
+        self.settle()
         with self._lock:
             self._database.execute(f"DELETE FROM {store.table} WHERE id >= ? AND id < ?", between)
             self._database.execute(
@@ -177,23 +202,17 @@ def read_scalars(file: StoredFile) -> tuple[LabelSpace, pa.Table]:
     return open_labels(file, read)
 
 
-def held(label: Label, labels: pa.Table) -> dict[str, pa.Array]:
+def held(store: Store, labels: pa.Table) -> dict[str, pa.Array]:
     """The columns `classes` and `amounts`: lists, empty where there is no label; none for a task without classes."""
-    if not label.counted:
+    if not store.label.counted:
         return {}
-    found = label.holds(labels)
+    found = store.label.holds(labels)
     ends = np.searchsorted(found.rows, np.arange(len(labels) + 1)).astype(np.int32)
-    names = np.array(distinct(label.space.classes), dtype=object)
+    names = pa.array(store.names, pa.string()).take(pa.array(found.classes))
     return {
-        "classes": pa.ListArray.from_arrays(ends, pa.array(names[found.classes], pa.string())),
+        "classes": pa.ListArray.from_arrays(ends, names),
         "amounts": pa.ListArray.from_arrays(ends, pa.array(found.amounts)),
     }
-
-
-def distinct(classes: Sequence[str]) -> list[str]:
-    """The names of classes; those that occur twice with their number."""
-    twice = {name for name in classes if classes.count(name) > 1}
-    return [f"{name} #{number}" if name in twice else name for number, name in enumerate(classes)]
 
 
 def quoted(name: str) -> str:
