@@ -26,6 +26,7 @@ from flows.dag import build_steps
 from pipeline.artifacts import ELSEWHERE, Inputs, Step, write_json
 from pipeline.bench import circumstances, save_result
 from pipeline.config import parse_recipe
+from pipeline.labels import store_name
 from pipeline.roots import Root, in_parallel
 from pipeline.runtime import Runtime
 from pipeline.workspace import Workspace
@@ -90,7 +91,7 @@ class Placeholders:
         return {}
 
     def _label(self, inputs: Inputs, out: Path) -> dict[str, Any]:
-        folders = [f"labels/{name}-{made.digest[:12]}" for name, made in inputs.of_kind("teacher").items()]
+        folders = [f"labels/{store_name(name, made.digest)}" for name, made in inputs.of_kind("teacher").items()]
         stems = [named(f"shard {number}")["sha256"][:16] for number in range(self.shards)]
         names = [f"{folder}/{stem}.parquet" for folder in folders for stem in stems]
         fill(self.root, names)

@@ -30,7 +30,17 @@ def learned_labels(run: RunRecord) -> Html:
         "the hash of their bytes; nobody picked them."
     )
     lines = [strip(pictures) for pictures in strips]
-    return join([paragraph(about, class_="note"), element("div", *lines, class_="strips"), _reading(album)])
+    notes = [paragraph(about, class_="note"), *_rejected(run)]
+    return join([*notes, element("div", *lines, class_="strips"), _reading(album)])
+
+
+def _rejected(run: RunRecord) -> Iterator[Html]:
+    """How many labels the student did not learn from as they were rejected by hand, if there were any."""
+    made = run.artifacts.get("student")
+    rejected = made.counts.get("rejected", {}) if made else {}
+    if rejected:
+        counts = ", ".join(f"{count:,} by {name}" for name, count in rejected.items())
+        yield paragraph(f"Pseudo labels that were rejected by hand, and left out: {counts}.", class_="note")
 
 
 def held_out(run: RunRecord) -> Html:

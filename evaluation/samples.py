@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -19,8 +20,9 @@ from pipeline.labels import Label, LabelShard, LabelSpace, Value
 from pipeline.roots import StoredFile
 from tasks.ingest import IngestedSet
 from tasks.pictures import SIDE, Picture, labelled, thumbnail
-from tasks.pool import read_pool
+from tasks.pool import read_pool, rejected_rows
 
+REJECTED = "rejected by hand"
 MOST_PICTURES = 80
 """Of the pool, and again of the held-out images: what keeps the page below a few megabytes."""
 
@@ -73,6 +75,11 @@ class Album:
             threshold = kept.get(name, {}).get("threshold", label.default_threshold)
             yield name, Head(name, label, threshold, about.data, name in kept or not kept)
 
+    @functools.cached_property
+    def rejected(self) -> dict[tuple[str, str, str], frozenset[int]]:
+        """Rows of image shards whose labels were rejected by hand, by (set, shard, teacher)."""
+        return rejected_rows(self.run.artifacts)
+
     def stored(self, file: StoredFile, head: Head, row: int, threshold: float) -> Value | None:
         """The label in a row of a label shard, None if there is none."""
         if file.sha256 not in self._opened:
@@ -114,7 +121,8 @@ def pool_strips(album: Album) -> Iterator[list[Picture]]:
         pictures = [Picture(image, spot.about.source, spot.dataset)]
         for head in heads:
             value, origin = learned(album, head, spot, index)
-            pictures.append(album.picture(image, head, value, (head.name, f"{head.label.task}, {origin}")))
+            picture = album.picture(image, head, value, (head.name, f"{head.label.task}, {origin}"))
+            pictures.append(dataclasses.replace(picture, note=REJECTED) if origin == REJECTED else picture)
         yield pictures
 
 
@@ -143,15 +151,18 @@ def pool_spots(album: Album, count: int) -> list[Spot]:
 def learned(
     album: Album, head: Head, spot: Spot, index: dict[tuple[str, str, str], StoredFile]
 ) -> tuple[Value | None, str]:
-    """The label that the student learned from, and whether it is true or pseudo."""
+    """The label that the student learned from, and whether it is true or pseudo, or why there is none."""
     settings = album.run.artifacts["student"].manifest["config"]["student"] if "student" in album.run.artifacts else {}
     labels = settings.get("labels", "true_first")
     if labels != "pseudo_only" and head.home == spot.dataset:
         value = album.truth(head, spot)
         if value is not None:
             return value, "true label"
-    file = index.get((spot.dataset, spot.shard.name, head.name))
+    place = (spot.dataset, spot.shard.name, head.name)
+    file = index.get(place)
     if labels == "true_only" or file is None:
         return None, "no label"
+    if spot.row in album.rejected.get(place, ()):
+        return None, REJECTED
     limit = f" ≥ {head.threshold:g}" if head.threshold else ""
     return album.stored(file, head, spot.row, head.threshold), f"pseudo label{limit}"

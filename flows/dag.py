@@ -6,18 +6,24 @@ import dataclasses
 from collections.abc import Sequence, Set
 from typing import Any
 
+import pyarrow as pa
+
 from flows.consistency import check_fits
 from pipeline.artifacts import Artifact, Step, hash_json
 from pipeline.config import FitConfig, Recipe, TeacherConfig
 from pipeline.errors import ConfigError, choose, naming
+from pipeline.rejects import NOTHING, rejected_images, rejected_labels, rejected_teachers
 from pipeline.sources import BaseSource
 from pipeline.weights import weights_digest
 from pipeline.workspace import Workspace
 from tasks.ingest import GROWS, open_source
+from tasks.rejected import IMAGES, LABELS, describe
 
 
-def build_steps(recipe: Recipe) -> list[Step]:
-    """The steps of a run, inputs before those that use them. Opening the sources checks that their files are there."""
+def build_steps(recipe: Recipe, rejects: pa.Table = NOTHING) -> list[Step]:
+    """The steps of a run on a root with this list of rejections, inputs before those that use them. Opening the sources
+    checks that their files are there.
+    """
     ingests, spaces = [], {}
     for name, config in recipe.data.items():
         with naming(f"data.{name}"):
@@ -26,9 +32,10 @@ def build_steps(recipe: Recipe) -> list[Step]:
             ingests.append(_ingest_step(recipe, name, source))
     check_fits(recipe, spaces)
     teachers = [_teacher_step(recipe, name, teacher) for name, teacher in recipe.teachers.items()]
-    sets, makers = tuple(step.name for step in ingests), tuple(step.name for step in teachers)
+    images, labels = _images_step(rejects), _labels_step(recipe, rejects)
+    sets, makers = _names(ingests), _names(teachers)
     pooled = tuple(f"data.{name}" for name in recipe.pool)
-    pool = Step("pool", "tasks.pool:gather_pool", {"pool": recipe.pool}, sets)
+    pool = Step("pool", "tasks.pool:gather_pool", {"pool": recipe.pool}, (*sets, *_names(images)))
     require = {name: teacher.require for name, teacher in recipe.teachers.items() if teacher.require}
     labelling = {"max_failed": recipe.labelling.max_failed, "batch": recipe.labelling.batch, "require": require}
     labelled = ("pool", *pooled, *makers)
@@ -38,11 +45,36 @@ def build_steps(recipe: Recipe) -> list[Step]:
     learning = {"student": recipe.student.model_dump(mode="json"), "seed": recipe.seed, **_start(recipe.student)}
     taught = tuple(sorted({f"data.{teacher.data}" for teacher in recipe.teachers.values() if hasattr(teacher, "data")}))
     truths = tuple(name for name in taught if name not in pooled)
-    learned_from = ("pool", "label", *pooled, *truths, *makers)
+    learned_from = ("pool", "label", *pooled, *truths, *makers, *_names(labels))
     student = Step("student", "student.train:train_student", learning, learned_from, trains=True)
     measured = {**recipe.evaluate.model_dump(mode="json"), "seed": recipe.seed}
     evaluate = Step("evaluate", "evaluation.evaluate:evaluate", measured, ("student", *sets, *makers))
-    return [*ingests, *teachers, pool, label, student, evaluate]
+    # the list is copied first: who rejects more while a long run is on its way changes nothing about that run
+    return [*images, *labels, *ingests, *teachers, pool, label, student, evaluate]
+
+
+def _names(steps: Sequence[Step]) -> tuple[str, ...]:
+    return tuple(step.name for step in steps)
+
+
+def _images_step(rejects: pa.Table) -> list[Step]:
+    """The step with the rejected images, if there are any."""
+    images = rejected_images(rejects)
+    return [Step(IMAGES, "tasks.rejected:copy_images", {"rejected": describe(images)})] if len(images) else []
+
+
+def _labels_step(recipe: Recipe, rejects: pa.Table) -> list[Step]:
+    """The step with the rejected labels by teachers that the student learns from, if there are any."""
+    labels = rejected_labels(rejects, _learned_teachers(recipe))
+    config = {"rejected": describe(labels), "teachers": rejected_teachers(labels)}
+    return [Step(LABELS, "tasks.rejected:copy_labels", config)] if len(labels) else []
+
+
+def _learned_teachers(recipe: Recipe) -> list[str]:
+    """The teachers whose labels the student learns from."""
+    if recipe.student.labels == "true_only":
+        return []
+    return [name for name in recipe.teachers if recipe.student.loss_weights.get(name) != 0]
 
 
 def _ingest_step(recipe: Recipe, name: str, source: BaseSource) -> Step:

@@ -15,7 +15,9 @@ from typing import Any
 from pipeline.artifacts import ELSEWHERE, MANIFEST, Artifact, parse_lines, parse_manifest, verify
 from pipeline.claims import holders
 from pipeline.errors import choose
+from pipeline.labels import store_name
 from pipeline.places import Place
+from pipeline.rejects import PATH as REJECTED
 from pipeline.roots import Root, StoredFile, in_parallel
 from pipeline.whole import PART
 from pipeline.workspace import Workspace
@@ -198,15 +200,19 @@ def _verdict(held: Held, why: str | None, names: Mapping[str, int]) -> Verdict:
 
 
 def _labels(root: Root, kept: Iterable[Held], to_come: bool) -> Iterator[Verdict]:
-    """A verdict on the labels of every teacher that are referred to, and on those that are not. `to_come`: a label step
-    is unfinished, whose artifact will refer to more.
+    """A verdict on the labels of every teacher that are referred to, and on those that are not, and on what users
+    rejected. `to_come`: a label step is unfinished, whose artifact will refer to more.
     """
     manifests = [held.manifest for held in kept if held.manifest]
     wanted = {path for manifest in manifests for path in manifest.get(ELSEWHERE, {})}
     folders: dict[str, list[tuple[str, int]]] = collections.defaultdict(list)
-    for name, size in (root / "labels").files().items():
+    there = {f"labels/{name}": size for name, size in (root / "labels").files().items()}
+    rejected = there.pop(REJECTED, None)
+    if rejected is not None:
+        yield _of_files(REJECTED, [(REJECTED, rejected)], True, "what was rejected by hand")
+    for name, size in there.items():
         if not posixpath.basename(name).startswith("."):
-            folders[f"labels/{posixpath.dirname(name)}"].append((f"labels/{name}", size))
+            folders[posixpath.dirname(name)].append((name, size))
     teachers = {f"labels/{_teacher(manifest)}" for manifest in manifests} if to_come else set()
     for folder, files in sorted(folders.items()):
         yield from _of_teacher(folder, files, wanted, folder in teachers)
@@ -214,7 +220,7 @@ def _labels(root: Root, kept: Iterable[Held], to_come: bool) -> Iterator[Verdict
 
 def _teacher(manifest: Mapping[str, Any]) -> str:
     """The name of the folder with a teacher's labels."""
-    return f"{manifest['step'].removeprefix('teacher.')}-{manifest['digest'][:12]}"
+    return store_name(manifest["step"].removeprefix("teacher."), manifest["digest"])
 
 
 def _of_teacher(folder: str, files: list[tuple[str, int]], wanted: set[str], kept: bool) -> Iterator[Verdict]:

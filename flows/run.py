@@ -26,6 +26,7 @@ from pipeline.claims import Holds, claimed
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, Stopped
 from pipeline.places import Place
+from pipeline.rejects import read_rejects
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from pipeline.workspace import Workspace
@@ -165,7 +166,7 @@ def told(error: BaseException) -> dict[str, str]:
 def prepare(recipe: Recipe, root: Root, selection: Selection = WHOLE) -> Plan:
     """The plan of a recipe on a root folder."""
     workspace = Workspace(root)
-    steps = build_steps(recipe)
+    steps = build_steps(recipe, read_rejects(root))
     anew = selection.anew(steps)
     return Plan(workspace, selection.of(plan(steps, workspace, anew)), anew)
 

@@ -41,16 +41,19 @@ class Layer:
     """Labels of one head for one image shard: a label file, how to read it, and the threshold applied when read.
 
     A file of the shard's own has its keys in its order. Of another shard's, `rows` says in which row of the file each
-    image has its label, -1 for none.
+    image has its label, -1 for none. Labels of the image shard's rows `without` are there but not used.
     """
 
     file: StoredFile
     label: Label
     threshold: float = 0.0
     rows: tuple[int, ...] | None = None
+    without: frozenset[int] = frozenset()
 
     def row(self, row: int) -> int:
-        """The row in the file for a row of the image shard, -1 if it has none."""
+        """The row in the file for a row of the image shard, -1 if it has none to be used."""
+        if row in self.without:
+            return -1
         return row if self.rows is None else self.rows[row]
 
     def check(self, images: ImageShard, keys: Sequence[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import tasks
 from pipeline.artifacts import Inputs, read_json
@@ -14,7 +16,8 @@ from pipeline.labels import LabelSpace
 from pipeline.loader import Layer, Library, Shelf
 from pipeline.roots import in_parallel
 from tasks.ingest import IngestedSet
-from tasks.pool import pool_shards
+from tasks.pool import pool_shards, rejected_rows
+from tasks.rejected import LABELS
 from tasks.shelves import labelled
 from tasks.teacher import Schedule, Teacher
 
@@ -50,10 +53,13 @@ def threshold_for(config: StudentConfig, teacher: str, space: LabelSpace) -> flo
 
 
 def join(config: StudentConfig, heads: Mapping[str, Head], inputs: Inputs) -> Library:
-    """Pool images and labels, joined shard by shard. Image shards are pooled; each image is one draw in an epoch."""
+    """Pool images and labels, joined shard by shard. Image shards are pooled; each image is one draw in an epoch. A
+    teacher's label that was rejected by hand is as good as none; a true label is not affected by that.
+    """
     index = inputs["label"].load("labels.json", read_json)
     pseudo = {(entry["set"], entry["shard"], entry["teacher"]): entry["path"] for entry in index}
     truths = {} if config.labels == "pseudo_only" else _truths(heads, inputs)
+    rejected = rejected_rows(inputs.artifacts)
     shelves = []
     for name, shard, rows in pool_shards(inputs["pool"], inputs.of_kind("data")):
         layers = {}
@@ -62,12 +68,26 @@ def join(config: StudentConfig, heads: Mapping[str, Head], inputs: Inputs) -> Li
             found = truths[head.teacher].layers(name, shard) if head.teacher in truths else []
             if config.labels != "true_only":
                 path = _path(pseudo, name, shard.name, head.teacher)
-                found.append(Layer(inputs["label"].elsewhere(path), reader, head.threshold))
+                without = rejected.get((name, shard.name, head.teacher), frozenset())
+                found.append(Layer(inputs["label"].elsewhere(path), reader, head.threshold, without=without))
             if found:
                 layers[head.teacher] = tuple(found)
         if layers:
             shelves.append(Shelf(shard, rows, layers))
     return Library(in_parallel(labelled, shelves))
+
+
+def count_rejected(inputs: Inputs) -> dict[str, Any]:
+    """For the step's counts, where labels are rejected: how many pseudo labels of the pool are, by teacher, and how
+    many are of no image of the pool or of another version of their teacher.
+    """
+    if LABELS not in inputs.artifacts:
+        return {}
+    counts: collections.Counter[str] = collections.Counter()
+    for (_, _, teacher), rows in rejected_rows(inputs.artifacts).items():
+        counts[teacher] += len(rows)
+    unmatched = inputs[LABELS].counts["rejections"] - counts.total()
+    return {"rejected": dict(counts), **({"unmatched_rejections": unmatched} if unmatched else {})}
 
 
 class Truth:

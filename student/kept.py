@@ -12,7 +12,7 @@ from pipeline.artifacts import Inputs, read_json
 from pipeline.labels import LabelShard
 from pipeline.roots import StoredFile
 from student.join import Head
-from tasks.pool import pool_shards
+from tasks.pool import pool_shards, rejected_rows
 
 MOST_IMAGES = 5000
 """Images per teacher that are counted, about; of larger pools, every second, third ... shard."""
@@ -26,17 +26,20 @@ def kept_shares(heads: Mapping[str, Head], inputs: Inputs) -> dict[str, dict[str
     """Per teacher: classes, how much there is of each (boxes, pixels or images), the share kept, and a warning."""
     made = inputs["label"]
     index = made.load("labels.json", read_json)
-    files = {(entry["teacher"], entry["set"], entry["shard"]): made.elsewhere(entry["path"]) for entry in index}
+    files = {(entry["set"], entry["shard"], entry["teacher"]): made.elsewhere(entry["path"]) for entry in index}
     shards = list(pool_shards(inputs["pool"], inputs.of_kind("data")))
+    rejected = rejected_rows(inputs.artifacts)
     some = shards[:: max(1, sum(len(rows) for _, _, rows in shards) // MOST_IMAGES)]
-    return {
-        name: _count(head, [(files[name, where, shard.name], set(rows.tolist())) for where, shard, rows in some])
-        for name, head in heads.items()
-    }
+
+    def used(teacher: str) -> list[tuple[StoredFile, set[int]]]:
+        places = [((where, shard.name, teacher), rows) for where, shard, rows in some]
+        return [(files[place], set(rows.tolist()) - rejected.get(place, frozenset())) for place, rows in places]
+
+    return {name: _count(head, used(name)) for name, head in heads.items()}
 
 
 def _count(head: Head, shards: list[tuple[StoredFile, set[int]]]) -> dict[str, Any]:
-    """`shards`: a teacher's label files, and which of their rows are in the pool."""
+    """`shards`: a teacher's label files, and which of their rows are in the pool and not rejected."""
     label = tasks.label(head.space)
     classes = list(head.space.classes) or [head.space.task]
     held, kept = np.zeros(len(classes)), np.zeros(len(classes))

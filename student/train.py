@@ -10,7 +10,7 @@ from pipeline import ranks
 from pipeline.artifacts import Inputs, write_json
 from pipeline.checkpoint import write_tensors
 from pipeline.config import StudentConfig
-from student.join import heads_of, join
+from student.join import count_rejected, heads_of, join
 from student.kept import kept_shares
 from student.weights import combination
 from tasks.building import build_network
@@ -36,4 +36,5 @@ def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
     kept = kept_shares(heads, inputs)
     write_json(out / "kept.json", kept)
     warnings = [f"{name}: {share['warning']}" for name, share in kept.items() if share["warning"]]
-    return {"images": len(library), "weights": weights, "warnings": warnings, **trained.counts()}
+    counts = {"images": len(library), "weights": weights, "warnings": warnings}
+    return {**counts, **count_rejected(inputs), **trained.counts()}

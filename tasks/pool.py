@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 from pipeline.artifacts import Artifact, Inputs
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
+from pipeline.labels import store_name
 from pipeline.roots import in_parallel
 from tasks.ingest import IngestedSet
+from tasks.rejected import IMAGES, LABELS, read_copy
 
 PLACES = pa.schema(
     [
@@ -33,10 +35,13 @@ SCHEMA = pa.schema(
     ]
 )
 FILE = "pool.parquet"
+REJECTED = "rejected"
+NONE_REJECTED = pa.table({"key": pa.array([], pa.string()), "reason": pa.array([], pa.string())})
 
 
 def gather_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """List the images of the sets `config["pool"]`, and leave out by content what is held out in any set, or double.
+    """List the images of the sets `config["pool"]`, and leave out by content what is held out in any set, was rejected
+    by hand, or is double.
 
     Raises DataError if nothing is left.
     """
@@ -44,14 +49,27 @@ def gather_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping
     # of a key that is held out in several sets, the last one is named
     held_out = _images({name: sets[name] for name in reversed(sets)}, ["val", "test"])
     images = _images({name: sets[name] for name in config["pool"]}, ["train"])
-    reasons = _reasons(images, held_out)
+    rejected = read_copy(inputs[IMAGES]) if IMAGES in inputs.artifacts else NONE_REJECTED
+    reasons = _reasons(images, held_out, rejected)
     used = pc.is_null(reasons)
     count = pc.sum(used).as_py() or 0
     if not count:
-        raise DataError(f"The pool ({', '.join(config['pool'])}) holds no image that is not held out elsewhere.")
+        raise DataError(f"The pool ({', '.join(config['pool'])}) holds no image that is neither held out nor rejected.")
     pq.write_table(pa.table([*images.columns, used, reasons], schema=SCHEMA), out / FILE)
-    left_out = {row["values"]: row["counts"] for row in pc.value_counts(reasons.drop_null()).to_pylist()}
-    return {"images": count, "left_out": left_out}
+    return {"images": count, "left_out": _count(reasons), **_unmatched(images, rejected)}
+
+
+def _count(reasons: pa.Array) -> dict[str, int]:
+    """How many images are left out by reason, those that users gave as one."""
+    kinds = pc.replace_substring_regex(reasons.drop_null(), f"(?s)^{REJECTED}: .*", REJECTED)
+    return {row["values"]: row["counts"] for row in pc.value_counts(kinds).to_pylist()}
+
+
+def _unmatched(images: pa.Table, rejected: pa.Table) -> dict[str, int]:
+    """How many images are rejected that no set of the pool has, if there are any."""
+    found = pc.is_in(rejected.column("key"), value_set=images.column("key"))
+    count = len(rejected) - (pc.sum(found).as_py() or 0)
+    return {"unmatched_rejections": count} if count else {}
 
 
 def _images(sets: Mapping[str, IngestedSet], splits: list[str]) -> pa.Table:
@@ -70,14 +88,15 @@ def _numbers(count: int) -> pa.Array:
     return pa.array(np.arange(count, dtype=np.int32))
 
 
-def _reasons(images: pa.Table, held_out: pa.Table) -> pa.Array:
+def _reasons(images: pa.Table, held_out: pa.Table, rejected: pa.Table) -> pa.Array:
     """Why an image is not used, or null: `index_in` finds where a key is met first."""
     keys = images.column("key").combine_chunks()
     held = held_out.column("set").take(pc.index_in(keys, held_out.column("key").combine_chunks()))
+    thrown = rejected.column("reason").take(pc.index_in(keys, rejected.column("key").combine_chunks()))
     first = pc.index_in(keys, keys)
     again = pc.not_equal(first, _numbers(len(keys)))
     met = pc.if_else(again, images.column("set").take(first), pa.scalar(None, pa.string()))
-    parts = (("held out in ", held), ("already in the pool from ", met))
+    parts = (("held out in ", held), (f"{REJECTED}: ", thrown), ("already in the pool from ", met))
     return pc.coalesce(*(pc.binary_join_element_wise(*part, "") for part in parts)).combine_chunks()
 
 
@@ -97,3 +116,22 @@ def pool_shards(pool: Artifact, sets: Mapping[str, Artifact]) -> Iterator[tuple[
     columns = (shards.column(name).to_pylist() for name in ("set", "shard"))
     for name, shard, rows in zip(*columns, shards.column("row_list"), strict=True):
         yield name, opened[name][shard], rows.values.to_numpy().astype(np.int64)
+
+
+def rejected_rows(artifacts: Mapping[str, Artifact]) -> dict[tuple[str, str, str], frozenset[int]]:
+    """Rows of image shards whose labels by a teacher are rejected, by (set, shard, teacher), as far as they are in the
+    pool and the teacher's version is the one named. `artifacts`, by step, are a run's or what the student is made of.
+    """
+    if LABELS not in artifacts:
+        return {}
+    rejected = read_copy(artifacts[LABELS])
+    places = read_pool(artifacts["pool"], PLACES.names)
+    rows: dict[tuple[str, str, str], set[int]] = {}
+    for step, made in artifacts.items():
+        kind, _, teacher = step.partition(".")
+        if kind == "teacher":
+            of_teacher = pc.equal(rejected.column("store"), store_name(teacher, made.digest))
+            keys = rejected.filter(of_teacher).column("key")
+            for place in places.filter(pc.is_in(places.column("key"), value_set=keys)).to_pylist():
+                rows.setdefault((place["set"], place["shard"], teacher), set()).add(place["row"])
+    return {place: frozenset(numbers) for place, numbers in rows.items()}

@@ -117,7 +117,7 @@ def kinds(folder: str) -> list[str]:
 
 def torch_free_modules() -> list[str]:
     labels = [f"tasks.{path.parent.name}.label" for path in sorted((ROOT / "tasks").glob("*/label.py"))]
-    shared = ["config", "errors", "artifacts", "images", "labels", "codecs", "decode", "augment", "weights"]
+    shared = ["config", "errors", "artifacts", "images", "labels", "codecs", "decode", "augment", "rejects", "weights"]
     named = [f"pipeline.{name}" for name in shared]
     return ["must", "flows.dag", *named, *labels, *kinds("pipeline/sources"), *kinds("teachers")]
 

@@ -20,7 +20,7 @@ from pipeline.artifacts import ELSEWHERE, Artifact, Inputs, read_json, write_jso
 from pipeline.claims import claimed
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
-from pipeline.labels import Label, LabelWriter, about_store
+from pipeline.labels import Label, LabelWriter, about_store, store_name
 from pipeline.roots import in_parallel
 from pipeline.runtime import Runtime
 from pipeline.workspace import waiting
@@ -100,7 +100,7 @@ def alone(inputs: Inputs) -> Iterator[None]:
 
 def _folder(name: str, teacher: Artifact) -> str:
     """Where a teacher's label shards are in the root."""
-    return f"labels/{name}-{teacher.digest[:12]}"
+    return f"labels/{store_name(name, teacher.digest)}"
 
 
 def open_teachers(inputs: Inputs) -> list[Labelling]:

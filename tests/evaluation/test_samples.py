@@ -12,10 +12,15 @@ from PIL import Image
 
 import tasks
 from evaluation.run_record import RunRecord
-from evaluation.samples import Album, label_index, learned, pool_spots
-from pipeline.artifacts import Artifact
-from pipeline.labels import LabelSpace, Value
+from evaluation.samples import Album, label_index, learned, pool_spots, pool_strips
+from pipeline.artifacts import Artifact, Inputs, Step
+from pipeline.labels import LabelSpace, Value, store_name
 from pipeline.places import Place
+from pipeline.rejects import read_rejects, reject
+from pipeline.roots import Root
+from pipeline.workspace import Workspace
+from tasks.ingest import IngestedSet
+from tasks.rejected import LABELS, describe
 
 if TYPE_CHECKING:
     from tests.conftest import World
@@ -99,3 +104,19 @@ def test_labels_of_another_meaning_are_no_truth(album: Album) -> None:
     other = dataclasses.replace(album.heads["kinds"], label=tasks.label(LabelSpace("classification", ("cat", "dog"))))
     assert album.has_truth(album.heads["kinds"], "truth")
     assert not album.has_truth(other, "truth")
+
+
+def test_a_rejected_label_is_shown_as_none_and_a_true_one_stays(world: World, tmp_path: Path) -> None:
+    runtime = dataclasses.replace(world.runtime, root=Root.of(tmp_path / "root"))
+    shards = {name: IngestedSet(world.artifacts[f"data.{name}"]).images("train").shards for name in ("pool", "truth")}
+    keys = [key for each in shards.values() for shard in each for key in shard.keys]
+    reject(runtime.root, keys, store_name("depth", world.artifacts["teacher.depth"].digest), "wrong")
+    config = {"rejected": describe(read_rejects(runtime.root)), "teachers": ["depth"]}
+    made = Workspace(runtime.root).make(Step(LABELS, "tasks.rejected:copy_labels", config), Inputs({}, runtime))
+    album = Album(RunRecord(Place.of(str(tmp_path)), {**world.artifacts, LABELS: made}))
+    index, (pool, truth) = label_index(album.run), pool_spots(album, 2)
+    assert learned(album, album.heads["depth"], pool, index) == (None, "rejected by hand")
+    assert learned(album, album.heads["depth"], truth, index)[1] == "true label"
+    assert learned(album, album.heads["gabor"], pool, index)[1] == "pseudo label"
+    notes = [picture.note for picture in next(pool_strips(album)) if picture.title == "depth"]
+    assert notes == ["rejected by hand"]

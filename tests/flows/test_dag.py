@@ -14,9 +14,11 @@ from flows.dag import Selection, build_steps, plan, up_to
 from pipeline.artifacts import Artifact, Inputs, Step
 from pipeline.config import parse_recipe
 from pipeline.errors import ConfigError, DataError
+from pipeline.rejects import read_rejects, reject
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from pipeline.workspace import Workspace
+from tasks.rejected import IMAGES, LABELS
 from tests.disk import folder_of
 from tests.flows.tiny import RECIPE, STEPS
 
@@ -67,6 +69,49 @@ def changed_by(override: str) -> set[str]:
 )
 def test_a_setting_changes_the_steps_it_can_matter_to_and_no_other(override: str, steps: set[str]) -> None:
     assert changed_by(override) == steps
+
+
+KEY = "0123456789abcdef"
+
+
+def rejecting(root: Root, store: str | None, key: str = KEY) -> dict[str, Step]:
+    """The steps once this is rejected."""
+    reject(root, [key], store, "wrong")
+    return {step.name: step for step in build_steps(parse_recipe(RECIPE, "tiny"), read_rejects(root))}
+
+
+def test_a_rejected_image_matters_to_the_pool_and_a_rejected_label_to_the_student_alone(tmp_path: Path) -> None:
+    before = steps_of()
+    steps = rejecting(Root.of(tmp_path), None)
+    assert list(steps) == [IMAGES, *STEPS]
+    assert {name for name in STEPS if steps[name] != before[name]} == {"pool"}
+    assert steps["pool"].inputs == (*before["pool"].inputs, IMAGES)
+    assert steps["pool"].config == before["pool"].config
+    steps = rejecting(Root.of(tmp_path / "other"), "masks-0123456789ab")
+    assert list(steps) == [LABELS, *STEPS]
+    assert {name for name in STEPS if steps[name] != before[name]} == {"student"}
+    assert steps["student"].inputs == (*before["student"].inputs, LABELS)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["student.loss_weights.masks=0", "student.labels=true_only", "teachers={gabor: {kind: analytic, image_size: 32}}"],
+)
+def test_rejected_labels_that_the_student_does_not_learn_from_matter_to_nothing(override: str, tmp_path: Path) -> None:
+    reject(Root.of(tmp_path), [KEY], "masks-0123456789ab", "wrong")
+    recipe = parse_recipe(RECIPE, "tiny", [override])
+    assert build_steps(recipe, read_rejects(Root.of(tmp_path))) == build_steps(recipe)
+
+
+def test_the_steps_know_what_is_rejected_and_neither_when_nor_why(tmp_path: Path) -> None:
+    root = Root.of(tmp_path)
+    first = rejecting(root, "masks-0123456789ab")
+    reject(root, [KEY], "masks-0123456789ab", "another reason")
+    assert rejecting(root, "other-0123456789ab") == first
+    second = rejecting(root, "masks-ba9876543210")
+    assert second[LABELS].config["rejected"]["count"] == 2
+    assert second[LABELS].config["rejected"]["sha256"] != first[LABELS].config["rejected"]["sha256"]
+    assert rejecting(root, "gabor-0123456789ab")[LABELS].config["teachers"] == ["gabor", "masks"]
 
 
 def test_files_that_change_under_their_names_are_another_set(tmp_path: Path) -> None:
@@ -149,6 +194,24 @@ def test_a_new_input_is_named(workspace: Workspace) -> None:
     carry_out(chain(), workspace)
     carry_out(chain(first=3)[:1], workspace)
     assert whys(chain(first=3), workspace)[1] == ("run", "new first")
+
+
+def test_inputs_that_appear_and_disappear_are_named(workspace: Workspace) -> None:
+    """Whether they are there already or will be made."""
+    first, second, third = chain()
+    fewer, more = [first, dataclasses.replace(second, inputs=())], [first, second]
+    carry_out(fewer, workspace)
+    assert whys(more, workspace)[1] == ("run", "new first")
+    assert whys([dataclasses.replace(first, version=2), second], workspace)[1] == (
+        "run",
+        "new first; waits for first",
+    )
+    carry_out([*more, third], workspace)
+    assert [action for action, _ in whys(fewer, workspace)] == ["reuse", "reuse"]
+    assert whys([first, dataclasses.replace(second, inputs=(), version=2)], workspace)[1] == (
+        "run",
+        "without first; version 1 -> 2",
+    )
 
 
 def test_a_new_version_of_a_step_is_named(workspace: Workspace) -> None:

@@ -18,6 +18,7 @@ from flows.run import Outcome
 from pipeline.claims import claimed
 from pipeline.errors import ConfigError, DataError
 from pipeline.places import Place
+from pipeline.rejects import PATH, read_rejects, reject
 from pipeline.roots import Root
 from pipeline.workspace import Workspace
 from tests.flows.tiny import STEPS, digests, loads_nothing_heavy, within
@@ -160,6 +161,17 @@ def test_labels_of_a_teacher_that_is_not_kept_go_with_it(copy: Path, recipe: Pat
     assert {path.name for path in (copy / "labels").glob("gabor-*")} < folders
     assert {path.name for path in (copy / "labels").glob("masks-*")}
     assert not [each for each in must.plan(recipe, copy, ["teachers.gabor.wavelengths=[8.0]"]) if each.artifact is None]
+
+
+def test_what_was_rejected_by_hand_stays_whatever_it_is_about(copy: Path) -> None:
+    root = Root.of(copy)
+    reject(root, ["0123456789abcdef"], "gone-0123456789ab", "wrong")
+    shutil.rmtree(copy / "runs")
+    verdicts = sort_out(Workspace(root))
+    assert [(v.files, v.why) for v in verdicts if v.kept] == [((PATH,), "what was rejected by hand")]
+    remove(root, verdicts)
+    assert len(read_rejects(root)) == 1
+    assert [path.name for path in (copy / "labels").iterdir()] == ["rejected.parquet"]
 
 
 def test_leftovers_of_killed_writers_go(copy: Path) -> None:

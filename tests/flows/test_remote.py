@@ -202,8 +202,8 @@ def test_a_plan_asks_little(all_there: str, recipe: Path) -> None:
         planned = must.plan(recipe, all_there)
     assert [each.action for each in planned] == ["reuse"] * 8
     counts = requests.count()
-    # a manifest and a listing for each step, and a listing for each of the two teachers' labels
-    assert counts == {"GET": 2 * 8 + 2}
+    # a manifest and a listing for each step, a listing for each of the two teachers' labels, and what is rejected
+    assert counts == {"GET": 2 * 8 + 2 + 1}
 
 
 def test_a_plan_of_something_else_asks_little(all_there: str, recipe: Path) -> None:

@@ -6,20 +6,25 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifacts import Inputs, read_json, write_json
+from pipeline.artifacts import Inputs, Step, read_json, write_json
 from pipeline.config import StudentConfig
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
+from pipeline.labels import store_name
 from pipeline.loader import Library, Shelf
+from pipeline.rejects import read_rejects, reject, rejected_labels
 from pipeline.roots import Root
-from student.join import Truth, heads_of, join
+from pipeline.workspace import Workspace
+from student.join import Truth, count_rejected, heads_of, join
+from student.kept import kept_shares
 from tasks.ingest import IngestedSet
+from tasks.rejected import LABELS, describe
 from tests.disk import folder_of
 
 if TYPE_CHECKING:
@@ -124,3 +129,65 @@ def test_labels_of_other_images_are_refused_by_shard_and_key(elsewhere: Inputs) 
     pq.write_table(table.take([1, 0, *range(2, len(table))]), path)
     with pytest.raises(DataError, match=rf"row 0 holds key '{keys[1]}' where shard {entry['shard']} has '{keys[0]}'"):
         join(CONFIG, heads_of(CONFIG, elsewhere), elsewhere)
+
+
+def rejecting(world: World, folder: Path, store: str, keys: Sequence[str]) -> Inputs:
+    """The student's inputs, with these labels rejected."""
+    runtime = dataclasses.replace(world.runtime, root=Root.of(folder))
+    reject(runtime.root, keys, store, "wrong")
+    teacher = store.rpartition("-")[0]
+    config = {"rejected": describe(rejected_labels(read_rejects(runtime.root), [teacher])), "teachers": [teacher]}
+    made = Workspace(runtime.root).make(Step(LABELS, "tasks.rejected:copy_labels", config), Inputs({}, runtime))
+    inputs = world.inputs("student")
+    return Inputs({**inputs.artifacts, LABELS: made}, inputs.runtime)
+
+
+def learned(inputs: Inputs, config: StudentConfig = CONFIG) -> dict[str, dict[str, Any]]:
+    """By key, what is learned of an image, by head."""
+    library = join(config, heads_of(config, inputs), inputs)
+    return {library.read(index)[0]: library.values(index) for index in range(len(library))}
+
+
+def keys_in(inputs: Inputs, name: str) -> list[str]:
+    return [key for shard in IngestedSet(inputs[f"data.{name}"]).images("train").shards for key in shard.keys]
+
+
+def test_a_rejected_label_is_as_good_as_none_and_a_true_one_stays(world: World, tmp_path: Path) -> None:
+    inputs = world.inputs("student")
+    pool, truth = keys_in(inputs, "pool"), keys_in(inputs, "truth")
+    store = store_name("masks", inputs["teacher.masks"].digest)
+    rejected = rejecting(world, tmp_path, store, [pool[1], pool[5], truth[0], "0" * 16])
+    before, after = learned(inputs), learned(rejected)
+    assert before.keys() == after.keys()
+    lost = {(key, head) for key in before for head in before[key].keys() - after[key].keys()}
+    assert lost == {(pool[1], "masks"), (pool[5], "masks")}
+    for key, values in after.items():
+        for head, value in values.items():
+            assert all(np.array_equal(value[name], before[key][head][name]) for name in value)
+    assert count_rejected(rejected) == {"rejected": {"masks": 3}, "unmatched_rejections": 1}
+    pseudo = StudentConfig(loss_weights={"gabor": 1}, labels="pseudo_only")
+    assert "masks" in learned(inputs, pseudo)[truth[0]]
+    assert "masks" not in learned(rejected, pseudo)[truth[0]]
+    shares, fewer = (kept_shares(heads_of(CONFIG, each), each) for each in (inputs, rejected))
+    assert (shares["masks"]["images"], fewer["masks"]["images"]) == (16, 13)
+    assert sum(shares["masks"]["held"]) - sum(fewer["masks"]["held"]) == 3 * 8 * 8
+    assert {**shares, "masks": None} == {**fewer, "masks": None}
+
+
+def test_labels_of_another_version_of_a_teacher_are_not_rejected_with_it(world: World, tmp_path: Path) -> None:
+    inputs = world.inputs("student")
+    rejected = rejecting(world, tmp_path, "masks-0123456789ab", keys_in(inputs, "pool"))
+    assert {key: set(values) for key, values in learned(rejected).items()} == {
+        key: set(values) for key, values in learned(inputs).items()
+    }
+    assert kept_shares(heads_of(CONFIG, rejected), rejected) == kept_shares(heads_of(CONFIG, inputs), inputs)
+    assert count_rejected(rejected) == {"rejected": {}, "unmatched_rejections": 7}
+    assert count_rejected(inputs) == {}
+
+
+def test_an_image_of_which_every_label_is_rejected_is_not_drawn(world: World, tmp_path: Path) -> None:
+    only = StudentConfig(loss_weights=dict.fromkeys(("kinds", "boxes", "depth", "gabor"), 0))
+    key = keys_in(world.inputs("student"), "pool")[0]
+    store = store_name("masks", world.artifacts["teacher.masks"].digest)
+    rejected = rejecting(world, tmp_path, store, [key])
+    assert learned(world.inputs("student"), only).keys() - learned(rejected, only).keys() == {key}

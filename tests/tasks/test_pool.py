@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from PIL import Image
 import tasks
 from pipeline.artifacts import Artifact, Inputs, Step
 from pipeline.augment import NOTHING
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.labels import LabelSpace
 from pipeline.loader import Shelf
+from pipeline.rejects import read_rejects, reject, rejected_images, rejected_labels, take_back
+from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from pipeline.workspace import Workspace
 from tasks.ingest import IngestedSet
 from tasks.pool import pool_shards
+from tasks.rejected import IMAGES, describe
 from tasks.shelves import held_out_keys, labelled, truth_library
 from tests.disk import folder_of
 
@@ -47,9 +51,18 @@ def make_set(tmp_path: Path, noise: Noise, runtime: Runtime) -> MakeSet:
 
 
 def pooled(sets: dict[str, Artifact], names: list[str], runtime: Runtime) -> Artifact:
-    step = Step("pool", "tasks.pool:gather_pool", {"pool": names}, tuple(f"data.{name}" for name in sets))
+    """The pool of these sets, without what is rejected."""
+    images = rejected_images(read_rejects(runtime.root))
     inputs = {f"data.{name}": made for name, made in sets.items()}
+    if len(images):
+        step = Step(IMAGES, "tasks.rejected:copy_images", {"rejected": describe(images)})
+        inputs[IMAGES] = Workspace(runtime.root).make(step, Inputs({}, runtime))
+    step = Step("pool", "tasks.pool:gather_pool", {"pool": names}, tuple(inputs))
     return Workspace(runtime.root).make(step, Inputs(inputs, runtime))
+
+
+def keys_of(made: Artifact, split: str = "train") -> list[str]:
+    return [key for shard in IngestedSet(made).images(split).shards for key in shard.keys]
 
 
 def test_an_image_held_out_in_any_set_is_kept_out_of_the_pool(make_set: MakeSet, runtime: Runtime) -> None:
@@ -90,6 +103,74 @@ def test_being_held_out_counts_before_being_met_and_the_last_set_that_holds_out_
     ]
     met = "already in the pool from two"
     assert pool.counts == {"images": 2, "left_out": {"held out in three": 1, met: 2, "held out in two": 2}}
+
+
+def test_a_rejected_image_is_left_out_wherever_it_is_and_the_reason_is_told(
+    make_set: MakeSet, runtime: Runtime
+) -> None:
+    """Being held out still counts before; and an image that is rejected is in the pool from no other set."""
+    sets = {
+        "one": make_set("one", {"train/a": [1, 2], "test/a": [3]}),
+        "two": make_set("two", {"train/a": [1, 3, 4], "train/b": [5]}),
+    }
+    before = pooled(sets, ["one", "two"], runtime)
+    first, second = keys_of(sets["one"])
+    fourth = next(key for key in keys_of(sets["two"]) if key not in {first, *keys_of(sets["one"], "test")})
+    reject(runtime.root, [first, *keys_of(sets["one"], "test"), "0" * 16], None, "blurred")
+    reject(runtime.root, [fourth], None, "too dark")
+    reject(runtime.root, [second], "masks-0123456789ab", "wrong")
+    pool = pooled(sets, ["one", "two"], runtime)
+    reasons = {(row["set"], row["key"]): row["reason"] for row in pool.load("pool.parquet", pq.read_table).to_pylist()}
+    assert reasons["one", first] == reasons["two", first] == "rejected: blurred"
+    assert reasons["two", fourth] == "rejected: too dark"
+    assert reasons["one", second] is None
+    left_out = {"rejected": 3, "held out in one": 1}
+    assert pool.counts == {"images": 2, "left_out": left_out, "unmatched_rejections": 1}
+    take_back(runtime.root, [first, fourth, "0" * 16, *keys_of(sets["one"], "test")], None)
+    assert pooled(sets, ["one", "two"], runtime).digest == before.digest
+
+
+def test_an_image_of_no_set_is_rejected_in_vain(make_set: MakeSet, runtime: Runtime) -> None:
+    sets = {"wild": make_set("wild", {"all": [1, 2]})}
+    before = pooled(sets, ["wild"], runtime)
+    reject(runtime.root, ["0" * 16], None, "blurred")
+    after = pooled(sets, ["wild"], runtime)
+    assert after.digest == before.digest
+    assert after.counts == {"images": 2, "left_out": {}, "unmatched_rejections": 1}
+
+
+def test_a_pool_of_rejected_images_is_an_error(make_set: MakeSet, runtime: Runtime) -> None:
+    sets = {"wild": make_set("wild", {"all": [1, 2]})}
+    reject(runtime.root, keys_of(sets["wild"]), None, "blurred")
+    with pytest.raises(DataError, match=r"The pool \(wild\) holds no image that is neither held out nor rejected"):
+        pooled(sets, ["wild"], runtime)
+
+
+def test_a_list_that_changed_since_the_plan_is_told(runtime: Runtime) -> None:
+    reject(runtime.root, ["0" * 16], None, "blurred")
+    planned = describe(rejected_images(read_rejects(runtime.root)))
+    reject(runtime.root, ["0" * 15 + "1"], None, "blurred")
+    step = Step(IMAGES, "tasks.rejected:copy_images", {"rejected": planned})
+    with pytest.raises(ConfigError, match=r"changed since the run was planned: 1 rejections .* 2 with .* Run again"):
+        Workspace(runtime.root).make(step, Inputs({}, runtime))
+
+
+def test_copies_of_the_same_rejections_are_the_same(runtime: Runtime, tmp_path: Path) -> None:
+    """Whenever they were rejected, and in whatever order: or all that is behind them would be made again."""
+    digests = set()
+    for name, keys in (("one", ["0" * 16, "1" * 16]), ("two", ["1" * 16, "0" * 16])):
+        other = dataclasses.replace(runtime, root=Root.of(tmp_path / name))
+        for key in keys:
+            for store in (None, "masks-0123456789ab", "boxes-0123456789ab"):
+                reject(other.root, [key], store, "wrong")
+        table = read_rejects(other.root)
+        for what, rows in (("images", rejected_images(table)), ("labels", rejected_labels(table, ["boxes"]))):
+            config = {"rejected": describe(rows), "teachers": ["boxes"]}
+            step = Step(f"rejected.{what}", f"tasks.rejected:copy_{what}", config)
+            made = Workspace(other.root).make(step, Inputs({}, other))
+            assert made.counts == {"rejections": 2}
+            digests.add((what, made.digest))
+    assert len(digests) == 2
 
 
 def test_the_shards_of_the_pool_come_with_the_rows_to_use(make_set: MakeSet, runtime: Runtime) -> None:

@@ -1,0 +1,172 @@
+"""From a look at the labels to the next run: what was rejected is a change that the plan tells and the run follows."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import must
+from flows.dag import Selection
+from flows.run import Outcome
+from pipeline.artifacts import Artifact, Inputs
+from pipeline.config import StudentConfig
+from pipeline.errors import ConfigError, DataError
+from pipeline.labels import store_name
+from pipeline.rejects import PATH, reject, take_back
+from pipeline.roots import Root
+from pipeline.runtime import Runtime
+from student.join import heads_of, join
+from tests.flows.tiny import loads_nothing_heavy
+
+Whys = dict[str, str]
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def to_run(recipe: Path, root: Path | str, *overrides: str) -> Whys:
+    """The steps that would be run, and why."""
+    return {p.step.name: p.why for p in must.plan(recipe, root, list(overrides)) if p.artifact is None}
+
+
+def used(outcome: Outcome) -> list[str]:
+    """The keys of the pool's images, without those of the set with true labels."""
+    rows = outcome.artifacts["pool"].load("pool.parquet", pq.read_table).to_pylist()
+    return [row["key"] for row in rows if row["used"] and row["set"] == "pool"]
+
+
+def drawn(outcome: Outcome) -> dict[str, set[str]]:
+    """The heads that have a label of each image that the student learns from, by key."""
+    made = outcome.artifacts
+    runtime = Runtime(made["pool"].root)
+    inputs = Inputs({name: made[name] for name in made if name not in ("student", "evaluate")}, runtime)
+    config = StudentConfig.model_validate(made["student"].manifest["config"]["student"])
+    library = join(config, heads_of(config, inputs), inputs)
+    return {library.read(index)[0]: set(library.values(index)) for index in range(len(library))}
+
+
+def labels_of(teacher: Artifact) -> str:
+    return store_name(teacher.manifest["step"].removeprefix("teacher."), teacher.digest)
+
+
+def report(outcome: Outcome) -> str:
+    assert outcome.folder
+    text = (outcome.folder / "report.html").read().decode()
+    assert "could not be shown" not in text
+    return text
+
+
+def test_what_is_rejected_is_planned_left_out_and_taken_back(copy: Path, recipe: Path) -> None:
+    root, before = Root.of(copy), must.run(recipe, copy)
+    before_digests = {name: made.digest for name, made in before.artifacts.items()}
+    assert before.ran == 0
+    assert "rejected" not in report(before)
+    bad, worse, wrong = used(before)[3:6]
+    reject(root, [bad], None, "blurred")
+    reject(root, [wrong], labels_of(before.artifacts["teacher.masks"]), "sky is road")
+    assert to_run(recipe, copy) == {
+        "rejected.images": "never made here",
+        "rejected.labels": "never made here",
+        "pool": "new rejected.images; waits for rejected.images",
+        "label": "waits for pool; runs unless its result is as before",
+        "student": "new rejected.labels; waits for pool, label, rejected.labels",
+        "evaluate": "waits for student; runs unless its result is as before",
+    }
+    after = must.run(recipe, copy)
+    assert after.ran == 6
+    assert after.artifacts["label"].digest == before.artifacts["label"].digest
+    assert after.artifacts["student"].digest != before.artifacts["student"].digest
+    assert drawn(before).keys() - drawn(after).keys() == {bad}
+    assert {key for key in drawn(after) if drawn(after)[key] != drawn(before)[key]} == {wrong}
+    assert drawn(after)[wrong] == {"gabor"}
+    assert after.artifacts["pool"].counts["left_out"] == {"rejected": 1}
+    assert after.artifacts["student"].counts["rejected"] == {"masks": 1}
+    for said in ("1 image left out: rejected", "rejected by hand, and left out: 1 by masks"):
+        assert said in report(after)
+    assert to_run(recipe, copy) == {}
+    more_is_told(root, recipe, worse)
+    take_back(root, [bad], None)
+    take_back(root, [wrong], labels_of(before.artifacts["teacher.masks"]))
+    assert list((copy / "labels").glob("*.parquet")) == []
+    undone = must.run(recipe, copy)
+    assert undone.ran == 0
+    assert {name: made.digest for name, made in undone.artifacts.items()} == before_digests
+
+
+def more_is_told(root: Root, recipe: Path, key: str) -> None:
+    """Another rejection, and what is left when a list is gone, as the plan tells them; the list is as before then."""
+    reject(root, [key], None, "dark")
+    whys = to_run(recipe, str(root))
+    assert whys.keys() == {"rejected.images", "pool", "label", "student", "evaluate"}
+    assert whys["rejected.images"].startswith("rejected.count: 1 -> 2; rejected.sha256: '")
+    assert whys["pool"] == "waits for rejected.images; runs unless its result is as before"
+    said = loads_nothing_heavy("plan", recipe, "--root", root)
+    assert "rejected.count: 1 -> 2" in " ".join(said.split())
+    take_back(root, [key], None)
+
+
+def test_a_plan_tells_that_a_list_is_gone(copy: Path, recipe: Path) -> None:
+    root, before = Root.of(copy), must.run(recipe, copy)
+    reject(root, used(before)[:1], None, "blurred")
+    must.run(recipe, copy, steps=Selection("pool"))
+    shutil.rmtree(copy / before.artifacts["pool"].path)
+    (root / PATH).remove()
+    assert to_run(recipe, copy)["pool"] == "without rejected.images"
+
+
+def test_labels_of_a_version_that_is_not_in_use_are_rejected_in_vain(copy: Path, recipe: Path) -> None:
+    """The student is trained once, as there is a list now, and comes to what it came to before."""
+    root, before = Root.of(copy), must.run(recipe, copy)
+    reject(root, used(before), "masks-0123456789ab", "sky is road")
+    after = must.run(recipe, copy)
+    assert after.artifacts["student"].digest == before.artifacts["student"].digest
+    assert after.artifacts["pool"].path == before.artifacts["pool"].path
+    assert after.artifacts["evaluate"].path == before.artifacts["evaluate"].path
+    assert after.ran == 2
+    assert after.artifacts["student"].counts["unmatched_rejections"] == len(used(before))
+    assert "rejected by hand" not in report(after)
+
+
+def test_a_run_and_a_plan_of_some_steps_know_the_list(copy: Path, recipe: Path) -> None:
+    before = must.run(recipe, copy)
+    reject(Root.of(copy), used(before)[:1], None, "blurred")
+    with pytest.raises(ConfigError, match=r"'pool' can't run alone: rejected\.images would have to run first"):
+        must.run(recipe, copy, steps=Selection(only="pool"))
+    assert must.run(recipe, copy, steps=Selection(only="rejected.images")).ran == 1
+    assert must.run(recipe, copy, steps=Selection("pool")).ran == 1
+    assert must.run(recipe, copy, steps=Selection("pool", force=("rejected.images",))).ran == 1
+    assert must.run(recipe, copy, steps=Selection("pool", start="rejected.images")).ran == 2
+    assert must.run(recipe, copy, steps=Selection("pool")).ran == 0
+
+
+def test_a_damaged_list_ends_a_plan_and_is_named(copy: Path, recipe: Path) -> None:
+    (copy / PATH).write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"labels/rejected\.parquet: not a readable list of rejections"):
+        must.plan(recipe, copy)
+
+
+@pytest.fixture
+def remote(bucket: str, whole: Path) -> str:
+    """A whole run, copied to a bucket."""
+    from tests.s3 import system  # noqa: PLC0415 - loads the server
+
+    for folder in ("artifacts", "labels", "runs", "machine"):
+        system().put(str(whole / folder), f"{bucket.removeprefix('s3://')}/root/", recursive=True)
+    return f"{bucket}/root"
+
+
+def test_a_root_elsewhere_has_a_list_as_well(remote: str, recipe: Path, copy: Path) -> None:
+    ends = []
+    for root in (remote, copy):
+        before = must.run(recipe, root, steps=Selection("student"))
+        reject(Root.of(root), used(before)[:1], None, "blurred")
+        reject(Root.of(root), used(before)[1:2], labels_of(before.artifacts["teacher.masks"]), "wrong")
+        after = must.run(recipe, root, steps=Selection("student"))
+        assert (before.ran, after.ran) == (0, 5)
+        ends.append({name: made.digest for name, made in after.artifacts.items()})
+    assert ends[0] == ends[1]
