@@ -8,16 +8,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
-from browser.filters import Column, View, column, joined
+from browser.differences import BETWEEN, Differences
+from browser.filters import Clause, Column, Table, View, column, joined
 from browser.loading import Loading
 from browser.pictures import Pictures, decoded
-from browser.tables import Store
+from browser.rejecting import Rejecting
+from browser.tables import Store, quoted
 from pipeline.errors import ConfigError, DataError
 from tasks.colours import palette
 
+LISTS = ("quarantine", "duplicates", "notes")
 MOST_ROWS = 1000
 """Of a list or of a query's answer."""
+PAIR = re.compile(rf"-?(?P<one>[^{BETWEEN}<>=!~]+){BETWEEN}(?P<other>[^{BETWEEN}<>=!~]+)\.differ")
 KEY = re.compile(r"[0-9a-f]{16}")
 BINS = 20
 SAMPLE = 2000
@@ -31,11 +36,22 @@ class Answers:
 
     def __init__(self, loading: Loading) -> None:
         self.loading, self.tables, self.pictures = loading, loading.tables, Pictures(loading)
+        self.differences, self.rejecting = Differences(loading), Rejecting(loading)
 
     @property
     def stores(self) -> dict[str, Store]:
         """The label stores by name; by its maker's name alone the newest one of a maker."""
         return {**self.loading.newest(), **self.loading.stores}
+
+    def tables_for(self, *texts: str) -> dict[str, Table]:
+        """What links may name: the label stores, and the pairs `one:other` that these conditions and orders do."""
+        found: dict[str, Table] = dict(self.stores)
+        for text in texts:
+            pair = PAIR.match(text)
+            if pair:
+                made = self.differences.between(self.store(pair["one"]), self.store(pair["other"]))
+                found[f"{pair['one']}{BETWEEN}{pair['other']}"] = found[made.name] = made
+        return found
 
     def number(self, key: str) -> int:
         """The number of an image. DataError if there is none of this key."""
@@ -55,6 +71,8 @@ class Answers:
             "found": progress.found,
             "damaged": progress.damaged,
             "images": sum(row[2] for row in sets),
+            "rejected": self.tables.ask("SELECT count(*) FROM thrown").rows[0][0],
+            "compared": self.compared(),
             "sets": [{"name": name, "split": split, "images": count} for name, split, count in sets],
             "stores": [self._store(found.name) for found in self.loading.found.stores if found.name in self.stores],
         }
@@ -79,19 +97,36 @@ class Answers:
             "counts": dict(counts),
         }
 
-    def images(self, view: View, limit: int, offset: int) -> dict[str, Any]:
-        """A page of the list, and how long the list is."""
-        stores = self.stores
+    def images(self, view: View, limit: int, offset: int, shown: Sequence[str] = ()) -> dict[str, Any]:
+        """A page of the list, and how long the list is; of every image what is in the columns `shown`."""
+        stores = self.tables_for(*view.conditions, view.order, *shown)
         count = view.select("count(*)", stores)
         [[total]] = self.tables.ask(count.sql, count.parameters).rows
         page = view.ordered(stores, min(limit, MOST_ROWS), offset)
         numbers = [row[0] for row in self.tables.ask(page.sql, page.parameters).rows]
-        return {"total": total, "images": self._rows(numbers)}
+        rows = self._rows(numbers)
+        for name in shown:
+            values = self._values(column(name, stores), numbers)
+            for number, row in zip(numbers, rows, strict=True):
+                row[name] = values.get(number)
+        return {"total": total, "images": rows}
 
     def _rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        found = self.tables.ask("SELECT * FROM images WHERE id IN (SELECT unnest(?::INTEGER[]))", (list(numbers),))
+        sql = (
+            "SELECT images.*, (SELECT list(coalesce(store, '')) FROM rejected WHERE rejected.key = images.key) "
+            "AS rejected FROM images WHERE id IN (SELECT unnest(?::INTEGER[]))"
+        )
+        found = self.tables.ask(sql, (list(numbers),))
         rows = {row[0]: dict(zip(found.columns, row, strict=True)) for row in found.rows}
         return [{name: value for name, value in rows[number].items() if name != "id"} for number in numbers]
+
+    def _values(self, found: Column, numbers: Sequence[int]) -> dict[int, Any]:
+        """What is in a column of a store's table for these images."""
+        if found.table is None or found.name in ("class", "rejected"):
+            raise ConfigError(f"Column {found.name!r} can't be shown beside images.")
+        where = "WHERE id IN (SELECT unnest(?::INTEGER[]))"
+        sql = f"SELECT id, {quoted(found.name)} FROM {found.table.table} {where}"
+        return {number: finite(value) for number, value in self.tables.ask(sql, (list(numbers),)).rows}
 
     def image(self, key: str, thresholds: Mapping[str, float]) -> dict[str, Any]:
         """An image and what every store says of it."""
@@ -123,23 +158,24 @@ class Answers:
 
     def histogram(self, view: View, name: str) -> dict[str, Any]:
         """How often each value of a column is among the images: in bins, or of words the most frequent."""
-        found = column(name, self.stores)
-        needs = found.store.name if found.store else None
-        if found.name == "class" and found.store:
-            return self._words(view, f"unnest({found.store.table}.classes)::VARCHAR", needs)
+        stores = self.tables_for(*view.conditions, name)
+        found = column(name, stores)
+        if found.name == "rejected":
+            raise ConfigError("There is no histogram of what is rejected: see the list of it.")
+        needs = joined(found.table.name if found.table else None)
+        if found.name == "class" and found.table:
+            words = f"unnest({found.table.table}.classes)::VARCHAR AS word"
+            return self._words(view.select(words, stores, [needs]))
         if found.kind is str:
-            return self._words(view, f"{found.sql}::VARCHAR", needs)
-        return self._bins(view, found)
+            return self._words(view.select(f"{found.sql}::VARCHAR AS word", stores, [needs]))
+        return self._bins(view.select(f"{found.sql}::DOUBLE AS number", stores, [needs]))
 
-    def _words(self, view: View, what: str, needs: str | None) -> dict[str, Any]:
-        inner = view.select(f"{what} AS word", self.stores, [joined(needs)])
+    def _words(self, inner: Clause) -> dict[str, Any]:
         sql = f"SELECT word, count(*) FROM ({inner.sql}) WHERE word IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
         rows = self.tables.ask(f"{sql} LIMIT {MOST_VALUES}", inner.parameters).rows
         return {"kind": "words", "values": [row[0] for row in rows], "counts": [row[1] for row in rows]}
 
-    def _bins(self, view: View, found: Column) -> dict[str, Any]:
-        needs = joined(found.store.name if found.store else None)
-        inner = view.select(f"{found.sql}::DOUBLE AS number", self.stores, [needs])
+    def _bins(self, inner: Clause) -> dict[str, Any]:
         ends = self.tables.ask(f"SELECT min(number), max(number) FROM ({inner.sql})", inner.parameters).rows[0]
         if ends[0] is None:
             return {"kind": "numbers", "edges": [], "counts": []}
@@ -152,7 +188,8 @@ class Answers:
 
     def balance(self, view: View, store: Store, threshold: float) -> dict[str, Any]:
         """What a threshold keeps of a store, class by class, in up to SAMPLE of the images, evenly spread over them."""
-        inner = view.select("images.id", self.stores, [joined(store.name)], "ORDER BY images.id")
+        stores = self.tables_for(*view.conditions)
+        inner = view.select("images.id", stores, [joined(store.name)], "ORDER BY images.id")
         numbers = [row[0] for row in self.tables.ask(inner.sql, inner.parameters).rows]
         some = numbers[:: max(1, math.ceil(len(numbers) / SAMPLE))]
         names = store.names or [store.label.space.task]
@@ -170,6 +207,27 @@ class Answers:
             "held": held.tolist(),
             "kept": kept.tolist(),
         }
+
+    def keys(self, view: View) -> list[str]:
+        """The keys of all images that a link is about."""
+        found = view.select("DISTINCT images.key", self.tables_for(*view.conditions))
+        return [row[0] for row in self.tables.ask(found.sql, found.parameters).rows]
+
+    def compared(self) -> list[dict[str, Any]]:
+        """How far the comparisons of stores have come."""
+        pairs = list(self.differences.pairs.values())
+        return [{"name": pair.name, "done": pair.done, "total": pair.total} for pair in pairs]
+
+    def left_out(self, kind: str, dataset: str) -> dict[str, Any]:
+        """The first rows of a set's list of files that are no part of it (`quarantine`), that were met again
+        (`duplicates`), or whose labels were changed (`notes`).
+        """
+        made = self.loading.found.sets.get(dataset)
+        if made is None or kind not in LISTS:
+            raise ConfigError(f"There is no list {kind!r} of a set {dataset!r}: there are {', '.join(LISTS)}.")
+        table = made.load(f"{kind}.parquet", pq.read_table)
+        rows = [list(row.values()) for row in table.slice(0, MOST_ROWS).to_pylist()]
+        return {"columns": table.column_names, "rows": rows, "total": len(table)}
 
     def store(self, name: str) -> Store:
         """The store that a link names. ConfigError lists those that there are."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from browser.answers import Answers
 from browser.filters import View
@@ -42,6 +42,25 @@ class Question(BaseModel):
     """A query in SQL."""
 
     sql: str = Field(max_length=100_000)
+
+
+class Rejection(BaseModel):
+    """What is thrown out, or taken back: images by their keys, or all that conditions leave; or their labels in a
+    store.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    keys: list[str] | None = None
+    f: list[str] | None = None
+    store: str | None = None
+    reason: str = Field(default="", max_length=200)
+
+    @model_validator(mode="after")
+    def _says_what(self) -> Rejection:
+        if (self.keys is None) == (self.f is None):
+            raise ValueError("either `keys` or `f` says what is meant")
+        return self
 
 
 def create_app(answers: Answers, token: str | None = None) -> FastAPI:
@@ -98,10 +117,11 @@ def _add_answers(app: FastAPI, answers: Answers) -> None:
     def images(
         f: Conditions = [],  # noqa: B006 - never changed
         order: str = "id",
+        show: Annotated[list[str], Query(description="Columns to tell of each image.")] = [],  # noqa: B006
         limit: Annotated[int, Query(ge=1, le=1000)] = 60,
         offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
     ) -> dict[str, Any]:
-        return answers.images(View(f, order), limit, offset)
+        return answers.images(View(f, order), limit, offset, show)
 
     @app.get("/api/image/{key}")
     def image(key: str, t: Thresholds = []) -> dict[str, Any]:  # noqa: B006
@@ -118,6 +138,26 @@ def _add_answers(app: FastAPI, answers: Answers) -> None:
     @app.get("/api/at/{key}")
     def at(key: str, store: str, x: Share, y: Share, threshold: Share = 0.0) -> dict[str, str]:
         return {"says": answers.at(key, answers.store(store), (x, y), threshold)}
+
+    @app.get("/api/left-out/{dataset}/{kind}")
+    def left_out(dataset: str, kind: str) -> dict[str, Any]:
+        return answers.left_out(kind, dataset)
+
+    @app.post("/api/reject")
+    def reject(given: Rejection) -> dict[str, Any]:
+        keys = given.keys if given.keys is not None else answers.keys(View(given.f or []))
+        done = answers.rejecting.reject(keys, answers.store(given.store).name if given.store else None, given.reason)
+        return {"count": done.count, "undo": done.number}
+
+    @app.post("/api/take-back")
+    def take_back(given: Rejection) -> dict[str, int]:
+        keys = given.keys if given.keys is not None else answers.keys(View(given.f or []))
+        store = answers.store(given.store).name if given.store else None
+        return {"count": answers.rejecting.take_back(keys, store)}
+
+    @app.post("/api/undo/{number}")
+    def undo(number: int) -> dict[str, int]:
+        return {"count": answers.rejecting.undo(number)}
 
     @app.post("/api/sql")
     def sql(question: Question) -> dict[str, Any]:

@@ -9,20 +9,19 @@ from __future__ import annotations
 import collections
 import dataclasses
 import posixpath
-import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from pipeline.artifacts import MANIFEST, Artifact, parse_manifest
 from pipeline.errors import ConfigError
 from pipeline.images import ImageShard
+from pipeline.labels import store_name
 from pipeline.places import Place
+from pipeline.rejects import STORE
 from pipeline.roots import CACHE_GB, Root, StoredFile, in_parallel
 from pipeline.sources import SPLITS
 from tasks.ingest import IngestedSet
 
 SOUGHT = "labels/<teacher>-<digest>/*.parquet and artifacts/data.<set>/<fingerprint>/manifest.json"
-STORE = re.compile(r".+-[0-9a-f]{12}")
-"""The name of a label store's folder."""
 TRUE = "true"
 """What the names of stores with true labels begin with."""
 DIGITS = 16
@@ -125,7 +124,7 @@ def _images(name: str, read: IngestedSet) -> Iterator[ImagesFound]:
 def _pseudo(root: Root, made: Iterable[Artifact]) -> list[StoreFound]:
     """The teachers' labels."""
     began = {
-        f"{artifact.manifest['step'].removeprefix('teacher.')}-{artifact.digest[:12]}": artifact.manifest["began"]
+        store_name(artifact.manifest["step"].removeprefix("teacher."), artifact.digest): artifact.manifest["began"]
         for artifact in made
         if artifact.manifest["step"].startswith("teacher.")
     }

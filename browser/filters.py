@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from browser.tables import Store, quoted
+from browser.tables import Store, literal, quoted
 from pipeline.errors import ConfigError, choose
 
 CONDITION = re.compile(r"(?P<column>.+?)(?P<operator><=|>=|!=|=|<|>|~)(?P<value>.*)", re.DOTALL)
@@ -48,36 +48,58 @@ def joined(store: str | None) -> Clause:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column: how SQL names it, what kind of value it has, and the store it is of, None if it is the images'."""
+    """A column: how SQL names it, what kind of value it has, and the table it is of, None if it is the images'."""
 
     sql: str
     kind: type
-    store: Store | None = None
+    table: Table | None = None
     name: str = ""
 
 
-def column(text: str, stores: Mapping[str, Store]) -> Column:
+class Table(Protocol):
+    """What has a table with a row per image: a label store, or what two of them differ by."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def table(self) -> str:
+        """Its name as SQL writes it."""
+
+    @property
+    def columns(self) -> Mapping[str, str]: ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The classes that it tells apart."""
+
+
+def column(text: str, stores: Mapping[str, Table]) -> Column:
     """The column that a link names. ConfigError lists those that there are."""
     place, dot, name = text.rpartition(".")
     if not dot:
-        choose(name, IMAGES, "Column")
+        choose(name, {*IMAGES, "rejected"}, "Column")
+        if name == "rejected":
+            return Column("", str, None, name)
         return Column(f"images.{quoted(name)}", IMAGES[name], None, name)
     store = stores[choose(place, stores, "Label store")]
-    known = {"class", *(each for each in store.columns if each not in ("classes", "amounts"))}
-    choose(name, known if store.label.counted else known - {"class"}, f"Column of {place}")
+    known = {each for each in store.columns if each not in ("classes", "amounts")}
+    choose(name, known | {"class", "rejected"} if store.names else known | {"rejected"}, f"Column of {place}")
     kind = str if name in ("status", "class") else float
     return Column(f"{store.table}.{quoted(name)}", kind, store, name)
 
 
-def condition(text: str, stores: Mapping[str, Store]) -> Clause:
+def condition(text: str, stores: Mapping[str, Table]) -> Clause:
     """One condition. ConfigError says what would have worked."""
     parts = CONDITION.fullmatch(text)
     if parts is None:
         raise ConfigError(f"Condition {text!r} has no operator: {EXAMPLE}.")
     found, operator = column(parts["column"], stores), parts["operator"]
-    needs = frozenset({found.store.name}) if found.store else frozenset[str]()
-    if found.name == "class" and found.store:
-        return _of_class(found.store, operator, parts["value"])
+    needs = frozenset({found.table.name}) if found.table else frozenset[str]()
+    if found.name == "rejected":
+        return _of_rejected(found.table, operator, parts["value"])
+    if found.name == "class" and isinstance(found.table, Store):
+        return _of_class(found.table, operator, parts["value"])
     if operator == "~":
         return Clause(f"contains(lower({found.sql}::VARCHAR), lower(?))", (parts["value"],), needs)
     cast = "::VARCHAR" if found.kind is str else ""
@@ -90,6 +112,15 @@ def _of_class(store: Store, operator: str, name: str) -> Clause:
     choose(name, store.names, f"Class of {store.name}")
     there = f"list_contains({store.table}.classes, ?::{store.classes})"
     return Clause(there if operator == "=" else f"NOT {there}", (name,), frozenset({store.name}))
+
+
+def _of_rejected(table: Table | None, operator: str, answer: str) -> Clause:
+    """Whether the image was thrown out, or its label in a store was, or the image with it."""
+    if operator != "=" or answer not in ("yes", "no"):
+        raise ConfigError(f"Condition rejected{operator}{answer}: write rejected=yes or rejected=no.")
+    also = f" OR thrown.store = {literal(table.name)}" if table else ""
+    found = f"SELECT id FROM placed JOIN thrown USING (hash) WHERE thrown.store IS NULL{also}"
+    return Clause(f"images.id {'IN' if answer == 'yes' else 'NOT IN'} ({found})")
 
 
 def _value(found: Column, text: str) -> Any:
@@ -109,10 +140,10 @@ class View:
     order: str = "id"
     """A column; with a minus before it the largest come first."""
 
-    def clauses(self, stores: Mapping[str, Store]) -> list[Clause]:
+    def clauses(self, stores: Mapping[str, Table]) -> list[Clause]:
         return [condition(text, stores) for text in self.conditions]
 
-    def select(self, what: str, stores: Mapping[str, Store], more: Sequence[Clause] = (), rest: str = "") -> Clause:
+    def select(self, what: str, stores: Mapping[str, Table], more: Sequence[Clause] = (), rest: str = "") -> Clause:
         """`SELECT what` of these images, `more` conditions among them; `rest` is what comes behind."""
         every = [*self.clauses(stores), *more]
         needed = sorted(frozenset[str]().union(*(clause.stores for clause in every)))
@@ -121,10 +152,17 @@ class View:
         parameters = tuple(value for clause in every for value in clause.parameters)
         return Clause(f"SELECT {what} FROM images{joins} WHERE {where} {rest}", parameters, frozenset(needed))
 
-    def ordered(self, stores: Mapping[str, Store], limit: int, offset: int) -> Clause:
-        """The numbers of the images on a page, `limit` of them at most."""
+    def _by(self, stores: Mapping[str, Table]) -> Column:
+        """The column of the order."""
         found = column(self.order.removeprefix("-"), stores)
-        needs = joined(found.store.name if found.store else None)
+        if found.name in ("class", "rejected"):
+            raise ConfigError(f"Order {self.order!r}: {found.name} is nothing that images are ordered by.")
+        return found
+
+    def ordered(self, stores: Mapping[str, Table], limit: int, offset: int) -> Clause:
+        """The numbers of the images on a page, `limit` of them at most."""
+        found = self._by(stores)
+        needs = joined(found.table.name if found.table else None)
         down = "DESC" if self.order.startswith("-") else "ASC"
         rest = f"ORDER BY {found.sql} {down} NULLS LAST, images.id LIMIT {int(limit)} OFFSET {int(offset)}"
         return self.select("images.id", stores, [needs], rest)

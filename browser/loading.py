@@ -11,6 +11,8 @@ from browser import catalogue
 from browser.catalogue import ImagesFound, StoreFound
 from browser.tables import Store, Tables, read_scalars
 from pipeline.errors import MustError
+from pipeline.rejects import NOTHING, read_rejects
+from pipeline.rejects import PATH as REJECTED
 from pipeline.roots import Root, StoredFile
 
 LOOK_S = 2.0
@@ -40,6 +42,7 @@ class Loading:
         self._shards: dict[int, ImagesFound] = {}
         self._by_address: dict[str, list[range]] = collections.defaultdict(list)
         self._files: dict[str, dict[str, StoredFile]] = collections.defaultdict(dict)
+        self._rejects, self._stamp = NOTHING, (-1, 0)
         self._over = threading.Event()
 
     def look(self) -> None:
@@ -53,6 +56,7 @@ class Loading:
             self._drop_gone(found)
         for found, address, file in self._new():
             self._read(found, address, file)
+        self.look_at_rejected()
         self.tables.settle()
         for maker, store in self.newest().items():
             self.tables.call(store, maker)
@@ -116,6 +120,35 @@ class Loading:
 
     def close(self) -> None:
         self._over.set()
+
+    def look_at_rejected(self) -> None:
+        """Take over the list of what is rejected, if it is another one by now."""
+        stamp = self._stamp_of_rejects()
+        if stamp != self._stamp:
+            self._rejects = read_rejects(self.root)
+            self.tables.set_rejected(self._rejects)
+            self._stamp = stamp
+
+    def _stamp_of_rejects(self) -> tuple[int, int]:
+        try:
+            return (self.root / REJECTED).stamp()
+        except FileNotFoundError:
+            return (-1, 0)
+
+    def rejected(self, store: str | None) -> set[str]:
+        """The keys of images that are rejected altogether, or whose labels in a store are."""
+        stores = self._rejects.column("store").to_pylist()
+        keys = self._rejects.column("key").to_pylist()
+        return {key for key, other in zip(keys, stores, strict=True) if other == store}
+
+    def shared(self, one: str, other: str) -> list[tuple[range, StoredFile, StoredFile]]:
+        """The image shards that two stores have labels of, with the files of both."""
+        left, right = self._files[one], self._files[other]
+        return [
+            (ids, left[address], right[address])
+            for address in left.keys() & right.keys()
+            for ids in self._by_address[address]
+        ]
 
     def newest(self) -> dict[str, Store]:
         """By teacher, the newest of its label stores."""

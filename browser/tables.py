@@ -4,6 +4,7 @@ images      a row per image: its set, split, shard and row, key, size, source
 <store>     a row per image that a label store has been asked about: status, confidence and the task's scalar columns,
             and `classes` with how much of each is there (`amounts`)
 failures    why images have no label
+rejected    what was thrown out by hand
 
 Blobs stay in their files. A million images with labels of five teachers are some 200 MB.
 """
@@ -30,7 +31,8 @@ from pipeline.roots import StoredFile
 MEMORY = "400MB"
 AT_ONCE = 5000
 """Rows that go into a table together, unless there are no more."""
-IMAGE_TABLE = "images"
+OWN = {"images", "placed", "shards", "failures", "thrown", "rejected"}
+"""Names that no teacher's labels go by."""
 TYPES = {pa.int32(): "INTEGER", pa.float32(): "FLOAT"}
 """The columns of label files that are in the tables: those of these types."""
 SETTINGS = {
@@ -39,12 +41,15 @@ SETTINGS = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
 }
+REJECTED = ("hash", "store", "reason", "time")
 IMAGES = """
 CREATE TYPE status AS ENUM ('ok', 'none', 'failed');
 CREATE TABLE shards (shard INTEGER, "set" VARCHAR, split VARCHAR, name VARCHAR, sha256 VARCHAR, images INTEGER);
 CREATE TABLE placed (id INTEGER, hash UBIGINT, shard INTEGER, "row" INTEGER, width INTEGER, height INTEGER,
     bytes INTEGER, source VARCHAR);
 CREATE TABLE failures (id INTEGER, store VARCHAR, status status, reason VARCHAR);
+CREATE TABLE thrown (hash UBIGINT, store VARCHAR, reason VARCHAR, time TIMESTAMP);
+CREATE VIEW rejected AS SELECT printf('%016x', hash) AS key, store, reason, time FROM thrown;
 CREATE VIEW images AS SELECT id, printf('%016x', hash) AS key, "set", split, name AS shard, "row", width, height,
     bytes, source FROM placed JOIN shards USING (shard);
 """
@@ -135,15 +140,14 @@ class Tables:
         """Make the table of a label store."""
         store = Store(name, tasks.label(space))
         names = ", ".join(literal(one) for one in store.names or ["none"])
-        columns = ", ".join(f"{quoted(column)} {kind}" for column, kind in store.columns.items())
         with self._lock:
             self._database.execute(f"CREATE TYPE {store.classes} AS ENUM ({names})")
-            self._database.execute(f"CREATE TABLE {store.table} (id INTEGER, {columns})")
+        self.add_table(store.table, store.columns)
         return store
 
     def call(self, store: Store, name: str) -> None:
         """Let queries find a store under another name as well."""
-        if name not in {IMAGE_TABLE, "placed", "shards", "failures"}:
+        if name not in OWN:
             with self._lock:
                 self._database.execute(f"CREATE OR REPLACE VIEW {quoted(name)} AS SELECT * FROM {store.table}")
 
@@ -166,12 +170,36 @@ class Tables:
             self._put(table)
 
     def _put(self, table: str) -> None:
-        rows = pa.concat_tables(self._waiting.pop(table))
+        with self._lock:
+            self._insert(table, pa.concat_tables(self._waiting.pop(table)))
+
+    def _insert(self, table: str, rows: pa.Table) -> None:
         if len(rows):
-            with self._lock:
-                self._database.register("arriving", rows)
-                self._database.execute(f"INSERT INTO {table} BY NAME SELECT * FROM arriving")
-                self._database.unregister("arriving")
+            self._database.register("arriving", rows)
+            self._database.execute(f"INSERT INTO {table} BY NAME SELECT * FROM arriving")
+            self._database.unregister("arriving")
+
+    def add_table(self, table: str, columns: Mapping[str, str]) -> None:
+        """Make a table with a row per image, of these columns and their types."""
+        with self._lock:
+            typed = ", ".join(f"{quoted(name)} {kind}" for name, kind in columns.items())
+            self._database.execute(f"CREATE TABLE {table} (id INTEGER, {typed})")
+
+    def put(self, table: str, rows: pa.Table) -> None:
+        """Put rows into a table now."""
+        with self._lock:
+            self._insert(table, rows)
+
+    def set_rejected(self, rejects: pa.Table) -> None:
+        """What is rejected is this list now, and nothing else."""
+        hashes = pa.array([int(key, 16) for key in rejects.column("key").to_pylist()], pa.uint64())
+        times = rejects.column("time").cast(pa.timestamp("us"))
+        rows = pa.table([hashes, rejects.column("store"), rejects.column("reason"), times], list(REJECTED))
+        with self._lock:
+            self._database.begin()
+            self._database.execute("DELETE FROM thrown")
+            self._insert("thrown", rows)
+            self._database.commit()
 
     def settle(self) -> None:
         """Put in what was added and waits for more."""
