@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from browser.differences import BETWEEN, Differences
-from browser.filters import Clause, Column, Table, View, column, joined
+from browser.filters import Clause, Column, Table, View, column, joined, threshold_of
 from browser.loading import Loading
 from browser.pictures import Pictures, decoded
 from browser.rejecting import Rejecting
@@ -93,6 +93,7 @@ class Answers:
             "colours": palette(len(space.classes)).tolist(),
             "columns": [each for each in store.columns if each not in ("classes", "amounts")],
             "threshold": store.label.default_threshold,
+            "scored": store.label.scored,
             "reading": store.label.reading,
             "counts": dict(counts),
         }
@@ -100,7 +101,7 @@ class Answers:
     def images(self, view: View, limit: int, offset: int, shown: Sequence[str] = ()) -> dict[str, Any]:
         """A page of the list, and how long the list is; of every image what is in the columns `shown`."""
         stores = self.tables_for(*view.conditions, view.order, *shown)
-        count = view.select("count(*)", stores)
+        count = view.select("count(*)", stores, [view.needed(stores)])
         [[total]] = self.tables.ask(count.sql, count.parameters).rows
         page = view.ordered(stores, min(limit, MOST_ROWS), offset)
         numbers = [row[0] for row in self.tables.ask(page.sql, page.parameters).rows]
@@ -163,15 +164,18 @@ class Answers:
         if found.name == "rejected":
             raise ConfigError("There is no histogram of what is rejected: see the list of it.")
         needs = joined(found.table.name if found.table else None)
-        if found.name == "class" and found.table:
-            words = f"unnest({found.table.table}.classes)::VARCHAR AS word"
-            return self._words(view.select(words, stores, [needs]))
+        if found.name == "class" and isinstance(found.table, Store):
+            store, least = found.table, threshold_of(found.table, view.thresholds)
+            words = f"unnest({store.table}.classes)::VARCHAR AS word, unnest({store.table}.amounts) AS amount"
+            return self._words(view.select(words, stores, [needs]), f"amount >= {least!r}::FLOAT")
         if found.kind is str:
             return self._words(view.select(f"{found.sql}::VARCHAR AS word", stores, [needs]))
         return self._bins(view.select(f"{found.sql}::DOUBLE AS number", stores, [needs]))
 
-    def _words(self, inner: Clause) -> dict[str, Any]:
-        sql = f"SELECT word, count(*) FROM ({inner.sql}) WHERE word IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
+    def _words(self, inner: Clause, also: str = "true") -> dict[str, Any]:
+        sql = (
+            f"SELECT word, count(*) FROM ({inner.sql}) WHERE word IS NOT NULL AND {also} GROUP BY 1 ORDER BY 2 DESC, 1"
+        )
         rows = self.tables.ask(f"{sql} LIMIT {MOST_VALUES}", inner.parameters).rows
         return {"kind": "words", "values": [row[0] for row in rows], "counts": [row[1] for row in rows]}
 

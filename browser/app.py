@@ -32,10 +32,46 @@ HEADERS = {
 MOST_SIDE = 2048
 """Pixels of a picture's longer side."""
 
-Conditions = Annotated[list[str], Query(alias="f", description="Conditions, as things.confidence<0.3.")]
-Thresholds = Annotated[list[str], Query(alias="t", description="Thresholds by label store, as things:0.5.")]
 Share = Annotated[float, Query(ge=0, le=1)]
 Next = Callable[[Request], Awaitable[Response]]
+
+
+class Asked(BaseModel):
+    """Which images a link is about: conditions, as things.confidence<0.3, and thresholds by label store, things:0.5."""
+
+    f: list[str] = []
+    t: list[str] = []
+
+    @property
+    def view(self) -> View:
+        """The images."""
+        return View(self.f, thresholds=thresholds_in(self.t))
+
+
+class Listed(Asked):
+    """A page of them, in an order, and the columns to tell of each."""
+
+    order: str = "id"
+    limit: int = Field(60, ge=1, le=1000)
+    offset: int = Field(0, ge=0, le=2**31)
+    show: list[str] = []
+
+    @property
+    def view(self) -> View:
+        return View(self.f, self.order, thresholds_in(self.t))
+
+
+class Counted(Asked):
+    """A column of them, for a histogram."""
+
+    column: str
+
+
+class Weighed(Asked):
+    """A threshold of a store, for what it keeps."""
+
+    store: str
+    threshold: Share = 0.0
 
 
 class Question(BaseModel):
@@ -53,8 +89,14 @@ class Rejection(BaseModel):
 
     keys: list[str] | None = None
     f: list[str] | None = None
+    t: list[str] = []
     store: str | None = None
     reason: str = Field(default="", max_length=200)
+
+    @property
+    def view(self) -> View:
+        """What the conditions leave."""
+        return View(self.f or [], thresholds=thresholds_in(self.t))
 
     @model_validator(mode="after")
     def _says_what(self) -> Rejection:
@@ -114,26 +156,20 @@ def _add_answers(app: FastAPI, answers: Answers) -> None:
         return answers.about()
 
     @app.get("/api/images")
-    def images(
-        f: Conditions = [],  # noqa: B006 - never changed
-        order: str = "id",
-        show: Annotated[list[str], Query(description="Columns to tell of each image.")] = [],  # noqa: B006
-        limit: Annotated[int, Query(ge=1, le=1000)] = 60,
-        offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
-    ) -> dict[str, Any]:
-        return answers.images(View(f, order), limit, offset, show)
+    def images(asked: Annotated[Listed, Query()]) -> dict[str, Any]:
+        return answers.images(asked.view, asked.limit, asked.offset, asked.show)
 
     @app.get("/api/image/{key}")
-    def image(key: str, t: Thresholds = []) -> dict[str, Any]:  # noqa: B006
-        return answers.image(key, thresholds_in(t))
+    def image(key: str, asked: Annotated[Asked, Query()]) -> dict[str, Any]:
+        return answers.image(key, asked.view.thresholds)
 
     @app.get("/api/histogram")
-    def histogram(column: str, f: Conditions = []) -> dict[str, Any]:  # noqa: B006
-        return answers.histogram(View(f), column)
+    def histogram(asked: Annotated[Counted, Query()]) -> dict[str, Any]:
+        return answers.histogram(asked.view, asked.column)
 
     @app.get("/api/balance")
-    def balance(store: str, threshold: Share = 0.0, f: Conditions = []) -> dict[str, Any]:  # noqa: B006
-        return answers.balance(View(f), answers.store(store), threshold)
+    def balance(asked: Annotated[Weighed, Query()]) -> dict[str, Any]:
+        return answers.balance(asked.view, answers.store(asked.store), asked.threshold)
 
     @app.get("/api/at/{key}")
     def at(key: str, store: str, x: Share, y: Share, threshold: Share = 0.0) -> dict[str, str]:
@@ -145,13 +181,13 @@ def _add_answers(app: FastAPI, answers: Answers) -> None:
 
     @app.post("/api/reject")
     def reject(given: Rejection) -> dict[str, Any]:
-        keys = given.keys if given.keys is not None else answers.keys(View(given.f or []))
+        keys = given.keys if given.keys is not None else answers.keys(given.view)
         done = answers.rejecting.reject(keys, answers.store(given.store).name if given.store else None, given.reason)
         return {"count": done.count, "undo": done.number}
 
     @app.post("/api/take-back")
     def take_back(given: Rejection) -> dict[str, int]:
-        keys = given.keys if given.keys is not None else answers.keys(View(given.f or []))
+        keys = given.keys if given.keys is not None else answers.keys(given.view)
         store = answers.store(given.store).name if given.store else None
         return {"count": answers.rejecting.take_back(keys, store)}
 

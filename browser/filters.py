@@ -2,7 +2,7 @@
 
 A condition is `<column><operator><value>`, as in `things.confidence<0.3`, `street.class=car`, `source~IMG_0`. Columns
 are those of the table `images`, and of a label store after its name and a dot; `class` means that the class is there,
-and `confidence` and the task's own columns are as in the label files.
+by the threshold that the link states for the store, and `confidence` and the task's own columns are as in the files.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def column(text: str, stores: Mapping[str, Table]) -> Column:
     return Column(f"{store.table}.{quoted(name)}", kind, store, name)
 
 
-def condition(text: str, stores: Mapping[str, Table]) -> Clause:
+def condition(text: str, stores: Mapping[str, Table], thresholds: Mapping[str, float]) -> Clause:
     """One condition. ConfigError says what would have worked."""
     parts = CONDITION.fullmatch(text)
     if parts is None:
@@ -99,19 +99,26 @@ def condition(text: str, stores: Mapping[str, Table]) -> Clause:
     if found.name == "rejected":
         return _of_rejected(found.table, operator, parts["value"])
     if found.name == "class" and isinstance(found.table, Store):
-        return _of_class(found.table, operator, parts["value"])
+        return _of_class(found.table, operator, parts["value"], threshold_of(found.table, thresholds))
     if operator == "~":
         return Clause(f"contains(lower({found.sql}::VARCHAR), lower(?))", (parts["value"],), needs)
     cast = "::VARCHAR" if found.kind is str else ""
     return Clause(f"{found.sql}{cast} {operator} ?", (_value(found, parts["value"]),), needs)
 
 
-def _of_class(store: Store, operator: str, name: str) -> Clause:
+def threshold_of(store: Store, thresholds: Mapping[str, float]) -> float:
+    """From which amount on a class is there: for scores the threshold, told or the task's own; else any amount."""
+    return thresholds.get(store.name, store.label.default_threshold) if store.label.scored else 0.0
+
+
+def _of_class(store: Store, operator: str, name: str, threshold: float) -> Clause:
     if operator not in ("=", "!="):
         raise ConfigError(f"Condition on {store.name}.class: a class is there (=) or not (!=), and nothing else.")
     choose(name, store.names, f"Class of {store.name}")
-    there = f"list_contains({store.table}.classes, ?::{store.classes})"
-    return Clause(there if operator == "=" else f"NOT {there}", (name,), frozenset({store.name}))
+    place = f"list_position({store.table}.classes, ?::{store.classes})"
+    there = f"coalesce({store.table}.amounts[{place}] >= ?::FLOAT, false)"
+    needs = frozenset({store.name})
+    return Clause(there if operator == "=" else f"NOT {there}", (name, threshold), needs)
 
 
 def _of_rejected(table: Table | None, operator: str, answer: str) -> Clause:
@@ -139,9 +146,11 @@ class View:
     conditions: Sequence[str] = ()
     order: str = "id"
     """A column; with a minus before it the largest come first."""
+    thresholds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """By label store; where none is told, the task's own."""
 
     def clauses(self, stores: Mapping[str, Table]) -> list[Clause]:
-        return [condition(text, stores) for text in self.conditions]
+        return [condition(text, stores, self.thresholds) for text in self.conditions]
 
     def select(self, what: str, stores: Mapping[str, Table], more: Sequence[Clause] = (), rest: str = "") -> Clause:
         """`SELECT what` of these images, `more` conditions among them; `rest` is what comes behind."""
@@ -159,10 +168,14 @@ class View:
             raise ConfigError(f"Order {self.order!r}: {found.name} is nothing that images are ordered by.")
         return found
 
+    def needed(self, stores: Mapping[str, Table]) -> Clause:
+        """What leaves out the images of which the order's column knows nothing."""
+        found = self._by(stores)
+        return joined(found.table.name if found.table else None)
+
     def ordered(self, stores: Mapping[str, Table], limit: int, offset: int) -> Clause:
         """The numbers of the images on a page, `limit` of them at most."""
         found = self._by(stores)
-        needs = joined(found.table.name if found.table else None)
         down = "DESC" if self.order.startswith("-") else "ASC"
         rest = f"ORDER BY {found.sql} {down} NULLS LAST, images.id LIMIT {int(limit)} OFFSET {int(offset)}"
-        return self.select("images.id", stores, [needs], rest)
+        return self.select("images.id", stores, [self.needed(stores)], rest)

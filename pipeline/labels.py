@@ -98,6 +98,8 @@ class Label(ABC):
 
     counted: ClassVar[tuple[str, ...]] = ()
     """The columns that `holds` reads; none for a task without classes."""
+    scored: ClassVar[bool] = False
+    """Whether the amounts of `holds` are scores, which a threshold is about."""
 
     @abstractmethod
     def columns(self) -> pa.Schema:

@@ -4,10 +4,17 @@ import { ask, picture } from "./api.js";
 import { make, number } from "./make.js";
 import { go, link, read } from "./state.js";
 import { threshold } from "./grid.js";
+import { isRejected, toggle } from "./rejecting.js";
 
 const SIDE = 768;
 const dialog = document.getElementById("detail");
 let zoom = { scale: 1, x: 0, y: 0 };
+let shown = null;
+let now = null;
+
+export function current() {
+  return now;
+}
 
 export async function show(about, keys) {
   const state = read();
@@ -17,13 +24,16 @@ export async function show(about, keys) {
   }
   const t = about.stores.map((store) => `${store.name}:${threshold(store, state)}`);
   const image = await ask(`/api/image/${state.image}`, { t });
-  zoom = { scale: 1, x: 0, y: 0 };
+  if (shown !== image.key) zoom = { scale: 1, x: 0, y: 0 };
+  shown = image.key;
+  now = image;
   const place = keys.indexOf(image.key);
   const step = (by, text) => (keys[place + by] && place >= 0 ? make("a", { href: link({ image: keys[place + by] }), "data-link": true }, text) : null);
-  const head = make("div", { class: "about" }, make("strong", {}, image.source), make("span", {}, `${image.set}/${image.split}, ${image.shard}, row ${image.row}`), make("span", {}, `${image.width} × ${image.height}`), make("code", {}, image.key), step(-1, "previous"), step(1, "next"), make("button", { type: "button", onclick: close }, "Close"));
+  const head = make("div", { class: "about" }, make("strong", {}, image.source), make("span", {}, `${image.set}/${image.split}, ${image.shard}, row ${image.row}`), make("span", {}, `${image.width} × ${image.height}`), make("code", {}, image.key), step(-1, "previous"), step(1, "next"), rejectButton(image, null, "image"), make("button", { type: "button", onclick: close }, "Close"));
   const labels = image.labels.filter((label) => label.status !== "none" || label.reason);
   const panels = [panel(image, null, null, state), ...labels.map((label) => panel(image, label, about.stores.find((store) => store.name === label.store), state))];
-  dialog.replaceChildren(head, make("div", { class: "panels" }, panels), make("p", { class: "note" }, "Wheel or + and − to zoom, drag to move. Left and right: the images before and after."));
+  dialog.replaceChildren(head, make("div", { class: "panels" }, panels), make("p", { class: "note" }, "Wheel or + and − to zoom, drag to move. Left and right: the images before and after. Space: reject, or take back."));
+  move();
   if (!dialog.open) dialog.showModal();
 }
 
@@ -44,7 +54,13 @@ function panel(image, label, store, state) {
   movable(view);
   const columns = label ? Object.entries(label.columns).filter(([, value]) => value !== null).map(([name, value]) => `${name} ${number(value)}`).join(" · ") : "";
   const caption = label ? [make("strong", {}, label.store), ` ${label.task}: ${label.reason || label.says}`, make("br"), make("span", {}, columns)] : [make("strong", {}, "image")];
-  return make("figure", { class: "panel" }, view, make("figcaption", {}, caption));
+  const button = label && !store.true ? rejectButton(image, label.store, "label") : null;
+  return make("figure", { class: "panel" }, view, make("figcaption", {}, caption, button ? make("p", {}, button) : null));
+}
+
+function rejectButton(image, store, what) {
+  const isOut = isRejected(image, store);
+  return make("button", { type: "button", "aria-pressed": String(isOut), onclick: () => toggle(image, store) }, isOut ? `Take ${what} back` : `Reject ${what}`);
 }
 
 function hover(view, shown, says, key, store, at) {
@@ -65,7 +81,7 @@ function hover(view, shown, says, key, store, at) {
   });
 }
 
-function place() {
+function move() {
   for (const image of dialog.querySelectorAll(".view img")) image.style.transform = `translate(${zoom.x * 100}%, ${zoom.y * 100}%) scale(${zoom.scale})`;
 }
 
@@ -75,7 +91,7 @@ function zoomTo(scale, x = 0.5, y = 0.5) {
   zoom.x = Math.min(0, Math.max(1 - next, x - ((x - zoom.x) * next) / zoom.scale));
   zoom.y = Math.min(0, Math.max(1 - next, y - ((y - zoom.y) * next) / zoom.scale));
   zoom.scale = next;
-  place();
+  move();
 }
 
 function movable(view) {
@@ -89,7 +105,7 @@ function movable(view) {
     const box = view.getBoundingClientRect();
     zoom.x = Math.min(0, Math.max(1 - zoom.scale, zoom.x + event.movementX / box.width));
     zoom.y = Math.min(0, Math.max(1 - zoom.scale, zoom.y + event.movementY / box.height));
-    place();
+    move();
   });
 }
 

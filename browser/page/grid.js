@@ -2,36 +2,42 @@
 
 import { ask, picture } from "./api.js";
 import { make, number } from "./make.js";
+import { isRejected } from "./rejecting.js";
 import { go, link, read } from "./state.js";
 
 export const PAGE = 60;
 const SIDE = 256;
 
-export async function show(main, about, chosen) {
+export async function show(main, about, chosen, other) {
   const state = read();
-  const answer = await ask("/api/images", { f: state.f, order: state.order, limit: PAGE, offset: state.page * PAGE });
-  const tiles = answer.images.map((image) => tile(image, chosen, state));
-  const grid = tiles.length ? make("div", { class: "grid" }, tiles) : make("p", { class: "note" }, "No image is like that.");
+  const pair = other ? `${chosen.name}:${other.name}.differ` : null;
+  const column = pair ?? (chosen ? `${chosen.name}.confidence` : null);
+  const answer = await ask("/api/images", { f: state.f, order: state.order, t: told(state), limit: PAGE, offset: state.page * PAGE, show: column });
+  const tiles = answer.images.map((image) => tile(image, chosen, other, column, state));
+  const grid = tiles.length ? make("div", { class: other ? "grid wide" : "grid" }, tiles) : make("p", { class: "note" }, "No image is like that.");
+  const pairs = about.compared.find((each) => each.name === `${chosen?.name}:${other?.name}`);
+  const coming = pairs && pairs.done < pairs.total ? make("p", { class: "note", role: "status" }, `${number(pairs.done)} of ${number(pairs.total)} images compared so far`) : null;
   const aside = make("aside", { "aria-label": "Histograms" });
-  main.replaceChildren(make("div", { class: "columns" }, make("section", { "aria-label": "Images" }, pages(answer.total, state), grid, pages(answer.total, state)), aside));
-  await histograms(aside, chosen, state);
-  return answer.images.map((image) => image.key);
+  main.replaceChildren(make("div", { class: "columns" }, make("section", { "aria-label": "Images" }, coming, pages(answer.total, state), grid, pages(answer.total, state)), aside));
+  await histograms(aside, chosen, pair, state);
+  return answer;
 }
 
-function tile(image, chosen, state) {
+function tile(image, chosen, other, column, state) {
   const source = `${image.set}/${image.split}: ${image.source}`;
-  const shown = make("img", { src: picture(image.key, chosen?.name, threshold(chosen, state), SIDE), alt: "", loading: "lazy", "data-key": image.key });
-  return make("a", { class: "tile", href: link({ image: image.key }), "data-link": true, title: source }, shown, make("span", {}, image.source));
+  const shown = [chosen, ...(other ? [other] : [])].map((store) => make("img", { src: picture(image.key, store?.name, threshold(store, state), SIDE), alt: "", loading: "lazy" }));
+  const value = column && image[column] !== null && image[column] !== undefined ? number(Math.round(100 * image[column]) / 100) : "";
+  const rejected = isRejected(image, null) ? " rejected" : isRejected(image, chosen?.name) ? " label rejected" : "";
+  return make("a", { class: rejected ? "tile rejected" : "tile", href: link({ image: image.key }), "data-link": true, "data-key": image.key, title: source }, make("span", { class: "pair" }, shown), make("span", {}, rejected ? make("b", {}, rejected.trim()) : null, ` ${value} ${image.source}`));
+}
+
+// Thresholds as links and questions tell them.
+export function told(state) {
+  return Object.entries(state.t).map(([store, value]) => `${store}:${value}`);
 }
 
 export function threshold(store, state) {
   return store ? state.t[store.name] ?? store.threshold : 0;
-}
-
-// Another threshold: the same tiles, drawn anew.
-export function redraw(main, chosen) {
-  const state = read();
-  for (const image of main.querySelectorAll(".tile img")) image.src = picture(image.dataset.key, chosen?.name, threshold(chosen, state), SIDE);
 }
 
 function pages(total, state) {
@@ -41,12 +47,12 @@ function pages(total, state) {
   return make("div", { class: "pages" }, make("span", {}, `${number(first)} to ${number(Math.min(total, (state.page + 1) * PAGE))} of ${number(total)}`), step(state.page - 1, "back"), step(state.page + 1, "on"));
 }
 
-async function histograms(aside, chosen, state) {
+async function histograms(aside, chosen, pair, state) {
   const columns = chosen ? [...(chosen.classes.length && chosen.columns.length ? ["class"] : []), ...chosen.columns.filter((name) => name !== "top")].map((name) => `${chosen.name}.${name}`) : [];
-  for (const column of [...columns, "set", "split"]) {
+  for (const column of [...(pair ? [pair] : []), ...columns, "set", "split"]) {
     try {
-      const found = await ask("/api/histogram", { column, f: state.f });
-      aside.append(histogram(column, found, state));
+      const found = await ask("/api/histogram", { column, f: state.f, t: told(state) });
+      if (found.counts.filter((count) => count > 0).length > 1) aside.append(histogram(column, found, state));
     } catch {
       continue; // a column that there are no classes for
     }

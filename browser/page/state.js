@@ -7,6 +7,7 @@ export function read() {
     f: query.getAll("f"),
     t: Object.fromEntries(query.getAll("t").map((text) => [text.slice(0, text.lastIndexOf(":")), Number(text.slice(text.lastIndexOf(":") + 1))])),
     store: query.get("store"),
+    other: query.get("other"),
     order: query.get("order") || "id",
     page: Number(query.get("page") || 0),
     image: query.get("image"),
@@ -21,6 +22,7 @@ export function link(changes) {
   for (const condition of state.f) query.append("f", condition);
   for (const [store, threshold] of Object.entries(state.t)) query.append("t", `${store}:${threshold}`);
   if (state.store !== null) query.set("store", state.store);
+  if (state.other) query.set("other", state.other);
   if (state.order !== "id") query.set("order", state.order);
   if (state.page) query.set("page", state.page);
   if (state.image) query.set("image", state.image);

@@ -2,13 +2,13 @@
 
 import { ask, send } from "./api.js";
 import { make, number, table } from "./make.js";
-import { threshold } from "./grid.js";
+import { threshold, told } from "./grid.js";
 import { go, read } from "./state.js";
 
 export async function balance(main, about, chosen) {
   const state = read();
   if (!chosen) return main.replaceChildren(make("p", { class: "note" }, "Choose labels above: this is about one store."));
-  const found = await ask("/api/balance", { store: chosen.name, threshold: threshold(chosen, state), f: state.f });
+  const found = await ask("/api/balance", { store: chosen.name, threshold: threshold(chosen, state), f: state.f, t: told(state) });
   const most = Math.max(1e-9, ...found.held);
   const rows = found.classes.map((name, place) => [name, found.held[place], found.kept[place]]).filter((row) => row[1] > 0).sort((one, other) => other[1] - one[1]);
   const body = rows.map(([name, held, kept]) =>
@@ -46,4 +46,18 @@ export function health(main, about) {
     make("h2", {}, "Files that can't be read"),
     damaged.length ? table(["file", "what is wrong"], damaged) : make("p", { class: "note" }, "None."),
   );
+}
+
+export async function left(main, about) {
+  const sets = [...new Set(about.sets.map((each) => each.name))];
+  const parts = [];
+  for (const name of sets) {
+    for (const kind of ["quarantine", "duplicates", "notes"]) {
+      const found = await ask(`/api/left-out/${encodeURIComponent(name)}/${kind}`);
+      if (found.total) parts.push(make("h2", {}, `${name}: ${kind}, ${number(found.total)}${found.total > found.rows.length ? `, the first ${number(found.rows.length)}` : ""}`), table(found.columns, found.rows));
+    }
+  }
+  const rejected = await send("/api/sql", { sql: "SELECT key, store, reason, time FROM rejected ORDER BY time DESC LIMIT 1000" });
+  if (rejected.rows.length) parts.push(make("h2", {}, `Rejected by hand, ${number(about.rejected)}`), table(rejected.columns, rejected.rows));
+  main.replaceChildren(...(parts.length ? parts : [make("p", { class: "note" }, "Every file of every set is used, and nothing is rejected.")]));
 }

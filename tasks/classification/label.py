@@ -21,6 +21,7 @@ class TaskLabel(Label):
 
     task = "classification"
     counted = ("top", "confidence")
+    scored = True
     unit = "images"
 
     def columns(self) -> pa.Schema:

@@ -24,6 +24,7 @@ class TaskLabel(Label):
 
     task = "detection"
     counted = ("classes", "scores")
+    scored = True
     unit = "objects (boxes by their score)"
     in_pixels = True
     default_threshold = 0.5  # MuST's
