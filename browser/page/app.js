@@ -14,6 +14,7 @@ const main = byId("main");
 let about = null;
 let images = [];
 let shown = "";
+let isLost = false;
 
 function chosen() {
   const { store } = read();
@@ -67,8 +68,24 @@ function controls() {
   byId("columns").replaceChildren(...columns.map((column) => make("option", { value: column })));
 }
 
+// One showing at a time: what is asked for meanwhile is shown when it is over.
+let again = null;
+
 async function show() {
   if (!about) return;
+  const isFirst = again === null;
+  again = true;
+  main.setAttribute("aria-busy", "true");
+  while (isFirst && again) {
+    again = false;
+    await showOnce();
+  }
+  if (!isFirst) return;
+  again = null;
+  main.setAttribute("aria-busy", "false");
+}
+
+async function showOnce() {
   controls();
   const state = read();
   const { image, ...rest } = state;
@@ -108,17 +125,26 @@ function compared() {
 }
 
 async function refresh() {
-  await guarded(async () => {
-    const before = about ? [about.loaded, about.images, compared()] : [];
-    about = await ask("/api/about");
-    const now = [about.loaded, about.images, compared()];
-    if (before.join() !== now.join()) {
-      const grows = read().view === "health" || !images.length || (other() && before[2] !== now[2]);
-      if (grows && !read().image) shown = "";
-      await show();
-    }
-  });
+  try {
+    await look();
+    if (isLost) byId("error").textContent = "";
+    isLost = false;
+  } catch (error) {
+    isLost = true;
+    byId("error").textContent = `The server does not answer (${error.message}).`;
+  }
   setTimeout(refresh, AGAIN_MS);
+}
+
+// What is new since the last look, shown where nothing is lost by it.
+async function look() {
+  const before = about ? [about.loaded, about.images, compared()] : [];
+  about = await ask("/api/about");
+  const now = [about.loaded, about.images, compared()];
+  if (before.join() === now.join()) return;
+  const grows = read().view === "health" || !images.length || (other() && before[2] !== now[2]);
+  if (grows && !read().image) shown = "";
+  await show();
 }
 
 byId("filters").addEventListener("submit", (event) => {

@@ -1,0 +1,291 @@
+"""The page in a real browser: what users click and type, at two widths, and that it needs nothing from elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from browser.answers import Answers
+from browser.app import create_app
+from browser.loading import Loading
+from pipeline.rejects import read_rejects
+from pipeline.roots import Root
+from tests.conftest import World
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+SIZES = {"wide": (1280, 900), "narrow": (400, 800)}
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
+    pytest.mark.timeout(300),
+]
+playwright = pytest.importorskip("playwright.sync_api")
+
+
+@pytest.fixture(scope="module")
+def answers(world: World, tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    root = tmp_path_factory.mktemp("page") / "root"
+    shutil.copytree(Path(world.workspace.root.place), root, copy_function=shutil.copy)
+    loading = Loading(Root.of(root))
+    loading.look()
+    return Answers(loading)
+
+
+@pytest.fixture(scope="module")
+def address(answers: Answers) -> Iterator[str]:
+    """A server over a copy of the tiny world."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(create_app(answers), host="127.0.0.1", port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://localhost:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(params=list(SIZES))
+def page(browser: Any, address: str, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The page as it is opened first. What it says goes wrong, or asks of other machines, fails the test."""
+    width, height = SIZES[request.param]
+    # what waits for a condition is evaluated by the page, which its own policy forbids
+    context = browser.new_context(viewport={"width": width, "height": height}, bypass_csp=True)
+    opened = context.new_page()
+    wrong: list[str] = []
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("console", lambda message: wrong.append(message.text) if is_wrong(message) else None)
+    opened.on("request", lambda asked: None if asked.url.startswith((address, "data:")) else wrong.append(asked.url))
+    opened.on("dialog", lambda dialog: dialog.accept())
+    opened.goto(address)
+    opened.wait_for_selector(".tile img")
+    yield opened
+    context.close()
+    assert wrong == []
+
+
+def is_wrong(message: Any) -> bool:
+    """An error that the page does not tell: what the server refuses, it does."""
+    return message.type == "error" and "status of 400" not in message.text
+
+
+def total(page: Any) -> int:
+    page.wait_for_selector("main[aria-busy=false]")
+    return int(page.locator(".pages span").first.inner_text().split(" of ")[1].replace(",", ""))
+
+
+def narrow_down(page: Any, condition: str) -> None:
+    page.locator("body").press("Escape")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("/")
+    page.keyboard.type(condition)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"#conditions span:text-is('{condition}')")
+
+
+def test_filters_combine_and_are_a_link(page: Any, browser: Any, answers: Answers) -> None:
+    everything = total(page)
+    narrow_down(page, "key~7")
+    some = total(page)
+    assert 0 < some < everything
+    narrow_down(page, "key~0")
+    fewer = total(page)
+    assert fewer < some
+    other = browser.new_page()
+    other.goto(page.url)
+    other.wait_for_selector(".tile img")
+    assert total(other) == fewer, "the link shows the same"
+    other.close()
+    page.get_by_role("button", name="Remove key~0").click()
+    page.wait_for_function("document.querySelectorAll('#conditions li').length === 1")
+    assert total(page) == some
+    page.go_back()
+    page.wait_for_function("document.querySelectorAll('#conditions li').length === 2")
+    assert total(page) == fewer
+
+
+def test_a_filter_that_is_wrong_is_told_and_can_be_mended(page: Any) -> None:
+    narrow_down(page, "wdth<3")
+    page.wait_for_selector("#error:has-text(\"Did you mean 'width'?\")")
+    page.get_by_role("button", name="Remove wdth<3").click()
+    page.wait_for_function("document.getElementById('error').textContent === ''")
+    assert total(page) > 0
+
+
+def test_a_click_on_a_histogram_filters(page: Any) -> None:
+    before = total(page)
+    bars = page.locator(".histogram .bars button")
+    page.wait_for_function("document.querySelectorAll('.histogram .bars button').length > 0")
+    counts = [int(text.rsplit(": ", 1)[1].replace(",", "")) for text in bars.evaluate_all("e => e.map(x => x.title)")]
+    chosen = max(range(len(counts)), key=counts.__getitem__)
+    bars.nth(chosen).click()
+    page.wait_for_function("document.querySelectorAll('#conditions li').length === 2")
+    assert 0 < total(page) <= before
+    assert total(page) == pytest.approx(counts[chosen], abs=1)
+
+
+def test_another_threshold_draws_the_labels_anew(page: Any, answers: Answers) -> None:
+    store = next(each for each in answers.loading.stores.values() if each.label.space.task == "detection")
+    page.select_option("#store", store.name)
+    page.wait_for_function("name => document.querySelector('.tile img').src.includes(name)", arg=store.name)
+    page.locator("#threshold").fill("0.9")
+    page.locator("#threshold").dispatch_event("change")
+    page.wait_for_function("document.querySelector('.tile img').src.includes('threshold=0.9')")
+    assert "t=" in page.url
+
+
+def test_an_image_is_shown_with_what_every_store_says(page: Any, answers: Answers) -> None:
+    total(page)
+    page.locator(".tile").first.click()
+    page.wait_for_selector("dialog[open] .panel")
+    key = page.locator("dialog code").inner_text()
+    assert f"image={key}" in page.url
+    said = page.locator("dialog figcaption strong").all_inner_texts()
+    expected = [name for name in answers.loading.stores if answers.loading.file(name, answers.number(key))]
+    assert set(said) >= {"image"}
+    assert set(said) - {"image"} <= set(expected)
+    view = page.locator("dialog .view").nth(1)
+    view.scroll_into_view_if_needed()
+    view.hover()
+    page.wait_for_timeout(300)
+    page.keyboard.press("+")
+    assert "scale(1.4)" in page.locator("dialog .view img").first.get_attribute("style")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("key => document.querySelector('dialog code').textContent !== key", arg=key)
+    page.keyboard.press("Escape")
+    page.wait_for_function("!document.querySelector('dialog').open")
+    assert "image=" not in page.url
+
+
+def test_space_rejects_the_tile_with_the_focus_and_undo_takes_it_back(page: Any, answers: Answers) -> None:
+    total(page)
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    key = page.evaluate("document.activeElement.dataset.key")
+    assert key == page.locator(".tile").nth(1).get_attribute("data-key")
+    page.locator("#reason").fill("blurred")
+    page.locator(f"[data-key='{key}']").focus()
+    page.keyboard.press("Space")
+    page.wait_for_selector(f".tile.rejected[data-key='{key}']")
+    rows = read_rejects(answers.loading.root).to_pylist()
+    assert [(row["key"], row["reason"]) for row in rows] == [(key, "blurred")]
+    page.get_by_role("button", name="Undo").click()
+    page.wait_for_selector(f".tile:not(.rejected)[data-key='{key}']")
+    assert len(read_rejects(answers.loading.root)) == 0
+
+
+def test_all_that_a_filter_leaves_are_rejected_at_once(page: Any, answers: Answers) -> None:
+    narrow_down(page, "split=val")
+    count = total(page)
+    page.select_option("#scope", "")
+    page.get_by_role("button", name="Reject all").click()
+    page.wait_for_selector("#done:has-text('Rejected')")
+    assert len(read_rejects(answers.loading.root)) == count
+    page.get_by_role("button", name="Undo").click()
+    page.wait_for_selector("#done:has-text('Undone')")
+    assert len(read_rejects(answers.loading.root)) == 0
+
+
+def test_two_stores_are_compared(page: Any, answers: Answers) -> None:
+    stores = list(answers.loading.stores.values())
+    one, other = next(
+        (one, other) for one in stores for other in stores if one is not other and one.label.space == other.label.space
+    )
+    page.select_option("#store", one.name)
+    page.wait_for_function("!document.getElementById('other').disabled")
+    page.select_option("#other", other.name)
+    page.wait_for_selector(".grid.wide .pair img:nth-child(2)", timeout=60_000)
+    assert "differ" in page.url
+
+
+def test_questions_in_sql(page: Any) -> None:
+    page.get_by_role("link", name="SQL", exact=True).click()
+    page.wait_for_selector("textarea")
+    page.locator("textarea").fill("SELECT 'there are ' || count(*) AS said FROM images")
+    page.get_by_role("button", name="Ask").click()
+    page.wait_for_selector("section[aria-label=Answer] td:has-text('there are')")
+    page.locator("textarea").fill("DROP TABLE placed")
+    page.get_by_role("button", name="Ask").click()
+    page.wait_for_selector("#error:has-text('Only one SELECT')")
+
+
+@pytest.mark.parametrize("view", ["Balance", "Left out", "Health"])
+def test_the_other_views_open(page: Any, view: str) -> None:
+    page.get_by_role("link", name=view, exact=True).click()
+    page.wait_for_selector("main h2, main .note")
+    page.wait_for_selector("main[aria-busy=false]")
+    assert page.locator("#error").inner_text() == ""
+
+
+def test_nothing_is_wider_than_the_page(page: Any) -> None:
+    for view in ("images", "balance", "sql", "health", "left"):
+        page.goto(page.url.split("?")[0] + f"?view={view}")
+        page.wait_for_selector("main[aria-busy=false]")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
+
+
+def test_the_page_keeps_to_its_own_policy(browser: Any, address: str) -> None:
+    page = browser.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    for view in ("images", "balance", "sql", "health", "left"):
+        page.goto(f"{address}/?view={view}")
+        page.wait_for_selector("main[aria-busy=false]")
+    page.close()
+    assert said == []
+
+
+def test_every_control_has_a_name(page: Any) -> None:
+    page.wait_for_selector("main[aria-busy=false]")
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll('input, select, button, textarea, a, img')].filter((each) => {
+          if (each.tagName === 'IMG') return !each.hasAttribute('alt');
+          const label = each.labels?.length || each.getAttribute('aria-label') || each.textContent.trim() || each.title;
+          return !label;
+        }).map((each) => each.outerHTML)"""
+    )
+    assert nameless == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_ground(browser: Any, address: str, scheme: str) -> None:
+    """WCAG's contrast for text, 4.5 to 1, of the colours that the page is made of."""
+    context = browser.new_context(color_scheme=scheme)
+    page = context.new_page()
+    page.goto(address)
+    colours = page.evaluate(
+        """() => Object.fromEntries(['paper', 'ink', 'soft', 'accent', 'on-accent', 'bad', 'faint'].map((name) =>
+          [name, getComputedStyle(document.documentElement).getPropertyValue('--' + name).trim()]))"""
+    )
+    pairs = [("ink", "paper"), ("soft", "paper"), ("accent", "paper"), ("bad", "paper"), ("on-accent", "accent")]
+    for text, ground in [*pairs, ("ink", "faint"), ("soft", "faint")]:
+        assert contrast(colours[text], colours[ground]) >= 4.5, (scheme, text, ground)
+    context.close()
+
+
+def contrast(one: str, other: str) -> float:
+    bright, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
