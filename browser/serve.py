@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 
@@ -33,8 +34,11 @@ def serve(path: str, host: str, port: int, token: str | None) -> None:
     shown = below.split("/")[1] if below.startswith("labels/") else ""
     query = "&".join(part for part in (f"store={shown}" if shown else "", f"token={token}" if token else "") if part)
     print(f"{root}: http://{_named(host)}:{port}/{'?' if query else ''}{query}  (Ctrl-C ends it)", flush=True)
+    app = create_app(Answers(loading), token)
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, lifespan="off")
     try:
-        uvicorn.run(create_app(Answers(loading), token), host=host, port=port, log_level="warning", access_log=False)
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run()
     finally:
         loading.close()
 

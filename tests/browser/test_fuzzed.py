@@ -1,0 +1,41 @@
+"""Whatever is asked, the server answers and never fails: requests drawn by schemathesis from its own description."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from browser.answers import Answers
+from browser.app import create_app
+from browser.loading import Loading
+from pipeline.roots import Root
+from tests.conftest import World
+
+schemathesis = pytest.importorskip("schemathesis")
+
+
+@pytest.fixture(scope="module")
+def described(world: World, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root = tmp_path_factory.mktemp("fuzzed") / "root"
+    shutil.copytree(Path(world.workspace.root.place), root, copy_function=shutil.copy)
+    loading = Loading(Root.of(root))
+    loading.look()
+    return schemathesis.openapi.from_asgi("/openapi.json", create_app(Answers(loading)))
+
+
+def test_no_request_makes_the_server_fail(described: Any) -> None:
+    operations = [found.ok() for found in described.get_all_operations()]
+    assert len(operations) >= 11
+    for operation in operations:
+
+        @given(case=operation.as_strategy())
+        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        def check(case: Any) -> None:
+            answer = case.call()
+            assert answer.status_code < 500, (case.method, case.path, case.query, case.body, answer.text)
+
+        check()
