@@ -27,6 +27,8 @@ from pipeline.whole import check_absent, whole_folder
 
 SUMMARY = "export.json"
 """What every export says of itself, in its own folder."""
+BELOW = "below the threshold, left out"
+"""What is said of classifications that their threshold leaves nothing of."""
 WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
 
 
@@ -81,6 +83,11 @@ class BaseWriter(ABC):
         """What belongs to a head is called `alone` if the head is the only one of its task, else after the head."""
         tasks = [label.space.task for label in self.heads.values()]
         return alone if tasks.count(self.heads[head].space.task) == 1 else stem.format(head)
+
+    def leave_out(self, head: str, why: str) -> None:
+        """Count an image that has a label of this head, but none that the form can hold."""
+        self.counts[head]["images"] -= 1
+        self.counts[head][why] += 1
 
     @abstractmethod
     def add(self, sample: Sample) -> None:

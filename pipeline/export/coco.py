@@ -19,10 +19,10 @@ from faster_coco_eval.core import mask as rle
 
 from pipeline.export import BaseWriter, Sample, at_size
 from pipeline.labels import Label, Value
+from pipeline.rasters import IGNORE
 
 IMAGES = "images"
 PREFIX = {"detection": "instances", "segmentation": "stuff"}
-IGNORE = 65535
 
 
 class Writer(BaseWriter):

@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.codecs import share_to_byte
-from pipeline.export import BaseWriter, Sample, distinct
+from pipeline.export import BELOW, BaseWriter, Sample, distinct
 from pipeline.labels import Label, Value
+from pipeline.rasters import class_ids
 
 ROWS, GROUP_BYTES = 200, 64_000_000
 """Of a row group, whichever comes first: readers load one at a time, and viewers give up above 300 MB."""
 FILE_BYTES = 500_000_000
-IGNORE = 65535
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 OBJECTS = pa.struct(
     [
@@ -87,6 +87,8 @@ class Writer(BaseWriter):
         cells = {name: pa.array([value], self._schema.field(name).type) for name, value in row.items()}
         for head, value in sample.values.items():
             cells |= _labels(head, self.heads[head], value)
+            if "probs" in value and not value["probs"].any():
+                self.leave_out(head, BELOW)
         for field in self._schema:
             cell = cells.get(field.name, pa.nulls(1, field.type))
             self._bytes += cell.nbytes
@@ -164,9 +166,7 @@ def _labels(head: str, label: Label, value: Value) -> dict[str, pa.Array]:
     if task == "detection":
         return {f"{head}_objects": pa.array([_objects(value)], OBJECTS)}
     if task == "segmentation":
-        ids = value["classes"]
-        if len(label.space.classes) < 255:
-            ids = np.where(ids == IGNORE, 255, ids).astype(np.uint8)
+        ids = class_ids(value["classes"], len(label.space.classes))
         pictures = {"classes": _png(ids), "confidence": _png(share_to_byte(value["confidence"]))}
         return {f"{head}_{name}": pa.array([_picture(png, None)], PICTURE) for name, png in pictures.items()}
     name, _ = RAW[task]

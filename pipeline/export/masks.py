@@ -12,18 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.artifacts import write_json
 from pipeline.export import BaseWriter, Sample, at_size
 from pipeline.labels import Label, Value
+from pipeline.rasters import IGNORE, class_ids, directions, millimetres, shares_of_nearest, unknown_id
 
 SPLIT = "train"
-IGNORE = 65535
-MOST = 65535
-"""The largest number of 16 bits."""
 FOLDERS = {"segmentation": "masks", "depth": "depth", "normals": "normals"}
 
 
@@ -51,7 +48,7 @@ class Writer(BaseWriter):
             (folder / self.places[head] / SPLIT).mkdir(parents=True)
             if label.space.task == "segmentation":
                 classes = dict(enumerate(label.space.classes))
-                about = {"classes": classes, "ignore_index": int(np.iinfo(_type(label)).max)}
+                about = {"classes": classes, "ignore_index": unknown_id(len(classes))}
                 write_json(folder / self.named(head, "classes.json", "classes_{}.json"), about)
 
     def add(self, sample: Sample) -> None:
@@ -61,29 +58,15 @@ class Writer(BaseWriter):
             Image.fromarray(pixels).save(self.folder / self.places[head] / SPLIT / f"{sample.key}.png")
 
     def _pixels(self, head: str, value: Value, size: tuple[int, int]) -> NDArray[Any]:
-        label = self.heads[head]
-        if label.space.task == "segmentation":
-            classes, kind = at_size(value["classes"], size, IGNORE), _type(label)
-            return np.where(classes == IGNORE, np.iinfo(kind).max, classes).astype(kind)
-        if label.space.task == "normals":
-            normals = at_size(value["normals"], size, 0.0)
-            colours = np.rint((normals + 1) * 127.5) * normals.any(axis=-1, keepdims=True)
-            return colours.astype(np.uint8)
-        depth = at_size(value["depth"], size, 0.0).astype(np.float64)
-        return self._millimetres(head, depth) if label.space.scale == "metric" else _relative(depth)
-
-    def _millimetres(self, head: str, depth: NDArray[np.float64]) -> NDArray[np.uint16]:
-        known, rounded = depth > 0, np.rint(depth * 1000)
-        far = known & (rounded > MOST)
-        if far.any():
-            self.counts[head]["pixels farther than 65.535 m, now unknown"] += int(far.sum())
-        return np.where(known & ~far, np.maximum(rounded, 1), 0).astype(np.uint16)
-
-
-def _type(label: Label) -> type[np.uint8] | type[np.uint16]:
-    return np.uint8 if len(label.space.classes) < 255 else np.uint16
-
-
-def _relative(depth: NDArray[np.float64]) -> NDArray[np.uint16]:
-    scaled = np.rint(depth / max(depth.max(), 1e-12) * MOST)
-    return np.where(depth > 0, np.maximum(scaled, 1), 0).astype(np.uint16)
+        space = self.heads[head].space
+        if space.task == "segmentation":
+            return class_ids(at_size(value["classes"], size, IGNORE), len(space.classes))
+        if space.task == "normals":
+            return directions(at_size(value["normals"], size, 0.0))
+        depth = at_size(value["depth"], size, 0.0)
+        if space.scale == "relative":
+            return shares_of_nearest(depth)
+        pixels, far = millimetres(depth)
+        if far:
+            self.counts[head]["pixels farther than 65.535 m, now unknown"] += far
+        return pixels
