@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import must
 import pipeline.export.coco as form
+from flows.dag import Selection
 from pipeline.sources import masks
 from tests.flows.tiny import RECIPE
 
@@ -139,3 +142,34 @@ def test_a_shard_that_is_damaged_is_named(whole: Path, recipe: Path, out: Path, 
         shard.write_bytes(before)
     assert f"{shard}: not a readable label shard" in capsys.readouterr().err
     nothing_left(out.parent)
+
+
+def test_corrected_labels_make_a_new_student_and_no_new_labels(whole: Path, recipe: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "root", tmp_path / "out"
+    shutil.copytree(whole, root)
+    ends(0, recipe, out, "--to", "masks", "--root", root, "--head", "masks")
+    for file in (out / "masks" / "train").iterdir():
+        Image.new("L", Image.open(file).size, 2).save(file)
+    fixed = [f"data.fixed={{kind: masks, path: {out}}}", "student.truths.masks=[fixed]"]
+    outcome = must.run(recipe, root, fixed, Selection("student"))
+    assert outcome.ran == 3, "the set is read, the pool gathered, the student trained"
+    before = {each.step.name: each.artifact for each in must.plan(recipe, root)}
+    for name in ("label", "teacher.masks", "student"):
+        was, now = before[name], outcome.artifacts[name]
+        assert was is not None
+        assert (was.mark == now.mark) == (name != "student")
+    ends(
+        0,
+        recipe,
+        tmp_path / "again",
+        "--to",
+        "coco",
+        "--root",
+        root,
+        "--head",
+        "masks",
+        *("-o", fixed[0], "-o", fixed[1]),
+    )
+    content = json.loads((tmp_path / "again" / "stuff_train.json").read_text("utf-8"))
+    assert {(each["category_id"], each["score"]) for each in content["annotations"]} == {(3, 1.0)}
+    assert len(content["annotations"]) == len(content["images"]) == 48
