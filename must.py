@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.export import commands as export_commands
+from flows.options import DEFAULT_ROOT, Overrides, RecipePath, Root
+
 if TYPE_CHECKING:
     from flows.dag import Planned, Selection
     from flows.inventory import Held
@@ -33,14 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The YAML file that describes the run.")]
-Root = Annotated[
-    str, typer.Option("--root", help="Folder for artifacts and runs: a path, or a URL as s3://bucket/name.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--override", "-o", metavar="KEY=VALUE", help="Change a key, as in student.epochs=3."),
-]
 To = Annotated[
     str | None, typer.Option("--to", metavar="STEP", help="Go as far as this step.", show_default="evaluate")
 ]
@@ -54,7 +49,6 @@ Force = Annotated[
     list[str] | None,
     typer.Option("--force", metavar="STEP", help="Make this step again; what is behind it if its result differs."),
 ]
-DEFAULT_ROOT = "must-root"
 LOCALHOST = "127.0.0.1"
 
 
@@ -239,8 +233,8 @@ def browse_command(
     path: Annotated[str, typer.Argument(metavar="[ROOT_OR_STORE]", help="A root, or a folder in one.")] = DEFAULT_ROOT,
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8800,
     host: Annotated[
-        str, typer.Option("--host", help="Another than this machine may reach it: needs --token.")
-    ] = "127.0.0.1",
+        str, typer.Option("--host", help="Others may reach it at this address: needs --token.")
+    ] = LOCALHOST,
     token: Annotated[str | None, typer.Option("--token", help="What whoever looks has to know.")] = None,
 ) -> None:
     """Look at labels and images in a browser, also while a run is writing them."""
@@ -249,24 +243,7 @@ def browse_command(
     serve(path, host, port, token)
 
 
-export = typer.Typer(no_args_is_help=True, help="Take results out of a root, in forms that other tools read.")
-app.add_typer(export, name="export")
-
-
-@export.command("backbone")
-def export_backbone_command(
-    recipe: RecipePath,
-    to: Annotated[Path, typer.Option("--to", help="The file to write, *.safetensors.")],
-    root: Root = DEFAULT_ROOT,
-    override: Overrides = None,
-) -> None:
-    """Write the student's backbone as a file that timm loads."""
-    from pipeline.artifacts import require
-    from pipeline.export.backbone import export_backbone
-
-    student = next(each.artifact for each in plan(recipe, root, override) if each.step.name == "student")
-    line = export_backbone(require(student, "student"), to)
-    print(f"Wrote {to}. Load it with\n    {line}")
+app.add_typer(export_commands, name="export")
 
 
 artifacts = typer.Typer(no_args_is_help=True, help="Look at what a root holds, check it, and clear it out.")

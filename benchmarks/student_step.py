@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.bench import made_inputs
+from flows.run import made_inputs
 from must import DEFAULT_ROOT
 from pipeline.artifacts import Inputs
 from pipeline.bench import circumstances, medians, save_result, take_turns

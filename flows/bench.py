@@ -8,27 +8,9 @@ from typing import Any
 import rich
 from rich.table import Table
 
-from flows.run import prepare
-from pipeline.artifacts import Inputs, Step
+from flows.run import made_inputs
 from pipeline.config import Recipe
-from pipeline.errors import DataError
 from pipeline.roots import Root
-from pipeline.runtime import Runtime
-
-
-def made_inputs(recipe: Recipe, root: Root, name: str) -> tuple[Step, Inputs]:
-    """The step `name` and the artifacts that it reads. DataError if they were not made yet, or for other settings."""
-    planned = {each.step.name: each for each in prepare(recipe, root).planned}
-    step = planned[name].step
-    made = {each: planned[each].artifact for each in step.inputs}
-    missing = [each for each, artifact in made.items() if artifact is None]
-    if missing:
-        raise DataError(
-            f"{root}: there is nothing for {', '.join(missing)} as the recipe {recipe.name!r} has it now: "
-            "`must run` with this recipe and root first; `must plan` says what differs."
-        )
-    present = {each: artifact for each, artifact in made.items() if artifact}
-    return step, Inputs(present, Runtime.of(recipe.runtime, root))
 
 
 def bench_labelling(recipe: Recipe, root: Root, images: int, to: Path | None) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import tasks
 from pipeline.config import FitConfig, Recipe
 from pipeline.errors import ConfigError, choose
 from pipeline.labels import LabelSpace
-from tasks.ingest import taught_space
+from tasks.ingest import check_truth, taught_space
 
 Spaces = Mapping[str, Mapping[str, LabelSpace]]
 """By set and task, what its labels mean."""
@@ -27,8 +27,19 @@ def check_fits(recipe: Recipe, spaces: Spaces) -> None:
                 f"before they label; leave it out for kind {teacher.kind!r}."
             )
     recipe.student.check_weights({name: isinstance(teacher, FitConfig) for name, teacher in recipe.teachers.items()})
+    for name, sets in recipe.student.truths.items():
+        _check_truths(name, sets, recipe, spaces)
     for name in recipe.evaluate.sets:
         _check_evaluated(name, recipe, spaces)
+
+
+def _check_truths(name: str, sets: Sequence[str], recipe: Recipe, spaces: Spaces) -> None:
+    """Sets of true labels need the teacher's task, and its classes where they are known before the run."""
+    teacher = recipe.teachers[name]
+    data: str | None = getattr(teacher, "data", None)
+    for other in sets:
+        space = taught_space(name, teacher.task, data or other, spaces[data or other])
+        check_truth(name, space, other, spaces[other])
 
 
 def _check_evaluated(name: str, recipe: Recipe, spaces: Spaces) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from flows.consistency import check_fits
 from pipeline.artifacts import Artifact, Step, hash_json
-from pipeline.config import FitConfig, Recipe, TeacherConfig
+from pipeline.config import FitConfig, Recipe, StudentConfig, TeacherConfig
 from pipeline.errors import ConfigError, choose, naming
 from pipeline.rejects import NOTHING, rejected_images, rejected_labels, rejected_teachers
 from pipeline.sources import BaseSource
@@ -42,9 +42,8 @@ def build_steps(recipe: Recipe, rejects: pa.Table = NOTHING) -> list[Step]:
     parts = "teachers.labelling.parts"
     function, grows = "teachers.labelling.labeller:label_pool", tuple(labelling)
     label = Step("label", function, labelling, labelled, parts=parts, grows=grows)
-    learning = {"student": recipe.student.model_dump(mode="json"), "seed": recipe.seed, **_start(recipe.student)}
-    taught = tuple(sorted({f"data.{teacher.data}" for teacher in recipe.teachers.values() if hasattr(teacher, "data")}))
-    truths = tuple(name for name in taught if name not in pooled)
+    learning = {"student": _student_settings(recipe.student), "seed": recipe.seed, **_start(recipe.student)}
+    truths = tuple(name for name in _true_sets(recipe) if name not in pooled)
     learned_from = ("pool", "label", *pooled, *truths, *makers, *_names(labels))
     student = Step("student", "student.train:train_student", learning, learned_from, trains=True)
     measured = {**recipe.evaluate.model_dump(mode="json"), "seed": recipe.seed}
@@ -95,6 +94,20 @@ def _teacher_step(recipe: Recipe, name: str, teacher: TeacherConfig) -> Step:
     inputs = (f"data.{teacher.data}",) if hasattr(teacher, "data") else ()
     trains = isinstance(teacher, FitConfig)
     return Step(f"teacher.{name}", f"teachers.{teacher.kind}:make", config, inputs, trains=trains)
+
+
+def _student_settings(student: StudentConfig) -> dict[str, Any]:
+    """Without a key that is younger than many students and not made use of: they stay what they are."""
+    settings = student.model_dump(mode="json")
+    if not student.truths:
+        settings.pop("truths")
+    return settings
+
+
+def _true_sets(recipe: Recipe) -> list[str]:
+    """The steps that read the sets whose true labels the student may learn, in order of their names."""
+    taught = {teacher.data for teacher in recipe.teachers.values() if hasattr(teacher, "data")}
+    return sorted(f"data.{name}" for name in taught.union(*recipe.student.truths.values()))
 
 
 def _start(section: TeacherConfig | FitConfig) -> dict[str, str]:

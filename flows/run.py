@@ -24,7 +24,7 @@ from flows.dag import Planned, Selection, build_steps, plan
 from pipeline.artifacts import Artifact, Inputs, Step, as_json, parse_lines, read_json
 from pipeline.claims import Holds, claimed
 from pipeline.config import Recipe
-from pipeline.errors import ConfigError, Stopped
+from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.places import Place
 from pipeline.rejects import read_rejects
 from pipeline.roots import Root
@@ -169,6 +169,21 @@ def prepare(recipe: Recipe, root: Root, selection: Selection = WHOLE) -> Plan:
     steps = build_steps(recipe, read_rejects(root))
     anew = selection.anew(steps)
     return Plan(workspace, selection.of(plan(steps, workspace, anew)), anew)
+
+
+def made_inputs(recipe: Recipe, root: Root, name: str) -> tuple[Step, Inputs]:
+    """The step `name` and the artifacts that it reads. DataError if they were not made yet, or for other settings."""
+    planned = {each.step.name: each for each in prepare(recipe, root).planned}
+    step = planned[name].step
+    made = {each: planned[each].artifact for each in step.inputs}
+    missing = [each for each, artifact in made.items() if artifact is None]
+    if missing:
+        raise DataError(
+            f"{root}: there is nothing for {', '.join(missing)} as the recipe {recipe.name!r} has it now: "
+            "`must run` with this recipe and root first; `must plan` says what differs."
+        )
+    present = {each: artifact for each, artifact in made.items() if artifact}
+    return step, Inputs(present, Runtime.of(recipe.runtime, root))
 
 
 def nothing_to_do(plan: Plan) -> Outcome | None:

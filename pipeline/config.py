@@ -135,6 +135,10 @@ class StudentConfig(TrainingConfig):
     """Smallest score kept, by teacher or task; 0.5 for detection and segmentation, 0 elsewhere."""
     labels: Literal["true_first", "pseudo_only", "true_only"] = "true_first"
     """A true label wins over a pseudo label; or only one of the kinds."""
+    truths: dict[str, list[str]] = {}
+    """Sets by teacher whose true labels its head learns, as in {things: [corrected]}: of an image in several sets the
+    first one's, and only then those of the set that the teacher learned from. They need not be in the pool: an image is
+    known by its bytes. Classes have to be the teacher's, in its order."""
 
     def check_weights(self, scheduled: Mapping[str, bool]) -> None:
         """Raise ConfigError if the weighting can't weigh a teacher; `scheduled` tells who states a schedule."""
@@ -253,6 +257,7 @@ class Recipe(Section):
             if name not in self.teachers:
                 known = ", ".join(self.teachers)
                 raise ValueError(f"student.loss_weights names {name!r}, not under teachers; there are {known}")
+        self._truths_exist()
         tasks = {teacher.task for teacher in self.teachers.values()}
         for name in self.student.thresholds:
             if name not in self.teachers and name not in tasks:
@@ -261,6 +266,16 @@ class Recipe(Section):
                     f"and the tasks {', '.join(sorted(tasks))}"
                 )
         return self
+
+    def _truths_exist(self) -> None:
+        for teacher, names in self.student.truths.items():
+            if teacher not in self.teachers:
+                known = ", ".join(self.teachers)
+                raise ValueError(f"student.truths names {teacher!r}, not under teachers; there are {known}")
+            for name in names:
+                if name not in self.data:
+                    known = ", ".join(self.data)
+                    raise ValueError(f"student.truths.{teacher} names {name!r}, not under data; there are {known}")
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -1,12 +1,15 @@
-"""Files of this machine that are there whole or not at all."""
+"""Files and folders of this machine that are there whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from pipeline.errors import ConfigError
 
 PART = ".part"
 """How the name of a file ends that is being written. Whoever reads a folder passes such files over."""
@@ -38,3 +41,27 @@ def whole(path: Path) -> Iterator[Path]:
         publish(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_absent(folder: Path) -> None:
+    """Raise ConfigError if there is something at `folder` other than an empty folder."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ConfigError(f"{folder}: there is a file of this name; name another folder.")
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: is there already and not empty; name another folder, or remove it.")
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder to fill, which becomes `folder`, absent or empty before, on leaving; after an error it is gone.
+
+    Files in it are not waited for until they are safe on the disk: if the machine itself goes down soon after, some may
+    be empty.
+    """
+    part = part_of(folder)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        os.rename(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

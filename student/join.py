@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tasks
@@ -15,7 +15,7 @@ from pipeline.images import ImageShard
 from pipeline.labels import LabelSpace
 from pipeline.loader import Layer, Library, Shelf
 from pipeline.roots import in_parallel
-from tasks.ingest import IngestedSet
+from tasks.ingest import IngestedSet, check_truth
 from tasks.pool import pool_shards, rejected_rows
 from tasks.rejected import LABELS
 from tasks.shelves import labelled
@@ -53,19 +53,23 @@ def threshold_for(config: StudentConfig, teacher: str, space: LabelSpace) -> flo
 
 
 def join(config: StudentConfig, heads: Mapping[str, Head], inputs: Inputs) -> Library:
-    """Pool images and labels, joined shard by shard. Image shards are pooled; each image is one draw in an epoch. A
+    """Pool images and labels, joined shard by shard. Image shards are pooled; each image is one draw in an epoch."""
+    return Library(in_parallel(labelled, list(shelves(config, heads, inputs))))
+
+
+def shelves(config: StudentConfig, heads: Mapping[str, Head], inputs: Inputs) -> Iterator[Shelf]:
+    """The shards of the pool with every label there may be, in order; whether there is one is not looked at yet. A
     teacher's label that was rejected by hand is as good as none; a true label is not affected by that.
     """
     index = inputs["label"].load("labels.json", read_json)
     pseudo = {(entry["set"], entry["shard"], entry["teacher"]): entry["path"] for entry in index}
-    truths = {} if config.labels == "pseudo_only" else _truths(heads, inputs)
+    truths = {} if config.labels == "pseudo_only" else _truths(config, heads, inputs)
     rejected = rejected_rows(inputs.artifacts)
-    shelves = []
     for name, shard, rows in pool_shards(inputs["pool"], inputs.of_kind("data")):
         layers = {}
         for head in heads.values():
             reader = tasks.label(head.space)
-            found = truths[head.teacher].layers(name, shard) if head.teacher in truths else []
+            found = [layer for truth in truths.get(head.teacher, ()) for layer in truth.layers(name, shard)]
             if config.labels != "true_only":
                 path = _path(pseudo, name, shard.name, head.teacher)
                 without = rejected.get((name, shard.name, head.teacher), frozenset())
@@ -73,8 +77,7 @@ def join(config: StudentConfig, heads: Mapping[str, Head], inputs: Inputs) -> Li
             if found:
                 layers[head.teacher] = tuple(found)
         if layers:
-            shelves.append(Shelf(shard, rows, layers))
-    return Library(in_parallel(labelled, shelves))
+            yield Shelf(shard, rows, layers)
 
 
 def count_rejected(inputs: Inputs) -> dict[str, Any]:
@@ -91,7 +94,7 @@ def count_rejected(inputs: Inputs) -> dict[str, Any]:
 
 
 class Truth:
-    """The true labels of one head: those of the training images of the set that its teacher learned from."""
+    """True labels of one head: those of the training images of a set that speaks its teacher's language."""
 
     def __init__(self, head: Head, name: str, found: IngestedSet) -> None:
         self.head, self.name, self.found = head, name, found
@@ -113,13 +116,19 @@ class Truth:
         return Layer(self.found.truth(task, "train", shard), tasks.label(self.head.space), rows=rows)
 
 
-def _truths(heads: Mapping[str, Head], inputs: Inputs) -> dict[str, Truth]:
-    sets = inputs.of_kind("data")
-    return {
-        name: Truth(head, head.data, IngestedSet(sets[head.data]))
-        for name, head in heads.items()
-        if head.data in sets and head.data is not None
-    }
+def _truths(config: StudentConfig, heads: Mapping[str, Head], inputs: Inputs) -> dict[str, list[Truth]]:
+    """The true labels of every head that has any, those that win first: the sets that the recipe names for it, and
+    then the one that its teacher learned from.
+    """
+    sets = {name: IngestedSet(made) for name, made in inputs.of_kind("data").items()}
+    truths = {}
+    for teacher, head in heads.items():
+        for name in config.truths.get(teacher, ()):
+            check_truth(teacher, head.space, name, sets[name].spaces)
+        own = [head.data] if head.data in sets and head.data is not None else []
+        names = dict.fromkeys([*config.truths.get(teacher, ()), *own])
+        truths[teacher] = [Truth(head, name, sets[name]) for name in names]
+    return truths
 
 
 def _path(pseudo: Mapping[tuple[str, str, str], str], name: str, shard: str, teacher: str) -> str:

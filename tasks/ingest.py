@@ -254,6 +254,23 @@ def taught_space(teacher: str, task: str, data: str, spaces: Mapping[str, LabelS
     return spaces[task]
 
 
+def check_truth(teacher: str, space: LabelSpace, data: str, spaces: Mapping[str, LabelSpace]) -> None:
+    """Raise ConfigError unless the set `data`, of these label spaces, has labels that mean what the teacher's do."""
+    found = spaces.get(space.task)
+    if found == space:
+        return
+    there = _told(found) if found else f"none; it has labels for {', '.join(sorted(spaces)) or 'nothing'}"
+    raise ConfigError(
+        f"student.truths.{teacher}: the set {data!r} does not speak the language of teacher {teacher!r}. "
+        f"The teacher's labels: {_told(space)}. The set's: {there}. They have to be the same, in the same order."
+    )
+
+
+def _told(space: LabelSpace) -> str:
+    classes = f" of {len(space.classes)} classes: {', '.join(space.classes)}" if space.classes else f", {space.scale}"
+    return f"{space.task}{classes}"
+
+
 class IngestedSet:
     """A set on disk: its splits, label spaces, image stores and true labels."""
 

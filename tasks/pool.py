@@ -106,7 +106,10 @@ def read_pool(pool: Artifact, columns: list[str] | None = None) -> pa.Table:
 
 
 def pool_shards(pool: Artifact, sets: Mapping[str, Artifact]) -> Iterator[tuple[str, ImageShard, np.ndarray[Any, Any]]]:
-    """(set, image shard, rows to use) of every shard of the pool, in order; shards with no row to use are left out."""
+    """(set, image shard, rows to use) of every shard of the pool, in order; shards with no row to use are left out.
+
+    Each is handed over: what is read of it is kept by those who keep it.
+    """
     table = read_pool(pool, ["set", "shard", "row", "used"])
     shards = table.group_by(["set", "shard"], use_threads=False).aggregate([("row", "list")])
     opened = {
@@ -115,7 +118,7 @@ def pool_shards(pool: Artifact, sets: Mapping[str, Artifact]) -> Iterator[tuple[
     }
     columns = (shards.column(name).to_pylist() for name in ("set", "shard"))
     for name, shard, rows in zip(*columns, shards.column("row_list"), strict=True):
-        yield name, opened[name][shard], rows.values.to_numpy().astype(np.int64)
+        yield name, opened[name].pop(shard), rows.values.to_numpy().astype(np.int64)
 
 
 def rejected_rows(artifacts: Mapping[str, Artifact]) -> dict[tuple[str, str, str], frozenset[int]]:

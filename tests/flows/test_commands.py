@@ -115,7 +115,7 @@ def test_the_exported_backbone_gives_in_timm_what_it_gives_in_the_student(
     whole: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to = tmp_path / "out" / "backbone.safetensors"
-    ends(0, "export", "backbone", recipe, "--root", whole, "--to", to)
+    ends(0, "export", "student", recipe, to, "--root", whole, "--to", "safetensors")
     line = f"timm.create_model('test_resnet', num_classes=0, checkpoint_path='{to}')"
     assert line in capsys.readouterr().out
     student = next(each.artifact for each in must.plan(recipe, whole) if each.step.name == "student")
@@ -132,7 +132,7 @@ def test_the_exported_backbone_gives_in_timm_what_it_gives_in_the_student(
 def test_an_export_under_a_suffix_that_timm_does_not_know_is_refused(
     whole: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ends(2, "export", "backbone", recipe, "--root", whole, "--to", tmp_path / "backbone.pth")
+    ends(2, "export", "student", recipe, tmp_path / "backbone.pth", "--root", whole, "--to", "safetensors")
     assert "end it in .safetensors" in capsys.readouterr().err
     assert not (tmp_path / "backbone.pth").exists()
 
@@ -140,6 +140,6 @@ def test_an_export_under_a_suffix_that_timm_does_not_know_is_refused(
 def test_an_export_of_what_was_not_made_is_refused(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ends(3, "export", "backbone", recipe, "--root", tmp_path, "--to", tmp_path / "backbone.safetensors")
+    ends(3, "export", "student", recipe, tmp_path / "backbone.safetensors", "--root", tmp_path, "--to", "safetensors")
     assert "student" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -11,9 +11,9 @@ import pytest
 
 from flows import inventory
 from flows.dag import Selection, build_steps, plan, up_to
-from pipeline.artifacts import Artifact, Inputs, Step
-from pipeline.config import parse_recipe
-from pipeline.errors import ConfigError, DataError
+from pipeline.artifacts import Artifact, Inputs, Step, fingerprint
+from pipeline.config import parse_recipe, read_recipe
+from pipeline.errors import PROJECT, ConfigError, DataError
 from pipeline.rejects import read_rejects, reject
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
@@ -112,6 +112,30 @@ def test_the_steps_know_what_is_rejected_and_neither_when_nor_why(tmp_path: Path
     assert second[LABELS].config["rejected"]["count"] == 2
     assert second[LABELS].config["rejected"]["sha256"] != first[LABELS].config["rejected"]["sha256"]
     assert rejecting(root, "gabor-0123456789ab")[LABELS].config["teachers"] == ["gabor", "masks"]
+
+
+def test_sets_of_true_labels_are_what_the_student_learns_from() -> None:
+    more = "data.fixed={kind: scenes, count: 12, seed: 9, size: 48, tasks: [segmentation]}"
+    without, with_it = steps_of(more)["student"], steps_of(more, "student.truths.masks=[fixed]")["student"]
+    assert set(with_it.inputs) - set(without.inputs) == {"data.fixed"}
+    assert with_it.config["student"]["truths"] == {"masks": ["fixed"]}
+    assert steps_of(more, "student.truths.masks=[world]")["student"].inputs == without.inputs
+
+
+def test_sets_of_true_labels_have_to_speak_the_teachers_language() -> None:
+    fixed = "data.fixed={kind: scenes, count: 12, seed: 9, size: 48, tasks: [depth]}"
+    for teacher in ("masks", "gabor"):
+        with pytest.raises(ConfigError, match=r"'fixed'.*labels for (depth|'texture'; it has them for depth)"):
+            steps_of(fixed, f"student.truths.{teacher}=[fixed]")
+
+
+def test_a_recipe_without_sets_of_true_labels_has_the_student_it_always_had() -> None:
+    """The fingerprint of the quick start's student, its inputs' digests aside, from before there was such a key."""
+    steps = {step.name: step for step in build_steps(read_recipe(PROJECT / "recipes" / "quickstart.yaml"))}
+    student = steps["student"]
+    assert fingerprint(student, {name: name for name in student.inputs}) == "d62d49c6d870056e"
+    empty = build_steps(read_recipe(PROJECT / "recipes" / "quickstart.yaml", ["student.truths={}"]))
+    assert student in empty
 
 
 def test_files_that_change_under_their_names_are_another_set(tmp_path: Path) -> None:

@@ -217,8 +217,8 @@ def test_what_is_made_is_found_by_every_command(
     all_there: str, whole: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to, here = tmp_path / "there.safetensors", tmp_path / "here.safetensors"
-    give(["export", "backbone", str(recipe), "--root", all_there, "--to", str(to)])
-    give(["export", "backbone", str(recipe), "--root", str(whole), "--to", str(here)])
+    give(["export", "student", str(recipe), str(to), "--root", all_there, "--to", "safetensors"])
+    give(["export", "student", str(recipe), str(here), "--root", str(whole), "--to", "safetensors"])
     assert to.read_bytes() == here.read_bytes()
     capsys.readouterr()
     give(["run", str(recipe), "--root", all_there])

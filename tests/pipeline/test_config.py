@@ -144,6 +144,11 @@ def test_everything_wrong_is_told_at_once() -> None:
             "student.loss_weights.depth=1",
             "student.loss_weights names 'depth', not under teachers; there are street, th",
         ),
+        ("student.truths.depth=[street]", "student.truths names 'depth', not under teachers; there are street, things"),
+        (
+            "student.truths.street=[things, fixed]",
+            "student.truths.street names 'fixed', not under data; there are street, things",
+        ),
         ("student.thresholds.depth=0.5", "student.thresholds names 'depth'; there are the teachers street, things"),
     ],
 )

@@ -1,0 +1,182 @@
+"""Whether exporting takes more memory for more images: the peak of a process that exports few and of one for many.
+
+    python benchmarks/export_memory.py
+
+Both pools are generated: tiny JPEG pictures of noise, with boxes as a teacher of detection would have left them. The
+stores are made by another process before, through the steps that read a set and gather a pool.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from PIL import Image
+
+import tasks
+from pipeline.artifacts import ELSEWHERE, Artifact, Inputs, Step, write_json
+from pipeline.bench import circumstances, save_result
+from pipeline.config import StudentConfig
+from pipeline.export import write
+from pipeline.labels import LabelSpace, LabelWriter, Value, about_store
+from pipeline.machine import find_device
+from pipeline.roots import Root, hash_file
+from pipeline.runtime import Runtime
+from pipeline.sources.webdataset import Config
+from pipeline.workspace import Workspace
+from student.join import heads_of
+from student.samples import labelled_samples
+from tasks.ingest import IngestedSet
+from tasks.teacher import Teacher
+
+RESULTS = Path(__file__).parent / "results"
+SIDE, BOXES = 16, 3
+SHARD = 500
+SPACE = LabelSpace("detection", tuple(f"class{number}" for number in range(10)))
+SOURCE = Config(path="noise.tar", hold_out=0).model_dump(mode="json")
+STEPS = (
+    Step("data.noise", "tasks.ingest:ingest", {"name": "noise", "source": SOURCE, "shard_images": SHARD}),
+    Step("pool", "tasks.pool:gather_pool", {"pool": ["noise"]}, ("data.noise",)),
+    Step("teacher.boxes", "__main__:make_teacher", {}),
+    Step("label", "__main__:make_labels", {}, ("data.noise",)),
+)
+
+
+def make_teacher(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """A teacher that has said all that it will."""
+    Teacher("supervised", SPACE).write(out)
+    return {}
+
+
+def make_labels(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """Boxes of scores from 0 to 1 for every image, in label shards as the labeller leaves them."""
+    label, entries, files = tasks.label(SPACE), [], {}
+    for shard in IngestedSet(inputs["data.noise"]).images("train").shards:
+        path = f"labels/boxes/{shard.sha256[:16]}.parquet"
+        writer = LabelWriter(inputs.runtime.root.here(path), label, about_store(label, "boxes", shard.sha256))
+        for key in shard.keys:
+            writer.add(key, label.encode(boxes(int(key, 16))))
+        writer.close()
+        written = inputs.runtime.root.here(path)
+        files[path] = {"size": written.stat().st_size, "sha256": hash_file(written)}
+        entries.append({"set": "noise", "shard": shard.name, "teacher": "boxes", "path": path})
+    write_json(out / "labels.json", entries)
+    return {ELSEWHERE: files}
+
+
+def boxes(seed: int) -> Value:
+    """What a teacher says of a picture."""
+    rng = np.random.default_rng(seed)
+    corners = np.sort(rng.uniform(0, SIDE, (BOXES, 2, 2)), axis=1).reshape(BOXES, 4)
+    scores, classes = rng.uniform(0, 1, BOXES), rng.integers(0, len(SPACE.classes), BOXES)
+    size = np.array([SIDE, SIDE], np.int32)
+    return {
+        "boxes": corners.astype(np.float32),
+        "scores": scores.astype(np.float32),
+        "classes": classes.astype(np.int32),
+        "size": size,
+    }
+
+
+def prepare(images: int) -> dict[str, Any]:
+    """In this folder: a tar of pictures, and all that an export reads."""
+    with tarfile.open("noise.tar", "w") as tar:
+        for number in range(images):
+            data = picture(number)
+            info = tarfile.TarInfo(f"{number:07d}.jpg")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    made()
+    return {}
+
+
+def picture(number: int) -> bytes:
+    """A JPEG file that differs from that of any other number."""
+    noise = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "JPEG")
+    return file.getvalue()
+
+
+def made() -> Inputs:
+    """The artifacts of the steps, made where they are not there."""
+    workspace = Workspace(Root.of("root"))
+    runtime = Runtime(workspace.root)
+    artifacts: dict[str, Artifact] = {}
+    for step in STEPS:
+        inputs = Inputs({name: artifacts[name] for name in step.inputs}, runtime)
+        artifacts[step.name], _ = workspace.obtain(step, inputs)
+    return Inputs(artifacts, runtime)
+
+
+def export() -> dict[str, Any]:
+    """Export what `prepare` left in this folder."""
+    config, inputs = StudentConfig(weighting="equal"), made()
+    heads = heads_of(config, inputs)
+    labels = {name: tasks.label(head.space) for name, head in heads.items()}
+    began = time.perf_counter()
+    summary = write("coco", Path("out"), labels, labelled_samples(config, heads, inputs), {})
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    boxes_written = summary["heads"]["boxes"]["written"]["annotations"]
+    return {
+        "images": summary["images"],
+        "boxes": boxes_written,
+        "peak_mb": round(peak, 1),
+        "images_per_s": round(summary["images"] / seconds, 1),
+    }
+
+
+def in_process_of_its_own(part: str, folder: Path) -> dict[str, Any]:
+    """What this program prints last when it is run for `part` alone, in `folder`."""
+    command = [sys.executable, __file__, "--part", part]
+    done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(sizes: list[int]) -> None:
+    """Both pools, one after the other; print the peaks and keep them."""
+    measured, found = circumstances(find_device("cpu")), []
+    for images in sizes:
+        with tempfile.TemporaryDirectory() as name:
+            in_process_of_its_own(f"prepare {images}", Path(name))
+            found.append(in_process_of_its_own("export", Path(name)))
+    ratio = found[-1]["peak_mb"] / found[0]["peak_mb"]
+    table = [
+        ("images", "peak of the process, MB", "images/s"),
+        *((f"{each['images']:,}", f"{each['peak_mb']:.0f}", f"{each['images_per_s']:.0f}") for each in found),
+        ("ratio", f"{ratio:.3f}", ""),
+    ]
+    for line in table:
+        print(f"{line[0]:<8} {line[1]:<24} {line[2]}")
+    result = {"measured": measured, "pools": found, "ratio": ratio}
+    save_result(RESULTS / "export_memory.json", "The memory of exporting to COCO", result, table)
+
+
+def main(
+    sizes: Annotated[str, typer.Option(help="Images in the pools, smaller first.")] = "10000,100000",
+    part: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Measure, print, and leave `export_memory` among the results."""
+    if part == "export":
+        print(json.dumps(export()))
+    elif part:
+        print(json.dumps(prepare(int(part.split()[1]))))
+    else:
+        measure([int(size) for size in sizes.split(",")])
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,92 @@
+"""COCO's JSON, read back by pycocotools and by our own source: the boxes and masks of the library, and no others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+from pipeline.export import at_size
+from pipeline.sources import coco
+from tests.exports import export, samples
+
+if TYPE_CHECKING:
+    from tests.conftest import World
+
+IGNORE = 65535
+LOW: dict[str, Any] = {"thresholds": {"boxes": 0.02, "masks": 0.0}}
+"""Thresholds that leave much of what barely trained teachers say."""
+
+
+def test_pycocotools_reads_the_boxes_of_the_library(world: World, tmp_path: Path) -> None:
+    wanted = samples(world, ["boxes"], **LOW)
+    summary = export(world, "coco", tmp_path / "out", ["boxes"], **LOW)
+    found = COCO(str(tmp_path / "out" / "instances_train.json"))
+    assert [each["name"] for each in found.loadCats(found.getCatIds())] == summary["heads"]["boxes"]["classes"]
+    assert {found.imgs[i]["file_name"] for i in found.getImgIds()} == {each.file_name for each in wanted.values()}
+    for number, image in found.imgs.items():
+        sample = wanted[image["file_name"].partition(".")[0]]
+        assert (image["width"], image["height"]) == sample.size
+        assert (tmp_path / "out" / "images" / image["file_name"]).read_bytes() == sample.data
+        annotations = found.loadAnns(found.getAnnIds(number))
+        boxes = np.array([each["bbox"] for each in annotations]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        value = sample.values["boxes"]
+        np.testing.assert_array_equal(boxes.astype(np.float32), value["boxes"])
+        assert [each["score"] for each in annotations] == value["scores"].tolist()
+        assert [each["category_id"] - 1 for each in annotations] == value["classes"].tolist()
+    assert summary["heads"]["boxes"]["written"] == {"images": len(wanted), "annotations": len(found.anns)}
+    assert any(each["score"] < 1 for each in found.anns.values()), "nothing but true labels"
+
+
+def test_pycocotools_decodes_the_masks_of_the_library(world: World, tmp_path: Path) -> None:
+    wanted = samples(world, ["masks"], **LOW)
+    export(world, "coco", tmp_path / "out", ["masks"], **LOW)
+    found = COCO(str(tmp_path / "out" / "stuff_train.json"))
+    sizes = set()
+    for number, image in found.imgs.items():
+        sample = wanted[image["file_name"].partition(".")[0]]
+        value = sample.values["masks"]
+        sizes.add(value["classes"].shape)
+        classes = np.full(sample.size[::-1], IGNORE, np.uint16)
+        for annotation in found.loadAnns(found.getAnnIds(number)):
+            mask = found.annToMask(annotation).astype(bool)
+            assert (classes[mask] == IGNORE).all(), "masks overlap"
+            assert annotation["area"] == mask.sum()
+            classes[mask] = annotation["category_id"] - 1
+            confidence = at_size(value["confidence"], sample.size, 0.0)[mask]
+            assert annotation["score"] == pytest.approx(confidence.mean(), abs=1e-6)
+        np.testing.assert_array_equal(classes, at_size(value["classes"], sample.size, IGNORE))
+    assert len(sizes) == 2, "both true labels at the image's size and coarser ones of a teacher are meant"
+    again = found.loadRes(list(found.anns.values()))
+    assert len(again.anns) == len(found.anns) > 0
+
+
+def test_our_own_source_reads_the_boxes_back(world: World, tmp_path: Path) -> None:
+    wanted = samples(world, ["boxes"], **LOW)
+    export(world, "coco", tmp_path / "out", ["boxes"], **LOW)
+    source = coco.Source(coco.Config(path=str(tmp_path / "out")))
+    assert source.spaces()["detection"].classes == ("box", "cone", "cylinder", "pyramid", "sphere", "torus")
+    records = list(source.records())
+    assert not source.problems()
+    assert len(records) == len(wanted)
+    for record in records:
+        sample = wanted[Path(record.name).stem]
+        assert (record.split, record.read()) == ("train", sample.data)
+        truth = record.truth(sample.size)
+        clipped = np.clip(sample.values["boxes"]["boxes"], 0, np.tile(sample.size, 2)).astype(np.float32)
+        np.testing.assert_array_equal(truth.values["detection"]["boxes"], clipped)
+        np.testing.assert_array_equal(truth.values["detection"]["classes"], sample.values["boxes"]["classes"])
+
+
+def test_heads_of_one_task_have_a_file_each(world: World, tmp_path: Path) -> None:
+    summary = export(world, "coco", tmp_path / "out")
+    assert {head: about["where"] for head, about in summary["heads"].items()} == {
+        "boxes": "instances_train.json",
+        "masks": "stuff_train.json",
+    }
+    assert set(summary["left_out"]) == {"kinds", "depth", "gabor"}
+    assert "coco has no place for classification" in summary["left_out"]["kinds"]

@@ -1,0 +1,137 @@
+"""Labels that were taken out, corrected and brought back: they are what the head learns, wherever the image is from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.artifacts import Artifact, Inputs, Step
+from pipeline.errors import ConfigError
+from pipeline.labels import Value
+from pipeline.roots import Root
+from pipeline.sources import coco, imagefolder, masks
+from pipeline.workspace import Workspace
+from student.join import heads_of, join
+from tests.exports import CONFIG, export
+
+if TYPE_CHECKING:
+    from tests.conftest import World
+
+LOW: dict[str, Any] = {"thresholds": {"boxes": 0.02, "masks": 0.0}}
+
+
+def ingested(world: World, root: Path, config: Any) -> Artifact:
+    """The set that a recipe would call `fixed`."""
+    about = {"name": "fixed", "source": config.model_dump(mode="json"), "shard_images": 5}
+    return Workspace(Root.of(root)).make(Step("data.fixed", "tasks.ingest:ingest", about), Inputs({}, world.runtime))
+
+
+def learned(world: World, fixed: Artifact | None, **student: Any) -> dict[str, Mapping[str, Value]]:
+    """By key, the labels that a student learns that is given the set `fixed`."""
+    more = {"data.fixed": fixed} if fixed else {}
+    inputs = Inputs({**world.inputs("student").artifacts, **more}, world.runtime)
+    config = CONFIG.model_copy(update={**LOW, **student})
+    library = join(config, heads_of(config, inputs), inputs)
+    return {library.read(index)[0]: library.values(index) for index in range(len(library))}
+
+
+def correct(file: Path) -> dict[str, list[float]]:
+    """Leave one box of each image's, or give it one, and forget every third image; by key, the boxes left."""
+    content = json.loads(file.read_text("utf-8"))
+    content["images"] = [image for number, image in enumerate(content["images"]) if number % 3]
+    content["annotations"] = [
+        {"id": image["id"], "image_id": image["id"], "category_id": 2, "bbox": [1, 2, 3 + number, 4], "iscrowd": 0}
+        for number, image in enumerate(content["images"])
+    ]
+    file.write_text(json.dumps(content), "utf-8")
+    pairs = zip(content["images"], content["annotations"], strict=True)
+    return {image["file_name"][:16]: annotation["bbox"] for image, annotation in pairs}
+
+
+def same(one: Value, other: Value) -> None:
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, other[name])
+
+
+def test_corrected_boxes_win_over_true_and_pseudo_labels(world: World, tmp_path: Path) -> None:
+    export(world, "coco", tmp_path / "out", ["boxes"], **LOW)
+    corrected = correct(tmp_path / "out" / "instances_train.json")
+    fixed = ingested(world, tmp_path / "root", coco.Config(path=str(tmp_path / "out")))
+    assert fixed.counts["images"] == len(corrected)
+    before, after = learned(world, None), learned(world, fixed, truths={"boxes": ["fixed"]})
+    assert after.keys() == before.keys() > corrected.keys(), "images come and go with the pool alone"
+    for key, values in after.items():
+        for head in values.keys() - {"boxes"}:
+            same(values[head], before[key][head])
+        if key not in corrected:
+            same(values["boxes"], before[key]["boxes"])
+            continue
+        x, y, width, height = corrected[key]
+        assert values["boxes"]["boxes"].tolist() == [[x, y, x + width, y + height]]
+        assert (values["boxes"]["classes"].tolist(), values["boxes"]["scores"].tolist()) == ([1], [1.0])
+    true = learned(world, None, labels="true_only")
+    assert 0 < len(corrected.keys() & true.keys()) < len(corrected), "images of either kind are meant"
+
+
+def test_corrected_masks_win_and_what_was_painted_over_is_what_is_learned(world: World, tmp_path: Path) -> None:
+    export(world, "masks", tmp_path / "out", ["masks"], **LOW)
+    files = sorted((tmp_path / "out" / "masks" / "train").iterdir())
+    for file in files:
+        Image.fromarray(np.full((48, 48), int(file.stem, 16) % 7, np.uint8)).save(file)
+    fixed = ingested(world, tmp_path / "root", masks.Config(path=str(tmp_path / "out")))
+    after = learned(world, fixed, truths={"masks": ["fixed"]})
+    assert len(files) == len(after)
+    for key, values in after.items():
+        assert set(np.unique(values["masks"]["classes"])) == {int(key, 16) % 7}
+
+
+def test_the_first_set_that_has_a_label_wins(world: World, tmp_path: Path) -> None:
+    """Named after the teacher's own set, a correction changes nothing that this one has a label for."""
+    export(world, "coco", tmp_path / "out", ["boxes"], **LOW)
+    corrected = correct(tmp_path / "out" / "instances_train.json")
+    fixed = ingested(world, tmp_path / "root", coco.Config(path=str(tmp_path / "out")))
+    before, after = learned(world, None), learned(world, fixed, truths={"boxes": ["truth", "fixed"]})
+    true = learned(world, None, labels="true_only")
+    won = 0
+    for key in corrected:
+        own = "boxes" in true.get(key, {})
+        assert np.array_equal(after[key]["boxes"]["boxes"], before[key]["boxes"]["boxes"]) == own
+        won += not own
+    assert 0 < won < len(corrected)
+
+
+def test_pseudo_labels_alone_are_what_they_were(world: World, tmp_path: Path) -> None:
+    export(world, "coco", tmp_path / "out", ["boxes"], **LOW)
+    correct(tmp_path / "out" / "instances_train.json")
+    fixed = ingested(world, tmp_path / "root", coco.Config(path=str(tmp_path / "out")))
+    before = learned(world, None, labels="pseudo_only")
+    after = learned(world, fixed, labels="pseudo_only", truths={"boxes": ["fixed"]})
+    for key, values in after.items():
+        same(values["boxes"], before[key]["boxes"])
+
+
+def test_other_classes_are_refused_with_both_lists(world: World, tmp_path: Path) -> None:
+    export(world, "coco", tmp_path / "out", ["boxes"], **LOW)
+    file = tmp_path / "out" / "instances_train.json"
+    content = json.loads(file.read_text("utf-8"))
+    content["categories"][0]["name"] = "crate"
+    file.write_text(json.dumps(content), "utf-8")
+    fixed = ingested(world, tmp_path / "root", coco.Config(path=str(tmp_path / "out")))
+    with pytest.raises(ConfigError, match=r"student\.truths\.boxes: .*'fixed'.* box, cone, .*crate, cone, "):
+        learned(world, fixed, truths={"boxes": ["fixed"]})
+
+
+def test_a_set_without_the_task_is_refused(world: World, tmp_path: Path) -> None:
+    for name in ("box", "cone"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for shade in range(9):
+            Image.new("RGB", (8, 8), (shade, 0, len(name))).save(tmp_path / "set" / name / f"{shade}.png")
+    fixed = ingested(world, tmp_path / "root", imagefolder.Config(path=str(tmp_path / "set")))
+    with pytest.raises(ConfigError, match=r"The set's: none; it has labels for classification"):
+        learned(world, fixed, truths={"boxes": ["fixed"]})

@@ -1,0 +1,80 @@
+"""What every form of export owes the house, for every task. Forms are found by their files, nobody lists them here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tasks
+from pipeline.errors import ConfigError
+from pipeline.export import SUMMARY, BaseWriter, Sample, names, write, writer_of
+from pipeline.labels import LabelSpace
+from tests.test_contracts import SPACES, name_of, nothing_known, value_of
+
+SIZE = (48, 32)
+every_form = pytest.mark.parametrize("form", names())
+every_space = pytest.mark.parametrize("space", SPACES, ids=name_of)
+
+
+def samples(space: LabelSpace) -> list[Sample]:
+    """An image with a label as its task predicts it, one whose label knows nothing, and one without."""
+    label, value = tasks.label(space), value_of(space, 0, size=SIZE)
+    values = [{"it": value}, {"it": nothing_known(label, value)}, {}]
+    return [
+        Sample(f"{number:016x}", f"image {number}".encode(), "jpg", SIZE, f"{number}.jpg", found)
+        for number, found in enumerate(values)
+    ]
+
+
+@every_form
+def test_a_form_says_of_every_task_whether_it_holds_it(form: str) -> None:
+    writer = writer_of(form)
+    assert issubclass(writer, BaseWriter)
+    assert set(writer.lost) <= set(tasks.names())
+    held = [task for task in tasks.names() if writer.loses(task) is not None]
+    assert held
+    assert len(held) == len(tasks.names()) or writer.why_not
+
+
+@every_form
+@every_space
+def test_what_a_form_holds_it_writes_and_the_rest_it_refuses(form: str, space: LabelSpace, tmp_path: Path) -> None:
+    heads, out = {"it": tasks.label(space)}, tmp_path / "out"
+    if writer_of(form).loses(space.task) is None:
+        with pytest.raises(ConfigError, match=rf"--to {form} can hold labels for .* the heads are it \({space.task}\)"):
+            write(form, out, heads, samples(space), {})
+        assert not list(tmp_path.iterdir())
+        return
+    summary = write(form, out, heads, samples(space), {"recipe": "r"})
+    assert json.loads((out / SUMMARY).read_text("utf-8")) == summary
+    assert (summary["form"], summary["images"], summary["images_without_labels"]) == (form, 2, 1)
+    about = summary["heads"]["it"]
+    assert LabelSpace.from_json(about) == space
+    assert about["where"]
+    assert about["written"]["images"] in (1, 2)
+    data = b"".join(file.read_bytes() for file in sorted(out.rglob("*")) if file.is_file())
+    assert b"image 0" in data, "the image's own bytes"
+    assert b"image 2" not in data, "an image without a label"
+
+
+@every_form
+def test_an_export_that_fails_leaves_nothing(form: str, tmp_path: Path) -> None:
+    space = next(space for space in SPACES if writer_of(form).loses(space.task) is not None)
+
+    def broken() -> Iterator[Sample]:
+        yield from samples(space)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(form, tmp_path / "out", {"it": tasks.label(space)}, broken(), {})
+    assert not list(tmp_path.iterdir())
+
+
+@every_form
+def test_an_export_of_nothing_is_whole(form: str, tmp_path: Path) -> None:
+    space = next(space for space in SPACES if writer_of(form).loses(space.task) is not None)
+    assert write(form, tmp_path / "out", {"it": tasks.label(space)}, [], {})["images"] == 0
+    assert (tmp_path / "out" / SUMMARY).exists()
