@@ -12,7 +12,7 @@ import tasks
 from pipeline.errors import ConfigError
 from pipeline.export import SUMMARY, BaseWriter, Sample, names, write, writer_of
 from pipeline.labels import LabelSpace
-from tests.test_contracts import SPACES, name_of, nothing_known, value_of
+from tests.spaces import SPACES, name_of, nothing_known, value_of
 
 SIZE = (48, 32)
 every_form = pytest.mark.parametrize("form", names())
