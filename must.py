@@ -16,6 +16,7 @@ import typer
 
 from flows.export import commands as export_commands
 from flows.options import DEFAULT_ROOT, Overrides, RecipePath, Root
+from flows.store import commands as store_commands
 
 if TYPE_CHECKING:
     from flows.dag import Planned, Selection
@@ -244,6 +245,7 @@ def browse_command(
 
 
 app.add_typer(export_commands, name="export")
+app.add_typer(store_commands, name="store")
 
 
 artifacts = typer.Typer(no_args_is_help=True, help="Look at what a root holds, check it, and clear it out.")

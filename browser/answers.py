@@ -90,6 +90,7 @@ class Answers:
             "task": space.task,
             "scale": space.scale,
             "classes": store.names,
+            "holds": "classes" in store.columns,
             "colours": palette(len(space.classes)).tolist(),
             "columns": [each for each in store.columns if each not in ("classes", "amounts")],
             "threshold": store.label.default_threshold,
@@ -137,11 +138,14 @@ class Answers:
         return {**row, "labels": [label for label in labels if label]}
 
     def _label(self, store: Store, number: int, thresholds: Mapping[str, float]) -> dict[str, Any] | None:
-        row = self.pictures.row(store, number)
-        if row is None:
-            return None
-        threshold = thresholds.get(store.name, 0.0)
-        value = decoded(store, row, threshold) if row["status"] == "ok" else None
+        try:
+            row = self.pictures.row(store, number)
+            if row is None:
+                return None
+            value = decoded(store, row, thresholds.get(store.name, 0.0)) if row["status"] == "ok" else None
+        except DataError as error:
+            task = store.label.space.task
+            return {"store": store.name, "task": task, "status": "damaged", "reason": str(error), "columns": {}}
         shown = [name for name in store.columns if name not in ("classes", "amounts", "status")]
         return {
             "store": store.name,

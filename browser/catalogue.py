@@ -11,7 +11,7 @@ import dataclasses
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 
-from pipeline.artifacts import MANIFEST, Artifact, parse_manifest
+from pipeline.artifacts import ELSEWHERE, MANIFEST, Artifact, parse_manifest
 from pipeline.errors import ConfigError
 from pipeline.images import ImageShard
 from pipeline.labels import store_name
@@ -22,6 +22,8 @@ from pipeline.sources import SPLITS
 from tasks.ingest import IngestedSet
 
 SOUGHT = "labels/<teacher>-<digest>/*.parquet and artifacts/data.<set>/<fingerprint>/manifest.json"
+LABEL = "label"
+"""The step that makes teachers' labels."""
 TRUE = "true"
 """What the names of stores with true labels begin with."""
 DIGITS = 16
@@ -98,8 +100,9 @@ def look(root: Root) -> Found:
 
 
 def _sealed(root: Root) -> list[Artifact]:
-    """The artifacts of sets and teachers."""
-    steps = [step for step in (root / "artifacts").folders() if step.name.startswith(("data.", "teacher."))]
+    """The artifacts of sets, teachers and labels."""
+    kinds = ("data.", "teacher.", LABEL)
+    steps = [step for step in (root / "artifacts").folders() if step.name.startswith(kinds)]
     folders = [folder for found in in_parallel(Place.folders, steps) for folder in found]
     texts = in_parallel(lambda folder: folder.child(MANIFEST).peek(), folders)
     return [
@@ -128,12 +131,14 @@ def _pseudo(root: Root, made: Iterable[Artifact]) -> list[StoreFound]:
         for artifact in made
         if artifact.manifest["step"].startswith("teacher.")
     }
+    known = {path: facts for artifact in made for path, facts in artifact.manifest.get(ELSEWHERE, {}).items()}
     folders: dict[str, dict[str, StoredFile]] = collections.defaultdict(dict)
-    for path, size in (root / "labels").files().items():
-        folder, file = posixpath.split(path)
+    for name, size in (root / "labels").files().items():
+        path, (folder, file) = f"labels/{name}", posixpath.split(name)
         if folder and not file.startswith("."):
-            # its hash is not known before the run that writes it is over: it is read as it is
-            folders[folder][posixpath.splitext(file)[0]] = root.file(f"labels/{path}", {"size": size, "sha256": ""})
+            # the hash of one that a run has just written is not known before the run is over: it is read as it is
+            facts = {"sha256": known.get(path, {}).get("sha256", ""), "size": size}
+            folders[folder][posixpath.splitext(file)[0]] = root.file(path, facts)
     found = [
         StoreFound(name, name.rpartition("-")[0], False, began.get(name, 0.0), files) for name, files in folders.items()
     ]

@@ -31,7 +31,6 @@ class Pair:
     done: int = 0
     total: int = 0
     columns = {"differ": "FLOAT"}  # noqa: RUF012 - a constant
-    names = ()
 
     @property
     def name(self) -> str:
@@ -54,6 +53,19 @@ class Differences:
         """What two stores differ by, as far as it is known: the work begins when it is first asked for. ConfigError if
         their labels don't mean the same.
         """
+        pair, is_new = self._pair(one, other)
+        if is_new:
+            threading.Thread(target=self._work, args=(pair,), name="differences", daemon=True).start()
+        return pair
+
+    def worked_out(self, one: Store, other: Store) -> Pair:
+        """The same, all of it, once it is there."""
+        pair, _ = self._pair(one, other)
+        self._work(pair)
+        return pair
+
+    def _pair(self, one: Store, other: Store) -> tuple[Pair, bool]:
+        """The pair, and whether it is asked for for the first time."""
         if one.label.space != other.label.space or one is other:
             raise ConfigError(
                 f"{one.name} and {other.name} can't be compared: they are one store, or their tasks or classes differ."
@@ -61,11 +73,10 @@ class Differences:
         pair = Pair(one, other)
         with self._lock:
             if pair.name in self.pairs:
-                return self.pairs[pair.name]
+                return self.pairs[pair.name], False
             self.loading.tables.add_table(pair.table, pair.columns)
             self.pairs[pair.name] = pair
-        threading.Thread(target=self._work, args=(pair,), name="differences", daemon=True).start()
-        return pair
+            return pair, True
 
     def _work(self, pair: Pair) -> None:
         shards = self.loading.shared(pair.one.name, pair.other.name)

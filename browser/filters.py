@@ -69,10 +69,6 @@ class Table(Protocol):
     @property
     def columns(self) -> Mapping[str, str]: ...
 
-    @property
-    def names(self) -> Sequence[str]:
-        """The classes that it tells apart."""
-
 
 def column(text: str, stores: Mapping[str, Table]) -> Column:
     """The column that a link names. ConfigError lists those that there are."""
@@ -84,7 +80,11 @@ def column(text: str, stores: Mapping[str, Table]) -> Column:
         return Column(f"images.{quoted(name)}", IMAGES[name], None, name)
     store = stores[choose(place, stores, "Label store")]
     known = {each for each in store.columns if each not in ("classes", "amounts")}
-    choose(name, known | {"class", "rejected"} if store.names else known | {"rejected"}, f"Column of {place}")
+    choose(
+        name,
+        known | {"class", "rejected"} if "classes" in store.columns else known | {"rejected"},
+        f"Column of {place}",
+    )
     kind = str if name in ("status", "class") else float
     return Column(f"{store.table}.{quoted(name)}", kind, store, name)
 

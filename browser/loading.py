@@ -141,6 +141,10 @@ class Loading:
         keys = self._rejects.column("key").to_pylist()
         return {key for key, other in zip(keys, stores, strict=True) if other == store}
 
+    def files(self, store: str) -> list[StoredFile]:
+        """The label files of a store."""
+        return list(self._files[store].values())
+
     def shared(self, one: str, other: str) -> list[tuple[range, StoredFile, StoredFile]]:
         """The image shards that two stores have labels of, with the files of both."""
         left, right = self._files[one], self._files[other]

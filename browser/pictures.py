@@ -15,7 +15,8 @@ from browser.tables import Store
 from pipeline.decode import decode
 from pipeline.errors import DataError
 from pipeline.labels import Row, Value, open_labels
-from pipeline.roots import StoredFile
+from pipeline.roots import StoredFile, hash_place
+from tasks.colours import caption
 from tasks.pictures import thumbnail
 
 QUALITY = 85
@@ -31,6 +32,7 @@ class Pictures:
     def __init__(self, loading: Loading) -> None:
         self.loading = loading
         self._groups: collections.OrderedDict[tuple[str, int], pa.Table] = collections.OrderedDict()
+        self._sound: set[str] = set()
         self._lock = threading.Lock()
 
     def image(self, number: int, side: int) -> Image.Image:
@@ -43,8 +45,15 @@ class Pictures:
         file = self.loading.file(store.name, number)
         if file is None:
             return None
+        self._check(file)
         _, place = self.loading.place(number)
         return self._read(file, place)
+
+    def _check(self, file: StoredFile) -> None:
+        """Raise DataError if a file is not what it was when it was made. Each is looked at once."""
+        if str(file) not in self._sound:
+            check_hash(file)
+            self._sound.add(str(file))
 
     def _read(self, file: StoredFile, row: int) -> Row:
         def find(parquet: Any) -> tuple[int, int]:
@@ -87,14 +96,18 @@ class Pictures:
         return None if row is None or row["status"] != "ok" else decoded(store, row, threshold)
 
     def drawn(self, number: int, store: Store | None, threshold: float, side: int) -> Image.Image:
-        """The image with the label of a store on it; pale where there is none."""
+        """The image with the label of a store on it; pale where there is none, and where that is damaged it says so."""
         image = self.image(number, side)
         if store is None:
             return image
-        value = self.value(store, number, threshold)
-        if value is None:
-            return Image.blend(image, Image.new("RGB", image.size, "grey"), PALE)
-        return store.label.draw(image, value)
+        pale = Image.blend(image, Image.new("RGB", image.size, "grey"), PALE)
+        try:
+            value = self.value(store, number, threshold)
+        except DataError as error:
+            self.loading.progress.damaged[str(self.loading.file(store.name, number))] = str(error)
+            caption(pale, "damaged")
+            return pale
+        return store.label.draw(image, value) if value else pale
 
 
 def decoded(store: Store, row: Row, threshold: float) -> Value:
@@ -103,6 +116,14 @@ def decoded(store: Store, row: Row, threshold: float) -> Value:
         return store.label.decode(row, threshold)
     except ValueError as error:
         raise DataError(f"{store.name}: the label of {row['key']} is damaged ({error}).") from error
+
+
+def check_hash(file: StoredFile) -> None:
+    """DataError if the file's bytes are not those that were made, as far as their hash is known. Files that are elsewhere
+    are checked when they come here.
+    """
+    if file.sha256 and file.place.local and hash_place(file.place) != file.sha256:
+        raise DataError(f"{file}: its bytes changed since it was made. `must artifacts verify --repair` takes it out.")
 
 
 def as_jpeg(image: Image.Image) -> bytes:

@@ -64,7 +64,7 @@ function controls() {
   if (!orders.some(([order]) => order === state.order)) byId("order").append(make("option", { value: state.order }, state.order));
   byId("order").value = state.order;
   byId("conditions").replaceChildren(...state.f.map((condition) => make("li", {}, make("span", {}, condition), make("button", { type: "button", "aria-label": `Remove ${condition}`, onclick: () => go({ f: state.f.filter((each) => each !== condition), page: 0 }) }, "×"))));
-  const columns = ["set=", "split=", "source~", "key=", ...about.stores.flatMap((each) => [...(each.classes.length ? ["class="] : []), ...each.columns.map((column) => `${column}<`)].map((column) => `${each.name}.${column}`))];
+  const columns = ["set=", "split=", "source~", "key=", ...about.stores.flatMap((each) => [...(each.holds ? ["class="] : []), ...each.columns.map((column) => `${column}<`)].map((column) => `${each.name}.${column}`))];
   byId("columns").replaceChildren(...columns.map((column) => make("option", { value: column })));
 }
 

@@ -48,7 +48,7 @@ function pages(total, state) {
 }
 
 async function histograms(aside, chosen, pair, state) {
-  const columns = chosen ? [...(chosen.classes.length && chosen.columns.length ? ["class"] : []), ...chosen.columns.filter((name) => name !== "top")].map((name) => `${chosen.name}.${name}`) : [];
+  const columns = chosen ? [...(chosen.holds ? ["class"] : []), ...chosen.columns.filter((name) => name !== "top")].map((name) => `${chosen.name}.${name}`) : [];
   for (const column of [...(pair ? [pair] : []), ...columns, "set", "split"]) {
     try {
       const found = await ask("/api/histogram", { column, f: state.f, t: told(state) });

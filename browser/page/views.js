@@ -29,7 +29,7 @@ export async function sql(main, about) {
   const text = make("textarea", { "aria-label": "SQL", spellcheck: "false" });
   text.value = state.sql || example;
   const form = make("form", { onsubmit: (event) => { event.preventDefault(); go({ sql: text.value }); } }, text, make("button", { class: "main" }, "Ask"));
-  const tables = [["images", "id, key, set, split, shard, row, width, height, bytes, source"], ["failures", "id, store, status, reason"], ...about.stores.map((store) => [`"${store.name}"`, ["id", ...store.columns, ...(store.classes.length ? ["classes", "amounts"] : [])].join(", ")])];
+  const tables = [["images", "id, key, set, split, shard, row, width, height, bytes, source"], ["failures", "id, store, status, reason"], ...about.stores.map((store) => [`"${store.name}"`, ["id", ...store.columns, ...(store.holds ? ["classes", "amounts"] : [])].join(", ")])];
   const answer = make("section", { "aria-label": "Answer" });
   main.replaceChildren(form, answer, make("h2", {}, "Tables"), table(["table", "columns"], tables));
   if (!state.sql) return;

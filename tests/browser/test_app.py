@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from browser.loading import Loading
 from browser.pictures import as_jpeg
 from pipeline.artifacts import read_json
 from pipeline.labels import LabelShard
+from pipeline.roots import Root
 from tasks import label as label_of
 from tests.conftest import World
 
@@ -263,3 +266,26 @@ def test_the_page_is_there_and_nothing_beside_it(page: TestClient) -> None:
     assert "default-src 'self'" in answer.headers["content-security-policy"]
     for path in ("/page/../app.py", "/page/%2e%2e/app.py", "/page/..%2fapp.py", "/page/"):
         assert page.get(path).status_code in (404, 405)
+
+
+def test_a_label_that_is_damaged_is_shown_as_such(world: World, tmp_path: Path) -> None:
+    shutil.copytree(Path(world.workspace.root.place), tmp_path / "root", copy_function=shutil.copy)
+    loading = Loading(Root.of(tmp_path / "root"))
+    loading.look()
+    teacher = teachers(world)[0]
+    [store] = [name for name in loading.stores if name.rpartition("-")[0] == teacher]
+    with TestClient(create_app(Answers(loading))) as page:
+        key = every(page)[0]["key"]
+        sound = page.get(f"/api/picture/{key}?store={store}").content
+        for file in (tmp_path / "root" / "labels" / store).iterdir():
+            data = bytearray(file.read_bytes())
+            data[len(data) // 3] ^= 0xFF
+            file.write_bytes(data)
+    with TestClient(create_app(Answers(loading))) as page:
+        broken = page.get(f"/api/picture/{key}?store={store}")
+        assert broken.status_code == 200
+        assert broken.content != sound
+        [told] = [each for each in get(page, f"/api/image/{key}")["labels"] if each["store"] == store]
+        assert told["status"] == "damaged"
+        assert "its bytes changed since it was made" in told["reason"]
+        assert any(store in file for file in get(page, "/api/about")["damaged"]), "and among the files of Health"
