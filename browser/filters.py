@@ -80,11 +80,8 @@ def column(text: str, stores: Mapping[str, Table]) -> Column:
         return Column(f"images.{quoted(name)}", IMAGES[name], None, name)
     store = stores[choose(place, stores, "Label store")]
     known = {each for each in store.columns if each not in ("classes", "amounts")}
-    choose(
-        name,
-        known | {"class", "rejected"} if "classes" in store.columns else known | {"rejected"},
-        f"Column of {place}",
-    )
+    also = {"class", "rejected"} if "classes" in store.columns else {"rejected"}
+    choose(name, known | also, f"Column of {place}")
     kind = str if name in ("status", "class") else float
     return Column(f"{store.table}.{quoted(name)}", kind, store, name)
 

@@ -119,8 +119,8 @@ def decoded(store: Store, row: Row, threshold: float) -> Value:
 
 
 def check_hash(file: StoredFile) -> None:
-    """DataError if the file's bytes are not those that were made, as far as their hash is known. Files that are elsewhere
-    are checked when they come here.
+    """DataError if the file's bytes are not those that were made, as far as their hash is known. Files that are
+    elsewhere are checked when they come here.
     """
     if file.sha256 and file.place.local and hash_place(file.place) != file.sha256:
         raise DataError(f"{file}: its bytes changed since it was made. `must artifacts verify --repair` takes it out.")
