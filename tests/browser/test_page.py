@@ -62,7 +62,7 @@ def browser() -> Iterator[Any]:
         launched.close()
 
 
-@pytest.fixture(params=list(SIZES))
+@pytest.fixture(params=["wide", pytest.param("narrow", marks=pytest.mark.slow)])
 def page(browser: Any, address: str, request: pytest.FixtureRequest) -> Iterator[Any]:
     """The page as it is opened first. What it says goes wrong, or asks of other machines, fails the test."""
     width, height = SIZES[request.param]
