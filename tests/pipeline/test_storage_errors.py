@@ -73,7 +73,7 @@ def test_no_credentials(bucket: str, anew: None, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
     line = fails(f"{bucket}/root")
-    assert line.startswith(f"must: {bucket}/root/artifacts/data.a")
+    assert line.startswith(f"must: {bucket}/root/")
     assert "no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" in line
 
 
