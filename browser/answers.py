@@ -69,7 +69,7 @@ class Answers:
             "root": str(self.loading.root),
             "loaded": progress.loaded,
             "found": progress.found,
-            "damaged": progress.damaged,
+            "damaged": dict(progress.damaged),
             "images": sum(row[2] for row in sets),
             "rejected": self.tables.ask("SELECT count(*) FROM thrown").rows[0][0],
             "compared": self.compared(),
@@ -134,7 +134,7 @@ class Answers:
         """An image and what every store says of it."""
         number = self.number(key)
         [row] = self._rows([number])
-        labels = [self._label(store, number, thresholds) for store in self.loading.stores.values()]
+        labels = [self._label(store, number, thresholds) for store in list(self.loading.stores.values())]
         return {**row, "labels": [label for label in labels if label]}
 
     def _label(self, store: Store, number: int, thresholds: Mapping[str, float]) -> dict[str, Any] | None:

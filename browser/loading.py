@@ -156,12 +156,13 @@ class Loading:
 
     def newest(self) -> dict[str, Store]:
         """By teacher, the newest of its label stores."""
-        found = [one for one in self.found.stores if one.name in self.stores and not one.is_true]
-        return {one.maker: self.stores[one.name] for one in reversed(found)}
+        stores = dict(self.stores)
+        found = [one for one in self.found.stores if one.name in stores and not one.is_true]
+        return {one.maker: stores[one.name] for one in reversed(found)}
 
     def place(self, number: int) -> tuple[ImagesFound, int]:
         """(image shard, row in it) of an image. KeyError if there is none of this number."""
-        starts = [start for start in self._shards if start <= number]
+        starts = [start for start in list(self._shards) if start <= number]  # a copy: the loading thread adds to it
         start = max(starts, default=-1)
         if start < 0 or number >= start + len(self._images[self._key(self._shards[start])]):
             raise KeyError(number)
