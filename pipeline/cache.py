@@ -52,6 +52,7 @@ class Cache:
         self.folder, self.limit = folder, limit
         self._left = 0  # bytes that may be added before the folder is looked through again,
         self._coming = 0  # and those of them that are on their way
+        self._crowded = False  # whether more came at once than the limit allows: then it is looked through afterwards
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[Cache], tuple[Path, int]]:
@@ -141,15 +142,22 @@ class Cache:
         with self._lock:
             self._coming += size
             if self._coming > self._left:
-                slack = self.limit // SLACK
-                _shrink(self.folder / "files", max(0, self.limit - self._coming - slack))
-                self._left = self._coming + slack
+                self._make_room()
         try:
             yield
         finally:
             with self._lock:
                 self._coming -= size
                 self._left -= size
+                if self._crowded and not self._coming:
+                    self._make_room()
+
+    def _make_room(self) -> None:
+        """Take out files until what is on its way fits in, with some slack; more than the limit never does."""
+        slack = self.limit // SLACK
+        room = self.limit - self._coming - slack
+        _shrink(self.folder / "files", max(0, room))
+        self._left, self._crowded = self._coming + slack, room < 0
 
 
 class _Copy(NamedTuple):

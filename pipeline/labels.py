@@ -320,7 +320,7 @@ def about_labels(schema: pa.Schema, origin: object) -> dict[str, Any]:
     about: dict[str, Any] = json.loads((schema.metadata or {}).get(b"must", b"{}"))
     version = about.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise DataError(f"{origin}: label schema version {version!r}; this version of must reads {SCHEMA_VERSION}.")
+        raise DataError(f"{origin}: label schema version {version!r}; this version reads {SCHEMA_VERSION}.")
     return about
 
 

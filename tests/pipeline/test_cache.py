@@ -205,6 +205,23 @@ def test_many_threads_in_a_cache_that_is_too_small(cache: Cache, origin: Origin)
     assert sum(inside(cache).values()) <= cache.limit
 
 
+def test_more_at_once_than_the_limit_is_cut_back_when_it_is_there(cache: Cache) -> None:
+    count = cache.limit // 300 + 3
+    together = threading.Barrier(count)
+
+    def slowly(path: Path) -> None:
+        together.wait()
+        path.write_bytes(content(path.name, 300))
+
+    def bring(number: int) -> None:
+        with cache.hold(Entry(f"{number:02x}" * 32, 300, ".bin"), slowly):
+            pass
+
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(bring, range(count)))
+    assert 0 < sum(inside(cache).values()) <= cache.limit
+
+
 def test_many_threads_move_files_in(cache: Cache, tmp_path: Path) -> None:
     def make(number: int) -> None:
         file = tmp_path / str(number)
