@@ -21,7 +21,10 @@ WEIGHTS, ABOUT = "model.safetensors", "model.json"
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
     """Write tensors and a JSON header in one file, whole or not at all. Equal tensors make equal bytes."""
     with whole(path) as part:
+        part.touch()
+        mode = part.stat().st_mode
         save_file(_apart(tensors), part, metadata={"about": json.dumps(about or {}, sort_keys=True)})
+        part.chmod(mode)  # as any file's: safetensors makes one that nobody else on a shared disk could read
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

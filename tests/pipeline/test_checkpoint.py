@@ -119,3 +119,9 @@ def test_any_nested_state_comes_back(tmp_path: Path) -> None:
     assert torch.equal(back["b"][3], torch.ones(2))
     assert back["d"] == []
     assert back["e"][0] == 1
+
+
+def test_whoever_may_read_other_files_may_read_tensors(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    write_tensors(tmp_path / "t.safetensors", {"a": torch.zeros(2)})
+    assert (tmp_path / "t.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
