@@ -59,6 +59,7 @@ def test_a_worker_that_is_killed_takes_nothing_with_it(
     assert [event["step"] for event in events(root) if event["event"] == "killed"] == ["label"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_leaves_no_worker(recipe: Path, up_to_label: Path, start: Start) -> None:
     root = up_to_label
     process = start(root, "--to", "label", *(part for each in on("process") for part in ("-o", each)))

@@ -254,7 +254,7 @@ def test_a_lost_label_shard_is_made_again(all_there: str, whole: Path, recipe: P
     assert remote_digests(all_there) == digests(whole)
 
 
-@pytest.mark.parametrize("runner", ["threads", "process"])
+@pytest.mark.parametrize("runner", ["threads", pytest.param("process", marks=pytest.mark.slow)])
 def test_with_prefect_its_database_stays_on_this_machine(
     runner: str, up_to_label: str, whole: Path, recipe: Path, tmp_path: Path
 ) -> None:
