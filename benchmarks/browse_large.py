@@ -143,7 +143,7 @@ def label_all(root: Root, made: Artifact, store: str, space: LabelSpace) -> None
         confidence = pa.array(rng.random(len(keys), dtype=np.float32))
         table = first.slice(0, len(keys)).set_column(0, first.schema.field("key"), keys)
         table = table.set_column(3, first.schema.field("confidence"), confidence)
-        pq.write_table(table, folder / f"{images.sha256[:16]}.parquet", compression="zstd", row_group_size=ROW_GROUP)
+        pq.write_table(table, folder / f"{images.address}.parquet", compression="zstd", row_group_size=ROW_GROUP)
 
 
 class Page:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import io
 import json
 import resource
-import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -26,7 +24,7 @@ from PIL import Image
 
 import tasks
 from pipeline.artifacts import ELSEWHERE, Artifact, Inputs, Step, write_json
-from pipeline.bench import circumstances, save_result
+from pipeline.bench import circumstances, in_process_of_its_own, save_result
 from pipeline.config import StudentConfig
 from pipeline.export import write
 from pipeline.labels import LabelSpace, LabelWriter, Value, about_store
@@ -138,21 +136,13 @@ def export() -> dict[str, Any]:
     }
 
 
-def in_process_of_its_own(part: str, folder: Path) -> dict[str, Any]:
-    """What this program prints last when it is run for `part` alone, in `folder`."""
-    command = [sys.executable, __file__, "--part", part]
-    done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def measure(sizes: list[int]) -> None:
     """Both pools, one after the other; print the peaks and keep them."""
     measured, found = circumstances(find_device("cpu")), []
     for images in sizes:
         with tempfile.TemporaryDirectory() as name:
-            in_process_of_its_own(f"prepare {images}", Path(name))
-            found.append(in_process_of_its_own("export", Path(name)))
+            in_process_of_its_own(__file__, f"prepare {images}", Path(name))
+            found.append(in_process_of_its_own(__file__, "export", Path(name)))
     ratio = found[-1]["peak_mb"] / found[0]["peak_mb"]
     table = [
         ("images", "peak of the process, MB", "images/s"),

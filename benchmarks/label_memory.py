@@ -10,8 +10,6 @@ from __future__ import annotations
 import io
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +20,7 @@ from PIL import Image
 
 import must
 from flows.dag import Selection
-from pipeline.bench import circumstances, save_result
+from pipeline.bench import circumstances, in_process_of_its_own, save_result
 from pipeline.machine import find_device
 
 RESULTS = Path(__file__).parent / "results"
@@ -71,22 +69,14 @@ def label() -> dict[str, Any]:
     return {"labelled": counts["labelled_now"], "failed": counts["failed"], "peak_mb": round(peak, 1)}
 
 
-def in_process_of_its_own(part: str, folder: Path) -> dict[str, Any]:
-    """What this program prints last when it is run for `part` alone, in `folder`."""
-    command = [sys.executable, __file__, "--part", part]
-    done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def measure(sizes: list[int]) -> None:
     """Both pools, one after the other; print the peaks and keep them."""
     device = find_device("auto")
     measured, found = circumstances(device), []
     for images in sizes:
         with tempfile.TemporaryDirectory() as name:
-            in_process_of_its_own(f"prepare {images}", Path(name))
-            found.append(in_process_of_its_own("label", Path(name)))
+            in_process_of_its_own(__file__, f"prepare {images}", Path(name))
+            found.append(in_process_of_its_own(__file__, "label", Path(name)))
     ratio = found[-1]["peak_mb"] / found[0]["peak_mb"]
     table = [
         ("images", "peak of the process, MB"),

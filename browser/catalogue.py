@@ -26,8 +26,6 @@ LABEL = "label"
 """The step that makes teachers' labels."""
 TRUE = "true"
 """What the names of stores with true labels begin with."""
-DIGITS = 16
-"""Of an image shard's sha256, in the name of its label shards."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +35,6 @@ class ImagesFound:
     dataset: str
     split: str
     shard: ImageShard
-
-    @property
-    def address(self) -> str:
-        """By what label shards name it."""
-        return self.shard.sha256[:DIGITS]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +145,6 @@ def _true(sets: Mapping[str, Artifact]) -> Iterator[StoreFound]:
         files: dict[str, dict[str, StoredFile]] = {task: {} for task in read.spaces}
         for images in _images(name, read):
             for task in read.spaces:
-                files[task][images.address] = read.truth(task, images.split, images.shard.name)
+                files[task][images.shard.address] = read.truth(task, images.split, images.shard.name)
         for task, found in files.items():
             yield StoreFound(f"{TRUE}-{name}-{task}", name, True, artifact.manifest["began"], found)

@@ -73,12 +73,12 @@ class Loading:
         self._images[self._key(images)] = ids
         if ids:
             self._shards[ids.start] = images
-            self._by_address[images.address].append(ids)
+            self._by_address[images.shard.address].append(ids)
             self.progress.loaded += 1
 
     def _new(self) -> Iterator[tuple[StoreFound, str, StoredFile]]:
         """Label files that are not in the tables, shard by shard: what belongs together comes together."""
-        for address in [images.address for images in self.found.images]:
+        for address in [images.shard.address for images in self.found.images]:
             for store in self.found.stores:
                 file = store.files.get(address)
                 if file is not None and address not in self._files[store.name] and address in self._by_address:
@@ -171,4 +171,4 @@ class Loading:
     def file(self, store: str, number: int) -> StoredFile | None:
         """The label file of a store that has the label of an image, if there is one."""
         images, _ = self.place(number)
-        return self._files[store].get(images.address)
+        return self._files[store].get(images.shard.address)

@@ -6,7 +6,7 @@ images      a row per image: its set, split, shard and row, key, size, source
 failures    why images have no label
 rejected    what was thrown out by hand
 
-Blobs stay in their files. A million images with labels of five teachers are some 200 MB.
+Blobs stay in their files.
 """
 
 from __future__ import annotations

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -66,3 +68,11 @@ def _footnote(measured: Mapping[str, Any]) -> str:
         f"`{measured['command']}`, {measured['date']}, on {measured['device']} "
         f"({measured['processor']}, {measured['cores']} cores, load {measured['load']} at the start). {software}."
     )
+
+
+def in_process_of_its_own(program: str, part: str, folder: Path) -> dict[str, Any]:
+    """What a program prints last, as JSON, when it is run for one of its parts alone (`--part`), in `folder`."""
+    command = [sys.executable, program, "--part", part]
+    done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found

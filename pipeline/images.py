@@ -143,6 +143,11 @@ class ImageShard:
         self.tar, self.index = tar, index
         self.name, self.sha256 = tar.place.name.removesuffix(".tar"), tar.sha256
 
+    @property
+    def address(self) -> str:
+        """By what label files name it: the first 16 digits of its hash."""
+        return self.sha256[:16]
+
     @functools.cached_property
     def table(self) -> pa.Table:
         """The index: `INDEX` is its schema."""

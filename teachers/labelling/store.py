@@ -32,7 +32,7 @@ class LabelFolder:
 
     def file(self, shard: ImageShard) -> str:
         """Where the labels of an image shard are in the root."""
-        return f"{self.path}/{shard.sha256[:16]}.parquet"
+        return f"{self.path}/{shard.address}.parquet"
 
     def look(self, shards: Iterable[ImageShard]) -> None:
         """Learn which of these are labelled. One listing tells what is there; what is new is read to see whether it is

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from browser.loading import Loading
 from browser.pictures import as_jpeg
 from pipeline.artifacts import read_json
 from pipeline.labels import LabelShard
-from pipeline.roots import Root
 from tasks import label as label_of
+from tests.browser.copies import copied
 from tests.conftest import World
 
 
@@ -269,9 +268,7 @@ def test_the_page_is_there_and_nothing_beside_it(page: TestClient) -> None:
 
 
 def test_a_label_that_is_damaged_is_shown_as_such(world: World, tmp_path: Path) -> None:
-    shutil.copytree(Path(world.workspace.root.place), tmp_path / "root", copy_function=shutil.copy)
-    loading = Loading(Root.of(tmp_path / "root"))
-    loading.look()
+    loading = copied(world, tmp_path / "root").loading
     teacher = teachers(world)[0]
     [store] = [name for name in loading.stores if name.rpartition("-")[0] == teacher]
     with TestClient(create_app(Answers(loading))) as page:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from browser.answers import Answers
 from browser.app import create_app
-from browser.loading import Loading
-from pipeline.roots import Root
+from tests.browser.copies import copied
 from tests.conftest import World
 
 schemathesis = pytest.importorskip("schemathesis")
@@ -21,10 +17,7 @@ schemathesis = pytest.importorskip("schemathesis")
 @pytest.fixture(scope="module")
 def described(world: World, tmp_path_factory: pytest.TempPathFactory) -> Any:
     root = tmp_path_factory.mktemp("fuzzed") / "root"
-    shutil.copytree(Path(world.workspace.root.place), root, copy_function=shutil.copy)
-    loading = Loading(Root.of(root))
-    loading.look()
-    return schemathesis.openapi.from_asgi("/openapi.json", create_app(Answers(loading)))
+    return schemathesis.openapi.from_asgi("/openapi.json", create_app(copied(world, root)))
 
 
 def test_no_request_makes_the_server_fail(described: Any) -> None:

@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +14,8 @@ import uvicorn
 
 from browser.answers import Answers
 from browser.app import create_app
-from browser.loading import Loading
 from pipeline.rejects import read_rejects
-from pipeline.roots import Root
+from tests.browser.copies import copied
 from tests.conftest import World
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -32,11 +30,7 @@ playwright = pytest.importorskip("playwright.sync_api")
 
 @pytest.fixture(scope="module")
 def answers(world: World, tmp_path_factory: pytest.TempPathFactory) -> Answers:
-    root = tmp_path_factory.mktemp("page") / "root"
-    shutil.copytree(Path(world.workspace.root.place), root, copy_function=shutil.copy)
-    loading = Loading(Root.of(root))
-    loading.look()
-    return Answers(loading)
+    return copied(world, tmp_path_factory.mktemp("page") / "root")
 
 
 @pytest.fixture(scope="module")

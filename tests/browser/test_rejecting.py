@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +12,8 @@ from fastapi.testclient import TestClient
 
 from browser.answers import Answers
 from browser.app import create_app
-from browser.loading import Loading
 from pipeline.rejects import read_rejects
-from pipeline.roots import Root
+from tests.browser.copies import copied
 from tests.conftest import World
 
 SOON_S = 60.0
@@ -24,10 +22,7 @@ SOON_S = 60.0
 @pytest.fixture
 def answers(world: World, tmp_path: Path) -> Answers:
     """Over a copy of the tiny world, in which things may be rejected."""
-    shutil.copytree(Path(world.workspace.root.place), tmp_path / "root", copy_function=shutil.copy)
-    loading = Loading(Root.of(tmp_path / "root"))
-    loading.look()
-    return Answers(loading)
+    return copied(world, tmp_path / "root")
 
 
 @pytest.fixture
