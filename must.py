@@ -101,7 +101,7 @@ def _selection(to: str | None, only: str | None, start: str | None, force: list[
 
     if only and to:
         raise ConfigError(f"--only {only} makes that step alone: leave out --to {to}, or --only.")
-    return Selection(to or "evaluate", only, start, tuple(force or ()))
+    return Selection(to, only, start, tuple(force or ()))
 
 
 @app.command("run")

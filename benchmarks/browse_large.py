@@ -8,17 +8,19 @@ labels are made; shards repeat them under the keys of their images, with confide
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -150,16 +152,20 @@ class Page:
     """A server over a root, started as a user starts it."""
 
     def __init__(self, root: Root, port: int) -> None:
-        self.address = f"http://127.0.0.1:{port}"
+        self.port, self.connections = port, threading.local()
         self.began = time.perf_counter()
         command = [sys.executable, "-m", "must", "browse", str(root), "--port", str(port)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
     def ask(self, path: str, parameters: Mapping[str, Any]) -> bytes:
-        query = urllib.parse.urlencode(parameters, doseq=True)
-        with urllib.request.urlopen(f"{self.address}{path}?{query}", timeout=600) as answer:
-            content: bytes = answer.read()
-            return content
+        """The answer to a question, over a connection of the asking thread that stays open, as a browser's do."""
+        if not hasattr(self.connections, "mine"):
+            self.connections.mine = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+        self.connections.mine.request("GET", f"{path}?{urllib.parse.urlencode(parameters, doseq=True)}")
+        answer = self.connections.mine.getresponse()
+        content: bytes = answer.read()
+        assert answer.status == HTTPStatus.OK, content
+        return content
 
     def wait(self, whole: bool) -> float:
         """Seconds from the start until the first images are there, or all files are read."""
@@ -169,6 +175,7 @@ class Page:
                 if about["images"] and (not whole or about["loaded"] == about["found"]):
                     return time.perf_counter() - self.began
             except OSError:
+                self.connections = threading.local()
                 assert self.process.poll() is None, "the server ended"
             time.sleep(0.1)
 

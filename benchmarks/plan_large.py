@@ -26,9 +26,9 @@ from flows.dag import build_steps
 from pipeline.artifacts import ELSEWHERE, Inputs, Step, write_json
 from pipeline.bench import circumstances, save_result
 from pipeline.config import parse_recipe
-from pipeline.labels import store_name
 from pipeline.roots import Root, in_parallel
 from pipeline.runtime import Runtime
+from pipeline.stores import store_name
 from pipeline.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from browser.differences import BETWEEN, Differences
 from browser.filters import Clause, Column, Table, View, column, joined, threshold_of
@@ -19,6 +20,7 @@ from browser.tables import Store, quoted
 from pipeline.errors import ConfigError, DataError
 from tasks.colours import palette
 
+AMONG = "id IN (SELECT unnest(?::INTEGER[]))"
 LISTS = ("quarantine", "duplicates", "notes")
 MOST_ROWS = 1000
 """Of a list or of a query's answer."""
@@ -27,6 +29,7 @@ KEY = re.compile(r"[0-9a-f]{16}")
 BINS = 20
 SAMPLE = 2000
 """Images whose labels are read to tell what a threshold keeps."""
+PIECES = 20
 MOST_VALUES = 50
 """Of a column of words, the most frequent."""
 
@@ -84,7 +87,7 @@ class Answers:
         return {
             "name": name,
             "maker": found.maker,
-            "true": found.is_true,
+            "learned": found.is_learned,
             "newest": self.stores.get(found.maker) is store,
             "made": found.made,
             "task": space.task,
@@ -114,20 +117,21 @@ class Answers:
         return {"total": total, "images": rows}
 
     def _rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        sql = (
-            "SELECT images.*, (SELECT list(coalesce(store, '')) FROM rejected WHERE rejected.key = images.key) "
-            "AS rejected FROM images WHERE id IN (SELECT unnest(?::INTEGER[]))"
-        )
-        found = self.tables.ask(sql, (list(numbers),))
-        rows = {row[0]: dict(zip(found.columns, row, strict=True)) for row in found.rows}
+        wanted = (list(numbers),)
+        found = self.tables.ask(f"SELECT * FROM images WHERE {AMONG}", wanted)
+        thrown = f"SELECT id, list(coalesce(store, '')) FROM placed JOIN thrown USING (hash) WHERE {AMONG} GROUP BY id"
+        rejected = dict(self.tables.ask(thrown, wanted).rows)
+        rows = {
+            row[0]: dict(zip(found.columns, row, strict=True)) | {"rejected": rejected.get(row[0])}
+            for row in found.rows
+        }
         return [{name: value for name, value in rows[number].items() if name != "id"} for number in numbers]
 
     def _values(self, found: Column, numbers: Sequence[int]) -> dict[int, Any]:
         """What is in a column of a store's table for these images."""
         if found.table is None or found.name in ("class", "rejected"):
             raise ConfigError(f"Column {found.name!r} can't be shown beside images.")
-        where = "WHERE id IN (SELECT unnest(?::INTEGER[]))"
-        sql = f"SELECT id, {quoted(found.name)} FROM {found.table.table} {where}"
+        sql = f"SELECT id, {quoted(found.name)} FROM {found.table.table} WHERE {AMONG}"
         return {number: finite(value) for number, value in self.tables.ask(sql, (list(numbers),)).rows}
 
     def image(self, key: str, thresholds: Mapping[str, float]) -> dict[str, Any]:
@@ -195,11 +199,11 @@ class Answers:
         return {"kind": "numbers", "edges": edges.tolist(), "counts": [counts.get(n, 0) for n in range(BINS)]}
 
     def balance(self, view: View, store: Store, threshold: float) -> dict[str, Any]:
-        """What a threshold keeps of a store, class by class, in up to SAMPLE of the images, evenly spread over them."""
+        """What a threshold keeps of a store, class by class, in up to SAMPLE of the images."""
         stores = self.tables_for(*view.conditions)
         inner = view.select("images.id", stores, [joined(store.name)], "ORDER BY images.id")
-        numbers = [row[0] for row in self.tables.ask(inner.sql, inner.parameters).rows]
-        some = numbers[:: max(1, math.ceil(len(numbers) / SAMPLE))]
+        numbers = self.tables.numbers(inner.sql, inner.parameters)
+        some = sample(numbers)
         names = store.names or [store.label.space.task]
         held, kept = np.zeros(len(names)), np.zeros(len(names))
         for number in some:
@@ -242,6 +246,15 @@ class Answers:
         if name not in self.stores:
             raise ConfigError(f"There is no label store {name!r}; there are {', '.join(sorted(self.loading.stores))}.")
         return self.stores[name]
+
+
+def sample(numbers: NDArray[np.int32]) -> list[int]:
+    """Up to SAMPLE of these images: PIECES runs of neighbours, spread over all of them. Neighbours are in one file."""
+    length = SAMPLE // PIECES
+    starts = np.linspace(0, len(numbers) - length, PIECES).astype(int)
+    some = np.concatenate([numbers[start : start + length] for start in starts]) if len(numbers) > SAMPLE else numbers
+    found: list[int] = some.tolist()
+    return found
 
 
 def finite(value: Any) -> Any:

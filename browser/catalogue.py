@@ -14,16 +14,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pipeline.artifacts import ELSEWHERE, MANIFEST, Artifact, parse_manifest
 from pipeline.errors import ConfigError
 from pipeline.images import ImageShard
-from pipeline.labels import store_name
 from pipeline.places import Place
-from pipeline.rejects import STORE
 from pipeline.roots import CACHE_GB, Root, StoredFile, in_parallel
 from pipeline.sources import SPLITS
+from pipeline.stores import DIGITS, NAME, is_student, maker_of, version_of
 from tasks.ingest import IngestedSet
 
 SOUGHT = "labels/<teacher>-<digest>/*.parquet and artifacts/data.<set>/<fingerprint>/manifest.json"
-LABEL = "label"
-"""The step that makes teachers' labels."""
+KINDS = ("data.", "teacher.", "label", "student")
+"""The beginnings of the names of steps whose artifacts tell of images and labels."""
 TRUE = "true"
 """What the names of stores with true labels begin with."""
 
@@ -43,11 +42,16 @@ class StoreFound:
 
     name: str
     maker: str
-    """The teacher, or the set whose true labels they are."""
+    """The teacher, a head of the student (`pipeline.stores.student_maker`), or the set that has the true labels."""
     is_true: bool
     made: float
-    """When (Unix time) the teacher was trained, or the set was read; 0 if its artifact is gone."""
+    """When (Unix time) the teacher or student was trained, or the set was read; 0 if its artifact is gone."""
     files: Mapping[str, StoredFile]
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether they are a teacher's labels, which a student may learn from."""
+        return not self.is_true and not is_student(self.maker)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +82,7 @@ def _is_root(folder: Place) -> bool:
     """An artifact of a set has a folder `labels` as well, with other folders in it."""
     below = {each.name: each for each in folder.folders()}
     stores = below["labels"].folders() if "labels" in below else []
-    return "artifacts" in below or any(STORE.fullmatch(each.name) for each in stores)
+    return "artifacts" in below or any(NAME.fullmatch(each.name) for each in stores)
 
 
 def look(root: Root) -> Found:
@@ -93,9 +97,8 @@ def look(root: Root) -> Found:
 
 
 def _sealed(root: Root) -> list[Artifact]:
-    """The artifacts of sets, teachers and labels."""
-    kinds = ("data.", "teacher.", LABEL)
-    steps = [step for step in (root / "artifacts").folders() if step.name.startswith(kinds)]
+    """The artifacts of sets, teachers, the student and labels."""
+    steps = [step for step in (root / "artifacts").folders() if step.name.startswith(KINDS)]
     folders = [folder for found in in_parallel(Place.folders, steps) for folder in found]
     texts = in_parallel(lambda folder: folder.child(MANIFEST).peek(), folders)
     return [
@@ -118,12 +121,8 @@ def _images(name: str, read: IngestedSet) -> Iterator[ImagesFound]:
 
 
 def _pseudo(root: Root, made: Iterable[Artifact]) -> list[StoreFound]:
-    """The teachers' labels."""
-    began = {
-        store_name(artifact.manifest["step"].removeprefix("teacher."), artifact.digest): artifact.manifest["began"]
-        for artifact in made
-        if artifact.manifest["step"].startswith("teacher.")
-    }
+    """The teachers' labels, and the student's."""
+    began = {artifact.digest[:DIGITS]: artifact.manifest["began"] for artifact in made}
     known = {path: facts for artifact in made for path, facts in artifact.manifest.get(ELSEWHERE, {}).items()}
     folders: dict[str, dict[str, StoredFile]] = collections.defaultdict(dict)
     for name, size in (root / "labels").files().items():
@@ -133,7 +132,9 @@ def _pseudo(root: Root, made: Iterable[Artifact]) -> list[StoreFound]:
             facts = {"sha256": known.get(path, {}).get("sha256", ""), "size": size}
             folders[folder][posixpath.splitext(file)[0]] = root.file(path, facts)
     found = [
-        StoreFound(name, name.rpartition("-")[0], False, began.get(name, 0.0), files) for name, files in folders.items()
+        StoreFound(name, maker_of(name), False, began.get(version_of(name), 0.0), files)
+        for name, files in folders.items()
+        if NAME.fullmatch(name)
     ]
     return sorted(found, key=lambda store: (store.maker, -store.made, store.name))
 

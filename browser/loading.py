@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 import dataclasses
 import threading
 from collections.abc import Iterator
+
+import duckdb
 
 from browser import catalogue
 from browser.catalogue import ImagesFound, StoreFound
@@ -39,7 +42,9 @@ class Loading:
         self.stores: dict[str, Store] = {}
         self.found = catalogue.look(root)
         self._images: dict[tuple[str, str, str], range] = {}
-        self._shards: dict[int, ImagesFound] = {}
+        self._shards: list[ImagesFound] = []
+        self._starts: list[int] = []
+        """The number of the first image of each of these shards, in order."""
         self._by_address: dict[str, list[range]] = collections.defaultdict(list)
         self._files: dict[str, dict[str, StoredFile]] = collections.defaultdict(dict)
         self._rejects, self._stamp = NOTHING, (-1, 0)
@@ -52,6 +57,7 @@ class Loading:
         self.progress.found = len(self.found.images) + sum(len(store.files) for store in self.found.stores)
         for images in new_images:
             self._take(images)
+        self.tables.settle()  # they are seen before their labels are read
         for found in self.found.stores:
             self._drop_gone(found)
         for found, address, file in self._new():
@@ -72,7 +78,8 @@ class Loading:
             ids = range(0)
         self._images[self._key(images)] = ids
         if ids:
-            self._shards[ids.start] = images
+            self._shards.append(images)
+            self._starts.append(ids.start)  # last: who finds it here finds the shard
             self._by_address[images.shard.address].append(ids)
             self.progress.loaded += 1
 
@@ -115,10 +122,14 @@ class Loading:
                 self.progress.damaged.pop(str(self.root), None)
             except (MustError, OSError) as error:
                 self.progress.damaged[str(self.root)] = str(error)
+            except duckdb.Error as error:  # what was being put in is lost to them, and would be for good
+                self.progress.damaged["the page's own tables"] = f"{error} Nothing new comes in: start it again."
+                return
             if self._over.wait(pause):
                 return
 
     def close(self) -> None:
+        """No look any more."""
         self._over.set()
 
     def look_at_rejected(self) -> None:
@@ -162,11 +173,10 @@ class Loading:
 
     def place(self, number: int) -> tuple[ImagesFound, int]:
         """(image shard, row in it) of an image. KeyError if there is none of this number."""
-        starts = [start for start in list(self._shards) if start <= number]  # a copy: the loading thread adds to it
-        start = max(starts, default=-1)
-        if start < 0 or number >= start + len(self._images[self._key(self._shards[start])]):
+        place = bisect.bisect_right(self._starts, number) - 1
+        if place < 0 or number not in self._images[self._key(self._shards[place])]:
             raise KeyError(number)
-        return self._shards[start], number - start
+        return self._shards[place], number - self._starts[place]
 
     def file(self, store: str, number: int) -> StoredFile | None:
         """The label file of a store that has the label of an image, if there is one."""

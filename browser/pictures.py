@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import io
 import threading
 from typing import Any
@@ -14,16 +15,21 @@ from browser.loading import Loading
 from browser.tables import Store
 from pipeline.decode import decode
 from pipeline.errors import DataError
+from pipeline.images import ImageShard
 from pipeline.labels import Row, Value, open_labels
 from pipeline.roots import StoredFile, hash_place
 from tasks.colours import caption
 from tasks.pictures import thumbnail
 
 QUALITY = 85
-HELD = 64 << 20
+HELD = 32 << 20
 """Bytes of label rows that are kept for the next picture."""
+OPENED = 64
+"""Image shards whose indexes are kept."""
 PALE = 0.7
 """How far the image of a missing label fades into grey."""
+Group = tuple[int, pa.Table]
+"""The number of the first row of a row group in its file, and its rows."""
 
 
 class Pictures:
@@ -31,14 +37,17 @@ class Pictures:
 
     def __init__(self, loading: Loading) -> None:
         self.loading = loading
-        self._groups: collections.OrderedDict[tuple[str, int], pa.Table] = collections.OrderedDict()
+        self._groups: collections.OrderedDict[str, dict[int, pa.Table]] = collections.OrderedDict()
+        """By file, the row groups that were read last, by their first rows."""
+        self._opened = functools.lru_cache(OPENED)(ImageShard)
         self._sound: set[str] = set()
         self._lock = threading.Lock()
 
     def image(self, number: int, side: int) -> Image.Image:
         """The upright image, `side` pixels on its longer side, or as large as it is."""
         images, row = self.loading.place(number)
-        return thumbnail(decode(images.shard.read(row), at_least=(side, side)), side)
+        shard = self._opened(images.shard.tar, images.shard.index)  # which remembers its index: only some of them do
+        return thumbnail(decode(shard.read(row), at_least=(side, side)), side)
 
     def row(self, store: Store, number: int) -> Row | None:
         """The row of a label file that an image has in a store; None if the store has no file of its shard."""
@@ -56,39 +65,32 @@ class Pictures:
             self._sound.add(str(file))
 
     def _read(self, file: StoredFile, row: int) -> Row:
-        def find(parquet: Any) -> tuple[int, int]:
-            """The row group that a row is in, and the row's place there."""
-            place = row
-            for group in range(parquet.num_row_groups):
-                count = parquet.metadata.row_group(group).num_rows
-                if place < count:
-                    return group, place
-                place -= count
-            raise KeyError(row)
+        held = self._held(str(file), row)
+        if held is None:
+            held = open_labels(file, lambda parquet: read_group(parquet, row))
+            self._hold(str(file), held)
+        start, table = held
+        found: Row = table.slice(row - start, 1).to_pylist()[0]
+        return found
 
-        def read(parquet: Any) -> Row:
-            group, place = find(parquet)
-            table = self._held(str(file), group)
-            if table is None:
-                table = parquet.read_row_group(group)
-                self._hold(str(file), group, table)
-            found: Row = table.slice(place, 1).to_pylist()[0]
-            return found
-
-        return open_labels(file, read)
-
-    def _held(self, file: str, group: int) -> pa.Table | None:
+    def _held(self, file: str, row: int) -> Group | None:
         with self._lock:
-            table = self._groups.get((file, group))
-            if table is not None:
-                self._groups.move_to_end((file, group))
-            return table
+            for start, table in self._groups.get(file, {}).items():
+                if start <= row < start + len(table):
+                    self._groups.move_to_end(file)
+                    return start, table
+        return None
 
-    def _hold(self, file: str, group: int, table: pa.Table) -> None:
+    def _hold(self, file: str, group: Group) -> None:
+        start, table = group
         with self._lock:
-            self._groups[file, group] = table
-            while len(self._groups) > 1 and sum(each.nbytes for each in self._groups.values()) > HELD:
+            self._groups.setdefault(file, {})[start] = table
+            self._groups.move_to_end(file)
+            while len(self._groups) > 1 and self._size() > HELD:
                 self._groups.popitem(last=False)
+
+    def _size(self) -> int:
+        return sum(table.nbytes for groups in self._groups.values() for table in groups.values())
 
     def value(self, store: Store, number: int, threshold: float) -> Value | None:
         """The label of an image in a store with the threshold applied, None if it has none."""
@@ -108,6 +110,17 @@ class Pictures:
             caption(pale, "damaged")
             return pale
         return store.label.draw(image, value) if value else pale
+
+
+def read_group(parquet: Any, row: int) -> Group:
+    """The row group of a file that a row is in, and its first row."""
+    start = 0
+    for group in range(parquet.num_row_groups):
+        count = parquet.metadata.row_group(group).num_rows
+        if row < start + count:
+            return start, parquet.read_row_group(group)
+        start += count
+    raise KeyError(row)
 
 
 def decoded(store: Store, row: Row, threshold: float) -> Value:

@@ -1,4 +1,4 @@
-"""What the page filters by: every column of images and labels that is small, in DuckDB tables in memory.
+"""What the page filters by: every column of images and labels that is small, in DuckDB tables.
 
 images      a row per image: its set, split, shard and row, key, size, source
 <store>     a row per image that a label store has been asked about: status, confidence and the task's scalar columns,
@@ -6,7 +6,8 @@ images      a row per image: its set, split, shard and row, key, size, source
 failures    why images have no label
 rejected    what was thrown out by hand
 
-Blobs stay in their files.
+Blobs stay in their files. The tables are in a file of the server's own, gone when it ends, of which only a part is in
+memory: a store of millions of images needs no more.
 """
 
 from __future__ import annotations
@@ -14,22 +15,25 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import tempfile
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 import tasks
 from browser.catalogue import ImagesFound
 from pipeline.labels import Label, LabelSpace, about_labels, open_labels
 from pipeline.roots import StoredFile
 
-MEMORY = "400MB"
-AT_ONCE = 5000
+MEMORY = "150MB"
+AT_ONCE = 20_000
 """Rows that go into a table together, unless there are no more."""
 OWN = {"images", "placed", "shards", "failures", "thrown", "rejected"}
 """Names that no teacher's labels go by."""
@@ -99,7 +103,9 @@ class Tables:
     """The tables, written by one thread and read by any number."""
 
     def __init__(self) -> None:
-        self._database = duckdb.connect(":memory:", config={"memory_limit": MEMORY, **SETTINGS})
+        self._folder = tempfile.TemporaryDirectory(prefix="must-browse-", ignore_cleanup_errors=True)
+        file = Path(self._folder.name) / "tables.duckdb"
+        self._database = duckdb.connect(file, config={"memory_limit": MEMORY, **SETTINGS})
         self._database.execute(IMAGES)
         self._lock = threading.Lock()
         self._next, self._shards = 0, 0
@@ -110,6 +116,12 @@ class Tables:
         with self.cursor() as cursor:
             found = cursor.execute(sql, parameters)
             return Answer([about[0] for about in found.description], found.fetchall())
+
+    def numbers(self, sql: str, parameters: Sequence[Any]) -> NDArray[np.int32]:
+        """The one column that a query finds, which is of whole numbers."""
+        with self.cursor() as cursor:
+            [column] = cursor.execute(sql, parameters).fetchnumpy().values()
+            return np.asarray(column, np.int32)
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A connection of the caller's own; a context that closes it."""

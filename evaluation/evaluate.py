@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from pipeline.artifacts import Artifact, Inputs, read_json, write_json
+from pipeline.artifacts import Artifact, Inputs, write_json
 from pipeline.labels import Value
 from pipeline.loader import Library
 from pipeline.runtime import Runtime
 from tasks.ingest import IngestedSet
-from tasks.learning import Predictor, network_predictor
-from tasks.network import Network
+from tasks.learning import Predictor, load_network
 from tasks.scoring import predict_all, score
 from tasks.shelves import held_out_keys, shelve, truth_library
 from tasks.task import Task
@@ -34,9 +33,7 @@ def evaluate(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[st
     `config["sets"]` that share its task and classes, on the held-out split `config["splits"]` or the other one. Where
     no set has labels for a teacher, the student's agreement with it is measured instead.
     """
-    network = inputs["student"].load_all(Network.load)
-    about = inputs["student"].load("model.json", read_json)
-    student = network_predictor(network).settle(inputs.runtime, about)
+    student = load_network(inputs["student"], inputs.runtime)
     records: list[dict[str, Any]] = []
     trials = list(_trials(config, inputs))
     for number, trial in enumerate(trials):

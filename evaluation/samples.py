@@ -67,6 +67,7 @@ class Album:
         self.heads = dict(self._heads())
         self.seen: dict[str, tuple[LabelSpace, set[int]]] = {}
         self._opened: dict[str, LabelShard] = {}
+        self._places: dict[str, dict[str, tuple[ImageShard, int]]] = {}
 
     def _heads(self) -> Iterator[tuple[str, Head]]:
         kept = self.run.kept()
@@ -92,6 +93,16 @@ class Album:
             return None
         file = self.sets[spot.dataset].truth(head.label.task, spot.split, spot.shard.name)
         return self.stored(file, head, spot.row, 0.0)
+
+    def same(self, spot: Spot, dataset: str) -> Spot | None:
+        """The image as a training image of another set, None if it is not in there."""
+        if dataset == spot.dataset:
+            return spot
+        if dataset not in self._places:
+            shards = self.sets[dataset].images("train").shards
+            self._places[dataset] = {key: (shard, row) for shard in shards for row, key in enumerate(shard.keys)}
+        found = self._places[dataset].get(spot.about.key)
+        return Spot(dataset, "train", *found) if found else None
 
     def has_truth(self, head: Head, dataset: str) -> bool:
         """Whether a set has true labels that mean the same as the head's."""
@@ -154,10 +165,12 @@ def learned(
     """The label that the student learned from, and whether it is true or pseudo, or why there is none."""
     settings = album.run.artifacts["student"].manifest["config"]["student"] if "student" in album.run.artifacts else {}
     labels = settings.get("labels", "true_first")
-    if labels != "pseudo_only" and head.home == spot.dataset:
-        value = album.truth(head, spot)
-        if value is not None:
-            return value, "true label"
+    if labels != "pseudo_only":
+        for name in [*settings.get("truths", {}).get(head.name, ()), head.home]:
+            there = album.same(spot, name) if name in album.sets else None
+            value = album.truth(head, there) if there else None
+            if value is not None:
+                return value, "true label" if name == head.home else f"true label in {name}"
     place = (spot.dataset, spot.shard.name, head.name)
     file = index.get(place)
     if labels == "true_only" or file is None:

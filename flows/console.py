@@ -18,10 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluation.results import ROLES, leading, read_lines
-from flows.dag import Planned
+from flows.dag import LABELLING, Planned
 from flows.run import Outcome
 from flows.services import Services
-from pipeline.artifacts import read_json
+from pipeline.artifacts import Artifact, read_json
 from pipeline.errors import PROJECT
 from pipeline.runtime import Progress as Report
 
@@ -85,8 +85,8 @@ class Console:
             self.out.print("Nothing to do: every step's result is there. The results:")
         if last == "evaluate":
             self.out.print(results_table(outcome))
-        elif last == "label":
-            self.out.print(labels_table(outcome))
+        elif last in LABELLING:
+            self.out.print(labels_table(outcome.artifacts[last]))
         else:
             self.out.print(f"{last}: {artifact}", soft_wrap=True)
         if outcome.folder and last == "evaluate":
@@ -135,10 +135,9 @@ def _moment(since: str) -> str:
     return f"{datetime.datetime.fromisoformat(since).astimezone():%Y-%m-%d %H:%M}" if since else "now"
 
 
-def labels_table(outcome: Outcome) -> Table:
+def labels_table(made: Artifact) -> Table:
     """A line per teacher: how much it labelled, and the files that hold it."""
     table = Table("teacher", "images", "failed", "labels", box=None, pad_edge=False)
-    made = outcome.artifacts["label"]
     entries = made.load("labels.json", read_json)
     for teacher in dict.fromkeys(entry["teacher"] for entry in entries):
         mine = [entry for entry in entries if entry["teacher"] == teacher]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +18,9 @@ from pipeline.weights import weights_digest
 from pipeline.workspace import Workspace
 from tasks.ingest import GROWS, open_source
 from tasks.rejected import IMAGES, LABELS, describe
+
+LABELLING = ("label", "student.labels")
+"""The steps that label the pool."""
 
 
 def build_steps(recipe: Recipe, rejects: pa.Table = NOTHING) -> list[Step]:
@@ -37,19 +40,16 @@ def build_steps(recipe: Recipe, rejects: pa.Table = NOTHING) -> list[Step]:
     pooled = tuple(f"data.{name}" for name in recipe.pool)
     pool = Step("pool", "tasks.pool:gather_pool", {"pool": recipe.pool}, (*sets, *_names(images)))
     require = {name: teacher.require for name, teacher in recipe.teachers.items() if teacher.require}
-    labelling = {"max_failed": recipe.labelling.max_failed, "batch": recipe.labelling.batch, "require": require}
-    labelled = ("pool", *pooled, *makers)
-    parts = "teachers.labelling.parts"
-    function, grows = "teachers.labelling.labeller:label_pool", tuple(labelling)
-    label = Step("label", function, labelling, labelled, parts=parts, grows=grows)
+    label = _label_step(LABELLING[0], recipe, require, ("pool", *pooled, *makers))
     learning = {"student": _student_settings(recipe.student), "seed": recipe.seed, **_start(recipe.student)}
     truths = tuple(name for name in _true_sets(recipe) if name not in pooled)
     learned_from = ("pool", "label", *pooled, *truths, *makers, *_names(labels))
     student = Step("student", "student.train:train_student", learning, learned_from, trains=True)
     measured = {**recipe.evaluate.model_dump(mode="json"), "seed": recipe.seed}
     evaluate = Step("evaluate", "evaluation.evaluate:evaluate", measured, ("student", *sets, *makers))
+    also = [_label_step(LABELLING[1], recipe, {}, ("pool", *pooled, "student"))] if recipe.labelling.student else []
     # the list is copied first: who rejects more while a long run is on its way changes nothing about that run
-    return [*images, *labels, *ingests, *teachers, pool, label, student, evaluate]
+    return [*images, *labels, *ingests, *teachers, pool, label, student, *also, evaluate]
 
 
 def _names(steps: Sequence[Step]) -> tuple[str, ...]:
@@ -96,6 +96,13 @@ def _teacher_step(recipe: Recipe, name: str, teacher: TeacherConfig) -> Step:
     return Step(f"teacher.{name}", f"teachers.{teacher.kind}:make", config, inputs, trains=trains)
 
 
+def _label_step(name: str, recipe: Recipe, require: Mapping[str, Any], inputs: tuple[str, ...]) -> Step:
+    """The pool's images labelled by the teachers, or the student, among the inputs."""
+    config = {"max_failed": recipe.labelling.max_failed, "batch": recipe.labelling.batch, "require": require}
+    function, parts = "teachers.labelling.labeller:label_pool", "teachers.labelling.parts"
+    return Step(name, function, config, inputs, parts=parts, grows=tuple(config))
+
+
 def _student_settings(student: StudentConfig) -> dict[str, Any]:
     """Without a key that is younger than many students and not made use of: they stay what they are."""
     settings = student.model_dump(mode="json")
@@ -133,8 +140,8 @@ class Planned:
 class Selection:
     """Which steps of a recipe a run is about, and which of them it makes anew though they are there."""
 
-    last: str = "evaluate"
-    """The step to go as far as."""
+    last: str | None = None
+    """The step to go as far as; None for all steps."""
     only: str | None = None
     """The one step to make; what it reads has to be there."""
     start: str | None = None
@@ -155,11 +162,14 @@ class Selection:
         return forced
 
     def _told(self) -> str:
-        return f"it makes {self.only!r} alone" if self.only else f"it goes as far as {self.last!r}"
+        if self.only:
+            return f"it makes {self.only!r} alone"
+        return f"it goes as far as {self.last!r}" if self.last else "it makes all there are"
 
     def of(self, planned: list[Planned]) -> list[Planned]:
         """The part of a plan that the run is about. ConfigError if what the only step reads is not there."""
-        needed = up_to(planned, self.only or self.last)
+        last = self.only or self.last
+        needed = up_to(planned, last) if last else planned
         made = {self.only} if self.only else {each.step.name for each in needed}
         for name in filter(None, (*self.force, self.start)):
             if name not in made:

@@ -12,13 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from flows.dag import LABELLING
 from pipeline.artifacts import ELSEWHERE, MANIFEST, Artifact, parse_lines, parse_manifest, verify
 from pipeline.claims import holders
 from pipeline.errors import choose
-from pipeline.labels import store_name
 from pipeline.places import Place
 from pipeline.rejects import PATH as REJECTED
 from pipeline.roots import Root, StoredFile, in_parallel
+from pipeline.stores import DIGITS, version_of
 from pipeline.whole import PART
 from pipeline.workspace import Workspace
 
@@ -158,7 +159,7 @@ def sort_out(workspace: Workspace, keep: int = 1) -> list[Verdict]:
             why = "left by a process that was killed while it tidied up"
             verdicts.append(_of_files("/".join(held.key), files, False, why))
     sealed = {held.key for held in kept if held.manifest}
-    to_come = bool(working) or any(step == "label" and (step, mark) not in sealed for step, mark in reasons)
+    to_come = bool(working) or any(step in LABELLING and (step, mark) not in sealed for step, mark in reasons)
     return [*verdicts, *_labels(root, kept, to_come), *_leftovers(root, quiet=not at_work)]
 
 
@@ -213,17 +214,12 @@ def _labels(root: Root, kept: Iterable[Held], to_come: bool) -> Iterator[Verdict
     for name, size in there.items():
         if not posixpath.basename(name).startswith("."):
             folders[posixpath.dirname(name)].append((name, size))
-    teachers = {f"labels/{_teacher(manifest)}" for manifest in manifests} if to_come else set()
+    makers = {manifest["digest"][:DIGITS] for manifest in manifests} if to_come else set()
     for folder, files in sorted(folders.items()):
-        yield from _of_teacher(folder, files, wanted, folder in teachers)
+        yield from _of_store(folder, files, wanted, version_of(folder) in makers)
 
 
-def _teacher(manifest: Mapping[str, Any]) -> str:
-    """The name of the folder with a teacher's labels."""
-    return store_name(manifest["step"].removeprefix("teacher."), manifest["digest"])
-
-
-def _of_teacher(folder: str, files: list[tuple[str, int]], wanted: set[str], kept: bool) -> Iterator[Verdict]:
+def _of_store(folder: str, files: list[tuple[str, int]], wanted: set[str], kept: bool) -> Iterator[Verdict]:
     used = [(name, size) for name, size in files if name in wanted]
     rest = [(name, size) for name, size in files if name not in wanted]
     if used:

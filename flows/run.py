@@ -30,6 +30,7 @@ from pipeline.rejects import read_rejects
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from pipeline.workspace import Workspace
+from tasks.rejected import LABELS
 
 Work = Callable[["Run", Step, Inputs], tuple[Artifact, bool]]
 """Comes to a step's artifact, and tells whether it was made now."""
@@ -173,17 +174,20 @@ def prepare(recipe: Recipe, root: Root, selection: Selection = WHOLE) -> Plan:
 
 def made_inputs(recipe: Recipe, root: Root, name: str) -> tuple[Step, Inputs]:
     """The step `name` and the artifacts that it reads. DataError if they were not made yet, or for other settings."""
-    planned = {each.step.name: each for each in prepare(recipe, root).planned}
-    step = planned[name].step
+    plan = prepare(recipe, root)
+    planned = {each.step.name: each for each in plan.planned}
+    step, runtime = planned[name].step, Runtime.of(recipe.runtime, root)
     made = {each: planned[each].artifact for each in step.inputs}
+    if LABELS in made and made[LABELS] is None:  # a copy of what was rejected by now needs no run
+        made[LABELS], _ = plan.workspace.obtain(planned[LABELS].step, Inputs({}, runtime))
     missing = [each for each, artifact in made.items() if artifact is None]
     if missing:
         raise DataError(
             f"{root}: there is nothing for {', '.join(missing)} as the recipe {recipe.name!r} has it now: "
-            "`must run` with this recipe and root first; `must plan` says what differs."
+            "`must label` with this recipe and root makes it; `must plan` says what differs."
         )
     present = {each: artifact for each, artifact in made.items() if artifact}
-    return step, Inputs(present, Runtime.of(recipe.runtime, root))
+    return step, Inputs(present, runtime)
 
 
 def nothing_to_do(plan: Plan) -> Outcome | None:

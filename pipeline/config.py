@@ -159,6 +159,9 @@ class LabellingConfig(Section):
     """Images that go through a teacher at once."""
     max_failed: float = Field(default=0.02, ge=0, le=1)
     """Share of images that may fail to be labelled before the step fails."""
+    student: bool = False
+    """Whether the student labels the pool as well once it is trained, so that `must browse` can say where it and its
+    teachers disagree."""
 
 
 class EvaluateConfig(Section):

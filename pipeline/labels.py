@@ -29,8 +29,6 @@ from pipeline.whole import part_of, publish
 
 SCHEMA_VERSION = 1
 ROW_GROUP = 256
-STORE_DIGITS = 12
-"""Of a teacher's digest, in the name of the folder with its labels."""
 
 T = TypeVar("T")
 Value = dict[str, NDArray[Any]]
@@ -205,11 +203,6 @@ def about_store(label: Label, maker: str, image_shard: str) -> dict[str, Any]:
         "maker": maker,
         "image_shard": image_shard,
     }
-
-
-def store_name(teacher: str, digest: str) -> str:
-    """The folder below `labels/` that holds the labels of one version of a teacher, given its artifact's digest."""
-    return f"{teacher}-{digest[:STORE_DIGITS]}"
 
 
 class LabelWriter:

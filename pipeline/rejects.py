@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import re
 import time
 from collections.abc import Callable, Collection, Sequence
 
@@ -21,10 +20,10 @@ import pyarrow.parquet as pq
 from pipeline.alive import Process
 from pipeline.claims import PATIENCE_S, Holds, Told, claimed
 from pipeline.errors import ConfigError, DataError
-from pipeline.labels import STORE_DIGITS
 from pipeline.places import Place
 from pipeline.roots import Root
 from pipeline.storage_errors import explaining_full_disk, reading
+from pipeline.stores import DIGITS, NAME
 
 SCHEMA_VERSION = 1
 SCHEMA = pa.schema(
@@ -44,7 +43,6 @@ NOTHING = SCHEMA.empty_table()
 PATH = "labels/rejected.parquet"
 CLAIM = "claims/rejected"
 KEY = "^[0-9a-f]{16}$"
-STORE = re.compile(rf"[^/]+-[0-9a-f]{{{STORE_DIGITS}}}")
 WAIT_S = 2 * PATIENCE_S
 """For others who change the list, a moment each: longer than it takes to find out that one elsewhere was killed."""
 
@@ -119,7 +117,7 @@ def rejected_teachers(table: pa.Table) -> list[str]:
 
 
 def _teachers(table: pa.Table) -> pa.ChunkedArray:
-    return pc.utf8_slice_codeunits(table["store"], 0, -STORE_DIGITS - 1)
+    return pc.utf8_slice_codeunits(table["store"], 0, -DIGITS - 1)
 
 
 def in_order(table: pa.Table) -> pa.Table:
@@ -137,10 +135,10 @@ def hash_rejects(table: pa.Table) -> str:
 
 def _checked(keys: Sequence[str], store: str | None) -> pa.Array:
     """The keys, each once."""
-    if store is not None and not STORE.fullmatch(store):
+    if store is not None and not NAME.fullmatch(store):
         raise ConfigError(
             f"store {store!r} is no label store: they are called like the folders below labels/, the teacher's name, a "
-            f"dash and {STORE_DIGITS} hex digits."
+            f"dash and {DIGITS} hex digits."
         )
     wanted = pa.array(keys, pa.string())
     wrong = wanted.filter(pc.invert(pc.match_substring_regex(wanted, KEY)))

@@ -15,6 +15,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from pipeline import machine, ranks
+from pipeline.artifacts import Artifact, read_json
 from pipeline.augment import AugmentConfig, View, view_image
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, DataError
@@ -245,6 +246,11 @@ class OneHead(nn.Module):
 def network_predictor(network: Network) -> Predictor:
     """Predictions of every head of a network."""
     return Predictor(network, network.tasks, Preparation(network.config.image_size))
+
+
+def load_network(made: Artifact, runtime: Runtime) -> Predictor:
+    """All heads of the network in an artifact, ready to predict on this machine."""
+    return network_predictor(made.load_all(Network.load)).settle(runtime, made.load("model.json", read_json))
 
 
 def to_numpy(tree: Any) -> Any:

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from pipeline.artifacts import Artifact, Inputs
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
-from pipeline.labels import store_name
 from pipeline.roots import in_parallel
+from pipeline.stores import store_name
 from tasks.ingest import IngestedSet
 from tasks.rejected import IMAGES, LABELS, read_copy
 

@@ -19,7 +19,7 @@ let isLost = false;
 function chosen() {
   const { store } = read();
   if (store === "") return null;
-  return about.stores.find((each) => each.name === store) ?? about.stores.find((each) => !each.true && each.newest) ?? about.stores[0] ?? null;
+  return about.stores.find((each) => each.name === store) ?? about.stores.find((each) => each.learned && each.newest) ?? about.stores[0] ?? null;
 }
 
 function comparable(store) {

@@ -54,7 +54,7 @@ function panel(image, label, store, state) {
   movable(view);
   const columns = label ? Object.entries(label.columns).filter(([, value]) => value !== null).map(([name, value]) => `${name} ${number(value)}`).join(" · ") : "";
   const caption = label ? [make("strong", {}, label.store), ` ${label.task}: ${label.reason || label.says}`, make("br"), make("span", {}, columns)] : [make("strong", {}, "image")];
-  const button = label && !store.true ? rejectButton(image, label.store, "label") : null;
+  const button = label && store.learned ? rejectButton(image, label.store, "label") : null;
   return make("figure", { class: "panel" }, view, make("figcaption", {}, caption, button ? make("p", {}, button) : null));
 }
 

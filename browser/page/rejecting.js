@@ -32,7 +32,7 @@ export function show(chosen, total) {
   if (state.view !== "images") return bar.replaceChildren();
   const kept = bar.querySelector("input")?.value ?? sessionStorage.getItem(KEPT) ?? REASONS[0];
   const before = bar.querySelector("select")?.value;
-  const scopes = [...(chosen && !chosen.true ? [[chosen.name, `labels of ${chosen.name}`]] : []), ["", "images"]];
+  const scopes = [...(chosen && chosen.learned ? [[chosen.name, `labels of ${chosen.name}`]] : []), ["", "images"]];
   const input = make("input", { id: "reason", list: "reasons", value: kept, maxlength: 200, onchange: (event) => sessionStorage.setItem(KEPT, event.target.value) });
   const select = make("select", { id: "scope" }, scopes.map(([value, text]) => make("option", { value }, text)));
   if (scopes.some(([value]) => value === before)) select.value = before;

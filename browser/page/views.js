@@ -24,7 +24,7 @@ export async function balance(main, about, chosen) {
 
 export async function sql(main, about) {
   const state = read();
-  const newest = about.stores.find((store) => !store.true)?.name ?? about.stores[0]?.name;
+  const newest = about.stores.find((store) => store.learned)?.name ?? about.stores[0]?.name;
   const example = `SELECT images.source, labels.confidence\nFROM images JOIN "${newest}" AS labels USING (id)\nORDER BY labels.confidence LIMIT 20`;
   const text = make("textarea", { "aria-label": "SQL", spellcheck: "false" });
   text.value = state.sql || example;

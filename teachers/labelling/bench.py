@@ -19,7 +19,7 @@ from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from tasks.learning import Predictor
 from tasks.pool import pool_shards
-from teachers.labelling.labeller import Job, Labelling, label_shards, open_teachers, write_labels
+from teachers.labelling.labeller import Job, Labelling, label_shards, open_makers, write_labels
 from teachers.labelling.store import LabelFolder
 
 WINDOWS = 3
@@ -43,7 +43,10 @@ def measure_labelling(inputs: Inputs, batch: int, images: int = 0) -> dict[str, 
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".bench-") as folder:
         room = Root.of(folder)
-        teachers = [dataclasses.replace(t, labels=LabelFolder(room, t.name)) for t in open_teachers(inputs)]
+        teachers = [
+            dataclasses.replace(teacher, folders={head: LabelFolder(room, head) for head in teacher.folders})
+            for teacher in open_makers(inputs)
+        ]
         shards = [shard for _, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
         bench = _Bench(teachers, shards, batch, runtime, device)
         taken = take_turns(bench.measures(images or BATCHES_A_CORE * batch * runtime.threads), WINDOWS)

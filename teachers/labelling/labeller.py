@@ -1,6 +1,7 @@
-"""The step that labels the pool: every teacher, every shard, one decode for all teachers that still lack it.
+"""The step that labels the pool: every teacher, every shard, one decode for all teachers that still lack it. So does
+the student once it is trained, with all its heads at once, for whoever wants to compare.
 
-A label shard is addressed by its teacher and the image shard's content, `labels/<teacher>-<digest>/<sha>.parquet`,
+A label shard is addressed by its maker and the image shard's content, `labels/<maker>-<digest>/<sha>.parquet`,
 and appears whole or not at all. A rerun labels what is missing: new shards alone, or a new teacher alone.
 """
 
@@ -20,42 +21,99 @@ from pipeline.artifacts import ELSEWHERE, Artifact, Inputs, read_json, write_jso
 from pipeline.claims import claimed
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
-from pipeline.labels import Label, LabelWriter, about_store, store_name
+from pipeline.labels import Label, LabelSpace, LabelWriter, about_store
 from pipeline.roots import in_parallel
 from pipeline.runtime import Runtime
+from pipeline.stores import store_name, student_maker
 from pipeline.workspace import waiting
-from tasks.learning import Predictor
+from tasks.learning import Predictor, load_network
 from tasks.pool import pool_shards
 from tasks.teacher import Teacher, load_teacher
 from teachers.labelling.stages import Batch, Stages, label_batches
 from teachers.labelling.store import Facts, LabelFolder
 
 INDEX = "labels.json"
+STUDENT = "student"
+"""The step whose network has a head for every teacher."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Maker:
+    """Whose labels they are: a teacher, with a head called as itself, or the student, with one for each teacher."""
+
+    name: str
+    artifact: Artifact
+
+    @property
+    def is_student(self) -> bool:
+        """Whether its heads, and who labels under which name, are the student's."""
+        return self.artifact.manifest["step"] == STUDENT
+
+    @functools.cached_property
+    def labels(self) -> dict[str, Label]:
+        """By head, what its labels are on disk."""
+        return {head: tasks.label(space) for head, space in self._spaces().items()}
+
+    def _spaces(self) -> dict[str, LabelSpace]:
+        if not self.is_student:
+            return {self.name: Teacher.of(self.artifact).space}
+        heads = self.artifact.load("model.json", read_json)["heads"]
+        return {head: LabelSpace.from_json(space) for head, space in heads.items()}
+
+    def called(self, head: str) -> str:
+        """What the labels of a head go by."""
+        return student_maker(head) if self.is_student else head
+
+    def folders(self) -> dict[str, str]:
+        """By head, where its label shards are in the root."""
+        return {head: f"labels/{store_name(self.called(head), self.artifact.digest)}" for head in self.labels}
+
+    def open(self, runtime: Runtime) -> Predictor:
+        """Its model, laid out for this machine."""
+        return (load_network if self.is_student else load_teacher)(self.artifact, runtime)
 
 
 @dataclasses.dataclass
 class Labelling:
-    """A teacher at work: its predictor (loaded when first needed) and where its label shards go."""
+    """A maker at work: its predictor (loaded when first needed), and by head where its label shards go."""
 
-    name: str
-    artifact: Artifact
-    labels: LabelFolder
+    maker: Maker
+    folders: dict[str, LabelFolder]
     runtime: Runtime
 
-    @functools.cached_property
-    def label(self) -> Label:
-        """What its labels are on disk."""
-        return tasks.label(Teacher.of(self.artifact).space)
+    @property
+    def name(self) -> str:
+        return self.maker.name
 
     @functools.cached_property
     def predictor(self) -> Predictor:
-        """Its model, laid out for this machine."""
-        return load_teacher(self.artifact, self.runtime)
+        """Its model."""
+        return self.maker.open(self.runtime)
 
-    def write(self, shard: ImageShard) -> LabelWriter:
-        """A writer of its label shard."""
-        path = self.labels.root.here(self.labels.file(shard))
-        return LabelWriter(path, self.label, about_store(self.label, self.artifact.digest, shard.sha256))
+    def has(self, shard: ImageShard) -> bool:
+        """Whether an image shard is labelled."""
+        return all(folder.has(shard) for folder in self.folders.values())
+
+    def look(self, shards: Sequence[ImageShard]) -> None:
+        """Learn which of these are labelled."""
+        for folder in self.folders.values():
+            folder.look(shards)
+
+    def publish(self, shard: ImageShard) -> None:
+        """The labels of a shard were just written, whole: now they are in the root."""
+        for folder in self.folders.values():
+            folder.publish(shard)
+
+    def facts_of(self, shard: ImageShard) -> dict[str, Facts]:
+        """What is known of the labels of an image shard, by their paths in the root."""
+        return {folder.file(shard): folder.facts_of(shard) for folder in self.folders.values()}
+
+    def writers(self, shard: ImageShard) -> Iterator[tuple[str, LabelWriter]]:
+        """By head, a writer of its label shard."""
+        for head, folder in self.folders.items():
+            label = self.maker.labels[head]
+            about = about_store(label, self.maker.artifact.digest, shard.sha256)
+            yield head, LabelWriter(folder.root.here(folder.file(shard)), label, about)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,20 +126,22 @@ class Job:
     def stages(self) -> Stages:
         """The work it is."""
         predictors = {teacher.name: teacher.predictor for teacher in self.teachers}
-        return Stages(self.shard, predictors, {teacher.name: teacher.label for teacher in self.teachers})
+        labels = {head: label for teacher in self.teachers for head, label in teacher.maker.labels.items()}
+        return Stages(self.shard, predictors, labels)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[dict[str, LabelWriter]]:
-        """A writer per teacher; their shards appear at the end, or not at all if it ends in an error."""
+        """A writer per head of the teachers; their shards appear at the end, or not at all if it ends in an error."""
         writers: dict[str, LabelWriter] = {}
         try:
             for teacher in self.teachers:
-                writers[teacher.name] = teacher.write(self.shard)
+                for head, writer in teacher.writers(self.shard):
+                    writers[head] = writer
             yield writers
             for writer in writers.values():
                 writer.close()
             for teacher in self.teachers:
-                teacher.labels.publish(self.shard)
+                teacher.publish(self.shard)
         finally:
             for writer in writers.values():
                 writer.discard()
@@ -92,46 +152,51 @@ def alone(inputs: Inputs) -> Iterator[None]:
     """While inside, no other run labels with these teachers: whatever pool it is for, the label shards are the same."""
     runtime = inputs.runtime
     with contextlib.ExitStack() as held:
-        for folder in sorted(_folder(name, artifact) for name, artifact in inputs.of_kind("teacher").items()):
+        for folder in sorted(folder for maker in makers(inputs) for folder in maker.folders().values()):
             claim = runtime.root / "claims" / folder
             held.enter_context(claimed(claim, waiting("label", runtime), lost=runtime.stop.set))
         yield
 
 
-def _folder(name: str, teacher: Artifact) -> str:
-    """Where a teacher's label shards are in the root."""
-    return f"labels/{store_name(name, teacher.digest)}"
+def makers(inputs: Inputs) -> list[Maker]:
+    """Who is to label: the teachers among the inputs, or the student."""
+    if STUDENT in inputs.artifacts:
+        return [Maker(STUDENT, inputs[STUDENT])]
+    return [Maker(name, artifact) for name, artifact in inputs.of_kind("teacher").items()]
 
 
-def open_teachers(inputs: Inputs) -> list[Labelling]:
-    """The teachers among the inputs, ready to label. What the labels before, or parts of these, tell of label shards
-    need not be read off them.
+def open_makers(inputs: Inputs) -> list[Labelling]:
+    """Those who are to label, ready to. What the labels before, or parts of these, tell of label shards need not be
+    read off them.
     """
     known: dict[str, Facts] = {}
     for entry in inputs.before.load(INDEX, read_json) if inputs.before else []:
         known[entry["path"]] = {"size": entry["size"], "sha256": entry["sha256"], "failed": entry["failed"]}
     for part in inputs.parts:
         known |= part["facts"]
-    found = []
-    for name, artifact in inputs.of_kind("teacher").items():
-        folder = _folder(name, artifact)
-        mine = {path: facts for path, facts in known.items() if path.startswith(f"{folder}/")}
-        found.append(Labelling(name, artifact, LabelFolder(inputs.runtime.root, folder, mine), inputs.runtime))
-    return found
+
+    def folder(path: str) -> LabelFolder:
+        mine = {file: facts for file, facts in known.items() if file.startswith(f"{path}/")}
+        return LabelFolder(inputs.runtime.root, path, mine)
+
+    return [
+        Labelling(maker, {head: folder(path) for head, path in maker.folders().items()}, inputs.runtime)
+        for maker in makers(inputs)
+    ]
 
 
 def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Label what is missing and write the index of all label shards of this pool and these teachers.
+    """Label what is missing and write the index of all label shards of this pool and these teachers, or the student.
 
     Raises DataError if a teacher missed the metric it must reach, or if more images failed than `max_failed` allows.
     """
     check_required(config["require"], inputs.of_kind("teacher"))
-    teachers = open_teachers(inputs)
+    teachers = open_makers(inputs)
     shards = list(pool_shards(inputs["pool"], inputs.of_kind("data")))
     with alone(inputs):
         jobs = jobs_left(teachers, [shard for _, shard, _ in shards], inputs.anew and not inputs.parts)
         label_shards(jobs, config["batch"], inputs.runtime)
-    entries = [_entry(name, shard, teacher) for name, shard, _ in shards for teacher in teachers]
+    entries = [entry for name, shard, _ in shards for teacher in teachers for entry in _entries(name, shard, teacher)]
     write_json(out / INDEX, entries)
     _check_failed(entries, config["max_failed"])
     done = [*inputs.parts, describe(jobs)]
@@ -148,20 +213,18 @@ def jobs_left(teachers: Sequence[Labelling], shards: Sequence[ImageShard], anew:
     """What is still to label; `anew`: all of it."""
     in_parallel(len, shards)  # their indexes, which come one by one where they are elsewhere
     for teacher in teachers:
-        teacher.labels.look([] if anew else shards)
-    jobs = [Job(shard, [teacher for teacher in teachers if anew or not teacher.labels.has(shard)]) for shard in shards]
+        teacher.look([] if anew else shards)
+    jobs = [Job(shard, [teacher for teacher in teachers if anew or not teacher.has(shard)]) for shard in shards]
     return [job for job in jobs if job.teachers]
 
 
 def describe(jobs: Sequence[Job]) -> dict[str, Any]:
     """Of jobs that were done: how many images they were, how each teacher was run, and what is known of the files."""
     at_work = {teacher.name: teacher for job in jobs for teacher in job.teachers}
-    facts: dict[str, Facts] = {}
-    for job in jobs:
-        facts |= {teacher.labels.file(job.shard): teacher.labels.facts_of(job.shard) for teacher in job.teachers}
+    facts = [teacher.facts_of(job.shard) for job in jobs for teacher in job.teachers]
     return {
         "images": sum(len(job.shard) for job in jobs),
-        "facts": facts,
+        "facts": {path: known for found in facts for path, known in found.items()},
         "choices": {name: teacher.predictor.choice.describe() for name, teacher in at_work.items()},
     }
 
@@ -179,23 +242,24 @@ def label_shards(jobs: Sequence[Job], batch: int, runtime: Runtime) -> None:
 
 
 def write_labels(done: Batch, writers: Mapping[str, LabelWriter]) -> None:
-    """Append a batch to the label shard of every teacher."""
-    for name, writer in writers.items():
-        for position, (key, row) in enumerate(zip(done.keys, done.labels[name], strict=True)):
+    """Append a batch to the label shard of every head."""
+    for head, writer in writers.items():
+        for position, (key, row) in enumerate(zip(done.keys, done.labels[head], strict=True)):
             reason = done.reasons.get(position)
             writer.add(key, row, "failed" if reason else "ok", reason)
 
 
-def _entry(name: str, shard: ImageShard, teacher: Labelling) -> dict[str, Any]:
-    return {
-        "set": name,
-        "shard": shard.name,
-        "image_shard": shard.sha256,
-        "teacher": teacher.name,
-        "path": teacher.labels.file(shard),
-        "rows": len(shard),
-        **teacher.labels.facts_of(shard),
-    }
+def _entries(name: str, shard: ImageShard, teacher: Labelling) -> Iterator[dict[str, Any]]:
+    for head, folder in teacher.folders.items():
+        yield {
+            "set": name,
+            "shard": shard.name,
+            "image_shard": shard.sha256,
+            "teacher": teacher.maker.called(head),
+            "path": folder.file(shard),
+            "rows": len(shard),
+            **folder.facts_of(shard),
+        }
 
 
 def _check_failed(entries: list[dict[str, Any]], most: float) -> None:

@@ -14,7 +14,8 @@ from teachers.labelling.labeller import (
     describe,
     jobs_left,
     label_shards,
-    open_teachers,
+    makers,
+    open_makers,
 )
 
 __all__ = ["alone", "left", "work"]
@@ -28,7 +29,7 @@ def left(config: Mapping[str, Any], inputs: Inputs) -> list[dict[str, Any]]:
     Raises DataError if a teacher missed the metric it must reach.
     """
     check_required(config["require"], inputs.of_kind("teacher"))
-    teachers = open_teachers(inputs)
+    teachers = open_makers(inputs)
     named = {shard.sha256: (name, shard) for name, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))}
     jobs = jobs_left(teachers, [shard for _, shard in named.values()], inputs.anew)
     count = min(len(jobs), MOST)
@@ -56,9 +57,9 @@ _opened: dict[str, list[Labelling]] = {}
 
 def _open_once(inputs: Inputs) -> list[Labelling]:
     machine = inputs.runtime
-    teachers = {name: made.digest for name, made in inputs.of_kind("teacher").items()}
+    teachers = {maker.name: maker.artifact.digest for maker in makers(inputs)}
     same = repr((str(machine.root), machine.device, machine.precision, machine.workers, teachers))
     if same not in _opened:
         _opened.clear()
-        _opened[same] = open_teachers(inputs)
+        _opened[same] = open_makers(inputs)
     return _opened[same]

@@ -46,12 +46,14 @@ class Batch:
     inputs: dict[Preparation, NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
     """(B, S, S, 3) per preparation; black where the image can't be used."""
     predictions: dict[str, dict[str, Prediction]] = dataclasses.field(default_factory=dict)
+    """By teacher and head."""
     labels: dict[str, list[Row | None]] = dataclasses.field(default_factory=dict)
+    """By head."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-    """The work on one image shard: which teachers, and how each one's labels are encoded."""
+    """The work on one image shard: which teachers, and by head how its labels are encoded."""
 
     shard: ImageShard
     predictors: Mapping[str, Predictor]
@@ -107,14 +109,13 @@ class Stages:
         batch.predictions[teacher] = predictor.predict(images)
 
     def encode(self, batch: Batch, teacher: str) -> None:
-        """One teacher's predictions to rows of its label store; None where the image can't be used."""
+        """One teacher's predictions to rows of its label stores; None where the image can't be used."""
         predictor, predictions = self.predictors[teacher], batch.predictions.pop(teacher)
-        batch.labels[teacher] = [
-            None
-            if position in batch.reasons
-            else self.labels[teacher].encode(predictor.values(predictions, position, size)[teacher])
-            for position, size in enumerate(batch.sizes)
-        ]
+        batch.labels |= {head: [None] * len(batch.rows) for head in predictions}
+        for position, size in enumerate(batch.sizes):
+            if position not in batch.reasons:
+                for head, value in predictor.values(predictions, position, size).items():
+                    batch.labels[head][position] = self.labels[head].encode(value)
 
     def start(self, rows: range) -> Batch:
         """What comes before the models."""

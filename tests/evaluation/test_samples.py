@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,10 +14,11 @@ import tasks
 from evaluation.run_record import RunRecord
 from evaluation.samples import Album, label_index, learned, pool_spots, pool_strips
 from pipeline.artifacts import Artifact, Inputs, Step
-from pipeline.labels import LabelSpace, Value, store_name
+from pipeline.labels import LabelSpace, Value
 from pipeline.places import Place
 from pipeline.rejects import read_rejects, reject
 from pipeline.roots import Root
+from pipeline.stores import store_name
 from pipeline.workspace import Workspace
 from tasks.ingest import IngestedSet
 from tasks.rejected import LABELS, describe
@@ -32,9 +33,10 @@ def album(world: World, tmp_path: Path) -> Album:
     return Album(RunRecord(Place.of(str(tmp_path)), world.artifacts))
 
 
-def with_labels(world: World, tmp_path: Path, labels: str) -> Album:
+def with_labels(world: World, tmp_path: Path, labels: str, **settings: Any) -> Album:
     """The same with a student that learned from these `labels`."""
-    student = Artifact(world.runtime.root, "", {"config": {"student": {"labels": labels}}, "counts": {}, "files": {}})
+    config = {"student": {"labels": labels, **settings}}
+    student = Artifact(world.runtime.root, "", {"config": config, "counts": {}, "files": {}})
     return Album(RunRecord(Place.of(str(tmp_path)), {**world.artifacts, "student": student}))
 
 
@@ -75,6 +77,19 @@ def test_the_recipes_choice_of_labels_is_followed(world: World, tmp_path: Path) 
     true = with_labels(world, tmp_path, "true_only")
     assert learned(true, true.heads["depth"], truth, index)[1] == "true label"
     assert learned(true, true.heads["depth"], pool, index) == (None, "no label")
+
+
+def test_a_true_label_is_found_in_the_set_that_the_recipe_names(world: World, tmp_path: Path) -> None:
+    """Of an image that is in two sets."""
+    album = with_labels(world, tmp_path, "true_first", truths={"depth": ["truth"]})
+    (_, truth), head = pool_spots(album, 2), dataclasses.replace(album.heads["depth"], home=None)
+    assert learned(album, head, truth, label_index(album.run))[1] == "true label in truth"
+    elsewhere = dataclasses.replace(truth, dataset="pool")
+    there = album.same(elsewhere, "truth")
+    assert there is not None
+    assert (there.dataset, there.about.key) == ("truth", truth.about.key)
+    assert learned(album, head, elsewhere, label_index(album.run))[1] == "true label in truth"
+    assert learned(album, album.heads["depth"], elsewhere, label_index(album.run))[1] == "true label"
 
 
 def test_the_threshold_is_applied_and_named(album: Album) -> None:

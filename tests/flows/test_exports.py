@@ -92,7 +92,7 @@ def test_what_cannot_be_is_refused_with_what_would_work(
 def test_labels_that_were_never_made_are_named(tmp_path: Path, out: Path, capsys: Said) -> None:
     (tmp_path / "tiny.yaml").write_text(RECIPE, "utf-8")
     ends(3, tmp_path / "tiny.yaml", out, "--to", "coco", "--root", tmp_path / "root")
-    assert "`must run` with this recipe and root first" in capsys.readouterr().err
+    assert "`must label` with this recipe and root makes it" in capsys.readouterr().err
     nothing_left(out.parent)
 
 

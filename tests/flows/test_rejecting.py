@@ -10,14 +10,15 @@ import pytest
 
 import must
 from flows.dag import Selection
+from flows.export import Wanted, export_labels
 from flows.run import Outcome
 from pipeline.artifacts import Artifact, Inputs
-from pipeline.config import StudentConfig
+from pipeline.config import StudentConfig, read_recipe
 from pipeline.errors import ConfigError, DataError
-from pipeline.labels import store_name
 from pipeline.rejects import PATH, reject, take_back
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
+from pipeline.stores import store_name
 from student.join import heads_of, join
 from tests.flows.tiny import loads_nothing_heavy
 
@@ -108,6 +109,23 @@ def more_is_told(root: Root, recipe: Path, key: str) -> None:
     said = loads_nothing_heavy("plan", recipe, "--root", root)
     assert "rejected.count: 1 -> 2" in " ".join(said.split())
     take_back(root, [key], None)
+
+
+def test_rejected_labels_are_not_exported_from_then_on(copy: Path, recipe: Path, tmp_path: Path) -> None:
+    """No run is needed for that; where images were rejected, labelling looks at the pool again."""
+    root, before = Root.of(copy), must.run(recipe, copy)
+    read = read_recipe(recipe)
+    masks, worse, wrong = export_labels(read, root, Wanted("masks", tmp_path / "before")), *used(before)[3:5]
+    reject(root, [wrong], labels_of(before.artifacts["teacher.masks"]), "sky is road")
+    without = export_labels(read, root, Wanted("masks", tmp_path / "without"))
+    assert (masks["images"], without["images"]) == (48, 47)
+    reject(root, [worse], None, "blurred")
+    with pytest.raises(
+        DataError, match=r"there is nothing for pool, label as .*`must label` with this recipe and root"
+    ):
+        export_labels(read, root, Wanted("masks", tmp_path / "stale"))
+    must.run(recipe, copy, steps=Selection("label"))
+    assert export_labels(read, root, Wanted("masks", tmp_path / "less"))["images"] == 46
 
 
 def test_a_plan_tells_that_a_list_is_gone(copy: Path, recipe: Path) -> None:

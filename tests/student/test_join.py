@@ -16,10 +16,10 @@ from pipeline.artifacts import Inputs, Step, read_json, write_json
 from pipeline.config import StudentConfig
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
-from pipeline.labels import store_name
 from pipeline.loader import Library, Shelf
 from pipeline.rejects import read_rejects, reject, rejected_labels
 from pipeline.roots import Root
+from pipeline.stores import store_name
 from pipeline.workspace import Workspace
 from student.join import Truth, count_rejected, heads_of, join
 from student.kept import kept_shares

@@ -16,18 +16,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
+import tasks
 from pipeline import machine
-from pipeline.artifacts import Artifact, Inputs
+from pipeline.artifacts import Artifact, Inputs, Step
+from pipeline.decode import decode
 from pipeline.errors import DataError, Stopped
 from pipeline.images import ImageShard, NewImage, ShardWriter
+from pipeline.labels import LabelShard
 from pipeline.machine import Choice
-from pipeline.roots import Root
+from pipeline.roots import Root, local_file
 from pipeline.runtime import Runtime, quiet
+from pipeline.workspace import Workspace
 from tasks.ingest import IngestedSet
-from tasks.learning import Predictor, Preparation
+from tasks.learning import Predictor, Preparation, network_predictor
+from tasks.network import Network, NetworkConfig
 from tasks.pool import pool_shards
+from tasks.teacher import Teacher
 from teachers.labelling import labeller, stages, store
 from teachers.labelling.labeller import label_pool
 from teachers.labelling.stages import Batch, Stages, label_batches
@@ -113,6 +120,52 @@ def test_every_shard_has_its_images_in_order_for_every_teacher(make_room: MakeRo
             assert table == {"key": shard.keys, "status": ["ok"] * len(shard)}
 
 
+def leave_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """An untrained student of these heads."""
+    torch.manual_seed(0)
+    small = NetworkConfig(heads=config["heads"], backbone="test_resnet", image_size=32, width=16, proposals=16)
+    Network(small).save(out)
+    return {}
+
+
+def test_the_student_labels_with_all_heads_at_once(make_room: MakeRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = make_room()
+    teachers = room.inputs.of_kind("teacher")
+    heads = {name: Teacher.of(made).space.to_json() for name, made in teachers.items()}
+    step = Step("student", f"{__name__}:leave_student", {"heads": heads})
+    student = Workspace(room.inputs.runtime.root).make(step, Inputs({}, room.inputs.runtime))
+    artifacts = {name: made for name, made in room.inputs.artifacts.items() if not name.startswith("teacher.")}
+    room.inputs = Inputs({**artifacts, "student": student}, room.inputs.runtime)
+    passes, forward = [], Network.forward
+
+    def counted(self: Network, *given: Any) -> Any:
+        passes.append(given)
+        return forward(self, *given)
+
+    monkeypatch.setattr(Network, "forward", counted)
+    counts = room.label()
+    assert (counts["labelled_now"], counts["failed"]) == (sum(len(shard) for shard in room.shards()), 0)
+    assert len(passes) == sum(-(-len(shard) // CONFIG["batch"]) for shard in room.shards())
+    assert {Path(name).parent.name for name in room.files()} == {
+        f"student-{name}-{student.digest[:12]}" for name in teachers
+    }
+    assert room.label()["labelled_now"] == 0
+    shard, predictor = room.shards()[0], network_predictor(student.load_all(Network.load))
+    images = np.stack([predictor.preparation(decode(shard.read(row))) for row in range(len(shard))])
+    said = predictor.predict(torch.from_numpy(images).permute(0, 3, 1, 2))
+    for name, made in teachers.items():
+        label = tasks.label(Teacher.of(made).space)
+        stored = LabelShard(
+            local_file(room.root / f"labels/student-{name}-{student.digest[:12]}/{shard.address}.parquet"), label
+        )
+        for row, about in enumerate(shard.row(row) for row in range(len(shard))):
+            expected = label.decode(label.encode(predictor.values(said, row, (about.width, about.height))[name]))
+            found = stored.value(row, 0.0) or {}
+            assert found.keys() == expected.keys()
+            for part in found:
+                np.testing.assert_allclose(found[part], expected[part], rtol=1e-2, atol=1e-2, err_msg=f"{name} {part}")
+
+
 def test_the_same_bytes_on_every_run_and_for_any_number_of_threads(make_room: MakeRoom) -> None:
     rooms = [make_room("one"), make_room("three", workers=3), make_room("again", workers=3)]
     for room in rooms:
@@ -173,7 +226,7 @@ def test_what_the_labels_before_tell_of_is_not_read_again(world: World, monkeypa
     inputs = dataclasses.replace(world.inputs("label"), before=world.artifacts["label"])
     shards = [shard for _, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
     monkeypatch.setattr(store, "read_facts", lambda *_: pytest.fail("it was read"))
-    assert labeller.jobs_left(labeller.open_teachers(inputs), shards) == []
+    assert labeller.jobs_left(labeller.open_makers(inputs), shards) == []
 
 
 def test_a_new_teacher_touches_its_own_labels_only(make_room: MakeRoom) -> None:
