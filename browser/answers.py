@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from browser.differences import BETWEEN, Differences
@@ -21,7 +20,6 @@ from pipeline.errors import ConfigError, DataError
 from tasks.colours import palette
 
 AMONG = "id IN (SELECT unnest(?::INTEGER[]))"
-LISTS = ("quarantine", "duplicates", "notes")
 MOST_ROWS = 1000
 """Of a list or of a query's answer."""
 PAIR = re.compile(rf"-?(?P<one>[^{BETWEEN}<>=!~]+){BETWEEN}(?P<other>[^{BETWEEN}<>=!~]+)\.differ")
@@ -229,17 +227,6 @@ class Answers:
         """How far the comparisons of stores have come."""
         pairs = list(self.differences.pairs.values())
         return [{"name": pair.name, "done": pair.done, "total": pair.total} for pair in pairs]
-
-    def left_out(self, kind: str, dataset: str) -> dict[str, Any]:
-        """The first rows of a set's list of files that are no part of it (`quarantine`), that were met again
-        (`duplicates`), or whose labels were changed (`notes`).
-        """
-        made = self.loading.found.sets.get(dataset)
-        if made is None or kind not in LISTS:
-            raise ConfigError(f"There is no list {kind!r} of a set {dataset!r}: there are {', '.join(LISTS)}.")
-        table = made.load(f"{kind}.parquet", pq.read_table)
-        rows = [list(row.values()) for row in table.slice(0, MOST_ROWS).to_pylist()]
-        return {"columns": table.column_names, "rows": rows, "total": len(table)}
 
     def store(self, name: str) -> Store:
         """The store that a link names. ConfigError lists those that there are."""

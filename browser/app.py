@@ -14,6 +14,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from browser import lists
 from browser.answers import Answers
 from browser.filters import View
 from browser.pictures import as_jpeg
@@ -23,7 +24,7 @@ from pipeline.errors import MustError
 PAGE = Path(__file__).parent / "page"
 TOKEN = "must_token"
 """The cookie, and the part of a link, that shows who may look, where others can reach the server."""
-HERE = ("localhost", "127.0.0.1", "[::1]", "testserver")
+HERE = ("localhost", "127.0.0.1", "[::1]")
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -176,8 +177,12 @@ def _add_answers(app: FastAPI, answers: Answers) -> None:
         return {"says": answers.at(key, answers.store(store), (x, y), threshold)}
 
     @app.get("/api/left-out/{dataset}/{kind}")
-    def left_out(dataset: str, kind: str) -> dict[str, Any]:
-        return answers.left_out(kind, dataset)
+    def left_out(dataset: str, kind: str, has: str = "") -> dict[str, Any]:
+        return lists.left_out(answers, kind, dataset, has)
+
+    @app.get("/api/shards")
+    def shards(store: str) -> dict[str, Any]:
+        return lists.shards(answers, answers.store(store))
 
     @app.post("/api/reject")
     def reject(given: Rejection) -> dict[str, Any]:

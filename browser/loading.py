@@ -156,6 +156,11 @@ class Loading:
         """The label files of a store."""
         return list(self._files[store].values())
 
+    def damaged(self, store: str) -> dict[str, str]:
+        """What is wrong with label files of a store, by the address of the image shard that they are about."""
+        files = dict(self._files[store])
+        return {address: wrong for address, file in files.items() if (wrong := self.progress.damaged.get(str(file)))}
+
     def shared(self, one: str, other: str) -> list[tuple[range, StoredFile, StoredFile]]:
         """The image shards that two stores have labels of, with the files of both."""
         left, right = self._files[one], self._files[other]

@@ -95,7 +95,7 @@ async function showOnce() {
       shown = wanted;
       if (state.view === "balance") await views.balance(main, about, chosen());
       else if (state.view === "sql") await views.sql(main, about);
-      else if (state.view === "health") views.health(main, about);
+      else if (state.view === "health") await views.health(main, about, chosen());
       else if (state.view === "left") await views.left(main, about);
       else await showGrid();
     }

@@ -19,6 +19,7 @@ export function number(value) {
 
 export function table(columns, rows) {
   const isNumber = columns.map((_, place) => rows.some((row) => typeof row[place] === "number"));
-  const cell = (name) => (value, place) => make(name, { class: isNumber[place] ? "number" : null }, typeof value === "object" && value !== null ? JSON.stringify(value) : number(value));
+  const shown = (value) => (value instanceof Node ? value : typeof value === "object" && value !== null ? JSON.stringify(value) : number(value));
+  const cell = (name) => (value, place) => make(name, { class: isNumber[place] ? "number" : null }, shown(value));
   return make("div", { class: "scroll" }, make("table", {}, make("thead", {}, make("tr", {}, columns.map(cell("th")))), make("tbody", {}, rows.map((row) => make("tr", {}, row.map(cell("td")))))));
 }

@@ -12,6 +12,7 @@ export function read() {
     page: Number(query.get("page") || 0),
     image: query.get("image"),
     sql: query.get("sql"),
+    has: query.get("has"),
   };
 }
 
@@ -27,6 +28,7 @@ export function link(changes) {
   if (state.page) query.set("page", state.page);
   if (state.image) query.set("image", state.image);
   if (state.sql) query.set("sql", state.sql);
+  if (state.has) query.set("has", state.has);
   const text = query.toString();
   return text ? `/?${text}` : "/";
 }

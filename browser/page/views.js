@@ -3,7 +3,7 @@
 import { ask, send } from "./api.js";
 import { make, number, table } from "./make.js";
 import { threshold, told } from "./grid.js";
-import { go, read } from "./state.js";
+import { go, link, read } from "./state.js";
 
 export async function balance(main, about, chosen) {
   const state = read();
@@ -37,7 +37,7 @@ export async function sql(main, about) {
   answer.replaceChildren(make("p", { class: "note" }, `${number(found.rows.length)} rows${found.more ? ", and more that are not shown" : ""}`), table(found.columns, found.rows));
 }
 
-export function health(main, about) {
+export async function health(main, about, chosen) {
   const stores = about.stores.map((store) => [store.name, store.task, store.counts.ok ?? 0, store.counts.none ?? 0, store.counts.failed ?? 0, store.made ? new Date(store.made * 1000).toLocaleString() : ""]);
   const damaged = Object.entries(about.damaged);
   main.replaceChildren(
@@ -46,18 +46,31 @@ export function health(main, about) {
     make("h2", {}, "Files that can't be read"),
     damaged.length ? table(["file", "what is wrong"], damaged) : make("p", { class: "note" }, "None."),
   );
+  if (!chosen) return;
+  const found = await ask("/api/shards", { store: chosen.name });
+  const opened = (row) => make("a", { href: link({ view: "images", f: [`set=${row[0]}`, `split=${row[1]}`, `shard=${row[2]}`], page: 0 }), "data-link": true }, row[2]);
+  const rows = found.rows.map((row) => [...row.slice(0, 2), opened(row), ...row.slice(3)]);
+  main.append(make("h2", {}, `Shards by their labels of ${chosen.name}${listed(found)}, the worst first`), table(found.columns, rows));
 }
 
 export async function left(main, about) {
   const sets = [...new Set(about.sets.map((each) => each.name))];
+  const { has } = read();
+  const text = make("input", { id: "has", value: has ?? "", autocomplete: "off", spellcheck: "false" });
+  const form = make("form", { onsubmit: (event) => { event.preventDefault(); go({ has: text.value.trim() || null }); } }, make("label", { for: "has" }, "Name or reason has "), text);
   const parts = [];
   for (const name of sets) {
     for (const kind of ["quarantine", "duplicates", "notes"]) {
-      const found = await ask(`/api/left-out/${encodeURIComponent(name)}/${kind}`);
-      if (found.total) parts.push(make("h2", {}, `${name}: ${kind}, ${number(found.total)}${found.total > found.rows.length ? `, the first ${number(found.rows.length)}` : ""}`), table(found.columns, found.rows));
+      const found = await ask(`/api/left-out/${encodeURIComponent(name)}/${kind}`, { has: has ?? "" });
+      if (found.total) parts.push(make("h2", {}, `${name}: ${kind}, ${number(found.total)}${listed(found)}`), table(found.columns, found.rows));
     }
   }
   const rejected = await send("/api/sql", { sql: "SELECT key, store, reason, time FROM rejected ORDER BY time DESC LIMIT 1000" });
   if (rejected.rows.length) parts.push(make("h2", {}, `Rejected by hand, ${number(about.rejected)}`), table(rejected.columns, rejected.rows));
-  main.replaceChildren(...(parts.length ? parts : [make("p", { class: "note" }, "Every file of every set is used, and nothing is rejected.")]));
+  const nothing = has ? "Nothing that was left out is called so." : "Every file of every set is used, and nothing is rejected.";
+  main.replaceChildren(form, ...(parts.length ? parts : [make("p", { class: "note" }, nothing)]));
+}
+
+function listed(found) {
+  return found.total > found.rows.length ? `, the first ${number(found.rows.length)}` : "";
 }

@@ -32,7 +32,7 @@ def answers(world: World) -> Answers:
 
 @pytest.fixture(scope="module")
 def page(answers: Answers) -> Iterator[TestClient]:
-    with TestClient(create_app(answers)) as client:
+    with TestClient(create_app(answers), "http://localhost") as client:
         yield client
 
 
@@ -250,7 +250,7 @@ def test_pages_of_other_sites_and_other_names_are_refused(page: TestClient) -> N
 
 
 def test_with_a_token_only_who_has_it_is_answered(answers: Answers) -> None:
-    with TestClient(create_app(answers, "s3cret")) as page:
+    with TestClient(create_app(answers, "s3cret"), "http://localhost") as page:
         assert page.get("/api/about").status_code == 403
         assert page.get("/").status_code == 403
         assert page.get("/page/app.js").status_code == 403
@@ -267,18 +267,35 @@ def test_the_page_is_there_and_nothing_beside_it(page: TestClient) -> None:
         assert page.get(path).status_code in (404, 405)
 
 
+def test_shards_are_listed_with_how_they_are(page: TestClient, world: World) -> None:
+    teacher = teachers(world)[0]
+    found = get(page, "/api/shards", store=teacher)
+    assert found["total"] == len(found["rows"]) > 1
+    rows = [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
+    assert sum(row["images"] for row in rows) == len(every(page))
+    labelled = [row for row in rows if row["labels"]]
+    assert sum(row["labels"] for row in rows) == len(rows_of_status(world, teacher, "ok"))
+    assert all(0 <= row["mean confidence"] <= 1 and row["wrong"] == "" for row in labelled)
+    one = labelled[0]
+    assert len(every(page, *(f"{name}={one[name]}" for name in ("set", "split", "shard")))) == one["images"]
+
+
+def rows_of_status(world: World, teacher: str, status: str) -> list[dict[str, Any]]:
+    return [row for row in rows(world, teacher) if row["status"] == status]
+
+
 def test_a_label_that_is_damaged_is_shown_as_such(world: World, tmp_path: Path) -> None:
     loading = copied(world, tmp_path / "root").loading
     teacher = teachers(world)[0]
     [store] = [name for name in loading.stores if name.rpartition("-")[0] == teacher]
-    with TestClient(create_app(Answers(loading))) as page:
+    with TestClient(create_app(Answers(loading)), "http://localhost") as page:
         key = every(page)[0]["key"]
         sound = page.get(f"/api/picture/{key}?store={store}").content
         for file in (tmp_path / "root" / "labels" / store).iterdir():
             data = bytearray(file.read_bytes())
             data[len(data) // 3] ^= 0xFF
             file.write_bytes(data)
-    with TestClient(create_app(Answers(loading))) as page:
+    with TestClient(create_app(Answers(loading)), "http://localhost") as page:
         broken = page.get(f"/api/picture/{key}?store={store}")
         assert broken.status_code == 200
         assert broken.content != sound
@@ -286,3 +303,4 @@ def test_a_label_that_is_damaged_is_shown_as_such(world: World, tmp_path: Path) 
         assert told["status"] == "damaged"
         assert "its bytes changed since it was made" in told["reason"]
         assert any(store in file for file in get(page, "/api/about")["damaged"]), "and among the files of Health"
+        assert "its bytes changed" in get(page, "/api/shards", store=store)["rows"][0][-1], "the worst comes first"

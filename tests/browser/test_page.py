@@ -228,6 +228,51 @@ def test_the_other_views_open(page: Any, view: str) -> None:
     assert page.locator("#error").inner_text() == ""
 
 
+def test_health_leads_to_the_images_of_a_shard(page: Any) -> None:
+    page.get_by_role("link", name="Health", exact=True).click()
+    page.wait_for_selector("main td a")
+    row = page.locator("main tr:has(td a)").first.locator("td").all_inner_texts()
+    page.locator("main td a").first.click()
+    page.wait_for_function("document.querySelectorAll('#conditions li').length === 3")
+    assert total(page) == int(row[3].replace(",", ""))
+
+
+def test_what_was_left_out_can_be_searched(page: Any) -> None:
+    page.get_by_role("link", name="Left out", exact=True).click()
+    page.get_by_label("Name or reason has").fill("nobody.png")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("main .note:has-text('Nothing that was left out is called so.')")
+    assert "has=nobody.png" in page.url
+
+
+def test_the_focus_goes_over_the_page_in_order(page: Any) -> None:
+    """From control to control as they stand in the document, into a picture that is opened, and back to its tile."""
+    page.wait_for_selector("main[aria-busy=false]")
+    focusable = "a[href], button:not([disabled]), input:not([disabled]), select:not([disabled]), [tabindex='0']"
+    wanted = page.evaluate(
+        """selector => [...document.querySelectorAll(selector)].filter((each) => each.offsetParent !== null)
+          .map((each, place) => (each.dataset.place = place, place))""",
+        focusable,
+    )
+    page.evaluate("document.activeElement.blur()")
+    passed = []
+    for _ in wanted:
+        page.keyboard.press("Tab")
+        passed.append(page.evaluate("Number(document.activeElement.dataset.place)"))
+    assert passed == wanted
+    tile = page.locator(".tile").nth(1)
+    key = tile.get_attribute("data-key")
+    tile.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("dialog[open] .panel")
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement === document.body || !!document.activeElement.closest('dialog')")
+    page.keyboard.press("Escape")
+    page.wait_for_function("!document.querySelector('dialog').open")
+    assert page.evaluate("document.activeElement.dataset.key") == key
+
+
 def test_nothing_is_wider_than_the_page(page: Any) -> None:
     for view in ("images", "balance", "sql", "health", "left"):
         page.goto(page.url.split("?")[0] + f"?view={view}")

@@ -27,7 +27,7 @@ def answers(world: World, tmp_path: Path) -> Answers:
 
 @pytest.fixture
 def page(answers: Answers) -> Iterator[TestClient]:
-    with TestClient(create_app(answers)) as client:
+    with TestClient(create_app(answers), "http://localhost") as client:
         yield client
 
 
@@ -171,5 +171,6 @@ def test_what_was_left_out_of_a_set_is_listed(page: TestClient, answers: Answers
     dataset = next(iter(answers.loading.found.sets))
     for kind in ("quarantine", "duplicates", "notes"):
         assert page.get(f"/api/left-out/{dataset}/{kind}").json()["columns"] == ["source", "split", "reason"]
+    assert page.get(f"/api/left-out/{dataset}/notes", params={"has": "no such name"}).json()["total"] == 0
     assert page.get(f"/api/left-out/{dataset}/secrets").status_code == 400
     assert page.get("/api/left-out/nothing/notes").status_code == 400

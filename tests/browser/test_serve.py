@@ -1,0 +1,123 @@
+"""Starting the page: roots on other storage and of other versions, a run that is at work, and a port that is taken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from fastapi.testclient import TestClient
+
+from browser.answers import Answers
+from browser.app import create_app
+from browser.catalogue import root_above
+from browser.filters import View
+from browser.loading import Loading
+from browser.serve import serve
+from pipeline.errors import ConfigError, DataError
+from pipeline.places import Place
+from pipeline.rejects import read_rejects
+from pipeline.roots import Root
+from tests.conftest import World
+from tests.flows.tiny import RECIPE, soon
+
+LABELLED = 48
+"""Images that the tiny recipe labels."""
+
+
+@pytest.fixture
+def root(world: World, tmp_path: Path) -> Path:
+    """A copy of the tiny world's root."""
+    return Path(shutil.copytree(Path(world.workspace.root.place), tmp_path / "root", copy_function=shutil.copy))
+
+
+def test_a_port_that_is_taken_is_named_with_one_that_is_free(root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"Port {port} is taken: --port \d+ is free\.") as told:
+            serve(str(root), "127.0.0.1", port, None)
+        free = int(str(told.value).split("--port ")[1].split()[0])
+        with socket.create_server(("127.0.0.1", free)):
+            pass
+
+
+def test_other_machines_are_let_in_with_a_token_only(root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--host 0\.0\.0\.0 lets other machines reach the page: add --token"):
+        serve(str(root), "0.0.0.0", 8800, None)
+
+
+def test_a_store_in_a_root_leads_to_it(root: Path) -> None:
+    store = next((root / "labels").iterdir()).name
+    found, below = root_above(Place.of(str(root / "labels" / store)))
+    assert (str(found), below) == (str(root), f"labels/{store}")
+
+
+def test_artifacts_of_a_newer_version_end_it_with_what_is_needed(root: Path) -> None:
+    manifest = next((root / "artifacts").glob("data.*/*/manifest.json"))
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text("utf-8")), "schema": 99}), "utf-8")
+    with pytest.raises(DataError, match=r"with schema 99; this is must .*, which reads schema \d+"):
+        Loading(Root.of(root))
+
+
+def test_labels_of_a_newer_version_are_named_and_the_others_shown(root: Path) -> None:
+    file = sorted((root / "labels").glob("*/*.parquet"))[0]
+    table = pq.read_table(file)
+    about = {**json.loads(table.schema.metadata[b"must"]), "schema_version": 99}
+    pq.write_table(table.replace_schema_metadata({"must": json.dumps(about)}), file)
+    loading = Loading(Root.of(root))
+    loading.look()
+    assert loading.progress.loaded == loading.progress.found - 1
+    assert "label schema version 99; this version reads " in loading.progress.damaged[str(file)]
+
+
+def test_a_root_in_a_bucket_is_shown_and_can_be_changed(bucket: str, root: Path) -> None:
+    from tests.s3 import system  # noqa: PLC0415 - loads the server
+
+    for folder in ("artifacts", "labels"):
+        system().put(str(root / folder), f"{bucket.removeprefix('s3://')}/root/", recursive=True)
+    found, _ = root_above(Place.of(f"{bucket}/root/labels"))
+    pages = []
+    for where in (found, Root.of(root)):
+        loading = Loading(where)
+        loading.look()
+        assert not loading.progress.damaged
+        pages.append(Answers(loading))
+    there, here = (answers.images(View(), 1000, 0) for answers in pages)
+    assert there == here
+    key = there["images"][0]["key"]
+    [one, other] = [answers.image(key, {})["labels"] for answers in pages]
+    assert one == other
+    with TestClient(create_app(pages[0]), "http://localhost") as page:
+        store = one[0]["store"]
+        assert page.get(f"/api/picture/{key}", params={"store": store}).status_code == 200
+        assert page.post("/api/reject", json={"keys": [key], "reason": "blurred"}).json()["count"] == 1
+        assert page.get("/api/images", params={"f": "rejected=yes"}).json()["total"] >= 1
+    assert read_rejects(found).column("key").to_pylist() == [key]
+
+
+@pytest.mark.slow
+def test_what_a_run_is_writing_appears_as_it_is_written(tmp_path: Path) -> None:
+    """The page is open from the first images on, and nothing that it meets half-way is taken for damaged."""
+    (tmp_path / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
+    command = [sys.executable, "-m", "must", "run", "tiny.yaml", "--to", "label"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as run:
+        root = tmp_path / "must-root"
+        soon(lambda: list(root.glob("artifacts/data.*/*/manifest.json")))
+        loading, seen = Loading(Root.of(root)), [0]
+        while run.poll() is None:
+            loading.look()
+            assert not loading.progress.damaged
+            seen.append(sum(len(loading.files(store.name)) for store in loading.found.stores if store.is_learned))
+            time.sleep(0.05)
+        loading.look()
+    assert run.returncode == 0
+    assert seen == sorted(seen)
+    answers = Answers(loading)
+    for store in ("masks", "gabor"):
+        assert answers.images(View([f"{store}.status=ok"]), 100, 0)["total"] == LABELLED
