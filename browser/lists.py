@@ -17,7 +17,7 @@ LEFT_OUT = ("quarantine", "duplicates", "notes")
 
 def shards(answers: Answers, store: Store) -> dict[str, Any]:
     """The image shards, each with how many labels of a store it has, those first that something is wrong with: a file
-    that can't be read, labels that failed, none at all, a low confidence.
+    that can't be read, labels that failed, a low confidence; those that the store was never asked about come last.
     """
     counts = "count(*) FILTER (labels.status = 'ok'), count(*) FILTER (labels.status = 'none'), "
     counts += "count(*) FILTER (labels.status = 'failed'), avg(labels.confidence)"
@@ -29,7 +29,7 @@ def shards(answers: Answers, store: Store) -> dict[str, Any]:
     rows = []
     for _, dataset, split, name, sha256, images, ok, none, failed, mean in answers.tables.ask(sql).rows:
         rows.append([dataset, split, name, images, ok, none, failed, finite(mean), damaged.get(sha256[:16], "")])
-    rows.sort(key=lambda row: (not row[8], -row[6], row[4] / max(1, row[3]), row[7] or 0.0, *row[:3]))
+    rows.sort(key=lambda row: (not row[8], not sum(row[4:7]), -row[6], row[7] or 0.0, *row[:3]))
     columns = ["set", "split", "shard", "images", "labels", "without", "failed", "mean confidence", "wrong"]
     return {"columns": columns, "rows": rows[:MOST_ROWS], "total": len(rows)}
 

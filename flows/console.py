@@ -18,12 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluation.results import ROLES, leading, read_lines
-from flows.dag import LABELLING, Planned
+from flows.dag import Planned
 from flows.run import Outcome
 from flows.services import Services
 from pipeline.artifacts import Artifact, read_json
 from pipeline.errors import PROJECT
 from pipeline.runtime import Progress as Report
+from pipeline.stores import LABELLING
 
 LINE_EVERY_S = 10.0
 """Between progress lines of one step where the output is not a terminal."""

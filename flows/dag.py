@@ -14,13 +14,11 @@ from pipeline.config import FitConfig, Recipe, StudentConfig, TeacherConfig
 from pipeline.errors import ConfigError, choose, naming
 from pipeline.rejects import NOTHING, rejected_images, rejected_labels, rejected_teachers
 from pipeline.sources import BaseSource
+from pipeline.stores import LABELLING
 from pipeline.weights import weights_digest
 from pipeline.workspace import Workspace
 from tasks.ingest import GROWS, open_source
 from tasks.rejected import IMAGES, LABELS, describe
-
-LABELLING = ("label", "student.labels")
-"""The steps that label the pool."""
 
 
 def build_steps(recipe: Recipe, rejects: pa.Table = NOTHING) -> list[Step]:

@@ -12,14 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from flows.dag import LABELLING
 from pipeline.artifacts import ELSEWHERE, MANIFEST, Artifact, parse_lines, parse_manifest, verify
 from pipeline.claims import holders
 from pipeline.errors import choose
 from pipeline.places import Place
 from pipeline.rejects import PATH as REJECTED
 from pipeline.roots import Root, StoredFile, in_parallel
-from pipeline.stores import DIGITS, version_of
+from pipeline.stores import DIGITS, LABELLING, version_of
 from pipeline.whole import PART
 from pipeline.workspace import Workspace
 

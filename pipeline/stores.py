@@ -8,6 +8,8 @@ DIGITS = 12
 """Of the digest of the artifact whose labels they are."""
 NAME = re.compile(rf"[^/]+-[0-9a-f]{{{DIGITS}}}")
 STUDENT = "student-"
+LABELLING = ("label", "student.labels")
+"""The steps that label the pool: by its teachers, and by the student."""
 
 
 def store_name(maker: str, digest: str) -> str:

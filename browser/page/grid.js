@@ -14,9 +14,11 @@ export async function show(main, about, chosen, other) {
   const column = pair ?? (chosen ? `${chosen.name}.confidence` : null);
   const answer = await ask("/api/images", { f: state.f, order: state.order, t: told(state), limit: PAGE, offset: state.page * PAGE, show: column });
   const tiles = answer.images.map((image) => tile(image, chosen, other, column, state));
-  const grid = tiles.length ? make("div", { class: other ? "grid wide" : "grid" }, tiles) : make("p", { class: "note" }, "No image is like that.");
-  const pairs = about.compared.find((each) => each.name === `${chosen?.name}:${other?.name}`);
-  const coming = pairs && pairs.done < pairs.total ? make("p", { class: "note", role: "status" }, `${number(pairs.done)} of ${number(pairs.total)} images compared so far`) : null;
+  const compared = other ? about.compared.find((each) => each.name === `${chosen.name}:${other.name}`) ?? { done: 0, total: about.images } : null;
+  const isComing = compared && compared.done < compared.total;
+  const coming = isComing ? make("p", { class: "note", role: "status" }, `${number(compared.done)} of ${number(compared.total)} images compared so far`) : null;
+  const nothing = isComing ? "The images appear as they are compared." : "No image is like that.";
+  const grid = tiles.length ? make("div", { class: other ? "grid wide" : "grid" }, tiles) : make("p", { class: "note" }, nothing);
   const aside = make("aside", { "aria-label": "Histograms" });
   main.replaceChildren(make("div", { class: "columns" }, make("section", { "aria-label": "Images" }, coming, pages(answer.total, state), grid, pages(answer.total, state)), aside));
   await histograms(aside, chosen, pair, state);

@@ -24,7 +24,7 @@ from pipeline.images import ImageShard
 from pipeline.labels import Label, LabelSpace, LabelWriter, about_store
 from pipeline.roots import in_parallel
 from pipeline.runtime import Runtime
-from pipeline.stores import store_name, student_maker
+from pipeline.stores import LABELLING, store_name, student_maker
 from pipeline.workspace import waiting
 from tasks.learning import Predictor, load_network
 from tasks.pool import pool_shards
@@ -150,11 +150,11 @@ class Job:
 @contextlib.contextmanager
 def alone(inputs: Inputs) -> Iterator[None]:
     """While inside, no other run labels with these teachers: whatever pool it is for, the label shards are the same."""
-    runtime = inputs.runtime
+    runtime, step = inputs.runtime, LABELLING[STUDENT in inputs.artifacts]
     with contextlib.ExitStack() as held:
         for folder in sorted(folder for maker in makers(inputs) for folder in maker.folders().values()):
             claim = runtime.root / "claims" / folder
-            held.enter_context(claimed(claim, waiting("label", runtime), lost=runtime.stop.set))
+            held.enter_context(claimed(claim, waiting(step, runtime), lost=runtime.stop.set))
         yield
 
 
@@ -231,12 +231,13 @@ def describe(jobs: Sequence[Job]) -> dict[str, Any]:
 
 def label_shards(jobs: Sequence[Job], batch: int, runtime: Runtime) -> None:
     """Label image shards one behind the other, each by all its teachers at once."""
-    progress = Progress(runtime, sum(len(job.shard) for job in jobs))
+    step = LABELLING[any(teacher.maker.is_student for job in jobs for teacher in job.teachers)]
+    progress = Progress(step, runtime, sum(len(job.shard) for job in jobs))
     with contextlib.closing(label_batches((job.stages() for job in jobs), batch, runtime)) as batches:
         for job in jobs:
             with job.writing() as writers:
                 for done in itertools.islice(batches, -(-len(job.shard) // batch)):
-                    runtime.check_stop("label")
+                    runtime.check_stop(step)
                     write_labels(done, writers)
                     progress.add(len(done.rows))
 
@@ -292,8 +293,8 @@ def check_required(required: Mapping[str, Mapping[str, float]], made: Mapping[st
 class Progress:
     """Images labelled so far, and how fast."""
 
-    def __init__(self, runtime: Runtime, total: int) -> None:
-        self._runtime, self._total, self._done = runtime, total, 0
+    def __init__(self, step: str, runtime: Runtime, total: int) -> None:
+        self._step, self._runtime, self._total, self._done = step, runtime, total, 0
         self._began = time.perf_counter()
 
     def add(self, images: int) -> None:
@@ -301,4 +302,4 @@ class Progress:
         self._done += images
         rate = self._done / (time.perf_counter() - self._began)
         line = f"{self._done}/{self._total} images, {rate:.0f} images/s"
-        self._runtime.progress("label", self._done / self._total, line)
+        self._runtime.progress(self._step, self._done / self._total, line)

@@ -12,10 +12,11 @@ import must
 from browser.answers import Answers
 from browser.filters import View
 from browser.loading import Loading
-from flows.dag import LABELLING, Selection
+from flows.dag import Selection
 from flows.inventory import sort_out
 from pipeline.errors import ConfigError
 from pipeline.roots import Root
+from pipeline.stores import LABELLING
 from pipeline.workspace import Workspace
 from tests.flows.tiny import STEPS
 
