@@ -76,5 +76,5 @@ def test_what_was_not_made_cannot_be_measured(tmp_path: Path) -> None:
         "{name: none, data: {a: {kind: scenes, count: 2, seed: 1}}, teachers: {g: {kind: analytic}}, pool: [a], "
         "student: {weighting: equal}}"
     )
-    with pytest.raises(DataError, match=r"nothing for pool, data.a, teacher.g .* `must run` with this recipe"):
+    with pytest.raises(DataError, match=r"nothing for pool, data.a, teacher.g .* `must label` with this recipe"):
         made_inputs(parse_recipe(recipe, "test"), Root.of(tmp_path), "label")

@@ -119,7 +119,7 @@ def understood(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Unders
             "evaluate",
             {"splits": "val", "device": "mps"},
             {"evaluate.splits": "val", "runtime.device": "mps"},
-            Selection(),
+            Selection("evaluate"),
         ),
     ],
 )
