@@ -38,7 +38,7 @@ app = typer.Typer(
 )
 
 To = Annotated[
-    str | None, typer.Option("--to", metavar="STEP", help="Go as far as this step.", show_default="evaluate")
+    str | None, typer.Option("--to", metavar="STEP", help="Go as far as this step.", show_default="all steps")
 ]
 Only = Annotated[
     str | None, typer.Option("--only", metavar="STEP", help="Make this step alone; what it reads has to be there.")
