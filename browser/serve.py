@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import threading
+from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 
@@ -36,11 +39,17 @@ def serve(path: str, host: str, port: int, token: str | None) -> None:
     print(f"{root}: http://{_named(host)}:{port}/{'?' if query else ''}{query}  (Ctrl-C ends it)", flush=True)
     app = create_app(Answers(loading), token)
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, lifespan="off")
+    signal.signal(signal.SIGTERM, _end)  # which uvicorn passes on when it has ended
     try:
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run()
     finally:
         loading.close()
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """End in order, so that what lies in temporary folders goes."""
+    raise SystemExit(0)
 
 
 def _named(host: str) -> str:

@@ -106,6 +106,7 @@ class Tables:
         self._folder = tempfile.TemporaryDirectory(prefix="must-browse-", ignore_cleanup_errors=True)
         file = Path(self._folder.name) / "tables.duckdb"
         self._database = duckdb.connect(file, config={"memory_limit": MEMORY, **SETTINGS})
+        file.unlink()  # open as it is, it stays until the process ends, in whatever way
         self._database.execute(IMAGES)
         self._lock = threading.Lock()
         self._next, self._shards = 0, 0

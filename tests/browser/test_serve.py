@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
+from http import HTTPStatus
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -50,6 +55,30 @@ def test_a_port_that_is_taken_is_named_with_one_that_is_free(root: Path) -> None
 def test_other_machines_are_let_in_with_a_token_only(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"--host 0\.0\.0\.0 lets other machines reach the page: add --token"):
         serve(str(root), "0.0.0.0", 8800, None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_large_is_left_when_it_ends(root: Path, tmp_path: Path, number: signal.Signals) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (tmp_path / "scratch").mkdir()
+    command = [sys.executable, "-m", "must", "browse", str(root), "--port", str(port)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "scratch")}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as page:
+        assert page.stdout
+        assert f"http://localhost:{port}/" in page.stdout.readline()
+        soon(lambda: answers(port))
+        page.send_signal(number)
+    left = list((tmp_path / "scratch").rglob("*"))
+    assert not [path for path in left if path.suffix == ".duckdb"]
+    assert number == signal.SIGKILL or not left
+
+
+def answers(port: int) -> bool:
+    """Whether a page answers at the port."""
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/api/about") as answer:
+        return bool(answer.status == HTTPStatus.OK)
+    return False
 
 
 def test_a_store_in_a_root_leads_to_it(root: Path) -> None:
