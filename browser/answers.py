@@ -136,7 +136,9 @@ class Answers:
         """An image and what every store says of it."""
         number = self.number(key)
         [row] = self._rows([number])
-        labels = [self._label(store, number, thresholds) for store in list(self.loading.stores.values())]
+        known = self.loading.stores
+        stores = [known[found.name] for found in self.loading.found.stores if found.name in known]
+        labels = [self._label(store, number, thresholds) for store in stores]
         return {**row, "labels": [label for label in labels if label]}
 
     def _label(self, store: Store, number: int, thresholds: Mapping[str, float]) -> dict[str, Any] | None:

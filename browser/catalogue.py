@@ -17,7 +17,7 @@ from pipeline.images import ImageShard
 from pipeline.places import Place
 from pipeline.roots import CACHE_GB, Root, StoredFile, in_parallel
 from pipeline.sources import SPLITS
-from pipeline.stores import DIGITS, NAME, is_student, maker_of, version_of
+from pipeline.stores import DIGITS, NAME, is_student, maker_of, teacher_of, version_of
 from tasks.ingest import IngestedSet
 
 SOUGHT = "labels/<teacher>-<digest>/*.parquet and artifacts/data.<set>/<fingerprint>/manifest.json"
@@ -136,7 +136,12 @@ def _pseudo(root: Root, made: Iterable[Artifact]) -> list[StoreFound]:
         for name, files in folders.items()
         if NAME.fullmatch(name)
     ]
-    return sorted(found, key=lambda store: (store.maker, -store.made, store.name))
+    return sorted(found, key=_order)
+
+
+def _order(store: StoreFound) -> tuple[str, bool, float, str]:
+    """What the student says comes right behind what its teacher does."""
+    return teacher_of(store.maker), is_student(store.maker), -store.made, store.name
 
 
 def _true(sets: Mapping[str, Artifact]) -> Iterator[StoreFound]:

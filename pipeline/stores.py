@@ -27,6 +27,11 @@ def is_student(maker: str) -> bool:
     return maker.startswith(STUDENT)
 
 
+def teacher_of(maker: str) -> str:
+    """The teacher that made the labels, or that the student learned from when it made them."""
+    return maker.removeprefix(STUDENT)
+
+
 def maker_of(store: str) -> str:
     """Whose labels a folder holds, whatever the version."""
     return store[: -DIGITS - 1]

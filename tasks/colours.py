@@ -42,7 +42,8 @@ def caption(image: Image.Image, text: str, at: tuple[float, float] = (0, 0), abo
     `above` its bottom left one.
     """
     draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=max(9, min(14, max(image.size) // 12)))
+    side = max(image.size)
+    font = ImageFont.load_default(size=max(9, min(14, side // 12), side // 28))
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     x = max(0.0, min(at[0], image.width - (right - left) - 4))
     height = bottom - top + 4
