@@ -82,7 +82,7 @@ def _colours(album: Album) -> Html:
 
 
 def curves(run: RunRecord) -> Html:
-    """The losses of the student and of every teacher that was trained, over the steps."""
+    """The losses of the student, of every teacher that was trained, and of the stages, over the steps."""
     student = run.artifacts.get("student")
     mine = Log.of(student).losses() if student else {}
     teachers = {name: Log.of(made).losses() for name, made in run.of_kind("teacher").items()}
@@ -90,13 +90,15 @@ def curves(run: RunRecord) -> Html:
     if mine:
         charts = [loss_chart("weighted total" if name == TOTAL else name, points) for name, points in mine.items()]
         parts += [element("h3", "Student"), _grid(charts)]
-    charts = [
-        loss_chart(teacher if name == TOTAL else f"{teacher}: {name}", points)
-        for teacher, losses in teachers.items()
-        for name, points in losses.items()
-    ]
-    if charts:
-        parts += [element("h3", "Teachers"), _grid(charts)]
+    stages = {name: Log.of(made).losses() for name, made in run.of_kind("stage").items()}
+    for title, trained in (("Teachers", teachers), ("Stages", stages)):
+        charts = [
+            loss_chart(each if name == TOTAL else f"{each}: {name}", points)
+            for each, losses in trained.items()
+            for name, points in losses.items()
+        ]
+        if charts:
+            parts += [element("h3", title), _grid(charts)]
     silent = [name for name, losses in teachers.items() if not losses] + (
         ["the student"] if student and not mine else []
     )

@@ -106,7 +106,14 @@ def warning_box(items: Sequence[Html | str]) -> Html:
 def warnings(run: RunRecord) -> list[Html | str]:
     """What was dropped, kept out, skewed, failed or came out worse than it should, a sentence each."""
     lines, _ = read_lines(run.metrics())
-    return [*weak_teachers(lines), *_weak_student(lines), *_skewed(run), *_left_out(run), *_failed(run)]
+    return [
+        *weak_teachers(lines),
+        *_weak_student(lines),
+        *_skewed(run),
+        *_collapsed(run),
+        *_left_out(run),
+        *_failed(run),
+    ]
 
 
 def _weak_student(lines: Sequence[Line]) -> Iterator[str]:
@@ -122,6 +129,16 @@ def _weak_student(lines: Sequence[Line]) -> Iterator[str]:
 def _skewed(run: RunRecord) -> list[str]:
     made = run.artifacts.get("student")
     return [f"Kept labels: {warning}." for warning in made.counts.get("warnings", ())] if made else []
+
+
+def _collapsed(run: RunRecord) -> Iterator[str]:
+    for name, made in run.of_kind("stage").items():
+        found = made.counts["features"]
+        if found["collapsed"]:
+            yield (
+                f"The features of stage {name} have collapsed: their spread is {found['after']['spread']:.3f}, where 1 "
+                f"would be even, and was {found['before']['spread']:.3f} before."
+            )
 
 
 def _left_out(run: RunRecord) -> Iterator[Html | str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import tasks
-from pipeline.config import FitConfig, Recipe
+from pipeline.config import Recipe
 from pipeline.errors import ConfigError, choose
 from pipeline.labels import LabelSpace
+from pipeline.sections import FitConfig
 from tasks.ingest import check_truth, taught_space
 
 Spaces = Mapping[str, Mapping[str, LabelSpace]]

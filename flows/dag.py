@@ -10,10 +10,12 @@ import pyarrow as pa
 
 from flows.consistency import check_fits
 from pipeline.artifacts import Artifact, Step, hash_json
-from pipeline.config import FitConfig, Recipe, StudentConfig, TeacherConfig
+from pipeline.config import Recipe, StudentConfig, TeacherConfig
 from pipeline.errors import ConfigError, choose, naming
 from pipeline.rejects import NOTHING, rejected_images, rejected_labels, rejected_teachers
+from pipeline.sections import FitConfig
 from pipeline.sources import BaseSource
+from pipeline.stages import resolved
 from pipeline.stores import LABELLING
 from pipeline.weights import weights_digest
 from pipeline.workspace import Workspace
@@ -45,9 +47,10 @@ def build_steps(recipe: Recipe, rejects: pa.Table = NOTHING) -> list[Step]:
     student = Step("student", "student.train:train_student", learning, learned_from, trains=True)
     measured = {**recipe.evaluate.model_dump(mode="json"), "seed": recipe.seed}
     evaluate = Step("evaluate", "evaluation.evaluate:evaluate", measured, ("student", *sets, *makers))
+    stages = _stage_steps(recipe, (*sets, *_names(images)))
     also = [_label_step(LABELLING[1], recipe, {}, ("pool", *pooled, "student"))] if recipe.labelling.student else []
     # the list is copied first: who rejects more while a long run is on its way changes nothing about that run
-    return [*images, *labels, *ingests, *teachers, pool, label, student, *also, evaluate]
+    return [*images, *labels, *ingests, *teachers, pool, label, student, *also, *stages, evaluate]
 
 
 def _names(steps: Sequence[Step]) -> tuple[str, ...]:
@@ -92,6 +95,20 @@ def _teacher_step(recipe: Recipe, name: str, teacher: TeacherConfig) -> Step:
     inputs = (f"data.{teacher.data}",) if hasattr(teacher, "data") else ()
     trains = isinstance(teacher, FitConfig)
     return Step(f"teacher.{name}", f"teachers.{teacher.kind}:make", config, inputs, trains=trains)
+
+
+def _stage_steps(recipe: Recipe, seen: tuple[str, ...]) -> list[Step]:
+    """The self-supervised stages; `seen`: the steps that tell which images there are, and which to leave out."""
+    steps = []
+    stages = resolved(recipe.stages, (recipe.student.backbone, recipe.student.image_size))
+    begins = {"student": "student", **{stage.name: f"stage.{stage.name}" for stage in stages}}
+    for stage in stages:
+        start = begins.get(stage.start or "")
+        weights = {"weights": weights_digest(stage.start)} if stage.start and stage.from_weights else {}
+        config = {"stage": stage.model_dump(mode="json"), "seed": recipe.seed, "start": start, **weights}
+        inputs = (*((start,) if start else ()), *seen)
+        steps.append(Step(f"stage.{stage.name}", "selfsup.stages.stage:run_stage", config, inputs))
+    return steps
 
 
 def _label_step(name: str, recipe: Recipe, require: Mapping[str, Any], inputs: tuple[str, ...]) -> Step:

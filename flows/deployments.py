@@ -54,6 +54,7 @@ RUNNER = Field(
 START = Field(None, description="Make this step, such as label, and all behind it again.")
 FORCE: list[str] = Field([], description="Make these steps again, and what is behind them if their results differ.")
 TEACHER = Field(description="Name of the teacher, as under teachers in the recipe.")
+STAGE = Field(description="Name of the stage, as under stages in the recipe.")
 IMAGES = Field(None, description="Images that go through a teacher at once; else as the recipe says.")
 SPLITS = Field(None, description="Held-out split to prefer; else as the recipe says.")
 # A schedule to train with.
@@ -143,6 +144,31 @@ def train_student(
         *_given("runtime", device=device, workers=workers),
     ]
     return _carry_out(_up_to("student", anew), lambda: read_recipe(Path(recipe), [*overrides, *changes]), root)
+
+
+@flow(name="run-stage", persist_result=False)
+def run_stage(
+    stage: Text = STAGE,
+    recipe: Text = RECIPE,
+    root: Text = ROOT,
+    overrides: list[str] = OVERRIDES,
+    epochs: Epochs = EPOCHS,
+    steps: Count = STEPS,
+    batch: Count = BATCH,
+    lr: Rate = LR,
+    anew: bool = ANEW,
+    device: Device | None = DEVICE,
+    workers: Threads = WORKERS,
+) -> State[Any]:
+    """Run one self-supervised stage of a recipe, after making what it starts from."""
+
+    def read() -> Recipe:
+        choose(stage, [each.name for each in read_recipe(Path(recipe), overrides).stages], "Stage")
+        schedule = _schedule(f"stages.{stage}", epochs=epochs, steps=steps, batch=batch, lr=lr)
+        machine = _given("runtime", device=device, workers=workers)
+        return read_recipe(Path(recipe), [*overrides, *schedule, *machine])
+
+    return _carry_out(_up_to(f"stage.{stage}", anew), read, root)
 
 
 @flow(name="evaluate", persist_result=False)

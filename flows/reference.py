@@ -29,6 +29,8 @@ from pipeline.config import (
     modules,
 )
 from pipeline.sources import SourceConfig
+from pipeline.staged import StagedRecipe
+from pipeline.stages import LabelledConfig, PolicyConfig, StageConfig
 
 PLAIN = {str: "text", int: "whole number", float: "number"}
 HEAD = """\
@@ -43,6 +45,12 @@ ENTRIES = """\
 `<name>: {kind: <a heading below>, ...}`. A name is lower-case letters, digits and `_`, a letter first. All have:
 """
 
+STAGES = """\
+A list, carried out in this order: `- {name: <name>, method: <a heading below>, data: [<sets>], ...}`.
+`-o stages.<name>.steps=100` changes one. Besides the keys of *schedule* all have:
+"""
+OF_STAGES: dict[str, type[BaseModel]] = {"augment": PolicyConfig, "labels": LabelledConfig}
+
 CHAPTERS: tuple[tuple[str, str, type[BaseModel], type[BaseModel] | None], ...] = (
     ("The whole", "", Recipe, None),
     ("runtime", "None of it changes a result's fingerprint.", RuntimeConfig, None),
@@ -50,14 +58,19 @@ CHAPTERS: tuple[tuple[str, str, type[BaseModel], type[BaseModel] | None], ...] =
     ("student", "Besides these, the keys of *training* and *schedule* below.", StudentConfig, TrainingConfig),
     ("evaluate", "", EvaluateConfig, None),
     ("training", "Of supervised teachers and the student.", TrainingConfig, FitConfig),
-    ("schedule", "Of supervised teachers and the student, beside the keys of *training*.", FitConfig, Section),
+    (
+        "schedule",
+        "Of supervised teachers and the student, beside the keys of *training*, and of stages.",
+        FitConfig,
+        Section,
+    ),
     ("augment", "", AugmentConfig, None),
 )
 
 
 def schema() -> str:
     """The JSON Schema of a recipe."""
-    return json.dumps(Recipe.model_json_schema(), indent=1)
+    return json.dumps(StagedRecipe.model_json_schema(), indent=1)
 
 
 def markdown() -> str:
@@ -68,6 +81,9 @@ def markdown() -> str:
     parts += list(_kinds("pipeline.sources", SourceConfig))
     parts += [f"## teachers: kinds\n\n{ENTRIES}\n", _table(TeacherConfig, None)]
     parts += list(_kinds("teachers", TeacherConfig))
+    parts += [f"## stages: methods\n\n{STAGES}\n", _table(StageConfig, FitConfig)]
+    parts += [f"### stages: {name}\n\n{_table(model, None)}" for name, model in OF_STAGES.items()]
+    parts += list(_kinds("selfsup", StageConfig))
     return "\n".join(parts)
 
 
@@ -75,14 +91,14 @@ def _kinds(package: str, above: type[BaseModel]) -> Iterator[str]:
     for name, module in modules(package).items():
         loaded = importlib.import_module(module)
         keys = _table(loaded.Config, above)
-        extra = (
-            "Besides these, the keys of *training* and *schedule*.\n" if issubclass(loaded.Config, FitConfig) else ""
-        )
+        also = "Besides these, the keys of *training* and *schedule*.\n"
+        extra = also if issubclass(loaded.Config, TrainingConfig) else ""
         yield f"### {name}\n\n{_first_line(loaded)}\n{extra}\n{keys}"
 
 
 def _first_line(module: types.ModuleType) -> str:
-    return (module.__doc__ or "").strip().splitlines()[0]
+    """The first paragraph of what a module says of itself, in one line."""
+    return " ".join((module.__doc__ or "").split("\n\n")[0].split())
 
 
 def _chapter(title: str, note: str, model: type[BaseModel], above: type[BaseModel] | None) -> str:
@@ -95,7 +111,11 @@ def _table(model: type[BaseModel], above: type[BaseModel] | None) -> str:
     known = set(above.model_fields) if above else set()
     if above is TeacherConfig and issubclass(model, FitConfig):
         known |= set(TrainingConfig.model_fields)
-    rows = [_row(name, field) for name, field in model.model_fields.items() if name not in known and name != "kind"]
+    rows = [
+        _row(name, field)
+        for name, field in model.model_fields.items()
+        if name not in known and name not in ("kind", "method")
+    ]
     return "\n".join(["| key | values | default | meaning |", "|---|---|---|---|", *rows, ""])
 
 

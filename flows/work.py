@@ -17,9 +17,11 @@ from flows.processes import Call, carry_out, warm_up
 from flows.run import Run
 from pipeline import ranks
 from pipeline.artifacts import Artifact, Inputs, Step
-from pipeline.config import Recipe, Section
+from pipeline.config import Recipe
 from pipeline.errors import ConfigError, Interrupted, OutOfMemory, naming
 from pipeline.runtime import Runtime, usable_cores
+from pipeline.sections import Section
+from pipeline.stages import resolved
 from pipeline.workspace import Busy, Workspace
 
 BUSY_S = 2.0
@@ -166,7 +168,8 @@ def look_around(recipe: Recipe, runtime: Runtime) -> list[Environ]:
 def models(recipe: Recipe) -> dict[str, Section]:
     """The sections that name models, by their place in the recipe."""
     teachers: dict[str, Section] = {f"teachers.{name}": teacher for name, teacher in recipe.teachers.items()}
-    return {**teachers, "student": recipe.student}
+    stages = resolved(recipe.stages, (recipe.student.backbone, recipe.student.image_size))
+    return {**teachers, "student": recipe.student, **{f"stages.{stage.name}": stage for stage in stages}}
 
 
 def in_order(run: Run, execute: Execute) -> dict[str, Artifact]:

@@ -130,10 +130,15 @@ def load_weights(model: nn.Module, name: str, where: str, num_classes: int = 0) 
         weights = timm.create_model(name, pretrained=True, num_classes=num_classes).state_dict()
     else:
         weights = read_weights(find_weights(where))
+    model.load_state_dict(resampled(model, weights, where))
+
+
+def resampled(model: nn.Module, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """`match`, with embeddings of positions resampled to the model's own grid."""
     adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if adapt is not None and set(model.state_dict()) <= set(weights):
         weights = adapt(weights, model)
-    model.load_state_dict(match(model, weights, where))
+    return match(model, weights, source)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

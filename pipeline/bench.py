@@ -37,8 +37,10 @@ def medians(taken: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 def circumstances(device: str) -> dict[str, Any]:
     """Where and when this is: JSON for the head of a result. `load` is the mean number of busy threads, last minute."""
-    program = Path(sys.argv[0])
+    program, spec = Path(sys.argv[0]), getattr(sys.modules["__main__"], "__spec__", None)
     name = f"python benchmarks/{program.name}" if program.suffix == ".py" else program.name
+    if spec is not None and spec.name.startswith("benchmarks."):
+        name = f"python -m {spec.name}"
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": " ".join([name, *sys.argv[1:]]),

@@ -16,77 +16,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from pipeline.augment import AugmentConfig
 from pipeline.errors import ConfigError
 from pipeline.roots import CACHE_GB
 from pipeline.runtime import Device, Precision
+from pipeline.sections import FitConfig, Name, Section
 from pipeline.sources import SourceConfig
-
-NAME = r"^[a-z][a-z0-9_]*$"
-Name = Annotated[str, Field(pattern=NAME)]
-
-
-class Section(BaseModel):
-    """A part of the recipe: unknown keys are errors, values don't change once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    def check(self) -> None:
-        """Raise ConfigError for what only the libraries, torch among them, can tell: called before a run's first step,
-        so that a misspelt model does not come to light hours later.
-        """
-
-
-class FitConfig(Section):
-    """A training schedule."""
-
-    epochs: float | None = Field(default=None, gt=0)
-    """Passes over the images; 10 if neither epochs nor steps is given."""
-    steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps, instead of epochs."""
-    batch: int = Field(default=32, ge=1)
-    """Images per optimiser step, those of all processes that train together."""
-    accumulate: int = Field(default=1, ge=1)
-    """Into how many forward and backward passes a batch is split; must divide it. More, where memory runs out."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with momentum."""
-    lr: float = Field(default=1e-3, gt=0)
-    """Highest learning rate of the schedule."""
-    backbone_lr: float = Field(default=1.0, ge=0)
-    """Factor on the learning rate of the backbone."""
-    weight_decay: float = Field(default=0.05, ge=0)
-    """On weight matrices; biases and norms have none."""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Of SGD."""
-    warmup: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the steps with a linearly rising learning rate; a cosine to zero follows."""
-    clip: float | None = Field(default=1.0, gt=0)
-    """Largest gradient norm; null for none."""
-    ema: float | None = Field(default=None, gt=0, lt=1)
-    """Decay of the moving average of the weights, which is then what is kept."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> FitConfig:
-        if self.epochs is not None and self.steps is not None:
-            raise ValueError(f"epochs ({self.epochs}) and steps ({self.steps}) are both given: give one of them")
-        if self.batch % self.accumulate:
-            raise ValueError(f"batch ({self.batch}) is not a multiple of accumulate ({self.accumulate})")
-        return self
-
-    def total_steps(self, images: int) -> int:
-        """Optimiser steps for a set of `images`."""
-        return self.steps or max(1, -(-int((self.epochs or 10) * images) // self.batch))
+from pipeline.stages import StageConfig, resolved
 
 
 class TrainingConfig(FitConfig):
@@ -206,16 +145,22 @@ def modules(package: str) -> dict[str, str]:
     return {found.name: f"{package}.{found.name}" for found in pkgutil.iter_modules(paths) if not found.ispkg}
 
 
-class KindOf:
-    """Pydantic type of a config chosen by its `kind`: the class `Config` of the module of that name in `package`."""
+CHOSEN = {"data": ("pipeline.sources", "kind"), "teachers": ("teachers", "kind"), "stages": ("selfsup", "method")}
+"""Sections whose entries name a file: its package, and the key that names it."""
 
-    def __init__(self, package: str) -> None:
-        self.package = package
+
+class KindOf:
+    """Pydantic type of a config chosen by its `kind`, or another key: the class `Config` of the module of that name in
+    `package`.
+    """
+
+    def __init__(self, package: str, key: str = "kind") -> None:
+        self.package, self.key = package, key
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         classes = {name: importlib.import_module(module).Config for name, module in modules(self.package).items()}
         choices = {name: handler.generate_schema(cls) for name, cls in classes.items()}
-        return core_schema.tagged_union_schema(choices, discriminator="kind")
+        return core_schema.tagged_union_schema(choices, discriminator=self.key)
 
 
 class Recipe(Section):
@@ -239,6 +184,8 @@ class Recipe(Section):
     """How the pool is labelled."""
     student: StudentConfig
     """The multi-task student."""
+    stages: list[StageConfig] = []
+    """Self-supervised pretraining from there to the user's domain, one stage after the other."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What is measured at the end."""
 
@@ -261,6 +208,7 @@ class Recipe(Section):
                 known = ", ".join(self.teachers)
                 raise ValueError(f"student.loss_weights names {name!r}, not under teachers; there are {known}")
         self._truths_exist()
+        self._stages_fit()
         tasks = {teacher.task for teacher in self.teachers.values()}
         for name in self.student.thresholds:
             if name not in self.teachers and name not in tasks:
@@ -279,6 +227,21 @@ class Recipe(Section):
                 if name not in self.data:
                     known = ", ".join(self.data)
                     raise ValueError(f"student.truths.{teacher} names {name!r}, not under data; there are {known}")
+
+    def _stages_fit(self) -> None:
+        names = [stage.name for stage in self.stages]
+        for number, stage in enumerate(self.stages):
+            if stage.name in names[:number]:
+                raise ValueError(f"two stages are called {stage.name!r}")
+            for name in stage.data:
+                if name not in self.data:
+                    raise ValueError(
+                        f"stage {stage.name!r} names {name!r}, not under data; there are {', '.join(self.data)}"
+                    )
+        try:
+            resolved(self.stages, (self.student.backbone, self.student.image_size))
+        except ConfigError as error:
+            raise ValueError(str(error).rstrip(".")) from error
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -302,9 +265,18 @@ def parse_recipe(text: str, origin: str, overrides: Sequence[str] = ()) -> Recip
     for override in overrides:
         apply_override(data, override)
     try:
-        return Recipe.model_validate(expand(data, origin))
+        return recipe_class(data).model_validate(expand(data, origin))
     except ValidationError as error:
         raise ConfigError("\n".join(explain(origin, problem) for problem in error.errors())) from error
+
+
+def recipe_class(data: Mapping[str, Any]) -> type[Recipe]:
+    """What reads these contents: a recipe without stages is read without torch, which their methods load."""
+    if not data.get("stages"):
+        return Recipe
+    from pipeline.staged import StagedRecipe  # noqa: PLC0415 - loads torch
+
+    return StagedRecipe
 
 
 def _apart(value: Any) -> Any:
@@ -315,7 +287,7 @@ def _apart(value: Any) -> Any:
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set `a.b.c=value` in nested mappings; the value is YAML."""
+    """Set `a.b.c=value` in nested mappings; the value is YAML. In a list of named sections, `b` is a name."""
     path, found, value = override.partition("=")
     if not found or not path:
         raise ConfigError(f"-o {override!r}: write key.sub=value, for example student.epochs=3.")
@@ -323,6 +295,8 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     place = data
     for parent in parents:
         place = place.setdefault(parent, {})
+        if isinstance(place, list):
+            place = {each["name"]: each for each in place if isinstance(each, dict) and "name" in each}
         if not isinstance(place, dict):
             raise ConfigError(f"-o {override!r}: {parent!r} holds the value {place!r} and has no keys.")
     try:
@@ -356,7 +330,7 @@ def expand(value: Any, origin: str) -> Any:
 def explain(origin: str, problem: ErrorDetails) -> str:
     """One line about one thing wrong in a recipe."""
     location = [str(part) for part in problem["loc"]]
-    if len(location) > 2 and location[0] in ("data", "teachers"):
+    if len(location) > 2 and location[0] in CHOSEN:
         del location[2]  # pydantic's tag of the union, which is not in the file
     where = f"{origin}: {'.'.join(location) or 'recipe'}"
     kind, value = problem["type"], problem["input"]
@@ -368,12 +342,12 @@ def explain(origin: str, problem: ErrorDetails) -> str:
     if kind == "missing":
         return f"{where}: missing; it has to be given."
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        package = "teachers" if location[0] == "teachers" else "pipeline.sources"
+        package, key = CHOSEN[location[0]]
         known = sorted(modules(package))
-        given = value.get("kind") if isinstance(value, Mapping) else value
+        given = value.get(key) if isinstance(value, Mapping) else value
         near = difflib.get_close_matches(str(given), known, n=1)
         guess = f" Did you mean {near[0]!r}?" if near else ""
-        return f"{where}.kind: {given!r} is not a kind.{guess} Known: {', '.join(known)}."
+        return f"{where}.{key}: {given!r} is not a {key}.{guess} Known: {', '.join(known)}."
     message = problem["msg"].removeprefix("Value error, ")
     quoted = f" (value {value!r})" if kind != "value_error" else ""
     return f"{where}: {message[0].lower()}{message[1:]}{quoted}."
@@ -385,8 +359,8 @@ def _known_keys(problem: ErrorDetails) -> list[str]:
     path = list(problem["loc"][:-1])
     while path:
         part = path.pop(0)
-        if part in ("data", "teachers") and model is Recipe:
-            package = "teachers" if part == "teachers" else "pipeline.sources"
+        if part in CHOSEN and model is Recipe:
+            package, _ = CHOSEN[part]
             model = importlib.import_module(f"{package}.{path[1]}").Config
             path = path[2:]
         elif isinstance(part, str) and part in model.model_fields:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from pipeline.config import FitConfig
+from pipeline.sections import FitConfig
 
 
 class Objective(nn.Module, ABC):
@@ -43,7 +43,9 @@ class Share(Protocol):
 class Stream(Protocol):
     """Where one process's shares come from, by the number of their step."""
 
-    waited: float
+    @property
+    def waited(self) -> float:
+        """Seconds that were spent waiting for them so far."""
 
     def stream(self, start: int) -> Iterator[Share]: ...
 

@@ -6,12 +6,9 @@ that is resumed at step s therefore sees what an undisturbed one sees, without a
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -25,13 +22,12 @@ from pipeline.images import ImageShard
 from pipeline.job import cut
 from pipeline.labels import Label, LabelShard, Value, check_joined, read_labels
 from pipeline.roots import StoredFile
+from pipeline.supply import Supply
 
 WINDOW = 64
 """Shards that are shuffled together, and whose labels are in memory; sets of fewer shards are shuffled as a whole."""
 SHARE = 1 / (2 * WINDOW)
 """Of the cache, if the set is elsewhere: shards this large are fetched whole; those of a window fill half of it."""
-AHEAD = 3
-"""Batches made ready before they are asked for."""
 
 Collate = Callable[[Sequence[Value]], Any]
 
@@ -222,8 +218,12 @@ class Loader:
     def __init__(self, library: Library, collate: Mapping[str, Collate], config: LoaderConfig) -> None:
         self.library, self.collate, self.config = library, collate, config
         self.slots = range(config.batch) if config.slots is None else config.slots
-        self.waited = 0.0
+        self._supply = Supply(self._tasks, lambda samples, _: Samples(samples, self.collate), config.threads)
+
+    @property
+    def waited(self) -> float:
         """Seconds the consumer has waited for samples so far."""
+        return self._supply.waited
 
     def batch(self, step: int) -> Batch:
         """The share of batch number `step`, made now."""
@@ -236,24 +236,12 @@ class Loader:
         index = int(self.library.order(config.seed, epoch)[place])
         return self.library.sample(index, config.size, config.augment, (config.seed, position))
 
+    def _tasks(self, step: int) -> list[Callable[[], Sample]]:
+        return [functools.partial(self._sample, step, slot) for slot in self.slots]
+
     def stream(self, start: int) -> Iterator[Samples]:
-        """Shares from step `start` on, AHEAD of them in the making on `threads` threads."""
-        with ThreadPoolExecutor(self.config.threads, thread_name_prefix="load") as pool:
-            ready: collections.deque[list[Future[Sample]]] = collections.deque()
-            step = start
-            try:
-                while True:
-                    while len(ready) < AHEAD:
-                        ready.append([pool.submit(self._sample, step, slot) for slot in self.slots])
-                        step += 1
-                    began = time.perf_counter()
-                    samples = [future.result() for future in ready.popleft()]
-                    self.waited += time.perf_counter() - began
-                    yield Samples(samples, self.collate)
-            finally:
-                for futures in ready:
-                    for future in futures:
-                        future.cancel()
+        """Shares from step `start` on, some of them in the making on `threads` threads."""
+        return self._supply.stream(start)
 
 
 def collate_samples(samples: Sequence[Sample], collate: Mapping[str, Collate]) -> Batch:

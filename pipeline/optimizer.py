@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import FitConfig
+from pipeline.sections import FitConfig
 
 
 def learning_rate(step: int, steps: int, warmup: float) -> float:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from pipeline import machine, ranks
 from pipeline.artifacts import Artifact, read_json
 from pipeline.augment import AugmentConfig, View, view_image
-from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.fit import Cut, fit
 from pipeline.job import Job, Objective
@@ -25,6 +24,7 @@ from pipeline.labels import LabelSpace, Value
 from pipeline.loader import Batch, Library, Loader, LoaderConfig
 from pipeline.machine import Choice
 from pipeline.runtime import Runtime
+from pipeline.sections import FitConfig
 from pipeline.team import Team
 from tasks.network import Network
 from tasks.task import Prediction, Task

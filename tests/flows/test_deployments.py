@@ -21,7 +21,7 @@ from tests.flows.tiny import RECIPE, prefect_says, prefects_of, soon, undecided
 pytestmark = pytest.mark.timeout(900)  # many processes that each load Prefect, on machines that do other things as well
 PROJECT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-FLOWS = ["selftrain", "train_teacher", "label_pool", "train_student", "evaluate"]
+FLOWS = ["selftrain", "train_teacher", "label_pool", "train_student", "run_stage", "evaluate"]
 Understood = Callable[[str, dict[str, Any]], tuple[Selection, dict[str, Any]]]
 STEPS = ["data.world", "data.pool", "teacher.parts", "teacher.gabor", "pool", "label", "student", "evaluate"]
 TASK_RUNS = """
@@ -42,7 +42,7 @@ def test_a_form_is_flat_and_says_what_each_field_is(name: str) -> None:
     schema = parameter_schema(flow(name)).model_dump()
     fields = schema["properties"]
     assert fields.keys() >= {"recipe", "root", "overrides", "device", "workers"}
-    assert schema["required"] == (["teacher"] if name == "train_teacher" else [])
+    assert schema["required"] == {"train_teacher": ["teacher"], "run_stage": ["stage"]}.get(name, [])
     assert schema["definitions"] == {}
     assert all(field["description"] for field in fields.values())
     assert flow(name).description
@@ -70,6 +70,7 @@ def asked(tmp_path: Path) -> dict[str, Any]:
         ("selftrain", {"start": "labels"}, "Step 'labels' is unknown. Did you mean 'label'?"),
         ("train_teacher", {"teacher": "mask", "epochs": 3.0}, "Did you mean 'masks'? Known: gabor, masks."),
         ("train_teacher", {"teacher": "gabor", "steps": 3}, "teachers.gabor.steps: unknown key (value 3)."),
+        ("run_stage", {"stage": "garments"}, "Stage 'garments' is unknown. Known: "),
         ("train_student", {"epochs": 3.0, "steps": 5}, "epochs (3.0) and steps (5) are both given"),
     ],
 )
@@ -116,6 +117,12 @@ def understood(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Unders
             Selection("student"),
         ),
         (
+            "run_stage",
+            {"stage": "first", "steps": 7, "overrides": ["stages=[{name: first, method: simclr, data: [pool]}]"]},
+            {"stages.first.steps": 7, "stages.first.epochs": None, "stages.first.method": "simclr"},
+            Selection("stage.first"),
+        ),
+        (
             "evaluate",
             {"splits": "val", "device": "mps"},
             {"evaluate.splits": "val", "runtime.device": "mps"},
@@ -131,6 +138,7 @@ def test_fields_change_the_recipe_and_choose_the_steps(
     for path, value in changed.items():
         found: Any = recipe
         for key in path.split("."):
+            found = {each["name"]: each for each in found} if isinstance(found, list) else found
             found = found[key]
         assert found == value, path
 

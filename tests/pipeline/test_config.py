@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config import FitConfig, Recipe, apply_override, expand, modules, parse_recipe, read_recipe
+from pipeline.config import Recipe, apply_override, expand, modules, parse_recipe, read_recipe
 from pipeline.errors import ConfigError
+from pipeline.sections import FitConfig
 
 RECIPE = """
 name: photos

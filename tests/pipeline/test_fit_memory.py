@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, OutOfMemory, Stopped
 from pipeline.fit import Cut
 from pipeline.job import Job, cut
 from pipeline.passes import FITTED, Passes
 from pipeline.runtime import Runtime
+from pipeline.sections import FitConfig
 from pipeline.team import Team
 from tests.pipeline.training import (
     PLAIN,

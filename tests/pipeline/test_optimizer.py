@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.config import FitConfig
 from pipeline.optimizer import learning_rate, parameter_groups
+from pipeline.sections import FitConfig
 from tests.pipeline.training import Pictures
 
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import ranks, roots
-from pipeline.config import FitConfig
 from pipeline.fit import Cut, fit
 from pipeline.job import Job, Objective, cut
 from pipeline.machine import Choice
 from pipeline.runtime import Runtime
+from pipeline.sections import FitConfig
 from pipeline.team import Team
 
 STEPS = 6

@@ -21,11 +21,12 @@ from torch.nn import functional
 
 import tasks
 from pipeline.augment import NOTHING
-from pipeline.config import FitConfig, StudentConfig
+from pipeline.config import StudentConfig
 from pipeline.errors import ConfigError
 from pipeline.labels import LabelSpace, Value
 from pipeline.loader import Layer, Library, Shelf, collate_samples
 from pipeline.runtime import Runtime
+from pipeline.sections import FitConfig
 from student.join import Head, heads_of, join, threshold_for
 from student.weights import combination, task_weight
 from tasks.learning import Course, Sum, train_network

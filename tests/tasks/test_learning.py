@@ -16,11 +16,11 @@ from PIL import Image
 
 import tasks
 from pipeline.augment import AugmentConfig
-from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.labels import LabelSpace, Value
 from pipeline.loader import Batch, Library, Shelf
 from pipeline.runtime import Runtime
+from pipeline.sections import FitConfig
 from tasks.learning import Course, Learning, Predictor, Preparation, Sum, network_predictor, to_numpy, train_network
 from tasks.network import Network
 from tasks.scoring import predict_all, read_image, score

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 import tasks
 from pipeline.augment import AugmentConfig
-from pipeline.config import FitConfig
 from pipeline.labels import LabelSpace, Value
 from pipeline.loader import Library, Shelf
 from pipeline.roots import Root
 from pipeline.runtime import Precision, Runtime
+from pipeline.sections import FitConfig
 from tasks.learning import Course, Sum, train_network
 from tasks.network import Network, NetworkConfig
 from tests.processes import Together

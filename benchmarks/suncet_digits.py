@@ -1,0 +1,200 @@
+"""What a few labels bring to self-supervised pretraining: SimCLR against SimCLR with SuNCEt on handwritten digits.
+
+    python -m benchmarks.suncet_digits
+
+scikit-learn's digits (8 x 8, enlarged to 16 x 16): 1,200 to train on, with 6 labels of each class among them, and 597
+to test on. Every step sees 128 views, whether labelled ones are among them or not. Features are the backbone's; the
+classifiers learn from the 60 labels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from timm.models import register_model
+from torch import Tensor, nn
+
+from flows.dag import build_steps
+from pipeline.artifacts import Artifact, Inputs, Step
+from pipeline.bench import circumstances, save_result
+from pipeline.config import parse_recipe
+from pipeline.roots import Root
+from pipeline.runtime import Runtime
+from pipeline.workspace import Workspace
+from selfsup.stages.labelled import class_sampler
+from selfsup.stages.stage import classes_of, images_of, stage_config
+from selfsup.stages.start import of_artifact
+from selfsup.stages.watch import features_of
+from tasks.ingest import IngestedSet
+from tasks.shelves import truth_library
+
+RESULTS = Path(__file__).parent / "results"
+TRAINED, SIDE, PER_CLASS = 1200, 16, 6
+STEPS = (25, 50, 100, 200, 400)
+TEMPERATURE = 0.1
+"""Of the soft nearest-neighbour classifier."""
+RECIPE = """
+name: digits
+data: {{digits: {{kind: imagefolder, path: "{path}"}}}}
+teachers: {{gabor: {{kind: analytic}}}}
+pool: [digits]
+student: {{weighting: equal}}
+"""
+STAGE: dict[str, Any] = {
+    "method": "simclr",
+    "data": ["digits"],
+    "start": "scratch",
+    "backbone": "digits_cnn",
+    "image_size": SIDE,
+    "batch": 64,
+    "optimizer": "adamw",
+    "lr": 2e-3,
+    "weight_decay": 1e-4,
+    "temperature": 0.2,
+    "dim": 64,
+    "augment": {"area": [0.5, 1.0], "flip": 0, "hue": 0, "saturation": 0, "grayscale": 0, "blur": 0},
+}
+LABELS = {"method": "suncet", "per_class": PER_CLASS, "images": 4, "temperature": 0.2}
+METHODS: dict[str, dict[str, Any]] = {"SimCLR": {}, "SimCLR+SuNCEt": {"labels": LABELS}}
+
+
+class DigitsCNN(nn.Module):
+    """Five convolutions, 16 to 64 channels wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths, self.num_features = [3, 16, 16, 32, 32, 64], 64
+        self.layers = nn.Sequential(
+            *(
+                part
+                for number, (before, after) in enumerate(itertools.pairwise(widths))
+                for part in (
+                    nn.Conv2d(before, after, 3, stride=2 if number in (1, 3) else 1, padding=1, bias=False),
+                    nn.BatchNorm2d(after),
+                    nn.ReLU(),
+                )
+            )
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.layers(images).mean((2, 3))
+        return features
+
+
+@register_model
+def digits_cnn(
+    pretrained: bool = False,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: Any = None,
+    cache_dir: Any = None,
+    num_classes: int = 0,
+) -> nn.Module:
+    """The network, for `timm.create_model`."""
+    return DigitsCNN()
+
+
+def write_digits(folder: Path) -> None:
+    """The digits as files, `<split>/<class>/<number>.png`."""
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    for place, number in enumerate(order):
+        grey = Image.fromarray((digits.images[number] * 255 / 16).astype(np.uint8)).resize((SIDE, SIDE))
+        split = "train" if place < TRAINED else "test"
+        file = folder / split / str(digits.target[number]) / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        grey.convert("RGB").save(file)
+
+
+def tested(made: Artifact, inputs: Inputs, settings: dict[str, Any], seed: int) -> dict[str, float]:
+    """Accuracy on the test images of a linear probe and of a soft nearest-neighbour classifier with the few labels."""
+    start = of_artifact(made)
+    encoder = start.encoder()
+    stage = stage_config({**settings, "labels": LABELS})
+    images = images_of(stage, inputs, seed)
+    names, of = classes_of(stage, inputs, images)
+    assert stage.labels is not None
+    few = np.concatenate(class_sampler(stage.labels, names, of, seed).members)
+    known = features_of(encoder, images, few.tolist(), SIDE)
+    found = IngestedSet(inputs["data.digits"])
+    library = truth_library(found, "test", {"kind": "classification"})
+    truth = np.array([library.values(index)["kind"]["probs"].argmax() for index in range(len(library))])
+    features = features_of(encoder, library, range(len(library)), SIDE)
+    probe = LogisticRegression(max_iter=2000).fit(known.numpy(), of[few])
+    neighbours = soft_neighbours(known, torch.from_numpy(of[few]), features)
+    return {
+        "probe": float((probe.predict(features.numpy()) == truth).mean()),
+        "sNN": float((neighbours == truth).mean()),
+    }
+
+
+def soft_neighbours(known: Tensor, labels: Tensor, features: Tensor) -> NDArray[np.int64]:
+    """The class that most of the softmax over cosines with labelled images falls on."""
+    unit = nn.functional.normalize
+    weights = (unit(features) @ unit(known).T / TEMPERATURE).softmax(dim=1)
+    found: NDArray[np.int64] = (weights @ nn.functional.one_hot(labels).float()).argmax(dim=1).numpy()
+    return found
+
+
+def run(root: Root, sets: dict[str, Artifact], name: str, steps: int, seed: int) -> dict[str, float]:
+    """One stage, and what its features are worth."""
+    runtime = Runtime(root, "cpu", "32", 1)
+    settings = {"name": "digits", **STAGE, **METHODS[name], "steps": steps}
+    inputs = Inputs(sets, runtime)
+    step = Step(
+        "stage.digits", "selfsup.stages.stage:run_stage", {"stage": settings, "seed": seed, "start": None}, tuple(sets)
+    )
+    made, _ = Workspace(root).obtain(step, inputs)
+    return tested(made, inputs, settings, seed)
+
+
+def main(seeds: Annotated[int, typer.Option(help="Runs of each kind.")] = 5) -> None:
+    """Measure, print, and leave `suncet_digits` among the results."""
+    torch.set_num_threads(1)
+    measured = circumstances("cpu")
+    found: dict[str, dict[str, list[dict[str, float]]]] = {name: {} for name in METHODS}
+    with tempfile.TemporaryDirectory() as folder:
+        write_digits(Path(folder) / "digits")
+        root = Root.of(Path(folder) / "root")
+        [ingest, *_] = build_steps(parse_recipe(RECIPE.format(path=Path(folder) / "digits"), "digits"))
+        sets = {"data.digits": Workspace(root).make(ingest, Inputs({}, Runtime(root)))}
+        for steps in STEPS:
+            for name in METHODS:
+                found[name][str(steps)] = [run(root, sets, name, steps, seed) for seed in range(seeds)]
+                print(name, steps, shown(found[name][str(steps)]), flush=True)
+    table = [("steps", *(f"{name}: linear probe, soft nearest neighbours" for name in METHODS))]
+    table += [(str(steps), *(shown(found[name][str(steps)]) for name in METHODS)) for steps in STEPS]
+    half, whole = (
+        statistics.mean(each["sNN"] for each in found[name][steps])
+        for name, steps in (("SimCLR+SuNCEt", "200"), ("SimCLR", "400"))
+    )
+    table.append(("", f"SimCLR, 400 steps: {100 * whole:.1f}", f"SuNCEt, 200 steps: {100 * half:.1f}"))
+    result = {"measured": measured, "seeds": seeds, "test_images": 597, "labels": 10 * PER_CLASS, "accuracy": found}
+    save_result(
+        RESULTS / "suncet_digits.json",
+        f"SuNCEt on digits, accuracy in %, mean ± deviation of {seeds} seeds",
+        result,
+        table,
+    )
+
+
+def shown(runs: list[dict[str, float]]) -> str:
+    """Mean and standard deviation of each classifier."""
+    return ", ".join(
+        f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
+        for values in ([each[key] for each in runs] for key in ("probe", "sNN"))
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,122 @@
+"""What a recipe says of a self-supervised stage. No torch; what a method adds is in its own file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.errors import ConfigError, choose
+from pipeline.sections import NAME, FitConfig, Name, Section
+
+STUDENT, SCRATCH, PUBLISHED = "student", "scratch", "timm"
+"""What a stage may start from, beside other stages and weights."""
+Probability = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0)]
+
+
+class PolicyConfig(Section):
+    """How far views may go. What is not given is the method's own."""
+
+    area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] | None = None
+    """Smallest and largest share of the image that a crop covers."""
+    flip: Probability | None = None
+    """Probability of mirroring left to right."""
+    jitter: Probability | None = None
+    """Probability that brightness, contrast, saturation and hue change."""
+    brightness: Strength | None = None
+    """Largest relative change, either way."""
+    contrast: Strength | None = None
+    """Largest relative change, either way."""
+    saturation: Strength | None = None
+    """Largest relative change, either way."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] | None = None
+    """Largest turn, either way, as a share of the whole circle."""
+    grayscale: Probability | None = None
+    """Probability of losing all colour."""
+    blur: Probability | None = None
+    """Probability of a Gaussian blur, of a standard deviation from 0.1 to 2 pixels."""
+    solarize: Probability | None = None
+    """Probability of inverting what is brighter than the middle."""
+
+
+class LabelledConfig(Section):
+    """The labelled images beside the unlabelled ones, as in SuNCEt."""
+
+    method: Literal["suncet", "supcon"] = "suncet"
+    """The loss: the sum over an image's class inside the logarithm, or outside of it."""
+    per_class: int | None = Field(default=None, ge=2)
+    """Labelled images of each class that are used at all; null for all there are."""
+    classes: int | None = Field(default=None, ge=2)
+    """Classes in a step; null for all. Must divide their number."""
+    images: int = Field(default=4, ge=2)
+    """Images of each of these classes in a step, one view each."""
+    temperature: float = Field(default=0.1, gt=0)
+    """Of the softmax over cosines."""
+    until: float = Field(default=1.0, gt=0, le=1)
+    """Share of the steps after which there are no labelled images any more."""
+
+
+class StageConfig(FitConfig):
+    """A self-supervised pretraining run: what it starts from, on which images, and how far it goes."""
+
+    name: Name
+    """What the stage is called."""
+    method: str
+    """How it learns: the name of a file in `selfsup/`."""
+    data: list[str]
+    """The sets whose images it sees: those to train on, and those of `val` where a set has a `test` split as well."""
+    start: str | None = None
+    """What the backbone starts from: `student`, the name of a stage before this one, `scratch`, or weights as a
+    teacher's; null for the stage before this one, or else the student."""
+    backbone: str | None = None
+    """Any timm model, for `scratch` and weights; null for the student's."""
+    image_size: int | None = Field(default=None, multiple_of=16, ge=16)
+    """Side of the large views, pixels; null for what it starts from."""
+    trainable: Literal["all", "norm"] = "all"
+    """What of the backbone is trained: all of it, or only its normalisation layers (HPT-BN)."""
+    statistics: Literal["data", "backbone"] = "data"
+    """Mean and standard deviation that images are normalised by: those of the stage's own images, or the backbone's."""
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the images that is used: a smaller one is a part of a larger one."""
+    augment: PolicyConfig = PolicyConfig()
+    """How far views may go."""
+    labels: LabelledConfig | None = None
+    """Labelled images beside the unlabelled ones, for methods that contrast or cluster; so many unlabelled ones less
+    that a step sees as many images as without."""
+
+    @property
+    def from_weights(self) -> bool:
+        """Whether it starts from published weights, or some in a file: what can't be the name of a stage."""
+        return self.start == PUBLISHED or (self.start is not None and not re.fullmatch(NAME, self.start))
+
+    @model_validator(mode="after")
+    def _whole(self) -> StageConfig:
+        if self.augment.area and self.augment.area[0] > self.augment.area[1]:
+            raise ValueError(f"augment.area {list(self.augment.area)}: the smallest share is larger than the largest")
+        return self
+
+
+def resolved(stages: Sequence[StageConfig], student: tuple[str, int]) -> list[StageConfig]:
+    """The stages with what they start from, its backbone and their size filled in; `student`: backbone and image size.
+
+    ConfigError if a stage starts from what does not come before it, or names another backbone than that has.
+    """
+    found: dict[str, StageConfig] = {}
+    before = STUDENT
+    for stage in stages:
+        start = stage.start or before
+        if not stage.from_weights:
+            choose(start, (*found, STUDENT, SCRATCH, PUBLISHED), f"stages.{stage.name}.start")
+        own = (found[start].backbone, found[start].image_size) if start in found else student
+        if start in (*found, STUDENT) and stage.backbone not in (None, own[0]):
+            raise ConfigError(
+                f"stages.{stage.name}.backbone is {stage.backbone!r}, but it starts from {start!r}, which has a "
+                f"{own[0]!r}: leave backbone out, or set start to scratch or to weights of a {stage.backbone!r}."
+            )
+        told = {"start": start, "backbone": stage.backbone or own[0], "image_size": stage.image_size or own[1]}
+        found[stage.name] = stage.model_copy(update=told)
+        before = stage.name
+    return list(found.values())

@@ -1,0 +1,103 @@
+"""DINO: a network learns to say of any crop what a slowly moving copy of it says of the large ones (Caron et al., ICCV
+2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from selfsup.parts.config import MethodConfig
+from selfsup.parts.crops import multi_crop
+from selfsup.parts.encoder import Encoder
+from selfsup.parts.heads import DistillationHead, Follower, rising
+from selfsup.parts.losses import distillation
+from selfsup.parts.method import Crop, Family, Method, Policy, Setting, Views, together
+
+POLICY = Policy(area=(0.4, 1.0), brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
+OTHER = replace(POLICY, blur=0.1, solarize=0.2)
+"""The second large view's."""
+SMALL = replace(POLICY, area=(0.05, 0.4), blur=0.5)
+LARGE_CROPS = 2
+
+
+class Config(MethodConfig):
+    """DINO."""
+
+    method: Literal["dino"] = "dino"
+    small_crops: int = Field(default=6, ge=0)
+    """Smaller views of each image, 3/7 as large."""
+    hidden: int = Field(default=2048, ge=2)
+    """Width of the head's hidden layers."""
+    dim: int = Field(default=256, ge=2)
+    """Of the head's bottleneck."""
+    outputs: int = Field(default=4096, ge=2)
+    """Of the head; the paper has 65,536 for a million images."""
+    teacher_momentum: float = Field(default=0.996, ge=0, le=1)
+    """Of the teacher at the start; it rises to 1 by a cosine."""
+    temperature: float = Field(default=0.1, gt=0)
+    """Of the student's softmax."""
+    teacher_temperature: float = Field(default=0.04, gt=0)
+    """Of the teacher's: smaller, so that it is surer."""
+    center_momentum: float = Field(default=0.9, ge=0, le=1)
+    """Of the mean that is taken off the teacher's outputs."""
+    frozen: float = Field(default=0.01, ge=0, le=1)
+    """Share of the steps at the start in which the head's last layer does not move."""
+
+    @model_validator(mode="after")
+    def _surer(self) -> Config:
+        if self.teacher_temperature >= self.temperature:
+            raise ValueError(
+                f"teacher_temperature ({self.teacher_temperature}) has to be below temperature ({self.temperature})"
+            )
+        return self
+
+    def build(self, backbone: Encoder, setting: Setting) -> Method:
+        """The method, its head fresh."""
+        return DINO(self, backbone, setting)
+
+
+class DINO(Method):
+    """A student, and the teacher that follows it."""
+
+    family: ClassVar[Family] = "self-distillation"
+    center: Tensor
+
+    def __init__(self, config: Config, backbone: Encoder, setting: Setting) -> None:
+        super().__init__(backbone, None)
+        self.config, self.size = config, setting.size
+        self.head = DistillationHead([backbone.width, config.hidden, config.hidden, config.dim], config.outputs)
+        self.teacher = Follower(nn.Sequential(backbone, self.head))
+        self.register_buffer("center", torch.zeros(config.outputs))
+
+    def crops(self) -> Sequence[Crop]:
+        return multi_crop(self.size, [POLICY, OTHER], [SMALL] * self.config.small_crops)
+
+    def losses(self, views: Views) -> dict[str, Tensor]:
+        network = nn.Sequential(self.backbone, self.head)
+        self.teacher.catch_up(network, rising(self.config.teacher_momentum, views.progress), views.step)
+        wanted = together(self.teacher, views.crops[:LARGE_CROPS])
+        student = self._student(views)
+        temperatures = (self.config.temperature, self.config.teacher_temperature)
+        loss = distillation(student, wanted, self.center.clone(), temperatures)
+        self._follow(torch.cat(wanted))
+        return {"dino": loss}
+
+    def _student(self, views: Views) -> list[Tensor]:
+        features = together(self.backbone, views.crops)
+        if views.progress >= self.config.frozen:
+            return together(self.head, features)
+        bottleneck = together(self.head.perceptron, features)
+        directions = F.normalize(self.head.directions.weight.detach(), dim=1)
+        return [F.linear(F.normalize(each.float(), dim=1), directions) for each in bottleneck]
+
+    @torch.no_grad()
+    def _follow(self, outputs: Tensor) -> None:
+        """The centre follows the mean of the teacher's outputs."""
+        self.center.lerp_(outputs.float().mean(dim=0), 1 - self.config.center_momentum)

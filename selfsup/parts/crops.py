@@ -1,0 +1,18 @@
+"""Large and small views of an image together: multi-crop (Caron et al., NeurIPS 2020, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from selfsup.parts.method import Crop, Policy
+
+RATIO = 96 / 224
+"""Of the small views' side to the large ones'."""
+STEP = 16
+"""Sides are multiples of it: patches of transformers."""
+
+
+def multi_crop(size: int, large: Sequence[Policy], small: Sequence[Policy]) -> list[Crop]:
+    """The large views, of side `size`, and then the small ones."""
+    side = max(STEP, round(size * RATIO / STEP) * STEP)
+    return [*(Crop(size, policy) for policy in large), *(Crop(side, policy) for policy in small)]

@@ -1,0 +1,61 @@
+"""The backbone as self-supervised methods see it: images in, a vector per image out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbone import check_name, register_statistics, size_options
+
+Statistics = tuple[Sequence[float], Sequence[float]]
+
+
+class Encoder(nn.Module):
+    """A timm model without classifier: images (B, 3, S, S) in [0, 1] -> its pooled features (B, `width`).
+
+    `statistics`: mean and standard deviation per channel, for images in [0, 1]. Transformers take views of any side
+    that is a multiple of their patches.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, image_size: int, statistics: Statistics) -> None:
+        super().__init__()
+        check_name(name)
+        options = size_options(name, image_size)
+        self.name = name
+        sizes: dict[str, Any] = {**options, "dynamic_img_size": True} if options else {}
+        self.model = timm.create_model(name, num_classes=0, **sizes)
+        self.width = int(self.model.num_features)  # type: ignore[arg-type]  # a module's attributes have no types
+        register_statistics(self, statistics)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.model(self.normalised(images))
+        return features
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] as the timm model wants them."""
+        return (images * 255 - self.mean) / self.std
+
+    def norms(self) -> list[nn.Module]:
+        """Its normalisation layers."""
+        kinds = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+        return [part for part in self.model.modules() if isinstance(part, kinds)]
+
+    def train_norms_alone(self) -> None:
+        """HPT-BN: nothing but the scales and shifts of normalisation layers has a gradient from here on; batch norms
+        go on counting their running statistics in training.
+        """
+        self.model.requires_grad_(False)
+        for norm in self.norms():
+            norm.requires_grad_(True)
+
+    @torch.no_grad()
+    def reset(self, tensors: dict[str, Tensor]) -> None:
+        """Start from these weights of the timm model, by its own names."""
+        self.model.load_state_dict(tensors)

@@ -1,0 +1,89 @@
+"""Projection heads, and networks that follow another one by a moving average."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def projector(widths: Sequence[int], norm: bool = False, last_norm: bool = False) -> nn.Sequential:
+    """A perceptron of these widths with ReLU between its layers, behind batch norms if `norm`; `last_norm`: one more,
+    without scale and shift, at the end.
+    """
+    layers: list[nn.Module] = []
+    for number, (before, after) in enumerate(itertools.pairwise(widths)):
+        is_last = number == len(widths) - 2
+        layers.append(nn.Linear(before, after, bias=not (norm and not is_last) and not (last_norm and is_last)))
+        if not is_last:
+            layers += [*([nn.BatchNorm1d(after)] if norm else []), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, *([nn.BatchNorm1d(widths[-1], affine=False)] if last_norm else []))
+
+
+class Follower(nn.Module):
+    """A copy of a network that has no gradient and follows it: w <- m w + (1 - m) w', buffers as they are.
+
+    `catch_up` does so once for each step, in however many pieces the step's batch comes.
+    """
+
+    last: Tensor
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.register_buffer("last", torch.tensor(-1))
+
+    def forward(self, *given: Tensor) -> Tensor:
+        with torch.no_grad():
+            found: Tensor = self.network(*given)
+        return found
+
+    @torch.no_grad()
+    def catch_up(self, network: nn.Module, momentum: float, step: int) -> None:
+        """Move towards the network it is a copy of, if that was not done in this step."""
+        if int(self.last) == step:
+            return
+        self.last.fill_(step)
+        for mine, theirs in zip(self.network.parameters(), network.parameters(), strict=True):
+            mine.lerp_(theirs.detach(), 1 - momentum)
+
+
+def rising(start: float, progress: float) -> float:
+    """A momentum that rises from `start` to 1 by a cosine (BYOL, eq. 4; DINO)."""
+    return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
+
+
+class Prototypes(nn.Module):
+    """Scores of embeddings (B, D) by prototypes, both of unit length: (B, K) cosines."""
+
+    def __init__(self, dim: int, count: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(F.normalize(torch.randn(count, dim), dim=1))
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return F.linear(F.normalize(embeddings.float(), dim=1), F.normalize(self.weight, dim=1))
+
+
+class DistillationHead(nn.Module):
+    """DINO's head: a perceptron, a bottleneck of unit length, and a layer of `outputs` directions of unit length."""
+
+    def __init__(self, widths: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        self.perceptron = nn.Sequential(
+            *(
+                layer
+                for before, after in itertools.pairwise(widths[:-1])
+                for layer in (nn.Linear(before, after), nn.GELU())
+            ),
+            nn.Linear(widths[-2], widths[-1]),
+        )
+        self.directions = Prototypes(widths[-1], outputs)
+
+    def forward(self, features: Tensor) -> Tensor:
+        scores: Tensor = self.directions(self.perceptron(features))
+        return scores

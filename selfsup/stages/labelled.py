@@ -1,0 +1,64 @@
+"""The labelled images beside the unlabelled ones: which are used, and which of them a step draws (SuNCEt)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.augment import generator
+from pipeline.errors import ConfigError
+from pipeline.stages import LabelledConfig
+
+STREAM = 7
+"""Sets these draws apart from others by the same seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassSampler:
+    """Draws classes and images of each for every step: class-stratified, as SuNCEt's sampler.
+
+    A random order of all classes is used up in chunks, `classes` at a time; of each class `images` are drawn, no image
+    twice in a step. `members`: by class, positions of its images.
+    """
+
+    members: Sequence[NDArray[np.int64]]
+    classes: int
+    images: int
+    seed: int
+
+    def step(self, number: int) -> list[tuple[int, int]]:
+        """(position, class) of the images of a step, the classes in turn: c1..cC, c1..cC, and so on."""
+        chunks = len(self.members) // self.classes
+        order = generator(self.seed, STREAM, number // chunks).permutation(len(self.members))
+        chunk = order[(number % chunks) * self.classes :][: self.classes]
+        rng = generator(self.seed, STREAM, number // chunks, number % chunks, 1)
+        drawn = [rng.choice(self.members[one], self.images, replace=False) for one in chunk]
+        return [(int(drawn[place][turn]), int(one)) for turn in range(self.images) for place, one in enumerate(chunk)]
+
+
+def class_sampler(config: LabelledConfig, classes: Sequence[str], of: NDArray[np.int64], seed: int) -> ClassSampler:
+    """The sampler over images of which image i is of class `of[i]`. ConfigError names classes with too few images, or
+    the numbers of classes that would do.
+    """
+    count = config.classes or len(classes)
+    if count > len(classes) or len(classes) % count:
+        fitting = [number for number in range(2, len(classes) + 1) if len(classes) % number == 0]
+        raise ConfigError(
+            f"labels.classes {count} does not divide the {len(classes)} classes there are: take one of "
+            f"{', '.join(map(str, fitting))}."
+        )
+    rng = generator(seed, STREAM)
+    members = []
+    for number, name in enumerate(classes):
+        there = rng.permutation(np.flatnonzero(of == number))
+        wanted = max(config.per_class or 0, config.images)
+        if len(there) < wanted:
+            raise ConfigError(
+                f"Class {name!r} has {len(there)} labelled images, and labels asks for {wanted} of each "
+                f"(per_class {config.per_class}, images {config.images})."
+            )
+        members.append(np.sort(there[: config.per_class]))
+    return ClassSampler(members, count, config.images, seed)

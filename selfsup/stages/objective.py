@@ -1,0 +1,71 @@
+"""A method as the training loop sees it, and the watch on collapse."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.job import Objective
+from pipeline.stages import PolicyConfig
+from selfsup.parts.method import Crop, Method, Views
+from selfsup.stages.colours import Colours
+from selfsup.stages.stream import CropBatch
+from selfsup.stages.watch import effective_rank, spread
+
+WATCHED = 20
+"""Steps between two looks at the features."""
+SPREAD, RANK = "feature spread", "feature rank"
+"""What the log calls the measures of `spread` and `effective_rank` beside the losses."""
+
+
+def changed(crops: Sequence[Crop], policy: PolicyConfig) -> list[Crop]:
+    """A method's crops with what the recipe says about views. Of small views the share of the area stays theirs."""
+    told = policy.model_dump(exclude_none=True)
+    largest = max(crop.size for crop in crops)
+    small = {name: value for name, value in told.items() if name != "area"}
+    return [
+        Crop(crop.size, dataclasses.replace(crop.policy, **(told if crop.size == largest else small))) for crop in crops
+    ]
+
+
+class Learning(Objective):
+    """The sum of a method's losses on crops whose colours it changes first."""
+
+    def __init__(self, method: Method, crops: Sequence[Crop], steps: int, memory_format: torch.memory_format) -> None:
+        super().__init__()
+        self.method, self.steps, self.memory_format = method, steps, memory_format
+        self.colours = nn.ModuleList(Colours(crop) for crop in crops)
+
+    def amounts(self, batch: CropBatch) -> dict[str, float]:
+        labelled = 0 if batch.classes is None else len(batch.classes)
+        return {"images": len(batch.keys), "labelled": labelled}
+
+    def forward(self, batch: CropBatch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        crops = [self._shown(colours, crop) for colours, crop in zip(self.colours, batch.crops, strict=True)]
+        labelled = None if batch.labelled is None else self._shown(self.colours[0], batch.labelled)
+        views = Views(crops, batch.index, labelled, batch.classes, batch.step, self.steps)
+        losses = {name: shares[self._over(name)] * loss for name, loss in self.method.losses(views).items()}
+        told = {name: loss.detach() for name, loss in losses.items()}
+        if batch.step % WATCHED == 0:
+            told |= {name: shares["images"] * found for name, found in self._watch(crops[0]).items()}
+        return torch.stack(list(losses.values())).sum(), told
+
+    def _over(self, loss: str) -> str:
+        """What a loss is a mean over."""
+        labels = self.method.labels
+        return "labelled" if labels is not None and loss == labels.method else "images"
+
+    def _shown(self, colours: nn.Module, crops: Tensor) -> Tensor:
+        shown: Tensor = colours(crops).contiguous(memory_format=self.memory_format)
+        return shown
+
+    @torch.no_grad()
+    def _watch(self, images: Tensor) -> dict[str, Tensor]:
+        """How far apart features are, by the backbone as it would be used."""
+        backbone = self.method.backbone.eval()
+        features = backbone(images)
+        backbone.train(self.training)
+        return {SPREAD: spread(features), RANK: effective_rank(features)}

@@ -1,0 +1,96 @@
+"""SwAV: of each crop the code is foretold that another crop of the image has among prototypes (Caron et al., NeurIPS
+2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from selfsup.parts.config import MethodConfig
+from selfsup.parts.crops import multi_crop
+from selfsup.parts.encoder import Encoder
+from selfsup.parts.heads import Prototypes, projector
+from selfsup.parts.losses import sinkhorn, swapped_prediction
+from selfsup.parts.method import Crop, Family, Method, Policy, Setting, Views, together
+
+POLICY = Policy(area=(0.14, 1.0))
+SMALL = Policy(area=(0.05, 0.14))
+LARGE_CROPS = 2
+
+
+class Config(MethodConfig):
+    """SwAV."""
+
+    method: Literal["swav"] = "swav"
+    small_crops: int = Field(default=6, ge=0)
+    """Smaller views of each image, 3/7 as large."""
+    hidden: int = Field(default=2048, ge=2)
+    """Width of the projector's hidden layer."""
+    dim: int = Field(default=128, ge=2)
+    """Of the embedding."""
+    prototypes: int | None = Field(default=None, ge=2)
+    """Null for 3,000, or a tenth of the images, if those are fewer."""
+    temperature: float = Field(default=0.1, gt=0)
+    """Of the softmax over scores."""
+    epsilon: float = Field(default=0.05, gt=0)
+    """How soft codes are."""
+    sinkhorn_steps: int = Field(default=3, ge=1)
+    """Iterations that even out how much prototypes are used."""
+    frozen_steps: int = Field(default=313, ge=0)
+    """Steps at the start in which prototypes do not move."""
+    queue: int = Field(default=0, ge=0)
+    """Images seen before that are counted in when codes are evened out: for batches smaller than the prototypes."""
+    queue_from: float = Field(default=0.15, ge=0, le=1)
+    """Share of the steps after which they are."""
+
+    def build(self, backbone: Encoder, setting: Setting) -> Method:
+        """The method, its projector and prototypes fresh."""
+        return SwAV(self, backbone, setting)
+
+
+class SwAV(Method):
+    """A projector of two layers and prototypes behind a backbone."""
+
+    family: ClassVar[Family] = "clustering"
+    queue: Tensor
+
+    def __init__(self, config: Config, backbone: Encoder, setting: Setting) -> None:
+        super().__init__(backbone, config.labels)
+        self.config, self.size = config, setting.size
+        self.head = projector([backbone.width, config.hidden, config.dim], norm=True)
+        self.prototypes = Prototypes(config.dim, config.prototypes or max(2, min(3000, setting.images // 10)))
+        self.register_buffer("queue", torch.zeros(LARGE_CROPS, config.queue, config.dim))
+
+    def crops(self) -> Sequence[Crop]:
+        return multi_crop(self.size, [POLICY] * LARGE_CROPS, [SMALL] * self.config.small_crops)
+
+    def losses(self, views: Views) -> dict[str, Tensor]:
+        embeddings = together(self.head, together(self.backbone, [*views.crops, views.labelled]))
+        crops = [F.normalize(each.float(), dim=1) for each in embeddings[: len(views.crops)]]
+        scores = [self._scores(crop, views.step) for crop in crops]
+        codes = [self._code(number, crops[number], views) for number in range(LARGE_CROPS)]
+        found = {"swav": swapped_prediction(scores, codes, self.config.temperature)}
+        return found | (self.supervised(embeddings[-1], views) if views.labelled is not None else {})
+
+    def _scores(self, embeddings: Tensor, step: int) -> Tensor:
+        if step >= self.config.frozen_steps:
+            scores: Tensor = self.prototypes(embeddings)
+            return scores
+        return F.linear(embeddings, F.normalize(self.prototypes.weight.detach(), dim=1))
+
+    @torch.no_grad()
+    def _code(self, number: int, embeddings: Tensor, views: Views) -> Tensor:
+        """Codes of a large crop, evened out over the batch and, late enough, what the queue remembers of the crop."""
+        held = self.queue[number]
+        is_full = len(held) > 0 and bool(held[-1].any()) and views.progress >= self.config.queue_from
+        every = torch.cat([embeddings, held]) if is_full else embeddings
+        codes = sinkhorn(self.prototypes(every), self.config.epsilon, self.config.sinkhorn_steps)[: len(embeddings)]
+        if len(held):
+            self.queue[number] = torch.cat([embeddings.detach(), held])[: len(held)]
+        return codes

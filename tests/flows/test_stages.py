@@ -1,0 +1,112 @@
+"""Stages in a recipe: what the plan says of them, a run of them alone, and recipes that can't be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import must
+from flows.dag import Selection, build_steps
+from pipeline.config import Recipe, parse_recipe
+from pipeline.errors import ConfigError
+from tests.flows.tiny import RECIPE, STEPS, loads_nothing_heavy
+
+STAGES = """
+stages:
+  - {name: first, method: simclr, data: [pool], batch: 4, steps: 3}
+  - {name: second, method: mocov2, data: [pool, world], batch: 4, steps: 2, trainable: norm}
+"""
+
+
+@pytest.fixture
+def staged(tmp_path: Path) -> Path:
+    path = tmp_path / "staged.yaml"
+    path.write_text(RECIPE + STAGES, encoding="utf-8")
+    return path
+
+
+def to_run(recipe: Path, root: Path, *overrides: str) -> list[str]:
+    return [each.step.name for each in must.plan(recipe, root, list(overrides)) if each.artifact is None]
+
+
+def test_a_chain_is_planned_run_and_shown(staged: Path, whole: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(whole, tmp_path / "copy")
+    planned = must.plan(staged, root)
+    assert [each.step.name for each in planned] == [*STEPS[:-1], "stage.first", "stage.second", "evaluate"]
+    inputs = {each.step.name: each.step.inputs for each in planned}
+    assert inputs["stage.first"] == ("student", "data.world", "data.pool")
+    assert inputs["stage.second"] == ("stage.first", "data.world", "data.pool")
+    assert to_run(staged, root) == ["stage.first", "stage.second"]
+    outcome = must.run(staged, root)
+    assert outcome.ran == 2
+    assert outcome.folder
+    report = (outcome.folder / "report.html").read().decode()
+    assert "<h3>Stages</h3>" in report
+    assert "could not be shown" not in report
+    about = json.loads((root / outcome.artifacts["stage.second"].path / "backbone.json").read_text("utf-8"))
+    assert (about["backbone"], about["image_size"]) == ("test_resnet", 32)
+    assert to_run(staged, root) == []
+    assert to_run(staged, root, "stages.second.steps=3") == ["stage.second"]
+    assert to_run(staged, root, "stages.first.lr=0.1") == ["stage.first", "stage.second"]
+    assert must.run(staged, root, ["stages.second.steps=3"], Selection("stage.second")).ran == 1
+
+
+def test_a_recipe_without_stages_is_read_without_torch(recipe: Path, whole: Path) -> None:
+    loads_nothing_heavy("plan", recipe, "--root", whole)
+
+
+def steps(stages: str) -> dict[str, tuple[str, ...]]:
+    recipe = parse_recipe(RECIPE + "stages: " + stages, "recipe")
+    assert isinstance(recipe, Recipe)
+    return {step.name: step.inputs for step in build_steps(recipe) if step.name.startswith("stage.")}
+
+
+def test_a_stage_starts_where_the_recipe_says() -> None:
+    first = "{name: a, method: simclr, data: [pool]}"
+    assert steps(f"[{first}, {{name: b, method: simclr, data: [pool], start: student}}]")["stage.b"][0] == "student"
+    scratch = "{name: b, method: simclr, data: [pool], start: scratch, backbone: resnet18}"
+    assert steps(f"[{first}, {scratch}]")["stage.b"] == ("data.world", "data.pool")
+    third = "{name: c, method: simclr, data: [pool], start: a}"
+    assert steps(f"[{first}, {scratch}, {third}]")["stage.c"][0] == "stage.a"
+    assert steps(f"[{scratch}, {{name: c, method: simclr, data: [pool]}}]")["stage.c"][0] == "stage.b"
+
+
+@pytest.mark.parametrize(
+    ("stages", "says"),
+    [
+        (
+            "[{name: a, method: simcl, data: [pool]}]",
+            r"stages\.0\.method: 'simcl' is not a method\. Did you mean 'simclr'",
+        ),
+        ("[{name: a, method: simclr, data: [pool], temprature: 1}]", r"stages\.0\.temprature: .* mean 'temperature'"),
+        ("[{name: a, method: simclr, data: [pol]}]", r"stage 'a' names 'pol', not under data; there are world, pool"),
+        ("[{name: a, method: simclr, data: [pool], start: b}]", r"stages\.a\.start 'b' is unknown\. Known: "),
+        (
+            "[{name: a, method: simclr, data: [pool]}, {name: a, method: byol, data: [pool]}]",
+            r"two stages are called 'a'",
+        ),
+        (
+            "[{name: a, method: simclr, data: [pool], backbone: resnet18}]",
+            r"backbone is 'resnet18', but it starts from 'student', which has a 'test_resnet'",
+        ),
+        (
+            "[{name: a, method: simclr, data: [pool], augment: {area: [1, 0.5]}}]",
+            r"area \[1.0, 0.5\]: the smallest share",
+        ),
+        ("[{name: a, data: [pool]}]", r"stages\.0\.method: None is not a method"),
+    ],
+)
+def test_what_cannot_be_is_told_where_it_is(stages: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse_recipe(RECIPE + "stages: " + stages, "recipe")
+
+
+def test_a_method_that_cannot_use_the_backbone_ends_a_run_before_its_first_step(tmp_path: Path) -> None:
+    path = tmp_path / "mae.yaml"
+    path.write_text(RECIPE + "stages: [{name: a, method: mae, data: [pool]}]", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"stages\.a: method 'mae' .* which 'test_resnet' is not"):
+        must.run(path, tmp_path / "root")
+    assert not (tmp_path / "root" / "artifacts").exists()

@@ -1,0 +1,264 @@
+"""Every method, found by its file: what it wants to see, that it learns, and what it takes of its paper's promises."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.config import modules
+from pipeline.errors import ConfigError
+from pipeline.stages import StageConfig
+from selfsup.mae import hide, to_patches
+from selfsup.parts.config import TAKE_LABELS, MethodConfig
+from selfsup.parts.encoder import Encoder
+from selfsup.parts.method import Method, Setting, Views
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+METHODS = sorted(modules("selfsup"))
+SMALL: dict[str, dict[str, Any]] = {
+    "byol": {"hidden": 32, "dim": 16},
+    "swav": {"small_crops": 2, "hidden": 32, "dim": 16, "prototypes": 8, "frozen_steps": 1},
+    "deepclusterv2": {"hidden": 32, "dim": 16, "clusters": 4, "clusterings": 2},
+    "dino": {"small_crops": 2, "hidden": 32, "dim": 16, "outputs": 24},
+    "mae": {"width": 32, "depth": 1},
+}
+SETTING = Setting(size=32, images=16, batch=8, steps=10)
+FAMILIES = {
+    "simclr": "contrastive",
+    "mocov2": "contrastive",
+    "byol": "self-distillation",
+    "dino": "self-distillation",
+    "swav": "clustering",
+    "deepclusterv2": "clustering",
+    "mae": "masked",
+}
+
+
+def config(name: str, **more: Any) -> MethodConfig:
+    settings = {"name": "stage", "method": name, "data": ["pool"], "batch": 8, **SMALL.get(name, {}), **more}
+    found: MethodConfig = importlib.import_module(f"selfsup.{name}").Config.model_validate(settings)
+    return found
+
+
+def backbone(method: str = "simclr") -> Encoder:
+    torch.manual_seed(0)
+    name = "test_vit" if method == "mae" else "test_resnet"
+    return Encoder(name, 32, IMAGENET)
+
+
+def make(name: str, **more: Any) -> Method:
+    torch.manual_seed(0)
+    return config(name, **more).on(backbone(name), SETTING).train()
+
+
+def views(method: Method, step: int = 0, labelled: int = 0, index: Tensor | None = None) -> Views:
+    """Random views of eight images; of `labelled` classes four more each."""
+    generator = torch.Generator().manual_seed(step)
+    crops = [torch.rand(8, 3, crop.size, crop.size, generator=generator) for crop in method.crops()]
+    classes = torch.arange(labelled).repeat(4) if labelled else None
+    shown = torch.rand(4 * labelled, 3, 32, 32, generator=generator) if labelled else None
+    chosen = torch.arange(8) if index is None else index
+    return Views(crops, chosen, shown, classes, step, SETTING.steps)
+
+
+def begun(name: str, **more: Any) -> Method:
+    method = make(name, **more)
+    images = [torch.rand(8, 3, crop.size, crop.size) for crop in method.crops()]
+    with torch.no_grad():
+        method.begin((torch.arange(start, start + 8), images) for start in (0, 8))
+    return method
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_own_keys_are_no_other_keys_of_a_stage(name: str) -> None:
+    """Or a momentum of its own would be the optimiser's."""
+    own = importlib.import_module(f"selfsup.{name}").Config.__annotations__.keys() - {"method"}
+    assert not own & StageConfig.model_fields.keys()
+
+
+def test_the_methods_are_those_of_the_papers() -> None:
+    assert {name: make(name).family for name in METHODS} == FAMILIES
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_falls_on_one_batch(name: str) -> None:
+    still = (
+        {"teacher_momentum": 1.0, "center_momentum": 1.0} if name == "dino" else {}
+    )  # or what is to be foretold moves on
+    method = begun(name, **still)
+    optimizer = torch.optim.AdamW([one for one in method.parameters() if one.requires_grad], lr=3e-3, weight_decay=0)
+    found = []
+    for step in range(30):
+        torch.manual_seed(0)
+        batch = views(method)
+        batch = Views(batch.crops, batch.index, None, None, min(step, 9), 10)
+        loss = torch.stack(list(method.losses(batch).values())).sum()
+        assert loss.isfinite()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    assert min(found[-5:]) < found[1] - 0.02 * abs(found[1]), found
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_trainable_part_has_a_gradient_and_the_state_is_whole(name: str) -> None:
+    method = begun(name)
+    torch.stack(list(method.losses(views(method, step=5)).values())).sum().backward()
+    missing = [part for part, one in method.named_parameters() if one.requires_grad and one.grad is None]
+    assert missing == []
+    again = make(name)
+    again.load_state_dict(method.state_dict())
+    torch.manual_seed(1)
+    first = method.losses(views(method, step=6))
+    torch.manual_seed(1)
+    second = again.losses(views(again, step=6))
+    assert {part: one.item() for part, one in first.items()} == {part: one.item() for part, one in second.items()}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("labels", ["suncet", "supcon"])
+def test_labels_go_beside_what_contrasts_or_clusters(name: str, labels: str) -> None:
+    told = {"method": labels, "images": 4}
+    if FAMILIES[name] not in TAKE_LABELS:
+        with pytest.raises(ConfigError, match=f"labels: '{name}' takes no labelled images"):
+            make(name, labels=told)
+        return
+    method = begun(name, labels=told)
+    both, alone = method.losses(views(method, labelled=2)), method.losses(views(method))
+    assert both.keys() - alone.keys() == {labels}
+    both[labels].backward()
+    assert any(one.grad is not None for one in method.backbone.parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_with_norms_alone_nothing_else_of_the_backbone_moves(name: str) -> None:
+    """HPT-BN: weights stay bit for bit, scales, shifts and running statistics change, and so does the head."""
+    method = begun(name, trainable="norm")
+    encoder = method.backbone
+    norms = {id(one) for norm in encoder.norms() for one in norm.parameters()}
+    trained = [one for one in encoder.parameters() if one.requires_grad]
+    assert {id(one) for one in trained} == norms
+    before = {part: one.clone() for part, one in encoder.model.state_dict().items()}
+    held = [one for one in method.parameters() if one.requires_grad]
+    optimizer = torch.optim.SGD(held, lr=0.1)
+    for step in range(3, 6):
+        torch.stack(list(method.losses(views(method, step)).values())).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    changed = {part for part, one in encoder.model.state_dict().items() if not torch.equal(one, before[part])}
+    own = {part for part, one in encoder.model.named_parameters() if id(one) in norms}
+    statistics = {part for part in before if "running_" in part or "num_batches" in part}
+    assert changed <= own | statistics
+    assert changed & own
+    assert statistics <= changed
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "key"),
+    [
+        ("mocov2", "keys", "key_momentum"),
+        ("byol", "target", "target_momentum"),
+        ("dino", "teacher", "teacher_momentum"),
+    ],
+)
+def test_a_follower_is_a_copy_first_and_then_an_exact_average(name: str, part: str, key: str) -> None:
+    method = begun(name, **{key: 0.9})
+    follower: Any = getattr(method, part)
+    head: Any = method.head
+    leader = [*method.backbone.parameters(), *head.parameters()]
+    for mine, theirs in zip(follower.network.parameters(), leader, strict=True):
+        assert torch.equal(mine, theirs)
+        assert not mine.requires_grad
+    with torch.no_grad():
+        for one in leader:
+            one.add_(1)
+    expected = [0.9 * mine + 0.1 * theirs for mine, theirs in zip(follower.network.parameters(), leader, strict=True)]
+    first = views(method, step=0)
+    method.losses(first)
+    found = list(follower.network.parameters())
+    for mine, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, wanted)
+    held = [one.clone() for one in found]
+    method.losses(first)
+    assert all(torch.equal(one, before) for one, before in zip(found, held, strict=True)), "once a step"
+
+
+def test_mocos_queue_is_first_in_first_out() -> None:
+    method: Any = make("mocov2", queue=16)
+    torch.testing.assert_close(method.queue.norm(dim=1), torch.ones(16))
+    before = method.queue.clone()
+    method.losses(views(method, step=0))
+    assert torch.equal(method.queue[8:], before[8:])
+    first = method.queue[:8].clone()
+    assert not torch.equal(first, before[:8])
+    method.losses(views(method, step=1))
+    assert torch.equal(method.queue[:8], first)
+    assert int(method.place) == 0, "it wraps around"
+    method.losses(views(method, step=2))
+    assert not torch.equal(method.queue[:8], first)
+
+
+def test_dinos_centre_follows_the_teachers_mean() -> None:
+    method: Any = make("dino", center_momentum=0.5)
+    batch = views(method, step=0)
+    said = method.teacher(torch.cat(batch.crops[:2])).mean(dim=0)
+    method.center.fill_(1.0)
+    method.losses(batch)
+    torch.testing.assert_close(method.center, 0.5 + 0.5 * said, atol=1e-5, rtol=1e-4)
+
+
+def test_a_teacher_is_surer_than_its_student() -> None:
+    with pytest.raises(ValueError, match=r"teacher_temperature \(0\.2\) has to be below temperature \(0\.1\)"):
+        config("dino", teacher_temperature=0.2)
+
+
+def test_deepclusters_classes_are_those_of_the_epoch_before() -> None:
+    method: Any = begun("deepclusterv2")
+    bank = method.bank.clone()
+    method.losses(views(method, step=0))
+    for number, assigned in enumerate(method.assigned):
+        nearest = (bank[number % 2] @ method.centres[number].T).argmax(dim=1)
+        assert torch.equal(assigned, nearest)
+    held = method.assigned.clone()
+    assert not torch.equal(method.bank[:, :8], bank[:, :8]), "what is seen is remembered"
+    method.losses(views(method, step=1, index=torch.arange(8, 16)))
+    assert torch.equal(method.assigned, held), "not before the epoch is over"
+    centres = method.centres.clone()
+    method.losses(views(method, step=2))
+    assert not torch.equal(method.centres, centres)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_mae_hides_exactly_its_share(share: float) -> None:
+    tokens = torch.rand(3, 64, 8)
+    visible, order = hide(tokens, share)
+    assert visible.shape == (3, 64 - round(share * 64), 8)
+    for number in range(3):
+        assert torch.equal(visible[number], tokens[number, order[number, : visible.shape[1]]])
+        assert sorted(order[number].tolist()) == list(range(64))
+    assert len({tuple(each.tolist()) for each in order}) == 3, "each image its own"
+
+
+def test_patches_are_the_image_row_by_row() -> None:
+    images = torch.rand(2, 3, 8, 8)
+    patches = to_patches(images, 4)
+    assert torch.equal(patches[1, 2].view(4, 4, 3), images[1, :, 4:, :4].permute(1, 2, 0))
+
+
+def test_mae_says_which_backbones_it_can_use() -> None:
+    with pytest.raises(ConfigError, match=r"plain vision transformer, which 'test_resnet' is not: take vit_tiny"):
+        config("mae").on(backbone(), SETTING)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "mae"])
+def test_transformers_see_small_crops_as_well(name: str) -> None:
+    torch.manual_seed(0)
+    method = config(name).on(Encoder("test_vit", 32, IMAGENET), SETTING).train()
+    with torch.no_grad():
+        method.begin([(torch.arange(16), [torch.rand(16, 3, crop.size, crop.size) for crop in method.crops()])])
+    assert torch.stack(list(method.losses(views(method, step=5)).values())).sum().isfinite()

@@ -1,0 +1,219 @@
+"""A stage as a step of a run: what it starts from, which images it sees, how it goes on, and what it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from flows.dag import build_steps
+from pipeline import machine
+from pipeline.artifacts import Artifact, Inputs, Step
+from pipeline.checkpoint import read_tensors
+from pipeline.config import parse_recipe
+from pipeline.errors import ConfigError, Stopped
+from pipeline.machine import Choice
+from pipeline.roots import Root
+from pipeline.runtime import Runtime
+from pipeline.workspace import Workspace
+from selfsup.stages import stage as stages
+from selfsup.stages.objective import RANK, SPREAD
+from selfsup.stages.stage import images_of, measured_keys, stage_config
+from selfsup.stages.start import of_artifact
+from selfsup.stages.watch import effective_rank, spread
+from tasks.ingest import IngestedSet
+from tests.conftest import World
+from tests.disk import folder_of
+from tests.tasks.photos import picture
+
+SMALL = {
+    "name": "garments",
+    "method": "simclr",
+    "data": ["truth"],
+    "start": "scratch",
+    "backbone": "test_resnet",
+    "image_size": 32,
+    "batch": 4,
+    "steps": 4,
+    "lr": 0.01,
+}
+
+
+TWO = {"method": "suncet", "images": 2}
+KINDS = """
+name: kinds
+data: {{kinds: {{kind: imagefolder, path: "{path}"}}}}
+teachers: {{gabor: {{kind: analytic}}}}
+pool: [kinds]
+student: {{weighting: equal}}
+"""
+
+
+@dataclasses.dataclass
+class Room:
+    """A root of its own in which stages run on some sets."""
+
+    sets: dict[str, Artifact]
+    runtime: Runtime
+
+    def inputs(self, **more: Artifact) -> Inputs:
+        return Inputs({**self.sets, **more}, self.runtime)
+
+    def run(self, before: Artifact | None = None, **settings: Any) -> Artifact:
+        config: dict[str, Any] = {"stage": {**SMALL, **settings}, "seed": 3, "start": "before" if before else None}
+        given = self.inputs(**({"before": before} if before else {}))
+        name = f"stage.{config['stage']['name']}"
+        step = Step(name, "selfsup.stages.stage:run_stage", config, tuple(given.artifacts))
+        made, _ = Workspace(self.runtime.root).obtain(step, given)
+        return made
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Eight images of each of two classes."""
+    folder = tmp_path_factory.mktemp("kinds")
+    for number in range(16):
+        file = folder / "images" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture(number, 40, 40).save(file)
+    [step, *_] = build_steps(parse_recipe(KINDS.format(path=folder / "images"), "kinds"))
+    return Workspace(Root.of(folder / "root")).make(step, Inputs({}, Runtime(Root.of(folder / "root"))))
+
+
+@pytest.fixture
+def room(world: World, kinds: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
+    monkeypatch.setattr(machine, "choose", lambda *_: Choice("cpu", "32", False, {}))
+    sets = {name: made for name, made in world.artifacts.items() if name.startswith("data.")}
+    runtime = Runtime(Root.of(tmp_path / "root"), "cpu", "32", 1, checkpoint_s=0)
+    return Room({**sets, "data.kinds": kinds}, runtime)
+
+
+def weights(made: Artifact) -> dict[str, torch.Tensor]:
+    return read_tensors(folder_of(made) / "backbone.safetensors")[1]
+
+
+def log(made: Artifact) -> list[dict[str, Any]]:
+    lines = (folder_of(made) / "log" / "train.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_what_it_leaves_is_loaded_by_timm_and_is_the_start_of_the_next(room: Room) -> None:
+    first = room.run()
+    model = timm.create_model(
+        "test_resnet", num_classes=0, checkpoint_path=str(folder_of(first) / "backbone.safetensors")
+    )
+    assert all(torch.equal(one, weights(first)[name]) for name, one in model.state_dict().items())
+    begun = of_artifact(first)
+    assert (begun.name, begun.size) == ("test_resnet", 32)
+    assert len(begun.statistics[0]) == 3
+    second = room.run(first, name="second", method="mocov2", start="garments")
+    assert any(not torch.equal(one, weights(first)[name]) for name, one in weights(second).items())
+    assert second.counts["family"] == "contrastive"
+    assert second.counts["features"]["before"].keys() == {"spread", "rank"}
+    assert second.counts["features"]["collapsed"] is False
+
+
+def test_a_backbone_is_handed_over_as_it_is_and_gets_a_fresh_head(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, seen = room.run(), []
+
+    def look(job: Any, *_: Any) -> list[Any]:
+        seen.append({name: one.clone() for name, one in job.objective.method.state_dict().items()})
+        return []
+
+    monkeypatch.setattr(stages, "fit", look)
+    untrained = room.run(first, name="second", method="mocov2", start="garments")
+    for name, one in weights(first).items():
+        assert torch.equal(seen[0][f"backbone.model.{name}"], one)
+        assert torch.equal(seen[0][f"keys.network.0.model.{name}"], one), "the keys' network is a copy"
+        assert torch.equal(weights(untrained)[name], one), "no step at all is the base itself"
+    room.run(first, name="third", method="mocov2", start="garments")
+    assert not torch.equal(seen[0]["head.0.weight"], seen[1]["head.0.weight"]), "each stage has a head of its own"
+    torch.testing.assert_close(seen[0]["queue"].norm(dim=1), torch.ones(len(seen[0]["queue"])))
+
+
+def test_with_norms_alone_weights_stay_bit_for_bit(room: Room) -> None:
+    first = room.run()
+    second = room.run(first, name="second", start="garments", trainable="norm")
+    changed = {name for name, one in weights(second).items() if not torch.equal(one, weights(first)[name])}
+    norms = {name for name, one in weights(first).items() if one.ndim <= 1}
+    assert changed
+    assert changed <= norms
+    assert {name for name in norms if "running" in name} <= changed
+
+
+def test_no_image_that_is_measured_on_is_seen(room: Room) -> None:
+    sets = [IngestedSet(made) for made in room.inputs().of_kind("data").values()]
+    without = measured_keys(sets)
+    assert without
+    library = images_of(stage_config({**SMALL, "data": ["truth", "pool"]}), room.inputs(), seed=0)
+    seen = {library.read(index)[0] for index in range(len(library))}
+    assert not seen & without
+    assert all(layers == {} for layers in (shelf.layers for shelf in library.shelves)), "and no label with them"
+
+
+def test_a_smaller_share_is_a_part_of_a_larger_one(room: Room) -> None:
+    def keys(share: float) -> set[str]:
+        library = images_of(stage_config({**SMALL, "data": ["truth", "pool"], "share": share}), room.inputs(), seed=0)
+        return {library.read(index)[0] for index in range(len(library))}
+
+    few, half, every = keys(0.25), keys(0.5), keys(1.0)
+    assert few < half < every
+    assert len(half) == round(0.5 * len(every))
+
+
+def test_labels_beside_change_what_is_learned_until_they_are_switched_off(room: Room) -> None:
+    lines = log(room.run(labels={**TWO, "until": 0.5}, data=["kinds"]))
+    assert ["suncet" in line["losses"] for line in lines] == [True, True, False, False]
+    assert {SPREAD, RANK} <= lines[0]["losses"].keys()
+
+
+def test_a_stage_that_was_stopped_goes_on_to_the_same_end(room: Room) -> None:
+    settings: dict[str, Any] = {"method": "mocov2", "steps": 6}
+    whole = room.run(**settings)
+    root = Root.of(Path(room.runtime.root.place).parent / "other")
+    other = Room(room.sets, dataclasses.replace(room.runtime, root=root))
+    ticks = []
+
+    def stop(step: str, done: float, line: str) -> None:
+        ticks.append(line)
+        if len(ticks) == 4:
+            other.runtime.stop.set()
+
+    other.runtime = dataclasses.replace(other.runtime, progress=stop, stop=threading.Event())
+    with pytest.raises(Stopped):
+        other.run(**settings)
+    other.runtime = dataclasses.replace(room.runtime, root=root)
+    again = other.run(**settings)
+    assert [line["loss"] for line in log(again)] == [line["loss"] for line in log(whole)]
+    assert again.digest == whole.digest
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"method": "mae"}, r"a plain vision transformer, which 'test_resnet' is not"),
+        ({"method": "byol", "labels": TWO, "data": ["kinds"]}, r"'byol' takes no labelled images beside the others"),
+        ({"data": ["pool"], "labels": {}}, r"the sets pool have 0 kinds of class labels"),
+        ({"labels": {"per_class": 50}, "data": ["kinds"]}, r"has 6 labelled images, and labels asks for 50 of each"),
+        ({"labels": {"images": 4}, "data": ["kinds"]}, r"2 classes x 4 images make 8 .* even and at most 6"),
+    ],
+)
+def test_what_cannot_be_is_told(room: Room, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        room.run(**settings)
+
+
+def test_collapse_shows_in_the_measures() -> None:
+    generator = torch.Generator().manual_seed(0)
+    even = torch.randn(512, 64, generator=generator)
+    assert spread(even).item() == pytest.approx(1, abs=0.02)
+    assert effective_rank(even).item() > 50
+    line = torch.randn(512, 1, generator=generator) * torch.ones(64)
+    assert effective_rank(line + torch.randn(64, generator=generator)).item() < 4
+    assert spread(torch.ones(512, 64)).item() < 1e-3

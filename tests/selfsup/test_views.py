@@ -1,0 +1,186 @@
+"""Crops and colours are drawn as torchvision draws them; labelled images as SuNCEt's sampler does; budgets are kept."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.transforms import v2
+
+from pipeline.augment import generator
+from pipeline.errors import ConfigError
+from pipeline.stages import LabelledConfig, PolicyConfig
+from selfsup.parts.method import Crop, Policy
+from selfsup.stages.colours import Colours
+from selfsup.stages.crops import draw_window
+from selfsup.stages.labelled import class_sampler
+from selfsup.stages.objective import changed
+from selfsup.stages.stream import Budget, Crops, Drawn
+
+DRAWS = 4000
+
+
+def moments(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.concatenate([values.mean(0), values.std(0)])
+
+
+@pytest.mark.parametrize("area", [(0.08, 1.0), (0.2, 1.0), (0.05, 0.14)])
+@pytest.mark.parametrize("size", [(200, 200), (300, 140), (90, 250)])
+def test_windows_are_those_of_random_resized_crop(area: tuple[float, float], size: tuple[int, int]) -> None:
+    policy, (width, height) = Policy(area=area), size
+    mine = [draw_window(policy, size, generator(0, number)) for number in range(DRAWS)]
+    torch.manual_seed(0)
+    canvas = torch.empty(3, height, width)
+    draws = [v2.RandomResizedCrop.make_params(v2.RandomResizedCrop(32, scale=area), [canvas]) for _ in range(DRAWS)]
+    theirs = np.array([[each["left"], each["top"], each["width"], each["height"]] for each in draws], np.float64)
+    found = np.array([window[:4] for window in mine], np.float64)
+    error = 4 * np.concatenate([theirs.std(0), theirs.std(0)]) / np.sqrt(DRAWS)
+    assert (np.abs(moments(found) - moments(theirs)) < error + 0.5).all()
+    assert np.mean([window.flip for window in mine]) == pytest.approx(0.5, abs=0.04)
+
+
+@given(st.integers(1, 500), st.integers(1, 500), st.integers(0, 2**32))
+@settings(max_examples=200, deadline=None)
+def test_a_window_is_inside_the_image(width: int, height: int, seed: int) -> None:
+    window = draw_window(Policy(), (width, height), generator(seed))
+    assert window.width > 0
+    assert window.height > 0
+    assert 0 <= window.left <= width - window.width
+    assert 0 <= window.top <= height - window.height
+
+
+def picture() -> torch.Tensor:
+    """Colours of all kinds, smooth and sharp."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, 48), torch.linspace(0, 1, 48), indexing="ij")
+    image = torch.stack([x, y, ((x * 6).floor() + (y * 6).floor()) % 2])
+    return (image * 220 + 20).to(torch.uint8)
+
+
+def features(images: torch.Tensor) -> NDArray[np.float64]:
+    """Of images (B, 3, S, S) in [0, 1]: mean and deviation of each channel, and how sharp it is."""
+    flat = images.double()
+    sharp = (flat[..., 1:] - flat[..., :-1]).abs().mean((2, 3))
+    return torch.cat([flat.mean((2, 3)), flat.std((2, 3)), sharp], dim=1).numpy()
+
+
+def jitter(b: float, c: float, s: float, h: float) -> Callable[[Image.Image], Image.Image]:
+    changes: Callable[[Image.Image], Image.Image] = v2.RandomApply([v2.ColorJitter(b, c, s, h)], p=0.8)
+    return changes
+
+
+@pytest.mark.parametrize(
+    ("policy", "reference"),
+    [
+        (Policy(grayscale=0, blur=0), jitter(0.8, 0.8, 0.8, 0.2)),
+        (Policy(brightness=0.4, contrast=0, saturation=0, hue=0, grayscale=0, blur=0), jitter(0.4, 0, 0, 0)),
+        (Policy(brightness=0, contrast=0.4, saturation=0, hue=0, grayscale=0, blur=0), jitter(0, 0.4, 0, 0)),
+        (Policy(brightness=0, contrast=0, saturation=0.8, hue=0, grayscale=0, blur=0), jitter(0, 0, 0.8, 0)),
+        (Policy(brightness=0, contrast=0, saturation=0, hue=0.2, grayscale=0, blur=0), jitter(0, 0, 0, 0.2)),
+        (Policy(jitter=0, grayscale=0.2, blur=0), v2.RandomGrayscale(0.2)),
+        (Policy(jitter=0, grayscale=0, blur=0.5), v2.RandomApply([v2.GaussianBlur(5, (0.1, 2.0))], p=0.5)),
+        (Policy(jitter=0, grayscale=0, blur=0, solarize=0.2), v2.RandomSolarize(128, p=0.2)),
+    ],
+)
+def test_colours_are_those_of_the_reference_transforms(
+    policy: Policy, reference: Callable[[Image.Image], Image.Image]
+) -> None:
+    """Means and deviations, over many draws, of what is measured on one picture."""
+    image, count = picture(), 1500
+    torch.manual_seed(0)
+    mine = features(Colours(Crop(48, policy))(image.expand(count, -1, -1, -1)))
+    pil = Image.fromarray(image.permute(1, 2, 0).numpy())
+    drawn = np.stack([np.asarray(reference(pil)) for _ in range(count)])
+    theirs = features(torch.from_numpy(drawn).permute(0, 3, 1, 2).double() / 255)
+    error = 4 * theirs.std(0) * np.sqrt(2 / count) + 0.006  # theirs are rounded to 256 levels after every change
+    np.testing.assert_array_less(np.abs(mine.mean(0) - theirs.mean(0)), error)
+    np.testing.assert_array_less(np.abs(mine.std(0) - theirs.std(0)), error + 0.05 * theirs.std(0))
+
+
+def test_without_any_change_the_image_is_as_it_was() -> None:
+    still = Crop(48, Policy(jitter=0, grayscale=0, blur=0))
+    found = Colours(still)(picture()[None])
+    torch.testing.assert_close(found[0], picture().float() / 255)
+
+
+def test_a_recipe_changes_views_and_small_ones_stay_small() -> None:
+    crops = [Crop(64, Policy()), Crop(32, Policy(area=(0.05, 0.14)))]
+    told = changed(crops, PolicyConfig(area=(0.5, 1.0), grayscale=0, jitter=0))
+    assert [crop.policy.area for crop in told] == [(0.5, 1.0), (0.05, 0.14)]
+    assert {crop.policy.grayscale for crop in told} == {0}
+    assert {crop.policy.blur for crop in told} == {0.5}
+    assert changed(crops, PolicyConfig()) == crops
+
+
+def labels(count: int = 10, each: int = 8) -> NDArray[np.int64]:
+    return np.tile(np.arange(count), each)
+
+
+NAMES = tuple("abcdefghij")
+
+
+def test_every_class_is_drawn_once_in_a_pass_and_so_many_images_of_it() -> None:
+    sampler = class_sampler(LabelledConfig(classes=5, images=3), NAMES, labels(), seed=0)
+    for start in range(0, 10, 2):
+        steps = [sampler.step(number) for number in (start, start + 1)]
+        counts = collections.Counter(label for step in steps for _, label in step)
+        assert counts == dict.fromkeys(range(10), 3)
+        for step in steps:
+            assert len({index for index, _ in step}) == len(step) == 15
+            assert all(labels()[index] == label for index, label in step)
+            order = [label for _, label in step]
+            assert order[:5] == order[5:10] == order[10:], "in turn"
+    assert sampler.step(3) == sampler.step(3)
+    assert sampler.step(3) != sampler.step(5)
+
+
+def test_few_labels_are_a_part_of_more_and_no_other_is_read() -> None:
+    few, more = (
+        class_sampler(LabelledConfig(per_class=number, images=2), NAMES, labels(), seed=1) for number in (2, 6)
+    )
+    used = [{int(index) for members in each.members for index in members} for each in (few, more)]
+    assert len(used[0]) == 20
+    assert used[0] < used[1]
+    drawn = {index for number in range(50) for index, _ in few.step(number)}
+    assert drawn <= used[0]
+
+
+def test_labels_that_are_not_there_are_counted() -> None:
+    rare = np.append(labels(), 10)
+    with pytest.raises(ConfigError, match=r"Class 'k' has 1 labelled images, and labels asks for 4 of each"):
+        class_sampler(LabelledConfig(), (*NAMES, "k"), rare, seed=0)
+    with pytest.raises(ConfigError, match=r"labels\.classes 4 does not divide the 10 .*: take one of 2, 5, 10"):
+        class_sampler(LabelledConfig(classes=4), NAMES, labels(), seed=0)
+    with pytest.raises(ConfigError, match=r"labels\.classes 20 does not divide the 10"):
+        class_sampler(LabelledConfig(classes=20), NAMES, labels(), seed=0)
+
+
+@given(st.integers(2, 64), st.integers(1, 20), st.integers(0, 30))
+def test_every_step_has_as_many_views_while_labels_are_there(batch: int, half: int, until: int) -> None:
+    labelled = min(2 * half, 2 * (batch - 1))
+    budget = Budget(batch, labelled, until)
+    for step in range(0, 40, 3):
+        beside = labelled if step < until else 0
+        assert 2 * budget.plain(step) + beside == 2 * batch
+        assert budget.before(step) == sum(budget.plain(each) for each in range(step))
+
+
+def test_pieces_of_a_step_hold_whole_classes() -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    plain = [Drawn(f"k{number}", [image, image], number) for number in range(6)]
+    labelled = [Drawn("l", [image], 100 + number, number % 3) for number in range(12)]
+    share = Crops([*plain, *labelled], 4)
+    assert share.keys == [f"k{number}" for number in range(6)]
+    pieces = share.cut(2)
+    assert [len(piece.keys) for piece in pieces] == [3, 3]
+    found = [[] if piece.classes is None else sorted(set(piece.classes.tolist())) for piece in pieces]
+    assert sorted(label for piece in found for label in piece) == [0, 1, 2]
+    for piece in pieces:
+        if piece.classes is not None:
+            assert set(collections.Counter(piece.classes.tolist()).values()) == {4}
