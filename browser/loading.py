@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import collections
 import dataclasses
+import itertools
 import threading
 from collections.abc import Iterator
 
@@ -55,12 +56,12 @@ class Loading:
         self.found = catalogue.look(self.root)
         new_images = [images for images in self.found.images if self._key(images) not in self._images]
         self.progress.found = len(self.found.images) + sum(len(store.files) for store in self.found.stores)
-        for images in new_images:
+        for images in itertools.takewhile(self._goes_on, new_images):
             self._take(images)
         self.tables.settle()  # they are seen before their labels are read
         for found in self.found.stores:
             self._drop_gone(found)
-        for found, address, file in self._new():
+        for found, address, file in itertools.takewhile(self._goes_on, self._new()):
             self._read(found, address, file)
         self.look_at_rejected()
         self.tables.settle()
@@ -128,8 +129,11 @@ class Loading:
             if self._over.wait(pause):
                 return
 
+    def _goes_on(self, _: object) -> bool:
+        return not self._over.is_set()
+
     def close(self) -> None:
-        """No look any more."""
+        """No look any more; the one at work ends soon."""
         self._over.set()
 
     def look_at_rejected(self) -> None:

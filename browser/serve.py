@@ -33,7 +33,8 @@ def serve(path: str, host: str, port: int, token: str | None) -> None:
     root, below = root_above(Place.of(path))
     _check_free(host, port)
     loading = Loading(root)
-    threading.Thread(target=loading.keep_up, name="loading", daemon=True).start()
+    looking = threading.Thread(target=loading.keep_up, name="loading", daemon=True)
+    looking.start()
     shown = below.split("/")[1] if below.startswith("labels/") else ""
     query = "&".join(part for part in (f"store={shown}" if shown else "", f"token={token}" if token else "") if part)
     print(f"{root}: http://{_named(host)}:{port}/{'?' if query else ''}{query}  (Ctrl-C ends it)", flush=True)
@@ -45,6 +46,8 @@ def serve(path: str, host: str, port: int, token: str | None) -> None:
             uvicorn.Server(config).run()
     finally:
         loading.close()
+        looking.join()
+        loading.tables.close()
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

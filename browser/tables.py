@@ -112,6 +112,11 @@ class Tables:
         self._next, self._shards = 0, 0
         self._waiting: dict[str, list[pa.Table]] = collections.defaultdict(list)
 
+    def close(self) -> None:
+        """Nobody asks any more."""
+        self._database.close()
+        self._folder.cleanup()
+
     def ask(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Answer:
         """What a query finds. Any thread may ask."""
         with self.cursor() as cursor:

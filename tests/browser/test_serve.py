@@ -64,11 +64,14 @@ def test_nothing_large_is_left_when_it_ends(root: Path, tmp_path: Path, number: 
     (tmp_path / "scratch").mkdir()
     command = [sys.executable, "-m", "must", "browse", str(root), "--port", str(port)]
     environment = {**os.environ, "TMPDIR": str(tmp_path / "scratch")}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as page:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as page:
         assert page.stdout
+        assert page.stderr
         assert f"http://localhost:{port}/" in page.stdout.readline()
         soon(lambda: answers(port))
         page.send_signal(number)
+        assert not page.stderr.read(), "it ends without a word"
     left = list((tmp_path / "scratch").rglob("*"))
     assert not [path for path in left if path.suffix == ".duckdb"]
     assert number == signal.SIGKILL or not left
