@@ -13,14 +13,14 @@ import pkgutil
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from pipeline.augment import AugmentConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, choose
 from pipeline.roots import CACHE_GB
 from pipeline.runtime import Device, Precision
 from pipeline.sections import FitConfig, Name, Section
@@ -294,11 +294,15 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     *parents, last = path.split(".")
     place = data
     for parent in parents:
-        place = place.setdefault(parent, {})
         if isinstance(place, list):
-            place = {each["name"]: each for each in place if isinstance(each, dict) and "name" in each}
-        if not isinstance(place, dict):
+            named = {each["name"]: each for each in place if isinstance(each, dict) and "name" in each}
+            place = named[choose(parent, named, f"-o {override!r}:")]
+            continue
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict | list):
             raise ConfigError(f"-o {override!r}: {parent!r} holds the value {place!r} and has no keys.")
+    if not isinstance(place, dict):
+        raise ConfigError(f"-o {override!r}: {path.rpartition('.')[0]} is a list: name the section to change.")
     try:
         place[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -353,6 +357,11 @@ def explain(origin: str, problem: ErrorDetails) -> str:
     return f"{where}: {message[0].lower()}{message[1:]}{quoted}."
 
 
+def _section(annotation: Any) -> Any:
+    """The model of a key that may also be null."""
+    return next((each for each in get_args(annotation) if hasattr(each, "model_fields")), annotation)
+
+
 def _known_keys(problem: ErrorDetails) -> list[str]:
     """The keys of the model that an unknown key was given to, found by walking the error's path."""
     model: Any = Recipe
@@ -364,5 +373,5 @@ def _known_keys(problem: ErrorDetails) -> list[str]:
             model = importlib.import_module(f"{package}.{path[1]}").Config
             path = path[2:]
         elif isinstance(part, str) and part in model.model_fields:
-            model = model.model_fields[part].annotation
+            model = _section(model.model_fields[part].annotation)
     return list(model.model_fields)

@@ -21,6 +21,10 @@ class Section(BaseModel):
         """
 
 
+EPOCHS = 10
+"""Where neither epochs nor steps is given."""
+
+
 class FitConfig(Section):
     """A training schedule."""
 
@@ -59,4 +63,4 @@ class FitConfig(Section):
 
     def total_steps(self, images: int) -> int:
         """Optimiser steps for a set of `images`."""
-        return self.steps or max(1, -(-int((self.epochs or 10) * images) // self.batch))
+        return self.steps or max(1, -(-int((self.epochs or EPOCHS) * images) // self.batch))

@@ -13,6 +13,7 @@ from pipeline.sections import NAME, FitConfig, Name, Section
 
 STUDENT, SCRATCH, PUBLISHED = "student", "scratch", "timm"
 """What a stage may start from, beside other stages and weights."""
+KEPT = (STUDENT, SCRATCH, PUBLISHED)
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 
@@ -66,8 +67,8 @@ class StageConfig(FitConfig):
     """What the stage is called."""
     method: str
     """How it learns: the name of a file in `selfsup/`."""
-    data: list[str]
-    """The sets whose images it sees: those to train on, and those of `val` where a set has a `test` split as well."""
+    data: list[str] = Field(min_length=1)
+    """The sets whose training images it sees, each image once."""
     start: str | None = None
     """What the backbone starts from: `student`, the name of a stage before this one, `scratch`, or weights as a
     teacher's; null for the stage before this one, or else the student."""
@@ -85,7 +86,7 @@ class StageConfig(FitConfig):
     """How far views may go."""
     labels: LabelledConfig | None = None
     """Labelled images beside the unlabelled ones, for methods that contrast or cluster; so many unlabelled ones less
-    that a step sees as many images as without."""
+    that a step sees as many views as without."""
 
     @property
     def from_weights(self) -> bool:
@@ -107,9 +108,11 @@ def resolved(stages: Sequence[StageConfig], student: tuple[str, int]) -> list[St
     found: dict[str, StageConfig] = {}
     before = STUDENT
     for stage in stages:
+        if stage.name in KEPT:
+            raise ConfigError(f"A stage can't be called {stage.name!r}: start says by that what it starts from.")
         start = stage.start or before
         if not stage.from_weights:
-            choose(start, (*found, STUDENT, SCRATCH, PUBLISHED), f"stages.{stage.name}.start")
+            choose(start, (*found, *KEPT), f"stages.{stage.name}.start")
         own = (found[start].backbone, found[start].image_size) if start in found else student
         if start in (*found, STUDENT) and stage.backbone not in (None, own[0]):
             raise ConfigError(

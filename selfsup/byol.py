@@ -42,6 +42,7 @@ class BYOL(Method):
     """An online network with a predictor, and its target."""
 
     family: ClassVar[Family] = "self-distillation"
+    compares: ClassVar[bool] = False
 
     def __init__(self, config: Config, backbone: Encoder, setting: Setting) -> None:
         super().__init__(backbone, None)

@@ -15,6 +15,7 @@ from torch import Tensor
 from selfsup.parts.clusters import spherical_kmeans
 from selfsup.parts.config import MethodConfig
 from selfsup.parts.crops import multi_crop
+from selfsup.parts.directions import products
 from selfsup.parts.encoder import Encoder
 from selfsup.parts.heads import projector
 from selfsup.parts.method import Crop, Family, Method, Policy, Setting, Views, together
@@ -77,11 +78,11 @@ class DeepCluster(Method):
             self._remember(index, [self._embed(crop) for crop in crops[:LARGE_CROPS]])
 
     def losses(self, views: Views) -> dict[str, Tensor]:
-        self._cluster(views.step * self.setting.batch // self.setting.images)
+        self._cluster(views.epoch)
         embeddings = together(self.head, together(self.backbone, [*views.crops, views.labelled]))
         crops = [F.normalize(each.float(), dim=1) for each in embeddings[: len(views.crops)]]
         losses = [
-            F.cross_entropy(crop @ centres.T / self.config.temperature, assigned[views.index])
+            F.cross_entropy(products(crop, centres) / self.config.temperature, assigned[views.index])
             for centres, assigned in zip(self.centres, self.assigned, strict=True)
             for crop in crops
         ]

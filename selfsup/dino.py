@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from selfsup.parts.config import MethodConfig
 from selfsup.parts.crops import multi_crop
+from selfsup.parts.directions import products
 from selfsup.parts.encoder import Encoder
 from selfsup.parts.heads import DistillationHead, Follower, rising
 from selfsup.parts.losses import distillation
@@ -95,7 +96,7 @@ class DINO(Method):
             return together(self.head, features)
         bottleneck = together(self.head.perceptron, features)
         directions = F.normalize(self.head.directions.weight.detach(), dim=1)
-        return [F.linear(F.normalize(each.float(), dim=1), directions) for each in bottleneck]
+        return [products(F.normalize(each.float(), dim=1), directions) for each in bottleneck]
 
     @torch.no_grad()
     def _follow(self, outputs: Tensor) -> None:

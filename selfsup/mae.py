@@ -42,6 +42,7 @@ class MAE(Method):
 
     places: Tensor
     family: ClassVar[Family] = "masked"
+    compares: ClassVar[bool] = False
 
     def __init__(self, config: Config, backbone: Encoder, setting: Setting) -> None:
         super().__init__(backbone, None)

@@ -48,6 +48,7 @@ class MoCo(Method):
 
     family: ClassVar[Family] = "contrastive"
     queue: Tensor
+    owners: Tensor
     place: Tensor
 
     def __init__(self, config: Config, backbone: Encoder, setting: Setting) -> None:
@@ -57,6 +58,7 @@ class MoCo(Method):
         self.keys = Follower(nn.Sequential(backbone, self.head))
         length = config.queue or min(LARGEST, max(setting.images // setting.batch, 1) * setting.batch)
         self.register_buffer("queue", F.normalize(torch.randn(length, config.dim), dim=1))
+        self.register_buffer("owners", torch.full((length,), -1))
         self.register_buffer("place", torch.tensor(0))
 
     def crops(self) -> Sequence[Crop]:
@@ -66,8 +68,9 @@ class MoCo(Method):
         self.keys.catch_up(nn.Sequential(self.backbone, self.head), self.config.key_momentum, views.step)
         query, *labelled = together(self.head, together(self.backbone, [views.crops[0], views.labelled]))
         key = F.normalize(self._keys(views.crops[1]).float(), dim=1)
-        loss = info_nce(query, key, self.queue.clone(), self.config.temperature)
-        self._remember(key)
+        own = views.index[:, None] == self.owners[None, :]
+        loss = info_nce(query, key, self.queue.clone(), self.config.temperature, own)
+        self._remember(key, views.index)
         return {"mocov2": loss} | (self.supervised(labelled[0], views) if labelled else {})
 
     def _keys(self, images: Tensor) -> Tensor:
@@ -80,9 +83,10 @@ class MoCo(Method):
         return shuffled[order.argsort()]
 
     @torch.no_grad()
-    def _remember(self, keys: Tensor) -> None:
+    def _remember(self, keys: Tensor, index: Tensor) -> None:
         """The oldest keys make room for these."""
-        keys = keys[-len(self.queue) :]
+        keys, index = keys[-len(self.queue) :], index[-len(self.queue) :]
         places = (self.place + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[places] = keys
+        self.owners[places] = index
         self.place.copy_((self.place + len(keys)) % len(self.queue))

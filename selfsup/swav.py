@@ -14,6 +14,7 @@ from torch import Tensor
 
 from selfsup.parts.config import MethodConfig
 from selfsup.parts.crops import multi_crop
+from selfsup.parts.directions import products
 from selfsup.parts.encoder import Encoder
 from selfsup.parts.heads import Prototypes, projector
 from selfsup.parts.losses import sinkhorn, swapped_prediction
@@ -21,7 +22,7 @@ from selfsup.parts.method import Crop, Family, Method, Policy, Setting, Views, t
 
 POLICY = Policy(area=(0.14, 1.0))
 SMALL = Policy(area=(0.05, 0.14))
-LARGE_CROPS = 2
+LARGE_CROPS, QUEUE = 2, 3840
 
 
 class Config(MethodConfig):
@@ -42,10 +43,11 @@ class Config(MethodConfig):
     """How soft codes are."""
     sinkhorn_steps: int = Field(default=3, ge=1)
     """Iterations that even out how much prototypes are used."""
-    frozen_steps: int = Field(default=313, ge=0)
-    """Steps at the start in which prototypes do not move."""
-    queue: int = Field(default=0, ge=0)
-    """Images seen before that are counted in when codes are evened out: for batches smaller than the prototypes."""
+    frozen: float = Field(default=0.01, ge=0, le=1)
+    """Share of the steps at the start in which prototypes do not move."""
+    queue: int | None = Field(default=None, ge=0)
+    """Images seen before that are counted in when codes are evened out; null for none, or where a batch is smaller than
+    the prototypes for 3,840, or as many as there are, if those are fewer."""
     queue_from: float = Field(default=0.15, ge=0, le=1)
     """Share of the steps after which they are."""
 
@@ -64,8 +66,11 @@ class SwAV(Method):
         super().__init__(backbone, config.labels)
         self.config, self.size = config, setting.size
         self.head = projector([backbone.width, config.hidden, config.dim], norm=True)
-        self.prototypes = Prototypes(config.dim, config.prototypes or max(2, min(3000, setting.images // 10)))
-        self.register_buffer("queue", torch.zeros(LARGE_CROPS, config.queue, config.dim))
+        count = config.prototypes or max(2, min(3000, setting.images // 10))
+        self.prototypes = Prototypes(config.dim, count)
+        needed = min(QUEUE, setting.images) if setting.batch < count else 0
+        length = needed if config.queue is None else config.queue
+        self.register_buffer("queue", torch.zeros(LARGE_CROPS, length, config.dim))
 
     def crops(self) -> Sequence[Crop]:
         return multi_crop(self.size, [POLICY] * LARGE_CROPS, [SMALL] * self.config.small_crops)
@@ -73,16 +78,16 @@ class SwAV(Method):
     def losses(self, views: Views) -> dict[str, Tensor]:
         embeddings = together(self.head, together(self.backbone, [*views.crops, views.labelled]))
         crops = [F.normalize(each.float(), dim=1) for each in embeddings[: len(views.crops)]]
-        scores = [self._scores(crop, views.step) for crop in crops]
+        scores = [self._scores(crop, views) for crop in crops]
         codes = [self._code(number, crops[number], views) for number in range(LARGE_CROPS)]
         found = {"swav": swapped_prediction(scores, codes, self.config.temperature)}
         return found | (self.supervised(embeddings[-1], views) if views.labelled is not None else {})
 
-    def _scores(self, embeddings: Tensor, step: int) -> Tensor:
-        if step >= self.config.frozen_steps:
+    def _scores(self, embeddings: Tensor, views: Views) -> Tensor:
+        if views.progress >= self.config.frozen:
             scores: Tensor = self.prototypes(embeddings)
             return scores
-        return F.linear(embeddings, F.normalize(self.prototypes.weight.detach(), dim=1))
+        return products(embeddings, F.normalize(self.prototypes.weight.detach(), dim=1))
 
     @torch.no_grad()
     def _code(self, number: int, embeddings: Tensor, views: Views) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfsup.parts.directions import products
+
 ROWS = 16_384
 """Points compared with all centres at once."""
 
@@ -32,4 +34,4 @@ def spherical_kmeans(points: Tensor, count: int, iterations: int) -> tuple[Tenso
 
 def nearest(points: Tensor, centres: Tensor) -> Tensor:
     """For each point the centre with the largest cosine."""
-    return torch.cat([(rows @ centres.T).argmax(dim=1) for rows in points.split(ROWS)])
+    return torch.cat([products(rows, centres).argmax(dim=1) for rows in points.split(ROWS)])

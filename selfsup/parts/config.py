@@ -32,7 +32,14 @@ class MethodConfig(StageConfig, ABC):
                 f"labels: {self.method!r} takes no labelled images beside the others; methods that contrast or cluster "
                 "do, such as simclr, mocov2, swav and deepclusterv2."
             )
+        if self.accumulate > 1 and method.compares:
+            raise ConfigError(
+                f"accumulate is {self.accumulate}, but {self.method!r} compares the images of a batch with each other: "
+                "set accumulate to 1, and batch to what memory holds."
+            )
         if self.trainable == "norm":
+            if not encoder.norms():
+                raise ConfigError(f"trainable: norm, but {encoder.name!r} has no normalisation layer: train all of it.")
             encoder.train_norms_alone()
         return method
 
@@ -44,4 +51,16 @@ class MethodConfig(StageConfig, ABC):
             find_weights(self.start or "")
         with torch.device("meta"):  # no memory, no arithmetic
             encoder = Encoder(self.backbone, self.image_size, statistics(self.backbone))
-            self.on(encoder, Setting(self.image_size, 2 * self.batch, self.batch, 2))
+            method = self.on(encoder, Setting(self.image_size, 2 * self.batch, self.batch))
+            for side in {crop.size for crop in method.crops()}:
+                self._check_side(encoder.eval(), side)
+
+    def _check_side(self, encoder: Encoder, side: int) -> None:
+        try:
+            encoder.model(torch.empty(2, 3, side, side))
+        except Exception as error:  # whatever a model raises that can't take them
+            raise ConfigError(
+                f"{self.method!r} shows the backbone views of {side} x {side} pixels, which {encoder.name!r} can't "
+                "take: "
+                f"{str(error).splitlines()[0]} Set another image_size, no small_crops, or another backbone."
+            ) from error

@@ -8,11 +8,11 @@ from selfsup.parts.method import Crop, Policy
 
 RATIO = 96 / 224
 """Of the small views' side to the large ones'."""
-STEP = 16
-"""Sides are multiples of it: patches of transformers."""
+STEP, SMALLEST = 16, 32
+"""Sides are multiples of it, patches of transformers; below the smallest, deep networks have nothing left to see."""
 
 
 def multi_crop(size: int, large: Sequence[Policy], small: Sequence[Policy]) -> list[Crop]:
     """The large views, of side `size`, and then the small ones."""
-    side = max(STEP, round(size * RATIO / STEP) * STEP)
-    return [*(Crop(size, policy) for policy in large), *(Crop(side, policy) for policy in small)]
+    side = min(size, max(SMALLEST, round(size * RATIO / STEP) * STEP))
+    return [*(Crop(size, policy) for policy in large), *(Crop(side, policy, True) for policy in small)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,11 +28,11 @@ class Encoder(nn.Module):
     def __init__(self, name: str, image_size: int, statistics: Statistics) -> None:
         super().__init__()
         check_name(name)
-        options = size_options(name, image_size)
         self.name = name
-        sizes: dict[str, Any] = {**options, "dynamic_img_size": True} if options else {}
-        self.model = timm.create_model(name, num_classes=0, **sizes)
-        self.width = int(self.model.num_features)  # type: ignore[arg-type]  # a module's attributes have no types
+        self.model = _create(name, image_size)
+        with torch.device("meta"):  # what a model says of its width is not always what comes out
+            features = _create(name, image_size).eval()(torch.empty(1, 3, image_size, image_size))
+        self.width: int = features.shape[1]
         register_statistics(self, statistics)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -59,3 +60,14 @@ class Encoder(nn.Module):
     def reset(self, tensors: dict[str, Tensor]) -> None:
         """Start from these weights of the timm model, by its own names."""
         self.model.load_state_dict(tensors)
+
+
+def _create(name: str, image_size: int) -> nn.Module:
+    """The timm model without classifier, for images of other sides as well if it is one that can be asked for that."""
+    options: dict[str, Any] = size_options(name, image_size)
+    if options:
+        with contextlib.suppress(TypeError):
+            flexible: nn.Module = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
+            return flexible
+    model: nn.Module = timm.create_model(name, num_classes=0, **options)
+    return model

@@ -11,32 +11,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfsup.parts.directions import products
 
-def projector(widths: Sequence[int], norm: bool = False, last_norm: bool = False) -> nn.Sequential:
-    """A perceptron of these widths with ReLU between its layers, behind batch norms if `norm`; `last_norm`: one more,
-    without scale and shift, at the end.
-    """
+
+def projector(widths: Sequence[int], norm: bool = False) -> nn.Sequential:
+    """A perceptron of these widths with ReLU between its layers, behind batch norms if `norm`."""
     layers: list[nn.Module] = []
     for number, (before, after) in enumerate(itertools.pairwise(widths)):
         is_last = number == len(widths) - 2
-        layers.append(nn.Linear(before, after, bias=not (norm and not is_last) and not (last_norm and is_last)))
+        layers.append(nn.Linear(before, after, bias=is_last or not norm))
         if not is_last:
             layers += [*([nn.BatchNorm1d(after)] if norm else []), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, *([nn.BatchNorm1d(widths[-1], affine=False)] if last_norm else []))
+    return nn.Sequential(*layers)
 
 
 class Follower(nn.Module):
     """A copy of a network that has no gradient and follows it: w <- m w + (1 - m) w', buffers as they are.
 
-    `catch_up` does so once for each step, in however many pieces the step's batch comes.
+    `catch_up` does so once for each step, in however many pieces or attempts the step's batch comes.
     """
-
-    last: Tensor
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).requires_grad_(False)
-        self.register_buffer("last", torch.tensor(-1))
+        self._last = -1  # no part of the state: states lie between steps
 
     def forward(self, *given: Tensor) -> Tensor:
         with torch.no_grad():
@@ -46,9 +44,9 @@ class Follower(nn.Module):
     @torch.no_grad()
     def catch_up(self, network: nn.Module, momentum: float, step: int) -> None:
         """Move towards the network it is a copy of, if that was not done in this step."""
-        if int(self.last) == step:
+        if self._last == step:
             return
-        self.last.fill_(step)
+        self._last = step
         for mine, theirs in zip(self.network.parameters(), network.parameters(), strict=True):
             mine.lerp_(theirs.detach(), 1 - momentum)
 
@@ -66,7 +64,7 @@ class Prototypes(nn.Module):
         self.weight = nn.Parameter(F.normalize(torch.randn(count, dim), dim=1))
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        return F.linear(F.normalize(embeddings.float(), dim=1), F.normalize(self.weight, dim=1))
+        return products(F.normalize(embeddings.float(), dim=1), F.normalize(self.weight, dim=1))
 
 
 class DistillationHead(nn.Module):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import DataError
+from selfsup.parts.directions import products
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
@@ -23,17 +24,20 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     z = _unit(torch.cat([first, second]))
     count = len(first)
     partner = torch.arange(2 * count, device=z.device).roll(count)
-    return F.cross_entropy(_without_self(z @ z.T / temperature), partner)
+    return F.cross_entropy(_without_self(products(z, z) / temperature), partner)
 
 
-def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float, own: Tensor | None = None) -> Tensor:
     """MoCo's loss (He et al., CVPR 2020, eq. 1): queries and keys (B, D), a queue of negatives (K, D) -> scalar.
 
-    The mean over queries of the cross entropy of [q.k, q.queue] / t with class 0; no gradient for keys and queue.
+    The mean over queries of the cross entropy of [q.k, q.queue] / t with class 0; no gradient for keys and queue. `own`
+    (B, K): which entries of the queue are no negatives of a query.
     """
     query, key = _unit(query), _unit(key.detach())
     positive = (query * key).sum(dim=1, keepdim=True)
-    logits = torch.cat([positive, query @ queue.detach().float().T], dim=1) / temperature
+    negatives = products(query, queue.detach())
+    negatives = negatives if own is None else negatives.masked_fill(own, -torch.inf)
+    logits = torch.cat([positive, negatives], dim=1) / temperature
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
 
 
@@ -74,7 +78,7 @@ def _labelled(embeddings: Tensor, labels: Tensor, temperature: float) -> tuple[T
     alone = labels[~same.any(dim=1)]
     if len(alone):
         raise DataError(f"One image alone of class {int(alone[0])} in a batch: each needs another one of its class.")
-    return _without_self(z @ z.T / temperature), same
+    return _without_self(products(z, z) / temperature), same
 
 
 def _unit(embeddings: Tensor) -> Tensor:

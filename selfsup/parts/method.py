@@ -35,10 +35,11 @@ class Policy:
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """A view of each image: its side in pixels and how it is drawn."""
+    """A view of each image: its side in pixels, how it is drawn, and whether it is one of the small ones."""
 
     size: int
     policy: Policy
+    is_small: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Views:
     """A batch as a method sees it.
 
     `crops`: by `Method.crops`, (B, 3, S, S) float32 in [0, 1]. `index` (B,): which image of the set each is.
-    `labelled` (N, 3, S, S), `classes` (N,): views of labelled images, None where there are none. `step` of `steps`.
+    `labelled` (N, 3, S, S), `classes` (N,): views of labelled images, None where there are none. `step` of `steps`;
+    `epoch`: how often all images were seen before.
     """
 
     crops: list[Tensor]
@@ -55,6 +57,7 @@ class Views:
     classes: Tensor | None
     step: int
     steps: int
+    epoch: int
 
     @property
     def progress(self) -> float:
@@ -63,12 +66,11 @@ class Views:
 
 
 class Setting(NamedTuple):
-    """What a method is built for: the side of large views (pixels), the images of the set, images in a step, steps."""
+    """What a method is built for: the side of large views (pixels), the images of the set, and images in a step."""
 
     size: int
     images: int
     batch: int
-    steps: int
 
 
 class Method(nn.Module, ABC):
@@ -77,6 +79,8 @@ class Method(nn.Module, ABC):
     """
 
     family: ClassVar[Family]
+    compares: ClassVar[bool] = True
+    """Whether its loss compares the images of a batch with each other, so that no part of a batch will do for it."""
 
     def __init__(self, backbone: Encoder, labels: LabelledConfig | None) -> None:
         super().__init__()

@@ -24,10 +24,10 @@ SPREAD, RANK = "feature spread", "feature rank"
 def changed(crops: Sequence[Crop], policy: PolicyConfig) -> list[Crop]:
     """A method's crops with what the recipe says about views. Of small views the share of the area stays theirs."""
     told = policy.model_dump(exclude_none=True)
-    largest = max(crop.size for crop in crops)
     small = {name: value for name, value in told.items() if name != "area"}
     return [
-        Crop(crop.size, dataclasses.replace(crop.policy, **(told if crop.size == largest else small))) for crop in crops
+        dataclasses.replace(crop, policy=dataclasses.replace(crop.policy, **(small if crop.is_small else told)))
+        for crop in crops
     ]
 
 
@@ -46,12 +46,13 @@ class Learning(Objective):
     def forward(self, batch: CropBatch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         crops = [self._shown(colours, crop) for colours, crop in zip(self.colours, batch.crops, strict=True)]
         labelled = None if batch.labelled is None else self._shown(self.colours[0], batch.labelled)
-        views = Views(crops, batch.index, labelled, batch.classes, batch.step, self.steps)
+        views = Views(crops, batch.index, labelled, batch.classes, batch.step, self.steps, batch.epoch)
         losses = {name: shares[self._over(name)] * loss for name, loss in self.method.losses(views).items()}
         told = {name: loss.detach() for name, loss in losses.items()}
-        if batch.step % WATCHED == 0:
+        total = torch.stack(list(losses.values())).sum()
+        if batch.step % WATCHED == 0 and len(batch.keys) > 1 and bool(total.isfinite()):
             told |= {name: shares["images"] * found for name, found in self._watch(crops[0]).items()}
-        return torch.stack(list(losses.values())).sum(), told
+        return total, told
 
     def _over(self, loss: str) -> str:
         """What a loss is a mean over."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,10 @@ from pipeline.errors import ConfigError
 from pipeline.fit import fit
 from pipeline.images import ImageShard
 from pipeline.job import Job
-from pipeline.loader import Layer, Library
+from pipeline.loader import Layer, Library, Shelf
 from pipeline.machine import Choice
+from pipeline.runtime import Runtime
+from pipeline.sections import EPOCHS
 from pipeline.stages import StageConfig
 from pipeline.team import Team
 from selfsup.parts.config import MethodConfig
@@ -33,10 +37,10 @@ from selfsup.stages.watch import COLLAPSED, look
 from tasks.ingest import IngestedSet
 from tasks.network import seed_part
 from tasks.rejected import IMAGES, read_copy
-from tasks.shelves import shelve, truth_library
+from tasks.shelves import held_out_keys, shelve, truth_library
 
-PROBED = 8
-"""Images that a step is timed on."""
+PROBED, FEWEST = 8, 2
+"""Images that a step is timed on, and images that there have to be."""
 NOTHING: Mapping[str, tuple[Layer, ...]] = {}
 
 
@@ -57,9 +61,10 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
     given = of_artifact(inputs[config["start"]]) if config["start"] else of_recipe(stage)
     start = adapted(given, stage, images)
     sampler, budget = labels_of(stage, inputs, images, seed)
-    steps = stage.total_steps(len(images))
+    steps = steps_of(stage, budget, len(images))
+    budget = dataclasses.replace(budget, until=round(stage.labels.until * steps)) if stage.labels else budget
     seed_part(seed, f"stage.{stage.name}")
-    method = stage.on(start.encoder(), Setting(start.size, len(images), stage.batch, steps))
+    method = stage.on(start.encoder(), Setting(start.size, len(images), stage.batch))
     crops = changed(method.crops(), stage.augment)
     stream = ViewStream(images, crops, budget, sampler, seed)
     about = [stage.model_dump(mode="json"), start.name, start.size, "stage"]
@@ -68,7 +73,7 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
         choice = machine.choose(inputs.runtime, about, plain, _probe(stream))
         learning = choice.place(Learning(method, crops, steps, choice.memory_format))
         before = look(method.backbone, images, start.size)
-        _begin(learning, stream, choice, stage.batch)
+        _begin(learning, stream, choice, (stage, inputs.runtime))
         job = Job(f"stage.{stage.name}", learning, stream.supply(inputs.runtime.threads), steps, out, stage, seed)
         cuts = fit(job, choice, team, inputs.runtime)
         after = look(method.backbone, images, start.size)
@@ -80,40 +85,28 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
 
 
 def images_of(stage: StageConfig, inputs: Inputs, seed: int) -> Library:
-    """The images of the stage's sets that are for training, without those that were rejected, and without any that is
-    also in a split to be measured on, of whatever set. ConfigError if none is left.
+    """The training images of the stage's sets, each once, without those that were rejected, and without any that is
+    also in a split to be measured on, of whatever set. ConfigError if fewer than two are left.
     """
     sets = {name: IngestedSet(made) for name, made in inputs.of_kind("data").items()}
-    without = measured_keys(sets.values())
+    without = {key for found in sets.values() for key in held_out_keys(found)}
     if IMAGES in inputs.artifacts:
         without |= set(read_copy(inputs[IMAGES]).column("key").to_pylist())
-    splits = [(sets[name], split) for name in stage.data for split in training_splits(sets[name])]
     if stage.share < 1:
-        keys = {key for found, split in splits for shard in found.images(split).shards for key in shard.keys}
+        keys = {key for name in stage.data for shard in sets[name].images("train").shards for key in shard.keys}
         without |= set(_order(sorted(keys - without), seed)[round(stage.share * len(keys - without)) :])
-    shelves = [shelf for found, split in splits for shelf in shelve(found, split, lambda _: NOTHING, without)]
+    shelves: list[Shelf] = []
+    for name in stage.data:
+        added = shelve(sets[name], "train", lambda _: NOTHING, without)
+        without |= {key for shelf in added for key in _keys(shelf.images, shelf.rows)}
+        shelves += added
     library = Library(shelves)
-    if not len(library):
-        raise ConfigError(f"stages.{stage.name}: there is no image to train on in {', '.join(stage.data)}.")
+    if len(library) < FEWEST:
+        raise ConfigError(
+            f"stages.{stage.name}: {len(library)} images to train on in {', '.join(stage.data)}: {FEWEST} or more are "
+            "needed."
+        )
     return library
-
-
-def training_splits(found: IngestedSet) -> list[str]:
-    """`train`, and `val` where the set has a `test` split that is measured on."""
-    there = ["train", "val"] if found.counts.get("images.test") else ["train"]
-    return [split for split in there if found.counts.get(f"images.{split}")]
-
-
-def measured_keys(sets: Any) -> set[str]:
-    """The keys of all images that anything is measured on: of `test`, or of `val` in a set without it."""
-    return {
-        key
-        for found in sets
-        for split in found.splits
-        if split not in training_splits(found)
-        for shard in found.images(split).shards
-        for key in shard.keys
-    }
 
 
 def _order(keys: list[str], seed: int) -> list[str]:
@@ -130,12 +123,21 @@ def labels_of(stage: StageConfig, inputs: Inputs, images: Library, seed: int) ->
     names, of = classes_of(stage, inputs, images)
     sampler = class_sampler(stage.labels, names, of, seed)
     count = sampler.classes * sampler.images
-    if count % 2 or count > 2 * (stage.batch - 1):
+    if count % 2 or count > 2 * (stage.batch - 2):
         raise ConfigError(
             f"stages.{stage.name}.labels: {sampler.classes} classes x {sampler.images} images make {count} beside "
-            f"views of a batch of {stage.batch}: they have to be even and at most {2 * (stage.batch - 1)}."
+            f"views of a batch of {stage.batch}: they have to be even and at most {2 * (stage.batch - 2)}."
         )
-    return sampler, Budget(stage.batch, count, round(stage.labels.until * stage.total_steps(len(images))))
+    return sampler, Budget(stage.batch, count)
+
+
+def steps_of(stage: StageConfig, budget: Budget, images: int) -> int:
+    """Optimiser steps: as many as it takes to see the images as often as the epochs say, beside labelled ones."""
+    if stage.steps or stage.labels is None:
+        return stage.total_steps(images)
+    until = stage.labels.until
+    a_step = until * budget.beside + (1 - until) * budget.batch
+    return max(1, math.ceil((stage.epochs or EPOCHS) * images / a_step))
 
 
 def classes_of(stage: StageConfig, inputs: Inputs, images: Library) -> tuple[tuple[str, ...], NDArray[np.int64]]:
@@ -169,6 +171,7 @@ def _probe(stream: ViewStream) -> Callable[[nn.Module, Choice], None]:
 
     def call(model: nn.Module, choice: Choice) -> None:
         shares = {"images": 1.0, "labelled": 0.0}
+        model.memory_format = choice.memory_format  # type: ignore[assignment]  # a module's attributes have no types
         with choice.autocast():
             total, _ = model(_moved(batch, choice.device), shares)
         total.backward()
@@ -179,17 +182,20 @@ def _probe(stream: ViewStream) -> Callable[[nn.Module, Choice], None]:
 
 def _moved(batch: CropBatch, device: str) -> CropBatch:
     crops = [crop.to(device) for crop in batch.crops]
-    return CropBatch(batch.keys, crops, batch.index.to(device), None, None, batch.step)
+    return CropBatch(batch.keys, crops, batch.index.to(device), None, None, batch.step, batch.epoch)
 
 
 @torch.no_grad()
-def _begin(learning: Learning, stream: ViewStream, choice: Choice, size: int) -> None:
+def _begin(learning: Learning, stream: ViewStream, choice: Choice, told: tuple[StageConfig, Runtime]) -> None:
     """Show every image once to a method that wants to see them all before the first step."""
     if type(learning.method).begin is Method.begin:
         return
 
+    stage, runtime = told
+
     def batches() -> Iterator[tuple[Tensor, list[Tensor]]]:
-        for batch in stream.once(size):
+        for batch in stream.once(stage.batch):
+            runtime.check_stop(f"stage.{stage.name}")
             moved = _moved(batch, choice.device)
             yield moved.index, [crop.float() / 255 for crop in moved.crops]
 

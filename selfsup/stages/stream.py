@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -36,7 +37,7 @@ class Drawn:
 @dataclasses.dataclass
 class CropBatch:
     """What a pass sees: by crop (B, 3, S, S) uint8, the images' numbers (B,); labelled crops (N, 3, S, S) and their
-    classes (N,), None where there are none; the step.
+    classes (N,), None where there are none; the step, and how often all images were seen before it.
     """
 
     keys: list[str]
@@ -45,38 +46,40 @@ class CropBatch:
     labelled: Tensor | None
     classes: Tensor | None
     step: int
+    epoch: int
 
 
 class Crops:
     """The crops of a step that one process takes, to be put into as many batches as memory asks for."""
 
-    def __init__(self, drawn: Sequence[Drawn], step: int) -> None:
+    def __init__(self, drawn: Sequence[Drawn], step: int, epoch: int) -> None:
         self.plain = [each for each in drawn if each.label is None]
         self.labelled = [each for each in drawn if each.label is not None]
-        self.step = step
+        self.step, self.epoch = step, epoch
 
     @property
     def keys(self) -> list[str]:
         return [each.key for each in self.plain]
 
     def cut(self, pieces: int) -> list[CropBatch]:
-        """All of them as so many batches; of the labelled ones, whole classes in each."""
+        """All of them as so many batches; of the labelled ones, two whole classes or more in each that has any."""
         present = list(dict.fromkeys(each.label for each in self.labelled))
+        shares = cut(len(present), min(pieces, max(1, len(present) // 2)))
         batches = []
-        for run, classes in zip(cut(len(self.plain), pieces), cut(len(present), pieces), strict=True):
+        for run, classes in itertools.zip_longest(cut(len(self.plain), pieces), shares, fillvalue=slice(0)):
             chosen = set(present[classes])
             labelled = [each for each in self.labelled if each.label in chosen]
-            batches.append(collate(self.plain[run], labelled, self.step))
+            batches.append(collate(self.plain[run], labelled, (self.step, self.epoch)))
         return batches
 
 
-def collate(plain: Sequence[Drawn], labelled: Sequence[Drawn], step: int) -> CropBatch:
-    """Images and their crops -> batch."""
+def collate(plain: Sequence[Drawn], labelled: Sequence[Drawn], when: tuple[int, int]) -> CropBatch:
+    """Images and their crops -> batch, `when` = (step, epoch)."""
     crops = [stacked([each.crops[number] for each in plain]) for number in range(len(plain[0].crops))]
     index = torch.tensor([each.index for each in plain])
     shown = stacked([each.crops[0] for each in labelled]) if labelled else None
     classes = torch.tensor([each.label for each in labelled]) if labelled else None
-    return CropBatch([each.key for each in plain], crops, index, shown, classes, step)
+    return CropBatch([each.key for each in plain], crops, index, shown, classes, *when)
 
 
 def stacked(crops: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -118,7 +121,11 @@ class ViewStream:
 
     def supply(self, threads: int) -> Supply[Drawn, Crops]:
         """What `fit` takes its shares from."""
-        return Supply(self.tasks, Crops, threads)
+        return Supply(self.tasks, lambda drawn, step: Crops(drawn, step, self.epoch(step)), threads)
+
+    def epoch(self, step: int) -> int:
+        """How often all images were seen before a step."""
+        return self.budget.before(step) // len(self.library)
 
     def tasks(self, step: int) -> list[Callable[[], Drawn]]:
         """This process's share of a step, an image each."""
@@ -151,4 +158,4 @@ class ViewStream:
         """Every image once, in batches."""
         for start in range(0, len(self.library), size):
             run = range(start, min(start + size, len(self.library)))
-            yield collate([self._draw(index, self.crops, (self.seed, SUPERVISED, index)) for index in run], [], 0)
+            yield collate([self._draw(index, self.crops, (self.seed, SUPERVISED, index)) for index in run], [], (1, 0))

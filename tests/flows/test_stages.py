@@ -96,12 +96,24 @@ def test_a_stage_starts_where_the_recipe_says() -> None:
             "[{name: a, method: simclr, data: [pool], augment: {area: [1, 0.5]}}]",
             r"area \[1.0, 0.5\]: the smallest share",
         ),
+        ("[{name: student, method: simclr, data: [pool]}]", r"can't be called 'student'"),
+        ("[{name: a, method: simclr, data: []}]", r"stages\.0\.data: list should have at least 1 item"),
+        ("[{name: a, method: simclr, data: [pool], labels: {metod: supcon}}]", r"labels\.metod: .* mean 'method'"),
         ("[{name: a, data: [pool]}]", r"stages\.0\.method: None is not a method"),
     ],
 )
 def test_what_cannot_be_is_told_where_it_is(stages: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         parse_recipe(RECIPE + "stages: " + stages, "recipe")
+
+
+def test_an_override_names_a_stage_that_is_there() -> None:
+    text = RECIPE + STAGES
+    assert parse_recipe(text, "recipe", ["stages.second.steps=9"]).stages[1].steps == 9
+    with pytest.raises(ConfigError, match=r"-o 'stages\.secnd\.steps=9': 'secnd' is unknown\. Did you mean 'second'"):
+        parse_recipe(text, "recipe", ["stages.secnd.steps=9"])
+    with pytest.raises(ConfigError, match=r"-o 'stages\.first=9': stages is a list: name the section to change"):
+        parse_recipe(text, "recipe", ["stages.first=9"])
 
 
 def test_a_method_that_cannot_use_the_backbone_ends_a_run_before_its_first_step(tmp_path: Path) -> None:

@@ -66,6 +66,38 @@ def test_info_nce_of_random_directions_and_of_collapsed_ones() -> None:
     assert collapsed.item() == pytest.approx(math.log(513), rel=1e-5)
 
 
+def test_what_is_nobodys_negative_is_left_out() -> None:
+    query, key, queue = vectors(4), vectors(4, seed=1), F.normalize(vectors(8, seed=2), dim=1)
+    own = torch.zeros(4, 8, dtype=torch.bool)
+    own[:, 5:] = True
+    expected = losses.info_nce(query, key, queue[:5], 0.2)
+    torch.testing.assert_close(losses.info_nce(query, key, queue, 0.2, own), expected)
+
+
+def test_autocast_rounds_no_cosine() -> None:
+    """Features of a cone, as rectified ones are: what tells them apart is in the last digits."""
+    z = (vectors(64) * 0.1 + 1).bfloat16()
+    labels = torch.arange(16).repeat(4)
+    points = F.normalize(z.float(), dim=1)
+    queue = F.normalize(vectors(64, seed=3) * 0.1 + 1, dim=1)
+
+    def found() -> list[Tensor]:
+        torch.manual_seed(0)
+        centres, assigned = spherical_kmeans(points, 8, 3)
+        return [
+            losses.nt_xent(z[:32], z[32:], 0.1),
+            losses.suncet(z, labels, 0.1),
+            losses.info_nce(z, z.roll(1, 0), queue, 0.2),
+            centres,
+            assigned,
+        ]
+
+    exact = found()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = found()
+    assert all(torch.equal(one, other) for one, other in zip(exact, rounded, strict=True))
+
+
 def test_info_nce_gives_keys_and_queue_no_gradient() -> None:
     query, key, queue = (vectors(8, seed=seed).requires_grad_() for seed in range(3))
     losses.info_nce(query, key, queue, 0.2).backward()

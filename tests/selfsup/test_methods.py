@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from typing import Any
 
@@ -21,12 +22,14 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 METHODS = sorted(modules("selfsup"))
 SMALL: dict[str, dict[str, Any]] = {
     "byol": {"hidden": 32, "dim": 16},
-    "swav": {"small_crops": 2, "hidden": 32, "dim": 16, "prototypes": 8, "frozen_steps": 1},
+    "swav": {"small_crops": 2, "hidden": 32, "dim": 16, "prototypes": 8, "frozen": 0.1},
     "deepclusterv2": {"hidden": 32, "dim": 16, "clusters": 4, "clusterings": 2},
     "dino": {"small_crops": 2, "hidden": 32, "dim": 16, "outputs": 24},
     "mae": {"width": 32, "depth": 1},
 }
-SETTING = Setting(size=32, images=16, batch=8, steps=10)
+SETTING = Setting(size=32, images=16, batch=8)
+MANY = 10
+"""Steps."""
 FAMILIES = {
     "simclr": "contrastive",
     "mocov2": "contrastive",
@@ -62,7 +65,7 @@ def views(method: Method, step: int = 0, labelled: int = 0, index: Tensor | None
     classes = torch.arange(labelled).repeat(4) if labelled else None
     shown = torch.rand(4 * labelled, 3, 32, 32, generator=generator) if labelled else None
     chosen = torch.arange(8) if index is None else index
-    return Views(crops, chosen, shown, classes, step, SETTING.steps)
+    return Views(crops, chosen, shown, classes, step, MANY, step // 2)
 
 
 def begun(name: str, **more: Any) -> Method:
@@ -95,7 +98,7 @@ def test_the_loss_falls_on_one_batch(name: str) -> None:
     for step in range(30):
         torch.manual_seed(0)
         batch = views(method)
-        batch = Views(batch.crops, batch.index, None, None, min(step, 9), 10)
+        batch = Views(batch.crops, batch.index, None, None, min(step, 9), MANY, 0)
         loss = torch.stack(list(method.losses(batch).values())).sum()
         assert loss.isfinite()
         optimizer.zero_grad()
@@ -201,6 +204,40 @@ def test_mocos_queue_is_first_in_first_out() -> None:
     assert int(method.place) == 0, "it wraps around"
     method.losses(views(method, step=2))
     assert not torch.equal(method.queue[:8], first)
+
+
+def test_mocos_own_keys_of_an_epoch_ago_are_no_negatives() -> None:
+    method: Any = make("mocov2", queue=16)
+    method.losses(views(method, step=0))
+    assert method.owners.tolist() == [*range(8), *[-1] * 8]
+    method.queue[:8] = torch.nan  # whoever looks at one of these finds out
+    order = torch.arange(8).flip(0)
+    alone = Views(*[getattr(views(method, step=1, index=order), field.name) for field in dataclasses.fields(Views)])
+    assert method.losses(alone)["mocov2"].isnan(), "other images' keys are"
+    method.owners.fill_(3)
+    method.queue.copy_(torch.nn.functional.normalize(torch.randn(16, 128), dim=1))
+    same = views(method, step=2, index=torch.full((8,), 3))
+    assert method.losses(same)["mocov2"].item() == pytest.approx(0, abs=1e-6), "nothing is left but its own key"
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if make(name).compares])
+def test_a_batch_that_is_compared_is_not_cut(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"accumulate is 2, but '{name}' compares the images of a batch"):
+        make(name, accumulate=2)
+    assert not make("byol", accumulate=2).compares
+
+
+def test_views_that_a_backbone_cannot_take_are_told_before_a_run() -> None:
+    told = config("dino", start="scratch", backbone="vit_tiny_patch16_224", image_size=32)
+    told.check()
+    with pytest.raises(
+        ConfigError, match=r"'dino' shows the backbone views of \d+ x \d+ pixels, which 'mixer_s16_224'"
+    ):
+        config("dino", start="scratch", backbone="mixer_s16_224", image_size=224).check()
+
+
+def test_the_width_is_what_comes_out() -> None:
+    assert Encoder("mobilenetv3_small_050", 32, IMAGENET).width == 1024
 
 
 def test_dinos_centre_follows_the_teachers_mean() -> None:

@@ -110,7 +110,7 @@ def test_without_any_change_the_image_is_as_it_was() -> None:
 
 
 def test_a_recipe_changes_views_and_small_ones_stay_small() -> None:
-    crops = [Crop(64, Policy()), Crop(32, Policy(area=(0.05, 0.14)))]
+    crops = [Crop(64, Policy()), Crop(32, Policy(area=(0.05, 0.14)), True)]
     told = changed(crops, PolicyConfig(area=(0.5, 1.0), grayscale=0, jitter=0))
     assert [crop.policy.area for crop in told] == [(0.5, 1.0), (0.05, 0.14)]
     assert {crop.policy.grayscale for crop in told} == {0}
@@ -174,13 +174,14 @@ def test_every_step_has_as_many_views_while_labels_are_there(batch: int, half: i
 def test_pieces_of_a_step_hold_whole_classes() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
     plain = [Drawn(f"k{number}", [image, image], number) for number in range(6)]
-    labelled = [Drawn("l", [image], 100 + number, number % 3) for number in range(12)]
-    share = Crops([*plain, *labelled], 4)
+    labelled = [Drawn("l", [image], 100 + number, number % 5) for number in range(20)]
+    share = Crops([*plain, *labelled], 4, 0)
     assert share.keys == [f"k{number}" for number in range(6)]
     pieces = share.cut(2)
     assert [len(piece.keys) for piece in pieces] == [3, 3]
     found = [[] if piece.classes is None else sorted(set(piece.classes.tolist())) for piece in pieces]
-    assert sorted(label for piece in found for label in piece) == [0, 1, 2]
+    assert sorted(label for piece in found for label in piece) == [0, 1, 2, 3, 4]
+    assert all(len(labels) != 1 for labels in found)
     for piece in pieces:
         if piece.classes is not None:
             assert set(collections.Counter(piece.classes.tolist()).values()) == {4}
