@@ -9,6 +9,7 @@ from pipeline.config import Recipe
 from pipeline.errors import ConfigError, choose
 from pipeline.labels import LabelSpace
 from pipeline.sections import FitConfig
+from pipeline.stages import class_names, labelled_images
 from tasks.ingest import check_truth, taught_space
 
 Spaces = Mapping[str, Mapping[str, LabelSpace]]
@@ -30,6 +31,9 @@ def check_fits(recipe: Recipe, spaces: Spaces) -> None:
     recipe.student.check_weights({name: isinstance(teacher, FitConfig) for name, teacher in recipe.teachers.items()})
     for name, sets in recipe.student.truths.items():
         _check_truths(name, sets, recipe, spaces)
+    for stage in recipe.stages:
+        if stage.labels is not None:
+            labelled_images(stage, class_names(stage, spaces))
     for name in recipe.evaluate.sets:
         _check_evaluated(name, recipe, spaces)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.errors import ConfigError, choose
+from pipeline.labels import LabelSpace
 from pipeline.sections import NAME, FitConfig, Name, Section
 
 STUDENT, SCRATCH, PUBLISHED = "student", "scratch", "timm"
@@ -123,3 +124,41 @@ def resolved(stages: Sequence[StageConfig], student: tuple[str, int]) -> list[St
         found[stage.name] = stage.model_copy(update=told)
         before = stage.name
     return list(found.values())
+
+
+def class_names(stage: StageConfig, spaces: Mapping[str, Mapping[str, LabelSpace]]) -> tuple[str, ...]:
+    """The classes of a stage's labelled images, given the label spaces of the sets by task. ConfigError unless its sets
+    have class labels of one kind.
+    """
+    kinds = {spaces[name]["classification"] for name in stage.data if "classification" in spaces[name]}
+    if len(kinds) != 1:
+        raise ConfigError(
+            f"stages.{stage.name}.labels: the sets {', '.join(stage.data)} have {len(kinds)} kinds of class labels; "
+            "one is needed."
+        )
+    return kinds.pop().classes
+
+
+def classes_a_step(labels: LabelledConfig, classes: Sequence[str]) -> int:
+    """How many of the classes a step draws. ConfigError names numbers that would do."""
+    count = labels.classes or len(classes)
+    if count > len(classes) or len(classes) % count:
+        fitting = [number for number in range(2, len(classes) + 1) if len(classes) % number == 0]
+        raise ConfigError(
+            f"labels.classes {count} does not divide the {len(classes)} classes there are: take one of "
+            f"{', '.join(map(str, fitting))}."
+        )
+    return count
+
+
+def labelled_images(stage: StageConfig, classes: Sequence[str]) -> int:
+    """Labelled images in a step of a stage that has some. ConfigError if the others would be too few beside them."""
+    assert stage.labels is not None
+    drawn = classes_a_step(stage.labels, classes)
+    count, most = drawn * stage.labels.images, 2 * (stage.batch - 2)
+    if count % 2 or count > most:
+        raise ConfigError(
+            f"stages.{stage.name}.labels: {drawn} classes x {stage.labels.images} images make {count} beside views of "
+            f"a batch of {stage.batch}: they have to be even and at most {most}. Set labels.classes, or a larger batch."
+        )
+    return count

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.augment import generator
 from pipeline.errors import ConfigError
-from pipeline.stages import LabelledConfig
+from pipeline.stages import LabelledConfig, classes_a_step
 
 STREAM = 7
 """Sets these draws apart from others by the same seed."""
@@ -43,13 +43,7 @@ def class_sampler(config: LabelledConfig, classes: Sequence[str], of: NDArray[np
     """The sampler over images of which image i is of class `of[i]`. ConfigError names classes with too few images, or
     the numbers of classes that would do.
     """
-    count = config.classes or len(classes)
-    if count > len(classes) or len(classes) % count:
-        fitting = [number for number in range(2, len(classes) + 1) if len(classes) % number == 0]
-        raise ConfigError(
-            f"labels.classes {count} does not divide the {len(classes)} classes there are: take one of "
-            f"{', '.join(map(str, fitting))}."
-        )
+    count = classes_a_step(config, classes)
     rng = generator(seed, STREAM)
     members = []
     for number, name in enumerate(classes):

@@ -25,7 +25,7 @@ from pipeline.loader import Layer, Library, Shelf
 from pipeline.machine import Choice
 from pipeline.runtime import Runtime
 from pipeline.sections import EPOCHS
-from pipeline.stages import StageConfig
+from pipeline.stages import StageConfig, class_names, labelled_images
 from pipeline.team import Team
 from selfsup.parts.config import MethodConfig
 from selfsup.parts.method import Method, Setting
@@ -122,13 +122,7 @@ def labels_of(stage: StageConfig, inputs: Inputs, images: Library, seed: int) ->
         return None, Budget(stage.batch)
     names, of = classes_of(stage, inputs, images)
     sampler = class_sampler(stage.labels, names, of, seed)
-    count = sampler.classes * sampler.images
-    if count % 2 or count > 2 * (stage.batch - 2):
-        raise ConfigError(
-            f"stages.{stage.name}.labels: {sampler.classes} classes x {sampler.images} images make {count} beside "
-            f"views of a batch of {stage.batch}: they have to be even and at most {2 * (stage.batch - 2)}."
-        )
-    return sampler, Budget(stage.batch, count)
+    return sampler, Budget(stage.batch, labelled_images(stage, names))
 
 
 def steps_of(stage: StageConfig, budget: Budget, images: int) -> int:
@@ -143,12 +137,7 @@ def steps_of(stage: StageConfig, budget: Budget, images: int) -> int:
 def classes_of(stage: StageConfig, inputs: Inputs, images: Library) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """The classes, and for each image the number of its class, -1 where that is not known."""
     sets = {name: IngestedSet(inputs[f"data.{name}"]) for name in stage.data}
-    spaces = {found.spaces["classification"] for found in sets.values() if "classification" in found.spaces}
-    if len(spaces) != 1:
-        raise ConfigError(
-            f"stages.{stage.name}.labels: the sets {', '.join(stage.data)} have {len(spaces)} kinds of class labels; "
-            "one is needed."
-        )
+    names = class_names(stage, {name: found.spaces for name, found in sets.items()})
     known: dict[str, int] = {}
     for found in sets.values():
         if "classification" in found.spaces:
@@ -158,7 +147,7 @@ def classes_of(stage: StageConfig, inputs: Inputs, images: Library) -> tuple[tup
                 key = labelled.shelves[number].images.keys[row]
                 known[key] = int(labelled.values(index)["kind"]["probs"].argmax())
     keys = [key for shelf in images.shelves for key in _keys(shelf.images, shelf.rows)]
-    return spaces.pop().classes, np.array([known.get(key, -1) for key in keys])
+    return names, np.array([known.get(key, -1) for key in keys])
 
 
 def _keys(shard: ImageShard, rows: NDArray[np.int64]) -> list[str]:

@@ -107,6 +107,29 @@ def test_what_cannot_be_is_told_where_it_is(stages: str, says: str) -> None:
         parse_recipe(RECIPE + "stages: " + stages, "recipe")
 
 
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        ("data: [pool], labels: {}", r"the sets pool have 0 kinds of class labels"),
+        (
+            "data: [kinds], labels: {classes: 4}",
+            r"labels\.classes 4 does not divide the 6 classes .*: take one of 2, 3, 6",
+        ),
+        (
+            "data: [kinds], batch: 8, labels: {}",
+            r"6 classes x 4 images make 24 beside views of a batch of 8: .* most 12",
+        ),
+    ],
+)
+def test_labels_that_cannot_be_are_told_by_the_plan(stage: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "labels.yaml"
+    kinds = "  kinds: {kind: scenes, count: 6, seed: 3, size: 48, tasks: [classification]}\nshard_images"
+    text = RECIPE.replace("shard_images", kinds) + f"stages: [{{name: a, method: simclr, {stage}}}]"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=says):
+        must.plan(path, tmp_path / "root")
+
+
 def test_an_override_names_a_stage_that_is_there() -> None:
     text = RECIPE + STAGES
     assert parse_recipe(text, "recipe", ["stages.second.steps=9"]).stages[1].steps == 9
