@@ -15,7 +15,6 @@ from pipeline.errors import ConfigError, choose, naming
 from pipeline.rejects import NOTHING, rejected_images, rejected_labels, rejected_teachers
 from pipeline.sections import FitConfig
 from pipeline.sources import BaseSource
-from pipeline.stages import resolved
 from pipeline.stores import LABELLING
 from pipeline.weights import weights_digest
 from pipeline.workspace import Workspace
@@ -100,7 +99,7 @@ def _teacher_step(recipe: Recipe, name: str, teacher: TeacherConfig) -> Step:
 def _stage_steps(recipe: Recipe, seen: tuple[str, ...]) -> list[Step]:
     """The self-supervised stages; `seen`: the steps that tell which images there are, and which to leave out."""
     steps = []
-    stages = resolved(recipe.stages, (recipe.student.backbone, recipe.student.image_size))
+    stages = recipe.chain()
     begins = {"student": "student", **{stage.name: f"stage.{stage.name}" for stage in stages}}
     for stage in stages:
         start = begins.get(stage.start or "")

@@ -21,7 +21,6 @@ from pipeline.config import Recipe
 from pipeline.errors import ConfigError, Interrupted, OutOfMemory, naming
 from pipeline.runtime import Runtime, usable_cores
 from pipeline.sections import Section
-from pipeline.stages import resolved
 from pipeline.workspace import Busy, Workspace
 
 BUSY_S = 2.0
@@ -168,8 +167,7 @@ def look_around(recipe: Recipe, runtime: Runtime) -> list[Environ]:
 def models(recipe: Recipe) -> dict[str, Section]:
     """The sections that name models, by their place in the recipe."""
     teachers: dict[str, Section] = {f"teachers.{name}": teacher for name, teacher in recipe.teachers.items()}
-    stages = resolved(recipe.stages, (recipe.student.backbone, recipe.student.image_size))
-    return {**teachers, "student": recipe.student, **{f"stages.{stage.name}": stage for stage in stages}}
+    return {**teachers, "student": recipe.student, **{f"stages.{stage.name}": stage for stage in recipe.chain()}}
 
 
 def in_order(run: Run, execute: Execute) -> dict[str, Artifact]:

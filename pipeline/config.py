@@ -228,6 +228,10 @@ class Recipe(Section):
                     known = ", ".join(self.data)
                     raise ValueError(f"student.truths.{teacher} names {name!r}, not under data; there are {known}")
 
+    def chain(self) -> list[StageConfig]:
+        """The stages with what each starts from filled in. ConfigError where that can't be: see `resolved`."""
+        return resolved(self.stages, (self.student.backbone, self.student.image_size))
+
     def _stages_fit(self) -> None:
         names = [stage.name for stage in self.stages]
         for number, stage in enumerate(self.stages):
@@ -239,7 +243,7 @@ class Recipe(Section):
                         f"stage {stage.name!r} names {name!r}, not under data; there are {', '.join(self.data)}"
                     )
         try:
-            resolved(self.stages, (self.student.backbone, self.student.image_size))
+            self.chain()
         except ConfigError as error:
             raise ValueError(str(error).rstrip(".")) from error
 

@@ -244,9 +244,14 @@ class Loader:
         return self._supply.stream(start)
 
 
+def stacked(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """Images (S, S, 3) uint8 each -> (B, 3, S, S)."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
 def collate_samples(samples: Sequence[Sample], collate: Mapping[str, Collate]) -> Batch:
     """Samples -> batch; each head gets the labels of the images that have one."""
-    images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
+    images = stacked([sample.image for sample in samples])
     targets = {}
     for head, function in collate.items():
         rows = [row for row, sample in enumerate(samples) if head in sample.values]

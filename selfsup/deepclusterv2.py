@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from selfsup.parts.clusters import spherical_kmeans
+from selfsup.parts.clusters import fitting_count, spherical_kmeans
 from selfsup.parts.config import MethodConfig
 from selfsup.parts.crops import multi_crop
 from selfsup.parts.directions import products
@@ -62,7 +62,7 @@ class DeepCluster(Method):
         super().__init__(backbone, config.labels)
         self.config, self.setting = config, setting
         self.head = projector([backbone.width, config.hidden, config.dim], norm=True)
-        count = config.clusters or max(2, min(3000, setting.images // 10))
+        count = config.clusters or fitting_count(setting.images)
         self.register_buffer("centres", torch.zeros(config.clusterings, count, config.dim))
         self.register_buffer("bank", torch.zeros(LARGE_CROPS, setting.images, config.dim))
         self.register_buffer("assigned", torch.full((config.clusterings, setting.images), -1))

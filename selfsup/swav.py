@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from selfsup.parts.clusters import fitting_count
 from selfsup.parts.config import MethodConfig
 from selfsup.parts.crops import multi_crop
 from selfsup.parts.directions import products
@@ -66,7 +67,7 @@ class SwAV(Method):
         super().__init__(backbone, config.labels)
         self.config, self.size = config, setting.size
         self.head = projector([backbone.width, config.hidden, config.dim], norm=True)
-        count = config.prototypes or max(2, min(3000, setting.images // 10))
+        count = config.prototypes or fitting_count(setting.images)
         self.prototypes = Prototypes(config.dim, count)
         needed = min(QUEUE, setting.images) if setting.batch < count else 0
         length = needed if config.queue is None else config.queue

@@ -12,6 +12,11 @@ ROWS = 16_384
 """Points compared with all centres at once."""
 
 
+def fitting_count(images: int) -> int:
+    """Clusters, or prototypes, for so many images: the papers' 3,000, or a tenth of the images, if those are fewer."""
+    return max(2, min(3000, images // 10))
+
+
 def spherical_kmeans(points: Tensor, count: int, iterations: int) -> tuple[Tensor, Tensor]:
     """Points (N, D) of unit length -> `count` centres (K, D) of unit length, and the centre of each point (N,).
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ from selfsup.parts.method import Method, Setting
 from selfsup.stages.labelled import ClassSampler, class_sampler
 from selfsup.stages.objective import Learning, changed
 from selfsup.stages.start import adapted, leave, of_artifact, of_recipe
-from selfsup.stages.stream import Budget, CropBatch, ViewStream
+from selfsup.stages.stream import Budget, ViewStream
 from selfsup.stages.watch import COLLAPSED, look
 from tasks.ingest import IngestedSet
 from tasks.network import seed_part
@@ -162,16 +163,11 @@ def _probe(stream: ViewStream) -> Callable[[nn.Module, Choice], None]:
         shares = {"images": 1.0, "labelled": 0.0}
         model.memory_format = choice.memory_format  # type: ignore[assignment]  # a module's attributes have no types
         with choice.autocast():
-            total, _ = model(_moved(batch, choice.device), shares)
+            total, _ = model(move_data_to_device(batch, choice.device), shares)
         total.backward()
         model.zero_grad()
 
     return call
-
-
-def _moved(batch: CropBatch, device: str) -> CropBatch:
-    crops = [crop.to(device) for crop in batch.crops]
-    return CropBatch(batch.keys, crops, batch.index.to(device), None, None, batch.step, batch.epoch)
 
 
 @torch.no_grad()
@@ -185,7 +181,7 @@ def _begin(learning: Learning, stream: ViewStream, choice: Choice, told: tuple[S
     def batches() -> Iterator[tuple[Tensor, list[Tensor]]]:
         for batch in stream.once(stage.batch):
             runtime.check_stop(f"stage.{stage.name}")
-            moved = _moved(batch, choice.device)
+            moved = move_data_to_device(batch, choice.device)
             yield moved.index, [crop.float() / 255 for crop in moved.crops]
 
     with choice.autocast():

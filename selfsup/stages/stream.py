@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline import ranks
 from pipeline.augment import generator
 from pipeline.job import cut
-from pipeline.loader import Library
+from pipeline.loader import Library, stacked
 from pipeline.supply import Supply
 from selfsup.parts.method import Crop
 from selfsup.stages.crops import views_of
@@ -80,11 +80,6 @@ def collate(plain: Sequence[Drawn], labelled: Sequence[Drawn], when: tuple[int, 
     shown = stacked([each.crops[0] for each in labelled]) if labelled else None
     classes = torch.tensor([each.label for each in labelled]) if labelled else None
     return CropBatch([each.key for each in plain], crops, index, shown, classes, *when)
-
-
-def stacked(crops: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """(S, S, 3) each -> (B, 3, S, S)."""
-    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.augment import View, view_image
 from pipeline.decode import decode
-from pipeline.loader import Library
+from pipeline.loader import Library, stacked
 from selfsup.parts.encoder import Encoder
 
 SEEN, AT_ONCE = 512, 64
@@ -62,4 +61,4 @@ def features_of(encoder: Encoder, images: Library, chosen: Sequence[int], size: 
 def _shown(images: Library, chosen: Sequence[int], size: int) -> Tensor:
     side = (size, size)
     shown = [view_image(decode(images.read(index)[1], at_least=side), View(), size) for index in chosen]
-    return torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float() / 255
+    return stacked(shown).float() / 255
