@@ -4,18 +4,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from selfsup.parts.config import MethodConfig
 from selfsup.parts.crops import multi_crop
-from selfsup.parts.directions import products
 from selfsup.parts.encoder import Encoder
 from selfsup.parts.heads import DistillationHead, Follower, rising
 from selfsup.parts.losses import distillation
@@ -91,12 +90,8 @@ class DINO(Method):
         return {"dino": loss}
 
     def _student(self, views: Views) -> list[Tensor]:
-        features = together(self.backbone, views.crops)
-        if views.progress >= self.config.frozen:
-            return together(self.head, features)
-        bottleneck = together(self.head.perceptron, features)
-        directions = F.normalize(self.head.directions.weight.detach(), dim=1)
-        return [products(F.normalize(each.float(), dim=1), directions) for each in bottleneck]
+        head = functools.partial(self.head, is_frozen=views.progress < self.config.frozen)
+        return together(head, together(self.backbone, views.crops))
 
     @torch.no_grad()
     def _follow(self, outputs: Tensor) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor
 from selfsup.parts.clusters import fitting_count
 from selfsup.parts.config import MethodConfig
 from selfsup.parts.crops import multi_crop
-from selfsup.parts.directions import products
 from selfsup.parts.encoder import Encoder
 from selfsup.parts.heads import Prototypes, projector
 from selfsup.parts.losses import sinkhorn, swapped_prediction
@@ -79,16 +78,11 @@ class SwAV(Method):
     def losses(self, views: Views) -> dict[str, Tensor]:
         embeddings = together(self.head, together(self.backbone, [*views.crops, views.labelled]))
         crops = [F.normalize(each.float(), dim=1) for each in embeddings[: len(views.crops)]]
-        scores = [self._scores(crop, views) for crop in crops]
+        is_frozen = views.progress < self.config.frozen
+        scores = [self.prototypes(crop, is_frozen) for crop in crops]
         codes = [self._code(number, crops[number], views) for number in range(LARGE_CROPS)]
         found = {"swav": swapped_prediction(scores, codes, self.config.temperature)}
         return found | (self.supervised(embeddings[-1], views) if views.labelled is not None else {})
-
-    def _scores(self, embeddings: Tensor, views: Views) -> Tensor:
-        if views.progress >= self.config.frozen:
-            scores: Tensor = self.prototypes(embeddings)
-            return scores
-        return products(embeddings, F.normalize(self.prototypes.weight.detach(), dim=1))
 
     @torch.no_grad()
     def _code(self, number: int, embeddings: Tensor, views: Views) -> Tensor:

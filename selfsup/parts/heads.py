@@ -63,8 +63,10 @@ class Prototypes(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(F.normalize(torch.randn(count, dim), dim=1))
 
-    def forward(self, embeddings: Tensor) -> Tensor:
-        return products(F.normalize(embeddings.float(), dim=1), F.normalize(self.weight, dim=1))
+    def forward(self, embeddings: Tensor, is_frozen: bool = False) -> Tensor:
+        """`is_frozen`: without a gradient for the prototypes."""
+        weight = self.weight.detach() if is_frozen else self.weight
+        return products(F.normalize(embeddings.float(), dim=1), F.normalize(weight, dim=1))
 
 
 class DistillationHead(nn.Module):
@@ -82,6 +84,7 @@ class DistillationHead(nn.Module):
         )
         self.directions = Prototypes(widths[-1], outputs)
 
-    def forward(self, features: Tensor) -> Tensor:
-        scores: Tensor = self.directions(self.perceptron(features))
+    def forward(self, features: Tensor, is_frozen: bool = False) -> Tensor:
+        """`is_frozen`: without a gradient for the directions."""
+        scores: Tensor = self.directions(self.perceptron(features), is_frozen)
         return scores

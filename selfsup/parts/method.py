@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -107,7 +107,7 @@ class Method(nn.Module, ABC):
         return {self.labels.method: loss(embeddings, views.classes, self.labels.temperature)}
 
 
-def together(module: nn.Module, batches: Sequence[Tensor | None]) -> list[Tensor]:
+def together(module: Callable[[Tensor], Tensor], batches: Sequence[Tensor | None]) -> list[Tensor]:
     """What a module makes of several batches, those of one shape in one pass, so that batch norms see them all;
     nothing for None.
     """
