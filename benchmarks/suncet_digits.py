@@ -31,10 +31,10 @@ from pipeline.bench import circumstances, save_result
 from pipeline.config import parse_recipe
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
+from pipeline.starts import of_artifact
 from pipeline.workspace import Workspace
 from selfsup.stages.labelled import class_sampler
 from selfsup.stages.stage import classes_of, images_of, stage_config
-from selfsup.stages.start import of_artifact
 from selfsup.stages.watch import features_of
 from tasks.ingest import IngestedSet
 from tasks.shelves import truth_library
@@ -125,11 +125,11 @@ def tested(made: Artifact, inputs: Inputs, settings: dict[str, Any], seed: int) 
     names, of = classes_of(stage, inputs, images)
     assert stage.labels is not None
     few = np.concatenate(class_sampler(stage.labels, names, of, seed).members)
-    known = features_of(encoder, images, few.tolist(), SIDE)
+    known = features_of(encoder, images, few.tolist(), inputs.runtime)
     found = IngestedSet(inputs["data.digits"])
     library = truth_library(found, "test", {"kind": "classification"})
     truth = np.array([library.values(index)["kind"]["probs"].argmax() for index in range(len(library))])
-    features = features_of(encoder, library, range(len(library)), SIDE)
+    features = features_of(encoder, library, range(len(library)), inputs.runtime)
     probe = LogisticRegression(max_iter=2000).fit(known.numpy(), of[few])
     neighbours = soft_neighbours(known, torch.from_numpy(of[few]), features)
     return {

@@ -11,8 +11,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline.encoder import Encoder
 from selfsup.parts.config import MethodConfig
-from selfsup.parts.encoder import Encoder
 from selfsup.parts.heads import Follower, projector, rising
 from selfsup.parts.losses import byol
 from selfsup.parts.method import Crop, Family, Method, Policy, Setting, Views

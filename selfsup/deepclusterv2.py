@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from pipeline.encoder import Encoder
 from selfsup.parts.clusters import fitting_count, spherical_kmeans
 from selfsup.parts.config import MethodConfig
 from selfsup.parts.crops import multi_crop
 from selfsup.parts.directions import products
-from selfsup.parts.encoder import Encoder
 from selfsup.parts.heads import projector
 from selfsup.parts.method import Crop, Family, Method, Policy, Setting, Views, together
 

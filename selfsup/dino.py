@@ -13,9 +13,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from pipeline.encoder import Encoder
 from selfsup.parts.config import MethodConfig
 from selfsup.parts.crops import multi_crop
-from selfsup.parts.encoder import Encoder
 from selfsup.parts.heads import DistillationHead, Follower, rising
 from selfsup.parts.losses import distillation
 from selfsup.parts.method import Crop, Family, Method, Policy, Setting, Views, together

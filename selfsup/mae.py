@@ -11,9 +11,9 @@ from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from pipeline.encoder import Encoder
 from pipeline.errors import ConfigError
 from selfsup.parts.config import MethodConfig
-from selfsup.parts.encoder import Encoder
 from selfsup.parts.losses import masked_reconstruction
 from selfsup.parts.method import Crop, Family, Method, Policy, Setting, Views
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline.encoder import Encoder
 from selfsup.parts.config import MethodConfig
-from selfsup.parts.encoder import Encoder
 from selfsup.parts.heads import Follower, projector
 from selfsup.parts.losses import info_nce
 from selfsup.parts.method import Crop, Family, Method, Policy, Setting, Views, together

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from pipeline.encoder import Encoder
 from selfsup.parts.config import MethodConfig
-from selfsup.parts.encoder import Encoder
 from selfsup.parts.heads import projector
 from selfsup.parts.losses import nt_xent
 from selfsup.parts.method import Crop, Family, Method, Policy, Setting, Views, together

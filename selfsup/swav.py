@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from pipeline.encoder import Encoder
 from selfsup.parts.clusters import fitting_count
 from selfsup.parts.config import MethodConfig
 from selfsup.parts.crops import multi_crop
-from selfsup.parts.encoder import Encoder
 from selfsup.parts.heads import Prototypes, projector
 from selfsup.parts.losses import sinkhorn, swapped_prediction
 from selfsup.parts.method import Crop, Family, Method, Policy, Setting, Views, together

@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 import torch
 
 from pipeline.backbone import statistics
+from pipeline.encoder import Encoder
 from pipeline.errors import ConfigError
 from pipeline.stages import PUBLISHED, StageConfig
 from pipeline.weights import find_weights
-from selfsup.parts.encoder import Encoder
 from selfsup.parts.method import Method, Setting
 
 TAKE_LABELS = ("contrastive", "clustering")

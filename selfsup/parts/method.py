@@ -10,8 +10,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pipeline.encoder import Encoder
 from pipeline.stages import LabelledConfig
-from selfsup.parts.encoder import Encoder
 from selfsup.parts.losses import suncet, supcon
 
 Family = Literal["contrastive", "self-distillation", "clustering", "masked"]

@@ -27,12 +27,13 @@ from pipeline.machine import Choice
 from pipeline.runtime import Runtime
 from pipeline.sections import EPOCHS
 from pipeline.stages import StageConfig, class_names, labelled_images
+from pipeline.starts import leave
 from pipeline.team import Team
 from selfsup.parts.config import MethodConfig
 from selfsup.parts.method import Method, Setting
 from selfsup.stages.labelled import ClassSampler, class_sampler
 from selfsup.stages.objective import Learning, changed
-from selfsup.stages.start import adapted, leave, of_artifact, of_recipe
+from selfsup.stages.start import start_of
 from selfsup.stages.stream import Budget, ViewStream
 from selfsup.stages.watch import COLLAPSED, look
 from tasks.ingest import IngestedSet
@@ -59,8 +60,7 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
     """
     stage, seed = stage_config(config["stage"]), config["seed"]
     images = images_of(stage, inputs, seed)
-    given = of_artifact(inputs[config["start"]]) if config["start"] else of_recipe(stage)
-    start = adapted(given, stage, images)
+    start = start_of(stage, config["start"], inputs, images)
     sampler, budget = labels_of(stage, inputs, images, seed)
     steps = steps_of(stage, budget, len(images))
     budget = dataclasses.replace(budget, until=round(stage.labels.until * steps)) if stage.labels else budget
@@ -73,12 +73,12 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
         plain = Learning(method, crops, steps, torch.contiguous_format)
         choice = machine.choose(inputs.runtime, about, plain, _probe(stream))
         learning = choice.place(Learning(method, crops, steps, choice.memory_format))
-        before = look(method.backbone, images, start.size)
+        before = look(method.backbone, images, inputs.runtime)
         _begin(learning, stream, choice, (stage, inputs.runtime))
         job = Job(f"stage.{stage.name}", learning, stream.supply(inputs.runtime.threads), steps, out, stage, seed)
         cuts = fit(job, choice, team, inputs.runtime)
-        after = look(method.backbone, images, start.size)
-    leave(method.backbone.cpu(), start.size, out)
+        after = look(method.backbone, images, inputs.runtime)
+    leave(method.backbone.cpu(), out)
     features = {"before": before, "after": after, "collapsed": after["spread"] < COLLAPSED}
     counts = {"images": len(images), "steps": steps, "family": method.family, "features": features}
     counts["choice"] = choice.describe()

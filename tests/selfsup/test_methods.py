@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pipeline.config import modules
+from pipeline.encoder import Encoder
 from pipeline.errors import ConfigError
 from pipeline.stages import StageConfig
 from selfsup.mae import hide, to_patches
 from selfsup.parts.config import TAKE_LABELS, MethodConfig
-from selfsup.parts.encoder import Encoder
 from selfsup.parts.method import Method, Setting, Views
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

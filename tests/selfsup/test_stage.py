@@ -21,11 +21,11 @@ from pipeline.errors import ConfigError, Stopped
 from pipeline.machine import Choice
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
+from pipeline.starts import of_artifact
 from pipeline.workspace import Workspace
 from selfsup.stages import stage as stages
 from selfsup.stages.objective import RANK, SPREAD
 from selfsup.stages.stage import images_of, stage_config
-from selfsup.stages.start import of_artifact
 from selfsup.stages.watch import effective_rank, spread
 from tasks.ingest import IngestedSet
 from tasks.shelves import held_out_keys

@@ -1,4 +1,4 @@
-"""The backbone as self-supervised methods see it: images in, a vector per image out."""
+"""The backbone as self-supervised methods and probes see it: images in, a vector per image out."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Statistics = tuple[Sequence[float], Sequence[float]]
 class Encoder(nn.Module):
     """A timm model without classifier: images (B, 3, S, S) in [0, 1] -> its pooled features (B, `width`).
 
-    `statistics`: mean and standard deviation per channel, for images in [0, 1]. Transformers take views of any side
-    that is a multiple of their patches.
+    `size`: the side of images that it is meant for, pixels; transformers take views of any side that is a multiple of
+    their patches. `statistics`: mean and standard deviation per channel, for images in [0, 1].
     """
 
     mean: Tensor
@@ -28,7 +28,7 @@ class Encoder(nn.Module):
     def __init__(self, name: str, image_size: int, statistics: Statistics) -> None:
         super().__init__()
         check_name(name)
-        self.name = name
+        self.name, self.size = name, image_size
         self.model = _create(name, image_size)
         with torch.device("meta"):  # what a model says of its width is not always what comes out
             features = _create(name, image_size).eval()(torch.empty(1, 3, image_size, image_size))
