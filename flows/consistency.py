@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import tasks
+from flows.measuring import Spaces, check_measuring
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, choose
-from pipeline.labels import LabelSpace
 from pipeline.sections import FitConfig
 from pipeline.stages import class_names, labelled_images
 from tasks.ingest import check_truth, taught_space
-
-Spaces = Mapping[str, Mapping[str, LabelSpace]]
-"""By set and task, what its labels mean."""
 
 
 def check_fits(recipe: Recipe, spaces: Spaces) -> None:
@@ -36,6 +33,7 @@ def check_fits(recipe: Recipe, spaces: Spaces) -> None:
             labelled_images(stage, class_names(stage, spaces))
     for name in recipe.evaluate.sets:
         _check_evaluated(name, recipe, spaces)
+    check_measuring(recipe, spaces)
 
 
 def _check_truths(name: str, sets: Sequence[str], recipe: Recipe, spaces: Spaces) -> None:

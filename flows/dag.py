@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from flows.consistency import check_fits
+from flows.measuring import measuring_steps
 from pipeline.artifacts import Artifact, Step, hash_json
 from pipeline.config import Recipe, StudentConfig, TeacherConfig
 from pipeline.errors import ConfigError, choose, naming
@@ -44,12 +45,13 @@ def build_steps(recipe: Recipe, rejects: pa.Table = NOTHING) -> list[Step]:
     truths = tuple(name for name in _true_sets(recipe) if name not in pooled)
     learned_from = ("pool", "label", *pooled, *truths, *makers, *_names(labels))
     student = Step("student", "student.train:train_student", learning, learned_from, trains=True)
-    measured = {**recipe.evaluate.model_dump(mode="json"), "seed": recipe.seed}
+    measured = {**recipe.evaluate.model_dump(mode="json", include={"splits", "sets"}), "seed": recipe.seed}
     evaluate = Step("evaluate", "evaluation.evaluate:evaluate", measured, ("student", *sets, *makers))
     stages = _stage_steps(recipe, (*sets, *_names(images)))
     also = [_label_step(LABELLING[1], recipe, {}, ("pool", *pooled, "student"))] if recipe.labelling.student else []
     # the list is copied first: who rejects more while a long run is on its way changes nothing about that run
-    return [*images, *labels, *ingests, *teachers, pool, label, student, *also, *stages, evaluate]
+    measuring = measuring_steps(recipe, spaces)
+    return [*images, *labels, *ingests, *teachers, pool, label, student, *also, *stages, evaluate, *measuring]
 
 
 def _names(steps: Sequence[Step]) -> tuple[str, ...]:

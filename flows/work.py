@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
+from flows.measuring import backbone_starts
 from flows.processes import Call, carry_out, warm_up
 from flows.run import Run
 from pipeline import ranks
@@ -167,7 +168,9 @@ def look_around(recipe: Recipe, runtime: Runtime) -> list[Environ]:
 def models(recipe: Recipe) -> dict[str, Section]:
     """The sections that name models, by their place in the recipe."""
     teachers: dict[str, Section] = {f"teachers.{name}": teacher for name, teacher in recipe.teachers.items()}
-    return {**teachers, "student": recipe.student, **{f"stages.{stage.name}": stage for stage in recipe.chain()}}
+    stages: dict[str, Section] = {f"stages.{stage.name}": stage for stage in recipe.chain()}
+    starts: dict[str, Section] = {f"evaluate.starts: {start.name}": start for start in backbone_starts(recipe)}
+    return {**teachers, "student": recipe.student, **stages, **starts}
 
 
 def in_order(run: Run, execute: Execute) -> dict[str, Artifact]:

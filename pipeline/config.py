@@ -21,6 +21,7 @@ from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from pipeline.augment import AugmentConfig
 from pipeline.errors import ConfigError, choose
+from pipeline.evaluating import EvaluateConfig
 from pipeline.roots import CACHE_GB
 from pipeline.runtime import Device, Precision
 from pipeline.sections import FitConfig, Name, Section
@@ -101,15 +102,6 @@ class LabellingConfig(Section):
     student: bool = False
     """Whether the student labels the pool as well once it is trained, so that `must browse` can say where it and its
     teachers disagree."""
-
-
-class EvaluateConfig(Section):
-    """What is measured at the end."""
-
-    splits: Literal["test", "val"] = "test"
-    """Held-out split that is preferred; the other is used where a set lacks it."""
-    sets: list[str] = []
-    """Further sets to measure on: every teacher, and the student's head for it, whose task and classes a set shares."""
 
 
 class RuntimeConfig(Section):
@@ -200,9 +192,10 @@ class Recipe(Section):
                 raise ValueError(
                     f"teachers.{name}.data is {wanted!r}, not under data; there are {', '.join(self.data)}"
                 )
-        for name in self.evaluate.sets:
-            if name not in self.data:
-                raise ValueError(f"evaluate.sets names {name!r}, not under data; there are {', '.join(self.data)}")
+        for key in ("sets", "finetune"):
+            for name in getattr(self.evaluate, key):
+                if name not in self.data:
+                    raise ValueError(f"evaluate.{key} names {name!r}, not under data; there are {', '.join(self.data)}")
         for name in self.student.loss_weights:
             if name not in self.teachers:
                 known = ", ".join(self.teachers)

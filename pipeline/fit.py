@@ -75,7 +75,7 @@ class _Training:
         self.passes = Passes(job, choice, team, runtime)
         self.optimizer = build_optimizer(self.module, job.config)
         self.parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
-        rate = lambda step: learning_rate(step, job.steps, job.config.warmup)  # noqa: E731
+        rate = lambda step: learning_rate(step, job.steps, job.config.warmup, job.config.drops)  # noqa: E731
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
         self.ema = ModelEmaV3(self.module, job.config.ema, use_warmup=True) if job.config.ema else None
         self.record = Record(job.name, job.out) if ranks.is_first() else None

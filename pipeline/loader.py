@@ -134,6 +134,14 @@ class Library:
                     break
         return found
 
+    def only(self, chosen: Sequence[int] | NDArray[np.int64]) -> Library:
+        """The images at these positions, in their order here."""
+        kept: dict[int, list[int]] = {}
+        for number, row in (self.locate(index) for index in sorted(chosen)):
+            kept.setdefault(number, []).append(row)
+        shelves = [dataclasses.replace(self.shelves[number], rows=np.array(rows)) for number, rows in kept.items()]
+        return Library(shelves)
+
     def labels(self, index: int) -> dict[str, Label]:
         """How the labels of position `index` are read, by head."""
         number, _ = self.locate(index)

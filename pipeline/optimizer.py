@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,11 +12,15 @@ from torch import Tensor, nn
 from pipeline.sections import FitConfig
 
 
-def learning_rate(step: int, steps: int, warmup: float) -> float:
-    """The factor on the learning rate at `step` of `steps`: a linear rise over `warmup` of them, then a cosine to 0."""
+def learning_rate(step: int, steps: int, warmup: float, drops: Sequence[float] = ()) -> float:
+    """The factor on the learning rate at `step` of `steps`: a linear rise over `warmup` of them, then a cosine to 0; or
+    1, and a tenth of what it was from every one of the shares `drops` of the steps on.
+    """
     rise = int(steps * warmup)
     if step < rise:
         return (step + 1) / (rise + 1)
+    if drops:
+        return float(0.1 ** sum(step >= round(share * steps) for share in drops))
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1)))
 
 
@@ -40,7 +45,7 @@ def build_optimizer(module: nn.Module, config: FitConfig) -> torch.optim.Optimiz
     """The optimiser that the configuration names, over all trainable parameters."""
     groups = parameter_groups(module, config)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 

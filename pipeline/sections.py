@@ -46,8 +46,12 @@ class FitConfig(Section):
     """On weight matrices; biases and norms have none."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of SGD."""
+    nesterov: bool = False
+    """Whether SGD's momentum looks ahead."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps with a linearly rising learning rate; a cosine to zero follows."""
+    drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Shares of the steps after which the learning rate falls to a tenth, instead of the cosine."""
     clip: float | None = Field(default=1.0, gt=0)
     """Largest gradient norm; null for none."""
     ema: float | None = Field(default=None, gt=0, lt=1)

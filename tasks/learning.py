@@ -109,7 +109,7 @@ def train_network(
         raise DataError(f"{name}: there is not one labelled image to train on.")
     with Team(machine.find_device(runtime.device)) as team:
         loader = _loader(network, library, course, runtime)
-        about = [network.config.model_dump(), "train"]
+        about = [network.config.shape(), "train"]
         plain = Learning(network, combine, torch.contiguous_format)
         choice = team.obtain(lambda: machine.choose(runtime, about, plain, _probe(loader)))
         if team.count > 1 and choice.device == "cuda":

@@ -40,6 +40,10 @@ class NetworkConfig(BaseModel):
     heads: dict[str, dict[str, Any]]
     seed: int = 0
 
+    def shape(self) -> dict[str, Any]:
+        """What its speed depends on."""
+        return self.model_dump(exclude={"seed"})
+
     def spaces(self) -> dict[str, LabelSpace]:
         return {name: LabelSpace.from_json(space) for name, space in self.heads.items()}
 

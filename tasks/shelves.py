@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Set
 
 import numpy as np
+from numpy.typing import NDArray
 
 import tasks
 from pipeline.images import ImageShard
@@ -32,6 +33,11 @@ def truth_library(found: IngestedSet, split: str, heads: Mapping[str, str], with
         return {head: (Layer(found.truth(task, split, shard.name), readers[head]),) for head, task in heads.items()}
 
     return Library(in_parallel(labelled, shelve(found, split, layers, without)))
+
+
+def class_numbers(library: Library, head: str) -> NDArray[np.int64]:
+    """For every image of a library, the number of its likeliest class by this head, of which it has a label."""
+    return np.array([library.values(index)[head]["probs"].argmax() for index in range(len(library))], np.int64)
 
 
 def labelled(shelf: Shelf) -> Shelf:

@@ -1,0 +1,65 @@
+"""What measurements of backbones have in common: where they begin, and the records they leave in `measured.json`.
+
+A record says by which protocol, on which images, with how many labels and which seed a number came about.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline import starts
+from pipeline.artifacts import Inputs
+from pipeline.evaluating import Amount, StartConfig
+from pipeline.starts import Start
+
+FILE = "measured.json"
+CLEAN, ALL = "none", "all"
+"""What records say of images that are as they are, and of the mean over all corruptions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A number, and how it came about.
+
+    `labels` of `asked` images with a label were learned from (those that decide included); `n` images were measured on.
+    `steps`, `images` and `seconds` are what learning took, None where nothing was trained step by step.
+    """
+
+    start: str
+    backbone: str
+    protocol: str
+    about: str
+    dataset: str
+    task: str
+    split: str
+    n: int
+    asked: Amount
+    labels: int
+    seed: int
+    metric: str
+    better: str
+    value: float
+    corruption: str = CLEAN
+    steps: int | None = None
+    images: int | None = None
+    seconds: float | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def opened(config: StartConfig, inputs: Inputs, seed: int) -> Start:
+    """The backbone to measure, for images of the size that it is measured at. Random weights are those of the seed."""
+    import torch  # noqa: PLC0415
+
+    if config.step is not None:
+        return starts.of_artifact(inputs[config.step]).resized(config.image_size)
+    assert config.backbone
+    if config.weights:
+        return starts.of_weights(config.backbone, config.image_size, config.weights)
+    torch.manual_seed(seed)
+    start = starts.fresh(config.backbone, config.image_size)
+    return dataclasses.replace(start, weights=start.encoder().model.state_dict())

@@ -1,0 +1,63 @@
+"""A linear classifier on frozen features, trained as HPT's linear evaluation is (Reed et al., 2021): for a GPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from evaluation.schedules import CROP_AND_FLIP
+from pipeline.sections import FitConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from evaluation.problem import Problem, Solution
+
+VERSION = 1
+ABOUT = (
+    "one linear layer, SGD, batch 512, 5,000 steps, learning rate 30, a tenth from steps 1,651 and 3,333 on, no weight "
+    "decay, random crops and flips to learn from, whole images to test on, the last step's weights"
+)
+RANDOM = True
+SETTINGS = FitConfig(
+    optimizer="sgd",
+    batch=512,
+    steps=5000,
+    lr=30.0,
+    momentum=0.9,
+    weight_decay=0.0,
+    warmup=0.0,
+    drops=(1651 / 5000, 3333 / 5000),
+    clip=None,
+)
+
+
+def fit(problem: Problem) -> Solution:
+    """The layer after the last step."""
+    import torch
+
+    from evaluation.layer import TASK, Layer
+    from evaluation.problem import Solution
+    from pipeline import machine
+    from pipeline.fit import fit as train
+    from pipeline.job import Job
+    from pipeline.loader import Loader, LoaderConfig
+    from pipeline.team import Team
+    from tasks.task import stack
+
+    torch.manual_seed(problem.seed)
+    runtime, size = problem.runtime, problem.encoder.size
+    config = LoaderConfig(size, SETTINGS.batch, problem.seed, CROP_AND_FLIP, runtime.threads)
+    loader = Loader(problem.images, {TASK: lambda values: {"probs": stack(values, "probs")}}, config)
+    layer, steps = Layer(problem.encoder, problem.classes), SETTINGS.total_steps(len(problem.images))
+    job = Job("linear_hpt", layer, loader, steps, problem.scratch, SETTINGS, problem.seed)
+    device = machine.find_device(runtime.device)
+    with Team(device) as team:
+        train(job, machine.Choice(device, "32", False, {}), team, runtime)
+    linear = layer.linear.cpu()
+
+    @torch.inference_mode()
+    def classify(features: Tensor) -> Tensor:
+        found: Tensor = linear(features).softmax(dim=1)
+        return found
+
+    return Solution(classify, {})

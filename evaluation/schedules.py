@@ -1,0 +1,74 @@
+"""How networks are fine-tuned, by name: each a protocol with a version, so that numbers can be told apart. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pipeline.augment import AugmentConfig
+
+CROP_AND_FLIP = AugmentConfig(area=0.08, brightness=0, contrast=0, saturation=0)
+FEW = 0.05
+"""Share of the labels below which SuNCEt trains twice as long."""
+Settings = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A way to fine-tune: the settings to choose from on validation images, by the share of labels that there are."""
+
+    version: int
+    about: str
+    grid: Callable[[float], Sequence[Settings]]
+    """The share of the set's labels -> settings of a `FitConfig`."""
+    augment: AugmentConfig
+    blank_head: bool = False
+    """Whether a linear classifier begins with zeros."""
+
+
+def _quick(share: float) -> Sequence[Settings]:
+    return [{"batch": 16, "steps": 300, "lr": lr} for lr in (1e-3, 3e-4)]
+
+
+def _hpt(share: float) -> Sequence[Settings]:
+    common = {"optimizer": "sgd", "batch": 256, "weight_decay": 0.0, "warmup": 0.0, "clip": None}
+    lengths: Sequence[Settings] = [{"steps": 2500}, {"epochs": 90}]
+    return [
+        {**common, "lr": 100 * lr, "backbone_lr": 0.01, "drops": (1 / 3, 2 / 3), **length}
+        for lr in (0.01, 0.001)
+        for length in lengths
+    ]
+
+
+def _suncet(share: float) -> Sequence[Settings]:
+    common = {"optimizer": "sgd", "nesterov": True, "batch": 256, "weight_decay": 0.0, "warmup": 0.0, "clip": None}
+    return [{**common, "lr": 0.05, "epochs": 60 if share < FEW else 30}]
+
+
+SCHEDULES = {
+    "quick": Schedule(
+        1,
+        "all weights, AdamW, 300 steps of 16 images, cosine, learning rate 0.001 or 0.0003, random crops, flips and "
+        "colours",
+        _quick,
+        AugmentConfig(),
+    ),
+    "hpt": Schedule(
+        1,
+        "all weights, SGD, batch 256, learning rate 0.01 or 0.001 and a hundred times that for the head, 2,500 steps "
+        "or 90 epochs, a tenth after one and two thirds, no weight decay, random crops and flips (Reed et al., 2021)",
+        _hpt,
+        CROP_AND_FLIP,
+    ),
+    "suncet": Schedule(
+        1,
+        "all weights, SGD with Nesterov momentum, learning rate 0.05 for each 256 images, cosine, 60 epochs for less "
+        "than 5 % of the labels, else 30, no weight decay, a blank linear head, random crops and flips "
+        "(Assran et al., 2020)",
+        _suncet,
+        CROP_AND_FLIP,
+        blank_head=True,
+    ),
+}
+"""Version, text, settings and views of each."""

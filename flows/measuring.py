@@ -1,0 +1,107 @@
+"""The steps that measure backbones against each other. No torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from evaluation.schedules import SCHEDULES
+from pipeline.artifacts import Step
+from pipeline.config import Recipe, modules
+from pipeline.errors import ConfigError, choose
+from pipeline.evaluating import Measuring, StartConfig, check_names, start_of
+from pipeline.labels import LabelSpace
+from pipeline.stages import KEPT
+from pipeline.weights import weights_digest
+
+PROBES = "evaluation.probes"
+WITH_BACKBONE = ("supervised", "pretrained", "checkpoint")
+"""Kinds of teachers that leave a backbone."""
+Spaces = Mapping[str, Mapping[str, LabelSpace]]
+"""By set and task, what its labels mean."""
+
+
+def measuring_steps(recipe: Recipe, spaces: Spaces) -> Iterator[Step]:
+    """The steps that the recipe's `evaluate` asks for: a step for each backbone, set, and way of measuring."""
+    config = recipe.evaluate
+    told = {**how(config, recipe), "splits": config.splits, "seed": recipe.seed}
+    for start in backbone_starts(recipe):
+        for name in sorted(spaces) if config.probes else ():
+            if "classification" in spaces[name]:
+                yield probe_step(f"probe.{start.name}.{name}", start, {**told, "set": name})
+        for name in config.finetune:
+            yield finetune_step(f"finetune.{start.name}.{name}", start, {**told, "set": name})
+
+
+def how(config: Measuring, recipe: Recipe) -> dict[str, Any]:
+    """What both kinds of measuring are told, and what each is told beside."""
+    told = config.model_dump(mode="json", include={"probes", "schedule", "labels", "seeds", "corruptions"})
+    return {**told, "width": recipe.student.width, "proposals": recipe.student.proposals}
+
+
+def probe_step(name: str, start: StartConfig, told: Mapping[str, Any]) -> Step:
+    """The probes of a backbone on the set `told["set"]`."""
+    keys = ("set", "splits", "probes", "labels", "seeds", "seed", "corruptions")
+    versions = {each: importlib.import_module(f"{PROBES}.{each}").VERSION for each in told["probes"]}
+    config = {**_about(start), **{key: told[key] for key in keys}, "versions": versions}
+    return Step(name, "evaluation.probing:probe", config, _inputs(start, told["set"]))
+
+
+def finetune_step(name: str, start: StartConfig, told: Mapping[str, Any]) -> Step:
+    """Fine-tuning from a backbone on the set `told["set"]`."""
+    keys = ("set", "splits", "schedule", "labels", "seeds", "seed", "corruptions", "width", "proposals")
+    config = {**_about(start), **{key: told[key] for key in keys}, "version": SCHEDULES[told["schedule"]].version}
+    grows = ("labels", "seeds")
+    return Step(name, "evaluation.finetuning:finetune", config, _inputs(start, told["set"]), grows=grows)
+
+
+def _about(start: StartConfig) -> dict[str, Any]:
+    """What is measured; other weights under the same name are another start."""
+    digest = {"weights": weights_digest(start.weights)} if start.weights else {}
+    return {"start": start.model_dump(mode="json"), **digest}
+
+
+def _inputs(start: StartConfig, name: str) -> tuple[str, ...]:
+    return (*((start.step,) if start.step else ()), f"data.{name}")
+
+
+def backbone_starts(recipe: Recipe) -> list[StartConfig]:
+    """The backbones to measure, none twice. ConfigError if one of them is not there, or leaves no backbone."""
+    said = recipe.evaluate.backbone_starts([stage.name for stage in recipe.stages])
+    starts = [start(each, recipe) for each in said]
+    check_names(starts)
+    return starts
+
+
+def start(said: str, recipe: Recipe, backbone: str | None = None) -> StartConfig:
+    """What a recipe names as a start, for images of the size that backbones are measured at."""
+    steps = [*(f"stage.{stage.name}" for stage in recipe.stages), *(f"teacher.{name}" for name in recipe.teachers)]
+    size = recipe.evaluate.image_size or recipe.student.image_size
+    found = start_of(said, steps, backbone or recipe.student.backbone, size)
+    kind, _, name = (found.step or "").partition(".")
+    if kind == "teacher" and recipe.teachers[name].kind not in WITH_BACKBONE:
+        raise ConfigError(
+            f"evaluate.starts: {said!r} is of kind {recipe.teachers[name].kind!r}, which leaves no backbone; teachers "
+            f"of the kinds {', '.join(WITH_BACKBONE)} do, and {', '.join(KEPT)}."
+        )
+    return found
+
+
+def check_measuring(recipe: Recipe, spaces: Spaces) -> None:
+    """Raise ConfigError for a probe or a schedule that is not there, or sets without the labels for it."""
+    config = recipe.evaluate
+    check_how("evaluate", config)
+    if config.probes and not any("classification" in found for found in spaces.values()):
+        raise ConfigError(f"evaluate.probes is {config.probes}, but no set has class labels to probe with.")
+    for name in config.finetune:
+        if not spaces[name]:
+            raise ConfigError(f"evaluate.finetune names {name!r}, which has no labels to fine-tune on.")
+    backbone_starts(recipe)
+
+
+def check_how(place: str, config: Measuring) -> None:
+    """Raise ConfigError for a probe or a schedule that is not there."""
+    for name in config.probes:
+        choose(name, modules(PROBES), f"{place}.probes:")
+    choose(config.schedule, SCHEDULES, f"{place}.schedule:")

@@ -1,0 +1,100 @@
+"""What a recipe says of measuring: the student and its teachers, and backbones against each other. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.errors import ConfigError, choose
+from pipeline.sections import Section
+from pipeline.stages import KEPT, PUBLISHED, SCRATCH, STUDENT
+
+Amount = Literal["all"] | Annotated[int, Field(ge=2)] | Annotated[float, Field(gt=0, lt=1)]
+"""So many labelled images, or such a share of them."""
+
+
+class Measuring(Section):
+    """How backbones are measured against each other."""
+
+    probes: list[str] = []
+    """How frozen features are measured, on the sets with class labels: `knn`, nearest neighbours; `linear`, a linear
+    classifier; `linear_hpt`, the same as HPT trains it, for a GPU. The names of files in `evaluation/probes/`."""
+    schedule: str = "quick"
+    """How networks are fine-tuned: `quick`; `hpt`, as HPT does it; `suncet`, SuNCEt's for 1 % and 10 % of the labels.
+    """
+    labels: list[Amount] = ["all"]
+    """Labelled images that probes and fine-tuning learn from: numbers, shares such as 0.01, or all."""
+    seeds: int = Field(default=1, ge=1)
+    """Runs of what is drawn at random, each with labels of its own."""
+    corruptions: bool = False
+    """Whether what was learned is measured on corrupted images as well."""
+
+
+class EvaluateConfig(Measuring):
+    """What is measured at the end."""
+
+    splits: Literal["test", "val"] = "test"
+    """Held-out split that is preferred; the other is used where a set lacks it."""
+    sets: list[str] = []
+    """Further sets to measure on: every teacher, and the student's head for it, whose task and classes a set shares."""
+    finetune: list[str] = []
+    """Sets that networks are fine-tuned on, from every start, for each task that a set has labels of."""
+    starts: list[str] | None = None
+    """Backbones to measure: `scratch`, `student`, `stage.<name>`, `teacher.<name>`, or weights as a teacher's; null for
+    scratch, the student and all stages."""
+    image_size: int | None = Field(default=None, multiple_of=32, ge=32)
+    """Side of the square input for backbones, pixels; null for the student's."""
+
+    def backbone_starts(self, stages: Sequence[str]) -> list[str]:
+        """The backbones to measure, each once; none if neither probes nor fine-tuning are asked for."""
+        if not self.probes and not self.finetune:
+            return []
+        default = [SCRATCH, STUDENT, *(f"stage.{name}" for name in stages)]
+        return list(dict.fromkeys(default if self.starts is None else self.starts))
+
+
+class StartConfig(Section):
+    """A backbone to measure: the step that leaves it, or else timm's name and where its weights are (null for none)."""
+
+    name: str
+    """What it is called where it is measured."""
+    step: str | None = None
+    """The step that leaves it."""
+    backbone: str | None = None
+    """Its timm name, without a step."""
+    weights: str | None = None
+    """Its weights, without a step."""
+    image_size: int
+    """Side of the square input, pixels."""
+
+    def check(self) -> None:
+        """The backbone and its weights are there."""
+        if self.backbone is not None:
+            from pipeline.backbone import check_backbone  # noqa: PLC0415 - loads torch
+
+            check_backbone(self.backbone, self.image_size, self.weights)
+
+
+def start_of(said: str, steps: Sequence[str], backbone: str, image_size: int) -> StartConfig:
+    """What a recipe names as a start; `steps`: those that leave a backbone. ConfigError lists what would do."""
+    if said == SCRATCH:
+        return StartConfig(name=said, backbone=backbone, image_size=image_size)
+    if re.fullmatch(r"[a-z][a-z0-9_]*|(stage|teacher)\.[a-z0-9_]+", said) and said != PUBLISHED:
+        return StartConfig(name=said, step=choose(said, [*steps, *KEPT], "evaluate.starts:"), image_size=image_size)
+    name = PUBLISHED if said == PUBLISHED else re.sub(r"\W+", "_", PurePath(said).stem)
+    return StartConfig(name=name, backbone=backbone, weights=said, image_size=image_size)
+
+
+def check_names(starts: Sequence[StartConfig]) -> None:
+    """Raise ConfigError if two starts would be called alike."""
+    for number, start in enumerate(starts):
+        for other in starts[:number]:
+            if start.name == other.name:
+                raise ConfigError(
+                    f"evaluate.starts: {start.weights!r} and {other.weights!r} would both be called {start.name!r}: "
+                    "rename one of the files."
+                )
