@@ -138,7 +138,7 @@ class _Tuning:
     def _solve(self, lesson: Lesson, chosen: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         """The records of what does best on validation images out of the schedule's grid, or of what was chosen."""
         train, val = lesson.libraries()
-        grid = [chosen] if chosen else self.schedule.grid(lesson.labels / len(lesson.splits.train))
+        grid = [chosen] if chosen else self.schedule.grid(len(train), len(lesson.splits.train))
         runs = [self._run(lesson, settings, (train, val), str(number)) for number, settings in enumerate(grid)]
         better = runs[0].predictor.heads[lesson.task].better
         leading, direction = next(iter(better.items()))

@@ -12,6 +12,8 @@ CROP_AND_FLIP = AugmentConfig(area=0.08, brightness=0, contrast=0, saturation=0)
 FEW = 0.05
 """Share of the labels below which SuNCEt trains twice as long."""
 Settings = Mapping[str, Any]
+STEPS, EPOCHS, BATCH = 300, 10, 16
+"""The quick schedule is the longer one of so many steps and so many passes over the images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,18 +22,19 @@ class Schedule:
 
     version: int
     about: str
-    grid: Callable[[float], Sequence[Settings]]
-    """The share of the set's labels -> settings of a `FitConfig`."""
+    grid: Callable[[int, int], Sequence[Settings]]
+    """Images to learn from, and images with labels in all -> settings of a `FitConfig`."""
     augment: AugmentConfig
     blank_head: bool = False
     """Whether a linear classifier begins with zeros."""
 
 
-def _quick(share: float) -> Sequence[Settings]:
-    return [{"batch": 16, "steps": 300, "lr": lr} for lr in (1e-3, 3e-4)]
+def _quick(images: int, there: int) -> Sequence[Settings]:
+    steps = max(STEPS, EPOCHS * images // BATCH)
+    return [{"batch": BATCH, "steps": steps, "lr": lr} for lr in (1e-3, 3e-4)]
 
 
-def _hpt(share: float) -> Sequence[Settings]:
+def _hpt(images: int, there: int) -> Sequence[Settings]:
     common = {"optimizer": "sgd", "batch": 256, "weight_decay": 0.0, "warmup": 0.0, "clip": None}
     lengths: Sequence[Settings] = [{"steps": 2500}, {"epochs": 90}]
     return [
@@ -41,16 +44,16 @@ def _hpt(share: float) -> Sequence[Settings]:
     ]
 
 
-def _suncet(share: float) -> Sequence[Settings]:
+def _suncet(images: int, there: int) -> Sequence[Settings]:
     common = {"optimizer": "sgd", "nesterov": True, "batch": 256, "weight_decay": 0.0, "warmup": 0.0, "clip": None}
-    return [{**common, "lr": 0.05, "epochs": 60 if share < FEW else 30}]
+    return [{**common, "lr": 0.05, "epochs": 60 if images < FEW * there else 30}]
 
 
 SCHEDULES = {
     "quick": Schedule(
         1,
-        "all weights, AdamW, 300 steps of 16 images, cosine, learning rate 0.001 or 0.0003, random crops, flips and "
-        "colours",
+        f"all weights, AdamW, {STEPS} steps of {BATCH} images or {EPOCHS} epochs if that is more, cosine, learning "
+        "rate 0.001 or 0.0003, random crops, flips and colours",
         _quick,
         AugmentConfig(),
     ),

