@@ -16,16 +16,16 @@ from torch import nn
 
 from evaluation import corruptions
 from evaluation.few import Splits, count_of, order_of, parts, splits_of
-from evaluation.measured import ALL, CLEAN, FILE, Measured, opened
+from evaluation.measured import ALL, CLEAN, FILE, Measured
 from evaluation.schedules import SCHEDULES, Schedule
-from pipeline.artifacts import WORK, Inputs, parse_lines, read_json, write_json
+from pipeline.artifacts import WORK, Artifact, Inputs, parse_lines, read_json, write_json
 from pipeline.backbone import register_statistics
 from pipeline.evaluating import Amount, StartConfig
 from pipeline.labels import LabelSpace
 from pipeline.loader import Library
 from pipeline.runtime import Runtime
 from pipeline.sections import FitConfig
-from pipeline.starts import Start
+from pipeline.starts import Start, of_config
 from tasks.ingest import IngestedSet
 from tasks.learning import Course, Predictor, Preparation, Sum, network_predictor, train_network
 from tasks.network import Network, NetworkConfig
@@ -68,6 +68,11 @@ class Lesson:
     def name(self) -> str:
         return named(self.task, self.asked, self.seed)
 
+    @property
+    def about(self) -> str:
+        """It in words."""
+        return f"{self.task}, {self.labels} labels, seed {self.seed}"
+
     def libraries(self) -> tuple[Library, Library]:
         """Images to learn from and to decide by."""
         order = order_of(self.splits.train, self.task, self.seed)
@@ -87,6 +92,8 @@ class _Tuning:
         self.config, self.inputs, self.scratch = config, inputs, scratch
         self.about = StartConfig.model_validate(config["start"])
         self.schedule: Schedule = SCHEDULES[config["schedule"]]
+        self.runtime = dataclasses.replace(inputs.runtime, progress=self._tell)
+        self.at = (0.0, 1.0, "")
         self.trained = 0
 
     def records(self) -> Iterator[dict[str, Any]]:
@@ -95,7 +102,7 @@ class _Tuning:
         chosen: dict[tuple[str, Amount], Mapping[str, Any]] = {}
         for number, lesson in enumerate(lessons):
             if lesson.name not in done:
-                self._tell(number / len(lessons), lesson)
+                self.at = (number / len(lessons), 1 / len(lessons), lesson.about)
                 done[lesson.name] = self._solve(lesson, chosen.get((lesson.task, lesson.asked)))
                 self._keep(lesson.name, done[lesson.name])
             chosen.setdefault((lesson.task, lesson.asked), done[lesson.name][0]["settings"])
@@ -104,11 +111,17 @@ class _Tuning:
     def _known(self) -> dict[str, list[dict[str, Any]]]:
         """Records by lesson: of an artifact with other labels or seeds, and of an earlier attempt at this one."""
         done: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for record in self.inputs.before.load(FILE, read_json) if self.inputs.before else ():
+        before = self.inputs.before
+        for record in before.load(FILE, read_json) if before and self._made_of_the_same(before) else ():
             done[named(record["task"], record["asked"], record["seed"])].append(record)
         if (self.scratch / DONE).exists():
             done |= {line["lesson"]: line["records"] for line in parse_lines((self.scratch / DONE).read_bytes())}
         return done
+
+    def _made_of_the_same(self, before: Artifact) -> bool:
+        """Whether that artifact read what this step reads."""
+        read = {name: made["digest"] for name, made in before.manifest["inputs"].items()}
+        return not self.inputs.anew and read == {name: made.digest for name, made in self.inputs.artifacts.items()}
 
     def _lessons(self) -> Iterator[Lesson]:
         name = self.config["set"]
@@ -123,10 +136,10 @@ class _Tuning:
                 for turn in range(self.config["seeds"]):
                     yield Lesson(task, space, splits, asked, count, self.config["seed"] + turn)
 
-    def _tell(self, share: float, lesson: Lesson) -> None:
-        self.inputs.runtime.check_stop("fine-tuning")
-        line = f"{lesson.task}, {lesson.labels} labels, seed {lesson.seed}"
-        self.inputs.runtime.progress("fine-tuning", share, line)
+    def _tell(self, _: str, done: float, line: str) -> None:
+        """Progress of one training as that of the step; of several for one lesson, each counts from its beginning."""
+        before, share, about = self.at
+        self.inputs.runtime.progress(self.config["name"], before + share * done, f"{about}: {line}")
 
     def _keep(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
         with open(self.scratch / DONE, "a", encoding="utf-8") as file:
@@ -147,13 +160,13 @@ class _Tuning:
 
     def _run(self, lesson: Lesson, settings: Mapping[str, Any], libraries: tuple[Library, Library], name: str) -> Run:
         train, val = libraries
-        fit, runtime = FitConfig.model_validate(settings), self.inputs.runtime
+        fit, runtime = FitConfig.model_validate(settings), self.runtime
         network = self._network(lesson)
         course = Course(fit, self.schedule.augment, lesson.seed)
         began = time.monotonic()
         folder = self.scratch / f"{lesson.name}-{name}"
-        label = f"fine-tuning {lesson.task}"
-        train_network(network, Sum({lesson.task: 1.0}), train, course, (label, folder, runtime))
+        place = (self.config["name"], folder, runtime)
+        train_network(network, Sum({lesson.task: 1.0}), train, course, place)
         seconds = time.monotonic() - began
         self.trained += 1
         predictor = network_predictor(network.cpu()).settle(runtime, network.config.shape())
@@ -161,11 +174,11 @@ class _Tuning:
         return Run(predictor, dict(settings), fit.total_steps(len(train)), fit.batch, seconds, scores)
 
     def _network(self, lesson: Lesson) -> Network:
-        start = opened(self.about, self.inputs, lesson.seed)
+        start = of_config(self.about, self.inputs, lesson.seed)
         return network_of(start, {lesson.task: lesson.space}, self.config, self.schedule.blank_head, lesson.seed)
 
     def _report(self, lesson: Lesson, run: Run, better: Mapping[str, str]) -> Iterator[Measured]:
-        found = measured_on(run.predictor, lesson, self.config["corruptions"], self.inputs.runtime)
+        found = measured_on(run.predictor, lesson, self.config["corruptions"], self.runtime)
         for corruption, scores in found.items():
             for metric, value in scores.items():
                 yield Measured(

@@ -1,4 +1,4 @@
-"""What measurements of backbones have in common: where they begin, and the records they leave in `measured.json`.
+"""The records that measurements of backbones leave in `measured.json`. No torch.
 
 A record says by which protocol, on which images, with how many labels and which seed a number came about.
 """
@@ -9,10 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline import starts
-from pipeline.artifacts import Inputs
-from pipeline.evaluating import Amount, StartConfig
-from pipeline.starts import Start
+from pipeline.evaluating import Amount
 
 FILE = "measured.json"
 CLEAN, ALL = "none", "all"
@@ -49,17 +46,3 @@ class Measured:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-
-def opened(config: StartConfig, inputs: Inputs, seed: int) -> Start:
-    """The backbone to measure, for images of the size that it is measured at. Random weights are those of the seed."""
-    import torch  # noqa: PLC0415
-
-    if config.step is not None:
-        return starts.of_artifact(inputs[config.step]).resized(config.image_size)
-    assert config.backbone
-    if config.weights:
-        return starts.of_weights(config.backbone, config.image_size, config.weights)
-    torch.manual_seed(seed)
-    start = starts.fresh(config.backbone, config.image_size)
-    return dataclasses.replace(start, weights=start.encoder().model.state_dict())

@@ -60,6 +60,8 @@ svg text { fill: var(--soft); font-size: 11px; }
 svg .axis { stroke: var(--rule); fill: none; }
 svg .raw { stroke: var(--line); opacity: .45; fill: none; }
 svg .smooth { stroke: var(--line); stroke-width: 2; fill: none; stroke-linejoin: round; }
+.legend { display: flex; flex-wrap: wrap; gap: .1rem 1rem; font-size: .8rem; color: var(--soft); }
+svg.sample { display: inline-block; width: 1.2rem; height: .6rem; }
 svg.standing { width: 10.5rem; height: 1.4rem; }
 sup { font-size: .7em; line-height: 0; }
 svg.standing .span { stroke: var(--rule); }

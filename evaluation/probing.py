@@ -18,7 +18,7 @@ from torch import Tensor
 
 from evaluation import corruptions
 from evaluation.few import Splits, count_of, order_of, parts, splits_of
-from evaluation.measured import ALL, CLEAN, FILE, Measured, opened
+from evaluation.measured import ALL, CLEAN, FILE, Measured
 from evaluation.problem import Known, Problem, Solution
 from pipeline import machine
 from pipeline.artifacts import WORK, Inputs, write_json
@@ -27,7 +27,7 @@ from pipeline.evaluating import Amount, StartConfig
 from pipeline.features import as_it_is, features_of
 from pipeline.loader import Library
 from pipeline.runtime import Runtime
-from pipeline.starts import Start
+from pipeline.starts import Start, of_config
 from tasks.classification.model import Accuracy
 from tasks.ingest import IngestedSet
 from tasks.shelves import class_numbers
@@ -47,7 +47,7 @@ def probe(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
     splits = splits_of(found, TASK, config["splits"])
     records: list[Measured] = []
     if splits:
-        start = opened(StartConfig.model_validate(config["start"]), inputs, config["seed"])
+        start = of_config(StartConfig.model_validate(config["start"]), inputs, config["seed"])
         records = list(_Probing(config, splits, Eye(start, inputs.runtime), out / WORK).records())
     write_json(out / FILE, [record.to_json() for record in records])
     return {"records": len(records), **({} if splits else {"why": "no held-out images with class labels"})}
@@ -79,7 +79,8 @@ class _Probing:
 
     def __init__(self, config: Mapping[str, Any], splits: Splits, eye: Eye, scratch: Path) -> None:
         self.config, self.splits, self.eye, self.scratch = config, splits, eye, scratch
-        self.name, self.called = config["set"], StartConfig.model_validate(config["start"]).name
+        self.called = StartConfig.model_validate(config["start"]).name
+        self.done = 0
         self.answers = [splits.test.values(index)[TASK] for index in range(len(splits.test))]
 
     @property
@@ -124,13 +125,16 @@ class _Probing:
                     yield from self._report((name, probe), (amount, count), problem.seed, solution)
 
     def _tell(self, line: str) -> None:
-        self.eye.runtime.check_stop("probing")
-        self.eye.runtime.progress(f"probing {self.called}", 0.5, line)
+        config, runtime = self.config, self.eye.runtime
+        runtime.check_stop(config["name"])
+        total = len(config["labels"]) * config["seeds"] * len(config["probes"])
+        runtime.progress(config["name"], self.done / total, line)
+        self.done += 1
 
     def _problem(self, amount: Amount, seed: int) -> tuple[Problem, int]:
         """What is learned from so many labels, drawn by a seed; and how many they are."""
         train = self.splits.train
-        count = count_of(amount, len(train), self.classes, self.name)
+        count = count_of(amount, len(train), self.classes, self.config["set"])
         rows, aside = parts(order_of(train, TASK, seed), count, self.splits.val is None)
         eye, known = self.eye, (self._only(rows), self.val or self._only(aside))
         return Problem(*known, self.classes, seed, eye.encoder, train.only(rows), self.scratch, eye.runtime), count
@@ -154,7 +158,7 @@ class _Probing:
                 backbone=self.eye.encoder.name,
                 protocol=f"{name} v{about.VERSION}",
                 about=about.ABOUT if corruption == CLEAN else f"{about.ABOUT}; {corruptions.ABOUT}",
-                dataset=self.name,
+                dataset=self.config["set"],
                 task=TASK,
                 split=self.splits.name,
                 n=len(self.splits.test),

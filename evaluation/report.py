@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from evaluation import report_learning, report_making, report_outcome
+from evaluation import report_backbones, report_comparison, report_learning, report_making, report_outcome
 from evaluation.page import page, paragraph
 from evaluation.run_record import RunRecord
 from pipeline.artifacts import Artifact
@@ -15,6 +15,8 @@ MOST_WORDS = 300
 """Characters of an error that a part shows in its place."""
 SECTIONS: dict[str, Callable[[RunRecord], Html]] = {
     "Results": report_outcome.results,
+    "Comparison of methods": report_comparison.comparison,
+    "Backbones": report_backbones.backbones,
     "Labels learned from": report_learning.learned_labels,
     "Held-out images": report_learning.held_out,
     "Training": report_learning.curves,
@@ -32,6 +34,7 @@ def write_report(folder: Place, artifacts: Mapping[str, Artifact]) -> None:
     """
     run = RunRecord(folder, artifacts)
     sections = [(title, _attempt(build, run)) for title, build in SECTIONS.items()]
+    sections = [(title, content) for title, content in sections if content]
     text = page(f"{run.name}: must", _attempt(report_outcome.head, run), sections)
     folder.child("report.html").write(text.encode())
 

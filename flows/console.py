@@ -17,9 +17,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from evaluation.backbones import Board, boards, read_measured
+from evaluation.measured import CLEAN
 from evaluation.results import ROLES, leading, read_lines
 from flows.dag import Planned
-from flows.run import Outcome
+from flows.run import Outcome, measured
 from flows.services import Services
 from pipeline.artifacts import Artifact, read_json
 from pipeline.errors import PROJECT
@@ -84,13 +86,16 @@ class Console:
         last, artifact = list(outcome.artifacts.items())[-1]
         if not outcome.ran:
             self.out.print("Nothing to do: every step's result is there. The results:")
-        if last == "evaluate":
-            self.out.print(results_table(outcome))
+        if measured({last: artifact}):
+            if "evaluate" in outcome.artifacts:
+                self.out.print(results_table(outcome))
+            for board in boards(read_measured(outcome.artifacts)):
+                self.out.print(board_table(board))
         elif last in LABELLING:
             self.out.print(labels_table(outcome.artifacts[last]))
         else:
             self.out.print(f"{last}: {artifact}", soft_wrap=True)
-        if outcome.folder and last == "evaluate":
+        if outcome.folder and measured({last: artifact}):
             self.out.print(f"Report: {outcome.folder / 'report.html'}", soft_wrap=True)
 
     def show_up(self, services: Services) -> None:
@@ -156,6 +161,20 @@ def results_table(outcome: Outcome) -> Table:
         values = [f"{line.values[role]:.3f}" if role in line.values else "-" for role in ROLES]
         name = place.head if place.head == place.task else f"{place.head} ({place.task})"
         table.add_row(Text(name), Text(place.dataset), f"{line.metric} {arrow}", *values)
+    return table
+
+
+def board_table(board: Board) -> Table:
+    """Every backbone on one set and task, by its means."""
+    title = f"{board.dataset}: {board.task}, {board.n:,} images"
+    worse = ["" if column.corruption == CLEAN else ", corrupted" for column in board.columns]
+    heads = [
+        f"{column.protocol}\n{column.labels:,} labels{more}" for column, more in zip(board.columns, worse, strict=True)
+    ]
+    table = Table("backbone", *heads, title=title, title_justify="left", box=None, pad_edge=False)
+    for start in board.starts:
+        cells = [board.cells.get((start, column)) for column in board.columns]
+        table.add_row(start, *(f"{cell.mean:.3f}" if cell else "-" for cell in cells))
     return table
 
 

@@ -25,6 +25,12 @@ from tasks.rejected import IMAGES, LABELS, describe
 YOUNGER: Mapping[str, Any] = {"truths": {}, "nesterov": False, "drops": []}
 """Keys that came later, and the values by which nothing changes."""
 
+COMPARE = "compare"
+SEVERAL = {"evaluate": ("evaluate", "probe", "finetune"), COMPARE: (COMPARE,)}
+"""Sections of a recipe that have several steps, and what comes before the dot in these steps' names."""
+MEASURING = frozenset(kind for kinds in SEVERAL.values() for kind in kinds)
+"""Kinds of steps that end in numbers, which a report shows."""
+
 
 def build_steps(recipe: Recipe, rejects: pa.Table = NOTHING) -> list[Step]:
     """The steps of a run on a root with this list of rejections, inputs before those that use them. Opening the sources
@@ -158,7 +164,7 @@ class Selection:
     """Which steps of a recipe a run is about, and which of them it makes anew though they are there."""
 
     last: str | None = None
-    """The step to go as far as; None for all steps."""
+    """The step, or the section in SEVERAL, to go as far as; None for all steps but those that compare methods."""
     only: str | None = None
     """The one step to make; what it reads has to be there."""
     start: str | None = None
@@ -186,7 +192,7 @@ class Selection:
     def of(self, planned: list[Planned]) -> list[Planned]:
         """The part of a plan that the run is about. ConfigError if what the only step reads is not there."""
         last = self.only or self.last
-        needed = up_to(planned, last) if last else planned
+        needed = up_to(planned, last) if last else [each for each in planned if kind_of(each.step.name) != COMPARE]
         made = {self.only} if self.only else {each.step.name for each in needed}
         for name in filter(None, (*self.force, self.start)):
             if name not in made:
@@ -231,10 +237,18 @@ def _wait(step: Step, inputs: dict[str, Artifact], waiting: list[str], workspace
     return Planned(step, None, f"{changes}; {waits}" if changes else f"{waits}; runs unless its result is as before")
 
 
+def kind_of(name: str) -> str:
+    """What comes before the dot in a step's name, if there is one."""
+    return name.partition(".")[0]
+
+
 def up_to(planned: list[Planned], last: str) -> list[Planned]:
-    """The steps that `last` needs, and it: the part of a plan that ends there. ConfigError lists the steps."""
+    """The steps that `last` needs, and it: the part of a plan that ends there. The name of a section in SEVERAL stands
+    for all of its steps. ConfigError lists the steps.
+    """
     by_name = {each.step.name: each for each in planned}
-    needed, waiting = set(), [choose(last, by_name, "Step")]
+    members = [name for name in by_name if kind_of(name) in SEVERAL.get(last, ())]
+    needed, waiting = set(), members or [choose(last, by_name, "Step")]
     while waiting:
         name = waiting.pop()
         needed.add(name)

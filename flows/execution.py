@@ -13,10 +13,10 @@ from typing import Any
 
 from flows.dag import Selection
 from flows.engines import check_engine
-from flows.run import WHOLE, Outcome, Plan, Run, nothing_to_do, prepare, told
+from flows.run import WHOLE, Outcome, Plan, Run, measured, nothing_to_do, prepare, told
 from flows.work import Apart, Here, in_order
 from pipeline import ranks
-from pipeline.artifacts import Artifact, Inputs, Step
+from pipeline.artifacts import Artifact, Inputs, Step, as_json
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from pipeline.places import Place
@@ -53,7 +53,7 @@ def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, carry: Carry | No
         try:
             with run.at_work():
                 artifacts = carry(run, work) if carry and isinstance(work, Apart) else in_order(run, inline_step)
-                if "evaluate" in artifacts:
+                if measured(artifacts):
                     work.other(_leave_results, (run.folder, artifacts), runtime)
         except BaseException as error:
             run.event("ended", **told(error))
@@ -94,10 +94,15 @@ def _with_prefect(run: Run, work: Apart) -> Mapping[str, Artifact]:
 
 
 def _leave_results(folder: Place, artifacts: Mapping[str, Artifact], runtime: Runtime) -> None:
-    """The metrics and the report in the run's folder."""
+    """The numbers and the report in the run's folder."""
+    from evaluation.backbones import as_json as records_of  # noqa: PLC0415
     from evaluation.report import write_report  # noqa: PLC0415 - loads half the product
 
-    folder.child("metrics.json").write(artifacts["evaluate"].load("metrics.json", Path.read_bytes))
+    if "evaluate" in artifacts:
+        folder.child("metrics.json").write(artifacts["evaluate"].load("metrics.json", Path.read_bytes))
+    records = records_of(artifacts)
+    if records:
+        folder.child("measured.json").write(as_json(records).encode())
     write_report(folder, artifacts)
 
 

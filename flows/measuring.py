@@ -44,14 +44,15 @@ def probe_step(name: str, start: StartConfig, told: Mapping[str, Any]) -> Step:
     """The probes of a backbone on the set `told["set"]`."""
     keys = ("set", "splits", "probes", "labels", "seeds", "seed", "corruptions")
     versions = {each: importlib.import_module(f"{PROBES}.{each}").VERSION for each in told["probes"]}
-    config = {**_about(start), **{key: told[key] for key in keys}, "versions": versions}
+    config = {"name": name, **_about(start), **{key: told[key] for key in keys}, "versions": versions}
     return Step(name, "evaluation.probing:probe", config, _inputs(start, told["set"]))
 
 
 def finetune_step(name: str, start: StartConfig, told: Mapping[str, Any]) -> Step:
     """Fine-tuning from a backbone on the set `told["set"]`."""
     keys = ("set", "splits", "schedule", "labels", "seeds", "seed", "corruptions", "width", "proposals")
-    config = {**_about(start), **{key: told[key] for key in keys}, "version": SCHEDULES[told["schedule"]].version}
+    versions = {told["schedule"]: SCHEDULES[told["schedule"]].version}
+    config = {"name": name, **_about(start), **{key: told[key] for key in keys}, "versions": versions}
     grows = ("labels", "seeds")
     return Step(name, "evaluation.finetuning:finetune", config, _inputs(start, told["set"]), grows=grows)
 

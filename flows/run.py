@@ -1,6 +1,6 @@
 """A run: its plan, what is reused and what is made, and the record of it. No Prefect here.
 
-<root>/runs/<run>/recipe.yaml plan.json events.jsonl logs/<step>.log metrics.json report.html
+<root>/runs/<run>/recipe.yaml plan.json events.jsonl logs/<step>.log metrics.json measured.json report.html
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from flows.dag import Planned, Selection, build_steps, plan
+from flows.dag import MEASURING, Planned, Selection, build_steps, kind_of, plan
 from pipeline.artifacts import Artifact, Inputs, Step, as_json, parse_lines, read_json
 from pipeline.claims import Holds, claimed
 from pipeline.config import Recipe
@@ -195,21 +195,27 @@ def nothing_to_do(plan: Plan) -> Outcome | None:
     artifacts = {each.step.name: each.artifact for each in plan.planned if each.artifact}
     if len(artifacts) < len(plan.planned):
         return None
-    if "evaluate" not in artifacts:
+    results = measured(artifacts)
+    if not results:
         return Outcome(None, artifacts, 0)
-    folder = find_report(plan.workspace.root, artifacts["evaluate"])
+    folder = find_report(plan.workspace.root, results)
     return Outcome(folder, artifacts, 0) if folder else None
 
 
-def find_report(root: Root, evaluated: Artifact) -> Place | None:
-    """The newest run that left a report on these results; a run may have been killed before it did."""
-    mark = evaluated.mark
+def measured(artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """Those that hold numbers, which a report shows."""
+    return {name: made for name, made in artifacts.items() if kind_of(name) in MEASURING}
+
+
+def find_report(root: Root, results: Mapping[str, Artifact]) -> Place | None:
+    """The newest run that left a report on all these results; a run may have been killed before it did."""
+    wanted = {(name, made.mark) for name, made in results.items()}
     runs = root / "runs"
     reports = [name for name in runs.files() if posixpath.basename(name) == "report.html"]
     for report in sorted(reports, key=_began, reverse=True):
         folder = runs.child(posixpath.dirname(report))
         events = parse_lines(folder.child("events.jsonl").read())
-        if any(event.get("step") == "evaluate" and event.get("artifact") == mark for event in events):
+        if wanted <= {(event.get("step"), event.get("artifact")) for event in events}:
             return folder
     return None
 

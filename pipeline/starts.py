@@ -7,16 +7,18 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pipeline import backbone as backbones
-from pipeline.artifacts import Artifact, read_json, write_json
+from pipeline.artifacts import Artifact, Inputs, read_json, write_json
 from pipeline.backbone import statistics
 from pipeline.checkpoint import ABOUT as MODEL
 from pipeline.checkpoint import WEIGHTS as MODEL_WEIGHTS
 from pipeline.checkpoint import read_tensors, write_tensors
 from pipeline.encoder import Encoder, Statistics
 from pipeline.errors import ConfigError
+from pipeline.evaluating import StartConfig
 
 WEIGHTS, ABOUT = "backbone.safetensors", "backbone.json"
 INSIDE = "backbone.model."
@@ -82,6 +84,18 @@ def of_weights(backbone: str, size: int, where: str) -> Start:
     model = backbones.create(backbone, size)
     backbones.load_weights(model, backbone, where)
     return Start(backbone, size, statistics(backbone), model.state_dict())
+
+
+def of_config(config: StartConfig, inputs: Inputs, seed: int) -> Start:
+    """The backbone that a recipe names, for images of the size it says. Random weights are those of the seed."""
+    if config.step is not None:
+        return of_artifact(inputs[config.step]).resized(config.image_size)
+    assert config.backbone
+    if config.weights:
+        return of_weights(config.backbone, config.image_size, config.weights)
+    torch.manual_seed(seed)
+    start = fresh(config.backbone, config.image_size)
+    return dataclasses.replace(start, weights=start.encoder().model.state_dict())
 
 
 def leave(encoder: Encoder, folder: Path) -> None:

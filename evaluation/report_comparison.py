@@ -1,0 +1,146 @@
+"""The report's part on a comparison of methods: advice, one table, plots, and what it takes to reach an accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from evaluation.backbones import Column
+from evaluation.comparison import Comparison, Row, Setting, read_comparison
+from evaluation.page import NOTHING, duration, listed, paragraph, plural, table
+from evaluation.plots import Dot, lines_chart
+from evaluation.report_backbones import scale_of, shown, titled
+from evaluation.run_record import RunRecord
+from pipeline.markup import Html, element, join
+
+
+def comparison(run: RunRecord) -> Html:
+    """All of it; nothing if the run compared nothing."""
+    found = read_comparison(run.artifacts)
+    if found is None:
+        return Html()
+    return join(
+        [
+            *(paragraph(sentence, class_="lead") for sentence in found.advice()),
+            paragraph(_explanation(found), class_="note"),
+            _table(found),
+            *_plots(found),
+            element("h3", "What it takes to reach the best that starts from scratch"),
+            _costs(found),
+            listed(f"{name}: {text}." for name, text in sorted(found.about.items())),
+        ]
+    )
+
+
+def advice(run: RunRecord) -> list[str]:
+    """The sentences of advice, for where there is room for them alone."""
+    found = read_comparison(run.artifacts)
+    return found.advice() if found else []
+
+
+def _explanation(found: Comparison) -> str:
+    return (
+        f"Measured on {plural(found.n, 'image')} of {found.place}; means and standard deviations over seeds, each with "
+        "a training, images and labels of its own. All methods see the same images for the same number of steps. A "
+        "difference counts if it is larger than Tukey's range test allows at 95 %, on what is left of the variance "
+        "without rows and seeds, and larger than 1.96 standard errors of shares of so many images. Time is that of "
+        "one training."
+    )
+
+
+def _table(found: Comparison) -> Html:
+    head = ["Row", "Backbone", "Images", "Steps", *(titled(column) for column in found.columns), "Time"]
+    rows = [[*_where(row), *_values(found, row), _time(row)] for row in found.rows]
+    return table(head, rows, range(2, len(head)))
+
+
+def _where(row: Row) -> list[str]:
+    share = NOTHING if row.setting.share is None else f"{row.setting.share:.0%}"
+    steps = NOTHING if row.setting.steps is None else f"{row.setting.steps:,}"
+    return [row.name, row.setting.backbone, share, steps]
+
+
+def _values(found: Comparison, row: Row) -> Iterator[Html | str]:
+    for column in found.columns:
+        cells = [
+            cell for each in found.rows if (cell := each.cell(column)) and each.setting.backbone == row.setting.backbone
+        ]
+        best = (max if found.better[column.metric] == "higher" else min)(cell.mean for cell in cells)
+        cell = row.cell(column)
+        yield shown(cell, column, cell is not None and cell.mean == best)
+
+
+def _time(row: Row) -> str:
+    return duration(row.cost.seconds) if row.cost.seconds else NOTHING
+
+
+def _plots(found: Comparison) -> Iterator[Html]:
+    """A chart for each backbone and column: over the steps, over the images, where there are several of them."""
+    charts = []
+    for column in found.columns:
+        for backbone in dict.fromkeys(setting.backbone for setting in found.settings()):
+            mine = [setting for setting in found.settings() if setting.backbone == backbone]
+            for share in sorted({setting.share or 0 for setting in mine}):
+                along = [setting for setting in mine if setting.share == share]
+                if len(along) > 1:
+                    charts.append(_chart(found, along, column, "steps"))
+            for steps in sorted({setting.steps or 0 for setting in mine}):
+                along = [setting for setting in mine if setting.steps == steps]
+                if len(along) > 1:
+                    charts.append(_chart(found, along, column, "images"))
+    if charts:
+        yield element("div", *charts, class_="pairs")
+
+
+def _chart(found: Comparison, along: list[Setting], column: Column, axis: str) -> Html:
+    scale = scale_of(column.metric)
+    series: dict[str, list[Dot]] = {}
+    levels: dict[str, float] = {}
+    for setting in sorted(along, key=lambda each: (each.share or 0, each.steps or 0)):
+        for row in found.side_by_side(setting):
+            cell = row.cell(column)
+            if cell is None:
+                continue
+            if row.setting.steps is None:
+                levels[row.name] = scale * cell.mean
+                continue
+            x = float(setting.steps or 0) if axis == "steps" else 100 * (setting.share or 0)
+            series.setdefault(row.name, []).append(Dot(x, scale * cell.mean, scale * (cell.deviation or 0)))
+    first = along[0]
+    fixed = f"{first.share:.0%} of the images" if axis == "steps" else f"{first.steps:,} steps"
+    title = f"{first.backbone}, {fixed}: {column.metric} by {column.protocol}, {column.labels:,} labels"
+    return lines_chart(title, series, levels, "steps" if axis == "steps" else "% of the images")
+
+
+def _costs(found: Comparison) -> Html:
+    """By the first column."""
+    column = found.columns[0]
+    head = [
+        "Row",
+        "Backbone",
+        "Images",
+        "To reach",
+        "Steps",
+        "Images seen",
+        "Time",
+        "Before it: steps",
+        "Images",
+        "Time",
+    ]
+    rows = []
+    for setting in dict.fromkeys(Setting(each.backbone, each.share, None) for each in found.settings()):
+        wanted = found.wanted(setting.backbone, setting.share, column)
+        names = dict.fromkeys(
+            (row.name, row.start)
+            for row in found.rows
+            if row.setting.backbone == setting.backbone and row.setting.share in (None, setting.share)
+        )
+        for name, start in names if wanted is not None else ():
+            took = found.cost_to_reach(name, setting, column, wanted)
+            base = found.base.get(start)
+            reached = (
+                ["never", "", ""] if took is None else [f"{took.steps:,}", f"{took.images:,}", duration(took.seconds)]
+            )
+            before = [f"{base.steps:,}", f"{base.images:,}", duration(base.seconds)] if base else [NOTHING] * 3
+            goal = f"{scale_of(column.metric) * wanted:.1f}"
+            rows.append([name, setting.backbone, f"{setting.share:.0%}", goal, *reached, *before])
+    return table(head, rows, range(2, len(head)))

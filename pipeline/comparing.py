@@ -1,0 +1,107 @@
+"""What a recipe says of comparing self-supervised methods. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.evaluating import Measuring
+from pipeline.sections import Name
+from pipeline.stages import SCRATCH, STUDENT
+
+NO_STAGE, SUPERVISED = "none", "supervised"
+"""Rows that every comparison has beside its methods: the start as it is, and supervised training on the same images."""
+COMMON = ("name", "data", "start", "backbone", "image_size", "share", "steps", "epochs", "batch")
+"""Keys of a stage that all methods have in common here."""
+Share = Annotated[float, Field(gt=0, le=1)]
+Steps = Annotated[int, Field(ge=1)]
+
+
+class CompareConfig(Measuring):
+    """Self-supervised methods on the same images, with the same number of steps and the same measurements."""
+
+    data: list[str] = Field(min_length=1)
+    """Sets whose training images are learned from."""
+    on: Name | None = None
+    """The labelled set that is measured on; null for the first of `data`."""
+    methods: dict[Name, dict[str, Any]] = Field(min_length=1)
+    """Methods by the names they are to have here: each says what a stage says, but for what all have in common."""
+    starts: list[str] = [STUDENT]
+    """What every method starts from, each as in `evaluate.starts`."""
+    backbones: list[str] = []
+    """timm models for what starts from scratch, crossed with the methods; the student's if there are none."""
+    shares: list[Share] = [1.0]
+    """Shares of the images, the smaller ones parts of the larger ones."""
+    steps: list[Steps] = [1000]
+    """Optimiser steps; the schedule follows from them."""
+    batch: int = Field(default=64, ge=2)
+    """Images in a step."""
+    image_size: int | None = Field(default=None, multiple_of=32, ge=32)
+    """Side of the square input, pixels; null for the student's."""
+    supervised: dict[str, Any] = {}
+    """How supervised training on the same images differs from the schedule of a teacher, as in {lr: 0.0005}."""
+    probes: list[str] = ["linear"]
+    """As in `evaluate`, on the one set."""
+    finetune: bool = False
+    """Whether networks are fine-tuned as well, by `schedule`."""
+    seeds: int = Field(default=3, ge=1)
+    """Runs of everything: training, draws of images and of labels."""
+    splits: Literal["test", "val"] = "test"
+    """Held-out split that is preferred; the other is used where the set lacks it."""
+
+    @model_validator(mode="after")
+    def _methods_differ_in_themselves_alone(self) -> CompareConfig:
+        for name, settings in self.methods.items():
+            if name in (NO_STAGE, SUPERVISED):
+                raise ValueError(f"methods: {name!r} is a row of every comparison; call the method another name")
+            if "method" not in settings:
+                raise ValueError(f"methods.{name} says no method: write {{method: simclr}}, for example")
+            for key in COMMON:
+                if key in settings:
+                    raise ValueError(
+                        f"methods.{name}.{key}: all methods have it in common; say it for all, or leave it"
+                    )
+        for key in COMMON:
+            if key in self.supervised:
+                raise ValueError(f"supervised.{key}: all rows have it in common; say it for all, or leave it out")
+        return self
+
+    @property
+    def measured_on(self) -> str:
+        """The set that is measured on."""
+        return self.on or self.data[0]
+
+    def trials(self, backbone: str) -> Iterator[Trial]:
+        """Everything that is trained or measured, seed by seed; `backbone`: the student's."""
+        scratch = self.backbones or [backbone]
+        pairs = [(start, name) for start in self.starts for name in (scratch if start == SCRATCH else [backbone])]
+        alone = dict.fromkeys([*((SCRATCH, name) for name in scratch), (STUDENT, backbone), *pairs])
+        methods = [*([SUPERVISED] if self.measured_on in self.data else []), *self.methods]
+        for seed in range(self.seeds):
+            yield from (Trial(NO_STAGE, *pair, share=None, steps=None, seed=seed) for pair in alone)
+            for pair in pairs:
+                for share in self.shares:
+                    for steps in self.steps:
+                        yield from (Trial(method, *pair, share=share, steps=steps, seed=seed) for method in methods)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A row of a comparison with one seed: a method, what it starts from, and how far it goes."""
+
+    method: str
+    start: str
+    backbone: str
+    share: float | None
+    """Of the images; None without a stage."""
+    steps: int | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What its steps are called behind `compare.`; the start by its last part."""
+        length = [] if self.share is None else [f"share{self.share:g}", f"steps{self.steps}"]
+        return ".".join([self.method, self.start.rpartition("/")[2], self.backbone, *length, f"seed{self.seed}"])
