@@ -43,7 +43,7 @@ def build_steps(recipe: Recipe, rejects: pa.Table = NOTHING) -> list[Step]:
     learning = {"student": _student_settings(recipe.student), "seed": recipe.seed, **_start(recipe.student)}
     truths = tuple(name for name in _true_sets(recipe) if name not in pooled)
     learned_from = ("pool", "label", *pooled, *truths, *makers, *_names(labels))
-    student = Step("student", "student.train:train_student", learning, learned_from, trains=True)
+    student = Step("student", "student.train:train_student", learning, learned_from, trains=True, resumes=True)
     measured = {**recipe.evaluate.model_dump(mode="json"), "seed": recipe.seed}
     evaluate = Step("evaluate", "evaluation.evaluate:evaluate", measured, ("student", *sets, *makers))
     stages = _stage_steps(recipe, (*sets, *_names(images)))
@@ -93,7 +93,7 @@ def _teacher_step(recipe: Recipe, name: str, teacher: TeacherConfig) -> Step:
     config: dict[str, Any] = {"name": name, "teacher": settings, "seed": recipe.seed, **_start(teacher)}
     inputs = (f"data.{teacher.data}",) if hasattr(teacher, "data") else ()
     trains = isinstance(teacher, FitConfig)
-    return Step(f"teacher.{name}", f"teachers.{teacher.kind}:make", config, inputs, trains=trains)
+    return Step(f"teacher.{name}", f"teachers.{teacher.kind}:make", config, inputs, trains=trains, resumes=trains)
 
 
 def _stage_steps(recipe: Recipe, seen: tuple[str, ...]) -> list[Step]:
@@ -106,7 +106,7 @@ def _stage_steps(recipe: Recipe, seen: tuple[str, ...]) -> list[Step]:
         weights = {"weights": weights_digest(stage.start)} if stage.start and stage.from_weights else {}
         config = {"stage": stage.model_dump(mode="json"), "seed": recipe.seed, "start": start, **weights}
         inputs = (*((start,) if start else ()), *seen)
-        steps.append(Step(f"stage.{stage.name}", "selfsup.stages.stage:run_stage", config, inputs))
+        steps.append(Step(f"stage.{stage.name}", "selfsup.stages.stage:run_stage", config, inputs, resumes=True))
     return steps
 
 

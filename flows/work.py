@@ -85,7 +85,7 @@ class Apart:
         inputs.runtime.check_stop(step.name)
         how, _, _ = str(ended).partition(" It said last")
         run.note(step.name, f"{how} It goes on from what it saved.")
-        if step.trains and run.workspace.find(step, step.mark(inputs.artifacts)) is None:
+        if step.resumes and run.workspace.find(step, step.mark(inputs.artifacts)) is None:
             return dataclasses.replace(inputs, anew=False)  # it has begun anew already
         return inputs
 
