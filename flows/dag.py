@@ -97,16 +97,21 @@ def _teacher_step(recipe: Recipe, name: str, teacher: TeacherConfig) -> Step:
 
 
 def _stage_steps(recipe: Recipe, seen: tuple[str, ...]) -> list[Step]:
-    """The self-supervised stages; `seen`: the steps that tell which images there are, and which to leave out."""
+    """The self-supervised stages, before each the step that says which images it may see; `seen`: the steps that tell
+    which images there are in any set, and which were rejected.
+    """
     steps = []
     stages = recipe.chain()
     begins = {"student": "student", **{stage.name: f"stage.{stage.name}" for stage in stages}}
     for stage in stages:
+        sets = list(dict.fromkeys(stage.data))
+        pool = Step(f"pool.{stage.name}", "tasks.pool:gather_for_stage", {"pool": sets}, seen)
         start = begins.get(stage.start or "")
         weights = {"weights": weights_digest(stage.start)} if stage.start and stage.from_weights else {}
         config = {"stage": stage.model_dump(mode="json"), "seed": recipe.seed, "start": start, **weights}
-        inputs = (*((start,) if start else ()), *seen)
-        steps.append(Step(f"stage.{stage.name}", "selfsup.stages.stage:run_stage", config, inputs, resumes=True))
+        inputs = (*((start,) if start else ()), pool.name, *(f"data.{name}" for name in sets))
+        run = Step(f"stage.{stage.name}", "selfsup.stages.stage:run_stage", config, inputs, resumes=True)
+        steps += [pool, run]
     return steps
 
 

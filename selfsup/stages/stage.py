@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from pipeline.artifacts import Inputs
 from pipeline.augment import generator
 from pipeline.errors import ConfigError
 from pipeline.fit import fit
-from pipeline.images import ImageShard
 from pipeline.job import Job
 from pipeline.loader import Layer, Library, Shelf
 from pipeline.machine import Choice
@@ -38,8 +37,8 @@ from selfsup.stages.stream import Budget, ViewStream
 from selfsup.stages.watch import COLLAPSED, look
 from tasks.ingest import IngestedSet
 from tasks.network import seed_part
-from tasks.rejected import IMAGES, read_copy
-from tasks.shelves import held_out_keys, shelve, truth_library
+from tasks.pool import pool_shards
+from tasks.shelves import truth_library
 
 PROBED, FEWEST = 8, 2
 """Images that a step is timed on, and images that there have to be."""
@@ -86,28 +85,24 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
 
 
 def images_of(stage: StageConfig, inputs: Inputs, seed: int) -> Library:
-    """The training images of the stage's sets, each once, without those that were rejected, and without any that is
-    also in a split to be measured on, of whatever set. ConfigError if fewer than two are left.
-    """
-    sets = {name: IngestedSet(made) for name, made in inputs.of_kind("data").items()}
-    without = {key for found in sets.values() for key in held_out_keys(found)}
-    if IMAGES in inputs.artifacts:
-        without |= set(read_copy(inputs[IMAGES]).column("key").to_pylist())
-    if stage.share < 1:
-        keys = {key for name in stage.data for shard in sets[name].images("train").shards for key in shard.keys}
-        without |= set(_order(sorted(keys - without), seed)[round(stage.share * len(keys - without)) :])
-    shelves: list[Shelf] = []
-    for name in stage.data:
-        added = shelve(sets[name], "train", lambda _: NOTHING, without)
-        without |= {key for shelf in added for key in _keys(shelf.images, shelf.rows)}
-        shelves += added
-    library = Library(shelves)
+    """The images of the stage's pool, or the stage's share of them. ConfigError if they are fewer than two."""
+    pool = inputs[f"pool.{stage.name}"]
+    shelves = [Shelf(shard, rows, NOTHING) for _, shard, rows in pool_shards(pool, inputs.of_kind("data"))]
+    library = Library(_part(shelves, stage.share, seed) if stage.share < 1 else shelves)
     if len(library) < FEWEST:
         raise ConfigError(
             f"stages.{stage.name}: {len(library)} images to train on in {', '.join(stage.data)}: {FEWEST} or more are "
             "needed."
         )
     return library
+
+
+def _part(shelves: Sequence[Shelf], share: float, seed: int) -> list[Shelf]:
+    """The shelves with a share of their images, drawn by the images' keys."""
+    keys = sorted(key for shelf in shelves for key in _keys(shelf))
+    chosen = set(_order(keys, seed)[: round(share * len(keys))])
+    kept = [np.array([key in chosen for key in _keys(shelf)]) for shelf in shelves]
+    return [dataclasses.replace(shelf, rows=shelf.rows[rows]) for shelf, rows in zip(shelves, kept, strict=True)]
 
 
 def _order(keys: list[str], seed: int) -> list[str]:
@@ -147,12 +142,12 @@ def classes_of(stage: StageConfig, inputs: Inputs, images: Library) -> tuple[tup
                 number, row = labelled.locate(index)
                 key = labelled.shelves[number].images.keys[row]
                 known[key] = int(labelled.values(index)["kind"]["probs"].argmax())
-    keys = [key for shelf in images.shelves for key in _keys(shelf.images, shelf.rows)]
+    keys = [key for shelf in images.shelves for key in _keys(shelf)]
     return names, np.array([known.get(key, -1) for key in keys])
 
 
-def _keys(shard: ImageShard, rows: NDArray[np.int64]) -> list[str]:
-    return [shard.keys[row] for row in rows]
+def _keys(shelf: Shelf) -> list[str]:
+    return [shelf.images.keys[row] for row in shelf.rows]
 
 
 def _probe(stream: ViewStream) -> Callable[[nn.Module, Choice], None]:

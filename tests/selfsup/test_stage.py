@@ -18,6 +18,7 @@ from pipeline.artifacts import Artifact, Inputs, Step
 from pipeline.checkpoint import read_tensors
 from pipeline.config import parse_recipe
 from pipeline.errors import ConfigError, Stopped
+from pipeline.loader import Library
 from pipeline.machine import Choice
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
@@ -63,16 +64,27 @@ class Room:
     sets: dict[str, Artifact]
     runtime: Runtime
 
-    def inputs(self, **more: Artifact) -> Inputs:
-        return Inputs({**self.sets, **more}, self.runtime)
+    def inputs(self, stage: dict[str, Any]) -> Inputs:
+        """A stage's pool and sets."""
+        pool = Step(f"pool.{stage['name']}", "tasks.pool:gather_for_stage", {"pool": stage["data"]}, tuple(self.sets))
+        made, _ = Workspace(self.runtime.root).obtain(pool, Inputs(self.sets, self.runtime))
+        return Inputs(
+            {pool.name: made, **{f"data.{name}": self.sets[f"data.{name}"] for name in stage["data"]}}, self.runtime
+        )
 
     def run(self, before: Artifact | None = None, **settings: Any) -> Artifact:
-        config: dict[str, Any] = {"stage": {**SMALL, **settings}, "seed": 3, "start": "before" if before else None}
-        given = self.inputs(**({"before": before} if before else {}))
-        name = f"stage.{config['stage']['name']}"
-        step = Step(name, "selfsup.stages.stage:run_stage", config, tuple(given.artifacts))
+        stage = {**SMALL, **settings}
+        config: dict[str, Any] = {"stage": stage, "seed": 3, "start": "before" if before else None}
+        found = self.inputs(stage)
+        given = dataclasses.replace(found, artifacts={**found.artifacts, **({"before": before} if before else {})})
+        step = Step(f"stage.{stage['name']}", "selfsup.stages.stage:run_stage", config, tuple(given.artifacts))
         made, _ = Workspace(self.runtime.root).obtain(step, given)
         return made
+
+    def images(self, **settings: Any) -> Library:
+        """What a stage of these settings sees."""
+        stage = {**SMALL, **settings}
+        return images_of(stage_config(stage), self.inputs(stage), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +161,9 @@ def test_with_norms_alone_weights_stay_bit_for_bit(room: Room) -> None:
 
 
 def test_no_image_that_is_measured_on_is_seen(room: Room) -> None:
-    sets = [IngestedSet(made) for made in room.inputs().of_kind("data").values()]
-    without = {key for found in sets for key in held_out_keys(found)}
+    without = {key for made in room.sets.values() for key in held_out_keys(IngestedSet(made))}
     assert without
-    library = images_of(stage_config({**SMALL, "data": ["truth", "pool"]}), room.inputs(), seed=0)
+    library = room.images(data=["truth", "pool"])
     seen = {library.read(index)[0] for index in range(len(library))}
     assert not seen & without
     assert all(layers == {} for layers in (shelf.layers for shelf in library.shelves)), "and no label with them"
@@ -160,7 +171,7 @@ def test_no_image_that_is_measured_on_is_seen(room: Room) -> None:
 
 def test_a_smaller_share_is_a_part_of_a_larger_one(room: Room) -> None:
     def keys(share: float) -> set[str]:
-        library = images_of(stage_config({**SMALL, "data": ["truth", "pool"], "share": share}), room.inputs(), seed=0)
+        library = room.images(data=["truth", "pool"], share=share)
         return {library.read(index)[0] for index in range(len(library))}
 
     few, half, every = keys(0.25), keys(0.5), keys(1.0)
