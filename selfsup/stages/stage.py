@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import math
@@ -23,6 +24,7 @@ from pipeline.fit import fit
 from pipeline.job import Job
 from pipeline.loader import Layer, Library, Shelf
 from pipeline.machine import Choice
+from pipeline.record import has_state
 from pipeline.runtime import Runtime
 from pipeline.sections import EPOCHS
 from pipeline.stages import StageConfig, class_names, labelled_images
@@ -73,7 +75,8 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
         choice = machine.choose(inputs.runtime, about, plain, _probe(stream))
         learning = choice.place(Learning(method, crops, steps, choice.memory_format))
         before = look(method.backbone, images, inputs.runtime)
-        _begin(learning, stream, choice, (stage, inputs.runtime))
+        if not has_state(out):
+            _begin(learning, stream, choice, (stage, inputs.runtime))
         job = Job(f"stage.{stage.name}", learning, stream.supply(inputs.runtime.threads), steps, out, stage, seed)
         cuts = fit(job, choice, team, inputs.runtime)
         after = look(method.backbone, images, inputs.runtime)
@@ -152,7 +155,8 @@ def _keys(shelf: Shelf) -> list[str]:
 
 def _probe(stream: ViewStream) -> Callable[[nn.Module, Choice], None]:
     """A training step on a few real images, for timing."""
-    batch = next(stream.once(PROBED))
+    with contextlib.closing(stream.once(PROBED, 1)) as batches:
+        batch = next(batches)
 
     def call(model: nn.Module, choice: Choice) -> None:
         shares = {"images": 1.0, "labelled": 0.0}
@@ -172,12 +176,16 @@ def _begin(learning: Learning, stream: ViewStream, choice: Choice, told: tuple[S
         return
 
     stage, runtime = told
+    step, every, seen = f"stage.{stage.name}", len(stream.library), 0
 
     def batches() -> Iterator[tuple[Tensor, list[Tensor]]]:
-        for batch in stream.once(stage.batch):
-            runtime.check_stop(f"stage.{stage.name}")
+        nonlocal seen
+        for batch in stream.once(stage.batch, runtime.threads):
+            runtime.check_stop(step)
             moved = move_data_to_device(batch, choice.device)
             yield moved.index, [crop.float() / 255 for crop in moved.crops]
+            seen += len(batch.keys)
+            runtime.progress(step, 0.0, f"{seen:,} of {every:,} images seen before the first step")
 
     with choice.autocast():
         learning.method.eval().begin(batches())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from pipeline.starts import of_artifact
 from pipeline.workspace import Workspace
+from selfsup.deepclusterv2 import DeepCluster
 from selfsup.stages import stage as stages
+from selfsup.stages import stream
 from selfsup.stages.objective import RANK, SPREAD
 from selfsup.stages.stage import images_of, stage_config
 from selfsup.stages.watch import effective_rank, spread
@@ -185,25 +188,50 @@ def test_labels_beside_change_what_is_learned_until_they_are_switched_off(room: 
     assert {SPREAD, RANK} <= lines[0]["losses"].keys()
 
 
+def stopped_and_gone_on_with(room: Room, at: str, settings: dict[str, Any]) -> Artifact:
+    """The stage made on another root, after it was stopped when it said for the first time what has `at` in it."""
+    root = Root.of(Path(room.runtime.root.place).parent / "other")
+    stop = threading.Event()
+    ask = lambda step, done, line: stop.set() if at in line else None  # noqa: E731
+    with pytest.raises(Stopped):
+        Room(room.sets, dataclasses.replace(room.runtime, root=root, progress=ask, stop=stop)).run(**settings)
+    return Room(room.sets, dataclasses.replace(room.runtime, root=root)).run(**settings)
+
+
 def test_a_stage_that_was_stopped_goes_on_to_the_same_end(room: Room) -> None:
     settings: dict[str, Any] = {"method": "mocov2", "steps": 6}
     whole = room.run(**settings)
-    root = Root.of(Path(room.runtime.root.place).parent / "other")
-    other = Room(room.sets, dataclasses.replace(room.runtime, root=root))
-    ticks = []
-
-    def stop(step: str, done: float, line: str) -> None:
-        ticks.append(line)
-        if len(ticks) == 4:
-            other.runtime.stop.set()
-
-    other.runtime = dataclasses.replace(other.runtime, progress=stop, stop=threading.Event())
-    with pytest.raises(Stopped):
-        other.run(**settings)
-    other.runtime = dataclasses.replace(room.runtime, root=root)
-    again = other.run(**settings)
-    assert [line["loss"] for line in log(again)] == [line["loss"] for line in log(whole)]
+    lines = log(whole)
+    again = stopped_and_gone_on_with(room, f"loss {lines[3]['loss']:.3f}", settings)
+    assert [line["loss"] for line in log(again)] == [line["loss"] for line in lines]
     assert again.digest == whole.digest
+
+
+CLUSTERS: dict[str, Any] = {"method": "deepclusterv2", "data": ["kinds"], "hidden": 32, "dim": 16, "clusters": 4}
+
+
+@pytest.mark.parametrize(("at", "times"), [("loss ", 2), ("8 of 14 images seen before the first step", 3)])
+def test_all_images_are_seen_before_the_first_step_and_not_again_after_it(
+    at: str, times: int, room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On threads; a stop is heard of meanwhile, and costs what was seen."""
+    begun, threads = [], set()
+    really_begin, really_draw = DeepCluster.begin, stream.views_of
+
+    def begin(method: DeepCluster, batches: Iterable[tuple[torch.Tensor, list[torch.Tensor]]]) -> None:
+        begun.append(method)
+        really_begin(method, batches)
+
+    def views_of(*given: Any) -> Any:
+        threads.add(threading.current_thread())
+        return really_draw(*given)
+
+    monkeypatch.setattr(DeepCluster, "begin", begin)
+    monkeypatch.setattr(stream, "views_of", views_of)
+    whole = room.run(**CLUSTERS)
+    assert stopped_and_gone_on_with(room, at, CLUSTERS).digest == whole.digest
+    assert len(begun) == times
+    assert threading.main_thread() not in threads
 
 
 @pytest.mark.parametrize(
