@@ -135,6 +135,33 @@ def label_command(recipe: RecipePath, root: Root = DEFAULT_ROOT, override: Overr
     console.show_outcome(outcome)
 
 
+@app.command("compare")
+def compare_command(
+    recipe: RecipePath,
+    root: Root = DEFAULT_ROOT,
+    override: Overrides = None,
+    plan_only: Annotated[bool, typer.Option("--plan", help="Show what there is to do, and do nothing.")] = False,
+) -> None:
+    """Compare self-supervised methods as the recipe's `compare` says, and say which of them is worth its time."""
+    from flows.console import Console
+    from flows.dag import COMPARE, Selection
+    from pipeline.config import read_recipe
+    from pipeline.errors import ConfigError
+
+    if read_recipe(recipe, override or ()).compare is None:
+        raise ConfigError(
+            f"{recipe}: has no section `compare`. Add one, for example compare: {{data: [...], methods: "
+            "{simclr: {method: simclr}, mae: {method: mae}}}."
+        )
+    if plan_only:
+        Console().show_plan(plan(recipe, root, override, Selection(COMPARE)))
+        return
+    console, stop = Console(), threading.Event()
+    with console.progress(stop) as progress:
+        outcome = run(recipe, root, override, Selection(COMPARE), progress=progress, stop=stop)
+    console.show_outcome(outcome)
+
+
 @app.command("plan")
 def plan_command(
     recipe: RecipePath,

@@ -150,10 +150,10 @@ def run(root: Root, sets: dict[str, Artifact], name: str, steps: int, seed: int)
     """One stage, and what its features are worth."""
     runtime = Runtime(root, "cpu", "32", 1)
     settings = {"name": "digits", **STAGE, **METHODS[name], "steps": steps}
-    inputs = Inputs(sets, runtime)
-    step = Step(
-        "stage.digits", "selfsup.stages.stage:run_stage", {"stage": settings, "seed": seed, "start": None}, tuple(sets)
-    )
+    pool = Step("pool.digits", "tasks.pool:gather_for_stage", {"pool": settings["data"]}, tuple(sets))
+    inputs = Inputs({**sets, pool.name: Workspace(root).obtain(pool, Inputs(sets, runtime))[0]}, runtime)
+    config = {"stage": settings, "seed": seed, "start": None}
+    step = Step("stage.digits", "selfsup.stages.stage:run_stage", config, tuple(inputs.artifacts))
     made, _ = Workspace(root).obtain(step, inputs)
     return tested(made, inputs, settings, seed)
 

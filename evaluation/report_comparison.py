@@ -127,14 +127,17 @@ def _costs(found: Comparison) -> Html:
         "Time",
     ]
     rows = []
-    for setting in dict.fromkeys(Setting(each.backbone, each.share, None) for each in found.settings()):
+    for backbone, share in dict.fromkeys((each.backbone, each.share or 1.0) for each in found.settings()):
+        setting = Setting(backbone, share, None)
         wanted = found.wanted(setting.backbone, setting.share, column)
         names = dict.fromkeys(
             (row.name, row.start)
             for row in found.rows
             if row.setting.backbone == setting.backbone and row.setting.share in (None, setting.share)
         )
-        for name, start in names if wanted is not None else ():
+        if wanted is None:
+            continue
+        for name, start in names:
             took = found.cost_to_reach(name, setting, column, wanted)
             base = found.base.get(start)
             reached = (
@@ -142,5 +145,5 @@ def _costs(found: Comparison) -> Html:
             )
             before = [f"{base.steps:,}", f"{base.images:,}", duration(base.seconds)] if base else [NOTHING] * 3
             goal = f"{scale_of(column.metric) * wanted:.1f}"
-            rows.append([name, setting.backbone, f"{setting.share:.0%}", goal, *reached, *before])
+            rows.append([name, setting.backbone, f"{share:.0%}", goal, *reached, *before])
     return table(head, rows, range(2, len(head)))

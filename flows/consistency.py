@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import tasks
+from flows.comparing import check_comparing
 from flows.measuring import Spaces, check_measuring
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, choose
@@ -34,6 +35,7 @@ def check_fits(recipe: Recipe, spaces: Spaces) -> None:
     for name in recipe.evaluate.sets:
         _check_evaluated(name, recipe, spaces)
     check_measuring(recipe, spaces)
+    check_comparing(recipe, spaces)
 
 
 def _check_truths(name: str, sets: Sequence[str], recipe: Recipe, spaces: Spaces) -> None:

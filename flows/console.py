@@ -17,7 +17,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
-from evaluation.backbones import Board, boards, read_measured
+from evaluation.backbones import Board, Cell, boards, read_measured
+from evaluation.comparison import Comparison, read_comparison
 from evaluation.measured import CLEAN
 from evaluation.results import ROLES, leading, read_lines
 from flows.dag import Planned
@@ -91,6 +92,11 @@ class Console:
                 self.out.print(results_table(outcome))
             for board in boards(read_measured(outcome.artifacts)):
                 self.out.print(board_table(board))
+            comparison = read_comparison(outcome.artifacts)
+            if comparison:
+                self.out.print(comparison_table(comparison))
+                for sentence in comparison.advice():
+                    self.out.print(sentence)
         elif last in LABELLING:
             self.out.print(labels_table(outcome.artifacts[last]))
         else:
@@ -173,9 +179,25 @@ def board_table(board: Board) -> Table:
     ]
     table = Table("backbone", *heads, title=title, title_justify="left", box=None, pad_edge=False)
     for start in board.starts:
-        cells = [board.cells.get((start, column)) for column in board.columns]
-        table.add_row(start, *(f"{cell.mean:.3f}" if cell else "-" for cell in cells))
+        table.add_row(start, *(_mean(board.cells.get((start, column))) for column in board.columns))
     return table
+
+
+def comparison_table(found: Comparison) -> Table:
+    """Every row of a comparison by its means."""
+    heads = [f"{column.protocol}\n{column.labels:,} labels" for column in found.columns]
+    table = Table("row", "backbone", "images", "steps", *heads, box=None, pad_edge=False)
+    for row in found.rows:
+        where = ["-" if row.setting.share is None else f"{row.setting.share:.0%}", str(row.setting.steps or "-")]
+        cells = [row.cell(column) for column in found.columns]
+        table.add_row(row.name, row.setting.backbone, *where, *(_mean(cell) for cell in cells))
+    return table
+
+
+def _mean(cell: Cell | None) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell.mean:.3f}" if cell.deviation is None else f"{cell.mean:.3f} ± {cell.deviation:.3f}"
 
 
 class _Bars:

@@ -8,13 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from flows.comparing import NAME as COMPARE
+from flows.comparing import POOL, comparing_steps
 from flows.consistency import check_fits
 from flows.measuring import measuring_steps
+from flows.staging import settings, stage_steps
 from pipeline.artifacts import Artifact, Step, hash_json
 from pipeline.config import Recipe, TeacherConfig
 from pipeline.errors import ConfigError, choose, naming
 from pipeline.rejects import NOTHING, rejected_images, rejected_labels, rejected_teachers
-from pipeline.sections import FitConfig, Section
+from pipeline.sections import FitConfig
 from pipeline.sources import BaseSource
 from pipeline.stores import LABELLING
 from pipeline.weights import weights_digest
@@ -22,10 +25,6 @@ from pipeline.workspace import Workspace
 from tasks.ingest import GROWS, open_source
 from tasks.rejected import IMAGES, LABELS, describe
 
-YOUNGER: Mapping[str, Any] = {"truths": {}, "nesterov": False, "drops": []}
-"""Keys that came later, and the values by which nothing changes."""
-
-COMPARE = "compare"
 SEVERAL = {"evaluate": ("evaluate", "probe", "finetune"), COMPARE: (COMPARE,)}
 """Sections of a recipe that have several steps, and what comes before the dot in these steps' names."""
 MEASURING = frozenset(kind for kinds in SEVERAL.values() for kind in kinds)
@@ -50,16 +49,17 @@ def build_steps(recipe: Recipe, rejects: pa.Table = NOTHING) -> list[Step]:
     pool = Step("pool", "tasks.pool:gather_pool", {"pool": recipe.pool}, (*sets, *_names(images)))
     require = {name: teacher.require for name, teacher in recipe.teachers.items() if teacher.require}
     label = _label_step(LABELLING[0], recipe, require, ("pool", *pooled, *makers))
-    learning = {"student": _settings(recipe.student), "seed": recipe.seed, **_start(recipe.student)}
+    learning = {"student": settings(recipe.student), "seed": recipe.seed, **_start(recipe.student)}
     truths = tuple(name for name in _true_sets(recipe) if name not in pooled)
     learned_from = ("pool", "label", *pooled, *truths, *makers, *_names(labels))
-    student = Step("student", "student.train:train_student", learning, learned_from, trains=True)
+    student = Step("student", "student.train:train_student", learning, learned_from, trains=True, resumes=True)
     measured = {**recipe.evaluate.model_dump(mode="json", include={"splits", "sets"}), "seed": recipe.seed}
     evaluate = Step("evaluate", "evaluation.evaluate:evaluate", measured, ("student", *sets, *makers))
-    stages = _stage_steps(recipe, (*sets, *_names(images)))
+    seen = (*sets, *_names(images))
+    stages = stage_steps(recipe, seen)
     also = [_label_step(LABELLING[1], recipe, {}, ("pool", *pooled, "student"))] if recipe.labelling.student else []
     # the list is copied first: who rejects more while a long run is on its way changes nothing about that run
-    measuring = measuring_steps(recipe, spaces)
+    measuring = [*measuring_steps(recipe, spaces), *comparing_steps(recipe, seen)]
     return [*images, *labels, *ingests, *teachers, pool, label, student, *also, *stages, evaluate, *measuring]
 
 
@@ -99,26 +99,12 @@ def _ingest_step(recipe: Recipe, name: str, source: BaseSource) -> Step:
 
 
 def _teacher_step(recipe: Recipe, name: str, teacher: TeacherConfig) -> Step:
-    settings = _settings(teacher)
-    settings.pop("require")  # a gate on the result, not a part of it
-    config: dict[str, Any] = {"name": name, "teacher": settings, "seed": recipe.seed, **_start(teacher)}
+    said = settings(teacher)
+    said.pop("require")  # a gate on the result, not a part of it
+    config: dict[str, Any] = {"name": name, "teacher": said, "seed": recipe.seed, **_start(teacher)}
     inputs = (f"data.{teacher.data}",) if hasattr(teacher, "data") else ()
     trains = isinstance(teacher, FitConfig)
-    return Step(f"teacher.{name}", f"teachers.{teacher.kind}:make", config, inputs, trains=trains)
-
-
-def _stage_steps(recipe: Recipe, seen: tuple[str, ...]) -> list[Step]:
-    """The self-supervised stages; `seen`: the steps that tell which images there are, and which to leave out."""
-    steps = []
-    stages = recipe.chain()
-    begins = {"student": "student", **{stage.name: f"stage.{stage.name}" for stage in stages}}
-    for stage in stages:
-        start = begins.get(stage.start or "")
-        weights = {"weights": weights_digest(stage.start)} if stage.start and stage.from_weights else {}
-        config = {"stage": _settings(stage), "seed": recipe.seed, "start": start, **weights}
-        inputs = (*((start,) if start else ()), *seen)
-        steps.append(Step(f"stage.{stage.name}", "selfsup.stages.stage:run_stage", config, inputs))
-    return steps
+    return Step(f"teacher.{name}", f"teachers.{teacher.kind}:make", config, inputs, trains=trains, resumes=trains)
 
 
 def _label_step(name: str, recipe: Recipe, require: Mapping[str, Any], inputs: tuple[str, ...]) -> Step:
@@ -126,12 +112,6 @@ def _label_step(name: str, recipe: Recipe, require: Mapping[str, Any], inputs: t
     config = {"max_failed": recipe.labelling.max_failed, "batch": recipe.labelling.batch, "require": require}
     function, parts = "teachers.labelling.labeller:label_pool", "teachers.labelling.parts"
     return Step(name, function, config, inputs, parts=parts, grows=tuple(config))
-
-
-def _settings(section: Section) -> dict[str, Any]:
-    """What a section says, without keys that came after many an artifact and are not made use of: those stay good."""
-    settings = section.model_dump(mode="json")
-    return {key: value for key, value in settings.items() if key not in YOUNGER or value != YOUNGER[key]}
 
 
 def _true_sets(recipe: Recipe) -> list[str]:
@@ -192,7 +172,7 @@ class Selection:
     def of(self, planned: list[Planned]) -> list[Planned]:
         """The part of a plan that the run is about. ConfigError if what the only step reads is not there."""
         last = self.only or self.last
-        needed = up_to(planned, last) if last else [each for each in planned if kind_of(each.step.name) != COMPARE]
+        needed = up_to(planned, last) if last else [each for each in planned if not _compares(each.step.name)]
         made = {self.only} if self.only else {each.step.name for each in needed}
         for name in filter(None, (*self.force, self.start)):
             if name not in made:
@@ -240,6 +220,10 @@ def _wait(step: Step, inputs: dict[str, Artifact], waiting: list[str], workspace
 def kind_of(name: str) -> str:
     """What comes before the dot in a step's name, if there is one."""
     return name.partition(".")[0]
+
+
+def _compares(name: str) -> bool:
+    return kind_of(name) == COMPARE or name == POOL
 
 
 def up_to(planned: list[Planned], last: str) -> list[Planned]:

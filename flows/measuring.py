@@ -44,7 +44,7 @@ def probe_step(name: str, start: StartConfig, told: Mapping[str, Any]) -> Step:
     """The probes of a backbone on the set `told["set"]`."""
     keys = ("set", "splits", "probes", "labels", "seeds", "seed", "corruptions")
     versions = {each: importlib.import_module(f"{PROBES}.{each}").VERSION for each in told["probes"]}
-    config = {"name": name, **_about(start), **{key: told[key] for key in keys}, "versions": versions}
+    config = {"name": name, **_about(start), **{key: told[key] for key in keys}, **_row(told), "versions": versions}
     return Step(name, "evaluation.probing:probe", config, _inputs(start, told["set"]))
 
 
@@ -52,7 +52,7 @@ def finetune_step(name: str, start: StartConfig, told: Mapping[str, Any]) -> Ste
     """Fine-tuning from a backbone on the set `told["set"]`."""
     keys = ("set", "splits", "schedule", "labels", "seeds", "seed", "corruptions", "width", "proposals")
     versions = {told["schedule"]: SCHEDULES[told["schedule"]].version}
-    config = {"name": name, **_about(start), **{key: told[key] for key in keys}, "versions": versions}
+    config = {"name": name, **_about(start), **{key: told[key] for key in keys}, **_row(told), "versions": versions}
     grows = ("labels", "seeds")
     return Step(name, "evaluation.finetuning:finetune", config, _inputs(start, told["set"]), grows=grows)
 
@@ -61,6 +61,11 @@ def _about(start: StartConfig) -> dict[str, Any]:
     """What is measured; other weights under the same name are another start."""
     digest = {"weights": weights_digest(start.weights)} if start.weights else {}
     return {"start": start.model_dump(mode="json"), **digest}
+
+
+def _row(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a comparison, which row it is."""
+    return {"trial": told["trial"]} if "trial" in told else {}
 
 
 def _inputs(start: StartConfig, name: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
+from flows.comparing import stages_of
 from flows.measuring import backbone_starts
 from flows.processes import Call, carry_out, warm_up
 from flows.run import Run
@@ -86,7 +87,7 @@ class Apart:
         inputs.runtime.check_stop(step.name)
         how, _, _ = str(ended).partition(" It said last")
         run.note(step.name, f"{how} It goes on from what it saved.")
-        if step.trains and run.workspace.find(step, step.mark(inputs.artifacts)) is None:
+        if step.resumes and run.workspace.find(step, step.mark(inputs.artifacts)) is None:
             return dataclasses.replace(inputs, anew=False)  # it has begun anew already
         return inputs
 
@@ -170,7 +171,7 @@ def models(recipe: Recipe) -> dict[str, Section]:
     teachers: dict[str, Section] = {f"teachers.{name}": teacher for name, teacher in recipe.teachers.items()}
     stages: dict[str, Section] = {f"stages.{stage.name}": stage for stage in recipe.chain()}
     starts: dict[str, Section] = {f"evaluate.starts: {start.name}": start for start in backbone_starts(recipe)}
-    return {**teachers, "student": recipe.student, **stages, **starts}
+    return {**teachers, "student": recipe.student, **stages, **starts, **stages_of(recipe)}
 
 
 def in_order(run: Run, execute: Execute) -> dict[str, Artifact]:

@@ -52,7 +52,9 @@ class Step:
     inputs: tuple[str, ...] = ()
     version: int = 1
     trains: bool = False
-    """Whether it trains a network: several processes may then share its work."""
+    """Whether several processes may share its work: they train one network together."""
+    resumes: bool = False
+    """Whether it keeps in `work` a state that a later attempt goes on from, and so has begun anew once it has begun."""
     parts: str = ""
     """Of a step whose work can be done in parts, by any process that reaches the root, before it runs: the module with
     `left(config, inputs)`, the parts that are still to do, and `work(config, inputs, part)`, which does one. Parts and

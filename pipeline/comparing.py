@@ -100,6 +100,9 @@ class Trial:
     steps: int | None
     seed: int
 
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
     @property
     def name(self) -> str:
         """What its steps are called behind `compare.`; the start by its last part."""

@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, ValidationErr
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from pipeline.augment import AugmentConfig
+from pipeline.comparing import CompareConfig
 from pipeline.errors import ConfigError, choose
 from pipeline.evaluating import EvaluateConfig
 from pipeline.roots import CACHE_GB
@@ -180,6 +181,8 @@ class Recipe(Section):
     """Self-supervised pretraining from there to the user's domain, one stage after the other."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What is measured at the end."""
+    compare: CompareConfig | None = None
+    """Self-supervised methods to compare on a set: `must compare` does, `must run` does not."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Recipe:

@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from timm.optim import Lars
 from torch import Tensor, nn
 
 from pipeline.sections import FitConfig
+
+TRUST = 0.001
+"""Of LARS: the trust coefficient of the paper, and of all who followed it."""
 
 
 def learning_rate(step: int, steps: int, warmup: float, drops: Sequence[float] = ()) -> float:
@@ -46,7 +50,17 @@ def build_optimizer(module: nn.Module, config: FitConfig) -> torch.optim.Optimiz
     groups = parameter_groups(module, config)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    if config.optimizer == "lars":
+        moving = {"momentum": config.momentum, "nesterov": config.nesterov}
+        return Lars([{**group, **moving} for group in _adapted(groups)], lr=config.lr, trust_coeff=TRUST)
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+
+
+def _adapted(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups for LARS (You et al., 2017), as SimCLR and BYOL use it: the step of a matrix w with gradient g is
+    TRUST |w| / (|g| + weight decay |w|) times SGD's, whether it decays or not; that of biases and norms is SGD's.
+    """
+    return [{**group, "always_adapt": any(one.ndim > 1 for one in group["params"])} for group in groups]
 
 
 def lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:

@@ -15,6 +15,13 @@ from pipeline.artifacts import LOG, WORK, parse_lines, write_atomically
 from pipeline.checkpoint import load_state, save_state
 from pipeline.errors import DataError
 
+STATE = "state.safetensors"
+
+
+def has_state(out: Path) -> bool:
+    """Whether the training in the folder `out` has a state to go on from."""
+    return (out / WORK / STATE).exists()
+
 
 class Record:
     """State and log of the training called `name`, in the folder `out`."""
@@ -22,7 +29,7 @@ class Record:
     def __init__(self, name: str, out: Path) -> None:
         for folder in (WORK, LOG):
             (out / folder).mkdir(parents=True, exist_ok=True)
-        self.name, self._state, self._log = name, out / WORK / "state.safetensors", out / LOG / "train.jsonl"
+        self.name, self._state, self._log = name, out / WORK / STATE, out / LOG / "train.jsonl"
         self._file = self._open()
 
     @property

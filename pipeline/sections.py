@@ -36,8 +36,8 @@ class FitConfig(Section):
     """Images per optimiser step, those of all processes that train together."""
     accumulate: int = Field(default=1, ge=1)
     """Into how many forward and backward passes a batch is split; must divide it. More, where memory runs out."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with momentum."""
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    """AdamW, SGD with momentum, or LARS: SGD whose steps follow the norms of weight matrices, for large batches."""
     lr: float = Field(default=1e-3, gt=0)
     """Highest learning rate of the schedule."""
     backbone_lr: float = Field(default=1.0, ge=0)
@@ -45,9 +45,9 @@ class FitConfig(Section):
     weight_decay: float = Field(default=0.05, ge=0)
     """On weight matrices; biases and norms have none."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Of SGD."""
+    """Of SGD and LARS."""
     nesterov: bool = False
-    """Whether SGD's momentum looks ahead."""
+    """Whether momentum looks ahead."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps with a linearly rising learning rate; a cosine to zero follows."""
     drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()

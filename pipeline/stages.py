@@ -109,8 +109,8 @@ def resolved(stages: Sequence[StageConfig], student: tuple[str, int]) -> list[St
     found: dict[str, StageConfig] = {}
     before = STUDENT
     for stage in stages:
-        if stage.name in KEPT:
-            raise ConfigError(f"A stage can't be called {stage.name!r}: start says by that what it starts from.")
+        if stage.name in (*KEPT, "compare"):
+            raise ConfigError(f"A stage can't be called {stage.name!r}: that name is taken.")
         start = stage.start or before
         if not stage.from_weights:
             choose(start, (*found, *KEPT), f"stages.{stage.name}.start")

@@ -1,10 +1,12 @@
-"""The step that decides which images are the pool: all training images of its sets, once each, none held out."""
+"""The steps that decide which images are a pool, the run's or a stage's: all training images of its sets, once each,
+none held out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.artifacts import Artifact, Inputs
+from pipeline.augment import generator
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
 from pipeline.roots import in_parallel
@@ -45,18 +48,54 @@ def gather_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping
 
     Raises DataError if nothing is left.
     """
-    sets = {name: IngestedSet(made) for name, made in inputs.of_kind("data").items()}
-    # of a key that is held out in several sets, the last one is named
-    held_out = _images({name: sets[name] for name in reversed(sets)}, ["val", "test"])
-    images = _images({name: sets[name] for name in config["pool"]}, ["train"])
-    rejected = read_copy(inputs[IMAGES]) if IMAGES in inputs.artifacts else NONE_REJECTED
-    reasons = _reasons(images, held_out, rejected)
-    used = pc.is_null(reasons)
-    count = pc.sum(used).as_py() or 0
-    if not count:
-        raise DataError(f"The pool ({', '.join(config['pool'])}) holds no image that is neither held out nor rejected.")
-    pq.write_table(pa.table([*images.columns, used, reasons], schema=SCHEMA), out / FILE)
-    return {"images": count, "left_out": _count(reasons), **_unmatched(images, rejected)}
+    found = _Found.of(config["pool"], inputs)
+    found.write(out)
+    return found.counts()
+
+
+def gather_for_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """The same for a stage, which lists the images that are used and nothing else: what changes about others, in
+    whatever set, trains no stage again.
+    """
+    found = _Found.of(config["pool"], inputs)
+    found.used().write(out)
+    return found.counts()
+
+
+class _Found(NamedTuple):
+    """The images of some sets by `PLACES`, why each is not used, null if it is, and what was rejected by hand."""
+
+    images: pa.Table
+    reasons: pa.Array
+    rejected: pa.Table
+
+    @classmethod
+    def of(cls, names: Sequence[str], inputs: Inputs) -> _Found:
+        """Those of the sets of these names. DataError if none of them is to be used."""
+        sets = {name: IngestedSet(made) for name, made in inputs.of_kind("data").items()}
+        # of a key that is held out in several sets, the last one is named
+        held_out = _images({name: sets[name] for name in reversed(sets)}, ["val", "test"])
+        images = _images({name: sets[name] for name in names}, ["train"])
+        rejected = read_copy(inputs[IMAGES]) if IMAGES in inputs.artifacts else NONE_REJECTED
+        reasons = _reasons(images, held_out, rejected)
+        if not reasons.null_count:
+            raise DataError(f"The pool ({', '.join(names)}) holds no image that is neither held out nor rejected.")
+        return cls(images, reasons, rejected)
+
+    def used(self) -> _Found:
+        """Without the images that are not used."""
+        used = pc.is_null(self.reasons)
+        return self._replace(images=self.images.filter(used), reasons=self.reasons.filter(used))
+
+    def write(self, out: Path) -> None:
+        """Leave the table."""
+        columns = [*self.images.columns, pc.is_null(self.reasons), self.reasons]
+        pq.write_table(pa.table(columns, schema=SCHEMA), out / FILE)
+
+    def counts(self) -> dict[str, Any]:
+        """For the manifest."""
+        left_out = _count(self.reasons)
+        return {"images": self.reasons.null_count, "left_out": left_out, **_unmatched(self.images, self.rejected)}
 
 
 def _count(reasons: pa.Array) -> dict[str, int]:
@@ -103,6 +142,13 @@ def _reasons(images: pa.Table, held_out: pa.Table, rejected: pa.Table) -> pa.Arr
 def read_pool(pool: Artifact, columns: list[str] | None = None) -> pa.Table:
     """The rows of the pool's table that are used, or some of its columns."""
     return pool.load(FILE, lambda path: pq.read_table(path, columns=columns, filters=[("used", "=", True)]))
+
+
+def pool_keys(pool: Artifact, share: float, seed: int) -> set[str]:
+    """The keys of a share of a pool's images, drawn by a seed: a smaller share is a part of a larger one."""
+    keys = sorted(read_pool(pool, ["key", "used"]).column("key").to_pylist())
+    order = generator(seed, len(keys)).permutation(len(keys))
+    return {keys[place] for place in order[: round(share * len(keys))]}
 
 
 def pool_shards(pool: Artifact, sets: Mapping[str, Artifact]) -> Iterator[tuple[str, ImageShard, np.ndarray[Any, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import math
@@ -17,13 +18,12 @@ from torch import Tensor, nn
 
 from pipeline import machine
 from pipeline.artifacts import Inputs
-from pipeline.augment import generator
 from pipeline.errors import ConfigError
 from pipeline.fit import fit
-from pipeline.images import ImageShard
 from pipeline.job import Job
 from pipeline.loader import Layer, Library, Shelf
 from pipeline.machine import Choice
+from pipeline.record import has_state
 from pipeline.runtime import Runtime
 from pipeline.sections import EPOCHS
 from pipeline.stages import StageConfig, class_names, labelled_images
@@ -38,8 +38,8 @@ from selfsup.stages.stream import Budget, ViewStream
 from selfsup.stages.watch import COLLAPSED, look
 from tasks.ingest import IngestedSet
 from tasks.network import seed_part
-from tasks.rejected import IMAGES, read_copy
-from tasks.shelves import held_out_keys, shelve, truth_library
+from tasks.pool import pool_keys, pool_shards
+from tasks.shelves import truth_library
 
 PROBED, FEWEST = 8, 2
 """Images that a step is timed on, and images that there have to be."""
@@ -74,7 +74,8 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
         choice = machine.choose(inputs.runtime, about, plain, _probe(stream))
         learning = choice.place(Learning(method, crops, steps, choice.memory_format))
         before = look(method.backbone, images, inputs.runtime)
-        _begin(learning, stream, choice, (stage, inputs.runtime))
+        if not has_state(out):
+            _begin(learning, stream, choice, (stage, inputs.runtime))
         job = Job(f"stage.{stage.name}", learning, stream.supply(inputs.runtime.threads), steps, out, stage, seed)
         cuts = fit(job, choice, team, inputs.runtime)
         after = look(method.backbone, images, inputs.runtime)
@@ -86,21 +87,13 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
 
 
 def images_of(stage: StageConfig, inputs: Inputs, seed: int) -> Library:
-    """The training images of the stage's sets, each once, without those that were rejected, and without any that is
-    also in a split to be measured on, of whatever set. ConfigError if fewer than two are left.
-    """
-    sets = {name: IngestedSet(made) for name, made in inputs.of_kind("data").items()}
-    without = {key for found in sets.values() for key in held_out_keys(found)}
-    if IMAGES in inputs.artifacts:
-        without |= set(read_copy(inputs[IMAGES]).column("key").to_pylist())
-    if stage.share < 1:
-        keys = {key for name in stage.data for shard in sets[name].images("train").shards for key in shard.keys}
-        without |= set(_order(sorted(keys - without), seed)[round(stage.share * len(keys - without)) :])
-    shelves: list[Shelf] = []
-    for name in stage.data:
-        added = shelve(sets[name], "train", lambda _: NOTHING, without)
-        without |= {key for shelf in added for key in _keys(shelf.images, shelf.rows)}
-        shelves += added
+    """The images of the stage's pool, or the stage's share of them. ConfigError if they are fewer than two."""
+    pool = inputs[f"pool.{stage.name}"]
+    chosen = pool_keys(pool, stage.share, seed)
+    shelves = []
+    for _, shard, rows in pool_shards(pool, inputs.of_kind("data")):
+        kept = np.array([shard.keys[row] in chosen for row in rows], dtype=bool)
+        shelves.append(Shelf(shard, rows[kept], NOTHING))
     library = Library(shelves)
     if len(library) < FEWEST:
         raise ConfigError(
@@ -108,11 +101,6 @@ def images_of(stage: StageConfig, inputs: Inputs, seed: int) -> Library:
             "needed."
         )
     return library
-
-
-def _order(keys: list[str], seed: int) -> list[str]:
-    """Keys in an order of their own: the beginning of it is a part of any longer beginning."""
-    return [keys[place] for place in generator(seed, len(keys)).permutation(len(keys))]
 
 
 def labels_of(stage: StageConfig, inputs: Inputs, images: Library, seed: int) -> tuple[ClassSampler | None, Budget]:
@@ -147,17 +135,18 @@ def classes_of(stage: StageConfig, inputs: Inputs, images: Library) -> tuple[tup
                 number, row = labelled.locate(index)
                 key = labelled.shelves[number].images.keys[row]
                 known[key] = int(labelled.values(index)["kind"]["probs"].argmax())
-    keys = [key for shelf in images.shelves for key in _keys(shelf.images, shelf.rows)]
+    keys = [key for shelf in images.shelves for key in _keys(shelf)]
     return names, np.array([known.get(key, -1) for key in keys])
 
 
-def _keys(shard: ImageShard, rows: NDArray[np.int64]) -> list[str]:
-    return [shard.keys[row] for row in rows]
+def _keys(shelf: Shelf) -> list[str]:
+    return [shelf.images.keys[row] for row in shelf.rows]
 
 
 def _probe(stream: ViewStream) -> Callable[[nn.Module, Choice], None]:
     """A training step on a few real images, for timing."""
-    batch = next(stream.once(PROBED))
+    with contextlib.closing(stream.once(PROBED, 1)) as batches:
+        batch = next(batches)
 
     def call(model: nn.Module, choice: Choice) -> None:
         shares = {"images": 1.0, "labelled": 0.0}
@@ -177,12 +166,16 @@ def _begin(learning: Learning, stream: ViewStream, choice: Choice, told: tuple[S
         return
 
     stage, runtime = told
+    step, every, seen = f"stage.{stage.name}", len(stream.library), 0
 
     def batches() -> Iterator[tuple[Tensor, list[Tensor]]]:
-        for batch in stream.once(stage.batch):
-            runtime.check_stop(f"stage.{stage.name}")
+        nonlocal seen
+        for batch in stream.once(stage.batch, runtime.threads):
+            runtime.check_stop(step)
             moved = move_data_to_device(batch, choice.device)
             yield moved.index, [crop.float() / 255 for crop in moved.crops]
+            seen += len(batch.keys)
+            runtime.progress(step, 0.0, f"{seen:,} of {every:,} images seen before the first step")
 
     with choice.autocast():
         learning.method.eval().begin(batches())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import ranks
+from pipeline.ahead import ahead
 from pipeline.augment import generator
 from pipeline.job import cut
 from pipeline.loader import Library, stacked
@@ -149,8 +151,12 @@ class ViewStream:
         key, data = self.library.read(index)
         return Drawn(key, views_of(data, crops, generator(*seed)), index)
 
-    def once(self, size: int) -> Iterator[CropBatch]:
-        """Every image once, in batches."""
-        for start in range(0, len(self.library), size):
-            run = range(start, min(start + size, len(self.library)))
-            yield collate([self._draw(index, self.crops, (self.seed, SUPERVISED, index)) for index in run], [], (1, 0))
+    def once(self, size: int, threads: int) -> Generator[CropBatch]:
+        """Every image once, in batches; while one is looked at, threads make the next one ready."""
+        numbers = range(len(self.library))
+        with contextlib.closing(ahead(self._seen, numbers, threads, max(size, threads))) as drawn:
+            while batch := list(itertools.islice(drawn, size)):
+                yield collate(batch, [], (1, 0))
+
+    def _seen(self, index: int) -> Drawn:
+        return self._draw(index, self.crops, (self.seed, SUPERVISED, index))

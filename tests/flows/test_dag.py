@@ -289,3 +289,10 @@ def test_the_part_of_a_plan_that_ends_at_a_step(workspace: Workspace) -> None:
     assert up_to(planned, "evaluate") == planned
     with pytest.raises(ConfigError, match=r"'lable' is unknown\. Did you mean 'label'"):
         up_to(planned, "lable")
+
+
+def test_what_several_processes_may_share_and_what_goes_on_from_its_state() -> None:
+    text = RECIPE + "stages: [{name: first, method: simclr, data: [pool], batch: 4, steps: 3}]"
+    steps = build_steps(parse_recipe(text, "tiny"))
+    assert [step.name for step in steps if step.trains] == ["teacher.masks", "student"]
+    assert [step.name for step in steps if step.resumes] == ["teacher.masks", "student", "stage.first"]

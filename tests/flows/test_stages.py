@@ -19,6 +19,7 @@ stages:
   - {name: first, method: simclr, data: [pool], batch: 4, steps: 3}
   - {name: second, method: mocov2, data: [pool, world], batch: 4, steps: 2, trainable: norm}
 """
+MADE = ["pool.first", "stage.first", "pool.second", "stage.second"]
 
 
 @pytest.fixture
@@ -35,13 +36,14 @@ def to_run(recipe: Path, root: Path, *overrides: str) -> list[str]:
 def test_a_chain_is_planned_run_and_shown(staged: Path, whole: Path, tmp_path: Path) -> None:
     root = shutil.copytree(whole, tmp_path / "copy")
     planned = must.plan(staged, root)
-    assert [each.step.name for each in planned] == [*STEPS[:-1], "stage.first", "stage.second", "evaluate"]
+    assert [each.step.name for each in planned] == [*STEPS[:-1], *MADE, "evaluate"]
     inputs = {each.step.name: each.step.inputs for each in planned}
-    assert inputs["stage.first"] == ("student", "data.world", "data.pool")
-    assert inputs["stage.second"] == ("stage.first", "data.world", "data.pool")
-    assert to_run(staged, root) == ["stage.first", "stage.second"]
+    assert inputs["pool.first"] == inputs["pool.second"] == ("data.world", "data.pool")
+    assert inputs["stage.first"] == ("student", "pool.first", "data.pool")
+    assert inputs["stage.second"] == ("stage.first", "pool.second", "data.pool", "data.world")
+    assert to_run(staged, root) == MADE
     outcome = must.run(staged, root)
-    assert outcome.ran == 2
+    assert outcome.ran == 4
     assert outcome.folder
     report = (outcome.folder / "report.html").read().decode()
     assert "<h3>Stages</h3>" in report
@@ -52,6 +54,18 @@ def test_a_chain_is_planned_run_and_shown(staged: Path, whole: Path, tmp_path: P
     assert to_run(staged, root, "stages.second.steps=3") == ["stage.second"]
     assert to_run(staged, root, "stages.first.lr=0.1") == ["stage.first", "stage.second"]
     assert must.run(staged, root, ["stages.second.steps=3"], Selection("stage.second")).ran == 1
+
+
+def test_a_stage_is_not_trained_again_for_images_that_it_does_not_see(tmp_path: Path) -> None:
+    alone = "stages: [{name: a, method: simclr, data: [pool], start: scratch, batch: 4, steps: 1}]"
+    path, last = tmp_path / "alone.yaml", Selection("stage.a")
+    path.write_text(RECIPE + alone, encoding="utf-8")
+    first = must.run(path, tmp_path / "root", steps=last)
+    again = must.run(path, tmp_path / "root", ["data.world.count=14"], last)
+    assert again.ran == 2, "the set and the stage's pool"
+    assert again.artifacts["data.world"].digest != first.artifacts["data.world"].digest
+    assert again.artifacts["stage.a"].mark == first.artifacts["stage.a"].mark
+    assert must.run(path, tmp_path / "root", ["data.pool.count=37"], last).ran == 3
 
 
 def test_a_recipe_without_stages_is_read_without_torch(recipe: Path, whole: Path) -> None:
@@ -68,7 +82,7 @@ def test_a_stage_starts_where_the_recipe_says() -> None:
     first = "{name: a, method: simclr, data: [pool]}"
     assert steps(f"[{first}, {{name: b, method: simclr, data: [pool], start: student}}]")["stage.b"][0] == "student"
     scratch = "{name: b, method: simclr, data: [pool], start: scratch, backbone: resnet18}"
-    assert steps(f"[{first}, {scratch}]")["stage.b"] == ("data.world", "data.pool")
+    assert steps(f"[{first}, {scratch}]")["stage.b"] == ("pool.b", "data.pool")
     third = "{name: c, method: simclr, data: [pool], start: a}"
     assert steps(f"[{first}, {scratch}, {third}]")["stage.c"][0] == "stage.a"
     assert steps(f"[{scratch}, {{name: c, method: simclr, data: [pool]}}]")["stage.c"][0] == "stage.b"

@@ -63,7 +63,7 @@ def test_each_step_takes_its_own_rate(tmp_path: Path) -> None:
     np.testing.assert_allclose(-np.diff(places), [0.025, 0.05, 0.075, 0.1, 0.075, 0.025], rtol=1e-4)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
 def test_a_backbone_at_rate_zero_stays_as_it_was(tmp_path: Path, optimizer: str) -> None:
     objective, before = Layers(), Layers()
     train(tmp_path, objective, optimizer=optimizer, backbone_lr=0)
@@ -209,7 +209,7 @@ def test_a_loss_is_that_of_a_piece_and_a_gradient_that_of_all(
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("ema", [None, 0.5])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
 def test_a_stopped_fit_goes_on_as_if_it_had_not_been(
     tmp_path: Path, optimizer: str, ema: float | None, accumulate: int, channels_last: bool
 ) -> None:

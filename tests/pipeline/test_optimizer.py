@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from pipeline.optimizer import learning_rate, parameter_groups
+from pipeline.optimizer import build_optimizer, learning_rate, parameter_groups
 from pipeline.sections import FitConfig
 from tests.pipeline.training import Pictures
 
@@ -38,3 +39,25 @@ def test_only_matrices_decay_and_only_the_backbone_has_its_own_rate() -> None:
         ("backbone.1.weight", 0.5, 0),
         ("head.2.weight", 2, 0.3),
     ]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_lars_is_the_papers(decay: float) -> None:
+    """Two steps in double precision: matrices by w and g, with or without decay; biases and norms as by SGD."""
+    module = Pictures().double()
+    config = FitConfig(optimizer="lars", lr=0.5, backbone_lr=0.25, momentum=0.9, weight_decay=decay)
+    optimizer = build_optimizer(module, config)
+    expected = {name: one.detach().numpy().copy() for name, one in module.named_parameters()}
+    moments = {name: np.zeros_like(one) for name, one in expected.items()}
+    for step in range(2):
+        for number, (name, one) in enumerate(module.named_parameters()):
+            one.grad = torch.randn(one.shape, generator=torch.Generator().manual_seed(10 * step + number)).double()
+            w, g = expected[name], one.grad.numpy()
+            if one.ndim > 1:
+                trust = 0.001 * np.linalg.norm(w) / (np.linalg.norm(g) + decay * np.linalg.norm(w))
+                g = trust * (g + decay * w)
+            moments[name] = 0.9 * moments[name] + g
+            expected[name] = w - (0.125 if name.startswith("backbone") else 0.5) * moments[name]
+        optimizer.step()
+    for name, one in module.named_parameters():
+        np.testing.assert_allclose(one.detach().numpy(), expected[name], rtol=1e-7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from pipeline.artifacts import Artifact, Inputs, Step
 from pipeline.checkpoint import read_tensors
 from pipeline.config import parse_recipe
 from pipeline.errors import ConfigError, Stopped
+from pipeline.loader import Library
 from pipeline.machine import Choice
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from pipeline.starts import of_artifact
 from pipeline.workspace import Workspace
+from selfsup.deepclusterv2 import DeepCluster
 from selfsup.stages import stage as stages
+from selfsup.stages import stream
 from selfsup.stages.objective import RANK, SPREAD
 from selfsup.stages.stage import images_of, stage_config
 from selfsup.stages.watch import effective_rank, spread
@@ -63,16 +67,27 @@ class Room:
     sets: dict[str, Artifact]
     runtime: Runtime
 
-    def inputs(self, **more: Artifact) -> Inputs:
-        return Inputs({**self.sets, **more}, self.runtime)
+    def inputs(self, stage: dict[str, Any]) -> Inputs:
+        """A stage's pool and sets."""
+        pool = Step(f"pool.{stage['name']}", "tasks.pool:gather_for_stage", {"pool": stage["data"]}, tuple(self.sets))
+        made, _ = Workspace(self.runtime.root).obtain(pool, Inputs(self.sets, self.runtime))
+        return Inputs(
+            {pool.name: made, **{f"data.{name}": self.sets[f"data.{name}"] for name in stage["data"]}}, self.runtime
+        )
 
     def run(self, before: Artifact | None = None, **settings: Any) -> Artifact:
-        config: dict[str, Any] = {"stage": {**SMALL, **settings}, "seed": 3, "start": "before" if before else None}
-        given = self.inputs(**({"before": before} if before else {}))
-        name = f"stage.{config['stage']['name']}"
-        step = Step(name, "selfsup.stages.stage:run_stage", config, tuple(given.artifacts))
+        stage = {**SMALL, **settings}
+        config: dict[str, Any] = {"stage": stage, "seed": 3, "start": "before" if before else None}
+        found = self.inputs(stage)
+        given = dataclasses.replace(found, artifacts={**found.artifacts, **({"before": before} if before else {})})
+        step = Step(f"stage.{stage['name']}", "selfsup.stages.stage:run_stage", config, tuple(given.artifacts))
         made, _ = Workspace(self.runtime.root).obtain(step, given)
         return made
+
+    def images(self, **settings: Any) -> Library:
+        """What a stage of these settings sees."""
+        stage = {**SMALL, **settings}
+        return images_of(stage_config(stage), self.inputs(stage), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +164,9 @@ def test_with_norms_alone_weights_stay_bit_for_bit(room: Room) -> None:
 
 
 def test_no_image_that_is_measured_on_is_seen(room: Room) -> None:
-    sets = [IngestedSet(made) for made in room.inputs().of_kind("data").values()]
-    without = {key for found in sets for key in held_out_keys(found)}
+    without = {key for made in room.sets.values() for key in held_out_keys(IngestedSet(made))}
     assert without
-    library = images_of(stage_config({**SMALL, "data": ["truth", "pool"]}), room.inputs(), seed=0)
+    library = room.images(data=["truth", "pool"])
     seen = {library.read(index)[0] for index in range(len(library))}
     assert not seen & without
     assert all(layers == {} for layers in (shelf.layers for shelf in library.shelves)), "and no label with them"
@@ -160,7 +174,7 @@ def test_no_image_that_is_measured_on_is_seen(room: Room) -> None:
 
 def test_a_smaller_share_is_a_part_of_a_larger_one(room: Room) -> None:
     def keys(share: float) -> set[str]:
-        library = images_of(stage_config({**SMALL, "data": ["truth", "pool"], "share": share}), room.inputs(), seed=0)
+        library = room.images(data=["truth", "pool"], share=share)
         return {library.read(index)[0] for index in range(len(library))}
 
     few, half, every = keys(0.25), keys(0.5), keys(1.0)
@@ -174,25 +188,50 @@ def test_labels_beside_change_what_is_learned_until_they_are_switched_off(room: 
     assert {SPREAD, RANK} <= lines[0]["losses"].keys()
 
 
+def stopped_and_gone_on_with(room: Room, at: str, settings: dict[str, Any]) -> Artifact:
+    """The stage made on another root, after it was stopped when it said for the first time what has `at` in it."""
+    root = Root.of(Path(room.runtime.root.place).parent / "other")
+    stop = threading.Event()
+    ask = lambda step, done, line: stop.set() if at in line else None  # noqa: E731
+    with pytest.raises(Stopped):
+        Room(room.sets, dataclasses.replace(room.runtime, root=root, progress=ask, stop=stop)).run(**settings)
+    return Room(room.sets, dataclasses.replace(room.runtime, root=root)).run(**settings)
+
+
 def test_a_stage_that_was_stopped_goes_on_to_the_same_end(room: Room) -> None:
     settings: dict[str, Any] = {"method": "mocov2", "steps": 6}
     whole = room.run(**settings)
-    root = Root.of(Path(room.runtime.root.place).parent / "other")
-    other = Room(room.sets, dataclasses.replace(room.runtime, root=root))
-    ticks = []
-
-    def stop(step: str, done: float, line: str) -> None:
-        ticks.append(line)
-        if len(ticks) == 4:
-            other.runtime.stop.set()
-
-    other.runtime = dataclasses.replace(other.runtime, progress=stop, stop=threading.Event())
-    with pytest.raises(Stopped):
-        other.run(**settings)
-    other.runtime = dataclasses.replace(room.runtime, root=root)
-    again = other.run(**settings)
-    assert [line["loss"] for line in log(again)] == [line["loss"] for line in log(whole)]
+    lines = log(whole)
+    again = stopped_and_gone_on_with(room, f"loss {lines[3]['loss']:.3f}", settings)
+    assert [line["loss"] for line in log(again)] == [line["loss"] for line in lines]
     assert again.digest == whole.digest
+
+
+CLUSTERS: dict[str, Any] = {"method": "deepclusterv2", "data": ["kinds"], "hidden": 32, "dim": 16, "clusters": 4}
+
+
+@pytest.mark.parametrize(("at", "times"), [("loss ", 2), ("8 of 14 images seen before the first step", 3)])
+def test_all_images_are_seen_before_the_first_step_and_not_again_after_it(
+    at: str, times: int, room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On threads; a stop is heard of meanwhile, and costs what was seen."""
+    begun, threads = [], set()
+    really_begin, really_draw = DeepCluster.begin, stream.views_of
+
+    def begin(method: DeepCluster, batches: Iterable[tuple[torch.Tensor, list[torch.Tensor]]]) -> None:
+        begun.append(method)
+        really_begin(method, batches)
+
+    def views_of(*given: Any) -> Any:
+        threads.add(threading.current_thread())
+        return really_draw(*given)
+
+    monkeypatch.setattr(DeepCluster, "begin", begin)
+    monkeypatch.setattr(stream, "views_of", views_of)
+    whole = room.run(**CLUSTERS)
+    assert stopped_and_gone_on_with(room, at, CLUSTERS).digest == whole.digest
+    assert len(begun) == times
+    assert threading.main_thread() not in threads
 
 
 @pytest.mark.parametrize(

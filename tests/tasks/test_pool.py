@@ -50,14 +50,16 @@ def make_set(tmp_path: Path, noise: Noise, runtime: Runtime) -> MakeSet:
     return make
 
 
-def pooled(sets: dict[str, Artifact], names: list[str], runtime: Runtime) -> Artifact:
+def pooled(
+    sets: dict[str, Artifact], names: list[str], runtime: Runtime, gather: str = "gather_pool", name: str = "pool"
+) -> Artifact:
     """The pool of these sets, without what is rejected."""
     images = rejected_images(read_rejects(runtime.root))
     inputs = {f"data.{name}": made for name, made in sets.items()}
     if len(images):
         step = Step(IMAGES, "tasks.rejected:copy_images", {"rejected": describe(images)})
         inputs[IMAGES] = Workspace(runtime.root).make(step, Inputs({}, runtime))
-    step = Step("pool", "tasks.pool:gather_pool", {"pool": names}, tuple(inputs))
+    step = Step(name, f"tasks.pool:{gather}", {"pool": names}, tuple(inputs))
     return Workspace(runtime.root).make(step, Inputs(inputs, runtime))
 
 
@@ -171,6 +173,34 @@ def test_copies_of_the_same_rejections_are_the_same(runtime: Runtime, tmp_path: 
             assert made.counts == {"rejections": 2}
             digests.add((what, made.digest))
     assert len(digests) == 2
+
+
+def test_a_stages_pool_has_the_same_images_and_changes_with_them_alone(make_set: MakeSet, runtime: Runtime) -> None:
+    """Whatever else is read, held out or rejected, and for whatever reason."""
+    own = {"wild": make_set("wild", {"all": [1, 2, 3, 4, 5, 6]}), "more": make_set("more", {"all": [6, 7]})}
+
+    def images(**others: Artifact) -> Artifact:
+        return pooled({**own, **others}, ["wild", "more"], runtime, "gather_for_stage", "pool.mine")
+
+    kinds = make_set("kinds", {"train/a": [10], "test/a": [2]})
+    first = images(kinds=kinds)
+    rows = first.load("pool.parquet", pq.read_table).to_pylist()
+    whole = pooled({**own, "kinds": kinds}, ["wild", "more"], runtime)
+    used = [row for row in whole.load("pool.parquet", pq.read_table).to_pylist() if row["used"]]
+    assert rows == used
+    assert first.counts == whole.counts == {"images": 6, "left_out": {"held out in kinds": 1, ALSO: 1}}
+    grown = make_set("grown", {"train/a": [10, 11], "test/a": [2, 12], "train/b": [3]})
+    reject(runtime.root, keys_of(kinds), None, "blurred")
+    other = images(kinds=kinds, grown=grown)
+    assert other.digest == first.digest
+    assert other.mark != first.mark
+    reject(runtime.root, keys_of(kinds, "test"), None, "of an image that is held out")
+    assert images(kinds=kinds, grown=grown).digest == first.digest
+    reject(runtime.root, [rows[0]["key"]], None, "blurred")
+    assert images(kinds=kinds, grown=grown).digest != first.digest
+
+
+ALSO = "already in the pool from wild"
 
 
 def test_the_shards_of_the_pool_come_with_the_rows_to_use(make_set: MakeSet, runtime: Runtime) -> None:

@@ -1,0 +1,50 @@
+"""Steps in processes of their own: what one that is killed goes on with."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.dag import Planned
+from flows.run import Plan, Run
+from flows.work import Apart
+from pipeline.artifacts import WORK, Inputs, Step
+from pipeline.config import parse_recipe
+from pipeline.roots import Root
+from pipeline.runtime import Runtime
+from pipeline.workspace import Workspace
+from tests.flows.tiny import RECIPE
+
+
+def work(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """A step whose process is killed at its first attempt; tells which attempts' work the one that ended has met."""
+    attempts = Path(config["attempts"])
+    number = len(attempts.read_text("utf-8")) if attempts.exists() else 0
+    attempts.write_text("x" * (number + 1), "utf-8")
+    met = sorted(path.name for path in (out / WORK).glob("*"))
+    (out / WORK).mkdir(exist_ok=True)
+    (out / WORK / str(number)).touch()
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"met": met}
+
+
+@pytest.mark.parametrize(("resumes", "met"), [(True, ["1"]), (False, [])])
+def test_what_is_made_anew_and_killed_goes_on_if_it_keeps_a_state(
+    resumes: bool, met: list[str], tmp_path: Path
+) -> None:
+    recipe = parse_recipe(RECIPE, "tiny")
+    workspace = Workspace(Root.of(tmp_path / "root"))
+    runtime = Runtime(workspace.root, "cpu", "32", 1)
+    step = Step("killed", f"{__name__}:work", {"attempts": str(tmp_path / "attempts")}, resumes=resumes)
+    workspace.make(step, Inputs({}, runtime))
+    apart = Apart(recipe, runtime)
+    run = Run(recipe, Plan(workspace, [Planned(step, None, "to be made anew")], {step.name}), runtime, apart.step)
+    made, is_new = apart.step(run, step, Inputs({}, runtime, anew=True))
+    assert is_new
+    assert made.counts["met"] == met
