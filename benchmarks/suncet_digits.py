@@ -33,8 +33,9 @@ from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from pipeline.starts import of_artifact
 from pipeline.workspace import Workspace
-from selfsup.stages.labelled import class_sampler
-from selfsup.stages.stage import classes_of, images_of, stage_config
+from selfsup.stages.images import images_of
+from selfsup.stages.labelled import class_sampler, classes_of
+from selfsup.stages.stage import stage_config
 from selfsup.stages.watch import features_of
 from tasks.ingest import IngestedSet
 from tasks.shelves import truth_library

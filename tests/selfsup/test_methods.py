@@ -22,9 +22,9 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 METHODS = sorted(modules("selfsup"))
 SMALL: dict[str, dict[str, Any]] = {
     "byol": {"hidden": 32, "dim": 16},
-    "swav": {"small_crops": 2, "hidden": 32, "dim": 16, "prototypes": 8, "frozen": 0.1},
+    "swav": {"small_views": 2, "hidden": 32, "dim": 16, "prototypes": 8, "frozen": 0.1},
     "deepclusterv2": {"hidden": 32, "dim": 16, "clusters": 4, "clusterings": 2},
-    "dino": {"small_crops": 2, "hidden": 32, "dim": 16, "outputs": 24},
+    "dino": {"small_views": 2, "hidden": 32, "dim": 16, "outputs": 24},
     "mae": {"width": 32, "depth": 1},
 }
 SETTING = Setting(size=32, images=16, batch=8)
@@ -61,16 +61,16 @@ def make(name: str, **more: Any) -> Method:
 def views(method: Method, step: int = 0, labelled: int = 0, index: Tensor | None = None) -> Views:
     """Random views of eight images; of `labelled` classes four more each."""
     generator = torch.Generator().manual_seed(step)
-    crops = [torch.rand(8, 3, crop.size, crop.size, generator=generator) for crop in method.crops()]
+    unlabelled = [torch.rand(8, 3, kind.size, kind.size, generator=generator) for kind in method.kinds()]
     classes = torch.arange(labelled).repeat(4) if labelled else None
     shown = torch.rand(4 * labelled, 3, 32, 32, generator=generator) if labelled else None
     chosen = torch.arange(8) if index is None else index
-    return Views(crops, chosen, shown, classes, step, MANY, step // 2)
+    return Views(unlabelled, chosen, shown, classes, step, MANY, step // 2)
 
 
 def begun(name: str, **more: Any) -> Method:
     method = make(name, **more)
-    images = [torch.rand(8, 3, crop.size, crop.size) for crop in method.crops()]
+    images = [torch.rand(8, 3, kind.size, kind.size) for kind in method.kinds()]
     with torch.no_grad():
         method.begin((torch.arange(start, start + 8), images) for start in (0, 8))
     return method
@@ -98,7 +98,7 @@ def test_the_loss_falls_on_one_batch(name: str) -> None:
     for step in range(30):
         torch.manual_seed(0)
         batch = views(method)
-        batch = Views(batch.crops, batch.index, None, None, min(step, 9), MANY, 0)
+        batch = Views(batch.unlabelled, batch.index, None, None, min(step, 9), MANY, 0)
         loss = torch.stack(list(method.losses(batch).values())).sum()
         assert loss.isfinite()
         optimizer.zero_grad()
@@ -243,7 +243,7 @@ def test_the_width_is_what_comes_out() -> None:
 def test_dinos_centre_follows_the_teachers_mean() -> None:
     method: Any = make("dino", center_momentum=0.5)
     batch = views(method, step=0)
-    said = method.teacher(torch.cat(batch.crops[:2])).mean(dim=0)
+    said = method.teacher(torch.cat(batch.unlabelled[:2])).mean(dim=0)
     method.center.fill_(1.0)
     method.losses(batch)
     torch.testing.assert_close(method.center, 0.5 + 0.5 * said, atol=1e-5, rtol=1e-4)
@@ -293,9 +293,9 @@ def test_mae_says_which_backbones_it_can_use() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "mae"])
-def test_transformers_see_small_crops_as_well(name: str) -> None:
+def test_transformers_see_small_views_as_well(name: str) -> None:
     torch.manual_seed(0)
     method = config(name).on(Encoder("test_vit", 32, IMAGENET), SETTING).train()
     with torch.no_grad():
-        method.begin([(torch.arange(16), [torch.rand(16, 3, crop.size, crop.size) for crop in method.crops()])])
+        method.begin([(torch.arange(16), [torch.rand(16, 3, kind.size, kind.size) for kind in method.kinds()])])
     assert torch.stack(list(method.losses(views(method, step=5)).values())).sum().isfinite()
