@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from pipeline.config import modules
 from pipeline.encoder import Encoder
-from pipeline.errors import ConfigError
-from pipeline.stages import StageConfig
+from pipeline.errors import PROJECT, ConfigError
+from pipeline.stages import StageConfig, labelled_images
 from selfsup.mae import hide, to_patches
 from selfsup.parts.config import TAKE_LABELS, MethodConfig
 from selfsup.parts.method import Method, Setting, Views
+from selfsup.stages.budget import budget_of
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 METHODS = sorted(modules("selfsup"))
@@ -299,3 +302,24 @@ def test_transformers_see_small_views_as_well(name: str) -> None:
     with torch.no_grad():
         method.begin([(torch.arange(16), [torch.rand(16, 3, kind.size, kind.size) for kind in method.kinds()])])
     assert torch.stack(list(method.losses(views(method, step=5)).values())).sum().isfinite()
+
+
+LINES = re.findall(r"`(\{method: [^`]*\})`", (PROJECT / "docs" / "stages.md").read_text("utf-8"))
+PUBLISHED = [yaml.safe_load(line) for line in LINES]
+
+
+@pytest.mark.parametrize("settings", PUBLISHED, ids=lambda settings: settings["method"])
+def test_published_settings_in_the_docs_are_recipe_lines(settings: dict[str, Any]) -> None:
+    published = {"name": "stage", "data": ["pool"], "start": "scratch", "backbone": "resnet50", **settings}
+    stage = importlib.import_module(f"selfsup.{settings['method']}").Config.model_validate(published)
+    stage.check()
+    if stage.labels:
+        labelled = labelled_images(stage, [str(number) for number in range(1000)])
+        budget = budget_of(stage, labelled, 1_281_167)
+        assert (labelled, budget.plain(0), 2 * budget.plain(0) + labelled) == (2560, 2816, 8192), (
+            "SuNCEt's, of ImageNet"
+        )
+
+
+def test_the_docs_have_published_settings() -> None:
+    assert [each["method"] for each in PUBLISHED] == ["mocov2", "byol", "simclr", "simclr", "swav"]
