@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.bench import commands as bench_commands
 from flows.export import commands as export_commands
 from flows.options import DEFAULT_ROOT, Overrides, RecipePath, Root
 from flows.store import commands as store_commands
@@ -271,6 +272,7 @@ def browse_command(
     serve(path, host, port, token)
 
 
+app.add_typer(bench_commands, name="bench")
 app.add_typer(export_commands, name="export")
 app.add_typer(store_commands, name="store")
 
@@ -366,29 +368,6 @@ def artifacts_gc_command(
         remove(workspace.root, verdicts)
         remove(Where.of(workspace.root.here()), here)
     Page().show_verdicts([*verdicts, *here], delete)
-
-
-bench = typer.Typer(no_args_is_help=True, help="Measure how fast this machine runs a recipe.")
-app.add_typer(bench, name="bench")
-
-
-@bench.command("label")
-def bench_label_command(
-    recipe: RecipePath,
-    root: Root = DEFAULT_ROOT,
-    override: Overrides = None,
-    images: Annotated[
-        int, typer.Option("--images", min=0, help="Images in a timed window; 0: enough for all cores.")
-    ] = 0,
-    to: Annotated[Path | None, typer.Option("--json", help="Write the numbers here, and a page (.md) beside.")] = None,
-) -> None:
-    """Measure labelling: what each stage costs, what the machine allows by that, and how near the labeller comes."""
-    from flows.bench import bench_labelling
-    from pipeline import roots
-    from pipeline.config import read_recipe
-
-    read = read_recipe(recipe, override or ())
-    bench_labelling(read, roots.Root.of(root, read.runtime.cache_gb), images, to)
 
 
 def main(arguments: list[str] | None = None) -> None:

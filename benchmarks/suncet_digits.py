@@ -33,8 +33,9 @@ from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from pipeline.starts import of_artifact
 from pipeline.workspace import Workspace
-from selfsup.stages.labelled import class_sampler
-from selfsup.stages.stage import classes_of, images_of, stage_config
+from selfsup.stages.images import images_of
+from selfsup.stages.labelled import class_sampler, classes_of
+from selfsup.stages.stage import stage_config
 from selfsup.stages.watch import features_of
 from tasks.ingest import IngestedSet
 from tasks.shelves import truth_library
@@ -152,7 +153,7 @@ def run(root: Root, sets: dict[str, Artifact], name: str, steps: int, seed: int)
     settings = {"name": "digits", **STAGE, **METHODS[name], "steps": steps}
     pool = Step("pool.digits", "tasks.pool:gather_for_stage", {"pool": settings["data"]}, tuple(sets))
     inputs = Inputs({**sets, pool.name: Workspace(root).obtain(pool, Inputs(sets, runtime))[0]}, runtime)
-    config = {"stage": settings, "seed": seed, "start": None}
+    config = {"name": "stage.digits", "stage": settings, "seed": seed, "start": None}
     step = Step("stage.digits", "selfsup.stages.stage:run_stage", config, tuple(inputs.artifacts))
     made, _ = Workspace(root).obtain(step, inputs)
     return tested(made, inputs, settings, seed)

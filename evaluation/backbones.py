@@ -63,7 +63,7 @@ def read_measured(artifacts: Mapping[str, Artifact], kinds: Sequence[str] = ("pr
     return [
         Measured(**record)
         for name, made in artifacts.items()
-        if name.partition(".")[0] in kinds
+        if name.partition(".")[0] in kinds and made.has(FILE)
         for record in made.load(FILE, read_json)
     ]
 

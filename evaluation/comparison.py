@@ -153,6 +153,12 @@ def read_comparison(artifacts: Mapping[str, Artifact]) -> Comparison | None:
     )
 
 
+def advised(artifacts: Mapping[str, Artifact]) -> list[str]:
+    """The sentences of advice; none if nothing was compared."""
+    found = read_comparison(artifacts)
+    return found.advice() if found else []
+
+
 def _column(record: Measured) -> Column:
     return Column(record.protocol, record.labels, record.metric, record.corruption)
 

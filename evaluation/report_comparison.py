@@ -20,7 +20,7 @@ def comparison(run: RunRecord) -> Html:
         return Html()
     return join(
         [
-            *(paragraph(sentence, class_="lead") for sentence in found.advice()),
+            *(paragraph(sentence) for sentence in found.advice()),
             paragraph(_explanation(found), class_="note"),
             _table(found),
             *_plots(found),
@@ -29,12 +29,6 @@ def comparison(run: RunRecord) -> Html:
             listed(f"{name}: {text}." for name, text in sorted(found.about.items())),
         ]
     )
-
-
-def advice(run: RunRecord) -> list[str]:
-    """The sentences of advice, for where there is room for them alone."""
-    found = read_comparison(run.artifacts)
-    return found.advice() if found else []
 
 
 def _explanation(found: Comparison) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from evaluation.backbones import read_measured
 from evaluation.charts import standing
+from evaluation.comparison import advised
 from evaluation.page import NOTHING, duration, facts, file_name, folded, listed, paragraph, plural, table
 from evaluation.results import NINE_TENTHS, ROLES, Line, Place, fine_print, leading, outcome, read_lines, weak_teachers
 from evaluation.run_record import RunRecord
@@ -28,13 +30,18 @@ def head(run: RunRecord) -> Html:
         [
             element("h1", run.name),
             paragraph(f"{when} · {run.folder.name}", class_="soft"),
-            *(paragraph(sentence, class_="lead") for sentence in outcome(lines, run.home())),
+            *(paragraph(sentence, class_="lead") for sentence in _leading_words(run, lines)),
             *([paragraph(fine_print(lines, run.home()), class_="note")] if lines else []),
             facts(key_facts(run)),
             warning_box(warnings(run)),
             machine(run),
         ]
     )
+
+
+def _leading_words(run: RunRecord, lines: Sequence[Line]) -> list[str]:
+    """The outcome; of a run that measured neither student nor teachers, what its comparison came to."""
+    return (advised(run.artifacts) if not lines else []) or outcome(lines, run.home())
 
 
 def key_facts(run: RunRecord) -> Iterator[tuple[str, str]]:
@@ -173,7 +180,8 @@ def results(run: RunRecord) -> Html:
     """Student, teacher and baseline by metric."""
     lines, others = read_lines(run.metrics())
     if not lines and not others:
-        return paragraph("Nothing was measured in this run.")
+        elsewhere = read_measured(run.artifacts, ("probe", "finetune", "compare"))
+        return Html() if elsewhere else paragraph("Nothing was measured in this run.")
     parts = [_explanation(), _results_table(lines), _footnotes(lines)] if lines else []
     if others:
         parts += [element("h3", "Further measurements"), _others_table(others)]

@@ -14,7 +14,7 @@ from typing import Any
 
 import rich.console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from evaluation.backbones import Board, Cell, boards, read_measured
@@ -76,7 +76,7 @@ class Console:
             yield _Lines(self.out)
 
     def show_plan(self, planned: list[Planned]) -> None:
-        table = Table("step", "", "why", box=None, pad_edge=False)
+        table = Table(Column("step", overflow="fold"), "", "why", box=None, pad_edge=False)
         for each in planned:
             action = Text(each.action, "green" if each.artifact else "yellow")
             table.add_row(each.step.name, action, Text(each.why))  # Text: a value in brackets is no markup

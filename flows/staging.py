@@ -47,7 +47,7 @@ def pool_step(stage: str, data: Sequence[str], seen: tuple[str, ...]) -> Step:
 def stage_step(name: str, stage: StageConfig, training: Training) -> Step:
     """A stage under the name of a step."""
     weights = {"weights": weights_digest(stage.start)} if stage.start and stage.from_weights else {}
-    config = {"stage": settings(stage), "seed": training.seed, "start": training.start, **weights}
+    config = {"name": name, "stage": settings(stage), "seed": training.seed, "start": training.start, **weights}
     before = (training.start,) if training.start else ()
     inputs = (*before, f"pool.{stage.name}", *(f"data.{each}" for each in dict.fromkeys(stage.data)))
     return Step(name, "selfsup.stages.stage:run_stage", config, inputs, resumes=True)

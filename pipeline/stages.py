@@ -23,7 +23,7 @@ class PolicyConfig(Section):
     """How far views may go. What is not given is the method's own."""
 
     area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] | None = None
-    """Smallest and largest share of the image that a crop covers."""
+    """Smallest and largest share of the image that a view covers."""
     flip: Probability | None = None
     """Probability of mirroring left to right."""
     jitter: Probability | None = None

@@ -15,7 +15,7 @@ from pipeline.encoder import Encoder
 from selfsup.parts.config import MethodConfig
 from selfsup.parts.heads import Follower, projector, rising
 from selfsup.parts.losses import byol
-from selfsup.parts.method import Crop, Family, Method, Policy, Setting, Views
+from selfsup.parts.method import Family, Method, Policy, Setting, ViewKind, Views
 
 POLICY = Policy(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
 OTHER = replace(POLICY, blur=0.1, solarize=0.2)
@@ -51,12 +51,12 @@ class BYOL(Method):
         self.predictor = projector([config.dim, config.hidden, config.dim], norm=True)
         self.target = Follower(nn.Sequential(backbone, self.head))
 
-    def crops(self) -> Sequence[Crop]:
-        return [Crop(self.size, POLICY), Crop(self.size, OTHER)]
+    def kinds(self) -> Sequence[ViewKind]:
+        return [ViewKind(self.size, POLICY), ViewKind(self.size, OTHER)]
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         online = nn.Sequential(self.backbone, self.head)
         self.target.catch_up(online, rising(self.config.target_momentum, views.progress), views.step)
-        first, second = (self.predictor(online(crop)) for crop in views.crops)
-        wanted_first, wanted_second = (self.target(crop) for crop in views.crops)
+        first, second = (self.predictor(online(view)) for view in views.unlabelled)
+        wanted_first, wanted_second = (self.target(view) for view in views.unlabelled)
         return {"byol": byol(first, wanted_second) + byol(second, wanted_first)}

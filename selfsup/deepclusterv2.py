@@ -15,21 +15,21 @@ from torch import Tensor
 from pipeline.encoder import Encoder
 from selfsup.parts.clusters import fitting_count, spherical_kmeans
 from selfsup.parts.config import MethodConfig
-from selfsup.parts.crops import multi_crop
 from selfsup.parts.directions import products
 from selfsup.parts.heads import projector
-from selfsup.parts.method import Crop, Family, Method, Policy, Setting, Views, together
+from selfsup.parts.method import Family, Method, Policy, Setting, ViewKind, Views, together
+from selfsup.parts.multicrop import multi_crop
 
 POLICY = Policy(area=(0.14, 1.0))
 SMALL = Policy(area=(0.05, 0.14))
-LARGE_CROPS = 2
+LARGE_VIEWS = 2
 
 
 class Config(MethodConfig):
     """DeepCluster-v2."""
 
     method: Literal["deepclusterv2"] = "deepclusterv2"
-    small_crops: int = Field(default=0, ge=0)
+    small_views: int = Field(default=0, ge=0)
     """Smaller views of each image, 3/7 as large."""
     hidden: int = Field(default=2048, ge=2)
     """Width of the projector's hidden layer."""
@@ -64,29 +64,29 @@ class DeepCluster(Method):
         self.head = projector([backbone.width, config.hidden, config.dim], norm=True)
         count = config.clusters or fitting_count(setting.images)
         self.register_buffer("centres", torch.zeros(config.clusterings, count, config.dim))
-        self.register_buffer("bank", torch.zeros(LARGE_CROPS, setting.images, config.dim))
+        self.register_buffer("bank", torch.zeros(LARGE_VIEWS, setting.images, config.dim))
         self.register_buffer("assigned", torch.full((config.clusterings, setting.images), -1))
         self.register_buffer("epoch", torch.tensor(-1))
 
-    def crops(self) -> Sequence[Crop]:
-        return multi_crop(self.setting.size, [POLICY] * LARGE_CROPS, [SMALL] * self.config.small_crops)
+    def kinds(self) -> Sequence[ViewKind]:
+        return multi_crop(self.setting.size, [POLICY] * LARGE_VIEWS, [SMALL] * self.config.small_views)
 
     @torch.no_grad()
     def begin(self, batches: Iterable[tuple[Tensor, list[Tensor]]]) -> None:
         """See every image once, so that there is something to cluster before the first epoch."""
-        for index, crops in batches:
-            self._remember(index, [self._embed(crop) for crop in crops[:LARGE_CROPS]])
+        for index, views in batches:
+            self._remember(index, [self._embed(view) for view in views[:LARGE_VIEWS]])
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         self._cluster(views.epoch)
-        embeddings = together(self.head, together(self.backbone, [*views.crops, views.labelled]))
-        crops = [F.normalize(each.float(), dim=1) for each in embeddings[: len(views.crops)]]
+        embeddings = together(self.head, together(self.backbone, [*views.unlabelled, views.labelled]))
+        unit = [F.normalize(each.float(), dim=1) for each in embeddings[: len(views.unlabelled)]]
         losses = [
-            F.cross_entropy(products(crop, centres) / self.config.temperature, assigned[views.index])
+            F.cross_entropy(products(each, centres) / self.config.temperature, assigned[views.index])
             for centres, assigned in zip(self.centres, self.assigned, strict=True)
-            for crop in crops
+            for each in unit
         ]
-        self._remember(views.index, crops[:LARGE_CROPS])
+        self._remember(views.index, unit[:LARGE_VIEWS])
         found = {"deepclusterv2": torch.stack(losses).mean()}
         return found | (self.supervised(embeddings[-1], views) if views.labelled is not None else {})
 
@@ -94,9 +94,9 @@ class DeepCluster(Method):
         return F.normalize(self.head(self.backbone(images)).float(), dim=1)
 
     @torch.no_grad()
-    def _remember(self, index: Tensor, crops: Sequence[Tensor]) -> None:
-        for number, crop in enumerate(crops):
-            self.bank[number, index] = crop.detach()
+    def _remember(self, index: Tensor, embeddings: Sequence[Tensor]) -> None:
+        for number, each in enumerate(embeddings):
+            self.bank[number, index] = each.detach()
 
     @torch.no_grad()
     def _cluster(self, epoch: int) -> None:
@@ -105,6 +105,6 @@ class DeepCluster(Method):
             return
         self.epoch.fill_(epoch)
         for number, centres in enumerate(self.centres):
-            points = self.bank[number % LARGE_CROPS]
+            points = self.bank[number % LARGE_VIEWS]
             found, self.assigned[number] = spherical_kmeans(points, len(centres), self.config.iterations)
             centres.copy_(found)

@@ -1,4 +1,4 @@
-"""DINO: a network learns to say of any crop what a slowly moving copy of it says of the large ones (Caron et al., ICCV
+"""DINO: a network learns to say of any view what a slowly moving copy of it says of the large ones (Caron et al., ICCV
 2021).
 """
 
@@ -15,23 +15,23 @@ from torch import Tensor, nn
 
 from pipeline.encoder import Encoder
 from selfsup.parts.config import MethodConfig
-from selfsup.parts.crops import multi_crop
 from selfsup.parts.heads import DistillationHead, Follower, rising
 from selfsup.parts.losses import distillation
-from selfsup.parts.method import Crop, Family, Method, Policy, Setting, Views, together
+from selfsup.parts.method import Family, Method, Policy, Setting, ViewKind, Views, together
+from selfsup.parts.multicrop import multi_crop
 
 POLICY = Policy(area=(0.4, 1.0), brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
 OTHER = replace(POLICY, blur=0.1, solarize=0.2)
 """The second large view's."""
 SMALL = replace(POLICY, area=(0.05, 0.4), blur=0.5)
-LARGE_CROPS = 2
+LARGE_VIEWS = 2
 
 
 class Config(MethodConfig):
     """DINO."""
 
     method: Literal["dino"] = "dino"
-    small_crops: int = Field(default=6, ge=0)
+    small_views: int = Field(default=6, ge=0)
     """Smaller views of each image, 3/7 as large."""
     hidden: int = Field(default=2048, ge=2)
     """Width of the head's hidden layers."""
@@ -76,13 +76,13 @@ class DINO(Method):
         self.teacher = Follower(nn.Sequential(backbone, self.head))
         self.register_buffer("center", torch.zeros(config.outputs))
 
-    def crops(self) -> Sequence[Crop]:
-        return multi_crop(self.size, [POLICY, OTHER], [SMALL] * self.config.small_crops)
+    def kinds(self) -> Sequence[ViewKind]:
+        return multi_crop(self.size, [POLICY, OTHER], [SMALL] * self.config.small_views)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         network = nn.Sequential(self.backbone, self.head)
         self.teacher.catch_up(network, rising(self.config.teacher_momentum, views.progress), views.step)
-        wanted = together(self.teacher, views.crops[:LARGE_CROPS])
+        wanted = together(self.teacher, views.unlabelled[:LARGE_VIEWS])
         student = self._student(views)
         temperatures = (self.config.temperature, self.config.teacher_temperature)
         loss = distillation(student, wanted, self.center.clone(), temperatures)
@@ -91,7 +91,7 @@ class DINO(Method):
 
     def _student(self, views: Views) -> list[Tensor]:
         head = functools.partial(self.head, is_frozen=views.progress < self.config.frozen)
-        return together(head, together(self.backbone, views.crops))
+        return together(head, together(self.backbone, views.unlabelled))
 
     @torch.no_grad()
     def _follow(self, outputs: Tensor) -> None:

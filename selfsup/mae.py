@@ -15,7 +15,7 @@ from pipeline.encoder import Encoder
 from pipeline.errors import ConfigError
 from selfsup.parts.config import MethodConfig
 from selfsup.parts.losses import masked_reconstruction
-from selfsup.parts.method import Crop, Family, Method, Policy, Setting, Views
+from selfsup.parts.method import Family, Method, Policy, Setting, ViewKind, Views
 
 POLICY = Policy(area=(0.2, 1.0), jitter=0, grayscale=0, blur=0)
 HEAD_WIDTH = 32
@@ -64,11 +64,11 @@ class MAE(Method):
         grid = setting.size // self.side
         self.register_buffer("places", build_sincos2d_pos_embed([grid, grid], config.width), persistent=False)
 
-    def crops(self) -> Sequence[Crop]:
-        return [Crop(self.size, POLICY)]
+    def kinds(self) -> Sequence[ViewKind]:
+        return [ViewKind(self.size, POLICY)]
 
     def losses(self, views: Views) -> dict[str, Tensor]:
-        [images] = views.crops
+        [images] = views.unlabelled
         prediction, masked = self._paint(images)
         return {"mae": masked_reconstruction(prediction, to_patches(images, self.side), masked)}
 

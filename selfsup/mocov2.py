@@ -16,7 +16,7 @@ from pipeline.encoder import Encoder
 from selfsup.parts.config import MethodConfig
 from selfsup.parts.heads import Follower, projector
 from selfsup.parts.losses import info_nce
-from selfsup.parts.method import Crop, Family, Method, Policy, Setting, Views, together
+from selfsup.parts.method import Family, Method, Policy, Setting, ViewKind, Views, together
 
 POLICY = Policy(area=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4)
 """As HPT has it: the hue changes four times as far as in MoCo-v2's own code."""
@@ -61,13 +61,13 @@ class MoCo(Method):
         self.register_buffer("owners", torch.full((length,), -1))
         self.register_buffer("place", torch.tensor(0))
 
-    def crops(self) -> Sequence[Crop]:
-        return [Crop(self.size, POLICY)] * 2
+    def kinds(self) -> Sequence[ViewKind]:
+        return [ViewKind(self.size, POLICY)] * 2
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         self.keys.catch_up(nn.Sequential(self.backbone, self.head), self.config.key_momentum, views.step)
-        query, *labelled = together(self.head, together(self.backbone, [views.crops[0], views.labelled]))
-        key = F.normalize(self._keys(views.crops[1]).float(), dim=1)
+        query, *labelled = together(self.head, together(self.backbone, [views.unlabelled[0], views.labelled]))
+        key = F.normalize(self._keys(views.unlabelled[1]).float(), dim=1)
         own = views.index[:, None] == self.owners[None, :]
         loss = info_nce(query, key, self.queue.clone(), self.config.temperature, own)
         self._remember(key, views.index)

@@ -12,7 +12,7 @@ from pipeline.encoder import Encoder
 from selfsup.parts.config import MethodConfig
 from selfsup.parts.heads import projector
 from selfsup.parts.losses import nt_xent
-from selfsup.parts.method import Crop, Family, Method, Policy, Setting, Views, together
+from selfsup.parts.method import Family, Method, Policy, Setting, ViewKind, Views, together
 
 POLICY = Policy()
 
@@ -41,11 +41,11 @@ class SimCLR(Method):
         self.config, self.size = config, setting.size
         self.head = projector([backbone.width, backbone.width, config.dim])
 
-    def crops(self) -> Sequence[Crop]:
-        return [Crop(self.size, POLICY)] * 2
+    def kinds(self) -> Sequence[ViewKind]:
+        return [ViewKind(self.size, POLICY)] * 2
 
     def losses(self, views: Views) -> dict[str, Tensor]:
-        features = together(self.backbone, [*views.crops, views.labelled])
+        features = together(self.backbone, [*views.unlabelled, views.labelled])
         first, second, *labelled = together(self.head, features)
         found = {"simclr": nt_xent(first, second, self.config.temperature)}
         return found | (self.supervised(labelled[0], views) if labelled else {})

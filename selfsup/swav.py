@@ -1,4 +1,4 @@
-"""SwAV: of each crop the code is foretold that another crop of the image has among prototypes (Caron et al., NeurIPS
+"""SwAV: of each view the code is foretold that another view of the image has among prototypes (Caron et al., NeurIPS
 2020).
 """
 
@@ -15,21 +15,21 @@ from torch import Tensor
 from pipeline.encoder import Encoder
 from selfsup.parts.clusters import fitting_count
 from selfsup.parts.config import MethodConfig
-from selfsup.parts.crops import multi_crop
 from selfsup.parts.heads import Prototypes, projector
 from selfsup.parts.losses import sinkhorn, swapped_prediction
-from selfsup.parts.method import Crop, Family, Method, Policy, Setting, Views, together
+from selfsup.parts.method import Family, Method, Policy, Setting, ViewKind, Views, together
+from selfsup.parts.multicrop import multi_crop
 
 POLICY = Policy(area=(0.14, 1.0))
 SMALL = Policy(area=(0.05, 0.14))
-LARGE_CROPS, QUEUE = 2, 3840
+LARGE_VIEWS, QUEUE = 2, 3840
 
 
 class Config(MethodConfig):
     """SwAV."""
 
     method: Literal["swav"] = "swav"
-    small_crops: int = Field(default=6, ge=0)
+    small_views: int = Field(default=6, ge=0)
     """Smaller views of each image, 3/7 as large."""
     hidden: int = Field(default=2048, ge=2)
     """Width of the projector's hidden layer."""
@@ -70,23 +70,23 @@ class SwAV(Method):
         self.prototypes = Prototypes(config.dim, count)
         needed = min(QUEUE, setting.images) if setting.batch < count else 0
         length = needed if config.queue is None else config.queue
-        self.register_buffer("queue", torch.zeros(LARGE_CROPS, length, config.dim))
+        self.register_buffer("queue", torch.zeros(LARGE_VIEWS, length, config.dim))
 
-    def crops(self) -> Sequence[Crop]:
-        return multi_crop(self.size, [POLICY] * LARGE_CROPS, [SMALL] * self.config.small_crops)
+    def kinds(self) -> Sequence[ViewKind]:
+        return multi_crop(self.size, [POLICY] * LARGE_VIEWS, [SMALL] * self.config.small_views)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
-        embeddings = together(self.head, together(self.backbone, [*views.crops, views.labelled]))
-        crops = [F.normalize(each.float(), dim=1) for each in embeddings[: len(views.crops)]]
+        embeddings = together(self.head, together(self.backbone, [*views.unlabelled, views.labelled]))
+        unit = [F.normalize(each.float(), dim=1) for each in embeddings[: len(views.unlabelled)]]
         is_frozen = views.progress < self.config.frozen
-        scores = [self.prototypes(crop, is_frozen) for crop in crops]
-        codes = [self._code(number, crops[number], views) for number in range(LARGE_CROPS)]
+        scores = [self.prototypes(each, is_frozen) for each in unit]
+        codes = [self._code(number, unit[number], views) for number in range(LARGE_VIEWS)]
         found = {"swav": swapped_prediction(scores, codes, self.config.temperature)}
         return found | (self.supervised(embeddings[-1], views) if views.labelled is not None else {})
 
     @torch.no_grad()
     def _code(self, number: int, embeddings: Tensor, views: Views) -> Tensor:
-        """Codes of a large crop, evened out over the batch and, late enough, what the queue remembers of the crop."""
+        """Codes of a large view, evened out over the batch and, late enough, what the queue remembers of this view."""
         held = self.queue[number]
         is_full = len(held) > 0 and bool(held[-1].any()) and views.progress >= self.config.queue_from
         every = torch.cat([embeddings, held]) if is_full else embeddings

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flows.bench import made_inputs
+from flows.run import made_inputs
 from pipeline.bench import circumstances, medians, save_result, take_turns
 from pipeline.config import parse_recipe
 from pipeline.errors import DataError

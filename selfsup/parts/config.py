@@ -52,7 +52,7 @@ class MethodConfig(StageConfig, ABC):
         with torch.device("meta"):  # no memory, no arithmetic
             encoder = Encoder(self.backbone, self.image_size, statistics(self.backbone))
             method = self.on(encoder, Setting(self.image_size, 2 * self.batch, self.batch))
-            for side in {crop.size for crop in method.crops()}:
+            for side in {kind.size for kind in method.kinds()}:
                 self._check_side(encoder.eval(), side)
 
     def _check_side(self, encoder: Encoder, side: int) -> None:
@@ -62,5 +62,5 @@ class MethodConfig(StageConfig, ABC):
             raise ConfigError(
                 f"{self.method!r} shows the backbone views of {side} x {side} pixels, which {encoder.name!r} can't "
                 "take: "
-                f"{str(error).splitlines()[0]} Set another image_size, no small_crops, or another backbone."
+                f"{str(error).splitlines()[0]} Set another image_size, no small_views, or another backbone."
             ) from error

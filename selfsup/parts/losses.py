@@ -109,9 +109,9 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
 
 
 def swapped_prediction(scores: Sequence[Tensor], codes: Sequence[Tensor], temperature: float) -> Tensor:
-    """SwAV's loss (eq. 2): scores (B, K) of all crops, codes of the first of them -> scalar.
+    """SwAV's loss (eq. 2): scores (B, K) of all views, codes of the first of them -> scalar.
 
-    The mean over all pairs of a code and another crop of the cross entropy of softmax(score / t) with the code.
+    The mean over all pairs of a code and another view of the cross entropy of softmax(score / t) with the code.
     """
     return _over_pairs(scores, codes, temperature)
 
@@ -119,10 +119,10 @@ def swapped_prediction(scores: Sequence[Tensor], codes: Sequence[Tensor], temper
 def distillation(
     student: Sequence[Tensor], teacher: Sequence[Tensor], center: Tensor, temperatures: tuple[float, float]
 ) -> Tensor:
-    """DINO's loss (Caron et al., ICCV 2021, alg. 1): the student's outputs (B, K) for all crops, the teacher's for the
+    """DINO's loss (Caron et al., ICCV 2021, alg. 1): the student's outputs (B, K) for all views, the teacher's for the
     first of them, the centre (K,), and (student's, teacher's) temperature -> scalar.
 
-    The mean over all pairs of a teacher's and another student's crop of the cross entropy between their softmaxes.
+    The mean over all pairs of a teacher's and another student's view of the cross entropy between their softmaxes.
     """
     mine, theirs = temperatures
     targets = [((output.detach().float() - center) / theirs).softmax(dim=1) for output in teacher]
@@ -130,7 +130,7 @@ def distillation(
 
 
 def _over_pairs(scores: Sequence[Tensor], targets: Sequence[Tensor], temperature: float) -> Tensor:
-    """The mean cross entropy over pairs of a target and the scores of another crop."""
+    """The mean cross entropy over pairs of a target and the scores of another view."""
     logs = [F.log_softmax(score.float() / temperature, dim=1) for score in scores]
     pairs = itertools.product(enumerate(targets), enumerate(logs))
     return torch.stack([-(q * p).sum(dim=1).mean() for (t, q), (s, p) in pairs if s != t]).mean()

@@ -34,8 +34,8 @@ class Policy:
 
 
 @dataclasses.dataclass(frozen=True)
-class Crop:
-    """A view of each image: its side in pixels, how it is drawn, and whether it is one of the small ones."""
+class ViewKind:
+    """A kind of view, of which each image has one: its side in pixels, how it is drawn, and whether it is small."""
 
     size: int
     policy: Policy
@@ -46,12 +46,12 @@ class Crop:
 class Views:
     """A batch as a method sees it.
 
-    `crops`: by `Method.crops`, (B, 3, S, S) float32 in [0, 1]. `index` (B,): which image of the set each is.
+    `unlabelled`: by `Method.kinds`, (B, 3, S, S) float32 in [0, 1]. `index` (B,): which image of the set each is.
     `labelled` (N, 3, S, S), `classes` (N,): views of labelled images, None where there are none. `step` of `steps`;
     `epoch`: how often all images were seen before.
     """
 
-    crops: list[Tensor]
+    unlabelled: list[Tensor]
     index: Tensor
     labelled: Tensor | None
     classes: Tensor | None
@@ -87,11 +87,11 @@ class Method(nn.Module, ABC):
         self.backbone, self.labels = backbone, labels
 
     @abstractmethod
-    def crops(self) -> Sequence[Crop]:
-        """The views that it wants of each image."""
+    def kinds(self) -> Sequence[ViewKind]:
+        """The kinds of views that it wants of each image, one of each."""
 
     def begin(self, batches: Iterable[tuple[Tensor, list[Tensor]]]) -> None:
-        """Before the first step: (which images, their crops), every image once, for methods that need to see them."""
+        """Before the first step: (which images, their views), every image once, for methods that need to see them."""
 
     @abstractmethod
     def losses(self, views: Views) -> dict[str, Tensor]:

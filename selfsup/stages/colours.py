@@ -6,7 +6,7 @@ import kornia.augmentation as aug
 import torch
 from torch import Tensor, nn
 
-from selfsup.parts.method import Crop
+from selfsup.parts.method import ViewKind
 
 SIGMA = (0.1, 2.0)
 """Of the blur, pixels."""
@@ -15,13 +15,13 @@ MIDDLE = 0.5
 
 
 class Colours(nn.Module):
-    """Crops (B, 3, S, S) uint8 -> float32 in [0, 1], changed as SimCLR, BYOL and their successors change them."""
+    """Views of a kind (B, 3, S, S), uint8 -> float32 in [0, 1], changed as SimCLR, BYOL and successors change them."""
 
-    def __init__(self, crop: Crop) -> None:
+    def __init__(self, kind: ViewKind) -> None:
         super().__init__()
-        policy = crop.policy
+        policy = kind.policy
         strengths = (policy.brightness, policy.contrast, policy.saturation, policy.hue)
-        kernel = max(3, crop.size // 10 // 2 * 2 + 1)
+        kernel = max(3, kind.size // 10 // 2 * 2 + 1)
         changes: list[nn.Module] = []
         if policy.jitter and any(strengths):
             changes.append(aug.ColorJitter(*strengths, p=policy.jitter))
@@ -34,7 +34,7 @@ class Colours(nn.Module):
         self.changes = nn.Sequential(*changes)
 
     @torch.no_grad()
-    def forward(self, crops: Tensor) -> Tensor:
-        with torch.autocast(crops.device.type, enabled=False):
-            changed: Tensor = self.changes(crops.float() / 255)
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            changed: Tensor = self.changes(images.float() / 255)
         return changed.clamp(0, 1)

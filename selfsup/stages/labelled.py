@@ -1,4 +1,6 @@
-"""The labelled images beside the unlabelled ones: which are used, and which of them a step draws (SuNCEt)."""
+"""The labelled images beside the unlabelled ones: which there are, which are used, and which of them a step draws
+(SuNCEt).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.artifacts import Inputs
 from pipeline.augment import generator
 from pipeline.errors import ConfigError
-from pipeline.stages import LabelledConfig, classes_a_step
+from pipeline.loader import Library
+from pipeline.stages import LabelledConfig, StageConfig, class_names, classes_a_step, labelled_images
+from selfsup.stages.images import keys_of
+from tasks.ingest import IngestedSet
+from tasks.shelves import truth_library
 
 STREAM = 7
 """Sets these draws apart from others by the same seed."""
@@ -56,3 +63,29 @@ def class_sampler(config: LabelledConfig, classes: Sequence[str], of: NDArray[np
             )
         members.append(np.sort(there[: config.per_class]))
     return ClassSampler(members, count, config.images, seed)
+
+
+def labels_of(stage: StageConfig, inputs: Inputs, images: Library, seed: int) -> tuple[ClassSampler | None, int]:
+    """What draws the labelled images of each step, and how many they are. ConfigError if the stage asks for labels that
+    its sets lack.
+    """
+    if stage.labels is None:
+        return None, 0
+    names, of = classes_of(stage, inputs, images)
+    return class_sampler(stage.labels, names, of, seed), labelled_images(stage, names)
+
+
+def classes_of(stage: StageConfig, inputs: Inputs, images: Library) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """The classes, and for each image the number of its class, -1 where that is not known."""
+    sets = {name: IngestedSet(inputs[f"data.{name}"]) for name in stage.data}
+    names = class_names(stage, {name: found.spaces for name, found in sets.items()})
+    known: dict[str, int] = {}
+    for found in sets.values():
+        if "classification" in found.spaces:
+            labelled = truth_library(found, "train", {"kind": "classification"})
+            for index in range(len(labelled)):
+                number, row = labelled.locate(index)
+                key = labelled.shelves[number].images.keys[row]
+                known[key] = int(labelled.values(index)["kind"]["probs"].argmax())
+    keys = [key for shelf in images.shelves for key in keys_of(shelf)]
+    return names, np.array([known.get(key, -1) for key in keys])

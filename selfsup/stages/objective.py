@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from pipeline.job import Objective
 from pipeline.stages import PolicyConfig
-from selfsup.parts.method import Crop, Method, Views
+from selfsup.parts.method import Method, ViewKind, Views
 from selfsup.stages.colours import Colours
-from selfsup.stages.stream import CropBatch
+from selfsup.stages.stream import ViewBatch
 from selfsup.stages.watch import effective_rank, spread
 
 WATCHED = 20
@@ -21,37 +21,39 @@ SPREAD, RANK = "feature spread", "feature rank"
 """What the log calls the measures of `spread` and `effective_rank` beside the losses."""
 
 
-def changed(crops: Sequence[Crop], policy: PolicyConfig) -> list[Crop]:
-    """A method's crops with what the recipe says about views. Of small views the share of the area stays theirs."""
+def changed(kinds: Sequence[ViewKind], policy: PolicyConfig) -> list[ViewKind]:
+    """A method's kinds of views with what the recipe says about them. Small views keep their shares of the area."""
     told = policy.model_dump(exclude_none=True)
     small = {name: value for name, value in told.items() if name != "area"}
     return [
-        dataclasses.replace(crop, policy=dataclasses.replace(crop.policy, **(small if crop.is_small else told)))
-        for crop in crops
+        dataclasses.replace(kind, policy=dataclasses.replace(kind.policy, **(small if kind.is_small else told)))
+        for kind in kinds
     ]
 
 
 class Learning(Objective):
-    """The sum of a method's losses on crops whose colours it changes first."""
+    """The sum of a method's losses on views whose colours it changes first."""
 
-    def __init__(self, method: Method, crops: Sequence[Crop], steps: int, memory_format: torch.memory_format) -> None:
+    def __init__(
+        self, method: Method, kinds: Sequence[ViewKind], steps: int, memory_format: torch.memory_format
+    ) -> None:
         super().__init__()
         self.method, self.steps, self.memory_format = method, steps, memory_format
-        self.colours = nn.ModuleList(Colours(crop) for crop in crops)
+        self.colours = nn.ModuleList(Colours(kind) for kind in kinds)
 
-    def amounts(self, batch: CropBatch) -> dict[str, float]:
+    def amounts(self, batch: ViewBatch) -> dict[str, float]:
         labelled = 0 if batch.classes is None else len(batch.classes)
         return {"images": len(batch.keys), "labelled": labelled}
 
-    def forward(self, batch: CropBatch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        crops = [self._shown(colours, crop) for colours, crop in zip(self.colours, batch.crops, strict=True)]
+    def forward(self, batch: ViewBatch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        unlabelled = [self._shown(colours, view) for colours, view in zip(self.colours, batch.unlabelled, strict=True)]
         labelled = None if batch.labelled is None else self._shown(self.colours[0], batch.labelled)
-        views = Views(crops, batch.index, labelled, batch.classes, batch.step, self.steps, batch.epoch)
+        views = Views(unlabelled, batch.index, labelled, batch.classes, batch.step, self.steps, batch.epoch)
         losses = {name: shares[self._over(name)] * loss for name, loss in self.method.losses(views).items()}
         told = {name: loss.detach() for name, loss in losses.items()}
         total = torch.stack(list(losses.values())).sum()
         if batch.step % WATCHED == 0 and len(batch.keys) > 1 and bool(total.isfinite()):
-            told |= {name: shares["images"] * found for name, found in self._watch(crops[0]).items()}
+            told |= {name: shares["images"] * found for name, found in self._watch(unlabelled[0]).items()}
         return total, told
 
     def _over(self, loss: str) -> str:
@@ -59,8 +61,8 @@ class Learning(Objective):
         labels = self.method.labels
         return "labelled" if labels is not None and loss == labels.method else "images"
 
-    def _shown(self, colours: nn.Module, crops: Tensor) -> Tensor:
-        shown: Tensor = colours(crops).contiguous(memory_format=self.memory_format)
+    def _shown(self, colours: nn.Module, images: Tensor) -> Tensor:
+        shown: Tensor = colours(images).contiguous(memory_format=self.memory_format)
         return shown
 
     @torch.no_grad()

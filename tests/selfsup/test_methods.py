@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from pipeline.config import modules
 from pipeline.encoder import Encoder
-from pipeline.errors import ConfigError
-from pipeline.stages import StageConfig
+from pipeline.errors import PROJECT, ConfigError
+from pipeline.stages import StageConfig, labelled_images
 from selfsup.mae import hide, to_patches
 from selfsup.parts.config import TAKE_LABELS, MethodConfig
 from selfsup.parts.method import Method, Setting, Views
+from selfsup.stages.budget import budget_of
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 METHODS = sorted(modules("selfsup"))
 SMALL: dict[str, dict[str, Any]] = {
     "byol": {"hidden": 32, "dim": 16},
-    "swav": {"small_crops": 2, "hidden": 32, "dim": 16, "prototypes": 8, "frozen": 0.1},
+    "swav": {"small_views": 2, "hidden": 32, "dim": 16, "prototypes": 8, "frozen": 0.1},
     "deepclusterv2": {"hidden": 32, "dim": 16, "clusters": 4, "clusterings": 2},
-    "dino": {"small_crops": 2, "hidden": 32, "dim": 16, "outputs": 24},
+    "dino": {"small_views": 2, "hidden": 32, "dim": 16, "outputs": 24},
     "mae": {"width": 32, "depth": 1},
 }
 SETTING = Setting(size=32, images=16, batch=8)
@@ -61,16 +64,16 @@ def make(name: str, **more: Any) -> Method:
 def views(method: Method, step: int = 0, labelled: int = 0, index: Tensor | None = None) -> Views:
     """Random views of eight images; of `labelled` classes four more each."""
     generator = torch.Generator().manual_seed(step)
-    crops = [torch.rand(8, 3, crop.size, crop.size, generator=generator) for crop in method.crops()]
+    unlabelled = [torch.rand(8, 3, kind.size, kind.size, generator=generator) for kind in method.kinds()]
     classes = torch.arange(labelled).repeat(4) if labelled else None
     shown = torch.rand(4 * labelled, 3, 32, 32, generator=generator) if labelled else None
     chosen = torch.arange(8) if index is None else index
-    return Views(crops, chosen, shown, classes, step, MANY, step // 2)
+    return Views(unlabelled, chosen, shown, classes, step, MANY, step // 2)
 
 
 def begun(name: str, **more: Any) -> Method:
     method = make(name, **more)
-    images = [torch.rand(8, 3, crop.size, crop.size) for crop in method.crops()]
+    images = [torch.rand(8, 3, kind.size, kind.size) for kind in method.kinds()]
     with torch.no_grad():
         method.begin((torch.arange(start, start + 8), images) for start in (0, 8))
     return method
@@ -98,7 +101,7 @@ def test_the_loss_falls_on_one_batch(name: str) -> None:
     for step in range(30):
         torch.manual_seed(0)
         batch = views(method)
-        batch = Views(batch.crops, batch.index, None, None, min(step, 9), MANY, 0)
+        batch = Views(batch.unlabelled, batch.index, None, None, min(step, 9), MANY, 0)
         loss = torch.stack(list(method.losses(batch).values())).sum()
         assert loss.isfinite()
         optimizer.zero_grad()
@@ -243,7 +246,7 @@ def test_the_width_is_what_comes_out() -> None:
 def test_dinos_centre_follows_the_teachers_mean() -> None:
     method: Any = make("dino", center_momentum=0.5)
     batch = views(method, step=0)
-    said = method.teacher(torch.cat(batch.crops[:2])).mean(dim=0)
+    said = method.teacher(torch.cat(batch.unlabelled[:2])).mean(dim=0)
     method.center.fill_(1.0)
     method.losses(batch)
     torch.testing.assert_close(method.center, 0.5 + 0.5 * said, atol=1e-5, rtol=1e-4)
@@ -293,9 +296,30 @@ def test_mae_says_which_backbones_it_can_use() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "mae"])
-def test_transformers_see_small_crops_as_well(name: str) -> None:
+def test_transformers_see_small_views_as_well(name: str) -> None:
     torch.manual_seed(0)
     method = config(name).on(Encoder("test_vit", 32, IMAGENET), SETTING).train()
     with torch.no_grad():
-        method.begin([(torch.arange(16), [torch.rand(16, 3, crop.size, crop.size) for crop in method.crops()])])
+        method.begin([(torch.arange(16), [torch.rand(16, 3, kind.size, kind.size) for kind in method.kinds()])])
     assert torch.stack(list(method.losses(views(method, step=5)).values())).sum().isfinite()
+
+
+LINES = re.findall(r"`(\{method: [^`]*\})`", (PROJECT / "docs" / "stages.md").read_text("utf-8"))
+PUBLISHED = [yaml.safe_load(line) for line in LINES]
+
+
+@pytest.mark.parametrize("settings", PUBLISHED, ids=lambda settings: settings["method"])
+def test_published_settings_in_the_docs_are_recipe_lines(settings: dict[str, Any]) -> None:
+    published = {"name": "stage", "data": ["pool"], "start": "scratch", "backbone": "resnet50", **settings}
+    stage = importlib.import_module(f"selfsup.{settings['method']}").Config.model_validate(published)
+    stage.check()
+    if stage.labels:
+        labelled = labelled_images(stage, [str(number) for number in range(1000)])
+        budget = budget_of(stage, labelled, 1_281_167)
+        assert (labelled, budget.plain(0), 2 * budget.plain(0) + labelled) == (2560, 2816, 8192), (
+            "SuNCEt's, of ImageNet"
+        )
+
+
+def test_the_docs_have_published_settings() -> None:
+    assert [each["method"] for each in PUBLISHED] == ["mocov2", "byol", "simclr", "simclr", "swav"]

@@ -26,10 +26,10 @@ from pipeline.runtime import Runtime
 from pipeline.starts import of_artifact
 from pipeline.workspace import Workspace
 from selfsup.deepclusterv2 import DeepCluster
-from selfsup.stages import stage as stages
-from selfsup.stages import stream
+from selfsup.stages import stream, training
+from selfsup.stages.images import images_of
 from selfsup.stages.objective import RANK, SPREAD
-from selfsup.stages.stage import images_of, stage_config
+from selfsup.stages.stage import stage_config
 from selfsup.stages.watch import effective_rank, spread
 from tasks.ingest import IngestedSet
 from tasks.shelves import held_out_keys
@@ -77,7 +77,7 @@ class Room:
 
     def run(self, before: Artifact | None = None, **settings: Any) -> Artifact:
         stage = {**SMALL, **settings}
-        config: dict[str, Any] = {"stage": stage, "seed": 3, "start": "before" if before else None}
+        config: dict[str, Any] = {"name": "stage.one", "stage": stage, "seed": 3, "start": "before" if before else None}
         found = self.inputs(stage)
         given = dataclasses.replace(found, artifacts={**found.artifacts, **({"before": before} if before else {})})
         step = Step(f"stage.{stage['name']}", "selfsup.stages.stage:run_stage", config, tuple(given.artifacts))
@@ -142,7 +142,7 @@ def test_a_backbone_is_handed_over_as_it_is_and_gets_a_fresh_head(room: Room, mo
         seen.append({name: one.clone() for name, one in job.objective.method.state_dict().items()})
         return []
 
-    monkeypatch.setattr(stages, "fit", look)
+    monkeypatch.setattr(training, "fit", look)
     untrained = room.run(first, name="second", method="mocov2", start="garments")
     for name, one in weights(first).items():
         assert torch.equal(seen[0][f"backbone.model.{name}"], one)

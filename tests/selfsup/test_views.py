@@ -1,4 +1,4 @@
-"""Crops and colours are drawn as torchvision draws them; labelled images as SuNCEt's sampler does; budgets are kept."""
+"""Windows and colours are drawn as by torchvision, labelled images as by SuNCEt's sampler; budgets are kept."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from torchvision.transforms import v2
 
 from pipeline.augment import generator
 from pipeline.errors import ConfigError
-from pipeline.stages import LabelledConfig, PolicyConfig
-from selfsup.parts.method import Crop, Policy
+from pipeline.stages import LabelledConfig, PolicyConfig, StageConfig
+from selfsup.parts.method import Policy, ViewKind
+from selfsup.stages.budget import Budget, budget_of
 from selfsup.stages.colours import Colours
-from selfsup.stages.crops import draw_window
 from selfsup.stages.labelled import class_sampler
 from selfsup.stages.objective import changed
-from selfsup.stages.stream import Budget, Crops, Drawn
+from selfsup.stages.stream import Drawn, ViewShare
+from selfsup.stages.windows import draw_window
 
 DRAWS = 4000
 
@@ -94,7 +95,7 @@ def test_colours_are_those_of_the_reference_transforms(
     """Means and deviations, over many draws, of what is measured on one picture."""
     image, count = picture(), 1500
     torch.manual_seed(0)
-    mine = features(Colours(Crop(48, policy))(image.expand(count, -1, -1, -1)))
+    mine = features(Colours(ViewKind(48, policy))(image.expand(count, -1, -1, -1)))
     pil = Image.fromarray(image.permute(1, 2, 0).numpy())
     drawn = np.stack([np.asarray(reference(pil)) for _ in range(count)])
     theirs = features(torch.from_numpy(drawn).permute(0, 3, 1, 2).double() / 255)
@@ -104,18 +105,18 @@ def test_colours_are_those_of_the_reference_transforms(
 
 
 def test_without_any_change_the_image_is_as_it_was() -> None:
-    still = Crop(48, Policy(jitter=0, grayscale=0, blur=0))
+    still = ViewKind(48, Policy(jitter=0, grayscale=0, blur=0))
     found = Colours(still)(picture()[None])
     torch.testing.assert_close(found[0], picture().float() / 255)
 
 
 def test_a_recipe_changes_views_and_small_ones_stay_small() -> None:
-    crops = [Crop(64, Policy()), Crop(32, Policy(area=(0.05, 0.14)), True)]
-    told = changed(crops, PolicyConfig(area=(0.5, 1.0), grayscale=0, jitter=0))
-    assert [crop.policy.area for crop in told] == [(0.5, 1.0), (0.05, 0.14)]
-    assert {crop.policy.grayscale for crop in told} == {0}
-    assert {crop.policy.blur for crop in told} == {0.5}
-    assert changed(crops, PolicyConfig()) == crops
+    kinds = [ViewKind(64, Policy()), ViewKind(32, Policy(area=(0.05, 0.14)), True)]
+    told = changed(kinds, PolicyConfig(area=(0.5, 1.0), grayscale=0, jitter=0))
+    assert [kind.policy.area for kind in told] == [(0.5, 1.0), (0.05, 0.14)]
+    assert {kind.policy.grayscale for kind in told} == {0}
+    assert {kind.policy.blur for kind in told} == {0.5}
+    assert changed(kinds, PolicyConfig()) == kinds
 
 
 def labels(count: int = 10, each: int = 8) -> NDArray[np.int64]:
@@ -164,18 +165,28 @@ def test_labels_that_are_not_there_are_counted() -> None:
 @given(st.integers(2, 64), st.integers(1, 20), st.integers(0, 30))
 def test_every_step_has_as_many_views_while_labels_are_there(batch: int, half: int, until: int) -> None:
     labelled = min(2 * half, 2 * (batch - 1))
-    budget = Budget(batch, labelled, until)
+    budget = Budget(40, batch, labelled, until)
     for step in range(0, 40, 3):
         beside = labelled if step < until else 0
         assert 2 * budget.plain(step) + beside == 2 * batch
         assert budget.before(step) == sum(budget.plain(each) for each in range(step))
 
 
+@pytest.mark.parametrize("until", [0.25, 0.5, 1.0])
+def test_beside_labels_a_stage_has_more_steps_for_its_epochs(until: float) -> None:
+    plain = StageConfig(name="a", method="simclr", data=["pool"], batch=64, epochs=3)
+    stage = plain.model_copy(update={"labels": LabelledConfig(until=until)})
+    budget = budget_of(stage, 40, 1000)
+    assert budget.steps > budget_of(plain, 0, 1000).steps == 47
+    assert budget.before(budget.steps) == pytest.approx(3000, abs=64)
+    assert budget.until == round(until * budget.steps)
+
+
 def test_pieces_of_a_step_hold_whole_classes() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
     plain = [Drawn(f"k{number}", [image, image], number) for number in range(6)]
     labelled = [Drawn("l", [image], 100 + number, number % 5) for number in range(20)]
-    share = Crops([*plain, *labelled], 4, 0)
+    share = ViewShare([*plain, *labelled], 4, 0)
     assert share.keys == [f"k{number}" for number in range(6)]
     pieces = share.cut(2)
     assert [len(piece.keys) for piece in pieces] == [3, 3]

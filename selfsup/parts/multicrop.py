@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from selfsup.parts.method import Crop, Policy
+from selfsup.parts.method import Policy, ViewKind
 
 RATIO = 96 / 224
 """Of the small views' side to the large ones'."""
@@ -12,7 +12,7 @@ STEP, SMALLEST = 16, 32
 """Sides are multiples of it, patches of transformers; below the smallest, deep networks have nothing left to see."""
 
 
-def multi_crop(size: int, large: Sequence[Policy], small: Sequence[Policy]) -> list[Crop]:
+def multi_crop(size: int, large: Sequence[Policy], small: Sequence[Policy]) -> list[ViewKind]:
     """The large views, of side `size`, and then the small ones."""
     side = min(size, max(SMALLEST, round(size * RATIO / STEP) * STEP))
-    return [*(Crop(size, policy) for policy in large), *(Crop(side, policy, True) for policy in small)]
+    return [*(ViewKind(size, policy) for policy in large), *(ViewKind(side, policy, True) for policy in small)]

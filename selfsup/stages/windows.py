@@ -1,5 +1,5 @@
-"""Crops of decoded images, drawn as torchvision's `RandomResizedCrop` and `RandomHorizontalFlip` draw them; colours
-change later, in batches on the device.
+"""Windows of decoded images, drawn as torchvision's `RandomResizedCrop` and `RandomHorizontalFlip` draw them, and the
+views they become; colours change later, in batches on the device.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.decode import decode
-from selfsup.parts.method import Crop, Policy
+from selfsup.parts.method import Policy, ViewKind
 
 ASPECT = (3 / 4, 4 / 3)
 ATTEMPTS = 10
@@ -58,13 +58,13 @@ def cut_out(image: Image.Image, window: Window, size: int) -> NDArray[np.uint8]:
     return np.asarray(seen.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if window.flip else seen)
 
 
-def enough(crops: Sequence[Crop]) -> int:
-    """The shorter side, pixels, below which an image decoded in less than its full size would make crops blurred."""
-    return max(math.ceil(crop.size / math.sqrt(crop.policy.area[0])) for crop in crops)
+def enough(kinds: Sequence[ViewKind]) -> int:
+    """The shorter side, pixels, below which an image decoded in less than its full size would make views blurred."""
+    return max(math.ceil(kind.size / math.sqrt(kind.policy.area[0])) for kind in kinds)
 
 
-def views_of(data: bytes, crops: Sequence[Crop], rng: np.random.Generator) -> list[NDArray[np.uint8]]:
-    """All crops of an image, which is decoded once. DataError if it can't be."""
-    side = enough(crops)
+def views_of(data: bytes, kinds: Sequence[ViewKind], rng: np.random.Generator) -> list[NDArray[np.uint8]]:
+    """A view of each kind of an image, (S, S, 3), which is decoded once. DataError if it can't be."""
+    side = enough(kinds)
     image = decode(data, at_least=(side, side))
-    return [cut_out(image, draw_window(crop.policy, image.size, rng), crop.size) for crop in crops]
+    return [cut_out(image, draw_window(kind.policy, image.size, rng), kind.size) for kind in kinds]

@@ -1,0 +1,44 @@
+"""The images that a stage sees."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Set
+
+import numpy as np
+
+from pipeline.artifacts import Inputs
+from pipeline.errors import ConfigError
+from pipeline.loader import Layer, Library, Shelf
+from pipeline.stages import StageConfig
+from tasks.pool import pool_keys, pool_shards
+
+FEWEST = 2
+"""Images that there have to be."""
+NOTHING: Mapping[str, tuple[Layer, ...]] = {}
+
+
+def images_of(stage: StageConfig, inputs: Inputs, seed: int) -> Library:
+    """The images of the stage's pool, or the stage's share of them. ConfigError if they are fewer than two."""
+    pool = inputs[f"pool.{stage.name}"]
+    shelves = [Shelf(shard, rows, NOTHING) for _, shard, rows in pool_shards(pool, inputs.of_kind("data"))]
+    if stage.share < 1:
+        chosen = pool_keys(pool, stage.share, seed)
+        shelves = [_part(shelf, chosen) for shelf in shelves]
+    library = Library(shelves)
+    if len(library) < FEWEST:
+        raise ConfigError(
+            f"stages.{stage.name}: {len(library)} images to train on in {', '.join(stage.data)}: {FEWEST} or more are "
+            "needed."
+        )
+    return library
+
+
+def _part(shelf: Shelf, chosen: Set[str]) -> Shelf:
+    """The shelf with the images of these keys alone."""
+    return dataclasses.replace(shelf, rows=shelf.rows[np.array([key in chosen for key in keys_of(shelf)], bool)])
+
+
+def keys_of(shelf: Shelf) -> list[str]:
+    """The keys of a shelf's images."""
+    return [shelf.images.keys[row] for row in shelf.rows]

@@ -1,0 +1,95 @@
+"""How a stage's method is trained: on what device and in what format, from where on, and what is told of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor, nn
+
+from pipeline import machine
+from pipeline.fit import fit
+from pipeline.job import Job
+from pipeline.machine import Choice
+from pipeline.record import has_state
+from pipeline.runtime import Runtime
+from pipeline.team import Team
+from selfsup.parts.config import MethodConfig
+from selfsup.parts.method import Method
+from selfsup.stages.objective import Learning
+from selfsup.stages.stream import ViewStream
+from selfsup.stages.watch import COLLAPSED, look
+
+PROBED = 8
+"""Images that a step is timed on."""
+NO_MATTER = ("name", "data", "start", "share", "steps", "epochs", "lr", "backbone_lr", "weight_decay", "momentum")
+"""Keys of a stage that the speed of its steps does not depend on."""
+
+
+def train(
+    named: tuple[str, MethodConfig], method: Method, stream: ViewStream, runtime: Runtime, out: Path
+) -> dict[str, Any]:
+    """Train the method in place on the stream's views, or go on from the state in `out`; `named`: what the step is
+    called, and its stage. What the manifest tells of it: how it was computed, and the features before and after.
+    """
+    (name, stage), images = named, stream.library
+    with Team(machine.find_device(runtime.device)) as team:
+        choice = _choose(stage, method, stream, runtime)
+        learning = choice.place(Learning(method, stream.kinds, stream.budget.steps, choice.memory_format))
+        job = Job(name, learning, stream.supply(runtime.threads), stream.budget.steps, out, stage, stream.seed)
+        before = look(method.backbone, images, runtime)
+        if not has_state(out):
+            _begin(name, method, stream, choice, runtime)
+        cuts = fit(job, choice, team, runtime)
+        after = look(method.backbone, images, runtime)
+    features = {"before": before, "after": after, "collapsed": after["spread"] < COLLAPSED}
+    told = {"features": features, "choice": choice.describe()}
+    return {**told, **({"out_of_memory": [cut._asdict() for cut in cuts]} if cuts else {})}
+
+
+def _choose(stage: MethodConfig, method: Method, stream: ViewStream, runtime: Runtime) -> Choice:
+    """How this machine trains the method fastest."""
+    about = [stage.model_dump(mode="json", exclude=set(NO_MATTER)), method.backbone.name, method.backbone.size, "stage"]
+    plain = Learning(method, stream.kinds, stream.budget.steps, torch.contiguous_format)
+    return machine.choose(runtime, about, plain, _probe(stream))
+
+
+def _probe(stream: ViewStream) -> Callable[[nn.Module, Choice], None]:
+    """A training step on a few real images, for timing."""
+    with contextlib.closing(stream.once(PROBED, 1)) as batches:
+        batch = next(batches)
+
+    def call(model: nn.Module, choice: Choice) -> None:
+        shares = {"images": 1.0, "labelled": 0.0}
+        model.memory_format = choice.memory_format  # type: ignore[assignment]  # a module's attributes have no types
+        with choice.autocast():
+            total, _ = model(move_data_to_device(batch, choice.device), shares)
+        total.backward()
+        model.zero_grad()
+
+    return call
+
+
+@torch.no_grad()
+def _begin(name: str, method: Method, stream: ViewStream, choice: Choice, runtime: Runtime) -> None:
+    """Show every image once to a method that wants to see them all before the first step."""
+    if type(method).begin is Method.begin:
+        return
+    every, seen = len(stream.library), 0
+
+    def batches() -> Iterator[tuple[Tensor, list[Tensor]]]:
+        nonlocal seen
+        for batch in stream.once(stream.budget.batch, runtime.threads):
+            runtime.check_stop(name)
+            moved = move_data_to_device(batch, choice.device)
+            yield moved.index, [images.float() / 255 for images in moved.unlabelled]
+            seen += len(batch.keys)
+            runtime.progress(name, 0.0, f"{seen:,} of {every:,} images seen before the first step")
+
+    with choice.autocast():
+        method.eval().begin(batches())
+    method.train()
