@@ -55,6 +55,7 @@ def _table(board: Board) -> Html:
 
 
 def titled(column: Column) -> Html:
+    """A column's head."""
     worse = "" if column.corruption == CLEAN else ", corrupted"
     return element("span", column.protocol, BREAK, f"{column.labels:,} labels{worse}", BREAK, column.metric)
 
