@@ -59,7 +59,8 @@ def advice(found: Standing, baselines: Sequence[str], where: str) -> str:
     margin = f"differences below {100 * found.least:.1f} points are no more than chance"
     if math.isinf(found.least):
         return (
-            f"{where}: {best!r} has the best mean ({100 * mean:.1f} %), but fewer than {FEWEST} seeds support no advice."
+            f"{where}: {best!r} has the best mean ({100 * mean:.1f} %), but fewer than {FEWEST} seeds support no "
+            "advice."
         )
     beaten = [name for name in found.means if name != best and found.beats(name)]
     near = [name for name in found.means if name != best and not found.beats(name)]
