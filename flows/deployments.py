@@ -25,7 +25,7 @@ from flows.taskruns import Steps
 from flows.work import Apart
 from pipeline.artifacts import Artifact
 from pipeline.config import Recipe, read_recipe
-from pipeline.errors import choose
+from pipeline.errors import ConfigError, choose
 from pipeline.process import set_up_process
 from pipeline.roots import Root
 from pipeline.runtime import Device, Runtime
@@ -200,7 +200,10 @@ def compare(
 
     def read() -> Recipe:
         found = read_recipe(Path(recipe), [*overrides, *_given("runtime", device=device, workers=workers)])
-        choose(comparison or next(iter(found.compare), ""), found.compare, "Comparison")
+        if not found.compare:
+            raise ConfigError(f"{recipe}: has no section `compare`; docs/measuring.md shows one.")
+        if comparison:
+            choose(comparison, found.compare, "Comparison")
         return found
 
     return _carry_out(Selection(f"{COMPARE}.{comparison}" if comparison else COMPARE), read, root)

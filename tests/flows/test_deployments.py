@@ -21,7 +21,8 @@ from tests.flows.tiny import RECIPE, prefect_says, prefects_of, soon, undecided
 pytestmark = pytest.mark.timeout(900)  # many processes that each load Prefect, on machines that do other things as well
 PROJECT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-FLOWS = ["selftrain", "train_teacher", "label_pool", "train_student", "run_stage", "evaluate"]
+FLOWS = ["selftrain", "train_teacher", "label_pool", "train_student", "run_stage", "evaluate", "compare"]
+COMPARED = "compare={one: {data: [world], methods: {simclr: {method: simclr}}, batch: 4}}"
 Understood = Callable[[str, dict[str, Any]], tuple[Selection, dict[str, Any]]]
 STEPS = ["data.world", "data.pool", "teacher.parts", "teacher.gabor", "pool", "label", "student", "evaluate"]
 TASK_RUNS = """
@@ -71,6 +72,8 @@ def asked(tmp_path: Path) -> dict[str, Any]:
         ("train_teacher", {"teacher": "mask", "epochs": 3.0}, "Did you mean 'masks'? Known: gabor, masks."),
         ("train_teacher", {"teacher": "gabor", "steps": 3}, "teachers.gabor.steps: unknown key (value 3)."),
         ("run_stage", {"stage": "garments"}, "Stage 'garments' is unknown. Known: "),
+        ("compare", {}, "has no section `compare`"),
+        ("compare", {"comparison": "first", "overrides": [COMPARED]}, "Comparison 'first' is unknown. Known: one."),
         ("train_student", {"epochs": 3.0, "steps": 5}, "epochs (3.0) and steps (5) are both given"),
     ],
 )
@@ -128,6 +131,8 @@ def understood(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Unders
             {"evaluate.splits": "val", "runtime.device": "mps"},
             Selection("evaluate"),
         ),
+        ("compare", {"comparison": "one", "overrides": [COMPARED]}, {"compare.one.batch": 4}, Selection("compare.one")),
+        ("compare", {"overrides": [COMPARED]}, {"compare.one.seeds": 3}, Selection("compare")),
     ],
 )
 def test_fields_change_the_recipe_and_choose_the_steps(

@@ -144,6 +144,21 @@ def test_neither_a_part_of_a_run_nor_one_that_failed_takes_the_place_of_a_whole_
     assert {name.split("/")[0] for name in deleted(copy)} >= {"teacher.gabor", "label", "student", "evaluate"}
 
 
+def pretended(root: Path, time: str, step: str, mark: str) -> None:
+    """A finished run that made one artifact."""
+    made = shutil.copytree(next((root / "artifacts" / "evaluate").iterdir()), root / "artifacts" / step / mark)
+    run = root / "runs" / f"tiny-{time}"
+    run.mkdir()
+    (run / "plan.json").write_text(json.dumps([{"step": step, "artifact": made.name}]), "utf-8")
+    (run / "events.jsonl").write_text(json.dumps({"time": 0, "event": "finished"}), "utf-8")
+
+
+def test_a_comparison_takes_the_place_of_none_but_the_one_of_its_name(copy: Path) -> None:
+    for number, name in enumerate(("compare.first.x", "compare.second.x", "compare.first.x")):
+        pretended(copy, f"20300101-00000{number}", name, f"{number}" * 16)
+    assert deleted(copy) == {f"compare.first.x/{'0' * 16}"}
+
+
 def test_what_a_run_at_work_may_grow_from_is_kept(copy: Path) -> None:
     run = Root.of(copy) / "runs" / "tiny-20300101-000000"
     run.child("plan.json").write(b'[{"step": "data.pool", "artifact": null}]')
