@@ -50,7 +50,7 @@ def probe(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
         start = of_config(StartConfig.model_validate(config["start"]), inputs, config["seed"])
         records = list(_Probing(config, splits, Eye(start, inputs.runtime), out / WORK).records())
     write_json(out / FILE, [record.to_json() for record in records])
-    return {"records": len(records), **({} if splits else {"why": "no held-out images with class labels"})}
+    return {"records": len(records), **({} if splits else {"why": "no class labels to learn from, or none held out"})}
 
 
 class Eye:
