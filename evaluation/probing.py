@@ -121,7 +121,8 @@ class _Probing:
                     if turn and amount == "all" and not probe.RANDOM:
                         continue  # nothing is drawn: every seed comes to the same
                     self._tell(f"{name}, {count} labels, seed {problem.seed}")
-                    solution = probe.fit(dataclasses.replace(problem, scratch=self.scratch / f"{name}-{problem.seed}"))
+                    scratch = self.scratch / f"{name}-{amount}-{problem.seed}"
+                    solution = probe.fit(dataclasses.replace(problem, scratch=scratch))
                     yield from self._report((name, probe), (amount, count), problem.seed, solution)
 
     def _tell(self, line: str) -> None:
