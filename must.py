@@ -139,27 +139,30 @@ def label_command(recipe: RecipePath, root: Root = DEFAULT_ROOT, override: Overr
 @app.command("compare")
 def compare_command(
     recipe: RecipePath,
+    name: Annotated[str | None, typer.Argument(help="A comparison, as under `compare`.", show_default="all")] = None,
     root: Root = DEFAULT_ROOT,
     override: Overrides = None,
     plan_only: Annotated[bool, typer.Option("--plan", help="Show what there is to do, and do nothing.")] = False,
 ) -> None:
-    """Compare self-supervised methods as the recipe's `compare` says, and say which of them is worth its time."""
+    """Compare self-supervised methods as the recipe's `compare` says, and say which of them are worth their time."""
     from flows.console import Console
     from flows.dag import COMPARE, Selection
     from pipeline.config import read_recipe
-    from pipeline.errors import ConfigError
+    from pipeline.errors import ConfigError, choose
 
-    if read_recipe(recipe, override or ()).compare is None:
+    there = read_recipe(recipe, override or ()).compare
+    if not there:
         raise ConfigError(
-            f"{recipe}: has no section `compare`. Add one, for example compare: {{data: [...], methods: "
-            "{simclr: {method: simclr}, mae: {method: mae}}}."
+            f"{recipe}: has no section `compare`. Add one, for example compare: {{first: {{data: [...], methods: "
+            "{simclr: {method: simclr}, mae: {method: mae}}}}."
         )
+    last = f"{COMPARE}.{choose(name, there, 'Comparison')}" if name else COMPARE
     if plan_only:
-        Console().show_plan(plan(recipe, root, override, Selection(COMPARE)))
+        Console().show_plan(plan(recipe, root, override, Selection(last)))
         return
     console, stop = Console(), threading.Event()
     with console.progress(stop) as progress:
-        outcome = run(recipe, root, override, Selection(COMPARE), progress=progress, stop=stop)
+        outcome = run(recipe, root, override, Selection(last), progress=progress, stop=stop)
     console.show_outcome(outcome)
 
 

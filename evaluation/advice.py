@@ -59,22 +59,24 @@ def advice(found: Standing, baselines: Sequence[str], where: str) -> str:
     margin = f"differences below {100 * found.least:.1f} points are no more than chance"
     if math.isinf(found.least):
         return (
-            f"{where}: {best} has the best mean ({100 * mean:.1f} %), but fewer than {FEWEST} seeds support no advice."
+            f"{where}: {best!r} has the best mean ({100 * mean:.1f} %), but fewer than {FEWEST} seeds support no "
+            "advice."
         )
     beaten = [name for name in found.means if name != best and found.beats(name)]
     near = [name for name in found.means if name != best and not found.beats(name)]
     plain = [name for name in (best, *near) if name in baselines]
     if plain:
         chosen = plain[0]
-        rest = f"no stage is better than {chosen} ({100 * found.means[chosen]:.1f} %) by more than chance"
+        rest = f"no stage is better than {chosen!r} ({100 * found.means[chosen]:.1f} %) by more than chance"
         return f"{where}: {rest}, so the numbers support no stage; {margin}."
     if near:
         return (
-            f"{where}: take {best} ({100 * mean:.1f} %); it beats {_listed(beaten)}, and can't be told from "
+            f"{where}: take {best!r} ({100 * mean:.1f} %); it beats {_listed(beaten)}, and can't be told from "
             f"{_listed(near)}; {margin}."
         )
-    return f"{where}: take {best} ({100 * mean:.1f} %), which beats all others; {margin}."
+    return f"{where}: take {best!r} ({100 * mean:.1f} %), which beats all others; {margin}."
 
 
 def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names) or "nothing"
+    told = [repr(name) for name in names]
+    return f"{', '.join(told[:-1])} and {told[-1]}" if len(told) > 1 else "".join(told) or "nothing"

@@ -123,13 +123,16 @@ def named(trial: Trial) -> str:
     return f"{method}, from scratch" if trial.start == SCRATCH else f"{method}, from {trial.start}"
 
 
-def read_comparison(artifacts: Mapping[str, Artifact]) -> Comparison | None:
-    """The comparison among the artifacts of a run; None if there is none."""
-    measured = [
-        made for name, made in artifacts.items() if name.startswith("compare.") and TRIAL in made.manifest["config"]
-    ]
-    if not measured:
-        return None
+def read_comparisons(artifacts: Mapping[str, Artifact]) -> dict[str, Comparison]:
+    """The comparisons among the artifacts of a run, by name."""
+    groups: dict[str, list[Artifact]] = {}
+    for step, made in artifacts.items():
+        if step.startswith("compare.") and TRIAL in made.manifest["config"]:
+            groups.setdefault(step.split(".")[1], []).append(made)
+    return {name: _read(measured, artifacts) for name, measured in groups.items()}
+
+
+def _read(measured: Sequence[Artifact], artifacts: Mapping[str, Artifact]) -> Comparison:
     records = {made.mark: [Measured(**each) for each in made.load(FILE, read_json)] for made in measured}
     every = [record for found in records.values() for record in found if record.corruption in (CLEAN, ALL)]
     leading: dict[str, str] = {}
@@ -154,9 +157,8 @@ def read_comparison(artifacts: Mapping[str, Artifact]) -> Comparison | None:
 
 
 def advised(artifacts: Mapping[str, Artifact]) -> list[str]:
-    """The sentences of advice; none if nothing was compared."""
-    found = read_comparison(artifacts)
-    return found.advice() if found else []
+    """The sentences of advice of all comparisons."""
+    return [sentence for found in read_comparisons(artifacts).values() for sentence in found.advice()]
 
 
 def _column(record: Measured) -> Column:

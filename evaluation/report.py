@@ -15,7 +15,7 @@ MOST_WORDS = 300
 """Characters of an error that a part shows in its place."""
 SECTIONS: dict[str, Callable[[RunRecord], Html]] = {
     "Results": report_outcome.results,
-    "Comparison of methods": report_comparison.comparison,
+    "Comparisons": report_comparison.comparisons,
     "Backbones": report_backbones.backbones,
     "Labels learned from": report_learning.learned_labels,
     "Held-out images": report_learning.held_out,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from evaluation.backbones import Column
-from evaluation.comparison import Comparison, Row, Setting, read_comparison
+from evaluation.comparison import Comparison, Row, Setting, read_comparisons
 from evaluation.page import NOTHING, duration, listed, paragraph, plural, table
 from evaluation.plots import Dot, lines_chart
 from evaluation.report_backbones import scale_of, shown, titled
@@ -13,18 +13,20 @@ from evaluation.run_record import RunRecord
 from pipeline.markup import Html, element, join
 
 
-def comparison(run: RunRecord) -> Html:
-    """All of it; nothing if the run compared nothing."""
-    found = read_comparison(run.artifacts)
-    if found is None:
-        return Html()
+def comparisons(run: RunRecord) -> Html:
+    """All of them; nothing if the run compared nothing."""
+    return join([_comparison(name, found) for name, found in read_comparisons(run.artifacts).items()])
+
+
+def _comparison(name: str, found: Comparison) -> Html:
     return join(
         [
+            element("h3", name),
             *(paragraph(sentence) for sentence in found.advice()),
             paragraph(_explanation(found), class_="note"),
             _table(found),
             *_plots(found),
-            element("h3", "What it takes to reach the best that starts from scratch"),
+            paragraph("What it takes to reach the best that starts from scratch:"),
             _costs(found),
             listed(f"{name}: {text}." for name, text in sorted(found.about.items())),
         ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
+from evaluation.backbones import read_measured
+from evaluation.comparison import advised
 from evaluation.page import NOTHING, duration
 from evaluation.report_outcome import ARROWS, warnings
 from evaluation.results import ROLES, Line, fine_print, leading, outcome, read_lines
@@ -27,6 +29,7 @@ def _outcome(run: RunRecord) -> Iterator[str]:
     if lines:
         yield from outcome(lines, run.home())
         yield fine_print(lines, run.home())
+    yield from (_text(sentence) for sentence in advised(run.artifacts))
     cautions = warnings(run)
     if cautions:
         yield "## Warnings"
@@ -71,7 +74,7 @@ def _steps(run: RunRecord) -> Iterator[str]:
 
 def _places(run: RunRecord) -> Iterator[str]:
     yield f"Run: `{run.folder}`"
-    if "evaluate" in run.artifacts:
+    if read_measured(run.artifacts, ("probe", "finetune", "compare")) or "evaluate" in run.artifacts:
         yield f"Report, with curves and more pictures: `{run.folder / 'report.html'}`"
 
 

@@ -18,7 +18,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from evaluation.backbones import Board, Cell, boards, read_measured
-from evaluation.comparison import Comparison, read_comparison
+from evaluation.comparison import Comparison, read_comparisons
 from evaluation.measured import CLEAN
 from evaluation.results import ROLES, leading, read_lines
 from flows.dag import Planned
@@ -92,9 +92,8 @@ class Console:
                 self.out.print(results_table(outcome))
             for board in boards(read_measured(outcome.artifacts)):
                 self.out.print(board_table(board))
-            comparison = read_comparison(outcome.artifacts)
-            if comparison:
-                self.out.print(comparison_table(comparison))
+            for name, comparison in read_comparisons(outcome.artifacts).items():
+                self.out.print(comparison_table(name, comparison))
                 for sentence in comparison.advice():
                     self.out.print(sentence)
         elif last in LABELLING:
@@ -183,10 +182,13 @@ def board_table(board: Board) -> Table:
     return table
 
 
-def comparison_table(found: Comparison) -> Table:
+def comparison_table(name: str, found: Comparison) -> Table:
     """Every row of a comparison by its means."""
     heads = [f"{column.protocol}\n{column.labels:,} labels" for column in found.columns]
-    table = Table("row", "backbone", "images", "steps", *heads, box=None, pad_edge=False)
+    title = f"{name}: {found.place}, {found.n:,} images"
+    table = Table(
+        "row", "backbone", "images", "steps", *heads, title=title, title_justify="left", box=None, pad_edge=False
+    )
     for row in found.rows:
         where = ["-" if row.setting.share is None else f"{row.setting.share:.0%}", str(row.setting.steps or "-")]
         cells = [row.cell(column) for column in found.columns]

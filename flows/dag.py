@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from flows.comparing import NAME as COMPARE
-from flows.comparing import POOL, comparing_steps
+from flows.comparing import compares, comparing_steps
 from flows.consistency import check_fits
 from flows.measuring import measuring_steps
 from flows.staging import settings, stage_steps
@@ -172,7 +172,7 @@ class Selection:
     def of(self, planned: list[Planned]) -> list[Planned]:
         """The part of a plan that the run is about. ConfigError if what the only step reads is not there."""
         last = self.only or self.last
-        needed = up_to(planned, last) if last else [each for each in planned if not _compares(each.step.name)]
+        needed = up_to(planned, last) if last else [each for each in planned if not compares(each.step.name)]
         made = {self.only} if self.only else {each.step.name for each in needed}
         for name in filter(None, (*self.force, self.start)):
             if name not in made:
@@ -222,16 +222,15 @@ def kind_of(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _compares(name: str) -> bool:
-    return kind_of(name) == COMPARE or name == POOL
-
-
 def up_to(planned: list[Planned], last: str) -> list[Planned]:
     """The steps that `last` needs, and it: the part of a plan that ends there. The name of a section in SEVERAL stands
-    for all of its steps. ConfigError lists the steps.
+    for all of its steps, `compare.<name>` for those of a comparison. ConfigError lists the steps.
     """
     by_name = {each.step.name: each for each in planned}
-    members = [name for name in by_name if kind_of(name) in SEVERAL.get(last, ())]
+    several = SEVERAL.get(last, ())
+    members = [name for name in by_name if kind_of(name) in several or name.startswith(f"{last}.")]
+    if last in by_name and not several:
+        members = [last]
     needed, waiting = set(), members or [choose(last, by_name, "Step")]
     while waiting:
         name = waiting.pop()

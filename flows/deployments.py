@@ -18,7 +18,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import CancelledRun, FailedRun
 from pydantic import Field
 
-from flows.dag import Selection
+from flows.dag import COMPARE, Selection
 from flows.execution import execute_plan
 from flows.run import Run, prepare
 from flows.taskruns import Steps
@@ -55,6 +55,7 @@ START = Field(None, description="Make this step, such as label, and all behind i
 FORCE: list[str] = Field([], description="Make these steps again, and what is behind them if their results differ.")
 TEACHER = Field(description="Name of the teacher, as under teachers in the recipe.")
 STAGE = Field(description="Name of the stage, as under stages in the recipe.")
+COMPARISON = Field(None, description="Name of the comparison, as under compare in the recipe; else all of them.")
 IMAGES = Field(None, description="Images that go through a teacher at once; else as the recipe says.")
 SPLITS = Field(None, description="Held-out split to prefer; else as the recipe says.")
 # A schedule to train with.
@@ -184,6 +185,25 @@ def evaluate(
     """Measure the student, its teachers and a trivial baseline of a recipe on held-out images, and write the report."""
     changes = [*_given("evaluate", splits=splits), *_given("runtime", device=device, workers=workers)]
     return _carry_out(_up_to("evaluate", anew), lambda: read_recipe(Path(recipe), [*overrides, *changes]), root)
+
+
+@flow(name="compare", persist_result=False)
+def compare(
+    recipe: Text = RECIPE,
+    comparison: Text | None = COMPARISON,
+    root: Text = ROOT,
+    overrides: list[str] = OVERRIDES,
+    device: Device | None = DEVICE,
+    workers: Threads = WORKERS,
+) -> State[Any]:
+    """Compare self-supervised methods as a recipe says, after making what they start from, and write the report."""
+
+    def read() -> Recipe:
+        found = read_recipe(Path(recipe), [*overrides, *_given("runtime", device=device, workers=workers)])
+        choose(comparison or next(iter(found.compare), ""), found.compare, "Comparison")
+        return found
+
+    return _carry_out(Selection(f"{COMPARE}.{comparison}" if comparison else COMPARE), read, root)
 
 
 def _up_to(step: str, anew: bool) -> Selection:

@@ -24,7 +24,7 @@ from pipeline.workspace import Workspace
 
 Key = tuple[str, str]
 """A step and a fingerprint."""
-GOALS = ("evaluate", "student", "label")
+GOALS = ("compare", "evaluate", "student", "label")
 """What runs are made for, the furthest first."""
 STARTED = re.compile(r"^(?P<recipe>.*)-(?P<time>\d{8}-\d{6}(-\d+)?)$")
 """The name of a run's folder."""
@@ -43,8 +43,14 @@ class RunUse:
     at_work: bool
 
     def reached(self, step: str) -> bool:
-        """Whether it came to its end, and the step was a part of it."""
-        return self.finished and any(name == step for name, _ in self.uses)
+        """Whether it came to its end, and the step, or one of this kind, was a part of it."""
+        return self.finished and any(name == step or name.startswith(f"{step}.") for name, _ in self.uses)
+
+    @property
+    def purpose(self) -> tuple[str, ...]:
+        """What it takes the place of earlier runs for: its recipe, and the comparisons that it made."""
+        made = {".".join(name.split(".")[:2]) for name, _ in self.uses if name.startswith("compare.")}
+        return (self.recipe, *sorted(made))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,20 +171,20 @@ def sort_out(workspace: Workspace, keep: int = 1) -> list[Verdict]:
 def _reasons(every_run: Sequence[RunUse], keep: int) -> dict[Key, str]:
     """Why artifacts are kept."""
     reasons: dict[Key, str] = {}
-    goals = {recipe: _goal(every_run, recipe) for recipe in {run.recipe for run in every_run}}
-    whole: collections.Counter[str] = collections.Counter()
+    goals = {purpose: _goal(every_run, purpose) for purpose in {run.purpose for run in every_run}}
+    whole: collections.Counter[tuple[str, ...]] = collections.Counter()
     for run in every_run:
-        if run.at_work or whole[run.recipe] < keep:
+        if run.at_work or whole[run.purpose] < keep:
             for key in run.uses:
                 reasons.setdefault(key, f"{run.name} {'uses it now' if run.at_work else 'refers to it'}")
-        goal = goals[run.recipe]
-        whole[run.recipe] += goal is not None and run.reached(goal)
+        goal = goals[run.purpose]
+        whole[run.purpose] += goal is not None and run.reached(goal)
     return reasons
 
 
-def _goal(every_run: Sequence[RunUse], recipe: str) -> str | None:
-    """The step that a run of a recipe has to reach to be a whole one; None while none has reached any."""
-    runs = [run for run in every_run if run.recipe == recipe]
+def _goal(every_run: Sequence[RunUse], purpose: tuple[str, ...]) -> str | None:
+    """The step that a run of one purpose has to reach to be a whole one; None while none has reached any."""
+    runs = [run for run in every_run if run.purpose == purpose]
     return next((step for step in GOALS if any(run.reached(step) for run in runs)), None)
 
 

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from pipeline.augment import AugmentConfig
+from pipeline.comparing import CompareConfig
 from pipeline.config import (
     EvaluateConfig,
     FitConfig,
@@ -51,12 +52,14 @@ A list, carried out in this order: `- {name: <name>, method: <a heading below>, 
 """
 OF_STAGES: dict[str, type[BaseModel]] = {"augment": PolicyConfig, "labels": LabelledConfig}
 
+COMPARISONS = "`<name>: {data: [...], methods: {...}, ...}`. `-o compare.<name>.steps=[50]` changes one."
 CHAPTERS: tuple[tuple[str, str, type[BaseModel], type[BaseModel] | None], ...] = (
     ("The whole", "", Recipe, None),
     ("runtime", "None of it changes a result's fingerprint.", RuntimeConfig, None),
     ("labelling", "", LabellingConfig, None),
     ("student", "Besides these, the keys of *training* and *schedule* below.", StudentConfig, TrainingConfig),
     ("evaluate", "", EvaluateConfig, None),
+    ("compare", COMPARISONS, CompareConfig, None),
     ("training", "Of supervised teachers and the student.", TrainingConfig, FitConfig),
     (
         "schedule",

@@ -13,7 +13,7 @@ import pkgutil
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, ValidationError, model_validator
@@ -181,8 +181,8 @@ class Recipe(Section):
     """Self-supervised pretraining from there to the user's domain, one stage after the other."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What is measured at the end."""
-    compare: CompareConfig | None = None
-    """Self-supervised methods to compare on a set: `must compare` does, `must run` does not."""
+    compare: dict[Name, CompareConfig] = {}
+    """Comparisons of self-supervised methods by name: `must compare` makes them, `must run` does not."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Recipe:
@@ -373,5 +373,9 @@ def _known_keys(problem: ErrorDetails) -> list[str]:
             model = importlib.import_module(f"{package}.{path[1]}").Config
             path = path[2:]
         elif isinstance(part, str) and part in model.model_fields:
-            model = _section(model.model_fields[part].annotation)
+            annotation = model.model_fields[part].annotation
+            if get_origin(annotation) is dict:
+                _, annotation = get_args(annotation)
+                path = path[1:]  # what the section is called
+            model = _section(annotation)
     return list(model.model_fields)

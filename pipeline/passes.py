@@ -26,6 +26,8 @@ TOTAL = "the combined loss"
 FITTED = "images_per_pass.json"
 """In `work`: how a process that can tell nobody else tells the next attempt that memory ran out. The state can't: the
 first process alone writes it, and does not come to it."""
+SURE = ("cpu",)
+"""Devices that never raise OutOfMemoryError: where memory is the system's, it ends the process that wants too much."""
 SMALLER = (
     "A smaller batch or more accumulate can't help: set a smaller image_size, width or backbone, or fewer processes."
 )
@@ -92,17 +94,25 @@ class Passes:
 
     def _attempt(self, whole: Mapping[str, float], step: int) -> dict[str, float] | None:
         """The losses, or None if memory ran out: then nothing has changed."""
-        before = {name: buffer.clone() for name, buffer in self.job.objective.named_buffers()}
+        kept = self._kept()
         torch.manual_seed(int(generator(self.job.seed, step, self.team.rank).integers(2**63)))
         try:
             return added(self._pass(piece, whole, step) for piece in self._pieces)
         except torch.OutOfMemoryError:
             pass  # what its frames hold is free only when they are gone
         self.job.objective.zero_grad(set_to_none=True)
-        for name, buffer in self.job.objective.named_buffers():
-            buffer.copy_(before[name])
+        for buffer, before in kept:
+            buffer.copy_(before)
         torch.cuda.empty_cache()
         return None
+
+    def _kept(self) -> list[tuple[Tensor, Tensor]]:
+        """Every buffer and what is in it now, to go back to. None where memory can't run out: a queue of features or a
+        memory of all images takes its time to copy.
+        """
+        if self.choice.device in SURE:
+            return []
+        return [(buffer, buffer.clone()) for buffer in self.job.objective.buffers()]
 
     def _pass(self, piece: Any, whole: Mapping[str, float], step: int) -> dict[str, float]:
         shares = {name: amount / max(whole[name], 1) for name, amount in self.job.objective.amounts(piece).items()}

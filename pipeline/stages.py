@@ -15,6 +15,8 @@ from pipeline.sections import NAME, FitConfig, Name, Section
 STUDENT, SCRATCH, PUBLISHED = "student", "scratch", "timm"
 """What a stage may start from, beside other stages and weights."""
 KEPT = (STUDENT, SCRATCH, PUBLISHED)
+COMPARED = "compare_"
+"""Before the names of stages that a comparison is made of."""
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 
@@ -109,7 +111,7 @@ def resolved(stages: Sequence[StageConfig], student: tuple[str, int]) -> list[St
     found: dict[str, StageConfig] = {}
     before = STUDENT
     for stage in stages:
-        if stage.name in (*KEPT, "compare"):
+        if stage.name in KEPT or stage.name.startswith(COMPARED):
             raise ConfigError(f"A stage can't be called {stage.name!r}: that name is taken.")
         start = stage.start or before
         if not stage.from_weights:

@@ -32,6 +32,12 @@ from tests.pipeline.training import (
 )
 
 
+@pytest.fixture(autouse=True)
+def unsure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here, the CPU's memory runs out as a GPU's does."""
+    monkeypatch.setattr("pipeline.passes.SURE", ())
+
+
 class Full(torch.autograd.Function):
     """Runs out of memory on the way back."""
 
@@ -172,3 +178,17 @@ def test_who_cannot_tell_the_others_leaves_word_for_the_next_attempt(tmp_path: P
     passes.take(share, most)
     assert passes.run(whole, step=7, most=most).most == 2
     assert train_and_tell(tmp_path, Small(8), batch=8) == [Cut(1, 4, 2)]
+
+
+def test_buffers_are_copied_only_where_memory_can_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, copied = Passes._kept, list[int]()
+
+    def keep(passes: Passes) -> list[tuple[Tensor, Tensor]]:
+        copied.append(len(kept(passes)))
+        return kept(passes)
+
+    monkeypatch.setattr(Passes, "_kept", keep)
+    unsure = train(tmp_path / "unsure", Pictures())
+    monkeypatch.setattr("pipeline.passes.SURE", ("cpu",))
+    assert_same(train(tmp_path / "sure", Pictures()), unsure)
+    assert copied == [3] * STEPS + [0] * STEPS

@@ -1,0 +1,160 @@
+"""Self-supervised stages from a base, its normalisation layers alone, and from scratch: steps, accuracy and cost.
+
+    python benchmarks/hpt.py --small          # about an hour on two cores: the shifted images alone
+    python benchmarks/hpt.py                  # for a GPU: both domains, up to 20,000 steps
+
+Two domains. Clothing, with the photos student as its base; and images that look like no photograph, CIFAR-10's turned
+grey and dark and laid over stripes, with a base that was trained without labels on CIFAR-10's 50,000. Of the test
+images, which the base has not seen, 2,000 are shifted to learn from and 2,000 to report on. Every length is a training
+of its own, as the schedule depends on it. What is made is kept in the root: a second run goes on from there.
+"""
+
+# ruff: noqa: E402 - the process is set up before torch is loaded
+from __future__ import annotations
+
+from pipeline.process import set_up_process
+
+set_up_process()
+
+import io
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+from PIL import Image
+
+import must
+from evaluation.comparison import Comparison, Row, Setting, read_comparisons
+from flows.console import Console
+from flows.dag import COMPARE, Selection
+from pipeline.artifacts import Artifact
+from pipeline.bench import circumstances, save_result
+from pipeline.machine import find_device
+
+RESULTS = Path(__file__).parent / "results"
+RECIPE = Path(__file__).parent / "hpt.yaml"
+COUNT = 2000
+"""Shifted images to learn from, and to report on."""
+SMALL = ["stages.base.steps=4000", *(f"compare.{name}.steps=[25,100,400,1600]" for name in ("clothing", "shifted"))]
+
+
+def shifted(data: bytes, number: int) -> bytes:
+    """The image grey, at half its contrast and dark, over stripes of a direction and a width of its own, as PNG."""
+    rng = np.random.default_rng(number)
+    grey = np.asarray(Image.open(io.BytesIO(data)).convert("L"), np.float64)
+    rows, columns = np.mgrid[: grey.shape[0], : grey.shape[1]]
+    angle, period = rng.uniform(0, np.pi), rng.uniform(3, 8)
+    stripes = np.sin(2 * np.pi * (rows * np.sin(angle) + columns * np.cos(angle)) / period)
+    seen = 0.5 * grey + 12 * stripes + rng.normal(scale=4, size=grey.shape)
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(seen, 0, 255).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_shifted(source: Path, folder: Path) -> None:
+    """The shifted images, the same every time, at `folder`/<split>.parquet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pq.read_table(source / "test.parquet")
+    order = np.random.default_rng(0).permutation(len(table))
+    for split, start in (("train", 0), ("test", COUNT)):
+        chosen = np.sort(order[start : start + COUNT])
+        part = table.take(chosen)
+        images = part.column("image").to_pylist()
+        made = [
+            {**image, "bytes": shifted(image["bytes"], int(row))} for image, row in zip(images, chosen, strict=True)
+        ]
+        column = pa.array(made, type=part.schema.field("image").type)
+        pq.write_table(
+            part.set_column(part.schema.get_field_index("image"), "image", column), folder / f"{split}.parquet"
+        )
+
+
+def rows_of(name: str, found: Comparison) -> list[list[str]]:
+    """A line per row: domain, row, steps, mean and deviation, seconds of one training."""
+    column = found.columns[0]
+    return [
+        [name, row.name, _steps(row), _accuracy(row, found), _seconds(row)] for row in found.rows if row.cell(column)
+    ]
+
+
+def _steps(row: Row) -> str:
+    return f"{row.setting.steps:,}" if row.setting.steps else "0"
+
+
+def _accuracy(row: Row, found: Comparison) -> str:
+    cell = row.cell(found.columns[0])
+    assert cell
+    return f"{100 * cell.mean:.1f} ± {100 * (cell.deviation or 0):.1f}"
+
+
+def _seconds(row: Row) -> str:
+    return f"{row.cost.seconds:,.0f}" if row.cost.seconds else ""
+
+
+def reaching(name: str, found: Comparison) -> list[list[str]]:
+    """A line per row: the fewest steps in which it comes to the best of all that starts from scratch."""
+    [backbone] = {setting.backbone for setting in found.settings()}
+    column, setting = found.columns[0], Setting(backbone, 1.0, None)
+    wanted = found.wanted(backbone, 1.0, column)
+    assert wanted is not None
+    lines = []
+    for row in dict.fromkeys(row.name for row in found.rows):
+        took = found.cost_to_reach(row, setting, column, wanted)
+        lines.append([name, row, f"steps to {100 * wanted:.1f}", "never" if took is None else f"{took.steps:,}", ""])
+    return lines
+
+
+def seconds_of(artifacts: dict[str, Artifact]) -> dict[str, float]:
+    """Seconds by step, of what the comparisons build on."""
+    return {
+        name: round(made.manifest["seconds"], 1) for name, made in artifacts.items() if not name.startswith("compare.")
+    }
+
+
+def main(
+    root: Annotated[str, typer.Option(help="Where artifacts are kept.")] = "must-root",
+    data: Annotated[Path, typer.Option(help="The folder with the sets.", envvar="MUST_DATA")] = Path("../shared/data"),
+    small: Annotated[bool, typer.Option("--small", help="What two cores do in about an hour.")] = False,
+    override: Annotated[list[str] | None, typer.Option("-o", help="As for must.")] = None,
+) -> None:
+    """Measure, print, and leave `hpt` among the results, or `hpt_small`."""
+    device = find_device("auto")
+    measured = circumstances(device)
+    images = Path(root) / "hpt" / "shifted"
+    write_shifted(data / "cifar10", images)
+    told = [f"data.shifted.path={images}", *(SMALL if small else []), *(override or [])]
+    last = f"{COMPARE}.shifted" if small else COMPARE
+    with Console().progress() as progress:
+        outcome = must.run(RECIPE, root, told, Selection(last), progress=progress)
+    found = read_comparisons(outcome.artifacts)
+    table = [["domain", "row", "steps", "accuracy, %", "s"]]
+    for name, comparison in found.items():
+        table += [*rows_of(name, comparison), *reaching(name, comparison)]
+    result = {
+        "measured": measured,
+        "overrides": told,
+        "advice": {name: comparison.advice() for name, comparison in found.items()},
+        "test_images": {name: comparison.n for name, comparison in found.items()},
+        "seconds": seconds_of(dict(outcome.artifacts)),
+        "rows": [
+            {
+                "domain": name,
+                "row": row.name,
+                "steps": row.setting.steps,
+                "images": row.cost.images,
+                "seconds": row.cost.seconds,
+                "accuracy": list(cell.values) if (cell := row.cell(comparison.columns[0])) else [],
+            }
+            for name, comparison in found.items()
+            for row in comparison.rows
+        ],
+    }
+    title = "Stages from a base and from scratch, linear probe on frozen features, accuracy in %, mean ± deviation"
+    save_result(RESULTS / f"hpt{'_small' if small else ''}-{device}.json", title, result, table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
