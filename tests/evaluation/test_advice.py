@@ -73,18 +73,18 @@ def test_fewer_than_three_seeds_or_one_row_tell_nothing(values: dict[str, tuple[
 
 def test_fewer_than_three_seeds_support_no_advice() -> None:
     said = advice(standing({"a": (0.1, 0.1), "b": (0.9, 0.9)}, MANY), ["a"], WHERE)
-    assert said == "here: b has the best mean (90.0 %), but fewer than 3 seeds support no advice."
+    assert said == "here: 'b' has the best mean (90.0 %), but fewer than 3 seeds support no advice."
 
 
 def test_a_row_that_is_clearly_better_is_advised() -> None:
     said = advice(standing(CLEAR, 10_000), ["scratch", "student"], WHERE)
-    assert said.startswith("here: take simclr (81.0 %), which beats all others; differences below")
+    assert said.startswith("here: take 'simclr' (81.0 %), which beats all others; differences below")
 
 
 def test_equal_rows_support_no_stage() -> None:
     values = {"scratch": (0.50, 0.52, 0.51), "simclr": (0.51, 0.51, 0.52), "mae": (0.52, 0.50, 0.52)}
     said = advice(standing(values, 10_000), ["scratch"], WHERE)
-    assert "no stage is better than scratch (51.0 %) by more than chance" in said
+    assert "no stage is better than 'scratch' (51.0 %) by more than chance" in said
     assert "support no stage" in said
     assert "take" not in said
 
@@ -98,18 +98,18 @@ def test_a_stage_that_is_no_better_than_the_best_without_one_is_not_advised() ->
     """It beats scratch, and not the student."""
     values = {"scratch": (0.20, 0.21, 0.22), "student": (0.79, 0.81, 0.80), "simclr": (0.80, 0.82, 0.81)}
     said = advice(standing(values, 1000), ["scratch", "student"], WHERE)
-    assert "no stage is better than student (80.0 %)" in said
+    assert "no stage is better than 'student' (80.0 %)" in said
 
 
 def test_methods_that_cant_be_told_apart_are_named() -> None:
     values = {**CLEAR, "mae": (0.81, 0.80, 0.81)}
     said = advice(standing(values, 1000), ["scratch", "student"], WHERE)
-    assert "take simclr (81.0 %); it beats student and scratch, and can't be told from mae; " in said
+    assert "take 'simclr' (81.0 %); it beats 'student' and 'scratch', and can't be told from 'mae'; " in said
 
 
 def test_where_the_best_does_without_a_stage_none_is_advised() -> None:
     said = advice(Standing({"student": 0.9, "simclr": 0.5}, 0.1), ["student"], WHERE)
-    assert "no stage is better than student" in said
+    assert "no stage is better than 'student'" in said
 
 
 def test_the_order_of_the_rows_does_not_matter() -> None:
@@ -141,5 +141,5 @@ def test_a_difference_that_is_there_is_found() -> None:
         noise = 0.6 + 0.01 * rng.normal(size=(5, 3))
         noise[0] += 0.1
         said = advice(standing({str(name): row.tolist() for name, row in enumerate(noise)}, MANY), ["1"], WHERE)
-        found += "take 0" in said
+        found += "take '0'" in said
     assert found > 0.95 * worlds
