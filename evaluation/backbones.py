@@ -98,5 +98,5 @@ def _board(place: tuple[str, str, str, int], records: Sequence[Measured]) -> Boa
 
 
 def as_json(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
-    """All records, for those who compute with them."""
-    return [record.to_json() for record in read_measured(artifacts)]
+    """All records, those of comparisons as well, for those who compute with them."""
+    return [record.to_json() for record in read_measured(artifacts, ("probe", "finetune", "compare"))]

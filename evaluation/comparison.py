@@ -69,20 +69,24 @@ class Comparison:
         return [row for row in self.rows if row.setting in (plain, setting)]
 
     def standing(self, setting: Setting, column: Column) -> Standing:
-        """How the rows of a setting compare. Of a metric that is better lower, or no share, only means."""
+        """How the rows of a setting compare by a metric that is a share."""
         found = {row.name: cell.values for row in self.side_by_side(setting) if (cell := row.cell(column))}
         fewest = min(len(values) for values in found.values())
         return standing({name: values[:fewest] for name, values in found.items()}, self.n)
 
     def advice(self) -> list[str]:
-        """A sentence for each backbone, by the first column, for most images and most steps."""
-        said = []
+        """A sentence for each backbone, by the first column of a share, for most images and most steps. Nothing is said
+        of angles.
+        """
+        said, shares = [], [column for column in self.columns if self.better[column.metric] == "higher"]
+        if not shares:
+            return []
         for backbone in dict.fromkeys(setting.backbone for setting in self.settings()):
             mine = [setting for setting in self.settings() if setting.backbone == backbone]
             most = max(mine, key=lambda setting: (setting.share or 0, setting.steps or 0))
             plain = [row.name for row in self.side_by_side(most) if row.is_plain]
-            where = f"{backbone} on {self.place} by {_told(self.columns[0])}, {most.steps:,} steps"
-            said.append(advice(self.standing(most, self.columns[0]), plain, where))
+            where = f"{backbone} on {self.place} by {_told(shares[0])}, {most.steps:,} steps"
+            said.append(advice(self.standing(most, shares[0]), plain, where))
         return said
 
     def wanted(self, backbone: str, share: float | None, column: Column) -> float | None:
@@ -124,10 +128,10 @@ def named(trial: Trial) -> str:
 
 
 def read_comparisons(artifacts: Mapping[str, Artifact]) -> dict[str, Comparison]:
-    """The comparisons among the artifacts of a run, by name."""
+    """The comparisons among the artifacts of a run, by name, but for those of which no number came."""
     groups: dict[str, list[Artifact]] = {}
     for step, made in artifacts.items():
-        if step.startswith("compare.") and TRIAL in made.manifest["config"]:
+        if step.startswith("compare.") and TRIAL in made.manifest["config"] and made.counts["records"]:
             groups.setdefault(step.split(".")[1], []).append(made)
     return {name: _read(measured, artifacts) for name, measured in groups.items()}
 
@@ -135,19 +139,17 @@ def read_comparisons(artifacts: Mapping[str, Artifact]) -> dict[str, Comparison]
 def _read(measured: Sequence[Artifact], artifacts: Mapping[str, Artifact]) -> Comparison:
     records = {made.mark: [Measured(**each) for each in made.load(FILE, read_json)] for made in measured}
     every = [record for found in records.values() for record in found if record.corruption in (CLEAN, ALL)]
-    leading: dict[str, str] = {}
+    leading: dict[tuple[str, str], str] = {}
     for record in every:
-        leading.setdefault(record.protocol, record.metric)
+        leading.setdefault((record.protocol, record.task), record.metric)
     rows: dict[tuple[str, Setting], list[Artifact]] = {}
     for made in measured:
         trial = Trial(**made.manifest["config"][TRIAL])
         rows.setdefault((named(trial), Setting(trial.backbone, trial.share, trial.steps)), []).append(made)
-    kept = [record for record in every if leading[record.protocol] == record.metric]
+    kept = [record for record in every if leading[record.protocol, record.task] == record.metric]
     return Comparison(
         rows=[_row(name, setting, found, records, artifacts) for (name, setting), found in rows.items()],
-        columns=sorted(
-            {_column(record) for record in kept}, key=lambda c: (c.protocol, c.labels, c.corruption != CLEAN)
-        ),
+        columns=sorted(dict.fromkeys(map(_column, kept)), key=lambda c: (c.protocol, c.labels, c.corruption != CLEAN)),
         better={record.metric: record.better for record in every},
         about={record.protocol: record.about for record in every if record.corruption == CLEAN},
         place=f"{every[0].dataset}/{every[0].split}",

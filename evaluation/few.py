@@ -28,14 +28,26 @@ class Splits(NamedTuple):
 
 
 def splits_of(found: IngestedSet, task: str, preferred: str) -> Splits | None:
-    """The splits for a task, None if the set has no held-out labels of it. What decides is never reported on."""
+    """The splits for a task, None if the set has no labels of it to learn from or none to report on. What decides is
+    never reported on, also where the same image is in both splits.
+    """
     test = found.held_out(preferred, task)
     if test is None or not found.counts.get(f"labels.{task}.train"):
         return None
-    heads, other = {task: task}, {"test": "val", "val": "test"}[test]
-    held_out = held_out_keys(found)
-    val = truth_library(found, "val", heads) if test == "test" and found.counts.get(f"labels.{task}.{other}") else None
-    return Splits(truth_library(found, "train", heads, held_out), val, truth_library(found, test, heads), test)
+    heads = {task: task}
+    train = truth_library(found, "train", heads, held_out_keys(found))
+    if not len(train):
+        return None
+    return Splits(train, _deciding(found, task) if test == "test" else None, truth_library(found, test, heads), test)
+
+
+def _deciding(found: IngestedSet, task: str) -> Library | None:
+    """The validation images that are not tested on, None if there are none."""
+    if not found.counts.get(f"labels.{task}.val"):
+        return None
+    tested = {key for shard in found.images("test").shards for key in shard.keys}
+    val = truth_library(found, "val", {task: task}, tested)
+    return val if len(val) else None
 
 
 def order_of(library: Library, task: str, seed: int) -> NDArray[np.int64]:

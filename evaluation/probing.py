@@ -50,7 +50,7 @@ def probe(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
         start = of_config(StartConfig.model_validate(config["start"]), inputs, config["seed"])
         records = list(_Probing(config, splits, Eye(start, inputs.runtime), out / WORK).records())
     write_json(out / FILE, [record.to_json() for record in records])
-    return {"records": len(records), **({} if splits else {"why": "no held-out images with class labels"})}
+    return {"records": len(records), **({} if splits else {"why": "no class labels to learn from, or none held out"})}
 
 
 class Eye:
@@ -121,7 +121,8 @@ class _Probing:
                     if turn and amount == "all" and not probe.RANDOM:
                         continue  # nothing is drawn: every seed comes to the same
                     self._tell(f"{name}, {count} labels, seed {problem.seed}")
-                    solution = probe.fit(dataclasses.replace(problem, scratch=self.scratch / f"{name}-{problem.seed}"))
+                    scratch = self.scratch / f"{name}-{amount}-{problem.seed}"
+                    solution = probe.fit(dataclasses.replace(problem, scratch=scratch))
                     yield from self._report((name, probe), (amount, count), problem.seed, solution)
 
     def _tell(self, line: str) -> None:

@@ -46,7 +46,7 @@ class _Trial:
         self.recipe, self.config, self.trial = recipe, recipe.compare[comparison], trial
         self.comparison, self.stage = comparison, f"{COMPARED}{comparison}"
         self.name, self.seed = f"{NAME}.{comparison}.{trial.name}", recipe.seed + trial.seed
-        found = start(trial.start, recipe, trial.backbone)
+        found = start(trial.start, recipe, trial.backbone, f"{NAME}.{comparison}.starts")
         self.start = found.model_copy(update={"image_size": self.config.image_size or recipe.student.image_size})
 
     def steps(self) -> Iterator[Step]:
@@ -142,7 +142,7 @@ def check_comparing(recipe: Recipe, spaces: Spaces) -> None:
 
 
 def _check(place: str, config: CompareConfig, backbone: str, spaces: Spaces) -> None:
-    for key, names in (("data", config.data), ("on", [config.measured_on])):
+    for key, names in (("data", config.data), ("set", [config.measured_on])):
         for name in names:
             choose(name, spaces, f"{place}.{key}:")
     check_how(place, config)
@@ -151,7 +151,7 @@ def _check(place: str, config: CompareConfig, backbone: str, spaces: Spaces) -> 
     there = spaces[config.measured_on]
     if not there or (config.probes and "classification" not in there):
         raise ConfigError(
-            f"{place}.on is {config.measured_on!r}, which has labels for {', '.join(sorted(there)) or 'nothing'}: "
+            f"{place}.set is {config.measured_on!r}, which has labels for {', '.join(sorted(there)) or 'nothing'}: "
             f"{'probes need class labels' if config.probes else 'there is nothing to fine-tune on'}."
         )
     names = [trial.name for trial in config.trials(backbone)]

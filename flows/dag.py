@@ -171,8 +171,12 @@ class Selection:
 
     def of(self, planned: list[Planned]) -> list[Planned]:
         """The part of a plan that the run is about. ConfigError if what the only step reads is not there."""
-        last = self.only or self.last
-        needed = up_to(planned, last) if last else [each for each in planned if not compares(each.step.name)]
+        if self.only:
+            needed = needed_by(planned, [choose(self.only, {each.step.name for each in planned}, "Step")])
+        elif self.last:
+            needed = up_to(planned, self.last)
+        else:
+            needed = [each for each in planned if not compares(each.step.name)]
         made = {self.only} if self.only else {each.step.name for each in needed}
         for name in filter(None, (*self.force, self.start)):
             if name not in made:
@@ -226,12 +230,17 @@ def up_to(planned: list[Planned], last: str) -> list[Planned]:
     """The steps that `last` needs, and it: the part of a plan that ends there. The name of a section in SEVERAL stands
     for all of its steps, `compare.<name>` for those of a comparison. ConfigError lists the steps.
     """
-    by_name = {each.step.name: each for each in planned}
-    several = SEVERAL.get(last, ())
-    members = [name for name in by_name if kind_of(name) in several or name.startswith(f"{last}.")]
-    if last in by_name and not several:
+    names, several = [each.step.name for each in planned], SEVERAL.get(last, ())
+    members = [name for name in names if kind_of(name) in several or name.startswith(f"{last}.")]
+    if last in names and not several:
         members = [last]
-    needed, waiting = set(), members or [choose(last, by_name, "Step")]
+    return needed_by(planned, members or [choose(last, names, "Step")])
+
+
+def needed_by(planned: list[Planned], members: Sequence[str]) -> list[Planned]:
+    """The part of a plan that these steps need, they included."""
+    by_name = {each.step.name: each for each in planned}
+    needed, waiting = set(), list(members)
     while waiting:
         name = waiting.pop()
         needed.add(name)

@@ -9,7 +9,7 @@ from typing import Any
 from evaluation.schedules import SCHEDULES
 from pipeline.artifacts import Step
 from pipeline.config import Recipe, modules
-from pipeline.errors import ConfigError, choose
+from pipeline.errors import ConfigError, choose, naming
 from pipeline.evaluating import Measuring, StartConfig, check_names, start_of
 from pipeline.labels import LabelSpace
 from pipeline.stages import KEPT
@@ -80,15 +80,16 @@ def backbone_starts(recipe: Recipe) -> list[StartConfig]:
     return starts
 
 
-def start(said: str, recipe: Recipe, backbone: str | None = None) -> StartConfig:
-    """What a recipe names as a start, for images of the size that backbones are measured at."""
+def start(said: str, recipe: Recipe, backbone: str | None = None, place: str = "evaluate.starts") -> StartConfig:
+    """What a recipe names as a start at `place`, for images of the size that backbones are measured at."""
     steps = [*(f"stage.{stage.name}" for stage in recipe.stages), *(f"teacher.{name}" for name in recipe.teachers)]
     size = recipe.evaluate.image_size or recipe.student.image_size
-    found = start_of(said, steps, backbone or recipe.student.backbone, size)
+    with naming(place):
+        found = start_of(said, steps, backbone or recipe.student.backbone, size)
     kind, _, name = (found.step or "").partition(".")
     if kind == "teacher" and recipe.teachers[name].kind not in WITH_BACKBONE:
         raise ConfigError(
-            f"evaluate.starts: {said!r} is of kind {recipe.teachers[name].kind!r}, which leaves no backbone; teachers "
+            f"{place}: {said!r} is of kind {recipe.teachers[name].kind!r}, which leaves no backbone; teachers "
             f"of the kinds {', '.join(WITH_BACKBONE)} do, and {', '.join(KEPT)}."
         )
     return found

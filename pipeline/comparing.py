@@ -25,7 +25,7 @@ class CompareConfig(Measuring):
 
     data: list[str] = Field(min_length=1)
     """Sets whose training images are learned from."""
-    on: Name | None = None
+    set: Name | None = None
     """The labelled set that is measured on; null for the first of `data`."""
     methods: dict[Name, dict[str, Any]] = Field(min_length=1)
     """Methods by the names they are to have here: each says what a stage says, but for what all have in common."""
@@ -72,7 +72,7 @@ class CompareConfig(Measuring):
     @property
     def measured_on(self) -> str:
         """The set that is measured on."""
-        return self.on or self.data[0]
+        return self.set or self.data[0]
 
     def trials(self, backbone: str) -> Iterator[Trial]:
         """Everything that is trained or measured, seed by seed; `backbone`: the student's."""

@@ -84,7 +84,7 @@ def start_of(said: str, steps: Sequence[str], backbone: str, image_size: int) ->
     if said == SCRATCH:
         return StartConfig(name=said, backbone=backbone, image_size=image_size)
     if re.fullmatch(r"[a-z][a-z0-9_]*|(stage|teacher)\.[a-z0-9_]+", said) and said != PUBLISHED:
-        return StartConfig(name=said, step=choose(said, [*steps, *KEPT], "evaluate.starts:"), image_size=image_size)
+        return StartConfig(name=said, step=choose(said, [*steps, *KEPT], "start"), image_size=image_size)
     name = PUBLISHED if said == PUBLISHED else re.sub(r"\W+", "_", PurePath(said).stem)
     return StartConfig(name=name, backbone=backbone, weights=said, image_size=image_size)
 
@@ -95,6 +95,6 @@ def check_names(starts: Sequence[StartConfig]) -> None:
         for other in starts[:number]:
             if start.name == other.name:
                 raise ConfigError(
-                    f"evaluate.starts: {start.weights!r} and {other.weights!r} would both be called {start.name!r}: "
-                    "rename one of the files."
+                    f"evaluate.starts: {other.weights or other.name!r} and {start.weights or start.name!r} would both "
+                    f"be called {start.name!r}: rename the file."
                 )

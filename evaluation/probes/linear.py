@@ -20,13 +20,19 @@ ITERATIONS = 500
 
 
 def fit(problem: Problem) -> Solution:
-    """The classifier with the penalty that is best on validation images; the strongest one of equals."""
+    """The classifier with the penalty that is best on validation images; the strongest one of equals. Where one class
+    is all that is known, everything is taken for it.
+    """
     import torch
+    import torch.nn.functional as F
     from sklearn.linear_model import LogisticRegression
 
     from evaluation.problem import Solution
 
     known, classes = problem.train.features, problem.train.classes.numpy()
+    if len(set(classes)) == 1:
+        alone = F.one_hot(problem.train.classes[:1], problem.classes).float()
+        return Solution(lambda features: alone.expand(len(features), -1), {})
     mean, std = known.mean(0), known.std(0).clamp_min(1e-6)
 
     def standard(features: Tensor) -> Any:

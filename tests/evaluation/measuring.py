@@ -1,0 +1,102 @@
+"""Sets to measure backbones on, and how to run the steps that do."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from evaluation.measured import FILE
+from pipeline.artifacts import Artifact, Inputs, Step, read_json
+from pipeline.loader import Library
+from pipeline.roots import Root
+from pipeline.runtime import Runtime
+from pipeline.workspace import Workspace
+
+COLOURS = {"dark": (40, 40, 60), "red": (230, 40, 40), "green": (40, 220, 60)}
+"""Classes that any backbone tells apart."""
+SIZE = 32
+Record = dict[str, Any]
+MakeKinds = Callable[..., Artifact]
+
+
+def noise_of(number: int, kind: str) -> NDArray[np.uint8]:
+    """Noise, another one for each number; of a class that is a colour, a little of it on that colour."""
+    rng = np.random.default_rng(number)
+    if kind not in COLOURS:
+        return rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    return np.clip(np.array(COLOURS[kind]) + rng.integers(-20, 20, (SIZE, SIZE, 3)), 0, 255).astype(np.uint8)
+
+
+def read_set(root: Root, name: str, **source: Any) -> Artifact:
+    """A set by its keys in the recipe."""
+    step = Step(f"data.{name}", "tasks.ingest:ingest", {"name": name, "source": source, "shard_images": 4})
+    return Workspace(root).make(step, Inputs({}, Runtime(root, "cpu", "32", 1)))
+
+
+def kinds_in(folder: Path, pictures: Mapping[str, Sequence[int]], name: str = "kinds") -> Artifact:
+    """A set of pictures of classes: picture numbers by `<split>/<class>`; the same number is the same picture."""
+    splits, kinds = ({place.split("/")[number] for place in pictures} for number in (0, 1))
+    for split in splits:
+        for kind in kinds:
+            (folder / name / split / kind).mkdir(parents=True)
+    for place, numbers in pictures.items():
+        for number in numbers:
+            Image.fromarray(noise_of(number, place.split("/")[1])).save(folder / name / place / f"{number}.png")
+    return read_set(Root.of(folder / "root"), name, kind="imagefolder", path=str(folder / name))
+
+
+def keys_of(library: Library) -> set[str]:
+    """The keys of all images of a library."""
+    return {library.read(index)[0] for index in range(len(library))}
+
+
+def scratch(name: str = "scratch", size: int = SIZE, backbone: str = "test_resnet") -> dict[str, Any]:
+    """The start `scratch` in a step's configuration."""
+    return {"name": name, "step": None, "backbone": backbone, "weights": None, "image_size": size}
+
+
+@dataclasses.dataclass
+class Bench:
+    """A folder in which the steps that measure are run."""
+
+    runtime: Runtime
+    sets: dict[str, Artifact]
+
+    def run(self, function: str, inputs: Mapping[str, Artifact], config: Mapping[str, Any], **more: Any) -> Artifact:
+        """What a step makes of some inputs."""
+        name, grows = str(config["name"]), ("labels", "seeds") if "finetuning" in function else ()
+        step = Step(name, function, dict(config), tuple(inputs), grows=grows)
+        runtime = dataclasses.replace(self.runtime, **more)
+        return Workspace(runtime.root).obtain(step, Inputs(inputs, runtime))[0]
+
+    def probe(self, *probes: str, on: str, before: Artifact | None = None, **config: Any) -> list[Record]:
+        """The records of the probes of a backbone, by default one from scratch."""
+        versions = {each: importlib.import_module(f"evaluation.probes.{each}").VERSION for each in probes}
+        told = {"name": "probe.it", "start": scratch(), "probes": list(probes), "versions": versions, **self.common(on)}
+        inputs = {**({"before": before} if before else {}), f"data.{on}": self.sets[on]}
+        return records_of(self.run("evaluation.probing:probe", inputs, told | config))
+
+    def tune(self, on: str, before: Artifact | None = None, **config: Any) -> Artifact:
+        """The artifact of fine-tuning from a backbone, by default one from scratch, by the schedule `tiny`."""
+        told = {"name": "finetune.it", "start": scratch(), "schedule": "tiny", "width": 16, "proposals": 8}
+        more = {key: config.pop(key) for key in ("stop", "progress", "root") if key in config}
+        inputs = {**({"before": before} if before else {}), f"data.{on}": self.sets[on]}
+        return self.run("evaluation.finetuning:finetune", inputs, told | self.common(on) | config, **more)
+
+    @staticmethod
+    def common(on: str) -> dict[str, Any]:
+        """What both kinds of steps are told, as a recipe that says nothing has it."""
+        return {"set": on, "splits": "test", "labels": ["all"], "seeds": 1, "seed": 0, "corruptions": False}
+
+
+def records_of(made: Artifact) -> list[Record]:
+    """The records that a step left."""
+    found: list[Record] = made.load(FILE, read_json)
+    return found

@@ -1,0 +1,181 @@
+"""The step that measures frozen features: what its probes are given, and what its records say."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import threading
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation import corruptions
+from evaluation.corruptions import CORRUPTIONS
+from evaluation.measured import Measured
+from evaluation.probes import linear_hpt
+from evaluation.problem import Problem, Solution
+from pipeline.augment import View, view_image
+from pipeline.decode import decode
+from pipeline.errors import ConfigError, Stopped
+from tests.evaluation.measuring import COLOURS, Bench, MakeKinds, Record, keys_of, records_of, scratch
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Problem]:
+    """The problems that a probe called `spy` is given, which says that everything is of the first class."""
+    problems: list[Problem] = []
+
+    def fit(problem: Problem) -> Solution:
+        problems.append(problem)
+        first = torch.eye(problem.classes)[:1]
+        return Solution(lambda features: first.expand(len(features), -1), {"first": 1})
+
+    spy = types.ModuleType("evaluation.probes.spy")
+    spy.__dict__.update(VERSION=7, ABOUT="everything is of the first class", RANDOM=False, fit=fit)
+    monkeypatch.setitem(sys.modules, spy.__name__, spy)
+    return problems
+
+
+@pytest.fixture
+def quick_hpt(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"steps": 4, "batch": 6, "lr": 0.1}
+    monkeypatch.setattr(linear_hpt, "SETTINGS", linear_hpt.SETTINGS.model_copy(update=few))
+
+
+def accuracies(records: Sequence[Record]) -> dict[tuple[str, int, int], float]:
+    return {(record["protocol"], record["labels"], record["seed"]): record["value"] for record in records}
+
+
+def test_a_record_says_how_its_number_came_about(bench: Bench) -> None:
+    linear, knn = bench.probe("linear", "knn", on="colours", seed=3)
+    about = {field.name for field in dataclasses.fields(Measured)}
+    assert set(linear) == set(knn) == about
+    assert {key: linear[key] for key in ("start", "backbone", "protocol", "dataset", "task", "split")} == {
+        "start": "scratch",
+        "backbone": "test_resnet",
+        "protocol": "linear v1",
+        "dataset": "colours",
+        "task": "classification",
+        "split": "test",
+    }
+    assert (linear["n"], linear["asked"], linear["labels"], linear["seed"]) == (9, "all", 18, 3)
+    assert (linear["metric"], linear["better"], linear["value"]) == ("accuracy", "higher", 1.0)
+    assert (knn["protocol"], knn["value"], knn["settings"]) == ("knn v1", 1.0, {"neighbours": 18})
+    assert linear["steps"] is linear["images"] is linear["seconds"] is None, "nothing was trained step by step"
+
+
+def test_the_accuracy_is_that_of_the_images_that_are_reported_on(bench: Bench, seen: list[Problem]) -> None:
+    [record] = bench.probe("spy", on="colours")
+    assert record["value"] == pytest.approx(1 / 3)
+    assert (record["protocol"], record["about"]) == ("spy v7", "everything is of the first class")
+
+
+def test_a_probe_is_given_what_the_labels_say(bench: Bench, seen: list[Problem]) -> None:
+    records = bench.probe("spy", on="colours", labels=[6, 0.5, "all"], seeds=2, seed=5)
+    assert [(record["asked"], record["labels"], record["seed"]) for record in records] == [
+        (6, 6, 5),
+        (6, 6, 6),
+        (0.5, 9, 5),
+        (0.5, 9, 6),
+        ("all", 18, 5),
+    ], "nothing is drawn of all labels: another seed comes to the same"
+    assert [len(problem.train.features) for problem in seen] == [6, 6, 9, 9, 18]
+    for problem in seen:
+        counts = torch.bincount(problem.train.classes, minlength=3).tolist()
+        assert counts == [len(problem.images) // 3] * 3
+        assert len(problem.val.classes) == 6
+        assert len(problem.images) == len(problem.train.features)
+    few, other, more, _, _ = (keys_of(problem.images) for problem in seen)
+    assert few < more
+    assert few != other
+
+
+def test_without_a_split_to_decide_by_a_part_of_the_labels_decides(
+    bench: Bench, seen: list[Problem], make_kinds: MakeKinds
+) -> None:
+    splits = {"train": range(5), "test": range(10, 12)}
+    bench.sets["kinds"] = make_kinds({f"{split}/{kind}": each for split, each in splits.items() for kind in COLOURS})
+    [record] = bench.probe("spy", on="kinds", labels=[10])
+    [problem] = seen
+    assert (len(problem.train.classes), len(problem.val.classes), record["labels"], record["n"]) == (8, 2, 10, 6)
+    same = (problem.val.features[:, None] == problem.train.features[None]).all(2)
+    assert not same.any(), "what decides is not learned from"
+
+
+def test_features_are_those_of_the_start_itself(bench: Bench, seen: list[Problem]) -> None:
+    """No step of training is direct transfer: whole images, running statistics."""
+    bench.probe("spy", on="colours", seed=1)
+    [problem] = seen
+    encoder, images = problem.encoder.eval(), problem.images
+    whole = np.stack([view_image(decode(images.read(at)[1]), View(), 32) for at in range(18)])
+    with torch.no_grad():
+        wanted = encoder(torch.from_numpy(whole).permute(0, 3, 1, 2).float() / 255)
+    nearest = torch.cdist(problem.train.features, wanted).min(0)
+    assert sorted(nearest.indices.tolist()) == list(range(18)), "of every image, in the order of the draw"
+    assert nearest.values.max() < 1e-4
+
+
+def test_corrupted_images_are_measured_on_and_not_learned_from(bench: Bench, seen: list[Problem]) -> None:
+    plain = bench.probe("linear", on="colours")
+    records = bench.probe("linear", "spy", on="colours", corruptions=True)
+    found = {record["corruption"]: record for record in records if record["protocol"] == "linear v1"}
+    assert set(found) == {"none", "all", *CORRUPTIONS}
+    assert found["none"] == plain[0]
+    values = [found[name]["value"] for name in CORRUPTIONS]
+    assert min(values) < 1, "some are too much for a random backbone"
+    assert found["all"]["value"] == pytest.approx(sum(values) / len(values))
+    assert corruptions.ABOUT in found["all"]["about"]
+    assert corruptions.ABOUT not in found["none"]["about"]
+    assert len(seen) == 1, "nothing is learned again for them"
+
+
+def test_a_set_without_held_out_labels_is_not_measured_on_and_says_so(bench: Bench, make_kinds: MakeKinds) -> None:
+    bench.sets["kinds"] = make_kinds({"train/a": [1], "train/b": [2]})
+    config = {"name": "probe.it", "start": scratch(), "probes": ["knn"], **bench.common("kinds")}
+    made = bench.run("evaluation.probing:probe", {"data.kinds": bench.sets["kinds"]}, config)
+    assert records_of(made) == []
+    assert made.counts == {"records": 0, "why": "no class labels to learn from, or none held out"}
+
+
+def test_more_labels_than_there_are_are_told(bench: Bench) -> None:
+    with pytest.raises(ConfigError, match="labels: 19 labelled images asked for; colours has 18 to learn from"):
+        bench.probe("knn", on="colours", labels=[19])
+
+
+@pytest.mark.usefixtures("quick_hpt")
+def test_what_is_trained_begins_anew_for_every_number_of_labels(bench: Bench) -> None:
+    """It leaves a state to go on from after every step, which is none of the next one's."""
+    together = accuracies(bench.probe("linear_hpt", on="colours", labels=[3, "all"], seeds=2, corruptions=False))
+    alone = accuracies(bench.probe("linear_hpt", on="colours", labels=["all"], seeds=2))
+    assert set(together) == {("linear_hpt v1", count, seed) for count in (3, 18) for seed in (0, 1)}
+    layers = trained_layers(bench, [3, "all"])[1:], trained_layers(bench, ["all"])
+    assert torch.equal(layers[0][0], layers[1][0])
+    assert alone.items() <= together.items()
+
+
+def trained_layers(bench: Bench, labels: list[Any]) -> list[torch.Tensor]:
+    """What classifiers trained on these numbers of labels say of some features."""
+    said = []
+    really = linear_hpt.fit
+
+    def fit(problem: Problem) -> Solution:
+        solution = really(problem)
+        said.append(solution.classify(torch.linspace(-1, 1, 5 * problem.encoder.width).view(5, -1)))
+        return solution
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear_hpt, "fit", fit)
+        bench.probe("linear_hpt", on="colours", labels=labels, name=f"probe.{len(labels)}")
+    return said
+
+
+def test_a_stop_ends_the_measuring(bench: Bench) -> None:
+    stop = threading.Event()
+    stop.set()
+    config = {"name": "probe.it", "start": scratch(), "probes": ["knn"], **bench.common("colours")}
+    with pytest.raises(Stopped):
+        bench.run("evaluation.probing:probe", {"data.colours": bench.sets["colours"]}, config, stop=stop)

@@ -1,0 +1,33 @@
+"""The tiny recipe with a set that backbones can be probed on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evaluation.schedules import Schedule
+from flows.dag import build_steps
+from pipeline.artifacts import Step
+from pipeline.augment import AugmentConfig
+from pipeline.config import Recipe, parse_recipe
+from tests.flows.tiny import RECIPE
+
+KINDS = "  kinds: {kind: scenes, count: 12, val: 3, test: 5, seed: 3, size: 48, tasks: [classification]}\nshard_images"
+MEASURED = RECIPE.replace("shard_images", KINDS)
+
+
+def two_steps(images: int, there: int) -> Sequence[Mapping[str, Any]]:
+    return [{"batch": 4, "steps": 2}]
+
+
+TINY = Schedule(1, "two steps", two_steps, AugmentConfig())
+"""A schedule of seconds."""
+
+
+def recipe_of(section: str) -> Recipe:
+    return parse_recipe(MEASURED + section, "recipe")
+
+
+def steps_of(section: str) -> dict[str, Step]:
+    """The steps of the recipe with a section more, by name."""
+    return {step.name: step for step in build_steps(recipe_of(section))}

@@ -1,0 +1,139 @@
+"""What every probe of frozen features owes the house. They are found by their files, nobody lists them here."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from evaluation.few import splits_of
+from evaluation.problem import Known, Problem
+from pipeline.artifacts import Artifact
+from pipeline.config import modules
+from pipeline.encoder import Encoder
+from pipeline.features import features_of
+from pipeline.loader import Library
+from pipeline.roots import Root
+from pipeline.runtime import Runtime
+from pipeline.starts import fresh
+from tasks.ingest import IngestedSet
+from tasks.shelves import class_numbers
+from tests.evaluation.measuring import COLOURS, SIZE, kinds_in
+
+PROBES = modules("evaluation.probes")
+TASK = "classification"
+Pose = Callable[..., Problem]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Pictures of three classes that any backbone tells apart; there is none of a fourth."""
+    splits = {"train": range(6), "val": range(10, 12), "test": range(20, 23)}
+    pictures = {f"{split}/{kind}": numbers for split, numbers in splits.items() for kind in COLOURS}
+    return kinds_in(tmp_path_factory.mktemp("colours"), {**pictures, "train/unseen": ()})
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    return fresh("test_resnet", SIZE).encoder()
+
+
+def known(encoder: Encoder, library: Library, runtime: Runtime) -> Known:
+    features = features_of(encoder, library, range(len(library)), runtime)
+    return Known(features, torch.from_numpy(class_numbers(library, TASK)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A problem, and what is to be told apart once it is solved."""
+
+    problem: Problem
+    test: Known
+
+
+@pytest.fixture
+def case(made: Artifact, encoder: Encoder, tmp_path: Path) -> Case:
+    """Features of the pictures."""
+    splits, runtime = splits_of(IngestedSet(made), TASK, "test"), Runtime(Root.of(tmp_path), "cpu", "32", 1)
+    assert splits
+    assert splits.val
+    train, val, test = (known(encoder, each, runtime) for each in (splits.train, splits.val, splits.test))
+    scratch = tmp_path / "scratch"
+    return Case(Problem(train, val, len(COLOURS) + 1, 3, encoder, splits.train, scratch, runtime), test)
+
+
+@pytest.fixture(params=PROBES)
+def probe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A probe; what is trained step by step takes few of them."""
+    module = importlib.import_module(f"evaluation.probes.{request.param}")
+    if hasattr(module, "SETTINGS"):
+        monkeypatch.setattr(module, "SETTINGS", module.SETTINGS.model_copy(update={"steps": 40, "batch": 12}))
+    return module
+
+
+def test_probes_are_found() -> None:
+    assert {"knn", "linear", "linear_hpt"} <= set(PROBES)
+
+
+def test_it_says_what_it_is(probe: ModuleType) -> None:
+    assert isinstance(probe.VERSION, int)
+    assert len(probe.ABOUT) > 40
+    assert not probe.ABOUT.endswith("."), "a part of a sentence"
+    assert isinstance(probe.RANDOM, bool)
+
+
+def test_what_is_apart_is_told_apart(probe: ModuleType, case: Case) -> None:
+    found = probe.fit(case.problem).classify(case.test.features)
+    assert found.argmax(1).tolist() == case.test.classes.tolist()
+
+
+def test_it_gives_probabilities(probe: ModuleType, case: Case) -> None:
+    found = probe.fit(case.problem).classify(case.test.features)
+    assert found.shape == (len(case.test.classes), case.problem.classes)
+    assert found.min() >= 0
+    torch.testing.assert_close(found.sum(1), torch.ones(len(found)))
+
+
+def test_its_settings_are_json(probe: ModuleType, case: Case) -> None:
+    settings = probe.fit(case.problem).settings
+    assert all(isinstance(value, int | float | str) for value in settings.values())
+
+
+def test_a_seed_gives_the_same_again(probe: ModuleType, case: Case, tmp_path: Path) -> None:
+    again = dataclasses.replace(case.problem, scratch=tmp_path / "again")
+    first, second = (probe.fit(problem).classify(case.test.features) for problem in (case.problem, again))
+    assert torch.equal(first, second)
+
+
+def test_what_depends_on_the_seed_says_so(probe: ModuleType, case: Case, tmp_path: Path) -> None:
+    other = dataclasses.replace(case.problem, seed=4, scratch=tmp_path / "other")
+    first, second = (probe.fit(problem).classify(case.test.features) for problem in (case.problem, other))
+    assert torch.equal(first, second) != probe.RANDOM
+
+
+def test_the_backbone_stays_as_it_is_its_running_statistics_included(probe: ModuleType, case: Case) -> None:
+    """HPT's separability: nothing but the classifier learns."""
+    encoder = case.problem.encoder
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    assert any("running_mean" in name for name in before)
+    probe.fit(case.problem).classify(case.test.features)
+    after = encoder.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("count", [2, 1])
+def test_one_class_alone_is_what_everything_is_taken_for(count: int, probe: ModuleType, case: Case) -> None:
+    """All there is to learn from: two pictures of the second class, or one."""
+    rows = (case.problem.train.classes == 1).nonzero().flatten()[:count]
+    few = Known(*(each[rows] for each in case.problem.train))
+    problem = dataclasses.replace(case.problem, train=few, images=case.problem.images.only(rows.tolist()))
+    found = probe.fit(problem).classify(case.test.features)
+    assert set(found.argmax(1).tolist()) == {1}
+    assert found.shape == (len(case.test.classes), problem.classes)
