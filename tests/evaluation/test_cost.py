@@ -16,7 +16,7 @@ SCHEDULE = {"steps": 10, "batch": 4}
 
 def made(inputs: tuple[str, ...] = (), seconds: float = 1.0, counts: Any = None, **config: Any) -> Artifact:
     """An artifact by what its manifest says."""
-    manifest = {
+    manifest: dict[str, Any] = {
         "inputs": {name: {} for name in inputs},
         "seconds": seconds,
         "counts": {"images": 100} if counts is None else counts,

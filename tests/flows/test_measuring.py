@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,7 +68,7 @@ def test_seeds_and_labels_of_fine_tuning_grow_and_those_of_probes_are_few_second
 
 def test_a_file_of_weights_is_a_start_by_its_name_and_its_content(tmp_path: Path) -> None:
     path = tmp_path / "mine-v2.safetensors"
-    config = []
+    config: list[Mapping[str, Any]] = []
     for content in (b"one", b"other"):
         path.write_bytes(content + b"!" * len(config))
         config.append(steps_of(f"evaluate: {{probes: [knn], starts: ['{path}']}}")["probe.mine_v2.kinds"].config)

@@ -277,3 +277,16 @@ def test_the_time_spent_waiting_is_counted(library: Library) -> None:
     assert loader.waited == 0
     next(loader.stream(0))
     assert loader.waited > 0
+
+
+def test_a_part_of_a_library_has_its_images_and_labels_in_their_order(library: Library) -> None:
+    chosen = [len(library) - 1, 0, 2]
+    part = library.only(chosen)
+    assert len(part) == 3
+    for mine, theirs in enumerate(sorted(chosen)):
+        assert part.read(mine) == library.read(theirs)
+        found, wanted = part.values(mine), library.values(theirs)
+        assert found.keys() == wanted.keys()
+        assert all(np.array_equal(found[head][name], wanted[head][name]) for head in found for name in found[head])
+    assert len(library.only([])) == 0
+    assert len(library.only(range(len(library)))) == len(library)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
+from flows.staging import settings
 from pipeline.optimizer import build_optimizer, learning_rate, parameter_groups
 from pipeline.sections import FitConfig
 from tests.pipeline.training import Pictures
@@ -61,3 +65,45 @@ def test_lars_is_the_papers(decay: float) -> None:
         optimizer.step()
     for name, one in module.named_parameters():
         np.testing.assert_allclose(one.detach().numpy(), expected[name], rtol=1e-7)
+
+
+def test_with_drops_the_rate_is_constant_but_for_a_tenth_from_each_of_them_on() -> None:
+    rates = [learning_rate(step, 12, 0.0, (1 / 3, 0.75)) for step in range(12)]
+    assert rates == pytest.approx([1.0] * 4 + [0.1] * 5 + [0.01] * 3)
+
+
+def test_a_warmup_comes_before_drops() -> None:
+    rates = [learning_rate(step, 10, 0.3, (0.5,)) for step in range(10)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, *[0.1] * 5])
+
+
+@pytest.mark.parametrize("drops", [(0.0,), (1.0,), (-0.1,)])
+def test_drops_lie_inside_a_training(drops: tuple[float, ...]) -> None:
+    with pytest.raises(ValidationError, match="drops"):
+        FitConfig(drops=drops)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_momentum_looks_ahead_where_it_is_told_to(optimizer: Literal["sgd", "lars"], nesterov: bool) -> None:
+    built = build_optimizer(Pictures(), FitConfig(optimizer=optimizer, nesterov=nesterov, momentum=0.8))
+    assert {group["nesterov"] for group in built.param_groups} == {nesterov}
+    assert {group["momentum"] for group in built.param_groups} == {0.8}
+
+
+def test_nesterov_is_the_gradient_and_a_step_of_momentum_ahead() -> None:
+    """Two steps with gradients of 1: the moment is 1, then 1.9; a step is gradient + 0.9 x moment."""
+    module = torch.nn.Linear(1, 1, bias=False).double()
+    torch.nn.init.zeros_(module.weight)
+    config = FitConfig(optimizer="sgd", nesterov=True, lr=1.0, momentum=0.9, weight_decay=0.0)
+    optimizer = build_optimizer(module, config)
+    for wanted in (-1.9, -1.9 - (1 + 0.9 * 1.9)):
+        module.weight.grad = torch.ones_like(module.weight)
+        optimizer.step()
+        assert module.weight.item() == pytest.approx(wanted)
+
+
+def test_keys_that_came_later_change_no_fingerprint_where_they_say_nothing() -> None:
+    assert not {"nesterov", "drops"} & settings(FitConfig()).keys()
+    said = settings(FitConfig(drops=(0.5,), nesterov=True))
+    assert (said["drops"], said["nesterov"]) == ([0.5], True)
