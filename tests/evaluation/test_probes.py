@@ -77,6 +77,13 @@ def test_linear_is_a_logistic_regression_with_the_penalty_that_is_best_on_valida
     np.testing.assert_allclose(solution.classify(test)[:, :3].numpy(), wanted, atol=1e-5)
 
 
+def test_of_penalties_that_are_equal_the_strongest_is_taken(tmp_path: Path) -> None:
+    """Classes so far apart that every one of them finds these."""
+    classes = torch.tensor([0, 1] * 10)
+    apart = Known(torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(0)) + 100 * classes[:, None], classes)
+    assert linear.fit(problem(apart, apart, tmp_path)).settings == {"C": 1e-4, "validation": 1.0}
+
+
 @pytest.mark.parametrize("probe", [knn, linear], ids=["knn", "linear"])
 def test_a_class_that_never_occurs_has_no_probability(probe: Any, tmp_path: Path) -> None:
     solution = probe.fit(problem(known(1, 40), known(2, 20), tmp_path))

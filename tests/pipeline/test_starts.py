@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-import teachers.pretrained
 from pipeline.artifacts import Artifact, Inputs
 from pipeline.backbone import statistics
+from pipeline.config import modules
 from pipeline.encoder import Encoder
 from pipeline.errors import ConfigError
 from pipeline.evaluating import StartConfig
@@ -82,7 +83,9 @@ def test_of_a_published_classifier_it_is_all_but_the_classifier(tmp_path: Path, 
     teacher = {"kind": "pretrained", "model": "test_resnet", "weights": str(tmp_path / "published.safetensors")}
     told = {**teacher, "classes": ["a", "b", "c"], "image_size": 64, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     (tmp_path / "made").mkdir()
-    teachers.pretrained.make({"name": "it", "teacher": told}, Inputs({}, runtime), tmp_path / "made")
+    assert "pretrained" in modules("teachers")
+    make = importlib.import_module("teachers.pretrained").make
+    make({"name": "it", "teacher": told}, Inputs({}, runtime), tmp_path / "made")
     start = of_artifact(made_in(tmp_path / "made"))
     assert start.weights is not None
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in start.weights.items())
