@@ -123,16 +123,16 @@ def tested(made: Artifact, inputs: Inputs, settings: dict[str, Any], seed: int) 
     encoder = start.encoder()
     stage = stage_config({**settings, "labels": LABELS})
     images = images_of(stage, inputs, seed)
-    names, of = classes_of(stage, inputs, images)
+    known = classes_of(stage, inputs, images)
     assert stage.labels is not None
-    few = np.concatenate(class_sampler(stage.labels, names, of, seed).members)
-    known = features_of(encoder, images, few.tolist(), inputs.runtime)
+    few = np.concatenate(class_sampler(stage.labels, known, seed).members)
+    seen = features_of(encoder, images, few.tolist(), inputs.runtime)
     found = IngestedSet(inputs["data.digits"])
     library = truth_library(found, "test", {"kind": "classification"})
     truth = np.array([library.values(index)["kind"]["probs"].argmax() for index in range(len(library))])
     features = features_of(encoder, library, range(len(library)), inputs.runtime)
-    probe = LogisticRegression(max_iter=2000).fit(known.numpy(), of[few])
-    neighbours = soft_neighbours(known, torch.from_numpy(of[few]), features)
+    probe = LogisticRegression(max_iter=2000).fit(seen.numpy(), known.of[few])
+    neighbours = soft_neighbours(seen, torch.from_numpy(known.of[few]), features)
     return {
         "probe": float((probe.predict(features.numpy()) == truth).mean()),
         "sNN": float((neighbours == truth).mean()),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.draws import random_order
 from pipeline.errors import ConfigError
 from pipeline.evaluating import Amount
 from pipeline.loader import Library
@@ -54,7 +55,7 @@ def order_of(library: Library, task: str, seed: int) -> NDArray[np.int64]:
     """All positions in an order whose beginnings are the small sets of labels: at random, the classes in turn where
     there are any, so that each beginning is as balanced as can be and a part of any longer one.
     """
-    order = library.order(seed, 0)
+    order = random_order(library.keys(), seed)
     if task != "classification":
         return order
     classes = class_numbers(library, task)[order]

@@ -134,6 +134,10 @@ class Library:
                     break
         return found
 
+    def keys(self) -> list[str]:
+        """The images' keys, by position."""
+        return [shelf.images.keys[row] for shelf in self.shelves for row in shelf.rows]
+
     def only(self, chosen: Sequence[int] | NDArray[np.int64]) -> Library:
         """The images at these positions, in their order here."""
         kept: dict[int, list[int]] = {}

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.artifacts import Artifact, Inputs
-from pipeline.augment import generator
+from pipeline.draws import random_order
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
 from pipeline.roots import in_parallel
@@ -146,9 +146,8 @@ def read_pool(pool: Artifact, columns: list[str] | None = None) -> pa.Table:
 
 def pool_keys(pool: Artifact, share: float, seed: int) -> set[str]:
     """The keys of a share of a pool's images, drawn by a seed: a smaller share is a part of a larger one."""
-    keys = sorted(read_pool(pool, ["key", "used"]).column("key").to_pylist())
-    order = generator(seed, len(keys)).permutation(len(keys))
-    return {keys[place] for place in order[: round(share * len(keys))]}
+    keys = read_pool(pool, ["key", "used"]).column("key").to_pylist()
+    return {keys[place] for place in random_order(keys, seed)[: round(share * len(keys))]}
 
 
 def pool_shards(pool: Artifact, sets: Mapping[str, Artifact]) -> Iterator[tuple[str, ImageShard, np.ndarray[Any, Any]]]:

@@ -36,9 +36,5 @@ def images_of(stage: StageConfig, inputs: Inputs, seed: int) -> Library:
 
 def _part(shelf: Shelf, chosen: Set[str]) -> Shelf:
     """The shelf with the images of these keys alone."""
-    return dataclasses.replace(shelf, rows=shelf.rows[np.array([key in chosen for key in keys_of(shelf)], bool)])
-
-
-def keys_of(shelf: Shelf) -> list[str]:
-    """The keys of a shelf's images."""
-    return [shelf.images.keys[row] for row in shelf.rows]
+    kept = np.array([shelf.images.keys[row] in chosen for row in shelf.rows], bool)
+    return dataclasses.replace(shelf, rows=shelf.rows[kept])

@@ -6,19 +6,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artifacts import Inputs
 from pipeline.augment import generator
+from pipeline.draws import random_order
 from pipeline.errors import ConfigError
 from pipeline.loader import Library
 from pipeline.stages import LabelledConfig, StageConfig, class_names, classes_a_step, labelled_images
-from selfsup.stages.images import keys_of
 from tasks.ingest import IngestedSet
-from tasks.shelves import truth_library
+from tasks.shelves import class_numbers, truth_library
 
+TASK = "classification"
 STREAM = 7
 """Sets these draws apart from others by the same seed."""
 
@@ -46,15 +48,24 @@ class ClassSampler:
         return [(int(drawn[place][turn]), int(one)) for turn in range(self.images) for place, one in enumerate(chunk)]
 
 
-def class_sampler(config: LabelledConfig, classes: Sequence[str], of: NDArray[np.int64], seed: int) -> ClassSampler:
-    """The sampler over images of which image i is of class `of[i]`. ConfigError names classes with too few images, or
-    the numbers of classes that would do.
+class Known(NamedTuple):
+    """Images: their keys, the names of the classes, and which class each is of, -1 if that is not known."""
+
+    keys: Sequence[str]
+    classes: Sequence[str]
+    of: NDArray[np.int64]
+
+
+def class_sampler(config: LabelledConfig, known: Known, seed: int) -> ClassSampler:
+    """The sampler over these images. Which labels of a class are used is drawn as for probes and fine-tuning, so that
+    with one seed few labels are the same ones. ConfigError names classes with too few images, or the numbers of classes
+    that would do.
     """
-    count = classes_a_step(config, classes)
-    rng = generator(seed, STREAM)
+    count = classes_a_step(config, known.classes)
+    order = random_order(known.keys, seed)
     members = []
-    for number, name in enumerate(classes):
-        there = rng.permutation(np.flatnonzero(of == number))
+    for number, name in enumerate(known.classes):
+        there = order[known.of[order] == number]
         wanted = max(config.per_class or 0, config.images)
         if len(there) < wanted:
             raise ConfigError(
@@ -71,21 +82,18 @@ def labels_of(stage: StageConfig, inputs: Inputs, images: Library, seed: int) ->
     """
     if stage.labels is None:
         return None, 0
-    names, of = classes_of(stage, inputs, images)
-    return class_sampler(stage.labels, names, of, seed), labelled_images(stage, names)
+    known = classes_of(stage, inputs, images)
+    return class_sampler(stage.labels, known, seed), labelled_images(stage, known.classes)
 
 
-def classes_of(stage: StageConfig, inputs: Inputs, images: Library) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """The classes, and for each image the number of its class, -1 where that is not known."""
+def classes_of(stage: StageConfig, inputs: Inputs, images: Library) -> Known:
+    """The images of the stage with their classes, as far as its sets know them."""
     sets = {name: IngestedSet(inputs[f"data.{name}"]) for name in stage.data}
     names = class_names(stage, {name: found.spaces for name, found in sets.items()})
-    known: dict[str, int] = {}
+    classes: dict[str, int] = {}
     for found in sets.values():
-        if "classification" in found.spaces:
-            labelled = truth_library(found, "train", {"kind": "classification"})
-            for index in range(len(labelled)):
-                number, row = labelled.locate(index)
-                key = labelled.shelves[number].images.keys[row]
-                known[key] = int(labelled.values(index)["kind"]["probs"].argmax())
-    keys = [key for shelf in images.shelves for key in keys_of(shelf)]
-    return names, np.array([known.get(key, -1) for key in keys])
+        if TASK in found.spaces:
+            labelled = truth_library(found, "train", {TASK: TASK})
+            classes |= dict(zip(labelled.keys(), class_numbers(labelled, TASK).tolist(), strict=True))
+    keys = images.keys()
+    return Known(keys, names, np.array([classes.get(key, -1) for key in keys]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from pipeline.stages import LabelledConfig, PolicyConfig, StageConfig
 from selfsup.parts.method import Policy, ViewKind
 from selfsup.stages.budget import Budget, budget_of
 from selfsup.stages.colours import Colours
-from selfsup.stages.labelled import class_sampler
+from selfsup.stages.labelled import Known, class_sampler
 from selfsup.stages.objective import changed
 from selfsup.stages.stream import Drawn, ViewShare
 from selfsup.stages.windows import draw_window
@@ -126,8 +126,12 @@ def labels(count: int = 10, each: int = 8) -> NDArray[np.int64]:
 NAMES = tuple("abcdefghij")
 
 
+def known(of: NDArray[np.int64], names: Sequence[str] = NAMES) -> Known:
+    return Known([f"{number:016x}" for number in range(len(of))], names, of)
+
+
 def test_every_class_is_drawn_once_in_a_pass_and_so_many_images_of_it() -> None:
-    sampler = class_sampler(LabelledConfig(classes=5, images=3), NAMES, labels(), seed=0)
+    sampler = class_sampler(LabelledConfig(classes=5, images=3), known(labels()), seed=0)
     for start in range(0, 10, 2):
         steps = [sampler.step(number) for number in (start, start + 1)]
         counts = collections.Counter(label for step in steps for _, label in step)
@@ -143,7 +147,7 @@ def test_every_class_is_drawn_once_in_a_pass_and_so_many_images_of_it() -> None:
 
 def test_few_labels_are_a_part_of_more_and_no_other_is_read() -> None:
     few, more = (
-        class_sampler(LabelledConfig(per_class=number, images=2), NAMES, labels(), seed=1) for number in (2, 6)
+        class_sampler(LabelledConfig(per_class=number, images=2), known(labels()), seed=1) for number in (2, 6)
     )
     used = [{int(index) for members in each.members for index in members} for each in (few, more)]
     assert len(used[0]) == 20
@@ -155,11 +159,11 @@ def test_few_labels_are_a_part_of_more_and_no_other_is_read() -> None:
 def test_labels_that_are_not_there_are_counted() -> None:
     rare = np.append(labels(), 10)
     with pytest.raises(ConfigError, match=r"Class 'k' has 1 labelled images, and labels asks for 4 of each"):
-        class_sampler(LabelledConfig(), (*NAMES, "k"), rare, seed=0)
+        class_sampler(LabelledConfig(), known(rare, (*NAMES, "k")), seed=0)
     with pytest.raises(ConfigError, match=r"labels\.classes 4 does not divide the 10 .*: take one of 2, 5, 10"):
-        class_sampler(LabelledConfig(classes=4), NAMES, labels(), seed=0)
+        class_sampler(LabelledConfig(classes=4), known(labels()), seed=0)
     with pytest.raises(ConfigError, match=r"labels\.classes 20 does not divide the 10"):
-        class_sampler(LabelledConfig(classes=20), NAMES, labels(), seed=0)
+        class_sampler(LabelledConfig(classes=20), known(labels()), seed=0)
 
 
 @given(st.integers(2, 64), st.integers(1, 20), st.integers(0, 30))
