@@ -34,6 +34,7 @@ from flows.dag import Selection
 from flows.run import Outcome
 from pipeline.artifacts import read_json
 from pipeline.bench import circumstances, save_result
+from pipeline.machine import find_device
 
 RESULTS = Path(__file__).parent / "results"
 RECIPE = Path(__file__).parent / "must_worth.yaml"
@@ -97,7 +98,7 @@ def main(
     seeds: Annotated[int, typer.Option(help="Draws of labels.")] = 3,
 ) -> None:
     """Measure, print, and leave `must_worth` among the results."""
-    measured = circumstances("cpu")
+    measured = circumstances(find_device("auto"))
     scratch = Path(root) / "must_worth"
     draw_cifar(data / "cifar10", scratch / "cifar")
     told = [f"data.cifar.path={scratch / 'cifar'}"]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import norm, studentized_range
 
 SURE = 0.95
@@ -44,13 +45,23 @@ def standing(values: Mapping[str, Sequence[float]], n: int) -> Standing:
     means = dict(sorted(zip(values, table.mean(axis=1).tolist(), strict=True), key=lambda item: -item[1]))
     if seeds < FEWEST or rows < 2:
         return Standing(means, math.inf)
-    rest = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0, keepdims=True) + table.mean()
-    freedom = (rows - 1) * (seeds - 1)
-    error = math.sqrt((rest**2).sum() / freedom / seeds)
+    error, freedom = _error(table[np.ptp(table, axis=1) > 0], seeds)
     tukey = float(studentized_range.ppf(SURE, rows, freedom)) * error
     share = float(np.clip(table.mean(), 0, 1))
     images = float(norm.ppf((1 + SURE) / 2)) * math.sqrt(2 * share * (1 - share) / n)
     return Standing(means, max(tukey, images))
+
+
+def _error(varying: NDArray[np.float64], seeds: int) -> tuple[float, int]:
+    """The standard error of a row's mean, and its degrees of freedom, by the rows that vary: where nothing is drawn,
+    all seeds come to the same, which says nothing about the others.
+    """
+    rest = varying - varying.mean(axis=1, keepdims=True) if len(varying) else varying
+    freedom = len(varying) * (seeds - 1)
+    if len(varying) > 1:
+        rest = rest - rest.mean(axis=0, keepdims=True)
+        freedom -= seeds - 1
+    return (math.sqrt((rest**2).sum() / freedom / seeds), freedom) if freedom else (0.0, 1)
 
 
 def advice(found: Standing, baselines: Sequence[str], where: str) -> str:

@@ -81,17 +81,17 @@ def boards(records: Iterable[Measured]) -> list[Board]:
 
 def _board(place: tuple[str, str, str, int], records: Sequence[Measured]) -> Board:
     leading: dict[str, str] = {}
-    values: dict[tuple[str, Column], list[float]] = {}
+    values: dict[tuple[str, Column], dict[int, float]] = {}
     for record in records:
         if leading.setdefault(record.protocol, record.metric) == record.metric:
             column = Column(record.protocol, record.labels, record.metric, record.corruption)
-            values.setdefault((record.start, column), []).append(record.value)
+            values.setdefault((record.start, column), {})[record.seed] = record.value
     columns = sorted({column for _, column in values}, key=lambda c: (c.protocol, c.labels, c.corruption != CLEAN))
     return Board(
         *place,
         starts=tuple(dict.fromkeys(record.start for record in records)),
         columns=tuple(columns),
-        cells={key: Cell(tuple(found)) for key, found in values.items()},
+        cells={key: Cell(tuple(found.values())) for key, found in values.items()},
         better={record.metric: record.better for record in records},
         about={record.protocol: record.about for record in records if record.corruption == CLEAN},
     )

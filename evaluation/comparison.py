@@ -35,7 +35,9 @@ class Row:
     name: str
     start: str
     is_plain: bool
-    """Whether it does without a self-supervised stage."""
+    """Whether it does without any training on these images."""
+    is_supervised: bool
+    """Whether it was trained on all labels of these images."""
     setting: Setting
     values: Mapping[Column, Mapping[int, float]]
     cost: Cost
@@ -50,6 +52,7 @@ class Row:
 class Comparison:
     """All rows of a comparison on `n` images of one split."""
 
+    name: str
     rows: Sequence[Row]
     columns: Sequence[Column]
     better: Mapping[str, str]
@@ -69,8 +72,11 @@ class Comparison:
         return [row for row in self.rows if row.setting in (plain, setting)]
 
     def standing(self, setting: Setting, column: Column) -> Standing:
-        """How the rows of a setting compare by a metric that is a share."""
-        found = {row.name: cell.values for row in self.side_by_side(setting) if (cell := row.cell(column))}
+        """How the rows of a setting compare by a metric that is a share, but for those that were trained on all labels:
+        they are no choice for who has few.
+        """
+        rows = [row for row in self.side_by_side(setting) if not row.is_supervised]
+        found = {row.name: cell.values for row in rows if (cell := row.cell(column))}
         fewest = min(len(values) for values in found.values())
         return standing({name: values[:fewest] for name, values in found.items()}, self.n)
 
@@ -78,16 +84,23 @@ class Comparison:
         """A sentence for each backbone, by the first column of a share, for most images and most steps. Nothing is said
         of angles.
         """
-        said, shares = [], [column for column in self.columns if self.better[column.metric] == "higher"]
-        if not shares:
-            return []
-        for backbone in dict.fromkeys(setting.backbone for setting in self.settings()):
-            mine = [setting for setting in self.settings() if setting.backbone == backbone]
-            most = max(mine, key=lambda setting: (setting.share or 0, setting.steps or 0))
-            plain = [row.name for row in self.side_by_side(most) if row.is_plain]
-            where = f"{backbone} on {self.place} by {_told(shares[0])}, {most.steps:,} steps"
-            said.append(advice(self.standing(most, shares[0]), plain, where))
-        return said
+        shares = [column for column in self.columns if self.better[column.metric] == "higher"]
+        backbones = dict.fromkeys(setting.backbone for setting in self.settings())
+        return [self._advice(backbone, shares[0]) for backbone in backbones] if shares else []
+
+    def _advice(self, backbone: str, column: Column) -> str:
+        mine = [setting for setting in self.settings() if setting.backbone == backbone]
+        most = max(mine, key=lambda setting: (setting.share or 0, setting.steps or 0))
+        rows = self.side_by_side(most)
+        plain = [row.name for row in rows if row.is_plain]
+        length = f"{most.steps:,} steps on {most.share:.0%} of the images"
+        where = f"{self.name}: {backbone} on {self.place} by {_told(column)}, {length}"
+        also = [
+            f" With all labels, {row.name!r} comes to {100 * cell.mean:.1f} %."
+            for row in rows
+            if row.is_supervised and (cell := row.cell(column))
+        ]
+        return advice(self.standing(most, column), plain, where) + "".join(also)
 
     def wanted(self, backbone: str, share: float | None, column: Column) -> float | None:
         """The best mean of any training from scratch; None if there is none."""
@@ -133,10 +146,10 @@ def read_comparisons(artifacts: Mapping[str, Artifact]) -> dict[str, Comparison]
     for step, made in artifacts.items():
         if step.startswith("compare.") and TRIAL in made.manifest["config"] and made.counts["records"]:
             groups.setdefault(step.split(".")[1], []).append(made)
-    return {name: _read(measured, artifacts) for name, measured in groups.items()}
+    return {name: _read(name, measured, artifacts) for name, measured in groups.items()}
 
 
-def _read(measured: Sequence[Artifact], artifacts: Mapping[str, Artifact]) -> Comparison:
+def _read(name: str, measured: Sequence[Artifact], artifacts: Mapping[str, Artifact]) -> Comparison:
     records = {made.mark: [Measured(**each) for each in made.load(FILE, read_json)] for made in measured}
     every = [record for found in records.values() for record in found if record.corruption in (CLEAN, ALL)]
     leading: dict[tuple[str, str], str] = {}
@@ -148,6 +161,7 @@ def _read(measured: Sequence[Artifact], artifacts: Mapping[str, Artifact]) -> Co
         rows.setdefault((named(trial), Setting(trial.backbone, trial.share, trial.steps)), []).append(made)
     kept = [record for record in every if leading[record.protocol, record.task] == record.metric]
     return Comparison(
+        name=name,
         rows=[_row(name, setting, found, records, artifacts) for (name, setting), found in rows.items()],
         columns=sorted(dict.fromkeys(map(_column, kept)), key=lambda c: (c.protocol, c.labels, c.corruption != CLEAN)),
         better={record.metric: record.better for record in every},
@@ -180,8 +194,8 @@ def _row(
         for record in records[each.mark]:
             values.setdefault(_column(record), {})[seed] = record.value
     trial = Trial(**made[0].manifest["config"][TRIAL])
-    plain = trial.method in (NO_STAGE, SUPERVISED)
-    return Row(name, trial.start, plain, setting, values, _median(_trainings(made, artifacts)))
+    kinds = trial.method == NO_STAGE, trial.method == SUPERVISED
+    return Row(name, trial.start, *kinds, setting, values, _median(_trainings(made, artifacts)))
 
 
 def _trainings(made: Iterable[Artifact], artifacts: Mapping[str, Artifact]) -> list[Cost]:

@@ -239,6 +239,7 @@ def network_of(
         for head in network.heads.values():
             if isinstance(head, nn.Linear):
                 nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
     return network
 
 

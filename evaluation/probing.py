@@ -23,6 +23,7 @@ from evaluation.problem import Known, Problem, Solution
 from pipeline import machine
 from pipeline.artifacts import WORK, Inputs, write_json
 from pipeline.encoder import Encoder
+from pipeline.errors import ConfigError
 from pipeline.evaluating import Amount, StartConfig
 from pipeline.features import as_it_is, features_of
 from pipeline.loader import Library
@@ -50,6 +51,11 @@ def probe(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
         start = of_config(StartConfig.model_validate(config["start"]), inputs, config["seed"])
         records = list(_Probing(config, splits, Eye(start, inputs.runtime), out / WORK).records())
     write_json(out / FILE, [record.to_json() for record in records])
+    if "trial" in config and not splits:
+        raise ConfigError(
+            f"{config['name']}: the set {config['set']!r} has no class labels to learn from, or none held out to "
+            f"measure on; its splits: {found.splits}."
+        )
     return {"records": len(records), **({} if splits else {"why": "no class labels to learn from, or none held out"})}
 
 

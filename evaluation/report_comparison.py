@@ -11,6 +11,7 @@ from evaluation.plots import Dot, lines_chart
 from evaluation.report_backbones import scale_of, shown, titled
 from evaluation.run_record import RunRecord
 from pipeline.markup import Html, element, join
+from pipeline.stages import SCRATCH
 
 
 def comparisons(run: RunRecord) -> Html:
@@ -26,8 +27,7 @@ def _comparison(name: str, found: Comparison) -> Html:
             paragraph(_explanation(found), class_="note"),
             _table(found),
             *_plots(found),
-            paragraph("What it takes to reach the best that starts from scratch:"),
-            _costs(found),
+            *_costs(found),
             listed(f"{name}: {text}." for name, text in sorted(found.about.items())),
         ]
     )
@@ -44,7 +44,7 @@ def _explanation(found: Comparison) -> str:
 
 
 def _table(found: Comparison) -> Html:
-    head = ["Row", "Backbone", "Images", "Steps", *(titled(column) for column in found.columns), "Time"]
+    head = ["Row", "Backbone", "Share of images", "Steps", *(titled(column) for column in found.columns), "Time"]
     rows = [[*_where(row), *_values(found, row), _time(row)] for row in found.rows]
     return table(head, rows, range(2, len(head)))
 
@@ -107,21 +107,12 @@ def _chart(found: Comparison, along: list[Setting], column: Column, axis: str) -
     return lines_chart(title, series, levels, "steps" if axis == "steps" else "% of the images")
 
 
-def _costs(found: Comparison) -> Html:
-    """By the first column."""
+def _costs(found: Comparison) -> Iterator[Html]:
+    """By the first column, if anything was trained from scratch."""
+    if not any(row.start == SCRATCH and row.setting.steps for row in found.rows):
+        return
     column = found.columns[0]
-    head = [
-        "Row",
-        "Backbone",
-        "Images",
-        "To reach",
-        "Steps",
-        "Images seen",
-        "Time",
-        "Before it: steps",
-        "Images",
-        "Time",
-    ]
+    head = ["Row", "Backbone", "Share", "To reach", "Steps", "Images", "Time", "Start: steps", "Images", "Time"]
     rows = []
     for backbone, share in dict.fromkeys((each.backbone, each.share or 1.0) for each in found.settings()):
         setting = Setting(backbone, share, None)
@@ -142,4 +133,5 @@ def _costs(found: Comparison) -> Html:
             before = [f"{base.steps:,}", f"{base.images:,}", duration(base.seconds)] if base else [NOTHING] * 3
             goal = f"{scale_of(column.metric) * wanted:.1f}"
             rows.append([name, setting.backbone, f"{share:.0%}", goal, *reached, *before])
-    return table(head, rows, range(2, len(head)))
+    yield paragraph("What it takes to reach the best that starts from scratch, and what the start took before:")
+    yield table(head, rows, range(2, len(head)))

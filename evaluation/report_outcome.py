@@ -13,12 +13,21 @@ from evaluation.backbones import read_measured
 from evaluation.charts import standing
 from evaluation.comparison import advised
 from evaluation.page import NOTHING, duration, facts, file_name, folded, listed, paragraph, plural, table
-from evaluation.results import NINE_TENTHS, ROLES, Line, Place, fine_print, leading, outcome, read_lines, weak_teachers
+from evaluation.results import (
+    ARROWS,
+    NINE_TENTHS,
+    ROLES,
+    Line,
+    Place,
+    fine_print,
+    leading,
+    outcome,
+    read_lines,
+    weak_teachers,
+)
 from evaluation.run_record import RunRecord
 from pipeline.artifacts import read_json
 from pipeline.markup import Html, element, escape, join
-
-ARROWS = {"higher": "↑", "lower": "↓"}
 
 
 def head(run: RunRecord) -> Html:

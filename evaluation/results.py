@@ -8,6 +8,7 @@ from typing import Any
 
 ROLES = ("student", "teacher", "baseline")
 NINE_TENTHS = 0.9
+ARROWS = {"higher": "↑", "lower": "↓"}
 MOST_NAMES = 8
 """Teachers that a sentence names; of more it gives the number."""
 

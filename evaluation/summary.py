@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from evaluation.backbones import read_measured
 from evaluation.comparison import advised
 from evaluation.page import NOTHING, duration
-from evaluation.report_outcome import ARROWS, warnings
-from evaluation.results import ROLES, Line, fine_print, leading, outcome, read_lines
+from evaluation.report_outcome import warnings
+from evaluation.results import ARROWS, ROLES, Line, fine_print, leading, outcome, read_lines
 from evaluation.run_record import RunRecord
 from evaluation.samples import Album, pool_strips
 from pipeline.markup import escape, plain

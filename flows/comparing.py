@@ -10,15 +10,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flows.measuring import Spaces, check_how, finetune_step, how, probe_step, start
+from flows.measuring import Spaces, backbone_of, check_how, finetune_step, how, probe_step, start
 from flows.staging import Training, pool_step, settings, stage_step
 from pipeline.artifacts import Step
-from pipeline.comparing import NO_STAGE, SUPERVISED, CompareConfig, Trial
+from pipeline.comparing import BACKBONES, NO_STAGE, SUPERVISED, CompareConfig, Trial
 from pipeline.config import CHOSEN, Recipe, modules
-from pipeline.errors import ConfigError, choose
+from pipeline.errors import ConfigError, choose, naming
 from pipeline.evaluating import StartConfig
 from pipeline.sections import FitConfig
-from pipeline.stages import COMPARED, STUDENT, StageConfig
+from pipeline.stages import COMPARED, STUDENT, StageConfig, class_names, labelled_images
 from pipeline.weights import weights_digest
 
 NAME = "compare"
@@ -30,8 +30,13 @@ def comparing_steps(recipe: Recipe, seen: tuple[str, ...]) -> Iterator[Step]:
     """
     for name, config in recipe.compare.items():
         yield pool_step(f"{COMPARED}{name}", config.data, seen)
-        for trial in config.trials(recipe.student.backbone):
+        for trial in trials(recipe, config):
             yield from _Trial(recipe, name, trial).steps()
+
+
+def trials(recipe: Recipe, config: CompareConfig) -> Iterator[Trial]:
+    """Everything that a comparison trains or measures."""
+    return config.trials({said: backbone_of(said, recipe) for said in {*config.starts, STUDENT}})
 
 
 def compares(step: str) -> bool:
@@ -90,8 +95,10 @@ class _Trial:
     def stage_config(self) -> StageConfig:
         """The method's stage. ConfigError names what is wrong with its settings."""
         trial, begin = self.trial, self.start
+        own = {key: value for key, value in self.config.methods[trial.method].items() if key != BACKBONES}
         said = {
-            **self.config.methods[trial.method],
+            "statistics": "backbone",
+            **own,
             "name": self.stage,
             "data": self.config.data,
             "start": begin.weights or (STUDENT if begin.step else trial.start),
@@ -120,7 +127,11 @@ def schedule(comparison: str, said: Mapping[str, Any]) -> FitConfig:
 
 
 def _told(error: ValidationError) -> str:
-    lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg']} (value {each['input']!r})" for each in error.errors()]
+    lines = []
+    for each in error.errors():
+        where = f"{'.'.join(map(str, each['loc']))}: " if each["loc"] else ""
+        value = f" (value {each['input']!r})" if each["loc"] else ""
+        lines.append(f"{where}{each['msg'].removeprefix('Value error, ')}{value}")
     return "; ".join(lines)
 
 
@@ -128,7 +139,7 @@ def stages_of(recipe: Recipe) -> dict[str, StageConfig]:
     """What the methods of all comparisons do on every backbone they are crossed with, by what errors call it."""
     found = {}
     for name, config in recipe.compare.items():
-        for trial in config.trials(recipe.student.backbone):
+        for trial in trials(recipe, config):
             if trial.method not in (NO_STAGE, SUPERVISED):
                 place = f"{NAME}.{name}.methods.{trial.method} on {trial.backbone}"
                 found[place] = _Trial(recipe, name, trial).stage_config()
@@ -138,10 +149,18 @@ def stages_of(recipe: Recipe) -> dict[str, StageConfig]:
 def check_comparing(recipe: Recipe, spaces: Spaces) -> None:
     """Raise ConfigError for sets, probes or a schedule that are not there, or a set without labels to measure on."""
     for name, config in recipe.compare.items():
-        _check(f"{NAME}.{name}", config, recipe.student.backbone, spaces)
+        _check(f"{NAME}.{name}", config, spaces)
+        names = [trial.name for trial in trials(recipe, config)]
+        again = next((each for number, each in enumerate(names) if each in names[:number]), None)
+        if again:
+            raise ConfigError(f"{NAME}.{name}.starts: two of them would be called {again!r}: rename one of the files.")
+    for place, stage in stages_of(recipe).items():
+        if stage.labels is not None:
+            with naming(place):
+                labelled_images(stage, class_names(stage, spaces))
 
 
-def _check(place: str, config: CompareConfig, backbone: str, spaces: Spaces) -> None:
+def _check(place: str, config: CompareConfig, spaces: Spaces) -> None:
     for key, names in (("data", config.data), ("set", [config.measured_on])):
         for name in names:
             choose(name, spaces, f"{place}.{key}:")
@@ -154,7 +173,3 @@ def _check(place: str, config: CompareConfig, backbone: str, spaces: Spaces) -> 
             f"{place}.set is {config.measured_on!r}, which has labels for {', '.join(sorted(there)) or 'nothing'}: "
             f"{'probes need class labels' if config.probes else 'there is nothing to fine-tune on'}."
         )
-    names = [trial.name for trial in config.trials(backbone)]
-    again = next((name for number, name in enumerate(names) if name in names[:number]), None)
-    if again:
-        raise ConfigError(f"{place}: {again!r} is asked for twice: name every start, share and number of steps once.")

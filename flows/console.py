@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import rich.console
+from rich import table as tables
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
-from evaluation.backbones import Board, Cell, boards, read_measured
+from evaluation.backbones import Board, Cell, Column, boards, read_measured
 from evaluation.comparison import Comparison, read_comparisons
 from evaluation.measured import CLEAN
-from evaluation.results import ROLES, leading, read_lines
+from evaluation.results import ARROWS, ROLES, leading, read_lines
 from flows.dag import Planned
 from flows.run import Outcome, measured
 from flows.services import Services
@@ -76,7 +77,7 @@ class Console:
             yield _Lines(self.out)
 
     def show_plan(self, planned: list[Planned]) -> None:
-        table = Table(Column("step", overflow="fold"), "", "why", box=None, pad_edge=False)
+        table = Table(tables.Column("step", overflow="fold"), "", "why", box=None, pad_edge=False)
         for each in planned:
             action = Text(each.action, "green" if each.artifact else "yellow")
             table.add_row(each.step.name, action, Text(each.why))  # Text: a value in brackets is no markup
@@ -162,7 +163,7 @@ def results_table(outcome: Outcome) -> Table:
     table = Table("teacher", "measured on", "metric", *ROLES, box=None, pad_edge=False)
     lines, _ = read_lines(outcome.metrics)
     for line in leading(lines):
-        place, arrow = line.place, "↑" if line.better == "higher" else "↓"
+        place, arrow = line.place, ARROWS[line.better]
         values = [f"{line.values[role]:.3f}" if role in line.values else "-" for role in ROLES]
         name = place.head if place.head == place.task else f"{place.head} ({place.task})"
         table.add_row(Text(name), Text(place.dataset), f"{line.metric} {arrow}", *values)
@@ -172,10 +173,7 @@ def results_table(outcome: Outcome) -> Table:
 def board_table(board: Board) -> Table:
     """Every backbone on one set and task, by its means."""
     title = f"{board.dataset}: {board.task}, {board.n:,} images"
-    worse = ["" if column.corruption == CLEAN else ", corrupted" for column in board.columns]
-    heads = [
-        f"{column.protocol}\n{column.labels:,} labels{more}" for column, more in zip(board.columns, worse, strict=True)
-    ]
+    heads = [_head(column, board.better) for column in board.columns]
     table = Table("backbone", *heads, title=title, title_justify="left", box=None, pad_edge=False)
     for start in board.starts:
         table.add_row(start, *(_mean(board.cells.get((start, column))) for column in board.columns))
@@ -184,7 +182,7 @@ def board_table(board: Board) -> Table:
 
 def comparison_table(name: str, found: Comparison) -> Table:
     """Every row of a comparison by its means."""
-    heads = [f"{column.protocol}\n{column.labels:,} labels" for column in found.columns]
+    heads = [_head(column, found.better) for column in found.columns]
     title = f"{name}: {found.place}, {found.n:,} images"
     table = Table(
         "row", "backbone", "images", "steps", *heads, title=title, title_justify="left", box=None, pad_edge=False
@@ -194,6 +192,11 @@ def comparison_table(name: str, found: Comparison) -> Table:
         cells = [row.cell(column) for column in found.columns]
         table.add_row(row.name, row.setting.backbone, *where, *(_mean(cell) for cell in cells))
     return table
+
+
+def _head(column: Column, better: Mapping[str, str]) -> str:
+    worse = "" if column.corruption == CLEAN else ", corrupted"
+    return f"{column.protocol}\n{column.labels:,} labels{worse}\n{column.metric} {ARROWS[better[column.metric]]}"
 
 
 def _mean(cell: Cell | None) -> str:

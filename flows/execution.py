@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flows.comparing import compares
 from flows.dag import Selection
 from flows.engines import check_engine
 from flows.run import WHOLE, Outcome, Plan, Run, measured, nothing_to_do, prepare, told
@@ -48,7 +49,9 @@ def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, carry: Carry | No
     """A run of a plan: its steps in processes of their own, carried out by `carry`; or in this one, in order (None)."""
     check_engine(recipe.runtime)
     with stopping(runtime.stop), explaining_full_disk(f"run of {recipe.name!r}", runtime.root.here()):
-        work = Apart(recipe, runtime) if carry else Here(recipe, runtime)
+        asked = any(compares(each.step.name) for each in plan.planned)
+        checked = recipe if asked else recipe.model_copy(update={"compare": {}})
+        work = Apart(checked, runtime) if carry else Here(checked, runtime)
         run = Run(recipe, plan, runtime, work.step)
         try:
             with run.at_work():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from evaluation.corruptions import VERSION as CORRUPTIONS
 from evaluation.schedules import SCHEDULES
-from pipeline.artifacts import Step
+from pipeline.artifacts import Step, read_json
 from pipeline.config import Recipe, modules
 from pipeline.errors import ConfigError, choose, naming
 from pipeline.evaluating import Measuring, StartConfig, check_names, start_of
@@ -43,7 +45,7 @@ def how(config: Measuring, recipe: Recipe) -> dict[str, Any]:
 def probe_step(name: str, start: StartConfig, told: Mapping[str, Any]) -> Step:
     """The probes of a backbone on the set `told["set"]`."""
     keys = ("set", "splits", "probes", "labels", "seeds", "seed", "corruptions")
-    versions = {each: importlib.import_module(f"{PROBES}.{each}").VERSION for each in told["probes"]}
+    versions = {each: importlib.import_module(f"{PROBES}.{each}").VERSION for each in told["probes"]} | _worse(told)
     config = {"name": name, **_about(start), **{key: told[key] for key in keys}, **_row(told), "versions": versions}
     return Step(name, "evaluation.probing:probe", config, _inputs(start, told["set"]))
 
@@ -51,7 +53,7 @@ def probe_step(name: str, start: StartConfig, told: Mapping[str, Any]) -> Step:
 def finetune_step(name: str, start: StartConfig, told: Mapping[str, Any]) -> Step:
     """Fine-tuning from a backbone on the set `told["set"]`."""
     keys = ("set", "splits", "schedule", "labels", "seeds", "seed", "corruptions", "width", "proposals")
-    versions = {told["schedule"]: SCHEDULES[told["schedule"]].version}
+    versions = {told["schedule"]: SCHEDULES[told["schedule"]].version} | _worse(told)
     config = {"name": name, **_about(start), **{key: told[key] for key in keys}, **_row(told), "versions": versions}
     grows = ("labels", "seeds")
     return Step(name, "evaluation.finetuning:finetune", config, _inputs(start, told["set"]), grows=grows)
@@ -61,6 +63,10 @@ def _about(start: StartConfig) -> dict[str, Any]:
     """What is measured; other weights under the same name are another start."""
     digest = {"weights": weights_digest(start.weights)} if start.weights else {}
     return {"start": start.model_dump(mode="json"), **digest}
+
+
+def _worse(told: Mapping[str, Any]) -> dict[str, int]:
+    return {"corruptions": CORRUPTIONS} if told["corruptions"] else {}
 
 
 def _row(told: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,6 +99,17 @@ def start(said: str, recipe: Recipe, backbone: str | None = None, place: str = "
             f"of the kinds {', '.join(WITH_BACKBONE)} do, and {', '.join(KEPT)}."
         )
     return found
+
+
+def backbone_of(said: str, recipe: Recipe) -> str:
+    """The timm name of a start's backbone; of what is no step, the student's."""
+    kind, _, name = said.partition(".")
+    if kind == "stage":
+        return next((stage.backbone for stage in recipe.chain() if stage.name == name), None) or recipe.student.backbone
+    teacher = recipe.teachers[name].model_dump() if kind == "teacher" and name in recipe.teachers else {}
+    if teacher.get("kind") == "checkpoint":
+        return str(read_json(Path(teacher["weights"]).expanduser().with_suffix(".json"))["backbone"])
+    return str(teacher.get("backbone") or teacher.get("model") or recipe.student.backbone)
 
 
 def check_measuring(recipe: Recipe, spaces: Spaces) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.evaluating import Measuring
+from pipeline.evaluating import Measuring, Once
 from pipeline.sections import Name
 from pipeline.stages import SCRATCH, STUDENT
 
 NO_STAGE, SUPERVISED = "none", "supervised"
 """Rows that every comparison has beside its methods: the start as it is, and supervised training on the same images."""
+BACKBONES = "backbones"
+"""A method's key for the backbones that it is for; it is left out on the others."""
 COMMON = ("name", "data", "start", "backbone", "image_size", "share", "steps", "epochs", "batch")
 """Keys of a stage that all methods have in common here."""
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -28,14 +31,15 @@ class CompareConfig(Measuring):
     set: Name | None = None
     """The labelled set that is measured on; null for the first of `data`."""
     methods: dict[Name, dict[str, Any]] = Field(min_length=1)
-    """Methods by the names they are to have here: each says what a stage says, but for what all have in common."""
-    starts: list[str] = [STUDENT]
+    """Methods by the names they are to have here: each says what a stage says, but for what all have in common, and
+    with `backbones: [...]` that it is for these alone."""
+    starts: Annotated[list[str], Once] = Field(default=[STUDENT], min_length=1)
     """What every method starts from, each as in `evaluate.starts`."""
-    backbones: list[str] = []
+    backbones: Annotated[list[str], Once] = []
     """timm models for what starts from scratch, crossed with the methods; the student's if there are none."""
-    shares: list[Share] = [1.0]
+    shares: Annotated[list[Share], Once] = Field(default=[1.0], min_length=1)
     """Shares of the images, the smaller ones parts of the larger ones."""
-    steps: list[Steps] = [1000]
+    steps: Annotated[list[Steps], Once] = Field(default=[1000], min_length=1)
     """Optimiser steps; the schedule follows from them."""
     batch: int = Field(default=64, ge=2)
     """Images in a step."""
@@ -43,7 +47,7 @@ class CompareConfig(Measuring):
     """Side of the square input, pixels; null for the student's."""
     supervised: dict[str, Any] = {}
     """How supervised training on the same images differs from the schedule of a teacher, as in {lr: 0.0005}."""
-    probes: list[str] = ["linear"]
+    probes: Annotated[list[str], Once] = ["linear"]
     """As in `evaluate`, on the one set."""
     finetune: bool = False
     """Whether networks are fine-tuned as well, by `schedule`."""
@@ -74,18 +78,24 @@ class CompareConfig(Measuring):
         """The set that is measured on."""
         return self.set or self.data[0]
 
-    def trials(self, backbone: str) -> Iterator[Trial]:
-        """Everything that is trained or measured, seed by seed; `backbone`: the student's."""
-        scratch = self.backbones or [backbone]
-        pairs = [(start, name) for start in self.starts for name in (scratch if start == SCRATCH else [backbone])]
-        alone = dict.fromkeys([*((SCRATCH, name) for name in scratch), (STUDENT, backbone), *pairs])
-        methods = [*([SUPERVISED] if self.measured_on in self.data else []), *self.methods]
+    def trials(self, backbones: Mapping[str, str]) -> Iterator[Trial]:
+        """Everything that is trained or measured, seed by seed; `backbones`: what the student and each start but
+        scratch have.
+        """
+        scratch = self.backbones or [backbones[STUDENT]]
+        fixed = {start: [backbones[start]] for start in self.starts if start != SCRATCH}
+        pairs = [(start, name) for start in self.starts for name in fixed.get(start, scratch)]
+        alone = dict.fromkeys([*((SCRATCH, name) for name in scratch), (STUDENT, backbones[STUDENT]), *pairs])
         for seed in range(self.seeds):
             yield from (Trial(NO_STAGE, *pair, share=None, steps=None, seed=seed) for pair in alone)
-            for pair in pairs:
-                for share in self.shares:
-                    for steps in self.steps:
-                        yield from (Trial(method, *pair, share=share, steps=steps, seed=seed) for method in methods)
+            for pair, share, steps in itertools.product(pairs, self.shares, self.steps):
+                for method in self._methods_on(pair[1]):
+                    yield Trial(method, *pair, share=share, steps=steps, seed=seed)
+
+    def _methods_on(self, backbone: str) -> list[str]:
+        """The methods for a backbone, and supervised training, where the images have labels."""
+        mine = [name for name, said in self.methods.items() if backbone in said.get(BACKBONES, [backbone])]
+        return [SUPERVISED, *mine] if self.measured_on in self.data else mine
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,28 +5,48 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from pipeline.errors import ConfigError, choose
 from pipeline.sections import Section
 from pipeline.stages import KEPT, PUBLISHED, SCRATCH, STUDENT
 
-Amount = Literal["all"] | Annotated[int, Field(ge=2)] | Annotated[float, Field(gt=0, lt=1)]
+
+def _amount(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 2
+    if value != "all" and not whole and not (isinstance(value, float) and 0 < value < 1):
+        raise ValueError("a number of labelled images from 2 on, a share such as 0.1, or all would work")
+    return value
+
+
+def _once(values: list[Any]) -> list[Any]:
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            raise ValueError(f"{value!r} is there twice")
+    return values
+
+
+Amount = Literal["all"] | int | float
 """So many labelled images, or such a share of them."""
+FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+"""What names of files with weights end with."""
+Amounts = Annotated[list[Annotated[Amount, BeforeValidator(_amount)]], AfterValidator(_once), Field(min_length=1)]
+Once = AfterValidator(_once)
+"""Of a list: nothing is in it twice."""
 
 
 class Measuring(Section):
     """How backbones are measured against each other."""
 
-    probes: list[str] = []
+    probes: Annotated[list[str], Once] = []
     """How frozen features are measured, on the sets with class labels: `knn`, nearest neighbours; `linear`, a linear
     classifier; `linear_hpt`, the same as HPT trains it, for a GPU. The names of files in `evaluation/probes/`."""
     schedule: str = "quick"
     """How networks are fine-tuned: `quick`; `hpt`, as HPT does it; `suncet`, SuNCEt's for 1 % and 10 % of the labels.
     """
-    labels: list[Amount] = ["all"]
+    labels: Amounts = ["all"]
     """Labelled images that probes and fine-tuning learn from: numbers, shares such as 0.01, or all."""
     seeds: int = Field(default=1, ge=1)
     """Runs of what is drawn at random, each with labels of its own."""
@@ -41,7 +61,7 @@ class EvaluateConfig(Measuring):
     """Held-out split that is preferred; the other is used where a set lacks it."""
     sets: list[str] = []
     """Further sets to measure on: every teacher, and the student's head for it, whose task and classes a set shares."""
-    finetune: list[str] = []
+    finetune: Annotated[list[str], Once] = []
     """Sets that networks are fine-tuned on, from every start, for each task that a set has labels of."""
     starts: list[str] | None = None
     """Backbones to measure: `scratch`, `student`, `stage.<name>`, `teacher.<name>`, or weights as a teacher's; null for
@@ -83,7 +103,7 @@ def start_of(said: str, steps: Sequence[str], backbone: str, image_size: int) ->
     """What a recipe names as a start; `steps`: those that leave a backbone. ConfigError lists what would do."""
     if said == SCRATCH:
         return StartConfig(name=said, backbone=backbone, image_size=image_size)
-    if re.fullmatch(r"[a-z][a-z0-9_]*|(stage|teacher)\.[a-z0-9_]+", said) and said != PUBLISHED:
+    if re.fullmatch(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)?", said) and said != PUBLISHED and not said.endswith(FILES):
         return StartConfig(name=said, step=choose(said, [*steps, *KEPT], "start"), image_size=image_size)
     name = PUBLISHED if said == PUBLISHED else re.sub(r"\W+", "_", PurePath(said).stem)
     return StartConfig(name=name, backbone=backbone, weights=said, image_size=image_size)

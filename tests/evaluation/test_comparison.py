@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from evaluation import report_comparison
 from evaluation.backbones import Column
 from evaluation.comparison import Comparison, Row, Setting, read_comparisons
 from evaluation.cost import Cost
@@ -24,7 +26,8 @@ PLAIN, SHORT, LONG = Setting("vit", None, None), Setting("vit", 1.0, 100), Setti
 def row(name: str, setting: Setting, *values: float, start: str = "student", plain: bool = False) -> Row:
     """A row with a value per seed."""
     cost = Cost(setting.steps or 0, 10 * (setting.steps or 0), float(setting.steps or 0))
-    return Row(name, start, plain, setting, {COLUMN: dict(enumerate(values))}, cost)
+    supervised = name.startswith("supervised")
+    return Row(name, start, plain, supervised, setting, {COLUMN: dict(enumerate(values))}, cost)
 
 
 ROWS = [
@@ -35,7 +38,7 @@ ROWS = [
     row("simclr, from scratch", SHORT, 0.2, 0.22, 0.21, start="scratch"),
     row("simclr, from scratch", LONG, 0.6, 0.62, 0.61, start="scratch"),
 ]
-FOUND = Comparison(ROWS, [COLUMN], {"accuracy": "higher"}, {}, "pets/test", 2000, {})
+FOUND = Comparison("first", ROWS, [COLUMN], {"accuracy": "higher"}, {}, "pets/test", 2000, {})
 
 
 def test_rows_without_a_stage_stand_beside_those_of_every_setting() -> None:
@@ -51,8 +54,18 @@ def test_another_backbone_is_another_table() -> None:
 
 def test_advice_is_about_the_longest_training() -> None:
     [said] = FOUND.advice()
-    assert said.startswith("vit on pets/test by linear v1 with 12 labels, 900 steps: take 'simclr, from student' (81.0")
+    assert said.startswith(
+        "first: vit on pets/test by linear v1 with 12 labels, 900 steps on 100% of the images: "
+        "take 'simclr, from student' (81.0"
+    )
     assert "beats all others" in said
+
+
+def test_who_learned_from_all_labels_is_told_of_and_is_no_choice() -> None:
+    best = row("supervised on the same images, from student", LONG, 0.9, 0.92, 0.91)
+    [said] = dataclasses.replace(FOUND, rows=[*ROWS, best]).advice()
+    assert "take 'simclr, from student' (81.0" in said
+    assert said.endswith("With all labels, 'supervised on the same images, from student' comes to 91.0 %.")
 
 
 def test_rows_are_compared_by_the_seeds_that_all_have() -> None:
@@ -124,3 +137,12 @@ def test_comparisons_of_one_root_are_told_apart_and_those_without_a_number_left_
     assert list(found) == ["one", "two"]
     means = [cell.mean for each in found.values() if (cell := each.rows[0].cell(COLUMN))]
     assert means == [0.5, 0.9]
+
+
+def test_costs_are_shown_where_something_was_trained_from_scratch() -> None:
+    shown = "".join(report_comparison._costs(FOUND))
+    assert "61.0" in shown, "the best from scratch"
+    assert re.search(r"simclr, from student.*?900", shown)
+    assert "never" in shown
+    alone = dataclasses.replace(FOUND, rows=[each for each in ROWS if each.start != "scratch" or each.is_plain])
+    assert not list(report_comparison._costs(alone))

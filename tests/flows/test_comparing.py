@@ -15,7 +15,6 @@ import must
 from evaluation import supervised
 from evaluation.backbones import Column
 from evaluation.comparison import Setting, read_comparisons
-from flows.console import Console
 from flows.dag import Selection
 from flows.run import Outcome
 from pipeline.artifacts import Artifact, Inputs
@@ -118,7 +117,7 @@ def test_weights_and_stages_may_be_started_from(tmp_path: Path) -> None:
         ("probes: [knn]", "probes: []", r"neither probes nor finetune are asked for"),
         ("probes: [knn]", "probes: [kn]", r"compare\.all\.probes: 'kn' is unknown\. Did you mean 'knn'"),
         ("probes: [knn]", "schedule: quik", r"compare\.all\.schedule: 'quik' is unknown\. Did you mean 'quick'"),
-        ("steps: [1, 2]", "steps: [2, 2]", r"share1\.steps2\.seed0.* is asked for twice"),
+        ("steps: [1, 2]", "steps: [2, 2]", r"steps: 2 is there twice"),
         (
             "steps: [1, 2]",
             "starts: [studnt]",
@@ -287,13 +286,12 @@ def test_the_report_shows_table_advice_plot_and_cost(page: str) -> None:
     part = page.split('id="comparisons"')[1].split("</section>", maxsplit=1)[0]
     assert "could not be shown" not in page
     assert "fewer than 3 seeds support no advice" in part
-    assert "What it takes to reach the best that starts from scratch" in part
+    assert "What it takes to reach" not in part, "nothing was trained from scratch"
     assert part.count("<svg") > 0
     assert 'aria-label="test_resnet, 100% of the images: accuracy by knn v1, 6 labels"' in part
-    table, costs = part.split("<table>")[1:]
+    [table] = part.split("<table>")[1:]
     for name in ROWS:
         assert f">{name}<" in table
-        assert f">{name}<" in costs
     assert table.count("<tr>") == 1 + 6
     assert "nearest neighbours by cosine" in part, "the protocol is told"
 
@@ -322,6 +320,5 @@ def test_a_comparison_without_held_out_images_says_so_and_nothing_else(root: Pat
     recipe = tmp_path / "none.yaml"
     text = (MEASURED + SMALL).replace("val: 3, test: 5, seed: 3", "seed: 3").replace("steps: [1, 2]", "steps: [1]")
     recipe.write_text(text, encoding="utf-8")
-    outcome = must.run(recipe, shutil.copytree(root, tmp_path / "root"), steps=LAST)
-    assert read_comparisons(outcome.artifacts) == {}
-    Console().show_outcome(outcome)
+    with pytest.raises(ConfigError, match=r"the set 'kinds' has no class labels .* its splits: \{'train': 3\}"):
+        must.run(recipe, shutil.copytree(root, tmp_path / "root"), steps=LAST)
