@@ -29,11 +29,21 @@ def measuring_steps(recipe: Recipe, spaces: Spaces) -> Iterator[Step]:
     config = recipe.evaluate
     told = {**how(config, recipe), "splits": config.splits, "seed": recipe.seed}
     for start in backbone_starts(recipe):
-        for name in sorted(spaces) if config.probes else ():
-            if "classification" in spaces[name]:
-                yield probe_step(f"probe.{start.name}.{name}", start, {**told, "set": name})
+        for name in probed_sets(recipe, spaces):
+            yield probe_step(f"probe.{start.name}.{name}", start, {**told, "set": name})
         for name in config.finetune:
             yield finetune_step(f"finetune.{start.name}.{name}", start, {**told, "set": name})
+
+
+def probed_sets(recipe: Recipe, spaces: Spaces) -> list[str]:
+    """The sets to probe on. ConfigError if one that is named has no class labels, or none has."""
+    config, there = recipe.evaluate, [name for name, found in spaces.items() if "classification" in found]
+    if not config.probes:
+        return []
+    if not there:
+        raise ConfigError(f"evaluate.probes is {config.probes}, but no set has class labels to probe with.")
+    wanted = there if config.probe_sets is None else config.probe_sets
+    return [choose(name, there, "evaluate.probe_sets: set with class labels") for name in wanted]
 
 
 def how(config: Measuring, recipe: Recipe) -> dict[str, Any]:
@@ -116,8 +126,7 @@ def check_measuring(recipe: Recipe, spaces: Spaces) -> None:
     """Raise ConfigError for a probe or a schedule that is not there, or sets without the labels for it."""
     config = recipe.evaluate
     check_how("evaluate", config)
-    if config.probes and not any("classification" in found for found in spaces.values()):
-        raise ConfigError(f"evaluate.probes is {config.probes}, but no set has class labels to probe with.")
+    probed_sets(recipe, spaces)
     for name in config.finetune:
         if not spaces[name]:
             raise ConfigError(f"evaluate.finetune names {name!r}, which has no labels to fine-tune on.")

@@ -130,7 +130,7 @@ def load_weights(model: nn.Module, name: str, where: str, num_classes: int = 0) 
         weights = timm.create_model(name, pretrained=True, num_classes=num_classes).state_dict()
     else:
         weights = read_weights(find_weights(where))
-    model.load_state_dict(resampled(model, weights, where))
+    model.load_state_dict(resampled(model, weights, f"{where}, for a {name!r}"))
 
 
 def resampled(model: nn.Module, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -195,8 +195,8 @@ class Recipe(Section):
                 raise ValueError(
                     f"teachers.{name}.data is {wanted!r}, not under data; there are {', '.join(self.data)}"
                 )
-        for key in ("sets", "finetune"):
-            for name in getattr(self.evaluate, key):
+        for key in ("sets", "probe_sets", "finetune"):
+            for name in getattr(self.evaluate, key) or ():
                 if name not in self.data:
                     raise ValueError(f"evaluate.{key} names {name!r}, not under data; there are {', '.join(self.data)}")
         for name in self.student.loss_weights:

@@ -61,6 +61,8 @@ class EvaluateConfig(Measuring):
     """Held-out split that is preferred; the other is used where a set lacks it."""
     sets: list[str] = []
     """Further sets to measure on: every teacher, and the student's head for it, whose task and classes a set shares."""
+    probe_sets: Annotated[list[str], Once] | None = None
+    """Sets that probes are for; null for all sets with class labels."""
     finetune: Annotated[list[str], Once] = []
     """Sets that networks are fine-tuned on, from every start, for each task that a set has labels of."""
     starts: list[str] | None = None
