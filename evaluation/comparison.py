@@ -61,6 +61,8 @@ class Comparison:
     n: int
     base: Mapping[str, Cost]
     """What it took to come by each start, by its name."""
+    counts: Mapping[Column, int] = dataclasses.field(default_factory=dict)
+    """How many images a column was measured on, where that is not `n`."""
 
     def settings(self) -> list[Setting]:
         """Those of rows with a stage, in their order."""
@@ -78,7 +80,7 @@ class Comparison:
         rows = [row for row in self.side_by_side(setting) if not row.is_supervised]
         found = {row.name: cell.values for row in rows if (cell := row.cell(column))}
         fewest = min(len(values) for values in found.values())
-        return standing({name: values[:fewest] for name, values in found.items()}, self.n)
+        return standing({name: values[:fewest] for name, values in found.items()}, self.counts.get(column, self.n))
 
     def advice(self) -> list[str]:
         """A sentence for each backbone, by the first column of a share, for most images and most steps. Nothing is said
@@ -168,6 +170,7 @@ def _read(name: str, measured: Sequence[Artifact], artifacts: Mapping[str, Artif
         about={record.protocol: record.about for record in every if record.corruption == CLEAN},
         place=f"{every[0].dataset}/{every[0].split}",
         n=every[0].n,
+        counts={_column(record): record.n for record in kept},
         base=_bases(measured, artifacts),
     )
 

@@ -65,22 +65,32 @@ def order_of(library: Library, task: str, seed: int) -> NDArray[np.int64]:
     return order[np.argsort(rank, kind="stable")]
 
 
-def count_of(amount: Amount, there: int, classes: int, what: str) -> int:
-    """How many labelled images an amount means. ConfigError if there are not so many, or fewer than classes."""
+def count_of(amount: Amount, there: int, classes: int, what: str, apart: bool = False) -> int:
+    """How many labelled images an amount means. ConfigError if there are not so many, or fewer than classes in what is
+    learned from, without what is set `apart` to decide by.
+    """
     if amount == "all":
         return there
+    least = max(classes, 2)
+    while apart and least - aside_of(least) < max(classes, 2):
+        least += 1
     count = round(amount * there) if isinstance(amount, float) else int(amount)
     if count > there:
         raise ConfigError(f"labels: {amount} labelled images asked for; {what} has {there} to learn from.")
-    if count < max(classes, 2):
+    if count < least:
         raise ConfigError(
             f"labels: {amount} of {there} labelled images are {count}; {what} has {classes} classes, and at least "
-            f"{max(classes, 2)} images are needed."
+            f"{least} images are needed."
         )
     return count
 
 
+def aside_of(count: int) -> int:
+    """How many of so many labels decide, where nothing else does."""
+    return max(1, count // FIFTH)
+
+
 def parts(order: NDArray[np.int64], count: int, apart: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The first `count` positions: those to learn from, and, set `apart` from them, those to decide by (else none)."""
-    aside = max(1, count // FIFTH) if apart else 0
+    aside = aside_of(count) if apart else 0
     return order[aside:count], order[:aside]

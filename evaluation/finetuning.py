@@ -132,7 +132,7 @@ class _Tuning:
                 continue
             classes = len(space.classes) if task == "classification" else 0
             for asked in self.config["labels"]:
-                count = count_of(asked, len(splits.train), classes, name)
+                count = count_of(asked, len(splits.train), classes, name, splits.val is None)
                 for turn in range(self.config["seeds"]):
                     yield Lesson(task, space, splits, asked, count, self.config["seed"] + turn)
 

@@ -141,7 +141,7 @@ class _Probing:
     def _problem(self, amount: Amount, seed: int) -> tuple[Problem, int]:
         """What is learned from so many labels, drawn by a seed; and how many they are."""
         train = self.splits.train
-        count = count_of(amount, len(train), self.classes, self.config["set"])
+        count = count_of(amount, len(train), self.classes, self.config["set"], self.splits.val is None)
         rows, aside = parts(order_of(train, TASK, seed), count, self.splits.val is None)
         eye, known = self.eye, (self._only(rows), self.val or self._only(aside))
         return Problem(*known, self.classes, seed, eye.encoder, train.only(rows), self.scratch, eye.runtime), count

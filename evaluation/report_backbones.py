@@ -86,26 +86,24 @@ def _protocols(found: list[Board]) -> Iterator[str]:
 
 def _costs(run: RunRecord) -> Html:
     head = ["Backbone", "steps", "images", "time", "before it: steps", "images", "time"]
-    steps = {
-        made.manifest["config"]["start"]["name"]: made.manifest["config"]["start"]["step"]
+    starts = {
+        made.manifest["config"]["start"]["name"]: made.manifest["config"]["start"]
         for kind in ("probe", "finetune")
         for made in run.of_kind(kind).values()
     }
     rows = []
-    for name, step in steps.items():
-        own, base = price(run.artifacts.get(step), run.artifacts)
-        rows.append([name, *_cost(own), *_cost(base)])
+    for name, start in starts.items():
+        own, base = price(run.artifacts.get(start["step"]), run.artifacts)
+        rows.append([name, *cost_cells(None if start["weights"] else own), *cost_cells(base)])
     return table(head, rows, range(1, len(head)))
 
 
-def _cost(cost: Cost) -> list[str]:
-    if cost == Cost():
-        return [NOTHING] * 3
-    return [
-        f"{cost.steps:,}" if cost.steps else NOTHING,
-        f"{cost.images:,}" if cost.images else NOTHING,
-        duration(cost.seconds),
-    ]
+def cost_cells(cost: Cost | None) -> list[str]:
+    """Steps, images and time; None for what was made elsewhere."""
+    if cost is None:
+        return ["not known", "", ""]
+    numbers = [f"{number:,}" if number else NOTHING for number in (cost.steps, cost.images)]
+    return [*numbers, duration(cost.seconds) if cost != Cost() else NOTHING]
 
 
 def _skipped(run: RunRecord) -> Iterator[str]:

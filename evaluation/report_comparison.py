@@ -8,7 +8,7 @@ from evaluation.backbones import Column
 from evaluation.comparison import Comparison, Row, Setting, read_comparisons
 from evaluation.page import NOTHING, duration, listed, paragraph, plural, table
 from evaluation.plots import Dot, lines_chart
-from evaluation.report_backbones import scale_of, shown, titled
+from evaluation.report_backbones import cost_cells, scale_of, shown, titled
 from evaluation.run_record import RunRecord
 from pipeline.markup import Html, element, join
 from pipeline.stages import SCRATCH
@@ -126,11 +126,8 @@ def _costs(found: Comparison) -> Iterator[Html]:
             continue
         for name, start in names:
             took = found.cost_to_reach(name, setting, column, wanted)
-            base = found.base.get(start)
-            reached = (
-                ["never", "", ""] if took is None else [f"{took.steps:,}", f"{took.images:,}", duration(took.seconds)]
-            )
-            before = [f"{base.steps:,}", f"{base.images:,}", duration(base.seconds)] if base else [NOTHING] * 3
+            reached = ["never", "", ""] if took is None else cost_cells(took)
+            before = cost_cells(found.base.get(start)) if start != SCRATCH else [NOTHING] * 3
             goal = f"{scale_of(column.metric) * wanted:.1f}"
             rows.append([name, setting.backbone, f"{share:.0%}", goal, *reached, *before])
     yield paragraph("What it takes to reach the best that starts from scratch, and what the start took before:")

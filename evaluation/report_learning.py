@@ -7,10 +7,10 @@ from typing import Any
 
 import tasks
 from evaluation.charts import bar, loss_chart
-from evaluation.comparisons import held_out_strips
 from evaluation.page import NOTHING, listed, paragraph, percent, plural, table
 from evaluation.run_record import TOTAL, Log, RunRecord
 from evaluation.samples import Album, pool_strips
+from evaluation.witnesses import held_out_strips
 from pipeline.labels import LabelSpace
 from pipeline.markup import Html, element, join
 from tasks.pictures import strip, swatches

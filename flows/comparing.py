@@ -78,7 +78,7 @@ class _Trial:
             "set": self.config.measured_on,
             "pool": f"pool.{self.stage}",
             "share": self.trial.share,
-            "supervised": settings(schedule(self.comparison, said)),
+            "supervised": settings(supervised_schedule(self.comparison, said)),
             "width": self.recipe.student.width,
             "proposals": self.recipe.student.proposals,
             "seed": self.seed,
@@ -118,7 +118,7 @@ class _Trial:
         return made
 
 
-def schedule(comparison: str, said: Mapping[str, Any]) -> FitConfig:
+def supervised_schedule(comparison: str, said: Mapping[str, Any]) -> FitConfig:
     """The schedule of supervised training. ConfigError names what is wrong with it."""
     try:
         return FitConfig.model_validate(said)

@@ -35,7 +35,7 @@ def fit(problem: Problem) -> Solution:
     """The layer after the last step."""
     import torch
 
-    from evaluation.layer import TASK, Layer
+    from evaluation.frozen import TASK, FrozenLinear
     from evaluation.problem import Solution
     from pipeline import machine
     from pipeline.fit import fit as train
@@ -48,7 +48,7 @@ def fit(problem: Problem) -> Solution:
     runtime, size = problem.runtime, problem.encoder.size
     config = LoaderConfig(size, SETTINGS.batch, problem.seed, CROP_AND_FLIP, runtime.threads)
     loader = Loader(problem.images, {TASK: lambda values: {"probs": stack(values, "probs")}}, config)
-    layer, steps = Layer(problem.encoder, problem.classes), SETTINGS.total_steps(len(problem.images))
+    layer, steps = FrozenLinear(problem.encoder, problem.classes), SETTINGS.total_steps(len(problem.images))
     job = Job("linear_hpt", layer, loader, steps, problem.scratch, SETTINGS, problem.seed)
     device = machine.find_device(runtime.device)
     with Team(device) as team:

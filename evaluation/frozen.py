@@ -15,7 +15,7 @@ from pipeline.loader import Batch
 TASK = "classification"
 
 
-class Layer(Objective):
+class FrozenLinear(Objective):
     """A linear layer on the features of a backbone that stays as it is, its running statistics included."""
 
     def __init__(self, encoder: Encoder, classes: int) -> None:
@@ -25,7 +25,7 @@ class Layer(Objective):
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
 
-    def train(self, mode: bool = True) -> Layer:
+    def train(self, mode: bool = True) -> FrozenLinear:
         super().train(mode)
         self.encoder.eval()
         return self

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from evaluation.comparisons import Witness, held_out_spots, readable, teacher_of
 from evaluation.results import Place
 from evaluation.run_record import RunRecord
 from evaluation.samples import Album
+from evaluation.witnesses import Witness, held_out_spots, readable, teacher_of
 from pipeline import places
 from pipeline.labels import Value
 
