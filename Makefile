@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Tests wait for servers and processes as often as they compute: one more at a time than there are cores.
+TESTS := $(shell $(PYTHON) -c "import os; print(min(4, len(os.sched_getaffinity(0)) + 1))")
 
 .PHONY: help quickstart test test-all check format
 
@@ -22,10 +24,10 @@ quickstart: $(INSTALLED)
 	$(BIN)/must run recipes/quickstart.yaml
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
+	$(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile --cov --cov-report=term
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "slow or gpu or not slow"
+	$(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile -m "slow or gpu or not slow"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -14,12 +14,13 @@ from flows.consistency import check_fits
 from flows.measuring import measuring_steps
 from flows.staging import settings, stage_steps
 from pipeline.artifacts import Artifact, Step, hash_json
-from pipeline.config import Recipe, TeacherConfig
+from pipeline.config import Recipe
 from pipeline.errors import ConfigError, choose, naming
 from pipeline.rejects import NOTHING, rejected_images, rejected_labels, rejected_teachers
 from pipeline.sections import FitConfig
 from pipeline.sources import BaseSource
 from pipeline.stores import LABELLING
+from pipeline.training import TeacherConfig
 from pipeline.weights import weights_digest
 from pipeline.workspace import Workspace
 from tasks.ingest import GROWS, open_source

@@ -17,21 +17,13 @@ from pydantic_core import PydanticUndefined
 
 from pipeline.augment import AugmentConfig
 from pipeline.comparing import CompareConfig
-from pipeline.config import (
-    EvaluateConfig,
-    FitConfig,
-    LabellingConfig,
-    Recipe,
-    RuntimeConfig,
-    Section,
-    StudentConfig,
-    TeacherConfig,
-    TrainingConfig,
-    modules,
-)
+from pipeline.config import LabellingConfig, Recipe, RuntimeConfig, StudentConfig, modules
+from pipeline.evaluating import EvaluateConfig
+from pipeline.sections import FitConfig, Section
 from pipeline.sources import SourceConfig
 from pipeline.staged import StagedRecipe
 from pipeline.stages import LabelledConfig, PolicyConfig, StageConfig
+from pipeline.training import TeacherConfig, TrainingConfig
 
 PLAIN = {str: "text", int: "whole number", float: "number"}
 HEAD = """\

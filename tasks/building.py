@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.backbone import load_weights
-from pipeline.config import TrainingConfig
 from pipeline.labels import LabelSpace
+from pipeline.training import TrainingConfig
 from tasks.network import Network, NetworkConfig
 
 

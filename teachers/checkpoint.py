@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.artifacts import Inputs, read_json, write_json
-from pipeline.config import TeacherConfig
 from pipeline.errors import ConfigError, choose
 from pipeline.labels import LabelSpace
+from pipeline.training import TeacherConfig
 
 if TYPE_CHECKING:
     from tasks.learning import Predictor

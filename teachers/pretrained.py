@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pipeline.artifacts import Inputs
-from pipeline.config import TeacherConfig
 from pipeline.errors import ConfigError
+from pipeline.training import TeacherConfig
 
 if TYPE_CHECKING:
     from tasks.learning import Predictor

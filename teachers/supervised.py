@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import ranks
 from pipeline.artifacts import Inputs, read_json
-from pipeline.config import TeacherConfig, TrainingConfig
 from pipeline.errors import choose
+from pipeline.training import TeacherConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from tasks.learning import Predictor

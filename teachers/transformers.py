@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from pipeline.artifacts import Inputs, read_json, write_json
-from pipeline.config import TeacherConfig
 from pipeline.errors import installing
+from pipeline.training import TeacherConfig
 
 if TYPE_CHECKING:
     from tasks.learning import Predictor

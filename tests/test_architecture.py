@@ -139,6 +139,20 @@ def test_what_plans_and_the_page_load_has_no_torch_and_no_prefect() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_every_kind_may_be_what_is_loaded_first() -> None:
+    """A step's process loads the step's function, whatever else it has loaded."""
+    modules = [*kinds("teachers"), *kinds("pipeline/sources"), *kinds("evaluation/probes"), "flows.dag", "must"]
+    program = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}:\n"
+        f"    for other in [each for each in sys.modules if each.split('.')[0] in {(*PACKAGES, 'must')!r}]:\n"
+        "        del sys.modules[other]\n"
+        "    importlib.import_module(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_nothing_on_disk_can_run_code() -> None:
     wrong = []
     for path in every_python_file():

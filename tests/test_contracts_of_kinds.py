@@ -11,8 +11,9 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.config import Recipe, TeacherConfig, modules
+from pipeline.config import Recipe, modules
 from pipeline.sources import BaseSource, SourceConfig
+from pipeline.training import TeacherConfig
 
 EXAMPLES: dict[str, Any] = {
     "path": "somewhere",

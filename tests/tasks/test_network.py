@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import TrainingConfig
 from pipeline.errors import DataError
 from pipeline.labels import LabelSpace, Value
 from pipeline.machine import Choice
+from pipeline.training import TrainingConfig
 from tasks.building import build_network
 from tasks.learning import network_predictor
 from tasks.network import PYRAMID_STRIDES, Network, SimplePyramid, fuse, seed_part
