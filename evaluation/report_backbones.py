@@ -94,7 +94,7 @@ def _costs(run: RunRecord) -> Html:
     rows = []
     for name, start in starts.items():
         own, base = price(run.artifacts.get(start["step"]), run.artifacts)
-        rows.append([name, *cost_cells(None if start["weights"] else own), *cost_cells(base)])
+        rows.append([name, *cost_cells(None if start.get("weights") else own), *cost_cells(base)])
     return table(head, rows, range(1, len(head)))
 
 
