@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from evaluation.measured import ALL, CLEAN, FILE, Measured
+from evaluation.measured import ALL, CLEAN, FILE, Measured, best_of
 from pipeline.artifacts import Artifact, read_json
 
 
@@ -18,6 +18,11 @@ class Column(NamedTuple):
     labels: int
     metric: str
     corruption: str
+
+    @classmethod
+    def of(cls, record: Measured) -> Column:
+        """The one that a record belongs to."""
+        return cls(record.protocol, record.labels, record.metric, record.corruption)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Board:
     def best(self, column: Column) -> list[str]:
         """The starts with the best mean; several if they are equal."""
         found = {start: self.cells[start, column].mean for start in self.starts if (start, column) in self.cells}
-        best = (max if self.better[column.metric] == "higher" else min)(found.values())
+        best = best_of(self.better[column.metric])(found.values())
         return [start for start, mean in found.items() if mean == best]
 
 
@@ -69,31 +74,48 @@ def read_measured(artifacts: Mapping[str, Artifact], kinds: Sequence[str] = ("pr
 
 
 def boards(records: Iterable[Measured]) -> list[Board]:
-    """A board for every set and task. Of every metric of a task the first, its leading one, is on it; of corrupted
-    images, the mean over all corruptions.
-    """
+    """A board for every set and task, of what is `leading`."""
     groups: dict[tuple[str, str, str, int], list[Measured]] = {}
-    for record in records:
-        if record.corruption in (CLEAN, ALL):
-            groups.setdefault((record.dataset, record.task, record.split, record.n), []).append(record)
+    for record in leading(records):
+        groups.setdefault((record.dataset, record.task, record.split, record.n), []).append(record)
     return [_board(place, found) for place, found in groups.items()]
 
 
+def leading(records: Iterable[Measured]) -> list[Measured]:
+    """Of all metrics by a protocol the first of each task, its leading one; of corrupted images, the mean over all
+    corruptions.
+    """
+    first: dict[tuple[str, str], str] = {}
+    return [
+        record
+        for record in records
+        if first.setdefault((record.protocol, record.task), record.metric) == record.metric
+        and record.corruption in (CLEAN, ALL)
+    ]
+
+
+def columns_of(records: Iterable[Measured]) -> tuple[Column, ...]:
+    """Their columns: by protocol, fewer labels first, corrupted images last."""
+    found = dict.fromkeys(map(Column.of, records))
+    return tuple(sorted(found, key=lambda each: (each.protocol, each.labels, each.corruption != CLEAN)))
+
+
+def told(records: Iterable[Measured]) -> dict[str, str]:
+    """What each protocol is."""
+    return {record.protocol: record.about for record in records if record.corruption == CLEAN}
+
+
 def _board(place: tuple[str, str, str, int], records: Sequence[Measured]) -> Board:
-    leading: dict[str, str] = {}
     values: dict[tuple[str, Column], dict[int, float]] = {}
     for record in records:
-        if leading.setdefault(record.protocol, record.metric) == record.metric:
-            column = Column(record.protocol, record.labels, record.metric, record.corruption)
-            values.setdefault((record.start, column), {})[record.seed] = record.value
-    columns = sorted({column for _, column in values}, key=lambda c: (c.protocol, c.labels, c.corruption != CLEAN))
+        values.setdefault((record.start, Column.of(record)), {})[record.seed] = record.value
     return Board(
         *place,
         starts=tuple(dict.fromkeys(record.start for record in records)),
-        columns=tuple(columns),
+        columns=columns_of(records),
         cells={key: Cell(tuple(found.values())) for key, found in values.items()},
         better={record.metric: record.better for record in records},
-        about={record.protocol: record.about for record in records if record.corruption == CLEAN},
+        about=told(records),
     )
 
 

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from evaluation.advice import Standing, advice, standing
-from evaluation.backbones import Cell, Column
-from evaluation.cost import Cost, Point, cost, price, steps_to
-from evaluation.measured import ALL, CLEAN, FILE, Measured
+from evaluation.backbones import Cell, Column, columns_of, leading, told
+from evaluation.cost import Cost, Point, cost, price, steps_to, total
+from evaluation.measured import FILE, Measured, best_of
 from pipeline.artifacts import Artifact, read_json
 from pipeline.comparing import NO_STAGE, SUPERVISED, Trial
-from pipeline.stages import SCRATCH
+from pipeline.stages import SCRATCH, STUDENT
 
 TRIAL = "trial"
 """The key of a measuring step's configuration that says which row it measures."""
@@ -32,15 +32,35 @@ class Setting(NamedTuple):
 class Row:
     """A method from a start in one setting: values by column and seed, and what one training took, the median."""
 
-    name: str
+    method: str
     start: str
-    is_plain: bool
-    """Whether it does without any training on these images."""
-    is_supervised: bool
-    """Whether it was trained on all labels of these images."""
     setting: Setting
     values: Mapping[Column, Mapping[int, float]]
     cost: Cost
+
+    @property
+    def name(self) -> str:
+        """What it is called, in words."""
+        if self.is_plain:
+            known = {SCRATCH: "from scratch", STUDENT: "the student, no stage"}
+            return known.get(self.start, f"{self.start}, no stage")
+        method = "supervised on the same images" if self.is_supervised else self.method
+        return f"{method}, from {self.start}"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it does without any training on these images."""
+        return self.method == NO_STAGE
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether it was trained on all labels of these images."""
+        return self.method == SUPERVISED
+
+    @property
+    def has_method(self) -> bool:
+        """Whether it is that of a self-supervised method."""
+        return not self.is_plain and not self.is_supervised
 
     def cell(self, column: Column) -> Cell | None:
         """The values over the seeds, in their order."""
@@ -73,6 +93,21 @@ class Comparison:
         plain = Setting(setting.backbone, None, None)
         return [row for row in self.rows if row.setting in (plain, setting)]
 
+    def change(self, row: Row, column: Column) -> Cell | None:
+        """How far a method is above the first one from the same start in the same setting, seed by seed: HPT's change
+        from the own baseline. None for the first one itself, and for rows without a method.
+        """
+        mine = [
+            other
+            for other in self.rows
+            if other.has_method and (other.start, other.setting) == (row.start, row.setting) and other.cell(column)
+        ]
+        if not row.has_method or not mine or row is mine[0] or row not in mine:
+            return None
+        own, first = row.values[column], mine[0].values[column]
+        seeds = sorted(own.keys() & first.keys())
+        return Cell(tuple(own[seed] - first[seed] for seed in seeds)) if seeds else None
+
     def standing(self, setting: Setting, column: Column) -> Standing:
         """How the rows of a setting compare by a metric that is a share, but for those that were trained on all labels:
         they are no choice for who has few.
@@ -96,7 +131,7 @@ class Comparison:
         rows = self.side_by_side(most)
         plain = [row.name for row in rows if row.is_plain]
         length = f"{most.steps:,} steps on {most.share:.0%} of the images"
-        where = f"{self.name}: {backbone} on {self.place} by {_told(column)}, {length}"
+        where = f"{self.name}: {backbone} on {self.place} by {column.protocol} with {column.labels:,} labels, {length}"
         also = [
             f" With all labels, {row.name!r} comes to {100 * cell.mean:.1f} %."
             for row in rows
@@ -112,7 +147,8 @@ class Comparison:
             if row.start == SCRATCH and row.setting.backbone == backbone and row.setting.share in (None, share)
             if (cell := row.cell(column))
         ]
-        return (max if self.better[column.metric] == "higher" else min)(means, default=None)
+        wanted: float | None = best_of(self.better[column.metric])(means, default=None)
+        return wanted
 
     def cost_to_reach(self, name: str, setting: Setting, column: Column, wanted: float) -> Cost | None:
         """What the shortest training of a row takes to come to a mean; None if none does."""
@@ -128,20 +164,6 @@ class Comparison:
         return None if math.isinf(fewest) else next(each for _, each in points if each.steps == fewest)
 
 
-def _told(column: Column) -> str:
-    return f"{column.protocol} with {column.labels:,} labels"
-
-
-def named(trial: Trial) -> str:
-    """A row's name."""
-    if trial.method == NO_STAGE:
-        return {SCRATCH: "from scratch", "student": "the student, no stage"}.get(
-            trial.start, f"{trial.start}, no stage"
-        )
-    method = "supervised on the same images" if trial.method == SUPERVISED else trial.method
-    return f"{method}, from scratch" if trial.start == SCRATCH else f"{method}, from {trial.start}"
-
-
 def read_comparisons(artifacts: Mapping[str, Artifact]) -> dict[str, Comparison]:
     """The comparisons among the artifacts of a run, by name, but for those of which no number came."""
     groups: dict[str, list[Artifact]] = {}
@@ -153,24 +175,21 @@ def read_comparisons(artifacts: Mapping[str, Artifact]) -> dict[str, Comparison]
 
 def _read(name: str, measured: Sequence[Artifact], artifacts: Mapping[str, Artifact]) -> Comparison:
     records = {made.mark: [Measured(**each) for each in made.load(FILE, read_json)] for made in measured}
-    every = [record for found in records.values() for record in found if record.corruption in (CLEAN, ALL)]
-    leading: dict[tuple[str, str], str] = {}
-    for record in every:
-        leading.setdefault((record.protocol, record.task), record.metric)
-    rows: dict[tuple[str, Setting], list[Artifact]] = {}
+    every = leading(record for found in records.values() for record in found)
+    rows: dict[tuple[str, str, Setting], list[Artifact]] = {}
     for made in measured:
         trial = Trial(**made.manifest["config"][TRIAL])
-        rows.setdefault((named(trial), Setting(trial.backbone, trial.share, trial.steps)), []).append(made)
-    kept = [record for record in every if leading[record.protocol, record.task] == record.metric]
+        setting = Setting(trial.backbone, trial.share, trial.steps)
+        rows.setdefault((trial.method, trial.start, setting), []).append(made)
     return Comparison(
         name=name,
-        rows=[_row(name, setting, found, records, artifacts) for (name, setting), found in rows.items()],
-        columns=sorted(dict.fromkeys(map(_column, kept)), key=lambda c: (c.protocol, c.labels, c.corruption != CLEAN)),
+        rows=[Row(*key, _values(found, records), _median(_trainings(found, artifacts))) for key, found in rows.items()],
+        columns=columns_of(every),
         better={record.metric: record.better for record in every},
-        about={record.protocol: record.about for record in every if record.corruption == CLEAN},
+        about=told(every),
         place=f"{every[0].dataset}/{every[0].split}",
         n=every[0].n,
-        counts={_column(record): record.n for record in kept},
+        counts={Column.of(record): record.n for record in every},
         base=_bases(measured, artifacts),
     )
 
@@ -180,25 +199,14 @@ def advised(artifacts: Mapping[str, Artifact]) -> list[str]:
     return [sentence for found in read_comparisons(artifacts).values() for sentence in found.advice()]
 
 
-def _column(record: Measured) -> Column:
-    return Column(record.protocol, record.labels, record.metric, record.corruption)
-
-
-def _row(
-    name: str,
-    setting: Setting,
-    made: Sequence[Artifact],
-    records: Mapping[str, Sequence[Measured]],
-    artifacts: Mapping[str, Artifact],
-) -> Row:
+def _values(made: Iterable[Artifact], records: Mapping[str, Sequence[Measured]]) -> dict[Column, dict[int, float]]:
+    """By column and seed."""
     values: dict[Column, dict[int, float]] = {}
     for each in made:
         seed = each.manifest["config"][TRIAL]["seed"]
         for record in records[each.mark]:
-            values.setdefault(_column(record), {})[seed] = record.value
-    trial = Trial(**made[0].manifest["config"][TRIAL])
-    kinds = trial.method == NO_STAGE, trial.method == SUPERVISED
-    return Row(name, trial.start, *kinds, setting, values, _median(_trainings(made, artifacts)))
+            values.setdefault(Column.of(record), {})[seed] = record.value
+    return values
 
 
 def _trainings(made: Iterable[Artifact], artifacts: Mapping[str, Artifact]) -> list[Cost]:
@@ -220,8 +228,5 @@ def _bases(measured: Iterable[Artifact], artifacts: Mapping[str, Artifact]) -> d
         config = made.manifest["config"]
         step = config["start"]["step"]
         if config[TRIAL]["method"] == NO_STAGE and step:
-            own, base = price(artifacts[step], artifacts)
-            found[config[TRIAL]["start"]] = Cost(
-                own.steps + base.steps, own.images + base.images, own.seconds + base.seconds
-            )
+            found[config[TRIAL]["start"]] = total(price(artifacts[step], artifacts))
     return found

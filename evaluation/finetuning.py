@@ -16,7 +16,7 @@ from torch import nn
 
 from evaluation import corruptions
 from evaluation.few import Splits, count_of, order_of, parts, splits_of
-from evaluation.measured import ALL, CLEAN, FILE, Measured
+from evaluation.measured import ALL, CLEAN, FILE, Measured, best_of
 from evaluation.schedules import SCHEDULES, Schedule
 from pipeline.artifacts import WORK, Artifact, Inputs, parse_lines, read_json, write_json
 from pipeline.backbone import register_statistics
@@ -155,7 +155,7 @@ class _Tuning:
         runs = [self._run(lesson, settings, (train, val), str(number)) for number, settings in enumerate(grid)]
         better = runs[0].predictor.heads[lesson.task].better
         leading, direction = next(iter(better.items()))
-        best = (max if direction == "higher" else min)(runs, key=lambda run: run.scores[leading])
+        best = best_of(direction)(runs, key=lambda run: run.scores[leading])
         return [record.to_json() for record in self._report(lesson, best, better)]
 
     def _run(self, lesson: Lesson, settings: Mapping[str, Any], libraries: tuple[Library, Library], name: str) -> Run:

@@ -6,7 +6,7 @@ A record says by which protocol, on which images, with how many labels and which
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.evaluating import Amount
@@ -46,3 +46,8 @@ class Measured:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def best_of(better: str) -> Callable[..., Any]:
+    """`max`, or `min` for a metric of which less is better: `better` is what its records say."""
+    return max if better == "higher" else min

@@ -43,6 +43,3 @@ class Solution(NamedTuple):
 
     classify: Callable[[Tensor], Tensor]
     settings: dict[str, Any]
-
-
-Fit = Callable[[Problem], Solution]

@@ -65,14 +65,14 @@ def scale_of(metric: str) -> int:
     return 100 if metric in SCALED else 1
 
 
-def shown(cell: Cell | None, column: Column, best: bool) -> Html | str:
-    """A mean and its deviation, in percent where the metric is a share."""
+def shown(cell: Cell | None, column: Column, best: bool, sign: str = "") -> Html | str:
+    """A mean and its deviation, in percent where the metric is a share; `sign` as in format specifications."""
     if cell is None:
         return NOTHING
     scale = scale_of(column.metric)
     digits = 1 if scale == 100 else 3
     spread = "" if cell.deviation is None else f" ± {scale * cell.deviation:.{digits}f}"
-    return element("span", f"{scale * cell.mean:.{digits}f}{spread}", class_="good" if best else None)
+    return element("span", f"{scale * cell.mean:{sign}.{digits}f}{spread}", class_="good" if best else None)
 
 
 def _where(board: Board) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evaluation.backbones import Column
+from evaluation.backbones import Cell, Column
 from evaluation.comparison import Comparison, Row, Setting, read_comparisons
+from evaluation.measured import best_of
 from evaluation.page import NOTHING, duration, listed, paragraph, plural, table
 from evaluation.plots import Dot, lines_chart
 from evaluation.report_backbones import cost_cells, scale_of, shown, titled
@@ -44,9 +45,18 @@ def _explanation(found: Comparison) -> str:
 
 
 def _table(found: Comparison) -> Html:
-    head = ["Row", "Backbone", "Share of images", "Steps", *(titled(column) for column in found.columns), "Time"]
-    rows = [[*_where(row), *_values(found, row), _time(row)] for row in found.rows]
-    return table(head, rows, range(2, len(head)))
+    head = ["Row", "Backbone", "Share of images", "Steps", *(titled(column) for column in found.columns)]
+    changes = [found.change(row, found.columns[0]) for row in found.rows]
+    rows = [[*_where(row), *_values(found, row)] for row in found.rows]
+    if any(changes):
+        head.append("Change from the first method")
+        rows = [[*row, _change(change, found.columns[0])] for row, change in zip(rows, changes, strict=True)]
+    rows = [[*cells, _time(row)] for cells, row in zip(rows, found.rows, strict=True)]
+    return table([*head, "Time"], rows, range(2, len(head) + 1))
+
+
+def _change(change: Cell | None, column: Column) -> Html | str:
+    return NOTHING if change is None else shown(change, column, best=False, sign="+")
 
 
 def _where(row: Row) -> list[str]:
@@ -60,7 +70,7 @@ def _values(found: Comparison, row: Row) -> Iterator[Html | str]:
         cells = [
             cell for each in found.rows if (cell := each.cell(column)) and each.setting.backbone == row.setting.backbone
         ]
-        best = (max if found.better[column.metric] == "higher" else min)(cell.mean for cell in cells)
+        best = best_of(found.better[column.metric])(cell.mean for cell in cells)
         cell = row.cell(column)
         yield shown(cell, column, cell is not None and cell.mean == best)
 

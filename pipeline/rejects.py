@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
     ],
     metadata={"must_rejected": str(SCHEMA_VERSION)},
 )
-NOTHING = SCHEMA.empty_table()
+NOTHING = pa.Table.from_batches([], SCHEMA)  # SCHEMA.empty_table() would load pandas, where there is one
 PATH = "labels/rejected.parquet"
 CLAIM = "claims/rejected"
 KEY = "^[0-9a-f]{16}$"

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 
 import numpy as np
 import pytest
-from scipy.stats import studentized_range
 
-from evaluation import advice as advising
 from evaluation.advice import Standing, advice, standing
 
 WHERE = "here"
 MANY = 10**9
 """Images, so many that what they leave to chance is nothing."""
 CLEAR = {"scratch": (0.50, 0.52, 0.51), "student": (0.60, 0.61, 0.62), "simclr": (0.80, 0.82, 0.81)}
-
-
-@pytest.fixture(autouse=True)
-def tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tukey's quantiles take SciPy a tenth of a second each: every one is worked out once."""
-    monkeypatch.setattr(advising, "studentized_range", Quantiles)
-
-
-class Quantiles:
-    """SciPy's, remembered."""
-
-    @staticmethod
-    @functools.cache
-    def ppf(share: float, rows: int, freedom: int) -> float:
-        return float(studentized_range.ppf(share, rows, freedom))
 
 
 def test_the_least_difference_is_tukeys() -> None:

@@ -16,6 +16,7 @@ from evaluation.cost import Cost
 from evaluation.measured import FILE
 from pipeline.artifacts import Artifact, contents, write_json
 from pipeline.comparing import Trial
+from pipeline.markup import plain
 from pipeline.roots import Root
 from tests.evaluation.test_backbones import LINEAR, NORMALS, like
 
@@ -23,20 +24,19 @@ COLUMN = Column("linear v1", 12, "accuracy", "none")
 PLAIN, SHORT, LONG = Setting("vit", None, None), Setting("vit", 1.0, 100), Setting("vit", 1.0, 900)
 
 
-def row(name: str, setting: Setting, *values: float, start: str = "student", plain: bool = False) -> Row:
+def row(method: str, setting: Setting, *values: float, start: str = "student") -> Row:
     """A row with a value per seed."""
     cost = Cost(setting.steps or 0, 10 * (setting.steps or 0), float(setting.steps or 0))
-    supervised = name.startswith("supervised")
-    return Row(name, start, plain, supervised, setting, {COLUMN: dict(enumerate(values))}, cost)
+    return Row(method, start, setting, {COLUMN: dict(enumerate(values))}, cost)
 
 
 ROWS = [
-    row("from scratch", PLAIN, 0.1, 0.12, 0.11, start="scratch", plain=True),
-    row("the student, no stage", PLAIN, 0.4, 0.42, 0.41, plain=True),
-    row("simclr, from student", SHORT, 0.5, 0.52, 0.51),
-    row("simclr, from student", LONG, 0.8, 0.82, 0.81),
-    row("simclr, from scratch", SHORT, 0.2, 0.22, 0.21, start="scratch"),
-    row("simclr, from scratch", LONG, 0.6, 0.62, 0.61, start="scratch"),
+    row("none", PLAIN, 0.1, 0.12, 0.11, start="scratch"),
+    row("none", PLAIN, 0.4, 0.42, 0.41),
+    row("simclr", SHORT, 0.5, 0.52, 0.51),
+    row("simclr", LONG, 0.8, 0.82, 0.81),
+    row("simclr", SHORT, 0.2, 0.22, 0.21, start="scratch"),
+    row("simclr", LONG, 0.6, 0.62, 0.61, start="scratch"),
 ]
 FOUND = Comparison("first", ROWS, [COLUMN], {"accuracy": "higher"}, {}, "pets/test", 2000, {})
 
@@ -48,7 +48,7 @@ def test_rows_without_a_stage_stand_beside_those_of_every_setting() -> None:
 
 
 def test_another_backbone_is_another_table() -> None:
-    other = row("from scratch", Setting("resnet", None, None), 0.9, start="scratch", plain=True)
+    other = row("none", Setting("resnet", None, None), 0.9, start="scratch")
     assert other not in dataclasses.replace(FOUND, rows=[*ROWS, other]).side_by_side(SHORT)
 
 
@@ -62,14 +62,14 @@ def test_advice_is_about_the_longest_training() -> None:
 
 
 def test_who_learned_from_all_labels_is_told_of_and_is_no_choice() -> None:
-    best = row("supervised on the same images, from student", LONG, 0.9, 0.92, 0.91)
+    best = row("supervised", LONG, 0.9, 0.92, 0.91)
     [said] = dataclasses.replace(FOUND, rows=[*ROWS, best]).advice()
     assert "take 'simclr, from student' (81.0" in said
     assert said.endswith("With all labels, 'supervised on the same images, from student' comes to 91.0 %.")
 
 
 def test_rows_are_compared_by_the_seeds_that_all_have() -> None:
-    rows = [*ROWS[:2], row("simclr, from student", LONG, 0.8)]
+    rows = [*ROWS[:2], row("simclr", LONG, 0.8)]
     [said] = dataclasses.replace(FOUND, rows=rows).advice()
     assert "fewer than 3 seeds support no advice" in said
 
@@ -146,3 +146,20 @@ def test_costs_are_shown_where_something_was_trained_from_scratch() -> None:
     assert "never" in shown
     alone = dataclasses.replace(FOUND, rows=[each for each in ROWS if each.start != "scratch" or each.is_plain])
     assert not list(report_comparison._costs(alone))
+
+
+def test_methods_are_told_as_a_change_from_the_first_one_of_the_same_start_and_setting() -> None:
+    bn = row("simclr_bn", LONG, 0.7, 0.76, 0.7)
+    other = row("simclr_bn", LONG, 0.5, 0.52, start="scratch")
+    found = dataclasses.replace(FOUND, rows=[*ROWS, bn, other])
+    change = found.change(bn, COLUMN)
+    assert change
+    assert change.values == pytest.approx((-0.1, -0.06, -0.11)), "seed by seed"
+    below = found.change(other, COLUMN)
+    assert below
+    assert below.values == pytest.approx((-0.1, -0.1)), "from the one that starts there too, by the seeds of both"
+    assert not any(found.change(each, COLUMN) for each in ROWS), "the first ones, and rows without a method"
+    shown = plain(report_comparison._table(found))
+    assert "Change from the first method" in shown
+    assert "-9.0 ± 2.6" in shown
+    assert "Change" not in plain(report_comparison._table(FOUND))
