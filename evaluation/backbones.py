@@ -73,6 +73,11 @@ def read_measured(artifacts: Mapping[str, Artifact], kinds: Sequence[str] = ("pr
     ]
 
 
+def any_measured(artifacts: Mapping[str, Artifact]) -> bool:
+    """Whether any of them holds a record of a backbone."""
+    return any(made.has(FILE) and made.counts["records"] for made in artifacts.values())
+
+
 def boards(records: Iterable[Measured]) -> list[Board]:
     """A board for every set and task, of what is `leading`."""
     groups: dict[tuple[str, str, str, int], list[Measured]] = {}

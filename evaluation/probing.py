@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,17 +46,29 @@ def probe(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
     """
     found = IngestedSet(inputs[f"data.{config['set']}"])
     splits = splits_of(found, TASK, config["splits"])
-    records: list[Measured] = []
-    if splits:
-        start = of_config(StartConfig.model_validate(config["start"]), inputs, config["seed"])
-        records = list(_Probing(config, splits, Eye(start, inputs.runtime), out / WORK).records())
-    write_json(out / FILE, [record.to_json() for record in records])
     if "trial" in config and not splits:
         raise ConfigError(
             f"{config['name']}: the set {config['set']!r} has no class labels to learn from, or none held out to "
             f"measure on; its splits: {found.splits}."
         )
+    records: list[Measured] = []
+    if splits:
+        start = of_config(StartConfig.model_validate(config["start"]), inputs, config["seed"])
+        records = list(_Probing(config, splits, Eye(start, inputs.runtime), out / WORK).records())
+    write_json(out / FILE, [record.to_json() for record in records])
     return {"records": len(records), **({} if splits else {"why": "no class labels to learn from, or none held out"})}
+
+
+class Draw(NamedTuple):
+    """`labels` images drawn by a seed, because `asked` was asked for: positions of those to learn from, and of those to
+    decide by, none if these have a split of their own.
+    """
+
+    asked: Amount
+    labels: int
+    seed: int
+    rows: NDArray[np.int64]
+    aside: NDArray[np.int64]
 
 
 class Eye:
@@ -104,10 +116,32 @@ class _Probing:
         return found
 
     @functools.cached_property
+    def draws(self) -> list[Draw]:
+        """All that is learned from, by the number of labels and then the seed."""
+        train, apart = self.splits.train, self.splits.val is None
+        seeds = [self.config["seed"] + turn for turn in range(self.config["seeds"])]
+        orders = {seed: order_of(train, TASK, seed) for seed in seeds}
+        counts = {
+            asked: count_of(asked, len(train), self.classes, self.config["set"], apart)
+            for asked in self.config["labels"]
+        }
+        return [
+            Draw(asked, count, seed, *parts(orders[seed], count, apart))
+            for asked, count in counts.items()
+            for seed in seeds
+        ]
+
+    @functools.cached_property
+    def drawn(self) -> NDArray[np.int64]:
+        """Positions of the images that are in any draw, in their order."""
+        return np.unique(np.concatenate([rows for draw in self.draws for rows in (draw.rows, draw.aside)]))
+
+    @functools.cached_property
     def known(self) -> Known:
-        """Features and classes of all images to learn from."""
+        """Features and classes of the images that are drawn."""
         train = self.splits.train
-        return Known(self.eye.see(train, range(len(train))), torch.from_numpy(class_numbers(train, TASK)))
+        classes = class_numbers(train, TASK)[self.drawn]
+        return Known(self.eye.see(train, self.drawn.tolist()), torch.from_numpy(classes))
 
     @functools.cached_property
     def val(self) -> Known | None:
@@ -119,17 +153,20 @@ class _Probing:
 
     def records(self) -> Iterator[Measured]:
         """What comes out of every probe, number of labels and seed."""
-        for amount in self.config["labels"]:
-            for turn in range(self.config["seeds"]):
-                problem, count = self._problem(amount, self.config["seed"] + turn)
-                for name in self.config["probes"]:
-                    probe: ModuleType = importlib.import_module(f"evaluation.probes.{name}")
-                    if turn and amount == "all" and not probe.RANDOM:
-                        continue  # nothing is drawn: every seed comes to the same
-                    self._tell(f"{name}, {count} labels, seed {problem.seed}")
-                    scratch = self.scratch / f"{name}-{amount}-{problem.seed}"
-                    solution = probe.fit(dataclasses.replace(problem, scratch=scratch))
-                    yield from self._report((name, probe), (amount, count), problem.seed, solution)
+        for draw in self.draws:
+            problem = self._problem(draw)
+            for name in self.config["probes"]:
+                probe: ModuleType = importlib.import_module(f"evaluation.probes.{name}")
+                if draw.seed != self.config["seed"] and not self._differs(draw, probe):
+                    continue
+                self._tell(f"{name}, {draw.labels} labels, seed {draw.seed}")
+                scratch = self.scratch / f"{name}-{draw.asked}-{draw.seed}"
+                solution = probe.fit(dataclasses.replace(problem, scratch=scratch))
+                yield from self._report((name, probe), draw, solution)
+
+    def _differs(self, draw: Draw, probe: ModuleType) -> bool:
+        """Whether seeds come to different things: with all labels, where none is set apart, nothing is drawn."""
+        return bool(probe.RANDOM) or draw.asked != "all" or self.splits.val is None
 
     def _tell(self, line: str) -> None:
         config, runtime = self.config, self.eye.runtime
@@ -138,20 +175,16 @@ class _Probing:
         runtime.progress(config["name"], self.done / total, line)
         self.done += 1
 
-    def _problem(self, amount: Amount, seed: int) -> tuple[Problem, int]:
-        """What is learned from so many labels, drawn by a seed; and how many they are."""
-        train = self.splits.train
-        count = count_of(amount, len(train), self.classes, self.config["set"], self.splits.val is None)
-        rows, aside = parts(order_of(train, TASK, seed), count, self.splits.val is None)
-        eye, known = self.eye, (self._only(rows), self.val or self._only(aside))
-        return Problem(*known, self.classes, seed, eye.encoder, train.only(rows), self.scratch, eye.runtime), count
+    def _problem(self, draw: Draw) -> Problem:
+        train, eye = self.splits.train.only(draw.rows), self.eye
+        known = self._only(draw.rows), self.val or self._only(draw.aside)
+        return Problem(*known, self.classes, draw.seed, eye.encoder, train, self.scratch, eye.runtime)
 
     def _only(self, rows: NDArray[np.int64]) -> Known:
-        return Known(self.known.features[rows], self.known.classes[rows])
+        at = np.searchsorted(self.drawn, rows)
+        return Known(self.known.features[at], self.known.classes[at])
 
-    def _report(
-        self, probe: tuple[str, ModuleType], labels: tuple[Amount, int], seed: int, solution: Solution
-    ) -> Iterator[Measured]:
+    def _report(self, probe: tuple[str, ModuleType], draw: Draw, solution: Solution) -> Iterator[Measured]:
         values: dict[str, list[float]] = defaultdict(list)
         for corruption, features in self.tests:
             accuracy = self._accuracy(solution.classify(features))
@@ -169,9 +202,9 @@ class _Probing:
                 task=TASK,
                 split=self.splits.name,
                 n=len(self.splits.test),
-                asked=labels[0],
-                labels=labels[1],
-                seed=seed,
+                asked=draw.asked,
+                labels=draw.labels,
+                seed=draw.seed,
                 metric="accuracy",
                 better="higher",
                 value=float(np.mean(found)),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from evaluation.backbones import read_measured
+from evaluation.backbones import any_measured
 from evaluation.charts import standing
 from evaluation.comparison import advised
 from evaluation.page import NOTHING, duration, facts, file_name, folded, listed, paragraph, plural, table
@@ -189,8 +189,7 @@ def results(run: RunRecord) -> Html:
     """Student, teacher and baseline by metric."""
     lines, others = read_lines(run.metrics())
     if not lines and not others:
-        elsewhere = read_measured(run.artifacts, ("probe", "finetune", "compare"))
-        return Html() if elsewhere else paragraph("Nothing was measured in this run.")
+        return Html() if any_measured(run.artifacts) else paragraph("Nothing was measured in this run.")
     parts = [_explanation(), _results_table(lines), _footnotes(lines)] if lines else []
     if others:
         parts += [element("h3", "Further measurements"), _others_table(others)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
-from evaluation.backbones import read_measured
+from evaluation.backbones import any_measured
 from evaluation.comparison import advised
 from evaluation.page import NOTHING, duration
 from evaluation.report_outcome import warnings
@@ -74,7 +74,7 @@ def _steps(run: RunRecord) -> Iterator[str]:
 
 def _places(run: RunRecord) -> Iterator[str]:
     yield f"Run: `{run.folder}`"
-    if read_measured(run.artifacts, ("probe", "finetune", "compare")) or "evaluate" in run.artifacts:
+    if any_measured(run.artifacts) or "evaluate" in run.artifacts:
         yield f"Report, with curves and more pictures: `{run.folder / 'report.html'}`"
 
 

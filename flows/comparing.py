@@ -8,18 +8,15 @@ import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
-from flows.measuring import Spaces, backbone_of, check_how, finetune_step, how, probe_step, start
+from flows.measuring import Spaces, about, backbone_of, check_how, finetune_step, how, probe_step, reads, start
 from flows.staging import Training, pool_step, settings, stage_step
 from pipeline.artifacts import Step
 from pipeline.comparing import BACKBONES, NO_STAGE, SUPERVISED, CompareConfig, Trial
-from pipeline.config import CHOSEN, Recipe, modules
+from pipeline.config import CHOSEN, Recipe, modules, read_section
 from pipeline.errors import ConfigError, choose, naming
 from pipeline.evaluating import StartConfig
 from pipeline.sections import FitConfig
 from pipeline.stages import COMPARED, STUDENT, StageConfig, class_names, labelled_images
-from pipeline.weights import weights_digest
 
 NAME = "compare"
 
@@ -74,7 +71,7 @@ class _Trial:
         said = self.config.supervised | {"steps": self.trial.steps, "batch": self.config.batch}
         config: dict[str, Any] = {
             "name": self.name,
-            "start": self.start.model_dump(mode="json"),
+            **about(self.start),
             "set": self.config.measured_on,
             "pool": f"pool.{self.stage}",
             "share": self.trial.share,
@@ -83,13 +80,7 @@ class _Trial:
             "proposals": self.recipe.student.proposals,
             "seed": self.seed,
         }
-        if self.start.weights:
-            config["weights"] = weights_digest(self.start.weights)
-        inputs = (
-            *((self.start.step,) if self.start.step else ()),
-            f"pool.{self.stage}",
-            f"data.{self.config.measured_on}",
-        )
+        inputs = reads(self.start, f"pool.{self.stage}", f"data.{self.config.measured_on}")
         return Step(self.name, "evaluation.supervised:train", config, inputs, resumes=True)
 
     def stage_config(self) -> StageConfig:
@@ -111,28 +102,13 @@ class _Trial:
         package, key = CHOSEN["stages"]
         place = f"{NAME}.{self.comparison}.methods.{trial.method}"
         method = choose(str(said[key]), modules(package), f"{place}.{key}:")
-        try:
-            made: StageConfig = importlib.import_module(f"{package}.{method}").Config.model_validate(said)
-        except ValidationError as error:
-            raise ConfigError(f"{place}: {_told(error)}") from error
+        made: StageConfig = read_section(importlib.import_module(f"{package}.{method}").Config, said, place)
         return made
 
 
 def supervised_schedule(comparison: str, said: Mapping[str, Any]) -> FitConfig:
     """The schedule of supervised training. ConfigError names what is wrong with it."""
-    try:
-        return FitConfig.model_validate(said)
-    except ValidationError as error:
-        raise ConfigError(f"{NAME}.{comparison}.supervised: {_told(error)}") from error
-
-
-def _told(error: ValidationError) -> str:
-    lines = []
-    for each in error.errors():
-        where = f"{'.'.join(map(str, each['loc']))}: " if each["loc"] else ""
-        value = f" (value {each['input']!r})" if each["loc"] else ""
-        lines.append(f"{where}{each['msg'].removeprefix('Value error, ')}{value}")
-    return "; ".join(lines)
+    return read_section(FitConfig, said, f"{NAME}.{comparison}.supervised")
 
 
 def stages_of(recipe: Recipe) -> dict[str, StageConfig]:

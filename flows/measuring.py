@@ -56,21 +56,21 @@ def probe_step(name: str, start: StartConfig, told: Mapping[str, Any]) -> Step:
     """The probes of a backbone on the set `told["set"]`."""
     keys = ("set", "splits", "probes", "labels", "seeds", "seed", "corruptions")
     versions = {each: importlib.import_module(f"{PROBES}.{each}").VERSION for each in told["probes"]} | _worse(told)
-    config = {"name": name, **_about(start), **{key: told[key] for key in keys}, **_row(told), "versions": versions}
-    return Step(name, "evaluation.probing:probe", config, _inputs(start, told["set"]))
+    config = {"name": name, **about(start), **{key: told[key] for key in keys}, **_row(told), "versions": versions}
+    return Step(name, "evaluation.probing:probe", config, reads(start, f"data.{told['set']}"))
 
 
 def finetune_step(name: str, start: StartConfig, told: Mapping[str, Any]) -> Step:
     """Fine-tuning from a backbone on the set `told["set"]`."""
     keys = ("set", "splits", "schedule", "labels", "seeds", "seed", "corruptions", "width", "proposals")
     versions = {told["schedule"]: SCHEDULES[told["schedule"]].version} | _worse(told)
-    config = {"name": name, **_about(start), **{key: told[key] for key in keys}, **_row(told), "versions": versions}
+    config = {"name": name, **about(start), **{key: told[key] for key in keys}, **_row(told), "versions": versions}
     grows = ("labels", "seeds")
-    return Step(name, "evaluation.finetuning:finetune", config, _inputs(start, told["set"]), grows=grows)
+    return Step(name, "evaluation.finetuning:finetune", config, reads(start, f"data.{told['set']}"), grows=grows)
 
 
-def _about(start: StartConfig) -> dict[str, Any]:
-    """What is measured; other weights under the same name are another start."""
+def about(start: StartConfig) -> dict[str, Any]:
+    """What a step that begins with a backbone is told of it; other weights under the same name are another start."""
     digest = {"weights": weights_digest(start.weights)} if start.weights else {}
     return {"start": start.model_dump(mode="json"), **digest}
 
@@ -84,8 +84,9 @@ def _row(told: Mapping[str, Any]) -> dict[str, Any]:
     return {"trial": told["trial"]} if "trial" in told else {}
 
 
-def _inputs(start: StartConfig, name: str) -> tuple[str, ...]:
-    return (*((start.step,) if start.step else ()), f"data.{name}")
+def reads(start: StartConfig, *others: str) -> tuple[str, ...]:
+    """The steps that a step reads which begins with a backbone: what makes that, and these others."""
+    return (*((start.step,) if start.step else ()), *others)
 
 
 def backbone_starts(recipe: Recipe) -> list[StartConfig]:

@@ -13,10 +13,10 @@ import pkgutil
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from pipeline.comparing import CompareConfig
@@ -103,6 +103,7 @@ def modules(package: str) -> dict[str, str]:
     return {found.name: f"{package}.{found.name}" for found in pkgutil.iter_modules(paths) if not found.ispkg}
 
 
+Model = TypeVar("Model", bound=BaseModel)
 CHOSEN = {"data": ("pipeline.sources", "kind"), "teachers": ("teachers", "kind"), "stages": ("selfsup", "method")}
 """Sections whose entries name a file: its package, and the key that names it."""
 
@@ -229,10 +230,15 @@ def parse_recipe(text: str, origin: str, overrides: Sequence[str] = ()) -> Recip
     data = _apart(data)
     for override in overrides:
         apply_override(data, override)
+    return read_section(recipe_class(data), expand(data, origin), origin)
+
+
+def read_section(model: type[Model], said: Any, origin: str) -> Model:
+    """What is said, as a model. ConfigError has a line for each thing that is wrong, beginning with the origin."""
     try:
-        return recipe_class(data).model_validate(expand(data, origin))
+        return model.model_validate(said)
     except ValidationError as error:
-        raise ConfigError("\n".join(explain(origin, problem) for problem in error.errors())) from error
+        raise ConfigError("\n".join(explain(origin, problem, model) for problem in error.errors())) from error
 
 
 def recipe_class(data: Mapping[str, Any]) -> type[Recipe]:
@@ -296,15 +302,15 @@ def expand(value: Any, origin: str) -> Any:
     return _VARIABLE.sub(replace, value)
 
 
-def explain(origin: str, problem: ErrorDetails) -> str:
-    """One line about one thing wrong in a recipe."""
-    location = [str(part) for part in problem["loc"]]
-    if len(location) > 2 and location[0] in CHOSEN:
+def explain(origin: str, problem: ErrorDetails, model: type[BaseModel]) -> str:
+    """One line about one thing wrong in a recipe, or in a section that is a `model`."""
+    location, whole = [str(part) for part in problem["loc"]], issubclass(model, Recipe)
+    if whole and len(location) > 2 and location[0] in CHOSEN:
         del location[2]  # pydantic's tag of the union, which is not in the file
-    where = f"{origin}: {'.'.join(location) or 'recipe'}"
+    where = f"{origin}: {'.'.join(location) or 'recipe'}" if whole else ".".join([origin, *location])
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        known = _known_keys(problem)
+        known = _known_keys(problem, Recipe if whole else model)
         near = difflib.get_close_matches(location[-1], known, n=1)
         guess = f" Did you mean {near[0]!r}?" if near else ""
         return f"{where}: unknown key (value {value!r}).{guess} Known keys: {', '.join(known)}."
@@ -327,9 +333,8 @@ def _section(annotation: Any) -> Any:
     return next((each for each in get_args(annotation) if hasattr(each, "model_fields")), annotation)
 
 
-def _known_keys(problem: ErrorDetails) -> list[str]:
-    """The keys of the model that an unknown key was given to, found by walking the error's path."""
-    model: Any = Recipe
+def _known_keys(problem: ErrorDetails, model: Any) -> list[str]:
+    """The keys of the part of the model that an unknown key was given to, found by walking the error's path."""
     path = list(problem["loc"][:-1])
     while path:
         part = path.pop(0)
