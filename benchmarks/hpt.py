@@ -38,7 +38,12 @@ RESULTS = Path(__file__).parent / "results"
 RECIPE = Path(__file__).parent / "hpt.yaml"
 COUNT = 2000
 """Shifted images to learn from, and to report on."""
-SMALL = ["stages.base.steps=4000", *(f"compare.{name}.steps=[50,200,800]" for name in ("clothing", "shifted"))]
+SMALL = [
+    "stages.base.steps=4000",
+    "stages.base.image_size=32",
+    "compare.shifted.image_size=32",
+    *(f"compare.{name}.steps=[50,200,800]" for name in ("clothing", "shifted")),
+]
 
 
 def shifted(data: bytes, number: int) -> bytes:

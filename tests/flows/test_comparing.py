@@ -99,7 +99,11 @@ def test_weights_and_stages_may_be_started_from(tmp_path: Path) -> None:
     ("old", "new", "says"),
     [
         ("method: simclr", "method: simcl", r"compare\.all\.methods\.simclr\.method: 'simcl' .*Did you mean 'simclr'"),
-        ("method: simclr", "method: simclr, temprature: 7", r"methods\.simclr\.temprature: unknown key \(value 7\)\. Did you mean .temperature."),
+        (
+            "method: simclr",
+            "method: simclr, temprature: 7",
+            r"methods\.simclr\.temprature: unknown key \(value 7\)\. Did you mean .temperature.",
+        ),
         ("method: simclr", "method: simclr, steps: 7", r"methods\.simclr\.steps: all methods have it in common"),
         ("method: simclr", "method: simclr, data: [pool]", r"methods\.simclr\.data: all methods have it in common"),
         ("method: simclr", "lr: 0.1", r"methods\.simclr says no method: write \{method: simclr\}"),
