@@ -12,6 +12,8 @@ from pipeline.sections import FitConfig
 
 TRAINED = ("stage", "student", "teacher", "supervised")
 """Keys under which a step's configuration has the schedule that it trained by."""
+SEEN = "images_seen"
+"""The count of images that went through all steps, where they are not the batch's in each, as in stages with labels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ def cost(made: Artifact) -> Cost:
         return Cost(seconds=seconds)
     schedule = FitConfig.model_validate(known)
     steps: int = made.counts.get("steps") or schedule.total_steps(made.counts["images"])
-    return Cost(steps, steps * schedule.batch, seconds)
+    return Cost(steps, made.counts.get(SEEN, steps * schedule.batch), seconds)
 
 
 def total(costs: Iterable[Cost]) -> Cost:

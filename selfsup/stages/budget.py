@@ -33,6 +33,17 @@ class Budget:
         """Unlabelled images in all steps before."""
         return self.beside * min(step, self.until) + self.batch * max(0, step - self.until)
 
+    def images(self) -> int:
+        """Images in all steps, as often as they are there, labelled and unlabelled."""
+        return self.before(self.steps) + self._labelled_images()
+
+    def views(self, kinds: int) -> int:
+        """Views in all steps: of `kinds` kinds of an unlabelled image, and one of a labelled one."""
+        return kinds * self.before(self.steps) + self._labelled_images()
+
+    def _labelled_images(self) -> int:
+        return self.labelled * min(self.steps, self.until)
+
 
 def budget_of(stage: StageConfig, labelled: int, images: int) -> Budget:
     """The budget of a stage of so many images, with so many labelled ones in a step: unless the recipe gives its steps,

@@ -31,7 +31,8 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
     """Train the backbone of what came before on the images of the stage, and leave it with how images are normalised.
 
     `config`: `name`, `stage` with all that `pipeline.stages.resolved` fills in, `seed`, and `start`, the step it starts
-    from, null for none. Raises ConfigError if the method can't use the backbone, or if images or labels are too few.
+    from, null for none. The counts say how many images and views went through all steps. Raises ConfigError if the
+    method can't use the backbone, or if images or labels are too few.
     """
     stage, seed = stage_config(config["stage"]), config["seed"]
     images = images_of(stage, inputs, seed)
@@ -43,4 +44,5 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
     stream = ViewStream(images, changed(method.kinds(), stage.augment), budget, sampler, seed)
     told = train((config["name"], stage), method, stream, inputs.runtime, out)
     leave(method.backbone.cpu(), out)
-    return {"images": len(images), "steps": budget.steps, "family": method.family, **told}
+    seen = {"images_seen": budget.images(), "views_seen": budget.views(len(stream.kinds))}
+    return {"images": len(images), "steps": budget.steps, **seen, "family": method.family, **told}

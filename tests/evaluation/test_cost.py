@@ -52,6 +52,12 @@ def test_steps_that_were_counted_are_what_was_trained() -> None:
     assert cost(made(counts={"images": 100, "steps": 6}, stage=SCHEDULE)) == Cost(6, 24, 1.0)
 
 
+def test_images_that_were_counted_are_what_went_through() -> None:
+    """In a stage with labels these are more than the batch's; older artifacts have no such count."""
+    counted = {"images": 100, "steps": 6, "images_seen": 30}
+    assert cost(made(counts=counted, stage=SCHEDULE)) == Cost(6, 30, 1.0)
+
+
 def test_what_was_not_trained_costs_time_alone() -> None:
     assert cost(made(seconds=7)) == Cost(0, 0, 7)
     assert cost(made(seconds=7, counts={"classes": 3}, teacher={"kind": "pretrained", "model": "m"})) == Cost(0, 0, 7)

@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 
+from evaluation.cost import cost
 from flows.dag import build_steps
 from pipeline import machine
 from pipeline.artifacts import Artifact, Inputs, Step
@@ -28,8 +29,9 @@ from pipeline.workspace import Workspace
 from selfsup.deepclusterv2 import DeepCluster
 from selfsup.stages import stream, training
 from selfsup.stages.images import images_of
-from selfsup.stages.objective import RANK, SPREAD
+from selfsup.stages.objective import RANK, SPREAD, Learning
 from selfsup.stages.stage import stage_config
+from selfsup.stages.stream import ViewBatch
 from selfsup.stages.watch import effective_rank, spread
 from tasks.ingest import IngestedSet
 from tasks.shelves import held_out_keys
@@ -186,6 +188,24 @@ def test_labels_beside_change_what_is_learned_until_they_are_switched_off(room: 
     lines = log(room.run(labels={**TWO, "until": 0.5}, data=["kinds"]))
     assert ["suncet" in line["losses"] for line in lines] == [True, True, False, False]
     assert {SPREAD, RANK} <= lines[0]["losses"].keys()
+
+
+def test_the_images_and_views_that_went_through_are_counted(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four steps of 8 views: of 4 images, or of 2 images and 4 labelled ones while these are there."""
+    passed: list[ViewBatch] = []
+    forward = Learning.forward
+
+    def noting(learning: Learning, batch: ViewBatch, shares: dict[str, float]) -> Any:
+        passed.append(batch)
+        return forward(learning, batch, shares)
+
+    monkeypatch.setattr(Learning, "forward", noting)
+    for labels, images in ((None, 16), ({**TWO, "until": 0.5}, 20), (TWO, 24)):
+        passed.clear()
+        made = room.run(labels=labels, data=["kinds"])
+        assert (made.counts["images_seen"], made.counts["views_seen"]) == (images, 32)
+        shown = [len(batch.keys) + (0 if batch.classes is None else len(batch.classes)) for batch in passed]
+        assert (sum(shown), cost(made).images) == (images, images)
 
 
 def stopped_and_gone_on_with(room: Room, at: str, settings: dict[str, Any]) -> Artifact:

@@ -174,6 +174,8 @@ def test_every_step_has_as_many_views_while_labels_are_there(batch: int, half: i
         beside = labelled if step < until else 0
         assert 2 * budget.plain(step) + beside == 2 * batch
         assert budget.before(step) == sum(budget.plain(each) for each in range(step))
+    assert budget.views(2) == 2 * batch * budget.steps
+    assert budget.images() == batch * budget.steps + labelled // 2 * until
 
 
 @pytest.mark.parametrize("until", [0.25, 0.5, 1.0])
