@@ -1,7 +1,7 @@
 """Self-supervised stages from a base, its normalisation layers alone, and from scratch: steps, accuracy and cost.
 
-    python benchmarks/hpt.py --small          # about an hour on two cores: the shifted images alone
-    python benchmarks/hpt.py                  # for a GPU: both domains, up to 20,000 steps
+    python -m benchmarks.hpt --small          # about an hour on two cores: the shifted images alone
+    python -m benchmarks.hpt                  # for a GPU: both domains, up to 20,000 steps
 
 Two domains. Clothing, with the photos student as its base; and images that look like no photograph, CIFAR-10's turned
 grey and dark and laid over stripes, with a base that was trained without labels on CIFAR-10's 50,000. Of the test
@@ -26,11 +26,9 @@ import pyarrow.parquet as pq
 import typer
 from PIL import Image
 
-import must
-from evaluation.comparison import Comparison, Row, Setting, read_comparisons
-from flows.console import Console
-from flows.dag import COMPARE, Selection
-from pipeline.artifacts import Artifact
+from benchmarks.compared import line_of, record, run, seconds_of, values_of
+from evaluation.comparison import Comparison, Setting, read_comparisons
+from flows.dag import COMPARE
 from pipeline.bench import circumstances, save_result
 from pipeline.machine import find_device
 
@@ -80,23 +78,7 @@ def write_shifted(source: Path, folder: Path) -> None:
 def rows_of(name: str, found: Comparison) -> list[list[str]]:
     """A line per row: domain, row, steps, mean and deviation, seconds of one training."""
     column = found.columns[0]
-    return [
-        [name, row.name, _steps(row), _accuracy(row, found), _seconds(row)] for row in found.rows if row.cell(column)
-    ]
-
-
-def _steps(row: Row) -> str:
-    return f"{row.setting.steps:,}" if row.setting.steps else "0"
-
-
-def _accuracy(row: Row, found: Comparison) -> str:
-    cell = row.cell(found.columns[0])
-    assert cell
-    return f"{100 * cell.mean:.1f} ± {100 * (cell.deviation or 0):.1f}"
-
-
-def _seconds(row: Row) -> str:
-    return f"{row.cost.seconds:,.0f}" if row.cost.seconds else ""
+    return [[name, *line_of(row, [column])] for row in found.rows if row.cell(column)]
 
 
 def reaching(name: str, found: Comparison) -> list[list[str]]:
@@ -112,13 +94,6 @@ def reaching(name: str, found: Comparison) -> list[list[str]]:
     return lines
 
 
-def seconds_of(artifacts: dict[str, Artifact]) -> dict[str, float]:
-    """Seconds by step, of what the comparisons build on."""
-    return {
-        name: round(made.manifest["seconds"], 1) for name, made in artifacts.items() if not name.startswith("compare.")
-    }
-
-
 def main(
     root: Annotated[str, typer.Option(help="Where artifacts are kept.")] = "must-root",
     data: Annotated[Path, typer.Option(help="The folder with the sets.", envvar="MUST_DATA")] = Path("../shared/data"),
@@ -132,9 +107,8 @@ def main(
     write_shifted(data / "cifar10", images)
     told = [f"data.shifted.path={images}", *(SMALL if small else []), *(override or [])]
     last = f"{COMPARE}.shifted" if small else COMPARE
-    with Console().progress() as progress:
-        outcome = must.run(RECIPE, root, told, Selection(last), progress=progress)
-    found = read_comparisons(outcome.artifacts)
+    artifacts = run(RECIPE, root, told, last)
+    found = read_comparisons(artifacts)
     table = [["domain", "row", "steps", "accuracy, %", "s"]]
     for name, comparison in found.items():
         table += [*rows_of(name, comparison), *reaching(name, comparison)]
@@ -143,16 +117,9 @@ def main(
         "overrides": told,
         "advice": {name: comparison.advice() for name, comparison in found.items()},
         "test_images": {name: comparison.n for name, comparison in found.items()},
-        "seconds": seconds_of(dict(outcome.artifacts)),
+        "seconds": seconds_of(artifacts),
         "rows": [
-            {
-                "domain": name,
-                "row": row.name,
-                "steps": row.setting.steps,
-                "images": row.cost.images,
-                "seconds": row.cost.seconds,
-                "accuracy": list(cell.values) if (cell := row.cell(comparison.columns[0])) else [],
-            }
+            {"domain": name, **record(row), "accuracy": values_of(row, comparison.columns[0])}
             for name, comparison in found.items()
             for row in comparison.rows
         ],

@@ -1,6 +1,6 @@
 """What multi-task self-training is worth: fine-tuning with few labels from backbones of every kind.
 
-    python benchmarks/must_worth.py [--root must-root] [--seeds 3] [--data ../shared/data]
+    python -m benchmarks.must_worth [--root must-root] [--seeds 3] [--data ../shared/data]
 
 Teachers of segmentation, detection, depth and normals, and a published ImageNet classifier, label a pool of
 photographs; a student learns from all of them, and single-task students from one task each. From each of these
@@ -23,11 +23,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import typer
 
 import must
+from benchmarks.drawn import draw
 from evaluation.measured import CLEAN, FILE
 from flows.console import Console
 from flows.dag import Selection
@@ -49,15 +48,6 @@ ALONE = {
 """The teachers of each single-task student."""
 DRAWN = {"train": 5000, "test": 2000}
 NAMES = {"scratch": "from scratch", "efficientnet_lite0_57934424": "ImageNet weights", "student": "multi-task student"}
-
-
-def draw_cifar(source: Path, folder: Path) -> None:
-    """A part of CIFAR-10, the same every time, at `folder`/<split>.parquet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, count in DRAWN.items():
-        table = pq.read_table(source / f"{split}.parquet")
-        rows = np.sort(np.random.default_rng(0).permutation(len(table))[:count])
-        pq.write_table(table.take(rows), folder / f"{split}.parquet")
 
 
 def run(root: str, overrides: list[str], steps: Selection) -> Outcome:
@@ -100,7 +90,7 @@ def main(
     """Measure, print, and leave `must_worth` among the results."""
     measured = circumstances(find_device("auto"))
     scratch = Path(root) / "must_worth"
-    draw_cifar(data / "cifar10", scratch / "cifar")
+    draw(data / "cifar10", scratch / "cifar", DRAWN)
     told = [f"data.cifar.path={scratch / 'cifar'}"]
     starts = ["scratch", WEIGHTS, *(f"teacher.{name}" for name in ("street", "things", "depth", "normals"))]
     for task in ALONE:
