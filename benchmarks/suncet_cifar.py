@@ -32,7 +32,7 @@ import typer
 from benchmarks.compared import line_of, record, run, seconds_of, told, values_of
 from benchmarks.drawn import draw
 from evaluation.backbones import Column
-from evaluation.comparison import TRIAL, Comparison, Row, named, read_comparisons
+from evaluation.comparison import TRIAL, Comparison, Row, read_comparisons
 from flows.dag import COMPARE
 from pipeline.artifacts import Artifact
 from pipeline.bench import circumstances, save_result
@@ -60,7 +60,7 @@ SMALL = [
     ),
 ]
 Views = Mapping[tuple[str, int | None], int]
-"""Views that went through a training, by its row's name and its steps."""
+"""Views that went through a training, by its method and its steps."""
 
 
 def small_data(source: Path, folder: Path) -> list[str]:
@@ -76,7 +76,7 @@ def views_of(artifacts: Mapping[str, Artifact]) -> Views:
         config = made.manifest["config"]
         if TRIAL in config and config[TRIAL]["steps"]:
             trial = Trial(**config[TRIAL])
-            found[named(trial), trial.steps] = artifacts[config["start"]["step"]].counts["views_seen"]
+            found[trial.method, trial.steps] = artifacts[config["start"]["step"]].counts["views_seen"]
     for steps in {steps for _, steps in found}:
         assert len({views for (_, each), views in found.items() if each == steps}) == 1, found
     return found
@@ -84,7 +84,7 @@ def views_of(artifacts: Mapping[str, Artifact]) -> Views:
 
 def gains(found: Comparison, columns: Sequence[Column]) -> list[list[str]]:
     """A line per length: by how much SuNCEt is better than SimCLR alone, seed by seed."""
-    rows = {(row.name.partition(",")[0], row.setting.steps): row for row in found.rows}
+    rows = {(row.method, row.setting.steps): row for row in found.rows}
     lines = []
     for setting in found.settings():
         simclr, suncet = (rows[name, setting.steps] for name in ("simclr", "suncet"))
@@ -102,7 +102,7 @@ def table_of(found: Comparison, columns: Sequence[Column], views: Views) -> list
     """The rows, but for the student, which is there because a recipe has one; and what SuNCEt brings."""
     head = ["row", "steps", *(f"{_probe(column)}, %" for column in columns), "s", "images", "views"]
     lines = [
-        [*line_of(row, columns), f"{row.cost.images:,}", f"{views.get((row.name, row.setting.steps), 0):,}"]
+        [*line_of(row, columns), f"{row.cost.images:,}", f"{views.get((row.method, row.setting.steps), 0):,}"]
         for row in found.rows
         if row.start != STUDENT
     ]
@@ -114,7 +114,7 @@ def records(found: Comparison, columns: Sequence[Column], views: Views) -> list[
     return [
         {
             **record(row),
-            "views": views.get((row.name, row.setting.steps), 0),
+            "views": views.get((row.method, row.setting.steps), 0),
             "accuracy": {column.protocol: values_of(row, column) for column in columns},
         }
         for row in found.rows
