@@ -46,8 +46,10 @@ def price(made: Artifact | None, artifacts: Mapping[str, Artifact]) -> Price:
 
 
 def cost(made: Artifact) -> Cost:
-    """What making one artifact cost; no steps for what was not trained."""
-    seconds: float = made.manifest.get("seconds", 0.0)
+    """What making one artifact cost, the training of attempts that it went on from included; no steps for what was not
+    trained.
+    """
+    seconds: float = made.manifest.get("seconds", 0.0) + made.counts.get("earlier_seconds", 0.0)
     settings: dict[str, Any] = next(
         (made.manifest["config"][key] for key in TRAINED if key in made.manifest["config"]), {}
     )

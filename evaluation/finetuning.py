@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -163,15 +162,13 @@ class _Tuning:
         fit, runtime = FitConfig.model_validate(settings), self.runtime
         network = self._network(lesson)
         course = Course(fit, self.schedule.augment, lesson.seed)
-        began = time.monotonic()
         folder = self.scratch / f"{lesson.name}-{name}"
         place = (self.config["name"], folder, runtime)
-        train_network(network, Sum({lesson.task: 1.0}), train, course, place)
-        seconds = time.monotonic() - began
+        trained = train_network(network, Sum({lesson.task: 1.0}), train, course, place)
         self.trained += 1
         predictor = network_predictor(network.cpu()).settle(runtime, network.config.shape())
         scores = score(predictor, val, {lesson.task: lesson.task}, runtime)
-        return Run(predictor, dict(settings), fit.total_steps(len(train)), fit.batch, seconds, scores)
+        return Run(predictor, dict(settings), fit.total_steps(len(train)), fit.batch, trained.fitted.seconds, scores)
 
     def _network(self, lesson: Lesson) -> Network:
         start = of_config(self.about, self.inputs, lesson.seed)

@@ -60,6 +60,8 @@ def _training(made: Artifact) -> Iterator[str]:
     if not log.lines:
         return
     yield plural(len(log.lines), "optimiser step")
+    if "earlier_seconds" in made.counts:
+        yield f"{duration(made.counts['training_seconds'])} of training, earlier attempts included"
     if log.rate():
         yield f"{log.rate():,.0f} images/s"
     parts = [part for part in made.manifest["config"].values() if isinstance(part, dict)]

@@ -38,6 +38,27 @@ class Cut(NamedTuple):
     images: int
 
 
+class Fitted(NamedTuple):
+    """How a training went: where memory ran out and what was done about it, and its seconds of wall clock, of which
+    `earlier` ones are those of attempts that this one went on from, each up to its last state.
+    """
+
+    cuts: list[Cut]
+    seconds: float
+    earlier: float
+
+    def counts(self) -> dict[str, Any]:
+        """For a step's counts: `training_seconds`, and where there is something to tell `earlier_seconds`, which are
+        among them, and `out_of_memory`.
+        """
+        counts: dict[str, Any] = {"training_seconds": round(self.seconds, 2)}
+        if self.earlier:
+            counts["earlier_seconds"] = round(self.earlier, 2)
+        if self.cuts:
+            counts["out_of_memory"] = [cut._asdict() for cut in self.cuts]
+        return counts
+
+
 class Losses(NamedTuple):
     """Of one step: what was minimised, the named parts it was combined from, and the highest learning rate."""
 
@@ -46,14 +67,14 @@ class Losses(NamedTuple):
     lr: float
 
 
-def fit(job: Job, choice: Choice, team: Team, runtime: Runtime) -> list[Cut]:
+def fit(job: Job, choice: Choice, team: Team, runtime: Runtime) -> Fitted:
     """Train `job.objective` in place: its averaged weights, if averaging is on, in eval mode, on its device.
 
-    Returns where memory ran out and what was done about it. A state in `out/work` is gone on from. The first process
-    reads and writes `out`, the others nothing. Each normalises its batches by its own images, unless its layers are
-    SyncBatchNorm; running statistics are averaged over the processes. Raises, in all of them, DataError with step and
-    keys if the loss is not finite, ConfigError if memory does not hold one image, and Stopped, after saving the state,
-    if any of them was asked to stop.
+    Returns how it went, in all processes by the first one's clock. A state in `out/work` is gone on from. The first
+    process reads and writes `out`, the others nothing. Each normalises its batches by its own images, unless its layers
+    are SyncBatchNorm; running statistics are averaged over the processes. Raises, in all of them, DataError with step
+    and keys if the loss is not finite, ConfigError if memory does not hold one image, and Stopped, after saving the
+    state, if any of them was asked to stop.
     """
     try:
         training = _Training(job, choice, team, runtime)
@@ -81,6 +102,7 @@ class _Training:
         self.record = Record(job.name, job.out) if ranks.is_first() else None
         self.statistics = _statistics(self.module)
         self.step, self.cuts = 0, list[Cut]()
+        self.seconds = self.earlier = 0.0
 
     @property
     def most(self) -> int:
@@ -109,6 +131,7 @@ class _Training:
             "schedule": self.schedule.state_dict(),
             "ema": self.ema.state_dict() if self.ema else {},
             "cuts": self.cuts,
+            "seconds": self.seconds,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -119,6 +142,7 @@ class _Training:
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         self.step, self.cuts = state["step"], [Cut(*cut) for cut in state["cuts"]]
+        self.seconds = self.earlier = state.get("seconds", 0.0)  # older states don't know theirs
 
     def _adopt(self, most: int) -> None:
         """No more images than `most` in a pass, from the step at hand on."""
@@ -127,7 +151,7 @@ class _Training:
 
     def run(self) -> None:
         """Train from the current step to the last."""
-        saved = time.monotonic()
+        started = saved = time.monotonic()
         shares = self.job.stream.stream(self.step)
         try:
             while self.step < self.job.steps:
@@ -135,6 +159,7 @@ class _Training:
                 losses = self._update(shares)
                 self.step += 1
                 self._report(losses, self.job.config.batch / (time.perf_counter() - began))
+                self.seconds = self.earlier + time.monotonic() - started
                 stop = any(self.team.tell(self.runtime.stop.is_set()))  # asked once: what stops here saves its state
                 if stop:
                     self._stop()
@@ -218,12 +243,12 @@ class _Training:
     def _tell(self, line: str) -> None:
         self.runtime.progress(self.job.name, self.step / self.job.steps, line)
 
-    def finish(self) -> list[Cut]:
-        """Leave the module trained, averaged if asked, in eval mode."""
+    def finish(self) -> Fitted:
+        """Leave the module trained, averaged if asked, in eval mode; how it went, as the first process has it."""
         if self.ema:
             self.module.load_state_dict(self.ema.module.state_dict())
         self.module.eval()
-        return self.cuts
+        return self.team.obtain(lambda: Fitted(self.cuts, self.seconds, self.earlier))
 
 
 def _statistics(module: nn.Module) -> list[Tensor]:

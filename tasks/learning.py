@@ -18,7 +18,7 @@ from pipeline import machine, ranks
 from pipeline.artifacts import Artifact, read_json
 from pipeline.augment import AugmentConfig, View, view_image
 from pipeline.errors import ConfigError, DataError
-from pipeline.fit import Cut, fit
+from pipeline.fit import Fitted, fit
 from pipeline.job import Job, Objective
 from pipeline.labels import LabelSpace, Value
 from pipeline.loader import Batch, Library, Loader, LoaderConfig
@@ -79,20 +79,18 @@ class Course:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """How a training went: the way it was run, the number of processes, and where the device's memory ran out."""
+    """A training: the way it was run, the number of processes, and how it went."""
 
     choice: Choice
     processes: int
-    cuts: list[Cut]
+    fitted: Fitted
 
     def counts(self) -> dict[str, Any]:
-        """For a step's counts: `choice`, and where there is something to tell `processes` and `out_of_memory`."""
+        """For a step's counts: `choice`, if there are several `processes`, and what `Fitted.counts` tells."""
         counts: dict[str, Any] = {"choice": self.choice.describe()}
         if self.processes > 1:
             counts["processes"] = self.processes
-        if self.cuts:
-            counts["out_of_memory"] = [cut._asdict() for cut in self.cuts]
-        return counts
+        return {**counts, **self.fitted.counts()}
 
 
 def train_network(

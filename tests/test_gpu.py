@@ -62,7 +62,8 @@ class Large(Layers):
 
 def test_a_device_that_is_full_takes_the_batch_in_pieces(tmp_path: Path) -> None:
     choice = Choice("cuda", "32", False, {})
-    assert [cut.step for cut in train_and_tell(tmp_path / "large", Large(), choice=choice, batch=8)] == [1]
+    fitted = train_and_tell(tmp_path / "large", Large(), choice=choice, batch=8)
+    assert [cut.step for cut in fitted.cuts] == [1]
     train_and_tell(tmp_path / "small", Layers(), choice=choice, batch=8)
     for one, other in zip(log(tmp_path / "large"), log(tmp_path / "small"), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)

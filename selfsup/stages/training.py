@@ -44,11 +44,10 @@ def train(
         before = look(method.backbone, images, runtime)
         if not has_state(out):
             _begin(name, method, stream, choice, runtime)
-        cuts = fit(job, choice, team, runtime)
+        fitted = fit(job, choice, team, runtime)
         after = look(method.backbone, images, runtime)
     features = {"before": before, "after": after, "collapsed": after["spread"] < COLLAPSED}
-    told = {"features": features, "choice": choice.describe()}
-    return {**told, **({"out_of_memory": [cut._asdict() for cut in cuts]} if cuts else {})}
+    return {"features": features, "choice": choice.describe(), **fitted.counts()}
 
 
 def _choose(stage: MethodConfig, method: Method, stream: ViewStream, runtime: Runtime) -> Choice:

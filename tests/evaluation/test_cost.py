@@ -63,6 +63,13 @@ def test_what_was_not_trained_costs_time_alone() -> None:
     assert cost(made(seconds=7, counts={"classes": 3}, teacher={"kind": "pretrained", "model": "m"})) == Cost(0, 0, 7)
 
 
+def test_what_was_gone_on_with_costs_the_time_of_all_attempts() -> None:
+    counts = {"images": 100, "training_seconds": 93.5, "earlier_seconds": 90.0}
+    assert cost(made(seconds=5, counts=counts, stage=SCHEDULE)) == Cost(10, 40, 95.0)
+    del counts["earlier_seconds"]
+    assert cost(made(seconds=99, counts=counts, stage=SCHEDULE)) == Cost(10, 40, 99)
+
+
 def test_the_base_is_apart_and_everything_in_it_counts_once(chain: dict[str, Artifact]) -> None:
     own, base = price(chain["stage.b"], chain)
     assert own == Cost(2, 16, 60)

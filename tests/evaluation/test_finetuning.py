@@ -19,11 +19,13 @@ from evaluation.schedules import SCHEDULES, Schedule
 from pipeline.artifacts import Artifact
 from pipeline.augment import AugmentConfig
 from pipeline.errors import ConfigError, Stopped
+from pipeline.fit import Fitted
 from pipeline.labels import LabelSpace
 from pipeline.loader import Library
+from pipeline.machine import Choice
 from pipeline.roots import Root
 from pipeline.starts import Start, fresh
-from tasks.learning import Predictor
+from tasks.learning import Predictor, Trained
 from tests.evaluation.conftest import TASKS
 from tests.evaluation.measuring import COLOURS, Bench, MakeKinds, Record, keys_of, records_of
 
@@ -52,8 +54,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What is trained, in order; and none of it really is."""
     seen: list[dict[str, Any]] = []
 
-    def train(network: Any, combine: Any, library: Library, course: Any, place: Any) -> None:
+    def train(network: Any, combine: Any, library: Library, course: Any, place: Any) -> Trained:
         seen.append({"keys": keys_of(library), "seed": course.seed, "lr": course.fit.lr, "network": network})
+        return Trained(Choice("cpu", "32", False, {}), 1, Fitted([], 100 * course.fit.lr, 0.0))
 
     monkeypatch.setattr(finetuning, "train_network", train)
     return seen
@@ -100,6 +103,7 @@ def test_what_is_best_on_validation_is_reported(
     records = [each for each in records_of(bench.tune("scenes")) if each["task"] == "segmentation"]
     assert {rate(record) for record in records} == {best}
     assert {record["value"] for record in records} == {0.5}, "and not with what decided"
+    assert {record["seconds"] for record in records} == {100 * best}, "what its training took"
 
 
 @pytest.mark.parametrize(("best", "by_rate"), [(0.001, {1e-3: 20.0, 3e-2: 80.0}), (0.03, {1e-3: 80.0, 3e-2: 20.0})])

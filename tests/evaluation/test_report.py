@@ -279,6 +279,15 @@ def test_where_memory_ran_out_is_told(folder: Path, artifacts: dict[str, Artifac
         assert ("2 processes" in text) == bool(more)
 
 
+def test_a_training_that_was_gone_on_with_tells_the_time_of_all_attempts(
+    folder: Path, artifacts: dict[str, Artifact]
+) -> None:
+    words = "of training, earlier attempts included"
+    assert words not in Reader(report(folder, artifacts)).text
+    student = with_counts(artifacts["student"], training_seconds=510.2, earlier_seconds=400.0)
+    assert f"8 min 30 s {words}" in Reader(report(folder, {**artifacts, "student": student})).text
+
+
 @pytest.mark.parametrize(
     "kept",
     [(), ("evaluate",), ("data.truth", "pool"), ("teacher.gabor", "label"), ("data.truth", "teacher.masks", "student")],

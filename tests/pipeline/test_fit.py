@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,9 @@ import torch
 from torch import Tensor
 
 from pipeline import roots
-from pipeline.checkpoint import load_state, read_tensors
+from pipeline.checkpoint import load_state, read_tensors, save_state
 from pipeline.errors import ConfigError, DataError, Stopped
+from pipeline.fit import Fitted
 from pipeline.job import Objective
 from pipeline.machine import Choice
 from pipeline.runtime import Runtime
@@ -34,6 +37,7 @@ from tests.pipeline.training import (
     make_batch,
     stopping,
     train,
+    train_and_tell,
     vector,
     watched,
 )
@@ -262,6 +266,55 @@ def test_a_crash_costs_only_the_steps_since_the_last_state(tmp_path: Path) -> No
     assert_same(train(tmp_path / "parts", Pictures(), stream=(stream := Numbered())), whole)
     assert stream.given == [2, 3, 4, 5]
     assert log(tmp_path / "parts") == log(tmp_path / "whole")  # steps 3 to 5 are in it once
+
+
+class Clock:
+    """A clock that stands still but for what the test says."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def attempt(self, out: Path, until: int = STEPS + 1) -> Fitted:
+        """Train at ten seconds a step; it is stopped after the step `until`."""
+
+        def watch(step: int, runtime: Runtime) -> None:
+            self.now += 10
+            if step == until:
+                runtime.stop.set()
+
+        return train_and_tell(out, Layers(), watched(watch))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    ours = SimpleNamespace(monotonic=lambda: clock.now, perf_counter=time.perf_counter)
+    monkeypatch.setattr("pipeline.fit.time", ours)
+    return clock
+
+
+@pytest.mark.parametrize("stops", [(1,), (2, 3), (STEPS,)])
+def test_seconds_are_those_of_all_attempts(tmp_path: Path, clock: Clock, stops: tuple[int, ...]) -> None:
+    whole = clock.attempt(tmp_path / "whole")
+    assert (whole.seconds, whole.earlier) == (60, 0)
+    assert whole.counts() == {"training_seconds": 60}
+    for until in stops:
+        with pytest.raises(Stopped):
+            clock.attempt(tmp_path / "parts", until)
+        clock.now += 5000  # nobody trains meanwhile
+    parts = clock.attempt(tmp_path / "parts")
+    assert (parts.seconds, parts.earlier) == (60, 10 * stops[-1])
+    assert parts.counts() == {"training_seconds": 60, "earlier_seconds": 10 * stops[-1]}
+
+
+def test_a_state_that_does_not_know_its_seconds_is_gone_on_from(tmp_path: Path, clock: Clock) -> None:
+    with pytest.raises(Stopped):
+        clock.attempt(tmp_path, 2)
+    state = load_state(tmp_path / STATE)
+    del state["seconds"]
+    save_state(tmp_path / STATE, state)
+    fitted = clock.attempt(tmp_path)
+    assert (fitted.seconds, fitted.earlier) == (40, 0)
 
 
 @pytest.mark.parametrize("end", ["{", '"loss"', '"losses": {', '"half": ', "}", '"waited_s"', "}\n"])

@@ -74,9 +74,9 @@ def test_training_is_that_in_pieces_from_the_first_step_on(
     tmp_path: Path, batch: int, room: int, passes: int, backward: bool
 ) -> None:
     small, whole = Small(room, backward=backward), Small(batch)
-    cuts = train_and_tell(tmp_path / "small", small, batch=batch, ema=0.5)
+    cuts = train_and_tell(tmp_path / "small", small, batch=batch, ema=0.5).cuts
     assert cuts == [Cut(1, passes, -(-batch // passes))]
-    assert train_and_tell(tmp_path / "whole", whole, batch=batch, accumulate=passes, ema=0.5) == []
+    assert train_and_tell(tmp_path / "whole", whole, batch=batch, accumulate=passes, ema=0.5).cuts == []
     assert log(tmp_path / "small") == log(tmp_path / "whole")
     assert_same(small, whole)
     assert small.refused <= 3, "what once was too much is not tried again"
@@ -84,7 +84,7 @@ def test_training_is_that_in_pieces_from_the_first_step_on(
 
 def test_what_runs_out_later_is_cut_from_there_on(tmp_path: Path) -> None:
     small = Small(2, since=6)
-    assert train_and_tell(tmp_path, small, batch=8) == [Cut(4, 4, 2)]
+    assert train_and_tell(tmp_path, small, batch=8).cuts == [Cut(4, 4, 2)]
     assert [line["passes"] for line in log(tmp_path)] == [1, 1, 1, 4, 4, 4]
     assert small.refused == 2
 
@@ -95,7 +95,7 @@ def test_memory_that_shrinks_is_cut_again(tmp_path: Path) -> None:
             self.room = 4 if batch.keys[0] < "6" else 1
             return super().mean(batch)
 
-    assert train_and_tell(tmp_path, Shrinking(4), batch=8) == [Cut(1, 2, 4), Cut(4, 8, 1)]
+    assert train_and_tell(tmp_path, Shrinking(4), batch=8).cuts == [Cut(1, 2, 4), Cut(4, 8, 1)]
 
 
 def test_the_gradient_is_that_of_the_whole_batch(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_stopped_fit_remembers_how_much_memory_holds(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(tmp_path / "parts", Small(2), stopping(after=3), batch=8)
     small = Small(2)
-    assert train_and_tell(tmp_path / "parts", small, batch=8) == [Cut(1, 4, 2)]
+    assert train_and_tell(tmp_path / "parts", small, batch=8).cuts == [Cut(1, 4, 2)]
     assert small.refused == 0
     assert log(tmp_path / "parts") == log(tmp_path / "whole")
     assert_same(small, whole)
@@ -177,7 +177,7 @@ def test_who_cannot_tell_the_others_leaves_word_for_the_next_attempt(tmp_path: P
     most = passes.word()
     passes.take(share, most)
     assert passes.run(whole, step=7, most=most).most == 2
-    assert train_and_tell(tmp_path, Small(8), batch=8) == [Cut(1, 4, 2)]
+    assert train_and_tell(tmp_path, Small(8), batch=8).cuts == [Cut(1, 4, 2)]
 
 
 def test_buffers_are_copied_only_where_memory_can_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import ranks, roots
-from pipeline.fit import Cut, fit
+from pipeline.fit import Fitted, fit
 from pipeline.job import Job, Objective, cut
 from pipeline.machine import Choice
 from pipeline.runtime import Runtime
@@ -150,8 +150,8 @@ def train(out: Path, model: Objective, runtime: Runtime = QUIET, choice: Choice 
 
 def train_and_tell(
     out: Path, model: Objective, runtime: Runtime = QUIET, choice: Choice = PLAIN, **fields: Any
-) -> list[Cut]:
-    """The same; returns where memory ran out."""
+) -> Fitted:
+    """The same; returns how it went."""
     given = {"steps": STEPS, "batch": 4, "lr": 0.05, "warmup": 0.3, **fields}
     runtime = dataclasses.replace(runtime, checkpoint_s=given.pop("checkpoint_s", 1e9))
     stream, seed = given.pop("stream", None) or Numbered(batch=given["batch"]), given.pop("seed", 0)

@@ -20,6 +20,7 @@ from pipeline.artifacts import Artifact, Inputs, Step
 from pipeline.checkpoint import read_tensors
 from pipeline.config import parse_recipe
 from pipeline.errors import ConfigError, Stopped
+from pipeline.fit import Fitted
 from pipeline.loader import Library
 from pipeline.machine import Choice
 from pipeline.roots import Root
@@ -140,9 +141,9 @@ def test_what_it_leaves_is_loaded_by_timm_and_is_the_start_of_the_next(room: Roo
 def test_a_backbone_is_handed_over_as_it_is_and_gets_a_fresh_head(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     first, seen = room.run(), []
 
-    def look(job: Any, *_: Any) -> list[Any]:
+    def look(job: Any, *_: Any) -> Fitted:
         seen.append({name: one.clone() for name, one in job.objective.method.state_dict().items()})
-        return []
+        return Fitted([], 0.0, 0.0)
 
     monkeypatch.setattr(training, "fit", look)
     untrained = room.run(first, name="second", method="mocov2", start="garments")
@@ -225,6 +226,8 @@ def test_a_stage_that_was_stopped_goes_on_to_the_same_end(room: Room) -> None:
     again = stopped_and_gone_on_with(room, f"loss {lines[3]['loss']:.3f}", settings)
     assert [line["loss"] for line in log(again)] == [line["loss"] for line in lines]
     assert again.digest == whole.digest
+    assert again.counts.keys() - whole.counts.keys() == {"earlier_seconds"}
+    assert again.counts["earlier_seconds"] <= again.counts["training_seconds"]
 
 
 CLUSTERS: dict[str, Any] = {"method": "deepclusterv2", "data": ["kinds"], "hidden": 32, "dim": 16, "clusters": 4}
