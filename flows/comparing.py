@@ -122,6 +122,17 @@ def stages_of(recipe: Recipe) -> dict[str, StageConfig]:
     return found
 
 
+def starts_of(recipe: Recipe) -> dict[str, StartConfig]:
+    """What comparisons start from that is weights in a file, by what errors call it."""
+    found = {}
+    for name, config in recipe.compare.items():
+        for trial in trials(recipe, config):
+            start = _Trial(recipe, name, trial).start
+            if start.weights:
+                found[f"{NAME}.{name}.starts: {start.name}"] = start
+    return found
+
+
 def check_comparing(recipe: Recipe, spaces: Spaces) -> None:
     """Raise ConfigError for sets, probes or a schedule that are not there, or a set without labels to measure on."""
     for name, config in recipe.compare.items():

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from flows.comparing import stages_of
+from flows.comparing import stages_of, starts_of
 from flows.measuring import backbone_starts
 from flows.processes import Call, carry_out, warm_up
 from flows.run import Run
@@ -171,7 +171,7 @@ def models(recipe: Recipe) -> dict[str, Section]:
     teachers: dict[str, Section] = {f"teachers.{name}": teacher for name, teacher in recipe.teachers.items()}
     stages: dict[str, Section] = {f"stages.{stage.name}": stage for stage in recipe.chain()}
     starts: dict[str, Section] = {f"evaluate.starts: {start.name}": start for start in backbone_starts(recipe)}
-    return {**teachers, "student": recipe.student, **stages, **starts, **stages_of(recipe)}
+    return {**teachers, "student": recipe.student, **stages, **starts, **starts_of(recipe), **stages_of(recipe)}
 
 
 def in_order(run: Run, execute: Execute) -> dict[str, Artifact]:

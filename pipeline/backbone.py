@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.checkpoint import read_tensors
 from pipeline.errors import ConfigError, DataError, choose
+from pipeline.stages import PUBLISHED
 from pipeline.weights import find_weights
 
 LEVELS = (8, 16, 32)
@@ -106,11 +109,22 @@ def check_name(name: str) -> None:
 
 
 def check_backbone(name: str, image_size: int, weights: str | None) -> None:
-    """Raise ConfigError if there is no such backbone, it gives no feature maps, or its weights are not there."""
+    """Raise ConfigError if there is no such backbone, it gives no feature maps, or its weights are not there or are
+    those of another model.
+    """
     with torch.device("meta"):  # no memory, no arithmetic
-        create(name, image_size)
-    if weights and weights != "timm":
-        find_weights(weights)
+        model = create(name, image_size)
+    if weights and weights != PUBLISHED:
+        fitting(model, name, weights)
+
+
+def check_classifier(name: str, classes: int, weights: str) -> None:
+    """Raise ConfigError if there is no such timm classifier, or its weights are not there or are those of another."""
+    check_name(name)
+    if weights != PUBLISHED:
+        with torch.device("meta"):
+            model: nn.Module = timm.create_model(name, num_classes=classes)
+        fitting(model, name, weights)
 
 
 def statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -124,31 +138,47 @@ def statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def load_weights(model: nn.Module, name: str, where: str, num_classes: int = 0) -> None:
     """Load published weights into a timm model: see `find_weights`; `timm` downloads what timm publishes for it.
 
-    Embeddings of positions are resampled to the model's own grid.
+    Embeddings of positions are resampled to the model's own grid. ConfigError if they are those of another model.
     """
-    if where == "timm":
-        weights = timm.create_model(name, pretrained=True, num_classes=num_classes).state_dict()
+    if where == PUBLISHED:
+        published = timm.create_model(name, pretrained=True, num_classes=num_classes).state_dict()
+        model.load_state_dict(resampled(model, published, f"{where}, for a {name!r}"))
     else:
-        weights = read_weights(find_weights(where))
-    model.load_state_dict(resampled(model, weights, f"{where}, for a {name!r}"))
+        model.load_state_dict(fitting(model, name, where))
+
+
+def fitting(model: nn.Module, name: str, where: str) -> dict[str, Tensor]:
+    """The weights of a file (see `find_weights`) for a model called `name`, which may be on the meta device: what is
+    only compared is not read from the disk. ConfigError if they are those of another model.
+    """
+    weights = read_weights(find_weights(where))
+    try:
+        return resampled(model, weights, f"{where}, for a {name!r}")
+    except DataError as error:
+        raise ConfigError(f"{error} Name weights of a {name!r}, or the model that these are of.") from error
 
 
 def resampled(model: nn.Module, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """`match`, with embeddings of positions resampled to the model's own grid."""
     adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if adapt is not None and set(model.state_dict()) <= set(weights):
-        weights = adapt(weights, model)
+        try:
+            weights = adapt(weights, model)
+        except Exception as error:  # timm's filters take it that the weights are the model's
+            raise DataError(f"{source}: not weights of this model, timm can't use them ({error}).") from error
     return match(model, weights, source)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of a PyTorch checkpoint; nothing in the file is executed."""
+    """The tensors of a .safetensors file or of a PyTorch checkpoint; nothing in the file is executed. Of tensors that
+    are not looked at, nothing is read but the shape, unless the checkpoint is of PyTorch's old format.
+    """
     if not path.exists():
         raise DataError(f"{path}: no such weights file.")
     if path.suffix == ".safetensors":
         return read_tensors(path)[1]
     try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged or harmful file makes torch's reader raise whatever it meets
         raise DataError(f"{path}: not readable as weights alone ({str(error).splitlines()[0]}).") from error
     for key in ("state_dict", "model"):
@@ -161,10 +191,17 @@ def match(model: nn.Module, weights: dict[str, Tensor], source: str) -> dict[str
     """The weights under `model`'s own names: by name, or in order if the file names its tensors in another way.
 
     In order only if the shapes agree one by one from the first tensor on. A classifier in the file that the model
-    does not have is left out. DataError names the first tensor that does not fit.
+    does not have is left out. DataError names the first tensor that does not fit, or that the model lacks in a block:
+    weights of a deeper model are not cut short.
     """
     own = model.state_dict()
     if set(own) <= set(weights):
+        blocks = {_unnumbered(name) for name in own}
+        more = [name for name in weights if name not in own and _unnumbered(name) in blocks]
+        if more:
+            raise DataError(
+                f"{source}: not weights of this model: its blocks lack {len(more)} tensors, first {more[0]!r}."
+            )
         chosen = {name: weights[name] for name in own}
     else:
         names = [name for name, tensor in own.items() if not _is_counter(tensor)]
@@ -179,6 +216,11 @@ def match(model: nn.Module, weights: dict[str, Tensor], source: str) -> dict[str
         if tensor.shape != own[name].shape:
             raise DataError(f"{source}: {name} is {tuple(tensor.shape)}, the model needs {tuple(own[name].shape)}.")
     return chosen
+
+
+def _unnumbered(name: str) -> str:
+    """A tensor's name without the numbers of the blocks that it is in: the same for all blocks alike."""
+    return re.sub(r"\.\d+(?=\.)", "", name)
 
 
 def _is_counter(tensor: Tensor) -> bool:

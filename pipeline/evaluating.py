@@ -94,7 +94,7 @@ class StartConfig(Section):
     """Side of the square input, pixels."""
 
     def check(self) -> None:
-        """The backbone and its weights are there."""
+        """The backbone and its weights are there, and fit each other."""
         if self.backbone is not None:
             from pipeline.backbone import check_backbone  # noqa: PLC0415 - loads torch
 

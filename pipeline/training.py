@@ -28,7 +28,7 @@ class TrainingConfig(FitConfig):
     """How far training views may go."""
 
     def check(self) -> None:
-        """The backbone exists, gives feature maps, and its weights are there."""
+        """The backbone exists, gives feature maps, and its weights are there and are its own."""
         from pipeline.backbone import check_backbone  # noqa: PLC0415 - loads torch
 
         check_backbone(self.backbone, self.image_size, self.weights)

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import tasks
-from pipeline.backbone import match, read_weights, register_statistics
+from pipeline.backbone import fitting, match, register_statistics
 from pipeline.errors import ConfigError, choose
 from pipeline.labels import LabelSpace
-from pipeline.weights import find_weights
 from tasks.detection.model import MOST_BOXES, SCORE_FLOOR
 from tasks.detection.model import TaskModel as Detection
 from tasks.learning import Predictor, Preparation
 from tasks.task import STRIDE, Prediction
 
+PUBLISHED = "torchvision"
+"""Where weights are that torchvision downloads."""
 STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 NOTHING = ("__background__", "N/A")
 """Outputs of a published detector that stand for no class."""
@@ -83,6 +84,17 @@ def check_name(task: str, name: str) -> None:
     choose(name, torchvision.models.list_models(module=MODULES[task]), f"torchvision {task} model")
 
 
+def check(about: Mapping[str, Any]) -> None:
+    """Raise ConfigError if there is no model as a `torchvision` teacher names it, or its weights are not there or are
+    those of another.
+    """
+    check_name(about["task"], about["model"])
+    if about["weights"] != PUBLISHED:
+        with torch.device("meta"):
+            model, _ = build(about)
+        fitting(model, about["model"], about["weights"])
+
+
 def build(about: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
     """The model that a `torchvision` teacher names, without weights, and the names of its outputs."""
     task, name = about["task"], about["model"]
@@ -100,12 +112,10 @@ def build(about: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
 
 def fetch_weights(model: nn.Module, name: str, where: str) -> dict[str, Tensor]:
     """The weights of `where`, matched to the model; `torchvision` downloads what torchvision publishes."""
-    if where == "torchvision":
-        published: dict[str, Tensor] = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict()
-        weights = published
-    else:
-        weights = read_weights(find_weights(where))
-    return match(model, weights, where)
+    if where != PUBLISHED:
+        return fitting(model, name, where)
+    published: dict[str, Tensor] = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict()
+    return match(model, published, where)
 
 
 def space_of(task: str, outputs: Sequence[str]) -> tuple[LabelSpace, list[int]]:

@@ -37,10 +37,10 @@ class Config(TeacherConfig):
     """Per channel, for images in [0, 1]; the model's own if not given."""
 
     def check(self) -> None:
-        """timm knows the model."""
-        from pipeline.backbone import check_name
+        """timm knows the model, and the weights are its own."""
+        from pipeline.backbone import check_classifier
 
-        check_name(self.model)
+        check_classifier(self.model, len(class_names(self)), self.weights)
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:

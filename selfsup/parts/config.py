@@ -6,11 +6,10 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from pipeline.backbone import statistics
+from pipeline.backbone import check_backbone, statistics
 from pipeline.encoder import Encoder
 from pipeline.errors import ConfigError
-from pipeline.stages import PUBLISHED, StageConfig
-from pipeline.weights import find_weights
+from pipeline.stages import StageConfig
 from selfsup.parts.method import Method, Setting
 
 TAKE_LABELS = ("contrastive", "clustering")
@@ -44,11 +43,11 @@ class MethodConfig(StageConfig, ABC):
         return method
 
     def check(self) -> None:
-        """The backbone and its weights are there, and the method can use it. Of a stage whose start is known."""
+        """The backbone is there, weights are its own, and the method can use it. Of a stage whose start is known."""
         assert self.backbone is not None
         assert self.image_size is not None
-        if self.from_weights and self.start != PUBLISHED:
-            find_weights(self.start or "")
+        if self.from_weights:
+            check_backbone(self.backbone, self.image_size, self.start)
         with torch.device("meta"):  # no memory, no arithmetic
             encoder = Encoder(self.backbone, self.image_size, statistics(self.backbone))
             method = self.on(encoder, Setting(self.image_size, 2 * self.batch, self.batch))

@@ -11,7 +11,17 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from pipeline.backbone import Backbone, create, load_weights, match, read_weights, size_options, statistics
+from pipeline.backbone import (
+    Backbone,
+    check_backbone,
+    create,
+    load_weights,
+    match,
+    read_weights,
+    resampled,
+    size_options,
+    statistics,
+)
 from pipeline.errors import ConfigError, DataError
 
 
@@ -121,6 +131,45 @@ def test_weights_of_another_model_are_refused_with_the_first_tensor_that_does_no
     wrong = {**filled(1.0), "conv1.0.weight": torch.ones(3, 3)}
     with pytest.raises(DataError, match=r"w\.pth: conv1\.0\.weight is \(3, 3\), the model needs \("):
         match(model, wrong, "w.pth")
+
+
+def test_weights_of_a_deeper_model_are_not_cut_short() -> None:
+    deeper = filled(1.0, **{"layer1.7.bn1.weight": torch.ones(3), "layer1.7.bn1.bias": torch.ones(3)})
+    with pytest.raises(DataError, match=r"w\.pth: .* its blocks lack 2 tensors, first 'layer1\.7\.bn1\.weight'"):
+        match(create("test_resnet", 64), deeper, "w.pth")
+
+
+def test_what_timm_cannot_convert_is_not_weights_of_the_model() -> None:
+    """Its filter looks for a block that the model does not have."""
+    model = create("swin_tiny_patch4_window7_224", 224)
+    name = "layers.2.blocks.9.attn.relative_position_bias_table"
+    with pytest.raises(DataError, match=r"w\.pth: not weights of this model, timm can't use them \(.*9"):
+        resampled(model, {**model.state_dict(), name: torch.ones(169, 12)}, "w.pth")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "zip", "old"])
+@pytest.mark.parametrize(("name", "size"), [("test_resnet", 64), ("test_vit", 64)])
+def test_what_loads_is_what_the_check_lets_pass(tmp_path: Path, form: str, name: str, size: int) -> None:
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
+    for weights, fits in ((name, True), ("test_efficientnet", False)):
+        state = timm.create_model(weights, num_classes=7).state_dict()
+        if form == "safetensors":
+            save_file(state, path)
+        else:
+            torch.save(state, path, _use_new_zipfile_serialization=form == "zip")
+        if fits:
+            check_backbone(name, size, str(path))
+            load_weights(create(name, size), name, str(path))
+            continue
+        says = rf"{path}, for a '{name}': .* Name weights of a '{name}', or the model that these are of\."
+        with pytest.raises(ConfigError, match=says):
+            check_backbone(name, size, str(path))
+        with pytest.raises(ConfigError, match=says):
+            load_weights(create(name, size), name, str(path))
+
+
+def test_what_is_published_elsewhere_is_left_alone() -> None:
+    check_backbone("test_resnet", 64, "timm")
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])

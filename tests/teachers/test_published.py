@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipeline.artifacts import Inputs
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError
 from pipeline.labels import LabelSpace
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
@@ -80,8 +80,33 @@ def test_weights_that_name_their_tensors_otherwise_are_matched_in_order(tmp_path
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     save_file({"something": torch.zeros(3)}, tmp_path / "weights.safetensors")
     settings = {"model": "test_resnet", "weights": str(tmp_path / "weights.safetensors"), "classes": list("abcde")}
-    with pytest.raises(DataError, match="tensors missing"):
+    says = r"weights\.safetensors, for a 'test_resnet': .*tensors missing.* Name weights of a 'test_resnet'"
+    with pytest.raises(ConfigError, match=says):
         make(pretrained, settings, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "model", "other"),
+    [
+        (pretrained, "classification", "test_resnet", "test_efficientnet"),
+        (published, "segmentation", "lraspp_mobilenet_v3_large", "fcn_resnet50"),
+        (published, "detection", "ssdlite320_mobilenet_v3_large", "ssd300_vgg16"),
+    ],
+)
+def test_weights_are_looked_at_before_a_run(tmp_path: Path, kind: Any, task: str, model: str, other: str) -> None:
+    path = tmp_path / "weights.pth"
+
+    def told(named: str) -> Any:
+        return kind.Config(task=task, model=named, weights=str(path), classes=["__background__", "b", "c", "d"])
+
+    if kind is pretrained:
+        torch.save(timm.create_model(model, num_classes=4).state_dict(), path)
+    else:
+        made = torchvision.models.get_model(model, weights=None, weights_backbone=None, num_classes=4)
+        torch.save(made.state_dict(), path)
+    told(model).check()
+    with pytest.raises(ConfigError, match=rf"weights\.pth, for a '{other}': .*, the model needs"):
+        told(other).check()
 
 
 def test_the_central_crop_is_the_middle_of_the_shorter_side(tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""Weights of another architecture than the backbone: told by the doctor, and before the first step of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+import must
+from flows.dag import Selection
+from flows.doctor import examine
+from flows.work import look_around
+from pipeline.backbone import create
+from pipeline.config import read_recipe
+from pipeline.errors import ConfigError
+from pipeline.roots import Root
+from pipeline.runtime import Runtime
+from tests.flows.measured import MEASURED
+
+STAGE = "stages: [{name: first, method: simclr, data: [pool], batch: 4, steps: 1, start: 'FILE'}]\n"
+COMPARED = """
+compare: {all: {data: [kinds], methods: {simclr: {method: simclr}}, starts: ['FILE', student], steps: [1], batch: 4}}
+"""
+RECIPES = {
+    "student": MEASURED.replace("student: {", "student: {weights: 'FILE', "),
+    "teachers.masks": MEASURED.replace("data: world, ", "data: world, weights: 'FILE', "),
+    "stages.first": MEASURED + STAGE,
+    "evaluate.starts: mine": MEASURED + "evaluate: {probes: [knn], starts: [student, 'FILE']}\n",
+    "compare.all.starts: mine": MEASURED + COMPARED,
+}
+"""Recipes that name a file of weights for a test_resnet, by the place where they do."""
+
+
+def recipe_with(place: str, weights: str, folder: Path) -> Path:
+    """A recipe with a file of weights of the timm model `weights`."""
+    file, recipe = folder / "mine.safetensors", folder / "recipe.yaml"
+    save_file(create(weights, 32).state_dict(), file)
+    recipe.write_text(RECIPES[place].replace("FILE", str(file)), "utf-8")
+    assert str(file) in recipe.read_text("utf-8")
+    return recipe
+
+
+def bad(recipe: Path, root: Path) -> dict[str, str]:
+    """What the doctor finds wrong."""
+    return {what: found for fine, what, found in examine(str(root), recipe) if not fine}
+
+
+@pytest.mark.parametrize("place", RECIPES)
+def test_weights_of_another_architecture_are_told_before_anything_is_made(place: str, tmp_path: Path) -> None:
+    recipe, root = recipe_with(place, "test_efficientnet", tmp_path), tmp_path / "root"
+    found = bad(recipe, root)
+    assert list(found) == [place]
+    assert f"{tmp_path / 'mine.safetensors'}, for a 'test_resnet': not weights of this model" in found[place]
+    assert "Name weights of a 'test_resnet', or the model that these are of." in found[place]
+    with pytest.raises(ConfigError) as raised:
+        must.run(recipe, root, None, Selection("compare" if place.startswith("compare") else None))
+    assert str(raised.value) == f"{place}: {found[place]}"
+    assert not list(root.glob("artifacts/*"))
+
+
+@pytest.mark.parametrize("place", RECIPES)
+def test_weights_of_the_backbone_itself_are_fine(place: str, tmp_path: Path) -> None:
+    recipe, root = recipe_with(place, "test_resnet", tmp_path), tmp_path / "root"
+    assert bad(recipe, root) == {}
+    assert look_around(read_recipe(recipe), Runtime(Root.of(root), "cpu", "32", 1)) == [{}]
