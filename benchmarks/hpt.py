@@ -37,9 +37,9 @@ RECIPE = Path(__file__).parent / "hpt.yaml"
 COUNT = 2000
 """Shifted images to learn from, and to report on."""
 SMALL = [
-    "stages.base.steps=4000",
-    "stages.base.image_size=32",
-    "compare.shifted.image_size=32",
+    "stages.base.steps=6000",
+    *("stages.base.backbone=test_resnet", "compare.shifted.backbones=[test_resnet]"),
+    *("stages.base.image_size=32", "compare.shifted.image_size=32"),
     *(f"compare.{name}.steps=[50,200,800]" for name in ("clothing", "shifted")),
 ]
 

@@ -148,12 +148,14 @@ def _skewed(run: RunRecord) -> list[str]:
 
 
 def _collapsed(run: RunRecord) -> Iterator[str]:
-    for name, made in run.of_kind("stage").items():
-        found = made.counts["features"]
-        if found["collapsed"]:
+    for step, made in run.artifacts.items():
+        found = made.counts.get("features")
+        if found and found["collapsed"]:
+            before, after = found["before"], found["after"]
             yield (
-                f"The features of stage {name} have collapsed: their spread is {found['after']['spread']:.3f}, where 1 "
-                f"would be even, and was {found['before']['spread']:.3f} before."
+                f"The features of {step} have collapsed: their spread is {after['spread']:.3f}, where 1 would be even, "
+                f"and was {before['spread']:.3f} before; their effective rank is {after['rank']:.1f}, and was "
+                f"{before['rank']:.1f}."
             )
 
 

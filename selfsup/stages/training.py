@@ -22,7 +22,7 @@ from selfsup.parts.config import MethodConfig
 from selfsup.parts.method import Method
 from selfsup.stages.objective import Learning
 from selfsup.stages.stream import ViewStream
-from selfsup.stages.watch import COLLAPSED, look
+from selfsup.stages.watch import is_collapsed, look
 
 PROBED = 8
 """Images that a step is timed on."""
@@ -46,7 +46,7 @@ def train(
             _begin(name, method, stream, choice, runtime)
         fitted = fit(job, choice, team, runtime)
         after = look(method.backbone, images, runtime)
-    features = {"before": before, "after": after, "collapsed": after["spread"] < COLLAPSED}
+    features = {"before": before, "after": after, "collapsed": is_collapsed(before, after)}
     return {"features": features, "choice": choice.describe(), **fitted.counts()}
 
 

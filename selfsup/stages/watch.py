@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +17,8 @@ SEEN = 512
 """Images that a backbone is looked at by, at most."""
 COLLAPSED = 0.02
 """A spread below which features can't tell images apart."""
+NARROWED = 0.1
+"""A share of the effective rank of before, below which features have lost most of what they could tell."""
 
 
 def spread(features: Tensor) -> Tensor:
@@ -33,6 +37,13 @@ def effective_rank(features: Tensor) -> Tensor:
     values = torch.linalg.svdvals(unit - unit.mean(dim=0))
     shares = values / values.sum().clamp_min(1e-12)
     return torch.special.entr(shares).sum().exp()
+
+
+def is_collapsed(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
+    """Whether a training has made features all alike, or alike but for a few directions (dimensional collapse: Jing et
+    al., ICLR 2022), as `look` tells.
+    """
+    return after["spread"] < COLLAPSED or after["rank"] < NARROWED * before["rank"]
 
 
 def look(encoder: Encoder, images: Library, runtime: Runtime) -> dict[str, float]:

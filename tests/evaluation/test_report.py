@@ -288,6 +288,19 @@ def test_a_training_that_was_gone_on_with_tells_the_time_of_all_attempts(
     assert f"8 min 30 s {words}" in Reader(report(folder, {**artifacts, "student": student})).text
 
 
+def test_collapsed_features_are_a_warning(folder: Path, artifacts: dict[str, Artifact]) -> None:
+    look = {"before": {"spread": 0.19, "rank": 206.5}, "after": {"spread": 0.756, "rank": 10.24}}
+    for collapsed in (False, True):
+        stage = with_counts(artifacts["student"], features={**look, "collapsed": collapsed})
+        for step in ("stage.shop", "compare.which.mocov2.scratch.resnet18.share1.steps500.seed0"):
+            text = Reader(report(folder, {**artifacts, step: stage})).text
+            words = (
+                f"The features of {step} have collapsed: their spread is 0.756, where 1 would be even, and was 0.190"
+            )
+            assert (words in text) == collapsed
+            assert ("their effective rank is 10.2, and was 206.5." in text) == collapsed
+
+
 @pytest.mark.parametrize(
     "kept",
     [(), ("evaluate",), ("data.truth", "pool"), ("teacher.gabor", "label"), ("data.truth", "teacher.masks", "student")],

@@ -33,7 +33,7 @@ from selfsup.stages.images import images_of
 from selfsup.stages.objective import RANK, SPREAD, Learning
 from selfsup.stages.stage import stage_config
 from selfsup.stages.stream import ViewBatch
-from selfsup.stages.watch import effective_rank, spread
+from selfsup.stages.watch import effective_rank, is_collapsed, spread
 from tasks.ingest import IngestedSet
 from tasks.shelves import held_out_keys
 from tests.conftest import World
@@ -280,3 +280,16 @@ def test_collapse_shows_in_the_measures() -> None:
     line = torch.randn(512, 1, generator=generator) * torch.ones(64)
     assert effective_rank(line + torch.randn(64, generator=generator)).item() < 4
     assert spread(torch.ones(512, 64)).item() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("after", "collapsed"),
+    [
+        ({"spread": 0.9, "rank": 200.0}, False),
+        ({"spread": 0.1, "rank": 30.0}, False),
+        ({"spread": 0.01, "rank": 200.0}, True),
+        ({"spread": 0.9, "rank": 10.0}, True),
+    ],
+)
+def test_features_collapse_to_one_or_to_a_few_directions(after: dict[str, float], collapsed: bool) -> None:
+    assert is_collapsed({"spread": 0.2, "rank": 206.0}, after) == collapsed
