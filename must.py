@@ -154,7 +154,7 @@ def compare_command(
     if not there:
         raise ConfigError(
             f"{recipe}: has no section `compare`. Add one, for example compare: {{first: {{data: [...], methods: "
-            "{simclr: {method: simclr}, mae: {method: mae}}}}."
+            "{simclr: {method: simclr}, dino: {method: dino}}}}."
         )
     last = f"{COMPARE}.{choose(name, there, 'Comparison')}" if name else COMPARE
     if plan_only:

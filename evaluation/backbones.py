@@ -125,5 +125,13 @@ def _board(place: tuple[str, str, str, int], records: Sequence[Measured]) -> Boa
 
 
 def as_json(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
-    """All records, those of comparisons as well, for those who compute with them."""
-    return [record.to_json() for record in read_measured(artifacts, ("probe", "finetune", "compare"))]
+    """All records, those of comparisons as well, for those who compute with them: these with the comparison's name and
+    the row, as `trial`, that they belong to.
+    """
+    found = [record.to_json() for record in read_measured(artifacts)]
+    for step, made in artifacts.items():
+        kind, _, rest = step.partition(".")
+        if kind == "compare" and made.has(FILE):
+            row = {"comparison": rest.partition(".")[0], "trial": made.manifest["config"]["trial"]}
+            found += [{**record.to_json(), **row} for record in read_measured({step: made}, (kind,))]
+    return found

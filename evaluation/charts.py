@@ -25,11 +25,11 @@ SLACK = 1e-9
 Curve = NDArray[np.float64]
 
 
-def loss_chart(name: str, points: Sequence[tuple[int, float]]) -> Html:
-    """A loss over the steps: every step as a light line, a running mean as a dark one."""
-    chart = _Chart(points)
+def loss_chart(name: str, points: Sequence[tuple[int, float]], what: str = "loss") -> Html:
+    """A loss, or `what` else was followed, over the steps: every step as a light line, a running mean as a dark one."""
+    chart = _Chart(points, what)
     drawn = [*chart.axes(), *chart.legend(), *chart.curves()]
-    svg = element("svg", *drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=f"{name}: loss by step")
+    svg = element("svg", *drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=f"{name}: {what} by step")
     last = f"{chart.smooth[-1]:.3g} at the end"
     return element("figure", element("figcaption", name, " ", element("span", last, class_="soft")), svg)
 
@@ -37,7 +37,9 @@ def loss_chart(name: str, points: Sequence[tuple[int, float]]) -> Html:
 class _Chart:
     """One curve with its scales."""
 
-    def __init__(self, points: Sequence[tuple[int, float]]) -> None:
+    def __init__(self, points: Sequence[tuple[int, float]], what: str) -> None:
+        self.what = what
+        self.gap = points[1][0] - points[0][0] if len(points) > 1 else 1
         pieces = np.array_split(np.array(points, np.float64), min(len(points), MOST_POINTS))
         self.steps = np.array([piece[:, 0].mean() for piece in pieces])
         self.low = np.array([piece[:, 1].min() for piece in pieces])
@@ -63,20 +65,23 @@ class _Chart:
         lines = "".join(f"M{LEFT} {y:.1f}H{RIGHT}" for y in rise) + "".join(f"M{x:.1f} {BOTTOM}v4" for x in run)
         left = [_text(f"{tick:g}", LEFT - 5, y + 4, "end") for tick, y in zip(self.y_ticks, rise, strict=True)]
         below = [_text(f"{tick:g}", x, BOTTOM + 16, "middle") for tick, x in zip(self.x_ticks, run, strict=True)]
-        names = [_text("loss", 0, 9, "start"), _text("step", RIGHT, HEIGHT - 4, "end")]
+        names = [_text(self.what, 0, 9, "start"), _text("step", RIGHT, HEIGHT - 4, "end")]
         return [element("path", class_="axis", d=lines), *left, *below, *names]
 
     def legend(self) -> list[Html]:
         """What the lines are, above the curves."""
+        each, of = ("each step", "steps") if self.gap == 1 else (f"every {self.gap} steps", "values")
         if self.window == 1:
-            return [element("path", class_="smooth", d=f"M{RIGHT - 72} 5h14"), _text("each step", RIGHT, 9, "end")]
-        each = [element("path", class_="raw", d=f"M{RIGHT - 190} 5h14"), _text("each step", RIGHT - 172, 9, "start")]
-        mean = f"mean of {self.window} steps"
-        return [*each, element("path", class_="smooth", d=f"M{RIGHT - 110} 5h14"), _text(mean, RIGHT - 92, 9, "start")]
+            return [element("path", class_="smooth", d=f"M{RIGHT - 92} 5h14"), _text(each, RIGHT, 9, "end")]
+        raw = [element("path", class_="raw", d=f"M{RIGHT - 200} 5h14"), _text(each, RIGHT - 182, 9, "start")]
+        mean = f"mean of {self.window} {of}"
+        return [*raw, element("path", class_="smooth", d=f"M{RIGHT - 110} 5h14"), _text(mean, RIGHT - 92, 9, "start")]
 
     def curves(self) -> list[Html]:
         """The light line and the dark one."""
         x = self.x(self.steps)
+        if len(x) == 1:
+            return [element("circle", class_="smooth", cx=f"{x[0]:.1f}", cy=f"{self.y(self.smooth)[0]:.1f}", r="1.5")]
         if (self.low == self.high).all():
             raw = path(x, self.y(self.low))
         else:

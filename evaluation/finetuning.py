@@ -136,7 +136,7 @@ class _Tuning:
                     yield Lesson(task, space, splits, asked, count, self.config["seed"] + turn)
 
     def _tell(self, _: str, done: float, line: str) -> None:
-        """Progress of one training as that of the step; of several for one lesson, each counts from its beginning."""
+        """Progress of one training as that of the step."""
         before, share, about = self.at
         self.inputs.runtime.progress(self.config["name"], before + share * done, f"{about}: {line}")
 
@@ -151,7 +151,12 @@ class _Tuning:
         """The records of what does best on validation images out of the schedule's grid, or of what was chosen."""
         train, val = lesson.libraries()
         grid = [chosen] if chosen else self.schedule.grid(len(train), len(lesson.splits.train))
-        runs = [self._run(lesson, settings, (train, val), str(number)) for number, settings in enumerate(grid)]
+        before, share, _ = self.at
+        runs = []
+        for number, settings in enumerate(grid):
+            which = f"{lesson.about}, settings {number + 1} of {len(grid)}" if len(grid) > 1 else lesson.about
+            self.at = (before + share * number / len(grid), share / len(grid), which)
+            runs.append(self._run(lesson, settings, (train, val), str(number)))
         better = runs[0].predictor.heads[lesson.task].better
         leading, direction = next(iter(better.items()))
         best = best_of(direction)(runs, key=lambda run: run.scores[leading])

@@ -36,7 +36,7 @@ def backbones(run: RunRecord) -> Html:
 
 def _explanation() -> str:
     return (
-        "The same images, labels and settings for every backbone; the mean, and the standard deviation over the seeds "
+        "The same images, labels and protocol for every backbone; the mean, and the standard deviation over the seeds "
         "if there are several. A seed draws its own labels, the same for all backbones. The best mean of a column "
         "is in bold, which does not say that it is better than the others by more than chance."
     )

@@ -93,18 +93,36 @@ def curves(run: RunRecord) -> Html:
     stages = {name: Log.of(made).losses() for name, made in run.of_kind("stage").items()}
     for title, trained in (("Teachers", teachers), ("Stages", stages)):
         charts = [
-            loss_chart(each if name == TOTAL else f"{each}: {name}", points)
+            loss_chart(each if name == TOTAL else f"{each}: {name}", points, _followed(name))
             for each, losses in trained.items()
             for name, points in losses.items()
         ]
         if charts:
             parts += [element("h3", title), _grid(charts)]
+    parts += _features(run)
     silent = [name for name, losses in teachers.items() if not losses] + (
         ["the student"] if student and not mine else []
     )
     if silent:
         parts.append(paragraph(f"No training log, as nothing was trained or it was not kept: {', '.join(silent)}."))
     return join(parts) if parts else paragraph("Nothing was trained.")
+
+
+def _followed(name: str) -> str:
+    """What a curve's axis is: features are looked at in a batch."""
+    return f"{name} of a batch" if name.startswith("feature ") else "loss"
+
+
+def _features(run: RunRecord) -> Iterator[Html]:
+    """How far apart the stages' features were before and after."""
+    looks = {name: made.counts["features"] for name, made in run.of_kind("stage").items()}
+    if looks:
+        rows = [
+            [name, *(f"{look[when][key]:.3g}" for key in ("spread", "rank") for when in ("before", "after"))]
+            for name, look in looks.items()
+        ]
+        yield paragraph("Features of the same images, up to 512 of the stage's, before and after it:", class_="note")
+        yield table(["Stage", "Spread before", "after", "Effective rank before", "after"], rows, range(1, 5))
 
 
 def _grid(charts: Sequence[Html]) -> Html:

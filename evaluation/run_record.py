@@ -129,15 +129,15 @@ class Log:
     def losses(self) -> dict[str, list[tuple[int, float]]]:
         """(step, loss) by the loss's name, TOTAL first; a loss is missing from steps without a label for it.
 
-        A single loss with weight 1 is its own total and is given once, as the total.
+        A loss that is the total is given once, as the total. What is followed beside the losses comes with them.
         """
         total = [(line["step"], line["loss"]) for line in self.lines]
         curves: dict[str, list[tuple[int, float]]] = {}
         for line in self.lines:
             for name, loss in line["losses"].items():
                 curves.setdefault(name, []).append((line["step"], loss))
-        alone = not total or list(curves.values()) == [total]
-        return ({TOTAL: total} if total else {}) | ({} if alone else curves)
+        others = {name: points for name, points in curves.items() if points != total}
+        return ({TOTAL: total} if total else {}) | (others if total else {})
 
     def rate(self) -> float:
         """Images per second, the median over the steps; 0 if that is not known."""

@@ -8,7 +8,7 @@ import tasks
 from flows.comparing import check_comparing
 from flows.measuring import Spaces, check_measuring
 from pipeline.config import Recipe
-from pipeline.errors import ConfigError, choose
+from pipeline.errors import ConfigError, choose, naming
 from pipeline.sections import FitConfig
 from pipeline.stages import class_names, labelled_images
 from tasks.ingest import check_truth, taught_space
@@ -31,7 +31,8 @@ def check_fits(recipe: Recipe, spaces: Spaces) -> None:
         _check_truths(name, sets, recipe, spaces)
     for stage in recipe.stages:
         if stage.labels is not None:
-            labelled_images(stage, class_names(stage, spaces))
+            with naming(f"stages.{stage.name}"):
+                labelled_images(stage, class_names(stage, spaces))
     for name in recipe.evaluate.sets:
         _check_evaluated(name, recipe, spaces)
     check_measuring(recipe, spaces)

@@ -109,7 +109,7 @@ def _table(model: type[BaseModel], above: type[BaseModel] | None) -> str:
     rows = [
         _row(name, field)
         for name, field in model.model_fields.items()
-        if name not in known and name not in ("kind", "method")
+        if name not in known and not (name in ("kind", "method") and model not in OF_STAGES.values())
     ]
     return "\n".join(["| key | values | default | meaning |", "|---|---|---|---|", *rows, ""])
 

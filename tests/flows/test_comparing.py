@@ -227,6 +227,9 @@ def test_every_number_says_how_it_came_about(compared: Outcome) -> None:
         assert (record["protocol"], record["n"], record["seed"], record["split"]) == ("knn v1", 5, 0, "test")
         assert record["asked"] in (6, "all")
     kept = json.loads((compared.folder / "measured.json").read())
+    rows = {json.dumps(record.pop("trial")) for record in kept}
+    assert len(rows) == len(probes), "whose number it is"
+    assert {record.pop("comparison") for record in kept} == {"all"}
     assert sorted(map(json.dumps, kept)) == sorted(map(json.dumps, records))
 
 
