@@ -27,7 +27,7 @@ import typer
 from PIL import Image
 
 from benchmarks.compared import line_of, record, run, seconds_of, values_of
-from evaluation.comparison import Comparison, Setting, read_comparisons
+from evaluation.comparison import Comparison, Row, Setting, read_comparisons
 from flows.dag import COMPARE
 from pipeline.bench import circumstances, save_result
 from pipeline.machine import find_device
@@ -77,18 +77,23 @@ def write_shifted(source: Path, folder: Path) -> None:
 
 def rows_of(name: str, found: Comparison) -> list[list[str]]:
     """A line per row: domain, row, steps, mean and deviation, seconds of one training."""
-    column = found.columns[0]
-    return [[name, *line_of(row, [column])] for row in found.rows if row.cell(column)]
+    return [[name, *line_of(row, found.columns[:1])] for row in _comparable(found)]
+
+
+def _comparable(found: Comparison) -> list[Row]:
+    """The rows on the backbone of the stages: where that is not the student's, what the student is is no matter."""
+    backbones = {setting.backbone for setting in found.settings()}
+    return [row for row in found.rows if row.setting.backbone in backbones]
 
 
 def reaching(name: str, found: Comparison) -> list[list[str]]:
-    """A line per row: the fewest steps in which it comes to the best of all that starts from scratch."""
+    """A line per row: the fewest steps in which it comes to the best from scratch without labels."""
     [backbone] = {setting.backbone for setting in found.settings()}
     column, setting = found.columns[0], Setting(backbone, 1.0, None)
     wanted = found.wanted(backbone, 1.0, column)
     assert wanted is not None
     lines = []
-    for row in dict.fromkeys(row.name for row in found.rows):
+    for row in dict.fromkeys(row.name for row in _comparable(found)):
         took = found.cost_to_reach(row, setting, column, wanted)
         lines.append([name, row, f"steps to {100 * wanted:.1f}", "never" if took is None else f"{took.steps:,}", ""])
     return lines

@@ -140,11 +140,14 @@ class Comparison:
         return advice(self.standing(most, column), plain, where) + "".join(also)
 
     def wanted(self, backbone: str, share: float | None, column: Column) -> float | None:
-        """The best mean of any training from scratch; None if there is none."""
+        """The best mean of all that starts from scratch and knows no labels, untrained or after a stage; None if there
+        is none.
+        """
         means = [
             cell.mean
             for row in self.rows
-            if row.start == SCRATCH and row.setting.backbone == backbone and row.setting.share in (None, share)
+            if row.start == SCRATCH and not row.is_supervised
+            if row.setting.backbone == backbone and row.setting.share in (None, share)
             if (cell := row.cell(column))
         ]
         wanted: float | None = best_of(self.better[column.metric])(means, default=None)

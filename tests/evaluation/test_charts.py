@@ -101,3 +101,11 @@ def test_a_missing_role_is_not_drawn() -> None:
 def test_a_bar_is_filled_by_its_share() -> None:
     assert "width:25.0%" in bar(0.25)
     assert "width:100.0%" in bar(1.7)
+
+
+def test_what_is_followed_now_and_then_says_so_and_a_lone_look_is_a_point() -> None:
+    often = loss_chart("near", [(1, 2.0), (21, 1.0), (41, 0.5)], "feature rank")
+    assert "every 20 steps" in often
+    assert "feature rank by step" in often
+    assert "each step" in loss_chart("near", [(1, 2.0), (2, 1.0)])
+    assert "<circle" in loss_chart("near", [(1, 2.0)])

@@ -87,6 +87,8 @@ def test_what_is_to_be_reached_is_the_best_that_starts_from_scratch() -> None:
     assert FOUND.wanted("vit", 1.0, COLUMN) == pytest.approx(0.61)
     assert FOUND.wanted("resnet", 1.0, COLUMN) is None
     assert FOUND.wanted("vit", 0.1, COLUMN) == pytest.approx(0.11), "only what saw as many images"
+    labelled = row("supervised", LONG, 0.9, 0.92, 0.91, start="scratch")
+    assert dataclasses.replace(FOUND, rows=[*ROWS, labelled]).wanted("vit", 1.0, COLUMN) == pytest.approx(0.61)
 
 
 def test_the_shortest_training_that_reaches_it_is_what_it_takes() -> None:

@@ -66,3 +66,9 @@ def test_time_and_steps_come_from_the_events(tmp_path: Path) -> None:
 def test_a_run_without_any_file_has_a_name_and_no_time(tmp_path: Path) -> None:
     run = RunRecord(Place.of(str(tmp_path / "photos-1")), {})
     assert (run.name, run.seconds(), run.began(), run.metrics(), run.kept()) == ("photos-1", 0.0, None, [], {})
+
+
+def test_a_loss_that_is_the_total_is_given_once_beside_what_is_followed() -> None:
+    lines = [{"step": step, "loss": 1.0, "losses": {"simclr": 1.0}} for step in (1, 2)]
+    lines[0]["losses"] = {"simclr": 1.0, "feature spread": 0.4}
+    assert Log(lines).losses() == {TOTAL: [(1, 1.0), (2, 1.0)], "feature spread": [(1, 0.4)]}
