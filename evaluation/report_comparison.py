@@ -141,6 +141,7 @@ def _costs(found: Comparison) -> Iterator[Html]:
             goal = f"{scale_of(column.metric) * wanted:.1f}"
             rows.append([name, setting.backbone, f"{share:.0%}", goal, *reached, *before])
     yield paragraph(
-        "What it takes to reach the best that starts from scratch without labels, untrained or after a stage, and what the start took before:"
+        "What it takes to reach the best that starts from scratch without labels, untrained or after a stage, and what "
+        "the start took before:"
     )
     yield table(head, rows, range(2, len(head)))
