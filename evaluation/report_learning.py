@@ -96,6 +96,7 @@ def curves(run: RunRecord) -> Html:
             loss_chart(each if name == TOTAL else f"{each}: {name}", points, _followed(name))
             for each, losses in trained.items()
             for name, points in losses.items()
+            if len(points) > 1 or not _is_look(name)
         ]
         if charts:
             parts += [element("h3", title), _grid(charts)]
@@ -109,8 +110,13 @@ def curves(run: RunRecord) -> Html:
 
 
 def _followed(name: str) -> str:
-    """What a curve's axis is: features are looked at in a batch."""
-    return f"{name} of a batch" if name.startswith("feature ") else "loss"
+    """What a curve's axis is."""
+    return f"{name} of a batch" if _is_look(name) else "loss"
+
+
+def _is_look(name: str) -> bool:
+    """Whether it follows the features of a batch, now and then, and not a loss."""
+    return name.startswith("feature ")
 
 
 def _features(run: RunRecord) -> Iterator[Html]:
