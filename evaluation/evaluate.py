@@ -10,7 +10,7 @@ from typing import Any
 import tasks
 from pipeline.artifacts import Artifact, Inputs, write_json
 from pipeline.labels import Value
-from pipeline.loader import Library
+from pipeline.library import Library
 from pipeline.runtime import Runtime
 from tasks.ingest import IngestedSet
 from tasks.learning import Predictor, load_network

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.draws import random_order
 from pipeline.errors import ConfigError
 from pipeline.evaluating import Amount
-from pipeline.loader import Library
+from pipeline.library import Library
 from tasks.ingest import IngestedSet
 from tasks.shelves import class_numbers, held_out_keys, truth_library
 

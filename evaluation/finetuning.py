@@ -21,7 +21,7 @@ from pipeline.artifacts import WORK, Artifact, Inputs, parse_lines, read_json, w
 from pipeline.backbone import register_statistics
 from pipeline.evaluating import Amount, StartConfig
 from pipeline.labels import LabelSpace
-from pipeline.loader import Library
+from pipeline.library import Library
 from pipeline.runtime import Runtime
 from pipeline.sections import FitConfig
 from pipeline.starts import Start, of_config

@@ -26,7 +26,7 @@ from pipeline.encoder import Encoder
 from pipeline.errors import ConfigError
 from pipeline.evaluating import Amount, StartConfig
 from pipeline.features import as_it_is, features_of
-from pipeline.loader import Library
+from pipeline.library import Library
 from pipeline.runtime import Runtime
 from pipeline.starts import Start, of_config
 from tasks.classification.model import Accuracy

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pipeline.encoder import Encoder
-from pipeline.loader import Library
+from pipeline.library import Library
 from pipeline.runtime import Runtime
 
 

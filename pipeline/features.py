@@ -14,7 +14,8 @@ from pipeline.ahead import ahead
 from pipeline.augment import View, view_image
 from pipeline.decode import decode
 from pipeline.encoder import Encoder
-from pipeline.loader import Library, stacked
+from pipeline.library import Library
+from pipeline.loader import stacked
 from pipeline.runtime import Runtime
 
 AT_ONCE, AHEAD = 64, 2

@@ -13,7 +13,7 @@ from pipeline.config import StudentConfig
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
 from pipeline.labels import LabelSpace
-from pipeline.loader import Layer, Library, Shelf
+from pipeline.library import Layer, Library, Shelf
 from pipeline.roots import in_parallel
 from tasks.ingest import IngestedSet, check_truth
 from tasks.pool import pool_shards, rejected_rows

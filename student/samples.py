@@ -8,7 +8,7 @@ from pipeline.ahead import ahead
 from pipeline.artifacts import Inputs
 from pipeline.config import StudentConfig
 from pipeline.export import Sample
-from pipeline.loader import Library
+from pipeline.library import Library
 from student.join import Head, shelves
 from tasks.shelves import labelled
 

@@ -21,7 +21,8 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.fit import Fitted, fit
 from pipeline.job import Job, Objective
 from pipeline.labels import LabelSpace, Value
-from pipeline.loader import Batch, Library, Loader, LoaderConfig
+from pipeline.library import Library
+from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.machine import Choice
 from pipeline.runtime import Runtime
 from pipeline.sections import FitConfig

@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.ahead import ahead
 from pipeline.decode import decode
 from pipeline.labels import Value
-from pipeline.loader import Library
+from pipeline.library import Library
 from pipeline.runtime import Runtime
 from tasks.learning import Predictor
 

@@ -1,4 +1,4 @@
-"""Which images and labels a network is trained or scored on."""
+"""Which images and labels a network is trained or scored on. No torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 import tasks
 from pipeline.images import ImageShard
-from pipeline.loader import Layer, Library, Shelf
+from pipeline.library import Layer, Library, Shelf
+from pipeline.labels import read_labels
 from pipeline.roots import in_parallel
 from tasks.ingest import IngestedSet
 
@@ -36,8 +37,17 @@ def truth_library(found: IngestedSet, split: str, heads: Mapping[str, str], with
 
 
 def class_numbers(library: Library, head: str) -> NDArray[np.int64]:
-    """For every image of a library, the number of its likeliest class by this head, of which it has a label."""
-    return np.array([library.values(index)[head]["probs"].argmax() for index in range(len(library))], np.int64)
+    """For every image of a `truth_library`, the number of its class by this head, of which it has a label."""
+    found = in_parallel(lambda shelf: _class_numbers(shelf, head), library.shelves)
+    return np.concatenate([np.empty(0, np.int64), *found])
+
+
+def _class_numbers(shelf: Shelf, head: str) -> NDArray[np.int64]:
+    (layer,) = shelf.layers[head]
+    table = read_labels(layer.file, ["key", "top"])
+    layer.check(shelf.images, table.column("key").to_pylist())
+    numbers: NDArray[np.int64] = table.column("top").take([layer.row(row) for row in shelf.rows]).to_numpy().astype(np.int64)
+    return numbers
 
 
 def labelled(shelf: Shelf) -> Shelf:

@@ -32,7 +32,7 @@ from tests.disk import image_shard, stored
 from tests.processes import Together
 
 if TYPE_CHECKING:
-    from pipeline.loader import Shelf
+    from pipeline.library import Shelf
     from tasks.network import Network
 
 # The same examples in every run, none kept on disk; no deadline, for machines that do other things as well.
@@ -116,7 +116,7 @@ def make_shelf(
     """Writes an image shard and its label shards: (name, pictures, per head its label and values) -> a shelf."""
 
     def make(name: str, pictures: Sequence[Pixels], labels: Labels) -> Shelf:
-        from pipeline.loader import Layer, Shelf  # noqa: PLC0415 - torch, only where it is needed
+        from pipeline.library import Layer, Shelf  # noqa: PLC0415 - torch, only where it is needed
 
         shard = make_images(name, pictures)
         layers = {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import tasks
 from pipeline.config import StudentConfig
 from pipeline.export import Sample, write
-from pipeline.loader import Library
+from pipeline.library import Library
 from student.join import heads_of, join
 from student.samples import labelled_samples
 

@@ -117,7 +117,7 @@ def kinds(folder: str) -> list[str]:
 
 def torch_free_modules() -> list[str]:
     labels = [f"tasks.{path.parent.name}.label" for path in sorted((ROOT / "tasks").glob("*/label.py"))]
-    shared = ["config", "errors", "artifacts", "images", "labels", "codecs", "decode", "augment", "rejects", "weights"]
+    shared = ["config", "errors", "artifacts", "images", "labels", "library", "codecs", "decode", "rejects", "weights"]
     named = [f"pipeline.{name}" for name in shared]
     files = [name for folder in ("pipeline/sources", "teachers", "evaluation/probes") for name in kinds(folder)]
     return ["must", "flows.dag", *named, *labels, *files]

@@ -17,7 +17,7 @@ from pipeline.artifacts import Artifact
 from pipeline.config import modules
 from pipeline.encoder import Encoder
 from pipeline.features import features_of
-from pipeline.loader import Library
+from pipeline.library import Library
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from pipeline.starts import fresh

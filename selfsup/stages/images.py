@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.artifacts import Inputs
 from pipeline.errors import ConfigError
-from pipeline.loader import Layer, Library, Shelf
+from pipeline.library import Layer, Library, Shelf
 from pipeline.stages import StageConfig
 from tasks.pool import pool_keys, pool_shards
 

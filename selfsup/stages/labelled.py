@@ -15,7 +15,7 @@ from pipeline.artifacts import Inputs
 from pipeline.augment import generator
 from pipeline.draws import random_order
 from pipeline.errors import ConfigError
-from pipeline.loader import Library
+from pipeline.library import Library
 from pipeline.stages import LabelledConfig, StageConfig, class_names, classes_a_step, labelled_images
 from tasks.ingest import IngestedSet
 from tasks.shelves import class_numbers, truth_library

@@ -10,7 +10,7 @@ from pipeline import starts
 from pipeline.artifacts import Inputs
 from pipeline.decode import decode
 from pipeline.encoder import Statistics
-from pipeline.loader import Library
+from pipeline.library import Library
 from pipeline.stages import SCRATCH, StageConfig
 from pipeline.starts import Start
 

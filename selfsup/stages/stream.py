@@ -16,7 +16,8 @@ from pipeline import ranks
 from pipeline.ahead import ahead
 from pipeline.augment import generator
 from pipeline.job import cut
-from pipeline.loader import Library, stacked
+from pipeline.library import Library
+from pipeline.loader import stacked
 from pipeline.supply import Supply
 from selfsup.parts.method import ViewKind
 from selfsup.stages.budget import Budget

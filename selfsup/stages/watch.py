@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.encoder import Encoder
 from pipeline.features import features_of
-from pipeline.loader import Library
+from pipeline.library import Library
 from pipeline.runtime import Runtime
 
 SEEN = 512

@@ -14,7 +14,7 @@ from PIL import Image
 
 from evaluation.measured import FILE
 from pipeline.artifacts import Artifact, Inputs, Step, read_json
-from pipeline.loader import Library
+from pipeline.library import Library
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from pipeline.workspace import Workspace

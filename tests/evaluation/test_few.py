@@ -11,7 +11,7 @@ import pytest
 from evaluation.few import Splits, count_of, order_of, parts, splits_of
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError
-from pipeline.loader import Library
+from pipeline.library import Library
 from tasks.ingest import IngestedSet
 from tasks.shelves import class_numbers, truth_library
 from tests.evaluation.measuring import MakeKinds, keys_of

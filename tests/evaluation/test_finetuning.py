@@ -21,7 +21,7 @@ from pipeline.augment import AugmentConfig
 from pipeline.errors import ConfigError, Stopped
 from pipeline.fit import Fitted
 from pipeline.labels import LabelSpace
-from pipeline.loader import Library
+from pipeline.library import Library
 from pipeline.machine import Choice
 from pipeline.roots import Root
 from pipeline.starts import Start, fresh

@@ -21,7 +21,7 @@ from pipeline.checkpoint import read_tensors
 from pipeline.config import parse_recipe
 from pipeline.errors import ConfigError, Stopped
 from pipeline.fit import Fitted
-from pipeline.loader import Library
+from pipeline.library import Library
 from pipeline.machine import Choice
 from pipeline.roots import Root
 from pipeline.runtime import Runtime

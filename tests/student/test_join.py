@@ -16,7 +16,7 @@ from pipeline.artifacts import Inputs, Step, read_json, write_json
 from pipeline.config import StudentConfig
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
-from pipeline.loader import Library, Shelf
+from pipeline.library import Library, Shelf
 from pipeline.rejects import read_rejects, reject, rejected_labels
 from pipeline.roots import Root
 from pipeline.stores import store_name

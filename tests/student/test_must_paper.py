@@ -24,7 +24,8 @@ from pipeline.augment import NOTHING
 from pipeline.config import StudentConfig
 from pipeline.errors import ConfigError
 from pipeline.labels import LabelSpace, Value
-from pipeline.loader import Layer, Library, Shelf, collate_samples
+from pipeline.library import Layer, Library, Shelf
+from pipeline.loader import collate_samples
 from pipeline.runtime import Runtime
 from pipeline.sections import FitConfig
 from student.join import Head, heads_of, join, threshold_for

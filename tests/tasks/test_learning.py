@@ -18,7 +18,8 @@ import tasks
 from pipeline.augment import AugmentConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.labels import LabelSpace, Value
-from pipeline.loader import Batch, Library, Shelf
+from pipeline.library import Library, Shelf
+from pipeline.loader import Batch
 from pipeline.runtime import Runtime
 from pipeline.sections import FitConfig
 from tasks.learning import Course, Learning, Predictor, Preparation, Sum, network_predictor, to_numpy, train_network

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import tasks
 from pipeline.augment import AugmentConfig
 from pipeline.labels import LabelSpace, Value
-from pipeline.loader import Library, Shelf
+from pipeline.library import Library, Shelf
 from pipeline.roots import Root
 from pipeline.runtime import Precision, Runtime
 from pipeline.sections import FitConfig

@@ -17,7 +17,7 @@ from pipeline.artifacts import Artifact, Inputs, Step
 from pipeline.augment import NOTHING
 from pipeline.errors import ConfigError, DataError
 from pipeline.labels import LabelSpace
-from pipeline.loader import Shelf
+from pipeline.library import Shelf
 from pipeline.rejects import read_rejects, reject, rejected_images, rejected_labels, take_back
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
