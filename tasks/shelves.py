@@ -46,7 +46,9 @@ def _class_numbers(shelf: Shelf, head: str) -> NDArray[np.int64]:
     (layer,) = shelf.layers[head]
     table = read_labels(layer.file, ["key", "top"])
     layer.check(shelf.images, table.column("key").to_pylist())
-    numbers: NDArray[np.int64] = table.column("top").take([layer.row(row) for row in shelf.rows]).to_numpy().astype(np.int64)
+    numbers: NDArray[np.int64] = (
+        table.column("top").take([layer.row(row) for row in shelf.rows]).to_numpy().astype(np.int64)
+    )
     return numbers
 
 
