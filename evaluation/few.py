@@ -1,12 +1,14 @@
-"""Few labels: which images are learned from, which decide, and which are reported on."""
+"""Few labels: which images are learned from, which decide, and which are reported on. No torch."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.artifacts import Inputs
 from pipeline.draws import random_order
 from pipeline.errors import ConfigError
 from pipeline.evaluating import Amount
@@ -14,6 +16,8 @@ from pipeline.library import Library
 from tasks.ingest import IngestedSet
 from tasks.shelves import class_numbers, held_out_keys, truth_library
 
+TASK = "classification"
+"""What probes learn."""
 FIFTH = 5
 """Where a set has one held-out split alone, one part in FIFTH of the labels that are learned from decides instead."""
 
@@ -26,6 +30,30 @@ class Splits(NamedTuple):
     test: Library
     name: str
     """The name of the split that is reported on."""
+    classes: int
+    """Of how many classes an image is one; 0 for tasks other than classification."""
+
+    def counts(self, asked: Sequence[Amount], what: str) -> dict[Amount, int]:
+        """How many labelled images each of some amounts means. ConfigError, which calls the set `what`, if there are
+        not so many.
+        """
+        apart = self.val is None
+        return {amount: count_of(amount, len(self.train), self.classes, what, apart) for amount in asked}
+
+
+def splits_by_task(config: Mapping[str, Any], inputs: Inputs) -> dict[str, Splits]:
+    """By task, what a step that probes or fine-tunes learns from and reports on; without tasks that the set has no
+    labels of for either. ConfigError if nothing is left for a row of a comparison.
+    """
+    found = IngestedSet(inputs[f"data.{config['set']}"])
+    wanted = [TASK] if "probes" in config else list(found.spaces)
+    there = {task: splits for task in wanted if (splits := splits_of(found, task, config["splits"]))}
+    if "trial" in config and not there:
+        raise ConfigError(
+            f"the set {config['set']!r} has no {'class ' if 'probes' in config else ''}labels to learn from, or none "
+            f"held out to measure on; its splits: {found.splits}."
+        )
+    return there
 
 
 def splits_of(found: IngestedSet, task: str, preferred: str) -> Splits | None:
@@ -39,7 +67,9 @@ def splits_of(found: IngestedSet, task: str, preferred: str) -> Splits | None:
     train = truth_library(found, "train", heads, held_out_keys(found))
     if not len(train):
         return None
-    return Splits(train, _deciding(found, task) if test == "test" else None, truth_library(found, test, heads), test)
+    val = _deciding(found, task) if test == "test" else None
+    classes = len(found.spaces[task].classes) if task == TASK else 0
+    return Splits(train, val, truth_library(found, test, heads), test, classes)
 
 
 def _deciding(found: IngestedSet, task: str) -> Library | None:
@@ -56,7 +86,7 @@ def order_of(library: Library, task: str, seed: int) -> NDArray[np.int64]:
     there are any, so that each beginning is as balanced as can be and a part of any longer one.
     """
     order = random_order(library.keys(), seed)
-    if task != "classification":
+    if task != TASK:
         return order
     classes = class_numbers(library, task)[order]
     rank = np.empty(len(order), np.int64)

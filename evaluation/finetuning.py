@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from evaluation import corruptions
-from evaluation.few import Splits, count_of, order_of, parts, splits_of
+from evaluation.few import Splits, order_of, parts, splits_by_task
 from evaluation.measured import ALL, CLEAN, FILE, Measured, best_of
 from evaluation.schedules import SCHEDULES, Schedule
 from pipeline.artifacts import WORK, Artifact, Inputs, parse_lines, read_json, write_json
@@ -124,16 +124,11 @@ class _Tuning:
 
     def _lessons(self) -> Iterator[Lesson]:
         name = self.config["set"]
-        found = IngestedSet(self.inputs[f"data.{name}"])
-        for task, space in found.spaces.items():
-            splits = splits_of(found, task, self.config["splits"])
-            if splits is None:
-                continue
-            classes = len(space.classes) if task == "classification" else 0
-            for asked in self.config["labels"]:
-                count = count_of(asked, len(splits.train), classes, name, splits.val is None)
+        spaces = IngestedSet(self.inputs[f"data.{name}"]).spaces
+        for task, splits in splits_by_task(self.config, self.inputs).items():
+            for asked, count in splits.counts(self.config["labels"], name).items():
                 for turn in range(self.config["seeds"]):
-                    yield Lesson(task, space, splits, asked, count, self.config["seed"] + turn)
+                    yield Lesson(task, spaces[task], splits, asked, count, self.config["seed"] + turn)
 
     def _tell(self, _: str, done: float, line: str) -> None:
         """Progress of one training as that of the step."""

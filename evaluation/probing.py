@@ -17,23 +17,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluation import corruptions
-from evaluation.few import Splits, count_of, order_of, parts, splits_of
+from evaluation.few import TASK, Splits, order_of, parts, splits_by_task
 from evaluation.measured import ALL, CLEAN, FILE, Measured
 from evaluation.problem import Known, Problem, Solution
 from pipeline import machine
 from pipeline.artifacts import WORK, Inputs, write_json
 from pipeline.encoder import Encoder
-from pipeline.errors import ConfigError
+from pipeline.errors import naming
 from pipeline.evaluating import Amount, StartConfig
 from pipeline.features import as_it_is, features_of
 from pipeline.library import Library
 from pipeline.runtime import Runtime
 from pipeline.starts import Start, of_config
 from tasks.classification.model import Accuracy
-from tasks.ingest import IngestedSet
 from tasks.shelves import class_numbers
 
-TASK = "classification"
 PROBED = 16
 """Images that a backbone is timed on."""
 
@@ -44,13 +42,8 @@ def probe(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
     `config`: `start`, `probes`, `set`, `splits`, `labels`, `seeds`, `seed`, `corruptions`. Raises ConfigError if the
     set has fewer labels than asked for. A set without held-out labels is not measured on, and the counts say why.
     """
-    found = IngestedSet(inputs[f"data.{config['set']}"])
-    splits = splits_of(found, TASK, config["splits"])
-    if "trial" in config and not splits:
-        raise ConfigError(
-            f"{config['name']}: the set {config['set']!r} has no class labels to learn from, or none held out to "
-            f"measure on; its splits: {found.splits}."
-        )
+    with naming(config["name"]):
+        splits = splits_by_task(config, inputs).get(TASK)
     records: list[Measured] = []
     if splits:
         start = of_config(StartConfig.model_validate(config["start"]), inputs, config["seed"])
@@ -101,10 +94,6 @@ class _Probing:
         self.done = 0
         self.answers = [splits.test.values(index)[TASK] for index in range(len(splits.test))]
 
-    @property
-    def classes(self) -> int:
-        return len(self.answers[0]["probs"])
-
     @functools.cached_property
     def tests(self) -> list[tuple[str, Tensor]]:
         """Features of the images that are reported on: as they are, and with every corruption if asked for."""
@@ -118,15 +107,11 @@ class _Probing:
     @functools.cached_property
     def draws(self) -> list[Draw]:
         """All that is learned from, by the number of labels and then the seed."""
-        train, apart = self.splits.train, self.splits.val is None
         seeds = [self.config["seed"] + turn for turn in range(self.config["seeds"])]
-        orders = {seed: order_of(train, TASK, seed) for seed in seeds}
-        counts = {
-            asked: count_of(asked, len(train), self.classes, self.config["set"], apart)
-            for asked in self.config["labels"]
-        }
+        orders = {seed: order_of(self.splits.train, TASK, seed) for seed in seeds}
+        counts = self.splits.counts(self.config["labels"], self.config["set"])
         return [
-            Draw(asked, count, seed, *parts(orders[seed], count, apart))
+            Draw(asked, count, seed, *parts(orders[seed], count, self.splits.val is None))
             for asked, count in counts.items()
             for seed in seeds
         ]
@@ -178,7 +163,7 @@ class _Probing:
     def _problem(self, draw: Draw) -> Problem:
         train, eye = self.splits.train.only(draw.rows), self.eye
         known = self._only(draw.rows), self.val or self._only(draw.aside)
-        return Problem(*known, self.classes, draw.seed, eye.encoder, train, self.scratch, eye.runtime)
+        return Problem(*known, self.splits.classes, draw.seed, eye.encoder, train, self.scratch, eye.runtime)
 
     def _only(self, rows: NDArray[np.int64]) -> Known:
         at = np.searchsorted(self.drawn, rows)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from flows.amounts import is_early
 from flows.comparing import NAME as COMPARE
 from flows.comparing import compares, comparing_steps
 from flows.consistency import check_fits
@@ -61,7 +62,9 @@ def build_steps(recipe: Recipe, rejects: pa.Table = NOTHING) -> list[Step]:
     also = [_label_step(LABELLING[1], recipe, {}, ("pool", *pooled, "student"))] if recipe.labelling.student else []
     # the list is copied first: who rejects more while a long run is on its way changes nothing about that run
     measuring = [*measuring_steps(recipe, spaces), *comparing_steps(recipe, seen)]
-    return [*images, *labels, *ingests, *teachers, pool, label, student, *also, *stages, evaluate, *measuring]
+    rest = [*teachers, pool, label, student, *also, *stages, evaluate, *measuring]
+    # what is wrong with the data is to be told before hours of training
+    return [*images, *labels, *ingests, *sorted(rest, key=lambda step: not is_early(step.name))]
 
 
 def _names(steps: Sequence[Step]) -> tuple[str, ...]:

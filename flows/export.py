@@ -72,7 +72,7 @@ def student_command(
     ] = None,
 ) -> None:
     """Write the trained student: its backbone as timm loads it, or its predictions as a graph."""
-    from flows.run import prepare
+    from flows.run import look
     from pipeline.artifacts import require
     from pipeline.config import read_recipe
     from pipeline.roots import Root as Where
@@ -81,7 +81,7 @@ def student_command(
     file = local_path(out)
     form_of(to, file)  # what is wrong with it is said before anything that takes time
     read = read_recipe(recipe, override or ())
-    planned = prepare(read, Where.of(root, read.runtime.cache_gb)).planned
+    planned = look(read, Where.of(root, read.runtime.cache_gb)).planned
     student = next(each.artifact for each in planned if each.step.name == "student")
     lines = export_student(to, require(student, "student"), file, head or ())
     print("\n".join([f"Wrote {out}.", *lines]))

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from flows.amounts import check_amounts, is_early
 from flows.dag import MEASURING, Planned, Selection, build_steps, kind_of, plan
 from pipeline.artifacts import Artifact, Inputs, Step, as_json, parse_lines, read_json
 from pipeline.claims import Holds, claimed
@@ -45,6 +46,17 @@ class Plan:
     planned: list[Planned]
     anew: set[str]
 
+    @property
+    def early(self) -> dict[str, Artifact | None]:
+        """By early step (`flows.amounts`) what it is known to have left."""
+        return {each.step.name: each.artifact for each in self.planned if is_early(each.step.name)}
+
+    def check(self, made: Mapping[str, Artifact], runtime: Runtime) -> None:
+        """Raise ConfigError if steps that are still to be made ask for labels that the sets lack, of which there is by
+        now all that early steps leave.
+        """
+        check_amounts([each.step for each in self.planned if each.artifact is None], Inputs(made, runtime))
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -68,10 +80,11 @@ class Run:
 
     def __init__(self, recipe: Recipe, plan: Plan, runtime: Runtime, work: Work) -> None:
         self.recipe, self.workspace, self.planned, self.runtime = recipe, plan.workspace, plan.planned, runtime
-        self.anew, self.work = plan.anew, work
+        self.plan, self.anew, self.work = plan, plan.anew, work
         self.folder = _new_folder(self.workspace.root, recipe)
         self.made = 0
         self._lock = threading.Lock()
+        self._early = plan.early if None in plan.early.values() else {}
         rows = [
             {"step": p.step.name, "action": p.action, "why": p.why, "artifact": p.artifact and p.artifact.mark}
             for p in self.planned
@@ -106,6 +119,7 @@ class Run:
         found = self.workspace.find(step, mark)
         if found:
             self._reused(step, mark)
+            self._arrived(step.name, found)
         return found
 
     def _reused(self, step: Step, mark: str) -> None:
@@ -128,15 +142,26 @@ class Run:
             raise
         finally:
             self._keep_log(step.name)
-        if not made:
+        if made:
+            seconds = time.time() - began
+            with self._lock:
+                self.made += 1
+            self.event("made", step=step.name, artifact=mark, seconds=round(seconds, 2), counts=artifact.counts)
+            runtime.progress(step.name, 1.0, f"made in {seconds:.0f} s")
+        else:
             self._reused(step, mark)
-            return artifact
-        seconds = time.time() - began
-        with self._lock:
-            self.made += 1
-        self.event("made", step=step.name, artifact=mark, seconds=round(seconds, 2), counts=artifact.counts)
-        runtime.progress(step.name, 1.0, f"made in {seconds:.0f} s")
+        self._arrived(step.name, artifact)
         return artifact
+
+    def _arrived(self, step: str, artifact: Artifact) -> None:
+        """Check what is asked of the sets as soon as the last early step is done."""
+        with self._lock:
+            if step not in self._early or self._early[step]:
+                return
+            self._early[step] = artifact
+            there = {name: made for name, made in self._early.items() if made}
+        if len(there) == len(self._early):
+            self.plan.check(there, self.runtime)
 
     def _keep_log(self, step: str) -> None:
         if self.log(step).exists():
@@ -165,7 +190,18 @@ def told(error: BaseException) -> dict[str, str]:
 
 
 def prepare(recipe: Recipe, root: Root, selection: Selection = WHOLE) -> Plan:
-    """The plan of a recipe on a root folder."""
+    """The plan of a run of a recipe on a root folder. ConfigError if the sets, where they have been read, lack labels
+    that it asks for.
+    """
+    plan = look(recipe, root, selection)
+    made = {name: artifact for name, artifact in plan.early.items() if artifact}
+    if len(made) == len(plan.early):
+        plan.check(made, Runtime.of(recipe.runtime, root))
+    return plan
+
+
+def look(recipe: Recipe, root: Root, selection: Selection = WHOLE) -> Plan:
+    """What there is and what is not on a root folder, whether or not a run could make it."""
     workspace = Workspace(root)
     steps = build_steps(recipe, read_rejects(root))
     anew = selection.anew(steps)
@@ -174,7 +210,7 @@ def prepare(recipe: Recipe, root: Root, selection: Selection = WHOLE) -> Plan:
 
 def made_inputs(recipe: Recipe, root: Root, name: str) -> tuple[Step, Inputs]:
     """The step `name` and the artifacts that it reads. DataError if they were not made yet, or for other settings."""
-    plan = prepare(recipe, root)
+    plan = look(recipe, root)
     planned = {each.step.name: each for each in plan.planned}
     step, runtime = planned[name].step, Runtime.of(recipe.runtime, root)
     made = {each: planned[each].artifact for each in step.inputs}

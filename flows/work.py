@@ -9,7 +9,7 @@ import os
 import queue
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -188,7 +188,7 @@ def side_by_side(run: Run, execute: Execute, most: int) -> dict[str, Artifact]:
     artifacts: dict[str, Artifact] = {}
     left = {planned.step.name: planned.step for planned in run.planned}
     at_work: dict[Future[Artifact], str] = {}
-    with ThreadPoolExecutor(most, thread_name_prefix="step") as pool, _stopping_others(run.runtime):
+    with ThreadPoolExecutor(most, thread_name_prefix="step") as pool, _stopping_others(run.runtime, at_work):
         while left or at_work:
             ready = [step for step in left.values() if artifacts.keys() >= set(step.inputs)]
             for step in ready[: most - len(at_work)]:
@@ -202,9 +202,10 @@ def side_by_side(run: Run, execute: Execute, most: int) -> dict[str, Artifact]:
 
 
 @contextlib.contextmanager
-def _stopping_others(runtime: Runtime) -> Iterator[None]:
+def _stopping_others(runtime: Runtime, at_work: Collection[Future[Artifact]]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        runtime.stop.set()
+        if not all(future.done() for future in at_work):
+            runtime.stop.set()
         raise

@@ -135,8 +135,7 @@ def class_names(stage: StageConfig, spaces: Mapping[str, Mapping[str, LabelSpace
     kinds = {spaces[name]["classification"] for name in stage.data if "classification" in spaces[name]}
     if len(kinds) != 1:
         raise ConfigError(
-            f"stages.{stage.name}.labels: the sets {', '.join(stage.data)} have {len(kinds)} kinds of class labels; "
-            "one is needed."
+            f"labels: the sets {', '.join(stage.data)} have {len(kinds)} kinds of class labels; one is needed."
         )
     return kinds.pop().classes
 
@@ -160,7 +159,7 @@ def labelled_images(stage: StageConfig, classes: Sequence[str]) -> int:
     count, most = drawn * stage.labels.images, 2 * (stage.batch - 2)
     if count % 2 or count > most:
         raise ConfigError(
-            f"stages.{stage.name}.labels: {drawn} classes x {stage.labels.images} images make {count} beside views of "
+            f"labels: {drawn} classes x {stage.labels.images} images make {count} beside views of "
             f"a batch of {stage.batch}: they have to be even and at most {most}. Set labels.classes, or a larger batch."
         )
     return count

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 import tasks
 from pipeline.images import ImageShard
-from pipeline.library import Layer, Library, Shelf
 from pipeline.labels import read_labels
+from pipeline.library import Layer, Library, Shelf
 from pipeline.roots import in_parallel
 from tasks.ingest import IngestedSet
 

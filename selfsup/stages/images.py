@@ -27,10 +27,7 @@ def images_of(stage: StageConfig, inputs: Inputs, seed: int) -> Library:
         shelves = [_part(shelf, chosen) for shelf in shelves]
     library = Library(shelves)
     if len(library) < FEWEST:
-        raise ConfigError(
-            f"stages.{stage.name}: {len(library)} images to train on in {', '.join(stage.data)}: {FEWEST} or more are "
-            "needed."
-        )
+        raise ConfigError(f"{len(library)} images to train on in {', '.join(stage.data)}: {FEWEST} or more are needed.")
     return library
 
 

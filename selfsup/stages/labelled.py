@@ -69,8 +69,8 @@ def class_sampler(config: LabelledConfig, known: Known, seed: int) -> ClassSampl
         wanted = max(config.per_class or 0, config.images)
         if len(there) < wanted:
             raise ConfigError(
-                f"Class {name!r} has {len(there)} labelled images, and labels asks for {wanted} of each "
-                f"(per_class {config.per_class}, images {config.images})."
+                f"labels: of {len(known.keys)} images {len(there)} are labelled as {name!r}, and {wanted} of each "
+                f"class are asked for (per_class {config.per_class}, images {config.images})."
             )
         members.append(np.sort(there[: config.per_class]))
     return ClassSampler(members, count, config.images, seed)

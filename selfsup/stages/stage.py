@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.artifacts import Inputs
+from pipeline.errors import naming
+from pipeline.library import Library
 from pipeline.starts import leave
 from selfsup.parts.config import MethodConfig
 from selfsup.parts.method import Setting
 from selfsup.stages.budget import budget_of
 from selfsup.stages.images import images_of
-from selfsup.stages.labelled import labels_of
+from selfsup.stages.labelled import ClassSampler, labels_of
 from selfsup.stages.objective import changed
 from selfsup.stages.start import start_of
 from selfsup.stages.stream import ViewStream
@@ -27,6 +29,23 @@ def stage_config(settings: Mapping[str, Any]) -> MethodConfig:
     return found
 
 
+class Given(NamedTuple):
+    """What a stage learns from: its images, what draws the labelled ones of a step, and how many these are."""
+
+    images: Library
+    sampler: ClassSampler | None
+    labelled: int
+
+
+def given(config: Mapping[str, Any], inputs: Inputs) -> Given:
+    """What the stage of this configuration learns from; nothing is trained for that. ConfigError if images or labels
+    are too few.
+    """
+    stage, seed = stage_config(config["stage"]), config["seed"]
+    images = images_of(stage, inputs, seed)
+    return Given(images, *labels_of(stage, inputs, images, seed))
+
+
 def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Train the backbone of what came before on the images of the stage, and leave it with how images are normalised.
 
@@ -35,9 +54,9 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
     method can't use the backbone, or if images or labels are too few.
     """
     stage, seed = stage_config(config["stage"]), config["seed"]
-    images = images_of(stage, inputs, seed)
+    with naming(config["name"]):
+        images, sampler, labelled = given(config, inputs)
     start = start_of(stage, config["start"], inputs, images)
-    sampler, labelled = labels_of(stage, inputs, images, seed)
     budget = budget_of(stage, labelled, len(images))
     seed_part(seed, f"stage.{stage.name}")
     method = stage.on(start.encoder(), Setting(start.size, len(images), stage.batch))

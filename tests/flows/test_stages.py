@@ -19,7 +19,8 @@ stages:
   - {name: first, method: simclr, data: [pool], batch: 4, steps: 3}
   - {name: second, method: mocov2, data: [pool, world], batch: 4, steps: 2, trainable: norm}
 """
-MADE = ["pool.first", "stage.first", "pool.second", "stage.second"]
+POOLS, TRAINED = ["pool.first", "pool.second"], ["stage.first", "stage.second"]
+MADE = [*POOLS, *TRAINED]
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def to_run(recipe: Path, root: Path, *overrides: str) -> list[str]:
 def test_a_chain_is_planned_run_and_shown(staged: Path, whole: Path, tmp_path: Path) -> None:
     root = shutil.copytree(whole, tmp_path / "copy")
     planned = must.plan(staged, root)
-    assert [each.step.name for each in planned] == [*STEPS[:-1], *MADE, "evaluate"]
+    assert [each.step.name for each in planned] == [*STEPS[:2], *POOLS, *STEPS[2:-1], *TRAINED, "evaluate"]
     inputs = {each.step.name: each.step.inputs for each in planned}
     assert inputs["pool.first"] == inputs["pool.second"] == ("data.world", "data.pool")
     assert inputs["stage.first"] == ("student", "pool.first", "data.pool")

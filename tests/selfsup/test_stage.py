@@ -263,7 +263,7 @@ def test_all_images_are_seen_before_the_first_step_and_not_again_after_it(
         ({"method": "mae"}, r"a plain vision transformer, which 'test_resnet' is not"),
         ({"method": "byol", "labels": TWO, "data": ["kinds"]}, r"'byol' takes no labelled images beside the others"),
         ({"data": ["pool"], "labels": {}}, r"the sets pool have 0 kinds of class labels"),
-        ({"labels": {"per_class": 50}, "data": ["kinds"]}, r"has 6 labelled images, and labels asks for 50 of each"),
+        ({"labels": {"per_class": 50}, "data": ["kinds"]}, r"of 14 images 6 are labelled as .a., and 50 of each class"),
         ({"labels": {"images": 4}, "data": ["kinds"]}, r"2 classes x 4 images make 8 .* even and at most 4"),
     ],
 )

@@ -158,7 +158,7 @@ def test_few_labels_are_a_part_of_more_and_no_other_is_read() -> None:
 
 def test_labels_that_are_not_there_are_counted() -> None:
     rare = np.append(labels(), 10)
-    with pytest.raises(ConfigError, match=r"Class 'k' has 1 labelled images, and labels asks for 4 of each"):
+    with pytest.raises(ConfigError, match=r"of 81 images 1 are labelled as 'k', and 4 of each class"):
         class_sampler(LabelledConfig(), known(rare, (*NAMES, "k")), seed=0)
     with pytest.raises(ConfigError, match=r"labels\.classes 4 does not divide the 10 .*: take one of 2, 5, 10"):
         class_sampler(LabelledConfig(classes=4), known(labels()), seed=0)
