@@ -13,8 +13,8 @@ from evaluation.backbones import Cell, Column, columns_of, leading, told
 from evaluation.cost import Cost, Point, cost, price, steps_to, total
 from evaluation.measured import FILE, Measured, best_of
 from pipeline.artifacts import Artifact, read_json
-from pipeline.comparing import NO_STAGE, SUPERVISED, Trial
-from pipeline.stages import SCRATCH, STUDENT
+from pipeline.comparing import NO_STAGE, SUPERVISED, Trial, row_name
+from pipeline.stages import SCRATCH
 
 TRIAL = "trial"
 """The key of a measuring step's configuration that says which row it measures."""
@@ -41,11 +41,7 @@ class Row:
     @property
     def name(self) -> str:
         """What it is called, in words."""
-        if self.is_plain:
-            known = {SCRATCH: "from scratch", STUDENT: "the student, no stage"}
-            return known.get(self.start, f"{self.start}, no stage")
-        method = "supervised on the same images" if self.is_supervised else self.method
-        return f"{method}, from {self.start}"
+        return row_name(self.method, self.start)
 
     @property
     def is_plain(self) -> bool:

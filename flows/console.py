@@ -7,7 +7,7 @@ import datetime
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,15 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluation.backbones import Board, Cell, Column, boards, read_measured
-from evaluation.comparison import Comparison, read_comparisons
+from evaluation.comparison import Comparison, Setting, read_comparisons
 from evaluation.measured import CLEAN
 from evaluation.results import ARROWS, ROLES, leading, read_lines
-from flows.dag import Planned
+from flows.dag import COMPARE, Planned
+from flows.foreseen import Foreseen, foreseen, total
 from flows.run import Outcome, measured
 from flows.services import Services
 from pipeline.artifacts import Artifact, read_json
+from pipeline.comparing import Trial, row_name
 from pipeline.errors import PROJECT
 from pipeline.runtime import Progress as Report
 from pipeline.stores import LABELLING
@@ -77,11 +79,18 @@ class Console:
             yield _Lines(self.out)
 
     def show_plan(self, planned: list[Planned]) -> None:
+        """A line for every step; for those of comparisons one for every row."""
         table = Table(tables.Column("step", overflow="fold"), "", "why", box=None, pad_edge=False)
+        rows = foreseen(planned)
         for each in planned:
-            action = Text(each.action, "green" if each.artifact else "yellow")
-            table.add_row(each.step.name, action, Text(each.why))  # Text: a value in brackets is no markup
+            if not (rows and each.step.name.startswith(f"{COMPARE}.")):
+                action = Text(each.action, "green" if each.artifact else "yellow")
+                table.add_row(each.step.name, action, Text(each.why))  # Text: a value in brackets is no markup
         self.out.print(table)
+        for name, found in rows.items():
+            self.out.print()
+            self.out.print(foreseen_table(name, found))
+            self.out.print(total(found))
 
     def show_outcome(self, outcome: Outcome) -> None:
         """What the last step that the run was about came to."""
@@ -180,6 +189,22 @@ def board_table(board: Board) -> Table:
     return table
 
 
+def foreseen_table(name: str, rows: Sequence[Foreseen]) -> Table:
+    """Every row of a comparison with the number of its seeds for which there is something to run, and why."""
+    heads = ("row", "backbone", "images", "steps", "run seeds", "why")
+    table = Table(*heads, title=f"{COMPARE}.{name}:", title_justify="left", box=None, pad_edge=False)
+    for row in rows:
+        amount = Text(row.amount, "yellow" if row.to_run else "green")
+        table.add_row(row_name(row.trial.method, row.trial.start), *_where(row.trial), amount, Text(row.why))
+    return table
+
+
+def _where(setting: Setting | Trial) -> list[str]:
+    """Backbone, share of the images and steps."""
+    share = "-" if setting.share is None else f"{setting.share:.0%}"
+    return [setting.backbone, share, str(setting.steps or "-")]
+
+
 def comparison_table(name: str, found: Comparison) -> Table:
     """Every row of a comparison by its means."""
     heads = [_head(column, found.better) for column in found.columns]
@@ -188,9 +213,8 @@ def comparison_table(name: str, found: Comparison) -> Table:
         "row", "backbone", "images", "steps", *heads, title=title, title_justify="left", box=None, pad_edge=False
     )
     for row in found.rows:
-        where = ["-" if row.setting.share is None else f"{row.setting.share:.0%}", str(row.setting.steps or "-")]
         cells = [row.cell(column) for column in found.columns]
-        table.add_row(row.name, row.setting.backbone, *where, *(_mean(cell) for cell in cells))
+        table.add_row(row.name, *_where(row.setting), *(_mean(cell) for cell in cells))
     return table
 
 

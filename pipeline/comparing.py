@@ -98,6 +98,14 @@ class CompareConfig(Measuring):
         return [SUPERVISED, *mine] if self.measured_on in self.data else mine
 
 
+def row_name(method: str, start: str) -> str:
+    """What a row is called, in words."""
+    if method == NO_STAGE:
+        known = {SCRATCH: "from scratch", STUDENT: "the student, no stage"}
+        return known.get(start, f"{start}, no stage")
+    return f"{'supervised on the same images' if method == SUPERVISED else method}, from {start}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Trial:
     """A row of a comparison with one seed: a method, what it starts from, and how far it goes."""

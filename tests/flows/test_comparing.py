@@ -320,7 +320,23 @@ def test_the_command_shows_rows_and_advice(
     assert "support no advice" in out
     assert "Report:" in out
     command("compare", small, "all", "--root", root, "--plan")
-    assert "compare.all.none.scratch.test_resnet.seed0.probe" in capsys.readouterr().out
+    assert "Nothing is to be trained or measured." in capsys.readouterr().out
+
+
+def test_the_plan_of_a_comparison_has_a_line_for_every_row(
+    compared: Outcome, small: Path, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    asked = ["compare", small, "--root", root, "--plan", "-o", "compare.all.seeds=3", "-o", "compare.all.steps=[1,7]"]
+    command(*asked)
+    out = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in out.partition("compare.all:")[2].splitlines()]
+    assert "from scratch test_resnet - - 2 of 3 never made here" in lines
+    assert "simclr, from student test_resnet 100% 1 2 of 3 never made here" in lines
+    assert "simclr, from student test_resnet 100% 7 3 of 3 never made here" in lines
+    # of two methods with 1 and 7 steps, the first seed with 1 is there; beside them two rows without a training
+    assert "To be run: 10 trainings of 46 steps in all, and 14 measurements." in lines
+    assert "waits" not in out.partition("compare.all:")[2]
 
 
 def test_a_comparison_without_held_out_images_says_so_and_nothing_else(root: Path, tmp_path: Path) -> None:
