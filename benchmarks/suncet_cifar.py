@@ -1,6 +1,6 @@
 """What 4,000 labels bring to self-supervised pretraining: SimCLR against SimCLR with SuNCEt on CIFAR-10.
 
-    python -m benchmarks.suncet_cifar --small    # about half an hour on two cores
+    python -m benchmarks.suncet_cifar --small    # about half an hour on one core
     python -m benchmarks.suncet_cifar            # for a GPU
 
 All 50,000 training images without labels, 400 labels of each class, and trainings that see as many views as SimCLR

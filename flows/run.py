@@ -29,7 +29,7 @@ from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.places import Place
 from pipeline.rejects import read_rejects
 from pipeline.roots import Root
-from pipeline.runtime import Runtime
+from pipeline.runtime import Runtime, stopped_in
 from pipeline.workspace import Workspace
 from tasks.rejected import LABELS
 
@@ -137,8 +137,8 @@ class Run:
             artifact, made = self.work(self, step, Inputs(inputs, runtime, step.name in self.anew))
         except BaseException as error:
             self.event("failed", step=step.name, **told(error))
-            if isinstance(error, Stopped) and step.name in self.anew:
-                raise Stopped(f"Stopped in {step.name}. Run again without --force or --from to go on.") from error
+            if isinstance(error, Stopped):  # whatever part of the step it was that was stopped
+                raise stopped_in(step.name, step.name in self.anew) from error
             raise
         finally:
             self._keep_log(step.name)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import write_atomically, write_json
+from pipeline.errors import PROJECT
 from pipeline.machine import device_name, processor_name
 from pipeline.runtime import Runtime, usable_cores
 
@@ -43,13 +44,20 @@ def circumstances(device: str) -> dict[str, Any]:
         name = f"python -m {spec.name}"
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": " ".join([name, *sys.argv[1:]]),
+        "command": " ".join([name, *map(_from_project, sys.argv[1:])]),
         "device": device_name(device),
         "processor": processor_name(),
         "cores": usable_cores(),
         "load": round(os.getloadavg()[0], 2),
         "software": {"python": platform.python_version(), **Runtime.software()},
     }
+
+
+def _from_project(argument: str) -> str:
+    """An argument as it would be said in the project's folder, if it is a path from the root: where that folder is
+    says nothing.
+    """
+    return os.path.relpath(argument, PROJECT) if os.path.isabs(argument) else argument
 
 
 def save_result(path: Path, title: str, result: Mapping[str, Any], table: Sequence[Sequence[str]]) -> None:

@@ -31,6 +31,13 @@ def quiet(step: str, done: float, line: str) -> None:
     """A progress line that goes nowhere."""
 
 
+def stopped_in(step: str, anew: bool = False) -> Stopped:
+    """What tells that a stop was asked for while a step was made, perhaps `anew`, though it was there."""
+    if anew:
+        return Stopped(f"Stopped in {step}. Run again without --force or --from to go on.")
+    return Stopped(f"Stopped in {step}; what is done is kept. Run the same command again to go on.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Runtime:
     """Where and how steps run; a training state is saved every `checkpoint_s` seconds.
@@ -67,7 +74,7 @@ class Runtime:
     def check_stop(self, step: str) -> None:
         """Raise Stopped if a stop was asked for."""
         if self.stop.is_set():
-            raise Stopped(f"Stopped in {step}; what is done is kept. Run the same command again to go on.")
+            raise stopped_in(step)
 
     @staticmethod
     def software() -> dict[str, Any]:
