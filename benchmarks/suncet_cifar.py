@@ -1,6 +1,6 @@
 """What 4,000 labels bring to self-supervised pretraining: SimCLR against SimCLR with SuNCEt on CIFAR-10.
 
-    python -m benchmarks.suncet_cifar --small    # about half an hour on one core
+    python -m benchmarks.suncet_cifar --small    # about 40 minutes on one core
     python -m benchmarks.suncet_cifar            # for a GPU
 
 All 50,000 training images without labels, 400 labels of each class, and trainings that see as many views as SimCLR
@@ -129,7 +129,7 @@ def _probe(column: Column) -> str:
 def main(
     root: Annotated[str, typer.Option(help="Where artifacts are kept.")] = "must-root",
     data: Annotated[Path, typer.Option(help="The folder with the sets.", envvar="MUST_DATA")] = Path("../shared/data"),
-    small: Annotated[bool, typer.Option("--small", help="What two cores do in about half an hour.")] = False,
+    small: Annotated[bool, typer.Option("--small", help="What one core does in about 40 minutes.")] = False,
     override: Annotated[list[str] | None, typer.Option("-o", help="As for must.")] = None,
 ) -> None:
     """Measure, print, and leave `suncet_cifar` among the results, or `suncet_cifar_small`."""
