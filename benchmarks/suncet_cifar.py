@@ -23,7 +23,7 @@ from pipeline.process import set_up_process
 
 set_up_process()
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,11 +32,9 @@ import typer
 from benchmarks.compared import line_of, record, run, seconds_of, told, values_of
 from benchmarks.drawn import draw
 from evaluation.backbones import Column
-from evaluation.comparison import TRIAL, Comparison, Row, read_comparisons
+from evaluation.comparison import Comparison, Row, read_comparisons
 from flows.dag import COMPARE
-from pipeline.artifacts import Artifact
 from pipeline.bench import circumstances, save_result
-from pipeline.comparing import Trial
 from pipeline.machine import find_device
 from pipeline.stages import STUDENT
 
@@ -59,8 +57,6 @@ SMALL = [
         )
     ),
 ]
-Views = Mapping[tuple[str, int | None], int]
-"""Views that went through a training, by its method and its steps."""
 
 
 def small_data(source: Path, folder: Path) -> list[str]:
@@ -69,17 +65,11 @@ def small_data(source: Path, folder: Path) -> list[str]:
     return [f"data.{name}.path={folder}" for name in ("cifar", "measured")]
 
 
-def views_of(artifacts: Mapping[str, Artifact]) -> Views:
-    """The views of each training. Where trainings of as many steps had not as many, nothing could be compared."""
-    found: dict[tuple[str, int | None], int] = {}
-    for made in artifacts.values():
-        config = made.manifest["config"]
-        if TRIAL in config and config[TRIAL]["steps"]:
-            trial = Trial(**config[TRIAL])
-            found[trial.method, trial.steps] = artifacts[config["start"]["step"]].counts["views_seen"]
-    for steps in {steps for _, steps in found}:
-        assert len({views for (_, each), views in found.items() if each == steps}) == 1, found
-    return found
+def check_views(found: Comparison) -> None:
+    """Where trainings of as many steps had not as many views, nothing could be compared."""
+    for setting in found.settings():
+        views = {row.name: row.views for row in found.rows if row.setting == setting}
+        assert len(set(views.values())) == 1, views
 
 
 def gains(found: Comparison, columns: Sequence[Column]) -> list[list[str]]:
@@ -98,23 +88,21 @@ def _told_gain(simclr: Row, suncet: Row, column: Column) -> str:
     return told([after - before for before, after in pairs])
 
 
-def table_of(found: Comparison, columns: Sequence[Column], views: Views) -> list[list[str]]:
+def table_of(found: Comparison, columns: Sequence[Column]) -> list[list[str]]:
     """The rows, but for the student, which is there because a recipe has one; and what SuNCEt brings."""
     head = ["row", "steps", *(f"{_probe(column)}, %" for column in columns), "s", "images", "views"]
     lines = [
-        [*line_of(row, columns), f"{row.cost.images:,}", f"{views.get((row.method, row.setting.steps), 0):,}"]
-        for row in found.rows
-        if row.start != STUDENT
+        [*line_of(row, columns), f"{row.cost.images:,}", f"{row.views:,}"] for row in found.rows if row.start != STUDENT
     ]
     return [head, *lines, *gains(found, columns)]
 
 
-def records(found: Comparison, columns: Sequence[Column], views: Views) -> list[dict[str, Any]]:
+def records(found: Comparison, columns: Sequence[Column]) -> list[dict[str, Any]]:
     """The rows of the table as JSON, with the values of all seeds."""
     return [
         {
             **record(row),
-            "views": views.get((row.method, row.setting.steps), 0),
+            "views": row.views,
             "accuracy": {column.protocol: values_of(row, column) for column in columns},
         }
         for row in found.rows
@@ -138,7 +126,8 @@ def main(
     drawn = [*small_data(data / "cifar10", Path(root) / "suncet_cifar"), *SMALL] if small else []
     overrides = [*drawn, *(override or [])]
     artifacts = run(RECIPE, root, overrides, f"{COMPARE}.{NAME}")
-    found, views = read_comparisons(artifacts)[NAME], views_of(artifacts)
+    found = read_comparisons(artifacts)[NAME]
+    check_views(found)
     columns = sorted(found.columns, key=lambda column: column.protocol, reverse=True)
     result = {
         "measured": measured,
@@ -147,10 +136,10 @@ def main(
         "advice": found.advice(),
         "test_images": found.n,
         "seconds": seconds_of(artifacts),
-        "rows": records(found, columns, views),
+        "rows": records(found, columns),
     }
     title = f"SuNCEt on CIFAR-10, frozen features with {columns[0].labels:,} labels, accuracy in %, mean ± deviation"
-    table = table_of(found, columns, views)
+    table = table_of(found, columns)
     save_result(RESULTS / f"suncet_cifar{'_small' if small else ''}-{device}.json", title, result, table)
 
 

@@ -18,17 +18,19 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from timm.models import register_model
 from torch import Tensor, nn
 
+from evaluation.probes import soft_nn
+from evaluation.problem import Known, Problem
 from flows.dag import build_steps
 from pipeline.artifacts import Artifact, Inputs, Step
 from pipeline.bench import circumstances, save_result
 from pipeline.config import parse_recipe
+from pipeline.features import features_of
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from pipeline.starts import of_artifact
@@ -36,15 +38,12 @@ from pipeline.workspace import Workspace
 from selfsup.stages.images import images_of
 from selfsup.stages.labelled import class_sampler, classes_of
 from selfsup.stages.stage import stage_config
-from selfsup.stages.watch import features_of
 from tasks.ingest import IngestedSet
 from tasks.shelves import truth_library
 
 RESULTS = Path(__file__).parent / "results"
 TRAINED, SIDE, PER_CLASS = 1200, 16, 6
 STEPS = (25, 50, 100, 200, 400)
-TEMPERATURE = 0.1
-"""Of the soft nearest-neighbour classifier."""
 RECIPE = """
 name: digits
 data: {{digits: {{kind: imagefolder, path: "{path}"}}}}
@@ -132,19 +131,13 @@ def tested(made: Artifact, inputs: Inputs, settings: dict[str, Any], seed: int) 
     truth = np.array([library.values(index)["kind"]["probs"].argmax() for index in range(len(library))])
     features = features_of(encoder, library, range(len(library)), inputs.runtime)
     probe = LogisticRegression(max_iter=2000).fit(seen.numpy(), known.of[few])
-    neighbours = soft_neighbours(seen, torch.from_numpy(known.of[few]), features)
+    labelled = Known(seen, torch.from_numpy(known.of[few]))
+    place = (images, Path(inputs.runtime.root.here("probe")), inputs.runtime)
+    neighbours = soft_nn.fit(Problem(labelled, labelled, len(known.classes), seed, encoder, *place)).classify(features)
     return {
         "probe": float((probe.predict(features.numpy()) == truth).mean()),
-        "sNN": float((neighbours == truth).mean()),
+        "sNN": float((neighbours.argmax(1).numpy() == truth).mean()),
     }
-
-
-def soft_neighbours(known: Tensor, labels: Tensor, features: Tensor) -> NDArray[np.int64]:
-    """The class that most of the softmax over cosines with labelled images falls on."""
-    unit = nn.functional.normalize
-    weights = (unit(features) @ unit(known).T / TEMPERATURE).softmax(dim=1)
-    found: NDArray[np.int64] = (weights @ nn.functional.one_hot(labels).float()).argmax(dim=1).numpy()
-    return found
 
 
 def run(root: Root, sets: dict[str, Artifact], name: str, steps: int, seed: int) -> dict[str, float]:

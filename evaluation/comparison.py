@@ -16,6 +16,8 @@ from pipeline.artifacts import Artifact, read_json
 from pipeline.comparing import NO_STAGE, SUPERVISED, Trial, row_name
 from pipeline.stages import SCRATCH
 
+VIEWED = "views_seen"
+"""The count of views that went through all steps, where an image has several."""
 TRIAL = "trial"
 """The key of a measuring step's configuration that says which row it measures."""
 
@@ -30,13 +32,16 @@ class Setting(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A method from a start in one setting: values by column and seed, and what one training took, the median."""
+    """A method from a start in one setting: values by column and seed, what one training took, the median, and how many
+    views of images it saw.
+    """
 
     method: str
     start: str
     setting: Setting
     values: Mapping[Column, Mapping[int, float]]
     cost: Cost
+    views: int = 0
 
     @property
     def name(self) -> str:
@@ -182,7 +187,7 @@ def _read(name: str, measured: Sequence[Artifact], artifacts: Mapping[str, Artif
         rows.setdefault((trial.method, trial.start, setting), []).append(made)
     return Comparison(
         name=name,
-        rows=[Row(*key, _values(found, records), _median(_trainings(found, artifacts))) for key, found in rows.items()],
+        rows=[Row(*key, _values(found, records), *_trained(found, artifacts)) for key, found in rows.items()],
         columns=columns_of(every),
         better={record.metric: record.better for record in every},
         about=told(every),
@@ -208,16 +213,15 @@ def _values(made: Iterable[Artifact], records: Mapping[str, Sequence[Measured]])
     return values
 
 
-def _trainings(made: Iterable[Artifact], artifacts: Mapping[str, Artifact]) -> list[Cost]:
-    """What was trained for this row itself, seed by seed."""
+def _trained(made: Iterable[Artifact], artifacts: Mapping[str, Artifact]) -> tuple[Cost, int]:
+    """What one training for this row itself took, by the median of its seeds, and how many views it saw."""
     steps = [each.manifest["config"]["start"]["step"] for each in made]
-    return [cost(artifacts[step]) for step in dict.fromkeys(steps) if step and step.startswith("compare.")]
-
-
-def _median(costs: Sequence[Cost]) -> Cost:
-    if not costs:
-        return Cost()
-    return dataclasses.replace(costs[0], seconds=statistics.median(each.seconds for each in costs))
+    trained = [artifacts[step] for step in dict.fromkeys(steps) if step and step.startswith("compare.")]
+    if not trained:
+        return Cost(), 0
+    costs = [cost(each) for each in trained]
+    took = dataclasses.replace(costs[0], seconds=statistics.median(each.seconds for each in costs))
+    return took, trained[0].counts.get(VIEWED, took.images)
 
 
 def _bases(measured: Iterable[Artifact], artifacts: Mapping[str, Artifact]) -> dict[str, Cost]:

@@ -37,10 +37,11 @@ def _comparison(name: str, found: Comparison) -> Html:
 def _explanation(found: Comparison) -> str:
     return (
         f"Measured on {plural(found.n, 'image')} of {found.place}; means and standard deviations over seeds, each with "
-        "a training, images and labels of its own. All methods see the same images for the same number of steps. A "
-        "difference counts if it is larger than Tukey's range test allows at 95 %, on what is left of the variance "
-        "without rows and seeds, and larger than 1.96 standard errors of shares of so many images. Time is that of "
-        "one training."
+        "a training, images and labels of its own. All methods see the same images for the same number of steps, each "
+        "in as many views as it takes; how many these were is in the table, small ones counted as others. A difference "
+        "counts if it is larger than Tukey's range test allows at 95 %, on what is left of the variance without rows "
+        "and seeds, and larger than 1.96 standard errors of shares of so many images. Views and time are those of one "
+        "training."
     )
 
 
@@ -51,8 +52,8 @@ def _table(found: Comparison) -> Html:
     if any(changes):
         head.append("Change from the first method")
         rows = [[*row, _change(change, found.columns[0])] for row, change in zip(rows, changes, strict=True)]
-    rows = [[*cells, _time(row)] for cells, row in zip(rows, found.rows, strict=True)]
-    return table([*head, "Time"], rows, range(2, len(head) + 1))
+    rows = [[*cells, *_effort(row)] for cells, row in zip(rows, found.rows, strict=True)]
+    return table([*head, "Views", "Time"], rows, range(2, len(head) + 2))
 
 
 def _change(change: Cell | None, column: Column) -> Html | str:
@@ -75,8 +76,9 @@ def _values(found: Comparison, row: Row) -> Iterator[Html | str]:
         yield shown(cell, column, cell is not None and cell.mean == best)
 
 
-def _time(row: Row) -> str:
-    return duration(row.cost.seconds) if row.cost.seconds else NOTHING
+def _effort(row: Row) -> list[str]:
+    """Views and time."""
+    return [f"{row.views:,}" if row.views else NOTHING, duration(row.cost.seconds) if row.cost.seconds else NOTHING]
 
 
 def _plots(found: Comparison) -> Iterator[Html]:

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flows.measuring import Spaces, about, backbone_of, check_how, finetune_step, how, probe_step, reads, start
-from flows.staging import Training, pool_step, settings, stage_step
+from flows.staging import Training, pool_step, settings, stage_step, thinning
 from pipeline.artifacts import Step
 from pipeline.comparing import BACKBONES, NO_STAGE, SUPERVISED, CompareConfig, Trial
 from pipeline.config import CHOSEN, Recipe, modules, read_section
 from pipeline.errors import ConfigError, choose, naming
 from pipeline.evaluating import StartConfig
 from pipeline.sections import FitConfig
-from pipeline.stages import COMPARED, STUDENT, StageConfig, class_names, labelled_images
+from pipeline.stages import COMPARED, STUDENT, StageConfig, check_classes
 
 NAME = "compare"
 
@@ -26,7 +26,7 @@ def comparing_steps(recipe: Recipe, seen: tuple[str, ...]) -> Iterator[Step]:
     and which were rejected.
     """
     for name, config in recipe.compare.items():
-        yield pool_step(f"{COMPARED}{name}", config.data, seen)
+        yield pool_step(f"{COMPARED}{name}", config.data, seen, thinning(config.long_tail, recipe))
         for trial in trials(recipe, config):
             yield from _Trial(recipe, name, trial).steps()
 
@@ -96,6 +96,7 @@ class _Trial:
             "backbone": trial.backbone,
             "image_size": begin.image_size,
             "share": trial.share,
+            "long_tail": self.config.long_tail,
             "steps": trial.steps,
             "batch": self.config.batch,
         }
@@ -142,9 +143,8 @@ def check_comparing(recipe: Recipe, spaces: Spaces) -> None:
         if again:
             raise ConfigError(f"{NAME}.{name}.starts: two of them would be called {again!r}: rename one of the files.")
     for place, stage in stages_of(recipe).items():
-        if stage.labels is not None:
-            with naming(place):
-                labelled_images(stage, class_names(stage, spaces))
+        with naming(place):
+            check_classes(stage, spaces)
 
 
 def _check(place: str, config: CompareConfig, spaces: Spaces) -> None:

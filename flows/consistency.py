@@ -10,7 +10,7 @@ from flows.measuring import Spaces, check_measuring
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, choose, naming
 from pipeline.sections import FitConfig
-from pipeline.stages import class_names, labelled_images
+from pipeline.stages import check_classes
 from tasks.ingest import check_truth, taught_space
 
 
@@ -30,9 +30,8 @@ def check_fits(recipe: Recipe, spaces: Spaces) -> None:
     for name, sets in recipe.student.truths.items():
         _check_truths(name, sets, recipe, spaces)
     for stage in recipe.stages:
-        if stage.labels is not None:
-            with naming(f"stages.{stage.name}"):
-                labelled_images(stage, class_names(stage, spaces))
+        with naming(f"stages.{stage.name}"):
+            check_classes(stage, spaces)
     for name in recipe.evaluate.sets:
         _check_evaluated(name, recipe, spaces)
     check_measuring(recipe, spaces)

@@ -51,7 +51,7 @@ def build_steps(recipe: Recipe, rejects: pa.Table = NOTHING) -> list[Step]:
     pool = Step("pool", "tasks.pool:gather_pool", {"pool": recipe.pool}, (*sets, *_names(images)))
     require = {name: teacher.require for name, teacher in recipe.teachers.items() if teacher.require}
     label = _label_step(LABELLING[0], recipe, require, ("pool", *pooled, *makers))
-    learning = {"student": settings(recipe.student), "seed": recipe.seed, **_start(recipe.student)}
+    learning = {"student": settings(recipe.student), "seed": recipe.seed, **_start(recipe.student, "student")}
     truths = tuple(name for name in _true_sets(recipe) if name not in pooled)
     learned_from = ("pool", "label", *pooled, *truths, *makers, *_names(labels))
     student = Step("student", "student.train:train_student", learning, learned_from, trains=True, resumes=True)
@@ -105,7 +105,8 @@ def _ingest_step(recipe: Recipe, name: str, source: BaseSource) -> Step:
 def _teacher_step(recipe: Recipe, name: str, teacher: TeacherConfig) -> Step:
     said = settings(teacher)
     said.pop("require")  # a gate on the result, not a part of it
-    config: dict[str, Any] = {"name": name, "teacher": said, "seed": recipe.seed, **_start(teacher)}
+    start = _start(teacher, f"teachers.{name}")
+    config: dict[str, Any] = {"name": name, "teacher": said, "seed": recipe.seed, **start}
     inputs = (f"data.{teacher.data}",) if hasattr(teacher, "data") else ()
     trains = isinstance(teacher, FitConfig)
     return Step(f"teacher.{name}", f"teachers.{teacher.kind}:make", config, inputs, trains=trains, resumes=trains)
@@ -124,10 +125,11 @@ def _true_sets(recipe: Recipe) -> list[str]:
     return sorted(f"data.{name}" for name in taught.union(*recipe.student.truths.values()))
 
 
-def _start(section: TeacherConfig | FitConfig) -> dict[str, str]:
-    """The content of the weights that a section names: another file under the same name is another start."""
+def _start(section: TeacherConfig | FitConfig, place: str) -> dict[str, str]:
+    """The content of the weights that a section at this place names: another file of the same name is another start."""
     weights = getattr(section, "weights", None)
-    return {"weights": weights_digest(weights)} if weights else {}
+    with naming(f"{place}.weights"):
+        return {"weights": weights_digest(weights)} if weights else {}
 
 
 @dataclasses.dataclass(frozen=True)

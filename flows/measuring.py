@@ -103,6 +103,8 @@ def start(said: str, recipe: Recipe, backbone: str | None = None, place: str = "
     size = recipe.evaluate.image_size or recipe.student.image_size
     with naming(place):
         found = start_of(said, steps, backbone or recipe.student.backbone, size)
+        if found.weights:
+            weights_digest(found.weights)  # the file is there
     kind, _, name = (found.step or "").partition(".")
     if kind == "teacher" and recipe.teachers[name].kind not in WITH_BACKBONE:
         raise ConfigError(

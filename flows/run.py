@@ -147,7 +147,7 @@ class Run:
             with self._lock:
                 self.made += 1
             self.event("made", step=step.name, artifact=mark, seconds=round(seconds, 2), counts=artifact.counts)
-            runtime.progress(step.name, 1.0, f"made in {seconds:.0f} s")
+            runtime.progress(step.name, 1.0, f"made in {seconds:.0f} s{_left_out(artifact)}")
         else:
             self._reused(step, mark)
         self._arrived(step.name, artifact)
@@ -166,6 +166,12 @@ class Run:
     def _keep_log(self, step: str) -> None:
         if self.log(step).exists():
             self.workspace.root.keep(self.log(step))
+
+
+def _left_out(made: Artifact) -> str:
+    """What a set could not make use of, for who follows the run."""
+    files = made.counts.get("quarantined", 0)
+    return f"; {files:,} {'file' if files == 1 else 'files'} could not be used" if files else ""
 
 
 def _new_folder(root: Root, recipe: Recipe) -> Place:

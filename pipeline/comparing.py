@@ -11,15 +11,14 @@ from pydantic import Field, model_validator
 
 from pipeline.evaluating import Measuring, Once
 from pipeline.sections import Name
-from pipeline.stages import SCRATCH, STUDENT
+from pipeline.stages import SCRATCH, STUDENT, Share
 
 NO_STAGE, SUPERVISED = "none", "supervised"
 """Rows that every comparison has beside its methods: the start as it is, and supervised training on the same images."""
 BACKBONES = "backbones"
 """A method's key for the backbones that it is for; it is left out on the others."""
-COMMON = ("name", "data", "start", "backbone", "image_size", "share", "steps", "epochs", "batch")
+COMMON = ("name", "data", "start", "backbone", "image_size", "share", "long_tail", "steps", "epochs", "batch")
 """Keys of a stage that all methods have in common here."""
-Share = Annotated[float, Field(gt=0, le=1)]
 Steps = Annotated[int, Field(ge=1)]
 
 
@@ -39,6 +38,8 @@ class CompareConfig(Measuring):
     """timm models for what starts from scratch, crossed with the methods; the student's if there are none."""
     shares: Annotated[list[Share], Once] = Field(default=[1.0], min_length=1)
     """Shares of the images, the smaller ones parts of the larger ones."""
+    long_tail: Share | None = None
+    """As a stage's: thins out the classes of the images for all rows alike. What is measured on stays as it is."""
     steps: Annotated[list[Steps], Once] = Field(default=[1000], min_length=1)
     """Optimiser steps; the schedule follows from them."""
     batch: int = Field(default=64, ge=2)

@@ -238,7 +238,7 @@ def read_section(model: type[Model], said: Any, origin: str) -> Model:
     try:
         return model.model_validate(said)
     except ValidationError as error:
-        raise ConfigError("\n".join(explain(origin, problem, model) for problem in error.errors())) from error
+        raise ConfigError("\n".join(explain(origin, problem, model, said) for problem in error.errors())) from error
 
 
 def recipe_class(data: Mapping[str, Any]) -> type[Recipe]:
@@ -302,11 +302,13 @@ def expand(value: Any, origin: str) -> Any:
     return _VARIABLE.sub(replace, value)
 
 
-def explain(origin: str, problem: ErrorDetails, model: type[BaseModel]) -> str:
-    """One line about one thing wrong in a recipe, or in a section that is a `model`."""
+def explain(origin: str, problem: ErrorDetails, model: type[BaseModel], said: Any) -> str:
+    """One line about one thing wrong in what is said: in a recipe, or in a section that is a `model`."""
     location, whole = [str(part) for part in problem["loc"]], issubclass(model, Recipe)
     if whole and len(location) > 2 and location[0] in CHOSEN:
         del location[2]  # pydantic's tag of the union, which is not in the file
+    if whole and location[:1] == ["stages"] and len(location) > 1:
+        location[1] = _stage_name(said["stages"], int(location[1]))
     where = f"{origin}: {'.'.join(location) or 'recipe'}" if whole else ".".join([origin, *location])
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
@@ -326,6 +328,12 @@ def explain(origin: str, problem: ErrorDetails, model: type[BaseModel]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     quoted = f" (value {value!r})" if kind != "value_error" else ""
     return f"{where}: {message[0].lower()}{message[1:]}{quoted}."
+
+
+def _stage_name(stages: Sequence[Any], number: int) -> str:
+    """A stage's name, as overrides call it; its number if it has none."""
+    stage = stages[number]
+    return str(stage.get("name", number)) if isinstance(stage, Mapping) else str(number)
 
 
 def _section(annotation: Any) -> Any:

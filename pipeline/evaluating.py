@@ -41,8 +41,9 @@ class Measuring(Section):
     """How backbones are measured against each other."""
 
     probes: Annotated[list[str], Once] = []
-    """How frozen features are measured, on the sets with class labels: `knn`, nearest neighbours; `linear`, a linear
-    classifier; `linear_hpt`, the same as HPT trains it, for a GPU. The names of files in `evaluation/probes/`."""
+    """How frozen features are measured, on the sets with class labels: `knn`, nearest neighbours; `soft_nn`, all
+    labelled images by how near they are, as SuNCEt is measured; `linear`, a linear classifier; `linear_hpt`, the same
+    as HPT trains it, for a GPU. The names of files in `evaluation/probes/`."""
     schedule: str = "quick"
     """How networks are fine-tuned: `quick`; `hpt`, as HPT does it; `suncet`, SuNCEt's for 1 % and 10 % of the labels.
     """

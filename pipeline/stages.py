@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import ConfigError, choose
+from pipeline.errors import ConfigError, choose, naming
 from pipeline.labels import LabelSpace
 from pipeline.sections import NAME, FitConfig, Name, Section
 
@@ -19,6 +19,7 @@ COMPARED = "compare_"
 """Before the names of stages that a comparison is made of."""
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class PolicyConfig(Section):
@@ -83,8 +84,11 @@ class StageConfig(FitConfig):
     """What of the backbone is trained: all of it, or only its normalisation layers (HPT-BN)."""
     statistics: Literal["data", "backbone"] = "data"
     """Mean and standard deviation that images are normalised by: those of the stage's own images, or the backbone's."""
-    share: float = Field(default=1.0, gt=0, le=1)
+    share: Share = 1.0
     """Share of the images that is used: a smaller one is a part of a larger one."""
+    long_tail: Share | None = None
+    """Thins out the classes of its images exponentially, in their order, down to this share of the largest class: to
+    see what a method makes of sets like that. Images without a class are left out. Null to take images as they are."""
     augment: PolicyConfig = PolicyConfig()
     """How far views may go."""
     labels: LabelledConfig | None = None
@@ -128,15 +132,13 @@ def resolved(stages: Sequence[StageConfig], student: tuple[str, int]) -> list[St
     return list(found.values())
 
 
-def class_names(stage: StageConfig, spaces: Mapping[str, Mapping[str, LabelSpace]]) -> tuple[str, ...]:
-    """The classes of a stage's labelled images, given the label spaces of the sets by task. ConfigError unless its sets
+def class_names(data: Sequence[str], spaces: Mapping[str, Mapping[str, LabelSpace]]) -> tuple[str, ...]:
+    """The classes of the labelled images of sets, given the label spaces of all sets by task. ConfigError unless they
     have class labels of one kind.
     """
-    kinds = {spaces[name]["classification"] for name in stage.data if "classification" in spaces[name]}
+    kinds = {spaces[name]["classification"] for name in data if "classification" in spaces[name]}
     if len(kinds) != 1:
-        raise ConfigError(
-            f"labels: the sets {', '.join(stage.data)} have {len(kinds)} kinds of class labels; one is needed."
-        )
+        raise ConfigError(f"the sets {', '.join(data)} have {len(kinds)} kinds of class labels; one is needed.")
     return kinds.pop().classes
 
 
@@ -146,10 +148,20 @@ def classes_a_step(labels: LabelledConfig, classes: Sequence[str]) -> int:
     if count > len(classes) or len(classes) % count:
         fitting = [number for number in range(2, len(classes) + 1) if len(classes) % number == 0]
         raise ConfigError(
-            f"labels.classes {count} does not divide the {len(classes)} classes there are: take one of "
-            f"{', '.join(map(str, fitting))}."
+            f"classes is {count}, which does not divide the {len(classes)} classes there are: "
+            f"{' or '.join(map(str, fitting))} would."
         )
     return count
+
+
+def check_classes(stage: StageConfig, spaces: Mapping[str, Mapping[str, LabelSpace]]) -> None:
+    """Raise ConfigError if a stage asks for classes, and its sets have none, or not so many."""
+    if stage.labels is not None:
+        with naming("labels"):
+            labelled_images(stage, class_names(stage.data, spaces))
+    if stage.long_tail is not None:
+        with naming("long_tail"):
+            class_names(stage.data, spaces)
 
 
 def labelled_images(stage: StageConfig, classes: Sequence[str]) -> int:
@@ -159,7 +171,7 @@ def labelled_images(stage: StageConfig, classes: Sequence[str]) -> int:
     count, most = drawn * stage.labels.images, 2 * (stage.batch - 2)
     if count % 2 or count > most:
         raise ConfigError(
-            f"labels: {drawn} classes x {stage.labels.images} images make {count} beside views of "
+            f"{drawn} classes x {stage.labels.images} images make {count} beside views of "
             f"a batch of {stage.batch}: they have to be even and at most {most}. Set labels.classes, or a larger batch."
         )
     return count

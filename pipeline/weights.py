@@ -20,15 +20,15 @@ def find_weights(where: str) -> Path:
     if not where.startswith("package:"):
         path = Path(where).expanduser()
         if not path.is_file():
-            raise ConfigError(f"Weights {where!r}: no such file. A path, package:<module>/<file> or `timm` would work.")
+            raise ConfigError(f"weights {where!r}: no such file. A path, package:<module>/<file> or `timm` would work.")
         return path
     module, _, inside = where.removeprefix("package:").partition("/")
     found = importlib.util.find_spec(module)
     if found is None or not found.submodule_search_locations:
-        raise ConfigError(f"Weights {where!r}: the package {module!r} is not installed.")
+        raise ConfigError(f"weights {where!r}: the package {module!r} is not installed.")
     matches = sorted(Path(found.submodule_search_locations[0]).glob(inside))
     if not matches:
-        raise ConfigError(f"Weights {where!r}: {module} holds no file {inside!r}.")
+        raise ConfigError(f"weights {where!r}: {module} holds no file {inside!r}.")
     return matches[0]
 
 

@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.artifacts import Artifact, Inputs
-from pipeline.draws import random_order
+from pipeline.draws import long_tail, random_order
 from pipeline.errors import DataError
 from pipeline.images import ImageShard
 from pipeline.roots import in_parallel
 from pipeline.stores import store_name
 from tasks.ingest import IngestedSet
 from tasks.rejected import IMAGES, LABELS, read_copy
+from tasks.shelves import train_classes
 
 PLACES = pa.schema(
     [
@@ -38,7 +39,7 @@ SCHEMA = pa.schema(
     ]
 )
 FILE = "pool.parquet"
-REJECTED = "rejected"
+REJECTED, TAIL = "rejected", "long tail"
 NONE_REJECTED = pa.table({"key": pa.array([], pa.string()), "reason": pa.array([], pa.string())})
 
 
@@ -55,9 +56,13 @@ def gather_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping
 
 def gather_for_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """The same for a stage, which lists the images that are used and nothing else: what changes about others, in
-    whatever set, trains no stage again.
+    whatever set, trains no stage again. With a `long_tail` (`pipeline.draws`), drawn by a `seed`, images that it leaves
+    out are not used, and those without a class. ConfigError if the sets have no class labels, or several kinds.
     """
     found = _Found.of(config["pool"], inputs)
+    if "long_tail" in config:
+        names, classes = train_classes({name: IngestedSet(inputs[f"data.{name}"]) for name in config["pool"]})
+        found = found.thinned([classes.get(key, -1) for key in found.keys], len(names), config)
     found.used().write(out)
     return found.counts()
 
@@ -81,6 +86,23 @@ class _Found(NamedTuple):
         if not reasons.null_count:
             raise DataError(f"The pool ({', '.join(names)}) holds no image that is neither held out nor rejected.")
         return cls(images, reasons, rejected)
+
+    @property
+    def keys(self) -> list[str]:
+        keys: list[str] = self.images.column("key").to_pylist()
+        return keys
+
+    def thinned(self, numbers: Sequence[int], classes: int, config: Mapping[str, Any]) -> _Found:
+        """With a long tail, given the number of each image's class, -1 for none. DataError if no image has a class."""
+        of = np.where(pc.is_null(self.reasons).to_numpy(zero_copy_only=False), numbers, -1)
+        order = random_order(self.keys, config["seed"])
+        wanted = long_tail(np.bincount(of[of >= 0], minlength=classes).tolist(), config["long_tail"])
+        chosen = [order[of[order] == number][:count] for number, count in enumerate(wanted)]
+        kept = np.isin(np.arange(len(of)), np.concatenate(chosen))
+        if not kept.any():
+            raise DataError(f"long_tail: no image of {', '.join(config['pool'])} has a class.")
+        thin = pc.if_else(pa.array(kept), pa.scalar(None, pa.string()), TAIL)
+        return self._replace(reasons=pc.coalesce(self.reasons, thin))
 
     def used(self) -> _Found:
         """Without the images that are not used."""

@@ -12,8 +12,10 @@ from pipeline.images import ImageShard
 from pipeline.labels import read_labels
 from pipeline.library import Layer, Library, Shelf
 from pipeline.roots import in_parallel
+from pipeline.stages import class_names
 from tasks.ingest import IngestedSet
 
+CLASSES = "classification"
 Layers = Callable[[ImageShard], Mapping[str, tuple[Layer, ...]]]
 
 
@@ -50,6 +52,19 @@ def _class_numbers(shelf: Shelf, head: str) -> NDArray[np.int64]:
         table.column("top").take([layer.row(row) for row in shelf.rows]).to_numpy().astype(np.int64)
     )
     return numbers
+
+
+def train_classes(sets: Mapping[str, IngestedSet]) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The classes that training images of these sets are labelled with, and by the key of each labelled one the number
+    of its class. ConfigError unless the sets have class labels of one kind.
+    """
+    names = class_names(list(sets), {name: found.spaces for name, found in sets.items()})
+    classes: dict[str, int] = {}
+    for found in sets.values():
+        if CLASSES in found.spaces:
+            library = truth_library(found, "train", {CLASSES: CLASSES})
+            classes |= dict(zip(library.keys(), class_numbers(library, CLASSES).tolist(), strict=True))
+    return names, classes
 
 
 def labelled(shelf: Shelf) -> Shelf:

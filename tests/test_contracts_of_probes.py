@@ -78,7 +78,7 @@ def probe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mo
 
 
 def test_probes_are_found() -> None:
-    assert {"knn", "linear", "linear_hpt"} <= set(PROBES)
+    assert {"knn", "soft_nn", "linear", "linear_hpt"} <= set(PROBES)
 
 
 def test_it_says_what_it_is(probe: ModuleType) -> None:

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from pipeline.artifacts import Inputs
 from pipeline.augment import generator
 from pipeline.draws import random_order
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, naming
 from pipeline.library import Library
-from pipeline.stages import LabelledConfig, StageConfig, class_names, classes_a_step, labelled_images
+from pipeline.stages import LabelledConfig, StageConfig, classes_a_step, labelled_images
 from tasks.ingest import IngestedSet
-from tasks.shelves import class_numbers, truth_library
+from tasks.shelves import train_classes
 
-TASK = "classification"
 STREAM = 7
 """Sets these draws apart from others by the same seed."""
 
@@ -69,7 +68,7 @@ def class_sampler(config: LabelledConfig, known: Known, seed: int) -> ClassSampl
         wanted = max(config.per_class or 0, config.images)
         if len(there) < wanted:
             raise ConfigError(
-                f"labels: of {len(known.keys)} images {len(there)} are labelled as {name!r}, and {wanted} of each "
+                f"of {len(known.keys)} images {len(there)} are labelled as {name!r}, and {wanted} of each "
                 f"class are asked for (per_class {config.per_class}, images {config.images})."
             )
         members.append(np.sort(there[: config.per_class]))
@@ -82,18 +81,13 @@ def labels_of(stage: StageConfig, inputs: Inputs, images: Library, seed: int) ->
     """
     if stage.labels is None:
         return None, 0
-    known = classes_of(stage, inputs, images)
-    return class_sampler(stage.labels, known, seed), labelled_images(stage, known.classes)
+    with naming("labels"):
+        known = classes_of(stage, inputs, images)
+        return class_sampler(stage.labels, known, seed), labelled_images(stage, known.classes)
 
 
 def classes_of(stage: StageConfig, inputs: Inputs, images: Library) -> Known:
     """The images of the stage with their classes, as far as its sets know them."""
-    sets = {name: IngestedSet(inputs[f"data.{name}"]) for name in stage.data}
-    names = class_names(stage, {name: found.spaces for name, found in sets.items()})
-    classes: dict[str, int] = {}
-    for found in sets.values():
-        if TASK in found.spaces:
-            labelled = truth_library(found, "train", {TASK: TASK})
-            classes |= dict(zip(labelled.keys(), class_numbers(labelled, TASK).tolist(), strict=True))
+    names, classes = train_classes({name: IngestedSet(inputs[f"data.{name}"]) for name in stage.data})
     keys = images.keys()
     return Known(keys, names, np.array([classes.get(key, -1) for key in keys]))

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from evaluation.probes import knn, linear, linear_hpt
+from evaluation.probes import knn, linear, linear_hpt, soft_nn
 from evaluation.problem import Known, Problem
 from pipeline.optimizer import learning_rate
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
+from selfsup.parts.losses import suncet
 
 CLASSES, WIDTH = 4, 6
 
@@ -60,6 +61,29 @@ def test_nearest_neighbours_are_the_same_in_pieces(tmp_path: Path, monkeypatch: 
     whole = solution.classify(test)
     monkeypatch.setattr(knn, "AT_ONCE", 7)
     torch.testing.assert_close(solution.classify(test), whole)
+
+
+def test_soft_neighbours_are_all_of_them(tmp_path: Path) -> None:
+    train, test = known(1, 50), known(2, 30).features
+    found = soft_nn.fit(problem(train, known(3, 5), tmp_path)).classify(test).numpy()
+    np.testing.assert_allclose(found, neighbours(train, test.double().numpy(), 50, soft_nn.TEMPERATURE), atol=1e-4)
+
+
+def test_the_right_class_of_soft_neighbours_is_what_suncets_loss_raises(tmp_path: Path) -> None:
+    """Leave one out: the classifier says of an image the shares that its loss is made of, and takes the largest."""
+    everything = known(1, 40)
+    features, classes = everything
+    told = []
+    for number in range(40):
+        others = np.delete(np.arange(40), number)
+        train = Known(features[others], classes[others])
+        told.append(soft_nn.fit(problem(train, everything, tmp_path)).classify(features[number : number + 1])[0])
+    own = torch.stack(told)[torch.arange(40), classes]
+    torch.testing.assert_close(suncet(features, classes, soft_nn.TEMPERATURE), -own.log().mean(), rtol=1e-4, atol=1e-5)
+    z = (features.double() / features.double().norm(dim=1, keepdim=True)).numpy()
+    weights = np.exp(z @ z.T / soft_nn.TEMPERATURE) * (1 - np.eye(40))
+    votes = weights @ np.eye(CLASSES)[classes.numpy()]
+    assert [int(one.argmax()) for one in told] == votes.argmax(1).tolist()
 
 
 def test_linear_is_a_logistic_regression_with_the_penalty_that_is_best_on_validation(tmp_path: Path) -> None:

@@ -83,6 +83,16 @@ def test_all_methods_are_trained_and_measured_alike() -> None:
         assert step.config["trial"]["seed"] == step.config["seed"], "a row's labels are drawn by its own seed"
 
 
+def test_a_long_tail_is_the_same_for_all_rows() -> None:
+    tail = CROSSED.replace("seeds: 3", "seeds: 3, long_tail: 0.1").replace("[kinds, pool]", "[kinds]")
+    steps = steps_of(tail)
+    assert steps["pool.compare_all"].config == {"pool": ["kinds"], "long_tail": 0.1, "seed": 0}
+    trained = [step for step in steps.values() if step.name.startswith("compare.") and "trial" not in step.config]
+    assert len(trained) > 10
+    assert all("pool.compare_all" in step.inputs for step in trained), "supervised training as well"
+    assert steps_of(CROSSED)["pool.compare_all"].config == {"pool": ["kinds", "pool"]}
+
+
 def test_a_methods_own_settings_reach_it_alone() -> None:
     stages = [step.config["stage"] for step in steps_of(CROSSED).values() if "stage" in step.config]
     assert {stage["lr"] for stage in stages if stage["method"] == "mocov2"} == {0.1}

@@ -94,9 +94,9 @@ def test_a_stage_starts_where_the_recipe_says() -> None:
     [
         (
             "[{name: a, method: simcl, data: [pool]}]",
-            r"stages\.0\.method: 'simcl' is not a method\. Did you mean 'simclr'",
+            r"stages\.a\.method: 'simcl' is not a method\. Did you mean 'simclr'",
         ),
-        ("[{name: a, method: simclr, data: [pool], temprature: 1}]", r"stages\.0\.temprature: .* mean 'temperature'"),
+        ("[{name: a, method: simclr, data: [pool], temprature: 1}]", r"stages\.a\.temprature: .* mean 'temperature'"),
         ("[{name: a, method: simclr, data: [pol]}]", r"stage 'a' names 'pol', not under data; there are world, pool"),
         ("[{name: a, method: simclr, data: [pool], start: b}]", r"stages\.a\.start 'b' is unknown\. Known: "),
         (
@@ -112,9 +112,11 @@ def test_a_stage_starts_where_the_recipe_says() -> None:
             r"area \[1.0, 0.5\]: the smallest share",
         ),
         ("[{name: student, method: simclr, data: [pool]}]", r"can't be called 'student'"),
-        ("[{name: a, method: simclr, data: []}]", r"stages\.0\.data: list should have at least 1 item"),
+        ("[{name: a, method: simclr, data: []}]", r"stages\.a\.data: list should have at least 1 item"),
         ("[{name: a, method: simclr, data: [pool], labels: {metod: supcon}}]", r"labels\.metod: .* mean 'method'"),
-        ("[{name: a, data: [pool]}]", r"stages\.0\.method: None is not a method"),
+        ("[{method: simclr, data: [pool]}]", r"stages\.0\.name: missing"),
+        ("[simclr]", r"stages\.0: "),
+        ("[{name: a, data: [pool]}]", r"stages\.a\.method: None is not a method"),
     ],
 )
 def test_what_cannot_be_is_told_where_it_is(stages: str, says: str) -> None:
@@ -128,7 +130,7 @@ def test_what_cannot_be_is_told_where_it_is(stages: str, says: str) -> None:
         ("data: [pool], labels: {}", r"the sets pool have 0 kinds of class labels"),
         (
             "data: [kinds], labels: {classes: 4}",
-            r"labels\.classes 4 does not divide the 6 classes .*: take one of 2, 3, 6",
+            r"stages\.\w+: labels: classes is 4, which does not divide the 6 classes .*: 2 or 3 or 6 would",
         ),
         (
             "data: [kinds], batch: 8, labels: {}",

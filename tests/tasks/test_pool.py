@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,9 +24,9 @@ from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from pipeline.workspace import Workspace
 from tasks.ingest import IngestedSet
-from tasks.pool import pool_shards
+from tasks.pool import pool_shards, read_pool
 from tasks.rejected import IMAGES, describe
-from tasks.shelves import held_out_keys, labelled, truth_library
+from tasks.shelves import held_out_keys, labelled, train_classes, truth_library
 from tests.disk import folder_of
 
 Noise = Callable[..., NDArray[np.uint8]]
@@ -51,7 +52,12 @@ def make_set(tmp_path: Path, noise: Noise, runtime: Runtime) -> MakeSet:
 
 
 def pooled(
-    sets: dict[str, Artifact], names: list[str], runtime: Runtime, gather: str = "gather_pool", name: str = "pool"
+    sets: dict[str, Artifact],
+    names: list[str],
+    runtime: Runtime,
+    gather: str = "gather_pool",
+    name: str = "pool",
+    **more: object,
 ) -> Artifact:
     """The pool of these sets, without what is rejected."""
     images = rejected_images(read_rejects(runtime.root))
@@ -59,7 +65,7 @@ def pooled(
     if len(images):
         step = Step(IMAGES, "tasks.rejected:copy_images", {"rejected": describe(images)})
         inputs[IMAGES] = Workspace(runtime.root).make(step, Inputs({}, runtime))
-    step = Step(name, f"tasks.pool:{gather}", {"pool": names}, tuple(inputs))
+    step = Step(name, f"tasks.pool:{gather}", {"pool": names, **more}, tuple(inputs))
     return Workspace(runtime.root).make(step, Inputs(inputs, runtime))
 
 
@@ -201,6 +207,33 @@ def test_a_stages_pool_has_the_same_images_and_changes_with_them_alone(make_set:
 
 
 ALSO = "already in the pool from wild"
+
+
+def test_a_stage_may_see_a_long_tail_of_its_classes(make_set: MakeSet, runtime: Runtime) -> None:
+    """100, 10 and 1 %, of what is neither held out nor without a class."""
+    kinds = {"train/a": range(20), "train/b": range(20, 40), "train/c": range(40, 60), "test/a": [0, 1]}
+    sets = {"kinds": make_set("kinds", kinds, 8), "wild": make_set("wild", {"all": [70, 71]})}
+
+    def images(seed: int) -> Artifact:
+        return pooled(sets, ["kinds", "wild"], runtime, "gather_for_stage", "pool.mine", long_tail=0.04, seed=seed)
+
+    made = images(0)
+    _, classes = train_classes({"kinds": IngestedSet(sets["kinds"])})
+    drawn = read_pool(made, ["key", "used"]).column("key").to_pylist()
+    assert Counter(classes[key] for key in drawn) == {0: 18, 1: 4, 2: 1}, "n r^(c / (C - 1)) of 20 images"
+    assert made.counts == {"images": 23, "left_out": {"held out in kinds": 2, "long tail": 37}}
+    assert read_pool(images(1), ["key", "used"]).column("key").to_pylist() != drawn
+
+
+def test_a_long_tail_needs_classes_of_one_kind(make_set: MakeSet, runtime: Runtime) -> None:
+    wild, kinds = make_set("wild", {"all": [1, 2]}), make_set("kinds", {"train/a": [3], "train/b": [4]})
+    other, unseen = make_set("other", {"train/c": [5], "train/b": [6]}), make_set("unseen", {"test/a": [7]})
+    sets = {"wild": wild, "kinds": kinds, "other": other, "unseen": unseen}
+    for names, says in ((["wild"], "have 0 kinds of class labels"), (["kinds", "other"], "have 2 kinds")):
+        with pytest.raises(ConfigError, match=says):
+            pooled(sets, names, runtime, "gather_for_stage", "pool.mine", long_tail=0.1, seed=0)
+    with pytest.raises(DataError, match="long_tail: no image of wild, unseen has a class"):
+        pooled(sets, ["wild", "unseen"], runtime, "gather_for_stage", "pool.mine", long_tail=0.1, seed=0)
 
 
 def test_the_shards_of_the_pool_come_with_the_rows_to_use(make_set: MakeSet, runtime: Runtime) -> None:
