@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from evaluation.measured import ALL, CLEAN, FILE, Measured, best_of
 from pipeline.artifacts import Artifact, read_json
+from pipeline.comparing import COMPARE, TRIAL, comparison_of
 
 
 class Column(NamedTuple):
@@ -130,8 +131,7 @@ def as_json(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     """
     found = [record.to_json() for record in read_measured(artifacts)]
     for step, made in artifacts.items():
-        kind, _, rest = step.partition(".")
-        if kind == "compare" and made.has(FILE):
-            row = {"comparison": rest.partition(".")[0], "trial": made.manifest["config"]["trial"]}
-            found += [{**record.to_json(), **row} for record in read_measured({step: made}, (kind,))]
+        if comparison_of(step) and made.has(FILE):
+            row = {"comparison": comparison_of(step), TRIAL: made.manifest["config"][TRIAL]}
+            found += [{**record.to_json(), **row} for record in read_measured({step: made}, (COMPARE,))]
     return found

@@ -13,13 +13,11 @@ from evaluation.backbones import Cell, Column, columns_of, leading, told
 from evaluation.cost import Cost, Point, cost, price, steps_to, total
 from evaluation.measured import FILE, Measured, best_of
 from pipeline.artifacts import Artifact, read_json
-from pipeline.comparing import NO_STAGE, SUPERVISED, Trial, row_name
+from pipeline.comparing import NO_STAGE, SUPERVISED, TRIAL, Trial, comparison_of, row_name
 from pipeline.stages import SCRATCH
 
 VIEWED = "views_seen"
 """The count of views that went through all steps, where an image has several."""
-TRIAL = "trial"
-"""The key of a measuring step's configuration that says which row it measures."""
 
 
 class Setting(NamedTuple):
@@ -71,7 +69,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """All rows of a comparison on `n` images of one split."""
+    """All rows of a comparison on one split of a set."""
 
     name: str
     rows: Sequence[Row]
@@ -79,11 +77,15 @@ class Comparison:
     better: Mapping[str, str]
     about: Mapping[str, str]
     place: str
-    n: int
+    counts: Mapping[Column, int]
+    """How many images a column was measured on."""
     base: Mapping[str, Cost]
     """What it took to come by each start, by its name."""
-    counts: Mapping[Column, int] = dataclasses.field(default_factory=dict)
-    """How many images a column was measured on, where that is not `n`."""
+
+    @property
+    def n(self) -> int:
+        """How many images the first column was measured on."""
+        return self.counts[self.columns[0]]
 
     def settings(self) -> list[Setting]:
         """Those of rows with a stage, in their order."""
@@ -116,7 +118,7 @@ class Comparison:
         rows = [row for row in self.side_by_side(setting) if not row.is_supervised]
         found = {row.name: cell.values for row in rows if (cell := row.cell(column))}
         fewest = min(len(values) for values in found.values())
-        return standing({name: values[:fewest] for name, values in found.items()}, self.counts.get(column, self.n))
+        return standing({name: values[:fewest] for name, values in found.items()}, self.counts[column])
 
     def advice(self) -> list[str]:
         """A sentence for each backbone, by the first column of a share, for most images and most steps. Nothing is said
@@ -172,8 +174,8 @@ def read_comparisons(artifacts: Mapping[str, Artifact]) -> dict[str, Comparison]
     """The comparisons among the artifacts of a run, by name, but for those of which no number came."""
     groups: dict[str, list[Artifact]] = {}
     for step, made in artifacts.items():
-        if step.startswith("compare.") and TRIAL in made.manifest["config"] and made.counts["records"]:
-            groups.setdefault(step.split(".")[1], []).append(made)
+        if comparison_of(step) and TRIAL in made.manifest["config"] and made.counts["records"]:
+            groups.setdefault(comparison_of(step), []).append(made)
     return {name: _read(name, measured, artifacts) for name, measured in groups.items()}
 
 
@@ -192,7 +194,6 @@ def _read(name: str, measured: Sequence[Artifact], artifacts: Mapping[str, Artif
         better={record.metric: record.better for record in every},
         about=told(every),
         place=f"{every[0].dataset}/{every[0].split}",
-        n=every[0].n,
         counts={Column.of(record): record.n for record in every},
         base=_bases(measured, artifacts),
     )
@@ -216,7 +217,7 @@ def _values(made: Iterable[Artifact], records: Mapping[str, Sequence[Measured]])
 def _trained(made: Iterable[Artifact], artifacts: Mapping[str, Artifact]) -> tuple[Cost, int]:
     """What one training for this row itself took, by the median of its seeds, and how many views it saw."""
     steps = [each.manifest["config"]["start"]["step"] for each in made]
-    trained = [artifacts[step] for step in dict.fromkeys(steps) if step and step.startswith("compare.")]
+    trained = [artifacts[step] for step in dict.fromkeys(steps) if step and comparison_of(step)]
     if not trained:
         return Cost(), 0
     costs = [cost(each) for each in trained]

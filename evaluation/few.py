@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artifacts import Inputs
+from pipeline.comparing import TRIAL
 from pipeline.draws import random_order
 from pipeline.errors import ConfigError
 from pipeline.evaluating import Amount
+from pipeline.labels import LabelSpace
 from pipeline.library import Library
 from tasks.ingest import IngestedSet
 from tasks.shelves import class_numbers, held_out_keys, truth_library
@@ -22,7 +26,8 @@ FIFTH = 5
 """Where a set has one held-out split alone, one part in FIFTH of the labels that are learned from decides instead."""
 
 
-class Splits(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Splits:
     """Images with labels of one task: to learn from, to decide by (None: some of the former do), to report on."""
 
     train: Library
@@ -30,30 +35,50 @@ class Splits(NamedTuple):
     test: Library
     name: str
     """The name of the split that is reported on."""
-    classes: int
-    """Of how many classes an image is one; 0 for tasks other than classification."""
+    space: LabelSpace
 
-    def counts(self, asked: Sequence[Amount], what: str) -> dict[Amount, int]:
-        """How many labelled images each of some amounts means. ConfigError, which calls the set `what`, if there are
-        not so many.
-        """
-        apart = self.val is None
-        return {amount: count_of(amount, len(self.train), self.classes, what, apart) for amount in asked}
+    @property
+    def classes(self) -> int:
+        """Of how many classes an image is one; 0 for tasks other than classification."""
+        return len(self.space.classes) if self.space.task == TASK else 0
+
+    @functools.cached_property
+    def numbers(self) -> NDArray[np.int64]:
+        """Of classification, the class of each image to learn from."""
+        return class_numbers(self.train, TASK)
+
+    def order(self, seed: int) -> NDArray[np.int64]:
+        """All positions to learn from, in an order whose beginnings are the small sets of labels."""
+        return order_of(self.train.keys(), self.numbers if self.classes else None, seed)
 
 
-def splits_by_task(config: Mapping[str, Any], inputs: Inputs) -> dict[str, Splits]:
-    """By task, what a step that probes or fine-tunes learns from and reports on; without tasks that the set has no
-    labels of for either. ConfigError if nothing is left for a row of a comparison.
+class Asked(NamedTuple):
+    """What a step that probes or fine-tunes learns from and reports on for a task, and how many labelled images each of
+    the amounts means that it is asked for.
     """
-    found = IngestedSet(inputs[f"data.{config['set']}"])
+
+    splits: Splits
+    counts: dict[Amount, int]
+
+
+def asked_of(config: Mapping[str, Any], inputs: Inputs) -> dict[str, Asked]:
+    """What is asked of a step that probes or fine-tunes, by task; without tasks that its set has no labels of to learn
+    from or to report on. ConfigError if nothing is left for a row of a comparison, or if the set lacks labels.
+    """
+    found, what = IngestedSet(inputs[f"data.{config['set']}"]), config["set"]
     wanted = [TASK] if "probes" in config else list(found.spaces)
     there = {task: splits for task in wanted if (splits := splits_of(found, task, config["splits"]))}
-    if "trial" in config and not there:
+    if TRIAL in config and not there:
         raise ConfigError(
-            f"the set {config['set']!r} has no {'class ' if 'probes' in config else ''}labels to learn from, or none "
-            f"held out to measure on; its splits: {found.splits}."
+            f"the set {what!r} has no {'class ' if 'probes' in config else ''}labels to learn from, or none held out "
+            f"to measure on; its splits: {found.splits}."
         )
-    return there
+    return {task: Asked(splits, _counts(splits, config["labels"], what)) for task, splits in there.items()}
+
+
+def _counts(splits: Splits, amounts: Sequence[Amount], what: str) -> dict[Amount, int]:
+    there, apart = len(splits.train), splits.val is None
+    return {amount: count_of(amount, there, splits.classes, what, apart) for amount in amounts}
 
 
 def splits_of(found: IngestedSet, task: str, preferred: str) -> Splits | None:
@@ -68,8 +93,7 @@ def splits_of(found: IngestedSet, task: str, preferred: str) -> Splits | None:
     if not len(train):
         return None
     val = _deciding(found, task) if test == "test" else None
-    classes = len(found.spaces[task].classes) if task == TASK else 0
-    return Splits(train, val, truth_library(found, test, heads), test, classes)
+    return Splits(train, val, truth_library(found, test, heads), test, found.spaces[task])
 
 
 def _deciding(found: IngestedSet, task: str) -> Library | None:
@@ -81,17 +105,17 @@ def _deciding(found: IngestedSet, task: str) -> Library | None:
     return val if len(val) else None
 
 
-def order_of(library: Library, task: str, seed: int) -> NDArray[np.int64]:
-    """All positions in an order whose beginnings are the small sets of labels: at random, the classes in turn where
-    there are any, so that each beginning is as balanced as can be and a part of any longer one.
+def order_of(keys: Sequence[str], classes: NDArray[np.int64] | None, seed: int) -> NDArray[np.int64]:
+    """The positions of all keys in an order whose beginnings are the small sets of labels: at random, the classes in
+    turn where there are any, so that each beginning is as balanced as can be and a part of any longer one.
     """
-    order = random_order(library.keys(), seed)
-    if task != TASK:
+    order = random_order(keys, seed)
+    if classes is None:
         return order
-    classes = class_numbers(library, task)[order]
+    drawn = classes[order]
     rank = np.empty(len(order), np.int64)
-    for number in np.unique(classes):
-        rank[classes == number] = np.arange((classes == number).sum())
+    for number in np.unique(drawn):
+        rank[drawn == number] = np.arange((drawn == number).sum())
     return order[np.argsort(rank, kind="stable")]
 
 
@@ -100,6 +124,8 @@ def count_of(amount: Amount, there: int, classes: int, what: str, apart: bool = 
     learned from, without what is set `apart` to decide by.
     """
     if amount == "all":
+        if apart and there == aside_of(there):
+            raise ConfigError(f"labels: {what} has {there} labelled image, to learn from and to decide by: too few.")
         return there
     least = max(classes, 2)
     while apart and least - aside_of(least) < max(classes, 2):

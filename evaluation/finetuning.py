@@ -14,18 +14,18 @@ import numpy as np
 from torch import nn
 
 from evaluation import corruptions
-from evaluation.few import Splits, order_of, parts, splits_by_task
+from evaluation.few import Splits, asked_of, parts
 from evaluation.measured import ALL, CLEAN, FILE, Measured, best_of
 from evaluation.schedules import SCHEDULES, Schedule
 from pipeline.artifacts import WORK, Artifact, Inputs, parse_lines, read_json, write_json
 from pipeline.backbone import register_statistics
+from pipeline.errors import naming
 from pipeline.evaluating import Amount, StartConfig
 from pipeline.labels import LabelSpace
 from pipeline.library import Library
 from pipeline.runtime import Runtime
 from pipeline.sections import FitConfig
 from pipeline.starts import Start, of_config
-from tasks.ingest import IngestedSet
 from tasks.learning import Course, Predictor, Preparation, Sum, network_predictor, train_network
 from tasks.network import Network, NetworkConfig
 from tasks.scoring import score
@@ -57,7 +57,6 @@ class Lesson:
     """What is learned once: a task on so many labels, with a seed."""
 
     task: str
-    space: LabelSpace
     splits: Splits
     asked: Amount
     labels: int
@@ -74,8 +73,7 @@ class Lesson:
 
     def libraries(self) -> tuple[Library, Library]:
         """Images to learn from and to decide by."""
-        order = order_of(self.splits.train, self.task, self.seed)
-        rows, aside = parts(order, self.labels, self.splits.val is None)
+        rows, aside = parts(self.splits.order(self.seed), self.labels, self.splits.val is None)
         return self.splits.train.only(rows), self.splits.val or self.splits.train.only(aside)
 
 
@@ -123,12 +121,12 @@ class _Tuning:
         return not self.inputs.anew and read == {name: made.digest for name, made in self.inputs.artifacts.items()}
 
     def _lessons(self) -> Iterator[Lesson]:
-        name = self.config["set"]
-        spaces = IngestedSet(self.inputs[f"data.{name}"]).spaces
-        for task, splits in splits_by_task(self.config, self.inputs).items():
-            for asked, count in splits.counts(self.config["labels"], name).items():
+        with naming(self.config["name"]):
+            found = asked_of(self.config, self.inputs)
+        for task, (splits, counts) in found.items():
+            for asked, count in counts.items():
                 for turn in range(self.config["seeds"]):
-                    yield Lesson(task, spaces[task], splits, asked, count, self.config["seed"] + turn)
+                    yield Lesson(task, splits, asked, count, self.config["seed"] + turn)
 
     def _tell(self, _: str, done: float, line: str) -> None:
         """Progress of one training as that of the step."""
@@ -172,7 +170,7 @@ class _Tuning:
 
     def _network(self, lesson: Lesson) -> Network:
         start = of_config(self.about, self.inputs, lesson.seed)
-        return network_of(start, {lesson.task: lesson.space}, self.config, self.schedule.blank_head, lesson.seed)
+        return network_of(start, {lesson.task: lesson.splits.space}, self.config, self.schedule.blank_head, lesson.seed)
 
     def _report(self, lesson: Lesson, run: Run, better: Mapping[str, str]) -> Iterator[Measured]:
         found = measured_on(run.predictor, lesson, self.config["corruptions"], self.runtime)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluation import corruptions
-from evaluation.few import TASK, Splits, order_of, parts, splits_by_task
+from evaluation.few import TASK, Asked, asked_of, parts
 from evaluation.measured import ALL, CLEAN, FILE, Measured
 from evaluation.problem import Known, Problem, Solution
 from pipeline import machine
@@ -43,13 +43,13 @@ def probe(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
     set has fewer labels than asked for. A set without held-out labels is not measured on, and the counts say why.
     """
     with naming(config["name"]):
-        splits = splits_by_task(config, inputs).get(TASK)
+        asked = asked_of(config, inputs).get(TASK)
     records: list[Measured] = []
-    if splits:
+    if asked:
         start = of_config(StartConfig.model_validate(config["start"]), inputs, config["seed"])
-        records = list(_Probing(config, splits, Eye(start, inputs.runtime), out / WORK).records())
+        records = list(_Probing(config, asked, Eye(start, inputs.runtime), out / WORK).records())
     write_json(out / FILE, [record.to_json() for record in records])
-    return {"records": len(records), **({} if splits else {"why": "no class labels to learn from, or none held out"})}
+    return {"records": len(records), **({} if asked else {"why": "no class labels to learn from, or none held out"})}
 
 
 class Draw(NamedTuple):
@@ -88,11 +88,12 @@ class Eye:
 class _Probing:
     """The probes of one backbone on one set."""
 
-    def __init__(self, config: Mapping[str, Any], splits: Splits, eye: Eye, scratch: Path) -> None:
-        self.config, self.splits, self.eye, self.scratch = config, splits, eye, scratch
+    def __init__(self, config: Mapping[str, Any], asked: Asked, eye: Eye, scratch: Path) -> None:
+        self.config, (self.splits, self.counts), self.eye, self.scratch = config, asked, eye, scratch
         self.called = StartConfig.model_validate(config["start"]).name
         self.done = 0
-        self.answers = [splits.test.values(index)[TASK] for index in range(len(splits.test))]
+        test = self.splits.test
+        self.answers = [test.values(index)[TASK] for index in range(len(test))]
 
     @functools.cached_property
     def tests(self) -> list[tuple[str, Tensor]]:
@@ -108,11 +109,10 @@ class _Probing:
     def draws(self) -> list[Draw]:
         """All that is learned from, by the number of labels and then the seed."""
         seeds = [self.config["seed"] + turn for turn in range(self.config["seeds"])]
-        orders = {seed: order_of(self.splits.train, TASK, seed) for seed in seeds}
-        counts = self.splits.counts(self.config["labels"], self.config["set"])
+        orders = {seed: self.splits.order(seed) for seed in seeds}
         return [
             Draw(asked, count, seed, *parts(orders[seed], count, self.splits.val is None))
-            for asked, count in counts.items()
+            for asked, count in self.counts.items()
             for seed in seeds
         ]
 
@@ -124,9 +124,8 @@ class _Probing:
     @functools.cached_property
     def known(self) -> Known:
         """Features and classes of the images that are drawn."""
-        train = self.splits.train
-        classes = class_numbers(train, TASK)[self.drawn]
-        return Known(self.eye.see(train, self.drawn.tolist()), torch.from_numpy(classes))
+        features = self.eye.see(self.splits.train, self.drawn.tolist())
+        return Known(features, torch.from_numpy(self.splits.numbers[self.drawn]))
 
     @functools.cached_property
     def val(self) -> Known | None:

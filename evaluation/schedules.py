@@ -65,7 +65,7 @@ SCHEDULES = {
         CROP_AND_FLIP,
     ),
     "suncet": Schedule(
-        1,
+        2,
         "all weights, SGD with Nesterov momentum, learning rate 0.05 for each 256 images, cosine, 60 epochs for less "
         "than 5 % of the labels, else 30, no weight decay, a blank linear head, random crops and flips "
         "(Assran et al., 2020)",

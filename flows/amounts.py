@@ -7,39 +7,51 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from evaluation.few import splits_by_task
+from evaluation.few import asked_of
 from pipeline.artifacts import Inputs, Step, hash_json
+from pipeline.comparing import comparison_of
 from pipeline.errors import naming
 
 
 def is_early(step: str) -> bool:
-    """Whether a step, by its name, reads a set or tells which images a stage may see: nothing is trained before it, and
-    what these steps leave is all that is looked at here.
+    """Whether a step, by its name, reads a set or tells which images a stage may see: what these steps leave is all
+    that is looked at here.
     """
     return step.startswith(("data.", "pool."))
 
 
 def check_amounts(steps: Iterable[Step], inputs: Inputs) -> None:
     """Raise ConfigError, beginning with the place in the recipe, if one of the steps asks for labels that its sets
-    lack, or a stage for images. `inputs` are what the early steps left.
+    lack, or a stage for images. `inputs` are what the early steps left. Of steps that ask for the same, the first one
+    is looked at.
     """
-    asked = {hash_json(wish): (step, wish[0]) for step in steps if (wish := _wish(step))}
-    for step, place in asked.values():
-        with naming(place):
+    asked: dict[str, Step] = {}
+    for step in steps:
+        wish = _wish(step)
+        if wish:
+            asked.setdefault(hash_json(wish), step)
+    for step in asked.values():
+        with naming(_place(step)):
             _check(step, inputs)
 
 
 def _wish(step: Step) -> list[Any]:
-    """Where a recipe asks for a step, and what that asks of the sets, which may be the same for many; [] if nothing."""
-    config, (kind, *names) = step.config, step.name.split(".")
-    compared = kind == "compare"
+    """What a step asks of the sets, which may be the same for many; [] if nothing."""
+    config = step.config
     if "stage" in config:
-        place = f"compare.{names[0]}.methods.{names[1]}" if compared else f"stages.{names[0]}"
-        return [place, config["seed"], [config["stage"][key] for key in ("data", "share", "labels")]]
+        data, share, tail, labels = (config["stage"].get(key) for key in ("data", "share", "long_tail", "labels"))
+        return [data, share, tail, labels, config["seed"] if labels and share < 1 else None]
     if "labels" in config:
-        place = f"compare.{names[0]}" if compared else "evaluate"
-        return [place, "probes" in config, *(config[key] for key in ("set", "splits", "labels"))]
+        return ["probes" in config, *(config[key] for key in ("set", "splits", "labels"))]
     return []
+
+
+def _place(step: Step) -> str:
+    """Where a recipe asks for a step."""
+    compared, names = comparison_of(step.name), step.name.split(".")
+    if "stage" in step.config:
+        return f"compare.{compared}.methods.{names[2]}" if compared else f"stages.{names[1]}"
+    return f"compare.{compared}" if compared else "evaluate"
 
 
 def _check(step: Step, inputs: Inputs) -> None:
@@ -48,5 +60,4 @@ def _check(step: Step, inputs: Inputs) -> None:
 
         given(step.config, inputs)
     else:
-        for splits in splits_by_task(step.config, inputs).values():
-            splits.counts(step.config["labels"], step.config["set"])
+        asked_of(step.config, inputs)

@@ -10,6 +10,7 @@ from typing import Any
 
 from flows.measuring import Spaces, about, backbone_of, check_how, finetune_step, how, probe_step, reads, start
 from flows.staging import Training, pool_step, settings, stage_step, thinning
+from pipeline import draws
 from pipeline.artifacts import Step
 from pipeline.comparing import BACKBONES, NO_STAGE, SUPERVISED, CompareConfig, Trial
 from pipeline.config import CHOSEN, Recipe, modules, read_section
@@ -79,6 +80,7 @@ class _Trial:
             "width": self.recipe.student.width,
             "proposals": self.recipe.student.proposals,
             "seed": self.seed,
+            **draws.version(self.trial.share != 1),
         }
         inputs = reads(self.start, f"pool.{self.stage}", f"data.{self.config.measured_on}")
         return Step(self.name, "evaluation.supervised:train", config, inputs, resumes=True)

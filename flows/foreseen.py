@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from evaluation.page import plural
 from flows.comparing import compares
 from flows.dag import Planned
-from pipeline.comparing import Trial
+from pipeline.comparing import TRIAL, Trial, comparison_of
 
 Steps = Mapping[str, Planned]
 
@@ -33,7 +33,7 @@ class Foreseen:
 
     @property
     def why(self) -> str:
-        """Why the first step that is to be run is, or why none is; not what it waits for."""
+        """Why the first step that is to be run is, or why none is; what it waits for only if that is all."""
         first, *_ = [*self.to_run, *(each for steps in self.seeds.values() for each in steps.values())]
         return first.why.partition("; waits for ")[0]
 
@@ -43,9 +43,9 @@ def foreseen(planned: Sequence[Planned]) -> dict[str, list[Foreseen]]:
     by_name = {each.step.name: each for each in planned}
     found: dict[str, dict[Trial, dict[int, dict[str, Planned]]]] = {}
     for each in planned:
-        if "trial" in each.step.config:
-            trial = Trial(**each.step.config["trial"])
-            rows = found.setdefault(each.step.name.split(".")[1], {})
+        if TRIAL in each.step.config:
+            trial = Trial(**each.step.config[TRIAL])
+            rows = found.setdefault(comparison_of(each.step.name), {})
             steps = rows.setdefault(dataclasses.replace(trial, seed=0), {}).setdefault(trial.seed, {})
             steps |= {name: by_name[name] for name in (*filter(compares, each.step.inputs), each.step.name)}
     return {name: [Foreseen(*row) for row in rows.items()] for name, rows in found.items()}
@@ -54,7 +54,7 @@ def foreseen(planned: Sequence[Planned]) -> dict[str, list[Foreseen]]:
 def total(rows: Sequence[Foreseen]) -> str:
     """What there is to do for a comparison, in a sentence."""
     steps = [(each, row.trial.steps or 0) for row in rows for each in row.to_run]
-    trainings = [length for each, length in steps if "trial" not in each.step.config]
+    trainings = [length for each, length in steps if TRIAL not in each.step.config]
     if not steps:
         return "Nothing is to be trained or measured."
     measurements = plural(len(steps) - len(trainings), "measurement")

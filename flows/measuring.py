@@ -9,6 +9,7 @@ from typing import Any
 
 from evaluation.corruptions import VERSION as CORRUPTIONS
 from evaluation.schedules import SCHEDULES
+from pipeline import draws
 from pipeline.artifacts import Step, read_json
 from pipeline.config import Recipe, modules
 from pipeline.errors import ConfigError, choose, naming
@@ -28,8 +29,9 @@ def measuring_steps(recipe: Recipe, spaces: Spaces) -> Iterator[Step]:
     """The steps that the recipe's `evaluate` asks for: a step for each backbone, set, and way of measuring."""
     config = recipe.evaluate
     told = {**how(config, recipe), "splits": config.splits, "seed": recipe.seed}
+    probed = probed_sets(recipe, spaces)
     for start in backbone_starts(recipe):
-        for name in probed_sets(recipe, spaces):
+        for name in probed:
             yield probe_step(f"probe.{start.name}.{name}", start, {**told, "set": name})
         for name in config.finetune:
             yield finetune_step(f"finetune.{start.name}.{name}", start, {**told, "set": name})
@@ -55,7 +57,8 @@ def how(config: Measuring, recipe: Recipe) -> dict[str, Any]:
 def probe_step(name: str, start: StartConfig, told: Mapping[str, Any]) -> Step:
     """The probes of a backbone on the set `told["set"]`."""
     keys = ("set", "splits", "probes", "labels", "seeds", "seed", "corruptions")
-    versions = {each: importlib.import_module(f"{PROBES}.{each}").VERSION for each in told["probes"]} | _worse(told)
+    versions = {each: importlib.import_module(f"{PROBES}.{each}").VERSION for each in told["probes"]}
+    versions |= _parts(told)
     config = {"name": name, **about(start), **{key: told[key] for key in keys}, **_row(told), "versions": versions}
     return Step(name, "evaluation.probing:probe", config, reads(start, f"data.{told['set']}"))
 
@@ -63,7 +66,7 @@ def probe_step(name: str, start: StartConfig, told: Mapping[str, Any]) -> Step:
 def finetune_step(name: str, start: StartConfig, told: Mapping[str, Any]) -> Step:
     """Fine-tuning from a backbone on the set `told["set"]`."""
     keys = ("set", "splits", "schedule", "labels", "seeds", "seed", "corruptions", "width", "proposals")
-    versions = {told["schedule"]: SCHEDULES[told["schedule"]].version} | _worse(told)
+    versions = {told["schedule"]: SCHEDULES[told["schedule"]].version} | _parts(told)
     config = {"name": name, **about(start), **{key: told[key] for key in keys}, **_row(told), "versions": versions}
     grows = ("labels", "seeds")
     return Step(name, "evaluation.finetuning:finetune", config, reads(start, f"data.{told['set']}"), grows=grows)
@@ -75,8 +78,11 @@ def about(start: StartConfig) -> dict[str, Any]:
     return {"start": start.model_dump(mode="json"), **digest}
 
 
-def _worse(told: Mapping[str, Any]) -> dict[str, int]:
-    return {"corruptions": CORRUPTIONS} if told["corruptions"] else {}
+def _parts(told: Mapping[str, Any]) -> dict[str, int]:
+    """The versions of what measurements have in common: of how labels are drawn, those that decide among them, and of
+    corruptions.
+    """
+    return draws.version(True) | ({"corruptions": CORRUPTIONS} if told["corruptions"] else {})
 
 
 def _row(told: Mapping[str, Any]) -> dict[str, Any]:

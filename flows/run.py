@@ -79,8 +79,8 @@ class Run:
     """One run in its folder: an event line for everything that happens."""
 
     def __init__(self, recipe: Recipe, plan: Plan, runtime: Runtime, work: Work) -> None:
-        self.recipe, self.workspace, self.planned, self.runtime = recipe, plan.workspace, plan.planned, runtime
-        self.plan, self.anew, self.work = plan, plan.anew, work
+        self.recipe, self.plan, self.runtime, self.work = recipe, plan, runtime, work
+        self.workspace, self.planned = plan.workspace, plan.planned
         self.folder = _new_folder(self.workspace.root, recipe)
         self.made = 0
         self._lock = threading.Lock()
@@ -113,7 +113,7 @@ class Run:
 
     def reuse(self, step: Step, inputs: Mapping[str, Artifact]) -> Artifact | None:
         """The artifact of a step, if it is there and not to be made anew."""
-        if step.name in self.anew:
+        if step.name in self.plan.anew:
             return None
         mark = step.mark(inputs)
         found = self.workspace.find(step, mark)
@@ -134,11 +134,11 @@ class Run:
         runtime.progress(step.name, 0.0, "starting")
         began = time.time()
         try:
-            artifact, made = self.work(self, step, Inputs(inputs, runtime, step.name in self.anew))
+            artifact, made = self.work(self, step, Inputs(inputs, runtime, step.name in self.plan.anew))
         except BaseException as error:
             self.event("failed", step=step.name, **told(error))
-            if isinstance(error, Stopped):  # whatever part of the step it was that was stopped
-                raise stopped_in(step.name, step.name in self.anew) from error
+            if type(error) is Stopped:  # whatever part of the step it was
+                raise stopped_in(step.name, step.name in self.plan.anew) from error
             raise
         finally:
             self._keep_log(step.name)

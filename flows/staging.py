@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pipeline import draws
 from pipeline.artifacts import Step
 from pipeline.config import Recipe
 from pipeline.errors import naming
@@ -58,7 +59,15 @@ def stage_step(name: str, stage: StageConfig, training: Training) -> Step:
     """A stage under the name of a step."""
     with naming(f"stages.{stage.name}.start"):
         weights = {"weights": weights_digest(stage.start)} if stage.start and stage.from_weights else {}
-    config = {"name": name, "stage": settings(stage), "seed": training.seed, "start": training.start, **weights}
+    drawn = draws.version(stage.share < 1 or stage.labels is not None)
+    config = {
+        "name": name,
+        "stage": settings(stage),
+        "seed": training.seed,
+        "start": training.start,
+        **weights,
+        **drawn,
+    }
     before = (training.start,) if training.start else ()
     inputs = (*before, f"pool.{stage.name}", *(f"data.{each}" for each in dict.fromkeys(stage.data)))
     return Step(name, "selfsup.stages.stage:run_stage", config, inputs, resumes=True)

@@ -184,7 +184,9 @@ def in_order(run: Run, execute: Execute) -> dict[str, Artifact]:
 
 
 def side_by_side(run: Run, execute: Execute, most: int) -> dict[str, Artifact]:
-    """All steps, each as soon as its inputs are there, `most` at once. If one fails the others save what they have."""
+    """All steps, each as soon as its inputs are there, `most` at once; what they left, in the plan's order. If one
+    fails the others save what they have.
+    """
     artifacts: dict[str, Artifact] = {}
     left = {planned.step.name: planned.step for planned in run.planned}
     at_work: dict[Future[Artifact], str] = {}
@@ -198,7 +200,7 @@ def side_by_side(run: Run, execute: Execute, most: int) -> dict[str, Artifact]:
                 del left[step.name]
             for future in wait(at_work, return_when=FIRST_COMPLETED).done:
                 artifacts[at_work.pop(future)] = future.result()
-    return artifacts
+    return {planned.step.name: artifacts[planned.step.name] for planned in run.planned}
 
 
 @contextlib.contextmanager

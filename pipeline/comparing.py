@@ -15,6 +15,10 @@ from pipeline.stages import SCRATCH, STUDENT, Share
 
 NO_STAGE, SUPERVISED = "none", "supervised"
 """Rows that every comparison has beside its methods: the start as it is, and supervised training on the same images."""
+COMPARE = "compare"
+"""The section of a recipe, and what comes before the dot in the names of all steps that train or measure for it."""
+TRIAL = "trial"
+"""The key of a measuring step's configuration that says which row it measures."""
 BACKBONES = "backbones"
 """A method's key for the backbones that it is for; it is left out on the others."""
 COMMON = ("name", "data", "start", "backbone", "image_size", "share", "long_tail", "steps", "epochs", "batch")
@@ -97,6 +101,12 @@ class CompareConfig(Measuring):
         """The methods for a backbone, and supervised training, where the images have labels."""
         mine = [name for name, said in self.methods.items() if backbone in said.get(BACKBONES, [backbone])]
         return [SUPERVISED, *mine] if self.measured_on in self.data else mine
+
+
+def comparison_of(step: str) -> str:
+    """The name of the comparison that a step trains or measures for, by the step's name; "" for other steps."""
+    kind, _, rest = step.partition(".")
+    return rest.partition(".")[0] if kind == COMPARE else ""
 
 
 def row_name(method: str, start: str) -> str:

@@ -8,6 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+VERSION = 2
+"""Goes up with any change of what a seed draws; steps that draw have it in their configurations."""
+
+
+def version(draws: bool) -> dict[str, int]:
+    """For the configuration of a step, if it `draws`."""
+    return {"draws": VERSION} if draws else {}
+
 
 def random_order(keys: Sequence[str], seed: int) -> NDArray[np.int64]:
     """The positions of all keys in a random order, in which two keys stay as they are whatever others are there.

@@ -44,6 +44,10 @@ class Stopped(MustError):
     exit_code = 75
 
 
+class TakenOver(Stopped):
+    """The step is another run's by now."""
+
+
 class Interrupted(MustError):
     """Work ended by no fault of its own: who started it may begin it again, and it goes on from what it saved."""
 

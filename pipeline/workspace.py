@@ -27,7 +27,7 @@ from pipeline.artifacts import (
     parse_manifest,
 )
 from pipeline.claims import Holds, Told, claimed
-from pipeline.errors import MustError, Stopped
+from pipeline.errors import MustError, TakenOver
 from pipeline.places import Place
 from pipeline.roots import Root, in_parallel
 from pipeline.runtime import Runtime
@@ -85,7 +85,7 @@ class Workspace:
 
     def make(self, step: Step, inputs: Inputs, holds: Holds = lambda: True) -> Artifact:
         """Run the step in its folder and seal it. What an unfinished attempt left in `work` and `log` is the step's to
-        go on from; anything else it left is gone first. Raises Stopped where `holds` says that it is another run's by
+        go on from; anything else it left is gone first. Raises TakenOver where `holds` says that it is another run's by
         now.
         """
         with explaining_full_disk(step.name, self.root.here()):
@@ -173,9 +173,9 @@ def _without(config: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _check_claim(step: str, holds: Holds) -> None:
-    """Raise Stopped if the step is another run's by now: what that one seals must not be of two attempts."""
+    """Raise TakenOver if the step is another run's by now: what that one seals must not be of two attempts."""
     if not holds():
-        raise Stopped(
+        raise TakenOver(
             f"{step}: another run took over while this one slept or did not reach the storage. Run the same command "
             "again: it waits for that run, or finds what it made."
         )

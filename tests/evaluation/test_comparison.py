@@ -38,7 +38,7 @@ ROWS = [
     row("simclr", SHORT, 0.2, 0.22, 0.21, start="scratch"),
     row("simclr", LONG, 0.6, 0.62, 0.61, start="scratch"),
 ]
-FOUND = Comparison("first", ROWS, [COLUMN], {"accuracy": "higher"}, {}, "pets/test", 2000, {})
+FOUND = Comparison("first", ROWS, [COLUMN], {"accuracy": "higher"}, {}, "pets/test", {COLUMN: 2000}, {})
 
 
 def test_rows_without_a_stage_stand_beside_those_of_every_setting() -> None:

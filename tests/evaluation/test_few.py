@@ -38,7 +38,7 @@ def uneven(make_kinds: MakeKinds) -> Library:
 def test_every_beginning_holds_as_much_of_each_class_as_there_is(uneven: Library) -> None:
     there, classes = Counter({0: 6, 1: 3, 2: 1}), class_numbers(uneven, KINDS)
     for seed in range(5):
-        order = order_of(uneven, KINDS, seed)
+        order = order_of(uneven.keys(), classes, seed)
         assert sorted(order) == list(range(10)), "each image once"
         for count in range(1, 11):
             drawn = Counter(classes[order[:count]].tolist())
@@ -47,16 +47,19 @@ def test_every_beginning_holds_as_much_of_each_class_as_there_is(uneven: Library
 
 
 def test_a_seed_draws_its_own_images_and_the_same_ones_again(uneven: Library) -> None:
-    orders = [tuple(order_of(uneven, KINDS, seed)) for seed in range(6)]
-    assert tuple(order_of(uneven, KINDS, 0)) == orders[0]
+    keys, classes = uneven.keys(), class_numbers(uneven, KINDS)
+    orders = [tuple(order_of(keys, classes, seed)) for seed in range(6)]
+    assert tuple(order_of(keys, classes, 0)) == orders[0]
     assert len(set(orders)) > 3
     assert len({frozenset(order[:4]) for order in orders}) > 1, "other images, not the same ones in another order"
 
 
 def test_images_without_classes_are_drawn_by_the_seed_alone(scenes: Artifact) -> None:
-    library = train_of(scenes, "depth")
-    assert sorted(order_of(library, "depth", 1)) == list(range(12))
-    assert tuple(order_of(library, "depth", 1)) != tuple(order_of(library, "depth", 2))
+    splits = splits_of(IngestedSet(scenes), "depth", "test")
+    assert splits
+    assert not splits.classes
+    assert sorted(splits.order(1)) == list(range(12))
+    assert tuple(splits.order(1)) != tuple(splits.order(2))
 
 
 def test_few_labels_are_a_part_of_more() -> None:
@@ -82,6 +85,8 @@ def test_amounts_are_all_or_numbers_or_shares() -> None:
     assert count_of(0.3, 50, 10, "pets") == 15
     assert count_of(50, 50, 10, "pets") == 50
     assert count_of(10, 50, 10, "pets") == 10, "one of each class"
+    assert count_of("all", 1, 1, "pets") == 1
+    assert count_of("all", 2, 2, "pets", apart=True) == 2
 
 
 @pytest.mark.parametrize(
@@ -96,6 +101,11 @@ def test_amounts_are_all_or_numbers_or_shares() -> None:
 def test_an_amount_that_is_not_there_is_told_with_what_is(amount: float, classes: int, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         count_of(amount, 50, classes, "pets")
+
+
+def test_one_image_cannot_be_learned_from_and_decide() -> None:
+    with pytest.raises(ConfigError, match="labels: pets has 1 labelled image, to learn from and to decide by: too few"):
+        count_of("all", 1, 1, "pets", apart=True)
 
 
 def test_validation_images_decide_where_there_are_some(colours: Artifact) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import must
 from evaluation import few
 from flows.dag import Selection
+from pipeline.artifacts import Inputs
 from pipeline.errors import ConfigError
+from selfsup.stages import stage
 from tasks.ingest import IngestedSet
 from tests.flows.measured import MEASURED
 
@@ -87,3 +92,18 @@ def test_what_many_rows_ask_for_is_looked_at_once(tmp_path: Path, monkeypatch: p
     with pytest.raises(ConfigError):
         must.run(recipe, root, ["runtime.runner=inline"], COMPARE)
     assert looked == ["classification"]
+
+
+def test_stages_that_see_the_same_images_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares of 6 and 12 images for all; those with labels by seed, where not all are seen."""
+    told = COMPARED % ("labels: [all]", ", labels: {classes: 2, images: 2}")
+    recipe, root, looked = written(tmp_path, told), tmp_path / "root", Counter[tuple[float, bool]]()
+
+    def counted(config: Mapping[str, Any], inputs: Inputs) -> None:
+        looked[config["stage"]["share"], config["stage"]["labels"] is not None] += 1
+
+    monkeypatch.setattr(stage, "given", counted)
+    must.run(recipe, root, ["runtime.runner=inline"], Selection("pool.compare_first"))
+    assert not looked
+    must.plan(recipe, root, steps=COMPARE)
+    assert looked == {(0.5, False): 1, (1.0, False): 1, (0.5, True): 3, (1.0, True): 1}

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 import must
+from evaluation import corruptions
 from evaluation.schedules import SCHEDULES
 from flows.dag import Selection
 from flows.run import Outcome
+from pipeline import draws
 from pipeline.errors import ConfigError
 from tests.evaluation.measuring import Record, records_of
 from tests.flows.measured import MEASURED, TINY, steps_of
@@ -62,8 +64,23 @@ def test_a_measurement_reads_its_backbone_and_its_set_alone() -> None:
 def test_seeds_and_labels_of_fine_tuning_grow_and_those_of_probes_are_few_seconds() -> None:
     steps = steps_of("evaluate: {probes: [knn], finetune: [kinds], starts: [student]}")
     assert steps["finetune.student.kinds"].grows == ("labels", "seeds")
-    assert steps["probe.student.kinds"].config["versions"] == {"knn": 1}
-    assert steps["finetune.student.kinds"].config["versions"] == {"quick": 1}
+
+
+def test_what_a_number_rests_on_is_in_its_steps_configuration() -> None:
+    """Another version of any of it is another number."""
+    told = "probes: [knn], finetune: [kinds], starts: [student], schedule: suncet"
+    steps, worse = (steps_of(f"evaluate: {{{said}}}") for said in (told, f"{told}, corruptions: true"))
+    probed, tuned = (steps[f"{kind}.student.kinds"].config["versions"] for kind in ("probe", "finetune"))
+    assert probed == {"knn": 1, "draws": draws.VERSION}
+    assert tuned == {"suncet": 2, "draws": draws.VERSION}
+    assert worse["probe.student.kinds"].config["versions"] == {**probed, "corruptions": corruptions.VERSION}
+
+
+def test_a_stage_has_the_version_of_draws_if_it_draws() -> None:
+    said = "stages: [{name: a, method: simclr, data: [kinds], batch: 16, %s}]"
+    for drawing in ("share: 0.5", "labels: {classes: 2}"):
+        assert steps_of(said % drawing)["stage.a"].config["draws"] == draws.VERSION
+    assert "draws" not in steps_of(said % "steps: 3")["stage.a"].config, "one that is there stays good"
 
 
 def test_a_file_of_weights_is_a_start_by_its_name_and_its_content(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import pytest
 
 from flows.dag import Planned
 from flows.run import Plan, Run
-from flows.work import Apart
-from pipeline.artifacts import WORK, Inputs, Step
+from flows.work import Apart, side_by_side
+from pipeline.artifacts import WORK, Artifact, Inputs, Step
 from pipeline.config import parse_recipe
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
@@ -48,3 +49,23 @@ def test_what_is_made_anew_and_killed_goes_on_if_it_keeps_a_state(
     made, is_new = apart.step(run, step, Inputs({}, runtime, anew=True))
     assert is_new
     assert made.counts["met"] == met
+
+
+def test_what_ends_first_is_not_first(tmp_path: Path) -> None:
+    """Who reads the artifacts of a run reads them in the order of its plan, however long each took."""
+    recipe, workspace = parse_recipe(RECIPE, "tiny"), Workspace(Root.of(tmp_path / "root"))
+    steps = [Step(name, f"{__name__}:work", {}) for name in ("slow", "quick", "last")]
+    plan = Plan(workspace, [Planned(step, None, "never made here") for step in steps], set())
+    run = Run(recipe, plan, Runtime(workspace.root, "cpu", "32", 1), lambda *_: pytest.fail("nothing is made"))
+    ended, quick = list[str](), threading.Event()
+
+    def execute(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
+        if step.name == "slow":
+            assert quick.wait(10)
+        ended.append(step.name)
+        if step.name == "quick":
+            quick.set()
+        return Artifact(workspace.root, step.name, {})
+
+    assert list(side_by_side(run, execute, 2)) == ["slow", "quick", "last"]
+    assert ended[0] == "quick"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.artifacts import Inputs, Step
-from pipeline.errors import Stopped
+from pipeline.errors import TakenOver
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from pipeline.workspace import Workspace
@@ -44,13 +44,13 @@ def test_a_step_is_made_by_who_holds_its_claim(any_root: Root) -> None:
 
 
 def test_what_another_run_took_over_is_not_sealed_by_this_one(any_root: Root) -> None:
-    with pytest.raises(Stopped, match="writing: another run took over"):
+    with pytest.raises(TakenOver, match="writing: another run took over"):
         Workspace(any_root).obtain(step("sleep_and_write"), Inputs({}, Runtime(any_root)))
     assert files(any_root) == ({"result.txt"} if any_root.local else set()), "put among what the other run makes"
 
 
 def test_what_is_taken_over_while_it_is_uploaded_is_not_sealed(any_root: Root) -> None:
     held = [True, False]
-    with pytest.raises(Stopped, match="writing: another run took over"):
+    with pytest.raises(TakenOver, match="writing: another run took over"):
         Workspace(any_root).make(step("write"), Inputs({}, Runtime(any_root)), lambda: held.pop(0))
     assert files(any_root) == {"result.txt"}
