@@ -64,12 +64,6 @@ def supcon(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
     return -(log_p.masked_fill(~same, 0).sum(dim=1) / same.sum(dim=1)).mean()
 
 
-def class_probabilities(embeddings: Tensor, labels: Tensor, temperature: float, classes: int) -> Tensor:
-    """What SuNCEt's classifier says of each image, (N, `classes`): the sum of p_ij over the images of a class."""
-    cosines, _ = _labelled(embeddings, labels, temperature)
-    return cosines.softmax(dim=1) @ F.one_hot(labels, classes).to(cosines.dtype)
-
-
 def _labelled(embeddings: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Cosines over the temperature (N, N), -inf on the diagonal, and which other images are of the same class."""
     z = _unit(embeddings)

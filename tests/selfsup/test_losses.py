@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import DataError
 from selfsup.parts import losses
 from selfsup.parts.clusters import nearest, spherical_kmeans
-
-lightly = pytest.importorskip("lightly.loss")
-
-
-def vectors(count: int, dim: int = 16, seed: int = 0) -> Tensor:
-    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
+from tests.selfsup import formulas
+from tests.selfsup.formulas import double, softmax, softmax_without_self, unit, vectors
 
 
-def unit(tensor: Tensor) -> NDArray[np.float64]:
-    array = tensor.double().numpy()
-    return np.asarray(array / np.linalg.norm(array, axis=1, keepdims=True))
-
-
-def softmax_without_self(z: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    weights = np.exp(z @ z.T / temperature)
-    np.fill_diagonal(weights, 0)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+@pytest.fixture
+def lightly() -> Any:
+    """The losses of others."""
+    return pytest.importorskip("lightly.loss")
 
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2])
@@ -38,19 +29,23 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2])
 
 def test_nt_xent_is_the_papers() -> None:
     first, second = vectors(8), vectors(8, seed=1)
-    p = softmax_without_self(unit(torch.cat([first, second])), 0.2)
-    expected = -np.log(p[np.arange(16), (np.arange(16) + 8) % 16]).mean()
-    found = losses.nt_xent(first, second, 0.2)
-    assert found.item() == pytest.approx(expected, rel=1e-5)
-    assert found.item() == pytest.approx(lightly.NTXentLoss(temperature=0.2)(first, second).item(), rel=1e-5)
+    assert losses.nt_xent(first, second, 0.2).item() == pytest.approx(formulas.nt_xent(first, second, 0.2), rel=1e-5)
+
+
+def test_nt_xent_is_lightlys(lightly: Any) -> None:
+    first, second = vectors(8), vectors(8, seed=1)
+    theirs = lightly.NTXentLoss(temperature=0.2)(first, second).item()
+    assert losses.nt_xent(first, second, 0.2).item() == pytest.approx(theirs, rel=1e-5)
 
 
 def test_info_nce_is_the_papers() -> None:
-    query, key = vectors(8), vectors(8, seed=1)
-    queue = F.normalize(vectors(32, seed=2), dim=1)
-    logits = np.concatenate([(unit(query) * unit(key)).sum(1, keepdims=True), unit(query) @ unit(queue).T], 1) / 0.2
-    expected = (np.log(np.exp(logits).sum(1)) - logits[:, 0]).mean()
+    query, key, queue = vectors(8), vectors(8, seed=1), F.normalize(vectors(32, seed=2), dim=1)
+    expected = formulas.info_nce(query, key, queue, 0.2)
     assert losses.info_nce(query, key, queue, 0.2).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_info_nce_is_lightlys(lightly: Any) -> None:
+    query, key, queue = vectors(8), vectors(8, seed=1), F.normalize(vectors(32, seed=2), dim=1)
     theirs = lightly.NTXentLoss(temperature=0.2, memory_bank_size=(32, 16))
     theirs.memory_bank.bank = queue.clone()
     theirs.memory_bank.bank_ptr = torch.zeros(1, dtype=torch.long)
@@ -112,8 +107,7 @@ def test_suncet_is_the_papers() -> None:
     same = (LABELS[:, None] == LABELS[None, :]).numpy() & ~np.eye(12, dtype=bool)
     expected = -np.log((p * same).sum(1)).mean()
     assert losses.suncet(z, LABELS, 0.1).item() == pytest.approx(expected, rel=1e-5)
-    one_hot = losses.class_probabilities(z, LABELS, 0.1, 3)
-    assert -one_hot[torch.arange(12), LABELS].log().mean().item() == pytest.approx(expected, rel=1e-5)
+    assert formulas.suncet(z, LABELS, 0.1) == pytest.approx(expected), "its classifier's log-likelihood"
     by_class = [
         -np.log((p[np.ix_(members, members)]).sum(1))
         for members in (np.flatnonzero(LABELS.numpy() == number) for number in range(3))
@@ -139,15 +133,27 @@ def test_suncet_of_two_views_an_image_is_nt_xent() -> None:
     assert losses.supcon(both, pairs, 0.1).item() == pytest.approx(expected, rel=1e-5), "one positive each"
 
 
-def test_supcon_is_the_papers_and_bounds_suncet() -> None:
+def test_supcon_is_the_papers() -> None:
     z = vectors(12)
     p = softmax_without_self(unit(z), 0.1)
     same = (LABELS[:, None] == LABELS[None, :]).numpy() & ~np.eye(12, dtype=bool)
     logs = np.log(p, where=same, out=np.zeros_like(p))
     expected = -(logs.sum(1) / same.sum(1)).mean()
     assert losses.supcon(z, LABELS, 0.1).item() == pytest.approx(expected, rel=1e-5)
-    others = 3  # of each class beside the anchor
-    assert losses.supcon(z, LABELS, 0.1) >= losses.suncet(z, LABELS, 0.1) + math.log(others) - 1e-5
+
+
+@pytest.mark.parametrize("members", [2, 3, 4, 6])
+def test_supcon_is_more_than_suncet_unless_each_image_has_one_positive(members: int) -> None:
+    """Jensen: a mean of logarithms is below the logarithm of the mean, unless all that is averaged is the same."""
+    z, labels, positives = vectors(12), torch.arange(12 // members).repeat(members), members - 1
+    more = losses.supcon(z, labels, 0.1).item() - losses.suncet(z, labels, 0.1).item() - math.log(positives)
+    if positives == 1:
+        assert more == pytest.approx(0, abs=1e-5)
+    else:
+        assert more > 0.1
+    alike = torch.ones(12, 16)
+    bound = losses.suncet(alike, labels, 0.1).item() + math.log(positives)
+    assert losses.supcon(alike, labels, 0.1).item() == pytest.approx(bound, rel=1e-5)
 
 
 def test_suncet_of_equal_embeddings_counts_them() -> None:
@@ -190,12 +196,17 @@ def test_an_image_alone_in_its_class_is_an_error() -> None:
 def test_byol_is_the_papers() -> None:
     prediction, target = vectors(8).requires_grad_(), vectors(8, seed=1).requires_grad_()
     found = losses.byol(prediction, target)
-    expected = (2 - 2 * (unit(prediction.detach()) * unit(target.detach())).sum(1)).mean()
+    expected = (2 - 2 * (unit(prediction) * unit(target)).sum(1)).mean()
     assert found.item() == pytest.approx(expected, rel=1e-5)
-    theirs = lightly.NegativeCosineSimilarity()(prediction, target)
-    assert found.item() == pytest.approx(2 + 2 * theirs.item(), rel=1e-5)
     found.backward()
+    assert prediction.grad is not None
     assert target.grad is None
+
+
+def test_byol_is_lightlys(lightly: Any) -> None:
+    prediction, target = vectors(8), vectors(8, seed=1)
+    theirs = lightly.NegativeCosineSimilarity()(prediction, target).item()
+    assert losses.byol(prediction, target).item() == pytest.approx(2 + 2 * theirs, rel=1e-5)
 
 
 def test_sinkhorn_evens_out_the_use_of_prototypes() -> None:
@@ -205,12 +216,30 @@ def test_sinkhorn_evens_out_the_use_of_prototypes() -> None:
     torch.testing.assert_close(codes.sum(dim=0), torch.full((8,), 64 / 8), rtol=1e-3, atol=0)
     few = losses.sinkhorn(scores, 0.05, 3)
     torch.testing.assert_close(few.sum(dim=1), torch.ones(64))
-    from lightly.loss.swav_loss import sinkhorn as theirs  # noqa: PLC0415
 
-    torch.testing.assert_close(few, theirs(scores, iterations=3, epsilon=0.05), rtol=1e-3, atol=1e-6)
+
+@pytest.mark.parametrize("rounds", [1, 3, 10])
+@pytest.mark.parametrize("epsilon", [0.05, 0.5])
+def test_sinkhorn_is_the_papers(epsilon: float, rounds: int) -> None:
+    scores = vectors(64, 8)
+    expected = formulas.codes(double(scores), epsilon, rounds)
+    np.testing.assert_allclose(losses.sinkhorn(scores, epsilon, rounds).numpy(), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_sinkhorn_is_lightlys(lightly: Any) -> None:
+    theirs = lightly.swav_loss.sinkhorn(vectors(64, 8), iterations=3, epsilon=0.05)
+    torch.testing.assert_close(losses.sinkhorn(vectors(64, 8), 0.05, 3), theirs, rtol=1e-3, atol=1e-6)
 
 
 def test_swav_is_the_papers() -> None:
+    scores = [vectors(16, 8, seed) for seed in range(4)]
+    codes = [losses.sinkhorn(large, 0.05, 3) for large in scores[:2]]
+    array = [double(each) for each in scores]
+    expected = formulas.between_views([formulas.codes(large, 0.05, 3) for large in array[:2]], array, 0.1)
+    assert losses.swapped_prediction(scores, codes, 0.1).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_swav_is_lightlys(lightly: Any) -> None:
     large, small = [vectors(16, 8, seed) for seed in (0, 1)], [vectors(16, 8, seed) for seed in (2, 3)]
     codes = [losses.sinkhorn(scores, 0.05, 3) for scores in large]
     found = losses.swapped_prediction([*large, *small], codes, 0.1).item()
@@ -221,15 +250,18 @@ def test_swav_is_the_papers() -> None:
 def test_dino_is_the_papers() -> None:
     teacher, student = [vectors(8, 32, s) for s in (0, 1)], [vectors(8, 32, s) for s in (2, 3, 4, 5)]
     center = vectors(1, 32, 6)[0]
-    found = losses.distillation(student, teacher, center, (0.1, 0.04)).item()
+    wanted = [softmax((double(each) - double(center)) / 0.04) for each in teacher]
+    expected = formulas.between_views(wanted, [double(each) for each in student], 0.1)
+    assert losses.distillation(student, teacher, center, (0.1, 0.04)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_dino_is_lightlys(lightly: Any) -> None:
+    teacher, student = [vectors(8, 32, s) for s in (0, 1)], [vectors(8, 32, s) for s in (2, 3, 4, 5)]
+    center = vectors(1, 32, 6)[0]
     theirs = lightly.DINOLoss(output_dim=32, student_temp=0.1, warmup_teacher_temp=0.04, warmup_teacher_temp_epochs=1)
     theirs.center.copy_(center)
-    expected = []
-    for t, wanted in enumerate(teacher):
-        q = (wanted.double() - center.double()).div(0.04).softmax(1)
-        expected += [-(q * s.double().div(0.1).log_softmax(1)).sum(1).mean() for n, s in enumerate(student) if n != t]
-    assert found == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
-    assert found == pytest.approx(theirs(teacher, student, teacher_temp=0.04).item(), rel=1e-3)
+    expected = theirs(teacher, student, teacher_temp=0.04).item()
+    assert losses.distillation(student, teacher, center, (0.1, 0.04)).item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_dino_of_uniform_outputs_is_the_entropy() -> None:

@@ -10,29 +10,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor
+from torch.nn.functional import normalize
 
-from pipeline.config import modules
 from pipeline.encoder import Encoder
 from pipeline.errors import PROJECT, ConfigError
+from pipeline.optimizer import build_optimizer
 from pipeline.stages import StageConfig, labelled_images
 from selfsup.mae import hide, to_patches
-from selfsup.parts.config import TAKE_LABELS, MethodConfig
-from selfsup.parts.method import Method, Setting, Views
+from selfsup.parts.config import TAKE_LABELS
+from selfsup.parts.method import Setting, Views
 from selfsup.stages.budget import budget_of
+from tests.selfsup.small import IMAGENET, MANY, METHODS, SETTING, backbone, begun, config, make, views
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-METHODS = sorted(modules("selfsup"))
-SMALL: dict[str, dict[str, Any]] = {
-    "byol": {"hidden": 32, "dim": 16},
-    "swav": {"small_views": 2, "hidden": 32, "dim": 16, "prototypes": 8, "frozen": 0.1},
-    "deepclusterv2": {"hidden": 32, "dim": 16, "clusters": 4, "clusterings": 2},
-    "dino": {"small_views": 2, "hidden": 32, "dim": 16, "outputs": 24},
-    "mae": {"width": 32, "depth": 1},
-}
-SETTING = Setting(size=32, images=16, batch=8)
-MANY = 10
-"""Steps."""
 FAMILIES = {
     "simclr": "contrastive",
     "mocov2": "contrastive",
@@ -42,41 +31,6 @@ FAMILIES = {
     "deepclusterv2": "clustering",
     "mae": "masked",
 }
-
-
-def config(name: str, **more: Any) -> MethodConfig:
-    settings = {"name": "stage", "method": name, "data": ["pool"], "batch": 8, **SMALL.get(name, {}), **more}
-    found: MethodConfig = importlib.import_module(f"selfsup.{name}").Config.model_validate(settings)
-    return found
-
-
-def backbone(method: str = "simclr") -> Encoder:
-    torch.manual_seed(0)
-    name = "test_vit" if method == "mae" else "test_resnet"
-    return Encoder(name, 32, IMAGENET)
-
-
-def make(name: str, **more: Any) -> Method:
-    torch.manual_seed(0)
-    return config(name, **more).on(backbone(name), SETTING).train()
-
-
-def views(method: Method, step: int = 0, labelled: int = 0, index: Tensor | None = None) -> Views:
-    """Random views of eight images; of `labelled` classes four more each."""
-    generator = torch.Generator().manual_seed(step)
-    unlabelled = [torch.rand(8, 3, kind.size, kind.size, generator=generator) for kind in method.kinds()]
-    classes = torch.arange(labelled).repeat(4) if labelled else None
-    shown = torch.rand(4 * labelled, 3, 32, 32, generator=generator) if labelled else None
-    chosen = torch.arange(8) if index is None else index
-    return Views(unlabelled, chosen, shown, classes, step, MANY, step // 2)
-
-
-def begun(name: str, **more: Any) -> Method:
-    method = make(name, **more)
-    images = [torch.rand(8, 3, kind.size, kind.size) for kind in method.kinds()]
-    with torch.no_grad():
-        method.begin((torch.arange(start, start + 8), images) for start in (0, 8))
-    return method
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -92,7 +46,7 @@ def test_the_methods_are_those_of_the_papers() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_loss_falls_on_one_batch(name: str) -> None:
-    still = (
+    still: dict[str, Any] = (
         {"teacher_momentum": 1.0, "center_momentum": 1.0} if name == "dino" else {}
     )  # or what is to be foretold moves on
     method = begun(name, **still)
@@ -143,25 +97,45 @@ def test_labels_go_beside_what_contrasts_or_clusters(name: str, labels: str) -> 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_with_norms_alone_nothing_else_of_the_backbone_moves(name: str) -> None:
-    """HPT-BN: weights stay bit for bit, scales, shifts and running statistics change, and so does the head."""
+    """HPT-BN: weights stay bit for bit; every scale, shift and running statistic changes, and so does all the head."""
     method = begun(name, trainable="norm")
     encoder = method.backbone
     norms = {id(one) for norm in encoder.norms() for one in norm.parameters()}
-    trained = [one for one in encoder.parameters() if one.requires_grad]
-    assert {id(one) for one in trained} == norms
+    trained = {part: one for part, one in method.named_parameters() if one.requires_grad}
+    own = {part for part, one in encoder.model.named_parameters() if id(one) in norms}
+    inside = {part for part in trained if part.startswith("backbone.")}
+    assert inside == {f"backbone.model.{part}" for part in own}
+    assert trained.keys() > inside
     before = {part: one.clone() for part, one in encoder.model.state_dict().items()}
-    held = [one for one in method.parameters() if one.requires_grad]
-    optimizer = torch.optim.SGD(held, lr=0.1)
+    head = {part: trained[part].detach().clone() for part in trained.keys() - inside}
+    optimizer = torch.optim.SGD(trained.values(), lr=0.1)
     for step in range(3, 6):
         torch.stack(list(method.losses(views(method, step)).values())).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
     changed = {part for part, one in encoder.model.state_dict().items() if not torch.equal(one, before[part])}
-    own = {part for part, one in encoder.model.named_parameters() if id(one) in norms}
     statistics = {part for part in before if "running_" in part or "num_batches" in part}
-    assert changed <= own | statistics
-    assert changed & own
-    assert statistics <= changed
+    assert changed == own | statistics
+    assert [part for part, one in head.items() if torch.equal(one, trained[part])] == []
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_with_norms_alone_the_optimiser_holds_them_before_anything_is_set_to_training(name: str) -> None:
+    """Gradients that only `train()` switched on would come too late for it."""
+    stage, encoder = config(name, trainable="norm"), backbone(name).eval()
+    method = stage.on(encoder, SETTING).eval()
+    held = {id(one) for group in build_optimizer(method, stage).param_groups for one in group["params"]}
+    norms = {part for part, kind in encoder.model.named_modules() if "Norm" in type(kind).__name__}
+    there = {part for part, one in encoder.model.named_parameters() if id(one) in held}
+    assert there == {f"{part}.{what}" for part in norms for what in ("weight", "bias")}
+    assert {id(one) for part in method.children() if part is not encoder for one in part.parameters()} & held
+
+
+def test_with_norms_alone_a_resnet50_trains_scale_and_shift_of_26560_channels() -> None:
+    with torch.device("meta"):
+        encoder = Encoder("resnet50", 224, IMAGENET)
+        config("mocov2", trainable="norm").on(encoder, SETTING)
+    assert sum(one.numel() for one in encoder.parameters() if one.requires_grad) == 2 * 26_560
 
 
 @pytest.mark.parametrize(
@@ -173,7 +147,8 @@ def test_with_norms_alone_nothing_else_of_the_backbone_moves(name: str) -> None:
     ],
 )
 def test_a_follower_is_a_copy_first_and_then_an_exact_average(name: str, part: str, key: str) -> None:
-    method = begun(name, **{key: 0.9})
+    momentum: dict[str, Any] = {key: 0.9}
+    method = begun(name, **momentum)
     follower: Any = getattr(method, part)
     head: Any = method.head
     leader = [*method.backbone.parameters(), *head.parameters()]
@@ -209,6 +184,29 @@ def test_mocos_queue_is_first_in_first_out() -> None:
     assert not torch.equal(method.queue[:8], first)
 
 
+@pytest.mark.parametrize("length", [4, 8, 12, 20])
+def test_mocos_queue_forgets_the_oldest_first_and_none_before_its_time(length: int) -> None:
+    """Whether or not its length is a multiple of the batch, which is eight."""
+    method: Any = make("mocov2", queue=length)
+    known = {-1: method.queue.clone()}
+    for step in range(5):
+        method.losses(views(method, step, index=torch.arange(8 * step, 8 * step + 8)))
+        oldest_first = (method.place + torch.arange(length)) % length
+        owners = method.owners[oldest_first].tolist()
+        assert owners == [*[-1] * length, *range(8 * step + 8)][-length:]
+        rows = dict(zip(owners, method.queue[oldest_first], strict=True))
+        assert all(torch.equal(row, known[owner]) for owner, row in rows.items() if 0 <= owner < 8 * step)
+        known |= rows
+
+
+@pytest.mark.parametrize(("images", "batch", "length"), [(100, 8, 96), (5, 8, 8), (1_281_167, 256, 65_536)])
+def test_mocos_queue_is_made_for_whole_batches(images: int, batch: int, length: int) -> None:
+    with torch.device("meta"):
+        method: Any = config("mocov2").on(backbone(), Setting(size=32, images=images, batch=batch))
+    assert len(method.queue) == len(method.owners) == length
+    assert length % batch == 0
+
+
 def test_mocos_own_keys_of_an_epoch_ago_are_no_negatives() -> None:
     method: Any = make("mocov2", queue=16)
     method.losses(views(method, step=0))
@@ -218,7 +216,7 @@ def test_mocos_own_keys_of_an_epoch_ago_are_no_negatives() -> None:
     alone = Views(*[getattr(views(method, step=1, index=order), field.name) for field in dataclasses.fields(Views)])
     assert method.losses(alone)["mocov2"].isnan(), "other images' keys are"
     method.owners.fill_(3)
-    method.queue.copy_(torch.nn.functional.normalize(torch.randn(16, 128), dim=1))
+    method.queue.copy_(normalize(torch.randn(16, 128), dim=1))
     same = views(method, step=2, index=torch.full((8,), 3))
     assert method.losses(same)["mocov2"].item() == pytest.approx(0, abs=1e-6), "nothing is left but its own key"
 

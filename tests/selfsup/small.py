@@ -1,0 +1,64 @@
+"""Every method, small, and views to show it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.config import modules
+from pipeline.encoder import Encoder
+from selfsup.parts.config import MethodConfig
+from selfsup.parts.method import Method, Setting, Views
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+METHODS = sorted(modules("selfsup"))
+SMALL: dict[str, dict[str, Any]] = {
+    "byol": {"hidden": 32, "dim": 16},
+    "swav": {"small_views": 2, "hidden": 32, "dim": 16, "prototypes": 8, "frozen": 0.1},
+    "deepclusterv2": {"hidden": 32, "dim": 16, "clusters": 4, "clusterings": 2},
+    "dino": {"small_views": 2, "hidden": 32, "dim": 16, "outputs": 24},
+    "mae": {"width": 32, "depth": 1},
+}
+SETTING = Setting(size=32, images=16, batch=8)
+LARGE = Setting(size=64, images=16, batch=8)
+"""Small views are of another size here, and patches are 16."""
+MANY = 10
+"""Steps."""
+
+
+def config(name: str, **more: Any) -> MethodConfig:
+    settings = {"name": "stage", "method": name, "data": ["pool"], "batch": 8, **SMALL.get(name, {}), **more}
+    found: MethodConfig = importlib.import_module(f"selfsup.{name}").Config.model_validate(settings)
+    return found
+
+
+def backbone(method: str = "simclr", size: int = SETTING.size) -> Encoder:
+    torch.manual_seed(0)
+    name = "test_vit" if method == "mae" else "test_resnet"
+    return Encoder(name, size, IMAGENET)
+
+
+def make(name: str, setting: Setting = SETTING, **more: Any) -> Method:
+    torch.manual_seed(0)
+    return config(name, **more).on(backbone(name, setting.size), setting).train()
+
+
+def views(method: Method, step: int = 0, labelled: int = 0, index: Tensor | None = None) -> Views:
+    """Random views of eight images, or of those in `index`; of `labelled` classes four more each."""
+    generator = torch.Generator().manual_seed(step)
+    chosen = torch.arange(8) if index is None else index
+    unlabelled = [torch.rand(len(chosen), 3, kind.size, kind.size, generator=generator) for kind in method.kinds()]
+    classes = torch.arange(labelled).repeat(4) if labelled else None
+    shown = torch.rand(4 * labelled, 3, 32, 32, generator=generator) if labelled else None
+    return Views(unlabelled, chosen, shown, classes, step, MANY, step // 2)
+
+
+def begun(name: str, setting: Setting = SETTING, **more: Any) -> Method:
+    method = make(name, setting, **more)
+    images = [torch.rand(8, 3, kind.size, kind.size) for kind in method.kinds()]
+    with torch.no_grad():
+        method.begin((torch.arange(start, start + 8), images) for start in (0, 8))
+    return method
