@@ -152,7 +152,7 @@ def run(root: Root, sets: dict[str, Artifact], name: str, steps: int, seed: int)
     return tested(made, inputs, settings, seed)
 
 
-def main(seeds: Annotated[int, typer.Option(help="Runs of each kind.")] = 5) -> None:
+def main(seeds: Annotated[int, typer.Option(help="Runs of each kind.", min=2)] = 5) -> None:
     """Measure, print, and leave `suncet_digits` among the results."""
     torch.set_num_threads(1)
     measured = circumstances("cpu")

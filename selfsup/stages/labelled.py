@@ -29,7 +29,7 @@ class ClassSampler:
     """Draws classes and images of each for every step: class-stratified, as SuNCEt's sampler.
 
     A random order of all classes is used up in chunks, `classes` at a time; of each class `images` are drawn, no image
-    twice in a step. `members`: by class, positions of its images.
+    twice in a step. `members`: by class, positions of its images, in an order that does not depend on the positions.
     """
 
     members: Sequence[NDArray[np.int64]]
@@ -71,7 +71,7 @@ def class_sampler(config: LabelledConfig, known: Known, seed: int) -> ClassSampl
                 f"of {len(known.keys)} images {len(there)} are labelled as {name!r}, and {wanted} of each "
                 f"class are asked for (per_class {config.per_class}, images {config.images})."
             )
-        members.append(np.sort(there[: config.per_class]))
+        members.append(there[: config.per_class])
     return ClassSampler(members, count, config.images, seed)
 
 
