@@ -23,6 +23,17 @@ def test_the_rate_rises_in_a_line_to_its_peak_and_falls_in_a_cosine_to_zero() ->
     assert rates[100] == 0
 
 
+def test_every_budget_has_a_whole_cosine_of_its_own() -> None:
+    """From 1 at the first step to almost 0 at the last one: a short training is not the beginning of a longer one."""
+    runs = {steps: np.array([learning_rate(step, steps, 0.0) for step in range(steps)]) for steps in (50, 500, 5000)}
+    for rates in runs.values():
+        assert rates[0] == 1
+        assert (np.diff(rates) < 0).all()
+        assert rates[-1] == pytest.approx(0, abs=1e-3)
+    for short, long in ((50, 500), (50, 5000), (500, 5000)):
+        assert (runs[short][1:] < runs[long][1:short]).all()
+
+
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 0.99), (2, 0.5), (7, 0), (7, 0.99)])
 def test_every_step_has_a_rate_above_zero_and_one_has_the_whole(steps: int, warmup: float) -> None:
     rates = [learning_rate(step, steps, warmup) for step in range(steps)]

@@ -3,123 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
 
 from evaluation.cost import cost
-from flows.dag import build_steps
-from pipeline import machine
-from pipeline.artifacts import Artifact, Inputs, Step
-from pipeline.checkpoint import read_tensors
-from pipeline.config import parse_recipe
+from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError, Stopped
-from pipeline.fit import Fitted
-from pipeline.library import Library
-from pipeline.machine import Choice
+from pipeline.features import features_of
+from pipeline.fit import Fitted, fit
+from pipeline.job import Job
 from pipeline.roots import Root
-from pipeline.runtime import Runtime
-from pipeline.starts import of_artifact
-from pipeline.workspace import Workspace
+from pipeline.starts import Start, of_artifact
 from selfsup.deepclusterv2 import DeepCluster
 from selfsup.stages import stream, training
-from selfsup.stages.images import images_of
-from selfsup.stages.objective import RANK, SPREAD, Learning
-from selfsup.stages.stage import stage_config
+from selfsup.stages.objective import Learning
+from selfsup.stages.start import measured
 from selfsup.stages.stream import ViewBatch
 from selfsup.stages.watch import effective_rank, is_collapsed, spread
 from tasks.ingest import IngestedSet
 from tasks.shelves import held_out_keys
-from tests.conftest import World
 from tests.disk import folder_of
-from tests.tasks.photos import picture
-
-SMALL = {
-    "name": "garments",
-    "method": "simclr",
-    "data": ["truth"],
-    "start": "scratch",
-    "backbone": "test_resnet",
-    "image_size": 32,
-    "batch": 4,
-    "steps": 4,
-    "lr": 0.01,
-}
-
-
-TWO = {"method": "suncet", "images": 2}
-KINDS = """
-name: kinds
-data: {{kinds: {{kind: imagefolder, path: "{path}"}}}}
-teachers: {{gabor: {{kind: analytic}}}}
-pool: [kinds]
-student: {{weighting: equal}}
-"""
-
-
-@dataclasses.dataclass
-class Room:
-    """A root of its own in which stages run on some sets."""
-
-    sets: dict[str, Artifact]
-    runtime: Runtime
-
-    def inputs(self, stage: dict[str, Any]) -> Inputs:
-        """A stage's pool and sets."""
-        pool = Step(f"pool.{stage['name']}", "tasks.pool:gather_for_stage", {"pool": stage["data"]}, tuple(self.sets))
-        made, _ = Workspace(self.runtime.root).obtain(pool, Inputs(self.sets, self.runtime))
-        return Inputs(
-            {pool.name: made, **{f"data.{name}": self.sets[f"data.{name}"] for name in stage["data"]}}, self.runtime
-        )
-
-    def run(self, before: Artifact | None = None, **settings: Any) -> Artifact:
-        stage = {**SMALL, **settings}
-        config: dict[str, Any] = {"name": "stage.one", "stage": stage, "seed": 3, "start": "before" if before else None}
-        found = self.inputs(stage)
-        given = dataclasses.replace(found, artifacts={**found.artifacts, **({"before": before} if before else {})})
-        step = Step(f"stage.{stage['name']}", "selfsup.stages.stage:run_stage", config, tuple(given.artifacts))
-        made, _ = Workspace(self.runtime.root).obtain(step, given)
-        return made
-
-    def images(self, **settings: Any) -> Library:
-        """What a stage of these settings sees."""
-        stage = {**SMALL, **settings}
-        return images_of(stage_config(stage), self.inputs(stage), seed=0)
-
-
-@pytest.fixture(scope="module")
-def kinds(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Eight images of each of two classes."""
-    folder = tmp_path_factory.mktemp("kinds")
-    for number in range(16):
-        file = folder / "images" / "ab"[number % 2] / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        picture(number, 40, 40).save(file)
-    [step, *_] = build_steps(parse_recipe(KINDS.format(path=folder / "images"), "kinds"))
-    return Workspace(Root.of(folder / "root")).make(step, Inputs({}, Runtime(Root.of(folder / "root"))))
-
-
-@pytest.fixture
-def room(world: World, kinds: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
-    monkeypatch.setattr(machine, "choose", lambda *_: Choice("cpu", "32", False, {}))
-    sets = {name: made for name, made in world.artifacts.items() if name.startswith("data.")}
-    runtime = Runtime(Root.of(tmp_path / "root"), "cpu", "32", 1, checkpoint_s=0)
-    return Room({**sets, "data.kinds": kinds}, runtime)
-
-
-def weights(made: Artifact) -> dict[str, torch.Tensor]:
-    return read_tensors(folder_of(made) / "backbone.safetensors")[1]
-
-
-def log(made: Artifact) -> list[dict[str, Any]]:
-    lines = (folder_of(made) / "log" / "train.jsonl").read_text("utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+from tests.selfsup.rooms import SMALL, TWO, Room, log, weights
 
 
 def test_what_it_leaves_is_loaded_by_timm_and_is_the_start_of_the_next(room: Room) -> None:
@@ -156,14 +67,50 @@ def test_a_backbone_is_handed_over_as_it_is_and_gets_a_fresh_head(room: Room, mo
     torch.testing.assert_close(seen[0]["queue"].norm(dim=1), torch.ones(len(seen[0]["queue"])))
 
 
-def test_with_norms_alone_weights_stay_bit_for_bit(room: Room) -> None:
-    first = room.run()
-    second = room.run(first, name="second", start="garments", trainable="norm")
+def test_before_its_first_step_a_stage_has_the_features_of_what_it_starts_from(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On images that it never saw; where it measures its own images anew, only their normalisation is another."""
+    elsewhere, first = room.images(data=["pool"]), room.run()
+    monkeypatch.setattr(training, "fit", lambda *_: Fitted([], 0.0, 0.0))
+    same, anew = (
+        of_artifact(room.run(first, name="second", start="garments", data=["kinds"], statistics=kept))
+        for kept in ("backbone", "data")
+    )
+
+    def features(start: Start) -> torch.Tensor:
+        return features_of(start.encoder(), elsewhere, range(len(elsewhere)), room.runtime)
+
+    begun = of_artifact(first)
+    assert not {*elsewhere.keys()} & {*room.images().keys(), *room.images(data=["kinds"]).keys()}
+    assert torch.equal(features(same), features(begun))
+    assert not torch.allclose(features(anew), features(begun), rtol=0.01)
+    assert torch.equal(features(dataclasses.replace(anew, statistics=begun.statistics)), features(begun))
+    torch.testing.assert_close(anew.statistics, measured(room.images(data=["kinds"])))
+
+
+def test_with_norms_alone_every_norm_and_the_head_are_trained_and_no_other_weight(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HPT-BN, by the loop itself: the others stay bit for bit."""
+    first, heads = room.run(), list[dict[str, torch.Tensor]]()
+
+    def noting(job: Job, *given: Any) -> Fitted:
+        head = job.objective.get_submodule("method.head")
+        heads.append({name: one.clone() for name, one in head.state_dict().items()})
+        fitted = fit(job, *given)
+        heads.append(head.state_dict())
+        return fitted
+
+    monkeypatch.setattr(training, "fit", noting)
+    second = room.run(first, name="second", method="mocov2", start="garments", trainable="norm")
     changed = {name for name, one in weights(second).items() if not torch.equal(one, weights(first)[name])}
-    norms = {name for name, one in weights(first).items() if one.ndim <= 1}
-    assert changed
-    assert changed <= norms
-    assert {name for name in norms if "running" in name} <= changed
+    parts = of_artifact(first).encoder().model.named_modules()
+    norms = {name for name, part in parts if isinstance(part, torch.nn.BatchNorm2d)}
+    kinds = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    assert norms
+    assert changed == {f"{name}.{kind}" for name in norms for kind in kinds}
+    assert [name for name, one in heads[1].items() if torch.equal(one, heads[0][name])] == []
 
 
 def test_no_image_that_is_measured_on_is_seen(room: Room) -> None:
@@ -175,6 +122,12 @@ def test_no_image_that_is_measured_on_is_seen(room: Room) -> None:
     assert all(layers == {} for layers in (shelf.layers for shelf in library.shelves)), "and no label with them"
 
 
+def test_the_images_of_a_stage_are_listed_without_labels(room: Room) -> None:
+    pool = room.inputs({**SMALL, "data": ["kinds"]})["pool.garments"]
+    listed = pq.read_schema(folder_of(pool) / "pool.parquet").names
+    assert listed == ["key", "set", "shard", "row", "used", "reason"]
+
+
 def test_a_smaller_share_is_a_part_of_a_larger_one(room: Room) -> None:
     def keys(share: float) -> set[str]:
         library = room.images(data=["truth", "pool"], share=share)
@@ -183,12 +136,6 @@ def test_a_smaller_share_is_a_part_of_a_larger_one(room: Room) -> None:
     few, half, every = keys(0.25), keys(0.5), keys(1.0)
     assert few < half < every
     assert len(half) == round(0.5 * len(every))
-
-
-def test_labels_beside_change_what_is_learned_until_they_are_switched_off(room: Room) -> None:
-    lines = log(room.run(labels={**TWO, "until": 0.5}, data=["kinds"]))
-    assert ["suncet" in line["losses"] for line in lines] == [True, True, False, False]
-    assert {SPREAD, RANK} <= lines[0]["losses"].keys()
 
 
 def test_the_images_and_views_that_went_through_are_counted(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +217,15 @@ def test_all_images_are_seen_before_the_first_step_and_not_again_after_it(
 def test_what_cannot_be_is_told(room: Room, settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         room.run(**settings)
+
+
+@pytest.mark.parametrize("width", [16, 64, 256])
+def test_random_directions_spread_as_far_as_their_width_lets_them(width: int) -> None:
+    """Each coordinate of a random unit vector deviates by 1 / sqrt(width); how long vectors are does not matter."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.rand(4096, 1, generator=generator) + 0.1
+    features = torch.randn(4096, width, generator=generator) * lengths
+    assert spread(features).item() / width**0.5 == pytest.approx(1 / width**0.5, rel=0.01)
 
 
 def test_collapse_shows_in_the_measures() -> None:

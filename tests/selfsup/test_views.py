@@ -1,9 +1,9 @@
-"""Windows and colours are drawn as by torchvision, labelled images as by SuNCEt's sampler; budgets are kept."""
+"""Windows and colours are drawn as by torchvision; budgets are kept, and what a step holds can be cut."""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,12 +15,10 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from pipeline.augment import generator
-from pipeline.errors import ConfigError
 from pipeline.stages import LabelledConfig, PolicyConfig, StageConfig
 from selfsup.parts.method import Policy, ViewKind
 from selfsup.stages.budget import Budget, budget_of
 from selfsup.stages.colours import Colours
-from selfsup.stages.labelled import Known, class_sampler
 from selfsup.stages.objective import changed
 from selfsup.stages.stream import Drawn, ViewShare
 from selfsup.stages.windows import draw_window
@@ -117,53 +115,6 @@ def test_a_recipe_changes_views_and_small_ones_stay_small() -> None:
     assert {kind.policy.grayscale for kind in told} == {0}
     assert {kind.policy.blur for kind in told} == {0.5}
     assert changed(kinds, PolicyConfig()) == kinds
-
-
-def labels(count: int = 10, each: int = 8) -> NDArray[np.int64]:
-    return np.tile(np.arange(count), each)
-
-
-NAMES = tuple("abcdefghij")
-
-
-def known(of: NDArray[np.int64], names: Sequence[str] = NAMES) -> Known:
-    return Known([f"{number:016x}" for number in range(len(of))], names, of)
-
-
-def test_every_class_is_drawn_once_in_a_pass_and_so_many_images_of_it() -> None:
-    sampler = class_sampler(LabelledConfig(classes=5, images=3), known(labels()), seed=0)
-    for start in range(0, 10, 2):
-        steps = [sampler.step(number) for number in (start, start + 1)]
-        counts = collections.Counter(label for step in steps for _, label in step)
-        assert counts == dict.fromkeys(range(10), 3)
-        for step in steps:
-            assert len({index for index, _ in step}) == len(step) == 15
-            assert all(labels()[index] == label for index, label in step)
-            order = [label for _, label in step]
-            assert order[:5] == order[5:10] == order[10:], "in turn"
-    assert sampler.step(3) == sampler.step(3)
-    assert sampler.step(3) != sampler.step(5)
-
-
-def test_few_labels_are_a_part_of_more_and_no_other_is_read() -> None:
-    few, more = (
-        class_sampler(LabelledConfig(per_class=number, images=2), known(labels()), seed=1) for number in (2, 6)
-    )
-    used = [{int(index) for members in each.members for index in members} for each in (few, more)]
-    assert len(used[0]) == 20
-    assert used[0] < used[1]
-    drawn = {index for number in range(50) for index, _ in few.step(number)}
-    assert drawn <= used[0]
-
-
-def test_labels_that_are_not_there_are_counted() -> None:
-    rare = np.append(labels(), 10)
-    with pytest.raises(ConfigError, match=r"of 81 images 1 are labelled as 'k', and 4 of each class"):
-        class_sampler(LabelledConfig(), known(rare, (*NAMES, "k")), seed=0)
-    with pytest.raises(ConfigError, match=r"classes is 4, which does not divide the 10 .*: 2 or 5 or 10 would"):
-        class_sampler(LabelledConfig(classes=4), known(labels()), seed=0)
-    with pytest.raises(ConfigError, match=r"classes is 20, which does not divide the 10"):
-        class_sampler(LabelledConfig(classes=20), known(labels()), seed=0)
 
 
 @given(st.integers(2, 64), st.integers(1, 20), st.integers(0, 30))

@@ -1,0 +1,47 @@
+"""Sets that stages learn from, and a place where they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.dag import build_steps
+from pipeline import machine
+from pipeline.artifacts import Artifact, Inputs
+from pipeline.config import parse_recipe
+from pipeline.machine import Choice
+from pipeline.roots import Root
+from pipeline.runtime import Runtime
+from pipeline.workspace import Workspace
+from tests.conftest import World
+from tests.selfsup.rooms import Room
+from tests.tasks.photos import picture
+
+KINDS = """
+name: kinds
+data: {{kinds: {{kind: imagefolder, path: "{path}"}}}}
+teachers: {{gabor: {{kind: analytic}}}}
+pool: [kinds]
+student: {{weighting: equal}}
+"""
+
+
+@pytest.fixture(scope="session")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Eight images of each of two classes."""
+    folder = tmp_path_factory.mktemp("kinds")
+    for number in range(16):
+        file = folder / "images" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture(number, 40, 40).save(file)
+    [step, *_] = build_steps(parse_recipe(KINDS.format(path=folder / "images"), "kinds"))
+    return Workspace(Root.of(folder / "root")).make(step, Inputs({}, Runtime(Root.of(folder / "root"))))
+
+
+@pytest.fixture
+def room(world: World, kinds: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
+    monkeypatch.setattr(machine, "choose", lambda *_: Choice("cpu", "32", False, {}))
+    sets = {name: made for name, made in world.artifacts.items() if name.startswith("data.")}
+    runtime = Runtime(Root.of(tmp_path / "root"), "cpu", "32", 1, checkpoint_s=0)
+    return Room({**sets, "data.kinds": kinds}, runtime)

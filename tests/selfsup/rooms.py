@@ -1,0 +1,72 @@
+"""A place of its own for stages to run in, and how to look at what they left."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import torch
+
+from pipeline.artifacts import Artifact, Inputs, Step
+from pipeline.checkpoint import read_tensors
+from pipeline.library import Library
+from pipeline.runtime import Runtime
+from pipeline.workspace import Workspace
+from selfsup.stages.images import images_of
+from selfsup.stages.stage import stage_config
+from tests.disk import folder_of
+
+SMALL = {
+    "name": "garments",
+    "method": "simclr",
+    "data": ["truth"],
+    "start": "scratch",
+    "backbone": "test_resnet",
+    "image_size": 32,
+    "batch": 4,
+    "steps": 4,
+    "lr": 0.01,
+}
+TWO = {"method": "suncet", "images": 2}
+SEED = 3
+"""Of all runs of stages."""
+
+
+@dataclasses.dataclass
+class Room:
+    """A root of its own in which stages run on some sets."""
+
+    sets: dict[str, Artifact]
+    runtime: Runtime
+
+    def inputs(self, stage: dict[str, Any]) -> Inputs:
+        """A stage's pool and sets."""
+        pool = Step(f"pool.{stage['name']}", "tasks.pool:gather_for_stage", {"pool": stage["data"]}, tuple(self.sets))
+        made, _ = Workspace(self.runtime.root).obtain(pool, Inputs(self.sets, self.runtime))
+        return Inputs(
+            {pool.name: made, **{f"data.{name}": self.sets[f"data.{name}"] for name in stage["data"]}}, self.runtime
+        )
+
+    def run(self, before: Artifact | None = None, **settings: Any) -> Artifact:
+        stage, start = {**SMALL, **settings}, "before" if before else None
+        config: dict[str, Any] = {"name": "stage.one", "stage": stage, "seed": SEED, "start": start}
+        found = self.inputs(stage)
+        given = dataclasses.replace(found, artifacts={**found.artifacts, **({"before": before} if before else {})})
+        step = Step(f"stage.{stage['name']}", "selfsup.stages.stage:run_stage", config, tuple(given.artifacts))
+        made, _ = Workspace(self.runtime.root).obtain(step, given)
+        return made
+
+    def images(self, **settings: Any) -> Library:
+        """What a stage of these settings sees."""
+        stage = {**SMALL, **settings}
+        return images_of(stage_config(stage), self.inputs(stage), SEED)
+
+
+def weights(made: Artifact) -> dict[str, torch.Tensor]:
+    return read_tensors(folder_of(made) / "backbone.safetensors")[1]
+
+
+def log(made: Artifact) -> list[dict[str, Any]]:
+    lines = (folder_of(made) / "log" / "train.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
