@@ -75,6 +75,19 @@ def test_every_labelled_image_has_its_turn() -> None:
     assert {index for number in range(50) for index, _ in sampler.step(number)} == set(range(80))
 
 
+def test_what_is_drawn_does_not_depend_on_where_the_images_lie() -> None:
+    """The same images in other shards have other positions."""
+    one = known(labels())
+    order = np.random.default_rng(0).permutation(len(one.keys))
+    other = Known([one.keys[place] for place in order], NAMES, one.of[order])
+    config = LabelledConfig(classes=5, images=3, per_class=6)
+    drawn = [
+        [[each.keys[index] for index, _ in class_sampler(config, each, 4).step(number)] for number in range(6)]
+        for each in (one, other)
+    ]
+    assert drawn[0] == drawn[1]
+
+
 def test_few_labels_are_a_part_of_more_and_no_other_is_read() -> None:
     few, more = (
         class_sampler(LabelledConfig(per_class=number, images=2), known(labels()), seed=1) for number in (2, 6)
