@@ -34,7 +34,12 @@ def comparing_steps(recipe: Recipe, seen: tuple[str, ...]) -> Iterator[Step]:
 
 def trials(recipe: Recipe, config: CompareConfig) -> Iterator[Trial]:
     """Everything that a comparison trains or measures."""
-    return config.trials({said: backbone_of(said, recipe) for said in {*config.starts, STUDENT}})
+    return config.trials(_backbones(recipe, config))
+
+
+def _backbones(recipe: Recipe, config: CompareConfig) -> dict[str, str]:
+    """What the student and each of a comparison's starts have; of scratch, the student's."""
+    return {said: backbone_of(said, recipe) for said in {*config.starts, STUDENT}}
 
 
 def compares(step: str) -> bool:
@@ -140,6 +145,9 @@ def check_comparing(recipe: Recipe, spaces: Spaces) -> None:
     """Raise ConfigError for sets, probes or a schedule that are not there, or a set without labels to measure on."""
     for name, config in recipe.compare.items():
         _check(f"{NAME}.{name}", config, spaces)
+        for said in config.starts:
+            start(said, recipe, place=f"{NAME}.{name}.starts")
+        _check_backbones(f"{NAME}.{name}.methods", config, _backbones(recipe, config))
         names = [trial.name for trial in trials(recipe, config)]
         again = next((each for number, each in enumerate(names) if each in names[:number]), None)
         if again:
@@ -162,3 +170,18 @@ def _check(place: str, config: CompareConfig, spaces: Spaces) -> None:
             f"{place}.set is {config.measured_on!r}, which has labels for {', '.join(sorted(there)) or 'nothing'}: "
             f"{'probes need class labels' if config.probes else 'there is nothing to fine-tune on'}."
         )
+
+
+def _check_backbones(place: str, config: CompareConfig, there: Mapping[str, str]) -> None:
+    """The backbones that methods are for are some of the comparison's, and each method is for one it is trained on."""
+    trained = [backbone for _, backbone in config.pairs(there)]
+    for method, said in config.methods.items():
+        alone = [
+            choose(name, {*config.backbones, *trained}, f"{place}.{method}.{BACKBONES}:")
+            for name in said.get(BACKBONES, trained)
+        ]
+        if not set(alone) & set(trained):
+            raise ConfigError(
+                f"{place}.{method}.{BACKBONES} is {alone}, but no start has one of these: starts are {config.starts}, "
+                f"with {', '.join(dict.fromkeys(trained))}."
+            )

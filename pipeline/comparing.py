@@ -64,15 +64,7 @@ class CompareConfig(Measuring):
     @model_validator(mode="after")
     def _methods_differ_in_themselves_alone(self) -> CompareConfig:
         for name, settings in self.methods.items():
-            if name in (NO_STAGE, SUPERVISED):
-                raise ValueError(f"methods: {name!r} is a row of every comparison; call the method another name")
-            if "method" not in settings:
-                raise ValueError(f"methods.{name} says no method: write {{method: simclr}}, for example")
-            for key in COMMON:
-                if key in settings:
-                    raise ValueError(
-                        f"methods.{name}.{key}: all methods have it in common; say it for all, or leave it"
-                    )
+            _check_method(name, settings)
         for key in COMMON:
             if key in self.supervised:
                 raise ValueError(f"supervised.{key}: all rows have it in common; say it for all, or leave it out")
@@ -87,9 +79,7 @@ class CompareConfig(Measuring):
         """Everything that is trained or measured, seed by seed; `backbones`: what the student and each start but
         scratch have.
         """
-        scratch = self.backbones or [backbones[STUDENT]]
-        fixed = {start: [backbones[start]] for start in self.starts if start != SCRATCH}
-        pairs = [(start, name) for start in self.starts for name in fixed.get(start, scratch)]
+        scratch, pairs = self.backbones or [backbones[STUDENT]], self.pairs(backbones)
         alone = dict.fromkeys([*((SCRATCH, name) for name in scratch), (STUDENT, backbones[STUDENT]), *pairs])
         for seed in range(self.seeds):
             yield from (Trial(NO_STAGE, *pair, share=None, steps=None, seed=seed) for pair in alone)
@@ -97,10 +87,34 @@ class CompareConfig(Measuring):
                 for method in self._methods_on(pair[1]):
                     yield Trial(method, *pair, share=share, steps=steps, seed=seed)
 
+    def pairs(self, backbones: Mapping[str, str]) -> list[tuple[str, str]]:
+        """Each start with its backbone, scratch with every one: what methods are trained from."""
+        scratch = self.backbones or [backbones[STUDENT]]
+        fixed = {start: [backbones[start]] for start in self.starts if start != SCRATCH}
+        return [(start, name) for start in self.starts for name in fixed.get(start, scratch)]
+
     def _methods_on(self, backbone: str) -> list[str]:
         """The methods for a backbone, and supervised training, where the images have labels."""
         mine = [name for name, said in self.methods.items() if backbone in said.get(BACKBONES, [backbone])]
         return [SUPERVISED, *mine] if self.measured_on in self.data else mine
+
+
+def _check_method(name: str, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError for a method that is called like another row, is none, or says what all have in common."""
+    if name in (NO_STAGE, SUPERVISED):
+        raise ValueError(f"methods: {name!r} is a row of every comparison; call the method another name")
+    if "method" not in settings:
+        raise ValueError(f"methods.{name} says no method: write {{method: simclr}}, for example")
+    for key in COMMON:
+        if key in settings:
+            raise ValueError(f"methods.{name}.{key}: all methods have it in common; say it for all, or leave it")
+    if BACKBONES in settings and not _are_names(settings[BACKBONES]):
+        said = settings[BACKBONES]
+        raise ValueError(f"methods.{name}.{BACKBONES} is {said!r}: write a list of timm models, as in [resnet18]")
+
+
+def _are_names(said: Any) -> bool:
+    return isinstance(said, list) and bool(said) and all(isinstance(each, str) for each in said)
 
 
 def comparison_of(step: str) -> str:

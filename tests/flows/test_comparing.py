@@ -105,6 +105,40 @@ def test_weights_and_stages_may_be_started_from(tmp_path: Path) -> None:
     assert steps["compare.all.simclr.stage.one.test_resnet.share1.steps1.seed0"].inputs[0] == "stage.one"
 
 
+def test_a_method_for_some_backbones_alone_is_left_out_on_the_others() -> None:
+    rows = {
+        (trial["method"], trial["backbone"])
+        for trial in trials_of(CROSSED.replace("lr: 0.1", "lr: 0.1, backbones: [resnet18]"))
+    }
+    assert ("simclr", "test_resnet") in rows
+    assert ("mocov2", "resnet18") in rows
+    assert ("mocov2", "test_resnet") not in rows
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ("[resnet81]", r"compare\.all\.methods\.mocov2\.backbones: 'resnet81' is unknown\. Did you mean 'resnet18'\? "),
+        ("[resnet18, test_resnt]", r"backbones: 'test_resnt' .* Known: resnet18, test_resnet\."),
+        ("resnet18d", r"methods\.mocov2\.backbones is 'resnet18d': write a list of timm models, as in \[resnet18\]"),
+        ("3", r"methods\.mocov2\.backbones is 3: write a list"),
+        ("[]", r"methods\.mocov2\.backbones is \[\]: write a list"),
+        ("[7]", r"methods\.mocov2\.backbones is \[7\]: write a list"),
+        ("null", r"methods\.mocov2\.backbones is None: write a list"),
+    ],
+)
+def test_backbones_that_a_method_is_for_are_some_of_the_comparison(said: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        steps_of(CROSSED.replace("lr: 0.1", f"lr: 0.1, backbones: {said}"))
+
+
+def test_a_method_that_would_be_trained_on_no_backbone_is_told() -> None:
+    said = CROSSED.replace("lr: 0.1", "lr: 0.1, backbones: [resnet18]").replace("[student, scratch]", "[student]")
+    says = r"mocov2\.backbones is \['resnet18'\], but no start has one of these: starts are"
+    with pytest.raises(ConfigError, match=says):
+        steps_of(said)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
