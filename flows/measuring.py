@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from evaluation.corruptions import VERSION as CORRUPTIONS
 from evaluation.schedules import SCHEDULES
 from pipeline import draws
-from pipeline.artifacts import Step, read_json
+from pipeline.artifacts import Step
 from pipeline.config import Recipe, modules
 from pipeline.errors import ConfigError, choose, naming
 from pipeline.evaluating import Measuring, StartConfig, check_names, start_of
@@ -19,8 +18,6 @@ from pipeline.stages import KEPT
 from pipeline.weights import weights_digest
 
 PROBES = "evaluation.probes"
-WITH_BACKBONE = ("supervised", "pretrained", "checkpoint")
-"""Kinds of teachers that leave a backbone."""
 Spaces = Mapping[str, Mapping[str, LabelSpace]]
 """By set and task, what its labels mean."""
 
@@ -112,23 +109,30 @@ def start(said: str, recipe: Recipe, backbone: str | None = None, place: str = "
         if found.weights:
             weights_digest(found.weights)  # the file is there
     kind, _, name = (found.step or "").partition(".")
-    if kind == "teacher" and recipe.teachers[name].kind not in WITH_BACKBONE:
+    if kind == "teacher" and _taught(name, recipe) is None:
+        others = [f"teacher.{other}" for other in recipe.teachers if _taught(other, recipe)]
         raise ConfigError(
-            f"{place}: {said!r} is of kind {recipe.teachers[name].kind!r}, which leaves no backbone; teachers "
-            f"of the kinds {', '.join(WITH_BACKBONE)} do, and {', '.join(KEPT)}."
+            f"{place}: {said!r} is of kind {recipe.teachers[name].kind!r}, which leaves no backbone; "
+            f"{', '.join([*others, *KEPT])} would work."
         )
     return found
+
+
+def _taught(teacher: str, recipe: Recipe) -> str | None:
+    """The timm name of the backbone that a teacher leaves, if it leaves one."""
+    with naming(f"teachers.{teacher}"):
+        return recipe.teachers[teacher].backbone_name()
 
 
 def backbone_of(said: str, recipe: Recipe) -> str:
     """The timm name of a start's backbone; of what is no step, the student's."""
     kind, _, name = said.partition(".")
+    found: str | None = None
     if kind == "stage":
-        return next((stage.backbone for stage in recipe.chain() if stage.name == name), None) or recipe.student.backbone
-    teacher = recipe.teachers[name].model_dump() if kind == "teacher" and name in recipe.teachers else {}
-    if teacher.get("kind") == "checkpoint":
-        return str(read_json(Path(teacher["weights"]).expanduser().with_suffix(".json"))["backbone"])
-    return str(teacher.get("backbone") or teacher.get("model") or recipe.student.backbone)
+        found = next((stage.backbone for stage in recipe.chain() if stage.name == name), None)
+    elif kind == "teacher" and name in recipe.teachers:
+        found = _taught(name, recipe)
+    return found or recipe.student.backbone
 
 
 def check_measuring(recipe: Recipe, spaces: Spaces) -> None:

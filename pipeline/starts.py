@@ -69,8 +69,7 @@ def of_artifact(made: Artifact) -> Start:
         weights = backbones.match(model, tensors, str(made))
         return Start(about["model"], about["size"], (about["mean"], about["std"]), weights)
     raise ConfigError(
-        f"{made}: holds no timm backbone to start from; the student, stages, and teachers of the kinds supervised and "
-        "pretrained do."
+        f"{made}: holds no timm backbone to start from; the student, stages, and teachers with a timm backbone do."
     )
 
 

@@ -44,3 +44,9 @@ class TeacherConfig(Section):
     require: dict[str, float] = {}
     """Metrics to reach on its held-out images (`val`, or else `test`) before it may label, as {miou: 0.3}; for teachers
     that are trained here."""
+
+    def backbone_name(self) -> str | None:
+        """The timm name of the backbone that it leaves for others to start from; None if it leaves none. ConfigError if
+        that is to be read from a file, and the file is not there or is another.
+        """
+        return None

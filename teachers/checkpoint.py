@@ -29,17 +29,27 @@ class Config(TeacherConfig):
         """The network is there and has the head, for the task."""
         self.space()
 
+    def backbone_name(self) -> str:
+        return str(self._about()["backbone"])
+
     def space(self) -> tuple[str, LabelSpace]:
         """(head, its label space). ConfigError if the network has no such head, or the head is of another task."""
-        about = read_json(Path(self.weights).expanduser().with_suffix(".json"))
-        if about.get("format") != "network":
-            raise ConfigError(f"weights: {self.weights} is of format {about.get('format')!r}, not a network.")
-        heads = about["heads"]
+        heads = self._about()["heads"]
         head = self.head or (next(iter(heads)) if len(heads) == 1 else "")
         space = LabelSpace.from_json(heads[choose(head, heads, "head")])
         if space.task != self.task:
             raise ConfigError(f"head {head!r} is for {space.task!r}, the recipe says {self.task!r}.")
         return head, space
+
+    def _about(self) -> dict[str, Any]:
+        """What the network was built from. ConfigError if there is none."""
+        beside = Path(self.weights).expanduser().with_suffix(".json")
+        if not beside.is_file():
+            raise ConfigError(f"weights: {self.weights} has no {beside.name} beside it, as a trained network has.")
+        about: dict[str, Any] = read_json(beside)
+        if about.get("format") != "network":
+            raise ConfigError(f"weights: {self.weights} is of format {about.get('format')!r}, not a network.")
+        return about
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:

@@ -36,6 +36,9 @@ class Config(TeacherConfig):
     std: list[float] | None = None
     """Per channel, for images in [0, 1]; the model's own if not given."""
 
+    def backbone_name(self) -> str:
+        return self.model
+
     def check(self) -> None:
         """timm knows the model, and the weights are its own."""
         from pipeline.backbone import check_classifier

@@ -23,6 +23,9 @@ class Config(TeacherConfig, TrainingConfig):
     data: str
     """The set it learns from, by its name under `data`."""
 
+    def backbone_name(self) -> str:
+        return self.backbone
+
     def check(self) -> None:
         """The backbone is there, and the metrics to reach are some of the task's."""
         super().check()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import timm
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from pipeline.artifacts import write_json
 from pipeline.config import Recipe, modules
 from pipeline.sources import BaseSource, SourceConfig
 from pipeline.training import TeacherConfig
@@ -92,6 +95,18 @@ def test_a_teacher_is_made_by_a_step_and_loaded_from_its_folder(kind: str) -> No
     module = importlib.import_module(f"teachers.{kind}")
     assert list(inspect.signature(module.make).parameters) == ["config", "inputs", "out"]
     assert list(inspect.signature(module.load).parameters) == ["folder"]
+
+
+@pytest.mark.parametrize("kind", modules("teachers"))
+def test_a_teacher_tells_what_backbone_it_leaves_if_it_leaves_one(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_json(Path("weights.json"), {"format": "network", "backbone": "test_vit", "heads": {}})
+    config = config_of("teachers", kind)
+    assert isinstance(config, TeacherConfig)
+    name = config.backbone_name()
+    assert name is None or timm.is_model(name)
 
 
 def test_kinds_are_found() -> None:

@@ -13,12 +13,16 @@ import pytest
 import must
 from evaluation import corruptions
 from evaluation.schedules import SCHEDULES
-from flows.dag import Selection
+from flows import measuring
+from flows.dag import Selection, build_steps
 from flows.run import Outcome
 from pipeline import draws
+from pipeline.artifacts import Step, write_json
+from pipeline.config import parse_recipe
 from pipeline.errors import ConfigError
+from pipeline.training import TeacherConfig
 from tests.evaluation.measuring import Record, records_of
-from tests.flows.measured import MEASURED, TINY, steps_of
+from tests.flows.measured import MEASURED, TINY, recipe_of, steps_of
 from tests.flows.tiny import STEPS
 
 ASKED = "evaluate: {probes: [knn], finetune: [kinds], schedule: tiny, starts: [scratch, student, teacher.masks]}\n"
@@ -118,8 +122,8 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
         ("probes: [knn], starts: [stage.one]", r"'stage\.one' is unknown\. .*Known: scratch, student, teacher\.gabor"),
         (
             "probes: [knn], starts: [teacher.gabor]",
-            r"'teacher\.gabor' is of kind 'analytic', which leaves no backbone; teachers of the kinds supervised, "
-            r"pretrained, checkpoint do, and student, scratch, timm",
+            r"'teacher\.gabor' is of kind 'analytic', which leaves no backbone; "
+            r"teacher\.masks, student, scratch, timm would work",
         ),
         ("probes: [knn], starts: [no/such/file.pth]", r"no/such/file\.pth': no such file"),
         ("labels: [1]", r"evaluate\.labels"),
@@ -130,6 +134,60 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_what_cannot_be_measured_is_told(said: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         steps_of(f"evaluate: {{{said}}}")
+
+
+class NewKind(TeacherConfig):
+    """A kind of teacher that nobody has heard of."""
+
+    kind: str = "new"
+    backbone: str = "resnet10t"
+    """Not what it leaves."""
+
+    def backbone_name(self) -> str:
+        return "test_vit"
+
+
+def test_whether_a_teacher_leaves_a_backbone_is_its_own_to_tell() -> None:
+    recipe = recipe_of("")
+    teachers = {"new": NewKind(task="depth"), "none": TeacherConfig(kind="none", task="depth")}
+    recipe = recipe.model_copy(update={"teachers": teachers})
+    assert measuring.start("teacher.new", recipe).step == "teacher.new"
+    assert measuring.backbone_of("teacher.new", recipe) == "test_vit"
+    says = r"'teacher\.none' is of kind 'none', which leaves no backbone; teacher\.new, student, scratch, timm would"
+    with pytest.raises(ConfigError, match=says):
+        measuring.start("teacher.none", recipe)
+
+
+STARTED = [
+    "evaluate: {probes: [knn], starts: [teacher.early]}",
+    "compare: {all: {data: [kinds], methods: {simclr: {method: simclr}}, starts: [teacher.early], batch: 4}}",
+]
+
+
+def started(section: str, weights: Path) -> list[Step]:
+    """The steps of a recipe that starts from an earlier network."""
+    early = f"  early: {{kind: checkpoint, task: depth, weights: '{weights}'}}"
+    text = MEASURED.replace("\npool: [", f"\n{early}\npool: [").replace("gabor: 1}", "gabor: 1, early: 1}")
+    return build_steps(parse_recipe(text + section, "recipe"))
+
+
+@pytest.mark.parametrize("section", STARTED)
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [
+        ({"format": "timm_classifier"}, r"is of format 'timm_classifier', not a network\."),
+        (None, r"has no model\.json beside it, as a trained network has\."),
+    ],
+)
+def test_an_earlier_network_that_is_none_is_told_by_the_plan(
+    section: str, about: Any, says: str, tmp_path: Path
+) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    if about:
+        write_json(tmp_path / "model.json", about)
+    with pytest.raises(ConfigError, match=rf"^teachers\.early: weights: {weights} {says}"):
+        started(section, weights)
 
 
 def test_without_class_labels_there_is_nothing_to_probe(tmp_path: Path) -> None:

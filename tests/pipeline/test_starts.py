@@ -137,7 +137,7 @@ def test_a_convolutional_network_is_the_same_at_any_size() -> None:
 
 
 def test_a_teacher_without_a_backbone_is_refused_with_those_that_have_one(world: World) -> None:
-    says = r"teacher\.gabor.*holds no timm backbone.*the student, stages, and teachers of the kinds supervised and"
+    says = r"teacher\.gabor.*holds no timm backbone.*the student, stages, and teachers with a timm backbone do"
     with pytest.raises(ConfigError, match=says):
         of_artifact(world.artifacts["teacher.gabor"])
 
