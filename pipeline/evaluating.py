@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from pipeline.errors import ConfigError, choose
 from pipeline.sections import Section
-from pipeline.stages import KEPT, PUBLISHED, SCRATCH, STUDENT
+from pipeline.stages import KEPT, PUBLISHED, SCRATCH, STUDENT, names_weights
 
 
 def _amount(value: Any) -> Any:
@@ -30,8 +30,6 @@ def _once(values: list[Any]) -> list[Any]:
 
 Amount = Literal["all"] | int | float
 """So many labelled images, or such a share of them."""
-FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-"""What names of files with weights end with."""
 Amounts = Annotated[list[Annotated[Amount, BeforeValidator(_amount)]], AfterValidator(_once), Field(min_length=1)]
 Once = AfterValidator(_once)
 """Of a list: nothing is in it twice."""
@@ -106,7 +104,7 @@ def start_of(said: str, steps: Sequence[str], backbone: str, image_size: int) ->
     """What a recipe names as a start; `steps`: those that leave a backbone. ConfigError lists what would do."""
     if said == SCRATCH:
         return StartConfig(name=said, backbone=backbone, image_size=image_size)
-    if re.fullmatch(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)?", said) and said != PUBLISHED and not said.endswith(FILES):
+    if not names_weights(said):
         return StartConfig(name=said, step=choose(said, [*steps, *KEPT], "start"), image_size=image_size)
     name = PUBLISHED if said == PUBLISHED else re.sub(r"\W+", "_", PurePath(said).stem)
     return StartConfig(name=name, backbone=backbone, weights=said, image_size=image_size)

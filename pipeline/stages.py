@@ -22,6 +22,13 @@ Strength = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
+def names_weights(start: str) -> bool:
+    """Whether a start is published weights, or some in a file: what can't be the name of a step that leaves a backbone.
+    A file `teacher.bin` in the working folder is called `./teacher.bin`.
+    """
+    return start == PUBLISHED or not (re.fullmatch(NAME, start) or re.fullmatch(r"(stage|teacher)\.\w+", start))
+
+
 class PolicyConfig(Section):
     """How far views may go. What is not given is the method's own."""
 
@@ -97,8 +104,8 @@ class StageConfig(FitConfig):
 
     @property
     def from_weights(self) -> bool:
-        """Whether it starts from published weights, or some in a file: what can't be the name of a stage."""
-        return self.start == PUBLISHED or (self.start is not None and not re.fullmatch(NAME, self.start))
+        """Whether it starts from published weights, or some in a file."""
+        return self.start is not None and names_weights(self.start)
 
     @model_validator(mode="after")
     def _whole(self) -> StageConfig:

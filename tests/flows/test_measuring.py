@@ -97,6 +97,19 @@ def test_a_file_of_weights_is_a_start_by_its_name_and_its_content(tmp_path: Path
     assert config[0]["weights"] != config[1]["weights"], "other weights under the same name are another start"
 
 
+def test_any_file_is_a_start_and_a_teacher_may_be_called_like_an_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.tar").write_bytes(b"weights")
+    text = MEASURED.replace("  masks: {", "  bin: {") + "evaluate: {probes: [knn], starts: [model.tar, teacher.bin]}"
+    starts = {
+        step.name: step.config["start"] for step in build_steps(parse_recipe(text, "r")) if "start" in step.config
+    }
+    assert starts["probe.model.kinds"]["weights"] == "model.tar"
+    assert starts["probe.teacher.bin.kinds"]["step"] == "teacher.bin"
+
+
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     paths = [tmp_path / folder / "mine.safetensors" for folder in "ab"]
     for path in paths:
@@ -119,6 +132,7 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
         ("finetune: [kids]", r"evaluate\.finetune names 'kids', not under data; there are world, pool, kinds"),
         ("probes: [knn], starts: [studnt]", r"evaluate\.starts: start 'studnt' is unknown\. Did you mean 'student'"),
         ("probes: [knn], starts: [teacher.mask]", r"'teacher.mask' is unknown\. Did you mean 'teacher\.masks'"),
+        ("probes: [knn], starts: [teacher.mask.pth]", r"weights 'teacher\.mask\.pth': no such file"),
         ("probes: [knn], starts: [stage.one]", r"'stage\.one' is unknown\. .*Known: scratch, student, teacher\.gabor"),
         (
             "probes: [knn], starts: [teacher.gabor]",

@@ -98,6 +98,10 @@ def test_a_stage_starts_where_the_recipe_says() -> None:
         ),
         ("[{name: a, method: simclr, data: [pool], temprature: 1}]", r"stages\.a\.temprature: .* mean 'temperature'"),
         ("[{name: a, method: simclr, data: [pol]}]", r"stage 'a' names 'pol', not under data; there are world, pool"),
+        (
+            "[{name: a, method: simclr, data: [pool], start: stage.b}]",
+            r"stages\.a\.start 'stage\.b' is unknown\. Known: ",
+        ),
         ("[{name: a, method: simclr, data: [pool], start: b}]", r"stages\.a\.start 'b' is unknown\. Known: "),
         (
             "[{name: a, method: simclr, data: [pool]}, {name: a, method: byol, data: [pool]}]",

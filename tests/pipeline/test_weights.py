@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.artifacts import hash_file
 from pipeline.errors import ConfigError
+from pipeline.stages import names_weights
 from pipeline.weights import find_weights, weights_digest
 
 
@@ -68,3 +69,18 @@ def test_a_folder_of_weights_is_told_by_its_files(tmp_path: Path) -> None:
     one, same, renamed, other = (weights_digest(str(tmp_path / name)) for name in ("one", "same", "renamed", "other"))
     assert one == same
     assert len({one, renamed, other}) == 3
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["timm", "model.tar", "mine-v2.safetensors", "./teacher.bin", "~/w", "a/b", "package:p/w.pth", "student.pt"],
+)
+def test_published_weights_and_files_are_weights(start: str) -> None:
+    assert names_weights(start)
+
+
+@pytest.mark.parametrize(
+    "start", ["scratch", "student", "studnt", "first", "stage.first", "stage.Typo", "teacher.pt", "teacher.bin"]
+)
+def test_what_a_step_could_be_called_is_no_file(start: str) -> None:
+    assert not names_weights(start)
