@@ -28,8 +28,8 @@ def _once(values: list[Any]) -> list[Any]:
     return values
 
 
-Amount = Literal["all"] | int | float
-"""So many labelled images, or such a share of them."""
+Amount = Literal["all"] | Annotated[int, Field(ge=2)] | Annotated[float, Field(gt=0, lt=1)]
+"""So many labelled images, or such a share of them. The bounds are for editors; `_amount` tells what would work."""
 Amounts = Annotated[list[Annotated[Amount, BeforeValidator(_amount)]], AfterValidator(_once), Field(min_length=1)]
 Once = AfterValidator(_once)
 """Of a list: nothing is in it twice."""

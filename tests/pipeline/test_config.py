@@ -58,6 +58,15 @@ def test_a_recipe_does_not_change() -> None:
         recipe.student.epochs = 5
 
 
+def test_editors_are_told_which_amounts_of_labels_there_can_be() -> None:
+    schema = Recipe.model_json_schema()
+    for section in ("EvaluateConfig", "CompareConfig"):
+        kinds = schema["$defs"][section]["properties"]["labels"]["items"]["anyOf"]
+        assert [kind.get("const", kind.get("type")) for kind in kinds] == ["all", "integer", "number"]
+        assert kinds[1]["minimum"] == 2
+        assert (kinds[2]["exclusiveMinimum"], kinds[2]["exclusiveMaximum"]) == (0, 1)
+
+
 def test_editors_get_a_json_schema() -> None:
     schema = Recipe.model_json_schema()
     assert set(schema["properties"]) == set(Recipe.model_fields)
