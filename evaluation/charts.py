@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -39,7 +40,8 @@ class _Chart:
 
     def __init__(self, points: Sequence[tuple[int, float]], what: str) -> None:
         self.what = what
-        self.gap = points[1][0] - points[0][0] if len(points) > 1 else 1
+        gaps = {after - before for (before, _), (after, _) in itertools.pairwise(points)} or {1}
+        self.gap = gaps.pop() if len(gaps) == 1 else None
         pieces = np.array_split(np.array(points, np.float64), min(len(points), MOST_POINTS))
         self.steps = np.array([piece[:, 0].mean() for piece in pieces])
         self.low = np.array([piece[:, 1].min() for piece in pieces])
@@ -70,10 +72,11 @@ class _Chart:
 
     def legend(self) -> list[Html]:
         """What the lines are, above the curves."""
-        each, of = ("each step", "steps") if self.gap == 1 else (f"every {self.gap} steps", "values")
+        often = "where there is one" if self.gap is None else f"every {self.gap} steps"
+        each, of = ("each step", "steps") if self.gap == 1 else (often, "values")
         if self.window == 1:
             return [element("path", class_="smooth", d=f"M{RIGHT - 92} 5h14"), _text(each, RIGHT, 9, "end")]
-        raw = [element("path", class_="raw", d=f"M{RIGHT - 200} 5h14"), _text(each, RIGHT - 182, 9, "start")]
+        raw = [element("path", class_="raw", d=f"M{RIGHT - 222} 5h14"), _text(each, RIGHT - 204, 9, "start")]
         mean = f"mean of {self.window} {of}"
         return [*raw, element("path", class_="smooth", d=f"M{RIGHT - 110} 5h14"), _text(mean, RIGHT - 92, 9, "start")]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from evaluation.backbones import Cell, Column
 from evaluation.comparison import Comparison, Row, Setting, read_comparisons
+from evaluation.cost import Cost
 from evaluation.measured import best_of
 from evaluation.page import NOTHING, duration, listed, paragraph, plural, table
 from evaluation.plots import Dot, lines_chart
@@ -138,12 +139,18 @@ def _costs(found: Comparison) -> Iterator[Html]:
             continue
         for name, start in names:
             took = found.cost_to_reach(name, setting, column, wanted)
-            reached = ["never", "", ""] if took is None else cost_cells(took)
             before = cost_cells(found.base.get(start)) if start != SCRATCH else [NOTHING] * 3
             goal = f"{scale_of(column.metric) * wanted:.1f}"
-            rows.append([name, setting.backbone, f"{share:.0%}", goal, *reached, *before])
+            rows.append([name, setting.backbone, f"{share:.0%}", goal, *_reaching(took), *before])
     yield paragraph(
         "What it takes to reach the best that starts from scratch without labels, untrained or after a stage, and what "
         "the start took before:"
     )
     yield table(head, rows, range(2, len(head)))
+
+
+def _reaching(took: Cost | None) -> list[str]:
+    """Steps, images and time to the goal: none where a start is there as it is."""
+    if took is None:
+        return ["never", "", ""]
+    return cost_cells(took) if took.steps else ["0", "0", NOTHING]

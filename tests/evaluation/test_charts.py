@@ -108,4 +108,8 @@ def test_what_is_followed_now_and_then_says_so_and_a_lone_look_is_a_point() -> N
     assert "every 20 steps" in often
     assert "feature rank by step" in often
     assert "each step" in loss_chart("near", [(1, 2.0), (2, 1.0)])
+    some = loss_chart("depth", [(1, 2.0), (4, 1.0), (5, 1.0), (6, 0.5)])
+    assert "where there is one" in some, "a head without a label in some steps"
+    assert "every" not in some
+    assert "where there is one" in loss_chart("depth", [(1, 2.0), (2, 1.0), (5, 1.0)])
     assert "<circle" in loss_chart("near", [(1, 2.0)])

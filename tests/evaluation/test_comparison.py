@@ -14,6 +14,7 @@ from evaluation.backbones import Column
 from evaluation.comparison import Comparison, Row, Setting, read_comparisons
 from evaluation.cost import Cost
 from evaluation.measured import FILE
+from evaluation.page import NOTHING
 from pipeline.artifacts import Artifact, contents, write_json
 from pipeline.comparing import Trial
 from pipeline.markup import plain
@@ -148,6 +149,13 @@ def test_costs_are_shown_where_something_was_trained_from_scratch() -> None:
     assert "never" in shown
     alone = dataclasses.replace(FOUND, rows=[each for each in ROWS if each.start != "scratch" or each.is_plain])
     assert not list(report_comparison._costs(alone))
+
+
+def test_a_start_that_is_as_good_untrained_takes_no_step_and_no_image() -> None:
+    better = [row("none", PLAIN, 0.7, 0.72, 0.71), *(each for each in ROWS if each.name != "the student, no stage")]
+    shown = "".join(report_comparison._costs(dataclasses.replace(FOUND, rows=better)))
+    [found] = [line for line in shown.split("<tr>") if "the student, no stage" in line]
+    assert re.findall(">([^<]+)<", found)[3:7] == ["61.0", "0", "0", NOTHING]
 
 
 def test_methods_are_told_as_a_change_from_the_first_one_of_the_same_start_and_setting() -> None:
