@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 # Tests wait for servers and processes as often as they compute: one more at a time than there are cores.
-TESTS := $(shell $(PYTHON) -c "import os; print(min(4, len(os.sched_getaffinity(0)) + 1))")
+CORES := len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+TESTS := $(shell $(PYTHON) -c "import os; print(min(4, ($(CORES)) + 1))")
 
 .PHONY: help quickstart test test-all check format
 

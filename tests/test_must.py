@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import must
+from pipeline.errors import PROJECT
 from tests.flows.tiny import loads_nothing_heavy
 
 RECIPE = """
@@ -76,3 +81,14 @@ def test_bad_data_ends_with_3(recipe: Path, tmp_path: Path, capsys: pytest.Captu
         must.main(["run", str(recipe), *more, "--root", str(tmp_path / "root")])
     assert ended.value.code == 3
     assert "must: data.more: not one usable image. broken.jpg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("forgets", ["", "import os; del os.sched_getaffinity"], ids=["linux", "macos"])
+def test_make_knows_how_many_tests_run_at_once_also_where_affinities_are_not_known(
+    forgets: str, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(forgets, "utf-8")
+    told = ["make", "-n", "test", f"PYTHON={sys.executable}"]
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(told, cwd=PROJECT, env=environ, capture_output=True, text=True, check=True)
+    assert re.search(r"pytest -q -n [2-4] ", done.stdout), done.stderr
