@@ -1,4 +1,4 @@
-"""What programs that are built on `must compare` have in common: the run, and its rows for a table and as JSON."""
+"""What programs that carry out a recipe have in common: the run, and a comparison's rows for a table and as JSON."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from flows.dag import Selection
 from pipeline.artifacts import Artifact
 
 
-def run(recipe: Path, root: str, told: Sequence[str], last: str) -> Mapping[str, Artifact]:
-    """The artifacts of a recipe's comparisons, or of one of them; `told`: overrides. What is there already is kept."""
+def run(recipe: Path, root: str, told: Sequence[str], last: str | None = None) -> Mapping[str, Artifact]:
+    """The artifacts of a recipe up to the step, the comparison or all comparisons called `last`, None for what `must
+    run` makes; `told`: overrides. What is there already is kept.
+    """
     with Console().progress() as progress:
         return must.run(recipe, root, list(told), Selection(last), progress=progress).artifacts
 

@@ -25,12 +25,9 @@ from typing import Annotated, Any
 
 import typer
 
-import must
+from benchmarks.compared import run
 from benchmarks.drawn import draw
 from evaluation.measured import CLEAN, FILE
-from flows.console import Console
-from flows.dag import Selection
-from flows.run import Outcome
 from pipeline.artifacts import read_json
 from pipeline.bench import circumstances, save_result
 from pipeline.machine import find_device
@@ -50,18 +47,12 @@ DRAWN = {"train": 5000, "test": 2000}
 NAMES = {"scratch": "from scratch", "efficientnet_lite0_57934424": "ImageNet weights", "student": "multi-task student"}
 
 
-def run(root: str, overrides: list[str], steps: Selection) -> Outcome:
-    """The recipe, or a part of it."""
-    with Console().progress() as progress:
-        return must.run(RECIPE, root, overrides, steps, progress=progress)
-
-
 def alone(root: str, told: list[str], task: str, to: Path) -> None:
     """The backbone of a student that learned from the teachers of one task, copied to a file that says so."""
     teachers = ALONE[task]
     others = {name for names in ALONE.values() for name in names} - set(teachers)
     weights = ", ".join(f"{name}: 1.0" for name in teachers) + "".join(f", {name}: 0" for name in sorted(others))
-    made = run(root, [*told, f"student.loss_weights={{{weights}}}"], Selection("student")).artifacts["student"]
+    made = run(RECIPE, root, [*told, f"student.loss_weights={{{weights}}}"], "student")["student"]
     made.load("backbone.safetensors", lambda path: shutil.copyfile(path, to))
 
 
@@ -98,14 +89,14 @@ def main(
         alone(root, told, task, file)
         starts.append(str(file))
     starts += ["student", "stage.clothing"]
-    outcome = run(root, [*told, f"evaluate.starts={starts}", f"evaluate.seeds={seeds}"], Selection())
+    artifacts = run(RECIPE, root, [*told, f"evaluate.starts={starts}", f"evaluate.seeds={seeds}"])
     records = [
         record
-        for name, made in outcome.artifacts.items()
+        for name, made in artifacts.items()
         if name.startswith("finetune.")
         for record in made.load(FILE, read_json)
     ]
-    seconds = {name: round(made.manifest["seconds"], 1) for name, made in outcome.artifacts.items()}
+    seconds = {name: round(made.manifest["seconds"], 1) for name, made in artifacts.items()}
     tests = {record["dataset"]: record["n"] for record in records}
     title = f"Fine-tuning with few labels, test accuracy in %, mean ± deviation of {seeds} draws of the labels"
     result = {"measured": measured, "seeds": seeds, "test_images": tests, "seconds": seconds, "records": records}

@@ -39,7 +39,7 @@ from selfsup.stages.images import images_of
 from selfsup.stages.labelled import class_sampler, classes_of
 from selfsup.stages.stage import stage_config
 from tasks.ingest import IngestedSet
-from tasks.shelves import truth_library
+from tasks.shelves import class_numbers, truth_library
 
 RESULTS = Path(__file__).parent / "results"
 TRAINED, SIDE, PER_CLASS = 1200, 16, 6
@@ -128,7 +128,7 @@ def tested(made: Artifact, inputs: Inputs, settings: dict[str, Any], seed: int) 
     seen = features_of(encoder, images, few.tolist(), inputs.runtime)
     found = IngestedSet(inputs["data.digits"])
     library = truth_library(found, "test", {"kind": "classification"})
-    truth = np.array([library.values(index)["kind"]["probs"].argmax() for index in range(len(library))])
+    truth = class_numbers(library, "kind")
     features = features_of(encoder, library, range(len(library)), inputs.runtime)
     probe = LogisticRegression(max_iter=2000).fit(seen.numpy(), known.of[few])
     labelled = Known(seen, torch.from_numpy(known.of[few]))
