@@ -10,7 +10,7 @@ import functools
 import re
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,27 +195,25 @@ def match(model: nn.Module, weights: dict[str, Tensor], source: str) -> dict[str
     weights of a deeper model are not cut short.
     """
     own = model.state_dict()
-    if set(own) <= set(weights):
-        blocks = {_unnumbered(name) for name in own}
-        more = [name for name in weights if name not in own and _unnumbered(name) in blocks]
-        if more:
-            raise DataError(
-                f"{source}: not weights of this model: its blocks lack {len(more)} tensors, first {more[0]!r}."
-            )
-        chosen = {name: weights[name] for name in own}
-    else:
-        names = [name for name, tensor in own.items() if not _is_counter(tensor)]
-        values = [tensor for tensor in weights.values() if not _is_counter(tensor)]
-        if len(values) < len(names):
-            missing = sorted(set(own) - set(weights))
-            raise DataError(
-                f"{source}: not weights of this model: {len(missing)} tensors missing, first {missing[0]!r}."
-            )
-        chosen = {**own, **dict(zip(names, values, strict=False))}
-    for name, tensor in chosen.items():
-        if tensor.shape != own[name].shape:
-            raise DataError(f"{source}: {name} is {tuple(tensor.shape)}, the model needs {tuple(own[name].shape)}.")
-    return chosen
+    taken = {name: name for name in own} if set(own) <= set(weights) else _in_order(own, weights, source)
+    for name, theirs in taken.items():
+        if weights[theirs].shape != own[name].shape:
+            shapes = f"{tuple(weights[theirs].shape)}, the model needs {tuple(own[name].shape)}"
+            raise DataError(f"{source}: {name} is {shapes}.")
+    used, blocks = set(taken.values()), {_unnumbered(theirs) for theirs in taken.values()}
+    more = [name for name in weights if name not in used and _unnumbered(name) in blocks]
+    if more:
+        raise DataError(f"{source}: not weights of this model: its blocks lack {len(more)} tensors, first {more[0]!r}.")
+    return {**own, **{name: weights[theirs] for name, theirs in taken.items()}}
+
+
+def _in_order(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> dict[str, str]:
+    """By the model's names, those of a file that calls them otherwise. DataError if the file has too few."""
+    names, theirs = ([name for name, one in each.items() if not _is_counter(one)] for each in (own, weights))
+    if len(theirs) < len(names):
+        missing = sorted(set(own) - set(weights))
+        raise DataError(f"{source}: not weights of this model: {len(missing)} tensors missing, first {missing[0]!r}.")
+    return dict(zip(names, theirs, strict=False))
 
 
 def _unnumbered(name: str) -> str:

@@ -139,6 +139,23 @@ def test_weights_of_a_deeper_model_are_not_cut_short() -> None:
         match(create("test_resnet", 64), deeper, "w.pth")
 
 
+@pytest.mark.parametrize("blocks", [7, 8])
+def test_weights_of_a_deeper_model_that_names_them_otherwise_are_not_cut_short(blocks: int) -> None:
+    deeper = timm.create_model("test_vit", depth=blocks, num_classes=10).state_dict()
+    foreign = {f"net.{name}": tensor for name, tensor in deeper.items()}
+    with pytest.raises(
+        DataError, match=r"w\.pth: not weights of this model: its blocks lack \d+ tensors, first 'net\."
+    ):
+        match(timm.create_model("test_vit", num_classes=0), foreign, "w.pth")
+
+
+def test_a_classifier_of_a_model_that_names_its_tensors_otherwise_is_left_out() -> None:
+    model, published = create("test_resnet", 64), timm.create_model("test_resnet", num_classes=10).state_dict()
+    chosen = match(model, {f"net.{name}": tensor for name, tensor in published.items()}, "w.pth")
+    own = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    assert all(torch.equal(chosen[name], published[name]) for name in own)
+
+
 def test_what_timm_cannot_convert_is_not_weights_of_the_model() -> None:
     """Its filter looks for a block that the model does not have."""
     model = create("swin_tiny_patch4_window7_224", 224)
