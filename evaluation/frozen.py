@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evaluation.few import TASK
 from pipeline.encoder import Encoder
 from pipeline.job import Objective
 from pipeline.loader import Batch
-
-TASK = "classification"
 
 
 class FrozenLinear(Objective):

@@ -137,7 +137,7 @@ class Log:
             for name, loss in line["losses"].items():
                 curves.setdefault(name, []).append((line["step"], loss))
         others = {name: points for name, points in curves.items() if points != total}
-        return ({TOTAL: total} if total else {}) | (others if total else {})
+        return {TOTAL: total, **others} if total else {}
 
     def rate(self) -> float:
         """Images per second, the median over the steps; 0 if that is not known."""

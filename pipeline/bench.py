@@ -54,10 +54,11 @@ def circumstances(device: str) -> dict[str, Any]:
 
 
 def _from_project(argument: str) -> str:
-    """An argument as it would be said in the project's folder, if it is a path from the root: where that folder is
-    says nothing.
+    """An argument as it would be said in the project's folder, if it is a path from the root or has one behind `=`:
+    where that folder is says nothing.
     """
-    return os.path.relpath(argument, PROJECT) if os.path.isabs(argument) else argument
+    key, equals, value = ("", "", argument) if os.path.isabs(argument) else argument.partition("=")
+    return f"{key}{equals}{os.path.relpath(value, PROJECT)}" if os.path.isabs(value) else argument
 
 
 def save_result(path: Path, title: str, result: Mapping[str, Any], table: Sequence[Sequence[str]]) -> None:

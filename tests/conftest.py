@@ -25,6 +25,7 @@ from PIL import Image
 from pipeline.artifacts import Artifact, Inputs, Step
 from pipeline.images import ImageShard, NewImage, ShardWriter
 from pipeline.labels import Label, LabelSpace, LabelWriter, Value, about_store
+from pipeline.library import Layer, Shelf
 from pipeline.roots import Root
 from pipeline.runtime import Runtime
 from pipeline.workspace import Workspace
@@ -32,7 +33,6 @@ from tests.disk import image_shard, stored
 from tests.processes import Together
 
 if TYPE_CHECKING:
-    from pipeline.library import Shelf
     from tasks.network import Network
 
 # The same examples in every run, none kept on disk; no deadline, for machines that do other things as well.
@@ -116,8 +116,6 @@ def make_shelf(
     """Writes an image shard and its label shards: (name, pictures, per head its label and values) -> a shelf."""
 
     def make(name: str, pictures: Sequence[Pixels], labels: Labels) -> Shelf:
-        from pipeline.library import Layer, Shelf  # noqa: PLC0415 - torch, only where it is needed
-
         shard = make_images(name, pictures)
         layers = {}
         for head, (label, values) in labels.items():

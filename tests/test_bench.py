@@ -11,7 +11,7 @@ import pytest
 from flows.run import made_inputs
 from pipeline.bench import circumstances, medians, save_result, take_turns
 from pipeline.config import parse_recipe
-from pipeline.errors import DataError
+from pipeline.errors import PROJECT, DataError
 from pipeline.roots import Root
 from teachers.labelling import bench
 
@@ -41,6 +41,13 @@ def test_a_result_is_kept_with_its_circumstances_for_programs_and_for_people(tmp
     assert "| what | rate |\n| --- | --- |\n| it | 2.5 |" in page
     for fact in ("date", "command", "device", "processor"):
         assert measured[fact] in page
+
+
+def test_the_command_is_told_as_it_would_be_said_in_the_projects_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [f"{PROJECT}/a=b", "--root", "r", f"--root={PROJECT}/r", "-o", f"data.x.path={PROJECT.parent}/x=y", "a=b"]
+    monkeypatch.setattr("sys.argv", ["benchmarks/it.py", *said])
+    told = "python benchmarks/it.py a=b --root r --root=r -o data.x.path=../x=y a=b"
+    assert circumstances("cpu")["command"] == told
 
 
 @pytest.mark.parametrize(("device", "limit"), [("cpu", 4 / 0.016), ("cuda", 1 / 0.01)])

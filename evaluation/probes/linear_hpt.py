@@ -35,7 +35,8 @@ def fit(problem: Problem) -> Solution:
     """The layer after the last step."""
     import torch
 
-    from evaluation.frozen import TASK, FrozenLinear
+    from evaluation.few import TASK
+    from evaluation.frozen import FrozenLinear
     from evaluation.problem import Solution
     from pipeline import machine
     from pipeline.fit import fit as train
