@@ -15,6 +15,7 @@ from pipeline.cache import cache_folder
 from pipeline.errors import MustError, installing
 from pipeline.places import URL, Place
 from pipeline.runtime import usable_cores
+from pipeline.sections import Section
 from pipeline.whole import PART
 
 LIBRARIES = (
@@ -106,6 +107,7 @@ def _device() -> Finding:
 
 
 def _recipe(path: Path) -> Iterator[Finding]:
+    from flows.comparing import NAME as COMPARE  # noqa: PLC0415
     from flows.work import models  # noqa: PLC0415
     from pipeline.config import read_recipe  # noqa: PLC0415
     from tasks.ingest import open_source  # noqa: PLC0415
@@ -122,9 +124,20 @@ def _recipe(path: Path) -> Iterator[Finding]:
             yield bool(files), f"data.{name}", f"{len(files)} files"
         except MustError as error:
             yield False, f"data.{name}", str(error)
+    told = set()
     for place, section in models(recipe).items():
-        try:
-            section.check()
+        problem = _problem(section)
+        if problem is None:
             yield True, place, "its model is there"
-        except MustError as error:
-            yield False, place, str(error)
+        elif problem not in told or not place.startswith(f"{COMPARE}."):  # a start's is that of every method from there
+            told.add(problem)
+            yield False, place, problem
+
+
+def _problem(section: Section) -> str | None:
+    """What is wrong with a section that names a model."""
+    try:
+        section.check()
+    except MustError as error:
+        return str(error)
+    return None

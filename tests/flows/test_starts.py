@@ -59,6 +59,20 @@ def test_weights_of_another_architecture_are_told_before_anything_is_made(place:
     assert not list(root.glob("artifacts/*"))
 
 
+def test_wrong_weights_that_all_methods_start_from_are_told_once(tmp_path: Path) -> None:
+    place = "compare.all.starts: mine"
+    recipe = recipe_with(place, "test_efficientnet", tmp_path)
+    several = "methods: {byol: {method: byol}, simclr: {method: simclr}}"
+    text = recipe.read_text("utf-8").replace("methods: {simclr: {method: simclr}}", several)
+    recipe.write_text(text.replace("', student]", "']"), "utf-8")
+    assert list(bad(recipe, tmp_path / "root")) == [place]
+
+
+def test_what_is_wrong_in_two_places_of_a_recipe_is_told_of_both(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(MEASURED.replace("backbone: test_resnet", "backbone: test_resnt"), "utf-8")
+    assert list(bad(tmp_path / "recipe.yaml", tmp_path / "root")) == ["teachers.masks", "student"]
+
+
 @pytest.mark.parametrize("place", RECIPES)
 def test_weights_of_the_backbone_itself_are_fine(place: str, tmp_path: Path) -> None:
     recipe, root = recipe_with(place, "test_resnet", tmp_path), tmp_path / "root"
