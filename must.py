@@ -146,7 +146,8 @@ def compare_command(
 ) -> None:
     """Compare self-supervised methods as the recipe's `compare` says, and say which of them are worth their time."""
     from flows.console import Console
-    from flows.dag import COMPARE, Selection
+    from flows.dag import Selection
+    from pipeline.comparing import COMPARE
     from pipeline.config import read_recipe
     from pipeline.errors import ConfigError, choose
 

@@ -28,8 +28,8 @@ from PIL import Image
 
 from benchmarks.compared import line_of, record, run, seconds_of, values_of
 from evaluation.comparison import Comparison, Row, Setting, read_comparisons
-from flows.dag import COMPARE
 from pipeline.bench import circumstances, save_result
+from pipeline.comparing import COMPARE
 from pipeline.machine import find_device
 
 RESULTS = Path(__file__).parent / "results"

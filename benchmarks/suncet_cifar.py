@@ -33,8 +33,8 @@ from benchmarks.compared import line_of, record, run, seconds_of, told, values_o
 from benchmarks.drawn import draw
 from evaluation.backbones import Column
 from evaluation.comparison import Comparison, Row, read_comparisons
-from flows.dag import COMPARE
 from pipeline.bench import circumstances, save_result
+from pipeline.comparing import COMPARE
 from pipeline.machine import find_device
 from pipeline.stages import STUDENT
 

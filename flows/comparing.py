@@ -12,14 +12,12 @@ from flows.measuring import Spaces, about, backbone_of, check_how, finetune_step
 from flows.staging import Training, pool_step, settings, stage_step, thinning
 from pipeline import draws
 from pipeline.artifacts import Step
-from pipeline.comparing import BACKBONES, NO_STAGE, SUPERVISED, CompareConfig, Trial
+from pipeline.comparing import BACKBONES, COMPARE, NO_STAGE, SUPERVISED, CompareConfig, Trial
 from pipeline.config import CHOSEN, Recipe, modules, read_section
 from pipeline.errors import ConfigError, choose, naming
 from pipeline.evaluating import StartConfig
 from pipeline.sections import FitConfig
 from pipeline.stages import COMPARED, STUDENT, StageConfig, check_classes
-
-NAME = "compare"
 
 
 def comparing_steps(recipe: Recipe, seen: tuple[str, ...]) -> Iterator[Step]:
@@ -44,7 +42,7 @@ def _backbones(recipe: Recipe, config: CompareConfig) -> dict[str, str]:
 
 def compares(step: str) -> bool:
     """Whether a step is made for a comparison alone, by its name."""
-    return step.startswith((f"{NAME}.", f"pool.{COMPARED}"))
+    return step.startswith((f"{COMPARE}.", f"pool.{COMPARED}"))
 
 
 class _Trial:
@@ -53,8 +51,8 @@ class _Trial:
     def __init__(self, recipe: Recipe, comparison: str, trial: Trial) -> None:
         self.recipe, self.config, self.trial = recipe, recipe.compare[comparison], trial
         self.comparison, self.stage = comparison, f"{COMPARED}{comparison}"
-        self.name, self.seed = f"{NAME}.{comparison}.{trial.name}", recipe.seed + trial.seed
-        found = start(trial.start, recipe, trial.backbone, f"{NAME}.{comparison}.starts")
+        self.name, self.seed = f"{COMPARE}.{comparison}.{trial.name}", recipe.seed + trial.seed
+        found = start(trial.start, recipe, trial.backbone, f"{COMPARE}.{comparison}.starts")
         self.start = found.model_copy(update={"image_size": self.config.image_size or recipe.student.image_size})
 
     def steps(self) -> Iterator[Step]:
@@ -108,7 +106,7 @@ class _Trial:
             "batch": self.config.batch,
         }
         package, key = CHOSEN["stages"]
-        place = f"{NAME}.{self.comparison}.methods.{trial.method}"
+        place = f"{COMPARE}.{self.comparison}.methods.{trial.method}"
         method = choose(str(said[key]), modules(package), f"{place}.{key}:")
         made: StageConfig = read_section(importlib.import_module(f"{package}.{method}").Config, said, place)
         return made
@@ -116,7 +114,7 @@ class _Trial:
 
 def supervised_schedule(comparison: str, said: Mapping[str, Any]) -> FitConfig:
     """The schedule of supervised training. ConfigError names what is wrong with it."""
-    return read_section(FitConfig, said, f"{NAME}.{comparison}.supervised")
+    return read_section(FitConfig, said, f"{COMPARE}.{comparison}.supervised")
 
 
 def stages_of(recipe: Recipe) -> dict[str, StageConfig]:
@@ -125,7 +123,7 @@ def stages_of(recipe: Recipe) -> dict[str, StageConfig]:
     for name, config in recipe.compare.items():
         for trial in trials(recipe, config):
             if trial.method not in (NO_STAGE, SUPERVISED):
-                place = f"{NAME}.{name}.methods.{trial.method} on {trial.backbone}"
+                place = f"{COMPARE}.{name}.methods.{trial.method} on {trial.backbone}"
                 found[place] = _Trial(recipe, name, trial).stage_config()
     return found
 
@@ -137,21 +135,23 @@ def starts_of(recipe: Recipe) -> dict[str, StartConfig]:
         for trial in trials(recipe, config):
             start = _Trial(recipe, name, trial).start
             if start.weights:
-                found[f"{NAME}.{name}.starts: {start.name}"] = start
+                found[f"{COMPARE}.{name}.starts: {start.name}"] = start
     return found
 
 
 def check_comparing(recipe: Recipe, spaces: Spaces) -> None:
     """Raise ConfigError for sets, probes or a schedule that are not there, or a set without labels to measure on."""
     for name, config in recipe.compare.items():
-        _check(f"{NAME}.{name}", config, spaces)
+        _check(f"{COMPARE}.{name}", config, spaces)
         for said in config.starts:
-            start(said, recipe, place=f"{NAME}.{name}.starts")
-        _check_backbones(f"{NAME}.{name}.methods", config, _backbones(recipe, config))
+            start(said, recipe, place=f"{COMPARE}.{name}.starts")
+        _check_backbones(f"{COMPARE}.{name}.methods", config, _backbones(recipe, config))
         names = [trial.name for trial in trials(recipe, config)]
         again = next((each for number, each in enumerate(names) if each in names[:number]), None)
         if again:
-            raise ConfigError(f"{NAME}.{name}.starts: two of them would be called {again!r}: rename one of the files.")
+            raise ConfigError(
+                f"{COMPARE}.{name}.starts: two of them would be called {again!r}: rename one of the files."
+            )
     for place, stage in stages_of(recipe).items():
         with naming(place):
             check_classes(stage, spaces)

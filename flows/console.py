@@ -22,12 +22,12 @@ from evaluation.backbones import Board, Cell, Column, boards, read_measured
 from evaluation.comparison import Comparison, Setting, read_comparisons
 from evaluation.measured import CLEAN
 from evaluation.results import ARROWS, ROLES, leading, read_lines
-from flows.dag import COMPARE, Planned
+from flows.dag import Planned
 from flows.foreseen import Foreseen, foreseen, total
 from flows.run import Outcome, measured
 from flows.services import Services
 from pipeline.artifacts import Artifact, read_json
-from pipeline.comparing import Trial, row_name
+from pipeline.comparing import COMPARE, Trial, row_name
 from pipeline.errors import PROJECT
 from pipeline.runtime import Progress as Report
 from pipeline.stores import LABELLING

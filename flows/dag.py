@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 
 from flows.amounts import is_early
-from flows.comparing import NAME as COMPARE
 from flows.comparing import compares, comparing_steps
 from flows.consistency import check_fits
 from flows.measuring import measuring_steps
 from flows.staging import settings, stage_steps
 from pipeline.artifacts import Artifact, Step, hash_json
+from pipeline.comparing import COMPARE
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, choose, naming
 from pipeline.rejects import NOTHING, rejected_images, rejected_labels, rejected_teachers

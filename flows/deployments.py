@@ -18,12 +18,13 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import CancelledRun, FailedRun
 from pydantic import Field
 
-from flows.dag import COMPARE, Selection
+from flows.dag import Selection
 from flows.execution import execute_plan
 from flows.run import Run, prepare
 from flows.taskruns import Steps
 from flows.work import Apart
 from pipeline.artifacts import Artifact
+from pipeline.comparing import COMPARE
 from pipeline.config import Recipe, read_recipe
 from pipeline.errors import ConfigError, choose
 from pipeline.process import set_up_process

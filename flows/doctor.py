@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.cache import cache_folder
+from pipeline.comparing import COMPARE
 from pipeline.errors import MustError, installing
 from pipeline.places import URL, Place
 from pipeline.runtime import usable_cores
@@ -107,7 +108,6 @@ def _device() -> Finding:
 
 
 def _recipe(path: Path) -> Iterator[Finding]:
-    from flows.comparing import NAME as COMPARE  # noqa: PLC0415
     from flows.work import models  # noqa: PLC0415
     from pipeline.config import read_recipe  # noqa: PLC0415
     from tasks.ingest import open_source  # noqa: PLC0415
