@@ -124,8 +124,13 @@ def _recipe(path: Path) -> Iterator[Finding]:
             yield bool(files), f"data.{name}", f"{len(files)} files"
         except MustError as error:
             yield False, f"data.{name}", str(error)
+    try:
+        sections = models(recipe)
+    except MustError as error:
+        yield False, str(path), str(error)
+        return
     told = set()
-    for place, section in models(recipe).items():
+    for place, section in sections.items():
         problem = _problem(section)
         if problem is None:
             yield True, place, "its model is there"

@@ -111,6 +111,17 @@ def test_the_doctor_lists_all_that_is_wrong_and_ends_with_2(
     assert "Did you mean 'test_resnet'" in bad[1]
 
 
+def test_the_doctor_lists_the_rest_where_a_start_is_misspelt(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sick = tmp_path / "sick.yaml"
+    sick.write_text(f"{recipe.read_text('utf-8')}\nevaluate: {{probes: [knn], starts: [studnt]}}\n", "utf-8")
+    ends(2, "doctor", sick, "--root", tmp_path)
+    told = capsys.readouterr().out
+    assert "ok  data.world" in told
+    assert "Did you mean 'student'" in told
+
+
 def test_the_exported_backbone_gives_in_timm_what_it_gives_in_the_student(
     whole: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
