@@ -17,7 +17,9 @@ from pipeline.stages import KEPT, PUBLISHED, SCRATCH, STUDENT, names_weights
 def _amount(value: Any) -> Any:
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 2
     if value != "all" and not whole and not (isinstance(value, float) and 0 < value < 1):
-        raise ValueError("a number of labelled images from 2 on, a share such as 0.1, or all would work")
+        raise ValueError(
+            f"{value!r} is no amount: a number of labelled images from 2 on, a share such as 0.1, or all would work"
+        )
     return value
 
 
