@@ -140,8 +140,8 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
             r"teacher\.masks, student, scratch, timm would work",
         ),
         ("probes: [knn], starts: [no/such/file.pth]", r"no/such/file\.pth': no such file"),
-        ("labels: [1]", r"evaluate\.labels"),
-        ("labels: [some]", r"evaluate\.labels"),
+        ("labels: [1]", r"evaluate\.labels\.0: 1 is no amount: a number"),
+        ("labels: [some]", r"evaluate\.labels\.0: .some. is no amount: a number"),
         ("seeds: 0", r"evaluate\.seeds: input should be greater than or equal to 1"),
     ],
 )
