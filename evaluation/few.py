@@ -18,9 +18,9 @@ from pipeline.evaluating import Amount
 from pipeline.labels import LabelSpace
 from pipeline.library import Library
 from tasks.ingest import IngestedSet
-from tasks.shelves import class_numbers, held_out_keys, truth_library
+from tasks.shelves import CLASSES, class_numbers, held_out_keys, truth_library
 
-TASK = "classification"
+TASK = CLASSES
 """What probes learn."""
 FIFTH = 5
 """Where a set has one held-out split alone, one part in FIFTH of the labels that are learned from decides instead."""

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from evaluation.page import plural
 from flows.amounts import check_amounts, is_early
 from flows.dag import MEASURING, Planned, Selection, build_steps, kind_of, plan
 from pipeline.artifacts import Artifact, Inputs, Step, as_json, parse_lines, read_json
@@ -171,7 +172,7 @@ class Run:
 def _left_out(made: Artifact) -> str:
     """What a set could not make use of, for who follows the run."""
     files = made.counts.get("quarantined", 0)
-    return f"; {files:,} {'file' if files == 1 else 'files'} could not be used" if files else ""
+    return f"; {plural(files, 'file')} could not be used" if files else ""
 
 
 def _new_folder(root: Root, recipe: Recipe) -> Place:
