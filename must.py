@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.bench import commands as bench_commands
-from flows.export import commands as export_commands
-from flows.options import DEFAULT_ROOT, Overrides, RecipePath, Root
-from flows.store import commands as store_commands
+from cli.export import commands as export_commands
+from cli.options import DEFAULT_ROOT, Overrides, RecipePath, Root
+from cli.store import commands as store_commands
 
 if TYPE_CHECKING:
-    from flows.dag import Planned, Selection
-    from flows.inventory import Held
-    from flows.run import Outcome
-    from pipeline import roots
+    from flows.plan.steps import Planned, Selection
+    from flows.gc.inventory import Held
+    from flows.run.run import Outcome
+    from pipeline.storage import root as roots
 
 # Everything that takes time to import is imported by the command that needs it: help comes at once, and a plan
 # needs no torch.
@@ -61,19 +61,19 @@ def run(
     steps: Selection | None = None,
     **runtime: Any,
 ) -> Outcome:
-    """Run a recipe, or some of its steps (`flows.dag.Selection`), and return the outcome.
+    """Run a recipe, or some of its steps (`flows.plan.steps.Selection`), and return the outcome.
 
     `root` is a folder's path, or its URL as text.
-    `runtime` may hold `progress` and `stop` of `pipeline.runtime.Runtime`.
+    `runtime` may hold `progress` and `stop` of `pipeline.steps.runtime.Runtime`.
 
     Raises ConfigError, DataError or Stopped of `pipeline.errors`, or their base MustError if Prefect fails.
     """
-    from flows.execution import execute_recipe
-    from flows.run import WHOLE
-    from pipeline import roots
-    from pipeline.config import read_recipe
-    from pipeline.process import set_up_process
-    from pipeline.runtime import Runtime
+    from flows.run.execution import execute_recipe
+    from flows.run.run import WHOLE
+    from pipeline.storage import root as roots
+    from pipeline.recipe.recipe import read_recipe
+    from flows.run.process_setup import set_up_process
+    from pipeline.steps.runtime import Runtime
 
     set_up_process()
     read = read_recipe(Path(recipe), overrides or ())
@@ -88,16 +88,16 @@ def plan(
     steps: Selection | None = None,
 ) -> list[Planned]:
     """What a run would do: every step with what is reused and why the rest is run."""
-    from flows.run import WHOLE, prepare
-    from pipeline import roots
-    from pipeline.config import read_recipe
+    from flows.run.run import WHOLE, prepare
+    from pipeline.storage import root as roots
+    from pipeline.recipe.recipe import read_recipe
 
     read = read_recipe(Path(recipe), overrides or ())
     return prepare(read, roots.Root.of(root, read.runtime.cache_gb), steps or WHOLE).planned
 
 
 def _selection(to: str | None, only: str | None, start: str | None, force: list[str] | None) -> Selection:
-    from flows.dag import Selection
+    from flows.plan.steps import Selection
     from pipeline.errors import ConfigError
 
     if only and to:
@@ -116,7 +116,7 @@ def run_command(
     force: Force = None,
 ) -> None:
     """Run a recipe: every step whose result is not there yet."""
-    from flows.console import Console
+    from cli.console import Console
 
     console, stop = Console(), threading.Event()
     with console.progress(stop) as progress:
@@ -127,8 +127,8 @@ def run_command(
 @app.command("label")
 def label_command(recipe: RecipePath, root: Root = DEFAULT_ROOT, override: Overrides = None) -> None:
     """Run a recipe as far as the labels: what the teachers say of the pool."""
-    from flows.console import Console
-    from flows.dag import Selection
+    from cli.console import Console
+    from flows.plan.steps import Selection
 
     console, stop = Console(), threading.Event()
     with console.progress(stop) as progress:
@@ -145,10 +145,10 @@ def compare_command(
     plan_only: Annotated[bool, typer.Option("--plan", help="Show what there is to do, and do nothing.")] = False,
 ) -> None:
     """Compare self-supervised methods as the recipe's `compare` says, and say which of them are worth their time."""
-    from flows.console import Console
-    from flows.dag import Selection
-    from pipeline.comparing import COMPARE
-    from pipeline.config import read_recipe
+    from cli.console import Console
+    from flows.plan.steps import Selection
+    from pipeline.recipe.comparison import COMPARE
+    from pipeline.recipe.recipe import read_recipe
     from pipeline.errors import ConfigError, choose
 
     there = read_recipe(recipe, override or ()).compare
@@ -178,7 +178,7 @@ def plan_command(
     force: Force = None,
 ) -> None:
     """Show what a run would do, and why."""
-    from flows.console import Console
+    from cli.console import Console
 
     Console().show_plan(plan(recipe, root, override, _selection(to, only, start, force)))
 
@@ -189,7 +189,7 @@ def init_command(
     to: Annotated[Path, typer.Option("--to", help="The recipe to write.")] = Path("recipe.yaml"),
 ) -> None:
     """Write a commented recipe for the folders it is shown."""
-    from flows.starter import write_recipe
+    from cli.init import write_recipe
 
     for line in write_recipe(folders, to):
         print(line)
@@ -204,7 +204,7 @@ def doctor_command(
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Show environment and versions, check a recipe's data and models; ends with 2 if something is wrong."""
-    from flows.doctor import examine
+    from cli.doctor import examine
 
     sound = True
     for fine, what, found in examine(root, recipe):
@@ -217,7 +217,7 @@ def doctor_command(
 @app.command("schema")
 def schema_command() -> None:
     """Print the JSON Schema of recipes, for editors."""
-    from flows.reference import schema
+    from cli.schema import schema
 
     print(schema())
 
@@ -229,8 +229,8 @@ def up_command(
     ] = None,
 ) -> None:
     """Start Prefect's server and a worker in the background, with the deployments of this project."""
-    from flows.console import Console
-    from flows.upkeep import up
+    from cli.console import Console
+    from flows.server.commands import up
 
     Console().show_up(up(at_once, print))
 
@@ -240,7 +240,7 @@ def down_command(
     now: Annotated[bool, typer.Option("--now", help="Stop the runs at work; they are saved.")] = False,
 ) -> None:
     """End the server and the worker that `must up` started."""
-    from flows.upkeep import down
+    from flows.server.commands import down
 
     ended = down(now, print)
     print(f"Ended: {', '.join(ended)}." if ended else "Nothing was up.")
@@ -251,8 +251,8 @@ def status_command(as_json: Annotated[bool, typer.Option("--json", help="For pro
     """Show what `must up` started, and what is at work."""
     import json
 
-    from flows.console import Console
-    from flows.upkeep import status
+    from cli.console import Console
+    from flows.server.commands import status
 
     found = status()
     if as_json:
@@ -287,8 +287,8 @@ Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 def _held(root: str) -> tuple[roots.Root, list[Held]]:
-    from flows import inventory
-    from pipeline import roots
+    from flows.gc import inventory
+    from pipeline.storage import root as roots
 
     where = roots.Root.of(root)
     return where, inventory.artifacts(where, inventory.runs(where))
@@ -297,7 +297,7 @@ def _held(root: str) -> tuple[roots.Root, list[Held]]:
 @artifacts.command("ls")
 def artifacts_ls_command(root: Root = DEFAULT_ROOT, as_json: Json = False) -> None:
     """List artifacts: when they were made, how large they are, which runs refer to them."""
-    from flows.inventory_page import Page, listed
+    from cli.artifacts_view import Page, listed
 
     _, held = _held(root)
     if as_json:
@@ -313,8 +313,8 @@ def artifacts_show_command(
     as_json: Json = False,
 ) -> None:
     """Show an artifact: its configuration, inputs, counts and files."""
-    from flows.inventory import named
-    from flows.inventory_page import Page
+    from flows.gc.inventory import named
+    from cli.artifacts_view import Page
 
     where, held = _held(root)
     found = named(where, name, held)
@@ -333,7 +333,7 @@ def artifacts_verify_command(
     ] = False,
 ) -> None:
     """Read every byte of artifacts and compare with their manifests; ends with 3 if a file is damaged or missing."""
-    from flows.inventory import damaged, named
+    from flows.gc.inventory import damaged, named
 
     where, held = _held(root)
     chosen = [named(where, name, held) for name in names] if names else [each for each in held if each.manifest]
@@ -360,11 +360,11 @@ def artifacts_gc_command(
     """Show what is kept and why, and what no recent run refers to any more; with --delete, clear that out. Of a root
     elsewhere that is also what work on it left on this machine.
     """
-    from flows.inventory import remove, sort_out
-    from flows.inventory_page import Page
-    from flows.scratch import scratch
-    from pipeline.roots import Root as Where
-    from pipeline.workspace import Workspace
+    from flows.gc.inventory import remove, sort_out
+    from cli.artifacts_view import Page
+    from flows.gc.scratch import scratch
+    from pipeline.storage.root import Root as Where
+    from pipeline.steps.workspace import Workspace
 
     workspace = Workspace(Where.of(root))
     verdicts, here = sort_out(workspace, keep), scratch(workspace.root)
@@ -379,7 +379,7 @@ def main(arguments: list[str] | None = None) -> None:
     or 1 (anything else).
     """
     from pipeline.errors import MustError
-    from pipeline.process import set_up_process
+    from flows.run.process_setup import set_up_process
 
     set_up_process()
     try:

@@ -32,14 +32,14 @@ from PIL import Image
 
 import tasks
 from benchmarks.pretended import Pretended
-from pipeline.artifacts import Artifact, Inputs, write_json
-from pipeline.bench import circumstances, save_result
-from pipeline.images import NewImage, ShardWriter
-from pipeline.labels import ROW_GROUP, LabelShard, LabelSpace, LabelWriter, Value, about_store
-from pipeline.roots import Root, local_file
-from pipeline.runtime import Runtime
-from pipeline.workspace import Workspace
-from tasks.ingest import IngestedSet
+from pipeline.steps.artifact import Artifact, Inputs, write_json
+from benchmarks.measure import circumstances, save_result
+from pipeline.stores.images import NewImage, ShardWriter
+from pipeline.stores.labels import ROW_GROUP, LabelShard, LabelSpace, LabelWriter, Value, about_store
+from pipeline.storage.root import Root, local_file
+from pipeline.steps.runtime import Runtime
+from pipeline.steps.workspace import Workspace
+from ingest.ingest import IngestedSet
 
 RESULTS = Path(__file__).parent / "results"
 SHARD = 500

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import must
-from evaluation.backbones import Column
-from evaluation.comparison import Row
-from flows.console import Console
-from flows.dag import Selection
-from pipeline.artifacts import Artifact
+from evaluation.backbone_table import Column
+from evaluation.comparison.comparison import Row
+from cli.console import Console
+from flows.plan.steps import Selection
+from pipeline.steps.artifact import Artifact
 
 
 def run(recipe: Path, root: str, told: Sequence[str], last: str | None = None) -> Mapping[str, Artifact]:

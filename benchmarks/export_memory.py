@@ -23,19 +23,19 @@ import typer
 from PIL import Image
 
 import tasks
-from pipeline.artifacts import ELSEWHERE, Artifact, Inputs, Step, write_json
-from pipeline.bench import circumstances, in_process_of_its_own, save_result
-from pipeline.config import StudentConfig
+from pipeline.steps.artifact import ELSEWHERE, Artifact, Inputs, Step, write_json
+from benchmarks.measure import circumstances, in_process_of_its_own, save_result
+from pipeline.recipe.recipe import StudentConfig
 from pipeline.export import write
-from pipeline.labels import LabelSpace, LabelWriter, Value, about_store
-from pipeline.machine import find_device
-from pipeline.roots import Root, hash_file
-from pipeline.runtime import Runtime
+from pipeline.stores.labels import LabelSpace, LabelWriter, Value, about_store
+from pipeline.training.autotune import find_device
+from pipeline.storage.root import Root, hash_file
+from pipeline.steps.runtime import Runtime
 from pipeline.sources.webdataset import Config
-from pipeline.workspace import Workspace
-from student.join import heads_of
-from student.samples import labelled_samples
-from tasks.ingest import IngestedSet
+from pipeline.steps.workspace import Workspace
+from student.dataset import heads_of
+from student.export_samples import labelled_samples
+from ingest.ingest import IngestedSet
 from tasks.teacher import Teacher
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,8 +44,8 @@ SHARD = 500
 SPACE = LabelSpace("detection", tuple(f"class{number}" for number in range(10)))
 SOURCE = Config(path="noise.tar", hold_out=0).model_dump(mode="json")
 STEPS = (
-    Step("data.noise", "tasks.ingest:ingest", {"name": "noise", "source": SOURCE, "shard_images": SHARD}),
-    Step("pool", "tasks.pool:gather_pool", {"pool": ["noise"]}, ("data.noise",)),
+    Step("data.noise", "ingest.ingest:ingest", {"name": "noise", "source": SOURCE, "shard_images": SHARD}),
+    Step("pool", "ingest.pool:gather_pool", {"pool": ["noise"]}, ("data.noise",)),
     Step("teacher.boxes", "__main__:make_teacher", {}),
     Step("label", "__main__:make_labels", {}, ("data.noise",)),
 )

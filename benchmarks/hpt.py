@@ -12,7 +12,7 @@ of its own, as the schedule depends on it. What is made is kept in the root: a s
 # ruff: noqa: E402 - the process is set up before torch is loaded
 from __future__ import annotations
 
-from pipeline.process import set_up_process
+from flows.run.process_setup import set_up_process
 
 set_up_process()
 
@@ -27,10 +27,10 @@ import typer
 from PIL import Image
 
 from benchmarks.compared import line_of, record, run, seconds_of, values_of
-from evaluation.comparison import Comparison, Row, Setting, read_comparisons
-from pipeline.bench import circumstances, save_result
-from pipeline.comparing import COMPARE
-from pipeline.machine import find_device
+from evaluation.comparison.comparison import Comparison, Row, Setting, read_comparisons
+from benchmarks.measure import circumstances, save_result
+from pipeline.recipe.comparison import COMPARE
+from pipeline.training.autotune import find_device
 
 RESULTS = Path(__file__).parent / "results"
 RECIPE = Path(__file__).parent / "hpt.yaml"

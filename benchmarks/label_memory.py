@@ -19,9 +19,9 @@ import typer
 from PIL import Image
 
 import must
-from flows.dag import Selection
-from pipeline.bench import circumstances, in_process_of_its_own, save_result
-from pipeline.machine import find_device
+from flows.plan.steps import Selection
+from benchmarks.measure import circumstances, in_process_of_its_own, save_result
+from pipeline.training.autotune import find_device
 
 RESULTS = Path(__file__).parent / "results"
 SIDE = 32

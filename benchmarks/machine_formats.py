@@ -1,4 +1,4 @@
-"""What bfloat16 and channels-last bring on this device, model by model: the measurement behind `pipeline/machine.py`.
+"""What bfloat16 and channels-last bring on this device, model by model: the measurement behind `pipeline/training/autotune.py`.
 
 python benchmarks/machine_formats.py
 """
@@ -6,7 +6,7 @@ python benchmarks/machine_formats.py
 # ruff: noqa: E402 - the process is set up before torch is loaded
 from __future__ import annotations
 
-from pipeline.process import set_up_process
+from flows.run.process_setup import set_up_process
 
 set_up_process()
 
@@ -21,10 +21,10 @@ import torch
 import typer
 from torch import nn
 
-from pipeline.bench import circumstances, save_result
-from pipeline.machine import Choice, choose, find_device
-from pipeline.roots import Root
-from pipeline.runtime import Runtime
+from benchmarks.measure import circumstances, save_result
+from pipeline.training.autotune import Choice, choose, find_device
+from pipeline.storage.root import Root
+from pipeline.steps.runtime import Runtime
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("resnet18", "tf_efficientnet_lite0", "vit_tiny_patch16_224")

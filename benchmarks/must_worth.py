@@ -13,7 +13,7 @@ on from there.
 # ruff: noqa: E402 - the process is set up before torch is loaded
 from __future__ import annotations
 
-from pipeline.process import set_up_process
+from flows.run.process_setup import set_up_process
 
 set_up_process()
 
@@ -27,10 +27,10 @@ import typer
 
 from benchmarks.compared import run
 from benchmarks.drawn import draw
-from evaluation.measured import CLEAN, FILE
-from pipeline.artifacts import read_json
-from pipeline.bench import circumstances, save_result
-from pipeline.machine import find_device
+from evaluation.measurement import CLEAN, FILE
+from pipeline.steps.artifact import read_json
+from benchmarks.measure import circumstances, save_result
+from pipeline.training.autotune import find_device
 
 RESULTS = Path(__file__).parent / "results"
 RECIPE = Path(__file__).parent / "must_worth.yaml"

@@ -25,8 +25,8 @@ import numpy as np
 import typer
 from PIL import Image
 
-from pipeline.bench import circumstances, save_result
-from pipeline.machine import find_device
+from benchmarks.measure import circumstances, save_result
+from pipeline.training.autotune import find_device
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

@@ -22,14 +22,14 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.pretended import Pretended
-from flows.dag import build_steps
-from pipeline.artifacts import ELSEWHERE, Inputs, Step, write_json
-from pipeline.bench import circumstances, save_result
-from pipeline.config import parse_recipe
-from pipeline.roots import Root, in_parallel
-from pipeline.runtime import Runtime
-from pipeline.stores import store_name
-from pipeline.workspace import Workspace
+from flows.plan.steps import build_steps
+from pipeline.steps.artifact import ELSEWHERE, Inputs, Step, write_json
+from benchmarks.measure import circumstances, save_result
+from pipeline.recipe.recipe import parse_recipe
+from pipeline.storage.root import Root, in_parallel
+from pipeline.steps.runtime import Runtime
+from pipeline.stores.naming import store_name
+from pipeline.steps.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results"
 REPEATS = 5

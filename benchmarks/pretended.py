@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Inputs, Step
+from pipeline.steps.artifact import Inputs, Step
 
 Leave = Callable[[Mapping[str, Any], Inputs, Path], Mapping[str, Any]]
 

@@ -9,7 +9,7 @@ making them took.
 # ruff: noqa: E402 - the process is set up before torch is loaded
 from __future__ import annotations
 
-from pipeline.process import set_up_process
+from flows.run.process_setup import set_up_process
 
 set_up_process()
 
@@ -19,11 +19,11 @@ from typing import Annotated, Any
 import typer
 
 import must
-from evaluation.results import Line, read_lines
-from flows.console import Console
-from pipeline.bench import circumstances, save_result
-from pipeline.config import read_recipe
-from pipeline.machine import find_device
+from evaluation.metric_table import Line, read_lines
+from cli.console import Console
+from benchmarks.measure import circumstances, save_result
+from pipeline.recipe.recipe import read_recipe
+from pipeline.training.autotune import find_device
 
 SCRATCH = "student.weights=null"
 

@@ -20,7 +20,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from pipeline.process import set_up_process
+from flows.run.process_setup import set_up_process
 
 WHOLE, MEMORY, THEIRS, THEIRS_ALIKE = "stage", "in memory", "lightly", "lightly in the stage's format"
 PART = json.loads(sys.argv[sys.argv.index("--part") + 1]) if "--part" in sys.argv else {}
@@ -47,16 +47,16 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
-from flows.dag import build_steps
-from flows.staging import pool_step
-from pipeline.artifacts import Inputs
-from pipeline.bench import circumstances, in_process_of_its_own, medians, save_result
-from pipeline.config import parse_recipe
-from pipeline.machine import Choice, find_device
-from pipeline.roots import Root
-from pipeline.runtime import Device, Runtime, usable_cores
-from pipeline.workspace import Workspace
-from selfsup.stages import stage
+from flows.plan.steps import build_steps
+from flows.plan.stage_steps import pool_step
+from pipeline.steps.artifact import Inputs
+from benchmarks.measure import circumstances, in_process_of_its_own, medians, save_result
+from pipeline.recipe.recipe import parse_recipe
+from pipeline.training.autotune import Choice, find_device
+from pipeline.storage.root import Root
+from pipeline.steps.runtime import Device, Runtime, usable_cores
+from pipeline.steps.workspace import Workspace
+from selfsup.stages import step
 from selfsup.stages.stream import ViewBatch, ViewStream
 
 RESULTS = Path(__file__).parent / "results"
@@ -175,8 +175,8 @@ def train_stage(part: Part, window: Window) -> None:
         "lr": LR,
     }
     stream = InMemory if part.kind == MEMORY else ViewStream
-    with tempfile.TemporaryDirectory() as out, patch.object(stage, "ViewStream", stream):
-        left = stage.run_stage({"name": "stage.speed", "stage": settings, "seed": 0, "start": None}, inputs, Path(out))
+    with tempfile.TemporaryDirectory() as out, patch.object(step, "ViewStream", stream):
+        left = step.run_stage({"name": "stage.speed", "stage": settings, "seed": 0, "start": None}, inputs, Path(out))
     Path("choice.json").write_text(json.dumps(left["choice"]), encoding="utf-8")
 
 

@@ -8,8 +8,8 @@ ROOT is where `must run RECIPE` was run before. The two are timed in turn, by th
 # ruff: noqa: E402 - the process is set up before torch is loaded
 from __future__ import annotations
 
-from pipeline.process import set_up_process
-from pipeline.roots import Root
+from flows.run.process_setup import set_up_process
+from pipeline.storage.root import Root
 
 set_up_process()
 
@@ -23,20 +23,20 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.run import made_inputs
+from flows.run.run import made_inputs
 from must import DEFAULT_ROOT
-from pipeline.artifacts import Inputs
-from pipeline.bench import circumstances, medians, save_result, take_turns
-from pipeline.config import StudentConfig, read_recipe
-from pipeline.fit import fit
-from pipeline.job import Job, Stream
-from pipeline.loader import Batch, Loader, LoaderConfig, Samples
-from pipeline.machine import Choice
-from pipeline.team import Team
-from student.join import heads_of, join
-from student.weights import combination
+from pipeline.steps.artifact import Inputs
+from benchmarks.measure import circumstances, medians, save_result, take_turns
+from pipeline.recipe.recipe import StudentConfig, read_recipe
+from pipeline.training.fit import fit
+from pipeline.training.objective import Job, Stream
+from pipeline.data.loader import Batch, Loader, LoaderConfig, Samples
+from pipeline.training.autotune import Choice
+from pipeline.training.process_group import Team
+from student.dataset import heads_of, join
+from student.loss_weights import combination
 from tasks.building import build_network
-from tasks.learning import Learning
+from tasks.training import Learning
 
 RESULTS = Path(__file__).parent / "results"
 WARM = 4

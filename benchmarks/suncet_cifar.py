@@ -19,7 +19,7 @@ What is made is kept in the root: a second run goes on from there.
 # ruff: noqa: E402 - the process is set up before torch is loaded
 from __future__ import annotations
 
-from pipeline.process import set_up_process
+from flows.run.process_setup import set_up_process
 
 set_up_process()
 
@@ -31,12 +31,12 @@ import typer
 
 from benchmarks.compared import line_of, record, run, seconds_of, told, values_of
 from benchmarks.drawn import draw
-from evaluation.backbones import Column
-from evaluation.comparison import Comparison, Row, read_comparisons
-from pipeline.bench import circumstances, save_result
-from pipeline.comparing import COMPARE
-from pipeline.machine import find_device
-from pipeline.stages import STUDENT
+from evaluation.backbone_table import Column
+from evaluation.comparison.comparison import Comparison, Row, read_comparisons
+from benchmarks.measure import circumstances, save_result
+from pipeline.recipe.comparison import COMPARE
+from pipeline.training.autotune import find_device
+from pipeline.recipe.stage import STUDENT
 
 RESULTS = Path(__file__).parent / "results"
 RECIPE = Path(__file__).parent / "suncet_cifar.yaml"

@@ -25,21 +25,21 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from evaluation.probes import soft_nn
-from evaluation.problem import Known, Problem
-from flows.dag import build_steps
-from pipeline.artifacts import Artifact, Inputs, Step
-from pipeline.bench import circumstances, save_result
-from pipeline.config import parse_recipe
-from pipeline.features import features_of
-from pipeline.roots import Root
-from pipeline.runtime import Runtime
-from pipeline.starts import of_artifact
-from pipeline.workspace import Workspace
+from evaluation.probe import Known, Problem
+from flows.plan.steps import build_steps
+from pipeline.steps.artifact import Artifact, Inputs, Step
+from benchmarks.measure import circumstances, save_result
+from pipeline.recipe.recipe import parse_recipe
+from pipeline.models.features import features_of
+from pipeline.storage.root import Root
+from pipeline.steps.runtime import Runtime
+from pipeline.models.initial import of_artifact
+from pipeline.steps.workspace import Workspace
 from selfsup.stages.images import images_of
-from selfsup.stages.labelled import class_sampler, classes_of
-from selfsup.stages.stage import stage_config
-from tasks.ingest import IngestedSet
-from tasks.shelves import class_numbers, truth_library
+from selfsup.stages.labelled_sampler import class_sampler, classes_of
+from selfsup.stages.step import stage_config
+from ingest.ingest import IngestedSet
+from ingest.true_labels import class_numbers, truth_library
 
 RESULTS = Path(__file__).parent / "results"
 TRAINED, SIDE, PER_CLASS = 1200, 16, 6
@@ -144,10 +144,10 @@ def run(root: Root, sets: dict[str, Artifact], name: str, steps: int, seed: int)
     """One stage, and what its features are worth."""
     runtime = Runtime(root, "cpu", "32", 1)
     settings = {"name": "digits", **STAGE, **METHODS[name], "steps": steps}
-    pool = Step("pool.digits", "tasks.pool:gather_for_stage", {"pool": settings["data"]}, tuple(sets))
+    pool = Step("pool.digits", "ingest.pool:gather_for_stage", {"pool": settings["data"]}, tuple(sets))
     inputs = Inputs({**sets, pool.name: Workspace(root).obtain(pool, Inputs(sets, runtime))[0]}, runtime)
     config = {"name": "stage.digits", "stage": settings, "seed": seed, "start": None}
-    step = Step("stage.digits", "selfsup.stages.stage:run_stage", config, tuple(inputs.artifacts))
+    step = Step("stage.digits", "selfsup.stages.step:run_stage", config, tuple(inputs.artifacts))
     made, _ = Workspace(root).obtain(step, inputs)
     return tested(made, inputs, settings, seed)
 

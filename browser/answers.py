@@ -17,7 +17,7 @@ from browser.pictures import Pictures, decoded
 from browser.rejecting import Rejecting
 from browser.tables import Store, quoted
 from pipeline.errors import ConfigError, DataError
-from tasks.colours import palette
+from tasks.drawing import palette
 
 AMONG = "id IN (SELECT unnest(?::INTEGER[]))"
 MOST_ROWS = 1000

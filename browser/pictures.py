@@ -13,13 +13,13 @@ from PIL import Image
 
 from browser.loading import Loading
 from browser.tables import Store
-from pipeline.decode import decode
+from pipeline.data.decode import decode
 from pipeline.errors import DataError
-from pipeline.images import ImageShard
-from pipeline.labels import Row, Value, open_labels
-from pipeline.roots import StoredFile, hash_place
-from tasks.colours import caption
-from tasks.pictures import thumbnail
+from pipeline.stores.images import ImageShard
+from pipeline.stores.labels import Row, Value, open_labels
+from pipeline.storage.root import StoredFile, hash_place
+from tasks.drawing import caption
+from evaluation.report.figures import thumbnail
 
 QUALITY = 85
 HELD = 32 << 20

@@ -1,5 +1,5 @@
 """Throwing out what the page shows, and taking that back. What is rejected is a list in the root: see
-`pipeline.rejects`.
+`pipeline.stores.rejections`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from browser.loading import Loading
 from pipeline.errors import DataError
-from pipeline.rejects import reject, take_back
+from pipeline.stores.rejections import reject, take_back
 
 REMEMBERED = 50
 """So many of the last rejections can be undone by their numbers."""
@@ -35,7 +35,7 @@ class Rejecting:
         self._lock = threading.Lock()
 
     def reject(self, keys: Sequence[str], store: str | None, reason: str) -> Done:
-        """Reject images, or their labels in a store. Raises as `pipeline.rejects.reject` does."""
+        """Reject images, or their labels in a store. Raises as `pipeline.stores.rejections.reject` does."""
         before = self.loading.rejected(store)
         new = [key for key in dict.fromkeys(keys) if key not in before]
         reject(self.loading.root, keys, store, reason)

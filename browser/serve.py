@@ -16,7 +16,7 @@ from browser.app import create_app
 from browser.catalogue import root_above
 from browser.loading import Loading
 from pipeline.errors import ConfigError
-from pipeline.places import Place
+from pipeline.storage.path import Place
 
 PORT = 8800
 TRIED = 20

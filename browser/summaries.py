@@ -11,7 +11,7 @@ from browser.filters import View
 from browser.pictures import check_hash, decoded
 from browser.tables import Store, quoted
 from pipeline.errors import MustError
-from pipeline.roots import StoredFile
+from pipeline.storage.root import StoredFile
 
 FREQUENT = 20
 """Classes that are named."""

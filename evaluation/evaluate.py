@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from pipeline.artifacts import Artifact, Inputs, write_json
-from pipeline.labels import Value
-from pipeline.library import Library
-from pipeline.runtime import Runtime
-from tasks.ingest import IngestedSet
-from tasks.learning import Predictor, load_network
+from pipeline.steps.artifact import Artifact, Inputs, write_json
+from pipeline.stores.labels import Value
+from pipeline.data.dataset import Library
+from pipeline.steps.runtime import Runtime
+from ingest.ingest import IngestedSet
+from tasks.training import Predictor, load_network
 from tasks.scoring import predict_all, score
-from tasks.shelves import held_out_keys, shelve, truth_library
+from ingest.true_labels import held_out_keys, shelve, truth_library
 from tasks.task import Task
 from tasks.teacher import Teacher, load_teacher
 

@@ -14,19 +14,19 @@ import numpy as np
 from torch import nn
 
 from evaluation import corruptions
-from evaluation.few import Splits, asked_of, parts
-from evaluation.measured import ALL, CLEAN, FILE, Measured, best_of
+from evaluation.label_subsets import Splits, asked_of, parts
+from evaluation.measurement import ALL, CLEAN, FILE, Measured, best_of
 from evaluation.schedules import SCHEDULES, Schedule
-from pipeline.artifacts import WORK, Artifact, Inputs, parse_lines, read_json, write_json
-from pipeline.backbone import register_statistics
+from pipeline.steps.artifact import WORK, Artifact, Inputs, parse_lines, read_json, write_json
+from pipeline.models.backbone import register_statistics
 from pipeline.errors import naming
-from pipeline.evaluating import Amount, StartConfig
-from pipeline.labels import LabelSpace
-from pipeline.library import Library
-from pipeline.runtime import Runtime
-from pipeline.sections import FitConfig
-from pipeline.starts import Start, of_config
-from tasks.learning import Course, Predictor, Preparation, Sum, network_predictor, train_network
+from pipeline.recipe.evaluation import Amount, StartConfig
+from pipeline.stores.labels import LabelSpace
+from pipeline.data.dataset import Library
+from pipeline.steps.runtime import Runtime
+from pipeline.recipe.base import FitConfig
+from pipeline.models.initial import Start, of_config
+from tasks.training import Course, Predictor, Preparation, Sum, network_predictor, train_network
 from tasks.network import Network, NetworkConfig
 from tasks.scoring import score
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evaluation.charts import path, ticks
-from pipeline.markup import Html, element
+from evaluation.report.charts import path, ticks
+from evaluation.report.html import Html, element
 
 WIDTH, HEIGHT = 460, 280
 LEFT, RIGHT, TOP, BOTTOM = 44, 448, 16, 236

@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluation import corruptions
-from evaluation.few import TASK, Asked, asked_of, parts
-from evaluation.measured import ALL, CLEAN, FILE, Measured
-from evaluation.problem import Known, Problem, Solution
-from pipeline import machine
-from pipeline.artifacts import WORK, Inputs, write_json
-from pipeline.encoder import Encoder
+from evaluation.label_subsets import TASK, Asked, asked_of, parts
+from evaluation.measurement import ALL, CLEAN, FILE, Measured
+from evaluation.probe import Known, Problem, Solution
+from pipeline.training import autotune
+from pipeline.steps.artifact import WORK, Inputs, write_json
+from pipeline.models.encoder import Encoder
 from pipeline.errors import naming
-from pipeline.evaluating import Amount, StartConfig
-from pipeline.features import as_it_is, features_of
-from pipeline.library import Library
-from pipeline.runtime import Runtime
-from pipeline.starts import Start, of_config
+from pipeline.recipe.evaluation import Amount, StartConfig
+from pipeline.models.features import as_it_is, features_of
+from pipeline.data.dataset import Library
+from pipeline.steps.runtime import Runtime
+from pipeline.models.initial import Start, of_config
 from tasks.classification.model import Accuracy
-from tasks.shelves import class_numbers
+from ingest.true_labels import class_numbers
 
 PROBED = 16
 """Images that a backbone is timed on."""
@@ -72,11 +72,11 @@ class Eye:
         encoder = start.encoder().eval()
         images = torch.rand(PROBED, 3, start.size, start.size)
 
-        def call(model: Any, choice: machine.Choice) -> None:
+        def call(model: Any, choice: autotune.Choice) -> None:
             with torch.inference_mode(), choice.autocast():
                 model(images.to(choice.device).contiguous(memory_format=choice.memory_format))
 
-        self.choice = machine.choose(runtime, [start.name, start.size, "features"], encoder, call)
+        self.choice = autotune.choose(runtime, [start.name, start.size, "features"], encoder, call)
         self.encoder: Encoder = self.choice.place(encoder)
 
     def see(self, images: Library, chosen: Sequence[int], change: Callable[[Any], Any] = as_it_is) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.options import DEFAULT_ROOT, Overrides, RecipePath, Root
+from cli.options import DEFAULT_ROOT, Overrides, RecipePath, Root
 
 # Everything that takes time to import is imported by the command that needs it: help comes at once.
 # ruff: noqa: PLC0415
@@ -34,11 +34,11 @@ def label_command(
     import rich
     from rich.table import Table
 
-    from flows.run import made_inputs
-    from pipeline import roots
-    from pipeline.bench import save_result
-    from pipeline.config import read_recipe
-    from teachers.labelling.bench import measure_labelling, table
+    from flows.run.run import made_inputs
+    from pipeline.storage import root as roots
+    from benchmarks.measure import save_result
+    from pipeline.recipe.recipe import read_recipe
+    from benchmarks.label_speed import measure_labelling, table
 
     read = read_recipe(recipe, override or ())
     step, inputs = made_inputs(read, roots.Root.of(root, read.runtime.cache_gb), "label")

@@ -18,18 +18,18 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import CancelledRun, FailedRun
 from pydantic import Field
 
-from flows.dag import Selection
-from flows.execution import execute_plan
-from flows.run import Run, prepare
-from flows.taskruns import Steps
-from flows.work import Apart
-from pipeline.artifacts import Artifact
-from pipeline.comparing import COMPARE
-from pipeline.config import Recipe, read_recipe
+from flows.plan.steps import Selection
+from flows.run.execution import execute_plan
+from flows.run.run import Run, prepare
+from flows.orchestration.task_runs import Steps
+from flows.run.step_runner import Apart
+from pipeline.steps.artifact import Artifact
+from pipeline.recipe.comparison import COMPARE
+from pipeline.recipe.recipe import Recipe, read_recipe
 from pipeline.errors import ConfigError, choose
-from pipeline.process import set_up_process
-from pipeline.roots import Root
-from pipeline.runtime import Device, Runtime
+from flows.run.process_setup import set_up_process
+from pipeline.storage.root import Root
+from pipeline.steps.runtime import Device, Runtime
 
 # What every form asks for: the type has the bounds, the default the words.
 Text = Annotated[str, Field(min_length=1)]

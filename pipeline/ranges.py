@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import IO
 
-from pipeline.places import Place
+from pipeline.storage.path import Place
 
 READ_AHEAD = 8 << 20
 """Bytes that are asked for at a time of a file that is read from front to back."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pipeline.config import CHOSEN, KindOf, Recipe
-from pipeline.stages import StageConfig
+from pipeline.recipe.recipe import CHOSEN, KindOf, Recipe
+from pipeline.recipe.stage import StageConfig
 
 
 class StagedRecipe(Recipe):

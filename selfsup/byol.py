@@ -11,11 +11,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.encoder import Encoder
-from selfsup.parts.config import MethodConfig
-from selfsup.parts.heads import Follower, projector, rising
-from selfsup.parts.losses import byol
-from selfsup.parts.method import Family, Method, Policy, Setting, ViewKind, Views
+from pipeline.models.encoder import Encoder
+from selfsup.components.config import MethodConfig
+from selfsup.components.heads import Follower, projector, rising
+from selfsup.components.losses import byol
+from selfsup.components.method import Family, Method, Policy, Setting, ViewKind, Views
 
 POLICY = Policy(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
 OTHER = replace(POLICY, blur=0.1, solarize=0.2)

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.encoder import Encoder
-from selfsup.parts.clusters import fitting_count, spherical_kmeans
-from selfsup.parts.config import MethodConfig
+from pipeline.models.encoder import Encoder
+from selfsup.components.kmeans import fitting_count, spherical_kmeans
+from selfsup.components.config import MethodConfig
 from selfsup.parts.directions import products
-from selfsup.parts.heads import projector
-from selfsup.parts.method import Family, Method, Policy, Setting, ViewKind, Views, together
-from selfsup.parts.multicrop import multi_crop
+from selfsup.components.heads import projector
+from selfsup.components.method import Family, Method, Policy, Setting, ViewKind, Views, together
+from selfsup.components.multicrop import multi_crop
 
 POLICY = Policy(area=(0.14, 1.0))
 SMALL = Policy(area=(0.05, 0.14))

@@ -13,12 +13,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.encoder import Encoder
-from selfsup.parts.config import MethodConfig
-from selfsup.parts.heads import DistillationHead, Follower, rising
-from selfsup.parts.losses import distillation
-from selfsup.parts.method import Family, Method, Policy, Setting, ViewKind, Views, together
-from selfsup.parts.multicrop import multi_crop
+from pipeline.models.encoder import Encoder
+from selfsup.components.config import MethodConfig
+from selfsup.components.heads import DistillationHead, Follower, rising
+from selfsup.components.losses import distillation
+from selfsup.components.method import Family, Method, Policy, Setting, ViewKind, Views, together
+from selfsup.components.multicrop import multi_crop
 
 POLICY = Policy(area=(0.4, 1.0), brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
 OTHER = replace(POLICY, blur=0.1, solarize=0.2)

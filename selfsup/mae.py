@@ -11,11 +11,11 @@ from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from pipeline.encoder import Encoder
+from pipeline.models.encoder import Encoder
 from pipeline.errors import ConfigError
-from selfsup.parts.config import MethodConfig
-from selfsup.parts.losses import masked_reconstruction
-from selfsup.parts.method import Family, Method, Policy, Setting, ViewKind, Views
+from selfsup.components.config import MethodConfig
+from selfsup.components.losses import masked_reconstruction
+from selfsup.components.method import Family, Method, Policy, Setting, ViewKind, Views
 
 POLICY = Policy(area=(0.2, 1.0), jitter=0, grayscale=0, blur=0)
 HEAD_WIDTH = 32

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.encoder import Encoder
-from selfsup.parts.config import MethodConfig
-from selfsup.parts.heads import Follower, projector
-from selfsup.parts.losses import info_nce
-from selfsup.parts.method import Family, Method, Policy, Setting, ViewKind, Views, together
+from pipeline.models.encoder import Encoder
+from selfsup.components.config import MethodConfig
+from selfsup.components.heads import Follower, projector
+from selfsup.components.losses import info_nce
+from selfsup.components.method import Family, Method, Policy, Setting, ViewKind, Views, together
 
 POLICY = Policy(area=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4)
 """As HPT has it: the hue changes four times as far as in MoCo-v2's own code."""

@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.encoder import Encoder
-from selfsup.parts.config import MethodConfig
-from selfsup.parts.heads import projector
-from selfsup.parts.losses import nt_xent
-from selfsup.parts.method import Family, Method, Policy, Setting, ViewKind, Views, together
+from pipeline.models.encoder import Encoder
+from selfsup.components.config import MethodConfig
+from selfsup.components.heads import projector
+from selfsup.components.losses import nt_xent
+from selfsup.components.method import Family, Method, Policy, Setting, ViewKind, Views, together
 
 POLICY = Policy()
 

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.encoder import Encoder
-from selfsup.parts.clusters import fitting_count
-from selfsup.parts.config import MethodConfig
-from selfsup.parts.heads import Prototypes, projector
-from selfsup.parts.losses import sinkhorn, swapped_prediction
-from selfsup.parts.method import Family, Method, Policy, Setting, ViewKind, Views, together
-from selfsup.parts.multicrop import multi_crop
+from pipeline.models.encoder import Encoder
+from selfsup.components.kmeans import fitting_count
+from selfsup.components.config import MethodConfig
+from selfsup.components.heads import Prototypes, projector
+from selfsup.components.losses import sinkhorn, swapped_prediction
+from selfsup.components.method import Family, Method, Policy, Setting, ViewKind, Views, together
+from selfsup.components.multicrop import multi_crop
 
 POLICY = Policy(area=(0.14, 1.0))
 SMALL = Policy(area=(0.05, 0.14))

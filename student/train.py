@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import ranks
-from pipeline.artifacts import Inputs, write_json
-from pipeline.checkpoint import write_tensors
-from pipeline.config import StudentConfig
-from student.join import count_rejected, heads_of, join
-from student.kept import kept_shares
-from student.weights import combination
+from pipeline.steps import ranks
+from pipeline.steps.artifact import Inputs, write_json
+from pipeline.models.checkpoint import write_tensors
+from pipeline.recipe.recipe import StudentConfig
+from student.dataset import count_rejected, heads_of, join
+from student.threshold_report import kept_shares
+from student.loss_weights import combination
 from tasks.building import build_network
-from tasks.learning import Course, train_network
+from tasks.training import Course, train_network
 
 
 def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ import pkgutil
 from typing import TYPE_CHECKING
 
 from pipeline.errors import choose
-from pipeline.labels import Label, LabelSpace
+from pipeline.stores.labels import Label, LabelSpace
 
 if TYPE_CHECKING:
     from tasks.task import Task

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.backbone import load_weights
-from pipeline.labels import LabelSpace
-from pipeline.training import TrainingConfig
+from pipeline.models.backbone import load_weights
+from pipeline.stores.labels import LabelSpace
+from pipeline.recipe.teacher import TrainingConfig
 from tasks.network import Network, NetworkConfig
 
 

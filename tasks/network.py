@@ -19,10 +19,10 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import tasks
-from pipeline.backbone import Backbone, register_statistics, statistics
-from pipeline.checkpoint import load_model, save_model
+from pipeline.models.backbone import Backbone, register_statistics, statistics
+from pipeline.models.checkpoint import load_model, save_model
 from pipeline.errors import ConfigError
-from pipeline.labels import LabelSpace
+from pipeline.stores.labels import LabelSpace
 from tasks.task import FeatureInfo, Features
 
 PYRAMID_STRIDES = (8, 16, 32, 64, 128)

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.ahead import ahead
-from pipeline.decode import decode
-from pipeline.labels import Value
-from pipeline.library import Library
-from pipeline.runtime import Runtime
-from tasks.learning import Predictor
+from pipeline.data.decode import decode
+from pipeline.stores.labels import Value
+from pipeline.data.dataset import Library
+from pipeline.steps.runtime import Runtime
+from tasks.training import Predictor
 
 BATCH = 16
 AHEAD = 2

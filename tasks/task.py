@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.labels import LabelSpace, Value
+from pipeline.stores.labels import LabelSpace, Value
 
 Target = dict[str, Any]
 Prediction = dict[str, Any]

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.artifacts import Artifact, read_json, write_json
-from pipeline.labels import LabelSpace
-from pipeline.runtime import Runtime
+from pipeline.steps.artifact import Artifact, read_json, write_json
+from pipeline.stores.labels import LabelSpace
+from pipeline.steps.runtime import Runtime
 
 if TYPE_CHECKING:
-    from tasks.learning import Predictor
+    from tasks.training import Predictor
 
 FILE = "teacher.json"
 

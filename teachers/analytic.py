@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipeline.artifacts import Inputs, read_json, write_json
-from pipeline.training import TeacherConfig
+from pipeline.steps.artifact import Inputs, read_json, write_json
+from pipeline.recipe.teacher import TeacherConfig
 
 if TYPE_CHECKING:
-    from tasks.learning import Predictor
+    from tasks.training import Predictor
 
 
 class Config(TeacherConfig):
@@ -32,7 +32,7 @@ class Config(TeacherConfig):
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Write down what the function is; there is nothing to learn."""
-    from pipeline.labels import LabelSpace
+    from pipeline.stores.labels import LabelSpace
     from tasks.teacher import Teacher
 
     teacher = Config.model_validate(config["teacher"])
@@ -50,8 +50,8 @@ def filter_names(teacher: Config) -> list[str]:
 
 def load(folder: Path) -> Predictor:
     """The filter bank as a predictor."""
-    from pipeline.labels import LabelSpace
-    from tasks.learning import Predictor, Preparation
+    from pipeline.stores.labels import LabelSpace
+    from tasks.training import Predictor, Preparation
     from tasks.texture.model import GaborBank, Measured
 
     about = read_json(folder / "model.json")

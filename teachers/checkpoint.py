@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.artifacts import Inputs, read_json, write_json
+from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.errors import ConfigError, choose
-from pipeline.labels import LabelSpace
-from pipeline.training import TeacherConfig
+from pipeline.stores.labels import LabelSpace
+from pipeline.recipe.teacher import TeacherConfig
 
 if TYPE_CHECKING:
-    from tasks.learning import Predictor
+    from tasks.training import Predictor
 
 
 class Config(TeacherConfig):
@@ -68,7 +68,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 
 def load(folder: Path) -> Predictor:
     """The network, with the one head under the teacher's name."""
-    from tasks.learning import OneHead, Predictor, Preparation
+    from tasks.training import OneHead, Predictor, Preparation
     from tasks.network import Network
 
     network = Network.load(folder)

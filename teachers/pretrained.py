@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipeline.artifacts import Inputs
+from pipeline.steps.artifact import Inputs
 from pipeline.errors import ConfigError
-from pipeline.training import TeacherConfig
+from pipeline.recipe.teacher import TeacherConfig
 
 if TYPE_CHECKING:
-    from tasks.learning import Predictor
+    from tasks.training import Predictor
 
 
 class Config(TeacherConfig):
@@ -41,7 +41,7 @@ class Config(TeacherConfig):
 
     def check(self) -> None:
         """timm knows the model, and the weights are its own."""
-        from pipeline.backbone import check_classifier
+        from pipeline.models.backbone import check_classifier
 
         check_classifier(self.model, len(class_names(self)), self.weights)
 
@@ -50,9 +50,9 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     """Bring the weights into the artifact, so that a run never depends on where they came from."""
     import timm
 
-    from pipeline.backbone import load_weights
-    from pipeline.checkpoint import save_model
-    from pipeline.labels import LabelSpace
+    from pipeline.models.backbone import load_weights
+    from pipeline.models.checkpoint import save_model
+    from pipeline.stores.labels import LabelSpace
     from tasks.teacher import Teacher
 
     teacher = Config.model_validate(config["teacher"])
@@ -89,10 +89,10 @@ def class_names(teacher: Config) -> list[str]:
 def load(folder: Path) -> Predictor:
     """The classifier, prepared and normalised as it was trained."""
     import tasks
-    from pipeline.backbone import Classifier
-    from pipeline.checkpoint import load_model
-    from pipeline.labels import LabelSpace
-    from tasks.learning import Predictor, Preparation
+    from pipeline.models.backbone import Classifier
+    from pipeline.models.checkpoint import load_model
+    from pipeline.stores.labels import LabelSpace
+    from tasks.training import Predictor, Preparation
 
     about, weights = load_model(folder)
     if about.get("format") != "timm_classifier":

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline import ranks
-from pipeline.artifacts import Inputs, read_json
+from pipeline.steps import ranks
+from pipeline.steps.artifact import Inputs, read_json
 from pipeline.errors import choose
-from pipeline.training import TeacherConfig, TrainingConfig
+from pipeline.recipe.teacher import TeacherConfig, TrainingConfig
 
 if TYPE_CHECKING:
-    from tasks.learning import Predictor
+    from tasks.training import Predictor
 
 
 class Config(TeacherConfig, TrainingConfig):
@@ -41,10 +41,10 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     ConfigError if the set has no labels of the task, DataError if the loss stops being finite.
     """
     from tasks.building import build_network
-    from tasks.ingest import IngestedSet, taught_space
-    from tasks.learning import Course, Sum, network_predictor, train_network
+    from ingest.ingest import IngestedSet, taught_space
+    from tasks.training import Course, Sum, network_predictor, train_network
     from tasks.scoring import score
-    from tasks.shelves import held_out_keys, truth_library
+    from ingest.true_labels import held_out_keys, truth_library
     from tasks.teacher import Schedule, Teacher
 
     name, teacher = config["name"], Config.model_validate(config["teacher"])
@@ -68,7 +68,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 
 def load(folder: Path) -> Predictor:
     """The trained teacher."""
-    from tasks.learning import network_predictor
+    from tasks.training import network_predictor
     from tasks.network import Network
 
     return network_predictor(Network.load(folder))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipeline.artifacts import Inputs
-from pipeline.training import TeacherConfig
+from pipeline.steps.artifact import Inputs
+from pipeline.recipe.teacher import TeacherConfig
 
 if TYPE_CHECKING:
-    from tasks.learning import Predictor
+    from tasks.training import Predictor
 
 
 class Config(TeacherConfig):
@@ -31,15 +31,15 @@ class Config(TeacherConfig):
 
     def check(self) -> None:
         """torchvision knows the model, and the weights are its own."""
-        from tasks.published import check
+        from teachers.models.torchvision_models import check
 
         check(self.model_dump(mode="json"))
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Bring the weights into the artifact, so that a run never depends on where they came from."""
-    from pipeline.checkpoint import save_model
-    from tasks.published import build, fetch_weights, space_of
+    from pipeline.models.checkpoint import save_model
+    from teachers.models.torchvision_models import build, fetch_weights, space_of
     from tasks.teacher import Teacher
 
     teacher = Config.model_validate(config["teacher"])
@@ -54,7 +54,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 
 def load(folder: Path) -> Predictor:
     """The model, prepared as torchvision prepares it, but for a square input."""
-    from pipeline.checkpoint import load_model
-    from tasks.published import predictor
+    from pipeline.models.checkpoint import load_model
+    from teachers.models.torchvision_models import predictor
 
     return predictor(*load_model(folder))

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.artifacts import Inputs, read_json, write_json
+from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.errors import installing
-from pipeline.training import TeacherConfig
+from pipeline.recipe.teacher import TeacherConfig
 
 if TYPE_CHECKING:
-    from tasks.learning import Predictor
+    from tasks.training import Predictor
 
 
 class Config(TeacherConfig):
@@ -39,7 +39,7 @@ class Config(TeacherConfig):
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Bring model and weights into the artifact, so that a run never depends on where they came from."""
-    from tasks.hugging_face import describe, fetch, space_of
+    from teachers.models.transformers_models import describe, fetch, space_of
     from tasks.teacher import Teacher
 
     teacher = Config.model_validate(config["teacher"])
@@ -55,6 +55,6 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 
 def load(folder: Path) -> Predictor:
     """The model, prepared and normalised as it was trained, but for a square input."""
-    from tasks.hugging_face import predictor
+    from teachers.models.transformers_models import predictor
 
     return predictor(folder, read_json(folder / "model.json"))

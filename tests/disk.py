@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.artifacts import Artifact, contents
-from pipeline.images import ImageShard
-from pipeline.roots import Root, StoredFile, hash_file
+from pipeline.steps.artifact import Artifact, contents
+from pipeline.stores.images import ImageShard
+from pipeline.storage.root import Root, StoredFile, hash_file
 
 
 def folder_of(made: Artifact) -> Path:

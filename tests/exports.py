@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tasks
-from pipeline.config import StudentConfig
+from pipeline.recipe.recipe import StudentConfig
 from pipeline.export import Sample, write
-from pipeline.library import Library
-from student.join import heads_of, join
-from student.samples import labelled_samples
+from pipeline.data.dataset import Library
+from student.dataset import heads_of, join
+from student.export_samples import labelled_samples
 
 if TYPE_CHECKING:
     from tests.conftest import World

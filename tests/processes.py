@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import MustError
-from pipeline.runtime import Runtime
+from pipeline.steps.runtime import Runtime
 
 SOON_S = 120.0
 """What processes may take, on a machine that does other things as well."""

@@ -15,8 +15,8 @@ from hypothesis import settings
 from torch import nn
 
 import tasks
-from pipeline.labels import COMMON, Box, Label, LabelSpace, Row, Value
-from tasks.learning import to_numpy
+from pipeline.stores.labels import COMMON, Box, Label, LabelSpace, Row, Value
+from tasks.training import to_numpy
 from tasks.network import PYRAMID_STRIDES
 from tasks.task import FeatureInfo, Features, Task
 

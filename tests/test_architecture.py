@@ -120,7 +120,7 @@ def torch_free_modules() -> list[str]:
     shared = ["config", "errors", "artifacts", "images", "labels", "library", "codecs", "decode", "rejects", "weights"]
     named = [f"pipeline.{name}" for name in shared]
     files = [name for folder in ("pipeline/sources", "teachers", "evaluation/probes") for name in kinds(folder)]
-    return ["must", "flows.dag", *named, *labels, *files]
+    return ["must", "flows.plan.steps", *named, *labels, *files]
 
 
 def test_what_plans_and_the_page_load_has_no_torch_and_no_prefect() -> None:
@@ -141,7 +141,7 @@ def test_what_plans_and_the_page_load_has_no_torch_and_no_prefect() -> None:
 
 def test_every_kind_may_be_what_is_loaded_first() -> None:
     """A step's process loads the step's function, whatever else it has loaded."""
-    modules = [*kinds("teachers"), *kinds("pipeline/sources"), *kinds("evaluation/probes"), "flows.dag", "must"]
+    modules = [*kinds("teachers"), *kinds("pipeline/sources"), *kinds("evaluation/probes"), "flows.plan.steps", "must"]
     program = (
         "import importlib, sys\n"
         f"for name in {modules!r}:\n"

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flows.run import made_inputs
-from pipeline.bench import circumstances, medians, save_result, take_turns
-from pipeline.config import parse_recipe
+from flows.run.run import made_inputs
+from benchmarks.measure import circumstances, medians, save_result, take_turns
+from pipeline.recipe.recipe import parse_recipe
 from pipeline.errors import PROJECT, DataError
-from pipeline.roots import Root
-from teachers.labelling import bench
+from pipeline.storage.root import Root
+from benchmarks import label_speed
 
 if TYPE_CHECKING:
     from tests.conftest import World
@@ -54,18 +54,18 @@ def test_the_command_is_told_as_it_would_be_said_in_the_projects_folder(monkeypa
 def test_the_limit_is_all_cores_busy_or_the_gpu(device: str, limit: float) -> None:
     """10 ms of models and 6 ms of the rest per image on four cores: a GPU waits for nothing."""
     stages = {"read": 1.0, "decode": 2.0, "infer a": 4.0, "infer b": 6.0, "encode a": 2.0, "write": 1.0}
-    assert bench.rate_limit(stages, 4, device) == pytest.approx(limit)
+    assert label_speed.rate_limit(stages, 4, device) == pytest.approx(limit)
 
 
 def test_the_limit_with_a_gpu_may_be_the_cores() -> None:
-    assert bench.rate_limit({"decode": 30.0, "infer a": 10.0}, 2, "cuda") == pytest.approx(1 / 0.015)
+    assert label_speed.rate_limit({"decode": 30.0, "infer a": 10.0}, 2, "cuda") == pytest.approx(1 / 0.015)
 
 
 def test_labelling_is_measured_and_leaves_no_label(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "WINDOWS", 1)
-    monkeypatch.setattr(bench, "PLAIN_IMAGES", 2)
+    monkeypatch.setattr(label_speed, "WINDOWS", 1)
+    monkeypatch.setattr(label_speed, "PLAIN_IMAGES", 2)
     before = sorted(Path(world.runtime.root.place).rglob("*.parquet"))
-    result = bench.measure_labelling(world.inputs("label"), 4, 8)
+    result = label_speed.measure_labelling(world.inputs("label"), 4, 8)
     assert sorted(Path(world.runtime.root.place).rglob("*.parquet")) == before
     teachers = world.inputs("label").of_kind("teacher")
     expected = {"read", "decode", "write", *(f"{part} {name}" for part in ("infer", "encode") for name in teachers)}
@@ -74,8 +74,8 @@ def test_labelling_is_measured_and_leaves_no_label(world: World, monkeypatch: py
     rates = result["images_per_s"]
     assert rates["limit"] == pytest.approx(1000 / sum(result["stage_ms_per_image"].values()), rel=0.01)
     assert result["fraction"] == pytest.approx(rates["labeller"] / rates["limit"])
-    assert result["speedup"] == {name: pytest.approx(rates["labeller"] / rates[name]) for name in bench.PLAIN}
-    assert len(bench.table(result)) == 1 + len(expected) + 5
+    assert result["speedup"] == {name: pytest.approx(rates["labeller"] / rates[name]) for name in label_speed.PLAIN}
+    assert len(label_speed.table(result)) == 1 + len(expected) + 5
 
 
 def test_what_was_not_made_cannot_be_measured(tmp_path: Path) -> None:

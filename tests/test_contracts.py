@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tasks
-from pipeline.labels import COMMON, Label, LabelSpace, Row
+from pipeline.stores.labels import COMMON, Label, LabelSpace, Row
 from tasks.task import Task
 from tests.spaces import (
     CHEAP,

@@ -11,7 +11,7 @@ import pytest
 import tasks
 from pipeline.errors import ConfigError
 from pipeline.export import SUMMARY, BaseWriter, Sample, names, write, writer_of
-from pipeline.labels import LabelSpace
+from pipeline.stores.labels import LabelSpace
 from tests.spaces import SPACES, name_of, nothing_known, value_of
 
 SIZE = (48, 32)

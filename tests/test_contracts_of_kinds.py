@@ -13,10 +13,10 @@ import timm
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.artifacts import write_json
-from pipeline.config import Recipe, modules
+from pipeline.steps.artifact import write_json
+from pipeline.recipe.recipe import Recipe, modules
 from pipeline.sources import BaseSource, SourceConfig
-from pipeline.training import TeacherConfig
+from pipeline.recipe.teacher import TeacherConfig
 
 EXAMPLES: dict[str, Any] = {
     "path": "somewhere",

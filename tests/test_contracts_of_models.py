@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import tasks
-from pipeline.labels import LabelSpace, Value
-from tasks.learning import to_numpy
+from pipeline.stores.labels import LabelSpace, Value
+from tasks.training import to_numpy
 from tasks.network import Network, NetworkConfig
 from tasks.task import Task
 from tests.spaces import (

@@ -11,18 +11,18 @@ from types import ModuleType
 import pytest
 import torch
 
-from evaluation.few import splits_of
-from evaluation.problem import Known, Problem
-from pipeline.artifacts import Artifact
-from pipeline.config import modules
-from pipeline.encoder import Encoder
-from pipeline.features import features_of
-from pipeline.library import Library
-from pipeline.roots import Root
-from pipeline.runtime import Runtime
-from pipeline.starts import fresh
-from tasks.ingest import IngestedSet
-from tasks.shelves import class_numbers
+from evaluation.label_subsets import splits_of
+from evaluation.probe import Known, Problem
+from pipeline.steps.artifact import Artifact
+from pipeline.recipe.recipe import modules
+from pipeline.models.encoder import Encoder
+from pipeline.models.features import features_of
+from pipeline.data.dataset import Library
+from pipeline.storage.root import Root
+from pipeline.steps.runtime import Runtime
+from pipeline.models.initial import fresh
+from ingest.ingest import IngestedSet
+from ingest.true_labels import class_numbers
 from tests.evaluation.measuring import COLOURS, SIZE, kinds_in
 
 PROBES = modules("evaluation.probes")

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 import must
-from pipeline.artifacts import Artifact, Inputs, Step
-from pipeline.labels import LabelSpace
-from pipeline.machine import Choice
-from pipeline.roots import Root
-from pipeline.runtime import Runtime
-from tasks.learning import network_predictor
+from pipeline.steps.artifact import Artifact, Inputs, Step
+from pipeline.stores.labels import LabelSpace
+from pipeline.training.autotune import Choice
+from pipeline.storage.root import Root
+from pipeline.steps.runtime import Runtime
+from tasks.training import network_predictor
 from tasks.network import Network, NetworkConfig
 from tests.flows.tiny import RECIPE
-from tests.pipeline.training import Batch, Layers, log, train_and_tell
+from tests.pipeline.training.tiny_jobs import Batch, Layers, log, train_and_tell
 from tests.processes import Together
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from evaluation.problem import Problem, Solution
+    from evaluation.probe import Problem, Solution
 
 VERSION = 1
 NEIGHBOURS, TEMPERATURE = 20, 0.07
@@ -21,7 +21,7 @@ def fit(problem: Problem) -> Solution:
     import torch
     import torch.nn.functional as F
 
-    from evaluation.problem import Solution
+    from evaluation.probe import Solution
 
     known, count = F.normalize(problem.train.features, dim=1), min(NEIGHBOURS, len(problem.train.features))
     marks = F.one_hot(problem.train.classes, problem.classes).float()

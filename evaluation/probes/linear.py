@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from evaluation.problem import Problem, Solution
+    from evaluation.probe import Problem, Solution
 
 VERSION = 1
 GRID = tuple(10.0**power for power in range(-4, 3))
@@ -27,7 +27,7 @@ def fit(problem: Problem) -> Solution:
     import torch.nn.functional as F
     from sklearn.linear_model import LogisticRegression
 
-    from evaluation.problem import Solution
+    from evaluation.probe import Solution
 
     known, classes = problem.train.features, problem.train.classes.numpy()
     if len(set(classes)) == 1:

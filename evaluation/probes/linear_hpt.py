@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evaluation.schedules import CROP_AND_FLIP
-from pipeline.sections import FitConfig
+from pipeline.recipe.base import FitConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from evaluation.problem import Problem, Solution
+    from evaluation.probe import Problem, Solution
 
 VERSION = 1
 ABOUT = (
@@ -35,14 +35,14 @@ def fit(problem: Problem) -> Solution:
     """The layer after the last step."""
     import torch
 
-    from evaluation.few import TASK
-    from evaluation.frozen import FrozenLinear
-    from evaluation.problem import Solution
-    from pipeline import machine
-    from pipeline.fit import fit as train
-    from pipeline.job import Job
-    from pipeline.loader import Loader, LoaderConfig
-    from pipeline.team import Team
+    from evaluation.label_subsets import TASK
+    from evaluation.linear_layer import FrozenLinear
+    from evaluation.probe import Solution
+    from pipeline.training import autotune
+    from pipeline.training.fit import fit as train
+    from pipeline.training.objective import Job
+    from pipeline.data.loader import Loader, LoaderConfig
+    from pipeline.training.process_group import Team
     from tasks.task import stack
 
     torch.manual_seed(problem.seed)
@@ -51,9 +51,9 @@ def fit(problem: Problem) -> Solution:
     loader = Loader(problem.images, {TASK: lambda values: {"probs": stack(values, "probs")}}, config)
     layer, steps = FrozenLinear(problem.encoder, problem.classes), SETTINGS.total_steps(len(problem.images))
     job = Job("linear_hpt", layer, loader, steps, problem.scratch, SETTINGS, problem.seed)
-    device = machine.find_device(runtime.device)
+    device = autotune.find_device(runtime.device)
     with Team(device) as team:
-        train(job, machine.Choice(device, "32", False, {}), team, runtime)
+        train(job, autotune.Choice(device, "32", False, {}), team, runtime)
     linear = layer.linear.cpu()
 
     @torch.inference_mode()

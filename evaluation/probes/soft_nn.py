@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from evaluation.problem import Problem, Solution
+    from evaluation.probe import Problem, Solution
 
 VERSION = 1
 TEMPERATURE = 0.1
@@ -23,7 +23,7 @@ def fit(problem: Problem) -> Solution:
     import torch
     import torch.nn.functional as F
 
-    from evaluation.problem import Solution
+    from evaluation.probe import Solution
 
     known = F.normalize(problem.train.features, dim=1)
     marks = F.one_hot(problem.train.classes, problem.classes).float()

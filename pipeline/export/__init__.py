@@ -19,11 +19,11 @@ from typing import Any, ClassVar, Self
 
 from numpy.typing import NDArray
 
-from pipeline.artifacts import write_json
+from pipeline.steps.artifact import write_json
 from pipeline.errors import ConfigError, choose
-from pipeline.labels import Label, Value, gather
-from pipeline.storage_errors import explaining_full_disk, is_disk_full
-from pipeline.whole import check_absent, whole_folder
+from pipeline.stores.labels import Label, Value, gather
+from pipeline.storage.errors import explaining_full_disk, is_disk_full
+from pipeline.storage.atomic import check_absent, whole_folder
 
 SUMMARY = "export.json"
 """What every export says of itself, in its own folder."""

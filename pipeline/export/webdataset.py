@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.export import BaseWriter, Sample
-from pipeline.labels import Label, Value
+from pipeline.stores.labels import Label, Value
 
 IN_JSON = ("classification", "detection")
 """Tasks whose labels are short lists."""

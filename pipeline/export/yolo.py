@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from pipeline.export import BELOW, BaseWriter, Sample, distinct
-from pipeline.labels import Label, Value
+from pipeline.stores.labels import Label, Value
 
 SPLIT = "train"
 

@@ -19,8 +19,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.labels import LabelSpace, Value
-from pipeline.places import Place, shown, subfolders, walk
+from pipeline.stores.labels import LabelSpace, Value
+from pipeline.storage.path import Place, shown, subfolders, walk
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

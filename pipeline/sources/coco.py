@@ -19,8 +19,8 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.labels import LabelSpace
-from pipeline.places import Place, existing
+from pipeline.stores.labels import LabelSpace
+from pipeline.storage.path import Place, existing
 from pipeline.sources import (
     SPLITS,
     BaseSource,

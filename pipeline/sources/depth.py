@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
-from pipeline.decode import decode_numbers
+from pipeline.data.decode import decode_numbers
 from pipeline.errors import ConfigError, DataError
-from pipeline.labels import LabelSpace, gather
-from pipeline.places import Place, existing
+from pipeline.stores.labels import LabelSpace, gather
+from pipeline.storage.path import Place, existing
 from pipeline.sources import (
     BaseSource,
     Record,
@@ -37,7 +37,7 @@ from pipeline.sources import (
     split_by_hash,
     stamp_files,
 )
-from pipeline.surfaces import Camera, normals_from_depth
+from pipeline.data.normals import Camera, normals_from_depth
 
 UNITS_M = {"millimetre": 0.001, "centimetre": 0.01, "metre": 1.0}
 SAME_ASPECT = 0.01

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from pipeline.labels import LabelSpace
-from pipeline.places import Place, existing
+from pipeline.stores.labels import LabelSpace
+from pipeline.storage.path import Place, existing
 from pipeline.sources import BaseSource, Record, SourceConfig, at_least_one, count_images, images_under, stamp_files
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 from pipeline.errors import DataError
-from pipeline.labels import LabelSpace
-from pipeline.places import Place, existing, shown, subfolders
+from pipeline.stores.labels import LabelSpace
+from pipeline.storage.path import Place, existing, shown, subfolders
 from pipeline.sources import (
     BaseSource,
     Record,

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.decode import decode_numbers
+from pipeline.data.decode import decode_numbers
 from pipeline.errors import ConfigError, DataError
-from pipeline.labels import LabelSpace
-from pipeline.places import Place, existing
+from pipeline.stores.labels import LabelSpace
+from pipeline.storage.path import Place, existing
 from pipeline.sources import (
     BaseSource,
     Record,

@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.labels import LabelSpace
-from pipeline.places import Place, existing, walk
+from pipeline.stores.labels import LabelSpace
+from pipeline.storage.path import Place, existing, walk
 from pipeline.ranges import opened
 from pipeline.sources import (
     BaseSource,

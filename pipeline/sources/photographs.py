@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from pipeline.labels import LabelSpace
-from pipeline.scene_textures import bundled, stamp_bundled
+from pipeline.stores.labels import LabelSpace
+from pipeline.synthetic.textures import bundled, stamp_bundled
 from pipeline.sources import BaseSource, Record, SourceConfig
 
 VERSION = 1

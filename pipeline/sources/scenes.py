@@ -1,4 +1,4 @@
-"""The generated world (`pipeline.scenes`) as a set: any number of pictures, with the exact truth of any task.
+"""The generated world (`pipeline.synthetic.render`) as a set: any number of pictures, with the exact truth of any task.
 
 A set of a name is endless: picture i depends on (seed, look, i) and on the size, so a larger `count` keeps the
 pictures it had, and sets of different seeds share none. The splits follow each other: train, val, test.
@@ -18,9 +18,9 @@ from PIL import Image
 from pydantic import Field
 
 from pipeline.errors import DataError
-from pipeline.labels import LabelSpace, Value
-from pipeline.scene_textures import Look, photograph_paths, stamp_bundled
-from pipeline.scenes import CLASSES, VERSION, Rendered, SceneKey, render
+from pipeline.stores.labels import LabelSpace, Value
+from pipeline.synthetic.textures import Look, photograph_paths, stamp_bundled
+from pipeline.synthetic.render import CLASSES, VERSION, Rendered, SceneKey, render
 from pipeline.sources import SPLITS, BaseSource, Record, SourceConfig, Truth
 
 TaskName = Literal["classification", "detection", "segmentation", "depth", "normals"]

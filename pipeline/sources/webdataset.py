@@ -20,8 +20,8 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.labels import LabelSpace
-from pipeline.places import Place, existing, shown, walk
+from pipeline.stores.labels import LabelSpace
+from pipeline.storage.path import Place, existing, shown, walk
 from pipeline.ranges import opened
 from pipeline.sources import (
     IMAGE_SUFFIXES,

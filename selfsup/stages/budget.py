@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from pipeline.sections import EPOCHS
-from pipeline.stages import StageConfig
+from pipeline.recipe.base import EPOCHS
+from pipeline.recipe.stage import StageConfig
 
 
 @dataclasses.dataclass(frozen=True)

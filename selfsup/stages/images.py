@@ -7,11 +7,11 @@ from collections.abc import Mapping, Set
 
 import numpy as np
 
-from pipeline.artifacts import Inputs
+from pipeline.steps.artifact import Inputs
 from pipeline.errors import ConfigError
-from pipeline.library import Layer, Library, Shelf
-from pipeline.stages import StageConfig
-from tasks.pool import pool_keys, pool_shards
+from pipeline.data.dataset import Layer, Library, Shelf
+from pipeline.recipe.stage import StageConfig
+from ingest.pool import pool_keys, pool_shards
 
 FEWEST = 2
 """Images that there have to be."""

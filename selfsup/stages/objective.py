@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from pipeline.job import Objective
-from pipeline.stages import PolicyConfig
-from selfsup.parts.method import Method, ViewKind, Views
-from selfsup.stages.colours import Colours
+from pipeline.training.objective import Objective
+from pipeline.recipe.stage import PolicyConfig
+from selfsup.components.method import Method, ViewKind, Views
+from selfsup.stages.color_jitter import Colours
 from selfsup.stages.stream import ViewBatch
-from selfsup.stages.watch import effective_rank, spread
+from selfsup.stages.collapse import effective_rank, spread
 
 WATCHED = 20
 """Steps between two looks at the features."""

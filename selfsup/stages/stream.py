@@ -12,17 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import ranks
+from pipeline.steps import ranks
 from pipeline.ahead import ahead
-from pipeline.augment import generator
-from pipeline.job import cut
-from pipeline.library import Library
-from pipeline.loader import stacked
-from pipeline.supply import Supply
-from selfsup.parts.method import ViewKind
+from pipeline.data.augment import generator
+from pipeline.training.objective import cut
+from pipeline.data.dataset import Library
+from pipeline.data.loader import stacked
+from pipeline.data.prefetch import Supply
+from selfsup.components.method import ViewKind
 from selfsup.stages.budget import Budget
-from selfsup.stages.labelled import ClassSampler
-from selfsup.stages.windows import views_of
+from selfsup.stages.labelled_sampler import ClassSampler
+from selfsup.stages.crops import views_of
 
 SUPERVISED = 11
 """Sets the draws for labelled images apart."""

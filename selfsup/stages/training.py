@@ -11,18 +11,18 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
-from pipeline import machine
-from pipeline.fit import fit
-from pipeline.job import Job
-from pipeline.machine import Choice
-from pipeline.record import has_state
-from pipeline.runtime import Runtime
-from pipeline.team import Team
-from selfsup.parts.config import MethodConfig
-from selfsup.parts.method import Method
+from pipeline.training import autotune
+from pipeline.training.fit import fit
+from pipeline.training.objective import Job
+from pipeline.training.autotune import Choice
+from pipeline.training.state import has_state
+from pipeline.steps.runtime import Runtime
+from pipeline.training.process_group import Team
+from selfsup.components.config import MethodConfig
+from selfsup.components.method import Method
 from selfsup.stages.objective import Learning
 from selfsup.stages.stream import ViewStream
-from selfsup.stages.watch import is_collapsed, look
+from selfsup.stages.collapse import is_collapsed, look
 
 PROBED = 8
 """Images that a step is timed on."""
@@ -37,7 +37,7 @@ def train(
     called, and its stage. What the manifest tells of it: how it was computed, and the features before and after.
     """
     (name, stage), images = named, stream.library
-    with Team(machine.find_device(runtime.device)) as team:
+    with Team(autotune.find_device(runtime.device)) as team:
         choice = _choose(stage, method, stream, runtime)
         learning = choice.place(Learning(method, stream.kinds, stream.budget.steps, choice.memory_format))
         job = Job(name, learning, stream.supply(runtime.threads), stream.budget.steps, out, stage, stream.seed)
@@ -54,7 +54,7 @@ def _choose(stage: MethodConfig, method: Method, stream: ViewStream, runtime: Ru
     """How this machine trains the method fastest."""
     about = [stage.model_dump(mode="json", exclude=set(NO_MATTER)), method.backbone.name, method.backbone.size, "stage"]
     plain = Learning(method, stream.kinds, stream.budget.steps, torch.contiguous_format)
-    return machine.choose(runtime, about, plain, _probe(stream))
+    return autotune.choose(runtime, about, plain, _probe(stream))
 
 
 def _probe(stream: ViewStream) -> Callable[[nn.Module, Choice], None]:

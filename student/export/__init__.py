@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Artifact
+from pipeline.steps.artifact import Artifact
 from pipeline.errors import ConfigError, choose
-from pipeline.storage_errors import explaining_full_disk
+from pipeline.storage.errors import explaining_full_disk
 
 
 def names() -> list[str]:

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.artifacts import Artifact
+from pipeline.steps.artifact import Artifact
 from pipeline.errors import ConfigError, choose, installing
-from pipeline.whole import whole
+from pipeline.storage.atomic import whole
 from tasks.network import Network
 
 SUFFIX = ".onnx"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.artifacts import Artifact, read_json
-from pipeline.backbone import size_options
-from pipeline.checkpoint import read_tensors, write_tensors
+from pipeline.steps.artifact import Artifact, read_json
+from pipeline.models.backbone import size_options
+from pipeline.models.checkpoint import read_tensors, write_tensors
 from pipeline.errors import ConfigError
 
 SUFFIX = ".safetensors"

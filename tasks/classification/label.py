@@ -7,9 +7,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from pipeline import codecs
-from pipeline.labels import Box, Held, Label, Row, Value
-from tasks.colours import caption
+from pipeline.stores import codecs
+from pipeline.stores.labels import Box, Held, Label, Row, Value
+from tasks.drawing import caption
 
 
 class TaskLabel(Label):

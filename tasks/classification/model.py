@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from pipeline.labels import Value
+from pipeline.stores.labels import Value
 from tasks.task import FeatureInfo, Features, Prediction, Target, Task, masked_mean, stack
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.labels import Value
+from pipeline.stores.labels import Value
 from tasks.task import DenseHead, FeatureInfo, Prediction, Target, Task, masked_mean, resample, stack
 
 LOG_RANGE = (-7.0, 9.0)

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from PIL import ImageDraw
 from PIL.Image import Image
 
-from pipeline.labels import Box, Held, Label, Row, Value, flattened
-from tasks.colours import caption, palette
+from pipeline.stores.labels import Box, Held, Label, Row, Value, flattened
+from tasks.drawing import caption, palette
 
 MIN_VISIBLE = 0.3
 """A crop keeps a box if at least this share of its area lies inside the crop."""

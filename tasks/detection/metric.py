@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from pipeline.labels import Value
+from pipeline.stores.labels import Value
 
 
 class AveragePrecision:

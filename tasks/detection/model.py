@@ -20,7 +20,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from pipeline.labels import Value
+from pipeline.stores.labels import Value
 from tasks.detection.metric import AveragePrecision
 from tasks.task import FeatureInfo, Features, Prediction, Target, Task
 

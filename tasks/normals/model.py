@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.labels import Value
+from pipeline.stores.labels import Value
 from tasks.task import DenseHead, FeatureInfo, Prediction, Target, Task, masked_mean, resample, stack
 
 BINS = 18000

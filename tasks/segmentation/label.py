@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image as Images
 from PIL.Image import Image
 
-from pipeline import codecs
-from pipeline.labels import Box, Held, Label, Row, Value, cell, flattened, gather, on_one_raster
-from tasks.colours import enlarge, palette
+from pipeline.stores import codecs
+from pipeline.stores.labels import Box, Held, Label, Row, Value, cell, flattened, gather, on_one_raster
+from tasks.drawing import enlarge, palette
 
 IGNORE = 65535
 

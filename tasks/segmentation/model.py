@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.labels import Value
+from pipeline.stores.labels import Value
 from tasks.segmentation.label import IGNORE
 from tasks.task import DenseHead, FeatureInfo, Prediction, Target, Task, masked_mean, resample, stack
 

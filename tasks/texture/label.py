@@ -7,9 +7,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from pipeline import codecs
-from pipeline.labels import Box, Label, Row, Value, cell, gather, on_one_raster, share_apart
-from tasks.colours import enlarge, palette
+from pipeline.stores import codecs
+from pipeline.stores.labels import Box, Label, Row, Value, cell, gather, on_one_raster, share_apart
+from tasks.drawing import enlarge, palette
 
 UNKNOWN = -1.0
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.labels import Value
+from pipeline.stores.labels import Value
 from tasks.task import STRIDE, DenseHead, FeatureInfo, Prediction, Target, Task, masked_mean, resample, stack
 
 

@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from pipeline.artifacts import ELSEWHERE, Artifact, Inputs, read_json, write_json
-from pipeline.claims import claimed
+from pipeline.steps.artifact import ELSEWHERE, Artifact, Inputs, read_json, write_json
+from pipeline.storage.lock import claimed
 from pipeline.errors import DataError
-from pipeline.images import ImageShard
-from pipeline.labels import Label, LabelSpace, LabelWriter, about_store
-from pipeline.roots import in_parallel
-from pipeline.runtime import Runtime
-from pipeline.stores import LABELLING, store_name, student_maker
-from pipeline.workspace import waiting
-from tasks.learning import Predictor, load_network
-from tasks.pool import pool_shards
+from pipeline.stores.images import ImageShard
+from pipeline.stores.labels import Label, LabelSpace, LabelWriter, about_store
+from pipeline.storage.root import in_parallel
+from pipeline.steps.runtime import Runtime
+from pipeline.stores.naming import LABELLING, store_name, student_maker
+from pipeline.steps.workspace import waiting
+from tasks.training import Predictor, load_network
+from ingest.pool import pool_shards
 from tasks.teacher import Teacher, load_teacher
-from teachers.labelling.stages import Batch, Stages, label_batches
-from teachers.labelling.store import Facts, LabelFolder
+from teachers.labelling.inference import Batch, Stages, label_batches
+from teachers.labelling.label_folder import Facts, LabelFolder
 
 INDEX = "labels.json"
 STUDENT = "student"

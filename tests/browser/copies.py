@@ -7,7 +7,7 @@ from pathlib import Path
 
 from browser.answers import Answers
 from browser.loading import Loading
-from pipeline.roots import Root
+from pipeline.storage.root import Root
 from tests.conftest import World
 
 

@@ -16,8 +16,8 @@ from browser.answers import Answers
 from browser.app import create_app
 from browser.loading import Loading
 from browser.pictures import as_jpeg
-from pipeline.artifacts import read_json
-from pipeline.labels import LabelShard
+from pipeline.steps.artifact import read_json
+from pipeline.stores.labels import LabelShard
 from tasks import label as label_of
 from tests.browser.copies import copied
 from tests.conftest import World

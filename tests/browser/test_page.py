@@ -14,7 +14,7 @@ import uvicorn
 
 from browser.answers import Answers
 from browser.app import create_app
-from pipeline.rejects import read_rejects
+from pipeline.stores.rejections import read_rejects
 from tests.browser.copies import copied
 from tests.conftest import World
 

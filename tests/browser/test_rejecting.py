@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from browser.answers import Answers
 from browser.app import create_app
-from pipeline.rejects import read_rejects
+from pipeline.stores.rejections import read_rejects
 from tests.browser.copies import copied
 from tests.conftest import World
 
@@ -92,7 +92,7 @@ def test_all_that_conditions_leave_are_rejected_and_an_undo_brings_back_no_more(
 
 
 def test_what_others_reject_is_seen_at_the_next_look(page: TestClient, answers: Answers) -> None:
-    from pipeline.rejects import reject  # noqa: PLC0415
+    from pipeline.stores.rejections import reject  # noqa: PLC0415
 
     key = keys(page)[0]
     reject(answers.loading.root, [key], None, "elsewhere")

@@ -26,9 +26,9 @@ from browser.filters import View
 from browser.loading import Loading
 from browser.serve import serve
 from pipeline.errors import ConfigError, DataError
-from pipeline.places import Place
-from pipeline.rejects import read_rejects
-from pipeline.roots import Root
+from pipeline.storage.path import Place
+from pipeline.stores.rejections import read_rejects
+from pipeline.storage.root import Root
 from tests.conftest import World
 from tests.flows.tiny import RECIPE, soon
 

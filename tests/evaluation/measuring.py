@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evaluation.measured import FILE
-from pipeline.artifacts import Artifact, Inputs, Step, read_json
-from pipeline.library import Library
-from pipeline.roots import Root
-from pipeline.runtime import Runtime
-from pipeline.workspace import Workspace
+from evaluation.measurement import FILE
+from pipeline.steps.artifact import Artifact, Inputs, Step, read_json
+from pipeline.data.dataset import Library
+from pipeline.storage.root import Root
+from pipeline.steps.runtime import Runtime
+from pipeline.steps.workspace import Workspace
 
 COLOURS = {"dark": (40, 40, 60), "red": (230, 40, 40), "green": (40, 220, 60)}
 """Classes that any backbone tells apart."""
@@ -36,7 +36,7 @@ def noise_of(number: int, kind: str) -> NDArray[np.uint8]:
 
 def read_set(root: Root, name: str, **source: Any) -> Artifact:
     """A set by its keys in the recipe."""
-    step = Step(f"data.{name}", "tasks.ingest:ingest", {"name": name, "source": source, "shard_images": 4})
+    step = Step(f"data.{name}", "ingest.ingest:ingest", {"name": name, "source": source, "shard_images": 4})
     return Workspace(root).make(step, Inputs({}, Runtime(root, "cpu", "32", 1)))
 
 

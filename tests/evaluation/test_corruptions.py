@@ -11,7 +11,7 @@ from PIL import Image
 from skimage import data
 
 from evaluation.corruptions import CORRUPTIONS, SEVERITIES, changes, corrupted
-from pipeline.augment import View, view_image
+from pipeline.data.augment import View, view_image
 
 Pixels = NDArray[np.uint8]
 LEVELS = range(1, 6)

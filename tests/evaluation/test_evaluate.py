@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation.evaluate import AGREEMENT, PROTOCOL, evaluate
-from pipeline.artifacts import Artifact, Inputs, Step, read_json
+from pipeline.steps.artifact import Artifact, Inputs, Step, read_json
 from pipeline.errors import Stopped
-from pipeline.labels import LabelSpace
-from pipeline.runtime import Runtime
-from pipeline.workspace import Workspace
+from pipeline.stores.labels import LabelSpace
+from pipeline.steps.runtime import Runtime
+from pipeline.steps.workspace import Workspace
 from tasks.network import Network
 from tasks.teacher import Schedule, Teacher
 from tests.disk import made_in
@@ -86,7 +86,7 @@ def make_set(runtime: Runtime) -> MakeSet:
 
     def make(name: str, **source: Any) -> Artifact:
         config = {"name": name, "source": source, "shard_images": 2}
-        return Workspace(runtime.root).make(Step(f"data.{name}", "tasks.ingest:ingest", config), Inputs({}, runtime))
+        return Workspace(runtime.root).make(Step(f"data.{name}", "ingest.ingest:ingest", config), Inputs({}, runtime))
 
     return make
 

@@ -15,11 +15,11 @@ import torch
 
 from evaluation import corruptions
 from evaluation.corruptions import CORRUPTIONS
-from evaluation.measured import Measured
+from evaluation.measurement import Measured
 from evaluation.probes import linear_hpt
-from evaluation.problem import Problem, Solution
-from pipeline.augment import View, view_image
-from pipeline.decode import decode
+from evaluation.probe import Problem, Solution
+from pipeline.data.augment import View, view_image
+from pipeline.data.decode import decode
 from pipeline.errors import ConfigError, Stopped
 from tests.evaluation.measuring import COLOURS, Bench, MakeKinds, Record, keys_of, records_of, scratch
 

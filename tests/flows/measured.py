@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.schedules import Schedule
-from flows.dag import build_steps
-from pipeline.artifacts import Step
-from pipeline.augment import AugmentConfig
-from pipeline.config import Recipe, parse_recipe
+from flows.plan.steps import build_steps
+from pipeline.steps.artifact import Step
+from pipeline.data.augment import AugmentConfig
+from pipeline.recipe.recipe import Recipe, parse_recipe
 from tests.flows.tiny import RECIPE
 
 KINDS = "  kinds: {kind: scenes, count: 12, val: 3, test: 5, seed: 3, size: 48, tasks: [classification]}\nshard_images"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from flows.run import Outcome
+from flows.run.run import Outcome
 from tests.flows.tiny import THREADS, digests
 
 GoesOn = Callable[[Path], Outcome]

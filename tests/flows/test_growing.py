@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import must
-from flows.dag import Selection
-from flows.run import Outcome
+from flows.plan.steps import Selection
+from flows.run.run import Outcome
 from tests.disk import folder_of
 from tests.flows.tiny import within
-from tests.tasks.photos import picture
+from tests.ingest.photos import picture
 
 RECIPE = """
 name: growing

@@ -9,17 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 
 import must
-from flows.dag import Selection
-from flows.export import Wanted, export_labels
-from flows.run import Outcome
-from pipeline.artifacts import Artifact, Inputs
-from pipeline.config import StudentConfig, read_recipe
+from flows.plan.steps import Selection
+from cli.export import Wanted, export_labels
+from flows.run.run import Outcome
+from pipeline.steps.artifact import Artifact, Inputs
+from pipeline.recipe.recipe import StudentConfig, read_recipe
 from pipeline.errors import ConfigError, DataError
-from pipeline.rejects import PATH, reject, take_back
-from pipeline.roots import Root
-from pipeline.runtime import Runtime
-from pipeline.stores import store_name
-from student.join import heads_of, join
+from pipeline.stores.rejections import PATH, reject, take_back
+from pipeline.storage.root import Root
+from pipeline.steps.runtime import Runtime
+from pipeline.stores.naming import store_name
+from student.dataset import heads_of, join
 from tests.flows.tiny import loads_nothing_heavy
 
 Whys = dict[str, str]

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 import must
-from flows.dag import Selection
+from flows.plan.steps import Selection
 from pipeline.errors import Stopped
-from pipeline.places import Place
-from pipeline.roots import Root
+from pipeline.storage.path import Place
+from pipeline.storage.root import Root
 from tests.flows.tiny import STEPS, Digests, digests, within
 from tests.s3 import ENVIRONMENT, listening
 
@@ -233,10 +233,10 @@ def test_what_is_made_is_found_by_every_command(
 def test_labelling_there_is_measured_and_leaves_no_label(
     all_there: str, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from teachers.labelling import bench  # noqa: PLC0415
+    from benchmarks import label_speed  # noqa: PLC0415
 
-    monkeypatch.setattr(bench, "WINDOWS", 1)
-    monkeypatch.setattr(bench, "PLAIN_IMAGES", 2)
+    monkeypatch.setattr(label_speed, "WINDOWS", 1)
+    monkeypatch.setattr(label_speed, "PLAIN_IMAGES", 2)
     before = Place.of(all_there).files()
     give(["bench", "label", str(recipe), "--root", all_there, "--images", "8"])
     assert "the labeller" in capsys.readouterr().out

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import must
-from flows.dag import Selection, build_steps
-from pipeline.config import Recipe, parse_recipe
+from flows.plan.steps import Selection, build_steps
+from pipeline.recipe.recipe import Recipe, parse_recipe
 from pipeline.errors import ConfigError
 from tests.flows.tiny import RECIPE, STEPS, loads_nothing_heavy
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import must
-from flows.dag import Selection
+from flows.plan.steps import Selection
 from tests.flows.tiny import THREADS, events, logged, within
 
 Start = Callable[..., BaseProcess]

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from flows.dag import build_steps
-from pipeline import machine
-from pipeline.artifacts import Artifact, Inputs
-from pipeline.config import parse_recipe
-from pipeline.machine import Choice
-from pipeline.roots import Root
-from pipeline.runtime import Runtime
-from pipeline.workspace import Workspace
+from flows.plan.steps import build_steps
+from pipeline.training import autotune
+from pipeline.steps.artifact import Artifact, Inputs
+from pipeline.recipe.recipe import parse_recipe
+from pipeline.training.autotune import Choice
+from pipeline.storage.root import Root
+from pipeline.steps.runtime import Runtime
+from pipeline.steps.workspace import Workspace
 from tests.conftest import World
 from tests.selfsup.rooms import Room
-from tests.tasks.photos import picture
+from tests.ingest.photos import picture
 
 KINDS = """
 name: kinds
@@ -41,7 +41,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture
 def room(world: World, kinds: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
-    monkeypatch.setattr(machine, "choose", lambda *_: Choice("cpu", "32", False, {}))
+    monkeypatch.setattr(autotune, "choose", lambda *_: Choice("cpu", "32", False, {}))
     sets = {name: made for name, made in world.artifacts.items() if name.startswith("data.")}
     runtime = Runtime(Root.of(tmp_path / "root"), "cpu", "32", 1, checkpoint_s=0)
     return Room({**sets, "data.kinds": kinds}, runtime)

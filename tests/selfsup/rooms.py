@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from pipeline.artifacts import Artifact, Inputs, Step
-from pipeline.checkpoint import read_tensors
-from pipeline.library import Library
-from pipeline.runtime import Runtime
-from pipeline.workspace import Workspace
+from pipeline.steps.artifact import Artifact, Inputs, Step
+from pipeline.models.checkpoint import read_tensors
+from pipeline.data.dataset import Library
+from pipeline.steps.runtime import Runtime
+from pipeline.steps.workspace import Workspace
 from selfsup.stages.images import images_of
-from selfsup.stages.stage import stage_config
+from selfsup.stages.step import stage_config
 from tests.disk import folder_of
 
 SMALL = {
@@ -42,7 +42,7 @@ class Room:
 
     def inputs(self, stage: dict[str, Any]) -> Inputs:
         """A stage's pool and sets."""
-        pool = Step(f"pool.{stage['name']}", "tasks.pool:gather_for_stage", {"pool": stage["data"]}, tuple(self.sets))
+        pool = Step(f"pool.{stage['name']}", "ingest.pool:gather_for_stage", {"pool": stage["data"]}, tuple(self.sets))
         made, _ = Workspace(self.runtime.root).obtain(pool, Inputs(self.sets, self.runtime))
         return Inputs(
             {pool.name: made, **{f"data.{name}": self.sets[f"data.{name}"] for name in stage["data"]}}, self.runtime
@@ -53,7 +53,7 @@ class Room:
         config: dict[str, Any] = {"name": "stage.one", "stage": stage, "seed": SEED, "start": start}
         found = self.inputs(stage)
         given = dataclasses.replace(found, artifacts={**found.artifacts, **({"before": before} if before else {})})
-        step = Step(f"stage.{stage['name']}", "selfsup.stages.stage:run_stage", config, tuple(given.artifacts))
+        step = Step(f"stage.{stage['name']}", "selfsup.stages.step:run_stage", config, tuple(given.artifacts))
         made, _ = Workspace(self.runtime.root).obtain(step, given)
         return made
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.config import modules
-from pipeline.encoder import Encoder
-from selfsup.parts.config import MethodConfig
-from selfsup.parts.method import Method, Setting, Views
+from pipeline.recipe.recipe import modules
+from pipeline.models.encoder import Encoder
+from selfsup.components.config import MethodConfig
+from selfsup.components.method import Method, Setting, Views
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 METHODS = sorted(modules("selfsup"))

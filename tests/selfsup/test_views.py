@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import v2
 
-from pipeline.augment import generator
-from pipeline.stages import LabelledConfig, PolicyConfig, StageConfig
-from selfsup.parts.method import Policy, ViewKind
+from pipeline.data.augment import generator
+from pipeline.recipe.stage import LabelledConfig, PolicyConfig, StageConfig
+from selfsup.components.method import Policy, ViewKind
 from selfsup.stages.budget import Budget, budget_of
-from selfsup.stages.colours import Colours
+from selfsup.stages.color_jitter import Colours
 from selfsup.stages.objective import changed
 from selfsup.stages.stream import Drawn, ViewShare
-from selfsup.stages.windows import draw_window
+from selfsup.stages.crops import draw_window
 
 DRAWS = 4000
 

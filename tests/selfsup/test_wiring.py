@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from selfsup.mae import to_patches
-from selfsup.parts.method import Policy, ViewKind
+from selfsup.components.method import Policy, ViewKind
 from selfsup.stages.objective import Learning
 from selfsup.stages.stream import ViewBatch
 from tests.selfsup import formulas

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from pipeline.config import StudentConfig
+from pipeline.recipe.recipe import StudentConfig
 from pipeline.errors import ConfigError
-from pipeline.labels import LabelSpace
-from student.join import Head
-from student.weights import Uncertainty, combination
+from pipeline.stores.labels import LabelSpace
+from student.dataset import Head
+from student.loss_weights import Uncertainty, combination
 from tasks.teacher import Schedule
 
 

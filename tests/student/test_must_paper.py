@@ -20,17 +20,17 @@ from torch import Tensor
 from torch.nn import functional
 
 import tasks
-from pipeline.augment import NOTHING
-from pipeline.config import StudentConfig
+from pipeline.data.augment import NOTHING
+from pipeline.recipe.recipe import StudentConfig
 from pipeline.errors import ConfigError
-from pipeline.labels import LabelSpace, Value
-from pipeline.library import Layer, Library, Shelf
-from pipeline.loader import collate_samples
-from pipeline.runtime import Runtime
-from pipeline.sections import FitConfig
-from student.join import Head, heads_of, join, threshold_for
-from student.weights import combination, task_weight
-from tasks.learning import Course, Sum, train_network
+from pipeline.stores.labels import LabelSpace, Value
+from pipeline.data.dataset import Layer, Library, Shelf
+from pipeline.data.loader import collate_samples
+from pipeline.steps.runtime import Runtime
+from pipeline.recipe.base import FitConfig
+from student.dataset import Head, heads_of, join, threshold_for
+from student.loss_weights import combination, task_weight
+from tasks.training import Course, Sum, train_network
 from tasks.network import Network
 
 if TYPE_CHECKING:

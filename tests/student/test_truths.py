@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.artifacts import Artifact, Inputs, Step
+from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.errors import ConfigError
-from pipeline.labels import Value
-from pipeline.roots import Root
+from pipeline.stores.labels import Value
+from pipeline.storage.root import Root
 from pipeline.sources import coco, imagefolder, masks
-from pipeline.workspace import Workspace
-from student.join import heads_of, join
+from pipeline.steps.workspace import Workspace
+from student.dataset import heads_of, join
 from tests.exports import CONFIG, export
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ LOW: dict[str, Any] = {"thresholds": {"boxes": 0.02, "masks": 0.0}}
 def ingested(world: World, root: Path, config: Any) -> Artifact:
     """The set that a recipe would call `fixed`."""
     about = {"name": "fixed", "source": config.model_dump(mode="json"), "shard_images": 5}
-    return Workspace(Root.of(root)).make(Step("data.fixed", "tasks.ingest:ingest", about), Inputs({}, world.runtime))
+    return Workspace(Root.of(root)).make(Step("data.fixed", "ingest.ingest:ingest", about), Inputs({}, world.runtime))
 
 
 def learned(world: World, fixed: Artifact | None, **student: Any) -> dict[str, Mapping[str, Value]]:

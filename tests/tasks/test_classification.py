@@ -14,10 +14,10 @@ from PIL import Image
 from torch.nn import functional
 
 import tasks
-from pipeline.labels import COMMON, LabelSpace, Row, Value
+from pipeline.stores.labels import COMMON, LabelSpace, Row, Value
 from tasks.classification.label import TaskLabel
 from tasks.classification.model import TaskModel
-from tasks.learning import network_predictor
+from tasks.training import network_predictor
 from tasks.network import Network
 
 SPACE = LabelSpace("classification", ("tench, Tinca tinca", "snake", "bee"))

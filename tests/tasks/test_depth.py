@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.labels import LabelSpace, Value
+from pipeline.stores.labels import LabelSpace, Value
 from tasks.depth.label import TaskLabel
 from tasks.depth.model import TaskModel, align
 

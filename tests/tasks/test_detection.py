@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipeline.labels import LabelSpace, Value
+from pipeline.stores.labels import LabelSpace, Value
 from tasks.detection.label import MIN_VISIBLE, TaskLabel
 from tasks.detection.metric import AveragePrecision
 from tasks.detection.model import MOST_BOXES, TaskModel

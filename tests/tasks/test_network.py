@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import DataError
-from pipeline.labels import LabelSpace, Value
-from pipeline.machine import Choice
-from pipeline.training import TrainingConfig
+from pipeline.stores.labels import LabelSpace, Value
+from pipeline.training.autotune import Choice
+from pipeline.recipe.teacher import TrainingConfig
 from tasks.building import build_network
-from tasks.learning import network_predictor
+from tasks.training import network_predictor
 from tasks.network import PYRAMID_STRIDES, Network, SimplePyramid, fuse, seed_part
 
 MakeNetwork = Callable[..., Network]

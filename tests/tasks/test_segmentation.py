@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from pipeline.labels import LabelSpace, Value
+from pipeline.stores.labels import LabelSpace, Value
 from tasks.segmentation.label import IGNORE, TaskLabel
 from tasks.segmentation.model import TaskModel
 

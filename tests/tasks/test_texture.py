@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.labels import LabelSpace, Value
-from tasks.learning import Predictor
+from pipeline.stores.labels import LabelSpace, Value
+from tasks.training import Predictor
 from tasks.texture.label import UNKNOWN, TaskLabel, mirror
 from tasks.texture.model import TaskModel
 from teachers import analytic

@@ -1,0 +1,159 @@
+"""The recipe's reference, written from the models that read it: JSON Schema for editors, Markdown for people.
+
+`python -m cli.schema` prints `docs/recipe.md`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import types
+from collections.abc import Iterator
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from pipeline.data.augment import AugmentConfig
+from pipeline.recipe.comparison import CompareConfig
+from pipeline.recipe.recipe import LabellingConfig, Recipe, RuntimeConfig, StudentConfig, modules
+from pipeline.recipe.evaluation import EvaluateConfig
+from pipeline.recipe.base import FitConfig, Section
+from pipeline.sources import SourceConfig
+from pipeline.staged import StagedRecipe
+from pipeline.recipe.stage import LabelledConfig, PolicyConfig, StageConfig
+from pipeline.recipe.teacher import TeacherConfig, TrainingConfig
+
+PLAIN = {str: "text", int: "whole number", float: "number"}
+HEAD = """\
+# The recipe, key by key
+
+One YAML file describes a run. Unknown keys are errors that name the nearest known one. `${NAME}` and `${NAME:-default}`
+are replaced from the environment; relative paths count from the folder the command is run in; `-o a.b=value` changes a
+key for one run. `must schema > recipe.schema.json` writes the JSON Schema that editors complete and check by.
+"""
+
+ENTRIES = """\
+`<name>: {kind: <a heading below>, ...}`. A name is lower-case letters, digits and `_`, a letter first. All have:
+"""
+
+STAGES = """\
+A list, carried out in this order: `- {name: <name>, method: <a heading below>, data: [<sets>], ...}`.
+`-o stages.<name>.steps=100` changes one. Besides the keys of *schedule* all have:
+"""
+OF_STAGES: dict[str, type[BaseModel]] = {"augment": PolicyConfig, "labels": LabelledConfig}
+
+COMPARISONS = "`<name>: {data: [...], methods: {...}, ...}`. `-o compare.<name>.steps=[50]` changes one."
+CHAPTERS: tuple[tuple[str, str, type[BaseModel], type[BaseModel] | None], ...] = (
+    ("The whole", "", Recipe, None),
+    ("runtime", "None of it changes a result's fingerprint.", RuntimeConfig, None),
+    ("labelling", "", LabellingConfig, None),
+    ("student", "Besides these, the keys of *training* and *schedule* below.", StudentConfig, TrainingConfig),
+    ("evaluate", "", EvaluateConfig, None),
+    ("compare", COMPARISONS, CompareConfig, None),
+    ("training", "Of supervised teachers and the student.", TrainingConfig, FitConfig),
+    (
+        "schedule",
+        "Of supervised teachers and the student, beside the keys of *training*, and of stages.",
+        FitConfig,
+        Section,
+    ),
+    ("augment", "", AugmentConfig, None),
+)
+
+
+def schema() -> str:
+    """The JSON Schema of a recipe."""
+    return json.dumps(StagedRecipe.model_json_schema(), indent=1)
+
+
+def markdown() -> str:
+    """The reference as one page."""
+    parts = [HEAD]
+    parts += [_chapter(title, note, model, above) for title, note, model, above in CHAPTERS]
+    parts += [f"## data: formats\n\n{ENTRIES}\n", _table(SourceConfig, None)]
+    parts += list(_kinds("pipeline.sources", SourceConfig))
+    parts += [f"## teachers: kinds\n\n{ENTRIES}\n", _table(TeacherConfig, None)]
+    parts += list(_kinds("teachers", TeacherConfig))
+    parts += [f"## stages: methods\n\n{STAGES}\n", _table(StageConfig, FitConfig)]
+    parts += [f"### stages: {name}\n\n{_table(model, None)}" for name, model in OF_STAGES.items()]
+    parts += list(_kinds("selfsup", StageConfig))
+    return "\n".join(parts)
+
+
+def _kinds(package: str, above: type[BaseModel]) -> Iterator[str]:
+    for name, module in modules(package).items():
+        loaded = importlib.import_module(module)
+        keys = _table(loaded.Config, above)
+        also = "Besides these, the keys of *training* and *schedule*.\n"
+        extra = also if issubclass(loaded.Config, TrainingConfig) else ""
+        yield f"### {name}\n\n{_first_line(loaded)}\n{extra}\n{keys}"
+
+
+def _first_line(module: types.ModuleType) -> str:
+    """The first paragraph of what a module says of itself, in one line."""
+    return " ".join((module.__doc__ or "").split("\n\n")[0].split())
+
+
+def _chapter(title: str, note: str, model: type[BaseModel], above: type[BaseModel] | None) -> str:
+    heading = f"## {title}\n"
+    return f"{heading}\n{note}\n\n{_table(model, above)}" if note else f"{heading}\n{_table(model, above)}"
+
+
+def _table(model: type[BaseModel], above: type[BaseModel] | None) -> str:
+    """The model's own keys: those that `above` or a training section does not have already."""
+    known = set(above.model_fields) if above else set()
+    if above is TeacherConfig and issubclass(model, FitConfig):
+        known |= set(TrainingConfig.model_fields)
+    rows = [
+        _row(name, field)
+        for name, field in model.model_fields.items()
+        if name not in known and not (name in ("kind", "method") and model not in OF_STAGES.values())
+    ]
+    return "\n".join(["| key | values | default | meaning |", "|---|---|---|---|", *rows, ""])
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    meaning = " ".join((field.description or "").split())
+    return f"| `{name}` | {_values(field)} | {_default(field)} | {meaning} |"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "*required*"
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined or isinstance(value, BaseModel):
+        return "see its section"
+    if isinstance(value, float):
+        return f"`{value:.3g}`"
+    return f"`{json.dumps(value)}`"
+
+
+def _values(field: FieldInfo) -> str:
+    limits = [f"{sign} {value:g}" for sign, value in _limits(field)]
+    return ", ".join([_type(field.annotation), *limits])
+
+
+def _limits(field: FieldInfo) -> Iterator[tuple[str, float]]:
+    for rule in field.metadata:
+        for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"), ("multiple_of", "multiple of")):
+            if getattr(rule, name, None) is not None:
+                yield sign, getattr(rule, name)
+
+
+def _type(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if hasattr(annotation, "__metadata__"):
+        return _type(arguments[0])
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type(each) for each in arguments if each is not type(None))
+    if origin in (dict, list, tuple):
+        return f"{_type(arguments[1])} by name" if origin is dict else f"list of {_type(arguments[0])}"
+    return PLAIN.get(annotation, "section")
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

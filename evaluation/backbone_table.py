@@ -1,0 +1,137 @@
+"""What the measurements of backbones say: means and deviations over seeds, a table for every set and task."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from evaluation.measurement import ALL, CLEAN, FILE, Measured, best_of
+from pipeline.steps.artifact import Artifact, read_json
+from pipeline.recipe.comparison import COMPARE, TRIAL, comparison_of
+
+
+class Column(NamedTuple):
+    """How something was measured: protocol, labels learned from, metric, and on what kind of images."""
+
+    protocol: str
+    labels: int
+    metric: str
+    corruption: str
+
+    @classmethod
+    def of(cls, record: Measured) -> Column:
+        """The one that a record belongs to."""
+        return cls(record.protocol, record.labels, record.metric, record.corruption)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """The values of one start by one column, a value per seed."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation over seeds, None for one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Board:
+    """All starts on the same images of one set and task; `n` were measured on."""
+
+    dataset: str
+    task: str
+    split: str
+    n: int
+    starts: tuple[str, ...]
+    columns: tuple[Column, ...]
+    cells: Mapping[tuple[str, Column], Cell]
+    better: Mapping[str, str]
+    about: Mapping[str, str]
+    """What each protocol is."""
+
+    def best(self, column: Column) -> list[str]:
+        """The starts with the best mean; several if they are equal."""
+        found = {start: self.cells[start, column].mean for start in self.starts if (start, column) in self.cells}
+        best = best_of(self.better[column.metric])(found.values())
+        return [start for start, mean in found.items() if mean == best]
+
+
+def read_measured(artifacts: Mapping[str, Artifact], kinds: Sequence[str] = ("probe", "finetune")) -> list[Measured]:
+    """The records of all steps of these kinds."""
+    return [
+        Measured(**record)
+        for name, made in artifacts.items()
+        if name.partition(".")[0] in kinds and made.has(FILE)
+        for record in made.load(FILE, read_json)
+    ]
+
+
+def any_measured(artifacts: Mapping[str, Artifact]) -> bool:
+    """Whether any of them holds a record of a backbone."""
+    return any(made.has(FILE) and made.counts["records"] for made in artifacts.values())
+
+
+def boards(records: Iterable[Measured]) -> list[Board]:
+    """A board for every set and task, of what is `leading`."""
+    groups: dict[tuple[str, str, str, int], list[Measured]] = {}
+    for record in leading(records):
+        groups.setdefault((record.dataset, record.task, record.split, record.n), []).append(record)
+    return [_board(place, found) for place, found in groups.items()]
+
+
+def leading(records: Iterable[Measured]) -> list[Measured]:
+    """Of all metrics by a protocol the first of each task, its leading one; of corrupted images, the mean over all
+    corruptions.
+    """
+    first: dict[tuple[str, str], str] = {}
+    return [
+        record
+        for record in records
+        if first.setdefault((record.protocol, record.task), record.metric) == record.metric
+        and record.corruption in (CLEAN, ALL)
+    ]
+
+
+def columns_of(records: Iterable[Measured]) -> tuple[Column, ...]:
+    """Their columns: by protocol, fewer labels first, corrupted images last."""
+    found = dict.fromkeys(map(Column.of, records))
+    return tuple(sorted(found, key=lambda each: (each.protocol, each.labels, each.corruption != CLEAN)))
+
+
+def told(records: Iterable[Measured]) -> dict[str, str]:
+    """What each protocol is."""
+    return {record.protocol: record.about for record in records if record.corruption == CLEAN}
+
+
+def _board(place: tuple[str, str, str, int], records: Sequence[Measured]) -> Board:
+    values: dict[tuple[str, Column], dict[int, float]] = {}
+    for record in records:
+        values.setdefault((record.start, Column.of(record)), {})[record.seed] = record.value
+    return Board(
+        *place,
+        starts=tuple(dict.fromkeys(record.start for record in records)),
+        columns=columns_of(records),
+        cells={key: Cell(tuple(found.values())) for key, found in values.items()},
+        better={record.metric: record.better for record in records},
+        about=told(records),
+    )
+
+
+def as_json(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """All records, those of comparisons as well, for those who compute with them: these with the comparison's name and
+    the row, as `trial`, that they belong to.
+    """
+    found = [record.to_json() for record in read_measured(artifacts)]
+    for step, made in artifacts.items():
+        if comparison_of(step) and made.has(FILE):
+            row = {"comparison": comparison_of(step), TRIAL: made.manifest["config"][TRIAL]}
+            found += [{**record.to_json(), **row} for record in read_measured({step: made}, (COMPARE,))]
+    return found

@@ -1,0 +1,43 @@
+"""The step that trains a backbone on the labels of the images that self-supervised methods are given without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evaluation.finetuning import network_of
+from pipeline.steps.artifact import Inputs
+from pipeline.data.augment import AugmentConfig
+from pipeline.models.encoder import Encoder
+from pipeline.recipe.evaluation import StartConfig
+from pipeline.recipe.base import FitConfig
+from pipeline.models.initial import leave, of_config
+from ingest.ingest import IngestedSet
+from tasks.training import Course, Sum, train_network
+from ingest.pool import pool_keys
+from ingest.true_labels import truth_library
+
+
+def train(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """Train a network on all labels that the set `config["set"]` has of the images of a pool, or of a share of them,
+    and leave its backbone as a stage does.
+
+    `config`: `name`, `start`, `set`, `pool` (the step that says which images there are), `share`, `supervised` (a
+    schedule), `width`, `proposals` and `seed`. DataError if none of the images has a label.
+    """
+    start, seed = of_config(StartConfig.model_validate(config["start"]), inputs, config["seed"]), config["seed"]
+    found = IngestedSet(inputs[f"data.{config['set']}"])
+    heads = {task: task for task in found.spaces}
+    chosen = pool_keys(inputs[config["pool"]], config["share"], seed)
+    others = {key for shard in found.images("train").shards for key in shard.keys} - chosen
+    library = truth_library(found, "train", heads, others)
+    network = network_of(start, found.spaces, config, blank=False, seed=seed)
+    fit = FitConfig.model_validate(config["supervised"])
+    course = Course(fit, AugmentConfig(), seed)
+    place = (config["name"], out, inputs.runtime)
+    trained = train_network(network, Sum(dict.fromkeys(heads, 1.0)), library, course, place)
+    encoder = Encoder(start.name, start.size, start.statistics)
+    encoder.reset(network.backbone.model.cpu().state_dict())
+    leave(encoder, out)
+    return {"images": len(library), "steps": fit.total_steps(len(library)), **trained.counts()}

@@ -1,0 +1,40 @@
+"""A linear layer on frozen features, trained step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evaluation.label_subsets import TASK
+from pipeline.models.encoder import Encoder
+from pipeline.training.objective import Objective
+from pipeline.data.loader import Batch
+
+
+class FrozenLinear(Objective):
+    """A linear layer on the features of a backbone that stays as it is, its running statistics included."""
+
+    def __init__(self, encoder: Encoder, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False)
+        self.linear = nn.Linear(encoder.width, classes)
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def train(self, mode: bool = True) -> FrozenLinear:
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def amounts(self, batch: Batch) -> dict[str, float]:
+        return {TASK: len(batch.images)}
+
+    def forward(self, batch: Batch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            features = self.encoder(batch.images.float() / 255)
+        target = batch.targets[TASK]["target"]["probs"]
+        loss = shares[TASK] * F.cross_entropy(self.linear(features).float(), target)
+        return loss, {TASK: loss.detach()}

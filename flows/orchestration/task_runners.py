@@ -1,0 +1,116 @@
+"""Prefect's task runners that do the parts of a step: processes of this machine, Ray, Dask."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.queues import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from pipeline.recipe.recipe import RuntimeConfig
+from pipeline.errors import ConfigError, installing
+from pipeline.steps.runtime import usable_cores
+
+if TYPE_CHECKING:
+    from prefect.task_runners import TaskRunner
+
+    from flows.run.step_runner import Environ
+
+PARTS = {"process": "prefect", "ray": "prefect_ray", "dask": "prefect_dask"}
+"""The runners that do steps in parts, and what each is driven by."""
+
+LOOK_S = 1.0
+"""Between looks whether the run is still there."""
+
+# Each engine is loaded where it is used: a run uses one of them.
+# ruff: noqa: PLC0415
+
+
+def check_engine(settings: RuntimeConfig) -> None:
+    """Raise ConfigError if the runner is not installed, or has no use for an address that is given."""
+    module = PARTS.get(settings.runner, "prefect")
+    if settings.runner != "inline" and not importlib.util.find_spec(module):
+        needs, others = "prefect: uv pip install prefect", "inline"
+        if settings.runner in ("ray", "dask"):
+            needs = f"the extra {settings.runner}: {installing(settings.runner)}"
+            others = "threads, process or inline"
+        raise ConfigError(f"runtime.runner is {settings.runner!r}, which needs {needs}. Without it: {others}.")
+    if settings.address and settings.runner not in ("ray", "dask"):
+        raise ConfigError(
+            f"runtime.address is {settings.address!r}, but runner {settings.runner!r} works on this machine alone; "
+            "ray and dask have addresses."
+        )
+
+
+def workers(settings: RuntimeConfig, devices: Sequence[Environ]) -> int:
+    """How many processes of this machine do parts at once: as told, else one per GPU, or one per core."""
+    gpus = [device for device in devices if device]
+    return settings.label_workers or len(gpus) or usable_cores()
+
+
+def task_runner(settings: RuntimeConfig, devices: Sequence[Environ]) -> TaskRunner[Any]:
+    """The task runner that a recipe names; `devices`: the variables that give a process a device of its own."""
+    count = workers(settings, devices)
+    if settings.runner == "ray":
+        return _ray(settings.address, count)
+    if settings.runner == "dask":
+        return _dask(settings.address, count)
+    from prefect.task_runners import ProcessPoolTaskRunner
+
+    free: SimpleQueue[Environ] = multiprocessing.get_context("spawn").SimpleQueue()
+    for number in range(count):
+        free.put(devices[number % len(devices)])
+    return ProcessPoolTaskRunner(max_workers=count, initializer=_settle, initargs=(os.getpid(), free))
+
+
+def _settle(run: int, free: SimpleQueue[Environ]) -> None:
+    """What a worker of this machine does first: it ends with its run, leaves Ctrl-C to it, and takes a device."""
+    threading.Thread(target=_end_with, args=(run,), daemon=True).start()
+    os.setsid()
+    os.environ.update(free.get())
+
+
+def _end_with(run: int) -> None:
+    while os.getppid() == run:
+        time.sleep(LOOK_S)
+    os._exit(1)  # at once: what it was at work on is not there until it is whole
+
+
+def _ray(address: str | None, count: int) -> TaskRunner[Any]:
+    from prefect_ray import RayTaskRunner
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address:
+        return RayTaskRunner(address, init_kwargs=quiet)
+    return RayTaskRunner(init_kwargs={**quiet, "num_cpus": count, "include_dashboard": False})
+
+
+def _dask(address: str | None, count: int) -> TaskRunner[Any]:
+    from prefect_dask import DaskTaskRunner
+
+    if address:
+        return DaskTaskRunner(address=address)
+    local = {"n_workers": count, "threads_per_worker": 1, "dashboard_address": None}
+    return DaskTaskRunner(cluster_kwargs=local)
+
+
+@contextlib.contextmanager
+def resources(settings: RuntimeConfig) -> Iterator[None]:
+    """While inside, a part that is submitted to a Ray cluster with GPUs gets one for itself."""
+    if settings.runner != "ray":
+        yield
+        return
+    import ray
+    from prefect_ray.context import remote_options
+
+    if not ray.cluster_resources().get("GPU"):
+        yield
+        return
+    with remote_options(num_gpus=1):
+        yield

@@ -1,0 +1,213 @@
+"""How the steps of a run are worked: in this process, or each in one of its own, one at a time on every device."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import os
+import queue
+import socket
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from flows.plan.comparison_steps import stages_of, starts_of
+from flows.plan.evaluation_steps import backbone_starts
+from flows.run.processes import Call, carry_out, warm_up
+from flows.run.run import Run
+from pipeline.steps import ranks
+from pipeline.steps.artifact import Artifact, Inputs, Step
+from pipeline.recipe.recipe import Recipe
+from pipeline.errors import ConfigError, Interrupted, OutOfMemory, naming
+from pipeline.steps.runtime import Runtime, usable_cores
+from pipeline.recipe.base import Section
+from pipeline.steps.workspace import Busy, Workspace
+
+BUSY_S = 2.0
+"""Between attempts at what another run is at work on."""
+RESTARTS = 2
+"""Times that a step whose process was killed goes on from what it saved, before the run gives up."""
+Environ = Mapping[str, str]
+Parts = Sequence[Mapping[str, Any]]
+Execute = Callable[[Run, Step, Mapping[str, Artifact]], Artifact]
+
+
+class Here:
+    """Everything in this process."""
+
+    at_once = 1
+
+    def __init__(self, recipe: Recipe, runtime: Runtime) -> None:
+        look_around(recipe, runtime)
+
+    def step(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
+        """The artifact of a step, and whether it was made for it."""
+        return run.workspace.obtain(step, inputs)
+
+    def other(self, work: Callable[..., Any], arguments: tuple[Any, ...], runtime: Runtime) -> Any:
+        """What is no step but loads as much code: `work(*arguments, runtime)`."""
+        return work(*arguments, runtime)
+
+
+class Apart:
+    """Steps in processes of their own, each on a device that no other one is at work on."""
+
+    def __init__(self, recipe: Recipe, runtime: Runtime) -> None:
+        warm_up()
+        found = self.other(look_around, (recipe,), runtime)
+        self.devices: list[Environ] = found
+        self.at_once, self.training_processes = len(found), recipe.runtime.training_processes
+        self._free: queue.SimpleQueue[Environ] = queue.SimpleQueue()
+        for device in found:
+            self._free.put(device)
+
+    def step(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
+        """The artifact of a step, and whether it was made for it. A step whose process is killed goes on from what it
+        saved.
+        """
+        device, restarts = self._free.get(), 0
+        try:
+            while True:
+                try:
+                    return self._when_free(run, step, inputs, device)
+                except Interrupted as ended:
+                    restarts += not isinstance(ended, OutOfMemory)  # that gets smaller each time, and comes to an end
+                    inputs = self._begin_again(run, step, inputs, ended)
+                    if restarts > RESTARTS:
+                        raise type(ended)(f"{step.name}: {ended} What it saved is kept: run again to go on.") from ended
+        finally:
+            self._free.put(device)
+
+    @staticmethod
+    def _begin_again(run: Run, step: Step, inputs: Inputs, ended: Interrupted) -> Inputs:
+        """Tell how a step was interrupted; returns what it goes on with. Raises Stopped if the run is to stop."""
+        run.event("killed", step=step.name, error=str(ended))
+        inputs.runtime.check_stop(step.name)
+        how, _, _ = str(ended).partition(" It said last")
+        run.note(step.name, f"{how} It goes on from what it saved.")
+        if step.resumes and run.workspace.find(step, step.mark(inputs.artifacts)) is None:
+            return dataclasses.replace(inputs, anew=False)  # it has begun anew already
+        return inputs
+
+    def _when_free(self, run: Run, step: Step, inputs: Inputs, device: Environ) -> tuple[Artifact, bool]:
+        """An attempt, once no other run is at work on the same: one process waits by itself, several can't."""
+        while True:
+            try:
+                return self._attempt(run, step, inputs, device)
+            except Busy as other:
+                inputs.runtime.check_stop(step.name)
+                inputs.runtime.progress(step.name, 0.0, f"waits: {other}")
+                time.sleep(BUSY_S)
+            found = run.reuse(step, inputs.artifacts)
+            if found:
+                return found, False
+
+    def _attempt(self, run: Run, step: Step, inputs: Inputs, device: Environ) -> tuple[Artifact, bool]:
+        together = _ranks(self.training_processes) if step.trains else [{}]
+        sharing = self.at_once * len(together)
+        threads = max(1, usable_cores() // sharing) if sharing > 1 else 0
+        call = Call(_obtain, (step, inputs.artifacts, inputs.anew, inputs.parts), run.log(step.name), device, threads)
+        found: tuple[Artifact, bool] = carry_out(call, inputs.runtime, together)
+        return found
+
+    def other(self, work: Callable[..., Any], arguments: tuple[Any, ...], runtime: Runtime) -> Any:
+        """What is no step but loads as much code: `work(*arguments, runtime)`, in a process of its own."""
+        return carry_out(Call(work, arguments), runtime)
+
+
+def _obtain(
+    step: Step, artifacts: Mapping[str, Artifact], anew: bool, parts: Parts, runtime: Runtime
+) -> tuple[Artifact, bool] | None:
+    workspace, inputs = Workspace(runtime.root), Inputs(artifacts, runtime, anew, parts)
+    if ranks.is_first():
+        return workspace.obtain(step, inputs)
+    workspace.take_part(step, inputs)
+    return None
+
+
+def _ranks(count: int) -> list[Environ]:
+    """What torchrun would tell each of `count` processes of this machine that train together."""
+    if count == 1:
+        return [{}]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    common = {"TORCHELASTIC_RUN_ID": "must", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GROUP_RANK": "0"}
+    common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def look_around(recipe: Recipe, runtime: Runtime) -> list[Environ]:
+    """For every step that may be at work at once, the variables that give its process a device of its own.
+
+    Raises ConfigError for what would otherwise stop the run in the middle: a device or a model that is not there.
+    """
+    import torch  # noqa: PLC0415 - a plan does without
+
+    from pipeline.training.autotune import find_device  # noqa: PLC0415
+    from tasks.network import check_head_name  # noqa: PLC0415
+
+    device = find_device(runtime.device)
+    for name in recipe.teachers:
+        check_head_name(name)
+    for place, section in models(recipe).items():
+        with naming(place):
+            section.check()
+    asked = recipe.runtime.side_by_side
+    if device != "cuda":
+        return [{}] * (asked or 1)
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = said.split(",") if said else [str(number) for number in range(torch.cuda.device_count())]
+    together = recipe.runtime.training_processes
+    groups = [",".join(names[start : start + together]) for start in range(0, len(names) - together + 1, together)]
+    if not groups:
+        raise ConfigError(f"runtime.training_processes is {together}, but there are {len(names)} CUDA devices.")
+    return [{"CUDA_VISIBLE_DEVICES": groups[number % len(groups)]} for number in range(asked or len(groups))]
+
+
+def models(recipe: Recipe) -> dict[str, Section]:
+    """The sections that name models, by their place in the recipe."""
+    teachers: dict[str, Section] = {f"teachers.{name}": teacher for name, teacher in recipe.teachers.items()}
+    stages: dict[str, Section] = {f"stages.{stage.name}": stage for stage in recipe.chain()}
+    starts: dict[str, Section] = {f"evaluate.starts: {start.name}": start for start in backbone_starts(recipe)}
+    return {**teachers, "student": recipe.student, **stages, **starts, **starts_of(recipe), **stages_of(recipe)}
+
+
+def in_order(run: Run, execute: Execute) -> dict[str, Artifact]:
+    """All steps, one after the other, on this thread; `execute` makes or finds one."""
+    artifacts: dict[str, Artifact] = {}
+    for planned in run.planned:
+        step = planned.step
+        artifacts[step.name] = execute(run, step, {name: artifacts[name] for name in step.inputs})
+    return artifacts
+
+
+def side_by_side(run: Run, execute: Execute, most: int) -> dict[str, Artifact]:
+    """All steps, each as soon as its inputs are there, `most` at once; what they left, in the plan's order. If one
+    fails the others save what they have.
+    """
+    artifacts: dict[str, Artifact] = {}
+    left = {planned.step.name: planned.step for planned in run.planned}
+    at_work: dict[Future[Artifact], str] = {}
+    with ThreadPoolExecutor(most, thread_name_prefix="step") as pool, _stopping_others(run.runtime, at_work):
+        while left or at_work:
+            ready = [step for step in left.values() if artifacts.keys() >= set(step.inputs)]
+            for step in ready[: most - len(at_work)]:
+                inputs = {name: artifacts[name] for name in step.inputs}
+                context = contextvars.copy_context()  # Prefect's: which run the step is a part of
+                at_work[pool.submit(context.run, execute, run, step, inputs)] = step.name
+                del left[step.name]
+            for future in wait(at_work, return_when=FIRST_COMPLETED).done:
+                artifacts[at_work.pop(future)] = future.result()
+    return {planned.step.name: artifacts[planned.step.name] for planned in run.planned}
+
+
+@contextlib.contextmanager
+def _stopping_others(runtime: Runtime, at_work: Collection[Future[Artifact]]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if not all(future.done() for future in at_work):
+            runtime.stop.set()
+        raise

@@ -1,0 +1,255 @@
+"""`must up`, `must down` and `must status`: Prefect's server and a worker for users who have none.
+
+Where PREFECT_API_URL names a server that was not started here, that one is used, and only a worker is started for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from flows.server.embedded import answers, environment, users_server
+from flows.orchestration.session import check_users_server
+from flows.server.daemons import Service, Services, alone, wait_for
+from pipeline.steps.artifact import hash_file, hash_json
+from pipeline.errors import PROJECT, ConfigError, MustError
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+# Prefect is imported late, in an environment made for it.
+# ruff: noqa: PLC0415
+
+FIRST_PORT, PORTS = 4200, 100
+GRACE_S = 45.0
+"""For runs to save what they have; Prefect kills them after 30 s."""
+Say = Callable[[str], None]
+
+
+def up(at_once: int | None, say: Say) -> Services:
+    """A server that answers, a worker that takes so many runs at once, and the deployments of prefect.yaml.
+
+    What is up stays as it is. Raises ConfigError if a server or a worker does not start, or there is one for another
+    server or for another number of runs.
+    """
+    with alone() as services:
+        _choose_server(services)
+        _choose_number(services, at_once)
+        if services.own and not services.answers():
+            _start_server(services, say)
+        with environment(services.environ()):
+            from flows.server.api import client_of, open_pool
+
+            if not services.own:
+                check_users_server()
+
+            with client_of(services) as client:
+                open_pool(client, services.own)
+                worker = services.worker if services.worker and services.worker.alive() else None
+                started = worker or _start_worker(services, client, say)
+                _deploy(services, client, say)
+                _wait_for_worker(services, client, started)
+        return services
+
+
+def _choose_server(services: Services) -> None:
+    """The user's server if there is one, else our own."""
+    theirs = users_server()
+    own = theirs is None or (services.own and theirs.rstrip("/") == services.url)
+    same = own == services.own and (own or theirs == services.url)
+    if same:
+        return
+    if services.worker and services.worker.alive():
+        raise ConfigError(
+            f"PREFECT_API_URL is {theirs or 'not set'}, but a worker for {services.url} is up: `must down` first."
+        )
+    services.url, services.own, services.deployed = theirs or "", own, ""
+
+
+def _start_server(services: Services, say: Say) -> None:
+    while True:
+        server = services.server if services.server and services.server.alive() else None
+        if not server:
+            port = _free_port(services.url)
+            services.url = f"http://127.0.0.1:{port}/api"
+            say(f"Starting Prefect's server on port {port} ...")
+            server = services.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+        wait_for("server", server, lambda: answers(services.url))
+        if _is_ours(services):
+            return
+        services.stop("server")  # another one, started at the same moment, was faster: the next port, then
+
+
+def _is_ours(services: Services) -> bool:
+    """Whether what answers keeps its files where ours does."""
+    with environment(services.environ()):
+        from flows.server.api import client_of, home_of
+
+        with client_of(services) as client:
+            return home_of(client) == services.environ()["PREFECT_HOME"]
+
+
+def _free_port(url: str) -> int:
+    """The port that the server had, or else the first one that is free."""
+    before = url.removesuffix("/api").rpartition(":")[2]
+    for port in [*([int(before)] if before else []), *range(FIRST_PORT, FIRST_PORT + PORTS)]:
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return port
+    raise ConfigError(f"None of the ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} is free.")
+
+
+def _choose_number(services: Services, at_once: int | None) -> None:
+    """How many runs the worker takes at once; one that is up takes as many as it was started for."""
+    up = services.worker is not None and services.worker.alive()
+    if up and at_once not in (None, services.at_once):
+        raise ConfigError(f"The worker that is up takes {services.at_once} at once, not {at_once}: `must down` first.")
+    if not up:
+        services.at_once = at_once or 1
+
+
+def _start_worker(services: Services, client: SyncPrefectClient, say: Say) -> Service:
+    """A worker for the pool; runs that ended with the one before are not at work any more."""
+    from flows.server.api import KIND, POOL
+
+    say("Starting a worker ...")
+    _clear_away(services, client)
+    pool = ["--pool", POOL, "--type", KIND, "--install-policy", "never"]
+    return services.start(
+        "worker", "worker", "start", *pool, "--name", services.worker_name, "--limit", str(services.at_once)
+    )
+
+
+def _wait_for_worker(services: Services, client: SyncPrefectClient, worker: Service) -> None:
+    from flows.server.api import last_heard_of
+
+    wait_for("worker", worker, lambda: last_heard_of(client, services.worker_name) >= worker.since)
+
+
+def _deploy(services: Services, client: SyncPrefectClient, say: Say) -> None:
+    """The deployments as this version of the project has them."""
+    from flows.server.api import deployments
+
+    file = PROJECT / "prefect.yaml"
+    wanted = yaml.safe_load(file.read_text(encoding="utf-8"))["deployments"]
+    digest = hash_json([str(PROJECT), *(hash_file(path) for path in (file, PROJECT / "flows" / "deployments.py"))])
+    if services.deployed == digest and len(deployments(client)) >= len(wanted):
+        return
+    say("Registering the deployments of prefect.yaml ...")
+    command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    if done.returncode or len(deployments(client)) < len(wanted):
+        raise MustError(f"`prefect deploy` failed: {(done.stdout + done.stderr)[-2000:]}")
+    services.deployed = digest
+    services.write()
+
+
+def down(now: bool, say: Say) -> list[str]:
+    """End what `up` started, and return the names of it. Runs at work are stopped in order if `now`, and else they are
+    a ConfigError that lists them.
+    """
+    with alone() as services:
+        if _reachable(services):
+            with environment(services.environ()):
+                from flows.server.api import client_of
+
+                with client_of(services) as client:
+                    _stop_runs(services, client, now, say)
+                    worker = services.stop("worker")
+                    _clear_away(services, client, kill=True)
+        elif now or not (services.worker and services.worker.alive()):
+            worker = services.stop("worker")
+        else:
+            raise ConfigError(
+                f"The server {services.url} does not answer, so it is not known what the worker is at. "
+                f"{'`must up` starts it again' if services.own else 'PREFECT_API_URL has to name it'}; "
+                "`must down --now` ends the worker without a look."
+            )
+        return [*(["worker"] if worker else []), *(["server"] if services.stop("server") else [])]
+
+
+def _reachable(services: Services) -> bool:
+    """Whether the server that the worker is for can be asked."""
+    if services.own:
+        return services.answers()
+    with contextlib.suppress(ConfigError), environment(services.environ()):
+        if users_server():
+            check_users_server()
+            return True
+    return False
+
+
+def _stop_runs(services: Services, client: SyncPrefectClient, now: bool, say: Say) -> None:
+    from flows.server.api import at_work, cancel, close_pool
+
+    runs = at_work(client, services.worker_name)
+    if runs and not now:
+        raise ConfigError(
+            f"At work: {', '.join(run.told() for run in runs)}. `must down --now` stops what is at work; it is saved, "
+            "and the same run goes on from there."
+        )
+    if services.own:
+        close_pool(client)  # or the worker begins what waits for these to end
+    for run in runs:
+        say(f"Stopping {run.name} ...")
+        if run.is_of(services.worker):
+            cancel(client, run)
+        else:
+            run.signal(signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_S
+    while at_work(client, services.worker_name) and time.monotonic() < deadline:
+        time.sleep(1)
+
+
+def _clear_away(services: Services, client: SyncPrefectClient, kill: bool = False) -> None:
+    """Runs whose worker is gone, and their processes as well (or are to be: `kill`), are not at work."""
+    from flows.server.api import at_work, give_up
+
+    for run in at_work(client, services.worker_name):
+        if kill:
+            run.signal(signal.SIGKILL)
+        if kill or not run.is_alive():
+            give_up(client, run)
+
+
+def status() -> dict[str, Any]:
+    """What is up, as JSON: server, worker, deployments, runs at work and how many wait."""
+    services = Services.read()
+    found: dict[str, Any] = {"home": str(services.home), "url": services.url, "page": services.page}
+    found |= {"own_server": services.own, "answers": False, "deployments": [], "runs": [], "waiting": 0}
+    for name, service in (("server", services.server), ("worker", services.worker)):
+        found[name] = _told(service) if service else None
+    with environment(services.environ()), contextlib.suppress(ConfigError):
+        found |= _on_server(services)
+    return found
+
+
+def _on_server(services: Services) -> dict[str, Any]:
+    """What the server tells; ConfigError if it does not answer."""
+    if not services.own:
+        check_users_server()
+    elif not services.answers():
+        raise ConfigError(f"{services.url} does not answer.")
+    from flows.server.api import at_work, client_of, deployments, waiting
+
+    with client_of(services) as client:
+        runs = at_work(client, None if services.own else services.worker_name)
+        told = [dataclasses.asdict(run) | {"identity": str(run.identity)} for run in runs]
+        return {"answers": True, "deployments": deployments(client), "runs": told, "waiting": waiting(client)}
+
+
+def _told(service: Service) -> dict[str, Any]:
+    since = datetime.datetime.fromtimestamp(service.since, datetime.UTC).isoformat(timespec="seconds")
+    return {"alive": service.alive(), "process": service.process.number, "since": since, "log": service.log}

@@ -1,0 +1,177 @@
+"""Images and labels on disk, joined strictly and found by position. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.augment import AugmentConfig, draw, generator, view_image, view_label
+from pipeline.data.decode import decode
+from pipeline.stores.images import ImageShard
+from pipeline.stores.labels import Label, LabelShard, Value, check_joined, read_labels
+from pipeline.storage.root import StoredFile
+
+WINDOW = 64
+"""Shards that are shuffled together, and whose labels are in memory; sets of fewer shards are shuffled as a whole."""
+SHARE = 1 / (2 * WINDOW)
+"""Of the cache, if the set is elsewhere: shards this large are fetched whole; those of a window fill half of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """Labels of one head for one image shard: a label file, how to read it, and the threshold applied when read.
+
+    A file of the shard's own has its keys in its order. Of another shard's, `rows` says in which row of the file each
+    image has its label, -1 for none. Labels of the image shard's rows `without` are there but not used.
+    """
+
+    file: StoredFile
+    label: Label
+    threshold: float = 0.0
+    rows: tuple[int, ...] | None = None
+    without: frozenset[int] = frozenset()
+
+    def row(self, row: int) -> int:
+        """The row in the file for a row of the image shard, -1 if it has none to be used."""
+        if row in self.without:
+            return -1
+        return row if self.rows is None else self.rows[row]
+
+    def check(self, images: ImageShard, keys: Sequence[str]) -> None:
+        """Raise DataError, naming shard and key, unless the file, which holds `keys`, has every image's label where it
+        is looked for.
+        """
+        if self.rows is None:
+            return check_joined(images.keys, keys, images.name, self.file)
+        pairs = [(key, keys[row]) for key, row in zip(images.keys, self.rows, strict=True) if row >= 0]
+        return check_joined([key for key, _ in pairs], [found for _, found in pairs], images.name, self.file)
+
+    def has_label(self, images: ImageShard) -> NDArray[np.bool_]:
+        """For every image of the shard, whether it has a label here. DataError if the file is not the right one."""
+        table = read_labels(self.file, ["key", "status"])
+        self.check(images, table.column("key").to_pylist())
+        fine = np.append(table.column("status").to_numpy() == "ok", False)
+        return np.asarray(fine[[self.row(row) for row in range(len(images))]])
+
+
+@dataclasses.dataclass(frozen=True)
+class Shelf:
+    """One image shard, the rows of it that may be used, and for every head its layers: the first with a label wins."""
+
+    images: ImageShard
+    rows: NDArray[np.int64]
+    layers: Mapping[str, tuple[Layer, ...]]
+
+
+@dataclasses.dataclass
+class Sample:
+    """One image's view and its labels in that view."""
+
+    key: str
+    image: NDArray[np.uint8]
+    values: dict[str, Value]
+
+
+class Library:
+    """All usable (image, labels) of a training or evaluation set, by position."""
+
+    def __init__(self, shelves: Sequence[Shelf]) -> None:
+        self.shelves = [shelf for shelf in shelves if len(shelf.rows)]
+        self._starts = np.cumsum([0, *(len(shelf.rows) for shelf in self.shelves)])
+        self._open = functools.lru_cache(maxsize=WINDOW)(self._read_layers)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _read_layers(self, number: int) -> dict[str, list[tuple[LabelShard, Layer]]]:
+        shelf = self.shelves[number]
+        opened: dict[str, list[tuple[LabelShard, Layer]]] = {}
+        for head, layers in shelf.layers.items():
+            opened[head] = [(LabelShard(layer.file, layer.label), layer) for layer in layers]
+            for shard, layer in opened[head]:
+                layer.check(shelf.images, shard.keys)
+        return opened
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """(shelf number, row in its image shard) of position `index`."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return number, int(self.shelves[number].rows[index - self._starts[number]])
+
+    def values(self, index: int) -> dict[str, Value]:
+        """The labels of position `index` as stored, by head; heads without one are left out."""
+        number, row = self.locate(index)
+        found: dict[str, Value] = {}
+        for head, layers in self._open(number).items():
+            for shard, layer in layers:
+                place = layer.row(row)
+                value = None if place < 0 else shard.value(place, layer.threshold)
+                if value is not None:
+                    found[head] = value
+                    break
+        return found
+
+    def keys(self) -> list[str]:
+        """The images' keys, by position."""
+        return [shelf.images.keys[row] for shelf in self.shelves for row in shelf.rows]
+
+    def only(self, chosen: Sequence[int] | NDArray[np.int64]) -> Library:
+        """The images at these positions, in their order here."""
+        kept: dict[int, list[int]] = {}
+        for number, row in (self.locate(index) for index in sorted(chosen)):
+            kept.setdefault(number, []).append(row)
+        shelves = [dataclasses.replace(self.shelves[number], rows=np.array(rows)) for number, rows in kept.items()]
+        return Library(shelves)
+
+    def labels(self, index: int) -> dict[str, Label]:
+        """How the labels of position `index` are read, by head."""
+        number, _ = self.locate(index)
+        return {head: layers[0].label for head, layers in self.shelves[number].layers.items()}
+
+    def read(self, index: int) -> tuple[str, bytes]:
+        """(key, image bytes) of position `index`."""
+        number, row = self.locate(index)
+        images = self.shelves[number].images
+        images.bring(SHARE)
+        return images.keys[row], images.read(row)
+
+    def sample(self, index: int, size: int, augment: AugmentConfig, seed: tuple[int, ...]) -> Sample:
+        """One view of position `index`, drawn by `seed`, with its labels."""
+        view = draw(augment, generator(*seed))
+        key, data = self.read(index)
+        share = min(view.box[2] - view.box[0], view.box[3] - view.box[1])
+        enough = int(np.ceil(size / share))
+        image = view_image(decode(data, at_least=(enough, enough)), view, size)
+        labels = self.labels(index)
+        cells = size // 4
+        values = {
+            head: view_label(labels[head], value, view, size if labels[head].in_pixels else cells)
+            for head, value in self.values(index).items()
+        }
+        return Sample(key, image, values)
+
+    @functools.cached_property
+    def _by_key(self) -> NDArray[np.int64]:
+        """All positions, in the order of their images' keys."""
+        keys = [np.array(shelf.images.keys, dtype="S16")[shelf.rows] for shelf in self.shelves]
+        return np.argsort(np.concatenate(keys), kind="stable")
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - libraries live as long as the run
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """All positions once, shuffled: as a whole, or by windows of WINDOW shards where there are more.
+
+        As a whole, it is an order of the images, whatever shards they are in: a pool that grew in parts gives the
+        stream of one that was read at once.
+        """
+        rng = generator(seed, epoch)
+        if len(self.shelves) <= WINDOW:
+            return self._by_key[rng.permutation(len(self))]
+        shelves = rng.permutation(len(self.shelves))
+        windows = [shelves[start : start + WINDOW] for start in range(0, len(shelves), WINDOW)]
+        spans = [
+            np.concatenate([np.arange(self._starts[n], self._starts[n + 1]) for n in window]) for window in windows
+        ]
+        return np.concatenate([rng.permutation(span) for span in spans])

@@ -1,0 +1,60 @@
+"""Images of a library through a frozen backbone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.ahead import ahead
+from pipeline.data.augment import View, view_image
+from pipeline.data.decode import decode
+from pipeline.models.encoder import Encoder
+from pipeline.data.dataset import Library
+from pipeline.data.loader import stacked
+from pipeline.steps.runtime import Runtime
+
+AT_ONCE, AHEAD = 64, 2
+"""Images in one pass, and passes per thread that are made ready before they are asked for."""
+Pixels = NDArray[np.uint8]
+
+
+def as_it_is(pixels: Pixels) -> Pixels:
+    """No change."""
+    return pixels
+
+
+@torch.inference_mode()
+def features_of(
+    encoder: Encoder,
+    images: Library,
+    chosen: Sequence[int],
+    runtime: Runtime,
+    change: Callable[[Pixels], Pixels] = as_it_is,
+) -> Tensor:
+    """Features (N, D) float32, on the host, of these images of a library: whole, resized to the encoder's square
+    (S, S, 3) uint8 and then changed. The encoder computes where it is, with its running statistics. Raises Stopped.
+    """
+
+    def ready(indices: Sequence[int]) -> Tensor:
+        return stacked([change(whole_image(images, index, encoder.size)) for index in indices])
+
+    device, was_training = encoder.mean.device, encoder.training
+    encoder.eval()
+    runs = [chosen[start : start + AT_ONCE] for start in range(0, len(chosen), AT_ONCE)]
+    parts = []
+    with contextlib.closing(ahead(ready, runs, runtime.threads, AHEAD * runtime.threads)) as batches:
+        for batch in batches:
+            runtime.check_stop("looking at features")
+            parts.append(encoder(batch.to(device).float() / 255).float().cpu())
+    encoder.train(was_training)
+    return torch.cat(parts)
+
+
+def whole_image(images: Library, index: int, size: int) -> Pixels:
+    """An image of a library, all of it, as (size, size, 3) uint8."""
+    return view_image(decode(images.read(index)[1], at_least=(size, size)), View(), size)

@@ -1,0 +1,271 @@
+"""Steps and what they leave behind. Disk is the one memory of what is done.
+
+An artifact is a folder `<root>/artifacts/<step>/<fingerprint>/` whose `manifest.json` is written last and at once:
+present means whole. The fingerprint hashes the step's kind and version, the configuration that can change its
+result, and the digests of its inputs. A digest hashes an artifact's files, so a step that ran again and came to the
+same result changes nothing further down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import posixpath
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.errors import DataError
+from pipeline.storage.root import Root, StoredFile, hash_file, hash_place, naming_place
+from pipeline.steps.runtime import Runtime
+from pipeline.storage.atomic import PART, whole
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+WORK, LOG = "work", "log"
+"""Subfolders of an artifact: `work` is scratch, gone when it is sealed; `log` is kept but is not part of the digest."""
+
+ELSEWHERE = "elsewhere"
+"""A key of what a step returns beside its counts: its files outside its folder, {path in the root: {size, sha256}}."""
+
+ADOPTED = "adopted"
+"""A key of what a step returns beside its counts: files that it takes over from the artifact before it as they are,
+{path in its folder: path in that artifact}."""
+
+T = TypeVar("T")
+StepFunction = Callable[[Mapping[str, Any], "Inputs", Path], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A node of the DAG: `run` names the function "module:function" that is called as `(config, inputs, out)`.
+
+    `config` is JSON; what cannot change the result (device, workers, runner) is not in it. `inputs` are step names.
+    """
+
+    name: str
+    run: str
+    config: Mapping[str, Any]
+    inputs: tuple[str, ...] = ()
+    version: int = 1
+    trains: bool = False
+    """Whether several processes may share its work: they train one network together."""
+    resumes: bool = False
+    """Whether it keeps in `work` a state that a later attempt goes on from, and so has begun anew once it has begun."""
+    parts: str = ""
+    """Of a step whose work can be done in parts, by any process that reaches the root, before it runs: the module with
+    `left(config, inputs)`, the parts that are still to do, and `work(config, inputs, part)`, which does one. Parts and
+    what the work returns are JSON.
+    """
+    grows: tuple[str, ...] = ()
+    """For a step that need not do everything anew: the keys of its configuration (`files`, `source.path`) in which the
+    artifact that it goes on from may differ.
+    """
+
+    def function(self) -> StepFunction:
+        module, _, attribute = self.run.partition(":")
+        function: StepFunction = getattr(importlib.import_module(module), attribute)
+        return function
+
+    def mark(self, artifacts: Mapping[str, Artifact]) -> str:
+        """The fingerprint of what it makes of these artifacts, which hold its inputs by their names."""
+        return fingerprint(self, {name: made.digest for name, made in artifacts.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A sealed folder, by its path in the root, and its manifest. Its files are read through `load` and `file`."""
+
+    root: Root
+    path: str
+    manifest: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return str(self.root / self.path)
+
+    @property
+    def mark(self) -> str:
+        """Its fingerprint."""
+        mark: str = self.manifest["fingerprint"]
+        return mark
+
+    @property
+    def digest(self) -> str:
+        digest: str = self.manifest["digest"]
+        return digest
+
+    @property
+    def counts(self) -> Mapping[str, Any]:
+        counts: Mapping[str, Any] = self.manifest["counts"]
+        return counts
+
+    def has(self, name: str) -> bool:
+        """Whether the artifact has a file of this name."""
+        return name in self.manifest["files"]
+
+    def file(self, name: str) -> StoredFile:
+        """One of its files, by its path in the artifact. DataError if it has none of this name."""
+        if not self.has(name):
+            raise DataError(f"{self}: its manifest lists no file {name!r}.")
+        return self.root.file(f"{self.path}/{name}", self.manifest["files"][name])
+
+    def load(self, name: str, reader: Callable[[Path], T]) -> T:
+        """What `reader` makes of one of its files, which it gets as a file of this machine."""
+        return self.file(name).load(reader)
+
+    def load_all(self, reader: Callable[[Path], T]) -> T:
+        """What `reader` makes of all of its files but the log, which it gets as a folder of this machine."""
+        if self.root.local:
+            return reader(Path(self.root / self.path))
+        files = {name: self.file(name) for name in self.manifest["files"] if not name.startswith(f"{LOG}/")}
+        with self.root.side_by_side(files) as folder, naming_place(folder, str(self)):
+            return reader(folder)
+
+    def elsewhere(self, path: str) -> StoredFile:
+        """One of its files outside its folder, by its path in the root."""
+        return self.root.file(path, self.manifest[ELSEWHERE][path])
+
+    def files(self) -> Iterator[StoredFile]:
+        """Every file of the artifact, in its folder and elsewhere in the root."""
+        yield from (self.file(name) for name in self.manifest["files"])
+        yield from (self.elsewhere(path) for path in self.manifest.get(ELSEWHERE, {}))
+
+    def is_whole(self) -> bool:
+        """Whether every file is there with its size. A listing per folder, none of the files is looked at."""
+        folders: dict[str, dict[str, Any]] = {self.path: self.manifest["files"]}
+        for path, facts in self.manifest.get(ELSEWHERE, {}).items():
+            folder, name = posixpath.split(path)
+            folders.setdefault(folder, {})[name] = facts
+        return all(self._are_there(folder, files) for folder, files in folders.items())
+
+    def _are_there(self, folder: str, files: Mapping[str, Mapping[str, Any]]) -> bool:
+        there = (self.root / folder).files()
+        return all(there.get(name) == facts["size"] for name, facts in files.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The artifacts a step reads, by step name, and the machine it runs on."""
+
+    artifacts: Mapping[str, Artifact]
+    runtime: Runtime
+    anew: bool = False
+    """Whether the step is to make everything again, and go on from nothing that an earlier attempt left."""
+    parts: Sequence[Mapping[str, Any]] = ()
+    """What the work on the step's parts returned, where that was done before."""
+    before: Artifact | None = None
+    """What a step that `grows` can go on from, if there is any: the newest whole artifact of the same step and version
+    whose configuration is the same but for those keys. `Workspace.make` finds it.
+    """
+
+    def __getitem__(self, step: str) -> Artifact:
+        return self.artifacts[step]
+
+    def of_kind(self, kind: str) -> dict[str, Artifact]:
+        """The inputs called `<kind>.<name>`, by name, in order."""
+        prefix = f"{kind}."
+        return {name[len(prefix) :]: made for name, made in self.artifacts.items() if name.startswith(prefix)}
+
+
+def hash_json(value: Any) -> str:
+    """sha256 (hex) of a JSON value in canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fingerprint(step: Step, digests: Mapping[str, str]) -> str:
+    """First 16 hex digits of what addresses the step's result, given the digests of its inputs by step name."""
+    inputs = {name: digests[name] for name in step.inputs}
+    return hash_json([SCHEMA_VERSION, step.run, step.version, dict(step.config), inputs])[:16]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def as_json(value: Any) -> str:
+    """JSON, readable by people."""
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, readable by people, whole or not at all."""
+    write_atomically(path, as_json(value))
+
+
+def parse_json(text: bytes, origin: str) -> Any:
+    """What JSON says; DataError names its origin if it is none."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{origin}: not readable as JSON ({error}).") from error
+
+
+def parse_lines(text: bytes) -> Iterator[dict[str, Any]]:
+    """The objects of a text of JSON lines. A line that was cut short is left out, with what was added to it later."""
+    for line in text.decode(errors="replace").splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        yield found
+
+
+def parse_manifest(text: bytes, origin: str) -> dict[str, Any]:
+    """What a manifest says; DataError if it can't be read, or another version of this project wrote it otherwise."""
+    manifest: dict[str, Any] = parse_json(text, origin)
+    if manifest["schema"] != SCHEMA_VERSION:
+        raise DataError(
+            f"{origin}: written by must {manifest.get('software', {}).get('must', '(unknown)')} with schema "
+            f"{manifest['schema']}; this is must {importlib.metadata.version('must')}, which reads schema "
+            f"{SCHEMA_VERSION}. Use that version with this root, or name another --root for this one."
+        )
+    return manifest
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; DataError names the file if it is missing or not JSON."""
+    try:
+        return parse_json(path.read_bytes(), str(path))
+    except OSError as error:
+        raise DataError(f"{path}: not readable as JSON ({error}).") from error
+
+
+def contents(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The files of a folder but for scratch, {size, sha256} by path, and the digest of them all; those in `known` are
+    not read, and need not be there.
+    """
+    names = (str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file())
+    made = (name for name in names if name != MANIFEST and not name.startswith(f"{WORK}/") and not name.endswith(PART))
+    files = {name: _facts(folder / name) for name in made if name not in (known or {})} | dict(known or {})
+    kept = {name: facts["sha256"] for name, facts in files.items() if not name.startswith(f"{LOG}/")}
+    return {"files": files, "digest": hash_json(kept)}
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": hash_file(path)}
+
+
+def verify(artifact: Artifact) -> Iterator[tuple[StoredFile, str]]:
+    """The files of an artifact that are not what its manifest says, each with what is wrong. Reads every byte."""
+    for file in artifact.files():
+        sha256 = hash_place(file.place)
+        if sha256 is None:
+            yield file, "missing"
+        elif sha256 != file.sha256:
+            yield file, "its bytes changed since it was made"
+
+
+def require(artifact: Artifact | None, step: str) -> Artifact:
+    """The artifact, or a DataError that says which step has to be run for it."""
+    if artifact is None:
+        raise DataError(
+            f"Step {step!r} has made nothing for this recipe in this root: `must run` with both first; "
+            "`must plan` says what differs."
+        )
+    return artifact

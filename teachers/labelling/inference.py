@@ -1,0 +1,195 @@
+"""Read, decode, infer, encode: the stages of labelling, overlapped with bounded work in flight.
+
+On a CPU the cores do everything, so each worker thread takes a batch through all stages with one compute thread: no
+two stages wait for each other and none competes for a core. With a GPU, inference is driven by the calling thread
+while worker threads decode ahead of it and encode behind it. Either way the work flows on from shard to shard: no
+core waits for the last batch of one before the next begins.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.data.decode import decode
+from pipeline.errors import DataError
+from pipeline.stores.images import ImageShard
+from pipeline.stores.labels import Label, Row
+from pipeline.training.autotune import find_device, single_threaded
+from pipeline.steps.runtime import Runtime
+from tasks.training import Predictor, Preparation
+from tasks.task import Prediction
+
+SHARE = 1 / 4
+"""Of the cache, if the images are elsewhere: shards this large are fetched whole, as all of their images are read."""
+
+
+@dataclasses.dataclass
+class Batch:
+    """Rows of an image shard on their way: what each stage adds to them."""
+
+    rows: range
+    keys: list[str]
+    sizes: list[tuple[int, int]]
+    """(width, height) of the upright images, pixels."""
+    reasons: dict[int, str] = dataclasses.field(default_factory=dict)
+    """Why positions of the batch can't be labelled."""
+    inputs: dict[Preparation, NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
+    """(B, S, S, 3) per preparation; black where the image can't be used."""
+    predictions: dict[str, dict[str, Prediction]] = dataclasses.field(default_factory=dict)
+    """By teacher and head."""
+    labels: dict[str, list[Row | None]] = dataclasses.field(default_factory=dict)
+    """By head."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """The work on one image shard: which teachers, and by head how its labels are encoded."""
+
+    shard: ImageShard
+    predictors: Mapping[str, Predictor]
+    labels: Mapping[str, Label]
+
+    @functools.cached_property
+    def _facts(self) -> list[tuple[int, int, str]]:
+        columns = (self.shard.table.column(name).to_pylist() for name in ("width", "height", "suffix"))
+        return list(zip(*columns, strict=True))
+
+    def spans(self, size: int) -> list[range]:
+        """The shard's rows in batches of `size`."""
+        count = len(self.shard)
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def begin(self, rows: range) -> Batch:
+        """An empty batch."""
+        facts = (self._facts[row] for row in rows)
+        return Batch(rows, [self.shard.keys[row] for row in rows], [(width, height) for width, height, _ in facts])
+
+    def read(self, rows: range) -> list[bytes]:
+        """The images' bytes. DataError if the store can't be read: that is no image's fault, and may pass."""
+        self.shard.bring(SHARE)
+        return [self.shard.read(row) for row in rows]
+
+    def decode(self, batch: Batch, data: Sequence[bytes]) -> None:
+        """Decode once and prepare once per distinct preparation; what fails is noted and left black."""
+        ways = {predictor.preparation for predictor in self.predictors.values()}
+        batch.inputs = {way: np.zeros((len(batch.rows), way.size, way.size, 3), np.uint8) for way in ways}
+        for position, (row, one) in enumerate(zip(batch.rows, data, strict=True)):
+            try:
+                for way, image in self._pictures(row, one, ways):
+                    batch.inputs[way][position] = way(image)
+            except DataError as error:
+                batch.reasons[position] = str(error)
+
+    def _pictures(self, row: int, data: bytes, ways: set[Preparation]) -> Iterator[tuple[Preparation, Image.Image]]:
+        """The decoded image for every preparation, decoded once for all that want it equally large.
+
+        Which size a preparation gets is its own affair: a label must not depend on which other teachers are at work.
+        """
+        pictures: dict[int, Image.Image] = {}
+        for way in ways:
+            shrink = _reduction(self._facts[row], way.enough())
+            if shrink not in pictures:
+                pictures[shrink] = decode(data, at_least=way.enough())
+            yield way, pictures[shrink]
+
+    def infer(self, batch: Batch, teacher: str) -> None:
+        """Run one teacher on the batch."""
+        predictor = self.predictors[teacher]
+        images = torch.from_numpy(batch.inputs[predictor.preparation]).permute(0, 3, 1, 2)
+        batch.predictions[teacher] = predictor.predict(images)
+
+    def encode(self, batch: Batch, teacher: str) -> None:
+        """One teacher's predictions to rows of its label stores; None where the image can't be used."""
+        predictor, predictions = self.predictors[teacher], batch.predictions.pop(teacher)
+        batch.labels |= {head: [None] * len(batch.rows) for head in predictions}
+        for position, size in enumerate(batch.sizes):
+            if position not in batch.reasons:
+                for head, value in predictor.values(predictions, position, size).items():
+                    batch.labels[head][position] = self.labels[head].encode(value)
+
+    def start(self, rows: range) -> Batch:
+        """What comes before the models."""
+        batch = self.begin(rows)
+        self.decode(batch, self.read(rows))
+        return batch
+
+    def run(self, batch: Batch) -> Batch:
+        """The models."""
+        for teacher in self.predictors:
+            self.infer(batch, teacher)
+        batch.inputs = {}
+        return batch
+
+    def finish(self, batch: Batch) -> Batch:
+        """What comes after the models."""
+        for teacher in self.predictors:
+            self.encode(batch, teacher)
+        return batch
+
+    def whole(self, rows: range) -> Batch:
+        """All stages, one after the other."""
+        return self.finish(self.run(self.start(rows)))
+
+
+def _reduction(facts: tuple[int, int, str], enough: tuple[int, int]) -> int:
+    """By how much `pipeline.data.decode.decode` shrinks an image of these facts that has to be `enough` large."""
+    width, height, suffix = facts
+    most = min(width // enough[0], height // enough[1]) if suffix == "jpg" else 1
+    return next(shrink for shrink in (8, 4, 2, 1) if shrink <= max(most, 1))
+
+
+Span = tuple[Stages, range]
+
+
+def label_batches(todo: Iterable[Stages], size: int, runtime: Runtime) -> Generator[Batch]:
+    """Labelled batches of at most `size` images: all those of the first shard in order, then those of the next."""
+    spans = ((stages, rows) for stages in todo for rows in stages.spans(size))
+    pool = ThreadPoolExecutor(runtime.threads, thread_name_prefix="label")
+    try:
+        overlap = _on_cpu if find_device(runtime.device) == "cpu" else _on_device
+        yield from overlap(spans, pool, runtime.threads)
+    finally:
+        pool.shutdown(cancel_futures=True)  # of a consumer that leaves early, only what is in work is finished
+
+
+def _on_cpu(spans: Iterator[Span], pool: ThreadPoolExecutor, threads: int) -> Iterator[Batch]:
+    """Whole batches side by side, one compute thread each."""
+    waiting: collections.deque[Future[Batch]] = collections.deque()
+    with single_threaded():
+        for stages, rows in spans:
+            waiting.append(pool.submit(stages.whole, rows))
+            if len(waiting) >= 2 * threads:  # one in work and one in wait for each thread
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _on_device(spans: Iterator[Span], pool: ThreadPoolExecutor, threads: int) -> Iterator[Batch]:
+    """Inference here; decoding ahead and encoding behind on the pool."""
+    decoding: collections.deque[tuple[Stages, Future[Batch]]] = collections.deque()
+    encoding: collections.deque[Future[Batch]] = collections.deque()
+
+    def decode_next(count: int) -> None:
+        for stages, rows in itertools.islice(spans, count):
+            decoding.append((stages, pool.submit(stages.start, rows)))
+
+    decode_next(threads)
+    while decoding:
+        stages, started = decoding.popleft()
+        batch = started.result()
+        decode_next(1)
+        encoding.append(pool.submit(stages.finish, stages.run(batch)))
+        if len(encoding) > threads:
+            yield encoding.popleft().result()
+    while encoding:
+        yield encoding.popleft().result()

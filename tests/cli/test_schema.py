@@ -1,0 +1,35 @@
+"""The recipe's reference is what the models say, and says something about every key."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from cli.schema import CHAPTERS, markdown, schema
+from pipeline.recipe.recipe import modules
+
+KINDS = {**modules("pipeline.sources"), **modules("teachers")}
+
+
+def test_the_page_in_docs_is_up_to_date() -> None:
+    page = Path(__file__).parents[2] / "docs" / "recipe.md"
+    assert page.read_text(encoding="utf-8") == markdown(), "run `python -m cli.schema > docs/recipe.md`"
+
+
+@pytest.mark.parametrize("module", KINDS.values(), ids=KINDS.keys())
+def test_every_key_of_a_kind_has_a_meaning(module: str) -> None:
+    fields = importlib.import_module(module).Config.model_fields
+    assert [name for name, field in fields.items() if not field.description and name not in ("kind", "task")] == []
+
+
+def test_every_key_of_the_recipe_has_a_meaning() -> None:
+    for _, _, model, _ in CHAPTERS:
+        assert [name for name, field in model.model_fields.items() if not field.description] == []
+
+
+def test_the_schema_knows_every_kind() -> None:
+    text = json.dumps(json.loads(schema()))
+    assert all(f'"const": "{kind}"' in text for kind in KINDS)

@@ -1,0 +1,175 @@
+"""A comparison by its rows: which stand side by side, what it takes to come as far as from scratch, and advice."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation.report import comparisons
+from evaluation.backbone_table import Column
+from evaluation.comparison.comparison import Comparison, Row, Setting, read_comparisons
+from evaluation.comparison.cost import Cost
+from evaluation.measurement import FILE
+from evaluation.report.page import NOTHING
+from pipeline.steps.artifact import Artifact, contents, write_json
+from pipeline.recipe.comparison import Trial
+from evaluation.report.html import plain
+from pipeline.storage.root import Root
+from tests.evaluation.test_backbone_table import LINEAR, NORMALS, like
+
+COLUMN = Column("linear v1", 12, "accuracy", "none")
+PLAIN, SHORT, LONG = Setting("vit", None, None), Setting("vit", 1.0, 100), Setting("vit", 1.0, 900)
+
+
+def row(method: str, setting: Setting, *values: float, start: str = "student") -> Row:
+    """A row with a value per seed."""
+    cost = Cost(setting.steps or 0, 10 * (setting.steps or 0), float(setting.steps or 0))
+    return Row(method, start, setting, {COLUMN: dict(enumerate(values))}, cost)
+
+
+ROWS = [
+    row("none", PLAIN, 0.1, 0.12, 0.11, start="scratch"),
+    row("none", PLAIN, 0.4, 0.42, 0.41),
+    row("simclr", SHORT, 0.5, 0.52, 0.51),
+    row("simclr", LONG, 0.8, 0.82, 0.81),
+    row("simclr", SHORT, 0.2, 0.22, 0.21, start="scratch"),
+    row("simclr", LONG, 0.6, 0.62, 0.61, start="scratch"),
+]
+FOUND = Comparison("first", ROWS, [COLUMN], {"accuracy": "higher"}, {}, "pets/test", {COLUMN: 2000}, {})
+
+
+def test_rows_without_a_stage_stand_beside_those_of_every_setting() -> None:
+    assert FOUND.settings() == [SHORT, LONG]
+    for setting, number in ((SHORT, 2), (LONG, 3)):
+        assert FOUND.side_by_side(setting)[:3] == [ROWS[0], ROWS[1], ROWS[number]]
+
+
+def test_another_backbone_is_another_table() -> None:
+    other = row("none", Setting("resnet", None, None), 0.9, start="scratch")
+    assert other not in dataclasses.replace(FOUND, rows=[*ROWS, other]).side_by_side(SHORT)
+
+
+def test_advice_is_about_the_longest_training() -> None:
+    [said] = FOUND.advice()
+    assert said.startswith(
+        "first: vit on pets/test by linear v1 with 12 labels, 900 steps on 100% of the images: "
+        "take 'simclr, from student' (81.0"
+    )
+    assert "beats all others" in said
+
+
+def test_who_learned_from_all_labels_is_told_of_and_is_no_choice() -> None:
+    best = row("supervised", LONG, 0.9, 0.92, 0.91)
+    [said] = dataclasses.replace(FOUND, rows=[*ROWS, best]).advice()
+    assert "take 'simclr, from student' (81.0" in said
+    assert said.endswith("With all labels, 'supervised on the same images, from student' comes to 91.0 %.")
+
+
+def test_rows_are_compared_by_the_seeds_that_all_have() -> None:
+    rows = [*ROWS[:2], row("simclr", LONG, 0.8)]
+    [said] = dataclasses.replace(FOUND, rows=rows).advice()
+    assert "fewer than 3 seeds support no advice" in said
+
+
+def test_of_angles_no_advice_is_given() -> None:
+    """A mean angle is no share, and less of it is better."""
+    angle = Column("finetune quick v1", 12, "mean_angle", "none")
+    rows = [dataclasses.replace(each, values={angle: each.values[COLUMN]}) for each in ROWS]
+    found = dataclasses.replace(FOUND, rows=rows, columns=[angle], better={"mean_angle": "lower"})
+    assert found.advice() == []
+    assert found.wanted("vit", 1.0, angle) == pytest.approx(0.11), "the smallest of those from scratch"
+
+
+def test_what_is_to_be_reached_is_the_best_that_starts_from_scratch() -> None:
+    assert FOUND.wanted("vit", 1.0, COLUMN) == pytest.approx(0.61)
+    assert FOUND.wanted("resnet", 1.0, COLUMN) is None
+    assert FOUND.wanted("vit", 0.1, COLUMN) == pytest.approx(0.11), "only what saw as many images"
+    labelled = row("supervised", LONG, 0.9, 0.92, 0.91, start="scratch")
+    assert dataclasses.replace(FOUND, rows=[*ROWS, labelled]).wanted("vit", 1.0, COLUMN) == pytest.approx(0.61)
+
+
+def test_the_shortest_training_that_reaches_it_is_what_it_takes() -> None:
+    def takes(name: str, wanted: float) -> int | None:
+        found = FOUND.cost_to_reach(name, SHORT, COLUMN, wanted)
+        return None if found is None else found.steps
+
+    assert takes("simclr, from student", 0.61) == 900
+    assert takes("simclr, from student", 0.5) == 100
+    assert takes("simclr, from student", 0.95) is None
+    assert takes("the student, no stage", 0.4) == 0, "no training at all"
+    assert takes("the student, no stage", 0.5) is None
+
+
+def measured(folder: Path, name: str, records: list[Any], trial: Trial) -> Artifact:
+    (folder / name).mkdir()
+    write_json(folder / name / FILE, [record.to_json() for record in records])
+    about = {
+        "config": {"start": {"name": "it", "step": None}, "trial": trial.to_json()},
+        "counts": {"records": len(records)},
+        "inputs": {},
+        "fingerprint": name,
+    }
+    return Artifact(Root.of(folder), name, {**contents(folder / name), **about})
+
+
+def test_every_task_of_a_set_has_a_column_by_its_leading_metric(tmp_path: Path) -> None:
+    trial = Trial("none", "scratch", "vit", None, None, 0)
+    fine = like(LINEAR, protocol=NORMALS.protocol)
+    records = [fine, like(fine, metric="other"), NORMALS, like(NORMALS, metric="median_angle"), LINEAR]
+    artifacts = {"compare.all.it.finetune": measured(tmp_path, "it", records, trial)}
+    [found] = read_comparisons(artifacts).values()
+    assert [(column.protocol, column.metric) for column in found.columns] == [
+        (NORMALS.protocol, "accuracy"),
+        (NORMALS.protocol, "mean_angle"),
+        ("linear v1", "accuracy"),
+    ]
+
+
+def test_comparisons_of_one_root_are_told_apart_and_those_without_a_number_left_out(tmp_path: Path) -> None:
+    trial = Trial("none", "scratch", "vit", None, None, 0)
+    artifacts = {
+        "compare.one.it.probe": measured(tmp_path, "one", [LINEAR], trial),
+        "compare.two.it.probe": measured(tmp_path, "two", [like(value=0.9)], trial),
+        "compare.none.it.probe": measured(tmp_path, "none", [], trial),
+    }
+    found = read_comparisons(artifacts)
+    assert list(found) == ["one", "two"]
+    means = [cell.mean for each in found.values() if (cell := each.rows[0].cell(COLUMN))]
+    assert means == [0.5, 0.9]
+
+
+def test_costs_are_shown_where_something_was_trained_from_scratch() -> None:
+    shown = "".join(comparisons._costs(FOUND))
+    assert "61.0" in shown, "the best from scratch"
+    assert re.search(r"simclr, from student.*?900", shown)
+    assert "never" in shown
+    alone = dataclasses.replace(FOUND, rows=[each for each in ROWS if each.start != "scratch" or each.is_plain])
+    assert not list(comparisons._costs(alone))
+
+
+def test_a_start_that_is_as_good_untrained_takes_no_step_and_no_image() -> None:
+    better = [row("none", PLAIN, 0.7, 0.72, 0.71), *(each for each in ROWS if each.name != "the student, no stage")]
+    shown = "".join(comparisons._costs(dataclasses.replace(FOUND, rows=better)))
+    [found] = [line for line in shown.split("<tr>") if "the student, no stage" in line]
+    assert re.findall(">([^<]+)<", found)[3:7] == ["61.0", "0", "0", NOTHING]
+
+
+def test_methods_are_told_as_a_change_from_the_first_one_of_the_same_start_and_setting() -> None:
+    bn = row("simclr_bn", LONG, 0.7, 0.76, 0.7)
+    other = row("simclr_bn", LONG, 0.5, 0.52, start="scratch")
+    found = dataclasses.replace(FOUND, rows=[*ROWS, bn, other])
+    change = found.change(bn, COLUMN)
+    assert change
+    assert change.values == pytest.approx((-0.1, -0.06, -0.11)), "seed by seed"
+    below = found.change(other, COLUMN)
+    assert below
+    assert below.values == pytest.approx((-0.1, -0.1)), "from the one that starts there too, by the seeds of both"
+    assert not any(found.change(each, COLUMN) for each in ROWS), "the first ones, and rows without a method"
+    shown = plain(comparisons._table(found))
+    assert "Change from the first method" in shown
+    assert "-9.0 ± 2.6" in shown
+    assert "Change" not in plain(comparisons._table(FOUND))

@@ -1,0 +1,123 @@
+"""What backbones cost: their own training apart from what it builds on, and the steps it takes to reach an accuracy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from evaluation.comparison.cost import Cost, Point, cost, price, steps_to, total
+from pipeline.steps.artifact import Artifact
+from pipeline.storage.root import Root
+
+SCHEDULE = {"steps": 10, "batch": 4}
+
+
+def made(inputs: tuple[str, ...] = (), seconds: float = 1.0, counts: Any = None, **config: Any) -> Artifact:
+    """An artifact by what its manifest says."""
+    manifest: dict[str, Any] = {
+        "inputs": {name: {} for name in inputs},
+        "seconds": seconds,
+        "counts": {"images": 100} if counts is None else counts,
+        "config": config,
+    }
+    return Artifact(Root.of("nowhere"), "nothing", manifest)
+
+
+@pytest.fixture
+def chain() -> dict[str, Artifact]:
+    """Two teachers that read one set, their student, and two stages from there."""
+    return {
+        "data.a": made(seconds=3, counts={"images": 100}),
+        "teacher.one": made(("data.a",), 20, teacher=SCHEDULE),
+        "teacher.two": made(("data.a",), 30, teacher={"epochs": 2, "batch": 50}),
+        "label": made(("teacher.one", "teacher.two", "data.a"), 5),
+        "student": made(("label", "teacher.one", "teacher.two", "data.a"), 40, student={"steps": 7, "batch": 10}),
+        "stage.a": made(("student", "data.a"), 50, {"images": 100, "steps": 9}, stage={"steps": 11, "batch": 2}),
+        "stage.b": made(("stage.a", "data.a"), 60, stage={"steps": 2, "batch": 8}),
+        "evaluate": made(("stage.b",), 1000),
+    }
+
+
+def test_a_training_costs_its_steps_and_the_images_that_went_through_them() -> None:
+    assert cost(made(seconds=2.5, stage=SCHEDULE)) == Cost(10, 40, 2.5)
+    assert cost(made(student={"epochs": 3, "batch": 30})) == Cost(10, 300, 1.0), "three times 100 images, 30 a step"
+    assert cost(made(teacher={"kind": "supervised", "task": "depth", **SCHEDULE})) == Cost(10, 40, 1.0)
+    assert cost(made(supervised=SCHEDULE)) == Cost(10, 40, 1.0)
+
+
+def test_steps_that_were_counted_are_what_was_trained() -> None:
+    """Of a stage with labels beside the images."""
+    assert cost(made(counts={"images": 100, "steps": 6}, stage=SCHEDULE)) == Cost(6, 24, 1.0)
+
+
+def test_images_that_were_counted_are_what_went_through() -> None:
+    """In a stage with labels these are more than the batch's; older artifacts have no such count."""
+    counted = {"images": 100, "steps": 6, "images_seen": 30}
+    assert cost(made(counts=counted, stage=SCHEDULE)) == Cost(6, 30, 1.0)
+
+
+def test_what_was_not_trained_costs_time_alone() -> None:
+    assert cost(made(seconds=7)) == Cost(0, 0, 7)
+    assert cost(made(seconds=7, counts={"classes": 3}, teacher={"kind": "pretrained", "model": "m"})) == Cost(0, 0, 7)
+
+
+def test_what_was_gone_on_with_costs_the_time_of_all_attempts() -> None:
+    counts = {"images": 100, "training_seconds": 93.5, "earlier_seconds": 90.0}
+    assert cost(made(seconds=5, counts=counts, stage=SCHEDULE)) == Cost(10, 40, 95.0)
+    del counts["earlier_seconds"]
+    assert cost(made(seconds=99, counts=counts, stage=SCHEDULE)) == Cost(10, 40, 99)
+
+
+def test_the_base_is_apart_and_everything_in_it_counts_once(chain: dict[str, Artifact]) -> None:
+    own, base = price(chain["stage.b"], chain)
+    assert own == Cost(2, 16, 60)
+    parts = [cost(chain[name]) for name in ("data.a", "teacher.one", "teacher.two", "label", "student", "stage.a")]
+    assert base == total(parts)
+    assert base == Cost(10 + 4 + 7 + 9, 40 + 200 + 70 + 18, 3 + 20 + 30 + 5 + 40 + 50)
+
+
+def test_the_price_of_the_student_is_that_of_its_teachers_beside_its_own(chain: dict[str, Artifact]) -> None:
+    own, base = price(chain["student"], chain)
+    assert (own.steps, base.steps, base.seconds) == (7, 14, 58)
+
+
+def test_what_was_not_made_here_has_no_price(chain: dict[str, Artifact]) -> None:
+    assert price(None, chain) == (Cost(), Cost())
+
+
+def test_nothing_in_total_is_nothing() -> None:
+    assert total([]) == Cost()
+
+
+def points(*values: float) -> list[Point]:
+    return [Point(Cost(steps=100 * number), value) for number, value in enumerate(values, 1)]
+
+
+def test_the_fewest_steps_that_reach_it_count() -> None:
+    curve = points(0.2, 0.5, 0.4, 0.8)
+    assert [steps_to(curve, wanted) for wanted in (0.1, 0.2, 0.3, 0.5, 0.6)] == [100, 100, 200, 200, 400]
+
+
+def test_it_is_monotone_under_the_best_so_far() -> None:
+    """A longer training that comes out worse takes nothing back, and more asked for never takes fewer steps."""
+    curve = points(0.2, 0.5, 0.1, 0.45, 0.6)
+    wanted = [0.01 * number for number in range(60)]
+    found = [steps_to(curve, each) for each in wanted]
+    assert found == sorted(found)
+    assert steps_to(curve, 0.42) == 200
+
+
+def test_what_is_never_reached_takes_for_ever() -> None:
+    assert steps_to(points(0.2, 0.5), 0.51) == math.inf
+    assert steps_to([], 0.1) == math.inf
+
+
+def test_of_a_metric_that_is_better_lower_low_values_reach_it() -> None:
+    curve = points(40.0, 25.0, 30.0)
+    assert [steps_to(curve, wanted, "lower") for wanted in (50, 40, 30, 20)] == [100, 100, 200, math.inf]
+
+
+def test_points_may_come_in_any_order() -> None:
+    assert steps_to(reversed(points(0.2, 0.5, 0.8)), 0.4) == 200

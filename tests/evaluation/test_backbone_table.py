@@ -1,0 +1,180 @@
+"""Backbones side by side: boards made of records, and how the report shows them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation.backbone_table import Cell, Column, boards, read_measured
+from evaluation.measurement import FILE, Measured
+from evaluation.report.page import NOTHING
+from evaluation.report.backbones import SCALED, backbones, shown
+from evaluation.report.run_record import RunRecord
+from cli.console import board_table
+from pipeline.steps.artifact import Artifact, contents, write_json
+from pipeline.storage.path import Place
+from pipeline.storage.root import Root
+
+LINEAR = Measured(
+    start="student",
+    backbone="test_resnet",
+    protocol="linear v1",
+    about="a linear classifier",
+    dataset="kinds",
+    task="classification",
+    split="test",
+    n=5,
+    asked="all",
+    labels=12,
+    seed=0,
+    metric="accuracy",
+    better="higher",
+    value=0.5,
+)
+COLUMN = Column("linear v1", 12, "accuracy", "none")
+NORMALS = dataclasses.replace(LINEAR, task="normals", protocol="finetune quick v1", metric="mean_angle", better="lower")
+
+
+def like(record: Measured = LINEAR, **changes: Any) -> Measured:
+    return dataclasses.replace(record, **changes)
+
+
+def test_a_cell_is_the_mean_over_seeds_and_its_deviation() -> None:
+    [board] = boards([like(seed=0, value=0.4), like(seed=1, value=0.6), like(start="scratch", value=0.1)])
+    assert board.cells["student", COLUMN].values == (0.4, 0.6)
+    assert board.cells["student", COLUMN].mean == 0.5
+    assert board.cells["student", COLUMN].deviation == pytest.approx(0.1414, abs=1e-4)
+    assert board.cells["scratch", COLUMN].deviation is None
+    assert (board.dataset, board.task, board.split, board.n) == ("kinds", "classification", "test", 5)
+    assert board.starts == ("student", "scratch")
+
+
+def test_sets_and_tasks_have_boards_of_their_own_and_protocols_columns() -> None:
+    found = boards([LINEAR, NORMALS, like(dataset="pets"), like(protocol="knn v1"), like(labels=6), like(n=4)])
+    assert [(board.dataset, board.task, board.n, len(board.columns)) for board in found] == [
+        ("kinds", "classification", 5, 3),
+        ("kinds", "normals", 5, 1),
+        ("pets", "classification", 5, 1),
+        ("kinds", "classification", 4, 1),
+    ]
+    assert [(column.protocol, column.labels) for column in found[0].columns] == [
+        ("knn v1", 12),
+        ("linear v1", 6),
+        ("linear v1", 12),
+    ]
+
+
+def test_another_version_of_a_protocol_is_another_column() -> None:
+    [board] = boards([LINEAR, like(protocol="linear v2")])
+    assert len(board.columns) == 2
+
+
+def test_the_leading_metric_is_shown_and_of_corruptions_their_mean() -> None:
+    more = [like(NORMALS, metric="median_angle"), like(NORMALS, metric="within_11.25", better="higher")]
+    [board] = boards([NORMALS, *more, like(NORMALS, corruption="jpeg"), like(NORMALS, corruption="all")])
+    assert [(column.metric, column.corruption) for column in board.columns] == [
+        ("mean_angle", "none"),
+        ("mean_angle", "all"),
+    ]
+
+
+def test_the_best_are_all_that_are_equal_to_it() -> None:
+    [board] = boards([like(start="a", value=0.7), like(start="b", value=0.7), like(start="c", value=0.2)])
+    assert board.best(COLUMN) == ["a", "b"]
+    [board] = boards([like(NORMALS, start="a", value=20.0), like(NORMALS, start="b", value=40.0)])
+    assert board.best(board.columns[0]) == ["a"], "the smallest angle"
+
+
+def test_shares_are_shown_in_percent_and_angles_as_they_are() -> None:
+    assert "accuracy" in SCALED
+    assert "mean_angle" not in SCALED
+    assert shown(Cell((0.4, 0.6)), COLUMN, False) == "<span>50.0 ± 14.1</span>"
+    assert shown(Cell((0.4321,)), COLUMN, True) == '<span class="good">43.2</span>'
+    angle = Column("finetune quick v1", 12, "mean_angle", "none")
+    assert shown(Cell((23.4567,)), angle, False) == "<span>23.457</span>"
+    assert shown(None, COLUMN, False) == NOTHING
+
+
+def made(folder: Path, name: str, records: list[Measured], config: Any = None, **counts: Any) -> Artifact:
+    """A step that measured."""
+    (folder / name).mkdir()
+    write_json(folder / name / FILE, [record.to_json() for record in records])
+    start = {"name": name.split(".")[1], "step": None}
+    about = {"config": {"start": start, "set": "kinds", **(config or {})}, "counts": counts, "inputs": {}}
+    return Artifact(Root.of(folder), name, {**contents(folder / name), **about})
+
+
+def trained(folder: Path, inputs: tuple[str, ...], seconds: float, **config: Any) -> Artifact:
+    """A step that trained on nine images."""
+    before = {name: {"digest": name} for name in inputs}
+    about = {"config": config, "counts": {"images": 9}, "inputs": before, "seconds": seconds, "files": {}}
+    return Artifact(Root.of(folder), "trained", about)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunRecord:
+    student = trained(tmp_path, (), 5.0, student={"steps": 1234, "batch": 10})
+    stage = trained(tmp_path, ("student",), 130.0, stage={"steps": 7, "batch": 10})
+    rows = [like(start="scratch", value=0.7), like(start="scratch", protocol="knn v1", about="neighbours", value=0.3)]
+    best = [like(start="one", value=0.7), like(start="one", corruption="all", value=0.25)]
+    one = {"start": {"name": "one", "step": "stage.one"}}
+    probes = {
+        "probe.scratch.kinds": made(tmp_path, "probe.scratch.kinds", rows),
+        "probe.one.kinds": made(tmp_path, "probe.one.kinds", best, one),
+        "probe.one.pool": made(tmp_path, "probe.one.pool", [], {**one, "set": "pool"}, why="nothing is held out"),
+    }
+    return RunRecord(Place.of(str(tmp_path)), {"student": student, "stage.one": stage, **probes})
+
+
+def test_records_of_all_measuring_steps_are_read(run: RunRecord) -> None:
+    assert [record.start for record in read_measured(run.artifacts)] == ["scratch", "scratch", "one", "one"]
+
+
+def test_the_report_has_the_best_in_bold_ties_and_gaps(run: RunRecord) -> None:
+    html = backbones(run)
+    table = html.split("<table>")[1]
+    assert table.count('class="good">70.0<') == 2, "both are best"
+    assert table.count('class="good">30.0<') == 1
+    assert f">{NOTHING}<" in table, "knn was not measured for the other one"
+    assert "12 labels, corrupted" in table
+    assert ">25.0<" in table
+
+
+def test_the_report_says_how_its_numbers_came_about(run: RunRecord) -> None:
+    html = backbones(run)
+    assert "does not say that it is better than the others by more than chance" in html
+    assert "Measured on 5 images of kinds/test." in html
+    assert "linear v1: a linear classifier." in html
+    assert "knn v1: neighbours." in html
+    assert "Not probed on pool: nothing is held out." in html
+
+
+def test_the_report_has_the_cost_and_apart_from_it_the_base(run: RunRecord) -> None:
+    costs = backbones(run).split("<table>")[2]
+    row = costs.split(">one<")[1].split("</tr>")[0]
+    assert [cell.split("<")[0] for cell in row.split('<td class="n">')[1:]] == [
+        "7",
+        "70",
+        "2 min 10 s",
+        "1,234",
+        "12,340",
+        "5.0 s",
+    ]
+    assert costs.split(">scratch<")[1].split("</tr>")[0].count(NOTHING) == 6
+
+
+def test_without_measurements_there_is_no_part(tmp_path: Path) -> None:
+    assert backbones(RunRecord(Place.of(str(tmp_path)), {})) == ""
+
+
+def test_the_console_shows_a_board() -> None:
+    [board] = boards([like(seed=0, value=0.4), like(seed=1, value=0.6), like(start="scratch", protocol="knn v1")])
+    table = board_table(board)
+    assert [list(column.cells) for column in table.columns] == [
+        ["student", "scratch"],
+        ["-", "0.500"],
+        ["0.500 ± 0.141", "-"],
+    ]

@@ -1,0 +1,166 @@
+"""Few labels: which images are learned from, which decide, and which are reported on."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from evaluation.label_subsets import Splits, count_of, order_of, parts, splits_of
+from pipeline.steps.artifact import Artifact
+from pipeline.errors import ConfigError
+from pipeline.data.dataset import Library
+from ingest.ingest import IngestedSet
+from ingest.true_labels import class_numbers, truth_library
+from tests.evaluation.measuring import MakeKinds, keys_of
+
+KINDS = "classification"
+
+
+def train_of(made: Artifact, task: str = KINDS) -> Library:
+    return truth_library(IngestedSet(made), "train", {task: task})
+
+
+def splits_in(made: Artifact, preferred: str = "test") -> Splits:
+    splits = splits_of(IngestedSet(made), KINDS, preferred)
+    assert splits
+    return splits
+
+
+@pytest.fixture
+def uneven(make_kinds: MakeKinds) -> Library:
+    """Three classes with six, three and one image."""
+    return train_of(make_kinds({"train/a": range(6), "train/b": range(6, 9), "train/c": [9]}))
+
+
+def test_every_beginning_holds_as_much_of_each_class_as_there_is(uneven: Library) -> None:
+    there, classes = Counter({0: 6, 1: 3, 2: 1}), class_numbers(uneven, KINDS)
+    for seed in range(5):
+        order = order_of(uneven.keys(), classes, seed)
+        assert sorted(order) == list(range(10)), "each image once"
+        for count in range(1, 11):
+            drawn = Counter(classes[order[:count]].tolist())
+            most = max(drawn.values())
+            assert all(drawn[kind] >= min(there[kind], most - 1) for kind in there), (count, drawn)
+
+
+def test_a_seed_draws_its_own_images_and_the_same_ones_again(uneven: Library) -> None:
+    keys, classes = uneven.keys(), class_numbers(uneven, KINDS)
+    orders = [tuple(order_of(keys, classes, seed)) for seed in range(6)]
+    assert tuple(order_of(keys, classes, 0)) == orders[0]
+    assert len(set(orders)) > 3
+    assert len({frozenset(order[:4]) for order in orders}) > 1, "other images, not the same ones in another order"
+
+
+def test_images_without_classes_are_drawn_by_the_seed_alone(scenes: Artifact) -> None:
+    splits = splits_of(IngestedSet(scenes), "depth", "test")
+    assert splits
+    assert not splits.classes
+    assert sorted(splits.order(1)) == list(range(12))
+    assert tuple(splits.order(1)) != tuple(splits.order(2))
+
+
+def test_few_labels_are_a_part_of_more() -> None:
+    order = np.random.default_rng(0).permutation(30)
+    for apart in (False, True):
+        drawn = [set(np.concatenate(parts(order, count, apart)).tolist()) for count in (5, 10, 23, 30)]
+        assert [len(each) for each in drawn] == [5, 10, 23, 30]
+        assert all(few < more for few, more in itertools.pairwise(drawn))
+
+
+def test_what_decides_is_a_fifth_that_is_not_learned_from() -> None:
+    order = np.random.default_rng(0).permutation(30)
+    learned, aside = parts(order, 20, apart=True)
+    assert (len(learned), len(aside)) == (16, 4)
+    assert not set(learned) & set(aside)
+    assert [len(part) for part in parts(order, 3, apart=True)] == [2, 1], "at least one decides"
+    assert [len(part) for part in parts(order, 20, apart=False)] == [20, 0]
+
+
+def test_amounts_are_all_or_numbers_or_shares() -> None:
+    assert count_of("all", 50, 10, "pets") == 50
+    assert count_of(20, 50, 10, "pets") == 20
+    assert count_of(0.3, 50, 10, "pets") == 15
+    assert count_of(50, 50, 10, "pets") == 50
+    assert count_of(10, 50, 10, "pets") == 10, "one of each class"
+    assert count_of("all", 1, 1, "pets") == 1
+    assert count_of("all", 2, 2, "pets", apart=True) == 2
+
+
+@pytest.mark.parametrize(
+    ("amount", "classes", "says"),
+    [
+        (51, 10, r"labels: 51 labelled images asked for; pets has 50 to learn from"),
+        (9, 10, r"labels: 9 of 50 labelled images are 9; pets has 10 classes, and at least 10 images are needed"),
+        (0.1, 10, r"labels: 0\.1 of 50 labelled images are 5; pets has 10 classes, and at least 10"),
+        (0.02, 0, r"labels: 0\.02 of 50 labelled images are 1; pets has 0 classes, and at least 2"),
+    ],
+)
+def test_an_amount_that_is_not_there_is_told_with_what_is(amount: float, classes: int, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        count_of(amount, 50, classes, "pets")
+
+
+def test_one_image_cannot_be_learned_from_and_decide() -> None:
+    with pytest.raises(ConfigError, match="labels: pets has 1 labelled image, to learn from and to decide by: too few"):
+        count_of("all", 1, 1, "pets", apart=True)
+
+
+def test_validation_images_decide_where_there_are_some(colours: Artifact) -> None:
+    splits = splits_in(colours)
+    assert splits.val
+    assert (len(splits.train), len(splits.val), len(splits.test), splits.name) == (18, 6, 9, "test")
+
+
+@pytest.mark.parametrize(
+    ("held_out", "preferred", "name"), [("val", "test", "val"), ("test", "val", "test"), ("test", "test", "test")]
+)
+def test_the_one_held_out_split_is_reported_on_and_does_not_decide(
+    held_out: str, preferred: str, name: str, make_kinds: MakeKinds
+) -> None:
+    made = make_kinds({"train/a": [1], "train/b": [2], f"{held_out}/a": [3], f"{held_out}/b": [4]})
+    splits = splits_in(made, preferred)
+    assert (splits.name, len(splits.test), splits.val) == (name, 2, None)
+
+
+def test_validation_images_that_are_reported_on_do_not_decide(colours: Artifact) -> None:
+    splits = splits_in(colours, "val")
+    assert (splits.name, len(splits.test), splits.val) == ("val", 6, None)
+
+
+def test_held_out_images_are_not_learned_from(make_kinds: MakeKinds) -> None:
+    """Number 2 is tested on as well, 3 decides."""
+    held_out = {"val/a": [3], "val/b": [5], "test/a": [2], "test/b": [6]}
+    splits = splits_in(make_kinds({"train/a": [1, 2, 3], "train/b": [4], **held_out}))
+    assert splits.val
+    assert len(splits.train) == 2
+    assert not keys_of(splits.train) & (keys_of(splits.val) | keys_of(splits.test))
+
+
+def test_what_decides_is_not_reported_on(make_kinds: MakeKinds) -> None:
+    """Number 3 is in both held-out splits."""
+    splits = splits_in(
+        make_kinds({"train/a": [1], "train/b": [2], "val/a": [3], "val/b": [4], "test/a": [3], "test/b": [5]})
+    )
+    assert splits.val
+    assert len(splits.test) == 2
+    assert len(splits.val) == 1
+    assert not keys_of(splits.val) & keys_of(splits.test)
+
+
+def test_where_all_that_decides_is_reported_on_a_part_of_the_others_decides(make_kinds: MakeKinds) -> None:
+    held_out = {"val/a": [3], "test/a": [3], "val/b": [4], "test/b": [4]}
+    splits = splits_in(make_kinds({"train/a": [1], "train/b": [2], **held_out}))
+    assert splits.val is None
+
+
+def test_without_held_out_labels_there_are_no_splits(make_kinds: MakeKinds, scenes: Artifact) -> None:
+    assert splits_of(IngestedSet(make_kinds({"train/a": [1], "train/b": [2]})), KINDS, "test") is None
+    assert splits_of(IngestedSet(scenes), "texture", "test") is None
+
+
+def test_where_all_images_to_learn_from_are_held_out_there_are_no_splits(make_kinds: MakeKinds) -> None:
+    made = make_kinds({"train/a": [1], "train/b": [2], "test/a": [1], "test/b": [2]})
+    assert splits_of(IngestedSet(made), KINDS, "test") is None

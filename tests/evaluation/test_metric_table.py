@@ -1,0 +1,126 @@
+"""Metrics in words: which way is better, what share of the teacher, who beats whom."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from evaluation.metric_table import Line, Place, fine_print, leading, outcome, read_lines, weak_teachers
+
+
+def record(model: str, value: float, **changes: Any) -> dict[str, Any]:
+    record = {"task": "depth", "dataset": "rooms", "head": "depth", "split": "test", "n": 20, "seed": 0}
+    return {
+        **record,
+        "protocol": "whole",
+        "metric": "rmse",
+        "better": "lower",
+        "model": model,
+        "value": value,
+        **changes,
+    }
+
+
+def three(student: float, teacher: float, baseline: float, **changes: Any) -> list[dict[str, Any]]:
+    values = {"teacher:depth": teacher, "student": student, "baseline": baseline}
+    return [record(model, value, **changes) for model, value in values.items()]
+
+
+def line(better: str, **values: float) -> Line:
+    return Line(Place("depth", "depth", "rooms", "test", 20, 0, "whole"), "m", better, values)
+
+
+@pytest.mark.parametrize(
+    ("better", "student", "teacher", "share"),
+    [
+        ("higher", 0.45, 0.5, 0.9),
+        ("higher", 0.6, 0.5, 1.2),
+        ("lower", 2.0, 1.0, 0.5),
+        ("lower", 1.0, 2.0, 2.0),
+        ("higher", 0.1, 0.0, None),
+        ("higher", -0.1, 0.5, None),
+        ("lower", 0.0, 1.0, None),
+    ],
+)
+def test_the_share_of_the_teacher_grows_with_the_student(
+    better: str, student: float, teacher: float, share: float | None
+) -> None:
+    assert line(better, student=student, teacher=teacher).share == (share if share is None else pytest.approx(share))
+
+
+def test_there_is_no_share_without_a_teacher() -> None:
+    assert line("higher", student=0.5, baseline=0.1).share is None
+
+
+def test_being_ahead_follows_the_direction_of_the_metric_and_is_strict() -> None:
+    assert line("lower", student=1.0, baseline=2.0).ahead("student", "baseline") is True
+    assert line("higher", student=1.0, baseline=2.0).ahead("student", "baseline") is False
+    assert line("higher", student=2.0, baseline=2.0).ahead("student", "baseline") is False
+    assert line("higher", student=2.0).ahead("student", "baseline") is None
+
+
+def test_records_become_a_line_per_metric_and_none_is_lost() -> None:
+    probe = record("linear probe", 0.7)
+    lines, others = read_lines([*three(3.0, 2.0, 4.0), *three(0.3, 0.2, 0.1, metric="delta"), probe])
+    assert [line.metric for line in lines] == ["rmse", "delta"]
+    assert lines[0].values == {"teacher": 2.0, "student": 3.0, "baseline": 4.0}
+    assert others == [probe]
+
+
+def test_equal_metrics_of_other_sets_and_protocols_stay_apart() -> None:
+    lines, _ = read_lines([record("student", 1.0), record("student", 2.0, dataset="attic")])
+    assert [line.values["student"] for line in lines] == [1.0, 2.0]
+    lines, _ = read_lines([record("student", 1.0), record("student", 2.0, protocol="crops")])
+    assert [line.values["student"] for line in lines] == [1.0, 2.0]
+
+
+def test_the_first_metric_of_a_place_leads() -> None:
+    lines, _ = read_lines([*three(1, 1, 1), *three(1, 1, 1, metric="delta"), *three(1, 1, 1, dataset="attic")])
+    assert [(line.place.dataset, line.metric) for line in leading(lines)] == [("rooms", "rmse"), ("attic", "rmse")]
+
+
+def test_the_outcome_counts_heads_and_names_them() -> None:
+    lines, _ = read_lines(
+        [
+            *three(2.1, 2.0, 4.0),
+            *three(0.2, 0.9, 0.3, head="kinds", better="higher"),
+            *three(1.0, 2.0, 1.5, dataset="attic"),
+        ]
+    )
+    home = {"depth": "rooms", "kinds": "rooms", "gabor": None}
+    own, away = outcome(lines, home)
+    assert own == (
+        "On the teachers' own held-out images, the student beats the trivial baseline on 1 of 2 tasks (depth), "
+        "reaches nine tenths of its teacher on 1 (depth) and is better than its teacher on none."
+    )
+    assert away.startswith("On attic, which these teachers did not learn from, the student beats")
+    assert away.endswith("is better than its teacher on 1 (depth).")
+    assert fine_print(lines, home) == "Counted by the leading metric of each task. Not measured: gabor."
+    assert "Not measured" not in fine_print(lines, {"depth": "rooms"})
+
+
+def test_agreement_with_a_teacher_that_nobody_has_labels_for_is_told_apart() -> None:
+    near, far = {"head": "gabor", "dataset": "rooms"}, {"head": "imagenet", "dataset": "rooms"}
+    lines, _ = read_lines(
+        [
+            *three(2.1, 2.0, 4.0),
+            *(record(model, value, **near) for model, value in (("student", 1.0), ("baseline", 2.0))),
+            *(record(model, value, **far) for model, value in (("student", 3.0), ("baseline", 2.0))),
+        ]
+    )
+    own, agreement = outcome(lines, {"depth": "rooms", "gabor": None, "imagenet": None})
+    assert "1 of 1 task (depth)" in own
+    assert agreement.startswith("No set has true labels for gabor, imagenet:")
+    assert agreement.endswith("on 1 of 2 (gabor).")
+
+
+def test_without_metrics_the_outcome_says_so() -> None:
+    assert outcome([], {"gabor": None}) == ["Nothing was measured."]
+
+
+def test_a_teacher_no_better_than_the_baseline_is_named_with_both_values() -> None:
+    lines, _ = read_lines([*three(1.0, 2.5, 2.5), *three(1.0, 2.0, 2.5, head="good")])
+    (sentence,) = weak_teachers(lines)
+    assert "Teacher depth" in sentence
+    assert "rmse 2.500 against 2.500" in sentence

@@ -1,0 +1,86 @@
+"""What a step prints and reports, as the log of its task run has it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.orchestration import ui
+from flows.orchestration.ui import Tail
+
+
+def test_only_what_is_new_and_whole_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "step.log"
+    path.write_text("before\n", "utf-8")
+    tail = Tail(path)
+    assert tail.lines() == []
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("UserWarning: a\n\nhalf")
+        file.flush()
+        assert tail.lines() == ["UserWarning: a"]
+        file.write(" and whole\n")
+    assert tail.lines() == ["half and whole"]
+    assert tail.lines() == []
+
+
+def test_a_file_may_come_later(tmp_path: Path) -> None:
+    tail = Tail(tmp_path / "step.log")
+    assert tail.lines() == []
+    (tmp_path / "step.log").write_bytes(b"\xff late\n")
+    assert tail.lines() == ["\ufffd late"]
+
+
+def test_a_traceback_is_not_told_twice(tmp_path: Path) -> None:
+    path = tmp_path / "step.log"
+    tail = Tail(path)
+    path.write_text("warned\nTraceback (most recent call last):\n  File ...\nDataError: damaged\n", "utf-8")
+    assert tail.lines() == ["warned"]
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("more of it\n")
+    assert tail.lines() == []
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ui._Mirror:
+    def bar(progress: float, description: str) -> None:
+        raise ConnectionError("the server is gone")
+
+    monkeypatch.setattr(ui, "EVERY_S", 0.01)
+    monkeypatch.setattr(ui, "LINE_EVERY_S", 0.02)
+    monkeypatch.setattr(ui, "create_progress_artifact", bar)
+    return ui._Mirror(logging.getLogger("a task run"), Tail(tmp_path / "step.log"))
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_progress_and_warnings_are_in_the_log_whether_there_is_a_server_or_not(
+    mirror: ui._Mirror, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        follower = threading.Thread(target=mirror.follow)
+        follower.start()
+        deadline = time.monotonic() + 30
+        number = 0
+        while "%: loss" not in caplog.text and time.monotonic() < deadline:
+            number += 1
+            mirror.latest = (0.25, f"loss {number}, 45 images/s")
+            time.sleep(0.01)
+        (tmp_path / "step.log").write_text("".join(f"UserWarning: {line}\n" for line in range(30)), "utf-8")
+        until(lambda: "lines more" in caplog.text)
+        mirror.ended.set()
+        follower.join()
+    assert "25 %: loss" in caplog.text
+    [warning] = [record for record in caplog.records if record.levelno == logging.WARNING]
+    lines = warning.getMessage().splitlines()
+    assert lines[0] == "UserWarning: 0"
+    assert lines[-1] == f"... and 10 lines more in {tmp_path / 'step.log'}"

@@ -1,0 +1,293 @@
+"""Backbones measured in a run: which steps a recipe asks for, what they start from, and what the run says of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import must
+from evaluation import corruptions
+from evaluation.schedules import SCHEDULES
+from flows.plan import evaluation_steps
+from flows.plan.steps import Selection, build_steps
+from flows.run.run import Outcome
+from pipeline.data import sampling
+from pipeline.steps.artifact import Step, write_json
+from pipeline.recipe.recipe import parse_recipe
+from pipeline.errors import ConfigError
+from pipeline.recipe.teacher import TeacherConfig
+from tests.evaluation.measuring import Record, records_of
+from tests.flows.measured import MEASURED, TINY, recipe_of, steps_of
+from tests.flows.tiny import STEPS
+
+ASKED = "evaluate: {probes: [knn], finetune: [kinds], schedule: tiny, starts: [scratch, student, teacher.masks]}\n"
+MADE = [f"{kind}.{start}.kinds" for start in ("scratch", "student", "teacher.masks") for kind in ("probe", "finetune")]
+STAGES = "stages: [{name: first, method: simclr, data: [pool], batch: 4, steps: 1}]\n"
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCHEDULES, "tiny", TINY)
+
+
+def asked(section: str) -> list[str]:
+    return [name for name in steps_of(section) if name.split(".")[0] in ("probe", "finetune")]
+
+
+def test_without_probes_and_fine_tuning_nothing_is_measured() -> None:
+    assert asked("") == []
+    assert asked("evaluate: {starts: [student]}") == []
+
+
+def test_scratch_the_student_and_all_stages_are_measured_if_none_is_named() -> None:
+    found = asked(STAGES + "evaluate: {probes: [knn, linear]}")
+    assert found == ["probe.scratch.kinds", "probe.student.kinds", "probe.stage.first.kinds"]
+
+
+def test_probes_are_measured_on_sets_with_classes_and_fine_tuning_on_those_that_are_named() -> None:
+    found = asked("evaluate: {probes: [knn], finetune: [world, kinds], starts: [student]}")
+    assert found == ["probe.student.kinds", "finetune.student.world", "finetune.student.kinds"]
+
+
+def test_a_measurement_reads_its_backbone_and_its_set_alone() -> None:
+    steps = steps_of(STAGES + "evaluate: {probes: [knn], starts: [scratch, student, stage.first, timm]}")
+    inputs = {name: step.inputs for name, step in steps.items() if name.startswith("probe.")}
+    assert inputs == {
+        "probe.scratch.kinds": ("data.kinds",),
+        "probe.student.kinds": ("student", "data.kinds"),
+        "probe.stage.first.kinds": ("stage.first", "data.kinds"),
+        "probe.timm.kinds": ("data.kinds",),
+    }
+
+
+def test_seeds_and_labels_of_fine_tuning_grow_and_those_of_probes_are_few_seconds() -> None:
+    steps = steps_of("evaluate: {probes: [knn], finetune: [kinds], starts: [student]}")
+    assert steps["finetune.student.kinds"].grows == ("labels", "seeds")
+
+
+def test_what_a_number_rests_on_is_in_its_steps_configuration() -> None:
+    """Another version of any of it is another number."""
+    told = "probes: [knn], finetune: [kinds], starts: [student], schedule: suncet"
+    steps, worse = (steps_of(f"evaluate: {{{said}}}") for said in (told, f"{told}, corruptions: true"))
+    probed, tuned = (steps[f"{kind}.student.kinds"].config["versions"] for kind in ("probe", "finetune"))
+    assert probed == {"knn": 1, "draws": sampling.VERSION}
+    assert tuned == {"suncet": 2, "draws": sampling.VERSION}
+    assert worse["probe.student.kinds"].config["versions"] == {**probed, "corruptions": corruptions.VERSION}
+
+
+def test_a_stage_has_the_version_of_draws_if_it_draws() -> None:
+    said = "stages: [{name: a, method: simclr, data: [kinds], batch: 16, %s}]"
+    for drawing in ("share: 0.5", "labels: {classes: 2}"):
+        assert steps_of(said % drawing)["stage.a"].config["draws"] == sampling.VERSION
+    assert "draws" not in steps_of(said % "steps: 3")["stage.a"].config, "one that is there stays good"
+
+
+def test_a_file_of_weights_is_a_start_by_its_name_and_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "mine-v2.safetensors"
+    config: list[Mapping[str, Any]] = []
+    for content in (b"one", b"other"):
+        path.write_bytes(content + b"!" * len(config))
+        config.append(steps_of(f"evaluate: {{probes: [knn], starts: ['{path}']}}")["probe.mine_v2.kinds"].config)
+    assert config[0]["start"] == config[1]["start"]
+    assert config[0]["weights"] != config[1]["weights"], "other weights under the same name are another start"
+
+
+def test_any_file_is_a_start_and_a_teacher_may_be_called_like_an_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.tar").write_bytes(b"weights")
+    text = MEASURED.replace("  masks: {", "  bin: {") + "evaluate: {probes: [knn], starts: [model.tar, teacher.bin]}"
+    starts = {
+        step.name: step.config["start"] for step in build_steps(parse_recipe(text, "r")) if "start" in step.config
+    }
+    assert starts["probe.model.kinds"]["weights"] == "model.tar"
+    assert starts["probe.teacher.bin.kinds"]["step"] == "teacher.bin"
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "mine.safetensors" for folder in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(b"weights")
+    with pytest.raises(ConfigError, match=r"a/mine\.safetensors' and '.*b/mine\.safetensors' .* called 'mine'"):
+        steps_of(f"evaluate: {{probes: [knn], starts: ['{paths[0]}', '{paths[1]}']}}")
+    named = tmp_path / "student.safetensors"
+    named.write_bytes(b"weights")
+    with pytest.raises(ConfigError, match=r"'student' and '.*student\.safetensors' .* called 'student'"):
+        steps_of(f"evaluate: {{probes: [knn], starts: [student, '{named}']}}")
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ("probes: [kn]", r"evaluate\.probes: 'kn' is unknown\. Did you mean 'knn'"),
+        ("probes: [knn], schedule: quik", r"evaluate\.schedule: 'quik' is unknown\. Did you mean 'quick'"),
+        ("finetune: [pool]", r"evaluate\.finetune names 'pool', which has no labels to fine-tune on"),
+        ("finetune: [kids]", r"evaluate\.finetune names 'kids', not under data; there are world, pool, kinds"),
+        ("probes: [knn], starts: [studnt]", r"evaluate\.starts: start 'studnt' is unknown\. Did you mean 'student'"),
+        ("probes: [knn], starts: [teacher.mask]", r"'teacher.mask' is unknown\. Did you mean 'teacher\.masks'"),
+        ("probes: [knn], starts: [teacher.mask.pth]", r"weights 'teacher\.mask\.pth': no such file"),
+        ("probes: [knn], starts: [stage.one]", r"'stage\.one' is unknown\. .*Known: scratch, student, teacher\.gabor"),
+        (
+            "probes: [knn], starts: [teacher.gabor]",
+            r"'teacher\.gabor' is of kind 'analytic', which leaves no backbone; "
+            r"teacher\.masks, student, scratch, timm would work",
+        ),
+        ("probes: [knn], starts: [no/such/file.pth]", r"no/such/file\.pth': no such file"),
+        ("labels: [1]", r"evaluate\.labels\.0: 1 is no amount: a number"),
+        ("labels: [some]", r"evaluate\.labels\.0: .some. is no amount: a number"),
+        ("seeds: 0", r"evaluate\.seeds: input should be greater than or equal to 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_told(said: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        steps_of(f"evaluate: {{{said}}}")
+
+
+class NewKind(TeacherConfig):
+    """A kind of teacher that nobody has heard of."""
+
+    kind: str = "new"
+    backbone: str = "resnet10t"
+    """Not what it leaves."""
+
+    def backbone_name(self) -> str:
+        return "test_vit"
+
+
+def test_whether_a_teacher_leaves_a_backbone_is_its_own_to_tell() -> None:
+    recipe = recipe_of("")
+    teachers = {"new": NewKind(task="depth"), "none": TeacherConfig(kind="none", task="depth")}
+    recipe = recipe.model_copy(update={"teachers": teachers})
+    assert evaluation_steps.start("teacher.new", recipe).step == "teacher.new"
+    assert evaluation_steps.backbone_of("teacher.new", recipe) == "test_vit"
+    says = r"'teacher\.none' is of kind 'none', which leaves no backbone; teacher\.new, student, scratch, timm would"
+    with pytest.raises(ConfigError, match=says):
+        evaluation_steps.start("teacher.none", recipe)
+
+
+STARTED = [
+    "evaluate: {probes: [knn], starts: [teacher.early]}",
+    "compare: {all: {data: [kinds], methods: {simclr: {method: simclr}}, starts: [teacher.early], batch: 4}}",
+]
+
+
+def started(section: str, weights: Path) -> list[Step]:
+    """The steps of a recipe that starts from an earlier network."""
+    early = f"  early: {{kind: checkpoint, task: depth, weights: '{weights}'}}"
+    text = MEASURED.replace("\npool: [", f"\n{early}\npool: [").replace("gabor: 1}", "gabor: 1, early: 1}")
+    return build_steps(parse_recipe(text + section, "recipe"))
+
+
+@pytest.mark.parametrize("section", STARTED)
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [
+        ({"format": "timm_classifier"}, r"is of format 'timm_classifier', not a network\."),
+        (None, r"has no model\.json beside it, as a trained network has\."),
+    ],
+)
+def test_an_earlier_network_that_is_none_is_told_by_the_plan(
+    section: str, about: Any, says: str, tmp_path: Path
+) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    if about:
+        write_json(tmp_path / "model.json", about)
+    with pytest.raises(ConfigError, match=rf"^teachers\.early: weights: {weights} {says}"):
+        started(section, weights)
+
+
+def test_without_class_labels_there_is_nothing_to_probe(tmp_path: Path) -> None:
+    recipe = tmp_path / "none.yaml"
+    text = MEASURED.replace("tasks: [classification]", "tasks: [depth]") + "evaluate: {probes: [knn]}"
+    recipe.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"evaluate\.probes is \['knn'\], but no set has class labels to probe with"):
+        must.plan(recipe, tmp_path / "root")
+
+
+# A run of it
+
+
+@pytest.fixture(scope="module")
+def recipe_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "measured.yaml"
+    path.write_text(MEASURED + ASKED, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def measured(whole: Path, recipe_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+    """The run up to `evaluate`, on a copy of the whole run's root, and that root."""
+    root = Path(shutil.copytree(whole, tmp_path_factory.mktemp("measured") / "root"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SCHEDULES, "tiny", TINY)
+        return must.run(recipe_path, root, steps=Selection("evaluate")), root
+
+
+def test_up_to_evaluate_probes_and_fine_tuning_are_made_as_well(measured: tuple[Outcome, Path]) -> None:
+    outcome, _ = measured
+    assert [name for name in outcome.artifacts if name in MADE] == MADE
+    assert set(outcome.artifacts) == {*STEPS, "data.kinds", *MADE}
+
+
+def test_a_run_that_is_done_finds_its_report_and_runs_nothing(
+    measured: tuple[Outcome, Path], recipe_path: Path
+) -> None:
+    outcome, root = measured
+    runs = len(list((root / "runs").iterdir()))
+    for selection in (Selection("evaluate"), Selection()):
+        again = must.run(recipe_path, root, steps=selection)
+        assert (again.ran, again.folder) == (0, outcome.folder)
+    assert len(list((root / "runs").iterdir())) == runs
+
+
+def test_one_of_several_measurements_is_made_alone(measured: tuple[Outcome, Path], recipe_path: Path) -> None:
+    _, root = measured
+    for only in ("evaluate", "probe.student.kinds"):
+        change = ["seed=0", "evaluate.seeds=2", "evaluate.splits=val"]
+        alone = [each.step.name for each in must.plan(recipe_path, root, change, Selection(only=only))]
+        assert alone[-1] == only
+        assert not {*MADE, "evaluate"} & {*alone[:-1]}
+
+
+def test_numbers_are_left_beside_the_report(measured: tuple[Outcome, Path]) -> None:
+    outcome, _ = measured
+    assert outcome.folder
+    kept: list[Record] = json.loads((outcome.folder / "measured.json").read())
+    assert kept == [record for name in MADE for record in records_of(outcome.artifacts[name])]
+    assert {record["start"] for record in kept} == {"scratch", "student", "teacher.masks"}
+    assert {(record["protocol"], record["n"], record["seed"]) for record in kept} == {
+        ("knn v1", 5, 0),
+        ("finetune tiny v1", 5, 0),
+    }
+
+
+def test_the_report_shows_backbones_and_what_they_cost(measured: tuple[Outcome, Path]) -> None:
+    outcome, _ = measured
+    assert outcome.folder
+    page = (outcome.folder / "report.html").read().decode()
+    assert "could not be shown" not in page
+    part = page.split('id="backbones"')[1].split("</section>")[0]
+    assert "kinds: classification" in part
+    assert "Measured on 5 images of kinds/test." in part
+    board, costs = part.split("<table>")[1:]
+    for start in ("scratch", "student", "teacher.masks"):
+        assert f">{start}<" in board
+        assert f">{start}<" in costs
+    student = costs.split(">student<")[1].split("</tr>")[0]
+    assert student.count(">60<") == 2, "its own steps, and those of the teacher that was trained"
+
+
+def test_another_seed_trains_what_is_new_alone(measured: tuple[Outcome, Path], recipe_path: Path) -> None:
+    _, root = measured
+    last = Selection("finetune.student.kinds")
+    more = must.run(recipe_path, root, ["evaluate.seeds=2"], last)
+    assert more.ran == 1
+    assert more.artifacts["finetune.student.kinds"].counts["trained"] == 1

@@ -1,0 +1,109 @@
+"""Labels that the sets lack: told once the sets are read, before anything is trained, and only to runs that ask."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import must
+from evaluation import label_subsets
+from flows.plan.steps import Selection
+from pipeline.steps.artifact import Inputs
+from pipeline.errors import ConfigError
+from selfsup.stages import step
+from ingest.ingest import IngestedSet
+from tests.flows.measured import MEASURED
+
+STAGE = "stages: [{name: s, method: simclr, data: [kinds], batch: 16, steps: 1, labels: {%s}}]"
+COMPARED = """
+compare: {first: {data: [kinds], steps: [1, 2], batch: 16, seeds: 3, shares: [0.5, 1.0], %s,
+  methods: {plain: {method: simclr}, few: {method: simclr%s}}}}
+"""
+WHOLE = Selection()
+COMPARE = Selection("compare")
+
+
+def written(folder: Path, section: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(MEASURED + section, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("section", "steps", "says"),
+    [
+        (
+            STAGE % "per_class: 90, images: 2",
+            WHOLE,
+            r"stages\.s: labels: of 12 images \d+ are labelled as '\w+', and 90 of each class are asked for",
+        ),
+        (
+            "evaluate: {probes: [knn], labels: [100000]}",
+            WHOLE,
+            r"evaluate: labels: 100000 labelled images asked for; kinds has 12 to learn from",
+        ),
+        (
+            "evaluate: {finetune: [world], labels: [13]}",
+            WHOLE,
+            r"evaluate: labels: 13 labelled images asked for; world has 12 to learn from",
+        ),
+        (
+            COMPARED % ("labels: [all, 13]", ""),
+            COMPARE,
+            r"compare\.first: labels: 13 labelled images asked for; kinds has 12",
+        ),
+        (
+            COMPARED % ("labels: [all]", ", labels: {classes: 2, images: 8}"),
+            COMPARE,
+            r"compare\.first\.methods\.few: labels: of \d+ images \d+ are labelled as '\w+', and 8 of each",
+        ),
+    ],
+)
+def test_labels_that_a_set_lacks_end_a_run_once_the_set_is_read(
+    section: str, steps: Selection, says: str, tmp_path: Path
+) -> None:
+    recipe, root = written(tmp_path, section), tmp_path / "root"
+    for runner in ("inline", "threads"):
+        with pytest.raises(ConfigError, match=says):
+            must.run(recipe, root, [f"runtime.runner={runner}", f"seed={len(runner)}"], steps)
+        made = {path.parent.parent.name for path in root.glob("artifacts/*/*/manifest.json")}
+        assert made
+        assert all(name.startswith(("data.", "pool.")) for name in made), "nothing was trained"
+    with pytest.raises(ConfigError, match=says):
+        must.plan(recipe, root, steps=steps)
+    assert must.plan(recipe, root, steps=Selection("teacher.masks")), "which asks for no such labels"
+
+
+def test_what_many_rows_ask_for_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison of 3 seeds, 2 methods, 2 lengths and 2 shares measures all rows on one set with the same labels."""
+    recipe, root = written(tmp_path, COMPARED % ("labels: [all, 13]", "")), tmp_path / "root"
+    looked: list[str] = []
+    splits_of = label_subsets.splits_of
+
+    def counted(found: IngestedSet, task: str, preferred: str) -> label_subsets.Splits | None:
+        looked.append(task)
+        return splits_of(found, task, preferred)
+
+    monkeypatch.setattr(label_subsets, "splits_of", counted)
+    with pytest.raises(ConfigError):
+        must.run(recipe, root, ["runtime.runner=inline"], COMPARE)
+    assert looked == ["classification"]
+
+
+def test_stages_that_see_the_same_images_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares of 6 and 12 images for all; those with labels by seed, where not all are seen."""
+    told = COMPARED % ("labels: [all]", ", labels: {classes: 2, images: 2}")
+    recipe, root, looked = written(tmp_path, told), tmp_path / "root", Counter[tuple[float, bool]]()
+
+    def counted(config: Mapping[str, Any], inputs: Inputs) -> None:
+        looked[config["stage"]["share"], config["stage"]["labels"] is not None] += 1
+
+    monkeypatch.setattr(step, "given", counted)
+    must.run(recipe, root, ["runtime.runner=inline"], Selection("pool.compare_first"))
+    assert not looked
+    must.plan(recipe, root, steps=COMPARE)
+    assert looked == {(0.5, False): 1, (1.0, False): 1, (0.5, True): 3, (1.0, True): 1}

@@ -1,0 +1,298 @@
+"""From a recipe to its steps, and from a root to what a run would do. No torch, nothing trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.gc import inventory
+from flows.plan.steps import Selection, build_steps, plan, up_to
+from pipeline.steps.artifact import Artifact, Inputs, Step, fingerprint
+from pipeline.recipe.recipe import parse_recipe, read_recipe
+from pipeline.errors import PROJECT, ConfigError, DataError
+from pipeline.stores.rejections import read_rejects, reject
+from pipeline.storage.root import Root
+from pipeline.steps.runtime import Runtime
+from pipeline.steps.workspace import Workspace
+from ingest.rejections import IMAGES, LABELS
+from tests.disk import folder_of
+from tests.flows.tiny import RECIPE, STEPS
+
+
+def steps_of(*overrides: str) -> dict[str, Step]:
+    return {step.name: step for step in build_steps(parse_recipe(RECIPE, "tiny", overrides))}
+
+
+def test_steps_come_after_what_they_use() -> None:
+    steps = steps_of()
+    assert list(steps) == STEPS
+    for position, step in enumerate(steps.values()):
+        assert set(step.inputs) <= set(STEPS[:position])
+
+
+def test_what_uses_what() -> None:
+    steps = steps_of()
+    assert steps["teacher.masks"].inputs == ("data.world",)
+    assert steps["teacher.gabor"].inputs == ()
+    assert steps["pool"].inputs == ("data.world", "data.pool")
+    assert set(steps["label"].inputs) == {"pool", "data.pool", "data.world", "teacher.masks", "teacher.gabor"}
+    assert {"pool", "label", "teacher.masks", "teacher.gabor"} <= set(steps["student"].inputs)
+    assert {"student", "data.world", "teacher.masks"} <= set(steps["evaluate"].inputs)
+
+
+def changed_by(override: str) -> set[str]:
+    """The steps whose own configuration another value changes."""
+    before, after = steps_of(), steps_of(override)
+    return {name for name in STEPS if before[name].config != after[name].config}
+
+
+@pytest.mark.parametrize(
+    ("override", "steps"),
+    [
+        ("runtime.runner=threads", set()),
+        ("runtime.workers=4", set()),
+        ("runtime.precision=bf16", set()),
+        ("runtime.checkpoint_s=9", set()),
+        ("data.pool.count=37", {"data.pool"}),
+        ("teachers.masks.lr=0.5", {"teacher.masks"}),
+        ("teachers.masks.require={miou: 0.5}", {"label"}),
+        ("student.lr=0.5", {"student"}),
+        ("student.thresholds.masks=0.25", {"student"}),
+        ("evaluate.splits=val", {"evaluate"}),
+        ("seed=7", {"teacher.masks", "teacher.gabor", "student", "evaluate"}),
+        ("pool=[pool]", {"pool"}),
+    ],
+)
+def test_a_setting_changes_the_steps_it_can_matter_to_and_no_other(override: str, steps: set[str]) -> None:
+    assert changed_by(override) == steps
+
+
+KEY = "0123456789abcdef"
+
+
+def rejecting(root: Root, store: str | None, key: str = KEY) -> dict[str, Step]:
+    """The steps once this is rejected."""
+    reject(root, [key], store, "wrong")
+    return {step.name: step for step in build_steps(parse_recipe(RECIPE, "tiny"), read_rejects(root))}
+
+
+def test_a_rejected_image_matters_to_the_pool_and_a_rejected_label_to_the_student_alone(tmp_path: Path) -> None:
+    before = steps_of()
+    steps = rejecting(Root.of(tmp_path), None)
+    assert list(steps) == [IMAGES, *STEPS]
+    assert {name for name in STEPS if steps[name] != before[name]} == {"pool"}
+    assert steps["pool"].inputs == (*before["pool"].inputs, IMAGES)
+    assert steps["pool"].config == before["pool"].config
+    steps = rejecting(Root.of(tmp_path / "other"), "masks-0123456789ab")
+    assert list(steps) == [LABELS, *STEPS]
+    assert {name for name in STEPS if steps[name] != before[name]} == {"student"}
+    assert steps["student"].inputs == (*before["student"].inputs, LABELS)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["student.loss_weights.masks=0", "student.labels=true_only", "teachers={gabor: {kind: analytic, image_size: 32}}"],
+)
+def test_rejected_labels_that_the_student_does_not_learn_from_matter_to_nothing(override: str, tmp_path: Path) -> None:
+    reject(Root.of(tmp_path), [KEY], "masks-0123456789ab", "wrong")
+    recipe = parse_recipe(RECIPE, "tiny", [override])
+    assert build_steps(recipe, read_rejects(Root.of(tmp_path))) == build_steps(recipe)
+
+
+def test_the_steps_know_what_is_rejected_and_neither_when_nor_why(tmp_path: Path) -> None:
+    root = Root.of(tmp_path)
+    first = rejecting(root, "masks-0123456789ab")
+    reject(root, [KEY], "masks-0123456789ab", "another reason")
+    assert rejecting(root, "other-0123456789ab") == first
+    second = rejecting(root, "masks-ba9876543210")
+    assert second[LABELS].config["rejected"]["count"] == 2
+    assert second[LABELS].config["rejected"]["sha256"] != first[LABELS].config["rejected"]["sha256"]
+    assert rejecting(root, "gabor-0123456789ab")[LABELS].config["teachers"] == ["gabor", "masks"]
+
+
+def test_sets_of_true_labels_are_what_the_student_learns_from() -> None:
+    more = "data.fixed={kind: scenes, count: 12, seed: 9, size: 48, tasks: [segmentation]}"
+    without, with_it = steps_of(more)["student"], steps_of(more, "student.truths.masks=[fixed]")["student"]
+    assert set(with_it.inputs) - set(without.inputs) == {"data.fixed"}
+    assert with_it.config["student"]["truths"] == {"masks": ["fixed"]}
+    assert steps_of(more, "student.truths.masks=[world]")["student"].inputs == without.inputs
+
+
+def test_sets_of_true_labels_have_to_speak_the_teachers_language() -> None:
+    fixed = "data.fixed={kind: scenes, count: 12, seed: 9, size: 48, tasks: [depth]}"
+    for teacher in ("masks", "gabor"):
+        with pytest.raises(ConfigError, match=r"'fixed'.*labels for (depth|'texture'; it has them for depth)"):
+            steps_of(fixed, f"student.truths.{teacher}=[fixed]")
+
+
+def test_a_recipe_without_sets_of_true_labels_has_the_student_it_always_had() -> None:
+    """The fingerprint of the quick start's student, its inputs' digests aside, from before there was such a key."""
+    steps = {step.name: step for step in build_steps(read_recipe(PROJECT / "recipes" / "quickstart.yaml"))}
+    student = steps["student"]
+    assert fingerprint(student, {name: name for name in student.inputs}) == "d62d49c6d870056e"
+    empty = build_steps(read_recipe(PROJECT / "recipes" / "quickstart.yaml", ["student.truths={}"]))
+    assert student in empty
+
+
+def test_files_that_change_under_their_names_are_another_set(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"one")
+    overrides = [f"data.pool={{kind: folder, path: {tmp_path}}}"]
+    before = steps_of(*overrides)["data.pool"]
+    (tmp_path / "a.jpg").write_bytes(b"other")
+    assert steps_of(*overrides)["data.pool"].config != before.config
+
+
+def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """A step for the tests below: its result is what its configuration says."""
+    (out / "result").write_text(str(config["result"]))
+    return {}
+
+
+def chain(first: int = 1, second: int = 2) -> list[Step]:
+    """Three steps, each using the one before; the first one's `note` changes nothing about its result."""
+    here = f"{__name__}:make"
+    return [
+        Step("first", here, {"result": min(first, 5), "note": first}),
+        Step("second", here, {"result": second, "nested": {"deep": second}}, ("first",)),
+        Step("third", here, {"result": 3}, ("second",)),
+    ]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(Root.of(tmp_path))
+
+
+def carry_out(steps: list[Step], workspace: Workspace) -> dict[str, Artifact]:
+    """All steps that are not there yet."""
+    made: dict[str, Artifact] = {}
+    for step in steps:
+        inputs = {name: made[name] for name in step.inputs}
+        found = workspace.find(step, step.mark(inputs))
+        made[step.name] = found or workspace.make(step, Inputs(inputs, Runtime(workspace.root)))
+    return made
+
+
+def whys(steps: list[Step], workspace: Workspace) -> list[tuple[str, str]]:
+    return [(each.action, each.why) for each in plan(steps, workspace)]
+
+
+def test_on_an_empty_root_everything_is_run(workspace: Workspace) -> None:
+    assert whys(chain(), workspace) == [
+        ("run", "never made here"),
+        ("run", "never made here; waits for first"),
+        ("run", "never made here; waits for second"),
+    ]
+
+
+def test_what_is_there_is_reused(workspace: Workspace) -> None:
+    made = carry_out(chain(), workspace)
+    planned = plan(chain(), workspace)
+    assert [each.why for each in planned] == ["nothing changed"] * 3
+    assert {each.step.name: each.artifact for each in planned} == made
+
+
+def test_a_changed_setting_is_named_with_both_values(workspace: Workspace) -> None:
+    carry_out(chain(), workspace)
+    found = whys(chain(second=4), workspace)
+    assert found[0] == ("reuse", "nothing changed")
+    assert found[1] == ("run", "nested.deep: 2 -> 4; result: 2 -> 4")
+    assert found[2][1].startswith("waits for second")
+
+
+def test_the_same_result_stops_the_cascade(workspace: Workspace) -> None:
+    """Another configuration of the first step that comes to the same bytes: what uses it is there already."""
+    carry_out(chain(first=5), workspace)
+    before = carry_out(chain(first=5), workspace)
+    after = carry_out(chain(first=6), workspace)
+    assert after["first"].path != before["first"].path
+    assert after["second"] == before["second"]
+    assert [action for action, _ in whys(chain(first=6), workspace)] == ["reuse"] * 3
+
+
+def test_a_new_input_is_named(workspace: Workspace) -> None:
+    carry_out(chain(), workspace)
+    carry_out(chain(first=3)[:1], workspace)
+    assert whys(chain(first=3), workspace)[1] == ("run", "new first")
+
+
+def test_inputs_that_appear_and_disappear_are_named(workspace: Workspace) -> None:
+    """Whether they are there already or will be made."""
+    first, second, third = chain()
+    fewer, more = [first, dataclasses.replace(second, inputs=())], [first, second]
+    carry_out(fewer, workspace)
+    assert whys(more, workspace)[1] == ("run", "new first")
+    assert whys([dataclasses.replace(first, version=2), second], workspace)[1] == (
+        "run",
+        "new first; waits for first",
+    )
+    carry_out([*more, third], workspace)
+    assert [action for action, _ in whys(fewer, workspace)] == ["reuse", "reuse"]
+    assert whys([first, dataclasses.replace(second, inputs=(), version=2)], workspace)[1] == (
+        "run",
+        "without first; version 1 -> 2",
+    )
+
+
+def test_a_new_version_of_a_step_is_named(workspace: Workspace) -> None:
+    carry_out(chain(), workspace)
+    first, *others = chain()
+    assert whys([dataclasses.replace(first, version=2), *others], workspace)[0] == ("run", "version 1 -> 2")
+
+
+@pytest.mark.parametrize(
+    ("selection", "step", "said"),
+    [
+        (Selection("second", force=("third",)), "third", "as far as 'second'"),
+        (Selection("third", only="second", start="first"), "first", "'second' alone"),
+    ],
+)
+def test_what_a_run_does_not_come_to_cannot_be_forced(
+    workspace: Workspace, selection: Selection, step: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"Step '{step}' is to be made anew, but .* {said}"):
+        selection.of(plan(chain(), workspace))
+
+
+def test_a_root_of_another_version_is_refused(workspace: Workspace) -> None:
+    made = carry_out(chain(), workspace)
+    manifest = folder_of(made["second"]) / "manifest.json"
+    manifest.write_text(manifest.read_text("utf-8").replace('"schema": 1', '"schema": 2'), "utf-8")
+    said = r"second.*: written by must 0\.1\.0 with schema 2; .* reads schema 1\. Use that version .* another --root"
+    with pytest.raises(DataError, match=said):
+        plan(chain(second=4), workspace)
+    with pytest.raises(DataError, match=said):
+        inventory.artifacts(workspace.root, [])
+
+
+def test_a_damaged_artifact_is_made_again(workspace: Workspace) -> None:
+    made = carry_out(chain(), workspace)
+    (folder_of(made["second"]) / "result").write_text("longer than it was")
+    assert whys(chain(), workspace)[1] == ("run", "its files are no longer whole")
+
+
+def test_a_plan_reads_and_writes_nothing(workspace: Workspace) -> None:
+    carry_out(chain(), workspace)
+    before = sorted(Path(workspace.root.place).rglob("*"))
+    plan(chain(second=9), workspace)
+    assert sorted(Path(workspace.root.place).rglob("*")) == before
+
+
+def test_the_part_of_a_plan_that_ends_at_a_step(workspace: Workspace) -> None:
+    planned = plan(list(steps_of().values()), workspace)
+    assert [each.step.name for each in up_to(planned, "label")] == STEPS[:6]
+    assert [each.step.name for each in up_to(planned, "teacher.masks")] == ["data.world", "teacher.masks"]
+    assert up_to(planned, "evaluate") == planned
+    with pytest.raises(ConfigError, match=r"'lable' is unknown\. Did you mean 'label'"):
+        up_to(planned, "lable")
+
+
+def test_what_several_processes_may_share_and_what_goes_on_from_its_state() -> None:
+    text = RECIPE + "stages: [{name: first, method: simclr, data: [pool], batch: 4, steps: 3}]"
+    steps = build_steps(parse_recipe(text, "tiny"))
+    assert [step.name for step in steps if step.trains] == ["teacher.masks", "student"]
+    assert [step.name for step in steps if step.resumes] == ["teacher.masks", "student", "stage.first"]

@@ -1,0 +1,71 @@
+"""Steps in processes of their own: what one that is killed goes on with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.plan.steps import Planned
+from flows.run.run import Plan, Run
+from flows.run.step_runner import Apart, side_by_side
+from pipeline.steps.artifact import WORK, Artifact, Inputs, Step
+from pipeline.recipe.recipe import parse_recipe
+from pipeline.storage.root import Root
+from pipeline.steps.runtime import Runtime
+from pipeline.steps.workspace import Workspace
+from tests.flows.tiny import RECIPE
+
+
+def work(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """A step whose process is killed at its first attempt; tells which attempts' work the one that ended has met."""
+    attempts = Path(config["attempts"])
+    number = len(attempts.read_text("utf-8")) if attempts.exists() else 0
+    attempts.write_text("x" * (number + 1), "utf-8")
+    met = sorted(path.name for path in (out / WORK).glob("*"))
+    (out / WORK).mkdir(exist_ok=True)
+    (out / WORK / str(number)).touch()
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"met": met}
+
+
+@pytest.mark.parametrize(("resumes", "met"), [(True, ["1"]), (False, [])])
+def test_what_is_made_anew_and_killed_goes_on_if_it_keeps_a_state(
+    resumes: bool, met: list[str], tmp_path: Path
+) -> None:
+    recipe = parse_recipe(RECIPE, "tiny")
+    workspace = Workspace(Root.of(tmp_path / "root"))
+    runtime = Runtime(workspace.root, "cpu", "32", 1)
+    step = Step("killed", f"{__name__}:work", {"attempts": str(tmp_path / "attempts")}, resumes=resumes)
+    workspace.make(step, Inputs({}, runtime))
+    apart = Apart(recipe, runtime)
+    run = Run(recipe, Plan(workspace, [Planned(step, None, "to be made anew")], {step.name}), runtime, apart.step)
+    made, is_new = apart.step(run, step, Inputs({}, runtime, anew=True))
+    assert is_new
+    assert made.counts["met"] == met
+
+
+def test_what_ends_first_is_not_first(tmp_path: Path) -> None:
+    """Who reads the artifacts of a run reads them in the order of its plan, however long each took."""
+    recipe, workspace = parse_recipe(RECIPE, "tiny"), Workspace(Root.of(tmp_path / "root"))
+    steps = [Step(name, f"{__name__}:work", {}) for name in ("slow", "quick", "last")]
+    plan = Plan(workspace, [Planned(step, None, "never made here") for step in steps], set())
+    run = Run(recipe, plan, Runtime(workspace.root, "cpu", "32", 1), lambda *_: pytest.fail("nothing is made"))
+    ended, quick = list[str](), threading.Event()
+
+    def execute(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
+        if step.name == "slow":
+            assert quick.wait(10)
+        ended.append(step.name)
+        if step.name == "quick":
+            quick.set()
+        return Artifact(workspace.root, step.name, {})
+
+    assert list(side_by_side(run, execute, 2)) == ["slow", "quick", "last"]
+    assert ended[0] == "quick"

@@ -1,0 +1,192 @@
+"""What is noted of the server and the worker in the background, and how a process of them ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.server import daemons as module
+from flows.server.daemons import Service, Services, alone, standing, wait_for
+from flows.server.commands import up
+from pipeline.storage.process_id import Process
+from pipeline.errors import ConfigError
+
+URL = "http://127.0.0.1:4711/api"
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+IDLE = "import time; print('idle', flush=True); time.sleep(600)"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of the test's own, and no server of the user's."""
+    for name in [name for name in os.environ if name.startswith("PREFECT")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MUST_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Callable[[str], Service]]:
+    """Starts a program as a service that has said its first word."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    def start(program: str) -> Service:
+        log = tmp_path / f"{len(children)}.log"
+        with open(log, "wb") as file:
+            children.append(subprocess.Popen([sys.executable, "-c", program], stdout=file, stderr=file))
+        while not log.read_bytes():
+            time.sleep(0.01)
+        return Service(Process.numbered(children[-1].pid), time.time(), str(log))
+
+    yield start
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+def test_nothing_is_up_where_nothing_was_noted(home: Path) -> None:
+    assert Services.read() == Services(home)
+    assert standing() == {}
+    assert not home.exists()
+
+
+def test_what_is_noted_is_read_again(home: Path, service: Callable[[str], Service]) -> None:
+    noted = Services(home, URL, server=service(IDLE), deployed="digest")
+    home.mkdir()
+    noted.write()
+    assert Services.read() == noted
+    assert noted.server
+    assert noted.server.alive()
+    assert noted.page == "http://127.0.0.1:4711"
+
+
+def test_a_service_ends_by_a_word(service: Callable[[str], Service]) -> None:
+    idle = service(IDLE)
+    began = time.monotonic()
+    idle.stop()
+    assert not idle.alive()
+    assert time.monotonic() - began < module.GOODBYE_S
+
+
+def test_one_that_does_not_listen_is_killed(service: Callable[[str], Service], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GOODBYE_S", 0.5)
+    deaf = service(DEAF)
+    deaf.stop()
+    assert not deaf.alive()
+
+
+def test_a_process_that_has_the_number_now_is_not_touched(service: Callable[[str], Service], home: Path) -> None:
+    other = service(IDLE)
+    before = dataclasses.replace(other, process=dataclasses.replace(other.process, started="1"))
+    home.mkdir()
+    services = Services(home, URL, worker=before)
+    assert not before.alive()
+    assert not services.stop("worker")
+    assert other.alive()
+    assert Services.read().worker is None
+
+
+def test_a_worker_that_is_up_takes_as_many_runs_as_it_was_started_for(
+    service: Callable[[str], Service], home: Path
+) -> None:
+    home.mkdir()
+    Services(home, URL, worker=service(IDLE), at_once=2).write()
+    with pytest.raises(ConfigError, match=r"that is up takes 2 at once, not 3: `must down` first"):
+        up(3, print)
+
+
+def test_before_a_restart_of_the_machine_it_was_another(service: Callable[[str], Service]) -> None:
+    here = service(IDLE)
+    name = here.process.machine.split()[0]
+    before = dataclasses.replace(here, process=dataclasses.replace(here.process, machine=f"{name} earlier"))
+    assert not before.alive()
+
+
+def test_a_home_in_use_on_another_machine_is_left_alone(home: Path, service: Callable[[str], Service]) -> None:
+    elsewhere = dataclasses.replace(service(IDLE), process=Process("elsewhere 1", 1, "1"))
+    home.mkdir()
+    Services(home, URL, server=elsewhere).write()
+    with (
+        pytest.raises(ConfigError, match=r"services on elsewhere: `must down` there.*services\.json.*MUST_HOME"),
+        alone(),
+    ):
+        pass
+
+
+def test_what_ends_before_it_is_ready_is_an_error_with_its_last_words(service: Callable[[str], Service]) -> None:
+    ended = service("print('port 4200 is taken.\\n\\n', flush=True)")
+    with pytest.raises(ConfigError, match=r"Prefect's server did not start: port 4200 is taken\. .*0\.log"):
+        wait_for("server", ended, lambda: False)
+
+
+def test_our_own_server_knows_nothing_of_the_users_profile(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "7")
+    monkeypatch.setenv("no_proxy", "intranet")
+    environ = Services(home, URL).environ()
+    assert environ["PREFECT_API_URL"] == URL
+    assert Path(environ["PREFECT_HOME"]) == home / "prefect" == Path(environ["PREFECT_PROFILES_PATH"]).parent
+    assert environ["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert environ["NO_PROXY"] == "intranet,127.0.0.1"
+    assert "PREFECT_WORKER_QUERY_SECONDS" not in environ  # the user's stands
+
+
+def test_a_server_of_the_users_own_is_spoken_to_as_the_user_does(home: Path) -> None:
+    assert not {"PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE"} & set(Services(home, URL, own=False).environ())
+
+
+def test_a_run_uses_a_server_that_is_up_and_answers(
+    home: Path, service: Callable[[str], Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.mkdir()
+    Services(home, URL, server=service(IDLE)).write()
+    assert standing() == {}  # nobody answers
+    monkeypatch.setattr(module, "answers", lambda url: url == URL)
+    assert standing()["PREFECT_API_URL"] == URL
+    monkeypatch.setenv("PREFECT_API_URL", "http://theirs/api")
+    assert standing() == {}
+
+
+def test_what_is_started_can_be_interrupted_where_this_process_can_not() -> None:
+    program = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with module._interruptible():
+            done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done.stdout == "True\n"
+
+
+def test_the_port_is_the_one_before_or_the_next_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.server import commands  # noqa: PLC0415
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(commands, "FIRST_PORT", port)
+        found = commands._free_port(f"http://127.0.0.1:{port}/api")
+        assert port < found < port + commands.PORTS
+    assert commands._free_port(f"http://127.0.0.1:{port}/api") == port
+
+
+def test_status_and_down_where_nothing_is_up(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import must  # noqa: PLC0415
+
+    for command in (["status"], ["status", "--json"], ["down"]):
+        with pytest.raises(SystemExit) as ended:
+            must.main(command)
+        assert not ended.value.code
+    told = capsys.readouterr().out
+    assert "server       not up; `must up` starts it" in told
+    assert json.loads(told[told.index("{") : told.rindex("}") + 1])["server"] is None
+    assert told.endswith("Nothing was up.\n")

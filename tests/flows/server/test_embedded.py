@@ -1,0 +1,150 @@
+"""The embedded server: its settings, how it starts, and that it never outlives the process that started it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.server.embedded import LOGGING, Server, environment, settings, write_logging
+from pipeline.errors import ConfigError, Stopped
+from pipeline.storage.root import Root
+from pipeline.steps.runtime import Runtime
+
+URL = "http://127.0.0.1:4711/api"
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PREFECT") or name.lower() == "no_proxy"]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("DO_NOT_TRACK", raising=False)
+
+
+def test_settings_keep_to_the_root_and_call_nobody(tmp_path: Path) -> None:
+    found = settings(tmp_path, URL)
+    assert found["PREFECT_API_URL"] == URL
+    assert found["PREFECT_HOME"] == str(tmp_path)
+    assert Path(found["PREFECT_PROFILES_PATH"]).parent == tmp_path
+    assert found["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert found["DO_NOT_TRACK"] == "1"
+    assert float(found["PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL"]) >= 1
+    assert float(found["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"]) == 180
+
+
+def test_what_the_user_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", "/elsewhere")
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "DEBUG")
+    monkeypatch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "true")
+    found = settings(tmp_path, URL)
+    assert not {"PREFECT_HOME", "PREFECT_SERVER_ANALYTICS_ENABLED", "PREFECT_LOGGING_SETTINGS_PATH"} & set(found)
+
+
+def test_with_a_server_of_the_users_own_its_address_home_and_profile_stay(tmp_path: Path) -> None:
+    kept = {"PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "NO_PROXY"}
+    assert not kept & set(settings(tmp_path, None))
+
+
+def test_a_proxy_is_passed_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "intranet")
+    assert settings(tmp_path, URL)["no_proxy"] == settings(tmp_path, URL)["NO_PROXY"] == "intranet,127.0.0.1"
+
+
+def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAS_THERE", "before")
+    monkeypatch.delenv("WAS_NOT", raising=False)
+    before = dict(os.environ)
+    with environment({"WAS_THERE": "inside", "WAS_NOT": "inside"}):
+        assert os.environ["WAS_THERE"] == os.environ["WAS_NOT"] == "inside"
+    assert dict(os.environ) == before
+
+
+def test_prefect_logs_nothing_to_the_terminal() -> None:
+    assert "root" not in LOGGING
+    handlers = LOGGING["handlers"]
+    assert isinstance(handlers, dict)
+    assert {handler["class"] for handler in handlers.values()} == {
+        "prefect.logging.handlers.APILogHandler",
+        "logging.NullHandler",
+    }
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    home = tmp_path_factory.mktemp("home")
+    write_logging(home)
+    server = Server(home)
+    server.wait(Runtime(Root.of(home)))
+    yield server
+    server.stop()
+    assert not alive(server.process)
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_it_answers_on_loopback_with_its_database_at_home(running: Server) -> None:
+    assert running.url.startswith("http://127.0.0.1:")
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{running.url}/admin/settings") as answer:
+        told = answer.read().decode()
+    assert str(running.log.parent) in told
+    assert (running.log.parent / "prefect.db").exists()
+
+
+def test_it_says_nothing_when_all_is_well(running: Server) -> None:
+    assert running.log.read_text("utf-8") == ""
+
+
+def test_a_server_that_cannot_be_imported_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fastapi.py").write_text("raise ImportError('this fastapi is too new')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    server, began = Server(tmp_path / "home"), time.monotonic()
+    with pytest.raises(ConfigError, match=r"this fastapi is too new\. .*server\.log.*runner=inline"):
+        server.wait(Runtime(Root.of(tmp_path)))
+    assert time.monotonic() - began < 60
+    server.stop()
+
+
+def test_a_stop_while_it_starts_is_heeded(tmp_path: Path) -> None:
+    server, runtime = Server(tmp_path), Runtime(Root.of(tmp_path))
+    runtime.stop.set()
+    with pytest.raises(Stopped):
+        server.wait(runtime)
+    server.stop()
+    assert not alive(server.process)
+
+
+@pytest.mark.parametrize("starting", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_it_ends_when_its_parent_is_killed(starting: bool, tmp_path: Path) -> None:
+    program = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from flows.server.embedded import Server\n"
+        "from pipeline.storage.root import Root\n"
+        "from pipeline.steps.runtime import Runtime\n"
+        f"home = Path({str(tmp_path)!r})\n"
+        "server = Server(home)\n"
+        f"{'' if starting else 'server.wait(Runtime(Root.of(home)))'}\n"
+        "print(server.process, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        server = int(parent.stdout.readline())
+        assert alive(server)
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while alive(server) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(server)

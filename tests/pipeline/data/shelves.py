@@ -1,0 +1,35 @@
+"""Labels of two tasks for small libraries, and a library with labels of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import tasks
+from pipeline.stores.labels import LabelSpace, LabelWriter, Value, about_store
+from pipeline.data.dataset import Layer, Library, Shelf
+from tests.disk import stored
+
+KINDS = tasks.label(LabelSpace("classification", ("a", "b", "c", "d")))
+DEPTH = tasks.label(LabelSpace("depth"))
+
+
+def kind(number: int) -> Value:
+    probs = np.zeros(4, np.float32)
+    probs[number % 4] = 1
+    return {"probs": probs}
+
+
+def flat(metres: float) -> Value:
+    return {"depth": np.full((8, 8), metres, np.float32)}
+
+
+def relabel(shelf: Shelf, path: Path, rows: Sequence[int], keys: Sequence[str] | None = None) -> Library:
+    """A library of the shelf with other label rows."""
+    writer = LabelWriter(path, KINDS, about_store(KINDS, "test", shelf.images.sha256))
+    for row in rows:
+        writer.add((keys or shelf.images.keys)[row], KINDS.encode(kind(row)))
+    writer.close()
+    return Library([Shelf(shelf.images, shelf.rows, {"kind": (Layer(stored(path), KINDS),)})])

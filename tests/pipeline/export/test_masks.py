@@ -1,0 +1,108 @@
+"""Rasters as PNG: our own sources read back the masks and depth of the library; what rounding costs is bounded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+import tasks
+from pipeline.export import Sample, at_size, write
+from pipeline.stores.labels import LabelSpace, Value
+from pipeline.sources import depth, masks
+from tests.exports import export, samples
+
+if TYPE_CHECKING:
+    from tests.conftest import World
+
+IGNORE = 65535
+LOW: dict[str, Any] = {"thresholds": {"masks": 0.2}}
+
+
+def test_our_own_source_reads_the_masks_back(world: World, tmp_path: Path) -> None:
+    wanted = samples(world, ["masks", "depth"], **LOW)
+    summary = export(world, "masks", tmp_path / "out", ["masks", "depth"], **LOW)
+    source = masks.Source(masks.Config(path=str(tmp_path / "out")))
+    assert list(source.spaces()["segmentation"].classes) == summary["heads"]["masks"]["classes"]
+    records = list(source.records())
+    assert not source.problems()
+    unknown = 0
+    for record in records:
+        sample = wanted[Path(record.name).stem]
+        assert (record.split, record.read()) == ("train", sample.data)
+        found = record.truth(sample.size).values["segmentation"]["classes"]
+        np.testing.assert_array_equal(found, at_size(sample.values["masks"]["classes"], sample.size, IGNORE))
+        unknown += int((found == IGNORE).sum())
+    assert len(records) == len(wanted)
+    assert unknown, "the threshold is meant to leave something unknown"
+
+
+def test_our_own_source_reads_the_depth_back(world: World, tmp_path: Path) -> None:
+    wanted = samples(world, ["depth"])
+    export(world, "masks", tmp_path / "out", ["depth"])
+    source = depth.Source(depth.Config(path=str(tmp_path / "out"), rgb="images", hold_out=0))
+    records = list(source.records())
+    assert len(records) == len(wanted)
+    for record in records:
+        sample = wanted[Path(record.name).stem]
+        assert (record.split, record.read()) == ("train", sample.data)
+        found = record.truth(sample.size).values["depth"]["depth"]
+        np.testing.assert_allclose(found, at_size(sample.values["depth"]["depth"], sample.size, 0.0), atol=0.00051)
+
+
+def written(space: LabelSpace, value: Value, out: Path) -> tuple[dict[str, int], np.ndarray]:
+    """What a label of an image of 4x2 pixels becomes, and what was counted of it."""
+    sample = Sample("0" * 16, b"", "jpg", (4, 2), "a.jpg", {"it": value})
+    summary = write("masks", out, {"it": tasks.label(space)}, [sample], {})
+    about = summary["heads"]["it"]
+    return about["written"], np.asarray(Image.open(out / about["where"] / "train" / f"{'0' * 16}.png"))
+
+
+def test_depth_that_millimetres_cant_tell_is_unknown_and_counted(tmp_path: Path) -> None:
+    metres = np.array([[0, 0.0001, 1.0004, 65.5352], [65.536, 400, 0.0006, 2]], np.float32)
+    counts, pixels = written(LabelSpace("depth"), {"depth": metres}, tmp_path / "out")
+    assert pixels.dtype == np.uint16
+    assert pixels.tolist() == [[0, 1, 1000, 65535], [0, 0, 1, 2000]]
+    assert counts == {"images": 1, "pixels farther than 65.535 m, now unknown": 2}
+
+
+def test_relative_depth_keeps_its_shares(tmp_path: Path) -> None:
+    inverse = np.array([[0, 0.25, 0.5, 1], [2, 3, 4, 0]], np.float32)
+    _, pixels = written(LabelSpace("depth", (), "relative"), {"depth": inverse}, tmp_path / "out")
+    np.testing.assert_allclose(pixels / 65535, inverse / 4, atol=1 / 65535)
+
+
+def test_normals_keep_their_direction_to_half_a_degree(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+    normals = drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
+    normals[0, 0] = 0
+    _, pixels = written(LabelSpace("normals"), {"normals": normals}, tmp_path / "out")
+    assert pixels[0, 0].tolist() == [0, 0, 0]
+    found = pixels / 127.5 - 1
+    cosine = (found * normals).sum(axis=-1) / np.linalg.norm(found, axis=-1)
+    assert np.degrees(np.arccos(np.clip(cosine, -1, 1)))[normals.any(axis=-1)].max() < 0.5
+
+
+def test_many_classes_have_masks_of_sixteen_bits(tmp_path: Path) -> None:
+    space = LabelSpace("segmentation", tuple(f"c{number}" for number in range(300)))
+    classes = np.array([[299, IGNORE, 255, 0], [1, 2, 3, 4]], np.uint16)
+    value: Value = {"classes": classes, "confidence": np.ones((2, 4), np.float32)}
+    _, pixels = written(space, value, tmp_path / "out")
+    assert pixels.dtype == np.uint16
+    np.testing.assert_array_equal(pixels, classes)
+    read = masks.Source(masks.Config(path=str(tmp_path / "out")))
+    assert read.spaces()["segmentation"].classes == space.classes
+
+
+def test_several_heads_of_a_task_have_folders_of_their_own(tmp_path: Path) -> None:
+    label = tasks.label(LabelSpace("depth"))
+    value = {"depth": np.ones((2, 4), np.float32)}
+    sample = Sample("0" * 16, b"bytes", "jpg", (4, 2), "a.jpg", {"near": value, "far": value})
+    summary = write("masks", tmp_path / "out", {"near": label, "far": label}, [sample], {})
+    assert {head: about["where"] for head, about in summary["heads"].items()} == {
+        "near": "depth_near",
+        "far": "depth_far",
+    }
+    assert (tmp_path / "out" / "images" / "train" / f"{'0' * 16}.jpg").read_bytes() == b"bytes"

@@ -1,0 +1,39 @@
+"""Tars as `webdataset` itself reads and decodes them: every label of the library as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import webdataset
+
+from pipeline.data.decode import decode
+from pipeline.export import webdataset as form
+from tests.exports import export, samples
+
+if TYPE_CHECKING:
+    from tests.conftest import World
+
+
+def test_webdataset_decodes_every_label_of_the_library(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(form, "MOST_SAMPLES", 6)
+    wanted = samples(world)
+    summary = export(world, "webdataset", tmp_path / "out")
+    tars = sorted(str(tar) for tar in (tmp_path / "out").glob("*.tar"))
+    assert len(tars) == -(-len(wanted) // 6)
+    seen = 0
+    for found in webdataset.WebDataset(tars, shardshuffle=False).decode("pil"):
+        sample = wanted[found["__key__"]]
+        assert found["jpg"].tobytes() == decode(sample.data).tobytes()
+        for head, value in sample.values.items():
+            label = found.get(f"{head}.json") or found[f"{head}.npz"]
+            assert set(label) == set(value)
+            for name, array in value.items():
+                np.testing.assert_array_equal(np.asarray(label[name], array.dtype).reshape(array.shape), array)
+        seen += 1
+    assert seen == len(wanted) == summary["images"]
+    assert not any(about["lost"] for about in summary["heads"].values())

@@ -1,0 +1,73 @@
+"""YOLO's folders: the boxes of the library in each text, and classes that our own source reads off the folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+import tasks
+from pipeline.export import BELOW, Sample, write
+from pipeline.stores.labels import LabelSpace
+from pipeline.sources import imagefolder
+from tests.exports import export, samples
+
+if TYPE_CHECKING:
+    from tests.conftest import World
+
+LOW: dict[str, Any] = {"thresholds": {"boxes": 0.02, "kinds": 0.2}}
+
+
+def test_texts_hold_the_boxes_of_the_library(world: World, tmp_path: Path) -> None:
+    wanted = samples(world, ["boxes"], **LOW)
+    summary = export(world, "yolo", tmp_path / "out", ["boxes"], **LOW)
+    root = tmp_path / "out" / "boxes"
+    about = yaml.safe_load((root / "data.yaml").read_text("utf-8"))
+    assert list(about["names"].values()) == summary["heads"]["boxes"]["classes"]
+    assert {path.stem for path in (root / about["train"]).iterdir()} == set(wanted)
+    total = 0
+    for key, sample in wanted.items():
+        assert (root / about["train"] / sample.file_name).read_bytes() == sample.data
+        lines = (root / "labels" / "train" / f"{key}.txt").read_text("ascii").splitlines()
+        numbers = np.array([line.split() for line in lines], np.float64).reshape(-1, 5)
+        assert (numbers[:, 1:] <= 1).all()
+        corners = np.concatenate([numbers[:, 1:3] - numbers[:, 3:] / 2, numbers[:, 1:3] + numbers[:, 3:] / 2], axis=1)
+        value = sample.values["boxes"]
+        edges = np.clip(value["boxes"], 0, np.tile(sample.size, 2))
+        np.testing.assert_allclose(corners * np.tile(sample.size, 2), edges, atol=1e-6)
+        np.testing.assert_array_equal(numbers[:, 0], value["classes"])
+        total += len(lines)
+    assert summary["heads"]["boxes"]["written"] == {"images": len(wanted), "boxes": total}
+    assert summary["heads"]["boxes"]["lost"] == "the scores"
+
+
+def test_our_own_source_reads_the_classes_off_the_folders(world: World, tmp_path: Path) -> None:
+    wanted = samples(world, ["kinds"], **LOW)
+    summary = export(world, "yolo", tmp_path / "out", **LOW)
+    classes = summary["heads"]["kinds"]["classes"]
+    sure = {key: each for key, each in wanted.items() if each.values["kinds"]["probs"].any()}
+    assert 0 < len(sure) < len(wanted), "the threshold is meant to leave some out"
+    assert summary["heads"]["kinds"]["written"] == {"images": len(sure), BELOW: len(wanted) - len(sure)}
+    source = imagefolder.Source(imagefolder.Config(path=str(tmp_path / "out" / "kinds")))
+    records = list(source.records())
+    assert {Path(record.name).stem for record in records} == set(sure)
+    for record in records:
+        sample = sure[Path(record.name).stem]
+        assert (record.split, record.read()) == ("train", sample.data)
+        truth = record.truth(sample.size).values["classification"]["probs"]
+        found = source.spaces()["classification"].classes[int(truth.argmax())]
+        assert found == classes[int(sample.values["kinds"]["probs"].argmax())]
+    assert set(summary["left_out"]) == {"masks", "depth", "gabor"}
+
+
+def test_classes_become_folders_whatever_they_are_called(tmp_path: Path) -> None:
+    label = tasks.label(LabelSpace("classification", ("a/c", "crane", "crane", "..", "Åal")))
+    every = [
+        Sample(f"{number:016x}", b"bytes", "jpg", (4, 2), "x", {"it": {"probs": np.eye(5, dtype=np.float32)[number]}})
+        for number in range(5)
+    ]
+    write("yolo", tmp_path / "out", {"it": label}, every, {})
+    folders = sorted(path.parent.name for path in (tmp_path / "out" / "it" / "train").rglob("*.jpg"))
+    assert folders == sorted(["a_c", "crane", "crane (2)", "_", "Åal"])

@@ -1,0 +1,86 @@
+"""Finding weights: by path and inside installed packages; what they are told apart by is their content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.steps.artifact import hash_file
+from pipeline.errors import ConfigError
+from pipeline.recipe.stage import names_weights
+from pipeline.models.weights import find_weights, weights_digest
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package `weights_of_mine` with two files of weights."""
+    folder = tmp_path / "site" / "weights_of_mine"
+    (folder / "models").mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    for name in ("b.pth", "a.pth"):
+        (folder / "models" / name).write_bytes(name.encode())
+    monkeypatch.syspath_prepend(str(folder.parent))
+    return folder
+
+
+def test_a_path_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"w")
+    assert find_weights(str(tmp_path / "w.safetensors")) == tmp_path / "w.safetensors"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_weights("~/w.safetensors") == tmp_path / "w.safetensors"
+
+
+def test_a_file_of_a_package_is_found_without_importing_it(package: Path) -> None:
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    assert find_weights("package:weights_of_mine/models/b.pth") == package / "models" / "b.pth"
+    assert find_weights("package:weights_of_mine/models/*.pth") == package / "models" / "a.pth"
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ("no/such/file.pth", r"'no/such/file\.pth': no such file.*package:<module>/<file>"),
+        ("package:no_such_package_here/x.pth", r"'no_such_package_here' is not installed"),
+        ("package:weights_of_mine/models/c.pth", r"weights_of_mine holds no file 'models/c\.pth'"),
+    ],
+)
+@pytest.mark.usefixtures("package")
+def test_what_is_not_there_is_named(where: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        find_weights(where)
+
+
+def test_weights_are_told_apart_by_their_content(tmp_path: Path) -> None:
+    for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1")):
+        (tmp_path / name).write_bytes(content)
+    one, other, again = (weights_digest(str(tmp_path / name)) for name in "abc")
+    assert one == again == hash_file(tmp_path / "a")[:16]
+    assert one != other
+    (tmp_path / "a").write_bytes(b"3 now")
+    assert weights_digest(str(tmp_path / "a")) == hash_file(tmp_path / "a")[:16] != one
+    assert [weights_digest(name) for name in ("timm", "torchvision", "hub:a/b")] == ["timm", "torchvision", "hub:a/b"]
+
+
+def test_a_folder_of_weights_is_told_by_its_files(tmp_path: Path) -> None:
+    for name in ("one", "same", "renamed", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ("b" if name == "renamed" else "a")).write_bytes(b"2" if name == "other" else b"1")
+    one, same, renamed, other = (weights_digest(str(tmp_path / name)) for name in ("one", "same", "renamed", "other"))
+    assert one == same
+    assert len({one, renamed, other}) == 3
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["timm", "model.tar", "mine-v2.safetensors", "./teacher.bin", "~/w", "a/b", "package:p/w.pth", "student.pt"],
+)
+def test_published_weights_and_files_are_weights(start: str) -> None:
+    assert names_weights(start)
+
+
+@pytest.mark.parametrize(
+    "start", ["scratch", "student", "studnt", "first", "stage.first", "stage.Typo", "teacher.pt", "teacher.bin"]
+)
+def test_what_a_step_could_be_called_is_no_file(start: str) -> None:
+    assert not names_weights(start)

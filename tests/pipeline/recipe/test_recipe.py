@@ -1,0 +1,269 @@
+"""The recipe: what is read, what is refused, and that a refusal says where, what, and what would have worked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.recipe.recipe import Recipe, apply_override, expand, modules, parse_recipe, read_recipe
+from pipeline.errors import ConfigError
+from pipeline.recipe.base import FitConfig
+
+RECIPE = """
+name: photos
+data:
+  street: {kind: masks, path: camvid}
+  things: {kind: coco, path: "${THINGS:-coco256}"}
+teachers:
+  street: {kind: supervised, task: segmentation, data: street, require: {miou: 0.3}}
+  things: {kind: supervised, task: detection, data: things, backbone: resnet10t, epochs: 2}
+pool: [street, things]
+student: {epochs: 3, thresholds: {detection: 0.6, street: 0.4}, loss_weights: {things: 0}}
+"""
+
+
+def refused(text: str, *overrides: str) -> str:
+    """What is said of a recipe that is refused."""
+    with pytest.raises(ConfigError) as caught:
+        parse_recipe(text, "photos.yaml", overrides)
+    return str(caught.value)
+
+
+def changed(*overrides: str) -> str:
+    """What is said of RECIPE with overrides."""
+    return refused(RECIPE, *overrides)
+
+
+def test_a_recipe_is_read_into_typed_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("THINGS", raising=False)
+    recipe = parse_recipe(RECIPE, "photos.yaml")
+    assert (recipe.name, recipe.seed, recipe.pool) == ("photos", 0, ["street", "things"])
+    assert (recipe.data["things"].kind, recipe.data["things"].path) == ("coco", "coco256")  # type: ignore[attr-defined]
+    assert recipe.teachers["things"].backbone == "resnet10t"  # type: ignore[attr-defined]
+    assert recipe.student.thresholds == {"detection": 0.6, "street": 0.4}
+    assert recipe.teachers["street"].require == {"miou": 0.3}
+
+
+def test_what_is_read_can_be_written_and_read_again() -> None:
+    recipe = parse_recipe(RECIPE, "photos.yaml")
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_a_recipe_does_not_change() -> None:
+    recipe = parse_recipe(RECIPE, "photos.yaml")
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.student.epochs = 5
+
+
+def test_editors_are_told_which_amounts_of_labels_there_can_be() -> None:
+    schema = Recipe.model_json_schema()
+    for section in ("EvaluateConfig", "CompareConfig"):
+        kinds = schema["$defs"][section]["properties"]["labels"]["items"]["anyOf"]
+        assert [kind.get("const", kind.get("type")) for kind in kinds] == ["all", "integer", "number"]
+        assert kinds[1]["minimum"] == 2
+        assert (kinds[2]["exclusiveMinimum"], kinds[2]["exclusiveMaximum"]) == (0, 1)
+
+
+def test_editors_get_a_json_schema() -> None:
+    schema = Recipe.model_json_schema()
+    assert set(schema["properties"]) == set(Recipe.model_fields)
+    assert schema["additionalProperties"] is False
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
+    text = changed("student.epoch=4")
+    assert text.startswith("photos.yaml: student.epoch: unknown key (value 4). Did you mean 'epochs'? Known keys: ")
+    assert "image_size" in text
+    assert "photos.yaml: nmae: unknown key (value 'x'). Did you mean 'name'?" in changed("nmae=x")
+
+
+def test_an_unknown_key_of_a_set_or_a_teacher_lists_the_keys_of_its_kind() -> None:
+    text = changed("data.street.mask=labels")
+    assert "photos.yaml: data.street.mask: unknown key (value 'labels'). Did you mean 'masks'?" in text
+    assert "annotations" not in text
+    assert "hold_out" in text
+    text = changed("teachers.things.learning_rate=1")
+    assert "photos.yaml: teachers.things.learning_rate: unknown key (value 1)." in text
+    assert "image_size" in text
+
+
+def test_an_unknown_key_of_a_part_of_a_teacher_lists_that_parts_keys() -> None:
+    text = changed("teachers.things.augment.flipp=0.5")
+    assert "photos.yaml: teachers.things.augment.flipp: unknown key (value 0.5). Did you mean 'flip'?" in text
+    assert "brightness" in text
+    assert "image_size" not in text
+
+
+def test_an_unknown_kind_is_refused_with_all_kinds() -> None:
+    text = changed("data.street.kind=mask")
+    assert "photos.yaml: data.street.kind: 'mask' is not a kind. Did you mean 'masks'? Known: " in text
+    assert all(kind in text for kind in modules("pipeline.sources"))
+    text = changed("teachers.things.kind=oracle")
+    assert "photos.yaml: teachers.things.kind: 'oracle' is not a kind." in text
+    assert all(kind in text for kind in modules("teachers"))
+
+
+def test_a_missing_kind_is_refused_with_all_kinds() -> None:
+    text = changed("data.more={path: x}")
+    assert "photos.yaml: data.more.kind: None is not a kind. Known: " in text
+
+
+def test_a_missing_key_is_named() -> None:
+    assert "photos.yaml: data.more.path: missing" in changed("data.more={kind: coco}")
+    assert "photos.yaml: student: missing" in refused("{name: n, data: {}, teachers: {}, pool: []}")
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "value"),
+    [
+        ("student.epochs=many", "student.epochs", "'many'"),
+        ("student.batch=0", "student.batch", "0"),
+        ("student.lr=-1", "student.lr", "-1"),
+        ("student.image_size=100", "student.image_size", "100"),
+        ("student.optimizer=adam", "student.optimizer", "'adam'"),
+        ("student.thresholds.detection=1.5", "student.thresholds.detection", "1.5"),
+        ("student.loss_weights.things=-0.5", "student.loss_weights.things", "-0.5"),
+        ("teachers.things.batch=none", "teachers.things.batch", "'none'"),
+        ("runtime.device=tpu", "runtime.device", "'tpu'"),
+        ("pool=street", "pool", "'street'"),
+        ("seed=-1", "seed", "-1"),
+        ("name=a/b", "name", "'a/b'"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_quoted_with_its_place(override: str, where: str, value: str) -> None:
+    text = changed(override)
+    assert f"photos.yaml: {where}: " in text
+    assert f"(value {value})" in text
+
+
+def test_everything_wrong_is_told_at_once() -> None:
+    lines = changed("student.epoch=4", "student.lr=-1", "data.more={kind: coco}").splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("photos.yaml: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("pool=[street, rooms]", "pool names 'rooms', which is not under data; there are street, things"),
+        ("teachers.street.data=roads", "teachers.street.data is 'roads', not under data; there are street, things"),
+        (
+            "student.loss_weights.depth=1",
+            "student.loss_weights names 'depth', not under teachers; there are street, th",
+        ),
+        ("student.truths.depth=[street]", "student.truths names 'depth', not under teachers; there are street, things"),
+        (
+            "student.truths.street=[things, fixed]",
+            "student.truths.street names 'fixed', not under data; there are street, things",
+        ),
+        ("student.thresholds.depth=0.5", "student.thresholds names 'depth'; there are the teachers street, things"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_refused_with_those_that_do(override: str, says: str) -> None:
+    assert says in changed(override)
+
+
+def test_a_schedule_contradicts_itself_nowhere() -> None:
+    assert "epochs (3.0) and steps (10) are both given: give one of them" in changed("student.steps=10")
+    assert "batch (32) is not a multiple of accumulate (5)" in changed("student.accumulate=5")
+
+
+@pytest.mark.parametrize(
+    ("fields", "images", "steps"),
+    [
+        ({}, 100, 32),  # 10 epochs of 100 images are 31.25 batches of 32
+        ({"epochs": 2, "batch": 10}, 100, 20),
+        ({"epochs": 2.5, "batch": 10}, 101, 26),  # 252.5 images
+        ({"epochs": 0.01, "batch": 32}, 100, 1),
+        ({"steps": 7}, 100, 7),
+    ],
+)
+def test_epochs_become_steps(fields: dict[str, float], images: int, steps: int) -> None:
+    assert FitConfig.model_validate(fields).total_steps(images) == steps
+
+
+def test_overrides_are_yaml_at_a_path() -> None:
+    data = {"student": {"epochs": 3}}
+    for override in ("student.epochs=5", "student.augment.flip=0", "pool=[a, b]", "name=x=y", "seed="):
+        apply_override(data, override)
+    assert data == {
+        "student": {"epochs": 5, "augment": {"flip": 0}},
+        "pool": ["a", "b"],
+        "name": "x=y",
+        "seed": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("student.epochs", "-o 'student.epochs': write key.sub=value"),
+        ("=3", "-o '=3': write key.sub=value"),
+        ("name.first=x", "-o 'name.first=x': 'name' holds the value 'photos' and has no keys"),
+        ("pool=[a", "-o 'pool=[a': the value is not valid YAML"),
+    ],
+)
+def test_an_override_that_does_not_parse_is_quoted(override: str, says: str) -> None:
+    assert says in changed(override)
+
+
+def test_the_environment_is_read_where_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERE", "/data")
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    given = {"a": ["${HERE}/x", 3, None], "b": "${NOT_THERE:-/other}/${HERE}", "c": "${NOT_THERE:-}", "d": "$HERE {x}"}
+    assert expand(given, "r.yaml") == {"a": ["/data/x", 3, None], "b": "/other//data", "c": "", "d": "$HERE {x}"}
+
+
+def test_an_override_changes_one_of_those_that_share_an_alias() -> None:
+    text = RECIPE.replace("epochs: 2}", "epochs: 2, augment: &mild {flip: 0.2}}").replace(
+        "student: {", "student: {augment: *mild, "
+    )
+    recipe = parse_recipe(text, "photos.yaml", ["student.augment.flip=0"])
+    assert recipe.student.augment.flip == 0
+    assert recipe.teachers["things"].augment.flip == 0.2  # type: ignore[attr-defined]
+
+
+def test_overrides_name_variables_too_and_may_replace_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERE", "/data")
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    text = RECIPE.replace("camvid", '"${NOT_THERE}/camvid"')
+    recipe = parse_recipe(text, "photos.yaml", ["data.street.path=${HERE}/street"])
+    assert recipe.data["street"].path == "/data/street"  # type: ignore[attr-defined]
+
+
+def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    text = refused(RECIPE.replace("camvid", '"${NOT_THERE}/camvid"'))
+    assert text == "photos.yaml: '${NOT_THERE}/camvid' needs the environment variable NOT_THERE, which is not set."
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name: [", "photos.yaml: not valid YAML"),
+        ("- a\n- b", "photos.yaml: a recipe is a mapping with the keys name, seed"),
+        ("", "photos.yaml: a recipe is a mapping"),
+        ("!!python/object/apply:os.getcwd []", "photos.yaml: not valid YAML"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(text: str, says: str) -> None:
+    assert refused(text).startswith(says)
+
+
+def test_a_file_is_read_with_its_name_in_errors(tmp_path: Path) -> None:
+    path = tmp_path / "photos.yaml"
+    with pytest.raises(ConfigError, match=r"photos\.yaml: can't be read \(No such file"):
+        read_recipe(path)
+    path.write_text(RECIPE)
+    assert read_recipe(path, ["seed=4"]).seed == 4
+    with pytest.raises(ConfigError, match=rf"{path}: student\.epoch: unknown key"):
+        read_recipe(path, ["student.epoch=4"])
+
+
+def test_files_are_kinds_without_being_told() -> None:
+    assert modules("teachers")["supervised"] == "teachers.supervised"
+    assert "labelling" not in modules("teachers")  # a package, not a kind
+    assert "errors" not in modules("pipeline.sources")

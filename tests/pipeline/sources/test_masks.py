@@ -1,0 +1,226 @@
+"""Masks hold ids, whatever kind of file they are in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+
+from pipeline.data.decode import inspect
+from pipeline.errors import ConfigError, DataError
+from pipeline.sources import Record, Truth, masks
+
+CLASSES = {"ignore_index": 11, "classes": {"2": "sky", "7": "road", "300": "far"}}
+IDS = np.array([[2, 7, 11], [7, 7, 2]], np.uint8)
+PLACES = [[0, 1, 65535], [1, 1, 0]]
+
+
+def image(root: Path, name: str, size: tuple[int, int] = (3, 2), **options: Any) -> None:
+    (root / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size).save(root / "images" / name, **options)
+
+
+def mask(root: Path, name: str, ids: NDArray[Any] | Image.Image = IDS) -> None:
+    (root / "masks" / name).parent.mkdir(parents=True, exist_ok=True)
+    (ids if isinstance(ids, Image.Image) else Image.fromarray(ids)).save(root / "masks" / name)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "classes.json").write_text(json.dumps(CLASSES))
+    return tmp_path
+
+
+def opened(root: Path, **options: Any) -> masks.Source:
+    return masks.Source(masks.Config(path=str(root), **options))
+
+
+def only(source: masks.Source) -> Record:
+    (record,) = source.records()
+    return record
+
+
+def truth_of(record: Record) -> Truth:
+    found = inspect(record.read())
+    return record.truth((found.width, found.height))
+
+
+def test_sparse_ids_become_places_and_void_is_ignored(root: Path) -> None:
+    image(root, "train/a.jpg")
+    mask(root, "train/a.png")
+    source = opened(root)
+    assert source.spaces()["segmentation"].classes == ("sky", "road", "far")
+    value = truth_of(only(source)).values["segmentation"]
+    assert value["classes"].tolist() == PLACES
+    assert value["classes"].dtype == np.uint16
+    assert value["confidence"].dtype == np.float32
+    assert value["confidence"].tolist() == np.ones((2, 3)).tolist()
+
+
+def test_palettes_and_sixteen_bits_are_ids_not_colours(root: Path) -> None:
+    palette = Image.fromarray(IDS)
+    palette.putpalette([255, 0, 0] * 3 + [0, 99, 7] * 20)
+    image(root, "train/palette.jpg")
+    mask(root, "train/palette.png", palette)
+    image(root, "train/wide.jpg")
+    mask(root, "train/wide.tif", np.array([[2, 7, 11], [300, 300, 2]], np.uint16))
+    first, second = (truth_of(record).values["segmentation"]["classes"].tolist() for record in opened(root).records())
+    assert first == PLACES
+    assert second == [[0, 1, 65535], [2, 2, 0]]
+
+
+def test_splits_are_folders(root: Path) -> None:
+    for name in ("train/a", "val/deep/b.v2", "test/ü c"):
+        image(root, f"{name}.jpg")
+        mask(root, f"{name}.png")
+    records = list(opened(root).records())
+    assert [(record.name, record.split) for record in records] == [
+        ("images/test/ü c.jpg", "test"),
+        ("images/train/a.jpg", "train"),
+        ("images/val/deep/b.v2.jpg", "val"),
+    ]
+    assert all(truth_of(record).values for record in records)
+
+
+def test_without_splits_a_share_is_held_out(root: Path) -> None:
+    for i in range(60):
+        image(root, f"{i}.jpg")
+        mask(root, f"{i}.png")
+    splits = [record.split for record in opened(root, hold_out=0.3).records()]
+    assert 8 < splits.count("test") < 28
+    assert splits.count("test") + splits.count("train") == 60
+
+
+def test_an_image_without_a_mask_has_no_label_and_a_mask_without_an_image_is_reported(root: Path) -> None:
+    image(root, "train/a.jpg")
+    image(root, "train/b.jpg")
+    image(root, "train/b2.jpg")
+    mask(root, "train/b.png")
+    mask(root, "train/c.png")
+    source = opened(root)
+    truths = [record.truth((3, 2)) for record in source.records()]
+    assert [bool(truth.values) for truth in truths] == [False, True, False]
+    assert truths[0].notes == ["no mask"]
+    assert source.problems() == [("masks/train/c.png", "a mask without an image")]
+
+
+def test_masks_that_fit_no_image_at_all_are_an_error(root: Path) -> None:
+    image(root, "train/a.jpg")
+    mask(root, "train/a_mask.png")
+    with pytest.raises(DataError, match=r"no image under .*the first would have .*/masks/train/a.png"):
+        list(opened(root).records())
+
+
+def test_a_mask_of_another_size_names_both(root: Path) -> None:
+    image(root, "train/a.jpg", (6, 4))
+    mask(root, "train/a.png")
+    with pytest.raises(DataError, match=r"masks/train/a.png is 3x2, the upright image 6x4$"):
+        truth_of(only(opened(root)))
+
+
+def test_a_mask_drawn_before_the_exif_rotation_is_told(root: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    image(root, "train/a.jpg", (3, 2), exif=exif)
+    mask(root, "train/a.png")
+    with pytest.raises(DataError, match="3x2, the upright image 2x3: that is the image before the rotation"):
+        truth_of(only(opened(root)))
+    mask(root, "train/a.png", np.ascontiguousarray(IDS.T))
+    assert truth_of(only(opened(root))).values["segmentation"]["classes"].shape == (3, 2)
+
+
+def test_an_id_outside_of_the_classes_is_named_until_it_is_ignored(root: Path) -> None:
+    image(root, "train/a.jpg")
+    mask(root, "train/a.png", np.array([[2, 255, 7], [9, 255, 2]], np.uint8))
+    with pytest.raises(
+        DataError, match="class id 9, 255 is not among the classes; list it in `classes` or in `ignore`"
+    ):
+        truth_of(only(opened(root)))
+    found = truth_of(only(opened(root, ignore=[255, 9]))).values["segmentation"]["classes"]
+    assert found.tolist() == [[0, 65535, 1], [65535, 65535, 0]]
+
+
+def test_an_ignored_id_is_no_class_though_it_is_listed(root: Path) -> None:
+    assert opened_with(root, ignore=[7]) == ("sky", "far")
+
+
+def opened_with(root: Path, **options: Any) -> tuple[str, ...]:
+    image(root, "train/a.jpg")
+    mask(root, "train/a.png")
+    return opened(root, **options).spaces()["segmentation"].classes
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (["zero", "one"], ("zero", "one")),
+        ({3: "three", 1: "one"}, ("one", "three")),
+        ({"3": "three", "1": "one"}, ("one", "three")),
+        ({1: "road", 5: "car", 9: "road"}, ("road", "car")),
+    ],
+)
+def test_classes_may_be_stated_in_the_recipe(root: Path, classes: Any, expected: tuple[str, ...]) -> None:
+    (root / "classes.json").unlink()
+    assert opened_with(root, classes=classes) == expected
+
+
+@pytest.mark.parametrize("content", ['["sky", "road"]', '{"0": "sky", "1": "road"}', '{"classes": ["sky", "road"]}'])
+def test_files_of_classes(root: Path, content: str) -> None:
+    (root / "names.json").write_text(content)
+    assert opened_with(root, classes="names.json") == ("sky", "road")
+
+
+@pytest.mark.parametrize("content", ["{", "3", '{"sky": 0}', '{"-1": "sky"}', '{"70000": "sky"}'])
+def test_other_files_of_classes_are_refused(root: Path, content: str) -> None:
+    (root / "classes.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"classes: .*classes.json"):
+        opened_with(root)
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "reason"),
+    [
+        ("a.jpg", Image.new("L", (3, 2)), "a JPEG changes the numbers"),
+        ("a.png", Image.new("RGB", (3, 2)), "'RGB' are colours, not numbers"),
+        ("a.tif", Image.fromarray(np.full((2, 3), -1, np.int32)), "int32 from -1 to -1, not ids"),
+    ],
+)
+def test_pictures_of_colours_are_no_masks(root: Path, name: str, picture: Image.Image, reason: str) -> None:
+    image(root, "train/a.png")
+    mask(root, f"train/{name}", picture)
+    with pytest.raises(DataError, match=reason):
+        truth_of(only(opened(root)))
+
+
+def test_missing_and_nested_paths_are_named(root: Path) -> None:
+    with pytest.raises(ConfigError, match=f"images: there is no folder {root}/images"):
+        opened(root)
+    image(root, "a.jpg")
+    with pytest.raises(ConfigError, match=f"masks: there is no folder {root}/semantic"):
+        opened(root, masks="semantic")
+    with pytest.raises(ConfigError, match="lie in one another"):
+        list(opened(root, images=".", masks="images").records())
+    with pytest.raises(ConfigError, match="classes: there is no file"):
+        opened(root, masks=str(root / "images"), classes="none.json")
+    with pytest.raises(ValidationError, match="ignore"):
+        opened(root, ignore=[70000])
+
+
+def test_two_masks_for_one_image_are_an_error(root: Path) -> None:
+    image(root, "a.jpg")
+    mask(root, "a.png")
+    mask(root, "a.tif")
+    with pytest.raises(DataError, match=r"a.png and a.tif are labels of the same image"):
+        list(opened(root).records())
+
+
+def test_the_stamp_covers_images_masks_and_classes(root: Path) -> None:
+    image(root, "a.jpg")
+    mask(root, "a.png")
+    assert [row[0] for row in opened(root).stamp()] == ["classes.json", "images/a.jpg", "masks/a.png"]

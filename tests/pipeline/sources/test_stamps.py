@@ -1,0 +1,83 @@
+"""What every source says of its files: how many records there are, and a stamp that tells whether one has changed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.recipe.recipe import modules
+from pipeline.stores.images import NewImage, ShardWriter
+from pipeline.sources import BaseSource
+
+NAMES = ("a", "b")
+MADE = {"scenes", "photographs"}
+"""Kinds whose pictures come from no file."""
+
+
+def image(path: Path) -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((3, 4), 7, np.uint8)).save(path)
+    return path.read_bytes()
+
+
+def lay_out(root: Path) -> None:
+    """A folder that is a set of any kind that reads files: a file `a` and a file `b` with an image each."""
+    for name in NAMES:
+        for folder in ("images/train/kind", "masks/train/kind", "depth"):
+            data = image(root / folder / f"{name}.png")
+        writer = ShardWriter(root, name)
+        writer.add(NewImage(data, "png", 4, 3, ""))
+        writer.close()
+        pq.write_table(pa.table({"image": [data]}), root / f"{name}.parquet")  # in the place of the tar's index
+    listed = [{"id": number, "file_name": f"{name}.png"} for number, name in enumerate(NAMES)]
+    (root / "instances_train.json").write_text(json.dumps({"categories": [], "images": listed, "annotations": []}))
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "folder": {"path": "images"},
+    "imagefolder": {"path": "images"},
+    "masks": {"classes": ["x"] * 8},
+    "coco": {"images": {"train": "images/train/kind"}},
+    "depth": {"rgb": "images/train/kind"},
+    "parquet": {"hold_out": 0},
+    "webdataset": {"hold_out": 0},
+    "scenes": {"count": 2, "seed": 0},
+    "photographs": {"count": 2, "seed": 0},
+}
+
+
+def opened(kind: str, root: Path) -> BaseSource:
+    module = importlib.import_module(f"pipeline.sources.{kind}")
+    options = dict(OPTIONS[kind])
+    if kind not in MADE:
+        options["path"] = str(root / options.get("path", ""))
+    source: BaseSource = module.Source(module.Config.model_validate(options))
+    return source
+
+
+@pytest.mark.parametrize("kind", modules("pipeline.sources"))
+def test_a_record_tells_the_stamp_of_its_file_and_the_source_their_number(kind: str, tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    source = opened(kind, tmp_path)
+    before = {record.name: record.stamp() for record in source.records()}
+    assert source.count() in (len(before), None)
+    if kind in MADE:
+        assert set(before.values()) == {None}
+        return
+    assert len(before) == 2
+    stamps = {name: stamp for name, *stamp in source.stamp()}
+    assert before == {name: tuple(stamps[name.split("#")[0]]) for name in before}, "of the file that it is or lies in"
+    for path in tmp_path.rglob("a.*"):
+        os.utime(path, ns=(1, 1))
+    after = {record.name: record.stamp() for record in opened(kind, tmp_path).records()}
+    (changed,) = (name for name in before if after[name] != before[name])
+    assert Path(changed.split("#")[0]).stem == "a"

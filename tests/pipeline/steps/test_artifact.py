@@ -1,0 +1,366 @@
+"""Steps and artifacts: made whole or not at all, found again, and verified; on this machine and on object storage."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.steps.artifact import ADOPTED, ELSEWHERE, MANIFEST, Artifact, Inputs, Step, fingerprint, hash_json, parse_lines, verify
+from pipeline.errors import DataError
+from pipeline.storage.path import Place
+from pipeline.storage.root import Root, hash_file
+from pipeline.steps.runtime import Runtime
+from pipeline.steps.workspace import Workspace
+from tests.disk import folder_of
+
+
+def write_result(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    (out / "log").mkdir(exist_ok=True)
+    (out / "log" / "times.txt").write_text(str(config.get("noise", "")))
+    (out / "work").mkdir(exist_ok=True)
+    (out / "work" / "scratch").write_text("gone when sealed")
+    (out / "result.txt").write_text(config["text"])
+    (out / "more").mkdir()
+    (out / "more" / "odd ü#?%20+.txt").write_text("odd")
+    return {"letters": len(config["text"])}
+
+
+def count_to_three(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """Counts on from where the last attempt came to, and fails until it is at three."""
+    (out / "work").mkdir(exist_ok=True)
+    state = out / "work" / "state.txt"
+    reached = 1 + (int(state.read_text()) if state.exists() else 0)
+    state.write_text(str(reached))
+    (out / "half.txt").write_text("half")
+    if config.get("keeps", True):
+        inputs.runtime.keep(state)
+    if reached < 3:
+        raise DataError("not there yet")
+    (out / "result.txt").write_text(str(reached))
+    return {}
+
+
+def write_elsewhere(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    root = inputs.runtime.root
+    root.here("far").mkdir(parents=True, exist_ok=True)
+    root.here("far/away.txt").write_text("far")
+    facts = {"size": 3, "sha256": FAR}
+    root.publish("far/away.txt", facts)
+    return {ELSEWHERE: {"far/away.txt": facts}}
+
+
+def fill_the_disk(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    (out / "half.txt").write_text("half")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def write_or_adopt(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """Write a file of its own, and a second one unless there is one to take over."""
+    (out / "mine.txt").write_text(config["text"])
+    before = inputs.before
+    if before is None:
+        (out / "first.txt").write_text("made once")
+        return {}
+    earlier = next(name for name in before.manifest["files"] if name.endswith("first.txt"))
+    return {"grown": 1, ADOPTED: {"deep/first.txt": earlier}}
+
+
+HERE = f"{__name__}:"
+FAR = "512eea46ceb3921dff4363c7069d89d4964d1d9fccaa0f411851a7aa60a5c868"
+
+
+def step(text: str = "abc", run: str = "write_result", **config: Any) -> Step:
+    return Step("writing", HERE + run, {"text": text, **config})
+
+
+def make(root: Root, one: Step) -> Artifact:
+    return Workspace(root).make(one, Inputs({}, Runtime(root)))
+
+
+def find(root: Root, one: Step) -> Artifact | None:
+    return Workspace(root).find(one, fingerprint(one, {}))
+
+
+def place_of(root: Root, one: Step) -> Place:
+    return root / Workspace(root).path(one, fingerprint(one, {}))
+
+
+def test_a_made_artifact_is_found_and_holds_its_counts(any_root: Root) -> None:
+    made = make(any_root, step())
+    found = find(any_root, step())
+    assert found is not None
+    assert found.digest == made.digest
+    assert found.counts == {"letters": 3}
+    assert sorted(place_of(any_root, step()).files()) == [
+        "log/times.txt",
+        "manifest.json",
+        "more/odd ü#?%20+.txt",
+        "result.txt",
+    ]
+
+
+def test_the_same_is_made_wherever_the_root_is(any_root: Root, tmp_path: Path) -> None:
+    made, here = make(any_root, step()), make(Root.of(tmp_path / "here"), step())
+    assert made.digest == here.digest
+    assert made.manifest["files"] == here.manifest["files"]
+
+
+def test_its_files_are_read_through_the_artifact(any_root: Root) -> None:
+    made = make(any_root, step())
+    assert made.load("result.txt", Path.read_text) == "abc"
+    assert made.load("more/odd ü#?%20+.txt", Path.read_text) == "odd"
+    assert made.file("result.txt").read(1, 1) == b"b"
+    assert made.load_all(lambda folder: (folder / "more" / "odd ü#?%20+.txt").read_text()) == "odd"
+    assert made.has("result.txt")
+    with pytest.raises(DataError, match=r"its manifest lists no file 'none\.txt'"):
+        made.file("none.txt")
+
+
+def test_what_a_reader_says_is_wrong_names_the_file_and_no_copy(any_root: Root) -> None:
+    made = make(any_root, step())
+
+    def refuse(path: Path) -> None:
+        raise DataError(f"{path}: not to my taste")
+
+    with pytest.raises(DataError) as refused:
+        made.load("result.txt", refuse)
+    assert str(refused.value) == f"{made}/result.txt: not to my taste"
+
+
+def test_an_artifact_is_read_on_another_machine(any_root: Root) -> None:
+    """All that one machine leaves to the next is the root."""
+    make(any_root, step())
+    if not any_root.local:
+        shutil.rmtree(any_root.cache.folder)
+    found = find(any_root, step())
+    assert found is not None
+    assert found.load("result.txt", Path.read_text) == "abc"
+    assert list(verify(found)) == []
+
+
+def test_the_digest_is_that_of_the_results_alone(any_root: Root) -> None:
+    quiet, noisy = make(any_root, step(noise="1")), make(any_root, step(noise="2"))
+    assert quiet.path != noisy.path, "another configuration has another address"
+    assert quiet.digest == noisy.digest, "but the same result"
+    assert make(any_root, step("abd")).digest != quiet.digest
+
+
+@pytest.mark.parametrize("change", [{"text": "abd"}, {"more": 1}])
+def test_the_fingerprint_follows_the_configuration(change: dict[str, Any]) -> None:
+    assert fingerprint(step(), {}) != fingerprint(step(**change), {})
+
+
+def test_the_fingerprint_follows_version_and_inputs() -> None:
+    one = Step("writing", "m:f", {}, ("before",))
+    assert fingerprint(one, {"before": "1"}) != fingerprint(one, {"before": "2"})
+    assert fingerprint(one, {"before": "1"}) != fingerprint(Step("writing", "m:f", {}, ("before",), 2), {"before": "1"})
+    assert fingerprint(one, {"before": "1"}) == fingerprint(one, {"before": "1", "another": "3"})
+
+
+def test_a_cut_file_is_not_found_and_a_changed_one_is_named(any_root: Root) -> None:
+    made = make(any_root, step())
+    file = place_of(any_root, step()).child("result.txt")
+    file.write(b"abX")
+    assert [f"{one}: {wrong}" for one, wrong in verify(made)] == [f"{file}: its bytes changed since it was made"]
+    assert find(any_root, step()) is not None, "a look at sizes alone does not see it"
+    file.write(b"ab")
+    assert find(any_root, step()) is None
+    file.remove()
+    assert [f"{one}: {wrong}" for one, wrong in verify(made)] == [f"{file}: missing"]
+    assert find(any_root, step()) is None
+
+
+def test_a_file_outside_the_folder_belongs_to_the_artifact(any_root: Root) -> None:
+    far = step(run="write_elsewhere")
+    made = make(any_root, far)
+    assert made.elsewhere("far/away.txt").load(Path.read_text) == "far"
+    assert find(any_root, far) is not None
+    (any_root / "far/another.txt").write(b"of no concern")
+    assert find(any_root, far) is not None
+    (any_root / "far/away.txt").remove()
+    assert find(any_root, far) is None
+
+
+def test_what_an_unfinished_attempt_left_is_gone_but_for_its_own_scratch(any_root: Root) -> None:
+    folder = place_of(any_root, step())
+    for name in ("stale/part.txt", "stale.txt", "work/more", "log/more"):
+        folder.child(name).write(b"x")
+    made = make(any_root, step())
+    assert sorted(made.manifest["files"]) == ["log/more", "log/times.txt", "more/odd ü#?%20+.txt", "result.txt"]
+    assert sorted(folder.files()) == sorted([*made.manifest["files"], MANIFEST])
+
+
+@pytest.mark.parametrize("another_machine", [False, True])
+def test_an_attempt_goes_on_from_what_the_last_one_kept(any_root: Root, another_machine: bool) -> None:
+    counting = step(run="count_to_three")
+    for _ in range(2):
+        with pytest.raises(DataError, match="not there yet"):
+            make(any_root, counting)
+        assert find(any_root, counting) is None
+        if another_machine and not any_root.local:
+            shutil.rmtree(any_root.cache.folder)
+    made = make(any_root, counting)
+    assert made.load("result.txt", Path.read_text) == "3"
+    assert sorted(place_of(any_root, counting).files()) == ["half.txt", "manifest.json", "result.txt"]
+
+
+def test_an_attempt_that_uploaded_nothing_is_gone_on_from_on_this_machine(any_root: Root) -> None:
+    counting = step(run="count_to_three", keeps=False)
+    for _ in range(2):
+        with pytest.raises(DataError, match="not there yet"):
+            make(any_root, counting)
+    assert make(any_root, counting).load("result.txt", Path.read_text) == "3"
+
+
+def test_what_is_made_again_is_unfinished_from_the_first_moment(any_root: Root) -> None:
+    counting = step(run="count_to_three")
+    folder = place_of(any_root, counting)
+    folder.child(MANIFEST).write(b"{}")
+    with pytest.raises(DataError, match="not there yet"):
+        make(any_root, counting)
+    assert folder.child(MANIFEST).peek() is None
+
+
+def test_the_manifest_is_written_last(any_root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What breaks off in between leaves files, maybe, but nothing that counts."""
+
+    def lost(self: Root, path: str, files: object, there: object) -> None:
+        publish_all(self, path, dict(list(made.manifest["files"].items())[:2]))
+        raise DataError("the line is dead")
+
+    made = make(any_root, step("other"))
+    publish_all = Root.publish_all
+    monkeypatch.setattr(Root, "publish_all", lost)
+    with pytest.raises(DataError, match="the line is dead"):
+        make(any_root, step())
+    assert find(any_root, step()) is None
+    monkeypatch.undo()
+
+
+def test_lines_that_were_cut_short_are_left_out() -> None:
+    whole = ['{"a": 1}', '{"b": "ü"}']
+    assert list(parse_lines("\n".join(whole).encode())) == [{"a": 1}, {"b": "ü"}]
+    assert list(parse_lines(b'{"a": 1}\n{"b": {"c": 2}{"d": 3}\n{"e": 4}\n{"f"')) == [{"a": 1}, {"e": 4}]
+    assert list(parse_lines('{"a": 1}\n{"b": "ü'.encode()[:-1])) == [{"a": 1}]
+
+
+def test_the_newest_of_a_step_is_found(any_root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Workspace(any_root).newest("writing") is None
+    texts = ["abc", "abd", "abe"]
+    marks = [make(any_root, step(text)).manifest["fingerprint"] for text in texts]
+    place_of(any_root, step(run="count_to_three")).child("work/unfinished").write(b"")
+    # storage tells the time in seconds
+    times = dict(zip(marks, (5.0, 7.0, 6.0), strict=True))
+    monkeypatch.setattr(Place, "written", lambda place: times.get(place.parent.name))
+    newest = Workspace(any_root).newest("writing")
+    assert newest is not None
+    assert newest.manifest["config"]["text"] == "abd"
+
+
+def test_when_a_file_was_written_is_known(any_root: Root) -> None:
+    assert (any_root / "x").written() is None
+    (any_root / "x").write(b"")
+    assert (any_root / "x").written()
+
+
+def test_a_full_disk_is_said_so_and_seals_nothing(any_root: Root) -> None:
+    full = step(run="fill_the_disk")
+    with pytest.raises(DataError, match=r"writing: the disk that holds .* is full.*run the same command again"):
+        make(any_root, full)
+    assert place_of(any_root, full).child(MANIFEST).peek() is None
+    assert find(any_root, full) is None
+
+
+def test_nothing_stays_in_scratch(bucket: str) -> None:
+    root = Root.of(f"{bucket}/root")
+    make(root, step())
+    left = [path for path in root.here().rglob("*") if path.is_file()]
+    assert left == []
+
+
+def test_on_this_machine_an_artifact_is_the_folder_it_was_made_in(tmp_path: Path) -> None:
+    root = Root.of(tmp_path)
+    made = make(root, step())
+    assert folder_of(made) == tmp_path / "artifacts" / "writing" / made.manifest["fingerprint"]
+    assert made.load("result.txt", lambda path: path) == folder_of(made) / "result.txt"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifacts"]
+
+
+def grow(root: Root, text: str, **config: Any) -> Artifact:
+    return make(root, dataclasses.replace(step(text, "write_or_adopt", **config), grows=("text", "place.path")))
+
+
+def test_a_step_goes_on_from_what_it_made_before(any_root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    grow(any_root, "0", place={"path": "here"})
+    first = grow(any_root, "1", place={"path": "here"})
+    hashed: list[str] = []
+
+    def watched(path: Path) -> str:
+        hashed.append(path.name)
+        return hash_file(path)
+
+    monkeypatch.setattr("pipeline.steps.artifact.hash_file", watched)
+    second = grow(any_root, "2", place={"path": "there"})
+    assert hashed == ["mine.txt"], "the hash of what is taken over is known"
+    assert second.counts == {"grown": 1}
+    assert sorted(second.manifest["files"]) == ["deep/first.txt", "mine.txt"]
+    assert second.load("deep/first.txt", Path.read_text) == first.load("deep/first.txt", Path.read_text)
+    if any_root.local:
+        assert (folder_of(second) / "deep" / "first.txt").samefile(folder_of(first) / "deep" / "first.txt")
+    assert not list(verify(second))
+    assert second.is_whole()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"more": 1},
+        {"place": {"path": "here", "kind": "b"}},
+        {"version": 2},
+        {"name": "rewriting"},
+        {"grows": ()},
+    ],
+)
+def test_a_step_does_not_go_on_from_another(any_root: Root, other: dict[str, Any]) -> None:
+    grow(any_root, "1", place={"path": "here", "kind": "a"})
+    fields = {field.name for field in dataclasses.fields(Step)}
+    config = {"place": {"path": "here", "kind": "a"}, **{key: other[key] for key in other.keys() - fields}}
+    two = dataclasses.replace(step("2", "write_or_adopt", **config), grows=("text", "place.path"))
+    made = make(any_root, dataclasses.replace(two, **{key: other[key] for key in other.keys() & fields}))
+    assert "grown" not in made.counts
+
+
+def test_a_step_does_not_go_on_from_what_is_not_whole(any_root: Root) -> None:
+    first = grow(any_root, "1")
+    first.file("first.txt").place.remove()
+    assert "grown" not in grow(any_root, "2").counts
+
+
+def test_a_step_that_is_made_again_does_not_go_on_from_itself(any_root: Root) -> None:
+    grow(any_root, "1")
+    assert "grown" not in grow(any_root, "1").counts
+
+
+def test_work_outlasts_an_end_while_the_files_are_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(path: Path) -> str:
+        raise KeyboardInterrupt
+
+    root = Root.of(tmp_path)
+    with monkeypatch.context() as ending:
+        ending.setattr("pipeline.steps.artifact.hash_file", ends)
+        with pytest.raises(KeyboardInterrupt):
+            make(root, step())
+    assert "work/scratch" in place_of(root, step()).files()
+    assert "log/times.txt" in make(root, step()).manifest["files"]
+
+
+def test_a_value_without_a_canonical_form_has_no_hash() -> None:
+    assert hash_json({"b": 1, "a": 2}) == hash_json({"a": 2, "b": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        hash_json(float("nan"))

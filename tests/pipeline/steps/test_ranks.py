@@ -1,0 +1,50 @@
+"""Ranks: what the environment says of this process, and which images of a batch are its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.steps import ranks
+from pipeline.steps.runtime import Runtime, usable_cores
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that says nothing yet."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_a_process_that_nobody_started_is_alone(told: pytest.MonkeyPatch) -> None:
+    assert (ranks.rank(), ranks.count(), ranks.local_count(), ranks.is_first()) == (0, 1, 1, True)
+    assert ranks.share(5) == range(5)
+
+
+def test_machines_that_a_cluster_numbers_are_no_processes(told: pytest.MonkeyPatch) -> None:
+    told.setenv("RANK", "3")
+    told.setenv("WORLD_SIZE", "4")
+    assert (ranks.rank(), ranks.count(), ranks.is_first()) == (0, 1, True)
+
+
+@pytest.mark.parametrize(("slots", "count"), [(8, 2), (5, 2), (7, 3), (4, 4)])
+def test_shares_are_a_whole_batch_and_differ_by_one_at_most(told: pytest.MonkeyPatch, slots: int, count: int) -> None:
+    told.setenv("LOCAL_RANK", "0")
+    told.setenv("WORLD_SIZE", str(count))
+    shares = []
+    for rank in range(count):
+        told.setenv("RANK", str(rank))
+        assert ranks.is_first() == (rank == 0)
+        shares.append(list(ranks.share(slots)))
+    assert [slot for share in shares for slot in share] == list(range(slots))
+    assert {len(share) for share in shares} <= {slots // count, -(-slots // count)}
+
+
+def test_processes_of_one_machine_share_its_cores(told: pytest.MonkeyPatch, runtime: Runtime) -> None:
+    for name, value in {"LOCAL_RANK": 0, "RANK": 2, "WORLD_SIZE": 4}.items():
+        told.setenv(name, str(value))
+    assert ranks.local_count() == 4
+    told.setenv("LOCAL_WORLD_SIZE", "2")
+    assert ranks.local_count() == 2
+    assert Runtime(runtime.root).threads == max(1, usable_cores() // 2)
+    assert Runtime(runtime.root, workers=3).threads == 3

@@ -1,0 +1,56 @@
+"""Of runs that come to one step, that seals it which holds the claim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.steps.artifact import Inputs, Step
+from pipeline.errors import TakenOver
+from pipeline.storage.root import Root
+from pipeline.steps.runtime import Runtime
+from pipeline.steps.workspace import Workspace
+
+
+def write(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    (out / "result.txt").write_text("abc")
+    return {}
+
+
+def sleep_and_write(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """Meanwhile another run takes this one for dead."""
+    claims = inputs.runtime.root / "claims"
+    (mine,) = claims.files()
+    (claims / mine.replace("0.json", "1.json")).write((claims / mine).read())
+    return write(config, inputs, out)
+
+
+def step(run: str) -> Step:
+    return Step("writing", f"{__name__}:{run}", {})
+
+
+def files(root: Root) -> set[str]:
+    """What there is of artifacts, by the names of the files."""
+    return {name.split("/")[-1] for name in (root / "artifacts").files()}
+
+
+def test_a_step_is_made_by_who_holds_its_claim(any_root: Root) -> None:
+    inputs = Inputs({}, Runtime(any_root))
+    assert [Workspace(any_root).obtain(step("write"), inputs)[1] for _ in range(2)] == [True, False]
+    assert (any_root / "claims").files() == {}
+
+
+def test_what_another_run_took_over_is_not_sealed_by_this_one(any_root: Root) -> None:
+    with pytest.raises(TakenOver, match="writing: another run took over"):
+        Workspace(any_root).obtain(step("sleep_and_write"), Inputs({}, Runtime(any_root)))
+    assert files(any_root) == ({"result.txt"} if any_root.local else set()), "put among what the other run makes"
+
+
+def test_what_is_taken_over_while_it_is_uploaded_is_not_sealed(any_root: Root) -> None:
+    held = [True, False]
+    with pytest.raises(TakenOver, match="writing: another run took over"):
+        Workspace(any_root).make(step("write"), Inputs({}, Runtime(any_root)), lambda: held.pop(0))
+    assert files(any_root) == {"result.txt"}

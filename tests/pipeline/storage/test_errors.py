@@ -1,0 +1,213 @@
+"""What goes wrong with storage elsewhere is one line that says what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import botocore.exceptions
+import botocore.parsers
+import pytest
+import s3fs
+from aiohttp import ClientPayloadError
+
+import must
+from cli.doctor import examine
+from pipeline.errors import PROJECT, ConfigError, DataError
+from pipeline.storage.path import Place
+from pipeline.storage.errors import asking
+from tests.s3 import guarded
+
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """File systems are opened anew: they keep their credentials."""
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def away(bucket: str, anew: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An address where nobody answers."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as closed:
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    return address
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "{name: r, data: {a: {kind: scenes, count: 2, seed: 1}}, teachers: {g: {kind: analytic}}, pool: [a], "
+        "student: {weighting: equal}}"
+    )
+    return path
+
+
+@pytest.fixture
+def fails(recipe: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Plans on a root and gives the line that the command ends with."""
+
+    def command(root: str) -> str:
+        with pytest.raises(SystemExit) as end:
+            must.main(["plan", str(recipe), "--root", root])
+        assert end.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return command
+
+
+def test_no_credentials(bucket: str, anew: None, monkeypatch: pytest.MonkeyPatch, fails: Command) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    line = fails(f"{bucket}/root")
+    assert line.startswith(f"must: {bucket}/root/")
+    assert "no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" in line
+
+
+def test_a_bucket_that_is_not_there(bucket: str, fails: Command) -> None:
+    line = fails("s3://nosuchbucket/root")
+    assert line.startswith("must: s3://nosuchbucket/root/")
+    assert "there is no such bucket" in line
+
+
+def test_no_network(bucket: str, away: str, fails: Command) -> None:
+    line = fails(f"{bucket}/root")
+    assert f'the storage does not answer (Could not connect to the endpoint URL: "{away}' in line
+    assert "run again when it does, or set AWS_ENDPOINT_URL" in line
+
+
+def test_a_lost_network_is_no_images_fault(bucket: str, away: str) -> None:
+    """An image that can't be read is left out of a set; while storage is away, none may be."""
+    with pytest.raises(ConfigError, match="does not answer"):
+        Place.of(f"{bucket}/a.jpg").read()
+
+
+@pytest.mark.parametrize("look", [Place.exists, Place.is_folder], ids=["exists", "is_folder"])
+def test_a_bucket_that_can_not_be_asked_for_is_not_taken_for_none(
+    look: Callable[[Place], bool], bucket: str, away: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="does not answer"):
+        look(Place.of(bucket))
+    s3fs.S3FileSystem.clear_instance_cache()
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    with pytest.raises(ConfigError, match="no credentials"):
+        look(Place.of(bucket))
+
+
+def test_access_denied(s3: str, bucket: str, anew: None, monkeypatch: pytest.MonkeyPatch, fails: Command) -> None:
+    with guarded(s3, ["s3:GetObject"]) as key:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", key.name)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key.secret)
+        line = fails(f"{bucket}/root")
+        with pytest.raises(ConfigError, match=rf"^{bucket}/root/x: access denied \("):
+            Place.of(f"{bucket}/root/x").write(b"")
+    assert line.startswith(f"must: {bucket}/root/artifacts/")
+    assert "access denied (" in line
+    assert "must be allowed to list, read, write and delete there" in line
+
+
+def test_a_wrong_key(s3: str, bucket: str, anew: None, monkeypatch: pytest.MonkeyPatch, fails: Command) -> None:
+    with guarded(s3, []):
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIANOSUCHKEY")
+        assert "access denied (" in fails(f"{bucket}/root")
+
+
+def test_a_library_that_is_missing(monkeypatch: pytest.MonkeyPatch, fails: Command) -> None:
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    assert (
+        fails("s3://bucket/root") == f"must: s3://bucket/root: needs the extra s3: uv pip install -e '{PROJECT}[s3]'."
+    )
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    assert "needs gcsfs: uv pip install gcsfs" in fails("gs://bucket/root")
+
+
+def test_a_protocol_that_nobody_speaks(fails: Command) -> None:
+    assert "path 'nosuch://x' can't be opened: Protocol not known: nosuch" in fails("nosuch://x")
+
+
+def test_the_doctor_tells_whether_a_root_answers(bucket: str) -> None:
+    def found(root: str) -> tuple[bool, str]:
+        return next((fine, line) for fine, what, line in examine(root, None) if what == "root")
+
+    fine, line = found(f"{bucket}/root")
+    assert fine
+    assert line.startswith(f"{bucket}/root: answers; cache in ")
+    fine, line = found("s3://nosuchbucket/root")
+    assert not fine
+    assert "no such bucket" in line
+
+
+def test_the_doctor_tells_whether_files_are_created_once(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place.of(f"{bucket}/root")
+    pipe_file = place.system.pipe_file
+    assert next(fine for fine, what, _ in examine(str(place), None) if what == "root")
+    with monkeypatch.context() as other:
+        other.setattr(place.system, "pipe_file", lambda path, data, mode="": pipe_file(path, data))
+        fine, line = next((fine, line) for fine, what, line in examine(str(place), None) if what == "root")
+    assert not fine
+    assert line.startswith(f"{place}: the storage ignores If-None-Match, so that two runs at once would")
+    assert place.files() == {}, "the probe is gone"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("x"), FileExistsError("x"), OSError(28, "No space left")])
+def test_what_the_caller_has_to_know_comes_through(error: OSError) -> None:
+    with pytest.raises(type(error)), asking("s3://b/x"):
+        raise error
+
+
+def test_anything_else_is_told_with_the_name_of_its_kind() -> None:
+    with pytest.raises(DataError, match=r"^s3://b/x: the storage refused \(KeyError: 'odd'\)$"), asking("s3://b/x"):
+        raise KeyError("odd")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EBUSY, "Please reduce your request rate."),
+        OSError(errno.EREMOTEIO, "We encountered an internal error."),
+        OSError(errno.EIO, "Bad Gateway"),
+        ClientPayloadError("Response payload is not completed"),
+        botocore.exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2),
+        botocore.parsers.ResponseParserError("no XML"),
+    ],
+)
+def test_what_passes_is_no_files_fault(error: Exception) -> None:
+    said = r"^s3://b/x: the storage .*\. What is whole is kept: run again when"
+    with pytest.raises(ConfigError, match=said), asking("s3://b/x"):
+        raise error
+
+
+def test_a_range_that_is_not_there_is_the_files_fault() -> None:
+    with pytest.raises(DataError, match="the storage refused"), asking("s3://b/x"):
+        raise OSError(errno.EINVAL, "The requested range is not satisfiable")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (botocore.exceptions.ProfileNotFound(profile="odd"), r"\(odd\) could not be found. Set AWS_PROFILE to"),
+        (botocore.exceptions.NoRegionError(), "You must specify a region. Set AWS_DEFAULT_REGION"),
+        (botocore.exceptions.TokenRetrievalError(provider="sso", error_msg="x"), "Log in with `aws sso login`"),
+        (botocore.exceptions.SSOTokenLoadError(profile_name="x", error_msg="x"), "Log in with `aws sso login`"),
+        (botocore.exceptions.UnauthorizedSSOTokenError(), "Log in with `aws sso login`"),
+    ],
+)
+def test_what_is_not_set_is_told(error: Exception, line: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^s3://b/x: .*{line}.*docs/remote.md has the rest\.$"), asking("s3://b/x"):
+        raise error

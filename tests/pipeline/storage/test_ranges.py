@@ -1,0 +1,109 @@
+"""Files elsewhere, open for reading: they read like files, and what goes wrong on the way is told as such."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from aiohttp import ClientPayloadError
+
+from pipeline import ranges
+from pipeline.errors import ConfigError, DataError
+from pipeline.storage.path import Place
+from pipeline.ranges import opened
+from pipeline.storage.root import hash_place
+from pipeline.sources import parquet, webdataset
+from tests.s3 import listening
+
+DATA = bytes(range(256)) * 40
+
+
+@pytest.fixture
+def breaks_off(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """After so many more requests for bytes, each answer is cut short."""
+    system = Place.of(bucket).system
+    cat_file = system.cat_file
+
+    def after(requests: int) -> None:
+        left = [None] * requests
+
+        def cut(*given: Any, **options: Any) -> Any:
+            if not left:
+                raise ClientPayloadError("Response payload is not completed")
+            left.pop()
+            return cat_file(*given, **options)
+
+        monkeypatch.setattr(system, "cat_file", cut)
+
+    return after
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_a_file_is_read_from_front_to_back_from_anywhere(where: str, request: pytest.FixtureRequest) -> None:
+    base = str(request.getfixturevalue("tmp_path" if where == "local" else "bucket"))
+    file = Place.of(f"{base}/x")
+    file.write(DATA)
+    with opened(file) as source:
+        assert [source.read(10), source.seek(-10, io.SEEK_END), source.read()] == [DATA[:10], 10230, DATA[-10:]]
+    assert hash_place(file) == hashlib.sha256(DATA).hexdigest()
+    assert hash_place(file.parent / "none") is None
+
+
+def test_little_reads_are_asked_for_together(bucket: str) -> None:
+    file = Place.of(f"{bucket}/x")
+    file.write(DATA)
+    with listening() as requests, opened(file) as source:
+        assert b"".join(source.read(100) for _ in range(103)) == DATA
+    assert requests.count() == {"HEAD": 1, "GET": 1}
+
+
+def test_a_hash_that_breaks_off_is_no_damage(bucket: str, breaks_off: Callable[[int], None]) -> None:
+    file = Place.of(f"{bucket}/x")
+    file.write(DATA)
+    breaks_off(0)
+    with pytest.raises(ConfigError, match=rf"^{file}: the storage does not answer"):
+        hash_place(file)
+
+
+def test_a_tar_that_breaks_off_is_not_a_broken_tar(
+    bucket: str, breaks_off: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "READ_AHEAD", 1024)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for number in range(4):
+            info = tarfile.TarInfo(f"{number}.jpg")
+            info.size = 2000
+            archive.addfile(info, io.BytesIO(bytes(2000)))
+    file = Place.of(f"{bucket}/x.tar")
+    file.write(packed.getvalue()[:300])
+    source = webdataset.Source(webdataset.Config(path=str(file)))
+    with pytest.raises(DataError, match=rf"^{file}: not a whole, uncompressed tar"):
+        list(source.records())
+    file.write(packed.getvalue())
+    assert len(list(source.records())) == 4
+    breaks_off(2)
+    with pytest.raises(ConfigError, match=rf"^{file}: the storage does not answer"):
+        list(source.records())
+
+
+def test_a_parquet_file_that_breaks_off_is_not_a_broken_one(
+    bucket: str, breaks_off: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "READ_AHEAD", 1024)
+    pq.write_table(pa.table({"image": [DATA] * 100}), tmp_path / "x.parquet", compression="none", use_dictionary=False)
+    file = Place.of(f"{bucket}/x.parquet")
+    file.upload(tmp_path / "x.parquet")
+    source = parquet.Source(parquet.Config(path=str(file)))
+    records = source.records()
+    next(records)
+    breaks_off(0)
+    with pytest.raises(ConfigError, match=rf"^{file}: the storage does not answer"):
+        list(source.records())

@@ -1,0 +1,191 @@
+"""Files of a root elsewhere: whole copies through the cache, ranges for those who want little, and no more requests."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.storage.cache import Cache
+from pipeline.errors import ConfigError, DataError
+from pipeline.stores.images import ImageShard
+from pipeline.stores.labels import LabelSpace, LabelWriter, about_store, read_labels
+from pipeline.storage.path import Place
+from pipeline.ranges import RangedFile
+from pipeline.storage.root import Root, StoredFile, hash_file
+from tests.s3 import listening
+
+MakeImages = Callable[[str, Sequence[NDArray[np.uint8]]], ImageShard]
+Noise = Callable[..., NDArray[np.uint8]]
+
+
+@pytest.fixture
+def root(bucket: str) -> Root:
+    return Root.of(f"{bucket}/root")
+
+
+def uploaded(root: Root, path: str, data: bytes) -> StoredFile:
+    """A file in the root that this machine has no copy of."""
+    root.here(path).parent.mkdir(parents=True, exist_ok=True)
+    root.here(path).write_bytes(data)
+    facts = {"size": len(data), "sha256": hash_file(root.here(path))}
+    root.publish(path, facts)
+    shutil.rmtree(root.cache.folder)
+    return root.file(path, facts)
+
+
+def upload(root: Root, file: Path) -> StoredFile:
+    return uploaded(root, file.name, file.read_bytes())
+
+
+def test_a_file_is_downloaded_once(root: Root) -> None:
+    file = uploaded(root, "a.txt", b"abc")
+    with listening() as requests:
+        assert [file.load(Path.read_bytes) for _ in range(3)] == [b"abc"] * 3
+        assert file.read(1, 2) == b"bc"
+        assert file.scan(lambda source: isinstance(source, Path))
+    assert requests.count() == {"GET": 1}
+
+
+def test_what_was_made_here_is_not_downloaded(root: Root) -> None:
+    root.here().mkdir(parents=True)
+    root.here("a.txt").write_bytes(b"abc")
+    facts = {"size": 3, "sha256": hash_file(root.here("a.txt"))}
+    root.publish("a.txt", facts)
+    with listening() as requests:
+        assert root.file("a.txt", facts).load(Path.read_bytes) == b"abc"
+    assert requests.count() == {}
+    assert not root.here("a.txt").exists(), "it is in the cache alone, and may go"
+
+
+@pytest.mark.parametrize("data", [b"abd", b"ab", b"abcd"])
+def test_a_file_that_is_not_what_its_manifest_says_is_named(root: Root, data: bytes) -> None:
+    file = uploaded(root, "a.txt", b"abc")
+    file.place.write(data)
+    with pytest.raises(DataError, match=rf"^{file}: (its bytes changed since|{len(data)} bytes, where .* says 3)"):
+        file.load(Path.read_bytes)
+    file.place.remove()
+    with pytest.raises(DataError, match=rf"^{file}: there is no such file"):
+        file.load(Path.read_bytes)
+
+
+def test_a_range_is_fetched_alone(root: Root) -> None:
+    data = bytes(range(256)) * 1000
+    file = uploaded(root, "a.bin", data)
+    with listening() as requests:
+        assert file.read(1000, 16) == data[1000:1016]
+        assert file.scan(lambda source: not isinstance(source, Path))
+    assert requests.count() == {"GET": 1}
+    assert not (root.cache.folder / "files").exists()
+
+
+def test_whole_files_are_brought_where_they_fit(root: Root) -> None:
+    small, large = uploaded(root, "small", bytes(100)), uploaded(root, "large", bytes(101))
+    tight = Cache(root.cache.folder, 400)
+    for file, copied in ((small, True), (large, False)):
+        here = StoredFile(file.place, file.size, file.sha256, tight)
+        here.bring(1 / 4)
+        with listening() as requests:
+            here.bring(1 / 4)
+            assert here.read(0, 5) == bytes(5)
+        assert requests.count() == ({} if copied else {"GET": 1})
+
+
+def test_an_open_range_reads_like_a_file(root: Root) -> None:
+    data = bytes(range(256))
+    file = RangedFile(uploaded(root, "a.bin", data).place, 256)
+    assert (file.read(4), file.tell()) == (data[:4], 4)
+    assert (file.seek(-6, os.SEEK_END), file.read(100), file.read(1)) == (250, data[250:], b"")
+    assert (file.seek(10), file.seek(5, os.SEEK_CUR), file.read(2)) == (10, 15, data[15:17])
+
+
+def test_looking_at_one_image_does_not_download_its_shard(root: Root, make_images: MakeImages, noise: Noise) -> None:
+    shard = make_images("shard-000000", [noise(seed) for seed in range(40)])
+    tar, index = Path(shard.tar.place), Path(shard.tar.place).with_suffix(".parquet")
+    files = [upload(root, tar), upload(root, index)]
+    far = ImageShard(*files)
+    assert (far.sha256, far.keys) == (shard.sha256, shard.keys)
+    for wanted in (3, 17):
+        with listening() as requests:
+            assert far.read(wanted) == shard.read(wanted)
+        assert requests.count() == {"GET": 1}
+    assert not far.tar.cache.find(far.tar._entry)
+    with listening() as requests, ThreadPoolExecutor(4) as pool:
+
+        def read(row: int) -> bytes:
+            far.bring(1 / 4)
+            return far.read(row)
+
+        assert list(pool.map(read, range(40))) == [shard.read(row) for row in range(40)]
+    assert requests.count() == {"GET": 1}, "one tar, whatever the number of its images"
+
+
+def test_some_columns_of_labels_are_read_by_ranges(
+    root: Root, tmp_path: Path, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tasks  # noqa: PLC0415
+
+    label = tasks.label(LabelSpace("normals"))
+    writer = LabelWriter(tmp_path / "s.parquet", label, about_store(label, "test", "s"))
+    for number in range(300):
+        writer.add(f"{number:016x}", label.encode({"normals": noise(number, 64, 64).astype(np.float32) - 127.5}))
+    writer.close()
+    far = upload(root, tmp_path / "s.parquet")
+    fetched: list[int] = []
+    read = Place.read
+
+    def counted(place: Place, start: int, size: int) -> bytes:
+        fetched.append(size)
+        return read(place, start, size)
+
+    monkeypatch.setattr(Place, "read", counted)
+    table = read_labels(far, ["key", "status"])
+    assert table.column("key").to_pylist() == [f"{number:016x}" for number in range(300)]
+    assert len(fetched) <= 4
+    assert sum(fetched) < far.size / 4
+    assert read_labels(far).num_rows == 300
+    far.place.write(b"PAR1 no more")
+    with pytest.raises(DataError, match=rf"^{far}: not a readable label shard|^{far}: its bytes|^{far}: 12 bytes"):
+        read_labels(StoredFile(far.place, 12, "0" * 64, far.cache))
+
+
+def test_a_parquet_file_is_read_from_a_folder_that_is_hidden(root: Root, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "t.parquet")
+    file = upload(root, tmp_path / "t.parquet")
+    hidden = StoredFile(file.place, file.size, file.sha256, Cache(tmp_path / ".cache" / "_must", 10**6))
+    assert hidden.load(pq.read_table).to_pydict() == {"a": [1, 2]}
+
+
+def test_a_root_travels_to_another_process(any_root: Root) -> None:
+    (any_root / "a.txt").write(b"abc")
+    again = copy.deepcopy(any_root)  # by the protocol that multiprocessing uses
+    assert (str(again), again.here("x")) == (str(any_root), any_root.here("x"))
+    assert (again / "a.txt").read() == b"abc"
+
+
+def test_roots_have_scratch_folders_of_their_own(bucket: str) -> None:
+    one, other = Root.of(f"{bucket}/one"), Root.of(f"{bucket}/other")
+    assert one.here() != other.here()
+    assert one.here("a/b") == one.here() / "a" / "b"
+
+
+def test_a_url_that_was_put_into_a_path_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"root 's3:/bucket/root': a URL loses a slash as a Path; give it as text"):
+        Root.of(Path("s3://bucket/root"))
+
+
+def test_a_root_here_is_the_folder_itself(tmp_path: Path) -> None:
+    root = Root.of(tmp_path / "root")
+    assert root.here("a/b") == tmp_path / "root" / "a" / "b"
+    assert Path(root / "a/b") == tmp_path / "root" / "a" / "b"
+    with pytest.raises(TypeError, match="is not on this machine"):
+        os.fspath(Place.of("memory://x"))

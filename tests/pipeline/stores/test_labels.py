@@ -1,0 +1,195 @@
+"""The label store: rows that line up with the images, whole files only, readable by anyone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import tasks
+from pipeline.errors import DataError
+from pipeline.stores.labels import ROW_GROUP, LabelShard, LabelSpace, LabelWriter, Value, about_store, check_joined, gather
+from tests.disk import stored
+
+SPACE = LabelSpace("detection", ("cup", "spoon"))
+LABEL = tasks.label(SPACE)
+
+
+def boxes(*scores: float) -> Value:
+    count = len(scores)
+    corners = np.arange(4 * count).reshape(count, 4) + np.array([0, 0, 10, 10])
+    return {
+        "boxes": corners.astype(np.float32),
+        "scores": np.array(scores, np.float32),
+        "classes": np.arange(count, dtype=np.int32) % 2,
+        "size": np.array([64, 48], np.int32),
+    }
+
+
+def write(path: Path, count: int = 3) -> Path:
+    writer = LabelWriter(path, LABEL, about_store(LABEL, "teacher", "shard-sha"))
+    for number in range(count):
+        writer.add(f"key{number}", LABEL.encode(boxes(*[0.3 + 0.1 * n for n in range(number % 5)])))
+    writer.add("key-without", None, "none", "the set has no label for it")
+    writer.add("key-failed", None, "failed", "truncated after 5 bytes")
+    writer.close()
+    return path
+
+
+def test_a_shard_gives_back_what_was_written(tmp_path: Path) -> None:
+    shard = LabelShard(stored(write(tmp_path / "labels" / "s.parquet")), LABEL)
+    assert shard.keys == ["key0", "key1", "key2", "key-without", "key-failed"]
+    assert len(shard) == 5
+    value = shard.value(2)
+    assert value is not None
+    np.testing.assert_array_equal(value["boxes"], boxes(0.3, 0.4)["boxes"])
+    np.testing.assert_array_equal(value["scores"], np.array([0.3, 0.4], np.float32))
+    assert shard.value(3) is None
+    assert shard.value(4) is None
+    assert shard.row(4) is None
+
+
+def test_no_box_is_a_label_and_no_label_is_none(tmp_path: Path) -> None:
+    shard = LabelShard(stored(write(tmp_path / "s.parquet")), LABEL)
+    value = shard.value(0)
+    assert value is not None
+    assert value["boxes"].shape == (0, 4)
+    assert value["size"].tolist() == [64, 48]
+
+
+def test_the_threshold_is_applied_when_reading(tmp_path: Path) -> None:
+    shard = LabelShard(stored(write(tmp_path / "s.parquet")), LABEL)
+    kept = shard.value(2, 0.4)
+    assert kept is not None
+    assert kept["scores"].tolist() == [np.float32(0.4)]
+
+
+def test_rows_come_in_order_across_row_groups(tmp_path: Path) -> None:
+    shard = LabelShard(stored(write(tmp_path / "s.parquet", ROW_GROUP + 44)), LABEL)
+    assert pq.ParquetFile(Path(shard.file.place)).metadata.num_row_groups == 2
+    assert [row["key"] for row in shard.rows()] == shard.keys
+    assert shard.value(ROW_GROUP + 3)["scores"].size == (ROW_GROUP + 3) % 5  # type: ignore[index]
+
+
+def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
+    about = json.loads(pq.read_schema(write(tmp_path / "s.parquet")).metadata[b"must"])
+    assert about == {
+        "schema_version": 1,
+        "space": {"task": "detection", "classes": ["cup", "spoon"], "scale": "metric"},
+        "maker": "teacher",
+        "image_shard": "shard-sha",
+    }
+    assert LabelSpace.from_json(about["space"]) == SPACE
+    field = pq.read_schema(tmp_path / "s.parquet").field("boxes")
+    assert b"pixels" in field.metadata[b"about"]
+
+
+def test_sql_filters_without_opening_a_blob(tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    path = write(tmp_path / "s.parquet", 10)
+    query = f"select key, count, count_50 from '{path}' where status = 'ok' and count >= 4 order by key"
+    assert duckdb.sql(query).fetchall() == [("key4", 4, 2), ("key9", 4, 2)]
+    query = f"select status, any_value(reason), avg(confidence) from '{path}' group by status order by status"
+    rows = duckdb.sql(query).fetchall()
+    assert [row[:2] for row in rows] == [
+        ("failed", "truncated after 5 bytes"),
+        ("none", "the set has no label for it"),
+        ("ok", None),
+    ]
+    assert rows[0][2] is None
+
+
+def test_pyarrow_reads_it_without_us(tmp_path: Path) -> None:
+    table = pq.read_table(write(tmp_path / "s.parquet"), columns=["key", "scores", "width"])
+    assert table.to_pylist()[1] == {"key": "key1", "scores": [pytest.approx(0.3)], "width": 64}
+    assert table.schema.field("scores").type == pa.list_(pa.float32())
+
+
+def test_nothing_is_seen_before_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "s.parquet"
+    writer = LabelWriter(path, LABEL, about_store(LABEL, "teacher", "s"))
+    for number in range(ROW_GROUP + 1):  # a row group is on disk by now
+        writer.add(f"key{number}", LABEL.encode(boxes(0.5)))
+    assert not path.exists()
+    assert not list(tmp_path.glob("*.parquet"))
+    (part,) = tmp_path.iterdir()
+    with pytest.raises(DataError, match="not a readable label shard"):
+        LabelShard(stored(part), LABEL)
+    writer.close()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_discarded_shard_leaves_nothing_and_a_closed_one_stays(tmp_path: Path) -> None:
+    writer = LabelWriter(tmp_path / "s.parquet", LABEL, about_store(LABEL, "teacher", "s"))
+    writer.add("key", LABEL.encode(boxes(0.5)))
+    writer.discard()
+    assert not list(tmp_path.iterdir())
+    whole = LabelWriter(tmp_path / "t.parquet", LABEL, about_store(LABEL, "teacher", "s"))
+    whole.close()
+    whole.discard()
+    assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
+    assert len(LabelShard(stored(tmp_path / "t.parquet"), LABEL)) == 0
+
+
+def test_equal_labels_make_equal_bytes(tmp_path: Path) -> None:
+    assert write(tmp_path / "a" / "s.parquet").read_bytes() == write(tmp_path / "b" / "s.parquet").read_bytes()
+
+
+def test_a_damaged_file_or_one_of_another_version_is_a_data_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.parquet")
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({"must": json.dumps({"schema_version": 7})}), path)
+    with pytest.raises(DataError, match=r"label schema version 7; this version reads 1"):
+        LabelShard(stored(path), LABEL)
+    pq.write_table(table.replace_schema_metadata(None), path)
+    with pytest.raises(DataError, match="label schema version None"):
+        LabelShard(stored(path), LABEL)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"s\.parquet: not a readable label shard.*Delete it and run again"):
+        LabelShard(stored(path), LABEL)
+
+
+def test_a_damaged_label_names_file_and_key(tmp_path: Path) -> None:
+    label = tasks.label(LabelSpace("depth"))
+    row = label.encode({"depth": np.ones((4, 4), np.float32)})
+    writer = LabelWriter(tmp_path / "s.parquet", label, about_store(label, "me", "0" * 64))
+    for key, damage in (("whole", b""), ("hurt", b"?")):
+        writer.add(key, {**row, "depth": row["depth"][:-1] + damage if damage else row["depth"]})
+    writer.close()
+    shard = LabelShard(stored(tmp_path / "s.parquet"), label)
+    assert shard.value(0) is not None
+    with pytest.raises(DataError, match=r"s\.parquet: the label of hurt is damaged"):
+        shard.value(1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (["a", "c", "b"], r"row 1 holds key 'c' where shard shard-7 has 'b'"),
+        (["a", "b"], r"2 rows for the 3 images of shard shard-7; first unmatched key 'c'"),
+        (["a", "b", "c", "d"], r"4 rows for the 3 images of shard shard-7; first unmatched key 'd'"),
+        (["b", "c"], r"row 0 holds key 'b' where shard shard-7 has 'a'"),
+        ([], r"0 rows for the 3 images of shard shard-7; first unmatched key 'a'"),
+    ],
+)
+def test_a_join_that_does_not_match_names_shard_and_key(labels: list[str], says: str) -> None:
+    with pytest.raises(DataError, match=rf"x\.parquet: {says}"):
+        check_joined(["a", "b", "c"], labels, "shard-7", Path("x.parquet"))
+
+
+def test_a_join_that_matches_is_silent() -> None:
+    check_joined(["a", "b"], ["a", "b"], "shard-7", Path("x.parquet"))
+
+
+def test_sampling_takes_the_nearest_cell_and_fills_what_is_outside() -> None:
+    grid = np.arange(12).reshape(3, 4)
+    np.testing.assert_array_equal(gather(grid, (0, 0, 1, 1), (3, 4), -1), grid)
+    np.testing.assert_array_equal(gather(grid, (0.5, 0, 1, 1), (3, 2), -1), grid[:, 2:])
+    np.testing.assert_array_equal(gather(grid, (0, 0, 1, 1), (6, 8), -1), grid.repeat(2, 0).repeat(2, 1))
+    outside = gather(grid, (-0.5, 0, 0.5, 1), (3, 4), -1)
+    np.testing.assert_array_equal(outside, np.hstack([np.full((3, 2), -1), grid[:, :2]]))
+    np.testing.assert_array_equal(grid, np.arange(12).reshape(3, 4))

@@ -1,0 +1,249 @@
+"""The list of what is rejected: that it is whole whatever happens, and that no writer undoes what another one did."""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.storage import lock
+from pipeline.steps import ranks
+from pipeline.stores import rejections
+from pipeline.storage.process_id import Process
+from pipeline.storage.lock import claimed
+from pipeline.errors import ConfigError, DataError
+from pipeline.stores.rejections import PATH, SCHEMA, hash_rejects, read_rejects, reject, rejected_images, rejected_labels, take_back
+from pipeline.storage.root import Root
+from tests.processes import Together
+
+MASKS, OLD_MASKS, BOXES = "masks-0123456789ab", "masks-ba9876543210", "boxes-0123456789ab"
+
+
+def keys(*numbers: int) -> list[str]:
+    return [hashlib.sha256(str(number).encode()).hexdigest()[:16] for number in numbers]
+
+
+def listed(root: Root) -> list[tuple[str, str | None, str]]:
+    rows = read_rejects(root).to_pylist()
+    return [(row["key"], row["store"], row["reason"]) for row in rows]
+
+
+def hash_of(root: Root) -> str:
+    return hash_rejects(read_rejects(root))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    return Root.of(tmp_path / "root")
+
+
+def test_images_and_labels_are_rejected_and_taken_back(any_root: Root) -> None:
+    one, two, three = keys(1, 2, 3)
+    assert listed(any_root) == []
+    assert reject(any_root, [one, two], None, "blurred") == 2
+    assert reject(any_root, [two, three], MASKS, "sky is road") == 2
+    table = read_rejects(any_root)
+    assert table.schema.equals(SCHEMA, check_metadata=True)
+    assert all(time.time() - 60 < each.as_py().timestamp() < time.time() + 1 for each in table["time"])
+    blurred = [(one, None, "blurred"), (two, None, "blurred")]
+    assert listed(any_root) == [*blurred, (two, MASKS, "sky is road"), (three, MASKS, "sky is road")]
+    assert take_back(any_root, [two], None) == 1
+    assert take_back(any_root, [two], BOXES) == 0
+    assert listed(any_root) == [(one, None, "blurred"), (two, MASKS, "sky is road"), (three, MASKS, "sky is road")]
+    assert take_back(any_root, [one], None) == 1
+    assert take_back(any_root, [three, two, one], MASKS) == 2
+    assert listed(any_root) == []
+    assert any_root.place.files() == {}, "a list of nothing, or a claim, was left"
+
+
+def test_what_is_on_the_list_gets_the_new_reason_and_stays_as_it_is(root: Root) -> None:
+    reject(root, keys(1, 2), None, "blurred")
+    before = read_rejects(root)
+    written = (root / PATH).written()
+    assert reject(root, keys(2, 1), None, "blurred") == 0
+    assert (root / PATH).written() == written
+    assert reject(root, keys(3, 2), None, "  too\n dark ") == 1
+    after = read_rejects(root)
+    assert after["reason"].to_pylist() == ["blurred", "too dark", "too dark"]
+    assert after["time"].to_pylist()[:2] == before["time"].to_pylist()
+
+
+def test_a_key_given_twice_is_rejected_once(root: Root) -> None:
+    assert reject(root, keys(1, 1), None, "blurred") == 1
+    assert reject(root, [], None, "blurred") == 0
+    assert len(listed(root)) == 1
+
+
+def test_the_hash_is_that_of_what_is_rejected(root: Root, tmp_path: Path) -> None:
+    """Whatever the order, the times and the reasons; and another one for anything else."""
+    found = {hash_of(root)}
+    reject(root, keys(1, 2), None, "blurred")
+    reject(root, keys(1), MASKS, "sky is road")
+    other = Root.of(tmp_path / "other")
+    reject(other, keys(1), MASKS, "wrong")
+    reject(other, keys(2), None, "dark")
+    found.add(hash_of(other))
+    reject(other, keys(1), None, "dark")
+    assert hash_of(other) == hash_of(root)
+    found.add(hash_of(root))
+    reject(other, keys(1), BOXES, "dark")
+    found.add(hash_of(other))
+    take_back(other, keys(1), MASKS)
+    found.add(hash_of(other))
+    assert len(found) == 5
+    take_back(root, keys(1, 2), None)
+    take_back(root, keys(1), MASKS)
+    assert hash_of(root) in found
+
+
+def test_images_and_the_labels_of_some_teachers_are_told_apart(root: Root) -> None:
+    reject(root, keys(1), None, "blurred")
+    for number, store in enumerate((MASKS, OLD_MASKS, BOXES, "more-masks-0123456789ab")):
+        reject(root, keys(number), store, "wrong")
+    table = read_rejects(root)
+    assert rejected_images(table)["key"].to_pylist() == keys(1)
+    assert rejected_labels(table, ["masks", "depth"])["store"].to_pylist() == [MASKS, OLD_MASKS]
+    assert len(rejected_labels(table, [])) == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "store", "reason", "said"),
+    [
+        (["0123"], None, "blurred", "key '0123' is no image's key: those are 16 hex digits"),
+        (keys(1), "masks", "wrong", "store 'masks' is no label store: .* the teacher's name, a dash and 12 hex digits"),
+        (keys(1), f"labels/{MASKS}", "wrong", "is no label store"),
+        (keys(1), None, " \n", r"reason ' \\n' says nothing"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    root: Root, wrong: list[str], store: str | None, reason: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        reject(root, wrong, store, reason)
+    assert root.place.files() == {}
+
+
+def as_parquet(table: pa.Table) -> bytes:
+    stream = pa.BufferOutputStream()
+    pq.write_table(table, stream)
+    data: bytes = stream.getvalue().to_pybytes()
+    return data
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "not a readable list of rejections"),
+        (b"PAR1 and no more", "not a readable list of rejections"),
+        (as_parquet(pa.table({"key": keys(1)})), "its columns are not key, store, reason, time"),
+        (as_parquet(SCHEMA.with_metadata({"must_rejected": "2"}).empty_table()), "'2'; this version reads 1"),
+    ],
+)
+def test_a_damaged_list_is_named_and_left_as_it_is(any_root: Root, data: bytes, said: str) -> None:
+    file = any_root / PATH
+    file.write(data)
+    for use in (read_rejects, lambda root: reject(root, keys(1), None, "blurred")):
+        with pytest.raises(DataError, match=said) as error:
+            use(any_root)
+        assert str(error.value).startswith(f"{file}: ")
+        assert "delete it: then nothing is rejected" in str(error.value)
+    assert file.read() == data
+
+
+def writes(path: str, environ: Mapping[str, str]) -> int:
+    """Reject images one by one, others than the other processes do, and take every other one back."""
+    os.environ.update(environ)
+    lock.LOOK_S = 0.01
+    root, first = Root.of(path), 100 * ranks.rank()
+    for number in range(first, first + 12):
+        reject(root, keys(number), None, "blurred")
+        if number % 2:
+            take_back(root, keys(number), None)
+    return first
+
+
+def test_of_writers_in_several_processes_none_undoes_what_another_did(together: Together, any_root: Root) -> None:
+    environ = {name: value for name, value in os.environ.items() if name.startswith("AWS_") or name == "no_proxy"}
+    assert together.call(3, writes, str(any_root), environ) == [0, 100, 200]
+    wanted = [number for first in (0, 100, 200) for number in range(first, first + 12, 2)]
+    assert sorted(key for key, _, _ in listed(any_root)) == sorted(keys(*wanted))
+    assert list(any_root.place.files()) == [PATH]
+
+
+def test_who_waits_too_long_is_told_for_whom(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rejections, "WAIT_S", 0.05)
+    monkeypatch.setattr(lock, "LOOK_S", 0.02)
+    number = Process.this().number
+    with (
+        claimed(root / rejections.CLAIM, lambda _: None, lambda: None),
+        pytest.raises(ConfigError, match=rf"rejected\.parquet: .* for 0\.05 s, now process {number} on"),
+    ):
+        reject(root, keys(1), None, "blurred")
+    assert listed(root) == []
+
+
+def test_who_lost_the_claim_changes_nothing(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    reject(root, keys(1), None, "blurred")
+
+    def sleeps(table: pa.Table) -> bytes:
+        (root / rejections.CLAIM).child("7.json").write((root / rejections.CLAIM).child("0.json").read())
+        return b"something"
+
+    monkeypatch.setattr(rejections, "_to_bytes", sleeps)
+    with pytest.raises(ConfigError, match="took over while this one slept"):
+        reject(root, keys(2), None, "blurred")
+    assert len(listed(root)) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "said"),
+    [
+        (errno.ENOSPC, DataError, r"rejected\.parquet: the disk that holds .* is full"),
+        (errno.EROFS, ConfigError, r"rejected\.parquet: can't be changed \(Read-only file system\)"),
+    ],
+)
+def test_a_disk_that_takes_nothing_leaves_the_list_as_it_was(
+    root: Root, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception], said: str
+) -> None:
+    reject(root, keys(1), None, "blurred")
+    before = (root / PATH).read()
+
+    def refuses(path: Path, data: bytes) -> int:
+        path.open("wb").close()
+        raise OSError(number, "No space left on device" if number == errno.ENOSPC else "Read-only file system")
+
+    write: Callable[[Path, bytes], Any] = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda p, d: (refuses if "rejected.parquet" in p.name else write)(p, d))
+    with pytest.raises(kind, match=said):
+        reject(root, keys(2), None, "dark")
+    monkeypatch.undo()
+    assert (root / PATH).read() == before
+    assert list(root.place.files()) == [PATH]
+
+
+def test_a_hundred_thousand_at_once_take_a_moment(root: Root) -> None:
+    many = [f"{number:016x}" for number in range(100_000)]
+    began = time.process_time()
+    assert reject(root, many, MASKS, "wrong") == 100_000
+    assert reject(root, many[50_000:], None, "blurred") == 50_000
+    assert reject(root, many, MASKS, "all wrong") == 0
+    assert len(hash_of(root)) == 64
+    assert take_back(root, many[10:], MASKS) == 99_990
+    assert time.process_time() - began < 5
+    assert len(read_rejects(root)) == 50_010
+
+
+def test_the_time_is_universal(root: Root) -> None:
+    reject(root, keys(1), None, "blurred")
+    found = read_rejects(root)["time"][0].as_py()
+    assert found.tzinfo is not None
+    assert abs(found - datetime.datetime.now(datetime.UTC)) < datetime.timedelta(minutes=1)

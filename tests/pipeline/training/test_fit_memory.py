@@ -1,0 +1,182 @@
+"""A device whose memory runs out: the same training in smaller pieces, told and kept, and an end where none is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError, OutOfMemory, Stopped
+from pipeline.training.fit import Cut
+from pipeline.training.objective import Job, cut
+from pipeline.training.microbatch import FITTED, Passes
+from pipeline.steps.runtime import Runtime
+from pipeline.recipe.base import FitConfig
+from pipeline.training.process_group import Team
+from tests.pipeline.training.tiny_jobs import PLAIN, STEPS, Batch, Layers, Numbered, Pictures, assert_same, log, stopping, train, train_and_tell
+
+
+@pytest.fixture(autouse=True)
+def unsure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here, the CPU's memory runs out as a GPU's does."""
+    monkeypatch.setattr("pipeline.training.microbatch.SURE", ())
+
+
+class Full(torch.autograd.Function):
+    """Runs out of memory on the way back."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(context: Any, *gradient: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("no more")
+
+
+class Small(Pictures):
+    """A device that holds `room` images at once, from batch `since` of the stream on; counts what was too much."""
+
+    def __init__(self, room: int, since: int = 0, backward: bool = False) -> None:
+        super().__init__()
+        self.room, self.since, self.backward, self.refused = room, since, backward, 0
+
+    def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, parts = super().mean(batch)
+        if len(batch.keys) > self.room and int(batch.keys[0].partition(".")[0]) >= self.since:
+            self.refused += 1
+            if not self.backward:
+                raise torch.OutOfMemoryError("no more")
+            head = Full.apply(self.head[2].weight).sum() * 0
+            return loss + head, parts
+        return loss, parts
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(("batch", "room", "passes"), [(8, 4, 2), (8, 2, 4), (8, 3, 4), (6, 1, 6), (5, 1, 5)])
+def test_training_is_that_in_pieces_from_the_first_step_on(
+    tmp_path: Path, batch: int, room: int, passes: int, backward: bool
+) -> None:
+    small, whole = Small(room, backward=backward), Small(batch)
+    cuts = train_and_tell(tmp_path / "small", small, batch=batch, ema=0.5).cuts
+    assert cuts == [Cut(1, passes, -(-batch // passes))]
+    assert train_and_tell(tmp_path / "whole", whole, batch=batch, accumulate=passes, ema=0.5).cuts == []
+    assert log(tmp_path / "small") == log(tmp_path / "whole")
+    assert_same(small, whole)
+    assert small.refused <= 3, "what once was too much is not tried again"
+
+
+def test_what_runs_out_later_is_cut_from_there_on(tmp_path: Path) -> None:
+    small = Small(2, since=6)
+    assert train_and_tell(tmp_path, small, batch=8).cuts == [Cut(4, 4, 2)]
+    assert [line["passes"] for line in log(tmp_path)] == [1, 1, 1, 4, 4, 4]
+    assert small.refused == 2
+
+
+def test_memory_that_shrinks_is_cut_again(tmp_path: Path) -> None:
+    class Shrinking(Small):
+        def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            self.room = 4 if batch.keys[0] < "6" else 1
+            return super().mean(batch)
+
+    assert train_and_tell(tmp_path, Shrinking(4), batch=8).cuts == [Cut(1, 2, 4), Cut(4, 8, 1)]
+
+
+def test_the_gradient_is_that_of_the_whole_batch(tmp_path: Path) -> None:
+    class Tight(Layers):
+        def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            if len(batch.keys) > 2:
+                raise torch.OutOfMemoryError("no more")
+            return super().mean(batch)
+
+    tight, roomy = train(tmp_path / "tight", Tight(), batch=5), train(tmp_path / "roomy", Layers(), batch=5)
+    for one, other in zip(tight.parameters(), roomy.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_stopped_fit_remembers_how_much_memory_holds(tmp_path: Path) -> None:
+    whole = Small(2)
+    train(tmp_path / "whole", whole, batch=8)
+    with pytest.raises(Stopped):
+        train(tmp_path / "parts", Small(2), stopping(after=3), batch=8)
+    small = Small(2)
+    assert train_and_tell(tmp_path / "parts", small, batch=8).cuts == [Cut(1, 4, 2)]
+    assert small.refused == 0
+    assert log(tmp_path / "parts") == log(tmp_path / "whole")
+    assert_same(small, whole)
+
+
+def test_one_image_that_does_not_fit_is_an_error_that_says_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^teacher\.t: .* one image \(step 3\)\. .* smaller image_size, width"):
+        train(tmp_path, Small(0, since=2))
+    assert [line["step"] for line in log(tmp_path)] == [1, 2]
+
+
+def test_a_network_that_does_not_fit_is_an_error_that_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(ConfigError, match=r"^teacher\.t: .* the network and what its optimiser keeps\. .* backbone"):
+        train(tmp_path, Layers(), optimizer="adamw")
+
+
+def test_other_errors_are_not_taken_for_want_of_memory(tmp_path: Path) -> None:
+    class Broken(Layers):
+        def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        train(tmp_path, Broken())
+
+
+@pytest.mark.parametrize(("count", "pieces"), [(8, 3), (5, 5), (7, 1), (32, 5)])
+def test_a_share_is_cut_as_evenly_as_may_be(count: int, pieces: int) -> None:
+    runs = [list(range(count))[run] for run in cut(count, pieces)]
+    assert [number for run in runs for number in run] == list(range(count))
+    assert {len(run) for run in runs} <= {count // pieces, -(-count // pieces)}
+
+
+class Meeting(Small):
+    """With a layer that in each pass waits for the other processes."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__(room)
+        self.norm = nn.SyncBatchNorm(2)
+
+
+def test_who_cannot_tell_the_others_leaves_word_for_the_next_attempt(tmp_path: Path) -> None:
+    """Two processes on CUDA, whose other one would wait inside a pass: it ends with this one."""
+    job = Job("teacher.t", Meeting(2), Numbered(batch=8), STEPS, tmp_path, FitConfig(batch=8), seed=0)
+    kept: list[Path] = []
+    runtime = cast(Runtime, SimpleNamespace(keep=kept.append))
+    passes = Passes(job, PLAIN, cast(Team, SimpleNamespace(count=2, rank=1)), runtime)
+    share = next(Numbered(batch=4).stream(0))
+    whole = passes.take(share, 4)
+    with pytest.raises(OutOfMemory, match=r"teacher\.t ran out .* step 8\. .* at most 2 images in a pass"):
+        passes.run(whole, step=7, most=4)
+    assert [path.name for path in kept] == [FITTED], "the next attempt may be on another machine"
+    most = passes.word()
+    passes.take(share, most)
+    assert passes.run(whole, step=7, most=most).most == 2
+    assert train_and_tell(tmp_path, Small(8), batch=8).cuts == [Cut(1, 4, 2)]
+
+
+def test_buffers_are_copied_only_where_memory_can_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, copied = Passes._kept, list[int]()
+
+    def keep(passes: Passes) -> list[tuple[Tensor, Tensor]]:
+        copied.append(len(kept(passes)))
+        return kept(passes)
+
+    monkeypatch.setattr(Passes, "_kept", keep)
+    unsure = train(tmp_path / "unsure", Pictures())
+    monkeypatch.setattr("pipeline.training.microbatch.SURE", ("cpu",))
+    assert_same(train(tmp_path / "sure", Pictures()), unsure)
+    assert copied == [3] * STEPS + [0] * STEPS

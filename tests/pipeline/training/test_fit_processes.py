@@ -1,0 +1,350 @@
+"""Training in several processes: the steps of one, whatever the shares, and what ends in one ends in all."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.steps import ranks
+from pipeline.training import state
+from pipeline.storage import root
+from pipeline.models.checkpoint import load_state
+from pipeline.errors import ConfigError, DataError, LostPeer, Stopped
+from pipeline.training.objective import Objective
+from pipeline.steps.runtime import Runtime
+from tests.pipeline.training.tiny_jobs import LOG, QUIET, STATE, STEPS, Batch, Layers, Numbered, Pictures, SquareRoot, log, make_batch, stopping, train
+from tests.processes import Together, files, stopped_by_signal
+
+Weights = dict[str, NDArray[Any]]
+
+
+def weights(module: nn.Module) -> Weights:
+    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+
+
+class Other(Pictures):
+    """The same from other weights."""
+
+    def __init__(self) -> None:
+        super().__init__(seed=7)
+
+
+def trained(out: Path, objective: type[Objective], fields: dict[str, Any]) -> Weights:
+    """What a process has at the end of the fit."""
+    return weights(train(out, objective(), **fields))
+
+
+def assert_same(one: Weights, other: Weights) -> None:
+    """Bit for bit."""
+    assert [name for name, array in one.items() if not np.array_equal(array, other[name])] == []
+
+
+def assert_close(one: Weights, other: Weights) -> None:
+    """Up to rounding: a sum over two processes is rounded otherwise than one over all images."""
+    for name, array in one.items():
+        np.testing.assert_allclose(array, other[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def assert_close_losses(one: Path, other: Path) -> None:
+    found, expected = ([line["loss"] for line in log(out)] for out in (one, other))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+# The steps of one process
+
+
+@pytest.mark.parametrize(
+    ("count", "fields"),
+    [
+        (2, {"batch": 8}),
+        (2, {"batch": 8, "accumulate": 4, "ema": 0.5}),
+        (2, {"batch": 5, "optimizer": "sgd"}),
+        (2, {"batch": 5, "accumulate": 5}),
+        (3, {"batch": 4, "clip": 0.01}),
+    ],
+    ids=str,
+)
+def test_several_processes_take_the_steps_of_one(
+    together: Together, tmp_path: Path, count: int, fields: dict[str, Any]
+) -> None:
+    found = together.call(count, trained, tmp_path / "several", Layers, fields)
+    alone = trained(tmp_path / "one", Layers, fields)
+    assert_close(found[0], alone)
+    for other in found[1:]:
+        assert_same(other, found[0])
+    assert_close_losses(tmp_path / "several", tmp_path / "one")
+    names = [[line["losses"].keys() for line in log(tmp_path / folder)] for folder in ("several", "one")]
+    assert names[0] == names[1]
+
+
+class Heads(Objective):
+    """Three heads: `all` learns from every image, `few` from those whose key ends with 3, `none` from no image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Linear(48, 4)
+        self.heads = nn.ModuleDict({name: nn.Linear(4, 2) for name in ("all", "few", "none")})
+
+    def rows(self, batch: Batch) -> dict[str, list[int]]:
+        """By head, the images with a label."""
+        rows = {"all": list(range(len(batch.keys))), "few": [n for n, key in enumerate(batch.keys) if key[-1] == "3"]}
+        return {name: found for name, found in rows.items() if found}
+
+    def amounts(self, batch: Batch) -> dict[str, float]:
+        return {name: len(rows) for name, rows in self.rows(batch).items()}
+
+    def forward(self, batch: Batch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        features, parts = self.backbone(batch.images.flatten(1)), {}
+        for name, rows in self.rows(batch).items():
+            parts[name] = shares[name] * (self.heads[name](features[rows]) - batch.targets[rows]).square().mean()
+        return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
+
+
+def test_a_head_may_have_labels_in_one_process_alone_or_in_none(together: Together, tmp_path: Path) -> None:
+    one, other = together.call(2, trained, tmp_path / "two", Heads, {})
+    assert_same(one, other)
+    assert_close(one, trained(tmp_path / "one", Heads, {}))
+    before = weights(Heads())
+    assert np.array_equal(one["heads.none.weight"], before["heads.none.weight"]), "not even decayed"
+    assert not np.array_equal(one["heads.few.weight"], before["heads.few.weight"])
+    assert [list(line["losses"]) for line in log(tmp_path / "two")] == [["all", "few"]] * STEPS
+
+
+class Rare(Pictures):
+    """A batch norm that only the last process runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(48)
+
+    def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        if batch.keys[-1].endswith("3"):
+            self.norm(batch.images.flatten(1))
+        return super().mean(batch)
+
+
+def test_running_statistics_are_the_mean_over_the_processes(together: Together, tmp_path: Path) -> None:
+    one, other = together.call(2, trained, tmp_path / "two", Rare, {"steps": 1})
+    assert_same(one, other)
+    second = make_batch(0).images[2:].flatten(1).mean(dim=0)
+    np.testing.assert_allclose(one["norm.running_mean"], second / 2 * 0.1, rtol=1e-5)  # BatchNorm's momentum
+
+
+class Draw(Layers):
+    """Its loss is a random number."""
+
+    def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.head.bias.sum() * 0 + torch.rand(())
+        return loss, {f"of {ranks.rank()}": loss.detach()}
+
+
+def test_each_process_and_step_draws_its_own_numbers(together: Together, tmp_path: Path) -> None:
+    together.call(2, trained, tmp_path / "a", Draw, {"seed": 5})
+    together.call(2, trained, tmp_path / "b", Draw, {"seed": 6})
+    drawn = [value for folder in "ab" for line in log(tmp_path / folder) for value in line["losses"].values()]
+    assert len(set(drawn)) == len(drawn) == 2 * 2 * STEPS
+
+
+def told_and_left(out: Path) -> int:
+    """How often this process reported; the first works in `out`, each other would in a folder of its own."""
+    told: list[float] = []
+    runtime = Runtime(root.Root.of(out), "cpu", "32", 1, progress=lambda name, done, line: told.append(done))
+    train(out if ranks.is_first() else out / str(ranks.rank()), Layers(), runtime, checkpoint_s=0)
+    return len(told)
+
+
+def test_only_the_first_process_writes_and_reports(together: Together, tmp_path: Path) -> None:
+    assert together.call(3, told_and_left, tmp_path) == [STEPS, 0, 0]
+    assert sorted(files(tmp_path)) == sorted([LOG, STATE])
+
+
+# Going on
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
+def test_another_number_of_processes_goes_on_from_the_same_state(
+    together: Together, tmp_path: Path, before: int, after: int
+) -> None:
+    fields = {"batch": 5, "ema": 0.5}
+    whole = trained(tmp_path / "whole", Layers, fields)
+    for found in together.call(before, stopped, tmp_path / "parts", Layers, fields, 0):
+        assert found == 3
+    assert_close(together.call(after, trained, tmp_path / "parts", Layers, fields)[0], whole)
+    assert_close_losses(tmp_path / "parts", tmp_path / "whole")
+    assert [line["lr"] for line in log(tmp_path / "parts")] == [line["lr"] for line in log(tmp_path / "whole")]
+
+
+def stopped(out: Path, objective: type[Objective], fields: dict[str, Any], asked: int) -> int:
+    """The step of the state that a fit leaves which one process is asked to stop, in its third pass."""
+
+    class Asked(objective):  # type: ignore[valid-type,misc]
+        """Asks."""
+
+        def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            calls.append(1)
+            if len(calls) == 3 and ranks.rank() == asked:
+                runtime.stop.set()
+            return super().mean(batch)
+
+    calls: list[int] = []
+    runtime = dataclasses.replace(QUIET, stop=type(QUIET.stop)())
+    with pytest.raises(Stopped, match=r"Stopped in teacher\.t"):
+        train(out, Asked(), runtime, **fields)
+    assert runtime.stop.is_set()
+    step: int = load_state(out / STATE)["step"]
+    return step
+
+
+def test_a_stop_asked_of_one_process_stops_all_and_changes_nothing(together: Together, tmp_path: Path) -> None:
+    fields = {"batch": 5, "accumulate": 5, "ema": 0.5}
+    whole = together.call(2, trained, tmp_path / "whole", Pictures, fields)
+    assert together.call(2, stopped, tmp_path / "parts", Pictures, fields, 1) == [2, 2]  # of two passes each
+    for found, expected in zip(together.call(2, trained, tmp_path / "parts", Other, fields), whole, strict=True):
+        assert_same(found, expected)
+    assert log(tmp_path / "parts") == log(tmp_path / "whole")
+
+
+def train_until_signalled(out: Path) -> None:
+    """So many steps that it ends by a signal only."""
+    train(out, Pictures(), stopped_by_signal(Runtime(root.Root.of(out), "cpu", "32", 1)), steps=1_000_000)
+
+
+def test_sigterm_leaves_one_whole_state(together: Together, tmp_path: Path) -> None:
+    processes = together.start(2, train_until_signalled, tmp_path)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / LOG).exists() or len((tmp_path / LOG).read_bytes().splitlines()) < 5:
+        assert time.monotonic() < deadline, "never began"
+        time.sleep(0.01)
+    for process in reversed(processes):
+        process.terminate()
+        time.sleep(0.02)  # as a launcher may take; the other one may have ended by then
+    assert [type(found) for found in together.results()] == [Stopped, Stopped]
+    assert load_state(tmp_path / STATE)["step"] == len(log(tmp_path)) >= 5
+    assert sorted(files(tmp_path)) == sorted([LOG, STATE])
+
+
+# What goes wrong in one
+
+
+def ill(number: int) -> Batch:
+    """Image 3 of batch 3 is endless."""
+    batch = make_batch(number)
+    batch.images[3] *= torch.inf if number == 3 else 1
+    return batch
+
+
+def met(number: int) -> Batch:
+    """Batch 3 is met exactly, by any weights."""
+    batch, scale = make_batch(number), number != 3
+    return dataclasses.replace(batch, images=batch.images * scale, targets=batch.targets * scale)
+
+
+def refused(number: int) -> Batch:
+    """Batch 3 can't be read by the second process."""
+    if number == 3 and ranks.rank() == 1:
+        raise DataError("s0.tar: cut short")
+    return make_batch(number)
+
+
+def fails(out: Path, objective: type[Objective], make: Any, fields: dict[str, Any]) -> None:
+    train(out, objective(), stream=Numbered(make, fields.get("batch", 4)), checkpoint_s=0, **fields)
+
+
+def full(out: Path) -> None:
+    """The first process, which alone saves the state, finds the disk full."""
+
+    def save(*_: Any) -> None:
+        raise DataError("the disk is full")
+
+    setattr(state.Record, "save", save)  # noqa: B010 - for this process alone
+    train(out, Layers(), checkpoint_s=0)
+
+
+def test_what_only_one_process_knows_the_others_know_as_its_end(together: Together, tmp_path: Path) -> None:
+    one, other = together.call(2, full, tmp_path)
+    assert (type(one), str(one)) == (DataError, "the disk is full")
+    assert isinstance(other, LostPeer)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (Layers, ill, {}, r"the loss is (inf|nan) at step 4\. Images of the batch: 3\.2, 3\.3\. A"),
+        (
+            Layers,
+            ill,
+            {"batch": 8, "accumulate": 4},
+            r"the loss is (inf|nan) at step 2\. Images of the batch: 3\.3\. A",
+        ),
+        (SquareRoot, met, {}, r"the gradient is (inf|nan) at step 4\. Images of the batch: 3\.0, 3\.1, 3\.2, 3\.3\. A"),
+        (Layers, refused, {}, r"^s0\.tar: cut short$"),
+    ],
+    ids=["loss", "accumulated", "gradient", "images"],
+)
+def test_what_ends_one_process_ends_all_with_the_same_words(together: Together, tmp_path: Path, case: Any) -> None:
+    *what, says = case
+    one, other = together.call(2, fails, tmp_path, *what)
+    with pytest.raises(DataError, match=says):
+        raise one
+    assert (type(other), str(other)) == (DataError, str(one))
+    assert all(tensor.isfinite().all() for tensor in load_state(tmp_path / STATE)["model"].values())
+
+
+def test_a_damaged_state_is_an_error_in_all(together: Together, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        train(tmp_path, Layers(), stopping(after=3))
+    (tmp_path / STATE).write_bytes(b"{}")
+    one, other = together.call(2, fails, tmp_path, Layers, make_batch, {})
+    assert isinstance(one, DataError)
+    assert "Delete it to start teacher.t over" in str(one)
+    assert str(other) == str(one)
+
+
+def test_a_batch_smaller_than_the_number_of_processes_is_refused(together: Together, tmp_path: Path) -> None:
+    for error in together.call(3, fails, tmp_path, Layers, make_batch, {"batch": 2}):
+        assert isinstance(error, ConfigError)
+        assert "a batch of 2 images is too small for 3 processes" in str(error)
+
+
+# What memory does not hold
+
+
+class Small(Layers):
+    """A device that from the third step on does not hold two images at once, in the second process alone."""
+
+    def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        if ranks.rank() == 1 and len(batch.keys) > 1 and batch.keys[0] >= "2":
+            raise torch.OutOfMemoryError("no more")
+        return super().mean(batch)
+
+
+class Tight(Layers):
+    """A device that holds one image at once."""
+
+    def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        if len(batch.keys) > 1:
+            raise torch.OutOfMemoryError("no more")
+        return super().mean(batch)
+
+
+def test_shares_of_two_sizes_are_cut_down_to_single_images(together: Together, tmp_path: Path) -> None:
+    one, other = together.call(2, trained, tmp_path / "two", Tight, {"batch": 5})
+    assert_same(one, other)
+    assert_close(one, trained(tmp_path / "one", Layers, {"batch": 5}))
+
+
+def test_where_memory_runs_out_in_one_process_all_cut_alike(together: Together, tmp_path: Path) -> None:
+    one, other = together.call(2, trained, tmp_path / "two", Small, {})
+    assert_same(one, other)
+    assert_close(one, trained(tmp_path / "one", Layers, {}))
+    assert [line["passes"] for line in log(tmp_path / "two")] == [1, 1, 2, 2, 2, 2]

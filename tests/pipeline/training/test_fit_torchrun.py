@@ -1,0 +1,43 @@
+"""Training as torchrun launches it: stopped by its signal and begun again, it comes to the same end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.models.checkpoint import load_state, read_tensors
+from tests.pipeline.training.tiny_jobs import LOG, STATE, log
+from tests.processes import SOON_S
+
+STEPS = 200
+
+
+def launch(out: Path) -> subprocess.Popen[str]:
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.pipeline.training.launched"]
+    command = [sys.executable, *run, str(out), str(STEPS)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+def test_a_launch_stopped_by_its_signal_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert launch(whole).wait(SOON_S) == 0
+    launched = launch(parts)
+    deadline = time.monotonic() + SOON_S
+    while not (parts / LOG).exists() or (parts / LOG).read_bytes().count(b"\n") < 20:
+        assert time.monotonic() < deadline, "never began"
+        time.sleep(0.01)
+    launched.send_signal(signal.SIGTERM)
+    said, _ = launched.communicate(timeout=SOON_S)
+    assert launched.returncode != 0
+    assert said.count("Stopped in teacher.t") == 2, said
+    assert 20 <= load_state(parts / STATE)["step"] == len(log(parts)) < STEPS
+    assert launch(parts).wait(SOON_S) == 0
+    assert log(parts) == log(whole)
+    found, expected = (read_tensors(out / "weights.safetensors")[1] for out in (parts, whole))
+    assert all(tensor.equal(expected[name]) for name, tensor in found.items())

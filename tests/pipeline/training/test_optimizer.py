@@ -1,0 +1,120 @@
+"""How parameters move: the schedule of the learning rate, and which parameters share one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from flows.plan.stage_steps import settings
+from pipeline.training.optimizer import build_optimizer, learning_rate, parameter_groups
+from pipeline.recipe.base import FitConfig
+from tests.pipeline.training.tiny_jobs import Pictures
+
+
+def test_the_rate_rises_in_a_line_to_its_peak_and_falls_in_a_cosine_to_zero() -> None:
+    rates = [learning_rate(step, 100, 0.2) for step in range(101)]
+    np.testing.assert_allclose(rates[:21], np.arange(1, 22) / 21)
+    np.testing.assert_allclose(rates[20:], (1 + np.cos(np.linspace(0, np.pi, 81))) / 2, atol=1e-12)
+    assert rates[20] == 1
+    assert rates[100] == 0
+
+
+def test_every_budget_has_a_whole_cosine_of_its_own() -> None:
+    """From 1 at the first step to almost 0 at the last one: a short training is not the beginning of a longer one."""
+    runs = {steps: np.array([learning_rate(step, steps, 0.0) for step in range(steps)]) for steps in (50, 500, 5000)}
+    for rates in runs.values():
+        assert rates[0] == 1
+        assert (np.diff(rates) < 0).all()
+        assert rates[-1] == pytest.approx(0, abs=1e-3)
+    for short, long in ((50, 500), (50, 5000), (500, 5000)):
+        assert (runs[short][1:] < runs[long][1:short]).all()
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 0.99), (2, 0.5), (7, 0), (7, 0.99)])
+def test_every_step_has_a_rate_above_zero_and_one_has_the_whole(steps: int, warmup: float) -> None:
+    rates = [learning_rate(step, steps, warmup) for step in range(steps)]
+    assert min(rates) > 0
+    assert max(rates) == 1
+
+
+def test_only_matrices_decay_and_only_the_backbone_has_its_own_rate() -> None:
+    module = Pictures()
+    module.head[2].bias.requires_grad_(False)
+    groups = parameter_groups(module, FitConfig(lr=2, backbone_lr=0.25, weight_decay=0.3))
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    found = [(names[one], group["lr"], group["weight_decay"]) for group in groups for one in group["params"]]
+    assert sorted(found) == [
+        ("backbone.0.bias", 0.5, 0),
+        ("backbone.0.weight", 0.5, 0.3),
+        ("backbone.1.bias", 0.5, 0),
+        ("backbone.1.weight", 0.5, 0),
+        ("head.2.weight", 2, 0.3),
+    ]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_lars_is_the_papers(decay: float) -> None:
+    """Two steps in double precision: matrices by w and g, with or without decay; biases and norms as by SGD."""
+    module = Pictures().double()
+    config = FitConfig(optimizer="lars", lr=0.5, backbone_lr=0.25, momentum=0.9, weight_decay=decay)
+    optimizer = build_optimizer(module, config)
+    expected = {name: one.detach().numpy().copy() for name, one in module.named_parameters()}
+    moments = {name: np.zeros_like(one) for name, one in expected.items()}
+    for step in range(2):
+        for number, (name, one) in enumerate(module.named_parameters()):
+            one.grad = torch.randn(one.shape, generator=torch.Generator().manual_seed(10 * step + number)).double()
+            w, g = expected[name], one.grad.numpy()
+            if one.ndim > 1:
+                trust = 0.001 * np.linalg.norm(w) / (np.linalg.norm(g) + decay * np.linalg.norm(w))
+                g = trust * (g + decay * w)
+            moments[name] = 0.9 * moments[name] + g
+            expected[name] = w - (0.125 if name.startswith("backbone") else 0.5) * moments[name]
+        optimizer.step()
+    for name, one in module.named_parameters():
+        np.testing.assert_allclose(one.detach().numpy(), expected[name], rtol=1e-7)
+
+
+def test_with_drops_the_rate_is_constant_but_for_a_tenth_from_each_of_them_on() -> None:
+    rates = [learning_rate(step, 12, 0.0, (1 / 3, 0.75)) for step in range(12)]
+    assert rates == pytest.approx([1.0] * 4 + [0.1] * 5 + [0.01] * 3)
+
+
+def test_a_warmup_comes_before_drops() -> None:
+    rates = [learning_rate(step, 10, 0.3, (0.5,)) for step in range(10)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, *[0.1] * 5])
+
+
+@pytest.mark.parametrize("drops", [(0.0,), (1.0,), (-0.1,)])
+def test_drops_lie_inside_a_training(drops: tuple[float, ...]) -> None:
+    with pytest.raises(ValidationError, match="drops"):
+        FitConfig(drops=drops)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_momentum_looks_ahead_where_it_is_told_to(optimizer: Literal["sgd", "lars"], nesterov: bool) -> None:
+    built = build_optimizer(Pictures(), FitConfig(optimizer=optimizer, nesterov=nesterov, momentum=0.8))
+    assert {group["nesterov"] for group in built.param_groups} == {nesterov}
+    assert {group["momentum"] for group in built.param_groups} == {0.8}
+
+
+def test_nesterov_is_the_gradient_and_a_step_of_momentum_ahead() -> None:
+    """Two steps with gradients of 1: the moment is 1, then 1.9; a step is gradient + 0.9 x moment."""
+    module = torch.nn.Linear(1, 1, bias=False).double()
+    torch.nn.init.zeros_(module.weight)
+    config = FitConfig(optimizer="sgd", nesterov=True, lr=1.0, momentum=0.9, weight_decay=0.0)
+    optimizer = build_optimizer(module, config)
+    for wanted in (-1.9, -1.9 - (1 + 0.9 * 1.9)):
+        module.weight.grad = torch.ones_like(module.weight)
+        optimizer.step()
+        assert module.weight.item() == pytest.approx(wanted)
+
+
+def test_keys_that_came_later_change_no_fingerprint_where_they_say_nothing() -> None:
+    assert not {"nesterov", "drops"} & settings(FitConfig()).keys()
+    said = settings(FitConfig(drops=(0.5,), nesterov=True))
+    assert (said["drops"], said["nesterov"]) == ([0.5], True)

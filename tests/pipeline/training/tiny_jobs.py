@@ -1,0 +1,177 @@
+"""What the tests of the training loop train: tiny objectives on batches of numbers, by the loop itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.steps import ranks
+from pipeline.storage import root
+from pipeline.training.fit import Fitted, fit
+from pipeline.training.objective import Job, Objective, cut
+from pipeline.training.autotune import Choice
+from pipeline.steps.runtime import Runtime
+from pipeline.recipe.base import FitConfig
+from pipeline.training.process_group import Team
+
+STEPS = 6
+PLAIN = Choice("cpu", "32", False, {})
+LOG, STATE = "log/train.jsonl", "work/state.safetensors"
+
+
+@dataclasses.dataclass
+class Batch:
+    """images (B, 3, 4, 4), targets (B, 2); image 1 of batch 7 has the key 7.1."""
+
+    images: Tensor
+    targets: Tensor
+    keys: list[str]
+
+
+def make_batch(number: int) -> Batch:
+    random = torch.Generator().manual_seed(number)
+    images, targets = torch.randn(4, 3, 4, 4, generator=random), torch.randn(4, 2, generator=random)
+    return Batch(images, targets, [f"{number}.{index}" for index in range(4)])
+
+
+def together(batches: Sequence[Batch]) -> Batch:
+    images, targets = (torch.cat([getattr(one, name) for one in batches]) for name in ("images", "targets"))
+    return Batch(images, targets, [key for one in batches for key in one.keys])
+
+
+def some(batch: Batch, run: slice) -> Batch:
+    return Batch(batch.images[run], batch.targets[run], batch.keys[run])
+
+
+class Share(Batch):
+    """Images that can be cut into batches."""
+
+    def cut(self, pieces: int) -> list[Batch]:
+        return [some(self, run) for run in cut(len(self.keys), pieces)]
+
+
+class Numbered:
+    """This process's shares of batches of any size, made from batches of four; and the steps they were asked for."""
+
+    def __init__(self, make: Callable[[int], Batch] = make_batch, batch: int = 4) -> None:
+        self.make, self.batch, self.waited = make, batch, 0.0
+        self.given: list[int] = []
+
+    def stream(self, start: int) -> Iterator[Share]:
+        for step in itertools.count(start):
+            self.given.append(step)
+            positions = [step * self.batch + slot for slot in ranks.share(self.batch)]
+            images = [some(self.make(place // 4), slice(place % 4, place % 4 + 1)) for place in positions]
+            yield Share(**vars(together(images)))
+
+
+class OfImages(Objective):
+    """What is to be minimised is a mean over the images."""
+
+    def amounts(self, batch: Batch) -> dict[str, float]:
+        return {"images": len(batch.keys)}
+
+    @abstractmethod
+    def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Over the images of a batch, with its parts."""
+
+    def forward(self, batch: Batch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, parts = self.mean(batch)
+        return shares["images"] * loss, {name: shares["images"] * part for name, part in parts.items()}
+
+
+class Layers(OfImages):
+    """Two linear layers and their mean squared error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(nn.Linear(48, 4), nn.Tanh())
+        self.head = nn.Linear(4, 2)
+
+    def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = (self.head(self.backbone(batch.images.flatten(1))) - batch.targets).square().mean()
+        return loss, {"error": loss.detach(), "half": loss.detach() / 2}
+
+
+class Pictures(OfImages):
+    """What makes going on hard: a kernel with a memory layout, running statistics, and random numbers in each step."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(32, 2))
+
+    def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = (self.head(self.backbone(batch.images)) - batch.targets).square().mean()
+        return loss, {"error": loss.detach()}
+
+
+class SquareRoot(OfImages):
+    """The root of the mean squared error: where that is zero, the loss has a value but no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(48, 2, bias=False)
+
+    def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return (self.head(batch.images.flatten(1)) - batch.targets).square().mean().sqrt(), {}
+
+
+def watched(watch: Callable[[int, Runtime], None]) -> Runtime:
+    """A runtime that calls back after each of `STEPS` steps, with its number."""
+    here = root.Root.of(".")
+    runtime = Runtime(here, "cpu", "32", 1, progress=lambda _, done, __: watch(round(done * STEPS), runtime))
+    return runtime
+
+
+def stopping(after: int) -> Runtime:
+    """A runtime that is asked to stop after a step."""
+    return watched(lambda step, runtime: runtime.stop.set() if step == after else None)
+
+
+QUIET = watched(lambda step, runtime: None)
+
+
+def train(out: Path, model: Objective, runtime: Runtime = QUIET, choice: Choice = PLAIN, **fields: Any) -> nn.Module:
+    """Fit `model`; `fields` are the configuration's, and `stream` and `seed` may be among them."""
+    train_and_tell(out, model, runtime, choice, **fields)
+    return model
+
+
+def train_and_tell(
+    out: Path, model: Objective, runtime: Runtime = QUIET, choice: Choice = PLAIN, **fields: Any
+) -> Fitted:
+    """The same; returns how it went."""
+    given = {"steps": STEPS, "batch": 4, "lr": 0.05, "warmup": 0.3, **fields}
+    runtime = dataclasses.replace(runtime, checkpoint_s=given.pop("checkpoint_s", 1e9))
+    stream, seed = given.pop("stream", None) or Numbered(batch=given["batch"]), given.pop("seed", 0)
+    config = FitConfig.model_validate(given)
+    with Team(choice.device) as team:
+        return fit(Job("teacher.t", model, stream, given["steps"], out, config, seed), choice, team, runtime)
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    """The lines of the log, without what depends on the clock."""
+    lines = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
+    return [{key: line[key] for key in line if key not in ("images_per_s", "waited_s")} for line in lines]
+
+
+def assert_same(one: nn.Module, other: nn.Module) -> None:
+    """Bit for bit, running statistics included."""
+    others = other.state_dict()
+    assert [name for name, tensor in one.state_dict().items() if not torch.equal(tensor, others[name])] == []
+
+
+def vector(module: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(module.parameters()).detach().clone()

@@ -1,0 +1,156 @@
+"""The student as an ONNX graph: what onnxruntime makes of images is what torch does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from pipeline.steps.artifact import Artifact
+from pipeline.errors import ConfigError
+from pipeline.stores.labels import LabelSpace
+from student.export import export_student
+from student.export.onnx import Graph
+from tasks.network import Network
+from tests.disk import made_in
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+CLOSE = 1e-4
+"""The most by which an output may differ from torch's, of values around 1."""
+DENSE = {
+    "kinds": LabelSpace("classification", ("cat", "dog", "emu")),
+    "masks": LabelSpace("segmentation", ("road", "sky")),
+    "far": LabelSpace("depth"),
+    "near": LabelSpace("depth", (), "relative"),
+    "normals": LabelSpace("normals"),
+    "gabor": LabelSpace("texture", ("4@45", "4@135")),
+}
+BOXES = {"boxes": LabelSpace("detection", ("car", "cow"))}
+Made = tuple[Network, Artifact]
+
+
+@pytest.fixture
+def make_student(make_network: Callable[..., Network], tmp_path: Path) -> Callable[..., Made]:
+    """Makes a network that no training has touched, and its artifact: (heads, a change to it, fields) -> both."""
+
+    def make(
+        heads: Mapping[str, LabelSpace], change: Callable[[Network], None] = lambda network: None, **fields: Any
+    ) -> Made:
+        network = make_network(heads, **fields).eval()
+        change(network)
+        (tmp_path / "student").mkdir()
+        network.save(tmp_path / "student")
+        made = made_in(tmp_path / "student")
+        return network, Artifact(made.root, made.path, {**made.manifest, "fingerprint": "f" * 16})
+
+    return make
+
+
+def pictures(seed: int, count: int, side: int = 32) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (count, 3, side, side), dtype=np.uint8)
+
+
+def outputs(to: Path, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """What onnxruntime makes of images, by the outputs' names."""
+    session = onnxruntime.InferenceSession(to, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_outputs()]
+    return dict(zip(names, session.run(None, {"images": images}), strict=True))
+
+
+@torch.no_grad()
+def wanted(network: Network, heads: Sequence[str], images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    graph = Graph(network, heads)
+    found = graph(torch.from_numpy(images))
+    return {name: tensor.numpy() for name, tensor in zip(graph.names, found, strict=True)}
+
+
+def check(found: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> None:
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, atol=CLOSE, rtol=CLOSE, err_msg=name)
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_batches_of_any_size_come_out_as_in_torch(
+    backbone: str, make_student: Callable[..., Made], tmp_path: Path
+) -> None:
+    network, student = make_student(DENSE, backbone=backbone)
+    lines = export_student("onnx", student, tmp_path / "student.onnx")
+    assert "    kinds_probs (batch, 3)" in lines
+    for count in (1, 2, 5):
+        images = pictures(count, count)
+        check(outputs(tmp_path / "student.onnx", images), wanted(network, list(DENSE), images))
+
+
+def test_boxes_come_out_as_in_torch_one_image_at_a_time(make_student: Callable[..., Made], tmp_path: Path) -> None:
+    """Images of noise and a black one: what was traced with one image holds for others, with more and fewer boxes."""
+    network, student = make_student({**BOXES, "kinds": DENSE["kinds"]})
+    export_student("onnx", student, tmp_path / "student.onnx")
+    counts = set()
+    for seed in range(8):
+        images = pictures(seed, 1) if seed else np.zeros((1, 3, 32, 32), np.uint8)
+        expected = wanted(network, ["boxes", "kinds"], images)
+        found = outputs(tmp_path / "student.onnx", images)
+        check(found, expected)
+        assert found["boxes_boxes"].min(initial=0) >= 0
+        assert found["boxes_boxes"].max(initial=0) <= 1
+        assert set(found["boxes_classes"].tolist()) <= {0, 1}
+        counts.add(len(found["boxes_scores"]))
+    assert len(counts) > 1, "as many boxes in every image: nothing is learned about lists"
+
+
+def test_an_image_without_boxes_has_none(make_student: Callable[..., Made], tmp_path: Path) -> None:
+    def sure_of_nothing(network: Network) -> None:
+        head: Any = network.heads["boxes"]
+        head.boxes.box_predictor.cls_score.bias.data[0] = 100.0
+
+    _, student = make_student(BOXES, change=sure_of_nothing)
+    export_student("onnx", student, tmp_path / "student.onnx")
+    found = outputs(tmp_path / "student.onnx", pictures(0, 1))
+    assert [found[name].shape for name in ("boxes_boxes", "boxes_scores", "boxes_classes")] == [(0, 4), (0,), (0,)]
+
+
+def test_heads_may_be_chosen_and_the_graph_says_what_they_mean(
+    make_student: Callable[..., Made], tmp_path: Path
+) -> None:
+    _, student = make_student({**BOXES, "masks": DENSE["masks"]})
+    export_student("onnx", student, tmp_path / "masks.onnx", ["masks"])
+    session = onnxruntime.InferenceSession(tmp_path / "masks.onnx", providers=["CPUExecutionProvider"])
+    about = json.loads(session.get_modelmeta().custom_metadata_map["must"])
+    assert about == {"image_size": 32, "heads": {"masks": DENSE["masks"].to_json()}, "student": "f" * 16}
+    assert outputs(tmp_path / "masks.onnx", pictures(0, 3))["masks_classes"].shape == (3, 8, 8)
+    with pytest.raises(ConfigError, match=r"--head 'mask' is unknown\. Did you mean 'masks'"):
+        export_student("onnx", student, tmp_path / "other.onnx", ["mask"])
+    assert not (tmp_path / "other.onnx").exists()
+
+
+def test_without_the_extra_it_says_how_to_install_it(
+    make_student: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, student = make_student(BOXES)
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(ConfigError, match=r"needs the extra onnx: uv pip install .*\[onnx\]"):
+        export_student("onnx", student, tmp_path / "student.onnx")
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "says"),
+    [
+        ("onnxx", "a.onnx", "--to 'onnxx' is unknown. Did you mean 'onnx'"),
+        ("onnx", "a.pt", "readers know the format by the suffix; end it in .onnx"),
+        ("safetensors", "a.pth", "timm reads the format off the suffix; end it in .safetensors"),
+    ],
+)
+def test_what_is_no_form_is_refused(
+    form: str, name: str, says: str, make_student: Callable[..., Made], tmp_path: Path
+) -> None:
+    _, student = make_student(BOXES)
+    with pytest.raises(ConfigError, match=says):
+        export_student(form, student, tmp_path / name)

@@ -1,0 +1,193 @@
+"""The join: which layers a head has on which images, and what is said where labels are missing or don't fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.steps.artifact import Inputs, Step, read_json, write_json
+from pipeline.recipe.recipe import StudentConfig
+from pipeline.errors import DataError
+from pipeline.stores.images import ImageShard
+from pipeline.data.dataset import Library, Shelf
+from pipeline.stores.rejections import read_rejects, reject, rejected_labels
+from pipeline.storage.root import Root
+from pipeline.stores.naming import store_name
+from pipeline.steps.workspace import Workspace
+from student.dataset import Truth, count_rejected, heads_of, join
+from student.threshold_report import kept_shares
+from ingest.ingest import IngestedSet
+from ingest.rejections import LABELS, describe
+from tests.disk import folder_of
+
+if TYPE_CHECKING:
+    from tests.conftest import World
+
+CONFIG = StudentConfig(loss_weights={"gabor": 1})
+
+
+def test_there_is_a_head_per_teacher_that_has_a_weight(world: World) -> None:
+    inputs = world.inputs("student")
+    assert set(heads_of(CONFIG, inputs)) == {"kinds", "masks", "boxes", "depth", "gabor"}
+    assert set(heads_of(StudentConfig(loss_weights={"gabor": 0, "boxes": 0}), inputs)) == {"kinds", "masks", "depth"}
+    heads = heads_of(CONFIG, inputs)
+    assert (heads["masks"].data, heads["gabor"].data) == ("truth", None)
+    assert (heads["masks"].threshold, heads["kinds"].threshold) == (0.5, 0.0)
+
+
+def test_true_labels_are_laid_over_those_of_their_own_set_alone(world: World) -> None:
+    inputs = world.inputs("student")
+    library = join(CONFIG, heads_of(CONFIG, inputs), inputs)
+    for shelf in library.shelves:
+        true = "data.truth" in str(shelf.images.tar)
+        assert {name: len(layers) for name, layers in shelf.layers.items()} == {
+            **dict.fromkeys(("kinds", "masks", "boxes", "depth"), 2 if true else 1),
+            "gabor": 1,
+        }
+        for name, layers in shelf.layers.items():
+            assert layers[-1].threshold == (0.5 if name in ("masks", "boxes") else 0.0)
+            if true and name != "gabor":
+                assert layers[0].threshold == 0, "a true label is never thresholded"
+
+
+def test_an_image_has_its_true_label_whatever_set_it_is_in_the_pool_from(world: World) -> None:
+    """A labelled image may lie in the unlabelled folder too: the pool holds it once, from whichever set comes first."""
+    inputs = world.inputs("student")
+    head = heads_of(CONFIG, inputs)["masks"]
+    found = IngestedSet(inputs["data.truth"])
+    truth = Truth(head, "truth", found)
+    own = found.images("train").shards
+    assert len(own) > 1
+    assert [truth.layers("pool", shard) for shard in IngestedSet(inputs["data.pool"]).images("train").shards] == [
+        [],
+        [],
+    ]
+    both = merged(own)
+    layers = truth.layers("pool", both)
+    assert [layer.file.place.name for layer in layers] == [f"{shard.name}.parquet" for shard in own]
+    assert all(layer.has_label(both).sum() == len(shard) for layer, shard in zip(layers, own, strict=True))
+    library = Library([Shelf(both, np.arange(len(both)), {"masks": tuple(layers)})])
+    expected = [
+        Library([Shelf(shard, np.arange(len(shard)), {"masks": tuple(truth.layers("truth", shard))})]) for shard in own
+    ]
+    wanted = [one.values(index)["masks"]["classes"] for one in expected for index in range(len(one))]
+    for index, classes in enumerate(reversed(wanted)):
+        np.testing.assert_array_equal(library.values(index)["masks"]["classes"], classes)
+    swapped = dataclasses.replace(layers[0], rows=layers[1].rows)
+    with pytest.raises(DataError, match="holds key"):
+        swapped.has_label(both)
+
+
+def merged(shards: Sequence[ImageShard]) -> ImageShard:
+    """One shard with the keys of several, in reverse."""
+    keys = [key for shard in shards for key in shard.keys][::-1]
+    return cast(ImageShard, SameKeys("shard-000000", keys))
+
+
+@dataclasses.dataclass
+class SameKeys:
+    name: str
+    keys: list[str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@pytest.fixture
+def elsewhere(world: World, tmp_path: Path) -> Inputs:
+    """The student's inputs with labels of their own, to be spoilt."""
+    inputs = world.inputs("student")
+    shutil.copytree(world.runtime.root / "labels", tmp_path / "labels")
+    shutil.copytree(folder_of(inputs["label"]), tmp_path / "label")
+    moved = dataclasses.replace(inputs["label"], root=Root.of(tmp_path), path="label")
+    return Inputs({**inputs.artifacts, "label": moved}, world.runtime)
+
+
+def test_a_shard_that_a_teacher_has_not_labelled_is_named(elsewhere: Inputs) -> None:
+    index = folder_of(elsewhere["label"]) / "labels.json"
+    entries = read_json(index)
+    gone = next(entry for entry in entries if entry["teacher"] == "depth")
+    write_json(index, [entry for entry in entries if entry is not gone])
+    heads = heads_of(CONFIG, elsewhere)
+    with pytest.raises(DataError, match=rf"No labels by teacher 'depth' for {gone['set']}/{gone['shard']}"):
+        join(CONFIG, heads, elsewhere)
+
+
+def test_labels_of_other_images_are_refused_by_shard_and_key(elsewhere: Inputs) -> None:
+    entries = elsewhere["label"].load("labels.json", read_json)
+    entry = next(entry for entry in entries if entry["teacher"] == "depth")
+    path = Path(elsewhere["label"].elsewhere(entry["path"]).place)
+    table = pq.read_table(path)
+    keys = table.column("key").to_pylist()
+    pq.write_table(table.take([1, 0, *range(2, len(table))]), path)
+    with pytest.raises(DataError, match=rf"row 0 holds key '{keys[1]}' where shard {entry['shard']} has '{keys[0]}'"):
+        join(CONFIG, heads_of(CONFIG, elsewhere), elsewhere)
+
+
+def rejecting(world: World, folder: Path, store: str, keys: Sequence[str]) -> Inputs:
+    """The student's inputs, with these labels rejected."""
+    runtime = dataclasses.replace(world.runtime, root=Root.of(folder))
+    reject(runtime.root, keys, store, "wrong")
+    teacher = store.rpartition("-")[0]
+    config = {"rejected": describe(rejected_labels(read_rejects(runtime.root), [teacher])), "teachers": [teacher]}
+    made = Workspace(runtime.root).make(Step(LABELS, "ingest.rejections:copy_labels", config), Inputs({}, runtime))
+    inputs = world.inputs("student")
+    return Inputs({**inputs.artifacts, LABELS: made}, inputs.runtime)
+
+
+def learned(inputs: Inputs, config: StudentConfig = CONFIG) -> dict[str, dict[str, Any]]:
+    """By key, what is learned of an image, by head."""
+    library = join(config, heads_of(config, inputs), inputs)
+    return {library.read(index)[0]: library.values(index) for index in range(len(library))}
+
+
+def keys_in(inputs: Inputs, name: str) -> list[str]:
+    return [key for shard in IngestedSet(inputs[f"data.{name}"]).images("train").shards for key in shard.keys]
+
+
+def test_a_rejected_label_is_as_good_as_none_and_a_true_one_stays(world: World, tmp_path: Path) -> None:
+    inputs = world.inputs("student")
+    pool, truth = keys_in(inputs, "pool"), keys_in(inputs, "truth")
+    store = store_name("masks", inputs["teacher.masks"].digest)
+    rejected = rejecting(world, tmp_path, store, [pool[1], pool[5], truth[0], "0" * 16])
+    before, after = learned(inputs), learned(rejected)
+    assert before.keys() == after.keys()
+    lost = {(key, head) for key in before for head in before[key].keys() - after[key].keys()}
+    assert lost == {(pool[1], "masks"), (pool[5], "masks")}
+    for key, values in after.items():
+        for head, value in values.items():
+            assert all(np.array_equal(value[name], before[key][head][name]) for name in value)
+    assert count_rejected(rejected) == {"rejected": {"masks": 3}, "unmatched_rejections": 1}
+    pseudo = StudentConfig(loss_weights={"gabor": 1}, labels="pseudo_only")
+    assert "masks" in learned(inputs, pseudo)[truth[0]]
+    assert "masks" not in learned(rejected, pseudo)[truth[0]]
+    shares, fewer = (kept_shares(heads_of(CONFIG, each), each) for each in (inputs, rejected))
+    assert (shares["masks"]["images"], fewer["masks"]["images"]) == (16, 13)
+    assert sum(shares["masks"]["held"]) - sum(fewer["masks"]["held"]) == 3 * 8 * 8
+    assert {**shares, "masks": None} == {**fewer, "masks": None}
+
+
+def test_labels_of_another_version_of_a_teacher_are_not_rejected_with_it(world: World, tmp_path: Path) -> None:
+    inputs = world.inputs("student")
+    rejected = rejecting(world, tmp_path, "masks-0123456789ab", keys_in(inputs, "pool"))
+    assert {key: set(values) for key, values in learned(rejected).items()} == {
+        key: set(values) for key, values in learned(inputs).items()
+    }
+    assert kept_shares(heads_of(CONFIG, rejected), rejected) == kept_shares(heads_of(CONFIG, inputs), inputs)
+    assert count_rejected(rejected) == {"rejected": {}, "unmatched_rejections": 7}
+    assert count_rejected(inputs) == {}
+
+
+def test_an_image_of_which_every_label_is_rejected_is_not_drawn(world: World, tmp_path: Path) -> None:
+    only = StudentConfig(loss_weights=dict.fromkeys(("kinds", "boxes", "depth", "gabor"), 0))
+    key = keys_in(world.inputs("student"), "pool")[0]
+    store = store_name("masks", world.artifacts["teacher.masks"].digest)
+    rejected = rejecting(world, tmp_path, store, [key])
+    assert learned(world.inputs("student"), only).keys() - learned(rejected, only).keys() == {key}

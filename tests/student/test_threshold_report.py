@@ -1,0 +1,80 @@
+"""What thresholds leave: the shares kept by class, and a warning where one skews the classes or keeps nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import tasks
+from pipeline.steps.artifact import read_json
+from pipeline.recipe.recipe import StudentConfig
+from pipeline.stores.labels import LabelShard
+from student.dataset import heads_of
+from student.threshold_report import kept_shares, skew_warning
+
+if TYPE_CHECKING:
+    from tests.conftest import World
+
+CLASSES = ["car", "bus", "tram"]
+
+
+def warning(held: list[int], kept: list[int]) -> str | None:
+    return skew_warning(CLASSES, np.array(held), np.array(kept))
+
+
+@pytest.mark.parametrize(
+    ("held", "kept"),
+    [
+        ([100, 100, 100], [100, 100, 100]),  # all of it
+        ([100, 100, 100], [60, 50, 40]),  # less of each, but alike
+        ([100_000, 100_000, 100], [50_000, 50_000, 0]),  # too rare to tell
+        ([100, 0, 0], [10, 0, 0]),  # one class: nothing to skew
+        ([0, 0, 0], [0, 0, 0]),
+    ],
+)
+def test_a_threshold_that_treats_classes_alike_is_passed_over(held: list[int], kept: list[int]) -> None:
+    assert warning(held, kept) is None
+
+
+def test_a_threshold_that_prefers_a_class_is_told_of() -> None:
+    text = warning([100, 200, 50], [90, 40, 25])
+    assert text is not None
+    assert "keeps 90% of 'car' but 20% of 'bus'" in text
+
+
+def test_a_class_of_which_nothing_is_left_is_told_of() -> None:
+    assert "keeps 50% of 'bus' but 0% of 'car'" in str(warning([100, 100, 100], [0, 50, 40]))
+
+
+def test_a_threshold_that_keeps_nothing_is_told_of() -> None:
+    assert "keeps nothing" in str(warning([100, 100, 0], [0, 0, 0]))
+
+
+def box_scores(world: World) -> list[float]:
+    """The scores of all boxes that the teacher `boxes` has found in the pool."""
+    label = tasks.label(heads_of(StudentConfig(), world.inputs("student"))["boxes"].space)
+    made = world.artifacts["label"]
+    files = [made.elsewhere(each["path"]) for each in made.load("labels.json", read_json) if each["teacher"] == "boxes"]
+    return [score for file in files for row in LabelShard(file, label).rows() for score in row["scores"]]
+
+
+def test_shares_are_counted_over_the_labels_on_disk(world: World) -> None:
+    scores = box_scores(world)
+    threshold = float(np.median(scores))
+    config = StudentConfig(thresholds={"masks": 0.3, "boxes": threshold})
+    inputs = world.inputs("student")
+    shares = kept_shares(heads_of(config, inputs), inputs)
+    thresholds = {"kinds": 0.0, "masks": 0.3, "boxes": threshold, "depth": 0.0, "gabor": 0.0}
+    assert {name: share["threshold"] for name, share in shares.items()} == thresholds
+    assert all(share["images"] == 16 for share in shares.values())
+    assert sum(shares["kinds"]["held"]) == sum(shares["kinds"]["kept"]) == 16
+    assert shares["depth"]["classes"] == ["depth"]
+    assert sum(shares["boxes"]["held"]) == pytest.approx(sum(scores))  # objects: a box counts by its score
+    kept = sum(score for score in scores if score >= np.float32(threshold))
+    assert sum(shares["boxes"]["kept"]) == pytest.approx(kept)
+    assert 0 < kept < sum(scores)
+    masks = shares["masks"]
+    assert sum(masks["held"]) == 16 * 8 * 8
+    assert sum(masks["kept"]) <= sum(masks["held"])

@@ -1,0 +1,246 @@
+"""Learning and predicting: preparations, predictors, and a training run that leaves no room for chance."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+import tasks
+from pipeline.data.augment import AugmentConfig
+from pipeline.errors import ConfigError, DataError
+from pipeline.stores.labels import LabelSpace, Value
+from pipeline.data.dataset import Library, Shelf
+from pipeline.data.loader import Batch
+from pipeline.steps.runtime import Runtime
+from pipeline.recipe.base import FitConfig
+from tasks.training import Course, Learning, Predictor, Preparation, Sum, network_predictor, to_numpy, train_network
+from tasks.network import Network
+from tasks.scoring import predict_all, read_image, score
+from tasks.task import Features
+
+Noise = Callable[..., NDArray[np.uint8]]
+MakeNetwork = Callable[..., Network]
+KINDS = LabelSpace("classification", ("dark", "light"))
+
+
+def kind(light: bool) -> Value:
+    return {"probs": np.array([not light, light], np.float32)}
+
+
+@pytest.fixture
+def library(make_shelf: Callable[..., Shelf], noise: Noise) -> Library:
+    """Twelve pictures of different sizes, dark or light, labelled so."""
+    pictures = [noise(number, 30 + number, 50) // 3 + 150 * (number % 2) for number in range(12)]
+    labels = {"kind": (tasks.label(KINDS), [kind(bool(number % 2)) for number in range(12)])}
+    return Library([make_shelf("s0", [picture.astype(np.uint8) for picture in pictures], labels)])
+
+
+def course(steps: int, seed: int = 0, **fields: Any) -> Course:
+    fit = FitConfig.model_validate({"steps": steps, "batch": 4, "lr": 0.01, **fields})
+    return Course(fit, AugmentConfig(brightness=0, contrast=0), seed)
+
+
+def test_a_few_steps_tell_dark_from_light(
+    library: Library, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime
+) -> None:
+    network = make_network({"kind": KINDS})
+    before = score(network_predictor(network), library, {"kind": "kind"}, runtime)["accuracy"]
+    train_network(network, Sum({"kind": 1.0}), library, course(25), ("t", tmp_path, runtime))
+    after = score(network_predictor(network), library, {"kind": "kind"}, runtime)["accuracy"]
+    assert before < 0.9
+    assert after == 1.0
+
+
+def test_the_same_seed_trains_the_same_weights(
+    library: Library, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime
+) -> None:
+    states = []
+    for number, seed in enumerate((5, 5, 6)):
+        network = make_network({"kind": KINDS})
+        train_network(network, Sum({"kind": 1.0}), library, course(3, seed), ("t", tmp_path / str(number), runtime))
+        states.append(network.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["heads.kind.weight"], states[2]["heads.kind.weight"])
+
+
+def test_where_memory_runs_out_is_counted(
+    library: Library, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crowded(network: Network, images: torch.Tensor) -> Features:
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("no more")
+        return features(network, images)
+
+    features = Network.features
+    monkeypatch.setattr(Network, "features", crowded)
+    network = make_network({"kind": KINDS})
+    trained = train_network(network, Sum({"kind": 1.0}), library, course(2), ("t", tmp_path, runtime))
+    assert trained.counts()["out_of_memory"] == [{"step": 1, "pieces": 2, "images": 2}]
+    assert "processes" not in trained.counts()
+
+
+def test_nothing_to_learn_from_is_an_error(make_network: MakeNetwork, tmp_path: Path, runtime: Runtime) -> None:
+    network = make_network({"kind": KINDS})
+    with pytest.raises(DataError, match=r"teacher\.x: there is not one labelled image"):
+        train_network(network, Sum({"kind": 1.0}), Library([]), course(1), ("teacher.x", tmp_path, runtime))
+
+
+def test_images_without_a_label_weigh_nothing_but_go_through_the_backbone(make_network: MakeNetwork) -> None:
+    learning = Learning(make_network({"kind": KINDS}), Sum({"kind": 1.0}), torch.contiguous_format)
+    total, losses = learning(Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ["k1", "k2"], {}), {})
+    total.backward()
+    assert (total.item(), losses) == (0, {})
+    backbone = [one.grad for one in learning.network.backbone.parameters() if one.grad is not None]
+    assert len(backbone) == len(list(learning.network.backbone.parameters()))
+    assert not any(gradient.any() for gradient in backbone)
+
+
+def test_the_sum_is_that_of_the_weighted_losses() -> None:
+    losses = {"a": torch.tensor(2.0), "b": torch.tensor(3.0)}
+    assert Sum({"a": 0.5, "b": 10.0, "c": 7.0})(losses, {"a": 1.0, "b": 1.0}).item() == 31.0
+    assert Sum({"a": 0.5, "b": 10.0, "c": 7.0})(losses, {"a": 0.5, "b": 0.1}).item() == 3.5
+
+
+@pytest.fixture(params=[[5], [0, 1, 6], range(8)], ids=str)
+def sparse(request: pytest.FixtureRequest, make_shelf: Callable[..., Shelf], noise: Noise) -> Library:
+    """Eight images, some with a label for `kind` and the others with one for `other`."""
+    labelled = request.param
+    kinds = [kind(bool(number % 2)) if number in labelled else None for number in range(8)]
+    others = [kind(bool(number % 3)) if number not in labelled else None for number in range(8)]
+    labels = {"kind": (tasks.label(KINDS), kinds), "other": (tasks.label(KINDS), others)}
+    return Library([make_shelf("s0", [noise(number) for number in range(8)], labels)])
+
+
+def test_few_labels_weigh_the_same_in_however_many_pieces_they_come(
+    sparse: Library, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime
+) -> None:
+    """What a step makes of the weights, in one pass and in several."""
+    weights, logs = [], []
+    for pieces in (1, 2, 4, 8):
+        network = make_network({"kind": KINDS, "other": KINDS}, backbone="test_convnext")
+        fit = {"batch": 8, "accumulate": pieces, "clip": None, "optimizer": "sgd", "momentum": 0, "lr": 1}
+        out = tmp_path / str(pieces)
+        train_network(network, Sum({"kind": 1, "other": 3}), sparse, course(1, 0, **fit), ("t", out, runtime))
+        weights.append(torch.cat([one.detach().flatten() for one in network.parameters()]))
+        logs.append(json.loads((out / "log/train.jsonl").read_text("utf-8")))
+    for other, log in zip(weights[1:], logs[1:], strict=True):
+        torch.testing.assert_close(other, weights[0], rtol=1e-3, atol=1e-5)
+        assert log["losses"] == pytest.approx(logs[0]["losses"], rel=1e-4)
+        assert log["loss"] == pytest.approx(logs[0]["loss"], rel=1e-4)
+
+
+def test_an_image_is_prepared_whole_or_by_its_centre() -> None:
+    pixels = np.zeros((60, 100, 3), np.uint8)
+    pixels[15:45, 35:65] = 200  # the central square of half the shorter side
+    image = Image.fromarray(pixels)
+    assert (Preparation(30, centre=0.5)(image) == 200).all()
+    assert (Preparation(30, centre=0.5, bicubic=True)(image) == 200).all()
+    whole = Preparation(64)(image)
+    assert whole.shape == (64, 64, 3)
+    assert whole[32, 32, 0] == 200
+    assert whole[2, 2, 0] == 0
+    np.testing.assert_allclose(whole.mean(), pixels.mean(), rtol=0.02)
+
+
+def test_a_reduced_decode_keeps_what_the_preparation_needs() -> None:
+    assert Preparation(64).enough() == (64, 64)
+    assert Preparation(64, centre=0.5).enough() == (128, 128)
+
+
+def test_equal_preparations_share_their_work() -> None:
+    assert len({Preparation(64), Preparation(64), Preparation(64, 0.875), Preparation(32)}) == 3
+
+
+def test_a_predictor_is_in_eval_mode_and_says_the_same_twice(make_network: MakeNetwork) -> None:
+    network = make_network({"kind": KINDS}).train()
+    predictor = network_predictor(network)
+    assert not network.training
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    one, other = predictor.predict(images)["kind"]["probs"], predictor.predict(images)["kind"]["probs"]
+    np.testing.assert_array_equal(one, other)
+    np.testing.assert_allclose(predictor.predict(images[1:])["kind"]["probs"], one[1:], atol=1e-6)
+
+
+class Crowded(torch.nn.Module):
+    """A network on a device that does not hold more than `room` images at once."""
+
+    def __init__(self, network: Network, room: int) -> None:
+        super().__init__()
+        self.network, self.room, self.seen = network, room, list[int]()
+
+    def forward(self, images: torch.Tensor) -> dict[str, Any]:
+        self.seen.append(len(images))
+        if len(images) > self.room:
+            raise torch.OutOfMemoryError("no more")
+        found: dict[str, Any] = self.network(images)
+        return found
+
+
+HEADS = {
+    "kind": KINDS,
+    "boxes": LabelSpace("detection", ("a",)),
+    "masks": LabelSpace("segmentation", ("a", "b")),
+    "depth": LabelSpace("depth"),
+}
+
+
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_a_batch_that_memory_does_not_hold_is_predicted_in_parts(make_network: MakeNetwork, room: int) -> None:
+    network = make_network(HEADS, image_size=64)
+    crowded = Crowded(network, room)
+    predictor = Predictor(crowded, network.tasks, Preparation(64))
+    images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
+    found, expected = predictor.predict(images), network_predictor(network).predict(images)
+    for index in range(5):
+        values, others = (predictor.values(some, index, (64, 64)) for some in (found, expected))
+        for head in HEADS:
+            for name, array in others[head].items():
+                np.testing.assert_allclose(values[head][name], array, rtol=1e-3, atol=1e-3, err_msg=f"{head} {name}")
+    crowded.seen.clear()
+    predictor.predict(images)
+    assert max(crowded.seen) <= room, "what once was too much is not tried again"
+
+
+def test_one_image_that_memory_does_not_hold_is_an_error(make_network: MakeNetwork) -> None:
+    predictor = Predictor(Crowded(make_network({"kind": KINDS}), 0), {}, Preparation(32))
+    with pytest.raises(ConfigError, match="does not hold one image's prediction"):
+        predictor.predict(torch.zeros(3, 3, 32, 32, dtype=torch.uint8))
+
+
+def test_predictions_come_in_the_librarys_order_with_the_images_sizes(
+    library: Library, make_network: MakeNetwork, runtime: Runtime
+) -> None:
+    predictor = network_predictor(make_network({"boxes": LabelSpace("detection", ("a",))}, image_size=64))
+    found = list(predict_all(predictor, library, dataclasses.replace(runtime, workers=2)))
+    assert [index for index, _ in found] == list(range(12))
+    sizes = [read_image(library, index).size for index in range(12)]
+    assert [tuple(values["boxes"]["size"].tolist()) for _, values in found] == sizes
+    assert len(set(sizes)) == 12
+
+
+def test_scores_do_not_depend_on_how_images_are_batched(
+    library: Library, make_network: MakeNetwork, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = network_predictor(make_network({"kind": KINDS}))
+    scores = []
+    for batch in (1, 5, 16):
+        monkeypatch.setattr("tasks.scoring.BATCH", batch)
+        scores.append(score(predictor, library, {"kind": "kind"}, runtime))
+    assert scores[0] == scores[1] == scores[2]
+
+
+def test_tensors_in_any_nest_become_arrays() -> None:
+    tree = {"a": [torch.ones(2, dtype=torch.bfloat16)], "b": {"c": torch.arange(3)}, "d": 4, "e": "text"}
+    arrays = to_numpy(tree)
+    assert arrays["a"][0].dtype == np.float32
+    assert arrays["b"]["c"].tolist() == [0, 1, 2]
+    assert (arrays["d"], arrays["e"]) == (4, "text")

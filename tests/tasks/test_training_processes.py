@@ -1,0 +1,146 @@
+"""Training a network in several processes: what one process learns, whoever has which labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import tasks
+from pipeline.data.augment import AugmentConfig
+from pipeline.stores.labels import LabelSpace, Value
+from pipeline.data.dataset import Library, Shelf
+from pipeline.storage.root import Root
+from pipeline.steps.runtime import Precision, Runtime
+from pipeline.recipe.base import FitConfig
+from tasks.training import Course, Sum, train_network
+from tasks.network import Network, NetworkConfig
+from tests.processes import Together
+
+SPACES = {
+    "kind": LabelSpace("classification", ("dark", "light")),
+    "more": LabelSpace("classification", ("dark", "light")),
+    "boxes": LabelSpace("detection", ("thing",)),
+    "masks": LabelSpace("segmentation", ("ground", "sky")),
+    "depth": LabelSpace("depth"),
+}
+STEPS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What a process is told to train, and on what."""
+
+    shelves: Sequence[Shelf]
+    root: Path
+    backbone: str
+    heads: tuple[str, ...] = ("kind",)
+    precision: Precision = "32"
+    out: str = "out"
+
+    def train(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """The weights, and what the training counted."""
+        heads = {name: SPACES[name].to_json() for name in self.heads}
+        network = Network(NetworkConfig(backbone=self.backbone, image_size=32, width=16, proposals=16, heads=heads))
+        fit = FitConfig(steps=STEPS, batch=5, lr=0.01)
+        course = Course(fit, AugmentConfig(brightness=0, contrast=0), 3)
+        runtime = Runtime(Root.of(self.root), "cpu", self.precision, 1)
+        combine = Sum(dict.fromkeys(self.heads, 1.0))
+        place = ("t", self.root / self.out, runtime)
+        trained = train_network(network, combine, Library(self.shelves), course, place)
+        return {name: tensor.numpy() for name, tensor in network.state_dict().items()}, trained.counts()
+
+    def losses(self) -> list[float]:
+        lines = (self.root / self.out / "log/train.jsonl").read_text("utf-8").splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+
+def values(number: int) -> dict[str, Value]:
+    """A label for every head."""
+    boxes = np.array([[4, 4, 20, 20]], np.float32)
+    masks: Value = {"classes": np.full((8, 8), number % 2, np.uint16), "confidence": np.ones((8, 8), np.float32)}
+    return {
+        "kind": {"probs": np.array([number % 2, 1 - number % 2], np.float32)},
+        "more": {"probs": np.array([number % 2, 1 - number % 2], np.float32)},
+        "boxes": {
+            "boxes": boxes,
+            "scores": np.ones(1, np.float32),
+            "classes": np.zeros(1, np.int32),
+            "size": np.array([32, 32], np.int32),
+        },
+        "masks": masks,
+        "depth": {"depth": np.full((8, 8), 1.0 + number, np.float32)},
+    }
+
+
+@pytest.fixture
+def shelf(make_shelf: Callable[..., Shelf], noise: Callable[..., NDArray[np.uint8]]) -> Callable[..., Shelf]:
+    """Twelve pictures; of every head, the numbers of those that have a label."""
+
+    def make(**labelled: Sequence[int]) -> Shelf:
+        labels = {
+            head: (tasks.label(SPACES[head]), [values(n)[head] if n in numbers else None for n in range(12)])
+            for head, numbers in labelled.items()
+        }
+        return make_shelf("s0", [noise(number) for number in range(12)], labels)
+
+    return make
+
+
+def assert_same(one: dict[str, NDArray[Any]], other: dict[str, NDArray[Any]]) -> None:
+    assert [name for name, array in one.items() if not np.array_equal(array, other[name])] == []
+
+
+@pytest.mark.parametrize("labelled", [range(12), [0, 1, 5, 11]], ids=["every image", "few"])
+def test_two_processes_learn_what_one_learns(
+    together: Together, tmp_path: Path, shelf: Callable[..., Shelf], labelled: Sequence[int]
+) -> None:
+    """To 1 in 100,000 of each loss, without batch norms: whoever has the labels."""
+    others = [number for number in range(12) if number not in labelled]
+    lesson = Lesson([shelf(kind=labelled, more=others)], tmp_path, "test_convnext", ("kind", "more"))
+    (one, counts), (other, _) = together.call(2, lesson.train)
+    assert counts["processes"] == 2
+    assert_same(one, other)
+    alone = dataclasses.replace(lesson, out="alone")
+    assert "processes" not in alone.train()[1]
+    np.testing.assert_allclose(lesson.losses(), alone.losses(), rtol=1e-5)
+
+
+def test_batch_norms_see_their_own_process_and_the_difference_is_small(
+    together: Together, tmp_path: Path, shelf: Callable[..., Shelf]
+) -> None:
+    lesson = Lesson([shelf(kind=range(12))], tmp_path, "test_resnet")
+    (one, _), (other, _) = together.call(2, lesson.train)
+    assert_same(one, other)
+    alone = dataclasses.replace(lesson, out="alone")
+    alone.train()
+    np.testing.assert_allclose(lesson.losses()[0], alone.losses()[0], rtol=0.05)
+    assert lesson.losses() != pytest.approx(alone.losses(), rel=1e-4)
+
+
+def test_shares_without_a_label_for_a_head_or_for_any_do_no_harm(
+    together: Together, tmp_path: Path, shelf: Callable[..., Shelf]
+) -> None:
+    made = shelf(kind=[0], more=[], boxes=[1, 2], masks=[2], depth=[3, 4])  # and eight images without a label
+    lesson = Lesson([made], tmp_path, "test_resnet", tuple(SPACES))
+    (one, _), (other, _) = together.call(2, lesson.train)
+    assert_same(one, other)
+    assert all(np.isfinite(array).all() for array in one.values())
+    assert len(lesson.losses()) == STEPS
+
+
+def test_the_way_a_model_runs_is_measured_by_one_process_for_all(
+    together: Together, tmp_path: Path, shelf: Callable[..., Shelf]
+) -> None:
+    lesson = Lesson([shelf(kind=range(12))], tmp_path, "test_convnext", precision="auto")
+    (one, counts), (other, others) = together.call(2, lesson.train)
+    assert counts == others
+    assert len(counts["choice"]["measured_ms"]) == 4
+    assert len(list((tmp_path / "machine").iterdir())) == 1
+    assert_same(one, other)

@@ -1,0 +1,381 @@
+"""The labeller: whole shards or none, only what is missing, the same bytes whatever else is at work, and not too much
+at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import tasks
+from pipeline.training import autotune
+from pipeline.steps.artifact import Artifact, Inputs, Step
+from pipeline.data.decode import decode
+from pipeline.errors import DataError, Stopped
+from pipeline.stores.images import ImageShard, NewImage, ShardWriter
+from pipeline.stores.labels import LabelShard
+from pipeline.training.autotune import Choice
+from pipeline.storage.root import Root, local_file
+from pipeline.steps.runtime import Runtime, quiet
+from pipeline.steps.workspace import Workspace
+from ingest.ingest import IngestedSet
+from tasks.training import Predictor, Preparation, network_predictor
+from tasks.network import Network, NetworkConfig
+from ingest.pool import pool_shards
+from tasks.teacher import Teacher
+from teachers.labelling import labeller, inference, label_folder
+from teachers.labelling.labeller import label_pool
+from teachers.labelling.inference import Batch, Stages, label_batches
+from tests.disk import folder_of, image_shard
+
+if TYPE_CHECKING:
+    from tests.conftest import World
+
+CONFIG: dict[str, Any] = {"max_failed": 0.0, "batch": 3, "require": {}}
+Progress = Callable[[str, float, str], None]
+
+
+@dataclasses.dataclass
+class Room:
+    """A root of its own in which the world's teachers label its pool."""
+
+    inputs: Inputs
+
+    @property
+    def root(self) -> Path:
+        return Path(self.inputs.runtime.root.place)
+
+    def label(self, without: tuple[str, ...] = (), **config: Any) -> Mapping[str, Any]:
+        """The step, some teachers left out."""
+        kept = {name: made for name, made in self.inputs.artifacts.items() if name not in without}
+        out = self.root / "index"
+        out.mkdir(parents=True, exist_ok=True)
+        return label_pool({**CONFIG, **config}, Inputs(kept, self.inputs.runtime), out)
+
+    def files(self) -> dict[str, bytes]:
+        """Every file under `labels` and what is in it."""
+        found = sorted((self.root / "labels").rglob("*.*"))
+        return {str(path.relative_to(self.root / "labels")): path.read_bytes() for path in found}
+
+    def times(self) -> dict[str, int]:
+        """When every file under `labels` was written."""
+        return {name: (self.root / "labels" / name).stat().st_mtime_ns for name in self.files()}
+
+    def shards(self) -> list[ImageShard]:
+        return [shard for _, shard, _ in pool_shards(self.inputs["pool"], self.inputs.of_kind("data"))]
+
+
+MakeRoom = Callable[..., Room]
+
+
+@pytest.fixture
+def make_room(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRoom:
+    plain = Choice("cpu", "32", False, {})  # a root measures once how to run a model: two roots may come to differ
+    monkeypatch.setattr(autotune, "choose", lambda *_: plain)
+
+    def make(name: str = "room", workers: int = 1, progress: Progress = quiet) -> Room:
+        runtime = Runtime(Root.of(tmp_path / name), "cpu", "32", workers, progress)
+        return Room(dataclasses.replace(world.inputs("label"), runtime=runtime))
+
+    return make
+
+
+@pytest.fixture
+def damaged(make_room: MakeRoom, tmp_path: Path) -> tuple[Room, ImageShard, int]:
+    """A room in which the bytes of one image were lost on disk; the shard it is in, and its row."""
+    room = make_room("damaged")
+    made = room.inputs["data.pool"]
+    shutil.copytree(folder_of(made), tmp_path / "copy")
+    copied = Artifact(Root.of(tmp_path), "copy", made.manifest)
+    shard, row = IngestedSet(copied).images("train").shards[0], 1
+    with open(shard.tar.place, "r+b") as file:
+        file.seek(shard.row(row).offset)
+        file.write(bytes(shard.row(row).length))
+    room.inputs = Inputs({**room.inputs.artifacts, "data.pool": copied}, room.inputs.runtime)
+    return room, shard, row
+
+
+def test_every_shard_has_its_images_in_order_for_every_teacher(make_room: MakeRoom) -> None:
+    room = make_room()
+    counts = room.label()
+    teachers, shards = room.inputs.of_kind("teacher"), room.shards()
+    assert counts["labelled_now"] == sum(len(shard) for shard in shards)
+    assert counts["shards"] == len(room.files()) == len(teachers) * len(shards)
+    for name, teacher in teachers.items():
+        for shard in shards:
+            path = room.root / "labels" / f"{name}-{teacher.digest[:12]}" / f"{shard.sha256[:16]}.parquet"
+            table = pq.read_table(path, columns=["key", "status"]).to_pydict()
+            assert table == {"key": shard.keys, "status": ["ok"] * len(shard)}
+
+
+def leave_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
+    """An untrained student of these heads."""
+    torch.manual_seed(0)
+    small = NetworkConfig(heads=config["heads"], backbone="test_resnet", image_size=32, width=16, proposals=16)
+    Network(small).save(out)
+    return {}
+
+
+def test_the_student_labels_with_all_heads_at_once(make_room: MakeRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = make_room()
+    teachers = room.inputs.of_kind("teacher")
+    heads = {name: Teacher.of(made).space.to_json() for name, made in teachers.items()}
+    step = Step("student", f"{__name__}:leave_student", {"heads": heads})
+    student = Workspace(room.inputs.runtime.root).make(step, Inputs({}, room.inputs.runtime))
+    artifacts = {name: made for name, made in room.inputs.artifacts.items() if not name.startswith("teacher.")}
+    room.inputs = Inputs({**artifacts, "student": student}, room.inputs.runtime)
+    passes, forward = [], Network.forward
+
+    def counted(self: Network, *given: Any) -> Any:
+        passes.append(given)
+        return forward(self, *given)
+
+    monkeypatch.setattr(Network, "forward", counted)
+    counts = room.label()
+    assert (counts["labelled_now"], counts["failed"]) == (sum(len(shard) for shard in room.shards()), 0)
+    assert len(passes) == sum(-(-len(shard) // CONFIG["batch"]) for shard in room.shards())
+    assert {Path(name).parent.name for name in room.files()} == {
+        f"student-{name}-{student.digest[:12]}" for name in teachers
+    }
+    assert room.label()["labelled_now"] == 0
+    shard, predictor = room.shards()[0], network_predictor(student.load_all(Network.load))
+    images = np.stack([predictor.preparation(decode(shard.read(row))) for row in range(len(shard))])
+    said = predictor.predict(torch.from_numpy(images).permute(0, 3, 1, 2))
+    for name, made in teachers.items():
+        label = tasks.label(Teacher.of(made).space)
+        stored = LabelShard(
+            local_file(room.root / f"labels/student-{name}-{student.digest[:12]}/{shard.address}.parquet"), label
+        )
+        for row, about in enumerate(shard.row(row) for row in range(len(shard))):
+            expected = label.decode(label.encode(predictor.values(said, row, (about.width, about.height))[name]))
+            found = stored.value(row, 0.0) or {}
+            assert found.keys() == expected.keys()
+            for part in found:
+                np.testing.assert_allclose(found[part], expected[part], rtol=1e-2, atol=1e-2, err_msg=f"{name} {part}")
+
+
+def test_the_same_bytes_on_every_run_and_for_any_number_of_threads(make_room: MakeRoom) -> None:
+    rooms = [make_room("one"), make_room("three", workers=3), make_room("again", workers=3)]
+    for room in rooms:
+        room.label()
+    assert rooms[0].files() == rooms[1].files() == rooms[2].files()
+
+
+def test_another_batch_changes_no_more_than_rounding(make_room: MakeRoom) -> None:
+    """Libraries choose their kernels by the batch's size: the last bits may differ."""
+    one, other = make_room("one"), make_room("other")
+    one.label(batch=1)
+    other.label(batch=4)
+    assert one.files().keys() == other.files().keys()
+    for name in one.files():
+        left, right = (pq.read_table(room.root / "labels" / name).to_pydict() for room in (one, other))
+        assert left["key"] == right["key"]
+        np.testing.assert_allclose(left["confidence"], right["confidence"], rtol=1e-3)
+
+
+def test_a_bad_image_costs_itself_alone(make_room: MakeRoom, damaged: tuple[Room, ImageShard, int]) -> None:
+    sound, (room, shard, row) = make_room(), damaged
+    sound.label()
+    assert room.label(max_failed=0.5)["failed"] == len(room.inputs.of_kind("teacher"))
+    assert room.files().keys() == sound.files().keys()
+    for name in room.files():
+        expected, found = (pq.read_table(each.root / "labels" / name).to_pylist() for each in (sound, room))
+        if Path(name).stem == shard.sha256[:16]:
+            lost = found.pop(row)
+            assert expected.pop(row)["key"] == lost["key"]
+            assert lost["status"] == "failed"
+            assert "not an image" in lost["reason"]
+            assert {column for column, cell in lost.items() if cell is not None} == {"key", "status", "reason"}
+        assert found == expected
+
+
+def test_more_failures_than_allowed_are_an_error(damaged: tuple[Room, ImageShard, int]) -> None:
+    room, shard, _ = damaged
+    with pytest.raises(DataError, match=rf"labels failed, more than labelling.max_failed = 0.01.*{shard.name}"):
+        room.label(max_failed=0.01)
+
+
+def test_a_rerun_labels_what_is_missing(make_room: MakeRoom) -> None:
+    room = make_room()
+    room.label()
+    before, times = room.files(), room.times()
+    assert room.label()["labelled_now"] == 0
+    gone, *_, cut = before
+    (room.root / "labels" / gone).unlink()
+    (room.root / "labels" / cut).write_bytes(before[cut][:-20])
+    missing = {Path(name).stem for name in (gone, cut)}
+    counts = room.label()
+    assert counts["labelled_now"] == sum(len(s) for s in room.shards() if s.sha256[:16] in missing)
+    assert room.files() == before
+    assert {name for name, then in room.times().items() if then != times[name]} == {gone, cut}
+
+
+def test_what_the_labels_before_tell_of_is_not_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = dataclasses.replace(world.inputs("label"), before=world.artifacts["label"])
+    shards = [shard for _, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
+    monkeypatch.setattr(label_folder, "read_facts", lambda *_: pytest.fail("it was read"))
+    assert labeller.jobs_left(labeller.open_makers(inputs), shards) == []
+
+
+def test_a_new_teacher_touches_its_own_labels_only(make_room: MakeRoom) -> None:
+    room, at_once = make_room(), make_room("at once")
+    room.label(without=("teacher.gabor", "teacher.boxes"))
+    times = room.times()
+    assert not any(name.startswith(("gabor", "boxes")) for name in times)
+    room.label()
+    at_once.label()
+    assert {name: then for name, then in room.times().items() if name in times} == times
+    assert room.files() == at_once.files()
+
+
+def test_a_stop_leaves_whole_shards_and_the_next_run_goes_on(make_room: MakeRoom) -> None:
+    undisturbed = make_room("undisturbed")
+    undisturbed.label(batch=2)
+    calls = []
+
+    def stop_at_the_third(*report: Any) -> None:
+        calls.append(report)
+        if len(calls) == 3:
+            room.inputs.runtime.stop.set()
+
+    room = make_room(workers=2, progress=stop_at_the_third)
+    with pytest.raises(Stopped):
+        room.label(batch=2)
+    teachers = len(room.inputs.of_kind("teacher"))
+    assert len(room.files()) == teachers, "the first shard, and nothing of the second"
+    assert room.files().items() <= undisturbed.files().items()
+    room.inputs.runtime.stop.clear()
+    room.label(batch=2)
+    assert room.files() == undisturbed.files()
+
+
+def test_a_teacher_that_breaks_leaves_nothing_half_written(make_room: MakeRoom, monkeypatch: Any) -> None:
+    room = make_room(workers=2)
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(Predictor, "values", broken)
+    with pytest.raises(RuntimeError, match="out of order"):
+        room.label()
+    assert room.files() == {}
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("label")]
+
+
+class Elsewhere:
+    """A predictor as if on a GPU: it computes here, and remembers which thread asked."""
+
+    def __init__(self, real: Predictor) -> None:
+        self.real, self.preparation, self.threads = real, real.preparation, set[threading.Thread]()
+        self.choice = real.choice
+
+    def predict(self, images: Any) -> Any:
+        self.threads.add(threading.current_thread())
+        return self.real.predict(images)
+
+    def values(self, *given: Any) -> Any:
+        assert threading.current_thread() not in self.threads
+        return self.real.values(*given)
+
+
+def test_with_a_gpu_one_thread_drives_the_models_and_the_labels_are_the_same(
+    make_room: MakeRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, here = make_room("gpu", workers=2), make_room("cpu")
+    here.label()
+    made: list[Elsewhere] = []
+
+    def load(*given: Any) -> Elsewhere:
+        made.append(Elsewhere(real_load(*given)))
+        return made[-1]
+
+    real_load = labeller.load_teacher
+    monkeypatch.setattr(labeller, "load_teacher", load)
+    monkeypatch.setattr(inference, "find_device", lambda _: "cuda")
+    room.label()
+    assert len(made) == len(room.inputs.of_kind("teacher"))
+    assert all(predictor.threads == {threading.current_thread()} for predictor in made)
+    assert room.files() == here.files()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_work_in_flight_is_bounded(make_room: MakeRoom, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """However long the pool: what is decoded or labelled and not yet taken stays within a few batches a thread."""
+    threads, begun = 3, []
+    shard = make_room().shards()[0]
+    todo = [Stages(shard, {}, {})] * 50
+
+    def start(self: Stages, rows: range) -> Batch:
+        begun.append(rows)
+        return self.begin(rows)
+
+    monkeypatch.setattr(inference, "find_device", lambda _: device)
+    monkeypatch.setattr(Stages, "start", start)
+    monkeypatch.setattr(Stages, "run", lambda self, batch: batch)
+    monkeypatch.setattr(Stages, "finish", lambda self, batch: batch)
+    total = sum(len(each.spans(1)) for each in todo)
+    for taken, _ in enumerate(label_batches(todo, 1, Runtime(Root.of("."), workers=threads)), start=1):
+        if taken % 40 == 1:
+            time.sleep(0.05)  # as long as it likes to run ahead
+        assert len(begun) - taken <= 2 * threads + 1
+    assert taken == len(begun) == total
+
+
+def jpeg(side: int) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((side, side)).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_teacher_sees_the_same_picture_whoever_else_is_at_work(tmp_path: Path, suffix: str) -> None:
+    """A JPEG is decoded at the size that each needs: company that needs a larger one must not change it."""
+    data = jpeg(256)
+    if suffix == "png":
+        file = io.BytesIO()
+        Image.open(io.BytesIO(data)).save(file, "PNG")
+        data = file.getvalue()
+    writer = ShardWriter(tmp_path, "shard")
+    writer.add(NewImage(data, suffix, 256, 256, "one"))
+    writer.close()
+    shard = image_shard(writer.tar_path)
+    ways = [Preparation(32), Preparation(48), Preparation(64, centre=0.875, bicubic=True), Preparation(192)]
+
+    def prepared(company: list[Preparation]) -> dict[Preparation, bytes]:
+        nothing = inference.torch.nn.Identity()
+        predictors = {str(number): Predictor(nothing, {}, way) for number, way in enumerate(company)}
+        batch = Stages(shard, predictors, {}).start(range(1))
+        return {way: images.tobytes() for way, images in batch.inputs.items()}
+
+    together = prepared(ways)
+    assert together == {way: prepared([way])[way] for way in ways}
+    assert together == prepared(ways[::-1])
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ({"abs_rel": 0.0}, r"'depth' may not label: abs_rel is .* required 0"),
+        ({"miou": 0.5}, r"measured by: abs_rel, delta_1.25"),
+    ],
+)
+def test_a_teacher_below_what_is_required_of_it_may_not_label(
+    make_room: MakeRoom, limit: dict[str, float], message: str
+) -> None:
+    room = make_room()
+    with pytest.raises(DataError, match=message):
+        room.label(require={"depth": limit})
+    assert room.files() == {}

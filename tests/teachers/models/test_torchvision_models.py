@@ -1,0 +1,203 @@
+"""Published models and earlier networks as teachers: what they say is what the model itself says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+
+from pipeline.steps.artifact import Inputs
+from pipeline.errors import ConfigError
+from pipeline.stores.labels import LabelSpace
+from pipeline.storage.root import Root
+from pipeline.steps.runtime import Runtime
+from tasks.training import Predictor
+from tasks.network import Network, NetworkConfig
+from teachers.models.torchvision_models import space_of
+from tasks.teacher import Teacher
+from teachers import checkpoint, pretrained
+from teachers import torchvision as published
+from tests.disk import made_in
+
+
+def settle(predictor: Predictor) -> Predictor:
+    predictor.network.eval()
+    return predictor
+
+
+def make(kind: Any, settings: dict[str, Any], out: Path) -> Predictor:
+    out.mkdir()
+    inputs = Inputs({}, Runtime(Root.of(out)))
+    config = {"name": "mine", "teacher": {"kind": kind.__name__.rsplit(".", 1)[-1], **settings}, "seed": 0}
+    kind.make(config, inputs, out)
+    return settle(kind.load(out))
+
+
+def picture(side: int = 64) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, side, side), dtype=np.uint8))
+
+
+def test_a_timm_classifier_gives_its_own_probabilities(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=5).eval()
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    settings = {
+        "model": "test_resnet",
+        "weights": str(tmp_path / "weights.safetensors"),
+        "classes": list("abcde"),
+        "image_size": 64,
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.2, 0.2],
+    }
+    predictor = make(pretrained, settings, tmp_path / "out")
+    images = picture()
+    normalised = (images / 255 - torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)) / 0.2
+    with torch.inference_mode():
+        expected = model(normalised).softmax(dim=1)
+    torch.testing.assert_close(
+        torch.from_numpy(predictor.predict(images)["mine"]["probs"]), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_weights_that_name_their_tensors_otherwise_are_matched_in_order(tmp_path: Path) -> None:
+    model = timm.create_model("test_resnet", num_classes=5).eval()
+    renamed = {f"layer_{number}": tensor for number, tensor in enumerate(model.state_dict().values())}
+    torch.save(renamed, tmp_path / "weights.pth")
+    settings = {"model": "test_resnet", "weights": str(tmp_path / "weights.pth"), "classes": list("abcde")}
+    predictor = make(pretrained, settings, tmp_path / "out")
+    own = predictor.network.state_dict()
+    assert all(torch.equal(own[f"model.{name}"], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    save_file({"something": torch.zeros(3)}, tmp_path / "weights.safetensors")
+    settings = {"model": "test_resnet", "weights": str(tmp_path / "weights.safetensors"), "classes": list("abcde")}
+    says = r"weights\.safetensors, for a 'test_resnet': .*tensors missing.* Name weights of a 'test_resnet'"
+    with pytest.raises(ConfigError, match=says):
+        make(pretrained, settings, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "model", "other"),
+    [
+        (pretrained, "classification", "test_resnet", "test_efficientnet"),
+        (published, "segmentation", "lraspp_mobilenet_v3_large", "fcn_resnet50"),
+        (published, "detection", "ssdlite320_mobilenet_v3_large", "ssd300_vgg16"),
+    ],
+)
+def test_weights_are_looked_at_before_a_run(tmp_path: Path, kind: Any, task: str, model: str, other: str) -> None:
+    path = tmp_path / "weights.pth"
+
+    def told(named: str) -> Any:
+        return kind.Config(task=task, model=named, weights=str(path), classes=["__background__", "b", "c", "d"])
+
+    if kind is pretrained:
+        torch.save(timm.create_model(model, num_classes=4).state_dict(), path)
+    else:
+        made = torchvision.models.get_model(model, weights=None, weights_backbone=None, num_classes=4)
+        torch.save(made.state_dict(), path)
+    told(model).check()
+    with pytest.raises(ConfigError, match=rf"weights\.pth, for a '{other}': .*, the model needs"):
+        told(other).check()
+
+
+def test_the_central_crop_is_the_middle_of_the_shorter_side(tmp_path: Path) -> None:
+    model = timm.create_model("test_resnet", num_classes=2)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    settings = {
+        "model": "test_resnet",
+        "weights": str(tmp_path / "weights.safetensors"),
+        "classes": ["a", "b"],
+        "image_size": 32,
+        "centre": 0.5,
+    }
+    predictor = make(pretrained, settings, tmp_path / "out")
+    image = Image.new("RGB", (128, 64), "black")
+    image.paste((255, 255, 255), (48, 16, 80, 48))
+    assert predictor.preparation(image).min() > 200
+
+
+@pytest.mark.parametrize(
+    ("task", "name"), [("segmentation", "lraspp_mobilenet_v3_large"), ("detection", "ssdlite320_mobilenet_v3_large")]
+)
+def test_a_torchvision_model_gives_its_own_answers(tmp_path: Path, task: str, name: str) -> None:
+    torch.manual_seed(0)
+    outputs = ["__background__", "cat", "N/A", "dog"]
+    model = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=4).eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    settings = {
+        "task": task,
+        "model": name,
+        "weights": str(tmp_path / "weights.pth"),
+        "classes": outputs,
+        "image_size": 64,
+    }
+    predictor = make(published, settings, tmp_path / "out")
+    space = Teacher.of(made_in(tmp_path / "out")).space
+    values = predictor.values(predictor.predict(picture()), 0, (128, 64))["mine"]
+    if task == "segmentation":
+        assert space.classes == tuple(outputs)
+        assert values["classes"].shape == (16, 16)
+        assert 0 < values["confidence"].min() <= values["confidence"].max() <= 1
+    else:
+        assert space.classes == ("cat", "dog")
+        assert set(values["classes"].tolist()) <= {0, 1}
+        assert values["boxes"][:, 0::2].max(initial=0) <= 128
+        assert (values["scores"] >= 0.01).all()
+
+
+def test_outputs_of_a_detector_that_are_no_class_are_left_out() -> None:
+    space, places = space_of("detection", ["__background__", "a", "N/A", "b"])
+    assert space == LabelSpace("detection", ("a", "b"))
+    assert places == [0, 1, 0, 2]
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Network:
+    spaces = {"depth": LabelSpace("depth"), "parts": LabelSpace("segmentation", ("a", "b"))}
+    heads = {name: space.to_json() for name, space in spaces.items()}
+    made = Network(NetworkConfig(backbone="test_resnet", image_size=64, width=16, heads=heads)).eval()
+    (tmp_path / "earlier").mkdir()
+    made.save(tmp_path / "earlier")
+    return made
+
+
+def test_a_head_of_an_earlier_network_is_a_teacher(tmp_path: Path, network: Network) -> None:
+    settings = {"task": "segmentation", "weights": str(tmp_path / "earlier" / "model.safetensors"), "head": "parts"}
+    predictor = make(checkpoint, settings, tmp_path / "out")
+    images = picture()
+    with torch.inference_mode():
+        expected = network(images)["parts"].softmax(dim=1).max(dim=1).values
+    torch.testing.assert_close(torch.from_numpy(predictor.predict(images)["mine"]["confidence"]), expected)
+    assert Teacher.of(made_in(tmp_path / "out")).space == LabelSpace("segmentation", ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"task": "depth", "head": "dept"}, "Did you mean 'depth'"),
+        ({"task": "depth"}, "head"),
+        ({"task": "normals", "head": "depth"}, "is for 'depth'"),
+    ],
+)
+def test_a_head_that_is_not_there_is_refused(
+    tmp_path: Path, network: Network, settings: dict[str, str], said: str
+) -> None:
+    weights = str(tmp_path / "earlier" / "model.safetensors")
+    with pytest.raises(ConfigError, match=said):
+        make(checkpoint, {"weights": weights, **settings}, tmp_path / "out")
+
+
+def test_another_models_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text(json.dumps({"format": "timm_classifier"}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match="not a network"):
+        make(checkpoint, {"task": "depth", "weights": str(tmp_path / "model.safetensors")}, tmp_path / "out")

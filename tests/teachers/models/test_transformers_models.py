@@ -1,0 +1,212 @@
+"""Models of Hugging Face transformers as teachers: what they say is what the model itself says. No network."""
+
+from __future__ import annotations
+
+import importlib.util
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.steps.artifact import Inputs
+from pipeline.errors import ConfigError, DataError
+from pipeline.storage.root import Root
+from pipeline.steps.runtime import Runtime
+from teachers.models import transformers_models
+from tasks.training import Predictor
+from teachers import transformers as kind
+
+transformers: Any = pytest.importorskip("transformers", reason="transformers is not installed")
+
+NAMES = {0: "cat", 1: "N/A", 2: "dog"}
+
+
+def tiny(**more: Any) -> dict[str, Any]:
+    """Settings of a small transformer."""
+    return {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 64,
+        "patch_size": 16,
+        **more,
+    }
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Any:
+    def save(model: Any, processor: Any) -> Path:
+        model.save_pretrained(tmp_path / "published")
+        processor.save_pretrained(tmp_path / "published")
+        return tmp_path / "published"
+
+    torch.manual_seed(0)
+    return save
+
+
+def make(folder: Path, task: str, **settings: Any) -> Predictor:
+    """The teacher made of a folder, and loaded again from its artifact alone."""
+    out = folder.parent / "out"
+    out.mkdir()
+    teacher = {"kind": "transformers", "task": task, "weights": str(folder), **settings}
+    kind.make({"name": "mine", "teacher": teacher, "seed": 0}, Inputs({}, Runtime(Root.of(out))), out)
+    folder.rename(folder.parent / "gone")
+    return kind.load(out)
+
+
+def pictures(side: int = 64) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, side, side), dtype=np.uint8))
+
+
+def normalised(images: torch.Tensor, processor: Any) -> torch.Tensor:
+    """As the library prepares images that are of the right size already."""
+    arrays = [image.permute(1, 2, 0).numpy() for image in images]
+    made: torch.Tensor = processor(arrays, return_tensors="pt", do_resize=False)["pixel_values"]
+    return made
+
+
+def test_a_classifier_gives_its_own_probabilities(save: Any) -> None:
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**tiny(), id2label=NAMES)).eval()
+    processor = transformers.ViTImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.4] * 3)
+    predictor = make(save(model, processor), "classification")
+    with torch.inference_mode():
+        expected = model(normalised(pictures(), processor)).logits.softmax(dim=1)
+    found = torch.from_numpy(predictor.predict(pictures())["mine"]["probs"])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert predictor.spaces["mine"].classes == ("cat", "N/A", "dog")
+    assert (predictor.preparation.size, predictor.preparation.centre) == (64, None)
+
+
+def test_a_segmenter_gives_its_own_classes(save: Any) -> None:
+    config = transformers.SegformerConfig(
+        hidden_sizes=[8, 8, 8, 8], depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8, id2label=NAMES
+    )
+    model = transformers.SegformerForSemanticSegmentation(config).eval()
+    processor = transformers.SegformerImageProcessor(size={"height": 64, "width": 64})
+    predictor = make(save(model, processor), "segmentation")
+    with torch.inference_mode():
+        logits = model(normalised(pictures(), processor)).logits
+    assert logits.shape[-1] == 16  # already a quarter of the input
+    value = predictor.values(predictor.predict(pictures()), 0, (128, 64))["mine"]
+    np.testing.assert_array_equal(value["classes"], logits[0].argmax(dim=0).numpy())
+    np.testing.assert_allclose(value["confidence"], logits[0].softmax(dim=0).amax(dim=0).numpy(), rtol=1e-4)
+
+
+def test_a_detector_gives_its_own_boxes_and_nothing_for_outputs_without_a_class(save: Any) -> None:
+    config = transformers.YolosConfig(**tiny(image_size=[64, 64]), num_detection_tokens=30, id2label=NAMES)
+    model = transformers.YolosForObjectDetection(config).eval()
+    with torch.no_grad():
+        model.vit.embeddings.detection_tokens.normal_()  # fresh ones all say the same
+    processor = transformers.YolosImageProcessor(size={"height": 64, "width": 64})
+    predictor = make(save(model, processor), "detection")
+    assert predictor.spaces["mine"].classes == ("cat", "dog")
+    with torch.inference_mode():
+        output = model(normalised(pictures(), processor))
+        (expected, _) = processor.post_process_object_detection(output, 0.01, [(64, 128)] * 2)
+    value = predictor.values(predictor.predict(pictures()), 0, (128, 64))["mine"]
+    kept = expected["labels"] != 1
+    order = expected["scores"][kept].argsort(descending=True)
+    assert 0 < len(order) < len(kept)
+    np.testing.assert_allclose(value["scores"], expected["scores"][kept][order].numpy(), rtol=1e-4)
+    np.testing.assert_allclose(value["boxes"], expected["boxes"][kept][order].numpy(), rtol=1e-4, atol=1e-3)
+    assert value["classes"].tolist() == [{0: 0, 2: 1}[int(label)] for label in expected["labels"][kept][order]]
+
+
+@pytest.mark.parametrize("scale", ["relative", "metric"])
+def test_a_depth_model_gives_its_own_depth_in_the_scale_that_is_said(save: Any, scale: str) -> None:
+    config = transformers.GLPNConfig(
+        hidden_sizes=[8, 8, 8, 8], depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8
+    )
+    model = transformers.GLPNForDepthEstimation(config).eval()
+    processor = transformers.ViTImageProcessor(size={"height": 64, "width": 64})
+    predictor = make(save(model, processor), "depth", scale=scale)
+    with torch.inference_mode():
+        raw = model(normalised(pictures(), processor)).predicted_depth[:, None]
+    resized = torch.nn.functional.interpolate(raw, size=(16, 16), mode="bilinear", antialias=True)[0, 0].numpy()
+    depth = predictor.values(predictor.predict(pictures()), 0, (128, 64))["mine"]["depth"]
+    if scale == "metric":
+        np.testing.assert_allclose(depth, resized, rtol=1e-4)
+    else:
+        spread = (resized - resized.min()) / (resized.max() - resized.min())
+        np.testing.assert_allclose(depth, 0.01 + 0.99 * spread, atol=1e-4)
+    assert predictor.spaces["mine"].scale == scale
+
+
+@pytest.mark.parametrize(
+    ("processor", "settings", "side", "centre"),
+    [
+        ("CLIPImageProcessor", {}, 224, 1.0),
+        ("ViTImageProcessor", {}, 224, None),
+        ("ConvNextImageProcessor", {"size": {"shortest_edge": 224}}, 224, 0.875),
+        ("ConvNextImageProcessor", {}, 384, None),
+        ("DetrImageProcessor", {}, 800, None),
+        ("BitImageProcessor", {"size": {"shortest_edge": 256}}, 224, 0.875),
+    ],
+)
+def test_images_are_prepared_as_the_processor_says(
+    processor: str, settings: dict[str, Any], side: int, centre: float | None
+) -> None:
+    made = getattr(transformers, processor)(**settings)
+    about = described(made, task="classification")
+    assert (about["size"], about["centre"]) == (side, centre)
+    assert described(made)["centre"] is None, "a map of a part of the image would be taken for one of the whole"
+
+
+def test_a_model_that_wants_blue_first_is_refused() -> None:
+    with pytest.raises(ConfigError, match="blue first"):
+        described(transformers.MobileViTImageProcessor())
+
+
+def described(processor: Any, **settings: Any) -> dict[str, Any]:
+    asked = {"weights": "here", "task": "depth", "head": "mine", "scale": "relative", "image_size": None, **settings}
+    model = types.SimpleNamespace(config=types.SimpleNamespace(id2label={}))
+    return transformers_models.describe(model, processor, asked)
+
+
+def test_a_side_that_the_recipe_names_wins() -> None:
+    assert described(transformers.ViTImageProcessor(), image_size=96)["size"] == 96
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"do_normalize": False},
+        {"do_rescale": False, "image_mean": [120.0] * 3, "image_std": [60.0] * 3},
+        {"rescale_factor": 1 / 127.5, "rescale_offset": True},
+    ],
+)
+def test_statistics_are_those_of_images_in_0_to_1_whatever_the_processor_works_in(settings: dict[str, Any]) -> None:
+    size = {"height": 64, "width": 64}
+    processor = transformers.EfficientNetImageProcessor(size=size, include_top=False, **settings)
+    about = described(processor)
+    mean, std = (torch.tensor(about[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    torch.testing.assert_close((pictures() / 255 - mean) / std, normalised(pictures(), processor), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_without_the_head_for_the_task_is_refused(save: Any) -> None:
+    folder = save(transformers.ViTModel(transformers.ViTConfig(**tiny())), transformers.ViTImageProcessor())
+    with pytest.raises(DataError, match="not trained for classification"):
+        make(folder, "classification")
+
+
+def test_a_model_that_cannot_do_the_task_is_refused(save: Any) -> None:
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**tiny()))
+    with pytest.raises(ConfigError, match="can't be loaded as a detection model"):
+        make(save(model, transformers.ViTImageProcessor()), "detection")
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "published").mkdir()
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        make(tmp_path / "published", "depth")
+
+
+def test_a_recipe_says_what_to_install_where_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"uv pip install -e .*\[transformers\]"):
+        kind.Config(kind="transformers", task="depth", weights="somewhere")
