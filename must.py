@@ -1,4 +1,4 @@
-"""The front door: the `must` command, and the same from Python.
+"""Run a recipe from Python, and plan one.
 
 import must
 outcome = must.run("recipes/quickstart.yaml", root="must-root", overrides=["student.epochs=3"])
@@ -7,51 +7,19 @@ outcome.metrics
 
 from __future__ import annotations
 
-import sys
-import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from flows.bench import commands as bench_commands
-from cli.export import commands as export_commands
-from cli.options import DEFAULT_ROOT, Overrides, RecipePath, Root
-from cli.store import commands as store_commands
+from pipeline.storage.root import DEFAULT_ROOT
 
 if TYPE_CHECKING:
     from flows.plan.steps import Planned, Selection
-    from flows.gc.inventory import Held
     from flows.run.run import Outcome
-    from pipeline.storage import root as roots
 
-# Everything that takes time to import is imported by the command that needs it: help comes at once, and a plan
-# needs no torch.
+# What takes time to import is imported by the function that needs it: a plan needs no torch.
 # ruff: noqa: PLC0415
 
 __version__ = "0.1.0"
-app = typer.Typer(
-    name="must",
-    help="Multi-task self-training: specialised teachers label a pool of images, one student learns from all of them.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-To = Annotated[
-    str | None, typer.Option("--to", metavar="STEP", help="Go as far as this step.", show_default="all steps")
-]
-Only = Annotated[
-    str | None, typer.Option("--only", metavar="STEP", help="Make this step alone; what it reads has to be there.")
-]
-From = Annotated[
-    str | None, typer.Option("--from", metavar="STEP", help="Make this step and all behind it again, changed or not.")
-]
-Force = Annotated[
-    list[str] | None,
-    typer.Option("--force", metavar="STEP", help="Make this step again; what is behind it if its result differs."),
-]
-LOCALHOST = "127.0.0.1"
 
 
 def run(
@@ -68,12 +36,12 @@ def run(
 
     Raises ConfigError, DataError or Stopped of `pipeline.errors`, or their base MustError if Prefect fails.
     """
-    from flows.run.execution import execute_recipe
-    from flows.run.run import WHOLE
-    from pipeline.storage import root as roots
-    from pipeline.recipe.recipe import read_recipe
+    from flows.execute import execute_recipe
     from flows.run.process_setup import set_up_process
+    from flows.run.run import WHOLE
+    from pipeline.recipe.reader import read_recipe
     from pipeline.steps.runtime import Runtime
+    from pipeline.storage import root as roots
 
     set_up_process()
     read = read_recipe(Path(recipe), overrides or ())
@@ -89,305 +57,8 @@ def plan(
 ) -> list[Planned]:
     """What a run would do: every step with what is reused and why the rest is run."""
     from flows.run.run import WHOLE, prepare
+    from pipeline.recipe.reader import read_recipe
     from pipeline.storage import root as roots
-    from pipeline.recipe.recipe import read_recipe
 
     read = read_recipe(Path(recipe), overrides or ())
     return prepare(read, roots.Root.of(root, read.runtime.cache_gb), steps or WHOLE).planned
-
-
-def _selection(to: str | None, only: str | None, start: str | None, force: list[str] | None) -> Selection:
-    from flows.plan.steps import Selection
-    from pipeline.errors import ConfigError
-
-    if only and to:
-        raise ConfigError(f"--only {only} makes that step alone: leave out --to {to}, or --only.")
-    return Selection(to, only, start, tuple(force or ()))
-
-
-@app.command("run")
-def run_command(
-    recipe: RecipePath,
-    root: Root = DEFAULT_ROOT,
-    override: Overrides = None,
-    to: To = None,
-    only: Only = None,
-    start: From = None,
-    force: Force = None,
-) -> None:
-    """Run a recipe: every step whose result is not there yet."""
-    from cli.console import Console
-
-    console, stop = Console(), threading.Event()
-    with console.progress(stop) as progress:
-        outcome = run(recipe, root, override, _selection(to, only, start, force), progress=progress, stop=stop)
-    console.show_outcome(outcome)
-
-
-@app.command("label")
-def label_command(recipe: RecipePath, root: Root = DEFAULT_ROOT, override: Overrides = None) -> None:
-    """Run a recipe as far as the labels: what the teachers say of the pool."""
-    from cli.console import Console
-    from flows.plan.steps import Selection
-
-    console, stop = Console(), threading.Event()
-    with console.progress(stop) as progress:
-        outcome = run(recipe, root, override, Selection("label"), progress=progress, stop=stop)
-    console.show_outcome(outcome)
-
-
-@app.command("compare")
-def compare_command(
-    recipe: RecipePath,
-    name: Annotated[str | None, typer.Argument(help="A comparison, as under `compare`.", show_default="all")] = None,
-    root: Root = DEFAULT_ROOT,
-    override: Overrides = None,
-    plan_only: Annotated[bool, typer.Option("--plan", help="Show what there is to do, and do nothing.")] = False,
-) -> None:
-    """Compare self-supervised methods as the recipe's `compare` says, and say which of them are worth their time."""
-    from cli.console import Console
-    from flows.plan.steps import Selection
-    from pipeline.recipe.comparison import COMPARE
-    from pipeline.recipe.recipe import read_recipe
-    from pipeline.errors import ConfigError, choose
-
-    there = read_recipe(recipe, override or ()).compare
-    if not there:
-        raise ConfigError(
-            f"{recipe}: has no section `compare`. Add one, for example compare: {{first: {{data: [...], methods: "
-            "{simclr: {method: simclr}, dino: {method: dino}}}}."
-        )
-    last = f"{COMPARE}.{choose(name, there, 'Comparison')}" if name else COMPARE
-    if plan_only:
-        Console().show_plan(plan(recipe, root, override, Selection(last)))
-        return
-    console, stop = Console(), threading.Event()
-    with console.progress(stop) as progress:
-        outcome = run(recipe, root, override, Selection(last), progress=progress, stop=stop)
-    console.show_outcome(outcome)
-
-
-@app.command("plan")
-def plan_command(
-    recipe: RecipePath,
-    root: Root = DEFAULT_ROOT,
-    override: Overrides = None,
-    to: To = None,
-    only: Only = None,
-    start: From = None,
-    force: Force = None,
-) -> None:
-    """Show what a run would do, and why."""
-    from cli.console import Console
-
-    Console().show_plan(plan(recipe, root, override, _selection(to, only, start, force)))
-
-
-@app.command("init")
-def init_command(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders with images, labelled or not.")],
-    to: Annotated[Path, typer.Option("--to", help="The recipe to write.")] = Path("recipe.yaml"),
-) -> None:
-    """Write a commented recipe for the folders it is shown."""
-    from cli.init import write_recipe
-
-    for line in write_recipe(folders, to):
-        print(line)
-    print(f"Wrote {to}. Next: must plan {to}")
-
-
-@app.command("doctor")
-def doctor_command(
-    recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="Look at its data and models as well.")
-    ] = None,
-    root: Root = DEFAULT_ROOT,
-) -> None:
-    """Show environment and versions, check a recipe's data and models; ends with 2 if something is wrong."""
-    from cli.doctor import examine
-
-    sound = True
-    for fine, what, found in examine(root, recipe):
-        sound &= fine
-        print(f"{'ok ' if fine else 'BAD'} {what:<34} {found}", flush=True)
-    if not sound:
-        raise typer.Exit(2)
-
-
-@app.command("schema")
-def schema_command() -> None:
-    """Print the JSON Schema of recipes, for editors."""
-    from cli.schema import schema
-
-    print(schema())
-
-
-@app.command("up")
-def up_command(
-    at_once: Annotated[
-        int | None, typer.Option("--at-once", min=1, help="Runs at work at once; the others wait.", show_default="1")
-    ] = None,
-) -> None:
-    """Start Prefect's server and a worker in the background, with the deployments of this project."""
-    from cli.console import Console
-    from flows.server.commands import up
-
-    Console().show_up(up(at_once, print))
-
-
-@app.command("down")
-def down_command(
-    now: Annotated[bool, typer.Option("--now", help="Stop the runs at work; they are saved.")] = False,
-) -> None:
-    """End the server and the worker that `must up` started."""
-    from flows.server.commands import down
-
-    ended = down(now, print)
-    print(f"Ended: {', '.join(ended)}." if ended else "Nothing was up.")
-
-
-@app.command("status")
-def status_command(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """Show what `must up` started, and what is at work."""
-    import json
-
-    from cli.console import Console
-    from flows.server.commands import status
-
-    found = status()
-    if as_json:
-        print(json.dumps(found, indent=1))
-    else:
-        Console().show_status(found)
-
-
-@app.command("browse")
-def browse_command(
-    path: Annotated[str, typer.Argument(metavar="[ROOT_OR_STORE]", help="A root, or a folder in one.")] = DEFAULT_ROOT,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8800,
-    host: Annotated[
-        str, typer.Option("--host", help="Others may reach it at this address: needs --token.")
-    ] = LOCALHOST,
-    token: Annotated[str | None, typer.Option("--token", help="What whoever looks has to know.")] = None,
-) -> None:
-    """Look at labels and images in a browser, also while a run is writing them."""
-    from browser.serve import serve
-
-    serve(path, host, port, token)
-
-
-app.add_typer(bench_commands, name="bench")
-app.add_typer(export_commands, name="export")
-app.add_typer(store_commands, name="store")
-
-
-artifacts = typer.Typer(no_args_is_help=True, help="Look at what a root holds, check it, and clear it out.")
-app.add_typer(artifacts, name="artifacts")
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
-
-
-def _held(root: str) -> tuple[roots.Root, list[Held]]:
-    from flows.gc import inventory
-    from pipeline.storage import root as roots
-
-    where = roots.Root.of(root)
-    return where, inventory.artifacts(where, inventory.runs(where))
-
-
-@artifacts.command("ls")
-def artifacts_ls_command(root: Root = DEFAULT_ROOT, as_json: Json = False) -> None:
-    """List artifacts: when they were made, how large they are, which runs refer to them."""
-    from cli.artifacts_view import Page, listed
-
-    _, held = _held(root)
-    if as_json:
-        Page().show_json(listed(held))
-    else:
-        Page().show_list(held)
-
-
-@artifacts.command("show")
-def artifacts_show_command(
-    name: Annotated[str, typer.Argument(metavar="STEP[/FINGERPRINT]", help="As `must artifacts ls` lists them.")],
-    root: Root = DEFAULT_ROOT,
-    as_json: Json = False,
-) -> None:
-    """Show an artifact: its configuration, inputs, counts and files."""
-    from flows.gc.inventory import named
-    from cli.artifacts_view import Page
-
-    where, held = _held(root)
-    found = named(where, name, held)
-    if as_json:
-        Page().show_json(found.manifest)
-    else:
-        Page().show_one(found)
-
-
-@artifacts.command("verify")
-def artifacts_verify_command(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[STEP[/FINGERPRINT]]...", help="All, if none.")] = None,
-    root: Root = DEFAULT_ROOT,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Delete damaged files: the next run makes them anew.")
-    ] = False,
-) -> None:
-    """Read every byte of artifacts and compare with their manifests; ends with 3 if a file is damaged or missing."""
-    from flows.gc.inventory import damaged, named
-
-    where, held = _held(root)
-    chosen = [named(where, name, held) for name in names] if names else [each for each in held if each.manifest]
-    found = 0
-    for each, file, wrong in damaged(where, chosen):
-        found += 1
-        print(f"{'/'.join(each.key)}: {file}: {wrong}", flush=True)
-        if repair:
-            file.place.remove()
-    print(f"{len(chosen)} artifacts, {found or 'no'} damaged or missing files.")
-    if found:
-        print(
-            "Deleted; the next run makes them anew." if repair else "With --repair they are deleted, for the next run."
-        )
-        raise typer.Exit(3)
-
-
-@artifacts.command("gc")
-def artifacts_gc_command(
-    root: Root = DEFAULT_ROOT,
-    keep: Annotated[int, typer.Option("--keep", min=1, help="Whole runs of each recipe whose artifacts are kept.")] = 1,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete what is not kept; without, only say so.")] = False,
-) -> None:
-    """Show what is kept and why, and what no recent run refers to any more; with --delete, clear that out. Of a root
-    elsewhere that is also what work on it left on this machine.
-    """
-    from flows.gc.inventory import remove, sort_out
-    from cli.artifacts_view import Page
-    from flows.gc.scratch import scratch
-    from pipeline.storage.root import Root as Where
-    from pipeline.steps.workspace import Workspace
-
-    workspace = Workspace(Where.of(root))
-    verdicts, here = sort_out(workspace, keep), scratch(workspace.root)
-    if delete:
-        remove(workspace.root, verdicts)
-        remove(Where.of(workspace.root.here()), here)
-    Page().show_verdicts([*verdicts, *here], delete)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command, its arguments from the command line; ends with 0, 2 (configuration), 3 (data), 75 (stopped)
-    or 1 (anything else).
-    """
-    from pipeline.errors import MustError
-    from flows.run.process_setup import set_up_process
-
-    set_up_process()
-    try:
-        app(arguments)
-    except MustError as error:
-        print(f"must: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main()

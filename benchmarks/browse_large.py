@@ -31,15 +31,15 @@ import typer
 from PIL import Image
 
 import tasks
-from benchmarks.pretended import Pretended
-from pipeline.steps.artifact import Artifact, Inputs, write_json
 from benchmarks.measure import circumstances, save_result
-from pipeline.stores.images import NewImage, ShardWriter
-from pipeline.stores.labels import ROW_GROUP, LabelShard, LabelSpace, LabelWriter, Value, about_store
-from pipeline.storage.root import Root, local_file
+from benchmarks.pretended import Pretended
+from ingest.dataset import IngestedSet
+from pipeline.steps.artifact import Artifact, Inputs, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
-from ingest.ingest import IngestedSet
+from pipeline.storage.root import Root, local_file
+from pipeline.stores.images import NewImage, ShardWriter
+from pipeline.stores.labels import ROW_GROUP, LabelShard, LabelSpace, LabelWriter, Value, about_store
 
 RESULTS = Path(__file__).parent / "results"
 SHARD = 500

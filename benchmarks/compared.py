@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import must
+from cli.console import Console
 from evaluation.backbone_table import Column
 from evaluation.comparison.comparison import Row
-from cli.console import Console
 from flows.plan.steps import Selection
 from pipeline.steps.artifact import Artifact
 

@@ -23,19 +23,19 @@ import typer
 from PIL import Image
 
 import tasks
-from pipeline.steps.artifact import ELSEWHERE, Artifact, Inputs, Step, write_json
 from benchmarks.measure import circumstances, in_process_of_its_own, save_result
-from pipeline.recipe.recipe import StudentConfig
+from ingest.dataset import IngestedSet
 from pipeline.export import write
+from pipeline.recipe.student import StudentConfig
+from pipeline.sources.webdataset import Config
+from pipeline.steps.artifact import ELSEWHERE, Artifact, Inputs, Step, write_json
+from pipeline.steps.runtime import Runtime
+from pipeline.steps.workspace import Workspace
+from pipeline.storage.root import Root, hash_file
 from pipeline.stores.labels import LabelSpace, LabelWriter, Value, about_store
 from pipeline.training.autotune import find_device
-from pipeline.storage.root import Root, hash_file
-from pipeline.steps.runtime import Runtime
-from pipeline.sources.webdataset import Config
-from pipeline.steps.workspace import Workspace
 from student.dataset import heads_of
 from student.export_samples import labelled_samples
-from ingest.ingest import IngestedSet
 from tasks.teacher import Teacher
 
 RESULTS = Path(__file__).parent / "results"

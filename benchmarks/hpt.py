@@ -27,8 +27,8 @@ import typer
 from PIL import Image
 
 from benchmarks.compared import line_of, record, run, seconds_of, values_of
-from evaluation.comparison.comparison import Comparison, Row, Setting, read_comparisons
 from benchmarks.measure import circumstances, save_result
+from evaluation.comparison.comparison import Comparison, Row, Setting, read_comparisons
 from pipeline.recipe.comparison import COMPARE
 from pipeline.training.autotune import find_device
 

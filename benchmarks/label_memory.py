@@ -19,8 +19,8 @@ import typer
 from PIL import Image
 
 import must
-from flows.plan.steps import Selection
 from benchmarks.measure import circumstances, in_process_of_its_own, save_result
+from flows.plan.steps import Selection
 from pipeline.training.autotune import find_device
 
 RESULTS = Path(__file__).parent / "results"

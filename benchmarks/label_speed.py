@@ -9,18 +9,28 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import rich
+import typer
+from rich.table import Table
+
+from benchmarks.measure import circumstances, medians, save_result, take_turns
+from cli.options import Overrides, RecipePath, Root
+from flows.run.process_setup import set_up_process
+from flows.run.run import made_inputs
+from ingest.pool import pool_shards
+from pipeline.recipe.reader import read_recipe
 from pipeline.steps.artifact import Inputs
-from benchmarks.measure import circumstances, medians, take_turns
+from pipeline.steps.runtime import Runtime
+from pipeline.storage import root as roots
+from pipeline.storage.root import DEFAULT_ROOT
 from pipeline.stores.images import ImageShard
 from pipeline.training.autotune import Choice, find_device, single_threaded
-from pipeline.storage.root import Root
-from pipeline.steps.runtime import Runtime
-from tasks.training import Predictor
-from ingest.pool import pool_shards
-from teachers.labelling.labeller import Job, Labelling, label_shards, open_makers, write_labels
+from tasks.prediction import Predictor
 from teachers.labelling.label_folder import LabelFolder
+from teachers.labelling.labeller import Job, Labelling, label_shards, open_makers, write_labels
 
 WINDOWS = 3
 BATCHES_A_CORE = 8
@@ -42,7 +52,7 @@ def measure_labelling(inputs: Inputs, batch: int, images: int = 0) -> dict[str, 
     scratch = runtime.root.here()
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".bench-") as folder:
-        room = Root.of(folder)
+        room = roots.Root.of(folder)
         teachers = [
             dataclasses.replace(teacher, folders={head: LabelFolder(room, head) for head in teacher.folders})
             for teacher in open_makers(inputs)
@@ -207,3 +217,30 @@ def table(result: dict[str, Any]) -> list[tuple[str, str]]:
             for key, name in PLAIN.items()
         ),
     ]
+
+
+def main(
+    recipe: RecipePath,
+    root: Root = DEFAULT_ROOT,
+    override: Overrides = None,
+    images: Annotated[
+        int, typer.Option("--images", min=0, help="Images in a timed window; 0: enough for all cores.")
+    ] = 0,
+    to: Annotated[Path | None, typer.Option("--json", help="Write the numbers here, and a page (.md) beside.")] = None,
+) -> None:
+    """Measure labelling: what each stage costs, what the machine allows by that, and how near the labeller comes."""
+    set_up_process()
+    read = read_recipe(recipe, override or ())
+    step, inputs = made_inputs(read, roots.Root.of(root, read.runtime.cache_gb), "label")
+    result = measure_labelling(inputs, step.config["batch"], images)
+    head, *lines = table(result)
+    shown = Table(*head, box=None, pad_edge=False)
+    for line in lines:
+        shown.add_row(*line)
+    rich.print(shown)
+    if to:
+        save_result(to, f"Labelling the pool of {read.name}", result, [head, *lines])
+
+
+if __name__ == "__main__":
+    typer.run(main)

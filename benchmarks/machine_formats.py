@@ -1,4 +1,4 @@
-"""What bfloat16 and channels-last bring on this device, model by model: the measurement behind `pipeline/training/autotune.py`.
+"""Measure what bfloat16 and channels-last bring, model by model: the reason for `pipeline/training/autotune.py`.
 
 python benchmarks/machine_formats.py
 """
@@ -22,9 +22,9 @@ import typer
 from torch import nn
 
 from benchmarks.measure import circumstances, save_result
-from pipeline.training.autotune import Choice, choose, find_device
-from pipeline.storage.root import Root
 from pipeline.steps.runtime import Runtime
+from pipeline.storage.root import Root
+from pipeline.training.autotune import Choice, choose, find_device
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("resnet18", "tf_efficientnet_lite0", "vit_tiny_patch16_224")

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.steps.artifact import write_atomically, write_json
 from pipeline.errors import PROJECT
-from pipeline.training.autotune import device_name, processor_name
+from pipeline.steps.artifact import write_atomically, write_json
 from pipeline.steps.runtime import Runtime, usable_cores
+from pipeline.training.autotune import device_name, processor_name
 
 
 def take_turns(measures: Mapping[str, Callable[[], float]], windows: int) -> dict[str, list[float]]:

@@ -27,9 +27,9 @@ import typer
 
 from benchmarks.compared import run
 from benchmarks.drawn import draw
+from benchmarks.measure import circumstances, save_result
 from evaluation.measurement import CLEAN, FILE
 from pipeline.steps.artifact import read_json
-from benchmarks.measure import circumstances, save_result
 from pipeline.training.autotune import find_device
 
 RESULTS = Path(__file__).parent / "results"

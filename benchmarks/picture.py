@@ -16,10 +16,10 @@ import typer
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import must
+from evaluation.report.figures import Picture
 from evaluation.report.run_record import RunRecord
 from evaluation.report.samples import Album, pool_strips
 from pipeline.storage.path import Place
-from evaluation.report.figures import Picture
 
 SIDE, GAP, HEAD, ROWS = 176, 8, 26, 5
 INK, PAPER = (40, 44, 52), (255, 255, 255)

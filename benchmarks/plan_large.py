@@ -21,15 +21,15 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.measure import circumstances, save_result
 from benchmarks.pretended import Pretended
 from flows.plan.steps import build_steps
+from pipeline.recipe.reader import parse_recipe
 from pipeline.steps.artifact import ELSEWHERE, Inputs, Step, write_json
-from benchmarks.measure import circumstances, save_result
-from pipeline.recipe.recipe import parse_recipe
-from pipeline.storage.root import Root, in_parallel
 from pipeline.steps.runtime import Runtime
-from pipeline.stores.naming import store_name
 from pipeline.steps.workspace import Workspace
+from pipeline.storage.root import Root, in_parallel
+from pipeline.stores.naming import store_name
 
 RESULTS = Path(__file__).parent / "results"
 REPEATS = 5

@@ -19,10 +19,10 @@ from typing import Annotated, Any
 import typer
 
 import must
-from evaluation.metric_table import Line, read_lines
-from cli.console import Console
 from benchmarks.measure import circumstances, save_result
-from pipeline.recipe.recipe import read_recipe
+from cli.console import Console
+from evaluation.metric_table import Line, read_lines
+from pipeline.recipe.reader import read_recipe
 from pipeline.training.autotune import find_device
 
 SCRATCH = "student.weights=null"

@@ -47,16 +47,17 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
-from flows.plan.steps import build_steps
-from flows.plan.stage_steps import pool_step
-from pipeline.steps.artifact import Inputs
 from benchmarks.measure import circumstances, in_process_of_its_own, medians, save_result
-from pipeline.recipe.recipe import parse_recipe
-from pipeline.training.autotune import Choice, find_device
-from pipeline.storage.root import Root
-from pipeline.steps.runtime import Device, Runtime, usable_cores
+from flows.plan.stage_steps import pool_step
+from flows.plan.steps import build_steps
+from pipeline.recipe.reader import parse_recipe
+from pipeline.recipe.runtime import Device
+from pipeline.steps.artifact import Inputs
+from pipeline.steps.runtime import Runtime, usable_cores
 from pipeline.steps.workspace import Workspace
-from selfsup.stages import step
+from pipeline.storage.root import Root
+from pipeline.training.autotune import Choice, find_device
+from selfsup.stages import step as stage_step
 from selfsup.stages.stream import ViewBatch, ViewStream
 
 RESULTS = Path(__file__).parent / "results"
@@ -175,8 +176,10 @@ def train_stage(part: Part, window: Window) -> None:
         "lr": LR,
     }
     stream = InMemory if part.kind == MEMORY else ViewStream
-    with tempfile.TemporaryDirectory() as out, patch.object(step, "ViewStream", stream):
-        left = step.run_stage({"name": "stage.speed", "stage": settings, "seed": 0, "start": None}, inputs, Path(out))
+    with tempfile.TemporaryDirectory() as out, patch.object(stage_step, "ViewStream", stream):
+        left = stage_step.run_stage(
+            {"name": "stage.speed", "stage": settings, "seed": 0, "start": None}, inputs, Path(out)
+        )
     Path("choice.json").write_text(json.dumps(left["choice"]), encoding="utf-8")
 
 

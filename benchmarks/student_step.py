@@ -23,19 +23,21 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.measure import circumstances, medians, save_result, take_turns
 from flows.run.run import made_inputs
 from must import DEFAULT_ROOT
-from pipeline.steps.artifact import Inputs
-from benchmarks.measure import circumstances, medians, save_result, take_turns
-from pipeline.recipe.recipe import StudentConfig, read_recipe
-from pipeline.training.fit import fit
-from pipeline.training.objective import Job, Stream
 from pipeline.data.loader import Batch, Loader, LoaderConfig, Samples
+from pipeline.data.stream import Stream
+from pipeline.recipe.reader import read_recipe
+from pipeline.recipe.student import StudentConfig
+from pipeline.steps.artifact import Inputs
 from pipeline.training.autotune import Choice
+from pipeline.training.fit import fit
+from pipeline.training.objective import Job
 from pipeline.training.process_group import Team
 from student.dataset import heads_of, join
 from student.loss_weights import combination
-from tasks.building import build_network
+from tasks.network import build_network
 from tasks.training import Learning
 
 RESULTS = Path(__file__).parent / "results"

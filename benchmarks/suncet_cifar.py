@@ -31,12 +31,12 @@ import typer
 
 from benchmarks.compared import line_of, record, run, seconds_of, told, values_of
 from benchmarks.drawn import draw
+from benchmarks.measure import circumstances, save_result
 from evaluation.backbone_table import Column
 from evaluation.comparison.comparison import Comparison, Row, read_comparisons
-from benchmarks.measure import circumstances, save_result
 from pipeline.recipe.comparison import COMPARE
-from pipeline.training.autotune import find_device
 from pipeline.recipe.stage import STUDENT
+from pipeline.training.autotune import find_device
 
 RESULTS = Path(__file__).parent / "results"
 RECIPE = Path(__file__).parent / "suncet_cifar.yaml"

@@ -24,22 +24,22 @@ from sklearn.linear_model import LogisticRegression
 from timm.models import register_model
 from torch import Tensor, nn
 
-from evaluation.probes import soft_nn
-from evaluation.probe import Known, Problem
-from flows.plan.steps import build_steps
-from pipeline.steps.artifact import Artifact, Inputs, Step
 from benchmarks.measure import circumstances, save_result
-from pipeline.recipe.recipe import parse_recipe
+from evaluation.probe import Known, Problem
+from evaluation.probes import soft_nn
+from flows.plan.steps import build_steps
+from ingest.dataset import IngestedSet
+from ingest.true_labels import class_numbers, truth_library
 from pipeline.models.features import features_of
-from pipeline.storage.root import Root
-from pipeline.steps.runtime import Runtime
 from pipeline.models.initial import of_artifact
+from pipeline.recipe.reader import parse_recipe
+from pipeline.steps.artifact import Artifact, Inputs, Step
+from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
-from selfsup.stages.images import images_of
+from pipeline.storage.root import Root
 from selfsup.stages.labelled_sampler import class_sampler, classes_of
 from selfsup.stages.step import stage_config
-from ingest.ingest import IngestedSet
-from ingest.true_labels import class_numbers, truth_library
+from selfsup.stages.stream import images_of
 
 RESULTS = Path(__file__).parent / "results"
 TRAINED, SIDE, PER_CLASS = 1200, 16, 6

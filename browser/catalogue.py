@@ -11,14 +11,14 @@ import dataclasses
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 
-from pipeline.steps.artifact import ELSEWHERE, MANIFEST, Artifact, parse_manifest
+from ingest.dataset import IngestedSet
 from pipeline.errors import ConfigError
-from pipeline.stores.images import ImageShard
+from pipeline.sources._splits import SPLITS
+from pipeline.steps.artifact import ELSEWHERE, MANIFEST, Artifact, parse_manifest
 from pipeline.storage.path import Place
 from pipeline.storage.root import CACHE_GB, Root, StoredFile, in_parallel
-from pipeline.sources import SPLITS
+from pipeline.stores.images import ImageShard
 from pipeline.stores.naming import DIGITS, NAME, is_student, maker_of, teacher_of, version_of
-from ingest.ingest import IngestedSet
 
 SOUGHT = "labels/<teacher>-<digest>/*.parquet and artifacts/data.<set>/<fingerprint>/manifest.json"
 KINDS = ("data.", "teacher.", "label", "student")
@@ -42,7 +42,7 @@ class StoreFound:
 
     name: str
     maker: str
-    """The teacher, a head of the student (`pipeline.stores.naming.student_maker`), or the set that has the true labels."""
+    """The teacher, a head of the student (`student_maker`), or the set that has the true labels."""
     is_true: bool
     made: float
     """When (Unix time) the teacher or student was trained, or the set was read; 0 if its artifact is gone."""

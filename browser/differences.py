@@ -15,8 +15,8 @@ from browser.loading import Loading
 from browser.pictures import decoded
 from browser.tables import Store, quoted
 from pipeline.errors import ConfigError, MustError
-from pipeline.stores.labels import Row, open_labels
 from pipeline.storage.root import StoredFile
+from pipeline.stores.labels import Row, open_labels
 
 BETWEEN = ":"
 """Between the names of the two stores."""

@@ -15,9 +15,9 @@ from browser import catalogue
 from browser.catalogue import ImagesFound, StoreFound
 from browser.tables import Store, Tables, read_scalars
 from pipeline.errors import MustError
+from pipeline.storage.root import Root, StoredFile
 from pipeline.stores.rejections import NOTHING, read_rejects
 from pipeline.stores.rejections import PATH as REJECTED
-from pipeline.storage.root import Root, StoredFile
 
 LOOK_S = 2.0
 """Between looks at a root of this machine."""

@@ -15,11 +15,10 @@ from browser.loading import Loading
 from browser.tables import Store
 from pipeline.data.decode import decode
 from pipeline.errors import DataError
+from pipeline.storage.root import StoredFile, hash_place
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import Row, Value, open_labels
-from pipeline.storage.root import StoredFile, hash_place
-from tasks.drawing import caption
-from evaluation.report.figures import thumbnail
+from tasks.drawing import caption, thumbnail
 
 QUALITY = 85
 HELD = 32 << 20

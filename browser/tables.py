@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 import tasks
 from browser.catalogue import ImagesFound
-from pipeline.stores.labels import Label, LabelSpace, about_labels, open_labels
 from pipeline.storage.root import StoredFile
+from pipeline.stores.labels import Label, LabelSpace, about_labels, open_labels
 
 MEMORY = "150MB"
 AT_ONCE = 20_000

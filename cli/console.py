@@ -18,17 +18,17 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from cli.comparison_plan import Foreseen, foreseen, total
 from evaluation.backbone_table import Board, Cell, Column, boards, read_measured
 from evaluation.comparison.comparison import Comparison, Setting, read_comparisons
 from evaluation.measurement import CLEAN
 from evaluation.metric_table import ARROWS, ROLES, leading, read_lines
 from flows.plan.steps import Planned
-from cli.comparison_plan import Foreseen, foreseen, total
 from flows.run.run import Outcome, measured
 from flows.server.daemons import Services
-from pipeline.steps.artifact import Artifact, read_json
-from pipeline.recipe.comparison import COMPARE, Trial, row_name
 from pipeline.errors import PROJECT
+from pipeline.recipe.comparison import COMPARE, Trial, row_name
+from pipeline.steps.artifact import Artifact, read_json
 from pipeline.steps.runtime import Progress as Report
 from pipeline.stores.naming import LABELLING
 

@@ -11,13 +11,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.storage.cache import cache_folder
-from pipeline.recipe.comparison import COMPARE
 from pipeline.errors import MustError, installing
-from pipeline.storage.path import URL, Place
-from pipeline.steps.runtime import usable_cores
 from pipeline.recipe.base import Section
+from pipeline.recipe.comparison import COMPARE
+from pipeline.steps.runtime import usable_cores
 from pipeline.storage.atomic import PART
+from pipeline.storage.cache import cache_folder
+from pipeline.storage.path import URL, Place
 
 LIBRARIES = (
     "torch",
@@ -109,8 +109,8 @@ def _device() -> Finding:
 
 def _recipe(path: Path) -> Iterator[Finding]:
     from flows.run.step_runner import models  # noqa: PLC0415
-    from pipeline.recipe.recipe import read_recipe  # noqa: PLC0415
     from ingest.ingest import open_source  # noqa: PLC0415
+    from pipeline.recipe.reader import read_recipe  # noqa: PLC0415
 
     try:
         recipe = read_recipe(path)
@@ -141,8 +141,10 @@ def _recipe(path: Path) -> Iterator[Finding]:
 
 def _problem(section: Section) -> str | None:
     """What is wrong with a section that names a model."""
+    from flows.run.step_runner import check_models  # noqa: PLC0415
+
     try:
-        section.check()
+        check_models(section)
     except MustError as error:
         return str(error)
     return None

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import DEFAULT_ROOT, Overrides, RecipePath, Root
+from cli.options import Overrides, RecipePath, Root
 from pipeline.errors import PROJECT
+from pipeline.storage.root import DEFAULT_ROOT
 
 if TYPE_CHECKING:
-    from pipeline.storage import root as roots
-    from pipeline.recipe.recipe import Recipe
     from pipeline.export import Sample
+    from pipeline.recipe.recipe import Recipe
     from pipeline.steps.runtime import Progress
+    from pipeline.storage import root as roots
     from student.dataset import Head
 
 # Everything that takes time to import is imported by the command that needs it: help comes at once.
@@ -50,7 +51,7 @@ def labels_command(
     recipe's thresholds leave them.
     """
     from cli.console import Console
-    from pipeline.recipe.recipe import read_recipe
+    from pipeline.recipe.reader import read_recipe
     from pipeline.storage.root import Root as Where
 
     read = read_recipe(recipe, override or ())
@@ -73,8 +74,8 @@ def student_command(
 ) -> None:
     """Write the trained student: its backbone as timm loads it, or its predictions as a graph."""
     from flows.run.run import look
+    from pipeline.recipe.reader import read_recipe
     from pipeline.steps.artifact import require
-    from pipeline.recipe.recipe import read_recipe
     from pipeline.storage.root import Root as Where
     from student.export import export_student, form_of
 
@@ -113,8 +114,8 @@ def export_labels(recipe: Recipe, root: roots.Root, wanted: Wanted, progress: Pr
     """
     import tasks
     from flows.run.run import made_inputs
-    from pipeline.recipe.recipe import StudentConfig
     from pipeline.export import write, writer_of
+    from pipeline.recipe.student import StudentConfig
     from pipeline.storage.atomic import check_absent
     from student.dataset import heads_of
     from student.export_samples import labelled_samples

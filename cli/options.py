@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-DEFAULT_ROOT = "must-root"
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The YAML file that describes the run.")]
 Root = Annotated[
     str, typer.Option("--root", help="Folder for artifacts and runs: a path, or a URL as s3://bucket/name.")

@@ -15,14 +15,16 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from pipeline.data.augment import AugmentConfig
-from pipeline.recipe.comparison import CompareConfig
-from pipeline.recipe.recipe import LabellingConfig, Recipe, RuntimeConfig, StudentConfig, modules
-from pipeline.recipe.evaluation import EvaluateConfig
+from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig, Section
-from pipeline.sources import SourceConfig
-from pipeline.staged import StagedRecipe
+from pipeline.recipe.comparison import CompareConfig
+from pipeline.recipe.evaluation import EvaluateConfig
+from pipeline.recipe.plugins import modules
+from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.runtime import RuntimeConfig
+from pipeline.recipe.source import SourceConfig
 from pipeline.recipe.stage import LabelledConfig, PolicyConfig, StageConfig
+from pipeline.recipe.student import LabellingConfig, StudentConfig
 from pipeline.recipe.teacher import TeacherConfig, TrainingConfig
 
 PLAIN = {str: "text", int: "whole number", float: "number"}
@@ -65,7 +67,7 @@ CHAPTERS: tuple[tuple[str, str, type[BaseModel], type[BaseModel] | None], ...] =
 
 def schema() -> str:
     """The JSON Schema of a recipe."""
-    return json.dumps(StagedRecipe.model_json_schema(), indent=1)
+    return json.dumps(Recipe.model_json_schema(), indent=1)
 
 
 def markdown() -> str:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from evaluation.measurement import ALL, CLEAN, FILE, Measured, best_of
-from pipeline.steps.artifact import Artifact, read_json
 from pipeline.recipe.comparison import COMPARE, TRIAL, comparison_of
+from pipeline.steps.artifact import Artifact, read_json
 
 
 class Column(NamedTuple):

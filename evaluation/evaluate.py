@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from pipeline.steps.artifact import Artifact, Inputs, write_json
-from pipeline.stores.labels import Value
-from pipeline.data.dataset import Library
-from pipeline.steps.runtime import Runtime
-from ingest.ingest import IngestedSet
-from tasks.training import Predictor, load_network
-from tasks.scoring import predict_all, score
+from ingest.dataset import IngestedSet
 from ingest.true_labels import held_out_keys, shelve, truth_library
+from pipeline.data.dataset import Library
+from pipeline.steps.artifact import Artifact, Inputs, write_json
+from pipeline.steps.runtime import Runtime
+from pipeline.stores.labels import Value
+from tasks.prediction import Predictor, load_network
+from tasks.scoring import predict_all, score
 from tasks.task import Task
 from tasks.teacher import Teacher, load_teacher
 

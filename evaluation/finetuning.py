@@ -17,18 +17,19 @@ from evaluation import corruptions
 from evaluation.label_subsets import Splits, asked_of, parts
 from evaluation.measurement import ALL, CLEAN, FILE, Measured, best_of
 from evaluation.schedules import SCHEDULES, Schedule
-from pipeline.steps.artifact import WORK, Artifact, Inputs, parse_lines, read_json, write_json
-from pipeline.models.backbone import register_statistics
-from pipeline.errors import naming
-from pipeline.recipe.evaluation import Amount, StartConfig
-from pipeline.stores.labels import LabelSpace
 from pipeline.data.dataset import Library
-from pipeline.steps.runtime import Runtime
-from pipeline.recipe.base import FitConfig
+from pipeline.errors import naming
+from pipeline.models.backbone import register_statistics
 from pipeline.models.initial import Start, of_config
-from tasks.training import Course, Predictor, Preparation, Sum, network_predictor, train_network
+from pipeline.recipe.base import FitConfig
+from pipeline.recipe.evaluation import Amount, StartConfig
+from pipeline.steps.artifact import WORK, Artifact, Inputs, parse_lines, read_json, write_json
+from pipeline.steps.runtime import Runtime
+from pipeline.stores.labels import LabelSpace
 from tasks.network import Network, NetworkConfig
+from tasks.prediction import Predictor, Preparation, network_predictor
 from tasks.scoring import score
+from tasks.training import Course, Sum, train_network
 
 DONE = "done.jsonl"
 """In the step's scratch: the records of what is done, so that a later attempt goes on from there."""

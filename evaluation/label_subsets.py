@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.steps.artifact import Inputs
-from pipeline.recipe.comparison import TRIAL
+from ingest.dataset import IngestedSet
+from ingest.true_labels import CLASSES, class_numbers, held_out_keys, truth_library
+from pipeline.data.dataset import Library
 from pipeline.data.sampling import random_order
 from pipeline.errors import ConfigError
+from pipeline.recipe.comparison import TRIAL
 from pipeline.recipe.evaluation import Amount
+from pipeline.steps.artifact import Inputs
 from pipeline.stores.labels import LabelSpace
-from pipeline.data.dataset import Library
-from ingest.ingest import IngestedSet
-from ingest.true_labels import CLASSES, class_numbers, held_out_keys, truth_library
 
 TASK = CLASSES
 """What probes learn."""

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evaluation.label_subsets import TASK
+from pipeline.data.loader import Batch
 from pipeline.models.encoder import Encoder
 from pipeline.training.objective import Objective
-from pipeline.data.loader import Batch
 
 
 class FrozenLinear(Objective):

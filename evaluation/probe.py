@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pipeline.models.encoder import Encoder
 from pipeline.data.dataset import Library
+from pipeline.models.encoder import Encoder
 from pipeline.steps.runtime import Runtime
 
 

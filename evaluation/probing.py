@@ -20,17 +20,17 @@ from evaluation import corruptions
 from evaluation.label_subsets import TASK, Asked, asked_of, parts
 from evaluation.measurement import ALL, CLEAN, FILE, Measured
 from evaluation.probe import Known, Problem, Solution
-from pipeline.training import autotune
-from pipeline.steps.artifact import WORK, Inputs, write_json
-from pipeline.models.encoder import Encoder
-from pipeline.errors import naming
-from pipeline.recipe.evaluation import Amount, StartConfig
-from pipeline.models.features import as_it_is, features_of
-from pipeline.data.dataset import Library
-from pipeline.steps.runtime import Runtime
-from pipeline.models.initial import Start, of_config
-from tasks.classification.model import Accuracy
 from ingest.true_labels import class_numbers
+from pipeline.data.dataset import Library
+from pipeline.errors import naming
+from pipeline.models.encoder import Encoder
+from pipeline.models.features import as_it_is, features_of
+from pipeline.models.initial import Start, of_config
+from pipeline.recipe.evaluation import Amount, StartConfig
+from pipeline.steps.artifact import WORK, Inputs, write_json
+from pipeline.steps.runtime import Runtime
+from pipeline.training import autotune
+from tasks.classification.model import Accuracy
 
 PROBED = 16
 """Images that a backbone is timed on."""

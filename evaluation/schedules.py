@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline.data.augment import AugmentConfig
+from pipeline.recipe.augment import AugmentConfig
 
 CROP_AND_FLIP = AugmentConfig(area=0.08, brightness=0, contrast=0, saturation=0)
 FEW = 0.05

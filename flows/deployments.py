@@ -18,18 +18,20 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import CancelledRun, FailedRun
 from pydantic import Field
 
+from flows.orchestration.task_runs import Steps
 from flows.plan.steps import Selection
 from flows.run.execution import execute_plan
-from flows.run.run import Run, prepare
-from flows.orchestration.task_runs import Steps
-from flows.run.step_runner import Apart
-from pipeline.steps.artifact import Artifact
-from pipeline.recipe.comparison import COMPARE
-from pipeline.recipe.recipe import Recipe, read_recipe
-from pipeline.errors import ConfigError, choose
 from flows.run.process_setup import set_up_process
+from flows.run.run import Run, prepare
+from flows.run.step_runner import Apart
+from pipeline.errors import ConfigError, choose
+from pipeline.recipe.comparison import COMPARE
+from pipeline.recipe.reader import read_recipe
+from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.runtime import Device
+from pipeline.steps.artifact import Artifact
+from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
-from pipeline.steps.runtime import Device, Runtime
 
 # What every form asks for: the type has the bounds, the default the words.
 Text = Annotated[str, Field(min_length=1)]

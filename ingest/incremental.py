@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.steps.artifact import LOG, WORK, Artifact
 from pipeline.errors import DataError
-from pipeline.stores.images import ImageShard, local_shard, write_table
+from pipeline.sources import Stamp, Truth
+from pipeline.sources._splits import SPLITS
+from pipeline.steps.artifact import LOG, WORK, Artifact
 from pipeline.storage.root import hash_file, in_parallel
-from pipeline.sources import SPLITS, Stamp, Truth
+from pipeline.stores.images import ImageShard, local_shard, write_table
 
 SOURCES = f"{LOG}/sources.parquet"
 """In `log`, which is no part of the digest: the same images with new time stamps are the same set."""

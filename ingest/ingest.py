@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from pipeline.ahead import ahead
-from pipeline.steps.artifact import ADOPTED, Artifact, Inputs, read_json, write_json
-from pipeline.data.decode import inspect
-from pipeline.errors import ConfigError, DataError
-from pipeline.stores.images import ImageStore, NewImage
-from pipeline.stores.labels import LabelSpace
-from pipeline.storage.root import StoredFile
-from pipeline.sources import BaseSource, Record, SourceConfig, Stamp
-from ingest.incremental import Claim, Earlier, Known, Seen, Size, Standing, image_shard, same_place, shards_of
+from ingest.incremental import Claim, Earlier, Known, Seen, Size, Standing, same_place
 from ingest.shard_packer import Entry, Packing
+from pipeline.data.decode import inspect
+from pipeline.data.prefetch import ahead
+from pipeline.errors import DataError
+from pipeline.recipe.source import SourceConfig
+from pipeline.sources import BaseSource, Record, Stamp
+from pipeline.steps.artifact import ADOPTED, Inputs, write_json
+from pipeline.stores.images import NewImage
 
 GROWS = ("files", "source.path", "source.max_bad")
 """Settings that don't change what is an image of the set and in which split."""
@@ -242,57 +241,3 @@ def _check_share(packing: Packing, most: float, name: str) -> None:
             f"data.{name}: {bad} of {bad + good} files can't be used, more than max_bad = {most:g} allows. "
             f"First: {reasons}"
         )
-
-
-def taught_space(teacher: str, task: str, data: str, spaces: Mapping[str, LabelSpace]) -> LabelSpace:
-    """What a teacher's task means in the set `data`, of these label spaces. ConfigError if it has no such labels."""
-    if task not in spaces:
-        raise ConfigError(
-            f"teachers.{teacher}: the set {data!r} has no labels for {task!r}; it has them for "
-            f"{', '.join(sorted(spaces)) or 'nothing'}."
-        )
-    return spaces[task]
-
-
-def check_truth(teacher: str, space: LabelSpace, data: str, spaces: Mapping[str, LabelSpace]) -> None:
-    """Raise ConfigError unless the set `data`, of these label spaces, has labels that mean what the teacher's do."""
-    found = spaces.get(space.task)
-    if found == space:
-        return
-    there = _told(found) if found else f"none; it has labels for {', '.join(sorted(spaces)) or 'nothing'}"
-    raise ConfigError(
-        f"student.truths.{teacher}: the set {data!r} does not speak the language of teacher {teacher!r}. "
-        f"The teacher's labels: {_told(space)}. The set's: {there}. They have to be the same, in the same order."
-    )
-
-
-def _told(space: LabelSpace) -> str:
-    classes = f" of {len(space.classes)} classes: {', '.join(space.classes)}" if space.classes else f", {space.scale}"
-    return f"{space.task}{classes}"
-
-
-class IngestedSet:
-    """A set on disk: its splits, label spaces, image stores and true labels."""
-
-    def __init__(self, artifact: Artifact) -> None:
-        self.artifact = artifact
-        about = artifact.load("set.json", read_json)
-        self.splits: dict[str, int] = about["splits"]
-        self.counts: dict[str, int] = about["counts"]
-        self.spaces = {task: LabelSpace.from_json(space) for task, space in about["spaces"].items()}
-
-    def images(self, split: str) -> ImageStore:
-        """The image store of a split; empty if the set has none."""
-        return ImageStore([image_shard(self.artifact, tar) for tar in shards_of(self.artifact, split)])
-
-    def truth(self, task: str, split: str, shard: str) -> StoredFile:
-        """The true labels of one image shard."""
-        return self.artifact.file(f"labels/{task}/{split}/{shard}.parquet")
-
-    def held_out(self, preferred: str, task: str | None = None) -> str | None:
-        """The split to evaluate on: `preferred`, or the other held-out one, or None; with `task`, one that has its
-        labels.
-        """
-        other = {"test": "val", "val": "test"}[preferred]
-        what = "images" if task is None else f"labels.{task}"
-        return next((split for split in (preferred, other) if self.counts.get(f"{what}.{split}")), None)

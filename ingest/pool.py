@@ -13,15 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.steps.artifact import Artifact, Inputs
-from pipeline.data.sampling import long_tail, random_order
-from pipeline.errors import DataError
-from pipeline.stores.images import ImageShard
-from pipeline.storage.root import in_parallel
-from pipeline.stores.naming import store_name
-from ingest.ingest import IngestedSet
+from ingest.dataset import IngestedSet
 from ingest.rejections import IMAGES, LABELS, read_copy
 from ingest.true_labels import train_classes
+from pipeline.data.sampling import long_tail, random_order
+from pipeline.errors import DataError
+from pipeline.steps.artifact import Artifact, Inputs
+from pipeline.storage.root import in_parallel
+from pipeline.stores.images import ImageShard
+from pipeline.stores.naming import store_name
 
 PLACES = pa.schema(
     [
@@ -56,7 +56,7 @@ def gather_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping
 
 def gather_for_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """The same for a stage, which lists the images that are used and nothing else: what changes about others, in
-    whatever set, trains no stage again. With a `long_tail` (`pipeline.data.sampling`), drawn by a `seed`, images that it leaves
+    whatever set, trains no stage again. With a `long_tail`, drawn by a `seed`, images that it leaves
     out are not used, and those without a class. ConfigError if the sets have no class labels, or several kinds.
     """
     found = _Found.of(config["pool"], inputs)

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.steps.artifact import Artifact, Inputs
 from pipeline.errors import ConfigError
+from pipeline.steps.artifact import Artifact, Inputs
 from pipeline.stores.rejections import hash_rejects, in_order, read_rejects, rejected_images, rejected_labels
 
 IMAGES, LABELS = "rejected.images", "rejected.labels"

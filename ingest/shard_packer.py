@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.steps.artifact import WORK
+from ingest.incremental import Standing, unfinished
 from pipeline.errors import DataError
+from pipeline.sources._splits import SPLITS
+from pipeline.steps.artifact import WORK
+from pipeline.storage.root import link
 from pipeline.stores.images import ImageShard, NewImage, ShardWriter, local_shard, write_table
 from pipeline.stores.labels import Label, LabelWriter, Row, about_store
-from pipeline.storage.root import link
-from pipeline.sources import SPLITS
-from ingest.incremental import Standing, unfinished
 
 TRUTH = "truth"
 SHARE = 1 / 4

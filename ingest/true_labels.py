@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import numpy as np
 from numpy.typing import NDArray
 
 import tasks
-from pipeline.stores.images import ImageShard
-from pipeline.stores.labels import read_labels
+from ingest.dataset import IngestedSet
 from pipeline.data.dataset import Layer, Library, Shelf
+from pipeline.errors import ConfigError
 from pipeline.storage.root import in_parallel
-from pipeline.recipe.stage import class_names
-from ingest.ingest import IngestedSet
+from pipeline.stores.images import ImageShard
+from pipeline.stores.labels import LabelSpace, read_labels
 
 CLASSES = "classification"
 Layers = Callable[[ImageShard], Mapping[str, tuple[Layer, ...]]]
@@ -81,3 +81,13 @@ def held_out_keys(found: IngestedSet) -> set[str]:
     return {
         key for split in found.splits if split != "train" for shard in found.images(split).shards for key in shard.keys
     }
+
+
+def class_names(data: Sequence[str], spaces: Mapping[str, Mapping[str, LabelSpace]]) -> tuple[str, ...]:
+    """The classes of the labelled images of sets, given the label spaces of all sets by task. ConfigError unless they
+    have class labels of one kind.
+    """
+    kinds = {spaces[name]["classification"] for name in data if "classification" in spaces[name]}
+    if len(kinds) != 1:
+        raise ConfigError(f"the sets {', '.join(data)} have {len(kinds)} kinds of class labels; one is needed.")
+    return kinds.pop().classes

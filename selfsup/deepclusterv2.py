@@ -13,10 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.models.encoder import Encoder
-from selfsup.components.kmeans import fitting_count, spherical_kmeans
 from selfsup.components.config import MethodConfig
-from selfsup.parts.directions import products
 from selfsup.components.heads import projector
+from selfsup.components.kmeans import fitting_count, products, spherical_kmeans
 from selfsup.components.method import Family, Method, Policy, Setting, ViewKind, Views, together
 from selfsup.components.multicrop import multi_crop
 

@@ -11,8 +11,8 @@ from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from pipeline.models.encoder import Encoder
 from pipeline.errors import ConfigError
+from pipeline.models.encoder import Encoder
 from selfsup.components.config import MethodConfig
 from selfsup.components.losses import masked_reconstruction
 from selfsup.components.method import Family, Method, Policy, Setting, ViewKind, Views

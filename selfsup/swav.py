@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.models.encoder import Encoder
-from selfsup.components.kmeans import fitting_count
 from selfsup.components.config import MethodConfig
 from selfsup.components.heads import Prototypes, projector
+from selfsup.components.kmeans import fitting_count
 from selfsup.components.losses import sinkhorn, swapped_prediction
 from selfsup.components.method import Family, Method, Policy, Setting, ViewKind, Views, together
 from selfsup.components.multicrop import multi_crop

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tasks
-from pipeline.steps.artifact import Inputs, read_json
-from pipeline.recipe.recipe import StudentConfig
-from pipeline.errors import DataError
-from pipeline.stores.images import ImageShard
-from pipeline.stores.labels import LabelSpace
-from pipeline.data.dataset import Layer, Library, Shelf
-from pipeline.storage.root import in_parallel
-from ingest.ingest import IngestedSet, check_truth
+from ingest.dataset import IngestedSet, check_truth
 from ingest.pool import pool_shards, rejected_rows
 from ingest.rejections import LABELS
 from ingest.true_labels import labelled
+from pipeline.data.dataset import Layer, Library, Shelf
+from pipeline.errors import DataError
+from pipeline.recipe.student import StudentConfig
+from pipeline.steps.artifact import Inputs, read_json
+from pipeline.storage.root import in_parallel
+from pipeline.stores.images import ImageShard
+from pipeline.stores.labels import LabelSpace
 from tasks.teacher import Schedule, Teacher
 
 

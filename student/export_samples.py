@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from pipeline.ahead import ahead
-from pipeline.steps.artifact import Inputs
-from pipeline.recipe.recipe import StudentConfig
-from pipeline.export import Sample
-from pipeline.data.dataset import Library
-from student.dataset import Head, shelves
 from ingest.true_labels import labelled
+from pipeline.data.dataset import Library
+from pipeline.data.prefetch import ahead
+from pipeline.export import Sample
+from pipeline.recipe.student import StudentConfig
+from pipeline.steps.artifact import Inputs
+from student.dataset import Head, shelves
 
 AHEAD = 32
 """Images read before they are asked for."""

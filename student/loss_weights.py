@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from pipeline.recipe.recipe import StudentConfig
 from pipeline.errors import ConfigError
+from pipeline.recipe.student import StudentConfig
 from student.dataset import Head
 from tasks.training import Sum
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 import tasks
-from pipeline.steps.artifact import Inputs, read_json
-from pipeline.stores.labels import LabelShard
-from pipeline.storage.root import StoredFile
-from student.dataset import Head
 from ingest.pool import pool_shards, rejected_rows
+from pipeline.steps.artifact import Inputs, read_json
+from pipeline.storage.root import StoredFile
+from pipeline.stores.labels import LabelShard
+from student.dataset import Head
 
 MOST_IMAGES = 5000
 """Images per teacher that are counted, about; of larger pools, every second, third ... shard."""

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.models.checkpoint import write_tensors
+from pipeline.recipe.student import StudentConfig
 from pipeline.steps import ranks
 from pipeline.steps.artifact import Inputs, write_json
-from pipeline.models.checkpoint import write_tensors
-from pipeline.recipe.recipe import StudentConfig
 from student.dataset import count_rejected, heads_of, join
-from student.threshold_report import kept_shares
 from student.loss_weights import combination
-from tasks.building import build_network
+from student.threshold_report import kept_shares
+from tasks.network import build_network
 from tasks.training import Course, train_network
 
 

@@ -50,3 +50,14 @@ def caption(image: Image.Image, text: str, at: tuple[float, float] = (0, 0), abo
     y = max(0.0, min(at[1] - height * above, image.height - height))
     draw.rectangle((x, y, x + right - left + 4, y + height), fill=(20, 20, 24))
     draw.text((x + 2 - left, y + 2 - top), text, fill=(255, 255, 255), font=font)
+
+
+SIDE = 192
+"""Pixels of the longer side of a picture on a page."""
+
+
+def thumbnail(image: Image.Image, side: int = SIDE) -> Image.Image:
+    """The image with its longer side scaled, up or down, to `side` pixels."""
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)

@@ -19,9 +19,10 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import tasks
-from pipeline.models.backbone import Backbone, register_statistics, statistics
-from pipeline.models.checkpoint import load_model, save_model
 from pipeline.errors import ConfigError
+from pipeline.models.backbone import Backbone, load_weights, register_statistics, statistics
+from pipeline.models.checkpoint import load_model, save_model
+from pipeline.recipe.teacher import TrainingConfig
 from pipeline.stores.labels import LabelSpace
 from tasks.task import FeatureInfo, Features
 
@@ -177,3 +178,20 @@ def fuse(levels: Sequence[Tensor], side: int) -> Tensor:
         functional.interpolate(level, size=(side, side), mode="bilinear", align_corners=False) for level in levels
     ]
     return torch.stack(resized).sum(dim=0)
+
+
+def build_network(config: TrainingConfig, spaces: Mapping[str, LabelSpace], seed: int) -> Network:
+    """A network with fresh heads for `spaces`, the backbone started as the recipe says; the seed decides the rest."""
+    network = Network(
+        NetworkConfig(
+            backbone=config.backbone,
+            image_size=config.image_size,
+            width=config.width,
+            proposals=config.proposals,
+            heads={name: space.to_json() for name, space in spaces.items()},
+            seed=seed,
+        )
+    )
+    if config.weights:
+        load_weights(network.backbone.model, config.backbone, config.weights)
+    return network

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.ahead import ahead
-from pipeline.data.decode import decode
-from pipeline.stores.labels import Value
 from pipeline.data.dataset import Library
+from pipeline.data.decode import decode
+from pipeline.data.prefetch import ahead
 from pipeline.steps.runtime import Runtime
-from tasks.training import Predictor
+from pipeline.stores.labels import Value
+from tasks.prediction import Predictor
 
 BATCH = 16
 AHEAD = 2

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.steps.artifact import Artifact, read_json, write_json
-from pipeline.stores.labels import LabelSpace
 from pipeline.steps.runtime import Runtime
+from pipeline.stores.labels import LabelSpace
 
 if TYPE_CHECKING:
-    from tasks.training import Predictor
+    from tasks.prediction import Predictor
 
 FILE = "teacher.json"
 

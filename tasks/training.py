@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from PIL import Image
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from pipeline.training import autotune
-from pipeline.steps import ranks
-from pipeline.steps.artifact import Artifact, read_json
-from pipeline.data.augment import AugmentConfig, View, view_image
-from pipeline.errors import ConfigError, DataError
-from pipeline.training.fit import Fitted, fit
-from pipeline.training.objective import Job, Objective
-from pipeline.stores.labels import LabelSpace, Value
 from pipeline.data.dataset import Library
 from pipeline.data.loader import Batch, Loader, LoaderConfig
-from pipeline.training.autotune import Choice
-from pipeline.steps.runtime import Runtime
+from pipeline.errors import DataError
+from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig
+from pipeline.steps import ranks
+from pipeline.steps.runtime import Runtime
+from pipeline.training import autotune
+from pipeline.training.autotune import Choice
+from pipeline.training.fit import Fitted, fit
+from pipeline.training.objective import Job, Objective
 from pipeline.training.process_group import Team
 from tasks.network import Network
-from tasks.task import Prediction, Task
 
 PROBE_IMAGES = 4
 """A training step is timed on."""
-PREDICT_IMAGES = 16
-"""Prediction is timed on."""
 
 
 class Learning(Objective):
@@ -142,135 +135,3 @@ def _probe(loader: Loader) -> Callable[[nn.Module, Choice], None]:
         model.zero_grad()
 
     return call
-
-
-@dataclasses.dataclass(frozen=True)
-class Preparation:
-    """How an image becomes a model's input: resized whole to `size` x `size`, or, with `centre` < 1, the central
-    square of that share of the shorter side, as classifiers are tested. Hashable: teachers that agree share the work.
-    """
-
-    size: int
-    centre: float | None = None
-    bicubic: bool = False
-
-    def __call__(self, image: Image.Image) -> np.ndarray[Any, Any]:
-        """RGB image -> (size, size, 3) uint8."""
-        if self.centre is None:
-            return view_image(image, View(), self.size)
-        side = self.centre * min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        filtering = Image.Resampling.BICUBIC if self.bicubic else Image.Resampling.BILINEAR
-        box = (left, top, left + side, top + side)
-        return np.asarray(image.resize((self.size, self.size), filtering, box=box, reducing_gap=3.0))
-
-    def enough(self) -> tuple[int, int]:
-        """The size below which a reduced decode would lose detail."""
-        side = self.size if self.centre is None else round(self.size / self.centre)
-        return side, side
-
-
-class Predictor:
-    """A model that labels images: a network's heads, laid out for this machine."""
-
-    def __init__(self, network: nn.Module, heads: Mapping[str, Task], preparation: Preparation) -> None:
-        self.network, self.heads, self.preparation = network.eval(), dict(heads), preparation
-        self.choice = Choice("cpu", "32", False, {})
-        self.most: int | None = None
-        """How many images at once memory holds, if more were too many."""
-
-    @property
-    def spaces(self) -> dict[str, LabelSpace]:
-        return {name: head.space for name, head in self.heads.items()}
-
-    def settle(self, runtime: Runtime, about: Any) -> Predictor:
-        """Choose device, precision and layout by measurement and move there. `about` (JSON) tells this model from
-        others: what its `model.json` says.
-        """
-        size = self.preparation.size
-        images = torch.randint(0, 256, (PREDICT_IMAGES, 3, size, size), dtype=torch.uint8)
-
-        def call(model: nn.Module, choice: Choice) -> None:
-            with torch.inference_mode(), choice.autocast():
-                model(images.to(choice.device).contiguous(memory_format=choice.memory_format))
-
-        self.choice = autotune.choose(runtime, [about, "predict"], self.network, call)
-        self.choice.place(self.network)
-        return self
-
-    def predict(self, images: Tensor) -> dict[str, Prediction]:
-        """uint8 images (B, 3, S, S), prepared -> predictions by head, as NumPy arrays.
-
-        Where the device's memory does not hold them all, by halves, quarters and so on; ConfigError if not even one.
-        """
-        while True:
-            found = self._predict(images.split(self.most or max(1, len(images))))
-            if found is not None:
-                return join_predictions(found)
-            most = min(self.most or len(images), len(images))
-            if most == 1:
-                raise ConfigError("The device's memory does not hold one image's prediction: set a smaller image_size.")
-            self.most = -(-most // 2)
-
-    @torch.inference_mode()
-    def _predict(self, pieces: Sequence[Tensor]) -> list[dict[str, Prediction]] | None:
-        """Predictions piece by piece, None if memory ran out."""
-        try:
-            return [self._predict_piece(piece) for piece in pieces]
-        except torch.OutOfMemoryError:
-            return None
-
-    def _predict_piece(self, images: Tensor) -> dict[str, Prediction]:
-        laid = images.to(self.choice.device, non_blocking=True).contiguous(memory_format=self.choice.memory_format)
-        with self.choice.autocast():
-            outputs = self.network(laid)
-            found = {name: head.predict(outputs[name]) for name, head in self.heads.items()}
-        return {name: to_numpy(prediction) for name, prediction in found.items()}
-
-    def values(self, predictions: Mapping[str, Prediction], index: int, size: tuple[int, int]) -> dict[str, Value]:
-        """The labels, by head, of image `index` of the batch, which is `size` = (width, height) pixels large."""
-        return {name: head.value(predictions[name], index, size) for name, head in self.heads.items()}
-
-
-class OneHead(nn.Module):
-    """One of a network's heads, under a name of its own; the others are not computed."""
-
-    def __init__(self, network: Network, head: str, name: str) -> None:
-        super().__init__()
-        self.network, self.head, self.name = network, head, name
-
-    def forward(self, images: Tensor) -> dict[str, Any]:
-        return {self.name: self.network(images, [self.head])[self.head]}
-
-
-def network_predictor(network: Network) -> Predictor:
-    """Predictions of every head of a network."""
-    return Predictor(network, network.tasks, Preparation(network.config.image_size))
-
-
-def load_network(made: Artifact, runtime: Runtime) -> Predictor:
-    """All heads of the network in an artifact, ready to predict on this machine."""
-    return network_predictor(made.load_all(Network.load)).settle(runtime, made.load("model.json", read_json))
-
-
-def to_numpy(tree: Any) -> Any:
-    """Tensors in nested dicts and lists as NumPy arrays on the host; bfloat16 as float32."""
-    if isinstance(tree, Tensor):
-        return (tree.float() if tree.dtype == torch.bfloat16 else tree).cpu().numpy()
-    if isinstance(tree, Mapping):
-        return {name: to_numpy(branch) for name, branch in tree.items()}
-    if isinstance(tree, Sequence) and not isinstance(tree, str):
-        return [to_numpy(branch) for branch in tree]
-    return tree
-
-
-def join_predictions(parts: Sequence[Any]) -> Any:
-    """Predictions for the parts of a batch as one: arrays and lists, of an entry per image, in a row."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    if isinstance(first, Mapping):
-        return {name: join_predictions([part[name] for part in parts]) for name in first}
-    if isinstance(first, np.ndarray):
-        return np.concatenate(parts)
-    return [entry for part in parts for entry in part] if isinstance(first, list) else first

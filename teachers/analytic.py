@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.recipe.teacher import TeacherConfig
+from pipeline.steps.artifact import Inputs, read_json, write_json
 
 if TYPE_CHECKING:
-    from tasks.training import Predictor
+    from tasks.prediction import Predictor
 
 
 class Config(TeacherConfig):
@@ -51,7 +51,7 @@ def filter_names(teacher: Config) -> list[str]:
 def load(folder: Path) -> Predictor:
     """The filter bank as a predictor."""
     from pipeline.stores.labels import LabelSpace
-    from tasks.training import Predictor, Preparation
+    from tasks.prediction import Predictor, Preparation
     from tasks.texture.model import GaborBank, Measured
 
     about = read_json(folder / "model.json")

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.errors import ConfigError, choose
-from pipeline.stores.labels import LabelSpace
 from pipeline.recipe.teacher import TeacherConfig
+from pipeline.steps.artifact import Inputs, read_json, write_json
+from pipeline.stores.labels import LabelSpace
 
 if TYPE_CHECKING:
-    from tasks.training import Predictor
+    from tasks.prediction import Predictor
 
 
 class Config(TeacherConfig):
@@ -68,8 +68,8 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 
 def load(folder: Path) -> Predictor:
     """The network, with the one head under the teacher's name."""
-    from tasks.training import OneHead, Predictor, Preparation
     from tasks.network import Network
+    from tasks.prediction import OneHead, Predictor, Preparation
 
     network = Network.load(folder)
     chosen = read_json(folder / "head.json")

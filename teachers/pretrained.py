@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipeline.steps.artifact import Inputs
 from pipeline.errors import ConfigError
 from pipeline.recipe.teacher import TeacherConfig
+from pipeline.steps.artifact import Inputs
 
 if TYPE_CHECKING:
-    from tasks.training import Predictor
+    from tasks.prediction import Predictor
 
 
 class Config(TeacherConfig):
@@ -92,7 +92,7 @@ def load(folder: Path) -> Predictor:
     from pipeline.models.backbone import Classifier
     from pipeline.models.checkpoint import load_model
     from pipeline.stores.labels import LabelSpace
-    from tasks.training import Predictor, Preparation
+    from tasks.prediction import Predictor, Preparation
 
     about, weights = load_model(folder)
     if about.get("format") != "timm_classifier":

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.steps import ranks
-from pipeline.steps.artifact import Inputs, read_json
 from pipeline.errors import choose
 from pipeline.recipe.teacher import TeacherConfig, TrainingConfig
+from pipeline.steps import ranks
+from pipeline.steps.artifact import Inputs, read_json
 
 if TYPE_CHECKING:
-    from tasks.training import Predictor
+    from tasks.prediction import Predictor
 
 
 class Config(TeacherConfig, TrainingConfig):
@@ -27,8 +27,7 @@ class Config(TeacherConfig, TrainingConfig):
         return self.backbone
 
     def check(self) -> None:
-        """The backbone is there, and the metrics to reach are some of the task's."""
-        super().check()
+        """The metrics to reach are some of the task's."""
         better = importlib.import_module(f"tasks.{self.task}.model").TaskModel.better
         for metric in self.require:
             choose(metric, better, "require: metric")
@@ -40,12 +39,13 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     Of several processes that train together, the first writes and measures; the others return nothing. Raises
     ConfigError if the set has no labels of the task, DataError if the loss stops being finite.
     """
-    from tasks.building import build_network
-    from ingest.ingest import IngestedSet, taught_space
-    from tasks.training import Course, Sum, network_predictor, train_network
-    from tasks.scoring import score
+    from ingest.dataset import IngestedSet, taught_space
     from ingest.true_labels import held_out_keys, truth_library
+    from tasks.network import build_network
+    from tasks.prediction import network_predictor
+    from tasks.scoring import score
     from tasks.teacher import Schedule, Teacher
+    from tasks.training import Course, Sum, train_network
 
     name, teacher = config["name"], Config.model_validate(config["teacher"])
     found = IngestedSet(inputs[f"data.{teacher.data}"])
@@ -68,7 +68,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 
 def load(folder: Path) -> Predictor:
     """The trained teacher."""
-    from tasks.training import network_predictor
     from tasks.network import Network
+    from tasks.prediction import network_predictor
 
     return network_predictor(Network.load(folder))

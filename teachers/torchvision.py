@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipeline.steps.artifact import Inputs
 from pipeline.recipe.teacher import TeacherConfig
+from pipeline.steps.artifact import Inputs
 
 if TYPE_CHECKING:
-    from tasks.training import Predictor
+    from tasks.prediction import Predictor
 
 
 class Config(TeacherConfig):
@@ -39,8 +39,8 @@ class Config(TeacherConfig):
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Bring the weights into the artifact, so that a run never depends on where they came from."""
     from pipeline.models.checkpoint import save_model
-    from teachers.models.torchvision_models import build, fetch_weights, space_of
     from tasks.teacher import Teacher
+    from teachers.models.torchvision_models import build, fetch_weights, space_of
 
     teacher = Config.model_validate(config["teacher"])
     about = {**teacher.model_dump(mode="json"), "head": config["name"], "format": "torchvision"}

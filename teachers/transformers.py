@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.errors import installing
 from pipeline.recipe.teacher import TeacherConfig
+from pipeline.steps.artifact import Inputs, read_json, write_json
 
 if TYPE_CHECKING:
-    from tasks.training import Predictor
+    from tasks.prediction import Predictor
 
 
 class Config(TeacherConfig):
@@ -39,8 +39,8 @@ class Config(TeacherConfig):
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Bring model and weights into the artifact, so that a run never depends on where they came from."""
-    from teachers.models.transformers_models import describe, fetch, space_of
     from tasks.teacher import Teacher
+    from teachers.models.transformers_models import describe, fetch, space_of
 
     teacher = Config.model_validate(config["teacher"])
     model, processor = fetch(teacher.weights, teacher.task)

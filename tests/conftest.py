@@ -22,13 +22,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.steps.artifact import Artifact, Inputs, Step
-from pipeline.stores.images import ImageShard, NewImage, ShardWriter
-from pipeline.stores.labels import Label, LabelSpace, LabelWriter, Value, about_store
 from pipeline.data.dataset import Layer, Shelf
-from pipeline.storage.root import Root
+from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
+from pipeline.storage.root import Root
+from pipeline.stores.images import ImageShard, NewImage, ShardWriter
+from pipeline.stores.labels import Label, LabelSpace, LabelWriter, Value, about_store
 from tests.disk import image_shard, stored
 from tests.processes import Together
 
@@ -84,7 +84,9 @@ def png(pixels: Pixels) -> bytes:
 def spawner() -> Any:
     """Makes processes from one that has torch loaded: each starts at once, and none shares a thread with the tests."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["must", "flows.run.run", "student.train", "evaluation.evaluate", "evaluation.report.report"])
+    context.set_forkserver_preload(
+        ["must", "flows.run.run", "student.train", "evaluation.evaluate", "evaluation.report.report"]
+    )
     multiprocessing.forkserver.ensure_running()  # it loads beside the first tests
     return context
 
@@ -173,7 +175,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Two tiny sets of generated scenes, five barely trained teachers, and their labels of both sets."""
     from flows.plan.steps import build_steps  # noqa: PLC0415 - half the product
-    from pipeline.recipe.recipe import parse_recipe  # noqa: PLC0415
+    from pipeline.recipe.reader import parse_recipe  # noqa: PLC0415
     from tasks import training  # noqa: F401, PLC0415
 
     gc.collect()

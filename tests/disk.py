@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.steps.artifact import Artifact, contents
-from pipeline.stores.images import ImageShard
 from pipeline.storage.root import Root, StoredFile, hash_file
+from pipeline.stores.images import ImageShard
 
 
 def folder_of(made: Artifact) -> Path:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tasks
-from pipeline.recipe.recipe import StudentConfig
-from pipeline.export import Sample, write
 from pipeline.data.dataset import Library
+from pipeline.export import Sample, write
+from pipeline.recipe.student import StudentConfig
 from student.dataset import heads_of, join
 from student.export_samples import labelled_samples
 

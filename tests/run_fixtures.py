@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import must
+from cli.main import main
 from flows.run.run import Outcome
 from tests.flows.tiny import RECIPE, digests
 
@@ -102,4 +103,4 @@ def spawn(spawner: Any) -> Iterator[Callable[..., BaseProcess]]:
 @pytest.fixture
 def start(recipe: Path, spawn: Callable[..., BaseProcess]) -> Callable[..., BaseProcess]:
     """Starts the `must` command in a process: (root, more arguments) -> the process."""
-    return lambda root, *more: spawn(must.main, ["run", str(recipe), "--root", str(root), *more])
+    return lambda root, *more: spawn(main, ["run", str(recipe), "--root", str(root), *more])

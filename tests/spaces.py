@@ -16,8 +16,8 @@ from torch import nn
 
 import tasks
 from pipeline.stores.labels import COMMON, Box, Label, LabelSpace, Row, Value
-from tasks.training import to_numpy
 from tasks.network import PYRAMID_STRIDES
+from tasks.prediction import to_numpy
 from tasks.task import FeatureInfo, Features, Task
 
 SIDE = 64

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flows.run.run import made_inputs
-from benchmarks.measure import circumstances, medians, save_result, take_turns
-from pipeline.recipe.recipe import parse_recipe
-from pipeline.errors import PROJECT, DataError
-from pipeline.storage.root import Root
 from benchmarks import label_speed
+from benchmarks.measure import circumstances, medians, save_result, take_turns
+from flows.run.run import made_inputs
+from pipeline.errors import PROJECT, DataError
+from pipeline.recipe.reader import parse_recipe
+from pipeline.storage.root import Root
 
 if TYPE_CHECKING:
     from tests.conftest import World

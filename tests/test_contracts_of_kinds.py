@@ -13,10 +13,12 @@ import timm
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.steps.artifact import write_json
-from pipeline.recipe.recipe import Recipe, modules
-from pipeline.sources import BaseSource, SourceConfig
+from pipeline.recipe.plugins import modules
+from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.source import SourceConfig
 from pipeline.recipe.teacher import TeacherConfig
+from pipeline.sources import BaseSource
+from pipeline.steps.artifact import write_json
 
 EXAMPLES: dict[str, Any] = {
     "path": "somewhere",

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import tasks
 from pipeline.stores.labels import LabelSpace, Value
-from tasks.training import to_numpy
 from tasks.network import Network, NetworkConfig
+from tasks.prediction import to_numpy
 from tasks.task import Task
 from tests.spaces import (
     EMPTY_SAYS_SOMETHING,

@@ -13,16 +13,16 @@ import torch
 
 from evaluation.label_subsets import splits_of
 from evaluation.probe import Known, Problem
-from pipeline.steps.artifact import Artifact
-from pipeline.recipe.recipe import modules
+from ingest.dataset import IngestedSet
+from ingest.true_labels import class_numbers
+from pipeline.data.dataset import Library
 from pipeline.models.encoder import Encoder
 from pipeline.models.features import features_of
-from pipeline.data.dataset import Library
-from pipeline.storage.root import Root
-from pipeline.steps.runtime import Runtime
 from pipeline.models.initial import fresh
-from ingest.ingest import IngestedSet
-from ingest.true_labels import class_numbers
+from pipeline.recipe.plugins import modules
+from pipeline.steps.artifact import Artifact
+from pipeline.steps.runtime import Runtime
+from pipeline.storage.root import Root
 from tests.evaluation.measuring import COLOURS, SIZE, kinds_in
 
 PROBES = modules("evaluation.probes")

@@ -12,12 +12,12 @@ import torch
 
 import must
 from pipeline.steps.artifact import Artifact, Inputs, Step
+from pipeline.steps.runtime import Runtime
+from pipeline.storage.root import Root
 from pipeline.stores.labels import LabelSpace
 from pipeline.training.autotune import Choice
-from pipeline.storage.root import Root
-from pipeline.steps.runtime import Runtime
-from tasks.training import network_predictor
 from tasks.network import Network, NetworkConfig
+from tasks.prediction import network_predictor
 from tests.flows.tiny import RECIPE
 from tests.pipeline.training.tiny_jobs import Batch, Layers, log, train_and_tell
 from tests.processes import Together

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import must
+from cli.main import main
 from pipeline.errors import PROJECT
 from tests.flows.tiny import loads_nothing_heavy
 
@@ -63,7 +63,7 @@ def test_a_mistake_in_the_recipe_ends_with_2_and_one_line(
 ) -> None:
     given = arguments if arguments[0].endswith(".yaml") else [str(recipe), *arguments]
     with pytest.raises(SystemExit) as ended:
-        must.main(["run", *given, "--root", str(tmp_path / "root")])
+        main(["run", *given, "--root", str(tmp_path / "root")])
     shown = capsys.readouterr()
     assert ended.value.code == 2
     assert told in shown.err
@@ -78,7 +78,7 @@ def test_bad_data_ends_with_3(recipe: Path, tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "set" / "broken.jpg").write_bytes(b"no picture")
     more = ["-o", f"data.more={{kind: folder, path: {tmp_path / 'set'}}}", "-o", "pool=[world, more]"]
     with pytest.raises(SystemExit) as ended:
-        must.main(["run", str(recipe), *more, "--root", str(tmp_path / "root")])
+        main(["run", str(recipe), *more, "--root", str(tmp_path / "root")])
     assert ended.value.code == 3
     assert "must: data.more: not one usable image. broken.jpg" in capsys.readouterr().err
 

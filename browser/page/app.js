@@ -5,7 +5,7 @@ import * as detail from "./detail.js";
 import * as grid from "./grid.js";
 import { make, number } from "./make.js";
 import * as rejecting from "./rejecting.js";
-import { go, onChange, read, tell } from "./state.js";
+import { go, onChange, read, notify } from "./state.js";
 import * as views from "./views.js";
 
 const AGAIN_MS = 3000;
@@ -174,7 +174,7 @@ document.addEventListener("click", (event) => {
   event.preventDefault();
   if (anchor.dataset.view) return go({ view: anchor.dataset.view, page: 0, image: null });
   history.pushState({}, "", anchor.getAttribute("href"));
-  tell();
+  notify();
 });
 document.addEventListener("keydown", (event) => {
   if (event.target.matches("input, textarea, select")) return;

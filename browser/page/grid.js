@@ -3,7 +3,7 @@
 import { ask, picture } from "./api.js";
 import { make, number } from "./make.js";
 import { isRejected } from "./rejecting.js";
-import { go, link, read } from "./state.js";
+import { go, link, read, thresholdParams } from "./state.js";
 
 export const PAGE = 60;
 const SIDE = 256;
@@ -12,7 +12,7 @@ export async function show(main, about, chosen, other) {
   const state = read();
   const pair = other ? `${chosen.name}:${other.name}.differ` : null;
   const column = pair ?? (chosen ? `${chosen.name}.confidence` : null);
-  const answer = await ask("/api/images", { f: state.f, order: state.order, t: told(state), limit: PAGE, offset: state.page * PAGE, show: column });
+  const answer = await ask("/api/images", { f: state.f, order: state.order, t: thresholdParams(state), limit: PAGE, offset: state.page * PAGE, show: column });
   const tiles = answer.images.map((image) => tile(image, chosen, other, column, state));
   const compared = other ? about.compared.find((each) => each.name === `${chosen.name}:${other.name}`) ?? { done: 0, total: about.images } : null;
   const isComing = compared && compared.done < compared.total;
@@ -33,11 +33,6 @@ function tile(image, chosen, other, column, state) {
   return make("a", { class: rejected ? "tile rejected" : "tile", href: link({ image: image.key }), "data-link": true, "data-key": image.key, title: source }, make("span", { class: "pair" }, shown), make("span", {}, rejected ? make("b", {}, rejected.trim()) : null, ` ${value} ${image.source}`));
 }
 
-// Thresholds as links and questions tell them.
-export function told(state) {
-  return Object.entries(state.t).map(([store, value]) => `${store}:${value}`);
-}
-
 export function threshold(store, state) {
   return store ? state.t[store.name] ?? store.threshold : 0;
 }
@@ -53,7 +48,7 @@ async function histograms(aside, chosen, pair, state) {
   const columns = chosen ? [...(chosen.holds ? ["class"] : []), ...chosen.columns.filter((name) => name !== "top")].map((name) => `${chosen.name}.${name}`) : [];
   for (const column of [...(pair ? [pair] : []), ...columns, "set", "split"]) {
     try {
-      const found = await ask("/api/histogram", { column, f: state.f, t: told(state) });
+      const found = await ask("/api/histogram", { column, f: state.f, t: thresholdParams(state) });
       if (found.counts.filter((count) => count > 0).length > 1) aside.append(histogram(column, found, state));
     } catch {
       continue; // a column that there are no classes for

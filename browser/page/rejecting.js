@@ -2,8 +2,7 @@
 
 import { send } from "./api.js";
 import { make, number } from "./make.js";
-import { told } from "./grid.js";
-import { read } from "./state.js";
+import { read, thresholdParams } from "./state.js";
 
 const REASONS = ["wrong label", "blurred", "not of this domain", "duplicate", "offensive"];
 const KEPT = "must reason";
@@ -44,7 +43,7 @@ export function show(chosen, total) {
 async function everything(total) {
   const store = scope();
   if (!confirm(`Reject ${store ? `the labels of ${store} of` : ""} ${number(total)} images? The next run does without them; it can be undone.`)) return;
-  await carryOut({ f: read().f, t: told(read()), store, reason: reason() });
+  await carryOut({ f: read().f, t: thresholdParams(read()), store, reason: reason() });
 }
 
 // Reject one, or take it back if it is rejected.

@@ -33,19 +33,24 @@ export function link(changes) {
   return text ? `/?${text}` : "/";
 }
 
+// Thresholds as the server takes them: store:value.
+export function thresholdParams(state) {
+  return Object.entries(state.t).map(([store, value]) => `${store}:${value}`);
+}
+
 const listeners = [];
 
 export function onChange(listener) {
   listeners.push(listener);
 }
 
-export function tell() {
+export function notify() {
   for (const listener of listeners) listener();
 }
 
 export function go(changes, replace = false) {
   history[replace ? "replaceState" : "pushState"]({}, "", link(changes));
-  tell();
+  notify();
 }
 
-addEventListener("popstate", tell);
+addEventListener("popstate", notify);

@@ -2,13 +2,13 @@
 
 import { ask, send } from "./api.js";
 import { make, number, table } from "./make.js";
-import { threshold, told } from "./grid.js";
-import { go, link, read } from "./state.js";
+import { threshold } from "./grid.js";
+import { go, link, read, thresholdParams } from "./state.js";
 
 export async function balance(main, about, chosen) {
   const state = read();
   if (!chosen) return main.replaceChildren(make("p", { class: "note" }, "Choose labels above: this is about one store."));
-  const found = await ask("/api/balance", { store: chosen.name, threshold: threshold(chosen, state), f: state.f, t: told(state) });
+  const found = await ask("/api/balance", { store: chosen.name, threshold: threshold(chosen, state), f: state.f, t: thresholdParams(state) });
   const most = Math.max(1e-9, ...found.held);
   const rows = found.classes.map((name, place) => [name, found.held[place], found.kept[place]]).filter((row) => row[1] > 0).sort((one, other) => other[1] - one[1]);
   const body = rows.map(([name, held, kept]) =>

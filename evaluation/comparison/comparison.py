@@ -8,13 +8,13 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from evaluation.comparison.significance import Standing, advice, standing
 from evaluation.backbone_table import Cell, Column, columns_of, leading, told
 from evaluation.comparison.cost import Cost, Point, cost, price, steps_to, total
+from evaluation.comparison.significance import Standing, advice, standing
 from evaluation.measurement import FILE, Measured, best_of
-from pipeline.steps.artifact import Artifact, read_json
 from pipeline.recipe.comparison import NO_STAGE, SUPERVISED, TRIAL, Trial, comparison_of, row_name
 from pipeline.recipe.stage import SCRATCH
+from pipeline.steps.artifact import Artifact, read_json
 
 VIEWED = "views_seen"
 """The count of views that went through all steps, where an image has several."""

@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from pipeline.steps.artifact import Artifact
 from pipeline.recipe.base import FitConfig
+from pipeline.steps.artifact import Artifact
 
 TRAINED = ("stage", "student", "teacher", "supervised")
 """Keys under which a step's configuration has the schedule that it trained by."""

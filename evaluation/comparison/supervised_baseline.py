@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.finetuning import network_of
-from pipeline.steps.artifact import Inputs
-from pipeline.data.augment import AugmentConfig
-from pipeline.models.encoder import Encoder
-from pipeline.recipe.evaluation import StartConfig
-from pipeline.recipe.base import FitConfig
-from pipeline.models.initial import leave, of_config
-from ingest.ingest import IngestedSet
-from tasks.training import Course, Sum, train_network
+from ingest.dataset import IngestedSet
 from ingest.pool import pool_keys
 from ingest.true_labels import truth_library
+from pipeline.models.encoder import Encoder
+from pipeline.models.initial import leave, of_config
+from pipeline.recipe.augment import AugmentConfig
+from pipeline.recipe.base import FitConfig
+from pipeline.recipe.evaluation import StartConfig
+from pipeline.steps.artifact import Inputs
+from tasks.training import Course, Sum, train_network
 
 
 def train(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:

@@ -38,10 +38,10 @@ def fit(problem: Problem) -> Solution:
     from evaluation.label_subsets import TASK
     from evaluation.linear_layer import FrozenLinear
     from evaluation.probe import Solution
+    from pipeline.data.loader import Loader, LoaderConfig
     from pipeline.training import autotune
     from pipeline.training.fit import fit as train
     from pipeline.training.objective import Job
-    from pipeline.data.loader import Loader, LoaderConfig
     from pipeline.training.process_group import Team
     from tasks.task import stack
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from evaluation.backbone_table import Board, Cell, Column, boards, read_measured
 from evaluation.comparison.cost import Cost, price
 from evaluation.measurement import CLEAN
+from evaluation.report.html import Html, element, join
 from evaluation.report.page import NOTHING, duration, listed, paragraph, plural, table
 from evaluation.report.run_record import RunRecord
-from evaluation.report.html import Html, element, join
 
 BREAK = Html("<br>")
 SCALED = ("accuracy", "miou", "pixel_accuracy", "ap", "ap50", "delta_1.25", "within_11.25")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,3 +137,64 @@ def bar(share: float, words: str = "") -> Html:
 
 def _text(text: str, x: float, y: float, anchor: str) -> Html:
     return element("text", text, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor)
+
+
+PLOT_WIDTH, PLOT_HEIGHT = 460, 280
+PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM = 44, 448, 16, 236
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a6761d", "#56b4e9", "#7570b3", "#666666")
+"""Told apart by most eyes (Okabe and Ito's, and three more); they come round again."""
+
+
+class Dot(NamedTuple):
+    """A mean and its deviation at a place of the axis below, which is logarithmic."""
+
+    x: float
+    mean: float
+    deviation: float
+
+
+def lines_chart(title: str, series: Mapping[str, Sequence[Dot]], levels: Mapping[str, float], axis: str) -> Html:
+    """`series` as lines with error bars, `levels`, which don't depend on the axis, as dashed ones."""
+    xs = sorted({dot.x for dots in series.values() for dot in dots})
+    ends = [dot.mean + sign * dot.deviation for dots in series.values() for dot in dots for sign in (-1, 1)]
+    rise = ticks(min([*ends, *levels.values()]), max([*ends, *levels.values()]), 5)
+    low, high = rise[0], rise[-1]
+
+    def place(x: float) -> float:
+        span = math.log(xs[-1] / xs[0]) or 1.0
+        return PLOT_LEFT + 12 + (PLOT_RIGHT - PLOT_LEFT - 24) * (math.log(x / xs[0]) / span if len(xs) > 1 else 0.5)
+
+    def height(value: float) -> float:
+        return PLOT_BOTTOM - (value - low) / (high - low) * (PLOT_BOTTOM - PLOT_TOP)
+
+    axes = "".join(f"M{PLOT_LEFT} {height(tick):.1f}H{PLOT_RIGHT}" for tick in rise)
+    drawn = [element("path", class_="axis", d=axes)]
+    drawn += [_text(f"{tick:g}", PLOT_LEFT - 5, height(tick) + 4, "end") for tick in rise]
+    drawn += [_text(f"{x:,g}", place(x), PLOT_BOTTOM + 16, "middle") for x in xs]
+    drawn.append(_text(axis, PLOT_RIGHT, PLOT_BOTTOM + 34, "end"))
+    keys = []
+    for number, name in enumerate([*series, *levels]):
+        colour = COLOURS[number % len(COLOURS)]
+        dashes = "4 3" if name in levels else None
+        keys.append(_key(name, colour, dashes))
+        if name in levels:
+            line = f"M{PLOT_LEFT} {height(levels[name]):.1f}H{PLOT_RIGHT}"
+            drawn.append(element("path", d=line, stroke=colour, stroke_dasharray=dashes, fill="none"))
+            continue
+        dots = series[name]
+        bars = "".join(
+            f"M{place(dot.x):.1f} {height(dot.mean - dot.deviation):.1f}V{height(dot.mean + dot.deviation):.1f}"
+            for dot in dots
+        )
+        line = path(np.array([place(dot.x) for dot in dots]), np.array([height(dot.mean) for dot in dots]))
+        drawn.append(element("path", d=bars + line, stroke=colour, stroke_width="1.5", fill="none"))
+        drawn += [
+            element("circle", cx=f"{place(d.x):.1f}", cy=f"{height(d.mean):.1f}", r=2.5, fill=colour) for d in dots
+        ]
+    svg = element("svg", *drawn, viewBox=f"0 0 {PLOT_WIDTH} {PLOT_HEIGHT}", role="img", aria_label=title)
+    return element("figure", element("figcaption", title), svg, element("div", *keys, class_="legend"))
+
+
+def _key(name: str, colour: str, dashes: str | None) -> Html:
+    line = element("path", d="M0 5H18", stroke=colour, stroke_width=2, stroke_dasharray=dashes)
+    return element("span", element("svg", line, viewBox="0 0 18 10", class_="sample"), " ", name)

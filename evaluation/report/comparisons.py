@@ -8,11 +8,11 @@ from evaluation.backbone_table import Cell, Column
 from evaluation.comparison.comparison import Comparison, Row, Setting, read_comparisons
 from evaluation.comparison.cost import Cost
 from evaluation.measurement import best_of
-from evaluation.report.page import NOTHING, duration, listed, paragraph, plural, table
-from evaluation.plots import Dot, lines_chart
 from evaluation.report.backbones import cost_cells, scale_of, shown, titled
-from evaluation.report.run_record import RunRecord
+from evaluation.report.charts import Dot, lines_chart
 from evaluation.report.html import Html, element, join
+from evaluation.report.page import NOTHING, duration, listed, paragraph, plural, table
+from evaluation.report.run_record import RunRecord
 from pipeline.recipe.stage import SCRATCH
 
 

@@ -12,12 +12,10 @@ from collections.abc import Iterable
 
 from PIL import Image
 
-from pipeline.stores.labels import Label, LabelSpace, Value
 from evaluation.report.html import Html, element
+from pipeline.stores.labels import Label, LabelSpace, Value
 from tasks.drawing import palette
 
-SIDE = 192
-"""Pixels of the longer side of a picture on a page."""
 QUALITY = 82
 STYLE = """
 .strip { display: grid; gap: .75rem .5rem; align-items: start; max-width: calc(var(--pictures) * 12rem);
@@ -41,13 +39,6 @@ class Picture:
     image: Image.Image
     title: str
     note: str = ""
-
-
-def thumbnail(image: Image.Image, side: int = SIDE) -> Image.Image:
-    """The image with its longer side scaled, up or down, to `side` pixels."""
-    scale = side / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def labelled(image: Image.Image, label: Label, value: Value, title: str, note: str = "") -> Picture:

@@ -7,13 +7,13 @@ from typing import Any
 
 import tasks
 from evaluation.report.charts import bar, loss_chart
+from evaluation.report.figures import strip, swatches
+from evaluation.report.html import Html, element, join
 from evaluation.report.page import NOTHING, listed, paragraph, percent, plural, table
+from evaluation.report.predictions import held_out_strips
 from evaluation.report.run_record import TOTAL, Log, RunRecord
 from evaluation.report.samples import Album, pool_strips
-from evaluation.report.predictions import held_out_strips
 from pipeline.stores.labels import LabelSpace
-from evaluation.report.html import Html, element, join
-from evaluation.report.figures import strip, swatches
 
 MOST_CLASSES = 20
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from evaluation.backbone_table import any_measured
 from evaluation.comparison.comparison import advised
+from evaluation.metric_table import ARROWS, ROLES, Line, fine_print, leading, outcome, read_lines
+from evaluation.report.figures import Picture, data_url
+from evaluation.report.html import escape, plain
 from evaluation.report.page import NOTHING, duration
 from evaluation.report.results import warnings
-from evaluation.metric_table import ARROWS, ROLES, Line, fine_print, leading, outcome, read_lines
 from evaluation.report.run_record import RunRecord
 from evaluation.report.samples import Album, pool_strips
-from evaluation.report.html import escape, plain
-from evaluation.report.figures import Picture, data_url
 
 MOST_STRIPS = 4
 """Images of the pool whose labels are shown: the page is kept in a database."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from evaluation.report.html import Html, element
 from evaluation.report.figures import STYLE as PICTURES
+from evaluation.report.html import Html, element
 
 # Nothing on the page may run or be fetched, whatever a file is called.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

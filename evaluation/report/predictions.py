@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from evaluation.metric_table import Place, leading, read_lines
+from evaluation.report.figures import Picture
 from evaluation.report.run_record import RunRecord
 from evaluation.report.samples import MOST_PICTURES, Album, Head, Spot
 from pipeline.stores.labels import Value
 from pipeline.training.autotune import single_threaded
-from tasks.training import Predictor, network_predictor
+from tasks.drawing import thumbnail
 from tasks.network import Network
-from evaluation.report.figures import Picture, thumbnail
+from tasks.prediction import Predictor, network_predictor
 from tasks.teacher import open_teacher
 
 PATIENCE_S = 6.0

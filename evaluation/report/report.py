@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from evaluation.report import backbones, comparisons, labels, steps, results
+from evaluation.report import backbones, comparisons, labels, results, steps
+from evaluation.report.html import Html
 from evaluation.report.page import page, paragraph
 from evaluation.report.run_record import RunRecord
 from pipeline.steps.artifact import Artifact
-from evaluation.report.html import Html
 from pipeline.storage.path import Place
 
 MOST_WORDS = 300

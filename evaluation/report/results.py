@@ -10,13 +10,24 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from evaluation.backbone_table import any_measured
-from evaluation.report.charts import standing
 from evaluation.comparison.comparison import advised
+from evaluation.metric_table import (
+    ARROWS,
+    NINE_TENTHS,
+    ROLES,
+    Line,
+    Place,
+    fine_print,
+    leading,
+    outcome,
+    read_lines,
+    weak_teachers,
+)
+from evaluation.report.charts import standing
+from evaluation.report.html import Html, element, escape, join
 from evaluation.report.page import NOTHING, duration, facts, file_name, folded, listed, paragraph, plural, table
-from evaluation.metric_table import ARROWS, NINE_TENTHS, ROLES, Line, Place, fine_print, leading, outcome, read_lines, weak_teachers
 from evaluation.report.run_record import RunRecord
 from pipeline.steps.artifact import read_json
-from evaluation.report.html import Html, element, escape, join
 
 
 def head(run: RunRecord) -> Html:

@@ -12,15 +12,16 @@ import pyarrow.compute as pc
 from PIL import Image
 
 import tasks
+from evaluation.report.figures import Picture, labelled
 from evaluation.report.run_record import RunRecord
-from pipeline.steps.artifact import read_json
+from ingest.dataset import IngestedSet
+from ingest.pool import read_pool, rejected_rows
 from pipeline.data.decode import decode
+from pipeline.steps.artifact import read_json
+from pipeline.storage.root import StoredFile
 from pipeline.stores.images import ImageRow, ImageShard
 from pipeline.stores.labels import Label, LabelShard, LabelSpace, Value
-from pipeline.storage.root import StoredFile
-from ingest.ingest import IngestedSet
-from evaluation.report.figures import SIDE, Picture, labelled, thumbnail
-from ingest.pool import read_pool, rejected_rows
+from tasks.drawing import SIDE, thumbnail
 
 REJECTED = "rejected by hand"
 MOST_PICTURES = 80

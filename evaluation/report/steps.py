@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator
 import pyarrow.parquet as pq
 
 from evaluation.report.charts import bar
+from evaluation.report.html import Html, element, join
 from evaluation.report.page import NOTHING, duration, file_name, folded, listed, paragraph, percent, plural, table
 from evaluation.report.run_record import Done, Log, RunRecord
-from pipeline.steps.artifact import Artifact
-from evaluation.report.html import Html, element, join
-from pipeline.sources import SPLITS
 from ingest.pool import read_pool
+from pipeline.sources._splits import SPLITS
+from pipeline.steps.artifact import Artifact
 
 FIRST = 5
 """Files, or reasons, that are listed of each kind."""

@@ -12,15 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.steps.artifact import ELSEWHERE, MANIFEST, Artifact, parse_lines, parse_manifest, verify
-from pipeline.storage.lock import holders
 from pipeline.errors import choose
+from pipeline.steps.artifact import ELSEWHERE, MANIFEST, Artifact, parse_lines, parse_manifest, verify
+from pipeline.steps.workspace import Workspace
+from pipeline.storage.atomic import PART
+from pipeline.storage.lock import holders
 from pipeline.storage.path import Place
-from pipeline.stores.rejections import PATH as REJECTED
 from pipeline.storage.root import Root, StoredFile, in_parallel
 from pipeline.stores.naming import DIGITS, LABELLING, version_of
-from pipeline.storage.atomic import PART
-from pipeline.steps.workspace import Workspace
+from pipeline.stores.rejections import PATH as REJECTED
 
 Key = tuple[str, str]
 """A step and a fingerprint."""

@@ -23,12 +23,12 @@ from flows.orchestration.task_runners import resources, task_runner, workers
 from flows.run.processes import Call, Killed, carry_out
 from flows.run.run import Run
 from flows.run.step_runner import Apart
-from pipeline.steps.artifact import Artifact, Inputs, Step
-from pipeline.storage.lock import claimed
 from pipeline.errors import MustError
-from pipeline.storage.path import Place
+from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import usable_cores
 from pipeline.steps.workspace import waiting
+from pipeline.storage.lock import claimed
+from pipeline.storage.path import Place
 
 ROUNDS = 3
 """Times that a part is given out, if its workers are killed."""

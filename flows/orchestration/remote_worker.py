@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-from pipeline.steps.artifact import Artifact, Inputs, Step
-from pipeline.errors import MustError
-from pipeline.storage.path import Place
 from flows.run.process_setup import set_up_process
-from pipeline.storage.root import Root
+from pipeline.errors import MustError
+from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
+from pipeline.storage.path import Place
+from pipeline.storage.root import Root
 
 LOOK_S = 2.0
 """Between looks for the word to stop."""

@@ -8,12 +8,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from flows.server.embedded import INLINE, Server, environment, settings, users_server, write_logging
 from flows.run.run import Run
-from flows.server.daemons import standing
 from flows.run.step_runner import Apart
-from pipeline.steps.artifact import Artifact
+from flows.server.daemons import standing
+from flows.server.embedded import INLINE, Server, check_users_server, environment, settings, users_server, write_logging
 from pipeline.errors import ConfigError
+from pipeline.steps.artifact import Artifact
 
 # Prefect is imported late, in an environment made for it.
 # ruff: noqa: PLC0415
@@ -85,16 +85,3 @@ def _everywhere() -> Iterator[None]:
         yield
     finally:
         context.GLOBAL_SETTINGS_CONTEXT = before
-
-
-def check_users_server() -> None:
-    """ConfigError if the server that PREFECT_API_URL names does not answer."""
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        problem = client.api_healthcheck()
-    if problem:
-        raise ConfigError(
-            f"PREFECT_API_URL is {users_server()}, which does not answer ({problem}). Start that server, unset the "
-            f"variable for a server of the run's own, {INLINE}."
-        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import multiprocessing
 import os
 import threading
@@ -12,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.queues import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from pipeline.recipe.recipe import RuntimeConfig
-from pipeline.errors import ConfigError, installing
+from pipeline.recipe.runtime import RuntimeConfig
 from pipeline.steps.runtime import usable_cores
 
 if TYPE_CHECKING:
@@ -21,30 +19,12 @@ if TYPE_CHECKING:
 
     from flows.run.step_runner import Environ
 
-PARTS = {"process": "prefect", "ray": "prefect_ray", "dask": "prefect_dask"}
-"""The runners that do steps in parts, and what each is driven by."""
 
 LOOK_S = 1.0
 """Between looks whether the run is still there."""
 
 # Each engine is loaded where it is used: a run uses one of them.
 # ruff: noqa: PLC0415
-
-
-def check_engine(settings: RuntimeConfig) -> None:
-    """Raise ConfigError if the runner is not installed, or has no use for an address that is given."""
-    module = PARTS.get(settings.runner, "prefect")
-    if settings.runner != "inline" and not importlib.util.find_spec(module):
-        needs, others = "prefect: uv pip install prefect", "inline"
-        if settings.runner in ("ray", "dask"):
-            needs = f"the extra {settings.runner}: {installing(settings.runner)}"
-            others = "threads, process or inline"
-        raise ConfigError(f"runtime.runner is {settings.runner!r}, which needs {needs}. Without it: {others}.")
-    if settings.address and settings.runner not in ("ray", "dask"):
-        raise ConfigError(
-            f"runtime.address is {settings.address!r}, but runner {settings.runner!r} works on this machine alone; "
-            "ray and dask have addresses."
-        )
 
 
 def workers(settings: RuntimeConfig, devices: Sequence[Environ]) -> int:

@@ -4,7 +4,7 @@ What is done is known from disk alone. Prefect shows a run and decides nothing, 
 step found on disk is a task run that ends as `Cached`. Tasks are called, on the threads that follow the steps'
 processes, and not submitted: a stop reaches a process by way of its run, never by way of Prefect.
 
-Import this with Prefect's settings in place (`flows.orchestration.session` sees to it): Prefect reads them when it is imported.
+Import this with Prefect's settings in place: Prefect reads them when it is imported (see `session.py`).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from prefect.events.worker import EventsWorker
 from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled, Completed, Failed
 
-from flows.orchestration.task_runners import PARTS
-from flows.run.execution import stopping
 from flows.orchestration.fan_out import Spread
-from flows.run.run import Run
 from flows.orchestration.ui import log_warnings, mirrored, show_results
+from flows.run.run import Run
+from flows.run.runners import PARTS
+from flows.run.signals import stopping
 from flows.run.step_runner import Apart, side_by_side
-from pipeline.steps.artifact import Artifact, Step
 from pipeline.errors import MustError, Stopped
+from pipeline.steps.artifact import Artifact, Step
 
 PATIENCE_S = 30.0
 """For Prefect to take down what happened, at the end of a run."""

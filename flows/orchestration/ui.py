@@ -25,12 +25,12 @@ from prefect.artifacts import (
 )
 from prefect.logging import get_run_logger
 
+from evaluation.report.html import plain
+from evaluation.report.markdown import summary
 from evaluation.report.results import warnings
 from evaluation.report.run_record import RunRecord
-from evaluation.report.markdown import summary
 from flows.run.run import Run
 from pipeline.steps.artifact import Artifact, read_json
-from evaluation.report.html import plain
 from pipeline.steps.runtime import Runtime
 
 EVERY_S = 5.0

@@ -8,16 +8,28 @@ import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flows.plan.evaluation_steps import Spaces, about, backbone_of, check_how, finetune_step, how, probe_step, reads, start
-from flows.plan.stage_steps import Training, pool_step, settings, stage_step, thinning
+from flows.plan.evaluation_steps import (
+    Spaces,
+    about,
+    backbone_of,
+    check_how,
+    finetune_step,
+    how,
+    probe_step,
+    reads,
+    start,
+)
+from flows.plan.stage_steps import Training, check_classes, pool_step, settings, stage_step, thinning
 from pipeline.data import sampling
-from pipeline.steps.artifact import Step
-from pipeline.recipe.comparison import BACKBONES, COMPARE, NO_STAGE, SUPERVISED, CompareConfig, Trial
-from pipeline.recipe.recipe import CHOSEN, Recipe, modules, read_section
 from pipeline.errors import ConfigError, choose, naming
-from pipeline.recipe.evaluation import StartConfig
 from pipeline.recipe.base import FitConfig
-from pipeline.recipe.stage import COMPARED, STUDENT, StageConfig, check_classes
+from pipeline.recipe.comparison import BACKBONES, COMPARE, NO_STAGE, SUPERVISED, CompareConfig, Trial
+from pipeline.recipe.evaluation import StartConfig
+from pipeline.recipe.plugins import CHOSEN, modules
+from pipeline.recipe.reader import read_section
+from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.stage import COMPARED, STUDENT, StageConfig
+from pipeline.steps.artifact import Step
 
 
 def comparing_steps(recipe: Recipe, seen: tuple[str, ...]) -> Iterator[Step]:

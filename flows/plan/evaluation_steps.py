@@ -9,13 +9,14 @@ from typing import Any
 from evaluation.corruptions import VERSION as CORRUPTIONS
 from evaluation.schedules import SCHEDULES
 from pipeline.data import sampling
-from pipeline.steps.artifact import Step
-from pipeline.recipe.recipe import Recipe, modules
 from pipeline.errors import ConfigError, choose, naming
-from pipeline.recipe.evaluation import Measuring, StartConfig, check_names, start_of
-from pipeline.stores.labels import LabelSpace
-from pipeline.recipe.stage import KEPT
 from pipeline.models.weights import weights_digest
+from pipeline.recipe.evaluation import Measuring, StartConfig, check_names, start_of
+from pipeline.recipe.plugins import modules
+from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.stage import KEPT
+from pipeline.steps.artifact import Step
+from pipeline.stores.labels import LabelSpace
 
 PROBES = "evaluation.probes"
 Spaces = Mapping[str, Mapping[str, LabelSpace]]

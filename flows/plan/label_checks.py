@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from evaluation.label_subsets import asked_of
-from pipeline.steps.artifact import Inputs, Step, hash_json
-from pipeline.recipe.comparison import comparison_of
 from pipeline.errors import naming
+from pipeline.recipe.comparison import comparison_of
+from pipeline.steps.artifact import Inputs, Step, hash_json
 
 
 def is_early(step: str) -> bool:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ingest.true_labels import class_names
 from pipeline.data import sampling
-from pipeline.steps.artifact import Step
-from pipeline.recipe.recipe import Recipe
 from pipeline.errors import naming
-from pipeline.recipe.base import Section
-from pipeline.recipe.stage import StageConfig
 from pipeline.models.weights import weights_digest
+from pipeline.recipe.base import Section
+from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.stage import StageConfig, labelled_images
+from pipeline.steps.artifact import Step
+from pipeline.stores.labels import LabelSpace
 
 YOUNGER: Mapping[str, Any] = {"truths": {}, "nesterov": False, "drops": [], "long_tail": None}
 """Keys that came later, and the values by which nothing changes."""
@@ -71,3 +73,13 @@ def stage_step(name: str, stage: StageConfig, training: Training) -> Step:
     before = (training.start,) if training.start else ()
     inputs = (*before, f"pool.{stage.name}", *(f"data.{each}" for each in dict.fromkeys(stage.data)))
     return Step(name, "selfsup.stages.step:run_stage", config, inputs, resumes=True)
+
+
+def check_classes(stage: StageConfig, spaces: Mapping[str, Mapping[str, LabelSpace]]) -> None:
+    """Raise ConfigError if a stage asks for classes, and its sets have none, or not so many."""
+    if stage.labels is not None:
+        with naming("labels"):
+            labelled_images(stage, class_names(stage.data, spaces))
+    if stage.long_tail is not None:
+        with naming("long_tail"):
+            class_names(stage.data, spaces)

@@ -8,24 +8,24 @@ from typing import Any
 
 import pyarrow as pa
 
-from flows.plan.label_checks import is_early
 from flows.plan.comparison_steps import compares, comparing_steps
-from flows.plan.validate import check_fits
 from flows.plan.evaluation_steps import measuring_steps
+from flows.plan.label_checks import is_early
 from flows.plan.stage_steps import settings, stage_steps
-from pipeline.steps.artifact import Artifact, Step, hash_json
-from pipeline.recipe.comparison import COMPARE
-from pipeline.recipe.recipe import Recipe
-from pipeline.errors import ConfigError, choose, naming
-from pipeline.stores.rejections import NOTHING, rejected_images, rejected_labels, rejected_teachers
-from pipeline.recipe.base import FitConfig
-from pipeline.sources import BaseSource
-from pipeline.stores.naming import LABELLING
-from pipeline.recipe.teacher import TeacherConfig
-from pipeline.models.weights import weights_digest
-from pipeline.steps.workspace import Workspace
+from flows.plan.validate import check_fits
 from ingest.ingest import GROWS, open_source
 from ingest.rejections import IMAGES, LABELS, describe
+from pipeline.errors import ConfigError, choose, naming
+from pipeline.models.weights import weights_digest
+from pipeline.recipe.base import FitConfig
+from pipeline.recipe.comparison import COMPARE
+from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.teacher import TeacherConfig
+from pipeline.sources import BaseSource
+from pipeline.steps.artifact import Artifact, Step, hash_json
+from pipeline.steps.workspace import Workspace
+from pipeline.stores.naming import LABELLING
+from pipeline.stores.rejections import NOTHING, rejected_images, rejected_labels, rejected_teachers
 
 SEVERAL = {"evaluate": ("evaluate", "probe", "finetune"), COMPARE: (COMPARE,)}
 """Sections of a recipe that have several steps, and what comes before the dot in these steps' names."""

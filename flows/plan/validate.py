@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import tasks
 from flows.plan.comparison_steps import check_comparing
 from flows.plan.evaluation_steps import Spaces, check_measuring
-from pipeline.recipe.recipe import Recipe
+from flows.plan.stage_steps import check_classes
+from ingest.dataset import check_truth, taught_space
 from pipeline.errors import ConfigError, choose, naming
 from pipeline.recipe.base import FitConfig
-from pipeline.recipe.stage import check_classes
-from ingest.ingest import check_truth, taught_space
+from pipeline.recipe.recipe import Recipe
 
 
 def check_fits(recipe: Recipe, spaces: Spaces) -> None:

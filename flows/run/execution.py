@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from flows.plan.comparison_steps import compares
-from flows.plan.steps import Selection
-from flows.orchestration.task_runners import check_engine
-from flows.run.run import WHOLE, Outcome, Plan, Run, measured, nothing_to_do, prepare, told
+from flows.run.run import Outcome, Plan, Run, measured, told
+from flows.run.runners import check_engine
+from flows.run.signals import stopping
 from flows.run.step_runner import Apart, Here, in_order
+from pipeline.errors import ConfigError
+from pipeline.recipe.recipe import Recipe
 from pipeline.steps import ranks
 from pipeline.steps.artifact import Artifact, Inputs, Step, as_json
-from pipeline.recipe.recipe import Recipe
-from pipeline.errors import ConfigError
-from pipeline.storage.path import Place
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.errors import explaining_full_disk
+from pipeline.storage.path import Place
 
 Carry = Callable[[Run, Apart], Mapping[str, Artifact]]
 """Carries out the steps of a run."""
-SHOW_CURSOR = b"\x1b[?25h\n"
-"""Progress bars hide it, and a process that ends at once has no time to bring it back."""
-
-
-def execute_recipe(recipe: Recipe, runtime: Runtime, selection: Selection = WHOLE) -> Outcome:
-    """Run what is selected of a recipe with the runner that it names; a run with nothing to do starts nothing."""
-    plan = prepare(recipe, runtime.root, selection)
-    done = nothing_to_do(plan)
-    if done:
-        return done
-    if ranks.count() > 1:
-        check_launched(recipe, plan)
-        if not ranks.is_first():
-            return take_part(plan, runtime)
-    only_report = all(each.artifact for each in plan.planned)
-    inline = recipe.runtime.runner == "inline" or only_report
-    return execute_plan(recipe, plan, runtime, None if inline else _with_prefect)
 
 
 def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, carry: Carry | None) -> Outcome:
@@ -90,12 +67,6 @@ def inline_step(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> Artifac
     return run.reuse(step, inputs) or run.make(step, inputs, run.runtime)
 
 
-def _with_prefect(run: Run, work: Apart) -> Mapping[str, Artifact]:
-    from flows.orchestration.session import run_with_prefect  # noqa: PLC0415 - Prefect takes seconds to import
-
-    return run_with_prefect(run, work)
-
-
 def _leave_results(folder: Place, artifacts: Mapping[str, Artifact], runtime: Runtime) -> None:
     """The numbers and the report in the run's folder."""
     from evaluation.backbone_table import as_json as records_of  # noqa: PLC0415
@@ -107,28 +78,3 @@ def _leave_results(folder: Place, artifacts: Mapping[str, Artifact], runtime: Ru
     if records:
         folder.child("measured.json").write(as_json(records).encode())
     write_report(folder, artifacts)
-
-
-@contextmanager
-def stopping(stop: threading.Event) -> Iterator[None]:
-    """While inside, the first SIGTERM or SIGINT asks for an orderly stop; a second one ends the process at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def ask(number: int, frame: Any) -> None:
-        if stop.is_set():
-            if sys.stdout.isatty():
-                os.write(sys.stdout.fileno(), SHOW_CURSOR)
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        stop.set()
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

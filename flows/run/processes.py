@@ -25,8 +25,8 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import Interrupted, LostPeer, MustError
 from flows.run.process_setup import set_up_process
+from pipeline.errors import Interrupted, LostPeer, MustError
 from pipeline.steps.runtime import Runtime
 
 FORKS = sys.platform == "linux"

@@ -23,16 +23,16 @@ import yaml
 from evaluation.report.page import plural
 from flows.plan.label_checks import check_amounts, is_early
 from flows.plan.steps import MEASURING, Planned, Selection, build_steps, kind_of, plan
-from pipeline.steps.artifact import Artifact, Inputs, Step, as_json, parse_lines, read_json
-from pipeline.storage.lock import Holds, claimed
-from pipeline.recipe.recipe import Recipe
+from ingest.rejections import LABELS
 from pipeline.errors import ConfigError, DataError, Stopped
-from pipeline.storage.path import Place
-from pipeline.stores.rejections import read_rejects
-from pipeline.storage.root import Root
+from pipeline.recipe.recipe import Recipe
+from pipeline.steps.artifact import Artifact, Inputs, Step, as_json, parse_lines, read_json
 from pipeline.steps.runtime import Runtime, stopped_in
 from pipeline.steps.workspace import Workspace
-from ingest.rejections import LABELS
+from pipeline.storage.lock import Holds, claimed
+from pipeline.storage.path import Place
+from pipeline.storage.root import Root
+from pipeline.stores.rejections import read_rejects
 
 Work = Callable[["Run", Step, Inputs], tuple[Artifact, bool]]
 """Comes to a step's artifact, and tells whether it was made now."""

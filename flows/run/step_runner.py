@@ -17,12 +17,12 @@ from flows.plan.comparison_steps import stages_of, starts_of
 from flows.plan.evaluation_steps import backbone_starts
 from flows.run.processes import Call, carry_out, warm_up
 from flows.run.run import Run
+from pipeline.errors import ConfigError, Interrupted, OutOfMemory, naming
+from pipeline.recipe.base import Section
+from pipeline.recipe.recipe import Recipe
 from pipeline.steps import ranks
 from pipeline.steps.artifact import Artifact, Inputs, Step
-from pipeline.recipe.recipe import Recipe
-from pipeline.errors import ConfigError, Interrupted, OutOfMemory, naming
 from pipeline.steps.runtime import Runtime, usable_cores
-from pipeline.recipe.base import Section
 from pipeline.steps.workspace import Busy, Workspace
 
 BUSY_S = 2.0
@@ -153,7 +153,7 @@ def look_around(recipe: Recipe, runtime: Runtime) -> list[Environ]:
         check_head_name(name)
     for place, section in models(recipe).items():
         with naming(place):
-            section.check()
+            check_models(section)
     asked = recipe.runtime.side_by_side
     if device != "cuda":
         return [{}] * (asked or 1)
@@ -164,6 +164,15 @@ def look_around(recipe: Recipe, runtime: Runtime) -> list[Environ]:
     if not groups:
         raise ConfigError(f"runtime.training_processes is {together}, but there are {len(names)} CUDA devices.")
     return [{"CUDA_VISIBLE_DEVICES": groups[number % len(groups)]} for number in range(asked or len(groups))]
+
+
+def check_models(section: Section) -> None:
+    """Raise ConfigError if a backbone that a section names is not there, or its weights are another model's."""
+    from pipeline.models.backbone import check_backbone  # noqa: PLC0415 - a plan does without torch
+
+    for backbone in section.named_backbones():
+        check_backbone(*backbone)
+    section.check()
 
 
 def models(recipe: Recipe) -> dict[str, Section]:

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from flows.server.embedded import answers, environment, users_server
-from flows.orchestration.session import check_users_server
 from flows.server.daemons import Service, Services, alone, wait_for
-from pipeline.steps.artifact import hash_file, hash_json
+from flows.server.embedded import answers, check_users_server, environment, users_server
 from pipeline.errors import PROJECT, ConfigError, MustError
+from pipeline.steps.artifact import hash_file, hash_json
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flows.server.embedded import DECIDED, PATIENCE_S, answers, directly, logging_settings, users_server, write_logging
-from pipeline.storage.process_id import Process
-from pipeline.steps.artifact import write_json
 from pipeline.errors import PROJECT, ConfigError
+from pipeline.steps.artifact import write_json
+from pipeline.storage.process_id import Process
 
 """Where prefect.yaml is, and where relative paths of deployed runs begin."""
 GOODBYE_S = 15.0

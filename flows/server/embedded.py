@@ -214,5 +214,18 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def check_users_server() -> None:
+    """ConfigError if the server that PREFECT_API_URL names does not answer."""
+    from prefect.client.orchestration import get_client  # noqa: PLC0415 - seconds, and the server's process has no use for it
+
+    with get_client(sync_client=True) as client:
+        problem = client.api_healthcheck()
+    if problem:
+        raise ConfigError(
+            f"PREFECT_API_URL is {users_server()}, which does not answer ({problem}). Start that server, unset the "
+            f"variable for a server of the run's own, {INLINE}."
+        )
+
+
 if __name__ == "__main__":
     serve(int(sys.argv[1]))

@@ -12,34 +12,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.recipe.augment import AugmentConfig
 from pipeline.stores.labels import Box, Label, Value
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 _LUMA = np.array([0.299, 0.587, 0.114])
-
-
-class AugmentConfig(BaseModel):
-    """How far training views may go. Zeros (and `area` 1) leave the image as it is."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    area: float = Field(default=0.3, gt=0, le=1)
-    """Smallest share of the image's area that a crop may have; the largest is the whole."""
-    aspect: float = Field(default=4 / 3, ge=1)
-    """Largest factor by which a crop's aspect ratio differs from the image's, either way."""
-    flip: float = Field(default=0.5, ge=0, le=1)
-    """Probability of mirroring left to right."""
-    brightness: float = Field(default=0.3, ge=0, lt=1)
-    """Largest relative change, either way."""
-    contrast: float = Field(default=0.3, ge=0, lt=1)
-    """Largest relative change, either way."""
-    saturation: float = Field(default=0.3, ge=0, lt=1)
-    """Largest relative change, either way."""
-
-
-NOTHING = AugmentConfig(area=1, aspect=1, flip=0, brightness=0, contrast=0, saturation=0)
 
 
 class View(NamedTuple):

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.augment import AugmentConfig, draw, generator, view_image, view_label
+from pipeline.data.augment import draw, generator, view_image, view_label
 from pipeline.data.decode import decode
+from pipeline.recipe.augment import AugmentConfig
+from pipeline.storage.root import StoredFile
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import Label, LabelShard, Value, check_joined, read_labels
-from pipeline.storage.root import StoredFile
 
 WINDOW = 64
 """Shards that are shuffled together, and whose labels are in memory; sets of fewer shards are shuffled as a whole."""

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.augment import AugmentConfig
-from pipeline.training.objective import cut
-from pipeline.stores.labels import Value
 from pipeline.data.dataset import Library, Sample
 from pipeline.data.prefetch import Supply
+from pipeline.data.stream import cut
+from pipeline.recipe.augment import AugmentConfig
+from pipeline.stores.labels import Value
 
 Collate = Callable[[Sequence[Value]], Any]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from pipeline.training.objective import Share
+from pipeline.data.stream import Share
 
 AHEAD = 3
 """Steps made ready before they are asked for."""
@@ -49,3 +49,27 @@ class Supply(Generic[S, H]):
                 for futures in ready:
                     for future in futures:
                         future.cancel()
+
+
+Item = TypeVar("Item")
+
+
+Result = TypeVar("Result")
+
+
+def ahead(work: Callable[[Item], Result], items: Iterable[Item], threads: int, most: int) -> Generator[Result]:
+    """What `work` makes of each item, in order, at most `most` of them in work or waiting to be taken.
+
+    What `work` raises is raised where its result would have come. Whoever leaves early waits for what is in work alone.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
+    waiting: collections.deque[Future[Result]] = collections.deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -10,7 +10,6 @@ import collections
 import contextlib
 import dataclasses
 import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,11 +18,12 @@ from typing import Any, ClassVar, Self
 
 from numpy.typing import NDArray
 
-from pipeline.steps.artifact import write_json
 from pipeline.errors import ConfigError, choose
-from pipeline.stores.labels import Label, Value, gather
-from pipeline.storage.errors import explaining_full_disk, is_disk_full
+from pipeline.recipe.plugins import modules
+from pipeline.steps.artifact import write_json
 from pipeline.storage.atomic import check_absent, whole_folder
+from pipeline.storage.errors import explaining_full_disk, is_disk_full
+from pipeline.stores.labels import Label, Value, gather
 
 SUMMARY = "export.json"
 """What every export says of itself, in its own folder."""
@@ -100,7 +100,7 @@ class BaseWriter(ABC):
 
 def names() -> list[str]:
     """The forms there are, by their files."""
-    return sorted(found.name for found in pkgutil.iter_modules(__path__))
+    return list(modules(__name__))
 
 
 def writer_of(form: str) -> type[BaseWriter]:

@@ -18,8 +18,8 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 
 from pipeline.export import BaseWriter, Sample, at_size
-from pipeline.stores.labels import Label, Value
 from pipeline.export._png import IGNORE
+from pipeline.stores.labels import Label, Value
 
 IMAGES = "images"
 PREFIX = {"detection": "instances", "segmentation": "stuff"}

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.steps.artifact import write_json
 from pipeline.export import BELOW, BaseWriter, Sample, at_size
-from pipeline.stores.labels import Label, LabelSpace, Value
 from pipeline.export._png import IGNORE, millimetres, shares_of_nearest
+from pipeline.steps.artifact import write_json
+from pipeline.stores.labels import Label, LabelSpace, Value
 
 VERSION = "1.0.0"
 RESERVED = ("id", "filepath", "tags", "metadata", "created_at", "last_modified_at", "key", "source")

@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.stores.codecs import share_to_byte
 from pipeline.export import BELOW, BaseWriter, Sample, distinct
-from pipeline.stores.labels import Label, Value
 from pipeline.export._png import class_ids
+from pipeline.stores.codecs import share_to_byte
+from pipeline.stores.labels import Label, Value
 
 ROWS, GROUP_BYTES = 200, 64_000_000
 """Of a row group, whichever comes first: readers load one at a time, and viewers give up above 300 MB."""

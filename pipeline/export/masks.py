@@ -15,10 +15,10 @@ from typing import Any
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.steps.artifact import write_json
 from pipeline.export import BaseWriter, Sample, at_size
-from pipeline.stores.labels import Label, Value
 from pipeline.export._png import IGNORE, class_ids, directions, millimetres, shares_of_nearest, unknown_id
+from pipeline.steps.artifact import write_json
+from pipeline.stores.labels import Label, Value
 
 SPLIT = "train"
 FOLDERS = {"segmentation": "masks", "depth": "depth", "normals": "normals"}

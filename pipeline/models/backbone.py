@@ -18,10 +18,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.checkpoint import read_tensors
 from pipeline.errors import ConfigError, DataError, choose
-from pipeline.recipe.stage import PUBLISHED
+from pipeline.models.checkpoint import read_tensors
 from pipeline.models.weights import find_weights
+from pipeline.recipe.stage import PUBLISHED
 
 LEVELS = (8, 16, 32)
 

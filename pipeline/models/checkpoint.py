@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.steps.artifact import read_json, write_json
 from pipeline.errors import DataError
+from pipeline.steps.artifact import read_json, write_json
 from pipeline.storage.atomic import whole
 
 WEIGHTS, ABOUT = "model.safetensors", "model.json"

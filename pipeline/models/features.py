@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.ahead import ahead
 from pipeline.data.augment import View, view_image
-from pipeline.data.decode import decode
-from pipeline.models.encoder import Encoder
 from pipeline.data.dataset import Library
+from pipeline.data.decode import decode
 from pipeline.data.loader import stacked
+from pipeline.data.prefetch import ahead
+from pipeline.models.encoder import Encoder
 from pipeline.steps.runtime import Runtime
 
 AT_ONCE, AHEAD = 64, 2

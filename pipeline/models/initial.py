@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.errors import ConfigError
 from pipeline.models import backbone as backbones
-from pipeline.steps.artifact import Artifact, Inputs, read_json, write_json
 from pipeline.models.backbone import statistics
 from pipeline.models.checkpoint import ABOUT as MODEL
 from pipeline.models.checkpoint import WEIGHTS as MODEL_WEIGHTS
 from pipeline.models.checkpoint import read_tensors, write_tensors
 from pipeline.models.encoder import Encoder, Statistics
-from pipeline.errors import ConfigError
 from pipeline.recipe.evaluation import StartConfig
+from pipeline.steps.artifact import Artifact, Inputs, read_json, write_json
 
 WEIGHTS, ABOUT = "backbone.safetensors", "backbone.json"
 INSIDE = "backbone.model."

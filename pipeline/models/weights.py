@@ -6,8 +6,8 @@ import functools
 import importlib.util
 from pathlib import Path
 
-from pipeline.steps.artifact import hash_file, hash_json
 from pipeline.errors import ConfigError
+from pipeline.steps.artifact import hash_file, hash_json
 
 PUBLISHERS = ("timm", "torchvision")
 """Libraries that download what they publish."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -10,10 +11,24 @@ NAME = r"^[a-z][a-z0-9_]*$"
 Name = Annotated[str, Field(pattern=NAME)]
 
 
+class NamedBackbone(NamedTuple):
+    """A timm backbone that a section names: checked before a run, with its weights."""
+
+    name: str
+    image_size: int
+    """Side of the square input, pixels."""
+    weights: str | None
+    """A file, `package:<module>/<file>`, or `timm`; None for random ones."""
+
+
 class Section(BaseModel):
     """A part of the recipe: unknown keys are errors, values don't change once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    def named_backbones(self) -> Sequence[NamedBackbone]:
+        """Return the timm backbones that the section names."""
+        return ()
 
     def check(self) -> None:
         """Raise ConfigError for what only the libraries, torch among them, can tell: called before a run's first step,

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.recipe.evaluation import Measuring, Once
 from pipeline.recipe.base import Name
+from pipeline.recipe.evaluation import Measuring, Once
 from pipeline.recipe.stage import SCRATCH, STUDENT, Share
 
 NO_STAGE, SUPERVISED = "none", "supervised"

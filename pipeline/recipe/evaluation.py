@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from pipeline.errors import ConfigError, choose
-from pipeline.recipe.base import Section
+from pipeline.recipe.base import NamedBackbone, Section
 from pipeline.recipe.stage import KEPT, PUBLISHED, SCRATCH, STUDENT, names_weights
 
 
@@ -94,12 +94,8 @@ class StartConfig(Section):
     image_size: int
     """Side of the square input, pixels."""
 
-    def check(self) -> None:
-        """The backbone and its weights are there, and fit each other."""
-        if self.backbone is not None:
-            from pipeline.models.backbone import check_backbone  # noqa: PLC0415 - loads torch
-
-            check_backbone(self.backbone, self.image_size, self.weights)
+    def named_backbones(self) -> Sequence[NamedBackbone]:
+        return [] if self.backbone is None else [NamedBackbone(self.backbone, self.image_size, self.weights)]
 
 
 def start_of(said: str, steps: Sequence[str], backbone: str, image_size: int) -> StartConfig:

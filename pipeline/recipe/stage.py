@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import ConfigError, choose, naming
-from pipeline.stores.labels import LabelSpace
+from pipeline.errors import ConfigError, choose
 from pipeline.recipe.base import NAME, FitConfig, Name, Section
 
 STUDENT, SCRATCH, PUBLISHED = "student", "scratch", "timm"
@@ -139,16 +138,6 @@ def resolved(stages: Sequence[StageConfig], student: tuple[str, int]) -> list[St
     return list(found.values())
 
 
-def class_names(data: Sequence[str], spaces: Mapping[str, Mapping[str, LabelSpace]]) -> tuple[str, ...]:
-    """The classes of the labelled images of sets, given the label spaces of all sets by task. ConfigError unless they
-    have class labels of one kind.
-    """
-    kinds = {spaces[name]["classification"] for name in data if "classification" in spaces[name]}
-    if len(kinds) != 1:
-        raise ConfigError(f"the sets {', '.join(data)} have {len(kinds)} kinds of class labels; one is needed.")
-    return kinds.pop().classes
-
-
 def classes_a_step(labels: LabelledConfig, classes: Sequence[str]) -> int:
     """How many of the classes a step draws. ConfigError names numbers that would do."""
     count = labels.classes or len(classes)
@@ -159,16 +148,6 @@ def classes_a_step(labels: LabelledConfig, classes: Sequence[str]) -> int:
             f"{' or '.join(map(str, fitting))} would."
         )
     return count
-
-
-def check_classes(stage: StageConfig, spaces: Mapping[str, Mapping[str, LabelSpace]]) -> None:
-    """Raise ConfigError if a stage asks for classes, and its sets have none, or not so many."""
-    if stage.labels is not None:
-        with naming("labels"):
-            labelled_images(stage, class_names(stage.data, spaces))
-    if stage.long_tail is not None:
-        with naming("long_tail"):
-            class_names(stage.data, spaces)
 
 
 def labelled_images(stage: StageConfig, classes: Sequence[str]) -> int:

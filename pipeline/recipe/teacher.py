@@ -5,10 +5,12 @@ Apart from the recipe, which loads all kinds: each of them may be what is loaded
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
-from pipeline.data.augment import AugmentConfig
-from pipeline.recipe.base import FitConfig, Section
+from pipeline.recipe.augment import AugmentConfig
+from pipeline.recipe.base import FitConfig, NamedBackbone, Section
 
 
 class TrainingConfig(FitConfig):
@@ -27,11 +29,8 @@ class TrainingConfig(FitConfig):
     augment: AugmentConfig = AugmentConfig()
     """How far training views may go."""
 
-    def check(self) -> None:
-        """The backbone exists, gives feature maps, and its weights are there and are its own."""
-        from pipeline.models.backbone import check_backbone  # noqa: PLC0415 - loads torch
-
-        check_backbone(self.backbone, self.image_size, self.weights)
+    def named_backbones(self) -> Sequence[NamedBackbone]:
+        return [NamedBackbone(self.backbone, self.image_size, self.weights)]
 
 
 class TeacherConfig(Section):

@@ -19,21 +19,13 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.stores.labels import LabelSpace
+from pipeline.recipe.source import SourceConfig
+from pipeline.sources import BaseSource, Record, Truth
+from pipeline.sources._classes import number_classes
+from pipeline.sources._files import at_least_one, check_size, images_under, stamp_files
+from pipeline.sources._splits import SPLITS, Split
 from pipeline.storage.path import Place, existing
-from pipeline.sources import (
-    SPLITS,
-    BaseSource,
-    Record,
-    SourceConfig,
-    Split,
-    Truth,
-    at_least_one,
-    check_size,
-    images_under,
-    number_classes,
-    stamp_files,
-)
+from pipeline.stores.labels import LabelSpace
 
 ANNOTATIONS = ("instances_{}.json", "annotations/instances_{}.json", "annotations/instances_{}2017.json")
 IMAGES = ("images/{}", "{}", "images/{}2017", "{}2017", "images")

@@ -19,25 +19,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
 from pipeline.data.decode import decode_numbers
-from pipeline.errors import ConfigError, DataError
-from pipeline.stores.labels import LabelSpace, gather
-from pipeline.storage.path import Place, existing
-from pipeline.sources import (
-    BaseSource,
-    Record,
-    Share,
-    SourceConfig,
-    Split,
-    Truth,
-    at_least_one,
-    check_size,
-    count_images,
-    images_under,
-    pair,
-    split_by_hash,
-    stamp_files,
-)
 from pipeline.data.normals import Camera, normals_from_depth
+from pipeline.errors import ConfigError, DataError
+from pipeline.recipe.source import Share, SourceConfig
+from pipeline.sources import BaseSource, Record, Truth
+from pipeline.sources._files import at_least_one, check_size, count_images, images_under, pair, stamp_files
+from pipeline.sources._splits import Split, split_by_hash
+from pipeline.storage.path import Place, existing
+from pipeline.stores.labels import LabelSpace, gather
 
 UNITS_M = {"millimetre": 0.001, "centimetre": 0.01, "metre": 1.0}
 SAME_ASPECT = 0.01

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from pipeline.stores.labels import LabelSpace
+from pipeline.recipe.source import SourceConfig
+from pipeline.sources import BaseSource, Record
+from pipeline.sources._files import at_least_one, count_images, images_under, stamp_files
 from pipeline.storage.path import Place, existing
-from pipeline.sources import BaseSource, Record, SourceConfig, at_least_one, count_images, images_under, stamp_files
+from pipeline.stores.labels import LabelSpace
 
 
 class Config(SourceConfig):

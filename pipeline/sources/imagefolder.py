@@ -12,23 +12,13 @@ from collections.abc import Iterator
 from typing import Literal
 
 from pipeline.errors import DataError
-from pipeline.stores.labels import LabelSpace
+from pipeline.recipe.source import Share, SourceConfig
+from pipeline.sources import BaseSource, Record
+from pipeline.sources._classes import check_distinct, class_truth
+from pipeline.sources._files import at_least_one, count_images, images_under, stamp_files
+from pipeline.sources._splits import has_split_folders, split_by_hash, split_named
 from pipeline.storage.path import Place, existing, shown, subfolders
-from pipeline.sources import (
-    BaseSource,
-    Record,
-    Share,
-    SourceConfig,
-    at_least_one,
-    check_distinct,
-    class_truth,
-    count_images,
-    has_split_folders,
-    images_under,
-    split_by_hash,
-    split_named,
-    stamp_files,
-)
+from pipeline.stores.labels import LabelSpace
 
 
 class Config(SourceConfig):

@@ -18,27 +18,13 @@ from pydantic import Field
 
 from pipeline.data.decode import decode_numbers
 from pipeline.errors import ConfigError, DataError
-from pipeline.stores.labels import LabelSpace
+from pipeline.recipe.source import Share, SourceConfig
+from pipeline.sources import BaseSource, Record, Truth
+from pipeline.sources._classes import check_distinct, number_classes
+from pipeline.sources._files import at_least_one, check_size, count_images, images_under, pair, stamp_files
+from pipeline.sources._splits import Split, has_split_folders, split_by_hash, split_named
 from pipeline.storage.path import Place, existing
-from pipeline.sources import (
-    BaseSource,
-    Record,
-    Share,
-    SourceConfig,
-    Split,
-    Truth,
-    at_least_one,
-    check_distinct,
-    check_size,
-    count_images,
-    has_split_folders,
-    images_under,
-    number_classes,
-    pair,
-    split_by_hash,
-    split_named,
-    stamp_files,
-)
+from pipeline.stores.labels import LabelSpace
 
 IGNORE = 65535
 UNLISTED = -1

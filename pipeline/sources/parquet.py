@@ -19,26 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, DataError
+from pipeline.recipe.source import Share, SourceConfig
+from pipeline.sources import BaseSource, Record, Stamp, Truth
+from pipeline.sources._classes import check_distinct, class_index, class_truth
+from pipeline.sources._files import at_least_one, stamp_files
+from pipeline.sources._splits import Split, split_by_hash, split_in_path, split_named
+from pipeline.storage.path import Place, existing, opened, walk
 from pipeline.stores.labels import LabelSpace
-from pipeline.storage.path import Place, existing, walk
-from pipeline.ranges import opened
-from pipeline.sources import (
-    BaseSource,
-    Record,
-    Share,
-    SourceConfig,
-    Split,
-    Stamp,
-    Truth,
-    at_least_one,
-    check_distinct,
-    class_index,
-    class_truth,
-    split_by_hash,
-    split_in_path,
-    split_named,
-    stamp_files,
-)
 
 ROWS = 64
 """Rows in memory at a time."""

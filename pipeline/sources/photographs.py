@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
+from pipeline.recipe.source import SourceConfig
+from pipeline.sources import BaseSource, Record
 from pipeline.stores.labels import LabelSpace
 from pipeline.synthetic.textures import bundled, stamp_bundled
-from pipeline.sources import BaseSource, Record, SourceConfig
 
 VERSION = 1
 QUALITY = 92

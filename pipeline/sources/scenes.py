@@ -18,10 +18,12 @@ from PIL import Image
 from pydantic import Field
 
 from pipeline.errors import DataError
+from pipeline.recipe.source import SourceConfig
+from pipeline.sources import BaseSource, Record, Truth
+from pipeline.sources._splits import SPLITS
 from pipeline.stores.labels import LabelSpace, Value
-from pipeline.synthetic.textures import Look, photograph_paths, stamp_bundled
 from pipeline.synthetic.render import CLASSES, VERSION, Rendered, SceneKey, render
-from pipeline.sources import SPLITS, BaseSource, Record, SourceConfig, Truth
+from pipeline.synthetic.textures import Look, photograph_paths, stamp_bundled
 
 TaskName = Literal["classification", "detection", "segmentation", "depth", "normals"]
 QUALITY = 92

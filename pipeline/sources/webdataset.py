@@ -20,24 +20,13 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from pipeline.errors import ConfigError, DataError
+from pipeline.recipe.source import Share, SourceConfig
+from pipeline.sources import BaseSource, Record, Truth
+from pipeline.sources._classes import check_distinct, class_index, class_truth
+from pipeline.sources._files import IMAGE_SUFFIXES, at_least_one, stamp_files
+from pipeline.sources._splits import split_by_hash, split_in_path
+from pipeline.storage.path import Place, existing, opened, shown, walk
 from pipeline.stores.labels import LabelSpace
-from pipeline.storage.path import Place, existing, shown, walk
-from pipeline.ranges import opened
-from pipeline.sources import (
-    IMAGE_SUFFIXES,
-    BaseSource,
-    Record,
-    Share,
-    SourceConfig,
-    Truth,
-    at_least_one,
-    check_distinct,
-    class_index,
-    class_truth,
-    split_by_hash,
-    split_in_path,
-    stamp_files,
-)
 
 LABELS = (".cls", ".json", ".txt")
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import DataError
-from pipeline.storage.root import Root, StoredFile, hash_file, hash_place, naming_place
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.atomic import PART, whole
+from pipeline.storage.root import Root, StoredFile, hash_file, hash_place, naming_place
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

@@ -8,17 +8,16 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pipeline.steps import ranks
 from pipeline.errors import Stopped
+from pipeline.recipe.runtime import Device, Precision
+from pipeline.steps import ranks
 from pipeline.storage.root import Root
 
 if TYPE_CHECKING:
-    from pipeline.recipe.recipe import RuntimeConfig
+    from pipeline.recipe.runtime import RuntimeConfig
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
-Precision = Literal["auto", "32", "bf16"]
 Progress = Callable[[str, float, str], None]
 
 

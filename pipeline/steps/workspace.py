@@ -9,15 +9,29 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.steps import ranks
-from pipeline.storage.process_id import Process
-from pipeline.steps.artifact import ADOPTED, ELSEWHERE, LOG, MANIFEST, SCHEMA_VERSION, WORK, Artifact, Inputs, Step, as_json, contents, hash_json, parse_manifest
-from pipeline.storage.lock import Holds, Told, claimed
 from pipeline.errors import MustError, TakenOver
-from pipeline.storage.path import Place
-from pipeline.storage.root import Root, in_parallel
+from pipeline.steps import ranks
+from pipeline.steps.artifact import (
+    ADOPTED,
+    ELSEWHERE,
+    LOG,
+    MANIFEST,
+    SCHEMA_VERSION,
+    WORK,
+    Artifact,
+    Inputs,
+    Step,
+    as_json,
+    contents,
+    hash_json,
+    parse_manifest,
+)
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.errors import explaining_full_disk
+from pipeline.storage.lock import Holds, Told, claimed
+from pipeline.storage.path import Place
+from pipeline.storage.process_id import Process
+from pipeline.storage.root import Root, in_parallel
 
 
 class Workspace:

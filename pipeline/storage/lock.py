@@ -18,9 +18,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipeline.storage.process_id import Process
 from pipeline.errors import MustError
 from pipeline.storage.path import Place
+from pipeline.storage.process_id import Process
 
 RENEW_S = 10.0
 LOOK_S = 0.5

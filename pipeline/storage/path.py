@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import datetime
 import hashlib
+import io
 import os
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -20,8 +21,8 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
 from pipeline.errors import ConfigError, DataError, MustError
-from pipeline.storage.errors import CONTENDED, TAKEN, asking, code_of, opening, reading
 from pipeline.storage.atomic import part_of, sync, whole
+from pipeline.storage.errors import CONTENDED, TAKEN, asking, code_of, opening, reading
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)")
 STATES = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
@@ -364,3 +365,44 @@ def _scan(folder: Place) -> list[os.DirEntry[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     # `is_dir` raises on a link to itself where `isdir` says no; but for plain entries it asks the disk nothing
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+READ_AHEAD = 8 << 20
+"""Bytes that are asked for at a time of a file that is read from front to back."""
+
+
+def opened(place: Place) -> IO[bytes]:
+    """A file anywhere, open for reading. Raises OSError, as FileNotFoundError; of one that is elsewhere reading raises
+    what `Place.read` does.
+    """
+    if place.local:
+        return open(place, "rb")
+    return io.BufferedReader(RangedFile(place, place.stamp()[0]), READ_AHEAD)
+
+
+class RangedFile(io.RawIOBase):
+    """A file elsewhere, of `size` bytes, open for reading. Nothing is read ahead."""
+
+    def __init__(self, place: Place, size: int) -> None:
+        super().__init__()
+        self.place, self.size, self._position = place, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        size = max(0, min(len(buffer), self.size - self._position))
+        if size:
+            buffer[:size] = self.place.read(self._position, size)
+        self._position += size
+        return size

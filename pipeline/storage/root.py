@@ -18,11 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.storage.cache import Cache, Entry, cache_folder
 from pipeline.errors import ConfigError, DataError
-from pipeline.storage.path import Place
-from pipeline.ranges import RangedFile, opened
 from pipeline.storage.atomic import PART
+from pipeline.storage.cache import Cache, Entry, cache_folder
+from pipeline.storage.path import Place, RangedFile, opened
 
 CACHE_GB = 20.0
 TRANSFERS = 8
@@ -267,3 +266,6 @@ def _clear(folder: Path, kept: Iterable[str]) -> None:
             shutil.rmtree(entry)
         elif entry.is_file():
             entry.unlink()
+
+
+DEFAULT_ROOT = "must-root"

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
-from pipeline.storage.root import StoredFile, local_file
 from pipeline.storage.atomic import part_of, publish, whole
+from pipeline.storage.root import StoredFile, local_file
 
 SCHEMA_VERSION = 1
 INDEX = pa.schema(

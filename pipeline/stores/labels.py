@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline.errors import DataError
-from pipeline.storage.root import Source, StoredFile
 from pipeline.storage.atomic import part_of, publish
+from pipeline.storage.root import Source, StoredFile
 
 SCHEMA_VERSION = 1
 ROW_GROUP = 256

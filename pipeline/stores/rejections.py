@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.storage.process_id import Process
-from pipeline.storage.lock import PATIENCE_S, Holds, Told, claimed
 from pipeline.errors import ConfigError, DataError
-from pipeline.storage.path import Place
-from pipeline.storage.root import Root
 from pipeline.storage.errors import explaining_full_disk, reading
+from pipeline.storage.lock import PATIENCE_S, Holds, Told, claimed
+from pipeline.storage.path import Place
+from pipeline.storage.process_id import Process
+from pipeline.storage.root import Root
 from pipeline.stores.naming import DIGITS, NAME
 
 SCHEMA_VERSION = 1

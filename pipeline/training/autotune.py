@@ -21,8 +21,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from pipeline.steps.artifact import as_json, hash_json, parse_json
 from pipeline.errors import ConfigError
+from pipeline.steps.artifact import as_json, hash_json, parse_json
 from pipeline.steps.runtime import Runtime
 
 Format = Literal["32", "bf16"]

@@ -19,15 +19,16 @@ from lightning.fabric.utilities import move_data_to_device
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from pipeline.steps import ranks
+from pipeline.data.stream import Share
 from pipeline.errors import ConfigError, MustError
-from pipeline.training.objective import Job, Share
-from pipeline.training.autotune import Choice
-from pipeline.training.optimizer import build_optimizer, lay_out_like_parameters, learning_rate
-from pipeline.training.microbatch import SMALLER, TOTAL, Found, Passes, added
-from pipeline.training.state import Record
+from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
+from pipeline.training.autotune import Choice
+from pipeline.training.microbatch import SMALLER, TOTAL, Found, Passes, added
+from pipeline.training.objective import Job
+from pipeline.training.optimizer import build_optimizer, lay_out_like_parameters, learning_rate
 from pipeline.training.process_group import Team
+from pipeline.training.state import Record
 
 
 class Cut(NamedTuple):

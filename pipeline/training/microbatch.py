@@ -14,12 +14,13 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
-from pipeline.steps.artifact import WORK, read_json, write_json
 from pipeline.data.augment import generator
+from pipeline.data.stream import Share
 from pipeline.errors import ConfigError, DataError, OutOfMemory
-from pipeline.training.objective import Job, Share
-from pipeline.training.autotune import Choice
+from pipeline.steps.artifact import WORK, read_json, write_json
 from pipeline.steps.runtime import Runtime
+from pipeline.training.autotune import Choice
+from pipeline.training.objective import Job
 from pipeline.training.process_group import Team
 
 TOTAL = "the combined loss"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
+from pipeline.data.stream import Stream
 from pipeline.recipe.base import FitConfig
 
 
@@ -29,27 +30,6 @@ class Objective(nn.Module, ABC):
         """
 
 
-class Share(Protocol):
-    """The images that one process takes of a step's batch, not collated yet."""
-
-    @property
-    def keys(self) -> list[str]:
-        """The images' keys."""
-
-    def cut(self, pieces: int) -> Sequence[Any]:
-        """All of them in order as so many batches, whose sizes differ by one at most. A batch has `keys`, too."""
-
-
-class Stream(Protocol):
-    """Where one process's shares come from, by the number of their step."""
-
-    @property
-    def waited(self) -> float:
-        """Seconds that were spent waiting for them so far."""
-
-    def stream(self, start: int) -> Iterator[Share]: ...
-
-
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What one call of `fit` trains, on what, how long, where it leaves its state, and what it is called.
@@ -64,8 +44,3 @@ class Job:
     out: Path
     config: FitConfig
     seed: int
-
-
-def cut(count: int, pieces: int) -> list[slice]:
-    """`count` things in a row as so many runs, whose lengths differ by one at most."""
-    return [slice(piece * count // pieces, (piece + 1) * count // pieces) for piece in range(pieces)]

@@ -17,8 +17,8 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from torch import Tensor, distributed
 
-from pipeline.steps import ranks
 from pipeline.errors import ConfigError, LostPeer, MustError
+from pipeline.steps import ranks
 
 Thing = TypeVar("Thing")
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.steps.artifact import LOG, WORK, parse_lines, write_atomically
-from pipeline.models.checkpoint import load_state, save_state
 from pipeline.errors import DataError
+from pipeline.models.checkpoint import load_state, save_state
+from pipeline.steps.artifact import LOG, WORK, parse_lines, write_atomically
 
 STATE = "state.safetensors"
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 
-from pipeline.models.backbone import check_backbone, statistics
-from pipeline.models.encoder import Encoder
 from pipeline.errors import ConfigError
+from pipeline.models.backbone import statistics
+from pipeline.models.encoder import Encoder
+from pipeline.recipe.base import NamedBackbone
 from pipeline.recipe.stage import StageConfig
 from selfsup.components.method import Method, Setting
 
@@ -42,12 +44,16 @@ class MethodConfig(StageConfig, ABC):
             encoder.train_norms_alone()
         return method
 
-    def check(self) -> None:
-        """The backbone is there, weights are its own, and the method can use it. Of a stage whose start is known."""
+    def named_backbones(self) -> Sequence[NamedBackbone]:
+        """Return the backbone, if it starts from weights. Of a stage whose start is known."""
         assert self.backbone is not None
         assert self.image_size is not None
-        if self.from_weights:
-            check_backbone(self.backbone, self.image_size, self.start)
+        return [NamedBackbone(self.backbone, self.image_size, self.start)] if self.from_weights else []
+
+    def check(self) -> None:
+        """The method can use the backbone. Of a stage whose start is known."""
+        assert self.backbone is not None
+        assert self.image_size is not None
         with torch.device("meta"):  # no memory, no arithmetic
             encoder = Encoder(self.backbone, self.image_size, statistics(self.backbone))
             method = self.on(encoder, Setting(self.image_size, 2 * self.batch, self.batch))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsup.parts.directions import products
+from selfsup.components.kmeans import products
 
 
 def projector(widths: Sequence[int], norm: bool = False) -> nn.Sequential:

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.parts.directions import products
-
 ROWS = 16_384
 """Points compared with all centres at once."""
 
@@ -40,3 +38,11 @@ def spherical_kmeans(points: Tensor, count: int, iterations: int) -> tuple[Tenso
 def nearest(points: Tensor, centres: Tensor) -> Tensor:
     """For each point the centre with the largest cosine."""
     return torch.cat([products(rows, centres).argmax(dim=1) for rows in points.split(ROWS)])
+
+
+def products(one: Tensor, other: Tensor) -> Tensor:
+    """(N, D) and (M, D) -> (N, M), each row of the one times each of the other: in float32, whatever comes in, and also
+    under autocast, which would round what softmaxes over cosines live on.
+    """
+    with torch.autocast(one.device.type, enabled=False):
+        return one.float() @ other.float().T

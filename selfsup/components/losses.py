@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import DataError
-from selfsup.parts.directions import products
+from selfsup.components.kmeans import products
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.data.dataset import Library
 from pipeline.models.encoder import Encoder
 from pipeline.models.features import features_of
-from pipeline.data.dataset import Library
 from pipeline.steps.runtime import Runtime
 
 SEEN = 512

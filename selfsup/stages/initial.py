@@ -6,13 +6,13 @@ import dataclasses
 
 import numpy as np
 
-from pipeline.models import initial
-from pipeline.steps.artifact import Inputs
-from pipeline.data.decode import decode
-from pipeline.models.encoder import Statistics
 from pipeline.data.dataset import Library
-from pipeline.recipe.stage import SCRATCH, StageConfig
+from pipeline.data.decode import decode
+from pipeline.models import initial
+from pipeline.models.encoder import Statistics
 from pipeline.models.initial import Start
+from pipeline.recipe.stage import SCRATCH, StageConfig
+from pipeline.steps.artifact import Inputs
 
 SAMPLED, SIDE = 2000, 64
 """Images that mean and standard deviation are measured on, at most, and their size in pixels for that."""

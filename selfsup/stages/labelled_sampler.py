@@ -11,14 +11,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.steps.artifact import Inputs
+from ingest.dataset import IngestedSet
+from ingest.true_labels import train_classes
 from pipeline.data.augment import generator
+from pipeline.data.dataset import Library
 from pipeline.data.sampling import random_order
 from pipeline.errors import ConfigError, naming
-from pipeline.data.dataset import Library
 from pipeline.recipe.stage import LabelledConfig, StageConfig, classes_a_step, labelled_images
-from ingest.ingest import IngestedSet
-from ingest.true_labels import train_classes
+from pipeline.steps.artifact import Inputs
 
 STREAM = 7
 """Sets these draws apart from others by the same seed."""

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from pipeline.training.objective import Objective
 from pipeline.recipe.stage import PolicyConfig
+from pipeline.training.objective import Objective
 from selfsup.components.method import Method, ViewKind, Views
+from selfsup.stages.collapse import effective_rank, spread
 from selfsup.stages.color_jitter import Colours
 from selfsup.stages.stream import ViewBatch
-from selfsup.stages.collapse import effective_rank, spread
 
 WATCHED = 20
 """Steps between two looks at the features."""

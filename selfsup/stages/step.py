@@ -7,18 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.steps.artifact import Inputs
-from pipeline.errors import naming
 from pipeline.data.dataset import Library
+from pipeline.errors import naming
 from pipeline.models.initial import leave
+from pipeline.steps.artifact import Inputs
 from selfsup.components.config import MethodConfig
 from selfsup.components.method import Setting
 from selfsup.stages.budget import budget_of
-from selfsup.stages.images import images_of
+from selfsup.stages.initial import start_of
 from selfsup.stages.labelled_sampler import ClassSampler, labels_of
 from selfsup.stages.objective import changed
-from selfsup.stages.initial import start_of
-from selfsup.stages.stream import ViewStream
+from selfsup.stages.stream import ViewStream, images_of
 from selfsup.stages.training import train
 from tasks.network import seed_part
 
@@ -49,7 +48,7 @@ def given(config: Mapping[str, Any], inputs: Inputs) -> Given:
 def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Train the backbone of what came before on the images of the stage, and leave it with how images are normalised.
 
-    `config`: `name`, `stage` with all that `pipeline.recipe.stage.resolved` fills in, `seed`, and `start`, the step it starts
+    `config`: `name`, `stage` with all that `resolved` fills in, `seed`, and `start`, the step it starts
     from, null for none. The counts say how many images and views went through all steps. Raises ConfigError if the
     method can't use the backbone, or if images or labels are too few.
     """

@@ -5,24 +5,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.steps import ranks
-from pipeline.ahead import ahead
+from ingest.pool import pool_keys, pool_shards
 from pipeline.data.augment import generator
-from pipeline.training.objective import cut
-from pipeline.data.dataset import Library
+from pipeline.data.dataset import Layer, Library, Shelf
 from pipeline.data.loader import stacked
-from pipeline.data.prefetch import Supply
+from pipeline.data.prefetch import Supply, ahead
+from pipeline.data.stream import cut
+from pipeline.errors import ConfigError
+from pipeline.recipe.stage import StageConfig
+from pipeline.steps import ranks
+from pipeline.steps.artifact import Inputs
 from selfsup.components.method import ViewKind
 from selfsup.stages.budget import Budget
-from selfsup.stages.labelled_sampler import ClassSampler
 from selfsup.stages.crops import views_of
+from selfsup.stages.labelled_sampler import ClassSampler
 
 SUPERVISED = 11
 """Sets the draws for labelled images apart."""
@@ -138,3 +141,29 @@ class ViewStream:
 
     def _seen(self, index: int) -> Drawn:
         return self._draw(index, self.kinds, (self.seed, SUPERVISED, index))
+
+
+FEWEST = 2
+"""Images that there have to be."""
+
+
+NOTHING: Mapping[str, tuple[Layer, ...]] = {}
+
+
+def images_of(stage: StageConfig, inputs: Inputs, seed: int) -> Library:
+    """The images of the stage's pool, or the stage's share of them. ConfigError if they are fewer than two."""
+    pool = inputs[f"pool.{stage.name}"]
+    shelves = [Shelf(shard, rows, NOTHING) for _, shard, rows in pool_shards(pool, inputs.of_kind("data"))]
+    if stage.share < 1:
+        chosen = pool_keys(pool, stage.share, seed)
+        shelves = [_part(shelf, chosen) for shelf in shelves]
+    library = Library(shelves)
+    if len(library) < FEWEST:
+        raise ConfigError(f"{len(library)} images to train on in {', '.join(stage.data)}: {FEWEST} or more are needed.")
+    return library
+
+
+def _part(shelf: Shelf, chosen: Set[str]) -> Shelf:
+    """The shelf with the images of these keys alone."""
+    kept = np.array([shelf.images.keys[row] in chosen for row in shelf.rows], bool)
+    return dataclasses.replace(shelf, rows=shelf.rows[kept])

@@ -11,18 +11,18 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
+from pipeline.steps.runtime import Runtime
 from pipeline.training import autotune
+from pipeline.training.autotune import Choice
 from pipeline.training.fit import fit
 from pipeline.training.objective import Job
-from pipeline.training.autotune import Choice
-from pipeline.training.state import has_state
-from pipeline.steps.runtime import Runtime
 from pipeline.training.process_group import Team
+from pipeline.training.state import has_state
 from selfsup.components.config import MethodConfig
 from selfsup.components.method import Method
+from selfsup.stages.collapse import is_collapsed, look
 from selfsup.stages.objective import Learning
 from selfsup.stages.stream import ViewStream
-from selfsup.stages.collapse import is_collapsed, look
 
 PROBED = 8
 """Images that a step is timed on."""

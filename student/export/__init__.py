@@ -6,19 +6,19 @@ A file `student/export/<form>.py` holds `SUFFIX`, how the written file's name en
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.steps.artifact import Artifact
 from pipeline.errors import ConfigError, choose
+from pipeline.recipe.plugins import modules
+from pipeline.steps.artifact import Artifact
 from pipeline.storage.errors import explaining_full_disk
 
 
 def names() -> list[str]:
     """The forms there are, by their files."""
-    return sorted(found.name for found in pkgutil.iter_modules(__path__))
+    return list(modules(__name__))
 
 
 def form_of(name: str, to: Path) -> Any:

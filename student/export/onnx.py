@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.steps.artifact import Artifact
 from pipeline.errors import ConfigError, choose, installing
+from pipeline.steps.artifact import Artifact
 from pipeline.storage.atomic import whole
 from tasks.network import Network
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.steps.artifact import Artifact, read_json
+from pipeline.errors import ConfigError
 from pipeline.models.backbone import size_options
 from pipeline.models.checkpoint import read_tensors, write_tensors
-from pipeline.errors import ConfigError
+from pipeline.steps.artifact import Artifact, read_json
 
 SUFFIX = ".safetensors"
 WHY = "timm reads the format off the suffix"

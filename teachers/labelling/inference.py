@@ -22,11 +22,11 @@ from PIL import Image
 
 from pipeline.data.decode import decode
 from pipeline.errors import DataError
+from pipeline.steps.runtime import Runtime
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import Label, Row
 from pipeline.training.autotune import find_device, single_threaded
-from pipeline.steps.runtime import Runtime
-from tasks.training import Predictor, Preparation
+from tasks.prediction import Predictor, Preparation
 from tasks.task import Prediction
 
 SHARE = 1 / 4

@@ -10,8 +10,8 @@ from typing import TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.stores.images import ImageShard
 from pipeline.storage.root import Root, hash_file, in_parallel
+from pipeline.stores.images import ImageShard
 
 
 class Facts(TypedDict):

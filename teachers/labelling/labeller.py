@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from pipeline.steps.artifact import ELSEWHERE, Artifact, Inputs, read_json, write_json
-from pipeline.storage.lock import claimed
+from ingest.pool import pool_shards
 from pipeline.errors import DataError
+from pipeline.steps.artifact import ELSEWHERE, Artifact, Inputs, read_json, write_json
+from pipeline.steps.runtime import Runtime
+from pipeline.steps.workspace import waiting
+from pipeline.storage.lock import claimed
+from pipeline.storage.root import in_parallel
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import Label, LabelSpace, LabelWriter, about_store
-from pipeline.storage.root import in_parallel
-from pipeline.steps.runtime import Runtime
 from pipeline.stores.naming import LABELLING, store_name, student_maker
-from pipeline.steps.workspace import waiting
-from tasks.training import Predictor, load_network
-from ingest.pool import pool_shards
+from tasks.prediction import Predictor, load_network
 from tasks.teacher import Teacher, load_teacher
 from teachers.labelling.inference import Batch, Stages, label_batches
 from teachers.labelling.label_folder import Facts, LabelFolder

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.steps.artifact import Inputs
 from ingest.pool import pool_shards
+from pipeline.steps.artifact import Inputs
 from teachers.labelling.labeller import (
     Labelling,
     alone,

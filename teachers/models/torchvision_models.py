@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import tasks
-from pipeline.models.backbone import fitting, match, register_statistics
 from pipeline.errors import ConfigError, choose
+from pipeline.models.backbone import fitting, match, register_statistics
 from pipeline.stores.labels import LabelSpace
 from tasks.detection.model import MOST_BOXES, SCORE_FLOOR
 from tasks.detection.model import TaskModel as Detection
-from tasks.training import Predictor, Preparation
+from tasks.prediction import Predictor, Preparation
 from tasks.task import STRIDE, Prediction
 
 PUBLISHED = "torchvision"

@@ -11,13 +11,13 @@ import transformers
 from torch import Tensor, nn
 
 import tasks
-from pipeline.models.backbone import register_statistics
 from pipeline.errors import ConfigError, DataError
-from pipeline.stores.labels import LabelSpace
+from pipeline.models.backbone import register_statistics
 from pipeline.models.weights import HUB
-from teachers.models import torchvision_models
+from pipeline.stores.labels import LabelSpace
 from tasks.detection.model import MOST_BOXES, SCORE_FLOOR
-from tasks.training import Predictor, Preparation
+from tasks.prediction import Predictor, Preparation
+from teachers.models import torchvision_models
 
 MODELS = {
     "classification": "AutoModelForImageClassification",

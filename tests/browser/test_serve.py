@@ -27,8 +27,8 @@ from browser.loading import Loading
 from browser.serve import serve
 from pipeline.errors import ConfigError, DataError
 from pipeline.storage.path import Place
-from pipeline.stores.rejections import read_rejects
 from pipeline.storage.root import Root
+from pipeline.stores.rejections import read_rejects
 from tests.conftest import World
 from tests.flows.tiny import RECIPE, soon
 

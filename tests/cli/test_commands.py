@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 import must
-from pipeline.recipe.recipe import read_recipe
+from cli.main import main
+from pipeline.recipe.reader import read_recipe
 from tasks.network import Network
 
 
@@ -37,7 +38,7 @@ def folders(tmp_path: Path) -> list[Path]:
 def ends(code: int, *arguments: str | Path) -> None:
     """The command ends with `code`."""
     with pytest.raises(SystemExit) as ended:
-        must.main([str(argument) for argument in arguments])
+        main([str(argument) for argument in arguments])
     assert (ended.value.code or 0) == code
 
 

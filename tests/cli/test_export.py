@@ -13,6 +13,7 @@ from PIL import Image
 
 import must
 import pipeline.export.coco as form
+from cli.main import main
 from flows.plan.steps import Selection
 from pipeline.sources import masks
 from tests.flows.tiny import RECIPE
@@ -23,7 +24,7 @@ Said = pytest.CaptureFixture[str]
 def ends(code: int, *arguments: str | Path) -> None:
     """The command ends with `code`."""
     with pytest.raises(SystemExit) as ended:
-        must.main(["export", "labels", *(str(argument) for argument in arguments)])
+        main(["export", "labels", *(str(argument) for argument in arguments)])
     assert (ended.value.code or 0) == code
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.schema import CHAPTERS, markdown, schema
-from pipeline.recipe.recipe import modules
+from pipeline.recipe.plugins import modules
 
 KINDS = {**modules("pipeline.sources"), **modules("teachers")}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import must
+from cli.main import main
 from tests.conftest import World
 
 
@@ -23,7 +23,7 @@ def root(world: World, tmp_path: Path) -> Path:
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     """The exit code of a command, and what it printed."""
     with pytest.raises(SystemExit) as ended:
-        must.main(["store", *arguments])
+        main(["store", *arguments])
     printed = capsys.readouterr()
     return int(ended.value.code or 0), printed.out + printed.err
 

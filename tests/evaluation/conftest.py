@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training import autotune
 from pipeline.steps.artifact import Artifact
-from pipeline.training.autotune import Choice
-from pipeline.storage.root import Root
 from pipeline.steps.runtime import Runtime
+from pipeline.storage.root import Root
+from pipeline.training import autotune
+from pipeline.training.autotune import Choice
 from tests.evaluation.measuring import COLOURS, Bench, MakeKinds, kinds_in, read_set
 
 TASKS = ["classification", "detection", "segmentation", "depth", "normals"]

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation.measurement import FILE
-from pipeline.steps.artifact import Artifact, Inputs, Step, read_json
 from pipeline.data.dataset import Library
-from pipeline.storage.root import Root
+from pipeline.steps.artifact import Artifact, Inputs, Step, read_json
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
+from pipeline.storage.root import Root
 
 COLOURS = {"dark": (40, 40, 60), "red": (230, 40, 40), "green": (40, 220, 60)}
 """Classes that any backbone tells apart."""

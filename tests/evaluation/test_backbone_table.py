@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from cli.console import board_table
 from evaluation.backbone_table import Cell, Column, boards, read_measured
 from evaluation.measurement import FILE, Measured
-from evaluation.report.page import NOTHING
 from evaluation.report.backbones import SCALED, backbones, shown
+from evaluation.report.page import NOTHING
 from evaluation.report.run_record import RunRecord
-from cli.console import board_table
 from pipeline.steps.artifact import Artifact, contents, write_json
 from pipeline.storage.path import Place
 from pipeline.storage.root import Root

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation.evaluate import AGREEMENT, PROTOCOL, evaluate
-from pipeline.steps.artifact import Artifact, Inputs, Step, read_json
 from pipeline.errors import Stopped
-from pipeline.stores.labels import LabelSpace
+from pipeline.steps.artifact import Artifact, Inputs, Step, read_json
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
+from pipeline.stores.labels import LabelSpace
 from tasks.network import Network
 from tasks.teacher import Schedule, Teacher
 from tests.disk import made_in

@@ -16,16 +16,17 @@ from evaluation import finetuning
 from evaluation.corruptions import CORRUPTIONS
 from evaluation.finetuning import network_of
 from evaluation.schedules import SCHEDULES, Schedule
-from pipeline.steps.artifact import Artifact
-from pipeline.data.augment import AugmentConfig
-from pipeline.errors import ConfigError, Stopped
-from pipeline.training.fit import Fitted
-from pipeline.stores.labels import LabelSpace
 from pipeline.data.dataset import Library
-from pipeline.training.autotune import Choice
-from pipeline.storage.root import Root
+from pipeline.errors import ConfigError, Stopped
 from pipeline.models.initial import Start, fresh
-from tasks.training import Predictor, Trained
+from pipeline.recipe.augment import AugmentConfig
+from pipeline.steps.artifact import Artifact
+from pipeline.storage.root import Root
+from pipeline.stores.labels import LabelSpace
+from pipeline.training.autotune import Choice
+from pipeline.training.fit import Fitted
+from tasks.prediction import Predictor
+from tasks.training import Trained
 from tests.evaluation.conftest import TASKS
 from tests.evaluation.measuring import COLOURS, Bench, MakeKinds, Record, keys_of, records_of
 

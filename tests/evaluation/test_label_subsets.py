@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from evaluation.label_subsets import Splits, count_of, order_of, parts, splits_of
-from pipeline.steps.artifact import Artifact
-from pipeline.errors import ConfigError
-from pipeline.data.dataset import Library
-from ingest.ingest import IngestedSet
+from ingest.dataset import IngestedSet
 from ingest.true_labels import class_numbers, truth_library
+from pipeline.data.dataset import Library
+from pipeline.errors import ConfigError
+from pipeline.steps.artifact import Artifact
 from tests.evaluation.measuring import MakeKinds, keys_of
 
 KINDS = "classification"

@@ -16,8 +16,8 @@ import torch
 from evaluation import corruptions
 from evaluation.corruptions import CORRUPTIONS
 from evaluation.measurement import Measured
-from evaluation.probes import linear_hpt
 from evaluation.probe import Problem, Solution
+from evaluation.probes import linear_hpt
 from pipeline.data.augment import View, view_image
 from pipeline.data.decode import decode
 from pipeline.errors import ConfigError, Stopped

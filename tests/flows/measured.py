@@ -7,9 +7,10 @@ from typing import Any
 
 from evaluation.schedules import Schedule
 from flows.plan.steps import build_steps
+from pipeline.recipe.augment import AugmentConfig
+from pipeline.recipe.reader import parse_recipe
+from pipeline.recipe.recipe import Recipe
 from pipeline.steps.artifact import Step
-from pipeline.data.augment import AugmentConfig
-from pipeline.recipe.recipe import Recipe, parse_recipe
 from tests.flows.tiny import RECIPE
 
 KINDS = "  kinds: {kind: scenes, count: 12, val: 3, test: 5, seed: 3, size: 48, tasks: [classification]}\nshard_images"

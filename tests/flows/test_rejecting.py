@@ -9,16 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 
 import must
-from flows.plan.steps import Selection
 from cli.export import Wanted, export_labels
+from flows.plan.steps import Selection
 from flows.run.run import Outcome
-from pipeline.steps.artifact import Artifact, Inputs
-from pipeline.recipe.recipe import StudentConfig, read_recipe
 from pipeline.errors import ConfigError, DataError
-from pipeline.stores.rejections import PATH, reject, take_back
-from pipeline.storage.root import Root
+from pipeline.recipe.reader import read_recipe
+from pipeline.recipe.student import StudentConfig
+from pipeline.steps.artifact import Artifact, Inputs
 from pipeline.steps.runtime import Runtime
+from pipeline.storage.root import Root
 from pipeline.stores.naming import store_name
+from pipeline.stores.rejections import PATH, reject, take_back
 from student.dataset import heads_of, join
 from tests.flows.tiny import loads_nothing_heavy
 

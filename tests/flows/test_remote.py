@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import must
+from cli.main import main
 from flows.plan.steps import Selection
 from pipeline.errors import Stopped
 from pipeline.storage.path import Place
@@ -54,13 +55,13 @@ def another_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 def give(arguments: list[str]) -> None:
     """Give the command, and see it through."""
     with pytest.raises(SystemExit) as end:
-        must.main(arguments)
+        main(arguments)
     assert end.value.code == 0
 
 
 def command(environ: Mapping[str, str], arguments: list[str]) -> None:
     os.environ.update(environ)
-    must.main(arguments)
+    main(arguments)
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import pytest
 
 import must
 from flows.plan.steps import Selection, build_steps
-from pipeline.recipe.recipe import Recipe, parse_recipe
 from pipeline.errors import ConfigError
+from pipeline.recipe.reader import parse_recipe
+from pipeline.recipe.recipe import Recipe
 from tests.flows.tiny import RECIPE, STEPS, loads_nothing_heavy
 
 STAGES = """

@@ -8,14 +8,14 @@ import pytest
 from safetensors.torch import save_file
 
 import must
-from flows.plan.steps import Selection
 from cli.doctor import examine
+from flows.plan.steps import Selection
 from flows.run.step_runner import look_around
-from pipeline.models.backbone import create
-from pipeline.recipe.recipe import read_recipe
 from pipeline.errors import ConfigError
-from pipeline.storage.root import Root
+from pipeline.models.backbone import create
+from pipeline.recipe.reader import read_recipe
 from pipeline.steps.runtime import Runtime
+from pipeline.storage.root import Root
 from tests.flows.measured import MEASURED
 
 STAGE = "stages: [{name: first, method: simclr, data: [pool], batch: 4, steps: 1, start: 'FILE'}]\n"

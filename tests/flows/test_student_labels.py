@@ -12,12 +12,12 @@ import must
 from browser.answers import Answers
 from browser.filters import View
 from browser.loading import Loading
-from flows.plan.steps import Selection
 from flows.gc.inventory import sort_out
+from flows.plan.steps import Selection
 from pipeline.errors import ConfigError
+from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
 from pipeline.stores.naming import LABELLING
-from pipeline.steps.workspace import Workspace
 from tests.flows.tiny import STEPS
 
 ASKED = ["labelling.student=true"]

@@ -101,9 +101,9 @@ def within(condition: Callable[[], bool], process: BaseProcess) -> None:
 def loads_nothing_heavy(*arguments: object) -> str:
     """The output of the `must` command in a process of its own, after a check of what that has loaded."""
     program = (
-        "import sys, must\n"
+        "import sys, cli.main\n"
         "try:\n"
-        f"    must.main({[str(argument) for argument in arguments]!r})\n"
+        f"    cli.main.main({[str(argument) for argument in arguments]!r})\n"
         "except SystemExit as end:\n"
         "    assert not end.code, end.code\n"
         "heavy = {'torch', 'torchvision', 'timm', 'lightning', 'prefect'} & set(sys.modules)\n"

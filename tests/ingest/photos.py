@@ -16,11 +16,11 @@ from PIL import Image
 
 import tasks
 from flows.plan.steps import build_steps
-from pipeline.steps.artifact import Artifact, Step
+from ingest.dataset import IngestedSet
 from pipeline.recipe.recipe import Recipe
+from pipeline.steps.artifact import Artifact, Step
 from pipeline.stores.images import ImageRow, ImageShard
 from pipeline.stores.labels import LabelShard, LabelSpace
-from ingest.ingest import IngestedSet
 from tests.disk import folder_of, image_shard, stored
 
 GROUND = LabelSpace("segmentation", ("sky", "road"))

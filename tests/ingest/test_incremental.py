@@ -10,15 +10,29 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.steps.artifact import Inputs
+from ingest.dataset import IngestedSet
 from pipeline.errors import DataError
-from pipeline.storage.path import Place
-from pipeline.storage.root import Root
+from pipeline.steps.artifact import Inputs
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
-from ingest.ingest import IngestedSet
+from pipeline.storage.path import Place
+from pipeline.storage.root import Root
 from tests.disk import folder_of
-from tests.ingest.photos import HEIGHT, WIDTH, Found, Make, add, add_image, add_mask, listed, mask, same, shards, step_for, touch
+from tests.ingest.photos import (
+    HEIGHT,
+    WIDTH,
+    Found,
+    Make,
+    add,
+    add_image,
+    add_mask,
+    listed,
+    mask,
+    same,
+    shards,
+    step_for,
+    touch,
+)
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.steps.artifact import Artifact, Inputs, fingerprint, verify
 from pipeline.errors import Stopped
-from pipeline.storage.root import Root
+from pipeline.steps.artifact import Artifact, Inputs, fingerprint, verify
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
+from pipeline.storage.root import Root
 from tests.disk import folder_of
 from tests.ingest.photos import HEIGHT, WIDTH, Ends, Found, add_image, add_mask, mask, step_for
 

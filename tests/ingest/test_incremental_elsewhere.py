@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.steps.artifact import Inputs, verify
+from ingest.dataset import IngestedSet
 from pipeline.errors import ConfigError, Stopped
-from pipeline.storage.path import Place
-from pipeline.storage.root import Root
+from pipeline.steps.artifact import Inputs, verify
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
-from ingest.ingest import IngestedSet
-from tests.s3 import listening
+from pipeline.storage.path import Place
+from pipeline.storage.root import Root
 from tests.ingest.photos import Ends, Make, add_image, shards, step_for
+from tests.s3 import listening
 
 
 @pytest.fixture

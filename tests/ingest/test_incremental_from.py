@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.steps.artifact import MANIFEST, Artifact, Inputs, read_json, verify, write_json
 from pipeline.errors import DataError, Stopped
-from pipeline.stores.images import NewImage, ShardWriter
-from pipeline.storage.path import Place
-from pipeline.storage.root import Root
+from pipeline.steps.artifact import MANIFEST, Artifact, Inputs, read_json, verify, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
+from pipeline.storage.path import Place
+from pipeline.storage.root import Root
+from pipeline.stores.images import NewImage, ShardWriter
 from tests.disk import folder_of
 from tests.ingest.photos import Ends, Found, Make, add, add_image, listed, same, shards, step_for
 

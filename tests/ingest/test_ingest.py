@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.steps.artifact import MANIFEST, Artifact, Inputs, read_json
+from ingest.dataset import IngestedSet
+from ingest.true_labels import held_out_keys, truth_library
 from pipeline.errors import DataError, Stopped
-from pipeline.storage.root import Root
+from pipeline.steps.artifact import MANIFEST, Artifact, Inputs, read_json
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
-from ingest.ingest import IngestedSet
-from ingest.true_labels import held_out_keys, truth_library
+from pipeline.storage.root import Root
 from tests.disk import folder_of
 from tests.ingest.photos import GROUND, HEIGHT, WIDTH, Found, add, add_bad, add_image, add_mask, mask, picture, step_for
 

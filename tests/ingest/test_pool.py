@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import tasks
-from pipeline.steps.artifact import Artifact, Inputs, Step
-from pipeline.data.augment import NOTHING
-from pipeline.errors import ConfigError, DataError
-from pipeline.stores.labels import LabelSpace
-from pipeline.data.dataset import Shelf
-from pipeline.stores.rejections import read_rejects, reject, rejected_images, rejected_labels, take_back
-from pipeline.storage.root import Root
-from pipeline.steps.runtime import Runtime
-from pipeline.steps.workspace import Workspace
-from ingest.ingest import IngestedSet
+from ingest.dataset import IngestedSet
 from ingest.pool import pool_shards, read_pool
 from ingest.rejections import IMAGES, describe
 from ingest.true_labels import held_out_keys, labelled, train_classes, truth_library
+from pipeline.data.dataset import Shelf
+from pipeline.errors import ConfigError, DataError
+from pipeline.recipe.augment import NOTHING
+from pipeline.steps.artifact import Artifact, Inputs, Step
+from pipeline.steps.runtime import Runtime
+from pipeline.steps.workspace import Workspace
+from pipeline.storage.root import Root
+from pipeline.stores.labels import LabelSpace
+from pipeline.stores.rejections import read_rejects, reject, rejected_images, rejected_labels, take_back
 from tests.disk import folder_of
 
 Noise = Callable[..., NDArray[np.uint8]]

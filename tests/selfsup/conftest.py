@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from flows.plan.steps import build_steps
-from pipeline.training import autotune
+from pipeline.recipe.reader import parse_recipe
 from pipeline.steps.artifact import Artifact, Inputs
-from pipeline.recipe.recipe import parse_recipe
-from pipeline.training.autotune import Choice
-from pipeline.storage.root import Root
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
+from pipeline.storage.root import Root
+from pipeline.training import autotune
+from pipeline.training.autotune import Choice
 from tests.conftest import World
-from tests.selfsup.rooms import Room
 from tests.ingest.photos import picture
+from tests.selfsup.rooms import Room
 
 KINDS = """
 name: kinds

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from pipeline.steps.artifact import Artifact, Inputs, Step
-from pipeline.models.checkpoint import read_tensors
 from pipeline.data.dataset import Library
+from pipeline.models.checkpoint import read_tensors
+from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
-from selfsup.stages.images import images_of
 from selfsup.stages.step import stage_config
+from selfsup.stages.stream import images_of
 from tests.disk import folder_of
 
 SMALL = {

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.recipe.recipe import modules
 from pipeline.models.encoder import Encoder
+from pipeline.recipe.plugins import modules
 from selfsup.components.config import MethodConfig
 from selfsup.components.method import Method, Setting, Views
 

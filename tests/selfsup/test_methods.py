@@ -12,13 +12,13 @@ import torch
 import yaml
 from torch.nn.functional import normalize
 
-from pipeline.models.encoder import Encoder
 from pipeline.errors import PROJECT, ConfigError
-from pipeline.training.optimizer import build_optimizer
+from pipeline.models.encoder import Encoder
 from pipeline.recipe.stage import StageConfig, labelled_images
-from selfsup.mae import hide, to_patches
+from pipeline.training.optimizer import build_optimizer
 from selfsup.components.config import TAKE_LABELS
 from selfsup.components.method import Setting, Views
+from selfsup.mae import hide, to_patches
 from selfsup.stages.budget import budget_of
 from tests.selfsup.small import IMAGENET, MANY, METHODS, SETTING, backbone, begun, config, make, views
 

@@ -19,9 +19,9 @@ from pipeline.recipe.stage import LabelledConfig, PolicyConfig, StageConfig
 from selfsup.components.method import Policy, ViewKind
 from selfsup.stages.budget import Budget, budget_of
 from selfsup.stages.color_jitter import Colours
+from selfsup.stages.crops import draw_window
 from selfsup.stages.objective import changed
 from selfsup.stages.stream import Drawn, ViewShare
-from selfsup.stages.crops import draw_window
 
 DRAWS = 4000
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from selfsup.mae import to_patches
 from selfsup.components.method import Policy, ViewKind
+from selfsup.mae import to_patches
 from selfsup.stages.objective import Learning
 from selfsup.stages.stream import ViewBatch
 from tests.selfsup import formulas

@@ -12,19 +12,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.steps.artifact import Inputs, Step, read_json, write_json
-from pipeline.recipe.recipe import StudentConfig
-from pipeline.errors import DataError
-from pipeline.stores.images import ImageShard
+from ingest.dataset import IngestedSet
+from ingest.rejections import LABELS, describe
 from pipeline.data.dataset import Library, Shelf
-from pipeline.stores.rejections import read_rejects, reject, rejected_labels
-from pipeline.storage.root import Root
-from pipeline.stores.naming import store_name
+from pipeline.errors import DataError
+from pipeline.recipe.student import StudentConfig
+from pipeline.steps.artifact import Inputs, Step, read_json, write_json
 from pipeline.steps.workspace import Workspace
+from pipeline.storage.root import Root
+from pipeline.stores.images import ImageShard
+from pipeline.stores.naming import store_name
+from pipeline.stores.rejections import read_rejects, reject, rejected_labels
 from student.dataset import Truth, count_rejected, heads_of, join
 from student.threshold_report import kept_shares
-from ingest.ingest import IngestedSet
-from ingest.rejections import LABELS, describe
 from tests.disk import folder_of
 
 if TYPE_CHECKING:

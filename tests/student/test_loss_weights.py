@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from pipeline.recipe.recipe import StudentConfig
 from pipeline.errors import ConfigError
+from pipeline.recipe.student import StudentConfig
 from pipeline.stores.labels import LabelSpace
 from student.dataset import Head
 from student.loss_weights import Uncertainty, combination

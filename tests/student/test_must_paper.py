@@ -20,18 +20,18 @@ from torch import Tensor
 from torch.nn import functional
 
 import tasks
-from pipeline.data.augment import NOTHING
-from pipeline.recipe.recipe import StudentConfig
-from pipeline.errors import ConfigError
-from pipeline.stores.labels import LabelSpace, Value
 from pipeline.data.dataset import Layer, Library, Shelf
 from pipeline.data.loader import collate_samples
-from pipeline.steps.runtime import Runtime
+from pipeline.errors import ConfigError
+from pipeline.recipe.augment import NOTHING
 from pipeline.recipe.base import FitConfig
+from pipeline.recipe.student import StudentConfig
+from pipeline.steps.runtime import Runtime
+from pipeline.stores.labels import LabelSpace, Value
 from student.dataset import Head, heads_of, join, threshold_for
 from student.loss_weights import combination, task_weight
-from tasks.training import Course, Sum, train_network
 from tasks.network import Network
+from tasks.training import Course, Sum, train_network
 
 if TYPE_CHECKING:
     from tests.conftest import World

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn import functional
 
 import tasks
-from pipeline.steps.artifact import Inputs
 from pipeline.data.augment import View, view_image, view_label
 from pipeline.models.checkpoint import read_tensors
-from pipeline.stores.labels import LabelSpace, Value
+from pipeline.steps.artifact import Inputs
 from pipeline.storage.root import Root
+from pipeline.stores.labels import LabelSpace, Value
 from student.train import train_student
 from tasks.network import Network, fuse
 from teachers import supervised

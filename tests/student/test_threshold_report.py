@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import tasks
+from pipeline.recipe.student import StudentConfig
 from pipeline.steps.artifact import read_json
-from pipeline.recipe.recipe import StudentConfig
 from pipeline.stores.labels import LabelShard
 from student.dataset import heads_of
 from student.threshold_report import kept_shares, skew_warning

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipeline.steps.artifact import Artifact, Inputs, Step, read_json
-from pipeline.storage.root import Root
 from pipeline.steps.runtime import Runtime
+from pipeline.storage.root import Root
 from tasks.network import Network
 from tests.processes import Together, files
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.errors import ConfigError
-from pipeline.stores.labels import Value
-from pipeline.storage.root import Root
 from pipeline.sources import coco, imagefolder, masks
+from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.workspace import Workspace
+from pipeline.storage.root import Root
+from pipeline.stores.labels import Value
 from student.dataset import heads_of, join
 from tests.exports import CONFIG, export
 

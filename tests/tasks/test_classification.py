@@ -17,8 +17,8 @@ import tasks
 from pipeline.stores.labels import COMMON, LabelSpace, Row, Value
 from tasks.classification.label import TaskLabel
 from tasks.classification.model import TaskModel
-from tasks.training import network_predictor
 from tasks.network import Network
+from tasks.prediction import network_predictor
 
 SPACE = LabelSpace("classification", ("tench, Tinca tinca", "snake", "bee"))
 LABEL, TASK = TaskLabel(SPACE), TaskModel(SPACE)

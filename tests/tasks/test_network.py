@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import DataError
+from pipeline.recipe.teacher import TrainingConfig
 from pipeline.stores.labels import LabelSpace, Value
 from pipeline.training.autotune import Choice
-from pipeline.recipe.teacher import TrainingConfig
-from tasks.building import build_network
-from tasks.training import network_predictor
-from tasks.network import PYRAMID_STRIDES, Network, SimplePyramid, fuse, seed_part
+from tasks.network import PYRAMID_STRIDES, Network, SimplePyramid, build_network, fuse, seed_part
+from tasks.prediction import network_predictor
 
 MakeNetwork = Callable[..., Network]
 SPACES = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.stores.labels import LabelSpace, Value
-from tasks.training import Predictor
+from tasks.prediction import Predictor
 from tasks.texture.label import UNKNOWN, TaskLabel, mirror
 from tasks.texture.model import TaskModel
 from teachers import analytic

@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import tasks
-from pipeline.data.augment import AugmentConfig
-from pipeline.errors import ConfigError, DataError
-from pipeline.stores.labels import LabelSpace, Value
 from pipeline.data.dataset import Library, Shelf
 from pipeline.data.loader import Batch
-from pipeline.steps.runtime import Runtime
+from pipeline.errors import ConfigError, DataError
+from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig
-from tasks.training import Course, Learning, Predictor, Preparation, Sum, network_predictor, to_numpy, train_network
+from pipeline.steps.runtime import Runtime
+from pipeline.stores.labels import LabelSpace, Value
 from tasks.network import Network
+from tasks.prediction import Predictor, Preparation, network_predictor, to_numpy
 from tasks.scoring import predict_all, read_image, score
 from tasks.task import Features
+from tasks.training import Course, Learning, Sum, train_network
 
 Noise = Callable[..., NDArray[np.uint8]]
 MakeNetwork = Callable[..., Network]

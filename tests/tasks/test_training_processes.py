@@ -13,14 +13,15 @@ import pytest
 from numpy.typing import NDArray
 
 import tasks
-from pipeline.data.augment import AugmentConfig
-from pipeline.stores.labels import LabelSpace, Value
 from pipeline.data.dataset import Library, Shelf
-from pipeline.storage.root import Root
-from pipeline.steps.runtime import Precision, Runtime
+from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig
-from tasks.training import Course, Sum, train_network
+from pipeline.recipe.runtime import Precision
+from pipeline.steps.runtime import Runtime
+from pipeline.storage.root import Root
+from pipeline.stores.labels import LabelSpace, Value
 from tasks.network import Network, NetworkConfig
+from tasks.training import Course, Sum, train_network
 from tests.processes import Together
 
 SPACES = {

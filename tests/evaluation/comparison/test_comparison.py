@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from evaluation.report import comparisons
 from evaluation.backbone_table import Column
 from evaluation.comparison.comparison import Comparison, Row, Setting, read_comparisons
 from evaluation.comparison.cost import Cost
 from evaluation.measurement import FILE
-from evaluation.report.page import NOTHING
-from pipeline.steps.artifact import Artifact, contents, write_json
-from pipeline.recipe.comparison import Trial
+from evaluation.report import comparisons
 from evaluation.report.html import plain
+from evaluation.report.page import NOTHING
+from pipeline.recipe.comparison import Trial
+from pipeline.steps.artifact import Artifact, contents, write_json
 from pipeline.storage.root import Root
 from tests.evaluation.test_backbone_table import LINEAR, NORMALS, like
 

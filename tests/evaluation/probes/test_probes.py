@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from evaluation.probes import knn, linear, linear_hpt, soft_nn
 from evaluation.probe import Known, Problem
-from pipeline.training.optimizer import learning_rate
-from pipeline.storage.root import Root
+from evaluation.probes import knn, linear, linear_hpt, soft_nn
 from pipeline.steps.runtime import Runtime
+from pipeline.storage.root import Root
+from pipeline.training.optimizer import learning_rate
 from selfsup.components.losses import suncet
 
 CLASSES, WIDTH = 4, 6

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from evaluation.report.charts import BOTTOM, LEFT, MOST_POINTS, RIGHT, TOP, bar, loss_chart, running_mean, standing, ticks
+from evaluation.report.charts import (
+    BOTTOM,
+    LEFT,
+    MOST_POINTS,
+    RIGHT,
+    TOP,
+    bar,
+    loss_chart,
+    running_mean,
+    standing,
+    ticks,
+)
 
 
 def lines(svg: str, kind: str) -> NDArray[np.float64]:

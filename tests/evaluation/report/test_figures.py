@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import tasks
+from evaluation.report.figures import Picture, figure, labelled, strip, swatches
 from pipeline.stores.labels import LabelSpace, Value
-from tasks.drawing import palette
-from evaluation.report.figures import Picture, figure, labelled, strip, swatches, thumbnail
+from tasks.drawing import palette, thumbnail
 
 BOXES = LabelSpace("detection", ("car", "tree"))
 MASKS = LabelSpace("segmentation", ("car", "tree"))

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from evaluation.plots import BOTTOM, LEFT, RIGHT, TOP, Dot, lines_chart
+from evaluation.report.charts import BOTTOM, LEFT, RIGHT, TOP, Dot, lines_chart
 
 TWO = {"simclr": [Dot(10, 50, 5), Dot(1000, 70, 0)]}
 

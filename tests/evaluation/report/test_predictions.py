@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from evaluation.metric_table import Place
+from evaluation.report.predictions import Witness, held_out_spots, readable, teacher_of
 from evaluation.report.run_record import RunRecord
 from evaluation.report.samples import Album
-from evaluation.report.predictions import Witness, held_out_spots, readable, teacher_of
 from pipeline.storage import path
 from pipeline.stores.labels import Value
 

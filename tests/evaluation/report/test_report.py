@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from evaluation.report.html import VOID
 from evaluation.report.page import NOTHING
 from evaluation.report.report import write_report
 from pipeline.steps.artifact import Artifact, read_json, write_json
-from evaluation.report.html import VOID
 from pipeline.storage.path import Place
 from tests.disk import folder_of
 

@@ -13,15 +13,15 @@ from PIL import Image
 import tasks
 from evaluation.report.run_record import RunRecord
 from evaluation.report.samples import Album, label_index, learned, pool_spots, pool_strips
-from pipeline.steps.artifact import Artifact, Inputs, Step
-from pipeline.stores.labels import LabelSpace, Value
-from pipeline.storage.path import Place
-from pipeline.stores.rejections import read_rejects, reject
-from pipeline.storage.root import Root
-from pipeline.stores.naming import store_name
-from pipeline.steps.workspace import Workspace
-from ingest.ingest import IngestedSet
+from ingest.dataset import IngestedSet
 from ingest.rejections import LABELS, describe
+from pipeline.steps.artifact import Artifact, Inputs, Step
+from pipeline.steps.workspace import Workspace
+from pipeline.storage.path import Place
+from pipeline.storage.root import Root
+from pipeline.stores.labels import LabelSpace, Value
+from pipeline.stores.naming import store_name
+from pipeline.stores.rejections import read_rejects, reject
 
 if TYPE_CHECKING:
     from tests.conftest import World

@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 
 import must
-from flows.plan.steps import Selection
+from cli.main import main
 from flows.gc.inventory import Verdict, artifacts, named, remove, runs, sort_out
+from flows.plan.steps import Selection
 from flows.run.run import Outcome
-from pipeline.storage.lock import claimed
 from pipeline.errors import ConfigError, DataError
-from pipeline.storage.path import Place
-from pipeline.stores.rejections import PATH, read_rejects, reject
-from pipeline.storage.root import Root
 from pipeline.steps.workspace import Workspace
+from pipeline.storage.lock import claimed
+from pipeline.storage.path import Place
+from pipeline.storage.root import Root
+from pipeline.stores.rejections import PATH, read_rejects, reject
 from tests.flows.tiny import STEPS, digests, loads_nothing_heavy, within
 
 Start = Callable[..., BaseProcess]
@@ -36,10 +37,10 @@ def copy(whole: Path, tmp_path: Path) -> Path:
 def said(*arguments: object, code: int | None = None) -> None:
     """Give the command; it has to end with this code."""
     if code is None:
-        must.main([str(argument) for argument in arguments])
+        main([str(argument) for argument in arguments])
         return
     with pytest.raises(SystemExit) as end:
-        must.main([str(argument) for argument in arguments])
+        main([str(argument) for argument in arguments])
     assert end.value.code == code
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import must
+from cli.main import main
 from flows.gc.inventory import remove
 from flows.gc.scratch import scratch
 from pipeline.storage.cache import OLD_S
@@ -77,7 +77,7 @@ def test_the_command_clears_this_machine_too(root: Root, capsys: pytest.CaptureF
     for options, expected in ((["--delete"], STAYS | {"artifacts/data.a/sealed/work/state"}), ([], None)):
         before = left(root)
         with pytest.raises(SystemExit) as end:
-            must.main(["artifacts", "gc", "--root", str(root), *options])
+            main(["artifacts", "gc", "--root", str(root), *options])
         assert end.value.code == 0
         assert left(root) == (expected or before)
     assert str(root.here("prefect")) in capsys.readouterr().out

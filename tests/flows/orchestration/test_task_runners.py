@@ -14,9 +14,9 @@ import pytest
 
 import must
 from flows.plan.steps import Selection
-from flows.orchestration.task_runners import check_engine
-from pipeline.recipe.recipe import RuntimeConfig
+from flows.run.runners import check_engine
 from pipeline.errors import ConfigError, DataError
+from pipeline.recipe.runtime import RuntimeConfig
 from tests.flows.tiny import digests, events, prefect_says, within
 
 Start = Callable[..., BaseProcess]

@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 
 import must
-from evaluation.comparison import supervised_baseline
+from cli.main import main
 from evaluation.backbone_table import Column
+from evaluation.comparison import supervised_baseline
 from evaluation.comparison.comparison import Setting, read_comparisons
 from flows.plan.steps import Selection
 from flows.run.run import Outcome
-from pipeline.steps.artifact import Artifact, Inputs
-from pipeline.errors import ConfigError
-from pipeline.storage.root import Root
-from pipeline.steps.runtime import Runtime
-from selfsup.stages.images import images_of
-from selfsup.stages.step import stage_config
 from ingest.pool import pool_keys
+from pipeline.errors import ConfigError
+from pipeline.steps.artifact import Artifact, Inputs
+from pipeline.steps.runtime import Runtime
+from pipeline.storage.root import Root
+from selfsup.stages.step import stage_config
+from selfsup.stages.stream import images_of
 from tests.evaluation.measuring import Record, keys_of, records_of
 from tests.flows.measured import MEASURED, steps_of
 
@@ -197,7 +198,7 @@ def test_without_a_section_there_is_nothing_to_compare(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        must.main(["compare", str(recipe), "--root", str(tmp_path / "root")])
+        main(["compare", str(recipe), "--root", str(tmp_path / "root")])
     assert end.value.code == 2
     assert "has no section `compare`. Add one, for example compare:" in capsys.readouterr().err
 
@@ -281,7 +282,10 @@ def test_all_methods_see_the_same_images(compared: Outcome, monkeypatch: pytest.
     """Of a seed and a share; those of a smaller share are among those of a larger one."""
     seen: dict[tuple[float, str], set[str]] = {}
     runtime = Runtime(Root.of(tmp_path), "cpu", "32", 1)
-    trained = {"simclr": "selfsup.stages.step:run_stage", "supervised": "evaluation.comparison.supervised_baseline:train"}
+    trained = {
+        "simclr": "selfsup.stages.step:run_stage",
+        "supervised": "evaluation.comparison.supervised_baseline:train",
+    }
     for share, (method, run) in itertools.product((0.5, 1.0), trained.items()):
         made = next(each for name, each in made_by(compared, run).items() if name.startswith("compare."))
         config = json.loads(json.dumps(dict(made.manifest["config"])))
@@ -291,7 +295,9 @@ def test_all_methods_see_the_same_images(compared: Outcome, monkeypatch: pytest.
             seen[share, method] = keys_of(images_of(stage, inputs, config["seed"]))
         else:
             told: list[Any] = []
-            monkeypatch.setattr(supervised_baseline, "train_network", lambda *given, told=told: told.append(given) or Nothing())
+            monkeypatch.setattr(
+                supervised_baseline, "train_network", lambda *given, told=told: told.append(given) or Nothing()
+            )
             supervised_baseline.train(config | {"share": share}, inputs, tmp_path)
             seen[share, method] = keys_of(told[0][2])
     assert seen[0.5, "simclr"] == seen[0.5, "supervised"]
@@ -350,7 +356,7 @@ def test_the_report_shows_table_advice_plot_and_cost(page: str) -> None:
 def command(*arguments: object) -> None:
     """The command, to its good end."""
     with pytest.raises(SystemExit) as end:
-        must.main([str(argument) for argument in arguments])
+        main([str(argument) for argument in arguments])
     assert end.value.code == 0
 
 

@@ -17,10 +17,10 @@ from flows.plan import evaluation_steps
 from flows.plan.steps import Selection, build_steps
 from flows.run.run import Outcome
 from pipeline.data import sampling
-from pipeline.steps.artifact import Step, write_json
-from pipeline.recipe.recipe import parse_recipe
 from pipeline.errors import ConfigError
+from pipeline.recipe.reader import parse_recipe
 from pipeline.recipe.teacher import TeacherConfig
+from pipeline.steps.artifact import Step, write_json
 from tests.evaluation.measuring import Record, records_of
 from tests.flows.measured import MEASURED, TINY, recipe_of, steps_of
 from tests.flows.tiny import STEPS

@@ -12,10 +12,10 @@ import pytest
 import must
 from evaluation import label_subsets
 from flows.plan.steps import Selection
-from pipeline.steps.artifact import Inputs
+from ingest.dataset import IngestedSet
 from pipeline.errors import ConfigError
+from pipeline.steps.artifact import Inputs
 from selfsup.stages import step
-from ingest.ingest import IngestedSet
 from tests.flows.measured import MEASURED
 
 STAGE = "stages: [{name: s, method: simclr, data: [kinds], batch: 16, steps: 1, labels: {%s}}]"

@@ -11,14 +11,14 @@ import pytest
 
 from flows.gc import inventory
 from flows.plan.steps import Selection, build_steps, plan, up_to
-from pipeline.steps.artifact import Artifact, Inputs, Step, fingerprint
-from pipeline.recipe.recipe import parse_recipe, read_recipe
+from ingest.rejections import IMAGES, LABELS
 from pipeline.errors import PROJECT, ConfigError, DataError
-from pipeline.stores.rejections import read_rejects, reject
-from pipeline.storage.root import Root
+from pipeline.recipe.reader import parse_recipe, read_recipe
+from pipeline.steps.artifact import Artifact, Inputs, Step, fingerprint
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
-from ingest.rejections import IMAGES, LABELS
+from pipeline.storage.root import Root
+from pipeline.stores.rejections import read_rejects, reject
 from tests.disk import folder_of
 from tests.flows.tiny import RECIPE, STEPS
 

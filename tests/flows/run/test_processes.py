@@ -15,8 +15,8 @@ import pytest
 from flows.run import processes
 from flows.run.processes import Call, Killed, carry_out
 from pipeline.errors import DataError, LostPeer, MustError, Stopped
-from pipeline.storage.root import Root
 from pipeline.steps.runtime import Runtime
+from pipeline.storage.root import Root
 from tests.flows.tiny import within
 
 

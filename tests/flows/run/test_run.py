@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import must
-from flows.run.execution import stopping
 from flows.run.run import Outcome, Run, prepare
+from flows.run.signals import stopping
 from flows.run.step_runner import Here
-from pipeline.recipe.recipe import read_recipe
 from pipeline.errors import ConfigError, DataError, Stopped
-from pipeline.storage.root import Root
+from pipeline.recipe.reader import read_recipe
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
+from pipeline.storage.root import Root
 from tests.flows.tiny import STEPS, THREADS, events, loads_nothing_heavy, logged, within
 
 Start = Callable[..., BaseProcess]

@@ -14,11 +14,11 @@ import pytest
 from flows.plan.steps import Planned
 from flows.run.run import Plan, Run
 from flows.run.step_runner import Apart, side_by_side
+from pipeline.recipe.reader import parse_recipe
 from pipeline.steps.artifact import WORK, Artifact, Inputs, Step
-from pipeline.recipe.recipe import parse_recipe
-from pipeline.storage.root import Root
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
+from pipeline.storage.root import Root
 from tests.flows.tiny import RECIPE
 
 

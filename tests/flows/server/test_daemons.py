@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from cli.main import main
 from flows.server import daemons as module
-from flows.server.daemons import Service, Services, alone, standing, wait_for
 from flows.server.commands import up
-from pipeline.storage.process_id import Process
+from flows.server.daemons import Service, Services, alone, standing, wait_for
 from pipeline.errors import ConfigError
+from pipeline.storage.process_id import Process
 
 URL = "http://127.0.0.1:4711/api"
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
@@ -180,11 +181,10 @@ def test_the_port_is_the_one_before_or_the_next_that_is_free(monkeypatch: pytest
 
 
 def test_status_and_down_where_nothing_is_up(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import must  # noqa: PLC0415
 
     for command in (["status"], ["status", "--json"], ["down"]):
         with pytest.raises(SystemExit) as ended:
-            must.main(command)
+            main(command)
         assert not ended.value.code
     told = capsys.readouterr().out
     assert "server       not up; `must up` starts it" in told

@@ -14,8 +14,8 @@ import pytest
 
 from flows.server.embedded import LOGGING, Server, environment, settings, write_logging
 from pipeline.errors import ConfigError, Stopped
-from pipeline.storage.root import Root
 from pipeline.steps.runtime import Runtime
+from pipeline.storage.root import Root
 
 URL = "http://127.0.0.1:4711/api"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 import tasks
-from pipeline.stores.labels import LabelSpace, LabelWriter, Value, about_store
 from pipeline.data.dataset import Layer, Library, Shelf
+from pipeline.stores.labels import LabelSpace, LabelWriter, Value, about_store
 from tests.disk import stored
 
 KINDS = tasks.label(LabelSpace("classification", ("a", "b", "c", "d")))

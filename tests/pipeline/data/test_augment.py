@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import tasks
-from pipeline.data.augment import NOTHING, WHOLE, AugmentConfig, View, draw, generator, view_image, view_label
+from pipeline.data.augment import WHOLE, View, draw, generator, view_image, view_label
+from pipeline.recipe.augment import NOTHING, AugmentConfig
 from pipeline.stores.labels import LabelSpace, Value
 
 

@@ -11,11 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.data import dataset as libraries
-from pipeline.data.augment import NOTHING
+from pipeline.data.dataset import Layer, Library, Shelf
 from pipeline.errors import DataError
+from pipeline.recipe.augment import NOTHING
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import LabelWriter, about_store
-from pipeline.data.dataset import Layer, Library, Shelf
 from tests.disk import stored
 from tests.pipeline.data.shelves import DEPTH, flat, relabel
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.augment import NOTHING, AugmentConfig
-from pipeline.errors import DataError
 from pipeline.data.dataset import Library, Shelf
 from pipeline.data.loader import Batch, Loader, LoaderConfig, collate_samples
+from pipeline.errors import DataError
+from pipeline.recipe.augment import NOTHING, AugmentConfig
 from tests.pipeline.data.shelves import KINDS, kind, relabel
 
 MakeShelf = Callable[..., Shelf]

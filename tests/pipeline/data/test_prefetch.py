@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.ahead import ahead
+from pipeline.data.prefetch import ahead
 
 
 def test_results_come_in_order_whoever_is_first() -> None:

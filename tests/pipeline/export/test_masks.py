@@ -10,8 +10,8 @@ from PIL import Image
 
 import tasks
 from pipeline.export import Sample, at_size, write
-from pipeline.stores.labels import LabelSpace, Value
 from pipeline.sources import depth, masks
+from pipeline.stores.labels import LabelSpace, Value
 from tests.exports import export, samples
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import yaml
 
 import tasks
 from pipeline.export import BELOW, Sample, write
-from pipeline.stores.labels import LabelSpace
 from pipeline.sources import imagefolder
+from pipeline.stores.labels import LabelSpace
 from tests.exports import export, samples
 
 if TYPE_CHECKING:

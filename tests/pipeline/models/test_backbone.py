@@ -11,8 +11,18 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from pipeline.models.backbone import Backbone, check_backbone, create, load_weights, match, read_weights, resampled, size_options, statistics
 from pipeline.errors import ConfigError, DataError
+from pipeline.models.backbone import (
+    Backbone,
+    check_backbone,
+    create,
+    load_weights,
+    match,
+    read_weights,
+    resampled,
+    size_options,
+    statistics,
+)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "resnet10t"])

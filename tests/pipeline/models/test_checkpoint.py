@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.models.checkpoint import load_model, load_state, read_tensors, save_model, save_state, write_tensors
 from pipeline.errors import DataError
+from pipeline.models.checkpoint import load_model, load_state, read_tensors, save_model, save_state, write_tensors
 
 TENSORS = {
     "weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),

@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.steps.artifact import Artifact, Inputs
-from pipeline.models.backbone import statistics
-from pipeline.recipe.recipe import modules
-from pipeline.models.encoder import Encoder
 from pipeline.errors import ConfigError
-from pipeline.recipe.evaluation import StartConfig
-from pipeline.steps.runtime import Runtime
+from pipeline.models.backbone import statistics
+from pipeline.models.encoder import Encoder
 from pipeline.models.initial import Start, fresh, leave, of_artifact, of_config, of_weights
+from pipeline.recipe.evaluation import StartConfig
+from pipeline.recipe.plugins import modules
+from pipeline.steps.artifact import Artifact, Inputs
+from pipeline.steps.runtime import Runtime
 from tasks.network import Network
 from tests.conftest import World
 from tests.disk import made_in

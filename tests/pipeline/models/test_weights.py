@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.steps.artifact import hash_file
 from pipeline.errors import ConfigError
-from pipeline.recipe.stage import names_weights
 from pipeline.models.weights import find_weights, weights_digest
+from pipeline.recipe.stage import names_weights
+from pipeline.steps.artifact import hash_file
 
 
 @pytest.fixture

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipeline.recipe.recipe import Recipe, apply_override, expand, modules, parse_recipe, read_recipe
 from pipeline.errors import ConfigError
 from pipeline.recipe.base import FitConfig
+from pipeline.recipe.plugins import modules
+from pipeline.recipe.reader import apply_override, expand, parse_recipe, read_recipe
+from pipeline.recipe.recipe import Recipe
 
 RECIPE = """
 name: photos

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.storage.path import Place
 from pipeline.sources import Record, coco
+from pipeline.storage.path import Place
 from tests.s3 import listening
 
 CATEGORIES = [

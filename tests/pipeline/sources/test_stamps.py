@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.recipe.recipe import modules
-from pipeline.stores.images import NewImage, ShardWriter
+from pipeline.recipe.plugins import modules
 from pipeline.sources import BaseSource
+from pipeline.stores.images import NewImage, ShardWriter
 
 NAMES = ("a", "b")
 MADE = {"scenes", "photographs"}

@@ -11,12 +11,23 @@ from typing import Any
 
 import pytest
 
-from pipeline.steps.artifact import ADOPTED, ELSEWHERE, MANIFEST, Artifact, Inputs, Step, fingerprint, hash_json, parse_lines, verify
 from pipeline.errors import DataError
-from pipeline.storage.path import Place
-from pipeline.storage.root import Root, hash_file
+from pipeline.steps.artifact import (
+    ADOPTED,
+    ELSEWHERE,
+    MANIFEST,
+    Artifact,
+    Inputs,
+    Step,
+    fingerprint,
+    hash_json,
+    parse_lines,
+    verify,
+)
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
+from pipeline.storage.path import Place
+from pipeline.storage.root import Root, hash_file
 from tests.disk import folder_of
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.steps.artifact import Inputs, Step
 from pipeline.errors import TakenOver
-from pipeline.storage.root import Root
+from pipeline.steps.artifact import Inputs, Step
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
+from pipeline.storage.root import Root
 
 
 def write(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:

@@ -15,11 +15,11 @@ import pytest
 import s3fs
 from aiohttp import ClientPayloadError
 
-import must
 from cli.doctor import examine
+from cli.main import main
 from pipeline.errors import PROJECT, ConfigError, DataError
-from pipeline.storage.path import Place
 from pipeline.storage.errors import asking
+from pipeline.storage.path import Place
 from tests.s3 import guarded
 
 Command = Callable[..., str]
@@ -60,7 +60,7 @@ def fails(recipe: Path, capsys: pytest.CaptureFixture[str]) -> Command:
 
     def command(root: str) -> str:
         with pytest.raises(SystemExit) as end:
-            must.main(["plan", str(recipe), "--root", root])
+            main(["plan", str(recipe), "--root", root])
         assert end.value.code == 2
         (line,) = capsys.readouterr().err.splitlines()
         return line

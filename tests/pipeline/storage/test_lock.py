@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage import lock
-from pipeline.storage.process_id import Process
-from pipeline.storage.lock import claimed, holders
 from pipeline.errors import Stopped
+from pipeline.storage import lock
+from pipeline.storage.lock import claimed, holders
 from pipeline.storage.path import Place
+from pipeline.storage.process_id import Process
 
 CONTEXT = multiprocessing.get_context("spawn")
 

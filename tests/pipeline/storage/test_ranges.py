@@ -14,12 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from aiohttp import ClientPayloadError
 
-from pipeline import ranges
 from pipeline.errors import ConfigError, DataError
-from pipeline.storage.path import Place
-from pipeline.ranges import opened
-from pipeline.storage.root import hash_place
 from pipeline.sources import parquet, webdataset
+from pipeline.storage import path as ranges
+from pipeline.storage.path import Place, opened
+from pipeline.storage.root import hash_place
 from tests.s3 import listening
 
 DATA = bytes(range(256)) * 40

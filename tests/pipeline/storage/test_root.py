@@ -15,13 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.storage.cache import Cache
 from pipeline.errors import ConfigError, DataError
+from pipeline.storage.cache import Cache
+from pipeline.storage.path import Place, RangedFile
+from pipeline.storage.root import Root, StoredFile, hash_file
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import LabelSpace, LabelWriter, about_store, read_labels
-from pipeline.storage.path import Place
-from pipeline.ranges import RangedFile
-from pipeline.storage.root import Root, StoredFile, hash_file
 from tests.s3 import listening
 
 MakeImages = Callable[[str, Sequence[NDArray[np.uint8]]], ImageShard]

@@ -12,7 +12,16 @@ import pytest
 
 import tasks
 from pipeline.errors import DataError
-from pipeline.stores.labels import ROW_GROUP, LabelShard, LabelSpace, LabelWriter, Value, about_store, check_joined, gather
+from pipeline.stores.labels import (
+    ROW_GROUP,
+    LabelShard,
+    LabelSpace,
+    LabelWriter,
+    Value,
+    about_store,
+    check_joined,
+    gather,
+)
 from tests.disk import stored
 
 SPACE = LabelSpace("detection", ("cup", "spoon"))

@@ -15,14 +15,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.storage import lock
-from pipeline.steps import ranks
-from pipeline.stores import rejections
-from pipeline.storage.process_id import Process
-from pipeline.storage.lock import claimed
 from pipeline.errors import ConfigError, DataError
-from pipeline.stores.rejections import PATH, SCHEMA, hash_rejects, read_rejects, reject, rejected_images, rejected_labels, take_back
+from pipeline.steps import ranks
+from pipeline.storage import lock
+from pipeline.storage.lock import claimed
+from pipeline.storage.process_id import Process
 from pipeline.storage.root import Root
+from pipeline.stores import rejections
+from pipeline.stores.rejections import (
+    PATH,
+    SCHEMA,
+    hash_rejects,
+    read_rejects,
+    reject,
+    rejected_images,
+    rejected_labels,
+    take_back,
+)
 from tests.processes import Together
 
 MASKS, OLD_MASKS, BOXES = "masks-0123456789ab", "masks-ba9876543210", "boxes-0123456789ab"

@@ -14,12 +14,12 @@ from PIL import Image
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigError, DataError
+from pipeline.sources import Record, Truth, photographs, scenes
 from pipeline.synthetic.layout import MAKERS, Camera, Scene, Thing, compose, turn
 from pipeline.synthetic.materials import Lens, Light, Material, Sky
+from pipeline.synthetic.render import CLASSES, SceneKey, examine, generator, pixel_centres, render, shade, trace
 from pipeline.synthetic.shapes import Floats, Frustum, Plane, Polyhedron, Shape, Sphere, Torus
 from pipeline.synthetic.textures import LOOKS, Look, bank
-from pipeline.synthetic.render import CLASSES, SceneKey, examine, generator, pixel_centres, render, shade, trace
-from pipeline.sources import Record, Truth, photographs, scenes
 
 ALL_TASKS = ("classification", "detection", "segmentation", "depth", "normals")
 KEYS = [SceneKey(3, look, 96, index) for look in LOOKS for index in range(12)]

@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline.steps import ranks
-from pipeline.models.checkpoint import write_tensors
 from pipeline.errors import Stopped
-from pipeline.storage.root import Root
+from pipeline.models.checkpoint import write_tensors
+from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
+from pipeline.storage.root import Root
 from tests.pipeline.training.tiny_jobs import Pictures, train
 from tests.processes import stopped_by_signal
 

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from pipeline.errors import ConfigError
-from pipeline.training.autotune import Choice, choose, find_device, single_threaded
-from pipeline.storage.root import Root
 from pipeline.steps.runtime import Runtime
+from pipeline.storage.root import Root
+from pipeline.training.autotune import Choice, choose, find_device, single_threaded
 
 Way = tuple[str, bool]
 SLOW_S = 0.006

@@ -15,14 +15,32 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.storage import root
-from pipeline.models.checkpoint import load_state, read_tensors, save_state
 from pipeline.errors import ConfigError, DataError, Stopped
+from pipeline.models.checkpoint import load_state, read_tensors, save_state
+from pipeline.steps.runtime import Runtime
+from pipeline.storage import root
+from pipeline.training.autotune import Choice
 from pipeline.training.fit import Fitted
 from pipeline.training.objective import Objective
-from pipeline.training.autotune import Choice
-from pipeline.steps.runtime import Runtime
-from tests.pipeline.training.tiny_jobs import LOG, QUIET, STATE, STEPS, Batch, Layers, Numbered, Pictures, SquareRoot, assert_same, log, make_batch, stopping, train, train_and_tell, vector, watched
+from tests.pipeline.training.tiny_jobs import (
+    LOG,
+    QUIET,
+    STATE,
+    STEPS,
+    Batch,
+    Layers,
+    Numbered,
+    Pictures,
+    SquareRoot,
+    assert_same,
+    log,
+    make_batch,
+    stopping,
+    train,
+    train_and_tell,
+    vector,
+    watched,
+)
 
 
 def gradient(out: Path, **fields: Any) -> Tensor:

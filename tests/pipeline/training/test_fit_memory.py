@@ -10,14 +10,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.data.stream import cut
 from pipeline.errors import ConfigError, OutOfMemory, Stopped
-from pipeline.training.fit import Cut
-from pipeline.training.objective import Job, cut
-from pipeline.training.microbatch import FITTED, Passes
-from pipeline.steps.runtime import Runtime
 from pipeline.recipe.base import FitConfig
+from pipeline.steps.runtime import Runtime
+from pipeline.training.fit import Cut
+from pipeline.training.microbatch import FITTED, Passes
+from pipeline.training.objective import Job
 from pipeline.training.process_group import Team
-from tests.pipeline.training.tiny_jobs import PLAIN, STEPS, Batch, Layers, Numbered, Pictures, assert_same, log, stopping, train, train_and_tell
+from tests.pipeline.training.tiny_jobs import (
+    PLAIN,
+    STEPS,
+    Batch,
+    Layers,
+    Numbered,
+    Pictures,
+    assert_same,
+    log,
+    stopping,
+    train,
+    train_and_tell,
+)
 
 
 @pytest.fixture(autouse=True)

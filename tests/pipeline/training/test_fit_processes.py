@@ -14,14 +14,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.steps import ranks
-from pipeline.training import state
-from pipeline.storage import root
-from pipeline.models.checkpoint import load_state
 from pipeline.errors import ConfigError, DataError, LostPeer, Stopped
-from pipeline.training.objective import Objective
+from pipeline.models.checkpoint import load_state
+from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
-from tests.pipeline.training.tiny_jobs import LOG, QUIET, STATE, STEPS, Batch, Layers, Numbered, Pictures, SquareRoot, log, make_batch, stopping, train
+from pipeline.storage import root
+from pipeline.training import state
+from pipeline.training.objective import Objective
+from tests.pipeline.training.tiny_jobs import (
+    LOG,
+    QUIET,
+    STATE,
+    STEPS,
+    Batch,
+    Layers,
+    Numbered,
+    Pictures,
+    SquareRoot,
+    log,
+    make_batch,
+    stopping,
+    train,
+)
 from tests.processes import Together, files, stopped_by_signal
 
 Weights = dict[str, NDArray[Any]]

@@ -18,7 +18,15 @@ STEPS = 200
 
 
 def launch(out: Path) -> subprocess.Popen[str]:
-    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.pipeline.training.launched"]
+    run = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "tests.pipeline.training.launched",
+    ]
     command = [sys.executable, *run, str(out), str(STEPS)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -10,8 +10,8 @@ import torch
 from pydantic import ValidationError
 
 from flows.plan.stage_steps import settings
-from pipeline.training.optimizer import build_optimizer, learning_rate, parameter_groups
 from pipeline.recipe.base import FitConfig
+from pipeline.training.optimizer import build_optimizer, learning_rate, parameter_groups
 from tests.pipeline.training.tiny_jobs import Pictures
 
 

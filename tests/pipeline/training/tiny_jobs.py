@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.steps import ranks
-from pipeline.storage import root
-from pipeline.training.fit import Fitted, fit
-from pipeline.training.objective import Job, Objective, cut
-from pipeline.training.autotune import Choice
-from pipeline.steps.runtime import Runtime
+from pipeline.data.stream import cut
 from pipeline.recipe.base import FitConfig
+from pipeline.steps import ranks
+from pipeline.steps.runtime import Runtime
+from pipeline.storage import root
+from pipeline.training.autotune import Choice
+from pipeline.training.fit import Fitted, fit
+from pipeline.training.objective import Job, Objective
 from pipeline.training.process_group import Team
 
 STEPS = 6

@@ -13,22 +13,22 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.steps.artifact import Artifact, Inputs, Step
+from ingest.dataset import IngestedSet
+from ingest.true_labels import held_out_keys
+from pipeline.data.dataset import Library
 from pipeline.data.sampling import random_order
 from pipeline.errors import ConfigError
-from pipeline.data.dataset import Library
-from pipeline.storage.root import Root
-from pipeline.steps.runtime import Runtime
 from pipeline.recipe.stage import LabelledConfig
+from pipeline.steps.artifact import Artifact, Inputs, Step
+from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
-from selfsup.stages import step
+from pipeline.storage.root import Root
+from selfsup.stages import step as stage_step
 from selfsup.stages.labelled_sampler import Known, class_sampler
 from selfsup.stages.objective import RANK, SPREAD
 from selfsup.stages.stream import Drawn, ViewShare, ViewStream
-from ingest.ingest import IngestedSet
-from ingest.true_labels import held_out_keys
-from tests.selfsup.rooms import SEED, TWO, Room, log
 from tests.ingest.photos import picture
+from tests.selfsup.rooms import SEED, TWO, Room, log
 
 UNKNOWN = -1
 
@@ -168,7 +168,7 @@ def stream_of(room: Room, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> V
         kept.append(given)
         return {}
 
-    monkeypatch.setattr(step, "train", train)
+    monkeypatch.setattr(stage_step, "train", train)
     room.run(**settings)
     return kept[0]
 

@@ -14,21 +14,21 @@ import timm
 import torch
 
 from evaluation.comparison.cost import cost
-from pipeline.steps.artifact import Artifact
+from ingest.dataset import IngestedSet
+from ingest.true_labels import held_out_keys
 from pipeline.errors import ConfigError, Stopped
 from pipeline.models.features import features_of
+from pipeline.models.initial import Start, of_artifact
+from pipeline.steps.artifact import Artifact
+from pipeline.storage.root import Root
 from pipeline.training.fit import Fitted, fit
 from pipeline.training.objective import Job
-from pipeline.storage.root import Root
-from pipeline.models.initial import Start, of_artifact
 from selfsup.deepclusterv2 import DeepCluster
 from selfsup.stages import stream, training
-from selfsup.stages.objective import Learning
-from selfsup.stages.initial import measured
-from selfsup.stages.stream import ViewBatch
 from selfsup.stages.collapse import effective_rank, is_collapsed, spread
-from ingest.ingest import IngestedSet
-from ingest.true_labels import held_out_keys
+from selfsup.stages.initial import measured
+from selfsup.stages.objective import Learning
+from selfsup.stages.stream import ViewBatch
 from tests.disk import folder_of
 from tests.selfsup.rooms import SMALL, TWO, Room, log, weights
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.steps.artifact import Artifact
 from pipeline.errors import ConfigError
+from pipeline.steps.artifact import Artifact
 from pipeline.stores.labels import LabelSpace
 from student.export import export_student
 from student.export.onnx import Graph

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.stores.images import ImageShard
 from pipeline.storage.root import Root, hash_file
+from pipeline.stores.images import ImageShard
 from teachers.labelling import label_folder
 from teachers.labelling.label_folder import LabelFolder
 from tests.s3 import listening

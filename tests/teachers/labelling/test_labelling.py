@@ -20,24 +20,24 @@ import torch
 from PIL import Image
 
 import tasks
-from pipeline.training import autotune
-from pipeline.steps.artifact import Artifact, Inputs, Step
+from ingest.dataset import IngestedSet
+from ingest.pool import pool_shards
 from pipeline.data.decode import decode
 from pipeline.errors import DataError, Stopped
-from pipeline.stores.images import ImageShard, NewImage, ShardWriter
-from pipeline.stores.labels import LabelShard
-from pipeline.training.autotune import Choice
-from pipeline.storage.root import Root, local_file
+from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime, quiet
 from pipeline.steps.workspace import Workspace
-from ingest.ingest import IngestedSet
-from tasks.training import Predictor, Preparation, network_predictor
+from pipeline.storage.root import Root, local_file
+from pipeline.stores.images import ImageShard, NewImage, ShardWriter
+from pipeline.stores.labels import LabelShard
+from pipeline.training import autotune
+from pipeline.training.autotune import Choice
 from tasks.network import Network, NetworkConfig
-from ingest.pool import pool_shards
+from tasks.prediction import Predictor, Preparation, network_predictor
 from tasks.teacher import Teacher
-from teachers.labelling import labeller, inference, label_folder
-from teachers.labelling.labeller import label_pool
+from teachers.labelling import inference, label_folder, labeller
 from teachers.labelling.inference import Batch, Stages, label_batches
+from teachers.labelling.labeller import label_pool
 from tests.disk import folder_of, image_shard
 
 if TYPE_CHECKING:

@@ -14,17 +14,17 @@ import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.steps.artifact import Inputs
 from pipeline.errors import ConfigError
-from pipeline.stores.labels import LabelSpace
-from pipeline.storage.root import Root
+from pipeline.steps.artifact import Inputs
 from pipeline.steps.runtime import Runtime
-from tasks.training import Predictor
+from pipeline.storage.root import Root
+from pipeline.stores.labels import LabelSpace
 from tasks.network import Network, NetworkConfig
-from teachers.models.torchvision_models import space_of
+from tasks.prediction import Predictor
 from tasks.teacher import Teacher
 from teachers import checkpoint, pretrained
 from teachers import torchvision as published
+from teachers.models.torchvision_models import space_of
 from tests.disk import made_in
 
 

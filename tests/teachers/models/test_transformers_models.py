@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.steps.artifact import Inputs
 from pipeline.errors import ConfigError, DataError
-from pipeline.storage.root import Root
+from pipeline.steps.artifact import Inputs
 from pipeline.steps.runtime import Runtime
-from teachers.models import transformers_models
-from tasks.training import Predictor
+from pipeline.storage.root import Root
+from tasks.prediction import Predictor
 from teachers import transformers as kind
+from teachers.models import transformers_models
 
 transformers: Any = pytest.importorskip("transformers", reason="transformers is not installed")
 

@@ -1,0 +1,35 @@
+"""Execute a recipe with the runner that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flows.plan.steps import Selection
+from flows.run.execution import check_launched, execute_plan, take_part
+from flows.run.run import WHOLE, Outcome, Run, nothing_to_do, prepare
+from flows.run.step_runner import Apart
+from pipeline.recipe.recipe import Recipe
+from pipeline.steps import ranks
+from pipeline.steps.artifact import Artifact
+from pipeline.steps.runtime import Runtime
+
+
+def execute_recipe(recipe: Recipe, runtime: Runtime, selection: Selection = WHOLE) -> Outcome:
+    """Run what is selected of a recipe with the runner that it names; a run with nothing to do starts nothing."""
+    plan = prepare(recipe, runtime.root, selection)
+    done = nothing_to_do(plan)
+    if done:
+        return done
+    if ranks.count() > 1:
+        check_launched(recipe, plan)
+        if not ranks.is_first():
+            return take_part(plan, runtime)
+    only_report = all(each.artifact for each in plan.planned)
+    inline = recipe.runtime.runner == "inline" or only_report
+    return execute_plan(recipe, plan, runtime, None if inline else _with_prefect)
+
+
+def _with_prefect(run: Run, work: Apart) -> Mapping[str, Artifact]:
+    from flows.orchestration.session import run_with_prefect  # noqa: PLC0415 - Prefect takes seconds to import
+
+    return run_with_prefect(run, work)

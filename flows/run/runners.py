@@ -1,0 +1,32 @@
+"""Check that the runner a recipe names can work here."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ConfigError, installing
+from pipeline.recipe.runtime import RuntimeConfig
+
+if TYPE_CHECKING:
+    pass
+
+
+PARTS = {"process": "prefect", "ray": "prefect_ray", "dask": "prefect_dask"}
+"""The runners that do steps in parts, and what each is driven by."""
+
+
+def check_engine(settings: RuntimeConfig) -> None:
+    """Raise ConfigError if the runner is not installed, or has no use for an address that is given."""
+    module = PARTS.get(settings.runner, "prefect")
+    if settings.runner != "inline" and not importlib.util.find_spec(module):
+        needs, others = "prefect: uv pip install prefect", "inline"
+        if settings.runner in ("ray", "dask"):
+            needs = f"the extra {settings.runner}: {installing(settings.runner)}"
+            others = "threads, process or inline"
+        raise ConfigError(f"runtime.runner is {settings.runner!r}, which needs {needs}. Without it: {others}.")
+    if settings.address and settings.runner not in ("ray", "dask"):
+        raise ConfigError(
+            f"runtime.address is {settings.address!r}, but runner {settings.runner!r} works on this machine alone; "
+            "ray and dask have addresses."
+        )

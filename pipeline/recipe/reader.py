@@ -1,0 +1,152 @@
+"""Read recipes: YAML, overrides, environment variables, and errors that name the place."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline.errors import ConfigError, choose
+from pipeline.recipe.plugins import CHOSEN, UNKNOWN_KIND, config_class
+from pipeline.recipe.recipe import Recipe
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file, with `key.sub=value` overrides applied. ConfigError says where and what is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror}).") from error
+    return parse_recipe(text, str(path), overrides)
+
+
+def parse_recipe(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML text; `origin` is what errors call it."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{origin}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}.")
+    data = _apart(data)
+    for override in overrides:
+        apply_override(data, override)
+    return read_section(Recipe, expand(data, origin), origin)
+
+
+def read_section(model: type[Model], said: Any, origin: str) -> Model:
+    """What is said, as a model. ConfigError has a line for each thing that is wrong, beginning with the origin."""
+    try:
+        return model.model_validate(said)
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(origin, problem, model, said) for problem in error.errors())) from error
+
+
+def _apart(value: Any) -> Any:
+    """The same with no part in two places: what YAML's `*alias` shares, an override is to change in one."""
+    if isinstance(value, dict):
+        return {key: _apart(item) for key, item in value.items()}
+    return [_apart(item) for item in value] if isinstance(value, list) else value
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set `a.b.c=value` in nested mappings; the value is YAML. In a list of named sections, `b` is a name."""
+    path, found, value = override.partition("=")
+    if not found or not path:
+        raise ConfigError(f"-o {override!r}: write key.sub=value, for example student.epochs=3.")
+    *parents, last = path.split(".")
+    place = data
+    for parent in parents:
+        if isinstance(place, list):
+            named = {each["name"]: each for each in place if isinstance(each, dict) and "name" in each}
+            place = named[choose(parent, named, f"-o {override!r}:")]
+            continue
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict | list):
+            raise ConfigError(f"-o {override!r}: {parent!r} holds the value {place!r} and has no keys.")
+    if not isinstance(place, dict):
+        raise ConfigError(f"-o {override!r}: {path.rpartition('.')[0]} is a list: name the section to change.")
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"-o {override!r}: the value is not valid YAML: {error}") from error
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def expand(value: Any, origin: str) -> Any:
+    """`${NAME}` and `${NAME:-default}` in strings replaced from the environment. ConfigError names a missing one."""
+    if isinstance(value, dict):
+        return {key: expand(item, origin) for key, item in value.items()}
+    if isinstance(value, list):
+        return [expand(item, origin) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        found = os.environ.get(name) or default
+        if found is None:
+            raise ConfigError(f"{origin}: {value!r} needs the environment variable {name}, which is not set.")
+        return found
+
+    return _VARIABLE.sub(replace, value)
+
+
+def explain(origin: str, problem: ErrorDetails, model: type[BaseModel], said: Any) -> str:
+    """One line about one thing wrong in what is said: in a recipe, or in a section that is a `model`."""
+    location, whole = [str(part) for part in problem["loc"]], issubclass(model, Recipe)
+    if whole and location[:1] == ["stages"] and len(location) > 1:
+        location[1] = _stage_name(said["stages"], int(location[1]))
+    where = f"{origin}: {'.'.join(location) or 'recipe'}" if whole else ".".join([origin, *location])
+    kind, value = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        known = _known_keys(problem, Recipe if whole else model, said)
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        guess = f" Did you mean {near[0]!r}?" if near else ""
+        return f"{where}: unknown key (value {value!r}).{guess} Known keys: {', '.join(known)}."
+    if kind == "missing":
+        return f"{where}: missing; it has to be given."
+    if kind == UNKNOWN_KIND:
+        return f"{where}{problem['msg']}."
+    message = problem["msg"].removeprefix("Value error, ")
+    quoted = f" (value {value!r})" if kind != "value_error" else ""
+    return f"{where}: {message[0].lower()}{message[1:]}{quoted}."
+
+
+def _stage_name(stages: Sequence[Any], number: int) -> str:
+    """A stage's name, as overrides call it; its number if it has none."""
+    stage = stages[number]
+    return str(stage.get("name", number)) if isinstance(stage, Mapping) else str(number)
+
+
+def _section(annotation: Any) -> Any:
+    """The model of a key that may also be null."""
+    return next((each for each in get_args(annotation) if hasattr(each, "model_fields")), annotation)
+
+
+def _known_keys(problem: ErrorDetails, model: Any, said: Any) -> list[str]:
+    """The keys of the part of the model that an unknown key was given to, found by walking the error's path."""
+    path = list(problem["loc"][:-1])
+    while path:
+        part = path.pop(0)
+        if part in CHOSEN and model is Recipe:
+            package, key = CHOSEN[part]
+            model = config_class(package, said[part][path.pop(0)][key])
+        elif isinstance(part, str) and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            if get_origin(annotation) is dict:
+                _, annotation = get_args(annotation)
+                path = path[1:]  # what the section is called
+            model = _section(annotation)
+    return list(model.model_fields)
