@@ -132,7 +132,7 @@ def leave_name(config: Mapping[str, Any], inputs: Inputs, out: Path) -> dict[str
 def label_all(root: Root, made: Artifact, store: str, space: LabelSpace) -> None:
     """The labels of a teacher: those of a first shard, repeated under other keys with other confidences."""
     rng, label = np.random.default_rng(0), tasks.label(space)
-    folder = root.here(f"labels/{store}")
+    folder = root.local_path(f"labels/{store}")
     with tempfile.TemporaryDirectory() as scratch:
         writer = LabelWriter(Path(scratch) / "first.parquet", label, about_store(label, "benchmark", "0"))
         for _ in range(SHARD):

@@ -9,7 +9,7 @@ from typing import Any
 
 import must
 from cli.console import Console
-from evaluation.backbone_table import Column
+from evaluation.backbone_table import MetricColumn
 from evaluation.comparison.comparison import Row
 from flows.plan.steps import Selection
 from pipeline.steps.artifact import Artifact
@@ -23,7 +23,7 @@ def run(recipe: Path, root: str, told: Sequence[str], last: str | None = None) -
         return must.run(recipe, root, list(told), Selection(last), progress=progress).artifacts
 
 
-def line_of(row: Row, columns: Sequence[Column]) -> list[str]:
+def line_of(row: Row, columns: Sequence[MetricColumn]) -> list[str]:
     """Name, steps, mean and deviation in each column, seconds of one training."""
     return [
         row.name,
@@ -33,7 +33,7 @@ def line_of(row: Row, columns: Sequence[Column]) -> list[str]:
     ]
 
 
-def values_of(row: Row, column: Column) -> list[float]:
+def values_of(row: Row, column: MetricColumn) -> list[float]:
     """A row's values, seed by seed."""
     cell = row.cell(column)
     return list(cell.values) if cell else []

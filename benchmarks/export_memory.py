@@ -28,7 +28,7 @@ from ingest.dataset import IngestedSet
 from pipeline.export import write
 from pipeline.recipe.student import StudentConfig
 from pipeline.sources.webdataset import Config
-from pipeline.steps.artifact import ELSEWHERE, Artifact, Inputs, Step, write_json
+from pipeline.steps.artifact import EXTERNAL_FILES, Artifact, Inputs, Step, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root, hash_file
@@ -62,15 +62,15 @@ def make_labels(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping
     label, entries, files = tasks.label(SPACE), [], {}
     for shard in IngestedSet(inputs["data.noise"]).images("train").shards:
         path = f"labels/boxes/{shard.sha256[:16]}.parquet"
-        writer = LabelWriter(inputs.runtime.root.here(path), label, about_store(label, "boxes", shard.sha256))
+        writer = LabelWriter(inputs.runtime.root.local_path(path), label, about_store(label, "boxes", shard.sha256))
         for key in shard.keys:
             writer.add(key, label.encode(boxes(int(key, 16))))
         writer.close()
-        written = inputs.runtime.root.here(path)
+        written = inputs.runtime.root.local_path(path)
         files[path] = {"size": written.stat().st_size, "sha256": hash_file(written)}
         entries.append({"set": "noise", "shard": shard.name, "teacher": "boxes", "path": path})
     write_json(out / "labels.json", entries)
-    return {ELSEWHERE: files}
+    return {EXTERNAL_FILES: files}
 
 
 def boxes(seed: int) -> Value:
@@ -114,7 +114,7 @@ def made() -> Inputs:
     artifacts: dict[str, Artifact] = {}
     for step in STEPS:
         inputs = Inputs({name: artifacts[name] for name in step.inputs}, runtime)
-        artifacts[step.name], _ = workspace.obtain(step, inputs)
+        artifacts[step.name], _ = workspace.get_or_make(step, inputs)
     return Inputs(artifacts, runtime)
 
 

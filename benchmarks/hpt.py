@@ -28,7 +28,7 @@ from PIL import Image
 
 from benchmarks.compared import line_of, record, run, seconds_of, values_of
 from benchmarks.measure import circumstances, save_result
-from evaluation.comparison.comparison import Comparison, Row, Setting, read_comparisons
+from evaluation.comparison.comparison import Comparison, ComparisonSetting, Row, read_comparisons
 from pipeline.recipe.comparison import COMPARE
 from pipeline.training.autotune import find_device
 
@@ -89,7 +89,7 @@ def _comparable(found: Comparison) -> list[Row]:
 def reaching(name: str, found: Comparison) -> list[list[str]]:
     """A line per row: the fewest steps in which it comes to the best from scratch without labels."""
     [backbone] = {setting.backbone for setting in found.settings()}
-    column, setting = found.columns[0], Setting(backbone, 1.0, None)
+    column, setting = found.columns[0], ComparisonSetting(backbone, 1.0, None)
     wanted = found.wanted(backbone, 1.0, column)
     assert wanted is not None
     lines = []

@@ -27,10 +27,10 @@ from pipeline.steps.runtime import Runtime
 from pipeline.storage import root as roots
 from pipeline.storage.root import DEFAULT_ROOT
 from pipeline.stores.images import ImageShard
-from pipeline.training.autotune import Choice, find_device, single_threaded
+from pipeline.training.autotune import ComputeConfig, find_device, single_threaded
 from tasks.prediction import Predictor
 from teachers.labelling.label_folder import LabelFolder
-from teachers.labelling.labeller import Job, Labelling, label_shards, open_makers, write_labels
+from teachers.labelling.labeller import Labelling, ShardJob, label_shards, open_makers, write_labels
 
 WINDOWS = 3
 BATCHES_A_CORE = 8
@@ -49,7 +49,7 @@ def measure_labelling(inputs: Inputs, batch: int, images: int = 0) -> dict[str, 
     runtime = inputs.runtime
     device = find_device(runtime.device)
     measured = circumstances(device)
-    scratch = runtime.root.here()
+    scratch = runtime.root.local_path()
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".bench-") as folder:
         room = roots.Root.of(folder)
@@ -107,14 +107,14 @@ class _Bench:
             "plain, same formats": lambda: _rate(single, lambda: _one_by_one(single)),
         }
 
-    def _sample(self, images: int, piece: int) -> list[Job]:
+    def _sample(self, images: int, piece: int) -> list[ShardJob]:
         """About `images` images, in multiples of `piece` where a shard has so many, from shards all over the pool."""
         pieces = -(-images // piece)
         count = min(pieces, len(self.shards))
         chosen = [self.shards[number * len(self.shards) // count] for number in range(count)]
-        return [Job(head(shard, piece * -(-pieces // count)), self.teachers) for shard in chosen]
+        return [ShardJob(head(shard, piece * -(-pieces // count)), self.teachers) for shard in chosen]
 
-    def _alone(self, jobs: Sequence[Job]) -> float:
+    def _alone(self, jobs: Sequence[ShardJob]) -> float:
         """Seconds per image of all stages together; each one's goes to `costs`."""
         watch = _Watch()
         with single_threaded():
@@ -125,7 +125,7 @@ class _Bench:
         self.costs.append({stage: watch.seconds[stage] / count * 1000 for stage in in_order})
         return sum(watch.seconds.values()) / count
 
-    def _plain_loop(self, jobs: Sequence[Job]) -> None:
+    def _plain_loop(self, jobs: Sequence[ShardJob]) -> None:
         """One by one, the models as torch has them by itself: float32, in its own memory layout."""
         predictors = [teacher.predictor for teacher in self.teachers]
         chosen = [predictor.choice for predictor in predictors]
@@ -135,7 +135,7 @@ class _Bench:
         for predictor, choice in zip(predictors, chosen, strict=True):
             _run_as(predictor, choice)
 
-    def _stages_of(self, job: Job, watch: _Watch) -> None:
+    def _stages_of(self, job: ShardJob, watch: _Watch) -> None:
         """One stage after the other on every batch of a shard. A GPU's work is on the wall's clock, not a core's."""
         stages = job.stages()
         clock = time.thread_time if self.device == "cpu" else time.perf_counter
@@ -179,19 +179,19 @@ def head(shard: ImageShard, count: int) -> ImageShard:
     return short
 
 
-def _rate(jobs: Sequence[Job], work: Callable[[], None]) -> float:
+def _rate(jobs: Sequence[ShardJob], work: Callable[[], None]) -> float:
     """Images per second of `work`, which labels the jobs' images."""
     began = time.perf_counter()
     work()
     return sum(len(job.shard) for job in jobs) / (time.perf_counter() - began)
 
 
-def _run_as(predictor: Predictor, choice: Choice) -> None:
+def _run_as(predictor: Predictor, choice: ComputeConfig) -> None:
     predictor.choice = choice
     choice.place(predictor.network)
 
 
-def _one_by_one(jobs: Sequence[Job]) -> None:
+def _one_by_one(jobs: Sequence[ShardJob]) -> None:
     """One image at a time, one stage after the other, the models with as many threads as torch likes."""
     for job in jobs:
         stages = job.stages()

@@ -24,17 +24,17 @@ from torch import nn
 from benchmarks.measure import circumstances, save_result
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
-from pipeline.training.autotune import Choice, choose, find_device
+from pipeline.training.autotune import ComputeConfig, autotune, find_device
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("resnet18", "tf_efficientnet_lite0", "vit_tiny_patch16_224")
 SIDE = 224
 
 
-def training(images: torch.Tensor) -> Callable[[nn.Module, Choice], None]:
+def training(images: torch.Tensor) -> Callable[[nn.Module, ComputeConfig], None]:
     """A forward and a backward pass."""
 
-    def call(model: nn.Module, choice: Choice) -> None:
+    def call(model: nn.Module, choice: ComputeConfig) -> None:
         with choice.autocast():
             output = model.train()(laid_out(images, choice))
         output.float().logsumexp(dim=1).mean().backward()
@@ -43,27 +43,27 @@ def training(images: torch.Tensor) -> Callable[[nn.Module, Choice], None]:
     return call
 
 
-def inference(images: torch.Tensor) -> Callable[[nn.Module, Choice], None]:
+def inference(images: torch.Tensor) -> Callable[[nn.Module, ComputeConfig], None]:
     """A forward pass."""
 
-    def call(model: nn.Module, choice: Choice) -> None:
+    def call(model: nn.Module, choice: ComputeConfig) -> None:
         with torch.inference_mode(), choice.autocast():
             model.eval()(laid_out(images, choice))
 
     return call
 
 
-def laid_out(images: torch.Tensor, choice: Choice) -> torch.Tensor:
+def laid_out(images: torch.Tensor, choice: ComputeConfig) -> torch.Tensor:
     """The images on the device, in the memory layout that is tried."""
     return images.to(choice.device).contiguous(memory_format=choice.memory_format)
 
 
-def measure(name: str, call: Callable[[nn.Module, Choice], None], repeats: int) -> dict[str, float]:
+def measure(name: str, call: Callable[[nn.Module, ComputeConfig], None], repeats: int) -> dict[str, float]:
     """Milliseconds per call for each way of running the model."""
     model, found = timm.create_model(name), []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as root:  # a fresh one: the choice would be remembered
-            found.append(choose(Runtime(Root.of(root)), name, model, call).measured_ms)
+            found.append(autotune(Runtime(Root.of(root)), name, model, call).measured_ms)
     return {way: statistics.median(each[way] for each in found) for way in found[0]}
 
 

@@ -19,7 +19,7 @@ import must
 from evaluation.report.figures import Picture
 from evaluation.report.run_record import RunRecord
 from evaluation.report.samples import Album, pool_strips
-from pipeline.storage.path import Place
+from pipeline.storage.path import StoragePath
 
 SIDE, GAP, HEAD, ROWS = 176, 8, 26, 5
 INK, PAPER = (40, 44, 52), (255, 255, 255)
@@ -54,7 +54,7 @@ def main(
 ) -> None:
     """Draw what the recipe's student learns from."""
     outcome = must.run(recipe, root)
-    record = RunRecord(outcome.folder or Place.of(root), outcome.artifacts)
+    record = RunRecord(outcome.folder or StoragePath.of(root), outcome.artifacts)
     sheet(list(itertools.islice(pool_strips(Album(record)), ROWS))).save(to, optimize=True)
     print(f"Wrote {to}")
 

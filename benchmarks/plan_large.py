@@ -25,7 +25,7 @@ from benchmarks.measure import circumstances, save_result
 from benchmarks.pretended import Pretended
 from flows.plan.steps import build_steps
 from pipeline.recipe.reader import parse_recipe
-from pipeline.steps.artifact import ELSEWHERE, Inputs, Step, write_json
+from pipeline.steps.artifact import EXTERNAL_FILES, Inputs, Step, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root, in_parallel
@@ -96,7 +96,7 @@ class Placeholders:
         names = [f"{folder}/{stem}.parquet" for folder in folders for stem in stems]
         fill(self.root, names)
         write_json(out / "labels.json", [{"path": name, "failed": 0, **named(name)} for name in names])
-        return {ELSEWHERE: {name: named(name) for name in names}}
+        return {EXTERNAL_FILES: {name: named(name) for name in names}}
 
 
 def make_all(root: Path, steps: list[Step], shards: int) -> None:

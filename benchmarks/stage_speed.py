@@ -56,7 +56,7 @@ from pipeline.steps.artifact import Inputs
 from pipeline.steps.runtime import Runtime, usable_cores
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
-from pipeline.training.autotune import Choice, find_device
+from pipeline.training.autotune import ComputeConfig, find_device
 from selfsup.stages import step as stage_step
 from selfsup.stages.stream import ViewBatch, ViewStream
 
@@ -187,9 +187,9 @@ def ingested(root: Root, photos: str) -> dict[str, Any]:
     """The image store, and which of its images a stage sees, made once."""
     [ingest, *_] = build_steps(parse_recipe(RECIPE.format(path=photos), "speed"))
     workspace, runtime = Workspace(root), Runtime(root)
-    sets = {"data.photos": workspace.obtain(ingest, Inputs({}, runtime))[0]}
+    sets = {"data.photos": workspace.get_or_make(ingest, Inputs({}, runtime))[0]}
     pool = pool_step("speed", ["photos"], tuple(sets))
-    return {**sets, pool.name: workspace.obtain(pool, Inputs(sets, runtime))[0]}
+    return {**sets, pool.name: workspace.get_or_make(pool, Inputs(sets, runtime))[0]}
 
 
 class SimCLR(nn.Module):
@@ -214,9 +214,9 @@ def train_lightly(part: Part, window: Window) -> None:
     from lightly.loss import NTXentLoss  # noqa: PLC0415
     from lightly.transforms import SimCLRTransform  # noqa: PLC0415
 
-    choice = Choice(part.device, "32", False, {})
+    choice = ComputeConfig(part.device, "32", False, {})
     if part.kind == THEIRS_ALIKE:
-        choice = Choice(**json.loads(Path("choice.json").read_text("utf-8")))
+        choice = ComputeConfig(**json.loads(Path("choice.json").read_text("utf-8")))
     dataset = LightlyDataset(part.photos, transform=SimCLRTransform(input_size=part.size))
     steps = WARM + part.steps
     sampler = RandomSampler(dataset, num_samples=steps * part.batch)  # one long epoch: its workers start once

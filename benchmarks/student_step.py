@@ -31,14 +31,14 @@ from pipeline.data.stream import Stream
 from pipeline.recipe.reader import read_recipe
 from pipeline.recipe.student import StudentConfig
 from pipeline.steps.artifact import Inputs
-from pipeline.training.autotune import Choice
+from pipeline.training.autotune import ComputeConfig
 from pipeline.training.fit import fit
-from pipeline.training.objective import Job
-from pipeline.training.process_group import Team
+from pipeline.training.objective import TrainingJob
+from pipeline.training.process_group import ProcessGroup
 from student.dataset import heads_of, join
 from student.loss_weights import combination
 from tasks.network import build_network
-from tasks.training import Learning
+from tasks.training import SupervisedObjective
 
 RESULTS = Path(__file__).parent / "results"
 WARM = 4
@@ -72,11 +72,11 @@ class Memory:
 class Steps:
     """The recipe's student, trained for a few steps at a time."""
 
-    def __init__(self, inputs: Inputs, config: dict[str, Any], choice: Choice, steps: int) -> None:
+    def __init__(self, inputs: Inputs, config: dict[str, Any], choice: ComputeConfig, steps: int) -> None:
         student = StudentConfig.model_validate(config["student"])
         heads = heads_of(student, inputs)
         network = build_network(student, {name: head.space for name, head in heads.items()}, config["seed"])
-        self.objective = Learning(network, combination(student, heads)[0], choice.memory_format)
+        self.objective = SupervisedObjective(network, combination(student, heads)[0], choice.memory_format)
         self.config = student
         self.choice, self.steps, self.inputs = choice, steps, inputs
         collate = {head: task.collate for head, task in network.tasks.items()}
@@ -91,8 +91,8 @@ class Steps:
             self.inputs.runtime, progress=lambda *_: ends.append(time.perf_counter()), checkpoint_s=1e9
         )
         with tempfile.TemporaryDirectory() as folder:
-            job = Job("bench", self.objective, stream, WARM + self.steps, Path(folder), self.config, seed=0)
-            fit(job, self.choice, Team(self.choice.device), runtime)
+            job = TrainingJob("bench", self.objective, stream, WARM + self.steps, Path(folder), self.config, seed=0)
+            fit(job, self.choice, ProcessGroup(self.choice.device), runtime)
         return self.steps * self.config.batch / (ends[-1] - ends[-1 - self.steps])
 
 
@@ -106,7 +106,7 @@ def main(
     read, where = read_recipe(recipe), Root.of(root)
     step, inputs = made_inputs(read, where, "student")
     student = made_inputs(read, where, "evaluate")[1]["student"]
-    choice = Choice(**student.counts["choice"])
+    choice = ComputeConfig(**student.counts["choice"])
     measured = circumstances(choice.device)
     bench = Steps(inputs, dict(step.config), choice, steps)
     samples = itertools.islice(bench.loader.stream(0), READY)

@@ -32,7 +32,7 @@ import typer
 from benchmarks.compared import line_of, record, run, seconds_of, told, values_of
 from benchmarks.drawn import draw
 from benchmarks.measure import circumstances, save_result
-from evaluation.backbone_table import Column
+from evaluation.backbone_table import MetricColumn
 from evaluation.comparison.comparison import Comparison, Row, read_comparisons
 from pipeline.recipe.comparison import COMPARE
 from pipeline.recipe.stage import STUDENT
@@ -72,7 +72,7 @@ def check_views(found: Comparison) -> None:
         assert len(set(views.values())) == 1, views
 
 
-def gains(found: Comparison, columns: Sequence[Column]) -> list[list[str]]:
+def gains(found: Comparison, columns: Sequence[MetricColumn]) -> list[list[str]]:
     """A line per length: by how much SuNCEt is better than SimCLR alone, seed by seed."""
     rows = {(row.method, row.setting.steps): row for row in found.rows}
     lines = []
@@ -83,12 +83,12 @@ def gains(found: Comparison, columns: Sequence[Column]) -> list[list[str]]:
     return lines
 
 
-def _told_gain(simclr: Row, suncet: Row, column: Column) -> str:
+def _told_gain(simclr: Row, suncet: Row, column: MetricColumn) -> str:
     pairs = zip(values_of(simclr, column), values_of(suncet, column), strict=True)
     return told([after - before for before, after in pairs])
 
 
-def table_of(found: Comparison, columns: Sequence[Column]) -> list[list[str]]:
+def table_of(found: Comparison, columns: Sequence[MetricColumn]) -> list[list[str]]:
     """The rows, but for the student, which is there because a recipe has one; and what SuNCEt brings."""
     head = ["row", "steps", *(f"{_probe(column)}, %" for column in columns), "s", "images", "views"]
     lines = [
@@ -97,7 +97,7 @@ def table_of(found: Comparison, columns: Sequence[Column]) -> list[list[str]]:
     return [head, *lines, *gains(found, columns)]
 
 
-def records(found: Comparison, columns: Sequence[Column]) -> list[dict[str, Any]]:
+def records(found: Comparison, columns: Sequence[MetricColumn]) -> list[dict[str, Any]]:
     """The rows of the table as JSON, with the values of all seeds."""
     return [
         {
@@ -110,7 +110,7 @@ def records(found: Comparison, columns: Sequence[Column]) -> list[dict[str, Any]
     ]
 
 
-def _probe(column: Column) -> str:
+def _probe(column: MetricColumn) -> str:
     return column.protocol.partition(" ")[0]
 
 

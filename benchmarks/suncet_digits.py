@@ -25,11 +25,11 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from benchmarks.measure import circumstances, save_result
-from evaluation.probe import Known, Problem
+from evaluation.probe import LabelledFeatures, ProbeTask
 from evaluation.probes import soft_nn
 from flows.plan.steps import build_steps
 from ingest.dataset import IngestedSet
-from ingest.true_labels import class_numbers, truth_library
+from ingest.true_labels import class_numbers, truth_dataset
 from pipeline.models.features import features_of
 from pipeline.models.initial import of_artifact
 from pipeline.recipe.reader import parse_recipe
@@ -127,13 +127,15 @@ def tested(made: Artifact, inputs: Inputs, settings: dict[str, Any], seed: int) 
     few = np.concatenate(class_sampler(stage.labels, known, seed).members)
     seen = features_of(encoder, images, few.tolist(), inputs.runtime)
     found = IngestedSet(inputs["data.digits"])
-    library = truth_library(found, "test", {"kind": "classification"})
-    truth = class_numbers(library, "kind")
-    features = features_of(encoder, library, range(len(library)), inputs.runtime)
+    dataset = truth_dataset(found, "test", {"kind": "classification"})
+    truth = class_numbers(dataset, "kind")
+    features = features_of(encoder, dataset, range(len(dataset)), inputs.runtime)
     probe = LogisticRegression(max_iter=2000).fit(seen.numpy(), known.of[few])
-    labelled = Known(seen, torch.from_numpy(known.of[few]))
-    place = (images, Path(inputs.runtime.root.here("probe")), inputs.runtime)
-    neighbours = soft_nn.fit(Problem(labelled, labelled, len(known.classes), seed, encoder, *place)).classify(features)
+    labelled = LabelledFeatures(seen, torch.from_numpy(known.of[few]))
+    place = (images, Path(inputs.runtime.root.local_path("probe")), inputs.runtime)
+    neighbours = soft_nn.fit(ProbeTask(labelled, labelled, len(known.classes), seed, encoder, *place)).classify(
+        features
+    )
     return {
         "probe": float((probe.predict(features.numpy()) == truth).mean()),
         "sNN": float((neighbours.argmax(1).numpy() == truth).mean()),
@@ -145,10 +147,10 @@ def run(root: Root, sets: dict[str, Artifact], name: str, steps: int, seed: int)
     runtime = Runtime(root, "cpu", "32", 1)
     settings = {"name": "digits", **STAGE, **METHODS[name], "steps": steps}
     pool = Step("pool.digits", "ingest.pool:gather_for_stage", {"pool": settings["data"]}, tuple(sets))
-    inputs = Inputs({**sets, pool.name: Workspace(root).obtain(pool, Inputs(sets, runtime))[0]}, runtime)
+    inputs = Inputs({**sets, pool.name: Workspace(root).get_or_make(pool, Inputs(sets, runtime))[0]}, runtime)
     config = {"name": "stage.digits", "stage": settings, "seed": seed, "start": None}
     step = Step("stage.digits", "selfsup.stages.step:run_stage", config, tuple(inputs.artifacts))
-    made, _ = Workspace(root).obtain(step, inputs)
+    made, _ = Workspace(root).get_or_make(step, inputs)
     return tested(made, inputs, settings, seed)
 
 

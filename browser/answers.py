@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from browser.differences import BETWEEN, Differences
-from browser.filters import Clause, Column, Table, View, column, joined, threshold_of
+from browser.filters import Clause, FilterColumn, ImageSelection, Table, column, joined, threshold_of
 from browser.loading import Loading
 from browser.pictures import Pictures, decoded
 from browser.rejecting import Rejecting
@@ -100,7 +100,7 @@ class Answers:
             "counts": dict(counts),
         }
 
-    def images(self, view: View, limit: int, offset: int, shown: Sequence[str] = ()) -> dict[str, Any]:
+    def images(self, view: ImageSelection, limit: int, offset: int, shown: Sequence[str] = ()) -> dict[str, Any]:
         """A page of the list, and how long the list is; of every image what is in the columns `shown`."""
         stores = self.tables_for(*view.conditions, view.order, *shown)
         count = view.select("count(*)", stores, [view.needed(stores)])
@@ -125,7 +125,7 @@ class Answers:
         }
         return [{name: value for name, value in rows[number].items() if name != "id"} for number in numbers]
 
-    def _values(self, found: Column, numbers: Sequence[int]) -> dict[int, Any]:
+    def _values(self, found: FilterColumn, numbers: Sequence[int]) -> dict[int, Any]:
         """What is in a column of a store's table for these images."""
         if found.table is None or found.name in ("class", "rejected"):
             raise ConfigError(f"Column {found.name!r} can't be shown beside images.")
@@ -156,16 +156,16 @@ class Answers:
             "task": store.label.space.task,
             "status": row["status"],
             "reason": row["reason"],
-            "says": store.label.say(value) if value else "no label",
+            "says": store.label.describe(value) if value else "no label",
             "columns": {name: finite(row[name]) for name in shown},
         }
 
     def at(self, key: str, store: Store, place: tuple[float, float], threshold: float) -> str:
         """What a label says of a place in the image."""
         value = self.pictures.value(store, self.number(key), threshold)
-        return store.label.at(value, place) if value else ""
+        return store.label.describe_at(value, place) if value else ""
 
-    def histogram(self, view: View, name: str) -> dict[str, Any]:
+    def histogram(self, view: ImageSelection, name: str) -> dict[str, Any]:
         """How often each value of a column is among the images: in bins, or of words the most frequent."""
         stores = self.tables_for(*view.conditions, name)
         found = column(name, stores)
@@ -198,7 +198,7 @@ class Answers:
         counts = dict(self.tables.ask(sql, inner.parameters).rows)
         return {"kind": "numbers", "edges": edges.tolist(), "counts": [counts.get(n, 0) for n in range(BINS)]}
 
-    def balance(self, view: View, store: Store, threshold: float) -> dict[str, Any]:
+    def balance(self, view: ImageSelection, store: Store, threshold: float) -> dict[str, Any]:
         """What a threshold keeps of a store, class by class, in up to SAMPLE of the images."""
         stores = self.tables_for(*view.conditions)
         inner = view.select("images.id", stores, [joined(store.name)], "ORDER BY images.id")
@@ -220,7 +220,7 @@ class Answers:
             "kept": kept.tolist(),
         }
 
-    def keys(self, view: View) -> list[str]:
+    def keys(self, view: ImageSelection) -> list[str]:
         """The keys of all images that a link is about."""
         found = view.select("DISTINCT images.key", self.tables_for(*view.conditions))
         return [row[0] for row in self.tables.ask(found.sql, found.parameters).rows]

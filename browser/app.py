@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from browser import lists
 from browser.answers import Answers
-from browser.filters import View
+from browser.filters import ImageSelection
 from browser.pictures import as_jpeg
 from browser.question import ask_freely
 from pipeline.errors import MustError
@@ -37,19 +37,19 @@ Share = Annotated[float, Query(ge=0, le=1)]
 Next = Callable[[Request], Awaitable[Response]]
 
 
-class Asked(BaseModel):
+class ImageQuery(BaseModel):
     """Which images a link is about: conditions, as things.confidence<0.3, and thresholds by label store, things:0.5."""
 
     f: list[str] = []
     t: list[str] = []
 
     @property
-    def view(self) -> View:
+    def view(self) -> ImageSelection:
         """The images."""
-        return View(self.f, thresholds=thresholds_in(self.t))
+        return ImageSelection(self.f, thresholds=thresholds_in(self.t))
 
 
-class Listed(Asked):
+class Listed(ImageQuery):
     """A page of them, in an order, and the columns to tell of each."""
 
     order: str = "id"
@@ -58,17 +58,17 @@ class Listed(Asked):
     show: list[str] = []
 
     @property
-    def view(self) -> View:
-        return View(self.f, self.order, thresholds_in(self.t))
+    def view(self) -> ImageSelection:
+        return ImageSelection(self.f, self.order, thresholds_in(self.t))
 
 
-class Counted(Asked):
+class Counted(ImageQuery):
     """A column of them, for a histogram."""
 
     column: str
 
 
-class Weighed(Asked):
+class Weighed(ImageQuery):
     """A threshold of a store, for what it keeps."""
 
     store: str
@@ -95,9 +95,9 @@ class Rejection(BaseModel):
     reason: str = Field(default="", max_length=200)
 
     @property
-    def view(self) -> View:
+    def view(self) -> ImageSelection:
         """What the conditions leave."""
-        return View(self.f or [], thresholds=thresholds_in(self.t))
+        return ImageSelection(self.f or [], thresholds=thresholds_in(self.t))
 
     @model_validator(mode="after")
     def _says_what(self) -> Rejection:
@@ -161,7 +161,7 @@ def _add_answers(app: FastAPI, answers: Answers) -> None:
         return answers.images(asked.view, asked.limit, asked.offset, asked.show)
 
     @app.get("/api/image/{key}")
-    def image(key: str, asked: Annotated[Asked, Query()]) -> dict[str, Any]:
+    def image(key: str, asked: Annotated[ImageQuery, Query()]) -> dict[str, Any]:
         return answers.image(key, asked.view.thresholds)
 
     @app.get("/api/histogram")

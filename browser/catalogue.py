@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from ingest.dataset import IngestedSet
 from pipeline.errors import ConfigError
 from pipeline.sources._splits import SPLITS
-from pipeline.steps.artifact import ELSEWHERE, MANIFEST, Artifact, parse_manifest
-from pipeline.storage.path import Place
+from pipeline.steps.artifact import EXTERNAL_FILES, MANIFEST, Artifact, parse_manifest
+from pipeline.storage.path import StoragePath
 from pipeline.storage.root import CACHE_GB, Root, StoredFile, in_parallel
 from pipeline.stores.images import ImageShard
 from pipeline.stores.naming import DIGITS, NAME, is_student, maker_of, teacher_of, version_of
@@ -55,7 +55,7 @@ class StoreFound:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Catalogue:
     """What one look has found; stores of one maker are in order of their age, the newest first."""
 
     images: list[ImagesFound]
@@ -63,7 +63,7 @@ class Found:
     sets: dict[str, Artifact]
 
 
-def root_above(place: Place) -> tuple[Root, str]:
+def root_above(place: StoragePath) -> tuple[Root, str]:
     """The root that a path leads into, and the path from there. ConfigError says what was looked for."""
     if not place.exists():
         raise ConfigError(f"There is no folder {place}.")
@@ -78,14 +78,14 @@ def root_above(place: Place) -> tuple[Root, str]:
         folder = folder.parent
 
 
-def _is_root(folder: Place) -> bool:
+def _is_root(folder: StoragePath) -> bool:
     """An artifact of a set has a folder `labels` as well, with other folders in it."""
     below = {each.name: each for each in folder.folders()}
     stores = below["labels"].folders() if "labels" in below else []
     return "artifacts" in below or any(NAME.fullmatch(each.name) for each in stores)
 
 
-def look(root: Root) -> Found:
+def look(root: Root) -> Catalogue:
     """Everything there is to show now. ConfigError if there is nothing."""
     made = _sealed(root)
     sets = {name.removeprefix("data."): newest for name, newest in _newest(made, "data.").items()}
@@ -93,13 +93,13 @@ def look(root: Root) -> Found:
     stores = [*_pseudo(root, made), *_true(sets)]
     if not images and not stores:
         raise ConfigError(f"There are no stores in {root}: looked for {SOUGHT}.")
-    return Found(images, stores, sets)
+    return Catalogue(images, stores, sets)
 
 
 def _sealed(root: Root) -> list[Artifact]:
     """The artifacts of sets, teachers, the student and labels."""
     steps = [step for step in (root / "artifacts").folders() if step.name.startswith(KINDS)]
-    folders = [folder for found in in_parallel(Place.folders, steps) for folder in found]
+    folders = [folder for found in in_parallel(StoragePath.folders, steps) for folder in found]
     texts = in_parallel(lambda folder: folder.child(MANIFEST).peek(), folders)
     return [
         Artifact(root, folder.under(root.place), parse_manifest(text, str(folder.child(MANIFEST))))
@@ -123,7 +123,7 @@ def _images(name: str, read: IngestedSet) -> Iterator[ImagesFound]:
 def _pseudo(root: Root, made: Iterable[Artifact]) -> list[StoreFound]:
     """The teachers' labels, and the student's."""
     began = {artifact.digest[:DIGITS]: artifact.manifest["began"] for artifact in made}
-    known = {path: facts for artifact in made for path, facts in artifact.manifest.get(ELSEWHERE, {}).items()}
+    known = {path: facts for artifact in made for path, facts in artifact.manifest.get(EXTERNAL_FILES, {}).items()}
     folders: dict[str, dict[str, StoredFile]] = collections.defaultdict(dict)
     for name, size in (root / "labels").files().items():
         path, (folder, file) = f"labels/{name}", posixpath.split(name)

@@ -102,7 +102,7 @@ class Differences:
                 found.append(None)
                 continue
             values = decoded(pair.one, left, threshold), decoded(pair.other, right, threshold)
-            found.append(float(np.clip(label.differ(*values), 0, 1)))
+            found.append(float(np.clip(label.distance(*values), 0, 1)))
         return found
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from browser.tables import Store, literal, quoted
-from pipeline.errors import ConfigError, choose
+from pipeline.errors import ConfigError, require_one_of
 
 CONDITION = re.compile(r"(?P<column>.+?)(?P<operator><=|>=|!=|=|<|>|~)(?P<value>.*)", re.DOTALL)
 IMAGES = {
@@ -47,7 +47,7 @@ def joined(store: str | None) -> Clause:
 
 
 @dataclasses.dataclass(frozen=True)
-class Column:
+class FilterColumn:
     """A column: how SQL names it, what kind of value it has, and the table it is of, None if it is the images'."""
 
     sql: str
@@ -70,20 +70,20 @@ class Table(Protocol):
     def columns(self) -> Mapping[str, str]: ...
 
 
-def column(text: str, stores: Mapping[str, Table]) -> Column:
+def column(text: str, stores: Mapping[str, Table]) -> FilterColumn:
     """The column that a link names. ConfigError lists those that there are."""
     place, dot, name = text.rpartition(".")
     if not dot:
-        choose(name, {*IMAGES, "rejected"}, "Column")
+        require_one_of(name, {*IMAGES, "rejected"}, "Column")
         if name == "rejected":
-            return Column("", str, None, name)
-        return Column(f"images.{quoted(name)}", IMAGES[name], None, name)
-    store = stores[choose(place, stores, "Label store")]
+            return FilterColumn("", str, None, name)
+        return FilterColumn(f"images.{quoted(name)}", IMAGES[name], None, name)
+    store = stores[require_one_of(place, stores, "Label store")]
     known = {each for each in store.columns if each not in ("classes", "amounts")}
     also = {"class", "rejected"} if "classes" in store.columns else {"rejected"}
-    choose(name, known | also, f"Column of {place}")
+    require_one_of(name, known | also, f"Column of {place}")
     kind = str if name in ("status", "class") else float
-    return Column(f"{store.table}.{quoted(name)}", kind, store, name)
+    return FilterColumn(f"{store.table}.{quoted(name)}", kind, store, name)
 
 
 def condition(text: str, stores: Mapping[str, Table], thresholds: Mapping[str, float]) -> Clause:
@@ -111,7 +111,7 @@ def threshold_of(store: Store, thresholds: Mapping[str, float]) -> float:
 def _of_class(store: Store, operator: str, name: str, threshold: float) -> Clause:
     if operator not in ("=", "!="):
         raise ConfigError(f"Condition on {store.name}.class: a class is there (=) or not (!=), and nothing else.")
-    choose(name, store.names, f"Class of {store.name}")
+    require_one_of(name, store.names, f"Class of {store.name}")
     place = f"list_position({store.table}.classes, ?::{store.classes})"
     there = f"coalesce({store.table}.amounts[{place}] >= ?::FLOAT, false)"
     needs = frozenset({store.name})
@@ -127,7 +127,7 @@ def _of_rejected(table: Table | None, operator: str, answer: str) -> Clause:
     return Clause(f"images.id {'IN' if answer == 'yes' else 'NOT IN'} ({found})")
 
 
-def _value(found: Column, text: str) -> Any:
+def _value(found: FilterColumn, text: str) -> Any:
     if found.kind is str:
         return text
     try:
@@ -137,7 +137,7 @@ def _value(found: Column, text: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
+class ImageSelection:
     """The images that a link is about, in its order."""
 
     conditions: Sequence[str] = ()
@@ -158,7 +158,7 @@ class View:
         parameters = tuple(value for clause in every for value in clause.parameters)
         return Clause(f"SELECT {what} FROM images{joins} WHERE {where} {rest}", parameters, frozenset(needed))
 
-    def _by(self, stores: Mapping[str, Table]) -> Column:
+    def _by(self, stores: Mapping[str, Table]) -> FilterColumn:
         """The column of the order."""
         found = column(self.order.removeprefix("-"), stores)
         if found.name in ("class", "rejected"):

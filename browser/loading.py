@@ -26,7 +26,7 @@ LOOK_ELSEWHERE_S = 20.0
 
 
 @dataclasses.dataclass
-class Progress:
+class LoadProgress:
     """How much of what was found is in the tables, and what could not be read."""
 
     loaded: int = 0
@@ -39,7 +39,7 @@ class Loading:
     """The tables of a root, kept up to date. Raises ConfigError if there is nothing in it."""
 
     def __init__(self, root: Root) -> None:
-        self.root, self.tables, self.progress = root, Tables(), Progress()
+        self.root, self.tables, self.progress = root, Tables(), LoadProgress()
         self.stores: dict[str, Store] = {}
         self.found = catalogue.look(root)
         self._images: dict[tuple[str, str, str], range] = {}

@@ -18,7 +18,7 @@ REMEMBERED = 50
 
 
 @dataclasses.dataclass(frozen=True)
-class Done:
+class Rejected:
     """A rejection that was carried out: its number, by which it is undone, and how many were not rejected before."""
 
     number: int
@@ -34,7 +34,7 @@ class Rejecting:
         self._next = 1
         self._lock = threading.Lock()
 
-    def reject(self, keys: Sequence[str], store: str | None, reason: str) -> Done:
+    def reject(self, keys: Sequence[str], store: str | None, reason: str) -> Rejected:
         """Reject images, or their labels in a store. Raises as `pipeline.stores.rejections.reject` does."""
         before = self.loading.rejected(store)
         new = [key for key in dict.fromkeys(keys) if key not in before]
@@ -45,7 +45,7 @@ class Rejecting:
             self._done[number] = (new, store)
             while len(self._done) > REMEMBERED:
                 self._done.popitem(last=False)
-        return Done(number, len(new))
+        return Rejected(number, len(new))
 
     def take_back(self, keys: Sequence[str], store: str | None) -> int:
         """Undo rejections of images, or of their labels in a store; how many there were."""

@@ -16,7 +16,7 @@ from browser.app import create_app
 from browser.catalogue import root_above
 from browser.loading import Loading
 from pipeline.errors import ConfigError
-from pipeline.storage.path import Place
+from pipeline.storage.path import StoragePath
 
 PORT = 8800
 TRIED = 20
@@ -30,7 +30,7 @@ def serve(path: str, host: str, port: int, token: str | None) -> None:
     """
     if host not in LOCAL and token is None:
         raise ConfigError(f"--host {host} lets other machines reach the page: add --token, which they have to know.")
-    root, below = root_above(Place.of(path))
+    root, below = root_above(StoragePath.of(path))
     _check_free(host, port)
     loading = Loading(root)
     looking = threading.Thread(target=loading.keep_up, name="loading", daemon=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from browser.answers import Answers, finite
 from browser.differences import read_rows
-from browser.filters import View
+from browser.filters import ImageSelection
 from browser.pictures import check_hash, decoded
 from browser.tables import Store, quoted
 from pipeline.errors import MustError
@@ -27,7 +27,7 @@ def info(answers: Answers, store: Store) -> dict[str, Any]:
     ranges = {name: [finite(end) for end in found[3 * n : 3 * n + 3]] for n, name in enumerate(numbers)}
     frequent: list[list[Any]] = []
     if "classes" in store.columns:
-        words = answers.histogram(View(), f"{store.name}.class")
+        words = answers.histogram(ImageSelection(), f"{store.name}.class")
         frequent = [list(pair) for pair in zip(words["values"], words["counts"], strict=True)][:FREQUENT]
     named = ("name", "task", "scale", "classes", "threshold", "reading", "counts")
     return {**{name: about[name] for name in named}, "ranges": ranges, "most": frequent}

@@ -236,7 +236,7 @@ class Tables:
 
 
 def read_scalars(file: StoredFile) -> tuple[LabelSpace, pa.Table]:
-    """A label file's space, and its columns that are small or that `Label.holds` reads."""
+    """A label file's space, and its columns that are small or that `Label.class_amounts` reads."""
 
     def read(parquet: Any) -> tuple[LabelSpace, pa.Table]:
         schema = parquet.schema_arrow
@@ -252,7 +252,7 @@ def held(store: Store, labels: pa.Table) -> dict[str, pa.Array]:
     """The columns `classes` and `amounts`: lists, empty where there is no label; none for a task without classes."""
     if not store.label.counted:
         return {}
-    found = store.label.holds(labels)
+    found = store.label.class_amounts(labels)
     ends = np.searchsorted(found.rows, np.arange(len(labels) + 1)).astype(np.int32)
     names = pa.array(store.names, pa.string()).take(pa.array(found.classes))
     return {

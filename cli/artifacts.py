@@ -10,7 +10,7 @@ from cli.options import Root
 from pipeline.storage.root import DEFAULT_ROOT
 
 if TYPE_CHECKING:
-    from flows.gc.inventory import Held
+    from flows.gc.inventory import StoredArtifact
     from pipeline.storage import root as roots
 
 # ruff: noqa: PLC0415 - as in cli/main.py
@@ -19,7 +19,7 @@ artifacts = typer.Typer(no_args_is_help=True, help="Look at what a root holds, c
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
-def _held(root: str) -> tuple[roots.Root, list[Held]]:
+def _held(root: str) -> tuple[roots.Root, list[StoredArtifact]]:
     from flows.gc import inventory
     from pipeline.storage import root as roots
 
@@ -103,5 +103,5 @@ def artifacts_gc_command(
     verdicts, here = sort_out(workspace, keep), scratch(workspace.root)
     if delete:
         remove(workspace.root, verdicts)
-        remove(Where.of(workspace.root.here()), here)
+        remove(Where.of(workspace.root.local_path()), here)
     Page().show_verdicts([*verdicts, *here], delete)

@@ -11,8 +11,8 @@ import rich.console
 import yaml
 from rich.table import Table
 
-from flows.gc.inventory import Held, Verdict
-from pipeline.steps.artifact import ELSEWHERE
+from flows.gc.inventory import StoredArtifact, Verdict
+from pipeline.steps.artifact import EXTERNAL_FILES
 
 WIDE = 200
 """Columns of a table in a file or a pipe: nobody wants its lines broken there."""
@@ -28,7 +28,7 @@ class Page:
         if not self.out.is_terminal:
             self.out.width = WIDE
 
-    def show_list(self, held: Iterable[Held]) -> None:
+    def show_list(self, held: Iterable[StoredArtifact]) -> None:
         """A line per artifact."""
         table = Table("step", "fingerprint", "made", "took", "size", "runs that refer to it", box=None, pad_edge=False)
         for each in held:
@@ -40,7 +40,7 @@ class Page:
             table.add_row(*each.key, made, took, size(each.size), users)
         self.out.print(table)
 
-    def show_one(self, held: Held) -> None:
+    def show_one(self, held: StoredArtifact) -> None:
         """What an artifact is and came from."""
         about = held.manifest or {}
         self.out.print(f"{held.path}: {about['kind']}, {size(held.size)}, digest {about['digest'][:16]}")
@@ -50,7 +50,7 @@ class Page:
             text = yaml.safe_dump(about[title], sort_keys=False, default_flow_style=None, width=100)
             self.out.print(text.rstrip(), markup=False)
         self.out.print("\nfiles:")
-        files = {**about["files"], **about.get(ELSEWHERE, {})}
+        files = {**about["files"], **about.get(EXTERNAL_FILES, {})}
         for name, facts in list(files.items())[:MOST]:
             self.out.print(f"{size(facts['size']):>10}  {name}", markup=False)
         if len(files) > MOST:
@@ -77,7 +77,7 @@ class Page:
         self.out.print(json.dumps(value, indent=1, sort_keys=True), markup=False)
 
 
-def listed(held: Iterable[Held]) -> list[dict[str, Any]]:
+def listed(held: Iterable[StoredArtifact]) -> list[dict[str, Any]]:
     """The list for programs."""
     return [
         {

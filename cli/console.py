@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.comparison_plan import Foreseen, foreseen, total
-from evaluation.backbone_table import Board, Cell, Column, boards, read_measured
-from evaluation.comparison.comparison import Comparison, Setting, read_comparisons
+from evaluation.backbone_table import Board, Cell, MetricColumn, boards, read_measured
+from evaluation.comparison.comparison import Comparison, ComparisonSetting, read_comparisons
 from evaluation.measurement import CLEAN
 from evaluation.metric_table import ARROWS, ROLES, leading, read_lines
 from flows.plan.steps import Planned
@@ -163,7 +163,7 @@ def labels_table(made: Artifact) -> Table:
     for teacher in dict.fromkeys(entry["teacher"] for entry in entries):
         mine = [entry for entry in entries if entry["teacher"] == teacher]
         rows, failed = (sum(entry[key] for entry in mine) for key in ("rows", "failed"))
-        table.add_row(teacher, str(rows), str(failed), f"{made.elsewhere(mine[0]['path']).place.parent}/*.parquet")
+        table.add_row(teacher, str(rows), str(failed), f"{made.external_file(mine[0]['path']).place.parent}/*.parquet")
     return table
 
 
@@ -199,7 +199,7 @@ def foreseen_table(name: str, rows: Sequence[Foreseen]) -> Table:
     return table
 
 
-def _where(setting: Setting | Trial) -> list[str]:
+def _where(setting: ComparisonSetting | Trial) -> list[str]:
     """Backbone, share of the images and steps."""
     share = "-" if setting.share is None else f"{setting.share:.0%}"
     return [setting.backbone, share, str(setting.steps or "-")]
@@ -218,7 +218,7 @@ def comparison_table(name: str, found: Comparison) -> Table:
     return table
 
 
-def _head(column: Column, better: Mapping[str, str]) -> str:
+def _head(column: MetricColumn, better: Mapping[str, str]) -> str:
     worse = "" if column.corruption == CLEAN else ", corrupted"
     return f"{column.protocol}\n{column.labels:,} labels{worse}\n{column.metric} {ARROWS[better[column.metric]]}"
 

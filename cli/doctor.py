@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import MustError, installing
-from pipeline.recipe.base import Section
+from pipeline.recipe.base import BaseConfig
 from pipeline.recipe.comparison import COMPARE
 from pipeline.steps.runtime import usable_cores
 from pipeline.storage.atomic import PART
 from pipeline.storage.cache import cache_folder
-from pipeline.storage.path import URL, Place
+from pipeline.storage.path import URL, StoragePath
 
 LIBRARIES = (
     "torch",
@@ -79,7 +79,7 @@ def _disk(root: Path) -> Finding:
 
 def _storage(root: str) -> Finding:
     try:
-        place = Place.of(root)
+        place = StoragePath.of(root)
         place.folders()
         once = _creates_once(place)
     except MustError as error:
@@ -89,7 +89,7 @@ def _storage(root: str) -> Finding:
     return True, "root", f"{place}: answers; cache in {cache_folder()}"
 
 
-def _creates_once(root: Place) -> bool:
+def _creates_once(root: StoragePath) -> bool:
     """Whether a file that is there is not created again, on which claims rest."""
     probe = root / f"claims/.doctor-{uuid.uuid4().hex[:12]}{PART}"
     try:
@@ -139,7 +139,7 @@ def _recipe(path: Path) -> Iterator[Finding]:
             yield False, place, problem
 
 
-def _problem(section: Section) -> str | None:
+def _problem(section: BaseConfig) -> str | None:
     """What is wrong with a section that names a model."""
     from flows.run.step_runner import check_models  # noqa: PLC0415
 

@@ -14,11 +14,11 @@ from pipeline.errors import PROJECT
 from pipeline.storage.root import DEFAULT_ROOT
 
 if TYPE_CHECKING:
-    from pipeline.export import Sample
+    from pipeline.export import ExportSample
     from pipeline.recipe.recipe import Recipe
     from pipeline.steps.runtime import Progress
     from pipeline.storage import root as roots
-    from student.dataset import Head
+    from student.dataset import StudentHead
 
 # Everything that takes time to import is imported by the command that needs it: help comes at once.
 # ruff: noqa: PLC0415
@@ -129,7 +129,7 @@ def export_labels(recipe: Recipe, root: roots.Root, wanted: Wanted, progress: Pr
         "recipe": recipe.name,
         "labels": student.labels,
         "thresholds": {name: head.threshold for name, head in heads.items()},
-        "made_from": {name: inputs[name].mark for name in ("pool", "label")},
+        "made_from": {name: inputs[name].fingerprint for name in ("pool", "label")},
     }
     labels = {name: tasks.label(head.space) for name, head in heads.items()}
     samples = labelled_samples(student, heads, inputs)
@@ -138,13 +138,13 @@ def export_labels(recipe: Recipe, root: roots.Root, wanted: Wanted, progress: Pr
     return write(wanted.form, wanted.out, labels, samples, about)
 
 
-def _chosen(heads: Mapping[str, Head], names: Sequence[str]) -> dict[str, Head]:
-    from pipeline.errors import choose
+def _chosen(heads: Mapping[str, StudentHead], names: Sequence[str]) -> dict[str, StudentHead]:
+    from pipeline.errors import require_one_of
 
-    return {name: heads[choose(name, heads, "--head")] for name in names or heads}
+    return {name: heads[require_one_of(name, heads, "--head")] for name in names or heads}
 
 
-def _counted(samples: Iterable[Sample], total: int, progress: Progress) -> Iterator[Sample]:
+def _counted(samples: Iterable[ExportSample], total: int, progress: Progress) -> Iterator[ExportSample]:
     for number, sample in enumerate(samples):
         if number % EVERY == 0:
             progress("export", number / max(total, 1), f"{number}/{total} images")

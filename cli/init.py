@@ -98,7 +98,7 @@ def sniff(folder: Path) -> tuple[dict[str, Any], list[str]]:
                 continue
             return entry, list(spaces)
         except (MustError, ValueError):
-            if kind in MARKS and all((folder / mark).is_dir() for mark in MARKS[kind]):
+            if kind in MARKS and all((folder / fingerprint).is_dir() for fingerprint in MARKS[kind]):
                 raise
     raise DataError(f"{folder}: holds no images in a layout that is known; known are {', '.join(ORDER)}.")
 

@@ -99,7 +99,7 @@ def compare_command(
     """Compare self-supervised methods as the recipe's `compare` says, and say which of them are worth their time."""
     from cli.console import Console
     from flows.plan.steps import Selection
-    from pipeline.errors import ConfigError, choose
+    from pipeline.errors import ConfigError, require_one_of
     from pipeline.recipe.comparison import COMPARE
     from pipeline.recipe.reader import read_recipe
 
@@ -109,7 +109,7 @@ def compare_command(
             f"{recipe}: has no section `compare`. Add one, for example compare: {{first: {{data: [...], methods: "
             "{simclr: {method: simclr}, dino: {method: dino}}}}."
         )
-    last = f"{COMPARE}.{choose(name, there, 'Comparison')}" if name else COMPARE
+    last = f"{COMPARE}.{require_one_of(name, there, 'Comparison')}" if name else COMPARE
     if plan_only:
         Console().show_plan(plan(recipe, root, override, Selection(last)))
         return

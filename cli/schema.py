@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from pipeline.recipe.augment import AugmentConfig
-from pipeline.recipe.base import FitConfig, Section
+from pipeline.recipe.base import BaseConfig, FitConfig
 from pipeline.recipe.comparison import CompareConfig
 from pipeline.recipe.evaluation import EvaluateConfig
 from pipeline.recipe.plugins import modules
@@ -59,7 +59,7 @@ CHAPTERS: tuple[tuple[str, str, type[BaseModel], type[BaseModel] | None], ...] =
         "schedule",
         "Of supervised teachers and the student, beside the keys of *training*, and of stages.",
         FitConfig,
-        Section,
+        BaseConfig,
     ),
     ("augment", "", AugmentConfig, None),
 )

@@ -26,9 +26,9 @@ def _answers(root: str) -> Answers:
     from browser.answers import Answers
     from browser.catalogue import root_above
     from browser.loading import Loading
-    from pipeline.storage.path import Place
+    from pipeline.storage.path import StoragePath
 
-    loading = Loading(root_above(Place.of(root))[0])
+    loading = Loading(root_above(StoragePath.of(root))[0])
     loading.look()
     return Answers(loading)
 

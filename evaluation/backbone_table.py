@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from evaluation.measurement import ALL, CLEAN, FILE, Measured, best_of
+from evaluation.measurement import ALL, CLEAN, FILE, Measurement, best_of
 from pipeline.recipe.comparison import COMPARE, TRIAL, comparison_of
 from pipeline.steps.artifact import Artifact, read_json
 
 
-class Column(NamedTuple):
+class MetricColumn(NamedTuple):
     """How something was measured: protocol, labels learned from, metric, and on what kind of images."""
 
     protocol: str
@@ -21,7 +21,7 @@ class Column(NamedTuple):
     corruption: str
 
     @classmethod
-    def of(cls, record: Measured) -> Column:
+    def of(cls, record: Measurement) -> MetricColumn:
         """The one that a record belongs to."""
         return cls(record.protocol, record.labels, record.metric, record.corruption)
 
@@ -51,23 +51,23 @@ class Board:
     split: str
     n: int
     starts: tuple[str, ...]
-    columns: tuple[Column, ...]
-    cells: Mapping[tuple[str, Column], Cell]
+    columns: tuple[MetricColumn, ...]
+    cells: Mapping[tuple[str, MetricColumn], Cell]
     better: Mapping[str, str]
     about: Mapping[str, str]
     """What each protocol is."""
 
-    def best(self, column: Column) -> list[str]:
+    def best(self, column: MetricColumn) -> list[str]:
         """The starts with the best mean; several if they are equal."""
         found = {start: self.cells[start, column].mean for start in self.starts if (start, column) in self.cells}
         best = best_of(self.better[column.metric])(found.values())
         return [start for start, mean in found.items() if mean == best]
 
 
-def read_measured(artifacts: Mapping[str, Artifact], kinds: Sequence[str] = ("probe", "finetune")) -> list[Measured]:
+def read_measured(artifacts: Mapping[str, Artifact], kinds: Sequence[str] = ("probe", "finetune")) -> list[Measurement]:
     """The records of all steps of these kinds."""
     return [
-        Measured(**record)
+        Measurement(**record)
         for name, made in artifacts.items()
         if name.partition(".")[0] in kinds and made.has(FILE)
         for record in made.load(FILE, read_json)
@@ -79,15 +79,15 @@ def any_measured(artifacts: Mapping[str, Artifact]) -> bool:
     return any(made.has(FILE) and made.counts["records"] for made in artifacts.values())
 
 
-def boards(records: Iterable[Measured]) -> list[Board]:
+def boards(records: Iterable[Measurement]) -> list[Board]:
     """A board for every set and task, of what is `leading`."""
-    groups: dict[tuple[str, str, str, int], list[Measured]] = {}
+    groups: dict[tuple[str, str, str, int], list[Measurement]] = {}
     for record in leading(records):
         groups.setdefault((record.dataset, record.task, record.split, record.n), []).append(record)
     return [_board(place, found) for place, found in groups.items()]
 
 
-def leading(records: Iterable[Measured]) -> list[Measured]:
+def leading(records: Iterable[Measurement]) -> list[Measurement]:
     """Of all metrics by a protocol the first of each task, its leading one; of corrupted images, the mean over all
     corruptions.
     """
@@ -100,21 +100,21 @@ def leading(records: Iterable[Measured]) -> list[Measured]:
     ]
 
 
-def columns_of(records: Iterable[Measured]) -> tuple[Column, ...]:
+def columns_of(records: Iterable[Measurement]) -> tuple[MetricColumn, ...]:
     """Their columns: by protocol, fewer labels first, corrupted images last."""
-    found = dict.fromkeys(map(Column.of, records))
+    found = dict.fromkeys(map(MetricColumn.of, records))
     return tuple(sorted(found, key=lambda each: (each.protocol, each.labels, each.corruption != CLEAN)))
 
 
-def told(records: Iterable[Measured]) -> dict[str, str]:
+def told(records: Iterable[Measurement]) -> dict[str, str]:
     """What each protocol is."""
     return {record.protocol: record.about for record in records if record.corruption == CLEAN}
 
 
-def _board(place: tuple[str, str, str, int], records: Sequence[Measured]) -> Board:
-    values: dict[tuple[str, Column], dict[int, float]] = {}
+def _board(place: tuple[str, str, str, int], records: Sequence[Measurement]) -> Board:
+    values: dict[tuple[str, MetricColumn], dict[int, float]] = {}
     for record in records:
-        values.setdefault((record.start, Column.of(record)), {})[record.seed] = record.value
+        values.setdefault((record.start, MetricColumn.of(record)), {})[record.seed] = record.value
     return Board(
         *place,
         starts=tuple(dict.fromkeys(record.start for record in records)),

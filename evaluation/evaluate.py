@@ -9,8 +9,8 @@ from typing import Any
 
 import tasks
 from ingest.dataset import IngestedSet
-from ingest.true_labels import held_out_keys, shelve, truth_library
-from pipeline.data.dataset import Library
+from ingest.true_labels import dataset_shards, held_out_keys, truth_dataset
+from pipeline.data.dataset import ImageDataset
 from pipeline.steps.artifact import Artifact, Inputs, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import Value
@@ -45,7 +45,7 @@ def evaluate(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[st
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
+class TeacherTrial:
     """One teacher on one set: against its true labels, or, where nobody has any, the student against the teacher's."""
 
     head: str
@@ -61,12 +61,12 @@ class Trial:
         return self.found.spaces.get(self.about.space.task) == self.about.space
 
 
-def _trials(config: Mapping[str, Any], inputs: Inputs) -> Iterator[Trial]:
+def _trials(config: Mapping[str, Any], inputs: Inputs) -> Iterator[TeacherTrial]:
     sets = {name: IngestedSet(made) for name, made in inputs.of_kind("data").items()}
     for head, made in inputs.of_kind("teacher").items():
         about = Teacher.of(made)
         for name, split in _places(about, sets, config):
-            yield Trial(head, made, name, sets[name], split, about, sets.get(about.data or ""))
+            yield TeacherTrial(head, made, name, sets[name], split, about, sets.get(about.data or ""))
 
 
 def _places(about: Teacher, sets: Mapping[str, IngestedSet], config: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -83,7 +83,7 @@ def _places(about: Teacher, sets: Mapping[str, IngestedSet], config: Mapping[str
     return [(name, split) for name, found in sets.items() if (split := found.held_out(preferred))][:1]
 
 
-def _measure(trial: Trial, student: Predictor, inputs: Inputs, seed: int) -> list[dict[str, Any]]:
+def _measure(trial: TeacherTrial, student: Predictor, inputs: Inputs, seed: int) -> list[dict[str, Any]]:
     """The records of student, teacher and baseline on one set."""
     teacher = load_teacher(trial.made, inputs.runtime)
     how = _against_truth if trial.has_truth else _against_teacher
@@ -103,38 +103,40 @@ def _measure(trial: Trial, student: Predictor, inputs: Inputs, seed: int) -> lis
 Scores = dict[str, dict[str, float]]
 
 
-def _against_truth(trial: Trial, student: Predictor, teacher: Predictor, runtime: Runtime) -> tuple[Scores, int]:
+def _against_truth(trial: TeacherTrial, student: Predictor, teacher: Predictor, runtime: Runtime) -> tuple[Scores, int]:
     head, task = trial.head, trial.about.space.task
-    library = truth_library(trial.found, trial.split, {head: task})
+    dataset = truth_dataset(trial.found, trial.split, {head: task})
     models = {f"teacher:{head}": teacher} | ({"student": student} if head in student.heads else {})
-    scores = {model: score(one, library, {head: head}, runtime) for model, one in models.items()}
+    scores = {model: score(one, dataset, {head: head}, runtime) for model, one in models.items()}
     if trial.trained_on:
-        train = truth_library(trial.trained_on, "train", {head: task}, held_out_keys(trial.trained_on))
-        scores["baseline"] = score_constant(teacher.heads[head], head, train, library)
-    return scores, len(library)
+        train = truth_dataset(trial.trained_on, "train", {head: task}, held_out_keys(trial.trained_on))
+        scores["baseline"] = score_constant(teacher.heads[head], head, train, dataset)
+    return scores, len(dataset)
 
 
-def _against_teacher(trial: Trial, student: Predictor, teacher: Predictor, runtime: Runtime) -> tuple[Scores, int]:
+def _against_teacher(
+    trial: TeacherTrial, student: Predictor, teacher: Predictor, runtime: Runtime
+) -> tuple[Scores, int]:
     head = trial.head
-    library = Library(shelve(trial.found, trial.split, lambda shard: {}))
+    dataset = ImageDataset(dataset_shards(trial.found, trial.split, lambda shard: {}))
     if head not in student.heads:
-        return {}, len(library)
+        return {}, len(dataset)
     task, label = teacher.heads[head], tasks.label(trial.about.space)
-    rows = (label.encode(values[head]) for _, values in predict_all(teacher, library, runtime))
+    rows = (label.encode(values[head]) for _, values in predict_all(teacher, dataset, runtime))
     said = [label.decode(row, label.default_threshold) for row in rows]
     metric, constant, guess = task.metrics(), task.metrics(), task.constant(said)
-    for index, values in predict_all(student, library, runtime):
+    for index, values in predict_all(student, dataset, runtime):
         metric.update(values[head], said[index])
         constant.update(guess, said[index])
-    return {"student": metric.compute(), "baseline": constant.compute()}, len(library)
+    return {"student": metric.compute(), "baseline": constant.compute()}, len(dataset)
 
 
-def score_constant(task: Task, head: str, train: Library, library: Library) -> dict[str, float]:
+def score_constant(task: Task, head: str, train: ImageDataset, dataset: ImageDataset) -> dict[str, float]:
     """The metrics of the best label that does not look at the image."""
     guess: Value = task.constant(train.values(index)[head] for index in range(len(train)))
     metric = task.metrics()
-    for index in range(len(library)):
-        metric.update(guess, library.values(index)[head])
+    for index in range(len(dataset)):
+        metric.update(guess, dataset.values(index)[head])
     return metric.compute()
 
 

@@ -15,21 +15,21 @@ from torch import nn
 
 from evaluation import corruptions
 from evaluation.label_subsets import Splits, asked_of, parts
-from evaluation.measurement import ALL, CLEAN, FILE, Measured, best_of
-from evaluation.schedules import SCHEDULES, Schedule
-from pipeline.data.dataset import Library
-from pipeline.errors import naming
+from evaluation.measurement import ALL, CLEAN, FILE, Measurement, best_of
+from evaluation.schedules import SCHEDULES, FinetuneSchedule
+from pipeline.data.dataset import ImageDataset
+from pipeline.errors import error_context
 from pipeline.models.backbone import register_statistics
-from pipeline.models.initial import Start, of_config
+from pipeline.models.initial import InitialBackbone, of_config
 from pipeline.recipe.base import FitConfig
 from pipeline.recipe.evaluation import Amount, StartConfig
 from pipeline.steps.artifact import WORK, Artifact, Inputs, parse_lines, read_json, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import LabelSpace
 from tasks.network import Network, NetworkConfig
-from tasks.prediction import Predictor, Preparation, network_predictor
+from tasks.prediction import Predictor, Preprocessing, network_predictor
 from tasks.scoring import score
-from tasks.training import Course, Sum, train_network
+from tasks.training import Sum, TrainingPlan, train_network
 
 DONE = "done.jsonl"
 """In the step's scratch: the records of what is done, so that a later attempt goes on from there."""
@@ -45,7 +45,7 @@ def finetune(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[st
     """
     scratch = out / WORK
     scratch.mkdir(parents=True, exist_ok=True)
-    if inputs.anew:
+    if inputs.force:
         (scratch / DONE).unlink(missing_ok=True)
     tuning = _Tuning(config, inputs, scratch)
     records = list(tuning.records())
@@ -72,7 +72,7 @@ class Lesson:
         """It in words."""
         return f"{self.task}, {self.labels} labels, seed {self.seed}"
 
-    def libraries(self) -> tuple[Library, Library]:
+    def datasets(self) -> tuple[ImageDataset, ImageDataset]:
         """Images to learn from and to decide by."""
         rows, aside = parts(self.splits.order(self.seed), self.labels, self.splits.val is None)
         return self.splits.train.only(rows), self.splits.val or self.splits.train.only(aside)
@@ -89,7 +89,7 @@ class _Tuning:
     def __init__(self, config: Mapping[str, Any], inputs: Inputs, scratch: Path) -> None:
         self.config, self.inputs, self.scratch = config, inputs, scratch
         self.about = StartConfig.model_validate(config["start"])
-        self.schedule: Schedule = SCHEDULES[config["schedule"]]
+        self.schedule: FinetuneSchedule = SCHEDULES[config["schedule"]]
         self.runtime = dataclasses.replace(inputs.runtime, progress=self._tell)
         self.at = (0.0, 1.0, "")
         self.trained = 0
@@ -109,7 +109,7 @@ class _Tuning:
     def _known(self) -> dict[str, list[dict[str, Any]]]:
         """Records by lesson: of an artifact with other labels or seeds, and of an earlier attempt at this one."""
         done: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        before = self.inputs.before
+        before = self.inputs.previous
         for record in before.load(FILE, read_json) if before and self._made_of_the_same(before) else ():
             done[named(record["task"], record["asked"], record["seed"])].append(record)
         if (self.scratch / DONE).exists():
@@ -119,10 +119,10 @@ class _Tuning:
     def _made_of_the_same(self, before: Artifact) -> bool:
         """Whether that artifact read what this step reads."""
         read = {name: made["digest"] for name, made in before.manifest["inputs"].items()}
-        return not self.inputs.anew and read == {name: made.digest for name, made in self.inputs.artifacts.items()}
+        return not self.inputs.force and read == {name: made.digest for name, made in self.inputs.artifacts.items()}
 
     def _lessons(self) -> Iterator[Lesson]:
-        with naming(self.config["name"]):
+        with error_context(self.config["name"]):
             found = asked_of(self.config, self.inputs)
         for task, (splits, counts) in found.items():
             for asked, count in counts.items():
@@ -143,7 +143,7 @@ class _Tuning:
 
     def _solve(self, lesson: Lesson, chosen: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         """The records of what does best on validation images out of the schedule's grid, or of what was chosen."""
-        train, val = lesson.libraries()
+        train, val = lesson.datasets()
         grid = [chosen] if chosen else self.schedule.grid(len(train), len(lesson.splits.train))
         before, share, _ = self.at
         runs = []
@@ -156,28 +156,32 @@ class _Tuning:
         best = best_of(direction)(runs, key=lambda run: run.scores[leading])
         return [record.to_json() for record in self._report(lesson, best, better)]
 
-    def _run(self, lesson: Lesson, settings: Mapping[str, Any], libraries: tuple[Library, Library], name: str) -> Run:
-        train, val = libraries
+    def _run(
+        self, lesson: Lesson, settings: Mapping[str, Any], datasets: tuple[ImageDataset, ImageDataset], name: str
+    ) -> FineTuned:
+        train, val = datasets
         fit, runtime = FitConfig.model_validate(settings), self.runtime
         network = self._network(lesson)
-        course = Course(fit, self.schedule.augment, lesson.seed)
+        course = TrainingPlan(fit, self.schedule.augment, lesson.seed)
         folder = self.scratch / f"{lesson.name}-{name}"
         place = (self.config["name"], folder, runtime)
         trained = train_network(network, Sum({lesson.task: 1.0}), train, course, place)
         self.trained += 1
         predictor = network_predictor(network.cpu()).settle(runtime, network.config.shape())
         scores = score(predictor, val, {lesson.task: lesson.task}, runtime)
-        return Run(predictor, dict(settings), fit.total_steps(len(train)), fit.batch, trained.fitted.seconds, scores)
+        return FineTuned(
+            predictor, dict(settings), fit.total_steps(len(train)), fit.batch, trained.fitted.seconds, scores
+        )
 
     def _network(self, lesson: Lesson) -> Network:
         start = of_config(self.about, self.inputs, lesson.seed)
         return network_of(start, {lesson.task: lesson.splits.space}, self.config, self.schedule.blank_head, lesson.seed)
 
-    def _report(self, lesson: Lesson, run: Run, better: Mapping[str, str]) -> Iterator[Measured]:
+    def _report(self, lesson: Lesson, run: FineTuned, better: Mapping[str, str]) -> Iterator[Measurement]:
         found = measured_on(run.predictor, lesson, self.config["corruptions"], self.runtime)
         for corruption, scores in found.items():
             for metric, value in scores.items():
-                yield Measured(
+                yield Measurement(
                     start=self.about.name,
                     backbone=run.backbone,
                     protocol=f"finetune {self.config['schedule']} v{self.schedule.version}",
@@ -201,7 +205,7 @@ class _Tuning:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class FineTuned:
     """A network that was fine-tuned: with which settings, at what cost, and its metrics on validation images."""
 
     predictor: Predictor
@@ -219,7 +223,7 @@ class Run:
 
 
 def network_of(
-    start: Start, spaces: Mapping[str, LabelSpace], config: Mapping[str, Any], blank: bool, seed: int
+    start: InitialBackbone, spaces: Mapping[str, LabelSpace], config: Mapping[str, Any], blank: bool, seed: int
 ) -> Network:
     """A network with fresh heads on a backbone that starts where it is told, its images normalised as they were there.
 
@@ -258,7 +262,7 @@ def measured_on(predictor: Predictor, lesson: Lesson, worse: bool, runtime: Runt
 
 
 @dataclasses.dataclass(frozen=True)
-class Worse(Preparation):
+class Worse(Preprocessing):
     """A preparation after which an image is made worse."""
 
     change: Any = None

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.dataset import IngestedSet
-from ingest.true_labels import CLASSES, class_numbers, held_out_keys, truth_library
-from pipeline.data.dataset import Library
+from ingest.true_labels import CLASSES, class_numbers, held_out_keys, truth_dataset
+from pipeline.data.dataset import ImageDataset
 from pipeline.data.sampling import random_order
 from pipeline.errors import ConfigError
 from pipeline.recipe.comparison import TRIAL
@@ -30,9 +30,9 @@ FIFTH = 5
 class Splits:
     """Images with labels of one task: to learn from, to decide by (None: some of the former do), to report on."""
 
-    train: Library
-    val: Library | None
-    test: Library
+    train: ImageDataset
+    val: ImageDataset | None
+    test: ImageDataset
     name: str
     """The name of the split that is reported on."""
     space: LabelSpace
@@ -52,7 +52,7 @@ class Splits:
         return order_of(self.train.keys(), self.numbers if self.classes else None, seed)
 
 
-class Asked(NamedTuple):
+class LabelRequest(NamedTuple):
     """What a step that probes or fine-tunes learns from and reports on for a task, and how many labelled images each of
     the amounts means that it is asked for.
     """
@@ -61,7 +61,7 @@ class Asked(NamedTuple):
     counts: dict[Amount, int]
 
 
-def asked_of(config: Mapping[str, Any], inputs: Inputs) -> dict[str, Asked]:
+def asked_of(config: Mapping[str, Any], inputs: Inputs) -> dict[str, LabelRequest]:
     """What is asked of a step that probes or fine-tunes, by task; without tasks that its set has no labels of to learn
     from or to report on. ConfigError if nothing is left for a row of a comparison, or if the set lacks labels.
     """
@@ -73,7 +73,7 @@ def asked_of(config: Mapping[str, Any], inputs: Inputs) -> dict[str, Asked]:
             f"the set {what!r} has no {'class ' if 'probes' in config else ''}labels to learn from, or none held out "
             f"to measure on; its splits: {found.splits}."
         )
-    return {task: Asked(splits, _counts(splits, config["labels"], what)) for task, splits in there.items()}
+    return {task: LabelRequest(splits, _counts(splits, config["labels"], what)) for task, splits in there.items()}
 
 
 def _counts(splits: Splits, amounts: Sequence[Amount], what: str) -> dict[Amount, int]:
@@ -89,19 +89,19 @@ def splits_of(found: IngestedSet, task: str, preferred: str) -> Splits | None:
     if test is None or not found.counts.get(f"labels.{task}.train"):
         return None
     heads = {task: task}
-    train = truth_library(found, "train", heads, held_out_keys(found))
+    train = truth_dataset(found, "train", heads, held_out_keys(found))
     if not len(train):
         return None
     val = _deciding(found, task) if test == "test" else None
-    return Splits(train, val, truth_library(found, test, heads), test, found.spaces[task])
+    return Splits(train, val, truth_dataset(found, test, heads), test, found.spaces[task])
 
 
-def _deciding(found: IngestedSet, task: str) -> Library | None:
+def _deciding(found: IngestedSet, task: str) -> ImageDataset | None:
     """The validation images that are not tested on, None if there are none."""
     if not found.counts.get(f"labels.{task}.val"):
         return None
     tested = {key for shard in found.images("test").shards for key in shard.keys}
-    val = truth_library(found, "val", {task: task}, tested)
+    val = truth_dataset(found, "val", {task: task}, tested)
     return val if len(val) else None
 
 

@@ -17,7 +17,7 @@ CLEAN, ALL = "none", "all"
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class Measurement:
     """A number, and how it came about.
 
     `labels` of `asked` images with a label were learned from (those that decide included); `n` images were measured on.

@@ -14,7 +14,7 @@ MOST_NAMES = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class EvaluationTarget:
     """Where something was measured: a head's task on `n` images of one split of one set, and how."""
 
     head: str
@@ -30,7 +30,7 @@ class Place:
 class Line:
     """One metric in one place: its value for each of ROLES that was measured; `better` is "higher" or "lower"."""
 
-    place: Place
+    place: EvaluationTarget
     metric: str
     better: str
     values: Mapping[str, float]
@@ -54,21 +54,21 @@ class Line:
 
 def read_lines(records: Iterable[Mapping[str, Any]]) -> tuple[list[Line], list[Mapping[str, Any]]]:
     """The records of `metrics.json` as lines, in their order; and those of other models than ROLES, as they are."""
-    values: dict[tuple[Place, str, str], dict[str, float]] = {}
+    values: dict[tuple[EvaluationTarget, str, str], dict[str, float]] = {}
     others = []
     for record in records:
         role = str(record["model"]).partition(":")[0]
         if role not in ROLES:
             others.append(record)
             continue
-        place = Place(**{field.name: record[field.name] for field in dataclasses.fields(Place)})
+        place = EvaluationTarget(**{field.name: record[field.name] for field in dataclasses.fields(EvaluationTarget)})
         values.setdefault((place, record["metric"], record["better"]), {})[role] = record["value"]
     return [Line(*key, found) for key, found in values.items()], others
 
 
 def leading(lines: Iterable[Line]) -> list[Line]:
     """The first metric of every place, which is its task's leading one."""
-    first: dict[Place, Line] = {}
+    first: dict[EvaluationTarget, Line] = {}
     for line in lines:
         first.setdefault(line.place, line)
     return list(first.values())

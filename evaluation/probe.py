@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pipeline.data.dataset import Library
+from pipeline.data.dataset import ImageDataset
 from pipeline.models.encoder import Encoder
 from pipeline.steps.runtime import Runtime
 
 
-class Known(NamedTuple):
+class LabelledFeatures(NamedTuple):
     """Features (N, D) float32 and the numbers of their classes (N,) int64, both on the host."""
 
     features: Tensor
@@ -22,23 +22,23 @@ class Known(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class ProbeTask:
     """A classification of frozen features: what is known to learn from and to decide by, and how many classes there
     are. `encoder` and `images`, with labels under `classification`, are where the features to learn from come from;
     `scratch` is a folder for what a training leaves on its way.
     """
 
-    train: Known
-    val: Known
+    train: LabelledFeatures
+    val: LabelledFeatures
     classes: int
     seed: int
     encoder: Encoder
-    images: Library
+    images: ImageDataset
     scratch: Path
     runtime: Runtime
 
 
-class Solution(NamedTuple):
+class ProbeResult(NamedTuple):
     """Features (N, D) -> probabilities (N, classes); and the settings that were decided on, as JSON."""
 
     classify: Callable[[Tensor], Tensor]

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluation import corruptions
-from evaluation.label_subsets import TASK, Asked, asked_of, parts
-from evaluation.measurement import ALL, CLEAN, FILE, Measured
-from evaluation.probe import Known, Problem, Solution
+from evaluation.label_subsets import TASK, LabelRequest, asked_of, parts
+from evaluation.measurement import ALL, CLEAN, FILE, Measurement
+from evaluation.probe import LabelledFeatures, ProbeResult, ProbeTask
 from ingest.true_labels import class_numbers
-from pipeline.data.dataset import Library
-from pipeline.errors import naming
+from pipeline.data.dataset import ImageDataset
+from pipeline.errors import error_context
 from pipeline.models.encoder import Encoder
 from pipeline.models.features import as_it_is, features_of
-from pipeline.models.initial import Start, of_config
+from pipeline.models.initial import InitialBackbone, of_config
 from pipeline.recipe.evaluation import Amount, StartConfig
 from pipeline.steps.artifact import WORK, Inputs, write_json
 from pipeline.steps.runtime import Runtime
@@ -42,9 +42,9 @@ def probe(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
     `config`: `start`, `probes`, `set`, `splits`, `labels`, `seeds`, `seed`, `corruptions`. Raises ConfigError if the
     set has fewer labels than asked for. A set without held-out labels is not measured on, and the counts say why.
     """
-    with naming(config["name"]):
+    with error_context(config["name"]):
         asked = asked_of(config, inputs).get(TASK)
-    records: list[Measured] = []
+    records: list[Measurement] = []
     if asked:
         start = of_config(StartConfig.model_validate(config["start"]), inputs, config["seed"])
         records = list(_Probing(config, asked, Eye(start, inputs.runtime), out / WORK).records())
@@ -67,19 +67,19 @@ class Draw(NamedTuple):
 class Eye:
     """A frozen backbone, laid out for this machine."""
 
-    def __init__(self, start: Start, runtime: Runtime) -> None:
+    def __init__(self, start: InitialBackbone, runtime: Runtime) -> None:
         self.runtime = runtime
         encoder = start.encoder().eval()
         images = torch.rand(PROBED, 3, start.size, start.size)
 
-        def call(model: Any, choice: autotune.Choice) -> None:
+        def call(model: Any, choice: autotune.ComputeConfig) -> None:
             with torch.inference_mode(), choice.autocast():
                 model(images.to(choice.device).contiguous(memory_format=choice.memory_format))
 
-        self.choice = autotune.choose(runtime, [start.name, start.size, "features"], encoder, call)
+        self.choice = autotune.autotune(runtime, [start.name, start.size, "features"], encoder, call)
         self.encoder: Encoder = self.choice.place(encoder)
 
-    def see(self, images: Library, chosen: Sequence[int], change: Callable[[Any], Any] = as_it_is) -> Tensor:
+    def see(self, images: ImageDataset, chosen: Sequence[int], change: Callable[[Any], Any] = as_it_is) -> Tensor:
         """Features (N, D) float32 of these images, changed before they are looked at."""
         with self.choice.autocast():
             return features_of(self.encoder, images, chosen, self.runtime, change)
@@ -88,7 +88,7 @@ class Eye:
 class _Probing:
     """The probes of one backbone on one set."""
 
-    def __init__(self, config: Mapping[str, Any], asked: Asked, eye: Eye, scratch: Path) -> None:
+    def __init__(self, config: Mapping[str, Any], asked: LabelRequest, eye: Eye, scratch: Path) -> None:
         self.config, (self.splits, self.counts), self.eye, self.scratch = config, asked, eye, scratch
         self.called = StartConfig.model_validate(config["start"]).name
         self.done = 0
@@ -122,20 +122,20 @@ class _Probing:
         return np.unique(np.concatenate([rows for draw in self.draws for rows in (draw.rows, draw.aside)]))
 
     @functools.cached_property
-    def known(self) -> Known:
+    def known(self) -> LabelledFeatures:
         """Features and classes of the images that are drawn."""
         features = self.eye.see(self.splits.train, self.drawn.tolist())
-        return Known(features, torch.from_numpy(self.splits.numbers[self.drawn]))
+        return LabelledFeatures(features, torch.from_numpy(self.splits.numbers[self.drawn]))
 
     @functools.cached_property
-    def val(self) -> Known | None:
+    def val(self) -> LabelledFeatures | None:
         """Those to decide by, if they have a split of their own."""
         val = self.splits.val
         if val is None:
             return None
-        return Known(self.eye.see(val, range(len(val))), torch.from_numpy(class_numbers(val, TASK)))
+        return LabelledFeatures(self.eye.see(val, range(len(val))), torch.from_numpy(class_numbers(val, TASK)))
 
-    def records(self) -> Iterator[Measured]:
+    def records(self) -> Iterator[Measurement]:
         """What comes out of every probe, number of labels and seed."""
         for draw in self.draws:
             problem = self._problem(draw)
@@ -159,16 +159,16 @@ class _Probing:
         runtime.progress(config["name"], self.done / total, line)
         self.done += 1
 
-    def _problem(self, draw: Draw) -> Problem:
+    def _problem(self, draw: Draw) -> ProbeTask:
         train, eye = self.splits.train.only(draw.rows), self.eye
         known = self._only(draw.rows), self.val or self._only(draw.aside)
-        return Problem(*known, self.splits.classes, draw.seed, eye.encoder, train, self.scratch, eye.runtime)
+        return ProbeTask(*known, self.splits.classes, draw.seed, eye.encoder, train, self.scratch, eye.runtime)
 
-    def _only(self, rows: NDArray[np.int64]) -> Known:
+    def _only(self, rows: NDArray[np.int64]) -> LabelledFeatures:
         at = np.searchsorted(self.drawn, rows)
-        return Known(self.known.features[at], self.known.classes[at])
+        return LabelledFeatures(self.known.features[at], self.known.classes[at])
 
-    def _report(self, probe: tuple[str, ModuleType], draw: Draw, solution: Solution) -> Iterator[Measured]:
+    def _report(self, probe: tuple[str, ModuleType], draw: Draw, solution: ProbeResult) -> Iterator[Measurement]:
         values: dict[str, list[float]] = defaultdict(list)
         for corruption, features in self.tests:
             accuracy = self._accuracy(solution.classify(features))
@@ -177,7 +177,7 @@ class _Probing:
                 values[ALL].append(accuracy)
         name, about = probe
         for corruption, found in values.items():
-            yield Measured(
+            yield Measurement(
                 start=self.called,
                 backbone=self.eye.encoder.name,
                 protocol=f"{name} v{about.VERSION}",

@@ -17,7 +17,7 @@ STEPS, EPOCHS, BATCH = 300, 10, 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class FinetuneSchedule:
     """A way to fine-tune: the settings to choose from on validation images, by the share of labels that there are."""
 
     version: int
@@ -50,21 +50,21 @@ def _suncet(images: int, there: int) -> Sequence[Settings]:
 
 
 SCHEDULES = {
-    "quick": Schedule(
+    "quick": FinetuneSchedule(
         1,
         f"all weights, AdamW, {STEPS} steps of {BATCH} images or {EPOCHS} epochs if that is more, cosine, learning "
         "rate 0.001 or 0.0003, random crops, flips and colours",
         _quick,
         AugmentConfig(),
     ),
-    "hpt": Schedule(
+    "hpt": FinetuneSchedule(
         1,
         "all weights, SGD, batch 256, learning rate 0.01 or 0.001 and a hundred times that for the head, 2,500 steps "
         "or 90 epochs, a tenth after one and two thirds, no weight decay, random crops and flips (Reed et al., 2021)",
         _hpt,
         CROP_AND_FLIP,
     ),
-    "suncet": Schedule(
+    "suncet": FinetuneSchedule(
         2,
         "all weights, SGD with Nesterov momentum, learning rate 0.05 for each 256 images, cosine, 60 epochs for less "
         "than 5 % of the labels, else 30, no weight decay, a blank linear head, random crops and flips "

@@ -23,8 +23,8 @@ from flows.plan.steps import Selection
 from flows.run.execution import execute_plan
 from flows.run.process_setup import set_up_process
 from flows.run.run import Run, prepare
-from flows.run.step_runner import Apart
-from pipeline.errors import ConfigError, choose
+from flows.run.step_runner import Subprocess
+from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.comparison import COMPARE
 from pipeline.recipe.reader import read_recipe
 from pipeline.recipe.recipe import Recipe
@@ -98,19 +98,19 @@ def train_teacher(
     steps: Count = STEPS,
     batch: Count = BATCH,
     lr: Rate = LR,
-    anew: bool = ANEW,
+    force: bool = ANEW,
     device: Device | None = DEVICE,
     workers: Threads = WORKERS,
 ) -> State[Any]:
     """Train one teacher of a recipe, after reading the set that it learns from."""
 
     def read() -> Recipe:
-        choose(teacher, read_recipe(Path(recipe), overrides).teachers, "Teacher")
+        require_one_of(teacher, read_recipe(Path(recipe), overrides).teachers, "Teacher")
         schedule = _schedule(f"teachers.{teacher}", epochs=epochs, steps=steps, batch=batch, lr=lr)
         machine = _given("runtime", device=device, workers=workers)
         return read_recipe(Path(recipe), [*overrides, *schedule, *machine])
 
-    return _carry_out(_up_to(f"teacher.{teacher}", anew), read, root)
+    return _carry_out(_up_to(f"teacher.{teacher}", force), read, root)
 
 
 @flow(name="label-pool", persist_result=False)
@@ -119,14 +119,14 @@ def label_pool(
     root: Text = ROOT,
     overrides: list[str] = OVERRIDES,
     batch: Count = IMAGES,
-    anew: bool = ANEW,
+    force: bool = ANEW,
     runner: Runner = RUNNER,
     device: Device | None = DEVICE,
     workers: Threads = WORKERS,
 ) -> State[Any]:
     """Let all teachers of a recipe label its pool, after training those that are not there yet."""
     changes = [*_given("labelling", batch=batch), *_given("runtime", runner=runner, device=device, workers=workers)]
-    return _carry_out(_up_to("label", anew), lambda: read_recipe(Path(recipe), [*overrides, *changes]), root)
+    return _carry_out(_up_to("label", force), lambda: read_recipe(Path(recipe), [*overrides, *changes]), root)
 
 
 @flow(name="train-student", persist_result=False)
@@ -138,7 +138,7 @@ def train_student(
     steps: Count = STEPS,
     batch: Count = BATCH,
     lr: Rate = LR,
-    anew: bool = ANEW,
+    force: bool = ANEW,
     device: Device | None = DEVICE,
     workers: Threads = WORKERS,
 ) -> State[Any]:
@@ -147,7 +147,7 @@ def train_student(
         *_schedule("student", epochs=epochs, steps=steps, batch=batch, lr=lr),
         *_given("runtime", device=device, workers=workers),
     ]
-    return _carry_out(_up_to("student", anew), lambda: read_recipe(Path(recipe), [*overrides, *changes]), root)
+    return _carry_out(_up_to("student", force), lambda: read_recipe(Path(recipe), [*overrides, *changes]), root)
 
 
 @flow(name="run-stage", persist_result=False)
@@ -160,19 +160,19 @@ def run_stage(
     steps: Count = STEPS,
     batch: Count = BATCH,
     lr: Rate = LR,
-    anew: bool = ANEW,
+    force: bool = ANEW,
     device: Device | None = DEVICE,
     workers: Threads = WORKERS,
 ) -> State[Any]:
     """Run one self-supervised stage of a recipe, after making what it starts from."""
 
     def read() -> Recipe:
-        choose(stage, [each.name for each in read_recipe(Path(recipe), overrides).stages], "Stage")
+        require_one_of(stage, [each.name for each in read_recipe(Path(recipe), overrides).stages], "Stage")
         schedule = _schedule(f"stages.{stage}", epochs=epochs, steps=steps, batch=batch, lr=lr)
         machine = _given("runtime", device=device, workers=workers)
         return read_recipe(Path(recipe), [*overrides, *schedule, *machine])
 
-    return _carry_out(_up_to(f"stage.{stage}", anew), read, root)
+    return _carry_out(_up_to(f"stage.{stage}", force), read, root)
 
 
 @flow(name="evaluate", persist_result=False)
@@ -181,13 +181,13 @@ def evaluate(
     root: Text = ROOT,
     overrides: list[str] = OVERRIDES,
     splits: Literal["test", "val"] | None = SPLITS,
-    anew: bool = ANEW,
+    force: bool = ANEW,
     device: Device | None = DEVICE,
     workers: Threads = WORKERS,
 ) -> State[Any]:
     """Measure the student, its teachers and a trivial baseline of a recipe on held-out images, and write the report."""
     changes = [*_given("evaluate", splits=splits), *_given("runtime", device=device, workers=workers)]
-    return _carry_out(_up_to("evaluate", anew), lambda: read_recipe(Path(recipe), [*overrides, *changes]), root)
+    return _carry_out(_up_to("evaluate", force), lambda: read_recipe(Path(recipe), [*overrides, *changes]), root)
 
 
 @flow(name="compare", persist_result=False)
@@ -206,14 +206,14 @@ def compare(
         if not found.compare:
             raise ConfigError(f"{recipe}: has no section `compare`; docs/measuring.md shows one.")
         if comparison:
-            choose(comparison, found.compare, "Comparison")
+            require_one_of(comparison, found.compare, "Comparison")
         return found
 
     return _carry_out(Selection(f"{COMPARE}.{comparison}" if comparison else COMPARE), read, root)
 
 
-def _up_to(step: str, anew: bool) -> Selection:
-    return Selection(step, force=(step,) if anew else ())
+def _up_to(step: str, force: bool) -> Selection:
+    return Selection(step, force=(step,) if force else ())
 
 
 def _carry_out(selection: Selection, read: Callable[[], Recipe], root: str) -> State[Any]:
@@ -222,7 +222,7 @@ def _carry_out(selection: Selection, read: Callable[[], Recipe], root: str) -> S
     logging.getLogger("prefect.flow_runs").addFilter(_is_news)
     steps = Steps()
 
-    def carry(run: Run, apart: Apart) -> Mapping[str, Artifact]:
+    def carry(run: Run, apart: Subprocess) -> Mapping[str, Artifact]:
         _name_after(run)
         return steps.carry_out(run, apart)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from flows.plan.steps import Selection
 from flows.run.execution import check_launched, execute_plan, take_part
 from flows.run.run import WHOLE, Outcome, Run, nothing_to_do, prepare
-from flows.run.step_runner import Apart
+from flows.run.step_runner import Subprocess
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps import ranks
 from pipeline.steps.artifact import Artifact
@@ -29,7 +29,7 @@ def execute_recipe(recipe: Recipe, runtime: Runtime, selection: Selection = WHOL
     return execute_plan(recipe, plan, runtime, None if inline else _with_prefect)
 
 
-def _with_prefect(run: Run, work: Apart) -> Mapping[str, Artifact]:
+def _with_prefect(run: Run, work: Subprocess) -> Mapping[str, Artifact]:
     from flows.orchestration.session import run_with_prefect  # noqa: PLC0415 - Prefect takes seconds to import
 
     return run_with_prefect(run, work)

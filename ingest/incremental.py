@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
-from pipeline.sources import Stamp, Truth
+from pipeline.sources import Stamp, TrueLabels
 from pipeline.sources._splits import SPLITS
 from pipeline.steps.artifact import LOG, WORK, Artifact
 from pipeline.storage.root import hash_file, in_parallel
@@ -39,14 +39,14 @@ SCHEMA = pa.schema(
 )
 
 
-class Known(NamedTuple):
+class KnownFile(NamedTuple):
     """What a file was found to be: an image's key, or the reason why it is none."""
 
     key: str | None
     reason: str | None
 
 
-class Seen:
+class SourceIndex:
     """The files of a source by name. What is noted is safe in `work` after every `often` files."""
 
     def __init__(self, out: Path, before: Artifact | None, often: int) -> None:
@@ -62,18 +62,18 @@ class Seen:
         self._pieces, self._new = len(pieces), [SCHEMA.empty_table()]
         self._notes: list[tuple[str, int, int, str | None, str | None]] = []
 
-    def find(self, name: str, stamp: Stamp | None) -> Known | None:
+    def find(self, name: str, stamp: Stamp | None) -> KnownFile | None:
         """What the file was, if it had this very stamp."""
         row = self._rows.get(name)
         if row is None or stamp is None or tuple(self._stamps[row].tolist()) != stamp:
             return None
-        return Known(*(self._earlier.column(column)[row].as_py() for column in ("key", "reason")))
+        return KnownFile(*(self._earlier.column(column)[row].as_py() for column in ("key", "reason")))
 
     def keep(self, name: str) -> None:
         """The file is still what `find` said."""
         self._still[self._rows[name]] = True
 
-    def note(self, name: str, stamp: Stamp, known: Known) -> None:
+    def note(self, name: str, stamp: Stamp, known: KnownFile) -> None:
         """The file was read."""
         self._notes.append((name, *stamp, *known))
         if len(self._notes) >= self._often:
@@ -100,17 +100,17 @@ def _read(path: Path) -> pa.Table:
         return SCHEMA.empty_table()  # what is not known is read again
 
 
-class Claim(NamedTuple):
+class SourceMatch(NamedTuple):
     """A record that says of an image in an earlier shard that it is still in the source."""
 
     number: int
     """Its place in the source."""
     name: str
-    truth: Callable[[Size], Truth]
+    truth: Callable[[Size], TrueLabels]
 
 
 @dataclasses.dataclass(frozen=True)
-class Standing:
+class ExistingShard:
     """An image shard of an earlier reading. Its hash is known if it was sealed; in `work` it is not."""
 
     split: str
@@ -130,15 +130,15 @@ class Standing:
         return bool(self.shard.sha256)
 
 
-class Earlier:
+class PreviousShards:
     """The shards of earlier readings, and the records that claim their images.
 
     Those in `work` come first: what they share with a shard of the artifact before, that one was broken up for.
     """
 
     def __init__(self, out: Path, before: Artifact | None, name: str) -> None:
-        self.shards: list[Standing] = []
-        self._claims: dict[str, dict[str, tuple[Claim, ...]]] = {split: {} for split in SPLITS}
+        self.shards: list[ExistingShard] = []
+        self._claims: dict[str, dict[str, tuple[SourceMatch, ...]]] = {split: {} for split in SPLITS}
         for split in SPLITS:
             shards = [local_shard(tar) for tar in unfinished(out / WORK, split)]
             shards += [image_shard(before, tar) for tar in shards_of(before, split)] if before else []
@@ -150,17 +150,17 @@ class Earlier:
                 ) from error
             for shard, index in zip(shards, indexes, strict=True):
                 self._claims[split].update(dict.fromkeys(index.column("key").to_pylist(), ()))
-                self.shards.append(Standing(split, shard, len(index)))
+                self.shards.append(ExistingShard(split, shard, len(index)))
 
     def has(self, split: str, key: str) -> bool:
         """Whether the image is in a shard of the split."""
         return key in self._claims[split]
 
-    def claim(self, split: str, key: str, claim: Claim) -> None:
+    def claim(self, split: str, key: str, claim: SourceMatch) -> None:
         """The image is still in the source; of several claims the first counts."""
         self._claims[split][key] += (claim,)
 
-    def take(self, shard: Standing) -> Iterator[tuple[tuple[Claim, ...], Size]]:
+    def take(self, shard: ExistingShard) -> Iterator[tuple[tuple[SourceMatch, ...], Size]]:
         """(claims, (width, height)) of every image of the shard; what is taken is gone."""
         columns = shard.shard.columns("key", "width", "height").to_pydict().values()
         for key, width, height in zip(*columns, strict=True):

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from ingest.incremental import Claim, Earlier, Known, Seen, Size, Standing, same_place
-from ingest.shard_packer import Entry, Packing
+from ingest.incremental import ExistingShard, KnownFile, PreviousShards, Size, SourceIndex, SourceMatch, same_place
+from ingest.shard_packer import PackedRecord, ShardPacker
 from pipeline.data.decode import inspect
 from pipeline.data.prefetch import ahead
 from pipeline.errors import DataError
 from pipeline.recipe.source import SourceConfig
-from pipeline.sources import BaseSource, Record, Stamp
-from pipeline.steps.artifact import ADOPTED, Inputs, write_json
+from pipeline.sources import BaseSource, SourceRecord, Stamp
+from pipeline.steps.artifact import INHERITED_FILES, Inputs, write_json
 from pipeline.stores.images import NewImage
 
-GROWS = ("files", "source.path", "source.max_bad")
+INCREMENTAL_KEYS = ("files", "source.path", "source.max_bad")
 """Settings that don't change what is an image of the set and in which split."""
 IN_FLIGHT = 64
 """Images being read at once: what ingesting holds in memory, beside one shard's label rows."""
@@ -62,14 +62,14 @@ def ingest(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str,
         reading.look_at_all()
         reading.settle()
         for name, reason in reading.source.problems():
-            packing.quarantine(Entry(reading.looked, name, reason=reason), "")
+            packing.quarantine(PackedRecord(reading.looked, name, reason=reason), "")
         packing.close()
     finally:
         packing.discard()
     _check_share(packing, config["source"].get("max_bad", 0.05), config["name"])
     reading.seen.write(out)
     write_json(out / "set.json", packing.summary())
-    return {**packing.counts, "read_now": reading.read_now, ADOPTED: packing.adopted}
+    return {**packing.counts, "read_now": reading.read_now, INHERITED_FILES: packing.adopted}
 
 
 @dataclasses.dataclass
@@ -77,40 +77,40 @@ class _Look:
     """A record, looked at: the key of its image, or the reason why it is none."""
 
     number: int
-    record: Record
+    record: SourceRecord
     stamp: Stamp | None = None
     key: str | None = None
     reason: str = ""
     read: bool = False
     image: NewImage | None = None
     """The image itself, if no earlier shard has it; and with it its labels."""
-    entry: Entry | None = None
+    entry: PackedRecord | None = None
 
     @property
-    def claim(self) -> Claim:
-        return Claim(self.number, self.record.name, self.record.truth)
+    def claim(self) -> SourceMatch:
+        return SourceMatch(self.number, self.record.name, self.record.truth)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Settled:
     """What became of an image of an earlier shard: the record that it is kept as, if there is any."""
 
-    record: Entry | None
-    bad: Sequence[Entry]
-    again: Sequence[Entry]
+    record: PackedRecord | None
+    bad: Sequence[PackedRecord]
+    again: Sequence[PackedRecord]
 
 
 class _Reading:
     """One reading of a set, from what earlier ones left to the last shard."""
 
     def __init__(self, config: Mapping[str, Any], inputs: Inputs, out: Path) -> None:
-        before = inputs.before
+        before = inputs.previous
         known = before if before and same_place(before, config) else None
         self.source = open_source(config["source"])
         self.labels = {task: tasks.label(space) for task, space in self.source.spaces().items()}
-        self.earlier = Earlier(out, before, config["name"])
-        self.seen = Seen(out, known, config["shard_images"])
-        self.packing = Packing(out, self.labels, config["shard_images"], config["name"])
+        self.earlier = PreviousShards(out, before, config["name"])
+        self.seen = SourceIndex(out, known, config["shard_images"])
+        self.packing = ShardPacker(out, self.labels, config["shard_images"], config["name"])
         self.looked = self.read_now = 0
         self._step, self._runtime, self._done = f"data.{config['name']}", inputs.runtime, 0
         self._total = self.source.count() or 0
@@ -123,7 +123,7 @@ class _Reading:
                 self._runtime.check_stop(self._step)
                 self._take(look)
 
-    def _look(self, numbered: tuple[int, Record]) -> _Look:
+    def _look(self, numbered: tuple[int, SourceRecord]) -> _Look:
         """On a thread: read what is not known, and the true labels of what is new."""
         look = _Look(*numbered)
         try:
@@ -154,25 +154,25 @@ class _Reading:
         if not self.earlier.has(record.split, image.key):
             look.image, look.entry = image, self._entry(look.claim, (found.width, found.height))
 
-    def _entry(self, claim: Claim, size: Size) -> Entry:
+    def _entry(self, claim: SourceMatch, size: Size) -> PackedRecord:
         """A record with its true labels, read and encoded."""
         try:
             truth = claim.truth(size)
             rows = {task: self.labels[task].encode(value) for task, value in truth.values.items()}
         except (DataError, OSError) as error:
-            return Entry(claim.number, claim.name, reason=_said(error))
-        return Entry(claim.number, claim.name, rows, truth.notes)
+            return PackedRecord(claim.number, claim.name, reason=_said(error))
+        return PackedRecord(claim.number, claim.name, rows, truth.notes)
 
     def _take(self, look: _Look) -> None:
         name, split = look.record.name, look.record.split
         self.looked += 1
         self.read_now += look.read
         if look.stamp and look.read:
-            self.seen.note(name, look.stamp, Known(look.key, look.reason or None))
+            self.seen.note(name, look.stamp, KnownFile(look.key, look.reason or None))
         elif look.stamp:
             self.seen.keep(name)
         if look.key is None:
-            self.packing.quarantine(Entry(look.number, name, reason=look.reason), split)
+            self.packing.quarantine(PackedRecord(look.number, name, reason=look.reason), split)
         elif look.entry and look.image:
             self.packing.add(look.entry, split, look.image)
         else:
@@ -192,18 +192,18 @@ class _Reading:
                 self._runtime.check_stop(self._step)
                 self._decide(shard, list(itertools.islice(settled, shard.images)))
 
-    def _settle(self, image: tuple[Sequence[Claim], Size]) -> _Settled:
+    def _settle(self, image: tuple[Sequence[SourceMatch], Size]) -> _Settled:
         """On a thread: the first record that claims an image and whose labels can be used has it."""
         claims, size = image
-        bad: list[Entry] = []
+        bad: list[PackedRecord] = []
         for place, claim in enumerate(claims):
             entry = self._entry(claim, size)
             if not entry.reason:
-                return _Settled(entry, bad, [Entry(other.number, other.name) for other in claims[place + 1 :]])
+                return _Settled(entry, bad, [PackedRecord(other.number, other.name) for other in claims[place + 1 :]])
             bad.append(entry)
         return _Settled(None, bad, [])
 
-    def _decide(self, shard: Standing, settled: Sequence[_Settled]) -> None:
+    def _decide(self, shard: ExistingShard, settled: Sequence[_Settled]) -> None:
         for image in settled:
             for entry in image.bad:
                 self.packing.quarantine(entry, shard.split)
@@ -231,7 +231,7 @@ def _said(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _check_share(packing: Packing, most: float, name: str) -> None:
+def _check_share(packing: ShardPacker, most: float, name: str) -> None:
     bad, good = packing.counts["quarantined"], packing.counts["images"] + packing.counts["duplicates"]
     reasons = packing.lists.first_reasons()
     if not good:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ingest.incremental import Standing, unfinished
+from ingest.incremental import ExistingShard, unfinished
 from pipeline.errors import DataError
 from pipeline.sources._splits import SPLITS
 from pipeline.steps.artifact import WORK
@@ -26,7 +26,7 @@ LIST = pa.schema([("source", pa.string()), ("split", pa.string()), ("reason", pa
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class PackedRecord:
     """A record on its way into a shard: its place in the source, its name, and its true labels, encoded by task.
 
     `reason` says why the labels can't be used, and the image with them.
@@ -45,7 +45,7 @@ class Lists:
     def __init__(self) -> None:
         self._rows: dict[str, list[tuple[int, str, str, str]]] = {"quarantine": [], "duplicates": [], "notes": []}
 
-    def add(self, table: str, record: Entry, split: str, reason: str) -> None:
+    def add(self, table: str, record: PackedRecord, split: str, reason: str) -> None:
         """A line about a record."""
         self._rows[table].append((record.number, record.name, split, reason))
 
@@ -61,7 +61,7 @@ class Lists:
         return "; ".join(f"{source}: {reason}" for _, source, _, reason in sorted(self._rows["quarantine"])[:most])
 
 
-class Packing:
+class ShardPacker:
     """The shards of a set in the making.
 
     New shards are made in `work`, numbered from 0, where they outlast an interruption; earlier ones are kept where they
@@ -75,25 +75,25 @@ class Packing:
         self.shards: collections.Counter[str] = collections.Counter()
         self.lists = Lists()
         self.adopted: dict[str, str] = {}
-        """Files that stay as they are in the artifact before, as `ADOPTED` wants them."""
-        self._open: dict[str, tuple[ShardWriter, list[Entry]]] = {}
+        """Files that stay as they are in the artifact before, as `INHERITED_FILES` wants them."""
+        self._open: dict[str, tuple[ShardWriter, list[PackedRecord]]] = {}
         self._first: dict[tuple[str, str], str] = {}
         self._next: dict[str, int] = {split: _after(unfinished(self.work, split)) for split in SPLITS}
         self._behind: dict[str, int] = dict.fromkeys(SPLITS, 0)
         """The number that the first of the new shards will have."""
 
-    def quarantine(self, record: Entry, split: str) -> None:
+    def quarantine(self, record: PackedRecord, split: str) -> None:
         """List a file that can't be used."""
         self.counts["quarantined"] += 1
         self.lists.add("quarantine", record, split, record.reason)
 
-    def duplicate(self, record: Entry, split: str, first: str) -> None:
+    def duplicate(self, record: PackedRecord, split: str, first: str) -> None:
         """List a record whose image is stored under the name `first`."""
         self.counts["duplicates"] += 1
         dropped = "; its label is not used" if self.labels else ""
         self.lists.add("duplicates", record, split, f"same bytes as {first}{dropped}")
 
-    def add(self, record: Entry, split: str, image: NewImage) -> None:
+    def add(self, record: PackedRecord, split: str, image: NewImage) -> None:
         """Store an image that no earlier shard has, or list why not."""
         first = self._first.get((split, image.key))
         if first is not None:
@@ -103,14 +103,14 @@ class Packing:
         self._first[split, image.key] = record.name
         return self._pack(record, split, image)
 
-    def _pack(self, record: Entry, split: str, image: NewImage) -> None:
+    def _pack(self, record: PackedRecord, split: str, image: NewImage) -> None:
         writer, records = self._open.get(split) or self._start(split)
         writer.add(image)
         records.append(record)
         if len(records) >= self.shard_images:
             self._finish(split)
 
-    def _start(self, split: str) -> tuple[ShardWriter, list[Entry]]:
+    def _start(self, split: str) -> tuple[ShardWriter, list[PackedRecord]]:
         name = f"shard-{self._next[split]:06d}"
         self._next[split] += 1
         self._open[split] = (ShardWriter(self.work / "images" / split, name), [])
@@ -120,9 +120,9 @@ class Packing:
         writer, records = self._open[split]
         writer.close()
         del self._open[split]
-        self._describe(Standing(split, local_shard(writer.tar_path), len(records)), records)
+        self._describe(ExistingShard(split, local_shard(writer.tar_path), len(records)), records)
 
-    def keep(self, shard: Standing, records: Sequence[Entry]) -> None:
+    def keep(self, shard: ExistingShard, records: Sequence[PackedRecord]) -> None:
         """Keep an earlier shard: its images are all in the source still, as these records."""
         stem = f"images/{shard.split}/{shard.name}"
         renamed = self._rename(shard, self._folder(shard) / f"{stem}.parquet", [record.name for record in records])
@@ -132,7 +132,7 @@ class Packing:
             self._behind[shard.split] = _number(shard.name) + 1
         self._describe(shard, records)
 
-    def _rename(self, shard: Standing, path: Path, names: list[str]) -> bool:
+    def _rename(self, shard: ExistingShard, path: Path, names: list[str]) -> bool:
         """Write the shard's index anew if its images are called otherwise than before; whether they are."""
         index = shard.shard.table
         if index.column("source").to_pylist() == names:
@@ -142,9 +142,9 @@ class Packing:
         write_table(path, index.set_column(place, index.schema.field(place), pa.array(names)))
         return True
 
-    def break_up(self, shard: Standing, records: Sequence[Entry | None]) -> None:
+    def break_up(self, shard: ExistingShard, records: Sequence[PackedRecord | None]) -> None:
         """Put what is left of an earlier shard into new ones: None stands for an image that is gone."""
-        shard.shard.bring(SHARE)
+        shard.shard.download(SHARE)
         for row, record in enumerate(records):
             if record is not None:
                 self._pack(record, shard.split, self._again(shard.shard, row, record.name))
@@ -164,10 +164,10 @@ class Packing:
             )
         return image
 
-    def _folder(self, shard: Standing) -> Path:
+    def _folder(self, shard: ExistingShard) -> Path:
         return self.out if shard.sealed else self.work
 
-    def _describe(self, shard: Standing, records: Sequence[Entry]) -> None:
+    def _describe(self, shard: ExistingShard, records: Sequence[PackedRecord]) -> None:
         """Count what a shard holds and write its true labels."""
         self.shards[shard.split] += 1
         for record in records:
@@ -182,7 +182,7 @@ class Packing:
                 truth.add(key, row, "ok" if row else "none", None if row else "the set has no label for it")
             truth.close()
 
-    def _count(self, record: Entry, split: str) -> None:
+    def _count(self, record: PackedRecord, split: str) -> None:
         self.counts["images"] += 1
         self.counts[f"images.{split}"] += 1
         for task in record.rows:

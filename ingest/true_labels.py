@@ -9,47 +9,53 @@ from numpy.typing import NDArray
 
 import tasks
 from ingest.dataset import IngestedSet
-from pipeline.data.dataset import Layer, Library, Shelf
+from pipeline.data.dataset import DatasetShard, ImageDataset, LabelSource
 from pipeline.errors import ConfigError
 from pipeline.storage.root import in_parallel
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import LabelSpace, read_labels
 
 CLASSES = "classification"
-Layers = Callable[[ImageShard], Mapping[str, tuple[Layer, ...]]]
+LabelSources = Callable[[ImageShard], Mapping[str, tuple[LabelSource, ...]]]
 
 
-def shelve(found: IngestedSet, split: str, layers: Layers, without: Set[str] = frozenset()) -> list[Shelf]:
-    """The shards of a split, with `layers(shard)` as their labels; the keys in `without` are left out."""
-    shelves = []
+def dataset_shards(
+    found: IngestedSet, split: str, label_sources: LabelSources, without: Set[str] = frozenset()
+) -> list[DatasetShard]:
+    """The shards of a split, with `label_sources(shard)` as their labels; the keys in `without` are left out."""
+    shards = []
     for shard in found.images(split).shards:
         rows = np.flatnonzero([key not in without for key in shard.keys])
-        shelves.append(Shelf(shard, rows, layers(shard)))
-    return shelves
+        shards.append(DatasetShard(shard, rows, label_sources(shard)))
+    return shards
 
 
-def truth_library(found: IngestedSet, split: str, heads: Mapping[str, str], without: Set[str] = frozenset()) -> Library:
+def truth_dataset(
+    found: IngestedSet, split: str, heads: Mapping[str, str], without: Set[str] = frozenset()
+) -> ImageDataset:
     """Images of a split with a true label for any of `heads` (task by head)."""
     readers = {head: tasks.label(found.spaces[task]) for head, task in heads.items()}
 
-    def layers(shard: ImageShard) -> dict[str, tuple[Layer, ...]]:
-        return {head: (Layer(found.truth(task, split, shard.name), readers[head]),) for head, task in heads.items()}
+    def label_sources(shard: ImageShard) -> dict[str, tuple[LabelSource, ...]]:
+        return {
+            head: (LabelSource(found.truth(task, split, shard.name), readers[head]),) for head, task in heads.items()
+        }
 
-    return Library(in_parallel(labelled, shelve(found, split, layers, without)))
+    return ImageDataset(in_parallel(labelled, dataset_shards(found, split, label_sources, without)))
 
 
-def class_numbers(library: Library, head: str) -> NDArray[np.int64]:
-    """For every image of a `truth_library`, the number of its class by this head, of which it has a label."""
-    found = in_parallel(lambda shelf: _class_numbers(shelf, head), library.shelves)
+def class_numbers(dataset: ImageDataset, head: str) -> NDArray[np.int64]:
+    """For every image of a `truth_dataset`, the number of its class by this head, of which it has a label."""
+    found = in_parallel(lambda shard: _class_numbers(shard, head), dataset.shards)
     return np.concatenate([np.empty(0, np.int64), *found])
 
 
-def _class_numbers(shelf: Shelf, head: str) -> NDArray[np.int64]:
-    (layer,) = shelf.layers[head]
-    table = read_labels(layer.file, ["key", "top"])
-    layer.check(shelf.images, table.column("key").to_pylist())
+def _class_numbers(shard: DatasetShard, head: str) -> NDArray[np.int64]:
+    (source,) = shard.label_sources[head]
+    table = read_labels(source.file, ["key", "top"])
+    source.check(shard.images, table.column("key").to_pylist())
     numbers: NDArray[np.int64] = (
-        table.column("top").take([layer.row(row) for row in shelf.rows]).to_numpy().astype(np.int64)
+        table.column("top").take([source.row(row) for row in shard.rows]).to_numpy().astype(np.int64)
     )
     return numbers
 
@@ -62,18 +68,18 @@ def train_classes(sets: Mapping[str, IngestedSet]) -> tuple[tuple[str, ...], dic
     classes: dict[str, int] = {}
     for found in sets.values():
         if CLASSES in found.spaces:
-            library = truth_library(found, "train", {CLASSES: CLASSES})
-            classes |= dict(zip(library.keys(), class_numbers(library, CLASSES).tolist(), strict=True))
+            dataset = truth_dataset(found, "train", {CLASSES: CLASSES})
+            classes |= dict(zip(dataset.keys(), class_numbers(dataset, CLASSES).tolist(), strict=True))
     return names, classes
 
 
-def labelled(shelf: Shelf) -> Shelf:
+def labelled(shard: DatasetShard) -> DatasetShard:
     """The shelf with only the rows that have a label in one of its layers."""
-    known = np.zeros(len(shelf.images), dtype=bool)
-    for layers in shelf.layers.values():
-        for layer in layers:
-            known |= layer.has_label(shelf.images)
-    return Shelf(shelf.images, shelf.rows[known[shelf.rows]], shelf.layers)
+    known = np.zeros(len(shard.images), dtype=bool)
+    for label_sources in shard.label_sources.values():
+        for source in label_sources:
+            known |= source.has_label(shard.images)
+    return DatasetShard(shard.images, shard.rows[known[shard.rows]], shard.label_sources)
 
 
 def held_out_keys(found: IngestedSet) -> set[str]:

@@ -68,7 +68,7 @@ def installing(extra: str) -> str:
 
 
 @contextlib.contextmanager
-def naming(place: str) -> Iterator[None]:
+def error_context(place: str) -> Iterator[None]:
     """Errors of this project that are raised inside begin with the place they are about."""
     try:
         yield
@@ -76,7 +76,7 @@ def naming(place: str) -> Iterator[None]:
         raise type(error)(f"{place}: {error}") from error
 
 
-def choose(value: str, known: Iterable[str], what: str) -> str:
+def require_one_of(value: str, known: Iterable[str], what: str) -> str:
     """Return `value` if it is one of `known`; else raise ConfigError with the nearest name and the others, if many only
     those that are near.
     """

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from pipeline.models.encoder import Encoder
 from selfsup.components.config import MethodConfig
-from selfsup.components.heads import Follower, projector, rising
+from selfsup.components.heads import MomentumEncoder, cosine_momentum, projector
 from selfsup.components.losses import byol
-from selfsup.components.method import Family, Method, Policy, Setting, ViewKind, Views
+from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views
 
 POLICY = Policy(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
 OTHER = replace(POLICY, blur=0.1, solarize=0.2)
@@ -33,7 +33,7 @@ class Config(MethodConfig):
     target_momentum: float = Field(default=0.99, ge=0, le=1)
     """Of the copy at the start; it rises to 1 by a cosine."""
 
-    def build(self, backbone: Encoder, setting: Setting) -> Method:
+    def build(self, backbone: Encoder, setting: StageSetting) -> Method:
         """The method, its projector and predictor fresh."""
         return BYOL(self, backbone, setting)
 
@@ -44,19 +44,19 @@ class BYOL(Method):
     family: ClassVar[Family] = "self-distillation"
     compares: ClassVar[bool] = False
 
-    def __init__(self, config: Config, backbone: Encoder, setting: Setting) -> None:
+    def __init__(self, config: Config, backbone: Encoder, setting: StageSetting) -> None:
         super().__init__(backbone, None)
         self.config, self.size = config, setting.size
         self.head = projector([backbone.width, config.hidden, config.dim], norm=True)
         self.predictor = projector([config.dim, config.hidden, config.dim], norm=True)
-        self.target = Follower(nn.Sequential(backbone, self.head))
+        self.target = MomentumEncoder(nn.Sequential(backbone, self.head))
 
     def kinds(self) -> Sequence[ViewKind]:
         return [ViewKind(self.size, POLICY), ViewKind(self.size, OTHER)]
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         online = nn.Sequential(self.backbone, self.head)
-        self.target.catch_up(online, rising(self.config.target_momentum, views.progress), views.step)
+        self.target.catch_up(online, cosine_momentum(self.config.target_momentum, views.progress), views.step)
         first, second = (self.predictor(online(view)) for view in views.unlabelled)
         wanted_first, wanted_second = (self.target(view) for view in views.unlabelled)
         return {"byol": byol(first, wanted_second) + byol(second, wanted_first)}

@@ -16,7 +16,7 @@ from pipeline.models.encoder import Encoder
 from selfsup.components.config import MethodConfig
 from selfsup.components.heads import projector
 from selfsup.components.kmeans import fitting_count, products, spherical_kmeans
-from selfsup.components.method import Family, Method, Policy, Setting, ViewKind, Views, together
+from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
 from selfsup.components.multicrop import multi_crop
 
 POLICY = Policy(area=(0.14, 1.0))
@@ -43,7 +43,7 @@ class Config(MethodConfig):
     iterations: int = Field(default=10, ge=1)
     """Of k-means, once an epoch."""
 
-    def build(self, backbone: Encoder, setting: Setting) -> Method:
+    def build(self, backbone: Encoder, setting: StageSetting) -> Method:
         """The method, its projector fresh."""
         return DeepCluster(self, backbone, setting)
 
@@ -57,7 +57,7 @@ class DeepCluster(Method):
     assigned: Tensor
     epoch: Tensor
 
-    def __init__(self, config: Config, backbone: Encoder, setting: Setting) -> None:
+    def __init__(self, config: Config, backbone: Encoder, setting: StageSetting) -> None:
         super().__init__(backbone, config.labels)
         self.config, self.setting = config, setting
         self.head = projector([backbone.width, config.hidden, config.dim], norm=True)
@@ -78,7 +78,7 @@ class DeepCluster(Method):
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         self._cluster(views.epoch)
-        embeddings = together(self.head, together(self.backbone, [*views.unlabelled, views.labelled]))
+        embeddings = forward_concat(self.head, forward_concat(self.backbone, [*views.unlabelled, views.labelled]))
         unit = [F.normalize(each.float(), dim=1) for each in embeddings[: len(views.unlabelled)]]
         losses = [
             F.cross_entropy(products(each, centres) / self.config.temperature, assigned[views.index])

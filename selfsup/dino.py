@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from pipeline.models.encoder import Encoder
 from selfsup.components.config import MethodConfig
-from selfsup.components.heads import DistillationHead, Follower, rising
+from selfsup.components.heads import DistillationHead, MomentumEncoder, cosine_momentum
 from selfsup.components.losses import distillation
-from selfsup.components.method import Family, Method, Policy, Setting, ViewKind, Views, together
+from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
 from selfsup.components.multicrop import multi_crop
 
 POLICY = Policy(area=(0.4, 1.0), brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
@@ -58,7 +58,7 @@ class Config(MethodConfig):
             )
         return self
 
-    def build(self, backbone: Encoder, setting: Setting) -> Method:
+    def build(self, backbone: Encoder, setting: StageSetting) -> Method:
         """The method, its head fresh."""
         return DINO(self, backbone, setting)
 
@@ -69,11 +69,11 @@ class DINO(Method):
     family: ClassVar[Family] = "self-distillation"
     center: Tensor
 
-    def __init__(self, config: Config, backbone: Encoder, setting: Setting) -> None:
+    def __init__(self, config: Config, backbone: Encoder, setting: StageSetting) -> None:
         super().__init__(backbone, None)
         self.config, self.size = config, setting.size
         self.head = DistillationHead([backbone.width, config.hidden, config.hidden, config.dim], config.outputs)
-        self.teacher = Follower(nn.Sequential(backbone, self.head))
+        self.teacher = MomentumEncoder(nn.Sequential(backbone, self.head))
         self.register_buffer("center", torch.zeros(config.outputs))
 
     def kinds(self) -> Sequence[ViewKind]:
@@ -81,8 +81,8 @@ class DINO(Method):
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         network = nn.Sequential(self.backbone, self.head)
-        self.teacher.catch_up(network, rising(self.config.teacher_momentum, views.progress), views.step)
-        wanted = together(self.teacher, views.unlabelled[:LARGE_VIEWS])
+        self.teacher.catch_up(network, cosine_momentum(self.config.teacher_momentum, views.progress), views.step)
+        wanted = forward_concat(self.teacher, views.unlabelled[:LARGE_VIEWS])
         student = self._student(views)
         temperatures = (self.config.temperature, self.config.teacher_temperature)
         loss = distillation(student, wanted, self.center.clone(), temperatures)
@@ -91,7 +91,7 @@ class DINO(Method):
 
     def _student(self, views: Views) -> list[Tensor]:
         head = functools.partial(self.head, is_frozen=views.progress < self.config.frozen)
-        return together(head, together(self.backbone, views.unlabelled))
+        return forward_concat(head, forward_concat(self.backbone, views.unlabelled))
 
     @torch.no_grad()
     def _follow(self, outputs: Tensor) -> None:

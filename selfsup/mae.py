@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.encoder import Encoder
 from selfsup.components.config import MethodConfig
 from selfsup.components.losses import masked_reconstruction
-from selfsup.components.method import Family, Method, Policy, Setting, ViewKind, Views
+from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views
 
 POLICY = Policy(area=(0.2, 1.0), jitter=0, grayscale=0, blur=0)
 HEAD_WIDTH = 32
@@ -32,7 +32,7 @@ class Config(MethodConfig):
     depth: int = Field(default=8, ge=1)
     """Blocks of the decoder."""
 
-    def build(self, backbone: Encoder, setting: Setting) -> Method:
+    def build(self, backbone: Encoder, setting: StageSetting) -> Method:
         """The method, its decoder fresh. ConfigError unless the backbone is a plain vision transformer."""
         return MAE(self, backbone, setting)
 
@@ -44,7 +44,7 @@ class MAE(Method):
     family: ClassVar[Family] = "masked"
     compares: ClassVar[bool] = False
 
-    def __init__(self, config: Config, backbone: Encoder, setting: Setting) -> None:
+    def __init__(self, config: Config, backbone: Encoder, setting: StageSetting) -> None:
         super().__init__(backbone, None)
         if not isinstance(backbone.model, VisionTransformer):
             raise ConfigError(

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from pipeline.models.encoder import Encoder
 from selfsup.components.config import MethodConfig
-from selfsup.components.heads import Follower, projector
+from selfsup.components.heads import MomentumEncoder, projector
 from selfsup.components.losses import info_nce
-from selfsup.components.method import Family, Method, Policy, Setting, ViewKind, Views, together
+from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
 
 POLICY = Policy(area=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4)
 """As HPT has it: the hue changes four times as far as in MoCo-v2's own code."""
@@ -38,7 +38,7 @@ class Config(MethodConfig):
     queue: int | None = Field(default=None, ge=1)
     """Keys that are remembered; null for 65,536, or as many as there are images in whole batches, if they are fewer."""
 
-    def build(self, backbone: Encoder, setting: Setting) -> Method:
+    def build(self, backbone: Encoder, setting: StageSetting) -> Method:
         """The method, its head fresh and its queue of random directions."""
         return MoCo(self, backbone, setting)
 
@@ -51,11 +51,11 @@ class MoCo(Method):
     owners: Tensor
     place: Tensor
 
-    def __init__(self, config: Config, backbone: Encoder, setting: Setting) -> None:
+    def __init__(self, config: Config, backbone: Encoder, setting: StageSetting) -> None:
         super().__init__(backbone, config.labels)
         self.config, self.size = config, setting.size
         self.head = projector([backbone.width, backbone.width, config.dim])
-        self.keys = Follower(nn.Sequential(backbone, self.head))
+        self.keys = MomentumEncoder(nn.Sequential(backbone, self.head))
         length = config.queue or min(LARGEST, max(setting.images // setting.batch, 1) * setting.batch)
         self.register_buffer("queue", F.normalize(torch.randn(length, config.dim), dim=1))
         self.register_buffer("owners", torch.full((length,), -1))
@@ -66,7 +66,9 @@ class MoCo(Method):
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         self.keys.catch_up(nn.Sequential(self.backbone, self.head), self.config.key_momentum, views.step)
-        query, *labelled = together(self.head, together(self.backbone, [views.unlabelled[0], views.labelled]))
+        query, *labelled = forward_concat(
+            self.head, forward_concat(self.backbone, [views.unlabelled[0], views.labelled])
+        )
         key = F.normalize(self._keys(views.unlabelled[1]).float(), dim=1)
         own = views.index[:, None] == self.owners[None, :]
         loss = info_nce(query, key, self.queue.clone(), self.config.temperature, own)

@@ -12,7 +12,7 @@ from pipeline.models.encoder import Encoder
 from selfsup.components.config import MethodConfig
 from selfsup.components.heads import projector
 from selfsup.components.losses import nt_xent
-from selfsup.components.method import Family, Method, Policy, Setting, ViewKind, Views, together
+from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
 
 POLICY = Policy()
 
@@ -26,7 +26,7 @@ class Config(MethodConfig):
     temperature: float = Field(default=0.1, gt=0)
     """Of the softmax over cosines."""
 
-    def build(self, backbone: Encoder, setting: Setting) -> Method:
+    def build(self, backbone: Encoder, setting: StageSetting) -> Method:
         """The method, its head fresh."""
         return SimCLR(self, backbone, setting)
 
@@ -36,7 +36,7 @@ class SimCLR(Method):
 
     family: ClassVar[Family] = "contrastive"
 
-    def __init__(self, config: Config, backbone: Encoder, setting: Setting) -> None:
+    def __init__(self, config: Config, backbone: Encoder, setting: StageSetting) -> None:
         super().__init__(backbone, config.labels)
         self.config, self.size = config, setting.size
         self.head = projector([backbone.width, backbone.width, config.dim])
@@ -45,7 +45,7 @@ class SimCLR(Method):
         return [ViewKind(self.size, POLICY)] * 2
 
     def losses(self, views: Views) -> dict[str, Tensor]:
-        features = together(self.backbone, [*views.unlabelled, views.labelled])
-        first, second, *labelled = together(self.head, features)
+        features = forward_concat(self.backbone, [*views.unlabelled, views.labelled])
+        first, second, *labelled = forward_concat(self.head, features)
         found = {"simclr": nt_xent(first, second, self.config.temperature)}
         return found | (self.supervised(labelled[0], views) if labelled else {})

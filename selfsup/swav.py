@@ -17,7 +17,7 @@ from selfsup.components.config import MethodConfig
 from selfsup.components.heads import Prototypes, projector
 from selfsup.components.kmeans import fitting_count
 from selfsup.components.losses import sinkhorn, swapped_prediction
-from selfsup.components.method import Family, Method, Policy, Setting, ViewKind, Views, together
+from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
 from selfsup.components.multicrop import multi_crop
 
 POLICY = Policy(area=(0.14, 1.0))
@@ -51,7 +51,7 @@ class Config(MethodConfig):
     queue_from: float = Field(default=0.15, ge=0, le=1)
     """Share of the steps after which they are."""
 
-    def build(self, backbone: Encoder, setting: Setting) -> Method:
+    def build(self, backbone: Encoder, setting: StageSetting) -> Method:
         """The method, its projector and prototypes fresh."""
         return SwAV(self, backbone, setting)
 
@@ -62,7 +62,7 @@ class SwAV(Method):
     family: ClassVar[Family] = "clustering"
     queue: Tensor
 
-    def __init__(self, config: Config, backbone: Encoder, setting: Setting) -> None:
+    def __init__(self, config: Config, backbone: Encoder, setting: StageSetting) -> None:
         super().__init__(backbone, config.labels)
         self.config, self.size = config, setting.size
         self.head = projector([backbone.width, config.hidden, config.dim], norm=True)
@@ -76,7 +76,7 @@ class SwAV(Method):
         return multi_crop(self.size, [POLICY] * LARGE_VIEWS, [SMALL] * self.config.small_views)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
-        embeddings = together(self.head, together(self.backbone, [*views.unlabelled, views.labelled]))
+        embeddings = forward_concat(self.head, forward_concat(self.backbone, [*views.unlabelled, views.labelled]))
         unit = [F.normalize(each.float(), dim=1) for each in embeddings[: len(views.unlabelled)]]
         is_frozen = views.progress < self.config.frozen
         scores = [self.prototypes(each, is_frozen) for each in unit]

@@ -12,29 +12,29 @@ from ingest.dataset import IngestedSet, check_truth
 from ingest.pool import pool_shards, rejected_rows
 from ingest.rejections import LABELS
 from ingest.true_labels import labelled
-from pipeline.data.dataset import Layer, Library, Shelf
+from pipeline.data.dataset import DatasetShard, ImageDataset, LabelSource
 from pipeline.errors import DataError
 from pipeline.recipe.student import StudentConfig
 from pipeline.steps.artifact import Inputs, read_json
 from pipeline.storage.root import in_parallel
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import LabelSpace
-from tasks.teacher import Schedule, Teacher
+from tasks.teacher import Teacher, TeacherSchedule
 
 
 @dataclasses.dataclass(frozen=True)
-class Head:
+class StudentHead:
     """One head of the student: the teacher it learns from."""
 
     teacher: str
     space: LabelSpace
     data: str | None
     """The set the teacher was trained on: its true labels speak the same language."""
-    schedule: Schedule | None
+    schedule: TeacherSchedule | None
     threshold: float
 
 
-def heads_of(config: StudentConfig, inputs: Inputs) -> dict[str, Head]:
+def heads_of(config: StudentConfig, inputs: Inputs) -> dict[str, StudentHead]:
     """The heads, one per teacher that has a weight above zero."""
     heads = {}
     for name, made in inputs.of_kind("teacher").items():
@@ -42,7 +42,7 @@ def heads_of(config: StudentConfig, inputs: Inputs) -> dict[str, Head]:
             continue
         about = Teacher.of(made)
         threshold = threshold_for(config, name, about.space)
-        heads[name] = Head(name, about.space, about.data, about.schedule, threshold)
+        heads[name] = StudentHead(name, about.space, about.data, about.schedule, threshold)
     return heads
 
 
@@ -52,12 +52,12 @@ def threshold_for(config: StudentConfig, teacher: str, space: LabelSpace) -> flo
     return named.get(teacher, named.get(space.task, tasks.label(space).default_threshold))
 
 
-def join(config: StudentConfig, heads: Mapping[str, Head], inputs: Inputs) -> Library:
+def join(config: StudentConfig, heads: Mapping[str, StudentHead], inputs: Inputs) -> ImageDataset:
     """Pool images and labels, joined shard by shard. Image shards are pooled; each image is one draw in an epoch."""
-    return Library(in_parallel(labelled, list(shelves(config, heads, inputs))))
+    return ImageDataset(in_parallel(labelled, list(student_shards(config, heads, inputs))))
 
 
-def shelves(config: StudentConfig, heads: Mapping[str, Head], inputs: Inputs) -> Iterator[Shelf]:
+def student_shards(config: StudentConfig, heads: Mapping[str, StudentHead], inputs: Inputs) -> Iterator[DatasetShard]:
     """The shards of the pool with every label there may be, in order; whether there is one is not looked at yet. A
     teacher's label that was rejected by hand is as good as none; a true label is not affected by that.
     """
@@ -66,18 +66,18 @@ def shelves(config: StudentConfig, heads: Mapping[str, Head], inputs: Inputs) ->
     truths = {} if config.labels == "pseudo_only" else _truths(config, heads, inputs)
     rejected = rejected_rows(inputs.artifacts)
     for name, shard, rows in pool_shards(inputs["pool"], inputs.of_kind("data")):
-        layers = {}
+        label_sources = {}
         for head in heads.values():
             reader = tasks.label(head.space)
-            found = [layer for truth in truths.get(head.teacher, ()) for layer in truth.layers(name, shard)]
+            found = [source for truth in truths.get(head.teacher, ()) for source in truth.label_sources(name, shard)]
             if config.labels != "true_only":
                 path = _path(pseudo, name, shard.name, head.teacher)
                 without = rejected.get((name, shard.name, head.teacher), frozenset())
-                found.append(Layer(inputs["label"].elsewhere(path), reader, head.threshold, without=without))
+                found.append(LabelSource(inputs["label"].external_file(path), reader, head.threshold, without=without))
             if found:
-                layers[head.teacher] = tuple(found)
-        if layers:
-            yield Shelf(shard, rows, layers)
+                label_sources[head.teacher] = tuple(found)
+        if label_sources:
+            yield DatasetShard(shard, rows, label_sources)
 
 
 def count_rejected(inputs: Inputs) -> dict[str, Any]:
@@ -93,30 +93,30 @@ def count_rejected(inputs: Inputs) -> dict[str, Any]:
     return {"rejected": dict(counts), **({"unmatched_rejections": unmatched} if unmatched else {})}
 
 
-class Truth:
+class HeadTruth:
     """True labels of one head: those of the training images of a set that speaks its teacher's language."""
 
-    def __init__(self, head: Head, name: str, found: IngestedSet) -> None:
+    def __init__(self, head: StudentHead, name: str, found: IngestedSet) -> None:
         self.head, self.name, self.found = head, name, found
         shards = found.images("train").shards
         self._places = {key: (shard.name, row) for shard in shards for row, key in enumerate(shard.keys)}
 
-    def layers(self, name: str, shard: ImageShard) -> list[Layer]:
+    def label_sources(self, name: str, shard: ImageShard) -> list[LabelSource]:
         """The labels for a shard of the set `name`: its own, or those of images that are in both sets."""
         if name == self.name:
-            return [self._layer(shard.name)]
+            return [self._label_source(shard.name)]
         places = [self._places.get(key, ("", -1)) for key in shard.keys]
         return [
-            self._layer(other, tuple(row if where == other else -1 for where, row in places))
+            self._label_source(other, tuple(row if where == other else -1 for where, row in places))
             for other in sorted({where for where, _ in places} - {""})
         ]
 
-    def _layer(self, shard: str, rows: tuple[int, ...] | None = None) -> Layer:
+    def _label_source(self, shard: str, rows: tuple[int, ...] | None = None) -> LabelSource:
         task = self.head.space.task
-        return Layer(self.found.truth(task, "train", shard), tasks.label(self.head.space), rows=rows)
+        return LabelSource(self.found.truth(task, "train", shard), tasks.label(self.head.space), rows=rows)
 
 
-def _truths(config: StudentConfig, heads: Mapping[str, Head], inputs: Inputs) -> dict[str, list[Truth]]:
+def _truths(config: StudentConfig, heads: Mapping[str, StudentHead], inputs: Inputs) -> dict[str, list[HeadTruth]]:
     """The true labels of every head that has any, those that win first: the sets that the recipe names for it, and
     then the one that its teacher learned from.
     """
@@ -127,7 +127,7 @@ def _truths(config: StudentConfig, heads: Mapping[str, Head], inputs: Inputs) ->
             check_truth(teacher, head.space, name, sets[name].spaces)
         own = [head.data] if head.data in sets and head.data is not None else []
         names = dict.fromkeys([*config.truths.get(teacher, ()), *own])
-        truths[teacher] = [Truth(head, name, sets[name]) for name in names]
+        truths[teacher] = [HeadTruth(head, name, sets[name]) for name in names]
     return truths
 
 

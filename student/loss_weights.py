@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.recipe.student import StudentConfig
-from student.dataset import Head
+from student.dataset import StudentHead
 from tasks.training import Sum
 
 
@@ -49,7 +49,7 @@ class Uncertainty(nn.Module):
         return (-self.log_variance[name]).exp() * loss + 0.5 * self.log_variance[name]
 
 
-def combination(config: StudentConfig, heads: Mapping[str, Head]) -> tuple[nn.Module, dict[str, float]]:
+def combination(config: StudentConfig, heads: Mapping[str, StudentHead]) -> tuple[nn.Module, dict[str, float]]:
     """The module that combines losses by the recipe's rule, and the fixed weights (empty if they are learned).
 
     ConfigError if the rule needs a teacher's schedule and it has none: its weight has to be given.
@@ -61,7 +61,7 @@ def combination(config: StudentConfig, heads: Mapping[str, Head]) -> tuple[nn.Mo
     return Sum(weights), weights
 
 
-def _weight(config: StudentConfig, head: Head) -> float:
+def _weight(config: StudentConfig, head: StudentHead) -> float:
     if head.teacher in config.loss_weights:
         return config.loss_weights[head.teacher]
     if config.weighting == "equal" or head.schedule is None:  # without one, only equal weights have passed the check

@@ -12,7 +12,7 @@ from ingest.pool import pool_shards, rejected_rows
 from pipeline.steps.artifact import Inputs, read_json
 from pipeline.storage.root import StoredFile
 from pipeline.stores.labels import LabelShard
-from student.dataset import Head
+from student.dataset import StudentHead
 
 MOST_IMAGES = 5000
 """Images per teacher that are counted, about; of larger pools, every second, third ... shard."""
@@ -22,11 +22,11 @@ RARE = 0.002
 """Classes with less than this share of all labels are left out of the warning: their shares are noise."""
 
 
-def kept_shares(heads: Mapping[str, Head], inputs: Inputs) -> dict[str, dict[str, Any]]:
+def kept_shares(heads: Mapping[str, StudentHead], inputs: Inputs) -> dict[str, dict[str, Any]]:
     """Per teacher: classes, how much there is of each (boxes, pixels or images), the share kept, and a warning."""
     made = inputs["label"]
     index = made.load("labels.json", read_json)
-    files = {(entry["set"], entry["shard"], entry["teacher"]): made.elsewhere(entry["path"]) for entry in index}
+    files = {(entry["set"], entry["shard"], entry["teacher"]): made.external_file(entry["path"]) for entry in index}
     shards = list(pool_shards(inputs["pool"], inputs.of_kind("data")))
     rejected = rejected_rows(inputs.artifacts)
     some = shards[:: max(1, sum(len(rows) for _, _, rows in shards) // MOST_IMAGES)]
@@ -38,7 +38,7 @@ def kept_shares(heads: Mapping[str, Head], inputs: Inputs) -> dict[str, dict[str
     return {name: _count(head, used(name)) for name, head in heads.items()}
 
 
-def _count(head: Head, shards: list[tuple[StoredFile, set[int]]]) -> dict[str, Any]:
+def _count(head: StudentHead, shards: list[tuple[StoredFile, set[int]]]) -> dict[str, Any]:
     """`shards`: a teacher's label files, and which of their rows are in the pool and not rejected."""
     label = tasks.label(head.space)
     classes = list(head.space.classes) or [head.space.task]

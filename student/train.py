@@ -14,7 +14,7 @@ from student.dataset import count_rejected, heads_of, join
 from student.loss_weights import combination
 from student.threshold_report import kept_shares
 from tasks.network import build_network
-from tasks.training import Course, train_network
+from tasks.training import TrainingPlan, train_network
 
 
 def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -25,10 +25,10 @@ def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
     student = StudentConfig.model_validate(config["student"])
     heads = heads_of(student, inputs)
     combine, weights = combination(student, heads)
-    library = join(student, heads, inputs)
+    dataset = join(student, heads, inputs)
     network = build_network(student, {name: head.space for name, head in heads.items()}, config["seed"])
-    course = Course(student, student.augment, config["seed"])
-    trained = train_network(network, combine, library, course, ("student", out, inputs.runtime))
+    course = TrainingPlan(student, student.augment, config["seed"])
+    trained = train_network(network, combine, dataset, course, ("student", out, inputs.runtime))
     if not ranks.is_first():
         return {}
     network.cpu().save(out)
@@ -36,5 +36,5 @@ def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
     kept = kept_shares(heads, inputs)
     write_json(out / "kept.json", kept)
     warnings = [f"{name}: {share['warning']}" for name, share in kept.items() if share["warning"]]
-    counts = {"images": len(library), "weights": weights, "warnings": warnings}
+    counts = {"images": len(dataset), "weights": weights, "warnings": warnings}
     return {**counts, **count_rejected(inputs), **trained.counts()}

@@ -9,7 +9,7 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING
 
-from pipeline.errors import choose
+from pipeline.errors import require_one_of
 from pipeline.stores.labels import Label, LabelSpace
 
 if TYPE_CHECKING:
@@ -23,13 +23,13 @@ def names() -> list[str]:
 
 def label(space: LabelSpace) -> Label:
     """What labels of this space are on disk and to the eye. Loads no torch."""
-    task = choose(space.task, names(), "Task")
+    task = require_one_of(space.task, names(), "Task")
     made: Label = importlib.import_module(f"tasks.{task}.label").TaskLabel(space)
     return made
 
 
 def model(space: LabelSpace) -> Task:
     """How labels of this space are learned."""
-    task = choose(space.task, names(), "Task")
+    task = require_one_of(space.task, names(), "Task")
     made: Task = importlib.import_module(f"tasks.{task}.model").TaskModel(space)
     return made

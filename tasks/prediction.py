@@ -17,7 +17,7 @@ from pipeline.steps.artifact import Artifact, read_json
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import LabelSpace, Value
 from pipeline.training import autotune
-from pipeline.training.autotune import Choice
+from pipeline.training.autotune import ComputeConfig
 from tasks.network import Network
 from tasks.task import Prediction, Task
 
@@ -26,7 +26,7 @@ PREDICT_IMAGES = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Preparation:
+class Preprocessing:
     """How an image becomes a model's input: resized whole to `size` x `size`, or, with `centre` < 1, the central
     square of that share of the shorter side, as classifiers are tested. Hashable: teachers that agree share the work.
     """
@@ -54,9 +54,9 @@ class Preparation:
 class Predictor:
     """A model that labels images: a network's heads, laid out for this machine."""
 
-    def __init__(self, network: nn.Module, heads: Mapping[str, Task], preparation: Preparation) -> None:
+    def __init__(self, network: nn.Module, heads: Mapping[str, Task], preparation: Preprocessing) -> None:
         self.network, self.heads, self.preparation = network.eval(), dict(heads), preparation
-        self.choice = Choice("cpu", "32", False, {})
+        self.choice = ComputeConfig("cpu", "32", False, {})
         self.most: int | None = None
         """How many images at once memory holds, if more were too many."""
 
@@ -71,11 +71,11 @@ class Predictor:
         size = self.preparation.size
         images = torch.randint(0, 256, (PREDICT_IMAGES, 3, size, size), dtype=torch.uint8)
 
-        def call(model: nn.Module, choice: Choice) -> None:
+        def call(model: nn.Module, choice: ComputeConfig) -> None:
             with torch.inference_mode(), choice.autocast():
                 model(images.to(choice.device).contiguous(memory_format=choice.memory_format))
 
-        self.choice = autotune.choose(runtime, [about, "predict"], self.network, call)
+        self.choice = autotune.autotune(runtime, [about, "predict"], self.network, call)
         self.choice.place(self.network)
         return self
 
@@ -126,7 +126,7 @@ class OneHead(nn.Module):
 
 def network_predictor(network: Network) -> Predictor:
     """Predictions of every head of a network."""
-    return Predictor(network, network.tasks, Preparation(network.config.image_size))
+    return Predictor(network, network.tasks, Preprocessing(network.config.image_size))
 
 
 def load_network(made: Artifact, runtime: Runtime) -> Predictor:

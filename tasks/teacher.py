@@ -19,7 +19,7 @@ FILE = "teacher.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class TeacherSchedule:
     """What MuST's weighting needs to know of how a teacher was trained."""
 
     batch: int
@@ -35,7 +35,7 @@ class Teacher:
     kind: str
     space: LabelSpace
     data: str | None = None
-    schedule: Schedule | None = None
+    schedule: TeacherSchedule | None = None
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
@@ -46,7 +46,7 @@ class Teacher:
     def of(cls, made: Artifact) -> Teacher:
         """The page in a teacher's artifact."""
         about = made.load(FILE, read_json)
-        schedule = Schedule(**about["schedule"]) if about["schedule"] else None
+        schedule = TeacherSchedule(**about["schedule"]) if about["schedule"] else None
         return cls(about["kind"], LabelSpace.from_json(about["space"]), about["data"], schedule, about["scores"])
 
 

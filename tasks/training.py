@@ -12,7 +12,7 @@ from lightning.fabric.utilities import move_data_to_device
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from pipeline.data.dataset import Library
+from pipeline.data.dataset import ImageDataset
 from pipeline.data.loader import Batch, Loader, LoaderConfig
 from pipeline.errors import DataError
 from pipeline.recipe.augment import AugmentConfig
@@ -20,17 +20,17 @@ from pipeline.recipe.base import FitConfig
 from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
 from pipeline.training import autotune
-from pipeline.training.autotune import Choice
+from pipeline.training.autotune import ComputeConfig
 from pipeline.training.fit import Fitted, fit
-from pipeline.training.objective import Job, Objective
-from pipeline.training.process_group import Team
+from pipeline.training.objective import Objective, TrainingJob
+from pipeline.training.process_group import ProcessGroup
 from tasks.network import Network
 
 PROBE_IMAGES = 4
 """A training step is timed on."""
 
 
-class Learning(Objective):
+class SupervisedObjective(Objective):
     """The objective of supervised learning: a network's losses and the rule that combines them to one number.
 
     `combine` is called on the losses and on the share of the step's labels that each is a mean over. Where no image has
@@ -64,7 +64,7 @@ class Sum(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Course:
+class TrainingPlan:
     """How a network is trained: schedule, augmentation and seed."""
 
     fit: FitConfig
@@ -76,7 +76,7 @@ class Course:
 class Trained:
     """A training: the way it was run, the number of processes, and how it went."""
 
-    choice: Choice
+    choice: ComputeConfig
     processes: int
     fitted: Fitted
 
@@ -89,7 +89,7 @@ class Trained:
 
 
 def train_network(
-    network: Network, combine: nn.Module, library: Library, course: Course, place: tuple[str, Path, Runtime]
+    network: Network, combine: nn.Module, dataset: ImageDataset, course: TrainingPlan, place: tuple[str, Path, Runtime]
 ) -> Trained:
     """Train `network` in place on the library; `place` is (name, folder, runtime).
 
@@ -98,36 +98,36 @@ def train_network(
     of the heads, which no process runs on images without a label, and all on the CPU see the process's own.
     """
     name, out, runtime = place
-    if not len(library):
+    if not len(dataset):
         raise DataError(f"{name}: there is not one labelled image to train on.")
-    with Team(autotune.find_device(runtime.device)) as team:
-        loader = _loader(network, library, course, runtime)
+    with ProcessGroup(autotune.find_device(runtime.device)) as group:
+        loader = _loader(network, dataset, course, runtime)
         about = [network.config.shape(), "train"]
-        plain = Learning(network, combine, torch.contiguous_format)
-        choice = team.obtain(lambda: autotune.choose(runtime, about, plain, _probe(loader)))
-        if team.count > 1 and choice.device == "cuda":
+        plain = SupervisedObjective(network, combine, torch.contiguous_format)
+        choice = group.broadcast_made(lambda: autotune.autotune(runtime, about, plain, _probe(loader)))
+        if group.count > 1 and choice.device == "cuda":
             network.backbone = convert_sync_batchnorm(network.backbone)
-        objective = Learning(network, combine, choice.memory_format)
-        steps = course.fit.total_steps(len(library))
-        job = Job(name, objective, loader, steps, out, course.fit, course.seed)
-        return Trained(choice, team.count, fit(job, choice, team, runtime))
+        objective = SupervisedObjective(network, combine, choice.memory_format)
+        steps = course.fit.total_steps(len(dataset))
+        job = TrainingJob(name, objective, loader, steps, out, course.fit, course.seed)
+        return Trained(choice, group.count, fit(job, choice, group, runtime))
 
 
-def _loader(network: Network, library: Library, course: Course, runtime: Runtime) -> Loader:
+def _loader(network: Network, dataset: ImageDataset, course: TrainingPlan, runtime: Runtime) -> Loader:
     """This process's share of every batch."""
     collate = {head: task.collate for head, task in network.tasks.items()}
     size, batch = network.config.image_size, course.fit.batch
     slots = ranks.share(batch)
-    return Loader(library, collate, LoaderConfig(size, batch, course.seed, course.augment, runtime.threads, slots))
+    return Loader(dataset, collate, LoaderConfig(size, batch, course.seed, course.augment, runtime.threads, slots))
 
 
-def _probe(loader: Loader) -> Callable[[nn.Module, Choice], None]:
+def _probe(loader: Loader) -> Callable[[nn.Module, ComputeConfig], None]:
     """A training step on a few real images, for timing."""
     small = dataclasses.replace(loader.config, batch=PROBE_IMAGES, slots=None)
-    batch = Loader(loader.library, loader.collate, small).batch(0)
+    batch = Loader(loader.dataset, loader.collate, small).batch(0)
 
-    def call(model: nn.Module, choice: Choice) -> None:
-        assert isinstance(model, Learning)
+    def call(model: nn.Module, choice: ComputeConfig) -> None:
+        assert isinstance(model, SupervisedObjective)
         model.memory_format = choice.memory_format
         with choice.autocast():
             total, _ = model.train()(move_data_to_device(batch, choice.device), dict.fromkeys(batch.targets, 1.0))

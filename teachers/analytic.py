@@ -51,11 +51,11 @@ def filter_names(teacher: Config) -> list[str]:
 def load(folder: Path) -> Predictor:
     """The filter bank as a predictor."""
     from pipeline.stores.labels import LabelSpace
-    from tasks.prediction import Predictor, Preparation
-    from tasks.texture.model import GaborBank, Measured
+    from tasks.prediction import Predictor, Preprocessing
+    from tasks.texture.model import FilterResponses, GaborBank
 
     about = read_json(folder / "model.json")
     teacher = Config.model_validate(about["config"])
-    head = Measured(LabelSpace("texture", tuple(filter_names(teacher))))
+    head = FilterResponses(LabelSpace("texture", tuple(filter_names(teacher))))
     bank = GaborBank(about["head"], teacher.wavelengths, teacher.orientations)
-    return Predictor(bank, {about["head"]: head}, Preparation(teacher.image_size))
+    return Predictor(bank, {about["head"]: head}, Preprocessing(teacher.image_size))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.errors import ConfigError, choose
+from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.stores.labels import LabelSpace
@@ -36,7 +36,7 @@ class Config(TeacherConfig):
         """(head, its label space). ConfigError if the network has no such head, or the head is of another task."""
         heads = self._about()["heads"]
         head = self.head or (next(iter(heads)) if len(heads) == 1 else "")
-        space = LabelSpace.from_json(heads[choose(head, heads, "head")])
+        space = LabelSpace.from_json(heads[require_one_of(head, heads, "head")])
         if space.task != self.task:
             raise ConfigError(f"head {head!r} is for {space.task!r}, the recipe says {self.task!r}.")
         return head, space
@@ -69,10 +69,10 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 def load(folder: Path) -> Predictor:
     """The network, with the one head under the teacher's name."""
     from tasks.network import Network
-    from tasks.prediction import OneHead, Predictor, Preparation
+    from tasks.prediction import OneHead, Predictor, Preprocessing
 
     network = Network.load(folder)
     chosen = read_json(folder / "head.json")
     tasks = {chosen["name"]: network.tasks[chosen["head"]]}
     only = OneHead(network, chosen["head"], chosen["name"])
-    return Predictor(only, tasks, Preparation(network.config.image_size))
+    return Predictor(only, tasks, Preprocessing(network.config.image_size))

@@ -92,7 +92,7 @@ def load(folder: Path) -> Predictor:
     from pipeline.models.backbone import Classifier
     from pipeline.models.checkpoint import load_model
     from pipeline.stores.labels import LabelSpace
-    from tasks.prediction import Predictor, Preparation
+    from tasks.prediction import Predictor, Preprocessing
 
     about, weights = load_model(folder)
     if about.get("format") != "timm_classifier":
@@ -100,4 +100,4 @@ def load(folder: Path) -> Predictor:
     network = Classifier(about["model"], about["head"], len(about["classes"]), (about["mean"], about["std"]))
     network.model.load_state_dict(weights)
     head = tasks.model(LabelSpace("classification", tuple(about["classes"])))
-    return Predictor(network, {about["head"]: head}, Preparation(about["size"], about["centre"], about["bicubic"]))
+    return Predictor(network, {about["head"]: head}, Preprocessing(about["size"], about["centre"], about["bicubic"]))

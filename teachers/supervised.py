@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.errors import choose
+from pipeline.errors import require_one_of
 from pipeline.recipe.teacher import TeacherConfig, TrainingConfig
 from pipeline.steps import ranks
 from pipeline.steps.artifact import Inputs, read_json
@@ -30,7 +30,7 @@ class Config(TeacherConfig, TrainingConfig):
         """The metrics to reach are some of the task's."""
         better = importlib.import_module(f"tasks.{self.task}.model").TaskModel.better
         for metric in self.require:
-            choose(metric, better, "require: metric")
+            require_one_of(metric, better, "require: metric")
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -40,20 +40,20 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     ConfigError if the set has no labels of the task, DataError if the loss stops being finite.
     """
     from ingest.dataset import IngestedSet, taught_space
-    from ingest.true_labels import held_out_keys, truth_library
+    from ingest.true_labels import held_out_keys, truth_dataset
     from tasks.network import build_network
     from tasks.prediction import network_predictor
     from tasks.scoring import score
-    from tasks.teacher import Schedule, Teacher
-    from tasks.training import Course, Sum, train_network
+    from tasks.teacher import Teacher, TeacherSchedule
+    from tasks.training import Sum, TrainingPlan, train_network
 
     name, teacher = config["name"], Config.model_validate(config["teacher"])
     found = IngestedSet(inputs[f"data.{teacher.data}"])
     space = taught_space(name, teacher.task, teacher.data, found.spaces)
     network = build_network(teacher, {name: space}, config["seed"])
-    library = truth_library(found, "train", {name: teacher.task}, held_out_keys(found))
-    course = Course(teacher, teacher.augment, config["seed"])
-    trained = train_network(network, Sum({name: 1.0}), library, course, (f"teacher.{name}", out, inputs.runtime))
+    dataset = truth_dataset(found, "train", {name: teacher.task}, held_out_keys(found))
+    course = TrainingPlan(teacher, teacher.augment, config["seed"])
+    trained = train_network(network, Sum({name: 1.0}), dataset, course, (f"teacher.{name}", out, inputs.runtime))
     if not ranks.is_first():
         return {}
     network.cpu().save(out)
@@ -61,9 +61,9 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     scores: dict[str, float] = {}
     if split:
         predictor = network_predictor(network).settle(inputs.runtime, read_json(out / "model.json"))
-        scores = score(predictor, truth_library(found, split, {name: teacher.task}), {name: name}, inputs.runtime)
-    Teacher("supervised", space, teacher.data, Schedule(teacher.batch, teacher.lr), scores).write(out)
-    return {"images": len(library), "split": split, "scores": scores, **trained.counts()}
+        scores = score(predictor, truth_dataset(found, split, {name: teacher.task}), {name: name}, inputs.runtime)
+    Teacher("supervised", space, teacher.data, TeacherSchedule(teacher.batch, teacher.lr), scores).write(out)
+    return {"images": len(dataset), "split": split, "scores": scores, **trained.counts()}
 
 
 def load(folder: Path) -> Predictor:

@@ -22,7 +22,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.dataset import Layer, Shelf
+from pipeline.data.dataset import DatasetShard, LabelSource
 from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
@@ -112,22 +112,22 @@ def make_images(tmp_path: Path) -> Callable[[str, Sequence[Pixels]], ImageShard]
 
 
 @pytest.fixture
-def make_shelf(
+def make_dataset_shard(
     tmp_path: Path, make_images: Callable[[str, Sequence[Pixels]], ImageShard]
-) -> Callable[[str, Sequence[Pixels], Labels], Shelf]:
+) -> Callable[[str, Sequence[Pixels], Labels], DatasetShard]:
     """Writes an image shard and its label shards: (name, pictures, per head its label and values) -> a shelf."""
 
-    def make(name: str, pictures: Sequence[Pixels], labels: Labels) -> Shelf:
+    def make(name: str, pictures: Sequence[Pixels], labels: Labels) -> DatasetShard:
         shard = make_images(name, pictures)
-        layers = {}
+        label_sources = {}
         for head, (label, values) in labels.items():
             path = tmp_path / "labels" / head / f"{name}.parquet"
             writer = LabelWriter(path, label, about_store(label, "test", shard.sha256))
             for key, value in zip(shard.keys, values, strict=True):
                 writer.add(key, None if value is None else label.encode(value), "none" if value is None else "ok")
             writer.close()
-            layers[head] = (Layer(stored(path), label),)
-        return Shelf(shard, np.arange(len(shard)), layers)
+            label_sources[head] = (LabelSource(stored(path), label),)
+        return DatasetShard(shard, np.arange(len(shard)), label_sources)
 
     return make
 

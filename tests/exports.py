@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tasks
-from pipeline.data.dataset import Library
-from pipeline.export import Sample, write
+from pipeline.data.dataset import ImageDataset
+from pipeline.export import ExportSample, write
 from pipeline.recipe.student import StudentConfig
 from student.dataset import heads_of, join
 from student.export_samples import labelled_samples
@@ -28,7 +28,7 @@ def export(world: World, form: str, out: Path, heads: Sequence[str] = (), **stud
     return write(form, out, labels, labelled_samples(config, found, inputs), {"recipe": "world"})
 
 
-def library(world: World, heads: Sequence[str] = (), **student: Any) -> Library:
+def dataset(world: World, heads: Sequence[str] = (), **student: Any) -> ImageDataset:
     """What the student of the world learns from."""
     config = CONFIG.model_copy(update=student)
     inputs = world.inputs("student")
@@ -36,15 +36,15 @@ def library(world: World, heads: Sequence[str] = (), **student: Any) -> Library:
     return join(config, found, inputs)
 
 
-def samples(world: World, heads: Sequence[str] = (), **student: Any) -> dict[str, Sample]:
+def samples(world: World, heads: Sequence[str] = (), **student: Any) -> dict[str, ExportSample]:
     """The same by key, with the images' own bytes; made from the library's positions."""
     found = {}
-    whole = library(world, heads, **student)
+    whole = dataset(world, heads, **student)
     for index in range(len(whole)):
         number, row = whole.locate(index)
-        about = whole.shelves[number].images.row(row)
+        about = whole.shards[number].images.row(row)
         key, data = whole.read(index)
         size = (about.width, about.height)
-        found[key] = Sample(key, data, about.suffix, size, about.source, whole.values(index))
+        found[key] = ExportSample(key, data, about.suffix, size, about.source, whole.values(index))
     assert len(found) == len(whole)
     return found

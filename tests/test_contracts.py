@@ -124,25 +124,25 @@ def test_a_label_differs_from_itself_by_nothing_and_from_one_without_content_by_
     space: LabelSpace, seed: int, h: int, w: int
 ) -> None:
     label, value, other = tasks.label(space), value_of(space, seed, (h, w)), value_of(space, seed + 1, (w, h))
-    assert label.differ(value, value) == pytest.approx(0, abs=1e-6)
-    assert label.differ(label.flip(value), label.flip(value)) == pytest.approx(0, abs=1e-6)
-    assert 0 <= label.differ(value, other) <= 1
+    assert label.distance(value, value) == pytest.approx(0, abs=1e-6)
+    assert label.distance(label.flip(value), label.flip(value)) == pytest.approx(0, abs=1e-6)
+    assert 0 <= label.distance(value, other) <= 1
     if space.scale == "metric":  # else the one is brought to the other's scale
-        assert label.differ(value, other) == pytest.approx(label.differ(other, value), abs=0.05)
+        assert label.distance(value, other) == pytest.approx(label.distance(other, value), abs=0.05)
     empty = nothing_known(label, value)
-    assert label.differ(empty, empty) == 0
+    assert label.distance(empty, empty) == 0
     if len(value.get("boxes", [None])):
-        assert label.differ(value, empty) == label.differ(empty, value) == 1
+        assert label.distance(value, empty) == label.distance(empty, value) == 1
 
 
 @every_space
 @pytest.mark.parametrize("place", [(0.0, 0.0), (0.3, 0.8), (1.0, 1.0)])
 def test_a_label_tells_what_is_at_a_place(space: LabelSpace, place: tuple[float, float]) -> None:
     label, value = tasks.label(space), value_of(space, 3)
-    told = label.at(value, place)
-    mirrored = label.at(label.flip(value), (1 - place[0], place[1]))
+    told = label.describe_at(value, place)
+    mirrored = label.describe_at(label.flip(value), (1 - place[0], place[1]))
     assert told.replace("left", "right") == mirrored.replace("left", "right") or space.task == "texture"
-    assert label.at(nothing_known(label, value), place) in ("", "no class")
+    assert label.describe_at(nothing_known(label, value), place) in ("", "no class")
     assert told or space.task == "detection"
 
 
@@ -153,7 +153,7 @@ def test_what_a_file_of_labels_holds_is_what_its_rows_hold(space: LabelSpace) ->
     rows: list[Row] = [{"key": "k", "status": "none"}]
     rows += [{"key": "k", "status": "ok", **label.encode(value_of(space, seed))} for seed in range(4)]
     table = pa.Table.from_pylist([*rows, rows[0]], schema=pa.schema([*COMMON, *label.columns()]))
-    held = label.holds(table.select([*label.counted]))
+    held = label.class_amounts(table.select([*label.counted]))
     found = {(int(row), int(number)) for row, number in zip(held.rows, held.classes, strict=True)}
     assert len(found) == len(held.rows)
     assert (np.diff(held.rows) >= 0).all()

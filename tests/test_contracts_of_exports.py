@@ -10,7 +10,7 @@ import pytest
 
 import tasks
 from pipeline.errors import ConfigError
-from pipeline.export import SUMMARY, BaseWriter, Sample, names, write, writer_of
+from pipeline.export import SUMMARY, BaseWriter, ExportSample, names, write, writer_of
 from pipeline.stores.labels import LabelSpace
 from tests.spaces import SPACES, name_of, nothing_known, value_of
 
@@ -19,12 +19,12 @@ every_form = pytest.mark.parametrize("form", names())
 every_space = pytest.mark.parametrize("space", SPACES, ids=name_of)
 
 
-def samples(space: LabelSpace) -> list[Sample]:
+def samples(space: LabelSpace) -> list[ExportSample]:
     """An image with a label as its task predicts it, one whose label knows nothing, and one without."""
     label, value = tasks.label(space), value_of(space, 0, size=SIZE)
     values = [{"it": value}, {"it": nothing_known(label, value)}, {}]
     return [
-        Sample(f"{number:016x}", f"image {number}".encode(), "jpg", SIZE, f"{number}.jpg", found)
+        ExportSample(f"{number:016x}", f"image {number}".encode(), "jpg", SIZE, f"{number}.jpg", found)
         for number, found in enumerate(values)
     ]
 
@@ -64,7 +64,7 @@ def test_what_a_form_holds_it_writes_and_the_rest_it_refuses(form: str, space: L
 def test_an_export_that_fails_leaves_nothing(form: str, tmp_path: Path) -> None:
     space = next(space for space in SPACES if writer_of(form).loses(space.task) is not None)
 
-    def broken() -> Iterator[Sample]:
+    def broken() -> Iterator[ExportSample]:
         yield from samples(space)
         raise KeyboardInterrupt
 

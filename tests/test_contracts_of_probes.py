@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from evaluation.label_subsets import splits_of
-from evaluation.probe import Known, Problem
+from evaluation.probe import LabelledFeatures, ProbeTask
 from ingest.dataset import IngestedSet
 from ingest.true_labels import class_numbers
-from pipeline.data.dataset import Library
+from pipeline.data.dataset import ImageDataset
 from pipeline.models.encoder import Encoder
 from pipeline.models.features import features_of
 from pipeline.models.initial import fresh
@@ -27,7 +27,7 @@ from tests.evaluation.measuring import COLOURS, SIZE, kinds_in
 
 PROBES = modules("evaluation.probes")
 TASK = "classification"
-Pose = Callable[..., Problem]
+Pose = Callable[..., ProbeTask]
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +44,17 @@ def encoder() -> Encoder:
     return fresh("test_resnet", SIZE).encoder()
 
 
-def known(encoder: Encoder, library: Library, runtime: Runtime) -> Known:
-    features = features_of(encoder, library, range(len(library)), runtime)
-    return Known(features, torch.from_numpy(class_numbers(library, TASK)))
+def known(encoder: Encoder, dataset: ImageDataset, runtime: Runtime) -> LabelledFeatures:
+    features = features_of(encoder, dataset, range(len(dataset)), runtime)
+    return LabelledFeatures(features, torch.from_numpy(class_numbers(dataset, TASK)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A problem, and what is to be told apart once it is solved."""
 
-    problem: Problem
-    test: Known
+    problem: ProbeTask
+    test: LabelledFeatures
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def case(made: Artifact, encoder: Encoder, tmp_path: Path) -> Case:
     assert splits.val
     train, val, test = (known(encoder, each, runtime) for each in (splits.train, splits.val, splits.test))
     scratch = tmp_path / "scratch"
-    return Case(Problem(train, val, len(COLOURS) + 1, 3, encoder, splits.train, scratch, runtime), test)
+    return Case(ProbeTask(train, val, len(COLOURS) + 1, 3, encoder, splits.train, scratch, runtime), test)
 
 
 @pytest.fixture(params=PROBES)
@@ -132,7 +132,7 @@ def test_the_backbone_stays_as_it_is_its_running_statistics_included(probe: Modu
 def test_one_class_alone_is_what_everything_is_taken_for(count: int, probe: ModuleType, case: Case) -> None:
     """All there is to learn from: two pictures of the second class, or one."""
     rows = (case.problem.train.classes == 1).nonzero().flatten()[:count]
-    few = Known(*(each[rows] for each in case.problem.train))
+    few = LabelledFeatures(*(each[rows] for each in case.problem.train))
     problem = dataclasses.replace(case.problem, train=few, images=case.problem.images.only(rows.tolist()))
     found = probe.fit(problem).classify(case.test.features)
     assert set(found.argmax(1).tolist()) == {1}

@@ -15,7 +15,7 @@ from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
 from pipeline.stores.labels import LabelSpace
-from pipeline.training.autotune import Choice
+from pipeline.training.autotune import ComputeConfig
 from tasks.network import Network, NetworkConfig
 from tasks.prediction import network_predictor
 from tests.flows.tiny import RECIPE
@@ -61,7 +61,7 @@ class Large(Layers):
 
 
 def test_a_device_that_is_full_takes_the_batch_in_pieces(tmp_path: Path) -> None:
-    choice = Choice("cuda", "32", False, {})
+    choice = ComputeConfig("cuda", "32", False, {})
     fitted = train_and_tell(tmp_path / "large", Large(), choice=choice, batch=8)
     assert [cut.step for cut in fitted.cuts] == [1]
     train_and_tell(tmp_path / "small", Layers(), choice=choice, batch=8)
@@ -89,7 +89,7 @@ def test_the_gpu_says_what_the_cpu_says() -> None:
     predictor = network_predictor(network)
     answers = []
     for device in ("cpu", "cuda"):
-        predictor.choice = Choice(device, "32", True, {})
+        predictor.choice = ComputeConfig(device, "32", True, {})
         predictor.choice.place(predictor.network)
         answers.append(predictor.predict(images))
     for name in ("kinds", "depth", "normals"):

@@ -8,10 +8,10 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from evaluation.backbone_table import Cell, Column, columns_of, leading, told
+from evaluation.backbone_table import Cell, MetricColumn, columns_of, leading, told
 from evaluation.comparison.cost import Cost, Point, cost, price, steps_to, total
-from evaluation.comparison.significance import Standing, advice, standing
-from evaluation.measurement import FILE, Measured, best_of
+from evaluation.comparison.significance import Ranking, advice, standing
+from evaluation.measurement import FILE, Measurement, best_of
 from pipeline.recipe.comparison import NO_STAGE, SUPERVISED, TRIAL, Trial, comparison_of, row_name
 from pipeline.recipe.stage import SCRATCH
 from pipeline.steps.artifact import Artifact, read_json
@@ -20,7 +20,7 @@ VIEWED = "views_seen"
 """The count of views that went through all steps, where an image has several."""
 
 
-class Setting(NamedTuple):
+class ComparisonSetting(NamedTuple):
     """What rows have in common: the backbone, the share of the images, and the steps; None for rows without a stage."""
 
     backbone: str
@@ -36,8 +36,8 @@ class Row:
 
     method: str
     start: str
-    setting: Setting
-    values: Mapping[Column, Mapping[int, float]]
+    setting: ComparisonSetting
+    values: Mapping[MetricColumn, Mapping[int, float]]
     cost: Cost
     views: int = 0
 
@@ -61,7 +61,7 @@ class Row:
         """Whether it is that of a self-supervised method."""
         return not self.is_plain and not self.is_supervised
 
-    def cell(self, column: Column) -> Cell | None:
+    def cell(self, column: MetricColumn) -> Cell | None:
         """The values over the seeds, in their order."""
         found = self.values.get(column)
         return Cell(tuple(found[seed] for seed in sorted(found))) if found else None
@@ -73,11 +73,11 @@ class Comparison:
 
     name: str
     rows: Sequence[Row]
-    columns: Sequence[Column]
+    columns: Sequence[MetricColumn]
     better: Mapping[str, str]
     about: Mapping[str, str]
     place: str
-    counts: Mapping[Column, int]
+    counts: Mapping[MetricColumn, int]
     """How many images a column was measured on."""
     base: Mapping[str, Cost]
     """What it took to come by each start, by its name."""
@@ -87,16 +87,16 @@ class Comparison:
         """How many images the first column was measured on."""
         return self.counts[self.columns[0]]
 
-    def settings(self) -> list[Setting]:
+    def settings(self) -> list[ComparisonSetting]:
         """Those of rows with a stage, in their order."""
         return list(dict.fromkeys(row.setting for row in self.rows if row.setting.steps is not None))
 
-    def side_by_side(self, setting: Setting) -> list[Row]:
+    def side_by_side(self, setting: ComparisonSetting) -> list[Row]:
         """The rows of a setting, and those without a stage on its backbone."""
-        plain = Setting(setting.backbone, None, None)
+        plain = ComparisonSetting(setting.backbone, None, None)
         return [row for row in self.rows if row.setting in (plain, setting)]
 
-    def change(self, row: Row, column: Column) -> Cell | None:
+    def change(self, row: Row, column: MetricColumn) -> Cell | None:
         """How far a method is above the first one from the same start in the same setting, seed by seed: HPT's change
         from the own baseline. None for the first one itself, and for rows without a method.
         """
@@ -111,7 +111,7 @@ class Comparison:
         seeds = sorted(own.keys() & first.keys())
         return Cell(tuple(own[seed] - first[seed] for seed in seeds)) if seeds else None
 
-    def standing(self, setting: Setting, column: Column) -> Standing:
+    def standing(self, setting: ComparisonSetting, column: MetricColumn) -> Ranking:
         """How the rows of a setting compare by a metric that is a share, but for those that were trained on all labels:
         they are no choice for who has few.
         """
@@ -128,7 +128,7 @@ class Comparison:
         backbones = dict.fromkeys(setting.backbone for setting in self.settings())
         return [self._advice(backbone, shares[0]) for backbone in backbones] if shares else []
 
-    def _advice(self, backbone: str, column: Column) -> str:
+    def _advice(self, backbone: str, column: MetricColumn) -> str:
         mine = [setting for setting in self.settings() if setting.backbone == backbone]
         most = max(mine, key=lambda setting: (setting.share or 0, setting.steps or 0))
         rows = self.side_by_side(most)
@@ -142,7 +142,7 @@ class Comparison:
         ]
         return advice(self.standing(most, column), plain, where) + "".join(also)
 
-    def wanted(self, backbone: str, share: float | None, column: Column) -> float | None:
+    def wanted(self, backbone: str, share: float | None, column: MetricColumn) -> float | None:
         """The best mean of all that starts from scratch and knows no labels, untrained or after a stage; None if there
         is none.
         """
@@ -156,7 +156,7 @@ class Comparison:
         wanted: float | None = best_of(self.better[column.metric])(means, default=None)
         return wanted
 
-    def cost_to_reach(self, name: str, setting: Setting, column: Column, wanted: float) -> Cost | None:
+    def cost_to_reach(self, name: str, setting: ComparisonSetting, column: MetricColumn, wanted: float) -> Cost | None:
         """What the shortest training of a row takes to come to a mean; None if none does."""
         mine = [
             row
@@ -180,12 +180,12 @@ def read_comparisons(artifacts: Mapping[str, Artifact]) -> dict[str, Comparison]
 
 
 def _read(name: str, measured: Sequence[Artifact], artifacts: Mapping[str, Artifact]) -> Comparison:
-    records = {made.mark: [Measured(**each) for each in made.load(FILE, read_json)] for made in measured}
+    records = {made.fingerprint: [Measurement(**each) for each in made.load(FILE, read_json)] for made in measured}
     every = leading(record for found in records.values() for record in found)
-    rows: dict[tuple[str, str, Setting], list[Artifact]] = {}
+    rows: dict[tuple[str, str, ComparisonSetting], list[Artifact]] = {}
     for made in measured:
         trial = Trial(**made.manifest["config"][TRIAL])
-        setting = Setting(trial.backbone, trial.share, trial.steps)
+        setting = ComparisonSetting(trial.backbone, trial.share, trial.steps)
         rows.setdefault((trial.method, trial.start, setting), []).append(made)
     return Comparison(
         name=name,
@@ -194,7 +194,7 @@ def _read(name: str, measured: Sequence[Artifact], artifacts: Mapping[str, Artif
         better={record.metric: record.better for record in every},
         about=told(every),
         place=f"{every[0].dataset}/{every[0].split}",
-        counts={Column.of(record): record.n for record in every},
+        counts={MetricColumn.of(record): record.n for record in every},
         base=_bases(measured, artifacts),
     )
 
@@ -204,13 +204,15 @@ def advised(artifacts: Mapping[str, Artifact]) -> list[str]:
     return [sentence for found in read_comparisons(artifacts).values() for sentence in found.advice()]
 
 
-def _values(made: Iterable[Artifact], records: Mapping[str, Sequence[Measured]]) -> dict[Column, dict[int, float]]:
+def _values(
+    made: Iterable[Artifact], records: Mapping[str, Sequence[Measurement]]
+) -> dict[MetricColumn, dict[int, float]]:
     """By column and seed."""
-    values: dict[Column, dict[int, float]] = {}
+    values: dict[MetricColumn, dict[int, float]] = {}
     for each in made:
         seed = each.manifest["config"][TRIAL]["seed"]
-        for record in records[each.mark]:
-            values.setdefault(Column.of(record), {})[seed] = record.value
+        for record in records[each.fingerprint]:
+            values.setdefault(MetricColumn.of(record), {})[seed] = record.value
     return values
 
 

@@ -17,7 +17,7 @@ FEWEST = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Standing:
+class Ranking:
     """Rows by their mean, the best first, and the smallest difference that is more than chance: infinite where there
     are too few seeds to tell.
     """
@@ -34,7 +34,7 @@ class Standing:
         return self.means[self.best] - self.means[other] > self.least
 
 
-def standing(values: Mapping[str, Sequence[float]], n: int) -> Standing:
+def standing(values: Mapping[str, Sequence[float]], n: int) -> Ranking:
     """How rows compare by a share in [0, 1] that was measured on `n` images, a value per seed, the seeds in one order.
 
     The least significant difference is the larger of two. That of Tukey's range test between all rows, at 95 %, on what
@@ -45,12 +45,12 @@ def standing(values: Mapping[str, Sequence[float]], n: int) -> Standing:
     rows, seeds = table.shape
     means = dict(sorted(zip(values, table.mean(axis=1).tolist(), strict=True), key=lambda item: -item[1]))
     if seeds < FEWEST or rows < 2:
-        return Standing(means, math.inf)
+        return Ranking(means, math.inf)
     error, freedom = _error(table[np.ptp(table, axis=1) > 0], seeds)
     tukey = quantile(rows, freedom) * error
     share = float(np.clip(table.mean(), 0, 1))
     images = statistics.NormalDist().inv_cdf((1 + SURE) / 2) * math.sqrt(2 * share * (1 - share) / n)
-    return Standing(means, max(tukey, images))
+    return Ranking(means, max(tukey, images))
 
 
 @functools.cache
@@ -73,7 +73,7 @@ def _error(varying: NDArray[np.float64], seeds: int) -> tuple[float, int]:
     return (math.sqrt((rest**2).sum() / freedom / seeds), freedom) if freedom else (0.0, 1)
 
 
-def advice(found: Standing, baselines: Sequence[str], where: str) -> str:
+def advice(found: Ranking, baselines: Sequence[str], where: str) -> str:
     """What the numbers support, in a sentence; `baselines` are rows without a self-supervised stage."""
     best, mean = found.best, found.means[found.best]
     margin = f"differences below {100 * found.least:.1f} points are no more than chance"

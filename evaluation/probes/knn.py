@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from evaluation.probe import Problem, Solution
+    from evaluation.probe import ProbeResult, ProbeTask
 
 VERSION = 1
 NEIGHBOURS, TEMPERATURE = 20, 0.07
@@ -16,12 +16,12 @@ RANDOM = False
 AT_ONCE = 1024
 
 
-def fit(problem: Problem) -> Solution:
+def fit(problem: ProbeTask) -> ProbeResult:
     """The classes that most of the weight of an image's nearest neighbours falls on."""
     import torch
     import torch.nn.functional as F
 
-    from evaluation.probe import Solution
+    from evaluation.probe import ProbeResult
 
     known, count = F.normalize(problem.train.features, dim=1), min(NEIGHBOURS, len(problem.train.features))
     marks = F.one_hot(problem.train.classes, problem.classes).float()
@@ -32,4 +32,4 @@ def fit(problem: Problem) -> Solution:
         votes = [((cosines / TEMPERATURE).softmax(1).unsqueeze(2) * marks[near]).sum(1) for cosines, near in found]
         return torch.cat(votes)
 
-    return Solution(classify, {"neighbours": count})
+    return ProbeResult(classify, {"neighbours": count})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from evaluation.probe import Problem, Solution
+    from evaluation.probe import ProbeResult, ProbeTask
 
 VERSION = 1
 GRID = tuple(10.0**power for power in range(-4, 3))
@@ -19,7 +19,7 @@ RANDOM = False
 ITERATIONS = 500
 
 
-def fit(problem: Problem) -> Solution:
+def fit(problem: ProbeTask) -> ProbeResult:
     """The classifier with the penalty that is best on validation images; the strongest one of equals. Where one class
     is all that is known, everything is taken for it.
     """
@@ -27,12 +27,12 @@ def fit(problem: Problem) -> Solution:
     import torch.nn.functional as F
     from sklearn.linear_model import LogisticRegression
 
-    from evaluation.probe import Solution
+    from evaluation.probe import ProbeResult
 
     known, classes = problem.train.features, problem.train.classes.numpy()
     if len(set(classes)) == 1:
         alone = F.one_hot(problem.train.classes[:1], problem.classes).float()
-        return Solution(lambda features: alone.expand(len(features), -1), {})
+        return ProbeResult(lambda features: alone.expand(len(features), -1), {})
     mean, std = known.mean(0), known.std(0).clamp_min(1e-6)
 
     def standard(features: Tensor) -> Any:
@@ -48,4 +48,4 @@ def fit(problem: Problem) -> Solution:
         found[:, fitted[best].classes_] = torch.from_numpy(fitted[best].predict_proba(standard(features))).float()
         return found
 
-    return Solution(classify, {"C": GRID[best], "validation": right[best]})
+    return ProbeResult(classify, {"C": GRID[best], "validation": right[best]})

@@ -10,7 +10,7 @@ from pipeline.recipe.base import FitConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from evaluation.probe import Problem, Solution
+    from evaluation.probe import ProbeResult, ProbeTask
 
 VERSION = 1
 ABOUT = (
@@ -31,18 +31,18 @@ SETTINGS = FitConfig(
 )
 
 
-def fit(problem: Problem) -> Solution:
+def fit(problem: ProbeTask) -> ProbeResult:
     """The layer after the last step."""
     import torch
 
     from evaluation.label_subsets import TASK
     from evaluation.linear_layer import FrozenLinear
-    from evaluation.probe import Solution
+    from evaluation.probe import ProbeResult
     from pipeline.data.loader import Loader, LoaderConfig
     from pipeline.training import autotune
     from pipeline.training.fit import fit as train
-    from pipeline.training.objective import Job
-    from pipeline.training.process_group import Team
+    from pipeline.training.objective import TrainingJob
+    from pipeline.training.process_group import ProcessGroup
     from tasks.task import stack
 
     torch.manual_seed(problem.seed)
@@ -50,10 +50,10 @@ def fit(problem: Problem) -> Solution:
     config = LoaderConfig(size, SETTINGS.batch, problem.seed, CROP_AND_FLIP, runtime.threads)
     loader = Loader(problem.images, {TASK: lambda values: {"probs": stack(values, "probs")}}, config)
     layer, steps = FrozenLinear(problem.encoder, problem.classes), SETTINGS.total_steps(len(problem.images))
-    job = Job("linear_hpt", layer, loader, steps, problem.scratch, SETTINGS, problem.seed)
+    job = TrainingJob("linear_hpt", layer, loader, steps, problem.scratch, SETTINGS, problem.seed)
     device = autotune.find_device(runtime.device)
-    with Team(device) as team:
-        train(job, autotune.Choice(device, "32", False, {}), team, runtime)
+    with ProcessGroup(device) as group:
+        train(job, autotune.ComputeConfig(device, "32", False, {}), group, runtime)
     linear = layer.linear.cpu()
 
     @torch.inference_mode()
@@ -61,4 +61,4 @@ def fit(problem: Problem) -> Solution:
         found: Tensor = linear(features).softmax(dim=1)
         return found
 
-    return Solution(classify, {})
+    return ProbeResult(classify, {})

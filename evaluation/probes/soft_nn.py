@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from evaluation.probe import Problem, Solution
+    from evaluation.probe import ProbeResult, ProbeTask
 
 VERSION = 1
 TEMPERATURE = 0.1
@@ -18,12 +18,12 @@ RANDOM = False
 AT_ONCE = 1024
 
 
-def fit(problem: Problem) -> Solution:
+def fit(problem: ProbeTask) -> ProbeResult:
     """The share of each class in the softmax of an image's cosines with all labelled ones."""
     import torch
     import torch.nn.functional as F
 
-    from evaluation.probe import Solution
+    from evaluation.probe import ProbeResult
 
     known = F.normalize(problem.train.features, dim=1)
     marks = F.one_hot(problem.train.classes, problem.classes).float()
@@ -32,4 +32,4 @@ def fit(problem: Problem) -> Solution:
         pieces = F.normalize(features, dim=1).split(AT_ONCE)
         return torch.cat([(piece @ known.T / TEMPERATURE).softmax(1) @ marks for piece in pieces])
 
-    return Solution(classify, {"temperature": TEMPERATURE})
+    return ProbeResult(classify, {"temperature": TEMPERATURE})

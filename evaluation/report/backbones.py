@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evaluation.backbone_table import Board, Cell, Column, boards, read_measured
+from evaluation.backbone_table import Board, Cell, MetricColumn, boards, read_measured
 from evaluation.comparison.cost import Cost, price
 from evaluation.measurement import CLEAN
 from evaluation.report.html import Html, element, join
@@ -54,7 +54,7 @@ def _table(board: Board) -> Html:
     return table(head, rows, range(1, len(head)))
 
 
-def titled(column: Column) -> Html:
+def titled(column: MetricColumn) -> Html:
     """A column's head."""
     worse = "" if column.corruption == CLEAN else ", corrupted"
     return element("span", column.protocol, BREAK, f"{column.labels:,} labels{worse}", BREAK, column.metric)
@@ -65,7 +65,7 @@ def scale_of(metric: str) -> int:
     return 100 if metric in SCALED else 1
 
 
-def shown(cell: Cell | None, column: Column, best: bool, sign: str = "") -> Html | str:
+def shown(cell: Cell | None, column: MetricColumn, best: bool, sign: str = "") -> Html | str:
     """A mean and its deviation, in percent where the metric is a share; `sign` as in format specifications."""
     if cell is None:
         return NOTHING

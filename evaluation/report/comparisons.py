@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evaluation.backbone_table import Cell, Column
-from evaluation.comparison.comparison import Comparison, Row, Setting, read_comparisons
+from evaluation.backbone_table import Cell, MetricColumn
+from evaluation.comparison.comparison import Comparison, ComparisonSetting, Row, read_comparisons
 from evaluation.comparison.cost import Cost
 from evaluation.measurement import best_of
 from evaluation.report.backbones import cost_cells, scale_of, shown, titled
@@ -57,7 +57,7 @@ def _table(found: Comparison) -> Html:
     return table([*head, "Views", "Time"], rows, range(2, len(head) + 2))
 
 
-def _change(change: Cell | None, column: Column) -> Html | str:
+def _change(change: Cell | None, column: MetricColumn) -> Html | str:
     return NOTHING if change is None else shown(change, column, best=False, sign="+")
 
 
@@ -100,7 +100,7 @@ def _plots(found: Comparison) -> Iterator[Html]:
         yield element("div", *charts, class_="pairs")
 
 
-def _chart(found: Comparison, along: list[Setting], column: Column, axis: str) -> Html:
+def _chart(found: Comparison, along: list[ComparisonSetting], column: MetricColumn, axis: str) -> Html:
     scale = scale_of(column.metric)
     series: dict[str, list[Dot]] = {}
     levels: dict[str, float] = {}
@@ -128,7 +128,7 @@ def _costs(found: Comparison) -> Iterator[Html]:
     head = ["Row", "Backbone", "Share", "To reach", "Steps", "Images", "Time", "Start: steps", "Images", "Time"]
     rows = []
     for backbone, share in dict.fromkeys((each.backbone, each.share or 1.0) for each in found.settings()):
-        setting = Setting(backbone, share, None)
+        setting = ComparisonSetting(backbone, share, None)
         wanted = found.wanted(setting.backbone, setting.share, column)
         names = dict.fromkeys(
             (row.name, row.start)

@@ -43,7 +43,7 @@ class Picture:
 
 def labelled(image: Image.Image, label: Label, value: Value, title: str, note: str = "") -> Picture:
     """The image with a label drawn on it; the note is completed by how much the label holds."""
-    amount = label.say(value)
+    amount = label.describe(value)
     return Picture(label.draw(image, value), title, " · ".join(part for part in (note, amount) if part))
 
 

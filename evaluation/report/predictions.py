@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from evaluation.metric_table import Place, leading, read_lines
+from evaluation.metric_table import EvaluationTarget, leading, read_lines
 from evaluation.report.figures import Picture
 from evaluation.report.run_record import RunRecord
-from evaluation.report.samples import MOST_PICTURES, Album, Head, Spot
+from evaluation.report.samples import MOST_PICTURES, Album, SampleHead, Spot
 from pipeline.stores.labels import Value
 from pipeline.training.autotune import single_threaded
 from tasks.drawing import thumbnail
@@ -24,7 +24,7 @@ PATIENCE_S = 6.0
 """Seconds after which no further teacher is asked."""
 
 
-class Witness:
+class CachedPredictor:
     """A model that is asked about images: as it was saved, on the processor, and once about each image.
 
     For a handful of images it is not worth finding out how this machine would run it fastest.
@@ -34,7 +34,7 @@ class Witness:
         self.predictor = predictor
         self._said: dict[str, dict[str, Value]] = {}
 
-    def say(self, spots: Sequence[Spot]) -> list[dict[str, Value]]:
+    def predict(self, spots: Sequence[Spot]) -> list[dict[str, Value]]:
         """Labels by head for every image, whole: no threshold is applied, as when they are measured."""
         self._ask([spot for spot in spots if spot.about.key not in self._said])
         return [self._said[spot.about.key] for spot in spots]
@@ -51,18 +51,18 @@ class Witness:
             self._said[spot.about.key] = self.predictor.values(found, number, size)
 
 
-def student_of(run: RunRecord) -> Witness | None:
+def student_of(run: RunRecord) -> CachedPredictor | None:
     """The student; None if the run has none."""
     made = run.artifacts.get("student")
-    return Witness(network_predictor(made.load_all(Network.load))) if made else None
+    return CachedPredictor(network_predictor(made.load_all(Network.load))) if made else None
 
 
-def teacher_of(run: RunRecord, name: str) -> Witness:
+def teacher_of(run: RunRecord, name: str) -> CachedPredictor:
     """The teacher called `name`."""
-    return Witness(open_teacher(run.artifacts[f"teacher.{name}"]))
+    return CachedPredictor(open_teacher(run.artifacts[f"teacher.{name}"]))
 
 
-def held_out_strips(album: Album) -> Iterator[tuple[Place, list[list[Picture]]]]:
+def held_out_strips(album: Album) -> Iterator[tuple[EvaluationTarget, list[list[Picture]]]]:
     """For every measured place, strips of image, truth if there is one, teacher and student.
 
     A place that comes after PATIENCE_S has no strips.
@@ -83,11 +83,13 @@ def held_out_strips(album: Album) -> Iterator[tuple[Place, list[list[Picture]]]]
             yield place, list(_compared(album, place, witnesses, images))
 
 
-def _compared(album: Album, place: Place, witnesses: Mapping[str, Witness], count: int) -> Iterator[list[Picture]]:
+def _compared(
+    album: Album, place: EvaluationTarget, witnesses: Mapping[str, CachedPredictor], count: int
+) -> Iterator[list[Picture]]:
     """Strips of the first `count` images of a place."""
     head = album.heads[place.head]
     spots = held_out_spots(album, head, place, count)
-    said = {name: witness.say(spots) for name, witness in witnesses.items()}
+    said = {name: witness.predict(spots) for name, witness in witnesses.items()}
     for number, spot in enumerate(spots):
         image = thumbnail(spot.open())
         pictures = [Picture(image, spot.about.source)]
@@ -99,7 +101,7 @@ def _compared(album: Album, place: Place, witnesses: Mapping[str, Witness], coun
         yield pictures
 
 
-def readable(head: Head, value: Value) -> tuple[Value, str]:
+def readable(head: SampleHead, value: Value) -> tuple[Value, str]:
     """A prediction as it can be looked at, and a note: of scored things those from the head's threshold on."""
     if "scores" not in value:
         return value, ""
@@ -110,7 +112,7 @@ def readable(head: Head, value: Value) -> tuple[Value, str]:
     return kept, note
 
 
-def held_out_spots(album: Album, head: Head, place: Place, count: int) -> list[Spot]:
+def held_out_spots(album: Album, head: SampleHead, place: EvaluationTarget, count: int) -> list[Spot]:
     """The first `count` images of a split, by their keys, that have a true label for the head if the set has any."""
     shards = album.sets[place.dataset].images(place.split).shards
     keyed = sorted((key, number, row) for number, shard in enumerate(shards) for row, key in enumerate(shard.keys))

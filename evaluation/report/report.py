@@ -9,7 +9,7 @@ from evaluation.report.html import Html
 from evaluation.report.page import page, paragraph
 from evaluation.report.run_record import RunRecord
 from pipeline.steps.artifact import Artifact
-from pipeline.storage.path import Place
+from pipeline.storage.path import StoragePath
 
 MOST_WORDS = 300
 """Characters of an error that a part shows in its place."""
@@ -27,7 +27,7 @@ SECTIONS: dict[str, Callable[[RunRecord], Html]] = {
 }
 
 
-def write_report(folder: Place, artifacts: Mapping[str, Artifact]) -> None:
+def write_report(folder: StoragePath, artifacts: Mapping[str, Artifact]) -> None:
     """Write `report.html` into a run's folder.
 
     A part that can't be shown says why and leaves the others as they are.

@@ -15,8 +15,8 @@ from evaluation.metric_table import (
     ARROWS,
     NINE_TENTHS,
     ROLES,
+    EvaluationTarget,
     Line,
-    Place,
     fine_print,
     leading,
     outcome,
@@ -220,7 +220,7 @@ def _results_table(lines: Sequence[Line]) -> Html:
     return element("div", element("table", element("thead", header), element("tbody", *rows)), class_="wide")
 
 
-def _place_row(place: Place, footnote: int) -> Html:
+def _place_row(place: EvaluationTarget, footnote: int) -> Html:
     where = f" {place.task} on {place.dataset}/{place.split}, {plural(place.n, 'image')}"
     cells = [place.head, element("span", where, class_="soft"), element("sup", str(footnote), class_="soft")]
     return element("tr", element("th", *cells, colspan="6", scope="rowgroup"))

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from pipeline.steps.artifact import LOG, Artifact, parse_json, parse_lines, read_json
-from pipeline.storage.path import Place
+from pipeline.storage.path import StoragePath
 from tasks.teacher import Teacher
 
 TOTAL = ""
@@ -19,7 +19,7 @@ TOTAL = ""
 
 
 @dataclasses.dataclass(frozen=True)
-class Done:
+class FinishedStep:
     """A step as the run had it: made in `seconds`, or reused and made before in `seconds`. Seconds of wall clock."""
 
     step: str
@@ -33,7 +33,7 @@ class Done:
 class RunRecord:
     """A run: its folder and its artifacts by step."""
 
-    folder: Place
+    folder: StoragePath
     artifacts: Mapping[str, Artifact]
     _texts: dict[str, bytes | None] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
@@ -80,13 +80,13 @@ class RunRecord:
         times = [event["time"] for event in self.events()]
         return max(times) - min(times) if times else 0.0
 
-    def steps(self) -> list[Done]:
+    def steps(self) -> list[FinishedStep]:
         """Every step, in the order in which they depend on each other."""
         made = {event["step"] for event in self.events() if event["event"] == "made"}
         plan = parse_json(self._text("plan.json") or b"[]", f"{self.folder}/plan.json")
         why = {row["step"]: row["why"] for row in plan}
         return [
-            Done(step, step not in made, artifact.manifest.get("seconds", 0.0), why.get(step, ""), artifact)
+            FinishedStep(step, step not in made, artifact.manifest.get("seconds", 0.0), why.get(step, ""), artifact)
             for step, artifact in self.artifacts.items()
         ]
 

@@ -29,7 +29,7 @@ MOST_PICTURES = 80
 
 
 @dataclasses.dataclass(frozen=True)
-class Head:
+class SampleHead:
     """A teacher's task: its labels, the threshold they are read with, the set the teacher was trained on, and whether
     the student learned it.
     """
@@ -70,25 +70,25 @@ class Album:
         self._opened: dict[str, LabelShard] = {}
         self._places: dict[str, dict[str, tuple[ImageShard, int]]] = {}
 
-    def _heads(self) -> Iterator[tuple[str, Head]]:
+    def _heads(self) -> Iterator[tuple[str, SampleHead]]:
         kept = self.run.kept()
         for name, about in self.run.teachers().items():
             label = tasks.label(about.space)
             threshold = kept.get(name, {}).get("threshold", label.default_threshold)
-            yield name, Head(name, label, threshold, about.data, name in kept or not kept)
+            yield name, SampleHead(name, label, threshold, about.data, name in kept or not kept)
 
     @functools.cached_property
     def rejected(self) -> dict[tuple[str, str, str], frozenset[int]]:
         """Rows of image shards whose labels were rejected by hand, by (set, shard, teacher)."""
         return rejected_rows(self.run.artifacts)
 
-    def stored(self, file: StoredFile, head: Head, row: int, threshold: float) -> Value | None:
+    def stored(self, file: StoredFile, head: SampleHead, row: int, threshold: float) -> Value | None:
         """The label in a row of a label shard, None if there is none."""
         if file.sha256 not in self._opened:
             self._opened[file.sha256] = LabelShard(file, head.label)
         return self._opened[file.sha256].value(row, threshold)
 
-    def truth(self, head: Head, spot: Spot) -> Value | None:
+    def truth(self, head: SampleHead, spot: Spot) -> Value | None:
         """The true label of an image for a head, None if its set has none."""
         if not self.has_truth(head, spot.dataset):
             return None
@@ -105,11 +105,11 @@ class Album:
         found = self._places[dataset].get(spot.about.key)
         return Spot(dataset, "train", *found) if found else None
 
-    def has_truth(self, head: Head, dataset: str) -> bool:
+    def has_truth(self, head: SampleHead, dataset: str) -> bool:
         """Whether a set has true labels that mean the same as the head's."""
         return self.sets[dataset].spaces.get(head.label.task) == head.label.space
 
-    def picture(self, image: Image.Image, head: Head, value: Value | None, words: tuple[str, str]) -> Picture:
+    def picture(self, image: Image.Image, head: SampleHead, value: Value | None, words: tuple[str, str]) -> Picture:
         """A thumbnail with a label on it; `words` are its title and note. Without a label the image is pale."""
         title, note = words
         if value is None:
@@ -144,7 +144,7 @@ def label_index(run: RunRecord) -> dict[tuple[str, str, str], StoredFile]:
     if made is None:
         return {}
     entries = made.load("labels.json", read_json)
-    return {(entry["set"], entry["shard"], entry["teacher"]): made.elsewhere(entry["path"]) for entry in entries}
+    return {(entry["set"], entry["shard"], entry["teacher"]): made.external_file(entry["path"]) for entry in entries}
 
 
 def pool_spots(album: Album, count: int) -> list[Spot]:
@@ -161,7 +161,7 @@ def pool_spots(album: Album, count: int) -> list[Spot]:
 
 
 def learned(
-    album: Album, head: Head, spot: Spot, index: dict[tuple[str, str, str], StoredFile]
+    album: Album, head: SampleHead, spot: Spot, index: dict[tuple[str, str, str], StoredFile]
 ) -> tuple[Value | None, str]:
     """The label that the student learned from, and whether it is true or pseudo, or why there is none."""
     settings = album.run.artifacts["student"].manifest["config"]["student"] if "student" in album.run.artifacts else {}

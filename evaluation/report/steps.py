@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from evaluation.report.charts import bar
 from evaluation.report.html import Html, element, join
 from evaluation.report.page import NOTHING, duration, file_name, folded, listed, paragraph, percent, plural, table
-from evaluation.report.run_record import Done, Log, RunRecord
+from evaluation.report.run_record import FinishedStep, Log, RunRecord
 from ingest.pool import read_pool
 from pipeline.sources._splits import SPLITS
 from pipeline.steps.artifact import Artifact
@@ -34,7 +34,7 @@ def steps(run: RunRecord) -> Html:
     return join([paragraph(about, class_="note"), table(head, rows, {2, 3})])
 
 
-def _step_row(step: Done, total: float) -> list[Html | str]:
+def _step_row(step: FinishedStep, total: float) -> list[Html | str]:
     taken = duration(step.seconds)
     if step.reused:
         return [step.step, "reused", element("span", taken, class_="soft"), "", "", did(step)]
@@ -43,7 +43,7 @@ def _step_row(step: Done, total: float) -> list[Html | str]:
     return [step.step, why, taken, percent(share), bar(share), did(step)]
 
 
-def did(step: Done) -> str:
+def did(step: FinishedStep) -> str:
     """What a step counted, and how fast it was, in words."""
     counts = step.artifact.counts
     words = [_counted(value, name) for name, value in counts.items() if type(value) is int and "." not in name]
@@ -73,7 +73,7 @@ def _training(made: Artifact) -> Iterator[str]:
         yield f"out of memory at step {cut['step']:,} (from there on {what} in {cut['pieces']:,} pieces)"
 
 
-def _labelling(step: Done) -> Iterator[str]:
+def _labelling(step: FinishedStep) -> Iterator[str]:
     counts = step.artifact.counts
     labelled, workers = counts.get("labelled_now", 0), len(counts.get("choices", ()))
     if labelled and step.seconds:
@@ -185,5 +185,8 @@ def _versions(artifacts: Iterable[Artifact]) -> list[list[str]]:
 def _mark_row(name: str, made: Artifact) -> list[Html | str]:
     manifest = made.manifest
     began = datetime.datetime.fromtimestamp(manifest.get("began", 0), datetime.UTC)
-    mark, digest = element("code", manifest.get("fingerprint", "")), element("code", manifest.get("digest", "")[:16])
-    return [name, mark, digest, str(manifest.get("version", "")), f"{began:%Y-%m-%d %H:%M} UTC"]
+    fingerprint, digest = (
+        element("code", manifest.get("fingerprint", "")),
+        element("code", manifest.get("digest", "")[:16]),
+    )
+    return [name, fingerprint, digest, str(manifest.get("version", "")), f"{began:%Y-%m-%d %H:%M} UTC"]

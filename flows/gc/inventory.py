@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.errors import choose
-from pipeline.steps.artifact import ELSEWHERE, MANIFEST, Artifact, parse_lines, parse_manifest, verify
+from pipeline.errors import require_one_of
+from pipeline.steps.artifact import EXTERNAL_FILES, MANIFEST, Artifact, parse_lines, parse_manifest, verify
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.atomic import PART
-from pipeline.storage.lock import holders
-from pipeline.storage.path import Place
+from pipeline.storage.lock import lock_holders
+from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root, StoredFile, in_parallel
 from pipeline.stores.naming import DIGITS, LABELLING, version_of
 from pipeline.stores.rejections import PATH as REJECTED
@@ -54,7 +54,7 @@ class RunUse:
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
+class StoredArtifact:
     """A sealed artifact, or (no manifest) what an unfinished attempt left; size in bytes, with its files elsewhere."""
 
     key: Key
@@ -69,7 +69,7 @@ class Held:
 
 def runs(root: Root) -> list[RunUse]:
     """All runs of a root, the newest first."""
-    claimed = {name.removeprefix("runs/") for name in holders(root / "claims") if name.startswith("runs/")}
+    claimed = {name.removeprefix("runs/") for name in lock_holders(root / "claims") if name.startswith("runs/")}
     folders = [folder for folder in (root / "runs").folders() if STARTED.match(folder.name)]
     found = []
     for folder, (planned, events) in zip(folders, in_parallel(_records, folders), strict=True):
@@ -83,13 +83,13 @@ def runs(root: Root) -> list[RunUse]:
     return [run for _, run in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
-def _records(run: Place) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _records(run: StoragePath) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of a run's plan, which name the artifacts it found, and its events, which name those it came to."""
     planned = json.loads(run.child("plan.json").peek() or b"[]")
     return planned, list(parse_lines(run.child("events.jsonl").peek() or b""))
 
 
-def artifacts(root: Root, every_run: Iterable[RunUse]) -> list[Held]:
+def artifacts(root: Root, every_run: Iterable[RunUse]) -> list[StoredArtifact]:
     """Everything below `artifacts/`, by step and then the newest first."""
     users: dict[Key, list[str]] = collections.defaultdict(list)
     for run in every_run:
@@ -97,33 +97,33 @@ def artifacts(root: Root, every_run: Iterable[RunUse]) -> list[Held]:
             users[key].append(run.name)
     folders: dict[Key, dict[str, int]] = collections.defaultdict(dict)
     for name, size in (root / "artifacts").files().items():
-        step, mark, file = (*name.split("/", 2), "", "")[:3]
+        step, fingerprint, file = (*name.split("/", 2), "", "")[:3]
         if file:  # else it is no artifact's: systems leave files of their own in folders that people look at
-            folders[step, mark][file] = size
+            folders[step, fingerprint][file] = size
     texts = in_parallel(lambda key: (root / f"artifacts/{key[0]}/{key[1]}/{MANIFEST}").peek(), folders)
     found = []
     for (key, files), text in zip(folders.items(), texts, strict=True):
         path = f"artifacts/{key[0]}/{key[1]}"
         manifest = parse_manifest(text, f"{path}/{MANIFEST}") if text else None
-        elsewhere = sum(facts["size"] for facts in (manifest or {}).get(ELSEWHERE, {}).values())
-        found.append(Held(key, path, manifest, files, sum(files.values()) + elsewhere, tuple(users[key])))
+        elsewhere = sum(facts["size"] for facts in (manifest or {}).get(EXTERNAL_FILES, {}).values())
+        found.append(StoredArtifact(key, path, manifest, files, sum(files.values()) + elsewhere, tuple(users[key])))
     return sorted(found, key=lambda held: (held.key[0], -(held.manifest or {}).get("began", 0)))
 
 
-def named(root: Root, name: str, held: Iterable[Held]) -> Held:
+def named(root: Root, name: str, held: Iterable[StoredArtifact]) -> StoredArtifact:
     """The artifact that a user calls `step` (its newest sealed one) or `step/fingerprint`, which may be cut short.
 
     ConfigError lists what there is.
     """
-    step, _, mark = name.partition("/")
+    step, _, fingerprint = name.partition("/")
     there = [each for each in held if each.manifest]
-    choose(step, {each.key[0] for each in there}, f"Step in {root}:")
+    require_one_of(step, {each.key[0] for each in there}, f"Step in {root}:")
     of_step = [each for each in there if each.key[0] == step]
-    if not mark:
+    if not fingerprint:
         return of_step[0]
-    fitting = [each for each in of_step if each.key[1].startswith(mark)]
+    fitting = [each for each in of_step if each.key[1].startswith(fingerprint)]
     if len(fitting) != 1:
-        choose(mark, [each.key[1] for each in of_step], f"Fingerprint of {step}:")
+        require_one_of(fingerprint, [each.key[1] for each in of_step], f"Fingerprint of {step}:")
     return fitting[0]
 
 
@@ -148,7 +148,7 @@ def sort_out(workspace: Workspace, keep: int = 1) -> list[Verdict]:
     root = workspace.root
     every_run = runs(root)
     reasons = _reasons(every_run, keep)
-    at_work = holders(root / "claims")
+    at_work = lock_holders(root / "claims")
     working = [run for run in every_run if run.at_work]
     verdicts, kept = [], []
     for held in artifacts(root, every_run):
@@ -164,7 +164,9 @@ def sort_out(workspace: Workspace, keep: int = 1) -> list[Verdict]:
             why = "left by a process that was killed while it tidied up"
             verdicts.append(_of_files("/".join(held.key), files, False, why))
     sealed = {held.key for held in kept if held.manifest}
-    to_come = bool(working) or any(step in LABELLING and (step, mark) not in sealed for step, mark in reasons)
+    to_come = bool(working) or any(
+        step in LABELLING and (step, fingerprint) not in sealed for step, fingerprint in reasons
+    )
     return [*verdicts, *_labels(root, kept, to_come), *_leftovers(root, quiet=not at_work)]
 
 
@@ -188,13 +190,13 @@ def _goal(every_run: Sequence[RunUse], purpose: tuple[str, ...]) -> str | None:
     return next((step for step in GOALS if any(run.reached(step) for run in runs)), None)
 
 
-def _left_over(held: Held) -> dict[str, int]:
+def _left_over(held: StoredArtifact) -> dict[str, int]:
     """The files in a sealed folder that are no part of the artifact."""
     own = {MANIFEST, *(held.manifest or {})["files"]}
     return {name: size for name, size in held.files.items() if name not in own}
 
 
-def _verdict(held: Held, why: str | None, names: Mapping[str, int]) -> Verdict:
+def _verdict(held: StoredArtifact, why: str | None, names: Mapping[str, int]) -> Verdict:
     """About these files of an artifact, {path: size in bytes}; `why` it is kept, None if it is not."""
     files = tuple(f"{held.path}/{name}" for name in sorted(names, key=lambda name: name != MANIFEST))  # unsealed first
     size = sum(names.values())
@@ -205,12 +207,12 @@ def _verdict(held: Held, why: str | None, names: Mapping[str, int]) -> Verdict:
     return Verdict("/".join(held.key), files, size, True, why if held.manifest else f"unfinished; {why}")
 
 
-def _labels(root: Root, kept: Iterable[Held], to_come: bool) -> Iterator[Verdict]:
+def _labels(root: Root, kept: Iterable[StoredArtifact], to_come: bool) -> Iterator[Verdict]:
     """A verdict on the labels of every teacher that are referred to, and on those that are not, and on what users
     rejected. `to_come`: a label step is unfinished, whose artifact will refer to more.
     """
     manifests = [held.manifest for held in kept if held.manifest]
-    wanted = {path for manifest in manifests for path in manifest.get(ELSEWHERE, {})}
+    wanted = {path for manifest in manifests for path in manifest.get(EXTERNAL_FILES, {})}
     folders: dict[str, list[tuple[str, int]]] = collections.defaultdict(list)
     there = {f"labels/{name}": size for name, size in (root / "labels").files().items()}
     rejected = there.pop(REJECTED, None)
@@ -270,10 +272,10 @@ def _remove_emptied(root: Root, names: Iterable[str]) -> None:
         folders = {parent for parent in parents if len(parent.parts) > 1 or parent.name.startswith(".")}
         for folder in sorted(folders, reverse=True):
             with contextlib.suppress(OSError):  # not empty
-                root.here(str(folder)).rmdir()
+                root.local_path(str(folder)).rmdir()
 
 
-def damaged(root: Root, held: Iterable[Held]) -> Iterator[tuple[Held, StoredFile, str]]:
+def damaged(root: Root, held: Iterable[StoredArtifact]) -> Iterator[tuple[StoredArtifact, StoredFile, str]]:
     """The files of sealed artifacts that are not what their manifests say, each with what is wrong."""
     for each in held:
         if each.manifest:

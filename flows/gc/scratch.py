@@ -9,7 +9,7 @@ from pathlib import Path
 from flows.gc.inventory import Key, Verdict
 from pipeline.steps.artifact import LOG, MANIFEST, WORK
 from pipeline.storage.cache import OLD_S
-from pipeline.storage.lock import holders
+from pipeline.storage.lock import lock_holders
 from pipeline.storage.root import Root, in_parallel
 
 Reason = tuple[str, bool, str]
@@ -24,15 +24,15 @@ def scratch(root: Root) -> list[Verdict]:
     """
     if root.local:
         return []
-    files = Root.of(root.here()).place.files()  # first: a process that begins to work after that look has none
-    at_work = next((holder for holder in holders(root / "claims").values() if holder.is_here), None)
+    files = Root.of(root.local_path()).place.files()  # first: a process that begins to work after that look has none
+    at_work = next((holder for holder in lock_holders(root / "claims").values() if holder.is_here), None)
     sealed = _sealed(root, files)
     grouped: dict[Reason, dict[str, int]] = collections.defaultdict(dict)
     for name, size in files.items():
         what, kept, why = _judge(root, name, sealed)
         if at_work:
             kept, why = True, f"process {at_work.number} is at work on the root"
-        grouped[str(root.here(what)), kept, why][name] = size
+        grouped[str(root.local_path(what)), kept, why][name] = size
     found = sorted(grouped.items())
     return [Verdict(what, tuple(names), sum(names.values()), kept, why) for (what, kept, why), names in found]
 
@@ -47,8 +47,8 @@ def _sealed(root: Root, files: dict[str, int]) -> set[Key]:
 def _key(name: str) -> Key | None:
     """The artifact whose folder a file lies in, if it does in one."""
     match name.split("/", 3):
-        case ["artifacts", step, mark, _]:
-            return step, mark
+        case ["artifacts", step, fingerprint, _]:
+            return step, fingerprint
     return None
 
 
@@ -58,7 +58,7 @@ def _judge(root: Root, name: str, sealed: set[Key]) -> Reason:
     if first == "prefect":
         return first, True, "Prefect's own files"
     if first.startswith("."):
-        old = _age(root.here(first)) > OLD_S
+        old = _age(root.local_path(first)) > OLD_S
         return first, not old, "a reader was killed" if old else "maybe being read now"
     if key is None:
         return first, False, "left by a process that was killed"

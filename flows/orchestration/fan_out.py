@@ -18,35 +18,35 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows.orchestration.remote_worker import Order, do, left, parts_of
+from flows.orchestration.remote_worker import WorkItem, do, left, parts_of
 from flows.orchestration.task_runners import resources, task_runner, workers
 from flows.run.processes import Call, Killed, carry_out
 from flows.run.run import Run
-from flows.run.step_runner import Apart
+from flows.run.step_runner import Subprocess
 from pipeline.errors import MustError
 from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import usable_cores
 from pipeline.steps.workspace import waiting
-from pipeline.storage.lock import claimed
-from pipeline.storage.path import Place
+from pipeline.storage.lock import hold_lock
+from pipeline.storage.path import StoragePath
 
 ROUNDS = 3
 """Times that a part is given out, if its workers are killed."""
 
 
 @task(name="part", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def part(order: Order, name: str) -> dict[str, Any]:
+def part(order: WorkItem, name: str) -> dict[str, Any]:
     """A part of a step, somewhere."""
     return do(order)
 
 
-class Spread:
+class FanOut:
     """Steps that can be done in parts, by many processes at once; the rest is `apart`'s.
 
     `context` is the flow's: what submits parts from within a task run would send that along, and all it refers to.
     """
 
-    def __init__(self, apart: Apart, context: contextvars.Context) -> None:
+    def __init__(self, apart: Subprocess, context: contextvars.Context) -> None:
         self.apart, self.context = apart, context
         self.done = 0
         """Parts that came to their end."""
@@ -55,34 +55,34 @@ class Spread:
         """The artifact of a step, and whether it was made for it."""
         if not step.parts:
             return self.apart.step(run, step, inputs)
-        mark = step.mark(inputs.artifacts)
-        claim = run.workspace.claims / f"{step.name}-parts" / mark
-        with claimed(claim, waiting(step.name, inputs.runtime), lost=inputs.runtime.stop.set):
+        fingerprint = step.fingerprint(inputs.artifacts)
+        claim = run.workspace.claims / f"{step.name}-parts" / fingerprint
+        with hold_lock(claim, waiting(step.name, inputs.runtime), lost=inputs.runtime.stop.set):
             with parts_of(step).alone(inputs):
                 orders = self._orders(run, step, inputs)
                 done = self.context.copy().run(self._give_out, run, orders)
             inputs.runtime.check_stop(step.name)
             return self.apart.step(run, step, dataclasses.replace(inputs, parts=done))
 
-    def _orders(self, run: Run, step: Step, inputs: Inputs) -> list[Order]:
-        parts = carry_out(Call(left, (step, inputs.artifacts, inputs.anew), run.log(step.name)), inputs.runtime)
+    def _orders(self, run: Run, step: Step, inputs: Inputs) -> list[WorkItem]:
+        parts = carry_out(Call(left, (step, inputs.artifacts, inputs.force), run.log(step.name)), inputs.runtime)
         settings = run.recipe.runtime
         here = settings.address is None
         cores = max(1, usable_cores() // workers(settings, self.apart.devices)) if here else 1
         threads = settings.workers or cores
-        order = Order(
+        order = WorkItem(
             root=str(run.workspace.root),
             cache_gb=settings.cache_gb,
             step=step,
-            inputs={name: made.mark for name, made in inputs.artifacts.items()},
-            anew=inputs.anew,
+            inputs={name: made.fingerprint for name, made in inputs.artifacts.items()},
+            force=inputs.force,
             part={},
             stop=str(run.folder / "stop"),
             machine={"device": settings.device, "precision": settings.precision, "workers": threads},
         )
         return [dataclasses.replace(order, part=each) for each in parts]
 
-    def _give_out(self, run: Run, orders: Sequence[Order]) -> list[dict[str, Any]]:
+    def _give_out(self, run: Run, orders: Sequence[WorkItem]) -> list[dict[str, Any]]:
         """What the work on all parts returned."""
         done: list[dict[str, Any]] = []
         for _ in range(ROUNDS):
@@ -98,13 +98,13 @@ class Spread:
         return done
 
     def _round(
-        self, run: Run, orders: Sequence[Order]
-    ) -> tuple[list[dict[str, Any]], list[Order], BaseException | None]:
+        self, run: Run, orders: Sequence[WorkItem]
+    ) -> tuple[list[dict[str, Any]], list[WorkItem], BaseException | None]:
         """Give out parts once: what was returned, the parts that were lost, and how the last of them was."""
         settings = run.recipe.runtime
         step = orders[0].step.name
         done: list[dict[str, Any]] = []
-        lost: list[Order] = []
+        lost: list[WorkItem] = []
         error: BaseException | None = None
         with (
             task_runner(settings, self.apart.devices) as runner,
@@ -121,7 +121,7 @@ class Spread:
                     done.append(future.result())
                     self.done += 1
                 except MustError:
-                    Place.of(orders[0].stop).write(b"")
+                    StoragePath.of(orders[0].stop).write(b"")
                     raise
                 except Exception as found:  # how engines tell of a worker that is gone: each in its own way
                     lost.append(given[future])

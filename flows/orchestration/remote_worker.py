@@ -19,7 +19,7 @@ from pipeline.errors import MustError
 from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
-from pipeline.storage.path import Place
+from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 
 LOOK_S = 2.0
@@ -27,14 +27,14 @@ LOOK_S = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
+class WorkItem:
     """A part of a step. Small: the artifacts that it reads are named, by step and fingerprint."""
 
     root: str
     cache_gb: float
     step: Step
     inputs: Mapping[str, str]
-    anew: bool
+    force: bool
     part: Mapping[str, Any]
     stop: str
     """The file whose being there is the word to stop."""
@@ -47,15 +47,15 @@ def parts_of(step: Step) -> ModuleType:
     return importlib.import_module(step.parts)
 
 
-def left(step: Step, inputs: Mapping[str, Artifact], anew: bool, runtime: Runtime) -> list[dict[str, Any]]:
+def left(step: Step, inputs: Mapping[str, Artifact], force: bool, runtime: Runtime) -> list[dict[str, Any]]:
     """The parts of a step that are still to do."""
-    given = Inputs(inputs, runtime, anew)
-    given = dataclasses.replace(given, before=Workspace(runtime.root).before(step, given))
+    given = Inputs(inputs, runtime, force)
+    given = dataclasses.replace(given, previous=Workspace(runtime.root).previous(step, given))
     found: list[dict[str, Any]] = parts_of(step).left(step.config, given)
     return found
 
 
-def do(order: Order) -> dict[str, Any]:
+def do(order: WorkItem) -> dict[str, Any]:
     """One part, here and now. Raises what the work raises, and Stopped once there is the word to stop."""
     set_up_process()
     stop = threading.Event()
@@ -63,22 +63,22 @@ def do(order: Order) -> dict[str, Any]:
         workspace = Workspace(Root.of(order.root, order.cache_gb))
         runtime = Runtime(workspace.root, stop=stop, **order.machine)
         runtime.check_stop(order.step.name)
-        made = {name: workspace.open(name, mark) for name, mark in order.inputs.items()}
+        made = {name: workspace.open(name, fingerprint) for name, fingerprint in order.inputs.items()}
         done: dict[str, Any] = parts_of(order.step).work(
-            order.step.config, Inputs(made, runtime, order.anew), order.part
+            order.step.config, Inputs(made, runtime, order.force), order.part
         )
     json.dumps(done)  # a part's result is JSON: it goes from machine to machine
     return done
 
 
 @contextlib.contextmanager
-def _heeding(order: Order, stop: threading.Event) -> Iterator[None]:
+def _heeding(order: WorkItem, stop: threading.Event) -> Iterator[None]:
     """Set `stop` once there is the word."""
     over = threading.Event()
 
     def look() -> None:
         with contextlib.suppress(OSError, MustError):  # a store that does not answer: the next time
-            if Place.of(order.stop).peek() is not None:
+            if StoragePath.of(order.stop).peek() is not None:
                 stop.set()
 
     def watch() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flows.run.run import Run
-from flows.run.step_runner import Apart
+from flows.run.step_runner import Subprocess
 from flows.server.daemons import standing
 from flows.server.embedded import INLINE, Server, check_users_server, environment, settings, users_server, write_logging
 from pipeline.errors import ConfigError
@@ -19,7 +19,7 @@ from pipeline.steps.artifact import Artifact
 # ruff: noqa: PLC0415
 
 
-def run_with_prefect(run: Run, work: Apart) -> dict[str, Artifact]:
+def run_with_prefect(run: Run, work: Subprocess) -> dict[str, Artifact]:
     """Every step as a Prefect task run, worked by `work`, on the server of PREFECT_API_URL, of `must up` or of its own.
 
     Raises what a step raises; ConfigError if Prefect is missing, its server does not start or does not answer.
@@ -39,7 +39,7 @@ def run_with_prefect(run: Run, work: Apart) -> dict[str, Artifact]:
 
 def home_of(run: Run) -> Path:
     """Where Prefect keeps what it writes, unless the user has chosen a place: on this machine, wherever the root is."""
-    return Path(os.environ.get("PREFECT_HOME") or run.workspace.root.here("prefect"))
+    return Path(os.environ.get("PREFECT_HOME") or run.workspace.root.local_path("prefect"))
 
 
 @contextlib.contextmanager

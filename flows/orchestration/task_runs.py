@@ -26,12 +26,12 @@ from prefect.events.worker import EventsWorker
 from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled, Completed, Failed
 
-from flows.orchestration.fan_out import Spread
+from flows.orchestration.fan_out import FanOut
 from flows.orchestration.ui import log_warnings, mirrored, show_results
 from flows.run.run import Run
 from flows.run.runners import PARTS
 from flows.run.signals import stopping
-from flows.run.step_runner import Apart, side_by_side
+from flows.run.step_runner import Subprocess, side_by_side
 from pipeline.errors import MustError, Stopped
 from pipeline.steps.artifact import Artifact, Step
 
@@ -53,7 +53,7 @@ def current_body() -> State[Any]:
     return _body.get()()
 
 
-def carry_out_as_flow(run: Run, steps: Steps, work: Apart) -> dict[str, Artifact]:
+def carry_out_as_flow(run: Run, steps: Steps, work: Subprocess) -> dict[str, Artifact]:
     """All steps as task runs of one flow run `selftrain`; `steps`, new, tell afterwards what became of them.
 
     Raises what a step raised, as it raised it, and MustError if Prefect failed before the last step was done.
@@ -86,15 +86,15 @@ class Steps:
         self.flow_run: UUID | None = None
         self.artifacts: dict[str, Artifact] = {}
         self.states: dict[str, State[Any]] = {}
-        self.spread: Spread | None = None
+        self.spread: FanOut | None = None
         self.summary = ""
         self._raised: tuple[Exception, TracebackType | None] | None = None
 
-    def carry_out(self, run: Run, work: Apart) -> dict[str, Artifact]:
+    def carry_out(self, run: Run, work: Subprocess) -> dict[str, Artifact]:
         """All of them, and what is worth a look: to be called in a flow. Raises what a step raises."""
         self.flow_run = UUID(prefect.runtime.flow_run.id)
         if run.recipe.runtime.runner in PARTS:
-            self.spread = Spread(work, contextvars.copy_context())
+            self.spread = FanOut(work, contextvars.copy_context())
             run.work = self.spread.step
         with stopping(run.runtime.stop):  # Prefect's own handler would end a step anywhere, its state unsaved
             self.artifacts = side_by_side(run, self.execute, work.at_once)
@@ -127,7 +127,7 @@ class Steps:
         @task(name=step.name, task_run_name=step.name, cache_policy=NO_CACHE, persist_result=False)
         def attempt() -> State[Any]:
             try:
-                artifact, state = obtain(run, step, inputs)
+                artifact, state = get_or_make(run, step, inputs)
             except Exception as error:
                 if self._raised is None:  # what the others raise, when they are stopped, is not the reason
                     self._raised = error, error.__traceback__
@@ -151,7 +151,7 @@ class Steps:
             raise error.with_traceback(trace)
 
 
-def obtain(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> tuple[Artifact, State[Any]]:
+def get_or_make(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> tuple[Artifact, State[Any]]:
     """The artifact of a step, found or made, and the state that tells which."""
     found = run.reuse(step, inputs)
     if found:

@@ -21,7 +21,7 @@ from flows.plan.evaluation_steps import (
 )
 from flows.plan.stage_steps import Training, check_classes, pool_step, settings, stage_step, thinning
 from pipeline.data import sampling
-from pipeline.errors import ConfigError, choose, naming
+from pipeline.errors import ConfigError, error_context, require_one_of
 from pipeline.recipe.base import FitConfig
 from pipeline.recipe.comparison import BACKBONES, COMPARE, NO_STAGE, SUPERVISED, CompareConfig, Trial
 from pipeline.recipe.evaluation import StartConfig
@@ -119,7 +119,7 @@ class _Trial:
         }
         package, key = CHOSEN["stages"]
         place = f"{COMPARE}.{self.comparison}.methods.{trial.method}"
-        method = choose(str(said[key]), modules(package), f"{place}.{key}:")
+        method = require_one_of(str(said[key]), modules(package), f"{place}.{key}:")
         made: StageConfig = read_section(importlib.import_module(f"{package}.{method}").Config, said, place)
         return made
 
@@ -165,14 +165,14 @@ def check_comparing(recipe: Recipe, spaces: Spaces) -> None:
                 f"{COMPARE}.{name}.starts: two of them would be called {again!r}: rename one of the files."
             )
     for place, stage in stages_of(recipe).items():
-        with naming(place):
+        with error_context(place):
             check_classes(stage, spaces)
 
 
 def _check(place: str, config: CompareConfig, spaces: Spaces) -> None:
     for key, names in (("data", config.data), ("set", [config.measured_on])):
         for name in names:
-            choose(name, spaces, f"{place}.{key}:")
+            require_one_of(name, spaces, f"{place}.{key}:")
     check_how(place, config)
     if not config.probes and not config.finetune:
         raise ConfigError(f"{place}: neither probes nor finetune are asked for: nothing would be measured.")
@@ -189,7 +189,7 @@ def _check_backbones(place: str, config: CompareConfig, there: Mapping[str, str]
     trained = [backbone for _, backbone in config.pairs(there)]
     for method, said in config.methods.items():
         alone = [
-            choose(name, {*config.backbones, *trained}, f"{place}.{method}.{BACKBONES}:")
+            require_one_of(name, {*config.backbones, *trained}, f"{place}.{method}.{BACKBONES}:")
             for name in said.get(BACKBONES, trained)
         ]
         if not set(alone) & set(trained):

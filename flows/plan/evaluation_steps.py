@@ -9,7 +9,7 @@ from typing import Any
 from evaluation.corruptions import VERSION as CORRUPTIONS
 from evaluation.schedules import SCHEDULES
 from pipeline.data import sampling
-from pipeline.errors import ConfigError, choose, naming
+from pipeline.errors import ConfigError, error_context, require_one_of
 from pipeline.models.weights import weights_digest
 from pipeline.recipe.evaluation import Measuring, StartConfig, check_names, start_of
 from pipeline.recipe.plugins import modules
@@ -43,7 +43,7 @@ def probed_sets(recipe: Recipe, spaces: Spaces) -> list[str]:
     if not there:
         raise ConfigError(f"evaluate.probes is {config.probes}, but no set has class labels to probe with.")
     wanted = there if config.probe_sets is None else config.probe_sets
-    return [choose(name, there, "evaluate.probe_sets: set with class labels") for name in wanted]
+    return [require_one_of(name, there, "evaluate.probe_sets: set with class labels") for name in wanted]
 
 
 def how(config: Measuring, recipe: Recipe) -> dict[str, Any]:
@@ -66,8 +66,14 @@ def finetune_step(name: str, start: StartConfig, told: Mapping[str, Any]) -> Ste
     keys = ("set", "splits", "schedule", "labels", "seeds", "seed", "corruptions", "width", "proposals")
     versions = {told["schedule"]: SCHEDULES[told["schedule"]].version} | _parts(told)
     config = {"name": name, **about(start), **{key: told[key] for key in keys}, **_row(told), "versions": versions}
-    grows = ("labels", "seeds")
-    return Step(name, "evaluation.finetuning:finetune", config, reads(start, f"data.{told['set']}"), grows=grows)
+    incremental_keys = ("labels", "seeds")
+    return Step(
+        name,
+        "evaluation.finetuning:finetune",
+        config,
+        reads(start, f"data.{told['set']}"),
+        incremental_keys=incremental_keys,
+    )
 
 
 def about(start: StartConfig) -> dict[str, Any]:
@@ -105,7 +111,7 @@ def start(said: str, recipe: Recipe, backbone: str | None = None, place: str = "
     """What a recipe names as a start at `place`, for images of the size that backbones are measured at."""
     steps = [*(f"stage.{stage.name}" for stage in recipe.stages), *(f"teacher.{name}" for name in recipe.teachers)]
     size = recipe.evaluate.image_size or recipe.student.image_size
-    with naming(place):
+    with error_context(place):
         found = start_of(said, steps, backbone or recipe.student.backbone, size)
         if found.weights:
             weights_digest(found.weights)  # the file is there
@@ -121,7 +127,7 @@ def start(said: str, recipe: Recipe, backbone: str | None = None, place: str = "
 
 def _taught(teacher: str, recipe: Recipe) -> str | None:
     """The timm name of the backbone that a teacher leaves, if it leaves one."""
-    with naming(f"teachers.{teacher}"):
+    with error_context(f"teachers.{teacher}"):
         return recipe.teachers[teacher].backbone_name()
 
 
@@ -150,5 +156,5 @@ def check_measuring(recipe: Recipe, spaces: Spaces) -> None:
 def check_how(place: str, config: Measuring) -> None:
     """Raise ConfigError for a probe or a schedule that is not there."""
     for name in config.probes:
-        choose(name, modules(PROBES), f"{place}.probes:")
-    choose(config.schedule, SCHEDULES, f"{place}.schedule:")
+        require_one_of(name, modules(PROBES), f"{place}.probes:")
+    require_one_of(config.schedule, SCHEDULES, f"{place}.schedule:")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from evaluation.label_subsets import asked_of
-from pipeline.errors import naming
+from pipeline.errors import error_context
 from pipeline.recipe.comparison import comparison_of
 from pipeline.steps.artifact import Inputs, Step, hash_json
 
@@ -31,7 +31,7 @@ def check_amounts(steps: Iterable[Step], inputs: Inputs) -> None:
         if wish:
             asked.setdefault(hash_json(wish), step)
     for step in asked.values():
-        with naming(_place(step)):
+        with error_context(_place(step)):
             _check(step, inputs)
 
 

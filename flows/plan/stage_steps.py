@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from ingest.true_labels import class_names
 from pipeline.data import sampling
-from pipeline.errors import naming
+from pipeline.errors import error_context
 from pipeline.models.weights import weights_digest
-from pipeline.recipe.base import Section
+from pipeline.recipe.base import BaseConfig
 from pipeline.recipe.recipe import Recipe
 from pipeline.recipe.stage import StageConfig, labelled_images
 from pipeline.steps.artifact import Step
@@ -19,7 +19,7 @@ YOUNGER: Mapping[str, Any] = {"truths": {}, "nesterov": False, "drops": [], "lon
 """Keys that came later, and the values by which nothing changes."""
 
 
-def settings(section: Section) -> dict[str, Any]:
+def settings(section: BaseConfig) -> dict[str, Any]:
     """What a section says, without keys that came after many an artifact and are not made use of: those stay good."""
     said = section.model_dump(mode="json")
     return {key: value for key, value in said.items() if key not in YOUNGER or value != YOUNGER[key]}
@@ -59,7 +59,7 @@ def pool_step(stage: str, data: Sequence[str], seen: tuple[str, ...], thinned: M
 
 def stage_step(name: str, stage: StageConfig, training: Training) -> Step:
     """A stage under the name of a step."""
-    with naming(f"stages.{stage.name}.start"):
+    with error_context(f"stages.{stage.name}.start"):
         weights = {"weights": weights_digest(stage.start)} if stage.start and stage.from_weights else {}
     drawn = sampling.version(stage.share < 1 or stage.labels is not None)
     config = {
@@ -78,8 +78,8 @@ def stage_step(name: str, stage: StageConfig, training: Training) -> Step:
 def check_classes(stage: StageConfig, spaces: Mapping[str, Mapping[str, LabelSpace]]) -> None:
     """Raise ConfigError if a stage asks for classes, and its sets have none, or not so many."""
     if stage.labels is not None:
-        with naming("labels"):
+        with error_context("labels"):
             labelled_images(stage, class_names(stage.data, spaces))
     if stage.long_tail is not None:
-        with naming("long_tail"):
+        with error_context("long_tail"):
             class_names(stage.data, spaces)

@@ -13,9 +13,9 @@ from flows.plan.evaluation_steps import measuring_steps
 from flows.plan.label_checks import is_early
 from flows.plan.stage_steps import settings, stage_steps
 from flows.plan.validate import check_fits
-from ingest.ingest import GROWS, open_source
+from ingest.ingest import INCREMENTAL_KEYS, open_source
 from ingest.rejections import IMAGES, LABELS, describe
-from pipeline.errors import ConfigError, choose, naming
+from pipeline.errors import ConfigError, error_context, require_one_of
 from pipeline.models.weights import weights_digest
 from pipeline.recipe.base import FitConfig
 from pipeline.recipe.comparison import COMPARE
@@ -39,7 +39,7 @@ def build_steps(recipe: Recipe, rejects: pa.Table = NOTHING) -> list[Step]:
     """
     ingests, spaces = [], {}
     for name, config in recipe.data.items():
-        with naming(f"data.{name}"):
+        with error_context(f"data.{name}"):
             source = open_source(config.model_dump(mode="json"))
             spaces[name] = source.spaces()
             ingests.append(_ingest_step(recipe, name, source))
@@ -99,7 +99,7 @@ def _ingest_step(recipe: Recipe, name: str, source: BaseSource) -> Step:
         "shard_images": recipe.shard_images,
         "files": {"count": len(stamp), "stamp": hash_json(stamp)[:16]},
     }
-    return Step(f"data.{name}", "ingest.ingest:ingest", config, grows=GROWS)
+    return Step(f"data.{name}", "ingest.ingest:ingest", config, incremental_keys=INCREMENTAL_KEYS)
 
 
 def _teacher_step(recipe: Recipe, name: str, teacher: TeacherConfig) -> Step:
@@ -116,7 +116,7 @@ def _label_step(name: str, recipe: Recipe, require: Mapping[str, Any], inputs: t
     """The pool's images labelled by the teachers, or the student, among the inputs."""
     config = {"max_failed": recipe.labelling.max_failed, "batch": recipe.labelling.batch, "require": require}
     function, parts = "teachers.labelling.labeller:label_pool", "teachers.labelling.partition"
-    return Step(name, function, config, inputs, parts=parts, grows=tuple(config))
+    return Step(name, function, config, inputs, parts=parts, incremental_keys=tuple(config))
 
 
 def _true_sets(recipe: Recipe) -> list[str]:
@@ -128,7 +128,7 @@ def _true_sets(recipe: Recipe) -> list[str]:
 def _start(section: TeacherConfig | FitConfig, place: str) -> dict[str, str]:
     """The content of the weights that a section at this place names: another file of the same name is another start."""
     weights = getattr(section, "weights", None)
-    with naming(f"{place}.weights"):
+    with error_context(f"{place}.weights"):
         return {"weights": weights_digest(weights)} if weights else {}
 
 
@@ -158,17 +158,17 @@ class Selection:
     force: tuple[str, ...] = ()
     """Steps that are made anew."""
 
-    def anew(self, steps: list[Step]) -> set[str]:
+    def forced(self, steps: list[Step]) -> set[str]:
         """The names of the steps to make anew. ConfigError lists the steps, if one that is named is not one."""
         names = {step.name for step in steps}
-        forced = {choose(name, names, "Step") for name in self.force}
+        forced_names = {require_one_of(name, names, "Step") for name in self.force}
         if self.start is not None:
-            behind = {choose(self.start, names, "Step")}
+            behind = {require_one_of(self.start, names, "Step")}
             for step in steps:
                 if behind.intersection(step.inputs):
                     behind.add(step.name)
-            forced |= behind
-        return forced
+            forced_names |= behind
+        return forced_names
 
     def _told(self) -> str:
         if self.only:
@@ -178,7 +178,7 @@ class Selection:
     def of(self, planned: list[Planned]) -> list[Planned]:
         """The part of a plan that the run is about. ConfigError if what the only step reads is not there."""
         if self.only:
-            needed = needed_by(planned, [choose(self.only, {each.step.name for each in planned}, "Step")])
+            needed = needed_by(planned, [require_one_of(self.only, {each.step.name for each in planned}, "Step")])
         elif self.last:
             needed = up_to(planned, self.last)
         else:
@@ -198,11 +198,11 @@ class Selection:
         return needed
 
 
-def plan(steps: list[Step], workspace: Workspace, anew: Set[str] = frozenset()) -> list[Planned]:
-    """For every step, whether it will run, and why; those in `anew` will. Reads manifests only."""
+def plan(steps: list[Step], workspace: Workspace, force: Set[str] = frozenset()) -> list[Planned]:
+    """For every step, whether it will run, and why; those in `forced` will. Reads manifests only."""
     planned: dict[str, Planned] = {}
     for step in steps:
-        if step.name in anew:
+        if step.name in force:
             planned[step.name] = Planned(step, None, "to be made anew")
             continue
         waiting = [name for name in step.inputs if planned[name].artifact is None]
@@ -213,8 +213,8 @@ def plan(steps: list[Step], workspace: Workspace, anew: Set[str] = frozenset()) 
 
 def _look(step: Step, inputs: dict[str, Artifact], workspace: Workspace) -> Planned:
     """A step whose inputs are all there."""
-    mark = step.mark(inputs)
-    found = workspace.find(step, mark)
+    fingerprint = step.fingerprint(inputs)
+    found = workspace.find(step, fingerprint)
     if found:
         return Planned(step, found, "nothing changed")
     return Planned(step, None, _changes(step, inputs, workspace) or "its files are no longer whole")
@@ -240,7 +240,7 @@ def up_to(planned: list[Planned], last: str) -> list[Planned]:
     members = [name for name in names if kind_of(name) in several or name.startswith(f"{last}.")]
     if last in names and not several:
         members = [last]
-    return needed_by(planned, members or [choose(last, names, "Step")])
+    return needed_by(planned, members or [require_one_of(last, names, "Step")])
 
 
 def needed_by(planned: list[Planned], members: Sequence[str]) -> list[Planned]:

@@ -9,7 +9,7 @@ from flows.plan.comparison_steps import check_comparing
 from flows.plan.evaluation_steps import Spaces, check_measuring
 from flows.plan.stage_steps import check_classes
 from ingest.dataset import check_truth, taught_space
-from pipeline.errors import ConfigError, choose, naming
+from pipeline.errors import ConfigError, error_context, require_one_of
 from pipeline.recipe.base import FitConfig
 from pipeline.recipe.recipe import Recipe
 
@@ -17,7 +17,7 @@ from pipeline.recipe.recipe import Recipe
 def check_fits(recipe: Recipe, spaces: Spaces) -> None:
     """Raise ConfigError for a task, a set, a required metric, a weight or an evaluation that can't be as it is said."""
     for name, teacher in recipe.teachers.items():
-        choose(teacher.task, tasks.names(), f"teachers.{name}.task")
+        require_one_of(teacher.task, tasks.names(), f"teachers.{name}.task")
         data: str | None = getattr(teacher, "data", None)
         if data is not None:
             taught_space(name, teacher.task, data, spaces[data])
@@ -30,7 +30,7 @@ def check_fits(recipe: Recipe, spaces: Spaces) -> None:
     for name, sets in recipe.student.truths.items():
         _check_truths(name, sets, recipe, spaces)
     for stage in recipe.stages:
-        with naming(f"stages.{stage.name}"):
+        with error_context(f"stages.{stage.name}"):
             check_classes(stage, spaces)
     for name in recipe.evaluate.sets:
         _check_evaluated(name, recipe, spaces)

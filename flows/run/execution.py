@@ -9,30 +9,30 @@ from flows.plan.comparison_steps import compares
 from flows.run.run import Outcome, Plan, Run, measured, told
 from flows.run.runners import check_engine
 from flows.run.signals import stopping
-from flows.run.step_runner import Apart, Here, in_order
+from flows.run.step_runner import InProcess, Subprocess, in_order
 from pipeline.errors import ConfigError
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps import ranks
 from pipeline.steps.artifact import Artifact, Inputs, Step, as_json
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.errors import explaining_full_disk
-from pipeline.storage.path import Place
+from pipeline.storage.path import StoragePath
 
-Carry = Callable[[Run, Apart], Mapping[str, Artifact]]
+Carry = Callable[[Run, Subprocess], Mapping[str, Artifact]]
 """Carries out the steps of a run."""
 
 
 def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, carry: Carry | None) -> Outcome:
     """A run of a plan: its steps in processes of their own, carried out by `carry`; or in this one, in order (None)."""
     check_engine(recipe.runtime)
-    with stopping(runtime.stop), explaining_full_disk(f"run of {recipe.name!r}", runtime.root.here()):
+    with stopping(runtime.stop), explaining_full_disk(f"run of {recipe.name!r}", runtime.root.local_path()):
         asked = any(compares(each.step.name) for each in plan.planned)
         checked = recipe if asked else recipe.model_copy(update={"compare": {}})
-        work = Apart(checked, runtime) if carry else Here(checked, runtime)
+        work = Subprocess(checked, runtime) if carry else InProcess(checked, runtime)
         run = Run(recipe, plan, runtime, work.step)
         try:
             with run.at_work():
-                artifacts = carry(run, work) if carry and isinstance(work, Apart) else in_order(run, inline_step)
+                artifacts = carry(run, work) if carry and isinstance(work, Subprocess) else in_order(run, inline_step)
                 if measured(artifacts):
                     work.other(_leave_results, (run.folder, artifacts), runtime)
         except BaseException as error:
@@ -67,7 +67,7 @@ def inline_step(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> Artifac
     return run.reuse(step, inputs) or run.make(step, inputs, run.runtime)
 
 
-def _leave_results(folder: Place, artifacts: Mapping[str, Artifact], runtime: Runtime) -> None:
+def _leave_results(folder: StoragePath, artifacts: Mapping[str, Artifact], runtime: Runtime) -> None:
     """The numbers and the report in the run's folder."""
     from evaluation.backbone_table import as_json as records_of  # noqa: PLC0415
     from evaluation.report.report import write_report  # noqa: PLC0415 - loads half the product

@@ -29,8 +29,8 @@ from pipeline.recipe.recipe import Recipe
 from pipeline.steps.artifact import Artifact, Inputs, Step, as_json, parse_lines, read_json
 from pipeline.steps.runtime import Runtime, stopped_in
 from pipeline.steps.workspace import Workspace
-from pipeline.storage.lock import Holds, claimed
-from pipeline.storage.path import Place
+from pipeline.storage.lock import Holds, hold_lock
+from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 from pipeline.stores.rejections import read_rejects
 
@@ -45,7 +45,7 @@ class Plan:
 
     workspace: Workspace
     planned: list[Planned]
-    anew: set[str]
+    force: set[str]
 
     @property
     def early(self) -> dict[str, Artifact | None]:
@@ -65,7 +65,7 @@ class Outcome:
     its artifacts by step, and how many steps were run rather than reused.
     """
 
-    folder: Place | None
+    folder: StoragePath | None
     artifacts: Mapping[str, Artifact]
     ran: int
 
@@ -87,7 +87,7 @@ class Run:
         self._lock = threading.Lock()
         self._early = plan.early if None in plan.early.values() else {}
         rows = [
-            {"step": p.step.name, "action": p.action, "why": p.why, "artifact": p.artifact and p.artifact.mark}
+            {"step": p.step.name, "action": p.action, "why": p.why, "artifact": p.artifact and p.artifact.fingerprint}
             for p in self.planned
         ]
         self.folder.child("plan.json").write(as_json(rows).encode())
@@ -100,11 +100,11 @@ class Run:
 
     def at_work(self) -> AbstractContextManager[Holds]:
         """While inside, the run is known to be at work, and what it refers to is kept."""
-        return claimed(self.workspace.claims / "runs" / self.folder.name, lambda _: None, lost=self.runtime.stop.set)
+        return hold_lock(self.workspace.claims / "runs" / self.folder.name, lambda _: None, lost=self.runtime.stop.set)
 
     def log(self, step: str) -> Path:
         """Where the processes of a step print to, on this machine."""
-        return self.workspace.root.here(f"runs/{self.folder.name}/logs/{step}.log")
+        return self.workspace.root.local_path(f"runs/{self.folder.name}/logs/{step}.log")
 
     def note(self, step: str, line: str) -> None:
         """Add a line to what the processes of a step print."""
@@ -114,32 +114,32 @@ class Run:
 
     def reuse(self, step: Step, inputs: Mapping[str, Artifact]) -> Artifact | None:
         """The artifact of a step, if it is there and not to be made anew."""
-        if step.name in self.plan.anew:
+        if step.name in self.plan.force:
             return None
-        mark = step.mark(inputs)
-        found = self.workspace.find(step, mark)
+        fingerprint = step.fingerprint(inputs)
+        found = self.workspace.find(step, fingerprint)
         if found:
-            self._reused(step, mark)
+            self._reused(step, fingerprint)
             self._arrived(step.name, found)
         return found
 
-    def _reused(self, step: Step, mark: str) -> None:
-        self.event("reused", step=step.name, artifact=mark)
+    def _reused(self, step: Step, fingerprint: str) -> None:
+        self.event("reused", step=step.name, artifact=fingerprint)
         self.runtime.progress(step.name, 1.0, "reused")
 
     def make(self, step: Step, inputs: Mapping[str, Artifact], runtime: Runtime) -> Artifact:
         """The artifact of a step, made now; or made by another run, where one is at work on it."""
-        mark = step.mark(inputs)
+        fingerprint = step.fingerprint(inputs)
         self.runtime.check_stop(step.name)
-        self.event("started", step=step.name, artifact=mark)
+        self.event("started", step=step.name, artifact=fingerprint)
         runtime.progress(step.name, 0.0, "starting")
         began = time.time()
         try:
-            artifact, made = self.work(self, step, Inputs(inputs, runtime, step.name in self.plan.anew))
+            artifact, made = self.work(self, step, Inputs(inputs, runtime, step.name in self.plan.force))
         except BaseException as error:
             self.event("failed", step=step.name, **told(error))
             if type(error) is Stopped:  # whatever part of the step it was
-                raise stopped_in(step.name, step.name in self.plan.anew) from error
+                raise stopped_in(step.name, step.name in self.plan.force) from error
             raise
         finally:
             self._keep_log(step.name)
@@ -147,10 +147,10 @@ class Run:
             seconds = time.time() - began
             with self._lock:
                 self.made += 1
-            self.event("made", step=step.name, artifact=mark, seconds=round(seconds, 2), counts=artifact.counts)
+            self.event("made", step=step.name, artifact=fingerprint, seconds=round(seconds, 2), counts=artifact.counts)
             runtime.progress(step.name, 1.0, f"made in {seconds:.0f} s{_left_out(artifact)}")
         else:
-            self._reused(step, mark)
+            self._reused(step, fingerprint)
         self._arrived(step.name, artifact)
         return artifact
 
@@ -175,7 +175,7 @@ def _left_out(made: Artifact) -> str:
     return f"; {plural(files, 'file')} could not be used" if files else ""
 
 
-def _new_folder(root: Root, recipe: Recipe) -> Place:
+def _new_folder(root: Root, recipe: Recipe) -> StoragePath:
     """A folder for a run, with its recipe, named after recipe and time; runs that begin in the same second, on any
     machine, are numbered.
     """
@@ -211,8 +211,8 @@ def look(recipe: Recipe, root: Root, selection: Selection = WHOLE) -> Plan:
     """What there is and what is not on a root folder, whether or not a run could make it."""
     workspace = Workspace(root)
     steps = build_steps(recipe, read_rejects(root))
-    anew = selection.anew(steps)
-    return Plan(workspace, selection.of(plan(steps, workspace, anew)), anew)
+    force = selection.forced(steps)
+    return Plan(workspace, selection.of(plan(steps, workspace, force)), force)
 
 
 def made_inputs(recipe: Recipe, root: Root, name: str) -> tuple[Step, Inputs]:
@@ -222,7 +222,7 @@ def made_inputs(recipe: Recipe, root: Root, name: str) -> tuple[Step, Inputs]:
     step, runtime = planned[name].step, Runtime.of(recipe.runtime, root)
     made = {each: planned[each].artifact for each in step.inputs}
     if LABELS in made and made[LABELS] is None:  # a copy of what was rejected by now needs no run
-        made[LABELS], _ = plan.workspace.obtain(planned[LABELS].step, Inputs({}, runtime))
+        made[LABELS], _ = plan.workspace.get_or_make(planned[LABELS].step, Inputs({}, runtime))
     missing = [each for each, artifact in made.items() if artifact is None]
     if missing:
         raise DataError(
@@ -250,9 +250,9 @@ def measured(artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
     return {name: made for name, made in artifacts.items() if kind_of(name) in MEASURING}
 
 
-def find_report(root: Root, results: Mapping[str, Artifact]) -> Place | None:
+def find_report(root: Root, results: Mapping[str, Artifact]) -> StoragePath | None:
     """The newest run that left a report on all these results; a run may have been killed before it did."""
-    wanted = {(name, made.mark) for name, made in results.items()}
+    wanted = {(name, made.fingerprint) for name, made in results.items()}
     runs = root / "runs"
     reports = [name for name in runs.files() if posixpath.basename(name) == "report.html"]
     for report in sorted(reports, key=_began, reverse=True):

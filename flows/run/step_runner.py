@@ -17,8 +17,8 @@ from flows.plan.comparison_steps import stages_of, starts_of
 from flows.plan.evaluation_steps import backbone_starts
 from flows.run.processes import Call, carry_out, warm_up
 from flows.run.run import Run
-from pipeline.errors import ConfigError, Interrupted, OutOfMemory, naming
-from pipeline.recipe.base import Section
+from pipeline.errors import ConfigError, Interrupted, OutOfMemory, error_context
+from pipeline.recipe.base import BaseConfig
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps import ranks
 from pipeline.steps.artifact import Artifact, Inputs, Step
@@ -34,29 +34,29 @@ Parts = Sequence[Mapping[str, Any]]
 Execute = Callable[[Run, Step, Mapping[str, Artifact]], Artifact]
 
 
-class Here:
+class InProcess:
     """Everything in this process."""
 
     at_once = 1
 
     def __init__(self, recipe: Recipe, runtime: Runtime) -> None:
-        look_around(recipe, runtime)
+        preflight(recipe, runtime)
 
     def step(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
         """The artifact of a step, and whether it was made for it."""
-        return run.workspace.obtain(step, inputs)
+        return run.workspace.get_or_make(step, inputs)
 
     def other(self, work: Callable[..., Any], arguments: tuple[Any, ...], runtime: Runtime) -> Any:
         """What is no step but loads as much code: `work(*arguments, runtime)`."""
         return work(*arguments, runtime)
 
 
-class Apart:
+class Subprocess:
     """Steps in processes of their own, each on a device that no other one is at work on."""
 
     def __init__(self, recipe: Recipe, runtime: Runtime) -> None:
         warm_up()
-        found = self.other(look_around, (recipe,), runtime)
+        found = self.other(preflight, (recipe,), runtime)
         self.devices: list[Environ] = found
         self.at_once, self.training_processes = len(found), recipe.runtime.training_processes
         self._free: queue.SimpleQueue[Environ] = queue.SimpleQueue()
@@ -87,8 +87,8 @@ class Apart:
         inputs.runtime.check_stop(step.name)
         how, _, _ = str(ended).partition(" It said last")
         run.note(step.name, f"{how} It goes on from what it saved.")
-        if step.resumes and run.workspace.find(step, step.mark(inputs.artifacts)) is None:
-            return dataclasses.replace(inputs, anew=False)  # it has begun anew already
+        if step.resumes and run.workspace.find(step, step.fingerprint(inputs.artifacts)) is None:
+            return dataclasses.replace(inputs, force=False)  # it has begun anew already
         return inputs
 
     def _when_free(self, run: Run, step: Step, inputs: Inputs, device: Environ) -> tuple[Artifact, bool]:
@@ -108,7 +108,7 @@ class Apart:
         together = _ranks(self.training_processes) if step.trains else [{}]
         sharing = self.at_once * len(together)
         threads = max(1, usable_cores() // sharing) if sharing > 1 else 0
-        call = Call(_obtain, (step, inputs.artifacts, inputs.anew, inputs.parts), run.log(step.name), device, threads)
+        call = Call(_obtain, (step, inputs.artifacts, inputs.force, inputs.parts), run.log(step.name), device, threads)
         found: tuple[Artifact, bool] = carry_out(call, inputs.runtime, together)
         return found
 
@@ -118,11 +118,11 @@ class Apart:
 
 
 def _obtain(
-    step: Step, artifacts: Mapping[str, Artifact], anew: bool, parts: Parts, runtime: Runtime
+    step: Step, artifacts: Mapping[str, Artifact], force: bool, parts: Parts, runtime: Runtime
 ) -> tuple[Artifact, bool] | None:
-    workspace, inputs = Workspace(runtime.root), Inputs(artifacts, runtime, anew, parts)
+    workspace, inputs = Workspace(runtime.root), Inputs(artifacts, runtime, force, parts)
     if ranks.is_first():
-        return workspace.obtain(step, inputs)
+        return workspace.get_or_make(step, inputs)
     workspace.take_part(step, inputs)
     return None
 
@@ -138,7 +138,7 @@ def _ranks(count: int) -> list[Environ]:
     return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
-def look_around(recipe: Recipe, runtime: Runtime) -> list[Environ]:
+def preflight(recipe: Recipe, runtime: Runtime) -> list[Environ]:
     """For every step that may be at work at once, the variables that give its process a device of its own.
 
     Raises ConfigError for what would otherwise stop the run in the middle: a device or a model that is not there.
@@ -152,7 +152,7 @@ def look_around(recipe: Recipe, runtime: Runtime) -> list[Environ]:
     for name in recipe.teachers:
         check_head_name(name)
     for place, section in models(recipe).items():
-        with naming(place):
+        with error_context(place):
             check_models(section)
     asked = recipe.runtime.side_by_side
     if device != "cuda":
@@ -166,7 +166,7 @@ def look_around(recipe: Recipe, runtime: Runtime) -> list[Environ]:
     return [{"CUDA_VISIBLE_DEVICES": groups[number % len(groups)]} for number in range(asked or len(groups))]
 
 
-def check_models(section: Section) -> None:
+def check_models(section: BaseConfig) -> None:
     """Raise ConfigError if a backbone that a section names is not there, or its weights are another model's."""
     from pipeline.models.backbone import check_backbone  # noqa: PLC0415 - a plan does without torch
 
@@ -175,11 +175,11 @@ def check_models(section: Section) -> None:
     section.check()
 
 
-def models(recipe: Recipe) -> dict[str, Section]:
+def models(recipe: Recipe) -> dict[str, BaseConfig]:
     """The sections that name models, by their place in the recipe."""
-    teachers: dict[str, Section] = {f"teachers.{name}": teacher for name, teacher in recipe.teachers.items()}
-    stages: dict[str, Section] = {f"stages.{stage.name}": stage for stage in recipe.chain()}
-    starts: dict[str, Section] = {f"evaluate.starts: {start.name}": start for start in backbone_starts(recipe)}
+    teachers: dict[str, BaseConfig] = {f"teachers.{name}": teacher for name, teacher in recipe.teachers.items()}
+    stages: dict[str, BaseConfig] = {f"stages.{stage.name}": stage for stage in recipe.chain()}
+    starts: dict[str, BaseConfig] = {f"evaluate.starts: {start.name}": start for start in backbone_starts(recipe)}
     return {**teachers, "student": recipe.student, **stages, **starts, **starts_of(recipe), **stages_of(recipe)}
 
 

@@ -27,7 +27,7 @@ from typing import Any, Literal
 from flows.server.embedded import DECIDED, PATIENCE_S, answers, directly, logging_settings, users_server, write_logging
 from pipeline.errors import PROJECT, ConfigError
 from pipeline.steps.artifact import write_json
-from pipeline.storage.process_id import Process
+from pipeline.storage.process_id import ProcessId
 
 """Where prefect.yaml is, and where relative paths of deployed runs begin."""
 GOODBYE_S = 15.0
@@ -63,7 +63,7 @@ Name = Literal["server", "worker"]
 class Service:
     """A process in the background."""
 
-    process: Process
+    process: ProcessId
     since: float
     """When it was started, seconds since 1970."""
     log: str
@@ -112,7 +112,7 @@ class Services:
             return cls(home)
         for name in ("server", "worker"):
             if noted[name]:
-                noted[name] = Service(**{**noted[name], "process": Process(**noted[name]["process"])})
+                noted[name] = Service(**{**noted[name], "process": ProcessId(**noted[name]["process"])})
         return cls(home, **noted)
 
     def write(self) -> None:
@@ -163,7 +163,7 @@ class Services:
                 env=os.environ | self.environ() | logging_settings(self.home),
                 start_new_session=True,
             )
-        service = Service(Process.numbered(child.pid), time.time(), str(log))
+        service = Service(ProcessId.numbered(child.pid), time.time(), str(log))
         setattr(self, name, service)
         self.write()
         return service

@@ -23,7 +23,7 @@ SHARE = 1 / (2 * WINDOW)
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
+class LabelSource:
     """Labels of one head for one image shard: a label file, how to read it, and the threshold applied when read.
 
     A file of the shard's own has its keys in its order. Of another shard's, `rows` says in which row of the file each
@@ -60,16 +60,16 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shelf:
+class DatasetShard:
     """One image shard, the rows of it that may be used, and for every head its layers: the first with a label wins."""
 
     images: ImageShard
     rows: NDArray[np.int64]
-    layers: Mapping[str, tuple[Layer, ...]]
+    label_sources: Mapping[str, tuple[LabelSource, ...]]
 
 
 @dataclasses.dataclass
-class Sample:
+class ImageSample:
     """One image's view and its labels in that view."""
 
     key: str
@@ -77,39 +77,39 @@ class Sample:
     values: dict[str, Value]
 
 
-class Library:
+class ImageDataset:
     """All usable (image, labels) of a training or evaluation set, by position."""
 
-    def __init__(self, shelves: Sequence[Shelf]) -> None:
-        self.shelves = [shelf for shelf in shelves if len(shelf.rows)]
-        self._starts = np.cumsum([0, *(len(shelf.rows) for shelf in self.shelves)])
-        self._open = functools.lru_cache(maxsize=WINDOW)(self._read_layers)
+    def __init__(self, shards: Sequence[DatasetShard]) -> None:
+        self.shards = [shard for shard in shards if len(shard.rows)]
+        self._starts = np.cumsum([0, *(len(shard.rows) for shard in self.shards)])
+        self._open = functools.lru_cache(maxsize=WINDOW)(self._open_labels)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def _read_layers(self, number: int) -> dict[str, list[tuple[LabelShard, Layer]]]:
-        shelf = self.shelves[number]
-        opened: dict[str, list[tuple[LabelShard, Layer]]] = {}
-        for head, layers in shelf.layers.items():
-            opened[head] = [(LabelShard(layer.file, layer.label), layer) for layer in layers]
-            for shard, layer in opened[head]:
-                layer.check(shelf.images, shard.keys)
+    def _open_labels(self, number: int) -> dict[str, list[tuple[LabelShard, LabelSource]]]:
+        shard = self.shards[number]
+        opened: dict[str, list[tuple[LabelShard, LabelSource]]] = {}
+        for head, label_sources in shard.label_sources.items():
+            opened[head] = [(LabelShard(source.file, source.label), source) for source in label_sources]
+            for labels, source in opened[head]:
+                source.check(shard.images, labels.keys)
         return opened
 
     def locate(self, index: int) -> tuple[int, int]:
         """(shelf number, row in its image shard) of position `index`."""
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return number, int(self.shelves[number].rows[index - self._starts[number]])
+        return number, int(self.shards[number].rows[index - self._starts[number]])
 
     def values(self, index: int) -> dict[str, Value]:
         """The labels of position `index` as stored, by head; heads without one are left out."""
         number, row = self.locate(index)
         found: dict[str, Value] = {}
-        for head, layers in self._open(number).items():
-            for shard, layer in layers:
-                place = layer.row(row)
-                value = None if place < 0 else shard.value(place, layer.threshold)
+        for head, label_sources in self._open(number).items():
+            for labels, source in label_sources:
+                place = source.row(row)
+                value = None if place < 0 else labels.value(place, source.threshold)
                 if value is not None:
                     found[head] = value
                     break
@@ -117,29 +117,29 @@ class Library:
 
     def keys(self) -> list[str]:
         """The images' keys, by position."""
-        return [shelf.images.keys[row] for shelf in self.shelves for row in shelf.rows]
+        return [shard.images.keys[row] for shard in self.shards for row in shard.rows]
 
-    def only(self, chosen: Sequence[int] | NDArray[np.int64]) -> Library:
+    def only(self, chosen: Sequence[int] | NDArray[np.int64]) -> ImageDataset:
         """The images at these positions, in their order here."""
         kept: dict[int, list[int]] = {}
         for number, row in (self.locate(index) for index in sorted(chosen)):
             kept.setdefault(number, []).append(row)
-        shelves = [dataclasses.replace(self.shelves[number], rows=np.array(rows)) for number, rows in kept.items()]
-        return Library(shelves)
+        shards = [dataclasses.replace(self.shards[number], rows=np.array(rows)) for number, rows in kept.items()]
+        return ImageDataset(shards)
 
     def labels(self, index: int) -> dict[str, Label]:
         """How the labels of position `index` are read, by head."""
         number, _ = self.locate(index)
-        return {head: layers[0].label for head, layers in self.shelves[number].layers.items()}
+        return {head: label_sources[0].label for head, label_sources in self.shards[number].label_sources.items()}
 
     def read(self, index: int) -> tuple[str, bytes]:
         """(key, image bytes) of position `index`."""
         number, row = self.locate(index)
-        images = self.shelves[number].images
-        images.bring(SHARE)
+        images = self.shards[number].images
+        images.download(SHARE)
         return images.keys[row], images.read(row)
 
-    def sample(self, index: int, size: int, augment: AugmentConfig, seed: tuple[int, ...]) -> Sample:
+    def sample(self, index: int, size: int, augment: AugmentConfig, seed: tuple[int, ...]) -> ImageSample:
         """One view of position `index`, drawn by `seed`, with its labels."""
         view = draw(augment, generator(*seed))
         key, data = self.read(index)
@@ -152,12 +152,12 @@ class Library:
             head: view_label(labels[head], value, view, size if labels[head].in_pixels else cells)
             for head, value in self.values(index).items()
         }
-        return Sample(key, image, values)
+        return ImageSample(key, image, values)
 
     @functools.cached_property
     def _by_key(self) -> NDArray[np.int64]:
         """All positions, in the order of their images' keys."""
-        keys = [np.array(shelf.images.keys, dtype="S16")[shelf.rows] for shelf in self.shelves]
+        keys = [np.array(shard.images.keys, dtype="S16")[shard.rows] for shard in self.shards]
         return np.argsort(np.concatenate(keys), kind="stable")
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - libraries live as long as the run
@@ -168,10 +168,10 @@ class Library:
         stream of one that was read at once.
         """
         rng = generator(seed, epoch)
-        if len(self.shelves) <= WINDOW:
+        if len(self.shards) <= WINDOW:
             return self._by_key[rng.permutation(len(self))]
-        shelves = rng.permutation(len(self.shelves))
-        windows = [shelves[start : start + WINDOW] for start in range(0, len(shelves), WINDOW)]
+        shards = rng.permutation(len(self.shards))
+        windows = [shards[start : start + WINDOW] for start in range(0, len(shards), WINDOW)]
         spans = [
             np.concatenate([np.arange(self._starts[n], self._starts[n + 1]) for n in window]) for window in windows
         ]

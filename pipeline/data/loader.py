@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.dataset import Library, Sample
+from pipeline.data.dataset import ImageDataset, ImageSample
 from pipeline.data.prefetch import Supply
 from pipeline.data.stream import cut
 from pipeline.recipe.augment import AugmentConfig
@@ -49,7 +49,7 @@ class LoaderConfig:
 class Samples:
     """Views that were read and drawn, to be put into as many batches as memory asks for."""
 
-    def __init__(self, samples: Sequence[Sample], collate: Mapping[str, Collate]) -> None:
+    def __init__(self, samples: Sequence[ImageSample], collate: Mapping[str, Collate]) -> None:
         self.samples, self.collate = samples, collate
 
     @property
@@ -64,8 +64,8 @@ class Samples:
 class Loader:
     """An endless stream of training batches, or of one process's share of each, from any step on."""
 
-    def __init__(self, library: Library, collate: Mapping[str, Collate], config: LoaderConfig) -> None:
-        self.library, self.collate, self.config = library, collate, config
+    def __init__(self, dataset: ImageDataset, collate: Mapping[str, Collate], config: LoaderConfig) -> None:
+        self.dataset, self.collate, self.config = dataset, collate, config
         self.slots = range(config.batch) if config.slots is None else config.slots
         self._supply = Supply(self._tasks, lambda samples, _: Samples(samples, self.collate), config.threads)
 
@@ -78,14 +78,14 @@ class Loader:
         """The share of batch number `step`, made now."""
         return collate_samples([self._sample(step, slot) for slot in self.slots], self.collate)
 
-    def _sample(self, step: int, slot: int) -> Sample:
-        config, count = self.config, len(self.library)
+    def _sample(self, step: int, slot: int) -> ImageSample:
+        config, count = self.config, len(self.dataset)
         position = step * config.batch + slot
         epoch, place = divmod(position, count)
-        index = int(self.library.order(config.seed, epoch)[place])
-        return self.library.sample(index, config.size, config.augment, (config.seed, position))
+        index = int(self.dataset.order(config.seed, epoch)[place])
+        return self.dataset.sample(index, config.size, config.augment, (config.seed, position))
 
-    def _tasks(self, step: int) -> list[Callable[[], Sample]]:
+    def _tasks(self, step: int) -> list[Callable[[], ImageSample]]:
         return [functools.partial(self._sample, step, slot) for slot in self.slots]
 
     def stream(self, start: int) -> Iterator[Samples]:
@@ -98,7 +98,7 @@ def stacked(images: Sequence[NDArray[np.uint8]]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-def collate_samples(samples: Sequence[Sample], collate: Mapping[str, Collate]) -> Batch:
+def collate_samples(samples: Sequence[ImageSample], collate: Mapping[str, Collate]) -> Batch:
     """Samples -> batch; each head gets the labels of the images that have one."""
     images = stacked([sample.image for sample in samples])
     targets = {}

@@ -20,7 +20,7 @@ LEAST_NEIGHBOURS = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Camera:
+class PinholeCamera:
     """A pinhole camera, in pixels of the depth map; the centre of the first pixel is (0, 0)."""
 
     fx: float
@@ -33,7 +33,7 @@ class Camera:
             raise ValueError(f"focal lengths {self.fx}, {self.fy} must be positive")
 
 
-def normals_from_depth(depth: NDArray[np.float32], camera: Camera) -> NDArray[np.float32]:
+def normals_from_depth(depth: NDArray[np.float32], camera: PinholeCamera) -> NDArray[np.float32]:
     """Depth (H, W) along the optical axis, in any unit, 0 = unknown -> unit normals (H, W, 3), float32.
 
     Axes: x right, y up, z towards the camera; every normal faces the camera. (0, 0, 0) where it is unknown: at pixels

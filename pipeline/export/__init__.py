@@ -18,10 +18,10 @@ from typing import Any, ClassVar, Self
 
 from numpy.typing import NDArray
 
-from pipeline.errors import ConfigError, choose
+from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.plugins import modules
 from pipeline.steps.artifact import write_json
-from pipeline.storage.atomic import check_absent, whole_folder
+from pipeline.storage.atomic import atomic_folder, check_absent
 from pipeline.storage.errors import explaining_full_disk, is_disk_full
 from pipeline.stores.labels import Label, Value, gather
 
@@ -33,7 +33,7 @@ WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class ExportSample:
     """One image with its labels by head: its own bytes, the suffix of its content, and its size in pixels, (width,
     height), upright by its EXIF orientation; labels are in that image's coordinates.
     """
@@ -90,7 +90,7 @@ class BaseWriter(ABC):
         self.counts[head][why] += 1
 
     @abstractmethod
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: ExportSample) -> None:
         """Write an image and its labels: `sample.values` holds at least one, of these heads alone."""
 
     def finish(self) -> None:
@@ -105,13 +105,13 @@ def names() -> list[str]:
 
 def writer_of(form: str) -> type[BaseWriter]:
     """The class that writes a form. ConfigError lists the forms if there is none of this name."""
-    chosen = choose(form, names(), "--to")
+    chosen = require_one_of(form, names(), "--to")
     writer: type[BaseWriter] = importlib.import_module(f"{__name__}.{chosen}").Writer
     return writer
 
 
 def write(
-    form: str, out: Path, heads: Mapping[str, Label], samples: Iterable[Sample], about: Mapping[str, Any]
+    form: str, out: Path, heads: Mapping[str, Label], samples: Iterable[ExportSample], about: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write samples to the folder `out`, whole or not at all, and return what `export.json` in it says.
 
@@ -122,7 +122,7 @@ def write(
     held, refused = _sort_out(writer_class, heads, form)
     with _explained(out):
         check_absent(out)
-        with whole_folder(out) as part, writer_class(part, held) as writer:
+        with atomic_folder(out) as part, writer_class(part, held) as writer:
             counts = _write_all(writer, samples)
             writer.finish()
             summary = {"form": form, **about, **counts, "heads": _summary(writer), "left_out": refused}
@@ -149,7 +149,7 @@ def _sort_out(
     return held, refused
 
 
-def _write_all(writer: BaseWriter, samples: Iterable[Sample]) -> dict[str, int]:
+def _write_all(writer: BaseWriter, samples: Iterable[ExportSample]) -> dict[str, int]:
     """Write every sample that has a label of the writer's heads; how many were written, and how many had none."""
     counts = {"images": 0, "images_without_labels": 0}
     for sample in samples:

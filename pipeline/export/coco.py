@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval.core import mask as rle
 
-from pipeline.export import BaseWriter, Sample, at_size
+from pipeline.export import BaseWriter, ExportSample, at_size
 from pipeline.export._png import IGNORE
 from pipeline.stores.labels import Label, Value
 
@@ -45,7 +45,7 @@ class Writer(BaseWriter):
             self.places[head] = self.named(head, f"{prefix}_train.json", f"{prefix}_{{}}.json")
             self._written[head] = _Annotated(folder / self.places[head], label.space.classes, self)
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: ExportSample) -> None:
         (self.folder / IMAGES / sample.file_name).write_bytes(sample.data)
         for head, value in sample.values.items():
             task = self.heads[head].space.task
@@ -71,7 +71,7 @@ class _Annotated:
         categories = [{"id": i, "name": name, "supercategory": name} for i, name in enumerate(classes, start=1)]
         self._file.write(f'{{"info": {{}}, "licenses": [], "categories": {_json(categories)}, "images": [')
 
-    def add(self, sample: Sample, annotations: list[dict[str, Any]]) -> None:
+    def add(self, sample: ExportSample, annotations: list[dict[str, Any]]) -> None:
         self._images += 1
         width, height = sample.size
         image = {"id": self._images, "file_name": sample.file_name, "width": width, "height": height}

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.export import BELOW, BaseWriter, Sample, at_size
+from pipeline.export import BELOW, BaseWriter, ExportSample, at_size
 from pipeline.export._png import IGNORE, millimetres, shares_of_nearest
 from pipeline.steps.artifact import write_json
 from pipeline.stores.labels import Label, LabelSpace, Value
@@ -60,13 +60,13 @@ class Writer(BaseWriter):
         self._samples.write('{"samples": [')
         self._first = True
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: ExportSample) -> None:
         (self.folder / "data" / sample.file_name).write_bytes(sample.data)
         labels = {self._fields[head]: self._label(head, value, sample) for head, value in sample.values.items()}
         self._samples.write(("\n" if self._first else ",\n") + json.dumps({**_about(sample), **labels}))
         self._first = False
 
-    def _label(self, head: str, value: Value, sample: Sample) -> Document | None:
+    def _label(self, head: str, value: Value, sample: ExportSample) -> Document | None:
         space = self.heads[head].space
         if space.task == "detection":
             return self._detections(head, value, sample)
@@ -85,7 +85,7 @@ class Writer(BaseWriter):
             return {**about, "mask_path": path}
         return {**about, "map_path": path, "range": [0.0, self._depth(head, value, sample, path)]}
 
-    def _depth(self, head: str, value: Value, sample: Sample, path: str) -> float:
+    def _depth(self, head: str, value: Value, sample: ExportSample, path: str) -> float:
         """Write a depth map; its largest number."""
         depth = at_size(value["depth"], sample.size, 0.0)
         if self.heads[head].space.scale == "relative":
@@ -97,7 +97,7 @@ class Writer(BaseWriter):
         Image.fromarray(pixels).save(self.folder / path)
         return float(max(pixels.max(), 1))
 
-    def _detections(self, head: str, value: Value, sample: Sample) -> Document:
+    def _detections(self, head: str, value: Value, sample: ExportSample) -> Document:
         boxes = value["boxes"].astype(np.float64) / np.tile(sample.size, 2)
         boxes[:, 2:] -= boxes[:, :2]
         names = self.heads[head].space.classes
@@ -123,7 +123,7 @@ class Writer(BaseWriter):
         write_json(self.folder / "metadata.json", _dataset(spaces))
 
 
-def _about(sample: Sample) -> Document:
+def _about(sample: ExportSample) -> Document:
     """What a sample says of its image."""
     kind = f"image/{MIME.get(sample.suffix, sample.suffix)}"
     size = {"width": sample.size[0], "height": sample.size[1], "num_channels": None}

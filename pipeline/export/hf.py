@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.export import BELOW, BaseWriter, Sample, distinct
+from pipeline.export import BELOW, BaseWriter, ExportSample, distinct
 from pipeline.export._png import class_ids
 from pipeline.stores.codecs import share_to_byte
 from pipeline.stores.labels import Label, Value
@@ -76,7 +76,7 @@ class Writer(BaseWriter):
         self._file: pq.ParquetWriter | None = None
         (folder / "data").mkdir()
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: ExportSample) -> None:
         row = {
             "image": _picture(sample.data, sample.file_name),
             "key": sample.key,

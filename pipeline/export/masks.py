@@ -15,7 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.export import BaseWriter, Sample, at_size
+from pipeline.export import BaseWriter, ExportSample, at_size
 from pipeline.export._png import IGNORE, class_ids, directions, millimetres, shares_of_nearest, unknown_id
 from pipeline.steps.artifact import write_json
 from pipeline.stores.labels import Label, Value
@@ -51,7 +51,7 @@ class Writer(BaseWriter):
                 about = {"classes": classes, "ignore_index": unknown_id(len(classes))}
                 write_json(folder / self.named(head, "classes.json", "classes_{}.json"), about)
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: ExportSample) -> None:
         (self.folder / "images" / SPLIT / sample.file_name).write_bytes(sample.data)
         for head, value in sample.values.items():
             pixels = self._pixels(head, value, sample.size)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.export import BaseWriter, Sample
+from pipeline.export import BaseWriter, ExportSample
 from pipeline.stores.labels import Label, Value
 
 IN_JSON = ("classification", "detection")
@@ -42,7 +42,7 @@ class Writer(BaseWriter):
         self._tar = self.files.enter_context(tarfile.TarFile(path, "w", format=tarfile.USTAR_FORMAT))
         self._tars, self._samples, self._bytes = self._tars + 1, 0, 0
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: ExportSample) -> None:
         if self._samples >= MOST_SAMPLES or self._bytes >= MOST_BYTES:
             self._open()
         self._samples += 1

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from pipeline.export import BELOW, BaseWriter, Sample, distinct
+from pipeline.export import BELOW, BaseWriter, ExportSample, distinct
 from pipeline.stores.labels import Label, Value
 
 SPLIT = "train"
@@ -48,14 +48,14 @@ class Writer(BaseWriter):
                 names = distinct([_folder_name(name) for name in label.space.classes])
                 self._folders[head] = [folder / head / SPLIT / name for name in names]
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: ExportSample) -> None:
         for head, value in sample.values.items():
             place = self._place(head, value, sample)
             if place is not None:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_bytes(sample.data)
 
-    def _place(self, head: str, value: Value, sample: Sample) -> Path | None:
+    def _place(self, head: str, value: Value, sample: ExportSample) -> Path | None:
         """Where the image belongs, its label written or told by the folder; None if no class is known."""
         root = self.folder / head
         if head in self._folders:

@@ -18,7 +18,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError, DataError, choose
+from pipeline.errors import ConfigError, DataError, require_one_of
 from pipeline.models.checkpoint import read_tensors
 from pipeline.models.weights import find_weights
 from pipeline.recipe.stage import PUBLISHED
@@ -105,7 +105,9 @@ def size_options(name: str, image_size: int) -> dict[str, Any]:
 def check_name(name: str) -> None:
     """Raise ConfigError, with near names, unless timm has a model of this name."""
     if not timm.is_model(name):
-        choose(name, timm.list_models(f"*{name.partition('_')[0]}*") or timm.list_models("resnet*"), "timm model")
+        require_one_of(
+            name, timm.list_models(f"*{name.partition('_')[0]}*") or timm.list_models("resnet*"), "timm model"
+        )
 
 
 def check_backbone(name: str, image_size: int, weights: str | None) -> None:

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from pipeline.errors import DataError
 from pipeline.steps.artifact import read_json, write_json
-from pipeline.storage.atomic import whole
+from pipeline.storage.atomic import atomic_write
 
 WEIGHTS, ABOUT = "model.safetensors", "model.json"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
     """Write tensors and a JSON header in one file, whole or not at all. Equal tensors make equal bytes."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.touch()
         mode = part.stat().st_mode
         save_file(_apart(tensors), part, metadata={"about": json.dumps(about or {}, sort_keys=True)})
@@ -32,9 +32,9 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     apart: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, tensor in tensors.items():
-        whole = tensor.detach().cpu().contiguous()
-        place = whole.untyped_storage().data_ptr()
-        apart[name] = whole.clone() if place in taken else whole
+        atomic_write = tensor.detach().cpu().contiguous()
+        place = atomic_write.untyped_storage().data_ptr()
+        apart[name] = atomic_write.clone() if place in taken else atomic_write
         taken.add(place)
     return apart
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.augment import View, view_image
-from pipeline.data.dataset import Library
+from pipeline.data.dataset import ImageDataset
 from pipeline.data.decode import decode
 from pipeline.data.loader import stacked
 from pipeline.data.prefetch import ahead
@@ -31,7 +31,7 @@ def as_it_is(pixels: Pixels) -> Pixels:
 @torch.inference_mode()
 def features_of(
     encoder: Encoder,
-    images: Library,
+    images: ImageDataset,
     chosen: Sequence[int],
     runtime: Runtime,
     change: Callable[[Pixels], Pixels] = as_it_is,
@@ -55,6 +55,6 @@ def features_of(
     return torch.cat(parts)
 
 
-def whole_image(images: Library, index: int, size: int) -> Pixels:
+def whole_image(images: ImageDataset, index: int, size: int) -> Pixels:
     """An image of a library, all of it, as (size, size, 3) uint8."""
     return view_image(decode(images.read(index)[1], at_least=(size, size)), View(), size)

@@ -26,7 +26,7 @@ INSIDE = "backbone.model."
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
+class InitialBackbone:
     """A backbone: its timm name, the side of its images (pixels), mean and standard deviation for images in [0, 1], and
     its weights by timm's names, None for fresh ones.
     """
@@ -43,7 +43,7 @@ class Start:
             made.reset(self.weights)
         return made
 
-    def resized(self, size: int) -> Start:
+    def resized(self, size: int) -> InitialBackbone:
         """It for images of another side: embeddings of positions are resampled."""
         weights = self.weights
         if weights is not None and size != self.size:
@@ -51,41 +51,41 @@ class Start:
         return dataclasses.replace(self, size=size, weights=weights)
 
 
-def of_artifact(made: Artifact) -> Start:
+def of_artifact(made: Artifact) -> InitialBackbone:
     """The backbone of a stage, of a teacher or of the student. ConfigError if the artifact has none."""
     if made.has(ABOUT):
         about = made.load(ABOUT, read_json)
         weights = made.load(WEIGHTS, read_tensors)[1]
-        return Start(about["backbone"], about["image_size"], (about["mean"], about["std"]), weights)
+        return InitialBackbone(about["backbone"], about["image_size"], (about["mean"], about["std"]), weights)
     about = made.load(MODEL, read_json) if made.has(MODEL) else {}
     if about.get("format") == "network":
         tensors = made.load(MODEL_WEIGHTS, read_tensors)[1]
         weights = {name.removeprefix(INSIDE): one for name, one in tensors.items() if name.startswith(INSIDE)}
         mean, std = ((tensors[name].flatten() / 255).tolist() for name in ("mean", "std"))
-        return Start(about["backbone"], about["image_size"], (mean, std), weights)
+        return InitialBackbone(about["backbone"], about["image_size"], (mean, std), weights)
     if about.get("format") == "timm_classifier":
         tensors = made.load(MODEL_WEIGHTS, read_tensors)[1]
         model = backbones.create(about["model"], about["size"])
         weights = backbones.match(model, tensors, str(made))
-        return Start(about["model"], about["size"], (about["mean"], about["std"]), weights)
+        return InitialBackbone(about["model"], about["size"], (about["mean"], about["std"]), weights)
     raise ConfigError(
         f"{made}: holds no timm backbone to start from; the student, stages, and teachers with a timm backbone do."
     )
 
 
-def fresh(backbone: str, size: int) -> Start:
+def fresh(backbone: str, size: int) -> InitialBackbone:
     """A backbone with random weights."""
-    return Start(backbone, size, statistics(backbone), None)
+    return InitialBackbone(backbone, size, statistics(backbone), None)
 
 
-def of_weights(backbone: str, size: int, where: str) -> Start:
+def of_weights(backbone: str, size: int, where: str) -> InitialBackbone:
     """A backbone with published weights, or those of a file: see `pipeline.models.weights.find_weights`."""
     model = backbones.create(backbone, size)
     backbones.load_weights(model, backbone, where)
-    return Start(backbone, size, statistics(backbone), model.state_dict())
+    return InitialBackbone(backbone, size, statistics(backbone), model.state_dict())
 
 
-def of_config(config: StartConfig, inputs: Inputs, seed: int) -> Start:
+def of_config(config: StartConfig, inputs: Inputs, seed: int) -> InitialBackbone:
     """The backbone that a recipe names, for images of the size it says. Random weights are those of the seed."""
     if config.step is not None:
         return of_artifact(inputs[config.step]).resized(config.image_size)
@@ -97,7 +97,7 @@ def of_config(config: StartConfig, inputs: Inputs, seed: int) -> Start:
     return dataclasses.replace(start, weights=start.encoder().model.state_dict())
 
 
-def leave(encoder: Encoder, folder: Path) -> None:
+def save_backbone(encoder: Encoder, folder: Path) -> None:
     """Leave a backbone for what comes next, under timm's names."""
     write_tensors(folder / WEIGHTS, encoder.model.state_dict())
     mean, std = ((tensor.flatten() / 255).tolist() for tensor in (encoder.mean, encoder.std))

@@ -21,7 +21,7 @@ class NamedBackbone(NamedTuple):
     """A file, `package:<module>/<file>`, or `timm`; None for random ones."""
 
 
-class Section(BaseModel):
+class BaseConfig(BaseModel):
     """A part of the recipe: unknown keys are errors, values don't change once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -40,7 +40,7 @@ EPOCHS = 10
 """Where neither epochs nor steps is given."""
 
 
-class FitConfig(Section):
+class FitConfig(BaseConfig):
     """A training schedule."""
 
     epochs: float | None = Field(default=None, gt=0)

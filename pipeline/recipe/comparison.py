@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.recipe.base import Name
-from pipeline.recipe.evaluation import Measuring, Once
+from pipeline.recipe.evaluation import Measuring, UniqueItems
 from pipeline.recipe.stage import SCRATCH, STUDENT, Share
 
 NO_STAGE, SUPERVISED = "none", "supervised"
@@ -36,15 +36,15 @@ class CompareConfig(Measuring):
     methods: dict[Name, dict[str, Any]] = Field(min_length=1)
     """Methods by the names they are to have here: each says what a stage says, but for what all have in common, and
     with `backbones: [...]` that it is for these alone."""
-    starts: Annotated[list[str], Once] = Field(default=[STUDENT], min_length=1)
+    starts: Annotated[list[str], UniqueItems] = Field(default=[STUDENT], min_length=1)
     """What every method starts from, each as in `evaluate.starts`."""
-    backbones: Annotated[list[str], Once] = []
+    backbones: Annotated[list[str], UniqueItems] = []
     """timm models for what starts from scratch, crossed with the methods; the student's if there are none."""
-    shares: Annotated[list[Share], Once] = Field(default=[1.0], min_length=1)
+    shares: Annotated[list[Share], UniqueItems] = Field(default=[1.0], min_length=1)
     """Shares of the images, the smaller ones parts of the larger ones."""
     long_tail: Share | None = None
     """As a stage's: thins out the classes of the images for all rows alike. What is measured on stays as it is."""
-    steps: Annotated[list[Steps], Once] = Field(default=[1000], min_length=1)
+    steps: Annotated[list[Steps], UniqueItems] = Field(default=[1000], min_length=1)
     """Optimiser steps; the schedule follows from them."""
     batch: int = Field(default=64, ge=2)
     """Images in a step."""
@@ -52,7 +52,7 @@ class CompareConfig(Measuring):
     """Side of the square input, pixels; null for the student's."""
     supervised: dict[str, Any] = {}
     """How supervised training on the same images differs from the schedule of a teacher, as in {lr: 0.0005}."""
-    probes: Annotated[list[str], Once] = ["linear"]
+    probes: Annotated[list[str], UniqueItems] = ["linear"]
     """As in `evaluate`, on the one set."""
     finetune: bool = False
     """Whether networks are fine-tuned as well, by `schedule`."""

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from pipeline.errors import ConfigError, choose
-from pipeline.recipe.base import NamedBackbone, Section
+from pipeline.errors import ConfigError, require_one_of
+from pipeline.recipe.base import BaseConfig, NamedBackbone
 from pipeline.recipe.stage import KEPT, PUBLISHED, SCRATCH, STUDENT, names_weights
 
 
@@ -33,14 +33,14 @@ def _once(values: list[Any]) -> list[Any]:
 Amount = Literal["all"] | Annotated[int, Field(ge=2)] | Annotated[float, Field(gt=0, lt=1)]
 """So many labelled images, or such a share of them. The bounds are for editors; `_amount` tells what would work."""
 Amounts = Annotated[list[Annotated[Amount, BeforeValidator(_amount)]], AfterValidator(_once), Field(min_length=1)]
-Once = AfterValidator(_once)
+UniqueItems = AfterValidator(_once)
 """Of a list: nothing is in it twice."""
 
 
-class Measuring(Section):
+class Measuring(BaseConfig):
     """How backbones are measured against each other."""
 
-    probes: Annotated[list[str], Once] = []
+    probes: Annotated[list[str], UniqueItems] = []
     """How frozen features are measured, on the sets with class labels: `knn`, nearest neighbours; `soft_nn`, all
     labelled images by how near they are, as SuNCEt is measured; `linear`, a linear classifier; `linear_hpt`, the same
     as HPT trains it, for a GPU. The names of files in `evaluation/probes/`."""
@@ -62,9 +62,9 @@ class EvaluateConfig(Measuring):
     """Held-out split that is preferred; the other is used where a set lacks it."""
     sets: list[str] = []
     """Further sets to measure on: every teacher, and the student's head for it, whose task and classes a set shares."""
-    probe_sets: Annotated[list[str], Once] | None = None
+    probe_sets: Annotated[list[str], UniqueItems] | None = None
     """Sets that probes are for; null for all sets with class labels."""
-    finetune: Annotated[list[str], Once] = []
+    finetune: Annotated[list[str], UniqueItems] = []
     """Sets that networks are fine-tuned on, from every start, for each task that a set has labels of."""
     starts: list[str] | None = None
     """Backbones to measure: `scratch`, `student`, `stage.<name>`, `teacher.<name>`, or weights as a teacher's; null for
@@ -80,7 +80,7 @@ class EvaluateConfig(Measuring):
         return list(dict.fromkeys(default if self.starts is None else self.starts))
 
 
-class StartConfig(Section):
+class StartConfig(BaseConfig):
     """A backbone to measure: the step that leaves it, or else timm's name and where its weights are (null for none)."""
 
     name: str
@@ -103,7 +103,7 @@ def start_of(said: str, steps: Sequence[str], backbone: str, image_size: int) ->
     if said == SCRATCH:
         return StartConfig(name=said, backbone=backbone, image_size=image_size)
     if not names_weights(said):
-        return StartConfig(name=said, step=choose(said, [*steps, *KEPT], "start"), image_size=image_size)
+        return StartConfig(name=said, step=require_one_of(said, [*steps, *KEPT], "start"), image_size=image_size)
     name = PUBLISHED if said == PUBLISHED else re.sub(r"\W+", "_", PurePath(said).stem)
     return StartConfig(name=name, backbone=backbone, weights=said, image_size=image_size)
 

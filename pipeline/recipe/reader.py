@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.errors import ConfigError, choose
+from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.plugins import CHOSEN, UNKNOWN_KIND, config_class
 from pipeline.recipe.recipe import Recipe
 
@@ -68,7 +68,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     for parent in parents:
         if isinstance(place, list):
             named = {each["name"]: each for each in place if isinstance(each, dict) and "name" in each}
-            place = named[choose(parent, named, f"-o {override!r}:")]
+            place = named[require_one_of(parent, named, f"-o {override!r}:")]
             continue
         place = place.setdefault(parent, {})
         if not isinstance(place, dict | list):

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from pipeline.errors import ConfigError
-from pipeline.recipe.base import Name, Section
+from pipeline.recipe.base import BaseConfig, Name
 from pipeline.recipe.comparison import CompareConfig
 from pipeline.recipe.evaluation import EvaluateConfig
 from pipeline.recipe.plugins import CHOSEN, KindOf
@@ -22,7 +22,7 @@ from pipeline.recipe.student import LabellingConfig, StudentConfig
 from pipeline.recipe.teacher import TeacherConfig
 
 
-class Recipe(Section):
+class Recipe(BaseConfig):
     """A whole run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]

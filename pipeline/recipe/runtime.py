@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from pipeline.recipe.base import Section
+from pipeline.recipe.base import BaseConfig
 from pipeline.storage.root import CACHE_GB
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "32", "bf16"]
 
 
-class RuntimeConfig(Section):
+class RuntimeConfig(BaseConfig):
     """The machine: nothing here changes a result's fingerprint."""
 
     device: Device = "auto"

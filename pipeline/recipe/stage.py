@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import ConfigError, choose
-from pipeline.recipe.base import NAME, FitConfig, Name, Section
+from pipeline.errors import ConfigError, require_one_of
+from pipeline.recipe.base import NAME, BaseConfig, FitConfig, Name
 
 STUDENT, SCRATCH, PUBLISHED = "student", "scratch", "timm"
 """What a stage may start from, beside other stages and weights."""
@@ -28,7 +28,7 @@ def names_weights(start: str) -> bool:
     return start == PUBLISHED or not (re.fullmatch(NAME, start) or re.fullmatch(r"(stage|teacher)\.\w+", start))
 
 
-class PolicyConfig(Section):
+class PolicyConfig(BaseConfig):
     """How far views may go. What is not given is the method's own."""
 
     area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] | None = None
@@ -53,7 +53,7 @@ class PolicyConfig(Section):
     """Probability of inverting what is brighter than the middle."""
 
 
-class LabelledConfig(Section):
+class LabelledConfig(BaseConfig):
     """The labelled images beside the unlabelled ones, as in SuNCEt."""
 
     method: Literal["suncet", "supcon"] = "suncet"
@@ -125,7 +125,7 @@ def resolved(stages: Sequence[StageConfig], student: tuple[str, int]) -> list[St
             raise ConfigError(f"A stage can't be called {stage.name!r}: that name is taken.")
         start = stage.start or before
         if not stage.from_weights:
-            choose(start, (*found, *KEPT), f"stages.{stage.name}.start")
+            require_one_of(start, (*found, *KEPT), f"stages.{stage.name}.start")
         own = (found[start].backbone, found[start].image_size) if start in found else student
         if start in (*found, STUDENT) and stage.backbone not in (None, own[0]):
             raise ConfigError(

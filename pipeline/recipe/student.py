@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.errors import ConfigError
-from pipeline.recipe.base import Section
+from pipeline.recipe.base import BaseConfig
 from pipeline.recipe.teacher import TrainingConfig
 
 
@@ -40,7 +40,7 @@ class StudentConfig(TrainingConfig):
                 )
 
 
-class LabellingConfig(Section):
+class LabellingConfig(BaseConfig):
     """How the pool is labelled; none of it changes a label, but `max_failed` can refuse a run."""
 
     batch: int = Field(default=32, ge=1)

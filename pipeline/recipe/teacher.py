@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from pipeline.recipe.augment import AugmentConfig
-from pipeline.recipe.base import FitConfig, NamedBackbone, Section
+from pipeline.recipe.base import BaseConfig, FitConfig, NamedBackbone
 
 
 class TrainingConfig(FitConfig):
@@ -33,7 +33,7 @@ class TrainingConfig(FitConfig):
         return [NamedBackbone(self.backbone, self.image_size, self.weights)]
 
 
-class TeacherConfig(Section):
+class TeacherConfig(BaseConfig):
     """What every teacher states."""
 
     kind: str

@@ -18,7 +18,7 @@ Stamp = tuple[int, int]
 
 
 @dataclasses.dataclass
-class Truth:
+class TrueLabels:
     """True labels of one image by task, and notes on what had to be dropped or clipped (each one is counted)."""
 
     values: dict[str, Value] = dataclasses.field(default_factory=dict)
@@ -26,7 +26,7 @@ class Truth:
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
+class SourceRecord:
     """One image of a set.
 
     `name` is unique in the set and tells a user which file it is (a relative path). `read` returns the image's own
@@ -39,7 +39,7 @@ class Record:
     name: str
     split: Split
     read: Callable[[], bytes]
-    truth: Callable[[tuple[int, int]], Truth] = lambda size: Truth()
+    truth: Callable[[tuple[int, int]], TrueLabels] = lambda size: TrueLabels()
     stamp: Callable[[], Stamp | None] = lambda: None
 
 
@@ -51,7 +51,7 @@ class BaseSource(ABC):
         """The label space of every task the set has labels for; {} for a set without labels."""
 
     @abstractmethod
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Iterator[SourceRecord]:
         """All images, in an order that depends on their names alone."""
 
     @abstractmethod

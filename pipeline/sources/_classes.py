@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.sources import Truth
+from pipeline.sources import TrueLabels
 
 
 def number_classes(names: Mapping[int, str]) -> tuple[tuple[str, ...], dict[int, int]]:
@@ -40,8 +40,8 @@ def class_index(label: object, classes: Sequence[str]) -> int:
     raise DataError(f"label {label!r} is not among the {len(classes)} classes: {', '.join(classes[:10])}, ...")
 
 
-def class_truth(index: int, count: int, size: tuple[int, int]) -> Truth:
+def class_truth(index: int, count: int, size: tuple[int, int]) -> TrueLabels:
     """The truth of an image of class `index` of `count`, whatever its size."""
     probs = np.zeros(count, np.float32)
     probs[index] = 1
-    return Truth({"classification": {"probs": probs}})
+    return TrueLabels({"classification": {"probs": probs}})

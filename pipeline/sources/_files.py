@@ -6,23 +6,23 @@ import os
 from collections.abc import Iterable, Iterator
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources import Record
-from pipeline.storage.path import Place, walk
+from pipeline.sources import SourceRecord
+from pipeline.storage.path import StoragePath, walk
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
 
-def stamp_files(root: Place, files: Iterable[Place]) -> list[tuple[str, int, int]]:
+def stamp_files(root: StoragePath, files: Iterable[StoragePath]) -> list[tuple[str, int, int]]:
     """The stamp of `files`, named relative to `root`."""
     return sorted((file.under(root), *file.stamp()) for file in files)
 
 
-def images_under(root: Place) -> Iterator[Place]:
+def images_under(root: StoragePath) -> Iterator[StoragePath]:
     """The files of `walk` that have the suffix of an image, whatever is in them."""
     return (file for file in walk(root) if file.suffix in IMAGE_SUFFIXES)
 
 
-def count_images(root: Place) -> int:
+def count_images(root: StoragePath) -> int:
     """How many files `images_under` finds."""
     return sum(1 for _ in images_under(root))
 
@@ -37,7 +37,9 @@ def check_size(stated: tuple[int, int], image: tuple[int, int], what: str) -> No
     raise DataError(text)
 
 
-def pair(images: Place, labels: Place) -> tuple[list[tuple[Place, Place | None]], list[Place]]:
+def pair(
+    images: StoragePath, labels: StoragePath
+) -> tuple[list[tuple[StoragePath, StoragePath | None]], list[StoragePath]]:
     """Images with the label file of the same relative name but for the suffix, if any; and labels without an image.
 
     Raises DataError if no image has a label, or one has two; ConfigError if one folder lies in the other.
@@ -45,7 +47,7 @@ def pair(images: Place, labels: Place) -> tuple[list[tuple[Place, Place | None]]
     ends = (f"{images.path}/", f"{labels.path}/")
     if ends[0].startswith(ends[1]) or ends[1].startswith(ends[0]):
         raise ConfigError(f"{images} and {labels} lie in one another; give images and labels a folder each")
-    found: dict[str, Place] = {}
+    found: dict[str, StoragePath] = {}
     for file in images_under(labels):
         other = found.setdefault(_stem(file, labels), file)
         if other != file:
@@ -58,11 +60,11 @@ def pair(images: Place, labels: Place) -> tuple[list[tuple[Place, Place | None]]
     return pairs, [file for stem, file in found.items() if stem not in used]
 
 
-def _stem(file: Place, root: Place) -> str:
+def _stem(file: StoragePath, root: StoragePath) -> str:
     return os.path.splitext(file.under(root))[0]
 
 
-def at_least_one(records: Iterator[Record], root: Place) -> Iterator[Record]:
+def at_least_one(records: Iterator[SourceRecord], root: StoragePath) -> Iterator[SourceRecord]:
     """`records`, or DataError if there are none."""
     empty = True
     for record in records:

@@ -7,7 +7,7 @@ import re
 from typing import Literal
 
 from pipeline.errors import DataError
-from pipeline.storage.path import Place, shown, subfolders
+from pipeline.storage.path import StoragePath, shown, subfolders
 
 Split = Literal["train", "val", "test"]
 
@@ -26,7 +26,7 @@ SPLIT_NAMES: dict[str, Split] = {
 }
 
 
-def has_split_folders(root: Place) -> bool:
+def has_split_folders(root: StoragePath) -> bool:
     """Whether the folders right below `root` are splits (train, val, test), not classes.
 
     They are if all of them are named so. One such name among others is taken for a class (a train); several among

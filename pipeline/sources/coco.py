@@ -20,11 +20,11 @@ from pydantic import Field
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import SourceConfig
-from pipeline.sources import BaseSource, Record, Truth
+from pipeline.sources import BaseSource, SourceRecord, TrueLabels
 from pipeline.sources._classes import number_classes
 from pipeline.sources._files import at_least_one, check_size, images_under, stamp_files
 from pipeline.sources._splits import SPLITS, Split
-from pipeline.storage.path import Place, existing
+from pipeline.storage.path import StoragePath, existing
 from pipeline.stores.labels import LabelSpace
 
 ANNOTATIONS = ("instances_{}.json", "annotations/instances_{}.json", "annotations/instances_{}2017.json")
@@ -51,7 +51,7 @@ class _Annotated:
     """One JSON file, read: its categories by id, its images in order of their names, their annotations by image id."""
 
     split: Split
-    images: Place
+    images: StoragePath
     categories: dict[int, str]
     entries: list[dict[str, Any]]
     annotations: dict[int, list[dict[str, Any]]]
@@ -62,7 +62,7 @@ class Source(BaseSource):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.root = existing(Place.of(config.path), "path", "folder")
+        self.root = existing(StoragePath.of(config.path), "path", "folder")
         self._files = {split: file for split in SPLITS if (file := self._find_annotations(split))}
         if not self._files:
             raise ConfigError(
@@ -73,13 +73,13 @@ class Source(BaseSource):
         self._folders = {split: self._find_images(split) for split in self._files}
         self._problems: list[tuple[str, str]] = []
 
-    def _find_annotations(self, split: Split) -> Place | None:
+    def _find_annotations(self, split: Split) -> StoragePath | None:
         if self.config.annotations:
             name = self.config.annotations.get(split)
             return existing(self.root / name, f"annotations.{split}", "file") if name else None
         return next((file for name in ANNOTATIONS if (file := self.root / name.format(split)).exists()), None)
 
-    def _find_images(self, split: Split) -> Place:
+    def _find_images(self, split: Split) -> StoragePath:
         if split in self.config.images:
             return existing(self.root / self.config.images[split], f"images.{split}", "folder")
         for name in IMAGES:
@@ -104,11 +104,11 @@ class Source(BaseSource):
     def spaces(self) -> dict[str, LabelSpace]:
         return {"detection": LabelSpace("detection", self._numbered[0])}
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Iterator[SourceRecord]:
         self._problems = []
         return at_least_one(self._records(), self.root)
 
-    def _records(self) -> Iterator[Record]:
+    def _records(self) -> Iterator[SourceRecord]:
         seen: set[str] = set()
         listed = self._listed()
         for part in self._sets:
@@ -126,17 +126,17 @@ class Source(BaseSource):
                 seen.add(name)
                 file = listed.get(file, file)
                 truth = functools.partial(self._truth, entry, part.annotations.get(entry["id"], []))
-                yield Record(name, part.split, file.read, truth, file.stamp)
+                yield SourceRecord(name, part.split, file.read, truth, file.stamp)
 
-    def _listed(self) -> dict[Place, Place]:
+    def _listed(self) -> dict[StoragePath, StoragePath]:
         """The images of remote folders with what a listing tells of them, so that none has to be asked after."""
         folders = [folder for folder in dict.fromkeys(self._folders.values()) if not folder.local]
         return {file: file for folder in folders for file in images_under(folder)}
 
-    def _truth(self, entry: dict[str, Any], annotations: list[dict[str, Any]], size: tuple[int, int]) -> Truth:
+    def _truth(self, entry: dict[str, Any], annotations: list[dict[str, Any]], size: tuple[int, int]) -> TrueLabels:
         if entry.get("width") and entry.get("height"):
             check_size((entry["width"], entry["height"]), size, "the annotations say")
-        truth, boxes, classes = Truth(), [], []
+        truth, boxes, classes = TrueLabels(), [], []
         for annotation in annotations:
             index = self._numbered[1].get(annotation.get("category_id", -1))
             if index is None:
@@ -166,7 +166,7 @@ class Source(BaseSource):
         return stamp_files(self.root, [*self._files.values(), *images])
 
 
-def _read(split: Split, file: Place, images: Place, classes: str) -> _Annotated:
+def _read(split: Split, file: StoragePath, images: StoragePath, classes: str) -> _Annotated:
     key = "name" if classes == "category" else "supercategory"
     try:
         content = json.loads(file.read())

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
 from pipeline.data.decode import decode_numbers
-from pipeline.data.normals import Camera, normals_from_depth
+from pipeline.data.normals import PinholeCamera, normals_from_depth
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import Share, SourceConfig
-from pipeline.sources import BaseSource, Record, Truth
+from pipeline.sources import BaseSource, SourceRecord, TrueLabels
 from pipeline.sources._files import at_least_one, check_size, count_images, images_under, pair, stamp_files
 from pipeline.sources._splits import Split, split_by_hash
-from pipeline.storage.path import Place, existing
+from pipeline.storage.path import StoragePath, existing
 from pipeline.stores.labels import LabelSpace, gather
 
 UNITS_M = {"millimetre": 0.001, "centimetre": 0.01, "metre": 1.0}
@@ -64,7 +64,7 @@ class Cameras(BaseModel):
 
     unit: Literal["millimetre", "centimetre", "metre"] | None = None
     unknown: float = 0
-    scenes: dict[str, Camera | None] = Field(default_factory=dict)
+    scenes: dict[str, PinholeCamera | None] = Field(default_factory=dict)
 
 
 class Source(BaseSource):
@@ -72,7 +72,7 @@ class Source(BaseSource):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.root = existing(Place.of(config.path), "path", "folder")
+        self.root = existing(StoragePath.of(config.path), "path", "folder")
         self.rgb = existing(self.root / config.rgb, "rgb", "folder")
         self.depth = existing(self.root / config.depth, "depth", "folder")
         if config.normals == "from_depth" and config.scale == "relative":
@@ -92,18 +92,18 @@ class Source(BaseSource):
             spaces["normals"] = LabelSpace("normals")
         return spaces
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Iterator[SourceRecord]:
         self._problems = []
         return at_least_one(self._records(), self.rgb)
 
-    def _records(self) -> Iterator[Record]:
+    def _records(self) -> Iterator[SourceRecord]:
         pairs, alone = pair(self.rgb, self.depth)
         self._problems = [(depth.under(self.root), "a depth map without an image") for depth in alone]
         self._check_hold_out([image.under(self.rgb) for image, _ in pairs])
         for image, depth in pairs:
             name = image.under(self.rgb)
             truth = functools.partial(self._truth, depth, name)
-            yield Record(image.under(self.root), self._split(name), image.read, truth, image.stamp)
+            yield SourceRecord(image.under(self.root), self._split(name), image.read, truth, image.stamp)
 
     def _check_hold_out(self, names: list[str]) -> None:
         for scene in self.config.hold_out if isinstance(self.config.hold_out, tuple) else ():
@@ -115,19 +115,19 @@ class Source(BaseSource):
             return "test" if any(in_scene(name, scene) for scene in self.config.hold_out) else "train"
         return split_by_hash(name, self.config.hold_out)
 
-    def _truth(self, file: Place | None, name: str, size: tuple[int, int]) -> Truth:
+    def _truth(self, file: StoragePath | None, name: str, size: tuple[int, int]) -> TrueLabels:
         if file is None:
-            return Truth(notes=["no depth map"])
+            return TrueLabels(notes=["no depth map"])
         try:
             depth = self._read_depth(file, size)
         except DataError as error:
             raise DataError(f"depth map {file.under(self.root)}: {error}") from error
-        truth = Truth({"depth": {"depth": _resize(depth, size)}})
+        truth = TrueLabels({"depth": {"depth": _resize(depth, size)}})
         if self.config.normals == "from_depth":
             self._add_normals(truth, depth, name, size)
         return truth
 
-    def _read_depth(self, file: Place, size: tuple[int, int]) -> Metres:
+    def _read_depth(self, file: StoragePath, size: tuple[int, int]) -> Metres:
         """The depth map at its own size, checked against the image's."""
         numbers = decode_numbers(file.read())
         height, width = numbers.shape
@@ -148,7 +148,7 @@ class Source(BaseSource):
             raise DataError(f"reaches {farthest:g} m, more than {FARTHEST_M:g} can be stored: does `unit_m` fit?")
         return depth
 
-    def _add_normals(self, truth: Truth, depth: Metres, name: str, size: tuple[int, int]) -> None:
+    def _add_normals(self, truth: TrueLabels, depth: Metres, name: str, size: tuple[int, int]) -> None:
         scene = _longest(scene for scene in self.cameras.scenes if in_scene(name, scene))
         camera = self.cameras.scenes.get(scene) if scene is not None else None
         if camera is None:
@@ -187,7 +187,7 @@ def _resize(grid: Metres, size: tuple[int, int]) -> Metres:
     return gather(grid, (0, 0, 1, 1), size[::-1], 0)
 
 
-def _read_cameras(file: Place) -> Cameras:
+def _read_cameras(file: StoragePath) -> Cameras:
     try:
         return Cameras.model_validate_json(file.read())
     except ValidationError as error:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Literal
 
 from pipeline.recipe.source import SourceConfig
-from pipeline.sources import BaseSource, Record
+from pipeline.sources import BaseSource, SourceRecord
 from pipeline.sources._files import at_least_one, count_images, images_under, stamp_files
-from pipeline.storage.path import Place, existing
+from pipeline.storage.path import StoragePath, existing
 from pipeline.stores.labels import LabelSpace
 
 
@@ -27,14 +27,14 @@ class Source(BaseSource):
     """Opens the folder. Raises ConfigError if it is not there."""
 
     def __init__(self, config: Config) -> None:
-        self.root = existing(Place.of(config.path), "path", "folder")
+        self.root = existing(StoragePath.of(config.path), "path", "folder")
 
     def spaces(self) -> dict[str, LabelSpace]:
         return {}
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Iterator[SourceRecord]:
         found = images_under(self.root)
-        records = (Record(file.under(self.root), "train", file.read, stamp=file.stamp) for file in found)
+        records = (SourceRecord(file.under(self.root), "train", file.read, stamp=file.stamp) for file in found)
         return at_least_one(records, self.root)
 
     def count(self) -> int:

@@ -13,11 +13,11 @@ from typing import Literal
 
 from pipeline.errors import DataError
 from pipeline.recipe.source import Share, SourceConfig
-from pipeline.sources import BaseSource, Record
+from pipeline.sources import BaseSource, SourceRecord
 from pipeline.sources._classes import check_distinct, class_truth
 from pipeline.sources._files import at_least_one, count_images, images_under, stamp_files
 from pipeline.sources._splits import has_split_folders, split_by_hash, split_named
-from pipeline.storage.path import Place, existing, shown, subfolders
+from pipeline.storage.path import StoragePath, existing, shown, subfolders
 from pipeline.stores.labels import LabelSpace
 
 
@@ -36,7 +36,7 @@ class Source(BaseSource):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.root = existing(Place.of(config.path), "path", "folder")
+        self.root = existing(StoragePath.of(config.path), "path", "folder")
         self._strays: list[tuple[str, str]] = []
 
     @functools.cached_property
@@ -55,11 +55,11 @@ class Source(BaseSource):
     def spaces(self) -> dict[str, LabelSpace]:
         return {"classification": LabelSpace("classification", self._classes)}
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Iterator[SourceRecord]:
         self._strays = []
         return at_least_one(self._records(), self.root)
 
-    def _records(self) -> Iterator[Record]:
+    def _records(self) -> Iterator[SourceRecord]:
         index = {name: place for place, name in enumerate(self._classes)}
         level = 1 if self._in_splits else 0
         for file in images_under(self.root):
@@ -70,7 +70,7 @@ class Source(BaseSource):
                 continue
             split = split_named(folders[0]) if self._in_splits else split_by_hash(name, self.config.hold_out)
             truth = functools.partial(class_truth, index[folders[level]], len(index))
-            yield Record(name, split or "train", file.read, truth, file.stamp)
+            yield SourceRecord(name, split or "train", file.read, truth, file.stamp)
 
     def count(self) -> int:
         return count_images(self.root)

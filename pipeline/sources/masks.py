@@ -19,11 +19,11 @@ from pydantic import Field
 from pipeline.data.decode import decode_numbers
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import Share, SourceConfig
-from pipeline.sources import BaseSource, Record, Truth
+from pipeline.sources import BaseSource, SourceRecord, TrueLabels
 from pipeline.sources._classes import check_distinct, number_classes
 from pipeline.sources._files import at_least_one, check_size, count_images, images_under, pair, stamp_files
 from pipeline.sources._splits import Split, has_split_folders, split_by_hash, split_named
-from pipeline.storage.path import Place, existing
+from pipeline.storage.path import StoragePath, existing
 from pipeline.stores.labels import LabelSpace
 
 IGNORE = 65535
@@ -55,10 +55,10 @@ class Source(BaseSource):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.root = existing(Place.of(config.path), "path", "folder")
+        self.root = existing(StoragePath.of(config.path), "path", "folder")
         self.images = existing(self.root / config.images, "images", "folder")
         self.masks = existing(self.root / config.masks, "masks", "folder")
-        self._files: list[Place] = []
+        self._files: list[StoragePath] = []
         names, ignored = self._read_classes()
         self.ignored = sorted({*config.ignore, *ignored})
         self._classes, places = number_classes({i: name for i, name in names.items() if i not in self.ignored})
@@ -81,11 +81,11 @@ class Source(BaseSource):
     def spaces(self) -> dict[str, LabelSpace]:
         return {"segmentation": LabelSpace("segmentation", self._classes)}
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Iterator[SourceRecord]:
         self._problems = []
         return at_least_one(self._records(), self.images)
 
-    def _records(self) -> Iterator[Record]:
+    def _records(self) -> Iterator[SourceRecord]:
         pairs, alone = pair(self.images, self.masks)
         self._problems = [(mask.under(self.root), "a mask without an image") for mask in alone]
         for image, mask in pairs:
@@ -94,22 +94,22 @@ class Source(BaseSource):
                 self._problems.append((image.under(self.root), "lies in no split folder"))
                 continue
             truth = functools.partial(self._truth, mask)
-            yield Record(image.under(self.root), split, image.read, truth, image.stamp)
+            yield SourceRecord(image.under(self.root), split, image.read, truth, image.stamp)
 
-    def _split(self, image: Place) -> Split | None:
+    def _split(self, image: StoragePath) -> Split | None:
         name = image.under(self.images)
         return split_named(name.split("/")[0]) if self._in_splits else split_by_hash(name, self.config.hold_out)
 
-    def _truth(self, mask: Place | None, size: tuple[int, int]) -> Truth:
+    def _truth(self, mask: StoragePath | None, size: tuple[int, int]) -> TrueLabels:
         if mask is None:
-            return Truth(notes=["no mask"])
+            return TrueLabels(notes=["no mask"])
         try:
             ids = decode_numbers(mask.read())
         except DataError as error:
             raise DataError(f"mask {mask.under(self.root)}: {error}") from error
         check_size((ids.shape[1], ids.shape[0]), size, f"the mask {mask.under(self.root)} is")
         classes = self._number(ids)
-        return Truth({"segmentation": {"classes": classes, "confidence": np.ones(classes.shape, np.float32)}})
+        return TrueLabels({"segmentation": {"classes": classes, "confidence": np.ones(classes.shape, np.float32)}})
 
     def _number(self, ids: NDArray[Any]) -> NDArray[np.uint16]:
         """Ids as in the file -> places among the classes."""
@@ -131,7 +131,7 @@ class Source(BaseSource):
         return stamp_files(self.root, [*self._files, *images_under(self.images), *images_under(self.masks)])
 
 
-def read_classes(file: Place) -> tuple[dict[int, str], list[int]]:
+def read_classes(file: StoragePath) -> tuple[dict[int, str], list[int]]:
     """A JSON file of classes -> names by id, and the ids to ignore. Raises ConfigError if it holds something else."""
     try:
         content = json.loads(file.read())

@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import Share, SourceConfig
-from pipeline.sources import BaseSource, Record, Stamp, Truth
+from pipeline.sources import BaseSource, SourceRecord, Stamp, TrueLabels
 from pipeline.sources._classes import check_distinct, class_index, class_truth
 from pipeline.sources._files import at_least_one, stamp_files
 from pipeline.sources._splits import Split, split_by_hash, split_in_path, split_named
-from pipeline.storage.path import Place, existing, opened, walk
+from pipeline.storage.path import StoragePath, existing, opened, walk
 from pipeline.stores.labels import LabelSpace
 
 ROWS = 64
@@ -54,18 +54,18 @@ class Source(BaseSource):
     def __init__(self, config: Config) -> None:
         self.config = config
         self.label = config.label or "label"
-        path = existing(Place.of(config.path), "path", "path")
+        path = existing(StoragePath.of(config.path), "path", "path")
         self.files = [file for file in walk(path) if file.suffix == ".parquet"] if path.is_folder() else [path]
         self.root = path if path.is_folder() else path.parent
         if not self.files:
             raise ConfigError(f"path: no .parquet files in {path}")
 
     @functools.cached_property
-    def _schemas(self) -> dict[Place, pa.Schema]:
+    def _schemas(self) -> dict[StoragePath, pa.Schema]:
         """The schemas of the files, checked; columns other than ours may differ."""
         return {file: self._schema(file) for file in self.files}
 
-    def _schema(self, file: Place) -> pa.Schema:
+    def _schema(self, file: StoragePath) -> pa.Schema:
         with _opened(file) as parquet:
             schema: pa.Schema = parquet.schema_arrow
         for column in filter(None, (self.config.image, self.config.label)):
@@ -77,7 +77,7 @@ class Source(BaseSource):
         return schema
 
     @functools.cached_property
-    def _labelled(self) -> dict[Place, pa.Schema]:
+    def _labelled(self) -> dict[StoragePath, pa.Schema]:
         """The schemas with a column of labels: a test set may lack it."""
         return {file: schema for file, schema in self._schemas.items() if self.label in schema.names}
 
@@ -109,10 +109,10 @@ class Source(BaseSource):
     def spaces(self) -> dict[str, LabelSpace]:
         return {"classification": LabelSpace("classification", self._classes)} if self._labelled else {}
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Iterator[SourceRecord]:
         return at_least_one((record for file in self.files for record in self._records(file)), self.root)
 
-    def _records(self, file: Place) -> Iterator[Record]:
+    def _records(self, file: StoragePath) -> Iterator[SourceRecord]:
         columns = [name for name in (self.config.image, self.label, "split") if name in self._schemas[file].names]
         stamp, number = file.stamp(), 0
         with _opened(file) as parquet:
@@ -121,10 +121,10 @@ class Source(BaseSource):
                     yield self._record(f"{file.under(self.root)}#{number}", batch.slice(row, 1), stamp)
                     number += 1
 
-    def _record(self, name: str, row: pa.RecordBatch, stamp: Stamp) -> Record:
+    def _record(self, name: str, row: pa.RecordBatch, stamp: Stamp) -> SourceRecord:
         label = row.column(self.label)[0].as_py() if self.label in row.schema.names else None
         read = functools.partial(_image, row.column(self.config.image))
-        return Record(name, self._split(name, row), read, functools.partial(self._truth, label), lambda: stamp)
+        return SourceRecord(name, self._split(name, row), read, functools.partial(self._truth, label), lambda: stamp)
 
     def _split(self, name: str, row: pa.RecordBatch) -> Split:
         if "split" in row.schema.names:
@@ -134,11 +134,11 @@ class Source(BaseSource):
             raise DataError(f"{name}: split {stated!r} is none of train, val, test")
         return split_in_path(name.rsplit("#", 1)[0]) or split_by_hash(name, self.config.hold_out)
 
-    def _truth(self, label: int | str | None, size: tuple[int, int]) -> Truth:
+    def _truth(self, label: int | str | None, size: tuple[int, int]) -> TrueLabels:
         if not self._labelled:
-            return Truth()
+            return TrueLabels()
         if label is None or label == -1:  # what Hugging Face writes where a test set's labels are not public
-            return Truth(notes=["no label"])
+            return TrueLabels(notes=["no label"])
         return class_truth(class_index(label, self._classes), len(self._classes), size)
 
     def count(self) -> int:
@@ -149,7 +149,7 @@ class Source(BaseSource):
 
 
 @contextlib.contextmanager
-def _opened(file: Place) -> Iterator[pq.ParquetFile]:
+def _opened(file: StoragePath) -> Iterator[pq.ParquetFile]:
     """The file, read piece by piece; DataError for what goes wrong until it is closed."""
     try:
         source = file.path if file.local else opened(file)
@@ -160,7 +160,7 @@ def _opened(file: Place) -> Iterator[pq.ParquetFile]:
         raise DataError(f"{file}: not a readable Parquet file ({error})") from error
 
 
-def _rows(file: Place) -> int:
+def _rows(file: StoragePath) -> int:
     with _opened(file) as parquet:
         return int(parquet.metadata.num_rows)
 

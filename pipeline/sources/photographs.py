@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import Field
 
 from pipeline.recipe.source import SourceConfig
-from pipeline.sources import BaseSource, Record
+from pipeline.sources import BaseSource, SourceRecord
 from pipeline.stores.labels import LabelSpace
 from pipeline.synthetic.textures import bundled, stamp_bundled
 
@@ -63,12 +63,12 @@ class Source(BaseSource):
     def spaces(self) -> dict[str, LabelSpace]:
         return {}
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Iterator[SourceRecord]:
         share, extra = divmod(self.config.count, len(self._paths))
         for place, path in enumerate(self._paths):
             for number in range(share + (place < extra)):
                 read = functools.partial(self._read, path, number)
-                yield Record(f"{path.stem}-{number:04d}.jpg", "train", read)
+                yield SourceRecord(f"{path.stem}-{number:04d}.jpg", "train", read)
 
     def count(self) -> int:
         return self.config.count

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from pipeline.errors import DataError
 from pipeline.recipe.source import SourceConfig
-from pipeline.sources import BaseSource, Record, Truth
+from pipeline.sources import BaseSource, SourceRecord, TrueLabels
 from pipeline.sources._splits import SPLITS
 from pipeline.stores.labels import LabelSpace, Value
 from pipeline.synthetic.render import CLASSES, VERSION, Rendered, SceneKey, render
@@ -70,13 +70,13 @@ class Source(BaseSource):
     def spaces(self) -> dict[str, LabelSpace]:
         return {task: SPACES[task] for task in self.config.tasks}
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Iterator[SourceRecord]:
         counts = (self.config.count, self.config.val, self.config.test)
         splits = itertools.chain.from_iterable(map(itertools.repeat, SPLITS, counts))
         for index, split in enumerate(splits):
             key = SceneKey(self.config.seed, self.config.look, self.config.size, index)
             read, truth = functools.partial(self._read, key), functools.partial(self._truth, key)
-            yield Record(f"scene-{index:06d}.jpg", split, read, truth)
+            yield SourceRecord(f"scene-{index:06d}.jpg", split, read, truth)
 
     def count(self) -> int:
         return self.config.count + self.config.val + self.config.test
@@ -92,12 +92,14 @@ class Source(BaseSource):
         Image.fromarray(self._render(key).image).save(buffer, "JPEG", quality=QUALITY)
         return buffer.getvalue()
 
-    def _truth(self, key: SceneKey, size: tuple[int, int]) -> Truth:
+    def _truth(self, key: SceneKey, size: tuple[int, int]) -> TrueLabels:
         if size != (key.size, key.size):
             raise DataError(f"scene-{key.index:06d}.jpg is {key.size} x {key.size}, not {size[0]} x {size[1]}.")
         scene, tasks = self._render(key), self.config.tasks
         hidden = int(((areas(scene) > 0) & ~_shown(scene)).sum()) if "detection" in tasks else 0
-        return Truth({task: TRUTHS[task](scene) for task in tasks}, ["object too little visible for a box"] * hidden)
+        return TrueLabels(
+            {task: TRUTHS[task](scene) for task in tasks}, ["object too little visible for a box"] * hidden
+        )
 
 
 def areas(scene: Rendered) -> NDArray[np.intp]:

@@ -21,11 +21,11 @@ from typing import Literal
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import Share, SourceConfig
-from pipeline.sources import BaseSource, Record, Truth
+from pipeline.sources import BaseSource, SourceRecord, TrueLabels
 from pipeline.sources._classes import check_distinct, class_index, class_truth
 from pipeline.sources._files import IMAGE_SUFFIXES, at_least_one, stamp_files
 from pipeline.sources._splits import split_by_hash, split_in_path
-from pipeline.storage.path import Place, existing, opened, shown, walk
+from pipeline.storage.path import StoragePath, existing, opened, shown, walk
 from pipeline.stores.labels import LabelSpace
 
 LABELS = (".cls", ".json", ".txt")
@@ -76,7 +76,7 @@ class Source(BaseSource):
     def __init__(self, config: Config) -> None:
         self.config = config
         check_distinct(config.classes)
-        paths = [existing(Place.of(path), "path", "path") for path in expand_braces(config.path)]
+        paths = [existing(StoragePath.of(path), "path", "path") for path in expand_braces(config.path)]
         if len(paths) == 1 and paths[0].is_folder():
             self.root, self.tars = paths[0], [file for file in walk(paths[0]) if file.suffix == ".tar"]
         else:
@@ -89,11 +89,11 @@ class Source(BaseSource):
         classes = self.config.classes
         return {"classification": LabelSpace("classification", classes)} if classes else {}
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Iterator[SourceRecord]:
         self._problems = []
         return at_least_one((record for tar in self.tars for record in self._records(tar)), self.root)
 
-    def _records(self, tar: Place) -> Iterator[Record]:
+    def _records(self, tar: StoragePath) -> Iterator[SourceRecord]:
         shard, stamp, seen = tar.under(self.root), tar.stamp(), set()
         for key, image, label in _samples(_members(tar)):
             name = f"{shard}#{key}"
@@ -103,13 +103,13 @@ class Source(BaseSource):
             seen.add(key)
             split = split_in_path(shard) or split_by_hash(name, self.config.hold_out)
             read = functools.partial(tar.read, image.offset, image.size)
-            yield Record(name, split, read, functools.partial(self._truth, tar, label), lambda: stamp)
+            yield SourceRecord(name, split, read, functools.partial(self._truth, tar, label), lambda: stamp)
 
-    def _truth(self, tar: Place, label: _Member | None, size: tuple[int, int]) -> Truth:
+    def _truth(self, tar: StoragePath, label: _Member | None, size: tuple[int, int]) -> TrueLabels:
         if not self.config.classes:
-            return Truth()
+            return TrueLabels()
         if label is None:
-            return Truth(notes=["no label"])
+            return TrueLabels(notes=["no label"])
         value = _label(tar.read(label.offset, label.size), label)
         return class_truth(class_index(value, self.config.classes), len(self.config.classes), size)
 
@@ -135,7 +135,7 @@ def expand_braces(pattern: str) -> list[str]:
     ]
 
 
-def _members(tar: Place) -> Iterator[_Member]:
+def _members(tar: StoragePath) -> Iterator[_Member]:
     """The plain files in a tar, in its order."""
     try:
         with opened(tar) as file, tarfile.open(fileobj=file, mode="r:") as archive:

@@ -20,18 +20,18 @@ from typing import Any, TypeVar
 
 from pipeline.errors import DataError
 from pipeline.steps.runtime import Runtime
-from pipeline.storage.atomic import PART, whole
-from pipeline.storage.root import Root, StoredFile, hash_file, hash_place, naming_place
+from pipeline.storage.atomic import PART, atomic_write
+from pipeline.storage.root import Root, StoredFile, hash_file, hash_place, path_in_errors
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 WORK, LOG = "work", "log"
 """Subfolders of an artifact: `work` is scratch, gone when it is sealed; `log` is kept but is not part of the digest."""
 
-ELSEWHERE = "elsewhere"
+EXTERNAL_FILES = "elsewhere"
 """A key of what a step returns beside its counts: its files outside its folder, {path in the root: {size, sha256}}."""
 
-ADOPTED = "adopted"
+INHERITED_FILES = "adopted"
 """A key of what a step returns beside its counts: files that it takes over from the artifact before it as they are,
 {path in its folder: path in that artifact}."""
 
@@ -60,7 +60,7 @@ class Step:
     `left(config, inputs)`, the parts that are still to do, and `work(config, inputs, part)`, which does one. Parts and
     what the work returns are JSON.
     """
-    grows: tuple[str, ...] = ()
+    incremental_keys: tuple[str, ...] = ()
     """For a step that need not do everything anew: the keys of its configuration (`files`, `source.path`) in which the
     artifact that it goes on from may differ.
     """
@@ -70,7 +70,7 @@ class Step:
         function: StepFunction = getattr(importlib.import_module(module), attribute)
         return function
 
-    def mark(self, artifacts: Mapping[str, Artifact]) -> str:
+    def fingerprint(self, artifacts: Mapping[str, Artifact]) -> str:
         """The fingerprint of what it makes of these artifacts, which hold its inputs by their names."""
         return fingerprint(self, {name: made.digest for name, made in artifacts.items()})
 
@@ -87,10 +87,10 @@ class Artifact:
         return str(self.root / self.path)
 
     @property
-    def mark(self) -> str:
+    def fingerprint(self) -> str:
         """Its fingerprint."""
-        mark: str = self.manifest["fingerprint"]
-        return mark
+        fingerprint: str = self.manifest["fingerprint"]
+        return fingerprint
 
     @property
     def digest(self) -> str:
@@ -121,22 +121,22 @@ class Artifact:
         if self.root.local:
             return reader(Path(self.root / self.path))
         files = {name: self.file(name) for name in self.manifest["files"] if not name.startswith(f"{LOG}/")}
-        with self.root.side_by_side(files) as folder, naming_place(folder, str(self)):
+        with self.root.side_by_side(files) as folder, path_in_errors(folder, str(self)):
             return reader(folder)
 
-    def elsewhere(self, path: str) -> StoredFile:
+    def external_file(self, path: str) -> StoredFile:
         """One of its files outside its folder, by its path in the root."""
-        return self.root.file(path, self.manifest[ELSEWHERE][path])
+        return self.root.file(path, self.manifest[EXTERNAL_FILES][path])
 
     def files(self) -> Iterator[StoredFile]:
         """Every file of the artifact, in its folder and elsewhere in the root."""
         yield from (self.file(name) for name in self.manifest["files"])
-        yield from (self.elsewhere(path) for path in self.manifest.get(ELSEWHERE, {}))
+        yield from (self.external_file(path) for path in self.manifest.get(EXTERNAL_FILES, {}))
 
     def is_whole(self) -> bool:
         """Whether every file is there with its size. A listing per folder, none of the files is looked at."""
         folders: dict[str, dict[str, Any]] = {self.path: self.manifest["files"]}
-        for path, facts in self.manifest.get(ELSEWHERE, {}).items():
+        for path, facts in self.manifest.get(EXTERNAL_FILES, {}).items():
             folder, name = posixpath.split(path)
             folders.setdefault(folder, {})[name] = facts
         return all(self._are_there(folder, files) for folder, files in folders.items())
@@ -152,12 +152,12 @@ class Inputs:
 
     artifacts: Mapping[str, Artifact]
     runtime: Runtime
-    anew: bool = False
+    force: bool = False
     """Whether the step is to make everything again, and go on from nothing that an earlier attempt left."""
     parts: Sequence[Mapping[str, Any]] = ()
     """What the work on the step's parts returned, where that was done before."""
-    before: Artifact | None = None
-    """What a step that `grows` can go on from, if there is any: the newest whole artifact of the same step and version
+    previous: Artifact | None = None
+    """What a step that `incremental_keys` can go on from, if there is any: the newest whole artifact of the same step and version
     whose configuration is the same but for those keys. `Workspace.make` finds it.
     """
 
@@ -184,7 +184,7 @@ def fingerprint(step: Step, digests: Mapping[str, str]) -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
 
 

@@ -30,9 +30,9 @@ def quiet(step: str, done: float, line: str) -> None:
     """A progress line that goes nowhere."""
 
 
-def stopped_in(step: str, anew: bool = False) -> Stopped:
-    """What tells that a stop was asked for while a step was made, perhaps `anew`, though it was there."""
-    if anew:
+def stopped_in(step: str, force: bool = False) -> Stopped:
+    """What tells that a stop was asked for while a step was made, perhaps `force`, though it was there."""
+    if force:
         return Stopped(f"Stopped in {step}. Run again without --force or --from to go on.")
     return Stopped(f"Stopped in {step}; what is done is kept. Run the same command again to go on.")
 

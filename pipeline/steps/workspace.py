@@ -12,8 +12,8 @@ from typing import Any
 from pipeline.errors import MustError, TakenOver
 from pipeline.steps import ranks
 from pipeline.steps.artifact import (
-    ADOPTED,
-    ELSEWHERE,
+    EXTERNAL_FILES,
+    INHERITED_FILES,
     LOG,
     MANIFEST,
     SCHEMA_VERSION,
@@ -28,9 +28,9 @@ from pipeline.steps.artifact import (
 )
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.errors import explaining_full_disk
-from pipeline.storage.lock import Holds, Told, claimed
-from pipeline.storage.path import Place
-from pipeline.storage.process_id import Process
+from pipeline.storage.lock import Holds, Told, hold_lock
+from pipeline.storage.path import StoragePath
+from pipeline.storage.process_id import ProcessId
 from pipeline.storage.root import Root, in_parallel
 
 
@@ -40,19 +40,19 @@ class Workspace:
     def __init__(self, root: Root) -> None:
         self.root = root
 
-    def path(self, step: Step, mark: str) -> str:
+    def path(self, step: Step, fingerprint: str) -> str:
         """The folder of an artifact in the root."""
-        return f"artifacts/{step.name}/{mark}"
+        return f"artifacts/{step.name}/{fingerprint}"
 
-    def open(self, name: str, mark: str) -> Artifact:
+    def open(self, name: str, fingerprint: str) -> Artifact:
         """The artifact of the step `name` with this fingerprint. DataError if it is not there."""
-        path = f"artifacts/{name}/{mark}"
+        path = f"artifacts/{name}/{fingerprint}"
         manifest = self.root / f"{path}/{MANIFEST}"
         return Artifact(self.root, path, parse_manifest(manifest.read(), str(manifest)))
 
-    def find(self, step: Step, mark: str) -> Artifact | None:
+    def find(self, step: Step, fingerprint: str) -> Artifact | None:
         """The artifact, if it is there and whole: the manifest present and every file there with its size."""
-        path = self.path(step, mark)
+        path = self.path(step, fingerprint)
         manifest = self.root / f"{path}/{MANIFEST}"
         text = manifest.peek()
         if text is None:
@@ -60,26 +60,26 @@ class Workspace:
         artifact = Artifact(self.root, path, parse_manifest(text, str(manifest)))
         return artifact if artifact.is_whole() else None
 
-    def obtain(self, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
+    def get_or_make(self, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
         """The artifact of a step, and whether this call made it. Of runs that ask at the same time, one makes it and
         the others wait for it.
         """
-        mark = step.mark(inputs.artifacts)
-        claim, runtime = self.claims / f"{step.name}/{mark}", inputs.runtime
+        fingerprint = step.fingerprint(inputs.artifacts)
+        claim, runtime = self.claims / f"{step.name}/{fingerprint}", inputs.runtime
         together = ranks.count() > 1
-        with claimed(claim, busy if together else waiting(step.name, runtime), lost=runtime.stop.set) as holds:
-            found = None if inputs.anew else self.find(step, mark)
+        with hold_lock(claim, busy if together else waiting(step.name, runtime), lost=runtime.stop.set) as holds:
+            found = None if inputs.force else self.find(step, fingerprint)
             if found and together:
-                busy(Process.this())
+                busy(ProcessId.this())
             return (found, False) if found else (self.make(step, inputs, holds), True)
 
     def take_part(self, step: Step, inputs: Inputs) -> None:
         """What the others do of several processes that train together, while the first obtains the artifact."""
-        mark = step.mark(inputs.artifacts)
-        step.function()(step.config, inputs, self.root.here(self.path(step, mark)))
+        fingerprint = step.fingerprint(inputs.artifacts)
+        step.function()(step.config, inputs, self.root.local_path(self.path(step, fingerprint)))
 
     @property
-    def claims(self) -> Place:
+    def claims(self) -> StoragePath:
         """Where runs say what they are at work on."""
         return self.root / "claims"
 
@@ -88,42 +88,42 @@ class Workspace:
         go on from; anything else it left is gone first. Raises TakenOver where `holds` says that it is another run's by
         now.
         """
-        with explaining_full_disk(step.name, self.root.here()):
+        with explaining_full_disk(step.name, self.root.local_path()):
             return self._make(step, inputs, holds)
 
     def _make(self, step: Step, inputs: Inputs, holds: Holds) -> Artifact:
-        mark = step.mark(inputs.artifacts)
-        path = self.path(step, mark)
-        inputs = dataclasses.replace(inputs, before=self.before(step, inputs))
+        fingerprint = step.fingerprint(inputs.artifacts)
+        path = self.path(step, fingerprint)
+        inputs = dataclasses.replace(inputs, previous=self.previous(step, inputs))
         (self.root / f"{path}/{MANIFEST}").remove()  # first: from here on the folder is unfinished
-        folder = self.root.begin(path, kept=() if inputs.anew else (WORK, LOG))
+        folder = self.root.begin(path, kept=() if inputs.force else (WORK, LOG))
         began = time.time()
         counts = dict(step.function()(step.config, inputs, folder))
-        adopted = self._adopt(counts.pop(ADOPTED, {}), inputs.before, path)
+        inherited = self._inherit(counts.pop(INHERITED_FILES, {}), inputs.previous, path)
         manifest = {
             "kind": step.run,
             "step": step.name,
             "schema": SCHEMA_VERSION,
             "version": step.version,
-            "fingerprint": mark,
+            "fingerprint": fingerprint,
             "config": dict(step.config),
             "inputs": {
                 name: {"digest": made.digest, "path": posixpath.basename(made.path)}
                 for name, made in inputs.artifacts.items()
             },
-            ELSEWHERE: counts.pop(ELSEWHERE, {}),
+            EXTERNAL_FILES: counts.pop(EXTERNAL_FILES, {}),
             "counts": counts,
             "began": began,
             "software": inputs.runtime.software(),
-            **contents(folder, adopted),
+            **contents(folder, inherited),
             "seconds": time.time() - began,
         }
         _check_claim(step.name, holds)
-        self.root.publish_all(path, manifest["files"], there=adopted.keys())
+        self.root.publish_all(path, manifest["files"], there=inherited.keys())
         _check_claim(step.name, holds)
         (self.root / f"{path}/{MANIFEST}").write(as_json(manifest).encode())
         # last, as `work` can be gone on from until there is nothing left to do
-        self.root.tidy(path, {*manifest["files"], MANIFEST}, WORK)
+        self.root.cleanup(path, {*manifest["files"], MANIFEST}, WORK)
         return Artifact(self.root, path, manifest)
 
     def newest(self, name: str) -> Artifact | None:
@@ -133,36 +133,39 @@ class Workspace:
     def _sealed(self, name: str) -> Iterator[Artifact]:
         """The artifacts of step `name`, the one sealed last first."""
         manifests = [folder.child(MANIFEST) for folder in (self.root / f"artifacts/{name}").folders()]
-        times = in_parallel(Place.written, manifests)
+        times = in_parallel(StoragePath.written, manifests)
         sealed = [(when, place.parent.name) for when, place in zip(times, manifests, strict=True) if when is not None]
-        for _, mark in sorted(sealed, reverse=True):
-            yield self.open(name, mark)
+        for _, fingerprint in sorted(sealed, reverse=True):
+            yield self.open(name, fingerprint)
 
-    def before(self, step: Step, inputs: Inputs) -> Artifact | None:
+    def previous(self, step: Step, inputs: Inputs) -> Artifact | None:
         """What the step can grow from; not what is in its own folder, which is made again."""
-        if inputs.anew or not step.grows:
+        if inputs.force or not step.incremental_keys:
             return None
-        mine = step.mark(inputs.artifacts)
-        sealed = (made for made in self._sealed(step.name) if made.mark != mine)
-        wanted = _base(step.run, step.version, step.config, step.grows)
+        mine = step.fingerprint(inputs.artifacts)
+        sealed = (made for made in self._sealed(step.name) if made.fingerprint != mine)
+        wanted = _base(step.run, step.version, step.config, step.incremental_keys)
         for made in sealed:
             about = made.manifest
-            if _base(about["kind"], about["version"], about["config"], step.grows) == wanted and made.is_whole():
+            if (
+                _base(about["kind"], about["version"], about["config"], step.incremental_keys) == wanted
+                and made.is_whole()
+            ):
                 return made
         return None
 
-    def _adopt(self, names: Mapping[str, str], before: Artifact | None, path: str) -> dict[str, Any]:
+    def _inherit(self, names: Mapping[str, str], previous: Artifact | None, path: str) -> dict[str, Any]:
         """Put files of the artifact before into the folder; their sizes and hashes are those of its manifest."""
         if not names:
             return {}
-        assert before is not None, "a step takes over what it was given"
-        self.root.adopt({f"{before.path}/{earlier}": f"{path}/{name}" for name, earlier in names.items()})
-        return {name: before.manifest["files"][earlier] for name, earlier in names.items()}
+        assert previous is not None, "a step takes over what it was given"
+        self.root.inherit({f"{previous.path}/{earlier}": f"{path}/{name}" for name, earlier in names.items()})
+        return {name: previous.manifest["files"][earlier] for name, earlier in names.items()}
 
 
-def _base(run: str, version: int, config: Mapping[str, Any], grows: tuple[str, ...]) -> str:
+def _base(run: str, version: int, config: Mapping[str, Any], incremental_keys: tuple[str, ...]) -> str:
     """What an artifact and one that is grown from it have in common."""
-    return hash_json([SCHEMA_VERSION, run, version, functools.reduce(_without, grows, config)])
+    return hash_json([SCHEMA_VERSION, run, version, functools.reduce(_without, incremental_keys, config)])
 
 
 def _without(config: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -185,7 +188,7 @@ class Busy(MustError):
     """Another run makes what several processes together were to make: they can't wait, as they wait for each other."""
 
 
-def busy(holder: Process) -> None:
+def busy(holder: ProcessId) -> None:
     """Raise Busy."""
     raise Busy(f"Another run, process {holder.number} on {holder.machine.split()[0]}, makes this just now: try later.")
 
@@ -193,7 +196,7 @@ def busy(holder: Process) -> None:
 def waiting(step: str, runtime: Runtime) -> Told:
     """What a step does while another run has its claim: it says so, and listens for a stop."""
 
-    def tell(holder: Process) -> None:
+    def tell(holder: ProcessId) -> None:
         runtime.check_stop(step)
         runtime.progress(step, 0.0, f"waits for process {holder.number} on {holder.machine.split()[0]}")
 

@@ -33,7 +33,7 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A file to write, which becomes `path` on leaving; after an error it is gone, and `path` is what it was before."""
     part = part_of(path)
     try:
@@ -52,7 +52,7 @@ def check_absent(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A hidden folder to fill, which becomes `folder`, absent or empty before, on leaving; after an error it is gone.
 
     Files in it are not waited for until they are safe on the disk: if the machine itself goes down soon after, some may

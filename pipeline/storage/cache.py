@@ -27,7 +27,7 @@ OLD_S = 86_400
 """A part as old as this was left by a process that was killed."""
 
 
-class Entry(NamedTuple):
+class CacheKey(NamedTuple):
     """What a file is known by: the hash of its bytes, their number, and how its name ends (`.parquet`)."""
 
     sha256: str
@@ -58,7 +58,7 @@ class Cache:
     def __reduce__(self) -> tuple[type[Cache], tuple[Path, int]]:
         return Cache, (self.folder, self.limit)
 
-    def find(self, entry: Entry) -> Path | None:
+    def find(self, entry: CacheKey) -> Path | None:
         """The copy, which may be taken out at any moment, if there is one. It counts as used now."""
         path = self._path(entry)
         try:
@@ -71,7 +71,7 @@ class Cache:
         return path if whole else None
 
     @contextlib.contextmanager
-    def hold(self, entry: Entry, fetch: Callable[[Path], None]) -> Iterator[Path]:
+    def hold(self, entry: CacheKey, fetch: Callable[[Path], None]) -> Iterator[Path]:
         """The copy, under a name that is nobody else's while inside; `fetch` makes it if it is not there."""
         held = self._part(entry)
         try:
@@ -83,7 +83,7 @@ class Cache:
         finally:
             held.unlink(missing_ok=True)
 
-    def take(self, entry: Entry, file: Path) -> None:
+    def take(self, entry: CacheKey, file: Path) -> None:
         """Move a file of this disk into the cache: it was made here, and lies elsewhere as well by now."""
         if entry.size > self.limit:
             file.unlink()
@@ -94,15 +94,15 @@ class Cache:
             os.utime(file)  # before: another thread may take it out again at once
             os.replace(file, path)
 
-    def _path(self, entry: Entry) -> Path:
+    def _path(self, entry: CacheKey) -> Path:
         return self.folder / "files" / entry.sha256[:2] / f"{entry.sha256}{entry.suffix}"
 
-    def _part(self, entry: Entry) -> Path:
+    def _part(self, entry: CacheKey) -> Path:
         path = self._path(entry)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.with_name(f".{uuid.uuid4().hex[:12]}.part{entry.suffix}")
 
-    def _link(self, entry: Entry, held: Path) -> bool:
+    def _link(self, entry: CacheKey, held: Path) -> bool:
         path = self.find(entry)
         if path is None:
             return False
@@ -112,7 +112,7 @@ class Cache:
             return False
         return True
 
-    def _bring(self, entry: Entry, held: Path, fetch: Callable[[Path], None]) -> None:
+    def _bring(self, entry: CacheKey, held: Path, fetch: Callable[[Path], None]) -> None:
         if entry.size > self.limit:
             fetch(held)
             return
@@ -123,7 +123,7 @@ class Cache:
                 os.link(held, self._path(entry))
 
     @contextlib.contextmanager
-    def _fetching(self, entry: Entry) -> Iterator[None]:
+    def _fetching(self, entry: CacheKey) -> Iterator[None]:
         """While inside, nobody else, in any thread or process, fetches this file (or one whose hash begins like its).
 
         The system lets go of the lock of a process that is killed.

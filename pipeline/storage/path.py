@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
 from pipeline.errors import ConfigError, DataError, MustError
-from pipeline.storage.atomic import part_of, sync, whole
+from pipeline.storage.atomic import atomic_write, part_of, sync
 from pipeline.storage.errors import CONTENDED, TAKEN, asking, code_of, opening, reading
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)")
@@ -32,7 +32,7 @@ PARTS_AT_ONCE = {"s3": 1, "s3a": 1}
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class StoragePath:
     """A file or folder on this machine, or on any file system that fsspec knows. `path` is the system's own form."""
 
     system: AbstractFileSystem
@@ -41,7 +41,7 @@ class Place:
     """What a listing told of a remote file."""
 
     @classmethod
-    def of(cls, text: str) -> Place:
+    def of(cls, text: str) -> StoragePath:
         """The place that a recipe calls `text`: a URL, or a path, which may begin with `~` or be relative."""
         if not URL.match(text):
             return cls(LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
@@ -59,8 +59,8 @@ class Place:
         return self.path.rsplit("/", 1)[-1]
 
     @property
-    def parent(self) -> Place:
-        return Place(self.system, self.path.rsplit("/", 1)[0])
+    def parent(self) -> StoragePath:
+        return StoragePath(self.system, self.path.rsplit("/", 1)[0])
 
     @property
     def suffix(self) -> str:
@@ -76,17 +76,17 @@ class Place:
             raise TypeError(f"{self} is not on this machine")
         return self.path
 
-    def __truediv__(self, name: str) -> Place:
+    def __truediv__(self, name: str) -> StoragePath:
         """The place called `name` from here; an absolute path or URL stands for itself."""
         if URL.match(name) or os.path.isabs(name):
-            return Place.of(name)
-        return Place(self.system, posixpath.normpath(f"{self.path}/{name}"))
+            return StoragePath.of(name)
+        return StoragePath(self.system, posixpath.normpath(f"{self.path}/{name}"))
 
-    def child(self, name: str) -> Place:
+    def child(self, name: str) -> StoragePath:
         """The place right below this folder that is called `name`, whatever characters that has."""
-        return Place(self.system, f"{self.path.rstrip('/')}/{name}")
+        return StoragePath(self.system, f"{self.path.rstrip('/')}/{name}")
 
-    def under(self, root: Place) -> str:
+    def under(self, root: StoragePath) -> str:
         """The path from `root` to here, as text that can be stored."""
         return shown(self.path.removeprefix(root.path.rstrip("/") + "/").lstrip("/"))
 
@@ -152,7 +152,7 @@ class Place:
             with self._asking():
                 self.system.pipe_file(self.path, data)
             return
-        with whole(self._made_way()) as part:
+        with atomic_write(self._made_way()) as part:
             part.write_bytes(data)
 
     def create(self, data: bytes) -> bool:
@@ -216,7 +216,7 @@ class Place:
         except FileNotFoundError as error:
             raise DataError(f"{self}: there is no such file") from error
 
-    def copy(self, target: Place) -> None:
+    def copy(self, target: StoragePath) -> None:
         """Put a copy of the file at a place of the same file system, by that system itself."""
         with self._asking():
             self.system.cp_file(self.path, target.path)
@@ -249,16 +249,16 @@ class Place:
             for path, facts in found.items()
             if facts["type"] == "file" and path.startswith(folder and f"{folder}/") and not path.endswith("/")
         }
-        return {Place(self.system, path).under(self): facts for path, facts in below.items()}
+        return {StoragePath(self.system, path).under(self): facts for path, facts in below.items()}
 
-    def folders(self) -> list[Place]:
+    def folders(self) -> list[StoragePath]:
         """The folders right below this one, hidden ones as well; none if there is no such folder."""
         try:
             with self._asking():
                 entries = self.system.ls(self.path, detail=True)
         except FileNotFoundError:
             return []
-        return [Place(self.system, e["name"].rstrip("/")) for e in entries if e["type"] == "directory"]
+        return [StoragePath(self.system, e["name"].rstrip("/")) for e in entries if e["type"] == "directory"]
 
     def written(self) -> float | None:
         """When the file was written (Unix time), None if there is none."""
@@ -308,7 +308,7 @@ def shown(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def existing(place: Place, option: str, kind: Literal["file", "folder", "path"]) -> Place:
+def existing(place: StoragePath, option: str, kind: Literal["file", "folder", "path"]) -> StoragePath:
     """`place`, if there is a file, a folder, or either (a path) there; else ConfigError naming the recipe's option."""
     if not place.exists():
         raise ConfigError(f"{option}: there is no {kind} {place}")
@@ -317,7 +317,7 @@ def existing(place: Place, option: str, kind: Literal["file", "folder", "path"])
     return place
 
 
-def subfolders(folder: Place) -> list[Place]:
+def subfolders(folder: StoragePath) -> list[StoragePath]:
     """The visible folders right below `folder`, links to folders among them, sorted by name."""
     if folder.local:
         names = [entry.name for entry in _scan(folder) if _is_folder(entry)]
@@ -326,7 +326,7 @@ def subfolders(folder: Place) -> list[Place]:
     return [folder.child(name) for name in names if not name.startswith(".")]
 
 
-def walk(root: Place) -> Iterator[Place]:
+def walk(root: StoragePath) -> Iterator[StoragePath]:
     """All files below the folder `root`, folder by folder in order of names.
 
     Names that begin with a dot are passed over. Links are followed, except to a folder that they lie in themselves.
@@ -340,7 +340,7 @@ def walk(root: Place) -> Iterator[Place]:
             yield dataclasses.replace(root.child(name), facts=facts)
 
 
-def _walk_local(folder: Place, above: frozenset[tuple[int, int]]) -> Iterator[Place]:
+def _walk_local(folder: StoragePath, above: frozenset[tuple[int, int]]) -> Iterator[StoragePath]:
     info = os.stat(folder.path)
     here = (info.st_dev, info.st_ino)
     if here in above:
@@ -354,7 +354,7 @@ def _walk_local(folder: Place, above: frozenset[tuple[int, int]]) -> Iterator[Pl
             yield folder.child(entry.name)
 
 
-def _scan(folder: Place) -> list[os.DirEntry[str]]:
+def _scan(folder: StoragePath) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder.path) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -371,9 +371,9 @@ READ_AHEAD = 8 << 20
 """Bytes that are asked for at a time of a file that is read from front to back."""
 
 
-def opened(place: Place) -> IO[bytes]:
+def opened(place: StoragePath) -> IO[bytes]:
     """A file anywhere, open for reading. Raises OSError, as FileNotFoundError; of one that is elsewhere reading raises
-    what `Place.read` does.
+    what `StoragePath.read` does.
     """
     if place.local:
         return open(place, "rb")
@@ -383,7 +383,7 @@ def opened(place: Place) -> IO[bytes]:
 class RangedFile(io.RawIOBase):
     """A file elsewhere, of `size` bytes, open for reading. Nothing is read ahead."""
 
-    def __init__(self, place: Place, size: int) -> None:
+    def __init__(self, place: StoragePath, size: int) -> None:
         super().__init__()
         self.place, self.size, self._position = place, size, 0
 

@@ -13,7 +13,7 @@ ENDED = "ended"
 
 
 @dataclasses.dataclass(frozen=True)
-class Process:
+class ProcessId:
     """A process: its machine, its number there, and when it started, in the system's own count since it was booted:
     a number is given again, and clocks are set.
     """
@@ -23,12 +23,12 @@ class Process:
     started: str
 
     @classmethod
-    def this(cls) -> Process:
+    def this(cls) -> ProcessId:
         """The process that asks."""
         return cls.numbered(os.getpid())
 
     @classmethod
-    def numbered(cls, number: int) -> Process:
+    def numbered(cls, number: int) -> ProcessId:
         """The process of this machine that has the number now."""
         return cls(machine(), number, _started(number) or "")
 

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.storage.atomic import PART
-from pipeline.storage.cache import Cache, Entry, cache_folder
-from pipeline.storage.path import Place, RangedFile, opened
+from pipeline.storage.cache import Cache, CacheKey, cache_folder
+from pipeline.storage.path import RangedFile, StoragePath, opened
 
 CACHE_GB = 20.0
 TRANSFERS = 8
@@ -36,7 +36,7 @@ Source = Path | RangedFile
 class StoredFile:
     """A file of a root that is whole and never changes, with its size in bytes and hash (hex)."""
 
-    place: Place
+    place: StoragePath
     size: int
     sha256: str
     cache: Cache
@@ -51,7 +51,7 @@ class StoredFile:
         """
         if self.place.local:
             return reader(Path(self.place))
-        with self.cache.hold(self._entry, self._fetch) as copy, naming_place(copy, str(self)):
+        with self.cache.hold(self._entry, self._fetch) as copy, path_in_errors(copy, str(self)):
             return reader(copy)
 
     def scan(self, reader: Callable[[Source], T]) -> T:
@@ -66,7 +66,7 @@ class StoredFile:
     def read(self, start: int, size: int) -> bytes:
         """`size` bytes from `start`, fewer where the file ends. Raises OSError, or DataError if it is elsewhere.
 
-        Of a file that is elsewhere and not in the cache they alone are fetched; see `bring`.
+        Of a file that is elsewhere and not in the cache they alone are fetched; see `download`.
         """
         if self.place.local:
             return _bytes_of(self.place, start, size)
@@ -78,7 +78,7 @@ class StoredFile:
                 pass
         return self.place.read(start, size)
 
-    def bring(self, share: float) -> None:
+    def download(self, share: float) -> None:
         """For those who will read all of it piece by piece: have the whole file in the cache, if it takes up no more
         than this share of the cache.
         """
@@ -88,8 +88,8 @@ class StoredFile:
             pass
 
     @property
-    def _entry(self) -> Entry:
-        return Entry(self.sha256, self.size, self.place.suffix)
+    def _entry(self) -> CacheKey:
+        return CacheKey(self.sha256, self.size, self.place.suffix)
 
     def _fetch(self, copy: Path) -> None:
         self.place.download(copy)
@@ -101,14 +101,14 @@ class StoredFile:
 
 def local_file(path: Path) -> StoredFile:
     """A whole file of this machine that is part of no artifact yet."""
-    return StoredFile(Place.of(str(path)), path.stat().st_size, "", Cache(cache_folder(), 0))
+    return StoredFile(StoragePath.of(str(path)), path.stat().st_size, "", Cache(cache_folder(), 0))
 
 
 @dataclasses.dataclass(frozen=True)
 class Root:
     """A root, and the cache before it if it is elsewhere. Paths are relative to it, as `labels/x.parquet`."""
 
-    place: Place
+    place: StoragePath
     cache: Cache
 
     @classmethod
@@ -116,7 +116,7 @@ class Root:
         """The root at a path or URL, with `cache_gb` gigabytes of cache if it is elsewhere."""
         if isinstance(root, Path) and SHORT_URL.match(str(root)):
             raise ConfigError(f"root {str(root)!r}: a URL loses a slash as a Path; give it as text.")
-        return cls(Place.of(str(root)), Cache(cache_folder(), int(cache_gb * 1e9)))
+        return cls(StoragePath.of(str(root)), Cache(cache_folder(), int(cache_gb * 1e9)))
 
     @property
     def local(self) -> bool:
@@ -125,7 +125,7 @@ class Root:
     def __str__(self) -> str:
         return str(self.place)
 
-    def __truediv__(self, path: str) -> Place:
+    def __truediv__(self, path: str) -> StoragePath:
         """The place of a file or folder of the root, whatever characters its name has."""
         return self.place.child(path)
 
@@ -133,40 +133,40 @@ class Root:
         """A file that is whole and never changes, of which {size, sha256} are known."""
         return StoredFile(self / path, int(facts["size"]), str(facts["sha256"]), self.cache)
 
-    def here(self, path: str = "") -> Path:
+    def local_path(self, path: str = "") -> Path:
         """Where this machine writes what is to be at `path`: there itself, or in the scratch folder."""
         if self.local:
             return Path(self / path)
         return self.cache.folder / "scratch" / hashlib.sha256(str(self).encode()).hexdigest()[:16] / path
 
     def keep(self, *files: Path) -> None:
-        """Files under `here` that a later attempt, maybe on another machine, goes on from: upload them, in order."""
+        """Files under `local_path` that a later attempt, maybe on another machine, goes on from: upload them, in order."""
         if not self.local:
             for file in files:
                 (self / self._path(file)).upload(file)
 
     def publish(self, path: str, facts: Mapping[str, Any]) -> None:
-        """A file at `here(path)` is whole, and as `facts` say: upload it; from now on it is in the cache."""
+        """A file at `local_path(path)` is whole, and as `facts` say: upload it; from now on it is in the cache."""
         if not self.local:
-            (self / path).upload(self.here(path))
-            self.settle(path, facts)
+            (self / path).upload(self.local_path(path))
+            self.add_to_cache(path, facts)
 
-    def settle(self, path: str, facts: Mapping[str, Any]) -> None:
-        """A file at `here(path)` is also in the root, and as `facts` say: from now on it is in the cache."""
+    def add_to_cache(self, path: str, facts: Mapping[str, Any]) -> None:
+        """A file at `local_path(path)` is also in the root, and as `facts` say: from now on it is in the cache."""
         if not self.local:
             file = self.file(path, facts)
-            self.cache.take(Entry(file.sha256, file.size, file.place.suffix), self.here(path))
+            self.cache.take(CacheKey(file.sha256, file.size, file.place.suffix), self.local_path(path))
 
-    def bring(self, path: str) -> Path:
-        """A file of the root, whatever is in it, at `here(path)`. Raises DataError if it is not in the root."""
+    def download(self, path: str) -> Path:
+        """A file of the root, whatever is in it, at `local_path(path)`. Raises DataError if it is not in the root."""
         if not self.local:
-            self.here(path).parent.mkdir(parents=True, exist_ok=True)
-            (self / path).download(self.here(path))
-        return self.here(path)
+            self.local_path(path).parent.mkdir(parents=True, exist_ok=True)
+            (self / path).download(self.local_path(path))
+        return self.local_path(path)
 
     def begin(self, path: str, kept: Iterable[str]) -> Path:
         """The folder to make `path` in. Of an unfinished attempt it holds the subfolders `kept`; all else is gone."""
-        folder = self.here(path)
+        folder = self.local_path(path)
         folder.mkdir(parents=True, exist_ok=True)
         there = {} if self.local else (self / path).files()
         brought = [name for name in there if name.split("/")[0] in kept]
@@ -175,14 +175,14 @@ class Root:
         for part in folder.rglob(f"*{PART}"):
             part.unlink()  # its writer was killed
         in_parallel(lambda name: (self / f"{path}/{name}").remove(), there.keys() - brought)
-        in_parallel(lambda name: self.bring(f"{path}/{name}"), brought)
+        in_parallel(lambda name: self.download(f"{path}/{name}"), brought)
         return folder
 
-    def adopt(self, names: Mapping[str, str]) -> None:
+    def inherit(self, names: Mapping[str, str]) -> None:
         """Give files of the root, which never change, second names: {path: another path}."""
         if self.local:
             for source, target in names.items():
-                link(self.here(source), self.here(target))
+                link(self.local_path(source), self.local_path(target))
             return
         in_parallel(lambda source: (self / source).copy(self / names[source]), names)
 
@@ -192,9 +192,9 @@ class Root:
         """
         in_parallel(lambda name: self.publish(f"{path}/{name}", files[name]), files.keys() - there)
 
-    def tidy(self, path: str, kept: Set[str], scratch: str) -> None:
+    def cleanup(self, path: str, kept: Set[str], scratch: str) -> None:
         """The folder `path` is sealed: its subfolder `scratch`, and what else is not among the files `kept`, can go."""
-        shutil.rmtree(self.here(f"{path}/{scratch}" if self.local else path), ignore_errors=True)
+        shutil.rmtree(self.local_path(f"{path}/{scratch}" if self.local else path), ignore_errors=True)
         if not self.local:
             stale = (self / path).files().keys() - kept
             in_parallel(lambda name: (self / f"{path}/{name}").remove(), stale)
@@ -202,7 +202,7 @@ class Root:
     @contextlib.contextmanager
     def side_by_side(self, files: Mapping[str, StoredFile]) -> Iterator[Path]:
         """A folder of this machine with copies of remote files under these names, while inside."""
-        scratch = self.here()
+        scratch = self.local_path()
         scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=scratch, prefix=".read-") as name:
             folder = Path(name)
@@ -210,11 +210,11 @@ class Root:
             yield folder
 
     def _path(self, file: Path) -> str:
-        return file.relative_to(self.here()).as_posix()
+        return file.relative_to(self.local_path()).as_posix()
 
 
 @contextlib.contextmanager
-def naming_place(copy: Path, place: str) -> Iterator[None]:
+def path_in_errors(copy: Path, place: str) -> Iterator[None]:
     """Errors that name a copy, which will be gone, name the place instead."""
     try:
         yield
@@ -246,7 +246,7 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_place(place: Place) -> str | None:
+def hash_place(place: StoragePath) -> str | None:
     """sha256 (hex) of a file anywhere, read in pieces; None if there is none."""
     try:
         with opened(place) as file:

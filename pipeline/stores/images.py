@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
-from pipeline.storage.atomic import part_of, publish, whole
+from pipeline.storage.atomic import atomic_write, part_of, publish
 from pipeline.storage.root import StoredFile, local_file
 
 SCHEMA_VERSION = 1
@@ -76,7 +76,7 @@ class NewImage:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file whole or not at all. Equal tables make equal files."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         pq.write_table(table, part)
 
 
@@ -175,11 +175,11 @@ class ImageShard:
     def row(self, index: int) -> ImageRow:
         return ImageRow(**self.table.slice(index, 1).to_pylist()[0])
 
-    def bring(self, share: float) -> None:
+    def download(self, share: float) -> None:
         """For those who will read many of the images: of a remote shard, have the tar in the cache, if it takes up no
         more than this share of it. Otherwise, each `read` fetches its image alone.
         """
-        self.tar.bring(share)
+        self.tar.download(share)
 
     def read(self, index: int) -> bytes:
         """The bytes of image `index`. Raises DataError if the tar is not there or shorter than its index says.

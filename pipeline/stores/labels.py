@@ -65,7 +65,7 @@ class LabelSpace:
         return cls(data["task"], tuple(data["classes"]), data["scale"])
 
 
-class Held(NamedTuple):
+class ClassAmounts(NamedTuple):
     """Classes in the rows of a label file, an entry for each class of each row: three arrays (N,)."""
 
     rows: NDArray[np.int64]
@@ -95,9 +95,9 @@ class Label(ABC):
         self.space = space
 
     counted: ClassVar[tuple[str, ...]] = ()
-    """The columns that `holds` reads; none for a task without classes."""
+    """The columns that `class_amounts` reads; none for a task without classes."""
     scored: ClassVar[bool] = False
-    """Whether the amounts of `holds` are scores, which a threshold is about."""
+    """Whether the amounts of `class_amounts` are scores, which a threshold is about."""
 
     @abstractmethod
     def columns(self) -> pa.Schema:
@@ -111,11 +111,11 @@ class Label(ABC):
     def decode(self, row: Row, threshold: float = 0.0) -> Value:
         """Row -> value. What scores below `threshold` becomes unknown; a score equal to it is kept."""
 
-    def holds(self, table: pa.Table) -> Held:
+    def class_amounts(self, table: pa.Table) -> ClassAmounts:
         """Which classes are in each row of a label file, of which `table` has the columns `counted`, and how much of
         each: the best score of its objects, its share of the image or its probability.
         """
-        return Held(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+        return ClassAmounts(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
 
     @abstractmethod
     def flip(self, value: Value) -> Value:
@@ -130,15 +130,15 @@ class Label(ABC):
         """The image (RGB) with the label drawn on it, at the image's size."""
 
     @abstractmethod
-    def say(self, value: Value) -> str:
+    def describe(self, value: Value) -> str:
         """What the label says or how much it holds, in a few words; "" where only the drawing can tell."""
 
     @abstractmethod
-    def at(self, value: Value, place: tuple[float, float]) -> str:
+    def describe_at(self, value: Value, place: tuple[float, float]) -> str:
         """What the label says of a `place` = (x, y) in [0, 1] of the image, in a few words; "" where nothing."""
 
     @abstractmethod
-    def differ(self, one: Value, other: Value) -> float:
+    def distance(self, one: Value, other: Value) -> float:
         """How far two labels of one image are apart, from 0 (they say the same) to 1; each task says by what. Where one
         of them says nothing at all they are 1 apart.
         """

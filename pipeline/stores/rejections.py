@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.storage.errors import explaining_full_disk, reading
-from pipeline.storage.lock import PATIENCE_S, Holds, Told, claimed
-from pipeline.storage.path import Place
-from pipeline.storage.process_id import Process
+from pipeline.storage.lock import PATIENCE_S, Holds, Told, hold_lock
+from pipeline.storage.path import StoragePath
+from pipeline.storage.process_id import ProcessId
 from pipeline.storage.root import Root
 from pipeline.stores.naming import DIGITS, NAME
 
@@ -158,7 +158,10 @@ def _change(root: Root, change: Callable[[pa.Table], pa.Table]) -> int:
     """Put `change(list)` in the place of the list, whole or not at all. Returns how many rows there are more."""
     file = root / PATH
     try:
-        with explaining_full_disk(PATH, root.here()), claimed(root / CLAIM, _waiting(file), lambda: None) as holds:
+        with (
+            explaining_full_disk(PATH, root.local_path()),
+            hold_lock(root / CLAIM, _waiting(file), lambda: None) as holds,
+        ):
             before = read_rejects(root)
             after = change(before)
             if not after.equals(before):
@@ -168,7 +171,7 @@ def _change(root: Root, change: Callable[[pa.Table], pa.Table]) -> int:
         raise ConfigError(f"{file}: can't be changed ({error.strerror}). Make the root one that can be.") from error
 
 
-def _replace(file: Place, table: pa.Table, holds: Holds) -> None:
+def _replace(file: StoragePath, table: pa.Table, holds: Holds) -> None:
     data = _to_bytes(table)
     if not holds():
         raise ConfigError(f"{file}: another process took over while this one slept. Nothing was changed: try again.")
@@ -185,11 +188,11 @@ def _to_bytes(table: pa.Table) -> bytes:
     return data
 
 
-def _waiting(file: Place) -> Told:
+def _waiting(file: StoragePath) -> Told:
     """What is done while somebody else changes the list: nothing, for so long."""
     deadline = time.monotonic() + WAIT_S
 
-    def tell(holder: Process) -> None:
+    def tell(holder: ProcessId) -> None:
         if time.monotonic() > deadline:
             raise ConfigError(
                 f"{file}: others have been changing it for {WAIT_S:g} s, now process {holder.number} on "

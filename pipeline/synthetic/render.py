@@ -233,9 +233,9 @@ def _sky(scene: Scene, way: Floats, textures: Bank) -> Floats:
 def _edges(thing: Ints, normal: Floats, lit: Bools, size: int) -> NDArray[np.intp]:
     """Pixels beside a change: of the thing, of the way it faces by over 25 degrees, or from sun to shadow."""
     bend = normal.reshape(3, size, size)
-    mark = (2 * thing + lit).reshape(size, size)
-    rows = (mark[1:] != mark[:-1]) | (_dot(bend[:, 1:], bend[:, :-1]) < 0.9)
-    columns = (mark[:, 1:] != mark[:, :-1]) | (_dot(bend[:, :, 1:], bend[:, :, :-1]) < 0.9)
+    fingerprint = (2 * thing + lit).reshape(size, size)
+    rows = (fingerprint[1:] != fingerprint[:-1]) | (_dot(bend[:, 1:], bend[:, :-1]) < 0.9)
+    columns = (fingerprint[:, 1:] != fingerprint[:, :-1]) | (_dot(bend[:, :, 1:], bend[:, :, :-1]) < 0.9)
     edge = np.zeros((size, size), np.bool_)
     edge[1:], edge[:-1] = edge[1:] | rows, edge[:-1] | rows
     edge[:, 1:], edge[:, :-1] = edge[:, 1:] | columns, edge[:, :-1] | columns

@@ -31,7 +31,7 @@ REPEATS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class ComputeConfig:
     """How a model is run, and the milliseconds per call that were measured for each way (none if it was told)."""
 
     device: str
@@ -82,7 +82,9 @@ def processor_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def choose(runtime: Runtime, about: Any, model: nn.Module, call: Callable[[nn.Module, Choice], None]) -> Choice:
+def autotune(
+    runtime: Runtime, about: Any, model: nn.Module, call: Callable[[nn.Module, ComputeConfig], None]
+) -> ComputeConfig:
     """The fastest way to run `call` on (a copy of) `model`; measured once per root, model and machine.
 
     `about` is JSON that tells this model and use from others. `call` does the work that is to be fast, for example
@@ -94,18 +96,20 @@ def choose(runtime: Runtime, about: Any, model: nn.Module, call: Callable[[nn.Mo
     memo = runtime.root / f"machine/{hash_json([about, *machine, formats])[:16]}.json"
     known = memo.peek()
     if known is not None:
-        return Choice(**parse_json(known, str(memo)))
-    candidates = [Choice(device, form, layout, {}) for form in formats for layout in (False, True)]
+        return ComputeConfig(**parse_json(known, str(memo)))
+    candidates = [ComputeConfig(device, form, layout, {}) for form in formats for layout in (False, True)]
     times = {f"{c.precision}{' channels_last' if c.channels_last else ''}": _time(c, model, call) for c in candidates}
     fastest = min(reversed(range(len(candidates))), key=list(times.values()).__getitem__)
     measured = {way: round(ms, 2) for way, ms in times.items() if ms < math.inf}
     choice = dataclasses.replace(candidates[fastest], measured_ms=measured)
     if memo.create(as_json(choice.describe()).encode()):
         return choice
-    return Choice(**parse_json(memo.read(), str(memo)))  # another process was faster, and may have measured otherwise
+    return ComputeConfig(
+        **parse_json(memo.read(), str(memo))
+    )  # another process was faster, and may have measured otherwise
 
 
-def _time(choice: Choice, model: nn.Module, call: Callable[[nn.Module, Choice], None]) -> float:
+def _time(choice: ComputeConfig, model: nn.Module, call: Callable[[nn.Module, ComputeConfig], None]) -> float:
     """Milliseconds; infinitely many where the device's memory ran out."""
     devices = [torch.cuda.current_device()] if choice.device == "cuda" else []
     with torch.random.fork_rng(devices):  # the measurement leaves no trace in what follows
@@ -116,7 +120,7 @@ def _time(choice: Choice, model: nn.Module, call: Callable[[nn.Module, Choice], 
             return math.inf
 
 
-def _once(choice: Choice, trial: nn.Module, call: Callable[[nn.Module, Choice], None]) -> float:
+def _once(choice: ComputeConfig, trial: nn.Module, call: Callable[[nn.Module, ComputeConfig], None]) -> float:
     began = time.perf_counter()
     call(trial, choice)
     if choice.device == "cuda":

@@ -23,12 +23,12 @@ from pipeline.data.stream import Share
 from pipeline.errors import ConfigError, MustError
 from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
-from pipeline.training.autotune import Choice
-from pipeline.training.microbatch import SMALLER, TOTAL, Found, Passes, added
-from pipeline.training.objective import Job
+from pipeline.training.autotune import ComputeConfig
+from pipeline.training.microbatch import SMALLER, TOTAL, MicrobatchRunner, StepResult, added
+from pipeline.training.objective import TrainingJob
 from pipeline.training.optimizer import build_optimizer, lay_out_like_parameters, learning_rate
-from pipeline.training.process_group import Team
-from pipeline.training.state import Record
+from pipeline.training.process_group import ProcessGroup
+from pipeline.training.state import TrainingState
 
 
 class Cut(NamedTuple):
@@ -68,7 +68,7 @@ class Losses(NamedTuple):
     lr: float
 
 
-def fit(job: Job, choice: Choice, team: Team, runtime: Runtime) -> Fitted:
+def fit(job: TrainingJob, choice: ComputeConfig, group: ProcessGroup, runtime: Runtime) -> Fitted:
     """Train `job.objective` in place: its averaged weights, if averaging is on, in eval mode, on its device.
 
     Returns how it went, in all processes by the first one's clock. A state in `out/work` is gone on from. The first
@@ -78,7 +78,7 @@ def fit(job: Job, choice: Choice, team: Team, runtime: Runtime) -> Fitted:
     state, if any of them was asked to stop.
     """
     try:
-        training = _Training(job, choice, team, runtime)
+        training = _Training(job, choice, group, runtime)
         training.resume()
         training.run()
         return training.finish()
@@ -91,16 +91,16 @@ def fit(job: Job, choice: Choice, team: Team, runtime: Runtime) -> Fitted:
 class _Training:
     """The moving parts of one fit: model, optimiser, schedule, average, log, position."""
 
-    def __init__(self, job: Job, choice: Choice, team: Team, runtime: Runtime) -> None:
-        self.job, self.team, self.runtime = job, team, runtime
+    def __init__(self, job: TrainingJob, choice: ComputeConfig, group: ProcessGroup, runtime: Runtime) -> None:
+        self.job, self.group, self.runtime = job, group, runtime
         self.module = choice.place(job.objective.train())
-        self.passes = Passes(job, choice, team, runtime)
+        self.passes = MicrobatchRunner(job, choice, group, runtime)
         self.optimizer = build_optimizer(self.module, job.config)
         self.parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
         rate = lambda step: learning_rate(step, job.steps, job.config.warmup, job.config.drops)  # noqa: E731
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
         self.ema = ModelEmaV3(self.module, job.config.ema, use_warmup=True) if job.config.ema else None
-        self.record = Record(job.name, job.out) if ranks.is_first() else None
+        self.record = TrainingState(job.name, job.out) if ranks.is_first() else None
         self.statistics = _statistics(self.module)
         self.step, self.cuts = 0, list[Cut]()
         self.seconds = self.earlier = 0.0
@@ -112,15 +112,15 @@ class _Training:
 
     def resume(self) -> None:
         """Go on from the state on disk, if there is one; all processes begin with what the first has."""
-        state = self.team.obtain(self._beginning)
+        state = self.group.broadcast_made(self._beginning)
         if state:
             self._restore(state)
-        self._adopt(self.team.obtain(self.passes.word))
+        self._adopt(self.group.broadcast_made(self.passes.saved_limit))
 
     def _beginning(self) -> dict[str, Any] | None:
         assert self.record
         state = self.record.load()
-        if state is None and self.team.count > 1:
+        if state is None and self.group.count > 1:
             state = move_data_to_device(self._state(), "cpu")
         return state
 
@@ -161,7 +161,9 @@ class _Training:
                 self.step += 1
                 self._report(losses, self.job.config.batch / (time.perf_counter() - began))
                 self.seconds = self.earlier + time.monotonic() - started
-                stop = any(self.team.tell(self.runtime.stop.is_set()))  # asked once: what stops here saves its state
+                stop = any(
+                    self.group.all_gather(self.runtime.stop.is_set())
+                )  # asked once: what stops here saves its state
                 if stop:
                     self._stop()
                 if time.monotonic() - saved > self.runtime.checkpoint_s:
@@ -184,7 +186,7 @@ class _Training:
     def _stop(self) -> None:
         """Raise Stopped, in all processes once the state is on disk: one that ends takes the others along."""
         self._save()
-        self.team.tell(None)
+        self.group.all_gather(None)
         self.runtime.stop.set()
         self.runtime.check_stop(self.job.name)
 
@@ -200,23 +202,23 @@ class _Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
-        self.team.average(self.statistics)  # one process may never have seen a head's labels
+        self.group.average(self.statistics)  # one process may never have seen a head's labels
         if self.ema:
             self.ema.update(self.module, self.step)
         parts = added(each.parts for each in found)
         return Losses(parts.pop(TOTAL), parts, lr)
 
-    def _passes(self, shares: Iterator[Share]) -> list[Found]:
+    def _passes(self, shares: Iterator[Share]) -> list[StepResult]:
         """This process's passes, and what all found in theirs."""
-        amounts = self.team.gather(lambda: self.passes.take(next(shares), self.most))
+        amounts = self.group.gather_made(lambda: self.passes.take(next(shares), self.most))
 
-        def run() -> Found:
+        def run() -> StepResult:
             return self.passes.run(added(amounts), self.step, self.most)
 
         # where passes meet, nobody hears of an error: the others wait inside a pass, and end with this process
-        return self.team.tell(run()) if self.passes.meet else self.team.gather(run)
+        return self.group.all_gather(run()) if self.passes.meet else self.group.gather_made(run)
 
-    def _sum_gradients(self, found: Sequence[Found]) -> None:
+    def _sum_gradients(self, found: Sequence[StepResult]) -> None:
         """Gradients over all processes; a parameter that has one in none of them has none."""
         anywhere = [any(flags) for flags in zip(*(each.graded for each in found), strict=True)]
         gradients = []
@@ -224,7 +226,7 @@ class _Training:
             if some:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 gradients.append(parameter.grad)
-        self.team.sum(gradients)
+        self.group.sum(gradients)
 
     def _report(self, losses: Losses, rate: float) -> None:
         if self.record is None:
@@ -249,7 +251,7 @@ class _Training:
         if self.ema:
             self.module.load_state_dict(self.ema.module.state_dict())
         self.module.eval()
-        return self.team.obtain(lambda: Fitted(self.cuts, self.seconds, self.earlier))
+        return self.group.broadcast_made(lambda: Fitted(self.cuts, self.seconds, self.earlier))
 
 
 def _statistics(module: nn.Module) -> list[Tensor]:

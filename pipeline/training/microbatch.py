@@ -19,9 +19,9 @@ from pipeline.data.stream import Share
 from pipeline.errors import ConfigError, DataError, OutOfMemory
 from pipeline.steps.artifact import WORK, read_json, write_json
 from pipeline.steps.runtime import Runtime
-from pipeline.training.autotune import Choice
-from pipeline.training.objective import Job
-from pipeline.training.process_group import Team
+from pipeline.training.autotune import ComputeConfig
+from pipeline.training.objective import TrainingJob
+from pipeline.training.process_group import ProcessGroup
 
 TOTAL = "the combined loss"
 FITTED = "images_per_pass.json"
@@ -34,7 +34,7 @@ SMALLER = (
 )
 
 
-class Found(NamedTuple):
+class StepResult(NamedTuple):
     """What a process tells the others of its passes.
 
     `keys`: its images. `parts`: by loss, its part of that of the whole batch. `graded`: whether each parameter has a
@@ -47,18 +47,18 @@ class Found(NamedTuple):
     most: int
 
 
-class Passes:
+class MicrobatchRunner:
     """One process's passes. Gradients are left in the parameters: the process's part of the batch's mean gradient."""
 
-    def __init__(self, job: Job, choice: Choice, team: Team, runtime: Runtime) -> None:
-        self.job, self.choice, self.team, self.runtime = job, choice, team, runtime
-        batch, self.fewest = job.config.batch, job.config.batch // team.count
+    def __init__(self, job: TrainingJob, choice: ComputeConfig, group: ProcessGroup, runtime: Runtime) -> None:
+        self.job, self.choice, self.group, self.runtime = job, choice, group, runtime
+        batch, self.fewest = job.config.batch, job.config.batch // group.count
         if not self.fewest:
-            raise ConfigError(f"{job.name}: a batch of {batch} images is too small for {team.count} processes.")
-        self.largest = -(-batch // team.count)
+            raise ConfigError(f"{job.name}: a batch of {batch} images is too small for {group.count} processes.")
+        self.largest = -(-batch // group.count)
         self.most = -(-self.largest // min(job.config.accumulate, self.fewest))
         """Images in a pass, as configured."""
-        self.meet = team.count > 1 and any(isinstance(part, nn.SyncBatchNorm) for part in job.objective.modules())
+        self.meet = group.count > 1 and any(isinstance(part, nn.SyncBatchNorm) for part in job.objective.modules())
         """Whether passes wait for each other's; then no word reaches the others before all are done."""
 
     def pieces(self, most: int) -> int:
@@ -74,7 +74,7 @@ class Passes:
     def _cut(self, share: Share, most: int) -> Sequence[Any]:
         return share.cut(min(self.pieces(most), len(share.keys)))
 
-    def run(self, whole: Mapping[str, float], step: int, most: int) -> Found:
+    def run(self, whole: Mapping[str, float], step: int, most: int) -> StepResult:
         """Forward and backward through what was taken, at most `most` images at once, fewer if memory asks for it.
         `whole`: the amounts in the whole batch.
 
@@ -84,19 +84,19 @@ class Passes:
             parts = self._attempt(whole, step)
             if parts is not None:
                 graded = [parameter.grad is not None for parameter in self.job.objective.parameters()]
-                return Found(self._share.keys, parts, graded, most)
+                return StepResult(self._share.keys, parts, graded, most)
             fewer = -(-most // 2)
             if self.pieces(fewer) == self.pieces(most):
                 self._refuse(step)
             most = fewer
             if self.meet:
-                self._leave_word(step, most)
+                self._save_limit(step, most)
             self._pieces = self._cut(self._share, most)
 
     def _attempt(self, whole: Mapping[str, float], step: int) -> dict[str, float] | None:
         """The losses, or None if memory ran out: then nothing has changed."""
         kept = self._kept()
-        torch.manual_seed(int(generator(self.job.seed, step, self.team.rank).integers(2**63)))
+        torch.manual_seed(int(generator(self.job.seed, step, self.group.rank).integers(2**63)))
         try:
             return added(self._pass(piece, whole, step) for piece in self._pieces)
         except torch.OutOfMemoryError:
@@ -138,7 +138,7 @@ class Passes:
             f"{'one image' if images == 1 else f'{images} images'} (step {step + 1}). {SMALLER}"
         )
 
-    def _leave_word(self, step: int, most: int) -> NoReturn:
+    def _save_limit(self, step: int, most: int) -> NoReturn:
         """End this process, and with it the others, which wait inside a pass; the next attempt begins with `most`."""
         path = self.job.out / WORK / FITTED
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ class Passes:
             f"on with at most {most} images in a pass."
         )
 
-    def word(self) -> int:
+    def saved_limit(self) -> int:
         """Images in a pass, as configured or as an attempt before this one left word."""
         path = self.job.out / WORK / FITTED
         return min(self.most, read_json(path)["images"]) if path.exists() else self.most

@@ -31,7 +31,7 @@ class Objective(nn.Module, ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What one call of `fit` trains, on what, how long, where it leaves its state, and what it is called.
 
     `seed` and the step decide together what is drawn at random in the passes.

@@ -23,21 +23,21 @@ from pipeline.steps import ranks
 Thing = TypeVar("Thing")
 
 
-class Team:
+class ProcessGroup:
     """This process and its peers: a context; who leaves it leaves the others for good, and they raise LostPeer."""
 
     def __init__(self, device: str) -> None:
         self.rank, self.count = ranks.rank(), ranks.count()
         self.fabric = _join(device) if self.count > 1 else _alone(device)
 
-    def __enter__(self) -> Team:
+    def __enter__(self) -> ProcessGroup:
         return self
 
     def __exit__(self, *raised: object) -> None:
         if self.count > 1:
             distributed.destroy_process_group()
 
-    def tell(self, mine: Thing) -> list[Thing]:
+    def all_gather(self, mine: Thing) -> list[Thing]:
         """What every process has to tell, by rank. All of them call this, or none."""
         if self.count == 1:
             return [mine]
@@ -46,7 +46,7 @@ class Team:
             distributed.all_gather_object(told, mine)
         return told
 
-    def gather(self, make: Callable[[], Thing]) -> list[Thing]:
+    def gather_made(self, make: Callable[[], Thing]) -> list[Thing]:
         """What every process makes, by rank. An error of this project in one is an error in all."""
         mine: Thing | MustError
         try:
@@ -54,13 +54,13 @@ class Team:
         except MustError as error:
             mine = error
         made: list[Thing] = []
-        for each in self.tell(mine):
+        for each in self.all_gather(mine):
             if isinstance(each, MustError):
                 raise each
             made.append(each)
         return made
 
-    def obtain(self, make: Callable[[], Thing]) -> Thing:
+    def broadcast_made(self, make: Callable[[], Thing]) -> Thing:
         """What the first process makes, in all of them. Its error is an error in all of them."""
         if self.count == 1:
             return make()

@@ -23,7 +23,7 @@ def has_state(out: Path) -> bool:
     return (out / WORK / STATE).exists()
 
 
-class Record:
+class TrainingState:
     """State and log of the training called `name`, in the folder `out`."""
 
     def __init__(self, name: str, out: Path) -> None:

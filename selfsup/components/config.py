@@ -12,7 +12,7 @@ from pipeline.models.backbone import statistics
 from pipeline.models.encoder import Encoder
 from pipeline.recipe.base import NamedBackbone
 from pipeline.recipe.stage import StageConfig
-from selfsup.components.method import Method, Setting
+from selfsup.components.method import Method, StageSetting
 
 TAKE_LABELS = ("contrastive", "clustering")
 """The families that take labelled images beside the others."""
@@ -22,10 +22,10 @@ class MethodConfig(StageConfig, ABC):
     """A stage with a method of its own."""
 
     @abstractmethod
-    def build(self, backbone: Encoder, setting: Setting) -> Method:
+    def build(self, backbone: Encoder, setting: StageSetting) -> Method:
         """The method, all but its backbone fresh. ConfigError if it can't use the backbone."""
 
-    def on(self, encoder: Encoder, setting: Setting) -> Method:
+    def on(self, encoder: Encoder, setting: StageSetting) -> Method:
         """The method as the stage uses it. ConfigError if it can't use the backbone, or takes no labels."""
         method = self.build(encoder, setting)
         if self.labels is not None and method.family not in TAKE_LABELS:
@@ -56,7 +56,7 @@ class MethodConfig(StageConfig, ABC):
         assert self.image_size is not None
         with torch.device("meta"):  # no memory, no arithmetic
             encoder = Encoder(self.backbone, self.image_size, statistics(self.backbone))
-            method = self.on(encoder, Setting(self.image_size, 2 * self.batch, self.batch))
+            method = self.on(encoder, StageSetting(self.image_size, 2 * self.batch, self.batch))
             for side in {kind.size for kind in method.kinds()}:
                 self._check_side(encoder.eval(), side)
 

@@ -25,7 +25,7 @@ def projector(widths: Sequence[int], norm: bool = False) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class Follower(nn.Module):
+class MomentumEncoder(nn.Module):
     """A copy of a network that has no gradient and follows it: w <- m w + (1 - m) w', buffers as they are.
 
     `catch_up` does so once for each step, in however many pieces or attempts the step's batch comes.
@@ -51,7 +51,7 @@ class Follower(nn.Module):
             mine.lerp_(theirs.detach(), 1 - momentum)
 
 
-def rising(start: float, progress: float) -> float:
+def cosine_momentum(start: float, progress: float) -> float:
     """A momentum that rises from `start` to 1 by a cosine (BYOL, eq. 4; DINO)."""
     return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
 

@@ -65,7 +65,7 @@ class Views:
         return self.step / self.steps
 
 
-class Setting(NamedTuple):
+class StageSetting(NamedTuple):
     """What a method is built for: the side of large views (pixels), the images of the set, and images in a step."""
 
     size: int
@@ -107,7 +107,7 @@ class Method(nn.Module, ABC):
         return {self.labels.method: loss(embeddings, views.classes, self.labels.temperature)}
 
 
-def together(module: Callable[[Tensor], Tensor], batches: Sequence[Tensor | None]) -> list[Tensor]:
+def forward_concat(module: Callable[[Tensor], Tensor], batches: Sequence[Tensor | None]) -> list[Tensor]:
     """What a module makes of several batches, those of one shape in one pass, so that batch norms see them all;
     nothing for None.
     """

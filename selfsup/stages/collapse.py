@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.data.dataset import Library
+from pipeline.data.dataset import ImageDataset
 from pipeline.models.encoder import Encoder
 from pipeline.models.features import features_of
 from pipeline.steps.runtime import Runtime
@@ -46,7 +46,7 @@ def is_collapsed(before: Mapping[str, float], after: Mapping[str, float]) -> boo
     return after["spread"] < COLLAPSED or after["rank"] < NARROWED * before["rank"]
 
 
-def look(encoder: Encoder, images: Library, runtime: Runtime) -> dict[str, float]:
+def look(encoder: Encoder, images: ImageDataset, runtime: Runtime) -> dict[str, float]:
     """`spread` and `rank` of what a backbone, where it is, makes of up to SEEN images, evenly spread over them all."""
     features = features_of(encoder, images, range(0, len(images), -(-len(images) // SEEN)), runtime)
     return {"spread": round(float(spread(features)), 4), "rank": round(float(effective_rank(features)), 2)}

@@ -6,11 +6,11 @@ import dataclasses
 
 import numpy as np
 
-from pipeline.data.dataset import Library
+from pipeline.data.dataset import ImageDataset
 from pipeline.data.decode import decode
 from pipeline.models import initial
 from pipeline.models.encoder import Statistics
-from pipeline.models.initial import Start
+from pipeline.models.initial import InitialBackbone
 from pipeline.recipe.stage import SCRATCH, StageConfig
 from pipeline.steps.artifact import Inputs
 
@@ -18,7 +18,7 @@ SAMPLED, SIDE = 2000, 64
 """Images that mean and standard deviation are measured on, at most, and their size in pixels for that."""
 
 
-def start_of(stage: StageConfig, before: str | None, inputs: Inputs, images: Library) -> Start:
+def start_of(stage: StageConfig, before: str | None, inputs: Inputs, images: ImageDataset) -> InitialBackbone:
     """What the stage starts from: the backbone that the step `before` left, else what the recipe says; for the stage's
     own size, with the statistics of its images unless it keeps those that come with the backbone.
     """
@@ -27,7 +27,7 @@ def start_of(stage: StageConfig, before: str | None, inputs: Inputs, images: Lib
     return dataclasses.replace(resized, statistics=measured(images)) if stage.statistics == "data" else resized
 
 
-def _of_recipe(stage: StageConfig) -> Start:
+def _of_recipe(stage: StageConfig) -> InitialBackbone:
     assert stage.backbone
     assert stage.image_size
     assert stage.start
@@ -36,7 +36,7 @@ def _of_recipe(stage: StageConfig) -> Start:
     return initial.of_weights(stage.backbone, stage.image_size, stage.start)
 
 
-def measured(images: Library) -> Statistics:
+def measured(images: ImageDataset) -> Statistics:
     """Mean and standard deviation per channel of up to SAMPLED images of a library, evenly spread over it."""
     sums, squares, count = np.zeros(3), np.zeros(3), 0
     for index in range(0, len(images), -(-len(images) // SAMPLED)):

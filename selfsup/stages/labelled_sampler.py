@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from ingest.dataset import IngestedSet
 from ingest.true_labels import train_classes
 from pipeline.data.augment import generator
-from pipeline.data.dataset import Library
+from pipeline.data.dataset import ImageDataset
 from pipeline.data.sampling import random_order
-from pipeline.errors import ConfigError, naming
+from pipeline.errors import ConfigError, error_context
 from pipeline.recipe.stage import LabelledConfig, StageConfig, classes_a_step, labelled_images
 from pipeline.steps.artifact import Inputs
 
@@ -47,7 +47,7 @@ class ClassSampler:
         return [(int(drawn[place][turn]), int(one)) for turn in range(self.images) for place, one in enumerate(chunk)]
 
 
-class Known(NamedTuple):
+class ImageClasses(NamedTuple):
     """Images: their keys, the names of the classes, and which class each is of, -1 if that is not known."""
 
     keys: Sequence[str]
@@ -55,7 +55,7 @@ class Known(NamedTuple):
     of: NDArray[np.int64]
 
 
-def class_sampler(config: LabelledConfig, known: Known, seed: int) -> ClassSampler:
+def class_sampler(config: LabelledConfig, known: ImageClasses, seed: int) -> ClassSampler:
     """The sampler over these images. Which labels of a class are used is drawn as for probes and fine-tuning, so that
     with one seed few labels are the same ones. ConfigError names classes with too few images, or the numbers of classes
     that would do.
@@ -75,19 +75,19 @@ def class_sampler(config: LabelledConfig, known: Known, seed: int) -> ClassSampl
     return ClassSampler(members, count, config.images, seed)
 
 
-def labels_of(stage: StageConfig, inputs: Inputs, images: Library, seed: int) -> tuple[ClassSampler | None, int]:
+def labels_of(stage: StageConfig, inputs: Inputs, images: ImageDataset, seed: int) -> tuple[ClassSampler | None, int]:
     """What draws the labelled images of each step, and how many they are. ConfigError if the stage asks for labels that
     its sets lack.
     """
     if stage.labels is None:
         return None, 0
-    with naming("labels"):
+    with error_context("labels"):
         known = classes_of(stage, inputs, images)
         return class_sampler(stage.labels, known, seed), labelled_images(stage, known.classes)
 
 
-def classes_of(stage: StageConfig, inputs: Inputs, images: Library) -> Known:
+def classes_of(stage: StageConfig, inputs: Inputs, images: ImageDataset) -> ImageClasses:
     """The images of the stage with their classes, as far as its sets know them."""
     names, classes = train_classes({name: IngestedSet(inputs[f"data.{name}"]) for name in stage.data})
     keys = images.keys()
-    return Known(keys, names, np.array([classes.get(key, -1) for key in keys]))
+    return ImageClasses(keys, names, np.array([classes.get(key, -1) for key in keys]))

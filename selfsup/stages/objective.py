@@ -31,7 +31,7 @@ def changed(kinds: Sequence[ViewKind], policy: PolicyConfig) -> list[ViewKind]:
     ]
 
 
-class Learning(Objective):
+class StageObjective(Objective):
     """The sum of a method's losses on views whose colours it changes first."""
 
     def __init__(

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.data.dataset import Library
-from pipeline.errors import naming
-from pipeline.models.initial import leave
+from pipeline.data.dataset import ImageDataset
+from pipeline.errors import error_context
+from pipeline.models.initial import save_backbone
 from pipeline.steps.artifact import Inputs
 from selfsup.components.config import MethodConfig
-from selfsup.components.method import Setting
+from selfsup.components.method import StageSetting
 from selfsup.stages.budget import budget_of
 from selfsup.stages.initial import start_of
 from selfsup.stages.labelled_sampler import ClassSampler, labels_of
@@ -31,7 +31,7 @@ def stage_config(settings: Mapping[str, Any]) -> MethodConfig:
 class Given(NamedTuple):
     """What a stage learns from: its images, what draws the labelled ones of a step, and how many these are."""
 
-    images: Library
+    images: ImageDataset
     sampler: ClassSampler | None
     labelled: int
 
@@ -53,14 +53,14 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
     method can't use the backbone, or if images or labels are too few.
     """
     stage, seed = stage_config(config["stage"]), config["seed"]
-    with naming(config["name"]):
+    with error_context(config["name"]):
         images, sampler, labelled = given(config, inputs)
     start = start_of(stage, config["start"], inputs, images)
     budget = budget_of(stage, labelled, len(images))
     seed_part(seed, f"stage.{stage.name}")
-    method = stage.on(start.encoder(), Setting(start.size, len(images), stage.batch))
+    method = stage.on(start.encoder(), StageSetting(start.size, len(images), stage.batch))
     stream = ViewStream(images, changed(method.kinds(), stage.augment), budget, sampler, seed)
     told = train((config["name"], stage), method, stream, inputs.runtime, out)
-    leave(method.backbone.cpu(), out)
+    save_backbone(method.backbone.cpu(), out)
     seen = {"images_seen": budget.images(), "views_seen": budget.views(len(stream.kinds))}
     return {"images": len(images), "steps": budget.steps, **seen, "family": method.family, **told}

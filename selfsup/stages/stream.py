@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ingest.pool import pool_keys, pool_shards
 from pipeline.data.augment import generator
-from pipeline.data.dataset import Layer, Library, Shelf
+from pipeline.data.dataset import DatasetShard, ImageDataset, LabelSource
 from pipeline.data.loader import stacked
 from pipeline.data.prefetch import Supply, ahead
 from pipeline.data.stream import cut
@@ -93,9 +93,9 @@ class ViewStream:
     """The views of a stage, step by step."""
 
     def __init__(
-        self, library: Library, kinds: Sequence[ViewKind], budget: Budget, sampler: ClassSampler | None, seed: int
+        self, dataset: ImageDataset, kinds: Sequence[ViewKind], budget: Budget, sampler: ClassSampler | None, seed: int
     ) -> None:
-        self.library, self.kinds, self.budget, self.sampler, self.seed = library, kinds, budget, sampler, seed
+        self.dataset, self.kinds, self.budget, self.sampler, self.seed = dataset, kinds, budget, sampler, seed
 
     def supply(self, threads: int) -> Supply[Drawn, ViewShare]:
         """What `fit` takes its shares from."""
@@ -103,7 +103,7 @@ class ViewStream:
 
     def epoch(self, step: int) -> int:
         """How often all images were seen before a step."""
-        return self.budget.before(step) // len(self.library)
+        return self.budget.before(step) // len(self.dataset)
 
     def tasks(self, step: int) -> list[Callable[[], Drawn]]:
         """This process's share of a step, an image each."""
@@ -116,10 +116,10 @@ class ViewStream:
 
     def _plain(self, step: int, slot: int) -> Callable[[], Drawn]:
         position = self.budget.before(step) + slot
-        epoch, place = divmod(position, len(self.library))
+        epoch, place = divmod(position, len(self.dataset))
 
         def draw() -> Drawn:
-            index = int(self.library.order(self.seed, epoch)[place])
+            index = int(self.dataset.order(self.seed, epoch)[place])
             return self._draw(index, self.kinds, (self.seed, position))
 
         return draw
@@ -129,12 +129,12 @@ class ViewStream:
         return lambda: dataclasses.replace(self._draw(index, self.kinds[:1], seed), label=label)
 
     def _draw(self, index: int, kinds: Sequence[ViewKind], seed: tuple[int, ...]) -> Drawn:
-        key, data = self.library.read(index)
+        key, data = self.dataset.read(index)
         return Drawn(key, views_of(data, kinds, generator(*seed)), index)
 
     def once(self, size: int, threads: int) -> Generator[ViewBatch]:
         """Every image once, in batches; while one is looked at, threads make the next one ready."""
-        numbers = range(len(self.library))
+        numbers = range(len(self.dataset))
         with contextlib.closing(ahead(self._seen, numbers, threads, max(size, threads))) as drawn:
             while batch := list(itertools.islice(drawn, size)):
                 yield collate(batch, [], (1, 0))
@@ -147,23 +147,23 @@ FEWEST = 2
 """Images that there have to be."""
 
 
-NOTHING: Mapping[str, tuple[Layer, ...]] = {}
+NOTHING: Mapping[str, tuple[LabelSource, ...]] = {}
 
 
-def images_of(stage: StageConfig, inputs: Inputs, seed: int) -> Library:
+def images_of(stage: StageConfig, inputs: Inputs, seed: int) -> ImageDataset:
     """The images of the stage's pool, or the stage's share of them. ConfigError if they are fewer than two."""
     pool = inputs[f"pool.{stage.name}"]
-    shelves = [Shelf(shard, rows, NOTHING) for _, shard, rows in pool_shards(pool, inputs.of_kind("data"))]
+    shards = [DatasetShard(shard, rows, NOTHING) for _, shard, rows in pool_shards(pool, inputs.of_kind("data"))]
     if stage.share < 1:
         chosen = pool_keys(pool, stage.share, seed)
-        shelves = [_part(shelf, chosen) for shelf in shelves]
-    library = Library(shelves)
-    if len(library) < FEWEST:
-        raise ConfigError(f"{len(library)} images to train on in {', '.join(stage.data)}: {FEWEST} or more are needed.")
-    return library
+        shards = [_subset(shard, chosen) for shard in shards]
+    dataset = ImageDataset(shards)
+    if len(dataset) < FEWEST:
+        raise ConfigError(f"{len(dataset)} images to train on in {', '.join(stage.data)}: {FEWEST} or more are needed.")
+    return dataset
 
 
-def _part(shelf: Shelf, chosen: Set[str]) -> Shelf:
+def _subset(shard: DatasetShard, chosen: Set[str]) -> DatasetShard:
     """The shelf with the images of these keys alone."""
-    kept = np.array([shelf.images.keys[row] in chosen for row in shelf.rows], bool)
-    return dataclasses.replace(shelf, rows=shelf.rows[kept])
+    kept = np.array([shard.images.keys[row] in chosen for row in shard.rows], bool)
+    return dataclasses.replace(shard, rows=shard.rows[kept])

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from pipeline.steps.runtime import Runtime
 from pipeline.training import autotune
-from pipeline.training.autotune import Choice
+from pipeline.training.autotune import ComputeConfig
 from pipeline.training.fit import fit
-from pipeline.training.objective import Job
-from pipeline.training.process_group import Team
+from pipeline.training.objective import TrainingJob
+from pipeline.training.process_group import ProcessGroup
 from pipeline.training.state import has_state
 from selfsup.components.config import MethodConfig
 from selfsup.components.method import Method
 from selfsup.stages.collapse import is_collapsed, look
-from selfsup.stages.objective import Learning
+from selfsup.stages.objective import StageObjective
 from selfsup.stages.stream import ViewStream
 
 PROBED = 8
@@ -36,33 +36,33 @@ def train(
     """Train the method in place on the stream's views, or go on from the state in `out`; `named`: what the step is
     called, and its stage. What the manifest tells of it: how it was computed, and the features before and after.
     """
-    (name, stage), images = named, stream.library
-    with Team(autotune.find_device(runtime.device)) as team:
+    (name, stage), images = named, stream.dataset
+    with ProcessGroup(autotune.find_device(runtime.device)) as group:
         choice = _choose(stage, method, stream, runtime)
-        learning = choice.place(Learning(method, stream.kinds, stream.budget.steps, choice.memory_format))
-        job = Job(name, learning, stream.supply(runtime.threads), stream.budget.steps, out, stage, stream.seed)
+        learning = choice.place(StageObjective(method, stream.kinds, stream.budget.steps, choice.memory_format))
+        job = TrainingJob(name, learning, stream.supply(runtime.threads), stream.budget.steps, out, stage, stream.seed)
         before = look(method.backbone, images, runtime)
         if not has_state(out):
             _begin(name, method, stream, choice, runtime)
-        fitted = fit(job, choice, team, runtime)
+        fitted = fit(job, choice, group, runtime)
         after = look(method.backbone, images, runtime)
     features = {"before": before, "after": after, "collapsed": is_collapsed(before, after)}
     return {"features": features, "choice": choice.describe(), **fitted.counts()}
 
 
-def _choose(stage: MethodConfig, method: Method, stream: ViewStream, runtime: Runtime) -> Choice:
+def _choose(stage: MethodConfig, method: Method, stream: ViewStream, runtime: Runtime) -> ComputeConfig:
     """How this machine trains the method fastest."""
     about = [stage.model_dump(mode="json", exclude=set(NO_MATTER)), method.backbone.name, method.backbone.size, "stage"]
-    plain = Learning(method, stream.kinds, stream.budget.steps, torch.contiguous_format)
-    return autotune.choose(runtime, about, plain, _probe(stream))
+    plain = StageObjective(method, stream.kinds, stream.budget.steps, torch.contiguous_format)
+    return autotune.autotune(runtime, about, plain, _probe(stream))
 
 
-def _probe(stream: ViewStream) -> Callable[[nn.Module, Choice], None]:
+def _probe(stream: ViewStream) -> Callable[[nn.Module, ComputeConfig], None]:
     """A training step on a few real images, for timing."""
     with contextlib.closing(stream.once(PROBED, 1)) as batches:
         batch = next(batches)
 
-    def call(model: nn.Module, choice: Choice) -> None:
+    def call(model: nn.Module, choice: ComputeConfig) -> None:
         shares = {"images": 1.0, "labelled": 0.0}
         model.memory_format = choice.memory_format  # type: ignore[assignment]  # a module's attributes have no types
         with choice.autocast():
@@ -74,11 +74,11 @@ def _probe(stream: ViewStream) -> Callable[[nn.Module, Choice], None]:
 
 
 @torch.no_grad()
-def _begin(name: str, method: Method, stream: ViewStream, choice: Choice, runtime: Runtime) -> None:
+def _begin(name: str, method: Method, stream: ViewStream, choice: ComputeConfig, runtime: Runtime) -> None:
     """Show every image once to a method that wants to see them all before the first step."""
     if type(method).begin is Method.begin:
         return
-    every, seen = len(stream.library), 0
+    every, seen = len(stream.dataset), 0
 
     def batches() -> Iterator[tuple[Tensor, list[Tensor]]]:
         nonlocal seen

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, choose
+from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.plugins import modules
 from pipeline.steps.artifact import Artifact
 from pipeline.storage.errors import explaining_full_disk
@@ -23,7 +23,7 @@ def names() -> list[str]:
 
 def form_of(name: str, to: Path) -> Any:
     """The module of a form. ConfigError if there is none of this name, or `to` does not end as its files do."""
-    form = importlib.import_module(f"{__name__}.{choose(name, names(), '--to')}")
+    form = importlib.import_module(f"{__name__}.{require_one_of(name, names(), '--to')}")
     if to.suffix != form.SUFFIX:
         raise ConfigError(f"OUT {str(to)!r}: {form.WHY}; end it in {form.SUFFIX}.")
     return form

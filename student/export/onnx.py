@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError, choose, installing
+from pipeline.errors import ConfigError, installing, require_one_of
 from pipeline.steps.artifact import Artifact
-from pipeline.storage.atomic import whole
+from pipeline.storage.atomic import atomic_write
 from tasks.network import Network
 
 SUFFIX = ".onnx"
@@ -67,17 +67,17 @@ def export(student: Artifact, to: Path, heads: Sequence[str]) -> list[str]:
     except ImportError as error:
         raise ConfigError(f"--to onnx needs the extra onnx: {installing('onnx')}") from error
     network = student.load_all(Network.load)
-    chosen = [choose(head, network.tasks, "--head") for head in heads] or list(network.tasks)
+    chosen = [require_one_of(head, network.tasks, "--head") for head in heads] or list(network.tasks)
     model = onnx.load_from_string(_traced(network, chosen))
     spaces = network.config.spaces()
     about = {
         "image_size": network.config.image_size,
         "heads": {head: spaces[head].to_json() for head in chosen},
-        "student": student.mark,
+        "student": student.fingerprint,
     }
     onnx.helper.set_model_props(model, {"must": json.dumps(about)})
     onnx.checker.check_model(model)
-    with whole(to) as part:
+    with atomic_write(to) as part:
         onnx.save(model, part)
     return [_shape(value) for value in (*model.graph.input, *model.graph.output)]
 

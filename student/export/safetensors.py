@@ -26,7 +26,7 @@ def export(student: Artifact, to: Path, heads: Sequence[str]) -> list[str]:
         raise ConfigError(f"--head {heads[0]}: safetensors holds the backbone and no head; onnx holds heads.")
     config = student.load("model.json", read_json)
     _, tensors = student.load(FILE, read_tensors)
-    about = {"model": config["backbone"], "image_size": config["image_size"], "student": student.mark}
+    about = {"model": config["backbone"], "image_size": config["image_size"], "student": student.fingerprint}
     write_tensors(to, tensors, about)
     told = {"num_classes": 0, **size_options(config["backbone"], config["image_size"]), "checkpoint_path": str(to)}
     options = ", ".join(f"{key}={value!r}" for key, value in told.items())

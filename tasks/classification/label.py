@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.labels import Box, Held, Label, Row, Value
+from pipeline.stores.labels import Box, ClassAmounts, Label, Row, Value
 from tasks.drawing import caption
 
 
@@ -53,11 +53,11 @@ class TaskLabel(Label):
             return {"probs": np.zeros_like(probs)}
         return {"probs": probs / total}
 
-    def holds(self, table: pa.Table) -> Held:
+    def class_amounts(self, table: pa.Table) -> ClassAmounts:
         top = table.column("top").to_numpy(zero_copy_only=False)
         rows = np.flatnonzero(~np.isnan(top.astype(np.float64)))
         amounts = table.column("confidence").to_numpy(zero_copy_only=False).astype(np.float32)
-        return Held(rows, top[rows].astype(np.int64), amounts[rows])
+        return ClassAmounts(rows, top[rows].astype(np.int64), amounts[rows])
 
     def flip(self, value: Value) -> Value:
         return value
@@ -68,19 +68,19 @@ class TaskLabel(Label):
     def draw(self, image: Image, value: Value) -> Image:
         drawn = image.copy()
         if value["probs"].any():
-            caption(drawn, self.say(value))
+            caption(drawn, self.describe(value))
         return drawn
 
-    def say(self, value: Value) -> str:
+    def describe(self, value: Value) -> str:
         top = int(value["probs"].argmax())
         if not value["probs"][top]:
             return "no class"
         return f"{self.space.classes[top].split(',')[0]} {value['probs'][top]:.0%}"
 
-    def at(self, value: Value, place: tuple[float, float]) -> str:
-        return self.say(value)
+    def describe_at(self, value: Value, place: tuple[float, float]) -> str:
+        return self.describe(value)
 
-    def differ(self, one: Value, other: Value) -> float:
+    def distance(self, one: Value, other: Value) -> float:
         """Half the sum of what the probabilities differ by (total variation)."""
         if one["probs"].any() != other["probs"].any():
             return 1.0

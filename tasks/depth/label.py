@@ -70,22 +70,22 @@ class TaskLabel(Label):
         low, high = np.percentile(depth[known], EXTREMES)
         colours = ramp((depth - low) / max(high - low, 1e-6)) * known[..., None].astype(np.uint8)
         drawn = enlarge(colours, image.size)
-        caption(drawn, self.say(value), (0, drawn.height))
+        caption(drawn, self.describe(value), (0, drawn.height))
         return drawn
 
-    def say(self, value: Value) -> str:
+    def describe(self, value: Value) -> str:
         known = value["depth"][value["depth"] > 0]
         if not known.size:
             return "unknown"
         low, high = np.percentile(known, EXTREMES)
         return f"{low:.1f} to {high:.1f}{' m' if self.space.scale == 'metric' else ''}"
 
-    def at(self, value: Value, place: tuple[float, float]) -> str:
+    def describe_at(self, value: Value, place: tuple[float, float]) -> str:
         depth = float(cell(value["depth"], place))
         unit = " m" if self.space.scale == "metric" else ""
         return f"{depth:.2f}{unit}" if depth else ""
 
-    def differ(self, one: Value, other: Value) -> float:
+    def distance(self, one: Value, other: Value) -> float:
         """The share of the pixels that both know where one is more than 1.25 times the other; relative depths after the
         scale and shift that bring them closest.
         """

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import ImageDraw
 from PIL.Image import Image
 
-from pipeline.stores.labels import Box, Held, Label, Row, Value, flattened
+from pipeline.stores.labels import Box, ClassAmounts, Label, Row, Value, flattened
 from tasks.drawing import caption, palette
 
 MIN_VISIBLE = 0.3
@@ -67,14 +67,14 @@ class TaskLabel(Label):
             scores >= np.float32(threshold),
         )
 
-    def holds(self, table: pa.Table) -> Held:
+    def class_amounts(self, table: pa.Table) -> ClassAmounts:
         rows, classes = flattened(table.column("classes"))
         _, scores = flattened(table.column("scores"))
         count = max(1, len(self.space.classes))
         places, first = np.unique(rows * count + classes, return_inverse=True)
         best = np.zeros(len(places), np.float32)
         np.maximum.at(best, first, scores)
-        return Held(places // count, places % count, best)
+        return ClassAmounts(places // count, places % count, best)
 
     def flip(self, value: Value) -> Value:
         x0, y0, x1, y1 = value["boxes"].T
@@ -106,18 +106,18 @@ class TaskLabel(Label):
             caption(drawn, f"{self.space.classes[name]} {score:.0%}", (float(box[0]), float(box[1])), above=True)
         return drawn
 
-    def say(self, value: Value) -> str:
+    def describe(self, value: Value) -> str:
         count = len(value["boxes"])
         return f"{count} box{'' if count == 1 else 'es'}"
 
-    def at(self, value: Value, place: tuple[float, float]) -> str:
+    def describe_at(self, value: Value, place: tuple[float, float]) -> str:
         x, y = np.array(place) * value["size"]
         x0, y0, x1, y1 = value["boxes"].T
         inside = np.flatnonzero((x0 <= x) & (x <= x1) & (y0 <= y) & (y <= y1))
         best = inside[np.argsort(-value["scores"][inside], kind="stable")]
         return ", ".join(f"{self.space.classes[value['classes'][n]]} {value['scores'][n]:.0%}" for n in best)
 
-    def differ(self, one: Value, other: Value) -> float:
+    def distance(self, one: Value, other: Value) -> float:
         """1 - F1 of boxes of one class that overlap by half or more (IoU), each used once, the best scores first."""
         total = len(one["boxes"]) + len(other["boxes"])
         return 1 - 2 * _matches(one, other) / total if total else 0.0

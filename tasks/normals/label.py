@@ -61,10 +61,10 @@ class TaskLabel(Label):
         colours = np.rint((normals + 1) * 127.5).astype(np.uint8) * normals.any(axis=-1, keepdims=True)
         return enlarge(colours.astype(np.uint8), image.size)
 
-    def say(self, value: Value) -> str:
+    def describe(self, value: Value) -> str:
         return ""
 
-    def at(self, value: Value, place: tuple[float, float]) -> str:
+    def describe_at(self, value: Value, place: tuple[float, float]) -> str:
         x, y, z = (float(part) for part in cell(value["normals"], place))
         if not (x or y or z):
             return ""
@@ -72,7 +72,7 @@ class TaskLabel(Label):
         across, along = "right" if x >= 0 else "left", "up" if y >= 0 else "down"
         return f"{abs(angles[0]):.0f}° {across}, {abs(angles[1]):.0f}° {along}"
 
-    def differ(self, one: Value, other: Value) -> float:
+    def distance(self, one: Value, other: Value) -> float:
         """The mean angle over the pixels that both know, of 180 degrees."""
         left, right = on_one_raster(one["normals"].astype(np.float64), other["normals"].astype(np.float64), 0.0)
         chord = np.linalg.norm(left - right, axis=-1)  # small angles by their cosine would drown in rounding

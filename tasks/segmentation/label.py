@@ -9,7 +9,7 @@ from PIL import Image as Images
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.labels import Box, Held, Label, Row, Value, cell, flattened, gather, on_one_raster
+from pipeline.stores.labels import Box, ClassAmounts, Label, Row, Value, cell, flattened, gather, on_one_raster
 from tasks.drawing import enlarge, palette
 
 IGNORE = 65535
@@ -68,10 +68,10 @@ class TaskLabel(Label):
         classes = np.where(unknown, np.uint16(IGNORE), stored.astype(np.uint16))
         return {"classes": classes, "confidence": codecs.byte_to_share(levels)}
 
-    def holds(self, table: pa.Table) -> Held:
+    def class_amounts(self, table: pa.Table) -> ClassAmounts:
         rows, area = flattened(table.column("area"))
         there = np.flatnonzero(area)
-        return Held(rows[there], there % max(1, len(self.space.classes)), area[there].astype(np.float32))
+        return ClassAmounts(rows[there], there % max(1, len(self.space.classes)), area[there].astype(np.float32))
 
     def flip(self, value: Value) -> Value:
         return {name: array[:, ::-1] for name, array in value.items()}
@@ -88,16 +88,16 @@ class TaskLabel(Label):
         mask = enlarge(np.repeat((known * np.uint8(150))[..., None], 3, axis=2), image.size).convert("L")
         return Images.composite(enlarge(colours, image.size), image, mask)
 
-    def say(self, value: Value) -> str:
+    def describe(self, value: Value) -> str:
         return f"{(value['classes'] != IGNORE).mean():.0%} of the pixels"
 
-    def at(self, value: Value, place: tuple[float, float]) -> str:
+    def describe_at(self, value: Value, place: tuple[float, float]) -> str:
         number = int(cell(value["classes"], place))
         if number == IGNORE:
             return ""
         return f"{self.space.classes[number]} {float(cell(value['confidence'], place)):.0%}"
 
-    def differ(self, one: Value, other: Value) -> float:
+    def distance(self, one: Value, other: Value) -> float:
         """The share of the pixels that either knows of which they don't say the same."""
         left, right = on_one_raster(one["classes"], other["classes"], IGNORE)
         known = (left != IGNORE) | (right != IGNORE)

@@ -62,15 +62,15 @@ class TaskLabel(Label):
         hues = palette(responses.shape[-1])[responses.argmax(axis=-1)]
         return enlarge(np.rint(hues * responses.max(axis=-1, keepdims=True)).astype(np.uint8), image.size)
 
-    def say(self, value: Value) -> str:
+    def describe(self, value: Value) -> str:
         return ""
 
-    def at(self, value: Value, place: tuple[float, float]) -> str:
+    def describe_at(self, value: Value, place: tuple[float, float]) -> str:
         answers = cell(value["responses"], place)
         best = int(answers.argmax())
         return f"{self.space.classes[best]} {answers[best]:.2f}" if answers[best] > 0 else ""
 
-    def differ(self, one: Value, other: Value) -> float:
+    def distance(self, one: Value, other: Value) -> float:
         """The mean of what the responses differ by, over the cells that both know."""
         left, right = on_one_raster(one["responses"], other["responses"], UNKNOWN)
         return share_apart(np.abs(left - right), left >= 0, right >= 0)

@@ -72,7 +72,7 @@ class TaskModel(Task):
         return {"responses": (total / np.maximum(count, 1)).astype(np.float32).reshape(1, 1, -1)}
 
 
-class Measured(TaskModel):
+class FilterResponses(TaskModel):
     """The task for outputs that are responses already, not logits: those of a filter bank."""
 
     def predict(self, output: Tensor) -> Prediction:

@@ -26,7 +26,7 @@ from pipeline.steps.runtime import Runtime
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import Label, Row
 from pipeline.training.autotune import find_device, single_threaded
-from tasks.prediction import Predictor, Preparation
+from tasks.prediction import Predictor, Preprocessing
 from tasks.task import Prediction
 
 SHARE = 1 / 4
@@ -34,7 +34,7 @@ SHARE = 1 / 4
 
 
 @dataclasses.dataclass
-class Batch:
+class ShardRows:
     """Rows of an image shard on their way: what each stage adds to them."""
 
     rows: range
@@ -43,7 +43,7 @@ class Batch:
     """(width, height) of the upright images, pixels."""
     reasons: dict[int, str] = dataclasses.field(default_factory=dict)
     """Why positions of the batch can't be labelled."""
-    inputs: dict[Preparation, NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
+    inputs: dict[Preprocessing, NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
     """(B, S, S, 3) per preparation; black where the image can't be used."""
     predictions: dict[str, dict[str, Prediction]] = dataclasses.field(default_factory=dict)
     """By teacher and head."""
@@ -52,7 +52,7 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stages:
+class ShardInference:
     """The work on one image shard: which teachers, and by head how its labels are encoded."""
 
     shard: ImageShard
@@ -69,17 +69,17 @@ class Stages:
         count = len(self.shard)
         return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
-    def begin(self, rows: range) -> Batch:
+    def begin(self, rows: range) -> ShardRows:
         """An empty batch."""
         facts = (self._facts[row] for row in rows)
-        return Batch(rows, [self.shard.keys[row] for row in rows], [(width, height) for width, height, _ in facts])
+        return ShardRows(rows, [self.shard.keys[row] for row in rows], [(width, height) for width, height, _ in facts])
 
     def read(self, rows: range) -> list[bytes]:
         """The images' bytes. DataError if the store can't be read: that is no image's fault, and may pass."""
-        self.shard.bring(SHARE)
+        self.shard.download(SHARE)
         return [self.shard.read(row) for row in rows]
 
-    def decode(self, batch: Batch, data: Sequence[bytes]) -> None:
+    def decode(self, batch: ShardRows, data: Sequence[bytes]) -> None:
         """Decode once and prepare once per distinct preparation; what fails is noted and left black."""
         ways = {predictor.preparation for predictor in self.predictors.values()}
         batch.inputs = {way: np.zeros((len(batch.rows), way.size, way.size, 3), np.uint8) for way in ways}
@@ -90,7 +90,7 @@ class Stages:
             except DataError as error:
                 batch.reasons[position] = str(error)
 
-    def _pictures(self, row: int, data: bytes, ways: set[Preparation]) -> Iterator[tuple[Preparation, Image.Image]]:
+    def _pictures(self, row: int, data: bytes, ways: set[Preprocessing]) -> Iterator[tuple[Preprocessing, Image.Image]]:
         """The decoded image for every preparation, decoded once for all that want it equally large.
 
         Which size a preparation gets is its own affair: a label must not depend on which other teachers are at work.
@@ -102,13 +102,13 @@ class Stages:
                 pictures[shrink] = decode(data, at_least=way.enough())
             yield way, pictures[shrink]
 
-    def infer(self, batch: Batch, teacher: str) -> None:
+    def infer(self, batch: ShardRows, teacher: str) -> None:
         """Run one teacher on the batch."""
         predictor = self.predictors[teacher]
         images = torch.from_numpy(batch.inputs[predictor.preparation]).permute(0, 3, 1, 2)
         batch.predictions[teacher] = predictor.predict(images)
 
-    def encode(self, batch: Batch, teacher: str) -> None:
+    def encode(self, batch: ShardRows, teacher: str) -> None:
         """One teacher's predictions to rows of its label stores; None where the image can't be used."""
         predictor, predictions = self.predictors[teacher], batch.predictions.pop(teacher)
         batch.labels |= {head: [None] * len(batch.rows) for head in predictions}
@@ -117,26 +117,26 @@ class Stages:
                 for head, value in predictor.values(predictions, position, size).items():
                     batch.labels[head][position] = self.labels[head].encode(value)
 
-    def start(self, rows: range) -> Batch:
+    def start(self, rows: range) -> ShardRows:
         """What comes before the models."""
         batch = self.begin(rows)
         self.decode(batch, self.read(rows))
         return batch
 
-    def run(self, batch: Batch) -> Batch:
+    def run(self, batch: ShardRows) -> ShardRows:
         """The models."""
         for teacher in self.predictors:
             self.infer(batch, teacher)
         batch.inputs = {}
         return batch
 
-    def finish(self, batch: Batch) -> Batch:
+    def finish(self, batch: ShardRows) -> ShardRows:
         """What comes after the models."""
         for teacher in self.predictors:
             self.encode(batch, teacher)
         return batch
 
-    def whole(self, rows: range) -> Batch:
+    def whole(self, rows: range) -> ShardRows:
         """All stages, one after the other."""
         return self.finish(self.run(self.start(rows)))
 
@@ -148,10 +148,10 @@ def _reduction(facts: tuple[int, int, str], enough: tuple[int, int]) -> int:
     return next(shrink for shrink in (8, 4, 2, 1) if shrink <= max(most, 1))
 
 
-Span = tuple[Stages, range]
+Span = tuple[ShardInference, range]
 
 
-def label_batches(todo: Iterable[Stages], size: int, runtime: Runtime) -> Generator[Batch]:
+def label_batches(todo: Iterable[ShardInference], size: int, runtime: Runtime) -> Generator[ShardRows]:
     """Labelled batches of at most `size` images: all those of the first shard in order, then those of the next."""
     spans = ((stages, rows) for stages in todo for rows in stages.spans(size))
     pool = ThreadPoolExecutor(runtime.threads, thread_name_prefix="label")
@@ -162,9 +162,9 @@ def label_batches(todo: Iterable[Stages], size: int, runtime: Runtime) -> Genera
         pool.shutdown(cancel_futures=True)  # of a consumer that leaves early, only what is in work is finished
 
 
-def _on_cpu(spans: Iterator[Span], pool: ThreadPoolExecutor, threads: int) -> Iterator[Batch]:
+def _on_cpu(spans: Iterator[Span], pool: ThreadPoolExecutor, threads: int) -> Iterator[ShardRows]:
     """Whole batches side by side, one compute thread each."""
-    waiting: collections.deque[Future[Batch]] = collections.deque()
+    waiting: collections.deque[Future[ShardRows]] = collections.deque()
     with single_threaded():
         for stages, rows in spans:
             waiting.append(pool.submit(stages.whole, rows))
@@ -174,10 +174,10 @@ def _on_cpu(spans: Iterator[Span], pool: ThreadPoolExecutor, threads: int) -> It
             yield waiting.popleft().result()
 
 
-def _on_device(spans: Iterator[Span], pool: ThreadPoolExecutor, threads: int) -> Iterator[Batch]:
+def _on_device(spans: Iterator[Span], pool: ThreadPoolExecutor, threads: int) -> Iterator[ShardRows]:
     """Inference here; decoding ahead and encoding behind on the pool."""
-    decoding: collections.deque[tuple[Stages, Future[Batch]]] = collections.deque()
-    encoding: collections.deque[Future[Batch]] = collections.deque()
+    decoding: collections.deque[tuple[ShardInference, Future[ShardRows]]] = collections.deque()
+    encoding: collections.deque[Future[ShardRows]] = collections.deque()
 
     def decode_next(count: int) -> None:
         for stages, rows in itertools.islice(spans, count):

@@ -45,10 +45,10 @@ class LabelFolder:
 
     def _examine(self, shard: ImageShard) -> None:
         path = self.file(shard)
-        found = read_facts(self.root.bring(path), len(shard))
+        found = read_facts(self.root.download(path), len(shard))
         if found:
             self.facts[path] = found
-            self.root.settle(path, found)
+            self.root.add_to_cache(path, found)
 
     def has(self, shard: ImageShard) -> bool:
         """Whether the labels of an image shard are there, as far as `look` and `publish` know."""
@@ -59,9 +59,9 @@ class LabelFolder:
         return self.facts[self.file(shard)]
 
     def publish(self, shard: ImageShard) -> None:
-        """The labels of a shard were just written, whole, where `root.here` says: now they are in the root."""
+        """The labels of a shard were just written, whole, where `root.local_path` says: now they are in the root."""
         path = self.file(shard)
-        found = read_facts(self.root.here(path), len(shard))
+        found = read_facts(self.root.local_path(path), len(shard))
         assert found, f"{path} was written whole"
         self.root.publish(path, found)
         self.facts[path] = found

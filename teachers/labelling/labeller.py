@@ -19,17 +19,17 @@ from typing import Any
 import tasks
 from ingest.pool import pool_shards
 from pipeline.errors import DataError
-from pipeline.steps.artifact import ELSEWHERE, Artifact, Inputs, read_json, write_json
+from pipeline.steps.artifact import EXTERNAL_FILES, Artifact, Inputs, read_json, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import waiting
-from pipeline.storage.lock import claimed
+from pipeline.storage.lock import hold_lock
 from pipeline.storage.root import in_parallel
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import Label, LabelSpace, LabelWriter, about_store
 from pipeline.stores.naming import LABELLING, store_name, student_maker
 from tasks.prediction import Predictor, load_network
 from tasks.teacher import Teacher, load_teacher
-from teachers.labelling.inference import Batch, Stages, label_batches
+from teachers.labelling.inference import ShardInference, ShardRows, label_batches
 from teachers.labelling.label_folder import Facts, LabelFolder
 
 INDEX = "labels.json"
@@ -113,21 +113,21 @@ class Labelling:
         for head, folder in self.folders.items():
             label = self.maker.labels[head]
             about = about_store(label, self.maker.artifact.digest, shard.sha256)
-            yield head, LabelWriter(folder.root.here(folder.file(shard)), label, about)
+            yield head, LabelWriter(folder.root.local_path(folder.file(shard)), label, about)
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class ShardJob:
     """An image shard and the teachers that lack it."""
 
     shard: ImageShard
     teachers: list[Labelling]
 
-    def stages(self) -> Stages:
+    def stages(self) -> ShardInference:
         """The work it is."""
         predictors = {teacher.name: teacher.predictor for teacher in self.teachers}
         labels = {head: label for teacher in self.teachers for head, label in teacher.maker.labels.items()}
-        return Stages(self.shard, predictors, labels)
+        return ShardInference(self.shard, predictors, labels)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[dict[str, LabelWriter]]:
@@ -154,7 +154,7 @@ def alone(inputs: Inputs) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         for folder in sorted(folder for maker in makers(inputs) for folder in maker.folders().values()):
             claim = runtime.root / "claims" / folder
-            held.enter_context(claimed(claim, waiting(step, runtime), lost=runtime.stop.set))
+            held.enter_context(hold_lock(claim, waiting(step, runtime), lost=runtime.stop.set))
         yield
 
 
@@ -170,7 +170,7 @@ def open_makers(inputs: Inputs) -> list[Labelling]:
     read off them.
     """
     known: dict[str, Facts] = {}
-    for entry in inputs.before.load(INDEX, read_json) if inputs.before else []:
+    for entry in inputs.previous.load(INDEX, read_json) if inputs.previous else []:
         known[entry["path"]] = {"size": entry["size"], "sha256": entry["sha256"], "failed": entry["failed"]}
     for part in inputs.parts:
         known |= part["facts"]
@@ -194,7 +194,7 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
     teachers = open_makers(inputs)
     shards = list(pool_shards(inputs["pool"], inputs.of_kind("data")))
     with alone(inputs):
-        jobs = jobs_left(teachers, [shard for _, shard, _ in shards], inputs.anew and not inputs.parts)
+        jobs = jobs_left(teachers, [shard for _, shard, _ in shards], inputs.force and not inputs.parts)
         label_shards(jobs, config["batch"], inputs.runtime)
     entries = [entry for name, shard, _ in shards for teacher in teachers for entry in _entries(name, shard, teacher)]
     write_json(out / INDEX, entries)
@@ -205,20 +205,20 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
         "labelled_now": sum(part["images"] for part in done),
         "failed": sum(entry["failed"] for entry in entries),
         "choices": {name: choice for part in done for name, choice in part["choices"].items()},
-        ELSEWHERE: {entry["path"]: {"size": entry["size"], "sha256": entry["sha256"]} for entry in entries},
+        EXTERNAL_FILES: {entry["path"]: {"size": entry["size"], "sha256": entry["sha256"]} for entry in entries},
     }
 
 
-def jobs_left(teachers: Sequence[Labelling], shards: Sequence[ImageShard], anew: bool = False) -> list[Job]:
-    """What is still to label; `anew`: all of it."""
+def jobs_left(teachers: Sequence[Labelling], shards: Sequence[ImageShard], force: bool = False) -> list[ShardJob]:
+    """What is still to label; `force`: all of it."""
     in_parallel(len, shards)  # their indexes, which come one by one where they are elsewhere
     for teacher in teachers:
-        teacher.look([] if anew else shards)
-    jobs = [Job(shard, [teacher for teacher in teachers if anew or not teacher.has(shard)]) for shard in shards]
+        teacher.look([] if force else shards)
+    jobs = [ShardJob(shard, [teacher for teacher in teachers if force or not teacher.has(shard)]) for shard in shards]
     return [job for job in jobs if job.teachers]
 
 
-def describe(jobs: Sequence[Job]) -> dict[str, Any]:
+def describe(jobs: Sequence[ShardJob]) -> dict[str, Any]:
     """Of jobs that were done: how many images they were, how each teacher was run, and what is known of the files."""
     at_work = {teacher.name: teacher for job in jobs for teacher in job.teachers}
     facts = [teacher.facts_of(job.shard) for job in jobs for teacher in job.teachers]
@@ -229,10 +229,10 @@ def describe(jobs: Sequence[Job]) -> dict[str, Any]:
     }
 
 
-def label_shards(jobs: Sequence[Job], batch: int, runtime: Runtime) -> None:
+def label_shards(jobs: Sequence[ShardJob], batch: int, runtime: Runtime) -> None:
     """Label image shards one behind the other, each by all its teachers at once."""
     step = LABELLING[any(teacher.maker.is_student for job in jobs for teacher in job.teachers)]
-    progress = Progress(step, runtime, sum(len(job.shard) for job in jobs))
+    progress = LabelProgress(step, runtime, sum(len(job.shard) for job in jobs))
     with contextlib.closing(label_batches((job.stages() for job in jobs), batch, runtime)) as batches:
         for job in jobs:
             with job.writing() as writers:
@@ -242,7 +242,7 @@ def label_shards(jobs: Sequence[Job], batch: int, runtime: Runtime) -> None:
                     progress.add(len(done.rows))
 
 
-def write_labels(done: Batch, writers: Mapping[str, LabelWriter]) -> None:
+def write_labels(done: ShardRows, writers: Mapping[str, LabelWriter]) -> None:
     """Append a batch to the label shard of every head."""
     for head, writer in writers.items():
         for position, (key, row) in enumerate(zip(done.keys, done.labels[head], strict=True)):
@@ -290,7 +290,7 @@ def check_required(required: Mapping[str, Mapping[str, float]], made: Mapping[st
                 )
 
 
-class Progress:
+class LabelProgress:
     """Images labelled so far, and how fast."""
 
     def __init__(self, step: str, runtime: Runtime, total: int) -> None:

@@ -31,7 +31,7 @@ def left(config: Mapping[str, Any], inputs: Inputs) -> list[dict[str, Any]]:
     check_required(config["require"], inputs.of_kind("teacher"))
     teachers = open_makers(inputs)
     named = {shard.sha256: (name, shard) for name, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))}
-    jobs = jobs_left(teachers, [shard for _, shard in named.values()], inputs.anew)
+    jobs = jobs_left(teachers, [shard for _, shard in named.values()], inputs.force)
     count = min(len(jobs), MOST)
     parts: list[dict[str, Any]] = [{"shards": [], "images": 0} for _ in range(count)]
     for number, job in enumerate(jobs):
@@ -46,7 +46,7 @@ def work(config: Mapping[str, Any], inputs: Inputs, part: Mapping[str, Any]) -> 
     wanted = {(name, shard) for name, shard in part["shards"]}
     pool = pool_shards(inputs["pool"], inputs.of_kind("data"))
     shards = [shard for name, shard, _ in pool if (name, shard.name) in wanted]
-    jobs = jobs_left(_open_once(inputs), shards, inputs.anew)
+    jobs = jobs_left(_open_once(inputs), shards, inputs.force)
     label_shards(jobs, config["batch"], inputs.runtime)
     return describe(jobs)
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import tasks
-from pipeline.errors import ConfigError, choose
+from pipeline.errors import ConfigError, require_one_of
 from pipeline.models.backbone import fitting, match, register_statistics
 from pipeline.stores.labels import LabelSpace
 from tasks.detection.model import MOST_BOXES, SCORE_FLOOR
 from tasks.detection.model import TaskModel as Detection
-from tasks.prediction import Predictor, Preparation
+from tasks.prediction import Predictor, Preprocessing
 from tasks.task import STRIDE, Prediction
 
 PUBLISHED = "torchvision"
@@ -72,7 +72,7 @@ class Detector(nn.Module):
         return {"boxes": found["boxes"][keep], "scores": found["scores"][keep], "labels": labels[keep]}
 
 
-class Found(Detection):
+class DetectedBoxes(Detection):
     """The task for outputs that are boxes already."""
 
     def predict(self, output: Any) -> Prediction:
@@ -81,7 +81,7 @@ class Found(Detection):
 
 def check_name(task: str, name: str) -> None:
     """Raise ConfigError, with the names there are, unless torchvision has a model of this name for the task."""
-    choose(name, torchvision.models.list_models(module=MODULES[task]), f"torchvision {task} model")
+    require_one_of(name, torchvision.models.list_models(module=MODULES[task]), f"torchvision {task} model")
 
 
 def check(about: Mapping[str, Any]) -> None:
@@ -137,7 +137,7 @@ def predictor(about: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Predic
     model.load_state_dict(weights)
     head, task = about["head"], about["task"]
     space, places = space_of(task, outputs)
-    preparation = Preparation(about["image_size"])
+    preparation = Preprocessing(about["image_size"])
     if task == "segmentation":
         return Predictor(Segmenter(model, head), {head: tasks.model(space)}, preparation)
-    return Predictor(Detector(model, head, places), {head: Found(space)}, preparation)
+    return Predictor(Detector(model, head, places), {head: DetectedBoxes(space)}, preparation)

@@ -16,7 +16,7 @@ from pipeline.models.backbone import register_statistics
 from pipeline.models.weights import HUB
 from pipeline.stores.labels import LabelSpace
 from tasks.detection.model import MOST_BOXES, SCORE_FLOOR
-from tasks.prediction import Predictor, Preparation
+from tasks.prediction import Predictor, Preprocessing
 from teachers.models import torchvision_models
 
 MODELS = {
@@ -39,16 +39,16 @@ def fetch(where: str, task: str) -> tuple[Any, Any]:
     Only safetensors are read and no code that comes with a model is run. Raises ConfigError if there is no such model
     or it is not for the task, DataError if its weights lack a part of it.
     """
-    library: Any = transformers
-    library.logging.set_verbosity_error()
-    library.logging.disable_progress_bar()
+    dataset: Any = transformers
+    dataset.logging.set_verbosity_error()
+    dataset.logging.disable_progress_bar()
     local = not where.startswith(HUB)
     place = Path(where).expanduser() if local else where.removeprefix(HUB)
     try:
-        model, info = getattr(library, MODELS[task]).from_pretrained(
+        model, info = getattr(dataset, MODELS[task]).from_pretrained(
             place, local_files_only=local, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
-        processor = library.AutoImageProcessor.from_pretrained(place, local_files_only=local)
+        processor = dataset.AutoImageProcessor.from_pretrained(place, local_files_only=local)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
@@ -178,5 +178,5 @@ def predictor(folder: Path, about: Mapping[str, Any]) -> Predictor:
     model, processor = fetch(str(folder), about["task"])
     space, _ = space_of(about)
     reader = READERS[about["task"]](model, processor, about)
-    task = torchvision_models.Found(space) if isinstance(reader, BoxReader) else tasks.model(space)
-    return Predictor(reader, {about["head"]: task}, Preparation(about["size"], about["centre"], about["bicubic"]))
+    task = torchvision_models.DetectedBoxes(space) if isinstance(reader, BoxReader) else tasks.model(space)
+    return Predictor(reader, {about["head"]: task}, Preprocessing(about["size"], about["centre"], about["bicubic"]))

@@ -52,7 +52,7 @@ def rows(world: World, teacher: str) -> list[dict[str, Any]]:
     made = world.artifacts["label"]
     entries = [entry for entry in made.load("labels.json", read_json) if entry["teacher"] == teacher]
     space = next(iter(shard_spaces(world, teacher)))
-    files = [LabelShard(made.elsewhere(entry["path"]), label_of(space)) for entry in entries]
+    files = [LabelShard(made.external_file(entry["path"]), label_of(space)) for entry in entries]
     return [row for shard in files for row in shard.rows()]
 
 

@@ -150,7 +150,7 @@ def test_two_stores_are_compared_image_by_image(page: TestClient, answers: Answe
         labels = [answers.pictures.value(store, number, threshold) for store in (left, right)]
         assert labels[0] is not None
         assert labels[1] is not None
-        assert image[column] == pytest.approx(left.label.differ(labels[0], labels[1]), abs=1e-5)
+        assert image[column] == pytest.approx(left.label.distance(labels[0], labels[1]), abs=1e-5)
     most = {image["key"] for image in found["images"] if image[column] is not None and image[column] >= values[0]}
     assert set(keys(page, f"{column}>={values[0]!r}")) == most
     histogram = page.get("/api/histogram", params={"column": column}).json()

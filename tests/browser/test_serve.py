@@ -22,11 +22,11 @@ from fastapi.testclient import TestClient
 from browser.answers import Answers
 from browser.app import create_app
 from browser.catalogue import root_above
-from browser.filters import View
+from browser.filters import ImageSelection
 from browser.loading import Loading
 from browser.serve import serve
 from pipeline.errors import ConfigError, DataError
-from pipeline.storage.path import Place
+from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 from pipeline.stores.rejections import read_rejects
 from tests.conftest import World
@@ -86,7 +86,7 @@ def answers(port: int) -> bool:
 
 def test_a_store_in_a_root_leads_to_it(root: Path) -> None:
     store = next((root / "labels").iterdir()).name
-    found, below = root_above(Place.of(str(root / "labels" / store)))
+    found, below = root_above(StoragePath.of(str(root / "labels" / store)))
     assert (str(found), below) == (str(root), f"labels/{store}")
 
 
@@ -113,14 +113,14 @@ def test_a_root_in_a_bucket_is_shown_and_can_be_changed(bucket: str, root: Path)
 
     for folder in ("artifacts", "labels"):
         system().put(str(root / folder), f"{bucket.removeprefix('s3://')}/root/", recursive=True)
-    found, _ = root_above(Place.of(f"{bucket}/root/labels"))
+    found, _ = root_above(StoragePath.of(f"{bucket}/root/labels"))
     pages = []
     for where in (found, Root.of(root)):
         loading = Loading(where)
         loading.look()
         assert not loading.progress.damaged
         pages.append(Answers(loading))
-    there, here = (answers.images(View(), 1000, 0) for answers in pages)
+    there, here = (answers.images(ImageSelection(), 1000, 0) for answers in pages)
     assert there == here
     key = there["images"][0]["key"]
     [one, other] = [answers.image(key, {})["labels"] for answers in pages]
@@ -152,4 +152,4 @@ def test_what_a_run_is_writing_appears_as_it_is_written(tmp_path: Path) -> None:
     assert seen == sorted(seen)
     answers = Answers(loading)
     for store in ("masks", "gabor"):
-        assert answers.images(View([f"{store}.status=ok"]), 100, 0)["total"] == LABELLED
+        assert answers.images(ImageSelection([f"{store}.status=ok"]), 100, 0)["total"] == LABELLED

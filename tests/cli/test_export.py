@@ -158,7 +158,7 @@ def test_corrected_labels_make_a_new_student_and_no_new_labels(whole: Path, reci
     for name in ("label", "teacher.masks", "student"):
         was, now = before[name], outcome.artifacts[name]
         assert was is not None
-        assert (was.mark == now.mark) == (name != "student")
+        assert (was.fingerprint == now.fingerprint) == (name != "student")
     ends(
         0,
         recipe,

@@ -10,7 +10,7 @@ from pipeline.steps.artifact import Artifact
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
 from pipeline.training import autotune
-from pipeline.training.autotune import Choice
+from pipeline.training.autotune import ComputeConfig
 from tests.evaluation.measuring import COLOURS, Bench, MakeKinds, kinds_in, read_set
 
 TASKS = ["classification", "detection", "segmentation", "depth", "normals"]
@@ -40,6 +40,6 @@ def make_kinds(tmp_path: Path) -> MakeKinds:
 @pytest.fixture
 def bench(scenes: Artifact, colours: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """Where steps that measure are run, each way to run a model the same."""
-    monkeypatch.setattr(autotune, "choose", lambda *_: Choice("cpu", "32", False, {}))
+    monkeypatch.setattr(autotune, "autotune", lambda *_: ComputeConfig("cpu", "32", False, {}))
     runtime = Runtime(Root.of(tmp_path / "bench"), "cpu", "32", 1, checkpoint_s=0)
     return Bench(runtime, {"scenes": scenes, "colours": colours})

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation.measurement import FILE
-from pipeline.data.dataset import Library
+from pipeline.data.dataset import ImageDataset
 from pipeline.steps.artifact import Artifact, Inputs, Step, read_json
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
@@ -52,9 +52,9 @@ def kinds_in(folder: Path, pictures: Mapping[str, Sequence[int]], name: str = "k
     return read_set(Root.of(folder / "root"), name, kind="imagefolder", path=str(folder / name))
 
 
-def keys_of(library: Library) -> set[str]:
+def keys_of(dataset: ImageDataset) -> set[str]:
     """The keys of all images of a library."""
-    return {library.read(index)[0] for index in range(len(library))}
+    return {dataset.read(index)[0] for index in range(len(dataset))}
 
 
 def scratch(name: str = "scratch", size: int = SIZE, backbone: str = "test_resnet") -> dict[str, Any]:
@@ -71,10 +71,10 @@ class Bench:
 
     def run(self, function: str, inputs: Mapping[str, Artifact], config: Mapping[str, Any], **more: Any) -> Artifact:
         """What a step makes of some inputs."""
-        name, grows = str(config["name"]), ("labels", "seeds") if "finetuning" in function else ()
-        step = Step(name, function, dict(config), tuple(inputs), grows=grows)
+        name, incremental_keys = str(config["name"]), ("labels", "seeds") if "finetuning" in function else ()
+        step = Step(name, function, dict(config), tuple(inputs), incremental_keys=incremental_keys)
         runtime = dataclasses.replace(self.runtime, **more)
-        return Workspace(runtime.root).obtain(step, Inputs(inputs, runtime))[0]
+        return Workspace(runtime.root).get_or_make(step, Inputs(inputs, runtime))[0]
 
     def probe(self, *probes: str, on: str, before: Artifact | None = None, **config: Any) -> list[Record]:
         """The records of the probes of a backbone, by default one from scratch."""

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from cli.console import board_table
-from evaluation.backbone_table import Cell, Column, boards, read_measured
-from evaluation.measurement import FILE, Measured
+from evaluation.backbone_table import Cell, MetricColumn, boards, read_measured
+from evaluation.measurement import FILE, Measurement
 from evaluation.report.backbones import SCALED, backbones, shown
 from evaluation.report.page import NOTHING
 from evaluation.report.run_record import RunRecord
 from pipeline.steps.artifact import Artifact, contents, write_json
-from pipeline.storage.path import Place
+from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 
-LINEAR = Measured(
+LINEAR = Measurement(
     start="student",
     backbone="test_resnet",
     protocol="linear v1",
@@ -34,11 +34,11 @@ LINEAR = Measured(
     better="higher",
     value=0.5,
 )
-COLUMN = Column("linear v1", 12, "accuracy", "none")
+COLUMN = MetricColumn("linear v1", 12, "accuracy", "none")
 NORMALS = dataclasses.replace(LINEAR, task="normals", protocol="finetune quick v1", metric="mean_angle", better="lower")
 
 
-def like(record: Measured = LINEAR, **changes: Any) -> Measured:
+def like(record: Measurement = LINEAR, **changes: Any) -> Measurement:
     return dataclasses.replace(record, **changes)
 
 
@@ -93,12 +93,12 @@ def test_shares_are_shown_in_percent_and_angles_as_they_are() -> None:
     assert "mean_angle" not in SCALED
     assert shown(Cell((0.4, 0.6)), COLUMN, False) == "<span>50.0 ± 14.1</span>"
     assert shown(Cell((0.4321,)), COLUMN, True) == '<span class="good">43.2</span>'
-    angle = Column("finetune quick v1", 12, "mean_angle", "none")
+    angle = MetricColumn("finetune quick v1", 12, "mean_angle", "none")
     assert shown(Cell((23.4567,)), angle, False) == "<span>23.457</span>"
     assert shown(None, COLUMN, False) == NOTHING
 
 
-def made(folder: Path, name: str, records: list[Measured], config: Any = None, **counts: Any) -> Artifact:
+def made(folder: Path, name: str, records: list[Measurement], config: Any = None, **counts: Any) -> Artifact:
     """A step that measured."""
     (folder / name).mkdir()
     write_json(folder / name / FILE, [record.to_json() for record in records])
@@ -126,7 +126,7 @@ def run(tmp_path: Path) -> RunRecord:
         "probe.one.kinds": made(tmp_path, "probe.one.kinds", best, one),
         "probe.one.pool": made(tmp_path, "probe.one.pool", [], {**one, "set": "pool"}, why="nothing is held out"),
     }
-    return RunRecord(Place.of(str(tmp_path)), {"student": student, "stage.one": stage, **probes})
+    return RunRecord(StoragePath.of(str(tmp_path)), {"student": student, "stage.one": stage, **probes})
 
 
 def test_records_of_all_measuring_steps_are_read(run: RunRecord) -> None:
@@ -167,7 +167,7 @@ def test_the_report_has_the_cost_and_apart_from_it_the_base(run: RunRecord) -> N
 
 
 def test_without_measurements_there_is_no_part(tmp_path: Path) -> None:
-    assert backbones(RunRecord(Place.of(str(tmp_path)), {})) == ""
+    assert backbones(RunRecord(StoragePath.of(str(tmp_path)), {})) == ""
 
 
 def test_the_console_shows_a_board() -> None:

@@ -23,7 +23,7 @@ from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.stores.labels import LabelSpace
 from tasks.network import Network
-from tasks.teacher import Schedule, Teacher
+from tasks.teacher import Teacher, TeacherSchedule
 from tests.disk import made_in
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def values(records: Sequence[Record], dataset: str) -> dict[str, float]:
 def artifacts(world: World) -> dict[str, Artifact]:
     """The tiny world's artifacts with its student."""
     step, inputs = world.steps["student"], world.inputs("student")
-    mark = step.mark(inputs.artifacts)
-    return {**world.artifacts, "student": world.workspace.find(step, mark) or world.workspace.make(step, inputs)}
+    fingerprint = step.fingerprint(inputs.artifacts)
+    return {**world.artifacts, "student": world.workspace.find(step, fingerprint) or world.workspace.make(step, inputs)}
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def saved(network: Network, folder: Path, data: str | None) -> Artifact:
     folder.mkdir()
     network.save(folder)
     space = next(iter(network.config.spaces().values()))
-    Teacher("supervised", space, data, Schedule(4, 0.1)).write(folder)
+    Teacher("supervised", space, data, TeacherSchedule(4, 0.1)).write(folder)
     return made_in(folder)
 
 

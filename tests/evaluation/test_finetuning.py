@@ -15,15 +15,15 @@ import torch
 from evaluation import finetuning
 from evaluation.corruptions import CORRUPTIONS
 from evaluation.finetuning import network_of
-from evaluation.schedules import SCHEDULES, Schedule
-from pipeline.data.dataset import Library
+from evaluation.schedules import SCHEDULES, FinetuneSchedule
+from pipeline.data.dataset import ImageDataset
 from pipeline.errors import ConfigError, Stopped
-from pipeline.models.initial import Start, fresh
+from pipeline.models.initial import InitialBackbone, fresh
 from pipeline.recipe.augment import AugmentConfig
 from pipeline.steps.artifact import Artifact
 from pipeline.storage.root import Root
 from pipeline.stores.labels import LabelSpace
-from pipeline.training.autotune import Choice
+from pipeline.training.autotune import ComputeConfig
 from pipeline.training.fit import Fitted
 from tasks.prediction import Predictor
 from tasks.training import Trained
@@ -47,7 +47,7 @@ def grid(images: int, there: int) -> Sequence[Mapping[str, Any]]:
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """A schedule of two steps with one of two learning rates."""
-    monkeypatch.setitem(SCHEDULES, "tiny", Schedule(3, "two steps", grid, AugmentConfig()))
+    monkeypatch.setitem(SCHEDULES, "tiny", FinetuneSchedule(3, "two steps", grid, AugmentConfig()))
 
 
 @pytest.fixture
@@ -55,9 +55,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What is trained, in order; and none of it really is."""
     seen: list[dict[str, Any]] = []
 
-    def train(network: Any, combine: Any, library: Library, course: Any, place: Any) -> Trained:
-        seen.append({"keys": keys_of(library), "seed": course.seed, "lr": course.fit.lr, "network": network})
-        return Trained(Choice("cpu", "32", False, {}), 1, Fitted([], 100 * course.fit.lr, 0.0))
+    def train(network: Any, combine: Any, dataset: ImageDataset, course: Any, place: Any) -> Trained:
+        seen.append({"keys": keys_of(dataset), "seed": course.seed, "lr": course.fit.lr, "network": network})
+        return Trained(ComputeConfig("cpu", "32", False, {}), 1, Fitted([], 100 * course.fit.lr, 0.0))
 
     monkeypatch.setattr(finetuning, "train_network", train)
     return seen
@@ -66,11 +66,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def decide(monkeypatch: pytest.MonkeyPatch, metric: str, by_rate: Mapping[float, float], trained: list[Any]) -> None:
     """Networks score on images to decide by what their learning rates say, and 0.5 on all others."""
 
-    def score(predictor: Predictor, library: Library, heads: Mapping[str, str], runtime: Any) -> dict[str, float]:
+    def score(predictor: Predictor, dataset: ImageDataset, heads: Mapping[str, str], runtime: Any) -> dict[str, float]:
         [rate] = [each["lr"] for each in trained if each["network"] is predictor.network]
         [(head, _)] = heads.items()
         names = predictor.heads[head].better
-        return {name: by_rate[rate] if name == metric and len(library) == 4 else 0.5 for name in names}
+        return {name: by_rate[rate] if name == metric and len(dataset) == 4 else 0.5 for name in names}
 
     monkeypatch.setattr(finetuning, "score", score)
 
@@ -122,7 +122,7 @@ def test_what_the_first_seed_chose_is_taken_for_the_others(
     """For every number of labels of its own."""
     best = {6: 3e-2, 18: 1e-3}
 
-    def score(predictor: Predictor, library: Library, heads: Any, runtime: Any) -> dict[str, float]:
+    def score(predictor: Predictor, dataset: ImageDataset, heads: Any, runtime: Any) -> dict[str, float]:
         [about] = [each for each in trained if each["network"] is predictor.network]
         return {"accuracy": float(about["lr"] == best[len(about["keys"])])}
 
@@ -145,8 +145,8 @@ def test_without_a_split_to_decide_by_a_fifth_decides(
     bench.sets["kinds"] = make_kinds({f"{split}/{kind}": each for split, each in splits.items() for kind in COLOURS})
     scored = []
 
-    def score(predictor: Predictor, library: Library, heads: Any, runtime: Any) -> dict[str, float]:
-        scored.append(keys_of(library))
+    def score(predictor: Predictor, dataset: ImageDataset, heads: Any, runtime: Any) -> dict[str, float]:
+        scored.append(keys_of(dataset))
         return {"accuracy": 0.5}
 
     monkeypatch.setattr(finetuning, "score", score)
@@ -233,7 +233,7 @@ def test_more_labels_than_there_are_are_told_before_anything_is_trained(bench: B
 def test_a_network_starts_from_every_weight_of_the_backbone_and_its_normalisation(backbone: str, task: str) -> None:
     torch.manual_seed(5)
     about = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    start = Start(backbone, 32, about, fresh(backbone, 32).encoder().model.state_dict())
+    start = InitialBackbone(backbone, 32, about, fresh(backbone, 32).encoder().model.state_dict())
     assert start.weights
     network = network_of(start, {"it": LabelSpace(task, ("a", "b"))}, {"width": 16, "proposals": 8}, False, 0)
     there = network.backbone.model.state_dict()

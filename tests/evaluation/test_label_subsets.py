@@ -10,8 +10,8 @@ import pytest
 
 from evaluation.label_subsets import Splits, count_of, order_of, parts, splits_of
 from ingest.dataset import IngestedSet
-from ingest.true_labels import class_numbers, truth_library
-from pipeline.data.dataset import Library
+from ingest.true_labels import class_numbers, truth_dataset
+from pipeline.data.dataset import ImageDataset
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Artifact
 from tests.evaluation.measuring import MakeKinds, keys_of
@@ -19,8 +19,8 @@ from tests.evaluation.measuring import MakeKinds, keys_of
 KINDS = "classification"
 
 
-def train_of(made: Artifact, task: str = KINDS) -> Library:
-    return truth_library(IngestedSet(made), "train", {task: task})
+def train_of(made: Artifact, task: str = KINDS) -> ImageDataset:
+    return truth_dataset(IngestedSet(made), "train", {task: task})
 
 
 def splits_in(made: Artifact, preferred: str = "test") -> Splits:
@@ -30,12 +30,12 @@ def splits_in(made: Artifact, preferred: str = "test") -> Splits:
 
 
 @pytest.fixture
-def uneven(make_kinds: MakeKinds) -> Library:
+def uneven(make_kinds: MakeKinds) -> ImageDataset:
     """Three classes with six, three and one image."""
     return train_of(make_kinds({"train/a": range(6), "train/b": range(6, 9), "train/c": [9]}))
 
 
-def test_every_beginning_holds_as_much_of_each_class_as_there_is(uneven: Library) -> None:
+def test_every_beginning_holds_as_much_of_each_class_as_there_is(uneven: ImageDataset) -> None:
     there, classes = Counter({0: 6, 1: 3, 2: 1}), class_numbers(uneven, KINDS)
     for seed in range(5):
         order = order_of(uneven.keys(), classes, seed)
@@ -46,7 +46,7 @@ def test_every_beginning_holds_as_much_of_each_class_as_there_is(uneven: Library
             assert all(drawn[kind] >= min(there[kind], most - 1) for kind in there), (count, drawn)
 
 
-def test_a_seed_draws_its_own_images_and_the_same_ones_again(uneven: Library) -> None:
+def test_a_seed_draws_its_own_images_and_the_same_ones_again(uneven: ImageDataset) -> None:
     keys, classes = uneven.keys(), class_numbers(uneven, KINDS)
     orders = [tuple(order_of(keys, classes, seed)) for seed in range(6)]
     assert tuple(order_of(keys, classes, 0)) == orders[0]

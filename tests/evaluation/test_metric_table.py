@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.metric_table import Line, Place, fine_print, leading, outcome, read_lines, weak_teachers
+from evaluation.metric_table import EvaluationTarget, Line, fine_print, leading, outcome, read_lines, weak_teachers
 
 
 def record(model: str, value: float, **changes: Any) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def three(student: float, teacher: float, baseline: float, **changes: Any) -> li
 
 
 def line(better: str, **values: float) -> Line:
-    return Line(Place("depth", "depth", "rooms", "test", 20, 0, "whole"), "m", better, values)
+    return Line(EvaluationTarget("depth", "depth", "rooms", "test", 20, 0, "whole"), "m", better, values)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import torch
 
 from evaluation import corruptions
 from evaluation.corruptions import CORRUPTIONS
-from evaluation.measurement import Measured
-from evaluation.probe import Problem, Solution
+from evaluation.measurement import Measurement
+from evaluation.probe import ProbeResult, ProbeTask
 from evaluation.probes import linear_hpt
 from pipeline.data.augment import View, view_image
 from pipeline.data.decode import decode
@@ -25,14 +25,14 @@ from tests.evaluation.measuring import COLOURS, Bench, MakeKinds, Record, keys_o
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[Problem]:
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[ProbeTask]:
     """The problems that a probe called `spy` is given, which says that everything is of the first class."""
-    problems: list[Problem] = []
+    problems: list[ProbeTask] = []
 
-    def fit(problem: Problem) -> Solution:
+    def fit(problem: ProbeTask) -> ProbeResult:
         problems.append(problem)
         first = torch.eye(problem.classes)[:1]
-        return Solution(lambda features: first.expand(len(features), -1), {"first": 1})
+        return ProbeResult(lambda features: first.expand(len(features), -1), {"first": 1})
 
     spy = types.ModuleType("evaluation.probes.spy")
     spy.__dict__.update(VERSION=7, ABOUT="everything is of the first class", RANDOM=False, fit=fit)
@@ -52,7 +52,7 @@ def accuracies(records: Sequence[Record]) -> dict[tuple[str, int, int], float]:
 
 def test_a_record_says_how_its_number_came_about(bench: Bench) -> None:
     linear, knn = bench.probe("linear", "knn", on="colours", seed=3)
-    about = {field.name for field in dataclasses.fields(Measured)}
+    about = {field.name for field in dataclasses.fields(Measurement)}
     assert set(linear) == set(knn) == about
     assert {key: linear[key] for key in ("start", "backbone", "protocol", "dataset", "task", "split")} == {
         "start": "scratch",
@@ -68,13 +68,13 @@ def test_a_record_says_how_its_number_came_about(bench: Bench) -> None:
     assert linear["steps"] is linear["images"] is linear["seconds"] is None, "nothing was trained step by step"
 
 
-def test_the_accuracy_is_that_of_the_images_that_are_reported_on(bench: Bench, seen: list[Problem]) -> None:
+def test_the_accuracy_is_that_of_the_images_that_are_reported_on(bench: Bench, seen: list[ProbeTask]) -> None:
     [record] = bench.probe("spy", on="colours")
     assert record["value"] == pytest.approx(1 / 3)
     assert (record["protocol"], record["about"]) == ("spy v7", "everything is of the first class")
 
 
-def test_a_probe_is_given_what_the_labels_say(bench: Bench, seen: list[Problem]) -> None:
+def test_a_probe_is_given_what_the_labels_say(bench: Bench, seen: list[ProbeTask]) -> None:
     records = bench.probe("spy", on="colours", labels=[6, 0.5, "all"], seeds=2, seed=5)
     assert [(record["asked"], record["labels"], record["seed"]) for record in records] == [
         (6, 6, 5),
@@ -95,7 +95,7 @@ def test_a_probe_is_given_what_the_labels_say(bench: Bench, seen: list[Problem])
 
 
 def test_without_a_split_to_decide_by_a_part_of_the_labels_decides(
-    bench: Bench, seen: list[Problem], make_kinds: MakeKinds
+    bench: Bench, seen: list[ProbeTask], make_kinds: MakeKinds
 ) -> None:
     splits = {"train": range(5), "test": range(10, 12)}
     bench.sets["kinds"] = make_kinds({f"{split}/{kind}": each for split, each in splits.items() for kind in COLOURS})
@@ -106,7 +106,7 @@ def test_without_a_split_to_decide_by_a_part_of_the_labels_decides(
     assert not same.any(), "what decides is not learned from"
 
 
-def test_features_are_those_of_the_start_itself(bench: Bench, seen: list[Problem]) -> None:
+def test_features_are_those_of_the_start_itself(bench: Bench, seen: list[ProbeTask]) -> None:
     """No step of training is direct transfer: whole images, running statistics."""
     bench.probe("spy", on="colours", seed=1)
     [problem] = seen
@@ -119,7 +119,7 @@ def test_features_are_those_of_the_start_itself(bench: Bench, seen: list[Problem
     assert nearest.values.max() < 1e-4
 
 
-def test_corrupted_images_are_measured_on_and_not_learned_from(bench: Bench, seen: list[Problem]) -> None:
+def test_corrupted_images_are_measured_on_and_not_learned_from(bench: Bench, seen: list[ProbeTask]) -> None:
     plain = bench.probe("linear", on="colours")
     records = bench.probe("linear", "spy", on="colours", corruptions=True)
     found = {record["corruption"]: record for record in records if record["protocol"] == "linear v1"}
@@ -162,7 +162,7 @@ def trained_layers(bench: Bench, labels: list[Any]) -> list[torch.Tensor]:
     said = []
     really = linear_hpt.fit
 
-    def fit(problem: Problem) -> Solution:
+    def fit(problem: ProbeTask) -> ProbeResult:
         solution = really(problem)
         said.append(solution.classify(torch.linspace(-1, 1, 5 * problem.encoder.width).view(5, -1)))
         return solution

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluation.schedules import Schedule
+from evaluation.schedules import FinetuneSchedule
 from flows.plan.steps import build_steps
 from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.reader import parse_recipe
@@ -21,7 +21,7 @@ def two_steps(images: int, there: int) -> Sequence[Mapping[str, Any]]:
     return [{"batch": 4, "steps": 2}]
 
 
-TINY = Schedule(1, "two steps", two_steps, AugmentConfig())
+TINY = FinetuneSchedule(1, "two steps", two_steps, AugmentConfig())
 """A schedule of seconds."""
 
 

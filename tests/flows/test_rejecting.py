@@ -48,8 +48,8 @@ def drawn(outcome: Outcome) -> dict[str, set[str]]:
     runtime = Runtime(made["pool"].root)
     inputs = Inputs({name: made[name] for name in made if name not in ("student", "evaluate")}, runtime)
     config = StudentConfig.model_validate(made["student"].manifest["config"]["student"])
-    library = join(config, heads_of(config, inputs), inputs)
-    return {library.read(index)[0]: set(library.values(index)) for index in range(len(library))}
+    dataset = join(config, heads_of(config, inputs), inputs)
+    return {dataset.read(index)[0]: set(dataset.values(index)) for index in range(len(dataset))}
 
 
 def labels_of(teacher: Artifact) -> str:

@@ -18,7 +18,7 @@ import must
 from cli.main import main
 from flows.plan.steps import Selection
 from pipeline.errors import Stopped
-from pipeline.storage.path import Place
+from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 from tests.flows.tiny import STEPS, Digests, digests, within
 from tests.s3 import ENVIRONMENT, listening
@@ -32,7 +32,7 @@ LITTLE = "runtime.cache_gb=0.00002"
 
 def remote_digests(root: str) -> Digests:
     """The digest of every step's artifact."""
-    place = Place.of(root)
+    place = StoragePath.of(root)
     names = [name for name in place.files() if name.startswith("artifacts/") and name.endswith("/manifest.json")]
     manifests = [json.loads((place / name).read()) for name in names]
     found = {manifest["step"]: manifest["digest"] for manifest in manifests}
@@ -44,7 +44,7 @@ def upload(folder: Path, root: str) -> None:
     """A local folder, or file, as part of a root."""
     for path in [folder] if folder.is_file() else folder.rglob("*"):
         if path.is_file():
-            (Place.of(root) / path.relative_to(folder.parent).as_posix()).write(path.read_bytes())
+            (StoragePath.of(root) / path.relative_to(folder.parent).as_posix()).write(path.read_bytes())
 
 
 def another_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_run_comes_to_what_it_comes_to_on_this_machine(root: str, whole: Path,
     assert remote_digests(root) == digests(whole)
     assert list(outcome.artifacts) == STEPS
     assert outcome.metrics == must.run(recipe, whole).metrics
-    there = Place.of(root).files()
+    there = StoragePath.of(root).files()
     assert {name.split("/")[0] for name in there} == {"artifacts", "labels", "machine", "runs"}
     assert not [name for name in there if "/work/" in name or name.endswith(".part")]
     assert {name.split("/")[-1] for name in there if name.startswith("runs/")} == {
@@ -132,7 +132,7 @@ def test_a_cache_smaller_than_a_shard_does(
 def test_what_was_labelled_before_a_machine_was_lost_is_not_labelled_again(
     up_to_label: str, whole: Path, recipe: Path, start_there: Callable[[str], BaseProcess]
 ) -> None:
-    root, labels = up_to_label, Place.of(f"{up_to_label}/labels")
+    root, labels = up_to_label, StoragePath.of(f"{up_to_label}/labels")
     with listening() as requests:
         process = start_there(root)
         within(lambda: len(labels.files()) >= 5, process)
@@ -156,7 +156,7 @@ def test_training_goes_on_from_the_state_that_a_lost_machine_had_saved(
     root: str, whole: Path, recipe: Path, start_there: Callable[[str], BaseProcess]
 ) -> None:
     process = start_there(root)
-    teacher = Place.of(f"{root}/artifacts/teacher.masks")
+    teacher = StoragePath.of(f"{root}/artifacts/teacher.masks")
 
     def states() -> list[str]:
         return [name for name in teacher.files() if "/work/" in name]
@@ -224,7 +224,7 @@ def test_what_is_made_is_found_by_every_command(
     capsys.readouterr()
     give(["run", str(recipe), "--root", all_there])
     said = capsys.readouterr().out
-    report = next(name for name in Place.of(all_there).files() if name.endswith("report.html"))
+    report = next(name for name in StoragePath.of(all_there).files() if name.endswith("report.html"))
     assert said.startswith("Nothing to do")
     assert f"Report: {all_there}/{report}\n" in said
     give(["label", str(recipe), "--root", all_there])
@@ -238,17 +238,17 @@ def test_labelling_there_is_measured_and_leaves_no_label(
 
     monkeypatch.setattr(label_speed, "WINDOWS", 1)
     monkeypatch.setattr(label_speed, "PLAIN_IMAGES", 2)
-    before = Place.of(all_there).files()
+    before = StoragePath.of(all_there).files()
     give(["bench", "label", str(recipe), "--root", all_there, "--images", "8"])
     assert "the labeller" in capsys.readouterr().out
-    there = Place.of(all_there).files()
+    there = StoragePath.of(all_there).files()
     assert {name for name in there.keys() - before.keys() if not name.startswith("machine/")} == set()
-    assert not list(Root.of(all_there).here().iterdir())
+    assert not list(Root.of(all_there).local_path().iterdir())
 
 
 def test_a_lost_label_shard_is_made_again(all_there: str, whole: Path, recipe: Path) -> None:
-    shards = [name for name in Place.of(all_there).files() if name.startswith("labels/")]
-    (Place.of(all_there) / shards[3]).remove()
+    shards = [name for name in StoragePath.of(all_there).files() if name.startswith("labels/")]
+    (StoragePath.of(all_there) / shards[3]).remove()
     outcome = must.run(recipe, all_there)
     assert outcome.artifacts["label"].counts["labelled_now"] == 4
     assert outcome.ran == 1
@@ -263,10 +263,10 @@ def test_with_prefect_its_database_stays_on_this_machine(
     must.run(recipe, root, [f"runtime.runner={runner}", "runtime.label_workers=2"], Selection("label"))
     expected = digests(whole)
     assert remote_digests(root) == {step: expected[step] for step in (*BEFORE_LABELS, "label")}
-    assert not [name for name in Place.of(root).files() if name.startswith("prefect")]
-    assert Root.of(root).here("prefect/prefect.db").exists()
-    assert not [name for name in Place.of(root).files() if name.startswith("claims")]
-    logs = [name for name in Place.of(root).files() if name.endswith("logs/label.log")]
+    assert not [name for name in StoragePath.of(root).files() if name.startswith("prefect")]
+    assert Root.of(root).local_path("prefect/prefect.db").exists()
+    assert not [name for name in StoragePath.of(root).files() if name.startswith("claims")]
+    logs = [name for name in StoragePath.of(root).files() if name.endswith("logs/label.log")]
     assert len(logs) == 1
     shutil.rmtree(tmp_path / "cache")
     assert must.plan(recipe, root)[5].action == "reuse"

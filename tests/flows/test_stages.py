@@ -66,7 +66,7 @@ def test_a_stage_is_not_trained_again_for_images_that_it_does_not_see(tmp_path: 
     again = must.run(path, tmp_path / "root", ["data.world.count=14"], last)
     assert again.ran == 2, "the set and the stage's pool"
     assert again.artifacts["data.world"].digest != first.artifacts["data.world"].digest
-    assert again.artifacts["stage.a"].mark == first.artifacts["stage.a"].mark
+    assert again.artifacts["stage.a"].fingerprint == first.artifacts["stage.a"].fingerprint
     assert must.run(path, tmp_path / "root", ["data.pool.count=37"], last).ran == 3
 
 

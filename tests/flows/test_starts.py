@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 import must
 from cli.doctor import examine
 from flows.plan.steps import Selection
-from flows.run.step_runner import look_around
+from flows.run.step_runner import preflight
 from pipeline.errors import ConfigError
 from pipeline.models.backbone import create
 from pipeline.recipe.reader import read_recipe
@@ -77,4 +77,4 @@ def test_what_is_wrong_in_two_places_of_a_recipe_is_told_of_both(tmp_path: Path)
 def test_weights_of_the_backbone_itself_are_fine(place: str, tmp_path: Path) -> None:
     recipe, root = recipe_with(place, "test_resnet", tmp_path), tmp_path / "root"
     assert bad(recipe, root) == {}
-    assert look_around(read_recipe(recipe), Runtime(Root.of(root), "cpu", "32", 1)) == [{}]
+    assert preflight(read_recipe(recipe), Runtime(Root.of(root), "cpu", "32", 1)) == [{}]

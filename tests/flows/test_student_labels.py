@@ -10,7 +10,7 @@ import pytest
 
 import must
 from browser.answers import Answers
-from browser.filters import View
+from browser.filters import ImageSelection
 from browser.loading import Loading
 from flows.gc.inventory import sort_out
 from flows.plan.steps import Selection
@@ -53,7 +53,7 @@ def test_they_are_looked_at_beside_the_teachers(labelled: Path) -> None:
     answers = Answers(loading)
     answers.differences.worked_out(stores["masks"], stores["student-masks"])
     differ = f"{stores['masks'].name}:{stores['student-masks'].name}.differ"
-    found = answers.images(View(order=f"-{differ}"), 100, 0, [differ])["images"]
+    found = answers.images(ImageSelection(order=f"-{differ}"), 100, 0, [differ])["images"]
     apart = [image[differ] for image in found]
     assert len(apart) == 48
     assert apart == sorted(apart, reverse=True)

@@ -15,7 +15,7 @@ from pipeline.errors import DataError
 from pipeline.steps.artifact import Inputs
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
-from pipeline.storage.path import Place
+from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 from tests.disk import folder_of
 from tests.ingest.photos import (
@@ -232,15 +232,15 @@ def test_a_bad_mask_leaves_the_image_to_its_duplicate(photos: Path, make: Make) 
 def test_what_could_not_be_read_today_is_tried_again_tomorrow(
     pool: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = Place.read
+    read = StoragePath.read
 
-    def cut_off(place: Place, *args: Any) -> bytes:
+    def cut_off(place: StoragePath, *args: Any) -> bytes:
         if place.name == "20.png":
             raise DataError("the line is dead")
         return read(place, *args)
 
     with monkeypatch.context() as broken:
-        broken.setattr(Place, "read", cut_off)
+        broken.setattr(StoragePath, "read", cut_off)
         assert listed(make(pool, "folder", max_bad=0.5), "quarantine")[0][2] == "the line is dead"
     add_image(pool, "95.png", 95)
     made = make(pool, "folder", max_bad=0.5)

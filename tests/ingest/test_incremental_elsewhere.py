@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError, Stopped
 from pipeline.steps.artifact import Inputs, verify
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
-from pipeline.storage.path import Place
+from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 from tests.ingest.photos import Ends, Make, add_image, shards, step_for
 from tests.s3 import listening
@@ -91,7 +91,7 @@ def test_a_reading_that_could_not_be_sealed_is_not_done_again(
 def test_an_answer_that_the_storage_is_busy_puts_no_image_in_quarantine(
     pool: Path, bucket: str, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place.of(f"{bucket}/pool")
+    place = StoragePath.of(f"{bucket}/pool")
     for path in pool.rglob("*.png"):
         (place / path.name).write(path.read_bytes())
     cat_file, answers = place.system.cat_file, [OSError(errno.EBUSY, "Please reduce your request rate.")]
@@ -111,7 +111,7 @@ def test_an_answer_that_the_storage_is_busy_puts_no_image_in_quarantine(
 def test_a_set_of_images_in_a_bucket_is_listed_and_not_asked_for_one_by_one(
     pool: Path, bucket: str, make: Make
 ) -> None:
-    place = Place.of(f"{bucket}/pool")
+    place = StoragePath.of(f"{bucket}/pool")
     for path in pool.rglob("*.png"):
         (place / path.name).write(path.read_bytes())
     before = make(str(place), "folder")

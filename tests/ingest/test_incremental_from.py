@@ -17,7 +17,7 @@ from pipeline.errors import DataError, Stopped
 from pipeline.steps.artifact import MANIFEST, Artifact, Inputs, read_json, verify, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
-from pipeline.storage.path import Place
+from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 from pipeline.stores.images import NewImage, ShardWriter
 from tests.disk import folder_of
@@ -168,7 +168,8 @@ def test_an_interrupted_reading_goes_on_from_its_whole_shards(
     with pytest.raises(Stopped, match=r"data\.photos"):
         Workspace(runtime.root).make(step_for(pool, "folder"), Inputs({}, impatient))
     kept = {
-        path: path.stat().st_ino for path in runtime.root.here().glob("artifacts/*/*/work/images/train/shard-*.tar")
+        path: path.stat().st_ino
+        for path in runtime.root.local_path().glob("artifacts/*/*/work/images/train/shard-*.tar")
     }
     assert len(kept) == looks // 3
     made = make(pool, "folder")
@@ -182,19 +183,19 @@ def test_a_whole_shard_of_an_interrupted_reading_is_broken_up_if_it_has_to_be(
     tmp_path: Path, make: Make, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second attempt can't read a mask that the first one could."""
-    photos, read = tmp_path / "photos", Place.read
+    photos, read = tmp_path / "photos", StoragePath.read
     add(photos, "train", range(8))
     impatient = dataclasses.replace(runtime, stop=Ends(7))
     with pytest.raises(Stopped):
         Workspace(runtime.root).make(step_for(photos, max_bad=0.5), Inputs({}, impatient))
 
-    def cut_off(place: Place, *args: Any) -> bytes:
+    def cut_off(place: StoragePath, *args: Any) -> bytes:
         if place.path.endswith("masks/train/01.png"):
             raise OSError
         return read(place, *args)
 
     with monkeypatch.context() as broken:
-        broken.setattr(Place, "read", cut_off)
+        broken.setattr(StoragePath, "read", cut_off)
         made = make(photos, max_bad=0.5)
     assert shards(made) == {"1": ["03", "04", "05"], "2": ["06", "07", "00"], "3": ["02"]}
     assert listed(made, "quarantine") == [("images/train/01.png", "train", "OSError")]

@@ -17,8 +17,8 @@ import tasks
 from ingest.dataset import IngestedSet
 from ingest.pool import pool_shards, read_pool
 from ingest.rejections import IMAGES, describe
-from ingest.true_labels import held_out_keys, labelled, train_classes, truth_library
-from pipeline.data.dataset import Shelf
+from ingest.true_labels import held_out_keys, labelled, train_classes, truth_dataset
+from pipeline.data.dataset import DatasetShard
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.augment import NOTHING
 from pipeline.steps.artifact import Artifact, Inputs, Step
@@ -199,7 +199,7 @@ def test_a_stages_pool_has_the_same_images_and_changes_with_them_alone(make_set:
     reject(runtime.root, keys_of(kinds), None, "blurred")
     other = images(kinds=kinds, grown=grown)
     assert other.digest == first.digest
-    assert other.mark != first.mark
+    assert other.fingerprint != first.fingerprint
     reject(runtime.root, keys_of(kinds, "test"), None, "of an image that is held out")
     assert images(kinds=kinds, grown=grown).digest == first.digest
     reject(runtime.root, [rows[0]["key"]], None, "blurred")
@@ -258,27 +258,29 @@ def test_a_pool_with_nothing_in_it_is_an_error(make_set: MakeSet, runtime: Runti
 
 def test_true_labels_lie_beside_their_images(make_set: MakeSet, noise: Noise) -> None:
     found = IngestedSet(make_set("kinds", {"train/a": [1, 2, 3, 4], "train/b": [5, 6], "test/a": [7]}))
-    library = truth_library(found, "train", {"kind": "classification"})
-    assert len(library) == 6
+    dataset = truth_dataset(found, "train", {"kind": "classification"})
+    assert len(dataset) == 6
     for index in range(6):
-        number = [n for n in range(1, 7) if np.array_equal(library.sample(index, 32, NOTHING, (0,)).image, noise(n))]
-        assert library.values(index)["kind"]["probs"].tolist() == ([1, 0] if number[0] <= 4 else [0, 1])
+        number = [n for n in range(1, 7) if np.array_equal(dataset.sample(index, 32, NOTHING, (0,)).image, noise(n))]
+        assert dataset.values(index)["kind"]["probs"].tolist() == ([1, 0] if number[0] <= 4 else [0, 1])
     assert found.held_out("val") == "test"
     assert found.held_out("test") == "test"
-    assert len(truth_library(found, "test", {"kind": "classification"})) == 1
-    assert len(truth_library(found, "val", {"kind": "classification"})) == 0
+    assert len(truth_dataset(found, "test", {"kind": "classification"})) == 1
+    assert len(truth_dataset(found, "val", {"kind": "classification"})) == 0
 
 
 def test_images_may_be_left_out_by_key(make_set: MakeSet) -> None:
     found = IngestedSet(make_set("kinds", {"train/a": [1, 2, 3, 4], "train/b": [5]}))
     keys = [key for shard in found.images("train").shards for key in shard.keys]
-    library = truth_library(found, "train", {"kind": "classification"}, {keys[0], keys[4]})
-    assert [library.read(index)[0] for index in range(len(library))] == keys[1:4]
+    dataset = truth_dataset(found, "train", {"kind": "classification"}, {keys[0], keys[4]})
+    assert [dataset.read(index)[0] for index in range(len(dataset))] == keys[1:4]
 
 
-def test_images_without_any_label_are_not_learned_from(make_shelf: Callable[..., Shelf], noise: Noise) -> None:
+def test_images_without_any_label_are_not_learned_from(
+    make_dataset_shard: Callable[..., DatasetShard], noise: Noise
+) -> None:
     kinds, depth = tasks.label(LabelSpace("classification", ("a",))), tasks.label(LabelSpace("depth"))
     one, flat = {"probs": np.ones(1, np.float32)}, {"depth": np.ones((2, 2), np.float32)}
     labels = {"kind": (kinds, [one, None, None, one]), "depth": (depth, [None, None, flat, flat])}
-    shelf = labelled(make_shelf("s0", [noise(n) for n in range(4)], labels))
-    assert shelf.rows.tolist() == [0, 2, 3]
+    shard = labelled(make_dataset_shard("s0", [noise(n) for n in range(4)], labels))
+    assert shard.rows.tolist() == [0, 2, 3]

@@ -13,7 +13,7 @@ from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
 from pipeline.training import autotune
-from pipeline.training.autotune import Choice
+from pipeline.training.autotune import ComputeConfig
 from tests.conftest import World
 from tests.ingest.photos import picture
 from tests.selfsup.rooms import Room
@@ -41,7 +41,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture
 def room(world: World, kinds: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
-    monkeypatch.setattr(autotune, "choose", lambda *_: Choice("cpu", "32", False, {}))
+    monkeypatch.setattr(autotune, "autotune", lambda *_: ComputeConfig("cpu", "32", False, {}))
     sets = {name: made for name, made in world.artifacts.items() if name.startswith("data.")}
     runtime = Runtime(Root.of(tmp_path / "root"), "cpu", "32", 1, checkpoint_s=0)
     return Room({**sets, "data.kinds": kinds}, runtime)

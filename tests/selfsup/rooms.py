@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.data.dataset import Library
+from pipeline.data.dataset import ImageDataset
 from pipeline.models.checkpoint import read_tensors
 from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime
@@ -43,7 +43,7 @@ class Room:
     def inputs(self, stage: dict[str, Any]) -> Inputs:
         """A stage's pool and sets."""
         pool = Step(f"pool.{stage['name']}", "ingest.pool:gather_for_stage", {"pool": stage["data"]}, tuple(self.sets))
-        made, _ = Workspace(self.runtime.root).obtain(pool, Inputs(self.sets, self.runtime))
+        made, _ = Workspace(self.runtime.root).get_or_make(pool, Inputs(self.sets, self.runtime))
         return Inputs(
             {pool.name: made, **{f"data.{name}": self.sets[f"data.{name}"] for name in stage["data"]}}, self.runtime
         )
@@ -54,10 +54,10 @@ class Room:
         found = self.inputs(stage)
         given = dataclasses.replace(found, artifacts={**found.artifacts, **({"before": before} if before else {})})
         step = Step(f"stage.{stage['name']}", "selfsup.stages.step:run_stage", config, tuple(given.artifacts))
-        made, _ = Workspace(self.runtime.root).obtain(step, given)
+        made, _ = Workspace(self.runtime.root).get_or_make(step, given)
         return made
 
-    def images(self, **settings: Any) -> Library:
+    def images(self, **settings: Any) -> ImageDataset:
         """What a stage of these settings sees."""
         stage = {**SMALL, **settings}
         return images_of(stage_config(stage), self.inputs(stage), SEED)

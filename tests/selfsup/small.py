@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.models.encoder import Encoder
 from pipeline.recipe.plugins import modules
 from selfsup.components.config import MethodConfig
-from selfsup.components.method import Method, Setting, Views
+from selfsup.components.method import Method, StageSetting, Views
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 METHODS = sorted(modules("selfsup"))
@@ -22,8 +22,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "dino": {"small_views": 2, "hidden": 32, "dim": 16, "outputs": 24},
     "mae": {"width": 32, "depth": 1},
 }
-SETTING = Setting(size=32, images=16, batch=8)
-LARGE = Setting(size=64, images=16, batch=8)
+SETTING = StageSetting(size=32, images=16, batch=8)
+LARGE = StageSetting(size=64, images=16, batch=8)
 """Small views are of another size here, and patches are 16."""
 MANY = 10
 """Steps."""
@@ -41,7 +41,7 @@ def backbone(method: str = "simclr", size: int = SETTING.size) -> Encoder:
     return Encoder(name, size, IMAGENET)
 
 
-def make(name: str, setting: Setting = SETTING, **more: Any) -> Method:
+def make(name: str, setting: StageSetting = SETTING, **more: Any) -> Method:
     torch.manual_seed(0)
     return config(name, **more).on(backbone(name, setting.size), setting).train()
 
@@ -56,7 +56,7 @@ def views(method: Method, step: int = 0, labelled: int = 0, index: Tensor | None
     return Views(unlabelled, chosen, shown, classes, step, MANY, step // 2)
 
 
-def begun(name: str, setting: Setting = SETTING, **more: Any) -> Method:
+def begun(name: str, setting: StageSetting = SETTING, **more: Any) -> Method:
     method = make(name, setting, **more)
     images = [torch.rand(8, 3, kind.size, kind.size) for kind in method.kinds()]
     with torch.no_grad():

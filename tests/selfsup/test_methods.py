@@ -17,7 +17,7 @@ from pipeline.models.encoder import Encoder
 from pipeline.recipe.stage import StageConfig, labelled_images
 from pipeline.training.optimizer import build_optimizer
 from selfsup.components.config import TAKE_LABELS
-from selfsup.components.method import Setting, Views
+from selfsup.components.method import StageSetting, Views
 from selfsup.mae import hide, to_patches
 from selfsup.stages.budget import budget_of
 from tests.selfsup.small import IMAGENET, MANY, METHODS, SETTING, backbone, begun, config, make, views
@@ -202,7 +202,7 @@ def test_mocos_queue_forgets_the_oldest_first_and_none_before_its_time(length: i
 @pytest.mark.parametrize(("images", "batch", "length"), [(100, 8, 96), (5, 8, 8), (1_281_167, 256, 65_536)])
 def test_mocos_queue_is_made_for_whole_batches(images: int, batch: int, length: int) -> None:
     with torch.device("meta"):
-        method: Any = config("mocov2").on(backbone(), Setting(size=32, images=images, batch=batch))
+        method: Any = config("mocov2").on(backbone(), StageSetting(size=32, images=images, batch=batch))
     assert len(method.queue) == len(method.owners) == length
     assert length % batch == 0
 

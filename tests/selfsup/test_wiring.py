@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from selfsup.components.method import Policy, ViewKind
 from selfsup.mae import to_patches
-from selfsup.stages.objective import Learning
+from selfsup.stages.objective import StageObjective
 from selfsup.stages.stream import ViewBatch
 from tests.selfsup import formulas
 from tests.selfsup.formulas import double, softmax, unit
@@ -49,7 +49,7 @@ def test_simclr_with_labels_minimises_nt_xent_plus_suncet() -> None:
     )
     classes = torch.tensor([0, 1] * 4)
     before = copy.deepcopy(method)
-    learning = Learning(method, [ViewKind(32, COLOURLESS)] * 2, 10, torch.contiguous_format)
+    learning = StageObjective(method, [ViewKind(32, COLOURLESS)] * 2, 10, torch.contiguous_format)
     batch = ViewBatch([*"abcdefgh"], [first, second], torch.arange(8), labelled, classes, 1, 0)
     total, told = learning(batch, {"images": 1.0, "labelled": 1.0})
     *pair, of_class = embedded(before, [images / 255 for images in (first, second, labelled)])

@@ -14,7 +14,7 @@ import pytest
 
 from ingest.dataset import IngestedSet
 from ingest.rejections import LABELS, describe
-from pipeline.data.dataset import Library, Shelf
+from pipeline.data.dataset import DatasetShard, ImageDataset
 from pipeline.errors import DataError
 from pipeline.recipe.student import StudentConfig
 from pipeline.steps.artifact import Inputs, Step, read_json, write_json
@@ -23,7 +23,7 @@ from pipeline.storage.root import Root
 from pipeline.stores.images import ImageShard
 from pipeline.stores.naming import store_name
 from pipeline.stores.rejections import read_rejects, reject, rejected_labels
-from student.dataset import Truth, count_rejected, heads_of, join
+from student.dataset import HeadTruth, count_rejected, heads_of, join
 from student.threshold_report import kept_shares
 from tests.disk import folder_of
 
@@ -44,17 +44,17 @@ def test_there_is_a_head_per_teacher_that_has_a_weight(world: World) -> None:
 
 def test_true_labels_are_laid_over_those_of_their_own_set_alone(world: World) -> None:
     inputs = world.inputs("student")
-    library = join(CONFIG, heads_of(CONFIG, inputs), inputs)
-    for shelf in library.shelves:
-        true = "data.truth" in str(shelf.images.tar)
-        assert {name: len(layers) for name, layers in shelf.layers.items()} == {
+    dataset = join(CONFIG, heads_of(CONFIG, inputs), inputs)
+    for shard in dataset.shards:
+        true = "data.truth" in str(shard.images.tar)
+        assert {name: len(label_sources) for name, label_sources in shard.label_sources.items()} == {
             **dict.fromkeys(("kinds", "masks", "boxes", "depth"), 2 if true else 1),
             "gabor": 1,
         }
-        for name, layers in shelf.layers.items():
-            assert layers[-1].threshold == (0.5 if name in ("masks", "boxes") else 0.0)
+        for name, label_sources in shard.label_sources.items():
+            assert label_sources[-1].threshold == (0.5 if name in ("masks", "boxes") else 0.0)
             if true and name != "gabor":
-                assert layers[0].threshold == 0, "a true label is never thresholded"
+                assert label_sources[0].threshold == 0, "a true label is never thresholded"
 
 
 def test_an_image_has_its_true_label_whatever_set_it_is_in_the_pool_from(world: World) -> None:
@@ -62,25 +62,30 @@ def test_an_image_has_its_true_label_whatever_set_it_is_in_the_pool_from(world: 
     inputs = world.inputs("student")
     head = heads_of(CONFIG, inputs)["masks"]
     found = IngestedSet(inputs["data.truth"])
-    truth = Truth(head, "truth", found)
+    truth = HeadTruth(head, "truth", found)
     own = found.images("train").shards
     assert len(own) > 1
-    assert [truth.layers("pool", shard) for shard in IngestedSet(inputs["data.pool"]).images("train").shards] == [
+    assert [
+        truth.label_sources("pool", shard) for shard in IngestedSet(inputs["data.pool"]).images("train").shards
+    ] == [
         [],
         [],
     ]
     both = merged(own)
-    layers = truth.layers("pool", both)
-    assert [layer.file.place.name for layer in layers] == [f"{shard.name}.parquet" for shard in own]
-    assert all(layer.has_label(both).sum() == len(shard) for layer, shard in zip(layers, own, strict=True))
-    library = Library([Shelf(both, np.arange(len(both)), {"masks": tuple(layers)})])
+    label_sources = truth.label_sources("pool", both)
+    assert [source.file.place.name for source in label_sources] == [f"{shard.name}.parquet" for shard in own]
+    assert all(source.has_label(both).sum() == len(shard) for source, shard in zip(label_sources, own, strict=True))
+    dataset = ImageDataset([DatasetShard(both, np.arange(len(both)), {"masks": tuple(label_sources)})])
     expected = [
-        Library([Shelf(shard, np.arange(len(shard)), {"masks": tuple(truth.layers("truth", shard))})]) for shard in own
+        ImageDataset(
+            [DatasetShard(shard, np.arange(len(shard)), {"masks": tuple(truth.label_sources("truth", shard))})]
+        )
+        for shard in own
     ]
     wanted = [one.values(index)["masks"]["classes"] for one in expected for index in range(len(one))]
     for index, classes in enumerate(reversed(wanted)):
-        np.testing.assert_array_equal(library.values(index)["masks"]["classes"], classes)
-    swapped = dataclasses.replace(layers[0], rows=layers[1].rows)
+        np.testing.assert_array_equal(dataset.values(index)["masks"]["classes"], classes)
+    swapped = dataclasses.replace(label_sources[0], rows=label_sources[1].rows)
     with pytest.raises(DataError, match="holds key"):
         swapped.has_label(both)
 
@@ -123,7 +128,7 @@ def test_a_shard_that_a_teacher_has_not_labelled_is_named(elsewhere: Inputs) -> 
 def test_labels_of_other_images_are_refused_by_shard_and_key(elsewhere: Inputs) -> None:
     entries = elsewhere["label"].load("labels.json", read_json)
     entry = next(entry for entry in entries if entry["teacher"] == "depth")
-    path = Path(elsewhere["label"].elsewhere(entry["path"]).place)
+    path = Path(elsewhere["label"].external_file(entry["path"]).place)
     table = pq.read_table(path)
     keys = table.column("key").to_pylist()
     pq.write_table(table.take([1, 0, *range(2, len(table))]), path)
@@ -144,8 +149,8 @@ def rejecting(world: World, folder: Path, store: str, keys: Sequence[str]) -> In
 
 def learned(inputs: Inputs, config: StudentConfig = CONFIG) -> dict[str, dict[str, Any]]:
     """By key, what is learned of an image, by head."""
-    library = join(config, heads_of(config, inputs), inputs)
-    return {library.read(index)[0]: library.values(index) for index in range(len(library))}
+    dataset = join(config, heads_of(config, inputs), inputs)
+    return {dataset.read(index)[0]: dataset.values(index) for index in range(len(dataset))}
 
 
 def keys_in(inputs: Inputs, name: str) -> list[str]:

@@ -10,16 +10,20 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.recipe.student import StudentConfig
 from pipeline.stores.labels import LabelSpace
-from student.dataset import Head
+from student.dataset import StudentHead
 from student.loss_weights import Uncertainty, combination
-from tasks.teacher import Schedule
+from tasks.teacher import TeacherSchedule
 
 
-def head(name: str, schedule: Schedule | None = None) -> Head:
-    return Head(name, LabelSpace("depth"), None, schedule, 0.0)
+def head(name: str, schedule: TeacherSchedule | None = None) -> StudentHead:
+    return StudentHead(name, LabelSpace("depth"), None, schedule, 0.0)
 
 
-HEADS = {"slow": head("slow", Schedule(16, 1e-3)), "fast": head("fast", Schedule(64, 8e-3)), "foreign": head("foreign")}
+HEADS = {
+    "slow": head("slow", TeacherSchedule(16, 1e-3)),
+    "fast": head("fast", TeacherSchedule(64, 8e-3)),
+    "foreign": head("foreign"),
+}
 
 
 def test_a_weight_given_by_hand_wins_over_any_rule() -> None:

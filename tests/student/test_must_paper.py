@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import tasks
-from pipeline.data.dataset import Layer, Library, Shelf
+from pipeline.data.dataset import DatasetShard, ImageDataset, LabelSource
 from pipeline.data.loader import collate_samples
 from pipeline.errors import ConfigError
 from pipeline.recipe.augment import NOTHING
@@ -28,16 +28,16 @@ from pipeline.recipe.base import FitConfig
 from pipeline.recipe.student import StudentConfig
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import LabelSpace, Value
-from student.dataset import Head, heads_of, join, threshold_for
+from student.dataset import StudentHead, heads_of, join, threshold_for
 from student.loss_weights import combination, task_weight
 from tasks.network import Network
-from tasks.training import Course, Sum, train_network
+from tasks.training import Sum, TrainingPlan, train_network
 
 if TYPE_CHECKING:
     from tests.conftest import World
 
 MakeNetwork = Callable[..., Network]
-MakeShelf = Callable[..., Shelf]
+MakeDatasetShard = Callable[..., DatasetShard]
 Noise = Callable[..., NDArray[np.uint8]]
 POSITIVE = st.floats(1e-4, 1e4)
 KINDS = LabelSpace("classification", ("a", "b", "c"))
@@ -77,7 +77,7 @@ def test_1_what_is_not_positive_is_refused_by_its_name(place: int, wrong: float)
 
 def test_1_a_teacher_with_no_known_schedule_needs_its_weight_given() -> None:
     """As depth's does in the paper, whose teacher came from elsewhere."""
-    head = Head("depth", DEPTH, None, None, 0.0)
+    head = StudentHead("depth", DEPTH, None, None, 0.0)
     with pytest.raises(ConfigError, match=r"'depth' states no schedule.*student\.loss_weights\.depth"):
         combination(StudentConfig(), {"depth": head})
     assert combination(StudentConfig(loss_weights={"depth": 0.7}), {"depth": head})[1] == {"depth": 0.7}
@@ -94,17 +94,17 @@ def test_1_the_recipes_schedules_are_what_the_rule_is_given(world: World) -> Non
 
 
 @pytest.fixture
-def one_image(make_shelf: MakeShelf, noise: Noise) -> Library:
+def one_image(make_dataset_shard: MakeDatasetShard, noise: Noise) -> ImageDataset:
     """A library of one labelled image: every batch is made of copies of it."""
     labels = {"kinds": (tasks.label(KINDS), [{"probs": np.array([0, 1, 0], np.float32)}])}
-    return Library([make_shelf("s0", [noise(1, 64, 64)], labels)])
+    return ImageDataset([make_dataset_shard("s0", [noise(1, 64, 64)], labels)])
 
 
 Step = Callable[[str, int, float, float], Tensor]
 
 
 @pytest.fixture
-def step(make_network: MakeNetwork, one_image: Library, tmp_path: Path, runtime: Runtime) -> Step:
+def step(make_network: MakeNetwork, one_image: ImageDataset, tmp_path: Path, runtime: Runtime) -> Step:
     """Takes one step of plain SGD: (backbone, batch, lr, weight) -> how far one example moved each parameter."""
 
     def take(backbone: str, batch: int, lr: float, weight: float) -> Tensor:
@@ -113,7 +113,7 @@ def step(make_network: MakeNetwork, one_image: Library, tmp_path: Path, runtime:
         network = make_network({"kinds": KINDS}, backbone=backbone, image_size=64)
         before = torch.cat([p.detach().flatten().clone() for p in network.parameters()])
         place = ("t", tmp_path / f"{batch}-{weight}", runtime)
-        train_network(network, Sum({"kinds": weight}), one_image, Course(fit, NOTHING, 0), place)
+        train_network(network, Sum({"kinds": weight}), one_image, TrainingPlan(fit, NOTHING, 0), place)
         return (torch.cat([p.detach().flatten() for p in network.parameters()]) - before) / batch
 
     return take
@@ -143,12 +143,16 @@ def boxes_of(scores: list[float]) -> Value:
     }
 
 
-def stored(make_shelf: MakeShelf, noise: Noise, space: LabelSpace, values: list[Value], threshold: float) -> Library:
+def stored(
+    make_dataset_shard: MakeDatasetShard, noise: Noise, space: LabelSpace, values: list[Value], threshold: float
+) -> ImageDataset:
     """A library of noise with these labels, read with a threshold."""
     pixels = [noise(number) for number in range(len(values))]
-    shelf = make_shelf("s0", pixels, {"head": (tasks.label(space), values)})
-    (layer,) = shelf.layers["head"]
-    return Library([dataclasses.replace(shelf, layers={"head": (dataclasses.replace(layer, threshold=threshold),)})])
+    shard = make_dataset_shard("s0", pixels, {"head": (tasks.label(space), values)})
+    (source,) = shard.label_sources["head"]
+    return ImageDataset(
+        [dataclasses.replace(shard, label_sources={"head": (dataclasses.replace(source, threshold=threshold),)})]
+    )
 
 
 def test_3_the_students_thresholds_are_one_half_for_boxes_and_masks() -> None:
@@ -159,32 +163,34 @@ def test_3_the_students_thresholds_are_one_half_for_boxes_and_masks() -> None:
     assert [threshold_for(chosen, name, BOXES) for name in ("things", "others")] == [0.7, 0.6]
 
 
-def test_3_a_box_of_score_one_half_is_kept_and_one_just_below_dropped(make_shelf: MakeShelf, noise: Noise) -> None:
-    library = stored(make_shelf, noise, BOXES, [boxes_of([0.5, 0.499, 0.9])], 0.5)
-    kept = library.values(0)["head"]
+def test_3_a_box_of_score_one_half_is_kept_and_one_just_below_dropped(
+    make_dataset_shard: MakeDatasetShard, noise: Noise
+) -> None:
+    dataset = stored(make_dataset_shard, noise, BOXES, [boxes_of([0.5, 0.499, 0.9])], 0.5)
+    kept = dataset.values(0)["head"]
     np.testing.assert_allclose(kept["scores"], [0.5, 0.9])
     assert kept["boxes"][:, 0].tolist() == [0, 16]
 
 
 def test_3_a_pixel_of_confidence_one_half_is_kept_and_one_just_below_ignored(
-    make_shelf: MakeShelf, noise: Noise
+    make_dataset_shard: MakeDatasetShard, noise: Noise
 ) -> None:
     confidence = np.full((8, 8), 0.9, np.float32)
     confidence[0, :2] = (0.5, 0.499)
     value: Value = {"classes": np.full((8, 8), 2, np.uint16), "confidence": confidence}
-    kept = stored(make_shelf, noise, MASKS, [value], 0.5).values(0)["head"]["classes"]
+    kept = stored(make_dataset_shard, noise, MASKS, [value], 0.5).values(0)["head"]["classes"]
     assert kept[0, :3].tolist() == [2, 65535, 2]
     assert (kept == 65535).sum() == 1
 
 
-def test_3_ignored_pixels_give_no_loss_and_no_gradient(make_shelf: MakeShelf, noise: Noise) -> None:
+def test_3_ignored_pixels_give_no_loss_and_no_gradient(make_dataset_shard: MakeDatasetShard, noise: Noise) -> None:
     rng = np.random.default_rng(0)
     value: Value = {
         "classes": rng.integers(0, 4, (8, 8)).astype(np.uint16),
         "confidence": np.where(rng.random((8, 8)) < 0.4, 0.499, 0.8).astype(np.float32),
     }
-    library, task = stored(make_shelf, noise, MASKS, [value], 0.5), tasks.model(MASKS)
-    target = collate_samples([library.sample(0, 32, NOTHING, (0,))], {"head": task.collate}).targets["head"]["target"]
+    dataset, task = stored(make_dataset_shard, noise, MASKS, [value], 0.5), tasks.model(MASKS)
+    target = collate_samples([dataset.sample(0, 32, NOTHING, (0,))], {"head": task.collate}).targets["head"]["target"]
     dropped = torch.from_numpy(value["confidence"] < 0.5)[None]
     output = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
     loss = task.loss(output, target)
@@ -200,12 +206,12 @@ def test_3_ignored_pixels_give_no_loss_and_no_gradient(make_shelf: MakeShelf, no
 
 
 def test_3_an_image_whose_boxes_all_fall_is_an_example_of_background(
-    make_shelf: MakeShelf, make_network: MakeNetwork, noise: Noise
+    make_dataset_shard: MakeDatasetShard, make_network: MakeNetwork, noise: Noise
 ) -> None:
     """Our choice; the paper does not say: the image stays in the batch and teaches that nothing is there."""
-    library = stored(make_shelf, noise, BOXES, [boxes_of([0.3, 0.499])], 0.5)
+    dataset = stored(make_dataset_shard, noise, BOXES, [boxes_of([0.3, 0.499])], 0.5)
     network = make_network({"head": BOXES}).train()
-    batch = collate_samples([library.sample(0, 32, NOTHING, (0,))] * 2, {"head": network.tasks["head"].collate})
+    batch = collate_samples([dataset.sample(0, 32, NOTHING, (0,))] * 2, {"head": network.tasks["head"].collate})
     assert batch.targets["head"]["rows"].tolist() == [0, 1]
     assert [len(image["boxes"]) for image in batch.targets["head"]["target"]["images"]] == [0, 0]
     loss = network.losses(batch.images, batch.targets)["head"]
@@ -250,18 +256,18 @@ def equal(one: Value, other: Value) -> bool:
 def test_5_every_image_has_a_target_for_every_task(world: World) -> None:
     config = StudentConfig(loss_weights={"gabor": 1})
     inputs = world.inputs("student")
-    library = join(config, heads_of(config, inputs), inputs)
-    assert len(library) == 16
-    for index in range(len(library)):
-        assert set(library.values(index)) == {"kinds", "masks", "boxes", "depth", "gabor"}
+    dataset = join(config, heads_of(config, inputs), inputs)
+    assert len(dataset) == 16
+    for index in range(len(dataset)):
+        assert set(dataset.values(index)) == {"kinds", "masks", "boxes", "depth", "gabor"}
 
 
 def joined(world: World, labels: str) -> dict[str, dict[str, Value]]:
     """Labels by image key and head."""
     config = StudentConfig.model_validate({"labels": labels, "loss_weights": {"gabor": 1}})
     inputs = world.inputs("student")
-    library = join(config, heads_of(config, inputs), inputs)
-    return {library.read(index)[0]: library.values(index) for index in range(len(library))}
+    dataset = join(config, heads_of(config, inputs), inputs)
+    return {dataset.read(index)[0]: dataset.values(index) for index in range(len(dataset))}
 
 
 def test_5_a_true_label_wins_over_a_pseudo_label(world: World) -> None:
@@ -276,20 +282,20 @@ def test_5_a_true_label_wins_over_a_pseudo_label(world: World) -> None:
 
 
 def test_5_true_and_pseudo_labels_weigh_the_same(
-    make_shelf: MakeShelf, make_network: MakeNetwork, noise: Noise
+    make_dataset_shard: MakeDatasetShard, make_network: MakeNetwork, noise: Noise
 ) -> None:
     """The same label, once as a set's truth and once as a teacher's, makes the same batch and the same gradient."""
     rng = np.random.default_rng(0)
     values = [{"depth": rng.uniform(1, 5, (8, 8)).astype(np.float32)} for _ in range(2)]
-    shelf = make_shelf("s0", [noise(1), noise(2)], {"depth": (tasks.label(DEPTH), values)})
-    none = make_shelf("s1", [noise(1), noise(2)], {"depth": (tasks.label(DEPTH), [None, None])})
-    (layer,), (empty,) = shelf.layers["depth"], none.layers["depth"]
+    shard = make_dataset_shard("s0", [noise(1), noise(2)], {"depth": (tasks.label(DEPTH), values)})
+    none = make_dataset_shard("s1", [noise(1), noise(2)], {"depth": (tasks.label(DEPTH), [None, None])})
+    (source,), (empty,) = shard.label_sources["depth"], none.label_sources["depth"]
     gradients = []
-    for layers in ((layer,), (empty, Layer(layer.file, layer.label, 0.5)), (layer, empty)):
-        library = Library([dataclasses.replace(shelf, layers={"depth": layers})])
+    for label_sources in ((source,), (empty, LabelSource(source.file, source.label, 0.5)), (source, empty)):
+        dataset = ImageDataset([dataclasses.replace(shard, label_sources={"depth": label_sources})])
         network = make_network({"depth": DEPTH})
         batch = collate_samples(
-            [library.sample(n, 32, NOTHING, (0,)) for n in range(2)], {"depth": network.tasks["depth"].collate}
+            [dataset.sample(n, 32, NOTHING, (0,)) for n in range(2)], {"depth": network.tasks["depth"].collate}
         )
         Sum({"depth": 1.3})(network.losses(batch.images, batch.targets), {"depth": 1.0}).backward()
         gradients.append([p.grad for p in network.parameters() if p.grad is not None])
@@ -307,23 +313,23 @@ def chi_square(counts: NDArray[np.int64], shares: NDArray[np.float64]) -> float:
 
 def test_6_a_sets_share_of_a_batch_is_its_share_of_the_images(make_images: Callable[..., Any], noise: Noise) -> None:
     sizes = (4, 8, 20)
-    shelves = []
+    shards = []
     for number, size in enumerate(sizes):
         shard = make_images(f"set{number}", [noise(100 * number + n, 8, 8) for n in range(size)])
-        shelves.append(Shelf(shard, np.arange(size), {}))
-    library = Library(shelves)
-    batches = [library.order(0, epoch)[8 * k : 8 * k + 8] for epoch in range(120) for k in (0, 2)]
-    drawn = np.bincount([library.locate(int(index))[0] for batch in batches for index in batch], minlength=3)
+        shards.append(DatasetShard(shard, np.arange(size), {}))
+    dataset = ImageDataset(shards)
+    batches = [dataset.order(0, epoch)[8 * k : 8 * k + 8] for epoch in range(120) for k in (0, 2)]
+    drawn = np.bincount([dataset.locate(int(index))[0] for batch in batches for index in batch], minlength=3)
     shares = np.array(sizes) / sum(sizes)
     assert chi_square(drawn, shares) < 13.8  # p = 0.001 at two degrees of freedom
     assert chi_square(drawn, np.full(3, 1 / 3)) > 100
-    first = np.bincount([int(library.order(0, epoch)[0]) for epoch in range(640)], minlength=32)
+    first = np.bincount([int(dataset.order(0, epoch)[0]) for epoch in range(640)], minlength=32)
     assert chi_square(first, np.full(32, 1 / 32)) < 61.1  # p = 0.001 at 31
 
 
 def test_6_an_epoch_of_the_pool_draws_every_image_once(world: World) -> None:
     config = StudentConfig(loss_weights={"gabor": 1})
     inputs = world.inputs("student")
-    library = join(config, heads_of(config, inputs), inputs)
-    keys = [library.read(int(index))[0] for index in library.order(0, 0)]
+    dataset = join(config, heads_of(config, inputs), inputs)
+    keys = [dataset.read(int(index))[0] for index in dataset.order(0, 0)]
     assert len(set(keys)) == len(keys) == 7 + 9

@@ -56,7 +56,9 @@ def box_scores(world: World) -> list[float]:
     """The scores of all boxes that the teacher `boxes` has found in the pool."""
     label = tasks.label(heads_of(StudentConfig(), world.inputs("student"))["boxes"].space)
     made = world.artifacts["label"]
-    files = [made.elsewhere(each["path"]) for each in made.load("labels.json", read_json) if each["teacher"] == "boxes"]
+    files = [
+        made.external_file(each["path"]) for each in made.load("labels.json", read_json) if each["teacher"] == "boxes"
+    ]
     return [score for file in files for row in LabelShard(file, label).rows() for score in row["scores"]]
 
 

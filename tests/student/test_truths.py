@@ -37,8 +37,8 @@ def learned(world: World, fixed: Artifact | None, **student: Any) -> dict[str, M
     more = {"data.fixed": fixed} if fixed else {}
     inputs = Inputs({**world.inputs("student").artifacts, **more}, world.runtime)
     config = CONFIG.model_copy(update={**LOW, **student})
-    library = join(config, heads_of(config, inputs), inputs)
-    return {library.read(index)[0]: library.values(index) for index in range(len(library))}
+    dataset = join(config, heads_of(config, inputs), inputs)
+    return {dataset.read(index)[0]: dataset.values(index) for index in range(len(dataset))}
 
 
 def correct(file: Path) -> dict[str, list[float]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.errors import DataError
 from pipeline.recipe.teacher import TrainingConfig
 from pipeline.stores.labels import LabelSpace, Value
-from pipeline.training.autotune import Choice
+from pipeline.training.autotune import ComputeConfig
 from tasks.network import PYRAMID_STRIDES, Network, SimplePyramid, build_network, fuse, seed_part
 from tasks.prediction import network_predictor
 
@@ -166,7 +166,7 @@ def test_every_head_learns_and_answers_in_bfloat16(make_network: MakeNetwork, ba
     assert all(loss.dtype == torch.float32 and bool(loss.isfinite()) for loss in losses.values())
     assert all(bool(p.grad.isfinite().all()) for p in network.parameters() if p.grad is not None)
     predictor = network_predictor(network)
-    predictor.choice = Choice("cpu", "bf16", False, {})
+    predictor.choice = ComputeConfig("cpu", "bf16", False, {})
     found = predictor.values(predictor.predict(pictures(2, side)), 0, (64, 64))
     for value in found.values():
         assert all(np.isfinite(array).all() for array in value.values())

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import tasks
-from pipeline.data.dataset import Library, Shelf
+from pipeline.data.dataset import DatasetShard, ImageDataset
 from pipeline.data.loader import Batch
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.augment import AugmentConfig
@@ -23,10 +23,10 @@ from pipeline.recipe.base import FitConfig
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import LabelSpace, Value
 from tasks.network import Network
-from tasks.prediction import Predictor, Preparation, network_predictor, to_numpy
+from tasks.prediction import Predictor, Preprocessing, network_predictor, to_numpy
 from tasks.scoring import predict_all, read_image, score
 from tasks.task import Features
-from tasks.training import Course, Learning, Sum, train_network
+from tasks.training import Sum, SupervisedObjective, TrainingPlan, train_network
 
 Noise = Callable[..., NDArray[np.uint8]]
 MakeNetwork = Callable[..., Network]
@@ -38,43 +38,43 @@ def kind(light: bool) -> Value:
 
 
 @pytest.fixture
-def library(make_shelf: Callable[..., Shelf], noise: Noise) -> Library:
+def dataset(make_dataset_shard: Callable[..., DatasetShard], noise: Noise) -> ImageDataset:
     """Twelve pictures of different sizes, dark or light, labelled so."""
     pictures = [noise(number, 30 + number, 50) // 3 + 150 * (number % 2) for number in range(12)]
     labels = {"kind": (tasks.label(KINDS), [kind(bool(number % 2)) for number in range(12)])}
-    return Library([make_shelf("s0", [picture.astype(np.uint8) for picture in pictures], labels)])
+    return ImageDataset([make_dataset_shard("s0", [picture.astype(np.uint8) for picture in pictures], labels)])
 
 
-def course(steps: int, seed: int = 0, **fields: Any) -> Course:
+def course(steps: int, seed: int = 0, **fields: Any) -> TrainingPlan:
     fit = FitConfig.model_validate({"steps": steps, "batch": 4, "lr": 0.01, **fields})
-    return Course(fit, AugmentConfig(brightness=0, contrast=0), seed)
+    return TrainingPlan(fit, AugmentConfig(brightness=0, contrast=0), seed)
 
 
 def test_a_few_steps_tell_dark_from_light(
-    library: Library, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime
+    dataset: ImageDataset, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime
 ) -> None:
     network = make_network({"kind": KINDS})
-    before = score(network_predictor(network), library, {"kind": "kind"}, runtime)["accuracy"]
-    train_network(network, Sum({"kind": 1.0}), library, course(25), ("t", tmp_path, runtime))
-    after = score(network_predictor(network), library, {"kind": "kind"}, runtime)["accuracy"]
+    before = score(network_predictor(network), dataset, {"kind": "kind"}, runtime)["accuracy"]
+    train_network(network, Sum({"kind": 1.0}), dataset, course(25), ("t", tmp_path, runtime))
+    after = score(network_predictor(network), dataset, {"kind": "kind"}, runtime)["accuracy"]
     assert before < 0.9
     assert after == 1.0
 
 
 def test_the_same_seed_trains_the_same_weights(
-    library: Library, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime
+    dataset: ImageDataset, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime
 ) -> None:
     states = []
     for number, seed in enumerate((5, 5, 6)):
         network = make_network({"kind": KINDS})
-        train_network(network, Sum({"kind": 1.0}), library, course(3, seed), ("t", tmp_path / str(number), runtime))
+        train_network(network, Sum({"kind": 1.0}), dataset, course(3, seed), ("t", tmp_path / str(number), runtime))
         states.append(network.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["heads.kind.weight"], states[2]["heads.kind.weight"])
 
 
 def test_where_memory_runs_out_is_counted(
-    library: Library, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    dataset: ImageDataset, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def crowded(network: Network, images: torch.Tensor) -> Features:
         if len(images) > 2:
@@ -84,7 +84,7 @@ def test_where_memory_runs_out_is_counted(
     features = Network.features
     monkeypatch.setattr(Network, "features", crowded)
     network = make_network({"kind": KINDS})
-    trained = train_network(network, Sum({"kind": 1.0}), library, course(2), ("t", tmp_path, runtime))
+    trained = train_network(network, Sum({"kind": 1.0}), dataset, course(2), ("t", tmp_path, runtime))
     assert trained.counts()["out_of_memory"] == [{"step": 1, "pieces": 2, "images": 2}]
     assert "processes" not in trained.counts()
 
@@ -92,11 +92,11 @@ def test_where_memory_runs_out_is_counted(
 def test_nothing_to_learn_from_is_an_error(make_network: MakeNetwork, tmp_path: Path, runtime: Runtime) -> None:
     network = make_network({"kind": KINDS})
     with pytest.raises(DataError, match=r"teacher\.x: there is not one labelled image"):
-        train_network(network, Sum({"kind": 1.0}), Library([]), course(1), ("teacher.x", tmp_path, runtime))
+        train_network(network, Sum({"kind": 1.0}), ImageDataset([]), course(1), ("teacher.x", tmp_path, runtime))
 
 
 def test_images_without_a_label_weigh_nothing_but_go_through_the_backbone(make_network: MakeNetwork) -> None:
-    learning = Learning(make_network({"kind": KINDS}), Sum({"kind": 1.0}), torch.contiguous_format)
+    learning = SupervisedObjective(make_network({"kind": KINDS}), Sum({"kind": 1.0}), torch.contiguous_format)
     total, losses = learning(Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ["k1", "k2"], {}), {})
     total.backward()
     assert (total.item(), losses) == (0, {})
@@ -112,17 +112,19 @@ def test_the_sum_is_that_of_the_weighted_losses() -> None:
 
 
 @pytest.fixture(params=[[5], [0, 1, 6], range(8)], ids=str)
-def sparse(request: pytest.FixtureRequest, make_shelf: Callable[..., Shelf], noise: Noise) -> Library:
+def sparse(
+    request: pytest.FixtureRequest, make_dataset_shard: Callable[..., DatasetShard], noise: Noise
+) -> ImageDataset:
     """Eight images, some with a label for `kind` and the others with one for `other`."""
     labelled = request.param
     kinds = [kind(bool(number % 2)) if number in labelled else None for number in range(8)]
     others = [kind(bool(number % 3)) if number not in labelled else None for number in range(8)]
     labels = {"kind": (tasks.label(KINDS), kinds), "other": (tasks.label(KINDS), others)}
-    return Library([make_shelf("s0", [noise(number) for number in range(8)], labels)])
+    return ImageDataset([make_dataset_shard("s0", [noise(number) for number in range(8)], labels)])
 
 
 def test_few_labels_weigh_the_same_in_however_many_pieces_they_come(
-    sparse: Library, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime
+    sparse: ImageDataset, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime
 ) -> None:
     """What a step makes of the weights, in one pass and in several."""
     weights, logs = [], []
@@ -143,9 +145,9 @@ def test_an_image_is_prepared_whole_or_by_its_centre() -> None:
     pixels = np.zeros((60, 100, 3), np.uint8)
     pixels[15:45, 35:65] = 200  # the central square of half the shorter side
     image = Image.fromarray(pixels)
-    assert (Preparation(30, centre=0.5)(image) == 200).all()
-    assert (Preparation(30, centre=0.5, bicubic=True)(image) == 200).all()
-    whole = Preparation(64)(image)
+    assert (Preprocessing(30, centre=0.5)(image) == 200).all()
+    assert (Preprocessing(30, centre=0.5, bicubic=True)(image) == 200).all()
+    whole = Preprocessing(64)(image)
     assert whole.shape == (64, 64, 3)
     assert whole[32, 32, 0] == 200
     assert whole[2, 2, 0] == 0
@@ -153,12 +155,12 @@ def test_an_image_is_prepared_whole_or_by_its_centre() -> None:
 
 
 def test_a_reduced_decode_keeps_what_the_preparation_needs() -> None:
-    assert Preparation(64).enough() == (64, 64)
-    assert Preparation(64, centre=0.5).enough() == (128, 128)
+    assert Preprocessing(64).enough() == (64, 64)
+    assert Preprocessing(64, centre=0.5).enough() == (128, 128)
 
 
 def test_equal_preparations_share_their_work() -> None:
-    assert len({Preparation(64), Preparation(64), Preparation(64, 0.875), Preparation(32)}) == 3
+    assert len({Preprocessing(64), Preprocessing(64), Preprocessing(64, 0.875), Preprocessing(32)}) == 3
 
 
 def test_a_predictor_is_in_eval_mode_and_says_the_same_twice(make_network: MakeNetwork) -> None:
@@ -198,7 +200,7 @@ HEADS = {
 def test_a_batch_that_memory_does_not_hold_is_predicted_in_parts(make_network: MakeNetwork, room: int) -> None:
     network = make_network(HEADS, image_size=64)
     crowded = Crowded(network, room)
-    predictor = Predictor(crowded, network.tasks, Preparation(64))
+    predictor = Predictor(crowded, network.tasks, Preprocessing(64))
     images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
     found, expected = predictor.predict(images), network_predictor(network).predict(images)
     for index in range(5):
@@ -212,30 +214,30 @@ def test_a_batch_that_memory_does_not_hold_is_predicted_in_parts(make_network: M
 
 
 def test_one_image_that_memory_does_not_hold_is_an_error(make_network: MakeNetwork) -> None:
-    predictor = Predictor(Crowded(make_network({"kind": KINDS}), 0), {}, Preparation(32))
+    predictor = Predictor(Crowded(make_network({"kind": KINDS}), 0), {}, Preprocessing(32))
     with pytest.raises(ConfigError, match="does not hold one image's prediction"):
         predictor.predict(torch.zeros(3, 3, 32, 32, dtype=torch.uint8))
 
 
 def test_predictions_come_in_the_librarys_order_with_the_images_sizes(
-    library: Library, make_network: MakeNetwork, runtime: Runtime
+    dataset: ImageDataset, make_network: MakeNetwork, runtime: Runtime
 ) -> None:
     predictor = network_predictor(make_network({"boxes": LabelSpace("detection", ("a",))}, image_size=64))
-    found = list(predict_all(predictor, library, dataclasses.replace(runtime, workers=2)))
+    found = list(predict_all(predictor, dataset, dataclasses.replace(runtime, workers=2)))
     assert [index for index, _ in found] == list(range(12))
-    sizes = [read_image(library, index).size for index in range(12)]
+    sizes = [read_image(dataset, index).size for index in range(12)]
     assert [tuple(values["boxes"]["size"].tolist()) for _, values in found] == sizes
     assert len(set(sizes)) == 12
 
 
 def test_scores_do_not_depend_on_how_images_are_batched(
-    library: Library, make_network: MakeNetwork, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    dataset: ImageDataset, make_network: MakeNetwork, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor = network_predictor(make_network({"kind": KINDS}))
     scores = []
     for batch in (1, 5, 16):
         monkeypatch.setattr("tasks.scoring.BATCH", batch)
-        scores.append(score(predictor, library, {"kind": "kind"}, runtime))
+        scores.append(score(predictor, dataset, {"kind": "kind"}, runtime))
     assert scores[0] == scores[1] == scores[2]
 
 

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 import tasks
-from pipeline.data.dataset import Library, Shelf
+from pipeline.data.dataset import DatasetShard, ImageDataset
 from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig
 from pipeline.recipe.runtime import Precision
@@ -21,7 +21,7 @@ from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
 from pipeline.stores.labels import LabelSpace, Value
 from tasks.network import Network, NetworkConfig
-from tasks.training import Course, Sum, train_network
+from tasks.training import Sum, TrainingPlan, train_network
 from tests.processes import Together
 
 SPACES = {
@@ -38,7 +38,7 @@ STEPS = 4
 class Lesson:
     """What a process is told to train, and on what."""
 
-    shelves: Sequence[Shelf]
+    shards: Sequence[DatasetShard]
     root: Path
     backbone: str
     heads: tuple[str, ...] = ("kind",)
@@ -50,11 +50,11 @@ class Lesson:
         heads = {name: SPACES[name].to_json() for name in self.heads}
         network = Network(NetworkConfig(backbone=self.backbone, image_size=32, width=16, proposals=16, heads=heads))
         fit = FitConfig(steps=STEPS, batch=5, lr=0.01)
-        course = Course(fit, AugmentConfig(brightness=0, contrast=0), 3)
+        course = TrainingPlan(fit, AugmentConfig(brightness=0, contrast=0), 3)
         runtime = Runtime(Root.of(self.root), "cpu", self.precision, 1)
         combine = Sum(dict.fromkeys(self.heads, 1.0))
         place = ("t", self.root / self.out, runtime)
-        trained = train_network(network, combine, Library(self.shelves), course, place)
+        trained = train_network(network, combine, ImageDataset(self.shards), course, place)
         return {name: tensor.numpy() for name, tensor in network.state_dict().items()}, trained.counts()
 
     def losses(self) -> list[float]:
@@ -81,15 +81,17 @@ def values(number: int) -> dict[str, Value]:
 
 
 @pytest.fixture
-def shelf(make_shelf: Callable[..., Shelf], noise: Callable[..., NDArray[np.uint8]]) -> Callable[..., Shelf]:
+def shard(
+    make_dataset_shard: Callable[..., DatasetShard], noise: Callable[..., NDArray[np.uint8]]
+) -> Callable[..., DatasetShard]:
     """Twelve pictures; of every head, the numbers of those that have a label."""
 
-    def make(**labelled: Sequence[int]) -> Shelf:
+    def make(**labelled: Sequence[int]) -> DatasetShard:
         labels = {
             head: (tasks.label(SPACES[head]), [values(n)[head] if n in numbers else None for n in range(12)])
             for head, numbers in labelled.items()
         }
-        return make_shelf("s0", [noise(number) for number in range(12)], labels)
+        return make_dataset_shard("s0", [noise(number) for number in range(12)], labels)
 
     return make
 
@@ -100,11 +102,11 @@ def assert_same(one: dict[str, NDArray[Any]], other: dict[str, NDArray[Any]]) ->
 
 @pytest.mark.parametrize("labelled", [range(12), [0, 1, 5, 11]], ids=["every image", "few"])
 def test_two_processes_learn_what_one_learns(
-    together: Together, tmp_path: Path, shelf: Callable[..., Shelf], labelled: Sequence[int]
+    together: Together, tmp_path: Path, shard: Callable[..., DatasetShard], labelled: Sequence[int]
 ) -> None:
     """To 1 in 100,000 of each loss, without batch norms: whoever has the labels."""
     others = [number for number in range(12) if number not in labelled]
-    lesson = Lesson([shelf(kind=labelled, more=others)], tmp_path, "test_convnext", ("kind", "more"))
+    lesson = Lesson([shard(kind=labelled, more=others)], tmp_path, "test_convnext", ("kind", "more"))
     (one, counts), (other, _) = together.call(2, lesson.train)
     assert counts["processes"] == 2
     assert_same(one, other)
@@ -114,9 +116,9 @@ def test_two_processes_learn_what_one_learns(
 
 
 def test_batch_norms_see_their_own_process_and_the_difference_is_small(
-    together: Together, tmp_path: Path, shelf: Callable[..., Shelf]
+    together: Together, tmp_path: Path, shard: Callable[..., DatasetShard]
 ) -> None:
-    lesson = Lesson([shelf(kind=range(12))], tmp_path, "test_resnet")
+    lesson = Lesson([shard(kind=range(12))], tmp_path, "test_resnet")
     (one, _), (other, _) = together.call(2, lesson.train)
     assert_same(one, other)
     alone = dataclasses.replace(lesson, out="alone")
@@ -126,9 +128,9 @@ def test_batch_norms_see_their_own_process_and_the_difference_is_small(
 
 
 def test_shares_without_a_label_for_a_head_or_for_any_do_no_harm(
-    together: Together, tmp_path: Path, shelf: Callable[..., Shelf]
+    together: Together, tmp_path: Path, shard: Callable[..., DatasetShard]
 ) -> None:
-    made = shelf(kind=[0], more=[], boxes=[1, 2], masks=[2], depth=[3, 4])  # and eight images without a label
+    made = shard(kind=[0], more=[], boxes=[1, 2], masks=[2], depth=[3, 4])  # and eight images without a label
     lesson = Lesson([made], tmp_path, "test_resnet", tuple(SPACES))
     (one, _), (other, _) = together.call(2, lesson.train)
     assert_same(one, other)
@@ -137,9 +139,9 @@ def test_shares_without_a_label_for_a_head_or_for_any_do_no_harm(
 
 
 def test_the_way_a_model_runs_is_measured_by_one_process_for_all(
-    together: Together, tmp_path: Path, shelf: Callable[..., Shelf]
+    together: Together, tmp_path: Path, shard: Callable[..., DatasetShard]
 ) -> None:
-    lesson = Lesson([shelf(kind=range(12))], tmp_path, "test_convnext", precision="auto")
+    lesson = Lesson([shard(kind=range(12))], tmp_path, "test_convnext", precision="auto")
     (one, counts), (other, others) = together.call(2, lesson.train)
     assert counts == others
     assert len(counts["choice"]["measured_ms"]) == 4

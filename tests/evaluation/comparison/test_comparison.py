@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from evaluation.backbone_table import Column
-from evaluation.comparison.comparison import Comparison, Row, Setting, read_comparisons
+from evaluation.backbone_table import MetricColumn
+from evaluation.comparison.comparison import Comparison, ComparisonSetting, Row, read_comparisons
 from evaluation.comparison.cost import Cost
 from evaluation.measurement import FILE
 from evaluation.report import comparisons
@@ -21,11 +21,15 @@ from pipeline.steps.artifact import Artifact, contents, write_json
 from pipeline.storage.root import Root
 from tests.evaluation.test_backbone_table import LINEAR, NORMALS, like
 
-COLUMN = Column("linear v1", 12, "accuracy", "none")
-PLAIN, SHORT, LONG = Setting("vit", None, None), Setting("vit", 1.0, 100), Setting("vit", 1.0, 900)
+COLUMN = MetricColumn("linear v1", 12, "accuracy", "none")
+PLAIN, SHORT, LONG = (
+    ComparisonSetting("vit", None, None),
+    ComparisonSetting("vit", 1.0, 100),
+    ComparisonSetting("vit", 1.0, 900),
+)
 
 
-def row(method: str, setting: Setting, *values: float, start: str = "student") -> Row:
+def row(method: str, setting: ComparisonSetting, *values: float, start: str = "student") -> Row:
     """A row with a value per seed."""
     cost = Cost(setting.steps or 0, 10 * (setting.steps or 0), float(setting.steps or 0))
     return Row(method, start, setting, {COLUMN: dict(enumerate(values))}, cost)
@@ -49,7 +53,7 @@ def test_rows_without_a_stage_stand_beside_those_of_every_setting() -> None:
 
 
 def test_another_backbone_is_another_table() -> None:
-    other = row("none", Setting("resnet", None, None), 0.9, start="scratch")
+    other = row("none", ComparisonSetting("resnet", None, None), 0.9, start="scratch")
     assert other not in dataclasses.replace(FOUND, rows=[*ROWS, other]).side_by_side(SHORT)
 
 
@@ -77,7 +81,7 @@ def test_rows_are_compared_by_the_seeds_that_all_have() -> None:
 
 def test_of_angles_no_advice_is_given() -> None:
     """A mean angle is no share, and less of it is better."""
-    angle = Column("finetune quick v1", 12, "mean_angle", "none")
+    angle = MetricColumn("finetune quick v1", 12, "mean_angle", "none")
     rows = [dataclasses.replace(each, values={angle: each.values[COLUMN]}) for each in ROWS]
     found = dataclasses.replace(FOUND, rows=rows, columns=[angle], better={"mean_angle": "lower"})
     assert found.advice() == []

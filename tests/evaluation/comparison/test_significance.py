@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.comparison.significance import Standing, advice, standing
+from evaluation.comparison.significance import Ranking, advice, standing
 
 WHERE = "here"
 MANY = 10**9
@@ -90,7 +90,7 @@ def test_methods_that_cant_be_told_apart_are_named() -> None:
 
 
 def test_where_the_best_does_without_a_stage_none_is_advised() -> None:
-    said = advice(Standing({"student": 0.9, "simclr": 0.5}, 0.1), ["student"], WHERE)
+    said = advice(Ranking({"student": 0.9, "simclr": 0.5}, 0.1), ["student"], WHERE)
     assert "no stage is better than 'student'" in said
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from evaluation.probe import Known, Problem
+from evaluation.probe import LabelledFeatures, ProbeTask
 from evaluation.probes import knn, linear, linear_hpt, soft_nn
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
@@ -21,21 +21,23 @@ from selfsup.components.losses import suncet
 CLASSES, WIDTH = 4, 6
 
 
-def known(seed: int, count: int, classes: int = CLASSES - 1) -> Known:
+def known(seed: int, count: int, classes: int = CLASSES - 1) -> LabelledFeatures:
     """Features of overlapping classes; the last class does not occur."""
     rng = np.random.default_rng(seed)
     numbers = rng.integers(0, classes, count)
     features = rng.normal(size=(count, WIDTH)) * np.arange(1, WIDTH + 1) + 2 * np.eye(classes, WIDTH)[numbers] + 3
-    return Known(torch.from_numpy(features).float(), torch.from_numpy(numbers))
+    return LabelledFeatures(torch.from_numpy(features).float(), torch.from_numpy(numbers))
 
 
-def problem(train: Known, val: Known, tmp_path: Path) -> Problem:
+def problem(train: LabelledFeatures, val: LabelledFeatures, tmp_path: Path) -> ProbeTask:
     """One for probes that look at features alone."""
     nothing = cast("Any", None)
-    return Problem(train, val, CLASSES, 0, nothing, nothing, tmp_path, Runtime(Root.of(tmp_path)))
+    return ProbeTask(train, val, CLASSES, 0, nothing, nothing, tmp_path, Runtime(Root.of(tmp_path)))
 
 
-def neighbours(train: Known, features: NDArray[np.float64], count: int, temperature: float) -> NDArray[np.float64]:
+def neighbours(
+    train: LabelledFeatures, features: NDArray[np.float64], count: int, temperature: float
+) -> NDArray[np.float64]:
     """Weighted nearest neighbours, image by image, in float64: Wu et al., 2018."""
     there = train.features.double().numpy()
     found = np.zeros((len(features), CLASSES))
@@ -76,7 +78,7 @@ def test_the_right_class_of_soft_neighbours_is_what_suncets_loss_raises(tmp_path
     told = []
     for number in range(40):
         others = np.delete(np.arange(40), number)
-        train = Known(features[others], classes[others])
+        train = LabelledFeatures(features[others], classes[others])
         told.append(soft_nn.fit(problem(train, everything, tmp_path)).classify(features[number : number + 1])[0])
     own = torch.stack(told)[torch.arange(40), classes]
     torch.testing.assert_close(suncet(features, classes, soft_nn.TEMPERATURE), -own.log().mean(), rtol=1e-4, atol=1e-5)
@@ -104,7 +106,9 @@ def test_linear_is_a_logistic_regression_with_the_penalty_that_is_best_on_valida
 def test_of_penalties_that_are_equal_the_strongest_is_taken(tmp_path: Path) -> None:
     """Classes so far apart that every one of them finds these."""
     classes = torch.tensor([0, 1] * 10)
-    apart = Known(torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(0)) + 100 * classes[:, None], classes)
+    apart = LabelledFeatures(
+        torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(0)) + 100 * classes[:, None], classes
+    )
     assert linear.fit(problem(apart, apart, tmp_path)).settings == {"C": 1e-4, "validation": 1.0}
 
 
@@ -116,7 +120,7 @@ def test_a_class_that_never_occurs_has_no_probability(probe: Any, tmp_path: Path
 
 def test_a_class_in_the_middle_that_never_occurs_takes_no_other_ones_place(tmp_path: Path) -> None:
     train, val = (known(seed, 40, 2) for seed in (1, 2))
-    apart = Known(train.features, train.classes * 2), Known(val.features, val.classes * 2)
+    apart = LabelledFeatures(train.features, train.classes * 2), LabelledFeatures(val.features, val.classes * 2)
     test = known(3, 10).features
     together = linear.fit(problem(train, val, tmp_path)).classify(test)
     assert torch.equal(linear.fit(problem(*apart, tmp_path)).classify(test)[:, [0, 2]], together[:, :2])
@@ -125,7 +129,8 @@ def test_a_class_in_the_middle_that_never_occurs_takes_no_other_ones_place(tmp_p
 def test_a_feature_that_never_changes_does_no_harm(tmp_path: Path) -> None:
     train, val = known(1, 40), known(2, 20)
     still = [
-        Known(torch.cat([each.features, torch.ones(len(each.features), 1)], 1), each.classes) for each in (train, val)
+        LabelledFeatures(torch.cat([each.features, torch.ones(len(each.features), 1)], 1), each.classes)
+        for each in (train, val)
     ]
     test = known(3, 10).features
     found = linear.fit(problem(still[0], still[1], tmp_path)).classify(torch.cat([test, torch.ones(10, 1)], 1))

@@ -63,16 +63,16 @@ def test_a_labelled_picture_shows_the_label_and_counts_it() -> None:
 
 def test_a_note_says_how_much_a_label_holds() -> None:
     classes = np.array([[0, 65535], [1, 65535]], np.uint16)
-    assert tasks.label(BOXES).say(boxes(0)) == "0 boxes"
-    assert tasks.label(MASKS).say({"classes": classes}) == "50% of the pixels"
+    assert tasks.label(BOXES).describe(boxes(0)) == "0 boxes"
+    assert tasks.label(MASKS).describe({"classes": classes}) == "50% of the pixels"
     kinds = LabelSpace("classification", ("tench, Tinca tinca", "hen"))
-    assert tasks.label(kinds).say({"probs": np.zeros(2, np.float32)}) == "no class"
-    assert tasks.label(kinds).say({"probs": np.array([0.75, 0.25], np.float32)}) == "tench 75%"
+    assert tasks.label(kinds).describe({"probs": np.zeros(2, np.float32)}) == "no class"
+    assert tasks.label(kinds).describe({"probs": np.array([0.75, 0.25], np.float32)}) == "tench 75%"
     depth = np.append(np.zeros(99, np.float32), np.arange(1, 102, dtype=np.float32)).reshape(20, 10)
-    assert tasks.label(LabelSpace("depth")).say({"depth": depth}) == "2.0 to 100.0 m"
-    assert tasks.label(LabelSpace("depth", scale="relative")).say({"depth": depth}) == "2.0 to 100.0"
-    assert tasks.label(LabelSpace("depth")).say({"depth": np.zeros((2, 2), np.float32)}) == "unknown"
-    assert tasks.label(LabelSpace("normals")).say({"normals": np.zeros((2, 2, 3), np.float32)}) == ""
+    assert tasks.label(LabelSpace("depth")).describe({"depth": depth}) == "2.0 to 100.0 m"
+    assert tasks.label(LabelSpace("depth", scale="relative")).describe({"depth": depth}) == "2.0 to 100.0"
+    assert tasks.label(LabelSpace("depth")).describe({"depth": np.zeros((2, 2), np.float32)}) == "unknown"
+    assert tasks.label(LabelSpace("normals")).describe({"normals": np.zeros((2, 2, 3), np.float32)}) == ""
 
 
 def test_swatches_have_the_colours_of_the_drawings() -> None:

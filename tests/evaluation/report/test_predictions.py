@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from evaluation.metric_table import Place
-from evaluation.report.predictions import Witness, held_out_spots, readable, teacher_of
+from evaluation.metric_table import EvaluationTarget
+from evaluation.report.predictions import CachedPredictor, held_out_spots, readable, teacher_of
 from evaluation.report.run_record import RunRecord
 from evaluation.report.samples import Album
 from pipeline.storage import path
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from tasks.task import Prediction
     from tests.conftest import World
 
-PLACE = Place("depth", "depth", "truth", "val", 3, 0, "whole")
+PLACE = EvaluationTarget("depth", "depth", "truth", "val", 3, 0, "whole")
 
 
 @pytest.fixture
 def album(world: World, tmp_path: Path) -> Album:
     """The pictures of a run that ended with the labels."""
-    return Album(RunRecord(path.Place.of(str(tmp_path)), world.artifacts))
+    return Album(RunRecord(path.StoragePath.of(str(tmp_path)), world.artifacts))
 
 
 def test_of_predicted_boxes_those_below_the_threshold_are_left_out_and_the_best_is_named(album: Album) -> None:
@@ -71,9 +71,9 @@ def test_a_model_is_asked_once_about_each_image(album: Album, monkeypatch: pytes
         return predict(images)
 
     monkeypatch.setattr(witness.predictor, "predict", counted)
-    alone = witness.say([second])[0]["depth"]
-    together = [said["depth"] for said in witness.say([first, second, third])]
+    alone = witness.predict([second])[0]["depth"]
+    together = [said["depth"] for said in witness.predict([first, second, third])]
     assert asked == [1, 2]
     assert together[1] is alone
-    again = Witness(witness.predictor).say([first, second, third])
+    again = CachedPredictor(witness.predictor).predict([first, second, third])
     assert [said["depth"]["depth"] for said in again] == [pytest.approx(value["depth"]) for value in together]

@@ -19,7 +19,7 @@ from evaluation.report.html import VOID
 from evaluation.report.page import NOTHING
 from evaluation.report.report import write_report
 from pipeline.steps.artifact import Artifact, read_json, write_json
-from pipeline.storage.path import Place
+from pipeline.storage.path import StoragePath
 from tests.disk import folder_of
 
 if TYPE_CHECKING:
@@ -38,8 +38,10 @@ def artifacts(world: World) -> dict[str, Artifact]:
     for name in ("student", "evaluate"):
         step = world.steps[name]
         inputs = {other: made[other] for other in step.inputs}
-        mark = step.mark(inputs)
-        made[name] = world.workspace.find(step, mark) or world.workspace.make(step, Inputs(inputs, world.runtime))
+        fingerprint = step.fingerprint(inputs)
+        made[name] = world.workspace.find(step, fingerprint) or world.workspace.make(
+            step, Inputs(inputs, world.runtime)
+        )
     return made
 
 
@@ -65,7 +67,7 @@ def page(folder: Path, artifacts: dict[str, Artifact]) -> str:
 
 
 def report(folder: Path, artifacts: Mapping[str, Artifact]) -> str:
-    write_report(Place.of(str(folder)), artifacts)
+    write_report(StoragePath.of(str(folder)), artifacts)
     return (folder / "report.html").read_text(encoding="utf-8")
 
 

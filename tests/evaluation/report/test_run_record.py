@@ -10,7 +10,7 @@ import pytest
 
 from evaluation.report.run_record import TOTAL, Log, RunRecord
 from pipeline.steps.artifact import Artifact, contents, write_json
-from pipeline.storage.path import Place
+from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 
 
@@ -55,7 +55,7 @@ def test_time_and_steps_come_from_the_events(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     write_json(tmp_path / "plan.json", [{"step": "student", "action": "run", "why": "new pool"}])
     artifacts = {name: Artifact(Root.of(tmp_path), name, {"seconds": 30.0}) for name in ("pool", "student")}
-    run = RunRecord(Place.of(str(tmp_path)), artifacts)
+    run = RunRecord(StoragePath.of(str(tmp_path)), artifacts)
     assert run.seconds() == 31.0
     assert [(step.step, step.reused, step.why) for step in run.steps()] == [
         ("pool", True, ""),
@@ -64,7 +64,7 @@ def test_time_and_steps_come_from_the_events(tmp_path: Path) -> None:
 
 
 def test_a_run_without_any_file_has_a_name_and_no_time(tmp_path: Path) -> None:
-    run = RunRecord(Place.of(str(tmp_path / "photos-1")), {})
+    run = RunRecord(StoragePath.of(str(tmp_path / "photos-1")), {})
     assert (run.name, run.seconds(), run.began(), run.metrics(), run.kept()) == ("photos-1", 0.0, None, [], {})
 
 

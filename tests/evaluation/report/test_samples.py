@@ -17,7 +17,7 @@ from ingest.dataset import IngestedSet
 from ingest.rejections import LABELS, describe
 from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.workspace import Workspace
-from pipeline.storage.path import Place
+from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 from pipeline.stores.labels import LabelSpace, Value
 from pipeline.stores.naming import store_name
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 @pytest.fixture
 def album(world: World, tmp_path: Path) -> Album:
     """The pictures of a run that ended with the labels."""
-    return Album(RunRecord(Place.of(str(tmp_path)), world.artifacts))
+    return Album(RunRecord(StoragePath.of(str(tmp_path)), world.artifacts))
 
 
 def with_labels(world: World, tmp_path: Path, labels: str, **settings: Any) -> Album:
     """The same with a student that learned from these `labels`."""
     config = {"student": {"labels": labels, **settings}}
     student = Artifact(world.runtime.root, "", {"config": config, "counts": {}, "files": {}})
-    return Album(RunRecord(Place.of(str(tmp_path)), {**world.artifacts, "student": student}))
+    return Album(RunRecord(StoragePath.of(str(tmp_path)), {**world.artifacts, "student": student}))
 
 
 def test_images_come_from_every_set_in_turn_and_by_their_hash(album: Album) -> None:
@@ -128,7 +128,7 @@ def test_a_rejected_label_is_shown_as_none_and_a_true_one_stays(world: World, tm
     reject(runtime.root, keys, store_name("depth", world.artifacts["teacher.depth"].digest), "wrong")
     config = {"rejected": describe(read_rejects(runtime.root)), "teachers": ["depth"]}
     made = Workspace(runtime.root).make(Step(LABELS, "ingest.rejections:copy_labels", config), Inputs({}, runtime))
-    album = Album(RunRecord(Place.of(str(tmp_path)), {**world.artifacts, LABELS: made}))
+    album = Album(RunRecord(StoragePath.of(str(tmp_path)), {**world.artifacts, LABELS: made}))
     index, (pool, truth) = label_index(album.run), pool_spots(album, 2)
     assert learned(album, album.heads["depth"], pool, index) == (None, "rejected by hand")
     assert learned(album, album.heads["depth"], truth, index)[1] == "true label"

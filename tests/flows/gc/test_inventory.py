@@ -18,8 +18,8 @@ from flows.plan.steps import Selection
 from flows.run.run import Outcome
 from pipeline.errors import ConfigError, DataError
 from pipeline.steps.workspace import Workspace
-from pipeline.storage.lock import claimed
-from pipeline.storage.path import Place
+from pipeline.storage.lock import hold_lock
+from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 from pipeline.stores.rejections import PATH, read_rejects, reject
 from tests.flows.tiny import STEPS, digests, loads_nothing_heavy, within
@@ -66,11 +66,11 @@ def test_one_artifact_is_shown_with_what_it_came_from(whole: Path) -> None:
 def test_what_is_not_there_is_told_with_what_is(whole: Path) -> None:
     root = Root.of(whole)
     held = artifacts(root, runs(root))
-    mark = named(root, "student", held).key[1]
-    assert named(root, f"student/{mark[:5]}", held).key == ("student", mark)
+    fingerprint = named(root, "student", held).key[1]
+    assert named(root, f"student/{fingerprint[:5]}", held).key == ("student", fingerprint)
     with pytest.raises(ConfigError, match=r"'studnet' is unknown\. Did you mean 'student'"):
         named(root, "studnet", held)
-    with pytest.raises(ConfigError, match=f"Fingerprint of student: 'zz' is unknown.*{mark}"):
+    with pytest.raises(ConfigError, match=f"Fingerprint of student: 'zz' is unknown.*{fingerprint}"):
         named(root, "student/zz", held)
 
 
@@ -145,9 +145,9 @@ def test_neither_a_part_of_a_run_nor_one_that_failed_takes_the_place_of_a_whole_
     assert {name.split("/")[0] for name in deleted(copy)} >= {"teacher.gabor", "label", "student", "evaluate"}
 
 
-def pretended(root: Path, time: str, step: str, mark: str) -> None:
+def pretended(root: Path, time: str, step: str, fingerprint: str) -> None:
     """A finished run that made one artifact."""
-    made = shutil.copytree(next((root / "artifacts" / "evaluate").iterdir()), root / "artifacts" / step / mark)
+    made = shutil.copytree(next((root / "artifacts" / "evaluate").iterdir()), root / "artifacts" / step / fingerprint)
     run = root / "runs" / f"tiny-{time}"
     run.mkdir()
     (run / "plan.json").write_text(json.dumps([{"step": step, "artifact": made.name}]), "utf-8")
@@ -163,7 +163,7 @@ def test_a_comparison_takes_the_place_of_none_but_the_one_of_its_name(copy: Path
 def test_what_a_run_at_work_may_grow_from_is_kept(copy: Path) -> None:
     run = Root.of(copy) / "runs" / "tiny-20300101-000000"
     run.child("plan.json").write(b'[{"step": "data.pool", "artifact": null}]')
-    with claimed(Root.of(copy) / "claims" / "runs" / run.name, lambda _: None, lambda: None):
+    with hold_lock(Root.of(copy) / "claims" / "runs" / run.name, lambda _: None, lambda: None):
         gone = {name.split("/")[0] for name in deleted(copy, keep=0)}
     assert gone == set(STEPS) - {"data.pool"} | {"labels"}
 
@@ -209,7 +209,7 @@ def test_what_is_left_in_a_sealed_folder_goes_once(copy: Path) -> None:
     (copy / "artifacts" / "student" / ".DS_Store").write_bytes(b"odd")
     root = Root.of(copy)
     what = f"teacher.masks/{teacher.name}"
-    with claimed(root / "claims" / what, lambda _: None, lambda: None):
+    with hold_lock(root / "claims" / what, lambda _: None, lambda: None):
         assert deleted(copy) == set(), "it may be at work in there"
     verdicts = sort_out(Workspace(root))
     (left,) = (verdict for verdict in verdicts if not verdict.kept)
@@ -224,13 +224,13 @@ def test_what_is_left_in_a_sealed_folder_goes_once(copy: Path) -> None:
 
 def test_what_there_is_is_listed_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed: list[str] = []
-    files = Place.files
+    files = StoragePath.files
 
-    def watched(place: Place) -> dict[str, int]:
-        listed.append(place.under(Place.of(str(copy))))
+    def watched(place: StoragePath) -> dict[str, int]:
+        listed.append(place.under(StoragePath.of(str(copy))))
         return files(place)
 
-    monkeypatch.setattr(Place, "files", watched)
+    monkeypatch.setattr(StoragePath, "files", watched)
     sort_out(Workspace(Root.of(copy)))
     assert [name for name in listed if name.startswith("artifacts")] == ["artifacts"]
 

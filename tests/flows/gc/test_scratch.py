@@ -12,7 +12,7 @@ from cli.main import main
 from flows.gc.inventory import remove
 from flows.gc.scratch import scratch
 from pipeline.storage.cache import OLD_S
-from pipeline.storage.lock import claimed
+from pipeline.storage.lock import hold_lock
 from pipeline.storage.root import Root
 
 STAYS = {
@@ -37,14 +37,14 @@ def root(bucket: str) -> Root:
     root = Root.of(f"{bucket}/root")
     (root / "artifacts/data.a/sealed/manifest.json").write(b"{}")
     for name in STAYS | GOES:
-        root.here(name).parent.mkdir(parents=True, exist_ok=True)
-        root.here(name).write_bytes(b"12")
-    os.utime(root.here(".read-old"), (time.time() - OLD_S - 60,) * 2)
+        root.local_path(name).parent.mkdir(parents=True, exist_ok=True)
+        root.local_path(name).write_bytes(b"12")
+    os.utime(root.local_path(".read-old"), (time.time() - OLD_S - 60,) * 2)
     return root
 
 
 def left(root: Root) -> set[str]:
-    return {path.relative_to(root.here()).as_posix() for path in root.here().rglob("*") if path.is_file()}
+    return {path.relative_to(root.local_path()).as_posix() for path in root.local_path().rglob("*") if path.is_file()}
 
 
 def test_what_nobody_needs_goes_and_the_rest_is_kept(root: Root) -> None:
@@ -52,14 +52,14 @@ def test_what_nobody_needs_goes_and_the_rest_is_kept(root: Root) -> None:
     assert {name for verdict in verdicts if verdict.kept for name in verdict.files} == STAYS
     assert {name for verdict in verdicts if not verdict.kept for name in verdict.files} == GOES
     assert all(Path(verdict.what).exists() for verdict in verdicts), "named as what they are on this machine"
-    remove(Root.of(root.here()), verdicts)
+    remove(Root.of(root.local_path()), verdicts)
     assert left(root) == STAYS
-    assert not root.here(".read-old").exists()
+    assert not root.local_path(".read-old").exists()
     assert [verdict for verdict in scratch(root) if not verdict.kept] == []
 
 
 def test_all_is_kept_while_this_machine_is_at_work_on_the_root(root: Root) -> None:
-    with claimed(root / "claims" / "runs" / "r", lambda _: None, lambda: None):
+    with hold_lock(root / "claims" / "runs" / "r", lambda _: None, lambda: None):
         verdicts = scratch(root)
     assert {name for verdict in verdicts for name in verdict.files} == STAYS | GOES
     assert {verdict.why for verdict in verdicts} == {f"process {os.getpid()} is at work on the root"}
@@ -80,4 +80,4 @@ def test_the_command_clears_this_machine_too(root: Root, capsys: pytest.CaptureF
             main(["artifacts", "gc", "--root", str(root), *options])
         assert end.value.code == 0
         assert left(root) == (expected or before)
-    assert str(root.here("prefect")) in capsys.readouterr().out
+    assert str(root.local_path("prefect")) in capsys.readouterr().out

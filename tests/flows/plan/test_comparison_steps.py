@@ -13,9 +13,9 @@ import pytest
 
 import must
 from cli.main import main
-from evaluation.backbone_table import Column
+from evaluation.backbone_table import MetricColumn
 from evaluation.comparison import supervised_baseline
-from evaluation.comparison.comparison import Setting, read_comparisons
+from evaluation.comparison.comparison import ComparisonSetting, read_comparisons
 from flows.plan.steps import Selection
 from flows.run.run import Outcome
 from ingest.pool import pool_keys
@@ -325,8 +325,11 @@ def test_shares_are_nested_and_each_seed_draws_its_own(compared: Outcome) -> Non
 def test_what_was_compared_is_read_row_by_row(compared: Outcome) -> None:
     [found] = read_comparisons(compared.artifacts).values()
     assert {row.name for row in found.rows} == ROWS
-    assert found.settings() == [Setting("test_resnet", 1.0, 1), Setting("test_resnet", 1.0, 2)]
-    assert list(found.columns) == [Column("knn v1", 6, "accuracy", "none"), Column("knn v1", 12, "accuracy", "none")]
+    assert found.settings() == [ComparisonSetting("test_resnet", 1.0, 1), ComparisonSetting("test_resnet", 1.0, 2)]
+    assert list(found.columns) == [
+        MetricColumn("knn v1", 6, "accuracy", "none"),
+        MetricColumn("knn v1", 12, "accuracy", "none"),
+    ]
     assert (found.place, found.n) == ("kinds/test", 5)
     for setting in found.settings():
         assert {row.name for row in found.side_by_side(setting)} == ROWS

@@ -67,7 +67,7 @@ def test_a_measurement_reads_its_backbone_and_its_set_alone() -> None:
 
 def test_seeds_and_labels_of_fine_tuning_grow_and_those_of_probes_are_few_seconds() -> None:
     steps = steps_of("evaluate: {probes: [knn], finetune: [kinds], starts: [student]}")
-    assert steps["finetune.student.kinds"].grows == ("labels", "seeds")
+    assert steps["finetune.student.kinds"].incremental_keys == ("labels", "seeds")
 
 
 def test_what_a_number_rests_on_is_in_its_steps_configuration() -> None:

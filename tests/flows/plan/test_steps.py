@@ -172,7 +172,7 @@ def carry_out(steps: list[Step], workspace: Workspace) -> dict[str, Artifact]:
     made: dict[str, Artifact] = {}
     for step in steps:
         inputs = {name: made[name] for name in step.inputs}
-        found = workspace.find(step, step.mark(inputs))
+        found = workspace.find(step, step.fingerprint(inputs))
         made[step.name] = found or workspace.make(step, Inputs(inputs, Runtime(workspace.root)))
     return made
 

@@ -21,7 +21,7 @@ import pytest
 import must
 from flows.run.run import Outcome, Run, prepare
 from flows.run.signals import stopping
-from flows.run.step_runner import Here
+from flows.run.step_runner import InProcess
 from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.recipe.reader import read_recipe
 from pipeline.steps.runtime import Runtime
@@ -155,7 +155,7 @@ def test_an_error_of_the_code_is_told_too(recipe: Path, root: Path, monkeypatch:
 def test_runs_of_the_same_second_have_folders_of_their_own(recipe: Path, root: Path) -> None:
     read = read_recipe(recipe)
     plan, runtime = prepare(read, Root.of(root)), Runtime(Root.of(root))
-    folders = {str(Run(read, plan, runtime, Here(read, runtime).step).folder) for _ in range(3)}
+    folders = {str(Run(read, plan, runtime, InProcess(read, runtime).step).folder) for _ in range(3)}
     assert len(folders) == 3
 
 

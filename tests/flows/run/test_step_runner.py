@@ -13,7 +13,7 @@ import pytest
 
 from flows.plan.steps import Planned
 from flows.run.run import Plan, Run
-from flows.run.step_runner import Apart, side_by_side
+from flows.run.step_runner import Subprocess, side_by_side
 from pipeline.recipe.reader import parse_recipe
 from pipeline.steps.artifact import WORK, Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime
@@ -44,9 +44,9 @@ def test_what_is_made_anew_and_killed_goes_on_if_it_keeps_a_state(
     runtime = Runtime(workspace.root, "cpu", "32", 1)
     step = Step("killed", f"{__name__}:work", {"attempts": str(tmp_path / "attempts")}, resumes=resumes)
     workspace.make(step, Inputs({}, runtime))
-    apart = Apart(recipe, runtime)
+    apart = Subprocess(recipe, runtime)
     run = Run(recipe, Plan(workspace, [Planned(step, None, "to be made anew")], {step.name}), runtime, apart.step)
-    made, is_new = apart.step(run, step, Inputs({}, runtime, anew=True))
+    made, is_new = apart.step(run, step, Inputs({}, runtime, force=True))
     assert is_new
     assert made.counts["met"] == met
 

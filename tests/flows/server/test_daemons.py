@@ -20,7 +20,7 @@ from flows.server import daemons as module
 from flows.server.commands import up
 from flows.server.daemons import Service, Services, alone, standing, wait_for
 from pipeline.errors import ConfigError
-from pipeline.storage.process_id import Process
+from pipeline.storage.process_id import ProcessId
 
 URL = "http://127.0.0.1:4711/api"
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
@@ -47,7 +47,7 @@ def service(tmp_path: Path) -> Iterator[Callable[[str], Service]]:
             children.append(subprocess.Popen([sys.executable, "-c", program], stdout=file, stderr=file))
         while not log.read_bytes():
             time.sleep(0.01)
-        return Service(Process.numbered(children[-1].pid), time.time(), str(log))
+        return Service(ProcessId.numbered(children[-1].pid), time.time(), str(log))
 
     yield start
     for child in children:
@@ -114,7 +114,7 @@ def test_before_a_restart_of_the_machine_it_was_another(service: Callable[[str],
 
 
 def test_a_home_in_use_on_another_machine_is_left_alone(home: Path, service: Callable[[str], Service]) -> None:
-    elsewhere = dataclasses.replace(service(IDLE), process=Process("elsewhere 1", 1, "1"))
+    elsewhere = dataclasses.replace(service(IDLE), process=ProcessId("elsewhere 1", 1, "1"))
     home.mkdir()
     Services(home, URL, server=elsewhere).write()
     with (

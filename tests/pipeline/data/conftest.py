@@ -7,23 +7,23 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.pipeline.data.flat_labels import DEPTH, KINDS, flat, kind
 
-from pipeline.data.dataset import Library, Shelf
-from tests.pipeline.data.shelves import DEPTH, KINDS, flat, kind
+from pipeline.data.dataset import DatasetShard, ImageDataset
 
-MakeShelf = Callable[..., Shelf]
+MakeDatasetShard = Callable[..., DatasetShard]
 Noise = Callable[..., NDArray[np.uint8]]
 
 
 @pytest.fixture
-def library(make_shelf: MakeShelf, noise: Noise) -> Library:
+def dataset(make_dataset_shard: MakeDatasetShard, noise: Noise) -> ImageDataset:
     """Three shards of 5, 3 and 4 images; every image has a kind, every other one a depth."""
-    shelves = []
+    shards = []
     for name, start, count in (("s0", 0, 5), ("s1", 5, 3), ("s2", 8, 4)):
         numbers = range(start, start + count)
         labels = {
             "kind": (KINDS, [kind(number) for number in numbers]),
             "depth": (DEPTH, [flat(number + 1) if number % 2 else None for number in numbers]),
         }
-        shelves.append(make_shelf(name, [noise(number) for number in numbers], labels))
-    return Library(shelves)
+        shards.append(make_dataset_shard(name, [noise(number) for number in numbers], labels))
+    return ImageDataset(shards)

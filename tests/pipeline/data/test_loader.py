@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tests.pipeline.data.flat_labels import KINDS, kind, relabel
 
-from pipeline.data.dataset import Library, Shelf
+from pipeline.data.dataset import DatasetShard, ImageDataset
 from pipeline.data.loader import Batch, Loader, LoaderConfig, collate_samples
 from pipeline.errors import DataError
 from pipeline.recipe.augment import NOTHING, AugmentConfig
-from tests.pipeline.data.shelves import KINDS, kind, relabel
 
-MakeShelf = Callable[..., Shelf]
+MakeDatasetShard = Callable[..., DatasetShard]
 Noise = Callable[..., NDArray[np.uint8]]
 
 
-def loader_of(library: Library, seed: int = 1, batch: int = 5, augment: AugmentConfig | None = None) -> Loader:
+def loader_of(dataset: ImageDataset, seed: int = 1, batch: int = 5, augment: AugmentConfig | None = None) -> Loader:
     collate = {
         "kind": lambda values: torch.from_numpy(np.stack([value["probs"] for value in values])),
         "depth": lambda values: torch.from_numpy(np.stack([value["depth"] for value in values])),
     }
-    return Loader(library, collate, LoaderConfig(32, batch, seed, augment or AugmentConfig(), threads=3))
+    return Loader(dataset, collate, LoaderConfig(32, batch, seed, augment or AugmentConfig(), threads=3))
 
 
 def batches(loader: Loader, count: int, start: int = 0) -> list[Batch]:
@@ -43,106 +43,110 @@ def same(one: Batch, other: Batch) -> bool:
     return heads and one.keys == other.keys and torch.equal(one.images, other.images)
 
 
-def test_a_foreign_key_is_refused_when_training_as_well(library: Library, tmp_path: Path) -> None:
-    shelf = library.shelves[0]
-    keys = [*shelf.images.keys[:4], "0123456789abcdef"]
-    broken = relabel(shelf, tmp_path / "x.parquet", range(5), keys)
+def test_a_foreign_key_is_refused_when_training_as_well(dataset: ImageDataset, tmp_path: Path) -> None:
+    shard = dataset.shards[0]
+    keys = [*shard.images.keys[:4], "0123456789abcdef"]
+    broken = relabel(shard, tmp_path / "x.parquet", range(5), keys)
     with pytest.raises(DataError, match="row 4 holds key '0123456789abcdef'"):
         next(loader_of(broken).stream(0))
 
 
-def test_every_image_comes_once_in_an_epoch(library: Library) -> None:
-    orders = [library.order(3, epoch) for epoch in range(3)]
+def test_every_image_comes_once_in_an_epoch(dataset: ImageDataset) -> None:
+    orders = [dataset.order(3, epoch) for epoch in range(3)]
     assert all(sorted(order.tolist()) == list(range(12)) for order in orders)
     assert not np.array_equal(orders[0], orders[1])
-    keys = [key for batch in itertools.islice(loader_of(library, batch=4).stream(0), 3) for key in batch.keys]
+    keys = [key for batch in itertools.islice(loader_of(dataset, batch=4).stream(0), 3) for key in batch.keys]
     assert len(set(keys)) == 12
 
 
-def test_batches_run_on_over_the_end_of_an_epoch(library: Library) -> None:
-    keys = [key for batch in itertools.islice(loader_of(library, batch=5).stream(0), 12) for key in batch.keys]
+def test_batches_run_on_over_the_end_of_an_epoch(dataset: ImageDataset) -> None:
+    keys = [key for batch in itertools.islice(loader_of(dataset, batch=5).stream(0), 12) for key in batch.keys]
     epochs = [tuple(keys[start : start + 12]) for start in range(0, 60, 12)]
     assert [len(set(epoch)) for epoch in epochs] == [12] * 5
     assert len(set(epochs)) == 5, "every epoch has an order of its own"
 
 
-def test_the_stream_does_not_depend_on_how_images_are_spread_over_shards(make_shelf: MakeShelf, noise: Noise) -> None:
+def test_the_stream_does_not_depend_on_how_images_are_spread_over_shards(
+    make_dataset_shard: MakeDatasetShard, noise: Noise
+) -> None:
     def spread(*counts: int) -> list[Batch]:
         """Twelve images with their labels, so many in each shard, the last first."""
         numbers = iter(range(12))
-        shards = [list(itertools.islice(numbers, count)) for count in counts]
-        shelves = [
-            make_shelf(f"{counts}-{place}", [noise(n) for n in shard], {"kind": (KINDS, [kind(n) for n in shard])})
-            for place, shard in enumerate(shards)
+        split = [list(itertools.islice(numbers, count)) for count in counts]
+        shards = [
+            make_dataset_shard(
+                f"{counts}-{place}", [noise(n) for n in part], {"kind": (KINDS, [kind(n) for n in part])}
+            )
+            for place, part in enumerate(split)
         ]
-        return batches(loader_of(Library(shelves[::-1]), batch=5), 5)
+        return batches(loader_of(ImageDataset(shards[::-1]), batch=5), 5)
 
     one, other, third = spread(12), spread(5, 3, 4), spread(1, 10, 1)
     assert all(same(a, b) for a, b in zip(one, other, strict=True))
     assert all(same(a, b) for a, b in zip(one, third, strict=True))
 
 
-def test_the_same_seed_gives_the_same_batches(library: Library) -> None:
-    one, again, other = (batches(loader_of(library, seed), 4) for seed in (1, 1, 2))
+def test_the_same_seed_gives_the_same_batches(dataset: ImageDataset) -> None:
+    one, again, other = (batches(loader_of(dataset, seed), 4) for seed in (1, 1, 2))
     assert all(same(a, b) for a, b in zip(one, again, strict=True))
     assert not any(same(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_batch_made_alone_is_that_of_the_stream(library: Library) -> None:
-    loader = loader_of(library)
+def test_a_batch_made_alone_is_that_of_the_stream(dataset: ImageDataset) -> None:
+    loader = loader_of(dataset)
     for number, batch in enumerate(batches(loader, 7)):
         assert same(batch, loader.batch(number))
 
 
-def test_a_stream_resumed_goes_on_as_if_it_had_not_stopped(library: Library) -> None:
-    whole = batches(loader_of(library), 8)
-    rest = batches(loader_of(library), 5, start=3)
+def test_a_stream_resumed_goes_on_as_if_it_had_not_stopped(dataset: ImageDataset) -> None:
+    whole = batches(loader_of(dataset), 8)
+    rest = batches(loader_of(dataset), 5, start=3)
     assert all(same(a, b) for a, b in zip(whole[3:], rest, strict=True))
 
 
-def test_an_image_is_seen_differently_in_each_epoch(library: Library) -> None:
-    epochs = batches(loader_of(library, batch=12), 2)
+def test_an_image_is_seen_differently_in_each_epoch(dataset: ImageDataset) -> None:
+    epochs = batches(loader_of(dataset, batch=12), 2)
     by_key = [dict(zip(batch.keys, batch.images, strict=True)) for batch in epochs]
     assert by_key[0].keys() == by_key[1].keys()
     assert not any(torch.equal(by_key[0][key], by_key[1][key]) for key in by_key[0])
 
 
-def test_an_image_met_again_in_the_same_place_of_a_batch_is_seen_differently(library: Library) -> None:
-    shelf = library.shelves[0]
-    one = Library([Shelf(shelf.images, np.array([2]), shelf.layers)])
+def test_an_image_met_again_in_the_same_place_of_a_batch_is_seen_differently(dataset: ImageDataset) -> None:
+    shard = dataset.shards[0]
+    one = ImageDataset([DatasetShard(shard.images, np.array([2]), shard.label_sources)])
     views = [image for batch in batches(loader_of(one, batch=2), 3) for image in batch.images]
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(views, 2))
 
 
-def test_images_without_a_label_are_missing_from_that_heads_target(library: Library) -> None:
-    batch = loader_of(library, batch=12, augment=NOTHING).batch(0)
+def test_images_without_a_label_are_missing_from_that_heads_target(dataset: ImageDataset) -> None:
+    batch = loader_of(dataset, batch=12, augment=NOTHING).batch(0)
     assert batch.images.shape == (12, 3, 32, 32)
     assert batch.images.dtype == torch.uint8
-    positions = [int(index) for index in library.order(1, 0)]
+    positions = [int(index) for index in dataset.order(1, 0)]
     odd = [place for place, position in enumerate(positions) if position % 2]
     assert batch.targets["depth"]["rows"].tolist() == odd
     assert batch.targets["depth"]["target"][:, 0, 0].tolist() == [positions[place] + 1.0 for place in odd]
     assert batch.targets["depth"]["target"].shape == (6, 8, 8)  # a quarter of the input
     assert batch.targets["kind"]["rows"].tolist() == list(range(12))
     for place, position in enumerate(positions):
-        assert batch.keys[place] == library.read(position)[0]
+        assert batch.keys[place] == dataset.read(position)[0]
 
 
-def test_a_head_without_any_label_in_the_batch_has_no_target(library: Library) -> None:
-    even = [library.sample(index, 32, NOTHING, (0,)) for index in (0, 2)]
-    collate = loader_of(library).collate
+def test_a_head_without_any_label_in_the_batch_has_no_target(dataset: ImageDataset) -> None:
+    even = [dataset.sample(index, 32, NOTHING, (0,)) for index in (0, 2)]
+    collate = loader_of(dataset).collate
     assert set(collate_samples(even, collate).targets) == {"kind"}
 
 
-def test_an_image_that_cannot_be_read_stops_the_stream(library: Library) -> None:
-    path = Path(library.shelves[0].images.tar.place)
+def test_an_image_that_cannot_be_read_stops_the_stream(dataset: ImageDataset) -> None:
+    path = Path(dataset.shards[0].images.tar.place)
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(DataError, match=r"s0\.tar: cut short"):
-        list(itertools.islice(loader_of(library).stream(0), 3))
+        list(itertools.islice(loader_of(dataset).stream(0), 3))
 
 
-def test_the_time_spent_waiting_is_counted(library: Library) -> None:
-    loader = loader_of(library)
+def test_the_time_spent_waiting_is_counted(dataset: ImageDataset) -> None:
+    loader = loader_of(dataset)
     assert loader.waited == 0
     next(loader.stream(0))
     assert loader.waited > 0

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.data.normals import Camera, normals_from_depth
+from pipeline.data.normals import PinholeCamera, normals_from_depth
 
-CAMERA = Camera(fx=120.0, fy=110.0, cx=41.0, cy=28.5)
+CAMERA = PinholeCamera(fx=120.0, fy=110.0, cx=41.0, cy=28.5)
 SHAPE = (60, 80)
 
 
@@ -120,4 +120,4 @@ def test_nothing_known_gives_nothing() -> None:
 
 def test_a_camera_has_a_focal_length() -> None:
     with pytest.raises(ValueError, match="must be positive"):
-        Camera(0, 100, 10, 10)
+        PinholeCamera(0, 100, 10, 10)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 import tasks
-from pipeline.export import Sample, at_size, write
+from pipeline.export import ExportSample, at_size, write
 from pipeline.sources import depth, masks
 from pipeline.stores.labels import LabelSpace, Value
 from tests.exports import export, samples
@@ -54,7 +54,7 @@ def test_our_own_source_reads_the_depth_back(world: World, tmp_path: Path) -> No
 
 def written(space: LabelSpace, value: Value, out: Path) -> tuple[dict[str, int], np.ndarray]:
     """What a label of an image of 4x2 pixels becomes, and what was counted of it."""
-    sample = Sample("0" * 16, b"", "jpg", (4, 2), "a.jpg", {"it": value})
+    sample = ExportSample("0" * 16, b"", "jpg", (4, 2), "a.jpg", {"it": value})
     summary = write("masks", out, {"it": tasks.label(space)}, [sample], {})
     about = summary["heads"]["it"]
     return about["written"], np.asarray(Image.open(out / about["where"] / "train" / f"{'0' * 16}.png"))
@@ -99,7 +99,7 @@ def test_many_classes_have_masks_of_sixteen_bits(tmp_path: Path) -> None:
 def test_several_heads_of_a_task_have_folders_of_their_own(tmp_path: Path) -> None:
     label = tasks.label(LabelSpace("depth"))
     value = {"depth": np.ones((2, 4), np.float32)}
-    sample = Sample("0" * 16, b"bytes", "jpg", (4, 2), "a.jpg", {"near": value, "far": value})
+    sample = ExportSample("0" * 16, b"bytes", "jpg", (4, 2), "a.jpg", {"near": value, "far": value})
     summary = write("masks", tmp_path / "out", {"near": label, "far": label}, [sample], {})
     assert {head: about["where"] for head, about in summary["heads"].items()} == {
         "near": "depth_near",

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 import tasks
-from pipeline.export import BELOW, Sample, write
+from pipeline.export import BELOW, ExportSample, write
 from pipeline.sources import imagefolder
 from pipeline.stores.labels import LabelSpace
 from tests.exports import export, samples
@@ -65,7 +65,9 @@ def test_our_own_source_reads_the_classes_off_the_folders(world: World, tmp_path
 def test_classes_become_folders_whatever_they_are_called(tmp_path: Path) -> None:
     label = tasks.label(LabelSpace("classification", ("a/c", "crane", "crane", "..", "Åal")))
     every = [
-        Sample(f"{number:016x}", b"bytes", "jpg", (4, 2), "x", {"it": {"probs": np.eye(5, dtype=np.float32)[number]}})
+        ExportSample(
+            f"{number:016x}", b"bytes", "jpg", (4, 2), "x", {"it": {"probs": np.eye(5, dtype=np.float32)[number]}}
+        )
         for number in range(5)
     ]
     write("yolo", tmp_path / "out", {"it": label}, every, {})

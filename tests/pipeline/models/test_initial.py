@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 from pipeline.models.backbone import statistics
 from pipeline.models.encoder import Encoder
-from pipeline.models.initial import Start, fresh, leave, of_artifact, of_config, of_weights
+from pipeline.models.initial import InitialBackbone, fresh, of_artifact, of_config, of_weights, save_backbone
 from pipeline.recipe.evaluation import StartConfig
 from pipeline.recipe.plugins import modules
 from pipeline.steps.artifact import Artifact, Inputs
@@ -38,17 +38,17 @@ def same(one: Named | None, other: Named | None) -> bool:
 
 
 @pytest.fixture
-def begin(runtime: Runtime) -> Callable[..., Start]:
+def begin(runtime: Runtime) -> Callable[..., InitialBackbone]:
     """What a recipe names: (a seed, then the start's keys, and the artifact of its step) -> the start."""
 
-    def start(seed: int = 0, made: Artifact | None = None, **config: object) -> Start:
+    def start(seed: int = 0, made: Artifact | None = None, **config: object) -> InitialBackbone:
         told = StartConfig.model_validate({"name": "it", "image_size": SIZE, **config})
         return of_config(told, Inputs({"step": made} if made else {}, runtime), seed)
 
     return start
 
 
-def test_scratch_is_the_seeds_and_no_others(begin: Callable[..., Start]) -> None:
+def test_scratch_is_the_seeds_and_no_others(begin: Callable[..., InitialBackbone]) -> None:
     one, again, other = (begin(seed, backbone="test_resnet") for seed in (1, 1, 2))
     assert same(one.weights, again.weights)
     assert not same(one.weights, other.weights)
@@ -95,7 +95,7 @@ def test_of_a_published_classifier_it_is_all_but_the_classifier(tmp_path: Path, 
 
 def test_of_a_stage_it_is_what_the_stage_left(tmp_path: Path) -> None:
     encoder = Encoder("test_vit", 64, ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
-    leave(encoder, tmp_path)
+    save_backbone(encoder, tmp_path)
     start = of_artifact(made_in(tmp_path))
     assert same(start.weights, dict(encoder.model.state_dict()))
     assert (start.name, start.size) == ("test_vit", 64)
@@ -103,7 +103,7 @@ def test_of_a_stage_it_is_what_the_stage_left(tmp_path: Path) -> None:
     assert list(start.statistics[1]) == pytest.approx([0.4, 0.5, 0.6])
 
 
-def test_of_a_file_it_is_the_weights_in_it(begin: Callable[..., Start], tmp_path: Path) -> None:
+def test_of_a_file_it_is_the_weights_in_it(begin: Callable[..., InitialBackbone], tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     model = timm.create_model("test_resnet", num_classes=7)
     save_file(model.state_dict(), path)
@@ -113,10 +113,10 @@ def test_of_a_file_it_is_the_weights_in_it(begin: Callable[..., Start], tmp_path
     assert same(start.weights, of_weights("test_resnet", SIZE, str(path)).weights)
 
 
-def test_a_start_comes_for_the_size_that_is_measured_at(begin: Callable[..., Start], tmp_path: Path) -> None:
+def test_a_start_comes_for_the_size_that_is_measured_at(begin: Callable[..., InitialBackbone], tmp_path: Path) -> None:
     """A transformer has an embedding per position: they are resampled, all else stays."""
     encoder = Encoder("test_vit", 64, ((0.5,) * 3, (0.5,) * 3))
-    leave(encoder, tmp_path)
+    save_backbone(encoder, tmp_path)
     start = begin(made=made_in(tmp_path), step="step")
     before = dict(encoder.model.state_dict())
     assert start.size == SIZE

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources import Record, coco
-from pipeline.storage.path import Place
+from pipeline.sources import SourceRecord, coco
+from pipeline.storage.path import StoragePath
 from tests.s3 import listening
 
 CATEGORIES = [
@@ -43,7 +43,7 @@ def opened(root: Path, **options: Any) -> coco.Source:
     return coco.Source(coco.Config(path=str(root), **options))
 
 
-def only(source: coco.Source) -> Record:
+def only(source: coco.Source) -> SourceRecord:
     (record,) = source.records()
     return record
 
@@ -215,8 +215,8 @@ def test_images_elsewhere_are_listed_and_not_asked_after_one_by_one(tmp_path: Pa
     write(tmp_path, [], images)
     (tmp_path / "images" / "train" / "3.jpg").rename(tmp_path / "images" / "train" / ".3.jpg")
     for path in tmp_path.rglob("*.jp*"):
-        Place.of(f"{bucket}/{path.relative_to(tmp_path)}").write(path.read_bytes())
-    Place.of(f"{bucket}/instances_train.json").write((tmp_path / "instances_train.json").read_bytes())
+        StoragePath.of(f"{bucket}/{path.relative_to(tmp_path)}").write(path.read_bytes())
+    StoragePath.of(f"{bucket}/instances_train.json").write((tmp_path / "instances_train.json").read_bytes())
     source = coco.Source(coco.Config(path=bucket))
     with listening() as requests:
         records = {record.name: record for record in source.records()}

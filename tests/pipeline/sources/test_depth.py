@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources import Record, depth
+from pipeline.sources import SourceRecord, depth
 
 CAMERA = {"fx": 40, "fy": 40, "cx": 15.5, "cy": 11.5}
 CAMERAS = {"unit": "millimetre", "unknown": 0, "scenes": {"hall": CAMERA, "lab": None}}
@@ -39,7 +39,7 @@ def opened(root: Path, **options: Any) -> depth.Source:
     return depth.Source(depth.Config(path=str(root), **options))
 
 
-def only(source: depth.Source) -> Record:
+def only(source: depth.Source) -> SourceRecord:
     (record,) = source.records()
     return record
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources import Record, imagefolder
+from pipeline.sources import SourceRecord, imagefolder
 
 
 def images(root: Path, *names: str) -> None:
@@ -22,7 +22,7 @@ def opened(root: Path, hold_out: float = 0.2) -> imagefolder.Source:
     return imagefolder.Source(imagefolder.Config(path=str(root), hold_out=hold_out))
 
 
-def class_of(source: imagefolder.Source, record: Record) -> str:
+def class_of(source: imagefolder.Source, record: SourceRecord) -> str:
     probs = record.truth((2, 2)).values["classification"]["probs"]
     assert (probs.sum(), probs.max()) == (1, 1)
     return source.spaces()["classification"].classes[probs.argmax()]

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from pipeline.data.decode import inspect
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources import Record, Truth, masks
+from pipeline.sources import SourceRecord, TrueLabels, masks
 
 CLASSES = {"ignore_index": 11, "classes": {"2": "sky", "7": "road", "300": "far"}}
 IDS = np.array([[2, 7, 11], [7, 7, 2]], np.uint8)
@@ -41,12 +41,12 @@ def opened(root: Path, **options: Any) -> masks.Source:
     return masks.Source(masks.Config(path=str(root), **options))
 
 
-def only(source: masks.Source) -> Record:
+def only(source: masks.Source) -> SourceRecord:
     (record,) = source.records()
     return record
 
 
-def truth_of(record: Record) -> Truth:
+def truth_of(record: SourceRecord) -> TrueLabels:
     found = inspect(record.read())
     return record.truth((found.width, found.height))
 

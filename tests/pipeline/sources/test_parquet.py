@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.data.decode import decode, inspect
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources import Record, parquet
+from pipeline.sources import SourceRecord, parquet
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -39,7 +39,7 @@ def opened(path: Path, **options: Any) -> parquet.Source:
     return parquet.Source(parquet.Config(path=str(path), **options))
 
 
-def classes(source: parquet.Source, records: list[Record]) -> list[str]:
+def classes(source: parquet.Source, records: list[SourceRecord]) -> list[str]:
     names = source.spaces()["classification"].classes
     return [names[record.truth((3, 2)).values["classification"]["probs"].argmax()] for record in records]
 

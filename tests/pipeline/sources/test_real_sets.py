@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.decode import decode, inspect
-from pipeline.sources import BaseSource, Record, Truth, coco, depth, folder, imagefolder, masks, parquet
+from pipeline.sources import BaseSource, SourceRecord, TrueLabels, coco, depth, folder, imagefolder, masks, parquet
 
 DATA = Path(os.environ.get("MUST_DATA") or Path(__file__).parents[2] / "../shared/data")
 
@@ -21,7 +21,7 @@ def splits(source: BaseSource) -> Counter[str]:
     return Counter(record.split for record in source.records())
 
 
-def truth_of(record: Record) -> Truth:
+def truth_of(record: SourceRecord) -> TrueLabels:
     found = inspect(record.read())
     return record.truth((found.width, found.height))
 

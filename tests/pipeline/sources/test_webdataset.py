@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.data.decode import decode
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources import Record, webdataset
+from pipeline.sources import SourceRecord, webdataset
 
 
 def picture(shade: int, kind: str = "PNG") -> bytes:
@@ -36,7 +36,7 @@ def opened(path: Path | str, **options: Any) -> webdataset.Source:
     return webdataset.Source(webdataset.Config(path=str(path), **options))
 
 
-def probs(record: Record) -> list[float]:
+def probs(record: SourceRecord) -> list[float]:
     found: list[float] = record.truth((3, 2)).values["classification"]["probs"].tolist()
     return found
 

@@ -13,8 +13,8 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.steps.artifact import (
-    ADOPTED,
-    ELSEWHERE,
+    EXTERNAL_FILES,
+    INHERITED_FILES,
     MANIFEST,
     Artifact,
     Inputs,
@@ -26,7 +26,7 @@ from pipeline.steps.artifact import (
 )
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
-from pipeline.storage.path import Place
+from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root, hash_file
 from tests.disk import folder_of
 
@@ -59,11 +59,11 @@ def count_to_three(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapp
 
 def write_elsewhere(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     root = inputs.runtime.root
-    root.here("far").mkdir(parents=True, exist_ok=True)
-    root.here("far/away.txt").write_text("far")
+    root.local_path("far").mkdir(parents=True, exist_ok=True)
+    root.local_path("far/away.txt").write_text("far")
     facts = {"size": 3, "sha256": FAR}
     root.publish("far/away.txt", facts)
-    return {ELSEWHERE: {"far/away.txt": facts}}
+    return {EXTERNAL_FILES: {"far/away.txt": facts}}
 
 
 def fill_the_disk(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -74,12 +74,12 @@ def fill_the_disk(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
 def write_or_adopt(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Write a file of its own, and a second one unless there is one to take over."""
     (out / "mine.txt").write_text(config["text"])
-    before = inputs.before
+    before = inputs.previous
     if before is None:
         (out / "first.txt").write_text("made once")
         return {}
     earlier = next(name for name in before.manifest["files"] if name.endswith("first.txt"))
-    return {"grown": 1, ADOPTED: {"deep/first.txt": earlier}}
+    return {"grown": 1, INHERITED_FILES: {"deep/first.txt": earlier}}
 
 
 HERE = f"{__name__}:"
@@ -98,7 +98,7 @@ def find(root: Root, one: Step) -> Artifact | None:
     return Workspace(root).find(one, fingerprint(one, {}))
 
 
-def place_of(root: Root, one: Step) -> Place:
+def place_of(root: Root, one: Step) -> StoragePath:
     return root / Workspace(root).path(one, fingerprint(one, {}))
 
 
@@ -190,7 +190,7 @@ def test_a_cut_file_is_not_found_and_a_changed_one_is_named(any_root: Root) -> N
 def test_a_file_outside_the_folder_belongs_to_the_artifact(any_root: Root) -> None:
     far = step(run="write_elsewhere")
     made = make(any_root, far)
-    assert made.elsewhere("far/away.txt").load(Path.read_text) == "far"
+    assert made.external_file("far/away.txt").load(Path.read_text) == "far"
     assert find(any_root, far) is not None
     (any_root / "far/another.txt").write(b"of no concern")
     assert find(any_root, far) is not None
@@ -268,7 +268,7 @@ def test_the_newest_of_a_step_is_found(any_root: Root, monkeypatch: pytest.Monke
     place_of(any_root, step(run="count_to_three")).child("work/unfinished").write(b"")
     # storage tells the time in seconds
     times = dict(zip(marks, (5.0, 7.0, 6.0), strict=True))
-    monkeypatch.setattr(Place, "written", lambda place: times.get(place.parent.name))
+    monkeypatch.setattr(StoragePath, "written", lambda place: times.get(place.parent.name))
     newest = Workspace(any_root).newest("writing")
     assert newest is not None
     assert newest.manifest["config"]["text"] == "abd"
@@ -291,7 +291,7 @@ def test_a_full_disk_is_said_so_and_seals_nothing(any_root: Root) -> None:
 def test_nothing_stays_in_scratch(bucket: str) -> None:
     root = Root.of(f"{bucket}/root")
     make(root, step())
-    left = [path for path in root.here().rglob("*") if path.is_file()]
+    left = [path for path in root.local_path().rglob("*") if path.is_file()]
     assert left == []
 
 
@@ -304,7 +304,9 @@ def test_on_this_machine_an_artifact_is_the_folder_it_was_made_in(tmp_path: Path
 
 
 def grow(root: Root, text: str, **config: Any) -> Artifact:
-    return make(root, dataclasses.replace(step(text, "write_or_adopt", **config), grows=("text", "place.path")))
+    return make(
+        root, dataclasses.replace(step(text, "write_or_adopt", **config), incremental_keys=("text", "place.path"))
+    )
 
 
 def test_a_step_goes_on_from_what_it_made_before(any_root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +344,7 @@ def test_a_step_does_not_go_on_from_another(any_root: Root, other: dict[str, Any
     grow(any_root, "1", place={"path": "here", "kind": "a"})
     fields = {field.name for field in dataclasses.fields(Step)}
     config = {"place": {"path": "here", "kind": "a"}, **{key: other[key] for key in other.keys() - fields}}
-    two = dataclasses.replace(step("2", "write_or_adopt", **config), grows=("text", "place.path"))
+    two = dataclasses.replace(step("2", "write_or_adopt", **config), incremental_keys=("text", "place.path"))
     made = make(any_root, dataclasses.replace(two, **{key: other[key] for key in other.keys() & fields}))
     assert "grown" not in made.counts
 

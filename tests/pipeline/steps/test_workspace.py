@@ -39,13 +39,13 @@ def files(root: Root) -> set[str]:
 
 def test_a_step_is_made_by_who_holds_its_claim(any_root: Root) -> None:
     inputs = Inputs({}, Runtime(any_root))
-    assert [Workspace(any_root).obtain(step("write"), inputs)[1] for _ in range(2)] == [True, False]
+    assert [Workspace(any_root).get_or_make(step("write"), inputs)[1] for _ in range(2)] == [True, False]
     assert (any_root / "claims").files() == {}
 
 
 def test_what_another_run_took_over_is_not_sealed_by_this_one(any_root: Root) -> None:
     with pytest.raises(TakenOver, match="writing: another run took over"):
-        Workspace(any_root).obtain(step("sleep_and_write"), Inputs({}, Runtime(any_root)))
+        Workspace(any_root).get_or_make(step("sleep_and_write"), Inputs({}, Runtime(any_root)))
     assert files(any_root) == ({"result.txt"} if any_root.local else set()), "put among what the other run makes"
 
 

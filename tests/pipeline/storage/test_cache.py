@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.storage.cache import OLD_S, SLACK, Cache, Entry, cache_folder
+from pipeline.storage.cache import OLD_S, SLACK, Cache, CacheKey, cache_folder
 
 CONTEXT = multiprocessing.get_context("spawn")
 
@@ -26,8 +26,8 @@ def content(name: str, size: int) -> bytes:
     return (hashlib.sha256(name.encode()).digest() * (size // 32 + 1))[:size]
 
 
-def entry(name: str, size: int = 100, suffix: str = ".bin") -> Entry:
-    return Entry(hashlib.sha256(content(name, size)).hexdigest(), size, suffix)
+def entry(name: str, size: int = 100, suffix: str = ".bin") -> CacheKey:
+    return CacheKey(hashlib.sha256(content(name, size)).hexdigest(), size, suffix)
 
 
 class Origin:
@@ -213,12 +213,12 @@ def test_more_at_once_than_the_limit_is_cut_back_when_it_is_there(cache: Cache) 
         together.wait()
         path.write_bytes(content(path.name, 300))
 
-    def bring(number: int) -> None:
-        with cache.hold(Entry(f"{number:02x}" * 32, 300, ".bin"), slowly):
+    def download(number: int) -> None:
+        with cache.hold(CacheKey(f"{number:02x}" * 32, 300, ".bin"), slowly):
             pass
 
     with ThreadPoolExecutor(count) as pool:
-        list(pool.map(bring, range(count)))
+        list(pool.map(download, range(count)))
     assert 0 < sum(inside(cache).values()) <= cache.limit
 
 

@@ -19,14 +19,14 @@ from cli.doctor import examine
 from cli.main import main
 from pipeline.errors import PROJECT, ConfigError, DataError
 from pipeline.storage.errors import asking
-from pipeline.storage.path import Place
+from pipeline.storage.path import StoragePath
 from tests.s3 import guarded
 
 Command = Callable[..., str]
 
 
 @pytest.fixture
-def anew() -> Iterator[None]:
+def fresh_clients() -> Iterator[None]:
     """File systems are opened anew: they keep their credentials."""
     s3fs.S3FileSystem.clear_instance_cache()
     yield
@@ -34,7 +34,7 @@ def anew() -> Iterator[None]:
 
 
 @pytest.fixture
-def away(bucket: str, anew: None, monkeypatch: pytest.MonkeyPatch) -> str:
+def away(bucket: str, fresh_clients: None, monkeypatch: pytest.MonkeyPatch) -> str:
     """An address where nobody answers."""
     with closing(socket.create_server(("127.0.0.1", 0))) as closed:
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -68,7 +68,7 @@ def fails(recipe: Path, capsys: pytest.CaptureFixture[str]) -> Command:
     return command
 
 
-def test_no_credentials(bucket: str, anew: None, monkeypatch: pytest.MonkeyPatch, fails: Command) -> None:
+def test_no_credentials(bucket: str, fresh_clients: None, monkeypatch: pytest.MonkeyPatch, fails: Command) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
@@ -92,36 +92,40 @@ def test_no_network(bucket: str, away: str, fails: Command) -> None:
 def test_a_lost_network_is_no_images_fault(bucket: str, away: str) -> None:
     """An image that can't be read is left out of a set; while storage is away, none may be."""
     with pytest.raises(ConfigError, match="does not answer"):
-        Place.of(f"{bucket}/a.jpg").read()
+        StoragePath.of(f"{bucket}/a.jpg").read()
 
 
-@pytest.mark.parametrize("look", [Place.exists, Place.is_folder], ids=["exists", "is_folder"])
+@pytest.mark.parametrize("look", [StoragePath.exists, StoragePath.is_folder], ids=["exists", "is_folder"])
 def test_a_bucket_that_can_not_be_asked_for_is_not_taken_for_none(
-    look: Callable[[Place], bool], bucket: str, away: str, monkeypatch: pytest.MonkeyPatch
+    look: Callable[[StoragePath], bool], bucket: str, away: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match="does not answer"):
-        look(Place.of(bucket))
+        look(StoragePath.of(bucket))
     s3fs.S3FileSystem.clear_instance_cache()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
     with pytest.raises(ConfigError, match="no credentials"):
-        look(Place.of(bucket))
+        look(StoragePath.of(bucket))
 
 
-def test_access_denied(s3: str, bucket: str, anew: None, monkeypatch: pytest.MonkeyPatch, fails: Command) -> None:
+def test_access_denied(
+    s3: str, bucket: str, fresh_clients: None, monkeypatch: pytest.MonkeyPatch, fails: Command
+) -> None:
     with guarded(s3, ["s3:GetObject"]) as key:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", key.name)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key.secret)
         line = fails(f"{bucket}/root")
         with pytest.raises(ConfigError, match=rf"^{bucket}/root/x: access denied \("):
-            Place.of(f"{bucket}/root/x").write(b"")
+            StoragePath.of(f"{bucket}/root/x").write(b"")
     assert line.startswith(f"must: {bucket}/root/artifacts/")
     assert "access denied (" in line
     assert "must be allowed to list, read, write and delete there" in line
 
 
-def test_a_wrong_key(s3: str, bucket: str, anew: None, monkeypatch: pytest.MonkeyPatch, fails: Command) -> None:
+def test_a_wrong_key(
+    s3: str, bucket: str, fresh_clients: None, monkeypatch: pytest.MonkeyPatch, fails: Command
+) -> None:
     with guarded(s3, []):
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIANOSUCHKEY")
         assert "access denied (" in fails(f"{bucket}/root")
@@ -154,7 +158,7 @@ def test_the_doctor_tells_whether_a_root_answers(bucket: str) -> None:
 
 
 def test_the_doctor_tells_whether_files_are_created_once(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = Place.of(f"{bucket}/root")
+    place = StoragePath.of(f"{bucket}/root")
     pipe_file = place.system.pipe_file
     assert next(fine for fine, what, _ in examine(str(place), None) if what == "root")
     with monkeypatch.context() as other:

@@ -17,9 +17,9 @@ import pytest
 
 from pipeline.errors import Stopped
 from pipeline.storage import lock
-from pipeline.storage.lock import claimed, holders
-from pipeline.storage.path import Place
-from pipeline.storage.process_id import Process
+from pipeline.storage.lock import hold_lock, lock_holders
+from pipeline.storage.path import StoragePath
+from pipeline.storage.process_id import ProcessId
 
 CONTEXT = multiprocessing.get_context("spawn")
 
@@ -31,45 +31,45 @@ def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Place:
-    return Place.of(str(tmp_path / "claims" / "step" / "mark"))
+def folder(tmp_path: Path) -> StoragePath:
+    return StoragePath.of(str(tmp_path / "claims" / "step" / "mark"))
 
 
 def never(*_: object) -> None:
     raise AssertionError("this was not to happen")
 
 
-def gone_by() -> Process:
+def gone_by() -> ProcessId:
     """A process of this machine that has ended."""
     child = CONTEXT.Process(target=int)
     child.start()
     child.join()
-    return Process(Process.this().machine, child.pid or 0, "1")
+    return ProcessId(ProcessId.this().machine, child.pid or 0, "1")
 
 
-def written(folder: Place, number: int, holder: Process, renewed: int = 0) -> None:
+def written(folder: StoragePath, number: int, holder: ProcessId, renewed: int = 0) -> None:
     (folder / f"{number}.json").write(
         json.dumps({"holder": holder.__dict__, "token": "another", "renewed": renewed}).encode()
     )
 
 
-def test_a_free_claim_is_taken_renewed_and_given_back(folder: Place) -> None:
-    with claimed(folder, never, never):
+def test_a_free_claim_is_taken_renewed_and_given_back(folder: StoragePath) -> None:
+    with hold_lock(folder, never, never):
         assert list(folder.files()) == ["0.json"]
-        assert holders(folder.parent.parent) == {"step/mark": Process.this()}
+        assert lock_holders(folder.parent.parent) == {"step/mark": ProcessId.this()}
         while json.loads((folder / "0.json").read())["renewed"] < 2:
             time.sleep(0.01)
     assert folder.files() == {}
-    assert holders(folder.parent.parent) == {}
+    assert lock_holders(folder.parent.parent) == {}
 
 
-def test_of_many_one_works_at_a_time(folder: Place) -> None:
+def test_of_many_one_works_at_a_time(folder: StoragePath) -> None:
     at_work, most, done = 0, 0, 0
     lock = threading.Lock()
 
     def work(_: int) -> None:
         nonlocal at_work, most, done
-        with claimed(folder, lambda _: None, never):
+        with hold_lock(folder, lambda _: None, never):
             with lock:
                 at_work += 1
                 most = max(most, at_work)
@@ -84,153 +84,153 @@ def test_of_many_one_works_at_a_time(folder: Place) -> None:
     assert folder.files() == {}
 
 
-def test_who_waits_is_told_and_may_leave(folder: Place) -> None:
-    told: list[Process] = []
+def test_who_waits_is_told_and_may_leave(folder: StoragePath) -> None:
+    told: list[ProcessId] = []
 
-    def waiting(holder: Process) -> None:
+    def waiting(holder: ProcessId) -> None:
         told.append(holder)
         raise Stopped("enough")
 
-    with claimed(folder, never, never), pytest.raises(Stopped), claimed(folder, waiting, never):
+    with hold_lock(folder, never, never), pytest.raises(Stopped), hold_lock(folder, waiting, never):
         never()
-    assert told == [Process.this()]
+    assert told == [ProcessId.this()]
 
 
-def test_a_holder_of_this_machine_that_ended_is_found_at_once(folder: Place) -> None:
+def test_a_holder_of_this_machine_that_ended_is_found_at_once(folder: StoragePath) -> None:
     written(folder, 3, gone_by())
-    with claimed(folder, never, never):
+    with hold_lock(folder, never, never):
         assert sorted(folder.files()) == ["3.json", "4.json"]
     assert folder.files() == {}
 
 
-def test_a_number_that_another_process_was_given_is_not_its_holder(folder: Place) -> None:
-    here = Process.this()
-    written(folder, 0, Process(here.machine, here.number, "when the world was young"))
-    with claimed(folder, never, never):
+def test_a_number_that_another_process_was_given_is_not_its_holder(folder: StoragePath) -> None:
+    here = ProcessId.this()
+    written(folder, 0, ProcessId(here.machine, here.number, "when the world was young"))
+    with hold_lock(folder, never, never):
         pass
 
 
-def test_a_holder_elsewhere_lives_as_long_as_it_renews(folder: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_holder_elsewhere_lives_as_long_as_it_renews(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "PATIENCE_S", 0.2)
-    elsewhere = Process("another machine", 1, "1")
+    elsewhere = ProcessId("another machine", 1, "1")
     written(folder, 0, elsewhere)
     renewed = 0
 
-    def waiting(_: Process) -> None:
+    def waiting(_: ProcessId) -> None:
         nonlocal renewed
         if renewed < 60:
             renewed += 1
             written(folder, 0, elsewhere, renewed)
 
     began = time.monotonic()
-    with claimed(folder, waiting, never):
+    with hold_lock(folder, waiting, never):
         assert renewed == 60
         assert time.monotonic() - began > 0.2
 
 
-def test_clocks_that_jump_do_no_harm(folder: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clocks_that_jump_do_no_harm(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim's age is never taken from a clock that tells the time of day, nor from a file's time."""
-    written(folder, 0, Process("another machine", 1, "1"))
+    written(folder, 0, ProcessId("another machine", 1, "1"))
     os.utime(f"{folder.path}/0.json", (1, 1))
     monkeypatch.setattr(time, "time", lambda: 4e9)
 
-    def waiting(_: Process) -> None:
+    def waiting(_: ProcessId) -> None:
         raise Stopped("still waiting")
 
-    with pytest.raises(Stopped), claimed(folder, waiting, never):
+    with pytest.raises(Stopped), hold_lock(folder, waiting, never):
         never()
 
 
-def test_a_look_that_takes_long_is_one_look(folder: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_look_that_takes_long_is_one_look(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
     """A storage that answers nobody for a while keeps the holder from renewing as well."""
-    written(folder, 0, Process("another machine", 1, "1"))
+    written(folder, 0, ProcessId("another machine", 1, "1"))
     moments = itertools.count(0.0, 2 * lock.PATIENCE_S)
     monkeypatch.setattr(time, "monotonic", lambda: next(moments))
     told = 0
 
-    def waiting(_: Process) -> None:
+    def waiting(_: ProcessId) -> None:
         nonlocal told
         told += 1
         if told == 5:
             raise Stopped("still waiting")
 
-    with pytest.raises(Stopped), claimed(folder, waiting, never):
+    with pytest.raises(Stopped), hold_lock(folder, waiting, never):
         never()
 
 
-def test_a_claim_whose_making_went_unanswered_is_ones_own(folder: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_whose_making_went_unanswered_is_ones_own(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
     """The storage made it, the answer was lost, and to the request that was sent again it said no."""
-    create = Place.create
-    monkeypatch.setattr(Place, "create", lambda place, data: create(place, data) and create(place, data))
-    with claimed(folder, never, never) as holds:
+    create = StoragePath.create
+    monkeypatch.setattr(StoragePath, "create", lambda place, data: create(place, data) and create(place, data))
+    with hold_lock(folder, never, never) as holds:
         assert holds()
         assert list(folder.files()) == ["0.json"]
     written(folder, 3, gone_by())
-    with claimed(folder, never, never):
+    with hold_lock(folder, never, never):
         assert sorted(folder.files()) == ["3.json", "4.json"]
     assert folder.files() == {}
 
 
-def test_whether_a_claim_is_held_is_known_at_once(folder: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whether_a_claim_is_held_is_known_at_once(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "RENEW_S", 1000)
-    with claimed(folder, never, never) as holds:
+    with hold_lock(folder, never, never) as holds:
         assert holds()
-        written(folder, 1, Process("another machine", 1, "1"))
+        written(folder, 1, ProcessId("another machine", 1, "1"))
         assert not holds()
 
 
-def test_who_slept_until_all_was_over_hears_of_it_and_touches_nothing(folder: Place) -> None:
+def test_who_slept_until_all_was_over_hears_of_it_and_touches_nothing(folder: StoragePath) -> None:
     lost = threading.Event()
-    with claimed(folder, never, lost.set):
+    with hold_lock(folder, never, lost.set):
         (folder / "0.json").remove()  # as if another had taken over, done the work and gone
-        written(folder, 0, Process("a third machine", 1, "1"))
+        written(folder, 0, ProcessId("a third machine", 1, "1"))
         assert lost.wait(5)
     assert json.loads((folder / "0.json").read())["token"] == "another"
 
 
-def test_a_half_written_claim_is_passed_over(folder: Place) -> None:
-    with claimed(folder, never, never):
+def test_a_half_written_claim_is_passed_over(folder: StoragePath) -> None:
+    with hold_lock(folder, never, never):
         (folder / ".1.json.0123.part").write(b"{")
-        assert holders(folder.parent.parent) == {"step/mark": Process.this()}
-    with claimed(folder, never, never):
+        assert lock_holders(folder.parent.parent) == {"step/mark": ProcessId.this()}
+    with hold_lock(folder, never, never):
         pass
 
 
-def test_a_holder_elsewhere_that_does_not_renew_is_none_after_a_while(folder: Place) -> None:
-    elsewhere = Process("another machine", 1, "1")
+def test_a_holder_elsewhere_that_does_not_renew_is_none_after_a_while(folder: StoragePath) -> None:
+    elsewhere = ProcessId("another machine", 1, "1")
     written(folder, 0, elsewhere)
-    assert holders(folder.parent.parent) == {"step/mark": elsewhere}
+    assert lock_holders(folder.parent.parent) == {"step/mark": elsewhere}
     os.utime(str(folder / "0.json"), (0, time.time() - 2 * lock.PATIENCE_S))
-    assert holders(folder.parent.parent) == {}
+    assert lock_holders(folder.parent.parent) == {}
 
 
-def test_who_was_taken_for_dead_hears_of_it(folder: Place) -> None:
+def test_who_was_taken_for_dead_hears_of_it(folder: StoragePath) -> None:
     lost = threading.Event()
-    with claimed(folder, never, lost.set):
-        written(folder, 1, Process("another machine", 1, "1"))
+    with hold_lock(folder, never, lost.set):
+        written(folder, 1, ProcessId("another machine", 1, "1"))
         assert lost.wait(5)
     assert list(folder.files()) == ["1.json"], "a claim of somebody else was taken away"
 
 
 def hold(path: str, begun: str) -> None:
     """A process that holds a claim until it is killed."""
-    with claimed(Place.of(path), never, never):
+    with hold_lock(StoragePath.of(path), never, never):
         Path(begun).touch()
         time.sleep(1000)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-def test_the_claim_of_a_killed_process_is_taken_over(folder: Place, tmp_path: Path, end: signal.Signals) -> None:
+def test_the_claim_of_a_killed_process_is_taken_over(folder: StoragePath, tmp_path: Path, end: signal.Signals) -> None:
     process = CONTEXT.Process(target=hold, args=(folder.path, str(tmp_path / "begun")))
     process.start()
     waits = threading.Event()
 
-    def waiting(holder: Process) -> None:
+    def waiting(holder: ProcessId) -> None:
         assert holder.number == process.pid
         waits.set()
 
     def take() -> Callable[[], None] | None:
-        with claimed(folder, waiting, never):
+        with hold_lock(folder, waiting, never):
             return None
 
     while not (tmp_path / "begun").exists():

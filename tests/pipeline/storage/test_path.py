@@ -14,12 +14,12 @@ import pytest
 from botocore.exceptions import ClientError
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.storage.path import Place, existing, subfolders, walk
+from pipeline.storage.path import StoragePath, existing, subfolders, walk
 from tests.s3 import listening, system
 
 
 def names(root: Path | str) -> list[str]:
-    place = Place.of(str(root))
+    place = StoragePath.of(str(root))
     return [file.under(place) for file in walk(place)]
 
 
@@ -32,7 +32,7 @@ def touch(root: Path, *files: str) -> None:
 def test_walk_is_sorted_and_passes_over_what_is_hidden(tmp_path: Path) -> None:
     touch(tmp_path, "b/2.jpg", "a.jpg", "b/10.jpg", ".hidden.jpg", "b/.cache/x.jpg", "c d/é ü.v1.jpg", "~x.jpg")
     assert names(tmp_path) == ["a.jpg", "b/10.jpg", "b/2.jpg", "c d/é ü.v1.jpg", "~x.jpg"]
-    assert [file.read().decode() for file in walk(Place.of(str(tmp_path)))] == names(tmp_path)
+    assert [file.read().decode() for file in walk(StoragePath.of(str(tmp_path)))] == names(tmp_path)
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (root / "itself").symlink_to(root / "itself")
     (root / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     assert names(root) == ["2.jpg", "gone.jpg", "itself", "linked/1.jpg", "linked too/1.jpg"]
-    gone = Place.of(str(root)) / "gone.jpg"
+    gone = StoragePath.of(str(root)) / "gone.jpg"
     assert gone.stamp() == (-1, 0)
     with pytest.raises(DataError, match=r"gone.jpg: there is no such file"):
         gone.read()
@@ -63,7 +63,7 @@ def test_names_that_are_no_text_can_still_be_stored(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this file system only takes UTF-8")
     assert names(tmp_path) == ["caf\\xe9.jpg"]
-    assert [file.read() for file in walk(Place.of(str(tmp_path)))] == [b"x"]
+    assert [file.read() for file in walk(StoragePath.of(str(tmp_path)))] == [b"x"]
 
 
 def test_paths_may_be_relative_or_begin_with_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,19 +72,19 @@ def test_paths_may_be_relative_or_begin_with_the_home(tmp_path: Path, monkeypatc
     monkeypatch.setenv("HOME", str(tmp_path))
     for text in ("set", "./set/", "set/../set", "~/set", str(tmp_path / "set"), f"file://{tmp_path}/set"):
         assert names(text) == ["1.jpg"]
-        assert str(Place.of(text)) == str(tmp_path / "set")
+        assert str(StoragePath.of(text)) == str(tmp_path / "set")
 
 
 def test_names_under_a_root_are_told_from_those_beside_it(tmp_path: Path) -> None:
-    root = Place.of(str(tmp_path / "set"))
+    root = StoragePath.of(str(tmp_path / "set"))
     assert (root / "a" / "b.jpg").under(root) == "a/b.jpg"
-    assert Place.of(str(tmp_path / "set2" / "b.jpg")).under(root) == f"{tmp_path}/set2/b.jpg"[1:]
+    assert StoragePath.of(str(tmp_path / "set2" / "b.jpg")).under(root) == f"{tmp_path}/set2/b.jpg"[1:]
     assert str(root / "/else/x.jpg") == "/else/x.jpg"
 
 
 def test_a_part_of_a_file_must_be_there_as_a_whole(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"0123456789")
-    file = Place.of(str(tmp_path / "x"))
+    file = StoragePath.of(str(tmp_path / "x"))
     assert file.read(3, 4) == b"3456"
     with pytest.raises(DataError, match="ends 2 bytes before the end"):
         file.read(8, 4)
@@ -92,7 +92,7 @@ def test_a_part_of_a_file_must_be_there_as_a_whole(tmp_path: Path) -> None:
 
 def test_stamps_see_changes(tmp_path: Path) -> None:
     touch(tmp_path, "x")
-    file = Place.of(str(tmp_path / "x"))
+    file = StoragePath.of(str(tmp_path / "x"))
     before = file.stamp()
     assert before == (1, (tmp_path / "x").stat().st_mtime_ns)
     os.utime(tmp_path / "x", ns=(1, 1))
@@ -108,24 +108,24 @@ def test_a_file_that_can_not_be_looked_at_is_named(
 
     monkeypatch.setattr(os, "stat", failing)
     with pytest.raises(kind, match=rf"^{tmp_path}/x: can't be read.*\(odd\)"):
-        Place.of(str(tmp_path / "x")).stamp()
+        StoragePath.of(str(tmp_path / "x")).stamp()
 
 
 def test_missing_paths_are_named_with_their_option(tmp_path: Path) -> None:
     touch(tmp_path, "x")
     with pytest.raises(ConfigError, match=f"path: there is no folder {tmp_path}/none"):
-        existing(Place.of(str(tmp_path / "none")), "path", "folder")
+        existing(StoragePath.of(str(tmp_path / "none")), "path", "folder")
     with pytest.raises(ConfigError, match=r"path: .*/x is not a folder"):
-        existing(Place.of(str(tmp_path / "x")), "path", "folder")
+        existing(StoragePath.of(str(tmp_path / "x")), "path", "folder")
     with pytest.raises(ConfigError, match="nosuch://x"):
-        Place.of("nosuch://x")
+        StoragePath.of("nosuch://x")
 
 
 def test_remote_folders_are_walked_like_local_ones() -> None:
     system = fsspec.filesystem("memory")
     for name in ("b/2.jpg", "a.jpg", "b/.x/1.jpg", "c/1.jpg"):
         system.pipe_file(f"/places/{name}", name.encode())
-    root = Place.of("memory://places")
+    root = StoragePath.of("memory://places")
     assert names("memory://places") == ["a.jpg", "b/2.jpg", "c/1.jpg"]
     assert [folder.name for folder in subfolders(root)] == ["b", "c"]
     assert (root / "b/2.jpg").read() == b"b/2.jpg"
@@ -141,14 +141,16 @@ ODD = "a b/ü#?d*[e]%20'\"&+;=:,@/..x~"
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> StoragePath:
     """An empty folder anywhere."""
     if request.param == "local":
-        return Place.of(str(tmp_path / "folder"))
-    return Place.of(f"{request.getfixturevalue('bucket') if request.param == 's3' else 'memory:/'}/{tmp_path.name}")
+        return StoragePath.of(str(tmp_path / "folder"))
+    return StoragePath.of(
+        f"{request.getfixturevalue('bucket') if request.param == 's3' else 'memory:/'}/{tmp_path.name}"
+    )
 
 
-def test_files_are_written_whole_listed_and_removed(folder: Place) -> None:
+def test_files_are_written_whole_listed_and_removed(folder: StoragePath) -> None:
     assert folder.files() == {}
     (folder / "a/b").write(b"12")
     (folder / "a/b").write(b"123")
@@ -161,7 +163,7 @@ def test_files_are_written_whole_listed_and_removed(folder: Place) -> None:
     assert folder.files() == {".c": 0}
 
 
-def test_odd_names_are_names_like_any_other(folder: Place, tmp_path: Path) -> None:
+def test_odd_names_are_names_like_any_other(folder: StoragePath, tmp_path: Path) -> None:
     file = folder.child(ODD)
     file.write(b"odd")
     assert folder.files() == {ODD: 3}
@@ -179,26 +181,26 @@ def test_odd_names_are_names_like_any_other(folder: Place, tmp_path: Path) -> No
     assert folder.files() == {}
 
 
-def test_an_empty_range_is_asked_for_nowhere(folder: Place) -> None:
+def test_an_empty_range_is_asked_for_nowhere(folder: StoragePath) -> None:
     (folder / "x").write(b"12345")
     assert (folder / "x").read(2, 0) == b""
     assert folder.local or (folder / "none").read(0, 0) == b""
 
 
-def test_files_come_in_the_same_order_from_everywhere(folder: Place) -> None:
+def test_files_come_in_the_same_order_from_everywhere(folder: StoragePath) -> None:
     in_order = ["a/z", "a b/z", "a.jpg", "a.tar/1", "a.tar/2", "b"]
     for name in reversed(in_order):
         (folder / name).write(b"")
     assert [file.under(folder) for file in walk(folder)] == in_order
 
 
-def test_what_there_is_is_told_apart(folder: Place) -> None:
+def test_what_there_is_is_told_apart(folder: StoragePath) -> None:
     (folder / "a/b").write(b"1")
     kinds = {name: ((folder / name).exists(), (folder / name).is_folder()) for name in ("a", "a/b", "c", "a/b/c")}
     assert kinds == {"a": (True, True), "a/b": (True, False), "c": (False, False), "a/b/c": (False, False)}
 
 
-def test_what_is_not_there_is_told_in_every_way(folder: Place, tmp_path: Path) -> None:
+def test_what_is_not_there_is_told_in_every_way(folder: StoragePath, tmp_path: Path) -> None:
     file = folder / "none"
     assert file.peek() is None
     assert file.written() is None
@@ -210,7 +212,7 @@ def test_what_is_not_there_is_told_in_every_way(folder: Place, tmp_path: Path) -
             file.download(tmp_path / "back")
 
 
-def test_a_range_beyond_the_end_is_an_error(folder: Place) -> None:
+def test_a_range_beyond_the_end_is_an_error(folder: StoragePath) -> None:
     (folder / "x").write(b"12345")
     assert (folder / "x").read(2, 3) == b"345"
     with pytest.raises(DataError, match="x: ends 1 bytes before"):
@@ -219,13 +221,13 @@ def test_a_range_beyond_the_end_is_an_error(folder: Place) -> None:
         (folder / "x").read(9, 3)
 
 
-def test_lines_are_added_at_the_end(folder: Place) -> None:
+def test_lines_are_added_at_the_end(folder: StoragePath) -> None:
     for line in (b"a\n", b"b\n", b"c\n"):
         (folder / "sub/lines").append(line)
     assert (folder / "sub/lines").read() == b"a\nb\nc\n"
 
 
-def test_a_file_is_created_once(folder: Place) -> None:
+def test_a_file_is_created_once(folder: StoragePath) -> None:
     file = folder / "x"
     assert file.create(b"first")
     assert not file.create(b"second")
@@ -235,7 +237,7 @@ def test_a_file_is_created_once(folder: Place) -> None:
 
 def test_tools_that_know_folders_leave_files_for_them(bucket: str) -> None:
     """An empty folder's marker, a marker among files, and a file that is called like the folder are no files in it."""
-    folder = Place.of(f"{bucket}/folder")
+    folder = StoragePath.of(f"{bucket}/folder")
     system().pipe_file(f"{folder.path}/", b"")
     assert folder.files() == {}
     assert list(walk(folder)) == []
@@ -244,13 +246,13 @@ def test_tools_that_know_folders_leave_files_for_them(bucket: str) -> None:
     assert folder.files() == {"sub/x": 2}
     system().pipe_file(f"{folder.path}2", b"123")
     assert (folder.parent / "folder2").files() == {}
-    assert Place.of(bucket).files() == {"folder/sub/x": 2, "folder2": 3}
+    assert StoragePath.of(bucket).files() == {"folder/sub/x": 2, "folder2": 3}
 
 
 def test_to_know_a_large_folder_takes_few_requests(bucket: str) -> None:
-    folder = Place.of(f"{bucket}/folder")
+    folder = StoragePath.of(f"{bucket}/folder")
     (folder / "x").write(b"")
-    for place, expected in ((Place.of(bucket), {"HEAD": 1}), (folder, {"HEAD": 1, "GET": 1})):
+    for place, expected in ((StoragePath.of(bucket), {"HEAD": 1}), (folder, {"HEAD": 1, "GET": 1})):
         with listening() as requests:
             assert place.is_folder()
         assert requests.count() == expected
@@ -259,7 +261,7 @@ def test_to_know_a_large_folder_takes_few_requests(bucket: str) -> None:
 def test_a_large_file_is_uploaded_part_by_part(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open(tmp_path / "large", "wb") as file:
         file.truncate(151 << 20)
-    place, at_once, most = Place.of(f"{bucket}/large"), 0, 0
+    place, at_once, most = StoragePath.of(f"{bucket}/large"), 0, 0
     call = place.system._call_s3
 
     async def counted(method: str, *given: Any, **options: Any) -> Any:
@@ -280,7 +282,7 @@ def test_a_large_file_is_uploaded_part_by_part(bucket: str, tmp_path: Path, monk
 @pytest.mark.parametrize("where", ["local", "s3"])
 def test_of_many_that_create_a_file_at_once_one_does(where: str, request: pytest.FixtureRequest) -> None:
     base = str(request.getfixturevalue("tmp_path" if where == "local" else "bucket"))
-    files = [Place.of(f"{base}/{number}") for number in range(20)]
+    files = [StoragePath.of(f"{base}/{number}") for number in range(20)]
     with ThreadPoolExecutor(8) as pool:
         made = [sum(pool.map(lambda who, f=file: f.create(b"%d" % who), range(8))) for file in files]
     assert made == [1] * 20
@@ -293,7 +295,7 @@ def test_storages_that_say_it_otherwise(
     bucket: str, monkeypatch: pytest.MonkeyPatch, codes: list[str], made: bool
 ) -> None:
     """S3 itself asks to try again where two create a file at the same moment; others name no condition."""
-    file = Place.of(f"{bucket}/x")
+    file = StoragePath.of(f"{bucket}/x")
     create = file.system.pipe_file
 
     def said(*given: Any, **options: Any) -> None:
@@ -306,7 +308,7 @@ def test_storages_that_say_it_otherwise(
 
 
 def test_what_others_write_is_seen_at_once(bucket: str) -> None:
-    folder = Place.of(f"{bucket}/folder")
+    folder = StoragePath.of(f"{bucket}/folder")
     (folder / "a").write(b"1")
     assert folder.files() == {"a": 1}
     system().pipe_file(f"{folder.path}/b", b"12")
@@ -319,7 +321,7 @@ def test_what_others_write_is_seen_at_once(bucket: str) -> None:
 
 
 def test_one_look_is_one_request(bucket: str, tmp_path: Path) -> None:
-    folder = Place.of(f"{bucket}/folder")
+    folder = StoragePath.of(f"{bucket}/folder")
     file = folder / "x"
     (tmp_path / "file").write_bytes(b"abc")
     looks: list[tuple[str, Callable[[], object]]] = [
@@ -339,7 +341,7 @@ def test_one_look_is_one_request(bucket: str, tmp_path: Path) -> None:
 
 
 def test_what_can_not_be_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = Place.of(str(tmp_path / "x"))
+    file = StoragePath.of(str(tmp_path / "x"))
     file.write(b"before")
 
     def full(_: int) -> None:

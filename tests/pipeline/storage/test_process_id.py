@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.storage.process_id import Process
+from pipeline.storage.process_id import ProcessId
 
 
 @pytest.fixture
@@ -30,12 +30,12 @@ def end(child: subprocess.Popen[bytes]) -> None:
 
 
 def test_this_process_is_at_work() -> None:
-    assert not Process.this().ended()
-    assert Process.this() == Process.numbered(os.getpid())
+    assert not ProcessId.this().ended()
+    assert ProcessId.this() == ProcessId.numbered(os.getpid())
 
 
 def test_one_that_ends_is_known_to(child: subprocess.Popen[bytes]) -> None:
-    process = Process.numbered(child.pid)
+    process = ProcessId.numbered(child.pid)
     assert not process.ended()
     end(child)
     assert process.ended()
@@ -45,13 +45,13 @@ def test_one_that_ends_is_known_to(child: subprocess.Popen[bytes]) -> None:
 
 def test_one_that_had_ended_when_it_was_noted_is_known_to(child: subprocess.Popen[bytes]) -> None:
     end(child)
-    process = Process.numbered(child.pid)
+    process = ProcessId.numbered(child.pid)
     assert process.ended()
 
 
 def test_a_number_that_is_given_again_is_another_process() -> None:
-    assert dataclasses.replace(Process.this(), started="1").ended()
+    assert dataclasses.replace(ProcessId.this(), started="1").ended()
 
 
 def test_of_another_machine_nothing_is_known() -> None:
-    assert not dataclasses.replace(Process.this(), machine="elsewhere", number=2**22 + 1).ended()
+    assert not dataclasses.replace(ProcessId.this(), machine="elsewhere", number=2**22 + 1).ended()

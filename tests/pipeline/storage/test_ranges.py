@@ -17,7 +17,7 @@ from aiohttp import ClientPayloadError
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import parquet, webdataset
 from pipeline.storage import path as ranges
-from pipeline.storage.path import Place, opened
+from pipeline.storage.path import StoragePath, opened
 from pipeline.storage.root import hash_place
 from tests.s3 import listening
 
@@ -27,7 +27,7 @@ DATA = bytes(range(256)) * 40
 @pytest.fixture
 def breaks_off(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """After so many more requests for bytes, each answer is cut short."""
-    system = Place.of(bucket).system
+    system = StoragePath.of(bucket).system
     cat_file = system.cat_file
 
     def after(requests: int) -> None:
@@ -47,7 +47,7 @@ def breaks_off(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], 
 @pytest.mark.parametrize("where", ["local", "s3"])
 def test_a_file_is_read_from_front_to_back_from_anywhere(where: str, request: pytest.FixtureRequest) -> None:
     base = str(request.getfixturevalue("tmp_path" if where == "local" else "bucket"))
-    file = Place.of(f"{base}/x")
+    file = StoragePath.of(f"{base}/x")
     file.write(DATA)
     with opened(file) as source:
         assert [source.read(10), source.seek(-10, io.SEEK_END), source.read()] == [DATA[:10], 10230, DATA[-10:]]
@@ -56,7 +56,7 @@ def test_a_file_is_read_from_front_to_back_from_anywhere(where: str, request: py
 
 
 def test_little_reads_are_asked_for_together(bucket: str) -> None:
-    file = Place.of(f"{bucket}/x")
+    file = StoragePath.of(f"{bucket}/x")
     file.write(DATA)
     with listening() as requests, opened(file) as source:
         assert b"".join(source.read(100) for _ in range(103)) == DATA
@@ -64,7 +64,7 @@ def test_little_reads_are_asked_for_together(bucket: str) -> None:
 
 
 def test_a_hash_that_breaks_off_is_no_damage(bucket: str, breaks_off: Callable[[int], None]) -> None:
-    file = Place.of(f"{bucket}/x")
+    file = StoragePath.of(f"{bucket}/x")
     file.write(DATA)
     breaks_off(0)
     with pytest.raises(ConfigError, match=rf"^{file}: the storage does not answer"):
@@ -81,7 +81,7 @@ def test_a_tar_that_breaks_off_is_not_a_broken_tar(
             info = tarfile.TarInfo(f"{number}.jpg")
             info.size = 2000
             archive.addfile(info, io.BytesIO(bytes(2000)))
-    file = Place.of(f"{bucket}/x.tar")
+    file = StoragePath.of(f"{bucket}/x.tar")
     file.write(packed.getvalue()[:300])
     source = webdataset.Source(webdataset.Config(path=str(file)))
     with pytest.raises(DataError, match=rf"^{file}: not a whole, uncompressed tar"):
@@ -98,7 +98,7 @@ def test_a_parquet_file_that_breaks_off_is_not_a_broken_one(
 ) -> None:
     monkeypatch.setattr(ranges, "READ_AHEAD", 1024)
     pq.write_table(pa.table({"image": [DATA] * 100}), tmp_path / "x.parquet", compression="none", use_dictionary=False)
-    file = Place.of(f"{bucket}/x.parquet")
+    file = StoragePath.of(f"{bucket}/x.parquet")
     file.upload(tmp_path / "x.parquet")
     source = parquet.Source(parquet.Config(path=str(file)))
     records = source.records()

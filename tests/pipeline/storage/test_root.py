@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.storage.cache import Cache
-from pipeline.storage.path import Place, RangedFile
+from pipeline.storage.path import RangedFile, StoragePath
 from pipeline.storage.root import Root, StoredFile, hash_file
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import LabelSpace, LabelWriter, about_store, read_labels
@@ -34,9 +34,9 @@ def root(bucket: str) -> Root:
 
 def uploaded(root: Root, path: str, data: bytes) -> StoredFile:
     """A file in the root that this machine has no copy of."""
-    root.here(path).parent.mkdir(parents=True, exist_ok=True)
-    root.here(path).write_bytes(data)
-    facts = {"size": len(data), "sha256": hash_file(root.here(path))}
+    root.local_path(path).parent.mkdir(parents=True, exist_ok=True)
+    root.local_path(path).write_bytes(data)
+    facts = {"size": len(data), "sha256": hash_file(root.local_path(path))}
     root.publish(path, facts)
     shutil.rmtree(root.cache.folder)
     return root.file(path, facts)
@@ -56,14 +56,14 @@ def test_a_file_is_downloaded_once(root: Root) -> None:
 
 
 def test_what_was_made_here_is_not_downloaded(root: Root) -> None:
-    root.here().mkdir(parents=True)
-    root.here("a.txt").write_bytes(b"abc")
-    facts = {"size": 3, "sha256": hash_file(root.here("a.txt"))}
+    root.local_path().mkdir(parents=True)
+    root.local_path("a.txt").write_bytes(b"abc")
+    facts = {"size": 3, "sha256": hash_file(root.local_path("a.txt"))}
     root.publish("a.txt", facts)
     with listening() as requests:
         assert root.file("a.txt", facts).load(Path.read_bytes) == b"abc"
     assert requests.count() == {}
-    assert not root.here("a.txt").exists(), "it is in the cache alone, and may go"
+    assert not root.local_path("a.txt").exists(), "it is in the cache alone, and may go"
 
 
 @pytest.mark.parametrize("data", [b"abd", b"ab", b"abcd"])
@@ -92,9 +92,9 @@ def test_whole_files_are_brought_where_they_fit(root: Root) -> None:
     tight = Cache(root.cache.folder, 400)
     for file, copied in ((small, True), (large, False)):
         here = StoredFile(file.place, file.size, file.sha256, tight)
-        here.bring(1 / 4)
+        here.download(1 / 4)
         with listening() as requests:
-            here.bring(1 / 4)
+            here.download(1 / 4)
             assert here.read(0, 5) == bytes(5)
         assert requests.count() == ({} if copied else {"GET": 1})
 
@@ -121,7 +121,7 @@ def test_looking_at_one_image_does_not_download_its_shard(root: Root, make_image
     with listening() as requests, ThreadPoolExecutor(4) as pool:
 
         def read(row: int) -> bytes:
-            far.bring(1 / 4)
+            far.download(1 / 4)
             return far.read(row)
 
         assert list(pool.map(read, range(40))) == [shard.read(row) for row in range(40)]
@@ -140,13 +140,13 @@ def test_some_columns_of_labels_are_read_by_ranges(
     writer.close()
     far = upload(root, tmp_path / "s.parquet")
     fetched: list[int] = []
-    read = Place.read
+    read = StoragePath.read
 
-    def counted(place: Place, start: int, size: int) -> bytes:
+    def counted(place: StoragePath, start: int, size: int) -> bytes:
         fetched.append(size)
         return read(place, start, size)
 
-    monkeypatch.setattr(Place, "read", counted)
+    monkeypatch.setattr(StoragePath, "read", counted)
     table = read_labels(far, ["key", "status"])
     assert table.column("key").to_pylist() == [f"{number:016x}" for number in range(300)]
     assert len(fetched) <= 4
@@ -167,14 +167,14 @@ def test_a_parquet_file_is_read_from_a_folder_that_is_hidden(root: Root, tmp_pat
 def test_a_root_travels_to_another_process(any_root: Root) -> None:
     (any_root / "a.txt").write(b"abc")
     again = copy.deepcopy(any_root)  # by the protocol that multiprocessing uses
-    assert (str(again), again.here("x")) == (str(any_root), any_root.here("x"))
+    assert (str(again), again.local_path("x")) == (str(any_root), any_root.local_path("x"))
     assert (again / "a.txt").read() == b"abc"
 
 
 def test_roots_have_scratch_folders_of_their_own(bucket: str) -> None:
     one, other = Root.of(f"{bucket}/one"), Root.of(f"{bucket}/other")
-    assert one.here() != other.here()
-    assert one.here("a/b") == one.here() / "a" / "b"
+    assert one.local_path() != other.local_path()
+    assert one.local_path("a/b") == one.local_path() / "a" / "b"
 
 
 def test_a_url_that_was_put_into_a_path_is_refused() -> None:
@@ -184,7 +184,7 @@ def test_a_url_that_was_put_into_a_path_is_refused() -> None:
 
 def test_a_root_here_is_the_folder_itself(tmp_path: Path) -> None:
     root = Root.of(tmp_path / "root")
-    assert root.here("a/b") == tmp_path / "root" / "a" / "b"
+    assert root.local_path("a/b") == tmp_path / "root" / "a" / "b"
     assert Path(root / "a/b") == tmp_path / "root" / "a" / "b"
     with pytest.raises(TypeError, match="is not on this machine"):
-        os.fspath(Place.of("memory://x"))
+        os.fspath(StoragePath.of("memory://x"))

@@ -18,8 +18,8 @@ import pytest
 from pipeline.errors import ConfigError, DataError
 from pipeline.steps import ranks
 from pipeline.storage import lock
-from pipeline.storage.lock import claimed
-from pipeline.storage.process_id import Process
+from pipeline.storage.lock import hold_lock
+from pipeline.storage.process_id import ProcessId
 from pipeline.storage.root import Root
 from pipeline.stores import rejections
 from pipeline.stores.rejections import (
@@ -191,9 +191,9 @@ def test_of_writers_in_several_processes_none_undoes_what_another_did(together: 
 def test_who_waits_too_long_is_told_for_whom(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rejections, "WAIT_S", 0.05)
     monkeypatch.setattr(lock, "LOOK_S", 0.02)
-    number = Process.this().number
+    number = ProcessId.this().number
     with (
-        claimed(root / rejections.CLAIM, lambda _: None, lambda: None),
+        hold_lock(root / rejections.CLAIM, lambda _: None, lambda: None),
         pytest.raises(ConfigError, match=rf"rejected\.parquet: .* for 0\.05 s, now process {number} on"),
     ):
         reject(root, keys(1), None, "blurred")

@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources import Record, Truth, photographs, scenes
+from pipeline.sources import SourceRecord, TrueLabels, photographs, scenes
 from pipeline.synthetic.layout import MAKERS, Camera, Scene, Thing, compose, turn
 from pipeline.synthetic.materials import Lens, Light, Material, Sky
 from pipeline.synthetic.render import CLASSES, SceneKey, examine, generator, pixel_centres, render, shade, trace
@@ -146,7 +146,7 @@ def test_the_sun_casts_a_shadow_below_the_sphere_and_nowhere_else() -> None:
     assert light[:, ground & (gap < 0.45)].max() < light[:, ground & (gap > 1) & (hits.depth < 10)].min()
 
 
-def values(picture_key: SceneKey, tasks: tuple[str, ...] = ALL_TASKS) -> tuple[Truth, Record]:
+def values(picture_key: SceneKey, tasks: tuple[str, ...] = ALL_TASKS) -> tuple[TrueLabels, SourceRecord]:
     """The truth of one training picture, by way of a source; and its record."""
     config = Config.model_validate(
         {"count": picture_key.index + 1, "seed": picture_key.seed, "size": picture_key.size, "tasks": tasks}

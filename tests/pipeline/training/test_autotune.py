@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.errors import ConfigError
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
-from pipeline.training.autotune import Choice, choose, find_device, single_threaded
+from pipeline.training.autotune import ComputeConfig, autotune, find_device, single_threaded
 
 Way = tuple[str, bool]
 SLOW_S = 0.006
@@ -35,7 +35,7 @@ class Work:
         self.fast = WAYS[fast]
         self.done: list[Way] = []
 
-    def __call__(self, model: nn.Module, choice: Choice) -> None:
+    def __call__(self, model: nn.Module, choice: ComputeConfig) -> None:
         way = (choice.precision, choice.channels_last)
         self.done.append(way)
         if way != self.fast:
@@ -102,7 +102,7 @@ def test_a_device_that_is_not_there_is_an_error_with_those_that_are(there: Calla
 
 @pytest.mark.parametrize("fast", WAYS)
 def test_the_fastest_way_is_chosen(auto: Runtime, fast: str) -> None:
-    choice = choose(auto, "model", nn.Linear(2, 2), Work(fast))
+    choice = autotune(auto, "model", nn.Linear(2, 2), Work(fast))
     assert (choice.device, choice.precision, choice.channels_last) == ("cpu", *WAYS[fast])
     assert choice.measured_ms.keys() == WAYS.keys()
     assert all(ms >= SLOW_S * 1000 for way, ms in choice.measured_ms.items() if way != fast)
@@ -112,12 +112,12 @@ def test_the_fastest_way_is_chosen(auto: Runtime, fast: str) -> None:
 def test_the_first_call_and_one_straggler_do_not_count(auto: Runtime) -> None:
     work = Work("bf16")
 
-    def call(model: nn.Module, choice: Choice) -> None:
+    def call(model: nn.Module, choice: ComputeConfig) -> None:
         work(model, choice)
         if work.done.count(WAYS["bf16"]) in (1, 3) and work.done[-1] == WAYS["bf16"]:
             time.sleep(4 * SLOW_S)
 
-    assert choose(auto, "model", nn.Linear(2, 2), call).precision == "bf16"
+    assert autotune(auto, "model", nn.Linear(2, 2), call).precision == "bf16"
 
 
 @pytest.mark.parametrize(("held", "chosen"), [(["bf16"], "bf16"), (["32", "bf16"], "32"), ([], "bf16 channels_last")])
@@ -125,37 +125,37 @@ def test_a_way_that_memory_does_not_hold_is_not_taken(auto: Runtime, held: list[
     """Where none fits, the one that needs least."""
     work = Work()
 
-    def call(model: nn.Module, choice: Choice) -> None:
+    def call(model: nn.Module, choice: ComputeConfig) -> None:
         work(model, choice)
         torch.rand(1)
         if work.done[-1] not in [WAYS[way] for way in held]:
             raise torch.OutOfMemoryError("no more")
 
     model, before = nn.Linear(2, 2), torch.get_rng_state()
-    choice = choose(auto, "model", model, call)
+    choice = autotune(auto, "model", model, call)
     assert (choice.precision, choice.channels_last) == WAYS[chosen]
     assert set(choice.measured_ms) == set(held)
-    assert choose(auto, "model", model, call) == choice
+    assert autotune(auto, "model", model, call) == choice
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_choice_is_measured_once_and_kept_under_the_root(auto: Runtime, tmp_path: Path) -> None:
     work = Work()
-    first = choose(auto, ["model", {"width": 16}], nn.Linear(2, 2), work)
+    first = autotune(auto, ["model", {"width": 16}], nn.Linear(2, 2), work)
     assert len(kept(auto)) == 1
     assert json.loads(kept(auto)[0].read_text()) == first.describe()
     other = Work("bf16 channels_last")  # it would be chosen now
-    again = choose(Runtime(auto.root, "cpu", "auto", 2), ["model", {"width": 16}], nn.Linear(2, 2), other)
+    again = autotune(Runtime(auto.root, "cpu", "auto", 2), ["model", {"width": 16}], nn.Linear(2, 2), other)
     assert again == first
     assert other.done == []
     elsewhere = dataclasses.replace(auto, root=Root.of(tmp_path / "elsewhere"))
-    assert choose(elsewhere, ["model", {"width": 16}], nn.Linear(2, 2), other) != first
+    assert autotune(elsewhere, ["model", {"width": 16}], nn.Linear(2, 2), other) != first
     assert other.done != []
 
 
 def test_each_model_and_use_has_its_own_choice(auto: Runtime) -> None:
     for about, fast in (("train", "32"), ("predict", "bf16"), (["train", 2], "32 channels_last")):
-        choice = choose(auto, about, nn.Linear(2, 2), Work(fast))
+        choice = autotune(auto, about, nn.Linear(2, 2), Work(fast))
         assert (choice.precision, choice.channels_last) == WAYS[fast]
     assert len(kept(auto)) == 3
 
@@ -163,30 +163,30 @@ def test_each_model_and_use_has_its_own_choice(auto: Runtime) -> None:
 def test_with_other_threads_the_choice_stays_so_that_a_training_goes_on_as_it_began(
     auto: Runtime, two_threads: None
 ) -> None:
-    choose(auto, "model", nn.Linear(2, 2), Work("32"))
+    autotune(auto, "model", nn.Linear(2, 2), Work("32"))
     with single_threaded():
-        assert choose(auto, "model", nn.Linear(2, 2), Work("bf16")).precision == "32"
+        assert autotune(auto, "model", nn.Linear(2, 2), Work("bf16")).precision == "32"
     assert len(kept(auto)) == 1
 
 
 def test_another_processor_is_another_machine(auto: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    choose(auto, "model", nn.Linear(2, 2), Work("32"))
+    autotune(auto, "model", nn.Linear(2, 2), Work("32"))
     monkeypatch.setattr("pipeline.training.autotune.processor_name", lambda: "Another")
-    assert choose(auto, "model", nn.Linear(2, 2), Work("bf16")).precision == "bf16"
+    assert autotune(auto, "model", nn.Linear(2, 2), Work("bf16")).precision == "bf16"
 
 
 @pytest.mark.parametrize(("told", "fast"), [("32", "bf16"), ("bf16", "32")])
 def test_a_number_format_that_is_told_is_kept_to(tmp_path: Path, told: str, fast: str) -> None:
     runtime = Runtime(Root.of(tmp_path), "cpu", "32" if told == "32" else "bf16", 1)
     work = Work(fast)
-    assert choose(runtime, "model", nn.Linear(2, 2), work).precision == told
+    assert autotune(runtime, "model", nn.Linear(2, 2), work).precision == told
     assert {precision for precision, _ in work.done} == {told}
 
 
 def test_a_told_format_is_not_taken_from_a_measured_choice(auto: Runtime) -> None:
-    assert choose(auto, "model", nn.Linear(2, 2), Work("32")).precision == "32"
+    assert autotune(auto, "model", nn.Linear(2, 2), Work("32")).precision == "32"
     told = dataclasses.replace(auto, precision="bf16")
-    assert choose(told, "model", nn.Linear(2, 2), Work("32")).precision == "bf16"
+    assert autotune(told, "model", nn.Linear(2, 2), Work("32")).precision == "bf16"
 
 
 def test_a_measurement_leaves_no_trace(auto: Runtime) -> None:
@@ -194,7 +194,7 @@ def test_a_measurement_leaves_no_trace(auto: Runtime) -> None:
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     laid_out = []
 
-    def call(trial: nn.Module, choice: Choice) -> None:
+    def call(trial: nn.Module, choice: ComputeConfig) -> None:
         weight = trial.get_parameter("weight")
         laid_out.append(weight.is_contiguous(memory_format=choice.memory_format))
         nn.init.normal_(weight)  # random numbers, and other weights
@@ -202,7 +202,7 @@ def test_a_measurement_leaves_no_trace(auto: Runtime) -> None:
 
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    choose(auto, "model", model, call)
+    autotune(auto, "model", model, call)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert model.weight.is_contiguous()
@@ -212,7 +212,7 @@ def test_a_measurement_leaves_no_trace(auto: Runtime) -> None:
 
 
 def test_a_choice_says_how_a_model_runs() -> None:
-    plain, other = Choice("cpu", "32", False, {}), Choice("cpu", "bf16", True, {})
+    plain, other = ComputeConfig("cpu", "32", False, {}), ComputeConfig("cpu", "bf16", True, {})
     model, images = nn.Conv2d(3, 4, 3), torch.rand(1, 3, 4, 4)
     for choice, kind in ((plain, torch.float32), (other, torch.bfloat16)):
         placed = choice.place(model)

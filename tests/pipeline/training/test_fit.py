@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.models.checkpoint import load_state, read_tensors, save_state
 from pipeline.steps.runtime import Runtime
 from pipeline.storage import root
-from pipeline.training.autotune import Choice
+from pipeline.training.autotune import ComputeConfig
 from pipeline.training.fit import Fitted
 from pipeline.training.objective import Objective
 from tests.pipeline.training.tiny_jobs import (
@@ -217,7 +217,7 @@ def test_a_loss_is_that_of_a_piece_and_a_gradient_that_of_all(
 def test_a_stopped_fit_goes_on_as_if_it_had_not_been(
     tmp_path: Path, optimizer: str, ema: float | None, accumulate: int, channels_last: bool
 ) -> None:
-    choice = Choice("cpu", "32", channels_last, {})
+    choice = ComputeConfig("cpu", "32", channels_last, {})
     fields: dict[str, Any] = {"optimizer": optimizer, "ema": ema, "accumulate": accumulate, "choice": choice}
     whole = train(tmp_path / "whole", Pictures(), **fields)
     for seed, after in enumerate((1, 2, 4, STEPS)):  # other weights and random numbers each time it is begun again

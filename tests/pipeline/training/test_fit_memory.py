@@ -15,9 +15,9 @@ from pipeline.errors import ConfigError, OutOfMemory, Stopped
 from pipeline.recipe.base import FitConfig
 from pipeline.steps.runtime import Runtime
 from pipeline.training.fit import Cut
-from pipeline.training.microbatch import FITTED, Passes
-from pipeline.training.objective import Job
-from pipeline.training.process_group import Team
+from pipeline.training.microbatch import FITTED, MicrobatchRunner
+from pipeline.training.objective import TrainingJob
+from pipeline.training.process_group import ProcessGroup
 from tests.pipeline.training.tiny_jobs import (
     PLAIN,
     STEPS,
@@ -166,29 +166,29 @@ class Meeting(Small):
 
 def test_who_cannot_tell_the_others_leaves_word_for_the_next_attempt(tmp_path: Path) -> None:
     """Two processes on CUDA, whose other one would wait inside a pass: it ends with this one."""
-    job = Job("teacher.t", Meeting(2), Numbered(batch=8), STEPS, tmp_path, FitConfig(batch=8), seed=0)
+    job = TrainingJob("teacher.t", Meeting(2), Numbered(batch=8), STEPS, tmp_path, FitConfig(batch=8), seed=0)
     kept: list[Path] = []
     runtime = cast(Runtime, SimpleNamespace(keep=kept.append))
-    passes = Passes(job, PLAIN, cast(Team, SimpleNamespace(count=2, rank=1)), runtime)
+    passes = MicrobatchRunner(job, PLAIN, cast(ProcessGroup, SimpleNamespace(count=2, rank=1)), runtime)
     share = next(Numbered(batch=4).stream(0))
     whole = passes.take(share, 4)
     with pytest.raises(OutOfMemory, match=r"teacher\.t ran out .* step 8\. .* at most 2 images in a pass"):
         passes.run(whole, step=7, most=4)
     assert [path.name for path in kept] == [FITTED], "the next attempt may be on another machine"
-    most = passes.word()
+    most = passes.saved_limit()
     passes.take(share, most)
     assert passes.run(whole, step=7, most=most).most == 2
     assert train_and_tell(tmp_path, Small(8), batch=8).cuts == [Cut(1, 4, 2)]
 
 
 def test_buffers_are_copied_only_where_memory_can_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept, copied = Passes._kept, list[int]()
+    kept, copied = MicrobatchRunner._kept, list[int]()
 
-    def keep(passes: Passes) -> list[tuple[Tensor, Tensor]]:
+    def keep(passes: MicrobatchRunner) -> list[tuple[Tensor, Tensor]]:
         copied.append(len(kept(passes)))
         return kept(passes)
 
-    monkeypatch.setattr(Passes, "_kept", keep)
+    monkeypatch.setattr(MicrobatchRunner, "_kept", keep)
     unsure = train(tmp_path / "unsure", Pictures())
     monkeypatch.setattr("pipeline.training.microbatch.SURE", ("cpu",))
     assert_same(train(tmp_path / "sure", Pictures()), unsure)

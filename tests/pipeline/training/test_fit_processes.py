@@ -280,7 +280,7 @@ def full(out: Path) -> None:
     def save(*_: Any) -> None:
         raise DataError("the disk is full")
 
-    setattr(state.Record, "save", save)  # noqa: B010 - for this process alone
+    setattr(state.TrainingState, "save", save)  # noqa: B010 - for this process alone
     train(out, Layers(), checkpoint_s=0)
 
 

@@ -18,13 +18,13 @@ from pipeline.recipe.base import FitConfig
 from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
 from pipeline.storage import root
-from pipeline.training.autotune import Choice
+from pipeline.training.autotune import ComputeConfig
 from pipeline.training.fit import Fitted, fit
-from pipeline.training.objective import Job, Objective
-from pipeline.training.process_group import Team
+from pipeline.training.objective import Objective, TrainingJob
+from pipeline.training.process_group import ProcessGroup
 
 STEPS = 6
-PLAIN = Choice("cpu", "32", False, {})
+PLAIN = ComputeConfig("cpu", "32", False, {})
 LOG, STATE = "log/train.jsonl", "work/state.safetensors"
 
 
@@ -144,22 +144,24 @@ def stopping(after: int) -> Runtime:
 QUIET = watched(lambda step, runtime: None)
 
 
-def train(out: Path, model: Objective, runtime: Runtime = QUIET, choice: Choice = PLAIN, **fields: Any) -> nn.Module:
+def train(
+    out: Path, model: Objective, runtime: Runtime = QUIET, choice: ComputeConfig = PLAIN, **fields: Any
+) -> nn.Module:
     """Fit `model`; `fields` are the configuration's, and `stream` and `seed` may be among them."""
     train_and_tell(out, model, runtime, choice, **fields)
     return model
 
 
 def train_and_tell(
-    out: Path, model: Objective, runtime: Runtime = QUIET, choice: Choice = PLAIN, **fields: Any
+    out: Path, model: Objective, runtime: Runtime = QUIET, choice: ComputeConfig = PLAIN, **fields: Any
 ) -> Fitted:
     """The same; returns how it went."""
     given = {"steps": STEPS, "batch": 4, "lr": 0.05, "warmup": 0.3, **fields}
     runtime = dataclasses.replace(runtime, checkpoint_s=given.pop("checkpoint_s", 1e9))
     stream, seed = given.pop("stream", None) or Numbered(batch=given["batch"]), given.pop("seed", 0)
     config = FitConfig.model_validate(given)
-    with Team(choice.device) as team:
-        return fit(Job("teacher.t", model, stream, given["steps"], out, config, seed), choice, team, runtime)
+    with ProcessGroup(choice.device) as group:
+        return fit(TrainingJob("teacher.t", model, stream, given["steps"], out, config, seed), choice, group, runtime)
 
 
 def log(out: Path) -> list[dict[str, Any]]:

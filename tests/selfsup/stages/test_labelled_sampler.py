@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ingest.dataset import IngestedSet
 from ingest.true_labels import held_out_keys
-from pipeline.data.dataset import Library
+from pipeline.data.dataset import ImageDataset
 from pipeline.data.sampling import random_order
 from pipeline.errors import ConfigError
 from pipeline.recipe.stage import LabelledConfig
@@ -24,7 +24,7 @@ from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
 from selfsup.stages import step as stage_step
-from selfsup.stages.labelled_sampler import Known, class_sampler
+from selfsup.stages.labelled_sampler import ImageClasses, class_sampler
 from selfsup.stages.objective import RANK, SPREAD
 from selfsup.stages.stream import Drawn, ViewShare, ViewStream
 from tests.ingest.photos import picture
@@ -40,8 +40,8 @@ def labels(count: int = 10, each: int = 8) -> NDArray[np.int64]:
 NAMES = tuple("abcdefghij")
 
 
-def known(of: NDArray[np.int64], names: Sequence[str] = NAMES) -> Known:
-    return Known([f"{number:016x}" for number in range(len(of))], names, of)
+def known(of: NDArray[np.int64], names: Sequence[str] = NAMES) -> ImageClasses:
+    return ImageClasses([f"{number:016x}" for number in range(len(of))], names, of)
 
 
 @pytest.mark.parametrize("classes", [2, 5, 10])
@@ -79,7 +79,7 @@ def test_what_is_drawn_does_not_depend_on_where_the_images_lie() -> None:
     """The same images in other shards have other positions."""
     one = known(labels())
     order = np.random.default_rng(0).permutation(len(one.keys))
-    other = Known([one.keys[place] for place in order], NAMES, one.of[order])
+    other = ImageClasses([one.keys[place] for place in order], NAMES, one.of[order])
     config = LabelledConfig(classes=5, images=3, per_class=6)
     drawn = [
         [[each.keys[index] for index, _ in class_sampler(config, each, 4).step(number)] for number in range(6)]
@@ -183,7 +183,7 @@ def test_labelled_images_are_among_the_unlabelled_ones_too(room: Room, monkeypat
     seen = [each for step in range(7) for each in shown(stream, step)]
     plain = [each.key for each in seen if each.label is None]
     labelled = {each.key for each in seen if each.label is not None}
-    assert sorted(plain) == sorted(stream.library.keys())
+    assert sorted(plain) == sorted(stream.dataset.keys())
     assert len(plain) == 14
     assert len(labelled) == 4
     assert labelled < set(plain)
@@ -192,13 +192,13 @@ def test_labelled_images_are_among_the_unlabelled_ones_too(room: Room, monkeypat
 
 def test_no_labelled_image_is_loaded_once_they_are_switched_off(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = stream_of(room, monkeypatch, data=["kinds"], steps=8, labels={**TWO, "until": 0.5})
-    read, really_read = list[int](), Library.read
+    read, really_read = list[int](), ImageDataset.read
 
-    def noting(library: Library, index: int) -> tuple[str, bytes]:
+    def noting(dataset: ImageDataset, index: int) -> tuple[str, bytes]:
         read.append(index)
-        return really_read(library, index)
+        return really_read(dataset, index)
 
-    monkeypatch.setattr(Library, "read", noting)
+    monkeypatch.setattr(ImageDataset, "read", noting)
     for step in range(8):
         read.clear()
         found = shown(stream, step)

@@ -18,16 +18,16 @@ from ingest.dataset import IngestedSet
 from ingest.true_labels import held_out_keys
 from pipeline.errors import ConfigError, Stopped
 from pipeline.models.features import features_of
-from pipeline.models.initial import Start, of_artifact
+from pipeline.models.initial import InitialBackbone, of_artifact
 from pipeline.steps.artifact import Artifact
 from pipeline.storage.root import Root
 from pipeline.training.fit import Fitted, fit
-from pipeline.training.objective import Job
+from pipeline.training.objective import TrainingJob
 from selfsup.deepclusterv2 import DeepCluster
 from selfsup.stages import stream, training
 from selfsup.stages.collapse import effective_rank, is_collapsed, spread
 from selfsup.stages.initial import measured
-from selfsup.stages.objective import Learning
+from selfsup.stages.objective import StageObjective
 from selfsup.stages.stream import ViewBatch
 from tests.disk import folder_of
 from tests.selfsup.rooms import SMALL, TWO, Room, log, weights
@@ -73,20 +73,20 @@ def test_before_its_first_step_a_stage_has_the_features_of_what_it_starts_from(
     """On images that it never saw; where it measures its own images anew, only their normalisation is another."""
     elsewhere, first = room.images(data=["pool"]), room.run()
     monkeypatch.setattr(training, "fit", lambda *_: Fitted([], 0.0, 0.0))
-    same, anew = (
+    same, fresh = (
         of_artifact(room.run(first, name="second", start="garments", data=["kinds"], statistics=kept))
         for kept in ("backbone", "data")
     )
 
-    def features(start: Start) -> torch.Tensor:
+    def features(start: InitialBackbone) -> torch.Tensor:
         return features_of(start.encoder(), elsewhere, range(len(elsewhere)), room.runtime)
 
     begun = of_artifact(first)
     assert not {*elsewhere.keys()} & {*room.images().keys(), *room.images(data=["kinds"]).keys()}
     assert torch.equal(features(same), features(begun))
-    assert not torch.allclose(features(anew), features(begun), rtol=0.01)
-    assert torch.equal(features(dataclasses.replace(anew, statistics=begun.statistics)), features(begun))
-    torch.testing.assert_close(anew.statistics, measured(room.images(data=["kinds"])))
+    assert not torch.allclose(features(fresh), features(begun), rtol=0.01)
+    assert torch.equal(features(dataclasses.replace(fresh, statistics=begun.statistics)), features(begun))
+    torch.testing.assert_close(fresh.statistics, measured(room.images(data=["kinds"])))
 
 
 def test_with_norms_alone_every_norm_and_the_head_are_trained_and_no_other_weight(
@@ -95,7 +95,7 @@ def test_with_norms_alone_every_norm_and_the_head_are_trained_and_no_other_weigh
     """HPT-BN, by the loop itself: the others stay bit for bit."""
     first, heads = room.run(), list[dict[str, torch.Tensor]]()
 
-    def noting(job: Job, *given: Any) -> Fitted:
+    def noting(job: TrainingJob, *given: Any) -> Fitted:
         head = job.objective.get_submodule("method.head")
         heads.append({name: one.clone() for name, one in head.state_dict().items()})
         fitted = fit(job, *given)
@@ -116,10 +116,10 @@ def test_with_norms_alone_every_norm_and_the_head_are_trained_and_no_other_weigh
 def test_no_image_that_is_measured_on_is_seen(room: Room) -> None:
     without = {key for made in room.sets.values() for key in held_out_keys(IngestedSet(made))}
     assert without
-    library = room.images(data=["truth", "pool"])
-    seen = {library.read(index)[0] for index in range(len(library))}
+    dataset = room.images(data=["truth", "pool"])
+    seen = {dataset.read(index)[0] for index in range(len(dataset))}
     assert not seen & without
-    assert all(layers == {} for layers in (shelf.layers for shelf in library.shelves)), "and no label with them"
+    assert all(layers == {} for layers in (shard.label_sources for shard in dataset.shards)), "and no label with them"
 
 
 def test_the_images_of_a_stage_are_listed_without_labels(room: Room) -> None:
@@ -130,8 +130,8 @@ def test_the_images_of_a_stage_are_listed_without_labels(room: Room) -> None:
 
 def test_a_smaller_share_is_a_part_of_a_larger_one(room: Room) -> None:
     def keys(share: float) -> set[str]:
-        library = room.images(data=["truth", "pool"], share=share)
-        return {library.read(index)[0] for index in range(len(library))}
+        dataset = room.images(data=["truth", "pool"], share=share)
+        return {dataset.read(index)[0] for index in range(len(dataset))}
 
     few, half, every = keys(0.25), keys(0.5), keys(1.0)
     assert few < half < every
@@ -141,13 +141,13 @@ def test_a_smaller_share_is_a_part_of_a_larger_one(room: Room) -> None:
 def test_the_images_and_views_that_went_through_are_counted(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four steps of 8 views: of 4 images, or of 2 images and 4 labelled ones while these are there."""
     passed: list[ViewBatch] = []
-    forward = Learning.forward
+    forward = StageObjective.forward
 
-    def noting(learning: Learning, batch: ViewBatch, shares: dict[str, float]) -> Any:
+    def noting(learning: StageObjective, batch: ViewBatch, shares: dict[str, float]) -> Any:
         passed.append(batch)
         return forward(learning, batch, shares)
 
-    monkeypatch.setattr(Learning, "forward", noting)
+    monkeypatch.setattr(StageObjective, "forward", noting)
     for labels, images in ((None, 16), ({**TWO, "until": 0.5}, 20), (TWO, 24)):
         passed.clear()
         made = room.run(labels=labels, data=["kinds"])

@@ -28,7 +28,7 @@ def shards(make_images: MakeImages, noise: Callable[[int], NDArray[np.uint8]]) -
 
 def label(folder: LabelFolder, shard: ImageShard, statuses: Sequence[str] = ("ok", "failed")) -> None:
     """Write a label file, and put it in its place."""
-    path = folder.root.here(folder.file(shard))
+    path = folder.root.local_path(folder.file(shard))
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"key": shard.keys[: len(statuses)], "status": list(statuses)}), path)
 
@@ -52,7 +52,7 @@ def test_what_is_damaged_or_too_short_is_not_there(any_root: Root, shards: list[
     folder = LabelFolder(any_root, "labels/t")
     (any_root / folder.file(shards[0])).write(b"PAR1 and no more")
     label(folder, shards[1], ["ok"])
-    (any_root / folder.file(shards[1])).write(any_root.here(folder.file(shards[1])).read_bytes())
+    (any_root / folder.file(shards[1])).write(any_root.local_path(folder.file(shards[1])).read_bytes())
     folder.look(shards)
     assert not any(folder.has(shard) for shard in shards)
 

@@ -31,12 +31,12 @@ from pipeline.storage.root import Root, local_file
 from pipeline.stores.images import ImageShard, NewImage, ShardWriter
 from pipeline.stores.labels import LabelShard
 from pipeline.training import autotune
-from pipeline.training.autotune import Choice
+from pipeline.training.autotune import ComputeConfig
 from tasks.network import Network, NetworkConfig
-from tasks.prediction import Predictor, Preparation, network_predictor
+from tasks.prediction import Predictor, Preprocessing, network_predictor
 from tasks.teacher import Teacher
 from teachers.labelling import inference, label_folder, labeller
-from teachers.labelling.inference import Batch, Stages, label_batches
+from teachers.labelling.inference import ShardInference, ShardRows, label_batches
 from teachers.labelling.labeller import label_pool
 from tests.disk import folder_of, image_shard
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from tests.conftest import World
 
 CONFIG: dict[str, Any] = {"max_failed": 0.0, "batch": 3, "require": {}}
-Progress = Callable[[str, float, str], None]
+LabelProgress = Callable[[str, float, str], None]
 
 
 @dataclasses.dataclass
@@ -82,10 +82,12 @@ MakeRoom = Callable[..., Room]
 
 @pytest.fixture
 def make_room(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRoom:
-    plain = Choice("cpu", "32", False, {})  # a root measures once how to run a model: two roots may come to differ
-    monkeypatch.setattr(autotune, "choose", lambda *_: plain)
+    plain = ComputeConfig(
+        "cpu", "32", False, {}
+    )  # a root measures once how to run a model: two roots may come to differ
+    monkeypatch.setattr(autotune, "autotune", lambda *_: plain)
 
-    def make(name: str = "room", workers: int = 1, progress: Progress = quiet) -> Room:
+    def make(name: str = "room", workers: int = 1, progress: LabelProgress = quiet) -> Room:
         runtime = Runtime(Root.of(tmp_path / name), "cpu", "32", workers, progress)
         return Room(dataclasses.replace(world.inputs("label"), runtime=runtime))
 
@@ -223,7 +225,7 @@ def test_a_rerun_labels_what_is_missing(make_room: MakeRoom) -> None:
 
 
 def test_what_the_labels_before_tell_of_is_not_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = dataclasses.replace(world.inputs("label"), before=world.artifacts["label"])
+    inputs = dataclasses.replace(world.inputs("label"), previous=world.artifacts["label"])
     shards = [shard for _, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
     monkeypatch.setattr(label_folder, "read_facts", lambda *_: pytest.fail("it was read"))
     assert labeller.jobs_left(labeller.open_makers(inputs), shards) == []
@@ -315,16 +317,16 @@ def test_work_in_flight_is_bounded(make_room: MakeRoom, monkeypatch: pytest.Monk
     """However long the pool: what is decoded or labelled and not yet taken stays within a few batches a thread."""
     threads, begun = 3, []
     shard = make_room().shards()[0]
-    todo = [Stages(shard, {}, {})] * 50
+    todo = [ShardInference(shard, {}, {})] * 50
 
-    def start(self: Stages, rows: range) -> Batch:
+    def start(self: ShardInference, rows: range) -> ShardRows:
         begun.append(rows)
         return self.begin(rows)
 
     monkeypatch.setattr(inference, "find_device", lambda _: device)
-    monkeypatch.setattr(Stages, "start", start)
-    monkeypatch.setattr(Stages, "run", lambda self, batch: batch)
-    monkeypatch.setattr(Stages, "finish", lambda self, batch: batch)
+    monkeypatch.setattr(ShardInference, "start", start)
+    monkeypatch.setattr(ShardInference, "run", lambda self, batch: batch)
+    monkeypatch.setattr(ShardInference, "finish", lambda self, batch: batch)
     total = sum(len(each.spans(1)) for each in todo)
     for taken, _ in enumerate(label_batches(todo, 1, Runtime(Root.of("."), workers=threads)), start=1):
         if taken % 40 == 1:
@@ -352,12 +354,12 @@ def test_a_teacher_sees_the_same_picture_whoever_else_is_at_work(tmp_path: Path,
     writer.add(NewImage(data, suffix, 256, 256, "one"))
     writer.close()
     shard = image_shard(writer.tar_path)
-    ways = [Preparation(32), Preparation(48), Preparation(64, centre=0.875, bicubic=True), Preparation(192)]
+    ways = [Preprocessing(32), Preprocessing(48), Preprocessing(64, centre=0.875, bicubic=True), Preprocessing(192)]
 
-    def prepared(company: list[Preparation]) -> dict[Preparation, bytes]:
+    def prepared(company: list[Preprocessing]) -> dict[Preprocessing, bytes]:
         nothing = inference.torch.nn.Identity()
         predictors = {str(number): Predictor(nothing, {}, way) for number, way in enumerate(company)}
-        batch = Stages(shard, predictors, {}).start(range(1))
+        batch = ShardInference(shard, predictors, {}).start(range(1))
         return {way: images.tobytes() for way, images in batch.inputs.items()}
 
     together = prepared(ways)

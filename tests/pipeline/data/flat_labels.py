@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import tasks
-from pipeline.data.dataset import Layer, Library, Shelf
+from pipeline.data.dataset import DatasetShard, ImageDataset, LabelSource
 from pipeline.stores.labels import LabelSpace, LabelWriter, Value, about_store
 from tests.disk import stored
 
@@ -26,10 +26,10 @@ def flat(metres: float) -> Value:
     return {"depth": np.full((8, 8), metres, np.float32)}
 
 
-def relabel(shelf: Shelf, path: Path, rows: Sequence[int], keys: Sequence[str] | None = None) -> Library:
+def relabel(shard: DatasetShard, path: Path, rows: Sequence[int], keys: Sequence[str] | None = None) -> ImageDataset:
     """A library of the shelf with other label rows."""
-    writer = LabelWriter(path, KINDS, about_store(KINDS, "test", shelf.images.sha256))
+    writer = LabelWriter(path, KINDS, about_store(KINDS, "test", shard.images.sha256))
     for row in rows:
-        writer.add((keys or shelf.images.keys)[row], KINDS.encode(kind(row)))
+        writer.add((keys or shard.images.keys)[row], KINDS.encode(kind(row)))
     writer.close()
-    return Library([Shelf(shelf.images, shelf.rows, {"kind": (Layer(stored(path), KINDS),)})])
+    return ImageDataset([DatasetShard(shard.images, shard.rows, {"kind": (LabelSource(stored(path), KINDS),)})])
