@@ -42,7 +42,8 @@ EXTRAS = {
 }
 IGNORED = (
     "the storage ignores If-None-Match, so that two runs at once would both make the same step, one into the other's "
-    "files. Have one run at a time on this root, or use a storage that knows conditional requests; see docs/remote.md."
+    "files. Have one run at a time on this root, or use a storage that knows conditional requests; "
+    "see docs/how-to/remote.md."
 )
 Finding = tuple[bool, str, str]
 """Whether it is as it should be, what was looked at, what was found."""

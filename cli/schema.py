@@ -1,6 +1,6 @@
 """The recipe's reference, written from the models that read it: JSON Schema for editors, Markdown for people.
 
-`python -m cli.schema` prints `docs/recipe.md`.
+`python -m cli.schema` prints `docs/reference/recipe.md`.
 """
 
 from __future__ import annotations

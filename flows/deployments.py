@@ -204,7 +204,7 @@ def compare(
     def read() -> Recipe:
         found = read_recipe(Path(recipe), [*overrides, *_given("runtime", device=device, workers=workers)])
         if not found.compare:
-            raise ConfigError(f"{recipe}: has no section `compare`; docs/measuring.md shows one.")
+            raise ConfigError(f"{recipe}: has no section `compare`; docs/how-to/compare.md shows one.")
         if comparison:
             require_one_of(comparison, found.compare, "Comparison")
         return found

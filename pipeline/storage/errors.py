@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from pipeline.errors import ConfigError, DataError, MustError, installing
 
-SEE = "docs/remote.md has the rest"
+SEE = "docs/how-to/remote.md has the rest"
 NO_CREDENTIALS = (
     "NoCredentialsError",
     "PartialCredentialsError",

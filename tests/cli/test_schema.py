@@ -15,8 +15,8 @@ KINDS = {**modules("pipeline.sources"), **modules("teachers")}
 
 
 def test_the_page_in_docs_is_up_to_date() -> None:
-    page = Path(__file__).parents[2] / "docs" / "recipe.md"
-    assert page.read_text(encoding="utf-8") == markdown(), "run `python -m cli.schema > docs/recipe.md`"
+    page = Path(__file__).parents[2] / "docs" / "reference" / "recipe.md"
+    assert page.read_text(encoding="utf-8") == markdown(), "run `python -m cli.schema > docs/reference/recipe.md`"
 
 
 @pytest.mark.parametrize("module", KINDS.values(), ids=KINDS.keys())

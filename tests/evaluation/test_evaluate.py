@@ -29,7 +29,7 @@ from tests.disk import made_in
 if TYPE_CHECKING:
     from tests.conftest import World
 
-FORMATS = Path(__file__).resolve().parents[2] / "docs" / "formats.md"
+FORMATS = Path(__file__).resolve().parents[2] / "docs" / "reference" / "formats.md"
 KINDS = LabelSpace("classification", ("a", "b"))
 PETS = LabelSpace("classification", ("cat", "dog"))
 GROUND = LabelSpace("segmentation", ("sky", "road"))
@@ -139,8 +139,9 @@ def measure_small(runtime: Runtime, tmp_path: Path) -> Measure:
 
 
 def documented(table: int) -> list[tuple[str, list[str]]]:
-    """The rows of the first or the second table that `docs/formats.md` has on metrics: what they begin with, and the
-    names in them, which stand in the first column of the first and in the second one of the second.
+    """Return the rows of the first or second table on metrics in `docs/reference/formats.md`: (first cell, names).
+
+    Names are in the first column of the first table, in the second column of the second.
     """
     section = FORMATS.read_text("utf-8").split("\n## metrics.json\n")[1].split("\n## ")[0]
     tables = [part.splitlines()[2:] for part in section.split("\n\n") if part.startswith("|")]

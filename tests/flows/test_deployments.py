@@ -1,4 +1,4 @@
-"""Deployments: their forms, what they refuse, and the tutorial of docs/deployment.md, command by command."""
+"""Deployments: their forms, what they refuse, and the tutorial of docs/how-to/deployment.md, command by command."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ class Done:
 
 
 class Tutorial:
-    """The commands of docs/deployment.md, given one after the other in a folder and on a recipe of the test's own."""
+    """The commands of docs/how-to/deployment.md, run in order in a folder and on a recipe of the test's own."""
 
     def __init__(self, folder: Path, home: Path) -> None:
         self.root, self.home = folder / "root", home
@@ -183,7 +183,7 @@ class Tutorial:
 
     def commands(self) -> Iterator[tuple[str, str]]:
         """(command, what it is said to fail with)"""
-        for line in (PROJECT / "docs" / "deployment.md").read_text("utf-8").splitlines():
+        for line in (PROJECT / "docs" / "how-to" / "deployment.md").read_text("utf-8").splitlines():
             if line.startswith("$ "):
                 command, _, fails = line[2:].partition("    # fails: ")
                 yield command, fails

@@ -302,7 +302,7 @@ def test_transformers_see_small_views_as_well(name: str) -> None:
     assert torch.stack(list(method.losses(views(method, step=5)).values())).sum().isfinite()
 
 
-LINES = re.findall(r"`(\{method: [^`]*\})`", (PROJECT / "docs" / "stages.md").read_text("utf-8"))
+LINES = re.findall(r"`(\{method: [^`]*\})`", (PROJECT / "docs" / "how-to" / "stages.md").read_text("utf-8"))
 PUBLISHED = [yaml.safe_load(line) for line in LINES]
 
 

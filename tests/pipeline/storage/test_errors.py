@@ -213,5 +213,5 @@ def test_a_range_that_is_not_there_is_the_files_fault() -> None:
     ],
 )
 def test_what_is_not_set_is_told(error: Exception, line: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^s3://b/x: .*{line}.*docs/remote.md has the rest\.$"), asking("s3://b/x"):
+    with pytest.raises(ConfigError, match=rf"^s3://b/x: .*{line}.*docs/how-to/remote.md has the rest\.$"), asking("s3://b/x"):
         raise error
