@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 CORES := len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 TESTS := $(shell $(PYTHON) -c "import os; print(min(4, ($(CORES)) + 1))")
 
-.PHONY: help quickstart test test-all check format
+.PHONY: help quickstart test test-all check format docs
 
 help:
 	@echo "make quickstart   set up, then run the main job on a generated world (about 6 minutes on two cores)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-all     every test, the slow ones and those for a GPU as well"
 	@echo "make check        formatting, lint, types and architecture"
 	@echo "make format       put the formatting right"
+	@echo "make docs         build the documentation site into site/"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then uv venv -q --allow-existing --python $(PYTHON) .venv; \
@@ -40,3 +41,6 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(INSTALLED)
+	$(BIN)/zensical build --strict --clean
