@@ -29,7 +29,7 @@ from evaluation.probe import LabelledFeatures, ProbeTask
 from evaluation.probes import soft_nn
 from flows.plan.steps import build_steps
 from ingest.dataset import IngestedSet
-from ingest.true_labels import class_numbers, truth_dataset
+from ingest.true_labels import class_ids, true_label_dataset
 from pipeline.models.features import features_of
 from pipeline.models.initial import of_artifact
 from pipeline.recipe.reader import parse_recipe
@@ -127,8 +127,8 @@ def tested(made: Artifact, inputs: Inputs, settings: dict[str, Any], seed: int) 
     few = np.concatenate(class_sampler(stage.labels, known, seed).members)
     seen = features_of(encoder, images, few.tolist(), inputs.runtime)
     found = IngestedSet(inputs["data.digits"])
-    dataset = truth_dataset(found, "test", {"kind": "classification"})
-    truth = class_numbers(dataset, "kind")
+    dataset = true_label_dataset(found, "test", {"kind": "classification"})
+    truth = class_ids(dataset, "kind")
     features = features_of(encoder, dataset, range(len(dataset)), inputs.runtime)
     probe = LogisticRegression(max_iter=2000).fit(seen.numpy(), known.of[few])
     labelled = LabelledFeatures(seen, torch.from_numpy(known.of[few]))

@@ -151,6 +151,6 @@ def _true(sets: Mapping[str, Artifact]) -> Iterator[StoreFound]:
         files: dict[str, dict[str, StoredFile]] = {task: {} for task in read.spaces}
         for images in _images(name, read):
             for task in read.spaces:
-                files[task][images.shard.address] = read.truth(task, images.split, images.shard.name)
+                files[task][images.shard.address] = read.true_labels(task, images.split, images.shard.name)
         for task, found in files.items():
             yield StoreFound(f"{TRUE}-{name}-{task}", name, True, artifact.manifest["began"], found)

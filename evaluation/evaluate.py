@@ -9,7 +9,7 @@ from typing import Any
 
 import tasks
 from ingest.dataset import IngestedSet
-from ingest.true_labels import dataset_shards, held_out_keys, truth_dataset
+from ingest.true_labels import dataset_shards, held_out_keys, true_label_dataset
 from pipeline.data.dataset import ImageDataset
 from pipeline.steps.artifact import Artifact, Inputs, write_json
 from pipeline.steps.runtime import Runtime
@@ -64,7 +64,7 @@ class TeacherTrial:
 def _trials(config: Mapping[str, Any], inputs: Inputs) -> Iterator[TeacherTrial]:
     sets = {name: IngestedSet(made) for name, made in inputs.of_kind("data").items()}
     for head, made in inputs.of_kind("teacher").items():
-        about = Teacher.of(made)
+        about = Teacher.load(made)
         for name, split in _places(about, sets, config):
             yield TeacherTrial(head, made, name, sets[name], split, about, sets.get(about.data or ""))
 
@@ -75,12 +75,12 @@ def _places(about: Teacher, sets: Mapping[str, IngestedSet], config: Mapping[str
     labelled = {
         name: split
         for name, found in sets.items()
-        if found.spaces.get(task) == about.space and (split := found.held_out(preferred, task))
+        if found.spaces.get(task) == about.space and (split := found.held_out_split(preferred, task))
     }
     named = [name for name in dict.fromkeys([about.data, *config["sets"]]) if name in labelled]
     if labelled:
         return [(name, labelled[name]) for name in named or labelled]
-    return [(name, split) for name, found in sets.items() if (split := found.held_out(preferred))][:1]
+    return [(name, split) for name, found in sets.items() if (split := found.held_out_split(preferred))][:1]
 
 
 def _measure(trial: TeacherTrial, student: Predictor, inputs: Inputs, seed: int) -> list[dict[str, Any]]:
@@ -105,11 +105,11 @@ Scores = dict[str, dict[str, float]]
 
 def _against_truth(trial: TeacherTrial, student: Predictor, teacher: Predictor, runtime: Runtime) -> tuple[Scores, int]:
     head, task = trial.head, trial.about.space.task
-    dataset = truth_dataset(trial.found, trial.split, {head: task})
+    dataset = true_label_dataset(trial.found, trial.split, {head: task})
     models = {f"teacher:{head}": teacher} | ({"student": student} if head in student.heads else {})
     scores = {model: score(one, dataset, {head: head}, runtime) for model, one in models.items()}
     if trial.trained_on:
-        train = truth_dataset(trial.trained_on, "train", {head: task}, held_out_keys(trial.trained_on))
+        train = true_label_dataset(trial.trained_on, "train", {head: task}, held_out_keys(trial.trained_on))
         scores["baseline"] = score_constant(teacher.heads[head], head, train, dataset)
     return scores, len(dataset)
 
@@ -124,7 +124,7 @@ def _against_teacher(
     task, label = teacher.heads[head], tasks.label(trial.about.space)
     rows = (label.encode(values[head]) for _, values in predict_all(teacher, dataset, runtime))
     said = [label.decode(row, label.default_threshold) for row in rows]
-    metric, constant, guess = task.metrics(), task.metrics(), task.constant(said)
+    metric, constant, guess = task.metrics(), task.metrics(), task.constant_label(said)
     for index, values in predict_all(student, dataset, runtime):
         metric.update(values[head], said[index])
         constant.update(guess, said[index])
@@ -133,7 +133,7 @@ def _against_teacher(
 
 def score_constant(task: Task, head: str, train: ImageDataset, dataset: ImageDataset) -> dict[str, float]:
     """The metrics of the best label that does not look at the image."""
-    guess: Value = task.constant(train.values(index)[head] for index in range(len(train)))
+    guess: Value = task.constant_label(train.values(index)[head] for index in range(len(train)))
     metric = task.metrics()
     for index in range(len(dataset)):
         metric.update(guess, dataset.values(index)[head])

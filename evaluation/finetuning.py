@@ -29,7 +29,7 @@ from pipeline.stores.labels import LabelSpace
 from tasks.network import Network, NetworkConfig
 from tasks.prediction import Predictor, Preprocessing, network_predictor
 from tasks.scoring import score
-from tasks.training import Sum, TrainingPlan, train_network
+from tasks.training import TrainingPlan, WeightedSum, train_network
 
 DONE = "done.jsonl"
 """In the step's scratch: the records of what is done, so that a later attempt goes on from there."""
@@ -162,12 +162,11 @@ class _Tuning:
         train, val = datasets
         fit, runtime = FitConfig.model_validate(settings), self.runtime
         network = self._network(lesson)
-        course = TrainingPlan(fit, self.schedule.augment, lesson.seed)
         folder = self.scratch / f"{lesson.name}-{name}"
-        place = (self.config["name"], folder, runtime)
-        trained = train_network(network, Sum({lesson.task: 1.0}), train, course, place)
+        plan = TrainingPlan(self.config["name"], fit, self.schedule.augment, lesson.seed, folder)
+        trained = train_network(network, WeightedSum({lesson.task: 1.0}), train, plan, runtime)
         self.trained += 1
-        predictor = network_predictor(network.cpu()).settle(runtime, network.config.shape())
+        predictor = network_predictor(network.cpu()).setup(runtime, network.config.architecture())
         scores = score(predictor, val, {lesson.task: lesson.task}, runtime)
         return FineTuned(
             predictor, dict(settings), fit.total_steps(len(train)), fit.batch, trained.fitted.seconds, scores
@@ -248,13 +247,13 @@ def measured_on(predictor: Predictor, lesson: Lesson, worse: bool, runtime: Runt
     head, test = {lesson.task: lesson.task}, lesson.splits.test
     found: dict[str, list[dict[str, float]]] = {CLEAN: [score(predictor, test, head, runtime)]}
     if worse:
-        plain = predictor.preparation
+        plain = predictor.preprocessing
         for name, change in corruptions.changes():
-            predictor.preparation = Worse(plain.size, plain.centre, plain.bicubic, change)
+            predictor.preprocessing = Worse(plain.size, plain.crop_pct, plain.bicubic, change)
             scores = score(predictor, test, head, runtime)
             found.setdefault(name, []).append(scores)
             found.setdefault(ALL, []).append(scores)
-        predictor.preparation = plain
+        predictor.preprocessing = plain
     return {
         name: {metric: float(np.mean([one[metric] for one in scores])) for metric in scores[0]}
         for name, scores in found.items()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.dataset import IngestedSet
-from ingest.true_labels import CLASSES, class_numbers, held_out_keys, truth_dataset
+from ingest.true_labels import CLASSIFICATION, class_ids, held_out_keys, true_label_dataset
 from pipeline.data.dataset import ImageDataset
 from pipeline.data.sampling import random_order
 from pipeline.errors import ConfigError
@@ -20,7 +20,7 @@ from pipeline.recipe.evaluation import Amount
 from pipeline.steps.artifact import Inputs
 from pipeline.stores.labels import LabelSpace
 
-TASK = CLASSES
+TASK = CLASSIFICATION
 """What probes learn."""
 FIFTH = 5
 """Where a set has one held-out split alone, one part in FIFTH of the labels that are learned from decides instead."""
@@ -45,7 +45,7 @@ class Splits:
     @functools.cached_property
     def numbers(self) -> NDArray[np.int64]:
         """Of classification, the class of each image to learn from."""
-        return class_numbers(self.train, TASK)
+        return class_ids(self.train, TASK)
 
     def order(self, seed: int) -> NDArray[np.int64]:
         """All positions to learn from, in an order whose beginnings are the small sets of labels."""
@@ -85,15 +85,15 @@ def splits_of(found: IngestedSet, task: str, preferred: str) -> Splits | None:
     """The splits for a task, None if the set has no labels of it to learn from or none to report on. What decides is
     never reported on, also where the same image is in both splits.
     """
-    test = found.held_out(preferred, task)
+    test = found.held_out_split(preferred, task)
     if test is None or not found.counts.get(f"labels.{task}.train"):
         return None
     heads = {task: task}
-    train = truth_dataset(found, "train", heads, held_out_keys(found))
+    train = true_label_dataset(found, "train", heads, held_out_keys(found))
     if not len(train):
         return None
     val = _deciding(found, task) if test == "test" else None
-    return Splits(train, val, truth_dataset(found, test, heads), test, found.spaces[task])
+    return Splits(train, val, true_label_dataset(found, test, heads), test, found.spaces[task])
 
 
 def _deciding(found: IngestedSet, task: str) -> ImageDataset | None:
@@ -101,7 +101,7 @@ def _deciding(found: IngestedSet, task: str) -> ImageDataset | None:
     if not found.counts.get(f"labels.{task}.val"):
         return None
     tested = {key for shard in found.images("test").shards for key in shard.keys}
-    val = truth_dataset(found, "val", {task: task}, tested)
+    val = true_label_dataset(found, "val", {task: task}, tested)
     return val if len(val) else None
 
 

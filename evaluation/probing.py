@@ -20,7 +20,7 @@ from evaluation import corruptions
 from evaluation.label_subsets import TASK, LabelRequest, asked_of, parts
 from evaluation.measurement import ALL, CLEAN, FILE, Measurement
 from evaluation.probe import LabelledFeatures, ProbeResult, ProbeTask
-from ingest.true_labels import class_numbers
+from ingest.true_labels import class_ids
 from pipeline.data.dataset import ImageDataset
 from pipeline.errors import error_context
 from pipeline.models.encoder import Encoder
@@ -133,7 +133,7 @@ class _Probing:
         val = self.splits.val
         if val is None:
             return None
-        return LabelledFeatures(self.eye.see(val, range(len(val))), torch.from_numpy(class_numbers(val, TASK)))
+        return LabelledFeatures(self.eye.see(val, range(len(val))), torch.from_numpy(class_ids(val, TASK)))
 
     def records(self) -> Iterator[Measurement]:
         """What comes out of every probe, number of labels and seed."""

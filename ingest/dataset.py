@@ -12,7 +12,7 @@ from pipeline.stores.images import ImageStore
 from pipeline.stores.labels import LabelSpace
 
 
-def taught_space(teacher: str, task: str, data: str, spaces: Mapping[str, LabelSpace]) -> LabelSpace:
+def teacher_space(teacher: str, task: str, data: str, spaces: Mapping[str, LabelSpace]) -> LabelSpace:
     """What a teacher's task means in the set `data`, of these label spaces. ConfigError if it has no such labels."""
     if task not in spaces:
         raise ConfigError(
@@ -22,7 +22,7 @@ def taught_space(teacher: str, task: str, data: str, spaces: Mapping[str, LabelS
     return spaces[task]
 
 
-def check_truth(teacher: str, space: LabelSpace, data: str, spaces: Mapping[str, LabelSpace]) -> None:
+def check_labels_fit(teacher: str, space: LabelSpace, data: str, spaces: Mapping[str, LabelSpace]) -> None:
     """Raise ConfigError unless the set `data`, of these label spaces, has labels that mean what the teacher's do."""
     found = spaces.get(space.task)
     if found == space:
@@ -53,11 +53,11 @@ class IngestedSet:
         """The image store of a split; empty if the set has none."""
         return ImageStore([image_shard(self.artifact, tar) for tar in shards_of(self.artifact, split)])
 
-    def truth(self, task: str, split: str, shard: str) -> StoredFile:
+    def true_labels(self, task: str, split: str, shard: str) -> StoredFile:
         """The true labels of one image shard."""
         return self.artifact.file(f"labels/{task}/{split}/{shard}.parquet")
 
-    def held_out(self, preferred: str, task: str | None = None) -> str | None:
+    def held_out_split(self, preferred: str, task: str | None = None) -> str | None:
         """The split to evaluate on: `preferred`, or the other held-out one, or None; with `task`, one that has its
         labels.
         """

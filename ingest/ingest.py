@@ -20,7 +20,7 @@ import tasks
 from ingest.incremental import ExistingShard, KnownFile, PreviousShards, Size, SourceIndex, SourceMatch, same_place
 from ingest.shard_packer import PackedRecord, ShardPacker
 from pipeline.data.decode import inspect
-from pipeline.data.prefetch import ahead
+from pipeline.data.prefetch import prefetch
 from pipeline.errors import DataError
 from pipeline.recipe.source import SourceConfig
 from pipeline.sources import BaseSource, SourceRecord, Stamp
@@ -117,7 +117,7 @@ class _Reading:
 
     def look_at_all(self) -> None:
         """Look at every record: new images go into new shards at once, others claim their place in earlier ones."""
-        looks = ahead(self._look, enumerate(self.source.records()), self._runtime.threads, IN_FLIGHT)
+        looks = prefetch(self._look, enumerate(self.source.records()), self._runtime.threads, IN_FLIGHT)
         with contextlib.closing(looks):
             for look in looks:
                 self._runtime.check_stop(self._step)
@@ -186,7 +186,7 @@ class _Reading:
         shards = self.earlier.shards
         images = (image for shard in shards for image in self.earlier.take(shard))
         at_once = (self._settle(image) for image in images)  # without labels there is nothing to wait for
-        ahead_of_us = ahead(self._settle, images, self._runtime.threads, IN_FLIGHT)
+        ahead_of_us = prefetch(self._settle, images, self._runtime.threads, IN_FLIGHT)
         with contextlib.closing(ahead_of_us if self.labels else at_once) as settled:
             for shard in shards:
                 self._runtime.check_stop(self._step)

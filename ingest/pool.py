@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ingest.dataset import IngestedSet
-from ingest.rejections import IMAGES, LABELS, read_copy
+from ingest.rejections import REJECTED_IMAGES, REJECTED_LABELS, read_copy
 from ingest.true_labels import train_classes
 from pipeline.data.sampling import long_tail, random_order
 from pipeline.errors import DataError
@@ -81,7 +81,7 @@ class _Found(NamedTuple):
         # of a key that is held out in several sets, the last one is named
         held_out = _images({name: sets[name] for name in reversed(sets)}, ["val", "test"])
         images = _images({name: sets[name] for name in names}, ["train"])
-        rejected = read_copy(inputs[IMAGES]) if IMAGES in inputs.artifacts else NONE_REJECTED
+        rejected = read_copy(inputs[REJECTED_IMAGES]) if REJECTED_IMAGES in inputs.artifacts else NONE_REJECTED
         reasons = _reasons(images, held_out, rejected)
         if not reasons.null_count:
             raise DataError(f"The pool ({', '.join(names)}) holds no image that is neither held out nor rejected.")
@@ -192,9 +192,9 @@ def rejected_rows(artifacts: Mapping[str, Artifact]) -> dict[tuple[str, str, str
     """Rows of image shards whose labels by a teacher are rejected, by (set, shard, teacher), as far as they are in the
     pool and the teacher's version is the one named. `artifacts`, by step, are a run's or what the student is made of.
     """
-    if LABELS not in artifacts:
+    if REJECTED_LABELS not in artifacts:
         return {}
-    rejected = read_copy(artifacts[LABELS])
+    rejected = read_copy(artifacts[REJECTED_LABELS])
     places = read_pool(artifacts["pool"], PLACES.names)
     rows: dict[tuple[str, str, str], set[int]] = {}
     for step, made in artifacts.items():

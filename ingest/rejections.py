@@ -16,12 +16,12 @@ from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Artifact, Inputs
 from pipeline.stores.rejections import hash_rejects, in_order, read_rejects, rejected_images, rejected_labels
 
-IMAGES, LABELS = "rejected.images", "rejected.labels"
+REJECTED_IMAGES, REJECTED_LABELS = "rejected.images", "rejected.labels"
 """The steps' names."""
 FILE = "rejected.parquet"
 
 
-def describe(table: pa.Table) -> dict[str, Any]:
+def rejections_config(table: pa.Table) -> dict[str, Any]:
     """A list of rejections in a step's configuration: whatever is rejected changes it, when and why does not."""
     return {"count": len(table), "sha256": hash_rejects(table)[:16]}
 
@@ -40,7 +40,7 @@ def copy_labels(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping
 
 
 def _copy(table: pa.Table, planned: Mapping[str, Any], columns: list[str], out: Path) -> Mapping[str, Any]:
-    found = describe(table)
+    found = rejections_config(table)
     if found != planned:
         raise ConfigError(
             f"The list of what is rejected changed since the run was planned: {planned['count']} rejections with hash "

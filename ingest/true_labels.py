@@ -15,7 +15,7 @@ from pipeline.storage.root import in_parallel
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import LabelSpace, read_labels
 
-CLASSES = "classification"
+CLASSIFICATION = "classification"
 LabelSources = Callable[[ImageShard], Mapping[str, tuple[LabelSource, ...]]]
 
 
@@ -30,7 +30,7 @@ def dataset_shards(
     return shards
 
 
-def truth_dataset(
+def true_label_dataset(
     found: IngestedSet, split: str, heads: Mapping[str, str], without: Set[str] = frozenset()
 ) -> ImageDataset:
     """Images of a split with a true label for any of `heads` (task by head)."""
@@ -38,14 +38,15 @@ def truth_dataset(
 
     def label_sources(shard: ImageShard) -> dict[str, tuple[LabelSource, ...]]:
         return {
-            head: (LabelSource(found.truth(task, split, shard.name), readers[head]),) for head, task in heads.items()
+            head: (LabelSource(found.true_labels(task, split, shard.name), readers[head]),)
+            for head, task in heads.items()
         }
 
-    return ImageDataset(in_parallel(labelled, dataset_shards(found, split, label_sources, without)))
+    return ImageDataset(in_parallel(drop_unlabelled, dataset_shards(found, split, label_sources, without)))
 
 
-def class_numbers(dataset: ImageDataset, head: str) -> NDArray[np.int64]:
-    """For every image of a `truth_dataset`, the number of its class by this head, of which it has a label."""
+def class_ids(dataset: ImageDataset, head: str) -> NDArray[np.int64]:
+    """For every image of a `true_label_dataset`, the number of its class by this head, of which it has a label."""
     found = in_parallel(lambda shard: _class_numbers(shard, head), dataset.shards)
     return np.concatenate([np.empty(0, np.int64), *found])
 
@@ -67,13 +68,13 @@ def train_classes(sets: Mapping[str, IngestedSet]) -> tuple[tuple[str, ...], dic
     names = class_names(list(sets), {name: found.spaces for name, found in sets.items()})
     classes: dict[str, int] = {}
     for found in sets.values():
-        if CLASSES in found.spaces:
-            dataset = truth_dataset(found, "train", {CLASSES: CLASSES})
-            classes |= dict(zip(dataset.keys(), class_numbers(dataset, CLASSES).tolist(), strict=True))
+        if CLASSIFICATION in found.spaces:
+            dataset = true_label_dataset(found, "train", {CLASSIFICATION: CLASSIFICATION})
+            classes |= dict(zip(dataset.keys(), class_ids(dataset, CLASSIFICATION).tolist(), strict=True))
     return names, classes
 
 
-def labelled(shard: DatasetShard) -> DatasetShard:
+def drop_unlabelled(shard: DatasetShard) -> DatasetShard:
     """The shelf with only the rows that have a label in one of its layers."""
     known = np.zeros(len(shard.images), dtype=bool)
     for label_sources in shard.label_sources.values():

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tasks
-from ingest.dataset import IngestedSet, check_truth
+from ingest.dataset import IngestedSet, check_labels_fit
 from ingest.pool import pool_shards, rejected_rows
-from ingest.rejections import LABELS
-from ingest.true_labels import labelled
+from ingest.rejections import REJECTED_LABELS
+from ingest.true_labels import drop_unlabelled
 from pipeline.data.dataset import DatasetShard, ImageDataset, LabelSource
 from pipeline.errors import DataError
 from pipeline.recipe.student import StudentConfig
@@ -40,7 +40,7 @@ def heads_of(config: StudentConfig, inputs: Inputs) -> dict[str, StudentHead]:
     for name, made in inputs.of_kind("teacher").items():
         if config.loss_weights.get(name) == 0:
             continue
-        about = Teacher.of(made)
+        about = Teacher.load(made)
         threshold = threshold_for(config, name, about.space)
         heads[name] = StudentHead(name, about.space, about.data, about.schedule, threshold)
     return heads
@@ -54,7 +54,7 @@ def threshold_for(config: StudentConfig, teacher: str, space: LabelSpace) -> flo
 
 def join(config: StudentConfig, heads: Mapping[str, StudentHead], inputs: Inputs) -> ImageDataset:
     """Pool images and labels, joined shard by shard. Image shards are pooled; each image is one draw in an epoch."""
-    return ImageDataset(in_parallel(labelled, list(student_shards(config, heads, inputs))))
+    return ImageDataset(in_parallel(drop_unlabelled, list(student_shards(config, heads, inputs))))
 
 
 def student_shards(config: StudentConfig, heads: Mapping[str, StudentHead], inputs: Inputs) -> Iterator[DatasetShard]:
@@ -84,12 +84,12 @@ def count_rejected(inputs: Inputs) -> dict[str, Any]:
     """For the step's counts, where labels are rejected: how many pseudo labels of the pool are, by teacher, and how
     many are of no image of the pool or of another version of their teacher.
     """
-    if LABELS not in inputs.artifacts:
+    if REJECTED_LABELS not in inputs.artifacts:
         return {}
     counts: collections.Counter[str] = collections.Counter()
     for (_, _, teacher), rows in rejected_rows(inputs.artifacts).items():
         counts[teacher] += len(rows)
-    unmatched = inputs[LABELS].counts["rejections"] - counts.total()
+    unmatched = inputs[REJECTED_LABELS].counts["rejections"] - counts.total()
     return {"rejected": dict(counts), **({"unmatched_rejections": unmatched} if unmatched else {})}
 
 
@@ -113,7 +113,7 @@ class HeadTruth:
 
     def _label_source(self, shard: str, rows: tuple[int, ...] | None = None) -> LabelSource:
         task = self.head.space.task
-        return LabelSource(self.found.truth(task, "train", shard), tasks.label(self.head.space), rows=rows)
+        return LabelSource(self.found.true_labels(task, "train", shard), tasks.label(self.head.space), rows=rows)
 
 
 def _truths(config: StudentConfig, heads: Mapping[str, StudentHead], inputs: Inputs) -> dict[str, list[HeadTruth]]:
@@ -124,7 +124,7 @@ def _truths(config: StudentConfig, heads: Mapping[str, StudentHead], inputs: Inp
     truths = {}
     for teacher, head in heads.items():
         for name in config.truths.get(teacher, ()):
-            check_truth(teacher, head.space, name, sets[name].spaces)
+            check_labels_fit(teacher, head.space, name, sets[name].spaces)
         own = [head.data] if head.data in sets and head.data is not None else []
         names = dict.fromkeys([*config.truths.get(teacher, ()), *own])
         truths[teacher] = [HeadTruth(head, name, sets[name]) for name in names]

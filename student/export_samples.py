@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ingest.true_labels import labelled
+from ingest.true_labels import drop_unlabelled
 from pipeline.data.dataset import ImageDataset
-from pipeline.data.prefetch import ahead
+from pipeline.data.prefetch import prefetch
 from pipeline.export import ExportSample
 from pipeline.recipe.student import StudentConfig
 from pipeline.steps.artifact import Inputs
@@ -23,10 +23,10 @@ def labelled_samples(config: StudentConfig, heads: Mapping[str, StudentHead], in
     places = (
         (dataset, position)
         for shard in student_shards(config, heads, inputs)
-        for dataset in [ImageDataset([labelled(shard)])]
+        for dataset in [ImageDataset([drop_unlabelled(shard)])]
         for position in range(len(dataset))
     )
-    return ahead(_sample, places, inputs.runtime.threads, AHEAD)
+    return prefetch(_sample, places, inputs.runtime.threads, AHEAD)
 
 
 def _sample(place: tuple[ImageDataset, int]) -> ExportSample:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.recipe.student import StudentConfig
 from student.dataset import StudentHead
-from tasks.training import Sum
+from tasks.training import WeightedSum
 
 
 def task_weight(student_batch: float, student_lr: float, teacher_batch: float, teacher_lr: float) -> float:
@@ -58,7 +58,7 @@ def combination(config: StudentConfig, heads: Mapping[str, StudentHead]) -> tupl
     if config.weighting == "uncertainty":
         return Uncertainty(list(heads)), {}
     weights = {name: _weight(config, head) for name, head in heads.items()}
-    return Sum(weights), weights
+    return WeightedSum(weights), weights
 
 
 def _weight(config: StudentConfig, head: StudentHead) -> float:

@@ -27,8 +27,8 @@ def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
     combine, weights = combination(student, heads)
     dataset = join(student, heads, inputs)
     network = build_network(student, {name: head.space for name, head in heads.items()}, config["seed"])
-    course = TrainingPlan(student, student.augment, config["seed"])
-    trained = train_network(network, combine, dataset, course, ("student", out, inputs.runtime))
+    plan = TrainingPlan("student", student, student.augment, config["seed"], out)
+    trained = train_network(network, combine, dataset, plan, inputs.runtime)
     if not ranks.is_first():
         return {}
     network.cpu().save(out)

@@ -24,7 +24,7 @@ def palette(count: int) -> NDArray[np.uint8]:
     return np.asarray(np.rint(rgb * 255), dtype=np.uint8)
 
 
-def ramp(share: NDArray[np.float32]) -> NDArray[np.uint8]:
+def colormap(share: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Values in [0, 1] (...,) as colours (..., 3)."""
     position = np.clip(share, 0, 1) * (len(_RAMP) - 1)
     low = np.minimum(position.astype(np.int64), len(_RAMP) - 2)
@@ -52,11 +52,11 @@ def caption(image: Image.Image, text: str, at: tuple[float, float] = (0, 0), abo
     draw.text((x + 2 - left, y + 2 - top), text, fill=(255, 255, 255), font=font)
 
 
-SIDE = 192
+THUMBNAIL_SIDE = 192
 """Pixels of the longer side of a picture on a page."""
 
 
-def thumbnail(image: Image.Image, side: int = SIDE) -> Image.Image:
+def thumbnail(image: Image.Image, side: int = THUMBNAIL_SIDE) -> Image.Image:
     """The image with its longer side scaled, up or down, to `side` pixels."""
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

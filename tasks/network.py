@@ -41,7 +41,7 @@ class NetworkConfig(BaseModel):
     heads: dict[str, dict[str, Any]]
     seed: int = 0
 
-    def shape(self) -> dict[str, Any]:
+    def architecture(self) -> dict[str, Any]:
         """What its speed depends on."""
         return self.model_dump(exclude={"seed"})
 

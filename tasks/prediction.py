@@ -27,35 +27,35 @@ PREDICT_IMAGES = 16
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes a model's input: resized whole to `size` x `size`, or, with `centre` < 1, the central
+    """How an image becomes a model's input: resized whole to `size` x `size`, or, with `crop_pct` < 1, the central
     square of that share of the shorter side, as classifiers are tested. Hashable: teachers that agree share the work.
     """
 
     size: int
-    centre: float | None = None
+    crop_pct: float | None = None
     bicubic: bool = False
 
     def __call__(self, image: Image.Image) -> np.ndarray[Any, Any]:
         """RGB image -> (size, size, 3) uint8."""
-        if self.centre is None:
+        if self.crop_pct is None:
             return view_image(image, View(), self.size)
-        side = self.centre * min(image.size)
+        side = self.crop_pct * min(image.size)
         left, top = (image.width - side) / 2, (image.height - side) / 2
         filtering = Image.Resampling.BICUBIC if self.bicubic else Image.Resampling.BILINEAR
         box = (left, top, left + side, top + side)
         return np.asarray(image.resize((self.size, self.size), filtering, box=box, reducing_gap=3.0))
 
-    def enough(self) -> tuple[int, int]:
+    def min_decode_size(self) -> tuple[int, int]:
         """The size below which a reduced decode would lose detail."""
-        side = self.size if self.centre is None else round(self.size / self.centre)
+        side = self.size if self.crop_pct is None else round(self.size / self.crop_pct)
         return side, side
 
 
 class Predictor:
     """A model that labels images: a network's heads, laid out for this machine."""
 
-    def __init__(self, network: nn.Module, heads: Mapping[str, Task], preparation: Preprocessing) -> None:
-        self.network, self.heads, self.preparation = network.eval(), dict(heads), preparation
+    def __init__(self, network: nn.Module, heads: Mapping[str, Task], preprocessing: Preprocessing) -> None:
+        self.network, self.heads, self.preprocessing = network.eval(), dict(heads), preprocessing
         self.choice = ComputeConfig("cpu", "32", False, {})
         self.most: int | None = None
         """How many images at once memory holds, if more were too many."""
@@ -64,11 +64,11 @@ class Predictor:
     def spaces(self) -> dict[str, LabelSpace]:
         return {name: head.space for name, head in self.heads.items()}
 
-    def settle(self, runtime: Runtime, about: Any) -> Predictor:
+    def setup(self, runtime: Runtime, about: Any) -> Predictor:
         """Choose device, precision and layout by measurement and move there. `about` (JSON) tells this model from
         others: what its `model.json` says.
         """
-        size = self.preparation.size
+        size = self.preprocessing.size
         images = torch.randint(0, 256, (PREDICT_IMAGES, 3, size, size), dtype=torch.uint8)
 
         def call(model: nn.Module, choice: ComputeConfig) -> None:
@@ -131,7 +131,7 @@ def network_predictor(network: Network) -> Predictor:
 
 def load_network(made: Artifact, runtime: Runtime) -> Predictor:
     """All heads of the network in an artifact, ready to predict on this machine."""
-    return network_predictor(made.load_all(Network.load)).settle(runtime, made.load("model.json", read_json))
+    return network_predictor(made.load_all(Network.load)).setup(runtime, made.load("model.json", read_json))
 
 
 def to_numpy(tree: Any) -> Any:

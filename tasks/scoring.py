@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.data.dataset import ImageDataset
 from pipeline.data.decode import decode
-from pipeline.data.prefetch import ahead
+from pipeline.data.prefetch import prefetch
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import Value
 from tasks.prediction import Predictor
@@ -32,11 +32,11 @@ def predict_all(
 
     def ready(rows: range) -> tuple[range, list[NDArray[np.uint8]], list[tuple[int, int]]]:
         images = [read_image(dataset, row) for row in rows]
-        return rows, [predictor.preparation(image) for image in images], [image.size for image in images]
+        return rows, [predictor.preprocessing(image) for image in images], [image.size for image in images]
 
     count, threads = len(dataset), runtime.threads
     batches = (range(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
-    with contextlib.closing(ahead(ready, batches, threads, AHEAD * threads)) as prepared:
+    with contextlib.closing(prefetch(ready, batches, threads, AHEAD * threads)) as prepared:
         for rows, inputs, sizes in prepared:
             runtime.check_stop("scoring")
             predictions = predictor.predict(torch.from_numpy(np.stack(inputs)).permute(0, 3, 1, 2))

@@ -95,7 +95,7 @@ class Task(ABC):
         """A fresh metric; its names are the keys of `better`."""
 
     @abstractmethod
-    def constant(self, values: Iterable[Value]) -> Value:
+    def constant_label(self, values: Iterable[Value]) -> Value:
         """The best label that does not look at the image, from the training labels: the trivial baseline."""
 
 

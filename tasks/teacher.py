@@ -43,7 +43,7 @@ class Teacher:
         write_json(folder / FILE, {**dataclasses.asdict(self), "space": self.space.to_json()})
 
     @classmethod
-    def of(cls, made: Artifact) -> Teacher:
+    def load(cls, made: Artifact) -> Teacher:
         """The page in a teacher's artifact."""
         about = made.load(FILE, read_json)
         schedule = TeacherSchedule(**about["schedule"]) if about["schedule"] else None
@@ -52,10 +52,10 @@ class Teacher:
 
 def open_teacher(made: Artifact) -> Predictor:
     """The teacher's model, as it was saved."""
-    load: Callable[[Path], Predictor] = importlib.import_module(f"teachers.{Teacher.of(made).kind}").load
+    load: Callable[[Path], Predictor] = importlib.import_module(f"teachers.{Teacher.load(made).kind}").load
     return made.load_all(load)
 
 
 def load_teacher(made: Artifact, runtime: Runtime) -> Predictor:
     """The teacher, ready to predict on this machine."""
-    return open_teacher(made).settle(runtime, made.load("model.json", read_json))
+    return open_teacher(made).setup(runtime, made.load("model.json", read_json))

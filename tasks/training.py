@@ -52,7 +52,7 @@ class SupervisedObjective(Objective):
         return self.combine(losses, shares), {name: shares[name] * loss.detach() for name, loss in losses.items()}
 
 
-class Sum(nn.Module):
+class WeightedSum(nn.Module):
     """Losses times fixed weights and their shares of the step, added up: sum_i w_i s_i L_i."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
@@ -67,13 +67,15 @@ class Sum(nn.Module):
 class TrainingPlan:
     """How a network is trained: schedule, augmentation and seed."""
 
+    name: str
     fit: FitConfig
     augment: AugmentConfig
     seed: int
+    out: Path
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """A training: the way it was run, the number of processes, and how it went."""
 
     choice: ComputeConfig
@@ -89,36 +91,35 @@ class Trained:
 
 
 def train_network(
-    network: Network, combine: nn.Module, dataset: ImageDataset, course: TrainingPlan, place: tuple[str, Path, Runtime]
-) -> Trained:
+    network: Network, combine: nn.Module, dataset: ImageDataset, plan: TrainingPlan, runtime: Runtime
+) -> TrainingResult:
     """Train `network` in place on the library; `place` is (name, folder, runtime).
 
     Called in every process that torchrun started, it trains the same network in all of them; what is left to do with it
     is the first one's. On CUDA, the backbone's batch norms then see the images of all processes (SyncBatchNorm). Those
     of the heads, which no process runs on images without a label, and all on the CPU see the process's own.
     """
-    name, out, runtime = place
     if not len(dataset):
-        raise DataError(f"{name}: there is not one labelled image to train on.")
+        raise DataError(f"{plan.name}: there is not one labelled image to train on.")
     with ProcessGroup(autotune.find_device(runtime.device)) as group:
-        loader = _loader(network, dataset, course, runtime)
-        about = [network.config.shape(), "train"]
+        loader = _loader(network, dataset, plan, runtime)
+        about = [network.config.architecture(), "train"]
         plain = SupervisedObjective(network, combine, torch.contiguous_format)
         choice = group.broadcast_made(lambda: autotune.autotune(runtime, about, plain, _probe(loader)))
         if group.count > 1 and choice.device == "cuda":
             network.backbone = convert_sync_batchnorm(network.backbone)
         objective = SupervisedObjective(network, combine, choice.memory_format)
-        steps = course.fit.total_steps(len(dataset))
-        job = TrainingJob(name, objective, loader, steps, out, course.fit, course.seed)
-        return Trained(choice, group.count, fit(job, choice, group, runtime))
+        steps = plan.fit.total_steps(len(dataset))
+        job = TrainingJob(plan.name, objective, loader, steps, plan.out, plan.fit, plan.seed)
+        return TrainingResult(choice, group.count, fit(job, choice, group, runtime))
 
 
-def _loader(network: Network, dataset: ImageDataset, course: TrainingPlan, runtime: Runtime) -> Loader:
+def _loader(network: Network, dataset: ImageDataset, plan: TrainingPlan, runtime: Runtime) -> Loader:
     """This process's share of every batch."""
     collate = {head: task.collate for head, task in network.tasks.items()}
-    size, batch = network.config.image_size, course.fit.batch
+    size, batch = network.config.image_size, plan.fit.batch
     slots = ranks.share(batch)
-    return Loader(dataset, collate, LoaderConfig(size, batch, course.seed, course.augment, runtime.threads, slots))
+    return Loader(dataset, collate, LoaderConfig(size, batch, plan.seed, plan.augment, runtime.threads, slots))
 
 
 def _probe(loader: Loader) -> Callable[[nn.Module, ComputeConfig], None]:

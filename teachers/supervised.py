@@ -39,29 +39,29 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     Of several processes that train together, the first writes and measures; the others return nothing. Raises
     ConfigError if the set has no labels of the task, DataError if the loss stops being finite.
     """
-    from ingest.dataset import IngestedSet, taught_space
-    from ingest.true_labels import held_out_keys, truth_dataset
+    from ingest.dataset import IngestedSet, teacher_space
+    from ingest.true_labels import held_out_keys, true_label_dataset
     from tasks.network import build_network
     from tasks.prediction import network_predictor
     from tasks.scoring import score
     from tasks.teacher import Teacher, TeacherSchedule
-    from tasks.training import Sum, TrainingPlan, train_network
+    from tasks.training import TrainingPlan, WeightedSum, train_network
 
     name, teacher = config["name"], Config.model_validate(config["teacher"])
     found = IngestedSet(inputs[f"data.{teacher.data}"])
-    space = taught_space(name, teacher.task, teacher.data, found.spaces)
+    space = teacher_space(name, teacher.task, teacher.data, found.spaces)
     network = build_network(teacher, {name: space}, config["seed"])
-    dataset = truth_dataset(found, "train", {name: teacher.task}, held_out_keys(found))
-    course = TrainingPlan(teacher, teacher.augment, config["seed"])
-    trained = train_network(network, Sum({name: 1.0}), dataset, course, (f"teacher.{name}", out, inputs.runtime))
+    dataset = true_label_dataset(found, "train", {name: teacher.task}, held_out_keys(found))
+    plan = TrainingPlan(f"teacher.{name}", teacher, teacher.augment, config["seed"], out)
+    trained = train_network(network, WeightedSum({name: 1.0}), dataset, plan, inputs.runtime)
     if not ranks.is_first():
         return {}
     network.cpu().save(out)
-    split = found.held_out("val", teacher.task)
+    split = found.held_out_split("val", teacher.task)
     scores: dict[str, float] = {}
     if split:
-        predictor = network_predictor(network).settle(inputs.runtime, read_json(out / "model.json"))
-        scores = score(predictor, truth_dataset(found, split, {name: teacher.task}), {name: name}, inputs.runtime)
+        predictor = network_predictor(network).setup(inputs.runtime, read_json(out / "model.json"))
+        scores = score(predictor, true_label_dataset(found, split, {name: teacher.task}), {name: name}, inputs.runtime)
     Teacher("supervised", space, teacher.data, TeacherSchedule(teacher.batch, teacher.lr), scores).write(out)
     return {"images": len(dataset), "split": split, "scores": scores, **trained.counts()}
 

@@ -204,7 +204,7 @@ def test_the_constant_guess_is_a_label(space: LabelSpace) -> None:
     task, _ = head_of(space)
     label = tasks.label(space)
     values = [value_of(space, seed) for seed in range(3)]
-    guess = task.constant(iter(values))
+    guess = task.constant_label(iter(values))
     same(label.decode(on_disk(label, guess)), guess, share=0.01)
     metric = task.metrics()
     for value in values:

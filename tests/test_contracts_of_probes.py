@@ -14,7 +14,7 @@ import torch
 from evaluation.label_subsets import splits_of
 from evaluation.probe import LabelledFeatures, ProbeTask
 from ingest.dataset import IngestedSet
-from ingest.true_labels import class_numbers
+from ingest.true_labels import class_ids
 from pipeline.data.dataset import ImageDataset
 from pipeline.models.encoder import Encoder
 from pipeline.models.features import features_of
@@ -46,7 +46,7 @@ def encoder() -> Encoder:
 
 def known(encoder: Encoder, dataset: ImageDataset, runtime: Runtime) -> LabelledFeatures:
     features = features_of(encoder, dataset, range(len(dataset)), runtime)
-    return LabelledFeatures(features, torch.from_numpy(class_numbers(dataset, TASK)))
+    return LabelledFeatures(features, torch.from_numpy(class_ids(dataset, TASK)))
 
 
 @dataclasses.dataclass(frozen=True)

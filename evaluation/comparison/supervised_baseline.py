@@ -9,14 +9,14 @@ from typing import Any
 from evaluation.finetuning import network_of
 from ingest.dataset import IngestedSet
 from ingest.pool import pool_keys
-from ingest.true_labels import truth_dataset
+from ingest.true_labels import true_label_dataset
 from pipeline.models.encoder import Encoder
 from pipeline.models.initial import of_config, save_backbone
 from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig
 from pipeline.recipe.evaluation import StartConfig
 from pipeline.steps.artifact import Inputs
-from tasks.training import Sum, TrainingPlan, train_network
+from tasks.training import TrainingPlan, WeightedSum, train_network
 
 
 def train(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -31,12 +31,12 @@ def train(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
     heads = {task: task for task in found.spaces}
     chosen = pool_keys(inputs[config["pool"]], config["share"], seed)
     others = {key for shard in found.images("train").shards for key in shard.keys} - chosen
-    dataset = truth_dataset(found, "train", heads, others)
+    dataset = true_label_dataset(found, "train", heads, others)
     network = network_of(start, found.spaces, config, blank=False, seed=seed)
     fit = FitConfig.model_validate(config["supervised"])
-    course = TrainingPlan(fit, AugmentConfig(), seed)
-    place = (config["name"], out, inputs.runtime)
-    trained = train_network(network, Sum(dict.fromkeys(heads, 1.0)), dataset, course, place)
+    plan = TrainingPlan(config["name"], fit, AugmentConfig(), seed, out)
+    combine = WeightedSum(dict.fromkeys(heads, 1.0))
+    trained = train_network(network, combine, dataset, plan, inputs.runtime)
     encoder = Encoder(start.name, start.size, start.statistics)
     encoder.reset(network.backbone.model.cpu().state_dict())
     save_backbone(encoder, out)

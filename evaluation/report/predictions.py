@@ -42,8 +42,8 @@ class CachedPredictor:
     def _ask(self, spots: Sequence[Spot]) -> None:
         if not spots:
             return
-        prepare = self.predictor.preparation
-        images = np.stack([prepare(spot.open(prepare.enough())) for spot in spots])
+        prepare = self.predictor.preprocessing
+        images = np.stack([prepare(spot.open(prepare.min_decode_size())) for spot in spots])
         with single_threaded():  # a few small images gain little from more
             found = self.predictor.predict(torch.from_numpy(images).permute(0, 3, 1, 2))
         for number, spot in enumerate(spots):

@@ -92,7 +92,7 @@ class RunRecord:
 
     def teachers(self) -> dict[str, Teacher]:
         """What every teacher says of itself, by name."""
-        return {name: Teacher.of(made) for name, made in self.of_kind("teacher").items()}
+        return {name: Teacher.load(made) for name, made in self.of_kind("teacher").items()}
 
     def home(self) -> dict[str, str | None]:
         """The set that each teacher was trained on, None for those trained elsewhere."""

@@ -21,7 +21,7 @@ from pipeline.steps.artifact import read_json
 from pipeline.storage.root import StoredFile
 from pipeline.stores.images import ImageRow, ImageShard
 from pipeline.stores.labels import Label, LabelShard, LabelSpace, Value
-from tasks.drawing import SIDE, thumbnail
+from tasks.drawing import THUMBNAIL_SIDE, thumbnail
 
 REJECTED = "rejected by hand"
 MOST_PICTURES = 80
@@ -54,7 +54,7 @@ class Spot:
     def about(self) -> ImageRow:
         return self.shard.row(self.row)
 
-    def open(self, enough: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
+    def open(self, enough: tuple[int, int] = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)) -> Image.Image:
         """The upright image, of at least the size (width, height) `enough` unless it is smaller itself."""
         return decode(self.shard.read(self.row), at_least=enough)
 
@@ -92,7 +92,7 @@ class Album:
         """The true label of an image for a head, None if its set has none."""
         if not self.has_truth(head, spot.dataset):
             return None
-        file = self.sets[spot.dataset].truth(head.label.task, spot.split, spot.shard.name)
+        file = self.sets[spot.dataset].true_labels(head.label.task, spot.split, spot.shard.name)
         return self.stored(file, head, spot.row, 0.0)
 
     def same(self, spot: Spot, dataset: str) -> Spot | None:

@@ -66,7 +66,7 @@ class TaskModel(Task):
     def metrics(self) -> Accuracy:
         return Accuracy()
 
-    def constant(self, values: Iterable[Value]) -> Value:
+    def constant_label(self, values: Iterable[Value]) -> Value:
         """The class frequencies: the most frequent class is always guessed."""
         total = np.sum([value["probs"].astype(np.float64) for value in values], axis=0)
         return {"probs": (total / total.sum()).astype(np.float32)}

@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from pipeline.stores import codecs
 from pipeline.stores.labels import Box, Label, Row, Value, cell, gather, on_one_raster, share_apart
-from tasks.drawing import caption, enlarge, ramp
+from tasks.drawing import caption, colormap, enlarge
 
 EXTREMES = (1, 99)
 """Percentiles between which depths are told and coloured."""
@@ -68,7 +68,7 @@ class TaskLabel(Label):
         if not known.any():
             return image.copy()
         low, high = np.percentile(depth[known], EXTREMES)
-        colours = ramp((depth - low) / max(high - low, 1e-6)) * known[..., None].astype(np.uint8)
+        colours = colormap((depth - low) / max(high - low, 1e-6)) * known[..., None].astype(np.uint8)
         drawn = enlarge(colours, image.size)
         caption(drawn, self.describe(value), (0, drawn.height))
         return drawn

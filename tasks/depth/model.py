@@ -93,7 +93,7 @@ class TaskModel(Task):
     def metrics(self) -> DepthErrors:
         return DepthErrors(self._relative)
 
-    def constant(self, values: Iterable[Value]) -> Value:
+    def constant_label(self, values: Iterable[Value]) -> Value:
         """The median of the images' median depths, everywhere."""
         medians = [np.median(value["depth"][value["depth"] > 0]) for value in values if (value["depth"] > 0).any()]
         return {"depth": np.full((1, 1), np.median(medians) if medians else 1.0, dtype=np.float32)}

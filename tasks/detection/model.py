@@ -157,7 +157,7 @@ class TaskModel(Task):
     def metrics(self) -> AveragePrecision:
         return AveragePrecision(len(self.space.classes))
 
-    def constant(self, values: Iterable[Value]) -> Value:
+    def constant_label(self, values: Iterable[Value]) -> Value:
         """The mean box of the most frequent class, relative to the image: `size` (1, 1)."""
         boxes, classes = [], []
         for value in values:

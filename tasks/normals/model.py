@@ -77,7 +77,7 @@ class TaskModel(Task):
     def metrics(self) -> AngularErrors:
         return AngularErrors()
 
-    def constant(self, values: Iterable[Value]) -> Value:
+    def constant_label(self, values: Iterable[Value]) -> Value:
         """The mean direction, everywhere."""
         total = np.sum([value["normals"].sum(axis=(0, 1), dtype=np.float64) for value in values], axis=0)
         return {"normals": (total / max(np.linalg.norm(total), 1e-9)).astype(np.float32).reshape(1, 1, 3)}

@@ -73,7 +73,7 @@ class TaskModel(Task):
     def metrics(self) -> IntersectionOverUnion:
         return IntersectionOverUnion(len(self.space.classes))
 
-    def constant(self, values: Iterable[Value]) -> Value:
+    def constant_label(self, values: Iterable[Value]) -> Value:
         """The most frequent class everywhere."""
         counts = np.zeros(len(self.space.classes), dtype=np.int64)
         for value in values:

@@ -62,7 +62,7 @@ class TaskModel(Task):
     def metrics(self) -> ExplainedVariance:
         return ExplainedVariance(len(self.space.classes))
 
-    def constant(self, values: Iterable[Value]) -> Value:
+    def constant_label(self, values: Iterable[Value]) -> Value:
         """Each filter's mean response, everywhere."""
         total, count = np.zeros((2, len(self.space.classes)), dtype=np.float64)
         for value in values:

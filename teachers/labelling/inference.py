@@ -9,6 +9,7 @@ core waits for the last batch of one before the next begins.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data.decode import decode
+from pipeline.data.prefetch import prefetch
 from pipeline.errors import DataError
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.images import ImageShard
@@ -81,7 +83,7 @@ class ShardInference:
 
     def decode(self, batch: ShardRows, data: Sequence[bytes]) -> None:
         """Decode once and prepare once per distinct preparation; what fails is noted and left black."""
-        ways = {predictor.preparation for predictor in self.predictors.values()}
+        ways = {predictor.preprocessing for predictor in self.predictors.values()}
         batch.inputs = {way: np.zeros((len(batch.rows), way.size, way.size, 3), np.uint8) for way in ways}
         for position, (row, one) in enumerate(zip(batch.rows, data, strict=True)):
             try:
@@ -97,15 +99,15 @@ class ShardInference:
         """
         pictures: dict[int, Image.Image] = {}
         for way in ways:
-            shrink = _reduction(self._facts[row], way.enough())
+            shrink = _reduction(self._facts[row], way.min_decode_size())
             if shrink not in pictures:
-                pictures[shrink] = decode(data, at_least=way.enough())
+                pictures[shrink] = decode(data, at_least=way.min_decode_size())
             yield way, pictures[shrink]
 
     def infer(self, batch: ShardRows, teacher: str) -> None:
         """Run one teacher on the batch."""
         predictor = self.predictors[teacher]
-        images = torch.from_numpy(batch.inputs[predictor.preparation]).permute(0, 3, 1, 2)
+        images = torch.from_numpy(batch.inputs[predictor.preprocessing]).permute(0, 3, 1, 2)
         batch.predictions[teacher] = predictor.predict(images)
 
     def encode(self, batch: ShardRows, teacher: str) -> None:
@@ -154,24 +156,21 @@ Span = tuple[ShardInference, range]
 def label_batches(todo: Iterable[ShardInference], size: int, runtime: Runtime) -> Generator[ShardRows]:
     """Labelled batches of at most `size` images: all those of the first shard in order, then those of the next."""
     spans = ((stages, rows) for stages in todo for rows in stages.spans(size))
+    if find_device(runtime.device) == "cpu":
+        yield from _on_cpu(spans, runtime.threads)
+        return
     pool = ThreadPoolExecutor(runtime.threads, thread_name_prefix="label")
     try:
-        overlap = _on_cpu if find_device(runtime.device) == "cpu" else _on_device
-        yield from overlap(spans, pool, runtime.threads)
+        yield from _on_device(spans, pool, runtime.threads)
     finally:
         pool.shutdown(cancel_futures=True)  # of a consumer that leaves early, only what is in work is finished
 
 
-def _on_cpu(spans: Iterator[Span], pool: ThreadPoolExecutor, threads: int) -> Iterator[ShardRows]:
-    """Whole batches side by side, one compute thread each."""
-    waiting: collections.deque[Future[ShardRows]] = collections.deque()
-    with single_threaded():
-        for stages, rows in spans:
-            waiting.append(pool.submit(stages.whole, rows))
-            if len(waiting) >= 2 * threads:  # one in work and one in wait for each thread
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def _on_cpu(spans: Iterator[Span], threads: int) -> Iterator[ShardRows]:
+    """Whole batches side by side, one compute thread each; for each thread one batch in work and one that waits."""
+    batches = prefetch(lambda span: span[0].whole(span[1]), spans, threads, 2 * threads)
+    with single_threaded(), contextlib.closing(batches):
+        yield from batches
 
 
 def _on_device(spans: Iterator[Span], pool: ThreadPoolExecutor, threads: int) -> Iterator[ShardRows]:

@@ -56,7 +56,7 @@ class Maker:
 
     def _spaces(self) -> dict[str, LabelSpace]:
         if not self.is_student:
-            return {self.name: Teacher.of(self.artifact).space}
+            return {self.name: Teacher.load(self.artifact).space}
         heads = self.artifact.load("model.json", read_json)["heads"]
         return {head: LabelSpace.from_json(space) for head, space in heads.items()}
 
@@ -276,7 +276,7 @@ def _check_failed(entries: list[dict[str, Any]], most: float) -> None:
 def check_required(required: Mapping[str, Mapping[str, float]], made: Mapping[str, Artifact]) -> None:
     """Raise DataError if a teacher is worse than the recipe asks on its held-out images."""
     for name, wanted in required.items():
-        teacher = Teacher.of(made[name])
+        teacher = Teacher.load(made[name])
         better = tasks.model(teacher.space).better
         for metric, limit in wanted.items():
             if metric not in teacher.scores:

@@ -59,7 +59,7 @@ def rows(world: World, teacher: str) -> list[dict[str, Any]]:
 def shard_spaces(world: World, teacher: str) -> Iterator[Any]:
     from tasks.teacher import Teacher  # noqa: PLC0415
 
-    yield Teacher.of(world.artifacts[f"teacher.{teacher}"]).space
+    yield Teacher.load(world.artifacts[f"teacher.{teacher}"]).space
 
 
 def teachers(world: World) -> list[str]:

@@ -195,7 +195,7 @@ def test_a_teacher_without_true_labels_is_what_the_student_is_compared_with(reco
 def test_a_teacher_scores_the_same_in_training_and_here(records: list[Record], artifacts: dict[str, Artifact]) -> None:
     for head in TRAINED:
         scores = {record["metric"]: record["value"] for record in records if record["model"] == f"teacher:{head}"}
-        assert scores == Teacher.of(artifacts[f"teacher.{head}"]).scores
+        assert scores == Teacher.load(artifacts[f"teacher.{head}"]).scores
 
 
 def some_of_the_world(world: World, artifacts: Mapping[str, Artifact], **more: Artifact) -> Inputs:

@@ -26,7 +26,7 @@ from pipeline.stores.labels import LabelSpace
 from pipeline.training.autotune import ComputeConfig
 from pipeline.training.fit import Fitted
 from tasks.prediction import Predictor
-from tasks.training import Trained
+from tasks.training import TrainingResult
 from tests.evaluation.conftest import TASKS
 from tests.evaluation.measuring import COLOURS, Bench, MakeKinds, Record, keys_of, records_of
 
@@ -55,9 +55,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What is trained, in order; and none of it really is."""
     seen: list[dict[str, Any]] = []
 
-    def train(network: Any, combine: Any, dataset: ImageDataset, course: Any, place: Any) -> Trained:
-        seen.append({"keys": keys_of(dataset), "seed": course.seed, "lr": course.fit.lr, "network": network})
-        return Trained(ComputeConfig("cpu", "32", False, {}), 1, Fitted([], 100 * course.fit.lr, 0.0))
+    def train(network: Any, combine: Any, dataset: ImageDataset, plan: Any, runtime: Any) -> TrainingResult:
+        seen.append({"keys": keys_of(dataset), "seed": plan.seed, "lr": plan.fit.lr, "network": network})
+        return TrainingResult(ComputeConfig("cpu", "32", False, {}), 1, Fitted([], 100 * plan.fit.lr, 0.0))
 
     monkeypatch.setattr(finetuning, "train_network", train)
     return seen

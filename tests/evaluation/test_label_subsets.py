@@ -10,7 +10,7 @@ import pytest
 
 from evaluation.label_subsets import Splits, count_of, order_of, parts, splits_of
 from ingest.dataset import IngestedSet
-from ingest.true_labels import class_numbers, truth_dataset
+from ingest.true_labels import class_ids, true_label_dataset
 from pipeline.data.dataset import ImageDataset
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Artifact
@@ -20,7 +20,7 @@ KINDS = "classification"
 
 
 def train_of(made: Artifact, task: str = KINDS) -> ImageDataset:
-    return truth_dataset(IngestedSet(made), "train", {task: task})
+    return true_label_dataset(IngestedSet(made), "train", {task: task})
 
 
 def splits_in(made: Artifact, preferred: str = "test") -> Splits:
@@ -36,7 +36,7 @@ def uneven(make_kinds: MakeKinds) -> ImageDataset:
 
 
 def test_every_beginning_holds_as_much_of_each_class_as_there_is(uneven: ImageDataset) -> None:
-    there, classes = Counter({0: 6, 1: 3, 2: 1}), class_numbers(uneven, KINDS)
+    there, classes = Counter({0: 6, 1: 3, 2: 1}), class_ids(uneven, KINDS)
     for seed in range(5):
         order = order_of(uneven.keys(), classes, seed)
         assert sorted(order) == list(range(10)), "each image once"
@@ -47,7 +47,7 @@ def test_every_beginning_holds_as_much_of_each_class_as_there_is(uneven: ImageDa
 
 
 def test_a_seed_draws_its_own_images_and_the_same_ones_again(uneven: ImageDataset) -> None:
-    keys, classes = uneven.keys(), class_numbers(uneven, KINDS)
+    keys, classes = uneven.keys(), class_ids(uneven, KINDS)
     orders = [tuple(order_of(keys, classes, seed)) for seed in range(6)]
     assert tuple(order_of(keys, classes, 0)) == orders[0]
     assert len(set(orders)) > 3

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from ingest.dataset import IngestedSet
-from ingest.true_labels import held_out_keys, truth_dataset
+from ingest.true_labels import held_out_keys, true_label_dataset
 from pipeline.errors import DataError, Stopped
 from pipeline.steps.artifact import MANIFEST, Artifact, Inputs, read_json
 from pipeline.steps.runtime import Runtime
@@ -260,7 +260,7 @@ def test_an_image_in_two_splits_is_kept_in_both_and_known_to_be_held_out(
     assert trained[2] == shared
     assert held_out_keys(found) == {shared}
     assert "duplicates" not in found.counts
-    dataset = truth_dataset(found, "train", {"masks": "segmentation"}, held_out_keys(found))
+    dataset = true_label_dataset(found, "train", {"masks": "segmentation"}, held_out_keys(found))
     assert [dataset.read(index)[0] for index in range(len(dataset))] == [*trained[:2], trained[3]]
 
 

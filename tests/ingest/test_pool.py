@@ -16,8 +16,8 @@ from PIL import Image
 import tasks
 from ingest.dataset import IngestedSet
 from ingest.pool import pool_shards, read_pool
-from ingest.rejections import IMAGES, describe
-from ingest.true_labels import held_out_keys, labelled, train_classes, truth_dataset
+from ingest.rejections import REJECTED_IMAGES, rejections_config
+from ingest.true_labels import drop_unlabelled, held_out_keys, train_classes, true_label_dataset
 from pipeline.data.dataset import DatasetShard
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.augment import NOTHING
@@ -63,8 +63,8 @@ def pooled(
     images = rejected_images(read_rejects(runtime.root))
     inputs = {f"data.{name}": made for name, made in sets.items()}
     if len(images):
-        step = Step(IMAGES, "ingest.rejections:copy_images", {"rejected": describe(images)})
-        inputs[IMAGES] = Workspace(runtime.root).make(step, Inputs({}, runtime))
+        step = Step(REJECTED_IMAGES, "ingest.rejections:copy_images", {"rejected": rejections_config(images)})
+        inputs[REJECTED_IMAGES] = Workspace(runtime.root).make(step, Inputs({}, runtime))
     step = Step(name, f"ingest.pool:{gather}", {"pool": names, **more}, tuple(inputs))
     return Workspace(runtime.root).make(step, Inputs(inputs, runtime))
 
@@ -156,9 +156,9 @@ def test_a_pool_of_rejected_images_is_an_error(make_set: MakeSet, runtime: Runti
 
 def test_a_list_that_changed_since_the_plan_is_told(runtime: Runtime) -> None:
     reject(runtime.root, ["0" * 16], None, "blurred")
-    planned = describe(rejected_images(read_rejects(runtime.root)))
+    planned = rejections_config(rejected_images(read_rejects(runtime.root)))
     reject(runtime.root, ["0" * 15 + "1"], None, "blurred")
-    step = Step(IMAGES, "ingest.rejections:copy_images", {"rejected": planned})
+    step = Step(REJECTED_IMAGES, "ingest.rejections:copy_images", {"rejected": planned})
     with pytest.raises(ConfigError, match=r"changed since the run was planned: 1 rejections .* 2 with .* Run again"):
         Workspace(runtime.root).make(step, Inputs({}, runtime))
 
@@ -173,7 +173,7 @@ def test_copies_of_the_same_rejections_are_the_same(runtime: Runtime, tmp_path: 
                 reject(other.root, [key], store, "wrong")
         table = read_rejects(other.root)
         for what, rows in (("images", rejected_images(table)), ("labels", rejected_labels(table, ["boxes"]))):
-            config = {"rejected": describe(rows), "teachers": ["boxes"]}
+            config = {"rejected": rejections_config(rows), "teachers": ["boxes"]}
             step = Step(f"rejected.{what}", f"ingest.rejections:copy_{what}", config)
             made = Workspace(other.root).make(step, Inputs({}, other))
             assert made.counts == {"rejections": 2}
@@ -258,21 +258,21 @@ def test_a_pool_with_nothing_in_it_is_an_error(make_set: MakeSet, runtime: Runti
 
 def test_true_labels_lie_beside_their_images(make_set: MakeSet, noise: Noise) -> None:
     found = IngestedSet(make_set("kinds", {"train/a": [1, 2, 3, 4], "train/b": [5, 6], "test/a": [7]}))
-    dataset = truth_dataset(found, "train", {"kind": "classification"})
+    dataset = true_label_dataset(found, "train", {"kind": "classification"})
     assert len(dataset) == 6
     for index in range(6):
         number = [n for n in range(1, 7) if np.array_equal(dataset.sample(index, 32, NOTHING, (0,)).image, noise(n))]
         assert dataset.values(index)["kind"]["probs"].tolist() == ([1, 0] if number[0] <= 4 else [0, 1])
-    assert found.held_out("val") == "test"
-    assert found.held_out("test") == "test"
-    assert len(truth_dataset(found, "test", {"kind": "classification"})) == 1
-    assert len(truth_dataset(found, "val", {"kind": "classification"})) == 0
+    assert found.held_out_split("val") == "test"
+    assert found.held_out_split("test") == "test"
+    assert len(true_label_dataset(found, "test", {"kind": "classification"})) == 1
+    assert len(true_label_dataset(found, "val", {"kind": "classification"})) == 0
 
 
 def test_images_may_be_left_out_by_key(make_set: MakeSet) -> None:
     found = IngestedSet(make_set("kinds", {"train/a": [1, 2, 3, 4], "train/b": [5]}))
     keys = [key for shard in found.images("train").shards for key in shard.keys]
-    dataset = truth_dataset(found, "train", {"kind": "classification"}, {keys[0], keys[4]})
+    dataset = true_label_dataset(found, "train", {"kind": "classification"}, {keys[0], keys[4]})
     assert [dataset.read(index)[0] for index in range(len(dataset))] == keys[1:4]
 
 
@@ -282,5 +282,5 @@ def test_images_without_any_label_are_not_learned_from(
     kinds, depth = tasks.label(LabelSpace("classification", ("a",))), tasks.label(LabelSpace("depth"))
     one, flat = {"probs": np.ones(1, np.float32)}, {"depth": np.ones((2, 2), np.float32)}
     labels = {"kind": (kinds, [one, None, None, one]), "depth": (depth, [None, None, flat, flat])}
-    shard = labelled(make_dataset_shard("s0", [noise(n) for n in range(4)], labels))
+    shard = drop_unlabelled(make_dataset_shard("s0", [noise(n) for n in range(4)], labels))
     assert shard.rows.tolist() == [0, 2, 3]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest.dataset import IngestedSet
-from ingest.rejections import LABELS, describe
+from ingest.rejections import REJECTED_LABELS, rejections_config
 from pipeline.data.dataset import DatasetShard, ImageDataset
 from pipeline.errors import DataError
 from pipeline.recipe.student import StudentConfig
@@ -141,10 +141,15 @@ def rejecting(world: World, folder: Path, store: str, keys: Sequence[str]) -> In
     runtime = dataclasses.replace(world.runtime, root=Root.of(folder))
     reject(runtime.root, keys, store, "wrong")
     teacher = store.rpartition("-")[0]
-    config = {"rejected": describe(rejected_labels(read_rejects(runtime.root), [teacher])), "teachers": [teacher]}
-    made = Workspace(runtime.root).make(Step(LABELS, "ingest.rejections:copy_labels", config), Inputs({}, runtime))
+    config = {
+        "rejected": rejections_config(rejected_labels(read_rejects(runtime.root), [teacher])),
+        "teachers": [teacher],
+    }
+    made = Workspace(runtime.root).make(
+        Step(REJECTED_LABELS, "ingest.rejections:copy_labels", config), Inputs({}, runtime)
+    )
     inputs = world.inputs("student")
-    return Inputs({**inputs.artifacts, LABELS: made}, inputs.runtime)
+    return Inputs({**inputs.artifacts, REJECTED_LABELS: made}, inputs.runtime)
 
 
 def learned(inputs: Inputs, config: StudentConfig = CONFIG) -> dict[str, dict[str, Any]]:

@@ -31,7 +31,7 @@ from pipeline.stores.labels import LabelSpace, Value
 from student.dataset import StudentHead, heads_of, join, threshold_for
 from student.loss_weights import combination, task_weight
 from tasks.network import Network
-from tasks.training import Sum, TrainingPlan, train_network
+from tasks.training import TrainingPlan, WeightedSum, train_network
 
 if TYPE_CHECKING:
     from tests.conftest import World
@@ -112,8 +112,8 @@ def step(make_network: MakeNetwork, one_image: ImageDataset, tmp_path: Path, run
         fit = FitConfig.model_validate({**plain, "batch": batch, "lr": lr})
         network = make_network({"kinds": KINDS}, backbone=backbone, image_size=64)
         before = torch.cat([p.detach().flatten().clone() for p in network.parameters()])
-        place = ("t", tmp_path / f"{batch}-{weight}", runtime)
-        train_network(network, Sum({"kinds": weight}), one_image, TrainingPlan(fit, NOTHING, 0), place)
+        plan = TrainingPlan("t", fit, NOTHING, 0, tmp_path / f"{batch}-{weight}")
+        train_network(network, WeightedSum({"kinds": weight}), one_image, plan, runtime)
         return (torch.cat([p.detach().flatten() for p in network.parameters()]) - before) / batch
 
     return take
@@ -297,7 +297,7 @@ def test_5_true_and_pseudo_labels_weigh_the_same(
         batch = collate_samples(
             [dataset.sample(n, 32, NOTHING, (0,)) for n in range(2)], {"depth": network.tasks["depth"].collate}
         )
-        Sum({"depth": 1.3})(network.losses(batch.images, batch.targets), {"depth": 1.0}).backward()
+        WeightedSum({"depth": 1.3})(network.losses(batch.images, batch.targets), {"depth": 1.0}).backward()
         gradients.append([p.grad for p in network.parameters() if p.grad is not None])
     for others in gradients[1:]:
         assert all(torch.equal(one, other) for one, other in zip(gradients[0], others, strict=True))

@@ -91,7 +91,7 @@ def test_accuracy_counts_images_that_have_a_label() -> None:
 
 
 def test_the_constant_guess_is_the_frequency_of_the_classes() -> None:
-    guess = TASK.constant([probs(1, 0, 0), probs(0, 1, 0), probs(1, 0, 0), probs(0, 0.5, 0.5)])
+    guess = TASK.constant_label([probs(1, 0, 0), probs(0, 1, 0), probs(1, 0, 0), probs(0, 0.5, 0.5)])
     np.testing.assert_allclose(guess["probs"], [0.5, 0.375, 0.125])
 
 

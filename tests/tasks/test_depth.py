@@ -169,4 +169,4 @@ def test_a_relative_prediction_keeps_what_training_fixes_order_and_proportions()
 
 def test_the_constant_guess_is_the_median_of_medians() -> None:
     values = [depth(np.array([[1.0, 2.0, 3.0, 0.0]])), depth(np.array([[8.0]])), depth(np.array([[4.0]]))]
-    assert TASK.constant([*values, depth(np.zeros((2, 2)))])["depth"].tolist() == [[4.0]]
+    assert TASK.constant_label([*values, depth(np.zeros((2, 2)))])["depth"].tolist() == [[4.0]]

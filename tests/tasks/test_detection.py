@@ -256,8 +256,8 @@ def test_the_heads_are_those_of_the_paper(network: Network) -> None:
 
 def test_the_constant_guess_is_the_mean_box_of_the_most_frequent_class() -> None:
     values = [found([[0, 0, 50, 25], [50, 25, 100, 50], [0, 0, 1, 1]], classes=[1, 1, 0]), found([], size=(9, 9))]
-    guess = TASK.constant(values)
+    guess = TASK.constant_label(values)
     np.testing.assert_allclose(guess["boxes"], [[0.25, 0.25, 0.75, 0.75]])
     assert (guess["classes"].tolist(), guess["size"].tolist(), guess["scores"].tolist()) == ([1], [1, 1], [1])
-    assert TASK.constant([found([])])["boxes"].shape == (0, 4)
-    assert TASK.constant([])["boxes"].shape == (0, 4)
+    assert TASK.constant_label([found([])])["boxes"].shape == (0, 4)
+    assert TASK.constant_label([])["boxes"].shape == (0, 4)

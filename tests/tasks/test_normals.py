@@ -101,4 +101,4 @@ def test_predictions_are_unit_vectors() -> None:
 
 def test_the_constant_guess_is_the_mean_direction() -> None:
     values = [{"normals": np.array([[[0.6, 0, 0.8], [-0.6, 0, 0.8]]], np.float32)}]
-    np.testing.assert_allclose(TASK.constant(values)["normals"], [[[0, 0, 1]]], atol=1e-7)
+    np.testing.assert_allclose(TASK.constant_label(values)["normals"], [[[0, 0, 1]]], atol=1e-7)

@@ -122,7 +122,7 @@ def test_a_coarse_prediction_is_compared_at_the_truths_resolution() -> None:
 
 
 def test_the_constant_guess_is_the_most_frequent_class() -> None:
-    guess = TASK.constant([mask(np.array([[0, 2], [2, IGNORE]])), mask(np.array([[2, 1]]))])
+    guess = TASK.constant_label([mask(np.array([[0, 2], [2, IGNORE]])), mask(np.array([[2, 1]]))])
     assert guess["classes"].tolist() == [[2]]
     assert guess["confidence"][0, 0] == pytest.approx(3 / 5)
 

@@ -75,7 +75,7 @@ def stripes(angle: float) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]
 
 
 def answers(gabor: Predictor, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Value:
-    images = torch.tensor(gabor.preparation(Image.fromarray(pixels)))[None].permute(0, 3, 1, 2)
+    images = torch.tensor(gabor.preprocessing(Image.fromarray(pixels)))[None].permute(0, 3, 1, 2)
     return gabor.values(gabor.predict(images), 0, (64, 64))["gabor"]
 
 
@@ -109,7 +109,7 @@ def test_r_squared_is_that_of_plain_numpy() -> None:
 
 def test_the_constant_guess_explains_nothing() -> None:
     values = [random_responses(seed) for seed in range(3)]
-    guess = TASK.constant(iter(values))
+    guess = TASK.constant_label(iter(values))
     assert guess["responses"].shape == (1, 1, 6)
     metric = TASK.metrics()
     for value in values:

@@ -26,7 +26,7 @@ from tasks.network import Network
 from tasks.prediction import Predictor, Preprocessing, network_predictor, to_numpy
 from tasks.scoring import predict_all, read_image, score
 from tasks.task import Features
-from tasks.training import Sum, SupervisedObjective, TrainingPlan, train_network
+from tasks.training import SupervisedObjective, TrainingPlan, WeightedSum, train_network
 
 Noise = Callable[..., NDArray[np.uint8]]
 MakeNetwork = Callable[..., Network]
@@ -45,9 +45,9 @@ def dataset(make_dataset_shard: Callable[..., DatasetShard], noise: Noise) -> Im
     return ImageDataset([make_dataset_shard("s0", [picture.astype(np.uint8) for picture in pictures], labels)])
 
 
-def course(steps: int, seed: int = 0, **fields: Any) -> TrainingPlan:
+def plan(out: Path, steps: int, seed: int = 0, name: str = "t", **fields: Any) -> TrainingPlan:
     fit = FitConfig.model_validate({"steps": steps, "batch": 4, "lr": 0.01, **fields})
-    return TrainingPlan(fit, AugmentConfig(brightness=0, contrast=0), seed)
+    return TrainingPlan(name, fit, AugmentConfig(brightness=0, contrast=0), seed, out)
 
 
 def test_a_few_steps_tell_dark_from_light(
@@ -55,7 +55,7 @@ def test_a_few_steps_tell_dark_from_light(
 ) -> None:
     network = make_network({"kind": KINDS})
     before = score(network_predictor(network), dataset, {"kind": "kind"}, runtime)["accuracy"]
-    train_network(network, Sum({"kind": 1.0}), dataset, course(25), ("t", tmp_path, runtime))
+    train_network(network, WeightedSum({"kind": 1.0}), dataset, plan(tmp_path, 25), runtime)
     after = score(network_predictor(network), dataset, {"kind": "kind"}, runtime)["accuracy"]
     assert before < 0.9
     assert after == 1.0
@@ -67,7 +67,7 @@ def test_the_same_seed_trains_the_same_weights(
     states = []
     for number, seed in enumerate((5, 5, 6)):
         network = make_network({"kind": KINDS})
-        train_network(network, Sum({"kind": 1.0}), dataset, course(3, seed), ("t", tmp_path / str(number), runtime))
+        train_network(network, WeightedSum({"kind": 1.0}), dataset, plan(tmp_path / str(number), 3, seed), runtime)
         states.append(network.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["heads.kind.weight"], states[2]["heads.kind.weight"])
@@ -84,7 +84,7 @@ def test_where_memory_runs_out_is_counted(
     features = Network.features
     monkeypatch.setattr(Network, "features", crowded)
     network = make_network({"kind": KINDS})
-    trained = train_network(network, Sum({"kind": 1.0}), dataset, course(2), ("t", tmp_path, runtime))
+    trained = train_network(network, WeightedSum({"kind": 1.0}), dataset, plan(tmp_path, 2), runtime)
     assert trained.counts()["out_of_memory"] == [{"step": 1, "pieces": 2, "images": 2}]
     assert "processes" not in trained.counts()
 
@@ -92,11 +92,13 @@ def test_where_memory_runs_out_is_counted(
 def test_nothing_to_learn_from_is_an_error(make_network: MakeNetwork, tmp_path: Path, runtime: Runtime) -> None:
     network = make_network({"kind": KINDS})
     with pytest.raises(DataError, match=r"teacher\.x: there is not one labelled image"):
-        train_network(network, Sum({"kind": 1.0}), ImageDataset([]), course(1), ("teacher.x", tmp_path, runtime))
+        train_network(
+            network, WeightedSum({"kind": 1.0}), ImageDataset([]), plan(tmp_path, 1, name="teacher.x"), runtime
+        )
 
 
 def test_images_without_a_label_weigh_nothing_but_go_through_the_backbone(make_network: MakeNetwork) -> None:
-    learning = SupervisedObjective(make_network({"kind": KINDS}), Sum({"kind": 1.0}), torch.contiguous_format)
+    learning = SupervisedObjective(make_network({"kind": KINDS}), WeightedSum({"kind": 1.0}), torch.contiguous_format)
     total, losses = learning(Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ["k1", "k2"], {}), {})
     total.backward()
     assert (total.item(), losses) == (0, {})
@@ -107,8 +109,8 @@ def test_images_without_a_label_weigh_nothing_but_go_through_the_backbone(make_n
 
 def test_the_sum_is_that_of_the_weighted_losses() -> None:
     losses = {"a": torch.tensor(2.0), "b": torch.tensor(3.0)}
-    assert Sum({"a": 0.5, "b": 10.0, "c": 7.0})(losses, {"a": 1.0, "b": 1.0}).item() == 31.0
-    assert Sum({"a": 0.5, "b": 10.0, "c": 7.0})(losses, {"a": 0.5, "b": 0.1}).item() == 3.5
+    assert WeightedSum({"a": 0.5, "b": 10.0, "c": 7.0})(losses, {"a": 1.0, "b": 1.0}).item() == 31.0
+    assert WeightedSum({"a": 0.5, "b": 10.0, "c": 7.0})(losses, {"a": 0.5, "b": 0.1}).item() == 3.5
 
 
 @pytest.fixture(params=[[5], [0, 1, 6], range(8)], ids=str)
@@ -132,7 +134,7 @@ def test_few_labels_weigh_the_same_in_however_many_pieces_they_come(
         network = make_network({"kind": KINDS, "other": KINDS}, backbone="test_convnext")
         fit = {"batch": 8, "accumulate": pieces, "clip": None, "optimizer": "sgd", "momentum": 0, "lr": 1}
         out = tmp_path / str(pieces)
-        train_network(network, Sum({"kind": 1, "other": 3}), sparse, course(1, 0, **fit), ("t", out, runtime))
+        train_network(network, WeightedSum({"kind": 1, "other": 3}), sparse, plan(out, 1, **fit), runtime)
         weights.append(torch.cat([one.detach().flatten() for one in network.parameters()]))
         logs.append(json.loads((out / "log/train.jsonl").read_text("utf-8")))
     for other, log in zip(weights[1:], logs[1:], strict=True):
@@ -145,8 +147,8 @@ def test_an_image_is_prepared_whole_or_by_its_centre() -> None:
     pixels = np.zeros((60, 100, 3), np.uint8)
     pixels[15:45, 35:65] = 200  # the central square of half the shorter side
     image = Image.fromarray(pixels)
-    assert (Preprocessing(30, centre=0.5)(image) == 200).all()
-    assert (Preprocessing(30, centre=0.5, bicubic=True)(image) == 200).all()
+    assert (Preprocessing(30, crop_pct=0.5)(image) == 200).all()
+    assert (Preprocessing(30, crop_pct=0.5, bicubic=True)(image) == 200).all()
     whole = Preprocessing(64)(image)
     assert whole.shape == (64, 64, 3)
     assert whole[32, 32, 0] == 200
@@ -155,8 +157,8 @@ def test_an_image_is_prepared_whole_or_by_its_centre() -> None:
 
 
 def test_a_reduced_decode_keeps_what_the_preparation_needs() -> None:
-    assert Preprocessing(64).enough() == (64, 64)
-    assert Preprocessing(64, centre=0.5).enough() == (128, 128)
+    assert Preprocessing(64).min_decode_size() == (64, 64)
+    assert Preprocessing(64, crop_pct=0.5).min_decode_size() == (128, 128)
 
 
 def test_equal_preparations_share_their_work() -> None:

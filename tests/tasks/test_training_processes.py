@@ -21,7 +21,7 @@ from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
 from pipeline.stores.labels import LabelSpace, Value
 from tasks.network import Network, NetworkConfig
-from tasks.training import Sum, TrainingPlan, train_network
+from tasks.training import TrainingPlan, WeightedSum, train_network
 from tests.processes import Together
 
 SPACES = {
@@ -50,11 +50,10 @@ class Lesson:
         heads = {name: SPACES[name].to_json() for name in self.heads}
         network = Network(NetworkConfig(backbone=self.backbone, image_size=32, width=16, proposals=16, heads=heads))
         fit = FitConfig(steps=STEPS, batch=5, lr=0.01)
-        course = TrainingPlan(fit, AugmentConfig(brightness=0, contrast=0), 3)
+        plan = TrainingPlan("t", fit, AugmentConfig(brightness=0, contrast=0), 3, self.root / self.out)
         runtime = Runtime(Root.of(self.root), "cpu", self.precision, 1)
-        combine = Sum(dict.fromkeys(self.heads, 1.0))
-        place = ("t", self.root / self.out, runtime)
-        trained = train_network(network, combine, ImageDataset(self.shards), course, place)
+        combine = WeightedSum(dict.fromkeys(self.heads, 1.0))
+        trained = train_network(network, combine, ImageDataset(self.shards), plan, runtime)
         return {name: tensor.numpy() for name, tensor in network.state_dict().items()}, trained.counts()
 
     def losses(self) -> list[float]:

@@ -14,7 +14,7 @@ import tasks
 from evaluation.report.run_record import RunRecord
 from evaluation.report.samples import Album, label_index, learned, pool_spots, pool_strips
 from ingest.dataset import IngestedSet
-from ingest.rejections import LABELS, describe
+from ingest.rejections import REJECTED_LABELS, rejections_config
 from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.path import StoragePath
@@ -126,9 +126,11 @@ def test_a_rejected_label_is_shown_as_none_and_a_true_one_stays(world: World, tm
     shards = {name: IngestedSet(world.artifacts[f"data.{name}"]).images("train").shards for name in ("pool", "truth")}
     keys = [key for each in shards.values() for shard in each for key in shard.keys]
     reject(runtime.root, keys, store_name("depth", world.artifacts["teacher.depth"].digest), "wrong")
-    config = {"rejected": describe(read_rejects(runtime.root)), "teachers": ["depth"]}
-    made = Workspace(runtime.root).make(Step(LABELS, "ingest.rejections:copy_labels", config), Inputs({}, runtime))
-    album = Album(RunRecord(StoragePath.of(str(tmp_path)), {**world.artifacts, LABELS: made}))
+    config = {"rejected": rejections_config(read_rejects(runtime.root)), "teachers": ["depth"]}
+    made = Workspace(runtime.root).make(
+        Step(REJECTED_LABELS, "ingest.rejections:copy_labels", config), Inputs({}, runtime)
+    )
+    album = Album(RunRecord(StoragePath.of(str(tmp_path)), {**world.artifacts, REJECTED_LABELS: made}))
     index, (pool, truth) = label_index(album.run), pool_spots(album, 2)
     assert learned(album, album.heads["depth"], pool, index) == (None, "rejected by hand")
     assert learned(album, album.heads["depth"], truth, index)[1] == "true label"

@@ -11,7 +11,7 @@ import pytest
 
 from flows.gc import inventory
 from flows.plan.steps import Selection, build_steps, plan, up_to
-from ingest.rejections import IMAGES, LABELS
+from ingest.rejections import REJECTED_IMAGES, REJECTED_LABELS
 from pipeline.errors import PROJECT, ConfigError, DataError
 from pipeline.recipe.reader import parse_recipe, read_recipe
 from pipeline.steps.artifact import Artifact, Inputs, Step, fingerprint
@@ -83,14 +83,14 @@ def rejecting(root: Root, store: str | None, key: str = KEY) -> dict[str, Step]:
 def test_a_rejected_image_matters_to_the_pool_and_a_rejected_label_to_the_student_alone(tmp_path: Path) -> None:
     before = steps_of()
     steps = rejecting(Root.of(tmp_path), None)
-    assert list(steps) == [IMAGES, *STEPS]
+    assert list(steps) == [REJECTED_IMAGES, *STEPS]
     assert {name for name in STEPS if steps[name] != before[name]} == {"pool"}
-    assert steps["pool"].inputs == (*before["pool"].inputs, IMAGES)
+    assert steps["pool"].inputs == (*before["pool"].inputs, REJECTED_IMAGES)
     assert steps["pool"].config == before["pool"].config
     steps = rejecting(Root.of(tmp_path / "other"), "masks-0123456789ab")
-    assert list(steps) == [LABELS, *STEPS]
+    assert list(steps) == [REJECTED_LABELS, *STEPS]
     assert {name for name in STEPS if steps[name] != before[name]} == {"student"}
-    assert steps["student"].inputs == (*before["student"].inputs, LABELS)
+    assert steps["student"].inputs == (*before["student"].inputs, REJECTED_LABELS)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +109,9 @@ def test_the_steps_know_what_is_rejected_and_neither_when_nor_why(tmp_path: Path
     reject(root, [KEY], "masks-0123456789ab", "another reason")
     assert rejecting(root, "other-0123456789ab") == first
     second = rejecting(root, "masks-ba9876543210")
-    assert second[LABELS].config["rejected"]["count"] == 2
-    assert second[LABELS].config["rejected"]["sha256"] != first[LABELS].config["rejected"]["sha256"]
-    assert rejecting(root, "gabor-0123456789ab")[LABELS].config["teachers"] == ["gabor", "masks"]
+    assert second[REJECTED_LABELS].config["rejected"]["count"] == 2
+    assert second[REJECTED_LABELS].config["rejected"]["sha256"] != first[REJECTED_LABELS].config["rejected"]["sha256"]
+    assert rejecting(root, "gabor-0123456789ab")[REJECTED_LABELS].config["teachers"] == ["gabor", "masks"]
 
 
 def test_sets_of_true_labels_are_what_the_student_learns_from() -> None:

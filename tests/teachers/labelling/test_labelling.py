@@ -133,7 +133,7 @@ def leave_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
 def test_the_student_labels_with_all_heads_at_once(make_room: MakeRoom, monkeypatch: pytest.MonkeyPatch) -> None:
     room = make_room()
     teachers = room.inputs.of_kind("teacher")
-    heads = {name: Teacher.of(made).space.to_json() for name, made in teachers.items()}
+    heads = {name: Teacher.load(made).space.to_json() for name, made in teachers.items()}
     step = Step("student", f"{__name__}:leave_student", {"heads": heads})
     student = Workspace(room.inputs.runtime.root).make(step, Inputs({}, room.inputs.runtime))
     artifacts = {name: made for name, made in room.inputs.artifacts.items() if not name.startswith("teacher.")}
@@ -153,10 +153,10 @@ def test_the_student_labels_with_all_heads_at_once(make_room: MakeRoom, monkeypa
     }
     assert room.label()["labelled_now"] == 0
     shard, predictor = room.shards()[0], network_predictor(student.load_all(Network.load))
-    images = np.stack([predictor.preparation(decode(shard.read(row))) for row in range(len(shard))])
+    images = np.stack([predictor.preprocessing(decode(shard.read(row))) for row in range(len(shard))])
     said = predictor.predict(torch.from_numpy(images).permute(0, 3, 1, 2))
     for name, made in teachers.items():
-        label = tasks.label(Teacher.of(made).space)
+        label = tasks.label(Teacher.load(made).space)
         stored = LabelShard(
             local_file(room.root / f"labels/student-{name}-{student.digest[:12]}/{shard.address}.parquet"), label
         )
@@ -273,14 +273,14 @@ def test_a_teacher_that_breaks_leaves_nothing_half_written(make_room: MakeRoom, 
     with pytest.raises(RuntimeError, match="out of order"):
         room.label()
     assert room.files() == {}
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("label")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("label", "prefetch"))]
 
 
 class Elsewhere:
     """A predictor as if on a GPU: it computes here, and remembers which thread asked."""
 
     def __init__(self, real: Predictor) -> None:
-        self.real, self.preparation, self.threads = real, real.preparation, set[threading.Thread]()
+        self.real, self.preprocessing, self.threads = real, real.preprocessing, set[threading.Thread]()
         self.choice = real.choice
 
     def predict(self, images: Any) -> Any:
@@ -354,7 +354,7 @@ def test_a_teacher_sees_the_same_picture_whoever_else_is_at_work(tmp_path: Path,
     writer.add(NewImage(data, suffix, 256, 256, "one"))
     writer.close()
     shard = image_shard(writer.tar_path)
-    ways = [Preprocessing(32), Preprocessing(48), Preprocessing(64, centre=0.875, bicubic=True), Preprocessing(192)]
+    ways = [Preprocessing(32), Preprocessing(48), Preprocessing(64, crop_pct=0.875, bicubic=True), Preprocessing(192)]
 
     def prepared(company: list[Preprocessing]) -> dict[Preprocessing, bytes]:
         nothing = inference.torch.nn.Identity()

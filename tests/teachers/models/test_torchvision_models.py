@@ -122,7 +122,7 @@ def test_the_central_crop_is_the_middle_of_the_shorter_side(tmp_path: Path) -> N
     predictor = make(pretrained, settings, tmp_path / "out")
     image = Image.new("RGB", (128, 64), "black")
     image.paste((255, 255, 255), (48, 16, 80, 48))
-    assert predictor.preparation(image).min() > 200
+    assert predictor.preprocessing(image).min() > 200
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_torchvision_model_gives_its_own_answers(tmp_path: Path, task: str, na
         "image_size": 64,
     }
     predictor = make(published, settings, tmp_path / "out")
-    space = Teacher.of(made_in(tmp_path / "out")).space
+    space = Teacher.load(made_in(tmp_path / "out")).space
     values = predictor.values(predictor.predict(picture()), 0, (128, 64))["mine"]
     if task == "segmentation":
         assert space.classes == tuple(outputs)
@@ -177,7 +177,7 @@ def test_a_head_of_an_earlier_network_is_a_teacher(tmp_path: Path, network: Netw
     with torch.inference_mode():
         expected = network(images)["parts"].softmax(dim=1).max(dim=1).values
     torch.testing.assert_close(torch.from_numpy(predictor.predict(images)["mine"]["confidence"]), expected)
-    assert Teacher.of(made_in(tmp_path / "out")).space == LabelSpace("segmentation", ("a", "b"))
+    assert Teacher.load(made_in(tmp_path / "out")).space == LabelSpace("segmentation", ("a", "b"))
 
 
 @pytest.mark.parametrize(

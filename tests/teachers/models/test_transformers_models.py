@@ -78,7 +78,7 @@ def test_a_classifier_gives_its_own_probabilities(save: Any) -> None:
     found = torch.from_numpy(predictor.predict(pictures())["mine"]["probs"])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert predictor.spaces["mine"].classes == ("cat", "N/A", "dog")
-    assert (predictor.preparation.size, predictor.preparation.centre) == (64, None)
+    assert (predictor.preprocessing.size, predictor.preprocessing.crop_pct) == (64, None)
 
 
 def test_a_segmenter_gives_its_own_classes(save: Any) -> None:
