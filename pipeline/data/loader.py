@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.dataset import ImageDataset, ImageSample
-from pipeline.data.prefetch import Supply
+from pipeline.data.prefetch import PrefetchedStream
 from pipeline.data.stream import cut
 from pipeline.recipe.augment import AugmentConfig
 from pipeline.stores.labels import Value
@@ -67,7 +67,7 @@ class Loader:
     def __init__(self, dataset: ImageDataset, collate: Mapping[str, Collate], config: LoaderConfig) -> None:
         self.dataset, self.collate, self.config = dataset, collate, config
         self.slots = range(config.batch) if config.slots is None else config.slots
-        self._supply = Supply(self._tasks, lambda samples, _: Samples(samples, self.collate), config.threads)
+        self._supply = PrefetchedStream(self._tasks, lambda samples, _: Samples(samples, self.collate), config.threads)
 
     @property
     def waited(self) -> float:

@@ -1,8 +1,11 @@
-"""Samples made ready on threads before the training asks for them."""
+"""Prefetching on threads: an ordered, bounded map, and the endless stream of training batches that is built on it."""
 
 from __future__ import annotations
 
 import collections
+import contextlib
+import itertools
+import operator
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,66 +13,62 @@ from typing import Generic, TypeVar
 
 from pipeline.data.stream import Share
 
-AHEAD = 3
-"""Steps made ready before they are asked for."""
-S = TypeVar("S")
-H = TypeVar("H", bound=Share)
+STEPS_AHEAD = 2
+"""Steps whose samples are made while the training is busy with the one before them."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Sample = TypeVar("Sample")
+ShareT = TypeVar("ShareT", bound=Share)
 
 
-class Supply(Generic[S, H]):
-    """An endless stream of shares, from any step on. `tasks(step)` are what makes the samples of a step, one each, and
-    `share(samples, step)` puts them together.
+def prefetch(work: Callable[[Item], Result], items: Iterable[Item], threads: int, most: int) -> Generator[Result]:
+    """Yield `work(item)` for each item, in order, computed on `threads` threads ahead of the consumer.
+
+    At most `most` results are in the making or wait to be taken, so memory does not grow with the number of items.
+    An exception raised by `work` is raised in the place of its result. Closing the generator early waits for the calls
+    that are running and cancels the others:
+
+        with contextlib.closing(prefetch(decode, files, threads=4, most=16)) as images:
+            for image in images: ...
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
+    pending: collections.deque[Future[Result]] = collections.deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) >= most:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class PrefetchedStream(Generic[Sample, ShareT]):
+    """An endless stream of training batches, from any step on, whose samples are made ahead on threads.
+
+    `tasks(step)` returns the functions that make the samples of a step, one each; `collate(samples, step)` puts the
+    samples together.
     """
 
     def __init__(
         self,
-        tasks: Callable[[int], Sequence[Callable[[], S]]],
-        share: Callable[[Sequence[S], int], H],
+        tasks: Callable[[int], Sequence[Callable[[], Sample]]],
+        collate: Callable[[Sequence[Sample], int], ShareT],
         threads: int,
     ) -> None:
-        self.tasks, self.share, self.threads = tasks, share, threads
+        self.tasks, self.collate, self.threads = tasks, collate, threads
         self.waited = 0.0
-        """Seconds the consumer has waited for samples so far."""
+        """Seconds that the consumer has waited for samples so far."""
 
-    def stream(self, start: int) -> Iterator[H]:
-        """Shares from step `start` on."""
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="load") as pool:
-            ready: collections.deque[list[Future[S]]] = collections.deque()
-            step = start
-            try:
-                while True:
-                    while len(ready) < AHEAD:
-                        ready.append([pool.submit(task) for task in self.tasks(step + len(ready))])
-                    began = time.perf_counter()
-                    samples = [future.result() for future in ready.popleft()]
-                    self.waited += time.perf_counter() - began
-                    yield self.share(samples, step)
-                    step += 1
-            finally:
-                for futures in ready:
-                    for future in futures:
-                        future.cancel()
-
-
-Item = TypeVar("Item")
-
-
-Result = TypeVar("Result")
-
-
-def ahead(work: Callable[[Item], Result], items: Iterable[Item], threads: int, most: int) -> Generator[Result]:
-    """What `work` makes of each item, in order, at most `most` of them in work or waiting to be taken.
-
-    What `work` raises is raised where its result would have come. Whoever leaves early waits for what is in work alone.
-    """
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
-    waiting: collections.deque[Future[Result]] = collections.deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) >= most:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    def stream(self, start: int) -> Iterator[ShareT]:
+        """Yield the share of step `start` and of every step after it."""
+        steps, submitted = itertools.tee(map(self.tasks, itertools.count(start)))
+        most = STEPS_AHEAD * len(self.tasks(start)) + 1  # the step at hand is complete before more than these are made
+        tasks = itertools.chain.from_iterable(submitted)
+        with contextlib.closing(prefetch(operator.call, tasks, self.threads, most)) as made:
+            for step, own in enumerate(steps, start):
+                began = time.perf_counter()
+                samples = list(itertools.islice(made, len(own)))
+                self.waited += time.perf_counter() - began
+                yield self.collate(samples, step)

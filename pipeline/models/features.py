@@ -14,7 +14,7 @@ from pipeline.data.augment import View, view_image
 from pipeline.data.dataset import ImageDataset
 from pipeline.data.decode import decode
 from pipeline.data.loader import stacked
-from pipeline.data.prefetch import ahead
+from pipeline.data.prefetch import prefetch
 from pipeline.models.encoder import Encoder
 from pipeline.steps.runtime import Runtime
 
@@ -47,7 +47,7 @@ def features_of(
     encoder.eval()
     runs = [chosen[start : start + AT_ONCE] for start in range(0, len(chosen), AT_ONCE)]
     parts = []
-    with contextlib.closing(ahead(ready, runs, runtime.threads, AHEAD * runtime.threads)) as batches:
+    with contextlib.closing(prefetch(ready, runs, runtime.threads, AHEAD * runtime.threads)) as batches:
         for batch in batches:
             runtime.check_stop("looking at features")
             parts.append(encoder(batch.to(device).float() / 255).float().cpu())

@@ -16,7 +16,7 @@ from ingest.pool import pool_keys, pool_shards
 from pipeline.data.augment import generator
 from pipeline.data.dataset import DatasetShard, ImageDataset, LabelSource
 from pipeline.data.loader import stacked
-from pipeline.data.prefetch import Supply, ahead
+from pipeline.data.prefetch import PrefetchedStream, prefetch
 from pipeline.data.stream import cut
 from pipeline.errors import ConfigError
 from pipeline.recipe.stage import StageConfig
@@ -97,9 +97,9 @@ class ViewStream:
     ) -> None:
         self.dataset, self.kinds, self.budget, self.sampler, self.seed = dataset, kinds, budget, sampler, seed
 
-    def supply(self, threads: int) -> Supply[Drawn, ViewShare]:
+    def supply(self, threads: int) -> PrefetchedStream[Drawn, ViewShare]:
         """What `fit` takes its shares from."""
-        return Supply(self.tasks, lambda drawn, step: ViewShare(drawn, step, self.epoch(step)), threads)
+        return PrefetchedStream(self.tasks, lambda drawn, step: ViewShare(drawn, step, self.epoch(step)), threads)
 
     def epoch(self, step: int) -> int:
         """How often all images were seen before a step."""
@@ -135,7 +135,7 @@ class ViewStream:
     def once(self, size: int, threads: int) -> Generator[ViewBatch]:
         """Every image once, in batches; while one is looked at, threads make the next one ready."""
         numbers = range(len(self.dataset))
-        with contextlib.closing(ahead(self._seen, numbers, threads, max(size, threads))) as drawn:
+        with contextlib.closing(prefetch(self._seen, numbers, threads, max(size, threads))) as drawn:
             while batch := list(itertools.islice(drawn, size)):
                 yield collate(batch, [], (1, 0))
 
