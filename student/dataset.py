@@ -8,16 +8,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tasks
-from ingest.dataset import IngestedSet, check_labels_fit
+from ingest.dataset import IngestedSet
+from ingest.label_precedence import LabelPrecedence
 from ingest.pool import pool_shards, rejected_rows
 from ingest.rejections import REJECTED_LABELS
 from ingest.true_labels import drop_unlabelled
-from pipeline.data.dataset import DatasetShard, ImageDataset, LabelSource
+from pipeline.data.dataset import DatasetShard, ImageDataset
 from pipeline.errors import DataError
 from pipeline.recipe.student import StudentConfig
-from pipeline.steps.artifact import Inputs, read_json
+from pipeline.steps.artifact import Inputs
 from pipeline.storage.root import in_parallel
-from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import LabelSpace
 from tasks.teacher import Teacher, TeacherSchedule
 
@@ -61,21 +61,18 @@ def student_shards(config: StudentConfig, heads: Mapping[str, StudentHead], inpu
     """The shards of the pool with every label there may be, in order; whether there is one is not looked at yet. A
     teacher's label that was rejected by hand is as good as none; a true label is not affected by that.
     """
-    index = inputs["label"].load("labels.json", read_json)
-    pseudo = {(entry["set"], entry["shard"], entry["teacher"]): entry["path"] for entry in index}
-    truths = {} if config.labels == "pseudo_only" else _truths(config, heads, inputs)
-    rejected = rejected_rows(inputs.artifacts)
+    sets = {name: IngestedSet(made) for name, made in inputs.of_kind("data").items()}
+    precedence = LabelPrecedence(config.labels, config.truths, sets, inputs.artifacts)
     for name, shard, rows in pool_shards(inputs["pool"], inputs.of_kind("data")):
         label_sources = {}
         for head in heads.values():
-            reader = tasks.label(head.space)
-            found = [source for truth in truths.get(head.teacher, ()) for source in truth.label_sources(name, shard)]
-            if config.labels != "true_only":
-                path = _path(pseudo, name, shard.name, head.teacher)
-                without = rejected.get((name, shard.name, head.teacher), frozenset())
-                found.append(LabelSource(inputs["label"].external_file(path), reader, head.threshold, without=without))
+            found = precedence.sources(head, name, shard)
+            if config.labels != "true_only" and all(ranked.truth for ranked in found):
+                raise DataError(
+                    f"No labels by teacher {head.teacher!r} for {name}/{shard.name}: run the label step again."
+                )
             if found:
-                label_sources[head.teacher] = tuple(found)
+                label_sources[head.teacher] = tuple(ranked.source for ranked in found)
         if label_sources:
             yield DatasetShard(shard, rows, label_sources)
 
@@ -91,47 +88,3 @@ def count_rejected(inputs: Inputs) -> dict[str, Any]:
         counts[teacher] += len(rows)
     unmatched = inputs[REJECTED_LABELS].counts["rejections"] - counts.total()
     return {"rejected": dict(counts), **({"unmatched_rejections": unmatched} if unmatched else {})}
-
-
-class HeadTruth:
-    """True labels of one head: those of the training images of a set that speaks its teacher's language."""
-
-    def __init__(self, head: StudentHead, name: str, found: IngestedSet) -> None:
-        self.head, self.name, self.found = head, name, found
-        shards = found.images("train").shards
-        self._places = {key: (shard.name, row) for shard in shards for row, key in enumerate(shard.keys)}
-
-    def label_sources(self, name: str, shard: ImageShard) -> list[LabelSource]:
-        """The labels for a shard of the set `name`: its own, or those of images that are in both sets."""
-        if name == self.name:
-            return [self._label_source(shard.name)]
-        places = [self._places.get(key, ("", -1)) for key in shard.keys]
-        return [
-            self._label_source(other, tuple(row if where == other else -1 for where, row in places))
-            for other in sorted({where for where, _ in places} - {""})
-        ]
-
-    def _label_source(self, shard: str, rows: tuple[int, ...] | None = None) -> LabelSource:
-        task = self.head.space.task
-        return LabelSource(self.found.true_labels(task, "train", shard), tasks.label(self.head.space), rows=rows)
-
-
-def _truths(config: StudentConfig, heads: Mapping[str, StudentHead], inputs: Inputs) -> dict[str, list[HeadTruth]]:
-    """The true labels of every head that has any, those that win first: the sets that the recipe names for it, and
-    then the one that its teacher learned from.
-    """
-    sets = {name: IngestedSet(made) for name, made in inputs.of_kind("data").items()}
-    truths = {}
-    for teacher, head in heads.items():
-        for name in config.truths.get(teacher, ()):
-            check_labels_fit(teacher, head.space, name, sets[name].spaces)
-        own = [head.data] if head.data in sets and head.data is not None else []
-        names = dict.fromkeys([*config.truths.get(teacher, ()), *own])
-        truths[teacher] = [HeadTruth(head, name, sets[name]) for name in names]
-    return truths
-
-
-def _path(pseudo: Mapping[tuple[str, str, str], str], name: str, shard: str, teacher: str) -> str:
-    if (name, shard, teacher) not in pseudo:
-        raise DataError(f"No labels by teacher {teacher!r} for {name}/{shard}: run the label step again.")
-    return pseudo[name, shard, teacher]

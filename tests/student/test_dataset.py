@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest.dataset import IngestedSet
+from ingest.label_precedence import TrueLabels
 from ingest.rejections import REJECTED_LABELS, rejections_config
 from pipeline.data.dataset import DatasetShard, ImageDataset
 from pipeline.errors import DataError
@@ -23,7 +24,7 @@ from pipeline.storage.root import Root
 from pipeline.stores.images import ImageShard
 from pipeline.stores.naming import store_name
 from pipeline.stores.rejections import read_rejects, reject, rejected_labels
-from student.dataset import HeadTruth, count_rejected, heads_of, join
+from student.dataset import count_rejected, heads_of, join
 from student.threshold_report import kept_shares
 from tests.disk import folder_of
 
@@ -62,23 +63,23 @@ def test_an_image_has_its_true_label_whatever_set_it_is_in_the_pool_from(world: 
     inputs = world.inputs("student")
     head = heads_of(CONFIG, inputs)["masks"]
     found = IngestedSet(inputs["data.truth"])
-    truth = HeadTruth(head, "truth", found)
+    truth = TrueLabels("truth", found)
     own = found.images("train").shards
     assert len(own) > 1
     assert [
-        truth.label_sources("pool", shard) for shard in IngestedSet(inputs["data.pool"]).images("train").shards
+        truth.sources(head.space, "pool", shard) for shard in IngestedSet(inputs["data.pool"]).images("train").shards
     ] == [
         [],
         [],
     ]
     both = merged(own)
-    label_sources = truth.label_sources("pool", both)
-    assert [source.file.place.name for source in label_sources] == [f"{shard.name}.parquet" for shard in own]
+    label_sources = truth.sources(head.space, "pool", both)
+    assert [source.file.path.name for source in label_sources] == [f"{shard.name}.parquet" for shard in own]
     assert all(source.has_label(both).sum() == len(shard) for source, shard in zip(label_sources, own, strict=True))
     dataset = ImageDataset([DatasetShard(both, np.arange(len(both)), {"masks": tuple(label_sources)})])
     expected = [
         ImageDataset(
-            [DatasetShard(shard, np.arange(len(shard)), {"masks": tuple(truth.label_sources("truth", shard))})]
+            [DatasetShard(shard, np.arange(len(shard)), {"masks": tuple(truth.sources(head.space, "truth", shard))})]
         )
         for shard in own
     ]
@@ -128,7 +129,7 @@ def test_a_shard_that_a_teacher_has_not_labelled_is_named(elsewhere: Inputs) -> 
 def test_labels_of_other_images_are_refused_by_shard_and_key(elsewhere: Inputs) -> None:
     entries = elsewhere["label"].load("labels.json", read_json)
     entry = next(entry for entry in entries if entry["teacher"] == "depth")
-    path = Path(elsewhere["label"].external_file(entry["path"]).place)
+    path = Path(elsewhere["label"].external_file(entry["path"]).path)
     table = pq.read_table(path)
     keys = table.column("key").to_pylist()
     pq.write_table(table.take([1, 0, *range(2, len(table))]), path)

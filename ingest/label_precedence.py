@@ -1,0 +1,119 @@
+"""Label precedence: which label of a pool image a head of the student learns, a true one before its teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import tasks
+from ingest.dataset import IngestedSet, check_labels_fit
+from ingest.pool import rejected_rows
+from pipeline.data.dataset import LabelSource
+from pipeline.steps.artifact import Artifact, read_json
+from pipeline.stores.images import ImageShard
+from pipeline.stores.labels import LabelSpace
+
+
+class LabelledHead(Protocol):
+    """A head of the student, by what decides where its labels come from."""
+
+    @property
+    def teacher(self) -> str: ...
+
+    @property
+    def space(self) -> LabelSpace: ...
+
+    @property
+    def data(self) -> str | None:
+        """The set that the teacher was trained on, if it is one of the run's."""
+
+    @property
+    def threshold(self) -> float:
+        """The smallest score of a pseudo label that is kept."""
+
+
+class RankedSource(NamedTuple):
+    """A label source, and the set that its true labels are from; None for pseudo labels."""
+
+    source: LabelSource
+    truth: str | None
+
+
+class LabelPrecedence:
+    """The label sources of each head for shards of the pool; the first source with a label for an image wins.
+
+    True labels come first: those of the sets that `student.truths` names for the teacher, then those of the set that
+    the teacher was trained on. The teacher's pseudo labels come last, without those that were rejected by hand.
+
+    Args:
+        labels: `student.labels` of the recipe: true_first, pseudo_only or true_only
+        truths: `student.truths` of the recipe: sets by teacher
+        sets: all sets of the run by name
+        artifacts: the run's artifacts by step, or those that the student is trained from
+    """
+
+    def __init__(
+        self,
+        labels: str,
+        truths: Mapping[str, Sequence[str]],
+        sets: Mapping[str, IngestedSet],
+        artifacts: Mapping[str, Artifact],
+    ) -> None:
+        self.labels, self.truths, self.sets, self.artifacts = labels, truths, sets, artifacts
+        entries = artifacts["label"].load("labels.json", read_json) if "label" in artifacts else []
+        self._pseudo = {(entry["set"], entry["shard"], entry["teacher"]): entry["path"] for entry in entries}
+        self._rejected = rejected_rows(artifacts)
+        self._true_labels: dict[str, TrueLabels] = {}
+
+    def sources(self, head: LabelledHead, dataset: str, shard: ImageShard) -> list[RankedSource]:
+        """Return the label sources for a training shard of the set `dataset`, the one that wins first.
+
+        Raises ConfigError if a set of `student.truths` has no labels that fit the teacher.
+        """
+        found = [
+            RankedSource(source, name)
+            for name in self._truth_sets(head)
+            for source in self._true_labels[name].sources(head.space, dataset, shard)
+        ]
+        place = (dataset, shard.name, head.teacher)
+        if self.labels != "true_only" and place in self._pseudo:
+            file, without = self.artifacts["label"].external_file(self._pseudo[place]), self._rejected.get(place)
+            source = LabelSource(file, tasks.label(head.space), head.threshold, without=without or frozenset())
+            found.append(RankedSource(source, None))
+        return found
+
+    def _truth_sets(self, head: LabelledHead) -> list[str]:
+        """Return the sets whose true labels the head learns, the one that wins first, each opened."""
+        if self.labels == "pseudo_only":
+            return []
+        named = self.truths.get(head.teacher, ())
+        for name in named:
+            check_labels_fit(head.teacher, head.space, name, self.sets[name].spaces)
+        own = [head.data] if head.data is not None and head.data in self.sets else []
+        names = list(dict.fromkeys([*named, *own]))
+        for name in names:
+            if name not in self._true_labels:
+                self._true_labels[name] = TrueLabels(name, self.sets[name])
+        return names
+
+
+class TrueLabels:
+    """True labels of the training images of one set, found for images of other sets by the images' keys."""
+
+    def __init__(self, name: str, ingested: IngestedSet) -> None:
+        self.name, self.ingested = name, ingested
+        shards = ingested.images("train").shards
+        self._places = {key: (shard.name, row) for shard in shards for row, key in enumerate(shard.keys)}
+
+    def sources(self, space: LabelSpace, dataset: str, shard: ImageShard) -> list[LabelSource]:
+        """Return the labels for a shard of the set `dataset`: its own, or those of images that are in both sets."""
+        if dataset == self.name:
+            return [self._source(space, shard.name)]
+        places = [self._places.get(key, ("", -1)) for key in shard.keys]
+        return [
+            self._source(space, other, tuple(row if where == other else -1 for where, row in places))
+            for other in sorted({where for where, _ in places} - {""})
+        ]
+
+    def _source(self, space: LabelSpace, shard: str, rows: tuple[int, ...] | None = None) -> LabelSource:
+        return LabelSource(self.ingested.true_labels(space.task, "train", shard), tasks.label(space), rows=rows)
