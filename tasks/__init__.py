@@ -1,12 +1,13 @@
-"""Vision tasks, one folder each: `label.py` (torch-free) is what its labels are, `model.py` how it is learned.
+"""Vision tasks, one folder each: `label.py` (torch-free) says what labels are on disk, `model.py` how they are learned.
 
-The folder's name is the task's name in recipes and stores; nothing else has to be told about a new one.
+A folder's name is the task's name in recipes and stores. A new folder needs no registration.
 """
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pipeline.errors import require_one_of
@@ -17,19 +18,21 @@ if TYPE_CHECKING:
 
 
 def names() -> list[str]:
-    """The tasks there are, by their folders."""
-    return sorted(found.name for found in pkgutil.iter_modules(__path__) if found.ispkg)
+    """Return the tasks' names: folders with a `label.py`, unless the name begins with `_`."""
+    return sorted(path.parent.name for folder in __path__ for path in Path(folder).glob("[!_]*/label.py"))
 
 
 def label(space: LabelSpace) -> Label:
-    """What labels of this space are on disk and to the eye. Loads no torch."""
-    task = require_one_of(space.task, names(), "Task")
-    made: Label = importlib.import_module(f"tasks.{task}.label").TaskLabel(space)
-    return made
+    """Return the `TaskLabel` of the space's task. Loads no torch. Raises ConfigError if there is no such task."""
+    loaded: Label = _load(space, "label").TaskLabel(space)
+    return loaded
 
 
 def model(space: LabelSpace) -> Task:
-    """How labels of this space are learned."""
-    task = require_one_of(space.task, names(), "Task")
-    made: Task = importlib.import_module(f"tasks.{task}.model").TaskModel(space)
-    return made
+    """Return the `TaskModel` of the space's task. Raises ConfigError if there is no such task."""
+    loaded: Task = _load(space, "model").TaskModel(space)
+    return loaded
+
+
+def _load(space: LabelSpace, module: str) -> ModuleType:
+    return importlib.import_module(f"tasks.{require_one_of(space.task, names(), 'Task')}.{module}")

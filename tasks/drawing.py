@@ -1,4 +1,4 @@
-"""Colours and text for drawing labels on images: one look for the report, the page and the exports."""
+"""Colors, captions and thumbnails for drawing labels: one look in the report, the browser and the exports."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-# Anchors of a perceptually ordered ramp from dark violet over teal to yellow, near to far.
-_RAMP = np.array(
+# RGB anchors of a perceptually ordered colormap, from dark violet over teal to yellow.
+_COLORMAP = np.array(
     [[68, 1, 84], [65, 68, 135], [42, 120, 142], [34, 168, 132], [122, 209, 81], [253, 231, 37]], dtype=np.float32
 )
 
 
 @functools.cache
 def palette(count: int) -> NDArray[np.uint8]:
-    """`count` colours (count, 3), neighbours far apart in hue: steps of the golden angle."""
+    """Return RGB colors, uint8 (count, 3), whose hues advance by the golden angle: neighbors are easy to tell apart."""
     hues = (np.arange(count) * 0.61803398875 + 0.02) % 1.0
     lightness = np.where(np.arange(count) % 2, 0.95, 0.78)
     wheel = np.abs((hues[:, None] * 6 + np.array([0, 4, 2])) % 6 - 3) - 1
@@ -24,22 +24,23 @@ def palette(count: int) -> NDArray[np.uint8]:
     return np.asarray(np.rint(rgb * 255), dtype=np.uint8)
 
 
-def colormap(share: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Values in [0, 1] (...,) as colours (..., 3)."""
-    position = np.clip(share, 0, 1) * (len(_RAMP) - 1)
-    low = np.minimum(position.astype(np.int64), len(_RAMP) - 2)
-    part = (position - low)[..., None]
-    return np.asarray(np.rint(_RAMP[low] * (1 - part) + _RAMP[low + 1] * part), dtype=np.uint8)
+def colormap(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Map values in [0, 1], of any shape (...), to RGB colors (..., 3)."""
+    position = np.clip(values, 0, 1) * (len(_COLORMAP) - 1)
+    low = np.minimum(position.astype(np.int64), len(_COLORMAP) - 2)
+    weight = (position - low)[..., None]
+    return np.asarray(np.rint(_COLORMAP[low] * (1 - weight) + _COLORMAP[low + 1] * weight), dtype=np.uint8)
 
 
 def enlarge(cells: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
-    """A raster of colours (h, w, 3) as an image of `size` = (width, height), cells as blocks."""
+    """Return a raster of RGB colors (h, w, 3) as an image of `size` = (width, height), each cell a block."""
     return Image.fromarray(cells).resize(size, Image.Resampling.NEAREST)
 
 
 def caption(image: Image.Image, text: str, at: tuple[float, float] = (0, 0), above: bool = False) -> None:
-    """Write `text` on the image in white on a dark bar, kept inside the image: its top left corner at `at`, or with
-    `above` its bottom left one.
+    """Write `text` on the image, white on a dark bar whose top left (with `above`, bottom left) corner is `at`.
+
+    `at` is in pixels; the bar is moved to lie inside the image.
     """
     draw = ImageDraw.Draw(image)
     side = max(image.size)
@@ -53,11 +54,11 @@ def caption(image: Image.Image, text: str, at: tuple[float, float] = (0, 0), abo
 
 
 THUMBNAIL_SIDE = 192
-"""Pixels of the longer side of a picture on a page."""
+"""Default longer side of a thumbnail, in pixels."""
 
 
 def thumbnail(image: Image.Image, side: int = THUMBNAIL_SIDE) -> Image.Image:
-    """The image with its longer side scaled, up or down, to `side` pixels."""
+    """Return the image with its longer side scaled, up or down, to `side` pixels."""
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)

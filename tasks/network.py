@@ -1,6 +1,6 @@
-"""A backbone, its pyramid and the heads of any set of tasks.
+"""`Network`: a backbone, a feature pyramid and a head per task.
 
-A supervised teacher is this network with one task, the student is it with many. As in MuST: classification from
+A supervised teacher has one head, the student one per teacher. As in MuST: classification from
 globally pooled C5, detection from P3 to P7, and every dense task from the sum of all pyramid levels at stride 4.
 """
 
@@ -30,19 +30,21 @@ PYRAMID_STRIDES = (8, 16, 32, 64, 128)
 
 
 class NetworkConfig(BaseModel):
-    """What a network is built from; saved beside its weights."""
+    """Everything that `Network` is built from; saved beside its weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     backbone: str
     image_size: int = Field(multiple_of=32, ge=32)
     width: int = Field(default=128, ge=8)
+    """Channels of the pyramid."""
     proposals: int = Field(default=128, ge=8)
     heads: dict[str, dict[str, Any]]
+    """Label spaces by head, as JSON."""
     seed: int = 0
 
     def architecture(self) -> dict[str, Any]:
-        """What its speed depends on."""
+        """Return what speed depends on, as JSON: all but the seed."""
         return self.model_dump(exclude={"seed"})
 
     def spaces(self) -> dict[str, LabelSpace]:
@@ -50,10 +52,10 @@ class NetworkConfig(BaseModel):
 
 
 class CoarseLevels(LastLevelP6P7):  # type: ignore[misc]  # torchvision is untyped
-    """P6 and P7 in float32 whatever the precision.
+    """P6 and P7, in float32 whatever the precision.
 
-    Their maps may be single cells, and on the CPU the weight gradient of a strided bfloat16 convolution on a 1x1 map
-    is uninitialised memory (torch 2.15).
+    Their maps may be single cells. On the CPU, the weight gradient of a strided bfloat16 convolution on a 1x1 map is
+    uninitialized memory (torch 2.15).
     """
 
     def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
@@ -63,9 +65,9 @@ class CoarseLevels(LastLevelP6P7):  # type: ignore[misc]  # torchvision is untyp
 
 
 class SimplePyramid(nn.Module):
-    """P3 to P5 from the single map of a plain transformer (ViTDet, Li et al., ECCV 2022), then P6 and P7.
+    """The simple feature pyramid of ViTDet (Li et al., ECCV 2022): P3 to P7 from the one map of a plain transformer.
 
-    The map, of any stride, is resized to stride 8, 16 and 32 by a 2x2 deconvolution or pooling and projected.
+    The map, of any stride, is resized to strides 8, 16 and 32 by a 2x2 deconvolution or pooling, and projected.
     """
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
@@ -77,21 +79,27 @@ class SimplePyramid(nn.Module):
         self.extra = CoarseLevels(width, width)
 
     def forward(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        (only,) = maps.values()
-        size = [side * self.stride for side in only.shape[-2:]]
+        (feature_map,) = maps.values()
+        size = [side * self.stride for side in feature_map.shape[-2:]]
         levels = []
         for project, smooth, stride in zip(self.project, self.smooth, PYRAMID_STRIDES, strict=False):
-            source = self.finer(only) if stride < self.stride else only
+            source = self.finer(feature_map) if stride < self.stride else feature_map
             height, width = (max(side // stride, 1) for side in size)
             if source.shape[-2:] != (height, width):
                 source = functional.adaptive_avg_pool2d(source, (height, width))
             levels.append(smooth(project(source)))
-        more, _ = self.extra(levels, levels, [])
-        return {f"p{number}": level for number, level in enumerate(more, start=3)}
+        all_levels, _ = self.extra(levels, levels, [])
+        return {f"p{number}": level for number, level in enumerate(all_levels, start=3)}
 
 
 class Network(nn.Module):
-    """Images in, one raw output per head out. Mean and standard deviation travel with the weights, as buffers."""
+    """Map uint8 images to a raw output per head. The mean and std that normalize images are buffers, saved with the
+    weights.
+
+    Example:
+        network = Network(NetworkConfig(backbone="resnet50", image_size=512, heads={"depth": space.to_json()}))
+        network(images)["depth"]  # uint8 (B, 3, 512, 512) -> float32 (B, 1, 128, 128)
+    """
 
     mean: Tensor
     std: Tensor
@@ -121,30 +129,31 @@ class Network(nn.Module):
         return FeaturePyramidNetwork(channels, width, CoarseLevels(width, width))
 
     def features(self, images: Tensor) -> Features:
-        """uint8 images (B, 3, S, S) -> features."""
+        """Return the features of uint8 images (B, 3, S, S)."""
         maps = self.backbone((images - self.mean) / self.std)
         if self.pyramid is None:
             return Features(maps[-1])
-        levels = list(
-            self.pyramid(
-                {f"c{stride}": level for stride, level in zip(self.backbone.strides, maps, strict=True)}
-            ).values()
-        )
+        named = {f"c{stride}": level for stride, level in zip(self.backbone.strides, maps, strict=True)}
+        levels = list(self.pyramid(named).values())
         return Features(maps[-1], levels, fuse(levels, self.config.image_size // 4))
 
     def forward(self, images: Tensor, heads: Sequence[str] | None = None) -> dict[str, Any]:
-        """Raw outputs by head (all heads unless named) for uint8 images (B, 3, S, S)."""
+        """Return raw outputs by head, of all heads or those named, for uint8 images (B, 3, S, S)."""
         features = self.features(images)
         return {name: self.heads[name](features) for name in heads or self.tasks}
 
     def losses(self, images: Tensor, targets: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The loss of every head that has a target in the batch: target = {"rows": image positions, "target": ...}."""
+        """Return the loss of every head that has a target in the batch, a scalar each.
+
+        `targets` by head: `rows`, int64 (N,), positions in the batch of the images that have a label for the head, and
+        `target`, what the task's `collate` made of these labels.
+        """
         features = self.features(images)
         losses = {}
-        for name, labelled in targets.items():
-            rows = labelled["rows"]
-            chosen = features if len(rows) == len(images) else features.select(rows)
-            losses[name] = self.tasks[name].loss(self.heads[name](chosen), labelled["target"])
+        for name, entry in targets.items():
+            rows = entry["rows"]
+            selected = features if len(rows) == len(images) else features.select(rows)
+            losses[name] = self.tasks[name].loss(self.heads[name](selected), entry["target"])
         return losses
 
     def save(self, folder: Path) -> None:
@@ -152,28 +161,28 @@ class Network(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Network:
-        """The network saved in `folder`, in eval mode."""
-        about, weights = load_model(folder)
-        about.pop("format")
-        network = cls(NetworkConfig(**about))
+        """Load the network saved in `folder`, in eval mode."""
+        config, weights = load_model(folder)
+        config.pop("format")
+        network = cls(NetworkConfig(**config))
         network.load_state_dict(weights)
         return network.eval()
 
 
 def check_head_name(name: str) -> None:
-    """Raise ConfigError if torch keeps the name for itself: heads are the parts of a `ModuleDict`."""
+    """Raise ConfigError if a head can't have this name: heads are entries of a `ModuleDict`, which reserves some."""
     if hasattr(nn.ModuleDict, name):
         raise ConfigError(f"teachers.{name}: torch needs the name {name!r} for itself; call the teacher another.")
 
 
 def seed_part(seed: int, name: str) -> None:
-    """Seed torch for building the part called `name`: its first weights don't depend on what else is built."""
+    """Seed torch for the part `name` of a network, so that its initial weights don't depend on the other parts."""
     mixed = np.random.SeedSequence([seed, *name.encode()]).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(mixed >> np.uint64(1)))
 
 
 def fuse(levels: Sequence[Tensor], side: int) -> Tensor:
-    """Pyramid levels (B, W, ., .), bilinearly resized to (B, W, side, side) and summed: MuST's map for dense tasks."""
+    """Resize pyramid levels (B, W, ., .) bilinearly to (B, W, side, side) and sum them: MuST's map for dense tasks."""
     resized = [
         functional.interpolate(level, size=(side, side), mode="bilinear", align_corners=False) for level in levels
     ]
@@ -181,7 +190,7 @@ def fuse(levels: Sequence[Tensor], side: int) -> Tensor:
 
 
 def build_network(config: TrainingConfig, spaces: Mapping[str, LabelSpace], seed: int) -> Network:
-    """A network with fresh heads for `spaces`, the backbone started as the recipe says; the seed decides the rest."""
+    """Build a network with a new head for each of `spaces`; load the backbone's `config.weights`, if any."""
     network = Network(
         NetworkConfig(
             backbone=config.backbone,

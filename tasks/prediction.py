@@ -1,4 +1,4 @@
-"""Predict with a network: images in, labels out."""
+"""Predict labels with a model: `Preprocessing` makes its input of an image, `Predictor` runs it on batches."""
 
 from __future__ import annotations
 
@@ -21,22 +21,27 @@ from pipeline.training.autotune import ComputeConfig
 from tasks.network import Network
 from tasks.task import Prediction, Task
 
-PREDICT_IMAGES = 16
-"""Prediction is timed on."""
+AUTOTUNE_BATCH = 16
+"""Images of the forward pass that is timed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes a model's input: resized whole to `size` x `size`, or, with `crop_pct` < 1, the central
-    square of that share of the shorter side, as classifiers are tested. Hashable: teachers that agree share the work.
+    """Resize an image to a model's input. Hashable: teachers with equal preprocessing share its result.
+
+    Example:
+        Preprocessing(224, crop_pct=0.875, bicubic=True)(Image.open(path).convert("RGB"))  # (224, 224, 3) uint8
     """
 
     size: int
+    """Side of the input in pixels."""
     crop_pct: float | None = None
+    """Resize the central square whose side is this share of the shorter side, as timm does; None: the whole image."""
     bicubic: bool = False
+    """Of crops: bicubic filtering instead of bilinear."""
 
     def __call__(self, image: Image.Image) -> np.ndarray[Any, Any]:
-        """RGB image -> (size, size, 3) uint8."""
+        """Return the RGB image as a uint8 array (size, size, 3)."""
         if self.crop_pct is None:
             return view_image(image, View(), self.size)
         side = self.crop_pct * min(image.size)
@@ -46,75 +51,87 @@ class Preprocessing:
         return np.asarray(image.resize((self.size, self.size), filtering, box=box, reducing_gap=3.0))
 
     def min_decode_size(self) -> tuple[int, int]:
-        """The size below which a reduced decode would lose detail."""
+        """Return the least (width, height) that a reduced decode may give without a loss of detail."""
         side = self.size if self.crop_pct is None else round(self.size / self.crop_pct)
         return side, side
 
 
 class Predictor:
-    """A model that labels images: a network's heads, laid out for this machine."""
+    """A model in eval mode with a task per head. On the CPU in float32 until `setup`.
+
+    Example:
+        predictor = load_teacher(artifact, runtime)
+        label = predictor.values(predictor.predict(images), index=0, size=(640, 480))["depth"]
+
+    Args:
+        network: from uint8 images (B, 3, S, S) to a dict of raw outputs by head.
+        heads: the task that reads each head's output.
+        preprocessing: how images are resized to S x S.
+    """
 
     def __init__(self, network: nn.Module, heads: Mapping[str, Task], preprocessing: Preprocessing) -> None:
         self.network, self.heads, self.preprocessing = network.eval(), dict(heads), preprocessing
         self.choice = ComputeConfig("cpu", "32", False, {})
-        self.most: int | None = None
-        """How many images at once memory holds, if more were too many."""
+        self._max_batch: int | None = None
+        """Images that the device's memory holds at once, once it was known to hold no more."""
 
     @property
     def spaces(self) -> dict[str, LabelSpace]:
         return {name: head.space for name, head in self.heads.items()}
 
-    def setup(self, runtime: Runtime, about: Any) -> Predictor:
-        """Choose device, precision and layout by measurement and move there. `about` (JSON) tells this model from
-        others: what its `model.json` says.
+    def setup(self, runtime: Runtime, model_id: Any) -> Predictor:
+        """Move to the device, precision and layout that are measured to be fastest; return self.
+
+        The measurement is kept under `model_id`, JSON that tells this model from others, as its `model.json`.
         """
         size = self.preprocessing.size
-        images = torch.randint(0, 256, (PREDICT_IMAGES, 3, size, size), dtype=torch.uint8)
+        images = torch.randint(0, 256, (AUTOTUNE_BATCH, 3, size, size), dtype=torch.uint8)
 
         def call(model: nn.Module, choice: ComputeConfig) -> None:
             with torch.inference_mode(), choice.autocast():
                 model(images.to(choice.device).contiguous(memory_format=choice.memory_format))
 
-        self.choice = autotune.autotune(runtime, [about, "predict"], self.network, call)
+        self.choice = autotune.autotune(runtime, [model_id, "predict"], self.network, call)
         self.choice.place(self.network)
         return self
 
     def predict(self, images: Tensor) -> dict[str, Prediction]:
-        """uint8 images (B, 3, S, S), prepared -> predictions by head, as NumPy arrays.
+        """Return predictions by head, as NumPy arrays, of preprocessed images: uint8 (B, 3, S, S).
 
-        Where the device's memory does not hold them all, by halves, quarters and so on; ConfigError if not even one.
+        Halves the batch for as long as the device's memory does not hold it. Raises ConfigError if one image is too
+        much.
         """
         while True:
-            found = self._predict(images.split(self.most or max(1, len(images))))
-            if found is not None:
-                return join_predictions(found)
-            most = min(self.most or len(images), len(images))
-            if most == 1:
+            predictions = self._predict(images.split(self._max_batch or max(1, len(images))))
+            if predictions is not None:
+                return join_predictions(predictions)
+            batch = min(self._max_batch or len(images), len(images))
+            if batch == 1:
                 raise ConfigError("The device's memory does not hold one image's prediction: set a smaller image_size.")
-            self.most = -(-most // 2)
+            self._max_batch = -(-batch // 2)
 
     @torch.inference_mode()
-    def _predict(self, pieces: Sequence[Tensor]) -> list[dict[str, Prediction]] | None:
-        """Predictions piece by piece, None if memory ran out."""
+    def _predict(self, batches: Sequence[Tensor]) -> list[dict[str, Prediction]] | None:
+        """Return predictions batch by batch, None if memory ran out."""
         try:
-            return [self._predict_piece(piece) for piece in pieces]
+            return [self._predict_batch(batch) for batch in batches]
         except torch.OutOfMemoryError:
             return None
 
-    def _predict_piece(self, images: Tensor) -> dict[str, Prediction]:
-        laid = images.to(self.choice.device, non_blocking=True).contiguous(memory_format=self.choice.memory_format)
+    def _predict_batch(self, images: Tensor) -> dict[str, Prediction]:
+        inputs = images.to(self.choice.device, non_blocking=True).contiguous(memory_format=self.choice.memory_format)
         with self.choice.autocast():
-            outputs = self.network(laid)
-            found = {name: head.predict(outputs[name]) for name, head in self.heads.items()}
-        return {name: to_numpy(prediction) for name, prediction in found.items()}
+            outputs = self.network(inputs)
+            predictions = {name: head.predict(outputs[name]) for name, head in self.heads.items()}
+        return {name: to_numpy(prediction) for name, prediction in predictions.items()}
 
     def values(self, predictions: Mapping[str, Prediction], index: int, size: tuple[int, int]) -> dict[str, Value]:
-        """The labels, by head, of image `index` of the batch, which is `size` = (width, height) pixels large."""
+        """Return the labels, by head, of image `index` of the batch, an image of `size` = (width, height) pixels."""
         return {name: head.value(predictions[name], index, size) for name, head in self.heads.items()}
 
 
 class OneHead(nn.Module):
-    """One of a network's heads, under a name of its own; the others are not computed."""
+    """A network reduced to its head `head`, whose output is called `name`; other heads are not computed."""
 
     def __init__(self, network: Network, head: str, name: str) -> None:
         super().__init__()
@@ -125,17 +142,17 @@ class OneHead(nn.Module):
 
 
 def network_predictor(network: Network) -> Predictor:
-    """Predictions of every head of a network."""
+    """Return a predictor of all heads of a network."""
     return Predictor(network, network.tasks, Preprocessing(network.config.image_size))
 
 
-def load_network(made: Artifact, runtime: Runtime) -> Predictor:
-    """All heads of the network in an artifact, ready to predict on this machine."""
-    return network_predictor(made.load_all(Network.load)).setup(runtime, made.load("model.json", read_json))
+def load_network(artifact: Artifact, runtime: Runtime) -> Predictor:
+    """Load an artifact's `Network` as a predictor of all its heads, set up for this machine."""
+    return network_predictor(artifact.load_all(Network.load)).setup(runtime, artifact.load("model.json", read_json))
 
 
 def to_numpy(tree: Any) -> Any:
-    """Tensors in nested dicts and lists as NumPy arrays on the host; bfloat16 as float32."""
+    """Turn the tensors in nested dicts and lists into NumPy arrays; bfloat16 becomes float32."""
     if isinstance(tree, Tensor):
         return (tree.float() if tree.dtype == torch.bfloat16 else tree).cpu().numpy()
     if isinstance(tree, Mapping):
@@ -146,7 +163,7 @@ def to_numpy(tree: Any) -> Any:
 
 
 def join_predictions(parts: Sequence[Any]) -> Any:
-    """Predictions for the parts of a batch as one: arrays and lists, of an entry per image, in a row."""
+    """Concatenate the predictions of parts of a batch: arrays and lists with an entry per image, in nested dicts."""
     first = parts[0]
     if len(parts) == 1:
         return first

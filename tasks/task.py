@@ -1,4 +1,7 @@
-"""How a vision task is learned: its head, loss, prediction, metric and the constant that any model has to beat."""
+"""Base class of what a task's `model.py` holds, `Task`: head, loss, prediction, metric and trivial baseline.
+
+Shapes here and in the tasks: B images of S x S pixels; a dense map is (B, ., S/4, S/4).
+"""
 
 from __future__ import annotations
 
@@ -14,96 +17,136 @@ from torch import Tensor, nn
 from pipeline.stores.labels import LabelSpace, Value
 
 Target = dict[str, Any]
+"""A batch's labels as tensors: what a task's `collate` returns and its `loss` reads."""
 Prediction = dict[str, Any]
-STRIDE = 4
-"""Dense heads work at a quarter of the input's resolution: the level of the fused map."""
+"""What a task's `predict` returns: tensors, or lists of tensors, with one entry per image."""
+DENSE_STRIDE = 4
+"""Pixels of the input per cell of the fused map, and so of dense outputs and targets."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureInfo:
-    """What a head is built for: channels of C5 (`top`), of the pyramid and of the fused map; input size in pixels."""
+    """Sizes that a head is built for."""
 
-    top: int
-    pyramid: int
-    strides: tuple[int, ...]
+    top_channels: int
+    """Channels of `Features.top`."""
+    pyramid_channels: int
+    """Channels of each pyramid level and of the fused map."""
+    pyramid_strides: tuple[int, ...]
+    """Pixels of the input per cell of each pyramid level."""
     image_size: int
+    """S, the side of the input in pixels."""
     proposals: int = 128
+    """Region proposals per image at test time; twice as many in training."""
 
 
 @dataclasses.dataclass
 class Features:
-    """What the shared part of the network gives to the heads.
-
-    `top` (B, C, S/32, S/32); `pyramid` P3 to P7, each (B, W, S/stride, S/stride); `fused` (B, W, S/4, S/4), the sum
-    of all pyramid levels resized to stride 4. The last two are missing where no head needs them.
-    """
+    """What the shared part of the network gives to the heads: `pyramid` and `fused` only where a head needs them."""
 
     top: Tensor
+    """C5, the backbone's last map (B, C, S/32, S/32); of a plain transformer, its only one."""
     pyramid: list[Tensor] = dataclasses.field(default_factory=list)
+    """P3 to P7, each (B, W, S/stride, S/stride)."""
     fused: Tensor | None = None
+    """The sum of all pyramid levels, resized to stride 4: (B, W, S/4, S/4)."""
 
-    def select(self, images: Tensor) -> Features:
-        """The features of the images at these positions of the batch."""
-        fused = None if self.fused is None else self.fused[images]
-        return Features(self.top[images], [level[images] for level in self.pyramid], fused)
+    def select(self, rows: Tensor) -> Features:
+        """Return the features of the images at these positions of the batch, int64 (N,)."""
+        fused = None if self.fused is None else self.fused[rows]
+        return Features(self.top[rows], [level[rows] for level in self.pyramid], fused)
 
 
 class Metric(Protocol):
-    """Accumulates over images in float64; the result does not depend on how they were batched or ordered."""
+    """Scores of predictions, accumulated image by image in float64: order and batching of the images change nothing.
 
-    def update(self, predicted: Value, true: Value) -> None: ...
+    Example:
+        metric = task.metrics()
+        metric.update(predicted, true)  # once per image; then metric.compute() == {"accuracy": 1.0}
+    """
 
-    def compute(self) -> dict[str, float]: ...
+    def update(self, predicted: Value, true: Value) -> None:
+        """Add an image: its predicted and its true label, in the arrays that the task's `TaskLabel` states.
+
+        Unknown pixels of the truth are ignored. Where rasters (or images of boxes) differ in size, the truth's counts.
+        """
+
+    def compute(self) -> dict[str, float]:
+        """Return all metrics over the images so far; the keys are those of `Task.better`."""
 
 
 class Task(ABC):
-    """One task over one label space. Holds no parameters: they are in the head it builds."""
+    """How labels of one label space are learned, predicted and scored. Parameters are in the head, none in the task.
+
+    Training calls `collate`, `amount`, the head and `loss` on each batch; prediction calls the head and `predict` on
+    each batch, then `value` on each image. A value is a dict of NumPy arrays, which the task's `TaskLabel` states.
+
+    Example:
+        task = tasks.model(LabelSpace("depth"))
+        loss = task.loss(task.head(info)(features), task.collate(values))
+    """
 
     needs_pyramid: ClassVar[bool] = True
+    """False if the head reads `Features.top` alone."""
     better: ClassVar[dict[str, str]]
-    """The metrics, the leading one first, each "higher" or "lower"."""
+    """All metrics, the leading one first, each with the better direction: "higher" or "lower"."""
 
     def __init__(self, space: LabelSpace) -> None:
         self.space = space
 
     @abstractmethod
-    def head(self, features: FeatureInfo) -> nn.Module:
-        """A module from Features to this task's raw output."""
+    def head(self, info: FeatureInfo) -> nn.Module:
+        """Build the module from `Features` to raw output, whatever `loss` and `predict` take; dense: (B, K, S/4, S/4).
+
+        Called once per network. The head returns float32, also under autocast.
+        """
 
     @abstractmethod
     def collate(self, values: Sequence[Value]) -> Target:
-        """Labels of a batch, cropped to the images' views, as tensors."""
+        """Stack the labels of the batch's labelled images into tensors, on the CPU.
+
+        Labels arrive augmented and cropped to the view: rasters of S/4 x S/4 cells, boxes in pixels of S x S.
+        """
 
     @abstractmethod
     def loss(self, output: Any, target: Target) -> Tensor:
-        """A scalar: the mean over what is known; 0, with a graph, where nothing is."""
+        """Return a float32 scalar: the mean over all that is known, or 0, with a graph, if nothing is.
+
+        `output` is the head's on the images of `target`, in the same order.
+        """
 
     @abstractmethod
     def amount(self, target: Target) -> float:
-        """How much there is in a target of what `loss` is a mean over: labels, or known pixels."""
+        """Return the number of labels or known pixels that `loss` is the mean over: the weight of a part of a batch."""
 
     @abstractmethod
     def predict(self, output: Any) -> Prediction:
-        """Raw output -> tensors on the same device, one entry per image."""
+        """Turn raw output into tensors on the same device, with one entry per image. Called in inference mode."""
 
     @abstractmethod
     def value(self, prediction: Prediction, index: int, size: tuple[int, int]) -> Value:
-        """Label of image `index` out of a prediction moved to NumPy; `size` = (width, height) of the image."""
+        """Return the label of image `index`; rasters stay S/4 x S/4, boxes are in pixels of the image.
+
+        `prediction` is what `predict` returned, as NumPy arrays; `size` = (width, height) of the image in pixels.
+        """
 
     @abstractmethod
     def metrics(self) -> Metric:
-        """A fresh metric; its names are the keys of `better`."""
+        """Return a new metric, with no image in it."""
 
     @abstractmethod
     def constant_label(self, values: Iterable[Value]) -> Value:
-        """The best label that does not look at the image, from the training labels: the trivial baseline."""
+        """Return the trivial baseline: the best label that ignores the image, computed from the training labels."""
 
 
 class DenseHead(nn.Module):
-    """Three 3x3 convolutions and one linear one on the fused map: (B, W, S/4, S/4) -> (B, outputs, S/4, S/4)."""
+    """Three 3x3 convolutions and a linear one on the fused map (B, W, S/4, S/4) -> float32 (B, outputs, S/4, S/4).
 
-    def __init__(self, features: FeatureInfo, outputs: int) -> None:
-        width = features.pyramid
+    The head of MuST's dense tasks (Ghiasi et al., ICCV 2021).
+    """
+
+    def __init__(self, info: FeatureInfo, outputs: int) -> None:
+        width = info.pyramid_channels
         hidden = [layer for _ in range(3) for layer in (*conv_norm(width, width), nn.ReLU(inplace=True))]
         super().__init__()
         self.layers = nn.Sequential(*hidden, nn.Conv2d(width, outputs, 1))
@@ -114,22 +157,22 @@ class DenseHead(nn.Module):
 
 
 def conv_norm(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module]:
-    """A 3x3 convolution and its batch norm."""
+    """Return a 3x3 convolution and its batch norm."""
     return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
 
 
 def masked_mean(losses: Tensor, known: Tensor) -> Tensor:
-    """Mean of `losses` where `known`; 0 (with a graph) where nothing is. Both of the same shape."""
+    """Return the mean of `losses` where the mask `known`, of the same shape, is true; 0, with a graph, if nowhere."""
     return (losses * known).sum() / known.sum().clamp(min=1)
 
 
 def stack(values: Sequence[Value], name: str) -> Tensor:
-    """One named array of every label, as a batch."""
+    """Stack the array `name` of all labels into a tensor (B, ...)."""
     return torch.from_numpy(np.stack([value[name] for value in values]))
 
 
-def resample(grid: np.ndarray[Any, Any], like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """`grid` (h, w, ...) on the raster of `like` (H, W, ...): nearest cell, both covering the whole image."""
-    rows = (np.arange(like.shape[0]) * 2 + 1) * grid.shape[0] // (2 * like.shape[0])
-    columns = (np.arange(like.shape[1]) * 2 + 1) * grid.shape[1] // (2 * like.shape[1])
-    return grid[rows[:, None], columns[None, :]]
+def resample(raster: np.ndarray[Any, Any], like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Resize `raster` (h, w, ...) to the size of `like` (H, W, ...) by nearest cell; both cover the whole image."""
+    rows = (np.arange(like.shape[0]) * 2 + 1) * raster.shape[0] // (2 * like.shape[0])
+    columns = (np.arange(like.shape[1]) * 2 + 1) * raster.shape[1] // (2 * like.shape[1])
+    return raster[rows[:, None], columns[None, :]]

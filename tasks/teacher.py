@@ -1,4 +1,4 @@
-"""What a teacher's artifact says of itself, whatever made it: labelling, training and evaluation read it alike."""
+"""A teacher's artifact: the page `teacher.json` that every kind of teacher writes, and its model as a `Predictor`."""
 
 from __future__ import annotations
 
@@ -20,42 +20,50 @@ FILE = "teacher.json"
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSchedule:
-    """What MuST's weighting needs to know of how a teacher was trained."""
+    """The b_i and lr_i of MuST's loss weights, w_i = (b_s lr_i) / (b_i lr_s)."""
 
     batch: int
+    """Images per optimizer step."""
     lr: float
+    """Peak learning rate."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A teacher: its kind (a file in `teachers/`), label space, the set and schedule it was trained with, if it was,
-    and its metrics on held-out images of that set.
+    """The content of `teacher.json`.
+
+    Example:
+        Teacher("supervised", LabelSpace("depth"), "rooms", TeacherSchedule(64, 1e-3), {"rmse": 0.4}).write(out)
     """
 
     kind: str
+    """Its file in `teachers/`."""
     space: LabelSpace
+    """What its labels mean."""
     data: str | None = None
+    """The set it was trained on, if any."""
     schedule: TeacherSchedule | None = None
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Metrics on held-out images of that set; empty if there are none."""
 
     def write(self, folder: Path) -> None:
-        """Leave the page in the teacher's folder."""
+        """Write `teacher.json` into the folder of the teacher's artifact."""
         write_json(folder / FILE, {**dataclasses.asdict(self), "space": self.space.to_json()})
 
     @classmethod
-    def load(cls, made: Artifact) -> Teacher:
-        """The page in a teacher's artifact."""
-        about = made.load(FILE, read_json)
-        schedule = TeacherSchedule(**about["schedule"]) if about["schedule"] else None
-        return cls(about["kind"], LabelSpace.from_json(about["space"]), about["data"], schedule, about["scores"])
+    def load(cls, artifact: Artifact) -> Teacher:
+        """Read `teacher.json` of a teacher's artifact."""
+        fields = artifact.load(FILE, read_json)
+        schedule = TeacherSchedule(**fields["schedule"]) if fields["schedule"] else None
+        return cls(fields["kind"], LabelSpace.from_json(fields["space"]), fields["data"], schedule, fields["scores"])
 
 
-def open_teacher(made: Artifact) -> Predictor:
-    """The teacher's model, as it was saved."""
-    load: Callable[[Path], Predictor] = importlib.import_module(f"teachers.{Teacher.load(made).kind}").load
-    return made.load_all(load)
+def open_teacher(artifact: Artifact) -> Predictor:
+    """Load the teacher's model with `load(folder)` of its kind's file: on the CPU, in float32."""
+    load: Callable[[Path], Predictor] = importlib.import_module(f"teachers.{Teacher.load(artifact).kind}").load
+    return artifact.load_all(load)
 
 
-def load_teacher(made: Artifact, runtime: Runtime) -> Predictor:
-    """The teacher, ready to predict on this machine."""
-    return open_teacher(made).setup(runtime, made.load("model.json", read_json))
+def load_teacher(artifact: Artifact, runtime: Runtime) -> Predictor:
+    """Load the teacher's model, on the device and in the precision that are fastest on this machine."""
+    return open_teacher(artifact).setup(runtime, artifact.load("model.json", read_json))
