@@ -1,4 +1,4 @@
-"""Scoring predictions against true labels: the one way any model of this project is measured on a split."""
+"""Score a predictor against true labels: the one way in which models are measured on a dataset."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from pipeline.stores.labels import Value
 from tasks.prediction import Predictor
 
 BATCH = 16
-AHEAD = 2
-"""Batches per thread that are made ready before they are asked for."""
+BATCHES_AHEAD = 2
+"""Batches per thread that are decoded in advance."""
 
 
 def predict_all(
     predictor: Predictor, dataset: ImageDataset, runtime: Runtime
 ) -> Iterator[tuple[int, dict[str, Value]]]:
-    """(position, labels by head) for every image of the library, in order, decoded ahead on threads.
+    """Yield (index, labels by head) of every image of the dataset, in order. Threads decode in advance.
 
-    Raises Stopped if a stop was asked for.
+    Raises Stopped after a stop signal.
     """
 
-    def ready(rows: range) -> tuple[range, list[NDArray[np.uint8]], list[tuple[int, int]]]:
+    def load(rows: range) -> tuple[range, list[NDArray[np.uint8]], list[tuple[int, int]]]:
         images = [read_image(dataset, row) for row in rows]
         return rows, [predictor.preprocessing(image) for image in images], [image.size for image in images]
 
     count, threads = len(dataset), runtime.threads
     batches = (range(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
-    with contextlib.closing(prefetch(ready, batches, threads, AHEAD * threads)) as prepared:
+    with contextlib.closing(prefetch(load, batches, threads, BATCHES_AHEAD * threads)) as prepared:
         for rows, inputs, sizes in prepared:
             runtime.check_stop("scoring")
             predictions = predictor.predict(torch.from_numpy(np.stack(inputs)).permute(0, 3, 1, 2))
@@ -45,17 +45,21 @@ def predict_all(
 
 
 def read_image(dataset: ImageDataset, index: int) -> Image.Image:
-    """The upright RGB image at a position of the library, at full size."""
+    """Return image `index` of the dataset: upright, RGB, at full size."""
     _, data = dataset.read(index)
     return decode(data)
 
 
 def score(predictor: Predictor, dataset: ImageDataset, heads: Mapping[str, str], runtime: Runtime) -> dict[str, float]:
-    """The metrics of one head on a library: `heads` maps the predictor's head to the library's, of one entry."""
-    ((mine, theirs),) = heads.items()
-    metric = predictor.heads[mine].metrics()
+    """Return the metrics of one head. `heads` has one entry, from the predictor's head to the dataset's.
+
+    Example:
+        score(predictor, dataset, {"depth": "depth"}, runtime)  # {"delta_1.25": 0.9, "abs_rel": 0.1, "rmse": 0.4}
+    """
+    ((predicted_head, true_head),) = heads.items()
+    metric = predictor.heads[predicted_head].metrics()
     for index, values in predict_all(predictor, dataset, runtime):
-        truth = dataset.values(index).get(theirs)
-        if truth is not None:
-            metric.update(values[mine], truth)
+        true = dataset.values(index).get(true_head)
+        if true is not None:
+            metric.update(values[predicted_head], true)
     return metric.compute()

@@ -1,4 +1,4 @@
-"""Training a network on joined images and labels, and predicting with it: what teachers and the student share."""
+"""Train a `Network` on images and their labels: what supervised teachers, the student and fine-tuning share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
@@ -19,22 +18,22 @@ from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig
 from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
-from pipeline.training import autotune
-from pipeline.training.autotune import ComputeConfig
+from pipeline.training.autotune import ComputeConfig, autotune
+from pipeline.training.device import find_device, move_to_device
 from pipeline.training.fit import Fitted, fit
 from pipeline.training.objective import Objective, TrainingJob
 from pipeline.training.process_group import ProcessGroup
 from tasks.network import Network
 
-PROBE_IMAGES = 4
-"""A training step is timed on."""
+AUTOTUNE_BATCH = 4
+"""Images of the training step that is timed."""
 
 
 class SupervisedObjective(Objective):
-    """The objective of supervised learning: a network's losses and the rule that combines them to one number.
+    """The losses of a network's heads, combined to one number by `combine(losses, shares)`.
 
-    `combine` is called on the losses and on the share of the step's labels that each is a mean over. Where no image has
-    a label that number is 0, with a graph: of several processes one may have drawn such a share.
+    `shares` are the shares of the step's labels that each loss is a mean over (`Objective.forward`). A batch without
+    any label gives 0, with a graph: one of several processes may have drawn such a part.
     """
 
     def __init__(self, network: Network, combine: nn.Module, memory_format: torch.memory_format) -> None:
@@ -42,7 +41,7 @@ class SupervisedObjective(Objective):
         self.network, self.combine, self.memory_format = network, combine, memory_format
 
     def amounts(self, batch: Batch) -> dict[str, float]:
-        return {name: self.network.tasks[name].amount(found["target"]) for name, found in batch.targets.items()}
+        return {name: self.network.tasks[name].amount(entry["target"]) for name, entry in batch.targets.items()}
 
     def forward(self, batch: Batch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch.images.contiguous(memory_format=self.memory_format)
@@ -53,7 +52,7 @@ class SupervisedObjective(Objective):
 
 
 class WeightedSum(nn.Module):
-    """Losses times fixed weights and their shares of the step, added up: sum_i w_i s_i L_i."""
+    """Combine losses L_i with fixed weights w_i and their shares s_i of the step: sum_i w_i s_i L_i, a scalar."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         super().__init__()
@@ -65,25 +64,27 @@ class WeightedSum(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class TrainingPlan:
-    """How a network is trained: schedule, augmentation and seed."""
+    """Everything that `train_network` needs to know besides the network, its data and the machine."""
 
     name: str
+    """For messages, as `teacher.depth`."""
     fit: FitConfig
     augment: AugmentConfig
     seed: int
     out: Path
+    """Folder for the log and for the state that an interrupted training resumes from."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingResult:
-    """A training: the way it was run, the number of processes, and how it went."""
+    """How a training ran and what it logged; the weights are in the network."""
 
     choice: ComputeConfig
     processes: int
     fitted: Fitted
 
     def counts(self) -> dict[str, Any]:
-        """For a step's counts: `choice`, if there are several `processes`, and what `Fitted.counts` tells."""
+        """Return the entries of a manifest's counts: `choice`, `processes` if several, and `Fitted.counts`."""
         counts: dict[str, Any] = {"choice": self.choice.describe()}
         if self.processes > 1:
             counts["processes"] = self.processes
@@ -93,45 +94,49 @@ class TrainingResult:
 def train_network(
     network: Network, combine: nn.Module, dataset: ImageDataset, plan: TrainingPlan, runtime: Runtime
 ) -> TrainingResult:
-    """Train `network` in place on the library; `place` is (name, folder, runtime).
+    """Train `network` in place. Raises DataError if the dataset is empty or the loss stops being finite.
 
-    Called in every process that torchrun started, it trains the same network in all of them; what is left to do with it
-    is the first one's. On CUDA, the backbone's batch norms then see the images of all processes (SyncBatchNorm). Those
-    of the heads, which no process runs on images without a label, and all on the CPU see the process's own.
+    Under torchrun, every process calls this and ends with the same weights; only the first should save them. With
+    several processes on CUDA, the backbone's batch norms are synchronized (SyncBatchNorm). Those of the heads are not,
+    as a process skips a head that none of its images has a label for; nor are any on the CPU.
+
+    Example:
+        plan = TrainingPlan("teacher.depth", fit_config, AugmentConfig(), seed=0, out=folder)
+        train_network(network, WeightedSum({"depth": 1.0}), dataset, plan, runtime)
     """
     if not len(dataset):
         raise DataError(f"{plan.name}: there is not one labelled image to train on.")
-    with ProcessGroup(autotune.find_device(runtime.device)) as group:
+    with ProcessGroup(find_device(runtime.device)) as group:
         loader = _loader(network, dataset, plan, runtime)
-        about = [network.config.architecture(), "train"]
+        model_id = [network.config.architecture(), "train"]
         plain = SupervisedObjective(network, combine, torch.contiguous_format)
-        choice = group.broadcast_made(lambda: autotune.autotune(runtime, about, plain, _probe(loader)))
-        if group.count > 1 and choice.device == "cuda":
+        choice = group.broadcast_result(lambda: autotune(runtime, model_id, plain, _trial_step(loader)))
+        if group.world_size > 1 and choice.device == "cuda":
             network.backbone = convert_sync_batchnorm(network.backbone)
         objective = SupervisedObjective(network, combine, choice.memory_format)
         steps = plan.fit.total_steps(len(dataset))
         job = TrainingJob(plan.name, objective, loader, steps, plan.out, plan.fit, plan.seed)
-        return TrainingResult(choice, group.count, fit(job, choice, group, runtime))
+        return TrainingResult(choice, group.world_size, fit(job, choice, group, runtime))
 
 
 def _loader(network: Network, dataset: ImageDataset, plan: TrainingPlan, runtime: Runtime) -> Loader:
-    """This process's share of every batch."""
+    """Return the loader of this process's part of every batch."""
     collate = {head: task.collate for head, task in network.tasks.items()}
     size, batch = network.config.image_size, plan.fit.batch
     slots = ranks.share(batch)
     return Loader(dataset, collate, LoaderConfig(size, batch, plan.seed, plan.augment, runtime.threads, slots))
 
 
-def _probe(loader: Loader) -> Callable[[nn.Module, ComputeConfig], None]:
-    """A training step on a few real images, for timing."""
-    small = dataclasses.replace(loader.config, batch=PROBE_IMAGES, slots=None)
+def _trial_step(loader: Loader) -> Callable[[nn.Module, ComputeConfig], None]:
+    """Return a function that runs a forward and a backward pass on a few real images, for `autotune`."""
+    small = dataclasses.replace(loader.config, batch=AUTOTUNE_BATCH, slots=None)
     batch = Loader(loader.dataset, loader.collate, small).batch(0)
 
     def call(model: nn.Module, choice: ComputeConfig) -> None:
         assert isinstance(model, SupervisedObjective)
         model.memory_format = choice.memory_format
         with choice.autocast():
-            total, _ = model.train()(move_data_to_device(batch, choice.device), dict.fromkeys(batch.targets, 1.0))
+            total, _ = model.train()(move_to_device(batch, choice.device), dict.fromkeys(batch.targets, 1.0))
         total.backward()
         model.zero_grad()
 

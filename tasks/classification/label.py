@@ -1,4 +1,4 @@
-"""Classification labels: a distribution over the classes."""
+"""Classification labels on disk and drawn: a probability distribution over the classes of one image."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tasks.drawing import caption
 
 
 class TaskLabel(Label):
-    """`probs` (K,) float32, summing to 1: the whole soft distribution of a teacher, or one-hot for a true label.
+    """`probs` (K,) float32, summing to 1: a teacher's soft distribution, or one-hot for a true label; all 0 = unknown.
 
-    Stored as float16 and normalised again when read: each probability is off by at most 2^-11 of itself plus 2^-24,
-    before normalising. A threshold drops the whole label if the top probability is below it (an all-zero `probs`).
+    Stored as float16 and normalized when read: each probability is off by at most 2^-11 of itself plus 2^-24, before
+    normalizing. A threshold makes the whole label unknown if the largest probability is below it.
     """
 
     task = "classification"
@@ -81,15 +81,15 @@ class TaskLabel(Label):
         return self.describe(value)
 
     def distance(self, one: Value, other: Value) -> float:
-        """Half the sum of what the probabilities differ by (total variation)."""
+        """Return the total variation distance, 1/2 sum_k |p_k - q_k|."""
         if one["probs"].any() != other["probs"].any():
             return 1.0
         return float(np.abs(one["probs"].astype(np.float64) - other["probs"]).sum() / 2)
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        held = np.bincount([row["top"]], minlength=len(self.space.classes)).astype(np.float64)
-        return held, held * int(_reaches(row, threshold))
+        total = np.bincount([row["top"]], minlength=len(self.space.classes)).astype(np.float64)
+        return total, total * int(_reaches(row, threshold))
 
 
 def _reaches(row: Row, threshold: float) -> bool:
-    return bool(np.float32(row["confidence"]) >= np.float32(threshold))  # as stored: 0.7 is not less than 0.7
+    return bool(np.float32(row["confidence"]) >= np.float32(threshold))  # float32 as stored, so that 0.7 reaches 0.7

@@ -1,4 +1,4 @@
-"""Classification: soft cross entropy on globally pooled C5 features."""
+"""Classification: a linear layer on globally pooled C5, soft cross entropy, accuracy."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from tasks.task import FeatureInfo, Features, Prediction, Target, Task, masked_m
 
 
 class LinearHead(nn.Linear):
-    """C5 -> global average pool -> linear: Features -> logits (B, K)."""
+    """Global average pooling of C5 and a linear layer: `Features` -> float32 logits (B, K)."""
 
     def forward(self, features: Features) -> Tensor:  # type: ignore[override]
         return super().forward(features.top.mean(dim=(2, 3))).float()
 
 
 class Accuracy:
-    """Top-1 accuracy over images that have a label."""
+    """Top-1 accuracy, in [0, 1], over images with a known label; of a soft one, the most probable class counts."""
 
     def __init__(self) -> None:
-        self._right = self._count = 0
+        self._correct = self._count = 0
 
     def update(self, predicted: Value, true: Value) -> None:
         if true["probs"].any():
-            self._right += int(predicted["probs"].argmax() == true["probs"].argmax())
+            self._correct += int(predicted["probs"].argmax() == true["probs"].argmax())
             self._count += 1
 
     def compute(self) -> dict[str, float]:
-        return {"accuracy": self._right / max(self._count, 1)}
+        return {"accuracy": self._correct / max(self._count, 1)}
 
 
 class TaskModel(Task):
-    """What an image shows: a distribution over the classes."""
+    """Learn the distribution over K classes; raw output: logits (B, K). The initial prediction is near uniform."""
 
     needs_pyramid = False
     better = {"accuracy": "higher"}  # noqa: RUF012 - a constant
 
-    def head(self, features: FeatureInfo) -> nn.Module:
-        head = LinearHead(features.top, len(self.space.classes))
+    def head(self, info: FeatureInfo) -> nn.Module:
+        head = LinearHead(info.top_channels, len(self.space.classes))
         nn.init.zeros_(head.bias)
         nn.init.normal_(head.weight, std=0.01)
         return head
@@ -49,7 +49,10 @@ class TaskModel(Task):
         return {"probs": stack(values, "probs")}
 
     def loss(self, output: Tensor, target: Target) -> Tensor:
-        """Cross entropy with soft targets, in nats; labels dropped by a threshold (all zero) count for nothing."""
+        """Return the mean over known labels of the cross entropy with soft targets, -sum_k p_k log q_k in nats.
+
+        As MuST learns from soft pseudo labels (Ghiasi et al., ICCV 2021).
+        """
         probs = target["probs"]
         losses = -(probs * output.log_softmax(dim=1)).sum(dim=1)
         return masked_mean(losses, probs.any(dim=1))
@@ -67,6 +70,6 @@ class TaskModel(Task):
         return Accuracy()
 
     def constant_label(self, values: Iterable[Value]) -> Value:
-        """The class frequencies: the most frequent class is always guessed."""
+        """Return the class frequencies: the prediction is always the most frequent class."""
         total = np.sum([value["probs"].astype(np.float64) for value in values], axis=0)
         return {"probs": (total / total.sum()).astype(np.float32)}

@@ -1,4 +1,4 @@
-"""Depth labels: how far away each pixel is."""
+"""Depth labels on disk and drawn: metres, or relative inverse depth, per pixel."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pipeline.stores import codecs
 from pipeline.stores.labels import Box, Label, Row, Value, cell, gather, on_one_raster, share_apart
 from tasks.drawing import caption, colormap, enlarge
 
-EXTREMES = (1, 99)
-"""Percentiles between which depths are told and coloured."""
+PERCENTILES = (1, 99)
+"""The range of known depths that drawing and text cover."""
 
 
 class TaskLabel(Label):
     """`depth` (h, w) float32, a raster over the image; 0 = unknown.
 
-    Metric: metres along the optical axis. Relative: inverse depth, larger is nearer, known up to scale and shift.
-    Stored as float16: off by at most 2^-11 of the value (0.05 %), for values from 6.1e-5 to 65,504.
-    A depth has no score of its own, so a threshold drops nothing: every pixel of a teacher is kept, as in MuST.
+    Scale "metric": metres along the optical axis, not along the ray. Scale "relative": inverse depth, larger is nearer,
+    up to a positive scale and a shift per image. Stored as float16: off by at most 2^-11 of the value (0.05 %), for
+    values from 6.1e-5 to 65,504. Depth has no score, so a threshold drops nothing, as in MuST.
     """
 
     task = "depth"
@@ -59,7 +59,7 @@ class TaskLabel(Label):
         return {"depth": value["depth"][:, ::-1]}
 
     def crop(self, value: Value, box: Box, size: tuple[int, int]) -> Value:
-        """Resampled, never rescaled: metres stay metres whatever the zoom."""
+        """Resample the raster; values stay as they are, metres whatever the zoom."""
         return {"depth": gather(value["depth"], box, size, 0.0)}
 
     def draw(self, image: Image, value: Value) -> Image:
@@ -67,9 +67,9 @@ class TaskLabel(Label):
         known = depth > 0
         if not known.any():
             return image.copy()
-        low, high = np.percentile(depth[known], EXTREMES)
-        colours = colormap((depth - low) / max(high - low, 1e-6)) * known[..., None].astype(np.uint8)
-        drawn = enlarge(colours, image.size)
+        low, high = np.percentile(depth[known], PERCENTILES)
+        colors = colormap((depth - low) / max(high - low, 1e-6)) * known[..., None].astype(np.uint8)
+        drawn = enlarge(colors, image.size)
         caption(drawn, self.describe(value), (0, drawn.height))
         return drawn
 
@@ -77,7 +77,7 @@ class TaskLabel(Label):
         known = value["depth"][value["depth"] > 0]
         if not known.size:
             return "unknown"
-        low, high = np.percentile(known, EXTREMES)
+        low, high = np.percentile(known, PERCENTILES)
         return f"{low:.1f} to {high:.1f}{' m' if self.space.scale == 'metric' else ''}"
 
     def describe_at(self, value: Value, place: tuple[float, float]) -> str:
@@ -86,13 +86,14 @@ class TaskLabel(Label):
         return f"{depth:.2f}{unit}" if depth else ""
 
     def distance(self, one: Value, other: Value) -> float:
-        """The share of the pixels that both know where one is more than 1.25 times the other; relative depths after the
-        scale and shift that bring them closest.
+        """Return the share of pixels, known to both, where one depth is more than 1.25 times the other.
+
+        Of relative depths, `other` is first aligned to `one` by the least-squares scale and shift.
         """
         left, right = on_one_raster(one["depth"].astype(np.float64), other["depth"].astype(np.float64), 0.0)
         known = left > 0, right > 0
         if self.space.scale == "relative":
-            right = _brought_near(right, left, known[0] & known[1])
+            right = _align(right, left, known[0] & known[1])
         ratio = np.maximum(left, 1e-6) / np.maximum(right, 1e-6)
         return share_apart(np.maximum(ratio, 1 / ratio) > 1.25, *known)
 
@@ -101,10 +102,8 @@ class TaskLabel(Label):
         return known, known
 
 
-def _brought_near(
-    depth: NDArray[np.float64], target: NDArray[np.float64], known: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """A relative depth under the scale and shift that bring it closest to another, in least squares."""
+def _align(depth: NDArray[np.float64], target: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return `depth` under the scale and shift that bring it closest to `target`, in least squares over `known`."""
     design = np.stack([depth[known], np.ones(int(known.sum()))], axis=1)
     scale, shift = np.linalg.lstsq(design, target[known], rcond=None)[0]
     return np.asarray(scale * depth + shift)

@@ -1,4 +1,4 @@
-"""Depth: the head gives the logarithm of metres, or relative inverse depth."""
+"""Depth: regression of log metres, or of relative inverse depth; delta < 1.25, AbsRel and RMSE."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from pipeline.stores.labels import Value
 from tasks.task import DenseHead, FeatureInfo, Prediction, Target, Task, masked_mean, resample, stack
 
 LOG_RANGE = (-7.0, 9.0)
-"""Natural logarithms of about a millimetre and eight kilometres: outputs are held inside for numbers' sake."""
+"""Natural logarithms of about 1 mm and 8 km, to which outputs are clamped, so that `exp` stays finite."""
 
 
 class DepthErrors:
-    """delta < 1.25, AbsRel and RMSE over all known pixels of all images (Eigen et al., NIPS 2014).
+    """delta < 1.25, AbsRel and RMSE (Eigen et al., NIPS 2014) over all known pixels of all images.
 
-    Relative depth is first aligned to the true inverse depth by the least-squares scale and shift of each image.
+    RMSE is in metres. Relative depth is first aligned to the true inverse depth, image by image, by the least-squares
+    scale and shift; its RMSE has the truth's unit.
     """
 
     def __init__(self, relative: bool) -> None:
@@ -36,8 +37,8 @@ class DepthErrors:
         if self._relative:
             guess = align(guess, truth)
         guess = np.maximum(guess, 1e-6)
-        inside = np.maximum(guess / truth, truth / guess) < 1.25
-        self._sums += [inside.sum(), (np.abs(guess - truth) / truth).sum(), ((guess - truth) ** 2).sum()]
+        accurate = np.maximum(guess / truth, truth / guess) < 1.25
+        self._sums += [accurate.sum(), (np.abs(guess - truth) / truth).sum(), ((guess - truth) ** 2).sum()]
         self._count += truth.size
 
     def compute(self) -> dict[str, float]:
@@ -46,14 +47,14 @@ class DepthErrors:
 
 
 def align(guess: NDArray[Any], truth: NDArray[Any]) -> NDArray[Any]:
-    """`guess` (N,) under the scale and shift that bring it closest to `truth` (N,) in least squares."""
+    """Return `guess` (N,) under the scale and shift that bring it closest to `truth` (N,) in least squares."""
     design = np.stack([guess, np.ones_like(guess)], axis=1)
     scale, shift = np.linalg.lstsq(design, truth, rcond=None)[0]
     return scale * guess + shift
 
 
 class TaskModel(Task):
-    """How far away each pixel is: one number per cell."""
+    """Learn depth; raw output (B, 1, S/4, S/4): log metres, or relative inverse depth of any scale and shift."""
 
     better = {"delta_1.25": "higher", "abs_rel": "lower", "rmse": "lower"}  # noqa: RUF012 - a constant
 
@@ -61,22 +62,22 @@ class TaskModel(Task):
     def _relative(self) -> bool:
         return self.space.scale == "relative"
 
-    def head(self, features: FeatureInfo) -> nn.Module:
-        return DenseHead(features, 1)
+    def head(self, info: FeatureInfo) -> nn.Module:
+        return DenseHead(info, 1)
 
     def collate(self, values: Sequence[Value]) -> Target:
         return {"depth": stack(values, "depth")}
 
     def loss(self, output: Tensor, target: Target) -> Tensor:
-        """Metric: L1 between logarithms, so that an error counts by its ratio, as in delta and AbsRel.
+        """Return a mean over known pixels. The choice is ours: MuST does not state its depth loss.
 
-        Relative: L1 after both maps are shifted by their median and scaled by their mean absolute deviation over the
-        known pixels (the scale-and-shift-invariant loss of MiDaS, Ranftl et al., TPAMI 2022, eq. 5-7).
-        The choice is ours: MuST does not state its depth loss.
+        Metric: |log d' - log d|, an L1 loss under which an error counts by its ratio, as in delta and AbsRel.
+        Relative: |n(d') - n(d)|, where n subtracts the median over known pixels and divides by their mean absolute
+        deviation from it: the scale- and shift-invariant loss of MiDaS (Ranftl et al., TPAMI 2022, eq. 5-7).
         """
         depth, known = target["depth"], target["depth"] > 0
         if self._relative:
-            return masked_mean((_standardise(output[:, 0], known) - _standardise(depth, known)).abs(), known)
+            return masked_mean((_standardize(output[:, 0], known) - _standardize(depth, known)).abs(), known)
         log_depth = depth.clamp(min=1e-3).log()
         return masked_mean((output[:, 0].clamp(*LOG_RANGE) - log_depth).abs(), known)
 
@@ -94,23 +95,24 @@ class TaskModel(Task):
         return DepthErrors(self._relative)
 
     def constant_label(self, values: Iterable[Value]) -> Value:
-        """The median of the images' median depths, everywhere."""
+        """Return the median of the images' median depths, as a raster of one cell."""
         medians = [np.median(value["depth"][value["depth"] > 0]) for value in values if (value["depth"] > 0).any()]
         return {"depth": np.full((1, 1), np.median(medians) if medians else 1.0, dtype=np.float32)}
 
 
 def _stretch(maps: Tensor) -> Tensor:
-    """Each map (h, w) of the batch on the scale from 0.01, its farthest, to 1: training leaves scale and shift open, so
-    raw numbers may be negative, and 0 would mean unknown.
+    """Rescale each map (h, w) of the batch to [0.01, 1].
+
+    Training leaves scale and shift open, so raw numbers may be negative; and 0 would mean unknown.
     """
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     return 0.01 + 0.99 * (maps - low) / (high - low).clamp(min=1e-6)
 
 
-def _standardise(maps: Tensor, known: Tensor) -> Tensor:
-    """Each map (h, w) of the batch less its median over its mean absolute deviation, over known pixels."""
+def _standardize(maps: Tensor, known: Tensor) -> Tensor:
+    """Subtract from each map (h, w) its median, and divide by its mean absolute deviation; both over known pixels."""
     flat = maps.masked_fill(~known, torch.nan).flatten(1)
     median = flat.nanmedian(dim=1, keepdim=True).values.nan_to_num()
-    centred = maps - median[:, :, None]
-    spread = (centred.abs() * known).sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp(min=1)
-    return centred / spread.clamp(min=1e-6)[:, None, None]
+    centered = maps - median[:, :, None]
+    spread = (centered.abs() * known).sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp(min=1)
+    return centered / spread.clamp(min=1e-6)[:, None, None]

@@ -1,4 +1,4 @@
-"""Detection labels: scored boxes."""
+"""Detection labels on disk and drawn: scored boxes with classes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from pipeline.stores.labels import Box, ClassAmounts, Label, Row, Value, flatten
 from tasks.drawing import caption, palette
 
 MIN_VISIBLE = 0.3
-"""A crop keeps a box if at least this share of its area lies inside the crop."""
+"""Least share of a box's area that must lie inside a crop for the box to be kept."""
 
 
 class TaskLabel(Label):
-    """`boxes` (N, 4) float32 x0 y0 x1 y1 in pixels, `scores` (N,) float32 in [0, 1], `classes` (N,) int32 and
-    `size` (2,) int32, the (width, height) of the image the boxes are measured in.
+    """`boxes` (N, 4) float32, x0 y0 x1 y1 in pixels from the top left corner; `scores` (N,) float32 in [0, 1];
+    `classes` (N,) int32, ids from 0; and `size` (2,) int32, (width, height) of the image that boxes are measured in.
 
-    Stored without loss. No box is a valid label: the image holds none of the classes.
+    Stored without loss. Nothing can be unknown: N = 0 states that the image shows none of the classes. A threshold
+    drops boxes that score less.
     """
 
     task = "detection"
@@ -27,7 +28,7 @@ class TaskLabel(Label):
     scored = True
     unit = "objects (boxes by their score)"
     in_pixels = True
-    default_threshold = 0.5  # MuST's
+    default_threshold = 0.5  # as in MuST
 
     def columns(self) -> pa.Schema:
         return pa.schema(
@@ -71,10 +72,10 @@ class TaskLabel(Label):
         rows, classes = flattened(table.column("classes"))
         _, scores = flattened(table.column("scores"))
         count = max(1, len(self.space.classes))
-        places, first = np.unique(rows * count + classes, return_inverse=True)
-        best = np.zeros(len(places), np.float32)
-        np.maximum.at(best, first, scores)
-        return ClassAmounts(places // count, places % count, best)
+        pairs, inverse = np.unique(rows * count + classes, return_inverse=True)
+        best = np.zeros(len(pairs), np.float32)
+        np.maximum.at(best, inverse, scores)
+        return ClassAmounts(pairs // count, pairs % count, best)
 
     def flip(self, value: Value) -> Value:
         x0, y0, x1, y1 = value["boxes"].T
@@ -82,7 +83,7 @@ class TaskLabel(Label):
         return {**value, "boxes": np.stack([width - x1, y0, width - x0, y1], axis=1)}
 
     def crop(self, value: Value, box: Box, size: tuple[int, int]) -> Value:
-        """Boxes are moved, scaled and clipped; those with less than MIN_VISIBLE of their area left are dropped."""
+        """Move, scale and clip boxes, and drop those with less than MIN_VISIBLE of their area left."""
         width, height = value["size"].astype(np.float64)
         shift = np.array([box[0] * width, box[1] * height] * 2)
         scale = np.array([size[1] / ((box[2] - box[0]) * width), size[0] / ((box[3] - box[1]) * height)] * 2)
@@ -97,12 +98,10 @@ class TaskLabel(Label):
     def draw(self, image: Image, value: Value) -> Image:
         drawn = image.copy()
         draw = ImageDraw.Draw(drawn)
-        colours = palette(len(self.space.classes))
+        colors = palette(len(self.space.classes))
         scale = np.array([image.width, image.height] * 2) / np.tile(value["size"], 2)
         for box, score, name in zip(value["boxes"] * scale, value["scores"], value["classes"], strict=True):
-            draw.rectangle(
-                tuple(box), outline=tuple(int(c) for c in colours[name]), width=max(1, max(image.size) // 96)
-            )
+            draw.rectangle(tuple(box), outline=tuple(int(c) for c in colors[name]), width=max(1, max(image.size) // 96))
             caption(drawn, f"{self.space.classes[name]} {score:.0%}", (float(box[0]), float(box[1])), above=True)
         return drawn
 
@@ -118,17 +117,17 @@ class TaskLabel(Label):
         return ", ".join(f"{self.space.classes[value['classes'][n]]} {value['scores'][n]:.0%}" for n in best)
 
     def distance(self, one: Value, other: Value) -> float:
-        """1 - F1 of boxes of one class that overlap by half or more (IoU), each used once, the best scores first."""
+        """Return 1 - F1 of a greedy matching, best scores first, of boxes of one class with an IoU of 0.5 or more."""
         total = len(one["boxes"]) + len(other["boxes"])
         return 1 - 2 * _matches(one, other) / total if total else 0.0
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Objects, as the sum of scores: most raw boxes are doubles with a score near zero, and no object each."""
+        """Count a box by its score: most raw boxes are near-duplicates with scores near 0, not objects."""
         classes, scores = np.array(row["classes"], dtype=np.int64), np.array(row["scores"], dtype=np.float32)
-        held, kept = np.zeros(len(self.space.classes)), np.zeros(len(self.space.classes))
-        np.add.at(held, classes, scores)
+        total, kept = np.zeros(len(self.space.classes)), np.zeros(len(self.space.classes))
+        np.add.at(total, classes, scores)
         np.add.at(kept, classes, np.where(scores >= np.float32(threshold), scores, 0))
-        return held, kept
+        return total, kept
 
 
 def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -137,26 +136,26 @@ def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _matches(one: Value, other: Value) -> int:
-    """How many boxes of the one have a partner in the other."""
+    """Return the number of boxes of `one` that are matched to a box of `other`, each used once."""
     scale = np.tile(other["size"] / np.maximum(one["size"], 1), 2)
-    overlap = _overlaps(one["boxes"].astype(np.float64) * scale, other["boxes"].astype(np.float64))
-    overlap *= one["classes"][:, None] == other["classes"][None, :]
-    found = 0
-    for number in np.argsort(-one["scores"], kind="stable") if overlap.size else ():
-        partner = int(overlap[number].argmax())
-        if overlap[number, partner] >= 0.5:
-            overlap[:, partner] = 0
-            found += 1
-    return found
+    iou = _iou(one["boxes"].astype(np.float64) * scale, other["boxes"].astype(np.float64))
+    iou *= one["classes"][:, None] == other["classes"][None, :]
+    matches = 0
+    for index in np.argsort(-one["scores"], kind="stable") if iou.size else ():
+        partner = int(iou[index].argmax())
+        if iou[index, partner] >= 0.5:
+            iou[:, partner] = 0
+            matches += 1
+    return matches
 
 
-def _overlaps(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intersection over union of boxes (N, 4) and (M, 4): (N, M)."""
+def _iou(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the intersection over union of boxes (N, 4) and (M, 4): (N, M)."""
     low = np.maximum(one[:, None, :2], other[None, :, :2])
     high = np.minimum(one[:, None, 2:], other[None, :, 2:])
-    shared = np.prod(np.maximum(high - low, 0), axis=2)
-    union: NDArray[np.float64] = _area(one)[:, None] + _area(other)[None, :] - shared
-    return np.asarray(shared / np.maximum(union, 1e-9))
+    intersection = np.prod(np.maximum(high - low, 0), axis=2)
+    union: NDArray[np.float64] = _area(one)[:, None] + _area(other)[None, :] - intersection
+    return np.asarray(intersection / np.maximum(union, 1e-9))
 
 
 def _select(value: Value, keep: NDArray[np.bool_]) -> Value:

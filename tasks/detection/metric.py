@@ -1,4 +1,4 @@
-"""COCO average precision, by faster-coco-eval."""
+"""COCO average precision, computed by faster-coco-eval."""
 
 from __future__ import annotations
 
@@ -13,40 +13,47 @@ from pipeline.stores.labels import Value
 
 
 class AveragePrecision:
-    """AP averaged over IoU 0.50 to 0.95 (`ap`) and AP at IoU 0.50 (`ap50`), over the classes that occur in the truth.
+    """AP averaged over IoU 0.50 to 0.95 (`ap`) and AP at IoU 0.50 (`ap50`), in [0, 1], over the classes in the truth.
 
-    Predictions may be measured in an image of another size than the truth: they are rescaled.
+    Predictions are rescaled to the `size` of the truth.
     """
 
     def __init__(self, classes: int) -> None:
         self._classes = classes
         self._images: list[dict[str, int]] = []
         self._truth: list[dict[str, Any]] = []
-        self._found: list[dict[str, Any]] = []
+        self._predicted: list[dict[str, Any]] = []
 
     def update(self, predicted: Value, true: Value) -> None:
-        number = len(self._images) + 1
-        self._images.append({"id": number, "width": int(true["size"][0]), "height": int(true["size"][1])})
-        for box, name in zip(true["boxes"].astype(np.float64), true["classes"], strict=True):
-            self._truth.append(self._annotation(number, box, int(name)) | {"id": len(self._truth) + 1, "iscrowd": 0})
+        image_id = len(self._images) + 1
+        self._images.append({"id": image_id, "width": int(true["size"][0]), "height": int(true["size"][1])})
+        for box, class_id in zip(true["boxes"].astype(np.float64), true["classes"], strict=True):
+            self._truth.append(
+                self._annotation(image_id, box, int(class_id)) | {"id": len(self._truth) + 1, "iscrowd": 0}
+            )
         scale = np.tile(true["size"] / predicted["size"], 2)
         boxes = predicted["boxes"].astype(np.float64) * scale
-        for box, name, score in zip(boxes, predicted["classes"], predicted["scores"], strict=True):
-            self._found.append(self._annotation(number, box, int(name)) | {"score": float(score)})
+        for box, class_id, score in zip(boxes, predicted["classes"], predicted["scores"], strict=True):
+            self._predicted.append(self._annotation(image_id, box, int(class_id)) | {"score": float(score)})
 
     @staticmethod
-    def _annotation(image: int, box: np.ndarray[Any, Any], name: int) -> dict[str, Any]:
+    def _annotation(image_id: int, box: np.ndarray[Any, Any], class_id: int) -> dict[str, Any]:
         x0, y0, x1, y1 = (float(edge) for edge in box)
         width, height = x1 - x0, y1 - y0
-        return {"image_id": image, "category_id": name + 1, "bbox": [x0, y0, width, height], "area": width * height}
+        return {
+            "image_id": image_id,
+            "category_id": class_id + 1,
+            "bbox": [x0, y0, width, height],
+            "area": width * height,
+        }
 
     def compute(self) -> dict[str, float]:
-        if not self._truth or not self._found:
+        if not self._truth or not self._predicted:
             return {"ap": 0.0, "ap50": 0.0}
         categories = [{"id": number + 1, "name": str(number)} for number in range(self._classes)]
-        with contextlib.redirect_stdout(io.StringIO()):  # it talks
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints
             truth = COCO({"images": self._images, "annotations": self._truth, "categories": categories})
-            evaluation = COCOeval_faster(truth, truth.loadRes(self._found), "bbox")
+            evaluation = COCOeval_faster(truth, truth.loadRes(self._predicted), "bbox")
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()

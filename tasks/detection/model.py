@@ -1,7 +1,7 @@
-"""Detection: Faster R-CNN on P3 to P7, from torchvision's parts.
+"""Detection: Faster R-CNN (Ren et al., NIPS 2015) on P3 to P7, from torchvision's parts; COCO AP.
 
 As in MuST: a region proposal network with two hidden convolutions, and a box head of four convolutions and one
-fully connected layer. Everything after the convolutions is computed in float32 whatever the precision.
+fully connected layer. All that follows the convolutions is computed in float32 whatever the precision.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pipeline.stores.labels import Value
 from tasks.detection.metric import AveragePrecision
 from tasks.task import FeatureInfo, Features, Prediction, Target, Task
 
-SCORE_FLOOR = 0.01
-MOST_BOXES = 100
-"""Kept per image: raw enough that any threshold can be applied when the labels are read."""
-POOLED = 7
-SAMPLES = 0
-"""RoIAlign takes one sample per map cell that a bin covers, however large the box."""
+MIN_SCORE = 0.01
+MAX_BOXES = 100
+"""Per image. Labels keep low scores, as thresholds are applied when labels are read."""
+POOL_SIZE = 7
+SAMPLING_RATIO = 0
+"""RoIAlign takes a sample per map cell that a bin covers, however large the box."""
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
 
 
@@ -47,7 +47,10 @@ class _FloatPredictor(FastRCNNPredictor):  # type: ignore[misc]
 
 @dataclasses.dataclass
 class Pending:
-    """Detection's raw output: proposals depend on the targets in training, so the work is finished in the head."""
+    """Detection's raw output: the head and its inputs.
+
+    Proposals depend on the targets in training, so `loss` and `predict` run the head.
+    """
 
     head: DetectionHead
     levels: dict[str, Tensor]
@@ -55,12 +58,14 @@ class Pending:
 
 
 class DetectionHead(nn.Module):
-    """RPN and box head; anchors of twice each level's stride, three aspect ratios, for inputs of a few hundred px."""
+    """RPN and box head. Anchors, for inputs of a few hundred pixels: twice each level's stride, three aspect ratios."""
 
-    def __init__(self, features: FeatureInfo, classes: int) -> None:
+    def __init__(self, info: FeatureInfo, classes: int) -> None:
         super().__init__()
-        width, count = features.pyramid, features.proposals
-        anchors = AnchorGenerator(tuple((2 * stride,) for stride in features.strides), ((0.5, 1.0, 2.0),) * len(LEVELS))
+        width, count = info.pyramid_channels, info.proposals
+        anchors = AnchorGenerator(
+            tuple((2 * stride,) for stride in info.pyramid_strides), ((0.5, 1.0, 2.0),) * len(LEVELS)
+        )
         self.rpn = RegionProposalNetwork(
             anchors,
             _FloatRPNHead(width, 3, conv_depth=2),
@@ -73,22 +78,22 @@ class DetectionHead(nn.Module):
             nms_thresh=0.7,
         )
         pool = MultiScaleRoIAlign(
-            list(LEVELS[:3]), POOLED, SAMPLES, canonical_scale=features.image_size // 2, canonical_level=4
+            list(LEVELS[:3]), POOL_SIZE, SAMPLING_RATIO, canonical_scale=info.image_size // 2, canonical_level=4
         )
         self.boxes = RoIHeads(
             pool,
-            FastRCNNConvFCHead((width, POOLED, POOLED), [width] * 4, [4 * width], norm_layer=nn.BatchNorm2d),
+            FastRCNNConvFCHead((width, POOL_SIZE, POOL_SIZE), [width] * 4, [4 * width], norm_layer=nn.BatchNorm2d),
             _FloatPredictor(4 * width, classes + 1),
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
             batch_size_per_image=count,
             positive_fraction=0.25,
             bbox_reg_weights=None,
-            score_thresh=SCORE_FLOOR,
+            score_thresh=MIN_SCORE,
             nms_thresh=0.5,
-            detections_per_img=MOST_BOXES,
+            detections_per_img=MAX_BOXES,
         )
-        self.size = features.image_size
+        self.size = info.image_size
 
     def forward(self, features: Features) -> Pending:
         count = len(features.top)
@@ -97,16 +102,19 @@ class DetectionHead(nn.Module):
         return Pending(self, levels, ImageList(blank, [(self.size, self.size)] * count))
 
     def losses(self, pending: Pending, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """RPN objectness and box loss, class and box loss of the box head."""
+        """Return four scalars: objectness and box loss of the RPN, class and box loss of the box head.
+
+        Faster R-CNN, eq. 1, and Fast R-CNN (Girshick, ICCV 2015), eq. 1.
+        """
         proposals, rpn = self.rpn(pending.images, pending.levels, targets)
         _, boxes = self.boxes(self._float(pending), proposals, pending.images.image_sizes, targets)
         return {**rpn, **boxes}
 
     def detect(self, pending: Pending) -> list[dict[str, Tensor]]:
-        """Per image: `boxes` (N, 4) in input pixels, `scores` (N,), `labels` (N,) from 1."""
+        """Return for each image `boxes` (N, 4) in input pixels, `scores` (N,) and `labels` (N,) from 1."""
         proposals, _ = self.rpn(pending.images, pending.levels)
-        found, _ = self.boxes(self._float(pending), proposals, pending.images.image_sizes)
-        return list(found)
+        detections, _ = self.boxes(self._float(pending), proposals, pending.images.image_sizes)
+        return list(detections)
 
     @staticmethod
     def _float(pending: Pending) -> dict[str, Tensor]:
@@ -114,15 +122,15 @@ class DetectionHead(nn.Module):
 
 
 class TaskModel(Task):
-    """Where things are: scored boxes of the classes."""
+    """Learn scored boxes; raw output: `Pending`."""
 
     better = {"ap": "higher", "ap50": "higher"}  # noqa: RUF012 - a constant
 
-    def head(self, features: FeatureInfo) -> nn.Module:
-        return DetectionHead(features, len(self.space.classes))
+    def head(self, info: FeatureInfo) -> nn.Module:
+        return DetectionHead(info, len(self.space.classes))
 
     def collate(self, values: Sequence[Value]) -> Target:
-        """Boxes in input pixels; an image without boxes is a valid example: all background."""
+        """Return boxes in input pixels and class ids from 1. An image without boxes is valid: all background."""
         return {
             "images": [
                 {
@@ -134,23 +142,24 @@ class TaskModel(Task):
         }
 
     def loss(self, output: Pending, target: Target) -> Tensor:
+        """Return the unweighted sum of the four losses of `DetectionHead.losses`."""
         losses = output.head.losses(output, target["images"])
         return torch.stack(list(losses.values())).sum()
 
     def amount(self, target: Target) -> float:
-        """Images. The loss is a mean over some hundreds of anchors and proposals drawn in each."""
+        """Return the number of images: the loss is a mean over a set number of anchors and proposals drawn in each."""
         return len(target["images"])
 
     def predict(self, output: Pending) -> Prediction:
         return {"images": output.head.detect(output), "input": output.head.size}
 
     def value(self, prediction: Prediction, index: int, size: tuple[int, int]) -> Value:
-        found: dict[str, Any] = prediction["images"][index]
+        detections: dict[str, Any] = prediction["images"][index]
         scale = np.array([size[0], size[1]] * 2, dtype=np.float32) / np.float32(prediction["input"])
         return {
-            "boxes": found["boxes"] * scale,
-            "scores": found["scores"],
-            "classes": found["labels"].astype(np.int32) - 1,
+            "boxes": detections["boxes"] * scale,
+            "scores": detections["scores"],
+            "classes": detections["labels"].astype(np.int32) - 1,
             "size": np.array(size, dtype=np.int32),
         }
 
@@ -158,22 +167,22 @@ class TaskModel(Task):
         return AveragePrecision(len(self.space.classes))
 
     def constant_label(self, values: Iterable[Value]) -> Value:
-        """The mean box of the most frequent class, relative to the image: `size` (1, 1)."""
+        """Return the mean box of the most frequent class, in an image of `size` (1, 1)."""
         boxes, classes = [], []
         for value in values:
             boxes.append(value["boxes"] / np.tile(value["size"], 2).astype(np.float32))
             classes.append(value["classes"])
-        names = np.concatenate(classes) if classes else np.zeros(0, dtype=np.int32)
-        if not names.size:
+        class_ids = np.concatenate(classes) if classes else np.zeros(0, dtype=np.int32)
+        if not class_ids.size:
             empty = np.zeros(0, dtype=np.float32)
             return {
                 "boxes": np.zeros((0, 4), np.float32),
                 "scores": empty,
-                "classes": names,
+                "classes": class_ids,
                 "size": np.ones(2, np.int32),
             }
-        top = int(np.bincount(names).argmax())
-        mean = np.concatenate(boxes)[names == top].mean(axis=0, keepdims=True)
+        top = int(np.bincount(class_ids).argmax())
+        mean = np.concatenate(boxes)[class_ids == top].mean(axis=0, keepdims=True)
         return {
             "boxes": mean.astype(np.float32),
             "scores": np.ones(1, dtype=np.float32),

@@ -1,4 +1,4 @@
-"""Surface normal labels: which way each pixel's surface faces."""
+"""Surface normal labels on disk and drawn: a unit vector in camera axes per pixel."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tasks.drawing import enlarge
 
 
 class TaskLabel(Label):
-    """`normals` (h, w, 3) float32, a raster over the image: unit vectors in camera axes, x right, y up, z towards the
-    camera; (0, 0, 0) = unknown.
+    """`normals` (h, w, 3) float32, a raster over the image: unit vectors in camera axes (x right, y up, z towards the
+    camera), pointing away from the surface; (0, 0, 0) = unknown.
 
-    Stored as three signed bytes: off by at most 0.5 degrees. No threshold: normals have no score.
+    Stored as three signed bytes: off by at most 0.5 degrees. Normals have no score, so a threshold drops nothing.
     Mirroring the image negates x.
     """
 
@@ -58,8 +58,8 @@ class TaskLabel(Label):
 
     def draw(self, image: Image, value: Value) -> Image:
         normals = value["normals"]
-        colours = np.rint((normals + 1) * 127.5).astype(np.uint8) * normals.any(axis=-1, keepdims=True)
-        return enlarge(colours.astype(np.uint8), image.size)
+        colors = np.rint((normals + 1) * 127.5).astype(np.uint8) * normals.any(axis=-1, keepdims=True)
+        return enlarge(colors.astype(np.uint8), image.size)
 
     def describe(self, value: Value) -> str:
         return ""
@@ -73,9 +73,9 @@ class TaskLabel(Label):
         return f"{abs(angles[0]):.0f}° {across}, {abs(angles[1]):.0f}° {along}"
 
     def distance(self, one: Value, other: Value) -> float:
-        """The mean angle over the pixels that both know, of 180 degrees."""
+        """Return the mean angle between the normals, in units of 180 degrees, over the pixels known to both."""
         left, right = on_one_raster(one["normals"].astype(np.float64), other["normals"].astype(np.float64), 0.0)
-        chord = np.linalg.norm(left - right, axis=-1)  # small angles by their cosine would drown in rounding
+        chord = np.linalg.norm(left - right, axis=-1)  # the cosine would lose small angles to rounding
         angle = 2 * np.arcsin(np.clip(chord / 2, 0, 1)) / np.pi
         return share_apart(angle, np.asarray(left.any(axis=-1)), np.asarray(right.any(axis=-1)))
 

@@ -1,4 +1,4 @@
-"""Segmentation labels: a class and a confidence per pixel."""
+"""Semantic segmentation labels on disk and drawn: a class and a confidence per pixel."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from pipeline.stores.labels import Box, ClassAmounts, Label, Row, Value, cell, f
 from tasks.drawing import enlarge, palette
 
 IGNORE = 65535
+"""The class id of unknown pixels."""
 
 
 class TaskLabel(Label):
-    """`classes` (h, w) uint16 with 65535 = unknown, `confidence` (h, w) float32 in [0, 1]: a raster over the image.
+    """`classes` (h, w) uint16, ids with 65535 = unknown, and `confidence` (h, w) float32 in [0, 1]: rasters over the
+    image.
 
-    Stored: classes without loss, confidence in 256 levels (off by at most 1/510). What is less confident than the
-    threshold becomes unknown; the two are compared as stored, so that what equals the threshold is kept, and with it
-    what is less than 1/255 below it, but at 0.5 nothing that is below.
+    Stored: classes without loss, confidence in 256 levels (off by at most 1/510). Pixels less confident than a
+    threshold become unknown. Both are compared as levels: a confidence equal to the threshold is kept, and so may be
+    one that is less than 1/255 below it; at a threshold of 0.5 none below is.
     """
 
     task = "segmentation"
     counted = ("area",)
     default_threshold = 0.5  # MuST's
-    reading = "what lies below the threshold is left uncoloured"
+    reading = "pixels below the threshold are not colored"
 
     @property
     def _dtype(self) -> type[np.uint8] | type[np.uint16]:
@@ -63,15 +65,15 @@ class TaskLabel(Label):
         shape = (row["h"], row["w"])
         stored = codecs.unpack(row["classes"], self._dtype, shape)
         levels = codecs.unpack(row["confidences"], np.uint8, shape)
-        least = codecs.share_to_byte(np.array([threshold], dtype=np.float32))
-        unknown = (stored == np.iinfo(self._dtype).max) | (levels < least)
+        min_level = codecs.share_to_byte(np.array([threshold], dtype=np.float32))
+        unknown = (stored == np.iinfo(self._dtype).max) | (levels < min_level)
         classes = np.where(unknown, np.uint16(IGNORE), stored.astype(np.uint16))
         return {"classes": classes, "confidence": codecs.byte_to_share(levels)}
 
     def class_amounts(self, table: pa.Table) -> ClassAmounts:
         rows, area = flattened(table.column("area"))
-        there = np.flatnonzero(area)
-        return ClassAmounts(rows[there], there % max(1, len(self.space.classes)), area[there].astype(np.float32))
+        present = np.flatnonzero(area)
+        return ClassAmounts(rows[present], present % max(1, len(self.space.classes)), area[present].astype(np.float32))
 
     def flip(self, value: Value) -> Value:
         return {name: array[:, ::-1] for name, array in value.items()}
@@ -84,29 +86,26 @@ class TaskLabel(Label):
 
     def draw(self, image: Image, value: Value) -> Image:
         known = value["classes"] != IGNORE
-        colours = palette(len(self.space.classes))[np.where(known, value["classes"], 0)]
+        colors = palette(len(self.space.classes))[np.where(known, value["classes"], 0)]
         mask = enlarge(np.repeat((known * np.uint8(150))[..., None], 3, axis=2), image.size).convert("L")
-        return Images.composite(enlarge(colours, image.size), image, mask)
+        return Images.composite(enlarge(colors, image.size), image, mask)
 
     def describe(self, value: Value) -> str:
         return f"{(value['classes'] != IGNORE).mean():.0%} of the pixels"
 
     def describe_at(self, value: Value, place: tuple[float, float]) -> str:
-        number = int(cell(value["classes"], place))
-        if number == IGNORE:
+        class_id = int(cell(value["classes"], place))
+        if class_id == IGNORE:
             return ""
-        return f"{self.space.classes[number]} {float(cell(value['confidence'], place)):.0%}"
+        return f"{self.space.classes[class_id]} {float(cell(value['confidence'], place)):.0%}"
 
     def distance(self, one: Value, other: Value) -> float:
-        """The share of the pixels that either knows of which they don't say the same."""
+        """Return the share of pixels with different classes, among those known to at least one."""
         left, right = on_one_raster(one["classes"], other["classes"], IGNORE)
         known = (left != IGNORE) | (right != IGNORE)
         return float((left != right)[known].mean()) if known.any() else 0.0
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        total = len(self.space.classes)
-        every, kept = self.decode(row)["classes"], self.decode(row, threshold)["classes"]
-        held, left = (
-            np.bincount(found[found != IGNORE], minlength=total).astype(np.float64) for found in (every, kept)
-        )
-        return held, left
+        rasters = (self.decode(row)["classes"], self.decode(row, threshold)["classes"])
+        total, kept = (np.bincount(one[one != IGNORE], minlength=len(self.space.classes)) for one in rasters)
+        return total.astype(np.float64), kept.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Semantic segmentation: cross entropy over the pixels that are known."""
+"""Semantic segmentation: cross entropy over known pixels, mIoU and pixel accuracy."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from tasks.task import DenseHead, FeatureInfo, Prediction, Target, Task, masked_
 
 
 class IntersectionOverUnion:
-    """Mean over classes of intersection over union, and pixel accuracy, from one confusion matrix over all images.
+    """mIoU, the mean over classes of intersection over union, and pixel accuracy, in [0, 1].
 
-    Classes that occur neither in truth nor in prediction are left out of the mean.
+    Both come from one confusion matrix over all images, of pixels known in truth and prediction. Classes that occur in
+    neither are left out of the mean.
     """
 
     def __init__(self, classes: int) -> None:
@@ -42,17 +43,18 @@ class IntersectionOverUnion:
 
 
 class TaskModel(Task):
-    """What each pixel shows: a class per cell."""
+    """Learn a class per pixel; raw output: logits (B, K, S/4, S/4)."""
 
     better = {"miou": "higher", "pixel_accuracy": "higher"}  # noqa: RUF012 - a constant
 
-    def head(self, features: FeatureInfo) -> nn.Module:
-        return DenseHead(features, len(self.space.classes))
+    def head(self, info: FeatureInfo) -> nn.Module:
+        return DenseHead(info, len(self.space.classes))
 
     def collate(self, values: Sequence[Value]) -> Target:
         return {"classes": stack([{"classes": value["classes"].astype(np.int64)} for value in values], "classes")}
 
     def loss(self, output: Tensor, target: Target) -> Tensor:
+        """Return the mean cross entropy, -log q_y in nats, over known pixels (FCN, Long et al., CVPR 2015)."""
         classes = target["classes"]
         losses = functional.cross_entropy(output, classes, ignore_index=IGNORE, reduction="none")
         return masked_mean(losses, classes != IGNORE)
@@ -74,7 +76,7 @@ class TaskModel(Task):
         return IntersectionOverUnion(len(self.space.classes))
 
     def constant_label(self, values: Iterable[Value]) -> Value:
-        """The most frequent class everywhere."""
+        """Return the most frequent class, as a raster of one cell, with its share of the known pixels as confidence."""
         counts = np.zeros(len(self.space.classes), dtype=np.int64)
         for value in values:
             known = value["classes"][value["classes"] != IGNORE]

@@ -1,4 +1,4 @@
-"""Texture labels: the strengths of a fixed bank of filters at each place, a target that needs no annotator."""
+"""Texture labels on disk and drawn: the responses of a fixed filter bank per pixel, a target without annotation."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from pipeline.stores.labels import Box, Label, Row, Value, cell, gather, on_one_
 from tasks.drawing import enlarge, palette
 
 UNKNOWN = -1.0
+"""The response of unknown cells."""
 
 
 class TaskLabel(Label):
-    """`responses` (h, w, C) float32 in [0, 1], a raster over the image; -1 = unknown. The classes name the C filters.
+    """`responses` (h, w, C) float32 in [0, 1], a raster over the image; -1 = unknown.
 
-    Stored in 255 levels: off by at most 1/508. No threshold. The filters come in mirrored pairs: the class named
-    `<name>` and its mirror image are given by `mirror`, and mirroring the image swaps them.
+    The classes of the label space name the C filters, `<wavelength in pixels>@<degrees>`. Stored in 255 levels: off by
+    at most 1/508. Responses have no score, so a threshold drops nothing. Mirroring the image swaps the filters of each
+    mirrored pair (`mirror`).
     """
 
     task = "texture"
-    reading = "the hue is the strongest filter's, the brightness its answer"
+    reading = "the hue shows the strongest filter, the brightness its response"
 
     def columns(self) -> pa.Schema:
         return pa.schema(
@@ -66,12 +68,12 @@ class TaskLabel(Label):
         return ""
 
     def describe_at(self, value: Value, place: tuple[float, float]) -> str:
-        answers = cell(value["responses"], place)
-        best = int(answers.argmax())
-        return f"{self.space.classes[best]} {answers[best]:.2f}" if answers[best] > 0 else ""
+        responses = cell(value["responses"], place)
+        strongest = int(responses.argmax())
+        return f"{self.space.classes[strongest]} {responses[strongest]:.2f}" if responses[strongest] > 0 else ""
 
     def distance(self, one: Value, other: Value) -> float:
-        """The mean of what the responses differ by, over the cells that both know."""
+        """Return the mean absolute difference of the responses, over the cells known to both."""
         left, right = on_one_raster(one["responses"], other["responses"], UNKNOWN)
         return share_apart(np.abs(left - right), left >= 0, right >= 0)
 
@@ -81,9 +83,9 @@ class TaskLabel(Label):
 
 
 def mirror(filters: tuple[str, ...]) -> list[int]:
-    """Which filter each one becomes in the mirrored image, by its name `<scale>@<degrees>`: angle a turns to 180 - a.
+    """Return for each filter the index of its mirror image: angle a becomes 180 - a.
 
-    The nearest angle of the same scale: names hold rounded numbers.
+    Names `<scale>@<degrees>` hold rounded numbers, so the nearest angle of the same scale is taken.
     """
     scales = [name.partition("@")[0] for name in filters]
     angles = np.array([float(name.partition("@")[2]) for name in filters])

@@ -1,4 +1,4 @@
-"""Texture: regression of filter responses, the Gabor pretext of Albuquerque et al. (arXiv 2003.13525)."""
+"""Texture: regression of filter responses, the Gabor pretext task of Albuquerque et al. (arXiv 2003.13525)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.stores.labels import Value
-from tasks.task import STRIDE, DenseHead, FeatureInfo, Prediction, Target, Task, masked_mean, resample, stack
+from tasks.task import DENSE_STRIDE, DenseHead, FeatureInfo, Prediction, Target, Task, masked_mean, resample, stack
 
 
 class ExplainedVariance:
-    """1 - squared error / variance, over all known cells of all images, averaged over the filters (R squared)."""
+    """R squared, 1 - squared error / variance over all known cells of all images, averaged over the filters."""
 
     def __init__(self, filters: int) -> None:
         self._error, self._sum, self._square, self._count = (np.zeros(filters, dtype=np.float64) for _ in range(4))
@@ -30,23 +30,23 @@ class ExplainedVariance:
         self._count += known.sum(axis=(0, 1))
 
     def compute(self) -> dict[str, float]:
-        spread = self._square - self._sum**2 / np.maximum(self._count, 1)
-        return {"r2": float((1 - self._error / np.maximum(spread, 1e-12)).mean())}
+        variance = self._square - self._sum**2 / np.maximum(self._count, 1)
+        return {"r2": float((1 - self._error / np.maximum(variance, 1e-12)).mean())}
 
 
 class TaskModel(Task):
-    """How strongly each filter answers at each place: one number per filter and cell."""
+    """Learn the responses of C filters; raw output: logits (B, C, S/4, S/4)."""
 
     better = {"r2": "higher"}  # noqa: RUF012 - a constant
 
-    def head(self, features: FeatureInfo) -> nn.Module:
-        return DenseHead(features, len(self.space.classes))
+    def head(self, info: FeatureInfo) -> nn.Module:
+        return DenseHead(info, len(self.space.classes))
 
     def collate(self, values: Sequence[Value]) -> Target:
         return {"responses": stack(values, "responses").permute(0, 3, 1, 2)}
 
     def loss(self, output: Tensor, target: Target) -> Tensor:
-        """L1 between responses in [0, 1]."""
+        """Return the mean of |sigmoid(output) - response| over known cells and filters; L1 is our choice."""
         responses = target["responses"]
         return masked_mean((output.sigmoid() - responses).abs(), responses >= 0)
 
@@ -63,7 +63,7 @@ class TaskModel(Task):
         return ExplainedVariance(len(self.space.classes))
 
     def constant_label(self, values: Iterable[Value]) -> Value:
-        """Each filter's mean response, everywhere."""
+        """Return each filter's mean response, as a raster of one cell."""
         total, count = np.zeros((2, len(self.space.classes)), dtype=np.float64)
         for value in values:
             known = value["responses"] >= 0
@@ -73,7 +73,7 @@ class TaskModel(Task):
 
 
 class FilterResponses(TaskModel):
-    """The task for outputs that are responses already, not logits: those of a filter bank."""
+    """The task for a raw output that is responses already, not logits: a filter bank's."""
 
     def predict(self, output: Tensor) -> Prediction:
         return {"responses": output.permute(0, 2, 3, 1)}
@@ -82,11 +82,11 @@ class FilterResponses(TaskModel):
 class GaborBank(nn.Module):
     """Local energy of Gabor filters: uint8 images (B, 3, S, S) -> {head: (B, scales * orientations, S/4, S/4)}.
 
-    The energy of a quadrature pair does not depend on the phase of the texture below it. Its square root on the
-    fixed scale of `RANGE` fills [0, 1] evenly; stronger answers are cut off.
+    The energy of a quadrature pair does not depend on the phase of the texture. Its square root fills [0, 1] evenly.
     """
 
     RANGE = 0.5
+    """The energy that is mapped to 1; larger ones are clipped."""
 
     def __init__(self, head: str, wavelengths: Sequence[float], orientations: int) -> None:
         super().__init__()
@@ -95,20 +95,21 @@ class GaborBank(nn.Module):
         self.kernels = nn.ParameterList(nn.Parameter(kernel, requires_grad=False) for kernel in kernels)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        grey = images.float().mean(dim=1, keepdim=True) / 255
+        gray = images.float().mean(dim=1, keepdim=True) / 255
         energies = []
         for kernel in self.kernels:
             radius = kernel.shape[-1] // 2
-            padded = functional.pad(grey, (radius,) * 4, mode="reflect")
+            padded = functional.pad(gray, (radius,) * 4, mode="reflect")
             even, odd = functional.conv2d(padded, kernel).float().chunk(2, dim=1)
-            energies.append(functional.avg_pool2d((even**2 + odd**2).sqrt(), STRIDE))
+            energies.append(functional.avg_pool2d((even**2 + odd**2).sqrt(), DENSE_STRIDE))
         return {self.head: (torch.cat(energies, dim=1) / self.RANGE).clamp(0, 1).sqrt()}
 
 
 def gabor_kernels(wavelength: float, orientations: int) -> Tensor:
-    """Quadrature pairs (2 * orientations, 1, k, k), even ones first: zero mean, unit L1 norm, about one octave wide.
+    """Return quadrature pairs (2 * orientations, 1, k, k), even kernels first: zero mean, unit L1 norm.
 
-    The direction is that of the wave: 0 degrees answers to vertical edges, angles grow counter-clockwise.
+    They are about an octave wide; `wavelength` is in pixels. The direction is the wave's: 0 degrees responds to vertical
+    edges, and angles grow counter-clockwise.
     """
     sigma = 0.56 * wavelength
     radius = math.ceil(2.5 * sigma)
@@ -119,7 +120,7 @@ def gabor_kernels(wavelength: float, orientations: int) -> Tensor:
         angle = math.pi * number / orientations
         phase = 2 * math.pi * (xs * math.cos(angle) - ys * math.sin(angle)) / wavelength
         wave = envelope * torch.cos(phase)
-        wave = wave - envelope * (wave.sum() / envelope.sum())  # no answer to a flat image
+        wave = wave - envelope * (wave.sum() / envelope.sum())  # no response to a flat image
         even.append(wave / wave.abs().sum())
         wave = envelope * torch.sin(phase)
         odd.append(wave / wave.abs().sum())

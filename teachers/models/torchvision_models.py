@@ -14,10 +14,10 @@ import tasks
 from pipeline.errors import ConfigError, require_one_of
 from pipeline.models.backbone import fitting, match, register_statistics
 from pipeline.stores.labels import LabelSpace
-from tasks.detection.model import MOST_BOXES, SCORE_FLOOR
+from tasks.detection.model import MAX_BOXES, MIN_SCORE
 from tasks.detection.model import TaskModel as Detection
 from tasks.prediction import Predictor, Preprocessing
-from tasks.task import STRIDE, Prediction
+from tasks.task import DENSE_STRIDE, Prediction
 
 PUBLISHED = "torchvision"
 """Where weights are that torchvision downloads."""
@@ -45,7 +45,7 @@ class Segmenter(nn.Module):
 
 def at_stride(maps: Tensor, side: int) -> Tensor:
     """Maps (B, C, h, w) of square inputs, resized to (B, C, side/4, side/4)."""
-    size = (side // STRIDE, side // STRIDE)
+    size = (side // DENSE_STRIDE, side // DENSE_STRIDE)
     return functional.interpolate(maps, size=size, mode="bilinear", antialias=True)
 
 
@@ -104,7 +104,7 @@ def build(about: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
     model: Any = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=len(outputs))
     if task == "detection":
         place = getattr(model, "roi_heads", model)
-        place.score_thresh, place.detections_per_img = SCORE_FLOOR, MOST_BOXES
+        place.score_thresh, place.detections_per_img = MIN_SCORE, MAX_BOXES
         if model.transform.fixed_size is None:  # an SSD has a size of its own
             model.transform.min_size, model.transform.max_size = (about["image_size"],), about["image_size"]
     return model, outputs

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.models.backbone import register_statistics
 from pipeline.models.weights import HUB
 from pipeline.stores.labels import LabelSpace
-from tasks.detection.model import MOST_BOXES, SCORE_FLOOR
+from tasks.detection.model import MAX_BOXES, MIN_SCORE
 from tasks.prediction import Predictor, Preprocessing
 from teachers.models import torchvision_models
 
@@ -160,13 +160,13 @@ class BoxReader(Reader):
     def read(self, output: Any, side: int) -> dict[str, Any]:
         """Per image boxes (N, 4) in input pixels, scores and labels, best first."""
         output.logits, output.pred_boxes = output.logits.float(), output.pred_boxes.float()
-        found = self.finish(output, threshold=SCORE_FLOOR, target_sizes=[(side, side)] * len(output.logits))
+        found = self.finish(output, threshold=MIN_SCORE, target_sizes=[(side, side)] * len(output.logits))
         return {"images": [self._best(each) for each in found], "input": side}
 
     def _best(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         labels = self.places[found["labels"]]
         order = found["scores"].argsort(descending=True, stable=True)
-        order = order[labels[order] > 0][:MOST_BOXES]
+        order = order[labels[order] > 0][:MAX_BOXES]
         return {"boxes": found["boxes"][order], "scores": found["scores"][order], "labels": labels[order]}
 
 

@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from pipeline.stores.labels import LabelSpace, Value
 from tasks.detection.label import MIN_VISIBLE, TaskLabel
 from tasks.detection.metric import AveragePrecision
-from tasks.detection.model import MOST_BOXES, TaskModel
+from tasks.detection.model import MAX_BOXES, TaskModel
 from tasks.network import Network
 
 SPACE = LabelSpace("detection", ("cup", "spoon", "plate"))
@@ -235,7 +235,7 @@ def test_predictions_are_boxes_in_the_images_own_pixels(network: Network) -> Non
     for size in ((64, 64), (640, 320)):
         value = TASK.value(arrays, 0, size)
         assert value["size"].tolist() == list(size)
-        assert 0 < len(value["boxes"]) <= MOST_BOXES
+        assert 0 < len(value["boxes"]) <= MAX_BOXES
         assert (value["boxes"] >= 0).all()
         assert (value["boxes"] <= np.tile(size, 2) + 1e-3).all()
         assert (np.diff(value["scores"]) <= 0).all()
