@@ -1,10 +1,10 @@
-"""What can go wrong, by whose hand it is mended, and the exit code of the command.
+"""The exceptions of this project, who can fix each, and the command's exit code.
 
 MustError
-├── ConfigError   2   the recipe, an option or the environment: edit and run again
-├── DataError     3   files on disk: repair or leave them out, and run again
-├── Stopped      75   asked to stop; everything done so far is kept: run again to go on
-└── Interrupted   1   a process was ended from outside: begun again, it goes on from what it saved
+├── ConfigError   2   the recipe, an option or the environment: edit it and run again
+├── DataError     3   files on disk: repair them or leave them out, and run again
+├── Stopped      75   a stop was requested; all work so far is kept: run again to resume
+└── Interrupted   1   a process was ended from outside: started again, it resumes from what it saved
 """
 
 from __future__ import annotations
@@ -15,61 +15,61 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
-"""The folder of this project: it is installed from there."""
+"""The root folder of this project, which is installed from there."""
 MOST_NAMES = 40
-"""An error lists so many names and no more."""
+"""The most names that an error message lists."""
 
 
 class MustError(Exception):
-    """An error of this project: its text quotes the value and says what would have worked."""
+    """An error of this project. Its text quotes the wrong value and says what would have worked."""
 
     exit_code = 1
 
 
 class ConfigError(MustError):
-    """The recipe, an option or the environment does not fit; what was made before stays."""
+    """The recipe, an option or the environment is wrong; what was made before stays."""
 
     exit_code = 2
 
 
 class DataError(MustError):
-    """A file on disk is not what it should be; the text names the file."""
+    """A file on disk is wrong; the text names the file."""
 
     exit_code = 3
 
 
 class Stopped(MustError):
-    """A stop was asked for; what was done is on disk and the next run goes on from there."""
+    """A stop was requested; all work so far is on disk and the next run resumes there."""
 
     exit_code = 75
 
 
 class TakenOver(Stopped):
-    """The step is another run's by now."""
+    """Another run has taken over the step."""
 
 
 class Interrupted(MustError):
-    """Work ended by no fault of its own: who started it may begin it again, and it goes on from what it saved."""
+    """Work ended from outside: its starter may start it again, and it resumes from what it saved."""
 
 
 class LostPeer(Interrupted):
-    """Of several processes that work together another one is gone; what ended it is known to itself alone."""
+    """Another process of the group is gone; only that process knows why."""
 
 
 class OutOfMemory(Interrupted):
-    """The device's memory ran out where nothing but a new beginning helps, which is then made in smaller pieces."""
+    """The device is out of memory and only a restart helps; the restart uses smaller microbatches."""
 
     exit_code = 75
 
 
-def installing(extra: str) -> str:
-    """The command that adds an extra of this project to what is installed."""
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra of this project."""
     return f"uv pip install -e '{PROJECT}[{extra}]'"
 
 
 @contextlib.contextmanager
 def error_context(place: str) -> Iterator[None]:
-    """Errors of this project that are raised inside begin with the place they are about."""
+    """Put `place` in front of the message of every MustError raised inside."""
     try:
         yield
     except MustError as error:
@@ -77,8 +77,8 @@ def error_context(place: str) -> Iterator[None]:
 
 
 def require_one_of(value: str, known: Iterable[str], what: str) -> str:
-    """Return `value` if it is one of `known`; else raise ConfigError with the nearest name and the others, if many only
-    those that are near.
+    """Return `value` if it is one of `known`. Raises ConfigError with the nearest name and the known ones (of more than
+    MOST_NAMES only the nearest).
     """
     names = sorted(known)
     if value in names:

@@ -9,11 +9,11 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import httpx
+import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import (
@@ -60,20 +60,20 @@ class RunAtWork:
     def is_alive(self) -> bool:
         """Whether its process, of this machine, is there: one that was told at its start that it is this run's."""
         try:
-            told = Path(f"/proc/{self.process}/environ").read_bytes().split(b"\0")
-        except OSError:
+            environ = psutil.Process(self.process).environ() if self.process else {}
+        except (psutil.Error, OSError):
             return False
-        return f"PREFECT__FLOW_RUN_ID={self.identity}".encode() in told
+        return environ.get("PREFECT__FLOW_RUN_ID") == str(self.identity)
 
     def is_of(self, worker: Service | None) -> bool:
         """Whether a worker that is up looks after it; one that took the place of another does not."""
         if worker is None or not worker.alive():
             return False
         try:
-            lines = Path(f"/proc/{self.process}/status").read_text(encoding="ascii", errors="replace").splitlines()
-        except OSError:
-            return True  # about to be started, or ended just now
-        return f"PPid:\t{worker.process.number}" in lines
+            parent = psutil.Process(self.process).ppid() if self.process else None
+        except (psutil.Error, OSError):
+            parent = None
+        return parent in (None, worker.process.number)  # none: about to be started, or ended just now
 
     def told(self) -> str:
         """Flow, name and step in a few words."""

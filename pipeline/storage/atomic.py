@@ -1,4 +1,4 @@
-"""Files and folders of this machine that are there whole or not at all."""
+"""Atomic writes of local files and folders: the final name appears only when the content is complete."""
 
 from __future__ import annotations
 
@@ -11,57 +11,60 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError
 
-PART = ".part"
-"""How the name of a file ends that is being written. Whoever reads a folder passes such files over."""
+PART_SUFFIX = ".part"
+"""Suffix of files that are still being written. Readers of a folder skip them."""
 
 
-def part_of(path: Path) -> Path:
-    """A hidden file beside `path` to write first, of a name that nobody else on any machine comes to."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{PART}")
+def temporary_path(path: Path) -> Path:
+    """Return a hidden path beside `path` to write to first, unique across machines."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{PART_SUFFIX}")
 
 
-def publish(part: Path, path: Path) -> None:
-    """Give what is written its name, once it is safe on the disk."""
-    sync(part)
-    os.replace(part, path)
+def publish(temporary: Path, path: Path) -> None:
+    """Sync a finished file to disk and rename it to `path`."""
+    fsync(temporary)
+    os.replace(temporary, path)
 
 
-def sync(path: Path) -> None:
-    """Wait until what is in a file is safe on the disk."""
+def fsync(path: Path) -> None:
+    """Wait until the content of a file is safely on disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A file to write, which becomes `path` on leaving; after an error it is gone, and `path` is what it was before."""
-    part = part_of(path)
+    """Yield a temporary file to write, renamed to `path` at the end; after an error it is deleted and `path` unchanged.
+
+    >>> with atomic_write(path) as temporary:
+    ...     temporary.write_bytes(data)
+    """
+    temporary = temporary_path(path)
     try:
-        yield part
-        publish(part, path)
+        yield temporary
+        publish(temporary, path)
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def check_absent(folder: Path) -> None:
-    """Raise ConfigError if there is something at `folder` other than an empty folder."""
+    """Raise ConfigError unless `folder` is absent or an empty folder."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise ConfigError(f"{folder}: there is a file of this name; name another folder.")
+        raise ConfigError(f"{folder}: is a file or a link, not a folder; name another folder.")
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder}: is there already and not empty; name another folder, or remove it.")
+        raise ConfigError(f"{folder}: already exists and is not empty; name another folder, or remove it.")
 
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A hidden folder to fill, which becomes `folder`, absent or empty before, on leaving; after an error it is gone.
+    """Yield a temporary folder to fill, renamed to `folder` (absent or empty) at the end and deleted after an error.
 
-    Files in it are not waited for until they are safe on the disk: if the machine itself goes down soon after, some may
-    be empty.
+    Its files are not synced: if the machine itself crashes soon after, some may be empty.
     """
-    part = part_of(folder)
-    part.mkdir(parents=True)
+    temporary = temporary_path(folder)
+    temporary.mkdir(parents=True)
     try:
-        yield part
-        os.rename(part, folder)
+        yield temporary
+        os.rename(temporary, folder)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

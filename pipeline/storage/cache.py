@@ -1,10 +1,8 @@
-"""Copies, on this machine, of files that lie elsewhere: one folder with a limit, what was used longest ago goes first.
+"""Size-limited local cache of remote files, least recently used first out, shared by threads and processes.
 
-    <folder>/files/<2 digits>/<sha256><suffix>    a file's bytes, whole, under their hash: they never change
-    <folder>/files/<2 digits>/.<...>.part         on its way in, or held by a reader
-    <folder>/locks/<2 digits>                     of many that want a file at once, one fetches it
-
-Any number of threads and processes may share a folder.
+<folder>/files/<2 digits>/<sha256><suffix>    a complete file under its hash: it never changes
+<folder>/files/<2 digits>/.<...>.part         a file being fetched, or held by a reader
+<folder>/locks/<2 digits>                     file locks, so that of many readers only one fetches a file
 """
 
 from __future__ import annotations
@@ -19,16 +17,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.storage.atomic import sync
+from pipeline.storage.atomic import fsync
 
 SLACK = 16
-"""The folder is looked through once per so small a part of the limit that is added to it."""
-OLD_S = 86_400
-"""A part as old as this was left by a process that was killed."""
+"""The folder is scanned once for every 1/SLACK of the limit that is added."""
+STALE_S = 86_400
+"""A part file of this age was left by a killed process."""
 
 
 class CacheKey(NamedTuple):
-    """What a file is known by: the hash of its bytes, their number, and how its name ends (`.parquet`)."""
+    """The identity of a file: the sha256 (hex) of its bytes, its size in bytes, and its suffix (`.parquet`)."""
 
     sha256: str
     size: int
@@ -36,156 +34,154 @@ class CacheKey(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """Where the cache is: MUST_CACHE, or `must` in the user's own folder for caches."""
-    told = os.environ.get("MUST_CACHE")
-    return Path(told) if told else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "must"
+    """Return the folder of the cache: MUST_CACHE, or `must` in the user's cache folder."""
+    folder = os.environ.get("MUST_CACHE")
+    return Path(folder) if folder else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "must"
 
 
 class Cache:
     """The cache in a folder, of at most `limit` bytes.
 
-    One process alone stays below the limit; each further one may pass it by a sixteenth, and so may what is on its way
-    at one moment. A file larger than the limit is kept no longer than it is read. Open files live on when taken out.
+    A single process stays below the limit. Each further one may exceed it by 1/SLACK, plus what it is fetching. A file
+    larger than the limit is kept only while it is read. Evicted files stay readable where they are open.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
-        self._left = 0  # bytes that may be added before the folder is looked through again,
-        self._coming = 0  # and those of them that are on their way
-        self._crowded = False  # whether more came at once than the limit allows: then it is looked through afterwards
+        self._budget = 0  # bytes that may be added before the next scan of the folder
+        self._incoming = 0  # bytes of that budget that are being fetched
+        self._overfull = False  # more is being fetched than the limit allows: evict again afterwards
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[Cache], tuple[Path, int]]:
         return Cache, (self.folder, self.limit)
 
-    def find(self, entry: CacheKey) -> Path | None:
-        """The copy, which may be taken out at any moment, if there is one. It counts as used now."""
-        path = self._path(entry)
+    def find(self, key: CacheKey) -> Path | None:
+        """Return the cached file, if there is one, and mark it as used. It may be evicted at any moment."""
+        path = self._path(key)
         try:
             os.utime(path)
-            whole = path.stat().st_size == entry.size  # a machine that lost its power may have lost part of a file
+            complete = path.stat().st_size == key.size  # a power failure may have cut it short
         except FileNotFoundError:
             return None
-        if not whole:
+        if not complete:
             path.unlink(missing_ok=True)
-        return path if whole else None
+        return path if complete else None
 
     @contextlib.contextmanager
-    def hold(self, entry: CacheKey, fetch: Callable[[Path], None]) -> Iterator[Path]:
-        """The copy, under a name that is nobody else's while inside; `fetch` makes it if it is not there."""
-        held = self._part(entry)
+    def open(self, key: CacheKey, fetch: Callable[[Path], None]) -> Iterator[Path]:
+        """Yield the cached file under a private name that is not evicted, calling `fetch(path)` if it is not cached."""
+        private = self._private_path(key)
         try:
-            if not self._link(entry, held):
-                with self._fetching(entry):  # somebody else may just have done it
-                    if not self._link(entry, held):
-                        self._bring(entry, held, fetch)
-            yield held
+            if not self._link(key, private):
+                with self._fetch_lock(key):  # another thread or process may just have fetched it
+                    if not self._link(key, private):
+                        self._fetch(key, private, fetch)
+            yield private
         finally:
-            held.unlink(missing_ok=True)
+            private.unlink(missing_ok=True)
 
-    def take(self, entry: CacheKey, file: Path) -> None:
-        """Move a file of this disk into the cache: it was made here, and lies elsewhere as well by now."""
-        if entry.size > self.limit:
+    def add(self, key: CacheKey, file: Path) -> None:
+        """Move a local file into the cache, once the remote storage holds it too."""
+        if key.size > self.limit:
             file.unlink()
             return
-        path = self._path(entry)
+        path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self._room(entry.size):
-            os.utime(file)  # before: another thread may take it out again at once
+        with self._reserve(key.size):
+            os.utime(file)  # first: another thread may evict it again at once
             os.replace(file, path)
 
-    def _path(self, entry: CacheKey) -> Path:
-        return self.folder / "files" / entry.sha256[:2] / f"{entry.sha256}{entry.suffix}"
+    def _path(self, key: CacheKey) -> Path:
+        return self.folder / "files" / key.sha256[:2] / f"{key.sha256}{key.suffix}"
 
-    def _part(self, entry: CacheKey) -> Path:
-        path = self._path(entry)
+    def _private_path(self, key: CacheKey) -> Path:
+        path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.with_name(f".{uuid.uuid4().hex[:12]}.part{entry.suffix}")
+        return path.with_name(f".{uuid.uuid4().hex[:12]}.part{key.suffix}")
 
-    def _link(self, entry: CacheKey, held: Path) -> bool:
-        path = self.find(entry)
+    def _link(self, key: CacheKey, private: Path) -> bool:
+        path = self.find(key)
         if path is None:
             return False
         try:
-            os.link(path, held)
-        except OSError:  # taken out just now, or this file system has no second names
+            os.link(path, private)
+        except OSError:  # evicted just now, or a file system without hard links
             return False
         return True
 
-    def _bring(self, entry: CacheKey, held: Path, fetch: Callable[[Path], None]) -> None:
-        if entry.size > self.limit:
-            fetch(held)
+    def _fetch(self, key: CacheKey, private: Path, fetch: Callable[[Path], None]) -> None:
+        if key.size > self.limit:
+            fetch(private)
             return
-        with self._room(entry.size):
-            fetch(held)
-            sync(held)  # its length may come first: after a power failure the file would be there with other bytes
-            with contextlib.suppress(OSError):  # somebody else was faster, or this file system has no second names
-                os.link(held, self._path(entry))
+        with self._reserve(key.size):
+            fetch(private)
+            fsync(private)  # else a power failure could leave a file of the right size with other bytes
+            with contextlib.suppress(OSError):  # already cached by now, or a file system without hard links
+                os.link(private, self._path(key))
 
     @contextlib.contextmanager
-    def _fetching(self, entry: CacheKey) -> Iterator[None]:
-        """While inside, nobody else, in any thread or process, fetches this file (or one whose hash begins like its).
+    def _fetch_lock(self, key: CacheKey) -> Iterator[None]:
+        """Keep all other threads and processes from fetching this file, or one whose hash starts with the same digits.
 
-        The system lets go of the lock of a process that is killed.
+        The system releases the lock of a killed process.
         """
         locks = self.folder / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        with open(locks / entry.sha256[:2], "wb") as file:
+        with open(locks / key.sha256[:2], "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     @contextlib.contextmanager
-    def _room(self, size: int) -> Iterator[None]:
-        """Room for so many bytes, which are there when this ends: made by a look through the folder now and then, which
-        takes out files until there is some slack as well.
-        """
+    def _reserve(self, size: int) -> Iterator[None]:
+        """Make room for `size` bytes, which are added inside. Now and then this scans the folder and evicts."""
         with self._lock:
-            self._coming += size
-            if self._coming > self._left:
-                self._make_room()
+            self._incoming += size
+            if self._incoming > self._budget:
+                self._evict()
         try:
             yield
         finally:
             with self._lock:
-                self._coming -= size
-                self._left -= size
-                if self._crowded and not self._coming:
-                    self._make_room()
+                self._incoming -= size
+                self._budget -= size
+                if self._overfull and not self._incoming:
+                    self._evict()
 
-    def _make_room(self) -> None:
-        """Take out files until what is on its way fits in, with some slack; more than the limit never does."""
+    def _evict(self) -> None:
+        """Delete files until the incoming bytes fit with some slack, as far as the limit allows."""
         slack = self.limit // SLACK
-        room = self.limit - self._coming - slack
+        room = self.limit - self._incoming - slack
         _shrink(self.folder / "files", max(0, room))
-        self._left, self._crowded = self._coming + slack, room < 0
+        self._budget, self._overfull = self._incoming + slack, room < 0
 
 
-class _Copy(NamedTuple):
+class _CachedFile(NamedTuple):
     used: float
     size: int
     path: str
 
 
 def _shrink(folder: Path, limit: int) -> None:
-    """Take out what was used longest ago, until the rest is no larger than `limit`."""
-    copies = sorted(_copies(folder))
-    total = sum(copy.size for copy in copies)
-    for copy in copies:
+    """Delete the least recently used files until the rest is at most `limit` bytes."""
+    files = sorted(_cached_files(folder))
+    total = sum(file.size for file in files)
+    for file in files:
         if total <= limit:
             return
-        with contextlib.suppress(FileNotFoundError):  # another process takes files out as well
-            os.unlink(copy.path)
-        total -= copy.size
+        with contextlib.suppress(FileNotFoundError):  # another process evicts as well
+            os.unlink(file.path)
+        total -= file.size
 
 
-def _copies(folder: Path) -> Iterator[_Copy]:
-    """The files of the cache. Parts don't count: those of today are being written or read, older ones are deleted."""
-    old = time.time() - OLD_S
-    for below in folder.glob("??"):
-        for entry in os.scandir(below):
+def _cached_files(folder: Path) -> Iterator[_CachedFile]:
+    """Yield the files of the cache. Part files are in use and don't count; stale ones are deleted."""
+    stale = time.time() - STALE_S
+    for subfolder in folder.glob("??"):
+        for entry in os.scandir(subfolder):
             with contextlib.suppress(FileNotFoundError):
-                facts = entry.stat()
-                if entry.name.startswith(".") and facts.st_mtime < old:
+                stat = entry.stat()
+                if entry.name.startswith(".") and stat.st_mtime < stale:
                     os.unlink(entry.path)
                 elif not entry.name.startswith("."):
-                    yield _Copy(facts.st_mtime, facts.st_size, entry.path)
+                    yield _CachedFile(stat.st_mtime, stat.st_size, entry.path)

@@ -1,4 +1,4 @@
-"""What goes wrong between here and storage elsewhere, in one line: what was asked for, and what would have worked."""
+"""Errors of remote and local storage as one-line errors of this project: what failed, and what would have worked."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
-from pipeline.errors import ConfigError, DataError, MustError, installing
+from pipeline.errors import ConfigError, DataError, MustError, install_command
 
-SEE = "docs/how-to/remote.md has the rest"
-NO_CREDENTIALS = (
+SEE = "see docs/how-to/remote.md"
+# Exceptions are named as text below, as the storage libraries that define them may not be installed.
+NO_CREDENTIALS = {
     "NoCredentialsError",
     "PartialCredentialsError",
     "DefaultCredentialsError",
     "CredentialRetrievalError",
-)
-"""What the storages' own libraries raise; they are not loaded, and may not be installed."""
+}
 LOG_IN = "Log in with `aws sso login`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-MISSING = {
+MISSING_SETTINGS = {
     "ProfileNotFound": "Set AWS_PROFILE to a profile that is in ~/.aws/config, or unset it",
     "NoRegionError": "Set AWS_DEFAULT_REGION, as to us-east-1",
     "TokenRetrievalError": LOG_IN,
     "SSOTokenLoadError": LOG_IN,
     "UnauthorizedSSOTokenError": LOG_IN,
 }
-"""What else they raise before they ask anything, each with what would have worked."""
-NO_ANSWER = (
+"""Errors raised before any request, with the setting that would have worked."""
+NO_ANSWER = {
     "ConnectionError",
     "HTTPClientError",
     "ClientConnectionError",
@@ -35,9 +35,9 @@ NO_ANSWER = (
     "IncompleteRead",
     "IncompleteReadError",
     "ResponseParserError",
-)
-"""No answer, or one that was cut short."""
-PASSING = {
+}
+"""Errors for no answer, or one that was cut short."""
+TRANSIENT = {
     errno.EAGAIN,
     errno.EBUSY,
     errno.ECONNRESET,
@@ -52,37 +52,37 @@ PASSING = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
-"""Of the system's errors those that say nothing about the file: machine, network or server are short of something."""
-PASSING_ELSEWHERE = PASSING | {errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO)}
-"""The same of storage elsewhere. s3fs tells by EREMOTEIO that a server failed, and by EIO that it gave an answer of
-another kind than S3's: one that stands before it did.
+"""System errors that are no fault of the file: machine, network or server are short of something for now."""
+TRANSIENT_REMOTE = TRANSIENT | {errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO)}
+"""The same for remote storage. s3fs raises EREMOTEIO when the server failed, and EIO when the answer is none of S3's,
+so that it came from a proxy in front of it.
 """
-TAKEN, CONTENDED = "PreconditionFailed", "ConditionalRequestConflict"
-"""S3's codes for a file that was to be made and is there already, and for one that another is making right now."""
+ALREADY_EXISTS, BEING_CREATED = "PreconditionFailed", "ConditionalRequestConflict"
+"""S3's error codes for creating a file that exists, and one that another request is creating right now."""
 EXTRAS = {
-    "s3fs": f"needs the extra s3: {installing('s3')}",
+    "s3fs": f"needs the extra s3: {install_command('s3')}",
     "gcsfs": "needs gcsfs: uv pip install gcsfs",
     "adlfs": "needs adlfs: uv pip install adlfs",
 }
 
 
 @contextlib.contextmanager
-def opening(text: str) -> Iterator[None]:
-    """ConfigError if the file system of the path or URL `text` can't be opened: it says what is not installed."""
+def explain_open_errors(url: str) -> Iterator[None]:
+    """Raise ConfigError if the file system of a path or URL can't be opened, naming the package that is missing."""
     try:
         yield
     except ImportError as error:
-        missing = next((extra for name, extra in EXTRAS.items() if name in str(error)), _line(error))
-        raise ConfigError(f"{text}: {missing}.") from error
+        missing = next((extra for name, extra in EXTRAS.items() if name in str(error)), _first_line(error))
+        raise ConfigError(f"{url}: {missing}.") from error
     except (ValueError, OSError) as error:
-        raise ConfigError(f"path {text!r} can't be opened: {_line(error)}") from error
+        raise ConfigError(f"path {url!r} can't be opened: {_first_line(error)}") from error
 
 
 @contextlib.contextmanager
-def asking(place: str) -> Iterator[None]:
-    """Errors of the storage that `place` is on, as errors of this project.
+def explain_remote_errors(url: str) -> Iterator[None]:
+    """Turn errors of the storage that `url` is on into ConfigError or DataError.
 
-    A file that is not there, or is already, is left to the caller, and so is a disk of this machine that is full.
+    FileNotFoundError, FileExistsError and a full local disk pass through: the caller handles them.
     """
     try:
         yield
@@ -91,85 +91,82 @@ def asking(place: str) -> Iterator[None]:
     except Exception as error:
         if _has_no_bucket(error):
             raise ConfigError(
-                f"{place}: there is no such bucket ({_line(error)}). Make it, or name another."
+                f"{url}: there is no such bucket ({_first_line(error)}). Make it, or name another."
             ) from error
         if isinstance(error, FileNotFoundError | FileExistsError) or is_disk_full(error):
             raise
-        raise _explained(place, error) from error
+        raise _explained(url, error) from error
 
 
 @contextlib.contextmanager
-def reading(place: object) -> Iterator[None]:
-    """What the system tells about a file that is read: ConfigError if it says nothing about the file and may pass,
-    else DataError.
-    """
+def explain_read_errors(path: object) -> Iterator[None]:
+    """Turn system errors from reading a file into ConfigError if they may pass, else into DataError."""
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(f"{place}: there is no such file") from error
+        raise DataError(f"{path}: there is no such file") from error
     except OSError as error:
-        if error.errno in PASSING:
-            raise ConfigError(f"{place}: can't be read just now ({error.strerror}). Run again when it can.") from error
-        raise DataError(f"{place}: can't be read ({error.strerror or error})") from error
+        if error.errno in TRANSIENT:
+            raise ConfigError(f"{path}: can't be read just now ({error.strerror}). Run again when it can.") from error
+        raise DataError(f"{path}: can't be read ({error.strerror or error})") from error
 
 
-def code_of(error: MustError) -> str | None:
-    """The code that S3 gave for what it refused, of an error from `asking`."""
-    told = error.__cause__ and error.__cause__.__cause__
-    answer = getattr(told, "response", None) or {}
-    code: str | None = answer.get("Error", {}).get("Code")
+def s3_error_code(error: MustError) -> str | None:
+    """Return S3's error code behind an error from `explain_remote_errors`, None if there is none."""
+    cause = error.__cause__ and error.__cause__.__cause__
+    response = getattr(cause, "response", None) or {}
+    code: str | None = response.get("Error", {}).get("Code")
     return code
 
 
-def _explained(place: str, error: Exception) -> MustError:
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    if kinds & set(NO_CREDENTIALS):
+def _explained(url: str, error: Exception) -> MustError:
+    names = {base.__name__ for base in type(error).__mro__}
+    line = _first_line(error)
+    if names & NO_CREDENTIALS:
         return ConfigError(
-            f"{place}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; {SEE}."
+            f"{url}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; {SEE}."
         )
-    missing = next((MISSING[kind] for kind in kinds if kind in MISSING), None)
-    if missing:
-        return ConfigError(f"{place}: {_line(error).rstrip('.')}. {missing}; {SEE}.")
+    if missing := next((MISSING_SETTINGS[name] for name in names if name in MISSING_SETTINGS), None):
+        return ConfigError(f"{url}: {line.rstrip('.')}. {missing}; {SEE}.")
     if isinstance(error, PermissionError):
         return ConfigError(
-            f"{place}: access denied ({_line(error)}). These credentials must be allowed to list, read, write and "
-            f"delete there; {SEE}."
+            f"{url}: access denied ({line}). These credentials must be allowed to list, read, write and delete there; "
+            f"{SEE}."
         )
-    if kinds & set(NO_ANSWER):
+    if names & NO_ANSWER:
         return ConfigError(
-            f"{place}: the storage does not answer ({_line(error)}). What is whole is kept: run again when it does, or "
-            "set AWS_ENDPOINT_URL if it is elsewhere."
+            f"{url}: the storage does not answer ({line}). Finished files are kept: run again when it does, or set "
+            "AWS_ENDPOINT_URL if it is elsewhere."
         )
-    if getattr(error, "errno", None) in PASSING_ELSEWHERE:
+    if getattr(error, "errno", None) in TRANSIENT_REMOTE:
         return ConfigError(
-            f"{place}: the storage can't do it just now ({_line(error)}). What is whole is kept: run again when it can."
+            f"{url}: the storage can't do it just now ({line}). Finished files are kept: run again when it can."
         )
-    return DataError(f"{place}: the storage refused ({type(error).__name__}: {_line(error)})")
+    return DataError(f"{url}: the storage refused ({type(error).__name__}: {line})")
 
 
 def _has_no_bucket(error: Exception) -> bool:
     return isinstance(error, FileNotFoundError) and "bucket does not exist" in str(error)
 
 
-def _line(error: Exception) -> str:
-    """The first line of what an error says."""
+def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def is_disk_full(error: Exception) -> bool:
-    """Whether the system said so; libraries that write through other languages tell it in words alone."""
+    """Return True if there was no space left; libraries in other languages say so in their message alone."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
 @contextlib.contextmanager
-def explaining_full_disk(what: str, disk: object) -> Iterator[None]:
-    """DataError where there is no space left on the disk that holds the path `disk` for what `what` writes."""
+def explain_full_disk(writer: str, disk: object) -> Iterator[None]:
+    """Raise DataError if the disk of path `disk` is full, naming the step or file `writer` that needed the space."""
     try:
         yield
     except Exception as error:
         if isinstance(error, MustError) or not is_disk_full(error):
             raise
         raise DataError(
-            f"{what}: the disk that holds {disk} is full. What is whole is kept: free some space and run the same "
+            f"{writer}: the disk that holds {disk} is full. Finished files are kept: free some space and run the same "
             "command again."
         ) from error

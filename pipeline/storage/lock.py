@@ -1,10 +1,13 @@
-"""Of runs that work on one root at the same time, one makes an artifact and the others wait for it.
+"""Lease-based lock on a storage path, safe without clocks.
 
-A claim is a file `<root>/claims/<what>/<number>.json`, made by `StoragePath.create`, which one of many wins on a file system
-that is shared and on object storage as well. Its holder renews it every few seconds. A holder that ended on this
-machine is found at once; one elsewhere by a claim that look after look found as it was. Looks are counted and no
-clock is asked, so that clocks that differ or jump do no harm; nor does a storage that answers nobody for a while: the
-look that waits for it is one. A dead holder's claim is never changed: the next number is created.
+Runs that share a root use it so that one of them makes an artifact while the others wait. It works on shared file
+systems and on object storage, where file locks are missing or can't be trusted.
+
+A lease is a file `<folder>/<number>.json`, made by `StoragePath.create`, which only one of many callers wins. Its
+holder renews it every RENEW_S. A holder on this machine that ended is noticed at once; one on another machine when poll
+after poll finds the lease unchanged. Polls are counted instead of seconds: clock skew is harmless, and so is a storage
+that hangs for a while, since the poll that waits for it counts once. The lease of a dead holder is never changed: the
+next number is created.
 """
 
 from __future__ import annotations
@@ -23,20 +26,19 @@ from pipeline.storage.path import StoragePath
 from pipeline.storage.process_id import ProcessId
 
 RENEW_S = 10.0
-LOOK_S = 0.5
-"""Between looks at a claim that is waited for."""
-PATIENCE_S = 60.0
-"""After looks for so long that found no renewal, a holder on another machine is taken for dead."""
+POLL_S = 0.5
+LEASE_S = 60.0
+"""A holder on another machine counts as dead after polls for this long that found no renewal."""
 
-Told = Callable[[ProcessId], None]
-"""Called now and then while a claim is waited for, with who holds it; may raise to end the wait."""
-Holds = Callable[[], bool]
-"""Asks the storage whether a claim is held still."""
+OnWait = Callable[[ProcessId], None]
+"""Called at every poll with the process that holds the lock; may raise to stop waiting."""
+IsHeld = Callable[[], bool]
+"""Asks the storage whether the lock is still held."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Claim:
-    """What a claim's file says. `renewed` counts up, and `token` tells claims of one process apart."""
+class _Lease:
+    """The content of a lease file. `renewed` counts up; `token` tells leases of one process apart."""
 
     holder: ProcessId
     token: str
@@ -46,57 +48,64 @@ class _Claim:
         return json.dumps(dataclasses.asdict(self)).encode()
 
     @classmethod
-    def read(cls, file: StoragePath) -> _Claim | None:
-        """The claim in a file, None if it is gone."""
-        text = file.peek()
+    def read(cls, file: StoragePath) -> _Lease | None:
+        """Return the lease in a file, or None if the file is gone."""
+        text = file.read_if_exists()
         if text is None:
             return None
-        about: dict[str, Any] = json.loads(text)
-        return cls(ProcessId(**about["holder"]), about["token"], about["renewed"])
+        fields: dict[str, Any] = json.loads(text)
+        return cls(ProcessId(**fields["holder"]), fields["token"], fields["renewed"])
 
 
 @contextlib.contextmanager
-def hold_lock(folder: StoragePath, waiting: Told, lost: Callable[[], None]) -> Iterator[Holds]:
-    """Hold the claim whose files lie in `folder`, once it is free. `lost` is called, on another thread, some time after
-    somebody took this process for dead (it may have slept) and holds the claim now; what this gives tells it at once.
+def hold_lock(folder: StoragePath, on_wait: OnWait, on_lost: Callable[[], None]) -> Iterator[IsHeld]:
+    """Hold the lock whose lease files lie in `folder`, waiting until it is free.
+
+    If another process takes this one for dead (it may have slept) and takes over, `on_lost` is called some time later,
+    on another thread. The yielded function tells at once:
+
+    >>> with hold_lock(root / "claims/x", on_wait=lambda holder: None, on_lost=stop.set) as is_held:
+    ...     publish(result) if is_held() else discard(result)
     """
-    mine = _Claim(ProcessId.this(), uuid.uuid4().hex)
-    number = _take(folder, mine, waiting)
+    lease = _Lease(ProcessId.current(), uuid.uuid4().hex)
+    number = _acquire(folder, lease, on_wait)
     over = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(folder, number, mine, over, lost), daemon=True, name="claim")
+    renewing = threading.Thread(target=_renew, args=(folder, number, lease, over, on_lost), daemon=True, name="lease")
     renewing.start()
     try:
-        yield lambda: _is_held(folder, number, mine)
+        yield lambda: _is_held(folder, number, lease)
     finally:
         over.set()
         renewing.join()
-        _release(folder, number, mine)
+        _release(folder, number, lease)
 
 
 def lock_holders(root: StoragePath) -> dict[str, ProcessId]:
-    """Who holds what below `root`, as far as one look can tell: not those that ended on this machine, or elsewhere
-    without having renewed their claims for a while, by the storage's own clock.
+    """Return the holders of all locks below `root`, by the path of the lock, as far as a single poll can tell.
+
+    Left out are holders on this machine that ended, and holders elsewhere that have not renewed their lease for LEASE_S
+    by the storage's own clock.
     """
     newest: dict[str, int] = {}
-    for name in root.files():
-        what, _, file = name.rpartition("/")
+    for path in root.files():
+        lock, _, file = path.rpartition("/")
         if not file.startswith("."):
-            newest[what] = max(newest.get(what, 0), int(file.removesuffix(".json")))
-    claims = {what: _Claim.read(_file(root / what, number)) for what, number in newest.items()}
-    found = {what: claim.holder for what, claim in claims.items() if claim and not claim.holder.ended()}
-    if all(holder.is_here for holder in found.values()):
-        return found
+            newest[lock] = max(newest.get(lock, 0), int(file.removesuffix(".json")))
+    leases = {lock: _Lease.read(_file(root / lock, number)) for lock, number in newest.items()}
+    holders = {lock: lease.holder for lock, lease in leases.items() if lease and not lease.holder.has_ended()}
+    if all(holder.is_local for holder in holders.values()):
+        return holders
     now = _now(root)
-    ages = {what: now - (_file(root / what, newest[what]).written() or 0) for what in found}
-    return {what: holder for what, holder in found.items() if holder.is_here or ages[what] <= PATIENCE_S}
+    ages = {lock: now - (_file(root / lock, newest[lock]).modified() or 0) for lock in holders}
+    return {lock: holder for lock, holder in holders.items() if holder.is_local or ages[lock] <= LEASE_S}
 
 
 def _now(root: StoragePath) -> float:
-    """The time by the clock that dates the files below `root`."""
+    """Return the Unix time by the clock that dates the files below `root`."""
     probe = root / f".now-{uuid.uuid4().hex[:12]}"
     probe.write(b"")
     try:
-        return probe.written() or 0
+        return probe.modified() or 0
     finally:
         probe.remove()
 
@@ -109,60 +118,60 @@ def _numbers(folder: StoragePath) -> list[int]:
     return sorted(int(name.removesuffix(".json")) for name in folder.files() if not name.startswith("."))
 
 
-def _take(folder: StoragePath, mine: _Claim, waiting: Told) -> int:
-    """The number that a claim of this process got, when there is no other that lives."""
-    seen: tuple[int, _Claim | None] = (-1, None)
-    looks = 0
+def _acquire(folder: StoragePath, own: _Lease, on_wait: OnWait) -> int:
+    """Create a lease once no live one is left, and return its number."""
+    last: tuple[int, _Lease | None] = (-1, None)
+    unchanged = 0
     while True:
         number = max(_numbers(folder), default=-1)
-        claim = _Claim.read(_file(folder, number)) if number >= 0 else None
-        if number >= 0 and claim is None:
-            continue  # released between two looks
-        if claim and claim.token == mine.token:  # it was created, and the storage's word on that was lost
-            if _still(folder, *seen):
+        lease = _Lease.read(_file(folder, number)) if number >= 0 else None
+        if number >= 0 and lease is None:
+            continue  # released between listing and reading
+        if lease and lease.token == own.token:  # it was created, but the storage's answer was lost
+            if _confirm(folder, *last):
                 return number
             continue
-        looks = looks + 1 if (number, claim) == seen else 0
-        seen = (number, claim)
-        if claim is None or claim.holder.ended() or looks * LOOK_S > PATIENCE_S:
-            if _file(folder, number + 1).create(mine.to_bytes()) and _still(folder, number, claim):
+        unchanged = unchanged + 1 if (number, lease) == last else 0
+        last = (number, lease)
+        if lease is None or lease.holder.has_ended() or unchanged * POLL_S > LEASE_S:
+            if _file(folder, number + 1).create(own.to_bytes()) and _confirm(folder, number, lease):
                 return number + 1
             continue
-        waiting(claim.holder)
-        time.sleep(LOOK_S)
+        on_wait(lease.holder)
+        time.sleep(POLL_S)
 
 
-def _still(folder: StoragePath, number: int, dead: _Claim | None) -> bool:
-    """Whether the claim before ours is the one we found dead; if others came and went meanwhile, ours is given up."""
-    if dead is None or _Claim.read(_file(folder, number)) == dead:
+def _confirm(folder: StoragePath, number: int, dead: _Lease | None) -> bool:
+    """Return True if the lease before ours is still the dead one. If others came and went meanwhile, give ours up."""
+    if dead is None or _Lease.read(_file(folder, number)) == dead:
         return True
     _file(folder, number + 1).remove()
     return False
 
 
-def _renew(folder: StoragePath, number: int, mine: _Claim, over: threading.Event, lost: Callable[[], None]) -> None:
+def _renew(folder: StoragePath, number: int, own: _Lease, over: threading.Event, on_lost: Callable[[], None]) -> None:
     while not over.wait(RENEW_S):
-        with contextlib.suppress(OSError, MustError):  # a store that does not answer for a moment: the next time
-            if not _is_held(folder, number, mine):
-                lost()
+        with contextlib.suppress(OSError, MustError):  # the storage does not answer for a moment: try again later
+            if not _is_held(folder, number, own):
+                on_lost()
                 return
-            mine = dataclasses.replace(mine, renewed=mine.renewed + 1)
-            _file(folder, number).write(mine.to_bytes())
+            own = dataclasses.replace(own, renewed=own.renewed + 1)
+            _file(folder, number).write(own.to_bytes())
 
 
-def _is_held(folder: StoragePath, number: int, mine: _Claim) -> bool:
-    """Whether the claim is ours still: nobody has made a later one, and it was not given back with one that was."""
-    return _is_ours(folder, number, mine) and max(_numbers(folder), default=number) == number
+def _is_held(folder: StoragePath, number: int, own: _Lease) -> bool:
+    """Return True if the lease is still ours and nobody created a later one."""
+    return _is_ours(folder, number, own) and max(_numbers(folder), default=number) == number
 
 
-def _is_ours(folder: StoragePath, number: int, mine: _Claim) -> bool:
-    """Whether the claim of this number is ours: another may have been made since ours was taken for dead."""
-    there = _Claim.read(_file(folder, number))
-    return there is not None and there.token == mine.token
+def _is_ours(folder: StoragePath, number: int, own: _Lease) -> bool:
+    """Return True if the lease of this number is ours: another process may have released ours and reused the number."""
+    lease = _Lease.read(_file(folder, number))
+    return lease is not None and lease.token == own.token
 
 
-def _release(folder: StoragePath, number: int, mine: _Claim) -> None:
-    if _is_ours(folder, number, mine):
+def _release(folder: StoragePath, number: int, own: _Lease) -> None:
+    if _is_ours(folder, number, own):
         for old in _numbers(folder):
             if old <= number:
                 _file(folder, old).remove()

@@ -1,4 +1,4 @@
-"""Where files are: on this machine or on any file system that fsspec knows, spoken to in one way."""
+"""Paths of files and folders on this machine or on any file system that fsspec knows, with the same methods for all."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import contextlib
 import dataclasses
 import datetime
 import hashlib
-import io
 import os
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -21,38 +20,50 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
 from pipeline.errors import ConfigError, DataError, MustError
-from pipeline.storage.atomic import atomic_write, part_of, sync
-from pipeline.storage.errors import CONTENDED, TAKEN, asking, code_of, opening, reading
+from pipeline.storage.atomic import atomic_write, fsync, temporary_path
+from pipeline.storage.errors import (
+    ALREADY_EXISTS,
+    BEING_CREATED,
+    explain_open_errors,
+    explain_read_errors,
+    explain_remote_errors,
+    s3_error_code,
+)
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)")
-STATES = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
-"""What tells one state of a remote file from another, by the names that storages give it; the first one counts."""
+STATE_KEYS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
+"""Keys under which storages tell one state of a file from another; the first one present counts."""
 PARTS_AT_ONCE = {"s3": 1, "s3a": 1}
-"""Parts of one file on their way at once, by protocol: each is 50 MiB of memory, and several files are on theirs."""
+"""Parts of one file in transfer at once, by protocol. Each takes 50 MiB of memory, and files go in parallel."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StoragePath:
-    """A file or folder on this machine, or on any file system that fsspec knows. `path` is the system's own form."""
+    """A file or folder on this machine, or on any file system that fsspec knows.
 
-    system: AbstractFileSystem
+    >>> folder = StoragePath.of("s3://bucket/images")  # or a local path, "~/images"
+    >>> (folder / "train/a.jpg").read()
+    """
+
+    fs: AbstractFileSystem
     path: str
-    facts: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False, repr=False)
-    """What a listing told of a remote file."""
+    """In the form of `fs`: without the protocol."""
+    info: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False, repr=False)
+    """For a remote file from a listing, what the listing said about it."""
 
     @classmethod
     def of(cls, text: str) -> StoragePath:
-        """The place that a recipe calls `text`: a URL, or a path, which may begin with `~` or be relative."""
+        """Return the path for a URL or a local path, which may start with `~` or be relative."""
         if not URL.match(text):
             return cls(LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
         protocol = get_protocol(text)
         options = {"max_concurrency": PARTS_AT_ONCE[protocol]} if protocol in PARTS_AT_ONCE else {}
-        with opening(text):  # nothing is remembered of what was there: others write, too
+        with explain_open_errors(text):  # listings are not cached, as other processes write as well
             return cls(*fsspec.core.url_to_fs(text, use_listings_cache=False, **options))
 
     @property
     def local(self) -> bool:
-        return isinstance(self.system, LocalFileSystem)
+        return isinstance(self.fs, LocalFileSystem)
 
     @property
     def name(self) -> str:
@@ -60,236 +71,239 @@ class StoragePath:
 
     @property
     def parent(self) -> StoragePath:
-        return StoragePath(self.system, self.path.rsplit("/", 1)[0])
+        return StoragePath(self.fs, self.path.rsplit("/", 1)[0])
 
     @property
     def suffix(self) -> str:
-        """What follows the last dot, with the dot, in lower case."""
+        """The last dot and what follows it, in lower case."""
         return os.path.splitext(self.path)[1].lower()
 
     def __str__(self) -> str:
-        return shown(self.path if self.local else self.system.unstrip_protocol(self.path))
+        return printable(self.path if self.local else self.fs.unstrip_protocol(self.path))
 
     def __fspath__(self) -> str:
-        """A place on this machine can be opened like any path."""
+        """Return the path for `open` and `Path`, which work with a local file only."""
         if not self.local:
             raise TypeError(f"{self} is not on this machine")
         return self.path
 
     def __truediv__(self, name: str) -> StoragePath:
-        """The place called `name` from here; an absolute path or URL stands for itself."""
+        """Return the path of `name` relative to this one; an absolute path or URL replaces this one."""
         if URL.match(name) or os.path.isabs(name):
             return StoragePath.of(name)
-        return StoragePath(self.system, posixpath.normpath(f"{self.path}/{name}"))
+        return StoragePath(self.fs, posixpath.normpath(f"{self.path}/{name}"))
 
     def child(self, name: str) -> StoragePath:
-        """The place right below this folder that is called `name`, whatever characters that has."""
-        return StoragePath(self.system, f"{self.path.rstrip('/')}/{name}")
+        """Return the path of the entry `name` of this folder, taking every character of the name as it is."""
+        return StoragePath(self.fs, f"{self.path.rstrip('/')}/{name}")
 
-    def under(self, root: StoragePath) -> str:
-        """The path from `root` to here, as text that can be stored."""
-        return shown(self.path.removeprefix(root.path.rstrip("/") + "/").lstrip("/"))
+    def relative_to(self, root: StoragePath) -> str:
+        """Return the path from `root` to here as printable text."""
+        return printable(self.path.removeprefix(root.path.rstrip("/") + "/").lstrip("/"))
 
-    def _asking(self) -> AbstractContextManager[None]:
-        return contextlib.nullcontext() if self.local else asking(str(self))
+    def _explain_errors(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.local else explain_remote_errors(str(self))
 
     def exists(self) -> bool:
-        return bool(self.system.exists(self.path)) if self.local else self._kind() is not None
+        return bool(self.fs.exists(self.path)) if self.local else self._kind() is not None
 
     def is_folder(self) -> bool:
         if self.local:
-            return bool(self.system.isdir(self.path))
+            return bool(self.fs.isdir(self.path))
         kind = self._kind()
-        with self._asking():  # a server of web pages calls everything a file
-            return kind == "directory" or (kind is not None and bool(self.system.isdir(self.path)))
+        with self._explain_errors():  # a web server calls everything a file
+            return kind == "directory" or (kind is not None and bool(self.fs.isdir(self.path)))
 
     def _kind(self) -> str | None:
-        """What there is at a remote place, `file` or `directory`, None if nothing is. Unlike `exists` of the systems
-        themselves, which takes a lack of credentials or of an answer for a bucket that is not there.
+        """Return `file`, `directory` or None for a remote path.
+
+        fsspec's own `exists` takes missing credentials or no answer for a missing bucket.
         """
         try:
-            with self._asking():
-                kind: str = self.system.info(self.path)["type"]
+            with self._explain_errors():
+                kind: str = self.fs.info(self.path)["type"]
         except FileNotFoundError:
             return None
         return kind
 
     def read(self, start: int = 0, size: int | None = None) -> bytes:
-        """The bytes of the file, or `size` of them from `start`. Raises DataError if it can't be read, ConfigError if
-        that is no fault of the file's and may pass.
+        """Return the bytes of the file, or `size` of them from `start`.
+
+        Raises DataError if they can't be read, ConfigError if that is no fault of the file and may pass.
         """
         if size == 0:
-            return b""  # an empty range would be taken for the whole file
-        with reading(self):
-            data = self._bytes(start, size)
+            return b""  # storages take an empty range for the whole file
+        with explain_read_errors(self):
+            data = self._cat(start, size)
         if size is not None and len(data) != size:
             raise DataError(f"{self}: ends {size - len(data)} bytes before the end of an image in it")
         return data
 
-    def peek(self) -> bytes | None:
-        """The bytes of the file, None if there is none: one request, where `exists` and `read` are two."""
+    def read_if_exists(self) -> bytes | None:
+        """Return the bytes of the file, None if there is none. One request, where `exists` and `read` are two."""
         try:
-            return self._bytes(0, None)
+            return self._cat(0, None)
         except FileNotFoundError:
             return None
 
-    def _bytes(self, start: int, size: int | None) -> bytes:
-        # always by range: without one, s3fs asks for the size first
+    def _cat(self, start: int, size: int | None) -> bytes:
+        # always a range: without one, s3fs asks for the size first
         end = None if size is None else start + size
         try:
-            with self._asking():
-                data: bytes = self.system.cat_file(self.path, start=start, end=end)
+            with self._explain_errors():
+                data: bytes = self.fs.cat_file(self.path, start=start, end=end)
         except DataError:
             if start or size is not None:
                 raise
-            with self._asking():  # an empty file has no first byte to begin a range with
-                data = self.system.cat_file(self.path)
+            with self._explain_errors():  # an empty file has no range that starts at 0
+                data = self.fs.cat_file(self.path)
         return data
 
     def write(self, data: bytes) -> None:
-        """Make the file, whole or not at all, in the place of one that is there."""
+        """Write the file atomically, replacing an existing one."""
         if not self.local:
-            with self._asking():
-                self.system.pipe_file(self.path, data)
+            with self._explain_errors():
+                self.fs.pipe_file(self.path, data)
             return
-        with atomic_write(self._made_way()) as part:
-            part.write_bytes(data)
+        with atomic_write(self._with_parents()) as temporary:
+            temporary.write_bytes(data)
 
     def create(self, data: bytes) -> bool:
-        """Make the file, whole, unless there is one; whether this call made it. Of many at once one does, on a file
-        system that is shared and on object storage as well.
+        """Write the file atomically unless it exists. Returns True in exactly one of many concurrent callers, on shared
+        file systems and on object storage.
         """
         try:
-            return self._create_here(data) if self.local else self._create_elsewhere(data)
+            return self._create_local(data) if self.local else self._create_remote(data)
         except FileExistsError:
             return False
 
-    def _create_here(self, data: bytes) -> bool:
-        part = part_of(self._made_way())
+    def _create_local(self, data: bytes) -> bool:
+        temporary = temporary_path(self._with_parents())
         try:
-            part.write_bytes(data)
-            sync(part)
-            os.link(part, self.path)
+            temporary.write_bytes(data)
+            fsync(temporary)
+            os.link(temporary, self.path)
         finally:
-            part.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         return True
 
-    def _made_way(self) -> Path:
-        """The path of a local file, in a folder that there is now."""
+    def _with_parents(self) -> Path:
+        """Return the path of a local file after making its folder."""
         path = Path(self.path)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _create_elsewhere(self, data: bytes) -> bool:
+    def _create_remote(self, data: bytes) -> bool:
         while True:
             try:
-                with self._asking():
-                    self.system.pipe_file(self.path, data, mode="create")
+                with self._explain_errors():
+                    self.fs.pipe_file(self.path, data, mode="create")
                 return True
             except MustError as error:
-                code = code_of(error)
-                if code == TAKEN:
+                code = s3_error_code(error)
+                if code == ALREADY_EXISTS:
                     return False
-                if code != CONTENDED:
+                if code != BEING_CREATED:
                     raise
 
     def append(self, data: bytes) -> None:
-        """Add to the end of the file, which is made if there is none. Of a remote file, which is written anew each
-        time, for those that are small and have one writer.
+        """Append to the file, creating it if needed. A remote file is rewritten whole: only for small ones with one
+        writer.
         """
         if not self.local:
-            return self.write((self.peek() or b"") + data)
-        with open(self._made_way(), "ab") as file:
+            return self.write((self.read_if_exists() or b"") + data)
+        with open(self._with_parents(), "ab") as file:
             file.write(data)
         return None
 
     def upload(self, file: Path) -> None:
-        """Make this remote file out of one of this machine: whole or not at all."""
-        with self._asking():
-            self.system.put_file(str(file), self.path)
+        """Write this remote file atomically from a local one."""
+        with self._explain_errors():
+            self.fs.put_file(str(file), self.path)
 
     def download(self, file: Path) -> None:
-        """Copy this remote file to this machine. Raises DataError if it is not there."""
+        """Copy this remote file to this machine. Raises DataError if it does not exist."""
         try:
-            with self._asking():
-                self.system.get_file(self.path, str(file))
+            with self._explain_errors():
+                self.fs.get_file(self.path, str(file))
         except FileNotFoundError as error:
             raise DataError(f"{self}: there is no such file") from error
 
     def copy(self, target: StoragePath) -> None:
-        """Put a copy of the file at a place of the same file system, by that system itself."""
-        with self._asking():
-            self.system.cp_file(self.path, target.path)
+        """Copy the file within its file system, on the server."""
+        with self._explain_errors():
+            self.fs.cp_file(self.path, target.path)
 
     def remove(self) -> None:
-        """Take the file away, if it is there."""
-        with contextlib.suppress(FileNotFoundError), self._asking():
-            self.system.rm_file(self.path)
+        """Delete the file if it exists."""
+        with contextlib.suppress(FileNotFoundError), self._explain_errors():
+            self.fs.rm_file(self.path)
 
     def files(self) -> dict[str, int]:
-        """Every file below this folder, hidden ones as well, by its path from here: its size in bytes."""
+        """Return the size in bytes of every file below this folder, hidden ones included, by its path from here."""
         if self.local:
             return dict(_sizes(self.path, ""))
-        return {name: int(facts["size"]) for name, facts in self._listing().items()}
+        return {name: int(info["size"]) for name, info in self._listing().items()}
 
     def _listing(self) -> dict[str, Mapping[str, Any]]:
-        """What there is to know of every file below a remote folder, by its path from here: a request per 1000.
+        """Return fsspec's info on every file below a remote folder, by its path from here: one request per 1000.
 
-        Of a folder that is empty some storages list the folder itself, or a file of its name; and tools that know
-        folders leave files for them, whose names end in a slash.
+        For an empty folder some storages list the folder itself or a file of its name, and tools that know folders
+        leave marker files whose names end in a slash: these are left out.
         """
         try:
-            with self._asking():
-                found = self.system.find(self.path, detail=True)
+            with self._explain_errors():
+                infos = self.fs.find(self.path, detail=True)
         except FileNotFoundError:
             return {}
         folder = self.path.rstrip("/")
         below = {
-            path: facts
-            for path, facts in found.items()
-            if facts["type"] == "file" and path.startswith(folder and f"{folder}/") and not path.endswith("/")
+            path: info
+            for path, info in infos.items()
+            if info["type"] == "file" and path.startswith(folder and f"{folder}/") and not path.endswith("/")
         }
-        return {StoragePath(self.system, path).under(self): facts for path, facts in below.items()}
+        return {StoragePath(self.fs, path).relative_to(self): info for path, info in below.items()}
 
     def folders(self) -> list[StoragePath]:
-        """The folders right below this one, hidden ones as well; none if there is no such folder."""
+        """Return the folders right below this one, hidden ones included; none if this one does not exist."""
         try:
-            with self._asking():
-                entries = self.system.ls(self.path, detail=True)
+            with self._explain_errors():
+                entries = self.fs.ls(self.path, detail=True)
         except FileNotFoundError:
             return []
-        return [StoragePath(self.system, e["name"].rstrip("/")) for e in entries if e["type"] == "directory"]
+        return [StoragePath(self.fs, e["name"].rstrip("/")) for e in entries if e["type"] == "directory"]
 
-    def written(self) -> float | None:
-        """When the file was written (Unix time), None if there is none."""
+    def modified(self) -> float | None:
+        """Return the Unix time at which the file was last written, None if it does not exist."""
         try:
-            with self._asking():
-                moment: datetime.datetime = self.system.modified(self.path)
+            with self._explain_errors():
+                moment: datetime.datetime = self.fs.modified(self.path)
         except FileNotFoundError:
             return None
         return moment.timestamp()
 
     def stamp(self) -> tuple[int, int]:
-        """(size in bytes, mtime in ns); for a remote file (size, hash of its state); (-1, 0) for a link to nothing.
+        """Return (size in bytes, mtime in ns), for a remote file (size, hash of its state), for a broken link (-1, 0).
+
         Raises DataError and ConfigError as `read` does.
         """
         if not self.local:
-            with self._asking():
-                facts = self.facts or self.system.info(self.path)
-                state = next((str(facts[name]) for name in STATES if facts.get(name)), None)
-                state = state or self.system.ukey(self.path)
+            with self._explain_errors():
+                info = self.info or self.fs.info(self.path)
+                state = next((str(info[key]) for key in STATE_KEYS if info.get(key)), None)
+                state = state or self.fs.ukey(self.path)
             digest = hashlib.sha256(state.encode()).digest()
-            return int(facts.get("size") or 0), int.from_bytes(digest[:7], "big")
-        with reading(self):
+            return int(info.get("size") or 0), int.from_bytes(digest[:7], "big")
+        with explain_read_errors(self):
             try:
-                info = os.stat(self.path)
+                stat = os.stat(self.path)
             except FileNotFoundError:
                 return -1, 0
-        return info.st_size, info.st_mtime_ns
+        return stat.st_size, stat.st_mtime_ns
 
 
 def _sizes(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
-    """The files of a folder of this machine, and of those below: a hundred thousand in a fraction of a second."""
+    """Yield the path and size of all files below a local folder: a hundred thousand take a fraction of a second."""
     try:
         entries = os.scandir(folder)
     except FileNotFoundError:
@@ -299,57 +313,57 @@ def _sizes(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
             if entry.is_dir():
                 yield from _sizes(entry.path, f"{prefix}{entry.name}/")
                 continue
-            with contextlib.suppress(FileNotFoundError):  # one that was renamed meanwhile
+            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
                 yield prefix + entry.name, entry.stat().st_size
 
 
-def shown(name: str) -> str:
-    """A file's name as text that can be stored: bytes that are no UTF-8 become `\\xff`."""
+def printable(name: str) -> str:
+    """Return a file name as text that can be stored: bytes that are not UTF-8 become `\\xff`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def existing(place: StoragePath, option: str, kind: Literal["file", "folder", "path"]) -> StoragePath:
-    """`place`, if there is a file, a folder, or either (a path) there; else ConfigError naming the recipe's option."""
-    if not place.exists():
-        raise ConfigError(f"{option}: there is no {kind} {place}")
-    if kind != "path" and place.is_folder() != (kind == "folder"):
-        raise ConfigError(f"{option}: {place} is not a {kind}")
-    return place
+def require_exists(path: StoragePath, option: str, kind: Literal["file", "folder", "path"]) -> StoragePath:
+    """Return `path` if it is a file, a folder, or either (a path). Raises ConfigError naming the recipe's option."""
+    if not path.exists():
+        raise ConfigError(f"{option}: there is no {kind} {path}")
+    if kind != "path" and path.is_folder() != (kind == "folder"):
+        raise ConfigError(f"{option}: {path} is not a {kind}")
+    return path
 
 
 def subfolders(folder: StoragePath) -> list[StoragePath]:
-    """The visible folders right below `folder`, links to folders among them, sorted by name."""
+    """Return the visible folders right below `folder`, links to folders included, sorted by name."""
     if folder.local:
         names = [entry.name for entry in _scan(folder) if _is_folder(entry)]
     else:
-        names = sorted(found.name for found in folder.folders())
+        names = sorted(path.name for path in folder.folders())
     return [folder.child(name) for name in names if not name.startswith(".")]
 
 
 def walk(root: StoragePath) -> Iterator[StoragePath]:
-    """All files below the folder `root`, folder by folder in order of names.
+    """Yield all files below the folder `root`, folder by folder, sorted by name.
 
-    Names that begin with a dot are passed over. Links are followed, except to a folder that they lie in themselves.
-    A link to nothing is given like a file, so that reading it fails with a reason.
+    Names that start with a dot are skipped. Links are followed, except to a folder that contains them. A broken link is
+    yielded like a file, so that reading it fails with a reason.
     """
     if root.local:
         yield from _walk_local(root, frozenset())
         return
-    for name, facts in sorted(root._listing().items(), key=lambda item: item[0].split("/")):
+    for name, info in sorted(root._listing().items(), key=lambda item: item[0].split("/")):
         if not any(part.startswith(".") for part in name.split("/")):
-            yield dataclasses.replace(root.child(name), facts=facts)
+            yield dataclasses.replace(root.child(name), info=info)
 
 
-def _walk_local(folder: StoragePath, above: frozenset[tuple[int, int]]) -> Iterator[StoragePath]:
-    info = os.stat(folder.path)
-    here = (info.st_dev, info.st_ino)
-    if here in above:
+def _walk_local(folder: StoragePath, parents: frozenset[tuple[int, int]]) -> Iterator[StoragePath]:
+    stat = os.stat(folder.path)
+    inode = (stat.st_dev, stat.st_ino)
+    if inode in parents:
         return
     for entry in _scan(folder):
         if entry.name.startswith("."):
             continue
         if _is_folder(entry):
-            yield from _walk_local(folder.child(entry.name), above | {here})
+            yield from _walk_local(folder.child(entry.name), parents | {inode})
         elif os.path.isfile(entry.path) or not os.path.exists(entry.path):
             yield folder.child(entry.name)
 
@@ -363,46 +377,5 @@ def _scan(folder: StoragePath) -> list[os.DirEntry[str]]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # `is_dir` raises on a link to itself where `isdir` says no; but for plain entries it asks the disk nothing
+    # `entry.is_dir` raises on a link to itself where `isdir` says no; but for plain entries it needs no system call
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-
-
-READ_AHEAD = 8 << 20
-"""Bytes that are asked for at a time of a file that is read from front to back."""
-
-
-def opened(place: StoragePath) -> IO[bytes]:
-    """A file anywhere, open for reading. Raises OSError, as FileNotFoundError; of one that is elsewhere reading raises
-    what `StoragePath.read` does.
-    """
-    if place.local:
-        return open(place, "rb")
-    return io.BufferedReader(RangedFile(place, place.stamp()[0]), READ_AHEAD)
-
-
-class RangedFile(io.RawIOBase):
-    """A file elsewhere, of `size` bytes, open for reading. Nothing is read ahead."""
-
-    def __init__(self, place: StoragePath, size: int) -> None:
-        super().__init__()
-        self.place, self.size, self._position = place, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        size = max(0, min(len(buffer), self.size - self._position))
-        if size:
-            buffer[:size] = self.place.read(self._position, size)
-        self._position += size
-        return size

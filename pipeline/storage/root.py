@@ -1,7 +1,7 @@
-"""The root of a workspace: where artifacts, labels and runs are kept, on this machine or on object storage.
+"""The root of a workspace: the folder of all artifacts, labels and runs, on this machine or on object storage.
 
-On this machine, files are made and read where they lie. Of a root elsewhere, what is read comes through the cache, and
-what is made is written beside the cache first, `<cache>/scratch/<root>/...`, and uploaded when it is whole.
+In a local root, files are written and read in place. Files of a remote root are read through the cache; new ones are
+written to the scratch folder beside the cache first, `<cache>/scratch/<root>/...`, and uploaded when complete.
 """
 
 from __future__ import annotations
@@ -19,80 +19,83 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.storage.atomic import PART
+from pipeline.storage.atomic import PART_SUFFIX
 from pipeline.storage.cache import Cache, CacheKey, cache_folder
-from pipeline.storage.path import RangedFile, StoragePath, opened
+from pipeline.storage.path import StoragePath
+from pipeline.storage.remote_file import RemoteFile, open_file
 
+DEFAULT_ROOT = "must-root"
 CACHE_GB = 20.0
 TRANSFERS = 8
-"""Files on their way to or from storage at once."""
+"""Files in transfer to or from storage at once."""
 SHORT_URL = re.compile(r"[a-z][a-z0-9+.-]+:/")
 S = TypeVar("S")
 T = TypeVar("T")
-Source = Path | RangedFile
+PathOrFile = Path | RemoteFile
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredFile:
-    """A file of a root that is whole and never changes, with its size in bytes and hash (hex)."""
+    """A complete file of a root that never changes, with its size in bytes and its hash (hex)."""
 
-    place: StoragePath
+    path: StoragePath
     size: int
     sha256: str
     cache: Cache
 
     def __str__(self) -> str:
-        return str(self.place)
+        return str(self.path)
 
     def load(self, reader: Callable[[Path], T]) -> T:
-        """What `reader` makes of the file: it gets the file itself, or a whole copy that is there while it reads.
+        """Return `reader(path)` for the file itself, or for a complete local copy that exists while it reads.
 
         Errors name the file, not its copy.
+
+        >>> table = file.load(pq.read_table)
         """
-        if self.place.local:
-            return reader(Path(self.place))
-        with self.cache.hold(self._entry, self._fetch) as copy, path_in_errors(copy, str(self)):
+        if self.path.local:
+            return reader(Path(self.path))
+        with self.cache.open(self._cache_key, self._fetch) as copy, path_in_errors(copy, str(self)):
             return reader(copy)
 
-    def scan(self, reader: Callable[[Source], T]) -> T:
-        """Like `load`, for those who read little of a large file: of one that is elsewhere and not in the cache, they
-        get an open file that fetches what is read of it.
+    def scan(self, reader: Callable[[PathOrFile], T]) -> T:
+        """Like `load`, for readers that need little of a large file: a remote file that is not in the cache comes to
+        them as an open file that fetches only what is read.
         """
-        if self.place.local or self.cache.find(self._entry):
+        if self.path.local or self.cache.find(self._cache_key):
             return self.load(reader)
-        with RangedFile(self.place, self.size) as file:
+        with RemoteFile(self.path, self.size) as file:
             return reader(file)
 
     def read(self, start: int, size: int) -> bytes:
-        """`size` bytes from `start`, fewer where the file ends. Raises OSError, or DataError if it is elsewhere.
+        """Return `size` bytes from `start`, fewer at the end of the file.
 
-        Of a file that is elsewhere and not in the cache they alone are fetched; see `download`.
+        Of a remote file that is not in the cache, only these bytes are fetched; see `download`. Raises OSError, or
+        DataError for a remote file.
         """
-        if self.place.local:
-            return _bytes_of(self.place, start, size)
-        copy = self.cache.find(self._entry)
+        if self.path.local:
+            return _pread(self.path, start, size)
+        copy = self.cache.find(self._cache_key)
         if copy:
-            try:
-                return _bytes_of(copy, start, size)
-            except FileNotFoundError:  # taken out just now
-                pass
-        return self.place.read(start, size)
+            with contextlib.suppress(FileNotFoundError):  # evicted just now
+                return _pread(copy, start, size)
+        return self.path.read(start, size)
 
     def download(self, share: float) -> None:
-        """For those who will read all of it piece by piece: have the whole file in the cache, if it takes up no more
-        than this share of the cache.
+        """Fetch the whole file into the cache, before all of it is read piece by piece, unless it would take more than
+        this share of the cache.
         """
-        if self.place.local or self.size > share * self.cache.limit or self.cache.find(self._entry):
+        if self.path.local or self.size > share * self.cache.limit or self.cache.find(self._cache_key):
             return
-        with self.cache.hold(self._entry, self._fetch):
+        with self.cache.open(self._cache_key, self._fetch):
             pass
 
     @property
-    def _entry(self) -> CacheKey:
-        return CacheKey(self.sha256, self.size, self.place.suffix)
+    def _cache_key(self) -> CacheKey:
+        return CacheKey(self.sha256, self.size, self.path.suffix)
 
     def _fetch(self, copy: Path) -> None:
-        self.place.download(copy)
+        self.path.download(copy)
         if copy.stat().st_size != self.size:
             raise DataError(f"{self}: {copy.stat().st_size} bytes, where its manifest says {self.size}.")
         if hash_file(copy) != self.sha256:
@@ -100,139 +103,138 @@ class StoredFile:
 
 
 def local_file(path: Path) -> StoredFile:
-    """A whole file of this machine that is part of no artifact yet."""
+    """Return a complete local file that belongs to no artifact yet."""
     return StoredFile(StoragePath.of(str(path)), path.stat().st_size, "", Cache(cache_folder(), 0))
 
 
 @dataclasses.dataclass(frozen=True)
 class Root:
-    """A root, and the cache before it if it is elsewhere. Paths are relative to it, as `labels/x.parquet`."""
+    """A root, with its cache if it is remote. Methods take paths relative to it, such as `labels/x.parquet`.
 
-    place: StoragePath
+    `entry` is a file's entry in a manifest: {size (bytes), sha256 (hex)}.
+    """
+
+    path: StoragePath
     cache: Cache
 
     @classmethod
     def of(cls, root: str | Path, cache_gb: float = CACHE_GB) -> Root:
-        """The root at a path or URL, with `cache_gb` gigabytes of cache if it is elsewhere."""
+        """Return the root at a path or URL, with `cache_gb` gigabytes of cache if it is remote."""
         if isinstance(root, Path) and SHORT_URL.match(str(root)):
             raise ConfigError(f"root {str(root)!r}: a URL loses a slash as a Path; give it as text.")
         return cls(StoragePath.of(str(root)), Cache(cache_folder(), int(cache_gb * 1e9)))
 
     @property
     def local(self) -> bool:
-        return self.place.local
+        return self.path.local
 
     def __str__(self) -> str:
-        return str(self.place)
+        return str(self.path)
 
     def __truediv__(self, path: str) -> StoragePath:
-        """The place of a file or folder of the root, whatever characters its name has."""
-        return self.place.child(path)
+        """Return a file or folder of the root, taking every character of its name as it is."""
+        return self.path.child(path)
 
-    def file(self, path: str, facts: Mapping[str, Any]) -> StoredFile:
-        """A file that is whole and never changes, of which {size, sha256} are known."""
-        return StoredFile(self / path, int(facts["size"]), str(facts["sha256"]), self.cache)
+    def file(self, path: str, entry: Mapping[str, Any]) -> StoredFile:
+        """Return a complete file with a known entry."""
+        return StoredFile(self / path, int(entry["size"]), str(entry["sha256"]), self.cache)
 
     def local_path(self, path: str = "") -> Path:
-        """Where this machine writes what is to be at `path`: there itself, or in the scratch folder."""
+        """Return the local path at which `path` is written: in a local root itself, else in the scratch folder."""
         if self.local:
             return Path(self / path)
         return self.cache.folder / "scratch" / hashlib.sha256(str(self).encode()).hexdigest()[:16] / path
 
-    def keep(self, *files: Path) -> None:
-        """Files under `local_path` that a later attempt, maybe on another machine, goes on from: upload them, in order."""
+    def upload(self, *files: Path) -> None:
+        """Upload files below `local_path`, in order, so that a later attempt on any machine can resume from them."""
         if not self.local:
             for file in files:
-                (self / self._path(file)).upload(file)
+                (self / file.relative_to(self.local_path()).as_posix()).upload(file)
 
-    def publish(self, path: str, facts: Mapping[str, Any]) -> None:
-        """A file at `local_path(path)` is whole, and as `facts` say: upload it; from now on it is in the cache."""
+    def publish(self, path: str, entry: Mapping[str, Any]) -> None:
+        """Upload the complete file at `local_path(path)` and move it to the cache."""
         if not self.local:
             (self / path).upload(self.local_path(path))
-            self.add_to_cache(path, facts)
+            self.add_to_cache(path, entry)
 
-    def add_to_cache(self, path: str, facts: Mapping[str, Any]) -> None:
-        """A file at `local_path(path)` is also in the root, and as `facts` say: from now on it is in the cache."""
+    def add_to_cache(self, path: str, entry: Mapping[str, Any]) -> None:
+        """Move the file at `local_path(path)`, which the root holds by now, to the cache."""
         if not self.local:
-            file = self.file(path, facts)
-            self.cache.take(CacheKey(file.sha256, file.size, file.place.suffix), self.local_path(path))
+            self.cache.add(self.file(path, entry)._cache_key, self.local_path(path))
 
     def download(self, path: str) -> Path:
-        """A file of the root, whatever is in it, at `local_path(path)`. Raises DataError if it is not in the root."""
+        """Copy a file of the root to `local_path(path)` and return that. Raises DataError if the root has none."""
         if not self.local:
             self.local_path(path).parent.mkdir(parents=True, exist_ok=True)
             (self / path).download(self.local_path(path))
         return self.local_path(path)
 
-    def begin(self, path: str, kept: Iterable[str]) -> Path:
-        """The folder to make `path` in. Of an unfinished attempt it holds the subfolders `kept`; all else is gone."""
+    def prepare_folder(self, path: str, kept: Iterable[str]) -> Path:
+        """Return the local folder in which to make `path`, holding the subfolders `kept` of an unfinished attempt and
+        nothing else.
+        """
         folder = self.local_path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        there = {} if self.local else (self / path).files()
-        brought = [name for name in there if name.split("/")[0] in kept]
-        # of what was not uploaded, this machine's own attempt counts
-        _clear(folder, set(kept) - {name.split("/")[0] for name in brought})
-        for part in folder.rglob(f"*{PART}"):
+        remote = {} if self.local else (self / path).files()
+        resumed = [name for name in remote if name.split("/")[0] in kept]
+        # of subfolders that were not uploaded, those of this machine's own attempt count
+        _clear(folder, set(kept) - {name.split("/")[0] for name in resumed})
+        for part in folder.rglob(f"*{PART_SUFFIX}"):
             part.unlink()  # its writer was killed
-        in_parallel(lambda name: (self / f"{path}/{name}").remove(), there.keys() - brought)
-        in_parallel(lambda name: self.download(f"{path}/{name}"), brought)
+        in_parallel(lambda name: (self / f"{path}/{name}").remove(), remote.keys() - resumed)
+        in_parallel(lambda name: self.download(f"{path}/{name}"), resumed)
         return folder
 
     def inherit(self, names: Mapping[str, str]) -> None:
-        """Give files of the root, which never change, second names: {path: another path}."""
+        """Give files of the root, which never change, second names: {path: new path}."""
         if self.local:
             for source, target in names.items():
-                link(self.local_path(source), self.local_path(target))
+                link_or_copy(self.local_path(source), self.local_path(target))
             return
         in_parallel(lambda source: (self / source).copy(self / names[source]), names)
 
-    def publish_all(self, path: str, files: Mapping[str, Mapping[str, Any]], there: Set[str] = frozenset()) -> None:
-        """All `files` (with their facts) of the folder `path` are whole, and in the root from now on. Those in `there`
-        were adopted.
-        """
-        in_parallel(lambda name: self.publish(f"{path}/{name}", files[name]), files.keys() - there)
+    def publish_all(self, path: str, files: Mapping[str, Mapping[str, Any]], inherited: Set[str] = frozenset()) -> None:
+        """Publish all `files` (name: entry) of folder `path` except the `inherited`, which the root already holds."""
+        in_parallel(lambda name: self.publish(f"{path}/{name}", files[name]), files.keys() - inherited)
 
     def cleanup(self, path: str, kept: Set[str], scratch: str) -> None:
-        """The folder `path` is sealed: its subfolder `scratch`, and what else is not among the files `kept`, can go."""
+        """Delete from the sealed folder `path` its subfolder `scratch` and what is not among the files `kept`."""
         shutil.rmtree(self.local_path(f"{path}/{scratch}" if self.local else path), ignore_errors=True)
         if not self.local:
             stale = (self / path).files().keys() - kept
             in_parallel(lambda name: (self / f"{path}/{name}").remove(), stale)
 
     @contextlib.contextmanager
-    def side_by_side(self, files: Mapping[str, StoredFile]) -> Iterator[Path]:
-        """A folder of this machine with copies of remote files under these names, while inside."""
+    def local_copies(self, files: Mapping[str, StoredFile]) -> Iterator[Path]:
+        """Yield a temporary local folder with copies of remote files under these names."""
         scratch = self.local_path()
         scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=scratch, prefix=".read-") as name:
             folder = Path(name)
-            in_parallel(lambda file: files[file].load(lambda copy: link(copy, folder / file)), files)
+            in_parallel(lambda file: files[file].load(lambda copy: link_or_copy(copy, folder / file)), files)
             yield folder
-
-    def _path(self, file: Path) -> str:
-        return file.relative_to(self.local_path()).as_posix()
 
 
 @contextlib.contextmanager
-def path_in_errors(copy: Path, place: str) -> Iterator[None]:
-    """Errors that name a copy, which will be gone, name the place instead."""
+def path_in_errors(copy: Path, path: str) -> Iterator[None]:
+    """Replace a temporary copy by the `path` that it was copied from in the text of each DataError."""
     try:
         yield
     except DataError as error:
-        raise DataError(str(error).replace(str(copy), place)) from error
+        raise DataError(str(error).replace(str(copy), path)) from error
 
 
 def in_parallel(work: Callable[[S], T], items: Iterable[S]) -> list[T]:
-    """What the work makes of every item, several at once: storage takes its time to answer, and answers many."""
+    """Return `work(item)` for every item in order, TRANSFERS at once: storage is slow to answer, but answers many."""
     pool = ThreadPoolExecutor(TRANSFERS, thread_name_prefix="transfer")
     try:
         return list(pool.map(work, items))
     finally:
-        pool.shutdown(cancel_futures=True)  # after an error there is no use in the rest
+        pool.shutdown(cancel_futures=True)  # after an error the rest is of no use
 
 
-def link(source: Path, target: Path) -> None:
-    """Give a file a second name, or where the file system has no such thing a copy."""
+def link_or_copy(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it on a file system without hard links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
@@ -241,21 +243,21 @@ def link(source: Path, target: Path) -> None:
 
 
 def hash_file(path: Path) -> str:
-    """sha256 (hex) of a file, read in pieces."""
+    """Return the sha256 (hex) of a local file, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_place(place: StoragePath) -> str | None:
-    """sha256 (hex) of a file anywhere, read in pieces; None if there is none."""
+def hash_if_exists(path: StoragePath) -> str | None:
+    """Return the sha256 (hex) of a file on any storage, read in pieces; None if it does not exist."""
     try:
-        with opened(place) as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     except FileNotFoundError:
         return None
 
 
-def _bytes_of(path: os.PathLike[str], start: int, size: int) -> bytes:
+def _pread(path: os.PathLike[str], start: int, size: int) -> bytes:
     with open(path, "rb", buffering=0) as file:
         return os.pread(file.fileno(), size, start)
 
@@ -266,6 +268,3 @@ def _clear(folder: Path, kept: Iterable[str]) -> None:
             shutil.rmtree(entry)
         elif entry.is_file():
             entry.unlink()
-
-
-DEFAULT_ROOT = "must-root"

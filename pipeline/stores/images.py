@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
-from pipeline.storage.atomic import atomic_write, part_of, publish
+from pipeline.storage.atomic import atomic_write, publish, temporary_path
 from pipeline.storage.root import StoredFile, local_file
 
 SCHEMA_VERSION = 1
@@ -86,7 +86,7 @@ class ShardWriter:
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.tar_path, self.index_path = folder / f"{name}.tar", folder / f"{name}.parquet"
-        self._part = part_of(self.tar_path)
+        self._part = temporary_path(self.tar_path)
         self._file = open(self._part, "wb")  # noqa: SIM115 - closed by close() or discard()
         self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
         self.rows: list[ImageRow] = []
@@ -141,7 +141,7 @@ class ImageShard:
 
     def __init__(self, tar: StoredFile, index: StoredFile) -> None:
         self.tar, self.index = tar, index
-        self.name, self.sha256 = tar.place.name.removesuffix(".tar"), tar.sha256
+        self.name, self.sha256 = tar.path.name.removesuffix(".tar"), tar.sha256
 
     @property
     def address(self) -> str:

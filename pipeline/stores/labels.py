@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline.errors import DataError
-from pipeline.storage.atomic import part_of, publish
-from pipeline.storage.root import Source, StoredFile
+from pipeline.storage.atomic import publish, temporary_path
+from pipeline.storage.root import PathOrFile, StoredFile
 
 SCHEMA_VERSION = 1
 ROW_GROUP = 256
@@ -210,7 +210,7 @@ class LabelWriter:
 
     def __init__(self, path: Path, label: Label, about: Mapping[str, Any]) -> None:
         self.path, self.label = path, label
-        self._part = part_of(path)
+        self._part = temporary_path(path)
         schema = pa.schema([*COMMON, *label.columns()])
         self._schema = schema.with_metadata({"must": json.dumps(about, sort_keys=True)})
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -298,7 +298,7 @@ def open_labels(file: StoredFile, reader: Callable[[pq.ParquetFile], T], whole: 
     here first. DataError names a file that is missing or damaged.
     """
 
-    def read(source: Source) -> T:
+    def read(source: PathOrFile) -> T:
         try:
             with pq.ParquetFile(source, memory_map=True) as parquet:  # `read_table` is several times as slow to begin
                 return reader(parquet)

@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.storage.errors import explaining_full_disk, reading
-from pipeline.storage.lock import PATIENCE_S, Holds, Told, hold_lock
+from pipeline.storage.errors import explain_full_disk, explain_read_errors
+from pipeline.storage.lock import LEASE_S, IsHeld, OnWait, hold_lock
 from pipeline.storage.path import StoragePath
 from pipeline.storage.process_id import ProcessId
 from pipeline.storage.root import Root
@@ -43,7 +43,7 @@ NOTHING = pa.Table.from_batches([], SCHEMA)  # SCHEMA.empty_table() would load p
 PATH = "labels/rejected.parquet"
 CLAIM = "claims/rejected"
 KEY = "^[0-9a-f]{16}$"
-WAIT_S = 2 * PATIENCE_S
+WAIT_S = 2 * LEASE_S
 """For others who change the list, a moment each: longer than it takes to find out that one elsewhere was killed."""
 
 
@@ -52,8 +52,8 @@ def read_rejects(root: Root) -> pa.Table:
     is damaged, or that another version of this project wrote otherwise.
     """
     file = root / PATH
-    with reading(file):
-        data = file.peek()
+    with explain_read_errors(file):
+        data = file.read_if_exists()
     if data is None:
         return NOTHING
     try:
@@ -159,21 +159,21 @@ def _change(root: Root, change: Callable[[pa.Table], pa.Table]) -> int:
     file = root / PATH
     try:
         with (
-            explaining_full_disk(PATH, root.local_path()),
-            hold_lock(root / CLAIM, _waiting(file), lambda: None) as holds,
+            explain_full_disk(PATH, root.local_path()),
+            hold_lock(root / CLAIM, _waiting(file), lambda: None) as is_held,
         ):
             before = read_rejects(root)
             after = change(before)
             if not after.equals(before):
-                _replace(file, after, holds)
+                _replace(file, after, is_held)
             return len(after) - len(before)
     except OSError as error:
         raise ConfigError(f"{file}: can't be changed ({error.strerror}). Make the root one that can be.") from error
 
 
-def _replace(file: StoragePath, table: pa.Table, holds: Holds) -> None:
+def _replace(file: StoragePath, table: pa.Table, is_held: IsHeld) -> None:
     data = _to_bytes(table)
-    if not holds():
+    if not is_held():
         raise ConfigError(f"{file}: another process took over while this one slept. Nothing was changed: try again.")
     if len(table):
         file.write(data)
@@ -188,7 +188,7 @@ def _to_bytes(table: pa.Table) -> bytes:
     return data
 
 
-def _waiting(file: StoragePath) -> Told:
+def _waiting(file: StoragePath) -> OnWait:
     """What is done while somebody else changes the list: nothing, for so long."""
     deadline = time.monotonic() + WAIT_S
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.storage.cache import OLD_S, SLACK, Cache, CacheKey, cache_folder
+from pipeline.storage.cache import SLACK, STALE_S, Cache, CacheKey, cache_folder
 
 CONTEXT = multiprocessing.get_context("spawn")
 
@@ -38,7 +38,7 @@ class Origin:
 
     def get(self, cache: Cache, name: str, size: int = 100) -> bytes:
         """A file by way of the cache."""
-        with cache.hold(entry(name, size), self.fetch(name, size)) as copy:
+        with cache.open(entry(name, size), self.fetch(name, size)) as copy:
             return copy.read_bytes()
 
     def fetch(self, name: str, size: int = 100) -> Callable[[Path], None]:
@@ -68,7 +68,7 @@ def test_a_file_is_fetched_once_and_keeps_its_suffix(cache: Cache, origin: Origi
     assert [origin.get(cache, "a") for _ in range(3)] == [content("a", 100)] * 3
     assert origin.asked == ["a"]
     assert [name[-4:] for name in inside(cache)] == [".bin"]
-    with cache.hold(entry("a"), origin.fetch("a")) as copy:
+    with cache.open(entry("a"), origin.fetch("a")) as copy:
         assert copy.suffix == ".bin"
     assert len(inside(cache)) == 1, "a name that was held is gone"
 
@@ -105,7 +105,7 @@ def test_a_file_larger_than_the_limit_is_read_and_not_kept(cache: Cache, origin:
 
 
 def test_a_file_that_is_read_survives_being_taken_out(cache: Cache, origin: Origin) -> None:
-    with cache.hold(entry("a"), origin.fetch("a")) as copy:
+    with cache.open(entry("a"), origin.fetch("a")) as copy:
         for number in range(40):
             origin.get(cache, str(number), 200)
         assert cache.find(entry("a")) is None
@@ -118,7 +118,7 @@ def test_what_can_not_be_fetched_leaves_nothing(cache: Cache, origin: Origin) ->
         raise OSError("the line is dead")
 
     for _ in range(2):
-        with pytest.raises(OSError, match="the line is dead"), cache.hold(entry("a"), broken):
+        with pytest.raises(OSError, match="the line is dead"), cache.open(entry("a"), broken):
             pass
     assert inside(cache) == {}
     assert origin.get(cache, "a") == content("a", 100)
@@ -126,12 +126,12 @@ def test_what_can_not_be_fetched_leaves_nothing(cache: Cache, origin: Origin) ->
 
 def test_a_file_made_here_moves_in(cache: Cache, origin: Origin, tmp_path: Path) -> None:
     (tmp_path / "made").write_bytes(content("a", 100))
-    cache.take(entry("a"), tmp_path / "made")
+    cache.add(entry("a"), tmp_path / "made")
     assert not (tmp_path / "made").exists()
     assert origin.get(cache, "a") == content("a", 100)
     assert origin.asked == []
     (tmp_path / "large").write_bytes(content("large", 5000))
-    cache.take(entry("large", 5000), tmp_path / "large")
+    cache.add(entry("large", 5000), tmp_path / "large")
     assert not (tmp_path / "large").exists()
     assert sum(inside(cache).values()) == 100
 
@@ -163,14 +163,14 @@ def test_where_files_have_no_second_names_they_are_read_and_not_kept(
     assert [origin.get(cache, "a") for _ in range(2)] == [content("a", 100)] * 2
     assert inside(cache) == {}
     (tmp_path / "made").write_bytes(content("b", 100))
-    cache.take(entry("b"), tmp_path / "made")
+    cache.add(entry("b"), tmp_path / "made")
     assert origin.get(cache, "b") == content("b", 100)
 
 
 def test_what_killed_processes_left_is_cleared_after_a_day(cache: Cache, origin: Origin) -> None:
     origin.get(cache, "a")
     folder = cache.folder / "files" / _file("a", 100)[:2]
-    for name, age in (("young", 0), ("old", OLD_S + 60)):
+    for name, age in (("young", 0), ("old", STALE_S + 60)):
         (folder / f".{name}.part.bin").write_bytes(b"1234")
         os.utime(folder / f".{name}.part.bin", (time.time() - age,) * 2)
     for number in range(20):
@@ -189,7 +189,7 @@ def test_of_many_threads_that_want_a_file_one_fetches_it(cache: Cache) -> None:
 
     def want(_: int) -> bytes:
         together.wait()
-        with cache.hold(entry("a"), slow) as copy:
+        with cache.open(entry("a"), slow) as copy:
             return copy.read_bytes()
 
     with ThreadPoolExecutor(8) as pool:
@@ -214,7 +214,7 @@ def test_more_at_once_than_the_limit_is_cut_back_when_it_is_there(cache: Cache) 
         path.write_bytes(content(path.name, 300))
 
     def download(number: int) -> None:
-        with cache.hold(CacheKey(f"{number:02x}" * 32, 300, ".bin"), slowly):
+        with cache.open(CacheKey(f"{number:02x}" * 32, 300, ".bin"), slowly):
             pass
 
     with ThreadPoolExecutor(count) as pool:
@@ -227,7 +227,7 @@ def test_many_threads_move_files_in(cache: Cache, tmp_path: Path) -> None:
         file = tmp_path / str(number)
         file.write_bytes(content(str(number), 300))
         os.utime(file, (number, number))  # made long before it is moved
-        cache.take(entry(str(number), 300), file)
+        cache.add(entry(str(number), 300), file)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(make, range(400)))
@@ -261,7 +261,7 @@ def fetch_forever(folder: Path, limit: int) -> None:
         (folder / "fetching").touch()
         time.sleep(1000)
 
-    with Cache(folder, limit).hold(entry("a"), never):
+    with Cache(folder, limit).open(entry("a"), never):
         pass
 
 

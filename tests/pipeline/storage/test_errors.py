@@ -18,7 +18,7 @@ from aiohttp import ClientPayloadError
 from cli.doctor import examine
 from cli.main import main
 from pipeline.errors import PROJECT, ConfigError, DataError
-from pipeline.storage.errors import asking
+from pipeline.storage.errors import explain_remote_errors
 from pipeline.storage.path import StoragePath
 from tests.s3 import guarded
 
@@ -159,10 +159,10 @@ def test_the_doctor_tells_whether_a_root_answers(bucket: str) -> None:
 
 def test_the_doctor_tells_whether_files_are_created_once(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place = StoragePath.of(f"{bucket}/root")
-    pipe_file = place.system.pipe_file
+    pipe_file = place.fs.pipe_file
     assert next(fine for fine, what, _ in examine(str(place), None) if what == "root")
     with monkeypatch.context() as other:
-        other.setattr(place.system, "pipe_file", lambda path, data, mode="": pipe_file(path, data))
+        other.setattr(place.fs, "pipe_file", lambda path, data, mode="": pipe_file(path, data))
         fine, line = next((fine, line) for fine, what, line in examine(str(place), None) if what == "root")
     assert not fine
     assert line.startswith(f"{place}: the storage ignores If-None-Match, so that two runs at once would")
@@ -171,12 +171,15 @@ def test_the_doctor_tells_whether_files_are_created_once(bucket: str, monkeypatc
 
 @pytest.mark.parametrize("error", [FileNotFoundError("x"), FileExistsError("x"), OSError(28, "No space left")])
 def test_what_the_caller_has_to_know_comes_through(error: OSError) -> None:
-    with pytest.raises(type(error)), asking("s3://b/x"):
+    with pytest.raises(type(error)), explain_remote_errors("s3://b/x"):
         raise error
 
 
 def test_anything_else_is_told_with_the_name_of_its_kind() -> None:
-    with pytest.raises(DataError, match=r"^s3://b/x: the storage refused \(KeyError: 'odd'\)$"), asking("s3://b/x"):
+    with (
+        pytest.raises(DataError, match=r"^s3://b/x: the storage refused \(KeyError: 'odd'\)$"),
+        explain_remote_errors("s3://b/x"),
+    ):
         raise KeyError("odd")
 
 
@@ -192,13 +195,13 @@ def test_anything_else_is_told_with_the_name_of_its_kind() -> None:
     ],
 )
 def test_what_passes_is_no_files_fault(error: Exception) -> None:
-    said = r"^s3://b/x: the storage .*\. What is whole is kept: run again when"
-    with pytest.raises(ConfigError, match=said), asking("s3://b/x"):
+    said = r"^s3://b/x: the storage .*\. Finished files are kept: run again when"
+    with pytest.raises(ConfigError, match=said), explain_remote_errors("s3://b/x"):
         raise error
 
 
 def test_a_range_that_is_not_there_is_the_files_fault() -> None:
-    with pytest.raises(DataError, match="the storage refused"), asking("s3://b/x"):
+    with pytest.raises(DataError, match="the storage refused"), explain_remote_errors("s3://b/x"):
         raise OSError(errno.EINVAL, "The requested range is not satisfiable")
 
 
@@ -213,5 +216,8 @@ def test_a_range_that_is_not_there_is_the_files_fault() -> None:
     ],
 )
 def test_what_is_not_set_is_told(error: Exception, line: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^s3://b/x: .*{line}.*docs/how-to/remote.md has the rest\.$"), asking("s3://b/x"):
+    with (
+        pytest.raises(ConfigError, match=rf"^s3://b/x: .*{line}.*see docs/how-to/remote.md\.$"),
+        explain_remote_errors("s3://b/x"),
+    ):
         raise error

@@ -26,7 +26,7 @@ CONTEXT = multiprocessing.get_context("spawn")
 
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "LOOK_S", 0.01)
+    monkeypatch.setattr(lock, "POLL_S", 0.01)
     monkeypatch.setattr(lock, "RENEW_S", 0.02)
 
 
@@ -44,7 +44,7 @@ def gone_by() -> ProcessId:
     child = CONTEXT.Process(target=int)
     child.start()
     child.join()
-    return ProcessId(ProcessId.this().machine, child.pid or 0, "1")
+    return ProcessId(ProcessId.current().machine, child.pid or 0, "1")
 
 
 def written(folder: StoragePath, number: int, holder: ProcessId, renewed: int = 0) -> None:
@@ -56,7 +56,7 @@ def written(folder: StoragePath, number: int, holder: ProcessId, renewed: int = 
 def test_a_free_claim_is_taken_renewed_and_given_back(folder: StoragePath) -> None:
     with hold_lock(folder, never, never):
         assert list(folder.files()) == ["0.json"]
-        assert lock_holders(folder.parent.parent) == {"step/mark": ProcessId.this()}
+        assert lock_holders(folder.parent.parent) == {"step/mark": ProcessId.current()}
         while json.loads((folder / "0.json").read())["renewed"] < 2:
             time.sleep(0.01)
     assert folder.files() == {}
@@ -93,7 +93,7 @@ def test_who_waits_is_told_and_may_leave(folder: StoragePath) -> None:
 
     with hold_lock(folder, never, never), pytest.raises(Stopped), hold_lock(folder, waiting, never):
         never()
-    assert told == [ProcessId.this()]
+    assert told == [ProcessId.current()]
 
 
 def test_a_holder_of_this_machine_that_ended_is_found_at_once(folder: StoragePath) -> None:
@@ -104,14 +104,14 @@ def test_a_holder_of_this_machine_that_ended_is_found_at_once(folder: StoragePat
 
 
 def test_a_number_that_another_process_was_given_is_not_its_holder(folder: StoragePath) -> None:
-    here = ProcessId.this()
+    here = ProcessId.current()
     written(folder, 0, ProcessId(here.machine, here.number, "when the world was young"))
     with hold_lock(folder, never, never):
         pass
 
 
 def test_a_holder_elsewhere_lives_as_long_as_it_renews(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(lock, "LEASE_S", 0.2)
     elsewhere = ProcessId("another machine", 1, "1")
     written(folder, 0, elsewhere)
     renewed = 0
@@ -144,7 +144,7 @@ def test_clocks_that_jump_do_no_harm(folder: StoragePath, monkeypatch: pytest.Mo
 def test_a_look_that_takes_long_is_one_look(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
     """A storage that answers nobody for a while keeps the holder from renewing as well."""
     written(folder, 0, ProcessId("another machine", 1, "1"))
-    moments = itertools.count(0.0, 2 * lock.PATIENCE_S)
+    moments = itertools.count(0.0, 2 * lock.LEASE_S)
     monkeypatch.setattr(time, "monotonic", lambda: next(moments))
     told = 0
 
@@ -191,7 +191,7 @@ def test_who_slept_until_all_was_over_hears_of_it_and_touches_nothing(folder: St
 def test_a_half_written_claim_is_passed_over(folder: StoragePath) -> None:
     with hold_lock(folder, never, never):
         (folder / ".1.json.0123.part").write(b"{")
-        assert lock_holders(folder.parent.parent) == {"step/mark": ProcessId.this()}
+        assert lock_holders(folder.parent.parent) == {"step/mark": ProcessId.current()}
     with hold_lock(folder, never, never):
         pass
 
@@ -200,7 +200,7 @@ def test_a_holder_elsewhere_that_does_not_renew_is_none_after_a_while(folder: St
     elsewhere = ProcessId("another machine", 1, "1")
     written(folder, 0, elsewhere)
     assert lock_holders(folder.parent.parent) == {"step/mark": elsewhere}
-    os.utime(str(folder / "0.json"), (0, time.time() - 2 * lock.PATIENCE_S))
+    os.utime(str(folder / "0.json"), (0, time.time() - 2 * lock.LEASE_S))
     assert lock_holders(folder.parent.parent) == {}
 
 

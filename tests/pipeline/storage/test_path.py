@@ -14,13 +14,13 @@ import pytest
 from botocore.exceptions import ClientError
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.storage.path import StoragePath, existing, subfolders, walk
+from pipeline.storage.path import StoragePath, require_exists, subfolders, walk
 from tests.s3 import listening, system
 
 
 def names(root: Path | str) -> list[str]:
     place = StoragePath.of(str(root))
-    return [file.under(place) for file in walk(place)]
+    return [file.relative_to(place) for file in walk(place)]
 
 
 def touch(root: Path, *files: str) -> None:
@@ -77,8 +77,8 @@ def test_paths_may_be_relative_or_begin_with_the_home(tmp_path: Path, monkeypatc
 
 def test_names_under_a_root_are_told_from_those_beside_it(tmp_path: Path) -> None:
     root = StoragePath.of(str(tmp_path / "set"))
-    assert (root / "a" / "b.jpg").under(root) == "a/b.jpg"
-    assert StoragePath.of(str(tmp_path / "set2" / "b.jpg")).under(root) == f"{tmp_path}/set2/b.jpg"[1:]
+    assert (root / "a" / "b.jpg").relative_to(root) == "a/b.jpg"
+    assert StoragePath.of(str(tmp_path / "set2" / "b.jpg")).relative_to(root) == f"{tmp_path}/set2/b.jpg"[1:]
     assert str(root / "/else/x.jpg") == "/else/x.jpg"
 
 
@@ -114,9 +114,9 @@ def test_a_file_that_can_not_be_looked_at_is_named(
 def test_missing_paths_are_named_with_their_option(tmp_path: Path) -> None:
     touch(tmp_path, "x")
     with pytest.raises(ConfigError, match=f"path: there is no folder {tmp_path}/none"):
-        existing(StoragePath.of(str(tmp_path / "none")), "path", "folder")
+        require_exists(StoragePath.of(str(tmp_path / "none")), "path", "folder")
     with pytest.raises(ConfigError, match=r"path: .*/x is not a folder"):
-        existing(StoragePath.of(str(tmp_path / "x")), "path", "folder")
+        require_exists(StoragePath.of(str(tmp_path / "x")), "path", "folder")
     with pytest.raises(ConfigError, match="nosuch://x"):
         StoragePath.of("nosuch://x")
 
@@ -168,9 +168,9 @@ def test_odd_names_are_names_like_any_other(folder: StoragePath, tmp_path: Path)
     file.write(b"odd")
     assert folder.files() == {ODD: 3}
     assert [each.name for each in folder.folders()] == ["a b"]
-    assert file.read() == file.peek() == b"odd"
+    assert file.read() == file.read_if_exists() == b"odd"
     assert file.read(1, 2) == b"dd"
-    assert file.written()
+    assert file.modified()
     assert file.exists()
     if not file.local:
         (tmp_path / "there").write_bytes(b"other")
@@ -191,7 +191,7 @@ def test_files_come_in_the_same_order_from_everywhere(folder: StoragePath) -> No
     in_order = ["a/z", "a b/z", "a.jpg", "a.tar/1", "a.tar/2", "b"]
     for name in reversed(in_order):
         (folder / name).write(b"")
-    assert [file.under(folder) for file in walk(folder)] == in_order
+    assert [file.relative_to(folder) for file in walk(folder)] == in_order
 
 
 def test_what_there_is_is_told_apart(folder: StoragePath) -> None:
@@ -202,8 +202,8 @@ def test_what_there_is_is_told_apart(folder: StoragePath) -> None:
 
 def test_what_is_not_there_is_told_in_every_way(folder: StoragePath, tmp_path: Path) -> None:
     file = folder / "none"
-    assert file.peek() is None
-    assert file.written() is None
+    assert file.read_if_exists() is None
+    assert file.modified() is None
     assert file.folders() == []
     with pytest.raises(DataError, match="none: there is no such file"):
         file.read()
@@ -262,7 +262,7 @@ def test_a_large_file_is_uploaded_part_by_part(bucket: str, tmp_path: Path, monk
     with open(tmp_path / "large", "wb") as file:
         file.truncate(151 << 20)
     place, at_once, most = StoragePath.of(f"{bucket}/large"), 0, 0
-    call = place.system._call_s3
+    call = place.fs._call_s3
 
     async def counted(method: str, *given: Any, **options: Any) -> Any:
         nonlocal at_once, most
@@ -273,7 +273,7 @@ def test_a_large_file_is_uploaded_part_by_part(bucket: str, tmp_path: Path, monk
         finally:
             at_once -= method == "upload_part"
 
-    monkeypatch.setattr(place.system, "_call_s3", counted)
+    monkeypatch.setattr(place.fs, "_call_s3", counted)
     place.upload(tmp_path / "large")
     assert most == 1
     assert place.stamp()[0] == 151 << 20
@@ -296,14 +296,14 @@ def test_storages_that_say_it_otherwise(
 ) -> None:
     """S3 itself asks to try again where two create a file at the same moment; others name no condition."""
     file = StoragePath.of(f"{bucket}/x")
-    create = file.system.pipe_file
+    create = file.fs.pipe_file
 
     def said(*given: Any, **options: Any) -> None:
         if not codes:
             return create(*given, **options)
         raise OSError(errno.EIO, "no") from ClientError({"Error": {"Code": codes.pop()}}, "PutObject")
 
-    monkeypatch.setattr(file.system, "pipe_file", said)
+    monkeypatch.setattr(file.fs, "pipe_file", said)
     assert file.create(b"x") is made
 
 
@@ -326,12 +326,12 @@ def test_one_look_is_one_request(bucket: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     looks: list[tuple[str, Callable[[], object]]] = [
         ("PUT", lambda: file.upload(tmp_path / "file")),
-        ("GET", file.peek),
+        ("GET", file.read_if_exists),
         ("GET", lambda: file.read(1, 1)),
-        ("GET", (folder / "none").peek),
+        ("GET", (folder / "none").read_if_exists),
         ("GET", folder.files),
         ("GET", lambda: file.download(tmp_path / "back")),
-        ("HEAD", file.written),
+        ("HEAD", file.modified),
         ("DELETE", file.remove),
     ]
     for method, look in looks:

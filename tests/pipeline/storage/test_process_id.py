@@ -1,4 +1,4 @@
-"""Whether a process still is."""
+"""Processes: told apart although pids are reused, as zombies, and in leases of earlier versions."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 
-from pipeline.storage.process_id import ProcessId
+from pipeline.storage.process_id import ENDED, ProcessId
 
 
 @pytest.fixture
@@ -23,35 +25,58 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
-    """Let it end; nobody has asked how it did, so the system remembers it."""
+    """End the child and leave it a zombie."""
     assert child.stdin
     child.stdin.close()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 
 
-def test_this_process_is_at_work() -> None:
-    assert not ProcessId.this().ended()
-    assert ProcessId.this() == ProcessId.numbered(os.getpid())
+def test_process_id_current_has_not_ended() -> None:
+    assert not ProcessId.current().has_ended()
+    assert ProcessId.current() == ProcessId.from_pid(os.getpid())
 
 
-def test_one_that_ends_is_known_to(child: subprocess.Popen[bytes]) -> None:
-    process = ProcessId.numbered(child.pid)
-    assert not process.ended()
+def test_process_id_has_ended_for_a_zombie_and_after_it(child: subprocess.Popen[bytes]) -> None:
+    process = ProcessId.from_pid(child.pid)
+    assert not process.has_ended()
     end(child)
-    assert process.ended()
+    assert process.has_ended()
     child.wait()
-    assert process.ended()
+    assert process.has_ended()
 
 
-def test_one_that_had_ended_when_it_was_noted_is_known_to(child: subprocess.Popen[bytes]) -> None:
+def test_process_id_from_pid_of_a_zombie_has_ended(child: subprocess.Popen[bytes]) -> None:
     end(child)
-    process = ProcessId.numbered(child.pid)
-    assert process.ended()
+    process = ProcessId.from_pid(child.pid)
+    assert process.started == ENDED
+    assert process.has_ended()
 
 
-def test_a_number_that_is_given_again_is_another_process() -> None:
-    assert dataclasses.replace(ProcessId.this(), started="1").ended()
+def test_process_id_has_ended_when_its_pid_is_reused() -> None:
+    assert dataclasses.replace(ProcessId.current(), started="1").has_ended()
 
 
-def test_of_another_machine_nothing_is_known() -> None:
-    assert not dataclasses.replace(ProcessId.this(), machine="elsewhere", number=2**22 + 1).ended()
+def test_process_id_has_not_ended_on_another_machine() -> None:
+    assert not dataclasses.replace(ProcessId.current(), machine="elsewhere", number=2**22 + 1).has_ended()
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="reads /proc")
+def test_process_id_started_is_the_starttime_of_proc() -> None:
+    """Leases on disk that earlier versions wrote hold this number."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    assert ProcessId.current().started == fields[19]
+
+
+def test_process_id_has_not_ended_while_hidden_from_this_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under `hidepid`: the process is there, but /proc does not show it."""
+    process = ProcessId.current()
+
+    def hidden(_: int) -> None:
+        raise psutil.NoSuchProcess(process.number)
+
+    monkeypatch.setattr(psutil, "Process", hidden)
+    assert not process.has_ended()
+
+
+def test_process_id_names_process_and_host() -> None:
+    assert str(ProcessId("host boot pid:[1]", 12, "1")) == "process 12 on host"

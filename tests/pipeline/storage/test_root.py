@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.storage.cache import Cache
-from pipeline.storage.path import RangedFile, StoragePath
+from pipeline.storage.path import StoragePath
+from pipeline.storage.remote_file import RemoteFile
 from pipeline.storage.root import Root, StoredFile, hash_file
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import LabelSpace, LabelWriter, about_store, read_labels
@@ -69,10 +70,10 @@ def test_what_was_made_here_is_not_downloaded(root: Root) -> None:
 @pytest.mark.parametrize("data", [b"abd", b"ab", b"abcd"])
 def test_a_file_that_is_not_what_its_manifest_says_is_named(root: Root, data: bytes) -> None:
     file = uploaded(root, "a.txt", b"abc")
-    file.place.write(data)
+    file.path.write(data)
     with pytest.raises(DataError, match=rf"^{file}: (its bytes changed since|{len(data)} bytes, where .* says 3)"):
         file.load(Path.read_bytes)
-    file.place.remove()
+    file.path.remove()
     with pytest.raises(DataError, match=rf"^{file}: there is no such file"):
         file.load(Path.read_bytes)
 
@@ -91,7 +92,7 @@ def test_whole_files_are_brought_where_they_fit(root: Root) -> None:
     small, large = uploaded(root, "small", bytes(100)), uploaded(root, "large", bytes(101))
     tight = Cache(root.cache.folder, 400)
     for file, copied in ((small, True), (large, False)):
-        here = StoredFile(file.place, file.size, file.sha256, tight)
+        here = StoredFile(file.path, file.size, file.sha256, tight)
         here.download(1 / 4)
         with listening() as requests:
             here.download(1 / 4)
@@ -101,7 +102,7 @@ def test_whole_files_are_brought_where_they_fit(root: Root) -> None:
 
 def test_an_open_range_reads_like_a_file(root: Root) -> None:
     data = bytes(range(256))
-    file = RangedFile(uploaded(root, "a.bin", data).place, 256)
+    file = RemoteFile(uploaded(root, "a.bin", data).path, 256)
     assert (file.read(4), file.tell()) == (data[:4], 4)
     assert (file.seek(-6, os.SEEK_END), file.read(100), file.read(1)) == (250, data[250:], b"")
     assert (file.seek(10), file.seek(5, os.SEEK_CUR), file.read(2)) == (10, 15, data[15:17])
@@ -109,7 +110,7 @@ def test_an_open_range_reads_like_a_file(root: Root) -> None:
 
 def test_looking_at_one_image_does_not_download_its_shard(root: Root, make_images: MakeImages, noise: Noise) -> None:
     shard = make_images("shard-000000", [noise(seed) for seed in range(40)])
-    tar, index = Path(shard.tar.place), Path(shard.tar.place).with_suffix(".parquet")
+    tar, index = Path(shard.tar.path), Path(shard.tar.path).with_suffix(".parquet")
     files = [upload(root, tar), upload(root, index)]
     far = ImageShard(*files)
     assert (far.sha256, far.keys) == (shard.sha256, shard.keys)
@@ -117,7 +118,7 @@ def test_looking_at_one_image_does_not_download_its_shard(root: Root, make_image
         with listening() as requests:
             assert far.read(wanted) == shard.read(wanted)
         assert requests.count() == {"GET": 1}
-    assert not far.tar.cache.find(far.tar._entry)
+    assert not far.tar.cache.find(far.tar._cache_key)
     with listening() as requests, ThreadPoolExecutor(4) as pool:
 
         def read(row: int) -> bytes:
@@ -152,15 +153,15 @@ def test_some_columns_of_labels_are_read_by_ranges(
     assert len(fetched) <= 4
     assert sum(fetched) < far.size / 4
     assert read_labels(far).num_rows == 300
-    far.place.write(b"PAR1 no more")
+    far.path.write(b"PAR1 no more")
     with pytest.raises(DataError, match=rf"^{far}: not a readable label shard|^{far}: its bytes|^{far}: 12 bytes"):
-        read_labels(StoredFile(far.place, 12, "0" * 64, far.cache))
+        read_labels(StoredFile(far.path, 12, "0" * 64, far.cache))
 
 
 def test_a_parquet_file_is_read_from_a_folder_that_is_hidden(root: Root, tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "t.parquet")
     file = upload(root, tmp_path / "t.parquet")
-    hidden = StoredFile(file.place, file.size, file.sha256, Cache(tmp_path / ".cache" / "_must", 10**6))
+    hidden = StoredFile(file.path, file.size, file.sha256, Cache(tmp_path / ".cache" / "_must", 10**6))
     assert hidden.load(pq.read_table).to_pydict() == {"a": [1, 2]}
 
 

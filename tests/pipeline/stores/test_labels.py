@@ -79,7 +79,7 @@ def test_the_threshold_is_applied_when_reading(tmp_path: Path) -> None:
 
 def test_rows_come_in_order_across_row_groups(tmp_path: Path) -> None:
     shard = LabelShard(stored(write(tmp_path / "s.parquet", ROW_GROUP + 44)), LABEL)
-    assert pq.ParquetFile(Path(shard.file.place)).metadata.num_row_groups == 2
+    assert pq.ParquetFile(Path(shard.file.path)).metadata.num_row_groups == 2
     assert [row["key"] for row in shard.rows()] == shard.keys
     assert shard.value(ROW_GROUP + 3)["scores"].size == (ROW_GROUP + 3) % 5  # type: ignore[index]
 

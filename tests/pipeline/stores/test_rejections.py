@@ -71,15 +71,15 @@ def test_images_and_labels_are_rejected_and_taken_back(any_root: Root) -> None:
     assert take_back(any_root, [one], None) == 1
     assert take_back(any_root, [three, two, one], MASKS) == 2
     assert listed(any_root) == []
-    assert any_root.place.files() == {}, "a list of nothing, or a claim, was left"
+    assert any_root.path.files() == {}, "a list of nothing, or a claim, was left"
 
 
 def test_what_is_on_the_list_gets_the_new_reason_and_stays_as_it_is(root: Root) -> None:
     reject(root, keys(1, 2), None, "blurred")
     before = read_rejects(root)
-    written = (root / PATH).written()
+    written = (root / PATH).modified()
     assert reject(root, keys(2, 1), None, "blurred") == 0
-    assert (root / PATH).written() == written
+    assert (root / PATH).modified() == written
     assert reject(root, keys(3, 2), None, "  too\n dark ") == 1
     after = read_rejects(root)
     assert after["reason"].to_pylist() == ["blurred", "too dark", "too dark"]
@@ -138,7 +138,7 @@ def test_what_cannot_be_meant_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         reject(root, wrong, store, reason)
-    assert root.place.files() == {}
+    assert root.path.files() == {}
 
 
 def as_parquet(table: pa.Table) -> bytes:
@@ -171,7 +171,7 @@ def test_a_damaged_list_is_named_and_left_as_it_is(any_root: Root, data: bytes, 
 def writes(path: str, environ: Mapping[str, str]) -> int:
     """Reject images one by one, others than the other processes do, and take every other one back."""
     os.environ.update(environ)
-    lock.LOOK_S = 0.01
+    lock.POLL_S = 0.01
     root, first = Root.of(path), 100 * ranks.rank()
     for number in range(first, first + 12):
         reject(root, keys(number), None, "blurred")
@@ -185,13 +185,13 @@ def test_of_writers_in_several_processes_none_undoes_what_another_did(together: 
     assert together.call(3, writes, str(any_root), environ) == [0, 100, 200]
     wanted = [number for first in (0, 100, 200) for number in range(first, first + 12, 2)]
     assert sorted(key for key, _, _ in listed(any_root)) == sorted(keys(*wanted))
-    assert list(any_root.place.files()) == [PATH]
+    assert list(any_root.path.files()) == [PATH]
 
 
 def test_who_waits_too_long_is_told_for_whom(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rejections, "WAIT_S", 0.05)
-    monkeypatch.setattr(lock, "LOOK_S", 0.02)
-    number = ProcessId.this().number
+    monkeypatch.setattr(lock, "POLL_S", 0.02)
+    number = ProcessId.current().number
     with (
         hold_lock(root / rejections.CLAIM, lambda _: None, lambda: None),
         pytest.raises(ConfigError, match=rf"rejected\.parquet: .* for 0\.05 s, now process {number} on"),
@@ -236,7 +236,7 @@ def test_a_disk_that_takes_nothing_leaves_the_list_as_it_was(
         reject(root, keys(2), None, "dark")
     monkeypatch.undo()
     assert (root / PATH).read() == before
-    assert list(root.place.files()) == [PATH]
+    assert list(root.path.files()) == [PATH]
 
 
 def test_a_hundred_thousand_at_once_take_a_moment(root: Root) -> None:

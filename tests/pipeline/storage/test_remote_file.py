@@ -16,9 +16,10 @@ from aiohttp import ClientPayloadError
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import parquet, webdataset
-from pipeline.storage import path as ranges
-from pipeline.storage.path import StoragePath, opened
-from pipeline.storage.root import hash_place
+from pipeline.storage import remote_file
+from pipeline.storage.path import StoragePath
+from pipeline.storage.remote_file import open_file
+from pipeline.storage.root import hash_if_exists
 from tests.s3 import listening
 
 DATA = bytes(range(256)) * 40
@@ -27,7 +28,7 @@ DATA = bytes(range(256)) * 40
 @pytest.fixture
 def breaks_off(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """After so many more requests for bytes, each answer is cut short."""
-    system = StoragePath.of(bucket).system
+    system = StoragePath.of(bucket).fs
     cat_file = system.cat_file
 
     def after(requests: int) -> None:
@@ -49,16 +50,16 @@ def test_a_file_is_read_from_front_to_back_from_anywhere(where: str, request: py
     base = str(request.getfixturevalue("tmp_path" if where == "local" else "bucket"))
     file = StoragePath.of(f"{base}/x")
     file.write(DATA)
-    with opened(file) as source:
+    with open_file(file) as source:
         assert [source.read(10), source.seek(-10, io.SEEK_END), source.read()] == [DATA[:10], 10230, DATA[-10:]]
-    assert hash_place(file) == hashlib.sha256(DATA).hexdigest()
-    assert hash_place(file.parent / "none") is None
+    assert hash_if_exists(file) == hashlib.sha256(DATA).hexdigest()
+    assert hash_if_exists(file.parent / "none") is None
 
 
 def test_little_reads_are_asked_for_together(bucket: str) -> None:
     file = StoragePath.of(f"{bucket}/x")
     file.write(DATA)
-    with listening() as requests, opened(file) as source:
+    with listening() as requests, open_file(file) as source:
         assert b"".join(source.read(100) for _ in range(103)) == DATA
     assert requests.count() == {"HEAD": 1, "GET": 1}
 
@@ -68,13 +69,13 @@ def test_a_hash_that_breaks_off_is_no_damage(bucket: str, breaks_off: Callable[[
     file.write(DATA)
     breaks_off(0)
     with pytest.raises(ConfigError, match=rf"^{file}: the storage does not answer"):
-        hash_place(file)
+        hash_if_exists(file)
 
 
 def test_a_tar_that_breaks_off_is_not_a_broken_tar(
     bucket: str, breaks_off: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranges, "READ_AHEAD", 1024)
+    monkeypatch.setattr(remote_file, "READ_AHEAD", 1024)
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for number in range(4):
@@ -96,7 +97,7 @@ def test_a_tar_that_breaks_off_is_not_a_broken_tar(
 def test_a_parquet_file_that_breaks_off_is_not_a_broken_one(
     bucket: str, breaks_off: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranges, "READ_AHEAD", 1024)
+    monkeypatch.setattr(remote_file, "READ_AHEAD", 1024)
     pq.write_table(pa.table({"image": [DATA] * 100}), tmp_path / "x.parquet", compression="none", use_dictionary=False)
     file = StoragePath.of(f"{bucket}/x.parquet")
     file.upload(tmp_path / "x.parquet")
