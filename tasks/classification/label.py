@@ -20,8 +20,8 @@ class TaskLabel(Label):
     """
 
     task = "classification"
-    counted = ("top", "confidence")
-    scored = True
+    amount_columns = ("top", "confidence")
+    has_scores = True
     unit = "images"
 
     def columns(self) -> pa.Schema:
@@ -77,7 +77,7 @@ class TaskLabel(Label):
             return "no class"
         return f"{self.space.classes[top].split(',')[0]} {value['probs'][top]:.0%}"
 
-    def describe_at(self, value: Value, place: tuple[float, float]) -> str:
+    def describe_at(self, value: Value, point: tuple[float, float]) -> str:
         return self.describe(value)
 
     def distance(self, one: Value, other: Value) -> float:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.labels import Box, Label, Row, Value, cell, gather, on_one_raster, share_apart
+from pipeline.stores.labels import Box, Label, Row, Value, cell_at, mean_where_known, on_finer_raster, resample_nearest
 from tasks.drawing import caption, colormap, enlarge
 
 PERCENTILES = (1, 99)
@@ -24,7 +24,7 @@ class TaskLabel(Label):
     """
 
     task = "depth"
-    reading = "violet is near, yellow far, over the range that stands below each picture"
+    legend = "violet is near, yellow far, over the range that stands below each picture"
 
     def columns(self) -> pa.Schema:
         unit = "metres" if self.space.scale == "metric" else "inverse depth, arbitrary scale and shift"
@@ -60,7 +60,7 @@ class TaskLabel(Label):
 
     def crop(self, value: Value, box: Box, size: tuple[int, int]) -> Value:
         """Resample the raster; values stay as they are, metres whatever the zoom."""
-        return {"depth": gather(value["depth"], box, size, 0.0)}
+        return {"depth": resample_nearest(value["depth"], box, size, 0.0)}
 
     def draw(self, image: Image, value: Value) -> Image:
         depth = value["depth"]
@@ -80,8 +80,8 @@ class TaskLabel(Label):
         low, high = np.percentile(known, PERCENTILES)
         return f"{low:.1f} to {high:.1f}{' m' if self.space.scale == 'metric' else ''}"
 
-    def describe_at(self, value: Value, place: tuple[float, float]) -> str:
-        depth = float(cell(value["depth"], place))
+    def describe_at(self, value: Value, point: tuple[float, float]) -> str:
+        depth = float(cell_at(value["depth"], point))
         unit = " m" if self.space.scale == "metric" else ""
         return f"{depth:.2f}{unit}" if depth else ""
 
@@ -90,12 +90,12 @@ class TaskLabel(Label):
 
         Of relative depths, `other` is first aligned to `one` by the least-squares scale and shift.
         """
-        left, right = on_one_raster(one["depth"].astype(np.float64), other["depth"].astype(np.float64), 0.0)
+        left, right = on_finer_raster(one["depth"].astype(np.float64), other["depth"].astype(np.float64), 0.0)
         known = left > 0, right > 0
         if self.space.scale == "relative":
             right = _align(right, left, known[0] & known[1])
         ratio = np.maximum(left, 1e-6) / np.maximum(right, 1e-6)
-        return share_apart(np.maximum(ratio, 1 / ratio) > 1.25, *known)
+        return mean_where_known(np.maximum(ratio, 1 / ratio) > 1.25, *known)
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         known = np.array([round((1 - row["unknown"]) * row["h"] * row["w"])], dtype=np.float64)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import ImageDraw
 from PIL.Image import Image
 
-from pipeline.stores.labels import Box, ClassAmounts, Label, Row, Value, flattened
+from pipeline.stores.labels import Box, ClassAmounts, Label, Row, Value, flatten_lists
 from tasks.drawing import caption, palette
 
 MIN_VISIBLE = 0.3
@@ -24,10 +24,10 @@ class TaskLabel(Label):
     """
 
     task = "detection"
-    counted = ("classes", "scores")
-    scored = True
+    amount_columns = ("classes", "scores")
+    has_scores = True
     unit = "objects (boxes by their score)"
-    in_pixels = True
+    uses_pixels = True
     default_threshold = 0.5  # as in MuST
 
     def columns(self) -> pa.Schema:
@@ -69,8 +69,8 @@ class TaskLabel(Label):
         )
 
     def class_amounts(self, table: pa.Table) -> ClassAmounts:
-        rows, classes = flattened(table.column("classes"))
-        _, scores = flattened(table.column("scores"))
+        rows, classes = flatten_lists(table.column("classes"))
+        _, scores = flatten_lists(table.column("scores"))
         count = max(1, len(self.space.classes))
         pairs, inverse = np.unique(rows * count + classes, return_inverse=True)
         best = np.zeros(len(pairs), np.float32)
@@ -109,8 +109,8 @@ class TaskLabel(Label):
         count = len(value["boxes"])
         return f"{count} box{'' if count == 1 else 'es'}"
 
-    def describe_at(self, value: Value, place: tuple[float, float]) -> str:
-        x, y = np.array(place) * value["size"]
+    def describe_at(self, value: Value, point: tuple[float, float]) -> str:
+        x, y = np.array(point) * value["size"]
         x0, y0, x1, y1 = value["boxes"].T
         inside = np.flatnonzero((x0 <= x) & (x <= x1) & (y0 <= y) & (y <= y1))
         best = inside[np.argsort(-value["scores"][inside], kind="stable")]

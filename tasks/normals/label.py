@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.labels import Box, Label, Row, Value, cell, gather, on_one_raster, share_apart
+from pipeline.stores.labels import Box, Label, Row, Value, cell_at, mean_where_known, on_finer_raster, resample_nearest
 from tasks.drawing import enlarge
 
 
@@ -21,7 +21,7 @@ class TaskLabel(Label):
     """
 
     task = "normals"
-    reading = "red grows to the right, green upwards, blue towards the camera; black is unknown"
+    legend = "red grows to the right, green upwards, blue towards the camera; black is unknown"
 
     def columns(self) -> pa.Schema:
         about = "int8 (h, w, 3) in 1/127: x right, y up, z towards the camera; 0 0 0 = unknown; zstd"
@@ -54,7 +54,7 @@ class TaskLabel(Label):
         return {"normals": value["normals"][:, ::-1] * np.array([-1, 1, 1], dtype=np.float32)}
 
     def crop(self, value: Value, box: Box, size: tuple[int, int]) -> Value:
-        return {"normals": gather(value["normals"], box, size, 0.0)}
+        return {"normals": resample_nearest(value["normals"], box, size, 0.0)}
 
     def draw(self, image: Image, value: Value) -> Image:
         normals = value["normals"]
@@ -64,8 +64,8 @@ class TaskLabel(Label):
     def describe(self, value: Value) -> str:
         return ""
 
-    def describe_at(self, value: Value, place: tuple[float, float]) -> str:
-        x, y, z = (float(part) for part in cell(value["normals"], place))
+    def describe_at(self, value: Value, point: tuple[float, float]) -> str:
+        x, y, z = (float(part) for part in cell_at(value["normals"], point))
         if not (x or y or z):
             return ""
         angles = np.degrees(np.arctan2([x, y], max(z, 1e-6)))
@@ -74,10 +74,10 @@ class TaskLabel(Label):
 
     def distance(self, one: Value, other: Value) -> float:
         """Return the mean angle between the normals, in units of 180 degrees, over the pixels known to both."""
-        left, right = on_one_raster(one["normals"].astype(np.float64), other["normals"].astype(np.float64), 0.0)
+        left, right = on_finer_raster(one["normals"].astype(np.float64), other["normals"].astype(np.float64), 0.0)
         chord = np.linalg.norm(left - right, axis=-1)  # the cosine would lose small angles to rounding
         angle = 2 * np.arcsin(np.clip(chord / 2, 0, 1)) / np.pi
-        return share_apart(angle, np.asarray(left.any(axis=-1)), np.asarray(right.any(axis=-1)))
+        return mean_where_known(angle, np.asarray(left.any(axis=-1)), np.asarray(right.any(axis=-1)))
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         known = np.array([round((1 - row["unknown"]) * row["h"] * row["w"])], dtype=np.float64)

@@ -9,7 +9,17 @@ from PIL import Image as Images
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.labels import Box, ClassAmounts, Label, Row, Value, cell, flattened, gather, on_one_raster
+from pipeline.stores.labels import (
+    Box,
+    ClassAmounts,
+    Label,
+    Row,
+    Value,
+    cell_at,
+    flatten_lists,
+    on_finer_raster,
+    resample_nearest,
+)
 from tasks.drawing import enlarge, palette
 
 IGNORE = 65535
@@ -26,9 +36,9 @@ class TaskLabel(Label):
     """
 
     task = "segmentation"
-    counted = ("area",)
+    amount_columns = ("area",)
     default_threshold = 0.5  # MuST's
-    reading = "pixels below the threshold are not colored"
+    legend = "pixels below the threshold are not colored"
 
     @property
     def _dtype(self) -> type[np.uint8] | type[np.uint16]:
@@ -71,7 +81,7 @@ class TaskLabel(Label):
         return {"classes": classes, "confidence": codecs.byte_to_share(levels)}
 
     def class_amounts(self, table: pa.Table) -> ClassAmounts:
-        rows, area = flattened(table.column("area"))
+        rows, area = flatten_lists(table.column("area"))
         present = np.flatnonzero(area)
         return ClassAmounts(rows[present], present % max(1, len(self.space.classes)), area[present].astype(np.float32))
 
@@ -80,8 +90,8 @@ class TaskLabel(Label):
 
     def crop(self, value: Value, box: Box, size: tuple[int, int]) -> Value:
         return {
-            "classes": gather(value["classes"], box, size, IGNORE),
-            "confidence": gather(value["confidence"], box, size, 0.0),
+            "classes": resample_nearest(value["classes"], box, size, IGNORE),
+            "confidence": resample_nearest(value["confidence"], box, size, 0.0),
         }
 
     def draw(self, image: Image, value: Value) -> Image:
@@ -93,15 +103,15 @@ class TaskLabel(Label):
     def describe(self, value: Value) -> str:
         return f"{(value['classes'] != IGNORE).mean():.0%} of the pixels"
 
-    def describe_at(self, value: Value, place: tuple[float, float]) -> str:
-        class_id = int(cell(value["classes"], place))
+    def describe_at(self, value: Value, point: tuple[float, float]) -> str:
+        class_id = int(cell_at(value["classes"], point))
         if class_id == IGNORE:
             return ""
-        return f"{self.space.classes[class_id]} {float(cell(value['confidence'], place)):.0%}"
+        return f"{self.space.classes[class_id]} {float(cell_at(value['confidence'], point)):.0%}"
 
     def distance(self, one: Value, other: Value) -> float:
         """Return the share of pixels with different classes, among those known to at least one."""
-        left, right = on_one_raster(one["classes"], other["classes"], IGNORE)
+        left, right = on_finer_raster(one["classes"], other["classes"], IGNORE)
         known = (left != IGNORE) | (right != IGNORE)
         return float((left != right)[known].mean()) if known.any() else 0.0
 

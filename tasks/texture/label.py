@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.labels import Box, Label, Row, Value, cell, gather, on_one_raster, share_apart
+from pipeline.stores.labels import Box, Label, Row, Value, cell_at, mean_where_known, on_finer_raster, resample_nearest
 from tasks.drawing import enlarge, palette
 
 UNKNOWN = -1.0
@@ -24,7 +24,7 @@ class TaskLabel(Label):
     """
 
     task = "texture"
-    reading = "the hue shows the strongest filter, the brightness its response"
+    legend = "the hue shows the strongest filter, the brightness its response"
 
     def columns(self) -> pa.Schema:
         return pa.schema(
@@ -57,7 +57,7 @@ class TaskLabel(Label):
         return {"responses": value["responses"][:, ::-1, mirror(self.space.classes)]}
 
     def crop(self, value: Value, box: Box, size: tuple[int, int]) -> Value:
-        return {"responses": gather(value["responses"], box, size, UNKNOWN)}
+        return {"responses": resample_nearest(value["responses"], box, size, UNKNOWN)}
 
     def draw(self, image: Image, value: Value) -> Image:
         responses = np.maximum(value["responses"], 0)
@@ -67,15 +67,15 @@ class TaskLabel(Label):
     def describe(self, value: Value) -> str:
         return ""
 
-    def describe_at(self, value: Value, place: tuple[float, float]) -> str:
-        responses = cell(value["responses"], place)
+    def describe_at(self, value: Value, point: tuple[float, float]) -> str:
+        responses = cell_at(value["responses"], point)
         strongest = int(responses.argmax())
         return f"{self.space.classes[strongest]} {responses[strongest]:.2f}" if responses[strongest] > 0 else ""
 
     def distance(self, one: Value, other: Value) -> float:
         """Return the mean absolute difference of the responses, over the cells known to both."""
-        left, right = on_one_raster(one["responses"], other["responses"], UNKNOWN)
-        return share_apart(np.abs(left - right), left >= 0, right >= 0)
+        left, right = on_finer_raster(one["responses"], other["responses"], UNKNOWN)
+        return mean_where_known(np.abs(left - right), left >= 0, right >= 0)
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         cells = np.full(len(self.space.classes), row["h"] * row["w"], dtype=np.float64)
