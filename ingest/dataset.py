@@ -1,10 +1,10 @@
-"""A set as ingesting left it, and whether its labels fit a teacher."""
+"""`IngestedSet`: a set as `ingest` left it, with its images and true labels; and checks that labels fit a teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ingest.incremental import image_shard, shards_of
+from ingest.incremental import image_shard, shard_tars
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Artifact, read_json
 from pipeline.storage.root import StoredFile
@@ -13,54 +13,68 @@ from pipeline.stores.labels import LabelSpace
 
 
 def teacher_space(teacher: str, task: str, data: str, spaces: Mapping[str, LabelSpace]) -> LabelSpace:
-    """What a teacher's task means in the set `data`, of these label spaces. ConfigError if it has no such labels."""
+    """Return the space of a teacher's task in the set `data`, whose label spaces are `spaces`.
+
+    Raises ConfigError if the set has no labels for the task.
+    """
     if task not in spaces:
-        raise ConfigError(
-            f"teachers.{teacher}: the set {data!r} has no labels for {task!r}; it has them for "
-            f"{', '.join(sorted(spaces)) or 'nothing'}."
-        )
+        raise ConfigError(f"teachers.{teacher}: the set {data!r} has no labels for {task!r}; it has {_tasks(spaces)}.")
     return spaces[task]
 
 
 def check_labels_fit(teacher: str, space: LabelSpace, data: str, spaces: Mapping[str, LabelSpace]) -> None:
-    """Raise ConfigError unless the set `data`, of these label spaces, has labels that mean what the teacher's do."""
+    """Raise ConfigError unless the set `data`, whose label spaces are `spaces`, has labels of the teacher's space."""
     found = spaces.get(space.task)
     if found == space:
         return
-    there = _told(found) if found else f"none; it has labels for {', '.join(sorted(spaces)) or 'nothing'}"
-    raise ConfigError(
-        f"student.truths.{teacher}: the set {data!r} does not speak the language of teacher {teacher!r}. "
-        f"The teacher's labels: {_told(space)}. The set's: {there}. They have to be the same, in the same order."
-    )
+    if found is None:
+        difference = f"the set has no labels for {space.task!r}; it has {_tasks(spaces)}"
+    elif found.classes != space.classes:
+        both = f"{_classes(space)} of the teacher, {_classes(found)} of the set"
+        difference = f"classes differ: {both}; they have to be the same, in the same order"
+    else:
+        difference = f"the teacher's scale is {space.scale}, the set's {found.scale}"
+    raise ConfigError(f"student.truths.{teacher}: labels of set {data!r} do not fit teacher {teacher!r}: {difference}.")
 
 
-def _told(space: LabelSpace) -> str:
-    classes = f" of {len(space.classes)} classes: {', '.join(space.classes)}" if space.classes else f", {space.scale}"
-    return f"{space.task}{classes}"
+def _tasks(spaces: Mapping[str, LabelSpace]) -> str:
+    return f"labels for {', '.join(sorted(spaces))}" if spaces else "no labels"
+
+
+def _classes(space: LabelSpace) -> str:
+    return f"{len(space.classes)} ({', '.join(space.classes)})"
 
 
 class IngestedSet:
-    """A set on disk: its splits, label spaces, image stores and true labels."""
+    """An ingested set on disk: image stores by split, and true labels by task and split.
+
+    Example:
+        ingested = IngestedSet(artifact)
+        images, spaces = ingested.images("train"), ingested.spaces  # {"depth": LabelSpace("depth")}
+    """
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        about = artifact.load("set.json", read_json)
-        self.splits: dict[str, int] = about["splits"]
-        self.counts: dict[str, int] = about["counts"]
-        self.spaces = {task: LabelSpace.from_json(space) for task, space in about["spaces"].items()}
+        summary = artifact.load("set.json", read_json)
+        self.splits: dict[str, int] = summary["splits"]
+        """Number of image shards by split."""
+        self.counts: dict[str, int] = summary["counts"]
+        """`images`, `images.<split>`, `labels.<task>.<split>`, and what was left out."""
+        self.spaces = {task: LabelSpace.from_json(space) for task, space in summary["spaces"].items()}
+        """Label spaces by task."""
 
     def images(self, split: str) -> ImageStore:
-        """The image store of a split; empty if the set has none."""
-        return ImageStore([image_shard(self.artifact, tar) for tar in shards_of(self.artifact, split)])
+        """Return the image store of a split; empty if the set has no such split."""
+        return ImageStore([image_shard(self.artifact, tar) for tar in shard_tars(self.artifact, split)])
 
     def true_labels(self, task: str, split: str, shard: str) -> StoredFile:
-        """The true labels of one image shard."""
+        """Return the label file that belongs to the image shard named `shard`."""
         return self.artifact.file(f"labels/{task}/{split}/{shard}.parquet")
 
     def held_out_split(self, preferred: str, task: str | None = None) -> str | None:
-        """The split to evaluate on: `preferred`, or the other held-out one, or None; with `task`, one that has its
-        labels.
+        """Return the split to evaluate on: of "val" and "test", `preferred` if it has images (or labels of `task`),
+        else the other, else None.
         """
         other = {"test": "val", "val": "test"}[preferred]
-        what = "images" if task is None else f"labels.{task}"
-        return next((split for split in (preferred, other) if self.counts.get(f"{what}.{split}")), None)
+        count = "images" if task is None else f"labels.{task}"
+        return next((split for split in (preferred, other) if self.counts.get(f"{count}.{split}")), None)

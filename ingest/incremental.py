@@ -1,7 +1,7 @@
-"""What an earlier reading of a set spares the next one: files that are known by name and stamp, and shards that stay.
+"""Incremental ingest: reuse what earlier readings of a set know of its files, and the image shards that they wrote.
 
-Two readings count as earlier: that of the artifact before, and that of an attempt which was interrupted, whose shards
-and notes are in `work`. What they hold is looked up by key, so it makes no difference which of them an image is from.
+Two readings are earlier: the set's previous artifact, and an interrupted attempt at this one, which left shards and
+file notes in `work`. Images are looked up by key, so it does not matter which of the two holds them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pipeline.steps.artifact import LOG, WORK, Artifact
 from pipeline.storage.root import hash_file, in_parallel
 from pipeline.stores.images import ImageShard, local_shard, write_table
 
-SOURCES = f"{LOG}/sources.parquet"
-"""In `log`, which is no part of the digest: the same images with new time stamps are the same set."""
-PIECES = f"{WORK}/sources"
+SOURCES_FILE = f"{LOG}/sources.parquet"
+"""In `log`, which is not part of an artifact's digest: the same images with new time stamps are the same set."""
+PARTS_FOLDER = f"{WORK}/sources"
 Size = tuple[int, int]
 """(width, height) in pixels of the upright image."""
 SCHEMA = pa.schema(
@@ -40,82 +40,86 @@ SCHEMA = pa.schema(
 
 
 class KnownFile(NamedTuple):
-    """What a file was found to be: an image's key, or the reason why it is none."""
+    """What a file holds: an image with this key, or, for the reason given, no image."""
 
     key: str | None
     reason: str | None
 
 
 class SourceIndex:
-    """The files of a source by name. What is noted is safe in `work` after every `often` files."""
+    """The files of a source by name and stamp, as earlier readings and this one found them.
 
-    def __init__(self, out: Path, before: Artifact | None, often: int) -> None:
-        self._folder, self._often = out / PIECES, often
+    New entries are written to `work` after every `flush_every` files, where they survive an interruption.
+    """
+
+    def __init__(self, out: Path, previous: Artifact | None, flush_every: int) -> None:
+        self._folder, self._flush_every = out / PARTS_FOLDER, flush_every
         self._folder.mkdir(parents=True, exist_ok=True)
-        pieces = sorted(self._folder.glob("*.parquet"))
-        earlier = [before.load(SOURCES, _read)] if before and before.has(SOURCES) else []
-        tables = [SCHEMA.empty_table(), *earlier, *map(_read, pieces)]
-        self._earlier = pa.concat_tables(tables).combine_chunks()
+        parts = sorted(self._folder.glob("*.parquet"))
+        tables = [previous.load(SOURCES_FILE, _read)] if previous and previous.has(SOURCES_FILE) else []
+        self._earlier = pa.concat_tables([SCHEMA.empty_table(), *tables, *map(_read, parts)]).combine_chunks()
         self._rows = {name: row for row, name in enumerate(self._earlier.column("source").to_pylist())}
         self._stamps = np.stack([self._earlier.column(name).to_numpy() for name in ("size", "mtime")], axis=1)
-        self._still = np.zeros(len(self._earlier), np.bool_)
-        self._pieces, self._new = len(pieces), [SCHEMA.empty_table()]
-        self._notes: list[tuple[str, int, int, str | None, str | None]] = []
+        self._unchanged = np.zeros(len(self._earlier), np.bool_)
+        self._part_count, self._new_tables = len(parts), [SCHEMA.empty_table()]
+        self._pending: list[tuple[str, int, int, str | None, str | None]] = []
 
     def find(self, name: str, stamp: Stamp | None) -> KnownFile | None:
-        """What the file was, if it had this very stamp."""
+        """Return what the file holds if an earlier reading saw it with this stamp."""
         row = self._rows.get(name)
         if row is None or stamp is None or tuple(self._stamps[row].tolist()) != stamp:
             return None
         return KnownFile(*(self._earlier.column(column)[row].as_py() for column in ("key", "reason")))
 
-    def keep(self, name: str) -> None:
-        """The file is still what `find` said."""
-        self._still[self._rows[name]] = True
+    def mark_unchanged(self, name: str) -> None:
+        """Keep the earlier entry of a file."""
+        self._unchanged[self._rows[name]] = True
 
-    def note(self, name: str, stamp: Stamp, known: KnownFile) -> None:
-        """The file was read."""
-        self._notes.append((name, *stamp, *known))
-        if len(self._notes) >= self._often:
+    def add(self, name: str, stamp: Stamp, known: KnownFile) -> None:
+        """Add the entry of a file that was read."""
+        self._pending.append((name, *stamp, *known))
+        if len(self._pending) >= self._flush_every:
             self._flush()
 
     def _flush(self) -> None:
-        columns = zip(*self._notes, strict=True) if self._notes else ((),) * len(SCHEMA)
-        self._new.append(pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA))
-        write_table(self._folder / f"{self._pieces:06d}.parquet", self._new[-1])
-        self._pieces += 1
-        self._notes = []
+        columns = zip(*self._pending, strict=True) if self._pending else ((),) * len(SCHEMA)
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+        self._new_tables.append(pa.table(arrays, schema=SCHEMA))
+        write_table(self._folder / f"{self._part_count:06d}.parquet", self._new_tables[-1])
+        self._part_count += 1
+        self._pending = []
 
     def write(self, out: Path) -> None:
-        """Leave what was kept and noted, for the next reading."""
+        """Write the index of the unchanged and the new files, for the next reading."""
         self._flush()
         (out / LOG).mkdir(exist_ok=True)
-        write_table(out / SOURCES, pa.concat_tables([self._earlier.filter(self._still), *self._new]))
+        write_table(out / SOURCES_FILE, pa.concat_tables([self._earlier.filter(self._unchanged), *self._new_tables]))
 
 
 def _read(path: Path) -> pa.Table:
     try:
         return pq.read_table(path, schema=SCHEMA)
     except (OSError, pa.ArrowException):
-        return SCHEMA.empty_table()  # what is not known is read again
+        return SCHEMA.empty_table()  # then the files are read again
 
 
 class SourceMatch(NamedTuple):
-    """A record that says of an image in an earlier shard that it is still in the source."""
+    """A record of the source whose image is in an earlier shard."""
 
     number: int
-    """Its place in the source."""
+    """Its position in the source."""
     name: str
     truth: Callable[[Size], TrueLabels]
 
 
 @dataclasses.dataclass(frozen=True)
 class ExistingShard:
-    """An image shard of an earlier reading. Its hash is known if it was sealed; in `work` it is not."""
+    """An image shard of an earlier reading: sealed in the previous artifact, or in `work`."""
 
     split: str
     shard: ImageShard
     images: int
+    """How many it holds."""
 
     @property
     def name(self) -> str:
@@ -123,7 +127,7 @@ class ExistingShard:
 
     @functools.cached_property
     def sha256(self) -> str:
-        return self.shard.sha256 or hash_file(Path(self.shard.tar.place))
+        return self.shard.sha256 or hash_file(Path(self.shard.tar.path))
 
     @property
     def sealed(self) -> bool:
@@ -131,17 +135,18 @@ class ExistingShard:
 
 
 class PreviousShards:
-    """The shards of earlier readings, and the records that claim their images.
+    """The shards of earlier readings, and the records of the source that match their images.
 
-    Those in `work` come first: what they share with a shard of the artifact before, that one was broken up for.
+    Shards in `work` come first: an image that is also in a shard of the previous artifact was taken from there when
+    that shard was repacked.
     """
 
-    def __init__(self, out: Path, before: Artifact | None, name: str) -> None:
+    def __init__(self, out: Path, previous: Artifact | None, name: str) -> None:
         self.shards: list[ExistingShard] = []
-        self._claims: dict[str, dict[str, tuple[SourceMatch, ...]]] = {split: {} for split in SPLITS}
+        self._matches: dict[str, dict[str, tuple[SourceMatch, ...]]] = {split: {} for split in SPLITS}
         for split in SPLITS:
-            shards = [local_shard(tar) for tar in unfinished(out / WORK, split)]
-            shards += [image_shard(before, tar) for tar in shards_of(before, split)] if before else []
+            shards = [local_shard(tar) for tar in finished_tars(out / WORK, split)]
+            shards += [image_shard(previous, tar) for tar in shard_tars(previous, split)] if previous else []
             try:
                 indexes = in_parallel(lambda shard: shard.columns("key"), shards)
             except DataError as error:
@@ -149,40 +154,40 @@ class PreviousShards:
                     f"{error} `must run` with --force data.{name} reads everything from the source again."
                 ) from error
             for shard, index in zip(shards, indexes, strict=True):
-                self._claims[split].update(dict.fromkeys(index.column("key").to_pylist(), ()))
+                self._matches[split].update(dict.fromkeys(index.column("key").to_pylist(), ()))
                 self.shards.append(ExistingShard(split, shard, len(index)))
 
     def has(self, split: str, key: str) -> bool:
-        """Whether the image is in a shard of the split."""
-        return key in self._claims[split]
+        """Return True if the image is in a shard of the split."""
+        return key in self._matches[split]
 
-    def claim(self, split: str, key: str, claim: SourceMatch) -> None:
-        """The image is still in the source; of several claims the first counts."""
-        self._claims[split][key] += (claim,)
+    def add_match(self, split: str, key: str, match: SourceMatch) -> None:
+        """Add a record whose image is in a shard of the split; of several records the first counts."""
+        self._matches[split][key] += (match,)
 
-    def take(self, shard: ExistingShard) -> Iterator[tuple[tuple[SourceMatch, ...], Size]]:
-        """(claims, (width, height)) of every image of the shard; what is taken is gone."""
+    def pop_matches(self, shard: ExistingShard) -> Iterator[tuple[tuple[SourceMatch, ...], Size]]:
+        """Yield the matches and the size of every image of the shard, in order, and forget the matches."""
         columns = shard.shard.columns("key", "width", "height").to_pydict().values()
         for key, width, height in zip(*columns, strict=True):
-            yield self._claims[shard.split].pop(key, ()), (width, height)
+            yield self._matches[shard.split].pop(key, ()), (width, height)
 
 
-def unfinished(work: Path, split: str) -> list[Path]:
-    """The whole shards of a split that an attempt has made before it was interrupted, in order."""
+def finished_tars(work: Path, split: str) -> list[Path]:
+    """Return the shards of a split that are complete in `work`, in order."""
     return sorted((work / "images" / split).glob("shard-*.tar"))
 
 
-def shards_of(made: Artifact, split: str) -> list[str]:
-    """The image shards of a split of an ingested set, in order: the names of their tars in the artifact."""
+def shard_tars(artifact: Artifact, split: str) -> list[str]:
+    """Return the paths in an ingested set's artifact of a split's image shards, in order."""
     folder = f"images/{split}/"
-    return sorted(name for name in made.manifest["files"] if name.startswith(folder) and name.endswith(".tar"))
+    return sorted(name for name in artifact.manifest["files"] if name.startswith(folder) and name.endswith(".tar"))
 
 
-def image_shard(made: Artifact, tar: str) -> ImageShard:
-    """An image shard of an ingested set, by the name of its tar in the artifact."""
-    return ImageShard(made.file(tar), made.file(f"{tar.removesuffix('.tar')}.parquet"))
+def image_shard(artifact: Artifact, tar: str) -> ImageShard:
+    """Return an image shard of an ingested set, by the path of its tar in the artifact."""
+    return ImageShard(artifact.file(tar), artifact.file(f"{tar.removesuffix('.tar')}.parquet"))
 
 
-def same_place(before: Artifact, config: Mapping[str, Any]) -> bool:
-    """Whether names and stamps mean the same files as before."""
-    return bool(before.manifest["config"]["source"].get("path") == config["source"].get("path"))
+def same_path(previous: Artifact, config: Mapping[str, Any]) -> bool:
+    """Return True if the source's path is that of the previous artifact, so that names mean the same files."""
+    return bool(previous.manifest["config"]["source"].get("path") == config["source"].get("path"))

@@ -1,4 +1,7 @@
-"""Filling shards: images with their true labels beside them, and the lists of what did not go in as it was."""
+"""`ShardPacker`: write images into shards with their true labels beside them, and list the records left out.
+
+Earlier shards are kept as they are or repacked into new ones.
+"""
 
 from __future__ import annotations
 
@@ -11,61 +14,60 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ingest.incremental import ExistingShard, unfinished
+from ingest.incremental import ExistingShard, finished_tars
 from pipeline.errors import DataError
 from pipeline.sources._splits import SPLITS
 from pipeline.steps.artifact import WORK
-from pipeline.storage.root import link_or_copy
+from pipeline.storage.root import link
 from pipeline.stores.images import ImageShard, NewImage, ShardWriter, local_shard, write_table
-from pipeline.stores.labels import Label, LabelWriter, Row, about_store
+from pipeline.stores.labels import Label, LabelWriter, Row, store_metadata
 
 TRUTH = "truth"
-SHARE = 1 / 4
-"""Of the cache, if the root is elsewhere: shards this large are fetched whole where most of their images are read."""
-LIST = pa.schema([("source", pa.string()), ("split", pa.string()), ("reason", pa.string())])
+DOWNLOAD_SHARE = 1 / 4
+"""A remote shard that is repacked is downloaded whole if it fits this share of the cache: most images are read."""
+LIST_SCHEMA = pa.schema([("source", pa.string()), ("split", pa.string()), ("reason", pa.string())])
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedRecord:
-    """A record on its way into a shard: its place in the source, its name, and its true labels, encoded by task.
-
-    `reason` says why the labels can't be used, and the image with them.
-    """
+    """A record of the source with its true labels, encoded by task."""
 
     number: int
+    """Its position in the source."""
     name: str
     rows: Mapping[str, Row] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
+    """On labels that were clipped or dropped."""
     reason: str = ""
+    """Why the labels, and so the image, can't be used; empty if they can."""
 
 
-class Lists:
-    """`quarantine`, `duplicates` and `notes`: what there is to say of single records."""
+class RecordLists:
+    """The lists `quarantine`, `duplicates` and `notes`, with a row for a record and a reason."""
 
     def __init__(self) -> None:
         self._rows: dict[str, list[tuple[int, str, str, str]]] = {"quarantine": [], "duplicates": [], "notes": []}
 
     def add(self, table: str, record: PackedRecord, split: str, reason: str) -> None:
-        """A line about a record."""
         self._rows[table].append((record.number, record.name, split, reason))
 
     def write(self, folder: Path) -> None:
-        """One Parquet file each, in the source's order."""
-        for name, rows in self._rows.items():
+        """Write one Parquet file each, in the source's order."""
+        for table, rows in self._rows.items():
             rows.sort(key=lambda row: row[0])
-            lines = [dict(zip(LIST.names, row[1:], strict=True)) for row in rows]
-            pq.write_table(pa.Table.from_pylist(lines, schema=LIST), folder / f"{name}.parquet")
+            entries = [dict(zip(LIST_SCHEMA.names, row[1:], strict=True)) for row in rows]
+            pq.write_table(pa.Table.from_pylist(entries, schema=LIST_SCHEMA), folder / f"{table}.parquet")
 
     def first_reasons(self, most: int = 3) -> str:
-        """A few of the quarantined files, for a message."""
+        """Return the first quarantined files with their reasons, for a message."""
         return "; ".join(f"{source}: {reason}" for _, source, _, reason in sorted(self._rows["quarantine"])[:most])
 
 
 class ShardPacker:
-    """The shards of a set in the making.
+    """Pack a set's images into shards of `shard_images`, each with a label file per task.
 
-    New shards are made in `work`, numbered from 0, where they outlast an interruption; earlier ones are kept where they
-    are. `close` puts the new ones behind those that were kept.
+    New shards are written to `work`, numbered from 0, where they survive an interruption; kept ones stay where they
+    are. `close` moves the new ones behind the kept ones.
     """
 
     def __init__(self, out: Path, labels: Mapping[str, Label], shard_images: int, name: str) -> None:
@@ -73,14 +75,15 @@ class ShardPacker:
         self.labels, self.shard_images, self.name = labels, shard_images, name
         self.counts: collections.Counter[str] = collections.Counter()
         self.shards: collections.Counter[str] = collections.Counter()
-        self.lists = Lists()
-        self.adopted: dict[str, str] = {}
-        """Files that stay as they are in the artifact before, as `INHERITED_FILES` wants them."""
+        """Number of shards by split."""
+        self.lists = RecordLists()
+        self.inherited: dict[str, str] = {}
+        """Files that are taken from the previous artifact as they are, for `INHERITED_FILES`."""
         self._open: dict[str, tuple[ShardWriter, list[PackedRecord]]] = {}
-        self._first: dict[tuple[str, str], str] = {}
-        self._next: dict[str, int] = {split: _after(unfinished(self.work, split)) for split in SPLITS}
-        self._behind: dict[str, int] = dict.fromkeys(SPLITS, 0)
-        """The number that the first of the new shards will have."""
+        self._first_names: dict[tuple[str, str], str] = {}
+        self._next_numbers = {split: _next_number(finished_tars(self.work, split)) for split in SPLITS}
+        self._offsets: dict[str, int] = dict.fromkeys(SPLITS, 0)
+        """The number of the first new shard by split, after the kept ones."""
 
     def quarantine(self, record: PackedRecord, split: str) -> None:
         """List a file that can't be used."""
@@ -94,13 +97,13 @@ class ShardPacker:
         self.lists.add("duplicates", record, split, f"same bytes as {first}{dropped}")
 
     def add(self, record: PackedRecord, split: str, image: NewImage) -> None:
-        """Store an image that no earlier shard has, or list why not."""
-        first = self._first.get((split, image.key))
+        """Store an image that no earlier shard has, or list why it is not stored."""
+        first = self._first_names.get((split, image.key))
         if first is not None:
             return self.duplicate(record, split, first)
         if record.reason:
             return self.quarantine(record, split)
-        self._first[split, image.key] = record.name
+        self._first_names[split, image.key] = record.name
         return self._pack(record, split, image)
 
     def _pack(self, record: PackedRecord, split: str, image: NewImage) -> None:
@@ -111,8 +114,8 @@ class ShardPacker:
             self._finish(split)
 
     def _start(self, split: str) -> tuple[ShardWriter, list[PackedRecord]]:
-        name = f"shard-{self._next[split]:06d}"
-        self._next[split] += 1
+        name = f"shard-{self._next_numbers[split]:06d}"
+        self._next_numbers[split] += 1
         self._open[split] = (ShardWriter(self.work / "images" / split, name), [])
         return self._open[split]
 
@@ -120,46 +123,46 @@ class ShardPacker:
         writer, records = self._open[split]
         writer.close()
         del self._open[split]
-        self._describe(ExistingShard(split, local_shard(writer.tar_path), len(records)), records)
+        self._write_labels(ExistingShard(split, local_shard(writer.tar_path), len(records)), records)
 
     def keep(self, shard: ExistingShard, records: Sequence[PackedRecord]) -> None:
-        """Keep an earlier shard: its images are all in the source still, as these records."""
+        """Keep an earlier shard, as all its images are still in the source: as these records."""
         stem = f"images/{shard.split}/{shard.name}"
         renamed = self._rename(shard, self._folder(shard) / f"{stem}.parquet", [record.name for record in records])
         if shard.sealed:
-            stays = [f"{stem}.tar"] if renamed else [f"{stem}.tar", f"{stem}.parquet"]
-            self.adopted |= dict(zip(stays, stays, strict=True))
-            self._behind[shard.split] = _number(shard.name) + 1
-        self._describe(shard, records)
+            files = [f"{stem}.tar"] if renamed else [f"{stem}.tar", f"{stem}.parquet"]
+            self.inherited |= dict(zip(files, files, strict=True))
+            self._offsets[shard.split] = _number(shard.name) + 1
+        self._write_labels(shard, records)
 
     def _rename(self, shard: ExistingShard, path: Path, names: list[str]) -> bool:
-        """Write the shard's index anew if its images are called otherwise than before; whether they are."""
+        """Rewrite the shard's index if its images have other names than before; return True if so."""
         index = shard.shard.table
         if index.column("source").to_pylist() == names:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        place = index.schema.get_field_index("source")
-        write_table(path, index.set_column(place, index.schema.field(place), pa.array(names)))
+        column = index.schema.get_field_index("source")
+        write_table(path, index.set_column(column, index.schema.field(column), pa.array(names)))
         return True
 
-    def break_up(self, shard: ExistingShard, records: Sequence[PackedRecord | None]) -> None:
-        """Put what is left of an earlier shard into new ones: None stands for an image that is gone."""
-        shard.shard.download(SHARE)
+    def repack(self, shard: ExistingShard, records: Sequence[PackedRecord | None]) -> None:
+        """Move an earlier shard's images into new shards; None stands for an image that is no longer in the source."""
+        shard.shard.download(DOWNLOAD_SHARE)
         for row, record in enumerate(records):
             if record is not None:
-                self._pack(record, shard.split, self._again(shard.shard, row, record.name))
+                self._pack(record, shard.split, self._read_image(shard.shard, row, record.name))
         if not shard.sealed:
-            found = self.work.glob(f"**/{shard.split}/{shard.name}.*")
-            for path in sorted(found, key=lambda path: path.suffix != ".tar"):  # without its tar a shard is none
+            files = self.work.glob(f"**/{shard.split}/{shard.name}.*")
+            for path in sorted(files, key=lambda path: path.suffix != ".tar"):  # the tar first: it makes a shard
                 path.unlink()
 
-    def _again(self, images: ImageShard, row: int, source: str) -> NewImage:
-        """An image of a shard, for another shard."""
-        about = images.row(row)
-        image = NewImage(images.read(row), about.suffix, about.width, about.height, source)
-        if image.sha256 != about.sha256:
+    def _read_image(self, images: ImageShard, row: int, source: str) -> NewImage:
+        """Return image `row` of a shard, for another shard."""
+        entry = images.row(row)
+        image = NewImage(images.read(row), entry.suffix, entry.width, entry.height, source)
+        if image.sha256 != entry.sha256:
             raise DataError(
-                f"{images.tar}: image {about.key} is damaged in it. `must run` with --force data.{self.name} reads "
+                f"{images.tar}: image {entry.key} is damaged in it. `must run` with --force data.{self.name} reads "
                 "everything from the source again."
             )
         return image
@@ -167,20 +170,20 @@ class ShardPacker:
     def _folder(self, shard: ExistingShard) -> Path:
         return self.out if shard.sealed else self.work
 
-    def _describe(self, shard: ExistingShard, records: Sequence[PackedRecord]) -> None:
-        """Count what a shard holds and write its true labels."""
+    def _write_labels(self, shard: ExistingShard, records: Sequence[PackedRecord]) -> None:
+        """Write the true labels of a shard's images, and count them."""
         self.shards[shard.split] += 1
         for record in records:
             self._count(record, shard.split)
         for task, label in self.labels.items():
-            about = about_store(label, f"{TRUTH}:{self.name}", shard.sha256)
+            metadata = store_metadata(label, f"{TRUTH}:{self.name}", shard.sha256)
             path = self._folder(shard) / "labels" / task / shard.split / f"{shard.name}.parquet"
-            truth = LabelWriter(path, label, about)
+            writer = LabelWriter(path, label, metadata)
             keys = shard.shard.columns("key").column("key").to_pylist()
             for key, record in zip(keys, records, strict=True):
                 row = record.rows.get(task)
-                truth.add(key, row, "ok" if row else "none", None if row else "the set has no label for it")
-            truth.close()
+                writer.add(key, row, "ok" if row else "none", None if row else "the set has no label for it")
+            writer.close()
 
     def _count(self, record: PackedRecord, split: str) -> None:
         self.counts["images"] += 1
@@ -192,21 +195,21 @@ class ShardPacker:
             self.lists.add("notes", record, split, note)
 
     def close(self) -> None:
-        """Finish the open shards, put the new ones in their places and write the lists."""
+        """Finish open shards, number the new ones behind the kept ones, and write the lists."""
         for split in list(self._open):
             self._finish(split)
         for path in sorted(self.work.glob("*/**/shard-*.*")):
-            number = self._behind[path.parent.name] + _number(path.stem)
-            link_or_copy(path, self.out / path.relative_to(self.work).with_name(f"shard-{number:06d}{path.suffix}"))
+            number = self._offsets[path.parent.name] + _number(path.stem)
+            link(path, self.out / path.relative_to(self.work).with_name(f"shard-{number:06d}{path.suffix}"))
         self.lists.write(self.out)
 
     def discard(self) -> None:
-        """Leave no half-written shard; after `close` there is nothing to do."""
+        """Remove half-written shards; after `close` there are none."""
         for writer, _ in self._open.values():
             writer.discard()
 
     def summary(self) -> dict[str, Any]:
-        """What `set.json` says."""
+        """Return the content of `set.json`."""
         return {
             "splits": {split: self.shards[split] for split in SPLITS if self.shards[split]},
             "spaces": {task: label.space.to_json() for task, label in self.labels.items()},
@@ -218,6 +221,6 @@ def _number(name: str) -> int:
     return int(name.removeprefix("shard-"))
 
 
-def _after(paths: Sequence[Path]) -> int:
-    """The number that follows that of the last of these shards."""
+def _next_number(paths: Sequence[Path]) -> int:
+    """Return the number after that of the last of these shards."""
     return _number(paths[-1].stem) + 1 if paths else 0

@@ -129,7 +129,9 @@ def check_sound(made: Artifact) -> None:
                 assert hashlib.sha256(shard.read(row)).hexdigest() == shard.row(row).sha256
             labels = found.labels(shard, split)
             assert labels.keys == shard.keys
-            assert labels.about["image_shard"] == shard.sha256 == made.file(f"images/{split}/{shard.name}.tar").sha256
+            assert (
+                labels.metadata["image_shard"] == shard.sha256 == made.file(f"images/{split}/{shard.name}.tar").sha256
+            )
 
 
 def check_kept(before: Artifact, made: Artifact, fresh: Artifact) -> None:

@@ -94,14 +94,14 @@ def test_an_answer_that_the_storage_is_busy_puts_no_image_in_quarantine(
     place = StoragePath.of(f"{bucket}/pool")
     for path in pool.rglob("*.png"):
         (place / path.name).write(path.read_bytes())
-    cat_file, answers = place.system.cat_file, [OSError(errno.EBUSY, "Please reduce your request rate.")]
+    cat_file, answers = place.fs.cat_file, [OSError(errno.EBUSY, "Please reduce your request rate.")]
 
     def busy_once(path: str, **options: Any) -> Any:
         if path.endswith("50.png") and answers:
             raise answers.pop()
         return cat_file(path, **options)
 
-    monkeypatch.setattr(place.system, "cat_file", busy_once)
+    monkeypatch.setattr(place.fs, "cat_file", busy_once)
     with pytest.raises(ConfigError, match=r"50\.png: the storage can't do it just now \(.*reduce your request rate"):
         make(str(place), "folder", max_bad=0.5)
     made = make(str(place), "folder", max_bad=0.5)

@@ -153,7 +153,7 @@ def test_a_set_elsewhere_grows_as_well(pool: Path, make: Make) -> None:
 
 
 def test_how_far_it_is_is_told(pool: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.ingest.EVERY", 3)
+    monkeypatch.setattr("ingest.ingest.PROGRESS_EVERY", 3)
     told: list[tuple[float, str]] = []
     watched = dataclasses.replace(runtime, progress=lambda step, share, line: told.append((round(share, 2), line)))
     Workspace(runtime.root).make(step_for(pool, "folder"), Inputs({}, watched))

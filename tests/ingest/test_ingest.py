@@ -103,8 +103,8 @@ def test_true_labels_lie_beside_their_images(photos: Path, read: Read) -> None:
         for shard in found.shards(split):
             labels = found.labels(shard, split)
             assert labels.keys == shard.keys
-            assert labels.about["space"] == GROUND.to_json()
-            assert (labels.about["maker"], labels.about["image_shard"]) == ("truth:photos", shard.sha256)
+            assert labels.metadata["space"] == GROUND.to_json()
+            assert (labels.metadata["maker"], labels.metadata["image_shard"]) == ("truth:photos", shard.sha256)
             for index in range(len(shard)):
                 value = labels.value(index)
                 assert value is not None

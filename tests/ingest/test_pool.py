@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.steps import make_step
+
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,7 +28,7 @@ from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
 from pipeline.stores.labels import LabelSpace
-from pipeline.stores.rejections import read_rejects, reject, rejected_images, rejected_labels, take_back
+from pipeline.stores.rejections import read_rejections, reject, rejected_images, rejected_labels, undo_reject
 from tests.disk import folder_of
 
 Noise = Callable[..., NDArray[np.uint8]]
@@ -45,7 +47,7 @@ def make_set(tmp_path: Path, noise: Noise, runtime: Runtime) -> MakeSet:
         kind = "imagefolder" if any("/" in folder for folder in pictures) else "folder"
         source = {"kind": kind, "path": str(tmp_path / name)}
         config = {"name": name, "source": source, "shard_images": shard_images}
-        step = Step(f"data.{name}", "ingest.ingest:ingest", config)
+        step = make_step(f"data.{name}", "ingest.ingest:ingest", config)
         return Workspace(runtime.root).make(step, Inputs({}, runtime))
 
     return make
@@ -60,12 +62,12 @@ def pooled(
     **more: object,
 ) -> Artifact:
     """The pool of these sets, without what is rejected."""
-    images = rejected_images(read_rejects(runtime.root))
+    images = rejected_images(read_rejections(runtime.root))
     inputs = {f"data.{name}": made for name, made in sets.items()}
     if len(images):
-        step = Step(REJECTED_IMAGES, "ingest.rejections:copy_images", {"rejected": rejections_config(images)})
+        step = make_step(REJECTED_IMAGES, "ingest.rejections:copy_images", {"rejected": rejections_config(images)})
         inputs[REJECTED_IMAGES] = Workspace(runtime.root).make(step, Inputs({}, runtime))
-    step = Step(name, f"ingest.pool:{gather}", {"pool": names, **more}, tuple(inputs))
+    step = make_step(name, f"ingest.pool:{gather}", {"pool": names, **more}, tuple(inputs))
     return Workspace(runtime.root).make(step, Inputs(inputs, runtime))
 
 
@@ -134,7 +136,7 @@ def test_a_rejected_image_is_left_out_wherever_it_is_and_the_reason_is_told(
     assert reasons["one", second] is None
     left_out = {"rejected": 3, "held out in one": 1}
     assert pool.counts == {"images": 2, "left_out": left_out, "unmatched_rejections": 1}
-    take_back(runtime.root, [first, fourth, "0" * 16, *keys_of(sets["one"], "test")], None)
+    undo_reject(runtime.root, [first, fourth, "0" * 16, *keys_of(sets["one"], "test")], None)
     assert pooled(sets, ["one", "two"], runtime).digest == before.digest
 
 
@@ -156,9 +158,9 @@ def test_a_pool_of_rejected_images_is_an_error(make_set: MakeSet, runtime: Runti
 
 def test_a_list_that_changed_since_the_plan_is_told(runtime: Runtime) -> None:
     reject(runtime.root, ["0" * 16], None, "blurred")
-    planned = rejections_config(rejected_images(read_rejects(runtime.root)))
+    planned = rejections_config(rejected_images(read_rejections(runtime.root)))
     reject(runtime.root, ["0" * 15 + "1"], None, "blurred")
-    step = Step(REJECTED_IMAGES, "ingest.rejections:copy_images", {"rejected": planned})
+    step = make_step(REJECTED_IMAGES, "ingest.rejections:copy_images", {"rejected": planned})
     with pytest.raises(ConfigError, match=r"changed since the run was planned: 1 rejections .* 2 with .* Run again"):
         Workspace(runtime.root).make(step, Inputs({}, runtime))
 
@@ -171,10 +173,10 @@ def test_copies_of_the_same_rejections_are_the_same(runtime: Runtime, tmp_path: 
         for key in keys:
             for store in (None, "masks-0123456789ab", "boxes-0123456789ab"):
                 reject(other.root, [key], store, "wrong")
-        table = read_rejects(other.root)
+        table = read_rejections(other.root)
         for what, rows in (("images", rejected_images(table)), ("labels", rejected_labels(table, ["boxes"]))):
             config = {"rejected": rejections_config(rows), "teachers": ["boxes"]}
-            step = Step(f"rejected.{what}", f"ingest.rejections:copy_{what}", config)
+            step = make_step(f"rejected.{what}", f"ingest.rejections:copy_{what}", config)
             made = Workspace(other.root).make(step, Inputs({}, other))
             assert made.counts == {"rejections": 2}
             digests.add((what, made.digest))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.steps import make_step
+
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +31,7 @@ LOW: dict[str, Any] = {"thresholds": {"boxes": 0.02, "masks": 0.0}}
 def ingested(world: World, root: Path, config: Any) -> Artifact:
     """The set that a recipe would call `fixed`."""
     about = {"name": "fixed", "source": config.model_dump(mode="json"), "shard_images": 5}
-    return Workspace(Root.of(root)).make(Step("data.fixed", "ingest.ingest:ingest", about), Inputs({}, world.runtime))
+    return Workspace(Root.of(root)).make(make_step("data.fixed", "ingest.ingest:ingest", about), Inputs({}, world.runtime))
 
 
 def learned(world: World, fixed: Artifact | None, **student: Any) -> dict[str, Mapping[str, Value]]:
@@ -123,7 +125,7 @@ def test_other_classes_are_refused_with_both_lists(world: World, tmp_path: Path)
     content["categories"][0]["name"] = "crate"
     file.write_text(json.dumps(content), "utf-8")
     fixed = ingested(world, tmp_path / "root", coco.Config(path=str(tmp_path / "out")))
-    with pytest.raises(ConfigError, match=r"student\.truths\.boxes: .*'fixed'.* box, cone, .*crate, cone, "):
+    with pytest.raises(ConfigError, match=r"boxes: labels of set 'fixed' do not fit teacher 'boxes': classes differ: .*\(box, cone, .*\(crate, "):
         learned(world, fixed, truths={"boxes": ["fixed"]})
 
 
@@ -133,5 +135,5 @@ def test_a_set_without_the_task_is_refused(world: World, tmp_path: Path) -> None
         for shade in range(9):
             Image.new("RGB", (8, 8), (shade, 0, len(name))).save(tmp_path / "set" / name / f"{shade}.png")
     fixed = ingested(world, tmp_path / "root", imagefolder.Config(path=str(tmp_path / "set")))
-    with pytest.raises(ConfigError, match=r"The set's: none; it has labels for classification"):
+    with pytest.raises(ConfigError, match=r"the set has no labels for 'detection'; it has labels for classification"):
         learned(world, fixed, truths={"boxes": ["fixed"]})
