@@ -30,7 +30,7 @@ def samples(space: LabelSpace) -> list[ExportSample]:
 
 
 @every_form
-def test_a_form_says_of_every_task_whether_it_holds_it(form: str) -> None:
+def test_writer_states_which_tasks_it_supports(form: str) -> None:
     writer = writer_of(form)
     assert issubclass(writer, BaseWriter)
     assert set(writer.lost) <= set(tasks.names())
@@ -41,7 +41,7 @@ def test_a_form_says_of_every_task_whether_it_holds_it(form: str) -> None:
 
 @every_form
 @every_space
-def test_what_a_form_holds_it_writes_and_the_rest_it_refuses(form: str, space: LabelSpace, tmp_path: Path) -> None:
+def test_write_export_writes_supported_tasks_and_refuses_others(form: str, space: LabelSpace, tmp_path: Path) -> None:
     heads, out = {"it": tasks.label(space)}, tmp_path / "out"
     if writer_of(form).loses(space.task) is None:
         with pytest.raises(ConfigError, match=rf"--to {form} can hold labels for .* the heads are it \({space.task}\)"):
@@ -61,7 +61,7 @@ def test_what_a_form_holds_it_writes_and_the_rest_it_refuses(form: str, space: L
 
 
 @every_form
-def test_an_export_that_fails_leaves_nothing(form: str, tmp_path: Path) -> None:
+def test_write_export_leaves_nothing_when_it_fails(form: str, tmp_path: Path) -> None:
     space = next(space for space in SPACES if writer_of(form).loses(space.task) is not None)
 
     def broken() -> Iterator[ExportSample]:
@@ -74,7 +74,7 @@ def test_an_export_that_fails_leaves_nothing(form: str, tmp_path: Path) -> None:
 
 
 @every_form
-def test_an_export_of_nothing_is_whole(form: str, tmp_path: Path) -> None:
+def test_write_export_writes_an_empty_export(form: str, tmp_path: Path) -> None:
     space = next(space for space in SPACES if writer_of(form).loses(space.task) is not None)
     assert write(form, tmp_path / "out", {"it": tasks.label(space)}, [], {})["images"] == 0
     assert (tmp_path / "out" / SUMMARY).exists()

@@ -55,14 +55,14 @@ def example(kind: str, name: str, field: FieldInfo) -> Any:
 
 
 @every_kind
-def test_a_config_survives_json(package: str, kind: str) -> None:
+def test_config_survives_json(package: str, kind: str) -> None:
     config = config_of(package, kind)
     assert type(config).model_validate_json(config.model_dump_json()) == config
     assert type(config).model_validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
 
 
 @every_kind
-def test_a_config_is_named_like_its_file_and_closed(package: str, kind: str) -> None:
+def test_config_kind_is_the_file_name_and_unknown_keys_are_refused(package: str, kind: str) -> None:
     config = config_of(package, kind)
     assert isinstance(config, TeacherConfig if package == "teachers" else SourceConfig)
     assert config.kind == kind
@@ -73,7 +73,7 @@ def test_a_config_is_named_like_its_file_and_closed(package: str, kind: str) -> 
 
 
 @every_kind
-def test_a_recipe_finds_the_kind_by_its_name(package: str, kind: str) -> None:
+def test_recipe_finds_the_config_by_kind(package: str, kind: str) -> None:
     config = config_of(package, kind)
     field = "teachers" if package == "teachers" else "data"
     data = {"pool": {"kind": "folder", "path": "p"}, "street": {"kind": "folder", "path": "s"}}
@@ -85,7 +85,7 @@ def test_a_recipe_finds_the_kind_by_its_name(package: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", modules("pipeline.sources"))
-def test_a_source_reads_what_its_config_says(kind: str) -> None:
+def test_source_is_a_concrete_base_source(kind: str) -> None:
     source = importlib.import_module(f"pipeline.sources.{kind}").Source
     assert issubclass(source, BaseSource)
     assert not inspect.isabstract(source), source.__abstractmethods__
@@ -93,14 +93,14 @@ def test_a_source_reads_what_its_config_says(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", modules("teachers"))
-def test_a_teacher_is_made_by_a_step_and_loaded_from_its_folder(kind: str) -> None:
+def test_teacher_module_has_make_and_load(kind: str) -> None:
     module = importlib.import_module(f"teachers.{kind}")
     assert list(inspect.signature(module.make).parameters) == ["config", "inputs", "out"]
     assert list(inspect.signature(module.load).parameters) == ["folder"]
 
 
 @pytest.mark.parametrize("kind", modules("teachers"))
-def test_a_teacher_tells_what_backbone_it_leaves_if_it_leaves_one(
+def test_teacher_config_backbone_name_is_a_timm_model_or_none(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -111,6 +111,6 @@ def test_a_teacher_tells_what_backbone_it_leaves_if_it_leaves_one(
     assert name is None or timm.is_model(name)
 
 
-def test_kinds_are_found() -> None:
+def test_modules_finds_kinds() -> None:
     assert {kind for _, kind in kinds_of("teachers")} >= {"supervised", "pretrained", "analytic"}
     assert {kind for _, kind in kinds_of("pipeline.sources")} >= {"folder", "coco", "masks", "depth", "imagefolder"}

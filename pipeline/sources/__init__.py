@@ -1,7 +1,7 @@
-"""Formats that images and true labels come in: one file each; the file's name is the `kind` in the recipe.
+"""Readers of image and label formats: `kind: coco` of a recipe is the file `pipeline/sources/coco.py`.
 
-A file `pipeline/sources/<kind>.py` holds a class `Config(SourceConfig)`, the keys of the recipe, and a class
-`Source(BaseSource)` that reads it. Nothing else has to be told about it. No torch in here.
+A file holds `class Config(SourceConfig)`, the keys of the recipe, and `class Source(BaseSource)`, which reads the
+format; there is nothing to register. Modules that begin with `_` are helpers. No torch in this package.
 """
 
 from __future__ import annotations
@@ -14,54 +14,75 @@ from pipeline.sources._splits import Split
 from pipeline.stores.labels import LabelSpace, Value
 
 Stamp = tuple[int, int]
-"""Size in bytes and mtime in ns of a file, or what `Place.stamp` has for a remote one."""
+"""(size in bytes, mtime in ns) of a file, as `StoragePath.stamp` returns it: a changed file has another stamp."""
 
 
 @dataclasses.dataclass
 class TrueLabels:
-    """True labels of one image by task, and notes on what had to be dropped or clipped (each one is counted)."""
+    """The true labels of one image.
+
+    Example:
+        TrueLabels({"depth": {"depth": metres}}, notes=["no normals: no intrinsics"])
+    """
 
     values: dict[str, Value] = dataclasses.field(default_factory=dict)
+    """Label by task: the arrays that `tasks/<task>/label.py` describes, with their shapes, dtypes and units."""
     notes: list[str] = dataclasses.field(default_factory=list)
+    """What is missing or was dropped or clipped, one entry for each; they are counted and stored with the set."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceRecord:
-    """One image of a set.
+    """One image of a set; its functions are called later, on threads.
 
-    `name` is unique in the set and tells a user which file it is (a relative path). `read` returns the image's own
-    bytes. `truth` takes (width, height) in pixels of the upright image (EXIF orientation applied) and returns its
-    labels, in that image's coordinates. Both raise DataError on a file that can't be used: the image is then
-    quarantined with the error's text. `stamp` is that of the file that the image is or lies in, None where there is
-    no file: an image whose name and stamp are known is not read again.
+    Example:
+        SourceRecord("cat/1.jpg", "train", file.read, functools.partial(one_hot_label, 3, 10), file.stamp)
     """
 
     name: str
+    """Unique in the set; tells a user which file it is: a path relative to the set, `train.tar#key`."""
     split: Split
     read: Callable[[], bytes]
+    """Return the image file's own bytes, not decoded. Raises DataError if it can't be used: the image is then
+    quarantined with the error's text."""
     truth: Callable[[tuple[int, int]], TrueLabels] = lambda size: TrueLabels()
+    """Return the true labels, in pixels of the upright image (EXIF orientation applied), whose (width, height) it is
+    given. Raises DataError as `read` does."""
     stamp: Callable[[], Stamp | None] = lambda: None
+    """Return the stamp of the file that the image is or lies in, None if there is no file. An image whose name and
+    stamp are those of an earlier ingest is not read again."""
 
 
 class BaseSource(ABC):
-    """A set of images, opened. Opening checks the paths (ConfigError) but reads no image."""
+    """A set of images, opened: `Source(config)` checks that the paths exist (ConfigError) but reads no image.
+
+    Example:
+        source = Source(Config(path="photos"))
+        images = {record.name: record.read() for record in source.records()}
+    """
 
     @abstractmethod
     def spaces(self) -> dict[str, LabelSpace]:
-        """The label space of every task the set has labels for; {} for a set without labels."""
+        """Return the label space of every task that the set has labels for; {} for a set without labels.
+
+        Raises DataError if the files that define the classes can't be used.
+        """
 
     @abstractmethod
     def records(self) -> Iterator[SourceRecord]:
-        """All images, in an order that depends on their names alone."""
+        """Yield all images, in an order that depends on their names alone. Raises DataError if there are none."""
 
     @abstractmethod
-    def stamp(self) -> list[tuple[str, int, int]]:
-        """(name, size in bytes, mtime in ns) of every file the result depends on, sorted: cheap, reads no file."""
+    def file_stamps(self) -> list[tuple[str, int, int]]:
+        """Return (name, size in bytes, mtime in ns) of every file that the result depends on, sorted by name.
+
+        Must be cheap, as every plan compares it with the previous one; no file is read.
+        """
 
     def count(self) -> int | None:
-        """About how many records there are, where that is cheap to know: for the progress bar."""
+        """Return about how many records there are, for the progress bar; None if that is not cheap to know."""
         return None
 
     def problems(self) -> list[tuple[str, str]]:
-        """(name, reason) of files found unusable while listing, for the quarantine; valid after `records`."""
+        """Return (name, reason) of files that `records` could not use, for the quarantine; call it after `records`."""
         return []

@@ -1,4 +1,4 @@
-"""Class names and numbers as sources read them."""
+"""Helpers for the class names and class ids that sources read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from pipeline.errors import DataError
 from pipeline.sources import TrueLabels
 
 
-def number_classes(names: Mapping[int, str]) -> tuple[tuple[str, ...], dict[int, int]]:
-    """Sparse ids with their names -> the distinct names in order of their first id, and each id's place among them."""
-    classes = tuple(dict.fromkeys(names[number] for number in sorted(names)))
-    place = {name: index for index, name in enumerate(classes)}
-    return classes, {number: place[name] for number, name in names.items()}
+def index_classes(names: Mapping[int, str]) -> tuple[tuple[str, ...], dict[int, int]]:
+    """Return the distinct names in order of their first id, and the class index of every id; ids may have gaps.
+
+    Example:
+        index_classes({9: "car", 2: "sky", 5: "car"}) == (("sky", "car"), {9: 1, 2: 0, 5: 1})
+    """
+    classes = tuple(dict.fromkeys(names[class_id] for class_id in sorted(names)))
+    index = {name: number for number, name in enumerate(classes)}
+    return classes, {class_id: index[name] for class_id, name in names.items()}
 
 
 def check_distinct(classes: Sequence[str]) -> None:
@@ -29,7 +33,7 @@ def check_distinct(classes: Sequence[str]) -> None:
 
 
 def class_index(label: object, classes: Sequence[str]) -> int:
-    """The place among `classes` of a label as files hold it: a name, or a number (in digits or not) from 0.
+    """Return the index of a label as files hold it: a class name, or an index from 0 as a number or as digits.
 
     Raises DataError if it is neither.
     """
@@ -40,8 +44,8 @@ def class_index(label: object, classes: Sequence[str]) -> int:
     raise DataError(f"label {label!r} is not among the {len(classes)} classes: {', '.join(classes[:10])}, ...")
 
 
-def class_truth(index: int, count: int, size: tuple[int, int]) -> TrueLabels:
-    """The truth of an image of class `index` of `count`, whatever its size."""
+def one_hot_label(index: int, count: int, size: tuple[int, int]) -> TrueLabels:
+    """Return the classification label of an image of class `index` of `count`; its `size` plays no part."""
     probs = np.zeros(count, np.float32)
     probs[index] = 1
     return TrueLabels({"classification": {"probs": probs}})

@@ -1,8 +1,8 @@
 """Boxes in COCO's JSON format (https://cocodataset.org/#format-data), one file per split, and folders of images.
 
 Classes are the categories, or their supercategories, in order of their (first) id; ids may have gaps, and categories
-of one name are one class. Boxes of crowds are left out. An image that the JSON names without boxes is one without
-things in it; an image that it does not name is no part of the set.
+with the same name are one class. Crowd boxes are dropped. An image listed without boxes has no objects in it; an image
+that is not listed is not part of the set.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pydantic import Field
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import SourceConfig
 from pipeline.sources import BaseSource, SourceRecord, TrueLabels
-from pipeline.sources._classes import number_classes
-from pipeline.sources._files import at_least_one, check_size, images_under, stamp_files
+from pipeline.sources._classes import index_classes
+from pipeline.sources._files import check_size, images_under, require_records, stamp_files
 from pipeline.sources._splits import SPLITS, Split
-from pipeline.storage.path import StoragePath, existing
+from pipeline.storage.path import StoragePath, require_exists
 from pipeline.stores.labels import LabelSpace
 
 ANNOTATIONS = ("instances_{}.json", "annotations/instances_{}.json", "annotations/instances_{}2017.json")
@@ -32,37 +32,42 @@ IMAGES = ("images/{}", "{}", "images/{}2017", "{}2017", "images")
 
 
 class Config(SourceConfig):
-    """A folder `path` with annotations and images in the usual places, or wherever the two options say."""
+    """A folder with annotations and images in COCO's usual places, or where `annotations` and `images` say."""
 
     kind: Literal["coco"] = "coco"
     path: str
     """Folder or URL."""
     classes: Literal["category", "supercategory"] = "category"
-    """What is told apart: the file's categories, or the coarser groups that it puts them in."""
+    """The classes: the file's categories, or the supercategories that group them."""
     annotations: dict[Split, str] = Field(default_factory=dict)
-    """JSON file per split, from `path`. By default `instances_<split>.json` or `instances_<split>2017.json`,
+    """JSON file by split, relative to `path`. By default `instances_<split>.json` or `instances_<split>2017.json`,
     in `path` or in `annotations`."""
     images: dict[Split, str] = Field(default_factory=dict)
-    """Folder that a split's file names start from, from `path`. By default `images/<split>`, `<split>` or `images`."""
+    """Folder by split that file names are relative to, relative to `path`. By default `images/<split>`, `<split>` or
+    `images`."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Annotated:
-    """One JSON file, read: its categories by id, its images in order of their names, their annotations by image id."""
+class _SplitAnnotations:
+    """The content of one split's JSON file."""
 
     split: Split
     images: StoragePath
+    """The folder that file names are relative to."""
     categories: dict[int, str]
+    """Class name by category id."""
     entries: list[dict[str, Any]]
+    """The images, sorted by file name."""
     annotations: dict[int, list[dict[str, Any]]]
+    """By image id."""
 
 
 class Source(BaseSource):
-    """Opens the set. Raises ConfigError if a path is not there; DataError, later, on JSON that is not COCO's."""
+    """Reads the set. Raises ConfigError if a path does not exist; later DataError on JSON that is not COCO's."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.root = existing(StoragePath.of(config.path), "path", "folder")
+        self.root = require_exists(StoragePath.of(config.path), "path", "folder")
         self._files = {split: file for split in SPLITS if (file := self._find_annotations(split))}
         if not self._files:
             raise ConfigError(
@@ -76,12 +81,12 @@ class Source(BaseSource):
     def _find_annotations(self, split: Split) -> StoragePath | None:
         if self.config.annotations:
             name = self.config.annotations.get(split)
-            return existing(self.root / name, f"annotations.{split}", "file") if name else None
+            return require_exists(self.root / name, f"annotations.{split}", "file") if name else None
         return next((file for name in ANNOTATIONS if (file := self.root / name.format(split)).exists()), None)
 
     def _find_images(self, split: Split) -> StoragePath:
         if split in self.config.images:
-            return existing(self.root / self.config.images[split], f"images.{split}", "folder")
+            return require_exists(self.root / self.config.images[split], f"images.{split}", "folder")
         for name in IMAGES:
             if (folder := self.root / name.format(split)).is_folder():
                 return folder
@@ -89,47 +94,49 @@ class Source(BaseSource):
         raise ConfigError(f"path: {self.root} has no images of split {split!r}: there is none of {tried}")
 
     @functools.cached_property
-    def _sets(self) -> list[_Annotated]:
+    def _splits(self) -> list[_SplitAnnotations]:
         return [_read(split, file, self._folders[split], self.config.classes) for split, file in self._files.items()]
 
     @functools.cached_property
-    def _numbered(self) -> tuple[tuple[str, ...], dict[int, int]]:
+    def _classes(self) -> tuple[tuple[str, ...], dict[int, int]]:
+        """Class names, and class index by category id."""
         names: dict[int, str] = {}
-        for part in self._sets:
-            for number, name in part.categories.items():
-                if names.setdefault(number, name) != name:
-                    raise DataError(f"{self.root}: category {number} is {names[number]!r} and {name!r} in two splits")
-        return number_classes(names)
+        for part in self._splits:
+            for category_id, name in part.categories.items():
+                first = names.setdefault(category_id, name)
+                if first != name:
+                    raise DataError(f"{self.root}: category {category_id} is {first!r} and {name!r} in two splits")
+        return index_classes(names)
 
     def spaces(self) -> dict[str, LabelSpace]:
-        return {"detection": LabelSpace("detection", self._numbered[0])}
+        return {"detection": LabelSpace("detection", self._classes[0])}
 
     def records(self) -> Iterator[SourceRecord]:
         self._problems = []
-        return at_least_one(self._records(), self.root)
+        return require_records(self._records(), self.root)
 
     def _records(self) -> Iterator[SourceRecord]:
         seen: set[str] = set()
-        listed = self._listed()
-        for part in self._sets:
-            strangers = set(part.annotations) - {entry["id"] for entry in part.entries}
-            if strangers:
-                first = next(iter(strangers))
-                reason = f"has annotations of {len(strangers)} images that it does not list, first {first}"
-                self._problems.append((self._files[part.split].under(self.root), reason))
+        remote_images = self._remote_images()
+        for part in self._splits:
+            unlisted = set(part.annotations) - {entry["id"] for entry in part.entries}
+            if unlisted:
+                first = next(iter(unlisted))
+                reason = f"has annotations of {len(unlisted)} images that it does not list, first {first}"
+                self._problems.append((self._files[part.split].relative_to(self.root), reason))
             for entry in part.entries:
                 file = part.images / entry["file_name"]
-                name = file.under(self.root)
+                name = file.relative_to(self.root)
                 if name in seen:
                     self._problems.append((name, f"listed twice, the second time in split {part.split!r}"))
                     continue
                 seen.add(name)
-                file = listed.get(file, file)
+                file = remote_images.get(file, file)
                 truth = functools.partial(self._truth, entry, part.annotations.get(entry["id"], []))
                 yield SourceRecord(name, part.split, file.read, truth, file.stamp)
 
-    def _listed(self) -> dict[StoragePath, StoragePath]:
-        """The images of remote folders with what a listing tells of them, so that none has to be asked after."""
+    def _remote_images(self) -> dict[StoragePath, StoragePath]:
+        """List remote folders, so that a file's stamp comes from the listing and needs no request of its own."""
         folders = [folder for folder in dict.fromkeys(self._folders.values()) if not folder.local]
         return {file: file for folder in folders for file in images_under(folder)}
 
@@ -138,7 +145,7 @@ class Source(BaseSource):
             check_size((entry["width"], entry["height"]), size, "the annotations say")
         truth, boxes, classes = TrueLabels(), [], []
         for annotation in annotations:
-            index = self._numbered[1].get(annotation.get("category_id", -1))
+            index = self._classes[1].get(annotation.get("category_id", -1))
             if index is None:
                 raise DataError(f"category id {annotation.get('category_id')} is not among the categories")
             box, note = _box(annotation, size)
@@ -156,24 +163,25 @@ class Source(BaseSource):
         return truth
 
     def count(self) -> int:
-        return sum(len(part.entries) for part in self._sets)
+        return sum(len(part.entries) for part in self._splits)
 
     def problems(self) -> list[tuple[str, str]]:
         return self._problems
 
-    def stamp(self) -> list[tuple[str, int, int]]:
+    def file_stamps(self) -> list[tuple[str, int, int]]:
         images = [file for folder in dict.fromkeys(self._folders.values()) for file in images_under(folder)]
         return stamp_files(self.root, [*self._files.values(), *images])
 
 
-def _read(split: Split, file: StoragePath, images: StoragePath, classes: str) -> _Annotated:
+def _read(split: Split, file: StoragePath, images: StoragePath, classes: str) -> _SplitAnnotations:
+    """Read one JSON file. Raises DataError if it is not COCO's format."""
     key = "name" if classes == "category" else "supercategory"
     try:
         content = json.loads(file.read())
         categories = {int(category["id"]): str(category[key]) for category in content["categories"]}
         entries = [{**entry, "file_name": entry["file_name"].replace("\\", "/")} for entry in content["images"]]
         if len({entry["id"] for entry in entries}) < len(entries):
-            raise ValueError("two images have one id")
+            raise ValueError("two images have the same id")
         entries.sort(key=lambda entry: (entry["file_name"], entry["id"]))
         annotations = defaultdict(list)
         for annotation in content.get("annotations", []):
@@ -182,25 +190,25 @@ def _read(split: Split, file: StoragePath, images: StoragePath, classes: str) ->
         raise DataError(f"{file}: not COCO annotations: an entry without {error.args[0]!r}") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not COCO annotations ({error})") from error
-    return _Annotated(split, images, categories, entries, dict(annotations))
+    return _SplitAnnotations(split, images, categories, entries, dict(annotations))
 
 
 def _box(annotation: dict[str, Any], size: tuple[int, int]) -> tuple[list[float] | None, str | None]:
-    """The box as x0, y0, x1, y1 within the image, or None; and what had to be done to it, if anything."""
+    """Return the box as (x0, y0, x1, y1) clipped to the image, None if it is dropped; and a note if it was changed."""
     if annotation.get("iscrowd"):
         return None, "crowd box dropped"
-    given = annotation.get("bbox")
-    if not (isinstance(given, list) and len(given) == 4 and all(_finite(number) for number in given)):
+    bbox = annotation.get("bbox")
+    if not (isinstance(bbox, list) and len(bbox) == 4 and all(_is_finite(number) for number in bbox)):
         return None, "box without four numbers dropped"
-    x, y, width, height = given
+    x, y, width, height = bbox
     if width <= 0 or height <= 0:
         return None, "empty box dropped"
-    whole = [x, y, x + width, y + height]
-    box = [min(max(edge, 0.0), limit) for edge, limit in zip(whole, (*size, *size), strict=True)]
+    unclipped = [x, y, x + width, y + height]
+    box = [min(max(edge, 0.0), limit) for edge, limit in zip(unclipped, (*size, *size), strict=True)]
     if box[0] >= box[2] or box[1] >= box[3]:
         return None, "box outside the image dropped"
-    return box, "box clipped to the image" if box != whole else None
+    return box, "box clipped to the image" if box != unclipped else None
 
 
-def _finite(number: object) -> bool:
+def _is_finite(number: object) -> bool:
     return isinstance(number, int | float) and math.isfinite(number)

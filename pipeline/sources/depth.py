@@ -1,17 +1,17 @@
-"""Images and depth maps: `rgb/<stem>.jpg` with `depth/<stem>.png`, 16 bits, 0 = unknown; and normals, if asked for.
+"""Images and depth maps: `rgb/<stem>.jpg` with `depth/<stem>.png`, 16 bits, 0 = unknown; optionally with normals.
 
-Cameras are told apart by scene, the beginning of a file's stem: `kitchen_0007.jpg` and `kitchen/0007.jpg` belong to
-the scene `kitchen`. A file of cameras is JSON:
+The scene of an image is the beginning of its file's stem: `kitchen_0007.jpg` and `kitchen/0007.jpg` belong to the scene
+`kitchen`. A JSON file has the camera of each scene:
 
     {"unit": "millimetre", "unknown": 0, "scenes": {"kitchen": {"fx": 292.5, "fy": 292.5, "cx": 160, "cy": 120}}}
 
-with intrinsics in pixels of the depth map, null for a scene without, and the scene "" for all that none other fits.
+Intrinsics are in pixels of the depth map, null if unknown; the scene "" stands for images of no other scene.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import numpy as np
@@ -23,17 +23,17 @@ from pipeline.data.normals import PinholeCamera, normals_from_depth
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import BaseSource, SourceRecord, TrueLabels
-from pipeline.sources._files import at_least_one, check_size, count_images, images_under, pair, stamp_files
+from pipeline.sources._files import check_size, count_images, images_under, pair_files, require_records, stamp_files
 from pipeline.sources._splits import Split, split_by_hash
-from pipeline.storage.path import StoragePath, existing
-from pipeline.stores.labels import LabelSpace, gather
+from pipeline.storage.path import StoragePath, require_exists
+from pipeline.stores.labels import FULL_IMAGE, LabelSpace, resample_nearest
 
 UNITS_M = {"millimetre": 0.001, "centimetre": 0.01, "metre": 1.0}
 SAME_ASPECT = 0.01
-"""Aspect ratios that differ by less than this share are one: sensors of 1296x968 and 640x480 see the same."""
+"""Relative difference below which aspect ratios are the same, as those of 1296x968 and 640x480 pixels."""
 FARTHEST_M = 65_504.0
 """The largest float16."""
-Metres = NDArray[np.float32]
+Floats = NDArray[np.float32]
 
 
 class Config(SourceConfig):
@@ -43,24 +43,24 @@ class Config(SourceConfig):
     path: str
     """Folder or URL."""
     rgb: str = "rgb"
-    """Folder of the images, from `path`."""
+    """Folder of the images, relative to `path`."""
     depth: str = "depth"
-    """Folder of the depth maps, from `path`."""
+    """Folder of the depth maps, relative to `path`."""
     cameras: str = "cameras.json"
-    """JSON file of intrinsics; needed for normals only."""
+    """JSON file of intrinsics, relative to `path`; only needed for normals."""
     unit_m: Annotated[float, Field(gt=0)] = 0.001
     """Metres per unit of the numbers in the files."""
     scale: Literal["metric", "relative"] = "metric"
-    """What the numbers are: distances along the optical axis, or inverse depth up to a scale and shift per image."""
+    """Meaning of the numbers: distance along the optical axis, or inverse depth up to a scale and shift per image."""
     normals: Literal["none", "from_depth"] = "none"
-    """Whether normals are derived from depth, for the scenes whose camera is known."""
+    """`from_depth` derives normals from the depth of scenes whose camera is known."""
     hold_out: Share | tuple[str, ...] = 0.2
-    """The scenes that become `test`, or the share of images, drawn by the hash of the file's name. Frames of one
-    scene resemble each other: holding out scenes measures what a new room would be like."""
+    """The scenes that become `test`, or the share of images that does, by the hash of the file's name. Frames of one
+    scene are alike: only held-out scenes measure how well a new room is predicted."""
 
 
 class Cameras(BaseModel):
-    """A file of cameras."""
+    """The content of a file of cameras."""
 
     unit: Literal["millimetre", "centimetre", "metre"] | None = None
     unknown: float = 0
@@ -68,18 +68,18 @@ class Cameras(BaseModel):
 
 
 class Source(BaseSource):
-    """Opens the folders. Raises ConfigError if a path is not there or the options contradict the file of cameras."""
+    """Reads the folders. Raises ConfigError if a path does not exist or options contradict the file of cameras."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.root = existing(StoragePath.of(config.path), "path", "folder")
-        self.rgb = existing(self.root / config.rgb, "rgb", "folder")
-        self.depth = existing(self.root / config.depth, "depth", "folder")
+        self.root = require_exists(StoragePath.of(config.path), "path", "folder")
+        self.rgb = require_exists(self.root / config.rgb, "rgb", "folder")
+        self.depth = require_exists(self.root / config.depth, "depth", "folder")
         if config.normals == "from_depth" and config.scale == "relative":
             raise ConfigError("normals: 'from_depth' needs distances, and scale is 'relative'; set scale: metric")
         file = self.root / config.cameras
         needed = config.normals == "from_depth" or config.cameras != Config.model_fields["cameras"].default
-        self._files = [existing(file, "cameras", "file")] if needed or file.exists() else []
+        self._files = [require_exists(file, "cameras", "file")] if needed or file.exists() else []
         self.cameras = _read_cameras(self._files[0]) if self._files else Cameras()
         unit = self.cameras.unit
         if config.scale == "metric" and unit and not np.isclose(UNITS_M[unit], config.unit_m):
@@ -94,21 +94,22 @@ class Source(BaseSource):
 
     def records(self) -> Iterator[SourceRecord]:
         self._problems = []
-        return at_least_one(self._records(), self.rgb)
+        return require_records(self._records(), self.rgb)
 
     def _records(self) -> Iterator[SourceRecord]:
-        pairs, alone = pair(self.rgb, self.depth)
-        self._problems = [(depth.under(self.root), "a depth map without an image") for depth in alone]
-        self._check_hold_out([image.under(self.rgb) for image, _ in pairs])
+        pairs, unpaired = pair_files(self.rgb, self.depth)
+        self._problems = [(depth.relative_to(self.root), "a depth map without an image") for depth in unpaired]
+        self._check_hold_out([image.relative_to(self.rgb) for image, _ in pairs])
         for image, depth in pairs:
-            name = image.under(self.rgb)
+            name = image.relative_to(self.rgb)
             truth = functools.partial(self._truth, depth, name)
-            yield SourceRecord(image.under(self.root), self._split(name), image.read, truth, image.stamp)
+            yield SourceRecord(image.relative_to(self.root), self._split(name), image.read, truth, image.stamp)
 
     def _check_hold_out(self, names: list[str]) -> None:
         for scene in self.config.hold_out if isinstance(self.config.hold_out, tuple) else ():
             if not any(in_scene(name, scene) for name in names):
-                raise ConfigError(f"hold_out: no image of scene {scene!r} under {self.rgb}; there is {names[:1]}")
+                example = f"; the first image is {names[0]!r}" if names else ""
+                raise ConfigError(f"hold_out: no image of scene {scene!r} under {self.rgb}{example}")
 
     def _split(self, name: str) -> Split:
         if isinstance(self.config.hold_out, tuple):
@@ -121,14 +122,14 @@ class Source(BaseSource):
         try:
             depth = self._read_depth(file, size)
         except DataError as error:
-            raise DataError(f"depth map {file.under(self.root)}: {error}") from error
-        truth = TrueLabels({"depth": {"depth": _resize(depth, size)}})
+            raise DataError(f"depth map {file.relative_to(self.root)}: {error}") from error
+        truth = TrueLabels({"depth": {"depth": resample_nearest(depth, FULL_IMAGE, size[::-1], 0)}})
         if self.config.normals == "from_depth":
             self._add_normals(truth, depth, name, size)
         return truth
 
-    def _read_depth(self, file: StoragePath, size: tuple[int, int]) -> Metres:
-        """The depth map at its own size, checked against the image's."""
+    def _read_depth(self, file: StoragePath, size: tuple[int, int]) -> Floats:
+        """Return the depth map (H, W) at its own size; its aspect ratio has to be that of the image's `size`."""
         numbers = decode_numbers(file.read())
         height, width = numbers.shape
         if abs(width * size[1] / (height * size[0]) - 1) > SAME_ASPECT:
@@ -138,19 +139,19 @@ class Source(BaseSource):
             raise DataError("all of its depth is unknown")
         numbers = np.where(known, numbers, 0).astype(np.float32)
         if self.config.scale == "relative":
-            return numbers / numbers.max()  # the scale is free, and files that use all 16 bits would not fit the store
+            return numbers / numbers.max()  # the scale is arbitrary, and 16-bit numbers would not fit into a float16
         return self._in_metres(numbers)
 
-    def _in_metres(self, numbers: Metres) -> Metres:
+    def _in_metres(self, numbers: Floats) -> Floats:
         depth = numbers * np.float32(self.config.unit_m)
         farthest = float(depth.max())
         if farthest > FARTHEST_M:
-            raise DataError(f"reaches {farthest:g} m, more than {FARTHEST_M:g} can be stored: does `unit_m` fit?")
+            raise DataError(f"reaches {farthest:g} m, but at most {FARTHEST_M:g} m can be stored: is `unit_m` right?")
         return depth
 
-    def _add_normals(self, truth: TrueLabels, depth: Metres, name: str, size: tuple[int, int]) -> None:
-        scene = _longest(scene for scene in self.cameras.scenes if in_scene(name, scene))
-        camera = self.cameras.scenes.get(scene) if scene is not None else None
+    def _add_normals(self, truth: TrueLabels, depth: Floats, name: str, size: tuple[int, int]) -> None:
+        scenes = [scene for scene in self.cameras.scenes if in_scene(name, scene)]
+        camera = self.cameras.scenes[max(scenes, key=len)] if scenes else None
         if camera is None:
             truth.notes.append("no normals: no intrinsics")
             return
@@ -158,7 +159,7 @@ class Source(BaseSource):
         if not normals.any():
             truth.notes.append("no normals: no surface in the depth map")
             return
-        truth.values["normals"] = {"normals": _resize(normals, size)}
+        truth.values["normals"] = {"normals": resample_nearest(normals, FULL_IMAGE, size[::-1], 0)}
 
     def count(self) -> int:
         return count_images(self.rgb)
@@ -166,25 +167,14 @@ class Source(BaseSource):
     def problems(self) -> list[tuple[str, str]]:
         return self._problems
 
-    def stamp(self) -> list[tuple[str, int, int]]:
+    def file_stamps(self) -> list[tuple[str, int, int]]:
         return stamp_files(self.root, [*self._files, *images_under(self.rgb), *images_under(self.depth)])
 
 
 def in_scene(name: str, scene: str) -> bool:
-    """Whether the file `name` belongs to `scene`: begins with it, with no letter or digit next."""
-    rest = name.removeprefix(scene) if name.startswith(scene) else None
-    return rest is not None and not (scene and scene[-1].isalnum() and rest[:1].isalnum())
-
-
-def _longest(names: Iterable[str]) -> str | None:
-    return max(names, key=len, default=None)
-
-
-def _resize(grid: Metres, size: tuple[int, int]) -> Metres:
-    """`grid` at the image's size (width, height): each pixel takes the nearest one's value."""
-    if grid.shape[1::-1] == size:
-        return grid
-    return gather(grid, (0, 0, 1, 1), size[::-1], 0)
+    """Return True if the file `name` begins with `scene`, and not with a longer word: `hall_1`, but not `hallway_1`."""
+    rest = name.removeprefix(scene)
+    return name.startswith(scene) and not (scene and scene[-1].isalnum() and rest[:1].isalnum())
 
 
 def _read_cameras(file: StoragePath) -> Cameras:
@@ -192,5 +182,5 @@ def _read_cameras(file: StoragePath) -> Cameras:
         return Cameras.model_validate_json(file.read())
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"cameras: {file}: {where or 'the file'}: {first['msg']}") from error
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"cameras: {file}: {key or 'the file'}: {first['msg']}") from error

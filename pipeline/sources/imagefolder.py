@@ -1,8 +1,8 @@
 """Images sorted into one folder per class: `<split>/<class>/...`, or `<class>/...` without splits.
 
 The folders right below the root are splits if all of them are named train, val, test or the like; otherwise they are
-classes, and a share of each class is held out. Whatever lies deeper belongs to the class it lies in. Classes are the
-folders of all splits, sorted by name; one without images stays a class, so that adding its first image renumbers none.
+classes, and a share of each class is held out. Images in deeper folders belong to the class above. Classes are the
+folders of all splits, sorted by name. An empty folder is a class too, so that its first image renumbers no other class.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Literal
 from pipeline.errors import DataError
 from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import BaseSource, SourceRecord
-from pipeline.sources._classes import check_distinct, class_truth
-from pipeline.sources._files import at_least_one, count_images, images_under, stamp_files
-from pipeline.sources._splits import has_split_folders, split_by_hash, split_named
-from pipeline.storage.path import StoragePath, existing, shown, subfolders
+from pipeline.sources._classes import check_distinct, one_hot_label
+from pipeline.sources._files import count_images, images_under, require_records, stamp_files
+from pipeline.sources._splits import has_split_folders, parse_split, split_by_hash
+from pipeline.storage.path import StoragePath, printable, require_exists, subfolders
 from pipeline.stores.labels import LabelSpace
 
 
@@ -32,12 +32,12 @@ class Config(SourceConfig):
 
 
 class Source(BaseSource):
-    """Opens the folder. Raises ConfigError if it is not there; DataError, later, on classes that look alike."""
+    """Reads the folder. Raises ConfigError if it does not exist; later DataError on class names that are alike."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.root = existing(StoragePath.of(config.path), "path", "folder")
-        self._strays: list[tuple[str, str]] = []
+        self.root = require_exists(StoragePath.of(config.path), "path", "folder")
+        self._problems: list[tuple[str, str]] = []
 
     @functools.cached_property
     def _in_splits(self) -> bool:
@@ -46,7 +46,7 @@ class Source(BaseSource):
     @functools.cached_property
     def _classes(self) -> tuple[str, ...]:
         parents = subfolders(self.root) if self._in_splits else [self.root]
-        classes = sorted({shown(folder.name) for parent in parents for folder in subfolders(parent)})
+        classes = sorted({printable(folder.name) for parent in parents for folder in subfolders(parent)})
         if not classes:
             raise DataError(f"{self.root}: no class folders; expected <split>/<class>/ or <class>/ in it")
         check_distinct(classes)
@@ -56,29 +56,29 @@ class Source(BaseSource):
         return {"classification": LabelSpace("classification", self._classes)}
 
     def records(self) -> Iterator[SourceRecord]:
-        self._strays = []
-        return at_least_one(self._records(), self.root)
+        self._problems = []
+        return require_records(self._records(), self.root)
 
     def _records(self) -> Iterator[SourceRecord]:
-        index = {name: place for place, name in enumerate(self._classes)}
+        index = {name: number for number, name in enumerate(self._classes)}
         level = 1 if self._in_splits else 0
         for file in images_under(self.root):
-            name = file.under(self.root)
+            name = file.relative_to(self.root)
             folders = name.split("/")[:-1]
             if len(folders) <= level:
-                self._strays.append((name, "lies in no class folder"))
+                self._problems.append((name, "lies in no class folder"))
                 continue
-            split = split_named(folders[0]) if self._in_splits else split_by_hash(name, self.config.hold_out)
-            truth = functools.partial(class_truth, index[folders[level]], len(index))
+            split = parse_split(folders[0]) if self._in_splits else split_by_hash(name, self.config.hold_out)
+            truth = functools.partial(one_hot_label, index[folders[level]], len(index))
             yield SourceRecord(name, split or "train", file.read, truth, file.stamp)
 
     def count(self) -> int:
         return count_images(self.root)
 
     def problems(self) -> list[tuple[str, str]]:
-        return self._strays
+        return self._problems
 
-    def stamp(self) -> list[tuple[str, int, int]]:
-        # the classes are part of the result, empty ones too
+    def file_stamps(self) -> list[tuple[str, int, int]]:
+        # classes without files, too, are part of the result
         folders = [(f"{name}/", 0, 0) for name in self._classes]
         return sorted(folders + stamp_files(self.root, images_under(self.root)))

@@ -1,9 +1,9 @@
-"""Parquet files with the bytes of images, in the form of Hugging Face datasets: `image` = {bytes, path}, and `label`.
+"""Parquet files with the bytes of images, as Hugging Face datasets write them: `image` = {bytes, path}, and `label`.
 
 `image` may also be plain binary. A label is an index into the class names, or a name. The names come from the option
 `classes`, or from the schema's metadata (a JSON list under "classes", or Hugging Face's features), or are the distinct
-names in the column. A file's name or folder tells its split (`train-00000-of-00005.parquet`, `test/0.parquet`), a
-column `split` tells it row by row; where neither does, a share is held out.
+names in the column. The split comes from a column `split`, or else from a file's name or folder
+(`train-00000-of-00005.parquet`, `test/0.parquet`); without either, a share is held out.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import Share, SourceConfig
 from pipeline.sources import BaseSource, SourceRecord, Stamp, TrueLabels
-from pipeline.sources._classes import check_distinct, class_index, class_truth
-from pipeline.sources._files import at_least_one, stamp_files
-from pipeline.sources._splits import Split, split_by_hash, split_in_path, split_named
-from pipeline.storage.path import StoragePath, existing, opened, walk
+from pipeline.sources._classes import check_distinct, class_index, one_hot_label
+from pipeline.sources._files import require_records, stamp_files
+from pipeline.sources._splits import Split, parse_split, split_by_hash, split_from_path
+from pipeline.storage.path import StoragePath, require_exists, walk
+from pipeline.storage.remote_file import open_file
 from pipeline.stores.labels import LabelSpace
 
 ROWS = 64
@@ -41,20 +42,20 @@ class Config(SourceConfig):
     image: str = "image"
     """Column of the images' bytes."""
     label: str | None = None
-    """The label's column. By default `label`, where there is one."""
+    """Column of the labels. By default `label`, if the file has it."""
     classes: tuple[str, ...] = ()
-    """Names of the classes, in order, where the file does not say."""
+    """Names of the classes in order, if the file does not state them."""
     hold_out: Share = 0.2
-    """The share of rows without a stated split that becomes `test`, drawn by the hash of the row's name."""
+    """The share of rows without a stated split that becomes `test`, by the hash of the row's name."""
 
 
 class Source(BaseSource):
-    """Opens the files. Raises ConfigError if the path is not there or a column is missing; DataError on other files."""
+    """Reads the files. Raises ConfigError if the path or a column does not exist; DataError on files of other kinds."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.label = config.label or "label"
-        path = existing(StoragePath.of(config.path), "path", "path")
+        path = require_exists(StoragePath.of(config.path), "path", "path")
         self.files = [file for file in walk(path) if file.suffix == ".parquet"] if path.is_folder() else [path]
         self.root = path if path.is_folder() else path.parent
         if not self.files:
@@ -62,11 +63,11 @@ class Source(BaseSource):
 
     @functools.cached_property
     def _schemas(self) -> dict[StoragePath, pa.Schema]:
-        """The schemas of the files, checked; columns other than ours may differ."""
-        return {file: self._schema(file) for file in self.files}
+        """Checked schemas; columns that are not read may differ between files."""
+        return {file: self._read_schema(file) for file in self.files}
 
-    def _schema(self, file: StoragePath) -> pa.Schema:
-        with _opened(file) as parquet:
+    def _read_schema(self, file: StoragePath) -> pa.Schema:
+        with _open_parquet(file) as parquet:
             schema: pa.Schema = parquet.schema_arrow
         for column in filter(None, (self.config.image, self.config.label)):
             if column not in schema.names:
@@ -78,94 +79,94 @@ class Source(BaseSource):
 
     @functools.cached_property
     def _labelled(self) -> dict[StoragePath, pa.Schema]:
-        """The schemas with a column of labels: a test set may lack it."""
+        """Schemas of the files with labels; those of a test split may lack the column."""
         return {file: schema for file, schema in self._schemas.items() if self.label in schema.names}
 
     @functools.cached_property
     def _classes(self) -> tuple[str, ...]:
-        classes = self.config.classes or self._stated() or self._distinct()
+        classes = self.config.classes or self._stated_classes() or self._distinct_labels()
         check_distinct(classes)
         return classes
 
-    def _stated(self) -> tuple[str, ...]:
-        """The class names in the metadata, the same in all files."""
+    def _stated_classes(self) -> tuple[str, ...]:
+        """Return the class names in the metadata, which must be the same in all files."""
         stated = {_names_in(schema, self.label) for schema in self._labelled.values()}
         if len(stated) > 1:
             raise DataError(f"the files under {self.root} name different classes; state them as `classes`")
         return stated.pop()
 
-    def _distinct(self) -> tuple[str, ...]:
-        """The class names in the column of labels."""
-        found: set[str] = set()
+    def _distinct_labels(self) -> tuple[str, ...]:
+        """Return the distinct class names in the column of labels, sorted."""
+        names: set[str] = set()
         for file, schema in self._labelled.items():
             kind = schema.field(self.label).type
             if not _is_text(kind):
                 raise ConfigError(f"{file}: labels are {kind}, and no class names stated; state them as `classes`")
-            with _opened(file) as parquet:
+            with _open_parquet(file) as parquet:
                 for batch in parquet.iter_batches(columns=[self.label]):
-                    found.update(pc.unique(batch.column(0).cast(pa.string())).drop_null().to_pylist())
-        return tuple(sorted(found))
+                    names.update(pc.unique(batch.column(0).cast(pa.string())).drop_null().to_pylist())
+        return tuple(sorted(names))
 
     def spaces(self) -> dict[str, LabelSpace]:
         return {"classification": LabelSpace("classification", self._classes)} if self._labelled else {}
 
     def records(self) -> Iterator[SourceRecord]:
-        return at_least_one((record for file in self.files for record in self._records(file)), self.root)
+        return require_records((record for file in self.files for record in self._records(file)), self.root)
 
     def _records(self, file: StoragePath) -> Iterator[SourceRecord]:
         columns = [name for name in (self.config.image, self.label, "split") if name in self._schemas[file].names]
         stamp, number = file.stamp(), 0
-        with _opened(file) as parquet:
+        with _open_parquet(file) as parquet:
             for batch in parquet.iter_batches(ROWS, columns=columns):
                 for row in range(batch.num_rows):
-                    yield self._record(f"{file.under(self.root)}#{number}", batch.slice(row, 1), stamp)
+                    yield self._record(f"{file.relative_to(self.root)}#{number}", batch.slice(row, 1), stamp)
                     number += 1
 
     def _record(self, name: str, row: pa.RecordBatch, stamp: Stamp) -> SourceRecord:
         label = row.column(self.label)[0].as_py() if self.label in row.schema.names else None
-        read = functools.partial(_image, row.column(self.config.image))
+        read = functools.partial(_image_bytes, row.column(self.config.image))
         return SourceRecord(name, self._split(name, row), read, functools.partial(self._truth, label), lambda: stamp)
 
     def _split(self, name: str, row: pa.RecordBatch) -> Split:
         if "split" in row.schema.names:
             stated = row.column("split")[0].as_py()
-            if split := split_named(str(stated)):
+            if split := parse_split(str(stated)):
                 return split
             raise DataError(f"{name}: split {stated!r} is none of train, val, test")
-        return split_in_path(name.rsplit("#", 1)[0]) or split_by_hash(name, self.config.hold_out)
+        return split_from_path(name.rsplit("#", 1)[0]) or split_by_hash(name, self.config.hold_out)
 
     def _truth(self, label: int | str | None, size: tuple[int, int]) -> TrueLabels:
         if not self._labelled:
             return TrueLabels()
         if label is None or label == -1:  # what Hugging Face writes where a test set's labels are not public
             return TrueLabels(notes=["no label"])
-        return class_truth(class_index(label, self._classes), len(self._classes), size)
+        return one_hot_label(class_index(label, self._classes), len(self._classes), size)
 
     def count(self) -> int:
-        return sum(map(_rows, self.files))
+        return sum(map(_count_rows, self.files))
 
-    def stamp(self) -> list[tuple[str, int, int]]:
+    def file_stamps(self) -> list[tuple[str, int, int]]:
         return stamp_files(self.root, self.files)
 
 
 @contextlib.contextmanager
-def _opened(file: StoragePath) -> Iterator[pq.ParquetFile]:
-    """The file, read piece by piece; DataError for what goes wrong until it is closed."""
+def _open_parquet(file: StoragePath) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file; Arrow's and the system's errors, until it is closed, become DataError."""
     try:
-        source = file.path if file.local else opened(file)
-        # so a row group is streamed page by page; by default Arrow reads the images of all that follow ahead
+        source = file.path if file.local else open_file(file)
+        # streams a row group page by page; by default Arrow would read all its images ahead into memory
         with pq.ParquetFile(source, buffer_size=READ_AHEAD, pre_buffer=False) as parquet:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: not a readable Parquet file ({error})") from error
 
 
-def _rows(file: StoragePath) -> int:
-    with _opened(file) as parquet:
+def _count_rows(file: StoragePath) -> int:
+    with _open_parquet(file) as parquet:
         return int(parquet.metadata.num_rows)
 
 
-def _image(cell: pa.Array) -> bytes:
+def _image_bytes(cell: pa.Array) -> bytes:
     value: Any = cell[0].as_py()
     data = value["bytes"] if isinstance(value, dict) else value
     if data is None:
@@ -175,7 +176,7 @@ def _image(cell: pa.Array) -> bytes:
 
 
 def _names_in(schema: pa.Schema, label: str) -> tuple[str, ...]:
-    """The class names that a schema's metadata states."""
+    """Return the class names that a schema's metadata states; () if it states none."""
     metadata = schema.metadata or {}
     try:
         if b"classes" in metadata:
@@ -183,7 +184,7 @@ def _names_in(schema: pa.Schema, label: str) -> tuple[str, ...]:
         features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
         return tuple(features.get(label, {}).get("names", ()))
     except (ValueError, TypeError, AttributeError):
-        return ()  # metadata of some other meaning; the caller asks for the names
+        return ()  # metadata with another meaning
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

@@ -1,6 +1,6 @@
-"""Random crops of the real photographs that scikit-image and scikit-learn install with themselves: a small pool.
+"""Random crops of the real photographs that scikit-image and scikit-learn contain: a small pool without labels.
 
-No labels, nothing downloaded. A crop takes between a tenth and all of the photograph's area, in a random shape.
+Nothing is downloaded. A crop covers between a tenth and all of a photograph's area, with a random aspect ratio.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pydantic import Field
 from pipeline.recipe.source import SourceConfig
 from pipeline.sources import BaseSource, SourceRecord
 from pipeline.stores.labels import LabelSpace
-from pipeline.synthetic.textures import bundled, stamp_bundled
+from pipeline.synthetic.textures import bundled_image, stamp_bundled
 
 VERSION = 1
-QUALITY = 92
+"""To be raised when the same settings give other crops."""
+JPEG_QUALITY = 92
 PHOTOGRAPHS = {
     "skimage": (
         "astronaut.png",
@@ -40,23 +41,23 @@ PHOTOGRAPHS = {
 
 
 class Config(SourceConfig):
-    """`count` crops, shared out evenly over the photographs, their longest side `size` pixels."""
+    """`count` crops with a longest side of `size` pixels, an equal number of every photograph."""
 
     kind: Literal["photographs"] = "photographs"
     count: Annotated[int, Field(ge=1)]
-    """How many crops."""
+    """Number of crops."""
     seed: Annotated[int, Field(ge=0)]
-    """Of the draw: other seeds give other crops."""
+    """Seed of the random crops."""
     size: Annotated[int, Field(ge=32, le=512)] = 128
     """Longest side, pixels."""
 
 
 class Source(BaseSource):
-    """Opens the photographs. Raises ConfigError if a package or one of its photographs is missing."""
+    """Crops the photographs. Raises ConfigError if a package or one of its photographs is missing."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        paths = [bundled(package, name) for package, names in PHOTOGRAPHS.items() for name in names]
+        paths = [bundled_image(package, name) for package, names in PHOTOGRAPHS.items() for name in names]
         self._paths = sorted(paths, key=lambda path: path.stem)
         self._open = functools.lru_cache(maxsize=2)(_open)  # the crops of a photograph follow each other
 
@@ -65,24 +66,24 @@ class Source(BaseSource):
 
     def records(self) -> Iterator[SourceRecord]:
         share, extra = divmod(self.config.count, len(self._paths))
-        for place, path in enumerate(self._paths):
-            for number in range(share + (place < extra)):
+        for index, path in enumerate(self._paths):
+            for number in range(share + (index < extra)):
                 read = functools.partial(self._read, path, number)
                 yield SourceRecord(f"{path.stem}-{number:04d}.jpg", "train", read)
 
     def count(self) -> int:
         return self.config.count
 
-    def stamp(self) -> list[tuple[str, int, int]]:
+    def file_stamps(self) -> list[tuple[str, int, int]]:
         c = self.config
-        about = f"photographs v{VERSION} seed={c.seed} size={c.size} count={c.count}"
-        return [(about, 0, 0), *stamp_bundled(self._paths)]
+        version = f"photographs v{VERSION} seed={c.seed} size={c.size} count={c.count}"
+        return [(version, 0, 0), *stamp_bundled(self._paths)]
 
     def _read(self, path: Path, number: int) -> bytes:
         entropy = [self.config.seed, *path.stem.encode(), number]
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
         buffer = io.BytesIO()
-        crop(self._open(path), self.config.size, rng).save(buffer, "JPEG", quality=QUALITY)
+        random_crop(self._open(path), self.config.size, rng).save(buffer, "JPEG", quality=JPEG_QUALITY)
         return buffer.getvalue()
 
 
@@ -91,8 +92,8 @@ def _open(path: Path) -> Image.Image:
         return file.convert("RGB")
 
 
-def crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """A random part of the image, its longest side scaled to `size`: width : height from 2 : 3 to 3 : 2."""
+def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
+    """Return a random part of the image, of aspect ratio 2 : 3 to 3 : 2, its longest side scaled to `size` pixels."""
     area = image.width * image.height * rng.uniform(0.1, 1.0)
     aspect = np.exp(rng.uniform(-np.log(1.5), np.log(1.5)))
     width = min(image.width, round(float(np.sqrt(area * aspect))))

@@ -1,9 +1,9 @@
-"""Surfaces of the generated world: crops of real photographs and a few patterns, ready to be looked up by a ray.
+"""Textures of the small ray-traced world: crops of real photographs and a few patterns, as mipmaps.
 
-The photographs are the ones that the packages scikit-image and scikit-learn install with themselves; nothing is
-downloaded. Every texture is a square of 128 texels with its halvings down to one texel, so that a lookup can take the
-level whose texels are about as large as the pixel's footprint: distant ground then does not flicker. Lookups mirror
-the square at its borders, which keeps every surface continuous.
+The photographs are part of the packages scikit-image and scikit-learn; nothing is downloaded. A texture is a square of
+128 texels with its mip levels down to one texel: a lookup takes the level whose texels are about as large as the pixel
+is on the surface, so that distant ground does not flicker. Textures are mirrored at their borders, which keeps every
+surface continuous.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ FLOORS: dict[Look, tuple[str, ...]] = {
     "studio": ("brick.png", "grass.png", "gravel.png"),
     "shifted": ("moon.png", "hubble_deep_field.jpg"),
 }
-"""Photographs of an even surface, as a ground may have it."""
+"""Photographs of an even surface, for the ground."""
 PICTURES: dict[Look, tuple[str, ...]] = {
     "studio": ("chelsea.png", "coffee.png"),
     "shifted": ("astronaut.png", "camera.png", "motorcycle_left.png", "rocket.jpg"),
 }
-"""Photographs of something, for walls and objects."""
+"""Other photographs, for walls and objects."""
 PACKAGES = {"skimage": ("scikit-image", "data"), "sklearn": ("scikit-learn", "datasets/images")}
+"""Distribution and folder of images by package."""
 
 
-def bundled(package: str, name: str) -> Path:
-    """Path of an image file that `package` ("skimage" or "sklearn") installs; the package is not imported.
+def bundled_image(package: str, name: str) -> Path:
+    """Return the path of an image that `package` ("skimage" or "sklearn") contains, without importing the package.
 
     Raises ConfigError if the package is not installed or its release lacks the file.
     """
@@ -61,24 +62,24 @@ def bundled(package: str, name: str) -> Path:
 
 
 def photograph_paths(look: Look) -> list[Path]:
-    """The photographs that the textures of `look` are cut from. Raises ConfigError as `bundled` does."""
-    return [bundled("skimage", name) for name in (*FLOORS[look], *PICTURES[look])]
+    """Return the photographs that the textures of `look` are cut from. Raises ConfigError as `bundled_image` does."""
+    return [bundled_image("skimage", name) for name in (*FLOORS[look], *PICTURES[look])]
 
 
 def stamp_bundled(paths: list[Path]) -> list[tuple[str, int, int]]:
-    """(name, size, 0) of each file: a fresh install changes the times of the files and nothing in them."""
+    """Return (name, size in bytes, 0) of each file, sorted; mtimes are left out because every install changes them."""
     return sorted((path.name, path.stat().st_size, 0) for path in paths)
 
 
-class Bank:
-    """Every texture of one look, packed for lookup.
+class TextureBank:
+    """All textures of one look, packed for lookup.
 
-    The ids to choose from: `floors`, then the other `photos`, then `patterns` of two values (0 and 1).
+    Their ids: `photos` with `floors` first, then `patterns` of two values (0 and 1).
     """
 
     def __init__(self, floors: list[Square], pictures: list[Square], patterns: list[Square]) -> None:
         squares = [*floors, *pictures, *patterns]
-        self._texels = np.concatenate([_pyramid(square) for square in squares])
+        self._texels = np.concatenate([_mipmap(square) for square in squares])
         self._stride = len(self._texels) // len(squares)
         sides = SIDE >> np.arange(LEVELS, dtype=np.int32)
         self._sides = sides
@@ -88,39 +89,40 @@ class Bank:
         self.patterns = range(len(self.photos), len(squares))
 
     def look_up(self, texture: Ints, uv: Floats, texels: Floats) -> Floats:
-        """Linear-light colours (3, N) in [0, 1] of `texture` (N,) at `uv` (2, N), in squares; bilinear.
+        """Return the linear-light colors (3, N) in [0, 1] of `texture` (N,) at `uv` (2, N), interpolated bilinearly.
 
-        `texels` (N,) is the width of the pixel on the surface, in texels of the finest level.
+        `uv` is in edges of the texture's square; `texels` (N,) is the width of the pixel on the surface, in texels of
+        the finest level.
         """
         level = np.rint(np.log2(np.clip(texels, 1, SIDE / 2))).astype(np.int32)
         side = self._sides[level]
         base = texture * np.int32(self._stride) + self._starts[level]
-        at = uv * side - np.float32(0.5)
-        low = np.floor(at)
-        along = at - low
+        position = uv * side - np.float32(0.5)
+        low = np.floor(position)
+        fraction = position - low
         x, y = low.astype(np.int32)
         x0, x1, y0, y1 = _mirror(x, side), _mirror(x + 1, side), _mirror(y, side) * side, _mirror(y + 1, side) * side
-        top = self._mix(base + y0 + x0, base + y0 + x1, along[0])
-        bottom = self._mix(base + y1 + x0, base + y1 + x1, along[0])
-        colour = (top + (bottom - top) * along[1, :, None]) * np.float32(1 / 255)
-        return np.ascontiguousarray((colour * colour).T)
+        top = self._lerp(base + y0 + x0, base + y0 + x1, fraction[0])
+        bottom = self._lerp(base + y1 + x0, base + y1 + x1, fraction[0])
+        color = (top + (bottom - top) * fraction[1, :, None]) * np.float32(1 / 255)
+        return np.ascontiguousarray((color * color).T)
 
-    def _mix(self, left: Ints, right: Ints, share: Floats) -> Floats:
+    def _lerp(self, left: Ints, right: Ints, fraction: Floats) -> Floats:
         a = self._texels.take(left, axis=0).astype(np.float32)
         b = self._texels.take(right, axis=0).astype(np.float32)
-        mixed: Floats = a + (b - a) * share[:, None]
-        return mixed
+        color: Floats = a + (b - a) * fraction[:, None]
+        return color
 
 
 def _mirror(index: Ints, side: Ints) -> Ints:
-    """Fold any index into 0..side-1 by reflecting at both ends; `side` is a power of two."""
+    """Fold any index into 0..side-1 by reflection at both ends; `side` is a power of two."""
     folded = index & (2 * side - 1)
     mirrored: Ints = np.minimum(folded, 2 * side - 1 - folded)
     return mirrored
 
 
-def _pyramid(square: Square) -> Square:
-    """The texels (n, 3) of the square and of all its halvings, finest first."""
+def _mipmap(square: Square) -> Square:
+    """Return the texels (N, 3) of all mip levels of the square, finest first."""
     level: Floats = square.astype(np.float32)
     rows = [square.reshape(-1, 3)]
     while len(level) > 1:
@@ -130,18 +132,18 @@ def _pyramid(square: Square) -> Square:
 
 
 @functools.cache
-def bank(look: Look) -> Bank:
-    """The textures of `look`, the same in every process. Raises ConfigError where the photographs are missing."""
+def load_textures(look: Look) -> TextureBank:
+    """Return the textures of `look`, the same in every process. Raises ConfigError as `bundled_image` does."""
     rng = np.random.Generator(np.random.PCG64(LOOKS.index(look)))
     floors, pictures = (
-        [square for name in names for square in _crops(bundled("skimage", name), rng)]
+        [square for name in names for square in _crops(bundled_image("skimage", name), rng)]
         for names in (FLOORS[look], PICTURES[look])
     )
-    return Bank(floors, pictures, _patterns(look))
+    return TextureBank(floors, pictures, _patterns(look))
 
 
 def _crops(path: Path, rng: np.random.Generator) -> list[Square]:
-    """Squares cut out of a photograph at random places and scales, brightened to a common mean."""
+    """Cut squares out of a photograph at random places and scales, and brighten dark ones."""
     with Image.open(path) as file:
         image = file.convert("RGB")
     squares = []
@@ -149,19 +151,21 @@ def _crops(path: Path, rng: np.random.Generator) -> list[Square]:
         edge = int(share * min(image.size))
         left, top = (int(rng.integers(0, length - edge + 1)) for length in image.size)
         crop = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS, (left, top, left + edge, top + edge))
-        squares.append(_expose(np.asarray(crop)))
+        squares.append(_brighten(np.asarray(crop)))
     return squares
 
 
-def _expose(square: Square) -> Square:
-    """Lift dark crops (a night sky) to a mean of 100: black swallows the shape it covers. Adding, unlike scaling,
-    leaves the contrast and the colours as they are."""
+def _brighten(square: Square) -> Square:
+    """Add to dark crops (a night sky) up to a mean of 100, because black hides the shape that it covers.
+
+    Adding, unlike scaling, keeps contrast and colors.
+    """
     lift = max(0, round(100 - float(square.mean())))
     return (255 - np.maximum(255 - square.astype(np.int16) - lift, 0)).astype(np.uint8)
 
 
 def _patterns(look: Look) -> list[Square]:
-    """Two-valued patterns (0 and 255), to be coloured by the material: chequers and stripes, or dots and waves."""
+    """Return patterns of two values (0 and 255), which materials color: checkers and stripes, or dots and waves."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
     squares = []
     for n in (2, 4, 8):

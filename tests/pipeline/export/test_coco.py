@@ -21,7 +21,7 @@ LOW: dict[str, Any] = {"thresholds": {"boxes": 0.02, "masks": 0.0}}
 """Thresholds that leave much of what barely trained teachers say."""
 
 
-def test_pycocotools_reads_the_boxes_of_the_library(world: World, tmp_path: Path) -> None:
+def test_coco_writer_boxes_are_read_by_pycocotools(world: World, tmp_path: Path) -> None:
     wanted = samples(world, ["boxes"], **LOW)
     summary = export(world, "coco", tmp_path / "out", ["boxes"], **LOW)
     found = COCO(str(tmp_path / "out" / "instances_train.json"))
@@ -42,7 +42,7 @@ def test_pycocotools_reads_the_boxes_of_the_library(world: World, tmp_path: Path
     assert any(each["score"] < 1 for each in found.anns.values()), "nothing but true labels"
 
 
-def test_pycocotools_decodes_the_masks_of_the_library(world: World, tmp_path: Path) -> None:
+def test_coco_writer_masks_are_decoded_by_pycocotools(world: World, tmp_path: Path) -> None:
     wanted = samples(world, ["masks"], **LOW)
     export(world, "coco", tmp_path / "out", ["masks"], **LOW)
     found = COCO(str(tmp_path / "out" / "stuff_train.json"))
@@ -65,7 +65,7 @@ def test_pycocotools_decodes_the_masks_of_the_library(world: World, tmp_path: Pa
     assert len(again.anns) == len(found.anns) > 0
 
 
-def test_our_own_source_reads_the_boxes_back(world: World, tmp_path: Path) -> None:
+def test_coco_writer_boxes_are_read_by_coco_source(world: World, tmp_path: Path) -> None:
     wanted = samples(world, ["boxes"], **LOW)
     export(world, "coco", tmp_path / "out", ["boxes"], **LOW)
     source = coco.Source(coco.Config(path=str(tmp_path / "out")))
@@ -82,7 +82,7 @@ def test_our_own_source_reads_the_boxes_back(world: World, tmp_path: Path) -> No
         np.testing.assert_array_equal(truth.values["detection"]["classes"], sample.values["boxes"]["classes"])
 
 
-def test_heads_of_one_task_have_a_file_each(world: World, tmp_path: Path) -> None:
+def test_coco_writer_writes_a_file_per_head(world: World, tmp_path: Path) -> None:
     summary = export(world, "coco", tmp_path / "out")
     assert {head: about["where"] for head, about in summary["heads"].items()} == {
         "boxes": "instances_train.json",

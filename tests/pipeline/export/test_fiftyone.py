@@ -73,7 +73,7 @@ def check_inside(field: dict[str, Any]) -> None:
         check_inside(each)
 
 
-def test_the_data_set_has_the_fields_that_fiftyone_stores(out: Path) -> None:
+def test_fiftyone_writer_writes_the_fields_that_fiftyone_stores(out: Path) -> None:
     about = read(out / "metadata.json")
     assert about["version"] == "1.0.0", "with a version it is not taken for the legacy form"
     assert about["media_type"] == "image"
@@ -94,7 +94,7 @@ def test_the_data_set_has_the_fields_that_fiftyone_stores(out: Path) -> None:
     assert list(about["mask_targets"]["masks"]) == [str(number) for number in range(1, 8)]
 
 
-def test_samples_hold_the_labels_of_the_library(out: Path, world: World) -> None:
+def test_fiftyone_writer_samples_hold_the_dataset_labels(out: Path, world: World) -> None:
     wanted = samples(world, ["kinds", "boxes", "masks", "depth"], **LOW)
     about = read(out / "export.json")["heads"]
     found = read(out / "samples.json")["samples"]
@@ -148,6 +148,6 @@ def check_maps(out: Path, found: dict[str, Any], sample: Any) -> None:
     np.testing.assert_allclose(pixels / 1000, metres, atol=0.00051)
 
 
-def test_normals_and_texture_have_no_field(out: Path) -> None:
+def test_fiftyone_writer_leaves_texture_out(out: Path) -> None:
     left_out = read(out / "export.json")["left_out"]
     assert left_out == {"gabor": "fiftyone has no place for texture: it has no field for vectors per pixel"}

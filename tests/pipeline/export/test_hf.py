@@ -27,9 +27,7 @@ def loaded(folder: Path, cache: Path) -> Any:
     return datasets.load_dataset(str(folder), split="train", cache_dir=str(cache))
 
 
-def test_datasets_loads_every_label_of_the_library(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hf_writer_labels_are_loaded_by_datasets(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hf, "ROWS", 5)
     monkeypatch.setattr(hf, "FILE_BYTES", 1)
     low: dict[str, Any] = {"thresholds": {"boxes": 0.02, "masks": 0.2, "kinds": 0.2}}
@@ -71,7 +69,7 @@ def same(found: Any, wanted: NDArray[Any]) -> None:
     np.testing.assert_array_equal(np.asarray(found, wanted.dtype).reshape(wanted.shape), wanted)
 
 
-def test_images_without_a_label_of_a_head_hold_null(world: World, tmp_path: Path) -> None:
+def test_hf_writer_writes_null_without_a_label(world: World, tmp_path: Path) -> None:
     """With true labels alone, what no teacher was trained on has none."""
     only = {"labels": "true_only"}
     wanted = samples(world, ["kinds", "depth"], **only)
@@ -84,7 +82,7 @@ def test_images_without_a_label_of_a_head_hold_null(world: World, tmp_path: Path
         assert (row["kinds_class"] is None) == ("kinds" not in wanted[row["key"]].values)
 
 
-def test_row_groups_stay_small(world: World, tmp_path: Path) -> None:
+def test_hf_writer_keeps_row_groups_small(world: World, tmp_path: Path) -> None:
     export(world, "hf", tmp_path / "out", ["kinds"])
     (file,) = (tmp_path / "out" / "data").iterdir()
     about = pq.ParquetFile(file).metadata

@@ -21,7 +21,7 @@ IGNORE = 65535
 LOW: dict[str, Any] = {"thresholds": {"masks": 0.2}}
 
 
-def test_our_own_source_reads_the_masks_back(world: World, tmp_path: Path) -> None:
+def test_masks_writer_masks_are_read_by_masks_source(world: World, tmp_path: Path) -> None:
     wanted = samples(world, ["masks", "depth"], **LOW)
     summary = export(world, "masks", tmp_path / "out", ["masks", "depth"], **LOW)
     source = masks.Source(masks.Config(path=str(tmp_path / "out")))
@@ -39,7 +39,7 @@ def test_our_own_source_reads_the_masks_back(world: World, tmp_path: Path) -> No
     assert unknown, "the threshold is meant to leave something unknown"
 
 
-def test_our_own_source_reads_the_depth_back(world: World, tmp_path: Path) -> None:
+def test_masks_writer_depth_is_read_by_depth_source(world: World, tmp_path: Path) -> None:
     wanted = samples(world, ["depth"])
     export(world, "masks", tmp_path / "out", ["depth"])
     source = depth.Source(depth.Config(path=str(tmp_path / "out"), rgb="images", hold_out=0))
@@ -60,7 +60,7 @@ def written(space: LabelSpace, value: Value, out: Path) -> tuple[dict[str, int],
     return about["written"], np.asarray(Image.open(out / about["where"] / "train" / f"{'0' * 16}.png"))
 
 
-def test_depth_that_millimetres_cant_tell_is_unknown_and_counted(tmp_path: Path) -> None:
+def test_masks_writer_counts_depth_beyond_millimetres(tmp_path: Path) -> None:
     metres = np.array([[0, 0.0001, 1.0004, 65.5352], [65.536, 400, 0.0006, 2]], np.float32)
     counts, pixels = written(LabelSpace("depth"), {"depth": metres}, tmp_path / "out")
     assert pixels.dtype == np.uint16
@@ -68,13 +68,13 @@ def test_depth_that_millimetres_cant_tell_is_unknown_and_counted(tmp_path: Path)
     assert counts == {"images": 1, "pixels farther than 65.535 m, now unknown": 2}
 
 
-def test_relative_depth_keeps_its_shares(tmp_path: Path) -> None:
+def test_masks_writer_scales_relative_depth(tmp_path: Path) -> None:
     inverse = np.array([[0, 0.25, 0.5, 1], [2, 3, 4, 0]], np.float32)
     _, pixels = written(LabelSpace("depth", (), "relative"), {"depth": inverse}, tmp_path / "out")
     np.testing.assert_allclose(pixels / 65535, inverse / 4, atol=1 / 65535)
 
 
-def test_normals_keep_their_direction_to_half_a_degree(tmp_path: Path) -> None:
+def test_masks_writer_keeps_normals_to_half_a_degree(tmp_path: Path) -> None:
     drawn = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
     normals = drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
     normals[0, 0] = 0
@@ -85,7 +85,7 @@ def test_normals_keep_their_direction_to_half_a_degree(tmp_path: Path) -> None:
     assert np.degrees(np.arccos(np.clip(cosine, -1, 1)))[normals.any(axis=-1)].max() < 0.5
 
 
-def test_many_classes_have_masks_of_sixteen_bits(tmp_path: Path) -> None:
+def test_masks_writer_uses_16_bits_for_many_classes(tmp_path: Path) -> None:
     space = LabelSpace("segmentation", tuple(f"c{number}" for number in range(300)))
     classes = np.array([[299, IGNORE, 255, 0], [1, 2, 3, 4]], np.uint16)
     value: Value = {"classes": classes, "confidence": np.ones((2, 4), np.float32)}
@@ -96,7 +96,7 @@ def test_many_classes_have_masks_of_sixteen_bits(tmp_path: Path) -> None:
     assert read.spaces()["segmentation"].classes == space.classes
 
 
-def test_several_heads_of_a_task_have_folders_of_their_own(tmp_path: Path) -> None:
+def test_masks_writer_writes_a_folder_per_head(tmp_path: Path) -> None:
     label = tasks.label(LabelSpace("depth"))
     value = {"depth": np.ones((2, 4), np.float32)}
     sample = ExportSample("0" * 16, b"bytes", "jpg", (4, 2), "a.jpg", {"near": value, "far": value})

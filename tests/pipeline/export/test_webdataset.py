@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.conftest import World
 
 
-def test_webdataset_decodes_every_label_of_the_library(
+def test_webdataset_writer_labels_are_decoded_by_webdataset(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(form, "MOST_SAMPLES", 6)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LOW: dict[str, Any] = {"thresholds": {"boxes": 0.02, "kinds": 0.2}}
 
 
-def test_texts_hold_the_boxes_of_the_library(world: World, tmp_path: Path) -> None:
+def test_yolo_writer_texts_hold_the_dataset_boxes(world: World, tmp_path: Path) -> None:
     wanted = samples(world, ["boxes"], **LOW)
     summary = export(world, "yolo", tmp_path / "out", ["boxes"], **LOW)
     root = tmp_path / "out" / "boxes"
@@ -43,7 +43,7 @@ def test_texts_hold_the_boxes_of_the_library(world: World, tmp_path: Path) -> No
     assert summary["heads"]["boxes"]["lost"] == "the scores"
 
 
-def test_our_own_source_reads_the_classes_off_the_folders(world: World, tmp_path: Path) -> None:
+def test_yolo_writer_class_folders_are_read_by_imagefolder_source(world: World, tmp_path: Path) -> None:
     wanted = samples(world, ["kinds"], **LOW)
     summary = export(world, "yolo", tmp_path / "out", **LOW)
     classes = summary["heads"]["kinds"]["classes"]
@@ -62,7 +62,7 @@ def test_our_own_source_reads_the_classes_off_the_folders(world: World, tmp_path
     assert set(summary["left_out"]) == {"masks", "depth", "gabor"}
 
 
-def test_classes_become_folders_whatever_they_are_called(tmp_path: Path) -> None:
+def test_yolo_writer_makes_folders_of_any_class_name(tmp_path: Path) -> None:
     label = tasks.label(LabelSpace("classification", ("a/c", "crane", "crane", "..", "Åal")))
     every = [
         ExportSample(

@@ -39,20 +39,20 @@ def box(bbox: Any, category: int = 3, image: int = 7, **more: Any) -> dict[str, 
     return {"id": 5, "image_id": image, "category_id": category, "bbox": bbox, "iscrowd": 0, **more}
 
 
-def opened(root: Path, **options: Any) -> coco.Source:
+def open_source(root: Path, **options: Any) -> coco.Source:
     return coco.Source(coco.Config(path=str(root), **options))
 
 
-def only(source: coco.Source) -> SourceRecord:
+def single_record(source: coco.Source) -> SourceRecord:
     (record,) = source.records()
     return record
 
 
-def test_boxes_become_corners_and_ids_become_places(tmp_path: Path) -> None:
+def test_coco_source_reads_corners_and_class_indices(tmp_path: Path) -> None:
     write(tmp_path, [box([10, 5, 30, 20.5]), box([0, 0, 100, 50], 90), box([1, 1, 2, 2], 1)])
-    source = opened(tmp_path)
+    source = open_source(tmp_path)
     assert source.spaces()["detection"].classes == ("person", "car", "truck", "toothbrush")
-    truth = only(source).truth(SIZE)
+    truth = single_record(source).truth(SIZE)
     value = truth.values["detection"]
     assert value["boxes"].tolist() == [[10, 5, 40, 25.5], [0, 0, 100, 50], [1, 1, 3, 3]]
     assert value["classes"].tolist() == [1, 3, 0]
@@ -64,11 +64,11 @@ def test_boxes_become_corners_and_ids_become_places(tmp_path: Path) -> None:
     assert truth.notes == []
 
 
-def test_supercategories_are_in_order_of_their_first_id(tmp_path: Path) -> None:
+def test_coco_source_orders_supercategories_by_first_id(tmp_path: Path) -> None:
     write(tmp_path, [box([0, 0, 5, 5], 8), box([0, 0, 5, 5], 90)])
-    source = opened(tmp_path, classes="supercategory")
+    source = open_source(tmp_path, classes="supercategory")
     assert source.spaces()["detection"].classes == ("person", "vehicle", "indoor")
-    assert only(source).truth(SIZE).values["detection"]["classes"].tolist() == [1, 2]
+    assert single_record(source).truth(SIZE).values["detection"]["classes"].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -86,80 +86,80 @@ def test_supercategories_are_in_order_of_their_first_id(tmp_path: Path) -> None:
         (box(None), [], "box without four numbers dropped"),
     ],
 )
-def test_boxes_that_are_none_are_left_out_with_a_note(
+def test_coco_source_drops_or_clips_bad_boxes_with_a_note(
     tmp_path: Path, given: dict[str, Any], kept: list[list[float]], note: str
 ) -> None:
     write(tmp_path, [given])
-    truth = only(opened(tmp_path)).truth(SIZE)
+    truth = single_record(open_source(tmp_path)).truth(SIZE)
     assert truth.values["detection"]["boxes"].tolist() == kept
     assert truth.values["detection"]["boxes"].shape == (len(kept), 4)
     assert truth.notes == [f"{note}: annotation 5"]
 
 
-def test_an_image_without_annotations_has_no_boxes(tmp_path: Path) -> None:
+def test_coco_source_gives_no_boxes_without_annotations(tmp_path: Path) -> None:
     write(tmp_path, [])
-    truth = only(opened(tmp_path)).truth(SIZE)
+    truth = single_record(open_source(tmp_path)).truth(SIZE)
     assert truth.values["detection"]["boxes"].shape == (0, 4)
     assert truth.values["detection"]["classes"].dtype == np.int32
     assert truth.notes == []
 
 
-def test_an_image_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_coco_source_names_missing_image(tmp_path: Path) -> None:
     write(tmp_path, [])
     (tmp_path / "images/train/a.jpg").unlink()
-    record = only(opened(tmp_path))
+    record = single_record(open_source(tmp_path))
     with pytest.raises(DataError, match=f"{tmp_path}/images/train/a.jpg: there is no such file"):
         record.read()
 
 
-def test_a_category_outside_of_the_list_costs_its_image(tmp_path: Path) -> None:
+def test_coco_source_quarantines_image_with_unknown_category(tmp_path: Path) -> None:
     images = [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "b.jpg"}]
     write(tmp_path, [box([0, 0, 5, 5], category=44), box([0, 0, 5, 5], image=8)], images)
-    bad, good = opened(tmp_path).records()
+    bad, good = open_source(tmp_path).records()
     with pytest.raises(DataError, match="category id 44 is not among the categories"):
         bad.truth(SIZE)
     assert len(good.truth(SIZE).values["detection"]["boxes"]) == 1
 
 
-def test_a_size_that_disagrees_is_named_and_exif_is_suspected(tmp_path: Path) -> None:
+def test_coco_source_checks_size_and_suspects_exif(tmp_path: Path) -> None:
     write(tmp_path, [])
-    record = only(opened(tmp_path))
+    record = single_record(open_source(tmp_path))
     with pytest.raises(DataError, match=r"100x50, the upright image 50x100.*EXIF"):
         record.truth((50, 100))
     with pytest.raises(DataError, match=r"the annotations say 100x50, the upright image 200x100$"):
         record.truth((200, 100))
 
 
-def test_order_and_names_come_from_the_file_names(tmp_path: Path) -> None:
+def test_coco_source_orders_records_by_file_name(tmp_path: Path) -> None:
     write(tmp_path, [], [{"id": 1, "file_name": "b.jpg"}, {"id": 2, "file_name": "a.jpg"}])
     write(tmp_path, [], [{"id": 1, "file_name": "b.jpg"}], split="val")
-    found = [(record.name, record.split) for record in opened(tmp_path).records()]
+    found = [(record.name, record.split) for record in open_source(tmp_path).records()]
     assert found == [("images/train/a.jpg", "train"), ("images/train/b.jpg", "train"), ("images/val/b.jpg", "val")]
 
 
-def test_layouts_stated_in_the_recipe(tmp_path: Path) -> None:
+def test_coco_config_states_annotations_and_images(tmp_path: Path) -> None:
     write(tmp_path / "x", [box([0, 0, 5, 5])])
     (tmp_path / "x/images/train").rename(tmp_path / "photos")
     (tmp_path / "x/instances_train.json").rename(tmp_path / "labels.json")
-    source = opened(tmp_path, annotations={"test": "labels.json"}, images={"test": str(tmp_path / "photos")})
-    record = only(source)
+    source = open_source(tmp_path, annotations={"test": "labels.json"}, images={"test": str(tmp_path / "photos")})
+    record = single_record(source)
     assert (record.name, record.split) == ("photos/a.jpg", "test")
     assert record.read()
 
 
-def test_backslashes_in_file_names_are_folders(tmp_path: Path) -> None:
+def test_coco_source_reads_backslashes_as_folders(tmp_path: Path) -> None:
     write(tmp_path, [], [{"id": 1, "file_name": "day\\a.jpg"}])
     (tmp_path / "images/train/day").mkdir()
     (tmp_path / "images/train/day\\a.jpg").rename(tmp_path / "images/train/day/a.jpg")
-    record = only(opened(tmp_path))
+    record = single_record(open_source(tmp_path))
     assert record.name == "images/train/day/a.jpg"
     assert record.read()
 
 
-def test_an_image_in_two_splits_and_annotations_of_none_are_reported(tmp_path: Path) -> None:
+def test_coco_source_reports_duplicate_images_and_unlisted_annotations(tmp_path: Path) -> None:
     write(tmp_path, [box([0, 0, 5, 5], image=99)])
     (tmp_path / "instances_val.json").write_bytes((tmp_path / "instances_train.json").read_bytes())
-    source = opened(tmp_path, images={"train": "images/train", "val": "images/train"})
+    source = open_source(tmp_path, images={"train": "images/train", "val": "images/train"})
     assert [(record.name, record.split) for record in source.records()] == [("images/train/a.jpg", "train")]
     assert source.problems() == [
         ("instances_train.json", "has annotations of 1 images that it does not list, first 99"),
@@ -175,42 +175,42 @@ def test_an_image_in_two_splits_and_annotations_of_none_are_reported(tmp_path: P
         ("[]", "not COCO annotations"),
         ('{"images": []}', "without 'categories'"),
         ('{"images": [{"id": 1}], "categories": []}', "without 'file_name'"),
-        ('{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "categories": []}', "one id"),
+        ('{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "categories": []}', "the same id"),
     ],
 )
-def test_other_json_is_refused(tmp_path: Path, content: str, reason: str) -> None:
+def test_coco_source_refuses_other_json(tmp_path: Path, content: str, reason: str) -> None:
     write(tmp_path, [])
     (tmp_path / "instances_train.json").write_text(content)
     with pytest.raises(DataError, match=f"instances_train.json: {reason}|instances_train.json: .*{reason}"):
-        opened(tmp_path).spaces()
+        open_source(tmp_path).spaces()
 
 
-def test_splits_must_agree_on_the_categories(tmp_path: Path) -> None:
+def test_coco_source_refuses_splits_with_different_categories(tmp_path: Path) -> None:
     write(tmp_path, [])
     write(tmp_path, [], split="val")
     file = tmp_path / "instances_val.json"
     file.write_text(file.read_text().replace("truck", "lorry"))
     with pytest.raises(DataError, match="category 8 is 'truck' and 'lorry'"):
-        opened(tmp_path).spaces()
+        open_source(tmp_path).spaces()
 
 
-def test_missing_paths_say_what_was_looked_for(tmp_path: Path) -> None:
+def test_coco_source_names_missing_paths(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no instances_train.json in .*state the files as `annotations`"):
-        opened(tmp_path)
+        open_source(tmp_path)
     write(tmp_path, [])
     with pytest.raises(ConfigError, match=r"annotations.val: there is no file .*/missing.json"):
-        opened(tmp_path, annotations={"val": "missing.json"})
+        open_source(tmp_path, annotations={"val": "missing.json"})
     (tmp_path / "images").rename(tmp_path / "pictures")
     with pytest.raises(ConfigError, match="no images of split 'train': there is none of images/train, train"):
-        opened(tmp_path)
+        open_source(tmp_path)
 
 
-def test_the_stamp_covers_annotations_and_images(tmp_path: Path) -> None:
+def test_coco_source_file_stamps_cover_annotations_and_images(tmp_path: Path) -> None:
     write(tmp_path, [])
-    assert [row[0] for row in opened(tmp_path).stamp()] == ["images/train/a.jpg", "instances_train.json"]
+    assert [row[0] for row in open_source(tmp_path).file_stamps()] == ["images/train/a.jpg", "instances_train.json"]
 
 
-def test_images_elsewhere_are_listed_and_not_asked_after_one_by_one(tmp_path: Path, bucket: str) -> None:
+def test_coco_source_lists_remote_images_in_one_request(tmp_path: Path, bucket: str) -> None:
     images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(5)]
     write(tmp_path, [], images)
     (tmp_path / "images" / "train" / "3.jpg").rename(tmp_path / "images" / "train" / ".3.jpg")
@@ -222,7 +222,7 @@ def test_images_elsewhere_are_listed_and_not_asked_after_one_by_one(tmp_path: Pa
         records = {record.name: record for record in source.records()}
         stamps = {name: record.stamp() for name, record in records.items() if "3.jpg" not in name}
     assert requests.count() == {"GET": 2}, "the annotations and one listing"
-    assert {name: stamp for name, *stamp in source.stamp() if name in stamps} == {
+    assert {name: stamp for name, *stamp in source.file_stamps() if name in stamps} == {
         name: list(stamp or ()) for name, stamp in stamps.items()
     }
     assert len(stamps) == 4

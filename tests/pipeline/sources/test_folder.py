@@ -18,11 +18,11 @@ def image(path: Path) -> None:
     Image.new("RGB", (4, 3)).save(path, "JPEG")
 
 
-def opened(path: Path | str) -> folder.Source:
+def open_source(path: Path | str) -> folder.Source:
     return folder.Source(folder.Config(path=str(path)))
 
 
-def test_nested_odd_and_linked_names(tmp_path: Path) -> None:
+def test_folder_source_reads_nested_odd_and_linked_names(tmp_path: Path) -> None:
     wanted = ["a b.jpg", "deep/er/日本.JPEG", "deep/v1.2.final.png", "linked/x.jpg"]
     for name in wanted[:3]:
         image(tmp_path / "set" / name)
@@ -32,44 +32,44 @@ def test_nested_odd_and_linked_names(tmp_path: Path) -> None:
     image(tmp_path / "set" / ".thumbs" / "x.jpg")
     image(tmp_path / "set" / "._a b.jpg")
     (tmp_path / "set" / "notes.txt").write_text("no image")
-    records = list(opened(tmp_path / "set").records())
+    records = list(open_source(tmp_path / "set").records())
     assert [record.name for record in records] == wanted
     assert {record.split for record in records} == {"train"}
     assert all(inspect(record.read()).width == 4 for record in records)
     assert records[0].truth((4, 3)).values == {}
 
 
-def test_a_file_with_the_suffix_of_an_image_is_given_whatever_it_holds(tmp_path: Path) -> None:
+def test_folder_source_selects_by_suffix_not_by_content(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_text("not an image")
     image(tmp_path / "really a jpeg.png")
-    bad, wrong = sorted(opened(tmp_path).records(), key=lambda record: record.name, reverse=True)
+    bad, wrong = sorted(open_source(tmp_path).records(), key=lambda record: record.name, reverse=True)
     with pytest.raises(DataError, match="not an image"):
         inspect(bad.read())
     assert inspect(wrong.read()).suffix == "jpg"
 
 
-def test_the_stamp_changes_with_the_files_and_with_nothing_else(tmp_path: Path) -> None:
+def test_folder_source_file_stamps_change_with_images_only(tmp_path: Path) -> None:
     image(tmp_path / "b.jpg")
     image(tmp_path / "a" / "c.jpg")
-    before = opened(tmp_path).stamp()
+    before = open_source(tmp_path).file_stamps()
     assert [row[0] for row in before] == ["a/c.jpg", "b.jpg"]
     (tmp_path / "notes.txt").write_text("no image")
-    assert opened(tmp_path).stamp() == before
+    assert open_source(tmp_path).file_stamps() == before
     image(tmp_path / "d.jpg")
-    assert opened(tmp_path).stamp() != before
+    assert open_source(tmp_path).file_stamps() != before
 
 
-def test_a_missing_or_empty_folder_is_named(tmp_path: Path) -> None:
+def test_folder_source_names_missing_or_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"path: there is no folder {tmp_path}/nowhere"):
-        opened(tmp_path / "nowhere")
+        open_source(tmp_path / "nowhere")
     (tmp_path / "x.txt").write_text("")
     with pytest.raises(DataError, match=f"{tmp_path}: no images found"):
-        list(opened(tmp_path).records())
+        list(open_source(tmp_path).records())
 
 
-def test_a_folder_elsewhere(tmp_path: Path) -> None:
+def test_folder_source_reads_remote_folder(tmp_path: Path) -> None:
     image(tmp_path / "x.jpg")
     fsspec.filesystem("memory").pipe_file("/pool/deep/x.jpg", (tmp_path / "x.jpg").read_bytes())
-    (record,) = opened("memory://pool").records()
+    (record,) = open_source("memory://pool").records()
     assert record.name == "deep/x.jpg"
     assert inspect(record.read()).height == 3

@@ -18,7 +18,7 @@ def images(root: Path, *names: str) -> None:
         Image.new("L", (2, 2)).save(root / name)
 
 
-def opened(root: Path, hold_out: float = 0.2) -> imagefolder.Source:
+def open_source(root: Path, hold_out: float = 0.2) -> imagefolder.Source:
     return imagefolder.Source(imagefolder.Config(path=str(root), hold_out=hold_out))
 
 
@@ -28,11 +28,11 @@ def class_of(source: imagefolder.Source, record: SourceRecord) -> str:
     return source.spaces()["classification"].classes[probs.argmax()]
 
 
-def test_splits_and_classes(tmp_path: Path) -> None:
+def test_imagefolder_source_reads_splits_and_classes(tmp_path: Path) -> None:
     images(
         tmp_path, "train/dog/1.png", "train/cat/1.png", "train/cat/deep/2.png", "validation/dog/1.png", "test/emu/1.png"
     )
-    source = opened(tmp_path)
+    source = open_source(tmp_path)
     assert source.spaces()["classification"].classes == ("cat", "dog", "emu")
     found = {record.name: (record.split, class_of(source, record)) for record in source.records()}
     assert found == {
@@ -45,18 +45,18 @@ def test_splits_and_classes(tmp_path: Path) -> None:
     assert source.problems() == []
 
 
-def test_without_splits_a_share_of_each_class_is_held_out_and_stays_so(tmp_path: Path) -> None:
+def test_imagefolder_source_holds_out_a_stable_share_of_each_class(tmp_path: Path) -> None:
     images(tmp_path, *(f"{name}/{i}.png" for name in ("a", "b") for i in range(100)))
-    before = {record.name: record.split for record in opened(tmp_path).records()}
+    before = {record.name: record.split for record in open_source(tmp_path).records()}
     for name in ("a", "b"):
         share = sum(split == "test" for file, split in before.items() if file.startswith(name)) / 100
         assert 0.1 < share < 0.32
     assert set(before.values()) == {"train", "test"}
     images(tmp_path, *(f"a/new {i}.png" for i in range(50)), "c/1.png")
-    after = {record.name: record.split for record in opened(tmp_path).records()}
+    after = {record.name: record.split for record in open_source(tmp_path).records()}
     assert {name: after[name] for name in before} == before
-    assert {record.split for record in opened(tmp_path, hold_out=0).records()} == {"train"}
-    assert {record.split for record in opened(tmp_path, hold_out=1).records()} == {"test"}
+    assert {record.split for record in open_source(tmp_path, hold_out=0).records()} == {"train"}
+    assert {record.split for record in open_source(tmp_path, hold_out=1).records()} == {"test"}
 
 
 @pytest.mark.parametrize(
@@ -68,41 +68,41 @@ def test_without_splits_a_share_of_each_class_is_held_out_and_stays_so(tmp_path:
         ("café", unicodedata.normalize("NFD", "café")),
     ],
 )
-def test_classes_that_look_alike_are_named(tmp_path: Path, one: str, other: str) -> None:
+def test_imagefolder_source_refuses_classes_that_look_alike(tmp_path: Path, one: str, other: str) -> None:
     images(tmp_path, f"{one}/1.png", f"{other}/2.png")
     if len(list(tmp_path.rglob("*.png"))) != 2 or sum(p.is_dir() for p in tmp_path.rglob("*")) < 2:
         pytest.skip("this file system does not tell the names apart")
     names = sorted(name.split("/")[-1] for name in (one, other))
     with pytest.raises(DataError) as raised:
-        opened(tmp_path).spaces()
+        open_source(tmp_path).spaces()
     assert all(repr(name) in str(raised.value) for name in names)
 
 
-def test_an_empty_class_stays_a_class(tmp_path: Path) -> None:
+def test_imagefolder_source_keeps_empty_class(tmp_path: Path) -> None:
     images(tmp_path, "a/1.png", "c/1.png")
     (tmp_path / "b").mkdir()
-    source = opened(tmp_path)
+    source = open_source(tmp_path)
     assert source.spaces()["classification"].classes == ("a", "b", "c")
     assert [class_of(source, record) for record in source.records()] == ["a", "c"]
-    before = source.stamp()
+    before = source.file_stamps()
     (tmp_path / "b").rmdir()
-    assert opened(tmp_path).stamp() != before
+    assert open_source(tmp_path).file_stamps() != before
 
 
-def test_only_empty_classes_and_no_classes_are_errors(tmp_path: Path) -> None:
+def test_imagefolder_source_refuses_no_images_or_no_classes(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(DataError, match="no images found"):
-        list(opened(tmp_path).records())
+        list(open_source(tmp_path).records())
     images(tmp_path / "a", "1.png")
     with pytest.raises(DataError, match="no class folders; expected <split>/<class>/"):
-        opened(tmp_path / "a").spaces()
+        open_source(tmp_path / "a").spaces()
     with pytest.raises(ConfigError, match="there is no folder"):
-        opened(tmp_path / "z")
+        open_source(tmp_path / "z")
 
 
-def test_images_outside_of_classes_are_reported(tmp_path: Path) -> None:
+def test_imagefolder_source_reports_images_outside_classes(tmp_path: Path) -> None:
     images(tmp_path, "train/a/1.png", "train/stray.png", "cover.png")
-    source = opened(tmp_path)
+    source = open_source(tmp_path)
     assert [record.name for record in source.records()] == ["train/a/1.png"]
     assert source.problems() == [
         ("cover.png", "lies in no class folder"),
@@ -110,12 +110,12 @@ def test_images_outside_of_classes_are_reported(tmp_path: Path) -> None:
     ]
 
 
-def test_a_train_may_be_a_vehicle(tmp_path: Path) -> None:
+def test_has_split_folders_takes_a_single_train_for_a_class(tmp_path: Path) -> None:
     images(tmp_path, "train/1.png", "bus/1.png", "car/1.png")
-    assert opened(tmp_path).spaces()["classification"].classes == ("bus", "car", "train")
+    assert open_source(tmp_path).spaces()["classification"].classes == ("bus", "car", "train")
 
 
-def test_splits_among_other_folders_are_refused(tmp_path: Path) -> None:
+def test_has_split_folders_refuses_splits_among_other_folders(tmp_path: Path) -> None:
     images(tmp_path, "train/a/1.png", "val/a/1.png", "extra/a/1.png")
     with pytest.raises(DataError, match="holds split folders, but also extra"):
-        opened(tmp_path).spaces()
+        open_source(tmp_path).spaces()

@@ -37,11 +37,11 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def opened(root: Path, **options: Any) -> masks.Source:
+def open_source(root: Path, **options: Any) -> masks.Source:
     return masks.Source(masks.Config(path=str(root), **options))
 
 
-def only(source: masks.Source) -> SourceRecord:
+def single_record(source: masks.Source) -> SourceRecord:
     (record,) = source.records()
     return record
 
@@ -51,35 +51,37 @@ def truth_of(record: SourceRecord) -> TrueLabels:
     return record.truth((found.width, found.height))
 
 
-def test_sparse_ids_become_places_and_void_is_ignored(root: Path) -> None:
+def test_masks_source_indexes_sparse_ids_and_ignores_void(root: Path) -> None:
     image(root, "train/a.jpg")
     mask(root, "train/a.png")
-    source = opened(root)
+    source = open_source(root)
     assert source.spaces()["segmentation"].classes == ("sky", "road", "far")
-    value = truth_of(only(source)).values["segmentation"]
+    value = truth_of(single_record(source)).values["segmentation"]
     assert value["classes"].tolist() == PLACES
     assert value["classes"].dtype == np.uint16
     assert value["confidence"].dtype == np.float32
     assert value["confidence"].tolist() == np.ones((2, 3)).tolist()
 
 
-def test_palettes_and_sixteen_bits_are_ids_not_colours(root: Path) -> None:
+def test_masks_source_reads_palettes_and_16_bits_as_ids(root: Path) -> None:
     palette = Image.fromarray(IDS)
     palette.putpalette([255, 0, 0] * 3 + [0, 99, 7] * 20)
     image(root, "train/palette.jpg")
     mask(root, "train/palette.png", palette)
     image(root, "train/wide.jpg")
     mask(root, "train/wide.tif", np.array([[2, 7, 11], [300, 300, 2]], np.uint16))
-    first, second = (truth_of(record).values["segmentation"]["classes"].tolist() for record in opened(root).records())
+    first, second = (
+        truth_of(record).values["segmentation"]["classes"].tolist() for record in open_source(root).records()
+    )
     assert first == PLACES
     assert second == [[0, 1, 65535], [2, 2, 0]]
 
 
-def test_splits_are_folders(root: Path) -> None:
+def test_masks_source_reads_split_folders(root: Path) -> None:
     for name in ("train/a", "val/deep/b.v2", "test/ü c"):
         image(root, f"{name}.jpg")
         mask(root, f"{name}.png")
-    records = list(opened(root).records())
+    records = list(open_source(root).records())
     assert [(record.name, record.split) for record in records] == [
         ("images/test/ü c.jpg", "test"),
         ("images/train/a.jpg", "train"),
@@ -88,72 +90,72 @@ def test_splits_are_folders(root: Path) -> None:
     assert all(truth_of(record).values for record in records)
 
 
-def test_without_splits_a_share_is_held_out(root: Path) -> None:
+def test_masks_source_holds_out_a_share(root: Path) -> None:
     for i in range(60):
         image(root, f"{i}.jpg")
         mask(root, f"{i}.png")
-    splits = [record.split for record in opened(root, hold_out=0.3).records()]
+    splits = [record.split for record in open_source(root, hold_out=0.3).records()]
     assert 8 < splits.count("test") < 28
     assert splits.count("test") + splits.count("train") == 60
 
 
-def test_an_image_without_a_mask_has_no_label_and_a_mask_without_an_image_is_reported(root: Path) -> None:
+def test_masks_source_reports_unpaired_images_and_masks(root: Path) -> None:
     image(root, "train/a.jpg")
     image(root, "train/b.jpg")
     image(root, "train/b2.jpg")
     mask(root, "train/b.png")
     mask(root, "train/c.png")
-    source = opened(root)
+    source = open_source(root)
     truths = [record.truth((3, 2)) for record in source.records()]
     assert [bool(truth.values) for truth in truths] == [False, True, False]
     assert truths[0].notes == ["no mask"]
     assert source.problems() == [("masks/train/c.png", "a mask without an image")]
 
 
-def test_masks_that_fit_no_image_at_all_are_an_error(root: Path) -> None:
+def test_masks_source_refuses_masks_that_fit_no_image(root: Path) -> None:
     image(root, "train/a.jpg")
     mask(root, "train/a_mask.png")
     with pytest.raises(DataError, match=r"no image under .*the first would have .*/masks/train/a.png"):
-        list(opened(root).records())
+        list(open_source(root).records())
 
 
-def test_a_mask_of_another_size_names_both(root: Path) -> None:
+def test_masks_source_refuses_mask_of_another_size(root: Path) -> None:
     image(root, "train/a.jpg", (6, 4))
     mask(root, "train/a.png")
     with pytest.raises(DataError, match=r"masks/train/a.png is 3x2, the upright image 6x4$"):
-        truth_of(only(opened(root)))
+        truth_of(single_record(open_source(root)))
 
 
-def test_a_mask_drawn_before_the_exif_rotation_is_told(root: Path) -> None:
+def test_masks_source_suspects_exif_rotation(root: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6
     image(root, "train/a.jpg", (3, 2), exif=exif)
     mask(root, "train/a.png")
     with pytest.raises(DataError, match="3x2, the upright image 2x3: that is the image before the rotation"):
-        truth_of(only(opened(root)))
+        truth_of(single_record(open_source(root)))
     mask(root, "train/a.png", np.ascontiguousarray(IDS.T))
-    assert truth_of(only(opened(root))).values["segmentation"]["classes"].shape == (3, 2)
+    assert truth_of(single_record(open_source(root))).values["segmentation"]["classes"].shape == (3, 2)
 
 
-def test_an_id_outside_of_the_classes_is_named_until_it_is_ignored(root: Path) -> None:
+def test_masks_source_refuses_unlisted_id_unless_ignored(root: Path) -> None:
     image(root, "train/a.jpg")
     mask(root, "train/a.png", np.array([[2, 255, 7], [9, 255, 2]], np.uint8))
     with pytest.raises(
         DataError, match="class id 9, 255 is not among the classes; list it in `classes` or in `ignore`"
     ):
-        truth_of(only(opened(root)))
-    found = truth_of(only(opened(root, ignore=[255, 9]))).values["segmentation"]["classes"]
+        truth_of(single_record(open_source(root)))
+    found = truth_of(single_record(open_source(root, ignore=[255, 9]))).values["segmentation"]["classes"]
     assert found.tolist() == [[0, 65535, 1], [65535, 65535, 0]]
 
 
-def test_an_ignored_id_is_no_class_though_it_is_listed(root: Path) -> None:
-    assert opened_with(root, ignore=[7]) == ("sky", "far")
+def test_masks_source_leaves_ignored_id_out_of_classes(root: Path) -> None:
+    assert classes_with(root, ignore=[7]) == ("sky", "far")
 
 
-def opened_with(root: Path, **options: Any) -> tuple[str, ...]:
+def classes_with(root: Path, **options: Any) -> tuple[str, ...]:
     image(root, "train/a.jpg")
     mask(root, "train/a.png")
-    return opened(root, **options).spaces()["segmentation"].classes
+    return open_source(root, **options).spaces()["segmentation"].classes
 
 
 @pytest.mark.parametrize(
@@ -165,22 +167,22 @@ def opened_with(root: Path, **options: Any) -> tuple[str, ...]:
         ({1: "road", 5: "car", 9: "road"}, ("road", "car")),
     ],
 )
-def test_classes_may_be_stated_in_the_recipe(root: Path, classes: Any, expected: tuple[str, ...]) -> None:
+def test_masks_config_states_classes(root: Path, classes: Any, expected: tuple[str, ...]) -> None:
     (root / "classes.json").unlink()
-    assert opened_with(root, classes=classes) == expected
+    assert classes_with(root, classes=classes) == expected
 
 
 @pytest.mark.parametrize("content", ['["sky", "road"]', '{"0": "sky", "1": "road"}', '{"classes": ["sky", "road"]}'])
-def test_files_of_classes(root: Path, content: str) -> None:
+def test_masks_source_reads_files_of_classes(root: Path, content: str) -> None:
     (root / "names.json").write_text(content)
-    assert opened_with(root, classes="names.json") == ("sky", "road")
+    assert classes_with(root, classes="names.json") == ("sky", "road")
 
 
 @pytest.mark.parametrize("content", ["{", "3", '{"sky": 0}', '{"-1": "sky"}', '{"70000": "sky"}'])
-def test_other_files_of_classes_are_refused(root: Path, content: str) -> None:
+def test_masks_source_refuses_other_files_of_classes(root: Path, content: str) -> None:
     (root / "classes.json").write_text(content)
     with pytest.raises(ConfigError, match=r"classes: .*classes.json"):
-        opened_with(root)
+        classes_with(root)
 
 
 @pytest.mark.parametrize(
@@ -191,36 +193,36 @@ def test_other_files_of_classes_are_refused(root: Path, content: str) -> None:
         ("a.tif", Image.fromarray(np.full((2, 3), -1, np.int32)), "int32 from -1 to -1, not ids"),
     ],
 )
-def test_pictures_of_colours_are_no_masks(root: Path, name: str, picture: Image.Image, reason: str) -> None:
+def test_masks_source_refuses_color_images(root: Path, name: str, picture: Image.Image, reason: str) -> None:
     image(root, "train/a.png")
     mask(root, f"train/{name}", picture)
     with pytest.raises(DataError, match=reason):
-        truth_of(only(opened(root)))
+        truth_of(single_record(open_source(root)))
 
 
-def test_missing_and_nested_paths_are_named(root: Path) -> None:
+def test_masks_source_names_missing_and_nested_paths(root: Path) -> None:
     with pytest.raises(ConfigError, match=f"images: there is no folder {root}/images"):
-        opened(root)
+        open_source(root)
     image(root, "a.jpg")
     with pytest.raises(ConfigError, match=f"masks: there is no folder {root}/semantic"):
-        opened(root, masks="semantic")
+        open_source(root, masks="semantic")
     with pytest.raises(ConfigError, match="lie in one another"):
-        list(opened(root, images=".", masks="images").records())
+        list(open_source(root, images=".", masks="images").records())
     with pytest.raises(ConfigError, match="classes: there is no file"):
-        opened(root, masks=str(root / "images"), classes="none.json")
+        open_source(root, masks=str(root / "images"), classes="none.json")
     with pytest.raises(ValidationError, match="ignore"):
-        opened(root, ignore=[70000])
+        open_source(root, ignore=[70000])
 
 
-def test_two_masks_for_one_image_are_an_error(root: Path) -> None:
+def test_masks_source_refuses_two_masks_for_one_image(root: Path) -> None:
     image(root, "a.jpg")
     mask(root, "a.png")
     mask(root, "a.tif")
     with pytest.raises(DataError, match=r"a.png and a.tif are labels of the same image"):
-        list(opened(root).records())
+        list(open_source(root).records())
 
 
-def test_the_stamp_covers_images_masks_and_classes(root: Path) -> None:
+def test_masks_source_file_stamps_cover_images_masks_and_classes(root: Path) -> None:
     image(root, "a.jpg")
     mask(root, "a.png")
-    assert [row[0] for row in opened(root).stamp()] == ["classes.json", "images/a.jpg", "masks/a.png"]
+    assert [row[0] for row in open_source(root).file_stamps()] == ["classes.json", "images/a.jpg", "masks/a.png"]

@@ -35,7 +35,7 @@ def cells(count: int) -> pa.Array:
     return pa.array([{"bytes": picture(i), "path": f"{i}.png"} for i in range(count)], IMAGE)
 
 
-def opened(path: Path, **options: Any) -> parquet.Source:
+def open_source(path: Path, **options: Any) -> parquet.Source:
     return parquet.Source(parquet.Config(path=str(path), **options))
 
 
@@ -49,9 +49,9 @@ PLAIN = {"classes": '["cat", "dog"]'}
 
 
 @pytest.mark.parametrize("metadata", [HUGGING_FACE, PLAIN])
-def test_images_labels_and_names(tmp_path: Path, metadata: dict[str, str]) -> None:
+def test_parquet_source_reads_images_labels_and_class_names(tmp_path: Path, metadata: dict[str, str]) -> None:
     write(tmp_path / "train.parquet", {"image": cells(3), "label": [1, 0, 1], "note": ["x"] * 3}, metadata)
-    source = opened(tmp_path / "train.parquet")
+    source = open_source(tmp_path / "train.parquet")
     records = list(source.records())
     assert [record.name for record in records] == ["train.parquet#0", "train.parquet#1", "train.parquet#2"]
     assert {record.split for record in records} == {"train"}
@@ -59,68 +59,68 @@ def test_images_labels_and_names(tmp_path: Path, metadata: dict[str, str]) -> No
     assert classes(source, records) == ["dog", "cat", "dog"]
 
 
-def test_plain_binary_and_labels_by_name(tmp_path: Path) -> None:
+def test_parquet_source_reads_plain_binary_and_labels_by_name(tmp_path: Path) -> None:
     columns = {"img": pa.array([picture(1), picture(2)], pa.large_binary()), "kind": ["emu", "ape"]}
     write(tmp_path / "x.parquet", columns)
-    source = opened(tmp_path, image="img", label="kind")
+    source = open_source(tmp_path, image="img", label="kind")
     assert source.spaces()["classification"].classes == ("ape", "emu")
     records = list(source.records())
     assert records[1].read() == picture(2)
     assert classes(source, records) == ["emu", "ape"]
 
 
-def test_without_labels_there_is_no_label_space(tmp_path: Path) -> None:
+def test_parquet_source_has_no_label_space_without_labels(tmp_path: Path) -> None:
     write(tmp_path / "x.parquet", {"image": cells(1)})
-    source = opened(tmp_path)
+    source = open_source(tmp_path)
     assert source.spaces() == {}
     (record,) = source.records()
     assert record.truth((3, 2)).values == {}
     assert record.truth((3, 2)).notes == []
 
 
-def test_files_and_folders_name_splits(tmp_path: Path) -> None:
+def test_parquet_source_reads_splits_from_paths(tmp_path: Path) -> None:
     names = ["data/train-00000-of-00002.parquet", "data/validation-0.parquet", "test/0000.parquet", "data/val.parquet"]
     for name in names:
         write(tmp_path / name, {"image": cells(1), "label": [0]}, PLAIN)
-    found = {record.name: record.split for record in opened(tmp_path).records()}
+    found = {record.name: record.split for record in open_source(tmp_path).records()}
     assert found == {f"{name}#0": split for name, split in zip(names, ("train", "val", "test", "val"), strict=True)}
 
 
-def test_a_column_names_splits(tmp_path: Path) -> None:
+def test_parquet_source_reads_splits_from_a_column(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", {"image": cells(3), "split": ["test", "validation", "train"]})
-    assert [record.split for record in opened(tmp_path).records()] == ["test", "val", "train"]
+    assert [record.split for record in open_source(tmp_path).records()] == ["test", "val", "train"]
     write(tmp_path / "train.parquet", {"image": cells(1), "split": ["spare"]})
     with pytest.raises(DataError, match=r"train.parquet#0: split 'spare' is none of"):
-        list(opened(tmp_path).records())
+        list(open_source(tmp_path).records())
 
 
-def test_rows_without_a_split_are_held_out_by_hash(tmp_path: Path) -> None:
+def test_parquet_source_holds_out_rows_by_hash(tmp_path: Path) -> None:
     write(tmp_path / "x.parquet", {"image": cells(100)})
-    splits = [record.split for record in opened(tmp_path, hold_out=0.3).records()]
+    splits = [record.split for record in open_source(tmp_path, hold_out=0.3).records()]
     assert 15 < splits.count("test") < 45
-    assert splits == [record.split for record in opened(tmp_path, hold_out=0.3).records()]
+    assert splits == [record.split for record in open_source(tmp_path, hold_out=0.3).records()]
 
 
-def test_missing_labels_and_labels_outside_of_the_classes(tmp_path: Path) -> None:
+def test_parquet_source_reports_missing_and_unknown_labels(tmp_path: Path) -> None:
     write(tmp_path / "x.parquet", {"image": cells(4), "label": pa.array([None, -1, 2, 1], pa.int64())}, PLAIN)
-    first, second, third, fourth = opened(tmp_path).records()
+    first, second, third, fourth = open_source(tmp_path).records()
     assert first.truth((3, 2)).notes == second.truth((3, 2)).notes == ["no label"]
     with pytest.raises(DataError, match="label 2 is not among the 2 classes: cat, dog"):
         third.truth((3, 2))
     assert fourth.truth((3, 2)).values["classification"]["probs"].tolist() == [0, 1]
 
 
-def test_a_split_may_lack_its_labels(tmp_path: Path) -> None:
+def test_parquet_source_allows_a_split_without_labels(tmp_path: Path) -> None:
     write(tmp_path / "test.parquet", {"image": cells(1)})
     write(tmp_path / "train.parquet", {"image": cells(1), "label": [1]}, PLAIN)
-    source = opened(tmp_path)
+    source = open_source(tmp_path)
     assert source.spaces()["classification"].classes == ("cat", "dog")
     test, train = source.records()
     assert test.truth((3, 2)).notes == ["no label"]
     assert classes(source, [train]) == ["dog"]
 
 
-def test_rows_without_an_image_cost_themselves(tmp_path: Path) -> None:
+def test_parquet_source_quarantines_rows_without_an_image(tmp_path: Path) -> None:
     rows = [
         {"bytes": None, "path": "far/away.jpg"},
         None,
@@ -128,7 +128,7 @@ def test_rows_without_an_image_cost_themselves(tmp_path: Path) -> None:
         {"bytes": picture(5), "path": ""},
     ]
     write(tmp_path / "x.parquet", {"image": pa.array(rows, IMAGE)})
-    away, null, empty, good = opened(tmp_path).records()
+    away, null, empty, good = open_source(tmp_path).records()
     with pytest.raises(DataError, match=r"holds no bytes, only the path 'far/away.jpg'"):
         away.read()
     with pytest.raises(DataError, match="holds no image"):
@@ -138,14 +138,14 @@ def test_rows_without_an_image_cost_themselves(tmp_path: Path) -> None:
     assert good.read() == picture(5)
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+def test_parquet_source_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     """64 MB in row groups of 100 images, as Hugging Face writes them; of noise, so that nothing is packed."""
     noise = [np.random.default_rng(i).bytes(64_000) for i in range(1000)]
     write(tmp_path / "x.parquet", {"image": noise}, row_group_size=100, compression="none")
     del noise
     before = pa.total_allocated_bytes()
     peak = total = 0
-    for record in opened(tmp_path).records():
+    for record in open_source(tmp_path).records():
         total += len(record.read())
         peak = max(peak, pa.total_allocated_bytes() - before)
     assert total == 64_000_000
@@ -161,27 +161,27 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         ({}, "labels are int64, and no class names stated; state them as `classes`"),
     ],
 )
-def test_columns_that_do_not_fit_are_named(tmp_path: Path, options: dict[str, str], reason: str) -> None:
+def test_parquet_source_names_columns_that_do_not_fit(tmp_path: Path, options: dict[str, str], reason: str) -> None:
     write(tmp_path / "x.parquet", {"image": cells(1), "label": [0]})
     with pytest.raises(ConfigError, match=reason):
-        opened(tmp_path, **options).spaces()
-    assert opened(tmp_path, classes=["a", "b"]).spaces()["classification"].classes == ("a", "b")
+        open_source(tmp_path, **options).spaces()
+    assert open_source(tmp_path, classes=["a", "b"]).spaces()["classification"].classes == ("a", "b")
 
 
-def test_files_must_agree_on_the_classes(tmp_path: Path) -> None:
+def test_parquet_source_refuses_files_with_different_classes(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", {"image": cells(1), "label": [0]}, PLAIN)
     write(tmp_path / "test.parquet", {"image": cells(1), "label": [0]}, {"classes": '["dog", "cat"]'})
     with pytest.raises(DataError, match="name different classes"):
-        opened(tmp_path).spaces()
+        open_source(tmp_path).spaces()
 
 
-def test_other_files_are_named(tmp_path: Path) -> None:
+def test_parquet_source_refuses_other_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"path: there is no path {tmp_path}/none"):
-        opened(tmp_path / "none")
+        open_source(tmp_path / "none")
     with pytest.raises(ConfigError, match=r"no .parquet files in"):
-        opened(tmp_path)
+        open_source(tmp_path)
     write(tmp_path / "x.parquet", {"image": cells(1)})
     whole = (tmp_path / "x.parquet").read_bytes()
     (tmp_path / "x.parquet").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"x.parquet: not a readable Parquet file"):
-        list(opened(tmp_path).records())
+        list(open_source(tmp_path).records())

@@ -12,7 +12,7 @@ import pytest
 from pipeline.data.decode import decode, inspect
 from pipeline.sources import BaseSource, SourceRecord, TrueLabels, coco, depth, folder, imagefolder, masks, parquet
 
-DATA = Path(os.environ.get("MUST_DATA") or Path(__file__).parents[2] / "../shared/data")
+DATA = Path(os.environ.get("MUST_DATA") or Path(__file__).parents[3] / "../shared/data")
 
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}; MUST_DATA says where it is")
 
@@ -26,10 +26,10 @@ def truth_of(record: SourceRecord) -> TrueLabels:
     return record.truth((found.width, found.height))
 
 
-def test_pool() -> None:
+def test_folder_source_reads_real_pool() -> None:
     source = folder.Source(folder.Config(path=str(DATA / "pool")))
     records = list(source.records())
-    assert len(records) == len(source.stamp()) == 1500
+    assert len(records) == len(source.file_stamps()) == 1500
     for record in records[::100]:
         data = record.read()
         found = inspect(data)
@@ -37,7 +37,7 @@ def test_pool() -> None:
         assert decode(data).size == (found.width, found.height)
 
 
-def test_clothing() -> None:
+def test_imagefolder_source_reads_clothing() -> None:
     source = imagefolder.Source(imagefolder.Config(path=str(DATA / "clothing")))
     classes = source.spaces()["classification"].classes
     assert len(classes) == 10
@@ -50,7 +50,7 @@ def test_clothing() -> None:
 
 
 @pytest.mark.parametrize(("kind", "count"), [("category", 80), ("supercategory", 12)])
-def test_coco(kind: str, count: int) -> None:
+def test_coco_source_reads_coco256(kind: str, count: int) -> None:
     config = coco.Config.model_validate({"path": str(DATA / "coco256"), "classes": kind})
     source = coco.Source(config)
     classes = source.spaces()["detection"].classes
@@ -67,7 +67,7 @@ def test_coco(kind: str, count: int) -> None:
     assert splits(source) == {"train": 128, "val": 128}
 
 
-def test_camvid() -> None:
+def test_masks_source_reads_camvid() -> None:
     source = masks.Source(masks.Config(path=str(DATA / "camvid")))
     assert source.spaces()["segmentation"].classes[:4] == ("sky", "building", "pole", "road")
     assert splits(source) == {"train": 367, "val": 101, "test": 233}
@@ -77,7 +77,7 @@ def test_camvid() -> None:
         assert set(np.unique(classes)) <= {*range(11), 65535}
 
 
-def test_semantic_masks_with_sparse_ids_of_some_images() -> None:
+def test_masks_source_reads_sparse_ids_of_coco256() -> None:
     config = masks.Config(path=str(DATA / "coco256"), masks="semantic", classes="semantic_classes.json")
     source = masks.Source(config)
     classes = source.spaces()["segmentation"].classes
@@ -91,7 +91,7 @@ def test_semantic_masks_with_sparse_ids_of_some_images() -> None:
             assert kept.max(initial=0) < len(classes)
 
 
-def test_indoor_depth() -> None:
+def test_depth_source_reads_indoor_depth() -> None:
     source = depth.Source(depth.Config(path=str(DATA / "indoor_depth"), normals="from_depth", hold_out=("office",)))
     assert splits(source) == {"train": 175, "test": 81}
     notes: Counter[str] = Counter()
@@ -109,7 +109,7 @@ def test_indoor_depth() -> None:
     assert set(notes) == {"no normals: no intrinsics"}
 
 
-def test_floors_face_up_and_walls_to_the_side() -> None:
+def test_depth_source_normals_face_up_on_tables_and_sideways_on_cupboards() -> None:
     """A kitchen seen from its corner: red cupboards to the left, a floor in front of them."""
     source = depth.Source(depth.Config(path=str(DATA / "indoor_depth"), normals="from_depth"))
     record = next(record for record in source.records() if record.name.endswith("kitchen_frame-000000.jpg"))
@@ -120,7 +120,7 @@ def test_floors_face_up_and_walls_to_the_side() -> None:
     assert table @ cupboard == pytest.approx(0, abs=0.15), "they stand at a right angle"
 
 
-def test_cifar10() -> None:
+def test_parquet_source_reads_cifar10() -> None:
     source = parquet.Source(parquet.Config(path=str(DATA / "cifar10")))
     assert source.spaces()["classification"].classes[:3] == ("airplane", "automobile", "bird")
     seen: Counter[str] = Counter()

@@ -55,7 +55,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def opened(kind: str, root: Path) -> BaseSource:
+def open_source(kind: str, root: Path) -> BaseSource:
     module = importlib.import_module(f"pipeline.sources.{kind}")
     options = dict(OPTIONS[kind])
     if kind not in MADE:
@@ -65,19 +65,19 @@ def opened(kind: str, root: Path) -> BaseSource:
 
 
 @pytest.mark.parametrize("kind", modules("pipeline.sources"))
-def test_a_record_tells_the_stamp_of_its_file_and_the_source_their_number(kind: str, tmp_path: Path) -> None:
+def test_source_record_has_the_stamp_of_its_file_and_source_counts_records(kind: str, tmp_path: Path) -> None:
     lay_out(tmp_path)
-    source = opened(kind, tmp_path)
+    source = open_source(kind, tmp_path)
     before = {record.name: record.stamp() for record in source.records()}
     assert source.count() in (len(before), None)
     if kind in MADE:
         assert set(before.values()) == {None}
         return
     assert len(before) == 2
-    stamps = {name: stamp for name, *stamp in source.stamp()}
+    stamps = {name: stamp for name, *stamp in source.file_stamps()}
     assert before == {name: tuple(stamps[name.split("#")[0]]) for name in before}, "of the file that it is or lies in"
     for path in tmp_path.rglob("a.*"):
         os.utime(path, ns=(1, 1))
-    after = {record.name: record.stamp() for record in opened(kind, tmp_path).records()}
+    after = {record.name: record.stamp() for record in open_source(kind, tmp_path).records()}
     (changed,) = (name for name in before if after[name] != before[name])
     assert Path(changed.split("#")[0]).stem == "a"

@@ -32,7 +32,7 @@ def write(path: Path, members: dict[str, bytes] | list[tuple[str, bytes]], mode:
             tar.addfile(info, io.BytesIO(data))
 
 
-def opened(path: Path | str, **options: Any) -> webdataset.Source:
+def open_source(path: Path | str, **options: Any) -> webdataset.Source:
     return webdataset.Source(webdataset.Config(path=str(path), **options))
 
 
@@ -41,10 +41,10 @@ def probs(record: SourceRecord) -> list[float]:
     return found
 
 
-def test_samples_can_be_read_in_any_order_after_the_tar_moved_on(tmp_path: Path) -> None:
+def test_webdataset_source_reads_samples_in_any_order(tmp_path: Path) -> None:
     for tar in range(3):
         write(tmp_path / f"pool-{tar}.tar", {f"{i}.png": picture(10 * tar + i) for i in range(4)})
-    records = list(opened(tmp_path).records())
+    records = list(open_source(tmp_path).records())
     assert [record.name for record in records] == [
         f"pool-{t}.tar#{i}" for t, i in itertools.product(range(3), range(4))
     ]
@@ -56,17 +56,17 @@ def test_samples_can_be_read_in_any_order_after_the_tar_moved_on(tmp_path: Path)
     ("label", "content"),
     [("cls", b"1"), ("cls", b"dog\n"), ("txt", b"dog"), ("json", b'{"label": 1}'), ("json", b'{"label": "dog"}')],
 )
-def test_labels(tmp_path: Path, label: str, content: bytes) -> None:
+def test_webdataset_source_reads_labels(tmp_path: Path, label: str, content: bytes) -> None:
     write(tmp_path / "x.tar", {f"a.{label}": content, "a.jpg": picture(0, "JPEG")})
-    source = opened(tmp_path, classes=["cat", "dog"])
+    source = open_source(tmp_path, classes=["cat", "dog"])
     assert source.spaces()["classification"].classes == ("cat", "dog")
     (record,) = source.records()
     assert probs(record) == [0, 1]
 
 
-def test_without_classes_there_are_no_labels(tmp_path: Path) -> None:
+def test_webdataset_source_has_no_labels_without_classes(tmp_path: Path) -> None:
     write(tmp_path / "x.tar", {"a.jpg": picture(0, "JPEG"), "a.txt": b"a caption, not a class"})
-    source = opened(tmp_path)
+    source = open_source(tmp_path)
     assert source.spaces() == {}
     (record,) = source.records()
     assert record.truth((3, 2)).values == {}
@@ -84,15 +84,17 @@ def test_without_classes_there_are_no_labels(tmp_path: Path) -> None:
         ("a.json", b'{"label": true}', "label True is not among"),
     ],
 )
-def test_labels_that_are_none_cost_their_image(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+def test_webdataset_source_quarantines_images_with_bad_labels(
+    tmp_path: Path, name: str, content: bytes, reason: str
+) -> None:
     write(tmp_path / "x.tar", {name: content, "a.png": picture(0), "b.png": picture(0)})
-    bad, unlabelled = opened(tmp_path, classes=["cat", "dog"]).records()
+    bad, unlabelled = open_source(tmp_path, classes=["cat", "dog"]).records()
     with pytest.raises(DataError, match=reason):
         bad.truth((3, 2))
     assert unlabelled.truth((3, 2)).notes == ["no label"]
 
 
-def test_keys_with_dots(tmp_path: Path) -> None:
+def test_webdataset_source_reads_keys_with_dots(tmp_path: Path) -> None:
     members = {
         "day.1/photo.v1.png": picture(1),
         "day.1/photo.v1.cls": b"0",
@@ -105,14 +107,14 @@ def test_keys_with_dots(tmp_path: Path) -> None:
         "8.png": picture(80),
     }
     write(tmp_path / "x.tar", members)
-    records = {record.name: record for record in opened(tmp_path, classes=["cat", "dog"]).records()}
+    records = {record.name: record for record in open_source(tmp_path, classes=["cat", "dog"]).records()}
     assert list(records) == ["x.tar#day.1/photo.v1", "x.tar#day.1/photo.v2", "x.tar#7", "x.tar#8"]
     shades = [decode(record.read()).getpixel((0, 0)) for record in records.values()]
     assert shades == [(1, 1, 1), (2, 2, 2), (7, 7, 7), (8, 8, 8)]
     assert [probs(record)[1] for record in list(records.values())[:3]] == [0, 1, 1]
 
 
-def test_hidden_members_folders_and_links_are_passed_over(tmp_path: Path) -> None:
+def test_webdataset_source_skips_hidden_members_folders_and_links(tmp_path: Path) -> None:
     write(tmp_path / "x.tar", {"._a.png": b"mac", ".x/a.png": picture(1), "__MACOSX": b"", "ü b.png": picture(3)})
     with tarfile.open(tmp_path / "x.tar", "a") as tar:
         link = tarfile.TarInfo("link.png")
@@ -121,13 +123,13 @@ def test_hidden_members_folders_and_links_are_passed_over(tmp_path: Path) -> Non
         folder = tarfile.TarInfo("folder.png")
         folder.type = tarfile.DIRTYPE
         tar.addfile(folder)
-    assert [record.name for record in opened(tmp_path).records()] == ["x.tar#.x/a", "x.tar#ü b"]
+    assert [record.name for record in open_source(tmp_path).records()] == ["x.tar#.x/a", "x.tar#ü b"]
 
 
-def test_a_second_key_and_a_sample_without_an_image_are_reported(tmp_path: Path) -> None:
+def test_webdataset_source_reports_repeated_keys_and_missing_images(tmp_path: Path) -> None:
     members = [("a.png", picture(1)), ("b.cls", b"0"), ("c.png", picture(2)), ("a.png", picture(3))]
     write(tmp_path / "x.tar", members)
-    source = opened(tmp_path)
+    source = open_source(tmp_path)
     assert [record.name for record in source.records()] == ["x.tar#a", "x.tar#c"]
     assert source.problems() == [
         ("x.tar#b", "a sample without an image"),
@@ -135,50 +137,50 @@ def test_a_second_key_and_a_sample_without_an_image_are_reported(tmp_path: Path)
     ]
 
 
-def test_patterns_and_splits(tmp_path: Path) -> None:
+def test_webdataset_source_reads_patterns_and_splits(tmp_path: Path) -> None:
     for name in ("train-000009", "train-000010", "val-0", "other"):
         write(tmp_path / "shards" / f"{name}.tar", {"a.png": picture(0)})
     pattern = f"{tmp_path}/shards/{{train-{{000009..000010}},val-0}}.tar"
-    records = list(opened(pattern.replace("{train-{000009..000010},val-0}", "train-{000009..000010}")).records())
+    records = list(open_source(pattern.replace("{train-{000009..000010},val-0}", "train-{000009..000010}")).records())
     assert [(record.name, record.split) for record in records] == [
         ("train-000009.tar#a", "train"),
         ("train-000010.tar#a", "train"),
     ]
-    assert [record.split for record in opened(f"{tmp_path}/shards/val-0.tar").records()] == ["val"]
+    assert [record.split for record in open_source(f"{tmp_path}/shards/val-0.tar").records()] == ["val"]
     with pytest.raises(ConfigError, match=r"there is no path .*train-000011.tar"):
-        opened(f"{tmp_path}/shards/train-{{000010..000012}}.tar")
+        open_source(f"{tmp_path}/shards/train-{{000010..000012}}.tar")
 
 
-def test_braces() -> None:
+def test_expand_braces() -> None:
     assert webdataset.expand_braces("a-{08..10}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar"]
     assert webdataset.expand_braces("{x,y}/{0..1}") == ["x/0", "x/1", "y/0", "y/1"]
     assert webdataset.expand_braces("plain.tar") == ["plain.tar"]
 
 
-def test_tars_without_a_split_hold_a_share_out(tmp_path: Path) -> None:
+def test_webdataset_source_holds_out_a_share(tmp_path: Path) -> None:
     write(tmp_path / "x.tar", {f"{i}.png": b"" for i in range(200)})
-    splits = [record.split for record in opened(tmp_path, hold_out=0.25).records()]
+    splits = [record.split for record in open_source(tmp_path, hold_out=0.25).records()]
     assert 30 < splits.count("test") < 72
 
 
-def test_broken_and_compressed_tars_are_named(tmp_path: Path) -> None:
+def test_webdataset_source_refuses_broken_and_compressed_tars(tmp_path: Path) -> None:
     write(tmp_path / "x.tar", {f"{i}.bmp": picture(i, "BMP") * 50 for i in range(20)})
     whole = (tmp_path / "x.tar").read_bytes()
     for length in (0, 300, len(whole) // 3):
         (tmp_path / "x.tar").write_bytes(whole[:length])
         with pytest.raises(DataError, match=r"x.tar: not a whole, uncompressed tar"):
-            list(opened(tmp_path).records())
+            list(open_source(tmp_path).records())
     write(tmp_path / "x.tar", {"a.png": picture(1)}, "w:gz")
     with pytest.raises(DataError, match=r"x.tar: not a whole, uncompressed tar"):
-        list(opened(tmp_path).records())
+        list(open_source(tmp_path).records())
     (tmp_path / "x.tar").unlink()
     with pytest.raises(ConfigError, match=r"no .tar files in .*compressed ones have to be unpacked"):
-        opened(tmp_path)
+        open_source(tmp_path)
 
 
-def test_a_tar_elsewhere(tmp_path: Path) -> None:
+def test_webdataset_source_reads_remote_tars(tmp_path: Path) -> None:
     write(tmp_path / "x.tar", {"a.png": picture(1), "b.png": picture(2)})
     fsspec.filesystem("memory").pipe_file("/tars/test-0.tar", (tmp_path / "x.tar").read_bytes())
-    first, second = opened("memory://tars/test-{0..0}.tar").records()
+    first, second = open_source("memory://tars/test-{0..0}.tar").records()
     assert (second.name, second.split, second.read()) == ("test-0.tar#b", "test", picture(2))
     assert first.read() == picture(1)

@@ -15,11 +15,11 @@ from pydantic import ValidationError
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import SourceRecord, TrueLabels, photographs, scenes
-from pipeline.synthetic.layout import MAKERS, Camera, Scene, Thing, compose, turn
+from pipeline.synthetic.layout import CLASSES, SHAPE_SAMPLERS, Camera, Primitive, Scene, rotation_matrix, sample_scene
 from pipeline.synthetic.materials import Lens, Light, Material, Sky
-from pipeline.synthetic.render import CLASSES, SceneKey, examine, generator, pixel_centres, render, shade, trace
+from pipeline.synthetic.render import SceneKey, find_surfaces, pixel_centers, render, scene_rng, shade, trace
 from pipeline.synthetic.shapes import Floats, Frustum, Plane, Polyhedron, Shape, Sphere, Torus
-from pipeline.synthetic.textures import LOOKS, Look, bank
+from pipeline.synthetic.textures import LOOKS, Look, load_textures
 
 ALL_TASKS = ("classification", "detection", "segmentation", "depth", "normals")
 KEYS = [SceneKey(3, look, 96, index) for look in LOOKS for index in range(12)]
@@ -37,8 +37,8 @@ def one_sphere(distance: float) -> Scene:
     """A sphere of radius 0.5 straight ahead, one metre above the ground, under a sun overhead."""
     grey, black = np.full(3, 0.5, np.float32), np.zeros(3, np.float32)
     paint, axes = Material(0, grey, grey, 1.0, 0.0), np.eye(3, dtype=np.float32)
-    ground = Thing(Plane(), axes, black, -1, paint)
-    ball = Thing(Sphere(0.5), axes, np.array([0, 1, -distance], np.float32), CLASSES.index("sphere"), paint)
+    ground = Primitive(Plane(), axes, black, -1, paint)
+    ball = Primitive(Sphere(0.5), axes, np.array([0, 1, -distance], np.float32), CLASSES.index("sphere"), paint)
     camera = Camera(np.array([0, 1, 0], np.float32), axes, 1.0)
     light = Light(np.array([0, 1, 0], np.float32), grey, grey, grey)
     return Scene(camera, (ground, ball), light, Sky(grey, grey, 0, 0.0), Lens(0.5, 1.0, grey, 0.0, 0.0, 0.0))
@@ -54,22 +54,24 @@ def inside(shape: Shape, p: Floats) -> NDArray[np.bool_]:
     elif isinstance(shape, Frustum):
         room = shape.bottom + (shape.top - shape.bottom) * (p[1] / shape.height + 0.5) - around
     elif isinstance(shape, Polyhedron) and len(shape.corners) == 8:
-        room = np.minimum(shape.half[0] - np.abs(p[0]), shape.half[2] - np.abs(p[2]))
+        room = np.minimum(shape.half_extents[0] - np.abs(p[0]), shape.half_extents[2] - np.abs(p[2]))
     else:
-        room = shape.half[0] * (0.5 - p[1] / (2 * shape.half[1])) - np.maximum(np.abs(p[0]), np.abs(p[2]))
-    within: NDArray[np.bool_] = (room >= 0) & (np.abs(p[1]) <= shape.half[1])
+        room = shape.half_extents[0] * (0.5 - p[1] / (2 * shape.half_extents[1])) - np.maximum(
+            np.abs(p[0]), np.abs(p[2])
+        )
+    within: NDArray[np.bool_] = (room >= 0) & (np.abs(p[1]) <= shape.half_extents[1])
     return within
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_rays_meet_a_solid_where_its_inside_begins(name: str) -> None:
+def test_shape_intersect_finds_where_the_inside_begins(name: str) -> None:
     rng = np.random.default_rng(5)
-    shape, _ = MAKERS[name](1.0, rng)
+    shape, _ = SHAPE_SAMPLERS[name](1.0, rng)
     origin = rng.normal(size=(3, 300)) * 0.3 + np.array([[0.8], [1.2], [2.0]])
-    way = rng.normal(size=(3, 300)) * 0.35 - origin
-    found = shape.hit(origin.astype(np.float32), way.astype(np.float32))
+    direction = rng.normal(size=(3, 300)) * 0.35 - origin
+    found = shape.intersect(origin.astype(np.float32), direction.astype(np.float32))
     steps = np.linspace(0, 2, 4001)
-    within = inside(shape, origin[:, :, None] + way[:, :, None] * steps)
+    within = inside(shape, origin[:, :, None] + direction[:, :, None] * steps)
     expected = np.where(within.any(axis=1), steps[within.argmax(axis=1)], np.inf)
     grazes = within.sum(axis=1) < 20
     assert 50 < np.isfinite(found).sum() < 290
@@ -79,18 +81,18 @@ def test_rays_meet_a_solid_where_its_inside_begins(name: str) -> None:
 
 @pytest.mark.parametrize("tilt", [0.0, 0.7, 1.4, 2.1])
 @pytest.mark.parametrize("name", CLASSES)
-def test_an_object_rests_on_the_ground(name: str, tilt: float) -> None:
+def test_shape_support_is_the_lowest_point(name: str, tilt: float) -> None:
     rng = np.random.default_rng(6)
-    shape, rotation = MAKERS[name](1.0, rng)[0], turn(0.4, tilt)
-    spread = rng.uniform(-1, 1, (3, 100_000)) * np.array(shape.half)[:, None]
+    shape, rotation = SHAPE_SAMPLERS[name](1.0, rng)[0], rotation_matrix(0.4, tilt)
+    spread = rng.uniform(-1, 1, (3, 100_000)) * np.array(shape.half_extents)[:, None]
     lowest = (rotation @ spread[:, inside(shape, spread)])[1].min()
-    assert -shape.drop(-rotation[1]) - 1e-5 <= lowest < -shape.drop(-rotation[1]) + 0.05
+    assert -shape.support(-rotation[1]) - 1e-5 <= lowest < -shape.support(-rotation[1]) + 0.05
 
 
 @pytest.mark.parametrize("key", KEYS, ids=str)
-def test_normals_are_those_of_the_depth_map(key: SceneKey) -> None:
+def test_render_normals_agree_with_the_depth_map(key: SceneKey) -> None:
     picture = render(key)
-    points = rays(key, compose(key.look, generator(key)).camera) * picture.depth
+    points = rays(key, sample_scene(key.look, scene_rng(key)).camera) * picture.depth
     across, down = points[:, 1:-1, 2:] - points[:, 1:-1, :-2], points[:, 2:, 1:-1] - points[:, :-2, 1:-1]
     normal = np.cross(down, across, axis=0)
     normal /= np.maximum(np.linalg.norm(normal, axis=0), 1e-12)
@@ -107,7 +109,7 @@ def test_normals_are_those_of_the_depth_map(key: SceneKey) -> None:
 
 
 @pytest.mark.parametrize("key", KEYS, ids=str)
-def test_truth_is_known_exactly_where_there_is_a_surface(key: SceneKey) -> None:
+def test_render_labels_exactly_the_surfaces(key: SceneKey) -> None:
     picture = render(key)
     length = np.linalg.norm(picture.normals, axis=2)
     known = picture.depth > 0
@@ -116,14 +118,14 @@ def test_truth_is_known_exactly_where_there_is_a_surface(key: SceneKey) -> None:
     assert not length[~known].any()
     assert known[picture.instances >= 0].all()
     assert picture.depth.max() <= 20
-    way = rays(key, compose(key.look, generator(key)).camera)
-    facing = (np.moveaxis(picture.normals, 2, 0) * way).sum(axis=0)
+    direction = rays(key, sample_scene(key.look, scene_rng(key)).camera)
+    facing = (np.moveaxis(picture.normals, 2, 0) * direction).sum(axis=0)
     assert (facing[known] < 1e-3).all()  # seen from the front: the normal is against the ray
 
 
-def test_twice_as_far_is_half_as_large() -> None:
-    pictures = {distance: trace(one_sphere(distance), pixel_centres(256), 256) for distance in (3.0, 6.0)}
-    masks = {distance: (hits.thing == 1).reshape(256, 256) for distance, hits in pictures.items()}
+def test_trace_halves_the_size_at_twice_the_distance() -> None:
+    pictures = {distance: trace(one_sphere(distance), pixel_centers(256), 256) for distance in (3.0, 6.0)}
+    masks = {distance: (hits.primitive == 1).reshape(256, 256) for distance, hits in pictures.items()}
     widths = {distance: mask.any(axis=0).sum() for distance, mask in masks.items()}
     # The outline of a sphere: a cone of half angle asin(r / d).
     assert widths[3.0] == pytest.approx(2 * 256 * np.tan(np.arcsin(0.5 / 3)), abs=2)
@@ -133,12 +135,12 @@ def test_twice_as_far_is_half_as_large() -> None:
         assert hits.depth[masks[distance].ravel()].min() == pytest.approx(distance - 0.5, abs=1e-3)
 
 
-def test_the_sun_casts_a_shadow_below_the_sphere_and_nowhere_else() -> None:
+def test_shade_casts_a_shadow_below_the_sphere_only() -> None:
     scene, size = one_sphere(3.0), 128
-    hits = trace(scene, pixel_centres(size), size)
-    surface = examine(scene, hits, bank("studio"), size)
-    light, lit = shade(scene, hits, surface, bank("studio"))
-    ground = hits.thing == 0
+    hits = trace(scene, pixel_centers(size), size)
+    surface = find_surfaces(scene, hits, load_textures("studio"), size)
+    light, lit = shade(scene, hits, surface, load_textures("studio"))
+    ground = hits.primitive == 0
     gap = np.hypot(surface.point[0], surface.point[2] + 3)
     assert (ground & (gap < 0.45)).any()
     assert not lit[ground & (gap < 0.49)].any()
@@ -147,7 +149,7 @@ def test_the_sun_casts_a_shadow_below_the_sphere_and_nowhere_else() -> None:
 
 
 def values(picture_key: SceneKey, tasks: tuple[str, ...] = ALL_TASKS) -> tuple[TrueLabels, SourceRecord]:
-    """The truth of one training picture, by way of a source; and its record."""
+    """The truth of one training picture, by direction of a source; and its record."""
     config = Config.model_validate(
         {"count": picture_key.index + 1, "seed": picture_key.seed, "size": picture_key.size, "tasks": tasks}
     )
@@ -156,12 +158,12 @@ def values(picture_key: SceneKey, tasks: tuple[str, ...] = ALL_TASKS) -> tuple[T
 
 
 @pytest.mark.parametrize("index", range(8))
-def test_boxes_are_tight_around_what_is_visible(index: int) -> None:
+def test_scenes_source_boxes_are_tight_around_visible_parts(index: int) -> None:
     key = SceneKey(4, "studio", 96, index)
     picture, (truth, _) = render(key), values(key)
     boxes = truth.values["detection"]
     tight, dropped = [], 0
-    for number, kind in enumerate(picture.kinds):
+    for number, kind in enumerate(picture.class_ids):
         pixels = np.argwhere(picture.instances == number)
         if len(pixels) >= 0.002 * 96 * 96:
             (y0, x0), (y1, x1) = pixels.min(axis=0), pixels.max(axis=0) + 1
@@ -176,7 +178,7 @@ def test_boxes_are_tight_around_what_is_visible(index: int) -> None:
 
 
 @pytest.mark.parametrize("index", range(8))
-def test_labels_of_one_picture_agree(index: int) -> None:
+def test_scenes_source_labels_of_one_picture_agree(index: int) -> None:
     key = SceneKey(4, "studio", 96, index)
     truth = values(key)[0].values
     probs, classes = truth["classification"]["probs"], truth["segmentation"]["classes"]
@@ -184,7 +186,7 @@ def test_labels_of_one_picture_agree(index: int) -> None:
     main = int(probs.argmax())
     picture = render(key)
     largest = Counter(picture.instances[picture.instances >= 0].tolist()).most_common(1)[0][0]
-    assert picture.kinds[largest] == main
+    assert picture.class_ids[largest] == main
     assert ((classes > 0) == (picture.instances >= 0)).all()
     assert (classes[picture.instances == largest] == main + 1).all()
     assert classes.dtype == np.uint16
@@ -192,7 +194,7 @@ def test_labels_of_one_picture_agree(index: int) -> None:
     assert (truth["segmentation"]["confidence"] == 1).all()
 
 
-def test_spaces_name_the_classes() -> None:
+def test_scenes_source_spaces_name_the_classes() -> None:
     spaces = Source(Config(count=1, seed=0, tasks=("segmentation", "detection", "depth"))).spaces()
     assert list(spaces) == ["segmentation", "detection", "depth"]
     assert spaces["segmentation"].classes == ("background", *CLASSES)
@@ -201,9 +203,9 @@ def test_spaces_name_the_classes() -> None:
     assert Source(Config(count=1, seed=0)).spaces() == {}
 
 
-def test_the_same_scene_comes_out_the_same_and_other_seeds_differ() -> None:
+def test_scenes_source_depends_on_the_seed_alone() -> None:
     sets = {seed: [r.read() for r in Source(Config(count=4, seed=seed, size=48)).records()] for seed in (1, 2)}
-    bank.cache_clear()
+    load_textures.cache_clear()
     again = [record.read() for record in Source(Config(count=6, seed=1, size=48)).records()]
     assert again[:4] == sets[1]
     assert len({*again, *sets[2]}) == 10
@@ -211,14 +213,14 @@ def test_the_same_scene_comes_out_the_same_and_other_seeds_differ() -> None:
     assert not {*shifted} & {*again}
 
 
-def test_a_scene_is_the_same_at_any_size() -> None:
+def test_render_gives_the_same_scene_at_any_size() -> None:
     large, small = (render(SceneKey(0, "studio", size, 5)) for size in (120, 40))
-    np.testing.assert_array_equal(large.kinds, small.kinds)
+    np.testing.assert_array_equal(large.class_ids, small.class_ids)
     np.testing.assert_array_equal(large.instances[1::3, 1::3], small.instances)  # the middles of 3 x 3 pixels
     np.testing.assert_allclose(large.depth[1::3, 1::3], small.depth, rtol=1e-3)
 
 
-def test_read_gives_a_jpeg_of_the_picture() -> None:
+def test_scenes_source_reads_a_jpeg_of_the_picture() -> None:
     _, record = values(SceneKey(4, "studio", 96, 2))
     with Image.open(io.BytesIO(record.read())) as image:
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (96, 96))
@@ -226,7 +228,7 @@ def test_read_gives_a_jpeg_of_the_picture() -> None:
     assert np.abs(error).mean() < 6
 
 
-def test_a_picture_is_rendered_once_for_bytes_and_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scenes_source_renders_once_for_bytes_and_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[SceneKey] = []
 
     def counted(key: SceneKey) -> object:
@@ -240,20 +242,20 @@ def test_a_picture_is_rendered_once_for_bytes_and_truth(monkeypatch: pytest.Monk
     assert len(calls) == 3
 
 
-def test_splits_follow_each_other_without_overlap() -> None:
+def test_scenes_source_splits_do_not_overlap() -> None:
     records = list(Source(Config(count=3, seed=0, size=32, val=2, test=1)).records())
     assert [record.split for record in records] == ["train"] * 3 + ["val"] * 2 + ["test"]
     assert [record.name for record in records] == [f"scene-{i:06d}.jpg" for i in range(6)]
     assert len({record.read() for record in records}) == 6
 
 
-def test_classes_and_foreground_are_in_proportion() -> None:
+def test_render_balances_classes_and_foreground() -> None:
     mains, shares, objects, sky = Counter[int](), [], [], 0
     for look in LOOKS:
         for index in range(90):
             picture = render(SceneKey(11, look, 32, index))
-            area = np.bincount(picture.instances[picture.instances >= 0], minlength=len(picture.kinds))
-            mains[int(picture.kinds[area.argmax()])] += 1
+            area = np.bincount(picture.instances[picture.instances >= 0], minlength=len(picture.class_ids))
+            mains[int(picture.class_ids[area.argmax()])] += 1
             shares.append(area.sum() / 32**2)
             objects.append(int((area > 0).sum()))
             sky += bool((picture.depth == 0).any())
@@ -267,7 +269,7 @@ def test_classes_and_foreground_are_in_proportion() -> None:
 
 
 @pytest.mark.parametrize("look", LOOKS)
-def test_pictures_are_well_exposed(look: Look) -> None:
+def test_render_exposes_pictures_well(look: Look) -> None:
     means = [render(SceneKey(12, look, 48, index)).image.mean() for index in range(20)]
     deviations = [render(SceneKey(12, look, 48, index)).image.std() for index in range(20)]
     assert min(means) > 60
@@ -275,24 +277,24 @@ def test_pictures_are_well_exposed(look: Look) -> None:
     assert min(deviations) > 12
 
 
-def test_truth_for_another_size_is_refused() -> None:
+def test_scenes_source_refuses_truth_for_another_size() -> None:
     record = next(Source(Config(count=1, seed=0, size=32, tasks=("depth",))).records())
     with pytest.raises(DataError, match="32 x 32, not 64 x 32"):
         record.truth((64, 32))
 
 
-def test_the_stamp_follows_the_renderer_and_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    stamps = [Source(Config(count=1, seed=seed)).stamp() for seed in (0, 0, 1)]
+def test_scenes_source_file_stamps_follow_renderer_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    stamps = [Source(Config(count=1, seed=seed)).file_stamps() for seed in (0, 0, 1)]
     monkeypatch.setattr(scenes, "VERSION", 99)
     assert stamps[0] == stamps[1] != stamps[2]
-    assert Source(Config(count=1, seed=0)).stamp() != stamps[0]
+    assert Source(Config(count=1, seed=0)).file_stamps() != stamps[0]
 
 
 @pytest.mark.parametrize(
     ("module", "make"),
     [("skimage", lambda: Source(Config(count=1, seed=0))), ("sklearn", lambda: photos(4))],
 )
-def test_a_missing_package_is_named_as_it_is_installed(
+def test_bundled_image_names_missing_package(
     module: str, make: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
@@ -302,23 +304,24 @@ def test_a_missing_package_is_named_as_it_is_installed(
 
 
 @pytest.mark.parametrize("wrong", [{"look": "gloomy"}, {"tasks": ["colour"]}, {"size": 8}, {"workers": 2}])
-def test_wrong_configuration_is_refused(wrong: dict[str, object]) -> None:
+def test_scenes_config_refuses_wrong_settings(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Config.model_validate({"kind": "scenes", "count": 1, "seed": 0, **wrong})
 
 
-def test_textures_are_mirrored_where_they_repeat() -> None:
+def test_texture_bank_look_up_mirrors_textures() -> None:
     across = np.array([[0.2, -0.2, 1.8, 2.2], [0.4, 0.4, -0.4, 1.6]], np.float32)
-    colours = bank("studio").look_up(np.full(4, 20, np.int32), across, np.ones(4, np.float32))
+    colours = load_textures("studio").look_up(np.full(4, 20, np.int32), across, np.ones(4, np.float32))
     np.testing.assert_allclose(colours, np.repeat(colours[:, :1], 4, axis=1), atol=1e-3)
-    other = bank("studio").look_up(np.full(4, 20, np.int32), across + np.float32(0.3), np.ones(4, np.float32))
+    other = load_textures("studio").look_up(np.full(4, 20, np.int32), across + np.float32(0.3), np.ones(4, np.float32))
     assert np.ptp(other[0]) > 0.005  # moved off the axis, the four are different places
 
 
-def test_distant_textures_are_averaged() -> None:
+def test_texture_bank_look_up_averages_distant_textures() -> None:
     spread = np.random.default_rng(0).random((2, 500), np.float32)
     fine, coarse = (
-        bank("studio").look_up(np.full(500, 3, np.int32), spread, np.full(500, width, np.float32)) for width in (1, 64)
+        load_textures("studio").look_up(np.full(500, 3, np.int32), spread, np.full(500, width, np.float32))
+        for width in (1, 64)
     )
     assert coarse.std(axis=1).max() < 0.3 * fine.std(axis=1).min()
 
@@ -327,7 +330,7 @@ def photos(count: int, seed: int = 0) -> photographs.Source:
     return photographs.Source(photographs.Config(count=count, seed=seed, size=64))
 
 
-def test_photographs_are_cropped_evenly_and_to_size() -> None:
+def test_photographs_source_crops_evenly_and_to_size() -> None:
     records = list(photos(30).records())
     names = [record.name for record in records]
     assert len(set(names)) == 30
@@ -341,8 +344,8 @@ def test_photographs_are_cropped_evenly_and_to_size() -> None:
     assert not photos(1).spaces()
 
 
-def test_photographs_depend_on_the_seed_alone() -> None:
+def test_photographs_source_depends_on_the_seed_alone() -> None:
     first, second, other = ([r.read() for r in photos(13, seed).records()] for seed in (0, 0, 1))
     assert first == second
     assert len({*first, *other}) == 26
-    assert photos(13, 0).stamp() != photos(13, 1).stamp()
+    assert photos(13, 0).file_stamps() != photos(13, 1).file_stamps()
