@@ -1,6 +1,6 @@
-"""The steps that take what users rejected by hand into a run, of a root where something is: a copy of its list each.
+"""The steps that copy the root's lists of rejections, made by hand, into a run.
 
-Images and labels apart: rejected images leave the pool, rejected labels matter to the student alone.
+There are two, as rejected images leave the pool, while rejected labels matter to the student alone.
 """
 
 from __future__ import annotations
@@ -14,43 +14,50 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Artifact, Inputs
-from pipeline.stores.rejections import hash_rejects, in_order, read_rejects, rejected_images, rejected_labels
+from pipeline.stores.rejections import (
+    hash_rejections,
+    read_rejections,
+    rejected_images,
+    rejected_labels,
+    sort_rejections,
+)
 
 REJECTED_IMAGES, REJECTED_LABELS = "rejected.images", "rejected.labels"
-"""The steps' names."""
+"""Names of the steps."""
 FILE = "rejected.parquet"
 
 
 def rejections_config(table: pa.Table) -> dict[str, Any]:
-    """A list of rejections in a step's configuration: whatever is rejected changes it, when and why does not."""
-    return {"count": len(table), "sha256": hash_rejects(table)[:16]}
+    """Return what a step's configuration says of a list: it changes with what is rejected, not with when or why."""
+    return {"count": len(table), "sha256": hash_rejections(table)[:16]}
 
 
 def copy_images(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Leave `key` and `reason` of the images that are rejected. ConfigError if they are not those of the plan."""
-    return _copy(rejected_images(read_rejects(inputs.runtime.root)), config["rejected"], ["key", "reason"], out)
+    """Write `key` and `reason` of the rejected images. Raises ConfigError if they have changed since the plan."""
+    return _copy(rejected_images(read_rejections(inputs.runtime.root)), config["rejected"], ["key", "reason"], out)
 
 
 def copy_labels(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Leave `key` and `store` of the labels by `config["teachers"]`, whatever their versions, that are rejected.
-    ConfigError if they are not those of the plan.
+    """Write `key` and `store` of the rejected labels of any version of the teachers `config["teachers"]`.
+
+    Raises ConfigError if they have changed since the plan.
     """
-    table = rejected_labels(read_rejects(inputs.runtime.root), config["teachers"])
+    table = rejected_labels(read_rejections(inputs.runtime.root), config["teachers"])
     return _copy(table, config["rejected"], ["key", "store"], out)
 
 
 def _copy(table: pa.Table, planned: Mapping[str, Any], columns: list[str], out: Path) -> Mapping[str, Any]:
-    found = rejections_config(table)
-    if found != planned:
+    current = rejections_config(table)
+    if current != planned:
         raise ConfigError(
-            f"The list of what is rejected changed since the run was planned: {planned['count']} rejections with hash "
-            f"{planned['sha256']} then, {found['count']} with {found['sha256']} now. Run again."
+            f"The list of rejections changed since the run was planned: {planned['count']} rejections with hash "
+            f"{planned['sha256']} then, {current['count']} with {current['sha256']} now. Run again."
         )
-    # without times or anything else that differs between lists of the same rejections
-    pq.write_table(in_order(table).select(columns).replace_schema_metadata(), out / FILE)
+    # lists of the same rejections must give the same bytes, so times are left out
+    pq.write_table(sort_rejections(table).select(columns).replace_schema_metadata(), out / FILE)
     return {"rejections": len(table)}
 
 
-def read_copy(made: Artifact) -> pa.Table:
-    """What one of the steps left."""
-    return made.load(FILE, pq.read_table)
+def read_copy(artifact: Artifact) -> pa.Table:
+    """Return the table that one of the steps wrote."""
+    return artifact.load(FILE, pq.read_table)

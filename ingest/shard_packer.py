@@ -18,7 +18,7 @@ from ingest.incremental import ExistingShard, finished_tars
 from pipeline.errors import DataError
 from pipeline.sources._splits import SPLITS
 from pipeline.steps.artifact import WORK
-from pipeline.storage.root import link
+from pipeline.storage.root import link_or_copy
 from pipeline.stores.images import ImageShard, NewImage, ShardWriter, local_shard, write_table
 from pipeline.stores.labels import Label, LabelWriter, Row, store_metadata
 
@@ -200,7 +200,7 @@ class ShardPacker:
             self._finish(split)
         for path in sorted(self.work.glob("*/**/shard-*.*")):
             number = self._offsets[path.parent.name] + _number(path.stem)
-            link(path, self.out / path.relative_to(self.work).with_name(f"shard-{number:06d}{path.suffix}"))
+            link_or_copy(path, self.out / path.relative_to(self.work).with_name(f"shard-{number:06d}{path.suffix}"))
         self.lists.write(self.out)
 
     def discard(self) -> None:

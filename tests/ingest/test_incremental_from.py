@@ -55,7 +55,8 @@ def test_how_many_bad_files_there_may_be_is_no_such_setting(pool: Path, grown: A
 
 
 def test_another_version_of_the_step_packs_anew(pool: Path, grown: Artifact, runtime: Runtime, fresh: Make) -> None:
-    step = dataclasses.replace(step_for(pool, "folder"), version=2)
+    step = step_for(pool, "folder")
+    step = dataclasses.replace(step, kind=dataclasses.replace(step.kind, version=2))
     assert Workspace(runtime.root).make(step, Inputs({}, runtime)).digest == fresh(pool, "folder").digest
 
 

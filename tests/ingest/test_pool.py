@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tests.steps import make_step
-
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,13 +21,14 @@ from ingest.true_labels import drop_unlabelled, held_out_keys, train_classes, tr
 from pipeline.data.dataset import DatasetShard
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.augment import NOTHING
-from pipeline.steps.artifact import Artifact, Inputs, Step
+from pipeline.steps.artifact import Artifact, Inputs
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
 from pipeline.stores.labels import LabelSpace
 from pipeline.stores.rejections import read_rejections, reject, rejected_images, rejected_labels, undo_reject
 from tests.disk import folder_of
+from tests.steps import make_step
 
 Noise = Callable[..., NDArray[np.uint8]]
 MakeSet = Callable[..., Artifact]

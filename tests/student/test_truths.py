@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tests.steps import make_step
-
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +13,13 @@ from PIL import Image
 
 from pipeline.errors import ConfigError
 from pipeline.sources import coco, imagefolder, masks
-from pipeline.steps.artifact import Artifact, Inputs, Step
+from pipeline.steps.artifact import Artifact, Inputs
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
 from pipeline.stores.labels import Value
-from student.dataset import heads_of, join
+from student.dataset import heads_of, student_dataset
 from tests.exports import CONFIG, export
+from tests.steps import make_step
 
 if TYPE_CHECKING:
     from tests.conftest import World
@@ -31,7 +30,9 @@ LOW: dict[str, Any] = {"thresholds": {"boxes": 0.02, "masks": 0.0}}
 def ingested(world: World, root: Path, config: Any) -> Artifact:
     """The set that a recipe would call `fixed`."""
     about = {"name": "fixed", "source": config.model_dump(mode="json"), "shard_images": 5}
-    return Workspace(Root.of(root)).make(make_step("data.fixed", "ingest.ingest:ingest", about), Inputs({}, world.runtime))
+    return Workspace(Root.of(root)).make(
+        make_step("data.fixed", "ingest.ingest:ingest", about), Inputs({}, world.runtime)
+    )
 
 
 def learned(world: World, fixed: Artifact | None, **student: Any) -> dict[str, Mapping[str, Value]]:
@@ -39,7 +40,7 @@ def learned(world: World, fixed: Artifact | None, **student: Any) -> dict[str, M
     more = {"data.fixed": fixed} if fixed else {}
     inputs = Inputs({**world.inputs("student").artifacts, **more}, world.runtime)
     config = CONFIG.model_copy(update={**LOW, **student})
-    dataset = join(config, heads_of(config, inputs), inputs)
+    dataset = student_dataset(config, heads_of(config, inputs), inputs)
     return {dataset.read(index)[0]: dataset.values(index) for index in range(len(dataset))}
 
 
@@ -125,7 +126,10 @@ def test_other_classes_are_refused_with_both_lists(world: World, tmp_path: Path)
     content["categories"][0]["name"] = "crate"
     file.write_text(json.dumps(content), "utf-8")
     fixed = ingested(world, tmp_path / "root", coco.Config(path=str(tmp_path / "out")))
-    with pytest.raises(ConfigError, match=r"boxes: labels of set 'fixed' do not fit teacher 'boxes': classes differ: .*\(box, cone, .*\(crate, "):
+    with pytest.raises(
+        ConfigError,
+        match=r"boxes: labels of set 'fixed' do not fit teacher 'boxes': classes differ: .*\(box, cone, .*\(crate, ",
+    ):
         learned(world, fixed, truths={"boxes": ["fixed"]})
 
 
