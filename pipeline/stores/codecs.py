@@ -1,7 +1,7 @@
-"""Arrays to bytes and back: the blobs of dense labels. Each codec states the most it can lose.
+"""Codecs between arrays and the blobs of dense labels. Each states the most it can lose.
 
-Zstandard at level 1, because encoding labels is what bounds a labelling run on the CPU side: PNG is an order of
-magnitude slower to write for the same maps, and higher levels gain a few per cent.
+Blobs are compressed by Zstandard at level 1, because encoding is what limits a labelling run on the CPU: PNG takes ten
+times as long to write for the same maps, and higher levels save a few per cent.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ def _compressor() -> zstandard.ZstdCompressor:
 
 
 def pack(array: NDArray[Any]) -> bytes:
-    """An array's bytes in C order, little-endian, compressed. Lossless; shape and dtype are kept by the caller."""
+    """Return an array's bytes, C order and little-endian, compressed without loss. The caller keeps shape and dtype."""
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return _compressor().compress(np.ascontiguousarray(little).tobytes())
 
 
 def unpack(blob: bytes, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
-    """The array that `pack` was given; a fresh, writable copy.
-
-    Raises ValueError if the blob is damaged or the sizes disagree.
+    """Return the array that was packed, as a new writable one. Raises ValueError if the blob is damaged or the sizes
+    disagree.
     """
     try:
         raw = zstandard.ZstdDecompressor().decompress(blob)
@@ -43,22 +42,22 @@ def unpack(blob: bytes, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any
 
 
 def share_to_byte(share: NDArray[Any]) -> NDArray[np.uint8]:
-    """Values in [0, 1] as 256 levels: loses at most 1/510, and never moves a value across 0.5."""
+    """Quantize values in [0, 1] to 256 levels: off by at most 1/510, and never moved across 0.5."""
     return np.floor(np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def byte_to_share(byte: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The inverse of `share_to_byte`."""
+    """Return the values in [0, 1] of levels from `share_to_byte`."""
     return byte.astype(np.float32) / np.float32(255)
 
 
 def unit_to_bytes(vectors: NDArray[Any]) -> NDArray[np.int8]:
-    """Unit vectors (..., 3) as three signed bytes, zero vectors as zeros: loses at most 0.5 degrees of direction."""
+    """Quantize unit or zero vectors (..., 3) to signed bytes: directions are off by at most 0.5 degrees, zeros stay."""
     return np.rint(vectors * 127).astype(np.int8)
 
 
 def bytes_to_unit(stored: NDArray[np.int8]) -> NDArray[np.float32]:
-    """The inverse of `unit_to_bytes`, length one again; zeros stay zeros."""
+    """Return the vectors (..., 3) of bytes from `unit_to_bytes`, of length one again or zero."""
     vectors = stored.astype(np.float32)
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)

@@ -1,10 +1,10 @@
-"""The image store: images as WebDataset tars with a Parquet index beside each, their bytes untouched.
+"""Image store: WebDataset tars of images, bytes untouched, each with a Parquet index beside it.
 
     images/<split>/shard-000000.tar        <key>.jpg <key>.png ... in order
     images/<split>/shard-000000.parquet    key, sha256, suffix, offset, length, width, height, source
 
 `key` is the first 16 hex digits of the sha256 of the image's bytes: it joins images and labels and finds duplicates.
-The index gives every image's byte range in the tar, so any image is one seek away.
+The index holds the byte range of every image in the tar, so that any image is one seek away.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ INDEX = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class ImageRow:
-    """One line of the index; sizes in pixels of the upright image, offsets and lengths in bytes."""
+    """One row of the index: width and height in pixels of the upright image, offset and length in bytes."""
 
     key: str
     sha256: str
@@ -57,7 +57,7 @@ class ImageRow:
 
 @dataclasses.dataclass(frozen=True)
 class NewImage:
-    """An image about to be stored."""
+    """An image to be stored: its bytes as they are, and what the index says about them."""
 
     data: bytes
     suffix: str
@@ -75,24 +75,24 @@ class NewImage:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file whole or not at all. Equal tables make equal files."""
-    with atomic_write(path) as part:
-        pq.write_table(table, part)
+    """Write a Parquet file atomically. Equal tables make equal files."""
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 class ShardWriter:
-    """Writes one image shard: the tar and its index appear under their names only when both are whole."""
+    """Writes one image shard: the tar and its index appear when both are complete."""
 
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.tar_path, self.index_path = folder / f"{name}.tar", folder / f"{name}.parquet"
-        self._part = temporary_path(self.tar_path)
-        self._file = open(self._part, "wb")  # noqa: SIM115 - closed by close() or discard()
+        self._temporary = temporary_path(self.tar_path)
+        self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed by close() or discard()
         self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
         self.rows: list[ImageRow] = []
 
     def add(self, image: NewImage) -> ImageRow:
-        """Append an image; returns its index row."""
+        """Append an image and return its row of the index."""
         info = tarfile.TarInfo(f"{image.key}.{image.suffix}")
         info.size = len(image.data)  # mtime, owner and mode stay at fixed values: equal images make equal tars
         self._tar.addfile(info, io.BytesIO(image.data))
@@ -104,27 +104,27 @@ class ShardWriter:
         return row
 
     def close(self) -> None:
-        """Finish: the index is published first, the tar last, so that a tar always has its index."""
+        """Publish the index and then the tar, so that every tar has its index."""
         self._tar.close()
         self._file.close()
         rows = [dataclasses.asdict(row) for row in self.rows]
         write_table(self.index_path, pa.Table.from_pylist(rows, schema=INDEX))
-        publish(self._part, self.tar_path)
+        publish(self._temporary, self.tar_path)
 
     def discard(self) -> None:
-        """Leave nothing behind."""
-        self._part.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # what is still to write may find no space, and need not
+        """Delete the unfinished shard."""
+        self._temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a full disk the rest can't be written, and need not be
             self._file.close()
 
 
 def local_shard(tar: Path) -> ImageShard:
-    """An image shard of this machine that is part of no artifact yet."""
+    """Return an image shard of this machine that belongs to no artifact yet."""
     return ImageShard(local_file(tar), local_file(tar.with_suffix(".parquet")))
 
 
 def read_index(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """The index of an image shard, or some of its columns. DataError if it is damaged or of another version."""
+    """Read the index of an image shard, or some of its columns. Raises DataError if damaged or of another version."""
     try:
         with pq.ParquetFile(path) as file:  # `read_table` takes five times as long over a small one
             table = file.read(columns)
@@ -137,7 +137,11 @@ def read_index(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 
 class ImageShard:
-    """One image shard, for reading at any position, by any number of threads. Its index is read when first needed."""
+    """One image shard, for random access by any number of threads. Its index is read when first needed.
+
+    >>> shard = local_shard(Path("images/train/shard-000000.tar"))
+    >>> image = PIL.Image.open(io.BytesIO(shard.read(0)))
+    """
 
     def __init__(self, tar: StoredFile, index: StoredFile) -> None:
         self.tar, self.index = tar, index
@@ -145,21 +149,21 @@ class ImageShard:
 
     @property
     def address(self) -> str:
-        """By what label files name it: the first 16 digits of its hash."""
+        """The first 16 digits of its hash, by which label files name it."""
         return self.sha256[:16]
 
     @functools.cached_property
     def table(self) -> pa.Table:
-        """The index: `INDEX` is its schema."""
+        """The whole index, with schema `INDEX`."""
         return self.columns()
 
     def columns(self, *names: str) -> pa.Table:
-        """Some columns of the index, or all."""
+        """Return the index, or only some of its columns."""
         return self.index.load(lambda path: read_index(path, list(names) or None))
 
     @functools.cached_property
     def keys(self) -> list[str]:
-        """The images' keys, in order."""
+        """Keys of the images, in order."""
         keys: list[str] = self.table.column("key").to_pylist()
         return keys
 
@@ -176,16 +180,16 @@ class ImageShard:
         return ImageRow(**self.table.slice(index, 1).to_pylist()[0])
 
     def download(self, share: float) -> None:
-        """For those who will read many of the images: of a remote shard, have the tar in the cache, if it takes up no
-        more than this share of it. Otherwise, each `read` fetches its image alone.
+        """Fetch a remote tar into the cache, before many of its images are read, unless it would take more than this
+        share of the cache. Without it, each `read` fetches one image.
         """
         self.tar.download(share)
 
     def read(self, index: int) -> bytes:
-        """The bytes of image `index`. Raises DataError if the tar is not there or shorter than its index says.
+        """Return the bytes of image `index`. Raises DataError if the tar is missing or shorter than its index says.
 
-        The tar is opened for each image, some ten microseconds: a pool of thousands of shards would use up the
-        process's file handles if each kept its own.
+        The tar is opened for each image, which takes ten microseconds: with thousands of shards, tars left open would
+        use up the file handles of the process.
         """
         offset, length = self._spans[index]
         try:
@@ -198,7 +202,7 @@ class ImageShard:
 
 
 class ImageStore:
-    """The shards of one split of one set, in order."""
+    """The image shards of one split of a set, in order."""
 
     def __init__(self, shards: Sequence[ImageShard]) -> None:
         self.shards = list(shards)

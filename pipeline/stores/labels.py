@@ -1,8 +1,8 @@
-"""Labels: what a task's label is, and the Parquet store that holds one teacher's labels shard by shard.
+"""Labels: the base class of every task's labels, and the Parquet store of one teacher's labels.
 
-A label in memory is a `Value`: named arrays whose names, shapes, dtypes and units its task's `Label` class states.
-A label on disk is a row of a Parquet file. There is one label file per image shard, with the same keys in the same
-order, so that labels of any number of teachers line up beside the images without a search.
+A label in memory is a `Value`: a dict of named arrays, described by its task's `Label` class. A label on disk is a row
+of a Parquet file. Each image shard has one label file per teacher, with the same keys in the same order, so that labels
+of any number of teachers line up with the images without a search.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pipeline.storage.root import PathOrFile, StoredFile
 
 SCHEMA_VERSION = 1
 ROW_GROUP = 256
+"""Rows per row group."""
 
 T = TypeVar("T")
 Value = dict[str, NDArray[Any]]
@@ -44,11 +45,12 @@ COMMON = pa.schema(
         pa.field("confidence", pa.float32(), metadata={"about": "of the whole label, in [0, 1]"}),
     ]
 )
+"""The columns of every label file, before the task's own."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelSpace:
-    """What the numbers of a label mean: the task, its classes in order of their ids, and for depth the scale.
+    """The meaning of the numbers in a label: the task, its K class names in order of their ids, and the scale of depth.
 
     `scale` is "metric" (metres) or "relative" (inverse depth up to an unknown scale and shift per image).
     """
@@ -66,7 +68,7 @@ class LabelSpace:
 
 
 class ClassAmounts(NamedTuple):
-    """Classes in the rows of a label file, an entry for each class of each row: three arrays (N,)."""
+    """The classes in the rows of a label file: three arrays (N,), with an entry for each class of each row."""
 
     rows: NDArray[np.int64]
     classes: NDArray[np.int64]
@@ -75,93 +77,111 @@ class ClassAmounts(NamedTuple):
 
 
 class Label(ABC):
-    """What a task is on disk and to the eye. Subclasses live in `tasks/<task>/label.py` and know no torch.
+    """Labels of one task over one label space: how they are stored, cropped, flipped, compared and drawn.
 
-    Geometry is in relative image coordinates: a box (x0, y0, x1, y1) with the image at (0, 0, 1, 1); a box may
-    reach outside the image, and what lies there is unknown.
+    To add a task, subclass this as `TaskLabel` in `tasks/<task>/label.py`, without importing torch. Its docstring names
+    the arrays of a `Value` with shape, dtype, unit and range, the entry that means unknown, and what storing loses.
+    Conventions for all tasks:
+
+    * A dense label is a raster (h, w) or (h, w, C) over the whole image, at any resolution, with row 0 at the top.
+    * `box` is (x0, y0, x1, y1) relative to the image, which is (0, 0, 1, 1). It may reach outside the image; what lies
+      there is unknown.
+    * `size` is (height, width) in pixels, `threshold` a score in [0, 1], `point` (x, y) in [0, 1] of the image.
+    * Methods return new values and leave their arguments as they are.
+
+    >>> label = tasks.label(LabelSpace("depth"))  # the `TaskLabel` of tasks/depth/label.py
+    >>> label.decode(label.encode({"depth": np.ones((6, 8), np.float32)}))["depth"].shape
+    (6, 8)
     """
 
     task: ClassVar[str]
+    """Name of the task: the name of its folder."""
     default_threshold: ClassVar[float] = 0.0
-    """The smallest score that is kept unless a recipe says otherwise."""
-    reading: ClassVar[str] = ""
-    """How to read the drawing, where the picture itself does not say it."""
+    """Smallest score that is kept unless a recipe says otherwise."""
+    legend: ClassVar[str] = ""
+    """How to read the drawing, where the picture does not explain itself."""
     unit: ClassVar[str] = "pixels"
-    """What `count` counts; pixels are those of the label."""
-    in_pixels: ClassVar[bool] = False
-    """Whether values are coordinates in pixels, and not a raster that may be coarser than the image."""
+    """Unit of `count`, in the plural; pixels are those of the label."""
+    uses_pixels: ClassVar[bool] = False
+    """True if values are coordinates in pixels, False if they are rasters, which may be coarser than the image."""
+    amount_columns: ClassVar[tuple[str, ...]] = ()
+    """Columns that `class_amounts` reads; none for a task without classes."""
+    has_scores: ClassVar[bool] = False
+    """True if the amounts of `class_amounts` are scores that thresholds apply to."""
 
     def __init__(self, space: LabelSpace) -> None:
         self.space = space
 
-    counted: ClassVar[tuple[str, ...]] = ()
-    """The columns that `class_amounts` reads; none for a task without classes."""
-    scored: ClassVar[bool] = False
-    """Whether the amounts of `class_amounts` are scores, which a threshold is about."""
-
     @abstractmethod
     def columns(self) -> pa.Schema:
-        """The task's own columns: blobs, and the scalars beside them that SQL filters on."""
+        """Return the task's own columns: blobs, and scalars beside them that SQL filters on. The metadata `about` of a
+        field states dtype, shape and unit.
+        """
 
     @abstractmethod
     def encode(self, value: Value) -> Row:
-        """Value -> row (with `confidence`); the bound on what is lost is stated in the class."""
+        """Return the row of a value: an entry for each of `columns`, and `confidence` (float in [0, 1])."""
 
     @abstractmethod
     def decode(self, row: Row, threshold: float = 0.0) -> Value:
-        """Row -> value. What scores below `threshold` becomes unknown; a score equal to it is kept."""
+        """Return the value of a row. What scores below `threshold` becomes unknown; an equal score is kept.
+
+        Raises ValueError if a blob is damaged.
+        """
 
     def class_amounts(self, table: pa.Table) -> ClassAmounts:
-        """Which classes are in each row of a label file, of which `table` has the columns `counted`, and how much of
-        each: the best score of its objects, its share of the image or its probability.
+        """Return the classes in each row of a label file, of which `table` has the `amount_columns`.
+
+        The amount is the best score of the class's objects, its share of the image, or its probability.
         """
         return ClassAmounts(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
 
     @abstractmethod
     def flip(self, value: Value) -> Value:
-        """The label of the image mirrored left to right."""
+        """Return the label of the image mirrored left to right. Flipping twice is the identity."""
 
     @abstractmethod
     def crop(self, value: Value, box: Box, size: tuple[int, int]) -> Value:
-        """The label of the image region `box`, rescaled to `size` = (height, width) pixels."""
+        """Return the label of the image region `box`, resized to `size` = (height, width) pixels."""
 
     @abstractmethod
     def draw(self, image: Image, value: Value) -> Image:
-        """The image (RGB) with the label drawn on it, at the image's size."""
+        """Return a copy of the RGB `image` with the label drawn on it, at the image's size."""
 
     @abstractmethod
     def describe(self, value: Value) -> str:
-        """What the label says or how much it holds, in a few words; "" where only the drawing can tell."""
+        """Return the label in a few words ("3 boxes"), or "" if only the drawing can tell."""
 
     @abstractmethod
-    def describe_at(self, value: Value, place: tuple[float, float]) -> str:
-        """What the label says of a `place` = (x, y) in [0, 1] of the image, in a few words; "" where nothing."""
+    def describe_at(self, value: Value, point: tuple[float, float]) -> str:
+        """Return in a few words what the label says at `point` = (x, y) in [0, 1] of the image, "" where nothing."""
 
     @abstractmethod
     def distance(self, one: Value, other: Value) -> float:
-        """How far two labels of one image are apart, from 0 (they say the same) to 1; each task says by what. Where one
-        of them says nothing at all they are 1 apart.
+        """Return how far apart two labels of one image are, from 0 (equal) to 1, in the task's own measure. If just one
+        of them says nothing, they are 1 apart.
         """
 
     @abstractmethod
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Per class, how much the row holds and how much of it `threshold` keeps: objects, pixels or images.
+        """Return how much of each class a row holds, and how much of it `threshold` keeps: two arrays (K,) in `unit`.
 
-        Two arrays (K,); a task without classes has K = 1.
+        A task without classes has K = 1.
         """
 
 
-def flattened(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """The entries of a column of lists, with the row that each is of; a row without a list has none."""
+def flatten_lists(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Return (row numbers, entries), both (N,), of all entries of a column of lists; a null list has none."""
     lists = column.combine_chunks()
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
     return np.repeat(np.arange(len(lists)), lengths), pc.list_flatten(lists).to_numpy(zero_copy_only=False)
 
 
-def gather(grid: NDArray[Any], box: Box, size: tuple[int, int], fill: Any) -> NDArray[Any]:
-    """Sample `grid` (H, W, ...) at the centres of a `size` raster laid over the relative `box`: nearest cell.
+def resample_nearest(grid: NDArray[Any], box: Box, size: tuple[int, int], fill: Any) -> NDArray[Any]:
+    """Sample `grid` (H, W, ...) at the centres of a raster of `size` (h, w) laid over the relative `box`: (h, w, ...).
 
-    Cells outside the image get `fill`. Nearest, because class ids, metres at an edge and unit vectors have no mean.
+    Cells outside the image get `fill`. The nearest cell is taken, because class ids, metres at an edge and unit vectors
+    have no mean.
     """
     h, w = grid.shape[:2]
     ys = np.floor((box[1] + (np.arange(size[0]) + 0.5) / size[0] * (box[3] - box[1])) * h).astype(np.int64)
@@ -174,29 +194,35 @@ def gather(grid: NDArray[Any], box: Box, size: tuple[int, int], fill: Any) -> ND
     return out
 
 
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+FULL_IMAGE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
-def cell(grid: NDArray[Any], place: tuple[float, float]) -> Any:
-    """The entry of a raster (h, w, ...) over the image at a place (x, y) in [0, 1]."""
-    x, y = (min(int(part * side), side - 1) for part, side in zip(place, (grid.shape[1], grid.shape[0]), strict=True))
+def cell_at(grid: NDArray[Any], point: tuple[float, float]) -> Any:
+    """Return the entry of a raster (h, w, ...) over the image at `point` = (x, y) in [0, 1]."""
+    x, y = (min(int(part * side), side - 1) for part, side in zip(point, (grid.shape[1], grid.shape[0]), strict=True))
     return grid[y, x]
 
 
-def on_one_raster(one: NDArray[Any], other: NDArray[Any], fill: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Two rasters over one image, both at the finer one's size: nearest cells."""
+def on_finer_raster(one: NDArray[Any], other: NDArray[Any], fill: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return two rasters over one image, both resampled to the larger height and width."""
     height, width = (max(sides) for sides in zip(one.shape[:2], other.shape[:2], strict=True))
-    return gather(one, WHOLE, (height, width), fill), gather(other, WHOLE, (height, width), fill)
+    return (
+        resample_nearest(one, FULL_IMAGE, (height, width), fill),
+        resample_nearest(other, FULL_IMAGE, (height, width), fill),
+    )
 
 
-def share_apart(apart: NDArray[Any], one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    """The mean of `apart`, in [0, 1], over the cells that both know; 1 if one alone knows any, 0 if none does."""
+def mean_where_known(difference: NDArray[Any], one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    """Return the mean of `difference` (h, w), in [0, 1], over the cells that are known in both masks (h, w).
+
+    Where they share no cell: 1 if just one of them knows any, else 0.
+    """
     both = one & other
-    return float(apart[both].mean()) if both.any() else float(one.any() != other.any())
+    return float(difference[both].mean()) if both.any() else float(one.any() != other.any())
 
 
-def about_store(label: Label, maker: str, image_shard: str) -> dict[str, Any]:
-    """The metadata every label file carries: its schema's version, label space, maker and image shard (sha256)."""
+def store_metadata(label: Label, maker: str, image_shard: str) -> dict[str, Any]:
+    """Return the metadata of a label file: schema version, label space, maker, and sha256 of the image shard."""
     return {
         "schema_version": SCHEMA_VERSION,
         "space": label.space.to_json(),
@@ -206,23 +232,27 @@ def about_store(label: Label, maker: str, image_shard: str) -> dict[str, Any]:
 
 
 class LabelWriter:
-    """Writes one label shard: rows in the order of the image shard's keys, visible under its name only when whole."""
+    """Writes one label shard, row by row in the order of the image shard; the file appears when it is complete.
 
-    def __init__(self, path: Path, label: Label, about: Mapping[str, Any]) -> None:
+    >>> writer = LabelWriter(path, label, store_metadata(label, maker, shard.sha256))
+    >>> writer.add(key, label.encode(value))  # for every key of the shard, then writer.close()
+    """
+
+    def __init__(self, path: Path, label: Label, metadata: Mapping[str, Any]) -> None:
         self.path, self.label = path, label
-        self._part = temporary_path(path)
+        self._temporary = temporary_path(path)
         schema = pa.schema([*COMMON, *label.columns()])
-        self._schema = schema.with_metadata({"must": json.dumps(about, sort_keys=True)})
+        self._schema = schema.with_metadata({"must": json.dumps(metadata, sort_keys=True)})
         path.parent.mkdir(parents=True, exist_ok=True)
         self._rows: list[Row] = []
 
     @functools.cached_property
     def _writer(self) -> pq.ParquetWriter:
-        return pq.ParquetWriter(self._part, self._schema, compression="zstd", write_page_index=True)
+        return pq.ParquetWriter(self._temporary, self._schema, compression="zstd", write_page_index=True)
 
-    def add(self, key: str, value: Value | Row | None, status: Status = "ok", reason: str | None = None) -> None:
-        """Append the row of image `key`: an encoded row, or None with the status that says why."""
-        self._rows.append({"key": key, "status": status, "reason": reason, **(value or {})})
+    def add(self, key: str, row: Row | None, status: Status = "ok", reason: str | None = None) -> None:
+        """Append the encoded row of image `key`, or None with the status and reason of an image without a label."""
+        self._rows.append({"key": key, "status": status, "reason": reason, **(row or {})})
         if len(self._rows) >= ROW_GROUP:
             self._flush()
 
@@ -232,26 +262,26 @@ class LabelWriter:
             self._rows = []
 
     def close(self) -> None:
-        """Write what is left, sync, and rename to the final name."""
+        """Write the remaining rows, sync, and rename the file to its final name."""
         self._flush()
         self._writer.close()
-        publish(self._part, self.path)
+        publish(self._temporary, self.path)
 
     def discard(self) -> None:
-        """Leave nothing half-written behind; after `close` there is nothing to do."""
+        """Delete an unfinished file. Does nothing after `close`."""
         self._rows = []
-        with contextlib.suppress(OSError):  # the footer may find no space, and need not
+        with contextlib.suppress(OSError):  # on a full disk the footer can't be written, and need not be
             self._writer.close()
-        self._part.unlink(missing_ok=True)
+        self._temporary.unlink(missing_ok=True)
 
 
 class LabelShard:
-    """One label file, read. Rows are decoded one by one; the blobs stay compressed in memory."""
+    """One label file in memory. Rows are decoded one by one; blobs stay compressed."""
 
     def __init__(self, file: StoredFile, label: Label) -> None:
         self.file, self.label = file, label
         self.table = read_labels(file)
-        self.about = about_labels(self.table.schema, file)
+        self.metadata = read_metadata(self.table.schema, file)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -262,14 +292,14 @@ class LabelShard:
         return keys
 
     def row(self, index: int) -> Row | None:
-        """Row `index`, or None if the image has no label here."""
+        """Return row `index`, or None if the image has no label."""
         row: Row = self.table.slice(index, 1).to_pylist()[0]
         return row if row["status"] == "ok" else None
 
     def value(self, index: int, threshold: float = 0.0) -> Value | None:
-        """The label of row `index` with `threshold` applied, or None if the image has no label here.
+        """Return the label of row `index` with `threshold` applied, or None if the image has no label.
 
-        DataError names file and key of a label that is damaged.
+        Raises DataError with file and key if the label is damaged.
         """
         row = self.row(index)
         try:
@@ -281,26 +311,25 @@ class LabelShard:
             ) from error
 
     def rows(self) -> Iterator[Row]:
-        """All rows in order, a row group's worth in memory at a time."""
+        """Yield all rows in order, with one row group of them as Python objects at a time."""
         for batch in self.table.to_batches(max_chunksize=ROW_GROUP):
             yield from batch.to_pylist()
 
 
 def read_labels(file: StoredFile, columns: list[str] | None = None) -> pa.Table:
-    """A label file's table, or some of its columns: then they alone are read. DataError names a file that is missing
-    or damaged.
-    """
+    """Read a label file, or only some of its columns. Raises DataError if it is missing or damaged."""
     return open_labels(file, lambda parquet: parquet.read(columns), whole=columns is None)
 
 
 def open_labels(file: StoredFile, reader: Callable[[pq.ParquetFile], T], whole: bool = False) -> T:
-    """What `reader` makes of a label file, of which it reads little; or the `whole`, then one that is elsewhere comes
-    here first. DataError names a file that is missing or damaged.
+    """Return `reader(parquet_file)` for a label file. Raises DataError if it is missing or damaged.
+
+    Of a remote file only what is read is fetched; `whole` fetches all of it first.
     """
 
     def read(source: PathOrFile) -> T:
         try:
-            with pq.ParquetFile(source, memory_map=True) as parquet:  # `read_table` is several times as slow to begin
+            with pq.ParquetFile(source, memory_map=True) as parquet:  # `read_table` takes far longer to start
                 return reader(parquet)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{file}: not a readable label shard ({error}). Delete it and run again.") from error
@@ -308,17 +337,17 @@ def open_labels(file: StoredFile, reader: Callable[[pq.ParquetFile], T], whole: 
     return file.load(read) if whole else file.scan(read)
 
 
-def about_labels(schema: pa.Schema, origin: object) -> dict[str, Any]:
-    """What a label file's schema says of it, as `about_store` made it. DataError if it is of another version."""
-    about: dict[str, Any] = json.loads((schema.metadata or {}).get(b"must", b"{}"))
-    version = about.get("schema_version")
+def read_metadata(schema: pa.Schema, file: object) -> dict[str, Any]:
+    """Return a label file's `store_metadata`. Raises DataError if another version wrote it."""
+    metadata: dict[str, Any] = json.loads((schema.metadata or {}).get(b"must", b"{}"))
+    version = metadata.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise DataError(f"{origin}: label schema version {version!r}; this version reads {SCHEMA_VERSION}.")
-    return about
+        raise DataError(f"{file}: label schema version {version!r}; this version reads {SCHEMA_VERSION}.")
+    return metadata
 
 
 def check_joined(images: Sequence[str], labels: Sequence[str], shard: str, path: object) -> None:
-    """Raise DataError, naming shard and key, unless both key lists are the same in the same order."""
+    """Raise DataError with shard and key unless the keys of images and labels are equal and in the same order."""
     for position, (left, right) in enumerate(zip(images, labels, strict=False)):
         if left != right:
             raise DataError(f"{path}: row {position} holds key {right!r} where shard {shard} has {left!r}.")

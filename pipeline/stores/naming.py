@@ -1,42 +1,45 @@
-"""What the folders below `labels/` are called: one for each version of a teacher, and of the student's heads."""
+"""Names of the folders below `labels/`: one per version of a teacher, and of each head of the student.
+
+Such a folder is a label store, and its maker a teacher or a head of the student.
+"""
 
 from __future__ import annotations
 
 import re
 
 DIGITS = 12
-"""Of the digest of the artifact whose labels they are."""
+"""Hex digits of a store's name, taken from the digest of the artifact that made the labels."""
 NAME = re.compile(rf"[^/]+-[0-9a-f]{{{DIGITS}}}")
 STUDENT = "student-"
 LABELLING = ("label", "student.labels")
-"""The steps that label the pool: by its teachers, and by the student."""
+"""Steps that label the pool: with its teachers, and with the student."""
 
 
 def store_name(maker: str, digest: str) -> str:
-    """The folder of the labels that a maker, a teacher or `student_maker`, made at the version with this digest."""
+    """Return the folder of the labels of a maker, a teacher or `student_maker`, at the version with this digest."""
     return f"{maker}-{digest[:DIGITS]}"
 
 
 def student_maker(head: str) -> str:
-    """What the student's own labels for a teacher's task go by. No teacher's name has a dash."""
+    """Return the maker of the student's labels from the head of this teacher. No teacher's name has a dash."""
     return f"{STUDENT}{head}"
 
 
 def is_student(maker: str) -> bool:
-    """Whether labels that go by this name are the student's own."""
+    """Return True if the maker is a head of the student."""
     return maker.startswith(STUDENT)
 
 
 def teacher_of(maker: str) -> str:
-    """The teacher that made the labels, or that the student learned from when it made them."""
+    """Return the teacher that a maker is, or that the student's head learned from."""
     return maker.removeprefix(STUDENT)
 
 
 def maker_of(store: str) -> str:
-    """Whose labels a folder holds, whatever the version."""
+    """Return the maker of a store's labels."""
     return store[: -DIGITS - 1]
 
 
 def version_of(store: str) -> str:
-    """What the digest begins with that a folder is named after."""
+    """Return the first DIGITS of the digest of a store's maker."""
     return store[-DIGITS:]

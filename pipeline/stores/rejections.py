@@ -1,9 +1,8 @@
-"""What users threw out by hand: images, and labels of one version of a teacher, in one small file of a root.
+"""List of images and labels that users rejected by hand: one small file per root.
 
-<root>/labels/rejected.parquet      a row per rejection; there is no file while there is none
+<root>/labels/rejected.parquet      a row per rejection; no file while nothing is rejected
 
-It is read, changed and written under a claim: of many who change it at once, in any process on any machine, none undoes
-what another one did.
+The file is read, changed and written under a lock, so that no writer on any machine undoes the change of another.
 """
 
 from __future__ import annotations
@@ -41,15 +40,17 @@ SCHEMA = pa.schema(
 )
 NOTHING = pa.Table.from_batches([], SCHEMA)  # SCHEMA.empty_table() would load pandas, where there is one
 PATH = "labels/rejected.parquet"
-CLAIM = "claims/rejected"
+LOCK = "claims/rejected"
+REPAIR = "Put back an intact copy, or delete it: then nothing is rejected."
 KEY = "^[0-9a-f]{16}$"
 WAIT_S = 2 * LEASE_S
-"""For others who change the list, a moment each: longer than it takes to find out that one elsewhere was killed."""
+"""Longest wait for other writers: longer than it takes to notice that one on another machine was killed."""
 
 
-def read_rejects(root: Root) -> pa.Table:
-    """The list of a root, a row of `SCHEMA` per rejection; empty where nothing is rejected. DataError names a file that
-    is damaged, or that another version of this project wrote otherwise.
+def read_rejections(root: Root) -> pa.Table:
+    """Return the list of a root, a row of `SCHEMA` per rejection; empty if nothing is rejected.
+
+    Raises DataError if the file is damaged or has another schema version.
     """
     file = root / PATH
     with explain_read_errors(file):
@@ -59,60 +60,59 @@ def read_rejects(root: Root) -> pa.Table:
     try:
         table = pq.read_table(pa.BufferReader(data))
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file}: not a readable list of rejections ({error}). {_mending()}") from error
+        raise DataError(f"{file}: not a readable list of rejections ({error}). {REPAIR}") from error
     if not table.schema.equals(SCHEMA):
-        raise DataError(f"{file}: its columns are not {', '.join(SCHEMA.names)}, as documented. {_mending()}")
+        raise DataError(f"{file}: its columns are not {', '.join(SCHEMA.names)}, as documented. {REPAIR}")
     version = (table.schema.metadata or {}).get(b"must_rejected", b"").decode()
     if version != str(SCHEMA_VERSION):
-        raise DataError(f"{file}: schema version {version!r}; this version reads {SCHEMA_VERSION}. {_mending()}")
+        raise DataError(f"{file}: schema version {version!r}; this version reads {SCHEMA_VERSION}. {REPAIR}")
     return table
 
 
-def _mending() -> str:
-    return "Put back one that was whole, or delete it: then nothing is rejected."
-
-
 def reject(root: Root, keys: Sequence[str], store: str | None, reason: str) -> int:
-    """Reject images, by their keys, for every teacher, or only their labels in the label store of this name. Returns
-    how many were not rejected so yet; of the others the reason changes, and nothing else.
+    """Reject images by their keys (16 hex digits), or with `store` only their labels in the label store of this name.
 
-    Raises ConfigError for a key or store that can't be one, for an empty reason, and if others don't stop changing the
-    list; DataError for a list that can't be read or a disk that is full. Then the list is as it was.
+    Returns the number of new rejections; of those already on the list only the reason changes. Raises ConfigError for
+    an invalid key or store, an empty reason, or if other writers don't finish; DataError if the list can't be read or
+    the disk is full. The list is then as before.
+
+    >>> reject(root, ["0123456789abcdef"], None, "blurred")
+    1
     """
-    wanted, words = _checked(keys, store), " ".join(reason.split())
+    rejected, words = _check_keys(keys, store), " ".join(reason.split())
     if not words:
-        raise ConfigError(f"reason {reason!r} says nothing: say in a few words why this is rejected.")
+        raise ConfigError(f"reason {reason!r} is empty: say in a few words why this is rejected.")
 
     def add(table: pa.Table) -> pa.Table:
-        there = _about(table, wanted, store)
-        reasons = pc.if_else(there, pa.scalar(words), table["reason"])
+        listed = _matches(table, rejected, store)
+        reasons = pc.if_else(listed, pa.scalar(words), table["reason"])
         known = table.set_column(SCHEMA.get_field_index("reason"), SCHEMA.field("reason"), reasons)
-        new = wanted.filter(pc.invert(pc.is_in(wanted, value_set=table["key"].filter(there))))
-        same = (pa.scalar(store, pa.string()), words, datetime.datetime.now(datetime.UTC))
-        columns = [new, *(pa.repeat(value, len(new)) for value in same)]
+        new = rejected.filter(pc.invert(pc.is_in(rejected, value_set=table["key"].filter(listed))))
+        constants = (pa.scalar(store, pa.string()), words, datetime.datetime.now(datetime.UTC))
+        columns = [new, *(pa.repeat(value, len(new)) for value in constants)]
         return pa.concat_tables([known, pa.table(columns, names=SCHEMA.names).cast(SCHEMA)])
 
     return _change(root, add)
 
 
-def take_back(root: Root, keys: Sequence[str], store: str | None) -> int:
+def undo_reject(root: Root, keys: Sequence[str], store: str | None) -> int:
     """Undo `reject` for these keys and this store, and return how many were on the list. Raises as `reject` does."""
-    wanted = _checked(keys, store)
-    return -_change(root, lambda table: table.filter(pc.invert(_about(table, wanted, store))))
+    accepted = _check_keys(keys, store)
+    return -_change(root, lambda table: table.filter(pc.invert(_matches(table, accepted, store))))
 
 
 def rejected_images(table: pa.Table) -> pa.Table:
-    """The rows of a list that reject images."""
+    """Return the rows that reject images."""
     return table.filter(pc.is_null(table["store"]))
 
 
 def rejected_labels(table: pa.Table, teachers: Collection[str]) -> pa.Table:
-    """The rows of a list that reject labels of these teachers, whatever their version."""
+    """Return the rows that reject labels of any version of these teachers."""
     return table.filter(pc.is_in(_teachers(table), value_set=pa.array(teachers, pa.string())))
 
 
 def rejected_teachers(table: pa.Table) -> list[str]:
-    """The teachers whose labels a list rejects, in order."""
+    """Return the teachers with rejected labels, sorted."""
     return sorted(_teachers(table).drop_null().unique().to_pylist())
 
 
@@ -120,55 +120,55 @@ def _teachers(table: pa.Table) -> pa.ChunkedArray:
     return pc.utf8_slice_codeunits(table["store"], 0, -DIGITS - 1)
 
 
-def in_order(table: pa.Table) -> pa.Table:
-    """The rows in an order that does not depend on how the list came about."""
+def sort_rejections(table: pa.Table) -> pa.Table:
+    """Return the rows sorted by key and store, so that the history of the list has no influence."""
     return table.sort_by([("key", "ascending"), ("store", "ascending")])
 
 
-def hash_rejects(table: pa.Table) -> str:
-    """sha256 (hex) of what is rejected, in whatever order, when and for whatever reason."""
-    columns = (in_order(table)[name] for name in ("key", "store"))
+def hash_rejections(table: pa.Table) -> str:
+    """Return the sha256 (hex) of what is rejected, whatever the order, times and reasons."""
+    columns = (sort_rejections(table)[name] for name in ("key", "store"))
     lines = pc.binary_join_element_wise(*columns, "\t", null_handling="replace").combine_chunks()
     text = pc.binary_join(pa.ListArray.from_arrays([0, len(lines)], lines), "\n")
     return hashlib.sha256(text[0].as_py().encode()).hexdigest()
 
 
-def _checked(keys: Sequence[str], store: str | None) -> pa.Array:
-    """The keys, each once."""
+def _check_keys(keys: Sequence[str], store: str | None) -> pa.Array:
+    """Return the distinct keys. Raises ConfigError if one is malformed, or the name of the store is."""
     if store is not None and not NAME.fullmatch(store):
         raise ConfigError(
-            f"store {store!r} is no label store: they are called like the folders below labels/, the teacher's name, a "
-            f"dash and {DIGITS} hex digits."
+            f"store {store!r} is no label store: give the name of a folder below labels/, which is the teacher's name, "
+            f"a dash and {DIGITS} hex digits."
         )
-    wanted = pa.array(keys, pa.string())
-    wrong = wanted.filter(pc.invert(pc.match_substring_regex(wanted, KEY)))
+    array = pa.array(keys, pa.string())
+    wrong = array.filter(pc.invert(pc.match_substring_regex(array, KEY)))
     if len(wrong):
         raise ConfigError(f"key {wrong[0].as_py()!r} is no image's key: those are 16 hex digits.")
-    return wanted.unique()
+    return array.unique()
 
 
-def _about(table: pa.Table, keys: pa.Array, store: str | None) -> pa.ChunkedArray:
-    """Which rows reject these images, or their labels in this store."""
+def _matches(table: pa.Table, keys: pa.Array, store: str | None) -> pa.ChunkedArray:
+    """Return a mask of the rows that reject these images, or their labels in this store."""
     stores = table["store"]
     same = pc.is_null(stores) if store is None else pc.fill_null(pc.equal(stores, store), False)
     return pc.and_(same, pc.is_in(table["key"], value_set=keys))
 
 
 def _change(root: Root, change: Callable[[pa.Table], pa.Table]) -> int:
-    """Put `change(list)` in the place of the list, whole or not at all. Returns how many rows there are more."""
+    """Replace the list by `change(list)` atomically, and return how many rows it gained."""
     file = root / PATH
     try:
         with (
             explain_full_disk(PATH, root.local_path()),
-            hold_lock(root / CLAIM, _waiting(file), lambda: None) as is_held,
+            hold_lock(root / LOCK, _give_up_later(file), lambda: None) as is_held,
         ):
-            before = read_rejects(root)
+            before = read_rejections(root)
             after = change(before)
             if not after.equals(before):
                 _replace(file, after, is_held)
             return len(after) - len(before)
     except OSError as error:
-        raise ConfigError(f"{file}: can't be changed ({error.strerror}). Make the root one that can be.") from error
+        raise ConfigError(f"{file}: can't be changed ({error.strerror}). Make the root writable.") from error
 
 
 def _replace(file: StoragePath, table: pa.Table, is_held: IsHeld) -> None:
@@ -188,15 +188,14 @@ def _to_bytes(table: pa.Table) -> bytes:
     return data
 
 
-def _waiting(file: StoragePath) -> OnWait:
-    """What is done while somebody else changes the list: nothing, for so long."""
+def _give_up_later(file: StoragePath) -> OnWait:
+    """Return a callback that raises ConfigError once other writers have held the list for WAIT_S."""
     deadline = time.monotonic() + WAIT_S
 
-    def tell(holder: ProcessId) -> None:
+    def on_wait(holder: ProcessId) -> None:
         if time.monotonic() > deadline:
             raise ConfigError(
-                f"{file}: others have been changing it for {WAIT_S:g} s, now process {holder.number} on "
-                f"{holder.machine.split()[0]}. Try again, or end that process."
+                f"{file}: others have been changing it for {WAIT_S:g} s, now {holder}. Try again, or end that process."
             )
 
-    return tell
+    return on_wait

@@ -18,9 +18,9 @@ from pipeline.stores.labels import (
     LabelSpace,
     LabelWriter,
     Value,
-    about_store,
+    store_metadata,
     check_joined,
-    gather,
+    resample_nearest,
 )
 from tests.disk import stored
 
@@ -40,7 +40,7 @@ def boxes(*scores: float) -> Value:
 
 
 def write(path: Path, count: int = 3) -> Path:
-    writer = LabelWriter(path, LABEL, about_store(LABEL, "teacher", "shard-sha"))
+    writer = LabelWriter(path, LABEL, store_metadata(LABEL, "teacher", "shard-sha"))
     for number in range(count):
         writer.add(f"key{number}", LABEL.encode(boxes(*[0.3 + 0.1 * n for n in range(number % 5)])))
     writer.add("key-without", None, "none", "the set has no label for it")
@@ -120,7 +120,7 @@ def test_pyarrow_reads_it_without_us(tmp_path: Path) -> None:
 
 def test_nothing_is_seen_before_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "s.parquet"
-    writer = LabelWriter(path, LABEL, about_store(LABEL, "teacher", "s"))
+    writer = LabelWriter(path, LABEL, store_metadata(LABEL, "teacher", "s"))
     for number in range(ROW_GROUP + 1):  # a row group is on disk by now
         writer.add(f"key{number}", LABEL.encode(boxes(0.5)))
     assert not path.exists()
@@ -133,11 +133,11 @@ def test_nothing_is_seen_before_it_is_whole(tmp_path: Path) -> None:
 
 
 def test_a_discarded_shard_leaves_nothing_and_a_closed_one_stays(tmp_path: Path) -> None:
-    writer = LabelWriter(tmp_path / "s.parquet", LABEL, about_store(LABEL, "teacher", "s"))
+    writer = LabelWriter(tmp_path / "s.parquet", LABEL, store_metadata(LABEL, "teacher", "s"))
     writer.add("key", LABEL.encode(boxes(0.5)))
     writer.discard()
     assert not list(tmp_path.iterdir())
-    whole = LabelWriter(tmp_path / "t.parquet", LABEL, about_store(LABEL, "teacher", "s"))
+    whole = LabelWriter(tmp_path / "t.parquet", LABEL, store_metadata(LABEL, "teacher", "s"))
     whole.close()
     whole.discard()
     assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
@@ -165,7 +165,7 @@ def test_a_damaged_file_or_one_of_another_version_is_a_data_error(tmp_path: Path
 def test_a_damaged_label_names_file_and_key(tmp_path: Path) -> None:
     label = tasks.label(LabelSpace("depth"))
     row = label.encode({"depth": np.ones((4, 4), np.float32)})
-    writer = LabelWriter(tmp_path / "s.parquet", label, about_store(label, "me", "0" * 64))
+    writer = LabelWriter(tmp_path / "s.parquet", label, store_metadata(label, "me", "0" * 64))
     for key, damage in (("whole", b""), ("hurt", b"?")):
         writer.add(key, {**row, "depth": row["depth"][:-1] + damage if damage else row["depth"]})
     writer.close()
@@ -196,9 +196,9 @@ def test_a_join_that_matches_is_silent() -> None:
 
 def test_sampling_takes_the_nearest_cell_and_fills_what_is_outside() -> None:
     grid = np.arange(12).reshape(3, 4)
-    np.testing.assert_array_equal(gather(grid, (0, 0, 1, 1), (3, 4), -1), grid)
-    np.testing.assert_array_equal(gather(grid, (0.5, 0, 1, 1), (3, 2), -1), grid[:, 2:])
-    np.testing.assert_array_equal(gather(grid, (0, 0, 1, 1), (6, 8), -1), grid.repeat(2, 0).repeat(2, 1))
-    outside = gather(grid, (-0.5, 0, 0.5, 1), (3, 4), -1)
+    np.testing.assert_array_equal(resample_nearest(grid, (0, 0, 1, 1), (3, 4), -1), grid)
+    np.testing.assert_array_equal(resample_nearest(grid, (0.5, 0, 1, 1), (3, 2), -1), grid[:, 2:])
+    np.testing.assert_array_equal(resample_nearest(grid, (0, 0, 1, 1), (6, 8), -1), grid.repeat(2, 0).repeat(2, 1))
+    outside = resample_nearest(grid, (-0.5, 0, 0.5, 1), (3, 4), -1)
     np.testing.assert_array_equal(outside, np.hstack([np.full((3, 2), -1), grid[:, :2]]))
     np.testing.assert_array_equal(grid, np.arange(12).reshape(3, 4))

@@ -25,12 +25,12 @@ from pipeline.stores import rejections
 from pipeline.stores.rejections import (
     PATH,
     SCHEMA,
-    hash_rejects,
-    read_rejects,
+    hash_rejections,
+    read_rejections,
     reject,
     rejected_images,
     rejected_labels,
-    take_back,
+    undo_reject,
 )
 from tests.processes import Together
 
@@ -42,12 +42,12 @@ def keys(*numbers: int) -> list[str]:
 
 
 def listed(root: Root) -> list[tuple[str, str | None, str]]:
-    rows = read_rejects(root).to_pylist()
+    rows = read_rejections(root).to_pylist()
     return [(row["key"], row["store"], row["reason"]) for row in rows]
 
 
 def hash_of(root: Root) -> str:
-    return hash_rejects(read_rejects(root))
+    return hash_rejections(read_rejections(root))
 
 
 @pytest.fixture
@@ -60,28 +60,28 @@ def test_images_and_labels_are_rejected_and_taken_back(any_root: Root) -> None:
     assert listed(any_root) == []
     assert reject(any_root, [one, two], None, "blurred") == 2
     assert reject(any_root, [two, three], MASKS, "sky is road") == 2
-    table = read_rejects(any_root)
+    table = read_rejections(any_root)
     assert table.schema.equals(SCHEMA, check_metadata=True)
     assert all(time.time() - 60 < each.as_py().timestamp() < time.time() + 1 for each in table["time"])
     blurred = [(one, None, "blurred"), (two, None, "blurred")]
     assert listed(any_root) == [*blurred, (two, MASKS, "sky is road"), (three, MASKS, "sky is road")]
-    assert take_back(any_root, [two], None) == 1
-    assert take_back(any_root, [two], BOXES) == 0
+    assert undo_reject(any_root, [two], None) == 1
+    assert undo_reject(any_root, [two], BOXES) == 0
     assert listed(any_root) == [(one, None, "blurred"), (two, MASKS, "sky is road"), (three, MASKS, "sky is road")]
-    assert take_back(any_root, [one], None) == 1
-    assert take_back(any_root, [three, two, one], MASKS) == 2
+    assert undo_reject(any_root, [one], None) == 1
+    assert undo_reject(any_root, [three, two, one], MASKS) == 2
     assert listed(any_root) == []
     assert any_root.path.files() == {}, "a list of nothing, or a claim, was left"
 
 
 def test_what_is_on_the_list_gets_the_new_reason_and_stays_as_it_is(root: Root) -> None:
     reject(root, keys(1, 2), None, "blurred")
-    before = read_rejects(root)
+    before = read_rejections(root)
     written = (root / PATH).modified()
     assert reject(root, keys(2, 1), None, "blurred") == 0
     assert (root / PATH).modified() == written
     assert reject(root, keys(3, 2), None, "  too\n dark ") == 1
-    after = read_rejects(root)
+    after = read_rejections(root)
     assert after["reason"].to_pylist() == ["blurred", "too dark", "too dark"]
     assert after["time"].to_pylist()[:2] == before["time"].to_pylist()
 
@@ -106,11 +106,11 @@ def test_the_hash_is_that_of_what_is_rejected(root: Root, tmp_path: Path) -> Non
     found.add(hash_of(root))
     reject(other, keys(1), BOXES, "dark")
     found.add(hash_of(other))
-    take_back(other, keys(1), MASKS)
+    undo_reject(other, keys(1), MASKS)
     found.add(hash_of(other))
     assert len(found) == 5
-    take_back(root, keys(1, 2), None)
-    take_back(root, keys(1), MASKS)
+    undo_reject(root, keys(1, 2), None)
+    undo_reject(root, keys(1), MASKS)
     assert hash_of(root) in found
 
 
@@ -118,7 +118,7 @@ def test_images_and_the_labels_of_some_teachers_are_told_apart(root: Root) -> No
     reject(root, keys(1), None, "blurred")
     for number, store in enumerate((MASKS, OLD_MASKS, BOXES, "more-masks-0123456789ab")):
         reject(root, keys(number), store, "wrong")
-    table = read_rejects(root)
+    table = read_rejections(root)
     assert rejected_images(table)["key"].to_pylist() == keys(1)
     assert rejected_labels(table, ["masks", "depth"])["store"].to_pylist() == [MASKS, OLD_MASKS]
     assert len(rejected_labels(table, [])) == 0
@@ -130,7 +130,7 @@ def test_images_and_the_labels_of_some_teachers_are_told_apart(root: Root) -> No
         (["0123"], None, "blurred", "key '0123' is no image's key: those are 16 hex digits"),
         (keys(1), "masks", "wrong", "store 'masks' is no label store: .* the teacher's name, a dash and 12 hex digits"),
         (keys(1), f"labels/{MASKS}", "wrong", "is no label store"),
-        (keys(1), None, " \n", r"reason ' \\n' says nothing"),
+        (keys(1), None, " \n", r"reason ' \\n' is empty"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(
@@ -160,7 +160,7 @@ def as_parquet(table: pa.Table) -> bytes:
 def test_a_damaged_list_is_named_and_left_as_it_is(any_root: Root, data: bytes, said: str) -> None:
     file = any_root / PATH
     file.write(data)
-    for use in (read_rejects, lambda root: reject(root, keys(1), None, "blurred")):
+    for use in (read_rejections, lambda root: reject(root, keys(1), None, "blurred")):
         with pytest.raises(DataError, match=said) as error:
             use(any_root)
         assert str(error.value).startswith(f"{file}: ")
@@ -176,7 +176,7 @@ def writes(path: str, environ: Mapping[str, str]) -> int:
     for number in range(first, first + 12):
         reject(root, keys(number), None, "blurred")
         if number % 2:
-            take_back(root, keys(number), None)
+            undo_reject(root, keys(number), None)
     return first
 
 
@@ -193,7 +193,7 @@ def test_who_waits_too_long_is_told_for_whom(root: Root, monkeypatch: pytest.Mon
     monkeypatch.setattr(lock, "POLL_S", 0.02)
     number = ProcessId.current().number
     with (
-        hold_lock(root / rejections.CLAIM, lambda _: None, lambda: None),
+        hold_lock(root / rejections.LOCK, lambda _: None, lambda: None),
         pytest.raises(ConfigError, match=rf"rejected\.parquet: .* for 0\.05 s, now process {number} on"),
     ):
         reject(root, keys(1), None, "blurred")
@@ -204,7 +204,7 @@ def test_who_lost_the_claim_changes_nothing(root: Root, monkeypatch: pytest.Monk
     reject(root, keys(1), None, "blurred")
 
     def sleeps(table: pa.Table) -> bytes:
-        (root / rejections.CLAIM).child("7.json").write((root / rejections.CLAIM).child("0.json").read())
+        (root / rejections.LOCK).child("7.json").write((root / rejections.LOCK).child("0.json").read())
         return b"something"
 
     monkeypatch.setattr(rejections, "_to_bytes", sleeps)
@@ -246,13 +246,13 @@ def test_a_hundred_thousand_at_once_take_a_moment(root: Root) -> None:
     assert reject(root, many[50_000:], None, "blurred") == 50_000
     assert reject(root, many, MASKS, "all wrong") == 0
     assert len(hash_of(root)) == 64
-    assert take_back(root, many[10:], MASKS) == 99_990
+    assert undo_reject(root, many[10:], MASKS) == 99_990
     assert time.process_time() - began < 5
-    assert len(read_rejects(root)) == 50_010
+    assert len(read_rejections(root)) == 50_010
 
 
 def test_the_time_is_universal(root: Root) -> None:
     reject(root, keys(1), None, "blurred")
-    found = read_rejects(root)["time"][0].as_py()
+    found = read_rejections(root)["time"][0].as_py()
     assert found.tzinfo is not None
     assert abs(found - datetime.datetime.now(datetime.UTC)) < datetime.timedelta(minutes=1)
