@@ -95,8 +95,8 @@ class Answers:
             "colours": palette(len(space.classes)).tolist(),
             "columns": [each for each in store.columns if each not in ("classes", "amounts")],
             "threshold": store.label.default_threshold,
-            "scored": store.label.scored,
-            "reading": store.label.reading,
+            "scored": store.label.has_scores,
+            "reading": store.label.legend,
             "counts": dict(counts),
         }
 

@@ -100,9 +100,9 @@ def _sealed(root: Root) -> list[Artifact]:
     """The artifacts of sets, teachers, the student and labels."""
     steps = [step for step in (root / "artifacts").folders() if step.name.startswith(KINDS)]
     folders = [folder for found in in_parallel(StoragePath.folders, steps) for folder in found]
-    texts = in_parallel(lambda folder: folder.child(MANIFEST).peek(), folders)
+    texts = in_parallel(lambda folder: folder.child(MANIFEST).read_if_exists(), folders)
     return [
-        Artifact(root, folder.under(root.place), parse_manifest(text, str(folder.child(MANIFEST))))
+        Artifact(root, folder.relative_to(root.path), parse_manifest(text, str(folder.child(MANIFEST))))
         for folder, text in zip(folders, texts, strict=True)
         if text is not None
     ]

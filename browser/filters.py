@@ -105,7 +105,7 @@ def condition(text: str, stores: Mapping[str, Table], thresholds: Mapping[str, f
 
 def threshold_of(store: Store, thresholds: Mapping[str, float]) -> float:
     """From which amount on a class is there: for scores the threshold, told or the task's own; else any amount."""
-    return thresholds.get(store.name, store.label.default_threshold) if store.label.scored else 0.0
+    return thresholds.get(store.name, store.label.default_threshold) if store.label.has_scores else 0.0
 
 
 def _of_class(store: Store, operator: str, name: str, threshold: float) -> Clause:

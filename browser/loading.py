@@ -16,7 +16,7 @@ from browser.catalogue import ImagesFound, StoreFound
 from browser.tables import Store, Tables, read_scalars
 from pipeline.errors import MustError
 from pipeline.storage.root import Root, StoredFile
-from pipeline.stores.rejections import NOTHING, read_rejects
+from pipeline.stores.rejections import NOTHING, read_rejections
 from pipeline.stores.rejections import PATH as REJECTED
 
 LOOK_S = 2.0
@@ -140,7 +140,7 @@ class Loading:
         """Take over the list of what is rejected, if it is another one by now."""
         stamp = self._stamp_of_rejects()
         if stamp != self._stamp:
-            self._rejects = read_rejects(self.root)
+            self._rejects = read_rejections(self.root)
             self.tables.set_rejected(self._rejects)
             self._stamp = stamp
 

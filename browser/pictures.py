@@ -15,7 +15,7 @@ from browser.loading import Loading
 from browser.tables import Store
 from pipeline.data.decode import decode
 from pipeline.errors import DataError
-from pipeline.storage.root import StoredFile, hash_place
+from pipeline.storage.root import StoredFile, hash_if_exists
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import Row, Value, open_labels
 from tasks.drawing import caption, thumbnail
@@ -134,7 +134,7 @@ def check_hash(file: StoredFile) -> None:
     """DataError if the file's bytes are not those that were made, as far as their hash is known. Files that are
     elsewhere are checked when they come here.
     """
-    if file.sha256 and file.place.local and hash_place(file.place) != file.sha256:
+    if file.sha256 and file.path.local and hash_if_exists(file.path) != file.sha256:
         raise DataError(f"{file}: its bytes changed since it was made. `must artifacts verify --repair` takes it out.")
 
 

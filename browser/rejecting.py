@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from browser.loading import Loading
 from pipeline.errors import DataError
-from pipeline.stores.rejections import reject, take_back
+from pipeline.stores.rejections import reject, undo_reject
 
 REMEMBERED = 50
 """So many of the last rejections can be undone by their numbers."""
@@ -49,7 +49,7 @@ class Rejecting:
 
     def take_back(self, keys: Sequence[str], store: str | None) -> int:
         """Undo rejections of images, or of their labels in a store; how many there were."""
-        count = take_back(self.loading.root, keys, store)
+        count = undo_reject(self.loading.root, keys, store)
         self.loading.look_at_rejected()
         return count
 

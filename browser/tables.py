@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 import tasks
 from browser.catalogue import ImagesFound
 from pipeline.storage.root import StoredFile
-from pipeline.stores.labels import Label, LabelSpace, about_labels, open_labels
+from pipeline.stores.labels import Label, LabelSpace, read_metadata, open_labels
 
 MEMORY = "150MB"
 AT_ONCE = 20_000
@@ -71,7 +71,7 @@ class Store:
         """The table's columns and their types, but for `id`."""
         fields = [field for field in self.label.columns() if field.type in TYPES]
         own = {field.name: TYPES[field.type] for field in fields}
-        held = {"classes": f"{self.classes}[]", "amounts": "FLOAT[]"} if self.label.counted else {}
+        held = {"classes": f"{self.classes}[]", "amounts": "FLOAT[]"} if self.label.amount_columns else {}
         return {"status": "status", "confidence": "FLOAT", **own, **held}
 
     @functools.cached_property
@@ -240,8 +240,8 @@ def read_scalars(file: StoredFile) -> tuple[LabelSpace, pa.Table]:
 
     def read(parquet: Any) -> tuple[LabelSpace, pa.Table]:
         schema = parquet.schema_arrow
-        space = LabelSpace.from_json(about_labels(schema, file)["space"])
-        wanted = {"status", "reason", *tasks.label(space).counted}
+        space = LabelSpace.from_json(read_metadata(schema, file)["space"])
+        wanted = {"status", "reason", *tasks.label(space).amount_columns}
         names = [field.name for field in schema if field.type in TYPES or field.name in wanted]
         return space, parquet.read(names)
 
@@ -250,7 +250,7 @@ def read_scalars(file: StoredFile) -> tuple[LabelSpace, pa.Table]:
 
 def held(store: Store, labels: pa.Table) -> dict[str, pa.Array]:
     """The columns `classes` and `amounts`: lists, empty where there is no label; none for a task without classes."""
-    if not store.label.counted:
+    if not store.label.amount_columns:
         return {}
     found = store.label.class_amounts(labels)
     ends = np.searchsorted(found.rows, np.arange(len(labels) + 1)).astype(np.int32)

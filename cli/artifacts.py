@@ -75,7 +75,7 @@ def artifacts_verify_command(
         found += 1
         print(f"{'/'.join(each.key)}: {file}: {wrong}", flush=True)
         if repair:
-            file.place.remove()
+            file.path.remove()
     print(f"{len(chosen)} artifacts, {found or 'no'} damaged or missing files.")
     if found:
         print(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.errors import installing
+from pipeline.errors import install_command
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs, read_json, write_json
 
@@ -33,7 +33,7 @@ class Config(TeacherConfig):
     @classmethod
     def _installed(cls, kind: str) -> str:
         if importlib.util.find_spec(kind) is None:
-            raise ValueError(f"the package transformers is not installed: {installing('transformers')}")
+            raise ValueError(f"the package transformers is not installed: {install_command('transformers')}")
         return kind
 
 

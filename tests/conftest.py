@@ -28,7 +28,7 @@ from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
 from pipeline.stores.images import ImageShard, NewImage, ShardWriter
-from pipeline.stores.labels import Label, LabelSpace, LabelWriter, Value, about_store
+from pipeline.stores.labels import Label, LabelSpace, LabelWriter, Value, store_metadata
 from tests.disk import image_shard, stored
 from tests.processes import Together
 
@@ -122,7 +122,7 @@ def make_dataset_shard(
         label_sources = {}
         for head, (label, values) in labels.items():
             path = tmp_path / "labels" / head / f"{name}.parquet"
-            writer = LabelWriter(path, label, about_store(label, "test", shard.sha256))
+            writer = LabelWriter(path, label, store_metadata(label, "test", shard.sha256))
             for key, value in zip(shard.keys, values, strict=True):
                 writer.add(key, None if value is None else label.encode(value), "none" if value is None else "ok")
             writer.close()

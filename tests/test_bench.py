@@ -64,9 +64,9 @@ def test_the_limit_with_a_gpu_may_be_the_cores() -> None:
 def test_labelling_is_measured_and_leaves_no_label(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label_speed, "WINDOWS", 1)
     monkeypatch.setattr(label_speed, "PLAIN_IMAGES", 2)
-    before = sorted(Path(world.runtime.root.place).rglob("*.parquet"))
+    before = sorted(Path(world.runtime.root.path).rglob("*.parquet"))
     result = label_speed.measure_labelling(world.inputs("label"), 4, 8)
-    assert sorted(Path(world.runtime.root.place).rglob("*.parquet")) == before
+    assert sorted(Path(world.runtime.root.path).rglob("*.parquet")) == before
     teachers = world.inputs("label").of_kind("teacher")
     expected = {"read", "decode", "write", *(f"{part} {name}" for part in ("infer", "encode") for name in teachers)}
     assert set(result["stage_ms_per_image"]) == expected

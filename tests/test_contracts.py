@@ -153,12 +153,12 @@ def test_what_a_file_of_labels_holds_is_what_its_rows_hold(space: LabelSpace) ->
     rows: list[Row] = [{"key": "k", "status": "none"}]
     rows += [{"key": "k", "status": "ok", **label.encode(value_of(space, seed))} for seed in range(4)]
     table = pa.Table.from_pylist([*rows, rows[0]], schema=pa.schema([*COMMON, *label.columns()]))
-    held = label.class_amounts(table.select([*label.counted]))
+    held = label.class_amounts(table.select([*label.amount_columns]))
     found = {(int(row), int(number)) for row, number in zip(held.rows, held.classes, strict=True)}
     assert len(found) == len(held.rows)
     assert (np.diff(held.rows) >= 0).all()
     assert ((held.amounts > 0) & (held.amounts <= 1 + 1e-6)).all()
-    if label.counted:
+    if label.amount_columns:
         expected = {(n, int(c)) for n in range(1, 5) for c in np.flatnonzero(label.count(rows[n], 0.0)[0])}
         assert found == expected
     else:

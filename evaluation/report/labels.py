@@ -68,7 +68,7 @@ def held_out(run: RunRecord) -> Html:
 
 def _reading(album: Album) -> Html:
     """How to read the drawings of the tasks that were drawn."""
-    used = {head.label.task: head.label.reading for head in album.heads.values() if head.is_learned}
+    used = {head.label.task: head.label.legend for head in album.heads.values() if head.is_learned}
     lines = [f"{task}: {reading}." for task, reading in used.items() if reading]
     return join([element("div", listed(lines), class_="note"), _colours(album)])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flows.gc.inventory import Key, Verdict
 from pipeline.steps.artifact import LOG, MANIFEST, WORK
-from pipeline.storage.cache import OLD_S
+from pipeline.storage.cache import STALE_S
 from pipeline.storage.lock import lock_holders
 from pipeline.storage.root import Root, in_parallel
 
@@ -24,8 +24,8 @@ def scratch(root: Root) -> list[Verdict]:
     """
     if root.local:
         return []
-    files = Root.of(root.local_path()).place.files()  # first: a process that begins to work after that look has none
-    at_work = next((holder for holder in lock_holders(root / "claims").values() if holder.is_here), None)
+    files = Root.of(root.local_path()).path.files()  # first: a process that begins to work after that look has none
+    at_work = next((holder for holder in lock_holders(root / "claims").values() if holder.is_local), None)
     sealed = _sealed(root, files)
     grouped: dict[Reason, dict[str, int]] = collections.defaultdict(dict)
     for name, size in files.items():
@@ -58,7 +58,7 @@ def _judge(root: Root, name: str, sealed: set[Key]) -> Reason:
     if first == "prefect":
         return first, True, "Prefect's own files"
     if first.startswith("."):
-        old = _age(root.local_path(first)) > OLD_S
+        old = _age(root.local_path(first)) > STALE_S
         return first, not old, "a reader was killed" if old else "maybe being read now"
     if key is None:
         return first, False, "left by a process that was killed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
-from pipeline.errors import ConfigError, installing
+from pipeline.errors import ConfigError, install_command
 from pipeline.recipe.runtime import RuntimeConfig
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def check_engine(settings: RuntimeConfig) -> None:
     if settings.runner != "inline" and not importlib.util.find_spec(module):
         needs, others = "prefect: uv pip install prefect", "inline"
         if settings.runner in ("ray", "dask"):
-            needs = f"the extra {settings.runner}: {installing(settings.runner)}"
+            needs = f"the extra {settings.runner}: {install_command(settings.runner)}"
             others = "threads, process or inline"
         raise ConfigError(f"runtime.runner is {settings.runner!r}, which needs {needs}. Without it: {others}.")
     if settings.address and settings.runner not in ("ray", "dask"):

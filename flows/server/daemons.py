@@ -69,7 +69,7 @@ class Service:
     log: str
 
     def alive(self) -> bool:
-        return self.process.is_here and not self.process.ended()
+        return self.process.is_local and not self.process.has_ended()
 
     def last_words(self) -> str:
         """The last line of its log."""
@@ -163,7 +163,7 @@ class Services:
                 env=os.environ | self.environ() | logging_settings(self.home),
                 start_new_session=True,
             )
-        service = Service(ProcessId.numbered(child.pid), time.time(), str(log))
+        service = Service(ProcessId.from_pid(child.pid), time.time(), str(log))
         setattr(self, name, service)
         self.write()
         return service

@@ -149,7 +149,7 @@ class ImageDataset:
         labels = self.labels(index)
         cells = size // 4
         values = {
-            head: view_label(labels[head], value, view, size if labels[head].in_pixels else cells)
+            head: view_label(labels[head], value, view, size if labels[head].uses_pixels else cells)
             for head, value in self.values(index).items()
         }
         return ImageSample(key, image, values)

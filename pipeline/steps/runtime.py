@@ -68,7 +68,7 @@ class Runtime:
 
     def keep(self, *files: Path) -> None:
         """A step has saved these files of its folder, in this order, so that a later attempt can go on from them."""
-        self.root.keep(*files)
+        self.root.upload(*files)
 
     def check_stop(self, step: str) -> None:
         """Raise Stopped if a stop was asked for."""

@@ -25,7 +25,7 @@ from pipeline.steps.workspace import waiting
 from pipeline.storage.lock import hold_lock
 from pipeline.storage.root import in_parallel
 from pipeline.stores.images import ImageShard
-from pipeline.stores.labels import Label, LabelSpace, LabelWriter, about_store
+from pipeline.stores.labels import Label, LabelSpace, LabelWriter, store_metadata
 from pipeline.stores.naming import LABELLING, store_name, student_maker
 from tasks.prediction import Predictor, load_network
 from tasks.teacher import Teacher, load_teacher
@@ -112,7 +112,7 @@ class Labelling:
         """By head, a writer of its label shard."""
         for head, folder in self.folders.items():
             label = self.maker.labels[head]
-            about = about_store(label, self.maker.artifact.digest, shard.sha256)
+            about = store_metadata(label, self.maker.artifact.digest, shard.sha256)
             yield head, LabelWriter(folder.root.local_path(folder.file(shard)), label, about)
 
 
@@ -154,7 +154,7 @@ def alone(inputs: Inputs) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         for folder in sorted(folder for maker in makers(inputs) for folder in maker.folders().values()):
             claim = runtime.root / "claims" / folder
-            held.enter_context(hold_lock(claim, waiting(step, runtime), lost=runtime.stop.set))
+            held.enter_context(hold_lock(claim, waiting(step, runtime), on_lost=runtime.stop.set))
         yield
 
 

@@ -13,7 +13,7 @@ from tests.conftest import World
 
 def copied(world: World, root: Path) -> Answers:
     """What the page answers over a copy of the world's root at `root`, all of it read."""
-    shutil.copytree(Path(world.workspace.root.place), root, copy_function=shutil.copy)
+    shutil.copytree(Path(world.workspace.root.path), root, copy_function=shutil.copy)
     loading = Loading(Root.of(root))
     loading.look()
     return Answers(loading)

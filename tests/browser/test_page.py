@@ -14,7 +14,7 @@ import uvicorn
 
 from browser.answers import Answers
 from browser.app import create_app
-from pipeline.stores.rejections import read_rejects
+from pipeline.stores.rejections import read_rejections
 from tests.browser.copies import copied
 from tests.conftest import World
 
@@ -178,11 +178,11 @@ def test_space_rejects_the_tile_with_the_focus_and_undo_takes_it_back(page: Any,
     page.locator(f"[data-key='{key}']").focus()
     page.keyboard.press("Space")
     page.wait_for_selector(f".tile.rejected[data-key='{key}']")
-    rows = read_rejects(answers.loading.root).to_pylist()
+    rows = read_rejections(answers.loading.root).to_pylist()
     assert [(row["key"], row["reason"]) for row in rows] == [(key, "blurred")]
     page.get_by_role("button", name="Undo").click()
     page.wait_for_selector(f".tile:not(.rejected)[data-key='{key}']")
-    assert len(read_rejects(answers.loading.root)) == 0
+    assert len(read_rejections(answers.loading.root)) == 0
 
 
 def test_all_that_a_filter_leaves_are_rejected_at_once(page: Any, answers: Answers) -> None:
@@ -191,10 +191,10 @@ def test_all_that_a_filter_leaves_are_rejected_at_once(page: Any, answers: Answe
     page.select_option("#scope", "")
     page.get_by_role("button", name="Reject all").click()
     page.wait_for_selector("#done:has-text('Rejected')")
-    assert len(read_rejects(answers.loading.root)) == count
+    assert len(read_rejections(answers.loading.root)) == count
     page.get_by_role("button", name="Undo").click()
     page.wait_for_selector("#done:has-text('Undone')")
-    assert len(read_rejects(answers.loading.root)) == 0
+    assert len(read_rejections(answers.loading.root)) == 0
 
 
 def test_two_stores_are_compared(page: Any, answers: Answers) -> None:

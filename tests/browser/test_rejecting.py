@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from browser.answers import Answers
 from browser.app import create_app
-from pipeline.stores.rejections import read_rejects
+from pipeline.stores.rejections import read_rejections
 from tests.browser.copies import copied
 from tests.conftest import World
 
@@ -44,7 +44,7 @@ def keys(page: TestClient, *conditions: str, **more: Any) -> list[str]:
 
 
 def listed(answers: Answers) -> set[tuple[str, str | None, str]]:
-    rows = read_rejects(answers.loading.root).to_pylist()
+    rows = read_rejections(answers.loading.root).to_pylist()
     return {(row["key"], row["store"], row["reason"]) for row in rows}
 
 

@@ -16,7 +16,7 @@ from tests.conftest import World
 @pytest.fixture
 def root(world: World, tmp_path: Path) -> Path:
     """A copy of the tiny world's root."""
-    shutil.copytree(Path(world.workspace.root.place), tmp_path / "root", copy_function=shutil.copy)
+    shutil.copytree(Path(world.workspace.root.path), tmp_path / "root", copy_function=shutil.copy)
     return tmp_path / "root"
 
 

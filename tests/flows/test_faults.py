@@ -127,7 +127,7 @@ def test_a_full_disk_is_told_and_what_is_whole_is_kept(
         ["unshare", "-rm", "sh", "-c", script], env=os.environ | environ, capture_output=True, text=True, check=False
     )
     assert done.returncode == 3, done.stderr
-    assert f"the disk that holds {disk} is full. What is whole is kept: free some space" in done.stderr
+    assert f"the disk that holds {disk} is full. Finished files are kept: free some space" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(saved.glob(full.kept))
     assert not list(saved.rglob("*.part"))

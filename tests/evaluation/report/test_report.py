@@ -83,7 +83,7 @@ def copied(artifact: Artifact, folder: Path) -> Artifact:
             (folder / path.name).write_bytes(path.read_bytes())
         else:
             (folder / path.name).symlink_to(path)
-    return dataclasses.replace(artifact, path=os.path.relpath(folder, artifact.root.place))
+    return dataclasses.replace(artifact, path=os.path.relpath(folder, artifact.root.path))
 
 
 class Reader(HTMLParser):

@@ -11,7 +11,7 @@ import pytest
 from cli.main import main
 from flows.gc.inventory import remove
 from flows.gc.scratch import scratch
-from pipeline.storage.cache import OLD_S
+from pipeline.storage.cache import STALE_S
 from pipeline.storage.lock import hold_lock
 from pipeline.storage.root import Root
 
@@ -39,7 +39,7 @@ def root(bucket: str) -> Root:
     for name in STAYS | GOES:
         root.local_path(name).parent.mkdir(parents=True, exist_ok=True)
         root.local_path(name).write_bytes(b"12")
-    os.utime(root.local_path(".read-old"), (time.time() - OLD_S - 60,) * 2)
+    os.utime(root.local_path(".read-old"), (time.time() - STALE_S - 60,) * 2)
     return root
 
 

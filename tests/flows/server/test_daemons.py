@@ -47,7 +47,7 @@ def service(tmp_path: Path) -> Iterator[Callable[[str], Service]]:
             children.append(subprocess.Popen([sys.executable, "-c", program], stdout=file, stderr=file))
         while not log.read_bytes():
             time.sleep(0.01)
-        return Service(ProcessId.numbered(children[-1].pid), time.time(), str(log))
+        return Service(ProcessId.from_pid(children[-1].pid), time.time(), str(log))
 
     yield start
     for child in children:

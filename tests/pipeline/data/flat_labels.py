@@ -9,7 +9,7 @@ import numpy as np
 
 import tasks
 from pipeline.data.dataset import DatasetShard, ImageDataset, LabelSource
-from pipeline.stores.labels import LabelSpace, LabelWriter, Value, about_store
+from pipeline.stores.labels import LabelSpace, LabelWriter, Value, store_metadata
 from tests.disk import stored
 
 KINDS = tasks.label(LabelSpace("classification", ("a", "b", "c", "d")))
@@ -28,7 +28,7 @@ def flat(metres: float) -> Value:
 
 def relabel(shard: DatasetShard, path: Path, rows: Sequence[int], keys: Sequence[str] | None = None) -> ImageDataset:
     """A library of the shelf with other label rows."""
-    writer = LabelWriter(path, KINDS, about_store(KINDS, "test", shard.images.sha256))
+    writer = LabelWriter(path, KINDS, store_metadata(KINDS, "test", shard.images.sha256))
     for row in rows:
         writer.add((keys or shard.images.keys)[row], KINDS.encode(kind(row)))
     writer.close()

@@ -16,7 +16,7 @@ from pipeline.data.dataset import DatasetShard, ImageDataset, LabelSource
 from pipeline.errors import DataError
 from pipeline.recipe.augment import NOTHING
 from pipeline.stores.images import ImageShard
-from pipeline.stores.labels import LabelWriter, about_store
+from pipeline.stores.labels import LabelWriter, store_metadata
 from tests.disk import stored
 
 Noise = Callable[..., NDArray[np.uint8]]
@@ -72,7 +72,7 @@ def test_a_label_file_that_lacks_a_key_is_refused(dataset: ImageDataset, tmp_pat
 def test_the_first_layer_with_a_label_wins(dataset: ImageDataset, tmp_path: Path) -> None:
     shard = dataset.shards[0]
     path = tmp_path / "second.parquet"
-    writer = LabelWriter(path, DEPTH, about_store(DEPTH, "teacher", shard.images.sha256))
+    writer = LabelWriter(path, DEPTH, store_metadata(DEPTH, "teacher", shard.images.sha256))
     for key in shard.images.keys:
         writer.add(key, DEPTH.encode(flat(100)))
     writer.close()
@@ -86,7 +86,7 @@ def test_a_label_file_of_another_length_is_refused_before_rows_are_counted(
     dataset: ImageDataset, tmp_path: Path
 ) -> None:
     images = dataset.shards[0].images
-    writer = LabelWriter(tmp_path / "short.parquet", DEPTH, about_store(DEPTH, "teacher", images.sha256))
+    writer = LabelWriter(tmp_path / "short.parquet", DEPTH, store_metadata(DEPTH, "teacher", images.sha256))
     writer.add(images.keys[0], DEPTH.encode(flat(1)))
     writer.close()
     with pytest.raises(DataError, match=f"first unmatched key '{images.keys[1]}'"):

@@ -21,7 +21,7 @@ from pipeline.storage.path import StoragePath
 from pipeline.storage.remote_file import RemoteFile
 from pipeline.storage.root import Root, StoredFile, hash_file
 from pipeline.stores.images import ImageShard
-from pipeline.stores.labels import LabelSpace, LabelWriter, about_store, read_labels
+from pipeline.stores.labels import LabelSpace, LabelWriter, store_metadata, read_labels
 from tests.s3 import listening
 
 MakeImages = Callable[[str, Sequence[NDArray[np.uint8]]], ImageShard]
@@ -135,7 +135,7 @@ def test_some_columns_of_labels_are_read_by_ranges(
     import tasks  # noqa: PLC0415
 
     label = tasks.label(LabelSpace("normals"))
-    writer = LabelWriter(tmp_path / "s.parquet", label, about_store(label, "test", "s"))
+    writer = LabelWriter(tmp_path / "s.parquet", label, store_metadata(label, "test", "s"))
     for number in range(300):
         writer.add(f"{number:016x}", label.encode({"normals": noise(number, 64, 64).astype(np.float32) - 127.5}))
     writer.close()
