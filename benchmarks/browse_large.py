@@ -32,14 +32,14 @@ from PIL import Image
 
 import tasks
 from benchmarks.measure import circumstances, save_result
-from benchmarks.pretended import Pretended
+from benchmarks.pretended import pretend
 from ingest.dataset import IngestedSet
 from pipeline.steps.artifact import Artifact, Inputs, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root, local_file
 from pipeline.stores.images import NewImage, ShardWriter
-from pipeline.stores.labels import ROW_GROUP, LabelShard, LabelSpace, LabelWriter, Value, about_store
+from pipeline.stores.labels import ROW_GROUP, LabelShard, LabelSpace, LabelWriter, Value, store_metadata
 
 RESULTS = Path(__file__).parent / "results"
 SHARD = 500
@@ -114,10 +114,10 @@ def build(folder: Path, images: int) -> Root:
         write_json(out / "set.json", {"splits": {"train": shards}, "counts": {"images": images}, "spaces": {}})
         return {"images": images}
 
-    pool = Pretended("data.pool", "benchmarks:ingest", {"name": "pool"}, instead=ingest)
+    pool = pretend("data.pool", {"name": "pool"}, ingest)
     made = workspace.make(pool, Inputs({}, runtime))
     for name, space in SPACES.items():
-        step = Pretended(f"teacher.{name}", "benchmarks:teach", {"name": name}, instead=leave_name)
+        step = pretend(f"teacher.{name}", {"name": name}, leave_name)
         teacher = workspace.make(step, Inputs({}, runtime))
         label_all(root, made, f"{name}-{teacher.digest[:12]}", space)
     return root
@@ -134,7 +134,7 @@ def label_all(root: Root, made: Artifact, store: str, space: LabelSpace) -> None
     rng, label = np.random.default_rng(0), tasks.label(space)
     folder = root.local_path(f"labels/{store}")
     with tempfile.TemporaryDirectory() as scratch:
-        writer = LabelWriter(Path(scratch) / "first.parquet", label, about_store(label, "benchmark", "0"))
+        writer = LabelWriter(Path(scratch) / "first.parquet", label, store_metadata(label, "benchmark", "0"))
         for _ in range(SHARD):
             writer.add("0" * 16, label.encode(values(space.task, rng)))
         writer.close()
@@ -154,7 +154,7 @@ class Page:
     def __init__(self, root: Root, port: int) -> None:
         self.port, self.connections = port, threading.local()
         self.began = time.perf_counter()
-        command = [sys.executable, "-m", "must", "browse", str(root), "--port", str(port)]
+        command = [sys.executable, "-m", "cli", "browse", str(root), "--port", str(port)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
     def ask(self, path: str, parameters: Mapping[str, Any]) -> bytes:

@@ -11,7 +11,7 @@ import must
 from cli.console import Console
 from evaluation.backbone_table import MetricColumn
 from evaluation.comparison.comparison import Row
-from flows.plan.steps import Selection
+from flows.plan.selection import Selection
 from pipeline.steps.artifact import Artifact
 
 

@@ -24,16 +24,18 @@ from PIL import Image
 
 import tasks
 from benchmarks.measure import circumstances, in_process_of_its_own, save_result
+from flows.plan.data_steps import DATA
+from flows.plan.label_steps import POOL
 from ingest.dataset import IngestedSet
-from pipeline.export import write
+from pipeline.export import write_export
 from pipeline.recipe.student import StudentConfig
 from pipeline.sources.webdataset import Config
-from pipeline.steps.artifact import EXTERNAL_FILES, Artifact, Inputs, Step, write_json
+from pipeline.steps.artifact import EXTERNAL_FILES, Artifact, Inputs, Step, StepKind, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root, hash_file
-from pipeline.stores.labels import LabelSpace, LabelWriter, Value, about_store
-from pipeline.training.autotune import find_device
+from pipeline.stores.labels import LabelSpace, LabelWriter, Value, store_metadata
+from pipeline.training.device import find_device
 from student.dataset import heads_of
 from student.export_samples import labelled_samples
 from tasks.teacher import Teacher
@@ -44,10 +46,10 @@ SHARD = 500
 SPACE = LabelSpace("detection", tuple(f"class{number}" for number in range(10)))
 SOURCE = Config(path="noise.tar", hold_out=0).model_dump(mode="json")
 STEPS = (
-    Step("data.noise", "ingest.ingest:ingest", {"name": "noise", "source": SOURCE, "shard_images": SHARD}),
-    Step("pool", "ingest.pool:gather_pool", {"pool": ["noise"]}, ("data.noise",)),
-    Step("teacher.boxes", "__main__:make_teacher", {}),
-    Step("label", "__main__:make_labels", {}, ("data.noise",)),
+    Step("data.noise", DATA, ("data", "noise"), {"name": "noise", "source": SOURCE, "shard_images": SHARD}),
+    Step("pool", POOL, ("pool",), {"pool": ["noise"]}, ("data.noise",)),
+    Step("teacher.boxes", StepKind("teacher", "__main__:make_teacher"), ("teachers", "boxes"), {}),
+    Step("label", StepKind("label", "__main__:make_labels"), ("labelling",), {}, ("data.noise",)),
 )
 
 
@@ -62,7 +64,7 @@ def make_labels(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping
     label, entries, files = tasks.label(SPACE), [], {}
     for shard in IngestedSet(inputs["data.noise"]).images("train").shards:
         path = f"labels/boxes/{shard.sha256[:16]}.parquet"
-        writer = LabelWriter(inputs.runtime.root.local_path(path), label, about_store(label, "boxes", shard.sha256))
+        writer = LabelWriter(inputs.runtime.root.local_path(path), label, store_metadata(label, "boxes", shard.sha256))
         for key in shard.keys:
             writer.add(key, label.encode(boxes(int(key, 16))))
         writer.close()
@@ -124,7 +126,7 @@ def export() -> dict[str, Any]:
     heads = heads_of(config, inputs)
     labels = {name: tasks.label(head.space) for name, head in heads.items()}
     began = time.perf_counter()
-    summary = write("coco", Path("out"), labels, labelled_samples(config, heads, inputs), {})
+    summary = write_export("coco", Path("out"), labels, labelled_samples(config, heads, inputs), {})
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     boxes_written = summary["heads"]["boxes"]["written"]["annotations"]

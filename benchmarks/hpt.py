@@ -30,7 +30,7 @@ from benchmarks.compared import line_of, record, run, seconds_of, values_of
 from benchmarks.measure import circumstances, save_result
 from evaluation.comparison.comparison import Comparison, ComparisonSetting, Row, read_comparisons
 from pipeline.recipe.comparison import COMPARE
-from pipeline.training.autotune import find_device
+from pipeline.training.device import find_device
 
 RESULTS = Path(__file__).parent / "results"
 RECIPE = Path(__file__).parent / "hpt.yaml"

@@ -20,8 +20,8 @@ from PIL import Image
 
 import must
 from benchmarks.measure import circumstances, in_process_of_its_own, save_result
-from flows.plan.steps import Selection
-from pipeline.training.autotune import find_device
+from flows.plan.selection import Selection
+from pipeline.training.device import find_device
 
 RESULTS = Path(__file__).parent / "results"
 SIDE = 32

@@ -27,10 +27,11 @@ from pipeline.steps.runtime import Runtime
 from pipeline.storage import root as roots
 from pipeline.storage.root import DEFAULT_ROOT
 from pipeline.stores.images import ImageShard
-from pipeline.training.autotune import ComputeConfig, find_device, single_threaded
+from pipeline.training.autotune import ComputeConfig
+from pipeline.training.device import find_device, single_threaded
 from tasks.prediction import Predictor
 from teachers.labelling.label_folder import LabelFolder
-from teachers.labelling.labeller import Labelling, ShardJob, label_shards, open_makers, write_labels
+from teachers.labelling.labeller import OpenLabelMaker, ShardJob, label_shards, open_makers, write_labels
 
 WINDOWS = 3
 BATCHES_A_CORE = 8
@@ -88,7 +89,7 @@ def rate_limit(stages: dict[str, float], cores: int, device: str) -> float:
 class _Bench:
     """The measures: the stages alone, the labeller, and the plain loops."""
 
-    teachers: list[Labelling]
+    teachers: list[OpenLabelMaker]
     shards: list[ImageShard]
     batch: int
     runtime: Runtime
@@ -137,13 +138,13 @@ class _Bench:
 
     def _stages_of(self, job: ShardJob, watch: _Watch) -> None:
         """One stage after the other on every batch of a shard. A GPU's work is on the wall's clock, not a core's."""
-        stages = job.stages()
+        stages = job.inference()
         clock = time.thread_time if self.device == "cpu" else time.perf_counter
         with contextlib.ExitStack() as opened:
             with watch("write"):
-                writers = opened.enter_context(job.writing())
-            for rows in stages.spans(self.batch):
-                batch = stages.begin(rows)
+                writers = opened.enter_context(job.open_writers())
+            for rows in stages.batches(self.batch):
+                batch = stages.new_batch(rows)
                 with watch("read"):
                     data = stages.read(rows)
                 with watch("decode"):
@@ -194,10 +195,10 @@ def _run_as(predictor: Predictor, choice: ComputeConfig) -> None:
 def _one_by_one(jobs: Sequence[ShardJob]) -> None:
     """One image at a time, one stage after the other, the models with as many threads as torch likes."""
     for job in jobs:
-        stages = job.stages()
-        with job.writing() as writers:
-            for rows in stages.spans(1):
-                write_labels(stages.whole(rows), writers)
+        stages = job.inference()
+        with job.open_writers() as writers:
+            for rows in stages.batches(1):
+                write_labels(stages.label(rows), writers)
 
 
 def table(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -24,7 +24,8 @@ from torch import nn
 from benchmarks.measure import circumstances, save_result
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
-from pipeline.training.autotune import ComputeConfig, autotune, find_device
+from pipeline.training.autotune import ComputeConfig, autotune
+from pipeline.training.device import find_device
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("resnet18", "tf_efficientnet_lite0", "vit_tiny_patch16_224")

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.errors import PROJECT
 from pipeline.steps.artifact import write_atomically, write_json
 from pipeline.steps.runtime import Runtime, usable_cores
-from pipeline.training.autotune import device_name, processor_name
+from pipeline.training.device import device_name, processor_name
 
 
 def take_turns(measures: Mapping[str, Callable[[], float]], windows: int) -> dict[str, list[float]]:

@@ -30,7 +30,7 @@ from benchmarks.drawn import draw
 from benchmarks.measure import circumstances, save_result
 from evaluation.measurement import CLEAN, FILE
 from pipeline.steps.artifact import read_json
-from pipeline.training.autotune import find_device
+from pipeline.training.device import find_device
 
 RESULTS = Path(__file__).parent / "results"
 RECIPE = Path(__file__).parent / "must_worth.yaml"

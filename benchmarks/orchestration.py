@@ -26,7 +26,7 @@ import typer
 from PIL import Image
 
 from benchmarks.measure import circumstances, save_result
-from pipeline.training.autotune import find_device
+from pipeline.training.device import find_device
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -48,7 +48,7 @@ def must(*arguments: str, cores: Set[int] | None = None) -> float:
     """Give the command, on some cores or on those there are; seconds."""
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "must", *arguments],
+        [sys.executable, "-m", "cli", *arguments],
         check=False,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

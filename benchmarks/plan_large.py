@@ -127,7 +127,7 @@ def build(folder: Path, teachers: int, shards: int, artifacts: int) -> Path:
 def plan(path: Path, more: list[str]) -> tuple[float, str]:
     """Seconds that the command takes, the interpreter's start included, and what it says."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "must", "plan", path.name, "--root", "root", *more]
+    command = [sys.executable, "-m", "cli", "plan", path.name, "--root", "root", *more]
     done = subprocess.run(command, cwd=path.parent, check=True, stdout=subprocess.PIPE, text=True)
     return time.perf_counter() - began, done.stdout
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.steps.artifact import Inputs, Step
+from pipeline.steps.artifact import Inputs, Step, StepKind
 
 Leave = Callable[[Mapping[str, Any], Inputs, Path], Mapping[str, Any]]
 
@@ -20,3 +20,9 @@ class Pretended(Step):
 
     def function(self) -> Any:
         return self.instead
+
+
+def pretend(name: str, config: Mapping[str, Any], instead: Leave) -> Pretended:
+    """Return a step of the kind and the section that its name begins with, as `data.pool`."""
+    section = tuple(name.split("."))
+    return Pretended(name, StepKind(section[0], ""), section, config, instead=instead)

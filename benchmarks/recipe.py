@@ -23,7 +23,7 @@ from benchmarks.measure import circumstances, save_result
 from cli.console import Console
 from evaluation.metric_table import Line, read_lines
 from pipeline.recipe.reader import read_recipe
-from pipeline.training.autotune import find_device
+from pipeline.training.device import find_device
 
 SCRATCH = "student.weights=null"
 

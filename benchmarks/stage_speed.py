@@ -18,7 +18,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from flows.run.process_setup import set_up_process
 
@@ -43,20 +43,20 @@ import psutil
 import timm
 import torch
 import typer
-from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from benchmarks.measure import circumstances, in_process_of_its_own, medians, save_result
-from flows.plan.stage_steps import pool_step
+from flows.plan.stage_steps import STAGE_POOL
 from flows.plan.steps import build_steps
 from pipeline.recipe.reader import parse_recipe
 from pipeline.recipe.runtime import Device
-from pipeline.steps.artifact import Inputs
+from pipeline.steps.artifact import Inputs, Step
 from pipeline.steps.runtime import Runtime, usable_cores
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
-from pipeline.training.autotune import ComputeConfig, find_device
+from pipeline.training.autotune import ComputeConfig
+from pipeline.training.device import find_device, move_to_device
 from selfsup.stages import step as stage_step
 from selfsup.stages.stream import ViewBatch, ViewStream
 
@@ -133,7 +133,7 @@ class Ready(NamedTuple):
     def keys(self) -> list[str]:
         return self.batch.keys
 
-    def cut(self, pieces: int) -> list[ViewBatch]:
+    def split(self, pieces: int) -> list[ViewBatch]:
         assert pieces == 1, "memory ran out: what is measured here does not fit"
         return [self.batch]
 
@@ -144,7 +144,7 @@ class Memory:
     def __init__(self, batches: Sequence[ViewBatch]) -> None:
         self.batches, self.waited = batches, 0.0
 
-    def stream(self, start: int) -> Iterator[Ready]:
+    def batches(self, start: int) -> Generator[Ready]:
         for step in itertools.count(start):
             yield Ready(dataclasses.replace(self.batches[step % len(self.batches)], step=step))
 
@@ -152,9 +152,9 @@ class Memory:
 class InMemory(ViewStream):
     """The views of a stage, decoded and on the device before it begins."""
 
-    def supply(self, threads: int) -> Any:
-        shares = itertools.islice(super().supply(threads).stream(0), READY)
-        return Memory([move_data_to_device(share.cut(1)[0], PART["device"]) for share in shares])
+    def prefetched(self, threads: int) -> Any:
+        shares = itertools.islice(super().prefetched(threads).batches(0), READY)
+        return Memory([move_to_device(share.split(1)[0], PART["device"]) for share in shares])
 
 
 def train_stage(part: Part, window: Window) -> None:
@@ -188,7 +188,7 @@ def ingested(root: Root, photos: str) -> dict[str, Any]:
     [ingest, *_] = build_steps(parse_recipe(RECIPE.format(path=photos), "speed"))
     workspace, runtime = Workspace(root), Runtime(root)
     sets = {"data.photos": workspace.get_or_make(ingest, Inputs({}, runtime))[0]}
-    pool = pool_step("speed", ["photos"], tuple(sets))
+    pool = Step("pool.speed", STAGE_POOL, ("stages", "speed"), {"pool": ["photos"]}, tuple(sets))
     return {**sets, pool.name: workspace.get_or_make(pool, Inputs(sets, runtime))[0]}
 
 

@@ -17,7 +17,7 @@ import dataclasses
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +27,7 @@ from benchmarks.measure import circumstances, medians, save_result, take_turns
 from flows.run.run import made_inputs
 from must import DEFAULT_ROOT
 from pipeline.data.loader import Batch, Loader, LoaderConfig, Samples
-from pipeline.data.stream import Stream
+from pipeline.data.stream import BatchStream
 from pipeline.recipe.reader import read_recipe
 from pipeline.recipe.student import StudentConfig
 from pipeline.steps.artifact import Inputs
@@ -35,8 +35,8 @@ from pipeline.training.autotune import ComputeConfig
 from pipeline.training.fit import fit
 from pipeline.training.objective import TrainingJob
 from pipeline.training.process_group import ProcessGroup
-from student.dataset import heads_of, join
-from student.loss_weights import combination
+from student.dataset import heads_of, student_dataset
+from student.loss_weights import build_loss_weighting
 from tasks.network import build_network
 from tasks.training import SupervisedObjective
 
@@ -52,9 +52,9 @@ class Ready(Samples):
 
     def __init__(self, samples: Samples, pieces: int) -> None:
         super().__init__(samples.samples, samples.collate)
-        self.batches = samples.cut(pieces)
+        self.batches = samples.split(pieces)
 
-    def cut(self, pieces: int) -> list[Batch]:
+    def split(self, pieces: int) -> list[Batch]:
         assert pieces == len(self.batches), "memory ran out: what is measured here does not fit"
         return self.batches
 
@@ -65,7 +65,7 @@ class Memory:
     def __init__(self, batches: Sequence[Ready]) -> None:
         self.batches, self.waited = batches, 0.0
 
-    def stream(self, start: int) -> Iterator[Ready]:
+    def batches(self, start: int) -> Generator[Ready]:
         yield from itertools.islice(itertools.cycle(self.batches), start, None)
 
 
@@ -76,15 +76,15 @@ class Steps:
         student = StudentConfig.model_validate(config["student"])
         heads = heads_of(student, inputs)
         network = build_network(student, {name: head.space for name, head in heads.items()}, config["seed"])
-        self.objective = SupervisedObjective(network, combination(student, heads)[0], choice.memory_format)
+        self.objective = SupervisedObjective(network, build_loss_weighting(student, heads)[0], choice.memory_format)
         self.config = student
         self.choice, self.steps, self.inputs = choice, steps, inputs
         collate = {head: task.collate for head, task in network.tasks.items()}
         threads = inputs.runtime.threads
         about = LoaderConfig(student.image_size, student.batch, config["seed"], student.augment, threads)
-        self.loader = Loader(join(student, heads, inputs), collate, about)
+        self.loader = Loader(student_dataset(student, heads, inputs), collate, about)
 
-    def rate(self, stream: Stream) -> float:
+    def rate(self, stream: BatchStream) -> float:
         """Images per second of training on a stream."""
         ends: list[float] = []
         runtime = dataclasses.replace(
@@ -109,7 +109,7 @@ def main(
     choice = ComputeConfig(**student.counts["choice"])
     measured = circumstances(choice.device)
     bench = Steps(inputs, dict(step.config), choice, steps)
-    samples = itertools.islice(bench.loader.stream(0), READY)
+    samples = itertools.islice(bench.loader.batches(0), READY)
     memory = Memory([Ready(each, bench.config.accumulate) for each in samples])
     taken = take_turns({"memory": lambda: bench.rate(memory), "loader": lambda: bench.rate(bench.loader)}, windows)
     rates = medians(taken)

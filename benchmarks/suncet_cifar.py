@@ -36,7 +36,7 @@ from evaluation.backbone_table import MetricColumn
 from evaluation.comparison.comparison import Comparison, Row, read_comparisons
 from pipeline.recipe.comparison import COMPARE
 from pipeline.recipe.stage import STUDENT
-from pipeline.training.autotune import find_device
+from pipeline.training.device import find_device
 
 RESULTS = Path(__file__).parent / "results"
 RECIPE = Path(__file__).parent / "suncet_cifar.yaml"

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from benchmarks.measure import circumstances, save_result
 from evaluation.probe import LabelledFeatures, ProbeTask
 from evaluation.probes import soft_nn
+from flows.plan.stage_steps import STAGE, STAGE_POOL
 from flows.plan.steps import build_steps
 from ingest.dataset import IngestedSet
 from ingest.true_labels import class_ids, true_label_dataset
@@ -37,9 +38,8 @@ from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
-from selfsup.stages.labelled_sampler import class_sampler, classes_of
-from selfsup.stages.step import stage_config
-from selfsup.stages.stream import images_of
+from selfsup.stages.labelled_sampler import class_sampler, image_classes
+from selfsup.stages.step import load_images, stage_config
 
 RESULTS = Path(__file__).parent / "results"
 TRAINED, SIDE, PER_CLASS = 1200, 16, 6
@@ -51,7 +51,7 @@ teachers: {{gabor: {{kind: analytic}}}}
 pool: [digits]
 student: {{weighting: equal}}
 """
-STAGE: dict[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "method": "simclr",
     "data": ["digits"],
     "start": "scratch",
@@ -121,8 +121,8 @@ def tested(made: Artifact, inputs: Inputs, settings: dict[str, Any], seed: int) 
     start = of_artifact(made)
     encoder = start.encoder()
     stage = stage_config({**settings, "labels": LABELS})
-    images = images_of(stage, inputs, seed)
-    known = classes_of(stage, inputs, images)
+    images = load_images(stage, inputs, seed)
+    known = image_classes(stage, inputs, images)
     assert stage.labels is not None
     few = np.concatenate(class_sampler(stage.labels, known, seed).members)
     seen = features_of(encoder, images, few.tolist(), inputs.runtime)
@@ -130,12 +130,10 @@ def tested(made: Artifact, inputs: Inputs, settings: dict[str, Any], seed: int) 
     dataset = true_label_dataset(found, "test", {"kind": "classification"})
     truth = class_ids(dataset, "kind")
     features = features_of(encoder, dataset, range(len(dataset)), inputs.runtime)
-    probe = LogisticRegression(max_iter=2000).fit(seen.numpy(), known.of[few])
-    labelled = LabelledFeatures(seen, torch.from_numpy(known.of[few]))
+    probe = LogisticRegression(max_iter=2000).fit(seen.numpy(), known.numbers[few])
+    labelled = LabelledFeatures(seen, torch.from_numpy(known.numbers[few]))
     place = (images, Path(inputs.runtime.root.local_path("probe")), inputs.runtime)
-    neighbours = soft_nn.fit(ProbeTask(labelled, labelled, len(known.classes), seed, encoder, *place)).classify(
-        features
-    )
+    neighbours = soft_nn.fit(ProbeTask(labelled, labelled, len(known.names), seed, encoder, *place)).classify(features)
     return {
         "probe": float((probe.predict(features.numpy()) == truth).mean()),
         "sNN": float((neighbours.argmax(1).numpy() == truth).mean()),
@@ -145,11 +143,11 @@ def tested(made: Artifact, inputs: Inputs, settings: dict[str, Any], seed: int) 
 def run(root: Root, sets: dict[str, Artifact], name: str, steps: int, seed: int) -> dict[str, float]:
     """One stage, and what its features are worth."""
     runtime = Runtime(root, "cpu", "32", 1)
-    settings = {"name": "digits", **STAGE, **METHODS[name], "steps": steps}
-    pool = Step("pool.digits", "ingest.pool:gather_for_stage", {"pool": settings["data"]}, tuple(sets))
+    settings = {"name": "digits", **SETTINGS, **METHODS[name], "steps": steps}
+    pool = Step("pool.digits", STAGE_POOL, ("stages", "digits"), {"pool": settings["data"]}, tuple(sets))
     inputs = Inputs({**sets, pool.name: Workspace(root).get_or_make(pool, Inputs(sets, runtime))[0]}, runtime)
     config = {"name": "stage.digits", "stage": settings, "seed": seed, "start": None}
-    step = Step("stage.digits", "selfsup.stages.step:run_stage", config, tuple(inputs.artifacts))
+    step = Step("stage.digits", STAGE, ("stages", "digits"), config, tuple(inputs.artifacts))
     made, _ = Workspace(root).get_or_make(step, inputs)
     return tested(made, inputs, settings, seed)
 

@@ -11,11 +11,11 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import MustError, installing
+from pipeline.errors import MustError, install_command
 from pipeline.recipe.base import BaseConfig
 from pipeline.recipe.comparison import COMPARE
 from pipeline.steps.runtime import usable_cores
-from pipeline.storage.atomic import PART
+from pipeline.storage.atomic import PART_SUFFIX
 from pipeline.storage.cache import cache_folder
 from pipeline.storage.path import URL, StoragePath
 
@@ -23,7 +23,6 @@ LIBRARIES = (
     "torch",
     "torchvision",
     "timm",
-    "lightning",
     "prefect",
     "fastapi",
     "pyarrow",
@@ -57,7 +56,7 @@ def examine(root: str, recipe: Path | None) -> Iterator[Finding]:
         yield _library(name)
     for module, (extra, use) in EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
-        yield True, module, "installed" if there else f"not installed ({use}: {installing(extra)})"
+        yield True, module, "installed" if there else f"not installed ({use}: {install_command(extra)})"
     yield _storage(root) if URL.match(root) else _disk(Path(root).resolve())
     yield _device()
     if recipe:
@@ -92,7 +91,7 @@ def _storage(root: str) -> Finding:
 
 def _creates_once(root: StoragePath) -> bool:
     """Whether a file that is there is not created again, on which claims rest."""
-    probe = root / f"claims/.doctor-{uuid.uuid4().hex[:12]}{PART}"
+    probe = root / f"claims/.doctor-{uuid.uuid4().hex[:12]}{PART_SUFFIX}"
     try:
         return probe.create(b"") and not probe.create(b"")
     finally:
@@ -102,14 +101,14 @@ def _creates_once(root: StoragePath) -> bool:
 def _device() -> Finding:
     import torch  # noqa: PLC0415 - seconds: the findings before it are shown meanwhile
 
-    from pipeline.training.autotune import device_name, find_device  # noqa: PLC0415
+    from pipeline.training.device import device_name, find_device  # noqa: PLC0415
 
     device = find_device("auto")
     return True, "device", device_name(device) + (f" (CUDA {torch.version.cuda})" if device == "cuda" else "")
 
 
 def _recipe(path: Path) -> Iterator[Finding]:
-    from flows.run.step_runner import models  # noqa: PLC0415
+    from flows.plan.resolve import resolve  # noqa: PLC0415
     from ingest.ingest import open_source  # noqa: PLC0415
     from pipeline.recipe.reader import read_recipe  # noqa: PLC0415
 
@@ -120,13 +119,13 @@ def _recipe(path: Path) -> Iterator[Finding]:
         return
     for name, source in recipe.data.items():
         try:
-            there = open_source(source.model_dump(mode="json")).stamp()
+            there = open_source(source.model_dump(mode="json")).file_stamps()
             files = [name for name, *_ in there if not name.endswith("/")]  # empty classes are noted as folders
             yield bool(files), f"data.{name}", f"{len(files)} files"
         except MustError as error:
             yield False, f"data.{name}", str(error)
     try:
-        sections = models(recipe)
+        sections = resolve(recipe).models()
     except MustError as error:
         yield False, str(path), str(error)
         return

@@ -20,7 +20,7 @@ from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
 from pipeline.training.autotune import ComputeConfig, autotune
 from pipeline.training.device import find_device, move_to_device
-from pipeline.training.fit import Fitted, fit
+from pipeline.training.fit import FitResult, fit
 from pipeline.training.objective import Objective, TrainingJob
 from pipeline.training.process_group import ProcessGroup
 from tasks.network import Network
@@ -81,10 +81,10 @@ class TrainingResult:
 
     choice: ComputeConfig
     processes: int
-    fitted: Fitted
+    fitted: FitResult
 
     def counts(self) -> dict[str, Any]:
-        """Return the entries of a manifest's counts: `choice`, `processes` if several, and `Fitted.counts`."""
+        """Return the entries of a manifest's counts: `choice`, `processes` if several, and `FitResult.counts`."""
         counts: dict[str, Any] = {"choice": self.choice.describe()}
         if self.processes > 1:
             counts["processes"] = self.processes

@@ -19,7 +19,7 @@ from pipeline.training.autotune import ComputeConfig
 from tasks.network import Network, NetworkConfig
 from tasks.prediction import network_predictor
 from tests.flows.tiny import RECIPE
-from tests.pipeline.training.tiny_jobs import Batch, Layers, log, train_and_tell
+from tests.pipeline.training.tiny_jobs import Batch, Linears, log, train_with_result
 from tests.processes import Together
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def test_a_run_goes_its_whole_way_on_the_gpu_and_then_has_nothing_to_do(tmp_path
     assert must.run(recipe, tmp_path / "root", overrides).ran == 0
 
 
-class Large(Layers):
+class Large(Linears):
     """Needs a third of the device's memory for each image."""
 
     def mean(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -61,10 +61,10 @@ class Large(Layers):
 
 
 def test_a_device_that_is_full_takes_the_batch_in_pieces(tmp_path: Path) -> None:
-    choice = ComputeConfig("cuda", "32", False, {})
-    fitted = train_and_tell(tmp_path / "large", Large(), choice=choice, batch=8)
-    assert [cut.step for cut in fitted.cuts] == [1]
-    train_and_tell(tmp_path / "small", Layers(), choice=choice, batch=8)
+    compute = ComputeConfig("cuda", "32", False, {})
+    fitted = train_with_result(tmp_path / "large", Large(), compute=compute, batch=8)
+    assert [limit.step for limit in fitted.limits] == [1]
+    train_with_result(tmp_path / "small", Linears(), compute=compute, batch=8)
     for one, other in zip(log(tmp_path / "large"), log(tmp_path / "small"), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 

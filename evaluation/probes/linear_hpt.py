@@ -39,7 +39,8 @@ def fit(problem: ProbeTask) -> ProbeResult:
     from evaluation.linear_layer import FrozenLinear
     from evaluation.probe import ProbeResult
     from pipeline.data.loader import Loader, LoaderConfig
-    from pipeline.training import autotune
+    from pipeline.training.autotune import ComputeConfig
+    from pipeline.training.device import find_device
     from pipeline.training.fit import fit as train
     from pipeline.training.objective import TrainingJob
     from pipeline.training.process_group import ProcessGroup
@@ -51,9 +52,9 @@ def fit(problem: ProbeTask) -> ProbeResult:
     loader = Loader(problem.images, {TASK: lambda values: {"probs": stack(values, "probs")}}, config)
     layer, steps = FrozenLinear(problem.encoder, problem.classes), SETTINGS.total_steps(len(problem.images))
     job = TrainingJob("linear_hpt", layer, loader, steps, problem.scratch, SETTINGS, problem.seed)
-    device = autotune.find_device(runtime.device)
+    device = find_device(runtime.device)
     with ProcessGroup(device) as group:
-        train(job, autotune.ComputeConfig(device, "32", False, {}), group, runtime)
+        train(job, ComputeConfig(device, "32", False, {}), group, runtime)
     linear = layer.linear.cpu()
 
     @torch.inference_mode()

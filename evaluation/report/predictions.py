@@ -14,7 +14,7 @@ from evaluation.report.figures import Picture
 from evaluation.report.run_record import RunRecord
 from evaluation.report.samples import MOST_PICTURES, Album, SampleHead, Spot
 from pipeline.stores.labels import Value
-from pipeline.training.autotune import single_threaded
+from pipeline.training.device import single_threaded
 from tasks.drawing import thumbnail
 from tasks.network import Network
 from tasks.prediction import Predictor, network_predictor

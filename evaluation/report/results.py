@@ -71,7 +71,7 @@ def key_facts(run: RunRecord) -> Iterator[tuple[str, str]]:
 
 def device(name: str) -> str:
     """What a person would call the device; only its kind, if the run was made on a machine with another."""
-    from pipeline.training.autotune import device_name, find_device  # noqa: PLC0415 - torch, for a name
+    from pipeline.training.device import device_name, find_device  # noqa: PLC0415 - torch, for a name
 
     return device_name(name) if find_device("auto") == name else name
 

@@ -13,13 +13,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from flows.plan.comparison_steps import stages_of, starts_of
-from flows.plan.evaluation_steps import backbone_starts
 from flows.run.processes import Call, carry_out, warm_up
 from flows.run.run import Run
 from pipeline.errors import ConfigError, Interrupted, OutOfMemory, error_context
 from pipeline.recipe.base import BaseConfig
-from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.runtime import RuntimeConfig
+from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps import ranks
 from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime, usable_cores
@@ -30,6 +29,8 @@ BUSY_S = 2.0
 RESTARTS = 2
 """Times that a step whose process was killed goes on from what it saved, before the run gives up."""
 Environ = Mapping[str, str]
+Models = Mapping[str, BaseConfig]
+"""Sections of the recipe that name models, by their place."""
 Parts = Sequence[Mapping[str, Any]]
 Execute = Callable[[Run, Step, Mapping[str, Artifact]], Artifact]
 
@@ -39,8 +40,8 @@ class InProcess:
 
     at_once = 1
 
-    def __init__(self, recipe: Recipe, runtime: Runtime) -> None:
-        preflight(recipe, runtime)
+    def __init__(self, settings: RuntimeConfig, models: Models, runtime: Runtime) -> None:
+        preflight(settings, models, runtime)
 
     def step(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
         """The artifact of a step, and whether it was made for it."""
@@ -54,11 +55,11 @@ class InProcess:
 class Subprocess:
     """Steps in processes of their own, each on a device that no other one is at work on."""
 
-    def __init__(self, recipe: Recipe, runtime: Runtime) -> None:
+    def __init__(self, settings: RuntimeConfig, models: Models, runtime: Runtime) -> None:
         warm_up()
-        found = self.other(preflight, (recipe,), runtime)
+        found = self.other(preflight, (settings, models), runtime)
         self.devices: list[Environ] = found
-        self.at_once, self.training_processes = len(found), recipe.runtime.training_processes
+        self.at_once, self.training_processes = len(found), settings.training_processes
         self._free: queue.SimpleQueue[Environ] = queue.SimpleQueue()
         for device in found:
             self._free.put(device)
@@ -87,7 +88,7 @@ class Subprocess:
         inputs.runtime.check_stop(step.name)
         how, _, _ = str(ended).partition(" It said last")
         run.note(step.name, f"{how} It goes on from what it saved.")
-        if step.resumes and run.workspace.find(step, step.fingerprint(inputs.artifacts)) is None:
+        if step.kind.resumes and run.workspace.find(step, step.fingerprint(inputs.artifacts)) is None:
             return dataclasses.replace(inputs, force=False)  # it has begun anew already
         return inputs
 
@@ -105,7 +106,7 @@ class Subprocess:
                 return found, False
 
     def _attempt(self, run: Run, step: Step, inputs: Inputs, device: Environ) -> tuple[Artifact, bool]:
-        together = _ranks(self.training_processes) if step.trains else [{}]
+        together = _ranks(self.training_processes) if step.kind.trains else [{}]
         sharing = self.at_once * len(together)
         threads = max(1, usable_cores() // sharing) if sharing > 1 else 0
         call = Call(_obtain, (step, inputs.artifacts, inputs.force, inputs.parts), run.log(step.name), device, threads)
@@ -138,28 +139,28 @@ def _ranks(count: int) -> list[Environ]:
     return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
-def preflight(recipe: Recipe, runtime: Runtime) -> list[Environ]:
+def preflight(settings: RuntimeConfig, models: Models, runtime: Runtime) -> list[Environ]:
     """For every step that may be at work at once, the variables that give its process a device of its own.
 
     Raises ConfigError for what would otherwise stop the run in the middle: a device or a model that is not there.
     """
     import torch  # noqa: PLC0415 - a plan does without
 
-    from pipeline.training.autotune import find_device  # noqa: PLC0415
+    from pipeline.training.device import find_device  # noqa: PLC0415
     from tasks.network import check_head_name  # noqa: PLC0415
 
     device = find_device(runtime.device)
-    for name in recipe.teachers:
-        check_head_name(name)
-    for place, section in models(recipe).items():
+    for place, section in models.items():
+        if isinstance(section, TeacherConfig):
+            check_head_name(place.removeprefix("teachers."))
         with error_context(place):
             check_models(section)
-    asked = recipe.runtime.side_by_side
+    asked = settings.side_by_side
     if device != "cuda":
         return [{}] * (asked or 1)
     said = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = said.split(",") if said else [str(number) for number in range(torch.cuda.device_count())]
-    together = recipe.runtime.training_processes
+    together = settings.training_processes
     groups = [",".join(names[start : start + together]) for start in range(0, len(names) - together + 1, together)]
     if not groups:
         raise ConfigError(f"runtime.training_processes is {together}, but there are {len(names)} CUDA devices.")
@@ -173,14 +174,6 @@ def check_models(section: BaseConfig) -> None:
     for backbone in section.named_backbones():
         check_backbone(*backbone)
     section.check()
-
-
-def models(recipe: Recipe) -> dict[str, BaseConfig]:
-    """The sections that name models, by their place in the recipe."""
-    teachers: dict[str, BaseConfig] = {f"teachers.{name}": teacher for name, teacher in recipe.teachers.items()}
-    stages: dict[str, BaseConfig] = {f"stages.{stage.name}": stage for stage in recipe.chain()}
-    starts: dict[str, BaseConfig] = {f"evaluate.starts: {start.name}": start for start in backbone_starts(recipe)}
-    return {**teachers, "student": recipe.student, **stages, **starts, **starts_of(recipe), **stages_of(recipe)}
 
 
 def in_order(run: Run, execute: Execute) -> dict[str, Artifact]:

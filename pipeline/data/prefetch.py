@@ -7,18 +7,18 @@ import contextlib
 import itertools
 import operator
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from pipeline.data.stream import Share
+from pipeline.data.stream import LocalBatch
 
 STEPS_AHEAD = 2
 """Steps whose samples are made while the training is busy with the one before them."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Sample = TypeVar("Sample")
-ShareT = TypeVar("ShareT", bound=Share)
+LocalBatchT = TypeVar("LocalBatchT", bound=LocalBatch)
 
 
 def prefetch(work: Callable[[Item], Result], items: Iterable[Item], threads: int, most: int) -> Generator[Result]:
@@ -44,7 +44,7 @@ def prefetch(work: Callable[[Item], Result], items: Iterable[Item], threads: int
         pool.shutdown(cancel_futures=True)
 
 
-class PrefetchedStream(Generic[Sample, ShareT]):
+class PrefetchedStream(Generic[Sample, LocalBatchT]):
     """An endless stream of training batches, from any step on, whose samples are made ahead on threads.
 
     `tasks(step)` returns the functions that make the samples of a step, one each; `collate(samples, step)` puts the
@@ -54,15 +54,15 @@ class PrefetchedStream(Generic[Sample, ShareT]):
     def __init__(
         self,
         tasks: Callable[[int], Sequence[Callable[[], Sample]]],
-        collate: Callable[[Sequence[Sample], int], ShareT],
+        collate: Callable[[Sequence[Sample], int], LocalBatchT],
         threads: int,
     ) -> None:
         self.tasks, self.collate, self.threads = tasks, collate, threads
         self.waited = 0.0
         """Seconds that the consumer has waited for samples so far."""
 
-    def stream(self, start: int) -> Iterator[ShareT]:
-        """Yield the share of step `start` and of every step after it."""
+    def batches(self, start: int) -> Generator[LocalBatchT]:
+        """Yield the local batch of step `start` and of every step after it."""
         steps, submitted = itertools.tee(map(self.tasks, itertools.count(start)))
         most = STEPS_AHEAD * len(self.tasks(start)) + 1  # the step at hand is complete before more than these are made
         tasks = itertools.chain.from_iterable(submitted)

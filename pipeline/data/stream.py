@@ -1,32 +1,33 @@
-"""The protocol of a stream of batches."""
+"""Protocols of what a training reads: a stream of local batches, each of which can be split into microbatches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
 
-class Share(Protocol):
-    """The images that one process takes of a step's batch, not collated yet."""
+class LocalBatch(Protocol):
+    """The images of a step's batch that this process takes, not collated yet."""
 
     @property
     def keys(self) -> list[str]:
         """The images' keys."""
 
-    def cut(self, pieces: int) -> Sequence[Any]:
-        """All of them in order as so many batches, whose sizes differ by one at most. A batch has `keys`, too."""
+    def split(self, count: int) -> Sequence[Any]:
+        """Collate the images, in order, into `count` microbatches of nearly equal size, which have `keys`, too."""
 
 
-class Stream(Protocol):
-    """Where one process's shares come from, by the number of their step."""
+class BatchStream(Protocol):
+    """An endless stream of local batches, which can begin at any step."""
 
     @property
     def waited(self) -> float:
-        """Seconds that were spent waiting for them so far."""
+        """Seconds that the consumer has waited for batches so far."""
 
-    def stream(self, start: int) -> Iterator[Share]: ...
+    def batches(self, start: int) -> Generator[LocalBatch]:
+        """Yield the local batch of step `start` and of every step after it."""
 
 
-def cut(count: int, pieces: int) -> list[slice]:
-    """`count` things in a row as so many runs, whose lengths differ by one at most."""
-    return [slice(piece * count // pieces, (piece + 1) * count // pieces) for piece in range(pieces)]
+def split_evenly(count: int, parts: int) -> list[slice]:
+    """Split `count` items into so many runs, whose lengths differ by one at most."""
+    return [slice(part * count // parts, (part + 1) * count // parts) for part in range(parts)]

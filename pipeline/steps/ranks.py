@@ -22,6 +22,11 @@ def rank() -> int:
     return _told("RANK", 0)
 
 
+def local_rank() -> int:
+    """Return the number of this process on its machine, from 0."""
+    return _told("LOCAL_RANK", 0)
+
+
 def local_count() -> int:
     """How many of them are on this machine; all, if nobody said otherwise."""
     return _told("LOCAL_WORLD_SIZE", count())

@@ -1,139 +1,102 @@
-"""Which device, number format and memory layout training and prediction use: measured on the model itself.
+"""Autotuning: choose number format and memory layout for a model by timing the model itself on this machine.
 
-Whether bfloat16 and channels-last pay depends on the processor and on the model (depthwise convolutions can lose by
-what dense ones gain), so both are timed for a few steps and the choice is kept beside the artifacts: the same root
-makes the same choice again on such a processor, with however many threads, and with it the same numbers.
+Whether bfloat16 and channels-last pay depends on the processor and on the model: depthwise convolutions can lose by
+what dense ones gain. So all are timed for a few calls, and the choice is kept under the root, because it changes the
+numbers: a training that goes on, or is done again on such a machine with any number of threads, computes as before.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import math
-import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
-from pipeline.errors import ConfigError
 from pipeline.steps.artifact import as_json, hash_json, parse_json
 from pipeline.steps.runtime import Runtime
+from pipeline.training.device import find_device, processor_name
 
 Format = Literal["32", "bf16"]
 Module = TypeVar("Module", bound=nn.Module)
 REPEATS = 3
+"""Timed calls of each candidate, after one that is not counted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
-    """How a model is run, and the milliseconds per call that were measured for each way (none if it was told)."""
+    """How a model is computed: device, number format and memory layout, with the timings the choice rests on."""
 
     device: str
     precision: Format
     channels_last: bool
     measured_ms: dict[str, float]
+    """Milliseconds per call of each candidate; empty if nothing was measured."""
 
     @property
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def describe(self) -> dict[str, Any]:
-        """The choice as JSON, for manifests and the report."""
+        """Return the configuration as JSON, for manifests and the report."""
         return dataclasses.asdict(self)
 
     def place(self, module: Module) -> Module:
-        """The module on this device, in this layout."""
+        """Move the module to this device and layout."""
         return module.to(self.device).to(memory_format=self.memory_format)
 
     def autocast(self) -> torch.autocast:
-        """The context that forward passes run in. Fabric's own mixed precision would also round a batch's labels."""
+        """Return the context that forward passes run in: it rounds what the model computes, never a batch's labels."""
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def find_device(wanted: str) -> str:
-    """The device to use: as told, or the fastest kind there is. ConfigError if it is not there."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if wanted == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if there[name])
-    if not there[wanted]:
-        usable = ", ".join(name for name, found in there.items() if found)
-        raise ConfigError(f"runtime.device is {wanted!r}, which this machine does not have; usable here: {usable}.")
-    return wanted
-
-
-def device_name(device: str) -> str:
-    """What a person would call the device."""
-    return torch.cuda.get_device_name() if device == "cuda" else f"{device}, {torch.get_num_threads()} threads"
-
-
-def processor_name() -> str:
-    """The processor as it calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def autotune(
-    runtime: Runtime, about: Any, model: nn.Module, call: Callable[[nn.Module, ComputeConfig], None]
+    runtime: Runtime, key: Any, model: nn.Module, call: Callable[[nn.Module, ComputeConfig], None]
 ) -> ComputeConfig:
-    """The fastest way to run `call` on (a copy of) `model`; measured once per root, model and machine.
+    """Return the fastest way to run `call` on the model, measured once per root, `key` and machine.
 
-    `about` is JSON that tells this model and use from others. `call` does the work that is to be fast, for example
-    a forward and a backward pass, on a model already laid out. A way that runs out of memory is not taken.
+    Args:
+        key: JSON that tells this model and its use from others.
+        model: copied for each candidate; the model itself does not change, nor does torch's random state.
+        call: what is to be fast, for example a forward and a backward pass, on a copy that is placed already. A
+            candidate that runs out of the device's memory is not chosen.
     """
     device = find_device(runtime.device)
     formats: list[Format] = ["32", "bf16"] if runtime.precision == "auto" else [runtime.precision]
     machine = [torch.cuda.get_device_name() if device == "cuda" else device, processor_name(), torch.__version__]
-    memo = runtime.root / f"machine/{hash_json([about, *machine, formats])[:16]}.json"
-    known = memo.peek()
+    memo = runtime.root / f"machine/{hash_json([key, *machine, formats])[:16]}.json"
+    known = memo.read_if_exists()
     if known is not None:
         return ComputeConfig(**parse_json(known, str(memo)))
     candidates = [ComputeConfig(device, form, layout, {}) for form in formats for layout in (False, True)]
     times = {f"{c.precision}{' channels_last' if c.channels_last else ''}": _time(c, model, call) for c in candidates}
     fastest = min(reversed(range(len(candidates))), key=list(times.values()).__getitem__)
-    measured = {way: round(ms, 2) for way, ms in times.items() if ms < math.inf}
-    choice = dataclasses.replace(candidates[fastest], measured_ms=measured)
-    if memo.create(as_json(choice.describe()).encode()):
-        return choice
-    return ComputeConfig(
-        **parse_json(memo.read(), str(memo))
-    )  # another process was faster, and may have measured otherwise
+    measured = {name: round(ms, 2) for name, ms in times.items() if ms < math.inf}
+    chosen = dataclasses.replace(candidates[fastest], measured_ms=measured)
+    if memo.create(as_json(chosen.describe()).encode()):
+        return chosen
+    return ComputeConfig(**parse_json(memo.read(), str(memo)))  # another process was first, and may have chosen another
 
 
-def _time(choice: ComputeConfig, model: nn.Module, call: Callable[[nn.Module, ComputeConfig], None]) -> float:
-    """Milliseconds; infinitely many where the device's memory ran out."""
-    devices = [torch.cuda.current_device()] if choice.device == "cuda" else []
-    with torch.random.fork_rng(devices):  # the measurement leaves no trace in what follows
+def _time(candidate: ComputeConfig, model: nn.Module, call: Callable[[nn.Module, ComputeConfig], None]) -> float:
+    """Return the median milliseconds of a call; infinity if the device's memory does not suffice."""
+    devices = [torch.cuda.current_device()] if candidate.device == "cuda" else []
+    with torch.random.fork_rng(devices):
         try:
-            trial = choice.place(copy.deepcopy(model))
-            return statistics.median([_once(choice, trial, call) for _ in range(REPEATS + 1)][1:])
+            placed = candidate.place(copy.deepcopy(model))
+            return statistics.median([_time_once(candidate, placed, call) for _ in range(REPEATS + 1)][1:])
         except torch.OutOfMemoryError:
             return math.inf
 
 
-def _once(choice: ComputeConfig, trial: nn.Module, call: Callable[[nn.Module, ComputeConfig], None]) -> float:
+def _time_once(candidate: ComputeConfig, placed: nn.Module, call: Callable[[nn.Module, ComputeConfig], None]) -> float:
     began = time.perf_counter()
-    call(trial, choice)
-    if choice.device == "cuda":
+    call(placed, candidate)
+    if candidate.device == "cuda":
         torch.cuda.synchronize()
     return (time.perf_counter() - began) * 1000
-
-
-@contextlib.contextmanager
-def single_threaded() -> Iterator[None]:
-    """One compute thread for each thread that computes, those started inside included."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

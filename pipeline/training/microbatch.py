@@ -1,8 +1,8 @@
-"""The passes of a step: forward and backward through one process's share of the batch, in pieces that memory holds.
+"""Forward and backward passes of one step: this process's part of the batch, in microbatches that memory holds.
 
-A device that runs out of memory costs its passes and not the training: they are done again in smaller pieces. Losses
-are means over labels or pixels, of which one piece may have many and another none: each piece counts by its share of
-them, so that the gradients of all pieces, in all processes, add up to that of the whole batch.
+If the device runs out of memory, the passes of the step are done again in smaller microbatches, and the training goes
+on. Losses are means over labels or pixels, of which one microbatch may have many and another none: each contributes by
+its share of them, so that the gradients of all microbatches, in all processes, add up to that of the whole batch.
 """
 
 from __future__ import annotations
@@ -11,119 +11,125 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from pipeline.data.augment import generator
-from pipeline.data.stream import Share
+from pipeline.data.stream import LocalBatch
 from pipeline.errors import ConfigError, DataError, OutOfMemory
 from pipeline.steps.artifact import WORK, read_json, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.training.autotune import ComputeConfig
+from pipeline.training.device import move_to_device
 from pipeline.training.objective import TrainingJob
 from pipeline.training.process_group import ProcessGroup
 
 TOTAL = "the combined loss"
-FITTED = "images_per_pass.json"
-"""In `work`: how a process that can tell nobody else tells the next attempt that memory ran out. The state can't: the
-first process alone writes it, and does not come to it."""
-SURE = ("cpu",)
-"""Devices that never raise OutOfMemoryError: where memory is the system's, it ends the process that wants too much."""
-SMALLER = (
+LIMIT_FILE = "images_per_pass.json"
+"""In `work`: written by a process that runs out of memory while the others wait inside a pass, before it exits; the
+next attempt starts with smaller microbatches. The state can't tell: the first process alone writes it, and it waits."""
+NEVER_OUT_OF_MEMORY = ("cpu",)
+"""Devices that never raise OutOfMemoryError: the system ends a process that wants too much."""
+OUT_OF_MEMORY_ADVICE = (
     "A smaller batch or more accumulate can't help: set a smaller image_size, width or backbone, or fewer processes."
 )
 
 
 class StepResult(NamedTuple):
-    """What a process tells the others of its passes.
-
-    `keys`: its images. `parts`: by loss, its part of that of the whole batch. `graded`: whether each parameter has a
-    gradient. `most`: how many images at once memory held.
-    """
+    """What a process reports of its passes in a step."""
 
     keys: list[str]
-    parts: dict[str, float]
-    graded: list[bool]
-    most: int
+    """Its images."""
+    losses: dict[str, float]
+    """By name, its part of the losses of the whole batch."""
+    has_gradient: list[bool]
+    """For each parameter."""
+    limit: int
+    """Images that memory held at once."""
 
 
 class MicrobatchRunner:
-    """One process's passes. Gradients are left in the parameters: the process's part of the batch's mean gradient."""
+    """Runs one process's passes. They leave its part of the batch's mean gradient in the parameters."""
 
-    def __init__(self, job: TrainingJob, choice: ComputeConfig, group: ProcessGroup, runtime: Runtime) -> None:
-        self.job, self.choice, self.group, self.runtime = job, choice, group, runtime
-        batch, self.fewest = job.config.batch, job.config.batch // group.count
-        if not self.fewest:
-            raise ConfigError(f"{job.name}: a batch of {batch} images is too small for {group.count} processes.")
-        self.largest = -(-batch // group.count)
-        self.most = -(-self.largest // min(job.config.accumulate, self.fewest))
-        """Images in a pass, as configured."""
-        self.meet = group.count > 1 and any(isinstance(part, nn.SyncBatchNorm) for part in job.objective.modules())
-        """Whether passes wait for each other's; then no word reaches the others before all are done."""
+    def __init__(self, job: TrainingJob, compute: ComputeConfig, group: ProcessGroup, runtime: Runtime) -> None:
+        self.job, self.compute, self.group, self.runtime = job, compute, group, runtime
+        batch, self.smallest = job.config.batch, job.config.batch // group.world_size
+        if not self.smallest:
+            raise ConfigError(f"{job.name}: a batch of {batch} images is too small for {group.world_size} processes.")
+        self.largest = -(-batch // group.world_size)
+        self.limit = -(-self.largest // min(job.config.accumulate, self.smallest))
+        """Images in a microbatch, as configured."""
+        self.synchronized = group.world_size > 1 and any(
+            isinstance(module, nn.SyncBatchNorm) for module in job.objective.modules()
+        )
+        """Passes wait for those of the other processes, which then hear nothing from this one until all are done."""
 
-    def pieces(self, most: int) -> int:
-        """Into how many passes the largest share is cut, of at most `most` images; where they meet, all are."""
-        pieces = -(-self.largest // most)
-        return min(pieces, self.fewest) if self.meet else pieces
+    def count(self, limit: int) -> int:
+        """Return into how many microbatches of at most `limit` images the largest local batch is split.
 
-    def take(self, share: Share, most: int) -> dict[str, float]:
-        """The share to go through next, and by name how much of what losses are means over is in it."""
-        self._share, self._pieces = share, self._cut(share, most)
-        return added(self.job.objective.amounts(piece) for piece in self._pieces)
+        If passes are synchronised, every process has so many.
+        """
+        count = -(-self.largest // limit)
+        return min(count, self.smallest) if self.synchronized else count
 
-    def _cut(self, share: Share, most: int) -> Sequence[Any]:
-        return share.cut(min(self.pieces(most), len(share.keys)))
+    def load(self, local: LocalBatch, limit: int) -> dict[str, float]:
+        """Take the local batch to run next, and return by name how much of what losses are means over is in it."""
+        self._local, self._microbatches = local, self._split(local, limit)
+        return sum_by_key(self.job.objective.amounts(microbatch) for microbatch in self._microbatches)
 
-    def run(self, whole: Mapping[str, float], step: int, most: int) -> StepResult:
-        """Forward and backward through what was taken, at most `most` images at once, fewer if memory asks for it.
-        `whole`: the amounts in the whole batch.
+    def _split(self, local: LocalBatch, limit: int) -> Sequence[Any]:
+        return local.split(min(self.count(limit), len(local.keys)))
 
-        Raises DataError with step and keys if the loss is not finite, ConfigError if memory does not hold one image.
+    def run(self, amounts: Mapping[str, float], step: int, limit: int) -> StepResult:
+        """Run forward and backward passes on the loaded batch, at most `limit` images at once, fewer if memory demands.
+
+        `amounts` are those of the whole batch, in all processes. Raises DataError with step and keys if the loss is not
+        finite, ConfigError if memory does not hold one image.
         """
         while True:
-            parts = self._attempt(whole, step)
-            if parts is not None:
-                graded = [parameter.grad is not None for parameter in self.job.objective.parameters()]
-                return StepResult(self._share.keys, parts, graded, most)
-            fewer = -(-most // 2)
-            if self.pieces(fewer) == self.pieces(most):
+            losses = self._attempt(amounts, step)
+            if losses is not None:
+                has_gradient = [parameter.grad is not None for parameter in self.job.objective.parameters()]
+                return StepResult(self._local.keys, losses, has_gradient, limit)
+            smaller = -(-limit // 2)
+            if self.count(smaller) == self.count(limit):
                 self._refuse(step)
-            most = fewer
-            if self.meet:
-                self._save_limit(step, most)
-            self._pieces = self._cut(self._share, most)
+            limit = smaller
+            if self.synchronized:
+                self._save_limit(step, limit)
+            self._microbatches = self._split(self._local, limit)
 
-    def _attempt(self, whole: Mapping[str, float], step: int) -> dict[str, float] | None:
-        """The losses, or None if memory ran out: then nothing has changed."""
-        kept = self._kept()
+    def _attempt(self, amounts: Mapping[str, float], step: int) -> dict[str, float] | None:
+        """Return the losses, or None if memory ran out: then gradients, buffers and random state are as before."""
+        buffers = self._copy_buffers()
         torch.manual_seed(int(generator(self.job.seed, step, self.group.rank).integers(2**63)))
         try:
-            return added(self._pass(piece, whole, step) for piece in self._pieces)
+            return sum_by_key(self._pass(microbatch, amounts, step) for microbatch in self._microbatches)
         except torch.OutOfMemoryError:
-            pass  # what its frames hold is free only when they are gone
+            pass  # leave the handler first: the error's frames still hold memory
         self.job.objective.zero_grad(set_to_none=True)
-        for buffer, before in kept:
+        for buffer, before in buffers:
             buffer.copy_(before)
         torch.cuda.empty_cache()
         return None
 
-    def _kept(self) -> list[tuple[Tensor, Tensor]]:
-        """Every buffer and what is in it now, to go back to. None where memory can't run out: a queue of features or a
-        memory of all images takes its time to copy.
+    def _copy_buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """Return every buffer with a copy of it; none where memory can't run out, as it takes time to copy a queue of
+        features or a memory bank.
         """
-        if self.choice.device in SURE:
+        if self.compute.device in NEVER_OUT_OF_MEMORY:
             return []
         return [(buffer, buffer.clone()) for buffer in self.job.objective.buffers()]
 
-    def _pass(self, piece: Any, whole: Mapping[str, float], step: int) -> dict[str, float]:
-        shares = {name: amount / max(whole[name], 1) for name, amount in self.job.objective.amounts(piece).items()}
-        with self.choice.autocast():
-            total, losses = self.job.objective(move_data_to_device(piece, self.choice.device), shares)
-        self.check(total, "loss", step, piece.keys)
+    def _pass(self, microbatch: Any, amounts: Mapping[str, float], step: int) -> dict[str, float]:
+        own = self.job.objective.amounts(microbatch)
+        shares = {name: amount / max(amounts[name], 1) for name, amount in own.items()}
+        with self.compute.autocast():
+            total, losses = self.job.objective(move_to_device(microbatch, self.compute.device), shares)
+        self.check_finite(total, "loss", step, microbatch.keys)
         total.backward()
         return {name: float(loss.detach()) for name, loss in {**losses, TOTAL: total}.items()}
 
-    def check(self, value: Tensor, what: str, step: int, keys: Sequence[str]) -> None:
+    def check_finite(self, value: Tensor, what: str, step: int, keys: Sequence[str]) -> None:
         """Raise DataError, naming step and images, unless the value is finite."""
         if not bool(value.isfinite()):
             raise DataError(
@@ -132,33 +138,33 @@ class MicrobatchRunner:
             )
 
     def _refuse(self, step: int) -> NoReturn:
-        images = max(len(piece.keys) for piece in self._pieces)
+        images = max(len(microbatch.keys) for microbatch in self._microbatches)
         raise ConfigError(
             f"{self.job.name}: the device's memory does not hold a pass on "
-            f"{'one image' if images == 1 else f'{images} images'} (step {step + 1}). {SMALLER}"
+            f"{'one image' if images == 1 else f'{images} images'} (step {step + 1}). {OUT_OF_MEMORY_ADVICE}"
         )
 
-    def _save_limit(self, step: int, most: int) -> NoReturn:
-        """End this process, and with it the others, which wait inside a pass; the next attempt begins with `most`."""
-        path = self.job.out / WORK / FITTED
+    def _save_limit(self, step: int, limit: int) -> NoReturn:
+        """End this process, and with it the others, which wait inside a pass; the next attempt begins with `limit`."""
+        path = self.job.out / WORK / LIMIT_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"images": most})
+        write_json(path, {"images": limit})
         self.runtime.keep(path)
         raise OutOfMemory(
             f"{self.job.name} ran out of the device's memory at step {step + 1}. Run the same command again: it goes "
-            f"on with at most {most} images in a pass."
+            f"on with at most {limit} images in a pass."
         )
 
     def saved_limit(self) -> int:
-        """Images in a pass, as configured or as an attempt before this one left word."""
-        path = self.job.out / WORK / FITTED
-        return min(self.most, read_json(path)["images"]) if path.exists() else self.most
+        """Return the images in a microbatch, as configured or as an earlier attempt saved them when memory ran out."""
+        path = self.job.out / WORK / LIMIT_FILE
+        return min(self.limit, read_json(path)["images"]) if path.exists() else self.limit
 
 
-def added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Sums by name."""
+def sum_by_key(mappings: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Sum the values of each key over the mappings."""
     sums: dict[str, float] = {}
-    for part in parts:
-        for name, value in part.items():
-            sums[name] = sums.get(name, 0.0) + value
+    for mapping in mappings:
+        for key, value in mapping.items():
+            sums[key] = sums.get(key, 0.0) + value
     return sums

@@ -1,4 +1,4 @@
-"""What the training loop is given: an objective, the images it learns from, and how long and how to train."""
+"""What the training loop is given: an objective, the images to learn from, and how long and how to train."""
 
 from __future__ import annotations
 
@@ -10,37 +10,50 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.data.stream import Stream
+from pipeline.data.stream import BatchStream
 from pipeline.recipe.base import FitConfig
 
 
 class Objective(nn.Module, ABC):
-    """What is trained. A step's batch may come in pieces, to several processes, whose parts of the loss add up."""
+    """A network with its losses, which `fit` trains.
+
+    A step's batch comes in microbatches, perhaps in several processes. Losses are means over labels or pixels, of which
+    one microbatch may have many and another none: each contributes by its share of them, so that gradients add up to
+    those of the whole batch.
+
+        def amounts(self, batch): return {"images": len(batch.keys)}
+
+        def forward(self, batch, shares):
+            loss = shares["images"] * cross_entropy(self.network(batch.images), batch.classes)  # a mean over images
+            return loss, {"cross_entropy": loss.detach()}
+    """
 
     @abstractmethod
     def amounts(self, batch: Any) -> Mapping[str, float]:
-        """By name, how much there is in a batch of what losses are means over: images, labels, known pixels."""
+        """Count, by name, what losses are means over: the images, labels or known pixels of a microbatch."""
 
     @abstractmethod
     def forward(self, batch: Any, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """This piece's part of the loss to minimise, a scalar, and of the losses it is made of, for the log (detached).
+        """Return this microbatch's part of the loss to minimise, a scalar, and for the log of its terms, detached.
 
-        `shares`: by name, how much of the whole step's amount is in this piece, in [0, 1]; 0 where there is none. The
-        part of a mean over the step is the share times the mean over the piece.
+        Args:
+            shares: by name, how much of the whole step's amount is in this microbatch, in [0, 1]; 0 where the step has
+                none. The part of a mean over the step is the share times the mean over the microbatch.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingJob:
-    """What one call of `fit` trains, on what, how long, where it leaves its state, and what it is called.
-
-    `seed` and the step decide together what is drawn at random in the passes.
-    """
+    """What one call of `fit` trains."""
 
     name: str
+    """For progress lines and errors."""
     objective: Objective
-    stream: Stream
+    stream: BatchStream
     steps: int
+    """Optimiser steps."""
     out: Path
+    """The step's folder: gets the state and the log."""
     config: FitConfig
     seed: int
+    """With the step, decides what the forward passes draw at random."""

@@ -1,4 +1,4 @@
-"""How parameters move: the schedule of the learning rate, the groups that share one, and the optimiser."""
+"""The optimiser of a training: its parameter groups, its learning rate schedule, and the optimiser itself."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from torch import Tensor, nn
 
 from pipeline.recipe.base import FitConfig
 
-TRUST = 0.001
-"""Of LARS: the trust coefficient of the paper, and of all who followed it."""
+TRUST_COEFFICIENT = 0.001
+"""Of LARS: that of the paper and of all who followed it."""
 
 
-def learning_rate(step: int, steps: int, warmup: float, drops: Sequence[float] = ()) -> float:
-    """The factor on the learning rate at `step` of `steps`: a linear rise over `warmup` of them, then a cosine to 0; or
-    1, and a tenth of what it was from every one of the shares `drops` of the steps on.
+def lr_factor(step: int, steps: int, warmup: float, drops: Sequence[float] = ()) -> float:
+    """Return the factor on the learning rate at `step` of `steps`, in [0, 1].
+
+    Args:
+        warmup: share of the steps in which the factor rises linearly.
+        drops: shares of the steps from each of which on the factor is a tenth of what it was before; without any, it
+            falls in a cosine to 0.
     """
     rise = int(steps * warmup)
     if step < rise:
@@ -29,42 +33,46 @@ def learning_rate(step: int, steps: int, warmup: float, drops: Sequence[float] =
 
 
 def parameter_groups(module: nn.Module, config: FitConfig) -> list[dict[str, Any]]:
-    """Trainable parameters in four groups: backbone or not, matrices with weight decay and the rest without."""
+    """Split the trainable parameters into four groups: backbone or not, with weight decay (matrices) or without."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            inside = "backbone" in name.split(".")[:2]  # of the network; a head may be called backbone too
-            groups.setdefault((inside, parameter.ndim > 1), []).append(parameter)
+            in_backbone = "backbone" in name.split(".")[:2]  # deeper down, it is the name of a head
+            groups.setdefault((in_backbone, parameter.ndim > 1), []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": config.lr * (config.backbone_lr if backbone else 1.0),
-            "weight_decay": config.weight_decay if matrix else 0.0,
+            "lr": config.lr * (config.backbone_lr if in_backbone else 1.0),
+            "weight_decay": config.weight_decay if is_matrix else 0.0,
         }
-        for (backbone, matrix), parameters in groups.items()
+        for (in_backbone, is_matrix), parameters in groups.items()
     ]
 
 
 def build_optimizer(module: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
-    """The optimiser that the configuration names, over all trainable parameters."""
+    """Build the optimiser that the configuration names, over all trainable parameters."""
     groups = parameter_groups(module, config)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
     if config.optimizer == "lars":
-        moving = {"momentum": config.momentum, "nesterov": config.nesterov}
-        return Lars([{**group, **moving} for group in _adapted(groups)], lr=config.lr, trust_coeff=TRUST)
+        momentum = {"momentum": config.momentum, "nesterov": config.nesterov}
+        return Lars(
+            [{**group, **momentum} for group in _lars_groups(groups)], lr=config.lr, trust_coeff=TRUST_COEFFICIENT
+        )
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 
-def _adapted(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The groups for LARS (You et al., 2017), as SimCLR and BYOL use it: the step of a matrix w with gradient g is
-    TRUST |w| / (|g| + weight decay |w|) times SGD's, whether it decays or not; that of biases and norms is SGD's.
+def _lars_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mark the groups that LARS (You et al., 2017) adapts, as SimCLR and BYOL use it.
+
+    The step of a matrix w with gradient g is TRUST_COEFFICIENT |w| / (|g| + weight decay |w|) times SGD's, whether the
+    matrix decays or not; that of biases and norms is SGD's.
     """
-    return [{**group, "always_adapt": any(one.ndim > 1 for one in group["params"])} for group in groups]
+    return [{**group, "always_adapt": any(parameter.ndim > 1 for parameter in group["params"])} for group in groups]
 
 
-def lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Moments in their parameters' memory layout: the fused step pairs them up as they lie in memory."""
+def match_memory_format(optimizer: torch.optim.Optimizer) -> None:
+    """Lay out the optimiser's moments as their parameters are: a fused step pairs them by their order in memory."""
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:

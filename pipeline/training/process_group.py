@@ -1,103 +1,111 @@
-"""The processes that train one network together, started by torchrun on one machine or several; most often it is one.
+"""The processes that train one network together: torch.distributed, with errors that reach every process.
 
-They meet between their passes through the network, not during one: what goes wrong in one process is then known to all
-before anything changes, and none waits for a word that never comes. Gradients are therefore summed in one go after the
-last pass, not while it runs.
+torchrun starts the processes, on one machine or several (see `pipeline.steps.ranks`); most often there is one, and all
+of this does nothing. They communicate between their passes through the network, never during one: what goes wrong in
+one process is then known to all before anything changes, and none waits for a message that never comes. This is why
+gradients are summed in one go after the last pass, and not by DistributedDataParallel while it runs.
 """
 
 from __future__ import annotations
 
-import logging
+import datetime
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar, cast
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from torch import Tensor, distributed
 
 from pipeline.errors import ConfigError, LostPeer, MustError
 from pipeline.steps import ranks
+from pipeline.steps.runtime import usable_cores
 
-Thing = TypeVar("Thing")
+TIMEOUT = datetime.timedelta(minutes=30)
+"""For one message: the first process may write to a slow storage for as long, while the others wait."""
+T = TypeVar("T")
 
 
 class ProcessGroup:
-    """This process and its peers: a context; who leaves it leaves the others for good, and they raise LostPeer."""
+    """This process and its peers, as a context. When one process leaves it, the others raise LostPeer.
+
+    Every method is a collective: all processes call it, or none does.
+    """
 
     def __init__(self, device: str) -> None:
-        self.rank, self.count = ranks.rank(), ranks.count()
-        self.fabric = _join(device) if self.count > 1 else _alone(device)
+        self.rank, self.world_size = ranks.rank(), ranks.count()
+        if self.world_size > 1:
+            _join(device)
 
     def __enter__(self) -> ProcessGroup:
         return self
 
-    def __exit__(self, *raised: object) -> None:
-        if self.count > 1:
+    def __exit__(self, *_: object) -> None:
+        if self.world_size > 1:
             distributed.destroy_process_group()
 
-    def all_gather(self, mine: Thing) -> list[Thing]:
-        """What every process has to tell, by rank. All of them call this, or none."""
-        if self.count == 1:
-            return [mine]
-        told: list[Thing] = [mine] * self.count
-        with _meeting():
-            distributed.all_gather_object(told, mine)
-        return told
+    def all_gather(self, value: T) -> list[T]:
+        """Return the values of all processes, by rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[T] = [value] * self.world_size
+        with _lost_peer():
+            distributed.all_gather_object(values, value)
+        return values
 
-    def gather_made(self, make: Callable[[], Thing]) -> list[Thing]:
-        """What every process makes, by rank. An error of this project in one is an error in all."""
-        mine: Thing | MustError
-        try:
-            mine = make()
-        except MustError as error:
-            mine = error
-        made: list[Thing] = []
-        for each in self.all_gather(mine):
-            if isinstance(each, MustError):
-                raise each
-            made.append(each)
-        return made
+    def all_gather_result(self, make: Callable[[], T]) -> list[T]:
+        """Call `make` in every process and return the results of all, by rank.
 
-    def broadcast_made(self, make: Callable[[], Thing]) -> Thing:
-        """What the first process makes, in all of them. Its error is an error in all of them."""
-        if self.count == 1:
+        A MustError in one process is raised in all of them.
+        """
+        return [_result(outcome) for outcome in self.all_gather(_attempt(make))]
+
+    def broadcast_result(self, make: Callable[[], T]) -> T:
+        """Call `make` in the first process and return its result in all. A MustError is raised in all of them."""
+        if self.world_size == 1:
             return make()
-        made: Thing | MustError | None = None
-        if ranks.is_first():
-            try:
-                made = make()
-            except MustError as error:
-                made = error
-        with _meeting():
-            found = cast(Thing | MustError, self.fabric.broadcast(made))
-        if isinstance(found, MustError):
-            raise found
-        return found
+        outcomes = [_attempt(make) if ranks.is_first() else None]
+        with _lost_peer():
+            distributed.broadcast_object_list(outcomes, src=0)
+        return _result(cast(T | MustError, outcomes[0]))
 
-    def sum(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the processes, the same bits in all of them."""
-        self._reduce(tensors, 1)
+        self._all_reduce(tensors, 1)
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its mean over the processes; whole numbers are rounded down."""
-        self._reduce(tensors, self.count)
+    def all_reduce_mean(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes; integers are rounded down."""
+        self._all_reduce(tensors, self.world_size)
 
-    def _reduce(self, tensors: Sequence[Tensor], parts: int) -> None:
-        """The sum over the processes, divided; in one go, as every message has its price."""
-        if self.count == 1 or not tensors:
+    def _all_reduce(self, tensors: Sequence[Tensor], divisor: int) -> None:
+        """Sum over the processes and divide, in one message, because each has a fixed cost."""
+        if self.world_size == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        with _meeting():
+        with _lost_peer():
             distributed.all_reduce(flat)
-        for tensor, part in zip(tensors, flat.div_(parts).split([each.numel() for each in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))  # each keeps its own type and memory layout
+        reduced = flat.div_(divisor).split([tensor.numel() for tensor in tensors])
+        for tensor, values in zip(tensors, reduced, strict=True):
+            tensor.copy_(values.view_as(tensor))  # keeps the tensor's dtype and memory layout
+
+
+def _attempt(make: Callable[[], T]) -> T | MustError:
+    """Return what `make` returns, or the MustError that it raises."""
+    try:
+        return make()
+    except MustError as error:
+        return error
+
+
+def _result(outcome: T | MustError) -> T:
+    if isinstance(outcome, MustError):
+        raise outcome
+    return outcome
 
 
 @contextmanager
-def _meeting() -> Iterator[None]:
-    """LostPeer if another process does not come, as it is gone."""
+def _lost_peer() -> Iterator[None]:
+    """Raise LostPeer if a collective fails: then another process is gone."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -108,34 +116,23 @@ def _meeting() -> Iterator[None]:
         ) from error
 
 
-def _alone(device: str) -> Fabric:
-    """One process, whatever cluster it runs on."""
-    return Fabric(accelerator=device, devices=1, precision="32-true", plugins=[LightningEnvironment()])
+def _join(device: str) -> None:
+    """Connect to the other processes: by gloo on the CPU, by NCCL on CUDA, where each has a device of its own.
 
-
-def _join(device: str) -> Fabric:
-    """Meet the other processes: over gloo on the CPU, over NCCL on CUDA, where each has a device of its own.
-
-    Raises ConfigError if this machine has not as many.
+    Raises ConfigError on other devices, or if this machine has fewer CUDA devices than processes.
     """
-    here = ranks.local_count()
+    local_count = ranks.local_count()
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"runtime.device is {device!r}: several processes train together on cpu or cuda alone.")
-    if device == "cuda" and torch.cuda.device_count() < here:
+    if device == "cuda" and torch.cuda.device_count() < local_count:
         raise ConfigError(
-            f"torchrun started {here} processes on this machine, which has {torch.cuda.device_count()} CUDA devices: "
-            "start no more than one for each (--nproc-per-node)."
+            f"torchrun started {local_count} processes on this machine, which has {torch.cuda.device_count()} CUDA "
+            "devices: start no more than one for each (--nproc-per-node)."
         )
-    for name in ("lightning.fabric", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # their greetings are no news
-    fabric = Fabric(
-        accelerator=device,
-        devices=here,
-        num_nodes=ranks.count() // here,
-        strategy="ddp",
-        precision="32-true",
-        plugins=[TorchElasticEnvironment()],
-    )
-    with _meeting():
-        fabric.launch()
-    return fabric
+    if "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it, other launchers may not
+        torch.set_num_threads(max(1, usable_cores() // local_count))
+    own = torch.device("cuda", ranks.local_rank()) if device == "cuda" else None
+    if own:
+        torch.cuda.set_device(own)  # "cuda" is this device from here on
+    with _lost_peer():
+        distributed.init_process_group("nccl" if own else "gloo", timeout=TIMEOUT, device_id=own)

@@ -1,9 +1,8 @@
-"""Read, decode, infer, encode: the stages of labelling, overlapped with bounded work in flight.
+"""Inference on image shards in four phases, read, decode, infer and encode, overlapped with bounded work in flight.
 
-On a CPU the cores do everything, so each worker thread takes a batch through all stages with one compute thread: no
-two stages wait for each other and none competes for a core. With a GPU, inference is driven by the calling thread
-while worker threads decode ahead of it and encode behind it. Either way the work flows on from shard to shard: no
-core waits for the last batch of one before the next begins.
+On a CPU each worker thread takes a batch through all phases with one compute thread, so that no phase waits for another
+and none competes for a core. With a GPU the calling thread runs the models, while worker threads decode ahead of it and
+encode behind it. Either way batches of the next shard begin before the last ones of a shard are done.
 """
 
 from __future__ import annotations
@@ -27,82 +26,85 @@ from pipeline.errors import DataError
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import Label, Row
-from pipeline.training.autotune import find_device, single_threaded
+from pipeline.training.device import find_device, single_threaded
 from tasks.prediction import Predictor, Preprocessing
 from tasks.task import Prediction
 
-SHARE = 1 / 4
-"""Of the cache, if the images are elsewhere: shards this large are fetched whole, as all of their images are read."""
+CACHE_SHARE = 1 / 4
+"""A remote shard of at most this share of the cache is downloaded whole, as all of its images are read."""
 
 
 @dataclasses.dataclass
 class ShardRows:
-    """Rows of an image shard on their way: what each stage adds to them."""
+    """A batch of an image shard's rows, to which each phase adds its results."""
 
     rows: range
     keys: list[str]
     sizes: list[tuple[int, int]]
-    """(width, height) of the upright images, pixels."""
+    """(width, height) of the upright images in pixels."""
     reasons: dict[int, str] = dataclasses.field(default_factory=dict)
-    """Why positions of the batch can't be labelled."""
+    """Reason by position in the batch, for images that can't be labelled."""
     inputs: dict[Preprocessing, NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
-    """(B, S, S, 3) per preparation; black where the image can't be used."""
+    """Inputs (B, S, S, 3) by preprocessing; black for images that can't be labelled."""
     predictions: dict[str, dict[str, Prediction]] = dataclasses.field(default_factory=dict)
-    """By teacher and head."""
+    """Predictions by teacher and head."""
     labels: dict[str, list[Row | None]] = dataclasses.field(default_factory=dict)
-    """By head."""
+    """Encoded labels by head; None for images that can't be labelled."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardInference:
-    """The work on one image shard: which teachers, and by head how its labels are encoded."""
+    """Inference of some teachers on one image shard: predictors by teacher, and how labels are encoded by head."""
 
     shard: ImageShard
     predictors: Mapping[str, Predictor]
     labels: Mapping[str, Label]
 
     @functools.cached_property
-    def _facts(self) -> list[tuple[int, int, str]]:
+    def _image_facts(self) -> list[tuple[int, int, str]]:
+        """Width and height in pixels and file suffix of every image."""
         columns = (self.shard.table.column(name).to_pylist() for name in ("width", "height", "suffix"))
         return list(zip(*columns, strict=True))
 
-    def spans(self, size: int) -> list[range]:
-        """The shard's rows in batches of `size`."""
+    def batches(self, size: int) -> list[range]:
+        """Split the shard's rows into batches of at most `size`."""
         count = len(self.shard)
         return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
-    def begin(self, rows: range) -> ShardRows:
-        """An empty batch."""
-        facts = (self._facts[row] for row in rows)
-        return ShardRows(rows, [self.shard.keys[row] for row in rows], [(width, height) for width, height, _ in facts])
+    def new_batch(self, rows: range) -> ShardRows:
+        """Return a batch that no phase has worked on."""
+        sizes = [self._image_facts[row][:2] for row in rows]
+        return ShardRows(rows, [self.shard.keys[row] for row in rows], sizes)
 
     def read(self, rows: range) -> list[bytes]:
-        """The images' bytes. DataError if the store can't be read: that is no image's fault, and may pass."""
-        self.shard.download(SHARE)
+        """Read the images' bytes. Raises DataError if the store can't be read, for which no image is to blame."""
+        self.shard.download(CACHE_SHARE)
         return [self.shard.read(row) for row in rows]
 
     def decode(self, batch: ShardRows, data: Sequence[bytes]) -> None:
-        """Decode once and prepare once per distinct preparation; what fails is noted and left black."""
-        ways = {predictor.preprocessing for predictor in self.predictors.values()}
-        batch.inputs = {way: np.zeros((len(batch.rows), way.size, way.size, 3), np.uint8) for way in ways}
-        for position, (row, one) in enumerate(zip(batch.rows, data, strict=True)):
+        """Decode the images and preprocess them once for each distinct preprocessing; note those that fail."""
+        distinct = {predictor.preprocessing for predictor in self.predictors.values()}
+        batch.inputs = {each: np.zeros((len(batch.rows), each.size, each.size, 3), np.uint8) for each in distinct}
+        for position, (row, image_bytes) in enumerate(zip(batch.rows, data, strict=True)):
             try:
-                for way, image in self._pictures(row, one, ways):
-                    batch.inputs[way][position] = way(image)
+                for preprocess, image in self._decoded(row, image_bytes, distinct):
+                    batch.inputs[preprocess][position] = preprocess(image)
             except DataError as error:
                 batch.reasons[position] = str(error)
 
-    def _pictures(self, row: int, data: bytes, ways: set[Preprocessing]) -> Iterator[tuple[Preprocessing, Image.Image]]:
-        """The decoded image for every preparation, decoded once for all that want it equally large.
+    def _decoded(
+        self, row: int, data: bytes, distinct: set[Preprocessing]
+    ) -> Iterator[tuple[Preprocessing, Image.Image]]:
+        """Yield the image for each preprocessing, decoded once for all that need the same reduction.
 
-        Which size a preparation gets is its own affair: a label must not depend on which other teachers are at work.
+        Each gets the reduction that it would get alone: a label must not depend on which other teachers are at work.
         """
-        pictures: dict[int, Image.Image] = {}
-        for way in ways:
-            shrink = _reduction(self._facts[row], way.min_decode_size())
-            if shrink not in pictures:
-                pictures[shrink] = decode(data, at_least=way.min_decode_size())
-            yield way, pictures[shrink]
+        images: dict[int, Image.Image] = {}
+        for preprocess in distinct:
+            reduction = _jpeg_reduction(self._image_facts[row], preprocess.min_decode_size())
+            if reduction not in images:
+                images[reduction] = decode(data, at_least=preprocess.min_decode_size())
+            yield preprocess, images[reduction]
 
     def infer(self, batch: ShardRows, teacher: str) -> None:
         """Run one teacher on the batch."""
@@ -111,7 +113,7 @@ class ShardInference:
         batch.predictions[teacher] = predictor.predict(images)
 
     def encode(self, batch: ShardRows, teacher: str) -> None:
-        """One teacher's predictions to rows of its label stores; None where the image can't be used."""
+        """Encode one teacher's predictions as rows of its label stores."""
         predictor, predictions = self.predictors[teacher], batch.predictions.pop(teacher)
         batch.labels |= {head: [None] * len(batch.rows) for head in predictions}
         for position, size in enumerate(batch.sizes):
@@ -119,75 +121,75 @@ class ShardInference:
                 for head, value in predictor.values(predictions, position, size).items():
                     batch.labels[head][position] = self.labels[head].encode(value)
 
-    def start(self, rows: range) -> ShardRows:
-        """What comes before the models."""
-        batch = self.begin(rows)
+    def load(self, rows: range) -> ShardRows:
+        """Read and decode a batch."""
+        batch = self.new_batch(rows)
         self.decode(batch, self.read(rows))
         return batch
 
-    def run(self, batch: ShardRows) -> ShardRows:
-        """The models."""
+    def infer_all(self, batch: ShardRows) -> ShardRows:
+        """Run all teachers on the batch."""
         for teacher in self.predictors:
             self.infer(batch, teacher)
         batch.inputs = {}
         return batch
 
-    def finish(self, batch: ShardRows) -> ShardRows:
-        """What comes after the models."""
+    def encode_all(self, batch: ShardRows) -> ShardRows:
+        """Encode all teachers' predictions."""
         for teacher in self.predictors:
             self.encode(batch, teacher)
         return batch
 
-    def whole(self, rows: range) -> ShardRows:
-        """All stages, one after the other."""
-        return self.finish(self.run(self.start(rows)))
+    def label(self, rows: range) -> ShardRows:
+        """Run all phases on a batch."""
+        return self.encode_all(self.infer_all(self.load(rows)))
 
 
-def _reduction(facts: tuple[int, int, str], enough: tuple[int, int]) -> int:
-    """By how much `pipeline.data.decode.decode` shrinks an image of these facts that has to be `enough` large."""
+def _jpeg_reduction(facts: tuple[int, int, str], min_size: tuple[int, int]) -> int:
+    """Return the factor by which `pipeline.data.decode.decode` shrinks an image that must be at least `min_size`."""
     width, height, suffix = facts
-    most = min(width // enough[0], height // enough[1]) if suffix == "jpg" else 1
-    return next(shrink for shrink in (8, 4, 2, 1) if shrink <= max(most, 1))
+    largest = min(width // min_size[0], height // min_size[1]) if suffix == "jpg" else 1
+    return next(reduction for reduction in (8, 4, 2, 1) if reduction <= max(largest, 1))
 
 
-Span = tuple[ShardInference, range]
+Work = tuple[ShardInference, range]
 
 
-def label_batches(todo: Iterable[ShardInference], size: int, runtime: Runtime) -> Generator[ShardRows]:
-    """Labelled batches of at most `size` images: all those of the first shard in order, then those of the next."""
-    spans = ((stages, rows) for stages in todo for rows in stages.spans(size))
+def label_batches(shards: Iterable[ShardInference], size: int, runtime: Runtime) -> Generator[ShardRows]:
+    """Yield labelled batches of at most `size` images, in order: all of the first shard, then all of the next."""
+    work = ((inference, rows) for inference in shards for rows in inference.batches(size))
     if find_device(runtime.device) == "cpu":
-        yield from _on_cpu(spans, runtime.threads)
+        yield from _on_cpu(work, runtime.threads)
         return
     pool = ThreadPoolExecutor(runtime.threads, thread_name_prefix="label")
     try:
-        yield from _on_device(spans, pool, runtime.threads)
+        yield from _on_device(work, pool, runtime.threads)
     finally:
-        pool.shutdown(cancel_futures=True)  # of a consumer that leaves early, only what is in work is finished
+        pool.shutdown(cancel_futures=True)  # if the consumer leaves early, running calls are awaited, others cancelled
 
 
-def _on_cpu(spans: Iterator[Span], threads: int) -> Iterator[ShardRows]:
-    """Whole batches side by side, one compute thread each; for each thread one batch in work and one that waits."""
-    batches = prefetch(lambda span: span[0].whole(span[1]), spans, threads, 2 * threads)
+def _on_cpu(work: Iterator[Work], threads: int) -> Iterator[ShardRows]:
+    """Label whole batches in parallel, one compute thread each; each worker has one batch running and one waiting."""
+    batches = prefetch(lambda item: item[0].label(item[1]), work, threads, 2 * threads)
     with single_threaded(), contextlib.closing(batches):
         yield from batches
 
 
-def _on_device(spans: Iterator[Span], pool: ThreadPoolExecutor, threads: int) -> Iterator[ShardRows]:
-    """Inference here; decoding ahead and encoding behind on the pool."""
-    decoding: collections.deque[tuple[ShardInference, Future[ShardRows]]] = collections.deque()
+def _on_device(work: Iterator[Work], pool: ThreadPoolExecutor, threads: int) -> Iterator[ShardRows]:
+    """Run the models in this thread; the pool decodes ahead of it and encodes behind it."""
+    loading: collections.deque[tuple[ShardInference, Future[ShardRows]]] = collections.deque()
     encoding: collections.deque[Future[ShardRows]] = collections.deque()
 
-    def decode_next(count: int) -> None:
-        for stages, rows in itertools.islice(spans, count):
-            decoding.append((stages, pool.submit(stages.start, rows)))
+    def load_next(count: int) -> None:
+        for inference, rows in itertools.islice(work, count):
+            loading.append((inference, pool.submit(inference.load, rows)))
 
-    decode_next(threads)
-    while decoding:
-        stages, started = decoding.popleft()
-        batch = started.result()
-        decode_next(1)
-        encoding.append(pool.submit(stages.finish, stages.run(batch)))
+    load_next(threads)
+    while loading:
+        inference, loaded = loading.popleft()
+        batch = loaded.result()
+        load_next(1)
+        encoding.append(pool.submit(inference.encode_all, inference.infer_all(batch)))
         if len(encoding) > threads:
             yield encoding.popleft().result()
     while encoding:

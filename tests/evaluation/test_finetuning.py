@@ -24,7 +24,7 @@ from pipeline.steps.artifact import Artifact
 from pipeline.storage.root import Root
 from pipeline.stores.labels import LabelSpace
 from pipeline.training.autotune import ComputeConfig
-from pipeline.training.fit import Fitted
+from pipeline.training.fit import FitResult
 from tasks.prediction import Predictor
 from tasks.training import TrainingResult
 from tests.evaluation.conftest import TASKS
@@ -57,7 +57,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def train(network: Any, combine: Any, dataset: ImageDataset, plan: Any, runtime: Any) -> TrainingResult:
         seen.append({"keys": keys_of(dataset), "seed": plan.seed, "lr": plan.fit.lr, "network": network})
-        return TrainingResult(ComputeConfig("cpu", "32", False, {}), 1, Fitted([], 100 * plan.fit.lr, 0.0))
+        return TrainingResult(ComputeConfig("cpu", "32", False, {}), 1, FitResult([], 100 * plan.fit.lr, 0.0))
 
     monkeypatch.setattr(finetuning, "train_network", train)
     return seen
@@ -160,7 +160,7 @@ def test_without_a_split_to_decide_by_a_fifth_decides(
 
 
 def test_what_is_done_is_kept_when_it_is_stopped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = bench.tune("colours", seeds=3, root=Root.of(Path(bench.runtime.root.place).parent / "other"))
+    whole = bench.tune("colours", seeds=3, root=Root.of(Path(bench.runtime.root.path).parent / "other"))
     assert whole.counts["trained"] == 4
     stop, kept = threading.Event(), []
     really_keep = finetuning._Tuning._keep

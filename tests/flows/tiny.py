@@ -106,7 +106,7 @@ def loads_nothing_heavy(*arguments: object) -> str:
         f"    cli.main.main({[str(argument) for argument in arguments]!r})\n"
         "except SystemExit as end:\n"
         "    assert not end.code, end.code\n"
-        "heavy = {'torch', 'torchvision', 'timm', 'lightning', 'prefect'} & set(sys.modules)\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'prefect'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

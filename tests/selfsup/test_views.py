@@ -1,4 +1,4 @@
-"""Windows and colours are drawn as by torchvision; budgets are kept, and what a step holds can be cut."""
+"""Crops and color jitter against torchvision, budgets of stages, and local views that are split."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pipeline.data.augment import generator
 from pipeline.recipe.stage import LabelledConfig, PolicyConfig, StageConfig
 from selfsup.components.method import Policy, ViewKind
 from selfsup.stages.budget import Budget, budget_of
-from selfsup.stages.color_jitter import Colours
-from selfsup.stages.crops import draw_window
-from selfsup.stages.objective import changed
-from selfsup.stages.stream import Drawn, ViewShare
+from selfsup.stages.color_jitter import ColorJitter
+from selfsup.stages.crops import draw_crop
+from selfsup.stages.objective import override_policies
+from selfsup.stages.stream import ImageViews, LocalViews
 
 DRAWS = 4000
 
@@ -32,38 +32,38 @@ def moments(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("area", [(0.08, 1.0), (0.2, 1.0), (0.05, 0.14)])
 @pytest.mark.parametrize("size", [(200, 200), (300, 140), (90, 250)])
-def test_windows_are_those_of_random_resized_crop(area: tuple[float, float], size: tuple[int, int]) -> None:
+def test_draw_crop_is_distributed_as_random_resized_crop(area: tuple[float, float], size: tuple[int, int]) -> None:
     policy, (width, height) = Policy(area=area), size
-    mine = [draw_window(policy, size, generator(0, number)) for number in range(DRAWS)]
+    crops = [draw_crop(policy, size, generator(0, number)) for number in range(DRAWS)]
     torch.manual_seed(0)
     canvas = torch.empty(3, height, width)
     draws = [v2.RandomResizedCrop.make_params(v2.RandomResizedCrop(32, scale=area), [canvas]) for _ in range(DRAWS)]
-    theirs = np.array([[each["left"], each["top"], each["width"], each["height"]] for each in draws], np.float64)
-    found = np.array([window[:4] for window in mine], np.float64)
-    error = 4 * np.concatenate([theirs.std(0), theirs.std(0)]) / np.sqrt(DRAWS)
-    assert (np.abs(moments(found) - moments(theirs)) < error + 0.5).all()
-    assert np.mean([window.flip for window in mine]) == pytest.approx(0.5, abs=0.04)
+    expected = np.array([[each["left"], each["top"], each["width"], each["height"]] for each in draws], np.float64)
+    drawn = np.array([crop[:4] for crop in crops], np.float64)
+    error = 4 * np.concatenate([expected.std(0), expected.std(0)]) / np.sqrt(DRAWS)
+    assert (np.abs(moments(drawn) - moments(expected)) < error + 0.5).all()
+    assert np.mean([crop.flip for crop in crops]) == pytest.approx(0.5, abs=0.04)
 
 
 @given(st.integers(1, 500), st.integers(1, 500), st.integers(0, 2**32))
 @settings(max_examples=200, deadline=None)
-def test_a_window_is_inside_the_image(width: int, height: int, seed: int) -> None:
-    window = draw_window(Policy(), (width, height), generator(seed))
-    assert window.width > 0
-    assert window.height > 0
-    assert 0 <= window.left <= width - window.width
-    assert 0 <= window.top <= height - window.height
+def test_draw_crop_is_inside_the_image(width: int, height: int, seed: int) -> None:
+    crop = draw_crop(Policy(), (width, height), generator(seed))
+    assert crop.width > 0
+    assert crop.height > 0
+    assert 0 <= crop.left <= width - crop.width
+    assert 0 <= crop.top <= height - crop.height
 
 
 def picture() -> torch.Tensor:
-    """Colours of all kinds, smooth and sharp."""
+    """Return an image (3, 48, 48) uint8 with smooth and sharp colors."""
     y, x = torch.meshgrid(torch.linspace(0, 1, 48), torch.linspace(0, 1, 48), indexing="ij")
     image = torch.stack([x, y, ((x * 6).floor() + (y * 6).floor()) % 2])
     return (image * 220 + 20).to(torch.uint8)
 
 
 def features(images: torch.Tensor) -> NDArray[np.float64]:
-    """Of images (B, 3, S, S) in [0, 1]: mean and deviation of each channel, and how sharp it is."""
+    """Measure images (B, 3, S, S) in [0, 1]: mean, deviation and sharpness of each channel."""
     flat = images.double()
     sharp = (flat[..., 1:] - flat[..., :-1]).abs().mean((2, 3))
     return torch.cat([flat.mean((2, 3)), flat.std((2, 3)), sharp], dim=1).numpy()
@@ -87,65 +87,65 @@ def jitter(b: float, c: float, s: float, h: float) -> Callable[[Image.Image], Im
         (Policy(jitter=0, grayscale=0, blur=0, solarize=0.2), v2.RandomSolarize(128, p=0.2)),
     ],
 )
-def test_colours_are_those_of_the_reference_transforms(
+def test_color_jitter_is_distributed_as_torchvision_transforms(
     policy: Policy, reference: Callable[[Image.Image], Image.Image]
 ) -> None:
-    """Means and deviations, over many draws, of what is measured on one picture."""
+    """Means and deviations of `features` over many draws for one image."""
     image, count = picture(), 1500
     torch.manual_seed(0)
-    mine = features(Colours(ViewKind(48, policy))(image.expand(count, -1, -1, -1)))
+    ours = features(ColorJitter(ViewKind(48, policy))(image.expand(count, -1, -1, -1)))
     pil = Image.fromarray(image.permute(1, 2, 0).numpy())
     drawn = np.stack([np.asarray(reference(pil)) for _ in range(count)])
     theirs = features(torch.from_numpy(drawn).permute(0, 3, 1, 2).double() / 255)
     error = 4 * theirs.std(0) * np.sqrt(2 / count) + 0.006  # theirs are rounded to 256 levels after every change
-    np.testing.assert_array_less(np.abs(mine.mean(0) - theirs.mean(0)), error)
-    np.testing.assert_array_less(np.abs(mine.std(0) - theirs.std(0)), error + 0.05 * theirs.std(0))
+    np.testing.assert_array_less(np.abs(ours.mean(0) - theirs.mean(0)), error)
+    np.testing.assert_array_less(np.abs(ours.std(0) - theirs.std(0)), error + 0.05 * theirs.std(0))
 
 
-def test_without_any_change_the_image_is_as_it_was() -> None:
-    still = ViewKind(48, Policy(jitter=0, grayscale=0, blur=0))
-    found = Colours(still)(picture()[None])
+def test_color_jitter_without_transforms_keeps_the_image() -> None:
+    unchanged = ViewKind(48, Policy(jitter=0, grayscale=0, blur=0))
+    found = ColorJitter(unchanged)(picture()[None])
     torch.testing.assert_close(found[0], picture().float() / 255)
 
 
-def test_a_recipe_changes_views_and_small_ones_stay_small() -> None:
+def test_override_policies_keeps_area_of_small_views() -> None:
     kinds = [ViewKind(64, Policy()), ViewKind(32, Policy(area=(0.05, 0.14)), True)]
-    told = changed(kinds, PolicyConfig(area=(0.5, 1.0), grayscale=0, jitter=0))
-    assert [kind.policy.area for kind in told] == [(0.5, 1.0), (0.05, 0.14)]
-    assert {kind.policy.grayscale for kind in told} == {0}
-    assert {kind.policy.blur for kind in told} == {0.5}
-    assert changed(kinds, PolicyConfig()) == kinds
+    changed = override_policies(kinds, PolicyConfig(area=(0.5, 1.0), grayscale=0, jitter=0))
+    assert [kind.policy.area for kind in changed] == [(0.5, 1.0), (0.05, 0.14)]
+    assert {kind.policy.grayscale for kind in changed} == {0}
+    assert {kind.policy.blur for kind in changed} == {0.5}
+    assert override_policies(kinds, PolicyConfig()) == kinds
 
 
 @given(st.integers(2, 64), st.integers(1, 20), st.integers(0, 30))
-def test_every_step_has_as_many_views_while_labels_are_there(batch: int, half: int, until: int) -> None:
+def test_budget_has_as_many_views_in_every_step(batch: int, half: int, until: int) -> None:
     labelled = min(2 * half, 2 * (batch - 1))
     budget = Budget(40, batch, labelled, until)
     for step in range(0, 40, 3):
         beside = labelled if step < until else 0
-        assert 2 * budget.plain(step) + beside == 2 * batch
-        assert budget.before(step) == sum(budget.plain(each) for each in range(step))
-    assert budget.views(2) == 2 * batch * budget.steps
-    assert budget.images() == batch * budget.steps + labelled // 2 * until
+        assert 2 * budget.unlabelled(step) + beside == 2 * batch
+        assert budget.unlabelled_before(step) == sum(budget.unlabelled(each) for each in range(step))
+    assert budget.total_views(2) == 2 * batch * budget.steps
+    assert budget.total_images() == batch * budget.steps + labelled // 2 * until
 
 
 @pytest.mark.parametrize("until", [0.25, 0.5, 1.0])
-def test_beside_labels_a_stage_has_more_steps_for_its_epochs(until: float) -> None:
+def test_budget_of_stage_with_labels_has_more_steps(until: float) -> None:
     plain = StageConfig(name="a", method="simclr", data=["pool"], batch=64, epochs=3)
     stage = plain.model_copy(update={"labels": LabelledConfig(until=until)})
     budget = budget_of(stage, 40, 1000)
     assert budget.steps > budget_of(plain, 0, 1000).steps == 47
-    assert budget.before(budget.steps) == pytest.approx(3000, abs=64)
-    assert budget.until == round(until * budget.steps)
+    assert budget.unlabelled_before(budget.steps) == pytest.approx(3000, abs=64)
+    assert budget.labelled_until == round(until * budget.steps)
 
 
-def test_pieces_of_a_step_hold_whole_classes() -> None:
+def test_local_views_split_keeps_classes_complete() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
-    plain = [Drawn(f"k{number}", [image, image], number) for number in range(6)]
-    labelled = [Drawn("l", [image], 100 + number, number % 5) for number in range(20)]
-    share = ViewShare([*plain, *labelled], 4, 0)
+    plain = [ImageViews(f"k{number}", [image, image], number) for number in range(6)]
+    labelled = [ImageViews("l", [image], 100 + number, number % 5) for number in range(20)]
+    share = LocalViews([*plain, *labelled], 4, 0)
     assert share.keys == [f"k{number}" for number in range(6)]
-    pieces = share.cut(2)
+    pieces = share.split(2)
     assert [len(piece.keys) for piece in pieces] == [3, 3]
     found = [[] if piece.classes is None else sorted(set(piece.classes.tolist())) for piece in pieces]
     assert sorted(label for piece in found for label in piece) == [0, 1, 2, 3, 4]

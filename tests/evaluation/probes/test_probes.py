@@ -15,7 +15,7 @@ from evaluation.probe import LabelledFeatures, ProbeTask
 from evaluation.probes import knn, linear, linear_hpt, soft_nn
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
-from pipeline.training.optimizer import learning_rate
+from pipeline.training.optimizer import lr_factor
 from selfsup.components.losses import suncet
 
 CLASSES, WIDTH = 4, 6
@@ -140,7 +140,7 @@ def test_a_feature_that_never_changes_does_no_harm(tmp_path: Path) -> None:
 def test_the_learning_rate_of_hpts_linear_evaluation_falls_where_its_authors_let_it() -> None:
     """30, 3 and 0.3, from steps 1,651 and 3,333 of 5,000 on; SGD without weight decay, batches of 512."""
     config = linear_hpt.SETTINGS
-    rates = [config.lr * learning_rate(step, 5000, config.warmup, config.drops) for step in range(5000)]
+    rates = [config.lr * lr_factor(step, 5000, config.warmup, config.drops) for step in range(5000)]
     wanted = [30.0] * 1651 + [3.0] * (3333 - 1651) + [0.3] * (5000 - 3333)
     assert rates == pytest.approx(wanted)
     assert config.total_steps(100) == 5000

@@ -31,7 +31,7 @@ def loader_of(dataset: ImageDataset, seed: int = 1, batch: int = 5, augment: Aug
 
 def batches(loader: Loader, count: int, start: int = 0) -> list[Batch]:
     """The first batches of a stream, each whole."""
-    return [share.cut(1)[0] for share in itertools.islice(loader.stream(start), count)]
+    return [local.split(1)[0] for local in itertools.islice(loader.batches(start), count)]
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -48,19 +48,19 @@ def test_a_foreign_key_is_refused_when_training_as_well(dataset: ImageDataset, t
     keys = [*shard.images.keys[:4], "0123456789abcdef"]
     broken = relabel(shard, tmp_path / "x.parquet", range(5), keys)
     with pytest.raises(DataError, match="row 4 holds key '0123456789abcdef'"):
-        next(loader_of(broken).stream(0))
+        next(loader_of(broken).batches(0))
 
 
 def test_every_image_comes_once_in_an_epoch(dataset: ImageDataset) -> None:
     orders = [dataset.order(3, epoch) for epoch in range(3)]
     assert all(sorted(order.tolist()) == list(range(12)) for order in orders)
     assert not np.array_equal(orders[0], orders[1])
-    keys = [key for batch in itertools.islice(loader_of(dataset, batch=4).stream(0), 3) for key in batch.keys]
+    keys = [key for batch in itertools.islice(loader_of(dataset, batch=4).batches(0), 3) for key in batch.keys]
     assert len(set(keys)) == 12
 
 
 def test_batches_run_on_over_the_end_of_an_epoch(dataset: ImageDataset) -> None:
-    keys = [key for batch in itertools.islice(loader_of(dataset, batch=5).stream(0), 12) for key in batch.keys]
+    keys = [key for batch in itertools.islice(loader_of(dataset, batch=5).batches(0), 12) for key in batch.keys]
     epochs = [tuple(keys[start : start + 12]) for start in range(0, 60, 12)]
     assert [len(set(epoch)) for epoch in epochs] == [12] * 5
     assert len(set(epochs)) == 5, "every epoch has an order of its own"
@@ -139,14 +139,14 @@ def test_a_head_without_any_label_in_the_batch_has_no_target(dataset: ImageDatas
 
 
 def test_an_image_that_cannot_be_read_stops_the_stream(dataset: ImageDataset) -> None:
-    path = Path(dataset.shards[0].images.tar.place)
+    path = Path(dataset.shards[0].images.tar.path)
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(DataError, match=r"s0\.tar: cut short"):
-        list(itertools.islice(loader_of(dataset).stream(0), 3))
+        list(itertools.islice(loader_of(dataset).batches(0), 3))
 
 
 def test_the_time_spent_waiting_is_counted(dataset: ImageDataset) -> None:
     loader = loader_of(dataset)
     assert loader.waited == 0
-    next(loader.stream(0))
+    next(loader.batches(0))
     assert loader.waited > 0

@@ -63,7 +63,7 @@ class Ticks(list[tuple[int, int]]):
 
     keys: list[str]
 
-    def cut(self, pieces: int) -> Sequence[list[tuple[int, int]]]:
+    def split(self, count: int) -> Sequence[list[tuple[int, int]]]:
         return [self]
 
 
@@ -84,7 +84,7 @@ def ticking(sizes: Callable[[int], int], begun: list[tuple[int, int]]) -> Prefet
 @pytest.mark.parametrize("start", [0, 5])
 def test_prefetched_stream_gives_each_step_its_own_samples_in_order(start: int) -> None:
     sizes = {step: 4 if step < 7 else 6 for step in range(30)}
-    steps = ticking(sizes.__getitem__, []).stream(start)
+    steps = ticking(sizes.__getitem__, []).batches(start)
     for step in range(start, 12):
         assert next(steps) == [(step, number) for number in range(sizes[step])]
 
@@ -92,10 +92,10 @@ def test_prefetched_stream_gives_each_step_its_own_samples_in_order(start: int) 
 def test_prefetched_stream_is_a_bounded_number_of_steps_ahead_and_stops_when_closed() -> None:
     begun: list[tuple[int, int]] = []
     stream = ticking(lambda step: 4, begun)
-    steps = stream.stream(0)
+    steps = stream.batches(0)
     for step in range(5):
         next(steps)
         assert max(begun)[0] <= step + STEPS_AHEAD
-    steps.close()  # type: ignore[attr-defined]  # a generator
+    steps.close()
     assert stream.waited > 0
     assert not prefetching_threads()

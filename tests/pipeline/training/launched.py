@@ -13,7 +13,7 @@ from pipeline.models.checkpoint import write_tensors
 from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
-from tests.pipeline.training.tiny_jobs import Pictures, train
+from tests.pipeline.training.tiny_jobs import ConvNet, train
 from tests.processes import stopped_by_signal
 
 
@@ -21,7 +21,7 @@ def main(out: Path, steps: int) -> int:
     """The exit code."""
     runtime = stopped_by_signal(Runtime(Root.of(out), "cpu", "32", 1))
     try:
-        trained = train(out, Pictures(), runtime, steps=steps, batch=5, ema=0.5)
+        trained = train(out, ConvNet(), runtime, steps=steps, batch=5, ema=0.5)
     except Stopped as stopped:
         print(stopped, flush=True)
         return stopped.exit_code

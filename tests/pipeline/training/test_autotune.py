@@ -16,7 +16,8 @@ from torch import nn
 from pipeline.errors import ConfigError
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
-from pipeline.training.autotune import ComputeConfig, autotune, find_device, single_threaded
+from pipeline.training.autotune import ComputeConfig, autotune
+from pipeline.training.device import find_device, single_threaded
 
 Way = tuple[str, bool]
 SLOW_S = 0.006

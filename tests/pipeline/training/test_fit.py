@@ -20,7 +20,7 @@ from pipeline.models.checkpoint import load_state, read_tensors, save_state
 from pipeline.steps.runtime import Runtime
 from pipeline.storage import root
 from pipeline.training.autotune import ComputeConfig
-from pipeline.training.fit import Fitted
+from pipeline.training.fit import FitResult
 from pipeline.training.objective import Objective
 from tests.pipeline.training.tiny_jobs import (
     LOG,
@@ -28,24 +28,24 @@ from tests.pipeline.training.tiny_jobs import (
     STATE,
     STEPS,
     Batch,
-    Layers,
-    Numbered,
-    Pictures,
-    SquareRoot,
+    ConvNet,
+    Linears,
+    NumberedStream,
+    RootMeanSquare,
     assert_same,
+    calling_back,
     log,
     make_batch,
     stopping,
     train,
-    train_and_tell,
+    train_with_result,
     vector,
-    watched,
 )
 
 
 def gradient(out: Path, **fields: Any) -> Tensor:
     """What one step of plain SGD took from the weights, divided by the learning rate."""
-    objective = Layers()
+    objective = Linears()
     before = vector(objective)
     train(out, objective, steps=1, optimizer="sgd", momentum=0, weight_decay=0, lr=0.5, **fields)
     return (before - vector(objective)) / 0.5
@@ -55,21 +55,21 @@ def gradient(out: Path, **fields: Any) -> Tensor:
 
 
 def test_each_step_takes_its_own_rate(tmp_path: Path) -> None:
-    class Slope(Layers):
+    class Slope(Linears):
         """Its biases' gradient is always 1."""
 
         def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             return self.head.bias.sum(), {}
 
     slope, places = Slope(), [Slope().head.bias[0].item()]
-    runtime = watched(lambda step, runtime: places.append(slope.head.bias[0].item()))
+    runtime = calling_back(lambda step, runtime: places.append(slope.head.bias[0].item()))
     train(tmp_path, slope, runtime, optimizer="sgd", momentum=0, lr=0.1, warmup=0.5, clip=None)
     np.testing.assert_allclose(-np.diff(places), [0.025, 0.05, 0.075, 0.1, 0.075, 0.025], rtol=1e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
 def test_a_backbone_at_rate_zero_stays_as_it_was(tmp_path: Path, optimizer: str) -> None:
-    objective, before = Layers(), Layers()
+    objective, before = Linears(), Linears()
     train(tmp_path, objective, optimizer=optimizer, backbone_lr=0)
     assert_same(objective.backbone, before.backbone)
     assert not torch.equal(objective.head.weight, before.head.weight)
@@ -85,7 +85,7 @@ def test_a_step_on_two_pieces_is_a_step_on_the_whole_batch(tmp_path: Path, clip:
 
 
 def test_clipping_shortens_a_long_gradient_and_leaves_a_short_one(tmp_path: Path) -> None:
-    objective = Layers()
+    objective = Linears()
     objective.mean(make_batch(0))[0].backward()
     true = torch.cat([one.grad.flatten() for one in objective.parameters() if one.grad is not None])
     norm = float(true.norm())
@@ -98,7 +98,7 @@ def test_clipping_shortens_a_long_gradient_and_leaves_a_short_one(tmp_path: Path
 
 
 def test_a_step_takes_the_next_batch_and_cuts_it(tmp_path: Path) -> None:
-    class Counted(Layers):
+    class Counted(Linears):
         """Remembers the keys of what it was called on."""
 
         def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -106,12 +106,12 @@ def test_a_step_takes_the_next_batch_and_cuts_it(tmp_path: Path) -> None:
             return super().mean(batch)
 
     seen: list[list[str]] = []
-    stream = Numbered(batch=6)
+    stream = NumberedStream(batch=6)
     with pytest.raises(Stopped):
         train(tmp_path, Counted(), stopping(after=2), stream=stream, batch=6, accumulate=3)
     assert stream.given == [0, 1]
     assert seen == [["0.0", "0.1"], ["0.2", "0.3"], ["1.0", "1.1"], ["1.2", "1.3"], ["2.0", "2.1"], ["2.2", "2.3"]]
-    train(tmp_path, Layers(), stream=stream, batch=6, accumulate=3)
+    train(tmp_path, Linears(), stream=stream, batch=6, accumulate=3)
     assert stream.given == list(range(STEPS))
     assert {line["passes"] for line in log(tmp_path)} == {3}
 
@@ -120,8 +120,8 @@ def test_every_step_is_logged_and_told(tmp_path: Path) -> None:
     told: list[tuple[str, float]] = []
     runtime = Runtime(root.Root.of(tmp_path), progress=lambda name, done, line: told.append((name, done)))
     with torch.no_grad():
-        first = float(Layers().mean(make_batch(0))[0])
-    train(tmp_path, Layers(), runtime)
+        first = float(Linears().mean(make_batch(0))[0])
+    train(tmp_path, Linears(), runtime)
     lines = log(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert lines[0]["loss"] == pytest.approx(first)
@@ -146,9 +146,9 @@ def average(weights: list[np.ndarray[Any, Any]], most: float) -> np.ndarray[Any,
 
 @pytest.mark.parametrize("decay", [0.5, 0.6, 0.999])
 def test_what_is_returned_is_the_moving_average(tmp_path: Path, decay: float) -> None:
-    objective = Layers()
+    objective = Linears()
     raw: list[np.ndarray[Any, Any]] = []
-    runtime = watched(lambda step, runtime: raw.append(vector(objective).double().numpy()))
+    runtime = calling_back(lambda step, runtime: raw.append(vector(objective).double().numpy()))
     trained = train(tmp_path, objective, runtime, ema=decay)
     assert trained is objective
     found = vector(trained).numpy()
@@ -157,7 +157,7 @@ def test_what_is_returned_is_the_moving_average(tmp_path: Path, decay: float) ->
 
 
 def test_the_average_changes_nothing_but_what_is_returned_in_eval_mode(tmp_path: Path) -> None:
-    trained = [train(tmp_path / "without", Pictures().eval()), train(tmp_path / "with", Pictures(), ema=0.9)]
+    trained = [train(tmp_path / "without", ConvNet().eval()), train(tmp_path / "with", ConvNet(), ema=0.9)]
     assert log(tmp_path / "without") == log(tmp_path / "with")
     assert not any(module.training for one in trained for module in one.modules())
 
@@ -179,7 +179,7 @@ def met(number: int) -> Batch:
 
 THIRD = r"3\.0, 3\.1, 3\.2, 3\.3\."
 ILL = pytest.mark.parametrize(
-    ("what", "objective", "make"), [("loss", Pictures, endless), ("gradient", SquareRoot, met)]
+    ("what", "objective", "make"), [("loss", ConvNet, endless), ("gradient", RootMeanSquare, met)]
 )
 
 
@@ -190,7 +190,7 @@ def test_what_is_not_finite_ends_the_fit_and_never_reaches_the_state(
 ) -> None:
     named = rf"^teacher\.t: the {what} is (inf|nan) at step 4\. Images of the batch: {THIRD} A smaller lr"
     with pytest.raises(DataError, match=named):
-        train(tmp_path / "ill", objective(), stream=Numbered(make), checkpoint_s=0, **fields)
+        train(tmp_path / "ill", objective(), stream=NumberedStream(make), checkpoint_s=0, **fields)
     assert load_state(tmp_path / "ill" / STATE)["step"] == 3
     assert all(bool(tensor.isfinite().all()) for tensor in read_tensors(tmp_path / "ill" / STATE)[1].values())
     assert [line["step"] for line in log(tmp_path / "ill")] == [1, 2, 3]
@@ -204,7 +204,7 @@ def test_a_loss_is_that_of_a_piece_and_a_gradient_that_of_all(
 ) -> None:
     keys = THIRD if what == "loss" else r"2\.0, 2\.1, 2\.2, 2\.3, " + THIRD
     with pytest.raises(DataError, match=rf"the {what} is (inf|nan) at step 2\. Images of the batch: {keys}"):
-        train(tmp_path, objective(), stream=Numbered(make, batch=8), batch=8, accumulate=2)
+        train(tmp_path, objective(), stream=NumberedStream(make, batch=8), batch=8, accumulate=2)
 
 
 # Going on
@@ -217,14 +217,14 @@ def test_a_loss_is_that_of_a_piece_and_a_gradient_that_of_all(
 def test_a_stopped_fit_goes_on_as_if_it_had_not_been(
     tmp_path: Path, optimizer: str, ema: float | None, accumulate: int, channels_last: bool
 ) -> None:
-    choice = ComputeConfig("cpu", "32", channels_last, {})
-    fields: dict[str, Any] = {"optimizer": optimizer, "ema": ema, "accumulate": accumulate, "choice": choice}
-    whole = train(tmp_path / "whole", Pictures(), **fields)
+    compute = ComputeConfig("cpu", "32", channels_last, {})
+    fields: dict[str, Any] = {"optimizer": optimizer, "ema": ema, "accumulate": accumulate, "compute": compute}
+    whole = train(tmp_path / "whole", ConvNet(), **fields)
     for seed, after in enumerate((1, 2, 4, STEPS)):  # other weights and random numbers each time it is begun again
         with pytest.raises(Stopped, match=r"Stopped in teacher\.t"):
-            train(tmp_path / "parts", Pictures(seed), stopping(after), **fields)
+            train(tmp_path / "parts", ConvNet(seed), stopping(after), **fields)
         assert load_state(tmp_path / "parts" / STATE)["step"] == after
-    parts = train(tmp_path / "parts", Pictures(99), **fields)
+    parts = train(tmp_path / "parts", ConvNet(99), **fields)
     assert_same(parts, whole)
     assert log(tmp_path / "parts") == log(tmp_path / "whole")
 
@@ -239,7 +239,7 @@ def test_a_stop_that_comes_late_in_a_step_leaves_a_state_too(tmp_path: Path) -> 
             return before
 
     with pytest.raises(Stopped):
-        train(tmp_path, Layers(), dataclasses.replace(QUIET, stop=Late()))
+        train(tmp_path, Linears(), dataclasses.replace(QUIET, stop=Late()))
     assert load_state(tmp_path / STATE)["step"] == len(log(tmp_path))
 
 
@@ -250,20 +250,20 @@ def test_storage_that_does_not_take_a_state_costs_no_training(tmp_path: Path, mo
     told: list[str] = []
     runtime = Runtime(root.Root.of(tmp_path), progress=lambda name, done, line: told.append(line))
     monkeypatch.setattr(Runtime, "keep", refuse)
-    train(tmp_path, Layers(), runtime, checkpoint_s=0)
+    train(tmp_path, Linears(), runtime, checkpoint_s=0)
     assert "its state is on this machine alone: s3://bucket: the storage does not answer" in told
     assert load_state(tmp_path / STATE)["step"] == STEPS
 
 
 def test_a_crash_costs_only_the_steps_since_the_last_state(tmp_path: Path) -> None:
-    whole = train(tmp_path / "whole", Pictures())
+    whole = train(tmp_path / "whole", ConvNet())
     with pytest.raises(Stopped):
-        train(tmp_path / "parts", Pictures(), stopping(after=2))
+        train(tmp_path / "parts", ConvNet(), stopping(after=2))
     five = [make_batch(number) for number in range(5)]
     with pytest.raises(IndexError):
-        train(tmp_path / "parts", Pictures(), stream=Numbered(five.__getitem__))
+        train(tmp_path / "parts", ConvNet(), stream=NumberedStream(five.__getitem__))
     assert len(log(tmp_path / "parts")) == 5
-    assert_same(train(tmp_path / "parts", Pictures(), stream=(stream := Numbered())), whole)
+    assert_same(train(tmp_path / "parts", ConvNet(), stream=(stream := NumberedStream())), whole)
     assert stream.given == [2, 3, 4, 5]
     assert log(tmp_path / "parts") == log(tmp_path / "whole")  # steps 3 to 5 are in it once
 
@@ -274,7 +274,7 @@ class Clock:
     def __init__(self) -> None:
         self.now = 1000.0
 
-    def attempt(self, out: Path, until: int = STEPS + 1) -> Fitted:
+    def attempt(self, out: Path, until: int = STEPS + 1) -> FitResult:
         """Train at ten seconds a step; it is stopped after the step `until`."""
 
         def watch(step: int, runtime: Runtime) -> None:
@@ -282,7 +282,7 @@ class Clock:
             if step == until:
                 runtime.stop.set()
 
-        return train_and_tell(out, Layers(), watched(watch))
+        return train_with_result(out, Linears(), calling_back(watch))
 
 
 @pytest.fixture
@@ -319,24 +319,24 @@ def test_a_state_that_does_not_know_its_seconds_is_gone_on_from(tmp_path: Path, 
 
 @pytest.mark.parametrize("end", ["{", '"loss"', '"losses": {', '"half": ', "}", '"waited_s"', "}\n"])
 def test_a_torn_last_line_of_the_log_is_cut(tmp_path: Path, end: str) -> None:
-    train(tmp_path / "whole", Layers())
+    train(tmp_path / "whole", Linears())
     line = (tmp_path / "whole" / LOG).read_text().splitlines(keepends=True)[3]
     with pytest.raises(Stopped):
-        train(tmp_path / "parts", Layers(), stopping(after=3))
+        train(tmp_path / "parts", Linears(), stopping(after=3))
     with open(tmp_path / "parts" / LOG, "a") as file:
         file.write(line[: line.index(end) + len(end)])
-    train(tmp_path / "parts", Layers())
+    train(tmp_path / "parts", Linears())
     assert log(tmp_path / "parts") == log(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("part", [slice(0), slice(100), slice(-1), slice(2, None)], ids=str)
 def test_a_damaged_state_is_named_and_deleting_it_starts_over(tmp_path: Path, part: slice) -> None:
     with pytest.raises(Stopped):
-        train(tmp_path, Layers(), stopping(after=3))
+        train(tmp_path, Linears(), stopping(after=3))
     path = tmp_path / STATE
     path.write_bytes(path.read_bytes()[part])
     with pytest.raises(DataError, match=r"work/state\.safetensors: .* Delete it to start teacher\.t over\."):
-        train(tmp_path, Layers())
+        train(tmp_path, Linears())
     path.unlink()
-    train(tmp_path, Layers())
+    train(tmp_path, Linears())
     assert [line["step"] for line in log(tmp_path)] == [1, 2, 3, 4, 5, 6]

@@ -10,33 +10,33 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.stream import cut
+from pipeline.data.stream import split_evenly
 from pipeline.errors import ConfigError, OutOfMemory, Stopped
 from pipeline.recipe.base import FitConfig
 from pipeline.steps.runtime import Runtime
-from pipeline.training.fit import Cut
-from pipeline.training.microbatch import FITTED, MicrobatchRunner
+from pipeline.training.fit import MicrobatchLimit
+from pipeline.training.microbatch import LIMIT_FILE, MicrobatchRunner
 from pipeline.training.objective import TrainingJob
 from pipeline.training.process_group import ProcessGroup
 from tests.pipeline.training.tiny_jobs import (
-    PLAIN,
+    CPU_32,
     STEPS,
     Batch,
-    Layers,
-    Numbered,
-    Pictures,
+    ConvNet,
+    Linears,
+    NumberedStream,
     assert_same,
     log,
     stopping,
     train,
-    train_and_tell,
+    train_with_result,
 )
 
 
 @pytest.fixture(autouse=True)
 def unsure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here, the CPU's memory runs out as a GPU's does."""
-    monkeypatch.setattr("pipeline.training.microbatch.SURE", ())
+    monkeypatch.setattr("pipeline.training.microbatch.NEVER_OUT_OF_MEMORY", ())
 
 
 class Full(torch.autograd.Function):
@@ -51,7 +51,7 @@ class Full(torch.autograd.Function):
         raise torch.OutOfMemoryError("no more")
 
 
-class Small(Pictures):
+class Small(ConvNet):
     """A device that holds `room` images at once, from batch `since` of the stream on; counts what was too much."""
 
     def __init__(self, room: int, since: int = 0, backward: bool = False) -> None:
@@ -75,9 +75,9 @@ def test_training_is_that_in_pieces_from_the_first_step_on(
     tmp_path: Path, batch: int, room: int, passes: int, backward: bool
 ) -> None:
     small, whole = Small(room, backward=backward), Small(batch)
-    cuts = train_and_tell(tmp_path / "small", small, batch=batch, ema=0.5).cuts
-    assert cuts == [Cut(1, passes, -(-batch // passes))]
-    assert train_and_tell(tmp_path / "whole", whole, batch=batch, accumulate=passes, ema=0.5).cuts == []
+    cuts = train_with_result(tmp_path / "small", small, batch=batch, ema=0.5).limits
+    assert cuts == [MicrobatchLimit(1, passes, -(-batch // passes))]
+    assert train_with_result(tmp_path / "whole", whole, batch=batch, accumulate=passes, ema=0.5).limits == []
     assert log(tmp_path / "small") == log(tmp_path / "whole")
     assert_same(small, whole)
     assert small.refused <= 3, "what once was too much is not tried again"
@@ -85,7 +85,7 @@ def test_training_is_that_in_pieces_from_the_first_step_on(
 
 def test_what_runs_out_later_is_cut_from_there_on(tmp_path: Path) -> None:
     small = Small(2, since=6)
-    assert train_and_tell(tmp_path, small, batch=8).cuts == [Cut(4, 4, 2)]
+    assert train_with_result(tmp_path, small, batch=8).limits == [MicrobatchLimit(4, 4, 2)]
     assert [line["passes"] for line in log(tmp_path)] == [1, 1, 1, 4, 4, 4]
     assert small.refused == 2
 
@@ -96,17 +96,20 @@ def test_memory_that_shrinks_is_cut_again(tmp_path: Path) -> None:
             self.room = 4 if batch.keys[0] < "6" else 1
             return super().mean(batch)
 
-    assert train_and_tell(tmp_path, Shrinking(4), batch=8).cuts == [Cut(1, 2, 4), Cut(4, 8, 1)]
+    assert train_with_result(tmp_path, Shrinking(4), batch=8).limits == [
+        MicrobatchLimit(1, 2, 4),
+        MicrobatchLimit(4, 8, 1),
+    ]
 
 
 def test_the_gradient_is_that_of_the_whole_batch(tmp_path: Path) -> None:
-    class Tight(Layers):
+    class Tight(Linears):
         def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             if len(batch.keys) > 2:
                 raise torch.OutOfMemoryError("no more")
             return super().mean(batch)
 
-    tight, roomy = train(tmp_path / "tight", Tight(), batch=5), train(tmp_path / "roomy", Layers(), batch=5)
+    tight, roomy = train(tmp_path / "tight", Tight(), batch=5), train(tmp_path / "roomy", Linears(), batch=5)
     for one, other in zip(tight.parameters(), roomy.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
@@ -117,7 +120,7 @@ def test_a_stopped_fit_remembers_how_much_memory_holds(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(tmp_path / "parts", Small(2), stopping(after=3), batch=8)
     small = Small(2)
-    assert train_and_tell(tmp_path / "parts", small, batch=8).cuts == [Cut(1, 4, 2)]
+    assert train_with_result(tmp_path / "parts", small, batch=8).limits == [MicrobatchLimit(1, 4, 2)]
     assert small.refused == 0
     assert log(tmp_path / "parts") == log(tmp_path / "whole")
     assert_same(small, whole)
@@ -137,11 +140,11 @@ def test_a_network_that_does_not_fit_is_an_error_that_says_what_to_set(
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     with pytest.raises(ConfigError, match=r"^teacher\.t: .* the network and what its optimiser keeps\. .* backbone"):
-        train(tmp_path, Layers(), optimizer="adamw")
+        train(tmp_path, Linears(), optimizer="adamw")
 
 
 def test_other_errors_are_not_taken_for_want_of_memory(tmp_path: Path) -> None:
-    class Broken(Layers):
+    class Broken(Linears):
         def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             raise RuntimeError("shapes differ")
 
@@ -151,7 +154,7 @@ def test_other_errors_are_not_taken_for_want_of_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("count", "pieces"), [(8, 3), (5, 5), (7, 1), (32, 5)])
 def test_a_share_is_cut_as_evenly_as_may_be(count: int, pieces: int) -> None:
-    runs = [list(range(count))[run] for run in cut(count, pieces)]
+    runs = [list(range(count))[run] for run in split_evenly(count, pieces)]
     assert [number for run in runs for number in run] == list(range(count))
     assert {len(run) for run in runs} <= {count // pieces, -(-count // pieces)}
 
@@ -166,30 +169,30 @@ class Meeting(Small):
 
 def test_who_cannot_tell_the_others_leaves_word_for_the_next_attempt(tmp_path: Path) -> None:
     """Two processes on CUDA, whose other one would wait inside a pass: it ends with this one."""
-    job = TrainingJob("teacher.t", Meeting(2), Numbered(batch=8), STEPS, tmp_path, FitConfig(batch=8), seed=0)
+    job = TrainingJob("teacher.t", Meeting(2), NumberedStream(batch=8), STEPS, tmp_path, FitConfig(batch=8), seed=0)
     kept: list[Path] = []
     runtime = cast(Runtime, SimpleNamespace(keep=kept.append))
-    passes = MicrobatchRunner(job, PLAIN, cast(ProcessGroup, SimpleNamespace(count=2, rank=1)), runtime)
-    share = next(Numbered(batch=4).stream(0))
-    whole = passes.take(share, 4)
+    passes = MicrobatchRunner(job, CPU_32, cast(ProcessGroup, SimpleNamespace(world_size=2, rank=1)), runtime)
+    share = next(NumberedStream(batch=4).batches(0))
+    whole = passes.load(share, 4)
     with pytest.raises(OutOfMemory, match=r"teacher\.t ran out .* step 8\. .* at most 2 images in a pass"):
-        passes.run(whole, step=7, most=4)
-    assert [path.name for path in kept] == [FITTED], "the next attempt may be on another machine"
+        passes.run(whole, step=7, limit=4)
+    assert [path.name for path in kept] == [LIMIT_FILE], "the next attempt may be on another machine"
     most = passes.saved_limit()
-    passes.take(share, most)
-    assert passes.run(whole, step=7, most=most).most == 2
-    assert train_and_tell(tmp_path, Small(8), batch=8).cuts == [Cut(1, 4, 2)]
+    passes.load(share, most)
+    assert passes.run(whole, step=7, limit=most).limit == 2
+    assert train_with_result(tmp_path, Small(8), batch=8).limits == [MicrobatchLimit(1, 4, 2)]
 
 
 def test_buffers_are_copied_only_where_memory_can_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept, copied = MicrobatchRunner._kept, list[int]()
+    kept, copied = MicrobatchRunner._copy_buffers, list[int]()
 
     def keep(passes: MicrobatchRunner) -> list[tuple[Tensor, Tensor]]:
         copied.append(len(kept(passes)))
         return kept(passes)
 
-    monkeypatch.setattr(MicrobatchRunner, "_kept", keep)
-    unsure = train(tmp_path / "unsure", Pictures())
-    monkeypatch.setattr("pipeline.training.microbatch.SURE", ("cpu",))
-    assert_same(train(tmp_path / "sure", Pictures()), unsure)
+    monkeypatch.setattr(MicrobatchRunner, "_copy_buffers", keep)
+    unsure = train(tmp_path / "unsure", ConvNet())
+    monkeypatch.setattr("pipeline.training.microbatch.NEVER_OUT_OF_MEMORY", ("cpu",))
+    assert_same(train(tmp_path / "sure", ConvNet()), unsure)
     assert copied == [3] * STEPS + [0] * STEPS

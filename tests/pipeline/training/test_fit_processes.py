@@ -27,10 +27,10 @@ from tests.pipeline.training.tiny_jobs import (
     STATE,
     STEPS,
     Batch,
-    Layers,
-    Numbered,
-    Pictures,
-    SquareRoot,
+    ConvNet,
+    Linears,
+    NumberedStream,
+    RootMeanSquare,
     log,
     make_batch,
     stopping,
@@ -45,7 +45,7 @@ def weights(module: nn.Module) -> Weights:
     return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
 
 
-class Other(Pictures):
+class Other(ConvNet):
     """The same from other weights."""
 
     def __init__(self) -> None:
@@ -90,8 +90,8 @@ def assert_close_losses(one: Path, other: Path) -> None:
 def test_several_processes_take_the_steps_of_one(
     together: Together, tmp_path: Path, count: int, fields: dict[str, Any]
 ) -> None:
-    found = together.call(count, trained, tmp_path / "several", Layers, fields)
-    alone = trained(tmp_path / "one", Layers, fields)
+    found = together.call(count, trained, tmp_path / "several", Linears, fields)
+    alone = trained(tmp_path / "one", Linears, fields)
     assert_close(found[0], alone)
     for other in found[1:]:
         assert_same(other, found[0])
@@ -134,7 +134,7 @@ def test_a_head_may_have_labels_in_one_process_alone_or_in_none(together: Togeth
     assert [list(line["losses"]) for line in log(tmp_path / "two")] == [["all", "few"]] * STEPS
 
 
-class Rare(Pictures):
+class Rare(ConvNet):
     """A batch norm that only the last process runs."""
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ def test_running_statistics_are_the_mean_over_the_processes(together: Together, 
     np.testing.assert_allclose(one["norm.running_mean"], second / 2 * 0.1, rtol=1e-5)  # BatchNorm's momentum
 
 
-class Draw(Layers):
+class Draw(Linears):
     """Its loss is a random number."""
 
     def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -173,7 +173,7 @@ def told_and_left(out: Path) -> int:
     """How often this process reported; the first works in `out`, each other would in a folder of its own."""
     told: list[float] = []
     runtime = Runtime(root.Root.of(out), "cpu", "32", 1, progress=lambda name, done, line: told.append(done))
-    train(out if ranks.is_first() else out / str(ranks.rank()), Layers(), runtime, checkpoint_s=0)
+    train(out if ranks.is_first() else out / str(ranks.rank()), Linears(), runtime, checkpoint_s=0)
     return len(told)
 
 
@@ -190,10 +190,10 @@ def test_another_number_of_processes_goes_on_from_the_same_state(
     together: Together, tmp_path: Path, before: int, after: int
 ) -> None:
     fields = {"batch": 5, "ema": 0.5}
-    whole = trained(tmp_path / "whole", Layers, fields)
-    for found in together.call(before, stopped, tmp_path / "parts", Layers, fields, 0):
+    whole = trained(tmp_path / "whole", Linears, fields)
+    for found in together.call(before, stopped, tmp_path / "parts", Linears, fields, 0):
         assert found == 3
-    assert_close(together.call(after, trained, tmp_path / "parts", Layers, fields)[0], whole)
+    assert_close(together.call(after, trained, tmp_path / "parts", Linears, fields)[0], whole)
     assert_close_losses(tmp_path / "parts", tmp_path / "whole")
     assert [line["lr"] for line in log(tmp_path / "parts")] == [line["lr"] for line in log(tmp_path / "whole")]
 
@@ -221,8 +221,8 @@ def stopped(out: Path, objective: type[Objective], fields: dict[str, Any], asked
 
 def test_a_stop_asked_of_one_process_stops_all_and_changes_nothing(together: Together, tmp_path: Path) -> None:
     fields = {"batch": 5, "accumulate": 5, "ema": 0.5}
-    whole = together.call(2, trained, tmp_path / "whole", Pictures, fields)
-    assert together.call(2, stopped, tmp_path / "parts", Pictures, fields, 1) == [2, 2]  # of two passes each
+    whole = together.call(2, trained, tmp_path / "whole", ConvNet, fields)
+    assert together.call(2, stopped, tmp_path / "parts", ConvNet, fields, 1) == [2, 2]  # of two passes each
     for found, expected in zip(together.call(2, trained, tmp_path / "parts", Other, fields), whole, strict=True):
         assert_same(found, expected)
     assert log(tmp_path / "parts") == log(tmp_path / "whole")
@@ -230,7 +230,7 @@ def test_a_stop_asked_of_one_process_stops_all_and_changes_nothing(together: Tog
 
 def train_until_signalled(out: Path) -> None:
     """So many steps that it ends by a signal only."""
-    train(out, Pictures(), stopped_by_signal(Runtime(root.Root.of(out), "cpu", "32", 1)), steps=1_000_000)
+    train(out, ConvNet(), stopped_by_signal(Runtime(root.Root.of(out), "cpu", "32", 1)), steps=1_000_000)
 
 
 def test_sigterm_leaves_one_whole_state(together: Together, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def refused(number: int) -> Batch:
 
 
 def fails(out: Path, objective: type[Objective], make: Any, fields: dict[str, Any]) -> None:
-    train(out, objective(), stream=Numbered(make, fields.get("batch", 4)), checkpoint_s=0, **fields)
+    train(out, objective(), stream=NumberedStream(make, fields.get("batch", 4)), checkpoint_s=0, **fields)
 
 
 def full(out: Path) -> None:
@@ -281,7 +281,7 @@ def full(out: Path) -> None:
         raise DataError("the disk is full")
 
     setattr(state.TrainingState, "save", save)  # noqa: B010 - for this process alone
-    train(out, Layers(), checkpoint_s=0)
+    train(out, Linears(), checkpoint_s=0)
 
 
 def test_what_only_one_process_knows_the_others_know_as_its_end(together: Together, tmp_path: Path) -> None:
@@ -293,15 +293,20 @@ def test_what_only_one_process_knows_the_others_know_as_its_end(together: Togeth
 @pytest.mark.parametrize(
     "case",
     [
-        (Layers, ill, {}, r"the loss is (inf|nan) at step 4\. Images of the batch: 3\.2, 3\.3\. A"),
+        (Linears, ill, {}, r"the loss is (inf|nan) at step 4\. Images of the batch: 3\.2, 3\.3\. A"),
         (
-            Layers,
+            Linears,
             ill,
             {"batch": 8, "accumulate": 4},
             r"the loss is (inf|nan) at step 2\. Images of the batch: 3\.3\. A",
         ),
-        (SquareRoot, met, {}, r"the gradient is (inf|nan) at step 4\. Images of the batch: 3\.0, 3\.1, 3\.2, 3\.3\. A"),
-        (Layers, refused, {}, r"^s0\.tar: cut short$"),
+        (
+            RootMeanSquare,
+            met,
+            {},
+            r"the gradient is (inf|nan) at step 4\. Images of the batch: 3\.0, 3\.1, 3\.2, 3\.3\. A",
+        ),
+        (Linears, refused, {}, r"^s0\.tar: cut short$"),
     ],
     ids=["loss", "accumulated", "gradient", "images"],
 )
@@ -316,16 +321,16 @@ def test_what_ends_one_process_ends_all_with_the_same_words(together: Together, 
 
 def test_a_damaged_state_is_an_error_in_all(together: Together, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
-        train(tmp_path, Layers(), stopping(after=3))
+        train(tmp_path, Linears(), stopping(after=3))
     (tmp_path / STATE).write_bytes(b"{}")
-    one, other = together.call(2, fails, tmp_path, Layers, make_batch, {})
+    one, other = together.call(2, fails, tmp_path, Linears, make_batch, {})
     assert isinstance(one, DataError)
     assert "Delete it to start teacher.t over" in str(one)
     assert str(other) == str(one)
 
 
 def test_a_batch_smaller_than_the_number_of_processes_is_refused(together: Together, tmp_path: Path) -> None:
-    for error in together.call(3, fails, tmp_path, Layers, make_batch, {"batch": 2}):
+    for error in together.call(3, fails, tmp_path, Linears, make_batch, {"batch": 2}):
         assert isinstance(error, ConfigError)
         assert "a batch of 2 images is too small for 3 processes" in str(error)
 
@@ -333,7 +338,7 @@ def test_a_batch_smaller_than_the_number_of_processes_is_refused(together: Toget
 # What memory does not hold
 
 
-class Small(Layers):
+class Small(Linears):
     """A device that from the third step on does not hold two images at once, in the second process alone."""
 
     def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -342,7 +347,7 @@ class Small(Layers):
         return super().mean(batch)
 
 
-class Tight(Layers):
+class Tight(Linears):
     """A device that holds one image at once."""
 
     def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -354,11 +359,11 @@ class Tight(Layers):
 def test_shares_of_two_sizes_are_cut_down_to_single_images(together: Together, tmp_path: Path) -> None:
     one, other = together.call(2, trained, tmp_path / "two", Tight, {"batch": 5})
     assert_same(one, other)
-    assert_close(one, trained(tmp_path / "one", Layers, {"batch": 5}))
+    assert_close(one, trained(tmp_path / "one", Linears, {"batch": 5}))
 
 
 def test_where_memory_runs_out_in_one_process_all_cut_alike(together: Together, tmp_path: Path) -> None:
     one, other = together.call(2, trained, tmp_path / "two", Small, {})
     assert_same(one, other)
-    assert_close(one, trained(tmp_path / "one", Layers, {}))
+    assert_close(one, trained(tmp_path / "one", Linears, {}))
     assert [line["passes"] for line in log(tmp_path / "two")] == [1, 1, 2, 2, 2, 2]

@@ -11,12 +11,12 @@ from pydantic import ValidationError
 
 from flows.plan.stage_steps import settings
 from pipeline.recipe.base import FitConfig
-from pipeline.training.optimizer import build_optimizer, learning_rate, parameter_groups
-from tests.pipeline.training.tiny_jobs import Pictures
+from pipeline.training.optimizer import build_optimizer, lr_factor, parameter_groups
+from tests.pipeline.training.tiny_jobs import ConvNet
 
 
 def test_the_rate_rises_in_a_line_to_its_peak_and_falls_in_a_cosine_to_zero() -> None:
-    rates = [learning_rate(step, 100, 0.2) for step in range(101)]
+    rates = [lr_factor(step, 100, 0.2) for step in range(101)]
     np.testing.assert_allclose(rates[:21], np.arange(1, 22) / 21)
     np.testing.assert_allclose(rates[20:], (1 + np.cos(np.linspace(0, np.pi, 81))) / 2, atol=1e-12)
     assert rates[20] == 1
@@ -25,7 +25,7 @@ def test_the_rate_rises_in_a_line_to_its_peak_and_falls_in_a_cosine_to_zero() ->
 
 def test_every_budget_has_a_whole_cosine_of_its_own() -> None:
     """From 1 at the first step to almost 0 at the last one: a short training is not the beginning of a longer one."""
-    runs = {steps: np.array([learning_rate(step, steps, 0.0) for step in range(steps)]) for steps in (50, 500, 5000)}
+    runs = {steps: np.array([lr_factor(step, steps, 0.0) for step in range(steps)]) for steps in (50, 500, 5000)}
     for rates in runs.values():
         assert rates[0] == 1
         assert (np.diff(rates) < 0).all()
@@ -36,13 +36,13 @@ def test_every_budget_has_a_whole_cosine_of_its_own() -> None:
 
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 0.99), (2, 0.5), (7, 0), (7, 0.99)])
 def test_every_step_has_a_rate_above_zero_and_one_has_the_whole(steps: int, warmup: float) -> None:
-    rates = [learning_rate(step, steps, warmup) for step in range(steps)]
+    rates = [lr_factor(step, steps, warmup) for step in range(steps)]
     assert min(rates) > 0
     assert max(rates) == 1
 
 
 def test_only_matrices_decay_and_only_the_backbone_has_its_own_rate() -> None:
-    module = Pictures()
+    module = ConvNet()
     module.head[2].bias.requires_grad_(False)
     groups = parameter_groups(module, FitConfig(lr=2, backbone_lr=0.25, weight_decay=0.3))
     names = {parameter: name for name, parameter in module.named_parameters()}
@@ -59,7 +59,7 @@ def test_only_matrices_decay_and_only_the_backbone_has_its_own_rate() -> None:
 @pytest.mark.parametrize("decay", [0.0, 0.01])
 def test_lars_is_the_papers(decay: float) -> None:
     """Two steps in double precision: matrices by w and g, with or without decay; biases and norms as by SGD."""
-    module = Pictures().double()
+    module = ConvNet().double()
     config = FitConfig(optimizer="lars", lr=0.5, backbone_lr=0.25, momentum=0.9, weight_decay=decay)
     optimizer = build_optimizer(module, config)
     expected = {name: one.detach().numpy().copy() for name, one in module.named_parameters()}
@@ -79,12 +79,12 @@ def test_lars_is_the_papers(decay: float) -> None:
 
 
 def test_with_drops_the_rate_is_constant_but_for_a_tenth_from_each_of_them_on() -> None:
-    rates = [learning_rate(step, 12, 0.0, (1 / 3, 0.75)) for step in range(12)]
+    rates = [lr_factor(step, 12, 0.0, (1 / 3, 0.75)) for step in range(12)]
     assert rates == pytest.approx([1.0] * 4 + [0.1] * 5 + [0.01] * 3)
 
 
 def test_a_warmup_comes_before_drops() -> None:
-    rates = [learning_rate(step, 10, 0.3, (0.5,)) for step in range(10)]
+    rates = [lr_factor(step, 10, 0.3, (0.5,)) for step in range(10)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, *[0.1] * 5])
 
 
@@ -97,7 +97,7 @@ def test_drops_lie_inside_a_training(drops: tuple[float, ...]) -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_momentum_looks_ahead_where_it_is_told_to(optimizer: Literal["sgd", "lars"], nesterov: bool) -> None:
-    built = build_optimizer(Pictures(), FitConfig(optimizer=optimizer, nesterov=nesterov, momentum=0.8))
+    built = build_optimizer(ConvNet(), FitConfig(optimizer=optimizer, nesterov=nesterov, momentum=0.8))
     assert {group["nesterov"] for group in built.param_groups} == {nesterov}
     assert {group["momentum"] for group in built.param_groups} == {0.8}
 

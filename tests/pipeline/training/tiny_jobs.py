@@ -1,4 +1,4 @@
-"""What the tests of the training loop train: tiny objectives on batches of numbers, by the loop itself."""
+"""Tiny objectives on batches of numbers, and a `train` that fits them with the real loop, for tests."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import dataclasses
 import itertools
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.stream import cut
+from pipeline.data.stream import split_evenly
 from pipeline.recipe.base import FitConfig
 from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
 from pipeline.storage import root
 from pipeline.training.autotune import ComputeConfig
-from pipeline.training.fit import Fitted, fit
+from pipeline.training.fit import FitResult, fit
 from pipeline.training.objective import Objective, TrainingJob
 from pipeline.training.process_group import ProcessGroup
 
 STEPS = 6
-PLAIN = ComputeConfig("cpu", "32", False, {})
+CPU_32 = ComputeConfig("cpu", "32", False, {})
 LOG, STATE = "log/train.jsonl", "work/state.safetensors"
 
 
@@ -43,53 +43,53 @@ def make_batch(number: int) -> Batch:
     return Batch(images, targets, [f"{number}.{index}" for index in range(4)])
 
 
-def together(batches: Sequence[Batch]) -> Batch:
-    images, targets = (torch.cat([getattr(one, name) for one in batches]) for name in ("images", "targets"))
-    return Batch(images, targets, [key for one in batches for key in one.keys])
+def concat(batches: Sequence[Batch]) -> Batch:
+    images, targets = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "targets"))
+    return Batch(images, targets, [key for batch in batches for key in batch.keys])
 
 
-def some(batch: Batch, run: slice) -> Batch:
+def slice_batch(batch: Batch, run: slice) -> Batch:
     return Batch(batch.images[run], batch.targets[run], batch.keys[run])
 
 
-class Share(Batch):
-    """Images that can be cut into batches."""
+class LocalPart(Batch):
+    """Images of one process that can be split into microbatches."""
 
-    def cut(self, pieces: int) -> list[Batch]:
-        return [some(self, run) for run in cut(len(self.keys), pieces)]
+    def split(self, count: int) -> list[Batch]:
+        return [slice_batch(self, run) for run in split_evenly(len(self.keys), count)]
 
 
-class Numbered:
-    """This process's shares of batches of any size, made from batches of four; and the steps they were asked for."""
+class NumberedStream:
+    """This process's part of batches of any size, made from batches of four; `given` are the steps it was asked for."""
 
     def __init__(self, make: Callable[[int], Batch] = make_batch, batch: int = 4) -> None:
         self.make, self.batch, self.waited = make, batch, 0.0
         self.given: list[int] = []
 
-    def stream(self, start: int) -> Iterator[Share]:
+    def batches(self, start: int) -> Generator[LocalPart]:
         for step in itertools.count(start):
             self.given.append(step)
             positions = [step * self.batch + slot for slot in ranks.share(self.batch)]
-            images = [some(self.make(place // 4), slice(place % 4, place % 4 + 1)) for place in positions]
-            yield Share(**vars(together(images)))
+            images = [slice_batch(self.make(place // 4), slice(place % 4, place % 4 + 1)) for place in positions]
+            yield LocalPart(**vars(concat(images)))
 
 
-class OfImages(Objective):
-    """What is to be minimised is a mean over the images."""
+class ImageMean(Objective):
+    """An objective whose loss is a mean over the images."""
 
     def amounts(self, batch: Batch) -> dict[str, float]:
         return {"images": len(batch.keys)}
 
     @abstractmethod
     def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Over the images of a batch, with its parts."""
+        """Return the mean over the images of a batch, with its terms."""
 
     def forward(self, batch: Batch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, parts = self.mean(batch)
-        return shares["images"] * loss, {name: shares["images"] * part for name, part in parts.items()}
+        loss, terms = self.mean(batch)
+        return shares["images"] * loss, {name: shares["images"] * term for name, term in terms.items()}
 
 
-class Layers(OfImages):
+class Linears(ImageMean):
     """Two linear layers and their mean squared error."""
 
     def __init__(self) -> None:
@@ -103,8 +103,8 @@ class Layers(OfImages):
         return loss, {"error": loss.detach(), "half": loss.detach() / 2}
 
 
-class Pictures(OfImages):
-    """What makes going on hard: a kernel with a memory layout, running statistics, and random numbers in each step."""
+class ConvNet(ImageMean):
+    """What makes resuming hard: a kernel with a memory layout, running statistics, and random numbers in each step."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Pictures(OfImages):
         return loss, {"error": loss.detach()}
 
 
-class SquareRoot(OfImages):
+class RootMeanSquare(ImageMean):
     """The root of the mean squared error: where that is zero, the loss has a value but no gradient."""
 
     def __init__(self) -> None:
@@ -129,52 +129,53 @@ class SquareRoot(OfImages):
         return (self.head(batch.images.flatten(1)) - batch.targets).square().mean().sqrt(), {}
 
 
-def watched(watch: Callable[[int, Runtime], None]) -> Runtime:
-    """A runtime that calls back after each of `STEPS` steps, with its number."""
+def calling_back(callback: Callable[[int, Runtime], None]) -> Runtime:
+    """Return a runtime that calls back after each of `STEPS` steps, with its number."""
     here = root.Root.of(".")
-    runtime = Runtime(here, "cpu", "32", 1, progress=lambda _, done, __: watch(round(done * STEPS), runtime))
+    runtime = Runtime(here, "cpu", "32", 1, progress=lambda _, done, __: callback(round(done * STEPS), runtime))
     return runtime
 
 
 def stopping(after: int) -> Runtime:
-    """A runtime that is asked to stop after a step."""
-    return watched(lambda step, runtime: runtime.stop.set() if step == after else None)
+    """Return a runtime that is asked to stop after a step."""
+    return calling_back(lambda step, runtime: runtime.stop.set() if step == after else None)
 
 
-QUIET = watched(lambda step, runtime: None)
+QUIET = calling_back(lambda step, runtime: None)
 
 
 def train(
-    out: Path, model: Objective, runtime: Runtime = QUIET, choice: ComputeConfig = PLAIN, **fields: Any
+    out: Path, model: Objective, runtime: Runtime = QUIET, compute: ComputeConfig = CPU_32, **fields: Any
 ) -> nn.Module:
-    """Fit `model`; `fields` are the configuration's, and `stream` and `seed` may be among them."""
-    train_and_tell(out, model, runtime, choice, **fields)
+    """Fit `model` and return it; `fields` are the configuration's, and `stream` and `seed` may be among them."""
+    train_with_result(out, model, runtime, compute, **fields)
     return model
 
 
-def train_and_tell(
-    out: Path, model: Objective, runtime: Runtime = QUIET, choice: ComputeConfig = PLAIN, **fields: Any
-) -> Fitted:
-    """The same; returns how it went."""
+def train_with_result(
+    out: Path, model: Objective, runtime: Runtime = QUIET, compute: ComputeConfig = CPU_32, **fields: Any
+) -> FitResult:
+    """Fit `model` as `train` does, and return the result."""
     given = {"steps": STEPS, "batch": 4, "lr": 0.05, "warmup": 0.3, **fields}
     runtime = dataclasses.replace(runtime, checkpoint_s=given.pop("checkpoint_s", 1e9))
-    stream, seed = given.pop("stream", None) or Numbered(batch=given["batch"]), given.pop("seed", 0)
+    stream, seed = given.pop("stream", None) or NumberedStream(batch=given["batch"]), given.pop("seed", 0)
     config = FitConfig.model_validate(given)
-    with ProcessGroup(choice.device) as group:
-        return fit(TrainingJob("teacher.t", model, stream, given["steps"], out, config, seed), choice, group, runtime)
+    with ProcessGroup(compute.device) as group:
+        return fit(TrainingJob("teacher.t", model, stream, given["steps"], out, config, seed), compute, group, runtime)
 
 
 def log(out: Path) -> list[dict[str, Any]]:
-    """The lines of the log, without what depends on the clock."""
+    """Return the lines of the log, without what depends on the clock."""
     lines = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
     return [{key: line[key] for key in line if key not in ("images_per_s", "waited_s")} for line in lines]
 
 
 def assert_same(one: nn.Module, other: nn.Module) -> None:
-    """Bit for bit, running statistics included."""
+    """Assert that both have the same state bit for bit, running statistics included."""
     others = other.state_dict()
     assert [name for name, tensor in one.state_dict().items() if not torch.equal(tensor, others[name])] == []
 
 
 def vector(module: nn.Module) -> Tensor:
+    """Return all parameters as one vector."""
     return nn.utils.parameters_to_vector(module.parameters()).detach().clone()

@@ -1,4 +1,4 @@
-"""Labelled images beside the unlabelled ones: how they are drawn, which are used, and until when."""
+"""Labelled images of a stage: how they are drawn, which of them are used, and until when."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from pipeline.data.dataset import ImageDataset
 from pipeline.data.sampling import random_order
 from pipeline.errors import ConfigError
 from pipeline.recipe.stage import LabelledConfig
-from pipeline.steps.artifact import Artifact, Inputs, Step
+from pipeline.steps.artifact import Artifact, Inputs
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
 from selfsup.stages import step as stage_step
 from selfsup.stages.labelled_sampler import ImageClasses, class_sampler
 from selfsup.stages.objective import RANK, SPREAD
-from selfsup.stages.stream import Drawn, ViewShare, ViewStream
+from selfsup.stages.stream import ImageViews, LocalViews, ViewStream
 from tests.ingest.photos import picture
-from tests.selfsup.rooms import SEED, TWO, Room, log
+from tests.selfsup.sandbox import SEED, TWO, StageSandbox, log
+from tests.steps import make_step
 
 UNKNOWN = -1
 
@@ -45,61 +46,61 @@ def known(of: NDArray[np.int64], names: Sequence[str] = NAMES) -> ImageClasses:
 
 
 @pytest.mark.parametrize("classes", [2, 5, 10])
-def test_each_pass_has_every_class_once_in_an_order_of_its_own(classes: int) -> None:
+def test_class_sampler_draws_every_class_once_a_pass(classes: int) -> None:
     steps, orders = 10 // classes, []
     for seed in range(3):
         sampler = class_sampler(LabelledConfig(classes=classes, images=3), known(labels()), seed)
         for first in range(0, 4 * steps, steps):
-            order = [label for number in range(first, first + steps) for _, label in sampler.step(number)[:classes]]
+            order = [label for number in range(first, first + steps) for _, label in sampler.draw(number)[:classes]]
             assert sorted(order) == list(range(10))
             orders.append(tuple(order))
     assert len(set(orders)) == len(orders) == 12
 
 
 @pytest.mark.parametrize("classes", [2, 5, 10])
-def test_a_step_has_so_many_images_of_its_classes_and_the_classes_are_in_turn(classes: int) -> None:
+def test_class_sampler_draws_images_with_classes_interleaved(classes: int) -> None:
     sampler = class_sampler(LabelledConfig(classes=classes, images=3), known(labels()), seed=0)
     for number in range(20):
-        drawn = sampler.step(number)
+        drawn = sampler.draw(number)
         images, order = [index for index, _ in drawn], [label for _, label in drawn]
         assert len(set(order[:classes])) == classes
         for place in range(classes):
             assert order[place::classes] == [order[place]] * 3
             assert len(set(images[place::classes])) == 3
             assert {labels()[index] for index in images[place::classes]} == {order[place]}
-        assert sampler.step(number) == drawn
+        assert sampler.draw(number) == drawn
 
 
-def test_every_labelled_image_has_its_turn() -> None:
+def test_class_sampler_draws_every_labelled_image() -> None:
     sampler = class_sampler(LabelledConfig(classes=5, images=3), known(labels()), seed=0)
-    assert {index for number in range(50) for index, _ in sampler.step(number)} == set(range(80))
+    assert {index for number in range(50) for index, _ in sampler.draw(number)} == set(range(80))
 
 
-def test_what_is_drawn_does_not_depend_on_where_the_images_lie() -> None:
-    """The same images in other shards have other positions."""
+def test_class_sampler_ignores_positions_of_images() -> None:
+    """In other shards the same images have other positions."""
     one = known(labels())
     order = np.random.default_rng(0).permutation(len(one.keys))
-    other = ImageClasses([one.keys[place] for place in order], NAMES, one.of[order])
+    other = ImageClasses([one.keys[place] for place in order], NAMES, one.numbers[order])
     config = LabelledConfig(classes=5, images=3, per_class=6)
     drawn = [
-        [[each.keys[index] for index, _ in class_sampler(config, each, 4).step(number)] for number in range(6)]
+        [[each.keys[index] for index, _ in class_sampler(config, each, 4).draw(number)] for number in range(6)]
         for each in (one, other)
     ]
     assert drawn[0] == drawn[1]
 
 
-def test_few_labels_are_a_part_of_more_and_no_other_is_read() -> None:
+def test_class_sampler_per_class_is_a_subset_of_larger_per_class() -> None:
     few, more = (
         class_sampler(LabelledConfig(per_class=number, images=2), known(labels()), seed=1) for number in (2, 6)
     )
     used = [{int(index) for members in each.members for index in members} for each in (few, more)]
     assert len(used[0]) == 20
     assert used[0] < used[1]
-    drawn = {index for number in range(50) for index, _ in few.step(number)}
+    drawn = {index for number in range(50) for index, _ in few.draw(number)}
     assert drawn <= used[0]
 
 
-def test_labels_that_are_not_there_are_counted() -> None:
+def test_class_sampler_refuses_missing_labels() -> None:
     rare = np.append(labels(), 10)
     with pytest.raises(ConfigError, match=r"of 81 images 1 are labelled as 'k', and 4 of each class"):
         class_sampler(LabelledConfig(), known(rare, (*NAMES, "k")), seed=0)
@@ -109,8 +110,8 @@ def test_labels_that_are_not_there_are_counted() -> None:
         class_sampler(LabelledConfig(classes=20), known(labels()), seed=0)
 
 
-def test_labels_beside_change_what_is_learned_until_they_are_switched_off(room: Room) -> None:
-    lines = log(room.run(labels={**TWO, "until": 0.5}, data=["kinds"]))
+def test_run_stage_logs_suncet_until_labels_end(sandbox: StageSandbox) -> None:
+    lines = log(sandbox.run(labels={**TWO, "until": 0.5}, data=["kinds"]))
     assert ["suncet" in line["losses"] for line in lines] == [True, True, False, False]
     assert {SPREAD, RANK} <= lines[0]["losses"].keys()
 
@@ -120,7 +121,7 @@ Read = Callable[..., Artifact]
 
 @pytest.fixture
 def read(tmp_path: Path) -> Read:
-    """Reads a set of pictures: (the class of each, 0, 1 or UNKNOWN; the number of the first) -> its artifact."""
+    """Ingests a set of pictures: (class of each, 0, 1 or UNKNOWN; number of the first) -> its artifact."""
 
     def cell(number: int) -> bytes:
         picture(number, 40, 40).save(file := io.BytesIO(), "PNG")
@@ -132,24 +133,26 @@ def read(tmp_path: Path) -> Read:
         table = pa.table({"image": [cell(first + place) for place in range(len(classes))], "label": classes})
         pq.write_table(table.replace_schema_metadata({"classes": '["a", "b"]'}), path)
         source = {"kind": "parquet", "path": str(path)}
-        step = Step("data.told", "ingest.ingest:ingest", {"name": "told", "source": source, "shard_images": 4})
+        step = make_step(
+            "data.pictures", "ingest.ingest:ingest", {"name": "pictures", "source": source, "shard_images": 4}
+        )
         root = Root.of(path.parent / "root")
         return Workspace(root).make(step, Inputs({}, Runtime(root, "cpu", "32", 1)))
 
     return make
 
 
-def test_labels_beyond_the_allowed_ones_change_nothing(room: Room, read: Read) -> None:
-    """Whether they are unknown or wrong; but if two of the allowed ones are exchanged, the losses are others."""
+def test_run_stage_ignores_labels_beyond_per_class(sandbox: StageSandbox, read: Read) -> None:
+    """They may be unknown or wrong; but if two of the used ones are exchanged, the losses change."""
 
     def learned(classes: Sequence[int]) -> tuple[list[float], str]:
-        room.sets["data.told"] = read(classes)
-        made = room.run(data=["told"], labels={**TWO, "per_class": 2})
+        sandbox.sets["data.pictures"] = read(classes)
+        made = sandbox.run(data=["pictures"], labels={**TWO, "per_class": 2})
         return [line["loss"] for line in log(made)], made.digest
 
     true = [number % 2 for number in range(12)]
     wanted = learned(true)
-    order = random_order(room.images(data=["told"]).keys(), SEED).tolist()
+    order = random_order(sandbox.images(data=["pictures"]).keys(), SEED).tolist()
     allowed = [number for each in (0, 1) for number in [one for one in order if true[one] == each][:2]]
     after = order[max(order.index(number) for number in allowed) + 1 :]
     assert len(after) > 2
@@ -160,8 +163,8 @@ def test_labels_beyond_the_allowed_ones_change_nothing(room: Room, read: Read) -
     assert losses != wanted[0]
 
 
-def stream_of(room: Room, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> ViewStream:
-    """What a stage of these settings would be trained on."""
+def stream_of(sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> ViewStream:
+    """Return the stream that a stage of these settings would train on."""
     kept: list[ViewStream] = []
 
     def train(named: Any, method: Any, given: ViewStream, *_: Any) -> dict[str, Any]:
@@ -169,17 +172,19 @@ def stream_of(room: Room, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> V
         return {}
 
     monkeypatch.setattr(stage_step, "train", train)
-    room.run(**settings)
+    sandbox.run(**settings)
     return kept[0]
 
 
-def shown(stream: ViewStream, step: int) -> list[Drawn]:
+def shown(stream: ViewStream, step: int) -> list[ImageViews]:
     return [draw() for draw in stream.tasks(step)]
 
 
-def test_labelled_images_are_among_the_unlabelled_ones_too(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven steps are a pass over all 14: two of them in each, beside four labelled ones."""
-    stream = stream_of(room, monkeypatch, data=["kinds"], steps=7, labels={**TWO, "per_class": 2})
+def test_view_stream_shows_labelled_images_as_unlabelled_too(
+    sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven steps are a pass over all 14 images: two in each, beside four labelled ones."""
+    stream = stream_of(sandbox, monkeypatch, data=["kinds"], steps=7, labels={**TWO, "per_class": 2})
     seen = [each for step in range(7) for each in shown(stream, step)]
     plain = [each.key for each in seen if each.label is None]
     labelled = {each.key for each in seen if each.label is not None}
@@ -187,11 +192,13 @@ def test_labelled_images_are_among_the_unlabelled_ones_too(room: Room, monkeypat
     assert len(plain) == 14
     assert len(labelled) == 4
     assert labelled < set(plain)
-    assert not labelled & held_out_keys(IngestedSet(room.sets["data.kinds"]))
+    assert not labelled & held_out_keys(IngestedSet(sandbox.sets["data.kinds"]))
 
 
-def test_no_labelled_image_is_loaded_once_they_are_switched_off(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = stream_of(room, monkeypatch, data=["kinds"], steps=8, labels={**TWO, "until": 0.5})
+def test_view_stream_loads_no_labelled_image_after_labels_end(
+    sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = stream_of(sandbox, monkeypatch, data=["kinds"], steps=8, labels={**TWO, "until": 0.5})
     read, really_read = list[int](), ImageDataset.read
 
     def noting(dataset: ImageDataset, index: int) -> tuple[str, bytes]:
@@ -207,18 +214,18 @@ def test_no_labelled_image_is_loaded_once_they_are_switched_off(room: Room, monk
         assert sum(len(each.views) for each in found) == 8
 
 
-def test_a_plain_method_sees_no_label_and_no_image_that_is_held_out(
-    room: Room, read: Read, monkeypatch: pytest.MonkeyPatch
+def test_view_stream_without_labels_shows_no_label_and_no_held_out_image(
+    sandbox: StageSandbox, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of twelve labelled images, of which two are held out in another set; all others are seen in four steps."""
-    room.sets["data.told"] = read([0, 1] * 6, first=0)
-    held_out = held_out_keys(IngestedSet(room.sets["data.kinds"]))
-    stream = stream_of(room, monkeypatch, data=["told"])
+    """Of twelve labelled images two are held out in another set; the others are seen in four steps."""
+    sandbox.sets["data.pictures"] = read([0, 1] * 6, first=0)
+    held_out = held_out_keys(IngestedSet(sandbox.sets["data.kinds"]))
+    stream = stream_of(sandbox, monkeypatch, data=["pictures"])
     seen = [each for step in range(4) for each in shown(stream, step)]
     keys = {each.key for each in seen}
-    there = {key for shard in IngestedSet(room.sets["data.told"]).images("train").shards for key in shard.keys}
-    assert (len(there), len(there & held_out)) == (12, 2)
-    assert keys == there - held_out
+    in_set = {key for shard in IngestedSet(sandbox.sets["data.pictures"]).images("train").shards for key in shard.keys}
+    assert (len(in_set), len(in_set & held_out)) == (12, 2)
+    assert keys == in_set - held_out
     assert {each.label for each in seen} == {None}
-    [batch] = ViewShare(seen, 0, 0).cut(1)
+    [batch] = LocalViews(seen, 0, 0).split(1)
     assert (batch.labelled, batch.classes) == (None, None)

@@ -1,4 +1,4 @@
-"""A stage as a step of a run: what it starts from, which images it sees, how it goes on, and what it leaves."""
+"""A stage as a step of a run: its initial backbone, its images, how it resumes, and its artifact."""
 
 from __future__ import annotations
 
@@ -21,81 +21,83 @@ from pipeline.models.features import features_of
 from pipeline.models.initial import InitialBackbone, of_artifact
 from pipeline.steps.artifact import Artifact
 from pipeline.storage.root import Root
-from pipeline.training.fit import Fitted, fit
+from pipeline.training.fit import FitResult, fit
 from pipeline.training.objective import TrainingJob
 from selfsup.deepclusterv2 import DeepCluster
 from selfsup.stages import stream, training
 from selfsup.stages.collapse import effective_rank, is_collapsed, spread
-from selfsup.stages.initial import measured
+from selfsup.stages.initial import image_statistics
 from selfsup.stages.objective import StageObjective
 from selfsup.stages.stream import ViewBatch
 from tests.disk import folder_of
-from tests.selfsup.rooms import SMALL, TWO, Room, log, weights
+from tests.selfsup.sandbox import SMALL, TWO, StageSandbox, log, weights
 
 
-def test_what_it_leaves_is_loaded_by_timm_and_is_the_start_of_the_next(room: Room) -> None:
-    first = room.run()
+def test_run_stage_backbone_loads_in_timm_and_starts_next_stage(sandbox: StageSandbox) -> None:
+    first = sandbox.run()
     model = timm.create_model(
         "test_resnet", num_classes=0, checkpoint_path=str(folder_of(first) / "backbone.safetensors")
     )
     assert all(torch.equal(one, weights(first)[name]) for name, one in model.state_dict().items())
-    begun = of_artifact(first)
-    assert (begun.name, begun.size) == ("test_resnet", 32)
-    assert len(begun.statistics[0]) == 3
-    second = room.run(first, name="second", method="mocov2", start="garments")
+    start = of_artifact(first)
+    assert (start.name, start.size) == ("test_resnet", 32)
+    assert len(start.statistics[0]) == 3
+    second = sandbox.run(first, name="second", method="mocov2", start="garments")
     assert any(not torch.equal(one, weights(first)[name]) for name, one in weights(second).items())
     assert second.counts["family"] == "contrastive"
     assert second.counts["features"]["before"].keys() == {"spread", "rank"}
     assert second.counts["features"]["collapsed"] is False
 
 
-def test_a_backbone_is_handed_over_as_it_is_and_gets_a_fresh_head(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, seen = room.run(), []
+def test_run_stage_keeps_initial_backbone_and_makes_fresh_heads(
+    sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, seen = sandbox.run(), []
 
-    def look(job: Any, *_: Any) -> Fitted:
+    def record(job: Any, *_: Any) -> FitResult:
         seen.append({name: one.clone() for name, one in job.objective.method.state_dict().items()})
-        return Fitted([], 0.0, 0.0)
+        return FitResult([], 0.0, 0.0)
 
-    monkeypatch.setattr(training, "fit", look)
-    untrained = room.run(first, name="second", method="mocov2", start="garments")
+    monkeypatch.setattr(training, "fit", record)
+    untrained = sandbox.run(first, name="second", method="mocov2", start="garments")
     for name, one in weights(first).items():
         assert torch.equal(seen[0][f"backbone.model.{name}"], one)
-        assert torch.equal(seen[0][f"keys.network.0.model.{name}"], one), "the keys' network is a copy"
-        assert torch.equal(weights(untrained)[name], one), "no step at all is the base itself"
-    room.run(first, name="third", method="mocov2", start="garments")
-    assert not torch.equal(seen[0]["head.0.weight"], seen[1]["head.0.weight"]), "each stage has a head of its own"
+        assert torch.equal(seen[0][f"key_encoder.network.0.model.{name}"], one), "the key encoder is a copy"
+        assert torch.equal(weights(untrained)[name], one), "without any step, the backbone is the initial one"
+    sandbox.run(first, name="third", method="mocov2", start="garments")
+    assert not torch.equal(seen[0]["head.0.weight"], seen[1]["head.0.weight"]), "each stage has a fresh head"
     torch.testing.assert_close(seen[0]["queue"].norm(dim=1), torch.ones(len(seen[0]["queue"])))
 
 
-def test_before_its_first_step_a_stage_has_the_features_of_what_it_starts_from(
-    room: Room, monkeypatch: pytest.MonkeyPatch
+def test_run_stage_starts_with_the_features_of_the_initial_backbone(
+    sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On images that it never saw; where it measures its own images anew, only their normalisation is another."""
-    elsewhere, first = room.images(data=["pool"]), room.run()
-    monkeypatch.setattr(training, "fit", lambda *_: Fitted([], 0.0, 0.0))
+    """On images that it never saw; with statistics of its own images, only their normalisation differs."""
+    elsewhere, first = sandbox.images(data=["pool"]), sandbox.run()
+    monkeypatch.setattr(training, "fit", lambda *_: FitResult([], 0.0, 0.0))
     same, fresh = (
-        of_artifact(room.run(first, name="second", start="garments", data=["kinds"], statistics=kept))
+        of_artifact(sandbox.run(first, name="second", start="garments", data=["kinds"], statistics=kept))
         for kept in ("backbone", "data")
     )
 
-    def features(start: InitialBackbone) -> torch.Tensor:
-        return features_of(start.encoder(), elsewhere, range(len(elsewhere)), room.runtime)
+    def features(backbone: InitialBackbone) -> torch.Tensor:
+        return features_of(backbone.encoder(), elsewhere, range(len(elsewhere)), sandbox.runtime)
 
-    begun = of_artifact(first)
-    assert not {*elsewhere.keys()} & {*room.images().keys(), *room.images(data=["kinds"]).keys()}
-    assert torch.equal(features(same), features(begun))
-    assert not torch.allclose(features(fresh), features(begun), rtol=0.01)
-    assert torch.equal(features(dataclasses.replace(fresh, statistics=begun.statistics)), features(begun))
-    torch.testing.assert_close(fresh.statistics, measured(room.images(data=["kinds"])))
+    start = of_artifact(first)
+    assert not {*elsewhere.keys()} & {*sandbox.images().keys(), *sandbox.images(data=["kinds"]).keys()}
+    assert torch.equal(features(same), features(start))
+    assert not torch.allclose(features(fresh), features(start), rtol=0.01)
+    assert torch.equal(features(dataclasses.replace(fresh, statistics=start.statistics)), features(start))
+    torch.testing.assert_close(fresh.statistics, image_statistics(sandbox.images(data=["kinds"])))
 
 
-def test_with_norms_alone_every_norm_and_the_head_are_trained_and_no_other_weight(
-    room: Room, monkeypatch: pytest.MonkeyPatch
+def test_run_stage_trainable_norm_trains_norms_and_head_only(
+    sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """HPT-BN, by the loop itself: the others stay bit for bit."""
-    first, heads = room.run(), list[dict[str, torch.Tensor]]()
+    """HPT-BN, in the training loop itself: other weights stay the same bit for bit."""
+    first, heads = sandbox.run(), list[dict[str, torch.Tensor]]()
 
-    def noting(job: TrainingJob, *given: Any) -> Fitted:
+    def noting(job: TrainingJob, *given: Any) -> FitResult:
         head = job.objective.get_submodule("method.head")
         heads.append({name: one.clone() for name, one in head.state_dict().items()})
         fitted = fit(job, *given)
@@ -103,7 +105,7 @@ def test_with_norms_alone_every_norm_and_the_head_are_trained_and_no_other_weigh
         return fitted
 
     monkeypatch.setattr(training, "fit", noting)
-    second = room.run(first, name="second", method="mocov2", start="garments", trainable="norm")
+    second = sandbox.run(first, name="second", method="mocov2", start="garments", trainable="norm")
     changed = {name for name, one in weights(second).items() if not torch.equal(one, weights(first)[name])}
     parts = of_artifact(first).encoder().model.named_modules()
     norms = {name for name, part in parts if isinstance(part, torch.nn.BatchNorm2d)}
@@ -113,24 +115,24 @@ def test_with_norms_alone_every_norm_and_the_head_are_trained_and_no_other_weigh
     assert [name for name, one in heads[1].items() if torch.equal(one, heads[0][name])] == []
 
 
-def test_no_image_that_is_measured_on_is_seen(room: Room) -> None:
-    without = {key for made in room.sets.values() for key in held_out_keys(IngestedSet(made))}
+def test_load_images_leaves_out_held_out_images_and_labels(sandbox: StageSandbox) -> None:
+    without = {key for made in sandbox.sets.values() for key in held_out_keys(IngestedSet(made))}
     assert without
-    dataset = room.images(data=["truth", "pool"])
+    dataset = sandbox.images(data=["truth", "pool"])
     seen = {dataset.read(index)[0] for index in range(len(dataset))}
     assert not seen & without
-    assert all(layers == {} for layers in (shard.label_sources for shard in dataset.shards)), "and no label with them"
+    assert all(layers == {} for layers in (shard.label_sources for shard in dataset.shards)), "without labels"
 
 
-def test_the_images_of_a_stage_are_listed_without_labels(room: Room) -> None:
-    pool = room.inputs({**SMALL, "data": ["kinds"]})["pool.garments"]
+def test_stage_pool_lists_images_without_labels(sandbox: StageSandbox) -> None:
+    pool = sandbox.inputs({**SMALL, "data": ["kinds"]})["pool.garments"]
     listed = pq.read_schema(folder_of(pool) / "pool.parquet").names
     assert listed == ["key", "set", "shard", "row", "used", "reason"]
 
 
-def test_a_smaller_share_is_a_part_of_a_larger_one(room: Room) -> None:
+def test_load_images_smaller_share_is_a_subset(sandbox: StageSandbox) -> None:
     def keys(share: float) -> set[str]:
-        dataset = room.images(data=["truth", "pool"], share=share)
+        dataset = sandbox.images(data=["truth", "pool"], share=share)
         return {dataset.read(index)[0] for index in range(len(dataset))}
 
     few, half, every = keys(0.25), keys(0.5), keys(1.0)
@@ -138,8 +140,8 @@ def test_a_smaller_share_is_a_part_of_a_larger_one(room: Room) -> None:
     assert len(half) == round(0.5 * len(every))
 
 
-def test_the_images_and_views_that_went_through_are_counted(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four steps of 8 views: of 4 images, or of 2 images and 4 labelled ones while these are there."""
+def test_run_stage_counts_images_and_views_seen(sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four steps of 8 views: of 4 images, or of 2 images and 4 labelled ones until the labels end."""
     passed: list[ViewBatch] = []
     forward = StageObjective.forward
 
@@ -150,27 +152,29 @@ def test_the_images_and_views_that_went_through_are_counted(room: Room, monkeypa
     monkeypatch.setattr(StageObjective, "forward", noting)
     for labels, images in ((None, 16), ({**TWO, "until": 0.5}, 20), (TWO, 24)):
         passed.clear()
-        made = room.run(labels=labels, data=["kinds"])
+        made = sandbox.run(labels=labels, data=["kinds"])
         assert (made.counts["images_seen"], made.counts["views_seen"]) == (images, 32)
         shown = [len(batch.keys) + (0 if batch.classes is None else len(batch.classes)) for batch in passed]
         assert (sum(shown), cost(made).images) == (images, images)
 
 
-def stopped_and_gone_on_with(room: Room, at: str, settings: dict[str, Any]) -> Artifact:
-    """The stage made on another root, after it was stopped when it said for the first time what has `at` in it."""
-    root = Root.of(Path(room.runtime.root.place).parent / "other")
+def stopped_and_resumed(sandbox: StageSandbox, at: str, settings: dict[str, Any]) -> Artifact:
+    """Train the stage on another root, stopped at the first progress line that contains `at`, and resume it."""
+    root = Root.of(Path(sandbox.runtime.root.path).parent / "other")
     stop = threading.Event()
     ask = lambda step, done, line: stop.set() if at in line else None  # noqa: E731
     with pytest.raises(Stopped):
-        Room(room.sets, dataclasses.replace(room.runtime, root=root, progress=ask, stop=stop)).run(**settings)
-    return Room(room.sets, dataclasses.replace(room.runtime, root=root)).run(**settings)
+        StageSandbox(sandbox.sets, dataclasses.replace(sandbox.runtime, root=root, progress=ask, stop=stop)).run(
+            **settings
+        )
+    return StageSandbox(sandbox.sets, dataclasses.replace(sandbox.runtime, root=root)).run(**settings)
 
 
-def test_a_stage_that_was_stopped_goes_on_to_the_same_end(room: Room) -> None:
+def test_run_stage_resumes_to_the_same_end(sandbox: StageSandbox) -> None:
     settings: dict[str, Any] = {"method": "mocov2", "steps": 6}
-    whole = room.run(**settings)
+    whole = sandbox.run(**settings)
     lines = log(whole)
-    again = stopped_and_gone_on_with(room, f"loss {lines[3]['loss']:.3f}", settings)
+    again = stopped_and_resumed(sandbox, f"loss {lines[3]['loss']:.3f}", settings)
     assert [line["loss"] for line in log(again)] == [line["loss"] for line in lines]
     assert again.digest == whole.digest
     assert again.counts.keys() - whole.counts.keys() == {"earlier_seconds"}
@@ -181,25 +185,25 @@ CLUSTERS: dict[str, Any] = {"method": "deepclusterv2", "data": ["kinds"], "hidde
 
 
 @pytest.mark.parametrize(("at", "times"), [("loss ", 2), ("8 of 14 images seen before the first step", 3)])
-def test_all_images_are_seen_before_the_first_step_and_not_again_after_it(
-    at: str, times: int, room: Room, monkeypatch: pytest.MonkeyPatch
+def test_initialize_sees_all_images_once_before_the_first_step(
+    at: str, times: int, sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On threads; a stop is heard of meanwhile, and costs what was seen."""
+    """On threads; a stop is obeyed meanwhile, and the pass starts over."""
     begun, threads = [], set()
-    really_begin, really_draw = DeepCluster.begin, stream.views_of
+    really_begin, really_draw = DeepCluster.initialize, stream.draw_views
 
-    def begin(method: DeepCluster, batches: Iterable[tuple[torch.Tensor, list[torch.Tensor]]]) -> None:
+    def initialize(method: DeepCluster, batches: Iterable[tuple[torch.Tensor, list[torch.Tensor]]]) -> None:
         begun.append(method)
         really_begin(method, batches)
 
-    def views_of(*given: Any) -> Any:
+    def draw_views(*given: Any) -> Any:
         threads.add(threading.current_thread())
         return really_draw(*given)
 
-    monkeypatch.setattr(DeepCluster, "begin", begin)
-    monkeypatch.setattr(stream, "views_of", views_of)
-    whole = room.run(**CLUSTERS)
-    assert stopped_and_gone_on_with(room, at, CLUSTERS).digest == whole.digest
+    monkeypatch.setattr(DeepCluster, "initialize", initialize)
+    monkeypatch.setattr(stream, "draw_views", draw_views)
+    whole = sandbox.run(**CLUSTERS)
+    assert stopped_and_resumed(sandbox, at, CLUSTERS).digest == whole.digest
     assert len(begun) == times
     assert threading.main_thread() not in threads
 
@@ -214,21 +218,21 @@ def test_all_images_are_seen_before_the_first_step_and_not_again_after_it(
         ({"labels": {"images": 4}, "data": ["kinds"]}, r"2 classes x 4 images make 8 .* even and at most 4"),
     ],
 )
-def test_what_cannot_be_is_told(room: Room, settings: dict[str, Any], says: str) -> None:
+def test_run_stage_refuses_impossible_settings(sandbox: StageSandbox, settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        room.run(**settings)
+        sandbox.run(**settings)
 
 
 @pytest.mark.parametrize("width", [16, 64, 256])
-def test_random_directions_spread_as_far_as_their_width_lets_them(width: int) -> None:
-    """Each coordinate of a random unit vector deviates by 1 / sqrt(width); how long vectors are does not matter."""
+def test_spread_of_random_directions_is_one(width: int) -> None:
+    """Each coordinate of a random unit vector deviates by 1 / sqrt(width); lengths do not matter."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.rand(4096, 1, generator=generator) + 0.1
     features = torch.randn(4096, width, generator=generator) * lengths
     assert spread(features).item() / width**0.5 == pytest.approx(1 / width**0.5, rel=0.01)
 
 
-def test_collapse_shows_in_the_measures() -> None:
+def test_spread_and_effective_rank_show_collapse() -> None:
     generator = torch.Generator().manual_seed(0)
     even = torch.randn(512, 64, generator=generator)
     assert spread(even).item() == pytest.approx(1, abs=0.02)
@@ -247,5 +251,5 @@ def test_collapse_shows_in_the_measures() -> None:
         ({"spread": 0.9, "rank": 10.0}, True),
     ],
 )
-def test_features_collapse_to_one_or_to_a_few_directions(after: dict[str, float], collapsed: bool) -> None:
+def test_is_collapsed_to_a_point_or_to_few_directions(after: dict[str, float], collapsed: bool) -> None:
     assert is_collapsed({"spread": 0.2, "rank": 206.0}, after) == collapsed
