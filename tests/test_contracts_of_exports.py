@@ -10,19 +10,19 @@ import pytest
 
 import tasks
 from pipeline.errors import ConfigError
-from pipeline.export import SUMMARY, BaseWriter, ExportSample, names, write, writer_of
+from pipeline.export import SUMMARY, BaseWriter, ExportSample, form_names, load_writer, write_export
 from pipeline.stores.labels import LabelSpace
-from tests.spaces import SPACES, name_of, nothing_known, value_of
+from tests.spaces import SPACES, name_of, unknown_value, value_of
 
 SIZE = (48, 32)
-every_form = pytest.mark.parametrize("form", names())
+every_form = pytest.mark.parametrize("form", form_names())
 every_space = pytest.mark.parametrize("space", SPACES, ids=name_of)
 
 
 def samples(space: LabelSpace) -> list[ExportSample]:
     """An image with a label as its task predicts it, one whose label knows nothing, and one without."""
     label, value = tasks.label(space), value_of(space, 0, size=SIZE)
-    values = [{"it": value}, {"it": nothing_known(label, value)}, {}]
+    values = [{"it": value}, {"it": unknown_value(label, value)}, {}]
     return [
         ExportSample(f"{number:016x}", f"image {number}".encode(), "jpg", SIZE, f"{number}.jpg", found)
         for number, found in enumerate(values)
@@ -31,24 +31,24 @@ def samples(space: LabelSpace) -> list[ExportSample]:
 
 @every_form
 def test_writer_states_which_tasks_it_supports(form: str) -> None:
-    writer = writer_of(form)
+    writer = load_writer(form)
     assert issubclass(writer, BaseWriter)
-    assert set(writer.lost) <= set(tasks.names())
-    held = [task for task in tasks.names() if writer.loses(task) is not None]
+    assert set(writer.supported) <= set(tasks.names())
+    held = [task for task in tasks.names() if writer.what_is_lost(task) is not None]
     assert held
-    assert len(held) == len(tasks.names()) or writer.why_not
+    assert len(held) == len(tasks.names()) or writer.unsupported_reason
 
 
 @every_form
 @every_space
 def test_write_export_writes_supported_tasks_and_refuses_others(form: str, space: LabelSpace, tmp_path: Path) -> None:
     heads, out = {"it": tasks.label(space)}, tmp_path / "out"
-    if writer_of(form).loses(space.task) is None:
+    if load_writer(form).what_is_lost(space.task) is None:
         with pytest.raises(ConfigError, match=rf"--to {form} can hold labels for .* the heads are it \({space.task}\)"):
-            write(form, out, heads, samples(space), {})
+            write_export(form, out, heads, samples(space), {})
         assert not list(tmp_path.iterdir())
         return
-    summary = write(form, out, heads, samples(space), {"recipe": "r"})
+    summary = write_export(form, out, heads, samples(space), {"recipe": "r"})
     assert json.loads((out / SUMMARY).read_text("utf-8")) == summary
     assert (summary["form"], summary["images"], summary["images_without_labels"]) == (form, 2, 1)
     about = summary["heads"]["it"]
@@ -62,19 +62,19 @@ def test_write_export_writes_supported_tasks_and_refuses_others(form: str, space
 
 @every_form
 def test_write_export_leaves_nothing_when_it_fails(form: str, tmp_path: Path) -> None:
-    space = next(space for space in SPACES if writer_of(form).loses(space.task) is not None)
+    space = next(space for space in SPACES if load_writer(form).what_is_lost(space.task) is not None)
 
     def broken() -> Iterator[ExportSample]:
         yield from samples(space)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(form, tmp_path / "out", {"it": tasks.label(space)}, broken(), {})
+        write_export(form, tmp_path / "out", {"it": tasks.label(space)}, broken(), {})
     assert not list(tmp_path.iterdir())
 
 
 @every_form
 def test_write_export_writes_an_empty_export(form: str, tmp_path: Path) -> None:
-    space = next(space for space in SPACES if writer_of(form).loses(space.task) is not None)
-    assert write(form, tmp_path / "out", {"it": tasks.label(space)}, [], {})["images"] == 0
+    space = next(space for space in SPACES if load_writer(form).what_is_lost(space.task) is not None)
+    assert write_export(form, tmp_path / "out", {"it": tasks.label(space)}, [], {})["images"] == 0
     assert (tmp_path / "out" / SUMMARY).exists()

@@ -1,7 +1,7 @@
-"""Forms that labels are taken out in: one file each; the file's name is the form's name in `must export labels --to`.
+"""Export forms: the layouts in which `must export labels --to FORM` writes labels for other tools.
 
-A file `pipeline/export/<form>.py` holds a class `Writer(BaseWriter)` that is given the labelled images one by one and
-keeps none of them. Nothing else has to be told about it. No torch in here.
+A file `pipeline/export/<form>.py` holds `class Writer(BaseWriter)`, which is given labelled images one by one; there is
+nothing to register. Modules that begin with `_` are helpers. No torch in this package.
 """
 
 from __future__ import annotations
@@ -22,28 +22,35 @@ from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.plugins import modules
 from pipeline.steps.artifact import write_json
 from pipeline.storage.atomic import atomic_folder, check_absent
-from pipeline.storage.errors import explaining_full_disk, is_disk_full
-from pipeline.stores.labels import Label, Value, gather
+from pipeline.storage.errors import explain_full_disk, is_disk_full
+from pipeline.stores.labels import FULL_IMAGE, Label, Value, resample_nearest
 
 SUMMARY = "export.json"
-"""What every export says of itself, in its own folder."""
-BELOW = "below the threshold, left out"
-"""What is said of classifications that their threshold leaves nothing of."""
-WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
+"""The description that every export has in its folder."""
+BELOW_THRESHOLD = "below the threshold, left out"
+"""Reason why a classification is left out: no class reaches the threshold."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportSample:
-    """One image with its labels by head: its own bytes, the suffix of its content, and its size in pixels, (width,
-    height), upright by its EXIF orientation; labels are in that image's coordinates.
+    """One image with its labels.
+
+    Example:
+        ExportSample("3f0a9c0b1d2e4f56", jpeg, "jpg", (640, 480), "photos/a.jpg", {"boxes": value})
     """
 
     key: str
+    """First 16 hex digits of the image's sha256."""
     data: bytes
+    """The image file's own bytes."""
     suffix: str
+    """Suffix that fits the content, without the dot."""
     size: tuple[int, int]
+    """(width, height) in pixels of the upright image (EXIF orientation applied)."""
     source: str
+    """Name of the file that the image was ingested from."""
     values: Mapping[str, Value]
+    """Label by head, in coordinates of the upright image; rasters may be coarser than the image."""
 
     @property
     def file_name(self) -> str:
@@ -51,22 +58,29 @@ class ExportSample:
 
 
 class BaseWriter(ABC):
-    """Writes samples of some heads into a folder. Files that stay open between samples belong on `files`."""
+    """Writes samples into a folder, one by one, and keeps none in memory.
 
-    lost: ClassVar[Mapping[str, str]]
-    """The tasks that the form can hold, each with what of their labels it can't; "" where it holds all of them."""
-    others: ClassVar[str | None] = None
-    """The same for any other task; None if the form has no place for it."""
-    why_not: ClassVar[str] = ""
-    """What the form is made for: why it has no place for other tasks."""
+    Example:
+        with Writer(folder, {"boxes": label}) as writer:
+            writer.add(sample)
+            writer.finish()
+    """
+
+    supported: ClassVar[Mapping[str, str]]
+    """Tasks whose labels the form can hold, each with what is lost of them; "" if nothing is."""
+    other_tasks: ClassVar[str | None] = None
+    """What is lost of the labels of all other tasks; None if the form can't hold them."""
+    unsupported_reason: ClassVar[str] = ""
+    """Why the form can't hold labels of other tasks."""
 
     def __init__(self, folder: Path, heads: Mapping[str, Label]) -> None:
         self.folder, self.heads = folder, heads
         self.files = contextlib.ExitStack()
+        """Enter files here that stay open between samples: they are closed at the end, after errors as well."""
         self.counts: dict[str, collections.Counter[str]] = {head: collections.Counter() for head in heads}
-        """By head, how much was written, and how much was changed on the way, in words."""
-        self.places: dict[str, str] = {}
-        """By head, where in the folder its labels are."""
+        """By head, what was written, changed or left out, in words, and how often."""
+        self.locations: dict[str, str] = {}
+        """By head, where in the folder its labels are; to be filled by every writer."""
 
     def __enter__(self) -> Self:
         return self
@@ -75,82 +89,83 @@ class BaseWriter(ABC):
         self.files.close()
 
     @classmethod
-    def loses(cls, task: str) -> str | None:
-        """What the form can't hold of labels of a task: "" for nothing, None for all of it."""
-        return cls.lost.get(task, cls.others)
+    def what_is_lost(cls, task: str) -> str | None:
+        """Return what the form can't hold of labels of a task: "" for nothing, None if it can't hold any."""
+        return cls.supported.get(task, cls.other_tasks)
 
-    def named(self, head: str, alone: str, stem: str = "{}") -> str:
-        """What belongs to a head is called `alone` if the head is the only one of its task, else after the head."""
+    def name_for(self, head: str, name: str, template: str = "{}") -> str:
+        """Return `name` if no other head has the same task, else `template` filled with the head's name."""
         tasks = [label.space.task for label in self.heads.values()]
-        return alone if tasks.count(self.heads[head].space.task) == 1 else stem.format(head)
+        return name if tasks.count(self.heads[head].space.task) == 1 else template.format(head)
 
-    def leave_out(self, head: str, why: str) -> None:
-        """Count an image that has a label of this head, but none that the form can hold."""
+    def leave_out(self, head: str, reason: str) -> None:
+        """Count a label of this head that is not written."""
         self.counts[head]["images"] -= 1
-        self.counts[head][why] += 1
+        self.counts[head][reason] += 1
 
     @abstractmethod
     def add(self, sample: ExportSample) -> None:
-        """Write an image and its labels: `sample.values` holds at least one, of these heads alone."""
+        """Write an image and its labels: at least one, and only of `self.heads`."""
 
     def finish(self) -> None:
-        """After the last sample: write what can only be written at the end, and close the files."""
+        """Write what can only be written after the last sample, and close the files. Not called after an error."""
         self.files.close()
 
 
-def names() -> list[str]:
-    """The forms there are, by their files."""
+def form_names() -> list[str]:
+    """Return the names of all forms: those of the files in this package."""
     return list(modules(__name__))
 
 
-def writer_of(form: str) -> type[BaseWriter]:
-    """The class that writes a form. ConfigError lists the forms if there is none of this name."""
-    chosen = require_one_of(form, names(), "--to")
-    writer: type[BaseWriter] = importlib.import_module(f"{__name__}.{chosen}").Writer
+def load_writer(form: str) -> type[BaseWriter]:
+    """Import the writer of a form. Raises ConfigError, which lists the forms, if there is none of this name."""
+    name = require_one_of(form, form_names(), "--to")
+    writer: type[BaseWriter] = importlib.import_module(f"{__name__}.{name}").Writer
     return writer
 
 
-def write(
+def write_export(
     form: str, out: Path, heads: Mapping[str, Label], samples: Iterable[ExportSample], about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write samples to the folder `out`, whole or not at all, and return what `export.json` in it says.
+    """Write samples to the folder `out`, all or none, and return the content of its `export.json`.
 
-    Raises ConfigError if there is something at `out`, it can't be written to, or the form can hold none of the heads'
-    tasks; DataError if the disk is full.
+    `about` is added to `export.json`. Samples without a label that the form can hold are counted and left out.
+
+    Raises ConfigError if `out` is a file, not empty or not writable, or if the form can't hold any of the heads' tasks;
+    DataError if the disk is full.
     """
-    writer_class = writer_of(form)
-    held, refused = _sort_out(writer_class, heads, form)
-    with _explained(out):
+    writer_class = load_writer(form)
+    supported, unsupported = _select_heads(writer_class, heads, form)
+    with _explain_write_errors(out):
         check_absent(out)
-        with atomic_folder(out) as part, writer_class(part, held) as writer:
-            counts = _write_all(writer, samples)
+        with atomic_folder(out) as folder, writer_class(folder, supported) as writer:
+            counts = _add_all(writer, samples)
             writer.finish()
-            summary = {"form": form, **about, **counts, "heads": _summary(writer), "left_out": refused}
-            write_json(part / SUMMARY, summary)
+            summary = {"form": form, **about, **counts, "heads": _describe_heads(writer), "left_out": unsupported}
+            write_json(folder / SUMMARY, summary)
     return summary
 
 
-def _sort_out(
+def _select_heads(
     writer: type[BaseWriter], heads: Mapping[str, Label], form: str
 ) -> tuple[dict[str, Label], dict[str, str]]:
-    """The heads that a form can hold, and for the others the reason why it can't."""
-    held = {head: label for head, label in heads.items() if writer.loses(label.space.task) is not None}
-    refused = {
-        head: f"{form} has no place for {label.space.task}: {writer.why_not}"
-        for head, label in heads.items()
-        if head not in held
-    }
-    if not held:
-        asked = ", ".join(f"{head} ({label.space.task})" for head, label in heads.items()) or "none"
+    """Return the heads that a form can hold, and for each other one the reason why it can't."""
+    supported = {head: label for head, label in heads.items() if writer.what_is_lost(label.space.task) is not None}
+    if not supported:
+        given = ", ".join(f"{head} ({label.space.task})" for head, label in heads.items()) or "none"
         raise ConfigError(
-            f"--to {form} can hold labels for {', '.join(writer.lost)}, and the heads are {asked}: name another form, "
-            "or other heads with --head."
+            f"--to {form} can hold labels for {', '.join(writer.supported)}, and the heads are {given}: name another "
+            "form, or other heads with --head."
         )
-    return held, refused
+    return supported, {
+        head: f"{form} has no place for {label.space.task}: {writer.unsupported_reason}"
+        for head, label in heads.items()
+        if head not in supported
+    }
 
 
-def _write_all(writer: BaseWriter, samples: Iterable[ExportSample]) -> dict[str, int]:
-    """Write every sample that has a label of the writer's heads; how many were written, and how many had none."""
+def _add_all(writer: BaseWriter, samples: Iterable[ExportSample]) -> dict[str, int]:
+    """Add every sample that has a label of the writer's heads; return how many were added and how many had none."""
     counts = {"images": 0, "images_without_labels": 0}
     for sample in samples:
         values = {head: value for head, value in sample.values.items() if head in writer.heads}
@@ -162,23 +177,23 @@ def _write_all(writer: BaseWriter, samples: Iterable[ExportSample]) -> dict[str,
     return counts
 
 
-def _summary(writer: BaseWriter) -> dict[str, Any]:
-    """By head: what its labels are, where they lie, how much was written, and what the form can't hold of it."""
+def _describe_heads(writer: BaseWriter) -> dict[str, Any]:
+    """Return by head: its label space, where its labels are, what was written, and what is lost of it."""
     return {
         head: {
             **label.space.to_json(),
-            "where": writer.places[head],
+            "where": writer.locations[head],
             "written": dict(writer.counts[head]),
-            "lost": writer.loses(label.space.task),
+            "lost": writer.what_is_lost(label.space.task),
         }
         for head, label in writer.heads.items()
     }
 
 
 @contextlib.contextmanager
-def _explained(out: Path) -> Iterator[None]:
-    """What the system says about writing to `out`, as errors of this project."""
-    with explaining_full_disk("export", out):
+def _explain_write_errors(out: Path) -> Iterator[None]:
+    """Turn the system's errors about writing to `out` into errors of this project."""
+    with explain_full_disk("export", out):
         try:
             yield
         except OSError as error:
@@ -187,18 +202,16 @@ def _explained(out: Path) -> Iterator[None]:
             raise ConfigError(f"{out}: can't be written ({error.strerror or error}). Name another folder.") from error
 
 
-def at_size(grid: NDArray[Any], size: tuple[int, int], unknown: Any) -> NDArray[Any]:
-    """A raster (h, w, ...) over the whole image at the image's `size` (width, height): each pixel takes the nearest
-    cell's value.
-    """
-    return grid if grid.shape[1::-1] == size else gather(grid, WHOLE_IMAGE, size[::-1], unknown)
+def to_image_size(grid: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Return a raster (h, w, ...) over the whole image at the image's `size` (width, height), by nearest neighbour."""
+    return grid if grid.shape[1::-1] == size else resample_nearest(grid, FULL_IMAGE, size[::-1], 0)
 
 
-def distinct(classes: Sequence[str]) -> list[str]:
-    """The same names, those that were there before numbered: crane, crane (2). ImageNet has two cranes."""
+def unique_names(classes: Sequence[str]) -> list[str]:
+    """Return the names with repeated ones numbered: crane, crane (2). ImageNet has two cranes."""
     seen: collections.Counter[str] = collections.Counter()
-    found = []
+    unique = []
     for name in classes:
         seen[name] += 1
-        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return found
+        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return unique

@@ -1,45 +1,47 @@
-"""Dense labels as the pixels of PNG files: class ids, lengths, directions; each states what is lost."""
+"""Helpers that turn dense labels into the pixels of PNG files: class ids, lengths, directions."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 IGNORE = 65535
-"""What the arrays of a segmentation label hold where the class is unknown."""
-MOST = 65535
-"""The largest number of 16 bits."""
-FARTHEST_M = MOST / 1000
+"""Stands for an unknown class in a segmentation label."""
+UINT16_MAX = 65535
 
 
-def class_ids(classes: NDArray[Any], count: int) -> NDArray[Any]:
-    """Class ids (H, W) of `count` classes, in 8 bits where they fit; the largest number is unknown. Nothing is lost."""
-    kind = np.uint8 if count < 255 else np.uint16
-    return np.where(classes == IGNORE, np.iinfo(kind).max, classes).astype(kind)
+def to_class_ids(classes: NDArray[Any], count: int) -> NDArray[Any]:
+    """Return class ids (H, W) of `count` classes without loss, in 8 bits if they fit; `unknown_id` is unknown."""
+    dtype = np.uint8 if count < 255 else np.uint16
+    return np.where(classes == IGNORE, unknown_id(count), classes).astype(dtype)
 
 
 def unknown_id(count: int) -> int:
-    """What `class_ids` gives for an unknown class."""
+    """Return the id of an unknown class among `count` classes: the largest number of 8 or 16 bits."""
     return 255 if count < 255 else IGNORE
 
 
-def millimetres(metres: NDArray[np.float32]) -> tuple[NDArray[np.uint16], int]:
-    """Depth in metres (H, W), 0 = unknown -> millimetres, rounded to the nearest but at least 1, and how many pixels
-    are farther than 65.535 m: these become unknown.
+def depth_pixels(
+    depth: NDArray[np.float32], scale: Literal["metric", "relative"], counts: Counter[str]
+) -> NDArray[np.uint16]:
+    """Return depth (H, W), 0 = unknown, in 16 bits.
+
+    Metric depth is rounded to millimetres, but at least 1; what is farther than 65.535 m becomes unknown, and is added
+    to `counts`. Relative (inverse) depth is scaled so that the nearest pixel is 65535.
     """
-    rounded = np.rint(metres.astype(np.float64) * 1000)
-    known, far = metres > 0, rounded > MOST
-    return np.where(known & ~far, np.maximum(rounded, 1), 0).astype(np.uint16), int(far.sum())
+    if scale == "relative":
+        scaled = np.rint(depth.astype(np.float64) / max(float(depth.max()), 1e-12) * UINT16_MAX)
+        return np.where(depth > 0, np.maximum(scaled, 1), 0).astype(np.uint16)
+    rounded = np.rint(depth.astype(np.float64) * 1000)
+    far = rounded > UINT16_MAX
+    if far.any():
+        counts["pixels farther than 65.535 m, now unknown"] += int(far.sum())
+    return np.where((depth > 0) & ~far, np.maximum(rounded, 1), 0).astype(np.uint16)
 
 
-def shares_of_nearest(inverse: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Relative inverse depth (H, W), 0 = unknown -> the same scaled so that the largest is 65535."""
-    scaled = np.rint(inverse.astype(np.float64) / max(float(inverse.max()), 1e-12) * MOST)
-    return np.where(inverse > 0, np.maximum(scaled, 1), 0).astype(np.uint16)
-
-
-def directions(normals: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Unit vectors (H, W, 3) -> RGB, round((n + 1) * 127.5), off by at most half a degree; unknown ones are black."""
+def normals_to_rgb(normals: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return unit vectors (H, W, 3) as RGB, round((n + 1) * 127.5): at most half a degree off; unknown is black."""
     return (np.rint((normals + 1) * 127.5) * normals.any(axis=-1, keepdims=True)).astype(np.uint8)

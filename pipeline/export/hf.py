@@ -1,15 +1,15 @@
-"""Parquet with images and labels in columns, as `datasets.load_dataset` reads it, types included.
+"""Hugging Face datasets: Parquet with images, labels and their types, for `datasets.load_dataset`.
 
     data/train-00000-of-00004.parquet       image, key, source, width, height, and the columns of every head
 
 | task | columns |
 |---|---|
-| classification | `<head>_class`, the most probable one, and `<head>_probs` |
-| detection | `<head>_objects`: `bbox` (x, y, width, height in pixels), `category`, `score`, lists of one length |
+| classification | `<head>_class`, the most probable class, and `<head>_probs` |
+| detection | `<head>_objects`: lists of one length, `bbox` (x, y, width, height in pixels), `category`, `score` |
 | segmentation | `<head>_classes`, PNG of class ids (the largest is unknown), `<head>_confidence`, PNG (255 = 1) |
 | depth, normals, texture | `<head>_<array>`: nested lists of float32, as the task's `label.py` states them |
 
-Images without a label of a head hold null there.
+Columns of a head are null for an image without its label.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.export import BELOW, BaseWriter, ExportSample, distinct
-from pipeline.export._png import class_ids
+from pipeline.export import BELOW_THRESHOLD, BaseWriter, ExportSample, unique_names
+from pipeline.export._png import to_class_ids
 from pipeline.stores.codecs import share_to_byte
 from pipeline.stores.labels import Label, Value
 
 ROWS, GROUP_BYTES = 200, 64_000_000
-"""Of a row group, whichever comes first: readers load one at a time, and viewers give up above 300 MB."""
+"""Of a row group, whichever is reached first: readers load one at a time, and viewers fail above 300 MB."""
 FILE_BYTES = 500_000_000
-PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""Of a file: the next one begins when it is reached."""
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 OBJECTS = pa.struct(
     [
         ("bbox", pa.list_(pa.list_(pa.float64()))),
@@ -42,16 +43,16 @@ OBJECTS = pa.struct(
         ("score", pa.list_(pa.float32())),
     ]
 )
-RAW = {"depth": ("depth", 2), "normals": ("normals", 3), "texture": ("responses", 3)}
-"""Tasks whose labels are one array of float32: its name, and how many dimensions it has."""
+ARRAYS = {"depth": ("depth", 2), "normals": ("normals", 3), "texture": ("responses", 3)}
+"""Name and number of dimensions of the float32 array that is the label of a task."""
 Feature = dict[str, Any]
 """A column's type as `datasets` states it in the schema's metadata."""
 
 
 class Writer(BaseWriter):
-    """Rows are collected until they fill a row group; a file that is large enough is the last one's end."""
+    """Collects rows until they fill a row group, and begins a new file when one is large enough."""
 
-    lost = {  # noqa: RUF012 - a constant
+    supported = {  # noqa: RUF012 - a constant
         "classification": "",
         "detection": "",
         "segmentation": "",
@@ -59,16 +60,16 @@ class Writer(BaseWriter):
         "normals": "",
         "texture": "",
     }
-    why_not = "it has no columns for it yet"
+    unsupported_reason = "it has no columns for this task"
 
     def __init__(self, folder: Path, heads: Mapping[str, Label]) -> None:
         super().__init__(folder, heads)
-        fields, features = _common(), _common_features()
+        fields, features = _image_fields(), _image_features()
         for head, label in heads.items():
             for field, feature in _columns(head, label):
                 fields.append(field)
                 features[field.name] = feature
-            self.places[head] = f"the columns {head}_*"
+            self.locations[head] = f"the columns {head}_*"
         self._schema = pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
         self._cells: dict[str, list[pa.Array]] = {field.name: [] for field in fields}
         self._rows = self._bytes = 0
@@ -78,7 +79,7 @@ class Writer(BaseWriter):
 
     def add(self, sample: ExportSample) -> None:
         row = {
-            "image": _picture(sample.data, sample.file_name),
+            "image": {"bytes": sample.data, "path": sample.file_name},
             "key": sample.key,
             "source": sample.source,
             "width": sample.size[0],
@@ -86,9 +87,9 @@ class Writer(BaseWriter):
         }
         cells = {name: pa.array([value], self._schema.field(name).type) for name, value in row.items()}
         for head, value in sample.values.items():
-            cells |= _labels(head, self.heads[head], value)
+            cells |= _label_cells(head, self.heads[head], value)
             if "probs" in value and not value["probs"].any():
-                self.leave_out(head, BELOW)
+                self.leave_out(head, BELOW_THRESHOLD)
         for field in self._schema:
             cell = cells.get(field.name, pa.nulls(1, field.type))
             self._bytes += cell.nbytes
@@ -98,7 +99,7 @@ class Writer(BaseWriter):
             self._flush()
 
     def _flush(self) -> None:
-        """Write the rows so far as a row group."""
+        """Write the collected rows as a row group."""
         if self._file is None:
             self._paths.append(self.folder / "data" / f"train-{len(self._paths):05d}.parquet")
             self._file = self.files.enter_context(pq.ParquetWriter(self._paths[-1], self._schema, compression="zstd"))
@@ -111,7 +112,7 @@ class Writer(BaseWriter):
             self._file = None
 
     def finish(self) -> None:
-        """The last rows; and the names say how many files there are, as the hub has it."""
+        """Write the last rows, and rename the files to tell how many there are, as on the Hugging Face hub."""
         if self._rows:
             self._flush()
         super().finish()
@@ -119,64 +120,61 @@ class Writer(BaseWriter):
             path.rename(path.with_name(f"train-{number:05d}-of-{len(self._paths):05d}.parquet"))
 
 
-def _plain(dtype: str) -> Feature:
+def _value_feature(dtype: str) -> Feature:
     return {"dtype": dtype, "_type": "Value"}
 
 
-def _list_of(feature: Feature, times: int = 1) -> Feature:
-    return feature if times == 0 else {"feature": _list_of(feature, times - 1), "_type": "Sequence"}
+def _sequence_feature(feature: Feature, depth: int = 1) -> Feature:
+    return feature if depth == 0 else {"feature": _sequence_feature(feature, depth - 1), "_type": "Sequence"}
 
 
-def _nested(kind: pa.DataType, times: int) -> pa.DataType:
-    return kind if times == 0 else pa.list_(_nested(kind, times - 1))
+def _nested_list(dtype: pa.DataType, depth: int) -> pa.DataType:
+    return dtype if depth == 0 else pa.list_(_nested_list(dtype, depth - 1))
 
 
-def _common() -> list[pa.Field]:
+def _image_fields() -> list[pa.Field]:
     numbers = [pa.field(name, pa.int32()) for name in ("width", "height")]
-    return [pa.field("image", PICTURE), pa.field("key", pa.string()), pa.field("source", pa.string()), *numbers]
+    return [pa.field("image", IMAGE), pa.field("key", pa.string()), pa.field("source", pa.string()), *numbers]
 
 
-def _common_features() -> dict[str, Feature]:
-    size = {"width": _plain("int32"), "height": _plain("int32")}
-    return {"image": {"_type": "Image"}, "key": _plain("string"), "source": _plain("string"), **size}
+def _image_features() -> dict[str, Feature]:
+    text, number = _value_feature("string"), _value_feature("int32")
+    return {"image": {"_type": "Image"}, "key": text, "source": text, "width": number, "height": number}
 
 
 def _columns(head: str, label: Label) -> list[tuple[pa.Field, Feature]]:
-    """The columns of a head, each with its type for `datasets`."""
-    classes: Feature = {"names": distinct(label.space.classes), "_type": "ClassLabel"}
+    """Return the columns of a head, each with its feature."""
+    classes: Feature = {"names": unique_names(label.space.classes), "_type": "ClassLabel"}
     task = label.space.task
     if task == "classification":
-        probs = (pa.field(f"{head}_probs", pa.list_(pa.float32())), _list_of(_plain("float32")))
+        probs = (pa.field(f"{head}_probs", pa.list_(pa.float32())), _sequence_feature(_value_feature("float32")))
         return [(pa.field(f"{head}_class", pa.int64()), classes), probs]
     if task == "detection":
-        objects = {"bbox": _list_of(_plain("float64"), 2), "category": _list_of(classes)}
-        return [(pa.field(f"{head}_objects", OBJECTS), {**objects, "score": _list_of(_plain("float32"))})]
+        boxes = {"bbox": _sequence_feature(_value_feature("float64"), 2), "category": _sequence_feature(classes)}
+        objects = {**boxes, "score": _sequence_feature(_value_feature("float32"))}
+        return [(pa.field(f"{head}_objects", OBJECTS), objects)]
     if task == "segmentation":
-        return [(pa.field(f"{head}_{name}", PICTURE), {"_type": "Image"}) for name in ("classes", "confidence")]
-    name, dimensions = RAW[task]
-    kind = _nested(pa.float32(), dimensions)
-    return [(pa.field(f"{head}_{name}", kind), _list_of(_plain("float32"), dimensions))]
+        return [(pa.field(f"{head}_{name}", IMAGE), {"_type": "Image"}) for name in ("classes", "confidence")]
+    name, dimensions = ARRAYS[task]
+    feature = _sequence_feature(_value_feature("float32"), dimensions)
+    return [(pa.field(f"{head}_{name}", _nested_list(pa.float32(), dimensions)), feature)]
 
 
-def _labels(head: str, label: Label, value: Value) -> dict[str, pa.Array]:
-    """A label's columns, each an array of one row."""
+def _label_cells(head: str, label: Label, value: Value) -> dict[str, pa.Array]:
+    """Return a label's columns, each an array of one row."""
     task = label.space.task
     if task == "classification":
-        return _distribution(head, value["probs"])
+        probs = value["probs"]
+        top = int(probs.argmax()) if probs.any() else None  # no class reaches the threshold
+        return {f"{head}_class": pa.array([top], pa.int64()), f"{head}_probs": _one_row(probs)}
     if task == "detection":
         return {f"{head}_objects": pa.array([_objects(value)], OBJECTS)}
     if task == "segmentation":
-        ids = class_ids(value["classes"], len(label.space.classes))
-        pictures = {"classes": _png(ids), "confidence": _png(share_to_byte(value["confidence"]))}
-        return {f"{head}_{name}": pa.array([_picture(png, None)], PICTURE) for name, png in pictures.items()}
-    name, _ = RAW[task]
+        ids = to_class_ids(value["classes"], len(label.space.classes))
+        files = {"classes": _png(ids), "confidence": _png(share_to_byte(value["confidence"]))}
+        return {f"{head}_{name}": pa.array([{"bytes": png, "path": None}], IMAGE) for name, png in files.items()}
+    name, _ = ARRAYS[task]
     return {f"{head}_{name}": _one_row(value[name].astype(np.float32))}
-
-
-def _distribution(head: str, probs: NDArray[np.float32]) -> dict[str, pa.Array]:
-    """Below the threshold, no class is known."""
-    top = int(probs.argmax()) if probs.any() else None
-    return {f"{head}_class": pa.array([top], pa.int64()), f"{head}_probs": _one_row(probs)}
 
 
 def _objects(value: Value) -> dict[str, Any]:
@@ -186,15 +184,11 @@ def _objects(value: Value) -> dict[str, Any]:
 
 
 def _one_row(array: NDArray[Any]) -> pa.Array:
-    """An array of one row that holds `array` as nested lists, made without an object per number."""
+    """Return a column of one row that holds `array` as nested lists, without making a Python object per number."""
     nested = pa.array(np.ascontiguousarray(array).ravel())
     for side in reversed(array.shape):
         nested = pa.ListArray.from_arrays(np.arange(0, len(nested) + 1, side, dtype=np.int32), nested)
     return nested
-
-
-def _picture(data: bytes, name: str | None) -> dict[str, Any]:
-    return {"bytes": data, "path": name}
 
 
 def _png(pixels: NDArray[Any]) -> bytes:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from pipeline.export import at_size
+from pipeline.export import to_image_size
 from pipeline.sources import coco
 from tests.exports import export, samples
 
@@ -57,9 +57,9 @@ def test_coco_writer_masks_are_decoded_by_pycocotools(world: World, tmp_path: Pa
             assert (classes[mask] == IGNORE).all(), "masks overlap"
             assert annotation["area"] == mask.sum()
             classes[mask] = annotation["category_id"] - 1
-            confidence = at_size(value["confidence"], sample.size, 0.0)[mask]
+            confidence = to_image_size(value["confidence"], sample.size)[mask]
             assert annotation["score"] == pytest.approx(confidence.mean(), abs=1e-6)
-        np.testing.assert_array_equal(classes, at_size(value["classes"], sample.size, IGNORE))
+        np.testing.assert_array_equal(classes, to_image_size(value["classes"], sample.size))
     assert len(sizes) == 2, "both true labels at the image's size and coarser ones of a teacher are meant"
     again = found.loadRes(list(found.anns.values()))
     assert len(again.anns) == len(found.anns) > 0

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.export import BELOW, at_size
+from pipeline.export import BELOW_THRESHOLD, to_image_size
 from tests.exports import export, samples
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def test_fiftyone_writer_samples_hold_the_dataset_labels(out: Path, world: World
         check_boxes(each["boxes"], sample.values["boxes"], sample.size, about["boxes"]["classes"])
         check_maps(out, each, sample)
         unsure += each["kinds"] is None
-    assert about["kinds"]["written"] == {"images": len(wanted) - unsure, BELOW: unsure}
+    assert about["kinds"]["written"] == {"images": len(wanted) - unsure, BELOW_THRESHOLD: unsure}
 
 
 def check_class(found: dict[str, Any] | None, probs: np.ndarray, classes: list[str]) -> None:
@@ -138,13 +138,13 @@ def check_maps(out: Path, found: dict[str, Any], sample: Any) -> None:
     mask, depth = found["masks"], found["depth"]
     assert (mask["_cls"], mask["mask_path"]) == ("Segmentation", f"fields/masks/{sample.key}.png")
     ids = np.asarray(Image.open(out / mask["mask_path"])).astype(np.int64) - 1
-    classes = at_size(sample.values["masks"]["classes"], sample.size, 65535)
+    classes = to_image_size(sample.values["masks"]["classes"], sample.size)
     np.testing.assert_array_equal(np.where(ids < 0, 65535, ids), classes)
     assert (depth["_cls"], depth["map_path"]) == ("Heatmap", f"fields/depth/{sample.key}.png")
     pixels = np.asarray(Image.open(out / depth["map_path"]))
     assert pixels.dtype == np.uint16
     assert depth["range"] == [0, pixels.max()]
-    metres = at_size(sample.values["depth"]["depth"], sample.size, 0.0)
+    metres = to_image_size(sample.values["depth"]["depth"], sample.size)
     np.testing.assert_allclose(pixels / 1000, metres, atol=0.00051)
 
 

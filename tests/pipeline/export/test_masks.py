@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 import tasks
-from pipeline.export import ExportSample, at_size, write
+from pipeline.export import ExportSample, to_image_size, write_export
 from pipeline.sources import depth, masks
 from pipeline.stores.labels import LabelSpace, Value
 from tests.exports import export, samples
@@ -33,7 +33,7 @@ def test_masks_writer_masks_are_read_by_masks_source(world: World, tmp_path: Pat
         sample = wanted[Path(record.name).stem]
         assert (record.split, record.read()) == ("train", sample.data)
         found = record.truth(sample.size).values["segmentation"]["classes"]
-        np.testing.assert_array_equal(found, at_size(sample.values["masks"]["classes"], sample.size, IGNORE))
+        np.testing.assert_array_equal(found, to_image_size(sample.values["masks"]["classes"], sample.size))
         unknown += int((found == IGNORE).sum())
     assert len(records) == len(wanted)
     assert unknown, "the threshold is meant to leave something unknown"
@@ -49,13 +49,13 @@ def test_masks_writer_depth_is_read_by_depth_source(world: World, tmp_path: Path
         sample = wanted[Path(record.name).stem]
         assert (record.split, record.read()) == ("train", sample.data)
         found = record.truth(sample.size).values["depth"]["depth"]
-        np.testing.assert_allclose(found, at_size(sample.values["depth"]["depth"], sample.size, 0.0), atol=0.00051)
+        np.testing.assert_allclose(found, to_image_size(sample.values["depth"]["depth"], sample.size), atol=0.00051)
 
 
 def written(space: LabelSpace, value: Value, out: Path) -> tuple[dict[str, int], np.ndarray]:
     """What a label of an image of 4x2 pixels becomes, and what was counted of it."""
     sample = ExportSample("0" * 16, b"", "jpg", (4, 2), "a.jpg", {"it": value})
-    summary = write("masks", out, {"it": tasks.label(space)}, [sample], {})
+    summary = write_export("masks", out, {"it": tasks.label(space)}, [sample], {})
     about = summary["heads"]["it"]
     return about["written"], np.asarray(Image.open(out / about["where"] / "train" / f"{'0' * 16}.png"))
 
@@ -100,7 +100,7 @@ def test_masks_writer_writes_a_folder_per_head(tmp_path: Path) -> None:
     label = tasks.label(LabelSpace("depth"))
     value = {"depth": np.ones((2, 4), np.float32)}
     sample = ExportSample("0" * 16, b"bytes", "jpg", (4, 2), "a.jpg", {"near": value, "far": value})
-    summary = write("masks", tmp_path / "out", {"near": label, "far": label}, [sample], {})
+    summary = write_export("masks", tmp_path / "out", {"near": label, "far": label}, [sample], {})
     assert {head: about["where"] for head, about in summary["heads"].items()} == {
         "near": "depth_near",
         "far": "depth_far",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def test_webdataset_writer_labels_are_decoded_by_webdataset(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(form, "MOST_SAMPLES", 6)
+    monkeypatch.setattr(form, "MAX_SAMPLES", 6)
     wanted = samples(world)
     summary = export(world, "webdataset", tmp_path / "out")
     tars = sorted(str(tar) for tar in (tmp_path / "out").glob("*.tar"))

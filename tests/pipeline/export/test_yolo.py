@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 import tasks
-from pipeline.export import BELOW, ExportSample, write
+from pipeline.export import BELOW_THRESHOLD, ExportSample, write_export
 from pipeline.sources import imagefolder
 from pipeline.stores.labels import LabelSpace
 from tests.exports import export, samples
@@ -49,7 +49,7 @@ def test_yolo_writer_class_folders_are_read_by_imagefolder_source(world: World, 
     classes = summary["heads"]["kinds"]["classes"]
     sure = {key: each for key, each in wanted.items() if each.values["kinds"]["probs"].any()}
     assert 0 < len(sure) < len(wanted), "the threshold is meant to leave some out"
-    assert summary["heads"]["kinds"]["written"] == {"images": len(sure), BELOW: len(wanted) - len(sure)}
+    assert summary["heads"]["kinds"]["written"] == {"images": len(sure), BELOW_THRESHOLD: len(wanted) - len(sure)}
     source = imagefolder.Source(imagefolder.Config(path=str(tmp_path / "out" / "kinds")))
     records = list(source.records())
     assert {Path(record.name).stem for record in records} == set(sure)
@@ -70,6 +70,6 @@ def test_yolo_writer_makes_folders_of_any_class_name(tmp_path: Path) -> None:
         )
         for number in range(5)
     ]
-    write("yolo", tmp_path / "out", {"it": label}, every, {})
+    write_export("yolo", tmp_path / "out", {"it": label}, every, {})
     folders = sorted(path.parent.name for path in (tmp_path / "out" / "it" / "train").rglob("*.jpg"))
     assert folders == sorted(["a_c", "crane", "crane (2)", "_", "Åal"])
