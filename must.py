@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.storage.root import DEFAULT_ROOT
 
 if TYPE_CHECKING:
-    from flows.plan.steps import Planned, Selection
+    from flows.plan.plan import Planned
+    from flows.plan.selection import Selection
     from flows.run.run import Outcome
 
 # What takes time to import is imported by the function that needs it: a plan needs no torch.
@@ -29,7 +30,7 @@ def run(
     steps: Selection | None = None,
     **runtime: Any,
 ) -> Outcome:
-    """Run a recipe, or some of its steps (`flows.plan.steps.Selection`), and return the outcome.
+    """Run a recipe, or some of its steps (`flows.plan.selection.Selection`), and return the outcome.
 
     `root` is a folder's path, or its URL as text.
     `runtime` may hold `progress` and `stop` of `pipeline.steps.runtime.Runtime`.

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 import must
 from evaluation.report.figures import Picture
 from evaluation.report.run_record import RunRecord
-from evaluation.report.samples import Album, pool_strips
+from evaluation.report.samples import RunSamples, pool_strips
 from pipeline.storage.path import StoragePath
 
 SIDE, GAP, HEAD, ROWS = 176, 8, 26, 5
@@ -55,7 +55,7 @@ def main(
     """Draw what the recipe's student learns from."""
     outcome = must.run(recipe, root)
     record = RunRecord(outcome.folder or StoragePath.of(root), outcome.artifacts)
-    sheet(list(itertools.islice(pool_strips(Album(record)), ROWS))).save(to, optimize=True)
+    sheet(list(itertools.islice(pool_strips(RunSamples(record)), ROWS))).save(to, optimize=True)
     print(f"Wrote {to}")
 
 

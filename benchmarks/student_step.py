@@ -26,7 +26,7 @@ import typer
 from benchmarks.measure import circumstances, medians, save_result, take_turns
 from flows.run.run import made_inputs
 from must import DEFAULT_ROOT
-from pipeline.data.loader import Batch, Loader, LoaderConfig, Samples
+from pipeline.data.loader import Batch, BatchLoader, LoaderConfig, LocalSamples
 from pipeline.data.stream import BatchStream
 from pipeline.recipe.reader import read_recipe
 from pipeline.recipe.student import StudentConfig
@@ -47,10 +47,10 @@ READY = 8
 """Batches in memory."""
 
 
-class Ready(Samples):
+class Ready(LocalSamples):
     """Samples that were collated before anyone asked."""
 
-    def __init__(self, samples: Samples, pieces: int) -> None:
+    def __init__(self, samples: LocalSamples, pieces: int) -> None:
         super().__init__(samples.samples, samples.collate)
         self.batches = samples.split(pieces)
 
@@ -82,7 +82,7 @@ class Steps:
         collate = {head: task.collate for head, task in network.tasks.items()}
         threads = inputs.runtime.threads
         about = LoaderConfig(student.image_size, student.batch, config["seed"], student.augment, threads)
-        self.loader = Loader(student_dataset(student, heads, inputs), collate, about)
+        self.loader = BatchLoader(student_dataset(student, heads, inputs), collate, about)
 
     def rate(self, stream: BatchStream) -> float:
         """Images per second of training on a stream."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from evaluation.report.page import plural
-from flows.plan.comparison_steps import compares
-from flows.plan.steps import Planned
-from pipeline.recipe.comparison import TRIAL, Trial, comparison_of
+from evaluation.report.formatting import plural
+from flows.plan.plan import Planned
+from pipeline.recipe.comparison import COMPARE, TRIAL, Trial, comparison_of
 
 Steps = Mapping[str, Planned]
 
@@ -45,9 +44,10 @@ def foreseen(planned: Sequence[Planned]) -> dict[str, list[Foreseen]]:
     for each in planned:
         if TRIAL in each.step.config:
             trial = Trial(**each.step.config[TRIAL])
-            rows = found.setdefault(comparison_of(each.step.name), {})
+            rows = found.setdefault(comparison_of(each.step.section), {})
             steps = rows.setdefault(dataclasses.replace(trial, seed=0), {}).setdefault(trial.seed, {})
-            steps |= {name: by_name[name] for name in (*filter(compares, each.step.inputs), each.step.name)}
+            training = (name for name in each.step.inputs if by_name[name].step.section[0] == COMPARE)
+            steps |= {name: by_name[name] for name in (*training, each.step.name)}
     return {name: [Foreseen(*row) for row in rows.items()] for name, rows in found.items()}
 
 

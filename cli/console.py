@@ -23,8 +23,8 @@ from evaluation.backbone_table import Board, Cell, MetricColumn, boards, read_me
 from evaluation.comparison.comparison import Comparison, ComparisonSetting, read_comparisons
 from evaluation.measurement import CLEAN
 from evaluation.metric_table import ARROWS, ROLES, leading, read_lines
-from flows.plan.steps import Planned
-from flows.run.run import Outcome, measured
+from flows.plan.plan import Planned
+from flows.run.run import Outcome
 from flows.server.daemons import Services
 from pipeline.errors import PROJECT
 from pipeline.recipe.comparison import COMPARE, Trial, row_name
@@ -97,7 +97,7 @@ class Console:
         last, artifact = list(outcome.artifacts.items())[-1]
         if not outcome.ran:
             self.out.print("Nothing to do: every step's result is there. The results:")
-        if measured({last: artifact}):
+        if outcome.measures:
             if "evaluate" in outcome.artifacts:
                 self.out.print(results_table(outcome))
             for board in boards(read_measured(outcome.artifacts)):
@@ -110,7 +110,7 @@ class Console:
             self.out.print(labels_table(outcome.artifacts[last]))
         else:
             self.out.print(f"{last}: {artifact}", soft_wrap=True)
-        if outcome.folder and measured({last: artifact}):
+        if outcome.folder and outcome.measures:
             self.out.print(f"Report: {outcome.folder / 'report.html'}", soft_wrap=True)
 
     def show_up(self, services: Services) -> None:
@@ -163,7 +163,7 @@ def labels_table(made: Artifact) -> Table:
     for teacher in dict.fromkeys(entry["teacher"] for entry in entries):
         mine = [entry for entry in entries if entry["teacher"] == teacher]
         rows, failed = (sum(entry[key] for entry in mine) for key in ("rows", "failed"))
-        table.add_row(teacher, str(rows), str(failed), f"{made.external_file(mine[0]['path']).place.parent}/*.parquet")
+        table.add_row(teacher, str(rows), str(failed), f"{made.external_file(mine[0]['path']).path.parent}/*.parquet")
     return table
 
 

@@ -77,10 +77,10 @@ def student_command(
     from pipeline.recipe.reader import read_recipe
     from pipeline.steps.artifact import require
     from pipeline.storage.root import Root as Where
-    from student.export import export_student, form_of
+    from student.export import export_student, load_form
 
     file = local_path(out)
-    form_of(to, file)  # what is wrong with it is said before anything that takes time
+    load_form(to, file)  # what is wrong with it is said before anything that takes time
     read = read_recipe(recipe, override or ())
     planned = look(read, Where.of(root, read.runtime.cache_gb)).planned
     student = next(each.artifact for each in planned if each.step.name == "student")
@@ -114,13 +114,13 @@ def export_labels(recipe: Recipe, root: roots.Root, wanted: Wanted, progress: Pr
     """
     import tasks
     from flows.run.run import made_inputs
-    from pipeline.export import write, writer_of
+    from pipeline.export import load_writer, write_export
     from pipeline.recipe.student import StudentConfig
     from pipeline.storage.atomic import check_absent
     from student.dataset import heads_of
     from student.export_samples import labelled_samples
 
-    writer_of(wanted.form)  # what is wrong with it is said before anything that takes time
+    load_writer(wanted.form)  # what is wrong with it is said before anything that takes time
     check_absent(wanted.out)
     step, inputs = made_inputs(recipe, root, "student")
     student = StudentConfig.model_validate(step.config["student"])
@@ -135,7 +135,7 @@ def export_labels(recipe: Recipe, root: roots.Root, wanted: Wanted, progress: Pr
     samples = labelled_samples(student, heads, inputs)
     if progress:
         samples = _counted(samples, inputs["pool"].counts["images"], progress)
-    return write(wanted.form, wanted.out, labels, samples, about)
+    return write_export(wanted.form, wanted.out, labels, samples, about)
 
 
 def _chosen(heads: Mapping[str, StudentHead], names: Sequence[str]) -> dict[str, StudentHead]:

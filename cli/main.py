@@ -17,7 +17,7 @@ from must import plan, run
 from pipeline.storage.root import DEFAULT_ROOT
 
 if TYPE_CHECKING:
-    from flows.plan.steps import Selection
+    from flows.plan.selection import Selection
 
 # Everything that takes time to import is imported by the command that needs it: help comes at once.
 # ruff: noqa: PLC0415
@@ -49,7 +49,7 @@ LOCALHOST = "127.0.0.1"
 
 
 def _selection(to: str | None, only: str | None, start: str | None, force: list[str] | None) -> Selection:
-    from flows.plan.steps import Selection
+    from flows.plan.selection import Selection
     from pipeline.errors import ConfigError
 
     if only and to:
@@ -80,7 +80,7 @@ def run_command(
 def label_command(recipe: RecipePath, root: Root = DEFAULT_ROOT, override: Overrides = None) -> None:
     """Run a recipe as far as the labels: what the teachers say of the pool."""
     from cli.console import Console
-    from flows.plan.steps import Selection
+    from flows.plan.selection import Selection
 
     console, stop = Console(), threading.Event()
     with console.progress(stop) as progress:
@@ -98,7 +98,7 @@ def compare_command(
 ) -> None:
     """Compare self-supervised methods as the recipe's `compare` says, and say which of them are worth their time."""
     from cli.console import Console
-    from flows.plan.steps import Selection
+    from flows.plan.selection import Selection
     from pipeline.errors import ConfigError, require_one_of
     from pipeline.recipe.comparison import COMPARE
     from pipeline.recipe.reader import read_recipe

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from evaluation.measurement import ALL, CLEAN, FILE, Measurement, best_of
-from pipeline.recipe.comparison import COMPARE, TRIAL, comparison_of
+from pipeline.recipe.comparison import TRIAL, comparison_of
 from pipeline.steps.artifact import Artifact, read_json
 
 
@@ -64,14 +64,13 @@ class Board:
         return [start for start, mean in found.items() if mean == best]
 
 
-def read_measured(artifacts: Mapping[str, Artifact], kinds: Sequence[str] = ("probe", "finetune")) -> list[Measurement]:
-    """The records of all steps of these kinds."""
-    return [
-        Measurement(**record)
-        for name, made in artifacts.items()
-        if name.partition(".")[0] in kinds and made.has(FILE)
-        for record in made.load(FILE, read_json)
-    ]
+def read_measured(artifacts: Mapping[str, Artifact]) -> list[Measurement]:
+    """Return the records of all measurements but those of comparisons."""
+    return [record for made in artifacts.values() if not comparison_of(made.section) for record in _records(made)]
+
+
+def _records(made: Artifact) -> list[Measurement]:
+    return [Measurement(**record) for record in made.load(FILE, read_json)] if made.has(FILE) else []
 
 
 def any_measured(artifacts: Mapping[str, Artifact]) -> bool:
@@ -130,8 +129,11 @@ def as_json(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     the row, as `trial`, that they belong to.
     """
     found = [record.to_json() for record in read_measured(artifacts)]
-    for step, made in artifacts.items():
-        if comparison_of(step) and made.has(FILE):
-            row = {"comparison": comparison_of(step), TRIAL: made.manifest["config"][TRIAL]}
-            found += [{**record.to_json(), **row} for record in read_measured({step: made}, (COMPARE,))]
+    for made in artifacts.values():
+        name = comparison_of(made.section)
+        if name:
+            found += [
+                {**record.to_json(), "comparison": name, TRIAL: made.manifest["config"][TRIAL]}
+                for record in _records(made)
+            ]
     return found

@@ -19,7 +19,7 @@ from prefect.exceptions import CancelledRun, FailedRun
 from pydantic import Field
 
 from flows.orchestration.task_runs import Steps
-from flows.plan.steps import Selection
+from flows.plan.selection import Selection
 from flows.run.execution import execute_plan
 from flows.run.process_setup import set_up_process
 from flows.run.run import Run, prepare

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flows.plan.steps import Selection
+from flows.plan.selection import Selection
 from flows.run.execution import check_launched, execute_plan, take_part
 from flows.run.run import WHOLE, Outcome, Run, nothing_to_do, prepare
 from flows.run.step_runner import Subprocess

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from pipeline.steps.artifact import Artifact, contents
@@ -14,9 +15,15 @@ def folder_of(made: Artifact) -> Path:
     return Path(made.root / made.path)
 
 
-def made_in(folder: Path) -> Artifact:
-    """What a step left in a folder, as its artifact."""
-    return Artifact(Root.of(folder.parent), folder.name, contents(folder))
+def made_in(folder: Path, step: str = "step") -> Artifact:
+    """What a step, of the kind that begins its name, left in a folder, as its artifact."""
+    return named(step, Artifact(Root.of(folder.parent), folder.name, contents(folder)))
+
+
+def named(step: str, made: Artifact) -> Artifact:
+    """The artifact as that of a step of this name: `teacher.kind` is of the kind `teacher`."""
+    section = step.split(".")
+    return dataclasses.replace(made, manifest={**made.manifest, "kind": section[0], "section": section})
 
 
 def stored(path: Path) -> StoredFile:

@@ -173,9 +173,10 @@ class Comparison:
 def read_comparisons(artifacts: Mapping[str, Artifact]) -> dict[str, Comparison]:
     """The comparisons among the artifacts of a run, by name, but for those of which no number came."""
     groups: dict[str, list[Artifact]] = {}
-    for step, made in artifacts.items():
-        if comparison_of(step) and TRIAL in made.manifest["config"] and made.counts["records"]:
-            groups.setdefault(comparison_of(step), []).append(made)
+    for made in artifacts.values():
+        name = comparison_of(made.section)
+        if name and TRIAL in made.manifest["config"] and made.counts["records"]:
+            groups.setdefault(name, []).append(made)
     return {name: _read(name, measured, artifacts) for name, measured in groups.items()}
 
 
@@ -219,7 +220,7 @@ def _values(
 def _trained(made: Iterable[Artifact], artifacts: Mapping[str, Artifact]) -> tuple[Cost, int]:
     """What one training for this row itself took, by the median of its seeds, and how many views it saw."""
     steps = [each.manifest["config"]["start"]["step"] for each in made]
-    trained = [artifacts[step] for step in dict.fromkeys(steps) if step and comparison_of(step)]
+    trained = [artifacts[step] for step in dict.fromkeys(steps) if step and comparison_of(artifacts[step].section)]
     if not trained:
         return Cost(), 0
     costs = [cost(each) for each in trained]

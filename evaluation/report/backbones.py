@@ -1,115 +1,80 @@
-"""The report's part on backbones: what each is worth on every set, and what it cost to come by."""
+"""The report's section on backbones: what each scores on every set, and what it cost to train."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from markupsafe import Markup
 
 from evaluation.backbone_table import Board, Cell, MetricColumn, boards, read_measured
 from evaluation.comparison.cost import Cost, price
 from evaluation.measurement import CLEAN
-from evaluation.report.html import Html, element, join
-from evaluation.report.page import NOTHING, duration, listed, paragraph, plural, table
+from evaluation.report.formatting import NOTHING, count, duration
+from evaluation.report.html import ReportTable, StyledText, render
 from evaluation.report.run_record import RunRecord
 
-BREAK = Html("<br>")
-SCALED = ("accuracy", "miou", "pixel_accuracy", "ap", "ap50", "delta_1.25", "within_11.25")
+PERCENT_METRICS = ("accuracy", "miou", "pixel_accuracy", "ap", "ap50", "delta_1.25", "within_11.25")
 """Metrics in [0, 1], which are shown in percent."""
 
 
-def backbones(run: RunRecord) -> Html:
-    """A table for every set and task, what the protocols are, and what the backbones cost. Nothing if none was
-    measured.
-    """
-    found = boards(read_measured(run.artifacts))
-    if not found:
-        return Html()
-    parts = [paragraph(_explanation(), class_="note")]
-    for board in found:
-        parts += [
-            element("h3", f"{board.dataset}: {board.task}"),
-            _table(board),
-            paragraph(_where(board), class_="note"),
-        ]
-    parts += [element("h3", "What the backbones cost"), _costs(run), listed(_protocols(found))]
-    return join([*parts, *(paragraph(why, class_="note") for why in _skipped(run))])
-
-
-def _explanation() -> str:
-    return (
-        "The same images, labels and protocol for every backbone; the mean, and the standard deviation over the seeds "
-        "if there are several. A seed draws its own labels, the same for all backbones. The best mean of a column "
-        "is in bold, which does not say that it is better than the others by more than chance."
+def backbones(run: RunRecord) -> Markup:
+    """Render a table for every set and task, the protocols, and what the backbones cost; nothing if none was measured."""
+    measured = boards(read_measured(run.artifacts))
+    if not measured:
+        return Markup()
+    probes = [made for made in run.artifacts.values() if made.kind == "probe"]
+    return render(
+        "backbones.html",
+        boards=[(board, _score_table(board)) for board in measured],
+        costs=_cost_table(run),
+        protocols={name: text for board in measured for name, text in board.about.items()},
+        skipped={made.manifest["config"]["set"]: made.counts["why"] for made in probes if "why" in made.counts},
     )
 
 
-def _table(board: Board) -> Html:
-    head = ["Backbone", *(titled(column) for column in board.columns)]
+def _score_table(board: Board) -> ReportTable:
+    head = ["Backbone", *map(column_title, board.columns)]
     rows = [
         [
             start,
-            *(shown(board.cells.get((start, column)), column, start in board.best(column)) for column in board.columns),
+            *(score(board.cells.get((start, column)), column, start in board.best(column)) for column in board.columns),
         ]
         for start in board.starts
     ]
-    return table(head, rows, range(1, len(head)))
+    return ReportTable(head, rows, range(1, len(head)))
 
 
-def titled(column: MetricColumn) -> Html:
-    """A column's head."""
-    worse = "" if column.corruption == CLEAN else ", corrupted"
-    return element("span", column.protocol, BREAK, f"{column.labels:,} labels{worse}", BREAK, column.metric)
+def column_title(column: MetricColumn) -> str:
+    """Return a column's head, in three lines."""
+    corrupted = "" if column.corruption == CLEAN else ", corrupted"
+    return f"{column.protocol}\n{column.labels:,} labels{corrupted}\n{column.metric}"
 
 
 def scale_of(metric: str) -> int:
-    """What values are multiplied by to be shown."""
-    return 100 if metric in SCALED else 1
+    """Return what values of a metric are multiplied by to be shown."""
+    return 100 if metric in PERCENT_METRICS else 1
 
 
-def shown(cell: Cell | None, column: MetricColumn, best: bool, sign: str = "") -> Html | str:
-    """A mean and its deviation, in percent where the metric is a share; `sign` as in format specifications."""
+def score(cell: Cell | None, column: MetricColumn, is_best: bool, sign: str = "") -> StyledText | str:
+    """Return a mean and its deviation, in percent where the metric is a share; `sign` as in format specifications."""
     if cell is None:
         return NOTHING
     scale = scale_of(column.metric)
     digits = 1 if scale == 100 else 3
-    spread = "" if cell.deviation is None else f" ± {scale * cell.deviation:.{digits}f}"
-    return element("span", f"{scale * cell.mean:{sign}.{digits}f}{spread}", class_="good" if best else None)
+    deviation = "" if cell.deviation is None else f" ± {scale * cell.deviation:.{digits}f}"
+    return StyledText(f"{scale * cell.mean:{sign}.{digits}f}{deviation}", "good" if is_best else "")
 
 
-def _where(board: Board) -> str:
-    return f"Measured on {plural(board.n, 'image')} of {board.dataset}/{board.split}."
-
-
-def _protocols(found: list[Board]) -> Iterator[str]:
-    about = {name: text for board in found for name, text in board.about.items()}
-    yield from (f"{name}: {text}." for name, text in sorted(about.items()))
-
-
-def _costs(run: RunRecord) -> Html:
+def _cost_table(run: RunRecord) -> ReportTable:
     head = ["Backbone", "steps", "images", "time", "before it: steps", "images", "time"]
-    starts = {
-        made.manifest["config"]["start"]["name"]: made.manifest["config"]["start"]
-        for kind in ("probe", "finetune")
-        for made in run.of_kind(kind).values()
-    }
+    configs = [made.manifest["config"] for made in run.artifacts.values() if made.kind in ("probe", "finetune")]
     rows = []
-    for name, start in starts.items():
+    for name, start in {config["start"]["name"]: config["start"] for config in configs}.items():
         own, base = price(run.artifacts.get(start["step"]), run.artifacts)
         rows.append([name, *cost_cells(None if start.get("weights") else own), *cost_cells(base)])
-    return table(head, rows, range(1, len(head)))
+    return ReportTable(head, rows, range(1, len(head)))
 
 
 def cost_cells(cost: Cost | None) -> list[str]:
-    """Steps, images and time; None for what was made elsewhere."""
+    """Return steps, images and time; None stands for weights from elsewhere, whose cost is not known."""
     if cost is None:
         return ["not known", "", ""]
-    numbers = [f"{number:,}" if number else NOTHING for number in (cost.steps, cost.images)]
-    return [*numbers, duration(cost.seconds) if cost != Cost() else NOTHING]
-
-
-def _skipped(run: RunRecord) -> Iterator[str]:
-    sets = {
-        made.manifest["config"]["set"]: made.counts["why"]
-        for made in run.of_kind("probe").values()
-        if "why" in made.counts
-    }
-    yield from (f"Not probed on {name}: {why}." for name, why in sets.items())
+    return [count(cost.steps), count(cost.images), duration(cost.seconds) if cost != Cost() else NOTHING]

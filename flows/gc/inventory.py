@@ -13,9 +13,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.errors import require_one_of
+from pipeline.recipe.comparison import COMPARE
 from pipeline.steps.artifact import EXTERNAL_FILES, MANIFEST, Artifact, parse_lines, parse_manifest, verify
 from pipeline.steps.workspace import Workspace
-from pipeline.storage.atomic import PART
+from pipeline.storage.atomic import PART_SUFFIX
 from pipeline.storage.lock import lock_holders
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root, StoredFile, in_parallel
@@ -24,8 +25,8 @@ from pipeline.stores.rejections import PATH as REJECTED
 
 Key = tuple[str, str]
 """A step and a fingerprint."""
-GOALS = ("compare", "evaluate", "student", "label")
-"""What runs are made for, the furthest first."""
+GOALS = (COMPARE, "evaluate", "student", "labelling")
+"""Sections of the recipe that runs are made for, the furthest first."""
 STARTED = re.compile(r"^(?P<recipe>.*)-(?P<time>\d{8}-\d{6}(-\d+)?)$")
 """The name of a run's folder."""
 
@@ -39,18 +40,19 @@ class RunUse:
     uses: frozenset[Key]
     to_make: frozenset[str]
     """Steps that were to be made when it was planned."""
+    sections: frozenset[tuple[str, ...]]
+    """The parts of the recipe that its steps belong to, as `Step.section`."""
     finished: bool
     at_work: bool
 
-    def reached(self, step: str) -> bool:
-        """Whether it came to its end, and the step, or one of this kind, was a part of it."""
-        return self.finished and any(name == step or name.startswith(f"{step}.") for name, _ in self.uses)
+    def reached(self, goal: str) -> bool:
+        """Return True if it came to its end, and steps of this section were a part of it."""
+        return self.finished and any(section[0] == goal for section in self.sections)
 
     @property
     def purpose(self) -> tuple[str, ...]:
         """What it takes the place of earlier runs for: its recipe, and the comparisons that it made."""
-        made = {".".join(name.split(".")[:2]) for name, _ in self.uses if name.startswith("compare.")}
-        return (self.recipe, *sorted(made))
+        return (self.recipe, *sorted({section[1] for section in self.sections if section[0] == COMPARE}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,15 +80,16 @@ def runs(root: Root) -> list[RunUse]:
         uses = frozenset((row["step"], row["artifact"]) for row in [*planned, *events] if row.get("artifact"))
         to_make = frozenset(row["step"] for row in planned if not row["artifact"])
         finished = any(event["event"] == "finished" for event in events)
-        use = RunUse(folder.name, match["recipe"], uses, to_make, finished, folder.name in claimed)
+        sections = frozenset(tuple(row["section"]) for row in planned)
+        use = RunUse(folder.name, match["recipe"], uses, to_make, sections, finished, folder.name in claimed)
         found.append((match["time"], use))
     return [run for _, run in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
 def _records(run: StoragePath) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of a run's plan, which name the artifacts it found, and its events, which name those it came to."""
-    planned = json.loads(run.child("plan.json").peek() or b"[]")
-    return planned, list(parse_lines(run.child("events.jsonl").peek() or b""))
+    planned = json.loads(run.child("plan.json").read_if_exists() or b"[]")
+    return planned, list(parse_lines(run.child("events.jsonl").read_if_exists() or b""))
 
 
 def artifacts(root: Root, every_run: Iterable[RunUse]) -> list[StoredArtifact]:
@@ -100,7 +103,7 @@ def artifacts(root: Root, every_run: Iterable[RunUse]) -> list[StoredArtifact]:
         step, fingerprint, file = (*name.split("/", 2), "", "")[:3]
         if file:  # else it is no artifact's: systems leave files of their own in folders that people look at
             folders[step, fingerprint][file] = size
-    texts = in_parallel(lambda key: (root / f"artifacts/{key[0]}/{key[1]}/{MANIFEST}").peek(), folders)
+    texts = in_parallel(lambda key: (root / f"artifacts/{key[0]}/{key[1]}/{MANIFEST}").read_if_exists(), folders)
     found = []
     for (key, files), text in zip(folders.items(), texts, strict=True):
         path = f"artifacts/{key[0]}/{key[1]}"
@@ -247,7 +250,7 @@ def _leftovers(root: Root, quiet: bool) -> Iterator[Verdict]:
         (f"{folder}/{name}", size)
         for folder in ("labels", "claims")
         for name, size in (root / folder).files().items()
-        if name.endswith(PART)
+        if name.endswith(PART_SUFFIX)
     ]
     if parts:
         yield _of_files("*.part", parts, not quiet, "half-written" if quiet else "maybe being written now")

@@ -53,12 +53,12 @@ class FanOut:
 
     def step(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
         """The artifact of a step, and whether it was made for it."""
-        if not step.parts:
+        if not step.kind.parts:
             return self.apart.step(run, step, inputs)
         fingerprint = step.fingerprint(inputs.artifacts)
         claim = run.workspace.claims / f"{step.name}-parts" / fingerprint
-        with hold_lock(claim, waiting(step.name, inputs.runtime), lost=inputs.runtime.stop.set):
-            with parts_of(step).alone(inputs):
+        with hold_lock(claim, waiting(step.name, inputs.runtime), on_lost=inputs.runtime.stop.set):
+            with parts_of(step).exclusive(inputs):
                 orders = self._orders(run, step, inputs)
                 done = self.context.copy().run(self._give_out, run, orders)
             inputs.runtime.check_stop(step.name)
@@ -94,7 +94,7 @@ class FanOut:
                 lost = f"{len(orders)} parts were lost with their workers ({type(error).__name__}: {error})"
                 run.event("killed", step=orders[0].step.name, error=lost)
         if orders:
-            raise Killed(f"{orders[0].step.name}: {lost}. What is whole is kept: run again to go on.")
+            raise Killed(f"{orders[0].step.name}: {lost}. Finished files are kept: run again to go on.")
         return done
 
     def _round(

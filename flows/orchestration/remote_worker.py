@@ -44,14 +44,14 @@ class WorkItem:
 
 def parts_of(step: Step) -> ModuleType:
     """The module that divides a step's work, and does a part of it."""
-    return importlib.import_module(step.parts)
+    return importlib.import_module(step.kind.parts)
 
 
 def left(step: Step, inputs: Mapping[str, Artifact], force: bool, runtime: Runtime) -> list[dict[str, Any]]:
     """The parts of a step that are still to do."""
     given = Inputs(inputs, runtime, force)
     given = dataclasses.replace(given, previous=Workspace(runtime.root).previous(step, given))
-    found: list[dict[str, Any]] = parts_of(step).left(step.config, given)
+    found: list[dict[str, Any]] = parts_of(step).remaining_parts(step.config, given)
     return found
 
 
@@ -64,7 +64,7 @@ def do(order: WorkItem) -> dict[str, Any]:
         runtime = Runtime(workspace.root, stop=stop, **order.machine)
         runtime.check_stop(order.step.name)
         made = {name: workspace.open(name, fingerprint) for name, fingerprint in order.inputs.items()}
-        done: dict[str, Any] = parts_of(order.step).work(
+        done: dict[str, Any] = parts_of(order.step).do_part(
             order.step.config, Inputs(made, runtime, order.force), order.part
         )
     json.dumps(done)  # a part's result is JSON: it goes from machine to machine
@@ -78,7 +78,7 @@ def _heeding(order: WorkItem, stop: threading.Event) -> Iterator[None]:
 
     def look() -> None:
         with contextlib.suppress(OSError, MustError):  # a store that does not answer: the next time
-            if StoragePath.of(order.stop).peek() is not None:
+            if StoragePath.of(order.stop).read_if_exists() is not None:
                 stop.set()
 
     def watch() -> None:

@@ -25,7 +25,6 @@ from prefect.artifacts import (
 )
 from prefect.logging import get_run_logger
 
-from evaluation.report.html import plain
 from evaluation.report.markdown import summary
 from evaluation.report.results import warnings
 from evaluation.report.run_record import RunRecord
@@ -131,7 +130,7 @@ def log_warnings(run: Run, step: str, artifact: Artifact) -> None:
     """What the report will warn of, as far as it lies in this step, in the current task run's log."""
     with _noting(run, "warnings"):
         for sentence in warnings(RunRecord(run.folder, {step: artifact})):
-            get_run_logger().warning(plain(sentence))
+            get_run_logger().warning(str(sentence))
 
 
 def show_results(run: Run, artifacts: Mapping[str, Artifact]) -> None:

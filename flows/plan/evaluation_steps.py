@@ -1,4 +1,4 @@
-"""The steps that measure backbones against each other. No torch."""
+"""Steps that measure: the student and its teachers, and backbones against each other. No torch."""
 
 from __future__ import annotations
 
@@ -8,153 +8,99 @@ from typing import Any
 
 from evaluation.corruptions import VERSION as CORRUPTIONS
 from evaluation.schedules import SCHEDULES
+from flows.plan.resolve import ResolvedRecipe, Spaces
 from pipeline.data import sampling
-from pipeline.errors import ConfigError, error_context, require_one_of
+from pipeline.errors import ConfigError, require_one_of
 from pipeline.models.weights import weights_digest
-from pipeline.recipe.evaluation import Measuring, StartConfig, check_names, start_of
-from pipeline.recipe.plugins import modules
+from pipeline.recipe.evaluation import EvaluateConfig, Measuring, StartConfig
 from pipeline.recipe.recipe import Recipe
-from pipeline.recipe.stage import KEPT
-from pipeline.steps.artifact import Step
-from pipeline.stores.labels import LabelSpace
+from pipeline.steps.artifact import LabelCheck, Step, StepKind
 
 PROBES = "evaluation.probes"
-Spaces = Mapping[str, Mapping[str, LabelSpace]]
-"""By set and task, what its labels mean."""
 
 
-def measuring_steps(recipe: Recipe, spaces: Spaces) -> Iterator[Step]:
-    """The steps that the recipe's `evaluate` asks for: a step for each backbone, set, and way of measuring."""
-    config = recipe.evaluate
-    told = {**how(config, recipe), "splits": config.splits, "seed": recipe.seed}
-    probed = probed_sets(recipe, spaces)
-    for start in backbone_starts(recipe):
+def measurement_needs(config: Mapping[str, Any]) -> list[Any]:
+    """Return what a measurement asks of its set, as `LabelCheck.needs`."""
+    return ["probes" in config, *(config[key] for key in ("set", "splits", "labels"))]
+
+
+CHECK = LabelCheck(measurement_needs, "evaluation.label_subsets:asked_of")
+EVALUATE = StepKind("evaluate", "evaluation.evaluate:evaluate", measures=True)
+PROBE = StepKind("probe", "evaluation.probing:probe", measures=True, label_check=CHECK)
+FINETUNE = StepKind(
+    "finetune",
+    "evaluation.finetuning:finetune",
+    measures=True,
+    incremental_keys=("labels", "seeds"),
+    label_check=CHECK,
+)
+
+
+def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
+    """Yield the evaluation of student and teachers, and a step for each backbone, set, and way of measuring."""
+    recipe, config = resolved.recipe, resolved.recipe.evaluate
+    settings = {**config.model_dump(mode="json", include={"splits", "sets"}), "seed": recipe.seed}
+    inputs = ("student", *resolved.data_steps, *resolved.teacher_steps)
+    yield Step("evaluate", EVALUATE, ("evaluate",), settings, inputs)
+    common = {**measurement_settings(config, recipe), "splits": config.splits, "seed": recipe.seed}
+    probed = probed_sets(config, resolved.spaces)
+    for start in resolved.starts:
         for name in probed:
-            yield probe_step(f"probe.{start.name}.{name}", start, {**told, "set": name})
+            step = f"probe.{start.name}.{name}"
+            yield Step(step, PROBE, ("evaluate",), *probe_config(step, start, {**common, "set": name}))
         for name in config.finetune:
-            yield finetune_step(f"finetune.{start.name}.{name}", start, {**told, "set": name})
+            step = f"finetune.{start.name}.{name}"
+            yield Step(step, FINETUNE, ("evaluate",), *finetune_config(step, start, {**common, "set": name}))
 
 
-def probed_sets(recipe: Recipe, spaces: Spaces) -> list[str]:
-    """The sets to probe on. ConfigError if one that is named has no class labels, or none has."""
-    config, there = recipe.evaluate, [name for name, found in spaces.items() if "classification" in found]
-    if not config.probes:
-        return []
-    if not there:
-        raise ConfigError(f"evaluate.probes is {config.probes}, but no set has class labels to probe with.")
-    wanted = there if config.probe_sets is None else config.probe_sets
-    return [require_one_of(name, there, "evaluate.probe_sets: set with class labels") for name in wanted]
+def measurement_settings(config: Measuring, recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that probes and fine-tuning have in common."""
+    settings = config.model_dump(mode="json", include={"probes", "schedule", "labels", "seeds", "corruptions"})
+    return {**settings, "width": recipe.student.width, "proposals": recipe.student.proposals}
 
 
-def how(config: Measuring, recipe: Recipe) -> dict[str, Any]:
-    """What both kinds of measuring are told, and what each is told beside."""
-    told = config.model_dump(mode="json", include={"probes", "schedule", "labels", "seeds", "corruptions"})
-    return {**told, "width": recipe.student.width, "proposals": recipe.student.proposals}
-
-
-def probe_step(name: str, start: StartConfig, told: Mapping[str, Any]) -> Step:
-    """The probes of a backbone on the set `told["set"]`."""
+def probe_config(name: str, start: StartConfig, settings: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the configuration and the inputs of the probes of a backbone on the set `settings["set"]`."""
     keys = ("set", "splits", "probes", "labels", "seeds", "seed", "corruptions")
-    versions = {each: importlib.import_module(f"{PROBES}.{each}").VERSION for each in told["probes"]}
-    versions |= _parts(told)
-    config = {"name": name, **about(start), **{key: told[key] for key in keys}, **_row(told), "versions": versions}
-    return Step(name, "evaluation.probing:probe", config, reads(start, f"data.{told['set']}"))
+    versions = {probe: importlib.import_module(f"{PROBES}.{probe}").VERSION for probe in settings["probes"]}
+    return _measurement_config(name, start, settings, keys, versions)
 
 
-def finetune_step(name: str, start: StartConfig, told: Mapping[str, Any]) -> Step:
-    """Fine-tuning from a backbone on the set `told["set"]`."""
+def finetune_config(
+    name: str, start: StartConfig, settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the configuration and the inputs of fine-tuning from a backbone on the set `settings["set"]`."""
     keys = ("set", "splits", "schedule", "labels", "seeds", "seed", "corruptions", "width", "proposals")
-    versions = {told["schedule"]: SCHEDULES[told["schedule"]].version} | _parts(told)
-    config = {"name": name, **about(start), **{key: told[key] for key in keys}, **_row(told), "versions": versions}
-    incremental_keys = ("labels", "seeds")
-    return Step(
-        name,
-        "evaluation.finetuning:finetune",
-        config,
-        reads(start, f"data.{told['set']}"),
-        incremental_keys=incremental_keys,
-    )
+    versions = {settings["schedule"]: SCHEDULES[settings["schedule"]].version}
+    return _measurement_config(name, start, settings, keys, versions)
 
 
-def about(start: StartConfig) -> dict[str, Any]:
-    """What a step that begins with a backbone is told of it; other weights under the same name are another start."""
+def _measurement_config(
+    name: str, start: StartConfig, settings: Mapping[str, Any], keys: tuple[str, ...], versions: Mapping[str, int]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    trial = {"trial": settings["trial"]} if "trial" in settings else {}
+    shared = sampling.version(True) | ({"corruptions": CORRUPTIONS} if settings["corruptions"] else {})
+    config = {"name": name, **start_config(start), **{key: settings[key] for key in keys}, **trial}
+    return {**config, "versions": {**versions, **shared}}, start_inputs(start, f"data.{settings['set']}")
+
+
+def start_config(start: StartConfig) -> dict[str, Any]:
+    """Return a backbone to start from, for a step's configuration: other weights of the same name are another start."""
     digest = {"weights": weights_digest(start.weights)} if start.weights else {}
     return {"start": start.model_dump(mode="json"), **digest}
 
 
-def _parts(told: Mapping[str, Any]) -> dict[str, int]:
-    """The versions of what measurements have in common: of how labels are drawn, those that decide among them, and of
-    corruptions.
-    """
-    return sampling.version(True) | ({"corruptions": CORRUPTIONS} if told["corruptions"] else {})
+def start_inputs(start: StartConfig, *others: str) -> tuple[str, ...]:
+    """Return the inputs of a step that starts from a backbone: the step that leaves it, if one does, and the others."""
+    return (start.step, *others) if start.step else others
 
 
-def _row(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a comparison, which row it is."""
-    return {"trial": told["trial"]} if "trial" in told else {}
-
-
-def reads(start: StartConfig, *others: str) -> tuple[str, ...]:
-    """The steps that a step reads which begins with a backbone: what makes that, and these others."""
-    return (*((start.step,) if start.step else ()), *others)
-
-
-def backbone_starts(recipe: Recipe) -> list[StartConfig]:
-    """The backbones to measure, none twice. ConfigError if one of them is not there, or leaves no backbone."""
-    said = recipe.evaluate.backbone_starts([stage.name for stage in recipe.stages])
-    starts = [start(each, recipe) for each in said]
-    check_names(starts)
-    return starts
-
-
-def start(said: str, recipe: Recipe, backbone: str | None = None, place: str = "evaluate.starts") -> StartConfig:
-    """What a recipe names as a start at `place`, for images of the size that backbones are measured at."""
-    steps = [*(f"stage.{stage.name}" for stage in recipe.stages), *(f"teacher.{name}" for name in recipe.teachers)]
-    size = recipe.evaluate.image_size or recipe.student.image_size
-    with error_context(place):
-        found = start_of(said, steps, backbone or recipe.student.backbone, size)
-        if found.weights:
-            weights_digest(found.weights)  # the file is there
-    kind, _, name = (found.step or "").partition(".")
-    if kind == "teacher" and _taught(name, recipe) is None:
-        others = [f"teacher.{other}" for other in recipe.teachers if _taught(other, recipe)]
-        raise ConfigError(
-            f"{place}: {said!r} is of kind {recipe.teachers[name].kind!r}, which leaves no backbone; "
-            f"{', '.join([*others, *KEPT])} would work."
-        )
-    return found
-
-
-def _taught(teacher: str, recipe: Recipe) -> str | None:
-    """The timm name of the backbone that a teacher leaves, if it leaves one."""
-    with error_context(f"teachers.{teacher}"):
-        return recipe.teachers[teacher].backbone_name()
-
-
-def backbone_of(said: str, recipe: Recipe) -> str:
-    """The timm name of a start's backbone; of what is no step, the student's."""
-    kind, _, name = said.partition(".")
-    found: str | None = None
-    if kind == "stage":
-        found = next((stage.backbone for stage in recipe.chain() if stage.name == name), None)
-    elif kind == "teacher" and name in recipe.teachers:
-        found = _taught(name, recipe)
-    return found or recipe.student.backbone
-
-
-def check_measuring(recipe: Recipe, spaces: Spaces) -> None:
-    """Raise ConfigError for a probe or a schedule that is not there, or sets without the labels for it."""
-    config = recipe.evaluate
-    check_how("evaluate", config)
-    probed_sets(recipe, spaces)
-    for name in config.finetune:
-        if not spaces[name]:
-            raise ConfigError(f"evaluate.finetune names {name!r}, which has no labels to fine-tune on.")
-    backbone_starts(recipe)
-
-
-def check_how(place: str, config: Measuring) -> None:
-    """Raise ConfigError for a probe or a schedule that is not there."""
-    for name in config.probes:
-        require_one_of(name, modules(PROBES), f"{place}.probes:")
-    require_one_of(config.schedule, SCHEDULES, f"{place}.schedule:")
+def probed_sets(config: EvaluateConfig, spaces: Spaces) -> list[str]:
+    """Return the sets to probe on. ConfigError if one that is named has no class labels, or none has."""
+    if not config.probes:
+        return []
+    classified = [name for name, tasks in spaces.items() if "classification" in tasks]
+    if not classified:
+        raise ConfigError(f"evaluate.probes is {config.probes}, but no set has class labels to probe with.")
+    wanted = classified if config.probe_sets is None else config.probe_sets
+    return [require_one_of(name, classified, "evaluate.probe_sets: set with class labels") for name in wanted]

@@ -1,61 +1,128 @@
-"""Whether the parts of a recipe fit together, as far as names, labels and schedules tell. No torch."""
+"""Check that the parts of a recipe fit together, as far as names, labels and schedules tell. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import tasks
-from flows.plan.comparison_steps import check_comparing
-from flows.plan.evaluation_steps import Spaces, check_measuring
-from flows.plan.stage_steps import check_classes
-from ingest.dataset import check_truth, taught_space
+from evaluation.schedules import SCHEDULES
+from flows.plan.evaluation_steps import PROBES, probed_sets
+from flows.plan.resolve import ResolvedRecipe, Spaces, method_place
+from ingest.dataset import check_labels_fit, teacher_space
+from ingest.true_labels import class_names
 from pipeline.errors import ConfigError, error_context, require_one_of
 from pipeline.recipe.base import FitConfig
+from pipeline.recipe.comparison import COMPARE, CompareConfig
+from pipeline.recipe.evaluation import Measuring
+from pipeline.recipe.plugins import modules
 from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.stage import StageConfig, labelled_images
 
 
-def check_fits(recipe: Recipe, spaces: Spaces) -> None:
-    """Raise ConfigError for a task, a set, a required metric, a weight or an evaluation that can't be as it is said."""
+def validate(resolved: ResolvedRecipe) -> None:
+    """Raise ConfigError for a part of the recipe that does not fit the others, or the labels that there are."""
+    recipe, spaces = resolved.recipe, resolved.spaces
+    _check_teachers(recipe, spaces)
+    recipe.student.check_weights({name: isinstance(teacher, FitConfig) for name, teacher in recipe.teachers.items()})
+    for name, sets in recipe.student.truths.items():
+        _check_truths(name, sets, recipe, spaces)
+    for stage in resolved.stages:
+        with error_context(f"stages.{stage.name}"):
+            _check_classes(stage, spaces)
+    for name in recipe.evaluate.sets:
+        _check_evaluated(name, recipe, spaces)
+    _check_evaluation(recipe, spaces)
+    for name, config in recipe.compare.items():
+        _check_comparison(f"{COMPARE}.{name}", config, spaces)
+    stages = {
+        method_place(name, each.trial): each.stage
+        for name, trials in resolved.comparisons.items()
+        for each in trials
+        if each.stage
+    }
+    for place, stage in stages.items():
+        with error_context(place):
+            _check_classes(stage, spaces)
+
+
+def _check_teachers(recipe: Recipe, spaces: Spaces) -> None:
+    """Raise ConfigError for a task that is not there, a set without its labels, or a gate that can't be measured."""
     for name, teacher in recipe.teachers.items():
         require_one_of(teacher.task, tasks.names(), f"teachers.{name}.task")
         data: str | None = getattr(teacher, "data", None)
         if data is not None:
-            taught_space(name, teacher.task, data, spaces[data])
+            teacher_space(name, teacher.task, data, spaces[data])
         if teacher.require and not isinstance(teacher, FitConfig):
             raise ConfigError(
                 f"teachers.{name}.require is {teacher.require!r}, but only teachers that are trained here are measured "
                 f"before they label; leave it out for kind {teacher.kind!r}."
             )
-    recipe.student.check_weights({name: isinstance(teacher, FitConfig) for name, teacher in recipe.teachers.items()})
-    for name, sets in recipe.student.truths.items():
-        _check_truths(name, sets, recipe, spaces)
-    for stage in recipe.stages:
-        with error_context(f"stages.{stage.name}"):
-            check_classes(stage, spaces)
-    for name in recipe.evaluate.sets:
-        _check_evaluated(name, recipe, spaces)
-    check_measuring(recipe, spaces)
-    check_comparing(recipe, spaces)
 
 
 def _check_truths(name: str, sets: Sequence[str], recipe: Recipe, spaces: Spaces) -> None:
-    """Sets of true labels need the teacher's task, and its classes where they are known before the run."""
+    """Raise ConfigError unless sets of true labels have the teacher's task, and its classes where they are known."""
     teacher = recipe.teachers[name]
     data: str | None = getattr(teacher, "data", None)
     for other in sets:
-        space = taught_space(name, teacher.task, data or other, spaces[data or other])
-        check_truth(name, space, other, spaces[other])
+        space = teacher_space(name, teacher.task, data or other, spaces[data or other])
+        check_labels_fit(name, space, other, spaces[other])
+
+
+def _check_classes(stage: StageConfig, spaces: Spaces) -> None:
+    """Raise ConfigError if a stage asks for classes, and its sets have none, or not so many."""
+    if stage.labels is not None:
+        with error_context("labels"):
+            labelled_images(stage, class_names(stage.data, spaces))
+    if stage.long_tail is not None:
+        with error_context("long_tail"):
+            class_names(stage.data, spaces)
 
 
 def _check_evaluated(name: str, recipe: Recipe, spaces: Spaces) -> None:
-    """A set to measure on needs a teacher of its task, and of its classes where they are known before the run."""
+    """Raise ConfigError unless a teacher has a task of the set, and its classes where they are known."""
     for teacher in recipe.teachers.values():
         data: str | None = getattr(teacher, "data", None)
         known = spaces[data].get(teacher.task) if data is not None else None
         if teacher.task in spaces[name] and known in (None, spaces[name][teacher.task]):
             return
-    there = ", ".join(sorted(spaces[name])) or "nothing"
     raise ConfigError(
-        f"evaluate.sets names {name!r}, which has labels for {there}: "
+        f"evaluate.sets names {name!r}, which has labels for {_listed(spaces[name])}: "
         "no teacher has a task and classes in common with it."
     )
+
+
+def _check_evaluation(recipe: Recipe, spaces: Spaces) -> None:
+    """Raise ConfigError for a probe or a schedule that is not there, or sets without the labels for it."""
+    config = recipe.evaluate
+    _check_measuring("evaluate", config)
+    probed_sets(config, spaces)
+    for name in config.finetune:
+        if not spaces[name]:
+            raise ConfigError(f"evaluate.finetune names {name!r}, which has no labels to fine-tune on.")
+
+
+def _check_comparison(place: str, config: CompareConfig, spaces: Spaces) -> None:
+    """Raise ConfigError for sets, probes or a schedule that are not there, or a set without labels to measure on."""
+    for key, names in (("data", config.data), ("set", [config.measured_on])):
+        for name in names:
+            require_one_of(name, spaces, f"{place}.{key}:")
+    _check_measuring(place, config)
+    if not config.probes and not config.finetune:
+        raise ConfigError(f"{place}: neither probes nor finetune are asked for: nothing would be measured.")
+    labels = spaces[config.measured_on]
+    if not labels or (config.probes and "classification" not in labels):
+        raise ConfigError(
+            f"{place}.set is {config.measured_on!r}, which has labels for {_listed(labels)}: "
+            f"{'probes need class labels' if config.probes else 'there is nothing to fine-tune on'}."
+        )
+
+
+def _check_measuring(place: str, config: Measuring) -> None:
+    """Raise ConfigError for a probe or a schedule that is not there."""
+    for name in config.probes:
+        require_one_of(name, modules(PROBES), f"{place}.probes:")
+    require_one_of(config.schedule, SCHEDULES, f"{place}.schedule:")
+
+
+def _listed(tasks_of_set: Mapping[str, object]) -> str:
+    return ", ".join(sorted(tasks_of_set)) or "nothing"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from flows.plan.comparison_steps import compares
-from flows.run.run import Outcome, Plan, Run, measured, told
+from flows.run.run import Outcome, Plan, Run, told
 from flows.run.runners import check_engine
 from flows.run.signals import stopping
 from flows.run.step_runner import InProcess, Subprocess, in_order
@@ -15,7 +14,7 @@ from pipeline.recipe.recipe import Recipe
 from pipeline.steps import ranks
 from pipeline.steps.artifact import Artifact, Inputs, Step, as_json
 from pipeline.steps.runtime import Runtime
-from pipeline.storage.errors import explaining_full_disk
+from pipeline.storage.errors import explain_full_disk
 from pipeline.storage.path import StoragePath
 
 Carry = Callable[[Run, Subprocess], Mapping[str, Artifact]]
@@ -25,27 +24,26 @@ Carry = Callable[[Run, Subprocess], Mapping[str, Artifact]]
 def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, carry: Carry | None) -> Outcome:
     """A run of a plan: its steps in processes of their own, carried out by `carry`; or in this one, in order (None)."""
     check_engine(recipe.runtime)
-    with stopping(runtime.stop), explaining_full_disk(f"run of {recipe.name!r}", runtime.root.local_path()):
-        asked = any(compares(each.step.name) for each in plan.planned)
-        checked = recipe if asked else recipe.model_copy(update={"compare": {}})
-        work = Subprocess(checked, runtime) if carry else InProcess(checked, runtime)
+    with stopping(runtime.stop), explain_full_disk(f"run of {recipe.name!r}", runtime.root.local_path()):
+        models = plan.resolved.models(plan.compares)
+        work = Subprocess(recipe.runtime, models, runtime) if carry else InProcess(recipe.runtime, models, runtime)
         run = Run(recipe, plan, runtime, work.step)
         try:
             with run.at_work():
                 artifacts = carry(run, work) if carry and isinstance(work, Subprocess) else in_order(run, inline_step)
-                if measured(artifacts):
+                if plan.measured(artifacts):
                     work.other(_leave_results, (run.folder, artifacts), runtime)
         except BaseException as error:
             run.event("ended", **told(error))
             raise
     run.event("finished")
-    return Outcome(run.folder, artifacts, run.made)
+    return Outcome(run.folder, artifacts, run.made, plan.measures)
 
 
 def check_launched(recipe: Recipe, plan: Plan) -> None:
     """Raise ConfigError unless what torchrun started is the training of one network."""
     todo = [each.step for each in plan.planned if each.artifact is None]
-    if recipe.runtime.runner != "inline" or len(todo) != 1 or not todo[0].trains:
+    if recipe.runtime.runner != "inline" or len(todo) != 1 or not todo[0].kind.trains:
         raise ConfigError(
             f"torchrun started {ranks.count()} processes, which can train one network: run it with --only STEP, a "
             f"teacher that is trained or the student, and -o runtime.runner=inline. To do here: "

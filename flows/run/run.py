@@ -20,19 +20,23 @@ from typing import Any
 
 import yaml
 
-from evaluation.report.page import plural
-from flows.plan.label_checks import check_amounts, is_early
-from flows.plan.steps import MEASURING, Planned, Selection, build_steps, kind_of, plan
-from ingest.rejections import LABELS
+from evaluation.report.formatting import plural
+from flows.plan.label_checks import check_labels
+from flows.plan.plan import Planned, plan
+from flows.plan.resolve import ResolvedRecipe, resolve
+from flows.plan.selection import Selection
+from flows.plan.steps import plan_recipe
+from ingest.rejections import REJECTED_LABELS
 from pipeline.errors import ConfigError, DataError, Stopped
+from pipeline.recipe.comparison import COMPARE
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps.artifact import Artifact, Inputs, Step, as_json, parse_lines, read_json
 from pipeline.steps.runtime import Runtime, stopped_in
 from pipeline.steps.workspace import Workspace
-from pipeline.storage.lock import Holds, hold_lock
+from pipeline.storage.lock import IsHeld, hold_lock
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
-from pipeline.stores.rejections import read_rejects
+from pipeline.stores.rejections import read_rejections
 
 Work = Callable[["Run", Step, Inputs], tuple[Artifact, bool]]
 """Comes to a step's artifact, and tells whether it was made now."""
@@ -43,31 +47,49 @@ WHOLE = Selection()
 class Plan:
     """The steps that a run is about, on a root folder, and the names of those it makes though they are there."""
 
+    resolved: ResolvedRecipe
     workspace: Workspace
     planned: list[Planned]
     force: set[str]
 
     @property
     def early(self) -> dict[str, Artifact | None]:
-        """By early step (`flows.plan.label_checks`) what it is known to have left."""
-        return {each.step.name: each.artifact for each in self.planned if is_early(each.step.name)}
+        """By early step (`StepKind.early`) its artifact, if it is there."""
+        return {each.step.name: each.artifact for each in self.planned if each.step.kind.early}
+
+    @property
+    def measures(self) -> bool:
+        """True if the last step leaves numbers that the report shows."""
+        return self.planned[-1].step.kind.measures
+
+    @property
+    def compares(self) -> bool:
+        """True if steps of comparisons are among them."""
+        return any(each.step.section[0] == COMPARE for each in self.planned)
+
+    def measured(self, artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
+        """Return those of the run's artifacts that hold numbers for the report."""
+        return {each.step.name: artifacts[each.step.name] for each in self.planned if each.step.kind.measures}
 
     def check(self, made: Mapping[str, Artifact], runtime: Runtime) -> None:
         """Raise ConfigError if steps that are still to be made ask for labels that the sets lack, of which there is by
         now all that early steps leave.
         """
-        check_amounts([each.step for each in self.planned if each.artifact is None], Inputs(made, runtime))
+        check_labels([each.step for each in self.planned if each.artifact is None], Inputs(made, runtime))
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run came to: the folder with its report (of a run that had nothing to do, that of the run which had),
-    its artifacts by step, and how many steps were run rather than reused.
-    """
+    """The outcome of a run."""
 
     folder: StoragePath | None
+    """The folder with its report; of a run that had nothing to do, that of the run that made the report."""
     artifacts: Mapping[str, Artifact]
+    """By step, in the order of the plan."""
     ran: int
+    """Steps that were run rather than reused."""
+    measures: bool = False
+    """True if the last step leaves numbers that the report shows."""
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -87,8 +109,14 @@ class Run:
         self._lock = threading.Lock()
         self._early = plan.early if None in plan.early.values() else {}
         rows = [
-            {"step": p.step.name, "action": p.action, "why": p.why, "artifact": p.artifact and p.artifact.fingerprint}
-            for p in self.planned
+            {
+                "step": each.step.name,
+                "section": each.step.section,
+                "action": each.action,
+                "why": each.why,
+                "artifact": each.artifact and each.artifact.fingerprint,
+            }
+            for each in self.planned
         ]
         self.folder.child("plan.json").write(as_json(rows).encode())
 
@@ -98,9 +126,11 @@ class Run:
         with self._lock:
             self.folder.child("events.jsonl").append(f"{line}\n".encode())
 
-    def at_work(self) -> AbstractContextManager[Holds]:
+    def at_work(self) -> AbstractContextManager[IsHeld]:
         """While inside, the run is known to be at work, and what it refers to is kept."""
-        return hold_lock(self.workspace.claims / "runs" / self.folder.name, lambda _: None, lost=self.runtime.stop.set)
+        return hold_lock(
+            self.workspace.claims / "runs" / self.folder.name, lambda _: None, on_lost=self.runtime.stop.set
+        )
 
     def log(self, step: str) -> Path:
         """Where the processes of a step print to, on this machine."""
@@ -166,7 +196,7 @@ class Run:
 
     def _keep_log(self, step: str) -> None:
         if self.log(step).exists():
-            self.workspace.root.keep(self.log(step))
+            self.workspace.root.upload(self.log(step))
 
 
 def _left_out(made: Artifact) -> str:
@@ -210,9 +240,10 @@ def prepare(recipe: Recipe, root: Root, selection: Selection = WHOLE) -> Plan:
 def look(recipe: Recipe, root: Root, selection: Selection = WHOLE) -> Plan:
     """What there is and what is not on a root folder, whether or not a run could make it."""
     workspace = Workspace(root)
-    steps = build_steps(recipe, read_rejects(root))
+    resolved = resolve(recipe, read_rejections(root))
+    steps = plan_recipe(resolved)
     force = selection.forced(steps)
-    return Plan(workspace, selection.of(plan(steps, workspace, force)), force)
+    return Plan(resolved, workspace, selection.of(plan(steps, workspace, force)), force)
 
 
 def made_inputs(recipe: Recipe, root: Root, name: str) -> tuple[Step, Inputs]:
@@ -221,8 +252,8 @@ def made_inputs(recipe: Recipe, root: Root, name: str) -> tuple[Step, Inputs]:
     planned = {each.step.name: each for each in plan.planned}
     step, runtime = planned[name].step, Runtime.of(recipe.runtime, root)
     made = {each: planned[each].artifact for each in step.inputs}
-    if LABELS in made and made[LABELS] is None:  # a copy of what was rejected by now needs no run
-        made[LABELS], _ = plan.workspace.get_or_make(planned[LABELS].step, Inputs({}, runtime))
+    if REJECTED_LABELS in made and made[REJECTED_LABELS] is None:  # a copy of what was rejected by now needs no run
+        made[REJECTED_LABELS], _ = plan.workspace.get_or_make(planned[REJECTED_LABELS].step, Inputs({}, runtime))
     missing = [each for each, artifact in made.items() if artifact is None]
     if missing:
         raise DataError(
@@ -238,16 +269,11 @@ def nothing_to_do(plan: Plan) -> Outcome | None:
     artifacts = {each.step.name: each.artifact for each in plan.planned if each.artifact}
     if len(artifacts) < len(plan.planned):
         return None
-    results = measured(artifacts)
+    results = plan.measured(artifacts)
     if not results:
-        return Outcome(None, artifacts, 0)
+        return Outcome(None, artifacts, 0, plan.measures)
     folder = find_report(plan.workspace.root, results)
-    return Outcome(folder, artifacts, 0) if folder else None
-
-
-def measured(artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
-    """Those that hold numbers, which a report shows."""
-    return {name: made for name, made in artifacts.items() if kind_of(name) in MEASURING}
+    return Outcome(folder, artifacts, 0, plan.measures) if folder else None
 
 
 def find_report(root: Root, results: Mapping[str, Artifact]) -> StoragePath | None:

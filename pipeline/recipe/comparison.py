@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -16,7 +16,7 @@ from pipeline.recipe.stage import SCRATCH, STUDENT, Share
 NO_STAGE, SUPERVISED = "none", "supervised"
 """Rows that every comparison has beside its methods: the start as it is, and supervised training on the same images."""
 COMPARE = "compare"
-"""The section of a recipe, and what comes before the dot in the names of all steps that train or measure for it."""
+"""The section of a recipe, and the beginning of the names of the steps that train or measure for it."""
 TRIAL = "trial"
 """The key of a measuring step's configuration that says which row it measures."""
 BACKBONES = "backbones"
@@ -117,10 +117,9 @@ def _are_names(said: Any) -> bool:
     return isinstance(said, list) and bool(said) and all(isinstance(each, str) for each in said)
 
 
-def comparison_of(step: str) -> str:
-    """The name of the comparison that a step trains or measures for, by the step's name; "" for other steps."""
-    kind, _, rest = step.partition(".")
-    return rest.partition(".")[0] if kind == COMPARE else ""
+def comparison_of(section: Sequence[str]) -> str:
+    """Return the name of the comparison that a section, as `Step.section`, is a part of; "" for other sections."""
+    return section[1] if section[0] == COMPARE else ""
 
 
 def row_name(method: str, start: str) -> str:

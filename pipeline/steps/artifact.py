@@ -14,14 +14,14 @@ import importlib
 import importlib.metadata
 import json
 import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pipeline.errors import DataError
 from pipeline.steps.runtime import Runtime
-from pipeline.storage.atomic import PART, atomic_write
-from pipeline.storage.root import Root, StoredFile, hash_file, hash_place, path_in_errors
+from pipeline.storage.atomic import PART_SUFFIX, atomic_write
+from pipeline.storage.root import Root, StoredFile, hash_file, hash_if_exists, path_in_errors
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -39,40 +39,79 @@ T = TypeVar("T")
 StepFunction = Callable[[Mapping[str, Any], "Inputs", Path], Mapping[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """A node of the DAG: `run` names the function "module:function" that is called as `(config, inputs, out)`.
+class LabelCheck(NamedTuple):
+    """A check, made as soon as all data is read, that there is enough of it for a step."""
 
-    `config` is JSON; what cannot change the result (device, workers, runner) is not in it. `inputs` are step names.
+    needs: Callable[[Mapping[str, Any]], Any]
+    """Return what the check depends on, as JSON, given a step's `config`; None if there is nothing to check. Of steps
+    with equal needs one is checked."""
+    check: str
+    """The function "module:function", called as `(config, inputs)` with the artifacts of `early` steps. It raises
+    ConfigError."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepKind:
+    """A kind of step: the function that does the work, and how it may be run. Defined in `flows/plan/*_steps.py`.
+
+    Example:
+        TEACHER = StepKind("teacher", "teachers.supervised:make", trains=True, resumes=True)
     """
 
     name: str
+    """A part of the fingerprint, as `version` is."""
     run: str
-    config: Mapping[str, Any]
-    inputs: tuple[str, ...] = ()
+    """The function "module:function", called as `(config, inputs, out)`. Not a part of the fingerprint: code may move."""
     version: int = 1
+    """To be raised when the same configuration and inputs give another result."""
+    early: bool = False
+    """True if it only reads data: such steps come first, so that mistakes in the data are found before any training."""
+    measures: bool = False
+    """True if it leaves numbers that the report shows."""
     trains: bool = False
-    """Whether several processes may share its work: they train one network together."""
+    """True if several processes may share its work: they train one network together."""
     resumes: bool = False
-    """Whether it keeps in `work` a state that a later attempt goes on from, and so has begun anew once it has begun."""
+    """True if it saves in `work` a state that a later attempt goes on from."""
     parts: str = ""
     """Of a step whose work can be done in parts, by any process that reaches the root, before it runs: the module with
-    `left(config, inputs)`, the parts that are still to do, and `work(config, inputs, part)`, which does one. Parts and
-    what the work returns are JSON.
+    `remaining_parts(config, inputs)`, `do_part(config, inputs, part)` and `exclusive(inputs)`, a context in which no
+    other run does the same parts. Parts and what `do_part` returns are JSON.
     """
     incremental_keys: tuple[str, ...] = ()
-    """For a step that need not do everything anew: the keys of its configuration (`files`, `source.path`) in which the
-    artifact that it goes on from may differ.
-    """
+    """Of a step that can reuse the work of an earlier artifact: the keys of its configuration (`files`, `source.path`)
+    in which that artifact may differ."""
+    label_check: LabelCheck | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A node of the DAG."""
+
+    name: str
+    """Unique in a plan, and the name of the folder of its artifacts: `teacher.things`."""
+    kind: StepKind
+    section: tuple[str, ...]
+    """The part of the recipe that asks for it: ("teachers", "things")."""
+    config: Mapping[str, Any]
+    """JSON: all that can change the result, and nothing that cannot (device, workers, runner)."""
+    inputs: tuple[str, ...] = ()
+    """Names of the steps whose artifacts it reads."""
 
     def function(self) -> StepFunction:
-        module, _, attribute = self.run.partition(":")
-        function: StepFunction = getattr(importlib.import_module(module), attribute)
+        """Import the function that does the work."""
+        function: StepFunction = import_function(self.kind.run)
         return function
 
     def fingerprint(self, artifacts: Mapping[str, Artifact]) -> str:
-        """The fingerprint of what it makes of these artifacts, which hold its inputs by their names."""
+        """Return the fingerprint of its result, given the artifacts of its inputs by name."""
         return fingerprint(self, {name: made.digest for name, made in artifacts.items()})
+
+
+def import_function(path: str) -> Callable[..., Any]:
+    """Import the function at "module:function"."""
+    module, _, name = path.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +130,17 @@ class Artifact:
         """Its fingerprint."""
         fingerprint: str = self.manifest["fingerprint"]
         return fingerprint
+
+    @property
+    def kind(self) -> str:
+        """The name of the kind of step that made it."""
+        kind: str = self.manifest["kind"]
+        return kind
+
+    @property
+    def section(self) -> tuple[str, ...]:
+        """The part of the recipe that asked for it, as `Step.section`."""
+        return tuple(self.manifest["section"])
 
     @property
     def digest(self) -> str:
@@ -121,7 +171,7 @@ class Artifact:
         if self.root.local:
             return reader(Path(self.root / self.path))
         files = {name: self.file(name) for name in self.manifest["files"] if not name.startswith(f"{LOG}/")}
-        with self.root.side_by_side(files) as folder, path_in_errors(folder, str(self)):
+        with self.root.local_copies(files) as folder, path_in_errors(folder, str(self)):
             return reader(folder)
 
     def external_file(self, path: str) -> StoredFile:
@@ -165,9 +215,13 @@ class Inputs:
         return self.artifacts[step]
 
     def of_kind(self, kind: str) -> dict[str, Artifact]:
-        """The inputs called `<kind>.<name>`, by name, in order."""
-        prefix = f"{kind}."
-        return {name[len(prefix) :]: made for name, made in self.artifacts.items() if name.startswith(prefix)}
+        """Return the artifacts that steps of a kind made, by the names of their sections: `world` for `data.world`."""
+        return of_kind(self.artifacts.values(), kind)
+
+
+def of_kind(artifacts: Iterable[Artifact], kind: str) -> dict[str, Artifact]:
+    """Return the artifacts that steps of a kind made, by the names of their sections: `world` for `data.world`."""
+    return {made.section[-1]: made for made in artifacts if made.kind == kind}
 
 
 def hash_json(value: Any) -> str:
@@ -179,7 +233,7 @@ def hash_json(value: Any) -> str:
 def fingerprint(step: Step, digests: Mapping[str, str]) -> str:
     """First 16 hex digits of what addresses the step's result, given the digests of its inputs by step name."""
     inputs = {name: digests[name] for name in step.inputs}
-    return hash_json([SCHEMA_VERSION, step.run, step.version, dict(step.config), inputs])[:16]
+    return hash_json([SCHEMA_VERSION, step.kind.name, step.kind.version, dict(step.config), inputs])[:16]
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -241,7 +295,11 @@ def contents(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, 
     not read, and need not be there.
     """
     names = (str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file())
-    made = (name for name in names if name != MANIFEST and not name.startswith(f"{WORK}/") and not name.endswith(PART))
+    made = (
+        name
+        for name in names
+        if name != MANIFEST and not name.startswith(f"{WORK}/") and not name.endswith(PART_SUFFIX)
+    )
     files = {name: _facts(folder / name) for name in made if name not in (known or {})} | dict(known or {})
     kept = {name: facts["sha256"] for name, facts in files.items() if not name.startswith(f"{LOG}/")}
     return {"files": files, "digest": hash_json(kept)}
@@ -254,7 +312,7 @@ def _facts(path: Path) -> dict[str, Any]:
 def verify(artifact: Artifact) -> Iterator[tuple[StoredFile, str]]:
     """The files of an artifact that are not what its manifest says, each with what is wrong. Reads every byte."""
     for file in artifact.files():
-        sha256 = hash_place(file.place)
+        sha256 = hash_if_exists(file.path)
         if sha256 is None:
             yield file, "missing"
         elif sha256 != file.sha256:

@@ -27,8 +27,8 @@ from pipeline.steps.artifact import (
     parse_manifest,
 )
 from pipeline.steps.runtime import Runtime
-from pipeline.storage.errors import explaining_full_disk
-from pipeline.storage.lock import Holds, Told, hold_lock
+from pipeline.storage.errors import explain_full_disk
+from pipeline.storage.lock import IsHeld, OnWait, hold_lock
 from pipeline.storage.path import StoragePath
 from pipeline.storage.process_id import ProcessId
 from pipeline.storage.root import Root, in_parallel
@@ -54,7 +54,7 @@ class Workspace:
         """The artifact, if it is there and whole: the manifest present and every file there with its size."""
         path = self.path(step, fingerprint)
         manifest = self.root / f"{path}/{MANIFEST}"
-        text = manifest.peek()
+        text = manifest.read_if_exists()
         if text is None:
             return None
         artifact = Artifact(self.root, path, parse_manifest(text, str(manifest)))
@@ -67,10 +67,10 @@ class Workspace:
         fingerprint = step.fingerprint(inputs.artifacts)
         claim, runtime = self.claims / f"{step.name}/{fingerprint}", inputs.runtime
         together = ranks.count() > 1
-        with hold_lock(claim, busy if together else waiting(step.name, runtime), lost=runtime.stop.set) as holds:
+        with hold_lock(claim, busy if together else waiting(step.name, runtime), on_lost=runtime.stop.set) as holds:
             found = None if inputs.force else self.find(step, fingerprint)
             if found and together:
-                busy(ProcessId.this())
+                busy(ProcessId.current())
             return (found, False) if found else (self.make(step, inputs, holds), True)
 
     def take_part(self, step: Step, inputs: Inputs) -> None:
@@ -83,28 +83,29 @@ class Workspace:
         """Where runs say what they are at work on."""
         return self.root / "claims"
 
-    def make(self, step: Step, inputs: Inputs, holds: Holds = lambda: True) -> Artifact:
+    def make(self, step: Step, inputs: Inputs, holds: IsHeld = lambda: True) -> Artifact:
         """Run the step in its folder and seal it. What an unfinished attempt left in `work` and `log` is the step's to
         go on from; anything else it left is gone first. Raises TakenOver where `holds` says that it is another run's by
         now.
         """
-        with explaining_full_disk(step.name, self.root.local_path()):
+        with explain_full_disk(step.name, self.root.local_path()):
             return self._make(step, inputs, holds)
 
-    def _make(self, step: Step, inputs: Inputs, holds: Holds) -> Artifact:
+    def _make(self, step: Step, inputs: Inputs, holds: IsHeld) -> Artifact:
         fingerprint = step.fingerprint(inputs.artifacts)
         path = self.path(step, fingerprint)
         inputs = dataclasses.replace(inputs, previous=self.previous(step, inputs))
         (self.root / f"{path}/{MANIFEST}").remove()  # first: from here on the folder is unfinished
-        folder = self.root.begin(path, kept=() if inputs.force else (WORK, LOG))
+        folder = self.root.prepare_folder(path, kept=() if inputs.force else (WORK, LOG))
         began = time.time()
         counts = dict(step.function()(step.config, inputs, folder))
         inherited = self._inherit(counts.pop(INHERITED_FILES, {}), inputs.previous, path)
         manifest = {
-            "kind": step.run,
+            "kind": step.kind.name,
+            "section": step.section,
             "step": step.name,
             "schema": SCHEMA_VERSION,
-            "version": step.version,
+            "version": step.kind.version,
             "fingerprint": fingerprint,
             "config": dict(step.config),
             "inputs": {
@@ -119,7 +120,7 @@ class Workspace:
             "seconds": time.time() - began,
         }
         _check_claim(step.name, holds)
-        self.root.publish_all(path, manifest["files"], there=inherited.keys())
+        self.root.publish_all(path, manifest["files"], inherited=inherited.keys())
         _check_claim(step.name, holds)
         (self.root / f"{path}/{MANIFEST}").write(as_json(manifest).encode())
         # last, as `work` can be gone on from until there is nothing left to do
@@ -133,24 +134,22 @@ class Workspace:
     def _sealed(self, name: str) -> Iterator[Artifact]:
         """The artifacts of step `name`, the one sealed last first."""
         manifests = [folder.child(MANIFEST) for folder in (self.root / f"artifacts/{name}").folders()]
-        times = in_parallel(StoragePath.written, manifests)
+        times = in_parallel(StoragePath.modified, manifests)
         sealed = [(when, place.parent.name) for when, place in zip(times, manifests, strict=True) if when is not None]
         for _, fingerprint in sorted(sealed, reverse=True):
             yield self.open(name, fingerprint)
 
     def previous(self, step: Step, inputs: Inputs) -> Artifact | None:
         """What the step can grow from; not what is in its own folder, which is made again."""
-        if inputs.force or not step.incremental_keys:
+        if inputs.force or not step.kind.incremental_keys:
             return None
         mine = step.fingerprint(inputs.artifacts)
         sealed = (made for made in self._sealed(step.name) if made.fingerprint != mine)
-        wanted = _base(step.run, step.version, step.config, step.incremental_keys)
+        keys = step.kind.incremental_keys
+        wanted = _base(step.kind.name, step.kind.version, step.config, keys)
         for made in sealed:
             about = made.manifest
-            if (
-                _base(about["kind"], about["version"], about["config"], step.incremental_keys) == wanted
-                and made.is_whole()
-            ):
+            if _base(about["kind"], about["version"], about["config"], keys) == wanted and made.is_whole():
                 return made
         return None
 
@@ -163,9 +162,9 @@ class Workspace:
         return {name: previous.manifest["files"][earlier] for name, earlier in names.items()}
 
 
-def _base(run: str, version: int, config: Mapping[str, Any], incremental_keys: tuple[str, ...]) -> str:
+def _base(kind: str, version: int, config: Mapping[str, Any], incremental_keys: tuple[str, ...]) -> str:
     """What an artifact and one that is grown from it have in common."""
-    return hash_json([SCHEMA_VERSION, run, version, functools.reduce(_without, incremental_keys, config)])
+    return hash_json([SCHEMA_VERSION, kind, version, functools.reduce(_without, incremental_keys, config)])
 
 
 def _without(config: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -175,7 +174,7 @@ def _without(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {**left, first: _without(config[first], rest)} if rest and first in config else left
 
 
-def _check_claim(step: str, holds: Holds) -> None:
+def _check_claim(step: str, holds: IsHeld) -> None:
     """Raise TakenOver if the step is another run's by now: what that one seals must not be of two attempts."""
     if not holds():
         raise TakenOver(
@@ -190,14 +189,14 @@ class Busy(MustError):
 
 def busy(holder: ProcessId) -> None:
     """Raise Busy."""
-    raise Busy(f"Another run, process {holder.number} on {holder.machine.split()[0]}, makes this just now: try later.")
+    raise Busy(f"Another run, {holder}, makes this just now: try later.")
 
 
-def waiting(step: str, runtime: Runtime) -> Told:
+def waiting(step: str, runtime: Runtime) -> OnWait:
     """What a step does while another run has its claim: it says so, and listens for a stop."""
 
     def tell(holder: ProcessId) -> None:
         runtime.check_stop(step)
-        runtime.progress(step, 0.0, f"waits for process {holder.number} on {holder.machine.split()[0]}")
+        runtime.progress(step, 0.0, f"waits for {holder}")
 
     return tell

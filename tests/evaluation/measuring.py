@@ -14,10 +14,11 @@ from PIL import Image
 
 from evaluation.measurement import FILE
 from pipeline.data.dataset import ImageDataset
-from pipeline.steps.artifact import Artifact, Inputs, Step, read_json
+from pipeline.steps.artifact import Artifact, Inputs, read_json
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
+from tests.steps import make_step
 
 COLOURS = {"dark": (40, 40, 60), "red": (230, 40, 40), "green": (40, 220, 60)}
 """Classes that any backbone tells apart."""
@@ -36,7 +37,7 @@ def noise_of(number: int, kind: str) -> NDArray[np.uint8]:
 
 def read_set(root: Root, name: str, **source: Any) -> Artifact:
     """A set by its keys in the recipe."""
-    step = Step(f"data.{name}", "ingest.ingest:ingest", {"name": name, "source": source, "shard_images": 4})
+    step = make_step(f"data.{name}", "ingest.ingest:ingest", {"name": name, "source": source, "shard_images": 4})
     return Workspace(root).make(step, Inputs({}, Runtime(root, "cpu", "32", 1)))
 
 
@@ -72,7 +73,7 @@ class Bench:
     def run(self, function: str, inputs: Mapping[str, Artifact], config: Mapping[str, Any], **more: Any) -> Artifact:
         """What a step makes of some inputs."""
         name, incremental_keys = str(config["name"]), ("labels", "seeds") if "finetuning" in function else ()
-        step = Step(name, function, dict(config), tuple(inputs), incremental_keys=incremental_keys)
+        step = make_step(name, function, dict(config), tuple(inputs), incremental_keys=incremental_keys)
         runtime = dataclasses.replace(self.runtime, **more)
         return Workspace(runtime.root).get_or_make(step, Inputs(inputs, runtime))[0]
 

@@ -18,13 +18,14 @@ from PIL import Image
 
 from evaluation.evaluate import AGREEMENT, PROTOCOL, evaluate
 from pipeline.errors import Stopped
-from pipeline.steps.artifact import Artifact, Inputs, Step, read_json
+from pipeline.steps.artifact import Artifact, Inputs, read_json
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.stores.labels import LabelSpace
 from tasks.network import Network
 from tasks.teacher import Teacher, TeacherSchedule
 from tests.disk import made_in
+from tests.steps import make_step
 
 if TYPE_CHECKING:
     from tests.conftest import World
@@ -86,7 +87,9 @@ def make_set(runtime: Runtime) -> MakeSet:
 
     def make(name: str, **source: Any) -> Artifact:
         config = {"name": name, "source": source, "shard_images": 2}
-        return Workspace(runtime.root).make(Step(f"data.{name}", "ingest.ingest:ingest", config), Inputs({}, runtime))
+        return Workspace(runtime.root).make(
+            make_step(f"data.{name}", "ingest.ingest:ingest", config), Inputs({}, runtime)
+        )
 
     return make
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.plan.steps import Selection
+from flows.plan.selection import Selection
 from tests.flows.tiny import RECIPE, prefect_says, prefects_of, soon, undecided
 
 pytestmark = pytest.mark.timeout(900)  # many processes that each load Prefect, on machines that do other things as well

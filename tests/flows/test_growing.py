@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import must
-from flows.plan.steps import Selection
+from flows.plan.selection import Selection
 from flows.run.run import Outcome
 from tests.disk import folder_of
 from tests.flows.tiny import within

@@ -10,7 +10,7 @@ import pytest
 
 import must
 from cli.export import Wanted, export_labels
-from flows.plan.steps import Selection
+from flows.plan.selection import Selection
 from flows.run.run import Outcome
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.reader import read_recipe
@@ -19,8 +19,8 @@ from pipeline.steps.artifact import Artifact, Inputs
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
 from pipeline.stores.naming import store_name
-from pipeline.stores.rejections import PATH, reject, take_back
-from student.dataset import heads_of, join
+from pipeline.stores.rejections import PATH, reject, undo_reject
+from student.dataset import heads_of, student_dataset
 from tests.flows.tiny import loads_nothing_heavy
 
 Whys = dict[str, str]
@@ -48,7 +48,7 @@ def drawn(outcome: Outcome) -> dict[str, set[str]]:
     runtime = Runtime(made["pool"].root)
     inputs = Inputs({name: made[name] for name in made if name not in ("student", "evaluate")}, runtime)
     config = StudentConfig.model_validate(made["student"].manifest["config"]["student"])
-    dataset = join(config, heads_of(config, inputs), inputs)
+    dataset = student_dataset(config, heads_of(config, inputs), inputs)
     return {dataset.read(index)[0]: set(dataset.values(index)) for index in range(len(dataset))}
 
 
@@ -92,8 +92,8 @@ def test_what_is_rejected_is_planned_left_out_and_taken_back(copy: Path, recipe:
         assert said in report(after)
     assert to_run(recipe, copy) == {}
     more_is_told(root, recipe, worse)
-    take_back(root, [bad], None)
-    take_back(root, [wrong], labels_of(before.artifacts["teacher.masks"]))
+    undo_reject(root, [bad], None)
+    undo_reject(root, [wrong], labels_of(before.artifacts["teacher.masks"]))
     assert list((copy / "labels").glob("*.parquet")) == []
     undone = must.run(recipe, copy)
     assert undone.ran == 0
@@ -109,7 +109,7 @@ def more_is_told(root: Root, recipe: Path, key: str) -> None:
     assert whys["pool"] == "waits for rejected.images; runs unless its result is as before"
     said = loads_nothing_heavy("plan", recipe, "--root", root)
     assert "rejected.count: 1 -> 2" in " ".join(said.split())
-    take_back(root, [key], None)
+    undo_reject(root, [key], None)
 
 
 def test_rejected_labels_are_not_exported_from_then_on(copy: Path, recipe: Path, tmp_path: Path) -> None:

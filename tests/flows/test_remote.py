@@ -16,7 +16,7 @@ import pytest
 
 import must
 from cli.main import main
-from flows.plan.steps import Selection
+from flows.plan.selection import Selection
 from pipeline.errors import Stopped
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root

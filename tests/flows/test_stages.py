@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import must
-from flows.plan.steps import Selection, build_steps
+from flows.plan.selection import Selection
+from flows.plan.steps import build_steps
 from pipeline.errors import ConfigError
 from pipeline.recipe.reader import parse_recipe
 from pipeline.recipe.recipe import Recipe

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 import must
 from cli.doctor import examine
-from flows.plan.steps import Selection
+from flows.plan.resolve import resolve
+from flows.plan.selection import Selection
 from flows.run.step_runner import preflight
 from pipeline.errors import ConfigError
 from pipeline.models.backbone import create
@@ -77,4 +78,5 @@ def test_what_is_wrong_in_two_places_of_a_recipe_is_told_of_both(tmp_path: Path)
 def test_weights_of_the_backbone_itself_are_fine(place: str, tmp_path: Path) -> None:
     recipe, root = recipe_with(place, "test_resnet", tmp_path), tmp_path / "root"
     assert bad(recipe, root) == {}
-    assert preflight(read_recipe(recipe), Runtime(Root.of(root), "cpu", "32", 1)) == [{}]
+    resolved = resolve(read_recipe(recipe))
+    assert preflight(resolved.recipe.runtime, resolved.models(), Runtime(Root.of(root), "cpu", "32", 1)) == [{}]

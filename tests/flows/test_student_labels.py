@@ -13,7 +13,7 @@ from browser.answers import Answers
 from browser.filters import ImageSelection
 from browser.loading import Loading
 from flows.gc.inventory import sort_out
-from flows.plan.steps import Selection
+from flows.plan.selection import Selection
 from pipeline.errors import ConfigError
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import must
-from flows.plan.steps import Selection
+from flows.plan.selection import Selection
 from tests.flows.tiny import THREADS, events, logged, within
 
 Start = Callable[..., BaseProcess]
@@ -42,7 +42,7 @@ def test_two_processes_train_each_network_of_a_run(recipe: Path, root: Path, who
 @pytest.mark.slow
 def test_under_torchrun_one_step_is_trained(recipe: Path, root: Path) -> None:
     must.run(recipe, root, steps=Selection("data.world"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "must"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cli"]
     command += ["run", str(recipe), "--root", str(root), "--only", "teacher.masks"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -53,7 +53,7 @@ def test_under_torchrun_one_step_is_trained(recipe: Path, root: Path) -> None:
 
 def test_torchrun_is_for_one_network(recipe: Path, root: Path) -> None:
     environ = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
-    command = [sys.executable, "-m", "must", "run", str(recipe), "--root", str(root)]
+    command = [sys.executable, "-m", "cli", "run", str(recipe), "--root", str(root)]
     done = subprocess.run(command, env=os.environ | environ, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "torchrun started 2 processes, which can train one network: run it with --only STEP" in done.stderr

@@ -14,14 +14,14 @@ import pytest
 import must
 from cli.main import main
 from flows.gc.inventory import Verdict, artifacts, named, remove, runs, sort_out
-from flows.plan.steps import Selection
+from flows.plan.selection import Selection
 from flows.run.run import Outcome
 from pipeline.errors import ConfigError, DataError
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.lock import hold_lock
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
-from pipeline.stores.rejections import PATH, read_rejects, reject
+from pipeline.stores.rejections import PATH, read_rejections, reject
 from tests.flows.tiny import STEPS, digests, loads_nothing_heavy, within
 
 Start = Callable[..., BaseProcess]
@@ -150,7 +150,7 @@ def pretended(root: Path, time: str, step: str, fingerprint: str) -> None:
     made = shutil.copytree(next((root / "artifacts" / "evaluate").iterdir()), root / "artifacts" / step / fingerprint)
     run = root / "runs" / f"tiny-{time}"
     run.mkdir()
-    (run / "plan.json").write_text(json.dumps([{"step": step, "artifact": made.name}]), "utf-8")
+    (run / "plan.json").write_text(json.dumps([{"step": step, "section": step.split("."), "artifact": made.name}]), "utf-8")
     (run / "events.jsonl").write_text(json.dumps({"time": 0, "event": "finished"}), "utf-8")
 
 
@@ -162,7 +162,7 @@ def test_a_comparison_takes_the_place_of_none_but_the_one_of_its_name(copy: Path
 
 def test_what_a_run_at_work_may_grow_from_is_kept(copy: Path) -> None:
     run = Root.of(copy) / "runs" / "tiny-20300101-000000"
-    run.child("plan.json").write(b'[{"step": "data.pool", "artifact": null}]')
+    run.child("plan.json").write(b'[{"step": "data.pool", "section": ["data", "pool"], "artifact": null}]')
     with hold_lock(Root.of(copy) / "claims" / "runs" / run.name, lambda _: None, lambda: None):
         gone = {name.split("/")[0] for name in deleted(copy, keep=0)}
     assert gone == set(STEPS) - {"data.pool"} | {"labels"}
@@ -186,7 +186,7 @@ def test_what_was_rejected_by_hand_stays_whatever_it_is_about(copy: Path) -> Non
     verdicts = sort_out(Workspace(root))
     assert [(v.files, v.why) for v in verdicts if v.kept] == [((PATH,), "what was rejected by hand")]
     remove(root, verdicts)
-    assert len(read_rejects(root)) == 1
+    assert len(read_rejections(root)) == 1
     assert [path.name for path in (copy / "labels").iterdir()] == ["rejected.parquet"]
 
 
@@ -227,7 +227,7 @@ def test_what_there_is_is_listed_once(copy: Path, monkeypatch: pytest.MonkeyPatc
     files = StoragePath.files
 
     def watched(place: StoragePath) -> dict[str, int]:
-        listed.append(place.under(StoragePath.of(str(copy))))
+        listed.append(place.relative_to(StoragePath.of(str(copy))))
         return files(place)
 
     monkeypatch.setattr(StoragePath, "files", watched)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import must
-from flows.plan.steps import Selection
+from flows.plan.selection import Selection
 from flows.run.runners import check_engine
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.runtime import RuntimeConfig

@@ -16,15 +16,14 @@ from cli.main import main
 from evaluation.backbone_table import MetricColumn
 from evaluation.comparison import supervised_baseline
 from evaluation.comparison.comparison import ComparisonSetting, read_comparisons
-from flows.plan.steps import Selection
+from flows.plan.selection import Selection
 from flows.run.run import Outcome
 from ingest.pool import pool_keys
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Artifact, Inputs
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
-from selfsup.stages.step import stage_config
-from selfsup.stages.stream import images_of
+from selfsup.stages.step import load_images, stage_config
 from tests.evaluation.measuring import Record, keys_of, records_of
 from tests.flows.measured import MEASURED, steps_of
 
@@ -76,7 +75,7 @@ def test_all_methods_are_trained_and_measured_alike() -> None:
         rest = [{key: value for key, value in stage.items() if key not in VARIED} for stage in mine]
         assert all(each == rest[0] for each in rest)
         assert (rest[0]["batch"], rest[0]["data"]) == (8, ["kinds", "pool"])
-    probes = [step for step in steps.values() if step.run.endswith(":probe")]
+    probes = [step for step in steps.values() if step.kind.name == "compare_probe"]
     common = ("set", "splits", "probes", "labels", "seeds", "corruptions")
     assert len({json.dumps({key: step.config[key] for key in common}) for step in probes}) == 1
     assert {step.config["seed"] for step in probes} == {0, 1, 2}
@@ -231,8 +230,8 @@ def page(compared: Outcome) -> str:
 ROWS = {"from scratch", "the student, no stage", "supervised on the same images, from student", "simclr, from student"}
 
 
-def made_by(outcome: Outcome, run: str) -> dict[str, Artifact]:
-    return {name: made for name, made in outcome.artifacts.items() if made.manifest["kind"] == run}
+def made_by(outcome: Outcome, kind: str) -> dict[str, Artifact]:
+    return {name: made for name, made in outcome.artifacts.items() if made.kind == kind}
 
 
 def test_a_run_alone_compares_nothing(small: Path, root: Path) -> None:
@@ -265,7 +264,7 @@ def test_another_seed_makes_its_own_steps_alone(compared: Outcome, small: Path, 
 
 def test_every_number_says_how_it_came_about(compared: Outcome) -> None:
     assert compared.folder
-    probes = made_by(compared, "evaluation.probing:probe")
+    probes = made_by(compared, "compare_probe")
     records: list[Record] = [record for made in probes.values() for record in records_of(made)]
     assert len(records) == 6 * 2
     for record in records:
@@ -282,17 +281,14 @@ def test_all_methods_see_the_same_images(compared: Outcome, monkeypatch: pytest.
     """Of a seed and a share; those of a smaller share are among those of a larger one."""
     seen: dict[tuple[float, str], set[str]] = {}
     runtime = Runtime(Root.of(tmp_path), "cpu", "32", 1)
-    trained = {
-        "simclr": "selfsup.stages.step:run_stage",
-        "supervised": "evaluation.comparison.supervised_baseline:train",
-    }
-    for share, (method, run) in itertools.product((0.5, 1.0), trained.items()):
-        made = next(each for name, each in made_by(compared, run).items() if name.startswith("compare."))
+    trained = {"simclr": "compare_method", "supervised": "compare_supervised"}
+    for share, (method, kind) in itertools.product((0.5, 1.0), trained.items()):
+        made = next(iter(made_by(compared, kind).values()))
         config = json.loads(json.dumps(dict(made.manifest["config"])))
         inputs = Inputs({name: compared.artifacts[name] for name in made.manifest["inputs"]}, runtime)
         if method == "simclr":
             stage = stage_config(config["stage"] | {"share": share})
-            seen[share, method] = keys_of(images_of(stage, inputs, config["seed"]))
+            seen[share, method] = keys_of(load_images(stage, inputs, config["seed"]))
         else:
             told: list[Any] = []
             monkeypatch.setattr(

@@ -13,11 +13,14 @@ import pytest
 import must
 from evaluation import corruptions
 from evaluation.schedules import SCHEDULES
-from flows.plan import evaluation_steps
-from flows.plan.steps import Selection, build_steps
+from flows.plan.resolve import resolve
+from flows.plan.selection import Selection
+from flows.plan.steps import build_steps
 from flows.run.run import Outcome
 from pipeline.data import sampling
 from pipeline.errors import ConfigError
+from pipeline.recipe.comparison import CompareConfig
+from pipeline.recipe.evaluation import EvaluateConfig
 from pipeline.recipe.reader import parse_recipe
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Step, write_json
@@ -67,7 +70,7 @@ def test_a_measurement_reads_its_backbone_and_its_set_alone() -> None:
 
 def test_seeds_and_labels_of_fine_tuning_grow_and_those_of_probes_are_few_seconds() -> None:
     steps = steps_of("evaluate: {probes: [knn], finetune: [kinds], starts: [student]}")
-    assert steps["finetune.student.kinds"].incremental_keys == ("labels", "seeds")
+    assert steps["finetune.student.kinds"].kind.incremental_keys == ("labels", "seeds")
 
 
 def test_what_a_number_rests_on_is_in_its_steps_configuration() -> None:
@@ -164,12 +167,13 @@ class NewKind(TeacherConfig):
 def test_whether_a_teacher_leaves_a_backbone_is_its_own_to_tell() -> None:
     recipe = recipe_of("")
     teachers = {"new": NewKind(task="depth"), "none": TeacherConfig(kind="none", task="depth")}
-    recipe = recipe.model_copy(update={"teachers": teachers})
-    assert evaluation_steps.start("teacher.new", recipe).step == "teacher.new"
-    assert evaluation_steps.backbone_of("teacher.new", recipe) == "test_vit"
+    compare = CompareConfig(data=["kinds"], methods={"simclr": {"method": "simclr"}}, starts=["teacher.new"], seeds=1)
+    recipe = recipe.model_copy(update={"teachers": teachers, "compare": {"all": compare}})
+    trial = resolve(recipe).comparisons["all"][-1]
+    assert (trial.start.step, trial.trial.backbone) == ("teacher.new", "test_vit")
     says = r"'teacher\.none' is of kind 'none', which leaves no backbone; teacher\.new, student, scratch, timm would"
     with pytest.raises(ConfigError, match=says):
-        evaluation_steps.start("teacher.none", recipe)
+        resolve(recipe.model_copy(update={"evaluate": EvaluateConfig(probes=["knn"], starts=["teacher.none"])}))
 
 
 STARTED = [

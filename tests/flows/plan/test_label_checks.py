@@ -11,7 +11,7 @@ import pytest
 
 import must
 from evaluation import label_subsets
-from flows.plan.steps import Selection
+from flows.plan.selection import Selection
 from ingest.dataset import IngestedSet
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Inputs
@@ -102,7 +102,7 @@ def test_stages_that_see_the_same_images_are_looked_at_once(tmp_path: Path, monk
     def counted(config: Mapping[str, Any], inputs: Inputs) -> None:
         looked[config["stage"]["share"], config["stage"]["labels"] is not None] += 1
 
-    monkeypatch.setattr(step, "given", counted)
+    monkeypatch.setattr(step, "load_stage_data", counted)
     must.run(recipe, root, ["runtime.runner=inline"], Selection("pool.compare_first"))
     assert not looked
     must.plan(recipe, root, steps=COMPARE)

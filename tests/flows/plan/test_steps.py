@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from flows.gc import inventory
-from flows.plan.steps import Selection, build_steps, plan, up_to
+from flows.plan.plan import plan
+from flows.plan.selection import Selection
+from flows.plan.steps import build_steps
 from ingest.rejections import REJECTED_IMAGES, REJECTED_LABELS
 from pipeline.errors import PROJECT, ConfigError, DataError
 from pipeline.recipe.reader import parse_recipe, read_recipe
@@ -18,9 +20,10 @@ from pipeline.steps.artifact import Artifact, Inputs, Step, fingerprint
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
-from pipeline.stores.rejections import read_rejects, reject
+from pipeline.stores.rejections import read_rejections, reject
 from tests.disk import folder_of
 from tests.flows.tiny import RECIPE, STEPS
+from tests.steps import make_step
 
 
 def steps_of(*overrides: str) -> dict[str, Step]:
@@ -77,7 +80,7 @@ KEY = "0123456789abcdef"
 def rejecting(root: Root, store: str | None, key: str = KEY) -> dict[str, Step]:
     """The steps once this is rejected."""
     reject(root, [key], store, "wrong")
-    return {step.name: step for step in build_steps(parse_recipe(RECIPE, "tiny"), read_rejects(root))}
+    return {step.name: step for step in build_steps(parse_recipe(RECIPE, "tiny"), read_rejections(root))}
 
 
 def test_a_rejected_image_matters_to_the_pool_and_a_rejected_label_to_the_student_alone(tmp_path: Path) -> None:
@@ -100,7 +103,7 @@ def test_a_rejected_image_matters_to_the_pool_and_a_rejected_label_to_the_studen
 def test_rejected_labels_that_the_student_does_not_learn_from_matter_to_nothing(override: str, tmp_path: Path) -> None:
     reject(Root.of(tmp_path), [KEY], "masks-0123456789ab", "wrong")
     recipe = parse_recipe(RECIPE, "tiny", [override])
-    assert build_steps(recipe, read_rejects(Root.of(tmp_path))) == build_steps(recipe)
+    assert build_steps(recipe, read_rejections(Root.of(tmp_path))) == build_steps(recipe)
 
 
 def test_the_steps_know_what_is_rejected_and_neither_when_nor_why(tmp_path: Path) -> None:
@@ -156,9 +159,9 @@ def chain(first: int = 1, second: int = 2) -> list[Step]:
     """Three steps, each using the one before; the first one's `note` changes nothing about its result."""
     here = f"{__name__}:make"
     return [
-        Step("first", here, {"result": min(first, 5), "note": first}),
-        Step("second", here, {"result": second, "nested": {"deep": second}}, ("first",)),
-        Step("third", here, {"result": 3}, ("second",)),
+        make_step("first", here, {"result": min(first, 5), "note": first}),
+        make_step("second", here, {"result": second, "nested": {"deep": second}}, ("first",)),
+        make_step("third", here, {"result": 3}, ("second",)),
     ]
 
 
@@ -220,19 +223,23 @@ def test_a_new_input_is_named(workspace: Workspace) -> None:
     assert whys(chain(first=3), workspace)[1] == ("run", "new first")
 
 
+def of_version(step: Step, version: int) -> Step:
+    return dataclasses.replace(step, kind=dataclasses.replace(step.kind, version=version))
+
+
 def test_inputs_that_appear_and_disappear_are_named(workspace: Workspace) -> None:
     """Whether they are there already or will be made."""
     first, second, third = chain()
     fewer, more = [first, dataclasses.replace(second, inputs=())], [first, second]
     carry_out(fewer, workspace)
     assert whys(more, workspace)[1] == ("run", "new first")
-    assert whys([dataclasses.replace(first, version=2), second], workspace)[1] == (
+    assert whys([of_version(first, 2), second], workspace)[1] == (
         "run",
         "new first; waits for first",
     )
     carry_out([*more, third], workspace)
     assert [action for action, _ in whys(fewer, workspace)] == ["reuse", "reuse"]
-    assert whys([first, dataclasses.replace(second, inputs=(), version=2)], workspace)[1] == (
+    assert whys([first, of_version(dataclasses.replace(second, inputs=()), 2)], workspace)[1] == (
         "run",
         "without first; version 1 -> 2",
     )
@@ -241,7 +248,7 @@ def test_inputs_that_appear_and_disappear_are_named(workspace: Workspace) -> Non
 def test_a_new_version_of_a_step_is_named(workspace: Workspace) -> None:
     carry_out(chain(), workspace)
     first, *others = chain()
-    assert whys([dataclasses.replace(first, version=2), *others], workspace)[0] == ("run", "version 1 -> 2")
+    assert whys([of_version(first, 2), *others], workspace)[0] == ("run", "version 1 -> 2")
 
 
 @pytest.mark.parametrize(
@@ -277,22 +284,22 @@ def test_a_damaged_artifact_is_made_again(workspace: Workspace) -> None:
 
 def test_a_plan_reads_and_writes_nothing(workspace: Workspace) -> None:
     carry_out(chain(), workspace)
-    before = sorted(Path(workspace.root.place).rglob("*"))
+    before = sorted(Path(workspace.root.path).rglob("*"))
     plan(chain(second=9), workspace)
-    assert sorted(Path(workspace.root.place).rglob("*")) == before
+    assert sorted(Path(workspace.root.path).rglob("*")) == before
 
 
 def test_the_part_of_a_plan_that_ends_at_a_step(workspace: Workspace) -> None:
     planned = plan(list(steps_of().values()), workspace)
-    assert [each.step.name for each in up_to(planned, "label")] == STEPS[:6]
-    assert [each.step.name for each in up_to(planned, "teacher.masks")] == ["data.world", "teacher.masks"]
-    assert up_to(planned, "evaluate") == planned
+    assert [each.step.name for each in Selection("label").of(planned)] == STEPS[:6]
+    assert [each.step.name for each in Selection("teacher.masks").of(planned)] == ["data.world", "teacher.masks"]
+    assert Selection("evaluate").of(planned) == planned
     with pytest.raises(ConfigError, match=r"'lable' is unknown\. Did you mean 'label'"):
-        up_to(planned, "lable")
+        Selection("lable").of(planned)
 
 
 def test_what_several_processes_may_share_and_what_goes_on_from_its_state() -> None:
     text = RECIPE + "stages: [{name: first, method: simclr, data: [pool], batch: 4, steps: 3}]"
     steps = build_steps(parse_recipe(text, "tiny"))
-    assert [step.name for step in steps if step.trains] == ["teacher.masks", "student"]
-    assert [step.name for step in steps if step.resumes] == ["teacher.masks", "student", "stage.first"]
+    assert [step.name for step in steps if step.kind.trains] == ["teacher.masks", "student"]
+    assert [step.name for step in steps if step.kind.resumes] == ["teacher.masks", "student", "stage.first"]

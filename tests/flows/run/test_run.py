@@ -155,7 +155,10 @@ def test_an_error_of_the_code_is_told_too(recipe: Path, root: Path, monkeypatch:
 def test_runs_of_the_same_second_have_folders_of_their_own(recipe: Path, root: Path) -> None:
     read = read_recipe(recipe)
     plan, runtime = prepare(read, Root.of(root)), Runtime(Root.of(root))
-    folders = {str(Run(read, plan, runtime, InProcess(read, runtime).step).folder) for _ in range(3)}
+    folders = {
+        str(Run(read, plan, runtime, InProcess(read.runtime, plan.resolved.models(), runtime).step).folder)
+        for _ in range(3)
+    }
     assert len(folders) == 3
 
 

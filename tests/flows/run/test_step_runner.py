@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from flows.plan.steps import Planned
+from flows.plan.plan import Planned
+from flows.plan.resolve import resolve
 from flows.run.run import Plan, Run
 from flows.run.step_runner import Subprocess, side_by_side
 from pipeline.recipe.reader import parse_recipe
@@ -20,6 +21,7 @@ from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
 from tests.flows.tiny import RECIPE
+from tests.steps import make_step
 
 
 def work(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -39,13 +41,15 @@ def work(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 def test_what_is_made_anew_and_killed_goes_on_if_it_keeps_a_state(
     resumes: bool, met: list[str], tmp_path: Path
 ) -> None:
-    recipe = parse_recipe(RECIPE, "tiny")
-    workspace = Workspace(Root.of(tmp_path / "root"))
+    resolved = resolve(parse_recipe(RECIPE, "tiny"))
+    recipe, workspace = resolved.recipe, Workspace(Root.of(tmp_path / "root"))
     runtime = Runtime(workspace.root, "cpu", "32", 1)
-    step = Step("killed", f"{__name__}:work", {"attempts": str(tmp_path / "attempts")}, resumes=resumes)
+    step = make_step("killed", f"{__name__}:work", {"attempts": str(tmp_path / "attempts")}, resumes=resumes)
     workspace.make(step, Inputs({}, runtime))
-    apart = Subprocess(recipe, runtime)
-    run = Run(recipe, Plan(workspace, [Planned(step, None, "to be made anew")], {step.name}), runtime, apart.step)
+    apart = Subprocess(recipe.runtime, resolved.models(), runtime)
+    run = Run(
+        recipe, Plan(resolved, workspace, [Planned(step, None, "to be made anew")], {step.name}), runtime, apart.step
+    )
     made, is_new = apart.step(run, step, Inputs({}, runtime, force=True))
     assert is_new
     assert made.counts["met"] == met
@@ -53,9 +57,10 @@ def test_what_is_made_anew_and_killed_goes_on_if_it_keeps_a_state(
 
 def test_what_ends_first_is_not_first(tmp_path: Path) -> None:
     """Who reads the artifacts of a run reads them in the order of its plan, however long each took."""
-    recipe, workspace = parse_recipe(RECIPE, "tiny"), Workspace(Root.of(tmp_path / "root"))
-    steps = [Step(name, f"{__name__}:work", {}) for name in ("slow", "quick", "last")]
-    plan = Plan(workspace, [Planned(step, None, "never made here") for step in steps], set())
+    resolved, workspace = resolve(parse_recipe(RECIPE, "tiny")), Workspace(Root.of(tmp_path / "root"))
+    recipe = resolved.recipe
+    steps = [make_step(name, f"{__name__}:work", {}) for name in ("slow", "quick", "last")]
+    plan = Plan(resolved, workspace, [Planned(step, None, "never made here") for step in steps], set())
     run = Run(recipe, plan, Runtime(workspace.root, "cpu", "32", 1), lambda *_: pytest.fail("nothing is made"))
     ended, quick = list[str](), threading.Event()
 

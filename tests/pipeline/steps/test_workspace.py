@@ -13,6 +13,7 @@ from pipeline.steps.artifact import Inputs, Step
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
+from tests.steps import make_step
 
 
 def write(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -29,7 +30,7 @@ def sleep_and_write(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Map
 
 
 def step(run: str) -> Step:
-    return Step("writing", f"{__name__}:{run}", {})
+    return make_step("writing", f"{__name__}:{run}", {})
 
 
 def files(root: Root) -> set[str]:

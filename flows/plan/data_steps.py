@@ -1,0 +1,55 @@
+"""Steps that read the sets, and copy what was rejected. No torch.
+
+The rejected images and labels are copied first: who rejects more while a long run is on its way changes nothing about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flows.plan.resolve import ResolvedRecipe
+from ingest.ingest import INCREMENTAL_KEYS
+from ingest.rejections import REJECTED_IMAGES, REJECTED_LABELS, rejections_config
+from pipeline.recipe.recipe import Recipe
+from pipeline.steps.artifact import Step, StepKind, hash_json
+from pipeline.stores.rejections import rejected_images, rejected_labels, rejected_teachers
+
+IMAGES_COPY = StepKind("rejected_images", "ingest.rejections:copy_images", early=True)
+LABELS_COPY = StepKind("rejected_labels", "ingest.rejections:copy_labels", early=True)
+DATA = StepKind("data", "ingest.ingest:ingest", early=True, incremental_keys=INCREMENTAL_KEYS)
+
+
+def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
+    """Yield the copies of what was rejected, if anything was, and a step for each set."""
+    images = rejected_images(resolved.rejects)
+    if len(images):
+        yield Step(REJECTED_IMAGES, IMAGES_COPY, ("rejected",), {"rejected": rejections_config(images)})
+    labels = rejected_labels(resolved.rejects, learned_teachers(resolved.recipe))
+    if len(labels):
+        config = {"rejected": rejections_config(labels), "teachers": rejected_teachers(labels)}
+        yield Step(REJECTED_LABELS, LABELS_COPY, ("rejected",), config)
+    for name in resolved.sources:
+        yield _data_step(name, resolved)
+
+
+def has_rejected_labels(resolved: ResolvedRecipe) -> bool:
+    """Return True if labels that the student would learn from are rejected."""
+    return len(rejected_labels(resolved.rejects, learned_teachers(resolved.recipe))) > 0
+
+
+def learned_teachers(recipe: Recipe) -> list[str]:
+    """Return the teachers whose labels the student learns from."""
+    if recipe.student.labels == "true_only":
+        return []
+    return [name for name in recipe.teachers if recipe.student.loss_weights.get(name) != 0]
+
+
+def _data_step(name: str, resolved: ResolvedRecipe) -> Step:
+    stamp = resolved.sources[name].file_stamps()
+    config = {
+        "name": name,
+        "source": resolved.recipe.data[name].model_dump(mode="json"),
+        "shard_images": resolved.recipe.shard_images,
+        "files": {"count": len(stamp), "stamp": hash_json(stamp)[:16]},
+    }
+    return Step(f"data.{name}", DATA, ("data", name), config)

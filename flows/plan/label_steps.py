@@ -1,0 +1,38 @@
+"""Steps that gather the pool, and label it with the teachers. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flows.plan.resolve import ResolvedRecipe
+from pipeline.recipe.recipe import Recipe
+from pipeline.steps.artifact import Step, StepKind
+from pipeline.stores.naming import LABELLING
+
+POOL = StepKind("pool", "ingest.pool:gather_pool")
+LABEL = StepKind(
+    "label",
+    "teachers.labelling.labeller:label_pool",
+    parts="teachers.labelling.partition",
+    incremental_keys=("max_failed", "batch", "require"),
+)
+
+
+def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
+    """Yield the steps that gather the pool and let the teachers label it."""
+    recipe = resolved.recipe
+    yield Step("pool", POOL, ("pool",), {"pool": recipe.pool}, resolved.image_steps)
+    require = {name: teacher.require for name, teacher in recipe.teachers.items() if teacher.require}
+    yield label_step(LABELLING[0], recipe, require, ("pool", *pooled_steps(recipe), *resolved.teacher_steps))
+
+
+def pooled_steps(recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of the steps that ingest the sets of the pool."""
+    return tuple(f"data.{name}" for name in recipe.pool)
+
+
+def label_step(name: str, recipe: Recipe, require: Mapping[str, Any], inputs: tuple[str, ...]) -> Step:
+    """Return a step in which the teachers, or the student, among the inputs label the pool."""
+    config = {"max_failed": recipe.labelling.max_failed, "batch": recipe.labelling.batch, "require": require}
+    return Step(name, LABEL, ("labelling",), config, inputs)

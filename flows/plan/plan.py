@@ -1,0 +1,83 @@
+"""Plan a run: for every step, whether its artifact is reused, or why it is made. No torch, no Prefect."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence, Set
+from typing import Any
+
+from pipeline.steps.artifact import Artifact, Step
+from pipeline.steps.workspace import Workspace
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A step with what is known of it before the run: reused from an artifact, or to be run and why."""
+
+    step: Step
+    artifact: Artifact | None
+    why: str
+
+    @property
+    def action(self) -> str:
+        return "reuse" if self.artifact else "run"
+
+
+def plan(steps: list[Step], workspace: Workspace, force: Set[str] = frozenset()) -> list[Planned]:
+    """For every step, whether it will run, and why; those in `forced` will. Reads manifests only."""
+    planned: dict[str, Planned] = {}
+    for step in steps:
+        if step.name in force:
+            planned[step.name] = Planned(step, None, "to be made anew")
+            continue
+        waiting = [name for name in step.inputs if planned[name].artifact is None]
+        inputs = {name: made for name in step.inputs if (made := planned[name].artifact)}
+        planned[step.name] = _wait(step, inputs, waiting, workspace) if waiting else _look(step, inputs, workspace)
+    return list(planned.values())
+
+
+def _look(step: Step, inputs: dict[str, Artifact], workspace: Workspace) -> Planned:
+    """A step whose inputs are all there."""
+    fingerprint = step.fingerprint(inputs)
+    found = workspace.find(step, fingerprint)
+    if found:
+        return Planned(step, found, "nothing changed")
+    return Planned(step, None, _changes(step, inputs, workspace) or "its files are no longer whole")
+
+
+def _wait(step: Step, inputs: dict[str, Artifact], waiting: list[str], workspace: Workspace) -> Planned:
+    """A step some of whose inputs will be made; `inputs` are the others."""
+    waits = f"waits for {listed(waiting)}"
+    changes = _changes(step, inputs, workspace, waiting)
+    return Planned(step, None, f"{changes}; {waits}" if changes else f"{waits}; runs unless its result is as before")
+
+
+def listed(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _changes(step: Step, inputs: dict[str, Artifact], workspace: Workspace, waiting: Sequence[str] = ()) -> str:
+    """What differs from the newest artifact of the step: in its configuration, and in the inputs that are there."""
+    last = workspace.newest(step.name)
+    if last is None:
+        return "never made here"
+    before, after = _flat(last.manifest["config"]), _flat(dict(step.config))
+    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    changed = [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
+    old = last.manifest["inputs"]
+    changed += [f"new {name}" for name, made in inputs.items() if old.get(name, {}).get("digest") != made.digest]
+    changed += [f"new {name}" for name in waiting if name not in old]
+    changed += [f"without {name}" for name in old if name not in step.inputs]
+    if last.manifest["version"] != step.kind.version:
+        changed.append(f"version {last.manifest['version']} -> {step.kind.version}")
+    return "; ".join(changed)
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(config, dict):
+        return {prefix: config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat

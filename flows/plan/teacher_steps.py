@@ -1,0 +1,43 @@
+"""Steps that make the teachers. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from flows.plan.resolve import ResolvedRecipe
+from pipeline.errors import error_context
+from pipeline.models.weights import weights_digest
+from pipeline.recipe.base import FitConfig
+from pipeline.recipe.teacher import TeacherConfig
+from pipeline.steps.artifact import Step, StepKind
+
+TEACHER = StepKind("teacher", "teachers.supervised:make")
+"""`run` is the `make` of the teacher's own file in `teachers/`."""
+
+
+def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
+    """Yield a step for each teacher."""
+    for name, teacher in resolved.recipe.teachers.items():
+        yield _teacher_step(name, teacher, resolved.recipe.seed)
+
+
+def _teacher_step(name: str, teacher: TeacherConfig, seed: int) -> Step:
+    settings = teacher.model_dump(mode="json")
+    settings.pop("require")  # a gate on the result, not a part of it
+    config: dict[str, Any] = {"name": name, "teacher": settings, "seed": seed}
+    config |= weights_of(teacher, f"teachers.{name}")
+    inputs = (f"data.{teacher.data}",) if hasattr(teacher, "data") else ()
+    trains = isinstance(teacher, FitConfig)
+    kind = dataclasses.replace(TEACHER, run=f"teachers.{teacher.kind}:make", trains=trains, resumes=trains)
+    return Step(f"teacher.{name}", kind, ("teachers", name), config, inputs)
+
+
+def weights_of(section: TeacherConfig | FitConfig, place: str) -> dict[str, str]:
+    """Return the digest of the weights that a section names, for its configuration: another file of the same name is
+    another start. ConfigError, beginning with `place`, if they are not there.
+    """
+    weights = getattr(section, "weights", None)
+    with error_context(f"{place}.weights"):
+        return {"weights": weights_digest(weights)} if weights else {}
