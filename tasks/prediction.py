@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.data.augment import View, view_image
+from pipeline.data.augment import AugmentParams, transform_image
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Artifact, read_json
 from pipeline.steps.runtime import Runtime
@@ -43,7 +43,7 @@ class Preprocessing:
     def __call__(self, image: Image.Image) -> np.ndarray[Any, Any]:
         """Return the RGB image as a uint8 array (size, size, 3)."""
         if self.crop_pct is None:
-            return view_image(image, View(), self.size)
+            return transform_image(image, AugmentParams(), self.size)
         side = self.crop_pct * min(image.size)
         left, top = (image.width - side) / 2, (image.height - side) / 2
         filtering = Image.Resampling.BICUBIC if self.bicubic else Image.Resampling.BILINEAR

@@ -12,7 +12,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from pipeline.data.dataset import ImageDataset
-from pipeline.data.loader import Batch, Loader, LoaderConfig
+from pipeline.data.loader import Batch, BatchLoader, LoaderConfig
 from pipeline.errors import DataError
 from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig
@@ -119,18 +119,18 @@ def train_network(
         return TrainingResult(choice, group.world_size, fit(job, choice, group, runtime))
 
 
-def _loader(network: Network, dataset: ImageDataset, plan: TrainingPlan, runtime: Runtime) -> Loader:
+def _loader(network: Network, dataset: ImageDataset, plan: TrainingPlan, runtime: Runtime) -> BatchLoader:
     """Return the loader of this process's part of every batch."""
     collate = {head: task.collate for head, task in network.tasks.items()}
     size, batch = network.config.image_size, plan.fit.batch
     slots = ranks.share(batch)
-    return Loader(dataset, collate, LoaderConfig(size, batch, plan.seed, plan.augment, runtime.threads, slots))
+    return BatchLoader(dataset, collate, LoaderConfig(size, batch, plan.seed, plan.augment, runtime.threads, slots))
 
 
-def _trial_step(loader: Loader) -> Callable[[nn.Module, ComputeConfig], None]:
+def _trial_step(loader: BatchLoader) -> Callable[[nn.Module, ComputeConfig], None]:
     """Return a function that runs a forward and a backward pass on a few real images, for `autotune`."""
     small = dataclasses.replace(loader.config, batch=AUTOTUNE_BATCH, slots=None)
-    batch = Loader(loader.dataset, loader.collate, small).batch(0)
+    batch = BatchLoader(loader.dataset, loader.collate, small).batch(0)
 
     def call(model: nn.Module, choice: ComputeConfig) -> None:
         assert isinstance(model, SupervisedObjective)

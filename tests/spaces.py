@@ -1,4 +1,4 @@
-"""Label spaces of every task, and labels to test with: what an untrained head says about random features.
+"""Label spaces of every task, and labels to test with: predictions of untrained heads on random features.
 
 Tasks are found by their folders, nobody lists them here.
 """
@@ -23,19 +23,19 @@ from tasks.task import FeatureInfo, Features, Task
 SIDE = 64
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 BEYOND: Box = (2.0, 2.0, 3.0, 3.0)
-EMPTY_SAYS_SOMETHING = {"detection"}
+NEVER_UNKNOWN = {"detection"}
 """Tasks in whose labels nothing can be unknown: no box means that there is nothing to find."""
 CHEAP = settings(max_examples=25)
 
 
 def names_of(count: int) -> tuple[str, ...]:
-    """Class names that suit every task: each one's mirror image, `<scale>@<180 - degrees>`, is among them."""
+    """Return class names that suit every task: with each one its mirror image, `<scale>@<180 - degrees>`."""
     pairs = [f"{number}@{angle}" for number in range(count // 2) for angle in (45, 135)]
     return tuple([*pairs, f"{count}@90"][:count] if count % 2 == 0 else [*pairs, f"{count}@90"])
 
 
 def spaces_of(task: str, classes: int = 6) -> list[LabelSpace]:
-    """A label space of the task, and one of relative scale if that is something else on disk."""
+    """Return a label space of the task, and one of relative scale if its columns differ."""
     metric, relative = LabelSpace(task, names_of(classes)), LabelSpace(task, names_of(classes), "relative")
     one, other = tasks.label(metric).columns(), tasks.label(relative).columns()
     return [metric] if one.equals(other, check_metadata=True) else [metric, relative]
@@ -57,7 +57,7 @@ def head_of(space: LabelSpace) -> tuple[Task, nn.Module]:
 
 
 def features(seed: int, shape: tuple[int, int] = (16, 16), count: int = 1, loud: float = 20.0) -> Features:
-    """Random features of `count` images; the fused map, and with it a dense label, is of `shape`."""
+    """Return random features of `count` images; the fused map, and so a dense label, is of `shape`."""
     rng = torch.Generator().manual_seed(seed)
     levels = [loud * torch.randn(count, 8, side, side, generator=rng) for side in (8, 4, 2, 1, 1)]
     top, fused = torch.randn(count, 8, 2, 2, generator=rng), torch.randn(count, 8, *shape, generator=rng)
@@ -70,26 +70,26 @@ def features(seed: int, shape: tuple[int, int] = (16, 16), count: int = 1, loud:
 def value_of(
     space: LabelSpace, seed: int, shape: tuple[int, int] = (16, 16), size: tuple[int, int] = (SIDE, SIDE)
 ) -> Value:
-    """A label of the space as its task predicts it for an image of `size` = (width, height)."""
+    """Return a label of the space, as its task predicts it for an image of `size` = (width, height)."""
     task, head = head_of(space)
     value = task.value(to_numpy(task.predict(head(features(seed, shape)))), 0, size)
     return {name: array.copy() for name, array in value.items()}
 
 
-def on_disk(label: Label, value: Value) -> Row:
-    """The value's row as it comes back from a Parquet file's types."""
+def stored_row(label: Label, value: Value) -> Row:
+    """Return the value's row, converted to the types of a Parquet file and back."""
     schema = pa.schema([*COMMON, *label.columns()])
     row: Row = pa.Table.from_pylist([{"key": "k", "status": "ok", **label.encode(value)}], schema=schema).to_pylist()[0]
     return row
 
 
-def nothing_known(label: Label, value: Value) -> Value:
-    """The label with nothing in it: what lies outside the image, under a threshold that nothing reaches."""
+def unknown_value(label: Label, value: Value) -> Value:
+    """Return a label with nothing known: cropped beyond the image, at a threshold that nothing reaches."""
     beyond = label.crop(value, BEYOND, (16, 16))
-    return label.decode(on_disk(label, beyond), 2.0)
+    return label.decode(stored_row(label, beyond), 2.0)
 
 
-def same(one: Value, other: Value, share: float = 0.0) -> None:
+def assert_same_value(one: Value, other: Value, share: float = 0.0) -> None:
     """Assert that two labels have the same arrays: integers equal, floats within `share` of their size (or of 1)."""
     assert one.keys() == other.keys()
     for name, array in one.items():

@@ -1,5 +1,6 @@
-"""What every task's label owes the house. What is unknown in one comes from cropping beyond the image and from
-thresholds that nothing reaches.
+"""Contracts that the `TaskLabel` of every task keeps.
+
+Unknown labels are made by cropping beyond the image and by thresholds that nothing reaches.
 """
 
 from __future__ import annotations
@@ -21,19 +22,17 @@ from tasks.task import Task
 from tests.spaces import (
     CHEAP,
     WHOLE,
+    assert_same_value,
     every_space,
     names_of,
-    nothing_known,
-    on_disk,
-    same,
+    stored_row,
+    unknown_value,
     value_of,
 )
 
-# A task's label: what it is on disk and to the eye
-
 
 @pytest.mark.parametrize("task", tasks.names())
-def test_a_task_is_a_folder_of_two_files_named_like_it(task: str) -> None:
+def test_task_folder_holds_task_label_and_task_model(task: str) -> None:
     label = importlib.import_module(f"tasks.{task}.label").TaskLabel
     model = importlib.import_module(f"tasks.{task}.model").TaskModel
     assert issubclass(label, Label)
@@ -44,7 +43,7 @@ def test_a_task_is_a_folder_of_two_files_named_like_it(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", tasks.names())
-def test_a_label_states_what_storing_it_costs(task: str) -> None:
+def test_label_docstring_states_storage_loss(task: str) -> None:
     about = inspect.getdoc(type(tasks.label(LabelSpace(task, names_of(4))))) or ""
     assert "Stored" in about, f"tasks/{task}/label.py: its docstring does not say how it is stored and what that loses"
 
@@ -57,58 +56,60 @@ def test_a_label_states_what_storing_it_costs(task: str) -> None:
     h=st.integers(1, 23),
     w=st.integers(1, 23),
 )
-def test_a_label_survives_its_store(space: LabelSpace, seed: int, classes: int, h: int, w: int) -> None:
-    """Within a hundredth; the tighter bound that each task states is tested beside the task."""
+def test_label_decode_inverts_encode(space: LabelSpace, seed: int, classes: int, h: int, w: int) -> None:
+    """Within 0.01; the tighter bound of each task is tested with the task."""
     space = LabelSpace(space.task, names_of(classes), space.scale)
     label, value = tasks.label(space), value_of(space, seed, (h, w), (4 * w + 1, 4 * h + 3))
-    row = on_disk(label, value)
-    same(label.decode(row), value, share=0.01)
+    row = stored_row(label, value)
+    assert_same_value(label.decode(row), value, share=0.01)
     assert 0 <= row["confidence"] <= 1
     assert set(label.encode(value)) - {"confidence"} == set(label.columns().names)
 
 
 @every_space
-def test_a_label_without_content_survives_its_store(space: LabelSpace) -> None:
+def test_label_decode_inverts_encode_of_unknown_label(space: LabelSpace) -> None:
     label, value = tasks.label(space), value_of(space, 1)
-    empty = nothing_known(label, value)
-    row = on_disk(label, empty)
-    same(label.decode(row), empty)
+    empty = unknown_value(label, value)
+    row = stored_row(label, empty)
+    assert_same_value(label.decode(row), empty)
     assert all(math.isfinite(cell) for cell in row.values() if isinstance(cell, float)), row
 
 
 @every_space
 @CHEAP
 @given(seed=st.integers(0, 50), h=st.integers(1, 17), w=st.integers(1, 17))
-def test_two_flips_are_none(space: LabelSpace, seed: int, h: int, w: int) -> None:
+def test_label_flip_twice_is_identity(space: LabelSpace, seed: int, h: int, w: int) -> None:
     label, value = tasks.label(space), value_of(space, seed, (h, w), (4 * w + 1, 4 * h + 3))
     before = {name: array.copy() for name, array in value.items()}
-    same(label.flip(label.flip(value)), value, share=1e-5)
-    same(value, before)
+    assert_same_value(label.flip(label.flip(value)), value, share=1e-5)
+    assert_same_value(value, before)
 
 
 @every_space
 @CHEAP
 @given(seed=st.integers(0, 50), h=st.integers(1, 17), w=st.integers(1, 17))
-def test_cropping_to_the_whole_at_the_same_size_changes_nothing(space: LabelSpace, seed: int, h: int, w: int) -> None:
+def test_label_crop_to_whole_image_is_identity(space: LabelSpace, seed: int, h: int, w: int) -> None:
     dense = value_of(space, seed, (h, w), (w, h))
-    same(tasks.label(space).crop(dense, WHOLE, (h, w)), dense, share=1e-5)
+    assert_same_value(tasks.label(space).crop(dense, WHOLE, (h, w)), dense, share=1e-5)
 
 
 @every_space
 @pytest.mark.parametrize("seed", range(5))
-def test_the_flip_of_a_crop_is_the_mirrored_crop_of_the_flip(space: LabelSpace, seed: int) -> None:
+def test_label_crop_and_flip_commute(space: LabelSpace, seed: int) -> None:
     label, value = tasks.label(space), value_of(space, seed, (16, 16))
     x0, y0, width, height = np.random.default_rng(seed).uniform(0.2, 0.8, 4)
     box = (x0, y0, x0 + width, y0 + height)  # may reach beyond the image
     mirrored = (1 - box[2], box[1], 1 - box[0], box[3])
     size = (13, 19)
-    same(label.flip(label.crop(value, box, size)), label.crop(label.flip(value), mirrored, size), share=1e-4)
+    assert_same_value(
+        label.flip(label.crop(value, box, size)), label.crop(label.flip(value), mirrored, size), share=1e-4
+    )
 
 
 @every_space
-def test_a_label_is_drawn_on_an_image_of_any_size(space: LabelSpace) -> None:
+def test_label_draw_takes_image_of_any_size(space: LabelSpace) -> None:
     label = tasks.label(space)
-    for value in (value_of(space, 3), nothing_known(label, value_of(space, 3))):
+    for value in (value_of(space, 3), unknown_value(label, value_of(space, 3))):
         for size in ((200, 150), (33, 65)):
             image = Image.new("RGB", size, (90, 120, 40))
             drawn = label.draw(image, value)
@@ -120,16 +121,14 @@ def test_a_label_is_drawn_on_an_image_of_any_size(space: LabelSpace) -> None:
 @every_space
 @CHEAP
 @given(seed=st.integers(0, 50), h=st.integers(1, 17), w=st.integers(1, 17))
-def test_a_label_differs_from_itself_by_nothing_and_from_one_without_content_by_all(
-    space: LabelSpace, seed: int, h: int, w: int
-) -> None:
+def test_label_distance_is_0_to_itself_and_1_to_unknown(space: LabelSpace, seed: int, h: int, w: int) -> None:
     label, value, other = tasks.label(space), value_of(space, seed, (h, w)), value_of(space, seed + 1, (w, h))
     assert label.distance(value, value) == pytest.approx(0, abs=1e-6)
     assert label.distance(label.flip(value), label.flip(value)) == pytest.approx(0, abs=1e-6)
     assert 0 <= label.distance(value, other) <= 1
     if space.scale == "metric":  # else the one is brought to the other's scale
         assert label.distance(value, other) == pytest.approx(label.distance(other, value), abs=0.05)
-    empty = nothing_known(label, value)
+    empty = unknown_value(label, value)
     assert label.distance(empty, empty) == 0
     if len(value.get("boxes", [None])):
         assert label.distance(value, empty) == label.distance(empty, value) == 1
@@ -137,18 +136,18 @@ def test_a_label_differs_from_itself_by_nothing_and_from_one_without_content_by_
 
 @every_space
 @pytest.mark.parametrize("place", [(0.0, 0.0), (0.3, 0.8), (1.0, 1.0)])
-def test_a_label_tells_what_is_at_a_place(space: LabelSpace, place: tuple[float, float]) -> None:
+def test_label_describe_at_tells_what_is_at_a_place(space: LabelSpace, place: tuple[float, float]) -> None:
     label, value = tasks.label(space), value_of(space, 3)
-    told = label.describe_at(value, place)
+    text = label.describe_at(value, place)
     mirrored = label.describe_at(label.flip(value), (1 - place[0], place[1]))
-    assert told.replace("left", "right") == mirrored.replace("left", "right") or space.task == "texture"
-    assert label.describe_at(nothing_known(label, value), place) in ("", "no class")
-    assert told or space.task == "detection"
+    assert text.replace("left", "right") == mirrored.replace("left", "right") or space.task == "texture"
+    assert label.describe_at(unknown_value(label, value), place) in ("", "no class")
+    assert text or space.task == "detection"
 
 
 @every_space
-def test_what_a_file_of_labels_holds_is_what_its_rows_hold(space: LabelSpace) -> None:
-    """By class; and of rows without a label nothing."""
+def test_label_class_amounts_agree_with_rows(space: LabelSpace) -> None:
+    """Rows without a label count for nothing."""
     label = tasks.label(space)
     rows: list[Row] = [{"key": "k", "status": "none"}]
     rows += [{"key": "k", "status": "ok", **label.encode(value_of(space, seed))} for seed in range(4)]
@@ -166,9 +165,9 @@ def test_what_a_file_of_labels_holds_is_what_its_rows_hold(space: LabelSpace) ->
 
 
 @every_space
-def test_a_threshold_of_0_keeps_all_and_a_higher_one_no_more(space: LabelSpace) -> None:
+def test_label_count_falls_with_threshold(space: LabelSpace) -> None:
     label = tasks.label(space)
-    row = on_disk(label, value_of(space, 4))
+    row = stored_row(label, value_of(space, 4))
     held, kept = label.count(row, 0.0)
     np.testing.assert_array_equal(held, kept)
     assert held.sum() > 0

@@ -1,4 +1,4 @@
-"""What every task's model owes the house: loss, metrics, predictions."""
+"""Contracts that the `TaskModel` of every task keeps: losses, metrics, predictions."""
 
 from __future__ import annotations
 
@@ -16,38 +16,36 @@ from tasks.network import Network, NetworkConfig
 from tasks.prediction import to_numpy
 from tasks.task import Task
 from tests.spaces import (
-    EMPTY_SAYS_SOMETHING,
+    NEVER_UNKNOWN,
     SIDE,
     SPACES,
     WHOLE,
+    assert_same_value,
     every_space,
     features,
     head_of,
     name_of,
-    nothing_known,
-    on_disk,
-    same,
+    stored_row,
+    unknown_value,
     value_of,
 )
 
-# A task's model: how it is learned
-
 
 def target_of(task: Task, values: list[Value]) -> Any:
-    """Targets in the raster that heads work in; boxes in the input's pixels, as the loader makes them."""
+    """Return targets as the loader makes them: rasters at the heads' size, boxes in pixels of the input."""
     side = SIDE if "boxes" in values[0] else SIDE // 4
     return task.collate([tasks.label(task.space).crop(value, WHOLE, (side, side)) for value in values])
 
 
-def tiny(space: LabelSpace, backbone: str) -> Network:
+def tiny_network(space: LabelSpace, backbone: str) -> Network:
     about = {"backbone": backbone, "image_size": SIDE, "width": 16, "proposals": 16, "heads": {"head": space.to_json()}}
     return Network(NetworkConfig.model_validate(about)).train()
 
 
 @every_space
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
-def test_the_loss_is_finite_and_falls_on_one_batch(space: LabelSpace, backbone: str) -> None:
-    network = tiny(space, backbone)
+def test_task_loss_is_finite_and_falls_on_one_batch(space: LabelSpace, backbone: str) -> None:
+    network = tiny_network(space, backbone)
     images = torch.randint(0, 256, (4, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     target = target_of(network.tasks["head"], [value_of(space, seed) for seed in range(4)])
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
@@ -64,9 +62,9 @@ def test_the_loss_is_finite_and_falls_on_one_batch(space: LabelSpace, backbone: 
 
 @every_space
 @pytest.mark.parametrize("pieces", [[1, 3], [2, 2], [1, 1, 1, 1]], ids=str)
-def test_the_loss_of_a_batch_is_that_of_its_pieces_by_how_much_is_in_each(space: LabelSpace, pieces: list[int]) -> None:
-    """Of images of which one or the other knows little. Detection draws samples, whose number varies a little."""
-    network = tiny(space, "test_convnext").eval()  # its norms look at one image
+def test_task_amount_weighs_parts_of_a_batch(space: LabelSpace, pieces: list[int]) -> None:
+    """The images know different amounts. Detection draws samples, so it agrees only roughly."""
+    network = tiny_network(space, "test_convnext").eval()  # its norms look at one image
     task, label = network.tasks["head"], tasks.label(space)
     values = [value_of(space, seed) for seed in range(4)]
     values[1] = label.crop(values[1], (0.5, 0.5, 1.5, 1.5), (SIDE, SIDE))
@@ -90,23 +88,23 @@ def test_the_loss_of_a_batch_is_that_of_its_pieces_by_how_much_is_in_each(space:
 
 
 def output_of(space: LabelSpace, count: int) -> tuple[Task, Tensor]:
-    """The raw output for random features, as a leaf that gradients arrive at."""
+    """Return the raw output for random features, as a leaf that receives gradients."""
     task, head = head_of(space)
     with torch.no_grad():
         output: Tensor = head(features(9, count=count, loud=1.0))
     return task, output.clone().requires_grad_()
 
 
-CAN_BE_UNKNOWN = [space for space in SPACES if space.task not in EMPTY_SAYS_SOMETHING]
+CAN_BE_UNKNOWN = [space for space in SPACES if space.task not in NEVER_UNKNOWN]
 DENSE = [space for space in CAN_BE_UNKNOWN if output_of(space, 1)[1].ndim == 4]
 can_be_unknown = pytest.mark.parametrize("space", CAN_BE_UNKNOWN, ids=name_of)
 dense = pytest.mark.parametrize("space", DENSE, ids=name_of)
 
 
 @can_be_unknown
-def test_the_loss_is_0_without_gradient_where_nothing_is_known(space: LabelSpace) -> None:
+def test_task_loss_is_0_without_gradient_where_nothing_is_known(space: LabelSpace) -> None:
     task, output = output_of(space, 2)
-    empty = nothing_known(tasks.label(space), value_of(space, 5))
+    empty = unknown_value(tasks.label(space), value_of(space, 5))
     loss = task.loss(output, target_of(task, [empty, empty]))
     loss.backward()
     assert loss.item() == 0
@@ -115,11 +113,11 @@ def test_the_loss_is_0_without_gradient_where_nothing_is_known(space: LabelSpace
 
 
 @can_be_unknown
-def test_an_image_without_label_changes_nothing_for_the_others(space: LabelSpace) -> None:
+def test_task_loss_ignores_image_without_label(space: LabelSpace) -> None:
     task, both = output_of(space, 2)
     value = value_of(space, 6)
     alone = both.detach()[:1].clone().requires_grad_()
-    empty = nothing_known(tasks.label(space), value)
+    empty = unknown_value(tasks.label(space), value)
     one, two = task.loss(alone, target_of(task, [value])), task.loss(both, target_of(task, [value, empty]))
     one.backward()
     two.backward()
@@ -132,7 +130,7 @@ def test_an_image_without_label_changes_nothing_for_the_others(space: LabelSpace
 
 
 @dense
-def test_what_the_network_says_of_unknown_pixels_is_ignored(space: LabelSpace) -> None:
+def test_task_loss_ignores_unknown_pixels(space: LabelSpace) -> None:
     task, output = output_of(space, 1)
     shifted = tasks.label(space).crop(value_of(space, 7), (-0.5, 0.0, 0.5, 1.0), (16, 16))  # left half: unknown
     target = task.collate([shifted])
@@ -150,7 +148,7 @@ def test_what_the_network_says_of_unknown_pixels_is_ignored(space: LabelSpace) -
 
 
 @every_space
-def test_every_metric_that_is_named_is_computed_and_no_other(space: LabelSpace) -> None:
+def test_metric_computes_all_names_of_better(space: LabelSpace) -> None:
     task, _ = head_of(space)
     before = task.metrics().compute()  # of nothing yet
     metric = task.metrics()
@@ -160,7 +158,7 @@ def test_every_metric_that_is_named_is_computed_and_no_other(space: LabelSpace) 
 
 
 @every_space
-def test_a_perfect_prediction_scores_perfectly_and_another_does_not(space: LabelSpace) -> None:
+def test_metric_of_perfect_prediction_is_perfect(space: LabelSpace) -> None:
     task, _ = head_of(space)
     perfect, other = task.metrics(), task.metrics()
     for seed in range(4):
@@ -175,7 +173,7 @@ def test_a_perfect_prediction_scores_perfectly_and_another_does_not(space: Label
 
 
 @every_space
-def test_metrics_do_not_depend_on_the_order_of_the_images(space: LabelSpace) -> None:
+def test_metric_does_not_depend_on_order(space: LabelSpace) -> None:
     task, _ = head_of(space)
     pairs = [(value_of(space, seed), value_of(space, seed + 20)) for seed in range(5)]
     pairs[2] = (pairs[2][0], pairs[2][0])
@@ -190,22 +188,22 @@ def test_metrics_do_not_depend_on_the_order_of_the_images(space: LabelSpace) -> 
 
 @every_space
 @torch.no_grad()
-def test_a_prediction_does_not_depend_on_the_batch_it_is_in(space: LabelSpace) -> None:
+def test_task_predict_does_not_depend_on_batch(space: LabelSpace) -> None:
     task, head = head_of(space)
     batch = features(11, count=3)
     together = to_numpy(task.predict(head(batch)))
     for index in range(3):
         alone = to_numpy(task.predict(head(batch.select(torch.tensor([index])))))
-        same(task.value(alone, 0, (50, 40)), task.value(together, index, (50, 40)), share=1e-3)
+        assert_same_value(task.value(alone, 0, (50, 40)), task.value(together, index, (50, 40)), share=1e-3)
 
 
 @every_space
-def test_the_constant_guess_is_a_label(space: LabelSpace) -> None:
+def test_task_constant_label_is_a_label(space: LabelSpace) -> None:
     task, _ = head_of(space)
     label = tasks.label(space)
     values = [value_of(space, seed) for seed in range(3)]
     guess = task.constant_label(iter(values))
-    same(label.decode(on_disk(label, guess)), guess, share=0.01)
+    assert_same_value(label.decode(stored_row(label, guess)), guess, share=0.01)
     metric = task.metrics()
     for value in values:
         metric.update(guess, value)

@@ -1,4 +1,4 @@
-"""A pool of images, ingested as often as one likes."""
+"""Fixtures: a folder of images and a function that ingests folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.ingest.photos import Make, add_image, step_for
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Path:
-    """Nine images of no set in particular, 10.png to 90.png."""
+    """Save nine images, 10.png to 90.png, and return their folder."""
     for number in range(10, 100, 10):
         add_image(tmp_path / "pool", f"{number}.png", number)
     return tmp_path / "pool"
@@ -22,7 +22,7 @@ def pool(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(runtime: Runtime) -> Make:
-    """Ingests a folder: (folder, then what `step_for` takes) -> the artifact, three images a shard."""
+    """Return a function that ingests a folder, with the arguments of `step_for`, and returns the artifact."""
     return lambda root, *kind, **options: Workspace(runtime.root).make(
         step_for(root, *kind, **options), Inputs({}, runtime)
     )

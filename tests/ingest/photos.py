@@ -1,4 +1,4 @@
-"""Small sets of noise with masks, and how to look at what was made of them."""
+"""Write small sets of noise images with masks, and read what ingesting made of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Make = Callable[..., Artifact]
 
 
 def picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
-    """Noise, another one for each number."""
+    """Return noise, different for each number."""
     return Image.fromarray(np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -60,13 +60,13 @@ def add(root: Path, split: str, numbers: range) -> None:
 
 
 def add_bad(root: Path, count: int) -> None:
-    """Save files that are no images beside the training images, after them in order."""
+    """Save files that are no images, sorted behind the training images."""
     for number in range(count):
         (root / "images" / "train" / f"bad-{number}.jpg").write_text(f"no picture {number}")
 
 
 def step_for(root: Path | str, kind: str = "masks", shard_images: int = 3, **options: Any) -> Step:
-    """The step that a recipe has for the set."""
+    """Return the step that a recipe has for the set."""
     classes = {"classes": GROUND.classes} if kind == "masks" else {}
     recipe = {
         "name": "recipe",
@@ -80,8 +80,8 @@ def step_for(root: Path | str, kind: str = "masks", shard_images: int = 3, **opt
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """What ingesting left in a folder, and what it counted."""
+class IngestResult:
+    """The folder that ingesting wrote, and its counts."""
 
     out: Path
     counts: Mapping[str, Any]
@@ -99,22 +99,22 @@ class Found:
         path = self.out / "labels" / "segmentation" / split / f"{shard.name}.parquet"
         return LabelShard(stored(path), tasks.label(GROUND))
 
-    def listed(self, table: str) -> list[tuple[str, str, str]]:
-        """(source, split, reason) of every row of one of the lists."""
+    def read_list(self, table: str) -> list[tuple[str, str, str]]:
+        """Return (source, split, reason) of every row of one of the lists."""
         rows = pq.read_table(self.out / f"{table}.parquet").to_pylist()
         return [(row["source"], row["split"], row["reason"]) for row in rows]
 
 
-class Ends(threading.Event):
-    """A stop that comes after so many looks at it."""
+class StopAfter(threading.Event):
+    """A stop signal that is set after so many checks."""
 
-    def __init__(self, looks: int) -> None:
+    def __init__(self, checks: int) -> None:
         super().__init__()
-        self._looks = looks
+        self._checks = checks
 
     def is_set(self) -> bool:
-        self._looks -= 1
-        return self._looks < 0
+        self._checks -= 1
+        return self._checks < 0
 
 
 def touch(path: Path, ns: int = 1_000_000_000) -> None:
@@ -122,15 +122,15 @@ def touch(path: Path, ns: int = 1_000_000_000) -> None:
 
 
 def shards(made: Artifact, split: str = "train") -> dict[str, list[str]]:
-    """The names of the files that a split's images are from, by shard."""
+    """Return the names of the files that a split's images are from, by shard."""
     found = IngestedSet(made).images(split).shards
     return {shard.name[-1]: [Path(name).stem for name in shard.table.column("source").to_pylist()] for shard in found}
 
 
-def same(before: Artifact, made: Artifact, name: str) -> bool:
-    """Whether the two have one and the same file."""
+def is_same_file(before: Artifact, made: Artifact, name: str) -> bool:
+    """Return True if both artifacts hold the same file, not a copy."""
     return (folder_of(before) / name).samefile(folder_of(made) / name)
 
 
-def listed(made: Artifact, table: str) -> list[tuple[str, str, str]]:
-    return Found(folder_of(made), made.counts).listed(table)
+def read_list(made: Artifact, table: str) -> list[tuple[str, str, str]]:
+    return IngestResult(folder_of(made), made.counts).read_list(table)

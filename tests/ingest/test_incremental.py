@@ -1,4 +1,4 @@
-"""A set that is read again: what is not read, what stays the same file, and what becomes of the rest."""
+"""Ingest a set again: which files are read, which shards stay the same file, and what becomes of the others."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.disk import folder_of
 from tests.ingest.photos import (
     HEIGHT,
     WIDTH,
-    Found,
+    IngestResult,
     Make,
     add,
     add_image,
     add_mask,
-    listed,
+    is_same_file,
     mask,
-    same,
+    read_list,
     shards,
     step_for,
     touch,
@@ -37,25 +37,27 @@ from tests.ingest.photos import (
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Images with masks: 00.png to 05.png to train on, 06.png and 07.png for validation."""
+    """Save images with masks: 00.png to 05.png to train on, 06.png and 07.png for validation."""
     add(tmp_path / "photos", "train", range(6))
     add(tmp_path / "photos", "val", range(6, 8))
     return tmp_path / "photos"
 
 
-def test_only_new_images_are_read_and_only_their_shards_are_new(pool: Path, make: Make) -> None:
+def test_ingest_reads_only_new_images(pool: Path, make: Make) -> None:
     before = make(pool, "folder")
     assert shards(before) == {"0": ["10", "20", "30"], "1": ["40", "50", "60"], "2": ["70", "80", "90"]}
     for number in (5, 55, 95, 96):
         add_image(pool, f"{number:02d}.png", number)
     made = make(pool, "folder")
     assert shards(made) == shards(before) | {"3": ["05", "55", "95"], "4": ["96"]}
-    assert all(same(before, made, f"images/train/shard-00000{n}.{end}") for n in range(3) for end in ("tar", "parquet"))
+    assert all(
+        is_same_file(before, made, f"images/train/shard-00000{n}.{end}") for n in range(3) for end in ("tar", "parquet")
+    )
     assert (before.counts["read_now"], made.counts["read_now"]) == (9, 4)
     assert (made.counts["images"], IngestedSet(made).counts) == (13, {"images": 13, "images.train": 13})
 
 
-def test_new_time_stamps_change_nothing_and_are_looked_into_once(pool: Path, make: Make) -> None:
+def test_ingest_reads_files_with_new_stamps_once(pool: Path, make: Make) -> None:
     before = make(pool, "folder")
     for path in (pool / "images").iterdir():
         touch(path)
@@ -68,10 +70,8 @@ def test_new_time_stamps_change_nothing_and_are_looked_into_once(pool: Path, mak
 
 
 @pytest.mark.parametrize("as_it_was", [True, False], ids=["with its time stamps", "without"])
-def test_a_set_that_has_moved_is_read_anew_and_stays_the_same(
-    as_it_was: bool, pool: Path, make: Make, tmp_path: Path
-) -> None:
-    """Grown before: packed afresh it would be another."""
+def test_ingest_keeps_shards_of_a_moved_set(as_it_was: bool, pool: Path, make: Make, tmp_path: Path) -> None:
+    """The set has grown before: packed from scratch it would have other shards."""
     make(pool, "folder")
     add_image(pool, "15.png", 15)
     before = make(pool, "folder")
@@ -81,16 +81,16 @@ def test_a_set_that_has_moved_is_read_anew_and_stays_the_same(
     assert made.counts["read_now"] == 10
 
 
-def test_what_is_left_of_a_shard_fills_a_new_one_without_being_read(pool: Path, make: Make) -> None:
+def test_ingest_repacks_shard_without_reading_the_source(pool: Path, make: Make) -> None:
     before = make(pool, "folder")
     (pool / "images" / "50.png").unlink()
     made = make(pool, "folder")
     assert shards(made) == {"0": ["10", "20", "30"], "2": ["70", "80", "90"], "3": ["40", "60"]}
-    assert same(before, made, "images/train/shard-000002.tar")
+    assert is_same_file(before, made, "images/train/shard-000002.tar")
     assert (made.counts["read_now"], made.counts["images"]) == (0, 8)
 
 
-def test_new_images_come_before_what_is_left(pool: Path, make: Make) -> None:
+def test_ingest_packs_new_images_before_repacked_ones(pool: Path, make: Make) -> None:
     make(pool, "folder")
     (pool / "images" / "20.png").unlink()
     (pool / "images" / "90.png").unlink()
@@ -99,7 +99,7 @@ def test_new_images_come_before_what_is_left(pool: Path, make: Make) -> None:
     assert shards(make(pool, "folder")) == {"1": ["40", "50", "60"], "2": ["95", "96", "10"], "3": ["30", "70", "80"]}
 
 
-def test_a_set_of_which_nothing_stays_is_as_if_read_for_the_first_time(
+def test_ingest_of_all_new_images_equals_a_first_ingest(
     pool: Path, make: Make, tmp_path: Path, runtime: Runtime
 ) -> None:
     make(pool, "folder")
@@ -110,19 +110,19 @@ def test_a_set_of_which_nothing_stays_is_as_if_read_for_the_first_time(
     assert make(pool, "folder").digest == fresh.digest
 
 
-def test_an_image_under_another_name_stays_where_it_is(pool: Path, make: Make) -> None:
+def test_ingest_keeps_renamed_image_in_its_shard(pool: Path, make: Make) -> None:
     before = make(pool, "folder")
     (pool / "images" / "20.png").rename(pool / "images" / "99.png")
     (pool / "images" / "80.png").rename(pool / "80.png")
     made = make(pool, "folder")
     assert shards(made) == {"0": ["10", "99", "30"], "1": ["40", "50", "60"], "2": ["70", "80", "90"]}
-    assert Found(folder_of(made), {}).names()[7] == "80.png"
-    assert all(same(before, made, f"images/train/shard-00000{number}.tar") for number in range(3))
-    assert same(before, made, "images/train/shard-000001.parquet")
+    assert IngestResult(folder_of(made), {}).names()[7] == "80.png"
+    assert all(is_same_file(before, made, f"images/train/shard-00000{number}.tar") for number in range(3))
+    assert is_same_file(before, made, "images/train/shard-000001.parquet")
     assert made.counts["read_now"] == 2
 
 
-def test_two_images_that_change_places_take_their_labels_from_there(photos: Path, make: Make) -> None:
+def test_ingest_of_swapped_images_swaps_their_labels(photos: Path, make: Make) -> None:
     before = make(photos)
     one, two = (photos / "images" / "train" / f"0{number}.png" for number in (1, 4))
     aside = one.rename(photos / "aside")
@@ -132,24 +132,24 @@ def test_two_images_that_change_places_take_their_labels_from_there(photos: Path
     touch(two, 2)
     made = make(photos)
     assert shards(made) == {"0": ["00", "04", "02"], "1": ["03", "01", "05"]}
-    assert same(before, made, "images/train/shard-000000.tar")
-    found = Found(folder_of(made), {})
+    assert is_same_file(before, made, "images/train/shard-000000.tar")
+    found = IngestResult(folder_of(made), {})
     values = [found.labels(shard).value(1) for shard in found.shards()]
     assert all(value is not None for value in values)
     np.testing.assert_array_equal([value["classes"] for value in values if value], [mask(4), mask(1)])
 
 
-def test_an_image_that_goes_to_another_split_leaves_its_own(photos: Path, make: Make) -> None:
+def test_ingest_moves_image_to_another_split(photos: Path, make: Make) -> None:
     before = make(photos)
     (photos / "images" / "train" / "01.png").rename(photos / "images" / "val" / "01.png")
     (photos / "masks" / "train" / "01.png").rename(photos / "masks" / "val" / "01.png")
     made = make(photos)
     assert shards(made) == {"1": ["03", "04", "05"], "2": ["00", "02"]}
     assert shards(made, "val") == {"0": ["06", "07"], "1": ["01"]}
-    assert same(before, made, "images/val/shard-000000.tar")
+    assert is_same_file(before, made, "images/val/shard-000000.tar")
 
 
-def test_another_image_under_the_same_name_and_of_the_same_size_is_another(pool: Path, make: Make) -> None:
+def test_ingest_sees_changed_file_of_same_name_and_size(pool: Path, make: Make) -> None:
     path = pool / "images" / "50.png"
     data = path.read_bytes()
     touch(path)
@@ -160,53 +160,53 @@ def test_another_image_under_the_same_name_and_of_the_same_size_is_another(pool:
     touch(path, 2_000_000_000)
     made = make(pool, "folder")
     assert shards(made) == {"0": ["10", "20", "30"], "2": ["70", "80", "90"], "3": ["50", "40", "60"]}
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == Found(folder_of(made), {}).rows()[6].sha256
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == IngestResult(folder_of(made), {}).rows()[6].sha256
 
 
-def test_a_duplicate_takes_the_place_of_an_image_that_is_gone(photos: Path, make: Make) -> None:
+def test_ingest_gives_image_to_its_duplicate_when_deleted(photos: Path, make: Make) -> None:
     add_image(photos, "train/again.png", 1)
     add_mask(photos, "train/again.png", mask(9))
     before = make(photos)
-    assert listed(before, "duplicates")[0][0] == "images/train/again.png"
+    assert read_list(before, "duplicates")[0][0] == "images/train/again.png"
     for kind in ("images", "masks"):
         (photos / kind / "train" / "01.png").unlink()
     made = make(photos)
-    assert same(before, made, "images/train/shard-000000.tar")
+    assert is_same_file(before, made, "images/train/shard-000000.tar")
     assert shards(made)["0"] == ["00", "again", "02"]
-    value = Found(folder_of(made), {}).labels(Found(folder_of(made), {}).shards()[0]).value(1)
+    value = IngestResult(folder_of(made), {}).labels(IngestResult(folder_of(made), {}).shards()[0]).value(1)
     assert value is not None
     np.testing.assert_array_equal(value["classes"], mask(9))
-    assert not listed(made, "duplicates")
+    assert not read_list(made, "duplicates")
     assert made.counts["read_now"] == 0
 
 
-def test_of_two_files_of_the_same_bytes_the_first_names_the_image_though_it_came_later(pool: Path, make: Make) -> None:
+def test_ingest_names_image_after_first_of_two_equal_files(pool: Path, make: Make) -> None:
     before = make(pool, "folder")
     add_image(pool, "05.png", 80)
     made = make(pool, "folder")
-    assert same(before, made, "images/train/shard-000002.tar")
+    assert is_same_file(before, made, "images/train/shard-000002.tar")
     assert shards(made)["2"] == ["70", "05", "90"]
-    assert listed(made, "duplicates") == [("images/80.png", "train", "same bytes as images/05.png")]
+    assert read_list(made, "duplicates") == [("images/80.png", "train", "same bytes as images/05.png")]
 
 
-def test_a_bad_file_is_read_again_when_it_has_changed(photos: Path, make: Make) -> None:
+def test_ingest_reads_bad_file_again_when_changed(photos: Path, make: Make) -> None:
     bad = photos / "images" / "train" / "02.png"
     data = bad.read_bytes()
     bad.write_text("no picture")
     before = make(photos, max_bad=0.5)
     add(photos, "train", range(10, 11))
     made = make(photos, max_bad=0.5)
-    assert listed(made, "quarantine") == listed(before, "quarantine") != []
+    assert read_list(made, "quarantine") == read_list(before, "quarantine") != []
     assert made.counts["read_now"] == 1
     bad.write_bytes(data)
     assert "02" in shards(make(photos, max_bad=0.5))["3"]
 
 
-def test_an_image_with_a_bad_mask_comes_and_goes_with_the_mask(photos: Path, make: Make) -> None:
+def test_ingest_drops_image_while_its_mask_is_bad(photos: Path, make: Make) -> None:
     before = make(photos, max_bad=0.5)
     add_mask(photos, "train/01.png", np.zeros((HEIGHT, WIDTH + 1), np.uint8))
     made = make(photos, max_bad=0.5)
-    assert [row[0] for row in listed(made, "quarantine")] == ["images/train/01.png"]
+    assert [row[0] for row in read_list(made, "quarantine")] == ["images/train/01.png"]
     assert shards(made) == {"1": ["03", "04", "05"], "2": ["00", "02"]}
     assert made.counts["read_now"] == 0
     add_mask(photos, "train/01.png", mask(1))
@@ -216,22 +216,20 @@ def test_an_image_with_a_bad_mask_comes_and_goes_with_the_mask(photos: Path, mak
     assert made.counts["images"] == before.counts["images"]
 
 
-def test_a_bad_mask_leaves_the_image_to_its_duplicate(photos: Path, make: Make) -> None:
+def test_ingest_gives_image_to_its_duplicate_when_mask_is_bad(photos: Path, make: Make) -> None:
     for name in ("again", "once more"):
         add_image(photos, f"train/{name}.png", 1)
         add_mask(photos, f"train/{name}.png", mask(9))
     before = make(photos, max_bad=0.5)
     add_mask(photos, "train/01.png", np.zeros((HEIGHT, WIDTH + 1), np.uint8))
     made = make(photos, max_bad=0.5)
-    assert same(before, made, "images/train/shard-000000.tar")
+    assert is_same_file(before, made, "images/train/shard-000000.tar")
     assert shards(made)["0"] == ["00", "again", "02"]
-    assert [row[0] for row in listed(made, "quarantine")] == ["images/train/01.png"]
-    assert [row[0] for row in listed(made, "duplicates")] == ["images/train/once more.png"]
+    assert [row[0] for row in read_list(made, "quarantine")] == ["images/train/01.png"]
+    assert [row[0] for row in read_list(made, "duplicates")] == ["images/train/once more.png"]
 
 
-def test_what_could_not_be_read_today_is_tried_again_tomorrow(
-    pool: Path, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ingest_retries_file_that_could_not_be_read(pool: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     read = StoragePath.read
 
     def cut_off(place: StoragePath, *args: Any) -> bytes:
@@ -241,14 +239,14 @@ def test_what_could_not_be_read_today_is_tried_again_tomorrow(
 
     with monkeypatch.context() as broken:
         broken.setattr(StoragePath, "read", cut_off)
-        assert listed(make(pool, "folder", max_bad=0.5), "quarantine")[0][2] == "the line is dead"
+        assert read_list(make(pool, "folder", max_bad=0.5), "quarantine")[0][2] == "the line is dead"
     add_image(pool, "95.png", 95)
     made = make(pool, "folder", max_bad=0.5)
-    assert not listed(made, "quarantine")
+    assert not read_list(made, "quarantine")
     assert made.counts["read_now"] == 2
 
 
-def test_a_corrected_mask_changes_one_label_shard(photos: Path, make: Make) -> None:
+def test_ingest_of_corrected_mask_changes_one_label_shard(photos: Path, make: Make) -> None:
     before = make(photos)
     add_mask(photos, "train/04.png", mask(77))
     made = make(photos)

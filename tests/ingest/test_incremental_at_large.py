@@ -1,4 +1,4 @@
-"""A set that is edited in any way and read again: it holds what one read afresh holds, and keeps its shards."""
+"""Edit a set at random and ingest it again: it holds what a fresh ingest holds, and keeps its shards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
 from tests.disk import folder_of
-from tests.ingest.photos import HEIGHT, WIDTH, Ends, Found, add_image, add_mask, mask, step_for
+from tests.ingest.photos import HEIGHT, WIDTH, IngestResult, StopAfter, add_image, add_mask, mask, step_for
 
 SPLITS = ("train", "val")
 NAMES = [f"{split}/{letter}.png" for split in SPLITS for letter in "abcd"]
@@ -43,7 +43,7 @@ edits = st.one_of(
 
 
 class Album:
-    """A folder of pictures and masks, all of them different at first. Every edit has a time stamp of its own."""
+    """A folder of pictures and masks, all different at first. Every edit sets a new time stamp."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -103,9 +103,9 @@ def make(album: Album, root: Path, stop: threading.Event | None = None) -> Artif
     return workspace.find(step, fingerprint(step, {})) or workspace.make(step, Inputs({}, runtime))
 
 
-def held(made: Artifact) -> dict[str, Any]:
-    """What a set holds, in whatever order: images with their true labels, and all there is to say."""
-    found, images = Found(folder_of(made), made.counts), {}
+def contents(made: Artifact) -> dict[str, Any]:
+    """Return what a set holds, without its order: images with their true labels, lists and counts."""
+    found, images = IngestResult(folder_of(made), made.counts), {}
     for split in SPLITS:
         for shard in found.shards(split):
             labels = found.labels(shard, split)
@@ -113,15 +113,15 @@ def held(made: Artifact) -> dict[str, Any]:
                 image = dataclasses.replace(shard.row(row), offset=0)
                 assert (split, image.key) not in images, "an image is there twice"
                 images[split, image.key] = (image, labels.row(row))
-    lists = {name: found.listed(name) for name in ("quarantine", "duplicates", "notes")}
+    lists = {name: found.read_list(name) for name in ("quarantine", "duplicates", "notes")}
     counts = {name: count for name, count in made.counts.items() if name != "read_now"}
     return {"images": images, "counts": counts, **lists}
 
 
 def check_sound(made: Artifact) -> None:
-    """Every index agrees with its tar, every label shard with its image shard, the manifest with all."""
+    """Assert that indexes agree with tars, label shards with image shards, and the manifest with all."""
     assert not list(verify(made))
-    found = Found(folder_of(made), made.counts)
+    found = IngestResult(folder_of(made), made.counts)
     for split in SPLITS:
         for shard in found.shards(split):
             assert 0 < len(shard) <= 3
@@ -135,15 +135,15 @@ def check_sound(made: Artifact) -> None:
 
 
 def check_kept(before: Artifact, made: Artifact, fresh: Artifact) -> None:
-    """A shard whose images are all still there is the same file, and its index as well if none has another name."""
-    there = {where: image.source for where, (image, _) in held(fresh)["images"].items()}
+    """Assert that a shard whose images are all still there is the same file; so is its index if no name changed."""
+    present = {where: image.source for where, (image, _) in contents(fresh)["images"].items()}
     for split in SPLITS:
-        for shard in Found(folder_of(before), before.counts).shards(split):
+        for shard in IngestResult(folder_of(before), before.counts).shards(split):
             rows = [shard.row(row) for row in range(len(shard))]
             tar, index = (f"images/{split}/{shard.name}{suffix}" for suffix in (".tar", ".parquet"))
-            if all((split, row.key) in there for row in rows):
+            if all((split, row.key) in present for row in rows):
                 assert (folder_of(before) / tar).samefile(folder_of(made) / tar)
-                if all(there[split, row.key] == row.source for row in rows):
+                if all(present[split, row.key] == row.source for row in rows):
                     assert (folder_of(before) / index).samefile(folder_of(made) / index)
 
 
@@ -152,15 +152,15 @@ rounds_of_edits = st.lists(st.lists(edits, min_size=2, max_size=8), min_size=1, 
 
 @settings(max_examples=8)
 @given(rounds_of_edits, st.integers(0, 30))
-def test_a_set_grown_by_any_edits_holds_what_one_read_afresh_holds(rounds: list[list[Any]], patience: int) -> None:
-    """And an interruption, whenever it comes, changes not a byte of it."""
+def test_ingest_after_edits_equals_a_fresh_ingest(rounds: list[list[Any]], patience: int) -> None:
+    """An interruption at any time changes no byte of it."""
     grow(rounds, patience)
 
 
 @pytest.mark.slow
 @settings(max_examples=300)
 @given(rounds_of_edits, st.integers(0, 30))
-def test_the_same_for_many_more_edits(rounds: list[list[Any]], patience: int) -> None:
+def test_ingest_after_many_edits_equals_a_fresh_ingest(rounds: list[list[Any]], patience: int) -> None:
     grow(rounds, patience)
 
 
@@ -174,10 +174,10 @@ def grow(rounds: list[list[Any]], patience: int) -> None:
                 album.edit(*edit)
             made.append(make(album, root))
             fresh = make(album, Path(name) / f"fresh-{number}")
-            assert held(made[-1]) == held(fresh)
+            assert contents(made[-1]) == contents(fresh)
             check_sound(made[-1])
             if made[-1].path not in (earlier.path for earlier in made[:-1]):  # swapped twice, it is the one it was
                 check_kept(made[-2], made[-1], fresh)
         with contextlib.suppress(Stopped):
-            make(album, disturbed, Ends(patience))
+            make(album, disturbed, StopAfter(patience))
         assert make(album, disturbed).digest == made[-1].digest

@@ -1,4 +1,4 @@
-"""Sets that grow in a root in a bucket, and from images in one."""
+"""Incremental ingest into a root in a bucket, and of images in a bucket."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
-from tests.ingest.photos import Ends, Make, add_image, shards, step_for
+from tests.ingest.photos import Make, StopAfter, add_image, shards, step_for
 from tests.s3 import listening
 
 
 @pytest.fixture
-def there(bucket: str) -> Runtime:
-    """A machine that works on a root in a bucket."""
+def bucket_runtime(bucket: str) -> Runtime:
+    """Return the runtime of a machine whose root is in a bucket."""
     return Runtime(Root.of(f"{bucket}/root"), "cpu", "32", 1)
 
 
 @pytest.fixture
-def make_there(there: Runtime) -> Make:
-    """The same as `make`, there."""
-    return lambda root, *kind, **options: Workspace(there.root).make(
-        step_for(root, *kind, **options), Inputs({}, there)
+def make_in_bucket(bucket_runtime: Runtime) -> Make:
+    """Ingest as `make` does, into the bucket."""
+    return lambda root, *kind, **options: Workspace(bucket_runtime.root).make(
+        step_for(root, *kind, **options), Inputs({}, bucket_runtime)
     )
 
 
-def test_shards_that_stay_are_copied_there_and_never_read(
-    pool: Path, make: Make, make_there: Make, there: Runtime
+def test_ingest_copies_kept_shards_in_the_bucket_without_reading(
+    pool: Path, make: Make, make_in_bucket: Make, bucket_runtime: Runtime
 ) -> None:
-    make(pool, "folder"), make_there(pool, "folder")
-    shutil.rmtree(there.root.cache.folder)  # another machine
+    make(pool, "folder"), make_in_bucket(pool, "folder")
+    shutil.rmtree(bucket_runtime.root.cache.folder)  # another machine
     add_image(pool, "15.png", 15)
     here = make(pool, "folder")
     with listening() as requests:
-        made = make_there(pool, "folder")
+        made = make_in_bucket(pool, "folder")
     assert (made.digest, shards(made)) == (here.digest, shards(here))
     assert list(verify(made)) == []
     assert made.counts["read_now"] == 1
@@ -50,30 +50,32 @@ def test_shards_that_stay_are_copied_there_and_never_read(
     assert fetched == []
 
 
-def test_another_machine_reads_what_was_grown(pool: Path, make_there: Make, there: Runtime) -> None:
-    make_there(pool, "folder")
+def test_ingested_set_in_bucket_is_read_by_another_machine(
+    pool: Path, make_in_bucket: Make, bucket_runtime: Runtime
+) -> None:
+    make_in_bucket(pool, "folder")
     add_image(pool, "15.png", 15)
-    made = make_there(pool, "folder")
-    shutil.rmtree(there.root.cache.folder)
+    made = make_in_bucket(pool, "folder")
+    shutil.rmtree(bucket_runtime.root.cache.folder)
     images = [(shard, row) for shard in IngestedSet(made).images("train").shards for row in range(len(shard))]
     assert sorted(shard.read(row) for shard, row in images) == sorted(path.read_bytes() for path in pool.rglob("*.png"))
 
 
-def test_an_interrupted_reading_goes_on_from_what_this_machine_has(
-    pool: Path, make: Make, make_there: Make, there: Runtime
+def test_ingest_to_bucket_resumes_from_local_shards(
+    pool: Path, make: Make, make_in_bucket: Make, bucket_runtime: Runtime
 ) -> None:
-    impatient = Runtime(there.root, "cpu", "32", 1, stop=Ends(7))
+    impatient = Runtime(bucket_runtime.root, "cpu", "32", 1, stop=StopAfter(7))
     with pytest.raises(Stopped):
-        Workspace(there.root).make(step_for(pool, "folder"), Inputs({}, impatient))
-    made = make_there(pool, "folder")
+        Workspace(bucket_runtime.root).make(step_for(pool, "folder"), Inputs({}, impatient))
+    made = make_in_bucket(pool, "folder")
     assert made.counts["read_now"] == 9 - 6
     assert made.digest == make(pool, "folder").digest
 
 
-def test_a_reading_that_could_not_be_sealed_is_not_done_again(
-    pool: Path, make: Make, make_there: Make, monkeypatch: pytest.MonkeyPatch
+def test_ingest_to_bucket_resumes_after_failed_upload(
+    pool: Path, make: Make, make_in_bucket: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The line is lost when the log is uploaded and the images are not."""
+    """The connection fails when the log is uploaded and the images are not."""
 
     def broken(root: Root, path: str, files: dict[str, Any], **_: Any) -> None:
         root.publish(f"{path}/log/sources.parquet", files["log/sources.parquet"])
@@ -82,13 +84,13 @@ def test_a_reading_that_could_not_be_sealed_is_not_done_again(
     with monkeypatch.context() as away:
         away.setattr(Root, "publish_all", broken)
         with pytest.raises(ConfigError, match="does not answer"):
-            make_there(pool, "folder")
-    made = make_there(pool, "folder")
+            make_in_bucket(pool, "folder")
+    made = make_in_bucket(pool, "folder")
     assert made.counts["read_now"] == 0
     assert made.digest == make(pool, "folder").digest
 
 
-def test_an_answer_that_the_storage_is_busy_puts_no_image_in_quarantine(
+def test_ingest_does_not_quarantine_when_storage_is_busy(
     pool: Path, bucket: str, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = StoragePath.of(f"{bucket}/pool")
@@ -108,9 +110,7 @@ def test_an_answer_that_the_storage_is_busy_puts_no_image_in_quarantine(
     assert (made.counts["images"], made.counts.get("quarantined", 0)) == (9, 0)
 
 
-def test_a_set_of_images_in_a_bucket_is_listed_and_not_asked_for_one_by_one(
-    pool: Path, bucket: str, make: Make
-) -> None:
+def test_ingest_lists_bucket_instead_of_asking_per_image(pool: Path, bucket: str, make: Make) -> None:
     place = StoragePath.of(f"{bucket}/pool")
     for path in pool.rglob("*.png"):
         (place / path.name).write(path.read_bytes())

@@ -1,4 +1,4 @@
-"""What a set grows from: which artifact, which sources, and an attempt that was interrupted."""
+"""What an ingest starts from: which previous artifact, which index, and an interrupted attempt."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 from pipeline.stores.images import NewImage, ShardWriter
 from tests.disk import folder_of
-from tests.ingest.photos import Ends, Found, Make, add, add_image, listed, same, shards, step_for
+from tests.ingest.photos import IngestResult, Make, StopAfter, add, add_image, is_same_file, read_list, shards, step_for
 
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Make:
-    """The same, in a root where there is nothing yet."""
+    """Return a function that ingests as `make` does, into an empty root."""
     runtime = Runtime(Root.of(tmp_path / "fresh"), "cpu", "32", 1)
     return lambda root, *kind, **options: Workspace(runtime.root).make(
         step_for(root, *kind, **options), Inputs({}, runtime)
@@ -35,13 +35,13 @@ def fresh(tmp_path: Path) -> Make:
 
 @pytest.fixture
 def grown(pool: Path, make: Make) -> Artifact:
-    """The pool with one more image in the middle."""
+    """Ingest the pool, and again with one more image in the middle."""
     make(pool, "folder")
     add_image(pool, "15.png", 15)
     return make(pool, "folder")
 
 
-def test_with_other_settings_a_set_is_packed_anew(pool: Path, grown: Artifact, make: Make, fresh: Make) -> None:
+def test_ingest_with_other_settings_packs_from_scratch(pool: Path, grown: Artifact, make: Make, fresh: Make) -> None:
     assert make(pool, "folder", shard_images=4).digest == fresh(pool, "folder", shard_images=4).digest
     add_image(pool, "95.png", 95)
     made = make(pool, "folder")
@@ -49,18 +49,20 @@ def test_with_other_settings_a_set_is_packed_anew(pool: Path, grown: Artifact, m
     assert made.counts["read_now"] == 1
 
 
-def test_how_many_bad_files_there_may_be_is_no_such_setting(pool: Path, grown: Artifact, make: Make) -> None:
+def test_ingest_with_other_max_bad_keeps_shards(pool: Path, grown: Artifact, make: Make) -> None:
     made = make(pool, "folder", max_bad=0.5)
     assert (made.digest, made.counts["read_now"]) == (grown.digest, 0)
 
 
-def test_another_version_of_the_step_packs_anew(pool: Path, grown: Artifact, runtime: Runtime, fresh: Make) -> None:
+def test_ingest_of_another_version_packs_from_scratch(
+    pool: Path, grown: Artifact, runtime: Runtime, fresh: Make
+) -> None:
     step = step_for(pool, "folder")
     step = dataclasses.replace(step, kind=dataclasses.replace(step.kind, version=2))
     assert Workspace(runtime.root).make(step, Inputs({}, runtime)).digest == fresh(pool, "folder").digest
 
 
-def test_an_artifact_that_is_not_whole_is_passed_over(pool: Path, grown: Artifact, make: Make) -> None:
+def test_ingest_skips_incomplete_previous_artifact(pool: Path, grown: Artifact, make: Make) -> None:
     (folder_of(grown) / "images" / "train" / "shard-000001.parquet").unlink()
     add_image(pool, "95.png", 95)
     made = make(pool, "folder")
@@ -68,7 +70,7 @@ def test_an_artifact_that_is_not_whole_is_passed_over(pool: Path, grown: Artifac
     assert made.counts["read_now"] == 2
 
 
-def test_a_damaged_artifact_is_made_again_from_the_one_before(
+def test_ingest_remakes_damaged_artifact_from_the_one_before(
     pool: Path, grown: Artifact, make: Make, runtime: Runtime
 ) -> None:
     step, tar = step_for(pool, "folder"), folder_of(grown) / "images" / "train" / "shard-000003.tar"
@@ -79,9 +81,7 @@ def test_a_damaged_artifact_is_made_again_from_the_one_before(
     assert (again.digest, again.counts["read_now"]) == (grown.digest, 1)
 
 
-def test_an_artifact_from_before_there_were_notes_is_read_again_and_keeps_its_shards(
-    pool: Path, grown: Artifact, make: Make
-) -> None:
+def test_source_index_may_be_missing_from_previous_artifact(pool: Path, grown: Artifact, make: Make) -> None:
     (folder_of(grown) / "log" / "sources.parquet").unlink()
     manifest = read_json(folder_of(grown) / MANIFEST)
     del manifest["files"]["log/sources.parquet"]
@@ -92,7 +92,7 @@ def test_an_artifact_from_before_there_were_notes_is_read_again_and_keeps_its_sh
     assert made.counts["read_now"] == 11
 
 
-def test_notes_that_cannot_be_read_are_done_without(pool: Path, grown: Artifact, make: Make) -> None:
+def test_source_index_may_be_unreadable(pool: Path, grown: Artifact, make: Make) -> None:
     path = folder_of(grown) / "log" / "sources.parquet"
     path.write_bytes(b"x" * path.stat().st_size)
     add_image(pool, "95.png", 95)
@@ -101,7 +101,7 @@ def test_notes_that_cannot_be_read_are_done_without(pool: Path, grown: Artifact,
     assert made.counts["read_now"] == 11
 
 
-def test_an_image_that_is_damaged_in_its_shard_is_not_passed_on(pool: Path, grown: Artifact, make: Make) -> None:
+def test_shard_packer_refuses_to_repack_damaged_image(pool: Path, grown: Artifact, make: Make) -> None:
     tar = folder_of(grown) / "images" / "train" / "shard-000001.tar"
     data = bytearray(tar.read_bytes())
     data[600] ^= 1  # in the first image: its bytes begin at 512
@@ -111,7 +111,7 @@ def test_an_image_that_is_damaged_in_its_shard_is_not_passed_on(pool: Path, grow
         make(pool, "folder")
 
 
-def test_where_files_have_one_name_only_they_are_copied(
+def test_ingest_copies_kept_shards_where_links_are_refused(
     pool: Path, make: Make, grown: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: object) -> None:
@@ -123,12 +123,12 @@ def test_where_files_have_one_name_only_they_are_copied(
     made = make(pool, "folder")
     assert made.digest == grown.digest
     tar = "images/train/shard-000000.tar"
-    assert not same(grown, made, tar)
+    assert not is_same_file(grown, made, tar)
     assert (folder_of(made) / tar).read_bytes() == (folder_of(grown) / tar).read_bytes()
 
 
-def test_of_containers_only_new_ones_are_read(pool: Path, make: Make, tmp_path: Path) -> None:
-    """A Parquet file or a tar that is as it was holds what it held."""
+def test_ingest_reads_only_new_containers(pool: Path, make: Make, tmp_path: Path) -> None:
+    """An unchanged Parquet file or tar is not read."""
     files = [path.read_bytes() for path in sorted((pool / "images").iterdir())]
     for place, part in enumerate((files[:4], files[4:7], files[7:])):
         (tmp_path / "rows").mkdir(exist_ok=True)
@@ -142,7 +142,7 @@ def test_of_containers_only_new_ones_are_read(pool: Path, make: Make, tmp_path: 
         assert [one.counts["images"] for one in made] == [(4, 7, 9)[place]] * 2
 
 
-def test_a_set_elsewhere_grows_as_well(pool: Path, make: Make) -> None:
+def test_ingest_of_remote_source_reads_only_new_images(pool: Path, make: Make) -> None:
     memory, place = fsspec.filesystem("memory"), "memory://growing"
     for path in (pool / "images").iterdir():
         memory.pipe_file(f"/growing/{path.name}", path.read_bytes())
@@ -153,19 +153,17 @@ def test_a_set_elsewhere_grows_as_well(pool: Path, make: Make) -> None:
     assert made.counts["read_now"] == 1
 
 
-def test_how_far_it_is_is_told(pool: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ingest_reports_progress(pool: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest.ingest.PROGRESS_EVERY", 3)
-    told: list[tuple[float, str]] = []
-    watched = dataclasses.replace(runtime, progress=lambda step, share, line: told.append((round(share, 2), line)))
+    reports: list[tuple[float, str]] = []
+    watched = dataclasses.replace(runtime, progress=lambda step, share, line: reports.append((round(share, 2), line)))
     Workspace(runtime.root).make(step_for(pool, "folder"), Inputs({}, watched))
-    assert told == [(0.33, "3/9 images, 3 read"), (0.67, "6/9 images, 6 read"), (1.0, "9/9 images, 9 read")]
+    assert reports == [(0.33, "3/9 images, 3 read"), (0.67, "6/9 images, 6 read"), (1.0, "9/9 images, 9 read")]
 
 
 @pytest.mark.parametrize("looks", range(1, 9))
-def test_an_interrupted_reading_goes_on_from_its_whole_shards(
-    looks: int, pool: Path, make: Make, fresh: Make, runtime: Runtime
-) -> None:
-    impatient = dataclasses.replace(runtime, stop=Ends(looks))
+def test_ingest_resumes_from_finished_shards(looks: int, pool: Path, make: Make, fresh: Make, runtime: Runtime) -> None:
+    impatient = dataclasses.replace(runtime, stop=StopAfter(looks))
     with pytest.raises(Stopped, match=r"data\.photos"):
         Workspace(runtime.root).make(step_for(pool, "folder"), Inputs({}, impatient))
     kept = {
@@ -180,13 +178,13 @@ def test_an_interrupted_reading_goes_on_from_its_whole_shards(
     assert not (folder_of(made) / "work").exists()
 
 
-def test_a_whole_shard_of_an_interrupted_reading_is_broken_up_if_it_has_to_be(
+def test_ingest_repacks_finished_shard_of_interrupted_attempt(
     tmp_path: Path, make: Make, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second attempt can't read a mask that the first one could."""
+    """The second attempt can't read a mask that the first one read."""
     photos, read = tmp_path / "photos", StoragePath.read
     add(photos, "train", range(8))
-    impatient = dataclasses.replace(runtime, stop=Ends(7))
+    impatient = dataclasses.replace(runtime, stop=StopAfter(7))
     with pytest.raises(Stopped):
         Workspace(runtime.root).make(step_for(photos, max_bad=0.5), Inputs({}, impatient))
 
@@ -199,7 +197,7 @@ def test_a_whole_shard_of_an_interrupted_reading_is_broken_up_if_it_has_to_be(
         broken.setattr(StoragePath, "read", cut_off)
         made = make(photos, max_bad=0.5)
     assert shards(made) == {"1": ["03", "04", "05"], "2": ["06", "07", "00"], "3": ["02"]}
-    assert listed(made, "quarantine") == [("images/train/01.png", "train", "OSError")]
-    found = Found(folder_of(made), made.counts)
+    assert read_list(made, "quarantine") == [("images/train/01.png", "train", "OSError")]
+    found = IngestResult(folder_of(made), made.counts)
     assert all(found.labels(shard).keys == shard.keys for shard in found.shards())
     assert not list(verify(made))

@@ -1,4 +1,4 @@
-"""The step that reads a set: bytes untouched and in order, labels beside them, and a word on all that was left out."""
+"""The ingest step: bytes untouched and in order, labels beside them, and a list of all that was left out."""
 
 from __future__ import annotations
 
@@ -21,14 +21,26 @@ from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
 from tests.disk import folder_of
-from tests.ingest.photos import GROUND, HEIGHT, WIDTH, Found, add, add_bad, add_image, add_mask, mask, picture, step_for
+from tests.ingest.photos import (
+    GROUND,
+    HEIGHT,
+    WIDTH,
+    IngestResult,
+    add,
+    add_bad,
+    add_image,
+    add_mask,
+    mask,
+    picture,
+    step_for,
+)
 
-Read = Callable[..., Found]
+Read = Callable[..., IngestResult]
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Where the files to be read are saved."""
+    """Make and return the folder of the set."""
     for folder in ("images", "masks"):
         (tmp_path / "photos" / folder).mkdir(parents=True)
     return tmp_path / "photos"
@@ -36,25 +48,25 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def read(photos: Path, tmp_path: Path, runtime: Runtime) -> Read:
-    """Ingests the files: (what `step_for` takes) -> what came of it."""
+    """Return a function that ingests the set, with the options of `step_for`."""
 
-    def run(**options: Any) -> Found:
+    def run(**options: Any) -> IngestResult:
         made = Workspace(Root.of(tmp_path / "other")).make(step_for(photos, **options), Inputs({}, runtime))
-        return Found(folder_of(made), {name: count for name, count in made.counts.items() if name != "read_now"})
+        return IngestResult(folder_of(made), {name: count for name, count in made.counts.items() if name != "read_now"})
 
     return run
 
 
 @pytest.fixture
 def make(photos: Path, runtime: Runtime) -> Callable[[], Artifact]:
-    """The whole step, sealed."""
+    """Return a function that ingests the set and returns the artifact."""
     return lambda: Workspace(runtime.root).make(step_for(photos), Inputs({}, runtime))
 
 
-def test_images_fill_shards_in_order_and_every_byte_is_where_the_index_says(
+def test_ingest_fills_shards_in_order_and_indexes_every_byte(
     photos: Path, tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On many threads, the slowest file first, and with more files than are read at once."""
+    """On several threads, with the slowest file first and more files than are read at once."""
     monkeypatch.setattr("ingest.ingest.IN_FLIGHT", 3)
     picture(0, 400, 300).save(photos / "images" / "00.png")
     for number in range(1, 7):
@@ -62,7 +74,7 @@ def test_images_fill_shards_in_order_and_every_byte_is_where_the_index_says(
     saved = sorted((photos / "images").iterdir())
     many = dataclasses.replace(runtime, workers=4)
     made = Workspace(Root.of(tmp_path / "other")).make(step_for(photos, "folder"), Inputs({}, many))
-    found = Found(folder_of(made), made.counts)
+    found = IngestResult(folder_of(made), made.counts)
     assert [shard.name for shard in found.shards()] == ["shard-000000", "shard-000001", "shard-000002"]
     assert [len(shard) for shard in found.shards()] == [3, 3, 1]
     assert found.names() == [f"images/{path.name}" for path in saved]
@@ -75,7 +87,7 @@ def test_images_fill_shards_in_order_and_every_byte_is_where_the_index_says(
     assert [row.key for row in found.rows()] == [hashlib.sha256(cut).hexdigest()[:16] for cut in cuts]
 
 
-def test_the_index_tells_what_a_file_holds_not_what_it_is_called(photos: Path, read: Read) -> None:
+def test_ingest_indexes_content_of_files_not_their_suffix(photos: Path, read: Read) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     picture(1).save(photos / "images" / "a.jpg", exif=exif)
@@ -84,7 +96,7 @@ def test_the_index_tells_what_a_file_holds_not_what_it_is_called(photos: Path, r
     assert [(row.suffix, row.width, row.height) for row in rows] == [("jpg", HEIGHT, WIDTH), ("png", WIDTH, HEIGHT)]
 
 
-def test_webdataset_reads_the_shards_as_they_are(photos: Path, read: Read) -> None:
+def test_ingest_writes_shards_that_webdataset_reads(photos: Path, read: Read) -> None:
     webdataset = pytest.importorskip("webdataset")
     data = [add_image(photos, f"{number}.png", number) for number in range(5)]
     found = read(kind="folder", shard_images=2)
@@ -94,7 +106,7 @@ def test_webdataset_reads_the_shards_as_they_are(photos: Path, read: Read) -> No
     assert [sample["png"] for sample in samples] == data
 
 
-def test_true_labels_lie_beside_their_images(photos: Path, read: Read) -> None:
+def test_ingest_writes_true_labels_beside_images(photos: Path, read: Read) -> None:
     add(photos, "train", range(5))
     add(photos, "val", range(5, 6))
     found = read()
@@ -112,14 +124,14 @@ def test_true_labels_lie_beside_their_images(photos: Path, read: Read) -> None:
         assert next(number, None) is None, "every image has been met"
 
 
-def test_a_set_without_labels_has_images_alone(photos: Path, read: Read) -> None:
+def test_ingest_of_set_without_labels_writes_images_alone(photos: Path, read: Read) -> None:
     add_image(photos, "a.png", 1)
     found = read(kind="folder")
     assert not (found.out / "labels").exists()
     assert read_json(found.out / "set.json")["spaces"] == {}
 
 
-def test_an_image_without_a_label_stays_and_is_noted(photos: Path, read: Read) -> None:
+def test_ingest_keeps_and_notes_image_without_label(photos: Path, read: Read) -> None:
     add(photos, "train", range(3))
     (photos / "masks" / "train" / "01.png").unlink()
     found = read()
@@ -128,12 +140,12 @@ def test_an_image_without_a_label_stays_and_is_noted(photos: Path, read: Read) -
     assert [row["status"] for row in rows] == ["ok", "none", "ok"]
     assert [row["reason"] for row in rows] == [None, "the set has no label for it", None]
     assert [row["key"] for row in rows] == shard.keys
-    assert found.listed("notes") == [("images/train/01.png", "train", "no mask")]
+    assert found.read_list("notes") == [("images/train/01.png", "train", "no mask")]
     assert found.counts == {"images": 3, "images.train": 3, "labels.segmentation.train": 2, "notes": 1}
 
 
 def spoil(photos: Path) -> None:
-    """Four images that can't be used, each in its way, among six that can; and a mask on its own."""
+    """Save six good images, four that can't be used for four reasons, and a mask without an image."""
     add(photos, "train", range(4))
     add(photos, "val", range(4, 6))
     data = add_image(photos, "train/cut.jpg", 20)
@@ -145,11 +157,11 @@ def spoil(photos: Path) -> None:
     add_mask(photos, "train/alone.png", mask(22))
 
 
-def test_a_file_that_cannot_be_used_is_listed_with_the_reason(photos: Path, read: Read) -> None:
+def test_ingest_quarantines_bad_files_with_reasons(photos: Path, read: Read) -> None:
     spoil(photos)
     size = (photos / "images" / "train" / "cut.jpg").stat().st_size
     found = read(max_bad=0.5)
-    assert found.listed("quarantine") == [
+    assert found.read_list("quarantine") == [
         ("images/train/0-empty.png", "train", "empty file"),
         ("images/train/cut.jpg", "train", f"truncated after {size} bytes"),
         ("images/val/large.png", "val", "the mask masks/val/large.png is 13x8, the upright image 12x8"),
@@ -158,7 +170,7 @@ def test_a_file_that_cannot_be_used_is_listed_with_the_reason(photos: Path, read
     ]
 
 
-def test_the_rest_of_a_set_with_bad_files_is_whole(photos: Path, read: Read) -> None:
+def test_ingest_keeps_good_files_beside_bad_ones(photos: Path, read: Read) -> None:
     spoil(photos)
     found = read(max_bad=0.5)
     for split, numbers in (("train", range(4)), ("val", range(4, 6))):
@@ -170,7 +182,7 @@ def test_the_rest_of_a_set_with_bad_files_is_whole(photos: Path, read: Read) -> 
             assert all(row["status"] == "ok" for row in found.labels(shard, split).rows())
 
 
-def test_counts_are_those_of_what_lies_there(photos: Path, read: Read) -> None:
+def test_ingest_counts_what_it_wrote(photos: Path, read: Read) -> None:
     spoil(photos)
     add_image(photos, "train/no-mask.png", 30)
     add_image(photos, "train/twice.png", 0)  # the picture of train/00.png
@@ -182,7 +194,7 @@ def test_counts_are_those_of_what_lies_there(photos: Path, read: Read) -> None:
         rows = [row for shard in found.shards(split) for row in found.labels(shard, split).rows()]
         counted[f"labels.segmentation.{split}"] = sum(row["status"] == "ok" for row in rows)
     lists = {"quarantined": "quarantine", "duplicates": "duplicates", "notes": "notes"}
-    assert found.counts == {**counted, **{count: len(found.listed(table)) for count, table in lists.items()}}
+    assert found.counts == {**counted, **{count: len(found.read_list(table)) for count, table in lists.items()}}
     about = read_json(found.out / "set.json")
     assert about["counts"] == found.counts
     assert about["splits"] == {"train": 2, "val": 1}
@@ -190,13 +202,13 @@ def test_counts_are_those_of_what_lies_there(photos: Path, read: Read) -> None:
     assert (counted["images"], counted["labels.segmentation.train"]) == (7, 4)
 
 
-def test_lists_without_a_row_are_written_as_well(photos: Path, read: Read) -> None:
+def test_ingest_writes_empty_lists(photos: Path, read: Read) -> None:
     add(photos, "train", range(1))
     found = read()
-    assert [found.listed(table) for table in ("quarantine", "duplicates", "notes")] == [[], [], []]
+    assert [found.read_list(table) for table in ("quarantine", "duplicates", "notes")] == [[], [], []]
 
 
-def test_too_many_bad_files_are_an_error_with_the_numbers_and_the_first_of_them(photos: Path, read: Read) -> None:
+def test_ingest_refuses_more_bad_files_than_max_bad(photos: Path, read: Read) -> None:
     add(photos, "train", range(15))
     add_bad(photos, 5)
     with pytest.raises(DataError) as raised:
@@ -209,23 +221,21 @@ def test_too_many_bad_files_are_an_error_with_the_numbers_and_the_first_of_them(
 
 
 @pytest.mark.parametrize(("bad", "good", "most"), [(1, 19, 0.05), (5, 15, 0.25), (3, 7, 0.3), (29, 71, 0.29)])
-def test_as_many_bad_files_as_max_bad_says_are_not_too_many(
-    bad: int, good: int, most: float, photos: Path, read: Read
-) -> None:
+def test_ingest_accepts_bad_files_up_to_max_bad(bad: int, good: int, most: float, photos: Path, read: Read) -> None:
     add(photos, "train", range(good))
     add_bad(photos, bad)
     found = read(max_bad=most)
     assert (found.counts["quarantined"], found.counts["images"]) == (bad, good)
 
 
-def test_one_bad_file_is_too_many_where_none_is_allowed(photos: Path, read: Read) -> None:
+def test_ingest_with_max_bad_0_refuses_one_bad_file(photos: Path, read: Read) -> None:
     add(photos, "train", range(3))
     add_bad(photos, 1)
     with pytest.raises(DataError, match=r"1 of 4 files can't be used, more than max_bad = 0 allows\. First: .*bad-0"):
         read(max_bad=0)
 
 
-def test_a_set_without_a_usable_image_is_an_error_whatever_is_allowed(photos: Path, read: Read) -> None:
+def test_ingest_refuses_set_without_usable_image(photos: Path, read: Read) -> None:
     (photos / "images" / "train").mkdir()
     add_bad(photos, 2)
     first = r"images/train/bad-0\.jpg: not an image .*; images/train/bad-1\.jpg"
@@ -233,8 +243,8 @@ def test_a_set_without_a_usable_image_is_an_error_whatever_is_allowed(photos: Pa
         read(kind="folder", max_bad=1)
 
 
-def test_an_image_met_again_in_its_split_is_stored_once(photos: Path, read: Read) -> None:
-    """Its first name stays, though the shard it lies in is closed by then."""
+def test_ingest_stores_duplicate_once(photos: Path, read: Read) -> None:
+    """It keeps its first name, though its shard is closed by then."""
     add(photos, "train", range(5))
     add_image(photos, "train/again.png", 0)
     add_mask(photos, "train/again.png", mask(0))
@@ -242,14 +252,12 @@ def test_an_image_met_again_in_its_split_is_stored_once(photos: Path, read: Read
     assert found.names() == [f"images/train/{number:02d}.png" for number in range(5)]
     assert len({row.key for row in found.rows()}) == 5
     same = "same bytes as images/train/00.png; its label is not used"
-    assert found.listed("duplicates") == [("images/train/again.png", "train", same)]
+    assert found.read_list("duplicates") == [("images/train/again.png", "train", same)]
     assert (found.counts["duplicates"], found.counts["images"], found.counts["labels.segmentation.train"]) == (1, 5, 5)
 
 
-def test_an_image_in_two_splits_is_kept_in_both_and_known_to_be_held_out(
-    photos: Path, make: Callable[[], Artifact]
-) -> None:
-    """So that it is tested on, and whoever trains can leave it out."""
+def test_held_out_keys_hold_image_that_is_in_two_splits(photos: Path, make: Callable[[], Artifact]) -> None:
+    """It is tested on, and training can leave it out by its key."""
     add(photos, "train", range(4))
     add_image(photos, "test/other.png", 2)  # the picture of train/02.png
     add_mask(photos, "test/other.png", mask(2))
@@ -265,12 +273,12 @@ def test_an_image_in_two_splits_is_kept_in_both_and_known_to_be_held_out(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Return the bytes of every file below a folder by its path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_reading_a_set_twice_gives_the_same_bytes(photos: Path, tmp_path: Path, runtime: Runtime) -> None:
-    """On another number of threads as well."""
+def test_ingest_twice_gives_the_same_bytes(photos: Path, tmp_path: Path, runtime: Runtime) -> None:
+    """Also with other numbers of threads."""
     spoil(photos)
     add_image(photos, "train/no-mask.png", 30)
     add_image(photos, "train/twice.png", 0)
@@ -285,7 +293,7 @@ def test_reading_a_set_twice_gives_the_same_bytes(photos: Path, tmp_path: Path, 
     assert len(made[0]) == 3 * 3 + 3 + 1 + 1
 
 
-def test_a_stop_ends_the_reading_and_the_next_run_reads_it_whole(
+def test_ingest_stops_and_is_completed_by_the_next_run(
     photos: Path, runtime: Runtime, tmp_path: Path, make: Callable[[], Artifact]
 ) -> None:
     add(photos, "train", range(5))

@@ -1,4 +1,4 @@
-"""The pool and the shelves: every image once, none that is held out anywhere, labels that lie beside their images."""
+"""Pools, rejections and datasets of true labels: every image once, none held out anywhere, labels of their images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MakeSet = Callable[..., Artifact]
 
 @pytest.fixture
 def make_set(tmp_path: Path, noise: Noise, runtime: Runtime) -> MakeSet:
-    """Reads a set of pictures: (name, picture numbers by `<split>/<class>`) -> its artifact; without `/`, a pool."""
+    """Return a function that ingests pictures by name and their numbers by `<split>/<class>` (without `/`, unlabelled)."""
 
     def make(name: str, pictures: dict[str, Sequence[int]], shard_images: int = 3) -> Artifact:
         for folder, numbers in pictures.items():
@@ -52,7 +52,7 @@ def make_set(tmp_path: Path, noise: Noise, runtime: Runtime) -> MakeSet:
     return make
 
 
-def pooled(
+def make_pool(
     sets: dict[str, Artifact],
     names: list[str],
     runtime: Runtime,
@@ -60,7 +60,7 @@ def pooled(
     name: str = "pool",
     **more: object,
 ) -> Artifact:
-    """The pool of these sets, without what is rejected."""
+    """Make the pool of these sets, without rejected images."""
     images = rejected_images(read_rejections(runtime.root))
     inputs = {f"data.{name}": made for name, made in sets.items()}
     if len(images):
@@ -74,13 +74,13 @@ def keys_of(made: Artifact, split: str = "train") -> list[str]:
     return [key for shard in IngestedSet(made).images(split).shards for key in shard.keys]
 
 
-def test_an_image_held_out_in_any_set_is_kept_out_of_the_pool(make_set: MakeSet, runtime: Runtime) -> None:
-    """By its bytes: under another name, in another set, even if that set is not pooled itself."""
+def test_pool_leaves_out_images_held_out_in_any_set(make_set: MakeSet, runtime: Runtime) -> None:
+    """Images are compared by their bytes, also with sets that are not pooled themselves."""
     sets = {
         "wild": make_set("wild", {"all": [1, 2, 3, 4, 5]}),
         "kinds": make_set("kinds", {"train/a": [10, 11], "test/a": [2], "val/b": [4], "train/b": [12]}),
     }
-    pool = pooled(sets, ["wild"], runtime)
+    pool = make_pool(sets, ["wild"], runtime)
     table = pool.load("pool.parquet", pq.read_table).to_pylist()
     kept = {row["key"] for row in table if row["used"]}
     assert len(kept) == 3
@@ -89,21 +89,19 @@ def test_an_image_held_out_in_any_set_is_kept_out_of_the_pool(make_set: MakeSet,
     assert pool.counts == {"images": 3, "left_out": {"held out in kinds": 2}}
 
 
-def test_an_image_in_two_sets_is_pooled_once(make_set: MakeSet, runtime: Runtime) -> None:
+def test_pool_uses_image_of_two_sets_once(make_set: MakeSet, runtime: Runtime) -> None:
     sets = {"one": make_set("one", {"all": [1, 2, 3]}), "two": make_set("two", {"all": [3, 4]})}
-    pool = pooled(sets, ["one", "two"], runtime)
+    pool = make_pool(sets, ["one", "two"], runtime)
     assert pool.counts == {"images": 4, "left_out": {"already in the pool from one": 1}}
 
 
-def test_being_held_out_counts_before_being_met_and_the_last_set_that_holds_out_is_named(
-    make_set: MakeSet, runtime: Runtime
-) -> None:
+def test_pool_reasons_put_held_out_before_duplicate(make_set: MakeSet, runtime: Runtime) -> None:
     sets = {
         "one": make_set("one", {"train/a": [1, 2], "test/a": [3]}),
         "two": make_set("two", {"train/a": [1, 3, 4], "val/a": [2]}),
         "three": make_set("three", {"train/a": [2, 4], "test/a": [3]}),
     }
-    pool = pooled(sets, ["two", "one", "three"], runtime)
+    pool = make_pool(sets, ["two", "one", "three"], runtime)
     rows = [(row["set"], row["reason"]) for row in pq.read_table(folder_of(pool) / "pool.parquet").to_pylist()]
     assert rows == [
         *(("two", reason) for reason in (None, "held out in three", None)),
@@ -114,21 +112,19 @@ def test_being_held_out_counts_before_being_met_and_the_last_set_that_holds_out_
     assert pool.counts == {"images": 2, "left_out": {"held out in three": 1, met: 2, "held out in two": 2}}
 
 
-def test_a_rejected_image_is_left_out_wherever_it_is_and_the_reason_is_told(
-    make_set: MakeSet, runtime: Runtime
-) -> None:
-    """Being held out still counts before; and an image that is rejected is in the pool from no other set."""
+def test_pool_leaves_out_rejected_images_with_reason(make_set: MakeSet, runtime: Runtime) -> None:
+    """Held out comes first among the reasons; a rejected image is not taken from another set either."""
     sets = {
         "one": make_set("one", {"train/a": [1, 2], "test/a": [3]}),
         "two": make_set("two", {"train/a": [1, 3, 4], "train/b": [5]}),
     }
-    before = pooled(sets, ["one", "two"], runtime)
+    before = make_pool(sets, ["one", "two"], runtime)
     first, second = keys_of(sets["one"])
     fourth = next(key for key in keys_of(sets["two"]) if key not in {first, *keys_of(sets["one"], "test")})
     reject(runtime.root, [first, *keys_of(sets["one"], "test"), "0" * 16], None, "blurred")
     reject(runtime.root, [fourth], None, "too dark")
     reject(runtime.root, [second], "masks-0123456789ab", "wrong")
-    pool = pooled(sets, ["one", "two"], runtime)
+    pool = make_pool(sets, ["one", "two"], runtime)
     reasons = {(row["set"], row["key"]): row["reason"] for row in pool.load("pool.parquet", pq.read_table).to_pylist()}
     assert reasons["one", first] == reasons["two", first] == "rejected: blurred"
     assert reasons["two", fourth] == "rejected: too dark"
@@ -136,26 +132,26 @@ def test_a_rejected_image_is_left_out_wherever_it_is_and_the_reason_is_told(
     left_out = {"rejected": 3, "held out in one": 1}
     assert pool.counts == {"images": 2, "left_out": left_out, "unmatched_rejections": 1}
     undo_reject(runtime.root, [first, fourth, "0" * 16, *keys_of(sets["one"], "test")], None)
-    assert pooled(sets, ["one", "two"], runtime).digest == before.digest
+    assert make_pool(sets, ["one", "two"], runtime).digest == before.digest
 
 
-def test_an_image_of_no_set_is_rejected_in_vain(make_set: MakeSet, runtime: Runtime) -> None:
+def test_pool_counts_rejections_of_unknown_images(make_set: MakeSet, runtime: Runtime) -> None:
     sets = {"wild": make_set("wild", {"all": [1, 2]})}
-    before = pooled(sets, ["wild"], runtime)
+    before = make_pool(sets, ["wild"], runtime)
     reject(runtime.root, ["0" * 16], None, "blurred")
-    after = pooled(sets, ["wild"], runtime)
+    after = make_pool(sets, ["wild"], runtime)
     assert after.digest == before.digest
     assert after.counts == {"images": 2, "left_out": {}, "unmatched_rejections": 1}
 
 
-def test_a_pool_of_rejected_images_is_an_error(make_set: MakeSet, runtime: Runtime) -> None:
+def test_pool_refuses_to_be_all_rejected(make_set: MakeSet, runtime: Runtime) -> None:
     sets = {"wild": make_set("wild", {"all": [1, 2]})}
     reject(runtime.root, keys_of(sets["wild"]), None, "blurred")
     with pytest.raises(DataError, match=r"The pool \(wild\) holds no image that is neither held out nor rejected"):
-        pooled(sets, ["wild"], runtime)
+        make_pool(sets, ["wild"], runtime)
 
 
-def test_a_list_that_changed_since_the_plan_is_told(runtime: Runtime) -> None:
+def test_copy_images_refuses_rejections_that_changed_since_the_plan(runtime: Runtime) -> None:
     reject(runtime.root, ["0" * 16], None, "blurred")
     planned = rejections_config(rejected_images(read_rejections(runtime.root)))
     reject(runtime.root, ["0" * 15 + "1"], None, "blurred")
@@ -164,8 +160,8 @@ def test_a_list_that_changed_since_the_plan_is_told(runtime: Runtime) -> None:
         Workspace(runtime.root).make(step, Inputs({}, runtime))
 
 
-def test_copies_of_the_same_rejections_are_the_same(runtime: Runtime, tmp_path: Path) -> None:
-    """Whenever they were rejected, and in whatever order: or all that is behind them would be made again."""
+def test_copy_images_and_copy_labels_depend_on_what_is_rejected_alone(runtime: Runtime, tmp_path: Path) -> None:
+    """Time and order of rejections must not force later steps to run again."""
     digests = set()
     for name, keys in (("one", ["0" * 16, "1" * 16]), ("two", ["1" * 16, "0" * 16])):
         other = dataclasses.replace(runtime, root=Root.of(tmp_path / name))
@@ -182,17 +178,17 @@ def test_copies_of_the_same_rejections_are_the_same(runtime: Runtime, tmp_path: 
     assert len(digests) == 2
 
 
-def test_a_stages_pool_has_the_same_images_and_changes_with_them_alone(make_set: MakeSet, runtime: Runtime) -> None:
-    """Whatever else is read, held out or rejected, and for whatever reason."""
+def test_gather_for_stage_depends_on_used_images_alone(make_set: MakeSet, runtime: Runtime) -> None:
+    """It does not change with other images that are read, held out or rejected."""
     own = {"wild": make_set("wild", {"all": [1, 2, 3, 4, 5, 6]}), "more": make_set("more", {"all": [6, 7]})}
 
     def images(**others: Artifact) -> Artifact:
-        return pooled({**own, **others}, ["wild", "more"], runtime, "gather_for_stage", "pool.mine")
+        return make_pool({**own, **others}, ["wild", "more"], runtime, "gather_for_stage", "pool.mine")
 
     kinds = make_set("kinds", {"train/a": [10], "test/a": [2]})
     first = images(kinds=kinds)
     rows = first.load("pool.parquet", pq.read_table).to_pylist()
-    whole = pooled({**own, "kinds": kinds}, ["wild", "more"], runtime)
+    whole = make_pool({**own, "kinds": kinds}, ["wild", "more"], runtime)
     used = [row for row in whole.load("pool.parquet", pq.read_table).to_pylist() if row["used"]]
     assert rows == used
     assert first.counts == whole.counts == {"images": 6, "left_out": {"held out in kinds": 1, ALSO: 1}}
@@ -210,13 +206,13 @@ def test_a_stages_pool_has_the_same_images_and_changes_with_them_alone(make_set:
 ALSO = "already in the pool from wild"
 
 
-def test_a_stage_may_see_a_long_tail_of_its_classes(make_set: MakeSet, runtime: Runtime) -> None:
-    """100, 10 and 1 %, of what is neither held out nor without a class."""
+def test_gather_for_stage_draws_long_tail(make_set: MakeSet, runtime: Runtime) -> None:
+    """Shares of 100, 20 and 4 % of the images with a class that are not held out."""
     kinds = {"train/a": range(20), "train/b": range(20, 40), "train/c": range(40, 60), "test/a": [0, 1]}
     sets = {"kinds": make_set("kinds", kinds, 8), "wild": make_set("wild", {"all": [70, 71]})}
 
     def images(seed: int) -> Artifact:
-        return pooled(sets, ["kinds", "wild"], runtime, "gather_for_stage", "pool.mine", long_tail=0.04, seed=seed)
+        return make_pool(sets, ["kinds", "wild"], runtime, "gather_for_stage", "pool.mine", long_tail=0.04, seed=seed)
 
     made = images(0)
     _, classes = train_classes({"kinds": IngestedSet(sets["kinds"])})
@@ -226,23 +222,23 @@ def test_a_stage_may_see_a_long_tail_of_its_classes(make_set: MakeSet, runtime: 
     assert read_pool(images(1), ["key", "used"]).column("key").to_pylist() != drawn
 
 
-def test_a_long_tail_needs_classes_of_one_kind(make_set: MakeSet, runtime: Runtime) -> None:
+def test_gather_for_stage_refuses_long_tail_of_several_class_lists(make_set: MakeSet, runtime: Runtime) -> None:
     wild, kinds = make_set("wild", {"all": [1, 2]}), make_set("kinds", {"train/a": [3], "train/b": [4]})
     other, unseen = make_set("other", {"train/c": [5], "train/b": [6]}), make_set("unseen", {"test/a": [7]})
     sets = {"wild": wild, "kinds": kinds, "other": other, "unseen": unseen}
     for names, says in ((["wild"], "have 0 kinds of class labels"), (["kinds", "other"], "have 2 kinds")):
         with pytest.raises(ConfigError, match=says):
-            pooled(sets, names, runtime, "gather_for_stage", "pool.mine", long_tail=0.1, seed=0)
+            make_pool(sets, names, runtime, "gather_for_stage", "pool.mine", long_tail=0.1, seed=0)
     with pytest.raises(DataError, match="long_tail: no image of wild, unseen has a class"):
-        pooled(sets, ["wild", "unseen"], runtime, "gather_for_stage", "pool.mine", long_tail=0.1, seed=0)
+        make_pool(sets, ["wild", "unseen"], runtime, "gather_for_stage", "pool.mine", long_tail=0.1, seed=0)
 
 
-def test_the_shards_of_the_pool_come_with_the_rows_to_use(make_set: MakeSet, runtime: Runtime) -> None:
+def test_pool_shards_come_with_rows_to_use(make_set: MakeSet, runtime: Runtime) -> None:
     sets = {
         "wild": make_set("wild", {"all": [1, 2, 3, 4, 5]}, shard_images=2),
         "kinds": make_set("kinds", {"train/a": [10], "test/a": [1, 2], "train/b": [11], "val/b": [3]}),
     }
-    pool = pooled(sets, ["wild", "kinds"], runtime)
+    pool = make_pool(sets, ["wild", "kinds"], runtime)
     found = list(pool_shards(pool, sets))
     usable = {key for name, shard, rows in found for key in np.array(shard.keys)[rows]}
     assert len(usable) == 4
@@ -251,13 +247,13 @@ def test_the_shards_of_the_pool_come_with_the_rows_to_use(make_set: MakeSet, run
     assert wild == [("shard-000001", [1]), ("shard-000002", [0])], "a shard with no image to use is not opened"
 
 
-def test_a_pool_with_nothing_in_it_is_an_error(make_set: MakeSet, runtime: Runtime) -> None:
+def test_pool_refuses_to_be_all_held_out(make_set: MakeSet, runtime: Runtime) -> None:
     sets = {"wild": make_set("wild", {"all": [1]}), "kinds": make_set("kinds", {"train/a": [2], "test/a": [1]})}
     with pytest.raises(DataError, match=r"The pool \(wild\) holds no image"):
-        pooled(sets, ["wild"], runtime)
+        make_pool(sets, ["wild"], runtime)
 
 
-def test_true_labels_lie_beside_their_images(make_set: MakeSet, noise: Noise) -> None:
+def test_true_label_dataset_pairs_labels_with_images(make_set: MakeSet, noise: Noise) -> None:
     found = IngestedSet(make_set("kinds", {"train/a": [1, 2, 3, 4], "train/b": [5, 6], "test/a": [7]}))
     dataset = true_label_dataset(found, "train", {"kind": "classification"})
     assert len(dataset) == 6
@@ -270,14 +266,14 @@ def test_true_labels_lie_beside_their_images(make_set: MakeSet, noise: Noise) ->
     assert len(true_label_dataset(found, "val", {"kind": "classification"})) == 0
 
 
-def test_images_may_be_left_out_by_key(make_set: MakeSet) -> None:
+def test_true_label_dataset_leaves_out_keys(make_set: MakeSet) -> None:
     found = IngestedSet(make_set("kinds", {"train/a": [1, 2, 3, 4], "train/b": [5]}))
     keys = [key for shard in found.images("train").shards for key in shard.keys]
     dataset = true_label_dataset(found, "train", {"kind": "classification"}, {keys[0], keys[4]})
     assert [dataset.read(index)[0] for index in range(len(dataset))] == keys[1:4]
 
 
-def test_images_without_any_label_are_not_learned_from(
+def test_drop_unlabelled_keeps_images_with_any_label(
     make_dataset_shard: Callable[..., DatasetShard], noise: Noise
 ) -> None:
     kinds, depth = tasks.label(LabelSpace("classification", ("a",))), tasks.label(LabelSpace("depth"))

@@ -1,4 +1,4 @@
-"""Classification: whole distributions on disk, thresholds that keep what equals them, soft cross entropy."""
+"""Classification: distributions on disk, thresholds, soft cross entropy, accuracy."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def stored(value: Value) -> Row:
 
 
 @given(st.integers(1, 3000), st.integers(0, 100), st.floats(0.1, 30))
-def test_probabilities_are_off_by_no_more_than_float16(classes: int, seed: int, spread: float) -> None:
+def test_encode_keeps_probabilities_to_float16(classes: int, seed: int, spread: float) -> None:
     logits = spread * np.random.default_rng(seed).standard_normal(classes)
     given_probs = np.exp(logits - logits.max())
     given_probs /= given_probs.sum()
@@ -46,7 +46,7 @@ def test_probabilities_are_off_by_no_more_than_float16(classes: int, seed: int, 
     assert back.sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_columns_for_sql_say_which_class_and_how_sure() -> None:
+def test_encode_writes_top_class_confidence_and_entropy() -> None:
     row = stored(probs(0.2, 0.7, 0.1))
     assert (row["top"], row["top_class"]) == (1, "snake")
     assert row["confidence"] == pytest.approx(0.7)
@@ -55,33 +55,33 @@ def test_columns_for_sql_say_which_class_and_how_sure() -> None:
 
 
 @pytest.mark.parametrize(("threshold", "kept"), [(0.0, True), (0.699, True), (0.7, True), (0.701, False)])
-def test_a_label_less_sure_than_the_threshold_is_dropped_whole(threshold: float, kept: bool) -> None:
+def test_decode_drops_label_below_threshold(threshold: float, kept: bool) -> None:
     row = stored(probs(0.2, 0.7, 0.1))
     assert LABEL.decode(row, threshold)["probs"].any() == kept
     held, left = LABEL.count(row, threshold)
     assert (held.tolist(), left.tolist()) == ([0, 1, 0], [0, int(kept), 0])
 
 
-def test_a_dropped_label_is_drawn_as_none() -> None:
+def test_draw_leaves_image_of_dropped_label_as_it_is() -> None:
     image = Image.new("RGB", (64, 48))
     assert LABEL.draw(image, probs(0, 0, 0)).tobytes() == image.tobytes()
     assert LABEL.draw(image, probs(0, 1, 0)).tobytes() != image.tobytes()
 
 
-def test_the_loss_is_cross_entropy_with_soft_targets() -> None:
+def test_loss_is_cross_entropy_with_soft_targets() -> None:
     logits = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]])
     target = TASK.collate([probs(0.2, 0.5, 0.3), probs(0, 1, 0)])
     expected = functional.cross_entropy(logits, target["probs"])
     torch.testing.assert_close(TASK.loss(logits, target), expected)
 
 
-def test_dropped_labels_count_for_nothing_in_the_mean() -> None:
+def test_loss_ignores_dropped_labels() -> None:
     logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
     some = TASK.collate([probs(0.2, 0.5, 0.3), probs(0, 0, 0), probs(1, 0, 0)])
     torch.testing.assert_close(TASK.loss(logits, some), functional.cross_entropy(logits[[0, 2]], some["probs"][[0, 2]]))
 
 
-def test_accuracy_counts_images_that_have_a_label() -> None:
+def test_accuracy_counts_images_with_a_label() -> None:
     metric = TASK.metrics()
     metric.update(probs(0.4, 0.3, 0.3), probs(1, 0, 0))
     metric.update(probs(0.4, 0.3, 0.3), probs(0, 1, 0))
@@ -90,12 +90,12 @@ def test_accuracy_counts_images_that_have_a_label() -> None:
     assert metric.compute() == {"accuracy": 2 / 3}
 
 
-def test_the_constant_guess_is_the_frequency_of_the_classes() -> None:
+def test_constant_label_is_the_class_frequencies() -> None:
     guess = TASK.constant_label([probs(1, 0, 0), probs(0, 1, 0), probs(1, 0, 0), probs(0, 0.5, 0.5)])
     np.testing.assert_allclose(guess["probs"], [0.5, 0.375, 0.125])
 
 
-def test_a_network_predicts_distributions(make_network: Callable[..., Network]) -> None:
+def test_predictor_gives_distributions_over_classes(make_network: Callable[..., Network]) -> None:
     predictor = network_predictor(make_network({"kind": SPACE}))
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     values = [predictor.values(predictor.predict(images), index, (32, 32))["kind"] for index in range(3)]

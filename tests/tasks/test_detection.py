@@ -1,4 +1,4 @@
-"""Detection: boxes without loss, what views do to them, COCO's average precision, and images without a box."""
+"""Detection: boxes on disk, crops and flips, average precision against pycocotools, images without boxes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def random_boxes(rng: np.random.Generator, count: int, size: tuple[int, int]) ->
 
 
 def near(rng: np.random.Generator, value: Value, much: float) -> Value:
-    """The boxes moved about, some missing, some of another class, with a few from nowhere."""
+    """Return the boxes with noise: some missing, some of another class, and a few new ones."""
     keep = rng.random(len(value["boxes"])) < 0.8
     moved = value["boxes"][keep] + rng.normal(0, much, (keep.sum(), 4)).astype(np.float32)
     classes = np.where(rng.random(keep.sum()) < 0.1, (value["classes"][keep] + 1) % 3, value["classes"][keep])
@@ -59,7 +59,7 @@ def near(rng: np.random.Generator, value: Value, much: float) -> Value:
     )
 
 
-def test_boxes_are_stored_without_loss() -> None:
+def test_encode_keeps_boxes_without_loss() -> None:
     value = random_boxes(np.random.default_rng(0), 7, (640, 480))
     back = LABEL.decode(LABEL.encode(value))
     for name, array in value.items():
@@ -67,7 +67,7 @@ def test_boxes_are_stored_without_loss() -> None:
 
 
 @pytest.mark.parametrize("score", [0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95])
-def test_a_box_as_sure_as_the_threshold_is_kept(score: float) -> None:
+def test_decode_keeps_box_at_threshold(score: float) -> None:
     row = LABEL.encode(found([[0, 0, 9, 9], [0, 0, 8, 8]], [score, score - 0.001], [0, 1]))
     assert LABEL.decode(row, score)["classes"].tolist() == [0]
     held, kept = LABEL.count(row, score)  # in objects: the sum of their scores
@@ -75,18 +75,18 @@ def test_a_box_as_sure_as_the_threshold_is_kept(score: float) -> None:
     np.testing.assert_allclose(kept, [score, 0, 0], rtol=1e-6)
 
 
-def test_columns_for_sql_count_boxes() -> None:
+def test_encode_counts_boxes() -> None:
     row = LABEL.encode(found(np.ones((3, 4)), [0.5, 0.499, 0.9]))
     assert (row["count"], row["count_50"], row["width"], row["height"]) == (3, 2, 100, 50)
     assert row["confidence"] == pytest.approx(0.9)
     assert LABEL.encode(found([]))["confidence"] == 0
 
 
-def test_mirroring_moves_both_edges() -> None:
+def test_flip_moves_both_edges() -> None:
     assert LABEL.flip(found([[10, 5, 40, 25]]))["boxes"].tolist() == [[60, 5, 90, 25]]
 
 
-def test_a_crop_moves_scales_and_clips() -> None:
+def test_crop_moves_scales_and_clips_boxes() -> None:
     value = found([[10, 5, 40, 25], [60, 30, 90, 45], [40, 10, 60, 20]], [0.9, 0.8, 0.7], [0, 1, 2])
     left = LABEL.crop(value, (0.0, 0.0, 0.5, 1.0), (100, 100))
     assert left["boxes"].tolist() == [[20, 10, 80, 50], [80, 20, 100, 40]]  # the second: half of it is inside
@@ -96,20 +96,20 @@ def test_a_crop_moves_scales_and_clips() -> None:
 
 
 @pytest.mark.parametrize(("inside", "kept"), [(MIN_VISIBLE + 0.01, 1), (MIN_VISIBLE - 0.01, 0)])
-def test_a_box_of_which_little_is_left_is_dropped(inside: float, kept: int) -> None:
+def test_crop_drops_boxes_that_are_hardly_visible(inside: float, kept: int) -> None:
     x0 = 50 - 20 * inside
     cut = LABEL.crop(found([[x0, 10, x0 + 20, 20]]), (0.0, 0.0, 0.5, 1.0), (64, 64))
     assert len(cut["boxes"]) == kept
 
 
-def test_a_view_with_no_box_left_is_a_valid_label() -> None:
+def test_crop_without_boxes_is_a_valid_label() -> None:
     cut = LABEL.crop(found([[60, 10, 70, 20]]), (0.0, 0.0, 0.5, 1.0), (64, 64))
     assert cut["boxes"].shape == (0, 4)
     assert LABEL.flip(cut)["boxes"].shape == (0, 4)
 
 
 def coco(pairs: list[tuple[Value, Value]]) -> dict[str, float]:
-    """AP and AP50 by pycocotools; predictions are first brought to the size of the true image."""
+    """Return AP and AP50 by pycocotools; predictions are first rescaled to the size of the true image."""
     truth: list[dict[str, Any]] = []
     guesses: list[dict[str, Any]] = []
     for number, (predicted, true) in enumerate(pairs, start=1):
@@ -153,7 +153,7 @@ def ours(pairs: list[tuple[Value, Value]]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_average_precision_is_that_of_pycocotools(seed: int) -> None:
+def test_average_precision_agrees_with_pycocotools(seed: int) -> None:
     rng = np.random.default_rng(seed)
     sizes = [(int(w), int(h)) for w, h in rng.integers(40, 700, (9, 2))]
     truth = [random_boxes(rng, int(count), size) for count, size in zip(rng.integers(0, 12, 9), sizes, strict=True)]
@@ -165,7 +165,7 @@ def test_average_precision_is_that_of_pycocotools(seed: int) -> None:
     assert 0.1 < scores["ap"] < scores["ap50"] < 1
 
 
-def test_predictions_may_be_measured_in_an_image_of_another_size() -> None:
+def test_average_precision_rescales_predictions_to_the_true_size() -> None:
     rng = np.random.default_rng(8)
     truth = [random_boxes(rng, 5, (400, 200)) for _ in range(4)]
     guesses = [near(rng, value, 6) for value in truth]
@@ -178,14 +178,14 @@ def test_predictions_may_be_measured_in_an_image_of_another_size() -> None:
     assert coco(list(zip(small, truth, strict=True))) == pytest.approx(expected, abs=1e-6)
 
 
-def test_classes_that_do_not_occur_in_the_truth_are_left_out() -> None:
+def test_average_precision_skips_classes_not_in_the_truth() -> None:
     truth = found([[0, 0, 20, 20]], classes=[1])
     assert ours([(truth, truth)]) == {"ap": 1.0, "ap50": 1.0}
     also = found([[0, 0, 20, 20], [50, 0, 70, 20]], [0.9, 0.95], [1, 2])
     assert ours([(also, truth)]) == {"ap": 1.0, "ap50": 1.0}
 
 
-def test_nothing_found_scores_0_and_nothing_true_is_0_as_well() -> None:
+def test_average_precision_is_0_without_predictions_or_truth() -> None:
     truth = found([[0, 0, 20, 20]])
     assert ours([(found([]), truth)]) == {"ap": 0.0, "ap50": 0.0}
     assert ours([(truth, found([]))]) == {"ap": 0.0, "ap50": 0.0}
@@ -203,7 +203,7 @@ def losses(network: Network, values: list[Value]) -> torch.Tensor:
     return network.train().losses(images, {"boxes": {"rows": torch.arange(len(values)), "target": target}})["boxes"]
 
 
-def test_an_image_without_a_box_teaches_that_all_is_background(network: Network) -> None:
+def test_loss_learns_background_from_image_without_box(network: Network) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     history = []
     for _ in range(10):
@@ -216,7 +216,7 @@ def test_an_image_without_a_box_teaches_that_all_is_background(network: Network)
     assert history[-1] < 0.3 * history[0]
 
 
-def test_images_with_and_without_boxes_share_a_batch(network: Network) -> None:
+def test_loss_takes_images_with_and_without_boxes(network: Network) -> None:
     loss = losses(network, [found([]), found([[10, 5, 40, 25]], classes=[2])])
     loss.backward()
     assert loss.isfinite()
@@ -224,7 +224,7 @@ def test_images_with_and_without_boxes_share_a_batch(network: Network) -> None:
     assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
 
 
-def test_predictions_are_boxes_in_the_images_own_pixels(network: Network) -> None:
+def test_value_gives_boxes_in_pixels_of_the_image(network: Network) -> None:
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         prediction = TASK.predict(network.eval()(images)["boxes"])
@@ -244,8 +244,8 @@ def test_predictions_are_boxes_in_the_images_own_pixels(network: Network) -> Non
     np.testing.assert_allclose(half["boxes"] * 2, TASK.value(arrays, 0, (64, 64))["boxes"], rtol=1e-6)
 
 
-def test_the_heads_are_those_of_the_paper(network: Network) -> None:
-    """Two hidden convolutions in the RPN; four convolutions and one fully connected layer in the box head."""
+def test_detection_head_has_the_layers_of_must(network: Network) -> None:
+    """The RPN has two hidden convolutions; the box head four convolutions and one fully connected layer."""
     head = network.heads["boxes"]
     rpn = [m for m in head.rpn.head.conv.modules() if isinstance(m, torch.nn.Conv2d)]  # type: ignore[union-attr]
     box = head.boxes.box_head  # type: ignore[union-attr]
@@ -254,7 +254,7 @@ def test_the_heads_are_those_of_the_paper(network: Network) -> None:
     assert sum(isinstance(m, torch.nn.Linear) for m in box.modules()) == 1  # type: ignore[union-attr]
 
 
-def test_the_constant_guess_is_the_mean_box_of_the_most_frequent_class() -> None:
+def test_constant_label_is_mean_box_of_most_frequent_class() -> None:
     values = [found([[0, 0, 50, 25], [50, 25, 100, 50], [0, 0, 1, 1]], classes=[1, 1, 0]), found([], size=(9, 9))]
     guess = TASK.constant_label(values)
     np.testing.assert_allclose(guess["boxes"], [[0.25, 0.25, 0.75, 0.75]])

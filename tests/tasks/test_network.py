@@ -1,4 +1,4 @@
-"""The network: one backbone, one pyramid, a head per teacher, built the same whatever stands beside it."""
+"""`Network`: one backbone, one pyramid and a head per teacher, each built independently of the others."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pictures(count: int = 2, size: int = 64) -> Tensor:
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet", "test_convnext", *PLAIN])
-def test_every_head_answers_whatever_the_backbone(make_network: MakeNetwork, backbone: str) -> None:
+def test_network_runs_every_head_on_any_backbone(make_network: MakeNetwork, backbone: str) -> None:
     network = make_network(SPACES, backbone=backbone, image_size=64).eval()
     with torch.no_grad():
         outputs = network(pictures())
@@ -48,7 +48,7 @@ def test_every_head_answers_whatever_the_backbone(make_network: MakeNetwork, bac
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 @pytest.mark.parametrize("size", [32, 64, 96])
-def test_the_pyramid_has_strides_8_to_128_and_is_fused_at_4(
+def test_network_features_have_pyramid_strides_and_fused_stride_4(
     make_network: MakeNetwork, backbone: str, size: int
 ) -> None:
     features = make_network(SPACES, backbone=backbone, image_size=size).eval().features(pictures(1, size))
@@ -58,14 +58,14 @@ def test_the_pyramid_has_strides_8_to_128_and_is_fused_at_4(
     assert features.fused.shape == (1, 16, size // 4, size // 4)
 
 
-def test_a_network_that_only_classifies_has_no_pyramid(make_network: MakeNetwork) -> None:
+def test_network_of_classification_has_no_pyramid(make_network: MakeNetwork) -> None:
     network = make_network({"kinds": SPACES["kinds"]}).eval()
     assert network.pyramid is None
     features = network.features(pictures(1, 32))
     assert (features.pyramid, features.fused) == ([], None)
 
 
-def test_images_are_normalised_as_the_backbone_was_trained(make_network: MakeNetwork) -> None:
+def test_network_normalizes_images_as_the_backbone_expects(make_network: MakeNetwork) -> None:
     for name, mean, std in (("resnet10t", 0.485, 0.229), ("vit_tiny_patch16_224", 0.5, 0.5)):
         network = make_network({"kinds": SPACES["kinds"]}, backbone=name, image_size=64).eval()
         seen: list[Tensor] = []
@@ -79,27 +79,27 @@ def first_weights(module: nn.Module) -> Tensor:
     return next(module.parameters())
 
 
-def test_the_same_seed_builds_the_same_network_and_another_does_not(make_network: MakeNetwork) -> None:
+def test_network_depends_on_the_seed_alone(make_network: MakeNetwork) -> None:
     one, again, other = (make_network(SPACES, seed=seed) for seed in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), again.state_dict().values(), strict=True))
     for part, twin in ((one.backbone, other.backbone), *zip(one.heads.values(), other.heads.values(), strict=True)):
         assert not torch.equal(first_weights(part), first_weights(twin))
 
 
-def test_a_part_starts_the_same_whatever_is_built_beside_it(make_network: MakeNetwork) -> None:
+def test_seed_part_makes_parts_independent_of_others(make_network: MakeNetwork) -> None:
     both = make_network(SPACES).state_dict()
     alone = make_network({"masks": SPACES["masks"]}).state_dict()
     assert all(torch.equal(both[name], tensor) for name, tensor in alone.items())
 
 
-def test_two_teachers_of_one_task_have_heads_of_their_own(make_network: MakeNetwork) -> None:
+def test_network_has_separate_heads_for_two_teachers_of_one_task(make_network: MakeNetwork) -> None:
     network = make_network({"streets": SPACES["masks"], "rooms": LabelSpace("segmentation", ("wall",))})
     outputs = network.eval()(pictures(1, 32))
     assert (outputs["streets"].shape[1], outputs["rooms"].shape[1]) == (4, 1)
     assert not torch.equal(first_weights(network.heads["streets"]), first_weights(network.heads["rooms"]))
 
 
-def test_training_draws_do_not_depend_on_what_was_built(make_network: MakeNetwork) -> None:
+def test_seed_part_makes_training_draws_independent_of_heads(make_network: MakeNetwork) -> None:
     make_network(SPACES, seed=3)
     after_all = torch.rand(3)
     make_network({"kinds": SPACES["kinds"]}, seed=3)
@@ -108,12 +108,12 @@ def test_training_draws_do_not_depend_on_what_was_built(make_network: MakeNetwor
     assert torch.equal(torch.rand(3), after_all)
 
 
-def test_only_the_heads_that_are_asked_for_are_run(make_network: MakeNetwork) -> None:
+def test_network_runs_only_named_heads(make_network: MakeNetwork) -> None:
     network = make_network(SPACES).eval()
     assert set(network(pictures(1, 32), ["depth"])) == {"depth"}
 
 
-def test_a_saved_network_says_the_same_again(make_network: MakeNetwork, tmp_path: Path) -> None:
+def test_network_load_gives_what_save_wrote(make_network: MakeNetwork, tmp_path: Path) -> None:
     network = make_network(SPACES)
     network.train().features(pictures(4, 32))  # moves the statistics of its batch norms
     network.save(tmp_path)
@@ -132,8 +132,8 @@ def target_of(network: Network, name: str, values: list[Any]) -> dict[str, Any]:
     return {"rows": torch.arange(len(values)), "target": network.tasks[name].collate(values)}
 
 
-def test_a_head_learns_from_the_images_that_have_its_label(make_network: MakeNetwork) -> None:
-    """In eval mode, where images don't meet in a batch norm, the others might as well not be there."""
+def test_network_losses_use_only_images_with_the_heads_label(make_network: MakeNetwork) -> None:
+    """In eval mode, where images don't meet in a batch norm, the loss is that of these images alone."""
     network = make_network({"depth": SPACES["depth"]}).eval()
     images = pictures(3, 32)
     rng = torch.Generator().manual_seed(1)
@@ -147,7 +147,7 @@ def test_a_head_learns_from_the_images_that_have_its_label(make_network: MakeNet
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
-def test_every_head_learns_and_answers_in_bfloat16(make_network: MakeNetwork, backbone: str) -> None:
+def test_network_trains_and_predicts_in_bfloat16(make_network: MakeNetwork, backbone: str) -> None:
     side = 64  # P6 is one cell: torch 2.15 has no good bfloat16 gradient there, on a CPU
     network = make_network(SPACES, backbone=backbone, image_size=side)
     rng = np.random.default_rng(0)
@@ -173,11 +173,11 @@ def test_every_head_learns_and_answers_in_bfloat16(make_network: MakeNetwork, ba
         assert {array.dtype for array in value.values() if array.dtype.kind == "f"} <= {np.dtype(np.float32)}
 
 
-def test_heads_without_a_target_have_no_loss(make_network: MakeNetwork) -> None:
+def test_network_losses_skip_heads_without_target(make_network: MakeNetwork) -> None:
     assert make_network(SPACES).losses(pictures(2, 32), {}) == {}
 
 
-def test_the_simple_pyramid_keeps_what_the_map_shows_in_place() -> None:
+def test_simple_pyramid_keeps_positions() -> None:
     torch.manual_seed(0)
     for stride, side in ((8, 16), (14, 16), (16, 8), (32, 4)):
         pyramid = SimplePyramid(4, 8, stride).eval()
@@ -193,12 +193,12 @@ def test_the_simple_pyramid_keeps_what_the_map_shows_in_place() -> None:
         assert change[half + 2 :, half + 2 :].max() < 1e-6
 
 
-def test_fusing_resizes_to_one_side_and_adds() -> None:
+def test_fuse_resizes_and_adds() -> None:
     levels = [torch.full((1, 2, side, side), value) for side, value in ((8, 1.0), (4, 10.0), (1, 100.0))]
     torch.testing.assert_close(fuse(levels, 16), torch.full((1, 2, 16, 16), 111.0))
 
 
-def test_a_network_is_built_from_a_recipes_words(tmp_path: Path) -> None:
+def test_build_network_reads_config_and_loads_weights(tmp_path: Path) -> None:
     config = TrainingConfig(backbone="test_resnet", image_size=32, width=16, proposals=16)
     network = build_network(config, {"kinds": SPACES["kinds"]}, seed=4)
     assert (network.config.backbone, network.config.seed, network.config.width) == ("test_resnet", 4, 16)

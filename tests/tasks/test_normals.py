@@ -1,4 +1,4 @@
-"""Normals: directions on disk, mirroring that negates x, and angles against plain NumPy."""
+"""Normals: directions on disk, flips that negate x, cosine loss, and angles against plain NumPy."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def random_normals(seed: int, shape: tuple[int, int] = (9, 13), unknown: float =
 
 
 def angles(one: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Degrees between vectors, in float64."""
+    """Return the angles between vectors in degrees, float64."""
     one, other = one.astype(np.float64), other.astype(np.float64)
     across = np.linalg.norm(np.cross(one, other), axis=-1)
     return np.asarray(np.degrees(np.arctan2(across, (one * other).sum(axis=-1))))
 
 
 @given(st.integers(0, 10_000))
-def test_a_direction_is_off_by_half_a_degree_at_most(seed: int) -> None:
+def test_encode_keeps_directions_to_half_a_degree(seed: int) -> None:
     value = random_normals(seed)
     back = LABEL.decode(LABEL.encode(value))["normals"]
     known = value["normals"].any(axis=-1)
@@ -41,18 +41,18 @@ def test_a_direction_is_off_by_half_a_degree_at_most(seed: int) -> None:
     assert not back[~known].any()
 
 
-def test_mirroring_negates_x_and_moves_the_columns() -> None:
+def test_flip_negates_x_and_mirrors_columns() -> None:
     value = {"normals": np.array([[[0.6, 0, 0.8], [0, 1, 0]]], np.float32)}
     np.testing.assert_array_equal(LABEL.flip(value)["normals"], np.array([[[0, 1, 0], [-0.6, 0, 0.8]]], np.float32))
 
 
-def test_columns_for_sql_say_how_much_faces_us() -> None:
+def test_encode_writes_mean_z_and_unknown_share() -> None:
     row = LABEL.encode({"normals": np.array([[[0, 0, 1], [0, 1, 0], [0, 0, 0], [0, 0, 0]]], np.float32)})
     assert (row["mean_z"], row["unknown"]) == (0.5, 0.5)
     assert LABEL.encode({"normals": np.zeros((1, 2, 3), np.float32)})["mean_z"] is None
 
 
-def test_the_angles_are_those_of_plain_numpy() -> None:
+def test_angular_errors_agree_with_numpy() -> None:
     pairs = [(random_normals(seed, unknown=0), random_normals(seed + 60)) for seed in range(3)]
     metric = TASK.metrics()
     for predicted, true in pairs:
@@ -64,7 +64,7 @@ def test_the_angles_are_those_of_plain_numpy() -> None:
     assert scores["median_angle"] == pytest.approx(np.sort(found)[(found.size - 1) // 2], abs=0.0051)
 
 
-def test_small_angles_are_not_lost_in_rounding() -> None:
+def test_angular_errors_resolve_small_angles() -> None:
     turned = np.radians(0.02)
     truth = {"normals": np.array([[[0, 0, 1]]], np.float32)}
     guess = {"normals": np.array([[[np.sin(turned), 0, np.cos(turned)]]], np.float32)}
@@ -73,14 +73,14 @@ def test_small_angles_are_not_lost_in_rounding() -> None:
     assert metric.compute()["mean_angle"] == pytest.approx(0.02, rel=1e-3)
 
 
-def test_saying_nothing_is_a_right_angle_wrong() -> None:
+def test_angular_errors_count_zero_vector_as_90_degrees() -> None:
     truth = random_normals(1, unknown=0)
     metric = TASK.metrics()
     metric.update({"normals": np.zeros((1, 1, 3), np.float32)}, truth)
     assert metric.compute()["mean_angle"] == pytest.approx(90)
 
 
-def test_the_loss_is_one_minus_the_cosine_over_known_pixels() -> None:
+def test_loss_is_one_minus_cosine_over_known_pixels() -> None:
     truth = random_normals(2)
     output = torch.randn(1, 3, 9, 13, generator=torch.Generator().manual_seed(0))
     guess = output[0].permute(1, 2, 0).numpy()
@@ -92,13 +92,13 @@ def test_the_loss_is_one_minus_the_cosine_over_known_pixels() -> None:
     torch.testing.assert_close(TASK.loss(10 * output, target), TASK.loss(output, target))
 
 
-def test_predictions_are_unit_vectors() -> None:
+def test_predict_gives_unit_vectors() -> None:
     output = torch.randn(1, 3, 4, 5, generator=torch.Generator().manual_seed(3))
     found = TASK.predict(output)["normals"].numpy()
     assert found.shape == (1, 4, 5, 3)
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
 
 
-def test_the_constant_guess_is_the_mean_direction() -> None:
+def test_constant_label_is_mean_direction() -> None:
     values = [{"normals": np.array([[[0.6, 0, 0.8], [-0.6, 0, 0.8]]], np.float32)}]
     np.testing.assert_allclose(TASK.constant_label(values)["normals"], [[[0, 0, 1]]], atol=1e-7)

@@ -1,4 +1,4 @@
-"""Segmentation: thresholds on stored confidence, ignored pixels, and mIoU against plain NumPy."""
+"""Segmentation: thresholds on stored confidence, ignored pixels, mIoU against plain NumPy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def random_mask(seed: int, shape: tuple[int, int] = (9, 13), unknown: float = 0.
 
 
 @given(st.integers(0, 1000), st.sampled_from([1, 254, 255, 256, 300]))
-def test_classes_are_stored_without_loss_and_confidence_in_256_levels(seed: int, count: int) -> None:
+def test_encode_keeps_classes_and_256_levels_of_confidence(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     classes = rng.integers(0, count, (7, 5))
     classes[rng.random((7, 5)) < 0.2] = IGNORE
@@ -46,13 +46,13 @@ def test_classes_are_stored_without_loss_and_confidence_in_256_levels(seed: int,
 
 
 @given(st.floats(0, 1, width=32))
-def test_a_pixel_as_sure_as_the_threshold_is_kept(threshold: float) -> None:
+def test_decode_keeps_pixel_at_threshold(threshold: float) -> None:
     row = LABEL.encode(mask(np.zeros((1, 1), np.int64), threshold))
     assert LABEL.decode(row, threshold)["classes"][0, 0] == 0
 
 
 @given(st.floats(0, 1, width=32), st.floats(0, 1, width=32))
-def test_a_pixel_less_sure_is_dropped_but_for_the_rounding_of_a_level(confidence: float, threshold: float) -> None:
+def test_decode_drops_pixel_below_threshold_up_to_rounding(confidence: float, threshold: float) -> None:
     row = LABEL.encode(mask(np.zeros((1, 1), np.int64), confidence))
     kept = LABEL.decode(row, threshold)["classes"][0, 0] == 0
     if confidence >= threshold:
@@ -61,13 +61,13 @@ def test_a_pixel_less_sure_is_dropped_but_for_the_rounding_of_a_level(confidence
         assert not kept
 
 
-def test_at_one_half_nothing_is_rounded_up() -> None:
+def test_decode_at_threshold_one_half_is_exact() -> None:
     below = np.nextafter(np.float32(0.5), np.float32(0))
     row = LABEL.encode(mask(np.zeros((1, 3), np.int64), np.array([[0.499, below, 0.5]])))
     assert LABEL.decode(row, 0.5)["classes"].tolist() == [[IGNORE, IGNORE, 0]]
 
 
-def test_columns_for_sql_hold_areas_and_what_is_unknown() -> None:
+def test_encode_writes_areas_and_unknown_share() -> None:
     classes = np.array([[0, 0, 1, IGNORE], [0, 3, 1, IGNORE]])
     row = LABEL.encode(mask(classes, np.where(classes == IGNORE, 0.1, 0.75)))
     assert row["area"] == [3 / 8, 2 / 8, 0, 1 / 8]
@@ -77,7 +77,7 @@ def test_columns_for_sql_hold_areas_and_what_is_unknown() -> None:
     assert (held.tolist(), kept.tolist()) == ([3, 2, 0, 1], [0, 0, 0, 0])
 
 
-def test_the_loss_is_cross_entropy_over_known_pixels() -> None:
+def test_loss_is_cross_entropy_over_known_pixels() -> None:
     logits = torch.randn(2, 4, 9, 13, generator=torch.Generator().manual_seed(0))
     target = TASK.collate([random_mask(1), random_mask(2)])
     expected = functional.cross_entropy(logits, target["classes"], ignore_index=IGNORE)
@@ -85,7 +85,7 @@ def test_the_loss_is_cross_entropy_over_known_pixels() -> None:
 
 
 def reference_miou(pairs: list[tuple[Value, Value]]) -> tuple[float, float]:
-    """mIoU and pixel accuracy of masks of one size, class by class in float64."""
+    """Return mIoU and pixel accuracy of masks of one size, class by class in float64."""
     guess = np.concatenate([predicted["classes"].ravel() for predicted, _ in pairs]).astype(np.int64)
     truth = np.concatenate([true["classes"].ravel() for _, true in pairs]).astype(np.int64)
     guess, truth = guess[truth != IGNORE], truth[truth != IGNORE]
@@ -97,7 +97,7 @@ def reference_miou(pairs: list[tuple[Value, Value]]) -> tuple[float, float]:
     return float(np.mean(scores, dtype=np.float64)), float(np.mean(guess == truth, dtype=np.float64))
 
 
-def test_miou_is_that_of_plain_numpy() -> None:
+def test_intersection_over_union_agrees_with_numpy() -> None:
     pairs = [(random_mask(seed, unknown=0), random_mask(seed + 50)) for seed in range(4)]
     metric = TASK.metrics()
     for predicted, true in pairs:
@@ -106,7 +106,7 @@ def test_miou_is_that_of_plain_numpy() -> None:
     assert metric.compute() == pytest.approx({"miou": miou, "pixel_accuracy": accuracy}, rel=1e-12)
 
 
-def test_a_class_that_is_nowhere_is_left_out_of_the_mean() -> None:
+def test_intersection_over_union_skips_absent_classes() -> None:
     pairs = [(mask(np.array([[0, 0, 1, 1]])), mask(np.array([[0, 1, 1, IGNORE]])))]
     metric = TASK.metrics()
     metric.update(*pairs[0])
@@ -114,20 +114,20 @@ def test_a_class_that_is_nowhere_is_left_out_of_the_mean() -> None:
     assert metric.compute()["miou"] == pytest.approx(reference_miou(pairs)[0])
 
 
-def test_a_coarse_prediction_is_compared_at_the_truths_resolution() -> None:
+def test_intersection_over_union_resamples_prediction_to_truth() -> None:
     coarse = np.array([[0, 1], [2, 3]])
     metric = TASK.metrics()
     metric.update(mask(coarse), mask(coarse.repeat(5, 0).repeat(7, 1)))
     assert metric.compute() == {"miou": 1.0, "pixel_accuracy": 1.0}
 
 
-def test_the_constant_guess_is_the_most_frequent_class() -> None:
+def test_constant_label_is_most_frequent_class() -> None:
     guess = TASK.constant_label([mask(np.array([[0, 2], [2, IGNORE]])), mask(np.array([[2, 1]]))])
     assert guess["classes"].tolist() == [[2]]
     assert guess["confidence"][0, 0] == pytest.approx(3 / 5)
 
 
-def test_a_prediction_is_the_most_probable_class_and_its_probability() -> None:
+def test_predict_gives_most_probable_class_and_its_probability() -> None:
     logits = torch.randn(1, 4, 3, 5, generator=torch.Generator().manual_seed(1))
     found = TASK.predict(logits)
     value = TASK.value({name: array.numpy() for name, array in found.items()}, 0, (20, 12))

@@ -1,4 +1,4 @@
-"""Texture: filters that swap places in the mirror, unknown cells that count for nothing, and R squared."""
+"""Texture: mirrored filters, the Gabor bank, unknown cells, and R squared against plain NumPy."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def random_responses(seed: int, unknown: float = 0.2) -> Value:
 
 
 @given(st.integers(0, 10_000))
-def test_a_response_is_off_by_one_in_508_at_most(seed: int) -> None:
+def test_encode_keeps_responses_to_one_in_508(seed: int) -> None:
     value = random_responses(seed)
     back = LABEL.decode(LABEL.encode(value))["responses"]
     assert np.abs(back - value["responses"]).max() <= 1 / 508 + 1e-7
     np.testing.assert_array_equal(back < 0, value["responses"] < 0)
 
 
-def test_columns_for_sql_hold_means_over_what_is_known() -> None:
+def test_encode_writes_means_over_known_cells() -> None:
     responses = np.full((2, 2, 6), 0.5, np.float32)
     responses[0, 0] = UNKNOWN
     row = LABEL.encode({"responses": responses})
@@ -44,12 +44,12 @@ def test_columns_for_sql_hold_means_over_what_is_known() -> None:
     assert LABEL.encode({"responses": np.full((2, 2, 6), UNKNOWN, np.float32)})["mean"] == [0] * 6
 
 
-def test_a_filter_and_its_mirror_image_swap_places() -> None:
+def test_mirror_swaps_mirrored_filters() -> None:
     assert [FILTERS[index] for index in mirror(FILTERS)] == ["4@0", "4@135", "4@90", "4@45", "8@0", "8@90"]
 
 
 @pytest.mark.parametrize("orientations", range(2, 25))
-def test_every_filter_has_a_mirror_image_whatever_their_number(orientations: int) -> None:
+def test_mirror_is_an_involution_for_any_number_of_filters(orientations: int) -> None:
     config = analytic.Config(orientations=orientations, wavelengths=[3.0, 6.5])
     names = tuple(analytic.filter_names(config))
     swapped = mirror(names)
@@ -60,7 +60,7 @@ def test_every_filter_has_a_mirror_image_whatever_their_number(orientations: int
 
 @pytest.fixture(scope="module")
 def gabor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
-    """The analytic teacher, with filters at four angles."""
+    """Return the analytic teacher with filters at four angles."""
     folder = tmp_path_factory.mktemp("gabor")
     teacher = analytic.Config(wavelengths=[4.0], image_size=64)
     analytic.make({"name": "gabor", "teacher": teacher.model_dump()}, None, folder)  # type: ignore[arg-type]
@@ -68,34 +68,34 @@ def gabor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
 
 
 def stripes(angle: float) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
-    """A wave of 4 pixels that runs at `angle` degrees, counter-clockwise from the right."""
+    """Draw a wave of 4 pixels whose direction is `angle` degrees, counter-clockwise from the right."""
     y, x = np.mgrid[:64, :64]
     wave = np.cos(2 * np.pi * (x * np.cos(np.radians(angle)) - y * np.sin(np.radians(angle))) / 4)
     return np.repeat(np.rint(127.5 + 100 * wave)[..., None], 3, axis=2).astype(np.uint8)
 
 
-def answers(gabor: Predictor, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Value:
+def predict_responses(gabor: Predictor, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Value:
     images = torch.tensor(gabor.preprocessing(Image.fromarray(pixels)))[None].permute(0, 3, 1, 2)
     return gabor.values(gabor.predict(images), 0, (64, 64))["gabor"]
 
 
 @pytest.mark.parametrize(("angle", "filter_number"), [(0, 0), (45, 1), (90, 2), (135, 3)])
-def test_a_filter_answers_to_stripes_of_its_angle(gabor: Predictor, angle: float, filter_number: int) -> None:
-    responses = answers(gabor, stripes(angle))["responses"][4:-4, 4:-4].mean(axis=(0, 1))
+def test_gabor_bank_responds_to_stripes_of_each_angle(gabor: Predictor, angle: float, filter_number: int) -> None:
+    responses = predict_responses(gabor, stripes(angle))["responses"][4:-4, 4:-4].mean(axis=(0, 1))
     assert responses.argmax() == filter_number
     assert responses[filter_number] > 1.5 * np.delete(responses, filter_number).max()
 
 
-def test_the_label_of_the_mirrored_image_is_the_mirrored_label(gabor: Predictor) -> None:
+def test_flip_gives_label_of_mirrored_image(gabor: Predictor) -> None:
     pixels = np.where(np.mgrid[:64, :64][1][..., None] < 32, stripes(45), stripes(0)).astype(np.uint8)
     label = TaskLabel(gabor.spaces["gabor"])
-    mirrored = label.flip(answers(gabor, pixels))["responses"]
-    of_mirrored = answers(gabor, np.ascontiguousarray(pixels[:, ::-1]))["responses"]
+    mirrored = label.flip(predict_responses(gabor, pixels))["responses"]
+    of_mirrored = predict_responses(gabor, np.ascontiguousarray(pixels[:, ::-1]))["responses"]
     np.testing.assert_allclose(mirrored[4:-4, 4:-4], of_mirrored[4:-4, 4:-4], atol=0.02)
     assert np.abs(of_mirrored[..., 1] - of_mirrored[..., 3]).max() > 0.2
 
 
-def test_r_squared_is_that_of_plain_numpy() -> None:
+def test_explained_variance_agrees_with_numpy() -> None:
     pairs = [(random_responses(seed, 0), random_responses(seed + 9)) for seed in range(3)]
     metric = TASK.metrics()
     for predicted, true in pairs:
@@ -107,7 +107,7 @@ def test_r_squared_is_that_of_plain_numpy() -> None:
     assert metric.compute()["r2"] == pytest.approx(scores.mean(), rel=1e-9)
 
 
-def test_the_constant_guess_explains_nothing() -> None:
+def test_constant_label_explains_no_variance() -> None:
     values = [random_responses(seed) for seed in range(3)]
     guess = TASK.constant_label(iter(values))
     assert guess["responses"].shape == (1, 1, 6)
@@ -117,7 +117,7 @@ def test_the_constant_guess_explains_nothing() -> None:
     assert metric.compute()["r2"] == pytest.approx(0, abs=1e-6)
 
 
-def test_the_loss_is_the_mean_absolute_error_over_known_cells() -> None:
+def test_loss_is_mean_absolute_error_over_known_cells() -> None:
     truth = random_responses(4)
     output = torch.randn(1, 6, 7, 9, generator=torch.Generator().manual_seed(0))
     guess = 1 / (1 + np.exp(-output[0].permute(1, 2, 0).numpy()))

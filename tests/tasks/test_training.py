@@ -1,4 +1,4 @@
-"""Learning and predicting: preparations, predictors, and a training run that leaves no room for chance."""
+"""Training, prediction and scoring: reproducible training, preprocessing, predictors, scores."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def kind(light: bool) -> Value:
 
 @pytest.fixture
 def dataset(make_dataset_shard: Callable[..., DatasetShard], noise: Noise) -> ImageDataset:
-    """Twelve pictures of different sizes, dark or light, labelled so."""
+    """Return twelve pictures of different sizes, labelled as dark or light."""
     pictures = [noise(number, 30 + number, 50) // 3 + 150 * (number % 2) for number in range(12)]
     labels = {"kind": (tasks.label(KINDS), [kind(bool(number % 2)) for number in range(12)])}
     return ImageDataset([make_dataset_shard("s0", [picture.astype(np.uint8) for picture in pictures], labels)])
@@ -50,7 +50,7 @@ def plan(out: Path, steps: int, seed: int = 0, name: str = "t", **fields: Any) -
     return TrainingPlan(name, fit, AugmentConfig(brightness=0, contrast=0), seed, out)
 
 
-def test_a_few_steps_tell_dark_from_light(
+def test_train_network_tells_dark_from_light(
     dataset: ImageDataset, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime
 ) -> None:
     network = make_network({"kind": KINDS})
@@ -61,7 +61,7 @@ def test_a_few_steps_tell_dark_from_light(
     assert after == 1.0
 
 
-def test_the_same_seed_trains_the_same_weights(
+def test_train_network_depends_on_the_seed(
     dataset: ImageDataset, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime
 ) -> None:
     states = []
@@ -73,23 +73,23 @@ def test_the_same_seed_trains_the_same_weights(
     assert not torch.equal(states[0]["heads.kind.weight"], states[2]["heads.kind.weight"])
 
 
-def test_where_memory_runs_out_is_counted(
+def test_training_result_counts_out_of_memory(
     dataset: ImageDataset, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crowded(network: Network, images: torch.Tensor) -> Features:
+    def small_memory(network: Network, images: torch.Tensor) -> Features:
         if len(images) > 2:
             raise torch.OutOfMemoryError("no more")
         return features(network, images)
 
     features = Network.features
-    monkeypatch.setattr(Network, "features", crowded)
+    monkeypatch.setattr(Network, "features", small_memory)
     network = make_network({"kind": KINDS})
     trained = train_network(network, WeightedSum({"kind": 1.0}), dataset, plan(tmp_path, 2), runtime)
     assert trained.counts()["out_of_memory"] == [{"step": 1, "pieces": 2, "images": 2}]
     assert "processes" not in trained.counts()
 
 
-def test_nothing_to_learn_from_is_an_error(make_network: MakeNetwork, tmp_path: Path, runtime: Runtime) -> None:
+def test_train_network_refuses_empty_dataset(make_network: MakeNetwork, tmp_path: Path, runtime: Runtime) -> None:
     network = make_network({"kind": KINDS})
     with pytest.raises(DataError, match=r"teacher\.x: there is not one labelled image"):
         train_network(
@@ -97,17 +97,17 @@ def test_nothing_to_learn_from_is_an_error(make_network: MakeNetwork, tmp_path: 
         )
 
 
-def test_images_without_a_label_weigh_nothing_but_go_through_the_backbone(make_network: MakeNetwork) -> None:
-    learning = SupervisedObjective(make_network({"kind": KINDS}), WeightedSum({"kind": 1.0}), torch.contiguous_format)
-    total, losses = learning(Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ["k1", "k2"], {}), {})
+def test_supervised_objective_is_0_for_images_without_label(make_network: MakeNetwork) -> None:
+    objective = SupervisedObjective(make_network({"kind": KINDS}), WeightedSum({"kind": 1.0}), torch.contiguous_format)
+    total, losses = objective(Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ["k1", "k2"], {}), {})
     total.backward()
     assert (total.item(), losses) == (0, {})
-    backbone = [one.grad for one in learning.network.backbone.parameters() if one.grad is not None]
-    assert len(backbone) == len(list(learning.network.backbone.parameters()))
+    backbone = [one.grad for one in objective.network.backbone.parameters() if one.grad is not None]
+    assert len(backbone) == len(list(objective.network.backbone.parameters()))
     assert not any(gradient.any() for gradient in backbone)
 
 
-def test_the_sum_is_that_of_the_weighted_losses() -> None:
+def test_weighted_sum_adds_weights_times_shares_times_losses() -> None:
     losses = {"a": torch.tensor(2.0), "b": torch.tensor(3.0)}
     assert WeightedSum({"a": 0.5, "b": 10.0, "c": 7.0})(losses, {"a": 1.0, "b": 1.0}).item() == 31.0
     assert WeightedSum({"a": 0.5, "b": 10.0, "c": 7.0})(losses, {"a": 0.5, "b": 0.1}).item() == 3.5
@@ -117,7 +117,7 @@ def test_the_sum_is_that_of_the_weighted_losses() -> None:
 def sparse(
     request: pytest.FixtureRequest, make_dataset_shard: Callable[..., DatasetShard], noise: Noise
 ) -> ImageDataset:
-    """Eight images, some with a label for `kind` and the others with one for `other`."""
+    """Return eight images, some with a label for `kind` and the others with one for `other`."""
     labelled = request.param
     kinds = [kind(bool(number % 2)) if number in labelled else None for number in range(8)]
     others = [kind(bool(number % 3)) if number not in labelled else None for number in range(8)]
@@ -125,10 +125,10 @@ def sparse(
     return ImageDataset([make_dataset_shard("s0", [noise(number) for number in range(8)], labels)])
 
 
-def test_few_labels_weigh_the_same_in_however_many_pieces_they_come(
+def test_train_network_gives_same_weights_for_any_accumulation(
     sparse: ImageDataset, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime
 ) -> None:
-    """What a step makes of the weights, in one pass and in several."""
+    """A step with few labels gives the same weights in one pass and in several."""
     weights, logs = [], []
     for pieces in (1, 2, 4, 8):
         network = make_network({"kind": KINDS, "other": KINDS}, backbone="test_convnext")
@@ -143,7 +143,7 @@ def test_few_labels_weigh_the_same_in_however_many_pieces_they_come(
         assert log["loss"] == pytest.approx(logs[0]["loss"], rel=1e-4)
 
 
-def test_an_image_is_prepared_whole_or_by_its_centre() -> None:
+def test_preprocessing_takes_whole_image_or_center_crop() -> None:
     pixels = np.zeros((60, 100, 3), np.uint8)
     pixels[15:45, 35:65] = 200  # the central square of half the shorter side
     image = Image.fromarray(pixels)
@@ -156,16 +156,16 @@ def test_an_image_is_prepared_whole_or_by_its_centre() -> None:
     np.testing.assert_allclose(whole.mean(), pixels.mean(), rtol=0.02)
 
 
-def test_a_reduced_decode_keeps_what_the_preparation_needs() -> None:
+def test_preprocessing_states_min_decode_size() -> None:
     assert Preprocessing(64).min_decode_size() == (64, 64)
     assert Preprocessing(64, crop_pct=0.5).min_decode_size() == (128, 128)
 
 
-def test_equal_preparations_share_their_work() -> None:
+def test_preprocessing_is_hashable() -> None:
     assert len({Preprocessing(64), Preprocessing(64), Preprocessing(64, 0.875), Preprocessing(32)}) == 3
 
 
-def test_a_predictor_is_in_eval_mode_and_says_the_same_twice(make_network: MakeNetwork) -> None:
+def test_predictor_is_in_eval_mode_and_deterministic(make_network: MakeNetwork) -> None:
     network = make_network({"kind": KINDS}).train()
     predictor = network_predictor(network)
     assert not network.training
@@ -175,8 +175,8 @@ def test_a_predictor_is_in_eval_mode_and_says_the_same_twice(make_network: MakeN
     np.testing.assert_allclose(predictor.predict(images[1:])["kind"]["probs"], one[1:], atol=1e-6)
 
 
-class Crowded(torch.nn.Module):
-    """A network on a device that does not hold more than `room` images at once."""
+class SmallMemoryNetwork(torch.nn.Module):
+    """A network on a device whose memory holds `room` images at once."""
 
     def __init__(self, network: Network, room: int) -> None:
         super().__init__()
@@ -199,10 +199,10 @@ HEADS = {
 
 
 @pytest.mark.parametrize("room", [1, 2, 3])
-def test_a_batch_that_memory_does_not_hold_is_predicted_in_parts(make_network: MakeNetwork, room: int) -> None:
+def test_predictor_splits_batch_that_memory_does_not_hold(make_network: MakeNetwork, room: int) -> None:
     network = make_network(HEADS, image_size=64)
-    crowded = Crowded(network, room)
-    predictor = Predictor(crowded, network.tasks, Preprocessing(64))
+    small_memory = SmallMemoryNetwork(network, room)
+    predictor = Predictor(small_memory, network.tasks, Preprocessing(64))
     images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
     found, expected = predictor.predict(images), network_predictor(network).predict(images)
     for index in range(5):
@@ -210,18 +210,18 @@ def test_a_batch_that_memory_does_not_hold_is_predicted_in_parts(make_network: M
         for head in HEADS:
             for name, array in others[head].items():
                 np.testing.assert_allclose(values[head][name], array, rtol=1e-3, atol=1e-3, err_msg=f"{head} {name}")
-    crowded.seen.clear()
+    small_memory.seen.clear()
     predictor.predict(images)
-    assert max(crowded.seen) <= room, "what once was too much is not tried again"
+    assert max(small_memory.seen) <= room, "what once was too much is not tried again"
 
 
-def test_one_image_that_memory_does_not_hold_is_an_error(make_network: MakeNetwork) -> None:
-    predictor = Predictor(Crowded(make_network({"kind": KINDS}), 0), {}, Preprocessing(32))
+def test_predictor_refuses_image_that_memory_does_not_hold(make_network: MakeNetwork) -> None:
+    predictor = Predictor(SmallMemoryNetwork(make_network({"kind": KINDS}), 0), {}, Preprocessing(32))
     with pytest.raises(ConfigError, match="does not hold one image's prediction"):
         predictor.predict(torch.zeros(3, 3, 32, 32, dtype=torch.uint8))
 
 
-def test_predictions_come_in_the_librarys_order_with_the_images_sizes(
+def test_predict_all_keeps_order_and_image_sizes(
     dataset: ImageDataset, make_network: MakeNetwork, runtime: Runtime
 ) -> None:
     predictor = network_predictor(make_network({"boxes": LabelSpace("detection", ("a",))}, image_size=64))
@@ -232,7 +232,7 @@ def test_predictions_come_in_the_librarys_order_with_the_images_sizes(
     assert len(set(sizes)) == 12
 
 
-def test_scores_do_not_depend_on_how_images_are_batched(
+def test_score_does_not_depend_on_batches(
     dataset: ImageDataset, make_network: MakeNetwork, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor = network_predictor(make_network({"kind": KINDS}))
@@ -243,7 +243,7 @@ def test_scores_do_not_depend_on_how_images_are_batched(
     assert scores[0] == scores[1] == scores[2]
 
 
-def test_tensors_in_any_nest_become_arrays() -> None:
+def test_to_numpy_converts_nested_tensors() -> None:
     tree = {"a": [torch.ones(2, dtype=torch.bfloat16)], "b": {"c": torch.arange(3)}, "d": 4, "e": "text"}
     arrays = to_numpy(tree)
     assert arrays["a"][0].dtype == np.float32

@@ -1,4 +1,4 @@
-"""Training a network in several processes: what one process learns, whoever has which labels."""
+"""`train_network` in several processes gives what one process gives, whichever has which labels."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ STEPS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Lesson:
-    """What a process is told to train, and on what."""
+class Training:
+    """A training that every process runs."""
 
     shards: Sequence[DatasetShard]
     root: Path
@@ -46,7 +46,7 @@ class Lesson:
     out: str = "out"
 
     def train(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """The weights, and what the training counted."""
+        """Train, and return the weights and the counts."""
         heads = {name: SPACES[name].to_json() for name in self.heads}
         network = Network(NetworkConfig(backbone=self.backbone, image_size=32, width=16, proposals=16, heads=heads))
         fit = FitConfig(steps=STEPS, batch=5, lr=0.01)
@@ -62,7 +62,7 @@ class Lesson:
 
 
 def values(number: int) -> dict[str, Value]:
-    """A label for every head."""
+    """Return a label for every head."""
     boxes = np.array([[4, 4, 20, 20]], np.float32)
     masks: Value = {"classes": np.full((8, 8), number % 2, np.uint16), "confidence": np.ones((8, 8), np.float32)}
     return {
@@ -83,7 +83,7 @@ def values(number: int) -> dict[str, Value]:
 def shard(
     make_dataset_shard: Callable[..., DatasetShard], noise: Callable[..., NDArray[np.uint8]]
 ) -> Callable[..., DatasetShard]:
-    """Twelve pictures; of every head, the numbers of those that have a label."""
+    """Return a function that makes a shard of twelve pictures, given the labelled ones by head."""
 
     def make(**labelled: Sequence[int]) -> DatasetShard:
         labels = {
@@ -100,48 +100,48 @@ def assert_same(one: dict[str, NDArray[Any]], other: dict[str, NDArray[Any]]) ->
 
 
 @pytest.mark.parametrize("labelled", [range(12), [0, 1, 5, 11]], ids=["every image", "few"])
-def test_two_processes_learn_what_one_learns(
+def test_train_network_in_two_processes_learns_what_one_learns(
     together: Together, tmp_path: Path, shard: Callable[..., DatasetShard], labelled: Sequence[int]
 ) -> None:
-    """To 1 in 100,000 of each loss, without batch norms: whoever has the labels."""
+    """Without batch norms, losses agree to 1 in 100,000."""
     others = [number for number in range(12) if number not in labelled]
-    lesson = Lesson([shard(kind=labelled, more=others)], tmp_path, "test_convnext", ("kind", "more"))
-    (one, counts), (other, _) = together.call(2, lesson.train)
+    training = Training([shard(kind=labelled, more=others)], tmp_path, "test_convnext", ("kind", "more"))
+    (one, counts), (other, _) = together.call(2, training.train)
     assert counts["processes"] == 2
     assert_same(one, other)
-    alone = dataclasses.replace(lesson, out="alone")
+    alone = dataclasses.replace(training, out="alone")
     assert "processes" not in alone.train()[1]
-    np.testing.assert_allclose(lesson.losses(), alone.losses(), rtol=1e-5)
+    np.testing.assert_allclose(training.losses(), alone.losses(), rtol=1e-5)
 
 
-def test_batch_norms_see_their_own_process_and_the_difference_is_small(
+def test_train_network_on_cpu_keeps_batch_norms_per_process(
     together: Together, tmp_path: Path, shard: Callable[..., DatasetShard]
 ) -> None:
-    lesson = Lesson([shard(kind=range(12))], tmp_path, "test_resnet")
-    (one, _), (other, _) = together.call(2, lesson.train)
+    training = Training([shard(kind=range(12))], tmp_path, "test_resnet")
+    (one, _), (other, _) = together.call(2, training.train)
     assert_same(one, other)
-    alone = dataclasses.replace(lesson, out="alone")
+    alone = dataclasses.replace(training, out="alone")
     alone.train()
-    np.testing.assert_allclose(lesson.losses()[0], alone.losses()[0], rtol=0.05)
-    assert lesson.losses() != pytest.approx(alone.losses(), rel=1e-4)
+    np.testing.assert_allclose(training.losses()[0], alone.losses()[0], rtol=0.05)
+    assert training.losses() != pytest.approx(alone.losses(), rel=1e-4)
 
 
-def test_shares_without_a_label_for_a_head_or_for_any_do_no_harm(
+def test_train_network_accepts_processes_without_labels(
     together: Together, tmp_path: Path, shard: Callable[..., DatasetShard]
 ) -> None:
     made = shard(kind=[0], more=[], boxes=[1, 2], masks=[2], depth=[3, 4])  # and eight images without a label
-    lesson = Lesson([made], tmp_path, "test_resnet", tuple(SPACES))
-    (one, _), (other, _) = together.call(2, lesson.train)
+    training = Training([made], tmp_path, "test_resnet", tuple(SPACES))
+    (one, _), (other, _) = together.call(2, training.train)
     assert_same(one, other)
     assert all(np.isfinite(array).all() for array in one.values())
-    assert len(lesson.losses()) == STEPS
+    assert len(training.losses()) == STEPS
 
 
-def test_the_way_a_model_runs_is_measured_by_one_process_for_all(
+def test_train_network_autotunes_in_one_process_for_all(
     together: Together, tmp_path: Path, shard: Callable[..., DatasetShard]
 ) -> None:
-    lesson = Lesson([shard(kind=range(12))], tmp_path, "test_convnext", precision="auto")
-    (one, counts), (other, others) = together.call(2, lesson.train)
+    training = Training([shard(kind=range(12))], tmp_path, "test_convnext", precision="auto")
+    (one, counts), (other, others) = together.call(2, training.train)
     assert counts == others
     assert len(counts["choice"]["measured_ms"]) == 4
     assert len(list((tmp_path / "machine").iterdir())) == 1
