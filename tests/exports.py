@@ -1,4 +1,4 @@
-"""Exports of the tiny world, and what they have to hold: the labels of the library that its student learns from."""
+"""Exports of the tiny world, and the samples that they have to contain: the dataset that its student learns from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import tasks
 from pipeline.data.dataset import ImageDataset
-from pipeline.export import ExportSample, write
+from pipeline.export import ExportSample, write_export
 from pipeline.recipe.student import StudentConfig
-from student.dataset import heads_of, join
+from student.dataset import StudentHead, heads_of, student_dataset
 from student.export_samples import labelled_samples
 
 if TYPE_CHECKING:
@@ -20,31 +20,34 @@ CONFIG = StudentConfig(loss_weights={"gabor": 1})
 
 
 def export(world: World, form: str, out: Path, heads: Sequence[str] = (), **student: Any) -> dict[str, Any]:
-    """Write the world's labels in a form; returns its summary."""
+    """Write the world's labels in a form, and return the summary."""
     config = CONFIG.model_copy(update=student)
-    inputs = world.inputs("student")
-    found = {name: head for name, head in heads_of(config, inputs).items() if not heads or name in heads}
-    labels = {name: tasks.label(head.space) for name, head in found.items()}
-    return write(form, out, labels, labelled_samples(config, found, inputs), {"recipe": "world"})
+    selected = _select_heads(world, config, heads)
+    labels = {name: tasks.label(head.space) for name, head in selected.items()}
+    samples = labelled_samples(config, selected, world.inputs("student"))
+    return write_export(form, out, labels, samples, {"recipe": "world"})
 
 
 def dataset(world: World, heads: Sequence[str] = (), **student: Any) -> ImageDataset:
-    """What the student of the world learns from."""
+    """Return the dataset that the world's student learns from."""
     config = CONFIG.model_copy(update=student)
-    inputs = world.inputs("student")
-    found = {name: head for name, head in heads_of(config, inputs).items() if not heads or name in heads}
-    return join(config, found, inputs)
+    return student_dataset(config, _select_heads(world, config, heads), world.inputs("student"))
+
+
+def _select_heads(world: World, config: StudentConfig, heads: Sequence[str]) -> dict[str, StudentHead]:
+    every = heads_of(config, world.inputs("student"))
+    return {name: head for name, head in every.items() if not heads or name in heads}
 
 
 def samples(world: World, heads: Sequence[str] = (), **student: Any) -> dict[str, ExportSample]:
-    """The same by key, with the images' own bytes; made from the library's positions."""
-    found = {}
-    whole = dataset(world, heads, **student)
-    for index in range(len(whole)):
-        number, row = whole.locate(index)
-        about = whole.shards[number].images.row(row)
-        key, data = whole.read(index)
-        size = (about.width, about.height)
-        found[key] = ExportSample(key, data, about.suffix, size, about.source, whole.values(index))
-    assert len(found) == len(whole)
-    return found
+    """Return the samples of the student's dataset by key, made by its indices rather than as an export makes them."""
+    by_key = {}
+    images = dataset(world, heads, **student)
+    for index in range(len(images)):
+        number, row = images.locate(index)
+        image = images.shards[number].images.row(row)
+        key, data = images.read(index)
+        size = (image.width, image.height)
+        by_key[key] = ExportSample(key, data, image.suffix, size, image.source, images.values(index))
+    assert len(by_key) == len(images)
+    return by_key

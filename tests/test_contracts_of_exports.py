@@ -1,4 +1,4 @@
-"""What every form of export owes the house, for every task. Forms are found by their files, nobody lists them here."""
+"""Contracts that every export form must keep, for every task. Forms are found by their files, not listed here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ every_space = pytest.mark.parametrize("space", SPACES, ids=name_of)
 
 
 def samples(space: LabelSpace) -> list[ExportSample]:
-    """An image with a label as its task predicts it, one whose label knows nothing, and one without."""
+    """Return an image with a predicted label, one whose label is unknown everywhere, and one without a label."""
     label, value = tasks.label(space), value_of(space, 0, size=SIZE)
     values = [{"it": value}, {"it": unknown_value(label, value)}, {}]
     return [

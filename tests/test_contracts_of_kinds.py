@@ -1,4 +1,4 @@
-"""What every kind of source and of teacher owes the house. They are found by their files, nobody lists them here."""
+"""Contracts that every kind of source and teacher must keep. Kinds are found by their files, not listed here."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXAMPLES: dict[str, Any] = {
     "model": "test_resnet",
     "weights": "weights.safetensors",
 }
-"""A value for every field that some kind requires, by the field's name."""
+"""A value for every required field of any kind, by the field's name."""
 
 
 def kinds_of(package: str) -> list[tuple[str, str]]:
@@ -41,7 +41,7 @@ every_kind = pytest.mark.parametrize(("package", "kind"), KINDS, ids=[f"{package
 
 
 def config_of(package: str, kind: str) -> BaseModel:
-    """The smallest config of a kind: its required fields, filled by their names."""
+    """Return a config of a kind with its required fields only, filled from EXAMPLES."""
     config: type[BaseModel] = importlib.import_module(f"{package}.{kind}").Config
     required = {name: field for name, field in config.model_fields.items() if field.is_required() and name != "kind"}
     return config.model_validate({name: example(f"{package}.{kind}", name, field) for name, field in required.items()})
@@ -50,7 +50,7 @@ def config_of(package: str, kind: str) -> BaseModel:
 def example(kind: str, name: str, field: FieldInfo) -> Any:
     if get_origin(field.annotation) is Literal:
         return get_args(field.annotation)[0]
-    assert name in EXAMPLES, f"{kind} requires {name!r}, of which this test knows no value: add one to EXAMPLES"
+    assert name in EXAMPLES, f"{kind} requires {name!r}: add a value for it to EXAMPLES"
     return EXAMPLES[name]
 
 

@@ -1,4 +1,4 @@
-"""COCO's JSON, read back by pycocotools and by our own source: the boxes and masks of the library, and no others."""
+"""COCO export, read back by pycocotools and by our own source: exactly the boxes and masks of the dataset."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 IGNORE = 65535
 LOW: dict[str, Any] = {"thresholds": {"boxes": 0.02, "masks": 0.0}}
-"""Thresholds that leave much of what barely trained teachers say."""
+"""Thresholds low enough to keep many labels of barely trained teachers."""
 
 
 def test_coco_writer_boxes_are_read_by_pycocotools(world: World, tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_coco_writer_boxes_are_read_by_pycocotools(world: World, tmp_path: Path)
         assert [each["score"] for each in annotations] == value["scores"].tolist()
         assert [each["category_id"] - 1 for each in annotations] == value["classes"].tolist()
     assert summary["heads"]["boxes"]["written"] == {"images": len(wanted), "annotations": len(found.anns)}
-    assert any(each["score"] < 1 for each in found.anns.values()), "nothing but true labels"
+    assert any(each["score"] < 1 for each in found.anns.values()), "only true labels"
 
 
 def test_coco_writer_masks_are_decoded_by_pycocotools(world: World, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_coco_writer_masks_are_decoded_by_pycocotools(world: World, tmp_path: Pa
             confidence = to_image_size(value["confidence"], sample.size)[mask]
             assert annotation["score"] == pytest.approx(confidence.mean(), abs=1e-6)
         np.testing.assert_array_equal(classes, to_image_size(value["classes"], sample.size))
-    assert len(sizes) == 2, "both true labels at the image's size and coarser ones of a teacher are meant"
+    assert len(sizes) == 2, "the test needs true labels at the image's size and coarser ones of a teacher"
     again = found.loadRes(list(found.anns.values()))
     assert len(again.anns) == len(found.anns) > 0
 

@@ -1,4 +1,4 @@
-"""FiftyOne's own form against the documents of FiftyOne 1.22.1, and its labels against those of the library.
+"""FiftyOne export: its documents against those of FiftyOne 1.22.1, and its labels against those of the dataset.
 
 FiftyOne needs a database server and is not installed. `FIELDS`, `SAMPLE` and the rest below were written down from what
 version 1.22.1 stores (`fiftyone/core/odm/dataset.py`, `fiftyone/core/labels.py`) and reads back
@@ -34,7 +34,7 @@ FIELDS = {
     "_rand": ("FloatField", None),
     "_dataset_id": ("ObjectIdField", None),
 }
-"""What every data set of images has."""
+"""Fields of every image dataset."""
 INSIDE = {
     "Classification": ["id", "tags", "label", "confidence", "logits"],
     "Detections": ["detections"],
@@ -63,7 +63,7 @@ def read(file: Path) -> Any:
 
 
 def check_inside(field: dict[str, Any]) -> None:
-    """A field's document, and those of the fields in it."""
+    """Check a field's document and those of the fields in it."""
     assert set(field) == ABOUT_FIELD
     assert field["db_field"] == ("_id" if field["name"] == "id" else field["name"])
     kind = (field["embedded_doc_type"] or "").rpartition(".")[2]
@@ -75,7 +75,7 @@ def check_inside(field: dict[str, Any]) -> None:
 
 def test_fiftyone_writer_writes_the_fields_that_fiftyone_stores(out: Path) -> None:
     about = read(out / "metadata.json")
-    assert about["version"] == "1.0.0", "with a version it is not taken for the legacy form"
+    assert about["version"] == "1.0.0", "without a version it would be taken for the legacy format"
     assert about["media_type"] == "image"
     fields = {field["name"]: field for field in about["sample_fields"]}
     for name, (kind, document) in FIELDS.items():

@@ -1,4 +1,4 @@
-"""Parquet as `datasets` itself loads it: images that open, classes with names, and every label of the library."""
+"""Hugging Face export, as `datasets` loads it: images that open, class names, and every label of the dataset."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_hf_writer_labels_are_loaded_by_datasets(world: World, tmp_path: Path, m
 
 
 def check(row: dict[str, Any], values: Mapping[str, Value]) -> None:
-    """The columns of a row are its labels."""
+    """Check that the columns of a row are its labels."""
     probs = values["kinds"]["probs"]
     assert row["kinds_class"] == (int(probs.argmax()) if probs.any() else None)
     same(row["kinds_probs"], probs)
@@ -70,7 +70,7 @@ def same(found: Any, wanted: NDArray[Any]) -> None:
 
 
 def test_hf_writer_writes_null_without_a_label(world: World, tmp_path: Path) -> None:
-    """With true labels alone, what no teacher was trained on has none."""
+    """With true labels only, images that no teacher was trained on have none."""
     only = {"labels": "true_only"}
     wanted = samples(world, ["kinds", "depth"], **only)
     summary = export(world, "hf", tmp_path / "out", ["kinds", "depth"], **only)

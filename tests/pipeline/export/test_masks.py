@@ -1,4 +1,4 @@
-"""Rasters as PNG: our own sources read back the masks and depth of the library; what rounding costs is bounded."""
+"""Export of PNG rasters: our own sources read the masks and depth back, and rounding errors are bounded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_masks_writer_masks_are_read_by_masks_source(world: World, tmp_path: Pat
         np.testing.assert_array_equal(found, to_image_size(sample.values["masks"]["classes"], sample.size))
         unknown += int((found == IGNORE).sum())
     assert len(records) == len(wanted)
-    assert unknown, "the threshold is meant to leave something unknown"
+    assert unknown, "the test needs a threshold that leaves pixels unknown"
 
 
 def test_masks_writer_depth_is_read_by_depth_source(world: World, tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_masks_writer_depth_is_read_by_depth_source(world: World, tmp_path: Path
 
 
 def written(space: LabelSpace, value: Value, out: Path) -> tuple[dict[str, int], np.ndarray]:
-    """What a label of an image of 4x2 pixels becomes, and what was counted of it."""
+    """Export the label of an image of 4x2 pixels; return the counts and the pixels of the PNG."""
     sample = ExportSample("0" * 16, b"", "jpg", (4, 2), "a.jpg", {"it": value})
     summary = write_export("masks", out, {"it": tasks.label(space)}, [sample], {})
     about = summary["heads"]["it"]

@@ -1,4 +1,4 @@
-"""Tars as `webdataset` itself reads and decodes them: every label of the library as it is."""
+"""WebDataset export, as `webdataset` decodes it: every label of the dataset without loss."""
 
 from __future__ import annotations
 

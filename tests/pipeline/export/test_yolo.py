@@ -1,4 +1,4 @@
-"""YOLO's folders: the boxes of the library in each text, and classes that our own source reads off the folders."""
+"""YOLO export: the boxes of the dataset in text files, and class folders that our own source reads."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_yolo_writer_class_folders_are_read_by_imagefolder_source(world: World, 
     summary = export(world, "yolo", tmp_path / "out", **LOW)
     classes = summary["heads"]["kinds"]["classes"]
     sure = {key: each for key, each in wanted.items() if each.values["kinds"]["probs"].any()}
-    assert 0 < len(sure) < len(wanted), "the threshold is meant to leave some out"
+    assert 0 < len(sure) < len(wanted), "the test needs a threshold that leaves some out"
     assert summary["heads"]["kinds"]["written"] == {"images": len(sure), BELOW_THRESHOLD: len(wanted) - len(sure)}
     source = imagefolder.Source(imagefolder.Config(path=str(tmp_path / "out" / "kinds")))
     records = list(source.records())

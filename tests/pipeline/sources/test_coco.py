@@ -1,4 +1,4 @@
-"""COCO JSON: sparse ids, boxes that are none, images that are not there."""
+"""The coco source: sparse category ids, bad boxes, missing images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Depth in metres, and normals where the camera is known."""
+"""The depth source: units, scenes and their cameras, normals."""
 
 from __future__ import annotations
 

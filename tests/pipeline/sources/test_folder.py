@@ -1,4 +1,4 @@
-"""Folders of images, with the names that people give them."""
+"""The folder source: nested folders, odd names, links, remote folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classes and splits by folder."""
+"""The imagefolder source: classes and splits by folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks hold ids, whatever kind of file they are in."""
+"""The masks source: class ids from files of any kind, and the file of classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parquet with images inside, as Hugging Face and others write it."""
+"""The parquet source: images and labels as Hugging Face and others write them."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_parquet_source_quarantines_rows_without_an_image(tmp_path: Path) -> Non
 
 
 def test_parquet_source_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """64 MB in row groups of 100 images, as Hugging Face writes them; of noise, so that nothing is packed."""
+    """64 MB of noise, which does not compress, in row groups of 100 images as Hugging Face writes them."""
     noise = [np.random.default_rng(i).bytes(64_000) for i in range(1000)]
     write(tmp_path / "x.parquet", {"image": noise}, row_group_size=100, compression="none")
     del noise

@@ -1,4 +1,4 @@
-"""The sources on real sets, with the traps that real data has. The sets lie outside of the repository."""
+"""The sources on real sets of images, which lie outside of the repository."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.sources import BaseSource, SourceRecord, TrueLabels, coco, depth, 
 
 DATA = Path(os.environ.get("MUST_DATA") or Path(__file__).parents[3] / "../shared/data")
 
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}; MUST_DATA says where it is")
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}; set MUST_DATA to its folder")
 
 
 def splits(source: BaseSource) -> Counter[str]:
@@ -110,7 +110,7 @@ def test_depth_source_reads_indoor_depth() -> None:
 
 
 def test_depth_source_normals_face_up_on_tables_and_sideways_on_cupboards() -> None:
-    """A kitchen seen from its corner: red cupboards to the left, a floor in front of them."""
+    """A kitchen seen from its corner: red cupboards to the left, a table in front of them."""
     source = depth.Source(depth.Config(path=str(DATA / "indoor_depth"), normals="from_depth"))
     record = next(record for record in source.records() if record.name.endswith("kitchen_frame-000000.jpg"))
     normals = truth_of(record).values["normals"]["normals"]

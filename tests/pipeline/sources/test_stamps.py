@@ -1,4 +1,4 @@
-"""What every source says of its files: how many records there are, and a stamp that tells whether one has changed."""
+"""Contracts of every source about its files: the number of records, and stamps that change with a file."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipeline.sources import BaseSource
 from pipeline.stores.images import NewImage, ShardWriter
 
 NAMES = ("a", "b")
-MADE = {"scenes", "photographs"}
-"""Kinds whose pictures come from no file."""
+GENERATED = {"scenes", "photographs"}
+"""Kinds whose pictures have no file of their own."""
 
 
 def image(path: Path) -> bytes:
@@ -29,15 +29,15 @@ def image(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def lay_out(root: Path) -> None:
-    """A folder that is a set of any kind that reads files: a file `a` and a file `b` with an image each."""
+def write_set(root: Path) -> None:
+    """Write a folder that every kind that reads files can read: a file `a` and a file `b` with an image each."""
     for name in NAMES:
         for folder in ("images/train/kind", "masks/train/kind", "depth"):
             data = image(root / folder / f"{name}.png")
         writer = ShardWriter(root, name)
         writer.add(NewImage(data, "png", 4, 3, ""))
         writer.close()
-        pq.write_table(pa.table({"image": [data]}), root / f"{name}.parquet")  # in the place of the tar's index
+        pq.write_table(pa.table({"image": [data]}), root / f"{name}.parquet")  # overwrites the tar's index
     listed = [{"id": number, "file_name": f"{name}.png"} for number, name in enumerate(NAMES)]
     (root / "instances_train.json").write_text(json.dumps({"categories": [], "images": listed, "annotations": []}))
 
@@ -58,7 +58,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def open_source(kind: str, root: Path) -> BaseSource:
     module = importlib.import_module(f"pipeline.sources.{kind}")
     options = dict(OPTIONS[kind])
-    if kind not in MADE:
+    if kind not in GENERATED:
         options["path"] = str(root / options.get("path", ""))
     source: BaseSource = module.Source(module.Config.model_validate(options))
     return source
@@ -66,11 +66,11 @@ def open_source(kind: str, root: Path) -> BaseSource:
 
 @pytest.mark.parametrize("kind", modules("pipeline.sources"))
 def test_source_record_has_the_stamp_of_its_file_and_source_counts_records(kind: str, tmp_path: Path) -> None:
-    lay_out(tmp_path)
+    write_set(tmp_path)
     source = open_source(kind, tmp_path)
     before = {record.name: record.stamp() for record in source.records()}
     assert source.count() in (len(before), None)
-    if kind in MADE:
+    if kind in GENERATED:
         assert set(before.values()) == {None}
         return
     assert len(before) == 2

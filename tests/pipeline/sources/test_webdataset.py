@@ -1,4 +1,4 @@
-"""Tars of samples, read at random."""
+"""The webdataset source: tars of samples, read in any order."""
 
 from __future__ import annotations
 

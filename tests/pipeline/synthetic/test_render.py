@@ -1,4 +1,4 @@
-"""The generated world: its truth against independent geometry, its sets against what their configuration promises."""
+"""The ray-traced world: its labels against independent geometry, and the sources `scenes` and `photographs`."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ Config, Source = scenes.Config, scenes.Source
 
 
 def rays(key: SceneKey, camera: Camera) -> Floats:
-    """The directions (3, H, W) of the pixels' rays in camera axes, for one metre of depth: the pinhole, again."""
+    """Return the rays (3, H, W) of all pixels in camera axes, for one metre of depth, by a second pinhole model."""
     middle = (np.arange(key.size) + 0.5 - key.size / 2) / (camera.focal * key.size)
     x, y = np.meshgrid(middle, -middle)
     return np.stack([x, y, -np.ones_like(x)])
 
 
 def one_sphere(distance: float) -> Scene:
-    """A sphere of radius 0.5 straight ahead, one metre above the ground, under a sun overhead."""
-    grey, black = np.full(3, 0.5, np.float32), np.zeros(3, np.float32)
-    paint, axes = Material(0, grey, grey, 1.0, 0.0), np.eye(3, dtype=np.float32)
+    """Return a scene with a sphere of radius 0.5 straight ahead, one metre above the ground, under a sun overhead."""
+    gray, black = np.full(3, 0.5, np.float32), np.zeros(3, np.float32)
+    paint, axes = Material(0, gray, gray, 1.0, 0.0), np.eye(3, dtype=np.float32)
     ground = Primitive(Plane(), axes, black, -1, paint)
     ball = Primitive(Sphere(0.5), axes, np.array([0, 1, -distance], np.float32), CLASSES.index("sphere"), paint)
     camera = Camera(np.array([0, 1, 0], np.float32), axes, 1.0)
-    light = Light(np.array([0, 1, 0], np.float32), grey, grey, grey)
-    return Scene(camera, (ground, ball), light, Sky(grey, grey, 0, 0.0), Lens(0.5, 1.0, grey, 0.0, 0.0, 0.0))
+    light = Light(np.array([0, 1, 0], np.float32), gray, gray, gray)
+    return Scene(camera, (ground, ball), light, Sky(gray, gray, 0, 0.0), Lens(0.5, 1.0, gray, 0.0, 0.0, 0.0))
 
 
 def inside(shape: Shape, p: Floats) -> NDArray[np.bool_]:
-    """Which points (3, ...) are within a solid of one of the classes, from its textbook inequality."""
+    """Return True for points (3, ...) inside a solid of one of the classes, by its textbook inequality."""
     around = np.hypot(p[0], p[2])
     if isinstance(shape, Sphere):
         room = shape.radius - np.hypot(around, p[1])
@@ -149,7 +149,7 @@ def test_shade_casts_a_shadow_below_the_sphere_only() -> None:
 
 
 def values(picture_key: SceneKey, tasks: tuple[str, ...] = ALL_TASKS) -> tuple[TrueLabels, SourceRecord]:
-    """The truth of one training picture, by direction of a source; and its record."""
+    """Return the true labels of one training picture as the source gives them, and its record."""
     config = Config.model_validate(
         {"count": picture_key.index + 1, "seed": picture_key.seed, "size": picture_key.size, "tasks": tasks}
     )
@@ -311,8 +311,8 @@ def test_scenes_config_refuses_wrong_settings(wrong: dict[str, object]) -> None:
 
 def test_texture_bank_look_up_mirrors_textures() -> None:
     across = np.array([[0.2, -0.2, 1.8, 2.2], [0.4, 0.4, -0.4, 1.6]], np.float32)
-    colours = load_textures("studio").look_up(np.full(4, 20, np.int32), across, np.ones(4, np.float32))
-    np.testing.assert_allclose(colours, np.repeat(colours[:, :1], 4, axis=1), atol=1e-3)
+    colors = load_textures("studio").look_up(np.full(4, 20, np.int32), across, np.ones(4, np.float32))
+    np.testing.assert_allclose(colors, np.repeat(colors[:, :1], 4, axis=1), atol=1e-3)
     other = load_textures("studio").look_up(np.full(4, 20, np.int32), across + np.float32(0.3), np.ones(4, np.float32))
     assert np.ptp(other[0]) > 0.005  # moved off the axis, the four are different places
 
