@@ -1,4 +1,4 @@
-"""What goes wrong with storage elsewhere is one line that says what to do about it."""
+"""Errors of remote storage: one line that says what to do."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ Command = Callable[..., str]
 
 @pytest.fixture
 def fresh_clients() -> Iterator[None]:
-    """File systems are opened anew: they keep their credentials."""
+    """Open file systems again, as they keep their credentials."""
     s3fs.S3FileSystem.clear_instance_cache()
     yield
     s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture
-def away(bucket: str, fresh_clients: None, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An address where nobody answers."""
+def no_answer(bucket: str, fresh_clients: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return an address where nobody answers."""
     with closing(socket.create_server(("127.0.0.1", 0))) as closed:
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
@@ -55,8 +55,8 @@ def recipe(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fails(recipe: Path, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Plans on a root and gives the line that the command ends with."""
+def error_line(recipe: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Return a function that plans on a root and returns the error line of the command."""
 
     def command(root: str) -> str:
         with pytest.raises(SystemExit) as end:
@@ -68,54 +68,56 @@ def fails(recipe: Path, capsys: pytest.CaptureFixture[str]) -> Command:
     return command
 
 
-def test_no_credentials(bucket: str, fresh_clients: None, monkeypatch: pytest.MonkeyPatch, fails: Command) -> None:
+def test_remote_errors_name_missing_credentials(
+    bucket: str, fresh_clients: None, monkeypatch: pytest.MonkeyPatch, error_line: Command
+) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
-    line = fails(f"{bucket}/root")
+    line = error_line(f"{bucket}/root")
     assert line.startswith(f"must: {bucket}/root/")
     assert "no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" in line
 
 
-def test_a_bucket_that_is_not_there(bucket: str, fails: Command) -> None:
-    line = fails("s3://nosuchbucket/root")
+def test_remote_errors_name_a_missing_bucket(bucket: str, error_line: Command) -> None:
+    line = error_line("s3://nosuchbucket/root")
     assert line.startswith("must: s3://nosuchbucket/root/")
     assert "there is no such bucket" in line
 
 
-def test_no_network(bucket: str, away: str, fails: Command) -> None:
-    line = fails(f"{bucket}/root")
-    assert f'the storage does not answer (Could not connect to the endpoint URL: "{away}' in line
+def test_remote_errors_name_a_storage_without_answer(bucket: str, no_answer: str, error_line: Command) -> None:
+    line = error_line(f"{bucket}/root")
+    assert f'the storage does not answer (Could not connect to the endpoint URL: "{no_answer}' in line
     assert "run again when it does, or set AWS_ENDPOINT_URL" in line
 
 
-def test_a_lost_network_is_no_images_fault(bucket: str, away: str) -> None:
-    """An image that can't be read is left out of a set; while storage is away, none may be."""
+def test_remote_errors_without_network_are_config_errors(bucket: str, no_answer: str) -> None:
+    """Unreadable images are left out of a set (DataError), but not because the storage is away."""
     with pytest.raises(ConfigError, match="does not answer"):
         StoragePath.of(f"{bucket}/a.jpg").read()
 
 
-@pytest.mark.parametrize("look", [StoragePath.exists, StoragePath.is_folder], ids=["exists", "is_folder"])
-def test_a_bucket_that_can_not_be_asked_for_is_not_taken_for_none(
-    look: Callable[[StoragePath], bool], bucket: str, away: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("method", [StoragePath.exists, StoragePath.is_folder], ids=["exists", "is_folder"])
+def test_exists_and_is_folder_raise_when_the_storage_can_not_tell(
+    method: Callable[[StoragePath], bool], bucket: str, no_answer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match="does not answer"):
-        look(StoragePath.of(bucket))
+        method(StoragePath.of(bucket))
     s3fs.S3FileSystem.clear_instance_cache()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
     with pytest.raises(ConfigError, match="no credentials"):
-        look(StoragePath.of(bucket))
+        method(StoragePath.of(bucket))
 
 
-def test_access_denied(
-    s3: str, bucket: str, fresh_clients: None, monkeypatch: pytest.MonkeyPatch, fails: Command
+def test_remote_errors_name_denied_access(
+    s3: str, bucket: str, fresh_clients: None, monkeypatch: pytest.MonkeyPatch, error_line: Command
 ) -> None:
     with guarded(s3, ["s3:GetObject"]) as key:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", key.name)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key.secret)
-        line = fails(f"{bucket}/root")
+        line = error_line(f"{bucket}/root")
         with pytest.raises(ConfigError, match=rf"^{bucket}/root/x: access denied \("):
             StoragePath.of(f"{bucket}/root/x").write(b"")
     assert line.startswith(f"must: {bucket}/root/artifacts/")
@@ -123,29 +125,30 @@ def test_access_denied(
     assert "must be allowed to list, read, write and delete there" in line
 
 
-def test_a_wrong_key(
-    s3: str, bucket: str, fresh_clients: None, monkeypatch: pytest.MonkeyPatch, fails: Command
+def test_remote_errors_name_denied_access_of_a_wrong_key(
+    s3: str, bucket: str, fresh_clients: None, monkeypatch: pytest.MonkeyPatch, error_line: Command
 ) -> None:
     with guarded(s3, []):
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIANOSUCHKEY")
-        assert "access denied (" in fails(f"{bucket}/root")
+        assert "access denied (" in error_line(f"{bucket}/root")
 
 
-def test_a_library_that_is_missing(monkeypatch: pytest.MonkeyPatch, fails: Command) -> None:
+def test_open_errors_name_the_missing_package(monkeypatch: pytest.MonkeyPatch, error_line: Command) -> None:
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     monkeypatch.setitem(sys.modules, "s3fs", None)
     assert (
-        fails("s3://bucket/root") == f"must: s3://bucket/root: needs the extra s3: uv pip install -e '{PROJECT}[s3]'."
+        error_line("s3://bucket/root")
+        == f"must: s3://bucket/root: needs the extra s3: uv pip install -e '{PROJECT}[s3]'."
     )
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    assert "needs gcsfs: uv pip install gcsfs" in fails("gs://bucket/root")
+    assert "needs gcsfs: uv pip install gcsfs" in error_line("gs://bucket/root")
 
 
-def test_a_protocol_that_nobody_speaks(fails: Command) -> None:
-    assert "path 'nosuch://x' can't be opened: Protocol not known: nosuch" in fails("nosuch://x")
+def test_open_errors_quote_an_unknown_protocol(error_line: Command) -> None:
+    assert "path 'nosuch://x' can't be opened: Protocol not known: nosuch" in error_line("nosuch://x")
 
 
-def test_the_doctor_tells_whether_a_root_answers(bucket: str) -> None:
+def test_doctor_examine_reports_whether_a_root_answers(bucket: str) -> None:
     def found(root: str) -> tuple[bool, str]:
         return next((fine, line) for fine, what, line in examine(root, None) if what == "root")
 
@@ -157,7 +160,7 @@ def test_the_doctor_tells_whether_a_root_answers(bucket: str) -> None:
     assert "no such bucket" in line
 
 
-def test_the_doctor_tells_whether_files_are_created_once(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_examine_reports_whether_files_are_created_once(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place = StoragePath.of(f"{bucket}/root")
     pipe_file = place.fs.pipe_file
     assert next(fine for fine, what, _ in examine(str(place), None) if what == "root")
@@ -170,12 +173,12 @@ def test_the_doctor_tells_whether_files_are_created_once(bucket: str, monkeypatc
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("x"), FileExistsError("x"), OSError(28, "No space left")])
-def test_what_the_caller_has_to_know_comes_through(error: OSError) -> None:
+def test_explain_remote_errors_passes_on_missing_existing_and_full_disk(error: OSError) -> None:
     with pytest.raises(type(error)), explain_remote_errors("s3://b/x"):
         raise error
 
 
-def test_anything_else_is_told_with_the_name_of_its_kind() -> None:
+def test_explain_remote_errors_names_the_class_of_any_other_error() -> None:
     with (
         pytest.raises(DataError, match=r"^s3://b/x: the storage refused \(KeyError: 'odd'\)$"),
         explain_remote_errors("s3://b/x"),
@@ -194,13 +197,13 @@ def test_anything_else_is_told_with_the_name_of_its_kind() -> None:
         botocore.parsers.ResponseParserError("no XML"),
     ],
 )
-def test_what_passes_is_no_files_fault(error: Exception) -> None:
-    said = r"^s3://b/x: the storage .*\. Finished files are kept: run again when"
-    with pytest.raises(ConfigError, match=said), explain_remote_errors("s3://b/x"):
+def test_explain_remote_errors_takes_transient_errors_for_config_errors(error: Exception) -> None:
+    pattern = r"^s3://b/x: the storage .*\. Finished files are kept: run again when"
+    with pytest.raises(ConfigError, match=pattern), explain_remote_errors("s3://b/x"):
         raise error
 
 
-def test_a_range_that_is_not_there_is_the_files_fault() -> None:
+def test_explain_remote_errors_takes_a_missing_range_for_a_data_error() -> None:
     with pytest.raises(DataError, match="the storage refused"), explain_remote_errors("s3://b/x"):
         raise OSError(errno.EINVAL, "The requested range is not satisfiable")
 
@@ -215,7 +218,7 @@ def test_a_range_that_is_not_there_is_the_files_fault() -> None:
         (botocore.exceptions.UnauthorizedSSOTokenError(), "Log in with `aws sso login`"),
     ],
 )
-def test_what_is_not_set_is_told(error: Exception, line: str) -> None:
+def test_explain_remote_errors_names_the_missing_setting(error: Exception, line: str) -> None:
     with (
         pytest.raises(ConfigError, match=rf"^s3://b/x: .*{line}.*see docs/how-to/remote.md\.$"),
         explain_remote_errors("s3://b/x"),

@@ -1,4 +1,4 @@
-"""Claims: one holder at a time, dead ones found, none taken from the living."""
+"""The lock: one holder at a time, dead ones replaced, living ones left alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONTEXT = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture(autouse=True)
-def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "POLL_S", 0.01)
     monkeypatch.setattr(lock, "RENEW_S", 0.02)
 
@@ -39,21 +39,21 @@ def never(*_: object) -> None:
     raise AssertionError("this was not to happen")
 
 
-def gone_by() -> ProcessId:
-    """A process of this machine that has ended."""
+def ended_process() -> ProcessId:
+    """Return a process of this machine that has ended."""
     child = CONTEXT.Process(target=int)
     child.start()
     child.join()
     return ProcessId(ProcessId.current().machine, child.pid or 0, "1")
 
 
-def written(folder: StoragePath, number: int, holder: ProcessId, renewed: int = 0) -> None:
+def write_lease(folder: StoragePath, number: int, holder: ProcessId, renewed: int = 0) -> None:
     (folder / f"{number}.json").write(
         json.dumps({"holder": holder.__dict__, "token": "another", "renewed": renewed}).encode()
     )
 
 
-def test_a_free_claim_is_taken_renewed_and_given_back(folder: StoragePath) -> None:
+def test_hold_lock_creates_renews_and_removes_a_lease(folder: StoragePath) -> None:
     with hold_lock(folder, never, never):
         assert list(folder.files()) == ["0.json"]
         assert lock_holders(folder.parent.parent) == {"step/mark": ProcessId.current()}
@@ -63,7 +63,7 @@ def test_a_free_claim_is_taken_renewed_and_given_back(folder: StoragePath) -> No
     assert lock_holders(folder.parent.parent) == {}
 
 
-def test_of_many_one_works_at_a_time(folder: StoragePath) -> None:
+def test_hold_lock_admits_one_of_many_threads_at_a_time(folder: StoragePath) -> None:
     at_work, most, done = 0, 0, 0
     lock = threading.Lock()
 
@@ -84,7 +84,7 @@ def test_of_many_one_works_at_a_time(folder: StoragePath) -> None:
     assert folder.files() == {}
 
 
-def test_who_waits_is_told_and_may_leave(folder: StoragePath) -> None:
+def test_hold_lock_calls_on_wait_which_may_raise(folder: StoragePath) -> None:
     told: list[ProcessId] = []
 
     def waiting(holder: ProcessId) -> None:
@@ -96,31 +96,31 @@ def test_who_waits_is_told_and_may_leave(folder: StoragePath) -> None:
     assert told == [ProcessId.current()]
 
 
-def test_a_holder_of_this_machine_that_ended_is_found_at_once(folder: StoragePath) -> None:
-    written(folder, 3, gone_by())
+def test_hold_lock_takes_over_at_once_from_an_ended_local_holder(folder: StoragePath) -> None:
+    write_lease(folder, 3, ended_process())
     with hold_lock(folder, never, never):
         assert sorted(folder.files()) == ["3.json", "4.json"]
     assert folder.files() == {}
 
 
-def test_a_number_that_another_process_was_given_is_not_its_holder(folder: StoragePath) -> None:
+def test_hold_lock_takes_over_from_a_holder_whose_pid_was_reused(folder: StoragePath) -> None:
     here = ProcessId.current()
-    written(folder, 0, ProcessId(here.machine, here.number, "when the world was young"))
+    write_lease(folder, 0, ProcessId(here.machine, here.number, "when the world was young"))
     with hold_lock(folder, never, never):
         pass
 
 
-def test_a_holder_elsewhere_lives_as_long_as_it_renews(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hold_lock_waits_while_a_remote_holder_renews(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "LEASE_S", 0.2)
     elsewhere = ProcessId("another machine", 1, "1")
-    written(folder, 0, elsewhere)
+    write_lease(folder, 0, elsewhere)
     renewed = 0
 
     def waiting(_: ProcessId) -> None:
         nonlocal renewed
         if renewed < 60:
             renewed += 1
-            written(folder, 0, elsewhere, renewed)
+            write_lease(folder, 0, elsewhere, renewed)
 
     began = time.monotonic()
     with hold_lock(folder, waiting, never):
@@ -128,9 +128,9 @@ def test_a_holder_elsewhere_lives_as_long_as_it_renews(folder: StoragePath, monk
         assert time.monotonic() - began > 0.2
 
 
-def test_clocks_that_jump_do_no_harm(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A claim's age is never taken from a clock that tells the time of day, nor from a file's time."""
-    written(folder, 0, ProcessId("another machine", 1, "1"))
+def test_hold_lock_ignores_clocks_that_jump(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The age of a lease is taken neither from the wall clock nor from the time of its file."""
+    write_lease(folder, 0, ProcessId("another machine", 1, "1"))
     os.utime(f"{folder.path}/0.json", (1, 1))
     monkeypatch.setattr(time, "time", lambda: 4e9)
 
@@ -141,9 +141,9 @@ def test_clocks_that_jump_do_no_harm(folder: StoragePath, monkeypatch: pytest.Mo
         never()
 
 
-def test_a_look_that_takes_long_is_one_look(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A storage that answers nobody for a while keeps the holder from renewing as well."""
-    written(folder, 0, ProcessId("another machine", 1, "1"))
+def test_hold_lock_counts_a_slow_poll_once(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage that hangs keeps the holder from renewing as well."""
+    write_lease(folder, 0, ProcessId("another machine", 1, "1"))
     moments = itertools.count(0.0, 2 * lock.LEASE_S)
     monkeypatch.setattr(time, "monotonic", lambda: next(moments))
     told = 0
@@ -158,37 +158,39 @@ def test_a_look_that_takes_long_is_one_look(folder: StoragePath, monkeypatch: py
         never()
 
 
-def test_a_claim_whose_making_went_unanswered_is_ones_own(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The storage made it, the answer was lost, and to the request that was sent again it said no."""
+def test_hold_lock_recognizes_its_lease_when_the_answer_was_lost(
+    folder: StoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The storage created the lease, its answer was lost, and the repeated request was refused."""
     create = StoragePath.create
     monkeypatch.setattr(StoragePath, "create", lambda place, data: create(place, data) and create(place, data))
     with hold_lock(folder, never, never) as holds:
         assert holds()
         assert list(folder.files()) == ["0.json"]
-    written(folder, 3, gone_by())
+    write_lease(folder, 3, ended_process())
     with hold_lock(folder, never, never):
         assert sorted(folder.files()) == ["3.json", "4.json"]
     assert folder.files() == {}
 
 
-def test_whether_a_claim_is_held_is_known_at_once(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_held_notices_a_later_lease_at_once(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "RENEW_S", 1000)
     with hold_lock(folder, never, never) as holds:
         assert holds()
-        written(folder, 1, ProcessId("another machine", 1, "1"))
+        write_lease(folder, 1, ProcessId("another machine", 1, "1"))
         assert not holds()
 
 
-def test_who_slept_until_all_was_over_hears_of_it_and_touches_nothing(folder: StoragePath) -> None:
+def test_on_lost_is_called_after_the_number_was_reused_whose_lease_stays(folder: StoragePath) -> None:
     lost = threading.Event()
     with hold_lock(folder, never, lost.set):
         (folder / "0.json").remove()  # as if another had taken over, done the work and gone
-        written(folder, 0, ProcessId("a third machine", 1, "1"))
+        write_lease(folder, 0, ProcessId("a third machine", 1, "1"))
         assert lost.wait(5)
     assert json.loads((folder / "0.json").read())["token"] == "another"
 
 
-def test_a_half_written_claim_is_passed_over(folder: StoragePath) -> None:
+def test_lock_holders_skips_a_half_written_lease(folder: StoragePath) -> None:
     with hold_lock(folder, never, never):
         (folder / ".1.json.0123.part").write(b"{")
         assert lock_holders(folder.parent.parent) == {"step/mark": ProcessId.current()}
@@ -196,31 +198,31 @@ def test_a_half_written_claim_is_passed_over(folder: StoragePath) -> None:
         pass
 
 
-def test_a_holder_elsewhere_that_does_not_renew_is_none_after_a_while(folder: StoragePath) -> None:
+def test_lock_holders_leaves_out_a_remote_holder_that_stopped_renewing(folder: StoragePath) -> None:
     elsewhere = ProcessId("another machine", 1, "1")
-    written(folder, 0, elsewhere)
+    write_lease(folder, 0, elsewhere)
     assert lock_holders(folder.parent.parent) == {"step/mark": elsewhere}
     os.utime(str(folder / "0.json"), (0, time.time() - 2 * lock.LEASE_S))
     assert lock_holders(folder.parent.parent) == {}
 
 
-def test_who_was_taken_for_dead_hears_of_it(folder: StoragePath) -> None:
+def test_on_lost_is_called_after_a_takeover_whose_lease_stays(folder: StoragePath) -> None:
     lost = threading.Event()
     with hold_lock(folder, never, lost.set):
-        written(folder, 1, ProcessId("another machine", 1, "1"))
+        write_lease(folder, 1, ProcessId("another machine", 1, "1"))
         assert lost.wait(5)
-    assert list(folder.files()) == ["1.json"], "a claim of somebody else was taken away"
+    assert list(folder.files()) == ["1.json"], "the lease of another process was removed"
 
 
 def hold(path: str, begun: str) -> None:
-    """A process that holds a claim until it is killed."""
+    """Hold a lock until killed, as a process of its own."""
     with hold_lock(StoragePath.of(path), never, never):
         Path(begun).touch()
         time.sleep(1000)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-def test_the_claim_of_a_killed_process_is_taken_over(folder: StoragePath, tmp_path: Path, end: signal.Signals) -> None:
+def test_hold_lock_takes_over_from_a_killed_process(folder: StoragePath, tmp_path: Path, end: signal.Signals) -> None:
     process = CONTEXT.Process(target=hold, args=(folder.path, str(tmp_path / "begun")))
     process.start()
     waits = threading.Event()

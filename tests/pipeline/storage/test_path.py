@@ -1,4 +1,4 @@
-"""Files are found and named alike wherever they are."""
+"""Storage paths: the same behavior on local disks, in memory and on S3."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def touch(root: Path, *files: str) -> None:
         (root / name).write_bytes(name.encode())
 
 
-def test_walk_is_sorted_and_passes_over_what_is_hidden(tmp_path: Path) -> None:
+def test_walk_is_sorted_and_skips_hidden_files(tmp_path: Path) -> None:
     touch(tmp_path, "b/2.jpg", "a.jpg", "b/10.jpg", ".hidden.jpg", "b/.cache/x.jpg", "c d/é ü.v1.jpg", "~x.jpg")
     assert names(tmp_path) == ["a.jpg", "b/10.jpg", "b/2.jpg", "c d/é ü.v1.jpg", "~x.jpg"]
     assert [file.read().decode() for file in walk(StoragePath.of(str(tmp_path)))] == names(tmp_path)
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_walk_follows_links_but_not_in_circles(tmp_path: Path) -> None:
     touch(tmp_path, "far/1.jpg", "set/2.jpg")
     root = tmp_path / "set"
     (root / "linked").symlink_to(tmp_path / "far")
@@ -51,13 +51,13 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
         gone.read()
 
 
-def test_pipes_are_no_files(tmp_path: Path) -> None:
+def test_walk_skips_pipes(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     touch(tmp_path, "1.jpg")
     assert names(tmp_path) == ["1.jpg"]
 
 
-def test_names_that_are_no_text_can_still_be_stored(tmp_path: Path) -> None:
+def test_relative_to_is_printable_for_names_that_are_not_utf8(tmp_path: Path) -> None:
     try:
         (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
     except OSError:
@@ -66,7 +66,7 @@ def test_names_that_are_no_text_can_still_be_stored(tmp_path: Path) -> None:
     assert [file.read() for file in walk(StoragePath.of(str(tmp_path)))] == [b"x"]
 
 
-def test_paths_may_be_relative_or_begin_with_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_path_of_relative_home_and_file_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "set/1.jpg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -75,14 +75,14 @@ def test_paths_may_be_relative_or_begin_with_the_home(tmp_path: Path, monkeypatc
         assert str(StoragePath.of(text)) == str(tmp_path / "set")
 
 
-def test_names_under_a_root_are_told_from_those_beside_it(tmp_path: Path) -> None:
+def test_relative_to_tells_a_root_from_a_longer_name(tmp_path: Path) -> None:
     root = StoragePath.of(str(tmp_path / "set"))
     assert (root / "a" / "b.jpg").relative_to(root) == "a/b.jpg"
     assert StoragePath.of(str(tmp_path / "set2" / "b.jpg")).relative_to(root) == f"{tmp_path}/set2/b.jpg"[1:]
     assert str(root / "/else/x.jpg") == "/else/x.jpg"
 
 
-def test_a_part_of_a_file_must_be_there_as_a_whole(tmp_path: Path) -> None:
+def test_read_of_a_range_beyond_the_end_raises(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"0123456789")
     file = StoragePath.of(str(tmp_path / "x"))
     assert file.read(3, 4) == b"3456"
@@ -90,7 +90,7 @@ def test_a_part_of_a_file_must_be_there_as_a_whole(tmp_path: Path) -> None:
         file.read(8, 4)
 
 
-def test_stamps_see_changes(tmp_path: Path) -> None:
+def test_stamp_sees_changes(tmp_path: Path) -> None:
     touch(tmp_path, "x")
     file = StoragePath.of(str(tmp_path / "x"))
     before = file.stamp()
@@ -100,7 +100,7 @@ def test_stamps_see_changes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.ESTALE, ConfigError), (errno.ELOOP, DataError)])
-def test_a_file_that_can_not_be_looked_at_is_named(
+def test_stamp_names_a_file_that_can_not_be_read(
     number: int, kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*_: Any, **__: Any) -> None:
@@ -111,7 +111,7 @@ def test_a_file_that_can_not_be_looked_at_is_named(
         StoragePath.of(str(tmp_path / "x")).stamp()
 
 
-def test_missing_paths_are_named_with_their_option(tmp_path: Path) -> None:
+def test_require_exists_names_path_and_option(tmp_path: Path) -> None:
     touch(tmp_path, "x")
     with pytest.raises(ConfigError, match=f"path: there is no folder {tmp_path}/none"):
         require_exists(StoragePath.of(str(tmp_path / "none")), "path", "folder")
@@ -121,7 +121,7 @@ def test_missing_paths_are_named_with_their_option(tmp_path: Path) -> None:
         StoragePath.of("nosuch://x")
 
 
-def test_remote_folders_are_walked_like_local_ones() -> None:
+def test_walk_subfolders_and_stamp_of_a_remote_folder() -> None:
     system = fsspec.filesystem("memory")
     for name in ("b/2.jpg", "a.jpg", "b/.x/1.jpg", "c/1.jpg"):
         system.pipe_file(f"/places/{name}", name.encode())
@@ -136,13 +136,13 @@ def test_remote_folders_are_walked_like_local_ones() -> None:
     assert (root / "a.jpg").stamp() != before
 
 
-ODD = "a b/ü#?d*[e]%20'\"&+;=:,@/..x~"
-"""A name with characters that mean something to URLs, to shells and to globs."""
+SPECIAL = "a b/ü#?d*[e]%20'\"&+;=:,@/..x~"
+"""A name with characters that are special in URLs, shells and globs."""
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> StoragePath:
-    """An empty folder anywhere."""
+    """Return an empty folder on each kind of storage."""
     if request.param == "local":
         return StoragePath.of(str(tmp_path / "folder"))
     return StoragePath.of(
@@ -150,7 +150,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> StoragePath:
     )
 
 
-def test_files_are_written_whole_listed_and_removed(folder: StoragePath) -> None:
+def test_write_files_read_and_remove(folder: StoragePath) -> None:
     assert folder.files() == {}
     (folder / "a/b").write(b"12")
     (folder / "a/b").write(b"123")
@@ -163,10 +163,10 @@ def test_files_are_written_whole_listed_and_removed(folder: StoragePath) -> None
     assert folder.files() == {".c": 0}
 
 
-def test_odd_names_are_names_like_any_other(folder: StoragePath, tmp_path: Path) -> None:
-    file = folder.child(ODD)
+def test_child_takes_special_characters_as_they_are(folder: StoragePath, tmp_path: Path) -> None:
+    file = folder.child(SPECIAL)
     file.write(b"odd")
-    assert folder.files() == {ODD: 3}
+    assert folder.files() == {SPECIAL: 3}
     assert [each.name for each in folder.folders()] == ["a b"]
     assert file.read() == file.read_if_exists() == b"odd"
     assert file.read(1, 2) == b"dd"
@@ -181,26 +181,26 @@ def test_odd_names_are_names_like_any_other(folder: StoragePath, tmp_path: Path)
     assert folder.files() == {}
 
 
-def test_an_empty_range_is_asked_for_nowhere(folder: StoragePath) -> None:
+def test_read_of_an_empty_range_makes_no_request(folder: StoragePath) -> None:
     (folder / "x").write(b"12345")
     assert (folder / "x").read(2, 0) == b""
     assert folder.local or (folder / "none").read(0, 0) == b""
 
 
-def test_files_come_in_the_same_order_from_everywhere(folder: StoragePath) -> None:
+def test_walk_has_the_same_order_on_all_storages(folder: StoragePath) -> None:
     in_order = ["a/z", "a b/z", "a.jpg", "a.tar/1", "a.tar/2", "b"]
     for name in reversed(in_order):
         (folder / name).write(b"")
     assert [file.relative_to(folder) for file in walk(folder)] == in_order
 
 
-def test_what_there_is_is_told_apart(folder: StoragePath) -> None:
+def test_exists_and_is_folder_tell_files_from_folders(folder: StoragePath) -> None:
     (folder / "a/b").write(b"1")
     kinds = {name: ((folder / name).exists(), (folder / name).is_folder()) for name in ("a", "a/b", "c", "a/b/c")}
     assert kinds == {"a": (True, True), "a/b": (True, False), "c": (False, False), "a/b/c": (False, False)}
 
 
-def test_what_is_not_there_is_told_in_every_way(folder: StoragePath, tmp_path: Path) -> None:
+def test_methods_on_a_missing_file(folder: StoragePath, tmp_path: Path) -> None:
     file = folder / "none"
     assert file.read_if_exists() is None
     assert file.modified() is None
@@ -212,7 +212,7 @@ def test_what_is_not_there_is_told_in_every_way(folder: StoragePath, tmp_path: P
             file.download(tmp_path / "back")
 
 
-def test_a_range_beyond_the_end_is_an_error(folder: StoragePath) -> None:
+def test_read_of_a_range_beyond_the_end_raises_on_all_storages(folder: StoragePath) -> None:
     (folder / "x").write(b"12345")
     assert (folder / "x").read(2, 3) == b"345"
     with pytest.raises(DataError, match="x: ends 1 bytes before"):
@@ -221,13 +221,13 @@ def test_a_range_beyond_the_end_is_an_error(folder: StoragePath) -> None:
         (folder / "x").read(9, 3)
 
 
-def test_lines_are_added_at_the_end(folder: StoragePath) -> None:
+def test_append_adds_at_the_end(folder: StoragePath) -> None:
     for line in (b"a\n", b"b\n", b"c\n"):
         (folder / "sub/lines").append(line)
     assert (folder / "sub/lines").read() == b"a\nb\nc\n"
 
 
-def test_a_file_is_created_once(folder: StoragePath) -> None:
+def test_create_makes_a_file_once(folder: StoragePath) -> None:
     file = folder / "x"
     assert file.create(b"first")
     assert not file.create(b"second")
@@ -235,8 +235,8 @@ def test_a_file_is_created_once(folder: StoragePath) -> None:
     assert folder.files() == {"x": 5}
 
 
-def test_tools_that_know_folders_leave_files_for_them(bucket: str) -> None:
-    """An empty folder's marker, a marker among files, and a file that is called like the folder are no files in it."""
+def test_files_leaves_out_folder_markers(bucket: str) -> None:
+    """The marker of an empty folder, a marker among files, and a file named like the folder are no files in it."""
     folder = StoragePath.of(f"{bucket}/folder")
     system().pipe_file(f"{folder.path}/", b"")
     assert folder.files() == {}
@@ -249,7 +249,7 @@ def test_tools_that_know_folders_leave_files_for_them(bucket: str) -> None:
     assert StoragePath.of(bucket).files() == {"folder/sub/x": 2, "folder2": 3}
 
 
-def test_to_know_a_large_folder_takes_few_requests(bucket: str) -> None:
+def test_is_folder_takes_few_requests(bucket: str) -> None:
     folder = StoragePath.of(f"{bucket}/folder")
     (folder / "x").write(b"")
     for place, expected in ((StoragePath.of(bucket), {"HEAD": 1}), (folder, {"HEAD": 1, "GET": 1})):
@@ -258,7 +258,7 @@ def test_to_know_a_large_folder_takes_few_requests(bucket: str) -> None:
         assert requests.count() == expected
 
 
-def test_a_large_file_is_uploaded_part_by_part(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upload_sends_one_part_at_a_time(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open(tmp_path / "large", "wb") as file:
         file.truncate(151 << 20)
     place, at_once, most = StoragePath.of(f"{bucket}/large"), 0, 0
@@ -280,34 +280,34 @@ def test_a_large_file_is_uploaded_part_by_part(bucket: str, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])
-def test_of_many_that_create_a_file_at_once_one_does(where: str, request: pytest.FixtureRequest) -> None:
+def test_create_succeeds_for_one_of_many_threads(where: str, request: pytest.FixtureRequest) -> None:
     base = str(request.getfixturevalue("tmp_path" if where == "local" else "bucket"))
     files = [StoragePath.of(f"{base}/{number}") for number in range(20)]
     with ThreadPoolExecutor(8) as pool:
-        made = [sum(pool.map(lambda who, f=file: f.create(b"%d" % who), range(8))) for file in files]
-    assert made == [1] * 20
+        created = [sum(pool.map(lambda who, f=file: f.create(b"%d" % who), range(8))) for file in files]
+    assert created == [1] * 20
 
 
 @pytest.mark.parametrize(
-    ("codes", "made"), [(["ConditionalRequestConflict"] * 3, True), (["PreconditionFailed"], False)]
+    ("codes", "created"), [(["ConditionalRequestConflict"] * 3, True), (["PreconditionFailed"], False)]
 )
-def test_storages_that_say_it_otherwise(
-    bucket: str, monkeypatch: pytest.MonkeyPatch, codes: list[str], made: bool
+def test_create_understands_other_answers_of_storages(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, codes: list[str], created: bool
 ) -> None:
-    """S3 itself asks to try again where two create a file at the same moment; others name no condition."""
+    """S3 asks to retry when two create a file at the same moment; other storages name no condition."""
     file = StoragePath.of(f"{bucket}/x")
     create = file.fs.pipe_file
 
-    def said(*given: Any, **options: Any) -> None:
+    def refuse(*given: Any, **options: Any) -> None:
         if not codes:
             return create(*given, **options)
         raise OSError(errno.EIO, "no") from ClientError({"Error": {"Code": codes.pop()}}, "PutObject")
 
-    monkeypatch.setattr(file.fs, "pipe_file", said)
-    assert file.create(b"x") is made
+    monkeypatch.setattr(file.fs, "pipe_file", refuse)
+    assert file.create(b"x") is created
 
 
-def test_what_others_write_is_seen_at_once(bucket: str) -> None:
+def test_files_and_exists_see_writes_of_others_at_once(bucket: str) -> None:
     folder = StoragePath.of(f"{bucket}/folder")
     (folder / "a").write(b"1")
     assert folder.files() == {"a": 1}
@@ -320,11 +320,11 @@ def test_what_others_write_is_seen_at_once(bucket: str) -> None:
     assert folder.files() == {"a": 2}
 
 
-def test_one_look_is_one_request(bucket: str, tmp_path: Path) -> None:
+def test_methods_take_one_request_each(bucket: str, tmp_path: Path) -> None:
     folder = StoragePath.of(f"{bucket}/folder")
     file = folder / "x"
     (tmp_path / "file").write_bytes(b"abc")
-    looks: list[tuple[str, Callable[[], object]]] = [
+    calls: list[tuple[str, Callable[[], object]]] = [
         ("PUT", lambda: file.upload(tmp_path / "file")),
         ("GET", file.read_if_exists),
         ("GET", lambda: file.read(1, 1)),
@@ -334,13 +334,13 @@ def test_one_look_is_one_request(bucket: str, tmp_path: Path) -> None:
         ("HEAD", file.modified),
         ("DELETE", file.remove),
     ]
-    for method, look in looks:
+    for method, call in calls:
         with listening() as requests:
-            look()
+            call()
         assert requests.count() == {method: 1}
 
 
-def test_what_can_not_be_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_leaves_the_old_file_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = StoragePath.of(str(tmp_path / "x"))
     file.write(b"before")
 

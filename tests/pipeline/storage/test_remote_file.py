@@ -1,4 +1,4 @@
-"""Files elsewhere, open for reading: they read like files, and what goes wrong on the way is told as such."""
+"""Open remote files: they read like local ones, and a lost connection is not taken for a damaged file."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ DATA = bytes(range(256)) * 40
 
 
 @pytest.fixture
-def breaks_off(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """After so many more requests for bytes, each answer is cut short."""
+def cut_answers(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return a function that cuts all answers short after a number of further requests."""
     system = StoragePath.of(bucket).fs
     cat_file = system.cat_file
 
@@ -45,9 +45,9 @@ def breaks_off(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], 
     return after
 
 
-@pytest.mark.parametrize("where", ["local", "s3"])
-def test_a_file_is_read_from_front_to_back_from_anywhere(where: str, request: pytest.FixtureRequest) -> None:
-    base = str(request.getfixturevalue("tmp_path" if where == "local" else "bucket"))
+@pytest.mark.parametrize("storage", ["local", "s3"])
+def test_open_file_and_hash_if_exists_read_any_storage(storage: str, request: pytest.FixtureRequest) -> None:
+    base = str(request.getfixturevalue("tmp_path" if storage == "local" else "bucket"))
     file = StoragePath.of(f"{base}/x")
     file.write(DATA)
     with open_file(file) as source:
@@ -56,7 +56,7 @@ def test_a_file_is_read_from_front_to_back_from_anywhere(where: str, request: py
     assert hash_if_exists(file.parent / "none") is None
 
 
-def test_little_reads_are_asked_for_together(bucket: str) -> None:
+def test_open_file_reads_ahead(bucket: str) -> None:
     file = StoragePath.of(f"{bucket}/x")
     file.write(DATA)
     with listening() as requests, open_file(file) as source:
@@ -64,16 +64,16 @@ def test_little_reads_are_asked_for_together(bucket: str) -> None:
     assert requests.count() == {"HEAD": 1, "GET": 1}
 
 
-def test_a_hash_that_breaks_off_is_no_damage(bucket: str, breaks_off: Callable[[int], None]) -> None:
+def test_hash_if_exists_without_answer_is_a_config_error(bucket: str, cut_answers: Callable[[int], None]) -> None:
     file = StoragePath.of(f"{bucket}/x")
     file.write(DATA)
-    breaks_off(0)
+    cut_answers(0)
     with pytest.raises(ConfigError, match=rf"^{file}: the storage does not answer"):
         hash_if_exists(file)
 
 
-def test_a_tar_that_breaks_off_is_not_a_broken_tar(
-    bucket: str, breaks_off: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+def test_open_file_without_answer_is_no_damaged_tar(
+    bucket: str, cut_answers: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_file, "READ_AHEAD", 1024)
     packed = io.BytesIO()
@@ -89,13 +89,13 @@ def test_a_tar_that_breaks_off_is_not_a_broken_tar(
         list(source.records())
     file.write(packed.getvalue())
     assert len(list(source.records())) == 4
-    breaks_off(2)
+    cut_answers(2)
     with pytest.raises(ConfigError, match=rf"^{file}: the storage does not answer"):
         list(source.records())
 
 
-def test_a_parquet_file_that_breaks_off_is_not_a_broken_one(
-    bucket: str, breaks_off: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_open_file_without_answer_is_no_damaged_parquet(
+    bucket: str, cut_answers: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_file, "READ_AHEAD", 1024)
     pq.write_table(pa.table({"image": [DATA] * 100}), tmp_path / "x.parquet", compression="none", use_dictionary=False)
@@ -104,6 +104,6 @@ def test_a_parquet_file_that_breaks_off_is_not_a_broken_one(
     source = parquet.Source(parquet.Config(path=str(file)))
     records = source.records()
     next(records)
-    breaks_off(0)
+    cut_answers(0)
     with pytest.raises(ConfigError, match=rf"^{file}: the storage does not answer"):
         list(source.records())

@@ -1,4 +1,4 @@
-"""Files of a root elsewhere: whole copies through the cache, ranges for those who want little, and no more requests."""
+"""Remote roots: copies through the cache, ranges for small reads, and as few requests as possible."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.storage.path import StoragePath
 from pipeline.storage.remote_file import RemoteFile
 from pipeline.storage.root import Root, StoredFile, hash_file
 from pipeline.stores.images import ImageShard
-from pipeline.stores.labels import LabelSpace, LabelWriter, store_metadata, read_labels
+from pipeline.stores.labels import LabelSpace, LabelWriter, read_labels, store_metadata
 from tests.s3 import listening
 
 MakeImages = Callable[[str, Sequence[NDArray[np.uint8]]], ImageShard]
@@ -34,7 +34,7 @@ def root(bucket: str) -> Root:
 
 
 def uploaded(root: Root, path: str, data: bytes) -> StoredFile:
-    """A file in the root that this machine has no copy of."""
+    """Return a file of the root that this machine has no copy of."""
     root.local_path(path).parent.mkdir(parents=True, exist_ok=True)
     root.local_path(path).write_bytes(data)
     facts = {"size": len(data), "sha256": hash_file(root.local_path(path))}
@@ -47,7 +47,7 @@ def upload(root: Root, file: Path) -> StoredFile:
     return uploaded(root, file.name, file.read_bytes())
 
 
-def test_a_file_is_downloaded_once(root: Root) -> None:
+def test_stored_file_is_downloaded_once(root: Root) -> None:
     file = uploaded(root, "a.txt", b"abc")
     with listening() as requests:
         assert [file.load(Path.read_bytes) for _ in range(3)] == [b"abc"] * 3
@@ -56,7 +56,7 @@ def test_a_file_is_downloaded_once(root: Root) -> None:
     assert requests.count() == {"GET": 1}
 
 
-def test_what_was_made_here_is_not_downloaded(root: Root) -> None:
+def test_root_publish_moves_the_file_to_the_cache(root: Root) -> None:
     root.local_path().mkdir(parents=True)
     root.local_path("a.txt").write_bytes(b"abc")
     facts = {"size": 3, "sha256": hash_file(root.local_path("a.txt"))}
@@ -68,7 +68,7 @@ def test_what_was_made_here_is_not_downloaded(root: Root) -> None:
 
 
 @pytest.mark.parametrize("data", [b"abd", b"ab", b"abcd"])
-def test_a_file_that_is_not_what_its_manifest_says_is_named(root: Root, data: bytes) -> None:
+def test_stored_file_load_names_a_file_unlike_its_manifest(root: Root, data: bytes) -> None:
     file = uploaded(root, "a.txt", b"abc")
     file.path.write(data)
     with pytest.raises(DataError, match=rf"^{file}: (its bytes changed since|{len(data)} bytes, where .* says 3)"):
@@ -78,7 +78,7 @@ def test_a_file_that_is_not_what_its_manifest_says_is_named(root: Root, data: by
         file.load(Path.read_bytes)
 
 
-def test_a_range_is_fetched_alone(root: Root) -> None:
+def test_stored_file_read_fetches_only_the_range(root: Root) -> None:
     data = bytes(range(256)) * 1000
     file = uploaded(root, "a.bin", data)
     with listening() as requests:
@@ -88,7 +88,7 @@ def test_a_range_is_fetched_alone(root: Root) -> None:
     assert not (root.cache.folder / "files").exists()
 
 
-def test_whole_files_are_brought_where_they_fit(root: Root) -> None:
+def test_stored_file_download_caches_what_fits_the_share(root: Root) -> None:
     small, large = uploaded(root, "small", bytes(100)), uploaded(root, "large", bytes(101))
     tight = Cache(root.cache.folder, 400)
     for file, copied in ((small, True), (large, False)):
@@ -100,7 +100,7 @@ def test_whole_files_are_brought_where_they_fit(root: Root) -> None:
         assert requests.count() == ({} if copied else {"GET": 1})
 
 
-def test_an_open_range_reads_like_a_file(root: Root) -> None:
+def test_remote_file_seeks_and_tells(root: Root) -> None:
     data = bytes(range(256))
     file = RemoteFile(uploaded(root, "a.bin", data).path, 256)
     assert (file.read(4), file.tell()) == (data[:4], 4)
@@ -108,28 +108,30 @@ def test_an_open_range_reads_like_a_file(root: Root) -> None:
     assert (file.seek(10), file.seek(5, os.SEEK_CUR), file.read(2)) == (10, 15, data[15:17])
 
 
-def test_looking_at_one_image_does_not_download_its_shard(root: Root, make_images: MakeImages, noise: Noise) -> None:
+def test_image_shard_read_fetches_one_image_unless_downloaded(
+    root: Root, make_images: MakeImages, noise: Noise
+) -> None:
     shard = make_images("shard-000000", [noise(seed) for seed in range(40)])
     tar, index = Path(shard.tar.path), Path(shard.tar.path).with_suffix(".parquet")
     files = [upload(root, tar), upload(root, index)]
-    far = ImageShard(*files)
-    assert (far.sha256, far.keys) == (shard.sha256, shard.keys)
+    remote = ImageShard(*files)
+    assert (remote.sha256, remote.keys) == (shard.sha256, shard.keys)
     for wanted in (3, 17):
         with listening() as requests:
-            assert far.read(wanted) == shard.read(wanted)
+            assert remote.read(wanted) == shard.read(wanted)
         assert requests.count() == {"GET": 1}
-    assert not far.tar.cache.find(far.tar._cache_key)
+    assert not remote.tar.cache.find(remote.tar._cache_key)
     with listening() as requests, ThreadPoolExecutor(4) as pool:
 
         def read(row: int) -> bytes:
-            far.download(1 / 4)
-            return far.read(row)
+            remote.download(1 / 4)
+            return remote.read(row)
 
         assert list(pool.map(read, range(40))) == [shard.read(row) for row in range(40)]
     assert requests.count() == {"GET": 1}, "one tar, whatever the number of its images"
 
 
-def test_some_columns_of_labels_are_read_by_ranges(
+def test_read_labels_fetches_only_ranges_for_some_columns(
     root: Root, tmp_path: Path, noise: Noise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import tasks  # noqa: PLC0415
@@ -139,7 +141,7 @@ def test_some_columns_of_labels_are_read_by_ranges(
     for number in range(300):
         writer.add(f"{number:016x}", label.encode({"normals": noise(number, 64, 64).astype(np.float32) - 127.5}))
     writer.close()
-    far = upload(root, tmp_path / "s.parquet")
+    remote = upload(root, tmp_path / "s.parquet")
     fetched: list[int] = []
     read = StoragePath.read
 
@@ -148,42 +150,44 @@ def test_some_columns_of_labels_are_read_by_ranges(
         return read(place, start, size)
 
     monkeypatch.setattr(StoragePath, "read", counted)
-    table = read_labels(far, ["key", "status"])
+    table = read_labels(remote, ["key", "status"])
     assert table.column("key").to_pylist() == [f"{number:016x}" for number in range(300)]
     assert len(fetched) <= 4
-    assert sum(fetched) < far.size / 4
-    assert read_labels(far).num_rows == 300
-    far.path.write(b"PAR1 no more")
-    with pytest.raises(DataError, match=rf"^{far}: not a readable label shard|^{far}: its bytes|^{far}: 12 bytes"):
-        read_labels(StoredFile(far.path, 12, "0" * 64, far.cache))
+    assert sum(fetched) < remote.size / 4
+    assert read_labels(remote).num_rows == 300
+    remote.path.write(b"PAR1 no more")
+    with pytest.raises(
+        DataError, match=rf"^{remote}: not a readable label shard|^{remote}: its bytes|^{remote}: 12 bytes"
+    ):
+        read_labels(StoredFile(remote.path, 12, "0" * 64, remote.cache))
 
 
-def test_a_parquet_file_is_read_from_a_folder_that_is_hidden(root: Root, tmp_path: Path) -> None:
+def test_stored_file_load_reads_parquet_from_a_hidden_cache_folder(root: Root, tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "t.parquet")
     file = upload(root, tmp_path / "t.parquet")
     hidden = StoredFile(file.path, file.size, file.sha256, Cache(tmp_path / ".cache" / "_must", 10**6))
     assert hidden.load(pq.read_table).to_pydict() == {"a": [1, 2]}
 
 
-def test_a_root_travels_to_another_process(any_root: Root) -> None:
+def test_root_can_be_pickled(any_root: Root) -> None:
     (any_root / "a.txt").write(b"abc")
     again = copy.deepcopy(any_root)  # by the protocol that multiprocessing uses
     assert (str(again), again.local_path("x")) == (str(any_root), any_root.local_path("x"))
     assert (again / "a.txt").read() == b"abc"
 
 
-def test_roots_have_scratch_folders_of_their_own(bucket: str) -> None:
+def test_root_local_path_is_a_scratch_folder_per_root(bucket: str) -> None:
     one, other = Root.of(f"{bucket}/one"), Root.of(f"{bucket}/other")
     assert one.local_path() != other.local_path()
     assert one.local_path("a/b") == one.local_path() / "a" / "b"
 
 
-def test_a_url_that_was_put_into_a_path_is_refused() -> None:
+def test_root_of_refuses_a_url_as_path() -> None:
     with pytest.raises(ConfigError, match=r"root 's3:/bucket/root': a URL loses a slash as a Path; give it as text"):
         Root.of(Path("s3://bucket/root"))
 
 
-def test_a_root_here_is_the_folder_itself(tmp_path: Path) -> None:
+def test_root_local_path_of_a_local_root_is_inside_it(tmp_path: Path) -> None:
     root = Root.of(tmp_path / "root")
     assert root.local_path("a/b") == tmp_path / "root" / "a" / "b"
     assert Path(root / "a/b") == tmp_path / "root" / "a" / "b"

@@ -1,4 +1,4 @@
-"""The image store: byte ranges that are right, tars that are the same, and nothing half-written in sight."""
+"""The image store: correct byte ranges, reproducible tars, and nothing half-written in sight."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.disk import image_shard
 
 MakeImages = Callable[[str, Sequence[NDArray[np.uint8]]], ImageShard]
 SIZES = [1, 511, 512, 513, 1024, 20_000]
-"""Bytes: around tar's blocks of 512."""
+"""Sizes in bytes around tar's blocks of 512."""
 
 
 def blobs() -> list[bytes]:
@@ -42,7 +42,7 @@ def write(folder: Path, data: Sequence[bytes], name: str = "shard-000000") -> Pa
     return writer.tar_path
 
 
-def test_every_image_is_one_seek_away(tmp_path: Path) -> None:
+def test_image_shard_reads_each_image_at_its_offset(tmp_path: Path) -> None:
     path, data = write(tmp_path, blobs()), blobs()
     shard, whole = image_shard(path), path.read_bytes()
     for index, one in enumerate(data):
@@ -53,7 +53,7 @@ def test_every_image_is_one_seek_away(tmp_path: Path) -> None:
         assert (row.width, row.height, row.suffix, row.source) == (4, 3, "jpg", f"{index}.jpg")
 
 
-def test_a_shard_is_a_plain_tar(tmp_path: Path) -> None:
+def test_shard_writer_writes_a_plain_tar(tmp_path: Path) -> None:
     path, data = write(tmp_path, blobs()), blobs()
     keys = image_shard(path).keys
     with tarfile.open(path) as tar:
@@ -63,7 +63,7 @@ def test_a_shard_is_a_plain_tar(tmp_path: Path) -> None:
         assert [member.offset_data for member in members] == [image_shard(path).row(n).offset for n in range(6)]
 
 
-def test_webdataset_reads_a_shard_as_it_is(make_images: MakeImages) -> None:
+def test_webdataset_reads_an_image_shard(make_images: MakeImages) -> None:
     webdataset = pytest.importorskip("webdataset")
     pictures = [np.full((5, 4 + number, 3), 40 * number, np.uint8) for number in range(3)]
     shard = make_images("shard-000000", pictures)
@@ -74,19 +74,19 @@ def test_webdataset_reads_a_shard_as_it_is(make_images: MakeImages) -> None:
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(sample["png"]))), pictures[index])
 
 
-def test_equal_images_make_equal_files(tmp_path: Path) -> None:
+def test_shard_writer_is_deterministic(tmp_path: Path) -> None:
     one, other = write(tmp_path / "a", blobs()), write(tmp_path / "b", blobs())
     assert one.read_bytes() == other.read_bytes()
     assert one.with_suffix(".parquet").read_bytes() == other.with_suffix(".parquet").read_bytes()
 
 
-def test_the_index_is_plain_parquet(tmp_path: Path) -> None:
+def test_shard_writer_writes_a_plain_parquet_index(tmp_path: Path) -> None:
     table = pq.read_table(write(tmp_path, blobs()).with_suffix(".parquet"))
     assert table.column_names == ["key", "sha256", "suffix", "offset", "length", "width", "height", "source"]
     assert table.column("length").to_pylist() == SIZES
 
 
-def test_nothing_is_seen_before_it_is_whole(tmp_path: Path) -> None:
+def test_shard_writer_shows_nothing_before_close(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, "shard-000000")
     writer.add(new(b"1"))
     assert not list(tmp_path.glob("*.tar"))
@@ -95,14 +95,14 @@ def test_nothing_is_seen_before_it_is_whole(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shard-000000.parquet", "shard-000000.tar"]
 
 
-def test_a_discarded_shard_leaves_nothing(tmp_path: Path) -> None:
+def test_shard_writer_discard_leaves_nothing(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, "shard-000000")
     writer.add(new(b"1" * 100_000))
     writer.discard()
     assert not list(tmp_path.iterdir())
 
 
-def test_a_tar_cut_short_names_the_first_image_that_is_not_whole(tmp_path: Path) -> None:
+def test_image_shard_read_names_the_first_image_missing_from_a_truncated_tar(tmp_path: Path) -> None:
     path = write(tmp_path, blobs())
     shard = image_shard(path)
     last = shard.row(5)
@@ -112,7 +112,7 @@ def test_a_tar_cut_short_names_the_first_image_that_is_not_whole(tmp_path: Path)
         shard.read(5)
 
 
-def test_a_tar_that_is_gone_is_a_data_error(tmp_path: Path) -> None:
+def test_image_shard_read_of_a_missing_tar_is_a_data_error(tmp_path: Path) -> None:
     path = write(tmp_path, blobs())
     shard = image_shard(path)
     path.unlink()
@@ -120,7 +120,7 @@ def test_a_tar_that_is_gone_is_a_data_error(tmp_path: Path) -> None:
         shard.read(2)
 
 
-def test_an_index_that_is_damaged_missing_or_of_another_version_is_a_data_error(tmp_path: Path) -> None:
+def test_read_index_damaged_missing_or_of_another_version_is_a_data_error(tmp_path: Path) -> None:
     path = write(tmp_path, blobs())
     index = path.with_suffix(".parquet")
     table = pq.read_table(index)
@@ -138,14 +138,14 @@ def test_an_index_that_is_damaged_missing_or_of_another_version_is_a_data_error(
         len(image_shard(path))
 
 
-def test_many_threads_read_one_shard(tmp_path: Path) -> None:
+def test_image_shard_read_by_many_threads(tmp_path: Path) -> None:
     shard, data = image_shard(write(tmp_path, blobs())), blobs()
     with ThreadPoolExecutor(8) as pool:
         for index, found in enumerate(pool.map(shard.read, [n % 6 for n in range(300)])):
             assert found == data[index % 6]
 
 
-def test_more_shards_can_be_read_than_files_may_be_open(tmp_path: Path) -> None:
+def test_image_shard_keeps_no_file_open(tmp_path: Path) -> None:
     shards = [image_shard(write(tmp_path, [bytes([n])], f"shard-{n:06d}")) for n in range(80)]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (70, hard))
@@ -155,7 +155,7 @@ def test_more_shards_can_be_read_than_files_may_be_open(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_store_counts_its_images(tmp_path: Path) -> None:
+def test_image_store_counts_its_images(tmp_path: Path) -> None:
     shards = [image_shard(write(tmp_path, blobs()[:count], f"shard-{count:06d}")) for count in (1, 3)]
     assert len(ImageStore(shards)) == 4
     assert len(ImageStore([])) == 0

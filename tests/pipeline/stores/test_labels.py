@@ -1,4 +1,4 @@
-"""The label store: rows that line up with the images, whole files only, readable by anyone."""
+"""The label store: rows that line up with the images, complete files only, readable without this project."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pipeline.stores.labels import (
     LabelSpace,
     LabelWriter,
     Value,
-    store_metadata,
     check_joined,
     resample_nearest,
+    store_metadata,
 )
 from tests.disk import stored
 
@@ -49,7 +49,7 @@ def write(path: Path, count: int = 3) -> Path:
     return path
 
 
-def test_a_shard_gives_back_what_was_written(tmp_path: Path) -> None:
+def test_label_shard_returns_what_label_writer_wrote(tmp_path: Path) -> None:
     shard = LabelShard(stored(write(tmp_path / "labels" / "s.parquet")), LABEL)
     assert shard.keys == ["key0", "key1", "key2", "key-without", "key-failed"]
     assert len(shard) == 5
@@ -62,7 +62,7 @@ def test_a_shard_gives_back_what_was_written(tmp_path: Path) -> None:
     assert shard.row(4) is None
 
 
-def test_no_box_is_a_label_and_no_label_is_none(tmp_path: Path) -> None:
+def test_label_shard_tells_no_boxes_from_no_label(tmp_path: Path) -> None:
     shard = LabelShard(stored(write(tmp_path / "s.parquet")), LABEL)
     value = shard.value(0)
     assert value is not None
@@ -70,21 +70,21 @@ def test_no_box_is_a_label_and_no_label_is_none(tmp_path: Path) -> None:
     assert value["size"].tolist() == [64, 48]
 
 
-def test_the_threshold_is_applied_when_reading(tmp_path: Path) -> None:
+def test_label_shard_value_applies_the_threshold(tmp_path: Path) -> None:
     shard = LabelShard(stored(write(tmp_path / "s.parquet")), LABEL)
     kept = shard.value(2, 0.4)
     assert kept is not None
     assert kept["scores"].tolist() == [np.float32(0.4)]
 
 
-def test_rows_come_in_order_across_row_groups(tmp_path: Path) -> None:
+def test_label_shard_rows_are_in_order_across_row_groups(tmp_path: Path) -> None:
     shard = LabelShard(stored(write(tmp_path / "s.parquet", ROW_GROUP + 44)), LABEL)
     assert pq.ParquetFile(Path(shard.file.path)).metadata.num_row_groups == 2
     assert [row["key"] for row in shard.rows()] == shard.keys
     assert shard.value(ROW_GROUP + 3)["scores"].size == (ROW_GROUP + 3) % 5  # type: ignore[index]
 
 
-def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
+def test_store_metadata_is_in_the_label_file(tmp_path: Path) -> None:
     about = json.loads(pq.read_schema(write(tmp_path / "s.parquet")).metadata[b"must"])
     assert about == {
         "schema_version": 1,
@@ -97,7 +97,7 @@ def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
     assert b"pixels" in field.metadata[b"about"]
 
 
-def test_sql_filters_without_opening_a_blob(tmp_path: Path) -> None:
+def test_label_writer_writes_scalar_columns_for_sql(tmp_path: Path) -> None:
     duckdb = pytest.importorskip("duckdb")
     path = write(tmp_path / "s.parquet", 10)
     query = f"select key, count, count_50 from '{path}' where status = 'ok' and count >= 4 order by key"
@@ -112,13 +112,13 @@ def test_sql_filters_without_opening_a_blob(tmp_path: Path) -> None:
     assert rows[0][2] is None
 
 
-def test_pyarrow_reads_it_without_us(tmp_path: Path) -> None:
+def test_label_writer_writes_plain_parquet(tmp_path: Path) -> None:
     table = pq.read_table(write(tmp_path / "s.parquet"), columns=["key", "scores", "width"])
     assert table.to_pylist()[1] == {"key": "key1", "scores": [pytest.approx(0.3)], "width": 64}
     assert table.schema.field("scores").type == pa.list_(pa.float32())
 
 
-def test_nothing_is_seen_before_it_is_whole(tmp_path: Path) -> None:
+def test_label_writer_shows_nothing_before_close(tmp_path: Path) -> None:
     path = tmp_path / "s.parquet"
     writer = LabelWriter(path, LABEL, store_metadata(LABEL, "teacher", "s"))
     for number in range(ROW_GROUP + 1):  # a row group is on disk by now
@@ -132,7 +132,7 @@ def test_nothing_is_seen_before_it_is_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_discarded_shard_leaves_nothing_and_a_closed_one_stays(tmp_path: Path) -> None:
+def test_label_writer_discard_leaves_nothing_and_keeps_a_closed_file(tmp_path: Path) -> None:
     writer = LabelWriter(tmp_path / "s.parquet", LABEL, store_metadata(LABEL, "teacher", "s"))
     writer.add("key", LABEL.encode(boxes(0.5)))
     writer.discard()
@@ -144,11 +144,11 @@ def test_a_discarded_shard_leaves_nothing_and_a_closed_one_stays(tmp_path: Path)
     assert len(LabelShard(stored(tmp_path / "t.parquet"), LABEL)) == 0
 
 
-def test_equal_labels_make_equal_bytes(tmp_path: Path) -> None:
+def test_label_writer_is_deterministic(tmp_path: Path) -> None:
     assert write(tmp_path / "a" / "s.parquet").read_bytes() == write(tmp_path / "b" / "s.parquet").read_bytes()
 
 
-def test_a_damaged_file_or_one_of_another_version_is_a_data_error(tmp_path: Path) -> None:
+def test_label_shard_damaged_or_of_another_version_is_a_data_error(tmp_path: Path) -> None:
     path = write(tmp_path / "s.parquet")
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({"must": json.dumps({"schema_version": 7})}), path)
@@ -162,7 +162,7 @@ def test_a_damaged_file_or_one_of_another_version_is_a_data_error(tmp_path: Path
         LabelShard(stored(path), LABEL)
 
 
-def test_a_damaged_label_names_file_and_key(tmp_path: Path) -> None:
+def test_label_shard_value_names_file_and_key_of_a_damaged_label(tmp_path: Path) -> None:
     label = tasks.label(LabelSpace("depth"))
     row = label.encode({"depth": np.ones((4, 4), np.float32)})
     writer = LabelWriter(tmp_path / "s.parquet", label, store_metadata(label, "me", "0" * 64))
@@ -176,7 +176,7 @@ def test_a_damaged_label_names_file_and_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "says"),
+    ("labels", "message"),
     [
         (["a", "c", "b"], r"row 1 holds key 'c' where shard shard-7 has 'b'"),
         (["a", "b"], r"2 rows for the 3 images of shard shard-7; first unmatched key 'c'"),
@@ -185,16 +185,16 @@ def test_a_damaged_label_names_file_and_key(tmp_path: Path) -> None:
         ([], r"0 rows for the 3 images of shard shard-7; first unmatched key 'a'"),
     ],
 )
-def test_a_join_that_does_not_match_names_shard_and_key(labels: list[str], says: str) -> None:
-    with pytest.raises(DataError, match=rf"x\.parquet: {says}"):
+def test_check_joined_names_shard_and_key(labels: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=rf"x\.parquet: {message}"):
         check_joined(["a", "b", "c"], labels, "shard-7", Path("x.parquet"))
 
 
-def test_a_join_that_matches_is_silent() -> None:
+def test_check_joined_accepts_equal_keys() -> None:
     check_joined(["a", "b"], ["a", "b"], "shard-7", Path("x.parquet"))
 
 
-def test_sampling_takes_the_nearest_cell_and_fills_what_is_outside() -> None:
+def test_resample_nearest_takes_the_nearest_cell_and_fills_outside() -> None:
     grid = np.arange(12).reshape(3, 4)
     np.testing.assert_array_equal(resample_nearest(grid, (0, 0, 1, 1), (3, 4), -1), grid)
     np.testing.assert_array_equal(resample_nearest(grid, (0.5, 0, 1, 1), (3, 2), -1), grid[:, 2:])

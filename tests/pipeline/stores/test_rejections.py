@@ -1,4 +1,4 @@
-"""The list of what is rejected: that it is whole whatever happens, and that no writer undoes what another one did."""
+"""The list of rejections: always intact, and no writer undoes the change of another."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def root(tmp_path: Path) -> Root:
     return Root.of(tmp_path / "root")
 
 
-def test_images_and_labels_are_rejected_and_taken_back(any_root: Root) -> None:
+def test_reject_and_undo_reject_images_and_labels(any_root: Root) -> None:
     one, two, three = keys(1, 2, 3)
     assert listed(any_root) == []
     assert reject(any_root, [one, two], None, "blurred") == 2
@@ -71,10 +71,10 @@ def test_images_and_labels_are_rejected_and_taken_back(any_root: Root) -> None:
     assert undo_reject(any_root, [one], None) == 1
     assert undo_reject(any_root, [three, two, one], MASKS) == 2
     assert listed(any_root) == []
-    assert any_root.path.files() == {}, "a list of nothing, or a claim, was left"
+    assert any_root.path.files() == {}, "an empty list, or a lease, was left"
 
 
-def test_what_is_on_the_list_gets_the_new_reason_and_stays_as_it_is(root: Root) -> None:
+def test_reject_again_changes_only_the_reason(root: Root) -> None:
     reject(root, keys(1, 2), None, "blurred")
     before = read_rejections(root)
     written = (root / PATH).modified()
@@ -86,19 +86,19 @@ def test_what_is_on_the_list_gets_the_new_reason_and_stays_as_it_is(root: Root) 
     assert after["time"].to_pylist()[:2] == before["time"].to_pylist()
 
 
-def test_a_key_given_twice_is_rejected_once(root: Root) -> None:
+def test_reject_counts_a_repeated_key_once(root: Root) -> None:
     assert reject(root, keys(1, 1), None, "blurred") == 1
     assert reject(root, [], None, "blurred") == 0
     assert len(listed(root)) == 1
 
 
-def test_the_hash_is_that_of_what_is_rejected(root: Root, tmp_path: Path) -> None:
-    """Whatever the order, the times and the reasons; and another one for anything else."""
+def test_hash_rejections_ignores_order_times_and_reasons(root: Root, tmp_path: Path) -> None:
+    """It changes with everything else."""
     found = {hash_of(root)}
     reject(root, keys(1, 2), None, "blurred")
     reject(root, keys(1), MASKS, "sky is road")
     other = Root.of(tmp_path / "other")
-    reject(other, keys(1), MASKS, "wrong")
+    reject(other, keys(1), MASKS, "malformed")
     reject(other, keys(2), None, "dark")
     found.add(hash_of(other))
     reject(other, keys(1), None, "dark")
@@ -114,10 +114,10 @@ def test_the_hash_is_that_of_what_is_rejected(root: Root, tmp_path: Path) -> Non
     assert hash_of(root) in found
 
 
-def test_images_and_the_labels_of_some_teachers_are_told_apart(root: Root) -> None:
+def test_rejected_images_and_rejected_labels_of_some_teachers(root: Root) -> None:
     reject(root, keys(1), None, "blurred")
     for number, store in enumerate((MASKS, OLD_MASKS, BOXES, "more-masks-0123456789ab")):
-        reject(root, keys(number), store, "wrong")
+        reject(root, keys(number), store, "malformed")
     table = read_rejections(root)
     assert rejected_images(table)["key"].to_pylist() == keys(1)
     assert rejected_labels(table, ["masks", "depth"])["store"].to_pylist() == [MASKS, OLD_MASKS]
@@ -125,19 +125,24 @@ def test_images_and_the_labels_of_some_teachers_are_told_apart(root: Root) -> No
 
 
 @pytest.mark.parametrize(
-    ("wrong", "store", "reason", "said"),
+    ("malformed", "store", "reason", "message"),
     [
         (["0123"], None, "blurred", "key '0123' is no image's key: those are 16 hex digits"),
-        (keys(1), "masks", "wrong", "store 'masks' is no label store: .* the teacher's name, a dash and 12 hex digits"),
-        (keys(1), f"labels/{MASKS}", "wrong", "is no label store"),
+        (
+            keys(1),
+            "masks",
+            "malformed",
+            "store 'masks' is no label store: .* the teacher's name, a dash and 12 hex digits",
+        ),
+        (keys(1), f"labels/{MASKS}", "malformed", "is no label store"),
         (keys(1), None, " \n", r"reason ' \\n' is empty"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(
-    root: Root, wrong: list[str], store: str | None, reason: str, said: str
+def test_reject_refuses_malformed_keys_stores_and_reasons(
+    root: Root, malformed: list[str], store: str | None, reason: str, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
-        reject(root, wrong, store, reason)
+    with pytest.raises(ConfigError, match=message):
+        reject(root, malformed, store, reason)
     assert root.path.files() == {}
 
 
@@ -149,7 +154,7 @@ def as_parquet(table: pa.Table) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "not a readable list of rejections"),
         (b"PAR1 and no more", "not a readable list of rejections"),
@@ -157,19 +162,19 @@ def as_parquet(table: pa.Table) -> bytes:
         (as_parquet(SCHEMA.with_metadata({"must_rejected": "2"}).empty_table()), "'2'; this version reads 1"),
     ],
 )
-def test_a_damaged_list_is_named_and_left_as_it_is(any_root: Root, data: bytes, said: str) -> None:
+def test_read_rejections_names_a_damaged_list_and_reject_leaves_it(any_root: Root, data: bytes, message: str) -> None:
     file = any_root / PATH
     file.write(data)
     for use in (read_rejections, lambda root: reject(root, keys(1), None, "blurred")):
-        with pytest.raises(DataError, match=said) as error:
+        with pytest.raises(DataError, match=message) as error:
             use(any_root)
         assert str(error.value).startswith(f"{file}: ")
         assert "delete it: then nothing is rejected" in str(error.value)
     assert file.read() == data
 
 
-def writes(path: str, environ: Mapping[str, str]) -> int:
-    """Reject images one by one, others than the other processes do, and take every other one back."""
+def reject_and_undo(path: str, environ: Mapping[str, str]) -> int:
+    """Reject images of this rank one by one, and undo every other one."""
     os.environ.update(environ)
     lock.POLL_S = 0.01
     root, first = Root.of(path), 100 * ranks.rank()
@@ -180,15 +185,15 @@ def writes(path: str, environ: Mapping[str, str]) -> int:
     return first
 
 
-def test_of_writers_in_several_processes_none_undoes_what_another_did(together: Together, any_root: Root) -> None:
+def test_reject_in_several_processes_keeps_all_changes(together: Together, any_root: Root) -> None:
     environ = {name: value for name, value in os.environ.items() if name.startswith("AWS_") or name == "no_proxy"}
-    assert together.call(3, writes, str(any_root), environ) == [0, 100, 200]
+    assert together.call(3, reject_and_undo, str(any_root), environ) == [0, 100, 200]
     wanted = [number for first in (0, 100, 200) for number in range(first, first + 12, 2)]
     assert sorted(key for key, _, _ in listed(any_root)) == sorted(keys(*wanted))
     assert list(any_root.path.files()) == [PATH]
 
 
-def test_who_waits_too_long_is_told_for_whom(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reject_gives_up_waiting_and_names_the_holder(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rejections, "WAIT_S", 0.05)
     monkeypatch.setattr(lock, "POLL_S", 0.02)
     number = ProcessId.current().number
@@ -200,7 +205,7 @@ def test_who_waits_too_long_is_told_for_whom(root: Root, monkeypatch: pytest.Mon
     assert listed(root) == []
 
 
-def test_who_lost_the_claim_changes_nothing(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reject_changes_nothing_after_losing_the_lock(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     reject(root, keys(1), None, "blurred")
 
     def sleeps(table: pa.Table) -> bytes:
@@ -214,14 +219,14 @@ def test_who_lost_the_claim_changes_nothing(root: Root, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("number", "kind", "said"),
+    ("number", "kind", "message"),
     [
         (errno.ENOSPC, DataError, r"rejected\.parquet: the disk that holds .* is full"),
         (errno.EROFS, ConfigError, r"rejected\.parquet: can't be changed \(Read-only file system\)"),
     ],
 )
-def test_a_disk_that_takes_nothing_leaves_the_list_as_it_was(
-    root: Root, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception], said: str
+def test_reject_leaves_the_list_on_a_full_or_read_only_disk(
+    root: Root, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception], message: str
 ) -> None:
     reject(root, keys(1), None, "blurred")
     before = (root / PATH).read()
@@ -232,17 +237,17 @@ def test_a_disk_that_takes_nothing_leaves_the_list_as_it_was(
 
     write: Callable[[Path, bytes], Any] = Path.write_bytes
     monkeypatch.setattr(Path, "write_bytes", lambda p, d: (refuses if "rejected.parquet" in p.name else write)(p, d))
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         reject(root, keys(2), None, "dark")
     monkeypatch.undo()
     assert (root / PATH).read() == before
     assert list(root.path.files()) == [PATH]
 
 
-def test_a_hundred_thousand_at_once_take_a_moment(root: Root) -> None:
+def test_reject_a_hundred_thousand_keys_is_fast(root: Root) -> None:
     many = [f"{number:016x}" for number in range(100_000)]
     began = time.process_time()
-    assert reject(root, many, MASKS, "wrong") == 100_000
+    assert reject(root, many, MASKS, "malformed") == 100_000
     assert reject(root, many[50_000:], None, "blurred") == 50_000
     assert reject(root, many, MASKS, "all wrong") == 0
     assert len(hash_of(root)) == 64
@@ -251,7 +256,7 @@ def test_a_hundred_thousand_at_once_take_a_moment(root: Root) -> None:
     assert len(read_rejections(root)) == 50_010
 
 
-def test_the_time_is_universal(root: Root) -> None:
+def test_reject_stores_the_time_in_utc(root: Root) -> None:
     reject(root, keys(1), None, "blurred")
     found = read_rejections(root)["time"][0].as_py()
     assert found.tzinfo is not None
