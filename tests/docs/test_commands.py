@@ -1,0 +1,187 @@
+"""Every command and every recipe on the pages is run or parsed, or says why not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+from cli.main import app, main
+from pipeline.errors import PROJECT
+from pipeline.recipe.reader import parse_recipe
+from tests.docs.pages import PAGES, Block, blocks, commands_of
+from tests.docs.small_world import base, merge, shrink, write_folders
+
+BIN = Path(sys.executable).parent
+TUTORIAL = "docs/tutorial.md"
+ELSEWHERE = {"docs/how-to/deployment.md": "tests/flows/test_deployments.py"}
+"""Pages whose commands another test runs, for they need servers."""
+SLOW = {"docs/how-to/compare.md", "README.md"}
+"""Pages that train many networks."""
+BROWSE = ("must browse", ".venv/bin/must browse")
+RUN = [page for page in PAGES if page not in (TUTORIAL, *ELSEWHERE) and any(commands_of(page))]
+ALL_BLOCKS = [block for page in PAGES for block in blocks(page)]
+YAML = [block for block in ALL_BLOCKS if block.language == "yaml" and not block.not_run]
+
+
+def name_of(block: Block) -> str:
+    return f"{block.page}:{block.line}"
+
+
+class Scenario:
+    """One page's commands and recipes, carried out in order in a folder that has what they name."""
+
+    def __init__(self, page: str, folder: Path) -> None:
+        self.page, self.folder = page, folder
+        self.recipe = base()
+        self.write_recipe()
+
+    def write_recipe(self) -> None:
+        (self.folder / "mine.yaml").write_text(yaml.safe_dump(shrink(self.recipe), sort_keys=False), "utf-8")
+
+    def carry_out(self) -> None:
+        for block in blocks(self.page):
+            if block.not_run:
+                continue
+            if block.language == "yaml":
+                self.recipe = merge(self.recipe, yaml.safe_load(block.text))
+                self.write_recipe()
+            elif block.language == "bash":
+                for command in block.commands():
+                    self.run(command, name_of(block))
+
+    def run(self, command: str, where: str) -> None:
+        """Run one command: `must` in this process, which has torch loaded, everything else in a shell."""
+        words = shlex.split(command, comments=True)
+        if words[0].removeprefix(".venv/bin/") != "must":
+            shell(command, self.folder, where)
+            return
+        if words[1] == "init":
+            (self.folder / "mine.yaml").unlink()
+        with contextlib.chdir(self.folder), pytest.raises(SystemExit) as ended:
+            main(words[1:])
+        assert not ended.value.code, f"{where}: {command}: ended with {ended.value.code}"
+        if words[1] == "init":
+            self.write_recipe()
+
+
+def shell(command: str, folder: Path, where: str) -> str:
+    """Run a command as a user does, with the environment's commands on the path; return what it printed."""
+    environ = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "160"}
+    done = subprocess.run(
+        ["bash", "-euc", command], cwd=folder, env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{where}: {command}: ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images, labelled sets and a root in which the base recipe has been run."""
+    folder = tmp_path_factory.mktemp("pages")
+    write_folders(folder)
+    (folder / "must-root").mkdir()
+    scenario = Scenario("", folder)
+    scenario.run("must run mine.yaml --to evaluate", "the base recipe")
+    return folder
+
+
+@pytest.fixture
+def page_folder(small_world: Path, tmp_path: Path) -> Path:
+    """A folder of a page's own, which shares images and root with the others."""
+    for name in ("photos", "labelled", "must-root"):
+        (tmp_path / name).symlink_to(small_world / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in RUN])
+def test_commands_of_page_run(page: str, page_folder: Path) -> None:
+    Scenario(page, page_folder).carry_out()
+
+
+@pytest.mark.parametrize("block", YAML, ids=name_of)
+def test_recipes_of_pages_parse(block: Block) -> None:
+    said = yaml.safe_load(block.text)
+    whole = said if "name" in said else merge(base(), said)
+    parse_recipe(yaml.safe_dump(whole), name_of(block))
+
+
+def test_shell_and_recipe_blocks_say_what_they_are() -> None:
+    """A block without a language is text; a command or a recipe in one would not be checked."""
+    unnamed = [name_of(block) for block in ALL_BLOCKS if not block.language and "must run" in block.text]
+    assert not unnamed, unnamed
+
+
+@pytest.mark.parametrize("page", ELSEWHERE)
+def test_pages_run_elsewhere_are_read_there(page: str) -> None:
+    assert page.rpartition("/")[2] in (PROJECT / ELSEWHERE[page]).read_text("utf-8")
+
+
+@pytest.mark.parametrize("block", [block for block in ALL_BLOCKS if block.language == "bash"], ids=name_of)
+def test_must_commands_of_pages_exist(block: Block) -> None:
+    """Also those that are not run: each parses with the arguments and options that `must` has now."""
+    for command in block.commands():
+        words = shlex.split(command, comments=True)
+        if words and words[0].removeprefix(".venv/bin/") == "must":
+            parse_command(words[1:], command)
+
+
+def parse_command(words: list[str], command: str) -> None:
+    """Read a command's arguments as typer does, without calling it."""
+    known: Any = typer.main.get_command(app)
+    while hasattr(known, "commands"):
+        assert words[0] in known.commands, f"{command}: there is no {words[0]!r}"
+        known, words = known.commands[words[0]], words[1:]
+    known.make_context(known.name, list(words))
+
+
+class Tutorial:
+    """The tutorial in a folder of its own: files are saved, commands and programs run."""
+
+    def __init__(self, folder: Path, small: bool) -> None:
+        self.folder, self.small = folder, small
+        self.printed: dict[str, str] = {}
+
+    def carry_out(self) -> None:
+        for block in blocks(TUTORIAL):
+            if block.title:
+                (self.folder / block.title).write_text(self.content(block), "utf-8")
+            elif block.language == "bash" and not block.not_run:
+                for command in block.commands():
+                    self.printed[command] = shell(command, self.folder, name_of(block))
+            elif block.language == "python":
+                shell(f"python -c {shlex.quote(block.text)}", self.folder, name_of(block))
+
+    def content(self, block: Block) -> str:
+        if block.language == "yaml" and self.small:
+            return yaml.safe_dump(shrink(yaml.safe_load(block.text)), sort_keys=False)
+        return block.text
+
+
+def test_tutorial_runs_with_few_steps(tmp_path: Path) -> None:
+    tutorial = Tutorial(tmp_path, small=True)
+    tutorial.carry_out()
+    told = next(block.text for block in blocks(TUTORIAL) if block.language == "text")
+    assert tutorial.printed["must init photos surfaces coins --to first.yaml"].strip() == told
+
+
+@pytest.mark.slow
+def test_tutorial_learns_what_it_says(tmp_path: Path) -> None:
+    tutorial = Tutorial(tmp_path, small=False)
+    tutorial.carry_out()
+    rows = {
+        line.split()[0]: line.split() for line in tutorial.printed["must run small.yaml"].splitlines() if "(" in line
+    }
+    surfaces, coins = rows["surfaces"], rows["coins"]
+    for row, name in ((surfaces, "accuracy"), (coins, "miou")):
+        at = row.index(name) + 2
+        student, teacher, baseline = (float(value) for value in row[at : at + 3])
+        assert min(student, teacher) > baseline + 0.2, row

@@ -1,0 +1,156 @@
+"""Follow docs/extending.md: write its files into a package, and run everything they add in one small recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import must
+import tasks
+from cli.main import main
+from flows.plan.selection import Selection
+from flows.run.run import Outcome
+from pipeline.steps.artifact import read_json
+from pipeline.stores.labels import LabelSpace
+
+PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+FILES = dict(re.findall(r'```python title="([^"]+)"\n(.*?)```', PAGE.read_text("utf-8"), re.DOTALL))
+RECIPE = """
+name: extended
+runtime: {{runner: inline, device: cpu, precision: "32", workers: 1}}
+data:
+  shots: {{kind: listed, path: "{shots}"}}
+  kinds: {{kind: scenes, count: 12, val: 3, test: 4, seed: 3, size: 48, tasks: [classification]}}
+teachers:
+  bright: {{kind: luma}}
+  learned: {{kind: supervised, task: brightness, data: shots, backbone: test_resnet, image_size: 32, steps: 30, batch: 4}}
+pool: [shots]
+student: {{backbone: test_resnet, image_size: 32, width: 16, steps: 4, batch: 4, weighting: equal}}
+stages: [{{name: domain, method: simsiam, data: [shots], batch: 4, steps: 2, dim: 16}}]
+evaluate: {{probes: [nearest_mean], probe_sets: [kinds]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The packages of the project with the files of the page in them."""
+    folder = tmp_path_factory.mktemp("plugins")
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, "utf-8")
+    (folder / "tasks" / "brightness" / "__init__.py").touch()
+    packages = {str(Path(name).parent).replace("/", ".") for name in FILES} - {"tasks.brightness"} | {"tasks"}
+    before = set(sys.modules)
+    with contextlib.ExitStack() as undo:
+        for name in packages:
+            package = importlib.import_module(name)
+            package.__path__.append(str(folder / name.replace(".", "/")))
+            undo.callback(package.__path__.remove, str(folder / name.replace(".", "/")))
+        importlib.invalidate_caches()
+        yield
+    for name in set(sys.modules) - before:
+        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def recipe(extended: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe that names every plug-in of the page."""
+    folder = tmp_path_factory.mktemp("extended")
+    lines = ["file,split,brightness"]
+    (folder / "shots").mkdir()
+    for number in range(16):
+        pixels = np.random.default_rng(number).integers(0, 16 * (number + 1), (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "shots" / f"{number}.png")
+        lines.append(f"{number}.png,{'train' if number % 4 else 'test'},{pixels.mean() / 255}")
+    (folder / "shots" / "list.csv").write_text("\n".join(lines), "utf-8")
+    path = folder / "extended.yaml"
+    path.write_text(RECIPE.format(shots=folder / "shots"), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def outcome(recipe: Path) -> Outcome:
+    return must.run(recipe, recipe.parent / "root")
+
+
+def of_model(outcome: Outcome, model: str, metric: str) -> list[float]:
+    return [record["value"] for record in outcome.metrics if (record["model"], record["metric"]) == (model, metric)]
+
+
+def test_page_has_a_file_for_each_section() -> None:
+    sections = re.findall(r"^## (.*)$", PAGE.read_text("utf-8"), re.MULTILINE)
+    assert sections == [
+        "A task",
+        "A metric",
+        "A format",
+        "A form of export",
+        "A kind of teacher",
+        "A self-supervised method",
+        "A probe",
+        "A kind of step",
+    ]
+    assert len(FILES) == len(sections) + 2, "a task and a kind of step have two files"
+
+
+def test_task_keeps_its_labels_on_disk(extended: None) -> None:
+    label = tasks.label(LabelSpace("brightness"))
+    value = {"brightness": np.array([0.25], np.float32)}
+    assert label.decode(label.encode(value))["brightness"] == 0.25
+    assert np.isnan(label.decode(label.encode({"brightness": np.array([np.nan], np.float32)}))["brightness"]).all()
+    assert "brightness" in tasks.names()
+
+
+def test_format_is_ingested(outcome: Outcome) -> None:
+    assert outcome.artifacts["data.shots"].counts["images"] == 16
+
+
+def test_kind_of_teacher_predicts_and_metric_measures_it(outcome: Outcome) -> None:
+    errors = [
+        record["value"] for record in outcome.metrics if (record["head"], record["metric"]) == ("bright", "error")
+    ]
+    assert errors, "the metric is in the report"
+    predicted = of_model(outcome, "teacher", "error")
+    assert min(predicted) < 0.02, "the mean of the pixels is the brightness"
+
+
+def test_task_is_learned_by_teacher_and_student(outcome: Outcome) -> None:
+    assert outcome.artifacts["teacher.learned"].counts["images"] == 12
+    assert of_model(outcome, "student", "error")
+
+
+def test_method_trains_a_stage(outcome: Outcome) -> None:
+    losses = (outcome.artifacts["stage.domain"].load("log/train.jsonl", Path.read_text)).splitlines()
+    assert len(losses) == 2
+    assert all('"simsiam"' in line for line in losses)
+
+
+def test_probe_measures_backbones(outcome: Outcome) -> None:
+    records: list[dict[str, Any]] = outcome.artifacts["probe.stage.domain.kinds"].load("records.json", read_json)
+    assert {record["protocol"].split()[0] for record in records} == {"nearest_mean"}
+
+
+def test_kind_of_step_is_planned_and_run(outcome: Outcome, recipe: Path) -> None:
+    colors = outcome.artifacts["colors.shots"]
+    assert colors.counts == {"images": 12}
+    assert len(colors.load("colors.json", read_json)["mean"]) == 3
+    alone = must.plan(recipe, recipe.parent / "root", steps=Selection("colors"))
+    assert [each.step.name for each in alone] == ["data.shots", "data.kinds", "colors.shots", "colors.kinds"]
+    assert all(each.artifact for each in alone)
+
+
+def test_form_of_export_is_written(outcome: Outcome, recipe: Path, tmp_path: Path) -> None:
+    root = str(recipe.parent / "root")
+    main(["export", "labels", str(recipe), str(tmp_path / "out"), "--to", "words", "--root", root])
+    lines = (tmp_path / "out" / "labels.txt").read_text("utf-8").splitlines()
+    assert len(lines) >= 12
+    assert all("brightness 0." in line for line in lines)
