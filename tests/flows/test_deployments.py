@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from flows.plan.selection import Selection
+from tests.docs.pages import commands_of
 from tests.flows.tiny import RECIPE, prefect_says, prefects_of, soon, undecided
 
 pytestmark = pytest.mark.timeout(900)  # many processes that each load Prefect, on machines that do other things as well
@@ -174,24 +176,23 @@ class Tutorial:
         recipe = folder / "tiny.yaml"
         recipe.write_text(RECIPE.replace("masks", "parts"), "utf-8")
         self.instead = {
-            ".venv/bin/": f"{BIN}/",
             "recipes/quickstart.yaml": str(recipe),
             "root=must-root": f"root={self.root}",
         }
-        self.environ = undecided() | {"HOME": str(folder), "COLUMNS": "200"}
+        path = f"{BIN}:{os.environ['PATH']}"
+        self.environ = undecided() | {"HOME": str(folder), "COLUMNS": "200", "PATH": path}
         self.done: list[Done] = []
 
     def commands(self) -> Iterator[tuple[str, str]]:
         """(command, what it is said to fail with)"""
-        for line in (PROJECT / "docs" / "how-to" / "deployment.md").read_text("utf-8").splitlines():
-            if line.startswith("$ "):
-                command, _, fails = line[2:].partition("    # fails: ")
-                yield command, fails
+        for line in commands_of("docs/how-to/deployment.md"):
+            command, _, fails = line.partition("    # fails: ")
+            yield command, fails
 
     def give(self, command: str, fails: str) -> None:
         """One command, as the page has it but for its places."""
         if command.startswith("export "):
-            name, _, value = command.removeprefix("export ").partition("=")
+            name, _, value = command.removeprefix("export ").partition(" ")[0].partition("=")
             self.environ[name] = value.replace("http://127.0.0.1:4200/api", self.status()["url"])
             return
         if "status" in command:
