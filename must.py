@@ -39,7 +39,7 @@ def run(
     """
     from flows.execute import execute_recipe
     from flows.run.process_setup import set_up_process
-    from flows.run.run import WHOLE
+    from flows.run.run import WHOLE_RECIPE
     from pipeline.recipe.reader import read_recipe
     from pipeline.steps.runtime import Runtime
     from pipeline.storage import root as roots
@@ -47,7 +47,7 @@ def run(
     set_up_process()
     read = read_recipe(Path(recipe), overrides or ())
     here = Runtime.of(read.runtime, roots.Root.of(root, read.runtime.cache_gb), **runtime)
-    return execute_recipe(read, here, steps or WHOLE)
+    return execute_recipe(read, here, steps or WHOLE_RECIPE)
 
 
 def plan(
@@ -57,9 +57,9 @@ def plan(
     steps: Selection | None = None,
 ) -> list[Planned]:
     """What a run would do: every step with what is reused and why the rest is run."""
-    from flows.run.run import WHOLE, prepare
+    from flows.run.run import WHOLE_RECIPE, plan_run
     from pipeline.recipe.reader import read_recipe
     from pipeline.storage import root as roots
 
     read = read_recipe(Path(recipe), overrides or ())
-    return prepare(read, roots.Root.of(root, read.runtime.cache_gb), steps or WHOLE).planned
+    return plan_run(read, roots.Root.of(root, read.runtime.cache_gb), steps or WHOLE_RECIPE).planned

@@ -19,7 +19,7 @@ from rich.table import Table
 from benchmarks.measure import circumstances, medians, save_result, take_turns
 from cli.options import Overrides, RecipePath, Root
 from flows.run.process_setup import set_up_process
-from flows.run.run import made_inputs
+from flows.run.run import find_inputs
 from ingest.pool import pool_shards
 from pipeline.recipe.reader import read_recipe
 from pipeline.steps.artifact import Inputs
@@ -232,7 +232,7 @@ def main(
     """Measure labelling: what each stage costs, what the machine allows by that, and how near the labeller comes."""
     set_up_process()
     read = read_recipe(recipe, override or ())
-    step, inputs = made_inputs(read, roots.Root.of(root, read.runtime.cache_gb), "label")
+    step, inputs = find_inputs(read, roots.Root.of(root, read.runtime.cache_gb), "label")
     result = measure_labelling(inputs, step.config["batch"], images)
     head, *lines = table(result)
     shown = Table(*head, box=None, pad_edge=False)

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.measure import circumstances, medians, save_result, take_turns
-from flows.run.run import made_inputs
+from flows.run.run import find_inputs
 from must import DEFAULT_ROOT
 from pipeline.data.loader import Batch, BatchLoader, LoaderConfig, LocalSamples
 from pipeline.data.stream import BatchStream
@@ -104,8 +104,8 @@ def main(
 ) -> None:
     """Measure, print, and leave `student_step-<device>` among the results."""
     read, where = read_recipe(recipe), Root.of(root)
-    step, inputs = made_inputs(read, where, "student")
-    student = made_inputs(read, where, "evaluate")[1]["student"]
+    step, inputs = find_inputs(read, where, "student")
+    student = find_inputs(read, where, "evaluate")[1]["student"]
     choice = ComputeConfig(**student.counts["choice"])
     measured = circumstances(choice.device)
     bench = Steps(inputs, dict(step.config), choice, steps)

@@ -73,7 +73,7 @@ def student_command(
     ] = None,
 ) -> None:
     """Write the trained student: its backbone as timm loads it, or its predictions as a graph."""
-    from flows.run.run import look
+    from flows.run.run import plan_unchecked
     from pipeline.recipe.reader import read_recipe
     from pipeline.steps.artifact import require
     from pipeline.storage.root import Root as Where
@@ -82,7 +82,7 @@ def student_command(
     file = local_path(out)
     load_form(to, file)  # what is wrong with it is said before anything that takes time
     read = read_recipe(recipe, override or ())
-    planned = look(read, Where.of(root, read.runtime.cache_gb)).planned
+    planned = plan_unchecked(read, Where.of(root, read.runtime.cache_gb)).planned
     student = next(each.artifact for each in planned if each.step.name == "student")
     lines = export_student(to, require(student, "student"), file, head or ())
     print("\n".join([f"Wrote {out}.", *lines]))
@@ -113,7 +113,7 @@ def export_labels(recipe: Recipe, root: roots.Root, wanted: Wanted, progress: Pr
     Raises ConfigError for a form, a head or a folder that can't be, DataError if labels are not made yet.
     """
     import tasks
-    from flows.run.run import made_inputs
+    from flows.run.run import find_inputs
     from pipeline.export import load_writer, write_export
     from pipeline.recipe.student import StudentConfig
     from pipeline.storage.atomic import check_absent
@@ -122,7 +122,7 @@ def export_labels(recipe: Recipe, root: roots.Root, wanted: Wanted, progress: Pr
 
     load_writer(wanted.form)  # what is wrong with it is said before anything that takes time
     check_absent(wanted.out)
-    step, inputs = made_inputs(recipe, root, "student")
+    step, inputs = find_inputs(recipe, root, "student")
     student = StudentConfig.model_validate(step.config["student"])
     heads = _chosen(heads_of(student, inputs), wanted.heads)
     about = {

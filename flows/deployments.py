@@ -18,11 +18,11 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import CancelledRun, FailedRun
 from pydantic import Field
 
-from flows.orchestration.task_runs import Steps
+from flows.orchestration.task_runs import TaskRuns
 from flows.plan.selection import Selection
 from flows.run.execution import execute_plan
 from flows.run.process_setup import set_up_process
-from flows.run.run import Run, prepare
+from flows.run.run import Run, plan_run
 from flows.run.step_runner import Subprocess
 from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.comparison import COMPARE
@@ -220,7 +220,7 @@ def _carry_out(selection: Selection, read: Callable[[], Recipe], root: str) -> S
     """Run what is selected of the recipe that `read` gives, its steps as task runs of the current flow run."""
     set_up_process()
     logging.getLogger("prefect.flow_runs").addFilter(_is_news)
-    steps = Steps()
+    steps = TaskRuns()
 
     def carry(run: Run, apart: Subprocess) -> Mapping[str, Artifact]:
         _name_after(run)
@@ -229,7 +229,7 @@ def _carry_out(selection: Selection, read: Callable[[], Recipe], root: str) -> S
     def work() -> None:
         recipe = read()
         runtime = Runtime.of(recipe.runtime, Root.of(root, recipe.runtime.cache_gb))
-        execute_plan(recipe, prepare(recipe, runtime.root, selection), runtime, carry)
+        execute_plan(recipe, plan_run(recipe, runtime.root, selection), runtime, carry)
 
     return steps.conclude(work)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flows.plan.selection import Selection
-from flows.run.execution import check_launched, execute_plan, take_part
-from flows.run.run import WHOLE, Outcome, Run, nothing_to_do, prepare
+from flows.run.execution import check_torchrun, execute_plan, join_training
+from flows.run.run import WHOLE_RECIPE, Outcome, Run, completed_outcome, plan_run
 from flows.run.step_runner import Subprocess
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps import ranks
@@ -14,16 +14,16 @@ from pipeline.steps.artifact import Artifact
 from pipeline.steps.runtime import Runtime
 
 
-def execute_recipe(recipe: Recipe, runtime: Runtime, selection: Selection = WHOLE) -> Outcome:
+def execute_recipe(recipe: Recipe, runtime: Runtime, selection: Selection = WHOLE_RECIPE) -> Outcome:
     """Run what is selected of a recipe with the runner that it names; a run with nothing to do starts nothing."""
-    plan = prepare(recipe, runtime.root, selection)
-    done = nothing_to_do(plan)
+    plan = plan_run(recipe, runtime.root, selection)
+    done = completed_outcome(plan)
     if done:
         return done
     if ranks.count() > 1:
-        check_launched(recipe, plan)
+        check_torchrun(recipe, plan)
         if not ranks.is_first():
-            return take_part(plan, runtime)
+            return join_training(plan, runtime)
     only_report = all(each.artifact for each in plan.planned)
     inline = recipe.runtime.runner == "inline" or only_report
     return execute_plan(recipe, plan, runtime, None if inline else _with_prefect)

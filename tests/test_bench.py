@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import label_speed
 from benchmarks.measure import circumstances, medians, save_result, take_turns
-from flows.run.run import made_inputs
+from flows.run.run import find_inputs
 from pipeline.errors import PROJECT, DataError
 from pipeline.recipe.reader import parse_recipe
 from pipeline.storage.root import Root
@@ -84,4 +84,4 @@ def test_what_was_not_made_cannot_be_measured(tmp_path: Path) -> None:
         "student: {weighting: equal}}"
     )
     with pytest.raises(DataError, match=r"nothing for pool, data.a, teacher.g .* `must label` with this recipe"):
-        made_inputs(parse_recipe(recipe, "test"), Root.of(tmp_path), "label")
+        find_inputs(parse_recipe(recipe, "test"), Root.of(tmp_path), "label")

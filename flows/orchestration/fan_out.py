@@ -18,9 +18,9 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows.orchestration.remote_worker import WorkItem, do, left, parts_of
-from flows.orchestration.task_runners import resources, task_runner, workers
-from flows.run.processes import Call, Killed, carry_out
+from flows.orchestration.remote_worker import WorkItem, execute_part, parts_module, remaining_parts
+from flows.orchestration.task_runners import count_workers, request_gpus, task_runner
+from flows.run.processes import Call, Killed, run_in_process
 from flows.run.run import Run
 from flows.run.step_runner import Subprocess
 from pipeline.errors import MustError
@@ -37,7 +37,7 @@ ROUNDS = 3
 @task(name="part", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
 def part(order: WorkItem, name: str) -> dict[str, Any]:
     """A part of a step, somewhere."""
-    return do(order)
+    return execute_part(order)
 
 
 class FanOut:
@@ -58,17 +58,19 @@ class FanOut:
         fingerprint = step.fingerprint(inputs.artifacts)
         claim = run.workspace.claims / f"{step.name}-parts" / fingerprint
         with hold_lock(claim, waiting(step.name, inputs.runtime), on_lost=inputs.runtime.stop.set):
-            with parts_of(step).exclusive(inputs):
+            with parts_module(step).exclusive(inputs):
                 orders = self._orders(run, step, inputs)
                 done = self.context.copy().run(self._give_out, run, orders)
             inputs.runtime.check_stop(step.name)
             return self.apart.step(run, step, dataclasses.replace(inputs, parts=done))
 
     def _orders(self, run: Run, step: Step, inputs: Inputs) -> list[WorkItem]:
-        parts = carry_out(Call(left, (step, inputs.artifacts, inputs.force), run.log(step.name)), inputs.runtime)
+        parts = run_in_process(
+            Call(remaining_parts, (step, inputs.artifacts, inputs.force), run.log(step.name)), inputs.runtime
+        )
         settings = run.recipe.runtime
         here = settings.address is None
-        cores = max(1, usable_cores() // workers(settings, self.apart.devices)) if here else 1
+        cores = max(1, usable_cores() // count_workers(settings, self.apart.devices)) if here else 1
         threads = settings.workers or cores
         order = WorkItem(
             root=str(run.workspace.root),
@@ -108,7 +110,7 @@ class FanOut:
         error: BaseException | None = None
         with (
             task_runner(settings, self.apart.devices) as runner,
-            resources(settings),
+            request_gpus(settings),
             _passing_on(run),
             ThreadPoolExecutor(len(orders)) as waiting_for,
         ):

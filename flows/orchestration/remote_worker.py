@@ -42,20 +42,20 @@ class WorkItem:
     """Device, precision and workers, as in Runtime."""
 
 
-def parts_of(step: Step) -> ModuleType:
+def parts_module(step: Step) -> ModuleType:
     """The module that divides a step's work, and does a part of it."""
     return importlib.import_module(step.kind.parts)
 
 
-def left(step: Step, inputs: Mapping[str, Artifact], force: bool, runtime: Runtime) -> list[dict[str, Any]]:
+def remaining_parts(step: Step, inputs: Mapping[str, Artifact], force: bool, runtime: Runtime) -> list[dict[str, Any]]:
     """The parts of a step that are still to do."""
     given = Inputs(inputs, runtime, force)
     given = dataclasses.replace(given, previous=Workspace(runtime.root).previous(step, given))
-    found: list[dict[str, Any]] = parts_of(step).remaining_parts(step.config, given)
+    found: list[dict[str, Any]] = parts_module(step).remaining_parts(step.config, given)
     return found
 
 
-def do(order: WorkItem) -> dict[str, Any]:
+def execute_part(order: WorkItem) -> dict[str, Any]:
     """One part, here and now. Raises what the work raises, and Stopped once there is the word to stop."""
     set_up_process()
     stop = threading.Event()
@@ -64,7 +64,7 @@ def do(order: WorkItem) -> dict[str, Any]:
         runtime = Runtime(workspace.root, stop=stop, **order.machine)
         runtime.check_stop(order.step.name)
         made = {name: workspace.open(name, fingerprint) for name, fingerprint in order.inputs.items()}
-        done: dict[str, Any] = parts_of(order.step).do_part(
+        done: dict[str, Any] = parts_module(order.step).do_part(
             order.step.config, Inputs(made, runtime, order.force), order.part
         )
     json.dumps(done)  # a part's result is JSON: it goes from machine to machine

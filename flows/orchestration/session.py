@@ -10,8 +10,16 @@ from pathlib import Path
 
 from flows.run.run import Run
 from flows.run.step_runner import Subprocess
-from flows.server.daemons import standing
-from flows.server.embedded import INLINE, Server, check_users_server, environment, settings, users_server, write_logging
+from flows.server.daemons import running_server_environ
+from flows.server.embedded import (
+    INLINE,
+    Server,
+    check_user_server,
+    prefect_environ,
+    temporary_environ,
+    user_api_url,
+    write_logging,
+)
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Artifact
 
@@ -26,15 +34,15 @@ def run_with_prefect(run: Run, work: Subprocess) -> dict[str, Artifact]:
     """
     if not importlib.util.find_spec("prefect"):
         raise ConfigError(f"Prefect is not installed: uv pip install prefect, {INLINE}.")
-    with environment(standing()), _server(run) as server, _settings(run, server):
-        from flows.orchestration.task_runs import Steps, carry_out_as_flow, settle
+    with temporary_environ(running_server_environ()), _server(run) as server, _settings(run, server):
+        from flows.orchestration.task_runs import TaskRuns, run_as_flow, wait_until_recorded
 
-        steps = Steps()
+        steps = TaskRuns()
         try:
-            return carry_out_as_flow(run, steps, work)
+            return run_as_flow(run, steps, work)
         finally:
             if server is None or server.alive():
-                settle(steps, embedded=server is not None)
+                wait_until_recorded(steps, embedded=server is not None)
 
 
 def home_of(run: Run) -> Path:
@@ -45,7 +53,7 @@ def home_of(run: Run) -> Path:
 @contextlib.contextmanager
 def _server(run: Run) -> Iterator[Server | None]:
     """An embedded server, starting, or None if the user names one."""
-    if users_server():
+    if user_api_url():
         yield None
         return
     server = Server(home_of(run))
@@ -60,12 +68,12 @@ def _settings(run: Run, server: Server | None) -> Iterator[None]:
     """Prefect imported, set up, and its server answering."""
     home = home_of(run)
     write_logging(home)
-    with environment(settings(home, server.url if server else None)), _everywhere():
+    with temporary_environ(prefect_environ(home, server.url if server else None)), _everywhere():
         from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
         if server is None:
-            with temporary_settings({PREFECT_API_URL: users_server()}):  # where Prefect was imported before
-                check_users_server()
+            with temporary_settings({PREFECT_API_URL: user_api_url()}):  # where Prefect was imported before
+                check_user_server()
                 yield
             return
         server.wait(run.runtime)

@@ -27,7 +27,7 @@ LOOK_S = 1.0
 # ruff: noqa: PLC0415
 
 
-def workers(settings: RuntimeConfig, devices: Sequence[Environ]) -> int:
+def count_workers(settings: RuntimeConfig, devices: Sequence[Environ]) -> int:
     """How many processes of this machine do parts at once: as told, else one per GPU, or one per core."""
     gpus = [device for device in devices if device]
     return settings.label_workers or len(gpus) or usable_cores()
@@ -35,7 +35,7 @@ def workers(settings: RuntimeConfig, devices: Sequence[Environ]) -> int:
 
 def task_runner(settings: RuntimeConfig, devices: Sequence[Environ]) -> TaskRunner[Any]:
     """The task runner that a recipe names; `devices`: the variables that give a process a device of its own."""
-    count = workers(settings, devices)
+    count = count_workers(settings, devices)
     if settings.runner == "ray":
         return _ray(settings.address, count)
     if settings.runner == "dask":
@@ -81,7 +81,7 @@ def _dask(address: str | None, count: int) -> TaskRunner[Any]:
 
 
 @contextlib.contextmanager
-def resources(settings: RuntimeConfig) -> Iterator[None]:
+def request_gpus(settings: RuntimeConfig) -> Iterator[None]:
     """While inside, a part that is submitted to a Ray cluster with GPUs gets one for itself."""
     if settings.runner != "ray":
         yield

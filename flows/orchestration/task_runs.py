@@ -27,11 +27,11 @@ from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.orchestration.fan_out import FanOut
-from flows.orchestration.ui import log_warnings, mirrored, show_results
+from flows.orchestration.ui import log_warnings, mirror_progress, show_results
 from flows.run.run import Run
-from flows.run.runners import PARTS
-from flows.run.signals import stopping
-from flows.run.step_runner import Subprocess, side_by_side
+from flows.run.runners import FAN_OUT_RUNNERS
+from flows.run.signals import stop_on_signals
+from flows.run.step_runner import Subprocess, run_concurrently
 from pipeline.errors import MustError, Stopped
 from pipeline.steps.artifact import Artifact, Step
 
@@ -53,7 +53,7 @@ def current_body() -> State[Any]:
     return _body.get()()
 
 
-def carry_out_as_flow(run: Run, steps: Steps, work: Subprocess) -> dict[str, Artifact]:
+def run_as_flow(run: Run, steps: TaskRuns, work: Subprocess) -> dict[str, Artifact]:
     """All steps as task runs of one flow run `selftrain`; `steps`, new, tell afterwards what became of them.
 
     Raises what a step raised, as it raised it, and MustError if Prefect failed before the last step was done.
@@ -79,7 +79,7 @@ def carry_out_as_flow(run: Run, steps: Steps, work: Subprocess) -> dict[str, Art
     return steps.artifacts
 
 
-class Steps:
+class TaskRuns:
     """The steps of a run as task runs of the current flow run."""
 
     def __init__(self) -> None:
@@ -93,11 +93,11 @@ class Steps:
     def carry_out(self, run: Run, work: Subprocess) -> dict[str, Artifact]:
         """All of them, and what is worth a look: to be called in a flow. Raises what a step raises."""
         self.flow_run = UUID(prefect.runtime.flow_run.id)
-        if run.recipe.runtime.runner in PARTS:
+        if run.recipe.runtime.runner in FAN_OUT_RUNNERS:
             self.spread = FanOut(work, contextvars.copy_context())
             run.work = self.spread.step
-        with stopping(run.runtime.stop):  # Prefect's own handler would end a step anywhere, its state unsaved
-            self.artifacts = side_by_side(run, self.execute, work.at_once)
+        with stop_on_signals(run.runtime.stop):  # Prefect's own handler would end a step anywhere, its state unsaved
+            self.artifacts = run_concurrently(run, self.execute, work.at_once)
             show_results(run, self.artifacts)
         self.summary = f"{run.made} steps made, {len(run.planned) - run.made} reused"
         return self.artifacts
@@ -157,13 +157,13 @@ def get_or_make(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> tuple[A
     if found:
         log_warnings(run, step.name, found)
         return found, Completed(name="Cached", message=f"found on disk: {found}")
-    with mirrored(run, step.name) as runtime:
+    with mirror_progress(run, step.name) as runtime:
         made = run.make(step, inputs, runtime)
     log_warnings(run, step.name, made)
     return made, Completed(message=f"made: {made}")
 
 
-def settle(steps: Steps, embedded: bool) -> None:
+def wait_until_recorded(steps: TaskRuns, embedded: bool) -> None:
     """Send off what Prefect's client still holds; an embedded server is also given the time to write it down."""
     EventsWorker.drain_all(timeout=PATIENCE_S)
     deadline = time.monotonic() + PATIENCE_S

@@ -44,11 +44,11 @@ Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 
 @contextlib.contextmanager
-def mirrored(run: Run, step: str) -> Iterator[Runtime]:
+def mirror_progress(run: Run, step: str) -> Iterator[Runtime]:
     """The run's runtime for a step whose progress the current task run shows as well: as a bar, and now and then as a
     line in its log. What the step prints, warnings of libraries among it, is in that log too.
     """
-    mirror = _Mirror(get_run_logger(), Tail(run.log(step)))
+    mirror = _ProgressMirror(get_run_logger(), LogTail(run.log(step)))
 
     def progress(step: str, done: float, line: str) -> None:
         run.runtime.progress(step, done, line)
@@ -64,7 +64,7 @@ def mirrored(run: Run, step: str) -> Iterator[Runtime]:
         follower.join(EVERY_S)
 
 
-class Tail:
+class LogTail:
     """What is added to a file from now on, up to a traceback: the error that follows it is told by itself."""
 
     def __init__(self, path: Path) -> None:
@@ -86,10 +86,10 @@ class Tail:
         return [line for line in told.splitlines() if line.strip()]
 
 
-class _Mirror:
+class _ProgressMirror:
     """A progress artifact and a log that follow the latest report and what is printed."""
 
-    def __init__(self, log: Log, printed: Tail) -> None:
+    def __init__(self, log: Log, printed: LogTail) -> None:
         self.latest: tuple[float, str] | None = None
         self.ended = threading.Event()
         self._log, self._printed = log, printed

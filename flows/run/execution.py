@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from flows.run.run import Outcome, Plan, Run, told
-from flows.run.runners import check_engine
-from flows.run.signals import stopping
+from flows.run.run import Outcome, Plan, Run, describe_error
+from flows.run.runners import check_runner
+from flows.run.signals import stop_on_signals
 from flows.run.step_runner import InProcess, Subprocess, in_order
 from pipeline.errors import ConfigError
 from pipeline.recipe.recipe import Recipe
@@ -23,8 +23,8 @@ Carry = Callable[[Run, Subprocess], Mapping[str, Artifact]]
 
 def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, carry: Carry | None) -> Outcome:
     """A run of a plan: its steps in processes of their own, carried out by `carry`; or in this one, in order (None)."""
-    check_engine(recipe.runtime)
-    with stopping(runtime.stop), explain_full_disk(f"run of {recipe.name!r}", runtime.root.local_path()):
+    check_runner(recipe.runtime)
+    with stop_on_signals(runtime.stop), explain_full_disk(f"run of {recipe.name!r}", runtime.root.local_path()):
         models = plan.resolved.models(plan.compares)
         work = Subprocess(recipe.runtime, models, runtime) if carry else InProcess(recipe.runtime, models, runtime)
         run = Run(recipe, plan, runtime, work.step)
@@ -34,13 +34,13 @@ def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, carry: Carry | No
                 if plan.measured(artifacts):
                     work.other(_leave_results, (run.folder, artifacts), runtime)
         except BaseException as error:
-            run.event("ended", **told(error))
+            run.event("ended", **describe_error(error))
             raise
     run.event("finished")
     return Outcome(run.folder, artifacts, run.made, plan.measures)
 
 
-def check_launched(recipe: Recipe, plan: Plan) -> None:
+def check_torchrun(recipe: Recipe, plan: Plan) -> None:
     """Raise ConfigError unless what torchrun started is the training of one network."""
     todo = [each.step for each in plan.planned if each.artifact is None]
     if recipe.runtime.runner != "inline" or len(todo) != 1 or not todo[0].kind.trains:
@@ -51,11 +51,11 @@ def check_launched(recipe: Recipe, plan: Plan) -> None:
         )
 
 
-def take_part(plan: Plan, runtime: Runtime) -> Outcome:
+def join_training(plan: Plan, runtime: Runtime) -> Outcome:
     """Train along with the first process, which writes everything."""
     *before, last = plan.planned
     made = {each.step.name: each.artifact for each in before if each.artifact}
-    with stopping(runtime.stop):
+    with stop_on_signals(runtime.stop):
         plan.workspace.take_part(last.step, Inputs({name: made[name] for name in last.step.inputs}, runtime))
     return Outcome(None, made, 0)
 

@@ -82,7 +82,7 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def carry_out(call: Call, runtime: Runtime, together: Sequence[Mapping[str, str]] = ({},)) -> Any:
+def run_in_process(call: Call, runtime: Runtime, together: Sequence[Mapping[str, str]] = ({},)) -> Any:
     """Do the work in a process and return what it returns. `together`: several processes, each with this in its
     environment; the first one's result and progress count.
 

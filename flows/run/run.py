@@ -40,7 +40,7 @@ from pipeline.stores.rejections import read_rejections
 
 Work = Callable[["Run", Step, Inputs], tuple[Artifact, bool]]
 """Comes to a step's artifact, and tells whether it was made now."""
-WHOLE = Selection()
+WHOLE_RECIPE = Selection()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Run:
         try:
             artifact, made = self.work(self, step, Inputs(inputs, runtime, step.name in self.plan.force))
         except BaseException as error:
-            self.event("failed", step=step.name, **told(error))
+            self.event("failed", step=step.name, **describe_error(error))
             if type(error) is Stopped:  # whatever part of the step it was
                 raise stopped_in(step.name, step.name in self.plan.force) from error
             raise
@@ -221,23 +221,23 @@ def _new_folder(root: Root, recipe: Recipe) -> StoragePath:
     raise AssertionError("unreachable: numbers don't end")
 
 
-def told(error: BaseException) -> dict[str, str]:
+def describe_error(error: BaseException) -> dict[str, str]:
     """An error, for an event: Stopped is no failure, and a reader can tell by `kind`."""
     return {"kind": type(error).__name__, "error": str(error) or type(error).__name__}
 
 
-def prepare(recipe: Recipe, root: Root, selection: Selection = WHOLE) -> Plan:
+def plan_run(recipe: Recipe, root: Root, selection: Selection = WHOLE_RECIPE) -> Plan:
     """The plan of a run of a recipe on a root folder. ConfigError if the sets, where they have been read, lack labels
     that it asks for.
     """
-    plan = look(recipe, root, selection)
+    plan = plan_unchecked(recipe, root, selection)
     made = {name: artifact for name, artifact in plan.early.items() if artifact}
     if len(made) == len(plan.early):
         plan.check(made, Runtime.of(recipe.runtime, root))
     return plan
 
 
-def look(recipe: Recipe, root: Root, selection: Selection = WHOLE) -> Plan:
+def plan_unchecked(recipe: Recipe, root: Root, selection: Selection = WHOLE_RECIPE) -> Plan:
     """What there is and what is not on a root folder, whether or not a run could make it."""
     workspace = Workspace(root)
     resolved = resolve(recipe, read_rejections(root))
@@ -246,9 +246,9 @@ def look(recipe: Recipe, root: Root, selection: Selection = WHOLE) -> Plan:
     return Plan(resolved, workspace, selection.of(plan(steps, workspace, force)), force)
 
 
-def made_inputs(recipe: Recipe, root: Root, name: str) -> tuple[Step, Inputs]:
+def find_inputs(recipe: Recipe, root: Root, name: str) -> tuple[Step, Inputs]:
     """The step `name` and the artifacts that it reads. DataError if they were not made yet, or for other settings."""
-    plan = look(recipe, root)
+    plan = plan_unchecked(recipe, root)
     planned = {each.step.name: each for each in plan.planned}
     step, runtime = planned[name].step, Runtime.of(recipe.runtime, root)
     made = {each: planned[each].artifact for each in step.inputs}
@@ -264,7 +264,7 @@ def made_inputs(recipe: Recipe, root: Root, name: str) -> tuple[Step, Inputs]:
     return step, Inputs(present, runtime)
 
 
-def nothing_to_do(plan: Plan) -> Outcome | None:
+def completed_outcome(plan: Plan) -> Outcome | None:
     """The outcome, if every step's artifact is there, and of a run that measured its report as well."""
     artifacts = {each.step.name: each.artifact for each in plan.planned if each.artifact}
     if len(artifacts) < len(plan.planned):

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     pass
 
 
-PARTS = {"process": "prefect", "ray": "prefect_ray", "dask": "prefect_dask"}
+FAN_OUT_RUNNERS = {"process": "prefect", "ray": "prefect_ray", "dask": "prefect_dask"}
 """The runners that do steps in parts, and what each is driven by."""
 
 
-def check_engine(settings: RuntimeConfig) -> None:
+def check_runner(settings: RuntimeConfig) -> None:
     """Raise ConfigError if the runner is not installed, or has no use for an address that is given."""
-    module = PARTS.get(settings.runner, "prefect")
+    module = FAN_OUT_RUNNERS.get(settings.runner, "prefect")
     if settings.runner != "inline" and not importlib.util.find_spec(module):
         needs, others = "prefect: uv pip install prefect", "inline"
         if settings.runner in ("ray", "dask"):

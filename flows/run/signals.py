@@ -15,7 +15,7 @@ SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 @contextmanager
-def stopping(stop: threading.Event) -> Iterator[None]:
+def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     """While inside, the first SIGTERM or SIGINT asks for an orderly stop; a second one ends the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield

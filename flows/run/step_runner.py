@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from flows.run.processes import Call, carry_out, warm_up
+from flows.run.processes import Call, run_in_process, warm_up
 from flows.run.run import Run
 from pipeline.errors import ConfigError, Interrupted, OutOfMemory, error_context
 from pipeline.recipe.base import BaseConfig
@@ -110,12 +110,12 @@ class Subprocess:
         sharing = self.at_once * len(together)
         threads = max(1, usable_cores() // sharing) if sharing > 1 else 0
         call = Call(_obtain, (step, inputs.artifacts, inputs.force, inputs.parts), run.log(step.name), device, threads)
-        found: tuple[Artifact, bool] = carry_out(call, inputs.runtime, together)
+        found: tuple[Artifact, bool] = run_in_process(call, inputs.runtime, together)
         return found
 
     def other(self, work: Callable[..., Any], arguments: tuple[Any, ...], runtime: Runtime) -> Any:
         """What is no step but loads as much code: `work(*arguments, runtime)`, in a process of its own."""
-        return carry_out(Call(work, arguments), runtime)
+        return run_in_process(Call(work, arguments), runtime)
 
 
 def _obtain(
@@ -185,7 +185,7 @@ def in_order(run: Run, execute: Execute) -> dict[str, Artifact]:
     return artifacts
 
 
-def side_by_side(run: Run, execute: Execute, most: int) -> dict[str, Artifact]:
+def run_concurrently(run: Run, execute: Execute, most: int) -> dict[str, Artifact]:
     """All steps, each as soon as its inputs are there, `most` at once; what they left, in the plan's order. If one
     fails the others save what they have.
     """

@@ -43,7 +43,7 @@ LOST = "Its process ended without a word. What is done is kept: run it again to 
 
 
 @dataclasses.dataclass(frozen=True)
-class RunAtWork:
+class ActiveRun:
     """A flow run that was begun and has not ended: its state, the steps that are at work, and who carries it out."""
 
     identity: UUID
@@ -99,7 +99,7 @@ def client_of(services: Services) -> Iterator[SyncPrefectClient]:
         raise ConfigError(f"Prefect's server {services.url}: {type(error).__name__}: {error}") from error
 
 
-def home_of(client: SyncPrefectClient) -> str | None:
+def server_home(client: SyncPrefectClient) -> str | None:
     """The folder, on its machine, where the server keeps its files; None if it does not tell us."""
     try:
         home: str = client.request("GET", "/admin/settings").json()["home"]
@@ -108,7 +108,7 @@ def home_of(client: SyncPrefectClient) -> str | None:
     return home
 
 
-def open_pool(client: SyncPrefectClient, own: bool) -> None:
+def ensure_work_pool(client: SyncPrefectClient, own: bool) -> None:
     """Make a work pool for the deployments; our own server's takes runs again. ConfigError if there is another kind."""
     pool = _pool(client)
     if pool is None:
@@ -121,7 +121,7 @@ def open_pool(client: SyncPrefectClient, own: bool) -> None:
         client.update_work_pool(POOL, WorkPoolUpdate(is_paused=False))
 
 
-def close_pool(client: SyncPrefectClient) -> None:
+def pause_work_pool(client: SyncPrefectClient) -> None:
     """The pool starts no further run; they wait for it to be opened."""
     if _pool(client):
         client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))
@@ -134,20 +134,20 @@ def _pool(client: SyncPrefectClient) -> WorkPool | None:
         return None
 
 
-def last_heard_of(client: SyncPrefectClient, worker: str) -> float:
+def last_heartbeat(client: SyncPrefectClient, worker: str) -> float:
     """When a worker of the pool spoke last, seconds since 1970; 0 if it never did."""
     found = client.read_workers_for_work_pool(POOL)
     times = [each.last_heartbeat_time for each in found if each.name == worker]
     return max((time.timestamp() for time in times if time), default=0.0)
 
 
-def deployments(client: SyncPrefectClient) -> list[str]:
+def deployment_names(client: SyncPrefectClient) -> list[str]:
     """What can be run by the pool: `<flow>/<deployment>`."""
     found = client.read_deployments(work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])))
     return sorted(f"{client.read_flow(each.flow_id).name}/{each.name}" for each in found)
 
 
-def waiting(client: SyncPrefectClient) -> int:
+def count_scheduled(client: SyncPrefectClient) -> int:
     """How many runs wait for the pool."""
     if _pool(client) is None:
         return 0
@@ -162,7 +162,7 @@ def _in_state(types: list[StateType]) -> FlowRunFilter:
     return FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=types)))
 
 
-def at_work(client: SyncPrefectClient, worker: str | None) -> list[RunAtWork]:
+def active_runs(client: SyncPrefectClient, worker: str | None) -> list[ActiveRun]:
     """The runs at work on a server, oldest first: all of them, or those of one worker."""
     found = client.read_flow_runs(flow_run_filter=_in_state(AT_WORK), sort=FlowRunSort.START_TIME_ASC)
     return [_told(client, run) for run in found if worker in (None, _worker(run))]
@@ -173,13 +173,13 @@ def _worker(run: FlowRun) -> str | None:
     return labels.get("prefect.worker.name")
 
 
-def _told(client: SyncPrefectClient, run: FlowRun) -> RunAtWork:
+def _told(client: SyncPrefectClient, run: FlowRun) -> ActiveRun:
     running = TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING]))
     tasks = client.read_task_runs(
         flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])), task_run_filter=TaskRunFilter(state=running)
     )
     pid = run.infrastructure_pid
-    return RunAtWork(
+    return ActiveRun(
         run.id,
         run.name,
         client.read_flow(run.flow_id).name,
@@ -191,12 +191,12 @@ def _told(client: SyncPrefectClient, run: FlowRun) -> RunAtWork:
     )
 
 
-def cancel(client: SyncPrefectClient, run: RunAtWork) -> None:
+def cancel(client: SyncPrefectClient, run: ActiveRun) -> None:
     """Ask a run's worker to stop it in order."""
     client.set_flow_run_state(run.identity, Cancelling())
 
 
-def give_up(client: SyncPrefectClient, run: RunAtWork) -> None:
+def mark_crashed(client: SyncPrefectClient, run: ActiveRun) -> None:
     """Note that a run is not at work any more."""
     with contextlib.suppress(ObjectNotFound):
         client.set_flow_run_state(run.identity, Crashed(message=LOST), force=True)

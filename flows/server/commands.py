@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from flows.server.daemons import Service, Services, alone, wait_for
-from flows.server.embedded import answers, check_users_server, environment, users_server
+from flows.server.daemons import Service, Services, locked_services, wait_for
+from flows.server.embedded import answers, check_user_server, temporary_environ, user_api_url
 from pipeline.errors import PROJECT, ConfigError, MustError
 from pipeline.steps.artifact import hash_file, hash_json
 
@@ -41,19 +41,19 @@ def up(at_once: int | None, say: Say) -> Services:
     What is up stays as it is. Raises ConfigError if a server or a worker does not start, or there is one for another
     server or for another number of runs.
     """
-    with alone() as services:
+    with locked_services() as services:
         _choose_server(services)
         _choose_number(services, at_once)
         if services.own and not services.answers():
             _start_server(services, say)
-        with environment(services.environ()):
-            from flows.server.api import client_of, open_pool
+        with temporary_environ(services.environ()):
+            from flows.server.api import client_of, ensure_work_pool
 
             if not services.own:
-                check_users_server()
+                check_user_server()
 
             with client_of(services) as client:
-                open_pool(client, services.own)
+                ensure_work_pool(client, services.own)
                 worker = services.worker if services.worker and services.worker.alive() else None
                 started = worker or _start_worker(services, client, say)
                 _deploy(services, client, say)
@@ -63,7 +63,7 @@ def up(at_once: int | None, say: Say) -> Services:
 
 def _choose_server(services: Services) -> None:
     """The user's server if there is one, else our own."""
-    theirs = users_server()
+    theirs = user_api_url()
     own = theirs is None or (services.own and theirs.rstrip("/") == services.url)
     same = own == services.own and (own or theirs == services.url)
     if same:
@@ -91,11 +91,11 @@ def _start_server(services: Services, say: Say) -> None:
 
 def _is_ours(services: Services) -> bool:
     """Whether what answers keeps its files where ours does."""
-    with environment(services.environ()):
-        from flows.server.api import client_of, home_of
+    with temporary_environ(services.environ()):
+        from flows.server.api import client_of, server_home
 
         with client_of(services) as client:
-            return home_of(client) == services.environ()["PREFECT_HOME"]
+            return server_home(client) == services.environ()["PREFECT_HOME"]
 
 
 def _free_port(url: str) -> int:
@@ -132,24 +132,24 @@ def _start_worker(services: Services, client: SyncPrefectClient, say: Say) -> Se
 
 
 def _wait_for_worker(services: Services, client: SyncPrefectClient, worker: Service) -> None:
-    from flows.server.api import last_heard_of
+    from flows.server.api import last_heartbeat
 
-    wait_for("worker", worker, lambda: last_heard_of(client, services.worker_name) >= worker.since)
+    wait_for("worker", worker, lambda: last_heartbeat(client, services.worker_name) >= worker.since)
 
 
 def _deploy(services: Services, client: SyncPrefectClient, say: Say) -> None:
     """The deployments as this version of the project has them."""
-    from flows.server.api import deployments
+    from flows.server.api import deployment_names
 
     file = PROJECT / "prefect.yaml"
     wanted = yaml.safe_load(file.read_text(encoding="utf-8"))["deployments"]
     digest = hash_json([str(PROJECT), *(hash_file(path) for path in (file, PROJECT / "flows" / "deployments.py"))])
-    if services.deployed == digest and len(deployments(client)) >= len(wanted):
+    if services.deployed == digest and len(deployment_names(client)) >= len(wanted):
         return
     say("Registering the deployments of prefect.yaml ...")
     command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
-    if done.returncode or len(deployments(client)) < len(wanted):
+    if done.returncode or len(deployment_names(client)) < len(wanted):
         raise MustError(f"`prefect deploy` failed: {(done.stdout + done.stderr)[-2000:]}")
     services.deployed = digest
     services.write()
@@ -159,9 +159,9 @@ def down(now: bool, say: Say) -> list[str]:
     """End what `up` started, and return the names of it. Runs at work are stopped in order if `now`, and else they are
     a ConfigError that lists them.
     """
-    with alone() as services:
+    with locked_services() as services:
         if _reachable(services):
-            with environment(services.environ()):
+            with temporary_environ(services.environ()):
                 from flows.server.api import client_of
 
                 with client_of(services) as client:
@@ -183,24 +183,24 @@ def _reachable(services: Services) -> bool:
     """Whether the server that the worker is for can be asked."""
     if services.own:
         return services.answers()
-    with contextlib.suppress(ConfigError), environment(services.environ()):
-        if users_server():
-            check_users_server()
+    with contextlib.suppress(ConfigError), temporary_environ(services.environ()):
+        if user_api_url():
+            check_user_server()
             return True
     return False
 
 
 def _stop_runs(services: Services, client: SyncPrefectClient, now: bool, say: Say) -> None:
-    from flows.server.api import at_work, cancel, close_pool
+    from flows.server.api import active_runs, cancel, pause_work_pool
 
-    runs = at_work(client, services.worker_name)
+    runs = active_runs(client, services.worker_name)
     if runs and not now:
         raise ConfigError(
             f"At work: {', '.join(run.told() for run in runs)}. `must down --now` stops what is at work; it is saved, "
             "and the same run goes on from there."
         )
     if services.own:
-        close_pool(client)  # or the worker begins what waits for these to end
+        pause_work_pool(client)  # or the worker begins what waits for these to end
     for run in runs:
         say(f"Stopping {run.name} ...")
         if run.is_of(services.worker):
@@ -208,19 +208,19 @@ def _stop_runs(services: Services, client: SyncPrefectClient, now: bool, say: Sa
         else:
             run.signal(signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
-    while at_work(client, services.worker_name) and time.monotonic() < deadline:
+    while active_runs(client, services.worker_name) and time.monotonic() < deadline:
         time.sleep(1)
 
 
 def _clear_away(services: Services, client: SyncPrefectClient, kill: bool = False) -> None:
     """Runs whose worker is gone, and their processes as well (or are to be: `kill`), are not at work."""
-    from flows.server.api import at_work, give_up
+    from flows.server.api import active_runs, mark_crashed
 
-    for run in at_work(client, services.worker_name):
+    for run in active_runs(client, services.worker_name):
         if kill:
             run.signal(signal.SIGKILL)
         if kill or not run.is_alive():
-            give_up(client, run)
+            mark_crashed(client, run)
 
 
 def status() -> dict[str, Any]:
@@ -230,7 +230,7 @@ def status() -> dict[str, Any]:
     found |= {"own_server": services.own, "answers": False, "deployments": [], "runs": [], "waiting": 0}
     for name, service in (("server", services.server), ("worker", services.worker)):
         found[name] = _told(service) if service else None
-    with environment(services.environ()), contextlib.suppress(ConfigError):
+    with temporary_environ(services.environ()), contextlib.suppress(ConfigError):
         found |= _on_server(services)
     return found
 
@@ -238,15 +238,20 @@ def status() -> dict[str, Any]:
 def _on_server(services: Services) -> dict[str, Any]:
     """What the server tells; ConfigError if it does not answer."""
     if not services.own:
-        check_users_server()
+        check_user_server()
     elif not services.answers():
         raise ConfigError(f"{services.url} does not answer.")
-    from flows.server.api import at_work, client_of, deployments, waiting
+    from flows.server.api import active_runs, client_of, count_scheduled, deployment_names
 
     with client_of(services) as client:
-        runs = at_work(client, None if services.own else services.worker_name)
+        runs = active_runs(client, None if services.own else services.worker_name)
         told = [dataclasses.asdict(run) | {"identity": str(run.identity)} for run in runs]
-        return {"answers": True, "deployments": deployments(client), "runs": told, "waiting": waiting(client)}
+        return {
+            "answers": True,
+            "deployments": deployment_names(client),
+            "runs": told,
+            "waiting": count_scheduled(client),
+        }
 
 
 def _told(service: Service) -> dict[str, Any]:

@@ -24,7 +24,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from flows.server.embedded import DECIDED, PATIENCE_S, answers, directly, logging_settings, users_server, write_logging
+from flows.server.embedded import (
+    DEFAULT_SETTINGS,
+    PATIENCE_S,
+    answers,
+    logging_settings,
+    no_proxy_environ,
+    user_api_url,
+    write_logging,
+)
 from pipeline.errors import PROJECT, ConfigError
 from pipeline.steps.artifact import write_json
 from pipeline.storage.process_id import ProcessId
@@ -137,7 +145,7 @@ class Services:
 
     def environ(self) -> dict[str, str]:
         """The environment for Prefect: with our own server, nothing of the user's profile; else as the user has it."""
-        decided = {name: value for name, value in (DECIDED | SERVED).items() if name not in os.environ}
+        decided = {name: value for name, value in (DEFAULT_SETTINGS | SERVED).items() if name not in os.environ}
         if not self.own:
             return decided
         kept = self.home / "prefect"
@@ -146,7 +154,7 @@ class Services:
             "PREFECT_HOME": str(kept),
             "PREFECT_PROFILES_PATH": str(kept / "profiles.toml"),
             "PREFECT_PROFILE": "ephemeral",
-            **directly(),
+            **no_proxy_environ(),
         }
 
     def start(self, name: Name, *arguments: str) -> Service:
@@ -203,14 +211,14 @@ def wait_for(name: Name, service: Service, ready: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-def standing() -> dict[str, str]:
+def running_server_environ() -> dict[str, str]:
     """The environment for a run on the server of `must up`; empty if that is not up, or the user names another one."""
     services = Services.read()
-    return services.environ() if services.own and not users_server() and services.answers() else {}
+    return services.environ() if services.own and not user_api_url() and services.answers() else {}
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[Services]:
+def locked_services() -> Iterator[Services]:
     """What is up, while nobody else of this user changes it. ConfigError if the home is in use on another machine."""
     home = Services.read().home
     home.mkdir(parents=True, exist_ok=True)

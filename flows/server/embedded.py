@@ -33,7 +33,7 @@ GOODBYE_S = 10.0
 LOGGING_FILE = "logging.yml"
 INLINE = "or run without Prefect: -o runtime.runner=inline"
 
-DECIDED = {
+DEFAULT_SETTINGS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(PATIENCE_S),
@@ -61,7 +61,7 @@ LOGGING = {
 """Prefect's logs go to its pages alone: the terminal is ours, and the root logger stays as Python made it."""
 
 
-def users_server() -> str | None:
+def user_api_url() -> str | None:
     """The address of the API that the user's environment names."""
     return os.environ.get("PREFECT_API_URL") or None
 
@@ -72,29 +72,29 @@ def logging_settings(home: Path) -> dict[str, str]:
     return {} if chosen else {"PREFECT_LOGGING_SETTINGS_PATH": str(home / LOGGING_FILE)}
 
 
-def directly() -> dict[str, str]:
+def no_proxy_environ() -> dict[str, str]:
     """The environment in which a server of this machine is not asked by way of a proxy."""
     direct = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1")))
     return {"NO_PROXY": direct, "no_proxy": direct}
 
 
-def settings(home: Path, url: str | None) -> dict[str, str]:
+def prefect_environ(home: Path, url: str | None) -> dict[str, str]:
     """The environment of Prefect for a run: what is decided here and not by the user. `url` is the embedded server's.
 
     With a server of the user's own (None) its address, key and profile are left as they are.
     """
-    decided = DECIDED | logging_settings(home)
+    decided = DEFAULT_SETTINGS | logging_settings(home)
     if url:
         decided |= {"PREFECT_HOME": str(home), "PREFECT_PROFILES_PATH": str(home / "profiles.toml")}
         decided["PREFECT_CLIENT_MAX_RETRIES"] = "3"  # a server on this machine that is gone stays gone
     decided = {name: value for name, value in decided.items() if name not in os.environ}
     if url:
-        decided |= {"PREFECT_API_URL": url, "PREFECT_PROFILE": "ephemeral", **directly()}
+        decided |= {"PREFECT_API_URL": url, "PREFECT_PROFILE": "ephemeral", **no_proxy_environ()}
     return decided
 
 
 @contextmanager
-def environment(changes: Mapping[str, str]) -> Iterator[None]:
+def temporary_environ(changes: Mapping[str, str]) -> Iterator[None]:
     """`os.environ` with changes, while inside."""
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
@@ -126,7 +126,7 @@ class Server:
         self.log = home / "server.log"
         with socket.create_server(("127.0.0.1", 0)) as listening, open(self.log, "wb") as log:
             self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
-            environ = os.environ | settings(home, self.url)
+            environ = os.environ | prefect_environ(home, self.url)
             environ |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
             del environ["PREFECT_API_URL"]
             self._child = subprocess.Popen(
@@ -214,7 +214,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def check_users_server() -> None:
+def check_user_server() -> None:
     """ConfigError if the server that PREFECT_API_URL names does not answer."""
     from prefect.client.orchestration import get_client  # noqa: PLC0415 - seconds, and the server's process has no use for it
 
@@ -222,7 +222,7 @@ def check_users_server() -> None:
         problem = client.api_healthcheck()
     if problem:
         raise ConfigError(
-            f"PREFECT_API_URL is {users_server()}, which does not answer ({problem}). Start that server, unset the "
+            f"PREFECT_API_URL is {user_api_url()}, which does not answer ({problem}). Start that server, unset the "
             f"variable for a server of the run's own, {INLINE}."
         )
 

@@ -14,7 +14,7 @@ import pytest
 
 import must
 from flows.plan.selection import Selection
-from flows.run.runners import check_engine
+from flows.run.runners import check_runner
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.runtime import RuntimeConfig
 from tests.flows.tiny import digests, events, prefect_says, within
@@ -110,9 +110,9 @@ def test_an_engine_that_is_missing_names_its_extra(monkeypatch: pytest.MonkeyPat
     with pytest.raises(
         ConfigError, match=r"runner is 'ray', which needs the extra ray: uv pip install -e '.*\[ray\]'\. Without"
     ):
-        check_engine(RuntimeConfig(runner="ray"))
+        check_runner(RuntimeConfig(runner="ray"))
 
 
 def test_an_address_is_for_those_who_have_one() -> None:
     with pytest.raises(ConfigError, match=r"address is 'ray://head:10001', but runner 'process' works on this machine"):
-        check_engine(RuntimeConfig(runner="process", address="ray://head:10001"))
+        check_runner(RuntimeConfig(runner="process", address="ray://head:10001"))

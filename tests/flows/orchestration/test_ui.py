@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from flows.orchestration import ui
-from flows.orchestration.ui import Tail
+from flows.orchestration.ui import LogTail
 
 
 def test_only_what_is_new_and_whole_is_told(tmp_path: Path) -> None:
     path = tmp_path / "step.log"
     path.write_text("before\n", "utf-8")
-    tail = Tail(path)
+    tail = LogTail(path)
     assert tail.lines() == []
     with open(path, "a", encoding="utf-8") as file:
         file.write("UserWarning: a\n\nhalf")
@@ -29,7 +29,7 @@ def test_only_what_is_new_and_whole_is_told(tmp_path: Path) -> None:
 
 
 def test_a_file_may_come_later(tmp_path: Path) -> None:
-    tail = Tail(tmp_path / "step.log")
+    tail = LogTail(tmp_path / "step.log")
     assert tail.lines() == []
     (tmp_path / "step.log").write_bytes(b"\xff late\n")
     assert tail.lines() == ["\ufffd late"]
@@ -37,7 +37,7 @@ def test_a_file_may_come_later(tmp_path: Path) -> None:
 
 def test_a_traceback_is_not_told_twice(tmp_path: Path) -> None:
     path = tmp_path / "step.log"
-    tail = Tail(path)
+    tail = LogTail(path)
     path.write_text("warned\nTraceback (most recent call last):\n  File ...\nDataError: damaged\n", "utf-8")
     assert tail.lines() == ["warned"]
     with open(path, "a", encoding="utf-8") as file:
@@ -46,14 +46,14 @@ def test_a_traceback_is_not_told_twice(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ui._Mirror:
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ui._ProgressMirror:
     def bar(progress: float, description: str) -> None:
         raise ConnectionError("the server is gone")
 
     monkeypatch.setattr(ui, "EVERY_S", 0.01)
     monkeypatch.setattr(ui, "LINE_EVERY_S", 0.02)
     monkeypatch.setattr(ui, "create_progress_artifact", bar)
-    return ui._Mirror(logging.getLogger("a task run"), Tail(tmp_path / "step.log"))
+    return ui._ProgressMirror(logging.getLogger("a task run"), LogTail(tmp_path / "step.log"))
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -64,7 +64,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def test_progress_and_warnings_are_in_the_log_whether_there_is_a_server_or_not(
-    mirror: ui._Mirror, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    mirror: ui._ProgressMirror, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
         follower = threading.Thread(target=mirror.follow)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flows.run import processes
-from flows.run.processes import Call, Killed, carry_out
+from flows.run.processes import Call, Killed, run_in_process
 from pipeline.errors import DataError, LostPeer, MustError, Stopped
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
@@ -62,7 +62,7 @@ def work(what: str, runtime: Runtime) -> object:
 
 def call(what: str, runtime: Runtime | None = None) -> Any:
     runtime = runtime or Runtime(Root.of("."))
-    return carry_out(Call(work, (what,)), runtime)
+    return run_in_process(Call(work, (what,)), runtime)
 
 
 def test_the_result_comes_from_a_process_group_of_its_own() -> None:
@@ -96,7 +96,7 @@ def test_an_error_is_raised_as_it_was_raised_there() -> None:
 def test_a_killed_process_is_told_with_what_it_said_last(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "step.log"
     with pytest.raises(Killed, match=r"SIGKILL.*memory runs out.*said last: 'printed by killed'"):
-        carry_out(Call(work, ("killed",), log), Runtime(Root.of(tmp_path)))
+        run_in_process(Call(work, ("killed",), log), Runtime(Root.of(tmp_path)))
     assert log.read_text("utf-8") == "printed by killed\n"
 
 
@@ -109,13 +109,13 @@ def test_a_stop_reaches_the_process() -> None:
 
 def test_the_processes_of_several_that_work_together_know_who_they_are() -> None:
     ranks = [{"RANK": str(rank)} for rank in range(2)]
-    assert carry_out(Call(work, ("rank",)), Runtime(Root.of(".")), ranks) == "0"
+    assert run_in_process(Call(work, ("rank",)), Runtime(Root.of(".")), ranks) == "0"
 
 
 def test_if_one_of_several_fails_the_others_are_ended(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(Killed):
-        carry_out(Call(one_of_two, (tmp_path,)), Runtime(Root.of(tmp_path)), [{"RANK": "0"}, {"RANK": "1"}])
+        run_in_process(Call(one_of_two, (tmp_path,)), Runtime(Root.of(tmp_path)), [{"RANK": "0"}, {"RANK": "1"}])
     print(f"{time.monotonic() - began:.1f} s")
     assert (tmp_path / "saved").read_text("utf-8") == "in order"
 
@@ -132,7 +132,7 @@ def test_if_one_of_several_fails_the_others_are_ended(tmp_path: Path) -> None:
 def test_who_lost_another_one_is_not_the_reason(tmp_path: Path, ends: str, error: type[Exception], says: str) -> None:
     ranks = [{"RANK": "0"}, {"RANK": "1"}]
     with pytest.raises(error, match=says):
-        carry_out(Call(connected, (tmp_path / "socket", ends)), Runtime(Root.of(tmp_path)), ranks)
+        run_in_process(Call(connected, (tmp_path / "socket", ends)), Runtime(Root.of(tmp_path)), ranks)
 
 
 def connected(path: Path, ends: str, runtime: Runtime) -> None:
@@ -156,7 +156,7 @@ def test_who_does_not_hear_is_ended_at_the_same_time_as_the_others(
     monkeypatch.setattr(processes, "GRACE_S", 2.0)
     began = time.monotonic()
     with pytest.raises(DataError):
-        carry_out(Call(deaf, (tmp_path,)), Runtime(Root.of(tmp_path)), [{"RANK": str(rank)} for rank in range(4)])
+        run_in_process(Call(deaf, (tmp_path,)), Runtime(Root.of(tmp_path)), [{"RANK": str(rank)} for rank in range(4)])
     heard = float((tmp_path / "failed").read_text("utf-8"))
     print(f"{time.monotonic() - began:.1f} s, {time.monotonic() - heard:.1f} s after the failure")
     assert time.monotonic() - heard < 3 * processes.GRACE_S
@@ -174,7 +174,7 @@ def deaf(folder: Path, runtime: Runtime) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_log_on_a_full_disk_costs_the_log_alone() -> None:
     with pytest.raises(DataError, match="shard-000007 is damaged"):
-        carry_out(Call(fails_quietly, (), Path("/dev/full")), Runtime(Root.of(".")))
+        run_in_process(Call(fails_quietly, (), Path("/dev/full")), Runtime(Root.of(".")))
 
 
 def fails_quietly(runtime: Runtime) -> None:
@@ -206,7 +206,7 @@ def test_a_process_outlives_its_run_only_to_end_in_order(tmp_path: Path, spawner
 
 
 def run_alone(folder: Path) -> None:
-    carry_out(Call(alone, (folder,)), Runtime(Root.of(folder)))
+    run_in_process(Call(alone, (folder,)), Runtime(Root.of(folder)))
 
 
 def alone(folder: Path, runtime: Runtime) -> None:

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import must
-from flows.run.run import Outcome, Run, prepare
-from flows.run.signals import stopping
+from flows.run.run import Outcome, Run, plan_run
+from flows.run.signals import stop_on_signals
 from flows.run.step_runner import InProcess
 from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.recipe.reader import read_recipe
@@ -154,7 +154,7 @@ def test_an_error_of_the_code_is_told_too(recipe: Path, root: Path, monkeypatch:
 
 def test_runs_of_the_same_second_have_folders_of_their_own(recipe: Path, root: Path) -> None:
     read = read_recipe(recipe)
-    plan, runtime = prepare(read, Root.of(root)), Runtime(Root.of(root))
+    plan, runtime = plan_run(read, Root.of(root)), Runtime(Root.of(root))
     folders = {
         str(Run(read, plan, runtime, InProcess(read.runtime, plan.resolved.models(), runtime).step).folder)
         for _ in range(3)
@@ -164,7 +164,7 @@ def test_runs_of_the_same_second_have_folders_of_their_own(recipe: Path, root: P
 
 def test_the_first_signal_asks_and_what_was_before_comes_back() -> None:
     stop, before = threading.Event(), signal.getsignal(signal.SIGTERM)
-    with stopping(stop):
+    with stop_on_signals(stop):
         assert not stop.is_set()
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.wait(5)
@@ -175,7 +175,7 @@ def test_a_run_outside_the_main_thread_leaves_signals_alone() -> None:
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def elsewhere() -> None:
-        with stopping(threading.Event()):
+        with stop_on_signals(threading.Event()):
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=elsewhere)

@@ -14,7 +14,7 @@ import pytest
 from flows.plan.plan import Planned
 from flows.plan.resolve import resolve
 from flows.run.run import Plan, Run
-from flows.run.step_runner import Subprocess, side_by_side
+from flows.run.step_runner import Subprocess, run_concurrently
 from pipeline.recipe.reader import parse_recipe
 from pipeline.steps.artifact import WORK, Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime
@@ -72,5 +72,5 @@ def test_what_ends_first_is_not_first(tmp_path: Path) -> None:
             quick.set()
         return Artifact(workspace.root, step.name, {})
 
-    assert list(side_by_side(run, execute, 2)) == ["slow", "quick", "last"]
+    assert list(run_concurrently(run, execute, 2)) == ["slow", "quick", "last"]
     assert ended[0] == "quick"

@@ -18,7 +18,7 @@ import pytest
 from cli.main import main
 from flows.server import daemons as module
 from flows.server.commands import up
-from flows.server.daemons import Service, Services, alone, standing, wait_for
+from flows.server.daemons import Service, Services, locked_services, running_server_environ, wait_for
 from pipeline.errors import ConfigError
 from pipeline.storage.process_id import ProcessId
 
@@ -57,7 +57,7 @@ def service(tmp_path: Path) -> Iterator[Callable[[str], Service]]:
 
 def test_nothing_is_up_where_nothing_was_noted(home: Path) -> None:
     assert Services.read() == Services(home)
-    assert standing() == {}
+    assert running_server_environ() == {}
     assert not home.exists()
 
 
@@ -119,7 +119,7 @@ def test_a_home_in_use_on_another_machine_is_left_alone(home: Path, service: Cal
     Services(home, URL, server=elsewhere).write()
     with (
         pytest.raises(ConfigError, match=r"services on elsewhere: `must down` there.*services\.json.*MUST_HOME"),
-        alone(),
+        locked_services(),
     ):
         pass
 
@@ -150,11 +150,11 @@ def test_a_run_uses_a_server_that_is_up_and_answers(
 ) -> None:
     home.mkdir()
     Services(home, URL, server=service(IDLE)).write()
-    assert standing() == {}  # nobody answers
+    assert running_server_environ() == {}  # nobody answers
     monkeypatch.setattr(module, "answers", lambda url: url == URL)
-    assert standing()["PREFECT_API_URL"] == URL
+    assert running_server_environ()["PREFECT_API_URL"] == URL
     monkeypatch.setenv("PREFECT_API_URL", "http://theirs/api")
-    assert standing() == {}
+    assert running_server_environ() == {}
 
 
 def test_what_is_started_can_be_interrupted_where_this_process_can_not() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.server.embedded import LOGGING, Server, environment, settings, write_logging
+from flows.server.embedded import LOGGING, Server, prefect_environ, temporary_environ, write_logging
 from pipeline.errors import ConfigError, Stopped
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
@@ -28,7 +28,7 @@ def no_settings_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings_keep_to_the_root_and_call_nobody(tmp_path: Path) -> None:
-    found = settings(tmp_path, URL)
+    found = prefect_environ(tmp_path, URL)
     assert found["PREFECT_API_URL"] == URL
     assert found["PREFECT_HOME"] == str(tmp_path)
     assert Path(found["PREFECT_PROFILES_PATH"]).parent == tmp_path
@@ -42,25 +42,27 @@ def test_what_the_user_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PREFECT_HOME", "/elsewhere")
     monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "DEBUG")
     monkeypatch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "true")
-    found = settings(tmp_path, URL)
+    found = prefect_environ(tmp_path, URL)
     assert not {"PREFECT_HOME", "PREFECT_SERVER_ANALYTICS_ENABLED", "PREFECT_LOGGING_SETTINGS_PATH"} & set(found)
 
 
 def test_with_a_server_of_the_users_own_its_address_home_and_profile_stay(tmp_path: Path) -> None:
     kept = {"PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "NO_PROXY"}
-    assert not kept & set(settings(tmp_path, None))
+    assert not kept & set(prefect_environ(tmp_path, None))
 
 
 def test_a_proxy_is_passed_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "intranet")
-    assert settings(tmp_path, URL)["no_proxy"] == settings(tmp_path, URL)["NO_PROXY"] == "intranet,127.0.0.1"
+    assert (
+        prefect_environ(tmp_path, URL)["no_proxy"] == prefect_environ(tmp_path, URL)["NO_PROXY"] == "intranet,127.0.0.1"
+    )
 
 
 def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAS_THERE", "before")
     monkeypatch.delenv("WAS_NOT", raising=False)
     before = dict(os.environ)
-    with environment({"WAS_THERE": "inside", "WAS_NOT": "inside"}):
+    with temporary_environ({"WAS_THERE": "inside", "WAS_NOT": "inside"}):
         assert os.environ["WAS_THERE"] == os.environ["WAS_NOT"] == "inside"
     assert dict(os.environ) == before
 
