@@ -13,7 +13,7 @@ from PIL import Image
 
 from browser.loading import Loading
 from browser.tables import Store
-from pipeline.data.decode import decode
+from pipeline.data.decode import decode_image
 from pipeline.errors import DataError
 from pipeline.storage.root import StoredFile, hash_if_exists
 from pipeline.stores.images import ImageShard
@@ -46,7 +46,7 @@ class Pictures:
         """The upright image, `side` pixels on its longer side, or as large as it is."""
         images, row = self.loading.place(number)
         shard = self._opened(images.shard.tar, images.shard.index)  # which remembers its index: only some of them do
-        return thumbnail(decode(shard.read(row), at_least=(side, side)), side)
+        return thumbnail(decode_image(shard.read(row), at_least=(side, side)), side)
 
     def row(self, store: Store, number: int) -> Row | None:
         """The row of a label file that an image has in a store; None if the store has no file of its shard."""

@@ -75,7 +75,7 @@ class Lesson:
     def datasets(self) -> tuple[ImageDataset, ImageDataset]:
         """Images to learn from and to decide by."""
         rows, aside = parts(self.splits.order(self.seed), self.labels, self.splits.val is None)
-        return self.splits.train.only(rows), self.splits.val or self.splits.train.only(aside)
+        return self.splits.train.subset(rows), self.splits.val or self.splits.train.subset(aside)
 
 
 def named(task: str, asked: Amount, seed: int) -> str:

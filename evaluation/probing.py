@@ -160,7 +160,7 @@ class _Probing:
         self.done += 1
 
     def _problem(self, draw: Draw) -> ProbeTask:
-        train, eye = self.splits.train.only(draw.rows), self.eye
+        train, eye = self.splits.train.subset(draw.rows), self.eye
         known = self._only(draw.rows), self.val or self._only(draw.aside)
         return ProbeTask(*known, self.splits.classes, draw.seed, eye.encoder, train, self.scratch, eye.runtime)
 

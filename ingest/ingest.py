@@ -19,7 +19,7 @@ from typing import Any
 import tasks
 from ingest.incremental import ExistingShard, KnownFile, PreviousShards, Size, SourceIndex, SourceMatch, same_path
 from ingest.shard_packer import PackedRecord, ShardPacker
-from pipeline.data.decode import inspect
+from pipeline.data.decode import inspect_image
 from pipeline.data.prefetch import prefetch
 from pipeline.errors import DataError
 from pipeline.recipe.source import SourceConfig
@@ -60,7 +60,7 @@ def ingest(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str,
     try:
         run.scan_source()
         run.update_previous_shards()
-        for name, reason in run.source.problems():
+        for name, reason in run.source.problems:
             packer.quarantine(PackedRecord(run.scanned, name, reason=reason), "")
         packer.close()
     finally:
@@ -146,7 +146,7 @@ class _Ingest:
     def _read(self, scanned: _ScannedRecord, data: bytes) -> None:
         scanned.read, record = True, scanned.record
         try:
-            facts = inspect(data)
+            facts = inspect_image(data)
         except (DataError, OSError) as error:
             scanned.reason = _error_text(error)
             return

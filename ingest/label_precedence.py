@@ -78,7 +78,7 @@ class LabelPrecedence:
         place = (dataset, shard.name, head.teacher)
         if self.labels != "true_only" and place in self._pseudo:
             file, without = self.artifacts["label"].external_file(self._pseudo[place]), self._rejected.get(place)
-            source = LabelSource(file, tasks.label(head.space), head.threshold, without=without or frozenset())
+            source = LabelSource(file, tasks.label(head.space), head.threshold, excluded=without or frozenset())
             found.append(RankedSource(source, None))
         return found
 

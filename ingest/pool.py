@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from ingest.dataset import IngestedSet
 from ingest.rejections import REJECTED_IMAGES, REJECTED_LABELS, read_copy
 from ingest.true_labels import train_classes
-from pipeline.data.sampling import long_tail, random_order
+from pipeline.data.sampling import long_tailed_counts, random_order
 from pipeline.errors import DataError
 from pipeline.steps.artifact import Artifact, Inputs, of_kind
 from pipeline.storage.root import in_parallel
@@ -99,7 +99,7 @@ class _Pool(NamedTuple):
         """Use a long-tailed subset, given each image's class, -1 for none. Raises DataError if no image has a class."""
         usable = np.where(pc.is_null(self.reasons).to_numpy(zero_copy_only=False), class_ids, -1)
         order = random_order(self.keys, config["seed"])
-        sizes = long_tail(np.bincount(usable[usable >= 0], minlength=classes).tolist(), config["long_tail"])
+        sizes = long_tailed_counts(np.bincount(usable[usable >= 0], minlength=classes).tolist(), config["long_tail"])
         drawn = [order[usable[order] == class_id][:size] for class_id, size in enumerate(sizes)]
         kept = np.isin(np.arange(len(usable)), np.concatenate(drawn))
         if not kept.any():

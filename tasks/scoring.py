@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data.dataset import ImageDataset
-from pipeline.data.decode import decode
+from pipeline.data.decode import decode_image
 from pipeline.data.prefetch import prefetch
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import Value
@@ -47,15 +47,11 @@ def predict_all(
 def read_image(dataset: ImageDataset, index: int) -> Image.Image:
     """Return image `index` of the dataset: upright, RGB, at full size."""
     _, data = dataset.read(index)
-    return decode(data)
+    return decode_image(data)
 
 
 def score(predictor: Predictor, dataset: ImageDataset, heads: Mapping[str, str], runtime: Runtime) -> dict[str, float]:
-    """Return the metrics of one head. `heads` has one entry, from the predictor's head to the dataset's.
-
-    Example:
-        score(predictor, dataset, {"depth": "depth"}, runtime)  # {"delta_1.25": 0.9, "abs_rel": 0.1, "rmse": 0.4}
-    """
+    """Return the metrics of one head. `heads` has one entry, from the predictor's head to the dataset's."""
     ((predicted_head, true_head),) = heads.items()
     metric = predictor.heads[predicted_head].metrics()
     for index, values in predict_all(predictor, dataset, runtime):

@@ -133,7 +133,7 @@ def test_one_class_alone_is_what_everything_is_taken_for(count: int, probe: Modu
     """All there is to learn from: two pictures of the second class, or one."""
     rows = (case.problem.train.classes == 1).nonzero().flatten()[:count]
     few = LabelledFeatures(*(each[rows] for each in case.problem.train))
-    problem = dataclasses.replace(case.problem, train=few, images=case.problem.images.only(rows.tolist()))
+    problem = dataclasses.replace(case.problem, train=few, images=case.problem.images.subset(rows.tolist()))
     found = probe.fit(problem).classify(case.test.features)
     assert set(found.argmax(1).tolist()) == {1}
     assert found.shape == (len(case.test.classes), problem.classes)

@@ -38,7 +38,7 @@ def fit(problem: ProbeTask) -> ProbeResult:
     from evaluation.label_subsets import TASK
     from evaluation.linear_layer import FrozenLinear
     from evaluation.probe import ProbeResult
-    from pipeline.data.loader import Loader, LoaderConfig
+    from pipeline.data.loader import BatchLoader, LoaderConfig
     from pipeline.training.autotune import ComputeConfig
     from pipeline.training.device import find_device
     from pipeline.training.fit import fit as train
@@ -49,7 +49,7 @@ def fit(problem: ProbeTask) -> ProbeResult:
     torch.manual_seed(problem.seed)
     runtime, size = problem.runtime, problem.encoder.size
     config = LoaderConfig(size, SETTINGS.batch, problem.seed, CROP_AND_FLIP, runtime.threads)
-    loader = Loader(problem.images, {TASK: lambda values: {"probs": stack(values, "probs")}}, config)
+    loader = BatchLoader(problem.images, {TASK: lambda values: {"probs": stack(values, "probs")}}, config)
     layer, steps = FrozenLinear(problem.encoder, problem.classes), SETTINGS.total_steps(len(problem.images))
     job = TrainingJob("linear_hpt", layer, loader, steps, problem.scratch, SETTINGS, problem.seed)
     device = find_device(runtime.device)

@@ -1,4 +1,4 @@
-"""The pictures of a report: images of the pool with the labels that the student learned from."""
+"""Sample pictures of a report: images of the pool with the labels that the student learned from."""
 
 from __future__ import annotations
 
@@ -15,35 +15,38 @@ import tasks
 from evaluation.report.figures import Picture, labelled
 from evaluation.report.run_record import RunRecord
 from ingest.dataset import IngestedSet
-from ingest.pool import read_pool, rejected_rows
-from pipeline.data.decode import decode
-from pipeline.steps.artifact import read_json
+from ingest.label_precedence import LabelPrecedence
+from ingest.pool import read_pool
+from pipeline.data.decode import decode_image
 from pipeline.storage.root import StoredFile
 from pipeline.stores.images import ImageRow, ImageShard
 from pipeline.stores.labels import Label, LabelShard, LabelSpace, Value
 from tasks.drawing import THUMBNAIL_SIDE, thumbnail
 
 REJECTED = "rejected by hand"
-MOST_PICTURES = 80
-"""Of the pool, and again of the held-out images: what keeps the page below a few megabytes."""
+MAX_PICTURES = 80
+"""Of the pool, and again of the held-out images: keeps the page below a few megabytes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleHead:
-    """A teacher's task: its labels, the threshold they are read with, the set the teacher was trained on, and whether
-    the student learned it.
-    """
+    """A teacher, its labels and the threshold they are read with; `data` is the set that it was trained on."""
 
-    name: str
+    teacher: str
     label: Label
     threshold: float
-    home: str | None
+    data: str | None
     is_learned: bool
+    """True if the student learned from it."""
+
+    @property
+    def space(self) -> LabelSpace:
+        return self.label.space
 
 
 @dataclasses.dataclass(frozen=True)
-class Spot:
-    """An image where it is stored: a row of a shard of one split of a set."""
+class StoredImage:
+    """An image by its place: the row of a shard of one split of a set."""
 
     dataset: str
     split: str
@@ -51,132 +54,106 @@ class Spot:
     row: int
 
     @property
-    def about(self) -> ImageRow:
+    def metadata(self) -> ImageRow:
         return self.shard.row(self.row)
 
-    def open(self, enough: tuple[int, int] = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)) -> Image.Image:
-        """The upright image, of at least the size (width, height) `enough` unless it is smaller itself."""
-        return decode(self.shard.read(self.row), at_least=enough)
+    def open(self, min_size: tuple[int, int] = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)) -> Image.Image:
+        """Return the upright image, at least `min_size` (width, height) unless it is smaller itself."""
+        return decode_image(self.shard.read(self.row), at_least=min_size)
 
 
-class Album:
-    """What pictures of a run are made from; remembers which classes were drawn."""
+class RunSamples:
+    """The images and labels of a run that pictures are drawn from; remembers which classes were drawn."""
 
     def __init__(self, run: RunRecord) -> None:
         self.run = run
-        self.sets = {name: IngestedSet(made) for name, made in run.of_kind("data").items()}
+        self.sets = {name: IngestedSet(artifact) for name, artifact in run.of_kind("data").items()}
         self.heads = dict(self._heads())
-        self.seen: dict[str, tuple[LabelSpace, set[int]]] = {}
+        self.drawn_classes: dict[str, tuple[LabelSpace, set[int]]] = {}
+        """Label space and classes that were drawn in masks, by teacher."""
         self._opened: dict[str, LabelShard] = {}
-        self._places: dict[str, dict[str, tuple[ImageShard, int]]] = {}
 
     def _heads(self) -> Iterator[tuple[str, SampleHead]]:
         kept = self.run.kept()
-        for name, about in self.run.teachers().items():
-            label = tasks.label(about.space)
+        for name, teacher in self.run.teachers().items():
+            label = tasks.label(teacher.space)
             threshold = kept.get(name, {}).get("threshold", label.default_threshold)
-            yield name, SampleHead(name, label, threshold, about.data, name in kept or not kept)
+            yield name, SampleHead(name, label, threshold, teacher.data, name in kept or not kept)
 
     @functools.cached_property
-    def rejected(self) -> dict[tuple[str, str, str], frozenset[int]]:
-        """Rows of image shards whose labels were rejected by hand, by (set, shard, teacher)."""
-        return rejected_rows(self.run.artifacts)
+    def precedence(self) -> LabelPrecedence:
+        """The labels of pool images as the student learned them, or would by default."""
+        student = self.run.artifacts.get("student")
+        config = student.manifest["config"]["student"] if student else {}
+        return LabelPrecedence(
+            config.get("labels", "true_first"), config.get("truths", {}), self.sets, self.run.artifacts
+        )
 
-    def stored(self, file: StoredFile, head: SampleHead, row: int, threshold: float) -> Value | None:
-        """The label in a row of a label shard, None if there is none."""
+    def read_label(self, file: StoredFile, head: SampleHead, row: int, threshold: float) -> Value | None:
+        """Return the label in a row of a label shard, None if it has none."""
         if file.sha256 not in self._opened:
             self._opened[file.sha256] = LabelShard(file, head.label)
         return self._opened[file.sha256].value(row, threshold)
 
-    def truth(self, head: SampleHead, spot: Spot) -> Value | None:
-        """The true label of an image for a head, None if its set has none."""
-        if not self.has_truth(head, spot.dataset):
+    def has_true_labels(self, head: SampleHead, dataset: str) -> bool:
+        """Return True if a set has true labels that mean the same as the head's."""
+        return self.sets[dataset].spaces.get(head.label.task) == head.space
+
+    def true_label(self, head: SampleHead, image: StoredImage) -> Value | None:
+        """Return the true label of an image for a head, None if its set has none."""
+        if not self.has_true_labels(head, image.dataset):
             return None
-        file = self.sets[spot.dataset].true_labels(head.label.task, spot.split, spot.shard.name)
-        return self.stored(file, head, spot.row, 0.0)
+        file = self.sets[image.dataset].true_labels(head.label.task, image.split, image.shard.name)
+        return self.read_label(file, head, image.row, 0.0)
 
-    def same(self, spot: Spot, dataset: str) -> Spot | None:
-        """The image as a training image of another set, None if it is not in there."""
-        if dataset == spot.dataset:
-            return spot
-        if dataset not in self._places:
-            shards = self.sets[dataset].images("train").shards
-            self._places[dataset] = {key: (shard, row) for shard in shards for row, key in enumerate(shard.keys)}
-        found = self._places[dataset].get(spot.about.key)
-        return Spot(dataset, "train", *found) if found else None
-
-    def has_truth(self, head: SampleHead, dataset: str) -> bool:
-        """Whether a set has true labels that mean the same as the head's."""
-        return self.sets[dataset].spaces.get(head.label.task) == head.label.space
-
-    def picture(self, image: Image.Image, head: SampleHead, value: Value | None, words: tuple[str, str]) -> Picture:
-        """A thumbnail with a label on it; `words` are its title and note. Without a label the image is pale."""
-        title, note = words
+    def draw(self, image: Image.Image, head: SampleHead, value: Value | None, title: str, note: str = "") -> Picture:
+        """Return a thumbnail with a label on it. Without a label the image is pale."""
         if value is None:
             return Picture(Image.blend(image, Image.new("RGB", image.size, "grey"), 0.7), title, "no label")
         if head.label.task == "segmentation":
-            space, numbers = head.label.space, np.unique(value["classes"])
-            _, seen = self.seen.setdefault(head.name, (space, set()))
-            seen.update(int(number) for number in numbers if number < len(space.classes))
+            numbers = np.unique(value["classes"])
+            _, drawn = self.drawn_classes.setdefault(head.teacher, (head.space, set()))
+            drawn.update(int(number) for number in numbers if number < len(head.space.classes))
         return labelled(image, head.label, value, title, note)
 
 
-def pool_strips(album: Album) -> Iterator[list[Picture]]:
-    """For some images of the pool, the image and what every head learned from it."""
-    heads = [head for head in album.heads.values() if head.is_learned]
-    if "pool" not in album.run.artifacts or not heads:
+def pool_strips(samples: RunSamples) -> Iterator[list[Picture]]:
+    """Yield, for some images of the pool, the image and what every head learned from it."""
+    heads = [head for head in samples.heads.values() if head.is_learned]
+    if "pool" not in samples.run.artifacts or not heads:
         return
-    index = label_index(album.run)
-    rows = max(3, min(8, MOST_PICTURES // (len(heads) + 1)))
-    for spot in pool_spots(album, rows):
-        image = thumbnail(spot.open())
-        pictures = [Picture(image, spot.about.source, spot.dataset)]
+    for stored in pool_images(samples, max(3, min(8, MAX_PICTURES // (len(heads) + 1)))):
+        image = thumbnail(stored.open())
+        pictures = [Picture(image, stored.metadata.source, stored.dataset)]
         for head in heads:
-            value, origin = learned(album, head, spot, index)
-            picture = album.picture(image, head, value, (head.name, f"{head.label.task}, {origin}"))
+            value, origin = learned_label(samples, head, stored)
+            picture = samples.draw(image, head, value, head.teacher, f"{head.label.task}, {origin}")
             pictures.append(dataclasses.replace(picture, note=REJECTED) if origin == REJECTED else picture)
         yield pictures
 
 
-def label_index(run: RunRecord) -> dict[tuple[str, str, str], StoredFile]:
-    """The label shards of the run by (set, shard, teacher)."""
-    made = run.artifacts.get("label")
-    if made is None:
-        return {}
-    entries = made.load("labels.json", read_json)
-    return {(entry["set"], entry["shard"], entry["teacher"]): made.external_file(entry["path"]) for entry in entries}
-
-
-def pool_spots(album: Album, count: int) -> list[Spot]:
-    """`count` images of the pool, from its sets in turn, in each by the hash of the bytes (their key)."""
-    table = read_pool(album.run.artifacts["pool"])
-    shards: dict[tuple[str, str], ImageShard] = {}
+def pool_images(samples: RunSamples, count: int) -> list[StoredImage]:
+    """Return `count` images of the pool, from its sets in turn, in each by the hash of the bytes (their key)."""
+    table = read_pool(samples.run.artifacts["pool"])
     by_set = []
     for name in pc.unique(table["set"]).to_pylist():
         first = table.filter(pc.equal(table["set"], name)).sort_by("key").slice(0, count)
-        shards |= {(name, shard.name): shard for shard in album.sets[name].images("train").shards}
-        by_set.append([Spot(name, "train", shards[name, row["shard"]], row["row"]) for row in first.to_pylist()])
+        shards = {shard.name: shard for shard in samples.sets[name].images("train").shards}
+        by_set.append([StoredImage(name, "train", shards[row["shard"]], row["row"]) for row in first.to_pylist()])
     turns = itertools.chain.from_iterable(itertools.zip_longest(*by_set))
-    return list(itertools.islice((spot for spot in turns if spot), count))
+    return list(itertools.islice((image for image in turns if image), count))
 
 
-def learned(
-    album: Album, head: SampleHead, spot: Spot, index: dict[tuple[str, str, str], StoredFile]
-) -> tuple[Value | None, str]:
-    """The label that the student learned from, and whether it is true or pseudo, or why there is none."""
-    settings = album.run.artifacts["student"].manifest["config"]["student"] if "student" in album.run.artifacts else {}
-    labels = settings.get("labels", "true_first")
-    if labels != "pseudo_only":
-        for name in [*settings.get("truths", {}).get(head.name, ()), head.home]:
-            there = album.same(spot, name) if name in album.sets else None
-            value = album.truth(head, there) if there else None
-            if value is not None:
-                return value, "true label" if name == head.home else f"true label in {name}"
-    place = (spot.dataset, spot.shard.name, head.name)
-    file = index.get(place)
-    if labels == "true_only" or file is None:
-        return None, "no label"
-    if spot.row in album.rejected.get(place, ()):
-        return None, REJECTED
-    limit = f" ≥ {head.threshold:g}" if head.threshold else ""
-    return album.stored(file, head, spot.row, head.threshold), f"pseudo label{limit}"
+def learned_label(samples: RunSamples, head: SampleHead, image: StoredImage) -> tuple[Value | None, str]:
+    """Return the label that the student learned from, and whether it is true or pseudo, or why there is none."""
+    reason = "no label"
+    for source, truth in samples.precedence.sources(head, image.dataset, image.shard):
+        row = source.row(image.row)
+        value = None if row < 0 else samples.read_label(source.file, head, row, source.threshold)
+        if value is None:
+            reason = REJECTED if image.row in source.excluded else reason
+        elif truth is not None:
+            return value, "true label" if truth == head.data else f"true label in {truth}"
+        else:
+            return value, f"pseudo label ≥ {head.threshold:g}" if head.threshold else "pseudo label"
+    return None, reason

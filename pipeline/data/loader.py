@@ -1,14 +1,14 @@
-"""From libraries to batches: a seeded order, and threads that keep batches ready.
+"""Training batches from an image dataset: in a seeded order, with threads that prepare samples ahead.
 
-Everything about position `p` of the training stream - which image, which crop - depends on (seed, p) alone. A run
-that is resumed at step s therefore sees what an undisturbed one sees, without any loader state.
+Everything about position `p` of the training stream, which image and which crop, depends on (seed, p) alone. A run that
+is resumed at step s therefore sees what an undisturbed one sees, without any loader state.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,36 +18,42 @@ from torch import Tensor
 
 from pipeline.data.dataset import ImageDataset, ImageSample
 from pipeline.data.prefetch import PrefetchedStream
-from pipeline.data.stream import cut
+from pipeline.data.stream import split_evenly
 from pipeline.recipe.augment import AugmentConfig
 from pipeline.stores.labels import Value
 
 Collate = Callable[[Sequence[Value]], Any]
+"""Turns the labels of a head into its target."""
 
 
 @dataclasses.dataclass
 class Batch:
-    """images (B, 3, S, S) uint8; keys; per head {"rows": (n,) positions in the batch that have a label, "target"}."""
+    """Images and targets as tensors."""
 
     images: Tensor
+    """(B, 3, S, S) uint8."""
     keys: list[str]
     targets: dict[str, dict[str, Any]]
+    """By head: `rows`, the positions (n,) in the batch that have a label, and `target`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-    """What a stream of batches is made of. `slots`: which of a batch's images this process takes, None for all."""
+    """What the batches of a loader are made of."""
 
     size: int
+    """Side of the square images, pixels."""
     batch: int
+    """Images per step, those of all processes."""
     seed: int
     augment: AugmentConfig
     threads: int = 2
     slots: range | None = None
+    """Which of a batch's images this process takes; None for all."""
 
 
-class Samples:
-    """Views that were read and drawn, to be put into as many batches as memory asks for."""
+class LocalSamples:
+    """Samples of one process for one step, to be collated into as many microbatches as memory demands."""
 
     def __init__(self, samples: Sequence[ImageSample], collate: Mapping[str, Collate]) -> None:
         self.samples, self.collate = samples, collate
@@ -56,51 +62,53 @@ class Samples:
     def keys(self) -> list[str]:
         return [sample.key for sample in self.samples]
 
-    def cut(self, pieces: int) -> list[Batch]:
-        """All of them in order as so many batches, whose sizes differ by one at most."""
-        return [collate_samples(self.samples[run], self.collate) for run in cut(len(self.samples), pieces)]
+    def split(self, count: int) -> list[Batch]:
+        """Collate the samples, in order, into `count` microbatches of nearly equal size."""
+        return [collate_samples(self.samples[run], self.collate) for run in split_evenly(len(self.samples), count)]
 
 
-class Loader:
-    """An endless stream of training batches, or of one process's share of each, from any step on."""
+class BatchLoader:
+    """An endless stream of training batches, or of one process's part of each, from any step on."""
 
     def __init__(self, dataset: ImageDataset, collate: Mapping[str, Collate], config: LoaderConfig) -> None:
         self.dataset, self.collate, self.config = dataset, collate, config
         self.slots = range(config.batch) if config.slots is None else config.slots
-        self._supply = PrefetchedStream(self._tasks, lambda samples, _: Samples(samples, self.collate), config.threads)
+        self._stream = PrefetchedStream(
+            self._tasks, lambda samples, _: LocalSamples(samples, self.collate), config.threads
+        )
 
     @property
     def waited(self) -> float:
-        """Seconds the consumer has waited for samples so far."""
-        return self._supply.waited
+        """Seconds that the consumer has waited for samples so far."""
+        return self._stream.waited
+
+    def batches(self, start: int) -> Generator[LocalSamples]:
+        """Yield the local batch of step `start` and of every step after it."""
+        return self._stream.batches(start)
 
     def batch(self, step: int) -> Batch:
-        """The share of batch number `step`, made now."""
+        """Return the local batch of one step, made now and as a whole."""
         return collate_samples([self._sample(step, slot) for slot in self.slots], self.collate)
-
-    def _sample(self, step: int, slot: int) -> ImageSample:
-        config, count = self.config, len(self.dataset)
-        position = step * config.batch + slot
-        epoch, place = divmod(position, count)
-        index = int(self.dataset.order(config.seed, epoch)[place])
-        return self.dataset.sample(index, config.size, config.augment, (config.seed, position))
 
     def _tasks(self, step: int) -> list[Callable[[], ImageSample]]:
         return [functools.partial(self._sample, step, slot) for slot in self.slots]
 
-    def stream(self, start: int) -> Iterator[Samples]:
-        """Shares from step `start` on, some of them in the making on `threads` threads."""
-        return self._supply.stream(start)
+    def _sample(self, step: int, slot: int) -> ImageSample:
+        config = self.config
+        position = step * config.batch + slot
+        epoch, offset = divmod(position, len(self.dataset))
+        index = int(self.dataset.order(config.seed, epoch)[offset])
+        return self.dataset.sample(index, config.size, config.augment, (config.seed, position))
 
 
-def stacked(images: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """Images (S, S, 3) uint8 each -> (B, 3, S, S)."""
+def stack_images(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """Stack images (S, S, 3) uint8 into a tensor (B, 3, S, S)."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
 def collate_samples(samples: Sequence[ImageSample], collate: Mapping[str, Collate]) -> Batch:
-    """Samples -> batch; each head gets the labels of the images that have one."""
-    images = stacked([sample.image for sample in samples])
+    """Collate samples into a batch, in which each head has the targets of the images that have a label for it."""
+    images = stack_images([sample.image for sample in samples])
     targets = {}
     for head, function in collate.items():
         rows = [row for row, sample in enumerate(samples) if head in sample.values]

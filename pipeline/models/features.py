@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.augment import View, view_image
+from pipeline.data.augment import AugmentParams, transform_image
 from pipeline.data.dataset import ImageDataset
-from pipeline.data.decode import decode
-from pipeline.data.loader import stacked
+from pipeline.data.decode import decode_image
+from pipeline.data.loader import stack_images
 from pipeline.data.prefetch import prefetch
 from pipeline.models.encoder import Encoder
 from pipeline.steps.runtime import Runtime
@@ -41,7 +41,7 @@ def features_of(
     """
 
     def ready(indices: Sequence[int]) -> Tensor:
-        return stacked([change(whole_image(images, index, encoder.size)) for index in indices])
+        return stack_images([change(whole_image(images, index, encoder.size)) for index in indices])
 
     device, was_training = encoder.mean.device, encoder.training
     encoder.eval()
@@ -57,4 +57,4 @@ def features_of(
 
 def whole_image(images: ImageDataset, index: int, size: int) -> Pixels:
     """An image of a library, all of it, as (size, size, 3) uint8."""
-    return view_image(decode(images.read(index)[1], at_least=(size, size)), View(), size)
+    return transform_image(decode_image(images.read(index)[1], at_least=(size, size)), AugmentParams(), size)

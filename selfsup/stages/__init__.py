@@ -1,1 +1,1 @@
-"""Stages: a method, the images of some sets, and the one training loop."""
+"""The step that trains a stage: its images and views, its labelled images, and its training."""

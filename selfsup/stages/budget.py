@@ -1,4 +1,4 @@
-"""How many steps a stage has, and how many images of which kind are in each."""
+"""Budget of a stage: how many steps it has, and how many unlabelled and labelled images are in each."""
 
 from __future__ import annotations
 
@@ -11,47 +11,50 @@ from pipeline.recipe.stage import StageConfig
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """Images in each of `steps`. `batch`: unlabelled ones, if no others are there; `labelled` beside fewer unlabelled
-    ones, so that there are as many views of the large kind in all, until step `until`.
+    """Images in each of `steps` steps.
+
+    A step has `batch` unlabelled images. Before step `labelled_until` it has `labelled` labelled ones too, and as many
+    fewer unlabelled ones that the number of large views stays the same (SuNCEt): 2 u + l = 2 b.
     """
 
     steps: int
     batch: int
     labelled: int = 0
-    until: int = 0
+    labelled_until: int = 0
 
     @property
-    def beside(self) -> int:
-        """Unlabelled images beside labelled ones: 2u + l = 2b."""
+    def unlabelled_beside(self) -> int:
+        """Unlabelled images in a step with labelled ones, u."""
         return (2 * self.batch - self.labelled) // 2
 
-    def plain(self, step: int) -> int:
-        """Unlabelled images in a step."""
-        return self.beside if step < self.until else self.batch
+    def unlabelled(self, step: int) -> int:
+        """Return the number of unlabelled images in a step."""
+        return self.unlabelled_beside if step < self.labelled_until else self.batch
 
-    def before(self, step: int) -> int:
-        """Unlabelled images in all steps before."""
-        return self.beside * min(step, self.until) + self.batch * max(0, step - self.until)
+    def unlabelled_before(self, step: int) -> int:
+        """Return the number of unlabelled images in all steps before this one."""
+        return self.unlabelled_beside * min(step, self.labelled_until) + self.batch * max(0, step - self.labelled_until)
 
-    def images(self) -> int:
-        """Images in all steps, as often as they are there, labelled and unlabelled."""
-        return self.before(self.steps) + self._labelled_images()
+    def total_images(self) -> int:
+        """Return the number of images in all steps, labelled and unlabelled, repetitions counted."""
+        return self.unlabelled_before(self.steps) + self._total_labelled()
 
-    def views(self, kinds: int) -> int:
-        """Views in all steps: of `kinds` kinds of an unlabelled image, and one of a labelled one."""
-        return kinds * self.before(self.steps) + self._labelled_images()
+    def total_views(self, kinds: int) -> int:
+        """Return the number of views in all steps: `kinds` of every unlabelled image, one of every labelled one."""
+        return kinds * self.unlabelled_before(self.steps) + self._total_labelled()
 
-    def _labelled_images(self) -> int:
-        return self.labelled * min(self.steps, self.until)
+    def _total_labelled(self) -> int:
+        return self.labelled * min(self.steps, self.labelled_until)
 
 
 def budget_of(stage: StageConfig, labelled: int, images: int) -> Budget:
-    """The budget of a stage of so many images, with so many labelled ones in a step: unless the recipe gives its steps,
-    as many as it takes to see the images as often as the epochs say, beside the labelled ones.
+    """Return the budget of a stage with `images` images in its set and `labelled` labelled ones in a step.
+
+    The number of steps is the recipe's, or so many that the unlabelled images are seen for the recipe's epochs.
     """
     if stage.labels is None:
         return Budget(stage.total_steps(images), stage.batch)
-    share, beside = stage.labels.until, Budget(0, stage.batch, labelled).beside
-    a_step = share * beside + (1 - share) * stage.batch
-    steps = stage.steps or max(1, math.ceil((stage.epochs or EPOCHS) * images / a_step))
+    share, beside = stage.labels.until, Budget(0, stage.batch, labelled).unlabelled_beside
+    images_per_step = share * beside + (1 - share) * stage.batch
+    steps = stage.steps or max(1, math.ceil((stage.epochs or EPOCHS) * images / images_per_step))
     return Budget(steps, stage.batch, labelled, round(share * steps))

@@ -1,4 +1,4 @@
-"""Whether features collapse: how far apart they are, and in how many directions."""
+"""Collapse of features: measure how far apart they are and in how many directions, before and after a training."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from pipeline.models.encoder import Encoder
 from pipeline.models.features import features_of
 from pipeline.steps.runtime import Runtime
 
-SEEN = 512
-"""Images that a backbone is looked at by, at most."""
-COLLAPSED = 0.02
-"""A spread below which features can't tell images apart."""
-NARROWED = 0.1
-"""A share of the effective rank of before, below which features have lost most of what they could tell."""
+MAX_IMAGES = 512
+"""Images whose features are measured, at most."""
+MIN_SPREAD = 0.02
+"""Below this spread, features can't tell images apart."""
+MIN_RANK_SHARE = 0.1
+"""Below this share of the effective rank before the training, features have lost most of what they told."""
 
 
 def spread(features: Tensor) -> Tensor:
-    """The mean standard deviation of unit vectors (B, D), times sqrt(D): 0 where all are one vector, 1 where directions
-    are drawn evenly.
+    """Return the mean standard deviation of features (B, D), scaled to unit length, times sqrt(D).
+
+    It is 0 if all are one vector, 1 if their directions are uniform.
     """
     unit = F.normalize(features.float(), dim=1)
     return unit.std(dim=0).mean() * unit.shape[1] ** 0.5
 
 
 def effective_rank(features: Tensor) -> Tensor:
-    """The exponential of the entropy of the normalised singular values of centred unit vectors (B, D) (Roy and
-    Vetterli, EUSIPCO 2007): 1 where they vary along one direction, at most min(B - 1, D).
+    """Return the effective rank of features (B, D), scaled to unit length and centred, from 1 to min(B - 1, D).
+
+    The exponential of the entropy of the normalised singular values (Roy and Vetterli, EUSIPCO 2007).
     """
     unit = F.normalize(features.float(), dim=1)
     values = torch.linalg.svdvals(unit - unit.mean(dim=0))
@@ -40,13 +42,14 @@ def effective_rank(features: Tensor) -> Tensor:
 
 
 def is_collapsed(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
-    """Whether a training has made features all alike, or alike but for a few directions (dimensional collapse: Jing et
-    al., ICLR 2022), as `look` tells.
+    """Return True if a training collapsed the features to a point, or to a few directions.
+
+    `before`, `after`: of `measure_features`. The second is dimensional collapse (Jing et al., ICLR 2022).
     """
-    return after["spread"] < COLLAPSED or after["rank"] < NARROWED * before["rank"]
+    return after["spread"] < MIN_SPREAD or after["rank"] < MIN_RANK_SHARE * before["rank"]
 
 
-def look(encoder: Encoder, images: ImageDataset, runtime: Runtime) -> dict[str, float]:
-    """`spread` and `rank` of what a backbone, where it is, makes of up to SEEN images, evenly spread over them all."""
-    features = features_of(encoder, images, range(0, len(images), -(-len(images) // SEEN)), runtime)
+def measure_features(encoder: Encoder, images: ImageDataset, runtime: Runtime) -> dict[str, float]:
+    """Return `spread` and `rank` of an encoder's features, on its device, for images spread evenly over the set."""
+    features = features_of(encoder, images, range(0, len(images), -(-len(images) // MAX_IMAGES)), runtime)
     return {"spread": round(float(spread(features)), 4), "rank": round(float(effective_rank(features)), 2)}

@@ -1,4 +1,4 @@
-"""Changes of colour and sharpness, in batches on the device, each image by its own draw (kornia)."""
+"""Color and sharpness augmentation of views, in batches on the device, each image by its own draw (kornia)."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from torch import Tensor, nn
 from selfsup.components.method import ViewKind
 
 SIGMA = (0.1, 2.0)
-"""Of the blur, pixels."""
-MIDDLE = 0.5
-"""What is brighter is inverted by solarizing."""
+"""Range of the blur's standard deviation, in pixels."""
+SOLARIZE_THRESHOLD = 0.5
 
 
-class Colours(nn.Module):
-    """Views of a kind (B, 3, S, S), uint8 -> float32 in [0, 1], changed as SimCLR, BYOL and successors change them."""
+class ColorJitter(nn.Module):
+    """Augment views of a kind: (B, 3, S, S) uint8 -> float32 in [0, 1], by its policy, in SimCLR's and BYOL's order."""
 
     def __init__(self, kind: ViewKind) -> None:
         super().__init__()
         policy = kind.policy
         strengths = (policy.brightness, policy.contrast, policy.saturation, policy.hue)
         kernel = max(3, kind.size // 10 // 2 * 2 + 1)
-        changes: list[nn.Module] = []
+        transforms: list[nn.Module] = []
         if policy.jitter and any(strengths):
-            changes.append(aug.ColorJitter(*strengths, p=policy.jitter))
+            transforms.append(aug.ColorJitter(*strengths, p=policy.jitter))
         if policy.grayscale:
-            changes.append(aug.RandomGrayscale(p=policy.grayscale))
+            transforms.append(aug.RandomGrayscale(p=policy.grayscale))
         if policy.blur:
-            changes.append(aug.RandomGaussianBlur((kernel, kernel), SIGMA, p=policy.blur))
+            transforms.append(aug.RandomGaussianBlur((kernel, kernel), SIGMA, p=policy.blur))
         if policy.solarize:
-            changes.append(aug.RandomSolarize((MIDDLE, MIDDLE), (0.0, 0.0), p=policy.solarize))
-        self.changes = nn.Sequential(*changes)
+            threshold = (SOLARIZE_THRESHOLD, SOLARIZE_THRESHOLD)
+            transforms.append(aug.RandomSolarize(threshold, (0.0, 0.0), p=policy.solarize))
+        self.transforms = nn.Sequential(*transforms)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
-            changed: Tensor = self.changes(images.float() / 255)
-        return changed.clamp(0, 1)
+            augmented: Tensor = self.transforms(images.float() / 255)
+        return augmented.clamp(0, 1)

@@ -1,5 +1,6 @@
-"""Windows of decoded images, drawn as torchvision's `RandomResizedCrop` and `RandomHorizontalFlip` draw them, and the
-views they become; colours change later, in batches on the device.
+"""Random resized crops of decoded images, drawn as torchvision's `RandomResizedCrop` and `RandomHorizontalFlip` do.
+
+Colors are augmented later, in batches on the device: `selfsup.stages.color_jitter`.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.decode import decode
+from pipeline.data.decode import decode_image
 from selfsup.components.method import Policy, ViewKind
 
 ASPECT = (3 / 4, 4 / 3)
 ATTEMPTS = 10
 
 
-class Window(NamedTuple):
-    """A part of an image in its pixels, and whether it is mirrored."""
+class Crop(NamedTuple):
+    """A part of an image, in its pixels, and whether it is mirrored."""
 
     left: int
     top: int
@@ -29,42 +30,44 @@ class Window(NamedTuple):
     flip: bool
 
 
-def draw_window(policy: Policy, size: tuple[int, int], rng: np.random.Generator) -> Window:
-    """A window of an image of `size` = (width, height): its share of the area uniform, its aspect ratio uniform in the
-    logarithm; the central one with a ratio that is allowed if none of ten fits.
+def draw_crop(policy: Policy, size: tuple[int, int], rng: np.random.Generator) -> Crop:
+    """Draw a crop of an image of `size` = (width, height) pixels.
+
+    Its share of the area is uniform, its aspect ratio uniform in the logarithm. If none of ten draws fits into the
+    image, it is the largest central crop with an allowed aspect ratio.
     """
     width, height = size
-    chances = rng.random((ATTEMPTS, 4))
+    draws = rng.random((ATTEMPTS, 4))
     flip = bool(rng.random() < policy.flip)
     low, high = (math.log(ratio) for ratio in ASPECT)
-    for area, ratio, x, y in chances:
-        wanted = width * height * (policy.area[0] + (policy.area[1] - policy.area[0]) * area)
+    for area, ratio, x, y in draws:
+        pixels = width * height * (policy.area[0] + (policy.area[1] - policy.area[0]) * area)
         aspect = math.exp(low + (high - low) * ratio)
-        w, h = round(math.sqrt(wanted * aspect)), round(math.sqrt(wanted / aspect))
+        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
         if 0 < w <= width and 0 < h <= height:
-            return Window(int(x * (width - w + 1)), int(y * (height - h + 1)), w, h, flip)
+            return Crop(int(x * (width - w + 1)), int(y * (height - h + 1)), w, h, flip)
     w, h = width, height
     if width / height < ASPECT[0]:
         h = round(w / ASPECT[0])
     elif width / height > ASPECT[1]:
         w = round(h * ASPECT[1])
-    return Window((width - w) // 2, (height - h) // 2, w, h, flip)
+    return Crop((width - w) // 2, (height - h) // 2, w, h, flip)
 
 
-def cut_out(image: Image.Image, window: Window, size: int) -> NDArray[np.uint8]:
-    """The window of an RGB image as (size, size, 3) uint8, bilinear with anti-aliasing."""
-    box = (window.left, window.top, window.left + window.width, window.top + window.height)
-    seen = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
-    return np.asarray(seen.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if window.flip else seen)
+def resized_crop(image: Image.Image, crop: Crop, size: int) -> NDArray[np.uint8]:
+    """Crop an RGB image and resize it to (size, size, 3) uint8, bilinear with anti-aliasing."""
+    box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+    view = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+    return np.asarray(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flip else view)
 
 
-def enough(kinds: Sequence[ViewKind]) -> int:
-    """The shorter side, pixels, below which an image decoded in less than its full size would make views blurred."""
+def min_decoded_side(kinds: Sequence[ViewKind]) -> int:
+    """Return the side in pixels below which a reduced decode would blur the smallest crops of these kinds of views."""
     return max(math.ceil(kind.size / math.sqrt(kind.policy.area[0])) for kind in kinds)
 
 
-def views_of(data: bytes, kinds: Sequence[ViewKind], rng: np.random.Generator) -> list[NDArray[np.uint8]]:
-    """A view of each kind of an image, (S, S, 3), which is decoded once. DataError if it can't be."""
-    side = enough(kinds)
-    image = decode(data, at_least=(side, side))
-    return [cut_out(image, draw_window(kind.policy, image.size, rng), kind.size) for kind in kinds]
+def draw_views(data: bytes, kinds: Sequence[ViewKind], rng: np.random.Generator) -> list[NDArray[np.uint8]]:
+    """Decode an image once and draw a view (S, S, 3) uint8 of each kind. Raises DataError if it can't be decoded."""
+    side = min_decoded_side(kinds)
+    image = decode_image(data, at_least=(side, side))
+    return [resized_crop(image, draw_crop(kind.policy, image.size, rng), kind.size) for kind in kinds]

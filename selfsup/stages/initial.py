@@ -1,4 +1,4 @@
-"""What a stage starts from, as its recipe says: a backbone for the stage's own size and images."""
+"""Initial backbone of a stage: where it starts, at the stage's image size and normalised by its images' statistics."""
 
 from __future__ import annotations
 
@@ -7,27 +7,31 @@ import dataclasses
 import numpy as np
 
 from pipeline.data.dataset import ImageDataset
-from pipeline.data.decode import decode
+from pipeline.data.decode import decode_image
 from pipeline.models import initial
 from pipeline.models.encoder import Statistics
 from pipeline.models.initial import InitialBackbone
 from pipeline.recipe.stage import SCRATCH, StageConfig
 from pipeline.steps.artifact import Inputs
 
-SAMPLED, SIDE = 2000, 64
-"""Images that mean and standard deviation are measured on, at most, and their size in pixels for that."""
+MAX_IMAGES = 2000
+"""Images that mean and standard deviation are measured on, at most."""
+SIDE = 64
+"""Side in pixels to which they are resized for that."""
 
 
-def start_of(stage: StageConfig, before: str | None, inputs: Inputs, images: ImageDataset) -> InitialBackbone:
-    """What the stage starts from: the backbone that the step `before` left, else what the recipe says; for the stage's
-    own size, with the statistics of its images unless it keeps those that come with the backbone.
+def initial_backbone(stage: StageConfig, start: str | None, inputs: Inputs, images: ImageDataset) -> InitialBackbone:
+    """Return the backbone of the step `start`, or if that is None, the one that the recipe names.
+
+    It is resized to the stage's image size and gets the statistics of the stage's images, unless the stage keeps those
+    that came with the backbone.
     """
-    given = initial.of_artifact(inputs[before]) if before else _of_recipe(stage)
-    resized = given.resized(stage.image_size or given.size)
-    return dataclasses.replace(resized, statistics=measured(images)) if stage.statistics == "data" else resized
+    backbone = initial.of_artifact(inputs[start]) if start else _named_by_recipe(stage)
+    resized = backbone.resized(stage.image_size or backbone.size)
+    return dataclasses.replace(resized, statistics=image_statistics(images)) if stage.statistics == "data" else resized
 
 
-def _of_recipe(stage: StageConfig) -> InitialBackbone:
+def _named_by_recipe(stage: StageConfig) -> InitialBackbone:
     assert stage.backbone
     assert stage.image_size
     assert stage.start
@@ -36,12 +40,14 @@ def _of_recipe(stage: StageConfig) -> InitialBackbone:
     return initial.of_weights(stage.backbone, stage.image_size, stage.start)
 
 
-def measured(images: ImageDataset) -> Statistics:
-    """Mean and standard deviation per channel of up to SAMPLED images of a library, evenly spread over it."""
+def image_statistics(images: ImageDataset) -> Statistics:
+    """Return mean and standard deviation per channel, for images in [0, 1], of images spread evenly over the set."""
     sums, squares, count = np.zeros(3), np.zeros(3), 0
-    for index in range(0, len(images), -(-len(images) // SAMPLED)):
+    for index in range(0, len(images), -(-len(images) // MAX_IMAGES)):
         _, data = images.read(index)
-        pixels = np.asarray(decode(data, at_least=(SIDE, SIDE)).resize((SIDE, SIDE)), np.float64).reshape(-1, 3) / 255
+        pixels = (
+            np.asarray(decode_image(data, at_least=(SIDE, SIDE)).resize((SIDE, SIDE)), np.float64).reshape(-1, 3) / 255
+        )
         sums, squares, count = sums + pixels.sum(0), squares + (pixels**2).sum(0), count + len(pixels)
     mean = sums / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))

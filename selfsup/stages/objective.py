@@ -1,4 +1,4 @@
-"""A method as the training loop sees it, and the watch on collapse."""
+"""Training objective of a stage: color augmentation, the method's losses, and measures of collapse for the log."""
 
 from __future__ import annotations
 
@@ -12,62 +12,63 @@ from pipeline.recipe.stage import PolicyConfig
 from pipeline.training.objective import Objective
 from selfsup.components.method import Method, ViewKind, Views
 from selfsup.stages.collapse import effective_rank, spread
-from selfsup.stages.color_jitter import Colours
+from selfsup.stages.color_jitter import ColorJitter
 from selfsup.stages.stream import ViewBatch
 
-WATCHED = 20
-"""Steps between two looks at the features."""
+MEASURE_EVERY = 20
+"""Steps between measurements of the features."""
 SPREAD, RANK = "feature spread", "feature rank"
-"""What the log calls the measures of `spread` and `effective_rank` beside the losses."""
+"""Names of `spread` and `effective_rank` beside the losses in the log."""
 
 
-def changed(kinds: Sequence[ViewKind], policy: PolicyConfig) -> list[ViewKind]:
-    """A method's kinds of views with what the recipe says about them. Small views keep their shares of the area."""
-    told = policy.model_dump(exclude_none=True)
-    small = {name: value for name, value in told.items() if name != "area"}
+def override_policies(kinds: Sequence[ViewKind], overrides: PolicyConfig) -> list[ViewKind]:
+    """Return a method's kinds of views with the recipe's `augment`. Small views keep their shares of the area."""
+    given = overrides.model_dump(exclude_none=True)
+    for_small = {name: value for name, value in given.items() if name != "area"}
     return [
-        dataclasses.replace(kind, policy=dataclasses.replace(kind.policy, **(small if kind.is_small else told)))
+        dataclasses.replace(kind, policy=dataclasses.replace(kind.policy, **(for_small if kind.is_small else given)))
         for kind in kinds
     ]
 
 
 class StageObjective(Objective):
-    """The sum of a method's losses on views whose colours it changes first."""
+    """The sum of a method's losses over views of these kinds, which are first augmented in color."""
 
     def __init__(
         self, method: Method, kinds: Sequence[ViewKind], steps: int, memory_format: torch.memory_format
     ) -> None:
         super().__init__()
         self.method, self.steps, self.memory_format = method, steps, memory_format
-        self.colours = nn.ModuleList(Colours(kind) for kind in kinds)
+        self.color_jitters = nn.ModuleList(ColorJitter(kind) for kind in kinds)
 
     def amounts(self, batch: ViewBatch) -> dict[str, float]:
         labelled = 0 if batch.classes is None else len(batch.classes)
         return {"images": len(batch.keys), "labelled": labelled}
 
     def forward(self, batch: ViewBatch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        unlabelled = [self._shown(colours, view) for colours, view in zip(self.colours, batch.unlabelled, strict=True)]
-        labelled = None if batch.labelled is None else self._shown(self.colours[0], batch.labelled)
+        jitters = zip(self.color_jitters, batch.unlabelled, strict=True)
+        unlabelled = [self._augment(jitter, images) for jitter, images in jitters]
+        labelled = None if batch.labelled is None else self._augment(self.color_jitters[0], batch.labelled)
         views = Views(unlabelled, batch.index, labelled, batch.classes, batch.step, self.steps, batch.epoch)
-        losses = {name: shares[self._over(name)] * loss for name, loss in self.method.losses(views).items()}
-        told = {name: loss.detach() for name, loss in losses.items()}
+        losses = {name: shares[self._amount_of(name)] * loss for name, loss in self.method.losses(views).items()}
+        logged = {name: loss.detach() for name, loss in losses.items()}
         total = torch.stack(list(losses.values())).sum()
-        if batch.step % WATCHED == 0 and len(batch.keys) > 1 and bool(total.isfinite()):
-            told |= {name: shares["images"] * found for name, found in self._watch(unlabelled[0]).items()}
-        return total, told
+        if batch.step % MEASURE_EVERY == 0 and len(batch.keys) > 1 and bool(total.isfinite()):
+            logged |= {name: shares["images"] * value for name, value in self._measure(unlabelled[0]).items()}
+        return total, logged
 
-    def _over(self, loss: str) -> str:
-        """What a loss is a mean over."""
+    def _amount_of(self, loss: str) -> str:
+        """Return the name of the amount that a loss is a mean over."""
         labels = self.method.labels
         return "labelled" if labels is not None and loss == labels.method else "images"
 
-    def _shown(self, colours: nn.Module, images: Tensor) -> Tensor:
-        shown: Tensor = colours(images).contiguous(memory_format=self.memory_format)
-        return shown
+    def _augment(self, jitter: nn.Module, images: Tensor) -> Tensor:
+        augmented: Tensor = jitter(images).contiguous(memory_format=self.memory_format)
+        return augmented
 
     @torch.no_grad()
-    def _watch(self, images: Tensor) -> dict[str, Tensor]:
-        """How far apart features are, by the backbone as it would be used."""
+    def _measure(self, images: Tensor) -> dict[str, Tensor]:
+        """Measure the features of the backbone in eval mode, as it would be used."""
         backbone = self.method.backbone.eval()
         features = backbone(images)
         backbone.train(self.training)

@@ -1,66 +1,91 @@
-"""The step of a self-supervised stage."""
+"""The step that trains a stage, and the images and labels that it reads."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.data.dataset import ImageDataset
-from pipeline.errors import error_context
+import numpy as np
+
+from ingest.pool import pool_keys, pool_shards
+from pipeline.data.dataset import DatasetShard, ImageDataset
+from pipeline.errors import ConfigError, error_context
 from pipeline.models.initial import save_backbone
+from pipeline.recipe.stage import StageConfig
 from pipeline.steps.artifact import Inputs
 from selfsup.components.config import MethodConfig
 from selfsup.components.method import StageSetting
 from selfsup.stages.budget import budget_of
-from selfsup.stages.initial import start_of
-from selfsup.stages.labelled_sampler import ClassSampler, labels_of
-from selfsup.stages.objective import changed
-from selfsup.stages.stream import ViewStream, images_of
+from selfsup.stages.initial import initial_backbone
+from selfsup.stages.labelled_sampler import ClassSampler, stage_sampler
+from selfsup.stages.objective import override_policies
+from selfsup.stages.stream import ViewStream
 from selfsup.stages.training import train
 from tasks.network import seed_part
 
+MIN_IMAGES = 2
+
 
 def stage_config(settings: Mapping[str, Any]) -> MethodConfig:
-    """The configuration of a stage, by its method's own class."""
-    found: MethodConfig = importlib.import_module(f"selfsup.{settings['method']}").Config.model_validate(settings)
-    return found
+    """Return the configuration of a stage, as its method's own class."""
+    config: MethodConfig = importlib.import_module(f"selfsup.{settings['method']}").Config.model_validate(settings)
+    return config
 
 
-class Given(NamedTuple):
-    """What a stage learns from: its images, what draws the labelled ones of a step, and how many these are."""
+class StageData(NamedTuple):
+    """The images of a stage, the sampler of its labelled ones (None without labels), and how many a step has."""
 
     images: ImageDataset
     sampler: ClassSampler | None
     labelled: int
 
 
-def given(config: Mapping[str, Any], inputs: Inputs) -> Given:
-    """What the stage of this configuration learns from; nothing is trained for that. ConfigError if images or labels
-    are too few.
-    """
+def load_stage_data(config: Mapping[str, Any], inputs: Inputs) -> StageData:
+    """Load the images and labels that a stage trains on. Raises ConfigError if they are too few."""
     stage, seed = stage_config(config["stage"]), config["seed"]
-    images = images_of(stage, inputs, seed)
-    return Given(images, *labels_of(stage, inputs, images, seed))
+    images = load_images(stage, inputs, seed)
+    return StageData(images, *stage_sampler(stage, inputs, images, seed))
+
+
+def load_images(stage: StageConfig, inputs: Inputs, seed: int) -> ImageDataset:
+    """Load the images of the stage's pool, or the stage's `share` of them. Raises ConfigError if they are too few."""
+    pool = inputs[f"pool.{stage.name}"]
+    shards = [DatasetShard(shard, rows, {}) for _, shard, rows in pool_shards(pool, inputs.of_kind("data"))]
+    if stage.share < 1:
+        chosen = pool_keys(pool, stage.share, seed)
+        shards = [_only(shard, chosen) for shard in shards]
+    images = ImageDataset(shards)
+    if len(images) < MIN_IMAGES:
+        raise ConfigError(
+            f"{len(images)} images to train on in {', '.join(stage.data)}: {MIN_IMAGES} or more are needed."
+        )
+    return images
+
+
+def _only(shard: DatasetShard, keys: Set[str]) -> DatasetShard:
+    chosen = np.array([shard.images.keys[row] in keys for row in shard.rows], bool)
+    return dataclasses.replace(shard, rows=shard.rows[chosen])
 
 
 def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Train the backbone of what came before on the images of the stage, and leave it with how images are normalised.
+    """Train the initial backbone on the stage's images, and save it with the statistics that normalise its images.
 
-    `config`: `name`, `stage` with all that `resolved` fills in, `seed`, and `start`, the step it starts
-    from, null for none. The counts say how many images and views went through all steps. Raises ConfigError if the
-    method can't use the backbone, or if images or labels are too few.
+    `config`: `name`; `stage`, resolved; `seed`; and `start`, the step that it starts from, null for none. The counts
+    say how many images and views were seen in all steps. Raises ConfigError if the method can't use the backbone, or if
+    images or labels are too few.
     """
     stage, seed = stage_config(config["stage"]), config["seed"]
     with error_context(config["name"]):
-        images, sampler, labelled = given(config, inputs)
-    start = start_of(stage, config["start"], inputs, images)
+        images, sampler, labelled = load_stage_data(config, inputs)
+    start = initial_backbone(stage, config["start"], inputs, images)
     budget = budget_of(stage, labelled, len(images))
     seed_part(seed, f"stage.{stage.name}")
-    method = stage.on(start.encoder(), StageSetting(start.size, len(images), stage.batch))
-    stream = ViewStream(images, changed(method.kinds(), stage.augment), budget, sampler, seed)
-    told = train((config["name"], stage), method, stream, inputs.runtime, out)
+    method = stage.build_for_stage(start.encoder(), StageSetting(start.size, len(images), stage.batch))
+    stream = ViewStream(images, override_policies(method.view_kinds(), stage.augment), budget, sampler, seed)
+    counts = train((config["name"], stage), method, stream, inputs.runtime, out)
     save_backbone(method.backbone.cpu(), out)
-    seen = {"images_seen": budget.images(), "views_seen": budget.views(len(stream.kinds))}
-    return {"images": len(images), "steps": budget.steps, **seen, "family": method.family, **told}
+    seen = {"images_seen": budget.total_images(), "views_seen": budget.total_views(len(stream.kinds))}
+    return {"images": len(images), "steps": budget.steps, **seen, "family": method.family, **counts}

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.augment import generator
+from pipeline.data.augment import seeded_generator
 from pipeline.data.dataset import ImageDataset
-from pipeline.data.loader import stacked
+from pipeline.data.loader import stack_images
 from pipeline.data.prefetch import PrefetchedStream, prefetch
 from pipeline.data.stream import split_evenly
 from pipeline.steps import ranks
@@ -77,9 +77,9 @@ class LocalViews:
 
 def collate(unlabelled: Sequence[ImageViews], labelled: Sequence[ImageViews], step: int, epoch: int) -> ViewBatch:
     """Stack the views of some images into a batch."""
-    views = [stacked([image.views[kind] for image in unlabelled]) for kind in range(len(unlabelled[0].views))]
+    views = [stack_images([image.views[kind] for image in unlabelled]) for kind in range(len(unlabelled[0].views))]
     index = torch.tensor([image.index for image in unlabelled])
-    labelled_views = stacked([image.views[0] for image in labelled]) if labelled else None
+    labelled_views = stack_images([image.views[0] for image in labelled]) if labelled else None
     classes = torch.tensor([image.label for image in labelled]) if labelled else None
     return ViewBatch([image.key for image in unlabelled], views, index, labelled_views, classes, step, epoch)
 
@@ -124,7 +124,7 @@ class ViewStream:
 
     def _draw(self, index: int, kinds: Sequence[ViewKind], seed: tuple[int, ...]) -> ImageViews:
         key, data = self.dataset.read(index)
-        return ImageViews(key, draw_views(data, kinds, generator(*seed)), index)
+        return ImageViews(key, draw_views(data, kinds, seeded_generator(*seed)), index)
 
     def single_pass(self, size: int, threads: int) -> Generator[ViewBatch]:
         """Yield every image once, in batches of `size`, which threads prefetch."""

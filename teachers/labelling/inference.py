@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.decode import decode
+from pipeline.data.decode import decode_image
 from pipeline.data.prefetch import prefetch
 from pipeline.errors import DataError
 from pipeline.steps.runtime import Runtime
@@ -103,7 +103,7 @@ class ShardInference:
         for preprocess in distinct:
             reduction = _jpeg_reduction(self._image_facts[row], preprocess.min_decode_size())
             if reduction not in images:
-                images[reduction] = decode(data, at_least=preprocess.min_decode_size())
+                images[reduction] = decode_image(data, at_least=preprocess.min_decode_size())
             yield preprocess, images[reduction]
 
     def infer(self, batch: ShardRows, teacher: str) -> None:
@@ -146,7 +146,7 @@ class ShardInference:
 
 
 def _jpeg_reduction(facts: tuple[int, int, str], min_size: tuple[int, int]) -> int:
-    """Return the factor by which `pipeline.data.decode.decode` shrinks an image that must be at least `min_size`."""
+    """Return the factor by which `pipeline.data.decode_image.decode_image` shrinks an image that must be at least `min_size`."""
     width, height, suffix = facts
     largest = min(width // min_size[0], height // min_size[1]) if suffix == "jpg" else 1
     return next(reduction for reduction in (8, 4, 2, 1) if reduction <= max(largest, 1))

@@ -11,7 +11,7 @@ from PIL import Image
 from skimage import data
 
 from evaluation.corruptions import CORRUPTIONS, SEVERITIES, changes, corrupted
-from pipeline.data.augment import View, view_image
+from pipeline.data.augment import AugmentParams, transform_image
 
 Pixels = NDArray[np.uint8]
 LEVELS = range(1, 6)
@@ -22,7 +22,7 @@ every_corruption = pytest.mark.parametrize("name", CORRUPTIONS)
 def photograph() -> Pixels:
     """Of the size that the constants are for."""
     read: Callable[[], Pixels] = data.astronaut
-    return view_image(Image.fromarray(read()), View(), 224)
+    return transform_image(Image.fromarray(read()), AugmentParams(), 224)
 
 
 def difference(one: Pixels, other: Pixels) -> float:

@@ -18,8 +18,8 @@ from evaluation.corruptions import CORRUPTIONS
 from evaluation.measurement import Measurement
 from evaluation.probe import ProbeResult, ProbeTask
 from evaluation.probes import linear_hpt
-from pipeline.data.augment import View, view_image
-from pipeline.data.decode import decode
+from pipeline.data.augment import AugmentParams, transform_image
+from pipeline.data.decode import decode_image
 from pipeline.errors import ConfigError, Stopped
 from tests.evaluation.measuring import COLOURS, Bench, MakeKinds, Record, keys_of, records_of, scratch
 
@@ -111,7 +111,7 @@ def test_features_are_those_of_the_start_itself(bench: Bench, seen: list[ProbeTa
     bench.probe("spy", on="colours", seed=1)
     [problem] = seen
     encoder, images = problem.encoder.eval(), problem.images
-    whole = np.stack([view_image(decode(images.read(at)[1]), View(), 32) for at in range(18)])
+    whole = np.stack([transform_image(decode_image(images.read(at)[1]), AugmentParams(), 32) for at in range(18)])
     with torch.no_grad():
         wanted = encoder(torch.from_numpy(whole).permute(0, 3, 1, 2).float() / 255)
     nearest = torch.cdist(problem.train.features, wanted).min(0)

@@ -1,4 +1,4 @@
-"""Sets that stages learn from, and a place where they run."""
+"""Sets that stages train on, and a root where they run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.training import autotune
 from pipeline.training.autotune import ComputeConfig
 from tests.conftest import World
 from tests.ingest.photos import picture
-from tests.selfsup.rooms import Room
+from tests.selfsup.sandbox import StageSandbox
 
 KINDS = """
 name: kinds
@@ -29,7 +29,7 @@ student: {{weighting: equal}}
 
 @pytest.fixture(scope="session")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Eight images of each of two classes."""
+    """An ingested set of eight images of each of two classes."""
     folder = tmp_path_factory.mktemp("kinds")
     for number in range(16):
         file = folder / "images" / "ab"[number % 2] / f"{number}.png"
@@ -40,8 +40,8 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 @pytest.fixture
-def room(world: World, kinds: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
+def sandbox(world: World, kinds: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageSandbox:
     monkeypatch.setattr(autotune, "autotune", lambda *_: ComputeConfig("cpu", "32", False, {}))
     sets = {name: made for name, made in world.artifacts.items() if name.startswith("data.")}
     runtime = Runtime(Root.of(tmp_path / "root"), "cpu", "32", 1, checkpoint_s=0)
-    return Room({**sets, "data.kinds": kinds}, runtime)
+    return StageSandbox({**sets, "data.kinds": kinds}, runtime)

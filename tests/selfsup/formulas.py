@@ -1,4 +1,4 @@
-"""The papers' formulas in plain NumPy, in double precision."""
+"""The papers' formulas in plain NumPy, in double precision, as references for the losses."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def softmax_without_self(z: Array, temperature: float) -> Array:
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> float:
     count = len(first)
     p = softmax_without_self(unit(torch.cat([first, second])), temperature)
-    places = np.arange(2 * count)
-    return float(-np.log(p[places, (places + count) % (2 * count)]).mean())
+    rows = np.arange(2 * count)
+    return float(-np.log(p[rows, (rows + count) % (2 * count)]).mean())
 
 
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> float:
@@ -50,14 +50,14 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> f
 
 
 def suncet(z: Tensor, labels: Tensor, temperature: float) -> float:
-    """By the class distributions of its leave-one-out classifier: the p of all others, added up by class."""
+    """Return the negative log-likelihood of the leave-one-out classifier: the p of all others, summed by class."""
     one_hot = np.eye(int(labels.max()) + 1)[labels.numpy()]
-    said = softmax_without_self(unit(z), temperature) @ one_hot
-    return float(-np.log(said[np.arange(len(z)), labels.numpy()]).mean())
+    predicted = softmax_without_self(unit(z), temperature) @ one_hot
+    return float(-np.log(predicted[np.arange(len(z)), labels.numpy()]).mean())
 
 
 def codes(scores: Array, epsilon: float, rounds: int) -> Array:
-    """SwAV's algorithm 1: columns and rows of exp(scores / epsilon) divided by their sums in turn."""
+    """Return SwAV's codes (algorithm 1): columns and rows of exp(scores / epsilon) divided by their sums in turn."""
     q = np.exp(scores / epsilon)
     images, prototypes = q.shape
     for _ in range(rounds):
@@ -67,10 +67,10 @@ def codes(scores: Array, epsilon: float, rounds: int) -> Array:
 
 
 def between_views(targets: Sequence[Array], scores: Sequence[Array], temperature: float) -> float:
-    """The mean cross entropy of a view's target with softmax(scores / temperature) of every other view."""
-    found = []
+    """Return the mean cross entropy of a view's target with softmax(scores / temperature) of every other view."""
+    cross_entropies = []
     for own, q in enumerate(targets):
         for other, s in enumerate(scores):
             if own != other:
-                found.append(-(q * np.log(softmax(s / temperature))).sum(axis=1).mean())
-    return float(np.mean(found))
+                cross_entropies.append(-(q * np.log(softmax(s / temperature))).sum(axis=1).mean())
+    return float(np.mean(cross_entropies))

@@ -1,4 +1,4 @@
-"""Every method, found by its file: what it wants to see, that it learns, and what it takes of its paper's promises."""
+"""Every method in `selfsup/`: its views, that its losses train it, and the properties that its paper promises."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pipeline.errors import PROJECT, ConfigError
 from pipeline.models.encoder import Encoder
 from pipeline.recipe.stage import StageConfig, labelled_images
 from pipeline.training.optimizer import build_optimizer
-from selfsup.components.config import TAKE_LABELS
+from selfsup.components.config import LABELLED_FAMILIES
 from selfsup.components.method import StageSetting, Views
-from selfsup.mae import hide, to_patches
+from selfsup.mae import patchify, random_masking
 from selfsup.stages.budget import budget_of
-from tests.selfsup.small import IMAGENET, MANY, METHODS, SETTING, backbone, begun, config, make, views
+from tests.selfsup.small_methods import IMAGENET, METHODS, SETTING, STEPS, backbone, config, initialized, make, views
 
 FAMILIES = {
     "simclr": "contrastive",
@@ -34,28 +34,28 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_methods_own_keys_are_no_other_keys_of_a_stage(name: str) -> None:
-    """Or a momentum of its own would be the optimiser's."""
+def test_method_config_keys_differ_from_stage_config_keys(name: str) -> None:
+    """Otherwise a method's own `momentum` would be taken for the optimiser's."""
     own = importlib.import_module(f"selfsup.{name}").Config.__annotations__.keys() - {"method"}
     assert not own & StageConfig.model_fields.keys()
 
 
-def test_the_methods_are_those_of_the_papers() -> None:
+def test_method_families_are_those_of_the_papers() -> None:
     assert {name: make(name).family for name in METHODS} == FAMILIES
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_loss_falls_on_one_batch(name: str) -> None:
+def test_method_losses_fall_on_one_batch(name: str) -> None:
     still: dict[str, Any] = (
         {"teacher_momentum": 1.0, "center_momentum": 1.0} if name == "dino" else {}
-    )  # or what is to be foretold moves on
-    method = begun(name, **still)
+    )  # or the target moves on
+    method = initialized(name, **still)
     optimizer = torch.optim.AdamW([one for one in method.parameters() if one.requires_grad], lr=3e-3, weight_decay=0)
     found = []
     for step in range(30):
         torch.manual_seed(0)
         batch = views(method)
-        batch = Views(batch.unlabelled, batch.index, None, None, min(step, 9), MANY, 0)
+        batch = Views(batch.unlabelled, batch.index, None, None, min(step, 9), STEPS, 0)
         loss = torch.stack(list(method.losses(batch).values())).sum()
         assert loss.isfinite()
         optimizer.zero_grad()
@@ -66,8 +66,8 @@ def test_the_loss_falls_on_one_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_trainable_part_has_a_gradient_and_the_state_is_whole(name: str) -> None:
-    method = begun(name)
+def test_method_losses_reach_every_parameter_and_state_dict_is_complete(name: str) -> None:
+    method = initialized(name)
     torch.stack(list(method.losses(views(method, step=5)).values())).sum().backward()
     missing = [part for part, one in method.named_parameters() if one.requires_grad and one.grad is None]
     assert missing == []
@@ -82,13 +82,13 @@ def test_every_trainable_part_has_a_gradient_and_the_state_is_whole(name: str) -
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("labels", ["suncet", "supcon"])
-def test_labels_go_beside_what_contrasts_or_clusters(name: str, labels: str) -> None:
-    told = {"method": labels, "images": 4}
-    if FAMILIES[name] not in TAKE_LABELS:
+def test_labelled_losses_of_contrastive_and_clustering_methods_only(name: str, labels: str) -> None:
+    config_labels = {"method": labels, "images": 4}
+    if FAMILIES[name] not in LABELLED_FAMILIES:
         with pytest.raises(ConfigError, match=f"labels: '{name}' takes no labelled images"):
-            make(name, labels=told)
+            make(name, labels=config_labels)
         return
-    method = begun(name, labels=told)
+    method = initialized(name, labels=config_labels)
     both, alone = method.losses(views(method, labelled=2)), method.losses(views(method))
     assert both.keys() - alone.keys() == {labels}
     both[labels].backward()
@@ -96,9 +96,9 @@ def test_labels_go_beside_what_contrasts_or_clusters(name: str, labels: str) -> 
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_with_norms_alone_nothing_else_of_the_backbone_moves(name: str) -> None:
-    """HPT-BN: weights stay bit for bit; every scale, shift and running statistic changes, and so does all the head."""
-    method = begun(name, trainable="norm")
+def test_trainable_norm_changes_only_norms_and_head(name: str) -> None:
+    """HPT-BN: weights stay the same bit for bit; every scale, shift, running statistic and the head change."""
+    method = initialized(name, trainable="norm")
     encoder = method.backbone
     norms = {id(one) for norm in encoder.norms() for one in norm.parameters()}
     trained = {part: one for part, one in method.named_parameters() if one.requires_grad}
@@ -120,10 +120,10 @@ def test_with_norms_alone_nothing_else_of_the_backbone_moves(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_with_norms_alone_the_optimiser_holds_them_before_anything_is_set_to_training(name: str) -> None:
-    """Gradients that only `train()` switched on would come too late for it."""
+def test_trainable_norm_reaches_build_optimizer_before_train_mode(name: str) -> None:
+    """Gradients that only `train()` switched on would come too late for the optimiser."""
     stage, encoder = config(name, trainable="norm"), backbone(name).eval()
-    method = stage.on(encoder, SETTING).eval()
+    method = stage.build_for_stage(encoder, SETTING).eval()
     held = {id(one) for group in build_optimizer(method, stage).param_groups for one in group["params"]}
     norms = {part for part, kind in encoder.model.named_modules() if "Norm" in type(kind).__name__}
     there = {part for part, one in encoder.model.named_parameters() if id(one) in held}
@@ -131,37 +131,37 @@ def test_with_norms_alone_the_optimiser_holds_them_before_anything_is_set_to_tra
     assert {id(one) for part in method.children() if part is not encoder for one in part.parameters()} & held
 
 
-def test_with_norms_alone_a_resnet50_trains_scale_and_shift_of_26560_channels() -> None:
+def test_trainable_norm_of_resnet50_is_scale_and_shift_of_26560_channels() -> None:
     with torch.device("meta"):
         encoder = Encoder("resnet50", 224, IMAGENET)
-        config("mocov2", trainable="norm").on(encoder, SETTING)
+        config("mocov2", trainable="norm").build_for_stage(encoder, SETTING)
     assert sum(one.numel() for one in encoder.parameters() if one.requires_grad) == 2 * 26_560
 
 
 @pytest.mark.parametrize(
     ("name", "part", "key"),
     [
-        ("mocov2", "keys", "key_momentum"),
+        ("mocov2", "key_encoder", "key_momentum"),
         ("byol", "target", "target_momentum"),
         ("dino", "teacher", "teacher_momentum"),
     ],
 )
-def test_a_follower_is_a_copy_first_and_then_an_exact_average(name: str, part: str, key: str) -> None:
+def test_momentum_encoder_is_a_copy_then_an_exact_average(name: str, part: str, key: str) -> None:
     momentum: dict[str, Any] = {key: 0.9}
-    method = begun(name, **momentum)
-    follower: Any = getattr(method, part)
+    method = initialized(name, **momentum)
+    encoder: Any = getattr(method, part)
     head: Any = method.head
-    leader = [*method.backbone.parameters(), *head.parameters()]
-    for mine, theirs in zip(follower.network.parameters(), leader, strict=True):
+    followed = [*method.backbone.parameters(), *head.parameters()]
+    for mine, theirs in zip(encoder.network.parameters(), followed, strict=True):
         assert torch.equal(mine, theirs)
         assert not mine.requires_grad
     with torch.no_grad():
-        for one in leader:
+        for one in followed:
             one.add_(1)
-    expected = [0.9 * mine + 0.1 * theirs for mine, theirs in zip(follower.network.parameters(), leader, strict=True)]
+    expected = [0.9 * mine + 0.1 * theirs for mine, theirs in zip(encoder.network.parameters(), followed, strict=True)]
     first = views(method, step=0)
     method.losses(first)
-    found = list(follower.network.parameters())
+    found = list(encoder.network.parameters())
     for mine, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, wanted)
     held = [one.clone() for one in found]
@@ -169,7 +169,7 @@ def test_a_follower_is_a_copy_first_and_then_an_exact_average(name: str, part: s
     assert all(torch.equal(one, before) for one, before in zip(found, held, strict=True)), "once a step"
 
 
-def test_mocos_queue_is_first_in_first_out() -> None:
+def test_moco_queue_is_first_in_first_out() -> None:
     method: Any = make("mocov2", queue=16)
     torch.testing.assert_close(method.queue.norm(dim=1), torch.ones(16))
     before = method.queue.clone()
@@ -179,20 +179,20 @@ def test_mocos_queue_is_first_in_first_out() -> None:
     assert not torch.equal(first, before[:8])
     method.losses(views(method, step=1))
     assert torch.equal(method.queue[:8], first)
-    assert int(method.place) == 0, "it wraps around"
+    assert int(method.queue_ptr) == 0, "it wraps around"
     method.losses(views(method, step=2))
     assert not torch.equal(method.queue[:8], first)
 
 
 @pytest.mark.parametrize("length", [4, 8, 12, 20])
-def test_mocos_queue_forgets_the_oldest_first_and_none_before_its_time(length: int) -> None:
-    """Whether or not its length is a multiple of the batch, which is eight."""
+def test_moco_queue_replaces_the_oldest_keys(length: int) -> None:
+    """Also if its length is not a multiple of the batch, which is eight."""
     method: Any = make("mocov2", queue=length)
     known = {-1: method.queue.clone()}
     for step in range(5):
         method.losses(views(method, step, index=torch.arange(8 * step, 8 * step + 8)))
-        oldest_first = (method.place + torch.arange(length)) % length
-        owners = method.owners[oldest_first].tolist()
+        oldest_first = (method.queue_ptr + torch.arange(length)) % length
+        owners = method.queue_images[oldest_first].tolist()
         assert owners == [*[-1] * length, *range(8 * step + 8)][-length:]
         rows = dict(zip(owners, method.queue[oldest_first], strict=True))
         assert all(torch.equal(row, known[owner]) for owner, row in rows.items() if 0 <= owner < 8 * step)
@@ -200,105 +200,107 @@ def test_mocos_queue_forgets_the_oldest_first_and_none_before_its_time(length: i
 
 
 @pytest.mark.parametrize(("images", "batch", "length"), [(100, 8, 96), (5, 8, 8), (1_281_167, 256, 65_536)])
-def test_mocos_queue_is_made_for_whole_batches(images: int, batch: int, length: int) -> None:
+def test_moco_queue_length_is_whole_batches(images: int, batch: int, length: int) -> None:
     with torch.device("meta"):
-        method: Any = config("mocov2").on(backbone(), StageSetting(size=32, images=images, batch=batch))
-    assert len(method.queue) == len(method.owners) == length
+        method: Any = config("mocov2").build_for_stage(backbone(), StageSetting(size=32, images=images, batch=batch))
+    assert len(method.queue) == len(method.queue_images) == length
     assert length % batch == 0
 
 
-def test_mocos_own_keys_of_an_epoch_ago_are_no_negatives() -> None:
+def test_moco_ignores_queued_keys_of_the_same_image() -> None:
     method: Any = make("mocov2", queue=16)
     method.losses(views(method, step=0))
-    assert method.owners.tolist() == [*range(8), *[-1] * 8]
-    method.queue[:8] = torch.nan  # whoever looks at one of these finds out
+    assert method.queue_images.tolist() == [*range(8), *[-1] * 8]
+    method.queue[:8] = torch.nan  # a loss that reads one of these is NaN
     order = torch.arange(8).flip(0)
     alone = Views(*[getattr(views(method, step=1, index=order), field.name) for field in dataclasses.fields(Views)])
     assert method.losses(alone)["mocov2"].isnan(), "other images' keys are"
-    method.owners.fill_(3)
+    method.queue_images.fill_(3)
     method.queue.copy_(normalize(torch.randn(16, 128), dim=1))
     same = views(method, step=2, index=torch.full((8,), 3))
     assert method.losses(same)["mocov2"].item() == pytest.approx(0, abs=1e-6), "nothing is left but its own key"
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if make(name).compares])
-def test_a_batch_that_is_compared_is_not_cut(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in METHODS if make(name).compares_images])
+def test_compares_images_refuses_accumulate(name: str) -> None:
     with pytest.raises(ConfigError, match=f"accumulate is 2, but '{name}' compares the images of a batch"):
         make(name, accumulate=2)
-    assert not make("byol", accumulate=2).compares
+    assert not make("byol", accumulate=2).compares_images
 
 
-def test_views_that_a_backbone_cannot_take_are_told_before_a_run() -> None:
-    told = config("dino", start="scratch", backbone="vit_tiny_patch16_224", image_size=32)
-    told.check()
+def test_method_config_check_refuses_view_sizes() -> None:
+    accepted = config("dino", start="scratch", backbone="vit_tiny_patch16_224", image_size=32)
+    accepted.check()
     with pytest.raises(
         ConfigError, match=r"'dino' shows the backbone views of \d+ x \d+ pixels, which 'mixer_s16_224'"
     ):
         config("dino", start="scratch", backbone="mixer_s16_224", image_size=224).check()
 
 
-def test_the_width_is_what_comes_out() -> None:
+def test_encoder_width_is_output_width() -> None:
     assert Encoder("mobilenetv3_small_050", 32, IMAGENET).width == 1024
 
 
-def test_dinos_centre_follows_the_teachers_mean() -> None:
+def test_dino_center_follows_the_mean_of_the_teacher() -> None:
     method: Any = make("dino", center_momentum=0.5)
     batch = views(method, step=0)
-    said = method.teacher(torch.cat(batch.unlabelled[:2])).mean(dim=0)
+    mean = method.teacher(torch.cat(batch.unlabelled[:2])).mean(dim=0)
     method.center.fill_(1.0)
     method.losses(batch)
-    torch.testing.assert_close(method.center, 0.5 + 0.5 * said, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(method.center, 0.5 + 0.5 * mean, atol=1e-5, rtol=1e-4)
 
 
-def test_a_teacher_is_surer_than_its_student() -> None:
+def test_dino_config_teacher_temperature_is_below_temperature() -> None:
     with pytest.raises(ValueError, match=r"teacher_temperature \(0\.2\) has to be below temperature \(0\.1\)"):
         config("dino", teacher_temperature=0.2)
 
 
-def test_deepclusters_classes_are_those_of_the_epoch_before() -> None:
-    method: Any = begun("deepclusterv2")
-    bank = method.bank.clone()
+def test_deepcluster_assignments_are_of_the_previous_epoch() -> None:
+    method: Any = initialized("deepclusterv2")
+    bank = method.memory.clone()
     method.losses(views(method, step=0))
-    for number, assigned in enumerate(method.assigned):
-        nearest = (bank[number % 2] @ method.centres[number].T).argmax(dim=1)
+    for number, assigned in enumerate(method.assignments):
+        nearest = (bank[number % 2] @ method.centroids[number].T).argmax(dim=1)
         assert torch.equal(assigned, nearest)
-    held = method.assigned.clone()
-    assert not torch.equal(method.bank[:, :8], bank[:, :8]), "what is seen is remembered"
+    held = method.assignments.clone()
+    assert not torch.equal(method.memory[:, :8], bank[:, :8]), "the memory is updated"
     method.losses(views(method, step=1, index=torch.arange(8, 16)))
-    assert torch.equal(method.assigned, held), "not before the epoch is over"
-    centres = method.centres.clone()
+    assert torch.equal(method.assignments, held), "assignments are constant within an epoch"
+    centres = method.centroids.clone()
     method.losses(views(method, step=2))
-    assert not torch.equal(method.centres, centres)
+    assert not torch.equal(method.centroids, centres)
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
-def test_mae_hides_exactly_its_share(share: float) -> None:
+def test_random_masking_masks_exactly_its_share(share: float) -> None:
     tokens = torch.rand(3, 64, 8)
-    visible, order = hide(tokens, share)
+    visible, order = random_masking(tokens, share)
     assert visible.shape == (3, 64 - round(share * 64), 8)
     for number in range(3):
         assert torch.equal(visible[number], tokens[number, order[number, : visible.shape[1]]])
         assert sorted(order[number].tolist()) == list(range(64))
-    assert len({tuple(each.tolist()) for each in order}) == 3, "each image its own"
+    assert len({tuple(each.tolist()) for each in order}) == 3, "drawn for each image"
 
 
-def test_patches_are_the_image_row_by_row() -> None:
+def test_patchify_goes_row_by_row() -> None:
     images = torch.rand(2, 3, 8, 8)
-    patches = to_patches(images, 4)
+    patches = patchify(images, 4)
     assert torch.equal(patches[1, 2].view(4, 4, 3), images[1, :, 4:, :4].permute(1, 2, 0))
 
 
-def test_mae_says_which_backbones_it_can_use() -> None:
+def test_mae_refuses_backbones_other_than_plain_transformers() -> None:
     with pytest.raises(ConfigError, match=r"plain vision transformer, which 'test_resnet' is not: take vit_tiny"):
-        config("mae").on(backbone(), SETTING)
+        config("mae").build_for_stage(backbone(), SETTING)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "mae"])
-def test_transformers_see_small_views_as_well(name: str) -> None:
+def test_methods_take_small_views_with_transformers(name: str) -> None:
     torch.manual_seed(0)
-    method = config(name).on(Encoder("test_vit", 32, IMAGENET), SETTING).train()
+    method = config(name).build_for_stage(Encoder("test_vit", 32, IMAGENET), SETTING).train()
     with torch.no_grad():
-        method.begin([(torch.arange(16), [torch.rand(16, 3, kind.size, kind.size) for kind in method.kinds()])])
+        method.initialize(
+            [(torch.arange(16), [torch.rand(16, 3, kind.size, kind.size) for kind in method.view_kinds()])]
+        )
     assert torch.stack(list(method.losses(views(method, step=5)).values())).sum().isfinite()
 
 
@@ -307,17 +309,17 @@ PUBLISHED = [yaml.safe_load(line) for line in LINES]
 
 
 @pytest.mark.parametrize("settings", PUBLISHED, ids=lambda settings: settings["method"])
-def test_published_settings_in_the_docs_are_recipe_lines(settings: dict[str, Any]) -> None:
+def test_method_config_reads_published_settings_in_docs(settings: dict[str, Any]) -> None:
     published = {"name": "stage", "data": ["pool"], "start": "scratch", "backbone": "resnet50", **settings}
     stage = importlib.import_module(f"selfsup.{settings['method']}").Config.model_validate(published)
     stage.check()
     if stage.labels:
         labelled = labelled_images(stage, [str(number) for number in range(1000)])
         budget = budget_of(stage, labelled, 1_281_167)
-        assert (labelled, budget.plain(0), 2 * budget.plain(0) + labelled) == (2560, 2816, 8192), (
+        assert (labelled, budget.unlabelled(0), 2 * budget.unlabelled(0) + labelled) == (2560, 2816, 8192), (
             "SuNCEt's, of ImageNet"
         )
 
 
-def test_the_docs_have_published_settings() -> None:
+def test_published_settings_in_docs_name_methods() -> None:
     assert [each["method"] for each in PUBLISHED] == ["mocov2", "byol", "simclr", "simclr", "swav"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import v2
 
-from pipeline.data.augment import generator
+from pipeline.data.augment import seeded_generator
 from pipeline.recipe.stage import LabelledConfig, PolicyConfig, StageConfig
 from selfsup.components.method import Policy, ViewKind
 from selfsup.stages.budget import Budget, budget_of
@@ -34,7 +34,7 @@ def moments(values: NDArray[np.float64]) -> NDArray[np.float64]:
 @pytest.mark.parametrize("size", [(200, 200), (300, 140), (90, 250)])
 def test_draw_crop_is_distributed_as_random_resized_crop(area: tuple[float, float], size: tuple[int, int]) -> None:
     policy, (width, height) = Policy(area=area), size
-    crops = [draw_crop(policy, size, generator(0, number)) for number in range(DRAWS)]
+    crops = [draw_crop(policy, size, seeded_generator(0, number)) for number in range(DRAWS)]
     torch.manual_seed(0)
     canvas = torch.empty(3, height, width)
     draws = [v2.RandomResizedCrop.make_params(v2.RandomResizedCrop(32, scale=area), [canvas]) for _ in range(DRAWS)]
@@ -48,7 +48,7 @@ def test_draw_crop_is_distributed_as_random_resized_crop(area: tuple[float, floa
 @given(st.integers(1, 500), st.integers(1, 500), st.integers(0, 2**32))
 @settings(max_examples=200, deadline=None)
 def test_draw_crop_is_inside_the_image(width: int, height: int, seed: int) -> None:
-    crop = draw_crop(Policy(), (width, height), generator(seed))
+    crop = draw_crop(Policy(), (width, height), seeded_generator(seed))
     assert crop.width > 0
     assert crop.height > 0
     assert 0 <= crop.left <= width - crop.width

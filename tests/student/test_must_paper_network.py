@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import tasks
-from pipeline.data.augment import View, view_image, view_label
+from pipeline.data.augment import AugmentParams, transform_image, transform_label
 from pipeline.models.checkpoint import read_tensors
 from pipeline.steps.artifact import Inputs
 from pipeline.storage.root import Root
@@ -52,7 +52,7 @@ def pictures(count: int = 2, size: int = 64) -> Tensor:
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
-def test_7_the_fused_map_is_the_sum_of_all_levels_at_stride_4(make_network: MakeNetwork, backbone: str) -> None:
+def test_7_fused_map_is_the_sum_of_all_levels_at_stride_4(make_network: MakeNetwork, backbone: str) -> None:
     features = make_network(HEADS, backbone=backbone, image_size=64).eval().features(pictures())
     assert features.fused is not None
     assert features.fused.shape[-2:] == (16, 16)
@@ -93,7 +93,7 @@ def touched(network: Network, head: str) -> set[str]:
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
-def test_7_classification_looks_at_c5_alone(make_network: MakeNetwork, backbone: str) -> None:
+def test_7_classification_head_reads_c5_only(make_network: MakeNetwork, backbone: str) -> None:
     network = make_network(HEADS, backbone=backbone, image_size=64)
     assert touched(network, "kinds") == {"backbone", "heads.kinds"}
     images = pictures()
@@ -117,7 +117,7 @@ def test_7_dense_heads_have_three_hidden_convolutions_and_a_linear_one(make_netw
 # 8. Labelling: a frozen teacher, and one geometry for image and labels
 
 
-def test_8_labelling_leaves_the_teacher_as_it_is(world: World) -> None:
+def test_8_predict_leaves_the_teacher_unchanged(world: World) -> None:
     predictor = world.artifacts["teacher.masks"].load_all(supervised.load)
     assert not any(module.training for module in predictor.network.modules())
     before = {name: tensor.clone() for name, tensor in predictor.network.state_dict().items()}
@@ -129,7 +129,7 @@ def test_8_labelling_leaves_the_teacher_as_it_is(world: World) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in predictor.network.state_dict().items())
 
 
-def test_8_labelling_twice_gives_the_same_bytes(world: World, tmp_path: Path) -> None:
+def test_8_label_pool_twice_gives_the_same_bytes(world: World, tmp_path: Path) -> None:
     runtime = dataclasses.replace(world.runtime, root=Root.of(tmp_path))
     shutil.copytree(world.runtime.root / "machine", tmp_path / "machine", dirs_exist_ok=True)
     (tmp_path / "out").mkdir()
@@ -158,12 +158,12 @@ def sphere(size: int = 64) -> tuple[Image.Image, Value, Value]:
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("box", [(0.0, 0.0, 1.0, 1.0), (0.1, 0.2, 0.7, 0.9), (0.5, 0.25, 1.0, 0.75)])
-def test_8_image_and_labels_are_cropped_and_mirrored_as_one(box: tuple[float, float, float, float], flip: bool) -> None:
+def test_8_view_image_and_view_label_crop_and_flip_alike(box: tuple[float, float, float, float], flip: bool) -> None:
     image, normals, depth = sphere()
-    view = View(box, flip)
-    seen = view_image(image, view, 64) / 127.5 - 1
-    facing = view_label(tasks.label(NORMALS), normals, view, 64)["normals"]
-    away = view_label(tasks.label(DEPTH), depth, view, 64)["depth"]
+    view = AugmentParams(box, flip)
+    seen = transform_image(image, view, 64) / 127.5 - 1
+    facing = transform_label(tasks.label(NORMALS), normals, view, 64)["normals"]
+    away = transform_label(tasks.label(DEPTH), depth, view, 64)["depth"]
     known = facing.any(axis=-1) & (np.abs(seen).max(axis=-1) > 0.1)
     sign = np.array([-1, 1, 1]) if flip else np.ones(3)
     inner = known & (away < 2.5)  # off the rim, where neighbours differ
@@ -176,7 +176,7 @@ def test_8_image_and_labels_are_cropped_and_mirrored_as_one(box: tuple[float, fl
 
 
 @pytest.mark.parametrize("head", list(HEADS))
-def test_9_a_heads_loss_gives_no_other_head_a_gradient(make_network: MakeNetwork, head: str) -> None:
+def test_9_loss_of_a_head_gives_no_other_head_a_gradient(make_network: MakeNetwork, head: str) -> None:
     shared = {"backbone"} if head == "kinds" else {"backbone", "pyramid"}
     assert touched(make_network(HEADS, image_size=64), head) == {*shared, f"heads.{head}"}
 
@@ -194,7 +194,7 @@ def trained(world: World, weights: dict[str, float], without: list[str], out: Pa
 
 
 @pytest.mark.parametrize("left_out", ["boxes", "masks"])
-def test_10_weight_0_is_training_without_the_task_bit_for_bit(world: World, tmp_path: Path, left_out: str) -> None:
+def test_10_loss_weight_0_trains_as_without_the_teacher_bit_for_bit(world: World, tmp_path: Path, left_out: str) -> None:
     silenced = trained(world, {"gabor": 1, left_out: 0}, [], tmp_path / "silenced")
     absent = trained(world, {"gabor": 1}, [f"teacher.{left_out}"], tmp_path / "absent")
     assert silenced.keys() == absent.keys()

@@ -1,4 +1,4 @@
-"""A small library."""
+"""A small image dataset."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.pipeline.data.flat_labels import DEPTH, KINDS, flat, kind
 
 from pipeline.data.dataset import DatasetShard, ImageDataset
+from tests.pipeline.data.flat_labels import DEPTH, KINDS, flat, kind
 
 MakeDatasetShard = Callable[..., DatasetShard]
 Noise = Callable[..., NDArray[np.uint8]]

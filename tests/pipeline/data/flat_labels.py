@@ -1,4 +1,4 @@
-"""Labels of two tasks for small libraries, and a library with labels of one's own."""
+"""Labels of two tasks for small datasets, and a dataset with label rows of one's choice."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ DEPTH = tasks.label(LabelSpace("depth"))
 
 
 def kind(number: int) -> Value:
+    """Return the classification label of image `number`: class `number % 4`."""
     probs = np.zeros(4, np.float32)
     probs[number % 4] = 1
     return {"probs": probs}
 
 
 def flat(metres: float) -> Value:
+    """Return a depth label that is the same everywhere."""
     return {"depth": np.full((8, 8), metres, np.float32)}
 
 
 def relabel(shard: DatasetShard, path: Path, rows: Sequence[int], keys: Sequence[str] | None = None) -> ImageDataset:
-    """A library of the shelf with other label rows."""
+    """Return a dataset of the shard whose label file has other rows: those of the images `rows`, under their `keys`."""
     writer = LabelWriter(path, KINDS, store_metadata(KINDS, "test", shard.images.sha256))
     for row in rows:
         writer.add((keys or shard.images.keys)[row], KINDS.encode(kind(row)))

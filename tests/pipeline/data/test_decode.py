@@ -1,4 +1,4 @@
-"""Files of every kind come out as the picture they show, and what is no picture says why."""
+"""Decoding: files of every kind give the image they show, and what is no image raises an error with the reason."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
-from pipeline.data.decode import PIXEL_LIMIT, decode, decode_numbers, inspect
+from pipeline.data.decode import PIXEL_LIMIT, decode_image, decode_numbers, inspect_image
 from pipeline.errors import DataError
 
 ORIENTATION = 274
-COLOURS = np.array([[[250, 10, 10], [10, 250, 10]], [[10, 10, 250], [250, 250, 10]]], np.uint8)
-QUARTERS = COLOURS.repeat(32, axis=0).repeat(48, axis=1)
+COLORS = np.array([[[250, 10, 10], [10, 250, 10]], [[10, 10, 250], [250, 250, 10]]], np.uint8)
+QUARTERS = COLORS.repeat(32, axis=0).repeat(48, axis=1)
 """Upright, 96 wide and 64 high: red, green above blue, yellow."""
 
 
@@ -31,7 +31,7 @@ def encode(image: Image.Image | NDArray[Any], kind: str, **options: Any) -> byte
 
 
 def as_stored(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """The rows and columns of a file by the EXIF 2.32 table: orientation 6 has the picture's right side in row 0."""
+    """Return an image as a file stores it, by the EXIF 2.32 table: orientation 6 has the right side in row 0."""
     turned = upright.transpose(1, 0, 2)
     return np.ascontiguousarray(
         {
@@ -53,7 +53,7 @@ def photograph(width: int = 90, height: int = 60) -> Image.Image:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG of a stated size without pixels to speak of."""
+    """Return a PNG that states a size but has hardly any pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -64,12 +64,12 @@ def png_header(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied_once(kind: str, orientation: int) -> None:
+def test_decode_image_applies_exif_orientation_once(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     data = encode(as_stored(QUARTERS, orientation), kind, exif=exif)
-    found = inspect(data)
-    picture = decode(data)
+    found = inspect_image(data)
+    picture = decode_image(data)
     assert (found.width, found.height) == picture.size == (96, 64)
     assert np.abs(np.asarray(picture)[8::16, 8::16].astype(int) - QUARTERS[8::16, 8::16]).max() < 12
     again = ImageOps.exif_transpose(picture)
@@ -78,34 +78,34 @@ def test_exif_orientation_is_applied_once(kind: str, orientation: int) -> None:
 
 @pytest.mark.parametrize(("at_least", "size"), [((24, 16), (24, 16)), ((25, 16), (48, 32)), ((24, 17), (48, 32))])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_reduced_jpeg_is_not_smaller_than_asked(
+def test_decode_image_reduces_a_jpeg_no_further_than_at_least(
     at_least: tuple[int, int], size: tuple[int, int], orientation: int
 ) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    picture = decode(encode(as_stored(QUARTERS, orientation), "JPEG", exif=exif), at_least)
+    picture = decode_image(encode(as_stored(QUARTERS, orientation), "JPEG", exif=exif), at_least)
     assert picture.size == size
     assert np.abs(np.asarray(picture)[3, 3].astype(int) - [250, 10, 10]).max() < 12
 
 
-def test_at_least_never_enlarges_and_leaves_other_formats_alone() -> None:
-    assert decode(encode(QUARTERS, "JPEG"), (500, 500)).size == (96, 64)
-    assert decode(encode(QUARTERS, "PNG"), (12, 8)).size == (96, 64)
+def test_decode_image_never_enlarges_and_reduces_no_other_format() -> None:
+    assert decode_image(encode(QUARTERS, "JPEG"), (500, 500)).size == (96, 64)
+    assert decode_image(encode(QUARTERS, "PNG"), (12, 8)).size == (96, 64)
 
 
-def test_sixteen_bits_are_scaled_by_their_full_range() -> None:
-    grey = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
+def test_decode_image_scales_sixteen_bits_by_their_full_range() -> None:
+    gray = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
     for kind in ("PNG", "TIFF"):
-        assert np.asarray(decode(encode(grey, kind)))[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
+        assert np.asarray(decode_image(encode(gray, kind)))[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
 
 
-def test_a_transparent_sixteen_bit_grey_becomes_white() -> None:
+def test_decode_image_makes_a_transparent_sixteen_bit_gray_white() -> None:
     data = encode(np.array([[0, 1000]], np.uint16), "PNG", transparency=1000)
-    assert np.asarray(decode(data))[0].tolist() == [[0, 0, 0], [255, 255, 255]]
+    assert np.asarray(decode_image(data))[0].tolist() == [[0, 0, 0], [255, 255, 255]]
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour", "expected"),
+    ("mode", "color", "expected"),
     [
         ("L", 77, (77, 77, 77)),
         ("1", 1, (255, 255, 255)),
@@ -116,37 +116,37 @@ def test_a_transparent_sixteen_bit_grey_becomes_white() -> None:
         ("RGBA", (0, 0, 255, 51), (204, 204, 255)),
     ],
 )
-def test_grey_and_alpha_come_out_as_rgb_on_white(mode: str, colour: Any, expected: tuple[int, int, int]) -> None:
-    picture = decode(encode(Image.new(mode, (4, 3), colour), "PNG"))
+def test_decode_image_lays_gray_and_alpha_on_white(mode: str, color: Any, expected: tuple[int, int, int]) -> None:
+    picture = decode_image(encode(Image.new(mode, (4, 3), color), "PNG"))
     assert picture.mode == "RGB"
     assert picture.getpixel((2, 1)) == expected
 
 
-def test_palettes_give_their_colours_and_transparency_becomes_white() -> None:
+def test_decode_image_gives_palettes_their_colors_and_makes_transparency_white() -> None:
     image = Image.new("P", (3, 1))
     image.putpalette([10, 20, 30, 200, 0, 0, 0, 0, 99])
     image.putdata([0, 1, 2])
-    assert np.asarray(decode(encode(image, "PNG")))[0].tolist() == [[10, 20, 30], [200, 0, 0], [0, 0, 99]]
+    assert np.asarray(decode_image(encode(image, "PNG")))[0].tolist() == [[10, 20, 30], [200, 0, 0], [0, 0, 99]]
     for kind in ("PNG", "GIF"):
-        shown = np.asarray(decode(encode(image, kind, transparency=1)))[0].tolist()
+        shown = np.asarray(decode_image(encode(image, kind, transparency=1)))[0].tolist()
         assert shown == [[10, 20, 30], [255, 255, 255], [0, 0, 99]]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
-def test_cmyk_is_not_inverted(kind: str) -> None:
+def test_decode_image_does_not_invert_cmyk(kind: str) -> None:
     """Photoshop and Pillow write CMYK JPEGs inverted and say so in an Adobe marker."""
     data = encode(Image.new("CMYK", (32, 32), (0, 255, 255, 0)), kind)
     assert (b"Adobe" in data) == (kind == "JPEG")
-    red, green, blue = np.asarray(decode(data))[16, 16].astype(int)
+    red, green, blue = np.asarray(decode_image(data))[16, 16].astype(int)
     assert red > 245
     assert max(green, blue) < 10
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_the_first_frame_of_an_animation_counts(kind: str) -> None:
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
+def test_decode_image_takes_the_first_frame_of_an_animation(kind: str) -> None:
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "lime", "blue")]
     options = {"lossless": True} if kind == "WEBP" else {}
-    picture = decode(encode(frames[0], kind, save_all=True, append_images=frames[1:], **options))
+    picture = decode_image(encode(frames[0], kind, save_all=True, append_images=frames[1:], **options))
     assert picture.getpixel((8, 8)) == (255, 0, 0)
 
 
@@ -162,15 +162,15 @@ def test_the_first_frame_of_an_animation_counts(kind: str) -> None:
         ("AVIF", "avif"),
     ],
 )
-def test_inspect_goes_by_content(kind: str, suffix: str) -> None:
-    found = inspect(encode(photograph(), kind))
+def test_inspect_image_goes_by_content(kind: str, suffix: str) -> None:
+    found = inspect_image(encode(photograph(), kind))
     assert (found.width, found.height, found.suffix) == (90, 60, suffix)
 
 
-def test_a_camera_jpeg_with_a_second_picture_is_a_jpg() -> None:
+def test_inspect_image_calls_a_jpeg_with_a_second_image_jpg() -> None:
     data = encode(photograph(), "MPO", save_all=True, append_images=[photograph(40, 30)])
-    assert inspect(data).suffix == "jpg"
-    assert decode(data).size == (90, 60)
+    assert inspect_image(data).suffix == "jpg"
+    assert decode_image(data).size == (90, 60)
 
 
 @pytest.mark.parametrize(
@@ -189,19 +189,19 @@ def test_a_camera_jpeg_with_a_second_picture_is_a_jpg() -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_truncated_files_are_found_wherever_they_end(kind: str, options: dict[str, Any]) -> None:
+def test_inspect_and_decode_image_find_truncation_anywhere(kind: str, options: dict[str, Any]) -> None:
     data = encode(photograph(), kind, **options)
     for length in (3, 12, 20, len(data) // 10, len(data) // 2, len(data) * 9 // 10, len(data) - 5):
-        for read in (inspect, decode):
+        for read in (inspect_image, decode_image):
             with pytest.raises(DataError, match=f"truncated after {length} bytes|not an image"):
                 read(data[:length])
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_file_cut_in_half_is_called_truncated(kind: str) -> None:
+def test_inspect_image_calls_a_file_cut_in_half_truncated(kind: str) -> None:
     data = encode(photograph(), kind)
     with pytest.raises(DataError, match=f"^truncated after {len(data) // 2} bytes"):
-        inspect(data[: len(data) // 2])
+        inspect_image(data[: len(data) // 2])
 
 
 @pytest.mark.parametrize(
@@ -214,62 +214,62 @@ def test_a_file_cut_in_half_is_called_truncated(kind: str) -> None:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     ],
 )
-def test_what_is_no_image_says_how_it_begins(data: bytes, reason: str) -> None:
-    for read in (inspect, decode, decode_numbers):
+def test_decode_image_quotes_the_beginning_of_what_is_no_image(data: bytes, reason: str) -> None:
+    for read in (inspect_image, decode_image, decode_numbers):
         with pytest.raises(DataError, match=reason):
             read(data)
 
 
 @pytest.mark.parametrize("side", [15_000, 60_000])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_bombs_are_refused_by_the_stated_limit(side: int) -> None:
-    for read in (inspect, decode, decode_numbers):
+def test_decode_image_refuses_more_pixels_than_the_limit(side: int) -> None:
+    for read in (inspect_image, decode_image, decode_numbers):
         with pytest.raises(DataError, match=f"{side * side:,} pixels, over the limit of {PIXEL_LIMIT:,}"):
             read(png_header(side, side))
 
 
-def test_pictures_below_the_limit_are_not_refused_for_their_size() -> None:
-    """200 megapixels are what phones take; Pillow alone would stop at 179."""
+def test_decode_numbers_opens_images_below_the_pixel_limit() -> None:
+    """Phones take 200 megapixels; Pillow alone would stop at 179."""
     with pytest.raises(DataError, match="are colours, not numbers"):
         decode_numbers(png_header(14_100, 14_100))
 
 
-def test_numbers_without_a_range_are_no_picture() -> None:
+def test_inspect_image_refuses_numbers_without_a_range() -> None:
     for kind in (np.float32, np.int32):
         with pytest.raises(DataError, match="no known range; save as grey or RGB"):
-            inspect(encode(np.ones((4, 4), kind), "TIFF"))
+            inspect_image(encode(np.ones((4, 4), kind), "TIFF"))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_damaged_exif_costs_the_orientation_not_the_picture() -> None:
+def test_decode_image_ignores_damaged_exif() -> None:
     data = encode(QUARTERS, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff rubbish")
-    assert inspect(data).width == 96
-    assert decode(data).size == (96, 64)
+    assert inspect_image(data).width == 96
+    assert decode_image(data).size == (96, 64)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
 @pytest.mark.filterwarnings("ignore")
-def test_damage_raises_nothing_but_data_errors(kind: str) -> None:
+def test_decode_image_raises_nothing_but_data_error_on_damage(kind: str) -> None:
     whole = encode(photograph(), kind)
     rng = np.random.default_rng(1)
     for _ in range(60):
         damaged = bytearray(whole)
         for place in rng.integers(0, len(whole), 8):
             damaged[place] = rng.integers(0, 256)
-        for read in (inspect, decode, decode_numbers):
+        for read in (inspect_image, decode_image, decode_numbers):
             with contextlib.suppress(DataError):
                 read(bytes(damaged))
 
 
-def test_threads_see_the_same_pictures() -> None:
+def test_decode_image_gives_the_same_in_threads() -> None:
     files = [encode(photograph(60 + i, 50), kind) for i in range(8) for kind in ("JPEG", "PNG", "WEBP")]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda data: decode(data).tobytes(), files * 3))
-    assert together == [decode(data).tobytes() for data in files] * 3
+        in_threads = list(pool.map(lambda data: decode_image(data).tobytes(), files * 3))
+    assert in_threads == [decode_image(data).tobytes() for data in files] * 3
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
-def test_numbers_come_out_as_stored() -> None:
+def test_decode_numbers_gives_numbers_as_stored() -> None:
     palette = Image.new("P", (3, 1))
     palette.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
     palette.putdata([2, 0, 1])
@@ -283,7 +283,7 @@ def test_numbers_come_out_as_stored() -> None:
     assert decode_numbers(encode(Image.new("1", (2, 1), 1), "PNG")).tolist() == [[1, 1]]
 
 
-def test_numbers_are_turned_upright_like_the_image() -> None:
+def test_decode_numbers_turns_them_upright() -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     assert decode_numbers(encode(np.array([[1, 2]], np.uint8), "PNG", exif=exif)).tolist() == [[1], [2]]
@@ -297,6 +297,6 @@ def test_numbers_are_turned_upright_like_the_image() -> None:
         (encode(Image.new("LA", (8, 8)), "PNG"), "'LA' are colours, not numbers"),
     ],
 )
-def test_pictures_are_no_numbers(data: bytes, reason: str) -> None:
+def test_decode_numbers_refuses_colors_and_jpegs(data: bytes, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         decode_numbers(data)

@@ -1,4 +1,4 @@
-"""Normals of surfaces whose normals are known."""
+"""Normals from depth, of surfaces whose true normals are known."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ SHAPE = (60, 80)
 
 
 def rays() -> NDArray[np.float64]:
-    """(H, W, 3): the point at depth 1 that each pixel sees, x right, y down, z away from the camera."""
+    """Return the point at depth 1 that each pixel sees, (H, W, 3): x right, y down, z away from the camera."""
     y, x = np.indices(SHAPE)
     return np.stack([(x - CAMERA.cx) / CAMERA.fx, (y - CAMERA.cy) / CAMERA.fy, np.ones(SHAPE)], axis=-1)
 
 
 def plane(normal: tuple[float, float, float], distance: float) -> NDArray[np.float32]:
-    """The depth of the plane with `normal` (x right, y up, z towards the camera) at `distance` from the camera."""
+    """Return the depth of the plane with this normal (x right, y up, z towards the camera) at this distance."""
     toward = np.array([normal[0], -normal[1], -normal[2]]) / np.linalg.norm(normal)
     return (-distance / (rays() @ toward)).astype(np.float32)
 
 
 def degrees(found: NDArray[np.float32], true: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the angles between known and true normals."""
     known = np.abs(found).sum(-1) > 0
     return np.degrees(np.arccos(np.clip((found * true).sum(-1)[known], -1, 1)))
 
@@ -32,7 +33,7 @@ def degrees(found: NDArray[np.float32], true: NDArray[np.float64]) -> NDArray[np
 @pytest.mark.parametrize(
     "normal", [(0, 0, 1), (0, 1, 0.6), (0, -1, 0.8), (1, 0, 0.6), (-1, 0.2, 0.7), (0.6, 0.6, 0.5), (0.2, 0.9, 0.35)]
 )
-def test_planes(normal: tuple[float, float, float]) -> None:
+def test_normals_from_depth_of_planes(normal: tuple[float, float, float]) -> None:
     """(0, 1, 0.6): a floor seen from above; (1, 0, 0.6): a wall on the left."""
     found = normals_from_depth(plane(normal, 2.0), CAMERA)
     true = np.array(normal) / np.linalg.norm(normal)
@@ -41,13 +42,13 @@ def test_planes(normal: tuple[float, float, float]) -> None:
     assert degrees(found, true).max() < 0.1
 
 
-def test_a_sphere() -> None:
-    centre, radius = np.array([0.1, -0.1, 2.0]), 0.7
-    seen = rays()
-    a, b, c = (seen**2).sum(-1), seen @ centre, centre @ centre - radius**2
+def test_normals_from_depth_of_a_sphere() -> None:
+    center, radius = np.array([0.1, -0.1, 2.0]), 0.7
+    points = rays()
+    a, b, c = (points**2).sum(-1), points @ center, center @ center - radius**2
     inside = b**2 > a * c
     depth = np.where(inside, (b - np.sqrt(np.where(inside, b**2 - a * c, 0))) / a, 0)
-    true = (seen * depth[..., None] - centre) / radius * [1, -1, -1]
+    true = (points * depth[..., None] - center) / radius * [1, -1, -1]
     found = normals_from_depth(depth.astype(np.float32), CAMERA)
     assert not found[~inside].any()
     assert (np.abs(found).sum(-1) > 0)[inside].mean() > 0.9
@@ -56,7 +57,7 @@ def test_a_sphere() -> None:
     assert np.percentile(angles, 95) < 10
 
 
-def test_normals_face_the_camera_and_do_not_depend_on_the_unit() -> None:
+def test_normals_from_depth_face_the_camera_and_do_not_depend_on_the_unit() -> None:
     depth = plane((0.5, 0.7, 0.4), 2.0)
     found = normals_from_depth(depth, CAMERA)
     towards = (found * rays() * [1, -1, -1]).sum(-1)
@@ -64,7 +65,7 @@ def test_normals_face_the_camera_and_do_not_depend_on_the_unit() -> None:
     assert np.allclose(found, normals_from_depth(depth * 1000, CAMERA), atol=1e-4)
 
 
-def test_unknown_pixels_stay_unknown_and_do_not_bend_their_neighbours() -> None:
+def test_normals_from_depth_ignore_unknown_pixels() -> None:
     depth = plane((0.3, 0.4, 1), 2.0)
     holes = np.random.default_rng(0).random(SHAPE) < 0.3
     depth[holes] = 0
@@ -76,7 +77,7 @@ def test_unknown_pixels_stay_unknown_and_do_not_bend_their_neighbours() -> None:
 
 @pytest.mark.parametrize("share", [0.025, 0.1, 1.0])
 @pytest.mark.parametrize("normal", [(0, 0, 1), (0.5, 0.3, 1), (0, 1, 0.6)])
-def test_depth_steps_make_no_slope(share: float, normal: tuple[float, float, float]) -> None:
+def test_normals_from_depth_make_no_slope_of_a_depth_step(share: float, normal: tuple[float, float, float]) -> None:
     """One surface behind another, by a share of the distance: what lies on neither is not invented between them."""
     depth = plane(normal, 2.0)
     depth[:, 40:] *= 1 + share
@@ -85,7 +86,7 @@ def test_depth_steps_make_no_slope(share: float, normal: tuple[float, float, flo
     assert (np.abs(found).sum(-1) > 0).mean() > 0.9
 
 
-def test_pixels_between_two_surfaces_are_unknown() -> None:
+def test_normals_from_depth_are_unknown_between_two_surfaces() -> None:
     """Sensors see the average of both at the edge: such pixels have no surface."""
     depth = np.full(SHAPE, 2.0, np.float32)
     depth[:, 41:], depth[:, 40] = 3.0, 2.3
@@ -95,20 +96,20 @@ def test_pixels_between_two_surfaces_are_unknown() -> None:
 
 
 @pytest.mark.parametrize("depth_of_leaves", [0.03, 0.1])
-def test_what_is_no_surface_has_no_normals(depth_of_leaves: float) -> None:
+def test_normals_from_depth_are_unknown_where_there_is_no_surface(depth_of_leaves: float) -> None:
     leaves = 2 + np.random.default_rng(0).uniform(-2, 2, SHAPE) * depth_of_leaves
     found = normals_from_depth(leaves.astype(np.float32), CAMERA)
     assert (np.abs(found).sum(-1) > 0).mean() < 0.1
 
 
-def test_millimetres_and_sensor_noise_cost_a_few_degrees() -> None:
+def test_normals_from_depth_in_noisy_millimetres_are_off_by_a_few_degrees() -> None:
     depth = plane((0, 1, 0.8), 1.0)
     noisy = depth + np.random.default_rng(0).normal(0, 0.0015, SHAPE) * depth**2
     found = normals_from_depth(np.round(noisy, 3).astype(np.float32), CAMERA)
     assert np.median(degrees(found, np.array([0, 1, 0.8]) / np.linalg.norm([0, 1, 0.8]))) < 3
 
 
-def test_nothing_known_gives_nothing() -> None:
+def test_normals_from_depth_need_known_neighbors_off_a_line() -> None:
     assert not normals_from_depth(np.zeros(SHAPE, np.float32), CAMERA).any()
     line = np.zeros(SHAPE, np.float32)
     line[30] = 2
@@ -118,6 +119,6 @@ def test_nothing_known_gives_nothing() -> None:
     assert normals_from_depth(strip, CAMERA)[31, 20:60].any()
 
 
-def test_a_camera_has_a_focal_length() -> None:
+def test_pinhole_camera_needs_a_focal_length() -> None:
     with pytest.raises(ValueError, match="must be positive"):
         PinholeCamera(0, 100, 10, 10)

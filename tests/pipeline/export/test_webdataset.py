@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from pipeline.data.decode import decode
+from pipeline.data.decode import decode_image
 from pipeline.export import webdataset as form
 from tests.exports import export, samples
 
@@ -28,7 +28,7 @@ def test_webdataset_writer_labels_are_decoded_by_webdataset(
     seen = 0
     for found in webdataset.WebDataset(tars, shardshuffle=False).decode("pil"):
         sample = wanted[found["__key__"]]
-        assert found["jpg"].tobytes() == decode(sample.data).tobytes()
+        assert found["jpg"].tobytes() == decode_image(sample.data).tobytes()
         for head, value in sample.values.items():
             label = found.get(f"{head}.json") or found[f"{head}.npz"]
             assert set(label) == set(value)

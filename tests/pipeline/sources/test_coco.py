@@ -161,7 +161,7 @@ def test_coco_source_reports_duplicate_images_and_unlisted_annotations(tmp_path:
     (tmp_path / "instances_val.json").write_bytes((tmp_path / "instances_train.json").read_bytes())
     source = open_source(tmp_path, images={"train": "images/train", "val": "images/train"})
     assert [(record.name, record.split) for record in source.records()] == [("images/train/a.jpg", "train")]
-    assert source.problems() == [
+    assert source.problems == [
         ("instances_train.json", "has annotations of 1 images that it does not list, first 99"),
         ("instances_val.json", "has annotations of 1 images that it does not list, first 99"),
         ("images/train/a.jpg", "listed twice, the second time in split 'val'"),

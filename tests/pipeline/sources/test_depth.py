@@ -179,7 +179,7 @@ def test_depth_source_reports_unpaired_files(tmp_path: Path) -> None:
     (tmp_path / "rgb/a.jpg").unlink()
     frame(tmp_path, "b", wall())
     list(source.records())
-    assert source.problems() == [("depth/a.png", "a depth map without an image")]
+    assert source.problems == [("depth/a.png", "a depth map without an image")]
 
 
 def test_depth_source_holds_out_scenes_or_a_share(tmp_path: Path) -> None:

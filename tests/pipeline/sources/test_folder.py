@@ -8,7 +8,7 @@ import fsspec
 import pytest
 from PIL import Image
 
-from pipeline.data.decode import inspect
+from pipeline.data.decode import inspect_image
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import folder
 
@@ -35,7 +35,7 @@ def test_folder_source_reads_nested_odd_and_linked_names(tmp_path: Path) -> None
     records = list(open_source(tmp_path / "set").records())
     assert [record.name for record in records] == wanted
     assert {record.split for record in records} == {"train"}
-    assert all(inspect(record.read()).width == 4 for record in records)
+    assert all(inspect_image(record.read()).width == 4 for record in records)
     assert records[0].truth((4, 3)).values == {}
 
 
@@ -44,8 +44,8 @@ def test_folder_source_selects_by_suffix_not_by_content(tmp_path: Path) -> None:
     image(tmp_path / "really a jpeg.png")
     bad, wrong = sorted(open_source(tmp_path).records(), key=lambda record: record.name, reverse=True)
     with pytest.raises(DataError, match="not an image"):
-        inspect(bad.read())
-    assert inspect(wrong.read()).suffix == "jpg"
+        inspect_image(bad.read())
+    assert inspect_image(wrong.read()).suffix == "jpg"
 
 
 def test_folder_source_file_stamps_change_with_images_only(tmp_path: Path) -> None:
@@ -72,4 +72,4 @@ def test_folder_source_reads_remote_folder(tmp_path: Path) -> None:
     fsspec.filesystem("memory").pipe_file("/pool/deep/x.jpg", (tmp_path / "x.jpg").read_bytes())
     (record,) = open_source("memory://pool").records()
     assert record.name == "deep/x.jpg"
-    assert inspect(record.read()).height == 3
+    assert inspect_image(record.read()).height == 3

@@ -42,7 +42,7 @@ def test_imagefolder_source_reads_splits_and_classes(tmp_path: Path) -> None:
         "train/dog/1.png": ("train", "dog"),
         "validation/dog/1.png": ("val", "dog"),
     }
-    assert source.problems() == []
+    assert source.problems == []
 
 
 def test_imagefolder_source_holds_out_a_stable_share_of_each_class(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_imagefolder_source_reports_images_outside_classes(tmp_path: Path) -> No
     images(tmp_path, "train/a/1.png", "train/stray.png", "cover.png")
     source = open_source(tmp_path)
     assert [record.name for record in source.records()] == ["train/a/1.png"]
-    assert source.problems() == [
+    assert source.problems == [
         ("cover.png", "lies in no class folder"),
         ("train/stray.png", "lies in no class folder"),
     ]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from pipeline.data.decode import inspect
+from pipeline.data.decode import inspect_image
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import SourceRecord, TrueLabels, masks
 
@@ -47,7 +47,7 @@ def single_record(source: masks.Source) -> SourceRecord:
 
 
 def truth_of(record: SourceRecord) -> TrueLabels:
-    found = inspect(record.read())
+    found = inspect_image(record.read())
     return record.truth((found.width, found.height))
 
 
@@ -109,7 +109,7 @@ def test_masks_source_reports_unpaired_images_and_masks(root: Path) -> None:
     truths = [record.truth((3, 2)) for record in source.records()]
     assert [bool(truth.values) for truth in truths] == [False, True, False]
     assert truths[0].notes == ["no mask"]
-    assert source.problems() == [("masks/train/c.png", "a mask without an image")]
+    assert source.problems == [("masks/train/c.png", "a mask without an image")]
 
 
 def test_masks_source_refuses_masks_that_fit_no_image(root: Path) -> None:

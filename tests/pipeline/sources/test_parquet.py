@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.data.decode import decode, inspect
+from pipeline.data.decode import decode_image, inspect_image
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import SourceRecord, parquet
 
@@ -55,7 +55,7 @@ def test_parquet_source_reads_images_labels_and_class_names(tmp_path: Path, meta
     records = list(source.records())
     assert [record.name for record in records] == ["train.parquet#0", "train.parquet#1", "train.parquet#2"]
     assert {record.split for record in records} == {"train"}
-    assert [decode(record.read()).getpixel((0, 0)) for record in records] == [(i, i, i) for i in range(3)]
+    assert [decode_image(record.read()).getpixel((0, 0)) for record in records] == [(i, i, i) for i in range(3)]
     assert classes(source, records) == ["dog", "cat", "dog"]
 
 
@@ -134,7 +134,7 @@ def test_parquet_source_quarantines_rows_without_an_image(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="holds no image"):
         null.read()
     with pytest.raises(DataError, match="empty file"):
-        inspect(empty.read())
+        inspect_image(empty.read())
     assert good.read() == picture(5)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.decode import decode, inspect
+from pipeline.data.decode import decode_image, inspect_image
 from pipeline.sources import BaseSource, SourceRecord, TrueLabels, coco, depth, folder, imagefolder, masks, parquet
 
 DATA = Path(os.environ.get("MUST_DATA") or Path(__file__).parents[3] / "../shared/data")
@@ -22,7 +22,7 @@ def splits(source: BaseSource) -> Counter[str]:
 
 
 def truth_of(record: SourceRecord) -> TrueLabels:
-    found = inspect(record.read())
+    found = inspect_image(record.read())
     return record.truth((found.width, found.height))
 
 
@@ -32,9 +32,9 @@ def test_folder_source_reads_real_pool() -> None:
     assert len(records) == len(source.file_stamps()) == 1500
     for record in records[::100]:
         data = record.read()
-        found = inspect(data)
+        found = inspect_image(data)
         assert found.suffix == "jpg"
-        assert decode(data).size == (found.width, found.height)
+        assert decode_image(data).size == (found.width, found.height)
 
 
 def test_imagefolder_source_reads_clothing() -> None:
@@ -127,6 +127,6 @@ def test_parquet_source_reads_cifar10() -> None:
     for number, record in enumerate(source.records()):
         seen[record.split] += 1
         if number % 5000 == 0:
-            assert decode(record.read()).size == (32, 32)
+            assert decode_image(record.read()).size == (32, 32)
             assert truth_of(record).values["classification"]["probs"].sum() == 1
     assert seen == {"train": 50_000, "test": 10_000}

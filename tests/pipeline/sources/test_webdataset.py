@@ -12,7 +12,7 @@ import fsspec
 import pytest
 from PIL import Image
 
-from pipeline.data.decode import decode
+from pipeline.data.decode import decode_image
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import SourceRecord, webdataset
 
@@ -48,7 +48,7 @@ def test_webdataset_source_reads_samples_in_any_order(tmp_path: Path) -> None:
     assert [record.name for record in records] == [
         f"pool-{t}.tar#{i}" for t, i in itertools.product(range(3), range(4))
     ]
-    shades = [decode(record.read()).getpixel((0, 0)) for record in reversed(records)]
+    shades = [decode_image(record.read()).getpixel((0, 0)) for record in reversed(records)]
     assert shades == [(10 * t + i,) * 3 for t, i in reversed(list(itertools.product(range(3), range(4))))]
 
 
@@ -109,7 +109,7 @@ def test_webdataset_source_reads_keys_with_dots(tmp_path: Path) -> None:
     write(tmp_path / "x.tar", members)
     records = {record.name: record for record in open_source(tmp_path, classes=["cat", "dog"]).records()}
     assert list(records) == ["x.tar#day.1/photo.v1", "x.tar#day.1/photo.v2", "x.tar#7", "x.tar#8"]
-    shades = [decode(record.read()).getpixel((0, 0)) for record in records.values()]
+    shades = [decode_image(record.read()).getpixel((0, 0)) for record in records.values()]
     assert shades == [(1, 1, 1), (2, 2, 2), (7, 7, 7), (8, 8, 8)]
     assert [probs(record)[1] for record in list(records.values())[:3]] == [0, 1, 1]
 
@@ -131,7 +131,7 @@ def test_webdataset_source_reports_repeated_keys_and_missing_images(tmp_path: Pa
     write(tmp_path / "x.tar", members)
     source = open_source(tmp_path)
     assert [record.name for record in source.records()] == ["x.tar#a", "x.tar#c"]
-    assert source.problems() == [
+    assert source.problems == [
         ("x.tar#b", "a sample without an image"),
         ("x.tar#a", "the tar had this key before"),
     ]

@@ -1,4 +1,4 @@
-"""The losses against plain NumPy in double precision and against lightly, and what the papers say of them."""
+"""The losses against plain NumPy in double precision and against lightly, and their properties in the papers."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from torch import Tensor
 
 from pipeline.errors import DataError
 from selfsup.components import losses
-from selfsup.components.kmeans import nearest, spherical_kmeans
+from selfsup.components.kmeans import nearest_centroid, spherical_kmeans
 from tests.selfsup import formulas
 from tests.selfsup.formulas import double, softmax, softmax_without_self, unit, vectors
 
 
 @pytest.fixture
 def lightly() -> Any:
-    """The losses of others."""
+    """lightly's losses."""
     return pytest.importorskip("lightly.loss")
 
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2])
 
 
-def test_nt_xent_is_the_papers() -> None:
+def test_nt_xent_equals_formula() -> None:
     first, second = vectors(8), vectors(8, seed=1)
     assert losses.nt_xent(first, second, 0.2).item() == pytest.approx(formulas.nt_xent(first, second, 0.2), rel=1e-5)
 
 
-def test_nt_xent_is_lightlys(lightly: Any) -> None:
+def test_nt_xent_equals_lightly(lightly: Any) -> None:
     first, second = vectors(8), vectors(8, seed=1)
     theirs = lightly.NTXentLoss(temperature=0.2)(first, second).item()
     assert losses.nt_xent(first, second, 0.2).item() == pytest.approx(theirs, rel=1e-5)
 
 
-def test_info_nce_is_the_papers() -> None:
+def test_info_nce_equals_formula() -> None:
     query, key, queue = vectors(8), vectors(8, seed=1), F.normalize(vectors(32, seed=2), dim=1)
     expected = formulas.info_nce(query, key, queue, 0.2)
     assert losses.info_nce(query, key, queue, 0.2).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_info_nce_is_lightlys(lightly: Any) -> None:
+def test_info_nce_equals_lightly(lightly: Any) -> None:
     query, key, queue = vectors(8), vectors(8, seed=1), F.normalize(vectors(32, seed=2), dim=1)
     theirs = lightly.NTXentLoss(temperature=0.2, memory_bank_size=(32, 16))
     theirs.memory_bank.bank = queue.clone()
@@ -52,7 +52,7 @@ def test_info_nce_is_lightlys(lightly: Any) -> None:
     assert losses.info_nce(query, key, queue, 0.2).item() == pytest.approx(theirs(query, key).item(), rel=1e-4)
 
 
-def test_info_nce_of_random_directions_and_of_collapsed_ones() -> None:
+def test_info_nce_of_random_and_of_collapsed_features() -> None:
     queue = F.normalize(vectors(512, 128), dim=1)
     far = losses.info_nce(vectors(256, 128, 1), vectors(256, 128, 2), queue, 1.0).item()
     assert far == pytest.approx(math.log(513), abs=0.05)
@@ -61,7 +61,7 @@ def test_info_nce_of_random_directions_and_of_collapsed_ones() -> None:
     assert collapsed.item() == pytest.approx(math.log(513), rel=1e-5)
 
 
-def test_what_is_nobodys_negative_is_left_out() -> None:
+def test_info_nce_leaves_out_same_image() -> None:
     query, key, queue = vectors(4), vectors(4, seed=1), F.normalize(vectors(8, seed=2), dim=1)
     own = torch.zeros(4, 8, dtype=torch.bool)
     own[:, 5:] = True
@@ -69,8 +69,8 @@ def test_what_is_nobodys_negative_is_left_out() -> None:
     torch.testing.assert_close(losses.info_nce(query, key, queue, 0.2, own), expected)
 
 
-def test_autocast_rounds_no_cosine() -> None:
-    """Features of a cone, as rectified ones are: what tells them apart is in the last digits."""
+def test_losses_and_kmeans_are_exact_under_autocast() -> None:
+    """Features in a narrow cone, as rectified ones are: they differ in the last digits."""
     z = (vectors(64) * 0.1 + 1).bfloat16()
     labels = torch.arange(16).repeat(4)
     points = F.normalize(z.float(), dim=1)
@@ -101,13 +101,13 @@ def test_info_nce_gives_keys_and_queue_no_gradient() -> None:
     assert queue.grad is None
 
 
-def test_suncet_is_the_papers() -> None:
+def test_suncet_equals_formula() -> None:
     z = vectors(12)
     p = softmax_without_self(unit(z), 0.1)
     same = (LABELS[:, None] == LABELS[None, :]).numpy() & ~np.eye(12, dtype=bool)
     expected = -np.log((p * same).sum(1)).mean()
     assert losses.suncet(z, LABELS, 0.1).item() == pytest.approx(expected, rel=1e-5)
-    assert formulas.suncet(z, LABELS, 0.1) == pytest.approx(expected), "its classifier's log-likelihood"
+    assert formulas.suncet(z, LABELS, 0.1) == pytest.approx(expected), "log-likelihood of its classifier"
     by_class = [
         -np.log((p[np.ix_(members, members)]).sum(1))
         for members in (np.flatnonzero(LABELS.numpy() == number) for number in range(3))
@@ -124,7 +124,7 @@ def test_suncet_is_nca_with_a_gaussian_kernel_on_the_sphere() -> None:
     assert losses.suncet(vectors(12), LABELS, temperature).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_suncet_of_two_views_an_image_is_nt_xent() -> None:
+def test_suncet_of_two_views_per_image_is_nt_xent() -> None:
     first, second = vectors(8), vectors(8, seed=1)
     pairs = torch.arange(8).repeat(2)
     both = torch.cat([first, second])
@@ -133,7 +133,7 @@ def test_suncet_of_two_views_an_image_is_nt_xent() -> None:
     assert losses.supcon(both, pairs, 0.1).item() == pytest.approx(expected, rel=1e-5), "one positive each"
 
 
-def test_supcon_is_the_papers() -> None:
+def test_supcon_equals_formula() -> None:
     z = vectors(12)
     p = softmax_without_self(unit(z), 0.1)
     same = (LABELS[:, None] == LABELS[None, :]).numpy() & ~np.eye(12, dtype=bool)
@@ -144,7 +144,7 @@ def test_supcon_is_the_papers() -> None:
 
 @pytest.mark.parametrize("members", [2, 3, 4, 6])
 def test_supcon_is_more_than_suncet_unless_each_image_has_one_positive(members: int) -> None:
-    """Jensen: a mean of logarithms is below the logarithm of the mean, unless all that is averaged is the same."""
+    """Jensen: a mean of logarithms is below the logarithm of the mean, unless the values are equal."""
     z, labels, positives = vectors(12), torch.arange(12 // members).repeat(members), members - 1
     more = losses.supcon(z, labels, 0.1).item() - losses.suncet(z, labels, 0.1).item() - math.log(positives)
     if positives == 1:
@@ -156,19 +156,19 @@ def test_supcon_is_more_than_suncet_unless_each_image_has_one_positive(members: 
     assert losses.supcon(alike, labels, 0.1).item() == pytest.approx(bound, rel=1e-5)
 
 
-def test_suncet_of_equal_embeddings_counts_them() -> None:
+def test_suncet_of_equal_embeddings_is_log_of_their_counts() -> None:
     same = torch.ones(12, 16)
     assert losses.suncet(same, LABELS, 0.1).item() == pytest.approx(math.log((12 - 1) / (4 - 1)), rel=1e-5)
 
 
-def test_suncet_of_classes_that_are_far_apart_is_small() -> None:
+def test_suncet_of_separated_classes_is_small() -> None:
     """Twenty orthogonal directions, three images each."""
     labels = torch.arange(20).repeat(3)
     found = losses.suncet(torch.eye(20)[labels], labels, 0.1).item()
     assert found == pytest.approx(0.001293, abs=1e-6)
 
 
-def test_suncet_knows_directions_alone() -> None:
+def test_suncet_is_invariant_to_scale_order_and_rotation() -> None:
     z, order = vectors(12), torch.randperm(12, generator=torch.Generator().manual_seed(3))
     expected = losses.suncet(z, LABELS, 0.1).item()
     rotation = torch.linalg.qr(vectors(16, 16, 5)).Q
@@ -181,19 +181,19 @@ def test_suncet_knows_directions_alone() -> None:
     torch.testing.assert_close((z.grad * z).sum(dim=1), torch.zeros(12), atol=1e-6, rtol=0)
 
 
-def test_suncet_is_finite_where_exponentials_are_not() -> None:
+def test_suncet_is_finite_at_tiny_temperatures() -> None:
     z = vectors(12).half()
     found = losses.suncet(z, LABELS, 0.001)
     assert found.isfinite()
     assert found.dtype == torch.float32
 
 
-def test_an_image_alone_in_its_class_is_an_error() -> None:
-    with pytest.raises(DataError, match="One image alone of class 7"):
+def test_suncet_refuses_class_with_one_image() -> None:
+    with pytest.raises(DataError, match="Class 7 has one image in a batch"):
         losses.suncet(vectors(3), torch.tensor([1, 1, 7]), 0.1)
 
 
-def test_byol_is_the_papers() -> None:
+def test_byol_equals_formula() -> None:
     prediction, target = vectors(8).requires_grad_(), vectors(8, seed=1).requires_grad_()
     found = losses.byol(prediction, target)
     expected = (2 - 2 * (unit(prediction) * unit(target)).sum(1)).mean()
@@ -203,13 +203,13 @@ def test_byol_is_the_papers() -> None:
     assert target.grad is None
 
 
-def test_byol_is_lightlys(lightly: Any) -> None:
+def test_byol_equals_lightly(lightly: Any) -> None:
     prediction, target = vectors(8), vectors(8, seed=1)
     theirs = lightly.NegativeCosineSimilarity()(prediction, target).item()
     assert losses.byol(prediction, target).item() == pytest.approx(2 + 2 * theirs, rel=1e-5)
 
 
-def test_sinkhorn_evens_out_the_use_of_prototypes() -> None:
+def test_sinkhorn_uses_prototypes_alike() -> None:
     scores = vectors(64, 8)
     codes = losses.sinkhorn(scores, 0.5, 100)
     torch.testing.assert_close(codes.sum(dim=1), torch.ones(64))
@@ -220,18 +220,18 @@ def test_sinkhorn_evens_out_the_use_of_prototypes() -> None:
 
 @pytest.mark.parametrize("rounds", [1, 3, 10])
 @pytest.mark.parametrize("epsilon", [0.05, 0.5])
-def test_sinkhorn_is_the_papers(epsilon: float, rounds: int) -> None:
+def test_sinkhorn_equals_formula(epsilon: float, rounds: int) -> None:
     scores = vectors(64, 8)
     expected = formulas.codes(double(scores), epsilon, rounds)
     np.testing.assert_allclose(losses.sinkhorn(scores, epsilon, rounds).numpy(), expected, rtol=1e-3, atol=1e-6)
 
 
-def test_sinkhorn_is_lightlys(lightly: Any) -> None:
+def test_sinkhorn_equals_lightly(lightly: Any) -> None:
     theirs = lightly.swav_loss.sinkhorn(vectors(64, 8), iterations=3, epsilon=0.05)
     torch.testing.assert_close(losses.sinkhorn(vectors(64, 8), 0.05, 3), theirs, rtol=1e-3, atol=1e-6)
 
 
-def test_swav_is_the_papers() -> None:
+def test_swapped_prediction_equals_formula() -> None:
     scores = [vectors(16, 8, seed) for seed in range(4)]
     codes = [losses.sinkhorn(large, 0.05, 3) for large in scores[:2]]
     array = [double(each) for each in scores]
@@ -239,7 +239,7 @@ def test_swav_is_the_papers() -> None:
     assert losses.swapped_prediction(scores, codes, 0.1).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_swav_is_lightlys(lightly: Any) -> None:
+def test_swapped_prediction_equals_lightly(lightly: Any) -> None:
     large, small = [vectors(16, 8, seed) for seed in (0, 1)], [vectors(16, 8, seed) for seed in (2, 3)]
     codes = [losses.sinkhorn(scores, 0.05, 3) for scores in large]
     found = losses.swapped_prediction([*large, *small], codes, 0.1).item()
@@ -247,29 +247,29 @@ def test_swav_is_lightlys(lightly: Any) -> None:
     assert found == pytest.approx(theirs, rel=1e-3)
 
 
-def test_dino_is_the_papers() -> None:
+def test_dino_equals_formula() -> None:
     teacher, student = [vectors(8, 32, s) for s in (0, 1)], [vectors(8, 32, s) for s in (2, 3, 4, 5)]
     center = vectors(1, 32, 6)[0]
     wanted = [softmax((double(each) - double(center)) / 0.04) for each in teacher]
     expected = formulas.between_views(wanted, [double(each) for each in student], 0.1)
-    assert losses.distillation(student, teacher, center, (0.1, 0.04)).item() == pytest.approx(expected, rel=1e-5)
+    assert losses.dino(student, teacher, center, (0.1, 0.04)).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_dino_is_lightlys(lightly: Any) -> None:
+def test_dino_equals_lightly(lightly: Any) -> None:
     teacher, student = [vectors(8, 32, s) for s in (0, 1)], [vectors(8, 32, s) for s in (2, 3, 4, 5)]
     center = vectors(1, 32, 6)[0]
     theirs = lightly.DINOLoss(output_dim=32, student_temp=0.1, warmup_teacher_temp=0.04, warmup_teacher_temp_epochs=1)
     theirs.center.copy_(center)
     expected = theirs(teacher, student, teacher_temp=0.04).item()
-    assert losses.distillation(student, teacher, center, (0.1, 0.04)).item() == pytest.approx(expected, rel=1e-3)
+    assert losses.dino(student, teacher, center, (0.1, 0.04)).item() == pytest.approx(expected, rel=1e-3)
 
 
-def test_dino_of_uniform_outputs_is_the_entropy() -> None:
+def test_dino_of_uniform_outputs_is_their_entropy() -> None:
     flat = [torch.zeros(4, 32)] * 2
-    assert losses.distillation(flat, flat, torch.zeros(32), (0.1, 0.04)).item() == pytest.approx(math.log(32), rel=1e-5)
+    assert losses.dino(flat, flat, torch.zeros(32), (0.1, 0.04)).item() == pytest.approx(math.log(32), rel=1e-5)
 
 
-def test_mae_looks_at_hidden_patches_alone() -> None:
+def test_masked_reconstruction_reads_masked_patches_only() -> None:
     patches, prediction = vectors(40, 12).view(4, 10, 12), vectors(40, 12, 1).view(4, 10, 12)
     masked = torch.rand(4, 10, generator=torch.Generator().manual_seed(0)) < 0.75
     array = patches.double().numpy()
@@ -280,19 +280,19 @@ def test_mae_looks_at_hidden_patches_alone() -> None:
     assert losses.masked_reconstruction(changed, patches, masked).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_step_of_k_means_does_not_lose() -> None:
+def test_spherical_kmeans_never_loses_cosine() -> None:
     points = F.normalize(vectors(200, 8), dim=1)
     sums = []
     for iterations in range(8):
         torch.manual_seed(0)
         centres, assigned = spherical_kmeans(points, 6, iterations)
-        assert torch.equal(assigned, nearest(points, centres))
+        assert torch.equal(assigned, nearest_centroid(points, centres))
         torch.testing.assert_close(centres.norm(dim=1), torch.ones(6))
         sums.append((points * centres[assigned]).sum().item())
     assert sums == sorted(sums)
 
 
-def test_more_clusters_than_points() -> None:
+def test_spherical_kmeans_of_fewer_points_than_clusters() -> None:
     points = F.normalize(vectors(3, 8), dim=1)
     centres, assigned = spherical_kmeans(points, 5, 3)
     assert centres.shape == (5, 8)

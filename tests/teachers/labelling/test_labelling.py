@@ -22,9 +22,9 @@ from PIL import Image
 import tasks
 from ingest.dataset import IngestedSet
 from ingest.pool import pool_shards
-from pipeline.data.decode import decode
+from pipeline.data.decode import decode_image
 from pipeline.errors import DataError, Stopped
-from pipeline.steps.artifact import Artifact, Inputs, Step
+from pipeline.steps.artifact import Artifact, Inputs
 from pipeline.steps.runtime import Runtime, quiet
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root, local_file
@@ -39,6 +39,7 @@ from teachers.labelling import inference, label_folder, labeller
 from teachers.labelling.inference import ShardInference, ShardRows, label_batches
 from teachers.labelling.labeller import label_pool
 from tests.disk import folder_of, image_shard
+from tests.steps import make_step
 
 if TYPE_CHECKING:
     from tests.conftest import World
@@ -55,7 +56,7 @@ class Room:
 
     @property
     def root(self) -> Path:
-        return Path(self.inputs.runtime.root.place)
+        return Path(self.inputs.runtime.root.path)
 
     def label(self, without: tuple[str, ...] = (), **config: Any) -> Mapping[str, Any]:
         """The step, some teachers left out."""
@@ -102,14 +103,14 @@ def damaged(make_room: MakeRoom, tmp_path: Path) -> tuple[Room, ImageShard, int]
     shutil.copytree(folder_of(made), tmp_path / "copy")
     copied = Artifact(Root.of(tmp_path), "copy", made.manifest)
     shard, row = IngestedSet(copied).images("train").shards[0], 1
-    with open(shard.tar.place, "r+b") as file:
+    with open(shard.tar.path, "r+b") as file:
         file.seek(shard.row(row).offset)
         file.write(bytes(shard.row(row).length))
     room.inputs = Inputs({**room.inputs.artifacts, "data.pool": copied}, room.inputs.runtime)
     return room, shard, row
 
 
-def test_every_shard_has_its_images_in_order_for_every_teacher(make_room: MakeRoom) -> None:
+def test_label_pool_labels_every_shard_in_order_for_every_teacher(make_room: MakeRoom) -> None:
     room = make_room()
     counts = room.label()
     teachers, shards = room.inputs.of_kind("teacher"), room.shards()
@@ -130,11 +131,11 @@ def leave_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
     return {}
 
 
-def test_the_student_labels_with_all_heads_at_once(make_room: MakeRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_pool_by_student_runs_all_heads_at_once(make_room: MakeRoom, monkeypatch: pytest.MonkeyPatch) -> None:
     room = make_room()
     teachers = room.inputs.of_kind("teacher")
     heads = {name: Teacher.load(made).space.to_json() for name, made in teachers.items()}
-    step = Step("student", f"{__name__}:leave_student", {"heads": heads})
+    step = make_step("student", f"{__name__}:leave_student", {"heads": heads})
     student = Workspace(room.inputs.runtime.root).make(step, Inputs({}, room.inputs.runtime))
     artifacts = {name: made for name, made in room.inputs.artifacts.items() if not name.startswith("teacher.")}
     room.inputs = Inputs({**artifacts, "student": student}, room.inputs.runtime)
@@ -153,7 +154,7 @@ def test_the_student_labels_with_all_heads_at_once(make_room: MakeRoom, monkeypa
     }
     assert room.label()["labelled_now"] == 0
     shard, predictor = room.shards()[0], network_predictor(student.load_all(Network.load))
-    images = np.stack([predictor.preprocessing(decode(shard.read(row))) for row in range(len(shard))])
+    images = np.stack([predictor.preprocessing(decode_image(shard.read(row))) for row in range(len(shard))])
     said = predictor.predict(torch.from_numpy(images).permute(0, 3, 1, 2))
     for name, made in teachers.items():
         label = tasks.label(Teacher.load(made).space)
@@ -168,14 +169,14 @@ def test_the_student_labels_with_all_heads_at_once(make_room: MakeRoom, monkeypa
                 np.testing.assert_allclose(found[part], expected[part], rtol=1e-2, atol=1e-2, err_msg=f"{name} {part}")
 
 
-def test_the_same_bytes_on_every_run_and_for_any_number_of_threads(make_room: MakeRoom) -> None:
+def test_label_pool_gives_same_bytes_for_any_number_of_threads(make_room: MakeRoom) -> None:
     rooms = [make_room("one"), make_room("three", workers=3), make_room("again", workers=3)]
     for room in rooms:
         room.label()
     assert rooms[0].files() == rooms[1].files() == rooms[2].files()
 
 
-def test_another_batch_changes_no_more_than_rounding(make_room: MakeRoom) -> None:
+def test_label_pool_batch_changes_only_rounding(make_room: MakeRoom) -> None:
     """Libraries choose their kernels by the batch's size: the last bits may differ."""
     one, other = make_room("one"), make_room("other")
     one.label(batch=1)
@@ -187,7 +188,7 @@ def test_another_batch_changes_no_more_than_rounding(make_room: MakeRoom) -> Non
         np.testing.assert_allclose(left["confidence"], right["confidence"], rtol=1e-3)
 
 
-def test_a_bad_image_costs_itself_alone(make_room: MakeRoom, damaged: tuple[Room, ImageShard, int]) -> None:
+def test_label_pool_marks_only_the_damaged_image_as_failed(make_room: MakeRoom, damaged: tuple[Room, ImageShard, int]) -> None:
     sound, (room, shard, row) = make_room(), damaged
     sound.label()
     assert room.label(max_failed=0.5)["failed"] == len(room.inputs.of_kind("teacher"))
@@ -203,13 +204,13 @@ def test_a_bad_image_costs_itself_alone(make_room: MakeRoom, damaged: tuple[Room
         assert found == expected
 
 
-def test_more_failures_than_allowed_are_an_error(damaged: tuple[Room, ImageShard, int]) -> None:
+def test_label_pool_refuses_more_failures_than_max_failed(damaged: tuple[Room, ImageShard, int]) -> None:
     room, shard, _ = damaged
     with pytest.raises(DataError, match=rf"labels failed, more than labelling.max_failed = 0.01.*{shard.name}"):
         room.label(max_failed=0.01)
 
 
-def test_a_rerun_labels_what_is_missing(make_room: MakeRoom) -> None:
+def test_label_pool_again_labels_only_missing_shards(make_room: MakeRoom) -> None:
     room = make_room()
     room.label()
     before, times = room.files(), room.times()
@@ -224,14 +225,14 @@ def test_a_rerun_labels_what_is_missing(make_room: MakeRoom) -> None:
     assert {name for name, then in room.times().items() if then != times[name]} == {gone, cut}
 
 
-def test_what_the_labels_before_tell_of_is_not_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_makers_reads_no_shards_known_to_previous_artifact(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = dataclasses.replace(world.inputs("label"), previous=world.artifacts["label"])
     shards = [shard for _, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
     monkeypatch.setattr(label_folder, "read_facts", lambda *_: pytest.fail("it was read"))
-    assert labeller.jobs_left(labeller.open_makers(inputs), shards) == []
+    assert labeller.pending_jobs(labeller.open_makers(inputs), shards) == []
 
 
-def test_a_new_teacher_touches_its_own_labels_only(make_room: MakeRoom) -> None:
+def test_label_pool_with_new_teacher_keeps_other_label_shards(make_room: MakeRoom) -> None:
     room, at_once = make_room(), make_room("at once")
     room.label(without=("teacher.gabor", "teacher.boxes"))
     times = room.times()
@@ -242,7 +243,7 @@ def test_a_new_teacher_touches_its_own_labels_only(make_room: MakeRoom) -> None:
     assert room.files() == at_once.files()
 
 
-def test_a_stop_leaves_whole_shards_and_the_next_run_goes_on(make_room: MakeRoom) -> None:
+def test_label_pool_stopped_leaves_complete_shards_and_resumes(make_room: MakeRoom) -> None:
     undisturbed = make_room("undisturbed")
     undisturbed.label(batch=2)
     calls = []
@@ -263,7 +264,7 @@ def test_a_stop_leaves_whole_shards_and_the_next_run_goes_on(make_room: MakeRoom
     assert room.files() == undisturbed.files()
 
 
-def test_a_teacher_that_breaks_leaves_nothing_half_written(make_room: MakeRoom, monkeypatch: Any) -> None:
+def test_label_pool_leaves_no_partial_shard_after_an_error(make_room: MakeRoom, monkeypatch: Any) -> None:
     room = make_room(workers=2)
 
     def broken(*_: Any) -> Any:
@@ -292,7 +293,7 @@ class Elsewhere:
         return self.real.values(*given)
 
 
-def test_with_a_gpu_one_thread_drives_the_models_and_the_labels_are_the_same(
+def test_label_batches_on_gpu_runs_models_in_one_thread_with_same_labels(
     make_room: MakeRoom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room, here = make_room("gpu", workers=2), make_room("cpu")
@@ -313,21 +314,21 @@ def test_with_a_gpu_one_thread_drives_the_models_and_the_labels_are_the_same(
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_work_in_flight_is_bounded(make_room: MakeRoom, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+def test_label_batches_bounds_work_in_flight(make_room: MakeRoom, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     """However long the pool: what is decoded or labelled and not yet taken stays within a few batches a thread."""
     threads, begun = 3, []
     shard = make_room().shards()[0]
     todo = [ShardInference(shard, {}, {})] * 50
 
-    def start(self: ShardInference, rows: range) -> ShardRows:
+    def load(self: ShardInference, rows: range) -> ShardRows:
         begun.append(rows)
-        return self.begin(rows)
+        return self.new_batch(rows)
 
     monkeypatch.setattr(inference, "find_device", lambda _: device)
-    monkeypatch.setattr(ShardInference, "start", start)
-    monkeypatch.setattr(ShardInference, "run", lambda self, batch: batch)
-    monkeypatch.setattr(ShardInference, "finish", lambda self, batch: batch)
-    total = sum(len(each.spans(1)) for each in todo)
+    monkeypatch.setattr(ShardInference, "load", load)
+    monkeypatch.setattr(ShardInference, "infer_all", lambda self, batch: batch)
+    monkeypatch.setattr(ShardInference, "encode_all", lambda self, batch: batch)
+    total = sum(len(each.batches(1)) for each in todo)
     for taken, _ in enumerate(label_batches(todo, 1, Runtime(Root.of("."), workers=threads)), start=1):
         if taken % 40 == 1:
             time.sleep(0.05)  # as long as it likes to run ahead
@@ -343,7 +344,7 @@ def jpeg(side: int) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_a_teacher_sees_the_same_picture_whoever_else_is_at_work(tmp_path: Path, suffix: str) -> None:
+def test_shard_inference_decodes_the_same_whatever_other_teachers_need(tmp_path: Path, suffix: str) -> None:
     """A JPEG is decoded at the size that each needs: company that needs a larger one must not change it."""
     data = jpeg(256)
     if suffix == "png":
@@ -359,7 +360,7 @@ def test_a_teacher_sees_the_same_picture_whoever_else_is_at_work(tmp_path: Path,
     def prepared(company: list[Preprocessing]) -> dict[Preprocessing, bytes]:
         nothing = inference.torch.nn.Identity()
         predictors = {str(number): Predictor(nothing, {}, way) for number, way in enumerate(company)}
-        batch = ShardInference(shard, predictors, {}).start(range(1))
+        batch = ShardInference(shard, predictors, {}).load(range(1))
         return {way: images.tobytes() for way, images in batch.inputs.items()}
 
     together = prepared(ways)
@@ -374,7 +375,7 @@ def test_a_teacher_sees_the_same_picture_whoever_else_is_at_work(tmp_path: Path,
         ({"miou": 0.5}, r"measured by: abs_rel, delta_1.25"),
     ],
 )
-def test_a_teacher_below_what_is_required_of_it_may_not_label(
+def test_check_required_refuses_teacher_below_metric(
     make_room: MakeRoom, limit: dict[str, float], message: str
 ) -> None:
     room = make_room()

@@ -1,4 +1,4 @@
-"""Every method, small, and views to show it."""
+"""Every method with small networks, and random views for it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 SETTING = StageSetting(size=32, images=16, batch=8)
 LARGE = StageSetting(size=64, images=16, batch=8)
-"""Small views are of another size here, and patches are 16."""
-MANY = 10
-"""Steps."""
+"""Here small views are smaller than large ones."""
+STEPS = 10
 
 
 def config(name: str, **more: Any) -> MethodConfig:
@@ -43,22 +42,23 @@ def backbone(method: str = "simclr", size: int = SETTING.size) -> Encoder:
 
 def make(name: str, setting: StageSetting = SETTING, **more: Any) -> Method:
     torch.manual_seed(0)
-    return config(name, **more).on(backbone(name, setting.size), setting).train()
+    return config(name, **more).build_for_stage(backbone(name, setting.size), setting).train()
 
 
 def views(method: Method, step: int = 0, labelled: int = 0, index: Tensor | None = None) -> Views:
-    """Random views of eight images, or of those in `index`; of `labelled` classes four more each."""
+    """Return random views of eight images, or of those in `index`, and of four images of each of `labelled` classes."""
     generator = torch.Generator().manual_seed(step)
     chosen = torch.arange(8) if index is None else index
-    unlabelled = [torch.rand(len(chosen), 3, kind.size, kind.size, generator=generator) for kind in method.kinds()]
+    unlabelled = [torch.rand(len(chosen), 3, kind.size, kind.size, generator=generator) for kind in method.view_kinds()]
     classes = torch.arange(labelled).repeat(4) if labelled else None
     shown = torch.rand(4 * labelled, 3, 32, 32, generator=generator) if labelled else None
-    return Views(unlabelled, chosen, shown, classes, step, MANY, step // 2)
+    return Views(unlabelled, chosen, shown, classes, step, STEPS, step // 2)
 
 
-def begun(name: str, setting: StageSetting = SETTING, **more: Any) -> Method:
+def initialized(name: str, setting: StageSetting = SETTING, **more: Any) -> Method:
+    """Make a method that has seen every image once."""
     method = make(name, setting, **more)
-    images = [torch.rand(8, 3, kind.size, kind.size) for kind in method.kinds()]
+    images = [torch.rand(8, 3, kind.size, kind.size) for kind in method.view_kinds()]
     with torch.no_grad():
-        method.begin((torch.arange(start, start + 8), images) for start in (0, 8))
+        method.initialize((torch.arange(start, start + 8), images) for start in (0, 8))
     return method
