@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.augment import generator
+from pipeline.data.augment import seeded_generator
 from pipeline.data.stream import LocalBatch
 from pipeline.errors import ConfigError, DataError, OutOfMemory
 from pipeline.steps.artifact import WORK, read_json, write_json
@@ -101,7 +101,7 @@ class MicrobatchRunner:
     def _attempt(self, amounts: Mapping[str, float], step: int) -> dict[str, float] | None:
         """Return the losses, or None if memory ran out: then gradients, buffers and random state are as before."""
         buffers = self._copy_buffers()
-        torch.manual_seed(int(generator(self.job.seed, step, self.group.rank).integers(2**63)))
+        torch.manual_seed(int(seeded_generator(self.job.seed, step, self.group.rank).integers(2**63)))
         try:
             return sum_by_key(self._pass(microbatch, amounts, step) for microbatch in self._microbatches)
         except torch.OutOfMemoryError:
