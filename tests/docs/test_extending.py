@@ -32,7 +32,8 @@ data:
   kinds: {{kind: scenes, count: 12, val: 3, test: 4, seed: 3, size: 48, tasks: [classification]}}
 teachers:
   bright: {{kind: luma}}
-  learned: {{kind: supervised, task: brightness, data: shots, backbone: test_resnet, image_size: 32, steps: 30, batch: 4}}
+  learned: {{kind: supervised, task: brightness, data: shots, backbone: test_resnet, image_size: 32, steps: 30,
+    batch: 4}}
 pool: [shots]
 student: {{backbone: test_resnet, image_size: 32, width: 16, steps: 4, batch: 4, weighting: equal}}
 stages: [{{name: domain, method: simsiam, data: [shots], batch: 4, steps: 2, dim: 16}}]
