@@ -1,0 +1,89 @@
+"""Show that a change of the code did not change results: files, losses and labels of a small recipe with all steps.
+
+python -m benchmarks.same_results before.json                           # in the checkout of before
+python -m benchmarks.same_results after.json --against before.json     # in the changed one, on the same machine
+
+Ends with 1 and names what differs, step by step in the order in which steps depend on each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+RECIPE = Path(__file__).with_suffix(".yaml")
+TIMINGS = {"images_per_s", "waited_s", "time", "seconds", "began"}
+"""Keys of JSON that no two runs have in common."""
+
+
+def run(root: Path) -> None:
+    """Run the recipe and its comparison."""
+    import must  # noqa: PLC0415 - what was run before is read without it
+    from flows.plan.selection import Selection  # noqa: PLC0415
+
+    must.run(RECIPE, root)
+    must.run(RECIPE, root, steps=Selection("compare"))
+
+
+def results(root: Path) -> dict[str, dict[str, Any]]:
+    """Return by step the hashes of its files, and the losses of every training step."""
+    manifests = [json.loads(path.read_text("utf-8")) for path in root.glob("artifacts/*/*/manifest.json")]
+    found = {}
+    for manifest in sorted(manifests, key=lambda each: each["began"]):
+        folder = root / "artifacts" / manifest["step"] / manifest["fingerprint"]
+        files = {name: facts["sha256"] for name, facts in manifest["files"].items() if not name.startswith("log/")}
+        found[manifest["step"]] = {**files, **dict(_losses(folder / "log"))}
+    return {**found, "labels": _labels(root)}
+
+
+def _losses(folder: Path) -> Iterator[tuple[str, list[Any]]]:
+    for path in sorted(folder.glob("*.jsonl")):
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        yield f"log/{path.name}", [{key: line[key] for key in line.keys() - TIMINGS} for line in lines]
+
+
+def _labels(root: Path) -> dict[str, str]:
+    """Return the hash of every label shard, by maker: a store's name ends with its maker's digest."""
+    return {
+        f"{path.parent.name.rpartition('-')[0]}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.glob("labels/*/*.parquet"))
+    }
+
+
+def differences(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> list[str]:
+    """Return a line for every file, loss or label that differs."""
+    return [
+        f"{step}: {name}"
+        for step in one.keys() | other.keys()
+        for name in one.get(step, {}).keys() | other.get(step, {}).keys()
+        if one.get(step, {}).get(name) != other.get(step, {}).get(name)
+    ]
+
+
+def main(
+    out: Annotated[Path, typer.Argument(help="The JSON file to write.")],
+    root: Annotated[Path | None, typer.Option(help="Read the results of this root instead of running.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Results of another checkout, to compare with.")] = None,
+) -> None:
+    """Run the recipe, write its results down, and compare them."""
+    if root:
+        found = results(root)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            run(Path(folder))
+            found = results(Path(folder))
+    out.write_text(json.dumps(found, indent=1), "utf-8")
+    if against:
+        lines = differences(json.loads(against.read_text("utf-8")), found)
+        print("\n".join(sorted(lines)) or f"All results of {len(found)} steps are the same.")
+        raise typer.Exit(bool(lines))
+
+
+if __name__ == "__main__":
+    typer.run(main)
