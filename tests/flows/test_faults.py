@@ -29,9 +29,9 @@ exit $code
 FILLING = """
 import fnmatch, os
 from pathlib import Path
-from pipeline import whole
+from pipeline.storage import atomic
 
-_part_of, _met = whole.part_of, []
+_temporary_path, _met = atomic.temporary_path, []
 
 def _filling(path):
     if fnmatch.fnmatch(str(path), os.environ["FULL_AT"]):
@@ -43,9 +43,9 @@ def _filling(path):
                     pass
             except OSError:
                 pass
-    return _part_of(path)
+    return _temporary_path(path)
 
-whole.part_of = _filling
+atomic.temporary_path = _filling
 """
 """A sitecustomize that lets some other program take what is left of the disk, just when a file is to be written."""
 STATE = "artifacts/student/*/work/state.safetensors"
