@@ -16,7 +16,7 @@ PERCENT_METRICS = ("accuracy", "miou", "pixel_accuracy", "ap", "ap50", "delta_1.
 
 
 def backbones(run: RunRecord) -> Markup:
-    """Render a table for every set and task, the protocols, and what the backbones cost; nothing if none was measured."""
+    """Render scores on every set and task, the protocols, and what the backbones cost; nothing without measurements."""
     measured = boards(read_measured(run.artifacts))
     if not measured:
         return Markup()

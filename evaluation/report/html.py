@@ -1,54 +1,53 @@
-"""HTML written from Python: what was made here is markup, any other text is escaped, and every tag is closed."""
+"""Render the report's HTML from the jinja2 templates beside this file, and hold the data of their tables.
+
+Autoescape is on: any text that reaches a template is escaped, unless it is `Markup`.
+"""
 
 from __future__ import annotations
 
-import html
-import re
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-VOID = {"br", "hr", "img", "meta"}
-_UNSEEN = {code: "\ufffd" for code in (*range(9), 11, 12, *range(14, 32), 127)}
+import jinja2
+from markupsafe import Markup
+
+from evaluation.report.formatting import count, duration, percent, plural
+
+ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+ENVIRONMENT.filters |= {"count": count, "duration": duration, "percent": percent, "plural": plural}
+_CONTROL = {code: "\ufffd" for code in (*range(9), 11, 12, *range(14, 32), 127)}
 """Control characters, which no page may hold: file names can."""
 
 
-class Html(str):
-    """Markup: it goes into a page as it is. Any other `str` is text and gets escaped."""
+class StyledText(NamedTuple):
+    """Text of a cell with a class of the style sheet, such as `good` or `soft`."""
 
-    __slots__ = ()
-
-
-def escape(text: str) -> Html:
-    """Text as markup; `Html` stays what it is. What UTF-8 or a page can't hold is shown in another way."""
-    if isinstance(text, Html):
-        return text
-    storable = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return Html(html.escape(storable.translate(_UNSEEN), quote=True))
+    text: str
+    style: str = ""
 
 
-def plain(text: str) -> str:
-    """Markup as the text that is read of it; other text as it is."""
-    return html.unescape(re.sub(r"<[^>]*>", "", text)) if isinstance(text, Html) else text
+@dataclasses.dataclass(frozen=True)
+class ReportTable:
+    """A table of text. A line break in `head` stays one; columns in `numbers` are flush right."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str | StyledText]]
+    numbers: Collection[int] = ()
 
 
-def join(parts: Iterable[Html]) -> Html:
-    """Pieces of markup, one after the other."""
-    return Html("".join(parts))
+def render(template: str, **values: Any) -> Markup:
+    """Fill in a template of the folder `templates`."""
+    return Markup(ENVIRONMENT.get_template(template).render(values))
 
 
-def element(tag: str, /, *content: str, **attributes: str | float | bool | None) -> Html:
-    """`<tag attributes>content</tag>`, text escaped.
-
-    In the names of attributes an underscore stands for a hyphen, and one at the end is dropped (`class_`). True
-    gives a bare attribute, None and False leave it out.
-    """
-    written = "".join(_attribute(key, value) for key, value in attributes.items())
-    if tag in VOID:
-        return Html(f"<{tag}{written}>")
-    return Html(f"<{tag}{written}>{''.join(escape(part) for part in content)}</{tag}>")
-
-
-def _attribute(key: str, value: str | float | bool | None) -> str:
-    if value is None or value is False:
-        return ""
-    name = key.rstrip("_").replace("_", "-")
-    return f" {name}" if value is True else f' {name}="{escape(str(value))}"'
+def storable(text: str) -> str:
+    """Replace what UTF-8 or a page can't hold: lone surrogates by their codes, control characters by U+FFFD."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").translate(_CONTROL)

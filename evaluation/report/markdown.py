@@ -1,4 +1,4 @@
-"""A run as Markdown, for places that show no other page: its outcome, warnings, some of its labels, its steps."""
+"""Summarize a run in Markdown, for Prefect's page: its outcome, warnings, some of its labels, its steps."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from evaluation.backbone_table import any_measured
 from evaluation.comparison.comparison import advised
 from evaluation.metric_table import ARROWS, ROLES, Line, fine_print, leading, outcome, read_lines
-from evaluation.report.figures import Picture, data_url
-from evaluation.report.html import escape, plain
-from evaluation.report.page import NOTHING, duration
+from evaluation.report.figures import Picture
+from evaluation.report.formatting import NOTHING, duration
+from evaluation.report.html import storable
 from evaluation.report.results import warnings
 from evaluation.report.run_record import RunRecord
-from evaluation.report.samples import Album, pool_strips
+from evaluation.report.samples import RunSamples, pool_strips
 
-MOST_STRIPS = 4
-"""Images of the pool whose labels are shown: the page is kept in a database."""
+MAX_STRIPS = 4
+"""Images of the pool whose labels are shown: few, as the page is kept in a database."""
 
 
 def summary(run: RunRecord) -> str:
-    """Markdown with the pictures in it. Without metrics or labels, their parts are missing."""
+    """Return Markdown with the pictures in it. Without metrics or labels, their parts are missing."""
     return "\n\n".join([f"# {_text(run.name)}", *_outcome(run), *_labels(run), *_steps(run), *_places(run)]) + "\n"
 
 
@@ -30,10 +30,10 @@ def _outcome(run: RunRecord) -> Iterator[str]:
         yield from outcome(lines, run.home())
         yield fine_print(lines, run.home())
     yield from (_text(sentence) for sentence in advised(run.artifacts))
-    cautions = warnings(run)
-    if cautions:
+    found = warnings(run)
+    if found:
         yield "## Warnings"
-        yield "\n".join(f"* {_text(plain(caution))}" for caution in cautions)
+        yield "\n".join(f"* {_text(str(warning))}" for warning in found)
     if lines:
         yield "## Results"
         yield _table(["teacher", "measured on", "metric", *ROLES], [_measured(line) for line in leading(lines)])
@@ -51,8 +51,8 @@ def _measured(line: Line) -> list[str]:
 
 
 def _labels(run: RunRecord) -> Iterator[str]:
-    """A table whose rows are images of the pool, and whose columns what each head learns from them."""
-    strips = list(itertools.islice(pool_strips(Album(run)), MOST_STRIPS)) if "label" in run.artifacts else []
+    """Yield a table with a row for each image of the pool, and a column for each head."""
+    strips = list(itertools.islice(pool_strips(RunSamples(run)), MAX_STRIPS)) if "label" in run.artifacts else []
     if strips:
         yield "## Labels"
         heads = ["image", *(_text(picture.title) for picture in strips[0][1:])]
@@ -60,14 +60,14 @@ def _labels(run: RunRecord) -> Iterator[str]:
 
 
 def _drawn(picture: Picture) -> str:
-    return f"![{_text(picture.title)}]({data_url(picture.image)}) {_text(picture.note)}"
+    return f"![{_text(picture.title)}]({picture.url}) {_text(picture.note)}"
 
 
 def _steps(run: RunRecord) -> Iterator[str]:
     yield "## Steps"
     rows = [
-        [f"`{done.step}`", "reused" if done.reused else "made", duration(done.seconds), f"`{done.artifact.path}`"]
-        for done in run.steps()
+        [f"`{step.step}`", "reused" if step.reused else "made", duration(step.seconds), f"`{step.artifact.path}`"]
+        for step in run.steps()
     ]
     yield _table(["step", "", "time to make", "artifact"], rows)
 
@@ -84,6 +84,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _text(text: str) -> str:
-    """Text that neither Markdown nor a table takes for a sign of its own."""
-    storable = plain(escape(text)).replace("\n", " ")
-    return "".join(f"\\{sign}" if sign in "\\`*_[]|#<&~" else sign for sign in storable)
+    """Return text with all signs escaped that mean something in Markdown or its tables."""
+    signs = storable(text).replace("\n", " ")
+    return "".join(f"\\{sign}" if sign in "\\`*_[]|#<&~" else sign for sign in signs)

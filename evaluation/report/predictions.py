@@ -1,4 +1,4 @@
-"""The pictures of a report: held-out images with what is true, what the teacher says, and what the student says."""
+"""Sample pictures of a report: held-out images with their true label and the predictions of teacher and student."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from evaluation.metric_table import EvaluationTarget, leading, read_lines
 from evaluation.report.figures import Picture
 from evaluation.report.run_record import RunRecord
-from evaluation.report.samples import MOST_PICTURES, Album, SampleHead, Spot
+from evaluation.report.samples import MAX_PICTURES, RunSamples, SampleHead, StoredImage
 from pipeline.stores.labels import Value
 from pipeline.training.device import single_threaded
 from tasks.drawing import thumbnail
@@ -20,89 +20,89 @@ from tasks.network import Network
 from tasks.prediction import Predictor, network_predictor
 from tasks.teacher import open_teacher
 
-PATIENCE_S = 6.0
-"""Seconds after which no further teacher is asked."""
+TIME_LIMIT_S = 6.0
+"""Seconds after which no further teacher predicts."""
 
 
 class CachedPredictor:
-    """A model that is asked about images: as it was saved, on the processor, and once about each image.
+    """A saved model that predicts each image once, on the CPU.
 
     For a handful of images it is not worth finding out how this machine would run it fastest.
     """
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
-        self._said: dict[str, dict[str, Value]] = {}
+        self._predictions: dict[str, dict[str, Value]] = {}
 
-    def predict(self, spots: Sequence[Spot]) -> list[dict[str, Value]]:
-        """Labels by head for every image, whole: no threshold is applied, as when they are measured."""
-        self._ask([spot for spot in spots if spot.about.key not in self._said])
-        return [self._said[spot.about.key] for spot in spots]
+    def predict(self, images: Sequence[StoredImage]) -> list[dict[str, Value]]:
+        """Return labels by head for every image, without a threshold, as they are scored in the evaluation."""
+        self._add([image for image in images if image.metadata.key not in self._predictions])
+        return [self._predictions[image.metadata.key] for image in images]
 
-    def _ask(self, spots: Sequence[Spot]) -> None:
-        if not spots:
+    def _add(self, images: Sequence[StoredImage]) -> None:
+        if not images:
             return
-        prepare = self.predictor.preprocessing
-        images = np.stack([prepare(spot.open(prepare.min_decode_size())) for spot in spots])
-        with single_threaded():  # a few small images gain little from more
-            found = self.predictor.predict(torch.from_numpy(images).permute(0, 3, 1, 2))
-        for number, spot in enumerate(spots):
-            size = (spot.about.width, spot.about.height)
-            self._said[spot.about.key] = self.predictor.values(found, number, size)
+        preprocessing = self.predictor.preprocessing
+        batch = np.stack([preprocessing(image.open(preprocessing.min_decode_size())) for image in images])
+        with single_threaded():  # a few small images gain little from more threads
+            predictions = self.predictor.predict(torch.from_numpy(batch).permute(0, 3, 1, 2))
+        for number, image in enumerate(images):
+            size = (image.metadata.width, image.metadata.height)
+            self._predictions[image.metadata.key] = self.predictor.values(predictions, number, size)
 
 
-def student_of(run: RunRecord) -> CachedPredictor | None:
-    """The student; None if the run has none."""
-    made = run.artifacts.get("student")
-    return CachedPredictor(network_predictor(made.load_all(Network.load))) if made else None
+def student_predictor(run: RunRecord) -> CachedPredictor | None:
+    """Open the student; None if the run has none."""
+    artifact = run.artifacts.get("student")
+    return CachedPredictor(network_predictor(artifact.load_all(Network.load))) if artifact else None
 
 
-def teacher_of(run: RunRecord, name: str) -> CachedPredictor:
-    """The teacher called `name`."""
+def teacher_predictor(run: RunRecord, name: str) -> CachedPredictor:
+    """Open the teacher called `name`."""
     return CachedPredictor(open_teacher(run.artifacts[f"teacher.{name}"]))
 
 
-def held_out_strips(album: Album) -> Iterator[tuple[EvaluationTarget, list[list[Picture]]]]:
-    """For every measured place, strips of image, truth if there is one, teacher and student.
+def held_out_strips(samples: RunSamples) -> Iterator[tuple[EvaluationTarget, list[list[Picture]]]]:
+    """Yield for every evaluation target strips of image, true label if it has one, teacher and student.
 
-    A place that comes after PATIENCE_S has no strips.
+    A target whose turn comes after TIME_LIMIT_S has no strips.
     """
-    deadline = time.monotonic() + PATIENCE_S
-    lines, _ = read_lines(album.run.metrics())
-    places = [line.place for line in leading(lines) if line.place.head in album.heads]
-    images = max(1, min(4, MOST_PICTURES // (8 * max(len(places), 1)) * 2))  # even: two strips fit side by side
-    student = student_of(album.run) if places else None
-    for name, group in itertools.groupby(places, key=lambda place: place.head):
+    deadline = time.monotonic() + TIME_LIMIT_S
+    lines, _ = read_lines(samples.run.metrics())
+    targets = [line.place for line in leading(lines) if line.place.head in samples.heads]
+    images = max(1, min(4, MAX_PICTURES // (8 * max(len(targets), 1)) * 2))  # even: two strips fit side by side
+    student = student_predictor(samples.run) if targets else None
+    for name, group in itertools.groupby(targets, key=lambda target: target.head):
         if time.monotonic() > deadline:
-            yield from ((place, []) for place in group)
+            yield from ((target, []) for target in group)
             continue
-        witnesses = {"teacher": teacher_of(album.run, name)}
+        predictors = {"teacher": teacher_predictor(samples.run, name)}
         if student and name in student.predictor.heads:
-            witnesses["student"] = student
-        for place in group:
-            yield place, list(_compared(album, place, witnesses, images))
+            predictors["student"] = student
+        for target in group:
+            yield target, list(_strips(samples, target, predictors, images))
 
 
-def _compared(
-    album: Album, place: EvaluationTarget, witnesses: Mapping[str, CachedPredictor], count: int
+def _strips(
+    samples: RunSamples, target: EvaluationTarget, predictors: Mapping[str, CachedPredictor], count: int
 ) -> Iterator[list[Picture]]:
-    """Strips of the first `count` images of a place."""
-    head = album.heads[place.head]
-    spots = held_out_spots(album, head, place, count)
-    said = {name: witness.predict(spots) for name, witness in witnesses.items()}
-    for number, spot in enumerate(spots):
-        image = thumbnail(spot.open())
-        pictures = [Picture(image, spot.about.source)]
-        if album.has_truth(head, place.dataset):
-            pictures.append(album.picture(image, head, album.truth(head, spot), ("truth", "")))
-        for name, values in said.items():
-            value, note = readable(head, values[number][head.name])
-            pictures.append(album.picture(image, head, value, (name, note)))
+    """Yield strips of the first `count` images of a target."""
+    head = samples.heads[target.head]
+    images = held_out_images(samples, head, target, count)
+    predictions = {name: predictor.predict(images) for name, predictor in predictors.items()}
+    for number, stored in enumerate(images):
+        image = thumbnail(stored.open())
+        pictures = [Picture(image, stored.metadata.source)]
+        if samples.has_true_labels(head, target.dataset):
+            pictures.append(samples.draw(image, head, samples.true_label(head, stored), "truth"))
+        for name, values in predictions.items():
+            value, note = apply_threshold(head, values[number][head.teacher])
+            pictures.append(samples.draw(image, head, value, name, note))
         yield pictures
 
 
-def readable(head: SampleHead, value: Value) -> tuple[Value, str]:
-    """A prediction as it can be looked at, and a note: of scored things those from the head's threshold on."""
+def apply_threshold(head: SampleHead, value: Value) -> tuple[Value, str]:
+    """Return a prediction without boxes below the head's threshold, and a note on it; other labels stay whole."""
     if "scores" not in value:
         return value, ""
     kept = head.label.decode(head.label.encode(value), head.threshold)
@@ -112,11 +112,11 @@ def readable(head: SampleHead, value: Value) -> tuple[Value, str]:
     return kept, note
 
 
-def held_out_spots(album: Album, head: SampleHead, place: EvaluationTarget, count: int) -> list[Spot]:
-    """The first `count` images of a split, by their keys, that have a true label for the head if the set has any."""
-    shards = album.sets[place.dataset].images(place.split).shards
+def held_out_images(samples: RunSamples, head: SampleHead, target: EvaluationTarget, count: int) -> list[StoredImage]:
+    """Return the first `count` images of a split, by their keys; only ones with a true label if the set has any."""
+    shards = samples.sets[target.dataset].images(target.split).shards
     keyed = sorted((key, number, row) for number, shard in enumerate(shards) for row, key in enumerate(shard.keys))
-    spots = (Spot(place.dataset, place.split, shards[number], row) for _, number, row in keyed)
-    if album.has_truth(head, place.dataset):
-        spots = (spot for spot in spots if album.truth(head, spot) is not None)
-    return list(itertools.islice(spots, count))
+    images = (StoredImage(target.dataset, target.split, shards[number], row) for _, number, row in keyed)
+    if samples.has_true_labels(head, target.dataset):
+        images = (image for image in images if samples.true_label(head, image) is not None)
+    return list(itertools.islice(images, count))

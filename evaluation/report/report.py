@@ -1,47 +1,45 @@
-"""A run's report: one page that needs neither network nor any other file, made of what the run left on disk."""
+"""Write a run's report: one HTML page, made from what the run left on disk, that needs no network and no other file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from markupsafe import Markup
+
 from evaluation.report import backbones, comparisons, labels, results, steps
-from evaluation.report.html import Html
-from evaluation.report.page import page, paragraph
+from evaluation.report.html import render, storable
 from evaluation.report.run_record import RunRecord
 from pipeline.steps.artifact import Artifact
 from pipeline.storage.path import StoragePath
 
-MOST_WORDS = 300
-"""Characters of an error that a part shows in its place."""
-SECTIONS: dict[str, Callable[[RunRecord], Html]] = {
+MAX_ERROR_CHARS = 300
+SECTIONS: dict[str, Callable[[RunRecord], Markup]] = {
     "Results": results.results,
     "Comparisons": comparisons.comparisons,
     "Backbones": backbones.backbones,
     "Labels learned from": labels.learned_labels,
     "Held-out images": labels.held_out,
     "Training": labels.curves,
-    "Kept labels": labels.kept,
+    "Kept labels": labels.kept_labels,
     "Steps": steps.steps,
     "Data": steps.data,
     "Recipe": steps.recipe,
 }
+"""Sections by title; one without content is left out."""
 
 
 def write_report(folder: StoragePath, artifacts: Mapping[str, Artifact]) -> None:
-    """Write `report.html` into a run's folder.
-
-    A part that can't be shown says why and leaves the others as they are.
-    """
+    """Write `report.html` into a run's folder. A section that can't be shown says why; the others stay."""
     run = RunRecord(folder, artifacts)
-    sections = [(title, _attempt(build, run)) for title, build in SECTIONS.items()]
-    sections = [(title, content) for title, content in sections if content]
-    text = page(f"{run.name}: must", _attempt(results.head, run), sections)
-    folder.child("report.html").write(text.encode())
+    sections = [(title, content) for title, build in SECTIONS.items() if (content := _attempt(build, run))]
+    page = render("report.html", title=f"{run.name}: must", head=_attempt(results.head, run), sections=sections)
+    folder.child("report.html").write(storable(page).encode())
 
 
-def _attempt(build: Callable[[RunRecord], Html], run: RunRecord) -> Html:
+def _attempt(build: Callable[[RunRecord], Markup], run: RunRecord) -> Markup:
     try:
         return build(run)
     except Exception as error:  # the run is done, maybe after days: what a view of it stumbles over must not undo that
-        first = (str(error).splitlines() or [""])[0][:MOST_WORDS]
-        return paragraph(f"This part could not be shown: {type(error).__name__}: {first}")
+        first_line = (str(error).splitlines() or [""])[0][:MAX_ERROR_CHARS]
+        text = Markup("<p>This part could not be shown: {}: {}</p>")
+        return text.format(type(error).__name__, first_line)

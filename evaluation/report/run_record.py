@@ -107,14 +107,14 @@ class RunRecord:
         return made.load("kept.json", read_json) if made and made.has("kept.json") else {}
 
     def choices(self) -> dict[str, dict[str, Any]]:
-        """Return by model the device, precision and memory layout that it ran with, and the milliseconds of each layout."""
-        found = {}
-        for step, made in self.artifacts.items():
-            if "choice" in made.counts:
-                found[f"training {step}"] = made.counts["choice"]
-            for name, choice in made.counts.get("choices", {}).items():
-                found[f"labelling by {name}"] = choice
-        return found
+        """Return, by what a model did, the device, precision and memory layout that it ran with, and the timings."""
+        choices = {}
+        for step, artifact in self.artifacts.items():
+            if "choice" in artifact.counts:
+                choices[f"training {step}"] = artifact.counts["choice"]
+            for name, choice in artifact.counts.get("choices", {}).items():
+                choices[f"labelling by {name}"] = choice
+        return choices
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""What Prefect's page shows of a run beside its states: how far the steps are, their warnings, what came out.
+"""Show a run's progress, warnings and results on Prefect's pages, beside its states.
 
-None of it is worth a run: what can't be shown is noted among the run's events.
+A run never fails over this: what can't be shown is recorded among the run's events.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -32,12 +31,12 @@ from flows.run.run import Run
 from pipeline.steps.artifact import Artifact, read_json
 from pipeline.steps.runtime import Runtime
 
-EVERY_S = 5.0
-"""Between updates of a step's bar in Prefect; steps that end sooner get none."""
-LINE_EVERY_S = 30.0
-"""Between lines in a step's log that say how far it is."""
-MOST_LINES = 20
-"""Of what a step printed, at a time."""
+UPDATE_S = 5.0
+"""Between updates of a step's progress bar; steps that end sooner get none."""
+LOG_S = 30.0
+"""Between progress lines in a step's log."""
+MAX_LINES = 20
+"""Most lines of a step's output to log at a time."""
 TRACEBACK = "Traceback (most recent call last):"
 COLUMNS = ("task", "dataset", "split", "metric", "better", "model", "value", "n")
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -45,116 +44,120 @@ Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 @contextlib.contextmanager
 def mirror_progress(run: Run, step: str) -> Iterator[Runtime]:
-    """The run's runtime for a step whose progress the current task run shows as well: as a bar, and now and then as a
-    line in its log. What the step prints, warnings of libraries among it, is in that log too.
+    """Mirror a step's progress and output to the current task run. Yields the runtime to run the step with.
+
+    Progress is shown as a bar, and now and then as a line in the task run's log. What the step prints, such as warnings
+    of libraries, is in that log too.
     """
-    mirror = _ProgressMirror(get_run_logger(), LogTail(run.log(step)))
+    mirror = _ProgressMirror(get_run_logger(), LogTail(run.log_path(step)))
 
     def progress(step: str, done: float, line: str) -> None:
         run.runtime.progress(step, done, line)
         mirror.latest = (done, line)
 
-    # a thread of its own: training never waits for an answer; the context tells it which task run it belongs to
+    # on another thread, so that training never waits for the server; Prefect finds the task run in the context
     follower = threading.Thread(target=contextvars.copy_context().run, args=(mirror.follow,), daemon=True)
     follower.start()
     try:
         yield dataclasses.replace(run.runtime, progress=progress)
     finally:
         mirror.ended.set()
-        follower.join(EVERY_S)
+        follower.join(UPDATE_S)
 
 
 class LogTail:
-    """What is added to a file from now on, up to a traceback: the error that follows it is told by itself."""
+    """Follows a log file from its current end, up to a traceback: the task run shows the error itself."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._at = path.stat().st_size if path.exists() else 0
-        self._over = False
+        self._position = path.stat().st_size if path.exists() else 0
+        self._ended = False
 
     def lines(self) -> list[str]:
-        """The whole lines that are new."""
-        if self._over or not self.path.exists():
+        """Return the complete lines that are new, without empty ones."""
+        if self._ended or not self.path.exists():
             return []
         with open(self.path, "rb") as file:
-            file.seek(self._at)
+            file.seek(self._position)
             text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._at += len(whole)
-        told, trace, _ = whole.decode("utf-8", "replace").partition(TRACEBACK)
-        self._over = bool(trace)
-        return [line for line in told.splitlines() if line.strip()]
+        complete = text[: text.rfind(b"\n") + 1]
+        self._position += len(complete)
+        before, traceback, _ = complete.decode("utf-8", "replace").partition(TRACEBACK)
+        self._ended = bool(traceback)
+        return [line for line in before.splitlines() if line.strip()]
 
 
 class _ProgressMirror:
-    """A progress artifact and a log that follow the latest report and what is printed."""
+    """A progress artifact and a log in Prefect that follow a step's latest report and its output."""
 
-    def __init__(self, log: Log, printed: LogTail) -> None:
+    def __init__(self, log: Log, output: LogTail) -> None:
         self.latest: tuple[float, str] | None = None
         self.ended = threading.Event()
-        self._log, self._printed = log, printed
-        self._identity: UUID | None = None
+        self._log, self._output = log, output
+        self._artifact: UUID | None = None
 
     def follow(self) -> None:
-        """Show what is new, until the step has ended."""
-        shown, said = None, time.monotonic()
-        while not self.ended.wait(EVERY_S):
-            self._forward()
+        """Show what is new until the step has ended."""
+        shown, logged = None, time.monotonic()
+        while not self.ended.wait(UPDATE_S):
+            self._log_output()
             if self.latest and self.latest != shown:
                 shown = self.latest
                 self._show(*shown)
-                if time.monotonic() - said >= LINE_EVERY_S:
-                    said = time.monotonic()
+                if time.monotonic() - logged >= LOG_S:
+                    logged = time.monotonic()
                     self._log.info("%.0f %%: %s", shown[0] * 100, shown[1])
-        self._forward()
-        if self._identity and self.latest:
+        self._log_output()
+        if self._artifact and self.latest:
             self._show(*self.latest)
 
-    def _forward(self) -> None:
-        lines = self._printed.lines()
-        if len(lines) > MOST_LINES:
-            lines[MOST_LINES:] = [f"... and {len(lines) - MOST_LINES} lines more in {self._printed.path}"]
+    def _log_output(self) -> None:
+        lines = self._output.lines()
+        if len(lines) > MAX_LINES:
+            lines[MAX_LINES:] = [f"... and {len(lines) - MAX_LINES} lines more in {self._output.path}"]
         if lines:
             self._log.warning("\n".join(lines))
 
     def _show(self, done: float, line: str) -> None:
         with contextlib.suppress(Exception):  # the next report tries again
-            if self._identity is None:
-                made = create_progress_artifact(done * 100, description=line)
-                self._identity = made if isinstance(made, UUID) else None
+            if self._artifact is None:
+                created = create_progress_artifact(done * 100, description=line)
+                self._artifact = created if isinstance(created, UUID) else None
             else:
-                update_progress_artifact(self._identity, done * 100, description=line)
+                update_progress_artifact(self._artifact, done * 100, description=line)
 
 
 def log_warnings(run: Run, step: str, artifact: Artifact) -> None:
-    """What the report will warn of, as far as it lies in this step, in the current task run's log."""
-    with _noting(run, "warnings"):
+    """Log what the report will warn of in a step, to the current task run."""
+    with _errors_recorded(run, "warnings"):
         for sentence in warnings(RunRecord(run.folder, {step: artifact})):
             get_run_logger().warning(str(sentence))
 
 
 def show_results(run: Run, artifacts: Mapping[str, Artifact]) -> None:
-    """A page on what came out, and the records of `metrics.json` as a table, as artifacts of the current flow run."""
+    """Create a summary page and a table of `metrics.json` as artifacts of the current flow run."""
     name = re.sub(r"[^a-z0-9]+", "-", run.recipe.name.lower()).strip("-")
-    with _noting(run, "report"):
+    with _errors_recorded(run, "report"):
         text = summary(RunRecord(run.folder, artifacts))
         create_markdown_artifact(text, key=f"{name}-report", description=f"{run.recipe.name}: {run.folder}")
     if "evaluate" in artifacts:
-        with _noting(run, "metrics"):
+        with _errors_recorded(run, "metrics"):
             records = artifacts["evaluate"].load("metrics.json", read_json)
-            rows = [{**{column: record[column] for column in COLUMNS}, "value": _short(record)} for record in records]
+            rows = [
+                {**{column: record[column] for column in COLUMNS}, "value": _rounded(record["value"])}
+                for record in records
+            ]
             create_table_artifact(rows, key=f"{name}-metrics", description=f"{run.recipe.name}: {run.folder}")
 
 
-def _short(record: Mapping[str, Any]) -> float | None:
-    """Its value with as many digits as anybody reads."""
-    return None if record["value"] is None else float(f"{record['value']:.4g}")
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
 
 
 @contextlib.contextmanager
-def _noting(run: Run, what: str) -> Iterator[None]:
-    """Go on if something can't be shown: the results are on disk; that they are not shown is noted."""
+def _errors_recorded(run: Run, what: str) -> Iterator[None]:
+    """Record an error raised inside as an event of the run, and go on: the results are on disk."""
     try:
         yield
     except Exception as error:
-        run.event("prefect", error=f"no {what} shown: {type(error).__name__}: {error}")
+        run.record("prefect", error=f"no {what} shown: {type(error).__name__}: {error}")

@@ -11,8 +11,9 @@ import pytest
 from cli.console import board_table
 from evaluation.backbone_table import Cell, MetricColumn, boards, read_measured
 from evaluation.measurement import FILE, Measurement
-from evaluation.report.backbones import SCALED, backbones, shown
-from evaluation.report.page import NOTHING
+from evaluation.report.backbones import PERCENT_METRICS, backbones, score
+from evaluation.report.formatting import NOTHING
+from evaluation.report.html import StyledText
 from evaluation.report.run_record import RunRecord
 from pipeline.steps.artifact import Artifact, contents, write_json
 from pipeline.storage.path import StoragePath
@@ -89,13 +90,13 @@ def test_the_best_are_all_that_are_equal_to_it() -> None:
 
 
 def test_shares_are_shown_in_percent_and_angles_as_they_are() -> None:
-    assert "accuracy" in SCALED
-    assert "mean_angle" not in SCALED
-    assert shown(Cell((0.4, 0.6)), COLUMN, False) == "<span>50.0 ± 14.1</span>"
-    assert shown(Cell((0.4321,)), COLUMN, True) == '<span class="good">43.2</span>'
+    assert "accuracy" in PERCENT_METRICS
+    assert "mean_angle" not in PERCENT_METRICS
+    assert score(Cell((0.4, 0.6)), COLUMN, False) == StyledText("50.0 ± 14.1")
+    assert score(Cell((0.4321,)), COLUMN, True) == StyledText("43.2", "good")
     angle = MetricColumn("finetune quick v1", 12, "mean_angle", "none")
-    assert shown(Cell((23.4567,)), angle, False) == "<span>23.457</span>"
-    assert shown(None, COLUMN, False) == NOTHING
+    assert score(Cell((23.4567,)), angle, False) == StyledText("23.457")
+    assert score(None, COLUMN, False) == NOTHING
 
 
 def made(folder: Path, name: str, records: list[Measurement], config: Any = None, **counts: Any) -> Artifact:

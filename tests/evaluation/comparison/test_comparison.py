@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from evaluation.backbone_table import MetricColumn
 from evaluation.comparison.comparison import Comparison, ComparisonSetting, Row, read_comparisons
 from evaluation.comparison.cost import Cost
 from evaluation.measurement import FILE
-from evaluation.report import comparisons
-from evaluation.report.html import plain
-from evaluation.report.page import NOTHING
+from evaluation.report.comparisons import cost_table, score_table
+from evaluation.report.formatting import NOTHING
+from evaluation.report.html import StyledText
 from pipeline.recipe.comparison import Trial
 from pipeline.steps.artifact import Artifact, contents, write_json
 from pipeline.storage.root import Root
@@ -147,19 +146,22 @@ def test_comparisons_of_one_root_are_told_apart_and_those_without_a_number_left_
 
 
 def test_costs_are_shown_where_something_was_trained_from_scratch() -> None:
-    shown = "".join(comparisons._costs(FOUND))
-    assert "61.0" in shown, "the best from scratch"
-    assert re.search(r"simclr, from student.*?900", shown)
-    assert "never" in shown
+    table = cost_table(FOUND)
+    assert table
+    rows = {str(cells[0]): cells for cells in table.rows}
+    assert {cells[3] for cells in rows.values()} == {"61.0"}, "the best from scratch"
+    assert rows["simclr, from student"][4] == "900"
+    assert "never" in [cell for cells in rows.values() for cell in cells]
     alone = dataclasses.replace(FOUND, rows=[each for each in ROWS if each.start != "scratch" or each.is_plain])
-    assert not list(comparisons._costs(alone))
+    assert cost_table(alone) is None
 
 
 def test_a_start_that_is_as_good_untrained_takes_no_step_and_no_image() -> None:
     better = [row("none", PLAIN, 0.7, 0.72, 0.71), *(each for each in ROWS if each.name != "the student, no stage")]
-    shown = "".join(comparisons._costs(dataclasses.replace(FOUND, rows=better)))
-    [found] = [line for line in shown.split("<tr>") if "the student, no stage" in line]
-    assert re.findall(">([^<]+)<", found)[3:7] == ["61.0", "0", "0", NOTHING]
+    table = cost_table(dataclasses.replace(FOUND, rows=better))
+    assert table
+    [found] = [cells for cells in table.rows if cells[0] == "the student, no stage"]
+    assert list(found[3:7]) == ["61.0", "0", "0", NOTHING]
 
 
 def test_methods_are_told_as_a_change_from_the_first_one_of_the_same_start_and_setting() -> None:
@@ -173,7 +175,7 @@ def test_methods_are_told_as_a_change_from_the_first_one_of_the_same_start_and_s
     assert below
     assert below.values == pytest.approx((-0.1, -0.1)), "from the one that starts there too, by the seeds of both"
     assert not any(found.change(each, COLUMN) for each in ROWS), "the first ones, and rows without a method"
-    shown = plain(comparisons._table(found))
-    assert "Change from the first method" in shown
-    assert "-9.0 ± 2.6" in shown
-    assert "Change" not in plain(comparisons._table(FOUND))
+    shown = score_table(found)
+    assert "Change from the first method" in shown.head
+    assert StyledText("-9.0 ± 2.6") in [cell for cells in shown.rows for cell in cells]
+    assert "Change from the first method" not in score_table(FOUND).head

@@ -1,4 +1,4 @@
-"""Charts: round ticks that enclose the data, a mean that is one, curves that stay in their frame and stay short."""
+"""Charts of losses and standings: round ticks that enclose the data, and curves that stay in their frame."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from evaluation.report.charts import (
     BOTTOM,
     LEFT,
-    MOST_POINTS,
+    MAX_POINTS,
     RIGHT,
     TOP,
-    bar,
     loss_chart,
     running_mean,
     standing,
@@ -47,32 +46,32 @@ def test_ticks_are_round_and_enclose_the_data(low: float, high: float, expected:
     assert high <= found[-1] * (1 + 1e-9)
 
 
-def test_the_running_mean_is_the_mean_of_the_neighbours_there_are() -> None:
+def test_running_mean_is_the_mean_of_the_neighbors() -> None:
     assert running_mean(np.array([1.0, 4.0, 4.0, 1.0]), 3) == pytest.approx([2.5, 3.0, 3.0, 2.5])
     assert running_mean(np.array([5.0]), 3) == pytest.approx([5.0])
 
 
-def test_a_falling_loss_falls_in_the_chart_and_runs_from_left_to_right() -> None:
+def test_loss_chart_of_a_falling_loss_falls_from_left_to_right() -> None:
     drawn = lines(loss_chart("depth", [(step, 10 / step) for step in range(1, 101)]), "smooth")
     assert (np.diff(drawn[:, 0]) > 0).all()
     assert (np.diff(drawn[:, 1]) >= 0).all(), "down in a picture is larger y"
 
 
-def test_every_step_is_drawn_where_there_are_few() -> None:
+def test_loss_chart_draws_every_step_of_a_short_log() -> None:
     drawn = lines(loss_chart("depth", [(1, 3.0), (2, 1.0), (3, 2.0)]), "raw")
     assert len(drawn) == 3
     assert drawn[1, 1] > drawn[2, 1] > drawn[0, 1]
 
 
-def test_a_long_log_makes_a_short_path_that_still_shows_its_extremes() -> None:
+def test_loss_chart_of_a_long_log_is_a_short_path_with_its_extremes() -> None:
     losses = np.ones(20_000)
     losses[::2] = 2.0
     drawn = lines(loss_chart("depth", list(enumerate(losses.tolist()))), "raw")
-    assert len(drawn) == 2 * MOST_POINTS
+    assert len(drawn) == 2 * MAX_POINTS
     assert np.ptp(drawn[:, 1]) > (BOTTOM - TOP) / 4
 
 
-def test_a_lone_spike_neither_flattens_the_curve_nor_leaves_the_frame() -> None:
+def test_loss_chart_cuts_off_a_lone_spike() -> None:
     losses = [1 - step / 200 for step in range(200)]
     losses[100] = 1000.0
     svg = loss_chart("depth", list(enumerate(losses)))
@@ -87,13 +86,13 @@ def test_a_lone_spike_neither_flattens_the_curve_nor_leaves_the_frame() -> None:
 
 
 @pytest.mark.parametrize("points", [[(1, 2.0)], [(1, 0.0), (2, 0.0)], [(5, -3.0), (9, -3.0)]])
-def test_short_flat_and_negative_losses_can_be_drawn(points: list[tuple[int, float]]) -> None:
+def test_loss_chart_draws_short_flat_and_negative_losses(points: list[tuple[int, float]]) -> None:
     svg = loss_chart("depth", points)
     assert "nan" not in svg
     assert "inf" not in svg
 
 
-def test_better_is_to_the_right_whichever_way_the_metric_runs() -> None:
+def test_standing_has_the_better_to_the_right() -> None:
     values = {"student": 3.0, "teacher": 4.0, "baseline": 2.0}
     for better, first, last in (("higher", "baseline", "teacher"), ("lower", "teacher", "baseline")):
         svg = standing(values, better)
@@ -105,16 +104,11 @@ def test_better_is_to_the_right_whichever_way_the_metric_runs() -> None:
         assert at[first] < at["student"] < at[last]
 
 
-def test_a_missing_role_is_not_drawn() -> None:
+def test_standing_leaves_out_a_missing_role() -> None:
     assert 'class="teacher"' not in standing({"student": 1.0, "baseline": 1.0}, "higher")
 
 
-def test_a_bar_is_filled_by_its_share() -> None:
-    assert "width:25.0%" in bar(0.25)
-    assert "width:100.0%" in bar(1.7)
-
-
-def test_what_is_followed_now_and_then_says_so_and_a_lone_look_is_a_point() -> None:
+def test_loss_chart_says_how_often_there_is_a_value_and_draws_a_single_one_as_a_point() -> None:
     often = loss_chart("near", [(1, 2.0), (21, 1.0), (41, 0.5)], "feature rank")
     assert "every 20 steps" in often
     assert "feature rank by step" in often

@@ -1,4 +1,4 @@
-"""Pictures with labels as HTML: their size, their captions, and what a note says of a label."""
+"""Pictures with labels, as objects and as HTML."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 import tasks
-from evaluation.report.figures import Picture, figure, labelled, strip, swatches
+from evaluation.report.figures import Picture, class_colors, labelled
+from evaluation.report.html import ENVIRONMENT
 from pipeline.stores.labels import LabelSpace, Value
 from tasks.drawing import palette, thumbnail
 
 BOXES = LabelSpace("detection", ("car", "tree"))
 MASKS = LabelSpace("segmentation", ("car", "tree"))
+MACROS = ENVIRONMENT.get_template("macros.html").module
 
 
 def boxes(count: int) -> Value:
@@ -29,31 +31,31 @@ def boxes(count: int) -> Value:
 
 
 @pytest.mark.parametrize(("size", "expected"), [((400, 100), (192, 48)), ((16, 32), (96, 192)), ((5000, 1), (192, 1))])
-def test_a_thumbnail_keeps_the_shape_and_has_the_longer_side_asked_for(
+def test_thumbnail_keeps_the_shape_and_has_the_longer_side_asked_for(
     size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     assert thumbnail(Image.new("RGB", size), 192).size == expected
 
 
-def test_a_figure_holds_the_image_itself_and_its_words_escaped() -> None:
-    made = figure(Picture(Image.new("RGB", (8, 6), (200, 30, 30)), '<b>"x".jpg', "2 < 3"))
+def test_strip_holds_the_image_itself_and_its_words_escaped() -> None:
+    made = MACROS.strip([Picture(Image.new("RGB", (8, 6), (200, 30, 30)), '<b>"x".jpg', "2 < 3")])
     found = re.search(r'src="data:image/jpeg;base64,([^"]+)"', made)
     assert found
     image = Image.open(io.BytesIO(base64.b64decode(found[1])))
     assert image.size == (8, 6)
     assert np.abs(np.asarray(image)[0, 0] - np.array([200, 30, 30])).max() < 8
     assert "<b>" not in made
-    assert "&lt;b&gt;&quot;x&quot;.jpg" in made
+    assert "&lt;b&gt;&#34;x&#34;.jpg" in made
     assert "2 &lt; 3" in made
 
 
-def test_a_strip_has_as_many_figures_as_pictures_and_says_so_to_its_style() -> None:
-    made = strip([Picture(Image.new("RGB", (4, 4)), str(number)) for number in range(3)])
+def test_strip_tells_its_style_the_number_of_pictures() -> None:
+    made = MACROS.strip([Picture(Image.new("RGB", (4, 4)), str(number)) for number in range(3)])
     assert made.count("<figure>") == 3
     assert "--pictures:3" in made
 
 
-def test_a_labelled_picture_shows_the_label_and_counts_it() -> None:
+def test_labelled_draws_the_label_and_counts_it() -> None:
     blank = Image.new("RGB", (64, 48))
     picture = labelled(blank, tasks.label(BOXES), boxes(1), "things", "true label")
     assert picture.note == "true label · 1 box"
@@ -61,7 +63,7 @@ def test_a_labelled_picture_shows_the_label_and_counts_it() -> None:
     assert not np.asarray(blank).any(), "the image itself is left alone"
 
 
-def test_a_note_says_how_much_a_label_holds() -> None:
+def test_describe_says_how_much_a_label_holds() -> None:
     classes = np.array([[0, 65535], [1, 65535]], np.uint16)
     assert tasks.label(BOXES).describe(boxes(0)) == "0 boxes"
     assert tasks.label(MASKS).describe({"classes": classes}) == "50% of the pixels"
@@ -75,9 +77,9 @@ def test_a_note_says_how_much_a_label_holds() -> None:
     assert tasks.label(LabelSpace("normals")).describe({"normals": np.zeros((2, 2, 3), np.float32)}) == ""
 
 
-def test_swatches_have_the_colours_of_the_drawings() -> None:
+def test_swatches_have_the_colors_of_the_drawings() -> None:
     red, green, blue = palette(2)[1]
-    made = swatches(MASKS, [1])
+    made = MACROS.swatches(class_colors(MASKS, [1]))
     assert f"rgb({red},{green},{blue})" in made
     assert "tree" in made
     assert "car" not in made

@@ -1,4 +1,4 @@
-"""The report as a reader gets it: whole, escaped, self-contained, with every number, and with parts missing."""
+"""The report as a reader gets it: complete, escaped, self-contained, with every number, and with parts missing."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation.report.html import VOID
-from evaluation.report.page import NOTHING
+from evaluation.report.formatting import NOTHING
 from evaluation.report.report import write_report
 from pipeline.steps.artifact import Artifact, read_json, write_json
 from pipeline.storage.path import StoragePath
@@ -27,11 +26,13 @@ if TYPE_CHECKING:
 
 HOSTILE = "<script>alert(\"1\")</script> & 'x' \u202egpj.<img src=x onerror=alert(1)>"
 FAILED = "could not be shown"
+VOID = {"br", "hr", "img", "meta"}
+"""Tags without an end."""
 
 
 @pytest.fixture(scope="module")
 def artifacts(world: World) -> dict[str, Artifact]:
-    """The tiny world's artifacts with a student and its metrics."""
+    """Return the tiny world's artifacts with a student and its metrics."""
     from pipeline.steps.artifact import Inputs  # noqa: PLC0415 - as the world itself, only when it is needed
 
     made = dict(world.artifacts)
@@ -47,7 +48,7 @@ def artifacts(world: World) -> dict[str, Artifact]:
 
 @pytest.fixture
 def folder(tmp_path: Path, artifacts: dict[str, Artifact]) -> Path:
-    """A run's folder: everything was made in it but the first step, which was reused."""
+    """Return a run's folder: everything was made in it but the first step, which was reused."""
     (tmp_path / "recipe.yaml").write_text("name: world\nseed: 0\n", encoding="utf-8")
     events = [
         {"time": 1e9 + 10 * number, "event": "made" if number else "reused", "step": step}
@@ -62,7 +63,7 @@ def folder(tmp_path: Path, artifacts: dict[str, Artifact]) -> Path:
 
 @pytest.fixture
 def page(folder: Path, artifacts: dict[str, Artifact]) -> str:
-    """The report of the tiny world."""
+    """Return the report of the tiny world."""
     return report(folder, artifacts)
 
 
@@ -76,7 +77,7 @@ def with_counts(artifact: Artifact, **counts: Any) -> Artifact:
 
 
 def copied(artifact: Artifact, folder: Path) -> Artifact:
-    """The artifact in another folder, with its tables and JSON files copied there, for a test to change."""
+    """Return the artifact in another folder, with its tables and JSON files copied there, for a test to change."""
     folder.mkdir()
     for path in folder_of(artifact).iterdir():
         if path.suffix in (".json", ".parquet"):
@@ -87,7 +88,7 @@ def copied(artifact: Artifact, folder: Path) -> Artifact:
 
 
 class Reader(HTMLParser):
-    """Checks that tags balance, and collects ids, links, sources and text."""
+    """A parser that checks that tags balance, and collects ids, links, sources and text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -114,7 +115,7 @@ class Reader(HTMLParser):
         return (value for _, attribute, value in self.attributes if attribute == name)
 
 
-def test_the_page_is_whole_html_in_which_every_part_is_shown(page: str) -> None:
+def test_write_report_shows_every_section_in_balanced_html(page: str) -> None:
     read = Reader(page)
     assert not read.wrong
     assert not read.open
@@ -125,7 +126,7 @@ def test_the_page_is_whole_html_in_which_every_part_is_shown(page: str) -> None:
     assert {link.removeprefix("#") for link in read.values("href")} == set(ids)
 
 
-def test_the_page_needs_nothing_but_itself(page: str) -> None:
+def test_write_report_makes_a_page_that_needs_no_network(page: str) -> None:
     read = Reader(page)
     assert not re.search(r"https?:", page)
     assert all(source.startswith("data:image/jpeg;base64,") for source in read.values("src"))
@@ -135,7 +136,7 @@ def test_the_page_needs_nothing_but_itself(page: str) -> None:
     assert len(page) < 3_000_000
 
 
-def test_every_metric_is_there_for_every_model(page: str, artifacts: dict[str, Artifact]) -> None:
+def test_results_have_every_metric_of_every_model(page: str, artifacts: dict[str, Artifact]) -> None:
     records = artifacts["evaluate"].load("metrics.json", read_json)
     assert {record["model"].partition(":")[0] for record in records} == {"student", "teacher", "baseline"}
     assert {record["head"] for record in records} == {"kinds", "masks", "boxes", "depth", "gabor"}
@@ -155,7 +156,7 @@ def test_every_metric_is_there_for_every_model(page: str, artifacts: dict[str, A
     )
 
 
-def test_what_was_measured_of_other_models_is_listed_too(folder: Path, artifacts: dict[str, Artifact]) -> None:
+def test_results_list_measurements_of_other_models(folder: Path, artifacts: dict[str, Artifact]) -> None:
     metrics = artifacts["evaluate"].load("metrics.json", read_json)
     probes = [{**metrics[0], "model": f"probe {number}", "value": 0.1234 + number} for number in range(3)]
     write_json(folder / "metrics.json", [*metrics, *probes])
@@ -163,7 +164,7 @@ def test_what_was_measured_of_other_models_is_listed_too(folder: Path, artifacts
     assert all(f"probe {number}" in text and f"{0.1234 + number:.3f}" in text for number in range(3))
 
 
-def test_pictures_show_the_pool_and_the_held_out_images(page: str, artifacts: dict[str, Artifact]) -> None:
+def test_learned_labels_and_held_out_show_pictures(page: str, artifacts: dict[str, Artifact]) -> None:
     pool, _, rest = page.partition('id="labels-learned-from"')[2].partition('id="held-out-images"')
     held_out = rest.partition("</section>")[0]
     assert pool.count("<img") >= 3 * 6, "an image and five labels a line"
@@ -178,14 +179,14 @@ def test_pictures_show_the_pool_and_the_held_out_images(page: str, artifacts: di
     assert {tuple(found[1:]) for found in titles} == {("truth", "teacher", "student"), ("teacher", "student")}
 
 
-def test_losses_of_student_and_teachers_are_drawn(page: str) -> None:
+def test_curves_draw_losses_of_student_and_teachers(page: str) -> None:
     charts = re.findall(r'aria-label="([^"]+): loss by step"', page)
     heads = ["kinds", "masks", "boxes", "depth"]
     assert charts == ["weighted total", *heads, "gabor", *heads]
     assert "it was not kept: gabor." in Reader(page).text
 
 
-def test_hostile_names_are_shown_as_text(folder: Path, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+def test_write_report_shows_hostile_names_as_text(folder: Path, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     data = copied(artifacts["data.truth"], tmp_path / "data")
     listed = pa.Table.from_pylist([{"source": HOSTILE, "split": "train", "reason": HOSTILE}])
     for name in ("quarantine", "duplicates", "notes"):
@@ -210,7 +211,7 @@ def test_hostile_names_are_shown_as_text(folder: Path, artifacts: dict[str, Arti
     assert f"<bdi><code>{page.partition('<bdi><code>')[2].partition('<')[0]}</code></bdi>" in page
 
 
-def test_every_warning_is_at_the_head(folder: Path, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+def test_head_has_every_warning(folder: Path, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     label = copied(artifacts["label"], tmp_path / "label")
     entries = read_json(folder_of(label) / "labels.json")
     entries[0]["failed"] = 3
@@ -243,7 +244,7 @@ def test_every_warning_is_at_the_head(folder: Path, artifacts: dict[str, Artifac
         assert expected in head
 
 
-def test_of_many_classes_the_most_frequent_are_shown_and_the_rest_counted(
+def test_kept_labels_show_the_most_frequent_classes_and_count_the_rest(
     folder: Path, artifacts: dict[str, Artifact], tmp_path: Path
 ) -> None:
     student = copied(artifacts["student"], tmp_path / "student")
@@ -271,7 +272,7 @@ def test_steps_tell_what_ran_from_what_was_reused(page: str, artifacts: dict[str
     assert "labels/s" in next(row for row in rows if ">label<" in row)
 
 
-def test_where_memory_ran_out_is_told(folder: Path, artifacts: dict[str, Artifact]) -> None:
+def test_steps_tell_where_memory_ran_out(folder: Path, artifacts: dict[str, Artifact]) -> None:
     cuts = [{"step": 1, "pieces": 2, "images": 16}, {"step": 1207, "pieces": 4, "images": 8}]
     for more, whose in (({}, "batches"), ({"processes": 2}, "each process's part of a batch")):
         student = with_counts(artifacts["student"], out_of_memory=cuts, **more)
@@ -281,19 +282,17 @@ def test_where_memory_ran_out_is_told(folder: Path, artifacts: dict[str, Artifac
         assert ("2 processes" in text) == bool(more)
 
 
-def test_a_training_that_was_gone_on_with_tells_the_time_of_all_attempts(
-    folder: Path, artifacts: dict[str, Artifact]
-) -> None:
+def test_steps_tell_the_training_time_of_all_attempts(folder: Path, artifacts: dict[str, Artifact]) -> None:
     words = "of training, earlier attempts included"
     assert words not in Reader(report(folder, artifacts)).text
     student = with_counts(artifacts["student"], training_seconds=510.2, earlier_seconds=400.0)
     assert f"8 min 30 s {words}" in Reader(report(folder, {**artifacts, "student": student})).text
 
 
-def test_collapsed_features_are_a_warning(folder: Path, artifacts: dict[str, Artifact]) -> None:
-    look = {"before": {"spread": 0.19, "rank": 206.5}, "after": {"spread": 0.756, "rank": 10.24}}
+def test_warnings_name_collapsed_features(folder: Path, artifacts: dict[str, Artifact]) -> None:
+    features = {"before": {"spread": 0.19, "rank": 206.5}, "after": {"spread": 0.756, "rank": 10.24}}
     for collapsed in (False, True):
-        stage = with_counts(artifacts["student"], features={**look, "collapsed": collapsed})
+        stage = with_counts(artifacts["student"], features={**features, "collapsed": collapsed})
         for step in ("stage.shop", "compare.which.mocov2.scratch.resnet18.share1.steps500.seed0"):
             text = Reader(report(folder, {**artifacts, step: stage})).text
             words = (
@@ -307,7 +306,7 @@ def test_collapsed_features_are_a_warning(folder: Path, artifacts: dict[str, Art
     "kept",
     [(), ("evaluate",), ("data.truth", "pool"), ("teacher.gabor", "label"), ("data.truth", "teacher.masks", "student")],
 )
-def test_a_run_of_fewer_steps_has_a_page_too(
+def test_write_report_works_for_a_run_of_fewer_steps(
     kept: tuple[str, ...], tmp_path: Path, artifacts: dict[str, Artifact]
 ) -> None:
     some = {name: artifact for name, artifact in artifacts.items() if name in kept}
@@ -322,7 +321,7 @@ def test_a_run_of_fewer_steps_has_a_page_too(
     assert FAILED not in read.text
 
 
-def test_a_part_that_fails_says_so_and_spares_the_others(
+def test_write_report_shows_the_error_of_a_section_and_all_other_sections(
     folder: Path, artifacts: dict[str, Artifact], tmp_path: Path
 ) -> None:
     label = copied(artifacts["label"], tmp_path / "label")
@@ -334,5 +333,7 @@ def test_a_part_that_fails_says_so_and_spares_the_others(
     assert "Every model on the same held-out images" in text
 
 
-def test_the_same_run_gives_the_same_page(page: str, folder: Path, artifacts: dict[str, Artifact]) -> None:
+def test_write_report_makes_the_same_page_of_the_same_run(
+    page: str, folder: Path, artifacts: dict[str, Artifact]
+) -> None:
     assert report(folder, artifacts) == page

@@ -1,4 +1,4 @@
-"""What is read back of a run: its time, what ran, and what its logs say."""
+"""Reading back a run: its time, its steps, and their training logs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.report.run_record import TOTAL, Log, RunRecord
+from evaluation.report.run_record import TOTAL, RunRecord, TrainingLog
 from pipeline.steps.artifact import Artifact, contents, write_json
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
@@ -19,34 +19,34 @@ def log_line(step: int, total: float = 0.0, **parts: float) -> dict[str, Any]:
 
 
 def test_losses_come_by_head_with_the_total_first() -> None:
-    log = Log([log_line(1, things=1.0, depth=2.0, total=3.0), log_line(2, depth=1.0, total=1.0)])
+    log = TrainingLog([log_line(1, things=1.0, depth=2.0, total=3.0), log_line(2, depth=1.0, total=1.0)])
     losses = log.losses()
     assert list(losses) == [TOTAL, "things", "depth"]
     assert losses["things"] == [(1, 1.0)], "a step without a label for it has no such loss"
     assert losses["depth"] == [(1, 2.0), (2, 1.0)]
 
 
-def test_a_single_loss_is_not_drawn_twice() -> None:
-    assert list(Log([log_line(1, depth=2.0, total=2.0)]).losses()) == [TOTAL]
-    assert list(Log([log_line(1, depth=2.0, total=1.0)]).losses()) == [TOTAL, "depth"]
-    assert Log([]).losses() == {}
+def test_losses_have_a_single_loss_once() -> None:
+    assert list(TrainingLog([log_line(1, depth=2.0, total=2.0)]).losses()) == [TOTAL]
+    assert list(TrainingLog([log_line(1, depth=2.0, total=1.0)]).losses()) == [TOTAL, "depth"]
+    assert TrainingLog([]).losses() == {}
 
 
-def test_waiting_is_a_share_of_the_steps_time_and_survives_a_resume() -> None:
+def test_waiting_share_is_of_the_steps_time_and_survives_a_resume() -> None:
     lines = [log_line(1), log_line(2), {**log_line(3), "waited_s": 0.5}]  # resumed: the clock began again
-    assert Log(lines).waiting(batch=20) == pytest.approx(1.5 / 6.0)
-    assert Log([]).waiting(batch=20) is None
+    assert TrainingLog(lines).waiting_share(batch=20) == pytest.approx(1.5 / 6.0)
+    assert TrainingLog([]).waiting_share(batch=20) is None
 
 
-def test_a_log_cut_short_is_read_up_to_there(tmp_path: Path) -> None:
+def test_training_log_that_is_cut_short_is_read_up_to_there(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     (tmp_path / "log" / "train.jsonl").write_text(json.dumps(log_line(1, total=1.0)) + '\n{"step": 2, "tot')
     files = contents(tmp_path)["files"]
-    assert len(Log.of(Artifact(Root.of(tmp_path), "", {"files": files})).lines) == 1
-    assert Log.of(Artifact(Root.of(tmp_path), "elsewhere", {"files": {}})).lines == []
+    assert len(TrainingLog.of(Artifact(Root.of(tmp_path), "", {"files": files})).lines) == 1
+    assert TrainingLog.of(Artifact(Root.of(tmp_path), "elsewhere", {"files": {}})).lines == []
 
 
-def test_time_and_steps_come_from_the_events(tmp_path: Path) -> None:
+def test_run_record_reads_time_and_steps_from_the_events(tmp_path: Path) -> None:
     events = [
         {"time": 100.0, "event": "reused", "step": "pool"},
         {"time": 101.0, "event": "started", "step": "student"},
@@ -63,12 +63,12 @@ def test_time_and_steps_come_from_the_events(tmp_path: Path) -> None:
     ]
 
 
-def test_a_run_without_any_file_has_a_name_and_no_time(tmp_path: Path) -> None:
+def test_run_record_without_any_file_has_a_name_and_no_time(tmp_path: Path) -> None:
     run = RunRecord(StoragePath.of(str(tmp_path / "photos-1")), {})
     assert (run.name, run.seconds(), run.began(), run.metrics(), run.kept()) == ("photos-1", 0.0, None, [], {})
 
 
-def test_a_loss_that_is_the_total_is_given_once_beside_what_is_followed() -> None:
+def test_losses_have_a_loss_that_is_the_total_once_beside_other_values() -> None:
     lines = [{"step": step, "loss": 1.0, "losses": {"simclr": 1.0}} for step in (1, 2)]
     lines[0]["losses"] = {"simclr": 1.0, "feature spread": 0.4}
-    assert Log(lines).losses() == {TOTAL: [(1, 1.0), (2, 1.0)], "feature spread": [(1, 0.4)]}
+    assert TrainingLog(lines).losses() == {TOTAL: [(1, 1.0), (2, 1.0)], "feature spread": [(1, 0.4)]}

@@ -1,0 +1,37 @@
+"""Format numbers for people: durations, counts and shares."""
+
+from __future__ import annotations
+
+NOTHING = "\N{EN DASH}"
+"""Shown where there is no number."""
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people write them: `< 0.1 s`, `0.4 s`, `25 s`, `8 min 30 s`, `3 h 05 min`."""
+    if seconds < 0.05:
+        return "< 0.1 s"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def count(number: int) -> str:
+    """Return `1,234`, or a dash for zero."""
+    return f"{number:,}" if number else NOTHING
+
+
+def plural(number: int, noun: str, many: str | None = None) -> str:
+    """Return `1 image`, `1,234 images`."""
+    return f"{number:,} {noun if number == 1 else many or noun + 's'}"
+
+
+def percent(share: float) -> str:
+    """Return a share in percent, with a decimal where it is small and not zero."""
+    if 0 < share < 0.0005:
+        return "< 0.1%"
+    return f"{share:.1%}" if 0 < share < 0.0995 else f"{share:.0%}"
