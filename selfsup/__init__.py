@@ -1,1 +1,1 @@
-"""Self-supervised methods: one file per method, called in the recipe as its file."""
+"""Self-supervised methods: one file per method, whose name is the `method` of a stage in the recipe."""

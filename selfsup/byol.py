@@ -1,6 +1,4 @@
-"""BYOL: a network foretells what a slowly moving copy of it says of the image's other view (Grill et al., NeurIPS
-2020).
-"""
+"""BYOL: predict a momentum network's projection of the image's other view (Grill et al., NeurIPS 2020)."""
 
 from __future__ import annotations
 
@@ -17,9 +15,9 @@ from selfsup.components.heads import MomentumEncoder, cosine_momentum, projector
 from selfsup.components.losses import byol
 from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views
 
-POLICY = Policy(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
-OTHER = replace(POLICY, blur=0.1, solarize=0.2)
-"""The second view's."""
+FIRST = Policy(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
+SECOND = replace(FIRST, blur=0.1, solarize=0.2)
+"""Policies T and T' of the two views."""
 
 
 class Config(MethodConfig):
@@ -29,20 +27,19 @@ class Config(MethodConfig):
     hidden: int = Field(default=4096, ge=2)
     """Width of the hidden layer of projector and predictor."""
     dim: int = Field(default=256, ge=2)
-    """Of the embedding."""
+    """Width of the embedding."""
     target_momentum: float = Field(default=0.99, ge=0, le=1)
-    """Of the copy at the start; it rises to 1 by a cosine."""
+    """Momentum of the target network at the start; it rises to 1 by a cosine."""
 
     def build(self, backbone: Encoder, setting: StageSetting) -> Method:
-        """The method, its projector and predictor fresh."""
         return BYOL(self, backbone, setting)
 
 
 class BYOL(Method):
-    """An online network with a predictor, and its target."""
+    """An online network (encoder f, projector g, predictor q) and its target, a momentum copy of f and g."""
 
     family: ClassVar[Family] = "self-distillation"
-    compares: ClassVar[bool] = False
+    compares_images: ClassVar[bool] = False
 
     def __init__(self, config: Config, backbone: Encoder, setting: StageSetting) -> None:
         super().__init__(backbone, None)
@@ -51,12 +48,13 @@ class BYOL(Method):
         self.predictor = projector([config.dim, config.hidden, config.dim], norm=True)
         self.target = MomentumEncoder(nn.Sequential(backbone, self.head))
 
-    def kinds(self) -> Sequence[ViewKind]:
-        return [ViewKind(self.size, POLICY), ViewKind(self.size, OTHER)]
+    def view_kinds(self) -> Sequence[ViewKind]:
+        return [ViewKind(self.size, FIRST), ViewKind(self.size, SECOND)]
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         online = nn.Sequential(self.backbone, self.head)
-        self.target.catch_up(online, cosine_momentum(self.config.target_momentum, views.progress), views.step)
-        first, second = (self.predictor(online(view)) for view in views.unlabelled)
-        wanted_first, wanted_second = (self.target(view) for view in views.unlabelled)
-        return {"byol": byol(first, wanted_second) + byol(second, wanted_first)}
+        tau = cosine_momentum(self.config.target_momentum, views.progress)
+        self.target.update_from(online, tau, views.step)
+        q_1, q_2 = (self.predictor(online(view)) for view in views.unlabelled)
+        z_1, z_2 = (self.target(view) for view in views.unlabelled)
+        return {"byol": byol(q_1, z_2) + byol(q_2, z_1)}  # eq. 2, in both directions

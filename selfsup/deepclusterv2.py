@@ -1,5 +1,5 @@
-"""DeepCluster-v2: images are classified by the clusters that their embeddings formed in the epoch before (Caron et al.,
-ECCV 2018; the second version is in appendix D of NeurIPS 2020's SwAV paper).
+"""DeepCluster-v2: classify images by the clusters that their embeddings formed in the previous epoch (Caron et al.,
+ECCV 2018; version 2 is in appendix D of SwAV, NeurIPS 2020).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 from pipeline.models.encoder import Encoder
 from selfsup.components.config import MethodConfig
 from selfsup.components.heads import projector
-from selfsup.components.kmeans import fitting_count, products, spherical_kmeans
+from selfsup.components.kmeans import default_cluster_count, dot_products, spherical_kmeans
 from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
 from selfsup.components.multicrop import multi_crop
 
-POLICY = Policy(area=(0.14, 1.0))
+LARGE = Policy(area=(0.14, 1.0))
 SMALL = Policy(area=(0.05, 0.14))
 LARGE_VIEWS = 2
 
@@ -33,77 +33,80 @@ class Config(MethodConfig):
     hidden: int = Field(default=2048, ge=2)
     """Width of the projector's hidden layer."""
     dim: int = Field(default=128, ge=2)
-    """Of the embedding."""
+    """Width of the embedding."""
     clusterings: int = Field(default=3, ge=1)
-    """Independent divisions of the images into clusters."""
+    """Independent clusterings of the images."""
     clusters: int | None = Field(default=None, ge=2)
-    """In each of them; null for 3,000, or a tenth of the images, if those are fewer."""
+    """Clusters in each of them; null for 3,000, or a tenth of the images if that is less."""
     temperature: float = Field(default=0.1, gt=0)
-    """Of the softmax over cosines."""
+    """Temperature of the softmax over cosines."""
     iterations: int = Field(default=10, ge=1)
-    """Of k-means, once an epoch."""
+    """Iterations of k-means, which runs once an epoch."""
 
     def build(self, backbone: Encoder, setting: StageSetting) -> Method:
-        """The method, its projector fresh."""
         return DeepCluster(self, backbone, setting)
 
 
 class DeepCluster(Method):
-    """A projector, the embeddings of all images as they were last seen, and centres that classify them."""
+    """An encoder with a projector, and clusterings of the images as it saw them last.
+
+    `memory` (views, images, D): the latest embeddings of the large views. `centroids` (clusterings, K, D) and
+    `assignments` (clusterings, images) are k-means of it in the epoch `epoch`.
+    """
 
     family: ClassVar[Family] = "clustering"
-    centres: Tensor
-    bank: Tensor
-    assigned: Tensor
+    centroids: Tensor
+    memory: Tensor
+    assignments: Tensor
     epoch: Tensor
 
     def __init__(self, config: Config, backbone: Encoder, setting: StageSetting) -> None:
         super().__init__(backbone, config.labels)
         self.config, self.setting = config, setting
         self.head = projector([backbone.width, config.hidden, config.dim], norm=True)
-        count = config.clusters or fitting_count(setting.images)
-        self.register_buffer("centres", torch.zeros(config.clusterings, count, config.dim))
-        self.register_buffer("bank", torch.zeros(LARGE_VIEWS, setting.images, config.dim))
-        self.register_buffer("assigned", torch.full((config.clusterings, setting.images), -1))
+        count = config.clusters or default_cluster_count(setting.images)
+        self.register_buffer("centroids", torch.zeros(config.clusterings, count, config.dim))
+        self.register_buffer("memory", torch.zeros(LARGE_VIEWS, setting.images, config.dim))
+        self.register_buffer("assignments", torch.full((config.clusterings, setting.images), -1))
         self.register_buffer("epoch", torch.tensor(-1))
 
-    def kinds(self) -> Sequence[ViewKind]:
-        return multi_crop(self.setting.size, [POLICY] * LARGE_VIEWS, [SMALL] * self.config.small_views)
+    def view_kinds(self) -> Sequence[ViewKind]:
+        return multi_crop(self.setting.size, [LARGE] * LARGE_VIEWS, [SMALL] * self.config.small_views)
 
     @torch.no_grad()
-    def begin(self, batches: Iterable[tuple[Tensor, list[Tensor]]]) -> None:
-        """See every image once, so that there is something to cluster before the first epoch."""
+    def initialize(self, batches: Iterable[tuple[Tensor, list[Tensor]]]) -> None:
+        """Fill the memory, so that there is something to cluster before the first epoch."""
         for index, views in batches:
             self._remember(index, [self._embed(view) for view in views[:LARGE_VIEWS]])
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         self._cluster(views.epoch)
         embeddings = forward_concat(self.head, forward_concat(self.backbone, [*views.unlabelled, views.labelled]))
-        unit = [F.normalize(each.float(), dim=1) for each in embeddings[: len(views.unlabelled)]]
-        losses = [
-            F.cross_entropy(products(each, centres) / self.config.temperature, assigned[views.index])
-            for centres, assigned in zip(self.centres, self.assigned, strict=True)
-            for each in unit
+        z = [F.normalize(view.float(), dim=1) for view in embeddings[: len(views.unlabelled)]]
+        cross_entropies = [
+            F.cross_entropy(dot_products(z_t, centroids) / self.config.temperature, assignments[views.index])
+            for centroids, assignments in zip(self.centroids, self.assignments, strict=True)
+            for z_t in z
         ]
-        self._remember(views.index, unit[:LARGE_VIEWS])
-        found = {"deepclusterv2": torch.stack(losses).mean()}
-        return found | (self.supervised(embeddings[-1], views) if views.labelled is not None else {})
+        self._remember(views.index, z[:LARGE_VIEWS])
+        losses = {"deepclusterv2": torch.stack(cross_entropies).mean()}
+        return losses | (self.labelled_losses(embeddings[-1], views) if views.labelled is not None else {})
 
     def _embed(self, images: Tensor) -> Tensor:
         return F.normalize(self.head(self.backbone(images)).float(), dim=1)
 
     @torch.no_grad()
     def _remember(self, index: Tensor, embeddings: Sequence[Tensor]) -> None:
-        for number, each in enumerate(embeddings):
-            self.bank[number, index] = each.detach()
+        for number, z in enumerate(embeddings):
+            self.memory[number, index] = z.detach()
 
     @torch.no_grad()
     def _cluster(self, epoch: int) -> None:
-        """Once an epoch, divide the images anew by what the epoch before left in the bank."""
+        """Cluster the memory once an epoch; each clustering reads one of the large views."""
         if int(self.epoch) == epoch:
             return
         self.epoch.fill_(epoch)
-        for number, centres in enumerate(self.centres):
-            points = self.bank[number % LARGE_VIEWS]
-            found, self.assigned[number] = spherical_kmeans(points, len(centres), self.config.iterations)
-            centres.copy_(found)
+        for number, centroids in enumerate(self.centroids):
+            points = self.memory[number % LARGE_VIEWS]
+            new_centroids, self.assignments[number] = spherical_kmeans(points, len(centroids), self.config.iterations)
+            centroids.copy_(new_centroids)

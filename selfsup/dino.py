@@ -1,5 +1,5 @@
-"""DINO: a network learns to say of any view what a slowly moving copy of it says of the large ones (Caron et al., ICCV
-2021).
+"""DINO: a student learns to match, from any view, what its momentum teacher outputs for the large views (Caron et al.,
+ICCV 2021).
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from torch import Tensor, nn
 
 from pipeline.models.encoder import Encoder
 from selfsup.components.config import MethodConfig
-from selfsup.components.heads import DistillationHead, MomentumEncoder, cosine_momentum
-from selfsup.components.losses import distillation
+from selfsup.components.heads import DINOHead, MomentumEncoder, cosine_momentum
+from selfsup.components.losses import dino
 from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
 from selfsup.components.multicrop import multi_crop
 
-POLICY = Policy(area=(0.4, 1.0), brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
-OTHER = replace(POLICY, blur=0.1, solarize=0.2)
-"""The second large view's."""
-SMALL = replace(POLICY, area=(0.05, 0.4), blur=0.5)
+LARGE = Policy(area=(0.4, 1.0), brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
+SECOND_LARGE = replace(LARGE, blur=0.1, solarize=0.2)
+SMALL = replace(LARGE, area=(0.05, 0.4), blur=0.5)
 LARGE_VIEWS = 2
 
 
@@ -36,22 +35,22 @@ class Config(MethodConfig):
     hidden: int = Field(default=2048, ge=2)
     """Width of the head's hidden layers."""
     dim: int = Field(default=256, ge=2)
-    """Of the head's bottleneck."""
+    """Width of the head's bottleneck."""
     outputs: int = Field(default=4096, ge=2)
-    """Of the head; the paper has 65,536 for a million images."""
+    """Outputs of the head; the paper has 65,536 for a million images."""
     teacher_momentum: float = Field(default=0.996, ge=0, le=1)
-    """Of the teacher at the start; it rises to 1 by a cosine."""
+    """Momentum of the teacher at the start; it rises to 1 by a cosine."""
     temperature: float = Field(default=0.1, gt=0)
-    """Of the student's softmax."""
+    """Temperature of the student's softmax."""
     teacher_temperature: float = Field(default=0.04, gt=0)
-    """Of the teacher's: smaller, so that it is surer."""
+    """Temperature of the teacher's softmax: smaller, which sharpens it."""
     center_momentum: float = Field(default=0.9, ge=0, le=1)
-    """Of the mean that is taken off the teacher's outputs."""
+    """Momentum of the center, which is subtracted from the teacher's outputs."""
     frozen: float = Field(default=0.01, ge=0, le=1)
-    """Share of the steps at the start in which the head's last layer does not move."""
+    """Share of the steps at the start in which the head's last layer is frozen."""
 
     @model_validator(mode="after")
-    def _surer(self) -> Config:
+    def _check_temperatures(self) -> Config:
         if self.teacher_temperature >= self.temperature:
             raise ValueError(
                 f"teacher_temperature ({self.teacher_temperature}) has to be below temperature ({self.temperature})"
@@ -59,12 +58,11 @@ class Config(MethodConfig):
         return self
 
     def build(self, backbone: Encoder, setting: StageSetting) -> Method:
-        """The method, its head fresh."""
         return DINO(self, backbone, setting)
 
 
 class DINO(Method):
-    """A student, and the teacher that follows it."""
+    """A student g_s, its momentum teacher g_t, and the center C of the teacher's outputs."""
 
     family: ClassVar[Family] = "self-distillation"
     center: Tensor
@@ -72,28 +70,25 @@ class DINO(Method):
     def __init__(self, config: Config, backbone: Encoder, setting: StageSetting) -> None:
         super().__init__(backbone, None)
         self.config, self.size = config, setting.size
-        self.head = DistillationHead([backbone.width, config.hidden, config.hidden, config.dim], config.outputs)
+        self.head = DINOHead([backbone.width, config.hidden, config.hidden, config.dim], config.outputs)
         self.teacher = MomentumEncoder(nn.Sequential(backbone, self.head))
         self.register_buffer("center", torch.zeros(config.outputs))
 
-    def kinds(self) -> Sequence[ViewKind]:
-        return multi_crop(self.size, [POLICY, OTHER], [SMALL] * self.config.small_views)
+    def view_kinds(self) -> Sequence[ViewKind]:
+        return multi_crop(self.size, [LARGE, SECOND_LARGE], [SMALL] * self.config.small_views)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
-        network = nn.Sequential(self.backbone, self.head)
-        self.teacher.catch_up(network, cosine_momentum(self.config.teacher_momentum, views.progress), views.step)
-        wanted = forward_concat(self.teacher, views.unlabelled[:LARGE_VIEWS])
-        student = self._student(views)
+        student = nn.Sequential(self.backbone, self.head)
+        self.teacher.update_from(student, cosine_momentum(self.config.teacher_momentum, views.progress), views.step)
+        g_t = forward_concat(self.teacher, views.unlabelled[:LARGE_VIEWS])
+        head = functools.partial(self.head, is_frozen=views.progress < self.config.frozen)
+        g_s = forward_concat(head, forward_concat(self.backbone, views.unlabelled))
         temperatures = (self.config.temperature, self.config.teacher_temperature)
-        loss = distillation(student, wanted, self.center.clone(), temperatures)
-        self._follow(torch.cat(wanted))
+        loss = dino(g_s, g_t, self.center.clone(), temperatures)
+        self._update_center(torch.cat(g_t))
         return {"dino": loss}
 
-    def _student(self, views: Views) -> list[Tensor]:
-        head = functools.partial(self.head, is_frozen=views.progress < self.config.frozen)
-        return forward_concat(head, forward_concat(self.backbone, views.unlabelled))
-
     @torch.no_grad()
-    def _follow(self, outputs: Tensor) -> None:
-        """The centre follows the mean of the teacher's outputs."""
+    def _update_center(self, outputs: Tensor) -> None:
+        """Set C to m C + (1 - m) times the mean of the teacher's outputs (eq. 4), after it was used."""
         self.center.lerp_(outputs.float().mean(dim=0), 1 - self.config.center_momentum)

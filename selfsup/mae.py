@@ -1,4 +1,4 @@
-"""MAE: a vision transformer sees a quarter of an image's patches and paints the others (He et al., CVPR 2022)."""
+"""MAE: encode the visible patches of an image and reconstruct the masked ones (He et al., CVPR 2022)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from selfsup.components.method import Family, Method, Policy, StageSetting, View
 
 POLICY = Policy(area=(0.2, 1.0), jitter=0, grayscale=0, blur=0)
 HEAD_WIDTH = 32
+"""Channels per attention head of the decoder."""
 
 
 class Config(MethodConfig):
@@ -26,80 +27,90 @@ class Config(MethodConfig):
 
     method: Literal["mae"] = "mae"
     masked: float = Field(default=0.75, gt=0, lt=1)
-    """Share of the patches that are hidden."""
+    """Share of the patches that are masked."""
     width: int = Field(default=512, ge=HEAD_WIDTH, multiple_of=HEAD_WIDTH)
-    """Of the decoder."""
+    """Width of the decoder."""
     depth: int = Field(default=8, ge=1)
     """Blocks of the decoder."""
 
     def build(self, backbone: Encoder, setting: StageSetting) -> Method:
-        """The method, its decoder fresh. ConfigError unless the backbone is a plain vision transformer."""
         return MAE(self, backbone, setting)
 
 
 class MAE(Method):
-    """The transformer as encoder of what is visible, and a narrower one that decodes all."""
+    """A vision transformer that encodes the visible patches, and a narrower one that decodes all of them.
 
-    places: Tensor
+    Raises ConfigError unless the backbone is a plain vision transformer whose patches divide the image.
+    """
+
+    decoder_pos_embed: Tensor
     family: ClassVar[Family] = "masked"
-    compares: ClassVar[bool] = False
+    compares_images: ClassVar[bool] = False
 
     def __init__(self, config: Config, backbone: Encoder, setting: StageSetting) -> None:
         super().__init__(backbone, None)
         if not isinstance(backbone.model, VisionTransformer):
             raise ConfigError(
-                f"method 'mae' hides patches from a plain vision transformer, which {backbone.name!r} is not: take "
+                f"method 'mae' masks patches of a plain vision transformer, which {backbone.name!r} is not: take "
                 "vit_tiny_patch16_224, vit_small_patch16_224 or another one, or another method."
             )
         self.config, self.size = config, setting.size
-        self.side: int = backbone.model.patch_embed.patch_size[0]
-        if setting.size % self.side:
-            raise ConfigError(f"image_size {setting.size} is no multiple of the backbone's patches ({self.side}).")
-        self.embed = nn.Linear(backbone.width, config.width)
-        self.hidden = nn.Parameter(torch.zeros(config.width).normal_(std=0.02))
+        self.patch_size: int = backbone.model.patch_embed.patch_size[0]
+        if setting.size % self.patch_size:
+            raise ConfigError(
+                f"image_size {setting.size} is not a multiple of the backbone's patch size, {self.patch_size} pixels."
+            )
+        self.decoder_embed = nn.Linear(backbone.width, config.width)
+        self.mask_token = nn.Parameter(torch.zeros(config.width).normal_(std=0.02))
         heads = config.width // HEAD_WIDTH
-        self.blocks = nn.Sequential(*(Block(config.width, heads, qkv_bias=True) for _ in range(config.depth)))
-        self.norm = nn.LayerNorm(config.width)
-        self.paint = nn.Linear(config.width, self.side**2 * 3)
-        grid = setting.size // self.side
-        self.register_buffer("places", build_sincos2d_pos_embed([grid, grid], config.width), persistent=False)
+        self.decoder_blocks = nn.Sequential(*(Block(config.width, heads, qkv_bias=True) for _ in range(config.depth)))
+        self.decoder_norm = nn.LayerNorm(config.width)
+        self.decoder_pred = nn.Linear(config.width, self.patch_size**2 * 3)
+        grid = setting.size // self.patch_size
+        self.register_buffer(
+            "decoder_pos_embed", build_sincos2d_pos_embed([grid, grid], config.width), persistent=False
+        )
 
-    def kinds(self) -> Sequence[ViewKind]:
+    def view_kinds(self) -> Sequence[ViewKind]:
         return [ViewKind(self.size, POLICY)]
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         [images] = views.unlabelled
-        prediction, masked = self._paint(images)
-        return {"mae": masked_reconstruction(prediction, to_patches(images, self.side), masked)}
+        prediction, masked = self._reconstruct(images)
+        return {"mae": masked_reconstruction(prediction, patchify(images, self.patch_size), masked)}
 
-    def _paint(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What all patches (B, N, P) look like to it, and which were hidden (B, N)."""
+    def _reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict all N patches of P values (B, N, P), and return which of them were masked (B, N) bool."""
         model: Any = self.backbone.model
-        tokens = model._pos_embed(model.patch_embed(self.backbone.normalised(images)))
+        tokens = model._pos_embed(model.patch_embed(self.backbone.normalize(images)))
         first = model.num_prefix_tokens
-        visible, order = hide(tokens[:, first:], self.config.masked)
-        seen = model.norm_pre(torch.cat([tokens[:, :first], visible], dim=1))
-        seen = self.embed(model.norm(model.blocks(seen)))[:, first:]
-        count, missing = seen.shape[1], order.shape[1] - seen.shape[1]
-        shuffled = torch.cat([seen, self.hidden.to(seen.dtype).expand(len(seen), missing, -1)], dim=1)
-        back = order.argsort(dim=1)
-        whole = shuffled.gather(1, back[:, :, None].expand_as(shuffled)) + self.places.to(seen.dtype)
-        return self.paint(self.norm(self.blocks(whole))), back >= count
+        visible, order = random_masking(tokens[:, first:], self.config.masked)
+        latent = model.norm_pre(torch.cat([tokens[:, :first], visible], dim=1))
+        latent = self.decoder_embed(model.norm(model.blocks(latent)))[:, first:]
+        visible_count = latent.shape[1]
+        masked_count = order.shape[1] - visible_count
+        mask_tokens = self.mask_token.to(latent.dtype).expand(len(latent), masked_count, -1)
+        shuffled = torch.cat([latent, mask_tokens], dim=1)
+        restore = order.argsort(dim=1)
+        full = shuffled.gather(1, restore[:, :, None].expand_as(shuffled)) + self.decoder_pos_embed.to(latent.dtype)
+        return self.decoder_pred(self.decoder_norm(self.decoder_blocks(full))), restore >= visible_count
 
 
-def hide(tokens: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Tokens (B, N, D) -> those that stay visible, (B, N - round(share N), D), drawn at random for each image, and a
-    random order of all (B, N) whose beginning they are. One stays visible at least.
+def random_masking(tokens: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Mask a share of each image's tokens (B, N, D), drawn at random; at least one stays visible.
+
+    Returns the visible tokens (B, V, D), V = N - round(share N), and a permutation (B, N) of all positions whose first
+    V entries are the visible ones.
     """
     count = tokens.shape[1]
-    left = max(1, count - round(share * count))
+    visible_count = max(1, count - round(share * count))
     order = torch.rand(tokens.shape[:2], device=tokens.device).argsort(dim=1)
-    kept = order[:, :left, None].expand(-1, -1, tokens.shape[2])
-    return tokens.gather(1, kept), order
+    visible = order[:, :visible_count, None].expand(-1, -1, tokens.shape[2])
+    return tokens.gather(1, visible), order
 
 
-def to_patches(images: Tensor, side: int) -> Tensor:
-    """Images (B, 3, S, S) -> their patches (B, (S / side)^2, side^2 3), row by row."""
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Cut images (B, 3, S, S) into patches of side p, row by row: (B, (S / p)^2, p^2 3)."""
     batch, channels, height, width = images.shape
-    grid = images.reshape(batch, channels, height // side, side, width // side, side)
-    return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, side * side * channels)
+    grid = images.reshape(batch, channels, height // patch_size, patch_size, width // patch_size, patch_size)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch_size * patch_size * channels)

@@ -1,5 +1,5 @@
-"""MoCo-v2: a view is told from a queue of other images' keys, which a slowly moving copy of the network has made
-(He et al., CVPR 2020; Chen et al., 2020).
+"""MoCo-v2: tell a query's key from a queue of other images' keys, which a momentum encoder computed (He et al., CVPR
+2020; Chen et al., 2020).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from selfsup.components.losses import info_nce
 from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
 
 POLICY = Policy(area=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4)
-"""As HPT has it: the hue changes four times as far as in MoCo-v2's own code."""
-LARGEST = 65_536
-GROUP = 16
-"""Images whose keys are normalised together, at least."""
+"""HPT's: the hue changes four times as far as in MoCo-v2's own code."""
+MAX_QUEUE = 65_536
+MIN_GROUP = 16
+"""Fewest images whose keys share batch statistics."""
 
 
 class Config(MethodConfig):
@@ -30,65 +30,69 @@ class Config(MethodConfig):
 
     method: Literal["mocov2"] = "mocov2"
     dim: int = Field(default=128, ge=2)
-    """Of the embedding."""
+    """Width of the embedding."""
     temperature: float = Field(default=0.2, gt=0)
-    """Of the softmax over cosines."""
+    """Temperature of the softmax over cosines."""
     key_momentum: float = Field(default=0.999, ge=0, le=1)
-    """Of the copy that makes the keys."""
+    """Momentum of the key encoder."""
     queue: int | None = Field(default=None, ge=1)
-    """Keys that are remembered; null for 65,536, or as many as there are images in whole batches, if they are fewer."""
+    """Keys in the queue; null for 65,536, or for as many images as whole batches hold, if they are fewer."""
 
     def build(self, backbone: Encoder, setting: StageSetting) -> Method:
-        """The method, its head fresh and its queue of random directions."""
         return MoCo(self, backbone, setting)
 
 
 class MoCo(Method):
-    """A query network that learns, a key network that follows it, and the queue."""
+    """A query encoder f_q, a key encoder f_k that is its momentum copy, and a queue of keys, at first random ones.
+
+    `queue_images`: the position in the set of each key's image, -1 for random keys; `queue_ptr`: the oldest key.
+    """
 
     family: ClassVar[Family] = "contrastive"
     queue: Tensor
-    owners: Tensor
-    place: Tensor
+    queue_images: Tensor
+    queue_ptr: Tensor
 
     def __init__(self, config: Config, backbone: Encoder, setting: StageSetting) -> None:
         super().__init__(backbone, config.labels)
         self.config, self.size = config, setting.size
         self.head = projector([backbone.width, backbone.width, config.dim])
-        self.keys = MomentumEncoder(nn.Sequential(backbone, self.head))
-        length = config.queue or min(LARGEST, max(setting.images // setting.batch, 1) * setting.batch)
+        self.key_encoder = MomentumEncoder(nn.Sequential(backbone, self.head))
+        length = config.queue or min(MAX_QUEUE, max(setting.images // setting.batch, 1) * setting.batch)
         self.register_buffer("queue", F.normalize(torch.randn(length, config.dim), dim=1))
-        self.register_buffer("owners", torch.full((length,), -1))
-        self.register_buffer("place", torch.tensor(0))
+        self.register_buffer("queue_images", torch.full((length,), -1))
+        self.register_buffer("queue_ptr", torch.tensor(0))
 
-    def kinds(self) -> Sequence[ViewKind]:
+    def view_kinds(self) -> Sequence[ViewKind]:
         return [ViewKind(self.size, POLICY)] * 2
 
     def losses(self, views: Views) -> dict[str, Tensor]:
-        self.keys.catch_up(nn.Sequential(self.backbone, self.head), self.config.key_momentum, views.step)
-        query, *labelled = forward_concat(
-            self.head, forward_concat(self.backbone, [views.unlabelled[0], views.labelled])
-        )
-        key = F.normalize(self._keys(views.unlabelled[1]).float(), dim=1)
-        own = views.index[:, None] == self.owners[None, :]
-        loss = info_nce(query, key, self.queue.clone(), self.config.temperature, own)
-        self._remember(key, views.index)
-        return {"mocov2": loss} | (self.supervised(labelled[0], views) if labelled else {})
+        query_encoder = nn.Sequential(self.backbone, self.head)
+        self.key_encoder.update_from(query_encoder, self.config.key_momentum, views.step)  # eq. 2
+        h = forward_concat(self.backbone, [views.unlabelled[0], views.labelled])
+        q, *z_labelled = forward_concat(self.head, h)
+        k = F.normalize(self._keys(views.unlabelled[1]).float(), dim=1)
+        same_image = views.index[:, None] == self.queue_images[None, :]
+        losses = {"mocov2": info_nce(q, k, self.queue.clone(), self.config.temperature, same_image)}
+        self._enqueue(k, views.index)
+        return losses | (self.labelled_losses(z_labelled[0], views) if z_labelled else {})
 
     def _keys(self, images: Tensor) -> Tensor:
-        """Keys in a random order by two groups: batch statistics that a query shared with its key would give it away
-        (the paper shuffles images among GPUs for that).
+        """Return the keys (B, D), computed in two random groups.
+
+        With the batch statistics of its own query, a key could be told from others by them; the paper shuffles images
+        among GPUs instead (section 3.3).
         """
         order = torch.randperm(len(images), device=images.device)
-        groups = order.chunk(2 if len(images) >= 2 * GROUP else 1)
-        shuffled = torch.cat([self.keys(images[group]) for group in groups])
+        groups = order.chunk(2 if len(images) >= 2 * MIN_GROUP else 1)
+        shuffled = torch.cat([self.key_encoder(images[group]) for group in groups])
         return shuffled[order.argsort()]
 
     @torch.no_grad()
-    def _remember(self, keys: Tensor, index: Tensor) -> None:
-        """The oldest keys make room for these."""
+    def _enqueue(self, keys: Tensor, index: Tensor) -> None:
+        """Replace the oldest keys by these."""
         keys, index = keys[-len(self.queue) :], index[-len(self.queue) :]
-        places = (self.place + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-        self.queue[places] = keys
-        self.owners[places] = index
-        self.place.copy_((self.place + len(keys)) % len(self.queue))
+        positions = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % len(self.queue)
+        self.queue[positions] = keys
+        self.queue_images[positions] = index
+        self.queue_ptr.copy_((self.queue_ptr + len(keys)) % len(self.queue))

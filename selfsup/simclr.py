@@ -1,4 +1,4 @@
-"""SimCLR: two views of an image are each other's only match among all views of the batch (Chen et al., ICML 2020)."""
+"""SimCLR: find the other view of the same image among all views of the batch (Chen et al., ICML 2020)."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ class Config(MethodConfig):
 
     method: Literal["simclr"] = "simclr"
     dim: int = Field(default=128, ge=2)
-    """Of the embedding."""
+    """Width of the embedding."""
     temperature: float = Field(default=0.1, gt=0)
-    """Of the softmax over cosines."""
+    """Temperature of the softmax over cosines."""
 
     def build(self, backbone: Encoder, setting: StageSetting) -> Method:
-        """The method, its head fresh."""
         return SimCLR(self, backbone, setting)
 
 
 class SimCLR(Method):
-    """A backbone and a perceptron of one hidden layer behind it."""
+    """An encoder f, the backbone, and a projection head g of one hidden layer: h = f(x), z = g(h)."""
 
     family: ClassVar[Family] = "contrastive"
 
@@ -41,11 +40,11 @@ class SimCLR(Method):
         self.config, self.size = config, setting.size
         self.head = projector([backbone.width, backbone.width, config.dim])
 
-    def kinds(self) -> Sequence[ViewKind]:
+    def view_kinds(self) -> Sequence[ViewKind]:
         return [ViewKind(self.size, POLICY)] * 2
 
     def losses(self, views: Views) -> dict[str, Tensor]:
-        features = forward_concat(self.backbone, [*views.unlabelled, views.labelled])
-        first, second, *labelled = forward_concat(self.head, features)
-        found = {"simclr": nt_xent(first, second, self.config.temperature)}
-        return found | (self.supervised(labelled[0], views) if labelled else {})
+        h = forward_concat(self.backbone, [*views.unlabelled, views.labelled])
+        z_i, z_j, *z_labelled = forward_concat(self.head, h)
+        losses = {"simclr": nt_xent(z_i, z_j, self.config.temperature)}
+        return losses | (self.labelled_losses(z_labelled[0], views) if z_labelled else {})

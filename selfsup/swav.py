@@ -1,4 +1,4 @@
-"""SwAV: of each view the code is foretold that another view of the image has among prototypes (Caron et al., NeurIPS
+"""SwAV: predict, from each view, the cluster assignment ("code") of another view of the image (Caron et al., NeurIPS
 2020).
 """
 
@@ -15,14 +15,15 @@ from torch import Tensor
 from pipeline.models.encoder import Encoder
 from selfsup.components.config import MethodConfig
 from selfsup.components.heads import Prototypes, projector
-from selfsup.components.kmeans import fitting_count
+from selfsup.components.kmeans import default_cluster_count
 from selfsup.components.losses import sinkhorn, swapped_prediction
 from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
 from selfsup.components.multicrop import multi_crop
 
-POLICY = Policy(area=(0.14, 1.0))
+LARGE = Policy(area=(0.14, 1.0))
 SMALL = Policy(area=(0.05, 0.14))
-LARGE_VIEWS, QUEUE = 2, 3840
+LARGE_VIEWS = 2
+MAX_QUEUE = 3840
 
 
 class Config(MethodConfig):
@@ -34,30 +35,29 @@ class Config(MethodConfig):
     hidden: int = Field(default=2048, ge=2)
     """Width of the projector's hidden layer."""
     dim: int = Field(default=128, ge=2)
-    """Of the embedding."""
+    """Width of the embedding."""
     prototypes: int | None = Field(default=None, ge=2)
-    """Null for 3,000, or a tenth of the images, if those are fewer."""
+    """Number of prototypes; null for 3,000, or a tenth of the images if that is less."""
     temperature: float = Field(default=0.1, gt=0)
-    """Of the softmax over scores."""
+    """Temperature of the softmax over scores."""
     epsilon: float = Field(default=0.05, gt=0)
-    """How soft codes are."""
+    """Smoothness of the codes."""
     sinkhorn_steps: int = Field(default=3, ge=1)
-    """Iterations that even out how much prototypes are used."""
+    """Sinkhorn iterations, which make the codes use all prototypes alike."""
     frozen: float = Field(default=0.01, ge=0, le=1)
-    """Share of the steps at the start in which prototypes do not move."""
+    """Share of the steps at the start in which the prototypes are frozen."""
     queue: int | None = Field(default=None, ge=0)
-    """Images seen before that are counted in when codes are evened out; null for none, or where a batch is smaller than
-    the prototypes for 3,840, or as many as there are, if those are fewer."""
+    """Embeddings of earlier images that the codes are computed with; null for none, or, where a batch is smaller than
+    the prototypes, for 3,840 or as many as there are images."""
     queue_from: float = Field(default=0.15, ge=0, le=1)
-    """Share of the steps after which they are."""
+    """Share of the steps after which the queue is used."""
 
     def build(self, backbone: Encoder, setting: StageSetting) -> Method:
-        """The method, its projector and prototypes fresh."""
         return SwAV(self, backbone, setting)
 
 
 class SwAV(Method):
-    """A projector of two layers and prototypes behind a backbone."""
+    """An encoder with a projector of two layers, prototypes C, and a queue of embeddings for each large view."""
 
     family: ClassVar[Family] = "clustering"
     queue: Tensor
@@ -66,31 +66,34 @@ class SwAV(Method):
         super().__init__(backbone, config.labels)
         self.config, self.size = config, setting.size
         self.head = projector([backbone.width, config.hidden, config.dim], norm=True)
-        count = config.prototypes or fitting_count(setting.images)
+        count = config.prototypes or default_cluster_count(setting.images)
         self.prototypes = Prototypes(config.dim, count)
-        needed = min(QUEUE, setting.images) if setting.batch < count else 0
+        needed = min(MAX_QUEUE, setting.images) if setting.batch < count else 0
         length = needed if config.queue is None else config.queue
         self.register_buffer("queue", torch.zeros(LARGE_VIEWS, length, config.dim))
 
-    def kinds(self) -> Sequence[ViewKind]:
-        return multi_crop(self.size, [POLICY] * LARGE_VIEWS, [SMALL] * self.config.small_views)
+    def view_kinds(self) -> Sequence[ViewKind]:
+        return multi_crop(self.size, [LARGE] * LARGE_VIEWS, [SMALL] * self.config.small_views)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         embeddings = forward_concat(self.head, forward_concat(self.backbone, [*views.unlabelled, views.labelled]))
-        unit = [F.normalize(each.float(), dim=1) for each in embeddings[: len(views.unlabelled)]]
+        z = [F.normalize(view.float(), dim=1) for view in embeddings[: len(views.unlabelled)]]
         is_frozen = views.progress < self.config.frozen
-        scores = [self.prototypes(each, is_frozen) for each in unit]
-        codes = [self._code(number, unit[number], views) for number in range(LARGE_VIEWS)]
-        found = {"swav": swapped_prediction(scores, codes, self.config.temperature)}
-        return found | (self.supervised(embeddings[-1], views) if views.labelled is not None else {})
+        scores = [self.prototypes(z_t, is_frozen) for z_t in z]
+        q = [self._code(number, z[number], views) for number in range(LARGE_VIEWS)]
+        losses = {"swav": swapped_prediction(scores, q, self.config.temperature)}
+        return losses | (self.labelled_losses(embeddings[-1], views) if views.labelled is not None else {})
 
     @torch.no_grad()
-    def _code(self, number: int, embeddings: Tensor, views: Views) -> Tensor:
-        """Codes of a large view, evened out over the batch and, late enough, what the queue remembers of this view."""
-        held = self.queue[number]
-        is_full = len(held) > 0 and bool(held[-1].any()) and views.progress >= self.config.queue_from
-        every = torch.cat([embeddings, held]) if is_full else embeddings
-        codes = sinkhorn(self.prototypes(every), self.config.epsilon, self.config.sinkhorn_steps)[: len(embeddings)]
-        if len(held):
-            self.queue[number] = torch.cat([embeddings.detach(), held])[: len(held)]
-        return codes
+    def _code(self, number: int, z: Tensor, views: Views) -> Tensor:
+        """Return the codes (B, K) of a large view's embeddings (B, D), and put these into the view's queue.
+
+        The Sinkhorn iterations include the queue once it is full and `queue_from` is reached.
+        """
+        queue = self.queue[number]
+        uses_queue = len(queue) > 0 and bool(queue[-1].any()) and views.progress >= self.config.queue_from
+        scores = self.prototypes(torch.cat([z, queue]) if uses_queue else z)
+        q = sinkhorn(scores, self.config.epsilon, self.config.sinkhorn_steps)[: len(z)]
+        if len(queue):
+            self.queue[number] = torch.cat([z.detach(), queue])[: len(queue)]
+        return q

@@ -1,4 +1,4 @@
-"""What the student learns from: every pool image with, for each teacher, a true label if there is one, else its own."""
+"""Training data of the student: its heads, and every pool image with the true or pseudo label of each head."""
 
 from __future__ import annotations
 
@@ -24,62 +24,67 @@ from tasks.teacher import Teacher, TeacherSchedule
 
 @dataclasses.dataclass(frozen=True)
 class StudentHead:
-    """One head of the student: the teacher it learns from."""
+    """A head of the student: the teacher that it learns from, and how that teacher's labels are read."""
 
     teacher: str
     space: LabelSpace
     data: str | None
-    """The set the teacher was trained on: its true labels speak the same language."""
+    """The set that the teacher was trained on, whose true labels have the same label space; None if it was none."""
     schedule: TeacherSchedule | None
+    """Batch and learning rate of the teacher's training; None if it was not trained here."""
     threshold: float
+    """Smallest score of a pseudo label that is kept, in [0, 1]."""
 
 
 def heads_of(config: StudentConfig, inputs: Inputs) -> dict[str, StudentHead]:
-    """The heads, one per teacher that has a weight above zero."""
+    """Return the heads by teacher, one for each teacher whose loss weight is not 0."""
     heads = {}
-    for name, made in inputs.of_kind("teacher").items():
+    for name, artifact in inputs.of_kind("teacher").items():
         if config.loss_weights.get(name) == 0:
             continue
-        about = Teacher.load(made)
-        threshold = threshold_for(config, name, about.space)
-        heads[name] = StudentHead(name, about.space, about.data, about.schedule, threshold)
+        teacher = Teacher.load(artifact)
+        threshold = threshold_for(config, name, teacher.space)
+        heads[name] = StudentHead(name, teacher.space, teacher.data, teacher.schedule, threshold)
     return heads
 
 
 def threshold_for(config: StudentConfig, teacher: str, space: LabelSpace) -> float:
-    """The smallest score kept: by teacher, by task, or the task's default (0.5 for boxes and masks, as in MuST)."""
-    named = config.thresholds
-    return named.get(teacher, named.get(space.task, tasks.label(space).default_threshold))
+    """Return the threshold of the teacher, of its task, or the task's default (0.5 for boxes and masks, as in MuST)."""
+    thresholds = config.thresholds
+    return thresholds.get(teacher, thresholds.get(space.task, tasks.label(space).default_threshold))
 
 
-def join(config: StudentConfig, heads: Mapping[str, StudentHead], inputs: Inputs) -> ImageDataset:
-    """Pool images and labels, joined shard by shard. Image shards are pooled; each image is one draw in an epoch."""
+def student_dataset(config: StudentConfig, heads: Mapping[str, StudentHead], inputs: Inputs) -> ImageDataset:
+    """Return the pool's images joined with their labels, without images that have none; an epoch draws each once."""
     return ImageDataset(in_parallel(drop_unlabelled, list(student_shards(config, heads, inputs))))
 
 
 def student_shards(config: StudentConfig, heads: Mapping[str, StudentHead], inputs: Inputs) -> Iterator[DatasetShard]:
-    """The shards of the pool with every label there may be, in order; whether there is one is not looked at yet. A
-    teacher's label that was rejected by hand is as good as none; a true label is not affected by that.
+    """Yield the shards of the pool with the label sources of each head, those that win first.
+
+    Images without a label are still in them. Labels that were rejected by hand are not used, true ones are. Raises
+    DataError if a teacher has not labelled a shard.
     """
     sets = {name: IngestedSet(made) for name, made in inputs.of_kind("data").items()}
     precedence = LabelPrecedence(config.labels, config.truths, sets, inputs.artifacts)
     for name, shard, rows in pool_shards(inputs["pool"], inputs.of_kind("data")):
         label_sources = {}
         for head in heads.values():
-            found = precedence.sources(head, name, shard)
-            if config.labels != "true_only" and all(ranked.truth for ranked in found):
+            sources = precedence.sources(head, name, shard)
+            if config.labels != "true_only" and all(ranked.truth for ranked in sources):
                 raise DataError(
                     f"No labels by teacher {head.teacher!r} for {name}/{shard.name}: run the label step again."
                 )
-            if found:
-                label_sources[head.teacher] = tuple(ranked.source for ranked in found)
+            if sources:
+                label_sources[head.teacher] = tuple(ranked.source for ranked in sources)
         if label_sources:
             yield DatasetShard(shard, rows, label_sources)
 
 
 def count_rejected(inputs: Inputs) -> dict[str, Any]:
-    """For the step's counts, where labels are rejected: how many pseudo labels of the pool are, by teacher, and how
-    many are of no image of the pool or of another version of their teacher.
+    """Count, for the manifest, the pool's rejected pseudo labels by teacher; {} if none were rejected in this root.
+
+    `unmatched_rejections` are of images outside the pool, or of another version of their teacher.
     """
     if REJECTED_LABELS not in inputs.artifacts:
         return {}

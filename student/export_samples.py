@@ -1,4 +1,4 @@
-"""What the student learns from, image by image: the labels that win, at the recipe's thresholds, as they are stored."""
+"""Samples for exports: every image that the student learns from, with the winning labels as they are stored."""
 
 from __future__ import annotations
 
@@ -12,27 +12,24 @@ from pipeline.recipe.student import StudentConfig
 from pipeline.steps.artifact import Inputs
 from student.dataset import StudentHead, student_shards
 
-AHEAD = 32
-"""Images read before they are asked for."""
+PREFETCH_IMAGES = 32
 
 
 def labelled_samples(config: StudentConfig, heads: Mapping[str, StudentHead], inputs: Inputs) -> Iterator[ExportSample]:
-    """Every image of the pool with a label of any of these heads, in the pool's order: what `join` holds, one shard in
-    memory at a time.
-    """
-    places = (
+    """Yield the images of `student_dataset` for these heads, in the pool's order, one shard in memory at a time."""
+    positions = (
         (dataset, position)
         for shard in student_shards(config, heads, inputs)
         for dataset in [ImageDataset([drop_unlabelled(shard)])]
         for position in range(len(dataset))
     )
-    return prefetch(_sample, places, inputs.runtime.threads, AHEAD)
+    return prefetch(_read_sample, positions, inputs.runtime.threads, PREFETCH_IMAGES)
 
 
-def _sample(place: tuple[ImageDataset, int]) -> ExportSample:
-    dataset, position = place
+def _read_sample(item: tuple[ImageDataset, int]) -> ExportSample:
+    dataset, position = item
     number, row = dataset.locate(position)
-    about = dataset.shards[number].images.row(row)
+    image = dataset.shards[number].images.row(row)
     _, data = dataset.read(position)
-    size = (about.width, about.height)
-    return ExportSample(about.key, data, about.suffix, size, about.source, dataset.values(position))
+    size = (image.width, image.height)
+    return ExportSample(image.key, data, image.suffix, size, image.source, dataset.values(position))

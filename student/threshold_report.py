@@ -1,4 +1,4 @@
-"""How much of the pseudo labels a threshold keeps, class by class, and whether it skews them."""
+"""Threshold report: the share of pseudo labels that a threshold keeps, by class, and a warning if it skews classes."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from pipeline.storage.root import StoredFile
 from pipeline.stores.labels import LabelShard
 from student.dataset import StudentHead
 
-MOST_IMAGES = 5000
-"""Images per teacher that are counted, about; of larger pools, every second, third ... shard."""
+MAX_IMAGES = 5000
+"""Images per teacher that are counted, about: of a larger pool, every second, third ... shard."""
 SKEW = 2.0
-"""A warning is due if the class kept best keeps this many times the share of the class kept worst."""
+"""Ratio of the largest to the smallest share kept of a class, from which on there is a warning."""
 RARE = 0.002
-"""Classes with less than this share of all labels are left out of the warning: their shares are noise."""
+"""Share of all labels below which a class is left out of the warning, as its share kept is noise."""
 
 
-def kept_shares(heads: Mapping[str, StudentHead], inputs: Inputs) -> dict[str, dict[str, Any]]:
-    """Per teacher: classes, how much there is of each (boxes, pixels or images), the share kept, and a warning."""
-    made = inputs["label"]
-    index = made.load("labels.json", read_json)
-    files = {(entry["set"], entry["shard"], entry["teacher"]): made.external_file(entry["path"]) for entry in index}
+def count_kept(heads: Mapping[str, StudentHead], inputs: Inputs) -> dict[str, dict[str, Any]]:
+    """Count by teacher, for each class, the boxes, pixels or images `held` and `kept`, with a warning or None."""
+    labels = inputs["label"]
+    index = labels.load("labels.json", read_json)
+    files = {(entry["set"], entry["shard"], entry["teacher"]): labels.external_file(entry["path"]) for entry in index}
     shards = list(pool_shards(inputs["pool"], inputs.of_kind("data")))
     rejected = rejected_rows(inputs.artifacts)
-    some = shards[:: max(1, sum(len(rows) for _, _, rows in shards) // MOST_IMAGES)]
+    counted = shards[:: max(1, sum(len(rows) for _, _, rows in shards) // MAX_IMAGES)]
 
-    def used(teacher: str) -> list[tuple[StoredFile, set[int]]]:
-        places = [((where, shard.name, teacher), rows) for where, shard, rows in some]
-        return [(files[place], set(rows.tolist()) - rejected.get(place, frozenset())) for place, rows in places]
+    def label_files(teacher: str) -> list[tuple[StoredFile, set[int]]]:
+        keys = [((dataset, shard.name, teacher), rows) for dataset, shard, rows in counted]
+        return [(files[key], set(rows.tolist()) - rejected.get(key, frozenset())) for key, rows in keys]
 
-    return {name: _count(head, used(name)) for name, head in heads.items()}
+    return {name: _count(head, label_files(name)) for name, head in heads.items()}
 
 
-def _count(head: StudentHead, shards: list[tuple[StoredFile, set[int]]]) -> dict[str, Any]:
-    """`shards`: a teacher's label files, and which of their rows are in the pool and not rejected."""
+def _count(head: StudentHead, files: list[tuple[StoredFile, set[int]]]) -> dict[str, Any]:
+    """Count a teacher's labels in these files, in the given rows: those in the pool and not rejected."""
     label = tasks.label(head.space)
     classes = list(head.space.classes) or [head.space.task]
     held, kept = np.zeros(len(classes)), np.zeros(len(classes))
     images = 0
-    for file, used in shards:
+    for file, rows in files:
         for number, row in enumerate(LabelShard(file, label).rows()):
-            if number in used and row["status"] == "ok":
-                total, left = label.count(row, head.threshold)
-                held, kept, images = held + total, kept + left, images + 1
+            if number in rows and row["status"] == "ok":
+                row_held, row_kept = label.count(row, head.threshold)
+                held, kept, images = held + row_held, kept + row_kept, images + 1
     return {
         "task": head.space.task,
         "threshold": head.threshold,
@@ -61,7 +61,7 @@ def _count(head: StudentHead, shards: list[tuple[StoredFile, set[int]]]) -> dict
 
 
 def skew_warning(classes: list[str], held: np.ndarray[Any, Any], kept: np.ndarray[Any, Any]) -> str | None:
-    """A sentence if the threshold keeps nothing, or much more of one class than of another; None if it does not."""
+    """Return a sentence if the threshold keeps nothing, or much more of one class than of another, else None."""
     if held.any() and not kept.any():
         return "the threshold keeps nothing: the student learns nothing from this teacher's labels"
     common = held >= max(1, RARE * held.sum())

@@ -1,4 +1,4 @@
-"""The step that trains the student on all teachers' labels at once."""
+"""The step that trains the student on the labels of all teachers at once."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from pipeline.models.checkpoint import write_tensors
 from pipeline.recipe.student import StudentConfig
 from pipeline.steps import ranks
 from pipeline.steps.artifact import Inputs, write_json
-from student.dataset import count_rejected, heads_of, join
-from student.loss_weights import combination
-from student.threshold_report import kept_shares
+from student.dataset import count_rejected, heads_of, student_dataset
+from student.loss_weights import build_loss_weighting
+from student.threshold_report import count_kept
 from tasks.network import build_network
 from tasks.training import TrainingPlan, train_network
 
 
 def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Train one network with a head per teacher; leave it, its backbone under timm's keys, and the shares kept.
+    """Train one network with a head per teacher; write it, its backbone under timm's keys, and the threshold report.
 
-    Of several processes that train together, the first leaves all this; the others return nothing.
+    Of several processes that train together, the first one writes them and returns the counts, the others {}.
     """
     student = StudentConfig.model_validate(config["student"])
     heads = heads_of(student, inputs)
-    combine, weights = combination(student, heads)
-    dataset = join(student, heads, inputs)
+    weighting, weights = build_loss_weighting(student, heads)
+    dataset = student_dataset(student, heads, inputs)
     network = build_network(student, {name: head.space for name, head in heads.items()}, config["seed"])
     plan = TrainingPlan("student", student, student.augment, config["seed"], out)
-    trained = train_network(network, combine, dataset, plan, inputs.runtime)
+    trained = train_network(network, weighting, dataset, plan, inputs.runtime)
     if not ranks.is_first():
         return {}
     network.cpu().save(out)
     write_tensors(out / "backbone.safetensors", network.backbone.model.state_dict())
-    kept = kept_shares(heads, inputs)
+    kept = count_kept(heads, inputs)
     write_json(out / "kept.json", kept)
     warnings = [f"{name}: {share['warning']}" for name, share in kept.items() if share["warning"]]
     counts = {"images": len(dataset), "weights": weights, "warnings": warnings}

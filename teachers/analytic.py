@@ -1,4 +1,4 @@
-"""A teacher that needs no labels and no training: a function of the image."""
+"""Analytic teacher: a fixed function of the image, which needs neither labels nor training."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class Config(TeacherConfig):
     kind: Literal["analytic"] = "analytic"
     task: Literal["texture"] = "texture"
     function: Literal["gabor"] = "gabor"
-    """Which function of the image."""
+    """The function of the image."""
     wavelengths: list[float] = Field(default=[4.0, 8.0], min_length=1)
-    """Pixels of the resized image per period."""
+    """Wavelengths in pixels of the resized image."""
     orientations: int = Field(default=4, ge=2)
-    """Directions, evenly spread over half a turn."""
+    """Number of directions, evenly spread over 180 degrees."""
     image_size: int = Field(default=128, multiple_of=32, ge=32)
     """Side of the square that images are resized to, pixels."""
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Write down what the function is; there is nothing to learn."""
+    """Write the function's configuration."""
     from pipeline.stores.labels import LabelSpace
     from tasks.teacher import Teacher
 
@@ -43,13 +43,13 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 
 
 def filter_names(teacher: Config) -> list[str]:
-    """`<wavelength>@<degrees>` of every filter, wavelengths first."""
+    """Return the name `<wavelength>@<degrees>` of every filter, by wavelength and then by angle."""
     angles = [f"{180 * number / teacher.orientations:g}" for number in range(teacher.orientations)]
     return [f"{wavelength:g}@{angle}" for wavelength in teacher.wavelengths for angle in angles]
 
 
 def load(folder: Path) -> Predictor:
-    """The filter bank as a predictor."""
+    """Load the filter bank."""
     from pipeline.stores.labels import LabelSpace
     from tasks.prediction import Predictor, Preprocessing
     from tasks.texture.model import FilterResponses, GaborBank

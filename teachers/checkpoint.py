@@ -1,4 +1,4 @@
-"""A teacher or student of an earlier run as a teacher: its network, one of its heads."""
+"""Teacher from a checkpoint of this project: one head of a supervised teacher's or a student's network."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 class Config(TeacherConfig):
-    """A trained network of this project."""
+    """A trained network of this project, and one of its heads."""
 
     kind: Literal["checkpoint"] = "checkpoint"
     weights: str
     """The `model.safetensors` of an artifact of a supervised teacher or a student; `model.json` lies beside it."""
     head: str | None = None
-    """Which of its heads; not needed if it has one."""
+    """The head's name; not needed if the network has only one."""
 
     def check(self) -> None:
-        """The network is there and has the head, for the task."""
-        self.space()
+        """Raise ConfigError if the network is missing or has no such head for the task."""
+        self.head_and_space()
 
     def backbone_name(self) -> str:
         return str(self._about()["backbone"])
 
-    def space(self) -> tuple[str, LabelSpace]:
-        """(head, its label space). ConfigError if the network has no such head, or the head is of another task."""
+    def head_and_space(self) -> tuple[str, LabelSpace]:
+        """Return the head's name and label space. Raises ConfigError if the network has no such head for the task."""
         heads = self._about()["heads"]
         head = self.head or (next(iter(heads)) if len(heads) == 1 else "")
         space = LabelSpace.from_json(heads[require_one_of(head, heads, "head")])
@@ -42,11 +42,11 @@ class Config(TeacherConfig):
         return head, space
 
     def _about(self) -> dict[str, Any]:
-        """What the network was built from. ConfigError if there is none."""
-        beside = Path(self.weights).expanduser().with_suffix(".json")
-        if not beside.is_file():
-            raise ConfigError(f"weights: {self.weights} has no {beside.name} beside it, as a trained network has.")
-        about: dict[str, Any] = read_json(beside)
+        """Return the network's `model.json`. Raises ConfigError if there is none."""
+        about_file = Path(self.weights).expanduser().with_suffix(".json")
+        if not about_file.is_file():
+            raise ConfigError(f"weights: {self.weights} has no {about_file.name} beside it, as a trained network has.")
+        about: dict[str, Any] = read_json(about_file)
         if about.get("format") != "network":
             raise ConfigError(f"weights: {self.weights} is of format {about.get('format')!r}, not a network.")
         return about
@@ -57,7 +57,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     from tasks.teacher import Teacher
 
     teacher = Config.model_validate(config["teacher"])
-    head, space = teacher.space()
+    head, space = teacher.head_and_space()
     weights = Path(teacher.weights).expanduser()
     shutil.copyfile(weights, out / "model.safetensors")
     shutil.copyfile(weights.with_suffix(".json"), out / "model.json")
@@ -67,12 +67,12 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 
 
 def load(folder: Path) -> Predictor:
-    """The network, with the one head under the teacher's name."""
+    """Load the network, with its one head under the teacher's name."""
     from tasks.network import Network
     from tasks.prediction import OneHead, Predictor, Preprocessing
 
     network = Network.load(folder)
     chosen = read_json(folder / "head.json")
     tasks = {chosen["name"]: network.tasks[chosen["head"]]}
-    only = OneHead(network, chosen["head"], chosen["name"])
-    return Predictor(only, tasks, Preprocessing(network.config.image_size))
+    network_of_head = OneHead(network, chosen["head"], chosen["name"])
+    return Predictor(network_of_head, tasks, Preprocessing(network.config.image_size))

@@ -1,4 +1,4 @@
-"""A published timm classifier as a teacher, with the preprocessing it was trained with."""
+"""Pretrained teacher: a published timm classifier, with the preprocessing it was trained with."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 class Config(TeacherConfig):
-    """A timm classifier and where its weights are."""
+    """A timm classifier and its weights."""
 
     kind: Literal["pretrained"] = "pretrained"
     task: Literal["classification"] = "classification"
     model: str
-    """A timm classifier."""
+    """Its name in timm."""
     weights: str
     """A file, `package:<module>/<file>`, or `timm` to download what timm publishes."""
     classes: Literal["imagenet-1k", "imagenet-12k", "imagenet-22k"] | list[str] = "imagenet-1k"
-    """What its outputs are, in order: a set whose names timm knows, or the names."""
+    """Class names of its outputs, in order, or a set whose names timm knows."""
     image_size: int | None = Field(default=None, ge=32)
     """Side of the input in pixels; the model's own if not given."""
     centre: float | None = Field(default=None, gt=0, le=1)
@@ -40,18 +40,18 @@ class Config(TeacherConfig):
         return self.model
 
     def check(self) -> None:
-        """timm knows the model, and the weights are its own."""
-        from pipeline.models.backbone import check_classifier
+        """Raise ConfigError if timm does not know the model, or if the weights are not its own."""
+        from pipeline.models.pretrained import check_classifier
 
         check_classifier(self.model, len(class_names(self)), self.weights)
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Bring the weights into the artifact, so that a run never depends on where they came from."""
+    """Copy the weights into the artifact, so that a run never depends on where they came from."""
     import timm
 
-    from pipeline.models.backbone import load_weights
     from pipeline.models.checkpoint import save_model
+    from pipeline.models.pretrained import load_weights
     from pipeline.stores.labels import LabelSpace
     from tasks.teacher import Teacher
 
@@ -77,7 +77,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 
 
 def class_names(teacher: Config) -> list[str]:
-    """The names of the model's outputs, in order."""
+    """Return the class names of the model's outputs, in order."""
     if isinstance(teacher.classes, list):
         return teacher.classes
     from timm.data import ImageNetInfo
@@ -87,7 +87,7 @@ def class_names(teacher: Config) -> list[str]:
 
 
 def load(folder: Path) -> Predictor:
-    """The classifier, prepared and normalised as it was trained."""
+    """Load the classifier, with its preprocessing and normalisation."""
     import tasks
     from pipeline.models.backbone import Classifier
     from pipeline.models.checkpoint import load_model
@@ -96,7 +96,7 @@ def load(folder: Path) -> Predictor:
 
     about, weights = load_model(folder)
     if about.get("format") != "timm_classifier":
-        raise ConfigError(f"{folder}: a model of format {about.get('format')!r}, not a timm classifier.")
+        raise ConfigError(f"{folder}: a model of format {about.get('format')!r}, not 'timm_classifier'.")
     network = Classifier(about["model"], about["head"], len(about["classes"]), (about["mean"], about["std"]))
     network.model.load_state_dict(weights)
     head = tasks.model(LabelSpace("classification", tuple(about["classes"])))

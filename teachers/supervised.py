@@ -1,4 +1,4 @@
-"""A teacher trained on one labelled set: any timm backbone with one head, by the one loop."""
+"""Supervised teacher: any timm backbone with one head, trained on one labelled set."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 
 class Config(TeacherConfig, TrainingConfig):
-    """A task, the set to learn it from, and a schedule."""
+    """A task, the labelled set to train on, and how to train."""
 
     kind: Literal["supervised"] = "supervised"
     data: str
-    """The set it learns from, by its name under `data`."""
+    """The set it is trained on, by its name under `data`."""
 
     def backbone_name(self) -> str:
         return self.backbone
 
     def check(self) -> None:
-        """The metrics to reach are some of the task's."""
+        """Raise ConfigError if `require` names a metric that the task does not have."""
         better = importlib.import_module(f"tasks.{self.task}.model").TaskModel.better
         for metric in self.require:
             require_one_of(metric, better, "require: metric")
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Train on the set's `train` split and measure on its held-out split: the metrics go into the manifest.
+    """Train on the set's `train` split and score on its held-out split; the scores go into the manifest.
 
-    Of several processes that train together, the first writes and measures; the others return nothing. Raises
-    ConfigError if the set has no labels of the task, DataError if the loss stops being finite.
+    Of several processes that train together, the first one writes, scores and returns the counts, the others return {}.
+    Raises ConfigError if the set has no labels of the task, DataError if the loss becomes non-finite.
     """
     from ingest.dataset import IngestedSet, teacher_space
     from ingest.true_labels import held_out_keys, true_label_dataset
@@ -48,26 +48,27 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     from tasks.training import TrainingPlan, WeightedSum, train_network
 
     name, teacher = config["name"], Config.model_validate(config["teacher"])
-    found = IngestedSet(inputs[f"data.{teacher.data}"])
-    space = teacher_space(name, teacher.task, teacher.data, found.spaces)
+    dataset = IngestedSet(inputs[f"data.{teacher.data}"])
+    space = teacher_space(name, teacher.task, teacher.data, dataset.spaces)
     network = build_network(teacher, {name: space}, config["seed"])
-    dataset = true_label_dataset(found, "train", {name: teacher.task}, held_out_keys(found))
+    images = true_label_dataset(dataset, "train", {name: teacher.task}, held_out_keys(dataset))
     plan = TrainingPlan(f"teacher.{name}", teacher, teacher.augment, config["seed"], out)
-    trained = train_network(network, WeightedSum({name: 1.0}), dataset, plan, inputs.runtime)
+    trained = train_network(network, WeightedSum({name: 1.0}), images, plan, inputs.runtime)
     if not ranks.is_first():
         return {}
     network.cpu().save(out)
-    split = found.held_out_split("val", teacher.task)
+    split = dataset.held_out_split("val", teacher.task)
     scores: dict[str, float] = {}
     if split:
         predictor = network_predictor(network).setup(inputs.runtime, read_json(out / "model.json"))
-        scores = score(predictor, true_label_dataset(found, split, {name: teacher.task}), {name: name}, inputs.runtime)
+        held_out = true_label_dataset(dataset, split, {name: teacher.task})
+        scores = score(predictor, held_out, {name: name}, inputs.runtime)
     Teacher("supervised", space, teacher.data, TeacherSchedule(teacher.batch, teacher.lr), scores).write(out)
-    return {"images": len(dataset), "split": split, "scores": scores, **trained.counts()}
+    return {"images": len(images), "split": split, "scores": scores, **trained.counts()}
 
 
 def load(folder: Path) -> Predictor:
-    """The trained teacher."""
+    """Load the trained teacher."""
     from tasks.network import Network
     from tasks.prediction import network_predictor
 

@@ -1,4 +1,4 @@
-"""A detector or segmenter of torchvision with published weights."""
+"""torchvision teacher: a detector or segmenter of torchvision with published weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Config(TeacherConfig):
-    """A model of `torchvision.models.detection` or `.segmentation` and where its weights are."""
+    """A model of `torchvision.models.detection` or `.segmentation`, and its weights."""
 
     kind: Literal["torchvision"] = "torchvision"
     task: Literal["detection", "segmentation"]
@@ -25,19 +25,19 @@ class Config(TeacherConfig):
     weights: str
     """A file, `package:<module>/<file>`, or `torchvision` to download what torchvision publishes."""
     classes: tuple[str, ...] = ()
-    """What its outputs are, in order, background included; those of the published weights if not given."""
+    """Class names of its outputs, in order, with the background; those of the published weights if not given."""
     image_size: int = Field(default=512, multiple_of=32, ge=64)
     """Side of the square that images are resized to, pixels."""
 
     def check(self) -> None:
-        """torchvision knows the model, and the weights are its own."""
-        from teachers.models.torchvision_models import check
+        """Raise ConfigError if torchvision does not know the model, or if the weights are not its own."""
+        from teachers.models.torchvision_models import check_model
 
-        check(self.model_dump(mode="json"))
+        check_model(self.model_dump(mode="json"))
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Bring the weights into the artifact, so that a run never depends on where they came from."""
+    """Copy the weights into the artifact, so that a run never depends on where they came from."""
     from pipeline.models.checkpoint import save_model
     from tasks.teacher import Teacher
     from teachers.models.torchvision_models import build, fetch_weights, space_of
@@ -53,8 +53,8 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 
 
 def load(folder: Path) -> Predictor:
-    """The model, prepared as torchvision prepares it, but for a square input."""
+    """Load the model, with torchvision's preprocessing except that the input is square."""
     from pipeline.models.checkpoint import load_model
-    from teachers.models.torchvision_models import predictor
+    from teachers.models.torchvision_models import build_predictor
 
-    return predictor(*load_model(folder))
+    return build_predictor(*load_model(folder))

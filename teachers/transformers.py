@@ -1,4 +1,4 @@
-"""A model of Hugging Face transformers with published weights, with the preprocessing that is stored beside them."""
+"""transformers teacher: a published model of Hugging Face transformers, with the preprocessing stored beside it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Config(TeacherConfig):
-    """A model for one task. Needs the package transformers, the extra of that name."""
+    """A model for one task. Needs the extra `transformers`."""
 
     kind: Literal["transformers"] = "transformers"
     task: Literal["classification", "detection", "segmentation", "depth"]
@@ -27,18 +27,18 @@ class Config(TeacherConfig):
     image_size: int | None = Field(default=None, ge=32)
     """Side of the square that images are resized to, pixels; the model's own if not given."""
     scale: Literal["relative", "metric"] = "relative"
-    """What a depth model gives: inverse depth up to scale and shift, or metres."""
+    """Output of a depth model: inverse depth up to scale and shift, or metres."""
 
     @field_validator("kind")
     @classmethod
-    def _installed(cls, kind: str) -> str:
+    def _check_installed(cls, kind: str) -> str:
         if importlib.util.find_spec(kind) is None:
             raise ValueError(f"the package transformers is not installed: {install_command('transformers')}")
         return kind
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Bring model and weights into the artifact, so that a run never depends on where they came from."""
+    """Copy model and weights into the artifact, so that a run never depends on where they came from."""
     from tasks.teacher import Teacher
     from teachers.models.transformers_models import describe, fetch, space_of
 
@@ -54,7 +54,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 
 
 def load(folder: Path) -> Predictor:
-    """The model, prepared and normalised as it was trained, but for a square input."""
-    from teachers.models.transformers_models import predictor
+    """Load the model, with its preprocessing and normalisation except that the input is square."""
+    from teachers.models.transformers_models import build_predictor
 
-    return predictor(folder, read_json(folder / "model.json"))
+    return build_predictor(folder, read_json(folder / "model.json"))

@@ -1,1 +1,1 @@
-"""What methods are made of: losses, heads, momentum copies, and the watch on collapse."""
+"""Building blocks of the methods: losses, heads, momentum encoders, k-means, and the base classes to extend."""

@@ -1,4 +1,4 @@
-"""What the configurations of all methods have in common."""
+"""Base class of every method's configuration: the keys of a stage, and how the method is built and checked."""
 
 from __future__ import annotations
 
@@ -14,58 +14,67 @@ from pipeline.recipe.base import NamedBackbone
 from pipeline.recipe.stage import StageConfig
 from selfsup.components.method import Method, StageSetting
 
-TAKE_LABELS = ("contrastive", "clustering")
-"""The families that take labelled images beside the others."""
+LABELLED_FAMILIES = ("contrastive", "clustering")
+"""Families whose methods take labelled images beside the unlabelled ones."""
 
 
 class MethodConfig(StageConfig, ABC):
-    """A stage with a method of its own."""
+    """Configuration of a stage with its method's own keys, none of which may be a key of `StageConfig`:
+
+    method: Literal["simclr"] = "simclr"
+    temperature: float = Field(default=0.1, gt=0)
+    """
 
     @abstractmethod
     def build(self, backbone: Encoder, setting: StageSetting) -> Method:
-        """The method, all but its backbone fresh. ConfigError if it can't use the backbone."""
+        """Build the method with fresh heads: `return SimCLR(self, backbone, setting)`.
 
-    def on(self, encoder: Encoder, setting: StageSetting) -> Method:
-        """The method as the stage uses it. ConfigError if it can't use the backbone, or takes no labels."""
+        Raises ConfigError if the method can't use the backbone.
+        """
+
+    def build_for_stage(self, encoder: Encoder, setting: StageSetting) -> Method:
+        """Build the method and freeze what the stage does not train.
+
+        Raises ConfigError if it can't use the backbone, or can't do what the stage asks for: labels, accumulation.
+        """
         method = self.build(encoder, setting)
-        if self.labels is not None and method.family not in TAKE_LABELS:
+        if self.labels is not None and method.family not in LABELLED_FAMILIES:
             raise ConfigError(
                 f"labels: {self.method!r} takes no labelled images beside the others; methods that contrast or cluster "
                 "do, such as simclr, mocov2, swav and deepclusterv2."
             )
-        if self.accumulate > 1 and method.compares:
+        if self.accumulate > 1 and method.compares_images:
             raise ConfigError(
                 f"accumulate is {self.accumulate}, but {self.method!r} compares the images of a batch with each other: "
                 "set accumulate to 1, and batch to what memory holds."
             )
         if self.trainable == "norm":
-            if not encoder.norms():
+            if not encoder.norm_layers():
                 raise ConfigError(f"trainable: norm, but {encoder.name!r} has no normalisation layer: train all of it.")
-            encoder.train_norms_alone()
+            encoder.train_only_norms()
         return method
 
     def named_backbones(self) -> Sequence[NamedBackbone]:
-        """Return the backbone, if it starts from weights. Of a stage whose start is known."""
+        """Return the backbone if it starts from weights. Needs a resolved stage: backbone and size filled in."""
         assert self.backbone is not None
         assert self.image_size is not None
         return [NamedBackbone(self.backbone, self.image_size, self.start)] if self.from_weights else []
 
     def check(self) -> None:
-        """The method can use the backbone. Of a stage whose start is known."""
+        """Raise ConfigError if the method can't use the backbone. Needs a resolved stage, as `named_backbones`."""
         assert self.backbone is not None
         assert self.image_size is not None
         with torch.device("meta"):  # no memory, no arithmetic
             encoder = Encoder(self.backbone, self.image_size, statistics(self.backbone))
-            method = self.on(encoder, StageSetting(self.image_size, 2 * self.batch, self.batch))
-            for side in {kind.size for kind in method.kinds()}:
-                self._check_side(encoder.eval(), side)
+            method = self.build_for_stage(encoder, StageSetting(self.image_size, 2 * self.batch, self.batch))
+            for size in {kind.size for kind in method.view_kinds()}:
+                self._check_view_size(encoder.eval(), size)
 
-    def _check_side(self, encoder: Encoder, side: int) -> None:
+    def _check_view_size(self, encoder: Encoder, size: int) -> None:
         try:
-            encoder.model(torch.empty(2, 3, side, side))
-        except Exception as error:  # whatever a model raises that can't take them
+            encoder.model(torch.empty(2, 3, size, size))
+        except Exception as error:  # models raise errors of any type for a size that they can't take
             raise ConfigError(
-                f"{self.method!r} shows the backbone views of {side} x {side} pixels, which {encoder.name!r} can't "
-                "take: "
-                f"{str(error).splitlines()[0]} Set another image_size, no small_views, or another backbone."
+                f"{self.method!r} shows the backbone views of {size} x {size} pixels, which {encoder.name!r} can't "
+                f"take: {str(error).splitlines()[0]} Set another image_size, no small_views, or another backbone."
             ) from error

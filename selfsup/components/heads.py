@@ -1,4 +1,4 @@
-"""Projection heads, and networks that follow another one by a moving average."""
+"""Heads on top of a backbone (projectors, prototypes, DINO's head), and the momentum encoder."""
 
 from __future__ import annotations
 
@@ -11,80 +11,86 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsup.components.kmeans import products
+from selfsup.components.kmeans import dot_products
 
 
 def projector(widths: Sequence[int], norm: bool = False) -> nn.Sequential:
-    """A perceptron of these widths with ReLU between its layers, behind batch norms if `norm`."""
+    """Build an MLP of these widths with ReLU between its layers, and with `norm` a batch norm before each ReLU.
+
+    projector([2048, 4096, 256], norm=True)  # BYOL's g: Linear, BatchNorm1d, ReLU, Linear
+    """
     layers: list[nn.Module] = []
-    for number, (before, after) in enumerate(itertools.pairwise(widths)):
+    for number, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         is_last = number == len(widths) - 2
-        layers.append(nn.Linear(before, after, bias=is_last or not norm))
+        layers.append(nn.Linear(inputs, outputs, bias=is_last or not norm))
         if not is_last:
-            layers += [*([nn.BatchNorm1d(after)] if norm else []), nn.ReLU(inplace=True)]
+            layers += [*([nn.BatchNorm1d(outputs)] if norm else []), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 
 class MomentumEncoder(nn.Module):
-    """A copy of a network that has no gradient and follows it: w <- m w + (1 - m) w', buffers as they are.
+    """A copy of a network without gradient, whose parameters are an exponential moving average of the network's.
 
-    `catch_up` does so once for each step, in however many pieces or attempts the step's batch comes.
+    Its buffers are its own. Used as MoCo's key encoder, BYOL's target and DINO's teacher:
+
+        target = MomentumEncoder(network)
+        target.update_from(network, momentum=0.99, step=views.step)
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).requires_grad_(False)
-        self._last = -1  # no part of the state: states lie between steps
+        self._last_step = -1  # not saved: training states lie between steps
 
-    def forward(self, *given: Tensor) -> Tensor:
+    def forward(self, *args: Tensor) -> Tensor:
         with torch.no_grad():
-            found: Tensor = self.network(*given)
-        return found
+            output: Tensor = self.network(*args)
+        return output
 
     @torch.no_grad()
-    def catch_up(self, network: nn.Module, momentum: float, step: int) -> None:
-        """Move towards the network it is a copy of, if that was not done in this step."""
-        if self._last == step:
+    def update_from(self, network: nn.Module, momentum: float, step: int) -> None:
+        """Set w to m w + (1 - m) w' (MoCo, eq. 2), once per step in however many pieces or attempts its batch comes."""
+        if self._last_step == step:
             return
-        self._last = step
-        for mine, theirs in zip(self.network.parameters(), network.parameters(), strict=True):
-            mine.lerp_(theirs.detach(), 1 - momentum)
+        self._last_step = step
+        for average, parameter in zip(self.network.parameters(), network.parameters(), strict=True):
+            average.lerp_(parameter.detach(), 1 - momentum)
 
 
 def cosine_momentum(start: float, progress: float) -> float:
-    """A momentum that rises from `start` to 1 by a cosine (BYOL, eq. 4; DINO)."""
+    """Return the momentum at `progress` in [0, 1], which rises from `start` to 1 by a cosine (BYOL and DINO)."""
     return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
 
 
 class Prototypes(nn.Module):
-    """Scores of embeddings (B, D) by prototypes, both of unit length: (B, K) cosines."""
+    """Trainable prototypes of unit length: embeddings (B, D) -> their cosines with K prototypes (B, K), float32."""
 
     def __init__(self, dim: int, count: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(F.normalize(torch.randn(count, dim), dim=1))
 
     def forward(self, embeddings: Tensor, is_frozen: bool = False) -> Tensor:
-        """`is_frozen`: without a gradient for the prototypes."""
+        """Return the cosines; with `is_frozen`, the prototypes get no gradient."""
         weight = self.weight.detach() if is_frozen else self.weight
-        return products(F.normalize(embeddings.float(), dim=1), F.normalize(weight, dim=1))
+        return dot_products(F.normalize(embeddings.float(), dim=1), F.normalize(weight, dim=1))
 
 
-class DistillationHead(nn.Module):
-    """DINO's head: a perceptron, a bottleneck of unit length, and a layer of `outputs` directions of unit length."""
+class DINOHead(nn.Module):
+    """DINO's head: an MLP whose last width is the bottleneck, normalised, then a weight-normalised layer."""
 
     def __init__(self, widths: Sequence[int], outputs: int) -> None:
         super().__init__()
-        self.perceptron = nn.Sequential(
+        self.mlp = nn.Sequential(
             *(
                 layer
-                for before, after in itertools.pairwise(widths[:-1])
-                for layer in (nn.Linear(before, after), nn.GELU())
+                for width, next_width in itertools.pairwise(widths[:-1])
+                for layer in (nn.Linear(width, next_width), nn.GELU())
             ),
             nn.Linear(widths[-2], widths[-1]),
         )
-        self.directions = Prototypes(widths[-1], outputs)
+        self.last_layer = Prototypes(widths[-1], outputs)
 
     def forward(self, features: Tensor, is_frozen: bool = False) -> Tensor:
-        """`is_frozen`: without a gradient for the directions."""
-        scores: Tensor = self.directions(self.perceptron(features), is_frozen)
-        return scores
+        """Return the outputs (B, K); with `is_frozen`, the last layer gets no gradient."""
+        outputs: Tensor = self.last_layer(self.mlp(features), is_frozen)
+        return outputs

@@ -1,4 +1,4 @@
-"""Clusters of directions."""
+"""Spherical k-means on unit vectors, and the dot products that it and the losses compare vectors by."""
 
 from __future__ import annotations
 
@@ -6,43 +6,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROWS = 16_384
-"""Points compared with all centres at once."""
+CHUNK = 16_384
+"""Points that are compared with all centroids at once."""
 
 
-def fitting_count(images: int) -> int:
-    """Clusters, or prototypes, for so many images: the papers' 3,000, or a tenth of the images, if those are fewer."""
+def dot_products(a: Tensor, b: Tensor) -> Tensor:
+    """Return a b^T for (N, D) and (M, D): (N, M) float32, also under autocast.
+
+    Softmaxes over cosines need the digits that autocast would round away.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        return a.float() @ b.float().T
+
+
+def default_cluster_count(images: int) -> int:
+    """Return how many clusters or prototypes suit a set: the papers' 3,000, or a tenth of its images if less."""
     return max(2, min(3000, images // 10))
 
 
 def spherical_kmeans(points: Tensor, count: int, iterations: int) -> tuple[Tensor, Tensor]:
-    """Points (N, D) of unit length -> `count` centres (K, D) of unit length, and the centre of each point (N,).
+    """Cluster points (N, D) of unit length; return `count` centroids (K, D) of unit length and assignments (N,).
 
-    The sum of the points' cosines with their centres does not fall from one iteration to the next. It starts from
-    points drawn at random; a centre that nobody is near to moves to a point drawn at random.
+    It starts from randomly drawn points, and a centroid without points moves to one. The sum of the points' cosines
+    with their centroids does not fall from one iteration to the next.
     """
-    centres = points[torch.randint(len(points), (count,), device=points.device)]
+    centroids = points[torch.randint(len(points), (count,), device=points.device)]
     if len(points) >= count:
-        centres = points[torch.randperm(len(points), device=points.device)[:count]]
-    assigned = nearest(points, centres)
+        centroids = points[torch.randperm(len(points), device=points.device)[:count]]
+    assignments = nearest_centroid(points, centroids)
     for _ in range(iterations):
-        sums = torch.zeros_like(centres).index_add_(0, assigned, points)
-        sizes = torch.bincount(assigned, minlength=count)
+        sums = torch.zeros_like(centroids).index_add_(0, assignments, points)
+        sizes = torch.bincount(assignments, minlength=count)
         empty = sizes == 0
-        centres = F.normalize(sums, dim=1)
-        centres[empty] = points[torch.randint(len(points), (int(empty.sum()),), device=points.device)]
-        assigned = nearest(points, centres)
-    return centres, assigned
+        centroids = F.normalize(sums, dim=1)
+        centroids[empty] = points[torch.randint(len(points), (int(empty.sum()),), device=points.device)]
+        assignments = nearest_centroid(points, centroids)
+    return centroids, assignments
 
 
-def nearest(points: Tensor, centres: Tensor) -> Tensor:
-    """For each point the centre with the largest cosine."""
-    return torch.cat([products(rows, centres).argmax(dim=1) for rows in points.split(ROWS)])
-
-
-def products(one: Tensor, other: Tensor) -> Tensor:
-    """(N, D) and (M, D) -> (N, M), each row of the one times each of the other: in float32, whatever comes in, and also
-    under autocast, which would round what softmaxes over cosines live on.
-    """
-    with torch.autocast(one.device.type, enabled=False):
-        return one.float() @ other.float().T
+def nearest_centroid(points: Tensor, centroids: Tensor) -> Tensor:
+    """Return for each point (N, D) the number of the centroid (K, D) with the largest cosine: (N,) int64."""
+    return torch.cat([dot_products(chunk, centroids).argmax(dim=1) for chunk in points.split(CHUNK)])

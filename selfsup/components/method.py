@@ -1,4 +1,4 @@
-"""What a self-supervised method is: a network that turns views of images into losses."""
+"""Base class of the self-supervised methods: networks that turn views of images into losses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ Family = Literal["contrastive", "self-distillation", "clustering", "masked"]
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """How a kind of view is drawn: shares of the image's area, probabilities, and strengths of colour changes."""
+    """Augmentation of a kind of view; the defaults are SimCLR's: `Policy(area=(0.2, 1.0), hue=0.1)`.
+
+    `area`: smallest and largest share of the image that the crop covers. `flip`, `jitter`, `grayscale`, `blur` and
+    `solarize` are probabilities; the others how far jitter goes, as in torchvision's `ColorJitter`.
+    """
 
     area: tuple[float, float] = (0.08, 1.0)
     flip: float = 0.5
@@ -35,7 +39,10 @@ class Policy:
 
 @dataclasses.dataclass(frozen=True)
 class ViewKind:
-    """A kind of view, of which each image has one: its side in pixels, how it is drawn, and whether it is small."""
+    """A kind of view, of which every image gets one: its side in pixels and its augmentation.
+
+    Small views keep their `policy.area` whatever a recipe says.
+    """
 
     size: int
     policy: Policy
@@ -44,11 +51,12 @@ class ViewKind:
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """A batch as a method sees it.
+    """A batch as a method gets it: augmented views on the device, float32 in [0, 1].
 
-    `unlabelled`: by `Method.kinds`, (B, 3, S, S) float32 in [0, 1]. `index` (B,): which image of the set each is.
-    `labelled` (N, 3, S, S), `classes` (N,): views of labelled images, None where there are none. `step` of `steps`;
-    `epoch`: how often all images were seen before.
+    `unlabelled`: views (B, 3, S, S), one tensor for each of `Method.view_kinds`; `index` (B,) int64: the images'
+    positions in the set. `labelled` (N, 3, S, S): views of labelled images, of the first kind, and `classes` (N,)
+    int64, their class numbers; None where there are none. `step` of `steps`, from 0. `epoch`: complete passes over the
+    set.
     """
 
     unlabelled: list[Tensor]
@@ -61,12 +69,12 @@ class Views:
 
     @property
     def progress(self) -> float:
-        """The share of the training that is behind, in [0, 1)."""
+        """Share of the training that is done, in [0, 1)."""
         return self.step / self.steps
 
 
 class StageSetting(NamedTuple):
-    """What a method is built for: the side of large views (pixels), the images of the set, and images in a step."""
+    """The stage that a method is built for: side of large views (pixels), images in the set, images in a step."""
 
     size: int
     images: int
@@ -74,33 +82,42 @@ class StageSetting(NamedTuple):
 
 
 class Method(nn.Module, ABC):
-    """A method. Parts that move by an average of others, queues and the like are parameters without a gradient and
-    buffers: they are on disk with the rest of a training's state, and a training goes on as if nothing had happened.
+    """A self-supervised method; `losses` of SimCLR, for example, without labels:
+
+        z_i, z_j = forward_concat(self.head, forward_concat(self.backbone, views.unlabelled))
+        return {"simclr": nt_xent(z_i, z_j, temperature=0.1)}
+
+    Momentum encoders, queues and the like have to be parameters without gradient and buffers: they are saved with the
+    training state, so that an interrupted training resumes exactly.
     """
 
     family: ClassVar[Family]
-    compares: ClassVar[bool] = True
-    """Whether its loss compares the images of a batch with each other, so that no part of a batch will do for it."""
+    compares_images: ClassVar[bool] = True
+    """The loss compares images of the whole batch, so gradient accumulation is refused."""
 
     def __init__(self, backbone: Encoder, labels: LabelledConfig | None) -> None:
         super().__init__()
         self.backbone, self.labels = backbone, labels
 
     @abstractmethod
-    def kinds(self) -> Sequence[ViewKind]:
-        """The kinds of views that it wants of each image, one of each."""
+    def view_kinds(self) -> Sequence[ViewKind]:
+        """Return the kinds of views that every image gets one of each: `[ViewKind(self.size, POLICY)] * 2`."""
 
-    def begin(self, batches: Iterable[tuple[Tensor, list[Tensor]]]) -> None:
-        """Before the first step: (which images, their views), every image once, for methods that need to see them."""
+    def initialize(self, batches: Iterable[tuple[Tensor, list[Tensor]]]) -> None:
+        """See every image once before the first step: batches of `Views.index` and `Views.unlabelled`.
+
+        Override it only if needed: it costs a pass over all images.
+        """
 
     @abstractmethod
     def losses(self, views: Views) -> dict[str, Tensor]:
-        """Scalars to minimise, by name: their sum is the loss. Means over the images of the batch, but that over the
-        labelled ones, which is called as its method.
+        """Return scalar losses by name, of which the sum is minimised.
+
+        They are means over the unlabelled images, except for the one that `labelled_losses` returns.
         """
 
-    def supervised(self, embeddings: Tensor, views: Views) -> dict[str, Tensor]:
-        """The loss of labelled images, of which these are the embeddings (N, D); none where there are none."""
+    def labelled_losses(self, embeddings: Tensor, views: Views) -> dict[str, Tensor]:
+        """Return the stage's SuNCEt or SupCon loss of the labelled images' embeddings (N, D); {} without labels."""
         if self.labels is None or views.classes is None:
             return {}
         loss = {"suncet": suncet, "supcon": supcon}[self.labels.method]
@@ -108,13 +125,14 @@ class Method(nn.Module, ABC):
 
 
 def forward_concat(module: Callable[[Tensor], Tensor], batches: Sequence[Tensor | None]) -> list[Tensor]:
-    """What a module makes of several batches, those of one shape in one pass, so that batch norms see them all;
-    nothing for None.
+    """Call the module on several batches, those of one shape in one pass, and return the outputs in order.
+
+    One pass, so that batch norms see all of them. A batch that is None is left out.
     """
     present = [batch for batch in batches if batch is not None]
-    found: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
     for shape in dict.fromkeys(batch.shape[1:] for batch in present):
-        alike = [place for place, batch in enumerate(present) if batch.shape[1:] == shape]
-        made = module(torch.cat([present[place] for place in alike]))
-        found |= dict(zip(alike, made.split([len(present[place]) for place in alike]), strict=True))
-    return [found[place] for place in range(len(present))]
+        numbers = [number for number, batch in enumerate(present) if batch.shape[1:] == shape]
+        output = module(torch.cat([present[number] for number in numbers]))
+        outputs |= dict(zip(numbers, output.split([len(present[number]) for number in numbers]), strict=True))
+    return [outputs[number] for number in range(len(present))]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.data.dataset import ImageDataset
 from pipeline.models.encoder import Encoder
-from pipeline.models.features import features_of
+from pipeline.models.features import extract_features
 from pipeline.steps.runtime import Runtime
 
 MAX_IMAGES = 512
@@ -51,5 +51,5 @@ def is_collapsed(before: Mapping[str, float], after: Mapping[str, float]) -> boo
 
 def measure_features(encoder: Encoder, images: ImageDataset, runtime: Runtime) -> dict[str, float]:
     """Return `spread` and `rank` of an encoder's features, on its device, for images spread evenly over the set."""
-    features = features_of(encoder, images, range(0, len(images), -(-len(images) // MAX_IMAGES)), runtime)
+    features = extract_features(encoder, images, range(0, len(images), -(-len(images) // MAX_IMAGES)), runtime)
     return {"spread": round(float(spread(features)), 4), "rank": round(float(effective_rank(features)), 2)}

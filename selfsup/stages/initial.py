@@ -26,7 +26,7 @@ def initial_backbone(stage: StageConfig, start: str | None, inputs: Inputs, imag
     It is resized to the stage's image size and gets the statistics of the stage's images, unless the stage keeps those
     that came with the backbone.
     """
-    backbone = initial.of_artifact(inputs[start]) if start else _named_by_recipe(stage)
+    backbone = initial.backbone_from_artifact(inputs[start]) if start else _named_by_recipe(stage)
     resized = backbone.resized(stage.image_size or backbone.size)
     return dataclasses.replace(resized, statistics=image_statistics(images)) if stage.statistics == "data" else resized
 
@@ -36,8 +36,8 @@ def _named_by_recipe(stage: StageConfig) -> InitialBackbone:
     assert stage.image_size
     assert stage.start
     if stage.start == SCRATCH:
-        return initial.fresh(stage.backbone, stage.image_size)
-    return initial.of_weights(stage.backbone, stage.image_size, stage.start)
+        return initial.random_backbone(stage.backbone, stage.image_size)
+    return initial.backbone_from_weights(stage.backbone, stage.image_size, stage.start)
 
 
 def image_statistics(images: ImageDataset) -> Statistics:

@@ -1,6 +1,10 @@
-"""Forms that a trained student is taken out in: one file each; the file's name is what `must export student --to` says.
+"""Export forms of a trained student: one file each, whose name is the FORM of `must export student --to FORM`.
 
-A file `student/export/<form>.py` holds `SUFFIX`, how the written file's name ends, `WHY`, and a function `export`.
+A file `student/export/<form>.py` holds `SUFFIX` of the written file, `SUFFIX_REASON`, why it must be that one, and
+
+    def export(student: Artifact, to: Path, heads: Sequence[str]) -> list[str]: ...
+
+which writes the file `to`, whole or not at all, and returns lines that say how to use it. No `heads` means all of them.
 """
 
 from __future__ import annotations
@@ -13,29 +17,30 @@ from typing import Any
 from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.plugins import modules
 from pipeline.steps.artifact import Artifact
-from pipeline.storage.errors import explaining_full_disk
+from pipeline.storage.errors import explain_full_disk
 
 
 def names() -> list[str]:
-    """The forms there are, by their files."""
+    """Return the names of all forms."""
     return list(modules(__name__))
 
 
-def form_of(name: str, to: Path) -> Any:
-    """The module of a form. ConfigError if there is none of this name, or `to` does not end as its files do."""
+def load_form(name: str, to: Path) -> Any:
+    """Load the module of a form. Raises ConfigError if there is none of this name, or if `to` has another suffix."""
     form = importlib.import_module(f"{__name__}.{require_one_of(name, names(), '--to')}")
     if to.suffix != form.SUFFIX:
-        raise ConfigError(f"OUT {str(to)!r}: {form.WHY}; end it in {form.SUFFIX}.")
+        raise ConfigError(f"OUT {str(to)!r}: {form.SUFFIX_REASON}; end it in {form.SUFFIX}.")
     return form
 
 
 def export_student(name: str, student: Artifact, to: Path, heads: Sequence[str] = ()) -> list[str]:
-    """Write a trained student to the file `to` in a form, whole or not at all, and return what to tell about it.
+    """Write a trained student to the file `to` in a form, and return lines that say how to use it.
 
-    `heads` names some of the student's heads, for forms that hold heads; all, if it is empty.
+    `heads`: the student's heads to write, for forms that hold heads; all if empty. Raises ConfigError if the form can't
+    hold them, or if the file can't be written.
     """
-    form = form_of(name, to)
-    with explaining_full_disk("export", to):
+    form = load_form(name, to)
+    with explain_full_disk("export", to):
         try:
             to.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -1,10 +1,10 @@
-"""The student's predictions as a graph that needs neither torch nor this project: ONNX.
+"""Export of the student's predictions as an ONNX graph, which needs neither torch nor this project.
 
-One input, `images`: uint8 (B, 3, S, S), RGB, the whole image resized to the square of side S. For every head its task's
-prediction, `<head>_<array>`: `probs` (B, K); `classes` and `confidence` (B, S/4, S/4); `depth` (B, S/4, S/4);
+Input: `images` (B, 3, S, S) uint8, RGB, each a whole image resized to the square of side S. Outputs: each head's
+prediction, called `<head>_<array>`: `probs` (B, K); `classes` and `confidence` (B, S/4, S/4); `depth` (B, S/4, S/4);
 `normals` (B, S/4, S/4, 3). Detection's `boxes` (N, 4), x0 y0 x1 y1 relative to the image, `scores` (N,) and `classes`
-(N,) are those of one image: a graph with detection takes one at a time, others take batches of any size.
-The graph's metadata (key `must`, JSON) has S, the classes of every head and what depth is measured in.
+(N,) are of one image, so a graph with detection takes one image at a time; others take batches of any size.
+The graph's metadata (key `must`, JSON) holds S, the classes of every head and the unit of depth.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError, installing, require_one_of
+from pipeline.errors import ConfigError, install_command, require_one_of
 from pipeline.steps.artifact import Artifact
 from pipeline.storage.atomic import atomic_write
 from tasks.network import Network
 
 SUFFIX = ".onnx"
-WHY = "readers know the format by the suffix"
-LISTS = "images"
-"""Where a task predicts lists of different lengths, they are under this name, one entry per image."""
+SUFFIX_REASON = "readers know the format by the suffix"
+PER_IMAGE = "images"
+"""Key of predictions that are lists with one entry per image, as detection's are."""
 
 
 class Graph(nn.Module):
-    """A network's predictions as a flat tuple; `names` says what each one is."""
+    """Module that returns a network's predictions as a flat tuple; `names` are set by the first call."""
 
     def __init__(self, network: Network, heads: Sequence[str]) -> None:
         super().__init__()
@@ -40,35 +40,35 @@ class Graph(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         outputs = self.network(images, self.heads)
-        found = [
+        arrays = [
             (f"{head}_{name}", tensor)
             for head in self.heads
             for name, tensor in _arrays(self.network.tasks[head].predict(outputs[head]))
         ]
-        self.names = [name for name, _ in found]
-        return tuple(tensor for _, tensor in found)
+        self.names = [name for name, _ in arrays]
+        return tuple(tensor for _, tensor in arrays)
 
 
 def _arrays(prediction: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    if LISTS not in prediction:
+    if PER_IMAGE not in prediction:
         yield from prediction.items()
         return
-    (found,) = prediction[LISTS]
-    yield "boxes", found["boxes"] / prediction["input"]
-    yield "scores", found["scores"]
-    yield "classes", found["labels"] - 1
+    (detections,) = prediction[PER_IMAGE]
+    yield "boxes", detections["boxes"] / prediction["input"]
+    yield "scores", detections["scores"]
+    yield "classes", detections["labels"] - 1
 
 
 def export(student: Artifact, to: Path, heads: Sequence[str]) -> list[str]:
-    """Write the prediction graph of a trained student's heads to `to`, and return how to run it."""
+    """Write the graph of the student's heads to `to`, and return a line for each of its inputs and outputs."""
     try:
         import onnx  # noqa: PLC0415 - an extra
         import onnxscript  # noqa: F401, PLC0415 - what torch writes the graph with
     except ImportError as error:
-        raise ConfigError(f"--to onnx needs the extra onnx: {installing('onnx')}") from error
+        raise ConfigError(f"--to onnx needs the extra onnx: {install_command('onnx')}") from error
     network = student.load_all(Network.load)
     chosen = [require_one_of(head, network.tasks, "--head") for head in heads] or list(network.tasks)
-    model = onnx.load_from_string(_traced(network, chosen))
+    model = onnx.load_from_string(_trace(network, chosen))
     spaces = network.config.spaces()
     about = {
         "image_size": network.config.image_size,
@@ -79,21 +79,21 @@ def export(student: Artifact, to: Path, heads: Sequence[str]) -> list[str]:
     onnx.checker.check_model(model)
     with atomic_write(to) as part:
         onnx.save(model, part)
-    return [_shape(value) for value in (*model.graph.input, *model.graph.output)]
+    return [_describe(value) for value in (*model.graph.input, *model.graph.output)]
 
 
 @torch.no_grad()
-def _traced(network: Network, heads: Sequence[str]) -> bytes:
-    """The graph in bytes. Lists can only be written by torch's older exporter, which fixes the size of the batch."""
+def _trace(network: Network, heads: Sequence[str]) -> bytes:
+    """Return the graph as bytes. Detection needs torch's older exporter, which fixes the batch size."""
     size = network.config.image_size
-    one = any(network.tasks[head].space.task == "detection" for head in heads)
-    images = torch.zeros((1 if one else 2, 3, size, size), dtype=torch.uint8)
+    is_detection = any(network.tasks[head].space.task == "detection" for head in heads)
+    images = torch.zeros((1 if is_detection else 2, 3, size, size), dtype=torch.uint8)
     graph = Graph(network, heads).eval()
     graph(images)
     names: dict[str, Any] = {"input_names": ["images"], "output_names": graph.names}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporters, about themselves
-        if one:
+        warnings.simplefilter("ignore")  # the exporters warn about themselves
+        if is_detection:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "graph.onnx"
                 torch.onnx.export(graph, (images,), file, dynamo=False, **names)
@@ -104,7 +104,7 @@ def _traced(network: Network, heads: Sequence[str]) -> bytes:
     return program.model_proto.SerializeToString()
 
 
-def _shape(value: Any) -> str:
-    """A line about an input or output of the graph."""
+def _describe(value: Any) -> str:
+    """Return a line with name and shape of an input or output of the graph."""
     sides = [side.dim_param or str(side.dim_value) for side in value.type.tensor_type.shape.dim]
     return f"    {value.name} ({', '.join(sides)})"

@@ -1,1 +1,1 @@
-"""The pool, and the labelling of it by all teachers."""
+"""The step that labels the pool with all teachers, whole or in parts."""

@@ -146,7 +146,7 @@ class ShardInference:
 
 
 def _jpeg_reduction(facts: tuple[int, int, str], min_size: tuple[int, int]) -> int:
-    """Return the factor by which `pipeline.data.decode_image.decode_image` shrinks an image that must be at least `min_size`."""
+    """Return the factor by which `decode_image` shrinks an image that must be at least `min_size` = (width, height)."""
     width, height, suffix = facts
     largest = min(width // min_size[0], height // min_size[1]) if suffix == "jpg" else 1
     return next(reduction for reduction in (8, 4, 2, 1) if reduction <= max(largest, 1))

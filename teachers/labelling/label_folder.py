@@ -1,4 +1,4 @@
-"""A teacher's label shards in the root: which are there, what is known of each, and how a new one comes there."""
+"""Folder of one teacher's label shards in the root: which are complete, their facts, and how new ones are published."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pipeline.storage.root import Root, hash_file, in_parallel
 from pipeline.stores.images import ImageShard
 
 
-class Facts(TypedDict):
-    """A label shard's size in bytes, its hash, and how many of its images could not be labelled."""
+class ShardFacts(TypedDict):
+    """A label shard's size in bytes, its sha256, and how many of its images could not be labelled."""
 
     size: int
     sha256: str
@@ -24,51 +24,52 @@ class Facts(TypedDict):
 
 @dataclasses.dataclass
 class LabelFolder:
-    """The folder `path` in the root, and the facts about files in it that are whole, by their paths in the root."""
+    """The folder `path` in the root; `facts` are those of its complete shards, by their paths in the root."""
 
     root: Root
     path: str
-    facts: dict[str, Facts] = dataclasses.field(default_factory=dict)
+    facts: dict[str, ShardFacts] = dataclasses.field(default_factory=dict)
 
-    def file(self, shard: ImageShard) -> str:
-        """Where the labels of an image shard are in the root."""
+    def path_of(self, shard: ImageShard) -> str:
+        """Return the path in the root of an image shard's labels."""
         return f"{self.path}/{shard.address}.parquet"
 
-    def look(self, shards: Iterable[ImageShard]) -> None:
-        """Learn which of these are labelled. One listing tells what is there; what is new is read to see whether it is
-        readable and of the right length.
+    def refresh(self, shards: Iterable[ImageShard]) -> None:
+        """Find out which of these shards are labelled.
+
+        The folder is listed once. Files that are new or have another size are read, to check that they are complete.
         """
-        there = {f"{self.path}/{name}": size for name, size in (self.root / self.path).files().items()}
-        self.facts = {path: facts for path, facts in self.facts.items() if there.get(path) == facts["size"]}
-        new = there.keys() - self.facts.keys()
-        in_parallel(self._examine, [shard for shard in shards if self.file(shard) in new])
+        sizes = {f"{self.path}/{name}": size for name, size in (self.root / self.path).files().items()}
+        self.facts = {path: facts for path, facts in self.facts.items() if sizes.get(path) == facts["size"]}
+        new = sizes.keys() - self.facts.keys()
+        in_parallel(self._examine, [shard for shard in shards if self.path_of(shard) in new])
 
     def _examine(self, shard: ImageShard) -> None:
-        path = self.file(shard)
-        found = read_facts(self.root.download(path), len(shard))
-        if found:
-            self.facts[path] = found
-            self.root.add_to_cache(path, found)
+        path = self.path_of(shard)
+        facts = read_facts(self.root.download(path), len(shard))
+        if facts:
+            self.facts[path] = facts
+            self.root.add_to_cache(path, facts)
 
     def has(self, shard: ImageShard) -> bool:
-        """Whether the labels of an image shard are there, as far as `look` and `publish` know."""
-        return self.file(shard) in self.facts
+        """Return True if an image shard was labelled at the last `refresh`, or published since."""
+        return self.path_of(shard) in self.facts
 
-    def facts_of(self, shard: ImageShard) -> Facts:
-        """What is known of the labels of an image shard, which are there."""
-        return self.facts[self.file(shard)]
+    def facts_of(self, shard: ImageShard) -> ShardFacts:
+        """Return the facts of a labelled image shard's labels."""
+        return self.facts[self.path_of(shard)]
 
     def publish(self, shard: ImageShard) -> None:
-        """The labels of a shard were just written, whole, where `root.local_path` says: now they are in the root."""
-        path = self.file(shard)
-        found = read_facts(self.root.local_path(path), len(shard))
-        assert found, f"{path} was written whole"
-        self.root.publish(path, found)
-        self.facts[path] = found
+        """Put the labels of a shard, which were written to `root.local_path`, into the root."""
+        path = self.path_of(shard)
+        facts = read_facts(self.root.local_path(path), len(shard))
+        assert facts, f"{path} was written completely"
+        self.root.publish(path, facts)
+        self.facts[path] = facts
 
 
-def read_facts(path: Path, rows: int) -> Facts | None:
-    """What there is to know of a label file of this machine; None if it is damaged or has another number of rows."""
+def read_facts(path: Path, rows: int) -> ShardFacts | None:
+    """Read the facts of a local label file; None if it is damaged or does not have this number of rows."""
     try:
         status = pq.read_table(path, columns=["status"]).column("status").to_pylist()
     except (OSError, pa.ArrowInvalid):

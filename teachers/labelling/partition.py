@@ -1,4 +1,4 @@
-"""Labelling in parts: some shards each, by any process that reaches the root."""
+"""Labelling in parts of some shards each, done by any process that reaches the root: see `StepKind.parts`."""
 
 from __future__ import annotations
 
@@ -8,58 +8,57 @@ from typing import Any
 from ingest.pool import pool_shards
 from pipeline.steps.artifact import Inputs
 from teachers.labelling.labeller import (
-    Labelling,
-    alone,
+    OpenLabelMaker,
     check_required,
-    describe,
-    jobs_left,
+    exclusive,
     label_shards,
     makers,
     open_makers,
+    pending_jobs,
+    summarize,
 )
 
-__all__ = ["alone", "left", "work"]
-MOST = 64
-"""Parts that a pool is divided into: tens, whatever its size."""
+__all__ = ["do_part", "exclusive", "remaining_parts"]
+MAX_PARTS = 64
 
 
-def left(config: Mapping[str, Any], inputs: Inputs) -> list[dict[str, Any]]:
-    """The shards that some teacher has not labelled, in parts of about equal size.
+def remaining_parts(config: Mapping[str, Any], inputs: Inputs) -> list[dict[str, Any]]:
+    """Divide the shards that some teacher has not labelled into parts of about equal size.
 
-    Raises DataError if a teacher missed the metric it must reach.
+    Raises DataError if a teacher misses a metric that it must reach.
     """
     check_required(config["require"], inputs.of_kind("teacher"))
     teachers = open_makers(inputs)
-    named = {shard.sha256: (name, shard) for name, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))}
-    jobs = jobs_left(teachers, [shard for _, shard in named.values()], inputs.force)
-    count = min(len(jobs), MOST)
+    by_content = {shard.sha256: (name, shard) for name, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))}
+    jobs = pending_jobs(teachers, [shard for _, shard in by_content.values()], inputs.force)
+    count = min(len(jobs), MAX_PARTS)
     parts: list[dict[str, Any]] = [{"shards": [], "images": 0} for _ in range(count)]
     for number, job in enumerate(jobs):
         part = parts[number * count // len(jobs)]
-        part["shards"].append([named[job.shard.sha256][0], job.shard.name])
+        part["shards"].append([by_content[job.shard.sha256][0], job.shard.name])
         part["images"] += len(job.shard)
     return parts
 
 
-def work(config: Mapping[str, Any], inputs: Inputs, part: Mapping[str, Any]) -> dict[str, Any]:
-    """Label the shards of a part, as far as they are not labelled, and describe what was done."""
-    wanted = {(name, shard) for name, shard in part["shards"]}
+def do_part(config: Mapping[str, Any], inputs: Inputs, part: Mapping[str, Any]) -> dict[str, Any]:
+    """Label the shards of a part that are not labelled yet, and return the summary of what was done."""
+    chosen = {(name, shard) for name, shard in part["shards"]}
     pool = pool_shards(inputs["pool"], inputs.of_kind("data"))
-    shards = [shard for name, shard, _ in pool if (name, shard.name) in wanted]
-    jobs = jobs_left(_open_once(inputs), shards, inputs.force)
+    shards = [shard for name, shard, _ in pool if (name, shard.name) in chosen]
+    jobs = pending_jobs(_open_cached(inputs), shards, inputs.force)
     label_shards(jobs, config["batch"], inputs.runtime)
-    return describe(jobs)
+    return summarize(jobs)
 
 
-_opened: dict[str, list[Labelling]] = {}
-"""The teachers of the part that this process did last: their models are loaded."""
+_opened: dict[str, list[OpenLabelMaker]] = {}
+"""The label makers of the last part in this process, whose models are loaded."""
 
 
-def _open_once(inputs: Inputs) -> list[Labelling]:
-    machine = inputs.runtime
+def _open_cached(inputs: Inputs) -> list[OpenLabelMaker]:
+    runtime = inputs.runtime
     teachers = {maker.name: maker.artifact.digest for maker in makers(inputs)}
-    same = repr((str(machine.root), machine.device, machine.precision, machine.workers, teachers))
-    if same not in _opened:
+    key = repr((str(runtime.root), runtime.device, runtime.precision, runtime.workers, teachers))
+    if key not in _opened:
         _opened.clear()
-        _opened[same] = open_makers(inputs)
-    return _opened[same]
+        _opened[key] = open_makers(inputs)
+    return _opened[key]

@@ -1,4 +1,4 @@
-"""Models of Hugging Face transformers as networks of one head."""
+"""Models of Hugging Face transformers, wrapped as networks of one head."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ MODELS = {
     "depth": "AutoModelForDepthEstimation",
 }
 BICUBIC = 3
-"""Pillow's number of the filter, as processors store it."""
-WARPED_FROM = 384
-"""Side in pixels from which ConvNeXt's processor resizes the whole image and crops nothing."""
-NEAREST_M = 1e-3
-"""Depths in metres are held above it: heads give their logarithm."""
+"""Pillow's number of the bicubic filter, as processors store it."""
+UNCROPPED_FROM = 384
+"""Side in pixels from which on ConvNeXt's processor resizes the whole image and crops nothing."""
+MIN_DEPTH_M = 1e-3
+"""Depths in metres are clamped to it, because outputs are their logarithm."""
 
 
 def fetch(where: str, task: str) -> tuple[Any, Any]:
-    """The model for a task, in float32, and its image processor, from a folder or the hub.
+    """Load the model for a task, in float32, and its image processor, from a folder or the hub.
 
-    Only safetensors are read and no code that comes with a model is run. Raises ConfigError if there is no such model
+    Only safetensors are read, and no code that comes with a model is run. Raises ConfigError if there is no such model
     or it is not for the task, DataError if its weights lack a part of it.
     """
-    dataset: Any = transformers
-    dataset.logging.set_verbosity_error()
-    dataset.logging.disable_progress_bar()
+    library: Any = transformers
+    library.logging.set_verbosity_error()
+    library.logging.disable_progress_bar()
     local = not where.startswith(HUB)
-    place = Path(where).expanduser() if local else where.removeprefix(HUB)
+    source = Path(where).expanduser() if local else where.removeprefix(HUB)
     try:
-        model, info = getattr(dataset, MODELS[task]).from_pretrained(
-            place, local_files_only=local, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        model, info = getattr(library, MODELS[task]).from_pretrained(
+            source, local_files_only=local, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
-        processor = dataset.AutoImageProcessor.from_pretrained(place, local_files_only=local)
+        processor = library.AutoImageProcessor.from_pretrained(source, local_files_only=local)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
@@ -56,14 +56,14 @@ def fetch(where: str, task: str) -> tuple[Any, Any]:
             f"with config.json, model.safetensors and preprocessor_config.json, or hub:<owner>/<model>."
         ) from error
     if info["missing_keys"]:
-        some = ", ".join(sorted(info["missing_keys"])[:3])
-        raise DataError(f"{where!r} has no weights for {some}: it was not trained for {task}.")
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise DataError(f"{where!r} has no weights for {missing}: it was not trained for {task}.")
     return model, processor
 
 
 def describe(model: Any, processor: Any, about: Mapping[str, Any]) -> dict[str, Any]:
-    """What the teacher's `model.json` says: how images are prepared and what the outputs are."""
-    size, centre = _input(processor, about["image_size"])
+    """Return the teacher's `model.json`: its preprocessing, and the names of its outputs."""
+    size, center = _input(processor, about["image_size"])
     if getattr(processor, "do_flip_channel_order", False):
         raise ConfigError(f"{about['weights']!r} was trained on images with blue first; only red first is supported.")
     names = model.config.id2label
@@ -72,42 +72,42 @@ def describe(model: Any, processor: Any, about: Mapping[str, Any]) -> dict[str, 
         **{key: about[key] for key in ("weights", "task", "head", "scale")},
         "classes": [] if about["task"] == "depth" else [str(names[number]) for number in sorted(names)],
         "size": size,
-        "centre": centre if about["task"] == "classification" else None,  # a map or a box is of the whole image
+        "centre": center if about["task"] == "classification" else None,  # maps and boxes have to be of the whole image
         "bicubic": int(getattr(processor, "resample", None) or 0) == BICUBIC,
         **_statistics(processor),
     }
 
 
 def _statistics(processor: Any) -> dict[str, list[float]]:
-    """Mean and standard deviation per channel for images in [0, 1], whatever range the processor normalises in."""
+    """Return mean and standard deviation per channel for images in [0, 1], whatever range the processor uses."""
     white = 255 * processor.rescale_factor if processor.do_rescale else 255
     offset = 1 if getattr(processor, "rescale_offset", False) else 0
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
     return {"mean": [(value + offset) / white for value in mean], "std": [value / white for value in std]}
 
 
-def _input(processor: Any, wanted: int | None) -> tuple[int, float | None]:
-    """(side of the input, share of the shorter side in the central crop; None: the whole image is resized)."""
+def _input(processor: Any, image_size: int | None) -> tuple[int, float | None]:
+    """Return the side of the input in pixels, and the share of the shorter side in the central crop; None: no crop."""
     size = dict(processor.size or {})
-    side: int | None = size.get("shortest_edge") or size.get("height") or wanted
+    side: int | None = size.get("shortest_edge") or size.get("height") or image_size
     if side is None:
-        raise ConfigError(f"The model's preprocessing, size {size!r}, states no side; give image_size.")
+        raise ConfigError(f"The model's preprocessing states no side of the input, but size {size!r}: give image_size.")
     if getattr(processor, "do_center_crop", False):
         crop: int = dict(processor.crop_size)["height"]
-        return wanted or crop, min(crop / side, 1.0)
+        return image_size or crop, min(crop / side, 1.0)
     share = getattr(processor, "crop_pct", None)  # ConvNeXt: only below 384 pixels
-    return wanted or side, share if share and side < WARPED_FROM else None
+    return image_size or side, share if share and side < UNCROPPED_FROM else None
 
 
 def space_of(about: Mapping[str, Any]) -> tuple[LabelSpace, list[int]]:
-    """The label space of the outputs, and for a detector each output's class from 1 (0 = none)."""
+    """Return the label space of the outputs, and for a detector each output's class, from 1 (0: no class)."""
     if about["task"] == "depth":
         return LabelSpace("depth", (), about["scale"]), []
     return torchvision_models.space_of(about["task"], about["classes"])
 
 
-class Reader(nn.Module):
-    """Of classifiers. uint8 images (B, 3, S, S) -> {head: raw output, as the task's own head would give it}."""
+class ClassificationAdapter(nn.Module):
+    """A classifier: uint8 images (B, 3, S, S) -> {head: logits (B, K) float32}. Other tasks override `read`."""
 
     mean: Tensor
     std: Tensor
@@ -122,61 +122,63 @@ class Reader(nn.Module):
         return {self.head: self.read(output, images.shape[-1])}
 
     def read(self, output: Any, side: int) -> Any:
-        """Class logits (B, K)."""
+        """Return the raw output as the task's own head would; `side`: of the input, in pixels."""
         return output.logits.float()
 
 
-class MapReader(Reader):
-    """Of segmenters."""
+class SegmentationAdapter(ClassificationAdapter):
+    """A segmenter: logits (B, K, S/4, S/4)."""
 
     def read(self, output: Any, side: int) -> Tensor:
-        """Class logits (B, K, S/4, S/4)."""
-        return torchvision_models.at_stride(output.logits.float(), side)
+        return torchvision_models.resize_to_stride(output.logits.float(), side)
 
 
-class DepthReader(Reader):
-    """Of depth models."""
+class DepthAdapter(ClassificationAdapter):
+    """A depth model: (B, 1, S/4, S/4), the logarithm of metres, or relative inverse depth."""
 
     def __init__(self, model: nn.Module, processor: Any, about: Mapping[str, Any]) -> None:
         super().__init__(model, processor, about)
-        self.metric = about["scale"] == "metric"
+        self.is_metric = about["scale"] == "metric"
 
     def read(self, output: Any, side: int) -> Tensor:
-        """(B, 1, S/4, S/4): the logarithm of metres, or relative inverse depth."""
-        found = torchvision_models.at_stride(output.predicted_depth.float()[:, None], side)
-        return found.clamp(min=NEAREST_M).log() if self.metric else found
+        depth = torchvision_models.resize_to_stride(output.predicted_depth.float()[:, None], side)
+        return depth.clamp(min=MIN_DEPTH_M).log() if self.is_metric else depth
 
 
-class BoxReader(Reader):
-    """Of detectors: the library's own post-processing makes boxes of their outputs."""
+class DetectionAdapter(ClassificationAdapter):
+    """A detector with the library's post-processing: boxes (N, 4) in input pixels, scores and labels, best first."""
 
-    places: Tensor
+    class_of_output: Tensor
 
     def __init__(self, model: nn.Module, processor: Any, about: Mapping[str, Any]) -> None:
         super().__init__(model, processor, about)
-        self.finish = processor.post_process_object_detection
-        self.register_buffer("places", torch.tensor(space_of(about)[1]))
+        self.post_process = processor.post_process_object_detection
+        self.register_buffer("class_of_output", torch.tensor(space_of(about)[1]))
 
     def read(self, output: Any, side: int) -> dict[str, Any]:
-        """Per image boxes (N, 4) in input pixels, scores and labels, best first."""
         output.logits, output.pred_boxes = output.logits.float(), output.pred_boxes.float()
-        found = self.finish(output, threshold=MIN_SCORE, target_sizes=[(side, side)] * len(output.logits))
-        return {"images": [self._best(each) for each in found], "input": side}
+        detections = self.post_process(output, threshold=MIN_SCORE, target_sizes=[(side, side)] * len(output.logits))
+        return {"images": [self._best(each) for each in detections], "input": side}
 
-    def _best(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        labels = self.places[found["labels"]]
-        order = found["scores"].argsort(descending=True, stable=True)
+    def _best(self, detected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        labels = self.class_of_output[detected["labels"]]
+        order = detected["scores"].argsort(descending=True, stable=True)
         order = order[labels[order] > 0][:MAX_BOXES]
-        return {"boxes": found["boxes"][order], "scores": found["scores"][order], "labels": labels[order]}
+        return {"boxes": detected["boxes"][order], "scores": detected["scores"][order], "labels": labels[order]}
 
 
-READERS = {"classification": Reader, "detection": BoxReader, "segmentation": MapReader, "depth": DepthReader}
+ADAPTERS = {
+    "classification": ClassificationAdapter,
+    "detection": DetectionAdapter,
+    "segmentation": SegmentationAdapter,
+    "depth": DepthAdapter,
+}
 
 
-def predictor(folder: Path, about: Mapping[str, Any]) -> Predictor:
-    """The model in `folder`, ready to label."""
+def build_predictor(folder: Path, about: Mapping[str, Any]) -> Predictor:
+    """Build the predictor of the model in `folder`."""
     model, processor = fetch(str(folder), about["task"])
     space, _ = space_of(about)
-    reader = READERS[about["task"]](model, processor, about)
-    task = torchvision_models.DetectedBoxes(space) if isinstance(reader, BoxReader) else tasks.model(space)
-    return Predictor(reader, {about["head"]: task}, Preprocessing(about["size"], about["centre"], about["bicubic"]))
+    adapter = ADAPTERS[about["task"]](model, processor, about)
+    task = torchvision_models.DetectedBoxes(space) if isinstance(adapter, DetectionAdapter) else tasks.model(space)
+    return Predictor(adapter, {about["head"]: task}, Preprocessing(about["size"], about["centre"], about["bicubic"]))

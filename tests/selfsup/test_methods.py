@@ -100,7 +100,7 @@ def test_trainable_norm_changes_only_norms_and_head(name: str) -> None:
     """HPT-BN: weights stay the same bit for bit; every scale, shift, running statistic and the head change."""
     method = initialized(name, trainable="norm")
     encoder = method.backbone
-    norms = {id(one) for norm in encoder.norms() for one in norm.parameters()}
+    norms = {id(one) for norm in encoder.norm_layers() for one in norm.parameters()}
     trained = {part: one for part, one in method.named_parameters() if one.requires_grad}
     own = {part for part, one in encoder.model.named_parameters() if id(one) in norms}
     inside = {part for part in trained if part.startswith("backbone.")}

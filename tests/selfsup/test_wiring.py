@@ -193,7 +193,7 @@ def test_mae_without_attention_reconstructs_from_own_or_mask_token_and_position(
     prediction, masked = reconstructed(method, images)
     model = method.backbone.model
     with torch.no_grad():
-        own = method.decoder_embed(model.norm(model._pos_embed(model.patch_embed(method.backbone.normalised(images)))))[
+        own = method.decoder_embed(model.norm(model._pos_embed(model.patch_embed(method.backbone.normalize(images)))))[
             :, 1:
         ]
         tokens = torch.where(masked[:, :, None], method.mask_token, own)

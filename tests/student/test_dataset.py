@@ -18,15 +18,16 @@ from ingest.rejections import REJECTED_LABELS, rejections_config
 from pipeline.data.dataset import DatasetShard, ImageDataset
 from pipeline.errors import DataError
 from pipeline.recipe.student import StudentConfig
-from pipeline.steps.artifact import Inputs, Step, read_json, write_json
+from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
 from pipeline.stores.images import ImageShard
 from pipeline.stores.naming import store_name
-from pipeline.stores.rejections import read_rejects, reject, rejected_labels
-from student.dataset import count_rejected, heads_of, join
-from student.threshold_report import kept_shares
+from pipeline.stores.rejections import read_rejections, reject, rejected_labels
+from student.dataset import count_rejected, heads_of, student_dataset
+from student.threshold_report import count_kept
 from tests.disk import folder_of
+from tests.steps import make_step
 
 if TYPE_CHECKING:
     from tests.conftest import World
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 CONFIG = StudentConfig(loss_weights={"gabor": 1})
 
 
-def test_there_is_a_head_per_teacher_that_has_a_weight(world: World) -> None:
+def test_heads_of_teachers_with_a_weight(world: World) -> None:
     inputs = world.inputs("student")
     assert set(heads_of(CONFIG, inputs)) == {"kinds", "masks", "boxes", "depth", "gabor"}
     assert set(heads_of(StudentConfig(loss_weights={"gabor": 0, "boxes": 0}), inputs)) == {"kinds", "masks", "depth"}
@@ -43,9 +44,9 @@ def test_there_is_a_head_per_teacher_that_has_a_weight(world: World) -> None:
     assert (heads["masks"].threshold, heads["kinds"].threshold) == (0.5, 0.0)
 
 
-def test_true_labels_are_laid_over_those_of_their_own_set_alone(world: World) -> None:
+def test_student_dataset_puts_true_labels_first_for_their_own_set(world: World) -> None:
     inputs = world.inputs("student")
-    dataset = join(CONFIG, heads_of(CONFIG, inputs), inputs)
+    dataset = student_dataset(CONFIG, heads_of(CONFIG, inputs), inputs)
     for shard in dataset.shards:
         true = "data.truth" in str(shard.images.tar)
         assert {name: len(label_sources) for name, label_sources in shard.label_sources.items()} == {
@@ -58,7 +59,7 @@ def test_true_labels_are_laid_over_those_of_their_own_set_alone(world: World) ->
                 assert label_sources[0].threshold == 0, "a true label is never thresholded"
 
 
-def test_an_image_has_its_true_label_whatever_set_it_is_in_the_pool_from(world: World) -> None:
+def test_true_labels_sources_for_shards_of_other_sets(world: World) -> None:
     """A labelled image may lie in the unlabelled folder too: the pool holds it once, from whichever set comes first."""
     inputs = world.inputs("student")
     head = heads_of(CONFIG, inputs)["masks"]
@@ -116,17 +117,17 @@ def elsewhere(world: World, tmp_path: Path) -> Inputs:
     return Inputs({**inputs.artifacts, "label": moved}, world.runtime)
 
 
-def test_a_shard_that_a_teacher_has_not_labelled_is_named(elsewhere: Inputs) -> None:
+def test_student_dataset_names_shard_without_labels(elsewhere: Inputs) -> None:
     index = folder_of(elsewhere["label"]) / "labels.json"
     entries = read_json(index)
     gone = next(entry for entry in entries if entry["teacher"] == "depth")
     write_json(index, [entry for entry in entries if entry is not gone])
     heads = heads_of(CONFIG, elsewhere)
     with pytest.raises(DataError, match=rf"No labels by teacher 'depth' for {gone['set']}/{gone['shard']}"):
-        join(CONFIG, heads, elsewhere)
+        student_dataset(CONFIG, heads, elsewhere)
 
 
-def test_labels_of_other_images_are_refused_by_shard_and_key(elsewhere: Inputs) -> None:
+def test_student_dataset_refuses_labels_of_other_images(elsewhere: Inputs) -> None:
     entries = elsewhere["label"].load("labels.json", read_json)
     entry = next(entry for entry in entries if entry["teacher"] == "depth")
     path = Path(elsewhere["label"].external_file(entry["path"]).path)
@@ -134,7 +135,7 @@ def test_labels_of_other_images_are_refused_by_shard_and_key(elsewhere: Inputs) 
     keys = table.column("key").to_pylist()
     pq.write_table(table.take([1, 0, *range(2, len(table))]), path)
     with pytest.raises(DataError, match=rf"row 0 holds key '{keys[1]}' where shard {entry['shard']} has '{keys[0]}'"):
-        join(CONFIG, heads_of(CONFIG, elsewhere), elsewhere)
+        student_dataset(CONFIG, heads_of(CONFIG, elsewhere), elsewhere)
 
 
 def rejecting(world: World, folder: Path, store: str, keys: Sequence[str]) -> Inputs:
@@ -143,11 +144,11 @@ def rejecting(world: World, folder: Path, store: str, keys: Sequence[str]) -> In
     reject(runtime.root, keys, store, "wrong")
     teacher = store.rpartition("-")[0]
     config = {
-        "rejected": rejections_config(rejected_labels(read_rejects(runtime.root), [teacher])),
+        "rejected": rejections_config(rejected_labels(read_rejections(runtime.root), [teacher])),
         "teachers": [teacher],
     }
     made = Workspace(runtime.root).make(
-        Step(REJECTED_LABELS, "ingest.rejections:copy_labels", config), Inputs({}, runtime)
+        make_step(REJECTED_LABELS, "ingest.rejections:copy_labels", config), Inputs({}, runtime)
     )
     inputs = world.inputs("student")
     return Inputs({**inputs.artifacts, REJECTED_LABELS: made}, inputs.runtime)
@@ -155,7 +156,7 @@ def rejecting(world: World, folder: Path, store: str, keys: Sequence[str]) -> In
 
 def learned(inputs: Inputs, config: StudentConfig = CONFIG) -> dict[str, dict[str, Any]]:
     """By key, what is learned of an image, by head."""
-    dataset = join(config, heads_of(config, inputs), inputs)
+    dataset = student_dataset(config, heads_of(config, inputs), inputs)
     return {dataset.read(index)[0]: dataset.values(index) for index in range(len(dataset))}
 
 
@@ -163,7 +164,7 @@ def keys_in(inputs: Inputs, name: str) -> list[str]:
     return [key for shard in IngestedSet(inputs[f"data.{name}"]).images("train").shards for key in shard.keys]
 
 
-def test_a_rejected_label_is_as_good_as_none_and_a_true_one_stays(world: World, tmp_path: Path) -> None:
+def test_student_dataset_drops_rejected_labels_but_not_true_ones(world: World, tmp_path: Path) -> None:
     inputs = world.inputs("student")
     pool, truth = keys_in(inputs, "pool"), keys_in(inputs, "truth")
     store = store_name("masks", inputs["teacher.masks"].digest)
@@ -179,24 +180,24 @@ def test_a_rejected_label_is_as_good_as_none_and_a_true_one_stays(world: World, 
     pseudo = StudentConfig(loss_weights={"gabor": 1}, labels="pseudo_only")
     assert "masks" in learned(inputs, pseudo)[truth[0]]
     assert "masks" not in learned(rejected, pseudo)[truth[0]]
-    shares, fewer = (kept_shares(heads_of(CONFIG, each), each) for each in (inputs, rejected))
+    shares, fewer = (count_kept(heads_of(CONFIG, each), each) for each in (inputs, rejected))
     assert (shares["masks"]["images"], fewer["masks"]["images"]) == (16, 13)
     assert sum(shares["masks"]["held"]) - sum(fewer["masks"]["held"]) == 3 * 8 * 8
     assert {**shares, "masks": None} == {**fewer, "masks": None}
 
 
-def test_labels_of_another_version_of_a_teacher_are_not_rejected_with_it(world: World, tmp_path: Path) -> None:
+def test_count_rejected_ignores_other_versions_of_a_teacher(world: World, tmp_path: Path) -> None:
     inputs = world.inputs("student")
     rejected = rejecting(world, tmp_path, "masks-0123456789ab", keys_in(inputs, "pool"))
     assert {key: set(values) for key, values in learned(rejected).items()} == {
         key: set(values) for key, values in learned(inputs).items()
     }
-    assert kept_shares(heads_of(CONFIG, rejected), rejected) == kept_shares(heads_of(CONFIG, inputs), inputs)
+    assert count_kept(heads_of(CONFIG, rejected), rejected) == count_kept(heads_of(CONFIG, inputs), inputs)
     assert count_rejected(rejected) == {"rejected": {}, "unmatched_rejections": 7}
     assert count_rejected(inputs) == {}
 
 
-def test_an_image_of_which_every_label_is_rejected_is_not_drawn(world: World, tmp_path: Path) -> None:
+def test_student_dataset_leaves_out_images_without_labels(world: World, tmp_path: Path) -> None:
     only = StudentConfig(loss_weights=dict.fromkeys(("kinds", "boxes", "depth", "gabor"), 0))
     key = keys_in(world.inputs("student"), "pool")[0]
     store = store_name("masks", world.artifacts["teacher.masks"].digest)

@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.recipe.student import StudentConfig
 from pipeline.stores.labels import LabelSpace
 from student.dataset import StudentHead
-from student.loss_weights import Uncertainty, combination
+from student.loss_weights import UncertaintyWeighting, build_loss_weighting
 from tasks.teacher import TeacherSchedule
 
 
@@ -26,36 +26,36 @@ HEADS = {
 }
 
 
-def test_a_weight_given_by_hand_wins_over_any_rule() -> None:
+def test_build_loss_weighting_prefers_given_weights() -> None:
     for rule in ("schedule", "equal"):
         given = {"slow": 0.25, "foreign": 3.0}
         config = StudentConfig.model_validate({"batch": 32, "lr": 1e-3, "weighting": rule, "loss_weights": given})
-        module, weights = combination(config, HEADS)
+        module, weights = build_loss_weighting(config, HEADS)
         fast = 4.0 if rule == "schedule" else 1.0
         assert weights == {"slow": 0.25, "fast": fast, "foreign": 3.0}
         losses = {"slow": torch.tensor(4.0), "foreign": torch.tensor(1.0), "fast": torch.tensor(2.0)}
         assert module(losses, dict.fromkeys(losses, 1.0)).item() == 1 + 3 + 2 * fast
 
 
-def test_equal_weights_need_no_schedule() -> None:
+def test_build_loss_weighting_equal_needs_no_schedule() -> None:
     config = StudentConfig(weighting="equal")
-    assert combination(config, HEADS)[1] == {"slow": 1.0, "fast": 1.0, "foreign": 1.0}
+    assert build_loss_weighting(config, HEADS)[1] == {"slow": 1.0, "fast": 1.0, "foreign": 1.0}
 
 
-def test_the_rule_names_the_teacher_it_cannot_weigh() -> None:
+def test_build_loss_weighting_names_teacher_without_schedule() -> None:
     with pytest.raises(ConfigError, match=r"'foreign' states no schedule.*student\.loss_weights\.foreign.*equal"):
-        combination(StudentConfig(), HEADS)
+        build_loss_weighting(StudentConfig(), HEADS)
 
 
-def test_weights_that_are_learned_cannot_be_given() -> None:
+def test_build_loss_weighting_refuses_given_weights_with_uncertainty() -> None:
     with pytest.raises(ConfigError, match="loss_weights can't be given with weighting: uncertainty"):
-        combination(StudentConfig(weighting="uncertainty", loss_weights={"slow": 1}), HEADS)
+        build_loss_weighting(StudentConfig(weighting="uncertainty", loss_weights={"slow": 1}), HEADS)
 
 
-def test_learned_weights_start_at_1_and_settle_where_each_loss_asks() -> None:
+def test_uncertainty_weighting_starts_at_1_and_converges_to_half_over_loss() -> None:
     """At the minimum of exp(-s) L + s / 2, the weight exp(-s) is 1 / (2 L)."""
-    module, weights = combination(StudentConfig(weighting="uncertainty"), HEADS)
-    assert isinstance(module, Uncertainty)
+    module, weights = build_loss_weighting(StudentConfig(weighting="uncertainty"), HEADS)
+    assert isinstance(module, UncertaintyWeighting)
     assert weights == {}
     losses = {"slow": torch.tensor(4.0), "fast": torch.tensor(0.1)}
     whole = dict.fromkeys(losses, 1.0)
@@ -69,12 +69,12 @@ def test_learned_weights_start_at_1_and_settle_where_each_loss_asks() -> None:
     assert learned == pytest.approx({"slow": 1 / 8, "fast": 5.0, "foreign": 1.0}, rel=1e-3)
 
 
-def test_learned_weights_learn_the_same_from_pieces() -> None:
+def test_uncertainty_weighting_learns_the_same_from_microbatches() -> None:
     """Of one batch in two pieces, of which the second has no label of the one and a third of those of the other."""
     slopes = []
     for pieces in ([{"slow": 1.0, "fast": 1.0}], [{"slow": 1.0, "fast": 2 / 3}, {"fast": 1 / 3}]):
-        module, _ = combination(StudentConfig(weighting="uncertainty"), HEADS)
-        assert isinstance(module, Uncertainty)
+        module, _ = build_loss_weighting(StudentConfig(weighting="uncertainty"), HEADS)
+        assert isinstance(module, UncertaintyWeighting)
         for shares in pieces:
             module({name: torch.tensor(4.0) for name in shares}, shares).backward()
         slopes.append([s.grad.item() for s in module.log_variance.values() if s.grad is not None])

@@ -28,8 +28,8 @@ from pipeline.recipe.base import FitConfig
 from pipeline.recipe.student import StudentConfig
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import LabelSpace, Value
-from student.dataset import StudentHead, heads_of, join, threshold_for
-from student.loss_weights import combination, task_weight
+from student.dataset import StudentHead, heads_of, student_dataset, threshold_for
+from student.loss_weights import build_loss_weighting, task_weight
 from tasks.network import Network
 from tasks.training import TrainingPlan, WeightedSum, train_network
 
@@ -49,13 +49,13 @@ DEPTH = LabelSpace("depth")
 # 1. The weight of a task's loss
 
 
-def test_1_the_weight_is_the_ratio_of_the_two_steps_per_example() -> None:
+def test_1_task_weight_is_the_ratio_of_steps_per_example() -> None:
     assert task_weight(4096, 1.6, 256, 0.32) == pytest.approx(3.2)
     assert task_weight(256, 0.1, 256, 0.1) == 1
 
 
 @given(POSITIVE, POSITIVE, POSITIVE, POSITIVE, st.floats(0.01, 100))
-def test_1_the_weight_keeps_an_examples_step_and_no_common_scale(
+def test_1_task_weight_keeps_the_step_per_example_and_ignores_common_scale(
     batch: float, lr: float, teacher_batch: float, teacher_lr: float, k: float
 ) -> None:
     weight = task_weight(batch, lr, teacher_batch, teacher_lr)
@@ -67,7 +67,7 @@ def test_1_the_weight_keeps_an_examples_step_and_no_common_scale(
 
 @pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf")])
 @pytest.mark.parametrize("place", range(4))
-def test_1_what_is_not_positive_is_refused_by_its_name(place: int, wrong: float) -> None:
+def test_1_task_weight_refuses_non_positive_values_by_name(place: int, wrong: float) -> None:
     numbers = [32.0, 0.1, 32.0, 0.1]
     numbers[place] = wrong
     name = ("student batch", "student lr", "teacher batch", "teacher lr")[place]
@@ -75,17 +75,17 @@ def test_1_what_is_not_positive_is_refused_by_its_name(place: int, wrong: float)
         task_weight(*numbers)
 
 
-def test_1_a_teacher_with_no_known_schedule_needs_its_weight_given() -> None:
+def test_1_build_loss_weighting_needs_weight_of_teacher_without_schedule() -> None:
     """As depth's does in the paper, whose teacher came from elsewhere."""
     head = StudentHead("depth", DEPTH, None, None, 0.0)
     with pytest.raises(ConfigError, match=r"'depth' states no schedule.*student\.loss_weights\.depth"):
-        combination(StudentConfig(), {"depth": head})
-    assert combination(StudentConfig(loss_weights={"depth": 0.7}), {"depth": head})[1] == {"depth": 0.7}
+        build_loss_weighting(StudentConfig(), {"depth": head})
+    assert build_loss_weighting(StudentConfig(loss_weights={"depth": 0.7}), {"depth": head})[1] == {"depth": 0.7}
 
 
-def test_1_the_recipes_schedules_are_what_the_rule_is_given(world: World) -> None:
+def test_1_build_loss_weighting_uses_schedules_of_the_recipe(world: World) -> None:
     config = StudentConfig(batch=8, lr=0.004, loss_weights={"gabor": 1})
-    weights = combination(config, heads_of(config, world.inputs("student")))[1]
+    weights = build_loss_weighting(config, heads_of(config, world.inputs("student")))[1]
     usual = task_weight(8, 0.004, 4, 0.001)
     assert weights == {"kinds": usual, "masks": usual, "boxes": usual, "depth": 2 * usual, "gabor": 1}
 
@@ -120,7 +120,7 @@ def step(make_network: MakeNetwork, one_image: ImageDataset, tmp_path: Path, run
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
-def test_2_with_its_weight_an_example_moves_the_student_as_it_moved_the_teacher(backbone: str, step: Step) -> None:
+def test_2_task_weight_moves_student_as_far_as_teacher_per_example(backbone: str, step: Step) -> None:
     teacher = step(backbone, 2, 0.05, 1.0)
     student = step(backbone, 8, 0.1, task_weight(8, 0.1, 2, 0.05))
     assert teacher.abs().max() > 1e-4
@@ -155,7 +155,7 @@ def stored(
     )
 
 
-def test_3_the_students_thresholds_are_one_half_for_boxes_and_masks() -> None:
+def test_3_threshold_for_boxes_and_masks_is_one_half() -> None:
     found = {task: threshold_for(StudentConfig(), task, LabelSpace(task)) for task in tasks.names()}
     assert {task for task, threshold in found.items() if threshold == 0.5} == {"detection", "segmentation"}
     assert {found[task] for task in ("classification", "depth", "normals")} == {0.0}
@@ -163,18 +163,14 @@ def test_3_the_students_thresholds_are_one_half_for_boxes_and_masks() -> None:
     assert [threshold_for(chosen, name, BOXES) for name in ("things", "others")] == [0.7, 0.6]
 
 
-def test_3_a_box_of_score_one_half_is_kept_and_one_just_below_dropped(
-    make_dataset_shard: MakeDatasetShard, noise: Noise
-) -> None:
+def test_3_threshold_keeps_box_of_score_one_half(make_dataset_shard: MakeDatasetShard, noise: Noise) -> None:
     dataset = stored(make_dataset_shard, noise, BOXES, [boxes_of([0.5, 0.499, 0.9])], 0.5)
     kept = dataset.values(0)["head"]
     np.testing.assert_allclose(kept["scores"], [0.5, 0.9])
     assert kept["boxes"][:, 0].tolist() == [0, 16]
 
 
-def test_3_a_pixel_of_confidence_one_half_is_kept_and_one_just_below_ignored(
-    make_dataset_shard: MakeDatasetShard, noise: Noise
-) -> None:
+def test_3_threshold_keeps_pixel_of_confidence_one_half(make_dataset_shard: MakeDatasetShard, noise: Noise) -> None:
     confidence = np.full((8, 8), 0.9, np.float32)
     confidence[0, :2] = (0.5, 0.499)
     value: Value = {"classes": np.full((8, 8), 2, np.uint16), "confidence": confidence}
@@ -183,7 +179,9 @@ def test_3_a_pixel_of_confidence_one_half_is_kept_and_one_just_below_ignored(
     assert (kept == 65535).sum() == 1
 
 
-def test_3_ignored_pixels_give_no_loss_and_no_gradient(make_dataset_shard: MakeDatasetShard, noise: Noise) -> None:
+def test_3_segmentation_loss_of_ignored_pixels_is_zero_without_gradient(
+    make_dataset_shard: MakeDatasetShard, noise: Noise
+) -> None:
     rng = np.random.default_rng(0)
     value: Value = {
         "classes": rng.integers(0, 4, (8, 8)).astype(np.uint16),
@@ -205,7 +203,7 @@ def test_3_ignored_pixels_give_no_loss_and_no_gradient(make_dataset_shard: MakeD
     assert (per_pixel[~dropped] > 0).all()
 
 
-def test_3_an_image_whose_boxes_all_fall_is_an_example_of_background(
+def test_3_image_without_kept_boxes_is_an_example_of_background(
     make_dataset_shard: MakeDatasetShard, make_network: MakeNetwork, noise: Noise
 ) -> None:
     """Our choice; the paper does not say: the image stays in the batch and teaches that nothing is there."""
@@ -224,7 +222,7 @@ def test_3_an_image_whose_boxes_all_fall_is_an_example_of_background(
 
 
 @given(st.integers(0, 1000), st.integers(2, 40))
-def test_4_agreeing_with_the_teacher_costs_its_entropy_and_has_no_gradient(seed: int, classes: int) -> None:
+def test_4_classification_loss_of_agreement_is_entropy_without_gradient(seed: int, classes: int) -> None:
     task = tasks.model(LabelSpace("classification", tuple(map(str, range(classes)))))
     logits = 3 * torch.randn(4, classes, generator=torch.Generator().manual_seed(seed))
     target = {"probs": logits.softmax(dim=1)}
@@ -238,7 +236,7 @@ def test_4_agreeing_with_the_teacher_costs_its_entropy_and_has_no_gradient(seed:
     assert task.loss(logits + torch.randn(logits.shape), target) > loss
 
 
-def test_4_a_one_hot_target_is_ordinary_cross_entropy() -> None:
+def test_4_classification_loss_of_one_hot_target_is_cross_entropy() -> None:
     task = tasks.model(KINDS)
     logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     names = torch.tensor([0, 2, 1, 1, 0])
@@ -253,10 +251,10 @@ def equal(one: Value, other: Value) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(array, other[name]) for name, array in one.items())
 
 
-def test_5_every_image_has_a_target_for_every_task(world: World) -> None:
+def test_5_student_dataset_has_every_target_for_every_image(world: World) -> None:
     config = StudentConfig(loss_weights={"gabor": 1})
     inputs = world.inputs("student")
-    dataset = join(config, heads_of(config, inputs), inputs)
+    dataset = student_dataset(config, heads_of(config, inputs), inputs)
     assert len(dataset) == 16
     for index in range(len(dataset)):
         assert set(dataset.values(index)) == {"kinds", "masks", "boxes", "depth", "gabor"}
@@ -266,11 +264,11 @@ def joined(world: World, labels: str) -> dict[str, dict[str, Value]]:
     """Labels by image key and head."""
     config = StudentConfig.model_validate({"labels": labels, "loss_weights": {"gabor": 1}})
     inputs = world.inputs("student")
-    dataset = join(config, heads_of(config, inputs), inputs)
+    dataset = student_dataset(config, heads_of(config, inputs), inputs)
     return {dataset.read(index)[0]: dataset.values(index) for index in range(len(dataset))}
 
 
-def test_5_a_true_label_wins_over_a_pseudo_label(world: World) -> None:
+def test_5_student_dataset_prefers_true_labels(world: World) -> None:
     both, pseudo, true = (joined(world, labels) for labels in ("true_first", "pseudo_only", "true_only"))
     assert (len(both), len(pseudo), len(true)) == (16, 16, 9)
     for key, values in both.items():
@@ -281,7 +279,7 @@ def test_5_a_true_label_wins_over_a_pseudo_label(world: World) -> None:
     assert not any(equal(pseudo[key]["masks"], values["masks"]) for key, values in true.items())
 
 
-def test_5_true_and_pseudo_labels_weigh_the_same(
+def test_5_losses_of_true_and_pseudo_labels_are_the_same(
     make_dataset_shard: MakeDatasetShard, make_network: MakeNetwork, noise: Noise
 ) -> None:
     """The same label, once as a set's truth and once as a teacher's, makes the same batch and the same gradient."""
@@ -311,7 +309,9 @@ def chi_square(counts: NDArray[np.int64], shares: NDArray[np.float64]) -> float:
     return float(((counts - expected) ** 2 / expected).sum())
 
 
-def test_6_a_sets_share_of_a_batch_is_its_share_of_the_images(make_images: Callable[..., Any], noise: Noise) -> None:
+def test_6_image_dataset_order_draws_sets_by_their_share_of_images(
+    make_images: Callable[..., Any], noise: Noise
+) -> None:
     sizes = (4, 8, 20)
     shards = []
     for number, size in enumerate(sizes):
@@ -327,9 +327,9 @@ def test_6_a_sets_share_of_a_batch_is_its_share_of_the_images(make_images: Calla
     assert chi_square(first, np.full(32, 1 / 32)) < 61.1  # p = 0.001 at 31
 
 
-def test_6_an_epoch_of_the_pool_draws_every_image_once(world: World) -> None:
+def test_6_student_dataset_order_draws_every_image_once(world: World) -> None:
     config = StudentConfig(loss_weights={"gabor": 1})
     inputs = world.inputs("student")
-    dataset = join(config, heads_of(config, inputs), inputs)
+    dataset = student_dataset(config, heads_of(config, inputs), inputs)
     keys = [dataset.read(int(index))[0] for index in dataset.order(0, 0)]
     assert len(set(keys)) == len(keys) == 7 + 9

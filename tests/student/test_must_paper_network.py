@@ -194,7 +194,9 @@ def trained(world: World, weights: dict[str, float], without: list[str], out: Pa
 
 
 @pytest.mark.parametrize("left_out", ["boxes", "masks"])
-def test_10_loss_weight_0_trains_as_without_the_teacher_bit_for_bit(world: World, tmp_path: Path, left_out: str) -> None:
+def test_10_loss_weight_0_trains_as_without_the_teacher_bit_for_bit(
+    world: World, tmp_path: Path, left_out: str
+) -> None:
     silenced = trained(world, {"gabor": 1, left_out: 0}, [], tmp_path / "silenced")
     absent = trained(world, {"gabor": 1}, [f"teacher.{left_out}"], tmp_path / "absent")
     assert silenced.keys() == absent.keys()

@@ -12,7 +12,7 @@ from pipeline.recipe.student import StudentConfig
 from pipeline.steps.artifact import read_json
 from pipeline.stores.labels import LabelShard
 from student.dataset import heads_of
-from student.threshold_report import kept_shares, skew_warning
+from student.threshold_report import count_kept, skew_warning
 
 if TYPE_CHECKING:
     from tests.conftest import World
@@ -34,21 +34,21 @@ def warning(held: list[int], kept: list[int]) -> str | None:
         ([0, 0, 0], [0, 0, 0]),
     ],
 )
-def test_a_threshold_that_treats_classes_alike_is_passed_over(held: list[int], kept: list[int]) -> None:
+def test_skew_warning_is_none_if_classes_are_kept_alike(held: list[int], kept: list[int]) -> None:
     assert warning(held, kept) is None
 
 
-def test_a_threshold_that_prefers_a_class_is_told_of() -> None:
+def test_skew_warning_names_best_and_worst_class() -> None:
     text = warning([100, 200, 50], [90, 40, 25])
     assert text is not None
     assert "keeps 90% of 'car' but 20% of 'bus'" in text
 
 
-def test_a_class_of_which_nothing_is_left_is_told_of() -> None:
+def test_skew_warning_names_a_class_without_labels_left() -> None:
     assert "keeps 50% of 'bus' but 0% of 'car'" in str(warning([100, 100, 100], [0, 50, 40]))
 
 
-def test_a_threshold_that_keeps_nothing_is_told_of() -> None:
+def test_skew_warning_says_that_nothing_is_kept() -> None:
     assert "keeps nothing" in str(warning([100, 100, 0], [0, 0, 0]))
 
 
@@ -62,12 +62,12 @@ def box_scores(world: World) -> list[float]:
     return [score for file in files for row in LabelShard(file, label).rows() for score in row["scores"]]
 
 
-def test_shares_are_counted_over_the_labels_on_disk(world: World) -> None:
+def test_count_kept_counts_labels_on_disk(world: World) -> None:
     scores = box_scores(world)
     threshold = float(np.median(scores))
     config = StudentConfig(thresholds={"masks": 0.3, "boxes": threshold})
     inputs = world.inputs("student")
-    shares = kept_shares(heads_of(config, inputs), inputs)
+    shares = count_kept(heads_of(config, inputs), inputs)
     thresholds = {"kinds": 0.0, "masks": 0.3, "boxes": threshold, "depth": 0.0, "gabor": 0.0}
     assert {name: share["threshold"] for name, share in shares.items()} == thresholds
     assert all(share["images"] == 16 for share in shares.values())

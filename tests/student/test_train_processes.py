@@ -24,7 +24,7 @@ def run(step: Step, artifacts: Mapping[str, Artifact], root: Path, out: Path) ->
 
 
 @pytest.mark.parametrize("name", ["student", "teacher.masks"])
-def test_a_step_is_left_by_the_first_process_and_counted_once(
+def test_train_steps_write_and_count_in_first_process_only(
     world: World, together: Together, tmp_path: Path, name: str
 ) -> None:
     step = world.steps[name]

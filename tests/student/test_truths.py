@@ -62,7 +62,7 @@ def same(one: Value, other: Value) -> None:
         np.testing.assert_array_equal(array, other[name])
 
 
-def test_corrected_boxes_win_over_true_and_pseudo_labels(world: World, tmp_path: Path) -> None:
+def test_student_truths_boxes_win_over_true_and_pseudo_labels(world: World, tmp_path: Path) -> None:
     export(world, "coco", tmp_path / "out", ["boxes"], **LOW)
     corrected = correct(tmp_path / "out" / "instances_train.json")
     fixed = ingested(world, tmp_path / "root", coco.Config(path=str(tmp_path / "out")))
@@ -82,7 +82,7 @@ def test_corrected_boxes_win_over_true_and_pseudo_labels(world: World, tmp_path:
     assert 0 < len(corrected.keys() & true.keys()) < len(corrected), "images of either kind are meant"
 
 
-def test_corrected_masks_win_and_what_was_painted_over_is_what_is_learned(world: World, tmp_path: Path) -> None:
+def test_student_truths_masks_win_with_corrected_pixels(world: World, tmp_path: Path) -> None:
     export(world, "masks", tmp_path / "out", ["masks"], **LOW)
     files = sorted((tmp_path / "out" / "masks" / "train").iterdir())
     for file in files:
@@ -94,7 +94,7 @@ def test_corrected_masks_win_and_what_was_painted_over_is_what_is_learned(world:
         assert set(np.unique(values["masks"]["classes"])) == {int(key, 16) % 7}
 
 
-def test_the_first_set_that_has_a_label_wins(world: World, tmp_path: Path) -> None:
+def test_student_truths_first_set_with_a_label_wins(world: World, tmp_path: Path) -> None:
     """Named after the teacher's own set, a correction changes nothing that this one has a label for."""
     export(world, "coco", tmp_path / "out", ["boxes"], **LOW)
     corrected = correct(tmp_path / "out" / "instances_train.json")
@@ -109,7 +109,7 @@ def test_the_first_set_that_has_a_label_wins(world: World, tmp_path: Path) -> No
     assert 0 < won < len(corrected)
 
 
-def test_pseudo_labels_alone_are_what_they_were(world: World, tmp_path: Path) -> None:
+def test_student_truths_do_not_change_pseudo_only(world: World, tmp_path: Path) -> None:
     export(world, "coco", tmp_path / "out", ["boxes"], **LOW)
     correct(tmp_path / "out" / "instances_train.json")
     fixed = ingested(world, tmp_path / "root", coco.Config(path=str(tmp_path / "out")))
@@ -119,7 +119,7 @@ def test_pseudo_labels_alone_are_what_they_were(world: World, tmp_path: Path) ->
         same(values["boxes"], before[key]["boxes"])
 
 
-def test_other_classes_are_refused_with_both_lists(world: World, tmp_path: Path) -> None:
+def test_student_truths_refuse_other_classes(world: World, tmp_path: Path) -> None:
     export(world, "coco", tmp_path / "out", ["boxes"], **LOW)
     file = tmp_path / "out" / "instances_train.json"
     content = json.loads(file.read_text("utf-8"))
@@ -133,7 +133,7 @@ def test_other_classes_are_refused_with_both_lists(world: World, tmp_path: Path)
         learned(world, fixed, truths={"boxes": ["fixed"]})
 
 
-def test_a_set_without_the_task_is_refused(world: World, tmp_path: Path) -> None:
+def test_student_truths_refuse_a_set_without_the_task(world: World, tmp_path: Path) -> None:
     for name in ("box", "cone"):
         (tmp_path / "set" / name).mkdir(parents=True)
         for shade in range(9):

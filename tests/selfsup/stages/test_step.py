@@ -17,8 +17,8 @@ from evaluation.comparison.cost import cost
 from ingest.dataset import IngestedSet
 from ingest.true_labels import held_out_keys
 from pipeline.errors import ConfigError, Stopped
-from pipeline.models.features import features_of
-from pipeline.models.initial import InitialBackbone, of_artifact
+from pipeline.models.features import extract_features
+from pipeline.models.initial import InitialBackbone, backbone_from_artifact
 from pipeline.steps.artifact import Artifact
 from pipeline.storage.root import Root
 from pipeline.training.fit import FitResult, fit
@@ -39,7 +39,7 @@ def test_run_stage_backbone_loads_in_timm_and_starts_next_stage(sandbox: StageSa
         "test_resnet", num_classes=0, checkpoint_path=str(folder_of(first) / "backbone.safetensors")
     )
     assert all(torch.equal(one, weights(first)[name]) for name, one in model.state_dict().items())
-    start = of_artifact(first)
+    start = backbone_from_artifact(first)
     assert (start.name, start.size) == ("test_resnet", 32)
     assert len(start.statistics[0]) == 3
     second = sandbox.run(first, name="second", method="mocov2", start="garments")
@@ -76,14 +76,14 @@ def test_run_stage_starts_with_the_features_of_the_initial_backbone(
     elsewhere, first = sandbox.images(data=["pool"]), sandbox.run()
     monkeypatch.setattr(training, "fit", lambda *_: FitResult([], 0.0, 0.0))
     same, fresh = (
-        of_artifact(sandbox.run(first, name="second", start="garments", data=["kinds"], statistics=kept))
+        backbone_from_artifact(sandbox.run(first, name="second", start="garments", data=["kinds"], statistics=kept))
         for kept in ("backbone", "data")
     )
 
     def features(backbone: InitialBackbone) -> torch.Tensor:
-        return features_of(backbone.encoder(), elsewhere, range(len(elsewhere)), sandbox.runtime)
+        return extract_features(backbone.build_encoder(), elsewhere, range(len(elsewhere)), sandbox.runtime)
 
-    start = of_artifact(first)
+    start = backbone_from_artifact(first)
     assert not {*elsewhere.keys()} & {*sandbox.images().keys(), *sandbox.images(data=["kinds"]).keys()}
     assert torch.equal(features(same), features(start))
     assert not torch.allclose(features(fresh), features(start), rtol=0.01)
@@ -107,7 +107,7 @@ def test_run_stage_trainable_norm_trains_norms_and_head_only(
     monkeypatch.setattr(training, "fit", noting)
     second = sandbox.run(first, name="second", method="mocov2", start="garments", trainable="norm")
     changed = {name for name, one in weights(second).items() if not torch.equal(one, weights(first)[name])}
-    parts = of_artifact(first).encoder().model.named_modules()
+    parts = backbone_from_artifact(first).build_encoder().model.named_modules()
     norms = {name for name, part in parts if isinstance(part, torch.nn.BatchNorm2d)}
     kinds = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     assert norms

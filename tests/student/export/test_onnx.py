@@ -78,7 +78,7 @@ def check(found: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
-def test_batches_of_any_size_come_out_as_in_torch(
+def test_onnx_export_predicts_as_torch_for_any_batch_size(
     backbone: str, make_student: Callable[..., Made], tmp_path: Path
 ) -> None:
     network, student = make_student(DENSE, backbone=backbone)
@@ -89,7 +89,9 @@ def test_batches_of_any_size_come_out_as_in_torch(
         check(outputs(tmp_path / "student.onnx", images), wanted(network, list(DENSE), images))
 
 
-def test_boxes_come_out_as_in_torch_one_image_at_a_time(make_student: Callable[..., Made], tmp_path: Path) -> None:
+def test_onnx_export_predicts_boxes_as_torch_one_image_at_a_time(
+    make_student: Callable[..., Made], tmp_path: Path
+) -> None:
     """Images of noise and a black one: what was traced with one image holds for others, with more and fewer boxes."""
     network, student = make_student({**BOXES, "kinds": DENSE["kinds"]})
     export_student("onnx", student, tmp_path / "student.onnx")
@@ -106,7 +108,7 @@ def test_boxes_come_out_as_in_torch_one_image_at_a_time(make_student: Callable[.
     assert len(counts) > 1, "as many boxes in every image: nothing is learned about lists"
 
 
-def test_an_image_without_boxes_has_none(make_student: Callable[..., Made], tmp_path: Path) -> None:
+def test_onnx_export_of_image_without_boxes(make_student: Callable[..., Made], tmp_path: Path) -> None:
     def sure_of_nothing(network: Network) -> None:
         head: Any = network.heads["boxes"]
         head.boxes.box_predictor.cls_score.bias.data[0] = 100.0
@@ -117,9 +119,7 @@ def test_an_image_without_boxes_has_none(make_student: Callable[..., Made], tmp_
     assert [found[name].shape for name in ("boxes_boxes", "boxes_scores", "boxes_classes")] == [(0, 4), (0,), (0,)]
 
 
-def test_heads_may_be_chosen_and_the_graph_says_what_they_mean(
-    make_student: Callable[..., Made], tmp_path: Path
-) -> None:
+def test_onnx_export_of_chosen_heads_with_metadata(make_student: Callable[..., Made], tmp_path: Path) -> None:
     _, student = make_student({**BOXES, "masks": DENSE["masks"]})
     export_student("onnx", student, tmp_path / "masks.onnx", ["masks"])
     session = onnxruntime.InferenceSession(tmp_path / "masks.onnx", providers=["CPUExecutionProvider"])
@@ -131,7 +131,7 @@ def test_heads_may_be_chosen_and_the_graph_says_what_they_mean(
     assert not (tmp_path / "other.onnx").exists()
 
 
-def test_without_the_extra_it_says_how_to_install_it(
+def test_onnx_export_names_the_extra_to_install(
     make_student: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, student = make_student(BOXES)
@@ -148,7 +148,7 @@ def test_without_the_extra_it_says_how_to_install_it(
         ("safetensors", "a.pth", "timm reads the format off the suffix; end it in .safetensors"),
     ],
 )
-def test_what_is_no_form_is_refused(
+def test_export_student_refuses_unknown_form_or_suffix(
     form: str, name: str, says: str, make_student: Callable[..., Made], tmp_path: Path
 ) -> None:
     _, student = make_student(BOXES)

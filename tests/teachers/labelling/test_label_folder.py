@@ -28,49 +28,51 @@ def shards(make_images: MakeImages, noise: Callable[[int], NDArray[np.uint8]]) -
 
 def label(folder: LabelFolder, shard: ImageShard, statuses: Sequence[str] = ("ok", "failed")) -> None:
     """Write a label file, and put it in its place."""
-    path = folder.root.local_path(folder.file(shard))
+    path = folder.root.local_path(folder.path_of(shard))
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"key": shard.keys[: len(statuses)], "status": list(statuses)}), path)
 
 
-def test_what_is_published_is_there_for_the_next(any_root: Root, shards: list[ImageShard]) -> None:
+def test_label_folder_refresh_finds_published_shards(any_root: Root, shards: list[ImageShard]) -> None:
     folder = LabelFolder(any_root, "labels/t")
-    folder.look(shards)
+    folder.refresh(shards)
     assert not any(folder.has(shard) for shard in shards)
     label(folder, shards[0])
     folder.publish(shards[0])
     again = LabelFolder(any_root, "labels/t")
-    again.look(shards)
+    again.refresh(shards)
     assert [again.has(shard) for shard in shards] == [True, False, False]
     assert again.facts_of(shards[0]) == folder.facts_of(shards[0])
     assert again.facts_of(shards[0])["failed"] == 1
-    file = any_root.file(folder.file(shards[0]), again.facts_of(shards[0]))
+    file = any_root.file(folder.path_of(shards[0]), again.facts_of(shards[0]))
     assert file.load(hash_file) == again.facts_of(shards[0])["sha256"]
 
 
-def test_what_is_damaged_or_too_short_is_not_there(any_root: Root, shards: list[ImageShard]) -> None:
+def test_label_folder_refresh_ignores_damaged_or_short_shards(any_root: Root, shards: list[ImageShard]) -> None:
     folder = LabelFolder(any_root, "labels/t")
-    (any_root / folder.file(shards[0])).write(b"PAR1 and no more")
+    (any_root / folder.path_of(shards[0])).write(b"PAR1 and no more")
     label(folder, shards[1], ["ok"])
-    (any_root / folder.file(shards[1])).write(any_root.local_path(folder.file(shards[1])).read_bytes())
-    folder.look(shards)
+    (any_root / folder.path_of(shards[1])).write(any_root.local_path(folder.path_of(shards[1])).read_bytes())
+    folder.refresh(shards)
     assert not any(folder.has(shard) for shard in shards)
 
 
-def test_what_is_known_is_not_read(any_root: Root, shards: list[ImageShard], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_folder_refresh_reads_only_unknown_shards(
+    any_root: Root, shards: list[ImageShard], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = LabelFolder(any_root, "labels/t")
     for shard in shards:
         label(first, shard)
         first.publish(shard)
-    another = {**first.facts[first.file(shards[2])], "size": 1}
-    known = {**first.facts, first.file(shards[2]): another}
+    another = {**first.facts[first.path_of(shards[2])], "size": 1}
+    known = {**first.facts, first.path_of(shards[2]): another}
     read = []
     monkeypatch.setattr(label_folder, "read_facts", lambda path, rows: read.append(path.name))
-    LabelFolder(any_root, "labels/t", known).look(shards)  # type: ignore[arg-type]
-    assert read == [first.file(shards[2]).rpartition("/")[2]], "of another size than it was: looked at again"
+    LabelFolder(any_root, "labels/t", known).refresh(shards)  # type: ignore[arg-type]
+    assert read == [first.path_of(shards[2]).rpartition("/")[2]], "of another size than it was: looked at again"
 
 
-def test_one_listing_tells_what_is_there(bucket: str, shards: list[ImageShard]) -> None:
+def test_label_folder_refresh_lists_once(bucket: str, shards: list[ImageShard]) -> None:
     root = Root.of(f"{bucket}/root")
     first = LabelFolder(root, "labels/t")
     for shard in shards:
@@ -78,8 +80,8 @@ def test_one_listing_tells_what_is_there(bucket: str, shards: list[ImageShard]) 
         first.publish(shard)
     shutil.rmtree(root.cache.folder)
     with listening() as requests:
-        LabelFolder(root, "labels/t", first.facts).look(shards)
+        LabelFolder(root, "labels/t", first.facts).refresh(shards)
     assert requests.count() == {"GET": 1}
     with listening() as requests:
-        LabelFolder(root, "labels/t").look(shards)
+        LabelFolder(root, "labels/t").refresh(shards)
     assert requests.count() == {"GET": 1 + 3}

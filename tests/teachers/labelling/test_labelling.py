@@ -188,7 +188,9 @@ def test_label_pool_batch_changes_only_rounding(make_room: MakeRoom) -> None:
         np.testing.assert_allclose(left["confidence"], right["confidence"], rtol=1e-3)
 
 
-def test_label_pool_marks_only_the_damaged_image_as_failed(make_room: MakeRoom, damaged: tuple[Room, ImageShard, int]) -> None:
+def test_label_pool_marks_only_the_damaged_image_as_failed(
+    make_room: MakeRoom, damaged: tuple[Room, ImageShard, int]
+) -> None:
     sound, (room, shard, row) = make_room(), damaged
     sound.label()
     assert room.label(max_failed=0.5)["failed"] == len(room.inputs.of_kind("teacher"))

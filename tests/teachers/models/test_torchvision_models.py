@@ -45,7 +45,7 @@ def picture(side: int = 64) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, side, side), dtype=np.uint8))
 
 
-def test_a_timm_classifier_gives_its_own_probabilities(tmp_path: Path) -> None:
+def test_pretrained_teacher_gives_probabilities_of_the_timm_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=5).eval()
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
@@ -67,7 +67,7 @@ def test_a_timm_classifier_gives_its_own_probabilities(tmp_path: Path) -> None:
     )
 
 
-def test_weights_that_name_their_tensors_otherwise_are_matched_in_order(tmp_path: Path) -> None:
+def test_pretrained_teacher_matches_renamed_weights_in_order(tmp_path: Path) -> None:
     model = timm.create_model("test_resnet", num_classes=5).eval()
     renamed = {f"layer_{number}": tensor for number, tensor in enumerate(model.state_dict().values())}
     torch.save(renamed, tmp_path / "weights.pth")
@@ -77,7 +77,7 @@ def test_weights_that_name_their_tensors_otherwise_are_matched_in_order(tmp_path
     assert all(torch.equal(own[f"model.{name}"], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+def test_pretrained_teacher_refuses_weights_of_another_model(tmp_path: Path) -> None:
     save_file({"something": torch.zeros(3)}, tmp_path / "weights.safetensors")
     settings = {"model": "test_resnet", "weights": str(tmp_path / "weights.safetensors"), "classes": list("abcde")}
     says = r"weights\.safetensors, for a 'test_resnet': .*tensors missing.* Name weights of a 'test_resnet'"
@@ -93,7 +93,9 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         (published, "detection", "ssdlite320_mobilenet_v3_large", "ssd300_vgg16"),
     ],
 )
-def test_weights_are_looked_at_before_a_run(tmp_path: Path, kind: Any, task: str, model: str, other: str) -> None:
+def test_teacher_config_check_compares_weights_with_model(
+    tmp_path: Path, kind: Any, task: str, model: str, other: str
+) -> None:
     path = tmp_path / "weights.pth"
 
     def told(named: str) -> Any:
@@ -109,7 +111,7 @@ def test_weights_are_looked_at_before_a_run(tmp_path: Path, kind: Any, task: str
         told(other).check()
 
 
-def test_the_central_crop_is_the_middle_of_the_shorter_side(tmp_path: Path) -> None:
+def test_pretrained_teacher_crops_the_center(tmp_path: Path) -> None:
     model = timm.create_model("test_resnet", num_classes=2)
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
     settings = {
@@ -128,7 +130,7 @@ def test_the_central_crop_is_the_middle_of_the_shorter_side(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("task", "name"), [("segmentation", "lraspp_mobilenet_v3_large"), ("detection", "ssdlite320_mobilenet_v3_large")]
 )
-def test_a_torchvision_model_gives_its_own_answers(tmp_path: Path, task: str, name: str) -> None:
+def test_torchvision_teacher_gives_values_of_its_label_space(tmp_path: Path, task: str, name: str) -> None:
     torch.manual_seed(0)
     outputs = ["__background__", "cat", "N/A", "dog"]
     model = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=4).eval()
@@ -154,7 +156,7 @@ def test_a_torchvision_model_gives_its_own_answers(tmp_path: Path, task: str, na
         assert (values["scores"] >= 0.01).all()
 
 
-def test_outputs_of_a_detector_that_are_no_class_are_left_out() -> None:
+def test_space_of_detector_leaves_out_outputs_without_class() -> None:
     space, places = space_of("detection", ["__background__", "a", "N/A", "b"])
     assert space == LabelSpace("detection", ("a", "b"))
     assert places == [0, 1, 0, 2]
@@ -170,7 +172,7 @@ def network(tmp_path: Path) -> Network:
     return made
 
 
-def test_a_head_of_an_earlier_network_is_a_teacher(tmp_path: Path, network: Network) -> None:
+def test_checkpoint_teacher_gives_predictions_of_the_head(tmp_path: Path, network: Network) -> None:
     settings = {"task": "segmentation", "weights": str(tmp_path / "earlier" / "model.safetensors"), "head": "parts"}
     predictor = make(checkpoint, settings, tmp_path / "out")
     images = picture()
@@ -188,7 +190,7 @@ def test_a_head_of_an_earlier_network_is_a_teacher(tmp_path: Path, network: Netw
         ({"task": "normals", "head": "depth"}, "is for 'depth'"),
     ],
 )
-def test_a_head_that_is_not_there_is_refused(
+def test_checkpoint_teacher_refuses_missing_head(
     tmp_path: Path, network: Network, settings: dict[str, str], said: str
 ) -> None:
     weights = str(tmp_path / "earlier" / "model.safetensors")
@@ -196,7 +198,7 @@ def test_a_head_that_is_not_there_is_refused(
         make(checkpoint, {"weights": weights, **settings}, tmp_path / "out")
 
 
-def test_another_models_file_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_teacher_refuses_other_formats(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(json.dumps({"format": "timm_classifier"}))
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match="not a network"):

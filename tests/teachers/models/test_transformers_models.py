@@ -69,7 +69,7 @@ def normalised(images: torch.Tensor, processor: Any) -> torch.Tensor:
     return made
 
 
-def test_a_classifier_gives_its_own_probabilities(save: Any) -> None:
+def test_classification_adapter_gives_probabilities_of_the_model(save: Any) -> None:
     model = transformers.ViTForImageClassification(transformers.ViTConfig(**tiny(), id2label=NAMES)).eval()
     processor = transformers.ViTImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.4] * 3)
     predictor = make(save(model, processor), "classification")
@@ -81,7 +81,7 @@ def test_a_classifier_gives_its_own_probabilities(save: Any) -> None:
     assert (predictor.preprocessing.size, predictor.preprocessing.crop_pct) == (64, None)
 
 
-def test_a_segmenter_gives_its_own_classes(save: Any) -> None:
+def test_segmentation_adapter_gives_classes_of_the_model(save: Any) -> None:
     config = transformers.SegformerConfig(
         hidden_sizes=[8, 8, 8, 8], depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8, id2label=NAMES
     )
@@ -96,7 +96,7 @@ def test_a_segmenter_gives_its_own_classes(save: Any) -> None:
     np.testing.assert_allclose(value["confidence"], logits[0].softmax(dim=0).amax(dim=0).numpy(), rtol=1e-4)
 
 
-def test_a_detector_gives_its_own_boxes_and_nothing_for_outputs_without_a_class(save: Any) -> None:
+def test_detection_adapter_gives_boxes_of_the_model_for_classes_only(save: Any) -> None:
     config = transformers.YolosConfig(**tiny(image_size=[64, 64]), num_detection_tokens=30, id2label=NAMES)
     model = transformers.YolosForObjectDetection(config).eval()
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_a_detector_gives_its_own_boxes_and_nothing_for_outputs_without_a_class(
 
 
 @pytest.mark.parametrize("scale", ["relative", "metric"])
-def test_a_depth_model_gives_its_own_depth_in_the_scale_that_is_said(save: Any, scale: str) -> None:
+def test_depth_adapter_gives_depth_in_the_given_scale(save: Any, scale: str) -> None:
     config = transformers.GLPNConfig(
         hidden_sizes=[8, 8, 8, 8], depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8
     )
@@ -147,7 +147,7 @@ def test_a_depth_model_gives_its_own_depth_in_the_scale_that_is_said(save: Any, 
         ("BitImageProcessor", {"size": {"shortest_edge": 256}}, 224, 0.875),
     ],
 )
-def test_images_are_prepared_as_the_processor_says(
+def test_describe_follows_the_processor(
     processor: str, settings: dict[str, Any], side: int, centre: float | None
 ) -> None:
     made = getattr(transformers, processor)(**settings)
@@ -156,7 +156,7 @@ def test_images_are_prepared_as_the_processor_says(
     assert described(made)["centre"] is None, "a map of a part of the image would be taken for one of the whole"
 
 
-def test_a_model_that_wants_blue_first_is_refused() -> None:
+def test_describe_refuses_blue_first() -> None:
     with pytest.raises(ConfigError, match="blue first"):
         described(transformers.MobileViTImageProcessor())
 
@@ -167,7 +167,7 @@ def described(processor: Any, **settings: Any) -> dict[str, Any]:
     return transformers_models.describe(model, processor, asked)
 
 
-def test_a_side_that_the_recipe_names_wins() -> None:
+def test_describe_prefers_image_size_of_the_recipe() -> None:
     assert described(transformers.ViTImageProcessor(), image_size=96)["size"] == 96
 
 
@@ -180,7 +180,7 @@ def test_a_side_that_the_recipe_names_wins() -> None:
         {"rescale_factor": 1 / 127.5, "rescale_offset": True},
     ],
 )
-def test_statistics_are_those_of_images_in_0_to_1_whatever_the_processor_works_in(settings: dict[str, Any]) -> None:
+def test_describe_gives_statistics_for_images_in_0_to_1(settings: dict[str, Any]) -> None:
     size = {"height": 64, "width": 64}
     processor = transformers.EfficientNetImageProcessor(size=size, include_top=False, **settings)
     about = described(processor)
@@ -188,25 +188,25 @@ def test_statistics_are_those_of_images_in_0_to_1_whatever_the_processor_works_i
     torch.testing.assert_close((pictures() / 255 - mean) / std, normalised(pictures(), processor), rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_without_the_head_for_the_task_is_refused(save: Any) -> None:
+def test_fetch_refuses_model_without_head_for_the_task(save: Any) -> None:
     folder = save(transformers.ViTModel(transformers.ViTConfig(**tiny())), transformers.ViTImageProcessor())
     with pytest.raises(DataError, match="not trained for classification"):
         make(folder, "classification")
 
 
-def test_a_model_that_cannot_do_the_task_is_refused(save: Any) -> None:
+def test_fetch_refuses_model_of_another_task(save: Any) -> None:
     model = transformers.ViTForImageClassification(transformers.ViTConfig(**tiny()))
     with pytest.raises(ConfigError, match="can't be loaded as a detection model"):
         make(save(model, transformers.ViTImageProcessor()), "detection")
 
 
-def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+def test_fetch_refuses_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "published").mkdir()
     with pytest.raises(ConfigError, match=r"config\.json"):
         make(tmp_path / "published", "depth")
 
 
-def test_a_recipe_says_what_to_install_where_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformers_config_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"uv pip install -e .*\[transformers\]"):
         kind.Config(kind="transformers", task="depth", weights="somewhere")
