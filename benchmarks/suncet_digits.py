@@ -31,8 +31,8 @@ from flows.plan.stage_steps import STAGE, STAGE_POOL
 from flows.plan.steps import build_steps
 from ingest.dataset import IngestedSet
 from ingest.true_labels import class_ids, true_label_dataset
-from pipeline.models.features import features_of
-from pipeline.models.initial import of_artifact
+from pipeline.models.features import extract_features
+from pipeline.models.initial import backbone_from_artifact
 from pipeline.recipe.reader import parse_recipe
 from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime
@@ -118,18 +118,18 @@ def write_digits(folder: Path) -> None:
 
 def tested(made: Artifact, inputs: Inputs, settings: dict[str, Any], seed: int) -> dict[str, float]:
     """Accuracy on the test images of a linear probe and of a soft nearest-neighbour classifier with the few labels."""
-    start = of_artifact(made)
-    encoder = start.encoder()
+    start = backbone_from_artifact(made)
+    encoder = start.build_encoder()
     stage = stage_config({**settings, "labels": LABELS})
     images = load_images(stage, inputs, seed)
     known = image_classes(stage, inputs, images)
     assert stage.labels is not None
     few = np.concatenate(class_sampler(stage.labels, known, seed).members)
-    seen = features_of(encoder, images, few.tolist(), inputs.runtime)
+    seen = extract_features(encoder, images, few.tolist(), inputs.runtime)
     found = IngestedSet(inputs["data.digits"])
     dataset = true_label_dataset(found, "test", {"kind": "classification"})
     truth = class_ids(dataset, "kind")
-    features = features_of(encoder, dataset, range(len(dataset)), inputs.runtime)
+    features = extract_features(encoder, dataset, range(len(dataset)), inputs.runtime)
     probe = LogisticRegression(max_iter=2000).fit(seen.numpy(), known.numbers[few])
     labelled = LabelledFeatures(seen, torch.from_numpy(known.numbers[few]))
     place = (images, Path(inputs.runtime.root.local_path("probe")), inputs.runtime)

@@ -20,7 +20,7 @@ from evaluation.schedules import SCHEDULES, FinetuneSchedule
 from pipeline.data.dataset import ImageDataset
 from pipeline.errors import error_context
 from pipeline.models.backbone import register_statistics
-from pipeline.models.initial import InitialBackbone, of_config
+from pipeline.models.initial import InitialBackbone, backbone_from_config
 from pipeline.recipe.base import FitConfig
 from pipeline.recipe.evaluation import Amount, StartConfig
 from pipeline.steps.artifact import WORK, Artifact, Inputs, parse_lines, read_json, write_json
@@ -173,7 +173,7 @@ class _Tuning:
         )
 
     def _network(self, lesson: Lesson) -> Network:
-        start = of_config(self.about, self.inputs, lesson.seed)
+        start = backbone_from_config(self.about, self.inputs, lesson.seed)
         return network_of(start, {lesson.task: lesson.splits.space}, self.config, self.schedule.blank_head, lesson.seed)
 
     def _report(self, lesson: Lesson, run: FineTuned, better: Mapping[str, str]) -> Iterator[Measurement]:

@@ -24,8 +24,8 @@ from ingest.true_labels import class_ids
 from pipeline.data.dataset import ImageDataset
 from pipeline.errors import error_context
 from pipeline.models.encoder import Encoder
-from pipeline.models.features import as_it_is, features_of
-from pipeline.models.initial import InitialBackbone, of_config
+from pipeline.models.features import extract_features, identity
+from pipeline.models.initial import InitialBackbone, backbone_from_config
 from pipeline.recipe.evaluation import Amount, StartConfig
 from pipeline.steps.artifact import WORK, Inputs, write_json
 from pipeline.steps.runtime import Runtime
@@ -46,7 +46,7 @@ def probe(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
         asked = asked_of(config, inputs).get(TASK)
     records: list[Measurement] = []
     if asked:
-        start = of_config(StartConfig.model_validate(config["start"]), inputs, config["seed"])
+        start = backbone_from_config(StartConfig.model_validate(config["start"]), inputs, config["seed"])
         records = list(_Probing(config, asked, Eye(start, inputs.runtime), out / WORK).records())
     write_json(out / FILE, [record.to_json() for record in records])
     return {"records": len(records), **({} if asked else {"why": "no class labels to learn from, or none held out"})}
@@ -69,7 +69,7 @@ class Eye:
 
     def __init__(self, start: InitialBackbone, runtime: Runtime) -> None:
         self.runtime = runtime
-        encoder = start.encoder().eval()
+        encoder = start.build_encoder().eval()
         images = torch.rand(PROBED, 3, start.size, start.size)
 
         def call(model: Any, choice: autotune.ComputeConfig) -> None:
@@ -79,10 +79,10 @@ class Eye:
         self.choice = autotune.autotune(runtime, [start.name, start.size, "features"], encoder, call)
         self.encoder: Encoder = self.choice.place(encoder)
 
-    def see(self, images: ImageDataset, chosen: Sequence[int], change: Callable[[Any], Any] = as_it_is) -> Tensor:
+    def see(self, images: ImageDataset, chosen: Sequence[int], change: Callable[[Any], Any] = identity) -> Tensor:
         """Features (N, D) float32 of these images, changed before they are looked at."""
         with self.choice.autocast():
-            return features_of(self.encoder, images, chosen, self.runtime, change)
+            return extract_features(self.encoder, images, chosen, self.runtime, change)
 
 
 class _Probing:

@@ -20,8 +20,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import tasks
 from pipeline.errors import ConfigError
-from pipeline.models.backbone import Backbone, load_weights, register_statistics, statistics
+from pipeline.models.backbone import Backbone, register_statistics, statistics
 from pipeline.models.checkpoint import load_model, save_model
+from pipeline.models.pretrained import load_weights
 from pipeline.recipe.teacher import TrainingConfig
 from pipeline.stores.labels import LabelSpace
 from tasks.task import FeatureInfo, Features

@@ -17,8 +17,8 @@ from ingest.dataset import IngestedSet
 from ingest.true_labels import class_ids
 from pipeline.data.dataset import ImageDataset
 from pipeline.models.encoder import Encoder
-from pipeline.models.features import features_of
-from pipeline.models.initial import fresh
+from pipeline.models.features import extract_features
+from pipeline.models.initial import random_backbone
 from pipeline.recipe.plugins import modules
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.runtime import Runtime
@@ -41,11 +41,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
     torch.manual_seed(0)
-    return fresh("test_resnet", SIZE).encoder()
+    return random_backbone("test_resnet", SIZE).build_encoder()
 
 
 def known(encoder: Encoder, dataset: ImageDataset, runtime: Runtime) -> LabelledFeatures:
-    features = features_of(encoder, dataset, range(len(dataset)), runtime)
+    features = extract_features(encoder, dataset, range(len(dataset)), runtime)
     return LabelledFeatures(features, torch.from_numpy(class_ids(dataset, TASK)))
 
 

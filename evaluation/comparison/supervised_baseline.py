@@ -11,7 +11,7 @@ from ingest.dataset import IngestedSet
 from ingest.pool import pool_keys
 from ingest.true_labels import true_label_dataset
 from pipeline.models.encoder import Encoder
-from pipeline.models.initial import of_config, save_backbone
+from pipeline.models.initial import backbone_from_config, save_backbone
 from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig
 from pipeline.recipe.evaluation import StartConfig
@@ -26,7 +26,7 @@ def train(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
     `config`: `name`, `start`, `set`, `pool` (the step that says which images there are), `share`, `supervised` (a
     schedule), `width`, `proposals` and `seed`. DataError if none of the images has a label.
     """
-    start, seed = of_config(StartConfig.model_validate(config["start"]), inputs, config["seed"]), config["seed"]
+    start, seed = backbone_from_config(StartConfig.model_validate(config["start"]), inputs, config["seed"]), config["seed"]
     found = IngestedSet(inputs[f"data.{config['set']}"])
     heads = {task: task for task in found.spaces}
     chosen = pool_keys(inputs[config["pool"]], config["share"], seed)
@@ -38,6 +38,6 @@ def train(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
     combine = WeightedSum(dict.fromkeys(heads, 1.0))
     trained = train_network(network, combine, dataset, plan, inputs.runtime)
     encoder = Encoder(start.name, start.size, start.statistics)
-    encoder.reset(network.backbone.model.cpu().state_dict())
+    encoder.load_weights(network.backbone.model.cpu().state_dict())
     save_backbone(encoder, out)
     return {"images": len(dataset), "steps": fit.total_steps(len(dataset)), **trained.counts()}

@@ -1,4 +1,4 @@
-"""How the steps of a run are worked: in this process, or each in one of its own, one at a time on every device."""
+"""Run the steps of a run: in this process, or in subprocesses, of which each has a device of its own."""
 
 from __future__ import annotations
 
@@ -24,102 +24,101 @@ from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime, usable_cores
 from pipeline.steps.workspace import Busy, Workspace
 
-BUSY_S = 2.0
-"""Between attempts at what another run is at work on."""
-RESTARTS = 2
-"""Times that a step whose process was killed goes on from what it saved, before the run gives up."""
+RETRY_S = 2.0
+"""Between attempts at a step that another run is making."""
+MAX_RESTARTS = 2
+"""Restarts of a step whose process was killed, before the run fails; those after running out of memory don't count."""
 Environ = Mapping[str, str]
+"""Environment variables to add for a process."""
 Models = Mapping[str, BaseConfig]
-"""Sections of the recipe that name models, by their place."""
-Parts = Sequence[Mapping[str, Any]]
+"""Sections of the recipe that name models, by their place in it."""
 Execute = Callable[[Run, Step, Mapping[str, Artifact]], Artifact]
+"""Makes or reuses the artifact of a step, given the artifacts of its inputs."""
 
 
 class InProcess:
-    """Everything in this process."""
-
-    at_once = 1
+    """Runs steps in this process."""
 
     def __init__(self, settings: RuntimeConfig, models: Models, runtime: Runtime) -> None:
         preflight(settings, models, runtime)
 
-    def step(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
-        """The artifact of a step, and whether it was made for it."""
+    def get_or_make(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
+        """Return the artifact of a step, and True if it was made now."""
         return run.workspace.get_or_make(step, inputs)
 
-    def other(self, work: Callable[..., Any], arguments: tuple[Any, ...], runtime: Runtime) -> Any:
-        """What is no step but loads as much code: `work(*arguments, runtime)`."""
-        return work(*arguments, runtime)
+    def run_function(self, function: Callable[..., Any], arguments: tuple[Any, ...], runtime: Runtime) -> Any:
+        """Run a function that is not a step but needs the same imports: `function(*arguments, runtime)`."""
+        return function(*arguments, runtime)
 
 
 class Subprocess:
-    """Steps in processes of their own, each on a device that no other one is at work on."""
+    """Runs steps in processes of their own, each on a device that no other step is using."""
 
     def __init__(self, settings: RuntimeConfig, models: Models, runtime: Runtime) -> None:
         warm_up()
-        found = self.other(preflight, (settings, models), runtime)
-        self.devices: list[Environ] = found
-        self.at_once, self.training_processes = len(found), settings.training_processes
+        self.devices: list[Environ] = self.run_function(preflight, (settings, models), runtime)
+        self.concurrency, self.training_processes = len(self.devices), settings.training_processes
         self._free: queue.SimpleQueue[Environ] = queue.SimpleQueue()
-        for device in found:
+        for device in self.devices:
             self._free.put(device)
 
-    def step(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
-        """The artifact of a step, and whether it was made for it. A step whose process is killed goes on from what it
-        saved.
-        """
+    def get_or_make(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
+        """Return the artifact of a step, and True if it was made now. A process that is killed is started again."""
         device, restarts = self._free.get(), 0
         try:
             while True:
                 try:
-                    return self._when_free(run, step, inputs, device)
-                except Interrupted as ended:
-                    restarts += not isinstance(ended, OutOfMemory)  # that gets smaller each time, and comes to an end
-                    inputs = self._begin_again(run, step, inputs, ended)
-                    if restarts > RESTARTS:
-                        raise type(ended)(f"{step.name}: {ended} What it saved is kept: run again to go on.") from ended
+                    return self._wait_and_attempt(run, step, inputs, device)
+                except Interrupted as error:
+                    restarts += not isinstance(error, OutOfMemory)  # those end: each attempt needs less memory
+                    inputs = self._prepare_restart(run, step, inputs, error)
+                    if restarts > MAX_RESTARTS:
+                        raise type(error)(f"{step.name}: {error} What it saved is kept: run again to go on.") from error
         finally:
             self._free.put(device)
 
     @staticmethod
-    def _begin_again(run: Run, step: Step, inputs: Inputs, ended: Interrupted) -> Inputs:
-        """Tell how a step was interrupted; returns what it goes on with. Raises Stopped if the run is to stop."""
-        run.event("killed", step=step.name, error=str(ended))
+    def _prepare_restart(run: Run, step: Step, inputs: Inputs, error: Interrupted) -> Inputs:
+        """Record why a step was interrupted, and return the inputs of the next attempt. Raises Stopped if the run is to
+        stop.
+        """
+        run.record("killed", step=step.name, error=str(error))
         inputs.runtime.check_stop(step.name)
-        how, _, _ = str(ended).partition(" It said last")
-        run.note(step.name, f"{how} It goes on from what it saved.")
+        reason, _, _ = str(error).partition(" It said last")
+        run.log(step.name, f"{reason} It goes on from what it saved.")
         if step.kind.resumes and run.workspace.find(step, step.fingerprint(inputs.artifacts)) is None:
-            return dataclasses.replace(inputs, force=False)  # it has begun anew already
+            return dataclasses.replace(inputs, force=False)  # the old artifact is gone: resume from the new state
         return inputs
 
-    def _when_free(self, run: Run, step: Step, inputs: Inputs, device: Environ) -> tuple[Artifact, bool]:
-        """An attempt, once no other run is at work on the same: one process waits by itself, several can't."""
+    def _wait_and_attempt(self, run: Run, step: Step, inputs: Inputs, device: Environ) -> tuple[Artifact, bool]:
+        """Attempt a step as soon as no other run is making it. A single process waits by itself; several raise Busy."""
         while True:
             try:
                 return self._attempt(run, step, inputs, device)
-            except Busy as other:
+            except Busy as busy:
                 inputs.runtime.check_stop(step.name)
-                inputs.runtime.progress(step.name, 0.0, f"waits: {other}")
-                time.sleep(BUSY_S)
-            found = run.reuse(step, inputs.artifacts)
-            if found:
-                return found, False
+                inputs.runtime.progress(step.name, 0.0, f"waits: {busy}")
+                time.sleep(RETRY_S)
+            artifact = run.reuse(step, inputs.artifacts)
+            if artifact:
+                return artifact, False
 
     def _attempt(self, run: Run, step: Step, inputs: Inputs, device: Environ) -> tuple[Artifact, bool]:
-        together = _ranks(self.training_processes) if step.kind.trains else [{}]
-        sharing = self.at_once * len(together)
-        threads = max(1, usable_cores() // sharing) if sharing > 1 else 0
-        call = Call(_obtain, (step, inputs.artifacts, inputs.force, inputs.parts), run.log(step.name), device, threads)
-        found: tuple[Artifact, bool] = run_in_process(call, inputs.runtime, together)
-        return found
+        environs = _rank_environs(self.training_processes) if step.kind.trains else [{}]
+        processes = self.concurrency * len(environs)
+        threads = max(1, usable_cores() // processes) if processes > 1 else 0
+        arguments = (step, inputs.artifacts, inputs.force, inputs.parts)
+        call = Call(_get_or_make, arguments, run.log_path(step.name), device, threads)
+        result: tuple[Artifact, bool] = run_in_process(call, inputs.runtime, environs)
+        return result
 
-    def other(self, work: Callable[..., Any], arguments: tuple[Any, ...], runtime: Runtime) -> Any:
-        """What is no step but loads as much code: `work(*arguments, runtime)`, in a process of its own."""
-        return run_in_process(Call(work, arguments), runtime)
+    def run_function(self, function: Callable[..., Any], arguments: tuple[Any, ...], runtime: Runtime) -> Any:
+        """Run a function that is not a step but needs the same imports: `function(*arguments, runtime)`."""
+        return run_in_process(Call(function, arguments), runtime)
 
 
-def _obtain(
-    step: Step, artifacts: Mapping[str, Artifact], force: bool, parts: Parts, runtime: Runtime
+def _get_or_make(
+    step: Step, artifacts: Mapping[str, Artifact], force: bool, parts: Sequence[Mapping[str, Any]], runtime: Runtime
 ) -> tuple[Artifact, bool] | None:
     workspace, inputs = Workspace(runtime.root), Inputs(artifacts, runtime, force, parts)
     if ranks.is_first():
@@ -128,8 +127,8 @@ def _obtain(
     return None
 
 
-def _ranks(count: int) -> list[Environ]:
-    """What torchrun would tell each of `count` processes of this machine that train together."""
+def _rank_environs(count: int) -> list[Environ]:
+    """Return the variables that torchrun would set for each of `count` processes on this machine."""
     if count == 1:
         return [{}]
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -140,11 +139,12 @@ def _ranks(count: int) -> list[Environ]:
 
 
 def preflight(settings: RuntimeConfig, models: Models, runtime: Runtime) -> list[Environ]:
-    """For every step that may be at work at once, the variables that give its process a device of its own.
+    """Check the device and the models of a run before its first step.
 
-    Raises ConfigError for what would otherwise stop the run in the middle: a device or a model that is not there.
+    Returns the variables that give a process a device of its own, for each step that may run at the same time. Raises
+    ConfigError if a device or a model does not exist.
     """
-    import torch  # noqa: PLC0415 - a plan does without
+    import torch  # noqa: PLC0415 - not needed for planning
 
     from pipeline.training.device import find_device  # noqa: PLC0415
     from tasks.network import check_head_name  # noqa: PLC0415
@@ -155,21 +155,21 @@ def preflight(settings: RuntimeConfig, models: Models, runtime: Runtime) -> list
             check_head_name(place.removeprefix("teachers."))
         with error_context(place):
             check_models(section)
-    asked = settings.side_by_side
     if device != "cuda":
-        return [{}] * (asked or 1)
-    said = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = said.split(",") if said else [str(number) for number in range(torch.cuda.device_count())]
-    together = settings.training_processes
-    groups = [",".join(names[start : start + together]) for start in range(0, len(names) - together + 1, together)]
+        return [{}] * (settings.side_by_side or 1)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    size = settings.training_processes
+    groups = [",".join(names[start : start + size]) for start in range(0, len(names) - size + 1, size)]
     if not groups:
-        raise ConfigError(f"runtime.training_processes is {together}, but there are {len(names)} CUDA devices.")
-    return [{"CUDA_VISIBLE_DEVICES": groups[number % len(groups)]} for number in range(asked or len(groups))]
+        raise ConfigError(f"runtime.training_processes is {size}, but there are {len(names)} CUDA devices.")
+    steps = settings.side_by_side or len(groups)
+    return [{"CUDA_VISIBLE_DEVICES": groups[number % len(groups)]} for number in range(steps)]
 
 
 def check_models(section: BaseConfig) -> None:
-    """Raise ConfigError if a backbone that a section names is not there, or its weights are another model's."""
-    from pipeline.models.backbone import check_backbone  # noqa: PLC0415 - a plan does without torch
+    """Raise ConfigError if a backbone that a section names is unknown, or its weights are of another model."""
+    from pipeline.models.pretrained import check_backbone  # noqa: PLC0415 - a plan does without torch
 
     for backbone in section.named_backbones():
         check_backbone(*backbone)
@@ -177,7 +177,7 @@ def check_models(section: BaseConfig) -> None:
 
 
 def in_order(run: Run, execute: Execute) -> dict[str, Artifact]:
-    """All steps, one after the other, on this thread; `execute` makes or finds one."""
+    """Run all steps one after the other on this thread. Returns their artifacts by step."""
     artifacts: dict[str, Artifact] = {}
     for planned in run.planned:
         step = planned.step
@@ -185,31 +185,34 @@ def in_order(run: Run, execute: Execute) -> dict[str, Artifact]:
     return artifacts
 
 
-def run_concurrently(run: Run, execute: Execute, most: int) -> dict[str, Artifact]:
-    """All steps, each as soon as its inputs are there, `most` at once; what they left, in the plan's order. If one
-    fails the others save what they have.
+def run_concurrently(run: Run, execute: Execute, concurrency: int) -> dict[str, Artifact]:
+    """Run each step as soon as its inputs are there, at most `concurrency` of them at a time.
+
+    Returns their artifacts by step, in the order of the plan. If a step fails, the others are stopped and save what
+    they have.
     """
     artifacts: dict[str, Artifact] = {}
-    left = {planned.step.name: planned.step for planned in run.planned}
-    at_work: dict[Future[Artifact], str] = {}
-    with ThreadPoolExecutor(most, thread_name_prefix="step") as pool, _stopping_others(run.runtime, at_work):
-        while left or at_work:
-            ready = [step for step in left.values() if artifacts.keys() >= set(step.inputs)]
-            for step in ready[: most - len(at_work)]:
+    pending = {planned.step.name: planned.step for planned in run.planned}
+    running: dict[Future[Artifact], str] = {}
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="step") as pool, _stop_others(run.runtime, running):
+        while pending or running:
+            ready = [step for step in pending.values() if artifacts.keys() >= set(step.inputs)]
+            for step in ready[: concurrency - len(running)]:
                 inputs = {name: artifacts[name] for name in step.inputs}
-                context = contextvars.copy_context()  # Prefect's: which run the step is a part of
-                at_work[pool.submit(context.run, execute, run, step, inputs)] = step.name
-                del left[step.name]
-            for future in wait(at_work, return_when=FIRST_COMPLETED).done:
-                artifacts[at_work.pop(future)] = future.result()
+                context = contextvars.copy_context()  # Prefect keeps the current flow run there
+                running[pool.submit(context.run, execute, run, step, inputs)] = step.name
+                del pending[step.name]
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                artifacts[running.pop(future)] = future.result()
     return {planned.step.name: artifacts[planned.step.name] for planned in run.planned}
 
 
 @contextlib.contextmanager
-def _stopping_others(runtime: Runtime, at_work: Collection[Future[Artifact]]) -> Iterator[None]:
+def _stop_others(runtime: Runtime, running: Collection[Future[Artifact]]) -> Iterator[None]:
+    """Request a stop if an error is raised inside while other steps are running."""
     try:
         yield
     except BaseException:
-        if not all(future.done() for future in at_work):
+        if not all(future.done() for future in running):
             runtime.stop.set()
         raise

@@ -1,4 +1,4 @@
-"""The backbone as self-supervised methods and probes see it: images in, a vector per image out."""
+"""The encoder of self-supervised methods and probes: a timm backbone that gives one feature vector per image."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.backbone import check_name, register_statistics, size_options
+from pipeline.models.backbone import check_model_name, img_size_options, register_statistics
 
 Statistics = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation per channel, for images in [0, 1]."""
 
 
 class Encoder(nn.Module):
     """A timm model without classifier: images (B, 3, S, S) in [0, 1] -> its pooled features (B, `width`).
 
-    `size`: the side of images that it is meant for, pixels; transformers take views of any side that is a multiple of
-    their patches. `statistics`: mean and standard deviation per channel, for images in [0, 1].
+    `size` is the side of the images it is meant for, pixels. Transformers take views of any side that is a multiple of
+    their patches, convolutional networks of any side.
     """
 
     mean: Tensor
@@ -27,44 +28,44 @@ class Encoder(nn.Module):
 
     def __init__(self, name: str, image_size: int, statistics: Statistics) -> None:
         super().__init__()
-        check_name(name)
+        check_model_name(name)
         self.name, self.size = name, image_size
-        self.model = _create(name, image_size)
-        with torch.device("meta"):  # what a model says of its width is not always what comes out
-            features = _create(name, image_size).eval()(torch.empty(1, 3, image_size, image_size))
+        self.model = _create_model(name, image_size)
+        with torch.device("meta"):  # a model's `num_features` is not always the width of what comes out
+            features = _create_model(name, image_size).eval()(torch.empty(1, 3, image_size, image_size))
         self.width: int = features.shape[1]
         register_statistics(self, statistics)
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.model(self.normalised(images))
+        features: Tensor = self.model(self.normalize(images))
         return features
 
-    def normalised(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] as the timm model wants them."""
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalise images in [0, 1] for the timm model."""
         return (images * 255 - self.mean) / self.std
 
-    def norms(self) -> list[nn.Module]:
-        """Its normalisation layers."""
+    def norm_layers(self) -> list[nn.Module]:
+        """Return the normalisation layers."""
         kinds = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
-        return [part for part in self.model.modules() if isinstance(part, kinds)]
+        return [module for module in self.model.modules() if isinstance(module, kinds)]
 
-    def train_norms_alone(self) -> None:
-        """HPT-BN: nothing but the scales and shifts of normalisation layers has a gradient from here on; batch norms
-        go on counting their running statistics in training.
+    def train_only_norms(self) -> None:
+        """Freeze all but the scales and shifts of normalisation layers (HPT-BN). Batch norms still update their running
+        statistics in training.
         """
         self.model.requires_grad_(False)
-        for norm in self.norms():
+        for norm in self.norm_layers():
             norm.requires_grad_(True)
 
     @torch.no_grad()
-    def reset(self, tensors: dict[str, Tensor]) -> None:
-        """Start from these weights of the timm model, by its own names."""
-        self.model.load_state_dict(tensors)
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Load a state dict of the timm model."""
+        self.model.load_state_dict(weights)
 
 
-def _create(name: str, image_size: int) -> nn.Module:
-    """The timm model without classifier, for images of other sides as well if it is one that can be asked for that."""
-    options: dict[str, Any] = size_options(name, image_size)
+def _create_model(name: str, image_size: int) -> nn.Module:
+    """Create the timm model without classifier, for images of any side if it supports that."""
+    options: dict[str, Any] = img_size_options(name, image_size)
     if options:
         with contextlib.suppress(TypeError):
             flexible: nn.Module = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)

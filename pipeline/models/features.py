@@ -1,4 +1,4 @@
-"""Images of a library through a frozen backbone."""
+"""Feature extraction: images of a dataset through a frozen encoder."""
 
 from __future__ import annotations
 
@@ -18,43 +18,49 @@ from pipeline.data.prefetch import prefetch
 from pipeline.models.encoder import Encoder
 from pipeline.steps.runtime import Runtime
 
-AT_ONCE, AHEAD = 64, 2
-"""Images in one pass, and passes per thread that are made ready before they are asked for."""
+BATCH = 64
+BATCHES_PER_THREAD = 2
+"""Prefetched."""
 Pixels = NDArray[np.uint8]
 
 
-def as_it_is(pixels: Pixels) -> Pixels:
-    """No change."""
+def identity(pixels: Pixels) -> Pixels:
+    """Return the image as it is."""
     return pixels
 
 
 @torch.inference_mode()
-def features_of(
+def extract_features(
     encoder: Encoder,
     images: ImageDataset,
-    chosen: Sequence[int],
+    indices: Sequence[int],
     runtime: Runtime,
-    change: Callable[[Pixels], Pixels] = as_it_is,
+    transform: Callable[[Pixels], Pixels] = identity,
 ) -> Tensor:
-    """Features (N, D) float32, on the host, of these images of a library: whole, resized to the encoder's square
-    (S, S, 3) uint8 and then changed. The encoder computes where it is, with its running statistics. Raises Stopped.
+    """Return features (N, D) float32, on the host, of these images of a dataset.
+
+    The encoder computes on the device it is on, in eval mode. Raises Stopped if a stop is asked for.
+
+    Args:
+        transform: applied to each image (S, S, 3) uint8, which is resized as a whole to the encoder's square before.
     """
 
-    def ready(indices: Sequence[int]) -> Tensor:
-        return stack_images([change(whole_image(images, index, encoder.size)) for index in indices])
+    def load_batch(batch: Sequence[int]) -> Tensor:
+        return stack_images([transform(_load_image(images, index, encoder.size)) for index in batch])
 
     device, was_training = encoder.mean.device, encoder.training
     encoder.eval()
-    runs = [chosen[start : start + AT_ONCE] for start in range(0, len(chosen), AT_ONCE)]
-    parts = []
-    with contextlib.closing(prefetch(ready, runs, runtime.threads, AHEAD * runtime.threads)) as batches:
-        for batch in batches:
+    batches = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
+    features = []
+    most = BATCHES_PER_THREAD * runtime.threads
+    with contextlib.closing(prefetch(load_batch, batches, runtime.threads, most)) as loaded:
+        for batch in loaded:
             runtime.check_stop("looking at features")
-            parts.append(encoder(batch.to(device).float() / 255).float().cpu())
+            features.append(encoder(batch.to(device).float() / 255).float().cpu())
     encoder.train(was_training)
-    return torch.cat(parts)
+    return torch.cat(features)
 
 
-def whole_image(images: ImageDataset, index: int, size: int) -> Pixels:
-    """An image of a library, all of it, as (size, size, 3) uint8."""
-    return transform_image(decode_image(images.read(index)[1], at_least=(size, size)), AugmentParams(), size)
+def _load_image(images: ImageDataset, index: int, size: int) -> Pixels:
+    data = images.read(index)[1]
+    return transform_image(decode_image(data, at_least=(size, size)), AugmentParams(), size)

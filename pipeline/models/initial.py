@@ -1,6 +1,4 @@
-"""What a training or a measurement starts from: a backbone by timm's name, its weights, and how its images are
-normalised.
-"""
+"""Initial backbones: what a training or a measurement starts from, and how a stage saves its backbone for the next."""
 
 from __future__ import annotations
 
@@ -11,94 +9,98 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.models import backbone as backbones
-from pipeline.models.backbone import statistics
+from pipeline.models.backbone import create_backbone, statistics
 from pipeline.models.checkpoint import ABOUT as MODEL
 from pipeline.models.checkpoint import WEIGHTS as MODEL_WEIGHTS
 from pipeline.models.checkpoint import read_tensors, write_tensors
 from pipeline.models.encoder import Encoder, Statistics
+from pipeline.models.pretrained import adapt_weights, load_weights, match_weights
 from pipeline.recipe.evaluation import StartConfig
 from pipeline.steps.artifact import Artifact, Inputs, read_json, write_json
 
 WEIGHTS, ABOUT = "backbone.safetensors", "backbone.json"
-INSIDE = "backbone.model."
-"""Before the names of the backbone's weights, in those of a teacher's or the student's network."""
+NETWORK_PREFIX = "backbone.model."
+"""Of the backbone's weights among those of a teacher's or the student's network."""
 
 
 @dataclasses.dataclass(frozen=True)
 class InitialBackbone:
-    """A backbone: its timm name, the side of its images (pixels), mean and standard deviation for images in [0, 1], and
-    its weights by timm's names, None for fresh ones.
-    """
+    """A backbone to start from."""
 
     name: str
+    """Of the timm model."""
     size: int
+    """Side of its images, pixels."""
     statistics: Statistics
     weights: dict[str, Tensor] | None
+    """By timm's names; None for random ones."""
 
-    def encoder(self) -> Encoder:
-        """It as a network."""
-        made = Encoder(self.name, self.size, self.statistics)
+    def build_encoder(self) -> Encoder:
+        """Build the encoder with these weights."""
+        encoder = Encoder(self.name, self.size, self.statistics)
         if self.weights is not None:
-            made.reset(self.weights)
-        return made
+            encoder.load_weights(self.weights)
+        return encoder
 
     def resized(self, size: int) -> InitialBackbone:
-        """It for images of another side: embeddings of positions are resampled."""
+        """Return the backbone for images of another side: position embeddings are resampled."""
         weights = self.weights
         if weights is not None and size != self.size:
-            weights = backbones.resampled(backbones.create(self.name, size), weights, self.name)
+            weights = adapt_weights(create_backbone(self.name, size), weights, self.name)
         return dataclasses.replace(self, size=size, weights=weights)
 
 
-def of_artifact(made: Artifact) -> InitialBackbone:
-    """The backbone of a stage, of a teacher or of the student. ConfigError if the artifact has none."""
-    if made.has(ABOUT):
-        about = made.load(ABOUT, read_json)
-        weights = made.load(WEIGHTS, read_tensors)[1]
+def backbone_from_artifact(artifact: Artifact) -> InitialBackbone:
+    """Return the backbone of a stage, a teacher or the student. Raises ConfigError if the artifact has none."""
+    if artifact.has(ABOUT):
+        about = artifact.load(ABOUT, read_json)
+        weights = artifact.load(WEIGHTS, read_tensors)[1]
         return InitialBackbone(about["backbone"], about["image_size"], (about["mean"], about["std"]), weights)
-    about = made.load(MODEL, read_json) if made.has(MODEL) else {}
+    about = artifact.load(MODEL, read_json) if artifact.has(MODEL) else {}
     if about.get("format") == "network":
-        tensors = made.load(MODEL_WEIGHTS, read_tensors)[1]
-        weights = {name.removeprefix(INSIDE): one for name, one in tensors.items() if name.startswith(INSIDE)}
+        tensors = artifact.load(MODEL_WEIGHTS, read_tensors)[1]
+        weights = {
+            name.removeprefix(NETWORK_PREFIX): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(NETWORK_PREFIX)
+        }
         mean, std = ((tensors[name].flatten() / 255).tolist() for name in ("mean", "std"))
         return InitialBackbone(about["backbone"], about["image_size"], (mean, std), weights)
     if about.get("format") == "timm_classifier":
-        tensors = made.load(MODEL_WEIGHTS, read_tensors)[1]
-        model = backbones.create(about["model"], about["size"])
-        weights = backbones.match(model, tensors, str(made))
+        tensors = artifact.load(MODEL_WEIGHTS, read_tensors)[1]
+        weights = match_weights(create_backbone(about["model"], about["size"]), tensors, str(artifact))
         return InitialBackbone(about["model"], about["size"], (about["mean"], about["std"]), weights)
     raise ConfigError(
-        f"{made}: holds no timm backbone to start from; the student, stages, and teachers with a timm backbone do."
+        f"{artifact}: holds no timm backbone to start from; the student, stages, and teachers with a timm backbone do."
     )
 
 
-def fresh(backbone: str, size: int) -> InitialBackbone:
-    """A backbone with random weights."""
-    return InitialBackbone(backbone, size, statistics(backbone), None)
+def random_backbone(name: str, size: int) -> InitialBackbone:
+    """Return a backbone whose weights are drawn when an encoder is built."""
+    return InitialBackbone(name, size, statistics(name), None)
 
 
-def of_weights(backbone: str, size: int, where: str) -> InitialBackbone:
-    """A backbone with published weights, or those of a file: see `pipeline.models.weights.find_weights`."""
-    model = backbones.create(backbone, size)
-    backbones.load_weights(model, backbone, where)
-    return InitialBackbone(backbone, size, statistics(backbone), model.state_dict())
+def backbone_from_weights(name: str, size: int, weights: str) -> InitialBackbone:
+    """Return a backbone with published weights, or those of a file: see `pipeline.models.weights.find_weights`."""
+    model = create_backbone(name, size)
+    load_weights(model, name, weights)
+    return InitialBackbone(name, size, statistics(name), model.state_dict())
 
 
-def of_config(config: StartConfig, inputs: Inputs, seed: int) -> InitialBackbone:
-    """The backbone that a recipe names, for images of the size it says. Random weights are those of the seed."""
+def backbone_from_config(config: StartConfig, inputs: Inputs, seed: int) -> InitialBackbone:
+    """Return the backbone that a recipe names, for its size of images. Random weights are those of the seed."""
     if config.step is not None:
-        return of_artifact(inputs[config.step]).resized(config.image_size)
+        return backbone_from_artifact(inputs[config.step]).resized(config.image_size)
     assert config.backbone
     if config.weights:
-        return of_weights(config.backbone, config.image_size, config.weights)
+        return backbone_from_weights(config.backbone, config.image_size, config.weights)
     torch.manual_seed(seed)
-    start = fresh(config.backbone, config.image_size)
-    return dataclasses.replace(start, weights=start.encoder().model.state_dict())
+    start = random_backbone(config.backbone, config.image_size)
+    return dataclasses.replace(start, weights=start.build_encoder().model.state_dict())
 
 
 def save_backbone(encoder: Encoder, folder: Path) -> None:
-    """Leave a backbone for what comes next, under timm's names."""
+    """Save the encoder's backbone in the folder, under timm's names."""
     write_tensors(folder / WEIGHTS, encoder.model.state_dict())
     mean, std = ((tensor.flatten() / 255).tolist() for tensor in (encoder.mean, encoder.std))
     write_json(folder / ABOUT, {"backbone": encoder.name, "image_size": encoder.size, "mean": mean, "std": std})

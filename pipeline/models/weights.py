@@ -1,4 +1,4 @@
-"""Where weights are found, without loading them. No torch."""
+"""Find files of weights, and tell them apart by their content, without loading them. No torch."""
 
 from __future__ import annotations
 
@@ -10,46 +10,49 @@ from pipeline.errors import ConfigError
 from pipeline.steps.artifact import hash_file, hash_json
 
 PUBLISHERS = ("timm", "torchvision")
-"""Libraries that download what they publish."""
+"""Libraries that download the weights they publish."""
 HUB = "hub:"
-"""Before a name on the Hugging Face hub."""
+"""Prefix of a name on the Hugging Face hub."""
 
 
-def find_weights(where: str) -> Path:
-    """The file that `weights` names: a path, or `package:<module>/<file>`, a file of an installed package."""
-    if not where.startswith("package:"):
-        path = Path(where).expanduser()
+def find_weights(weights: str) -> Path:
+    """Return the file: a path, or `package:<module>/<file>`, a file of an installed package (the file may be a glob).
+
+    Raises ConfigError if there is none.
+    """
+    if not weights.startswith("package:"):
+        path = Path(weights).expanduser()
         if not path.is_file():
-            raise ConfigError(f"weights {where!r}: no such file. A path, package:<module>/<file> or `timm` would work.")
+            raise ConfigError(
+                f"weights {weights!r}: no such file. A path, package:<module>/<file> or `timm` would work."
+            )
         return path
-    module, _, inside = where.removeprefix("package:").partition("/")
-    found = importlib.util.find_spec(module)
-    if found is None or not found.submodule_search_locations:
-        raise ConfigError(f"weights {where!r}: the package {module!r} is not installed.")
-    matches = sorted(Path(found.submodule_search_locations[0]).glob(inside))
+    module, _, pattern = weights.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"weights {weights!r}: the package {module!r} is not installed.")
+    matches = sorted(Path(spec.submodule_search_locations[0]).glob(pattern))
     if not matches:
-        raise ConfigError(f"weights {where!r}: {module} holds no file {inside!r}.")
+        raise ConfigError(f"weights {weights!r}: {module} holds no file {pattern!r}.")
     return matches[0]
 
 
-def weights_digest(where: str) -> str:
-    """What tells these weights from others: the hash of the file, or of the folder's files; for what is published
-    elsewhere, the name that it has there.
-    """
-    if where in PUBLISHERS or where.startswith(HUB):
-        return where
-    folder = Path(where).expanduser()
+def weights_digest(weights: str) -> str:
+    """Return a digest of the file's content, or of a folder's files; for what others publish, the name itself."""
+    if weights in PUBLISHERS or weights.startswith(HUB):
+        return weights
+    folder = Path(weights).expanduser()
     if folder.is_dir():
         return hash_json({file.name: _file_digest(file) for file in folder.iterdir() if file.is_file()})[:16]
-    return _file_digest(find_weights(where))[:16]
+    return _file_digest(find_weights(weights))[:16]
 
 
 def _file_digest(path: Path) -> str:
-    about = path.stat()
-    return _hash_once(path, about.st_size, about.st_mtime_ns)
+    stat = path.stat()
+    return _hash_once(path, stat.st_size, stat.st_mtime_ns)
 
 
 @functools.cache
 def _hash_once(path: Path, size: int, mtime_ns: int) -> str:
-    """The file's hash: weights are large, and a recipe names the same ones many times."""
+    """Hash the file once per process: weights are large, and a recipe names the same ones many times."""
     return hash_file(path)

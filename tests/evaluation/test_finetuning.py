@@ -18,7 +18,7 @@ from evaluation.finetuning import network_of
 from evaluation.schedules import SCHEDULES, FinetuneSchedule
 from pipeline.data.dataset import ImageDataset
 from pipeline.errors import ConfigError, Stopped
-from pipeline.models.initial import InitialBackbone, fresh
+from pipeline.models.initial import InitialBackbone, random_backbone
 from pipeline.recipe.augment import AugmentConfig
 from pipeline.steps.artifact import Artifact
 from pipeline.storage.root import Root
@@ -233,7 +233,7 @@ def test_more_labels_than_there_are_are_told_before_anything_is_trained(bench: B
 def test_a_network_starts_from_every_weight_of_the_backbone_and_its_normalisation(backbone: str, task: str) -> None:
     torch.manual_seed(5)
     about = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    start = InitialBackbone(backbone, 32, about, fresh(backbone, 32).encoder().model.state_dict())
+    start = InitialBackbone(backbone, 32, about, random_backbone(backbone, 32).build_encoder().model.state_dict())
     assert start.weights
     network = network_of(start, {"it": LabelSpace(task, ("a", "b"))}, {"width": 16, "proposals": 8}, False, 0)
     there = network.backbone.model.state_dict()
@@ -245,7 +245,7 @@ def test_a_network_starts_from_every_weight_of_the_backbone_and_its_normalisatio
 
 def heads_of(blank: bool, seed: int = 0) -> dict[str, torch.Tensor]:
     spaces = {task: LabelSpace(task, ("a", "b")) for task in ("classification", "segmentation")}
-    network = network_of(fresh("test_resnet", 32), spaces, {"width": 16, "proposals": 8}, blank, seed)
+    network = network_of(random_backbone("test_resnet", 32), spaces, {"width": 16, "proposals": 8}, blank, seed)
     return dict(network.heads.state_dict())
 
 

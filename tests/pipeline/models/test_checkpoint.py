@@ -1,4 +1,4 @@
-"""Tensors and states on disk: all of it back, equal bytes for equal content, and whole or not at all."""
+"""Checkpoints: tensors, models and states come back whole, and equal content makes equal bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TENSORS = {
 }
 
 
-def test_tensors_come_back_with_their_header(tmp_path: Path) -> None:
+def test_read_tensors_returns_what_write_tensors_wrote(tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
     write_tensors(path, TENSORS, {"step": 3, "names": ["a"]})
     about, tensors = read_tensors(path)
@@ -32,7 +32,7 @@ def test_tensors_come_back_with_their_header(tmp_path: Path) -> None:
     assert [found.name for found in tmp_path.iterdir()] == ["t.safetensors"]
 
 
-def test_views_and_gradients_are_written_as_they_read(tmp_path: Path) -> None:
+def test_write_tensors_writes_views_and_parameters(tmp_path: Path) -> None:
     base = torch.arange(12.0).reshape(3, 4)
     write_tensors(tmp_path / "t", {"turned": base.T, "part": base[1:, 1:], "learned": torch.nn.Parameter(base + 1)})
     tensors = read_tensors(tmp_path / "t")[1]
@@ -41,7 +41,7 @@ def test_views_and_gradients_are_written_as_they_read(tmp_path: Path) -> None:
     assert torch.equal(tensors["learned"], base + 1)
 
 
-def test_two_names_of_one_tensor_are_both_written(tmp_path: Path) -> None:
+def test_write_tensors_writes_a_tensor_with_two_names_twice(tmp_path: Path) -> None:
     shared = torch.arange(3.0)
     write_tensors(tmp_path / "t", {"encoder": shared, "decoder": shared, "head": shared[:2]})
     tensors = read_tensors(tmp_path / "t")[1]
@@ -49,13 +49,13 @@ def test_two_names_of_one_tensor_are_both_written(tmp_path: Path) -> None:
     assert torch.equal(tensors["head"], shared[:2])
 
 
-def test_equal_tensors_make_equal_bytes(tmp_path: Path) -> None:
+def test_write_tensors_makes_equal_bytes_of_equal_tensors(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_tensors(tmp_path / name, {key: tensor.clone() for key, tensor in TENSORS.items()}, {"x": 1, "y": 2})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_damaged_file_is_a_data_error_with_its_name(tmp_path: Path) -> None:
+def test_read_tensors_names_a_damaged_file(tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
     write_tensors(path, TENSORS)
     path.write_bytes(path.read_bytes()[:-3])
@@ -66,7 +66,7 @@ def test_a_damaged_file_is_a_data_error_with_its_name(tmp_path: Path) -> None:
         read_tensors(path)
 
 
-def test_a_model_is_a_file_of_weights_and_a_page_about_it(tmp_path: Path) -> None:
+def test_load_model_returns_what_save_model_saved(tmp_path: Path) -> None:
     save_model(tmp_path, TENSORS, {"format": "network", "heads": {}})
     assert json.loads((tmp_path / "model.json").read_text()) == {"format": "network", "heads": {}}
     about, weights = load_model(tmp_path)
@@ -77,7 +77,7 @@ def test_a_model_is_a_file_of_weights_and_a_page_about_it(tmp_path: Path) -> Non
         load_model(tmp_path)
 
 
-def test_an_optimiser_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+def test_load_state_resumes_an_optimizer_as_if_never_stopped(tmp_path: Path) -> None:
     def fresh() -> tuple[torch.nn.Linear, torch.optim.Optimizer]:
         torch.manual_seed(0)
         model = torch.nn.Linear(3, 2)
@@ -103,7 +103,7 @@ def test_an_optimiser_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     assert torch.equal(model.weight, again.weight)
 
 
-def test_any_nested_state_comes_back(tmp_path: Path) -> None:
+def test_load_state_returns_any_nested_state(tmp_path: Path) -> None:
     state = {"a": [1, 2.5, None, True, "x"], "b": {3: torch.ones(2), "c": {}}, "d": [], "e": (1, torch.zeros(1))}
     save_state(tmp_path / "s", state)
     back = load_state(tmp_path / "s")
@@ -114,7 +114,7 @@ def test_any_nested_state_comes_back(tmp_path: Path) -> None:
     assert back["e"][0] == 1
 
 
-def test_whoever_may_read_other_files_may_read_tensors(tmp_path: Path) -> None:
+def test_write_tensors_leaves_the_usual_permissions(tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     write_tensors(tmp_path / "t.safetensors", {"a": torch.zeros(2)})
     assert (tmp_path / "t.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode

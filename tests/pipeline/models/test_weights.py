@@ -1,4 +1,4 @@
-"""Finding weights: by path and inside installed packages; what they are told apart by is their content."""
+"""Weights files: found by path and inside installed packages, told apart by their content."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_path_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_weights_of_a_path_is_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"w")
     assert find_weights(str(tmp_path / "w.safetensors")) == tmp_path / "w.safetensors"
     monkeypatch.setenv("HOME", str(tmp_path))
     assert find_weights("~/w.safetensors") == tmp_path / "w.safetensors"
 
 
-def test_a_file_of_a_package_is_found_without_importing_it(package: Path) -> None:
+def test_find_weights_in_a_package_does_not_import_it(package: Path) -> None:
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     assert find_weights("package:weights_of_mine/models/b.pth") == package / "models" / "b.pth"
     assert find_weights("package:weights_of_mine/models/*.pth") == package / "models" / "a.pth"
@@ -46,12 +46,12 @@ def test_a_file_of_a_package_is_found_without_importing_it(package: Path) -> Non
     ],
 )
 @pytest.mark.usefixtures("package")
-def test_what_is_not_there_is_named(where: str, says: str) -> None:
+def test_find_weights_names_what_is_missing(where: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         find_weights(where)
 
 
-def test_weights_are_told_apart_by_their_content(tmp_path: Path) -> None:
+def test_weights_digest_is_that_of_the_content(tmp_path: Path) -> None:
     for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1")):
         (tmp_path / name).write_bytes(content)
     one, other, again = (weights_digest(str(tmp_path / name)) for name in "abc")
@@ -62,7 +62,7 @@ def test_weights_are_told_apart_by_their_content(tmp_path: Path) -> None:
     assert [weights_digest(name) for name in ("timm", "torchvision", "hub:a/b")] == ["timm", "torchvision", "hub:a/b"]
 
 
-def test_a_folder_of_weights_is_told_by_its_files(tmp_path: Path) -> None:
+def test_weights_digest_of_a_folder_is_that_of_its_files(tmp_path: Path) -> None:
     for name in ("one", "same", "renamed", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / ("b" if name == "renamed" else "a")).write_bytes(b"2" if name == "other" else b"1")
@@ -75,12 +75,12 @@ def test_a_folder_of_weights_is_told_by_its_files(tmp_path: Path) -> None:
     "start",
     ["timm", "model.tar", "mine-v2.safetensors", "./teacher.bin", "~/w", "a/b", "package:p/w.pth", "student.pt"],
 )
-def test_published_weights_and_files_are_weights(start: str) -> None:
+def test_names_weights_is_true_for_published_weights_and_files(start: str) -> None:
     assert names_weights(start)
 
 
 @pytest.mark.parametrize(
     "start", ["scratch", "student", "studnt", "first", "stage.first", "stage.Typo", "teacher.pt", "teacher.bin"]
 )
-def test_what_a_step_could_be_called_is_no_file(start: str) -> None:
+def test_names_weights_is_false_for_names_of_steps(start: str) -> None:
     assert not names_weights(start)

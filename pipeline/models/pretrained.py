@@ -1,0 +1,135 @@
+"""Pretrained weights for timm models: read from a file, matched to the model by name and shape, or refused."""
+
+from __future__ import annotations
+
+import re
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.models.backbone import check_model_name, create_backbone
+from pipeline.models.checkpoint import read_tensors
+from pipeline.models.weights import find_weights
+from pipeline.recipe.stage import PUBLISHED
+
+
+def check_backbone(name: str, image_size: int, weights: str | None) -> None:
+    """Raise ConfigError if there is no such backbone, it gives no feature maps, or its weights are missing or another
+    model's.
+    """
+    with torch.device("meta"):  # no memory, no arithmetic
+        model = create_backbone(name, image_size)
+    if weights and weights != PUBLISHED:
+        read_matching_weights(model, name, weights)
+
+
+def check_classifier(name: str, classes: int, weights: str) -> None:
+    """Raise ConfigError if there is no such timm classifier, or its weights are missing or another model's."""
+    check_model_name(name)
+    if weights != PUBLISHED:
+        with torch.device("meta"):
+            model: nn.Module = timm.create_model(name, num_classes=classes)
+        read_matching_weights(model, name, weights)
+
+
+def load_weights(model: nn.Module, name: str, weights: str, num_classes: int = 0) -> None:
+    """Load weights into the timm model called `name`: a file's, or with "timm" those that timm publishes for it.
+
+    Position embeddings are resampled to the model's own grid. Raises ConfigError if the weights are another model's.
+    """
+    if weights == PUBLISHED:
+        published = timm.create_model(name, pretrained=True, num_classes=num_classes).state_dict()
+        model.load_state_dict(adapt_weights(model, published, f"{weights}, for a {name!r}"))
+    else:
+        model.load_state_dict(read_matching_weights(model, name, weights))
+
+
+def read_matching_weights(model: nn.Module, name: str, weights: str) -> dict[str, Tensor]:
+    """Return the weights of a file (see `find_weights`) as a state dict of the model called `name`.
+
+    On a model on the meta device, they are only compared and not read from the disk. Raises ConfigError if they are
+    another model's.
+    """
+    tensors = read_weights(find_weights(weights))
+    try:
+        return adapt_weights(model, tensors, f"{weights}, for a {name!r}")
+    except DataError as error:
+        raise ConfigError(f"{error} Name weights of a {name!r}, or the model that these are of.") from error
+
+
+def adapt_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Match the weights as `match_weights` does, with position embeddings resampled to the model's own grid."""
+    adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if adapt is not None and set(model.state_dict()) <= set(weights):
+        try:
+            weights = adapt(weights, model)
+        except Exception as error:  # timm's filters assume that the weights are the model's
+            raise DataError(f"{source}: not weights of this model, timm can't use them ({error}).") from error
+    return match_weights(model, weights, source)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors file or of a PyTorch checkpoint; nothing in the file is executed.
+
+    Of tensors that are not used, only the shape is read, unless the checkpoint is of PyTorch's old format.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such weights file.")
+    if path.suffix == ".safetensors":
+        return read_tensors(path)[1]
+    try:
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged or harmful file makes torch raise nearly anything
+        raise DataError(f"{path}: not readable as weights alone ({str(error).splitlines()[0]}).") from error
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    return {name.removeprefix("module."): tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
+
+
+def match_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Return the weights under the model's names: by name, or in order if the file names its tensors otherwise.
+
+    In order, shapes have to agree one by one from the first tensor on. A classifier in the file that the model does not
+    have is left out. Raises DataError with the first tensor that does not fit, or that the model lacks in one of its
+    blocks: a deeper model's weights are not cut short.
+    """
+    own = model.state_dict()
+    matches = {name: name for name in own} if set(own) <= set(weights) else _match_in_order(own, weights, source)
+    for name, theirs in matches.items():
+        if weights[theirs].shape != own[name].shape:
+            shapes = f"{tuple(weights[theirs].shape)}, the model needs {tuple(own[name].shape)}"
+            raise DataError(f"{source}: {name} is {shapes}.")
+    used, blocks = set(matches.values()), {_without_numbers(theirs) for theirs in matches.values()}
+    missing = [name for name in weights if name not in used and _without_numbers(name) in blocks]
+    if missing:
+        raise DataError(
+            f"{source}: not weights of this model: its blocks lack {len(missing)} tensors, first {missing[0]!r}."
+        )
+    return {**own, **{name: weights[theirs] for name, theirs in matches.items()}}
+
+
+def _match_in_order(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> dict[str, str]:
+    """Return the file's name for each of the model's, by their order. Raises DataError if the file has too few."""
+    names, theirs = ([name for name, tensor in state.items() if not _is_counter(tensor)] for state in (own, weights))
+    if len(theirs) < len(names):
+        missing = sorted(set(own) - set(weights))
+        raise DataError(f"{source}: not weights of this model: {len(missing)} tensors missing, first {missing[0]!r}.")
+    return dict(zip(names, theirs, strict=False))
+
+
+def _without_numbers(name: str) -> str:
+    """Return a tensor's name without the numbers of its blocks: the same in all blocks that are built alike."""
+    return re.sub(r"\.\d+(?=\.)", "", name)
+
+
+def _is_counter(tensor: Tensor) -> bool:
+    """Return True for a batch norm's count of batches, which some files hold and others don't."""
+    return tensor.ndim == 0 and not tensor.is_floating_point()

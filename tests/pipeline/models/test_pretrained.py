@@ -1,0 +1,162 @@
+"""Pretrained weights: read from any usual file, and checked against the model before they are used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.models.backbone import create_backbone, img_size_options
+from pipeline.models.pretrained import adapt_weights, check_backbone, load_weights, match_weights, read_weights
+
+
+def filled(value: float, **more: Any) -> dict[str, torch.Tensor]:
+    """Return a state for `test_resnet` without classifier, every number the same."""
+    state = create_backbone("test_resnet", 64).state_dict()
+    return {**{name: torch.full_like(tensor, value) for name, tensor in state.items()}, **more}
+
+
+@pytest.mark.parametrize("form", ["safetensors", "plain", "state_dict", "model"])
+def test_read_weights_reads_any_usual_file(tmp_path: Path, form: str) -> None:
+    state, path = filled(0.5), tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
+    if form == "safetensors":
+        save_file(state, path)
+    else:
+        wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
+        torch.save(state if form == "plain" else {form: wrapped, "epoch": 3}, path)
+    assert read_weights(path).keys() == state.keys()
+    model = create_backbone("test_resnet", 64)
+    load_weights(model, "test_resnet", str(path))
+    assert all(bool((tensor == torch.full_like(tensor, 0.5)).all()) for tensor in model.state_dict().values())
+
+
+def test_match_weights_leaves_out_a_classifier() -> None:
+    model = create_backbone("test_resnet", 64)
+    chosen = match_weights(model, filled(1.0, **{"fc.weight": torch.ones(10, 96), "fc.bias": torch.ones(10)}), "w.pth")
+    assert chosen.keys() == model.state_dict().keys()
+
+
+def test_match_weights_takes_tensors_of_other_names_in_order() -> None:
+    model, state = create_backbone("test_resnet", 64), filled(0.25)
+    kept = [tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")]
+    foreign = {f"layer{number}": tensor + number for number, tensor in enumerate(kept)}
+    chosen = match_weights(model, {**foreign, "classifier": torch.ones(10, 96)}, "w.pth")
+    names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    assert all(torch.equal(chosen[name], foreign[f"layer{number}"]) for number, name in enumerate(names))
+    model.load_state_dict(chosen)
+
+
+def test_match_weights_refuses_another_model_naming_the_first_tensor() -> None:
+    model = create_backbone("test_resnet", 64)
+    with pytest.raises(DataError, match=r"w\.pth: not weights of this model: .* tensors missing, first '"):
+        match_weights(model, {"a": torch.ones(1)}, "w.pth")
+    wrong = {**filled(1.0), "conv1.0.weight": torch.ones(3, 3)}
+    with pytest.raises(DataError, match=r"w\.pth: conv1\.0\.weight is \(3, 3\), the model needs \("):
+        match_weights(model, wrong, "w.pth")
+
+
+def test_match_weights_does_not_cut_a_deeper_model_short() -> None:
+    deeper = filled(1.0, **{"layer1.7.bn1.weight": torch.ones(3), "layer1.7.bn1.bias": torch.ones(3)})
+    with pytest.raises(DataError, match=r"w\.pth: .* its blocks lack 2 tensors, first 'layer1\.7\.bn1\.weight'"):
+        match_weights(create_backbone("test_resnet", 64), deeper, "w.pth")
+
+
+@pytest.mark.parametrize("blocks", [7, 8])
+def test_match_weights_does_not_cut_a_deeper_model_of_other_names_short(blocks: int) -> None:
+    deeper = timm.create_model("test_vit", depth=blocks, num_classes=10).state_dict()
+    foreign = {f"net.{name}": tensor for name, tensor in deeper.items()}
+    with pytest.raises(
+        DataError, match=r"w\.pth: not weights of this model: its blocks lack \d+ tensors, first 'net\."
+    ):
+        match_weights(timm.create_model("test_vit", num_classes=0), foreign, "w.pth")
+
+
+def test_match_weights_leaves_out_a_classifier_among_other_names() -> None:
+    model, published = create_backbone("test_resnet", 64), timm.create_model("test_resnet", num_classes=10).state_dict()
+    chosen = match_weights(model, {f"net.{name}": tensor for name, tensor in published.items()}, "w.pth")
+    own = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    assert all(torch.equal(chosen[name], published[name]) for name in own)
+
+
+def test_adapt_weights_refuses_what_timm_cannot_convert() -> None:
+    """Its filter looks for a block that the model does not have."""
+    model = create_backbone("swin_tiny_patch4_window7_224", 224)
+    name = "layers.2.blocks.9.attn.relative_position_bias_table"
+    with pytest.raises(DataError, match=r"w\.pth: not weights of this model, timm can't use them \(.*9"):
+        adapt_weights(model, {**model.state_dict(), name: torch.ones(169, 12)}, "w.pth")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "zip", "old"])
+@pytest.mark.parametrize(("name", "size"), [("test_resnet", 64), ("test_vit", 64)])
+def test_check_backbone_passes_what_load_weights_loads(tmp_path: Path, form: str, name: str, size: int) -> None:
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
+    for weights, fits in ((name, True), ("test_efficientnet", False)):
+        state = timm.create_model(weights, num_classes=7).state_dict()
+        if form == "safetensors":
+            save_file(state, path)
+        else:
+            torch.save(state, path, _use_new_zipfile_serialization=form == "zip")
+        if fits:
+            check_backbone(name, size, str(path))
+            load_weights(create_backbone(name, size), name, str(path))
+            continue
+        says = rf"{path}, for a '{name}': .* Name weights of a '{name}', or the model that these are of\."
+        with pytest.raises(ConfigError, match=says):
+            check_backbone(name, size, str(path))
+        with pytest.raises(ConfigError, match=says):
+            load_weights(create_backbone(name, size), name, str(path))
+
+
+def test_check_backbone_does_not_look_for_published_weights() -> None:
+    check_backbone("test_resnet", 64, "timm")
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_load_weights_resamples_those_of_another_input_size(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    published = timm.create_model(name, num_classes=7)
+    save_file(published.state_dict(), tmp_path / "w.safetensors")
+    model = create_backbone(name, 64)
+    load_weights(model, name, str(tmp_path / "w.safetensors"))
+    own, theirs = model.state_dict(), published.state_dict()
+    same = [key for key in own if own[key].shape == theirs[key].shape]
+    assert all(torch.equal(own[key], theirs[key]) for key in same)
+    assert set(own) - set(same) == ({"pos_embed"} if name == "test_vit" else set())
+    again = timm.create_model(name, num_classes=0, **img_size_options(name, 64))
+    again.load_state_dict(own)
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1"])
+def test_read_weights_names_a_damaged_safetensors_file(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(DataError, match=r"w\.safetensors: not readable as safetensors"):
+        read_weights(tmp_path / "w.safetensors")
+
+
+def test_read_weights_names_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.pth: no such weights file"):
+        read_weights(tmp_path / "none.pth")
+
+
+class Harmful:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.folder,)
+
+
+def test_read_weights_executes_nothing_in_a_file(tmp_path: Path) -> None:
+    torch.save({"state_dict": Harmful(tmp_path / "harm")}, tmp_path / "w.pth")
+    assert b"mkdir" in (tmp_path / "w.pth").read_bytes()
+    with pytest.raises(Exception, match="Weights only load failed"):
+        read_weights(tmp_path / "w.pth")
+    assert not (tmp_path / "harm").exists()
