@@ -23,6 +23,7 @@ from pipeline.stores.labels import Label, Value
 
 IMAGES = "images"
 PREFIX = {"detection": "instances", "segmentation": "stuff"}
+_json = json.JSONEncoder(allow_nan=False).encode
 
 
 class Writer(BaseWriter):
@@ -87,10 +88,6 @@ class _AnnotationFile:
         self._temporary.seek(0)
         shutil.copyfileobj(self._temporary, self._file)
         self._file.write("\n]}\n")
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, allow_nan=False)
 
 
 def _boxes(value: Value) -> list[dict[str, Any]]:

@@ -47,31 +47,23 @@ ARRAYS = {"depth": ("depth", 2), "normals": ("normals", 3), "texture": ("respons
 """Name and number of dimensions of the float32 array that is the label of a task."""
 Feature = dict[str, Any]
 """A column's type as `datasets` states it in the schema's metadata."""
+Column = tuple[pa.Field, Feature]
 
 
 class Writer(BaseWriter):
     """Collects rows until they fill a row group, and begins a new file when one is large enough."""
 
-    supported = {  # noqa: RUF012 - a constant
-        "classification": "",
-        "detection": "",
-        "segmentation": "",
-        "depth": "",
-        "normals": "",
-        "texture": "",
-    }
+    supported = dict.fromkeys(("classification", "detection", "segmentation", *ARRAYS), "")
     unsupported_reason = "it has no columns for this task"
 
     def __init__(self, folder: Path, heads: Mapping[str, Label]) -> None:
         super().__init__(folder, heads)
-        fields, features = _image_fields(), _image_features()
-        for head, label in heads.items():
-            for field, feature in _columns(head, label):
-                fields.append(field)
-                features[field.name] = feature
-            self.locations[head] = f"the columns {head}_*"
-        self._schema = pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
-        self._cells: dict[str, list[pa.Array]] = {field.name: [] for field in fields}
+        self.locations = {head: f"the columns {head}_*" for head in heads}
+        columns = [*_image_columns(), *(column for head, label in heads.items() for column in _columns(head, label))]
+        features = {field.name: feature for field, feature in columns}
+        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+        self._schema = pa.schema([field for field, _ in columns], metadata)
+        self._cells: dict[str, list[pa.Array]] = {name: [] for name in self._schema.names}
         self._rows = self._bytes = 0
         self._paths: list[Path] = []
         self._file: pq.ParquetWriter | None = None
@@ -132,18 +124,13 @@ def _nested_list(dtype: pa.DataType, depth: int) -> pa.DataType:
     return dtype if depth == 0 else pa.list_(_nested_list(dtype, depth - 1))
 
 
-def _image_fields() -> list[pa.Field]:
-    numbers = [pa.field(name, pa.int32()) for name in ("width", "height")]
-    return [pa.field("image", IMAGE), pa.field("key", pa.string()), pa.field("source", pa.string()), *numbers]
+def _image_columns() -> list[Column]:
+    texts = [(pa.field(name, pa.string()), _value_feature("string")) for name in ("key", "source")]
+    numbers = [(pa.field(name, pa.int32()), _value_feature("int32")) for name in ("width", "height")]
+    return [(pa.field("image", IMAGE), {"_type": "Image"}), *texts, *numbers]
 
 
-def _image_features() -> dict[str, Feature]:
-    text, number = _value_feature("string"), _value_feature("int32")
-    return {"image": {"_type": "Image"}, "key": text, "source": text, "width": number, "height": number}
-
-
-def _columns(head: str, label: Label) -> list[tuple[pa.Field, Feature]]:
-    """Return the columns of a head, each with its feature."""
+def _columns(head: str, label: Label) -> list[Column]:
     classes: Feature = {"names": unique_names(label.space.classes), "_type": "ClassLabel"}
     task = label.space.task
     if task == "classification":

@@ -7,6 +7,7 @@ format; there is nothing to register. Modules that begin with `_` are helpers. N
 from __future__ import annotations
 
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
@@ -83,6 +84,7 @@ class BaseSource(ABC):
         """Return about how many records there are, for the progress bar; None if that is not cheap to know."""
         return None
 
+    @functools.cached_property
     def problems(self) -> list[tuple[str, str]]:
-        """Return (name, reason) of files that `records` could not use, for the quarantine; call it after `records`."""
+        """(name, reason) of files that can't become records, for the quarantine; `records` clears and fills it."""
         return []

@@ -76,7 +76,6 @@ class Source(BaseSource):
         if extra := set(config.images) - set(self._files):
             raise ConfigError(f"images: {sorted(extra)} have no `annotations`")
         self._folders = {split: self._find_images(split) for split in self._files}
-        self._problems: list[tuple[str, str]] = []
 
     def _find_annotations(self, split: Split) -> StoragePath | None:
         if self.config.annotations:
@@ -112,7 +111,7 @@ class Source(BaseSource):
         return {"detection": LabelSpace("detection", self._classes[0])}
 
     def records(self) -> Iterator[SourceRecord]:
-        self._problems = []
+        self.problems.clear()
         return require_records(self._records(), self.root)
 
     def _records(self) -> Iterator[SourceRecord]:
@@ -123,12 +122,12 @@ class Source(BaseSource):
             if unlisted:
                 first = next(iter(unlisted))
                 reason = f"has annotations of {len(unlisted)} images that it does not list, first {first}"
-                self._problems.append((self._files[part.split].relative_to(self.root), reason))
+                self.problems.append((self._files[part.split].relative_to(self.root), reason))
             for entry in part.entries:
                 file = part.images / entry["file_name"]
                 name = file.relative_to(self.root)
                 if name in seen:
-                    self._problems.append((name, f"listed twice, the second time in split {part.split!r}"))
+                    self.problems.append((name, f"listed twice, the second time in split {part.split!r}"))
                     continue
                 seen.add(name)
                 file = remote_images.get(file, file)
@@ -164,9 +163,6 @@ class Source(BaseSource):
 
     def count(self) -> int:
         return sum(len(part.entries) for part in self._splits)
-
-    def problems(self) -> list[tuple[str, str]]:
-        return self._problems
 
     def file_stamps(self) -> list[tuple[str, int, int]]:
         images = [file for folder in dict.fromkeys(self._folders.values()) for file in images_under(folder)]

@@ -84,7 +84,6 @@ class Source(BaseSource):
         unit = self.cameras.unit
         if config.scale == "metric" and unit and not np.isclose(UNITS_M[unit], config.unit_m):
             raise ConfigError(f"unit_m: {config.unit_m} contradicts {file}, by which the unit is the {unit}")
-        self._problems: list[tuple[str, str]] = []
 
     def spaces(self) -> dict[str, LabelSpace]:
         spaces = {"depth": LabelSpace("depth", (), self.config.scale)}
@@ -93,12 +92,12 @@ class Source(BaseSource):
         return spaces
 
     def records(self) -> Iterator[SourceRecord]:
-        self._problems = []
+        self.problems.clear()
         return require_records(self._records(), self.rgb)
 
     def _records(self) -> Iterator[SourceRecord]:
         pairs, unpaired = pair_files(self.rgb, self.depth)
-        self._problems = [(depth.relative_to(self.root), "a depth map without an image") for depth in unpaired]
+        self.problems.extend((depth.relative_to(self.root), "a depth map without an image") for depth in unpaired)
         self._check_hold_out([image.relative_to(self.rgb) for image, _ in pairs])
         for image, depth in pairs:
             name = image.relative_to(self.rgb)
@@ -140,9 +139,6 @@ class Source(BaseSource):
         numbers = np.where(known, numbers, 0).astype(np.float32)
         if self.config.scale == "relative":
             return numbers / numbers.max()  # the scale is arbitrary, and 16-bit numbers would not fit into a float16
-        return self._in_metres(numbers)
-
-    def _in_metres(self, numbers: Floats) -> Floats:
         depth = numbers * np.float32(self.config.unit_m)
         farthest = float(depth.max())
         if farthest > FARTHEST_M:
@@ -163,9 +159,6 @@ class Source(BaseSource):
 
     def count(self) -> int:
         return count_images(self.rgb)
-
-    def problems(self) -> list[tuple[str, str]]:
-        return self._problems
 
     def file_stamps(self) -> list[tuple[str, int, int]]:
         return stamp_files(self.root, [*self._files, *images_under(self.rgb), *images_under(self.depth)])

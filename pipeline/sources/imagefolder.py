@@ -37,7 +37,6 @@ class Source(BaseSource):
     def __init__(self, config: Config) -> None:
         self.config = config
         self.root = require_exists(StoragePath.of(config.path), "path", "folder")
-        self._problems: list[tuple[str, str]] = []
 
     @functools.cached_property
     def _in_splits(self) -> bool:
@@ -56,7 +55,7 @@ class Source(BaseSource):
         return {"classification": LabelSpace("classification", self._classes)}
 
     def records(self) -> Iterator[SourceRecord]:
-        self._problems = []
+        self.problems.clear()
         return require_records(self._records(), self.root)
 
     def _records(self) -> Iterator[SourceRecord]:
@@ -66,7 +65,7 @@ class Source(BaseSource):
             name = file.relative_to(self.root)
             folders = name.split("/")[:-1]
             if len(folders) <= level:
-                self._problems.append((name, "lies in no class folder"))
+                self.problems.append((name, "lies in no class folder"))
                 continue
             split = parse_split(folders[0]) if self._in_splits else split_by_hash(name, self.config.hold_out)
             truth = functools.partial(one_hot_label, index[folders[level]], len(index))
@@ -74,9 +73,6 @@ class Source(BaseSource):
 
     def count(self) -> int:
         return count_images(self.root)
-
-    def problems(self) -> list[tuple[str, str]]:
-        return self._problems
 
     def file_stamps(self) -> list[tuple[str, int, int]]:
         # classes without files, too, are part of the result

@@ -66,7 +66,6 @@ class Source(BaseSource):
             raise ConfigError(f"classes: none of {len(names)} is left, because ids {self.ignored} are ignored")
         check_distinct(self._classes)
         self._index_by_id = _index_table(indices, self.ignored)
-        self._problems: list[tuple[str, str]] = []
 
     def _read_classes(self) -> tuple[dict[int, str], list[int]]:
         if not isinstance(self.config.classes, str):
@@ -82,16 +81,16 @@ class Source(BaseSource):
         return {"segmentation": LabelSpace("segmentation", self._classes)}
 
     def records(self) -> Iterator[SourceRecord]:
-        self._problems = []
+        self.problems.clear()
         return require_records(self._records(), self.images)
 
     def _records(self) -> Iterator[SourceRecord]:
         pairs, unpaired = pair_files(self.images, self.masks)
-        self._problems = [(mask.relative_to(self.root), "a mask without an image") for mask in unpaired]
+        self.problems.extend((mask.relative_to(self.root), "a mask without an image") for mask in unpaired)
         for image, mask in pairs:
             split = self._split(image)
             if split is None:
-                self._problems.append((image.relative_to(self.root), "lies in no split folder"))
+                self.problems.append((image.relative_to(self.root), "lies in no split folder"))
                 continue
             truth = functools.partial(self._truth, mask)
             yield SourceRecord(image.relative_to(self.root), split, image.read, truth, image.stamp)
@@ -123,9 +122,6 @@ class Source(BaseSource):
 
     def count(self) -> int:
         return count_images(self.images)
-
-    def problems(self) -> list[tuple[str, str]]:
-        return self._problems
 
     def file_stamps(self) -> list[tuple[str, int, int]]:
         return stamp_files(self.root, [*self._files, *images_under(self.images), *images_under(self.masks)])

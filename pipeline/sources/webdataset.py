@@ -84,14 +84,13 @@ class Source(BaseSource):
             self.root, self.tars = paths[0].parent, paths
         if not self.tars:
             raise ConfigError(f"path: no .tar files in {self.root}; compressed ones have to be unpacked to .tar first")
-        self._problems: list[tuple[str, str]] = []
 
     def spaces(self) -> dict[str, LabelSpace]:
         classes = self.config.classes
         return {"classification": LabelSpace("classification", classes)} if classes else {}
 
     def records(self) -> Iterator[SourceRecord]:
-        self._problems = []
+        self.problems.clear()
         return require_records((record for tar in self.tars for record in self._records(tar)), self.root)
 
     def _records(self, tar: StoragePath) -> Iterator[SourceRecord]:
@@ -99,7 +98,7 @@ class Source(BaseSource):
         for key, image, label in _samples(_members(tar)):
             name = f"{shard}#{key}"
             if image is None or key in seen:
-                self._problems.append((name, "the tar had this key before" if image else "a sample without an image"))
+                self.problems.append((name, "the tar had this key before" if image else "a sample without an image"))
                 continue
             seen.add(key)
             split = split_from_path(shard) or split_by_hash(name, self.config.hold_out)
@@ -113,9 +112,6 @@ class Source(BaseSource):
             return TrueLabels(notes=["no label"])
         value = _parse_label(tar.read(label.offset, label.size), label)
         return one_hot_label(class_index(value, self.config.classes), len(self.config.classes), size)
-
-    def problems(self) -> list[tuple[str, str]]:
-        return self._problems
 
     def file_stamps(self) -> list[tuple[str, int, int]]:
         return stamp_files(self.root, self.tars)

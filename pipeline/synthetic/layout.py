@@ -11,17 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.synthetic.materials import (
-    Lens,
-    Light,
-    Material,
-    Rng,
-    Sky,
-    sample_lens,
-    sample_light,
-    sample_material,
-    sample_sky,
-)
+from pipeline.synthetic.materials import Lens, Light, Material, Rng, Sky
 from pipeline.synthetic.shapes import Floats, Frustum, Plane, Shape, Sphere, Torus, box, pyramid, stone
 from pipeline.synthetic.textures import Look
 
@@ -70,8 +60,7 @@ def rotation_matrix(yaw: float, tilt: float = 0.0) -> Floats:
     cy, sy, ct, st = np.cos(yaw), np.sin(yaw), np.cos(tilt), np.sin(tilt)
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     about_z = np.array([[ct, st, 0], [-st, ct, 0], [0, 0, 1]])
-    rotation: Floats = (about_y @ about_z).astype(np.float32)
-    return rotation
+    return (about_y @ about_z).astype(np.float32)
 
 
 def _sideways_yaw(rng: Rng) -> float:
@@ -136,22 +125,22 @@ def sample_scene(look: Look, rng: Rng) -> Scene:
     for _ in range(rng.integers(0, 5)):
         _place(solids, _sample_stone(look, rng), camera, rng)
     walls = _sample_walls(look, camera, solids, rng)
-    material = sample_material(look, rng, rng.uniform(0.8, 2.5), ground=True)
+    material = Material.sample(look, rng, rng.uniform(0.8, 2.5), ground=True)
     ground = Primitive(Plane(), rotation_matrix(rng.uniform(0, 6)), np.zeros(3, np.float32), BACKGROUND, material)
-    light = sample_light(look, [wall.rotation[:, 1] for wall in walls], rng)
-    return Scene(camera, (ground, *walls, *solids), light, sample_sky(look, rng), sample_lens(look, rng))
+    light = Light.sample(look, rng, [wall.rotation[:, 1] for wall in walls])
+    return Scene(camera, (ground, *walls, *solids), light, Sky.sample(look, rng), Lens.sample(look, rng))
 
 
 def _sample_object(look: Look, rng: Rng, size: float) -> Primitive:
     """Sample an object of any class, about `size` metres large, resting on the ground at the origin."""
     class_id = int(rng.integers(len(CLASSES)))
     shape, rotation = SHAPE_SAMPLERS[CLASSES[class_id]](size, rng)
-    return _rest_on_ground(shape, rotation, class_id, sample_material(look, rng, size * rng.uniform(0.5, 1.2)))
+    return _rest_on_ground(shape, rotation, class_id, Material.sample(look, rng, size * rng.uniform(0.5, 1.2)))
 
 
 def _sample_stone(look: Look, rng: Rng) -> Primitive:
     size = rng.uniform(0.05, 0.16)
-    material = sample_material(look, rng, size * 3)
+    material = Material.sample(look, rng, size * 3)
     return _rest_on_ground(stone(size, rng), rotation_matrix(rng.uniform(0, 6)), BACKGROUND, material)
 
 
@@ -213,5 +202,5 @@ def _sample_wall(look: Look, yaw: float, camera: Camera, solids: list[Primitive]
     normal = rotation[:, 1]
     nearest = min(float(normal @ solid.center) - solid.radius for solid in solids)
     offset = min(nearest, float(normal @ camera.position)) - rng.uniform(0.05, 1.5)
-    material = sample_material(look, rng, rng.uniform(0.8, 2.5))
+    material = Material.sample(look, rng, rng.uniform(0.8, 2.5))
     return Primitive(Plane(), rotation, normal * np.float32(offset), BACKGROUND, material)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.synthetic.layout import BACKGROUND, Camera, Primitive, Scene, sample_scene
 from pipeline.synthetic.materials import Lens
 from pipeline.synthetic.shapes import Floats, Plane, dot
-from pipeline.synthetic.textures import LOOKS, SIDE, Look, TextureBank, load_textures
+from pipeline.synthetic.textures import LOOKS, SIDE, Ints, Look, TextureBank, load_textures
 
 VERSION = 1
 """To be raised when the same scene comes out differently."""
@@ -33,7 +33,6 @@ CORNERS = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), np.float32).reshape(3
 SUBPIXELS = np.array([[-0.375, 0.125], [-0.125, -0.375], [0.375, -0.125], [0.125, 0.375]], np.float32)
 """Offsets (4, 2) of the antialiasing rays in a pixel (rotated grid: no two in one row or column)."""
 
-Ints = NDArray[np.int32]
 Bools = NDArray[np.bool_]
 
 
@@ -152,13 +151,11 @@ def find_surfaces(scene: Scene, hits: RayHits, textures: TextureBank, size: int)
             local_normal = primitive.shape.normal(local)
             normal[:, rays] = primitive.rotation @ local_normal
             uv[:, rays] = primitive.shape.uv(local, local_normal)
-    albedo, shine = _material_at(scene, hits, uv, _footprint(scene.camera, hits, normal, size), textures)
+    albedo, shine = _colors(scene, hits, uv, _footprint(scene.camera, hits, normal, size), textures)
     return Surface(point, normal, albedo, shine)
 
 
-def _material_at(
-    scene: Scene, hits: RayHits, uv: Floats, width: Floats, textures: TextureBank
-) -> tuple[Floats, Floats]:
+def _colors(scene: Scene, hits: RayHits, uv: Floats, width: Floats, textures: TextureBank) -> tuple[Floats, Floats]:
     """Return color (3, N) and shine (N,) at `uv` (2, N) metres on the surfaces, for pixels `width` (N,) metres wide."""
     materials, row = [primitive.material for primitive in scene.primitives], np.maximum(hits.primitive, 0)
     tile = np.array([material.tile for material in materials], np.float32)[row]
@@ -172,11 +169,9 @@ def _material_at(
 
 def _footprint(camera: Camera, hits: RayHits, normal: Floats, size: int) -> Floats:
     """Return the width (N,) in metres of a pixel on the surface: the geometric mean, as slant stretches one side."""
-    slant = np.maximum(
-        np.abs(dot(hits.direction, normal)) / np.sqrt(dot(hits.direction, hits.direction)), np.float32(0.05)
-    )
-    width: Floats = hits.depth / np.float32(camera.focal * size) / np.sqrt(slant)
-    return width
+    ray = hits.direction
+    slant = np.maximum(np.abs(dot(ray, normal)) / np.sqrt(dot(ray, ray)), np.float32(0.05))
+    return hits.depth / np.float32(camera.focal * size) / np.sqrt(slant)
 
 
 def shade(scene: Scene, hits: RayHits, surface: Surface, textures: TextureBank) -> tuple[Floats, Bools]:
@@ -234,8 +229,7 @@ def _sky(scene: Scene, direction: Floats, textures: TextureBank) -> Floats:
     texture, blurred = np.full(len(height), sky.texture, np.int32), np.full(len(height), 6, np.float32)
     cloud = textures.look_up(texture, direction[::2] / (height + np.float32(0.25)) * np.float32(0.3), blurred)
     cover = np.float32(sky.clouds) * np.minimum(height * 5, 1)
-    clouded: Floats = clear + (cloud - clear) * cover
-    return clouded
+    return clear + (cloud - clear) * cover
 
 
 def _edges(primitive: Ints, normal: Floats, lit: Bools, size: int) -> NDArray[np.intp]:
@@ -256,8 +250,7 @@ def _antialias(scene: Scene, edges: NDArray[np.intp], textures: TextureBank, siz
     pixels = (centers[:, :, None] + SUBPIXELS.T[:, None, :]).reshape(2, -1)
     hits = trace(scene, pixels, size)
     light, _ = shade(scene, hits, find_surfaces(scene, hits, textures, size), textures)
-    mean: Floats = light.reshape(3, -1, len(SUBPIXELS)).mean(axis=2)
-    return mean
+    return light.reshape(3, -1, len(SUBPIXELS)).mean(axis=2)
 
 
 def apply_lens(light: Floats, lens: Lens, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -49,8 +49,7 @@ class Shape(Protocol):
 
 def dot(a: Floats, b: Floats) -> Floats:
     """Return the dot products (N,) of the columns of two arrays (3, N)."""
-    product: Floats = a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
-    return product
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 def _nearest(*candidates: Floats) -> Floats:
@@ -103,9 +102,8 @@ class Sphere:
 
     @QUIET
     def intersect(self, origin: Floats, direction: Floats) -> Floats:
-        return _nearest(
-            *_roots(dot(direction, direction), dot(origin, direction), dot(origin, origin) - self.radius**2)
-        )
+        a, b, c = dot(direction, direction), dot(origin, direction), dot(origin, origin) - self.radius**2
+        return _nearest(*_roots(a, b, c))
 
     def normal(self, point: Floats) -> Floats:
         return point / np.sqrt(dot(point, point))
@@ -165,8 +163,7 @@ class Frustum:
         cap = np.abs(point[1] + self.height / 2)
         if self.top:
             cap = np.minimum(cap, np.abs(point[1] - self.height / 2))
-        on_cap: NDArray[np.bool_] = cap < side
-        return on_cap
+        return cap < side
 
     def normal(self, point: Floats) -> Floats:
         around = np.maximum(np.hypot(point[0], point[2]), np.float32(1e-9))
@@ -199,8 +196,7 @@ class Torus:
 
     def _distance(self, point: Floats) -> Floats:
         off = np.sqrt(point[0] ** 2 + point[2] ** 2) - self.ring
-        distance: Floats = np.sqrt(off * off + point[1] ** 2) - self.tube
-        return distance
+        return np.sqrt(off * off + point[1] ** 2) - self.tube
 
     @QUIET
     def intersect(self, origin: Floats, direction: Floats) -> Floats:
@@ -273,12 +269,10 @@ class Polyhedron:
         t = distance / speed
         enter = np.where(speed < 0, t, np.float32(-np.inf)).max(axis=0)
         leave = np.where(speed > 0, t, np.float32(np.inf)).min(axis=0)
-        hit: Floats = np.where((enter <= leave) & (enter > T_MIN), enter, np.float32(np.inf))
-        return hit
+        return np.where((enter <= leave) & (enter > T_MIN), enter, np.float32(np.inf))
 
     def _face(self, point: Floats) -> NDArray[np.intp]:
-        face: NDArray[np.intp] = np.argmax(self.normals @ point - self.offsets[:, None], axis=0)
-        return face
+        return np.argmax(self.normals @ point - self.offsets[:, None], axis=0)
 
     def normal(self, point: Floats) -> Floats:
         return np.ascontiguousarray(self.normals[self._face(point)].T)

@@ -110,15 +110,13 @@ class TextureBank:
     def _lerp(self, left: Ints, right: Ints, fraction: Floats) -> Floats:
         a = self._texels.take(left, axis=0).astype(np.float32)
         b = self._texels.take(right, axis=0).astype(np.float32)
-        color: Floats = a + (b - a) * fraction[:, None]
-        return color
+        return a + (b - a) * fraction[:, None]
 
 
 def _mirror(index: Ints, side: Ints) -> Ints:
     """Fold any index into 0..side-1 by reflection at both ends; `side` is a power of two."""
     folded = index & (2 * side - 1)
-    mirrored: Ints = np.minimum(folded, 2 * side - 1 - folded)
-    return mirrored
+    return np.minimum(folded, 2 * side - 1 - folded)
 
 
 def _mipmap(square: Square) -> Square:

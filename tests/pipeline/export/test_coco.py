@@ -71,7 +71,7 @@ def test_coco_writer_boxes_are_read_by_coco_source(world: World, tmp_path: Path)
     source = coco.Source(coco.Config(path=str(tmp_path / "out")))
     assert source.spaces()["detection"].classes == ("box", "cone", "cylinder", "pyramid", "sphere", "torus")
     records = list(source.records())
-    assert not source.problems()
+    assert not source.problems
     assert len(records) == len(wanted)
     for record in records:
         sample = wanted[Path(record.name).stem]

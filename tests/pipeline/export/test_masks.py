@@ -27,7 +27,7 @@ def test_masks_writer_masks_are_read_by_masks_source(world: World, tmp_path: Pat
     source = masks.Source(masks.Config(path=str(tmp_path / "out")))
     assert list(source.spaces()["segmentation"].classes) == summary["heads"]["masks"]["classes"]
     records = list(source.records())
-    assert not source.problems()
+    assert not source.problems
     unknown = 0
     for record in records:
         sample = wanted[Path(record.name).stem]
