@@ -1,6 +1,6 @@
 """Steps that read the sets, and copy what was rejected. No torch.
 
-The rejected images and labels are copied first: who rejects more while a long run is on its way changes nothing about it.
+Rejections are copied first, so that rejecting more while a run is on its way changes nothing about that run.
 """
 
 from __future__ import annotations

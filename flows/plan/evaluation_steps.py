@@ -12,7 +12,7 @@ from flows.plan.resolve import ResolvedRecipe, Spaces
 from pipeline.data import sampling
 from pipeline.errors import ConfigError, require_one_of
 from pipeline.models.weights import weights_digest
-from pipeline.recipe.evaluation import EvaluateConfig, Measuring, StartConfig
+from pipeline.recipe.evaluation import EvaluateConfig, MeasurementConfig, StartConfig
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps.artifact import LabelCheck, Step, StepKind
 
@@ -53,7 +53,7 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
             yield Step(step, FINETUNE, ("evaluate",), *finetune_config(step, start, {**common, "set": name}))
 
 
-def measurement_settings(config: Measuring, recipe: Recipe) -> dict[str, Any]:
+def measurement_settings(config: MeasurementConfig, recipe: Recipe) -> dict[str, Any]:
     """Return the settings that probes and fine-tuning have in common."""
     settings = config.model_dump(mode="json", include={"probes", "schedule", "labels", "seeds", "corruptions"})
     return {**settings, "width": recipe.student.width, "proposals": recipe.student.proposals}

@@ -9,9 +9,9 @@ from pipeline.steps.artifact import Inputs, LabelCheck, Step, hash_json, import_
 
 
 def check_labels(steps: Iterable[Step], inputs: Inputs) -> None:
-    """Raise ConfigError, beginning with the place in the recipe, if a step asks for labels or images that its sets lack.
+    """Raise ConfigError, beginning with the place in the recipe, if a step needs labels or images that its sets lack.
 
-    `inputs` hold the artifacts of all early steps. Of steps that ask for the same, the first one is checked.
+    `inputs` hold the artifacts of all early steps. Of steps with the same needs, the first one is checked.
     """
     checked: dict[str, tuple[Step, LabelCheck]] = {}
     for step in steps:

@@ -1,6 +1,6 @@
 """Resolve a recipe once: open its data, and work out what its stages, measurements and comparisons start from.
 
-Planning, checks and preparations of a run read the `ResolvedRecipe`; the recipe itself is what the user wrote. No torch.
+Planning, checks and the preflight read the `ResolvedRecipe`; the recipe itself is what the user wrote. No torch.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _trials(recipe: Recipe, name: str, config: CompareConfig) -> Iterator[Resolv
 
 
 def _check_backbones(place: str, config: CompareConfig, backbones: Mapping[str, str]) -> None:
-    """Raise ConfigError if a method's own `backbones` are none of the comparison's, or the method is trained on none."""
+    """Raise ConfigError if a method's own `backbones` are not those of the comparison, or of none of its starts."""
     trained = [backbone for _, backbone in config.pairs(backbones)]
     for method, settings in config.methods.items():
         own = [

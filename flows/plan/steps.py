@@ -1,7 +1,7 @@
 """Build the steps of a recipe, in an order in which they can run. No torch, no Prefect.
 
-Every file `flows/plan/*_steps.py` has a function `plan_steps(resolved)` that yields the steps of one part of the recipe,
-and defines their kinds. A kind of step is added by adding such a file; nothing else has to be told about it.
+Every file `flows/plan/*_steps.py` defines kinds of steps, and a function `plan_steps(resolved)` that yields the steps
+of one part of the recipe. To add a kind of step, add such a file; there is nothing to register.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from ingest.true_labels import class_names
 from pipeline.errors import ConfigError, error_context, require_one_of
 from pipeline.recipe.base import FitConfig
 from pipeline.recipe.comparison import COMPARE, CompareConfig
-from pipeline.recipe.evaluation import Measuring
+from pipeline.recipe.evaluation import MeasurementConfig
 from pipeline.recipe.plugins import modules
 from pipeline.recipe.recipe import Recipe
 from pipeline.recipe.stage import StageConfig, labelled_images
@@ -117,7 +117,7 @@ def _check_comparison(place: str, config: CompareConfig, spaces: Spaces) -> None
         )
 
 
-def _check_measuring(place: str, config: Measuring) -> None:
+def _check_measuring(place: str, config: MeasurementConfig) -> None:
     """Raise ConfigError for a probe or a schedule that is not there."""
     for name in config.probes:
         require_one_of(name, modules(PROBES), f"{place}.probes:")

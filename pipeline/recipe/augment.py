@@ -6,14 +6,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class AugmentConfig(BaseModel):
-    """How far training views may go. Zeros (and `area` 1) leave the image as it is."""
+    """Random augmentation of training images. Zeros, with `area` and `aspect` 1, leave an image as it is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     area: float = Field(default=0.3, gt=0, le=1)
-    """Smallest share of the image's area that a crop may have; the largest is the whole."""
+    """Smallest share of the image's area that a crop may have; the largest is 1."""
     aspect: float = Field(default=4 / 3, ge=1)
-    """Largest factor by which a crop's aspect ratio differs from the image's, either way."""
+    """Largest factor, either way, between the aspect ratios of crop and image."""
     flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of mirroring left to right."""
     brightness: float = Field(default=0.3, ge=0, lt=1)

@@ -1,4 +1,4 @@
-"""What sections of a recipe have in common, and the schedule of a training. No torch."""
+"""Base class of the recipe's sections, and the training schedule. No torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class NamedBackbone(NamedTuple):
 
 
 class BaseConfig(BaseModel):
-    """A part of the recipe: unknown keys are errors, values don't change once read."""
+    """A section of the recipe: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -31,13 +31,14 @@ class BaseConfig(BaseModel):
         return ()
 
     def check(self) -> None:
-        """Raise ConfigError for what only the libraries, torch among them, can tell: called before a run's first step,
-        so that a misspelt model does not come to light hours later.
+        """Raise ConfigError for a mistake that only torch, timm or another library can find, such as a misspelt model.
+
+        Called before a run's first step, so that the mistake does not come to light hours later.
         """
 
 
 EPOCHS = 10
-"""Where neither epochs nor steps is given."""
+"""The default if neither epochs nor steps is given."""
 
 
 class FitConfig(BaseConfig):
@@ -46,23 +47,23 @@ class FitConfig(BaseConfig):
     epochs: float | None = Field(default=None, gt=0)
     """Passes over the images; 10 if neither epochs nor steps is given."""
     steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps, instead of epochs."""
+    """Optimizer steps, instead of epochs."""
     batch: int = Field(default=32, ge=1)
-    """Images per optimiser step, those of all processes that train together."""
+    """Images per optimizer step, over all processes that train together."""
     accumulate: int = Field(default=1, ge=1)
-    """Into how many forward and backward passes a batch is split; must divide it. More, where memory runs out."""
+    """Forward and backward passes that a batch is split into; must divide it. More are taken if memory runs out."""
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
-    """AdamW, SGD with momentum, or LARS: SGD whose steps follow the norms of weight matrices, for large batches."""
+    """AdamW, SGD with momentum, or LARS: SGD with steps in proportion to the norms of weights, for large batches."""
     lr: float = Field(default=1e-3, gt=0)
-    """Highest learning rate of the schedule."""
+    """Peak learning rate."""
     backbone_lr: float = Field(default=1.0, ge=0)
     """Factor on the learning rate of the backbone."""
     weight_decay: float = Field(default=0.05, ge=0)
-    """On weight matrices; biases and norms have none."""
+    """Weight decay of weight matrices; biases and norms have none."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Of SGD and LARS."""
+    """Momentum of SGD and LARS."""
     nesterov: bool = False
-    """Whether momentum looks ahead."""
+    """True for Nesterov momentum."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps with a linearly rising learning rate; a cosine to zero follows."""
     drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
@@ -70,7 +71,7 @@ class FitConfig(BaseConfig):
     clip: float | None = Field(default=1.0, gt=0)
     """Largest gradient norm; null for none."""
     ema: float | None = Field(default=None, gt=0, lt=1)
-    """Decay of the moving average of the weights, which is then what is kept."""
+    """Decay of the moving average of the weights; the average is then what is saved."""
 
     @model_validator(mode="after")
     def _consistent(self) -> FitConfig:
@@ -81,5 +82,5 @@ class FitConfig(BaseConfig):
         return self
 
     def total_steps(self, images: int) -> int:
-        """Optimiser steps for a set of `images`."""
+        """Return the number of optimizer steps for a set of `images`."""
         return self.steps or max(1, -(-int((self.epochs or EPOCHS) * images) // self.batch))

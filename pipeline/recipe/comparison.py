@@ -1,4 +1,4 @@
-"""What a recipe says of comparing self-supervised methods. No torch."""
+"""The recipe's `compare` section: self-supervised methods on the same images. No torch."""
 
 from __future__ import annotations
 
@@ -10,56 +10,57 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.recipe.base import Name
-from pipeline.recipe.evaluation import Measuring, UniqueItems
+from pipeline.recipe.evaluation import MeasurementConfig, UniqueItems
 from pipeline.recipe.stage import SCRATCH, STUDENT, Share
 
 NO_STAGE, SUPERVISED = "none", "supervised"
-"""Rows that every comparison has beside its methods: the start as it is, and supervised training on the same images."""
+"""Rows that every comparison has beside its methods: the start without a stage, and supervised training on the same
+images."""
 COMPARE = "compare"
 """The section of a recipe, and the beginning of the names of the steps that train or measure for it."""
 TRIAL = "trial"
-"""The key of a measuring step's configuration that says which row it measures."""
+"""Key of a measurement's configuration that says which row it measures."""
 BACKBONES = "backbones"
-"""A method's key for the backbones that it is for; it is left out on the others."""
+"""A method's key for the backbones that it is trained on; on others it is left out."""
 COMMON = ("name", "data", "start", "backbone", "image_size", "share", "long_tail", "steps", "epochs", "batch")
-"""Keys of a stage that all methods have in common here."""
+"""Keys of a stage that all methods of a comparison share."""
 Steps = Annotated[int, Field(ge=1)]
 
 
-class CompareConfig(Measuring):
+class CompareConfig(MeasurementConfig):
     """Self-supervised methods on the same images, with the same number of steps and the same measurements."""
 
     data: list[str] = Field(min_length=1)
-    """Sets whose training images are learned from."""
+    """Sets whose training images the methods learn from."""
     set: Name | None = None
-    """The labelled set that is measured on; null for the first of `data`."""
+    """Labelled set to measure on; null for the first of `data`."""
     methods: dict[Name, dict[str, Any]] = Field(min_length=1)
-    """Methods by the names they are to have here: each says what a stage says, but for what all have in common, and
-    with `backbones: [...]` that it is for these alone."""
+    """Methods by name, each with the keys of a stage except those that all share. `backbones: [...]` restricts a method
+    to these."""
     starts: Annotated[list[str], UniqueItems] = Field(default=[STUDENT], min_length=1)
-    """What every method starts from, each as in `evaluate.starts`."""
+    """What every method starts from, as in `evaluate.starts`."""
     backbones: Annotated[list[str], UniqueItems] = []
-    """timm models for what starts from scratch, crossed with the methods; the student's if there are none."""
+    """timm models for starts from scratch, each combined with every method; none for the student's."""
     shares: Annotated[list[Share], UniqueItems] = Field(default=[1.0], min_length=1)
-    """Shares of the images, the smaller ones parts of the larger ones."""
+    """Shares of the images; smaller shares are subsets of larger ones."""
     long_tail: Share | None = None
-    """As a stage's: thins out the classes of the images for all rows alike. What is measured on stays as it is."""
+    """Long tail of the training images, as of a stage, the same for all rows. Held-out images are not thinned out."""
     steps: Annotated[list[Steps], UniqueItems] = Field(default=[1000], min_length=1)
-    """Optimiser steps; the schedule follows from them."""
+    """Optimizer steps; the schedule follows from them."""
     batch: int = Field(default=64, ge=2)
-    """Images in a step."""
+    """Images per step."""
     image_size: int | None = Field(default=None, multiple_of=32, ge=32)
     """Side of the square input, pixels; null for the student's."""
     supervised: dict[str, Any] = {}
-    """How supervised training on the same images differs from the schedule of a teacher, as in {lr: 0.0005}."""
+    """Schedule of the supervised baseline where it differs from a teacher's defaults, as in {lr: 0.0005}."""
     probes: Annotated[list[str], UniqueItems] = ["linear"]
-    """As in `evaluate`, on the one set."""
+    """Probes, as in `evaluate`, on the one set."""
     finetune: bool = False
-    """Whether networks are fine-tuned as well, by `schedule`."""
+    """True to fine-tune as well, by `schedule`."""
     seeds: int = Field(default=3, ge=1)
-    """Runs of everything: training, draws of images and of labels."""
+    """Repetitions of everything: training, draws of images and of labels."""
     splits: Literal["test", "val"] = "test"
-    """Held-out split that is preferred; the other is used where the set lacks it."""
+    """Held-out split to measure on; the other one if the set lacks it."""
 
     @model_validator(mode="after")
     def _methods_differ_in_themselves_alone(self) -> CompareConfig:
@@ -72,12 +73,12 @@ class CompareConfig(Measuring):
 
     @property
     def measured_on(self) -> str:
-        """The set that is measured on."""
+        """The labelled set to measure on."""
         return self.set or self.data[0]
 
     def trials(self, backbones: Mapping[str, str]) -> Iterator[Trial]:
-        """Everything that is trained or measured, seed by seed; `backbones`: what the student and each start but
-        scratch have.
+        """Yield all rows, seed by seed. `backbones`: the timm name of the student's backbone and of each start but
+        scratch.
         """
         scratch, pairs = self.backbones or [backbones[STUDENT]], self.pairs(backbones)
         alone = dict.fromkeys([*((SCRATCH, name) for name in scratch), (STUDENT, backbones[STUDENT]), *pairs])
@@ -88,33 +89,34 @@ class CompareConfig(Measuring):
                     yield Trial(method, *pair, share=share, steps=steps, seed=seed)
 
     def pairs(self, backbones: Mapping[str, str]) -> list[tuple[str, str]]:
-        """Each start with its backbone, scratch with every one: what methods are trained from."""
+        """Return (start, backbone) pairs that methods are trained from: scratch with each of `backbones`."""
         scratch = self.backbones or [backbones[STUDENT]]
         fixed = {start: [backbones[start]] for start in self.starts if start != SCRATCH}
         return [(start, name) for start in self.starts for name in fixed.get(start, scratch)]
 
     def _methods_on(self, backbone: str) -> list[str]:
-        """The methods for a backbone, and supervised training, where the images have labels."""
-        mine = [name for name, said in self.methods.items() if backbone in said.get(BACKBONES, [backbone])]
-        return [SUPERVISED, *mine] if self.measured_on in self.data else mine
+        """Return the methods for a backbone, and supervised training where the images have labels."""
+        methods = [name for name, keys in self.methods.items() if backbone in keys.get(BACKBONES, [backbone])]
+        return [SUPERVISED, *methods] if self.measured_on in self.data else methods
 
 
 def _check_method(name: str, settings: Mapping[str, Any]) -> None:
-    """Raise ValueError for a method that is called like another row, is none, or says what all have in common."""
+    """Raise ValueError for a method with the name of another row, without a method, or with a shared key."""
     if name in (NO_STAGE, SUPERVISED):
         raise ValueError(f"methods: {name!r} is a row of every comparison; call the method another name")
     if "method" not in settings:
-        raise ValueError(f"methods.{name} says no method: write {{method: simclr}}, for example")
+        raise ValueError(f"methods.{name} names no method: write {{method: simclr}}, for example")
     for key in COMMON:
         if key in settings:
             raise ValueError(f"methods.{name}.{key}: all methods have it in common; say it for all, or leave it")
     if BACKBONES in settings and not _are_names(settings[BACKBONES]):
-        said = settings[BACKBONES]
-        raise ValueError(f"methods.{name}.{BACKBONES} is {said!r}: write a list of timm models, as in [resnet18]")
+        raise ValueError(
+            f"methods.{name}.{BACKBONES} is {settings[BACKBONES]!r}: write a list of timm models, as in [resnet18]"
+        )
 
 
-def _are_names(said: Any) -> bool:
-    return isinstance(said, list) and bool(said) and all(isinstance(each, str) for each in said)
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
 def comparison_of(section: Sequence[str]) -> str:
@@ -123,7 +125,7 @@ def comparison_of(section: Sequence[str]) -> str:
 
 
 def row_name(method: str, start: str) -> str:
-    """What a row is called, in words."""
+    """Return the name of a row, in words."""
     if method == NO_STAGE:
         known = {SCRATCH: "from scratch", STUDENT: "the student, no stage"}
         return known.get(start, f"{start}, no stage")
@@ -132,13 +134,13 @@ def row_name(method: str, start: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A row of a comparison with one seed: a method, what it starts from, and how far it goes."""
+    """A row of a comparison with one seed."""
 
     method: str
     start: str
     backbone: str
     share: float | None
-    """Of the images; None without a stage."""
+    """Share of the images; None without a stage."""
     steps: int | None
     seed: int
 
@@ -147,6 +149,6 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """What its steps are called behind `compare.`; the start by its last part."""
+        """The end of the names of its steps; a start that is a path by its file's name."""
         length = [] if self.share is None else [f"share{self.share:g}", f"steps{self.steps}"]
         return ".".join([self.method, self.start.rpartition("/")[2], self.backbone, *length, f"seed{self.seed}"])

@@ -1,4 +1,4 @@
-"""What a recipe says of measuring: the student and its teachers, and backbones against each other. No torch."""
+"""The recipe's `evaluate` section: measure the student, its teachers, and backbones against each other. No torch."""
 
 from __future__ import annotations
 
@@ -31,49 +31,48 @@ def _once(values: list[Any]) -> list[Any]:
 
 
 Amount = Literal["all"] | Annotated[int, Field(ge=2)] | Annotated[float, Field(gt=0, lt=1)]
-"""So many labelled images, or such a share of them. The bounds are for editors; `_amount` tells what would work."""
+"""A number of labelled images, a share of them, or all. The bounds are for editors; `_amount` has the message."""
 Amounts = Annotated[list[Annotated[Amount, BeforeValidator(_amount)]], AfterValidator(_once), Field(min_length=1)]
 UniqueItems = AfterValidator(_once)
-"""Of a list: nothing is in it twice."""
+"""Refuse a list with an item twice."""
 
 
-class Measuring(BaseConfig):
-    """How backbones are measured against each other."""
+class MeasurementConfig(BaseConfig):
+    """How backbones are measured: the keys that `evaluate` and `compare` share."""
 
     probes: Annotated[list[str], UniqueItems] = []
-    """How frozen features are measured, on the sets with class labels: `knn`, nearest neighbours; `soft_nn`, all
-    labelled images by how near they are, as SuNCEt is measured; `linear`, a linear classifier; `linear_hpt`, the same
-    as HPT trains it, for a GPU. The names of files in `evaluation/probes/`."""
+    """Classifiers on frozen features, for sets with class labels: `knn` (nearest neighbours), `soft_nn` (all labelled
+    images, weighted by distance, as in SuNCEt), `linear` (a linear classifier), `linear_hpt` (the same, trained as in
+    HPT, for a GPU). The names of files in `evaluation/probes/`."""
     schedule: str = "quick"
-    """How networks are fine-tuned: `quick`; `hpt`, as HPT does it; `suncet`, SuNCEt's for 1 % and 10 % of the labels.
-    """
+    """Schedule of fine-tuning: `quick`, `hpt` (HPT's), or `suncet` (SuNCEt's for 1 % and 10 % of the labels)."""
     labels: Amounts = ["all"]
-    """Labelled images that probes and fine-tuning learn from: numbers, shares such as 0.01, or all."""
+    """Amounts of labelled images to learn from: numbers, shares such as 0.01, or all."""
     seeds: int = Field(default=1, ge=1)
-    """Runs of what is drawn at random, each with labels of its own."""
+    """Repetitions of everything random, each with its own draw of labels."""
     corruptions: bool = False
-    """Whether what was learned is measured on corrupted images as well."""
+    """True to measure on corrupted images as well."""
 
 
-class EvaluateConfig(Measuring):
-    """What is measured at the end."""
+class EvaluateConfig(MeasurementConfig):
+    """What is measured at the end of a run."""
 
     splits: Literal["test", "val"] = "test"
-    """Held-out split that is preferred; the other is used where a set lacks it."""
+    """Held-out split to measure on; the other one where a set lacks it."""
     sets: list[str] = []
-    """Further sets to measure on: every teacher, and the student's head for it, whose task and classes a set shares."""
+    """Further sets to measure on, for teachers (and their heads of the student) with the same task and classes."""
     probe_sets: Annotated[list[str], UniqueItems] | None = None
-    """Sets that probes are for; null for all sets with class labels."""
+    """Sets to probe on; null for all sets with class labels."""
     finetune: Annotated[list[str], UniqueItems] = []
-    """Sets that networks are fine-tuned on, from every start, for each task that a set has labels of."""
+    """Sets to fine-tune on, from every start, for each task that a set has labels for."""
     starts: list[str] | None = None
-    """Backbones to measure: `scratch`, `student`, `stage.<name>`, `teacher.<name>`, or weights as a teacher's; null for
-    scratch, the student and all stages."""
+    """Backbones to measure: `scratch`, `student`, `stage.<name>`, `teacher.<name>`, or weights as a teacher names them;
+    null for scratch, the student and all stages."""
     image_size: int | None = Field(default=None, multiple_of=32, ge=32)
     """Side of the square input for backbones, pixels; null for the student's."""
 
     def backbone_starts(self, stages: Sequence[str]) -> list[str]:
-        """The backbones to measure, each once; none if neither probes nor fine-tuning are asked for."""
+        """Return the names of the backbones to measure; none without probes and fine-tuning."""
         if not self.probes and not self.finetune:
             return []
         default = [SCRATCH, STUDENT, *(f"stage.{name}" for name in stages)]
@@ -81,16 +80,16 @@ class EvaluateConfig(Measuring):
 
 
 class StartConfig(BaseConfig):
-    """A backbone to measure: the step that leaves it, or else timm's name and where its weights are (null for none)."""
+    """A backbone to start from: the step that leaves it, or a timm model and its weights."""
 
     name: str
-    """What it is called where it is measured."""
+    """Its name in tables."""
     step: str | None = None
-    """The step that leaves it."""
+    """The step that leaves it; None for a timm model."""
     backbone: str | None = None
-    """Its timm name, without a step."""
+    """Its timm name; None if a step leaves it."""
     weights: str | None = None
-    """Its weights, without a step."""
+    """Its weights; None for random ones, or if a step leaves it."""
     image_size: int
     """Side of the square input, pixels."""
 
@@ -98,18 +97,18 @@ class StartConfig(BaseConfig):
         return [] if self.backbone is None else [NamedBackbone(self.backbone, self.image_size, self.weights)]
 
 
-def start_of(said: str, steps: Sequence[str], backbone: str, image_size: int) -> StartConfig:
-    """What a recipe names as a start; `steps`: those that leave a backbone. ConfigError lists what would do."""
-    if said == SCRATCH:
-        return StartConfig(name=said, backbone=backbone, image_size=image_size)
-    if not names_weights(said):
-        return StartConfig(name=said, step=require_one_of(said, [*steps, *KEPT], "start"), image_size=image_size)
-    name = PUBLISHED if said == PUBLISHED else re.sub(r"\W+", "_", PurePath(said).stem)
-    return StartConfig(name=name, backbone=backbone, weights=said, image_size=image_size)
+def start_of(start: str, steps: Sequence[str], backbone: str, image_size: int) -> StartConfig:
+    """Return the start that a recipe names, given the `steps` that leave a backbone. ConfigError lists the choices."""
+    if start == SCRATCH:
+        return StartConfig(name=start, backbone=backbone, image_size=image_size)
+    if not names_weights(start):
+        return StartConfig(name=start, step=require_one_of(start, [*steps, *KEPT], "start"), image_size=image_size)
+    name = PUBLISHED if start == PUBLISHED else re.sub(r"\W+", "_", PurePath(start).stem)
+    return StartConfig(name=name, backbone=backbone, weights=start, image_size=image_size)
 
 
 def check_names(starts: Sequence[StartConfig]) -> None:
-    """Raise ConfigError if two starts would be called alike."""
+    """Raise ConfigError if two starts have the same name."""
     for number, start in enumerate(starts):
         for other in starts[:number]:
             if start.name == other.name:

@@ -21,7 +21,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a YAML file, with `key.sub=value` overrides applied. ConfigError says where and what is wrong."""
+    """Read the recipe in a YAML file, and apply `key.sub=value` overrides. ConfigError says where and what is wrong."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -30,32 +30,32 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a YAML text; `origin` is what errors call it."""
+    """Read a recipe from YAML text; errors begin with `origin`."""
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{origin}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}.")
-    data = _apart(data)
+    data = _without_aliases(data)
     for override in overrides:
         apply_override(data, override)
     return read_section(Recipe, expand(data, origin), origin)
 
 
-def read_section(model: type[Model], said: Any, origin: str) -> Model:
-    """What is said, as a model. ConfigError has a line for each thing that is wrong, beginning with the origin."""
+def read_section(model: type[Model], given: Any, origin: str) -> Model:
+    """Validate a section. ConfigError has a line for each mistake, beginning with `origin`."""
     try:
-        return model.model_validate(said)
+        return model.model_validate(given)
     except ValidationError as error:
-        raise ConfigError("\n".join(explain(origin, problem, model, said) for problem in error.errors())) from error
+        raise ConfigError("\n".join(explain(origin, problem, model, given) for problem in error.errors())) from error
 
 
-def _apart(value: Any) -> Any:
-    """The same with no part in two places: what YAML's `*alias` shares, an override is to change in one."""
+def _without_aliases(value: Any) -> Any:
+    """Copy nested YAML, so that an override of one place does not change others that share it by an `*alias`."""
     if isinstance(value, dict):
-        return {key: _apart(item) for key, item in value.items()}
-    return [_apart(item) for item in value] if isinstance(value, list) else value
+        return {key: _without_aliases(item) for key, item in value.items()}
+    return [_without_aliases(item) for item in value] if isinstance(value, list) else value
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
@@ -85,7 +85,7 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
 def expand(value: Any, origin: str) -> Any:
-    """`${NAME}` and `${NAME:-default}` in strings replaced from the environment. ConfigError names a missing one."""
+    """Replace `${NAME}` and `${NAME:-default}` in strings from the environment. ConfigError if NAME is not set."""
     if isinstance(value, dict):
         return {key: expand(item, origin) for key, item in value.items()}
     if isinstance(value, list):
@@ -103,15 +103,15 @@ def expand(value: Any, origin: str) -> Any:
     return _VARIABLE.sub(replace, value)
 
 
-def explain(origin: str, problem: ErrorDetails, model: type[BaseModel], said: Any) -> str:
-    """One line about one thing wrong in what is said: in a recipe, or in a section that is a `model`."""
+def explain(origin: str, problem: ErrorDetails, model: type[BaseModel], given: Any) -> str:
+    """Return one line about a mistake in a recipe, or in a section of the class `model`."""
     location, whole = [str(part) for part in problem["loc"]], issubclass(model, Recipe)
     if whole and location[:1] == ["stages"] and len(location) > 1:
-        location[1] = _stage_name(said["stages"], int(location[1]))
+        location[1] = _stage_name(given["stages"], int(location[1]))
     where = f"{origin}: {'.'.join(location) or 'recipe'}" if whole else ".".join([origin, *location])
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        known = _known_keys(problem, Recipe if whole else model, said)
+        known = _known_keys(problem, Recipe if whole else model, given)
         near = difflib.get_close_matches(location[-1], known, n=1)
         guess = f" Did you mean {near[0]!r}?" if near else ""
         return f"{where}: unknown key (value {value!r}).{guess} Known keys: {', '.join(known)}."
@@ -125,24 +125,24 @@ def explain(origin: str, problem: ErrorDetails, model: type[BaseModel], said: An
 
 
 def _stage_name(stages: Sequence[Any], number: int) -> str:
-    """A stage's name, as overrides call it; its number if it has none."""
+    """Return a stage's name, which overrides use; its number if it has none."""
     stage = stages[number]
     return str(stage.get("name", number)) if isinstance(stage, Mapping) else str(number)
 
 
 def _section(annotation: Any) -> Any:
-    """The model of a key that may also be null."""
+    """Return the model class in an annotation that may also allow None."""
     return next((each for each in get_args(annotation) if hasattr(each, "model_fields")), annotation)
 
 
-def _known_keys(problem: ErrorDetails, model: Any, said: Any) -> list[str]:
-    """The keys of the part of the model that an unknown key was given to, found by walking the error's path."""
+def _known_keys(problem: ErrorDetails, model: Any, given: Any) -> list[str]:
+    """Return the known keys where an unknown key was given, by walking the path of the error."""
     path = list(problem["loc"][:-1])
     while path:
         part = path.pop(0)
         if part in CHOSEN and model is Recipe:
             package, key = CHOSEN[part]
-            model = config_class(package, said[part][path.pop(0)][key])
+            model = config_class(package, given[part][path.pop(0)][key])
         elif isinstance(part, str) and part in model.model_fields:
             annotation = model.model_fields[part].annotation
             if get_origin(annotation) is dict:

@@ -1,8 +1,4 @@
-"""The recipe: one YAML file that describes a whole run, read into frozen models. No torch.
-
-Kinds of sources and teachers are found by their files: `kind: coco` is `pipeline/sources/coco.py` and its class
-`Config`. Errors name the file, the path in it, the value, and what would have worked.
-"""
+"""The recipe as a frozen pydantic model: one YAML file that describes a whole run. No torch."""
 
 from __future__ import annotations
 
@@ -23,32 +19,32 @@ from pipeline.recipe.teacher import TeacherConfig
 
 
 class Recipe(BaseConfig):
-    """A whole run."""
+    """A recipe."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """What the run is called: its folder's name begins with it."""
+    """Name of the run; the name of its folder begins with it."""
     seed: int = Field(default=0, ge=0)
-    """Of everything that is drawn at random."""
+    """Seed of everything random."""
     runtime: RuntimeConfig = RuntimeConfig()
-    """The machine."""
+    """How to use the machine."""
     data: dict[Name, Annotated[SourceConfig, KindOf(*CHOSEN["data"])]]
     """Sets of images by name, labelled or not."""
     shard_images: int = Field(default=500, ge=1)
-    """Images per shard: the unit of storage, labelling and retry."""
+    """Images per shard, the unit of storage, labelling and retry."""
     teachers: dict[Name, Annotated[TeacherConfig, KindOf(*CHOSEN["teachers"])]]
     """Teachers by name."""
     pool: list[str]
-    """Sets whose training images all teachers label and the student learns from, in this order."""
+    """Sets whose training images all teachers label and the student learns from, in order."""
     labelling: LabellingConfig = LabellingConfig()
     """How the pool is labelled."""
     student: StudentConfig
     """The multi-task student."""
     stages: list[Annotated[StageConfig, KindOf(*CHOSEN["stages"])]] = []
-    """Self-supervised pretraining from there to the user's domain, one stage after the other."""
+    """Self-supervised pretraining from the student to your domain, one stage after the other."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """What is measured at the end."""
+    """What is measured at the end of a run."""
     compare: dict[Name, CompareConfig] = {}
-    """Comparisons of self-supervised methods by name: `must compare` makes them, `must run` does not."""
+    """Comparisons of self-supervised methods by name, for `must compare`; `must run` leaves them out."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Recipe:
@@ -91,7 +87,7 @@ class Recipe(BaseConfig):
                     raise ValueError(f"student.truths.{teacher} names {name!r}, not under data; there are {known}")
 
     def chain(self) -> list[StageConfig]:
-        """The stages with what each starts from filled in. ConfigError where that can't be: see `resolved`."""
+        """Return the stages with start, backbone and image size filled in. Raises ConfigError as `resolved` does."""
         return resolved(self.stages, (self.student.backbone, self.student.image_size))
 
     def _stages_fit(self) -> None:

@@ -1,4 +1,7 @@
-"""What a recipe says of a self-supervised stage. No torch; what a method adds is in its own file."""
+"""The recipe's `stages` section: the keys that all self-supervised methods share. No torch.
+
+What a method adds is in its own file in `selfsup/`.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +15,28 @@ from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.base import NAME, BaseConfig, FitConfig, Name
 
 STUDENT, SCRATCH, PUBLISHED = "student", "scratch", "timm"
-"""What a stage may start from, beside other stages and weights."""
+"""Starts of a stage, beside other stages and weights."""
 KEPT = (STUDENT, SCRATCH, PUBLISHED)
 COMPARED = "compare_"
-"""Before the names of stages that a comparison is made of."""
+"""The beginning of the names of stages in a comparison."""
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
 def names_weights(start: str) -> bool:
-    """Whether a start is published weights, or some in a file: what can't be the name of a step that leaves a backbone.
-    A file `teacher.bin` in the working folder is called `./teacher.bin`.
+    """Return True if a start names weights, published or in a file, and not a step that leaves a backbone.
+
+    A file `teacher.bin` in the working folder has to be written `./teacher.bin`.
     """
     return start == PUBLISHED or not (re.fullmatch(NAME, start) or re.fullmatch(r"(stage|teacher)\.\w+", start))
 
 
 class PolicyConfig(BaseConfig):
-    """How far views may go. What is not given is the method's own."""
+    """Augmentation of views. A key that is not given is the method's own."""
 
     area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] | None = None
-    """Smallest and largest share of the image that a view covers."""
+    """Smallest and largest share of the image's area that a view covers."""
     flip: Probability | None = None
     """Probability of mirroring left to right."""
     jitter: Probability | None = None
@@ -44,66 +48,66 @@ class PolicyConfig(BaseConfig):
     saturation: Strength | None = None
     """Largest relative change, either way."""
     hue: Annotated[float, Field(ge=0, le=0.5)] | None = None
-    """Largest turn, either way, as a share of the whole circle."""
+    """Largest rotation of hue, either way, as a share of the circle."""
     grayscale: Probability | None = None
-    """Probability of losing all colour."""
+    """Probability of a gray view."""
     blur: Probability | None = None
-    """Probability of a Gaussian blur, of a standard deviation from 0.1 to 2 pixels."""
+    """Probability of a Gaussian blur with a standard deviation from 0.1 to 2 pixels."""
     solarize: Probability | None = None
-    """Probability of inverting what is brighter than the middle."""
+    """Probability of inverting pixels above half of the range."""
 
 
 class LabelledConfig(BaseConfig):
-    """The labelled images beside the unlabelled ones, as in SuNCEt."""
+    """Labelled images beside the unlabelled ones, as in SuNCEt (Assran et al., 2020)."""
 
     method: Literal["suncet", "supcon"] = "suncet"
-    """The loss: the sum over an image's class inside the logarithm, or outside of it."""
+    """Loss: the sum over an image's class inside (suncet) or outside (supcon) the logarithm."""
     per_class: int | None = Field(default=None, ge=2)
-    """Labelled images of each class that are used at all; null for all there are."""
+    """Labelled images of each class that are used at all; null for all."""
     classes: int | None = Field(default=None, ge=2)
-    """Classes in a step; null for all. Must divide their number."""
+    """Classes in a step; must divide their number; null for all."""
     images: int = Field(default=4, ge=2)
-    """Images of each of these classes in a step, one view each."""
+    """Images of each of these classes in a step, with one view each."""
     temperature: float = Field(default=0.1, gt=0)
-    """Of the softmax over cosines."""
+    """Temperature of the softmax over cosines."""
     until: float = Field(default=1.0, gt=0, le=1)
-    """Share of the steps after which there are no labelled images any more."""
+    """Share of the steps after which labelled images are switched off."""
 
 
 class StageConfig(FitConfig):
-    """A self-supervised pretraining run: what it starts from, on which images, and how far it goes."""
+    """A self-supervised pretraining run: its start, its images, and its schedule."""
 
     name: Name
-    """What the stage is called."""
+    """Name of the stage."""
     method: str
-    """How it learns: the name of a file in `selfsup/`."""
+    """Method: the name of a file in `selfsup/`."""
     data: list[str] = Field(min_length=1)
-    """The sets whose training images it sees, each image once."""
+    """Sets whose training images it sees, each image once."""
     start: str | None = None
-    """What the backbone starts from: `student`, the name of a stage before this one, `scratch`, or weights as a
-    teacher's; null for the stage before this one, or else the student."""
+    """Initial backbone: `student`, an earlier stage's name, `scratch`, or weights as a teacher names them; null for the
+    stage before this one, or the student."""
     backbone: str | None = None
-    """Any timm model, for `scratch` and weights; null for the student's."""
+    """timm model, for `scratch` and weights; null for the student's."""
     image_size: int | None = Field(default=None, multiple_of=16, ge=16)
-    """Side of the large views, pixels; null for what it starts from."""
+    """Side of the large views, pixels; null for that of its start."""
     trainable: Literal["all", "norm"] = "all"
-    """What of the backbone is trained: all of it, or only its normalisation layers (HPT-BN)."""
+    """Train the whole backbone, or only its normalization layers (HPT-BN)."""
     statistics: Literal["data", "backbone"] = "data"
-    """Mean and standard deviation that images are normalised by: those of the stage's own images, or the backbone's."""
+    """Normalize images by the mean and standard deviation of the stage's own images, or by the backbone's."""
     share: Share = 1.0
-    """Share of the images that is used: a smaller one is a part of a larger one."""
+    """Share of the images that is used; smaller shares are subsets of larger ones."""
     long_tail: Share | None = None
-    """Thins out the classes of its images exponentially, in their order, down to this share of the largest class: to
-    see what a method makes of sets like that. Images without a class are left out. Null to take images as they are."""
+    """Thin out the classes exponentially, in their order, down to this share of the largest class, to see how a method
+    copes with a long tail. Images without a class are left out. Null to use all images."""
     augment: PolicyConfig = PolicyConfig()
-    """How far views may go."""
+    """Augmentation of views."""
     labels: LabelledConfig | None = None
-    """Labelled images beside the unlabelled ones, for methods that contrast or cluster; so many unlabelled ones less
-    that a step sees as many views as without."""
+    """Labelled images beside the unlabelled ones, for methods that contrast or cluster. A step then has fewer of the
+    unlabelled ones, so that its number of views stays the same."""
 
     @property
     def from_weights(self) -> bool:
-        """Whether it starts from published weights, or some in a file."""
+        """True if it starts from published weights, or from those in a file."""
         return self.start is not None and names_weights(self.start)
 
     @model_validator(mode="after")
@@ -114,9 +118,9 @@ class StageConfig(FitConfig):
 
 
 def resolved(stages: Sequence[StageConfig], student: tuple[str, int]) -> list[StageConfig]:
-    """The stages with what they start from, its backbone and their size filled in; `student`: backbone and image size.
+    """Return the stages with start, backbone and image size filled in; `student`: (backbone, image size).
 
-    ConfigError if a stage starts from what does not come before it, or names another backbone than that has.
+    Raises ConfigError if a start does not come before its stage, or the stage names another backbone than its start.
     """
     found: dict[str, StageConfig] = {}
     before = STUDENT
@@ -139,7 +143,7 @@ def resolved(stages: Sequence[StageConfig], student: tuple[str, int]) -> list[St
 
 
 def classes_a_step(labels: LabelledConfig, classes: Sequence[str]) -> int:
-    """How many of the classes a step draws. ConfigError names numbers that would do."""
+    """Return the number of classes in a step. ConfigError names numbers that would work."""
     count = labels.classes or len(classes)
     if count > len(classes) or len(classes) % count:
         fitting = [number for number in range(2, len(classes) + 1) if len(classes) % number == 0]
@@ -151,7 +155,7 @@ def classes_a_step(labels: LabelledConfig, classes: Sequence[str]) -> int:
 
 
 def labelled_images(stage: StageConfig, classes: Sequence[str]) -> int:
-    """Labelled images in a step of a stage that has some. ConfigError if the others would be too few beside them."""
+    """Return the number of labelled images in a step. ConfigError if too few unlabelled ones would be left."""
     assert stage.labels is not None
     drawn = classes_a_step(stage.labels, classes)
     count, most = drawn * stage.labels.images, 2 * (stage.batch - 2)

@@ -1,9 +1,9 @@
-"""Steps and what they leave behind. Disk is the one memory of what is done.
+"""Steps, and the artifacts that they leave. What is on disk is all that is known of what is done.
 
-An artifact is a folder `<root>/artifacts/<step>/<fingerprint>/` whose `manifest.json` is written last and at once:
-present means whole. The fingerprint hashes the step's kind and version, the configuration that can change its
-result, and the digests of its inputs. A digest hashes an artifact's files, so a step that ran again and came to the
-same result changes nothing further down.
+An artifact is a folder `<root>/artifacts/<step>/<fingerprint>/` whose `manifest.json` is written last, by rename: if it
+is there, the artifact is complete. The fingerprint hashes the step's kind and version, its configuration, and the
+digests of its inputs. A digest hashes an artifact's files, so a step that ran again with the same result changes
+nothing further down.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from pipeline.storage.root import Root, StoredFile, hash_file, hash_if_exists, p
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 WORK, LOG = "work", "log"
-"""Subfolders of an artifact: `work` is scratch, gone when it is sealed; `log` is kept but is not part of the digest."""
+"""Subfolders of an artifact: `work` is scratch, deleted in the end; `log` is kept but not part of the digest."""
 
 EXTERNAL_FILES = "elsewhere"
-"""A key of what a step returns beside its counts: its files outside its folder, {path in the root: {size, sha256}}."""
+"""Key of what a step returns beside its counts: files outside its folder, {path in the root: {size, sha256}}."""
 
 INHERITED_FILES = "adopted"
-"""A key of what a step returns beside its counts: files that it takes over from the artifact before it as they are,
-{path in its folder: path in that artifact}."""
+"""Key of what a step returns beside its counts: files of `Inputs.previous` that it reuses as they are, {path in its
+folder: path in the previous artifact}."""
 
 T = TypeVar("T")
 StepFunction = Callable[[Mapping[str, Any], "Inputs", Path], Mapping[str, Any]]
@@ -61,7 +61,7 @@ class StepKind:
     name: str
     """A part of the fingerprint, as `version` is."""
     run: str
-    """The function "module:function", called as `(config, inputs, out)`. Not a part of the fingerprint: code may move."""
+    """The function "module:function", called as `(config, inputs, out)`. Not in the fingerprint: code may move."""
     version: int = 1
     """To be raised when the same configuration and inputs give another result."""
     early: bool = False
@@ -153,21 +153,21 @@ class Artifact:
         return counts
 
     def has(self, name: str) -> bool:
-        """Whether the artifact has a file of this name."""
+        """Return True if the artifact has a file of this name."""
         return name in self.manifest["files"]
 
     def file(self, name: str) -> StoredFile:
-        """One of its files, by its path in the artifact. DataError if it has none of this name."""
+        """Return one of its files, by its path in the artifact. Raises DataError if it has none of this name."""
         if not self.has(name):
             raise DataError(f"{self}: its manifest lists no file {name!r}.")
         return self.root.file(f"{self.path}/{name}", self.manifest["files"][name])
 
     def load(self, name: str, reader: Callable[[Path], T]) -> T:
-        """What `reader` makes of one of its files, which it gets as a file of this machine."""
+        """Return `reader(path)` for a local copy of one of its files."""
         return self.file(name).load(reader)
 
     def load_all(self, reader: Callable[[Path], T]) -> T:
-        """What `reader` makes of all of its files but the log, which it gets as a folder of this machine."""
+        """Return `reader(folder)` for a local folder with all of its files but the log."""
         if self.root.local:
             return reader(Path(self.root / self.path))
         files = {name: self.file(name) for name in self.manifest["files"] if not name.startswith(f"{LOG}/")}
@@ -175,16 +175,16 @@ class Artifact:
             return reader(folder)
 
     def external_file(self, path: str) -> StoredFile:
-        """One of its files outside its folder, by its path in the root."""
+        """Return one of its files outside its folder, by its path in the root."""
         return self.root.file(path, self.manifest[EXTERNAL_FILES][path])
 
     def files(self) -> Iterator[StoredFile]:
-        """Every file of the artifact, in its folder and elsewhere in the root."""
+        """Yield all files of the artifact, in its folder and elsewhere in the root."""
         yield from (self.file(name) for name in self.manifest["files"])
         yield from (self.external_file(path) for path in self.manifest.get(EXTERNAL_FILES, {}))
 
     def is_whole(self) -> bool:
-        """Whether every file is there with its size. A listing per folder, none of the files is looked at."""
+        """Return True if every file is there with its size. Costs a listing per folder; no file is read."""
         folders: dict[str, dict[str, Any]] = {self.path: self.manifest["files"]}
         for path, facts in self.manifest.get(EXTERNAL_FILES, {}).items():
             folder, name = posixpath.split(path)
@@ -198,18 +198,17 @@ class Artifact:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The artifacts a step reads, by step name, and the machine it runs on."""
+    """The artifacts that a step reads, by step name, and the runtime."""
 
     artifacts: Mapping[str, Artifact]
     runtime: Runtime
     force: bool = False
-    """Whether the step is to make everything again, and go on from nothing that an earlier attempt left."""
+    """True to make everything again, and resume from nothing that an earlier attempt left."""
     parts: Sequence[Mapping[str, Any]] = ()
-    """What the work on the step's parts returned, where that was done before."""
+    """What the work on the step's parts returned, if they were done before."""
     previous: Artifact | None = None
-    """What a step that `incremental_keys` can go on from, if there is any: the newest whole artifact of the same step and version
-    whose configuration is the same but for those keys. `Workspace.make` finds it.
-    """
+    """The artifact that an incremental step can go on from, if there is one: the newest complete one of the same step
+    and version whose configuration differs in `StepKind.incremental_keys` alone. `Workspace.make` finds it."""
 
     def __getitem__(self, step: str) -> Artifact:
         return self.artifacts[step]
@@ -225,35 +224,35 @@ def of_kind(artifacts: Iterable[Artifact], kind: str) -> dict[str, Artifact]:
 
 
 def hash_json(value: Any) -> str:
-    """sha256 (hex) of a JSON value in canonical form."""
+    """Return the sha256, in hex, of a JSON value in canonical form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def fingerprint(step: Step, digests: Mapping[str, str]) -> str:
-    """First 16 hex digits of what addresses the step's result, given the digests of its inputs by step name."""
+    """Return the address of a step's result, 16 hex digits, given the digests of its inputs by step name."""
     inputs = {name: digests[name] for name in step.inputs}
     return hash_json([SCHEMA_VERSION, step.kind.name, step.kind.version, dict(step.config), inputs])[:16]
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def as_json(value: Any) -> str:
-    """JSON, readable by people."""
+    """Return indented JSON."""
     return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, readable by people, whole or not at all."""
+    """Write indented JSON atomically."""
     write_atomically(path, as_json(value))
 
 
 def parse_json(text: bytes, origin: str) -> Any:
-    """What JSON says; DataError names its origin if it is none."""
+    """Parse JSON. Raises DataError, beginning with `origin`, if it is none."""
     try:
         return json.loads(text)
     except ValueError as error:
@@ -261,7 +260,7 @@ def parse_json(text: bytes, origin: str) -> Any:
 
 
 def parse_lines(text: bytes) -> Iterator[dict[str, Any]]:
-    """The objects of a text of JSON lines. A line that was cut short is left out, with what was added to it later."""
+    """Yield the objects in a text of JSON lines. Lines that are damaged, as by a kill while writing, are left out."""
     for line in text.decode(errors="replace").splitlines():
         try:
             found = json.loads(line)
@@ -271,7 +270,7 @@ def parse_lines(text: bytes) -> Iterator[dict[str, Any]]:
 
 
 def parse_manifest(text: bytes, origin: str) -> dict[str, Any]:
-    """What a manifest says; DataError if it can't be read, or another version of this project wrote it otherwise."""
+    """Parse a manifest. Raises DataError if it is damaged, or of another schema version."""
     manifest: dict[str, Any] = parse_json(text, origin)
     if manifest["schema"] != SCHEMA_VERSION:
         raise DataError(
@@ -283,7 +282,7 @@ def parse_manifest(text: bytes, origin: str) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; DataError names the file if it is missing or not JSON."""
+    """Read a JSON file. Raises DataError if it is missing or not JSON."""
     try:
         return parse_json(path.read_bytes(), str(path))
     except OSError as error:
@@ -291,8 +290,9 @@ def read_json(path: Path) -> Any:
 
 
 def contents(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The files of a folder but for scratch, {size, sha256} by path, and the digest of them all; those in `known` are
-    not read, and need not be there.
+    """Return {"files": {path: {size, sha256}}, "digest"} of a folder, without scratch.
+
+    Files in `known` are not read and need not be there.
     """
     names = (str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file())
     made = (
@@ -310,7 +310,7 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def verify(artifact: Artifact) -> Iterator[tuple[StoredFile, str]]:
-    """The files of an artifact that are not what its manifest says, each with what is wrong. Reads every byte."""
+    """Yield the files of an artifact that differ from its manifest, each with what is wrong. Reads every byte."""
     for file in artifact.files():
         sha256 = hash_if_exists(file.path)
         if sha256 is None:
@@ -320,7 +320,7 @@ def verify(artifact: Artifact) -> Iterator[tuple[StoredFile, str]]:
 
 
 def require(artifact: Artifact | None, step: str) -> Artifact:
-    """The artifact, or a DataError that says which step has to be run for it."""
+    """Return the artifact. If there is none, raise DataError that says which step has to be run."""
     if artifact is None:
         raise DataError(
             f"Step {step!r} has made nothing for this recipe in this root: `must run` with both first; "

@@ -1,4 +1,4 @@
-"""The machine a run uses and the line it reports to: everything that must not change a result. No torch."""
+"""Runtime of steps: root, device, threads, progress and stop; everything that must not change a result. No torch."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Progress = Callable[[str, float, str], None]
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: all of them, or fewer where the system (Linux) or a container says so."""
+    """Return the number of cores that this process may use, which Linux or a container may restrict."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def quiet(step: str, done: float, line: str) -> None:
-    """A progress line that goes nowhere."""
+    """Ignore a progress line."""
 
 
 def stopped_in(step: str, force: bool = False) -> Stopped:
-    """What tells that a stop was asked for while a step was made, perhaps `force`, though it was there."""
+    """Return the error for a stop during a step, which may have been made again by `force`."""
     if force:
         return Stopped(f"Stopped in {step}. Run again without --force or --from to go on.")
     return Stopped(f"Stopped in {step}; what is done is kept. Run the same command again to go on.")
@@ -39,35 +39,33 @@ def stopped_in(step: str, force: bool = False) -> Stopped:
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """Where and how steps run; a training state is saved every `checkpoint_s` seconds.
-
-    `progress(step, share done in [0, 1], line)` may be called often and from any thread. `stop` is set when the run
-    was asked to end; steps look at it between batches and leave a state to go on from.
-    """
+    """Where and how steps run."""
 
     root: Root
     device: Device = "auto"
     precision: Precision = "auto"
     workers: int = 0
+    """Threads for decoding and encoding; 0 = one per core."""
     progress: Progress = quiet
+    """Called as `(step, share done in [0, 1], line)`, often and from any thread."""
     stop: threading.Event = dataclasses.field(default_factory=threading.Event)
+    """Set when the run is asked to end. Steps check it between batches, and save a state to resume from."""
     checkpoint_s: float = 60.0
+    """Seconds between saved training states."""
 
     @classmethod
     def of(cls, settings: RuntimeConfig, root: Root, **more: Any) -> Runtime:
-        """As a recipe says, but for what `more` says."""
+        """Return the runtime of a recipe; keywords replace its settings."""
         names = ("device", "precision", "workers", "checkpoint_s")
         return cls(root, **{**{name: getattr(settings, name) for name in names}, **more})
 
     @property
     def threads(self) -> int:
-        """Worker threads for decoding and encoding: as asked, else one per core this process may use; processes that
-        train together share a machine's.
-        """
+        """Threads for decoding and encoding: `workers`, or one per usable core that is this process's share."""
         return self.workers or max(1, usable_cores() // ranks.local_count())
 
     def keep(self, *files: Path) -> None:
-        """A step has saved these files of its folder, in this order, so that a later attempt can go on from them."""
+        """Upload files that a step saved in its folder, in this order, so that a later attempt can resume from them."""
         self.root.upload(*files)
 
     def check_stop(self, step: str) -> None:
@@ -77,5 +75,5 @@ class Runtime:
 
     @staticmethod
     def software() -> dict[str, Any]:
-        """Versions of this project and of the libraries a result depends on."""
+        """Return the versions of this project and of the libraries that results depend on."""
         return {name: importlib.metadata.version(name) for name in ("must", "torch", "torchvision", "timm", "numpy")}

@@ -1,4 +1,4 @@
-"""A root as steps see it: artifacts are found in it, and made, by one run at a time."""
+"""Find artifacts in a root, and make those that are missing, one run at a time."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ from pipeline.storage.root import Root, in_parallel
 
 
 class Workspace:
-    """A root: where artifacts are found and made."""
+    """The artifacts of a root."""
 
     def __init__(self, root: Root) -> None:
         self.root = root
 
     def path(self, step: Step, fingerprint: str) -> str:
-        """The folder of an artifact in the root."""
+        """Return the folder of an artifact, relative to the root."""
         return f"artifacts/{step.name}/{fingerprint}"
 
     def open(self, name: str, fingerprint: str) -> Artifact:
-        """The artifact of the step `name` with this fingerprint. DataError if it is not there."""
+        """Open the artifact of the step `name` with this fingerprint. Raises DataError if it is not there."""
         path = f"artifacts/{name}/{fingerprint}"
         manifest = self.root / f"{path}/{MANIFEST}"
         return Artifact(self.root, path, parse_manifest(manifest.read(), str(manifest)))
 
     def find(self, step: Step, fingerprint: str) -> Artifact | None:
-        """The artifact, if it is there and whole: the manifest present and every file there with its size."""
+        """Return the artifact if it is complete: its manifest is there, and every file with its size."""
         path = self.path(step, fingerprint)
         manifest = self.root / f"{path}/{MANIFEST}"
         text = manifest.read_if_exists()
@@ -61,32 +61,35 @@ class Workspace:
         return artifact if artifact.is_whole() else None
 
     def get_or_make(self, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
-        """The artifact of a step, and whether this call made it. Of runs that ask at the same time, one makes it and
-        the others wait for it.
+        """Return the artifact of a step, and whether this call made it.
+
+        Of runs that ask at the same time, one makes it and the others wait. Processes that train together can't wait,
+        as they wait for each other: they raise Busy.
         """
         fingerprint = step.fingerprint(inputs.artifacts)
-        claim, runtime = self.claims / f"{step.name}/{fingerprint}", inputs.runtime
+        lock, runtime = self.locks / f"{step.name}/{fingerprint}", inputs.runtime
         together = ranks.count() > 1
-        with hold_lock(claim, busy if together else waiting(step.name, runtime), on_lost=runtime.stop.set) as holds:
+        with hold_lock(lock, busy if together else waiting(step.name, runtime), on_lost=runtime.stop.set) as holds:
             found = None if inputs.force else self.find(step, fingerprint)
             if found and together:
                 busy(ProcessId.current())
             return (found, False) if found else (self.make(step, inputs, holds), True)
 
     def take_part(self, step: Step, inputs: Inputs) -> None:
-        """What the others do of several processes that train together, while the first obtains the artifact."""
+        """Run the step in a process that trains together with the first one, which makes the artifact."""
         fingerprint = step.fingerprint(inputs.artifacts)
         step.function()(step.config, inputs, self.root.local_path(self.path(step, fingerprint)))
 
     @property
-    def claims(self) -> StoragePath:
-        """Where runs say what they are at work on."""
+    def locks(self) -> StoragePath:
+        """The folder of locks, which tell what runs are working on."""
         return self.root / "claims"
 
     def make(self, step: Step, inputs: Inputs, holds: IsHeld = lambda: True) -> Artifact:
-        """Run the step in its folder and seal it. What an unfinished attempt left in `work` and `log` is the step's to
-        go on from; anything else it left is gone first. Raises TakenOver where `holds` says that it is another run's by
-        now.
+        """Run the step in its folder and seal it.
+
+        `work` and `log` of an unfinished attempt are kept for the step to resume from; its other files are deleted
+        first. Raises TakenOver if `holds` returns False: another run has taken the lock.
         """
         with explain_full_disk(step.name, self.root.local_path()):
             return self._make(step, inputs, holds)
@@ -119,20 +122,20 @@ class Workspace:
             **contents(folder, inherited),
             "seconds": time.time() - began,
         }
-        _check_claim(step.name, holds)
+        _check_lock(step.name, holds)
         self.root.publish_all(path, manifest["files"], inherited=inherited.keys())
-        _check_claim(step.name, holds)
+        _check_lock(step.name, holds)
         (self.root / f"{path}/{MANIFEST}").write(as_json(manifest).encode())
-        # last, as `work` can be gone on from until there is nothing left to do
+        # last, so that an attempt that is killed before can resume from `work`
         self.root.cleanup(path, {*manifest["files"], MANIFEST}, WORK)
         return Artifact(self.root, path, manifest)
 
     def newest(self, name: str) -> Artifact | None:
-        """The artifact of step `name` that was sealed last, whatever its fingerprint."""
+        """Return the newest artifact of the step `name`, whatever its fingerprint."""
         return next(self._sealed(name), None)
 
     def _sealed(self, name: str) -> Iterator[Artifact]:
-        """The artifacts of step `name`, the one sealed last first."""
+        """Yield the artifacts of the step `name`, the newest first."""
         manifests = [folder.child(MANIFEST) for folder in (self.root / f"artifacts/{name}").folders()]
         times = in_parallel(StoragePath.modified, manifests)
         sealed = [(when, place.parent.name) for when, place in zip(times, manifests, strict=True) if when is not None]
@@ -140,42 +143,45 @@ class Workspace:
             yield self.open(name, fingerprint)
 
     def previous(self, step: Step, inputs: Inputs) -> Artifact | None:
-        """What the step can grow from; not what is in its own folder, which is made again."""
+        """Return the newest artifact that an incremental step can go on from: it differs in the incremental keys alone.
+
+        Never the one in the step's own folder, which is made again.
+        """
         if inputs.force or not step.kind.incremental_keys:
             return None
-        mine = step.fingerprint(inputs.artifacts)
-        sealed = (made for made in self._sealed(step.name) if made.fingerprint != mine)
+        own = step.fingerprint(inputs.artifacts)
+        sealed = (made for made in self._sealed(step.name) if made.fingerprint != own)
         keys = step.kind.incremental_keys
         wanted = _base(step.kind.name, step.kind.version, step.config, keys)
         for made in sealed:
-            about = made.manifest
-            if _base(about["kind"], about["version"], about["config"], keys) == wanted and made.is_whole():
+            manifest = made.manifest
+            if _base(manifest["kind"], manifest["version"], manifest["config"], keys) == wanted and made.is_whole():
                 return made
         return None
 
     def _inherit(self, names: Mapping[str, str], previous: Artifact | None, path: str) -> dict[str, Any]:
-        """Put files of the artifact before into the folder; their sizes and hashes are those of its manifest."""
+        """Link files of the previous artifact into the folder, and return their sizes and hashes from its manifest."""
         if not names:
             return {}
-        assert previous is not None, "a step takes over what it was given"
+        assert previous is not None, "a step inherits files of `inputs.previous`"
         self.root.inherit({f"{previous.path}/{earlier}": f"{path}/{name}" for name, earlier in names.items()})
         return {name: previous.manifest["files"][earlier] for name, earlier in names.items()}
 
 
 def _base(kind: str, version: int, config: Mapping[str, Any], incremental_keys: tuple[str, ...]) -> str:
-    """What an artifact and one that is grown from it have in common."""
+    """Return a hash of what an artifact and one that goes on from it have in common."""
     return hash_json([SCHEMA_VERSION, kind, version, functools.reduce(_without, incremental_keys, config)])
 
 
 def _without(config: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """A configuration without a key, which may lie in a section: `source.path`."""
+    """Return a configuration without a key, which may be nested: `source.path`."""
     first, _, rest = key.partition(".")
     left = {name: value for name, value in config.items() if name != first}
     return {**left, first: _without(config[first], rest)} if rest and first in config else left
 
 
-def _check_claim(step: str, holds: IsHeld) -> None:
-    """Raise TakenOver if the step is another run's by now: what that one seals must not be of two attempts."""
+def _check_lock(step: str, holds: IsHeld) -> None:
+    """Raise TakenOver if another run has the lock: an artifact must not have files of two attempts."""
     if not holds():
         raise TakenOver(
             f"{step}: another run took over while this one slept or did not reach the storage. Run the same command "
@@ -184,7 +190,7 @@ def _check_claim(step: str, holds: IsHeld) -> None:
 
 
 class Busy(MustError):
-    """Another run makes what several processes together were to make: they can't wait, as they wait for each other."""
+    """Another run makes the artifact that processes were to make together; they can't wait for it."""
 
 
 def busy(holder: ProcessId) -> None:
@@ -193,10 +199,10 @@ def busy(holder: ProcessId) -> None:
 
 
 def waiting(step: str, runtime: Runtime) -> OnWait:
-    """What a step does while another run has its claim: it says so, and listens for a stop."""
+    """Return what a step does while another run holds its lock: report it, and raise Stopped if asked to stop."""
 
-    def tell(holder: ProcessId) -> None:
+    def report(holder: ProcessId) -> None:
         runtime.check_stop(step)
         runtime.progress(step, 0.0, f"waits for {holder}")
 
-    return tell
+    return report
