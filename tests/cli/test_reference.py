@@ -1,0 +1,17 @@
+"""The reference of the commands is what the application says."""
+
+from __future__ import annotations
+
+from cli.reference import markdown
+from pipeline.errors import PROJECT
+
+
+def test_cli_reference_page_is_up_to_date() -> None:
+    page = PROJECT / "docs" / "reference" / "cli.md"
+    assert page.read_text(encoding="utf-8") == markdown(), "run `python -m cli.reference > docs/reference/cli.md`"
+
+
+def test_cli_reference_has_every_group() -> None:
+    text = markdown()
+    for heading in ("## must run\n", "## must export labels\n", "## must store sql\n", "## must artifacts gc\n"):
+        assert heading in text
