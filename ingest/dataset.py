@@ -24,16 +24,16 @@ def teacher_space(teacher: str, task: str, data: str, spaces: Mapping[str, Label
 
 def check_labels_fit(teacher: str, space: LabelSpace, data: str, spaces: Mapping[str, LabelSpace]) -> None:
     """Raise ConfigError unless the set `data`, whose label spaces are `spaces`, has labels of the teacher's space."""
-    found = spaces.get(space.task)
-    if found == space:
+    given = spaces.get(space.task)
+    if given == space:
         return
-    if found is None:
+    if given is None:
         difference = f"the set has no labels for {space.task!r}; it has {_tasks(spaces)}"
-    elif found.classes != space.classes:
-        both = f"{_classes(space)} of the teacher, {_classes(found)} of the set"
+    elif given.classes != space.classes:
+        both = f"{_classes(space)} of the teacher, {_classes(given)} of the set"
         difference = f"classes differ: {both}; they have to be the same, in the same order"
     else:
-        difference = f"the teacher's scale is {space.scale}, the set's {found.scale}"
+        difference = f"the teacher's scale is {space.scale}, the set's {given.scale}"
     raise ConfigError(f"student.truths.{teacher}: labels of set {data!r} do not fit teacher {teacher!r}: {difference}.")
 
 

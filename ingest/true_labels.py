@@ -34,11 +34,7 @@ def dataset_shards(
 def true_label_dataset(
     ingested: IngestedSet, split: str, heads: Mapping[str, str], without: Set[str] = frozenset()
 ) -> ImageDataset:
-    """Return the images of a split that have a true label for any of `heads` (task by head), without `without` (keys).
-
-    Example:
-        dataset = true_label_dataset(IngestedSet(artifact), "train", {"depth": "depth"})
-    """
+    """Return the images of a split with a true label for any of `heads` (task by head), without the keys `without`."""
     readers = {head: tasks.label(ingested.spaces[task]) for head, task in heads.items()}
 
     def label_sources(shard: ImageShard) -> dict[str, tuple[LabelSource, ...]]:

@@ -123,12 +123,12 @@ class Task(ABC):
     def predict(self, output: Any) -> Prediction:
         """Turn raw output into tensors on the same device, with one entry per image. Called in inference mode."""
 
-    @abstractmethod
     def value(self, prediction: Prediction, index: int, size: tuple[int, int]) -> Value:
         """Return the label of image `index`; rasters stay S/4 x S/4, boxes are in pixels of the image.
 
         `prediction` is what `predict` returned, as NumPy arrays; `size` = (width, height) of the image in pixels.
         """
+        return {name: array[index] for name, array in prediction.items()}
 
     @abstractmethod
     def metrics(self) -> Metric:
@@ -146,19 +146,15 @@ class DenseHead(nn.Module):
     """
 
     def __init__(self, info: FeatureInfo, outputs: int) -> None:
-        width = info.pyramid_channels
-        hidden = [layer for _ in range(3) for layer in (*conv_norm(width, width), nn.ReLU(inplace=True))]
         super().__init__()
-        self.layers = nn.Sequential(*hidden, nn.Conv2d(width, outputs, 1))
+        width, layers = info.pyramid_channels, list[nn.Module]()
+        for _ in range(3):
+            layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, outputs, 1))
 
     def forward(self, features: Features) -> Tensor:
         output: Tensor = self.layers(features.fused)
         return output.float()
-
-
-def conv_norm(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module]:
-    """Return a 3x3 convolution and its batch norm."""
-    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
 
 
 def masked_mean(losses: Tensor, known: Tensor) -> Tensor:

@@ -63,9 +63,6 @@ class TaskModel(Task):
     def predict(self, output: Tensor) -> Prediction:
         return {"probs": output.softmax(dim=1)}
 
-    def value(self, prediction: Prediction, index: int, size: tuple[int, int]) -> Value:
-        return {"probs": prediction["probs"][index]}
-
     def metrics(self) -> Accuracy:
         return Accuracy()
 

@@ -93,7 +93,7 @@ class TaskLabel(Label):
         left, right = on_finer_raster(one["depth"].astype(np.float64), other["depth"].astype(np.float64), 0.0)
         known = left > 0, right > 0
         if self.space.scale == "relative":
-            right = _align(right, left, known[0] & known[1])
+            right = align(right, left, known[0] & known[1])
         ratio = np.maximum(left, 1e-6) / np.maximum(right, 1e-6)
         return mean_where_known(np.maximum(ratio, 1 / ratio) > 1.25, *known)
 
@@ -102,7 +102,7 @@ class TaskLabel(Label):
         return known, known
 
 
-def _align(depth: NDArray[np.float64], target: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArray[np.float64]:
+def align(depth: NDArray[np.float64], target: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return `depth` under the scale and shift that bring it closest to `target`, in least squares over `known`."""
     design = np.stack([depth[known], np.ones(int(known.sum()))], axis=1)
     scale, shift = np.linalg.lstsq(design, target[known], rcond=None)[0]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.stores.labels import Value
+from tasks.depth.label import align
 from tasks.task import DenseHead, FeatureInfo, Prediction, Target, Task, masked_mean, resample, stack
 
 LOG_RANGE = (-7.0, 9.0)
@@ -32,11 +31,10 @@ class DepthErrors:
     def update(self, predicted: Value, true: Value) -> None:
         truth = true["depth"].astype(np.float64)
         known = truth > 0
-        guess = resample(predicted["depth"].astype(np.float64), truth)[known]
-        truth = truth[known]
+        guess = resample(predicted["depth"].astype(np.float64), truth)
         if self._relative:
-            guess = align(guess, truth)
-        guess = np.maximum(guess, 1e-6)
+            guess = align(guess, truth, known)
+        truth, guess = truth[known], np.maximum(guess[known], 1e-6)
         accurate = np.maximum(guess / truth, truth / guess) < 1.25
         self._sums += [accurate.sum(), (np.abs(guess - truth) / truth).sum(), ((guess - truth) ** 2).sum()]
         self._count += truth.size
@@ -44,13 +42,6 @@ class DepthErrors:
     def compute(self) -> dict[str, float]:
         delta, relative, squared = self._sums / max(self._count, 1)
         return {"delta_1.25": float(delta), "abs_rel": float(relative), "rmse": float(np.sqrt(squared))}
-
-
-def align(guess: NDArray[Any], truth: NDArray[Any]) -> NDArray[Any]:
-    """Return `guess` (N,) under the scale and shift that bring it closest to `truth` (N,) in least squares."""
-    design = np.stack([guess, np.ones_like(guess)], axis=1)
-    scale, shift = np.linalg.lstsq(design, truth, rcond=None)[0]
-    return scale * guess + shift
 
 
 class TaskModel(Task):
@@ -87,9 +78,6 @@ class TaskModel(Task):
     def predict(self, output: Tensor) -> Prediction:
         raw = output[:, 0]
         return {"depth": _stretch(raw) if self._relative else raw.clamp(*LOG_RANGE).exp()}
-
-    def value(self, prediction: Prediction, index: int, size: tuple[int, int]) -> Value:
-        return {"depth": prediction["depth"][index]}
 
     def metrics(self) -> DepthErrors:
         return DepthErrors(self._relative)

@@ -172,20 +172,14 @@ class TaskModel(Task):
         for value in values:
             boxes.append(value["boxes"] / np.tile(value["size"], 2).astype(np.float32))
             classes.append(value["classes"])
-        class_ids = np.concatenate(classes) if classes else np.zeros(0, dtype=np.int32)
-        if not class_ids.size:
-            empty = np.zeros(0, dtype=np.float32)
-            return {
-                "boxes": np.zeros((0, 4), np.float32),
-                "scores": empty,
-                "classes": class_ids,
-                "size": np.ones(2, np.int32),
-            }
-        top = int(np.bincount(class_ids).argmax())
-        mean = np.concatenate(boxes)[class_ids == top].mean(axis=0, keepdims=True)
+        class_ids = np.concatenate([np.zeros(0, dtype=np.int32), *classes])
+        top = int(np.bincount(class_ids, minlength=1).argmax())
+        mean = np.concatenate([np.zeros((0, 4), dtype=np.float32), *boxes])[class_ids == top]
+        if len(mean):
+            mean = mean.mean(axis=0, keepdims=True)
         return {
             "boxes": mean.astype(np.float32),
-            "scores": np.ones(1, dtype=np.float32),
-            "classes": np.full(1, top, dtype=np.int32),
+            "scores": np.ones(len(mean), dtype=np.float32),
+            "classes": np.full(len(mean), top, dtype=np.int32),
             "size": np.ones(2, dtype=np.int32),
         }

@@ -73,9 +73,6 @@ class TaskModel(Task):
     def predict(self, output: Tensor) -> Prediction:
         return {"normals": functional.normalize(output, dim=1).permute(0, 2, 3, 1)}
 
-    def value(self, prediction: Prediction, index: int, size: tuple[int, int]) -> Value:
-        return {"normals": prediction["normals"][index]}
-
     def metrics(self) -> AngularErrors:
         return AngularErrors()
 

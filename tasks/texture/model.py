@@ -56,9 +56,6 @@ class TaskModel(Task):
     def predict(self, output: Tensor) -> Prediction:
         return {"responses": output.sigmoid().permute(0, 2, 3, 1)}
 
-    def value(self, prediction: Prediction, index: int, size: tuple[int, int]) -> Value:
-        return {"responses": prediction["responses"][index]}
-
     def metrics(self) -> ExplainedVariance:
         return ExplainedVariance(len(self.space.classes))
 
@@ -108,8 +105,8 @@ class GaborBank(nn.Module):
 def gabor_kernels(wavelength: float, orientations: int) -> Tensor:
     """Return quadrature pairs (2 * orientations, 1, k, k), even kernels first: zero mean, unit L1 norm.
 
-    They are about an octave wide; `wavelength` is in pixels. The direction is the wave's: 0 degrees responds to vertical
-    edges, and angles grow counter-clockwise.
+    They are about an octave wide; `wavelength` is in pixels. The direction is the wave's: 0 degrees responds to
+    vertical edges, and angles grow counter-clockwise.
     """
     sigma = 0.56 * wavelength
     radius = math.ceil(2.5 * sigma)

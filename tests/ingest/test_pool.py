@@ -36,7 +36,7 @@ MakeSet = Callable[..., Artifact]
 
 @pytest.fixture
 def make_set(tmp_path: Path, noise: Noise, runtime: Runtime) -> MakeSet:
-    """Return a function that ingests pictures by name and their numbers by `<split>/<class>` (without `/`, unlabelled)."""
+    """Return a function that ingests pictures, given numbers by `<split>/<class>`; without `/`, they are unlabelled."""
 
     def make(name: str, pictures: dict[str, Sequence[int]], shard_images: int = 3) -> Artifact:
         for folder, numbers in pictures.items():

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.stores.labels import LabelSpace, Value
-from tasks.depth.label import TaskLabel
-from tasks.depth.model import TaskModel, align
+from tasks.depth.label import TaskLabel, align
+from tasks.depth.model import TaskModel
 
 METRIC, RELATIVE = LabelSpace("depth"), LabelSpace("depth", scale="relative")
 LABEL, TASK, INVERSE = TaskLabel(METRIC), TaskModel(METRIC), TaskModel(RELATIVE)
@@ -112,7 +112,7 @@ def test_depth_errors_align_each_image_in_least_squares() -> None:
 
 
 def test_align_accepts_flat_guess_and_empty_truth() -> None:
-    np.testing.assert_allclose(align(np.full(4, 3.0), np.array([1.0, 2, 3, 6])), np.full(4, 3.0))
+    np.testing.assert_allclose(align(np.full(4, 3.0), np.array([1.0, 2, 3, 6]), np.ones(4, bool)), np.full(4, 3.0))
     metric = INVERSE.metrics()
     metric.update(random_depth(1), depth(np.zeros((9, 13))))
     assert metric.compute() == {"delta_1.25": 0.0, "abs_rel": 0.0, "rmse": 0.0}
