@@ -10,12 +10,7 @@ from pipeline.errors import ConfigError, DataError, MustError, install_command
 
 SEE = "see docs/how-to/remote.md"
 # Exceptions are named as text below, as the storage libraries that define them may not be installed.
-NO_CREDENTIALS = {
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "DefaultCredentialsError",
-    "CredentialRetrievalError",
-}
+NO_LOGIN = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "CredentialRetrievalError"}
 LOG_IN = "Log in with `aws sso login`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 MISSING_SETTINGS = {
     "ProfileNotFound": "Set AWS_PROFILE to a profile that is in ~/.aws/config, or unset it",
@@ -122,7 +117,7 @@ def s3_error_code(error: MustError) -> str | None:
 def _explained(url: str, error: Exception) -> MustError:
     names = {base.__name__ for base in type(error).__mro__}
     line = _first_line(error)
-    if names & NO_CREDENTIALS:
+    if names & NO_LOGIN:
         return ConfigError(
             f"{url}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; {SEE}."
         )

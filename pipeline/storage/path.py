@@ -161,12 +161,12 @@ class StoragePath:
 
     def write(self, data: bytes) -> None:
         """Write the file atomically, replacing an existing one."""
-        if not self.local:
+        if self.local:
+            with atomic_write(self._with_parents()) as temporary:
+                temporary.write_bytes(data)
+        else:
             with self._explain_errors():
                 self.fs.pipe_file(self.path, data)
-            return
-        with atomic_write(self._with_parents()) as temporary:
-            temporary.write_bytes(data)
 
     def create(self, data: bytes) -> bool:
         """Write the file atomically unless it exists. Returns True in exactly one of many concurrent callers, on shared
@@ -207,14 +207,12 @@ class StoragePath:
                     raise
 
     def append(self, data: bytes) -> None:
-        """Append to the file, creating it if needed. A remote file is rewritten whole: only for small ones with one
-        writer.
-        """
-        if not self.local:
-            return self.write((self.read_if_exists() or b"") + data)
-        with open(self._with_parents(), "ab") as file:
-            file.write(data)
-        return None
+        """Append to the file, creating it if needed. A remote one is rewritten: keep it small, with one writer."""
+        if self.local:
+            with open(self._with_parents(), "ab") as file:
+                file.write(data)
+        else:
+            self.write((self.read_if_exists() or b"") + data)
 
     def upload(self, file: Path) -> None:
         """Write this remote file atomically from a local one."""

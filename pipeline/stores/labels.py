@@ -205,11 +205,8 @@ def cell_at(grid: NDArray[Any], point: tuple[float, float]) -> Any:
 
 def on_finer_raster(one: NDArray[Any], other: NDArray[Any], fill: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return two rasters over one image, both resampled to the larger height and width."""
-    height, width = (max(sides) for sides in zip(one.shape[:2], other.shape[:2], strict=True))
-    return (
-        resample_nearest(one, FULL_IMAGE, (height, width), fill),
-        resample_nearest(other, FULL_IMAGE, (height, width), fill),
-    )
+    size = max(one.shape[0], other.shape[0]), max(one.shape[1], other.shape[1])
+    return resample_nearest(one, FULL_IMAGE, size, fill), resample_nearest(other, FULL_IMAGE, size, fill)
 
 
 def mean_where_known(difference: NDArray[Any], one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
