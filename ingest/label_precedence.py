@@ -63,7 +63,7 @@ class LabelPrecedence:
         entries = artifacts["label"].load("labels.json", read_json) if "label" in artifacts else []
         self._pseudo = {(entry["set"], entry["shard"], entry["teacher"]): entry["path"] for entry in entries}
         self._rejected = rejected_rows(artifacts)
-        self._true_labels: dict[str, TrueLabels] = {}
+        self._true_labels: dict[str, TrueLabelIndex] = {}
 
     def sources(self, head: LabelledHead, dataset: str, shard: ImageShard) -> list[RankedSource]:
         """Return the label sources for a training shard of the set `dataset`, the one that wins first.
@@ -93,11 +93,11 @@ class LabelPrecedence:
         names = list(dict.fromkeys([*named, *own]))
         for name in names:
             if name not in self._true_labels:
-                self._true_labels[name] = TrueLabels(name, self.sets[name])
+                self._true_labels[name] = TrueLabelIndex(name, self.sets[name])
         return names
 
 
-class TrueLabels:
+class TrueLabelIndex:
     """True labels of the training images of one set, found for images of other sets by the images' keys."""
 
     def __init__(self, name: str, ingested: IngestedSet) -> None:
