@@ -262,7 +262,7 @@ def measured_on(predictor: Predictor, lesson: Lesson, worse: bool, runtime: Runt
 
 @dataclasses.dataclass(frozen=True)
 class Worse(Preprocessing):
-    """A preparation after which an image is made worse."""
+    """Preprocessing that then corrupts the image."""
 
     change: Any = None
 
