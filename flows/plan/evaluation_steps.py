@@ -24,7 +24,7 @@ def measurement_needs(config: Mapping[str, Any]) -> list[Any]:
     return ["probes" in config, *(config[key] for key in ("set", "splits", "labels"))]
 
 
-CHECK = LabelCheck(measurement_needs, "evaluation.label_subsets:asked_of")
+CHECK = LabelCheck(measurement_needs, "evaluation.label_subsets:label_requests")
 EVALUATE = StepKind("evaluate", "evaluation.evaluate:evaluate", measures=True)
 PROBE = StepKind("probe", "evaluation.probing:probe", measures=True, label_check=CHECK)
 FINETUNE = StepKind(

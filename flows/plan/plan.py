@@ -12,7 +12,7 @@ from pipeline.steps.workspace import Workspace
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A step with what is known of it before the run: reused from an artifact, or to be run and why."""
+    """A step before the run: its artifact if it is reused, and why it is reused or run."""
 
     step: Step
     artifact: Artifact | None
@@ -24,41 +24,43 @@ class Planned:
 
 
 def plan(steps: list[Step], workspace: Workspace, force: Set[str] = frozenset()) -> list[Planned]:
-    """For every step, whether it will run, and why; those in `forced` will. Reads manifests only."""
+    """Plan every step; those in `force` are run again. Reads manifests only."""
     planned: dict[str, Planned] = {}
     for step in steps:
         if step.name in force:
-            planned[step.name] = Planned(step, None, "to be made anew")
+            planned[step.name] = Planned(step, None, "to be made again")
             continue
         waiting = [name for name in step.inputs if planned[name].artifact is None]
         inputs = {name: made for name in step.inputs if (made := planned[name].artifact)}
-        planned[step.name] = _wait(step, inputs, waiting, workspace) if waiting else _look(step, inputs, workspace)
+        planned[step.name] = (
+            _plan_waiting(step, inputs, waiting, workspace) if waiting else _plan_ready(step, inputs, workspace)
+        )
     return list(planned.values())
 
 
-def _look(step: Step, inputs: dict[str, Artifact], workspace: Workspace) -> Planned:
-    """A step whose inputs are all there."""
-    fingerprint = step.fingerprint(inputs)
-    found = workspace.find(step, fingerprint)
+def _plan_ready(step: Step, inputs: dict[str, Artifact], workspace: Workspace) -> Planned:
+    """Plan a step whose inputs are all there."""
+    found = workspace.find(step, step.fingerprint(inputs))
     if found:
         return Planned(step, found, "nothing changed")
-    return Planned(step, None, _changes(step, inputs, workspace) or "its files are no longer whole")
+    return Planned(step, None, _changes(step, inputs, workspace) or "its files are no longer complete")
 
 
-def _wait(step: Step, inputs: dict[str, Artifact], waiting: list[str], workspace: Workspace) -> Planned:
-    """A step some of whose inputs will be made; `inputs` are the others."""
+def _plan_waiting(step: Step, inputs: dict[str, Artifact], waiting: list[str], workspace: Workspace) -> Planned:
+    """Plan a step some of whose inputs will be made; `inputs` are the others."""
     waits = f"waits for {listed(waiting)}"
     changes = _changes(step, inputs, workspace, waiting)
     return Planned(step, None, f"{changes}; {waits}" if changes else f"{waits}; runs unless its result is as before")
 
 
-def listed(names: list[str], most: int = 3) -> str:
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Return the first `most` names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def _changes(step: Step, inputs: dict[str, Artifact], workspace: Workspace, waiting: Sequence[str] = ()) -> str:
-    """What differs from the newest artifact of the step: in its configuration, and in the inputs that are there."""
+    """Return what differs from the newest artifact of the step in configuration, inputs and version; "" for nothing."""
     last = workspace.newest(step.name)
     if last is None:
         return "never made here"
