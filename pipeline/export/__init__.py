@@ -69,7 +69,7 @@ class BaseWriter(ABC):
     supported: ClassVar[Mapping[str, str]]
     """Tasks whose labels the form can hold, each with what is lost of them; "" if nothing is."""
     other_tasks: ClassVar[str | None] = None
-    """What is lost of the labels of all other tasks; None if the form can't hold them."""
+    """The loss in labels of all other tasks; None if the form can't hold them."""
     unsupported_reason: ClassVar[str] = ""
     """Why the form can't hold labels of other tasks."""
 
@@ -78,9 +78,9 @@ class BaseWriter(ABC):
         self.files = contextlib.ExitStack()
         """Enter files here that stay open between samples: they are closed at the end, after errors as well."""
         self.counts: dict[str, collections.Counter[str]] = {head: collections.Counter() for head in heads}
-        """By head, what was written, changed or left out, in words, and how often."""
+        """Numbers by head of what was written, changed or left out, in words."""
         self.locations: dict[str, str] = {}
-        """By head, where in the folder its labels are; to be filled by every writer."""
+        """The place of each head's labels in the folder; to be filled by every writer."""
 
     def __enter__(self) -> Self:
         return self

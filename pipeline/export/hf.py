@@ -32,9 +32,9 @@ from pipeline.stores.codecs import share_to_byte
 from pipeline.stores.labels import Label, Value
 
 ROWS, GROUP_BYTES = 200, 64_000_000
-"""Of a row group, whichever is reached first: readers load one at a time, and viewers fail above 300 MB."""
+"""Limits of a row group, whichever is reached first: readers load one at a time, and viewers fail above 300 MB."""
 FILE_BYTES = 500_000_000
-"""Of a file: the next one begins when it is reached."""
+"""Size of a file at which the next one begins."""
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 OBJECTS = pa.struct(
     [

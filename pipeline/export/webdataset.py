@@ -20,7 +20,7 @@ from pipeline.stores.labels import Label, Value
 IN_JSON = ("classification", "detection")
 """Tasks whose labels are short lists."""
 MAX_SAMPLES, MAX_BYTES = 1000, 500_000_000
-"""Of a tar: the next one begins when either is reached."""
+"""Limits of a tar: the next one begins when either is reached."""
 
 
 class Writer(BaseWriter):

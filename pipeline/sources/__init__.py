@@ -29,7 +29,7 @@ class TrueLabels:
     values: dict[str, Value] = dataclasses.field(default_factory=dict)
     """Label by task: the arrays that `tasks/<task>/label.py` describes, with their shapes, dtypes and units."""
     notes: list[str] = dataclasses.field(default_factory=list)
-    """What is missing or was dropped or clipped, one entry for each; they are counted and stored with the set."""
+    """Notes on labels that are missing or were dropped or clipped; they are counted and stored with the set."""
 
 
 @dataclasses.dataclass(frozen=True)

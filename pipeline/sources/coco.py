@@ -59,7 +59,7 @@ class _SplitAnnotations:
     entries: list[dict[str, Any]]
     """The images, sorted by file name."""
     annotations: dict[int, list[dict[str, Any]]]
-    """By image id."""
+    """Annotations by image id."""
 
 
 class Source(BaseSource):
