@@ -1,1 +1,1 @@
-"""The page over the stores: labels and images, looked at where they lie, also while a run is writing them. No torch."""
+"""The browser: a web page over images and labels in a root, also while a run is writing them. No torch."""

@@ -1,4 +1,4 @@
-"""What the page asks, answered from the tables and the shards, as JSON: no HTTP in here."""
+"""Answer the page's requests from the tables and the shards, as JSON. No HTTP in here."""
 
 from __future__ import annotations
 
@@ -10,30 +10,43 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from browser.differences import BETWEEN, Differences
-from browser.filters import Clause, FilterColumn, ImageSelection, Table, column, joined, threshold_of
+from browser.differences import PAIR_SEPARATOR, Differences
+from browser.filters import (
+    Clause,
+    FilterColumn,
+    ImageSelection,
+    JoinedTable,
+    class_threshold,
+    parse_column,
+    requires,
+)
 from browser.loading import Loading
-from browser.pictures import Pictures, decoded
+from browser.pictures import Pictures, decode_row
 from browser.rejecting import Rejecting
 from browser.tables import Store, quoted
 from pipeline.errors import ConfigError, DataError
 from tasks.drawing import palette
 
-AMONG = "id IN (SELECT unnest(?::INTEGER[]))"
-MOST_ROWS = 1000
-"""Of a list or of a query's answer."""
-PAIR = re.compile(rf"-?(?P<one>[^{BETWEEN}<>=!~]+){BETWEEN}(?P<other>[^{BETWEEN}<>=!~]+)\.differ")
+HAS_ID = "id IN (SELECT unnest(?::INTEGER[]))"
+MAX_ROWS = 1000
+"""Of a list."""
+_STORE = rf"[^{PAIR_SEPARATOR}<>=!~]+"
+PAIR = re.compile(rf"-?(?P<one>{_STORE}){PAIR_SEPARATOR}(?P<other>{_STORE})\.differ")
 KEY = re.compile(r"[0-9a-f]{16}")
 BINS = 20
-SAMPLE = 2000
-"""Images whose labels are read to tell what a threshold keeps."""
-PIECES = 20
-MOST_VALUES = 50
-"""Of a column of words, the most frequent."""
+MAX_SAMPLE = 2000
+"""Images whose labels are read to count what a threshold keeps."""
+SAMPLE_RUNS = 20
+MAX_VALUES = 50
+"""The most frequent values of a text column, in a histogram."""
 
 
 class Answers:
-    """Answers about one root."""
+    """Answers about one root.
+
+    Example:
+        Answers(loading).images(ImageSelection(["split=train"]), limit=10, offset=0)["total"]
+    """
 
     def __init__(self, loading: Loading) -> None:
         self.loading, self.tables, self.pictures = loading, loading.tables, Pictures(loading)
@@ -41,47 +54,48 @@ class Answers:
 
     @property
     def stores(self) -> dict[str, Store]:
-        """The label stores by name; by its maker's name alone the newest one of a maker."""
-        return {**self.loading.newest(), **self.loading.stores}
+        """The label stores by name, and the newest store of each maker by the maker's name."""
+        return {**self.loading.newest_stores(), **self.loading.stores}
 
-    def tables_for(self, *texts: str) -> dict[str, Table]:
-        """What links may name: the label stores, and the pairs `one:other` that these conditions and orders do."""
-        found: dict[str, Table] = dict(self.stores)
+    def tables_for(self, *texts: str) -> dict[str, JoinedTable]:
+        """Return the tables that a link may name: label stores, and pairs `one:other` in its conditions and order."""
+        tables: dict[str, JoinedTable] = dict(self.stores)
         for text in texts:
-            pair = PAIR.match(text)
-            if pair:
-                made = self.differences.between(self.store(pair["one"]), self.store(pair["other"]))
-                found[f"{pair['one']}{BETWEEN}{pair['other']}"] = found[made.name] = made
-        return found
+            names = PAIR.match(text)
+            if names:
+                pair = self.differences.start(self.store(names["one"]), self.store(names["other"]))
+                tables[f"{names['one']}{PAIR_SEPARATOR}{names['other']}"] = tables[pair.name] = pair
+        return tables
 
-    def number(self, key: str) -> int:
-        """The number of an image. DataError if there is none of this key."""
+    def image_id(self, key: str) -> int:
+        """Return the id of an image. Raises DataError if no image has this key."""
         if KEY.fullmatch(key):
-            [[found]] = self.tables.ask("SELECT min(id) FROM placed WHERE hash = ?", (int(key, 16),)).rows
-            if found is not None:
-                return int(found)
+            [[image]] = self.tables.query("SELECT min(id) FROM image_rows WHERE hash = ?", (int(key, 16),)).rows
+            if image is not None:
+                return int(image)
         raise DataError(f"There is no image {key!r} in {self.loading.root}: a key is 16 hex digits.")
 
     def about(self) -> dict[str, Any]:
-        """The root: its sets and stores, and how much of it is there to be asked after."""
+        """Return the root's sets and stores, and how much of it is loaded."""
         progress = self.loading.progress
-        sets = self.tables.ask('SELECT "set", split, sum(images)::BIGINT FROM shards GROUP BY ALL ORDER BY ALL').rows
+        sets = self.tables.query('SELECT "set", split, sum(images)::BIGINT FROM shards GROUP BY ALL ORDER BY ALL').rows
         return {
             "root": str(self.loading.root),
             "loaded": progress.loaded,
             "found": progress.found,
             "damaged": dict(progress.damaged),
             "images": sum(row[2] for row in sets),
-            "rejected": self.tables.ask("SELECT count(*) FROM thrown").rows[0][0],
-            "compared": self.compared(),
+            "rejected": self.tables.query("SELECT count(*) FROM rejections").rows[0][0],
+            "compared": self.comparison_progress(),
             "sets": [{"name": name, "split": split, "images": count} for name, split, count in sets],
-            "stores": [self._store(found.name) for found in self.loading.found.stores if found.name in self.stores],
+            "stores": [self._store(store.name) for store in self.loading.catalogue.stores if store.name in self.stores],
         }
 
     def _store(self, name: str) -> dict[str, Any]:
-        store, found = self.stores[name], next(one for one in self.loading.found.stores if one.name == name)
+        store = self.stores[name]
+        found = next(found for found in self.loading.catalogue.stores if found.name == name)
         space = store.label.space
-        counts = self.tables.ask(f"SELECT status::VARCHAR, count(*) FROM {store.table} GROUP BY ALL").rows
+        counts = self.tables.query(f"SELECT status::VARCHAR, count(*) FROM {store.table} GROUP BY ALL").rows
         return {
             "name": name,
             "maker": found.maker,
@@ -90,63 +104,62 @@ class Answers:
             "made": found.made,
             "task": space.task,
             "scale": space.scale,
-            "classes": store.names,
+            "classes": store.class_names,
             "holds": "classes" in store.columns,
             "colours": palette(len(space.classes)).tolist(),
-            "columns": [each for each in store.columns if each not in ("classes", "amounts")],
+            "columns": [column for column in store.columns if column not in ("classes", "amounts")],
             "threshold": store.label.default_threshold,
             "scored": store.label.has_scores,
             "reading": store.label.legend,
             "counts": dict(counts),
         }
 
-    def images(self, view: ImageSelection, limit: int, offset: int, shown: Sequence[str] = ()) -> dict[str, Any]:
-        """A page of the list, and how long the list is; of every image what is in the columns `shown`."""
-        stores = self.tables_for(*view.conditions, view.order, *shown)
-        count = view.select("count(*)", stores, [view.needed(stores)])
-        [[total]] = self.tables.ask(count.sql, count.parameters).rows
-        page = view.ordered(stores, min(limit, MOST_ROWS), offset)
-        numbers = [row[0] for row in self.tables.ask(page.sql, page.parameters).rows]
-        rows = self._rows(numbers)
+    def images(self, selection: ImageSelection, limit: int, offset: int, shown: Sequence[str] = ()) -> dict[str, Any]:
+        """Return a page of the list and the list's length; each image has its values of the columns `shown`."""
+        stores = self.tables_for(*selection.conditions, selection.order, *shown)
+        count = selection.select("count(*)", stores, [selection.requires_order(stores)])
+        [[total]] = self.tables.query(count.sql, count.parameters).rows
+        page = selection.page(stores, min(limit, MAX_ROWS), offset)
+        ids = [row[0] for row in self.tables.query(page.sql, page.parameters).rows]
+        rows = self._rows(ids)
         for name in shown:
-            values = self._values(column(name, stores), numbers)
-            for number, row in zip(numbers, rows, strict=True):
-                row[name] = values.get(number)
+            values = self._values(parse_column(name, stores), ids)
+            for image, row in zip(ids, rows, strict=True):
+                row[name] = values.get(image)
         return {"total": total, "images": rows}
 
-    def _rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        wanted = (list(numbers),)
-        found = self.tables.ask(f"SELECT * FROM images WHERE {AMONG}", wanted)
-        thrown = f"SELECT id, list(coalesce(store, '')) FROM placed JOIN thrown USING (hash) WHERE {AMONG} GROUP BY id"
-        rejected = dict(self.tables.ask(thrown, wanted).rows)
+    def _rows(self, ids: Sequence[int]) -> list[dict[str, Any]]:
+        found = self.tables.query(f"SELECT * FROM images WHERE {HAS_ID}", (list(ids),))
+        stores = "SELECT id, list(coalesce(store, '')) FROM image_rows JOIN rejections USING (hash)"
+        rejected = dict(self.tables.query(f"{stores} WHERE {HAS_ID} GROUP BY id", (list(ids),)).rows)
         rows = {
             row[0]: dict(zip(found.columns, row, strict=True)) | {"rejected": rejected.get(row[0])}
             for row in found.rows
         }
-        return [{name: value for name, value in rows[number].items() if name != "id"} for number in numbers]
+        return [{name: value for name, value in rows[image].items() if name != "id"} for image in ids]
 
-    def _values(self, found: FilterColumn, numbers: Sequence[int]) -> dict[int, Any]:
-        """What is in a column of a store's table for these images."""
-        if found.table is None or found.name in ("class", "rejected"):
-            raise ConfigError(f"Column {found.name!r} can't be shown beside images.")
-        sql = f"SELECT id, {quoted(found.name)} FROM {found.table.table} WHERE {AMONG}"
-        return {number: finite(value) for number, value in self.tables.ask(sql, (list(numbers),)).rows}
+    def _values(self, column: FilterColumn, ids: Sequence[int]) -> dict[int, Any]:
+        """Return the values of these images in a column of a store's table, by id."""
+        if column.table is None or column.name in ("class", "rejected"):
+            raise ConfigError(f"Column {column.name!r} can't be shown beside images.")
+        sql = f"SELECT id, {quoted(column.name)} FROM {column.table.table} WHERE {HAS_ID}"
+        return {image: finite(value) for image, value in self.tables.query(sql, (list(ids),)).rows}
 
     def image(self, key: str, thresholds: Mapping[str, float]) -> dict[str, Any]:
-        """An image and what every store says of it."""
-        number = self.number(key)
-        [row] = self._rows([number])
+        """Return an image and its label in every store."""
+        image = self.image_id(key)
+        [row] = self._rows([image])
         known = self.loading.stores
-        stores = [known[found.name] for found in self.loading.found.stores if found.name in known]
-        labels = [self._label(store, number, thresholds) for store in stores]
+        stores = [known[found.name] for found in self.loading.catalogue.stores if found.name in known]
+        labels = [self._label(store, image, thresholds) for store in stores]
         return {**row, "labels": [label for label in labels if label]}
 
-    def _label(self, store: Store, number: int, thresholds: Mapping[str, float]) -> dict[str, Any] | None:
+    def _label(self, store: Store, image: int, thresholds: Mapping[str, float]) -> dict[str, Any] | None:
         try:
-            row = self.pictures.row(store, number)
+            row = self.pictures.row(store, image)
             if row is None:
                 return None
-            value = decoded(store, row, thresholds.get(store.name, 0.0)) if row["status"] == "ok" else None
+            value = decode_row(store, row, thresholds.get(store.name, 0.0)) if row["status"] == "ok" else None
         except DataError as error:
             task = store.label.space.task
             return {"store": store.name, "task": task, "status": "damaged", "reason": str(error), "columns": {}}
@@ -160,92 +173,91 @@ class Answers:
             "columns": {name: finite(row[name]) for name in shown},
         }
 
-    def at(self, key: str, store: Store, place: tuple[float, float], threshold: float) -> str:
-        """What a label says of a place in the image."""
-        value = self.pictures.value(store, self.number(key), threshold)
-        return store.label.describe_at(value, place) if value else ""
+    def describe_at(self, key: str, store: Store, point: tuple[float, float], threshold: float) -> str:
+        """Describe a label at a point (x, y) of the image, in [0, 1]."""
+        value = self.pictures.value(store, self.image_id(key), threshold)
+        return store.label.describe_at(value, point) if value else ""
 
-    def histogram(self, view: ImageSelection, name: str) -> dict[str, Any]:
-        """How often each value of a column is among the images: in bins, or of words the most frequent."""
-        stores = self.tables_for(*view.conditions, name)
-        found = column(name, stores)
-        if found.name == "rejected":
-            raise ConfigError("There is no histogram of what is rejected: see the list of it.")
-        needs = joined(found.table.name if found.table else None)
-        if found.name == "class" and isinstance(found.table, Store):
-            store, least = found.table, threshold_of(found.table, view.thresholds)
+    def histogram(self, selection: ImageSelection, name: str) -> dict[str, Any]:
+        """Count the values of a column among the images: of numbers in bins, of texts the most frequent ones."""
+        stores = self.tables_for(*selection.conditions, name)
+        column = parse_column(name, stores)
+        if column.name == "rejected":
+            raise ConfigError("Column 'rejected' has no histogram: the list of what is rejected is among Left out.")
+        table = requires(column.table.name if column.table else None)
+        if column.name == "class" and isinstance(column.table, Store):
+            store, threshold = column.table, class_threshold(column.table, selection.thresholds)
             words = f"unnest({store.table}.classes)::VARCHAR AS word, unnest({store.table}.amounts) AS amount"
-            return self._words(view.select(words, stores, [needs]), f"amount >= {least!r}::FLOAT")
-        if found.kind is str:
-            return self._words(view.select(f"{found.sql}::VARCHAR AS word", stores, [needs]))
-        return self._bins(view.select(f"{found.sql}::DOUBLE AS number", stores, [needs]))
+            return self._count_words(selection.select(words, stores, [table]), f"amount >= {threshold!r}::FLOAT")
+        if column.kind is str:
+            return self._count_words(selection.select(f"{column.sql}::VARCHAR AS word", stores, [table]))
+        return self._count_in_bins(selection.select(f"{column.sql}::DOUBLE AS number", stores, [table]))
 
-    def _words(self, inner: Clause, also: str = "true") -> dict[str, Any]:
-        sql = (
-            f"SELECT word, count(*) FROM ({inner.sql}) WHERE word IS NOT NULL AND {also} GROUP BY 1 ORDER BY 2 DESC, 1"
-        )
-        rows = self.tables.ask(f"{sql} LIMIT {MOST_VALUES}", inner.parameters).rows
+    def _count_words(self, inner: Clause, condition: str = "true") -> dict[str, Any]:
+        sql = f"SELECT word, count(*) FROM ({inner.sql}) WHERE word IS NOT NULL AND {condition} GROUP BY 1"
+        rows = self.tables.query(f"{sql} ORDER BY 2 DESC, 1 LIMIT {MAX_VALUES}", inner.parameters).rows
         return {"kind": "words", "values": [row[0] for row in rows], "counts": [row[1] for row in rows]}
 
-    def _bins(self, inner: Clause) -> dict[str, Any]:
-        ends = self.tables.ask(f"SELECT min(number), max(number) FROM ({inner.sql})", inner.parameters).rows[0]
+    def _count_in_bins(self, inner: Clause) -> dict[str, Any]:
+        ends = self.tables.query(f"SELECT min(number), max(number) FROM ({inner.sql})", inner.parameters).rows[0]
         if ends[0] is None:
             return {"kind": "numbers", "edges": [], "counts": []}
         edges = np.linspace(ends[0], ends[1] if ends[1] > ends[0] else ends[0] + 1, BINS + 1)
         low, width = float(edges[0]), float(edges[1] - edges[0])
-        place = f"least(floor((number - {low!r}) / {width!r})::INTEGER, {BINS - 1})"
-        sql = f"SELECT {place}, count(*) FROM ({inner.sql}) WHERE number IS NOT NULL GROUP BY 1"
-        counts = dict(self.tables.ask(sql, inner.parameters).rows)
+        bin_sql = f"least(floor((number - {low!r}) / {width!r})::INTEGER, {BINS - 1})"
+        sql = f"SELECT {bin_sql}, count(*) FROM ({inner.sql}) WHERE number IS NOT NULL GROUP BY 1"
+        counts = dict(self.tables.query(sql, inner.parameters).rows)
         return {"kind": "numbers", "edges": edges.tolist(), "counts": [counts.get(n, 0) for n in range(BINS)]}
 
-    def balance(self, view: ImageSelection, store: Store, threshold: float) -> dict[str, Any]:
-        """What a threshold keeps of a store, class by class, in up to SAMPLE of the images."""
-        stores = self.tables_for(*view.conditions)
-        inner = view.select("images.id", stores, [joined(store.name)], "ORDER BY images.id")
-        numbers = self.tables.numbers(inner.sql, inner.parameters)
-        some = sample(numbers)
-        names = store.names or [store.label.space.task]
+    def balance(self, selection: ImageSelection, store: Store, threshold: float) -> dict[str, Any]:
+        """Count what a threshold keeps of a store, class by class, in up to MAX_SAMPLE of the images."""
+        stores = self.tables_for(*selection.conditions)
+        inner = selection.select("images.id", stores, [requires(store.name)], "ORDER BY images.id")
+        ids = self.tables.query_ids(inner.sql, inner.parameters)
+        sampled = sample(ids)
+        names = store.class_names or [store.label.space.task]
         held, kept = np.zeros(len(names)), np.zeros(len(names))
-        for number in some:
-            row = self.pictures.row(store, number)
+        for image in sampled:
+            row = self.pictures.row(store, image)
             if row and row["status"] == "ok":
-                there, left = store.label.count(row, threshold)
-                held, kept = held + there, kept + left
+                held_here, kept_here = store.label.count(row, threshold)
+                held, kept = held + held_here, kept + kept_here
         return {
-            "images": len(some),
-            "of": len(numbers),
+            "images": len(sampled),
+            "of": len(ids),
             "unit": store.label.unit,
             "classes": names,
             "held": held.tolist(),
             "kept": kept.tolist(),
         }
 
-    def keys(self, view: ImageSelection) -> list[str]:
-        """The keys of all images that a link is about."""
-        found = view.select("DISTINCT images.key", self.tables_for(*view.conditions))
-        return [row[0] for row in self.tables.ask(found.sql, found.parameters).rows]
+    def keys(self, selection: ImageSelection) -> list[str]:
+        """Return the keys of all images that a link selects."""
+        query = selection.select("DISTINCT images.key", self.tables_for(*selection.conditions))
+        return [row[0] for row in self.tables.query(query.sql, query.parameters).rows]
 
-    def compared(self) -> list[dict[str, Any]]:
-        """How far the comparisons of stores have come."""
+    def comparison_progress(self) -> list[dict[str, Any]]:
+        """Return how many images of each pair of stores are compared."""
         pairs = list(self.differences.pairs.values())
         return [{"name": pair.name, "done": pair.done, "total": pair.total} for pair in pairs]
 
     def store(self, name: str) -> Store:
-        """The store that a link names. ConfigError lists those that there are."""
+        """Return the store that a link names. Raises ConfigError, with the known ones, if there is none."""
         if name not in self.stores:
             raise ConfigError(f"There is no label store {name!r}; there are {', '.join(sorted(self.loading.stores))}.")
         return self.stores[name]
 
 
-def sample(numbers: NDArray[np.int32]) -> list[int]:
-    """Up to SAMPLE of these images: PIECES runs of neighbours, spread over all of them. Neighbours are in one file."""
-    length = SAMPLE // PIECES
-    starts = np.linspace(0, len(numbers) - length, PIECES).astype(int)
-    some = np.concatenate([numbers[start : start + length] for start in starts]) if len(numbers) > SAMPLE else numbers
-    found: list[int] = some.tolist()
-    return found
+def sample(ids: NDArray[np.int32]) -> list[int]:
+    """Return up to MAX_SAMPLE of these images: SAMPLE_RUNS runs of neighbors, which share a file, spread over all."""
+    length = MAX_SAMPLE // SAMPLE_RUNS
+    if len(ids) > MAX_SAMPLE:
+        starts = np.linspace(0, len(ids) - length, SAMPLE_RUNS).astype(int)
+        ids = np.concatenate([ids[start : start + length] for start in starts])
+    sampled: list[int] = ids.tolist()
+    return sampled
 
 
 def finite(value: Any) -> Any:
-    """A value for JSON, which knows no infinity."""
+    """Return a value for JSON: None for NaN and infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

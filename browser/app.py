@@ -1,6 +1,4 @@
-"""The page's server: answers over HTTP, on this machine alone unless told otherwise. It writes nothing but the list of
-what was rejected, and reads nothing but the root.
-"""
+"""The page's HTTP server. It writes nothing but the list of rejections, and without a token serves only localhost."""
 
 from __future__ import annotations
 
@@ -18,19 +16,19 @@ from browser import lists
 from browser.answers import Answers
 from browser.filters import ImageSelection
 from browser.pictures import as_jpeg
-from browser.question import ask_freely
+from browser.sql import run_sql
 from pipeline.errors import MustError
 
 PAGE = Path(__file__).parent / "page"
 TOKEN = "must_token"
-"""The cookie, and the part of a link, that shows who may look, where others can reach the server."""
-HERE = ("localhost", "127.0.0.1", "[::1]")
+"""The cookie with the token."""
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-MOST_SIDE = 2048
+MAX_SIDE = 2048
 """Pixels of a picture's longer side."""
 
 Share = Annotated[float, Query(ge=0, le=1)]
@@ -38,19 +36,18 @@ Next = Callable[[Request], Awaitable[Response]]
 
 
 class ImageQuery(BaseModel):
-    """Which images a link is about: conditions, as things.confidence<0.3, and thresholds by label store, things:0.5."""
+    """The images of a link: conditions (things.confidence<0.3), and thresholds by label store (things:0.5)."""
 
     f: list[str] = []
     t: list[str] = []
 
     @property
-    def view(self) -> ImageSelection:
-        """The images."""
-        return ImageSelection(self.f, thresholds=thresholds_in(self.t))
+    def selection(self) -> ImageSelection:
+        return ImageSelection(self.f, thresholds=parse_thresholds(self.t))
 
 
-class Listed(ImageQuery):
-    """A page of them, in an order, and the columns to tell of each."""
+class ListQuery(ImageQuery):
+    """A page of the images in an order, and the columns to show of each."""
 
     order: str = "id"
     limit: int = Field(60, ge=1, le=1000)
@@ -58,33 +55,31 @@ class Listed(ImageQuery):
     show: list[str] = []
 
     @property
-    def view(self) -> ImageSelection:
-        return ImageSelection(self.f, self.order, thresholds_in(self.t))
+    def selection(self) -> ImageSelection:
+        return ImageSelection(self.f, self.order, parse_thresholds(self.t))
 
 
-class Counted(ImageQuery):
-    """A column of them, for a histogram."""
+class HistogramQuery(ImageQuery):
+    """A column of the images to count."""
 
     column: str
 
 
-class Weighed(ImageQuery):
-    """A threshold of a store, for what it keeps."""
+class BalanceQuery(ImageQuery):
+    """A store, and the threshold whose effect is counted."""
 
     store: str
     threshold: Share = 0.0
 
 
-class Question(BaseModel):
-    """A query in SQL."""
+class SqlQuery(BaseModel):
+    """A SELECT."""
 
     sql: str = Field(max_length=100_000)
 
 
-class Rejection(BaseModel):
-    """What is thrown out, or taken back: images by their keys, or all that conditions leave; or their labels in a
-    store.
-    """
+class RejectionRequest(BaseModel):
+    """Images to reject or to take back, by their keys or by conditions; with a store, their labels in it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -95,22 +90,21 @@ class Rejection(BaseModel):
     reason: str = Field(default="", max_length=200)
 
     @property
-    def view(self) -> ImageSelection:
-        """What the conditions leave."""
-        return ImageSelection(self.f or [], thresholds=thresholds_in(self.t))
+    def selection(self) -> ImageSelection:
+        return ImageSelection(self.f or [], thresholds=parse_thresholds(self.t))
 
     @model_validator(mode="after")
-    def _says_what(self) -> Rejection:
+    def _check(self) -> RejectionRequest:
         if (self.keys is None) == (self.f is None):
-            raise ValueError("either `keys` or `f` says what is meant")
+            raise ValueError("give either `keys` or `f`, not both")
         return self
 
 
 def create_app(answers: Answers, token: str | None = None) -> FastAPI:
-    """The server. With a `token` it answers those who have it, wherever they are; without, this machine alone."""
+    """Return the server. With a `token` it answers whoever has it, without one this machine alone."""
     app = FastAPI(title="must browse", docs_url=None, redoc_url=None)
     app.middleware("http")(_guard(token))
-    app.exception_handler(MustError)(_told)
+    app.exception_handler(MustError)(_error_response)
     _add_answers(app, answers)
     _add_pictures(app, answers)
     app.mount("/page", StaticFiles(directory=PAGE))
@@ -119,13 +113,13 @@ def create_app(answers: Answers, token: str | None = None) -> FastAPI:
 
 
 def _guard(token: str | None) -> Callable[[Request, Next], Awaitable[Response]]:
-    """Who may ask: nobody by way of another site's page, and where there is a token only who has it."""
+    """Return the middleware that refuses requests from pages of other sites, and requests without the token."""
 
-    async def guard(request: Request, answer: Next) -> Response:
+    async def guard(request: Request, call_next: Next) -> Response:
         refused = _refusal(request, token)
         if refused:
             return JSONResponse({"error": refused}, 403)
-        response = await answer(request)
+        response = await call_next(request)
         response.headers.update(HEADERS)
         if token and request.query_params.get("token"):
             response.set_cookie(TOKEN, token, httponly=True, samesite="strict")
@@ -135,19 +129,20 @@ def _guard(token: str | None) -> Callable[[Request, Next], Awaitable[Response]]:
 
 
 def _refusal(request: Request, token: str | None) -> str | None:
-    """Why a request is not answered, None if it is."""
+    """Return why a request is refused, None if it is answered."""
     if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        return "A page of another site asked."
+        return "Requests from pages of other sites are refused."
     if token is None:
         host = request.headers.get("host", "")
-        return None if host.rpartition(":")[0] in HERE or host in HERE else f"This server is not {host!r}."
+        refusal = f"This server answers to localhost, not to {host!r}: start it with --token."
+        return None if host.rpartition(":")[0] in LOCAL_HOSTS or host in LOCAL_HOSTS else refusal
     given = request.cookies.get(TOKEN) or request.query_params.get("token") or ""
     return (
         None if secrets.compare_digest(given.encode(), token.encode()) else "Use the link that `must browse` printed."
     )
 
 
-async def _told(request: Request, error: Exception) -> Response:
+async def _error_response(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error)}, 404 if getattr(error, "exit_code", 0) == 3 else 400)
 
 
@@ -157,24 +152,24 @@ def _add_answers(app: FastAPI, answers: Answers) -> None:
         return answers.about()
 
     @app.get("/api/images")
-    def images(asked: Annotated[Listed, Query()]) -> dict[str, Any]:
-        return answers.images(asked.view, asked.limit, asked.offset, asked.show)
+    def images(query: Annotated[ListQuery, Query()]) -> dict[str, Any]:
+        return answers.images(query.selection, query.limit, query.offset, query.show)
 
     @app.get("/api/image/{key}")
-    def image(key: str, asked: Annotated[ImageQuery, Query()]) -> dict[str, Any]:
-        return answers.image(key, asked.view.thresholds)
+    def image(key: str, query: Annotated[ImageQuery, Query()]) -> dict[str, Any]:
+        return answers.image(key, query.selection.thresholds)
 
     @app.get("/api/histogram")
-    def histogram(asked: Annotated[Counted, Query()]) -> dict[str, Any]:
-        return answers.histogram(asked.view, asked.column)
+    def histogram(query: Annotated[HistogramQuery, Query()]) -> dict[str, Any]:
+        return answers.histogram(query.selection, query.column)
 
     @app.get("/api/balance")
-    def balance(asked: Annotated[Weighed, Query()]) -> dict[str, Any]:
-        return answers.balance(asked.view, answers.store(asked.store), asked.threshold)
+    def balance(query: Annotated[BalanceQuery, Query()]) -> dict[str, Any]:
+        return answers.balance(query.selection, answers.store(query.store), query.threshold)
 
     @app.get("/api/at/{key}")
     def at(key: str, store: str, x: Share, y: Share, threshold: Share = 0.0) -> dict[str, str]:
-        return {"says": answers.at(key, answers.store(store), (x, y), threshold)}
+        return {"says": answers.describe_at(key, answers.store(store), (x, y), threshold)}
 
     @app.get("/api/left-out/{dataset}/{kind}")
     def left_out(dataset: str, kind: str, has: str = "") -> dict[str, Any]:
@@ -185,15 +180,16 @@ def _add_answers(app: FastAPI, answers: Answers) -> None:
         return lists.shards(answers, answers.store(store))
 
     @app.post("/api/reject")
-    def reject(given: Rejection) -> dict[str, Any]:
-        keys = given.keys if given.keys is not None else answers.keys(given.view)
-        done = answers.rejecting.reject(keys, answers.store(given.store).name if given.store else None, given.reason)
-        return {"count": done.count, "undo": done.number}
+    def reject(request: RejectionRequest) -> dict[str, Any]:
+        keys = request.keys if request.keys is not None else answers.keys(request.selection)
+        store = answers.store(request.store).name if request.store else None
+        result = answers.rejecting.reject(keys, store, request.reason)
+        return {"count": result.count, "undo": result.number}
 
     @app.post("/api/take-back")
-    def take_back(given: Rejection) -> dict[str, int]:
-        keys = given.keys if given.keys is not None else answers.keys(given.view)
-        store = answers.store(given.store).name if given.store else None
+    def take_back(request: RejectionRequest) -> dict[str, int]:
+        keys = request.keys if request.keys is not None else answers.keys(request.selection)
+        store = answers.store(request.store).name if request.store else None
         return {"count": answers.rejecting.take_back(keys, store)}
 
     @app.post("/api/undo/{number}")
@@ -201,8 +197,8 @@ def _add_answers(app: FastAPI, answers: Answers) -> None:
         return {"count": answers.rejecting.undo(number)}
 
     @app.post("/api/sql")
-    def sql(question: Question) -> dict[str, Any]:
-        return ask_freely(answers.tables, answers.stores, question.sql)
+    def sql(query: SqlQuery) -> dict[str, Any]:
+        return run_sql(answers.tables, answers.stores, query.sql)
 
 
 def _add_pictures(app: FastAPI, answers: Answers) -> None:
@@ -211,20 +207,20 @@ def _add_pictures(app: FastAPI, answers: Answers) -> None:
         key: str,
         store: str | None = None,
         threshold: Share = 0.0,
-        side: Annotated[int, Query(ge=16, le=MOST_SIDE)] = 256,
+        side: Annotated[int, Query(ge=16, le=MAX_SIDE)] = 256,
     ) -> Response:
         chosen = answers.store(store) if store else None
-        drawn = answers.pictures.drawn(answers.number(key), chosen, threshold, side)
+        drawn = answers.pictures.draw(answers.image_id(key), chosen, threshold, side)
         return Response(as_jpeg(drawn), media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 
-def thresholds_in(texts: list[str]) -> dict[str, float]:
-    """Thresholds by label store, of texts like `things:0.5`; what is no such text is passed over."""
-    found = {}
+def parse_thresholds(texts: list[str]) -> dict[str, float]:
+    """Return thresholds by label store from texts like `things:0.5`; any other text is ignored."""
+    thresholds = {}
     for text in texts:
         name, _, number = text.rpartition(":")
         try:
-            found[name] = float(number)
+            thresholds[name] = float(number)
         except ValueError:
             continue
-    return found
+    return thresholds

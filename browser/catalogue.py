@@ -1,7 +1,7 @@
-"""Which image and label shards there are in a root: one look at it, listings and manifests alone.
+"""List the image and label shards in a root, from folder listings and manifests alone.
 
 A label store is one version of one teacher, `labels/<teacher>-<12 digits of its digest>`, or the true labels of a set
-for one task. Of a set that was read several times the newest artifact counts.
+for one task. Of a set that was ingested several times the newest artifact counts.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pipeline.storage.root import CACHE_GB, Root, StoredFile, in_parallel
 from pipeline.stores.images import ImageShard
 from pipeline.stores.naming import DIGITS, NAME, is_student, maker_of, teacher_of, version_of
 
-SOUGHT = "labels/<teacher>-<digest>/*.parquet and artifacts/data.<set>/<fingerprint>/manifest.json"
-KINDS = ("data.", "teacher.", "label", "student")
-"""The beginnings of the names of steps whose artifacts tell of images and labels."""
-TRUE = "true"
-"""What the names of stores with true labels begin with."""
+EXPECTED_PATHS = "labels/<teacher>-<digest>/*.parquet and artifacts/data.<set>/<fingerprint>/manifest.json"
+STEP_PREFIXES = ("data.", "teacher.", "label", "student")
+"""Prefixes of the names of steps whose artifacts tell of images and labels."""
+TRUE_PREFIX = "true"
+"""Prefix of the names of stores with true labels."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ImagesFound:
+class CataloguedShard:
     """An image shard of a set."""
 
     dataset: str
@@ -37,12 +37,12 @@ class ImagesFound:
 
 
 @dataclasses.dataclass(frozen=True)
-class StoreFound:
-    """A label store: its files by the address of the image shard that each is about."""
+class CataloguedStore:
+    """A label store: its files by the address of the image shard that each has labels of."""
 
     name: str
     maker: str
-    """The teacher, a head of the student (`student_maker`), or the set that has the true labels."""
+    """The teacher, a head of the student (`student_maker`), or the set with the true labels."""
     is_true: bool
     made: float
     """When (Unix time) the teacher or student was trained, or the set was read; 0 if its artifact is gone."""
@@ -50,56 +50,56 @@ class StoreFound:
 
     @property
     def is_learned(self) -> bool:
-        """Whether they are a teacher's labels, which a student may learn from."""
+        """True for a teacher's labels, which a student may learn from."""
         return not self.is_true and not is_student(self.maker)
 
 
 @dataclasses.dataclass(frozen=True)
 class Catalogue:
-    """What one look has found; stores of one maker are in order of their age, the newest first."""
+    """The shards and sets in a root; stores of one maker are ordered by age, the newest first."""
 
-    images: list[ImagesFound]
-    stores: list[StoreFound]
+    images: list[CataloguedShard]
+    stores: list[CataloguedStore]
     sets: dict[str, Artifact]
 
 
-def root_above(place: StoragePath) -> tuple[Root, str]:
-    """The root that a path leads into, and the path from there. ConfigError says what was looked for."""
-    if not place.exists():
-        raise ConfigError(f"There is no folder {place}.")
+def root_above(path: StoragePath) -> tuple[Root, str]:
+    """Return the root that contains a path, and the path within it. Raises ConfigError if there is none."""
+    if not path.exists():
+        raise ConfigError(f"There is no folder {path}.")
     below: list[str] = []
-    folder = place
+    folder = path
     while True:
         if _is_root(folder):
             return Root.of(str(folder), CACHE_GB), "/".join(reversed(below))
         if folder.parent.path in (folder.path, ""):
-            raise ConfigError(f"There are no stores in {place}, nor is it in a root: looked for {SOUGHT}.")
+            raise ConfigError(f"There are no stores in {path}, nor is it in a root: looked for {EXPECTED_PATHS}.")
         below.append(folder.name)
         folder = folder.parent
 
 
 def _is_root(folder: StoragePath) -> bool:
-    """An artifact of a set has a folder `labels` as well, with other folders in it."""
-    below = {each.name: each for each in folder.folders()}
+    """Return True for a root. An artifact of a set has a folder `labels` as well, but no stores in it."""
+    below = {child.name: child for child in folder.folders()}
     stores = below["labels"].folders() if "labels" in below else []
-    return "artifacts" in below or any(NAME.fullmatch(each.name) for each in stores)
+    return "artifacts" in below or any(NAME.fullmatch(store.name) for store in stores)
 
 
-def look(root: Root) -> Catalogue:
-    """Everything there is to show now. ConfigError if there is nothing."""
-    made = _sealed(root)
-    sets = {name.removeprefix("data."): newest for name, newest in _newest(made, "data.").items()}
-    images = [found for name in sorted(sets) for found in _images(name, IngestedSet(sets[name]))]
-    stores = [*_pseudo(root, made), *_true(sets)]
+def read_catalogue(root: Root) -> Catalogue:
+    """List what a root holds now. Raises ConfigError if it has nothing to show."""
+    artifacts = _read_artifacts(root)
+    sets = {name.removeprefix("data."): newest for name, newest in _newest(artifacts, "data.").items()}
+    images = [shard for name in sorted(sets) for shard in _image_shards(name, IngestedSet(sets[name]))]
+    stores = [*_pseudo_label_stores(root, artifacts), *_true_label_stores(sets)]
     if not images and not stores:
-        raise ConfigError(f"There are no stores in {root}: looked for {SOUGHT}.")
+        raise ConfigError(f"There are no stores in {root}: looked for {EXPECTED_PATHS}.")
     return Catalogue(images, stores, sets)
 
 
-def _sealed(root: Root) -> list[Artifact]:
-    """The artifacts of sets, teachers, the student and labels."""
-    steps = [step for step in (root / "artifacts").folders() if step.name.startswith(KINDS)]
-    folders = [folder for found in in_parallel(StoragePath.folders, steps) for folder in found]
+def _read_artifacts(root: Root) -> list[Artifact]:
+    """Return the artifacts of sets, teachers, the student and labels."""
+    steps = [step for step in (root / "artifacts").folders() if step.name.startswith(STEP_PREFIXES)]
+    folders = [folder for below in in_parallel(StoragePath.folders, steps) for folder in below]
     texts = in_parallel(lambda folder: folder.child(MANIFEST).read_if_exists(), folders)
     return [
         Artifact(root, folder.relative_to(root.path), parse_manifest(text, str(folder.child(MANIFEST))))
@@ -108,49 +108,49 @@ def _sealed(root: Root) -> list[Artifact]:
     ]
 
 
-def _newest(made: Iterable[Artifact], kind: str) -> dict[str, Artifact]:
+def _newest(artifacts: Iterable[Artifact], prefix: str) -> dict[str, Artifact]:
     newest: dict[str, Artifact] = {}
-    for artifact in sorted(made, key=lambda artifact: float(artifact.manifest["began"])):
-        if artifact.manifest["step"].startswith(kind):
+    for artifact in sorted(artifacts, key=lambda artifact: float(artifact.manifest["began"])):
+        if artifact.manifest["step"].startswith(prefix):
             newest[artifact.manifest["step"]] = artifact
     return newest
 
 
-def _images(name: str, read: IngestedSet) -> Iterator[ImagesFound]:
-    return (ImagesFound(name, split, shard) for split in SPLITS for shard in read.images(split).shards)
+def _image_shards(name: str, ingested: IngestedSet) -> Iterator[CataloguedShard]:
+    return (CataloguedShard(name, split, shard) for split in SPLITS for shard in ingested.images(split).shards)
 
 
-def _pseudo(root: Root, made: Iterable[Artifact]) -> list[StoreFound]:
-    """The teachers' labels, and the student's."""
-    began = {artifact.digest[:DIGITS]: artifact.manifest["began"] for artifact in made}
-    known = {path: facts for artifact in made for path, facts in artifact.manifest.get(EXTERNAL_FILES, {}).items()}
+def _pseudo_label_stores(root: Root, artifacts: Iterable[Artifact]) -> list[CataloguedStore]:
+    """Return the stores of the teachers' labels, and of the student's."""
+    began = {artifact.digest[:DIGITS]: artifact.manifest["began"] for artifact in artifacts}
+    known = {path: facts for artifact in artifacts for path, facts in artifact.manifest.get(EXTERNAL_FILES, {}).items()}
     folders: dict[str, dict[str, StoredFile]] = collections.defaultdict(dict)
     for name, size in (root / "labels").files().items():
         path, (folder, file) = f"labels/{name}", posixpath.split(name)
         if folder and not file.startswith("."):
-            # the hash of one that a run has just written is not known before the run is over: it is read as it is
+            # the hash of a file is known once the run that writes it is over; until then it is read unchecked
             facts = {"sha256": known.get(path, {}).get("sha256", ""), "size": size}
             folders[folder][posixpath.splitext(file)[0]] = root.file(path, facts)
-    found = [
-        StoreFound(name, maker_of(name), False, began.get(version_of(name), 0.0), files)
+    stores = [
+        CataloguedStore(name, maker_of(name), False, began.get(version_of(name), 0.0), files)
         for name, files in folders.items()
         if NAME.fullmatch(name)
     ]
-    return sorted(found, key=_order)
+    return sorted(stores, key=_order)
 
 
-def _order(store: StoreFound) -> tuple[str, bool, float, str]:
-    """What the student says comes right behind what its teacher does."""
+def _order(store: CataloguedStore) -> tuple[str, bool, float, str]:
+    """Return the sort key of a store: the student's labels come right behind its teacher's."""
     return teacher_of(store.maker), is_student(store.maker), -store.made, store.name
 
 
-def _true(sets: Mapping[str, Artifact]) -> Iterator[StoreFound]:
-    """The sets' own labels."""
+def _true_label_stores(sets: Mapping[str, Artifact]) -> Iterator[CataloguedStore]:
+    """Yield the true labels of the sets."""
     for name, artifact in sorted(sets.items()):
-        read = IngestedSet(artifact)
-        files: dict[str, dict[str, StoredFile]] = {task: {} for task in read.spaces}
-        for images in _images(name, read):
-            for task in read.spaces:
-                files[task][images.shard.address] = read.true_labels(task, images.split, images.shard.name)
-        for task, found in files.items():
-            yield StoreFound(f"{TRUE}-{name}-{task}", name, True, artifact.manifest["began"], found)
+        ingested = IngestedSet(artifact)
+        files: dict[str, dict[str, StoredFile]] = {task: {} for task in ingested.spaces}
+        for images in _image_shards(name, ingested):
+            for task in ingested.spaces:
+                files[task][images.shard.address] = ingested.true_labels(task, images.split, images.shard.name)
+        for task, by_shard in files.items():
+            yield CataloguedStore(f"{TRUE_PREFIX}-{name}-{task}", name, True, artifact.manifest["began"], by_shard)

@@ -1,5 +1,6 @@
-"""How far two label stores are apart, image by image: two versions of a teacher, two teachers, or a teacher and the
-truth. Worked out on a thread when it is first asked for, as every label of both has to be read.
+"""Compare two label stores image by image: versions of a teacher, two teachers, or a teacher and true labels.
+
+The differences of a pair are computed on a thread when they are first asked for: every label of both has to be read.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ import numpy as np
 import pyarrow as pa
 
 from browser.loading import Loading
-from browser.pictures import decoded
+from browser.pictures import decode_row
 from browser.tables import Store, quoted
 from pipeline.errors import ConfigError, MustError
 from pipeline.storage.root import StoredFile
 from pipeline.stores.labels import Row, open_labels
 
-BETWEEN = ":"
+PAIR_SEPARATOR = ":"
 """Between the names of the two stores."""
 
 
 @dataclasses.dataclass
-class Pair:
-    """Two stores, and how much of what they differ by is in the table."""
+class StorePair:
+    """Two stores, and for how many images their difference is in the table."""
 
     one: Store
     other: Store
@@ -34,7 +35,7 @@ class Pair:
 
     @property
     def name(self) -> str:
-        return f"{self.one.name}{BETWEEN}{self.other.name}"
+        return f"{self.one.name}{PAIR_SEPARATOR}{self.other.name}"
 
     @property
     def table(self) -> str:
@@ -42,35 +43,33 @@ class Pair:
 
 
 class Differences:
-    """The pairs that were asked for."""
+    """The pairs of stores that were asked for."""
 
     def __init__(self, loading: Loading) -> None:
         self.loading = loading
-        self.pairs: dict[str, Pair] = {}
+        self.pairs: dict[str, StorePair] = {}
         self._lock = threading.Lock()
 
-    def between(self, one: Store, other: Store) -> Pair:
-        """What two stores differ by, as far as it is known: the work begins when it is first asked for. ConfigError if
-        their labels don't mean the same.
-        """
+    def start(self, one: Store, other: Store) -> StorePair:
+        """Return the pair, whose differences a thread computes. Raises ConfigError if the labels' meanings differ."""
         pair, is_new = self._pair(one, other)
         if is_new:
-            threading.Thread(target=self._work, args=(pair,), name="differences", daemon=True).start()
+            threading.Thread(target=self._compute, args=(pair,), name="differences", daemon=True).start()
         return pair
 
-    def worked_out(self, one: Store, other: Store) -> Pair:
-        """The same, all of it, once it is there."""
+    def compute(self, one: Store, other: Store) -> StorePair:
+        """Return the pair with all differences computed. Raises ConfigError as `start` does."""
         pair, _ = self._pair(one, other)
-        self._work(pair)
+        self._compute(pair)
         return pair
 
-    def _pair(self, one: Store, other: Store) -> tuple[Pair, bool]:
-        """The pair, and whether it is asked for for the first time."""
+    def _pair(self, one: Store, other: Store) -> tuple[StorePair, bool]:
+        """Return the pair, and True if it is new."""
         if one.label.space != other.label.space or one is other:
             raise ConfigError(
                 f"{one.name} and {other.name} can't be compared: they are one store, or their tasks or classes differ."
             )
-        pair = Pair(one, other)
+        pair = StorePair(one, other)
         with self._lock:
             if pair.name in self.pairs:
                 return self.pairs[pair.name], False
@@ -78,36 +77,38 @@ class Differences:
             self.pairs[pair.name] = pair
             return pair, True
 
-    def _work(self, pair: Pair) -> None:
-        shards = self.loading.shared(pair.one.name, pair.other.name)
+    def _compute(self, pair: StorePair) -> None:
+        shards = self.loading.common_shards(pair.one.name, pair.other.name)
         pair.total = sum(len(ids) for ids, _, _ in shards)
         for ids, one, other in shards:
             try:
-                values = self._differ(pair, one, other)
+                values = _distances(pair, one, other)
             except MustError as error:
                 self.loading.progress.damaged[f"{one} and {other}"] = str(error)
                 continue
             rows = {"id": pa.array(ids, pa.int32()), "differ": pa.array(values, pa.float32())}
-            self.loading.tables.put(pair.table, pa.table(rows))
+            self.loading.tables.insert(pair.table, pa.table(rows))
             pair.done += len(ids)
 
-    def _differ(self, pair: Pair, one: StoredFile, other: StoredFile) -> list[float | None]:
-        """For every row of two files; None where one of them has no label. At the tasks' own thresholds: below them is
-        much that nobody will learn from.
-        """
-        label, threshold = pair.one.label, pair.one.label.default_threshold
-        found: list[float | None] = []
-        for left, right in zip(read_rows(one), read_rows(other), strict=True):
-            if left["status"] != "ok" or right["status"] != "ok":
-                found.append(None)
-                continue
-            values = decoded(pair.one, left, threshold), decoded(pair.other, right, threshold)
-            found.append(float(np.clip(label.distance(*values), 0, 1)))
-        return found
+
+def _distances(pair: StorePair, one: StoredFile, other: StoredFile) -> list[float | None]:
+    """Return the distance in [0, 1] for every row of two files, None where one of them has no label.
+
+    The task's own threshold is applied: labels below it are mostly noise that no student learns from.
+    """
+    label, threshold = pair.one.label, pair.one.label.default_threshold
+    distances: list[float | None] = []
+    for left, right in zip(read_rows(one), read_rows(other), strict=True):
+        if left["status"] != "ok" or right["status"] != "ok":
+            distances.append(None)
+            continue
+        values = decode_row(pair.one, left, threshold), decode_row(pair.other, right, threshold)
+        distances.append(float(np.clip(label.distance(*values), 0, 1)))
+    return distances
 
 
 def read_rows(file: StoredFile) -> list[Row]:
-    """All rows of a label file."""
+    """Return all rows of a label file."""
 
     def read(parquet: Any) -> list[Row]:
         rows: list[Row] = parquet.read().to_pylist()

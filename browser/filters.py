@@ -1,8 +1,8 @@
-"""What a link of the page says, as SQL: conditions, an order, and from where in the list.
+"""Translate the filters of a page's link to SQL: conditions, an order, and the part of the list to show.
 
 A condition is `<column><operator><value>`, as in `things.confidence<0.3`, `street.class=car`, `source~IMG_0`. Columns
-are those of the table `images`, and of a label store after its name and a dot; `class` means that the class is there,
-by the threshold that the link states for the store, and `confidence` and the task's own columns are as in the files.
+are those of the table `images`, and those of a label store after its name and a dot. `class=car` selects images with
+that class by the store's threshold in the link; `confidence` and the task's own columns are as in the files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from browser.tables import Store, literal, quoted
 from pipeline.errors import ConfigError, require_one_of
 
 CONDITION = re.compile(r"(?P<column>.+?)(?P<operator><=|>=|!=|=|<|>|~)(?P<value>.*)", re.DOTALL)
-IMAGES = {
+IMAGE_COLUMNS = {
     "id": int,
     "key": str,
     "set": str,
@@ -28,7 +28,7 @@ IMAGES = {
     "bytes": int,
     "source": str,
 }
-"""The columns of images, and what is in them."""
+"""The columns of images and the types of their values."""
 EXAMPLE = "write for example things.confidence<0.3, things.class=car or source~IMG_0"
 
 
@@ -41,138 +41,139 @@ class Clause:
     stores: frozenset[str] = frozenset()
 
 
-def joined(store: str | None) -> Clause:
-    """What restricts a query to the images that a store has been asked about, so that its columns can be named."""
+def requires(store: str | None) -> Clause:
+    """Return the clause that restricts a query to the images that a store covers, so that its columns can be named."""
     return Clause("", (), frozenset({store}) if store else frozenset[str]())
 
 
 @dataclasses.dataclass(frozen=True)
 class FilterColumn:
-    """A column: how SQL names it, what kind of value it has, and the table it is of, None if it is the images'."""
+    """A column: its SQL, the type of its values, and the table that it belongs to, None for the images' own."""
 
     sql: str
     kind: type
-    table: Table | None = None
+    table: JoinedTable | None = None
     name: str = ""
 
 
-class Table(Protocol):
-    """What has a table with a row per image: a label store, or what two of them differ by."""
+class JoinedTable(Protocol):
+    """A table with a row per image: of a label store, or of the differences between two."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def table(self) -> str:
-        """Its name as SQL writes it."""
+        """Its name, quoted for SQL."""
 
     @property
     def columns(self) -> Mapping[str, str]: ...
 
 
-def column(text: str, stores: Mapping[str, Table]) -> FilterColumn:
-    """The column that a link names. ConfigError lists those that there are."""
+def parse_column(text: str, stores: Mapping[str, JoinedTable]) -> FilterColumn:
+    """Return the column that a link names. Raises ConfigError, with the known ones, if there is none."""
     place, dot, name = text.rpartition(".")
     if not dot:
-        require_one_of(name, {*IMAGES, "rejected"}, "Column")
+        require_one_of(name, {*IMAGE_COLUMNS, "rejected"}, "Column")
         if name == "rejected":
             return FilterColumn("", str, None, name)
-        return FilterColumn(f"images.{quoted(name)}", IMAGES[name], None, name)
+        return FilterColumn(f"images.{quoted(name)}", IMAGE_COLUMNS[name], None, name)
     store = stores[require_one_of(place, stores, "Label store")]
-    known = {each for each in store.columns if each not in ("classes", "amounts")}
-    also = {"class", "rejected"} if "classes" in store.columns else {"rejected"}
-    require_one_of(name, known | also, f"Column of {place}")
+    known = {column for column in store.columns if column not in ("classes", "amounts")}
+    virtual = {"class", "rejected"} if "classes" in store.columns else {"rejected"}
+    require_one_of(name, known | virtual, f"Column of {place}")
     kind = str if name in ("status", "class") else float
     return FilterColumn(f"{store.table}.{quoted(name)}", kind, store, name)
 
 
-def condition(text: str, stores: Mapping[str, Table], thresholds: Mapping[str, float]) -> Clause:
-    """One condition. ConfigError says what would have worked."""
+def parse_condition(text: str, stores: Mapping[str, JoinedTable], thresholds: Mapping[str, float]) -> Clause:
+    """Return the SQL of one condition. Raises ConfigError if it can't be understood."""
     parts = CONDITION.fullmatch(text)
     if parts is None:
         raise ConfigError(f"Condition {text!r} has no operator: {EXAMPLE}.")
-    found, operator = column(parts["column"], stores), parts["operator"]
-    needs = frozenset({found.table.name}) if found.table else frozenset[str]()
-    if found.name == "rejected":
-        return _of_rejected(found.table, operator, parts["value"])
-    if found.name == "class" and isinstance(found.table, Store):
-        return _of_class(found.table, operator, parts["value"], threshold_of(found.table, thresholds))
+    column, operator, value = parse_column(parts["column"], stores), parts["operator"], parts["value"]
+    if column.name == "rejected":
+        return _rejected_condition(column.table, operator, value)
+    if column.name == "class" and isinstance(column.table, Store):
+        return _class_condition(column.table, operator, value, class_threshold(column.table, thresholds))
+    needed = requires(column.table.name if column.table else None).stores
     if operator == "~":
-        return Clause(f"contains(lower({found.sql}::VARCHAR), lower(?))", (parts["value"],), needs)
-    cast = "::VARCHAR" if found.kind is str else ""
-    return Clause(f"{found.sql}{cast} {operator} ?", (_value(found, parts["value"]),), needs)
+        return Clause(f"contains(lower({column.sql}::VARCHAR), lower(?))", (value,), needed)
+    cast = "::VARCHAR" if column.kind is str else ""
+    return Clause(f"{column.sql}{cast} {operator} ?", (_parse_value(column, value),), needed)
 
 
-def threshold_of(store: Store, thresholds: Mapping[str, float]) -> float:
-    """From which amount on a class is there: for scores the threshold, told or the task's own; else any amount."""
+def class_threshold(store: Store, thresholds: Mapping[str, float]) -> float:
+    """Return the least amount of a class that counts: of scores the threshold, given or the task's, else any amount."""
     return thresholds.get(store.name, store.label.default_threshold) if store.label.has_scores else 0.0
 
 
-def _of_class(store: Store, operator: str, name: str, threshold: float) -> Clause:
+def _class_condition(store: Store, operator: str, name: str, threshold: float) -> Clause:
     if operator not in ("=", "!="):
-        raise ConfigError(f"Condition on {store.name}.class: a class is there (=) or not (!=), and nothing else.")
-    require_one_of(name, store.names, f"Class of {store.name}")
-    place = f"list_position({store.table}.classes, ?::{store.classes})"
-    there = f"coalesce({store.table}.amounts[{place}] >= ?::FLOAT, false)"
-    needs = frozenset({store.name})
-    return Clause(there if operator == "=" else f"NOT {there}", (name, threshold), needs)
+        raise ConfigError(f"Condition on {store.name}.class: only = (has the class) and != (lacks it) are possible.")
+    require_one_of(name, store.class_names, f"Class of {store.name}")
+    place = f"list_position({store.table}.classes, ?::{store.class_type})"
+    has_class = f"coalesce({store.table}.amounts[{place}] >= ?::FLOAT, false)"
+    return Clause(has_class if operator == "=" else f"NOT {has_class}", (name, threshold), frozenset({store.name}))
 
 
-def _of_rejected(table: Table | None, operator: str, answer: str) -> Clause:
-    """Whether the image was thrown out, or its label in a store was, or the image with it."""
+def _rejected_condition(table: JoinedTable | None, operator: str, answer: str) -> Clause:
+    """Select images that were rejected; with a store also those whose label in it was."""
     if operator != "=" or answer not in ("yes", "no"):
         raise ConfigError(f"Condition rejected{operator}{answer}: write rejected=yes or rejected=no.")
-    also = f" OR thrown.store = {literal(table.name)}" if table else ""
-    found = f"SELECT id FROM placed JOIN thrown USING (hash) WHERE thrown.store IS NULL{also}"
-    return Clause(f"images.id {'IN' if answer == 'yes' else 'NOT IN'} ({found})")
+    or_label = f" OR rejections.store = {literal(table.name)}" if table else ""
+    rejected = f"SELECT id FROM image_rows JOIN rejections USING (hash) WHERE rejections.store IS NULL{or_label}"
+    return Clause(f"images.id {'IN' if answer == 'yes' else 'NOT IN'} ({rejected})")
 
 
-def _value(found: FilterColumn, text: str) -> Any:
-    if found.kind is str:
+def _parse_value(column: FilterColumn, text: str) -> Any:
+    if column.kind is str:
         return text
     try:
-        return found.kind(text)
+        return column.kind(text)
     except ValueError as error:
-        raise ConfigError(f"Condition on {found.name}: {text!r} is no number.") from error
+        raise ConfigError(f"Condition on {column.name}: {text!r} is no number.") from error
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSelection:
-    """The images that a link is about, in its order."""
+    """The images that a link selects, in its order.
+
+    Example:
+        ImageSelection(["things.confidence<0.3", "split=train"], order="-things.confidence")
+    """
 
     conditions: Sequence[str] = ()
     order: str = "id"
     """A column; with a minus before it the largest come first."""
     thresholds: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """By label store; where none is told, the task's own."""
+    """By label store; the task's own for stores that are missing."""
 
-    def clauses(self, stores: Mapping[str, Table]) -> list[Clause]:
-        return [condition(text, stores, self.thresholds) for text in self.conditions]
-
-    def select(self, what: str, stores: Mapping[str, Table], more: Sequence[Clause] = (), rest: str = "") -> Clause:
-        """`SELECT what` of these images, `more` conditions among them; `rest` is what comes behind."""
-        every = [*self.clauses(stores), *more]
-        needed = sorted(frozenset[str]().union(*(clause.stores for clause in every)))
+    def select(
+        self, columns: str, stores: Mapping[str, JoinedTable], more: Sequence[Clause] = (), rest: str = ""
+    ) -> Clause:
+        """Return `SELECT columns` from these images, also restricted by `more`; `rest` ends the query."""
+        clauses = [*(parse_condition(text, stores, self.thresholds) for text in self.conditions), *more]
+        needed = sorted(frozenset[str]().union(*(clause.stores for clause in clauses)))
         joins = "".join(f" JOIN {stores[name].table} USING (id)" for name in needed)
-        where = " AND ".join(f"({clause.sql})" for clause in every if clause.sql) or "true"
-        parameters = tuple(value for clause in every for value in clause.parameters)
-        return Clause(f"SELECT {what} FROM images{joins} WHERE {where} {rest}", parameters, frozenset(needed))
+        where = " AND ".join(f"({clause.sql})" for clause in clauses if clause.sql) or "true"
+        parameters = tuple(value for clause in clauses for value in clause.parameters)
+        return Clause(f"SELECT {columns} FROM images{joins} WHERE {where} {rest}", parameters, frozenset(needed))
 
-    def _by(self, stores: Mapping[str, Table]) -> FilterColumn:
-        """The column of the order."""
-        found = column(self.order.removeprefix("-"), stores)
-        if found.name in ("class", "rejected"):
-            raise ConfigError(f"Order {self.order!r}: {found.name} is nothing that images are ordered by.")
-        return found
+    def _order_column(self, stores: Mapping[str, JoinedTable]) -> FilterColumn:
+        column = parse_column(self.order.removeprefix("-"), stores)
+        if column.name in ("class", "rejected"):
+            raise ConfigError(f"Order {self.order!r}: images can't be ordered by {column.name}.")
+        return column
 
-    def needed(self, stores: Mapping[str, Table]) -> Clause:
-        """What leaves out the images of which the order's column knows nothing."""
-        found = self._by(stores)
-        return joined(found.table.name if found.table else None)
+    def requires_order(self, stores: Mapping[str, JoinedTable]) -> Clause:
+        """Return the clause that leaves out images without a value in the order's column."""
+        column = self._order_column(stores)
+        return requires(column.table.name if column.table else None)
 
-    def ordered(self, stores: Mapping[str, Table], limit: int, offset: int) -> Clause:
-        """The numbers of the images on a page, `limit` of them at most."""
-        found = self._by(stores)
-        down = "DESC" if self.order.startswith("-") else "ASC"
-        rest = f"ORDER BY {found.sql} {down} NULLS LAST, images.id LIMIT {int(limit)} OFFSET {int(offset)}"
-        return self.select("images.id", stores, [self.needed(stores)], rest)
+    def page(self, stores: Mapping[str, JoinedTable], limit: int, offset: int) -> Clause:
+        """Return the query for the ids of the images on a page, at most `limit`."""
+        column = self._order_column(stores)
+        direction = "DESC" if self.order.startswith("-") else "ASC"
+        rest = f"ORDER BY {column.sql} {direction} NULLS LAST, images.id LIMIT {int(limit)} OFFSET {int(offset)}"
+        return self.select("images.id", stores, [self.requires_order(stores)], rest)

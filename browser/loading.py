@@ -1,4 +1,4 @@
-"""Bringing what is in a root into the tables: what is there first, then what is new, look after look, on a thread."""
+"""Load what is in a root into the tables, and keep them up to date on a thread while a run adds more."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from collections.abc import Iterator
 
 import duckdb
 
-from browser import catalogue
-from browser.catalogue import ImagesFound, StoreFound
+from browser.catalogue import CataloguedShard, CataloguedStore, read_catalogue
 from browser.tables import Store, Tables, read_scalars
 from pipeline.errors import MustError
 from pipeline.storage.root import Root, StoredFile
 from pipeline.stores.rejections import NOTHING, read_rejections
-from pipeline.stores.rejections import PATH as REJECTED
+from pipeline.stores.rejections import PATH as REJECTIONS_PATH
 
-LOOK_S = 2.0
-"""Between looks at a root of this machine."""
-LOOK_ELSEWHERE_S = 20.0
-"""Between looks at one elsewhere: each is a request per thousand files."""
+INTERVAL_S = 2.0
+"""Between refreshes of a root on this machine."""
+REMOTE_INTERVAL_S = 20.0
+"""Between refreshes of a root elsewhere: each is a request per thousand files."""
 
 
 @dataclasses.dataclass
 class LoadProgress:
-    """How much of what was found is in the tables, and what could not be read."""
+    """How many of the files that were found are in the tables, and which could not be read."""
 
     loaded: int = 0
     found: int = 0
@@ -36,137 +35,142 @@ class LoadProgress:
 
 
 class Loading:
-    """The tables of a root, kept up to date. Raises ConfigError if there is nothing in it."""
+    """The tables of a root, kept up to date. Raises ConfigError if the root has nothing to show.
+
+    Example:
+        loading = Loading(Root.of("must-root"))
+        loading.refresh()
+    """
 
     def __init__(self, root: Root) -> None:
         self.root, self.tables, self.progress = root, Tables(), LoadProgress()
         self.stores: dict[str, Store] = {}
-        self.found = catalogue.look(root)
+        self.catalogue = read_catalogue(root)
         self._images: dict[tuple[str, str, str], range] = {}
-        self._shards: list[ImagesFound] = []
+        self._shards: list[CataloguedShard] = []
         self._starts: list[int] = []
-        """The number of the first image of each of these shards, in order."""
+        """The id of the first image of each of these shards, ascending."""
         self._by_address: dict[str, list[range]] = collections.defaultdict(list)
         self._files: dict[str, dict[str, StoredFile]] = collections.defaultdict(dict)
-        self._rejects, self._stamp = NOTHING, (-1, 0)
-        self._over = threading.Event()
+        self._rejections, self._stamp = NOTHING, (-1, 0)
+        self._closed = threading.Event()
 
-    def look(self) -> None:
-        """One look: what is new comes in, what is gone goes."""
-        self.found = catalogue.look(self.root)
-        new_images = [images for images in self.found.images if self._key(images) not in self._images]
-        self.progress.found = len(self.found.images) + sum(len(store.files) for store in self.found.stores)
-        for images in itertools.takewhile(self._goes_on, new_images):
-            self._take(images)
-        self.tables.settle()  # they are seen before their labels are read
-        for found in self.found.stores:
-            self._drop_gone(found)
-        for found, address, file in itertools.takewhile(self._goes_on, self._new()):
-            self._read(found, address, file)
-        self.look_at_rejected()
-        self.tables.settle()
-        for maker, store in self.newest().items():
-            self.tables.call(store, maker)
+    def refresh(self) -> None:
+        """Load what is new in the root, and drop what is gone."""
+        self.catalogue = read_catalogue(self.root)
+        new_shards = [shard for shard in self.catalogue.images if self._key(shard) not in self._images]
+        self.progress.found = len(self.catalogue.images) + sum(len(store.files) for store in self.catalogue.stores)
+        for shard in itertools.takewhile(self._is_open, new_shards):
+            self._add_images(shard)
+        self.tables.flush()  # images are shown before their labels are read
+        for store in self.catalogue.stores:
+            self._drop_stale(store)
+        for store, address, file in itertools.takewhile(self._is_open, self._new_label_files()):
+            self._add_labels(store, address, file)
+        self.refresh_rejections()
+        self.tables.flush()
+        for maker, newest in self.newest_stores().items():
+            self.tables.add_alias(newest, maker)
 
-    def _key(self, images: ImagesFound) -> tuple[str, str, str]:
-        return images.dataset, images.split, images.shard.sha256
+    def _key(self, shard: CataloguedShard) -> tuple[str, str, str]:
+        return shard.dataset, shard.split, shard.shard.sha256
 
-    def _take(self, images: ImagesFound) -> None:
+    def _add_images(self, shard: CataloguedShard) -> None:
         try:
-            ids = self.tables.add_images(images)
+            ids = self.tables.add_images(shard)
         except MustError as error:
-            self.progress.damaged[str(images.shard.index)] = str(error)
+            self.progress.damaged[str(shard.shard.index)] = str(error)
             ids = range(0)
-        self._images[self._key(images)] = ids
+        self._images[self._key(shard)] = ids
         if ids:
-            self._shards.append(images)
-            self._starts.append(ids.start)  # last: who finds it here finds the shard
-            self._by_address[images.shard.address].append(ids)
+            self._shards.append(shard)
+            self._starts.append(ids.start)  # after the shard: other threads look up the start first
+            self._by_address[shard.shard.address].append(ids)
             self.progress.loaded += 1
 
-    def _new(self) -> Iterator[tuple[StoreFound, str, StoredFile]]:
-        """Label files that are not in the tables, shard by shard: what belongs together comes together."""
-        for address in [images.shard.address for images in self.found.images]:
-            for store in self.found.stores:
+    def _new_label_files(self) -> Iterator[tuple[CataloguedStore, str, StoredFile]]:
+        """Yield (store, address, file) of label files that are not loaded, shard by shard, with all stores of each."""
+        for address in [shard.shard.address for shard in self.catalogue.images]:
+            for store in self.catalogue.stores:
                 file = store.files.get(address)
                 if file is not None and address not in self._files[store.name] and address in self._by_address:
                     yield store, address, file
 
-    def _read(self, found: StoreFound, address: str, file: StoredFile) -> None:
+    def _add_labels(self, found: CataloguedStore, address: str, file: StoredFile) -> None:
         self._files[found.name][address] = file
         try:
             space, labels = read_scalars(file)
             store = self.stores.get(found.name) or self.tables.add_store(found.name, space)
             self.stores[found.name] = store
-            ranges = [ids for ids in self._by_address[address] if len(ids) == len(labels)]
-            self.tables.add_labels(store, ranges, labels)
+            shards = [ids for ids in self._by_address[address] if len(ids) == len(labels)]
+            self.tables.add_labels(store, shards, labels)
         except MustError as error:
             self.progress.damaged[str(file)] = str(error)
             return
         self.progress.loaded += 1
 
-    def _drop_gone(self, found: StoreFound) -> None:
-        """Labels whose file is gone or another one go out."""
-        there = self._files[found.name]
-        for address in [address for address, file in there.items() if found.files.get(address) != file]:
-            self.progress.damaged.pop(str(there.pop(address)), None)
+    def _drop_stale(self, found: CataloguedStore) -> None:
+        """Drop labels whose file is gone or was replaced."""
+        loaded = self._files[found.name]
+        for address in [address for address, file in loaded.items() if found.files.get(address) != file]:
+            self.progress.damaged.pop(str(loaded.pop(address)), None)
             if found.name in self.stores:
                 for ids in self._by_address[address]:
-                    self.tables.forget(self.stores[found.name], ids)
+                    self.tables.delete_labels(self.stores[found.name], ids)
 
-    def keep_up(self) -> None:
-        """Look again and again, until `close`."""
-        pause = LOOK_S if self.root.local else LOOK_ELSEWHERE_S
+    def refresh_until_closed(self) -> None:
+        """Refresh again and again, until `close`."""
+        interval = INTERVAL_S if self.root.local else REMOTE_INTERVAL_S
         while True:
             try:
-                self.look()
+                self.refresh()
                 self.progress.damaged.pop(str(self.root), None)
             except (MustError, OSError) as error:
                 self.progress.damaged[str(self.root)] = str(error)
-            except duckdb.Error as error:  # what was being put in is lost to them, and would be for good
+            except duckdb.Error as error:  # rows that were being inserted are lost, and no later refresh adds them
                 self.progress.damaged["the page's own tables"] = f"{error} Nothing new comes in: start it again."
                 return
-            if self._over.wait(pause):
+            if self._closed.wait(interval):
                 return
 
-    def _goes_on(self, _: object) -> bool:
-        return not self._over.is_set()
+    def _is_open(self, _: object) -> bool:
+        return not self._closed.is_set()
 
     def close(self) -> None:
-        """No look any more; the one at work ends soon."""
-        self._over.set()
+        """End refreshing; a refresh that is running ends soon."""
+        self._closed.set()
 
-    def look_at_rejected(self) -> None:
-        """Take over the list of what is rejected, if it is another one by now."""
-        stamp = self._stamp_of_rejects()
+    def refresh_rejections(self) -> None:
+        """Load the list of rejections if it changed."""
+        stamp = self._rejections_stamp()
         if stamp != self._stamp:
-            self._rejects = read_rejections(self.root)
-            self.tables.set_rejected(self._rejects)
+            self._rejections = read_rejections(self.root)
+            self.tables.replace_rejections(self._rejections)
             self._stamp = stamp
 
-    def _stamp_of_rejects(self) -> tuple[int, int]:
+    def _rejections_stamp(self) -> tuple[int, int]:
         try:
-            return (self.root / REJECTED).stamp()
+            return (self.root / REJECTIONS_PATH).stamp()
         except FileNotFoundError:
             return (-1, 0)
 
-    def rejected(self, store: str | None) -> set[str]:
-        """The keys of images that are rejected altogether, or whose labels in a store are."""
-        stores = self._rejects.column("store").to_pylist()
-        keys = self._rejects.column("key").to_pylist()
+    def rejected_keys(self, store: str | None) -> set[str]:
+        """Return the keys of images whose labels in a store are rejected; of rejected images for None."""
+        stores = self._rejections.column("store").to_pylist()
+        keys = self._rejections.column("key").to_pylist()
         return {key for key, other in zip(keys, stores, strict=True) if other == store}
 
-    def files(self, store: str) -> list[StoredFile]:
-        """The label files of a store."""
+    def label_files(self, store: str) -> list[StoredFile]:
+        """Return the label files of a store."""
         return list(self._files[store].values())
 
-    def damaged(self, store: str) -> dict[str, str]:
-        """What is wrong with label files of a store, by the address of the image shard that they are about."""
+    def damaged_files(self, store: str) -> dict[str, str]:
+        """Return what is wrong with label files of a store, by the address of their image shard."""
         files = dict(self._files[store])
         return {address: wrong for address, file in files.items() if (wrong := self.progress.damaged.get(str(file)))}
 
-    def shared(self, one: str, other: str) -> list[tuple[range, StoredFile, StoredFile]]:
-        """The image shards that two stores have labels of, with the files of both."""
+    def common_shards(self, one: str, other: str) -> list[tuple[range, StoredFile, StoredFile]]:
+        """Return (ids, file, file) of the image shards that two stores both have labels of."""
         left, right = self._files[one], self._files[other]
         return [
             (ids, left[address], right[address])
@@ -174,20 +178,20 @@ class Loading:
             for ids in self._by_address[address]
         ]
 
-    def newest(self) -> dict[str, Store]:
-        """By teacher, the newest of its label stores."""
+    def newest_stores(self) -> dict[str, Store]:
+        """Return the newest label store of each teacher and student's head."""
         stores = dict(self.stores)
-        found = [one for one in self.found.stores if one.name in stores and not one.is_true]
-        return {one.maker: stores[one.name] for one in reversed(found)}
+        found = [store for store in self.catalogue.stores if store.name in stores and not store.is_true]
+        return {store.maker: stores[store.name] for store in reversed(found)}
 
-    def place(self, number: int) -> tuple[ImagesFound, int]:
-        """(image shard, row in it) of an image. KeyError if there is none of this number."""
-        place = bisect.bisect_right(self._starts, number) - 1
-        if place < 0 or number not in self._images[self._key(self._shards[place])]:
-            raise KeyError(number)
-        return self._shards[place], number - self._starts[place]
+    def locate(self, image: int) -> tuple[CataloguedShard, int]:
+        """Return (image shard, row in it) of an image. Raises KeyError if there is no image of this id."""
+        place = bisect.bisect_right(self._starts, image) - 1
+        if place < 0 or image not in self._images[self._key(self._shards[place])]:
+            raise KeyError(image)
+        return self._shards[place], image - self._starts[place]
 
-    def file(self, store: str, number: int) -> StoredFile | None:
-        """The label file of a store that has the label of an image, if there is one."""
-        images, _ = self.place(number)
-        return self._files[store].get(images.shard.address)
+    def label_file(self, store: str, image: int) -> StoredFile | None:
+        """Return the label file of a store that covers an image, None if it has none."""
+        shard, _ = self.locate(image)
+        return self._files[store].get(shard.shard.address)

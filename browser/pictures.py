@@ -1,4 +1,4 @@
-"""Images and labels as the page shows them: drawn by the tasks, as in the report, and read off the shards."""
+"""Read images and labels from the shards, and draw them as in the report."""
 
 from __future__ import annotations
 
@@ -21,58 +21,54 @@ from pipeline.stores.labels import Row, Value, open_labels
 from tasks.drawing import caption, thumbnail
 
 QUALITY = 85
-HELD = 32 << 20
-"""Bytes of label rows that are kept for the next picture."""
-OPENED = 64
+CACHED_BYTES = 32 << 20
+"""Of label rows that are kept for the next picture."""
+CACHED_SHARDS = 64
 """Image shards whose indexes are kept."""
-PALE = 0.7
-"""How far the image of a missing label fades into grey."""
-Group = tuple[int, pa.Table]
+FADE = 0.7
+"""Share of grey in the image of a missing label."""
+RowGroup = tuple[int, pa.Table]
 """The number of the first row of a row group in its file, and its rows."""
 
 
 class Pictures:
-    """Pictures of the images and labels of a root. Any thread may ask."""
+    """Pictures of the images and labels of a root, for any thread."""
 
     def __init__(self, loading: Loading) -> None:
         self.loading = loading
         self._groups: collections.OrderedDict[str, dict[int, pa.Table]] = collections.OrderedDict()
-        """By file, the row groups that were read last, by their first rows."""
-        self._opened = functools.lru_cache(OPENED)(ImageShard)
-        self._sound: set[str] = set()
+        """By file, the row groups that were read last, by their first row."""
+        self._open = functools.lru_cache(CACHED_SHARDS)(ImageShard)
+        self._checked: set[str] = set()
         self._lock = threading.Lock()
 
-    def image(self, number: int, side: int) -> Image.Image:
-        """The upright image, `side` pixels on its longer side, or as large as it is."""
-        images, row = self.loading.place(number)
-        shard = self._opened(images.shard.tar, images.shard.index)  # which remembers its index: only some of them do
+    def image(self, image: int, side: int) -> Image.Image:
+        """Return the upright image, at most `side` pixels on its longer side."""
+        found, row = self.loading.locate(image)
+        shard = self._open(found.shard.tar, found.shard.index)  # an open shard keeps its index in memory
         return thumbnail(decode_image(shard.read(row), at_least=(side, side)), side)
 
-    def row(self, store: Store, number: int) -> Row | None:
-        """The row of a label file that an image has in a store; None if the store has no file of its shard."""
-        file = self.loading.file(store.name, number)
+    def row(self, store: Store, image: int) -> Row | None:
+        """Return the row of an image in a store's label file; None if the store has no file of its shard."""
+        file = self.loading.label_file(store.name, image)
         if file is None:
             return None
-        self._check(file)
-        _, place = self.loading.place(number)
-        return self._read(file, place)
-
-    def _check(self, file: StoredFile) -> None:
-        """Raise DataError if a file is not what it was when it was made. Each is looked at once."""
-        if str(file) not in self._sound:
+        if str(file) not in self._checked:
             check_hash(file)
-            self._sound.add(str(file))
+            self._checked.add(str(file))
+        _, row = self.loading.locate(image)
+        return self._read(file, row)
 
     def _read(self, file: StoredFile, row: int) -> Row:
-        held = self._held(str(file), row)
-        if held is None:
-            held = open_labels(file, lambda parquet: read_group(parquet, row))
-            self._hold(str(file), held)
-        start, table = held
+        group = self._cached(str(file), row)
+        if group is None:
+            group = open_labels(file, lambda parquet: read_row_group(parquet, row))
+            self._cache(str(file), group)
+        start, table = group
         found: Row = table.slice(row - start, 1).to_pylist()[0]
         return found
 
-    def _held(self, file: str, row: int) -> Group | None:
+    def _cached(self, file: str, row: int) -> RowGroup | None:
         with self._lock:
             for start, table in self._groups.get(file, {}).items():
                 if start <= row < start + len(table):
@@ -80,39 +76,39 @@ class Pictures:
                     return start, table
         return None
 
-    def _hold(self, file: str, group: Group) -> None:
+    def _cache(self, file: str, group: RowGroup) -> None:
         start, table = group
         with self._lock:
             self._groups.setdefault(file, {})[start] = table
             self._groups.move_to_end(file)
-            while len(self._groups) > 1 and self._size() > HELD:
+            while len(self._groups) > 1 and self._cached_bytes() > CACHED_BYTES:
                 self._groups.popitem(last=False)
 
-    def _size(self) -> int:
+    def _cached_bytes(self) -> int:
         return sum(table.nbytes for groups in self._groups.values() for table in groups.values())
 
-    def value(self, store: Store, number: int, threshold: float) -> Value | None:
-        """The label of an image in a store with the threshold applied, None if it has none."""
-        row = self.row(store, number)
-        return None if row is None or row["status"] != "ok" else decoded(store, row, threshold)
+    def value(self, store: Store, image: int, threshold: float) -> Value | None:
+        """Return the label of an image in a store with the threshold applied, None if it has none."""
+        row = self.row(store, image)
+        return None if row is None or row["status"] != "ok" else decode_row(store, row, threshold)
 
-    def drawn(self, number: int, store: Store | None, threshold: float, side: int) -> Image.Image:
-        """The image with the label of a store on it; pale where there is none, and where that is damaged it says so."""
-        image = self.image(number, side)
+    def draw(self, image: int, store: Store | None, threshold: float, side: int) -> Image.Image:
+        """Return the image with its label in a store; pale if it has none, and marked if the label is damaged."""
+        picture = self.image(image, side)
         if store is None:
-            return image
-        pale = Image.blend(image, Image.new("RGB", image.size, "grey"), PALE)
+            return picture
+        pale = Image.blend(picture, Image.new("RGB", picture.size, "grey"), FADE)
         try:
-            value = self.value(store, number, threshold)
+            value = self.value(store, image, threshold)
         except DataError as error:
-            self.loading.progress.damaged[str(self.loading.file(store.name, number))] = str(error)
+            self.loading.progress.damaged[str(self.loading.label_file(store.name, image))] = str(error)
             caption(pale, "damaged")
             return pale
-        return store.label.draw(image, value) if value else pale
+        return store.label.draw(picture, value) if value else pale
 
 
-def read_group(parquet: Any, row: int) -> Group:
-    """The row group of a file that a row is in, and its first row."""
+def read_row_group(parquet: Any, row: int) -> RowGroup:
+    """Read the row group of a file that contains a row."""
     start = 0
     for group in range(parquet.num_row_groups):
         count = parquet.metadata.row_group(group).num_rows
@@ -122,8 +118,8 @@ def read_group(parquet: Any, row: int) -> Group:
     raise KeyError(row)
 
 
-def decoded(store: Store, row: Row, threshold: float) -> Value:
-    """The label in a row. DataError names key and store of one that is damaged."""
+def decode_row(store: Store, row: Row, threshold: float) -> Value:
+    """Return the label in a row. Raises DataError, with key and store, if it is damaged."""
     try:
         return store.label.decode(row, threshold)
     except ValueError as error:
@@ -131,15 +127,16 @@ def decoded(store: Store, row: Row, threshold: float) -> Value:
 
 
 def check_hash(file: StoredFile) -> None:
-    """DataError if the file's bytes are not those that were made, as far as their hash is known. Files that are
-    elsewhere are checked when they come here.
+    """Raise DataError if a local file's bytes do not match their hash, where it is known.
+
+    Files elsewhere are checked when they are downloaded.
     """
     if file.sha256 and file.path.local and hash_if_exists(file.path) != file.sha256:
         raise DataError(f"{file}: its bytes changed since it was made. `must artifacts verify --repair` takes it out.")
 
 
 def as_jpeg(image: Image.Image) -> bytes:
-    """The bytes of a picture."""
+    """Return an image as the bytes of a JPEG."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()

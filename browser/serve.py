@@ -1,4 +1,4 @@
-"""`must browse`: the page over a root, until Ctrl-C."""
+"""Serve the page over a root until Ctrl-C, for `must browse`."""
 
 from __future__ import annotations
 
@@ -19,51 +19,52 @@ from pipeline.errors import ConfigError
 from pipeline.storage.path import StoragePath
 
 PORT = 8800
-TRIED = 20
-"""Ports that are looked at for a free one to offer."""
+PORTS_TRIED = 20
+"""Ports that are tried to find a free one to offer."""
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(path: str, host: str, port: int, token: str | None) -> None:
-    """Serve the page over the root that `path` leads into. Raises ConfigError if there is nothing to show, or the port
-    is taken; only with a token does it answer others than this machine.
+    """Serve the page over the root that contains `path`; other machines are answered with a token only.
+
+    Raises ConfigError if the root has nothing to show, or the port is taken.
     """
     if host not in LOCAL and token is None:
-        raise ConfigError(f"--host {host} lets other machines reach the page: add --token, which they have to know.")
+        raise ConfigError(f"--host {host} lets other machines reach the page: add --token, which they then need.")
     root, below = root_above(StoragePath.of(path))
     _check_free(host, port)
     loading = Loading(root)
-    looking = threading.Thread(target=loading.keep_up, name="loading", daemon=True)
-    looking.start()
+    refresher = threading.Thread(target=loading.refresh_until_closed, name="loading", daemon=True)
+    refresher.start()
     shown = below.split("/")[1] if below.startswith("labels/") else ""
     query = "&".join(part for part in (f"store={shown}" if shown else "", f"token={token}" if token else "") if part)
-    print(f"{root}: http://{_named(host)}:{port}/{'?' if query else ''}{query}  (Ctrl-C ends it)", flush=True)
+    print(f"{root}: http://{_display_host(host)}:{port}/{'?' if query else ''}{query}  (Ctrl-C ends it)", flush=True)
     app = create_app(Answers(loading), token)
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, lifespan="off")
-    signal.signal(signal.SIGTERM, _end)  # which uvicorn passes on when it has ended
+    signal.signal(signal.SIGTERM, _end)  # uvicorn passes the signal on when it has ended
     try:
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run()
     finally:
         loading.close()
-        looking.join()
+        refresher.join()
         loading.tables.close()
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    """End in order, so that what lies in temporary folders goes."""
+    """Exit normally, so that temporary folders are removed."""
     raise SystemExit(0)
 
 
-def _named(host: str) -> str:
+def _display_host(host: str) -> str:
     return {"127.0.0.1": "localhost", "0.0.0.0": socket.gethostname()}.get(host, f"[{host}]" if ":" in host else host)
 
 
 def _check_free(host: str, port: int) -> None:
-    """ConfigError, with a port that is free, if this one is not."""
+    """Raise ConfigError, naming a free port, if this one is taken."""
     if _is_free(host, port):
         return
-    free = next((other for other in range(port + 1, port + 1 + TRIED) if _is_free(host, other)), None)
+    free = next((other for other in range(port + 1, port + 1 + PORTS_TRIED) if _is_free(host, other)), None)
     raise ConfigError(f"Port {port} is taken: --port {free} is free." if free else f"Port {port} is taken.")
 
 

@@ -29,7 +29,7 @@ def _answers(root: str) -> Answers:
     from pipeline.storage.path import StoragePath
 
     loading = Loading(root_above(StoragePath.of(root))[0])
-    loading.look()
+    loading.refresh()
     return Answers(loading)
 
 
@@ -81,10 +81,10 @@ def sql_command(
     as_json: Json = False,
 ) -> None:
     """Answer a question in SQL: SELECT source, confidence FROM images JOIN things USING (id) ORDER BY 2 LIMIT 9."""
-    from browser.question import ask_freely
+    from browser.sql import run_sql
 
     answers = _answers(root)
-    found = ask_freely(answers.tables, answers.stores, query)
+    found = run_sql(answers.tables, answers.stores, query)
     if as_json:
         return _print_json([dict(zip(found["columns"], row, strict=True)) for row in found["rows"]])
     _print_table(found["columns"], found["rows"])
@@ -145,7 +145,7 @@ def verify_command(root: Path = DEFAULT_ROOT) -> None:
     for file, why in damaged(answers):
         wrong += 1
         print(f"{file}: {why}", flush=True)
-    files = sum(len(store.files) for store in answers.loading.found.stores)
+    files = sum(len(store.files) for store in answers.loading.catalogue.stores)
     print(f"{files:,} label files, {wrong or 'no'} damaged.")
     if wrong:
         raise typer.Exit(3)

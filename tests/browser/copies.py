@@ -1,4 +1,4 @@
-"""A page over a copy of the tiny world, in which things may be rejected and damaged."""
+"""The browser over a copy of the tiny world, in which labels may be rejected and damaged."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.conftest import World
 
 
 def copied(world: World, root: Path) -> Answers:
-    """What the page answers over a copy of the world's root at `root`, all of it read."""
+    """Return the answers over a copy of the world's root at `root`, fully loaded."""
     shutil.copytree(Path(world.workspace.root.path), root, copy_function=shutil.copy)
     loading = Loading(Root.of(root))
-    loading.look()
+    loading.refresh()
     return Answers(loading)

@@ -1,4 +1,4 @@
-"""The page's answers over a tiny world: lists, filters, histograms, labels, pictures, and who may ask."""
+"""The browser's answers over a tiny world: lists, filters, histograms, labels, pictures, and refusals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.conftest import World
 @pytest.fixture(scope="module")
 def answers(world: World) -> Answers:
     loading = Loading(world.workspace.root)
-    loading.look()
+    loading.refresh()
     return Answers(loading)
 
 
@@ -42,13 +42,13 @@ def get(page: TestClient, path: str, **parameters: Any) -> Any:
     return answer.json()
 
 
-def every(page: TestClient, *conditions: str, order: str = "id") -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = get(page, "/api/images", f=list(conditions), order=order, limit=1000)["images"]
-    return found
+def all_images(page: TestClient, *conditions: str, order: str = "id") -> list[dict[str, Any]]:
+    images: list[dict[str, Any]] = get(page, "/api/images", f=list(conditions), order=order, limit=1000)["images"]
+    return images
 
 
 def rows(world: World, teacher: str) -> list[dict[str, Any]]:
-    """All rows of a teacher's label files, as they are on disk."""
+    """Return all rows of a teacher's label files, as they are on disk."""
     made = world.artifacts["label"]
     entries = [entry for entry in made.load("labels.json", read_json) if entry["teacher"] == teacher]
     space = next(iter(shard_spaces(world, teacher)))
@@ -66,18 +66,20 @@ def teachers(world: World) -> list[str]:
     return [name.removeprefix("teacher.") for name in world.artifacts if name.startswith("teacher.")]
 
 
-def test_all_stores_and_sets_are_there(page: TestClient, world: World) -> None:
+def test_about_lists_all_stores_and_sets(page: TestClient, world: World) -> None:
     about = get(page, "/api/about")
     assert about["loaded"] == about["found"] > 0
     assert about["damaged"] == {}
     assert {store["maker"] for store in about["stores"] if store["learned"]} == set(teachers(world))
-    assert {one["name"] for one in about["sets"]} == {name[5:] for name in world.artifacts if name.startswith("data.")}
+    assert {entry["name"] for entry in about["sets"]} == {
+        name[5:] for name in world.artifacts if name.startswith("data.")
+    }
     for store in about["stores"]:
         assert sum(store["counts"].values()) > 0, store["name"]
-    assert about["images"] == len(every(page))
+    assert about["images"] == len(all_images(page))
 
 
-def test_every_row_of_every_label_file_is_there(page: TestClient, world: World) -> None:
+def test_run_sql_finds_every_row_of_every_label_file(page: TestClient, world: World) -> None:
     for teacher in teachers(world):
         expected = sorted((row["key"], row["confidence"]) for row in rows(world, teacher))
         sql = f'SELECT key, confidence FROM images JOIN "{teacher}" USING (id) ORDER BY ALL'
@@ -85,30 +87,30 @@ def test_every_row_of_every_label_file_is_there(page: TestClient, world: World) 
         assert [(key, pytest.approx(confidence)) for key, confidence in found] == expected
 
 
-def test_conditions_combine(page: TestClient, world: World) -> None:
+def test_images_combine_conditions(page: TestClient, world: World) -> None:
     teacher = teachers(world)[0]
     confidence = {row["key"]: row["confidence"] for row in rows(world, teacher)}
     middle = float(np.median(list(confidence.values())))
-    below = {image["key"] for image in every(page, f"{teacher}.confidence<{middle!r}")}
+    below = {image["key"] for image in all_images(page, f"{teacher}.confidence<{middle!r}")}
     assert below == {key for key, value in confidence.items() if value < np.float32(middle)}
-    both = every(page, f"{teacher}.confidence<{middle!r}", "split=train", "source~1")
+    both = all_images(page, f"{teacher}.confidence<{middle!r}", "split=train", "source~1")
     assert {image["key"] for image in both} == {
-        image["key"] for image in every(page) if image["key"] in below and "1" in image["source"]
-    } & {image["key"] for image in every(page, "split=train")}
+        image["key"] for image in all_images(page) if image["key"] in below and "1" in image["source"]
+    } & {image["key"] for image in all_images(page, "split=train")}
 
 
-def test_a_list_has_an_order_and_pages(page: TestClient, world: World) -> None:
+def test_images_have_an_order_and_pages(page: TestClient, world: World) -> None:
     teacher = teachers(world)[0]
     confidence = {row["key"]: row["confidence"] for row in rows(world, teacher)}
     for order, sign in ((f"{teacher}.confidence", 1), (f"-{teacher}.confidence", -1)):
-        values = [sign * confidence[image["key"]] for image in every(page, order=order)]
+        values = [sign * confidence[image["key"]] for image in all_images(page, order=order)]
         assert values == sorted(values)
-    whole = every(page)
+    whole = all_images(page)
     parts = [get(page, "/api/images", limit=3, offset=offset)["images"] for offset in range(0, len(whole), 3)]
     assert [image for part in parts for image in part] == whole
 
 
-def test_a_histogram_counts_what_the_conditions_leave(page: TestClient, world: World) -> None:
+def test_histogram_counts_the_images_of_the_conditions(page: TestClient, world: World) -> None:
     for store in get(page, "/api/about")["stores"]:
         for column in store["columns"]:
             found = get(page, "/api/histogram", column=f"{store['name']}.{column}", f=["split=train"])
@@ -118,29 +120,29 @@ def test_a_histogram_counts_what_the_conditions_leave(page: TestClient, world: W
             assert sum(found["counts"]) == there, (store["name"], column)
 
 
-def test_a_click_on_a_bar_shows_what_the_bar_counts(page: TestClient, world: World) -> None:
+def test_histogram_counts_what_a_condition_on_a_bar_selects(page: TestClient, world: World) -> None:
     teacher = teachers(world)[0]
     found = get(page, "/api/histogram", column=f"{teacher}.confidence")
     for place, count in enumerate(found["counts"]):
         low, high = found["edges"][place : place + 2]
         last = "<=" if place == len(found["counts"]) - 1 else "<"
         conditions = [f"{teacher}.confidence>={low!r}", f"{teacher}.confidence{last}{high!r}"]
-        assert len(every(page, *conditions)) == pytest.approx(count, abs=1)  # float32 against float64 at an edge
+        assert len(all_images(page, *conditions)) == pytest.approx(count, abs=1)  # float32 against float64 at an edge
 
 
-def test_an_image_tells_what_every_store_says(page: TestClient, world: World) -> None:
-    for image in every(page)[::7]:
+def test_image_has_the_labels_of_every_store(page: TestClient, world: World) -> None:
+    for image in all_images(page)[::7]:
         found = get(page, f"/api/image/{image['key']}")
         assert {name: found[name] for name in image} == image
-        for told in found["labels"]:
-            assert told["status"] in ("ok", "none", "failed")
-            if told["status"] == "ok":
-                at = get(page, f"/api/at/{image['key']}", store=told["store"], x=0.5, y=0.5)
+        for label in found["labels"]:
+            assert label["status"] in ("ok", "none", "failed")
+            if label["status"] == "ok":
+                at = get(page, f"/api/at/{image['key']}", store=label["store"], x=0.5, y=0.5)
                 assert isinstance(at["says"], str)
 
 
-def test_pictures_are_drawn_by_the_tasks(page: TestClient, answers: Answers) -> None:
-    key = every(page)[0]["key"]
+def test_picture_is_drawn_by_the_task(page: TestClient, answers: Answers) -> None:
+    key = all_images(page)[0]["key"]
     plain = page.get(f"/api/picture/{key}?side=128")
     shown = Image.open(io.BytesIO(plain.content))
     assert plain.headers["content-type"] == "image/jpeg"
@@ -148,15 +150,15 @@ def test_pictures_are_drawn_by_the_tasks(page: TestClient, answers: Answers) -> 
     for name, store in answers.loading.stores.items():
         picture = page.get(f"/api/picture/{key}", params={"store": name, "side": 128})
         assert picture.status_code == 200
-        value = answers.pictures.value(store, answers.number(key), 0.0)
+        value = answers.pictures.value(store, answers.image_id(key), 0.0)
         if value is not None:
-            drawn = store.label.draw(answers.pictures.image(answers.number(key), 128), value)
+            drawn = store.label.draw(answers.pictures.image(answers.image_id(key), 128), value)
             assert picture.content == as_jpeg(drawn), name
 
 
-def test_a_threshold_keeps_less(page: TestClient, answers: Answers) -> None:
+def test_balance_keeps_less_with_a_threshold(page: TestClient, answers: Answers) -> None:
     for name in answers.loading.stores:
-        low, high = (get(page, "/api/balance", store=name, threshold=each) for each in (0.0, 0.9))
+        low, high = (get(page, "/api/balance", store=name, threshold=threshold) for threshold in (0.0, 0.9))
         assert low["held"] == high["held"]
         assert low["kept"] == low["held"]
         assert np.all(np.array(high["kept"]) <= np.array(low["kept"]))
@@ -177,14 +179,14 @@ def test_a_threshold_keeps_less(page: TestClient, answers: Answers) -> None:
         ("/api/histogram?column=no.x", "Label store 'no' is unknown"),
     ],
 )
-def test_what_a_link_gets_wrong_is_told(page: TestClient, path: str, says: str) -> None:
+def test_error_response_says_what_is_wrong_with_a_link(page: TestClient, path: str, says: str) -> None:
     answer = page.get(path)
     assert answer.status_code == 400
     assert says in answer.json()["error"]
 
 
 @pytest.mark.parametrize("key", ["0123456789abcdef", "x", "%2e%2e%2fmanifest.json", "-1", "f" * 40])
-def test_an_image_that_is_not_there_is_told(page: TestClient, key: str) -> None:
+def test_error_response_for_an_unknown_image(page: TestClient, key: str) -> None:
     for path in (f"/api/image/{key}", f"/api/picture/{key}"):
         answer = page.get(path)
         assert answer.status_code in (400, 404)
@@ -198,10 +200,10 @@ def test_an_image_that_is_not_there_is_told(page: TestClient, key: str) -> None:
         "COPY images TO '/tmp/out.csv'",
         "ATTACH '/tmp/other.db'",
         "SET enable_external_access = true",
-        "DROP TABLE placed",
-        "DELETE FROM placed",
+        "DROP TABLE image_rows",
+        "DELETE FROM image_rows",
         "INSERT INTO failures VALUES (1, 'a', 'ok', 'b')",
-        "SELECT 1; DROP TABLE placed",
+        "SELECT 1; DROP TABLE image_rows",
         "CREATE TABLE mine AS SELECT 1",
         "PRAGMA database_list",
         "INSTALL httpfs",
@@ -217,16 +219,16 @@ def test_an_image_that_is_not_there_is_told(page: TestClient, key: str) -> None:
         "SELECT 1/0::INTEGER, error('told')",
     ],
 )
-def test_a_query_changes_nothing_and_reaches_no_file(page: TestClient, answers: Answers, sql: str) -> None:
-    before = answers.tables.ask("SELECT count(*) FROM placed").rows
+def test_run_sql_changes_nothing_and_reaches_no_file(page: TestClient, answers: Answers, sql: str) -> None:
+    before = answers.tables.query("SELECT count(*) FROM image_rows").rows
     answer = page.post("/api/sql", json={"sql": sql})
     assert answer.status_code == 400, answer.json()
     assert answer.json()["error"]
-    assert answers.tables.ask("SELECT count(*) FROM placed").rows == before
+    assert answers.tables.query("SELECT count(*) FROM image_rows").rows == before
 
 
-def test_a_query_that_takes_too_long_is_ended(page: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("browser.question.MOST_S", 0.3)
+def test_run_sql_ends_a_slow_query(page: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("browser.sql.MAX_S", 0.3)
     answer = page.post(
         "/api/sql", json={"sql": "SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b"}
     )
@@ -234,7 +236,7 @@ def test_a_query_that_takes_too_long_is_ended(page: TestClient, monkeypatch: pyt
     assert "took more than 0.3 s" in answer.json()["error"]
 
 
-def test_an_answer_is_cut_and_says_so(page: TestClient) -> None:
+def test_run_sql_cuts_long_results(page: TestClient) -> None:
     found = page.post(
         "/api/sql", json={"sql": "SELECT range, 'nan'::FLOAT, [1, 2], TIMESTAMP '2026-01-01' FROM range(2000)"}
     )
@@ -243,13 +245,13 @@ def test_an_answer_is_cut_and_says_so(page: TestClient) -> None:
     assert found.json()["rows"][1] == [1, None, [1, 2], "2026-01-01 00:00:00"]
 
 
-def test_pages_of_other_sites_and_other_names_are_refused(page: TestClient) -> None:
+def test_guard_refuses_pages_of_other_sites_and_other_hosts(page: TestClient) -> None:
     assert page.get("/api/about", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
     assert page.get("/api/about", headers={"Host": "evil.example"}).status_code == 403
     assert page.get("/api/about", headers={"Host": "localhost:9999"}).status_code == 200
 
 
-def test_with_a_token_only_who_has_it_is_answered(answers: Answers) -> None:
+def test_guard_with_a_token_answers_only_with_it(answers: Answers) -> None:
     with TestClient(create_app(answers, "s3cret"), "http://localhost") as page:
         assert page.get("/api/about").status_code == 403
         assert page.get("/").status_code == 403
@@ -259,7 +261,7 @@ def test_with_a_token_only_who_has_it_is_answered(answers: Answers) -> None:
         assert page.get("/api/about").status_code == 200, "the cookie is enough from now on"
 
 
-def test_the_page_is_there_and_nothing_beside_it(page: TestClient) -> None:
+def test_create_app_serves_the_page_and_no_other_file(page: TestClient) -> None:
     answer = page.get("/")
     assert "<title>must browse</title>" in answer.text
     assert "default-src 'self'" in answer.headers["content-security-policy"]
@@ -267,29 +269,29 @@ def test_the_page_is_there_and_nothing_beside_it(page: TestClient) -> None:
         assert page.get(path).status_code in (404, 405)
 
 
-def test_shards_are_listed_with_how_they_are(page: TestClient, world: World) -> None:
+def test_shards_are_listed_with_the_state_of_their_labels(page: TestClient, world: World) -> None:
     teacher = teachers(world)[0]
     found = get(page, "/api/shards", store=teacher)
     assert found["total"] == len(found["rows"]) > 1
     rows = [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
-    assert sum(row["images"] for row in rows) == len(every(page))
+    assert sum(row["images"] for row in rows) == len(all_images(page))
     labelled = [row for row in rows if row["labels"]]
     assert sum(row["labels"] for row in rows) == len(rows_of_status(world, teacher, "ok"))
     assert all(0 <= row["mean confidence"] <= 1 and row["wrong"] == "" for row in labelled)
     one = labelled[0]
-    assert len(every(page, *(f"{name}={one[name]}" for name in ("set", "split", "shard")))) == one["images"]
+    assert len(all_images(page, *(f"{name}={one[name]}" for name in ("set", "split", "shard")))) == one["images"]
 
 
 def rows_of_status(world: World, teacher: str, status: str) -> list[dict[str, Any]]:
     return [row for row in rows(world, teacher) if row["status"] == status]
 
 
-def test_a_label_that_is_damaged_is_shown_as_such(world: World, tmp_path: Path) -> None:
+def test_image_shows_a_damaged_label_as_such(world: World, tmp_path: Path) -> None:
     loading = copied(world, tmp_path / "root").loading
     teacher = teachers(world)[0]
     [store] = [name for name in loading.stores if name.rpartition("-")[0] == teacher]
     with TestClient(create_app(Answers(loading)), "http://localhost") as page:
-        key = every(page)[0]["key"]
+        key = all_images(page)[0]["key"]
         sound = page.get(f"/api/picture/{key}?store={store}").content
         for file in (tmp_path / "root" / "labels" / store).iterdir():
             data = bytearray(file.read_bytes())
@@ -299,8 +301,8 @@ def test_a_label_that_is_damaged_is_shown_as_such(world: World, tmp_path: Path) 
         broken = page.get(f"/api/picture/{key}?store={store}")
         assert broken.status_code == 200
         assert broken.content != sound
-        [told] = [each for each in get(page, f"/api/image/{key}")["labels"] if each["store"] == store]
-        assert told["status"] == "damaged"
-        assert "its bytes changed since it was made" in told["reason"]
+        [label] = [label for label in get(page, f"/api/image/{key}")["labels"] if label["store"] == store]
+        assert label["status"] == "damaged"
+        assert "its bytes changed since it was made" in label["reason"]
         assert any(store in file for file in get(page, "/api/about")["damaged"]), "and among the files of Health"
         assert "its bytes changed" in get(page, "/api/shards", store=store)["rows"][0][-1], "the worst comes first"

@@ -1,4 +1,4 @@
-"""Whatever is asked, the server answers and never fails: requests drawn by schemathesis from its own description."""
+"""The server never fails, whatever the request: schemathesis draws requests from its OpenAPI schema."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ HERE = {"Host": "localhost"}
 
 
 @pytest.fixture(scope="module")
-def described(world: World, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def schema(world: World, tmp_path_factory: pytest.TempPathFactory) -> Any:
     root = tmp_path_factory.mktemp("fuzzed") / "root"
     return schemathesis.openapi.from_asgi("/openapi.json", create_app(copied(world, root)), headers=HERE)
 
 
-def test_no_request_makes_the_server_fail(described: Any) -> None:
-    operations = [found.ok() for found in described.get_all_operations()]
+def test_create_app_never_fails_on_a_request(schema: Any) -> None:
+    operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) >= 11
     for operation in operations:
 
@@ -30,7 +30,7 @@ def test_no_request_makes_the_server_fail(described: Any) -> None:
         @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
         def check(case: Any) -> None:
             answer = case.call(headers=HERE)
-            assert answer.status_code != 403, "it was not asked"
+            assert answer.status_code != 403, "the guard let it through"
             assert answer.status_code < 500, (case.method, case.path, case.query, case.body, answer.text)
 
         check()

@@ -1,4 +1,4 @@
-"""What the page rejects, takes back and compares."""
+"""Rejecting, taking back, comparing stores, and the files that were left out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SOON_S = 60.0
 
 @pytest.fixture
 def answers(world: World, tmp_path: Path) -> Answers:
-    """Over a copy of the tiny world, in which things may be rejected."""
+    """Return the answers over a copy of the tiny world, in which labels may be rejected."""
     return copied(world, tmp_path / "root")
 
 
@@ -55,7 +55,7 @@ def soon(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_an_image_is_rejected_and_taken_back(page: TestClient, answers: Answers) -> None:
+def test_reject_and_take_back_an_image(page: TestClient, answers: Answers) -> None:
     some = keys(page)[:2]
     done = post(page, "/api/reject", keys=some, reason="blurred")
     assert done["count"] == 2
@@ -67,7 +67,7 @@ def test_an_image_is_rejected_and_taken_back(page: TestClient, answers: Answers)
     assert keys(page, "rejected=yes") == some[1:]
 
 
-def test_a_label_of_one_store_is_rejected_and_the_image_is_not(page: TestClient, answers: Answers) -> None:
+def test_reject_a_label_of_one_store_but_not_the_image(page: TestClient, answers: Answers) -> None:
     name = next(name for name in answers.loading.stores if not name.startswith("true-"))
     key = keys(page)[0]
     post(page, "/api/reject", keys=[key], store=name.rpartition("-")[0], reason="wrong")
@@ -77,9 +77,7 @@ def test_a_label_of_one_store_is_rejected_and_the_image_is_not(page: TestClient,
     assert page.get(f"/api/image/{key}").json()["rejected"] == [name]
 
 
-def test_all_that_conditions_leave_are_rejected_and_an_undo_brings_back_no_more(
-    page: TestClient, answers: Answers
-) -> None:
+def test_undo_takes_back_only_what_the_rejection_added(page: TestClient, answers: Answers) -> None:
     first = keys(page, "split=val")[0]
     post(page, "/api/reject", keys=[first], reason="before")
     every = keys(page, "split=val")
@@ -91,12 +89,12 @@ def test_all_that_conditions_leave_are_rejected_and_an_undo_brings_back_no_more(
     assert page.post(f"/api/undo/{done['undo']}", json={}).status_code == 404, "once"
 
 
-def test_what_others_reject_is_seen_at_the_next_look(page: TestClient, answers: Answers) -> None:
+def test_refresh_loads_what_others_reject(page: TestClient, answers: Answers) -> None:
     from pipeline.stores.rejections import reject  # noqa: PLC0415
 
     key = keys(page)[0]
     reject(answers.loading.root, [key], None, "elsewhere")
-    answers.loading.look()
+    answers.loading.refresh()
     assert keys(page, "rejected=yes") == [key]
 
 
@@ -104,18 +102,16 @@ def test_what_others_reject_is_seen_at_the_next_look(page: TestClient, answers: 
     ("content", "says"),
     [
         ({"keys": ["x"], "reason": "a"}, "no image's key"),
-        ({"keys": ["0" * 16], "reason": " "}, "says nothing"),
+        ({"keys": ["0" * 16], "reason": " "}, "is empty"),
         ({"keys": ["0" * 16], "store": "nobody", "reason": "a"}, "no label store"),
         ({"f": ["nothing=1"], "reason": "a"}, "Column 'nothing' is unknown"),
-        ({"reason": "a"}, "says what is meant"),
-        ({"keys": [], "f": [], "reason": "a"}, "says what is meant"),
+        ({"reason": "a"}, "give either `keys` or `f`"),
+        ({"keys": [], "f": [], "reason": "a"}, "give either `keys` or `f`"),
         ({"keys": ["0" * 16], "reason": "a", "more": 1}, "Extra inputs"),
     ],
     ids=str,
 )
-def test_what_is_no_rejection_is_refused(
-    page: TestClient, answers: Answers, content: dict[str, Any], says: str
-) -> None:
+def test_rejection_request_is_checked(page: TestClient, answers: Answers, content: dict[str, Any], says: str) -> None:
     answer = page.post("/api/reject", json=content)
     assert answer.status_code in (400, 422)
     assert says in answer.text
@@ -123,7 +119,7 @@ def test_what_is_no_rejection_is_refused(
 
 
 def pair_of(answers: Answers) -> tuple[str, str]:
-    """Two stores whose labels mean the same: a teacher's and the true ones it learned from."""
+    """Return two stores whose labels mean the same: a teacher's and the true ones it learned from."""
     stores = list(answers.loading.stores.values())
     return next(
         (one.name, other.name)
@@ -133,11 +129,11 @@ def pair_of(answers: Answers) -> tuple[str, str]:
     )
 
 
-def test_two_stores_are_compared_image_by_image(page: TestClient, answers: Answers) -> None:
+def test_differences_compare_two_stores_image_by_image(page: TestClient, answers: Answers) -> None:
     one, other = pair_of(answers)
     column = f"{one}:{other}.differ"
     keys(page, order=f"-{column}")
-    soon(lambda: all(pair["done"] == pair["total"] > 0 for pair in answers.compared()))
+    soon(lambda: all(pair["done"] == pair["total"] > 0 for pair in answers.comparison_progress()))
     params: dict[str, Any] = {"order": f"-{column}", "show": column, "limit": 1000}
     found = page.get("/api/images", params=params).json()
     values = [image[column] for image in found["images"] if image[column] is not None]
@@ -146,7 +142,7 @@ def test_two_stores_are_compared_image_by_image(page: TestClient, answers: Answe
     [left], [right] = ([answers.loading.stores[name]] for name in (one, other))
     threshold = left.label.default_threshold
     for image in found["images"][:3]:
-        number = answers.number(image["key"])
+        number = answers.image_id(image["key"])
         labels = [answers.pictures.value(store, number, threshold) for store in (left, right)]
         assert labels[0] is not None
         assert labels[1] is not None
@@ -157,18 +153,18 @@ def test_two_stores_are_compared_image_by_image(page: TestClient, answers: Answe
     assert sum(histogram["counts"]) == len(values)
 
 
-def test_what_cannot_be_compared_is_told(page: TestClient, answers: Answers) -> None:
+def test_differences_refuse_labels_of_another_meaning(page: TestClient, answers: Answers) -> None:
     one, _ = pair_of(answers)
     task = answers.loading.stores[one].label.space.task
-    wrong = next(each.name for each in answers.loading.stores.values() if each.label.space.task != task)
+    wrong = next(store.name for store in answers.loading.stores.values() if store.label.space.task != task)
     for other, says in ((wrong, "can't be compared"), (one, "can't be compared"), ("nobody", "no label store")):
         answer = page.get("/api/images", params={"order": f"{one}:{other}.differ"})
         assert answer.status_code == 400
         assert says in answer.json()["error"]
 
 
-def test_what_was_left_out_of_a_set_is_listed(page: TestClient, answers: Answers) -> None:
-    dataset = next(iter(answers.loading.found.sets))
+def test_left_out_lists_files_of_a_set(page: TestClient, answers: Answers) -> None:
+    dataset = next(iter(answers.loading.catalogue.sets))
     for kind in ("quarantine", "duplicates", "notes"):
         assert page.get(f"/api/left-out/{dataset}/{kind}").json()["columns"] == ["source", "split", "reason"]
     assert page.get(f"/api/left-out/{dataset}/notes", params={"has": "no such name"}).json()["total"] == 0

@@ -1,4 +1,4 @@
-"""Starting the page: roots on other storage and of other versions, a run that is at work, and a port that is taken."""
+"""Starting the browser: ports and tokens, roots elsewhere and of other versions, and a run that is writing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from browser.serve import serve
 from pipeline.errors import ConfigError, DataError
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
-from pipeline.stores.rejections import read_rejects
+from pipeline.stores.rejections import read_rejections
 from tests.conftest import World
 from tests.flows.tiny import RECIPE, soon
 
@@ -38,31 +38,31 @@ LABELLED = 48
 
 @pytest.fixture
 def root(world: World, tmp_path: Path) -> Path:
-    """A copy of the tiny world's root."""
-    return Path(shutil.copytree(Path(world.workspace.root.place), tmp_path / "root", copy_function=shutil.copy))
+    """Return a copy of the tiny world's root."""
+    return Path(shutil.copytree(Path(world.workspace.root.path), tmp_path / "root", copy_function=shutil.copy))
 
 
-def test_a_port_that_is_taken_is_named_with_one_that_is_free(root: Path) -> None:
+def test_serve_names_a_free_port_if_the_port_is_taken(root: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=rf"Port {port} is taken: --port \d+ is free\.") as told:
+        with pytest.raises(ConfigError, match=rf"Port {port} is taken: --port \d+ is free\.") as raised:
             serve(str(root), "127.0.0.1", port, None)
-        free = int(str(told.value).split("--port ")[1].split()[0])
+        free = int(str(raised.value).split("--port ")[1].split()[0])
         with socket.create_server(("127.0.0.1", free)):
             pass
 
 
-def test_other_machines_are_let_in_with_a_token_only(root: Path) -> None:
+def test_serve_needs_a_token_for_other_machines(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"--host 0\.0\.0\.0 lets other machines reach the page: add --token"):
         serve(str(root), "0.0.0.0", 8800, None)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_large_is_left_when_it_ends(root: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_serve_leaves_no_tables_when_it_ends(root: Path, tmp_path: Path, number: signal.Signals) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     (tmp_path / "scratch").mkdir()
-    command = [sys.executable, "-m", "must", "browse", str(root), "--port", str(port)]
+    command = [sys.executable, "-m", "cli", "browse", str(root), "--port", str(port)]
     environment = {**os.environ, "TMPDIR": str(tmp_path / "scratch")}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as page:
@@ -78,37 +78,37 @@ def test_nothing_large_is_left_when_it_ends(root: Path, tmp_path: Path, number: 
 
 
 def answers(port: int) -> bool:
-    """Whether a page answers at the port."""
+    """Return True if a page answers at the port."""
     with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/api/about") as answer:
         return bool(answer.status == HTTPStatus.OK)
     return False
 
 
-def test_a_store_in_a_root_leads_to_it(root: Path) -> None:
+def test_root_above_finds_the_root_of_a_store(root: Path) -> None:
     store = next((root / "labels").iterdir()).name
     found, below = root_above(StoragePath.of(str(root / "labels" / store)))
     assert (str(found), below) == (str(root), f"labels/{store}")
 
 
-def test_artifacts_of_a_newer_version_end_it_with_what_is_needed(root: Path) -> None:
+def test_loading_names_the_version_that_newer_artifacts_need(root: Path) -> None:
     manifest = next((root / "artifacts").glob("data.*/*/manifest.json"))
     manifest.write_text(json.dumps({**json.loads(manifest.read_text("utf-8")), "schema": 99}), "utf-8")
     with pytest.raises(DataError, match=r"with schema 99; this is must .*, which reads schema \d+"):
         Loading(Root.of(root))
 
 
-def test_labels_of_a_newer_version_are_named_and_the_others_shown(root: Path) -> None:
+def test_loading_reports_labels_of_a_newer_version_and_loads_all_others(root: Path) -> None:
     file = sorted((root / "labels").glob("*/*.parquet"))[0]
     table = pq.read_table(file)
     about = {**json.loads(table.schema.metadata[b"must"]), "schema_version": 99}
     pq.write_table(table.replace_schema_metadata({"must": json.dumps(about)}), file)
     loading = Loading(Root.of(root))
-    loading.look()
+    loading.refresh()
     assert loading.progress.loaded == loading.progress.found - 1
     assert "label schema version 99; this version reads " in loading.progress.damaged[str(file)]
 
 
-def test_a_root_in_a_bucket_is_shown_and_can_be_changed(bucket: str, root: Path) -> None:
+def test_loading_reads_a_root_in_a_bucket_and_rejects_in_it(bucket: str, root: Path) -> None:
     from tests.s3 import system  # noqa: PLC0415 - loads the server
 
     for folder in ("artifacts", "labels"):
@@ -117,12 +117,12 @@ def test_a_root_in_a_bucket_is_shown_and_can_be_changed(bucket: str, root: Path)
     pages = []
     for where in (found, Root.of(root)):
         loading = Loading(where)
-        loading.look()
+        loading.refresh()
         assert not loading.progress.damaged
         pages.append(Answers(loading))
-    there, here = (answers.images(ImageSelection(), 1000, 0) for answers in pages)
-    assert there == here
-    key = there["images"][0]["key"]
+    remote, local = (answers.images(ImageSelection(), 1000, 0) for answers in pages)
+    assert remote == local
+    key = remote["images"][0]["key"]
     [one, other] = [answers.image(key, {})["labels"] for answers in pages]
     assert one == other
     with TestClient(create_app(pages[0]), "http://localhost") as page:
@@ -130,24 +130,26 @@ def test_a_root_in_a_bucket_is_shown_and_can_be_changed(bucket: str, root: Path)
         assert page.get(f"/api/picture/{key}", params={"store": store}).status_code == 200
         assert page.post("/api/reject", json={"keys": [key], "reason": "blurred"}).json()["count"] == 1
         assert page.get("/api/images", params={"f": "rejected=yes"}).json()["total"] >= 1
-    assert read_rejects(found).column("key").to_pylist() == [key]
+    assert read_rejections(found).column("key").to_pylist() == [key]
 
 
 @pytest.mark.slow
-def test_what_a_run_is_writing_appears_as_it_is_written(tmp_path: Path) -> None:
-    """The page is open from the first images on, and nothing that it meets half-way is taken for damaged."""
+def test_refresh_loads_what_a_run_is_writing(tmp_path: Path) -> None:
+    """The page is open from the first images on, and no file that is half written counts as damaged."""
     (tmp_path / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
-    command = [sys.executable, "-m", "must", "run", "tiny.yaml", "--to", "label"]
+    command = [sys.executable, "-m", "cli", "run", "tiny.yaml", "--to", "label"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as run:
         root = tmp_path / "must-root"
         soon(lambda: list(root.glob("artifacts/data.*/*/manifest.json")))
         loading, seen = Loading(Root.of(root)), [0]
         while run.poll() is None:
-            loading.look()
+            loading.refresh()
             assert not loading.progress.damaged
-            seen.append(sum(len(loading.files(store.name)) for store in loading.found.stores if store.is_learned))
+            seen.append(
+                sum(len(loading.label_files(store.name)) for store in loading.catalogue.stores if store.is_learned)
+            )
             time.sleep(0.05)
-        loading.look()
+        loading.refresh()
     assert run.returncode == 0
     assert seen == sorted(seen)
     answers = Answers(loading)

@@ -12,7 +12,7 @@ import must
 from browser.answers import Answers
 from browser.filters import ImageSelection
 from browser.loading import Loading
-from flows.gc.inventory import sort_out
+from flows.gc.inventory import plan_gc
 from flows.plan.selection import Selection
 from pipeline.errors import ConfigError
 from pipeline.steps.workspace import Workspace
@@ -30,7 +30,7 @@ def labelled(whole: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory
     shutil.copytree(whole, root)
     planned = must.plan(recipe, root, ASKED)
     assert [each.step.name for each in planned] == [*STEPS[:-1], LABELLING[1], STEPS[-1]]
-    assert [each.step.name for each in planned if each.artifact is None] == [LABELLING[1]], "nothing else is made anew"
+    assert [each.step.name for each in planned if each.artifact is None] == [LABELLING[1]], "something else would be made again"
     outcome = must.run(recipe, root, ASKED)
     assert outcome.ran == 1
     counts = outcome.artifacts[LABELLING[1]].counts
@@ -40,11 +40,11 @@ def labelled(whole: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory
 
 def test_they_are_looked_at_beside_the_teachers(labelled: Path) -> None:
     loading = Loading(Root.of(labelled))
-    loading.look()
+    loading.refresh()
     assert not loading.progress.damaged
     stores = loading.newest()
     assert set(stores) == {"masks", "gabor", "student-masks", "student-gabor"}
-    assert {found.maker: found.is_learned for found in loading.found.stores if not found.is_true} == {
+    assert {found.maker: found.is_learned for found in loading.catalogue.stores if not found.is_true} == {
         "masks": True,
         "gabor": True,
         "student-masks": False,
@@ -63,7 +63,7 @@ def test_they_are_looked_at_beside_the_teachers(labelled: Path) -> None:
 def test_nothing_is_labelled_twice_and_nothing_that_runs_refer_to_goes(labelled: Path, recipe: Path) -> None:
     assert must.run(recipe, labelled, ASKED).ran == 0
     assert must.run(recipe, labelled, [*ASKED, "labelling.batch=5"], Selection(LABELLING[1])).ran == 2
-    assert all(verdict.kept for verdict in sort_out(Workspace(Root.of(labelled)), keep=9))
+    assert all(verdict.kept for verdict in plan_gc(Workspace(Root.of(labelled)), keep=9))
 
 
 def test_it_is_no_step_of_a_recipe_that_does_not_ask_for_it(whole: Path, recipe: Path) -> None:
