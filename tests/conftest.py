@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("house")
 
+pytest_plugins = ["tests.run_fixtures"]
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 Pixels = NDArray[np.uint8]
 Labels = Mapping[str, tuple[Label, Sequence[Value | None]]]

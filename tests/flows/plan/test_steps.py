@@ -261,7 +261,7 @@ def test_a_new_version_of_a_step_is_named(workspace: Workspace) -> None:
 def test_what_a_run_does_not_come_to_cannot_be_forced(
     workspace: Workspace, selection: Selection, step: str, said: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"Step '{step}' is to be made anew, but .* {said}"):
+    with pytest.raises(ConfigError, match=f"Step '{step}' is to be made again, but .* {said}"):
         selection.of(plan(chain(), workspace))
 
 
@@ -279,7 +279,7 @@ def test_a_root_of_another_version_is_refused(workspace: Workspace) -> None:
 def test_a_damaged_artifact_is_made_again(workspace: Workspace) -> None:
     made = carry_out(chain(), workspace)
     (folder_of(made["second"]) / "result").write_text("longer than it was")
-    assert whys(chain(), workspace)[1] == ("run", "its files are no longer whole")
+    assert whys(chain(), workspace)[1] == ("run", "its files are no longer complete")
 
 
 def test_a_plan_reads_and_writes_nothing(workspace: Workspace) -> None:

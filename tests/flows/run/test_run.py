@@ -289,7 +289,7 @@ def test_a_damaged_label_shard_is_made_again(
     else:
         os.truncate(shard, shard.stat().st_size - 9)
     planned = {each.step.name: each.why for each in must.plan(recipe, root) if each.action == "run"}
-    assert planned["label"] == "its files are no longer whole"
+    assert planned["label"] == "its files are no longer complete"
     outcome = goes_on(root)
     assert outcome.artifacts["label"].counts["labelled_now"] == 4
     assert outcome.ran == 1
