@@ -90,7 +90,7 @@ def reaching(name: str, found: Comparison) -> list[list[str]]:
     """A line per row: the fewest steps in which it comes to the best from scratch without labels."""
     [backbone] = {setting.backbone for setting in found.settings()}
     column, setting = found.columns[0], ComparisonSetting(backbone, 1.0, None)
-    wanted = found.wanted(backbone, 1.0, column)
+    wanted = found.best_from_scratch(backbone, 1.0, column)
     assert wanted is not None
     lines = []
     for row in dict.fromkeys(row.name for row in _comparable(found)):

@@ -28,7 +28,7 @@ import typer
 from benchmarks.compared import run
 from benchmarks.drawn import draw
 from benchmarks.measure import circumstances, save_result
-from evaluation.measurement import CLEAN, FILE
+from evaluation.measurement import CLEAN, MEASUREMENTS_FILE
 from pipeline.steps.artifact import read_json
 from pipeline.training.device import find_device
 
@@ -94,7 +94,7 @@ def main(
         record
         for name, made in artifacts.items()
         if name.startswith("finetune.")
-        for record in made.load(FILE, read_json)
+        for record in made.load(MEASUREMENTS_FILE, read_json)
     ]
     seconds = {name: round(made.manifest["seconds"], 1) for name, made in artifacts.items()}
     tests = {record["dataset"]: record["n"] for record in records}

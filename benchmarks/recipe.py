@@ -21,14 +21,14 @@ import typer
 import must
 from benchmarks.measure import circumstances, save_result
 from cli.console import Console
-from evaluation.metric_table import Line, read_lines
+from evaluation.metric_table import MetricLine, read_lines
 from pipeline.recipe.reader import read_recipe
 from pipeline.training.device import find_device
 
 SCRATCH = "student.weights=null"
 
 
-def measure(recipe: Path, root: str, overrides: list[str]) -> tuple[dict[str, Any], list[Line]]:
+def measure(recipe: Path, root: str, overrides: list[str]) -> tuple[dict[str, Any], list[MetricLine]]:
     """Run, and the records of its metrics, seconds by step, and how the student was run."""
     with Console().progress() as progress:
         outcome = must.run(recipe, root, overrides, progress=progress)
@@ -43,12 +43,12 @@ def measure(recipe: Path, root: str, overrides: list[str]) -> tuple[dict[str, An
     return found, lines
 
 
-def rows(started: list[Line], scratch: list[Line]) -> list[list[str]]:
+def rows(started: list[MetricLine], scratch: list[MetricLine]) -> list[list[str]]:
     """The table: a line per metric, with the student from scratch beside the others."""
     head = ["teacher", "task", "set", "n", "metric", "student", "of teacher", "from scratch", "teacher", "baseline"]
     table = [head]
     for line, other in zip(started, scratch, strict=True):
-        place, arrow = line.place, "↑" if line.better == "higher" else "↓"
+        place, arrow = line.target, "↑" if line.better == "higher" else "↓"
         values = [_shown(line.values.get(role)) for role in ("student", "teacher", "baseline")]
         share = "" if line.share is None else f"{line.share:.0%}"
         where = [place.head, place.task, f"{place.dataset}/{place.split}", str(place.n), f"{line.metric} {arrow}"]

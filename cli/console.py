@@ -19,10 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.comparison_plan import Foreseen, foreseen, total
-from evaluation.backbone_table import Board, Cell, MetricColumn, boards, read_measured
+from evaluation.backbone_table import BackboneTable, Cell, MetricColumn, backbone_tables, read_measurements
 from evaluation.comparison.comparison import Comparison, ComparisonSetting, read_comparisons
 from evaluation.measurement import CLEAN
-from evaluation.metric_table import ARROWS, ROLES, leading, read_lines
+from evaluation.metric_table import ARROWS, ROLES, leading_lines, read_lines
 from flows.plan.plan import Planned
 from flows.run.run import Outcome
 from flows.server.daemons import Services
@@ -100,8 +100,8 @@ class Console:
         if outcome.measures:
             if "evaluate" in outcome.artifacts:
                 self.out.print(results_table(outcome))
-            for board in boards(read_measured(outcome.artifacts)):
-                self.out.print(board_table(board))
+            for board in backbone_tables(read_measurements(outcome.artifacts)):
+                self.out.print(backbones_table(board))
             for name, comparison in read_comparisons(outcome.artifacts).items():
                 self.out.print(comparison_table(name, comparison))
                 for sentence in comparison.advice():
@@ -171,15 +171,15 @@ def results_table(outcome: Outcome) -> Table:
     """Student, teacher and trivial baseline by the leading metric of each teacher's task; fits 80 columns."""
     table = Table("teacher", "measured on", "metric", *ROLES, box=None, pad_edge=False)
     lines, _ = read_lines(outcome.metrics)
-    for line in leading(lines):
-        place, arrow = line.place, ARROWS[line.better]
+    for line in leading_lines(lines):
+        place, arrow = line.target, ARROWS[line.better]
         values = [f"{line.values[role]:.3f}" if role in line.values else "-" for role in ROLES]
         name = place.head if place.head == place.task else f"{place.head} ({place.task})"
         table.add_row(Text(name), Text(place.dataset), f"{line.metric} {arrow}", *values)
     return table
 
 
-def board_table(board: Board) -> Table:
+def backbones_table(board: BackboneTable) -> Table:
     """Every backbone on one set and task, by its means."""
     title = f"{board.dataset}: {board.task}, {board.n:,} images"
     heads = [_head(column, board.better) for column in board.columns]
@@ -208,7 +208,7 @@ def _where(setting: ComparisonSetting | Trial) -> list[str]:
 def comparison_table(name: str, found: Comparison) -> Table:
     """Every row of a comparison by its means."""
     heads = [_head(column, found.better) for column in found.columns]
-    title = f"{name}: {found.place}, {found.n:,} images"
+    title = f"{name}: {found.dataset_split}, {found.n:,} images"
     table = Table(
         "row", "backbone", "images", "steps", *heads, title=title, title_justify="left", box=None, pad_edge=False
     )

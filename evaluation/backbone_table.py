@@ -1,4 +1,4 @@
-"""What the measurements of backbones say: means and deviations over seeds, a table for every set and task."""
+"""Measurements of backbones as tables: means and deviations over seeds, a table for every set and task."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from evaluation.measurement import ALL, CLEAN, FILE, Measurement, best_of
+from evaluation.measurement import ALL_CORRUPTIONS, CLEAN, MEASUREMENTS_FILE, Measurement, max_or_min
 from pipeline.recipe.comparison import TRIAL, comparison_of
 from pipeline.steps.artifact import Artifact, read_json
 
 
 class MetricColumn(NamedTuple):
-    """How something was measured: protocol, labels learned from, metric, and on what kind of images."""
+    """A way of measuring: protocol, number of labels, metric, and corruption of the test images."""
 
     protocol: str
     labels: int
@@ -22,13 +22,13 @@ class MetricColumn(NamedTuple):
 
     @classmethod
     def of(cls, record: Measurement) -> MetricColumn:
-        """The one that a record belongs to."""
+        """Return the column that a record belongs to."""
         return cls(record.protocol, record.labels, record.metric, record.corruption)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """The values of one start by one column, a value per seed."""
+    """The values of one backbone in one column, a value per seed."""
 
     values: tuple[float, ...]
 
@@ -38,13 +38,13 @@ class Cell:
 
     @property
     def deviation(self) -> float | None:
-        """The standard deviation over seeds, None for one seed."""
+        """Standard deviation over seeds, None for one seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
 @dataclasses.dataclass(frozen=True)
-class Board:
-    """All starts on the same images of one set and task; `n` were measured on."""
+class BackboneTable:
+    """All backbones on the same `n` images of one set, for one task."""
 
     dataset: str
     task: str
@@ -55,85 +55,80 @@ class Board:
     cells: Mapping[tuple[str, MetricColumn], Cell]
     better: Mapping[str, str]
     about: Mapping[str, str]
-    """What each protocol is."""
+    """Protocols in words, by name."""
 
     def best(self, column: MetricColumn) -> list[str]:
-        """The starts with the best mean; several if they are equal."""
-        found = {start: self.cells[start, column].mean for start in self.starts if (start, column) in self.cells}
-        best = best_of(self.better[column.metric])(found.values())
-        return [start for start, mean in found.items() if mean == best]
+        """Return the starts with the best mean, several on a tie."""
+        means = {start: self.cells[start, column].mean for start in self.starts if (start, column) in self.cells}
+        best = max_or_min(self.better[column.metric])(means.values())
+        return [start for start, mean in means.items() if mean == best]
 
 
-def read_measured(artifacts: Mapping[str, Artifact]) -> list[Measurement]:
+def read_measurements(artifacts: Mapping[str, Artifact]) -> list[Measurement]:
     """Return the records of all measurements but those of comparisons."""
-    return [record for made in artifacts.values() if not comparison_of(made.section) for record in _records(made)]
+    return [record for made in artifacts.values() if not comparison_of(made.section) for record in records_in(made)]
 
 
-def _records(made: Artifact) -> list[Measurement]:
-    return [Measurement(**record) for record in made.load(FILE, read_json)] if made.has(FILE) else []
+def records_in(artifact: Artifact) -> list[Measurement]:
+    """Return the records in an artifact, none if it measured nothing."""
+    records = artifact.load(MEASUREMENTS_FILE, read_json) if artifact.has(MEASUREMENTS_FILE) else []
+    return [Measurement(**record) for record in records]
 
 
-def any_measured(artifacts: Mapping[str, Artifact]) -> bool:
-    """Whether any of them holds a record of a backbone."""
-    return any(made.has(FILE) and made.counts["records"] for made in artifacts.values())
+def has_measurements(artifacts: Mapping[str, Artifact]) -> bool:
+    """Return True if any of the artifacts holds a record of a backbone."""
+    return any(made.has(MEASUREMENTS_FILE) and made.counts["records"] for made in artifacts.values())
 
 
-def boards(records: Iterable[Measurement]) -> list[Board]:
-    """A board for every set and task, of what is `leading`."""
+def backbone_tables(records: Iterable[Measurement]) -> list[BackboneTable]:
+    """Return a table of the leading records for every set and task."""
     groups: dict[tuple[str, str, str, int], list[Measurement]] = {}
-    for record in leading(records):
+    for record in leading_records(records):
         groups.setdefault((record.dataset, record.task, record.split, record.n), []).append(record)
-    return [_board(place, found) for place, found in groups.items()]
+    return [_table(key, group) for key, group in groups.items()]
 
 
-def leading(records: Iterable[Measurement]) -> list[Measurement]:
-    """Of all metrics by a protocol the first of each task, its leading one; of corrupted images, the mean over all
-    corruptions.
-    """
+def leading_records(records: Iterable[Measurement]) -> list[Measurement]:
+    """Return the records with a protocol's first metric for each task; of corruptions, only the mean over all."""
     first: dict[tuple[str, str], str] = {}
     return [
         record
         for record in records
         if first.setdefault((record.protocol, record.task), record.metric) == record.metric
-        and record.corruption in (CLEAN, ALL)
+        and record.corruption in (CLEAN, ALL_CORRUPTIONS)
     ]
 
 
-def columns_of(records: Iterable[Measurement]) -> tuple[MetricColumn, ...]:
-    """Their columns: by protocol, fewer labels first, corrupted images last."""
-    found = dict.fromkeys(map(MetricColumn.of, records))
-    return tuple(sorted(found, key=lambda each: (each.protocol, each.labels, each.corruption != CLEAN)))
+def table_columns(records: Iterable[Measurement]) -> tuple[MetricColumn, ...]:
+    """Return the columns of the records: by protocol, fewer labels first, corrupted images last."""
+    columns = dict.fromkeys(map(MetricColumn.of, records))
+    return tuple(sorted(columns, key=lambda column: (column.protocol, column.labels, column.corruption != CLEAN)))
 
 
-def told(records: Iterable[Measurement]) -> dict[str, str]:
-    """What each protocol is."""
+def protocol_descriptions(records: Iterable[Measurement]) -> dict[str, str]:
+    """Return the protocols in words, by name."""
     return {record.protocol: record.about for record in records if record.corruption == CLEAN}
 
 
-def _board(place: tuple[str, str, str, int], records: Sequence[Measurement]) -> Board:
+def _table(key: tuple[str, str, str, int], records: Sequence[Measurement]) -> BackboneTable:
     values: dict[tuple[str, MetricColumn], dict[int, float]] = {}
     for record in records:
         values.setdefault((record.start, MetricColumn.of(record)), {})[record.seed] = record.value
-    return Board(
-        *place,
+    return BackboneTable(
+        *key,
         starts=tuple(dict.fromkeys(record.start for record in records)),
-        columns=columns_of(records),
-        cells={key: Cell(tuple(found.values())) for key, found in values.items()},
+        columns=table_columns(records),
+        cells={key: Cell(tuple(by_seed.values())) for key, by_seed in values.items()},
         better={record.metric: record.better for record in records},
-        about=told(records),
+        about=protocol_descriptions(records),
     )
 
 
-def as_json(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
-    """All records, those of comparisons as well, for those who compute with them: these with the comparison's name and
-    the row, as `trial`, that they belong to.
-    """
-    found = [record.to_json() for record in read_measured(artifacts)]
+def measurements_json(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """Return all records as JSON; those of comparisons also have the `comparison`'s name and the row as `trial`."""
+    found = [record.to_json() for record in read_measurements(artifacts)]
     for made in artifacts.values():
-        name = comparison_of(made.section)
-        if name:
-            found += [
-                {**record.to_json(), "comparison": name, TRIAL: made.manifest["config"][TRIAL]}
-                for record in _records(made)
-            ]
+        if name := comparison_of(made.section):
+            more = {"comparison": name, TRIAL: made.manifest["config"][TRIAL]}
+            found += [{**record.to_json(), **more} for record in records_in(made)]
     return found

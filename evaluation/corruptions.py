@@ -1,6 +1,6 @@
-"""Images made worse: eight of ImageNet-C's corruptions (Hendrycks and Dietterich, ICLR 2019), with its constants.
+"""Image corruptions: eight of ImageNet-C's (Hendrycks and Dietterich, ICLR 2019), with its constants.
 
-Applied to what a network is shown: the resized image (S, S, 3) uint8. Lengths in pixels are those of 224-pixel images.
+They are applied to the resized image (S, S, 3) uint8. Lengths in pixels are for images of 224 pixels and scale with S.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from PIL import Image, ImageFilter
 
 VERSION = 1
 SEVERITIES = (1, 3, 5)
-"""Of the five that there are."""
+"""Severities that are measured, of the published 1 to 5."""
 SIDE = 224
+"""Side in pixels of the images that the constants are for."""
 Pixels = NDArray[np.uint8]
-Corrupt = Callable[[Pixels, int, np.random.Generator], NDArray[np.floating] | Pixels]
+CorruptionFunction = Callable[[Pixels, int, np.random.Generator], NDArray[np.floating] | Pixels]
 ABOUT = f"mean over eight of ImageNet-C's corruptions at severities {', '.join(map(str, SEVERITIES))}"
 
 
@@ -44,7 +45,7 @@ def _gaussian_blur(image: Pixels, level: int, rng: np.random.Generator) -> Pixel
 
 
 def _brightness(image: Pixels, level: int, rng: np.random.Generator) -> NDArray[np.floating]:
-    """The V of HSV raised: all channels by one factor."""
+    """Raise V of HSV, which scales all channels by one factor."""
     value = image.max(axis=2, keepdims=True) / 255
     raised = np.minimum(value + (0.1, 0.2, 0.3, 0.4, 0.5)[level], 1)
     return np.where(value > 0, image * (raised / np.maximum(value, 1 / 255)), raised * 255)
@@ -67,7 +68,7 @@ def _jpeg(image: Pixels, level: int, rng: np.random.Generator) -> Pixels:
     return np.asarray(Image.open(buffer).convert("RGB"))
 
 
-CORRUPTIONS: dict[str, Corrupt] = {
+CORRUPTIONS: dict[str, CorruptionFunction] = {
     "gaussian_noise": _gaussian_noise,
     "shot_noise": _shot_noise,
     "impulse_noise": _impulse_noise,
@@ -79,15 +80,15 @@ CORRUPTIONS: dict[str, Corrupt] = {
 }
 
 
-def corrupted(image: Pixels, name: str, severity: int) -> Pixels:
-    """An image (S, S, 3) uint8 with a corruption at a severity from 1 to 5; the same for the same image."""
+def corrupt(image: Pixels, name: str, severity: int) -> Pixels:
+    """Return an image (S, S, 3) uint8 with a corruption at a severity from 1 to 5, always the same for an image."""
     seed = zlib.crc32(np.ascontiguousarray(image).data)
-    worse = CORRUPTIONS[name](image, severity - 1, np.random.default_rng([seed, severity]))
-    return np.clip(np.round(worse), 0, 255).astype(np.uint8)
+    output = CORRUPTIONS[name](image, severity - 1, np.random.default_rng([seed, severity]))
+    return np.clip(np.round(output), 0, 255).astype(np.uint8)
 
 
-def changes() -> Iterator[tuple[str, Callable[[Pixels], Pixels]]]:
-    """Every corruption's name, once for each of SEVERITIES, with what makes an image worse."""
+def corruption_functions() -> Iterator[tuple[str, Callable[[Pixels], Pixels]]]:
+    """Yield (name, function of an image) for every corruption at each of SEVERITIES."""
     for name in CORRUPTIONS:
         for severity in SEVERITIES:
-            yield name, functools.partial(corrupted, name=name, severity=severity)
+            yield name, functools.partial(corrupt, name=name, severity=severity)

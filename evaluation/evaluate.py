@@ -1,4 +1,4 @@
-"""The step that measures student, teachers and a trivial baseline on the same held-out images."""
+"""Step that measures student, teachers and a trivial baseline on the same held-out images."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ AGREEMENT = (
 
 
 def evaluate(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Write `metrics.json`: a record per model, task, set and metric; results are kept by teacher.
+    """Write `metrics.json`: a record per teacher, set, model and metric.
 
     Each teacher, and the student's head for it, is measured on the set it was trained on and on those of
-    `config["sets"]` that share its task and classes, on the held-out split `config["splits"]` or the other one. Where
-    no set has labels for a teacher, the student's agreement with it is measured instead.
+    `config["sets"]` that share its task and classes, on the held-out split `config["splits"]` or the other one. If no
+    set has labels for a teacher, the student's agreement with it is measured instead.
     """
     student = load_network(inputs["student"], inputs.runtime)
     records: list[dict[str, Any]] = []
@@ -46,50 +46,52 @@ def evaluate(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[st
 
 @dataclasses.dataclass(frozen=True)
 class TeacherTrial:
-    """One teacher on one set: against its true labels, or, where nobody has any, the student against the teacher's."""
+    """One teacher to measure on one split of one set, against true labels or, without any, the student against it."""
 
     head: str
-    made: Artifact
+    artifact: Artifact
     set_name: str
-    found: IngestedSet
+    ingested: IngestedSet
     split: str
-    about: Teacher
+    teacher: Teacher
     trained_on: IngestedSet | None
 
     @property
     def has_truth(self) -> bool:
-        return self.found.spaces.get(self.about.space.task) == self.about.space
+        return self.ingested.spaces.get(self.teacher.space.task) == self.teacher.space
 
 
 def _trials(config: Mapping[str, Any], inputs: Inputs) -> Iterator[TeacherTrial]:
     sets = {name: IngestedSet(made) for name, made in inputs.of_kind("data").items()}
-    for head, made in inputs.of_kind("teacher").items():
-        about = Teacher.load(made)
-        for name, split in _places(about, sets, config):
-            yield TeacherTrial(head, made, name, sets[name], split, about, sets.get(about.data or ""))
+    for head, artifact in inputs.of_kind("teacher").items():
+        teacher = Teacher.load(artifact)
+        for name, split in _splits_to_measure(teacher, sets, config):
+            yield TeacherTrial(head, artifact, name, sets[name], split, teacher, sets.get(teacher.data or ""))
 
 
-def _places(about: Teacher, sets: Mapping[str, IngestedSet], config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(set, split) to measure a teacher on: those named for it, else all that have its labels, else the first set."""
-    preferred, task = config["splits"], about.space.task
+def _splits_to_measure(
+    teacher: Teacher, sets: Mapping[str, IngestedSet], config: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """Return (set, split) to measure a teacher on: its own set and `sets`, else all with its labels, else the first."""
+    preferred, task = config["splits"], teacher.space.task
     labelled = {
         name: split
-        for name, found in sets.items()
-        if found.spaces.get(task) == about.space and (split := found.held_out_split(preferred, task))
+        for name, ingested in sets.items()
+        if ingested.spaces.get(task) == teacher.space and (split := ingested.held_out_split(preferred, task))
     }
-    named = [name for name in dict.fromkeys([about.data, *config["sets"]]) if name in labelled]
+    named = [name for name in dict.fromkeys([teacher.data, *config["sets"]]) if name in labelled]
     if labelled:
         return [(name, labelled[name]) for name in named or labelled]
-    return [(name, split) for name, found in sets.items() if (split := found.held_out_split(preferred))][:1]
+    return [(name, split) for name, ingested in sets.items() if (split := ingested.held_out_split(preferred))][:1]
 
 
 def _measure(trial: TeacherTrial, student: Predictor, inputs: Inputs, seed: int) -> list[dict[str, Any]]:
-    """The records of student, teacher and baseline on one set."""
-    teacher = load_teacher(trial.made, inputs.runtime)
-    how = _against_truth if trial.has_truth else _against_teacher
-    scores, count = how(trial, student, teacher, inputs.runtime)
+    """Return the records of student, teacher and baseline on one set."""
+    teacher = load_teacher(trial.artifact, inputs.runtime)
+    compare = _against_truth if trial.has_truth else _against_teacher
+    scores, count = compare(trial, student, teacher, inputs.runtime)
     context = {
-        "task": trial.about.space.task,
+        "task": trial.teacher.space.task,
         "dataset": trial.set_name,
         "head": trial.head,
         "split": trial.split,
@@ -97,17 +99,17 @@ def _measure(trial: TeacherTrial, student: Predictor, inputs: Inputs, seed: int)
         "seed": seed,
         "protocol": PROTOCOL if trial.has_truth else AGREEMENT,
     }
-    return records_of(scores, teacher.heads[trial.head], context)
+    return metric_records(scores, teacher.heads[trial.head], context)
 
 
 Scores = dict[str, dict[str, float]]
 
 
 def _against_truth(trial: TeacherTrial, student: Predictor, teacher: Predictor, runtime: Runtime) -> tuple[Scores, int]:
-    head, task = trial.head, trial.about.space.task
-    dataset = true_label_dataset(trial.found, trial.split, {head: task})
+    head, task = trial.head, trial.teacher.space.task
+    dataset = true_label_dataset(trial.ingested, trial.split, {head: task})
     models = {f"teacher:{head}": teacher} | ({"student": student} if head in student.heads else {})
-    scores = {model: score(one, dataset, {head: head}, runtime) for model, one in models.items()}
+    scores = {model: score(predictor, dataset, {head: head}, runtime) for model, predictor in models.items()}
     if trial.trained_on:
         train = true_label_dataset(trial.trained_on, "train", {head: task}, held_out_keys(trial.trained_on))
         scores["baseline"] = score_constant(teacher.heads[head], head, train, dataset)
@@ -118,21 +120,21 @@ def _against_teacher(
     trial: TeacherTrial, student: Predictor, teacher: Predictor, runtime: Runtime
 ) -> tuple[Scores, int]:
     head = trial.head
-    dataset = ImageDataset(dataset_shards(trial.found, trial.split, lambda shard: {}))
+    dataset = ImageDataset(dataset_shards(trial.ingested, trial.split, lambda shard: {}))
     if head not in student.heads:
         return {}, len(dataset)
-    task, label = teacher.heads[head], tasks.label(trial.about.space)
+    task, label = teacher.heads[head], tasks.label(trial.teacher.space)
     rows = (label.encode(values[head]) for _, values in predict_all(teacher, dataset, runtime))
-    said = [label.decode(row, label.default_threshold) for row in rows]
-    metric, constant, guess = task.metrics(), task.metrics(), task.constant_label(said)
+    truth = [label.decode(row, label.default_threshold) for row in rows]
+    metric, constant, guess = task.metrics(), task.metrics(), task.constant_label(truth)
     for index, values in predict_all(student, dataset, runtime):
-        metric.update(values[head], said[index])
-        constant.update(guess, said[index])
+        metric.update(values[head], truth[index])
+        constant.update(guess, truth[index])
     return {"student": metric.compute(), "baseline": constant.compute()}, len(dataset)
 
 
 def score_constant(task: Task, head: str, train: ImageDataset, dataset: ImageDataset) -> dict[str, float]:
-    """The metrics of the best label that does not look at the image."""
+    """Return the metrics of the best constant label."""
     guess: Value = task.constant_label(train.values(index)[head] for index in range(len(train)))
     metric = task.metrics()
     for index in range(len(dataset)):
@@ -140,12 +142,12 @@ def score_constant(task: Task, head: str, train: ImageDataset, dataset: ImageDat
     return metric.compute()
 
 
-def records_of(
+def metric_records(
     scores: Mapping[str, Mapping[str, float]], task: Task, context: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """One record per model and metric."""
+    """Return one record per model and metric."""
     return [
         {**context, "model": model, "metric": metric, "value": value, "better": task.better[metric]}
-        for model, found in scores.items()
-        for metric, value in found.items()
+        for model, values in scores.items()
+        for metric, value in values.items()
     ]

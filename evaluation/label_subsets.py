@@ -1,4 +1,4 @@
-"""Few labels: which images are learned from, which decide, and which are reported on. No torch."""
+"""Small subsets of a set's labels: which images are for training, validation and testing. No torch."""
 
 from __future__ import annotations
 
@@ -21,93 +21,97 @@ from pipeline.steps.artifact import Inputs
 from pipeline.stores.labels import LabelSpace
 
 TASK = CLASSIFICATION
-"""What probes learn."""
-FIFTH = 5
-"""Where a set has one held-out split alone, one part in FIFTH of the labels that are learned from decides instead."""
+"""The task of probes."""
+VAL_DIVISOR = 5
+"""A set with only one held-out split gives up one training label in so many for validation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """Images with labels of one task: to learn from, to decide by (None: some of the former do), to report on."""
+    """Images with labels of one task, by what they are used for."""
 
     train: ImageDataset
     val: ImageDataset | None
+    """None if validation images are taken from `train`."""
     test: ImageDataset
     name: str
-    """The name of the split that is reported on."""
+    """Name of the split that `test` is."""
     space: LabelSpace
 
     @property
     def classes(self) -> int:
-        """Of how many classes an image is one; 0 for tasks other than classification."""
+        """Number of classes; 0 for tasks other than classification."""
         return len(self.space.classes) if self.space.task == TASK else 0
 
     @functools.cached_property
-    def numbers(self) -> NDArray[np.int64]:
-        """Of classification, the class of each image to learn from."""
+    def train_classes(self) -> NDArray[np.int64]:
+        """Class ids of the training images (N,); classification only."""
         return class_ids(self.train, TASK)
 
     def order(self, seed: int) -> NDArray[np.int64]:
-        """All positions to learn from, in an order whose beginnings are the small sets of labels."""
-        return order_of(self.train.keys(), self.numbers if self.classes else None, seed)
+        """Return all positions in `train` in an order whose beginnings are the subsets of labels."""
+        return nested_order(self.train.keys(), self.train_classes if self.classes else None, seed)
 
 
 class LabelRequest(NamedTuple):
-    """What a step that probes or fine-tunes learns from and reports on for a task, and how many labelled images each of
-    the amounts means that it is asked for.
-    """
+    """The splits of a task that a step measures on, and the number of training labels that each amount means."""
 
     splits: Splits
     counts: dict[Amount, int]
 
 
-def asked_of(config: Mapping[str, Any], inputs: Inputs) -> dict[str, LabelRequest]:
-    """What is asked of a step that probes or fine-tunes, by task; without tasks that its set has no labels of to learn
-    from or to report on. ConfigError if nothing is left for a row of a comparison, or if the set lacks labels.
+def label_requests(config: Mapping[str, Any], inputs: Inputs) -> dict[str, LabelRequest]:
+    """Return what a step that probes or fine-tunes has to measure, by task.
+
+    Tasks without labels to train on or without held-out labels are left out. Raises ConfigError if none is left for a
+    row of a comparison, or if the set has fewer labels than asked for.
     """
-    found, what = IngestedSet(inputs[f"data.{config['set']}"]), config["set"]
-    wanted = [TASK] if "probes" in config else list(found.spaces)
-    there = {task: splits for task in wanted if (splits := splits_of(found, task, config["splits"]))}
-    if TRIAL in config and not there:
+    name = config["set"]
+    ingested = IngestedSet(inputs[f"data.{name}"])
+    tasks = [TASK] if "probes" in config else list(ingested.spaces)
+    found = {task: splits for task in tasks if (splits := find_splits(ingested, task, config["splits"]))}
+    if TRIAL in config and not found:
         raise ConfigError(
-            f"the set {what!r} has no {'class ' if 'probes' in config else ''}labels to learn from, or none held out "
-            f"to measure on; its splits: {found.splits}."
+            f"the set {name!r} has no {'class ' if 'probes' in config else ''}labels to learn from, or none held out "
+            f"to measure on; its splits: {ingested.splits}."
         )
-    return {task: LabelRequest(splits, _counts(splits, config["labels"], what)) for task, splits in there.items()}
+    return {task: LabelRequest(splits, _counts(splits, config["labels"], name)) for task, splits in found.items()}
 
 
-def _counts(splits: Splits, amounts: Sequence[Amount], what: str) -> dict[Amount, int]:
-    there, apart = len(splits.train), splits.val is None
-    return {amount: count_of(amount, there, splits.classes, what, apart) for amount in amounts}
+def _counts(splits: Splits, amounts: Sequence[Amount], name: str) -> dict[Amount, int]:
+    total, val_from_train = len(splits.train), splits.val is None
+    return {amount: label_count(amount, total, splits.classes, name, val_from_train) for amount in amounts}
 
 
-def splits_of(found: IngestedSet, task: str, preferred: str) -> Splits | None:
-    """The splits for a task, None if the set has no labels of it to learn from or none to report on. What decides is
-    never reported on, also where the same image is in both splits.
+def find_splits(ingested: IngestedSet, task: str, preferred: str) -> Splits | None:
+    """Return the splits for a task, or None if the set has no labels of it to train on or to test on.
+
+    No test image is used for training or validation, even if another split has it too.
     """
-    test = found.held_out_split(preferred, task)
-    if test is None or not found.counts.get(f"labels.{task}.train"):
+    test = ingested.held_out_split(preferred, task)
+    if test is None or not ingested.counts.get(f"labels.{task}.train"):
         return None
     heads = {task: task}
-    train = true_label_dataset(found, "train", heads, held_out_keys(found))
+    train = true_label_dataset(ingested, "train", heads, held_out_keys(ingested))
     if not len(train):
         return None
-    val = _deciding(found, task) if test == "test" else None
-    return Splits(train, val, true_label_dataset(found, test, heads), test, found.spaces[task])
+    val = _validation_images(ingested, task) if test == "test" else None
+    return Splits(train, val, true_label_dataset(ingested, test, heads), test, ingested.spaces[task])
 
 
-def _deciding(found: IngestedSet, task: str) -> ImageDataset | None:
-    """The validation images that are not tested on, None if there are none."""
-    if not found.counts.get(f"labels.{task}.val"):
+def _validation_images(ingested: IngestedSet, task: str) -> ImageDataset | None:
+    """Return the validation images that are not test images, None if there are none."""
+    if not ingested.counts.get(f"labels.{task}.val"):
         return None
-    tested = {key for shard in found.images("test").shards for key in shard.keys}
-    val = true_label_dataset(found, "val", {task: task}, tested)
+    test_keys = {key for shard in ingested.images("test").shards for key in shard.keys}
+    val = true_label_dataset(ingested, "val", {task: task}, test_keys)
     return val if len(val) else None
 
 
-def order_of(keys: Sequence[str], classes: NDArray[np.int64] | None, seed: int) -> NDArray[np.int64]:
-    """The positions of all keys in an order whose beginnings are the small sets of labels: at random, the classes in
-    turn where there are any, so that each beginning is as balanced as can be and a part of any longer one.
+def nested_order(keys: Sequence[str], classes: NDArray[np.int64] | None, seed: int) -> NDArray[np.int64]:
+    """Return the positions of all keys in random order, the classes in turn if there are any.
+
+    The first n positions are a subset of labels for any n: as balanced as can be, and contained in every larger one.
     """
     order = random_order(keys, seed)
     if classes is None:
@@ -119,34 +123,40 @@ def order_of(keys: Sequence[str], classes: NDArray[np.int64] | None, seed: int) 
     return order[np.argsort(rank, kind="stable")]
 
 
-def count_of(amount: Amount, there: int, classes: int, what: str, apart: bool = False) -> int:
-    """How many labelled images an amount means. ConfigError if there are not so many, or fewer than classes in what is
-    learned from, without what is set `apart` to decide by.
+def label_count(amount: Amount, total: int, classes: int, name: str, val_from_train: bool = False) -> int:
+    """Return how many of the `total` labelled images of the set `name` an amount means.
+
+    Raises ConfigError if there are fewer images, or if they are too few to train on at least one image of each class
+    (two in all), not counting those that are taken for validation.
     """
     if amount == "all":
-        if apart and there == aside_of(there):
-            raise ConfigError(f"labels: {what} has {there} labelled image, to learn from and to decide by: too few.")
-        return there
+        if val_from_train and total == val_count(total):
+            raise ConfigError(f"labels: {name} has {total} labelled image: too few to train and to validate on.")
+        return total
     least = max(classes, 2)
-    while apart and least - aside_of(least) < max(classes, 2):
+    while val_from_train and least - val_count(least) < max(classes, 2):
         least += 1
-    count = round(amount * there) if isinstance(amount, float) else int(amount)
-    if count > there:
-        raise ConfigError(f"labels: {amount} labelled images asked for; {what} has {there} to learn from.")
+    count = round(amount * total) if isinstance(amount, float) else int(amount)
+    if count > total:
+        raise ConfigError(f"labels: {amount} labelled images asked for; {name} has {total} to learn from.")
     if count < least:
         raise ConfigError(
-            f"labels: {amount} of {there} labelled images are {count}; {what} has {classes} classes, and at least "
+            f"labels: {amount} of {total} labelled images are {count}; {name} has {classes} classes, and at least "
             f"{least} images are needed."
         )
     return count
 
 
-def aside_of(count: int) -> int:
-    """How many of so many labels decide, where nothing else does."""
-    return max(1, count // FIFTH)
+def val_count(count: int) -> int:
+    """Return how many of `count` training labels are taken for validation."""
+    return max(1, count // VAL_DIVISOR)
 
 
-def parts(order: NDArray[np.int64], count: int, apart: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first `count` positions: those to learn from, and, set `apart` from them, those to decide by (else none)."""
-    aside = aside_of(count) if apart else 0
-    return order[aside:count], order[:aside]
+def split_train_val(
+    order: NDArray[np.int64], count: int, val_from_train: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split the first `count` positions into those to train on and those to validate on (none without
+    `val_from_train`).
+    """
+    val = val_count(count) if val_from_train else 0
+    return order[val:count], order[:val]

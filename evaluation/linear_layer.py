@@ -1,4 +1,4 @@
-"""A linear layer on frozen features, trained step by step."""
+"""Linear classifier on a frozen backbone, as an objective for gradient training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.training.objective import Objective
 
 
 class FrozenLinear(Objective):
-    """A linear layer on the features of a backbone that stays as it is, its running statistics included."""
+    """Train a linear layer; the backbone, batch norm statistics included, stays as it is."""
 
     def __init__(self, encoder: Encoder, classes: int) -> None:
         super().__init__()

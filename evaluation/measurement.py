@@ -1,7 +1,4 @@
-"""The records that measurements of backbones leave in `measured.json`. No torch.
-
-A record says by which protocol, on which images, with how many labels and which seed a number came about.
-"""
+"""Records of what backbones score, as kept in `measured.json`. No torch."""
 
 from __future__ import annotations
 
@@ -11,43 +8,46 @@ from typing import Any
 
 from pipeline.recipe.evaluation import Amount
 
-FILE = "measured.json"
-CLEAN, ALL = "none", "all"
-"""What records say of images that are as they are, and of the mean over all corruptions."""
+MEASUREMENTS_FILE = "measured.json"
+CLEAN, ALL_CORRUPTIONS = "none", "all"
+"""Values of `Measurement.corruption` for unchanged images and for the mean over all corruptions."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """A number, and how it came about.
-
-    `labels` of `asked` images with a label were learned from (those that decide included); `n` images were measured on.
-    `steps`, `images` and `seconds` are what learning took, None where nothing was trained step by step.
-    """
+    """One value of a metric, and how it was measured."""
 
     start: str
+    """Name of the backbone's origin: `scratch`, `student`, `stage.<name>` ..."""
     backbone: str
     protocol: str
     about: str
+    """The protocol in words."""
     dataset: str
     task: str
     split: str
     n: int
+    """Number of images measured on."""
     asked: Amount
+    """The amount of labels as the recipe has it."""
     labels: int
+    """Number of labels used, those for validation included."""
     seed: int
     metric: str
     better: str
+    """"higher" or "lower"."""
     value: float
     corruption: str = CLEAN
     steps: int | None = None
     images: int | None = None
     seconds: float | None = None
+    """Optimizer steps, images that went through them, and seconds of training; None if no gradient steps were taken."""
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
-def best_of(better: str) -> Callable[..., Any]:
-    """`max`, or `min` for a metric of which less is better: `better` is what its records say."""
+def max_or_min(better: str) -> Callable[..., Any]:
+    """Return `max` if `better` is "higher", else `min`."""
     return max if better == "higher" else min

@@ -1,4 +1,4 @@
-"""What a probe is given, and what it makes of it."""
+"""The interface of probes: what `fit` is given and what it returns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.steps.runtime import Runtime
 
 
 class LabelledFeatures(NamedTuple):
-    """Features (N, D) float32 and the numbers of their classes (N,) int64, both on the host."""
+    """Features (N, D) float32 and class ids (N,) int64, both on the CPU."""
 
     features: Tensor
     classes: Tensor
@@ -23,23 +23,29 @@ class LabelledFeatures(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ProbeTask:
-    """A classification of frozen features: what is known to learn from and to decide by, and how many classes there
-    are. `encoder` and `images`, with labels under `classification`, are where the features to learn from come from;
-    `scratch` is a folder for what a training leaves on its way.
+    """A classification of frozen features: fit on `train`, choose settings on `val`.
+
+    A probe is a module in `evaluation/probes/`: it has `VERSION`, `ABOUT` and `RANDOM`, and
+
+        def fit(task: ProbeTask) -> ProbeResult:
+            return ProbeResult(lambda features: torch.ones(len(features), task.classes) / task.classes, {})
     """
 
     train: LabelledFeatures
     val: LabelledFeatures
     classes: int
+    """Number of classes."""
     seed: int
     encoder: Encoder
     images: ImageDataset
+    """The training images, with labels under `classification`, for probes that train on augmented views."""
     scratch: Path
+    """Folder for checkpoints."""
     runtime: Runtime
 
 
 class ProbeResult(NamedTuple):
-    """Features (N, D) -> probabilities (N, classes); and the settings that were decided on, as JSON."""
+    """A classifier, features (N, D) -> probabilities (N, classes), and the chosen settings as JSON."""
 
     classify: Callable[[Tensor], Tensor]
     settings: dict[str, Any]

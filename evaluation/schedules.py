@@ -1,4 +1,4 @@
-"""How networks are fine-tuned, by name: each a protocol with a version, so that numbers can be told apart. No torch."""
+"""Fine-tuning schedules by name. Each has a version, which goes with every number measured by it. No torch."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Any
 from pipeline.recipe.augment import AugmentConfig
 
 CROP_AND_FLIP = AugmentConfig(area=0.08, brightness=0, contrast=0, saturation=0)
-FEW = 0.05
+FEW_LABELS = 0.05
 """Share of the labels below which SuNCEt trains twice as long."""
 Settings = Mapping[str, Any]
 STEPS, EPOCHS, BATCH = 300, 10, 16
-"""The quick schedule is the longer one of so many steps and so many passes over the images."""
+"""The quick schedule takes STEPS steps or EPOCHS epochs, whichever is longer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneSchedule:
-    """A way to fine-tune: the settings to choose from on validation images, by the share of labels that there are."""
+    """A way to fine-tune, with the settings to choose from on validation images."""
 
     version: int
     about: str
     grid: Callable[[int, int], Sequence[Settings]]
-    """Images to learn from, and images with labels in all -> settings of a `FitConfig`."""
+    """(number of training images, number of all labelled images) -> settings of `FitConfig` to try."""
     augment: AugmentConfig
     blank_head: bool = False
-    """Whether a linear classifier begins with zeros."""
+    """True to start linear classifiers from zeros."""
 
 
-def _quick(images: int, there: int) -> Sequence[Settings]:
+def _quick(images: int, total: int) -> Sequence[Settings]:
     steps = max(STEPS, EPOCHS * images // BATCH)
     return [{"batch": BATCH, "steps": steps, "lr": lr} for lr in (1e-3, 3e-4)]
 
 
-def _hpt(images: int, there: int) -> Sequence[Settings]:
+def _hpt(images: int, total: int) -> Sequence[Settings]:
     common = {"optimizer": "sgd", "batch": 256, "weight_decay": 0.0, "warmup": 0.0, "clip": None}
     lengths: Sequence[Settings] = [{"steps": 2500}, {"epochs": 90}]
     return [
@@ -44,9 +44,9 @@ def _hpt(images: int, there: int) -> Sequence[Settings]:
     ]
 
 
-def _suncet(images: int, there: int) -> Sequence[Settings]:
+def _suncet(images: int, total: int) -> Sequence[Settings]:
     common = {"optimizer": "sgd", "nesterov": True, "batch": 256, "weight_decay": 0.0, "warmup": 0.0, "clip": None}
-    return [{**common, "lr": 0.05, "epochs": 60 if images < FEW * there else 30}]
+    return [{**common, "lr": 0.05, "epochs": 60 if images < FEW_LABELS * total else 30}]
 
 
 SCHEDULES = {
@@ -74,4 +74,3 @@ SCHEDULES = {
         blank_head=True,
     ),
 }
-"""Version, text, settings and views of each."""

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from evaluation.label_subsets import splits_of
+from evaluation.label_subsets import find_splits
 from evaluation.probe import LabelledFeatures, ProbeTask
 from ingest.dataset import IngestedSet
 from ingest.true_labels import class_ids
@@ -60,7 +60,7 @@ class Case:
 @pytest.fixture
 def case(made: Artifact, encoder: Encoder, tmp_path: Path) -> Case:
     """Features of the pictures."""
-    splits, runtime = splits_of(IngestedSet(made), TASK, "test"), Runtime(Root.of(tmp_path), "cpu", "32", 1)
+    splits, runtime = find_splits(IngestedSet(made), TASK, "test"), Runtime(Root.of(tmp_path), "cpu", "32", 1)
     assert splits
     assert splits.val
     train, val, test = (known(encoder, each, runtime) for each in (splits.train, splits.val, splits.test))

@@ -1,27 +1,29 @@
-"""A comparison of methods as it came out: rows, their values over seeds, and what each took."""
+"""Results of a comparison of methods: rows, their values over seeds, and their costs."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from evaluation.backbone_table import Cell, MetricColumn, columns_of, leading, told
-from evaluation.comparison.cost import Cost, Point, cost, price, steps_to, total
-from evaluation.comparison.significance import Ranking, advice, standing
-from evaluation.measurement import FILE, Measurement, best_of
+from evaluation import backbone_table
+from evaluation.backbone_table import Cell, MetricColumn, leading_records, records_in
+from evaluation.comparison.cost import Cost, CurvePoint, artifact_cost, backbone_cost, steps_to_reach, sum_costs
+from evaluation.comparison.significance import Ranking, advice_sentence, rank_rows
+from evaluation.measurement import Measurement, max_or_min
 from pipeline.recipe.comparison import NO_STAGE, SUPERVISED, TRIAL, Trial, comparison_of, row_name
 from pipeline.recipe.stage import SCRATCH
-from pipeline.steps.artifact import Artifact, read_json
+from pipeline.steps.artifact import Artifact
 
-VIEWED = "views_seen"
-"""The count of views that went through all steps, where an image has several."""
+VIEWS_SEEN = "views_seen"
+"""Count of views that went through all steps, kept by methods with several views of an image."""
 
 
 class ComparisonSetting(NamedTuple):
-    """What rows have in common: the backbone, the share of the images, and the steps; None for rows without a stage."""
+    """Backbone, share of the images, and steps that rows share; the last two are None for rows without a stage."""
 
     backbone: str
     share: float | None
@@ -30,41 +32,41 @@ class ComparisonSetting(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A method from a start in one setting: values by column and seed, what one training took, the median, and how many
-    views of images it saw.
-    """
+    """A method from a start in one setting, with its values by column and seed."""
 
     method: str
     start: str
     setting: ComparisonSetting
     values: Mapping[MetricColumn, Mapping[int, float]]
     cost: Cost
+    """Cost of one training, with the median time of the seeds."""
     views: int = 0
+    """Views of images seen in one training."""
 
     @property
     def name(self) -> str:
-        """What it is called, in words."""
+        """Name in words."""
         return row_name(self.method, self.start)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it does without any training on these images."""
+    def has_no_stage(self) -> bool:
+        """Return True if nothing was trained on these images."""
         return self.method == NO_STAGE
 
     @property
     def is_supervised(self) -> bool:
-        """Whether it was trained on all labels of these images."""
+        """Return True if it was trained on all labels of these images."""
         return self.method == SUPERVISED
 
     @property
     def has_method(self) -> bool:
-        """Whether it is that of a self-supervised method."""
-        return not self.is_plain and not self.is_supervised
+        """Return True if it was trained by a self-supervised method."""
+        return not self.has_no_stage and not self.is_supervised
 
     def cell(self, column: MetricColumn) -> Cell | None:
-        """The values over the seeds, in their order."""
-        found = self.values.get(column)
-        return Cell(tuple(found[seed] for seed in sorted(found))) if found else None
+        """Return the values in the order of the seeds, None if there are none."""
+        by_seed = self.values.get(column)
+        return Cell(tuple(by_seed[seed] for seed in sorted(by_seed))) if by_seed else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,76 +78,81 @@ class Comparison:
     columns: Sequence[MetricColumn]
     better: Mapping[str, str]
     about: Mapping[str, str]
-    place: str
+    """Protocols in words, by name."""
+    dataset_split: str
+    """`<set>/<split>` that was measured on."""
     counts: Mapping[MetricColumn, int]
-    """How many images a column was measured on."""
-    base: Mapping[str, Cost]
-    """What it took to come by each start, by its name."""
+    """Number of images that each column was measured on."""
+    start_costs: Mapping[str, Cost]
+    """Cost of each start with all that it builds on."""
 
     @property
     def n(self) -> int:
-        """How many images the first column was measured on."""
+        """Number of images that the first column was measured on."""
         return self.counts[self.columns[0]]
 
     def settings(self) -> list[ComparisonSetting]:
-        """Those of rows with a stage, in their order."""
+        """Return the settings of rows with a stage, in their order."""
         return list(dict.fromkeys(row.setting for row in self.rows if row.setting.steps is not None))
 
-    def side_by_side(self, setting: ComparisonSetting) -> list[Row]:
-        """The rows of a setting, and those without a stage on its backbone."""
-        plain = ComparisonSetting(setting.backbone, None, None)
-        return [row for row in self.rows if row.setting in (plain, setting)]
+    def rows_in(self, setting: ComparisonSetting) -> list[Row]:
+        """Return the rows of a setting, and those without a stage on its backbone."""
+        no_stage = ComparisonSetting(setting.backbone, None, None)
+        return [row for row in self.rows if row.setting in (no_stage, setting)]
 
     def change(self, row: Row, column: MetricColumn) -> Cell | None:
-        """How far a method is above the first one from the same start in the same setting, seed by seed: HPT's change
-        from the own baseline. None for the first one itself, and for rows without a method.
+        """Return the difference from the first method with the same start and setting, seed by seed.
+
+        This is HPT's change from the own baseline. None for the first method itself, and for rows without a method.
         """
-        mine = [
+        methods = [
             other
             for other in self.rows
             if other.has_method and (other.start, other.setting) == (row.start, row.setting) and other.cell(column)
         ]
-        if not row.has_method or not mine or row is mine[0] or row not in mine:
+        if not row.has_method or not methods or row is methods[0] or row not in methods:
             return None
-        own, first = row.values[column], mine[0].values[column]
+        own, first = row.values[column], methods[0].values[column]
         seeds = sorted(own.keys() & first.keys())
         return Cell(tuple(own[seed] - first[seed] for seed in seeds)) if seeds else None
 
-    def standing(self, setting: ComparisonSetting, column: MetricColumn) -> Ranking:
-        """How the rows of a setting compare by a metric that is a share, but for those that were trained on all labels:
-        they are no choice for who has few.
+    def ranking(self, setting: ComparisonSetting, column: MetricColumn) -> Ranking:
+        """Rank the rows of a setting by a metric in [0, 1].
+
+        Rows trained on all labels are left out: they are no choice for a user with few.
         """
-        rows = [row for row in self.side_by_side(setting) if not row.is_supervised]
-        found = {row.name: cell.values for row in rows if (cell := row.cell(column))}
-        fewest = min(len(values) for values in found.values())
-        return standing({name: values[:fewest] for name, values in found.items()}, self.counts[column])
+        rows = [row for row in self.rows_in(setting) if not row.is_supervised]
+        values = {row.name: cell.values for row in rows if (cell := row.cell(column))}
+        seeds = min(map(len, values.values()))
+        return rank_rows({name: row_values[:seeds] for name, row_values in values.items()}, self.counts[column])
 
     def advice(self) -> list[str]:
-        """A sentence for each backbone, by the first column of a share, for most images and most steps. Nothing is said
-        of angles.
+        """Return a sentence for each backbone, for most images and most steps.
+
+        It is by the first metric of which more is better; there is none if all metrics are angles or errors.
         """
         shares = [column for column in self.columns if self.better[column.metric] == "higher"]
         backbones = dict.fromkeys(setting.backbone for setting in self.settings())
         return [self._advice(backbone, shares[0]) for backbone in backbones] if shares else []
 
     def _advice(self, backbone: str, column: MetricColumn) -> str:
-        mine = [setting for setting in self.settings() if setting.backbone == backbone]
-        most = max(mine, key=lambda setting: (setting.share or 0, setting.steps or 0))
-        rows = self.side_by_side(most)
-        plain = [row.name for row in rows if row.is_plain]
-        length = f"{most.steps:,} steps on {most.share:.0%} of the images"
-        where = f"{self.name}: {backbone} on {self.place} by {column.protocol} with {column.labels:,} labels, {length}"
-        also = [
+        settings = [setting for setting in self.settings() if setting.backbone == backbone]
+        most = max(settings, key=lambda setting: (setting.share or 0, setting.steps or 0))
+        rows = self.rows_in(most)
+        baselines = [row.name for row in rows if row.has_no_stage]
+        where = (
+            f"{self.name}: {backbone} on {self.dataset_split} by {column.protocol} with {column.labels:,} labels, "
+            f"{most.steps:,} steps on {most.share:.0%} of the images"
+        )
+        supervised = [
             f" With all labels, {row.name!r} comes to {100 * cell.mean:.1f} %."
             for row in rows
             if row.is_supervised and (cell := row.cell(column))
         ]
-        return advice(self.standing(most, column), plain, where) + "".join(also)
+        return advice_sentence(self.ranking(most, column), baselines, where) + "".join(supervised)
 
-    def wanted(self, backbone: str, share: float | None, column: MetricColumn) -> float | None:
-        """The best mean of all that starts from scratch and knows no labels, untrained or after a stage; None if there
-        is none.
-        """
+    def best_from_scratch(self, backbone: str, share: float | None, column: MetricColumn) -> float | None:
+        """Return the best mean from scratch without labels, untrained or after a stage, if any."""
         means = [
             cell.mean
             for row in self.rows
@@ -153,25 +160,25 @@ class Comparison:
             if row.setting.backbone == backbone and row.setting.share in (None, share)
             if (cell := row.cell(column))
         ]
-        wanted: float | None = best_of(self.better[column.metric])(means, default=None)
-        return wanted
+        best: float | None = max_or_min(self.better[column.metric])(means, default=None)
+        return best
 
-    def cost_to_reach(self, name: str, setting: ComparisonSetting, column: MetricColumn, wanted: float) -> Cost | None:
-        """What the shortest training of a row takes to come to a mean; None if none does."""
-        mine = [
+    def cost_to_reach(self, name: str, setting: ComparisonSetting, column: MetricColumn, target: float) -> Cost | None:
+        """Return the cost of a row's shortest training whose mean reaches `target`; None if there is none."""
+        rows = [
             row
             for row in self.rows
             if row.name == name
             and row.setting.backbone == setting.backbone
             and row.setting.share in (None, setting.share)
         ]
-        points = [(Point(row.cost, cell.mean), row.cost) for row in mine if (cell := row.cell(column))]
-        fewest = steps_to((point for point, _ in points), wanted, self.better[column.metric])
-        return None if math.isinf(fewest) else next(each for _, each in points if each.steps == fewest)
+        points = [CurvePoint(row.cost, cell.mean) for row in rows if (cell := row.cell(column))]
+        steps = steps_to_reach(points, target, self.better[column.metric])
+        return None if math.isinf(steps) else next(point.cost for point in points if point.cost.steps == steps)
 
 
 def read_comparisons(artifacts: Mapping[str, Artifact]) -> dict[str, Comparison]:
-    """The comparisons among the artifacts of a run, by name, but for those of which no number came."""
+    """Return the comparisons among the artifacts of a run by name, without those that have no records."""
     groups: dict[str, list[Artifact]] = {}
     for made in artifacts.values():
         name = comparison_of(made.section)
@@ -181,8 +188,8 @@ def read_comparisons(artifacts: Mapping[str, Artifact]) -> dict[str, Comparison]
 
 
 def _read(name: str, measured: Sequence[Artifact], artifacts: Mapping[str, Artifact]) -> Comparison:
-    records = {made.fingerprint: [Measurement(**each) for each in made.load(FILE, read_json)] for made in measured}
-    every = leading(record for found in records.values() for record in found)
+    records = {made.fingerprint: records_in(made) for made in measured}
+    leading = leading_records(itertools.chain.from_iterable(records.values()))
     rows: dict[tuple[str, str, ComparisonSetting], list[Artifact]] = {}
     for made in measured:
         trial = Trial(**made.manifest["config"][TRIAL])
@@ -190,50 +197,50 @@ def _read(name: str, measured: Sequence[Artifact], artifacts: Mapping[str, Artif
         rows.setdefault((trial.method, trial.start, setting), []).append(made)
     return Comparison(
         name=name,
-        rows=[Row(*key, _values(found, records), *_trained(found, artifacts)) for key, found in rows.items()],
-        columns=columns_of(every),
-        better={record.metric: record.better for record in every},
-        about=told(every),
-        place=f"{every[0].dataset}/{every[0].split}",
-        counts={MetricColumn.of(record): record.n for record in every},
-        base=_bases(measured, artifacts),
+        rows=[Row(*key, _values(group, records), *_training_cost(group, artifacts)) for key, group in rows.items()],
+        columns=backbone_table.table_columns(leading),
+        better={record.metric: record.better for record in leading},
+        about=backbone_table.protocol_descriptions(leading),
+        dataset_split=f"{leading[0].dataset}/{leading[0].split}",
+        counts={MetricColumn.of(record): record.n for record in leading},
+        start_costs=_start_costs(measured, artifacts),
     )
 
 
-def advised(artifacts: Mapping[str, Artifact]) -> list[str]:
-    """The sentences of advice of all comparisons."""
-    return [sentence for found in read_comparisons(artifacts).values() for sentence in found.advice()]
+def comparison_advice(artifacts: Mapping[str, Artifact]) -> list[str]:
+    """Return the sentences of advice of all comparisons."""
+    return [sentence for comparison in read_comparisons(artifacts).values() for sentence in comparison.advice()]
 
 
 def _values(
     made: Iterable[Artifact], records: Mapping[str, Sequence[Measurement]]
 ) -> dict[MetricColumn, dict[int, float]]:
-    """By column and seed."""
+    """Return the values of a row by column and seed."""
     values: dict[MetricColumn, dict[int, float]] = {}
-    for each in made:
-        seed = each.manifest["config"][TRIAL]["seed"]
-        for record in records[each.fingerprint]:
+    for artifact in made:
+        seed = artifact.manifest["config"][TRIAL]["seed"]
+        for record in records[artifact.fingerprint]:
             values.setdefault(MetricColumn.of(record), {})[seed] = record.value
     return values
 
 
-def _trained(made: Iterable[Artifact], artifacts: Mapping[str, Artifact]) -> tuple[Cost, int]:
-    """What one training for this row itself took, by the median of its seeds, and how many views it saw."""
-    steps = [each.manifest["config"]["start"]["step"] for each in made]
+def _training_cost(made: Iterable[Artifact], artifacts: Mapping[str, Artifact]) -> tuple[Cost, int]:
+    """Return the cost of one training of a row, with the median time of its seeds, and the views that it saw."""
+    steps = [artifact.manifest["config"]["start"]["step"] for artifact in made]
     trained = [artifacts[step] for step in dict.fromkeys(steps) if step and comparison_of(artifacts[step].section)]
     if not trained:
         return Cost(), 0
-    costs = [cost(each) for each in trained]
-    took = dataclasses.replace(costs[0], seconds=statistics.median(each.seconds for each in costs))
-    return took, trained[0].counts.get(VIEWED, took.images)
+    costs = [artifact_cost(artifact) for artifact in trained]
+    median = dataclasses.replace(costs[0], seconds=statistics.median(cost.seconds for cost in costs))
+    return median, trained[0].counts.get(VIEWS_SEEN, median.images)
 
 
-def _bases(measured: Iterable[Artifact], artifacts: Mapping[str, Artifact]) -> dict[str, Cost]:
-    """What the starts took, with all that they build on."""
-    found = {}
+def _start_costs(measured: Iterable[Artifact], artifacts: Mapping[str, Artifact]) -> dict[str, Cost]:
+    """Return the cost of each start, with all that it builds on."""
+    costs = {}
     for made in measured:
         config = made.manifest["config"]
         step = config["start"]["step"]
         if config[TRIAL]["method"] == NO_STAGE and step:
-            found[config[TRIAL]["start"]] = total(price(artifacts[step], artifacts))
-    return found
+            costs[config[TRIAL]["start"]] = sum_costs(backbone_cost(artifacts[step], artifacts))
+    return costs

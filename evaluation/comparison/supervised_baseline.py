@@ -1,4 +1,4 @@
-"""The step that trains a backbone on the labels of the images that self-supervised methods are given without."""
+"""Step that trains a backbone with labels, on the same images that self-supervised methods see without."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evaluation.finetuning import network_of
+from evaluation.finetuning import build_network
 from ingest.dataset import IngestedSet
 from ingest.pool import pool_keys
 from ingest.true_labels import true_label_dataset
@@ -20,19 +20,22 @@ from tasks.training import TrainingPlan, WeightedSum, train_network
 
 
 def train(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Train a network on all labels that the set `config["set"]` has of the images of a pool, or of a share of them,
-    and leave its backbone as a stage does.
+    """Train a network on all labels of a share of a pool's images, and save its backbone as a stage does.
 
-    `config`: `name`, `start`, `set`, `pool` (the step that says which images there are), `share`, `supervised` (a
-    schedule), `width`, `proposals` and `seed`. DataError if none of the images has a label.
+    Args:
+        config: `name`, `start`, `set` (which has the labels), `pool` (the step that lists the images), `share`,
+            `supervised` (a schedule), `width`, `proposals` and `seed`.
+
+    Raises DataError if none of the images has a label.
     """
-    start, seed = backbone_from_config(StartConfig.model_validate(config["start"]), inputs, config["seed"]), config["seed"]
-    found = IngestedSet(inputs[f"data.{config['set']}"])
-    heads = {task: task for task in found.spaces}
-    chosen = pool_keys(inputs[config["pool"]], config["share"], seed)
-    others = {key for shard in found.images("train").shards for key in shard.keys} - chosen
-    dataset = true_label_dataset(found, "train", heads, others)
-    network = network_of(start, found.spaces, config, blank=False, seed=seed)
+    seed = config["seed"]
+    start = backbone_from_config(StartConfig.model_validate(config["start"]), inputs, seed)
+    labelled = IngestedSet(inputs[f"data.{config['set']}"])
+    heads = {task: task for task in labelled.spaces}
+    keys = pool_keys(inputs[config["pool"]], config["share"], seed)
+    others = {key for shard in labelled.images("train").shards for key in shard.keys} - keys
+    dataset = true_label_dataset(labelled, "train", heads, others)
+    network = build_network(start, labelled.spaces, config, blank=False, seed=seed)
     fit = FitConfig.model_validate(config["supervised"])
     plan = TrainingPlan(config["name"], fit, AugmentConfig(), seed, out)
     combine = WeightedSum(dict.fromkeys(heads, 1.0))

@@ -1,1 +1,1 @@
-"""Measurements of frozen features, a file each: the name in the recipe is the file's name."""
+"""Probes: classifiers on frozen features, one file each, named in the recipe by their file."""

@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours (Wu et al., CVPR 2018), as DINO is measured (Caron et al., ICCV 2021)."""
+"""Weighted k-nearest-neighbour classifier (Wu et al., CVPR 2018), with DINO's settings (Caron et al., ICCV 2021)."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ if TYPE_CHECKING:
     from evaluation.probe import ProbeResult, ProbeTask
 
 VERSION = 1
-NEIGHBOURS, TEMPERATURE = 20, 0.07
-ABOUT = f"{NEIGHBOURS} nearest neighbours by cosine, weighted by exp(cosine / {TEMPERATURE}), on whole images"
+NEIGHBORS, TEMPERATURE = 20, 0.07
+ABOUT = f"{NEIGHBORS} nearest neighbours by cosine, weighted by exp(cosine / {TEMPERATURE}), on whole images"
 RANDOM = False
-AT_ONCE = 1024
+CHUNK = 1024
+"""Images classified at once, to bound memory."""
 
 
-def fit(problem: ProbeTask) -> ProbeResult:
-    """The classes that most of the weight of an image's nearest neighbours falls on."""
+def fit(task: ProbeTask) -> ProbeResult:
+    """Return a classifier that votes among the nearest training images, weighted by similarity."""
     import torch
     import torch.nn.functional as F
 
     from evaluation.probe import ProbeResult
 
-    known, count = F.normalize(problem.train.features, dim=1), min(NEIGHBOURS, len(problem.train.features))
-    marks = F.one_hot(problem.train.classes, problem.classes).float()
+    train, count = F.normalize(task.train.features, dim=1), min(NEIGHBORS, len(task.train.features))
+    one_hot = F.one_hot(task.train.classes, task.classes).float()
 
     def classify(features: Tensor) -> Tensor:
-        pieces = F.normalize(features, dim=1).split(AT_ONCE)
-        found = [(piece @ known.T).topk(count, dim=1) for piece in pieces]
-        votes = [((cosines / TEMPERATURE).softmax(1).unsqueeze(2) * marks[near]).sum(1) for cosines, near in found]
+        chunks = F.normalize(features, dim=1).split(CHUNK)
+        neighbors = [(chunk @ train.T).topk(count, dim=1) for chunk in chunks]
+        votes = [
+            ((cosines / TEMPERATURE).softmax(1).unsqueeze(2) * one_hot[rows]).sum(1) for cosines, rows in neighbors
+        ]
         return torch.cat(votes)
 
     return ProbeResult(classify, {"neighbours": count})

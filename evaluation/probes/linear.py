@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features, by L-BFGS: the quick linear probe."""
+"""Logistic regression on frozen features, by L-BFGS: the quick linear probe."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ RANDOM = False
 ITERATIONS = 500
 
 
-def fit(problem: ProbeTask) -> ProbeResult:
-    """The classifier with the penalty that is best on validation images; the strongest one of equals. Where one class
-    is all that is known, everything is taken for it.
+def fit(task: ProbeTask) -> ProbeResult:
+    """Return the classifier with the penalty that is best on validation images, the strongest one on a tie.
+
+    If all training images have one class, the classifier always answers it.
     """
     import torch
     import torch.nn.functional as F
@@ -29,23 +30,24 @@ def fit(problem: ProbeTask) -> ProbeResult:
 
     from evaluation.probe import ProbeResult
 
-    known, classes = problem.train.features, problem.train.classes.numpy()
+    train, classes = task.train.features, task.train.classes.numpy()
     if len(set(classes)) == 1:
-        alone = F.one_hot(problem.train.classes[:1], problem.classes).float()
-        return ProbeResult(lambda features: alone.expand(len(features), -1), {})
-    mean, std = known.mean(0), known.std(0).clamp_min(1e-6)
+        constant = F.one_hot(task.train.classes[:1], task.classes).float()
+        return ProbeResult(lambda features: constant.expand(len(features), -1), {})
+    mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
 
-    def standard(features: Tensor) -> Any:
+    def standardize(features: Tensor) -> Any:
         return ((features - mean) / std).numpy()
 
-    fitted = [LogisticRegression(C=c, max_iter=ITERATIONS).fit(standard(known), classes) for c in GRID]
-    deciding = standard(problem.val.features), problem.val.classes.numpy()
-    right = [float(one.score(*deciding)) for one in fitted]
-    best = max(range(len(GRID)), key=right.__getitem__)
+    models = [LogisticRegression(C=c, max_iter=ITERATIONS).fit(standardize(train), classes) for c in GRID]
+    val = standardize(task.val.features), task.val.classes.numpy()
+    accuracies = [float(model.score(*val)) for model in models]
+    best = max(range(len(GRID)), key=accuracies.__getitem__)
 
     def classify(features: Tensor) -> Tensor:
-        found = torch.zeros(len(features), problem.classes)
-        found[:, fitted[best].classes_] = torch.from_numpy(fitted[best].predict_proba(standard(features))).float()
-        return found
+        predicted = models[best].predict_proba(standardize(features))
+        probabilities = torch.zeros(len(features), task.classes)
+        probabilities[:, models[best].classes_] = torch.from_numpy(predicted).float()
+        return probabilities
 
-    return ProbeResult(classify, {"C": GRID[best], "validation": right[best]})
+    return ProbeResult(classify, {"C": GRID[best], "validation": accuracies[best]})

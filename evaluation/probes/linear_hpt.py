@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features, trained as HPT's linear evaluation is (Reed et al., 2021): for a GPU."""
+"""Linear classifier on frozen features with HPT's linear evaluation schedule (Reed et al., 2021): for a GPU."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ SETTINGS = FitConfig(
 )
 
 
-def fit(problem: ProbeTask) -> ProbeResult:
-    """The layer after the last step."""
+def fit(task: ProbeTask) -> ProbeResult:
+    """Train the layer and return it as it is after the last step."""
     import torch
 
     from evaluation.label_subsets import TASK
@@ -46,12 +46,12 @@ def fit(problem: ProbeTask) -> ProbeResult:
     from pipeline.training.process_group import ProcessGroup
     from tasks.task import stack
 
-    torch.manual_seed(problem.seed)
-    runtime, size = problem.runtime, problem.encoder.size
-    config = LoaderConfig(size, SETTINGS.batch, problem.seed, CROP_AND_FLIP, runtime.threads)
-    loader = BatchLoader(problem.images, {TASK: lambda values: {"probs": stack(values, "probs")}}, config)
-    layer, steps = FrozenLinear(problem.encoder, problem.classes), SETTINGS.total_steps(len(problem.images))
-    job = TrainingJob("linear_hpt", layer, loader, steps, problem.scratch, SETTINGS, problem.seed)
+    torch.manual_seed(task.seed)
+    runtime, size = task.runtime, task.encoder.size
+    config = LoaderConfig(size, SETTINGS.batch, task.seed, CROP_AND_FLIP, runtime.threads)
+    loader = BatchLoader(task.images, {TASK: lambda values: {"probs": stack(values, "probs")}}, config)
+    layer, steps = FrozenLinear(task.encoder, task.classes), SETTINGS.total_steps(len(task.images))
+    job = TrainingJob("linear_hpt", layer, loader, steps, task.scratch, SETTINGS, task.seed)
     device = find_device(runtime.device)
     with ProcessGroup(device) as group:
         train(job, ComputeConfig(device, "32", False, {}), group, runtime)
@@ -59,7 +59,7 @@ def fit(problem: ProbeTask) -> ProbeResult:
 
     @torch.inference_mode()
     def classify(features: Tensor) -> Tensor:
-        found: Tensor = linear(features).softmax(dim=1)
-        return found
+        probabilities: Tensor = linear(features).softmax(dim=1)
+        return probabilities
 
     return ProbeResult(classify, {})

@@ -1,5 +1,5 @@
-"""Soft nearest neighbours over all labelled images: the classifier whose likelihood SuNCEt raises (Assran et al., 2020,
-eq. 1), as its authors evaluate.
+"""Soft nearest-neighbour classifier over all labelled images (Assran et al., 2020, eq. 1), whose likelihood SuNCEt
+maximizes; its authors evaluate with it.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ VERSION = 1
 TEMPERATURE = 0.1
 ABOUT = f"all labelled images vote for their class with exp(cosine / {TEMPERATURE}), on whole images"
 RANDOM = False
-AT_ONCE = 1024
+CHUNK = 1024
+"""Images classified at once, to bound memory."""
 
 
-def fit(problem: ProbeTask) -> ProbeResult:
-    """The share of each class in the softmax of an image's cosines with all labelled ones."""
+def fit(task: ProbeTask) -> ProbeResult:
+    """Return a classifier that sums, by class, the softmax over cosines with all training images."""
     import torch
     import torch.nn.functional as F
 
     from evaluation.probe import ProbeResult
 
-    known = F.normalize(problem.train.features, dim=1)
-    marks = F.one_hot(problem.train.classes, problem.classes).float()
+    train = F.normalize(task.train.features, dim=1)
+    one_hot = F.one_hot(task.train.classes, task.classes).float()
 
     def classify(features: Tensor) -> Tensor:
-        pieces = F.normalize(features, dim=1).split(AT_ONCE)
-        return torch.cat([(piece @ known.T / TEMPERATURE).softmax(1) @ marks for piece in pieces])
+        chunks = F.normalize(features, dim=1).split(CHUNK)
+        return torch.cat([(chunk @ train.T / TEMPERATURE).softmax(1) @ one_hot for chunk in chunks])
 
     return ProbeResult(classify, {"temperature": TEMPERATURE})

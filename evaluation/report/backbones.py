@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from evaluation.backbone_table import Board, Cell, MetricColumn, boards, read_measured
-from evaluation.comparison.cost import Cost, price
+from evaluation.backbone_table import BackboneTable, Cell, MetricColumn, backbone_tables, read_measurements
+from evaluation.comparison.cost import Cost, backbone_cost
 from evaluation.measurement import CLEAN
 from evaluation.report.formatting import NOTHING, count, duration
 from evaluation.report.html import ReportTable, StyledText, render
@@ -17,7 +17,7 @@ PERCENT_METRICS = ("accuracy", "miou", "pixel_accuracy", "ap", "ap50", "delta_1.
 
 def backbones(run: RunRecord) -> Markup:
     """Render scores on every set and task, the protocols, and what the backbones cost; nothing without measurements."""
-    measured = boards(read_measured(run.artifacts))
+    measured = backbone_tables(read_measurements(run.artifacts))
     if not measured:
         return Markup()
     probes = [made for made in run.artifacts.values() if made.kind == "probe"]
@@ -30,7 +30,7 @@ def backbones(run: RunRecord) -> Markup:
     )
 
 
-def _score_table(board: Board) -> ReportTable:
+def _score_table(board: BackboneTable) -> ReportTable:
     head = ["Backbone", *map(column_title, board.columns)]
     rows = [
         [
@@ -68,7 +68,7 @@ def _cost_table(run: RunRecord) -> ReportTable:
     configs = [made.manifest["config"] for made in run.artifacts.values() if made.kind in ("probe", "finetune")]
     rows = []
     for name, start in {config["start"]["name"]: config["start"] for config in configs}.items():
-        own, base = price(run.artifacts.get(start["step"]), run.artifacts)
+        own, base = backbone_cost(run.artifacts.get(start["step"]), run.artifacts)
         rows.append([name, *cost_cells(None if start.get("weights") else own), *cost_cells(base)])
     return ReportTable(head, rows, range(1, len(head)))
 

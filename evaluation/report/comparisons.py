@@ -9,7 +9,7 @@ from markupsafe import Markup
 from evaluation.backbone_table import MetricColumn
 from evaluation.comparison.comparison import Comparison, ComparisonSetting, Row, read_comparisons
 from evaluation.comparison.cost import Cost
-from evaluation.measurement import best_of
+from evaluation.measurement import max_or_min
 from evaluation.report.backbones import column_title, cost_cells, scale_of, score
 from evaluation.report.charts import Dot, lines_chart
 from evaluation.report.formatting import NOTHING, count, duration
@@ -56,7 +56,7 @@ def _setting_cells(row: Row) -> list[str]:
 def _scores(found: Comparison, row: Row) -> Iterator[StyledText | str]:
     for column in found.columns:
         rows = [other for other in found.rows if other.setting.backbone == row.setting.backbone]
-        best = best_of(found.better[column.metric])(cell.mean for other in rows if (cell := other.cell(column)))
+        best = max_or_min(found.better[column.metric])(cell.mean for other in rows if (cell := other.cell(column)))
         cell = row.cell(column)
         yield score(cell, column, cell is not None and cell.mean == best)
 
@@ -81,7 +81,7 @@ def _chart(found: Comparison, settings: list[ComparisonSetting], column: MetricC
     series: dict[str, list[Dot]] = {}
     levels: dict[str, float] = {}
     for setting in sorted(settings, key=lambda setting: (setting.share or 0, setting.steps or 0)):
-        for row in found.side_by_side(setting):
+        for row in found.rows_in(setting):
             cell = row.cell(column)
             if cell is None:
                 continue
@@ -107,7 +107,7 @@ def cost_table(found: Comparison) -> ReportTable | None:
     rows = []
     for backbone, share in dict.fromkeys((setting.backbone, setting.share or 1.0) for setting in found.settings()):
         setting = ComparisonSetting(backbone, share, None)
-        goal = found.wanted(backbone, share, column)
+        goal = found.best_from_scratch(backbone, share, column)
         if goal is None:
             continue
         rows_here = [
@@ -115,7 +115,7 @@ def cost_table(found: Comparison) -> ReportTable | None:
         ]
         for name, start in dict.fromkeys((row.name, row.start) for row in rows_here):
             cost = found.cost_to_reach(name, setting, column, goal)
-            before = cost_cells(found.base.get(start)) if start != SCRATCH else [NOTHING] * 3
+            before = cost_cells(found.start_costs.get(start)) if start != SCRATCH else [NOTHING] * 3
             shown_goal = f"{scale_of(column.metric) * goal:.1f}"
             rows.append([name, backbone, f"{share:.0%}", shown_goal, *_reaching_cells(cost), *before])
     return ReportTable(head, rows, range(2, len(head)))

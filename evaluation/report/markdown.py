@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
-from evaluation.backbone_table import any_measured
-from evaluation.comparison.comparison import advised
-from evaluation.metric_table import ARROWS, ROLES, Line, fine_print, leading, outcome, read_lines
+from evaluation.backbone_table import has_measurements
+from evaluation.comparison.comparison import comparison_advice
+from evaluation.metric_table import ARROWS, ROLES, MetricLine, fine_print, leading_lines, outcome_sentences, read_lines
 from evaluation.report.figures import Picture
 from evaluation.report.formatting import NOTHING, duration
 from evaluation.report.html import storable
@@ -27,20 +27,20 @@ def summary(run: RunRecord) -> str:
 def _outcome(run: RunRecord) -> Iterator[str]:
     lines, _ = read_lines(run.metrics())
     if lines:
-        yield from outcome(lines, run.home())
+        yield from outcome_sentences(lines, run.home())
         yield fine_print(lines, run.home())
-    yield from (_text(sentence) for sentence in advised(run.artifacts))
+    yield from (_text(sentence) for sentence in comparison_advice(run.artifacts))
     found = warnings(run)
     if found:
         yield "## Warnings"
         yield "\n".join(f"* {_text(str(warning))}" for warning in found)
     if lines:
         yield "## Results"
-        yield _table(["teacher", "measured on", "metric", *ROLES], [_measured(line) for line in leading(lines)])
+        yield _table(["teacher", "measured on", "metric", *ROLES], [_measured(line) for line in leading_lines(lines)])
 
 
-def _measured(line: Line) -> list[str]:
-    place = line.place
+def _measured(line: MetricLine) -> list[str]:
+    place = line.target
     numbers = [f"{line.values[role]:.3f}" if role in line.values else NOTHING for role in ROLES]
     return [
         _text(f"{place.head} ({place.task})"),
@@ -74,7 +74,7 @@ def _steps(run: RunRecord) -> Iterator[str]:
 
 def _places(run: RunRecord) -> Iterator[str]:
     yield f"Run: `{run.folder}`"
-    if any_measured(run.artifacts) or "evaluate" in run.artifacts:
+    if has_measurements(run.artifacts) or "evaluate" in run.artifacts:
         yield f"Report, with curves and more pictures: `{run.folder / 'report.html'}`"
 
 

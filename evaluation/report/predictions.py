@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from evaluation.metric_table import EvaluationTarget, leading, read_lines
+from evaluation.metric_table import EvaluationTarget, leading_lines, read_lines
 from evaluation.report.figures import Picture
 from evaluation.report.run_record import RunRecord
 from evaluation.report.samples import MAX_PICTURES, RunSamples, SampleHead, StoredImage
@@ -69,7 +69,7 @@ def held_out_strips(samples: RunSamples) -> Iterator[tuple[EvaluationTarget, lis
     """
     deadline = time.monotonic() + TIME_LIMIT_S
     lines, _ = read_lines(samples.run.metrics())
-    targets = [line.place for line in leading(lines) if line.place.head in samples.heads]
+    targets = [line.target for line in leading_lines(lines) if line.target.head in samples.heads]
     images = max(1, min(4, MAX_PICTURES // (8 * max(len(targets), 1)) * 2))  # even: two strips fit side by side
     student = student_predictor(samples.run) if targets else None
     for name, group in itertools.groupby(targets, key=lambda target: target.head):

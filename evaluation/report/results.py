@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from evaluation.backbone_table import any_measured
-from evaluation.comparison.comparison import advised
+from evaluation.backbone_table import has_measurements
+from evaluation.comparison.comparison import comparison_advice
 from evaluation.metric_table import (
     ARROWS,
     NINE_TENTHS,
     ROLES,
-    Line,
+    MetricLine,
     fine_print,
-    leading,
-    outcome,
+    leading_lines,
+    outcome_sentences,
     read_lines,
     weak_teachers,
 )
@@ -51,7 +51,7 @@ def head(run: RunRecord) -> Markup:
         began=f"{began:%d %B %Y, %H:%M} UTC" if began else "date unknown",
         folder=run.folder.name,
         # a run that measured neither student nor teachers may have compared methods
-        outcome=(advised(run.artifacts) if not lines else []) or outcome(lines, run.home()),
+        outcome=(comparison_advice(run.artifacts) if not lines else []) or outcome_sentences(lines, run.home()),
         fine_print=fine_print(lines, run.home()) if lines else "",
         facts=list(key_facts(run)),
         warnings=warnings(run),
@@ -116,12 +116,12 @@ def warnings(run: RunRecord) -> list[ReportWarning]:
     return [*map(ReportWarning, sentences), *_unusable(run), *map(ReportWarning, [*_held_out(run), *_failed(run)])]
 
 
-def _weak_student(lines: Sequence[Line]) -> Iterator[str]:
-    for line in leading(lines):
-        if line.ahead("student", "baseline") is False:
+def _weak_student(lines: Sequence[MetricLine]) -> Iterator[str]:
+    for line in leading_lines(lines):
+        if line.is_better("student", "baseline") is False:
             yield (
-                f"The student is no better than the trivial baseline at {line.place.head} on "
-                f"{line.place.dataset}/{line.place.split}: {line.metric} {line.values['student']:.3f} against "
+                f"The student is no better than the trivial baseline at {line.target.head} on "
+                f"{line.target.dataset}/{line.target.split}: {line.metric} {line.values['student']:.3f} against "
                 f"{line.values['baseline']:.3f}."
             )
 
@@ -175,12 +175,12 @@ def _failed(run: RunRecord) -> Iterator[str]:
 def results(run: RunRecord) -> Markup:
     """Render student, teacher and baseline by metric; nothing if only backbones were measured."""
     lines, others = read_lines(run.metrics())
-    if not lines and not others and any_measured(run.artifacts):
+    if not lines and not others and has_measurements(run.artifacts):
         return Markup()
-    protocols = list(dict.fromkeys((line.place.protocol, line.place.seed) for line in lines))
+    protocols = list(dict.fromkeys((line.target.protocol, line.target.seed) for line in lines))
     groups = [
         (target, protocols.index((target.protocol, target.seed)) + 1, list(group))
-        for target, group in itertools.groupby(lines, key=lambda line: line.place)
+        for target, group in itertools.groupby(lines, key=lambda line: line.target)
     ]
     return render(
         "results.html",

@@ -1,4 +1,4 @@
-"""Carrying out a recipe: the runner it names, an orderly stop, and the report at the end. No Prefect here."""
+"""Execute a planned run: steps, orderly stop, and the report at the end. No Prefect here."""
 
 from __future__ import annotations
 
@@ -12,36 +12,41 @@ from flows.run.step_runner import InProcess, Subprocess, in_order
 from pipeline.errors import ConfigError
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps import ranks
-from pipeline.steps.artifact import Artifact, Inputs, Step, as_json
+from pipeline.steps.artifact import Artifact, Inputs, as_json
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.errors import explain_full_disk
 from pipeline.storage.path import StoragePath
 
-Carry = Callable[[Run, Subprocess], Mapping[str, Artifact]]
-"""Carries out the steps of a run."""
+RunSteps = Callable[[Run, Subprocess], Mapping[str, Artifact]]
+"""Runs all steps of a run in subprocesses, and returns their artifacts by step."""
 
 
-def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, carry: Carry | None) -> Outcome:
-    """A run of a plan: its steps in processes of their own, carried out by `carry`; or in this one, in order (None)."""
-    check_runner(recipe.runtime)
+def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, run_steps: RunSteps | None) -> Outcome:
+    """Run the steps of a plan and write the report.
+
+    Args:
+        run_steps: Runs the steps in processes of their own; None to run them in this process, in order.
+    """
+    settings = recipe.runtime
+    check_runner(settings)
     with stop_on_signals(runtime.stop), explain_full_disk(f"run of {recipe.name!r}", runtime.root.local_path()):
         models = plan.resolved.models(plan.compares)
-        work = Subprocess(recipe.runtime, models, runtime) if carry else InProcess(recipe.runtime, models, runtime)
-        run = Run(recipe, plan, runtime, work.step)
+        runner = Subprocess(settings, models, runtime) if run_steps else InProcess(settings, models, runtime)
+        run = Run(recipe, plan, runtime, runner.get_or_make)
         try:
-            with run.at_work():
-                artifacts = carry(run, work) if carry and isinstance(work, Subprocess) else in_order(run, inline_step)
+            with run.hold_lock():
+                artifacts = run_steps(run, runner) if run_steps and isinstance(runner, Subprocess) else in_order(run)
                 if plan.measured(artifacts):
-                    work.other(_leave_results, (run.folder, artifacts), runtime)
+                    runner.run_function(_write_results, (run.folder, artifacts), runtime)
         except BaseException as error:
-            run.event("ended", **describe_error(error))
+            run.record("ended", **describe_error(error))
             raise
-    run.event("finished")
+    run.record("finished")
     return Outcome(run.folder, artifacts, run.made, plan.measures)
 
 
 def check_torchrun(recipe: Recipe, plan: Plan) -> None:
-    """Raise ConfigError unless what torchrun started is the training of one network."""
+    """Raise ConfigError unless torchrun started these processes to train exactly one network."""
     todo = [each.step for each in plan.planned if each.artifact is None]
     if recipe.runtime.runner != "inline" or len(todo) != 1 or not todo[0].kind.trains:
         raise ConfigError(
@@ -52,27 +57,22 @@ def check_torchrun(recipe: Recipe, plan: Plan) -> None:
 
 
 def join_training(plan: Plan, runtime: Runtime) -> Outcome:
-    """Train along with the first process, which writes everything."""
+    """Train along with the process of rank 0, which writes all files."""
     *before, last = plan.planned
-    made = {each.step.name: each.artifact for each in before if each.artifact}
+    artifacts = {each.step.name: each.artifact for each in before if each.artifact}
     with stop_on_signals(runtime.stop):
-        plan.workspace.take_part(last.step, Inputs({name: made[name] for name in last.step.inputs}, runtime))
-    return Outcome(None, made, 0)
+        plan.workspace.take_part(last.step, Inputs({name: artifacts[name] for name in last.step.inputs}, runtime))
+    return Outcome(None, artifacts, 0)
 
 
-def inline_step(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
-    """A step of a run without Prefect."""
-    return run.reuse(step, inputs) or run.make(step, inputs, run.runtime)
-
-
-def _leave_results(folder: StoragePath, artifacts: Mapping[str, Artifact], runtime: Runtime) -> None:
-    """The numbers and the report in the run's folder."""
-    from evaluation.backbone_table import as_json as records_of  # noqa: PLC0415
+def _write_results(folder: StoragePath, artifacts: Mapping[str, Artifact], runtime: Runtime) -> None:
+    """Write the numbers and the report to the run's folder."""
+    from evaluation.backbone_table import measurements_json  # noqa: PLC0415
     from evaluation.report.report import write_report  # noqa: PLC0415 - loads half the product
 
     if "evaluate" in artifacts:
         folder.child("metrics.json").write(artifacts["evaluate"].load("metrics.json", Path.read_bytes))
-    records = records_of(artifacts)
+    records = measurements_json(artifacts)
     if records:
         folder.child("measured.json").write(as_json(records).encode())
     write_report(folder, artifacts)

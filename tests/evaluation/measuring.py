@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evaluation.measurement import FILE
+from evaluation.measurement import MEASUREMENTS_FILE
 from pipeline.data.dataset import ImageDataset
 from pipeline.steps.artifact import Artifact, Inputs, read_json
 from pipeline.steps.runtime import Runtime
@@ -99,5 +99,5 @@ class Bench:
 
 def records_of(made: Artifact) -> list[Record]:
     """The records that a step left."""
-    found: list[Record] = made.load(FILE, read_json)
+    found: list[Record] = made.load(MEASUREMENTS_FILE, read_json)
     return found

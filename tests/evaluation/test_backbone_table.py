@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from cli.console import board_table
-from evaluation.backbone_table import Cell, MetricColumn, boards, read_measured
-from evaluation.measurement import FILE, Measurement
+from cli.console import backbones_table
+from evaluation.backbone_table import Cell, MetricColumn, backbone_tables, read_measurements
+from evaluation.measurement import MEASUREMENTS_FILE, Measurement
 from evaluation.report.backbones import PERCENT_METRICS, backbones, score
 from evaluation.report.formatting import NOTHING
 from evaluation.report.html import StyledText
@@ -44,7 +44,7 @@ def like(record: Measurement = LINEAR, **changes: Any) -> Measurement:
 
 
 def test_a_cell_is_the_mean_over_seeds_and_its_deviation() -> None:
-    [board] = boards([like(seed=0, value=0.4), like(seed=1, value=0.6), like(start="scratch", value=0.1)])
+    [board] = backbone_tables([like(seed=0, value=0.4), like(seed=1, value=0.6), like(start="scratch", value=0.1)])
     assert board.cells["student", COLUMN].values == (0.4, 0.6)
     assert board.cells["student", COLUMN].mean == 0.5
     assert board.cells["student", COLUMN].deviation == pytest.approx(0.1414, abs=1e-4)
@@ -54,7 +54,7 @@ def test_a_cell_is_the_mean_over_seeds_and_its_deviation() -> None:
 
 
 def test_sets_and_tasks_have_boards_of_their_own_and_protocols_columns() -> None:
-    found = boards([LINEAR, NORMALS, like(dataset="pets"), like(protocol="knn v1"), like(labels=6), like(n=4)])
+    found = backbone_tables([LINEAR, NORMALS, like(dataset="pets"), like(protocol="knn v1"), like(labels=6), like(n=4)])
     assert [(board.dataset, board.task, board.n, len(board.columns)) for board in found] == [
         ("kinds", "classification", 5, 3),
         ("kinds", "normals", 5, 1),
@@ -69,13 +69,13 @@ def test_sets_and_tasks_have_boards_of_their_own_and_protocols_columns() -> None
 
 
 def test_another_version_of_a_protocol_is_another_column() -> None:
-    [board] = boards([LINEAR, like(protocol="linear v2")])
+    [board] = backbone_tables([LINEAR, like(protocol="linear v2")])
     assert len(board.columns) == 2
 
 
 def test_the_leading_metric_is_shown_and_of_corruptions_their_mean() -> None:
     more = [like(NORMALS, metric="median_angle"), like(NORMALS, metric="within_11.25", better="higher")]
-    [board] = boards([NORMALS, *more, like(NORMALS, corruption="jpeg"), like(NORMALS, corruption="all")])
+    [board] = backbone_tables([NORMALS, *more, like(NORMALS, corruption="jpeg"), like(NORMALS, corruption="all")])
     assert [(column.metric, column.corruption) for column in board.columns] == [
         ("mean_angle", "none"),
         ("mean_angle", "all"),
@@ -83,9 +83,9 @@ def test_the_leading_metric_is_shown_and_of_corruptions_their_mean() -> None:
 
 
 def test_the_best_are_all_that_are_equal_to_it() -> None:
-    [board] = boards([like(start="a", value=0.7), like(start="b", value=0.7), like(start="c", value=0.2)])
+    [board] = backbone_tables([like(start="a", value=0.7), like(start="b", value=0.7), like(start="c", value=0.2)])
     assert board.best(COLUMN) == ["a", "b"]
-    [board] = boards([like(NORMALS, start="a", value=20.0), like(NORMALS, start="b", value=40.0)])
+    [board] = backbone_tables([like(NORMALS, start="a", value=20.0), like(NORMALS, start="b", value=40.0)])
     assert board.best(board.columns[0]) == ["a"], "the smallest angle"
 
 
@@ -102,7 +102,7 @@ def test_shares_are_shown_in_percent_and_angles_as_they_are() -> None:
 def made(folder: Path, name: str, records: list[Measurement], config: Any = None, **counts: Any) -> Artifact:
     """A step that measured."""
     (folder / name).mkdir()
-    write_json(folder / name / FILE, [record.to_json() for record in records])
+    write_json(folder / name / MEASUREMENTS_FILE, [record.to_json() for record in records])
     start = {"name": name.split(".")[1], "step": None}
     about = {"config": {"start": start, "set": "kinds", **(config or {})}, "counts": counts, "inputs": {}}
     return Artifact(Root.of(folder), name, {**contents(folder / name), **about})
@@ -131,7 +131,7 @@ def run(tmp_path: Path) -> RunRecord:
 
 
 def test_records_of_all_measuring_steps_are_read(run: RunRecord) -> None:
-    assert [record.start for record in read_measured(run.artifacts)] == ["scratch", "scratch", "one", "one"]
+    assert [record.start for record in read_measurements(run.artifacts)] == ["scratch", "scratch", "one", "one"]
 
 
 def test_the_report_has_the_best_in_bold_ties_and_gaps(run: RunRecord) -> None:
@@ -172,8 +172,10 @@ def test_without_measurements_there_is_no_part(tmp_path: Path) -> None:
 
 
 def test_the_console_shows_a_board() -> None:
-    [board] = boards([like(seed=0, value=0.4), like(seed=1, value=0.6), like(start="scratch", protocol="knn v1")])
-    table = board_table(board)
+    [board] = backbone_tables(
+        [like(seed=0, value=0.4), like(seed=1, value=0.6), like(start="scratch", protocol="knn v1")]
+    )
+    table = backbones_table(board)
     assert [list(column.cells) for column in table.columns] == [
         ["student", "scratch"],
         ["-", "0.500"],

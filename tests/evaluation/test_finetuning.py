@@ -14,7 +14,7 @@ import torch
 
 from evaluation import finetuning
 from evaluation.corruptions import CORRUPTIONS
-from evaluation.finetuning import network_of
+from evaluation.finetuning import build_network
 from evaluation.schedules import SCHEDULES, FinetuneSchedule
 from pipeline.data.dataset import ImageDataset
 from pipeline.errors import ConfigError, Stopped
@@ -163,14 +163,14 @@ def test_what_is_done_is_kept_when_it_is_stopped(bench: Bench, monkeypatch: pyte
     whole = bench.tune("colours", seeds=3, root=Root.of(Path(bench.runtime.root.path).parent / "other"))
     assert whole.counts["trained"] == 4
     stop, kept = threading.Event(), []
-    really_keep = finetuning._Tuning._keep
+    really_keep = finetuning._Finetuning._save
 
     def keep(tuning: Any, name: str, records: Any) -> None:
         really_keep(tuning, name, records)
         kept.append(name)
         stop.set()
 
-    monkeypatch.setattr(finetuning._Tuning, "_keep", keep)
+    monkeypatch.setattr(finetuning._Finetuning, "_save", keep)
     with pytest.raises(Stopped):
         bench.tune("colours", seeds=3, stop=stop)
     assert kept == ["classification-all-0"]
@@ -235,7 +235,7 @@ def test_a_network_starts_from_every_weight_of_the_backbone_and_its_normalisatio
     about = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     start = InitialBackbone(backbone, 32, about, random_backbone(backbone, 32).build_encoder().model.state_dict())
     assert start.weights
-    network = network_of(start, {"it": LabelSpace(task, ("a", "b"))}, {"width": 16, "proposals": 8}, False, 0)
+    network = build_network(start, {"it": LabelSpace(task, ("a", "b"))}, {"width": 16, "proposals": 8}, False, 0)
     there = network.backbone.model.state_dict()
     assert there.keys() == start.weights.keys()
     assert all(torch.equal(tensor, start.weights[name]) for name, tensor in there.items())
@@ -245,7 +245,7 @@ def test_a_network_starts_from_every_weight_of_the_backbone_and_its_normalisatio
 
 def heads_of(blank: bool, seed: int = 0) -> dict[str, torch.Tensor]:
     spaces = {task: LabelSpace(task, ("a", "b")) for task in ("classification", "segmentation")}
-    network = network_of(random_backbone("test_resnet", 32), spaces, {"width": 16, "proposals": 8}, blank, seed)
+    network = build_network(random_backbone("test_resnet", 32), spaces, {"width": 16, "proposals": 8}, blank, seed)
     return dict(network.heads.state_dict())
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from evaluation.label_subsets import Splits, count_of, order_of, parts, splits_of
+from evaluation.label_subsets import Splits, find_splits, label_count, nested_order, split_train_val
 from ingest.dataset import IngestedSet
 from ingest.true_labels import class_ids, true_label_dataset
 from pipeline.data.dataset import ImageDataset
@@ -24,7 +24,7 @@ def train_of(made: Artifact, task: str = KINDS) -> ImageDataset:
 
 
 def splits_in(made: Artifact, preferred: str = "test") -> Splits:
-    splits = splits_of(IngestedSet(made), KINDS, preferred)
+    splits = find_splits(IngestedSet(made), KINDS, preferred)
     assert splits
     return splits
 
@@ -38,7 +38,7 @@ def uneven(make_kinds: MakeKinds) -> ImageDataset:
 def test_every_beginning_holds_as_much_of_each_class_as_there_is(uneven: ImageDataset) -> None:
     there, classes = Counter({0: 6, 1: 3, 2: 1}), class_ids(uneven, KINDS)
     for seed in range(5):
-        order = order_of(uneven.keys(), classes, seed)
+        order = nested_order(uneven.keys(), classes, seed)
         assert sorted(order) == list(range(10)), "each image once"
         for count in range(1, 11):
             drawn = Counter(classes[order[:count]].tolist())
@@ -48,14 +48,14 @@ def test_every_beginning_holds_as_much_of_each_class_as_there_is(uneven: ImageDa
 
 def test_a_seed_draws_its_own_images_and_the_same_ones_again(uneven: ImageDataset) -> None:
     keys, classes = uneven.keys(), class_ids(uneven, KINDS)
-    orders = [tuple(order_of(keys, classes, seed)) for seed in range(6)]
-    assert tuple(order_of(keys, classes, 0)) == orders[0]
+    orders = [tuple(nested_order(keys, classes, seed)) for seed in range(6)]
+    assert tuple(nested_order(keys, classes, 0)) == orders[0]
     assert len(set(orders)) > 3
     assert len({frozenset(order[:4]) for order in orders}) > 1, "other images, not the same ones in another order"
 
 
 def test_images_without_classes_are_drawn_by_the_seed_alone(scenes: Artifact) -> None:
-    splits = splits_of(IngestedSet(scenes), "depth", "test")
+    splits = find_splits(IngestedSet(scenes), "depth", "test")
     assert splits
     assert not splits.classes
     assert sorted(splits.order(1)) == list(range(12))
@@ -64,29 +64,31 @@ def test_images_without_classes_are_drawn_by_the_seed_alone(scenes: Artifact) ->
 
 def test_few_labels_are_a_part_of_more() -> None:
     order = np.random.default_rng(0).permutation(30)
-    for apart in (False, True):
-        drawn = [set(np.concatenate(parts(order, count, apart)).tolist()) for count in (5, 10, 23, 30)]
+    for val_from_train in (False, True):
+        drawn = [
+            set(np.concatenate(split_train_val(order, count, val_from_train)).tolist()) for count in (5, 10, 23, 30)
+        ]
         assert [len(each) for each in drawn] == [5, 10, 23, 30]
         assert all(few < more for few, more in itertools.pairwise(drawn))
 
 
 def test_what_decides_is_a_fifth_that_is_not_learned_from() -> None:
     order = np.random.default_rng(0).permutation(30)
-    learned, aside = parts(order, 20, apart=True)
+    learned, aside = split_train_val(order, 20, val_from_train=True)
     assert (len(learned), len(aside)) == (16, 4)
     assert not set(learned) & set(aside)
-    assert [len(part) for part in parts(order, 3, apart=True)] == [2, 1], "at least one decides"
-    assert [len(part) for part in parts(order, 20, apart=False)] == [20, 0]
+    assert [len(part) for part in split_train_val(order, 3, val_from_train=True)] == [2, 1], "at least one decides"
+    assert [len(part) for part in split_train_val(order, 20, val_from_train=False)] == [20, 0]
 
 
 def test_amounts_are_all_or_numbers_or_shares() -> None:
-    assert count_of("all", 50, 10, "pets") == 50
-    assert count_of(20, 50, 10, "pets") == 20
-    assert count_of(0.3, 50, 10, "pets") == 15
-    assert count_of(50, 50, 10, "pets") == 50
-    assert count_of(10, 50, 10, "pets") == 10, "one of each class"
-    assert count_of("all", 1, 1, "pets") == 1
-    assert count_of("all", 2, 2, "pets", apart=True) == 2
+    assert label_count("all", 50, 10, "pets") == 50
+    assert label_count(20, 50, 10, "pets") == 20
+    assert label_count(0.3, 50, 10, "pets") == 15
+    assert label_count(50, 50, 10, "pets") == 50
+    assert label_count(10, 50, 10, "pets") == 10, "one of each class"
+    assert label_count("all", 1, 1, "pets") == 1
+    assert label_count("all", 2, 2, "pets", val_from_train=True) == 2
 
 
 @pytest.mark.parametrize(
@@ -100,12 +102,12 @@ def test_amounts_are_all_or_numbers_or_shares() -> None:
 )
 def test_an_amount_that_is_not_there_is_told_with_what_is(amount: float, classes: int, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        count_of(amount, 50, classes, "pets")
+        label_count(amount, 50, classes, "pets")
 
 
 def test_one_image_cannot_be_learned_from_and_decide() -> None:
-    with pytest.raises(ConfigError, match="labels: pets has 1 labelled image, to learn from and to decide by: too few"):
-        count_of("all", 1, 1, "pets", apart=True)
+    with pytest.raises(ConfigError, match="labels: pets has 1 labelled image: too few to train and to validate on"):
+        label_count("all", 1, 1, "pets", val_from_train=True)
 
 
 def test_validation_images_decide_where_there_are_some(colours: Artifact) -> None:
@@ -157,10 +159,10 @@ def test_where_all_that_decides_is_reported_on_a_part_of_the_others_decides(make
 
 
 def test_without_held_out_labels_there_are_no_splits(make_kinds: MakeKinds, scenes: Artifact) -> None:
-    assert splits_of(IngestedSet(make_kinds({"train/a": [1], "train/b": [2]})), KINDS, "test") is None
-    assert splits_of(IngestedSet(scenes), "texture", "test") is None
+    assert find_splits(IngestedSet(make_kinds({"train/a": [1], "train/b": [2]})), KINDS, "test") is None
+    assert find_splits(IngestedSet(scenes), "texture", "test") is None
 
 
 def test_where_all_images_to_learn_from_are_held_out_there_are_no_splits(make_kinds: MakeKinds) -> None:
     made = make_kinds({"train/a": [1], "train/b": [2], "test/a": [1], "test/b": [2]})
-    assert splits_of(IngestedSet(made), KINDS, "test") is None
+    assert find_splits(IngestedSet(made), KINDS, "test") is None

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from evaluation.metric_table import EvaluationTarget, Line, fine_print, leading, outcome, read_lines, weak_teachers
+from evaluation.metric_table import (
+    EvaluationTarget,
+    MetricLine,
+    fine_print,
+    leading_lines,
+    outcome_sentences,
+    read_lines,
+    weak_teachers,
+)
 
 
 def record(model: str, value: float, **changes: Any) -> dict[str, Any]:
@@ -27,8 +35,8 @@ def three(student: float, teacher: float, baseline: float, **changes: Any) -> li
     return [record(model, value, **changes) for model, value in values.items()]
 
 
-def line(better: str, **values: float) -> Line:
-    return Line(EvaluationTarget("depth", "depth", "rooms", "test", 20, 0, "whole"), "m", better, values)
+def line(better: str, **values: float) -> MetricLine:
+    return MetricLine(EvaluationTarget("depth", "depth", "rooms", "test", 20, 0, "whole"), "m", better, values)
 
 
 @pytest.mark.parametrize(
@@ -54,10 +62,10 @@ def test_there_is_no_share_without_a_teacher() -> None:
 
 
 def test_being_ahead_follows_the_direction_of_the_metric_and_is_strict() -> None:
-    assert line("lower", student=1.0, baseline=2.0).ahead("student", "baseline") is True
-    assert line("higher", student=1.0, baseline=2.0).ahead("student", "baseline") is False
-    assert line("higher", student=2.0, baseline=2.0).ahead("student", "baseline") is False
-    assert line("higher", student=2.0).ahead("student", "baseline") is None
+    assert line("lower", student=1.0, baseline=2.0).is_better("student", "baseline") is True
+    assert line("higher", student=1.0, baseline=2.0).is_better("student", "baseline") is False
+    assert line("higher", student=2.0, baseline=2.0).is_better("student", "baseline") is False
+    assert line("higher", student=2.0).is_better("student", "baseline") is None
 
 
 def test_records_become_a_line_per_metric_and_none_is_lost() -> None:
@@ -77,7 +85,10 @@ def test_equal_metrics_of_other_sets_and_protocols_stay_apart() -> None:
 
 def test_the_first_metric_of_a_place_leads() -> None:
     lines, _ = read_lines([*three(1, 1, 1), *three(1, 1, 1, metric="delta"), *three(1, 1, 1, dataset="attic")])
-    assert [(line.place.dataset, line.metric) for line in leading(lines)] == [("rooms", "rmse"), ("attic", "rmse")]
+    assert [(line.target.dataset, line.metric) for line in leading_lines(lines)] == [
+        ("rooms", "rmse"),
+        ("attic", "rmse"),
+    ]
 
 
 def test_the_outcome_counts_heads_and_names_them() -> None:
@@ -89,7 +100,7 @@ def test_the_outcome_counts_heads_and_names_them() -> None:
         ]
     )
     home = {"depth": "rooms", "kinds": "rooms", "gabor": None}
-    own, away = outcome(lines, home)
+    own, away = outcome_sentences(lines, home)
     assert own == (
         "On the teachers' own held-out images, the student beats the trivial baseline on 1 of 2 tasks (depth), "
         "reaches nine tenths of its teacher on 1 (depth) and is better than its teacher on none."
@@ -109,14 +120,14 @@ def test_agreement_with_a_teacher_that_nobody_has_labels_for_is_told_apart() -> 
             *(record(model, value, **far) for model, value in (("student", 3.0), ("baseline", 2.0))),
         ]
     )
-    own, agreement = outcome(lines, {"depth": "rooms", "gabor": None, "imagenet": None})
+    own, agreement = outcome_sentences(lines, {"depth": "rooms", "gabor": None, "imagenet": None})
     assert "1 of 1 task (depth)" in own
     assert agreement.startswith("No set has true labels for gabor, imagenet:")
     assert agreement.endswith("on 1 of 2 (gabor).")
 
 
 def test_without_metrics_the_outcome_says_so() -> None:
-    assert outcome([], {"gabor": None}) == ["Nothing was measured."]
+    assert outcome_sentences([], {"gabor": None}) == ["Nothing was measured."]
 
 
 def test_a_teacher_no_better_than_the_baseline_is_named_with_both_values() -> None:

@@ -11,7 +11,7 @@ import pytest
 from evaluation.backbone_table import MetricColumn
 from evaluation.comparison.comparison import Comparison, ComparisonSetting, Row, read_comparisons
 from evaluation.comparison.cost import Cost
-from evaluation.measurement import FILE
+from evaluation.measurement import MEASUREMENTS_FILE
 from evaluation.report.comparisons import cost_table, score_table
 from evaluation.report.formatting import NOTHING
 from evaluation.report.html import StyledText
@@ -48,12 +48,12 @@ FOUND = Comparison("first", ROWS, [COLUMN], {"accuracy": "higher"}, {}, "pets/te
 def test_rows_without_a_stage_stand_beside_those_of_every_setting() -> None:
     assert FOUND.settings() == [SHORT, LONG]
     for setting, number in ((SHORT, 2), (LONG, 3)):
-        assert FOUND.side_by_side(setting)[:3] == [ROWS[0], ROWS[1], ROWS[number]]
+        assert FOUND.rows_in(setting)[:3] == [ROWS[0], ROWS[1], ROWS[number]]
 
 
 def test_another_backbone_is_another_table() -> None:
     other = row("none", ComparisonSetting("resnet", None, None), 0.9, start="scratch")
-    assert other not in dataclasses.replace(FOUND, rows=[*ROWS, other]).side_by_side(SHORT)
+    assert other not in dataclasses.replace(FOUND, rows=[*ROWS, other]).rows_in(SHORT)
 
 
 def test_advice_is_about_the_longest_training() -> None:
@@ -84,15 +84,17 @@ def test_of_angles_no_advice_is_given() -> None:
     rows = [dataclasses.replace(each, values={angle: each.values[COLUMN]}) for each in ROWS]
     found = dataclasses.replace(FOUND, rows=rows, columns=[angle], better={"mean_angle": "lower"})
     assert found.advice() == []
-    assert found.wanted("vit", 1.0, angle) == pytest.approx(0.11), "the smallest of those from scratch"
+    assert found.best_from_scratch("vit", 1.0, angle) == pytest.approx(0.11), "the smallest of those from scratch"
 
 
 def test_what_is_to_be_reached_is_the_best_that_starts_from_scratch() -> None:
-    assert FOUND.wanted("vit", 1.0, COLUMN) == pytest.approx(0.61)
-    assert FOUND.wanted("resnet", 1.0, COLUMN) is None
-    assert FOUND.wanted("vit", 0.1, COLUMN) == pytest.approx(0.11), "only what saw as many images"
+    assert FOUND.best_from_scratch("vit", 1.0, COLUMN) == pytest.approx(0.61)
+    assert FOUND.best_from_scratch("resnet", 1.0, COLUMN) is None
+    assert FOUND.best_from_scratch("vit", 0.1, COLUMN) == pytest.approx(0.11), "only what saw as many images"
     labelled = row("supervised", LONG, 0.9, 0.92, 0.91, start="scratch")
-    assert dataclasses.replace(FOUND, rows=[*ROWS, labelled]).wanted("vit", 1.0, COLUMN) == pytest.approx(0.61)
+    assert dataclasses.replace(FOUND, rows=[*ROWS, labelled]).best_from_scratch("vit", 1.0, COLUMN) == pytest.approx(
+        0.61
+    )
 
 
 def test_the_shortest_training_that_reaches_it_is_what_it_takes() -> None:
@@ -109,7 +111,7 @@ def test_the_shortest_training_that_reaches_it_is_what_it_takes() -> None:
 
 def measured(folder: Path, name: str, records: list[Any], trial: Trial) -> Artifact:
     (folder / name).mkdir()
-    write_json(folder / name / FILE, [record.to_json() for record in records])
+    write_json(folder / name / MEASUREMENTS_FILE, [record.to_json() for record in records])
     about = {
         "config": {"start": {"name": "it", "step": None}, "trial": trial.to_json()},
         "counts": {"records": len(records)},
@@ -152,7 +154,7 @@ def test_costs_are_shown_where_something_was_trained_from_scratch() -> None:
     assert {cells[3] for cells in rows.values()} == {"61.0"}, "the best from scratch"
     assert rows["simclr, from student"][4] == "900"
     assert "never" in [cell for cells in rows.values() for cell in cells]
-    alone = dataclasses.replace(FOUND, rows=[each for each in ROWS if each.start != "scratch" or each.is_plain])
+    alone = dataclasses.replace(FOUND, rows=[each for each in ROWS if each.start != "scratch" or each.has_no_stage])
     assert cost_table(alone) is None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.comparison.cost import Cost, Point, cost, price, steps_to, total
+from evaluation.comparison.cost import Cost, CurvePoint, artifact_cost, backbone_cost, steps_to_reach, sum_costs
 from pipeline.steps.artifact import Artifact
 from pipeline.storage.root import Root
 
@@ -41,83 +41,89 @@ def chain() -> dict[str, Artifact]:
 
 
 def test_a_training_costs_its_steps_and_the_images_that_went_through_them() -> None:
-    assert cost(made(seconds=2.5, stage=SCHEDULE)) == Cost(10, 40, 2.5)
-    assert cost(made(student={"epochs": 3, "batch": 30})) == Cost(10, 300, 1.0), "three times 100 images, 30 a step"
-    assert cost(made(teacher={"kind": "supervised", "task": "depth", **SCHEDULE})) == Cost(10, 40, 1.0)
-    assert cost(made(supervised=SCHEDULE)) == Cost(10, 40, 1.0)
+    assert artifact_cost(made(seconds=2.5, stage=SCHEDULE)) == Cost(10, 40, 2.5)
+    assert artifact_cost(made(student={"epochs": 3, "batch": 30})) == Cost(10, 300, 1.0), (
+        "three times 100 images, 30 a step"
+    )
+    assert artifact_cost(made(teacher={"kind": "supervised", "task": "depth", **SCHEDULE})) == Cost(10, 40, 1.0)
+    assert artifact_cost(made(supervised=SCHEDULE)) == Cost(10, 40, 1.0)
 
 
 def test_steps_that_were_counted_are_what_was_trained() -> None:
     """Of a stage with labels beside the images."""
-    assert cost(made(counts={"images": 100, "steps": 6}, stage=SCHEDULE)) == Cost(6, 24, 1.0)
+    assert artifact_cost(made(counts={"images": 100, "steps": 6}, stage=SCHEDULE)) == Cost(6, 24, 1.0)
 
 
 def test_images_that_were_counted_are_what_went_through() -> None:
     """In a stage with labels these are more than the batch's; older artifacts have no such count."""
     counted = {"images": 100, "steps": 6, "images_seen": 30}
-    assert cost(made(counts=counted, stage=SCHEDULE)) == Cost(6, 30, 1.0)
+    assert artifact_cost(made(counts=counted, stage=SCHEDULE)) == Cost(6, 30, 1.0)
 
 
 def test_what_was_not_trained_costs_time_alone() -> None:
-    assert cost(made(seconds=7)) == Cost(0, 0, 7)
-    assert cost(made(seconds=7, counts={"classes": 3}, teacher={"kind": "pretrained", "model": "m"})) == Cost(0, 0, 7)
+    assert artifact_cost(made(seconds=7)) == Cost(0, 0, 7)
+    assert artifact_cost(made(seconds=7, counts={"classes": 3}, teacher={"kind": "pretrained", "model": "m"})) == Cost(
+        0, 0, 7
+    )
 
 
 def test_what_was_gone_on_with_costs_the_time_of_all_attempts() -> None:
     counts = {"images": 100, "training_seconds": 93.5, "earlier_seconds": 90.0}
-    assert cost(made(seconds=5, counts=counts, stage=SCHEDULE)) == Cost(10, 40, 95.0)
+    assert artifact_cost(made(seconds=5, counts=counts, stage=SCHEDULE)) == Cost(10, 40, 95.0)
     del counts["earlier_seconds"]
-    assert cost(made(seconds=99, counts=counts, stage=SCHEDULE)) == Cost(10, 40, 99)
+    assert artifact_cost(made(seconds=99, counts=counts, stage=SCHEDULE)) == Cost(10, 40, 99)
 
 
 def test_the_base_is_apart_and_everything_in_it_counts_once(chain: dict[str, Artifact]) -> None:
-    own, base = price(chain["stage.b"], chain)
+    own, base = backbone_cost(chain["stage.b"], chain)
     assert own == Cost(2, 16, 60)
-    parts = [cost(chain[name]) for name in ("data.a", "teacher.one", "teacher.two", "label", "student", "stage.a")]
-    assert base == total(parts)
+    parts = [
+        artifact_cost(chain[name]) for name in ("data.a", "teacher.one", "teacher.two", "label", "student", "stage.a")
+    ]
+    assert base == sum_costs(parts)
     assert base == Cost(10 + 4 + 7 + 9, 40 + 200 + 70 + 18, 3 + 20 + 30 + 5 + 40 + 50)
 
 
 def test_the_price_of_the_student_is_that_of_its_teachers_beside_its_own(chain: dict[str, Artifact]) -> None:
-    own, base = price(chain["student"], chain)
+    own, base = backbone_cost(chain["student"], chain)
     assert (own.steps, base.steps, base.seconds) == (7, 14, 58)
 
 
 def test_what_was_not_made_here_has_no_price(chain: dict[str, Artifact]) -> None:
-    assert price(None, chain) == (Cost(), Cost())
+    assert backbone_cost(None, chain) == (Cost(), Cost())
 
 
 def test_nothing_in_total_is_nothing() -> None:
-    assert total([]) == Cost()
+    assert sum_costs([]) == Cost()
 
 
-def points(*values: float) -> list[Point]:
-    return [Point(Cost(steps=100 * number), value) for number, value in enumerate(values, 1)]
+def points(*values: float) -> list[CurvePoint]:
+    return [CurvePoint(Cost(steps=100 * number), value) for number, value in enumerate(values, 1)]
 
 
 def test_the_fewest_steps_that_reach_it_count() -> None:
     curve = points(0.2, 0.5, 0.4, 0.8)
-    assert [steps_to(curve, wanted) for wanted in (0.1, 0.2, 0.3, 0.5, 0.6)] == [100, 100, 200, 200, 400]
+    assert [steps_to_reach(curve, wanted) for wanted in (0.1, 0.2, 0.3, 0.5, 0.6)] == [100, 100, 200, 200, 400]
 
 
 def test_it_is_monotone_under_the_best_so_far() -> None:
     """A longer training that comes out worse takes nothing back, and more asked for never takes fewer steps."""
     curve = points(0.2, 0.5, 0.1, 0.45, 0.6)
     wanted = [0.01 * number for number in range(60)]
-    found = [steps_to(curve, each) for each in wanted]
+    found = [steps_to_reach(curve, each) for each in wanted]
     assert found == sorted(found)
-    assert steps_to(curve, 0.42) == 200
+    assert steps_to_reach(curve, 0.42) == 200
 
 
 def test_what_is_never_reached_takes_for_ever() -> None:
-    assert steps_to(points(0.2, 0.5), 0.51) == math.inf
-    assert steps_to([], 0.1) == math.inf
+    assert steps_to_reach(points(0.2, 0.5), 0.51) == math.inf
+    assert steps_to_reach([], 0.1) == math.inf
 
 
 def test_of_a_metric_that_is_better_lower_low_values_reach_it() -> None:
     curve = points(40.0, 25.0, 30.0)
-    assert [steps_to(curve, wanted, "lower") for wanted in (50, 40, 30, 20)] == [100, 100, 200, math.inf]
+    assert [steps_to_reach(curve, wanted, "lower") for wanted in (50, 40, 30, 20)] == [100, 100, 200, math.inf]
 
 
 def test_points_may_come_in_any_order() -> None:
-    assert steps_to(reversed(points(0.2, 0.5, 0.8)), 0.4) == 200
+    assert steps_to_reach(reversed(points(0.2, 0.5, 0.8)), 0.4) == 200

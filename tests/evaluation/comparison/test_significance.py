@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.comparison.significance import Ranking, advice, standing
+from evaluation.comparison.significance import Ranking, advice_sentence, rank_rows
 
 WHERE = "here"
 MANY = 10**9
@@ -24,80 +24,80 @@ def test_the_least_difference_is_tukeys() -> None:
     """
     rest = np.array([[1, -1, 0], [-1, 0, 1], [0, 1, -1]]) / 100
     table = np.array([[0.5], [0.6], [0.7]]) + np.array([[-0.01, 0, 0.01]]) + rest
-    found = standing({name: row.tolist() for name, row in zip("abc", table, strict=True)}, MANY)
+    found = rank_rows({name: row.tolist() for name, row in zip("abc", table, strict=True)}, MANY)
     assert found.means == pytest.approx({"c": 0.7, "b": 0.6, "a": 0.5})
     assert list(found.means) == ["c", "b", "a"]
-    assert found.least == pytest.approx(5.040 * math.sqrt(0.0006 / 4 / 3), rel=1e-3)
+    assert found.significant_difference == pytest.approx(5.040 * math.sqrt(0.0006 / 4 / 3), rel=1e-3)
 
 
 def test_what_all_rows_have_in_common_in_a_seed_is_no_noise() -> None:
     """A seed has labels of its own, the same for all rows."""
     seeds = np.array([0.0, 0.3, -0.2])
-    found = standing({"a": (0.5 + seeds).tolist(), "b": (0.6 + seeds).tolist()}, MANY)
-    assert found.least < 1e-3
+    found = rank_rows({"a": (0.5 + seeds).tolist(), "b": (0.6 + seeds).tolist()}, MANY)
+    assert found.significant_difference < 1e-3
     assert found.beats("a")
 
 
 def test_few_images_leave_much_to_chance() -> None:
     """1.96 standard errors of the difference of two shares of 0.5 on 100 images, where seeds say nothing against it."""
-    found = standing({"a": (0.45, 0.45, 0.45), "b": (0.55, 0.55, 0.55)}, 100)
-    assert found.least == pytest.approx(1.959964 * math.sqrt(2 * 0.25 / 100))
+    found = rank_rows({"a": (0.45, 0.45, 0.45), "b": (0.55, 0.55, 0.55)}, 100)
+    assert found.significant_difference == pytest.approx(1.959964 * math.sqrt(2 * 0.25 / 100))
     assert not found.beats("a")
-    assert standing({"a": (0.45, 0.45, 0.45), "b": (0.55, 0.55, 0.55)}, 1000).beats("a")
+    assert rank_rows({"a": (0.45, 0.45, 0.45), "b": (0.55, 0.55, 0.55)}, 1000).beats("a")
 
 
 @pytest.mark.parametrize("values", [{"a": (0.1, 0.1), "b": (0.9, 0.9)}, {"a": (0.1,), "b": (0.9,)}, {"a": (1.0,) * 5}])
 def test_fewer_than_three_seeds_or_one_row_tell_nothing(values: dict[str, tuple[float, ...]]) -> None:
-    found = standing(values, MANY)
-    assert math.isinf(found.least)
+    found = rank_rows(values, MANY)
+    assert math.isinf(found.significant_difference)
     assert not any(found.beats(name) for name in values)
 
 
 def test_fewer_than_three_seeds_support_no_advice() -> None:
-    said = advice(standing({"a": (0.1, 0.1), "b": (0.9, 0.9)}, MANY), ["a"], WHERE)
+    said = advice_sentence(rank_rows({"a": (0.1, 0.1), "b": (0.9, 0.9)}, MANY), ["a"], WHERE)
     assert said == "here: 'b' has the best mean (90.0 %), but fewer than 3 seeds support no advice."
 
 
 def test_a_row_that_is_clearly_better_is_advised() -> None:
-    said = advice(standing(CLEAR, 10_000), ["scratch", "student"], WHERE)
+    said = advice_sentence(rank_rows(CLEAR, 10_000), ["scratch", "student"], WHERE)
     assert said.startswith("here: take 'simclr' (81.0 %), which beats all others; differences below")
 
 
 def test_equal_rows_support_no_stage() -> None:
     values = {"scratch": (0.50, 0.52, 0.51), "simclr": (0.51, 0.51, 0.52), "mae": (0.52, 0.50, 0.52)}
-    said = advice(standing(values, 10_000), ["scratch"], WHERE)
+    said = advice_sentence(rank_rows(values, 10_000), ["scratch"], WHERE)
     assert "no stage is better than 'scratch' (51.0 %) by more than chance" in said
     assert "support no stage" in said
     assert "take" not in said
 
 
 def test_without_seeds_that_differ_equal_rows_are_equal() -> None:
-    said = advice(standing(dict.fromkeys("ab", (0.5,) * 3), MANY), ["b"], WHERE)
+    said = advice_sentence(rank_rows(dict.fromkeys("ab", (0.5,) * 3), MANY), ["b"], WHERE)
     assert "support no stage" in said
 
 
 def test_a_stage_that_is_no_better_than_the_best_without_one_is_not_advised() -> None:
     """It beats scratch, and not the student."""
     values = {"scratch": (0.20, 0.21, 0.22), "student": (0.79, 0.81, 0.80), "simclr": (0.80, 0.82, 0.81)}
-    said = advice(standing(values, 1000), ["scratch", "student"], WHERE)
+    said = advice_sentence(rank_rows(values, 1000), ["scratch", "student"], WHERE)
     assert "no stage is better than 'student' (80.0 %)" in said
 
 
 def test_methods_that_cant_be_told_apart_are_named() -> None:
     values = {**CLEAR, "mae": (0.81, 0.80, 0.81)}
-    said = advice(standing(values, 1000), ["scratch", "student"], WHERE)
+    said = advice_sentence(rank_rows(values, 1000), ["scratch", "student"], WHERE)
     assert "take 'simclr' (81.0 %); it beats 'student' and 'scratch', and can't be told from 'mae'; " in said
 
 
 def test_where_the_best_does_without_a_stage_none_is_advised() -> None:
-    said = advice(Ranking({"student": 0.9, "simclr": 0.5}, 0.1), ["student"], WHERE)
+    said = advice_sentence(Ranking({"student": 0.9, "simclr": 0.5}, 0.1), ["student"], WHERE)
     assert "no stage is better than 'student'" in said
 
 
 def test_the_order_of_the_rows_does_not_matter() -> None:
     values = {**CLEAR, "mae": (0.70, 0.72, 0.74), "byol": (0.80, 0.81, 0.80)}
     said = {
-        advice(standing(dict(order), 500), ["scratch", "student"], WHERE)
+        advice_sentence(rank_rows(dict(order), 500), ["scratch", "student"], WHERE)
         for order in itertools.permutations(values.items())
     }
     assert len(said) == 1
@@ -111,7 +111,7 @@ def test_chance_alone_is_seldom_taken_for_a_difference() -> None:
     wrong = 0
     for _ in range(worlds):
         noise = 0.6 + 0.02 * rng.normal(size=(6, 3)) + 0.05 * rng.normal(size=(1, 3))
-        found = standing({str(name): row.tolist() for name, row in enumerate(noise)}, MANY)
+        found = rank_rows({str(name): row.tolist() for name, row in enumerate(noise)}, MANY)
         wrong += any(found.beats(name) for name in found.means)
     assert 0.03 < wrong / worlds < 0.065, "5 %, give or take what 1,000 worlds leave open"
 
@@ -122,6 +122,8 @@ def test_a_difference_that_is_there_is_found() -> None:
     for _ in range(worlds):
         noise = 0.6 + 0.01 * rng.normal(size=(5, 3))
         noise[0] += 0.1
-        said = advice(standing({str(name): row.tolist() for name, row in enumerate(noise)}, MANY), ["1"], WHERE)
+        said = advice_sentence(
+            rank_rows({str(name): row.tolist() for name, row in enumerate(noise)}, MANY), ["1"], WHERE
+        )
         found += "take '0'" in said
     assert found > 0.95 * worlds

@@ -61,7 +61,7 @@ def test_nearest_neighbours_are_what_a_simple_count_of_them_says(count: int, tmp
 def test_nearest_neighbours_are_the_same_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     solution, test = knn.fit(problem(known(1, 50), known(3, 5), tmp_path)), known(2, 30).features
     whole = solution.classify(test)
-    monkeypatch.setattr(knn, "AT_ONCE", 7)
+    monkeypatch.setattr(knn, "CHUNK", 7)
     torch.testing.assert_close(solution.classify(test), whole)
 
 

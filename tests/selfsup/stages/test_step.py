@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 
-from evaluation.comparison.cost import cost
+from evaluation.comparison.cost import artifact_cost
 from ingest.dataset import IngestedSet
 from ingest.true_labels import held_out_keys
 from pipeline.errors import ConfigError, Stopped
@@ -155,7 +155,7 @@ def test_run_stage_counts_images_and_views_seen(sandbox: StageSandbox, monkeypat
         made = sandbox.run(labels=labels, data=["kinds"])
         assert (made.counts["images_seen"], made.counts["views_seen"]) == (images, 32)
         shown = [len(batch.keys) + (0 if batch.classes is None else len(batch.classes)) for batch in passed]
-        assert (sum(shown), cost(made).images) == (images, images)
+        assert (sum(shown), artifact_cost(made).images) == (images, images)
 
 
 def stopped_and_resumed(sandbox: StageSandbox, at: str, settings: dict[str, Any]) -> Artifact:
