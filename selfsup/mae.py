@@ -57,9 +57,7 @@ class MAE(Method):
         self.config, self.size = config, setting.size
         self.patch_size: int = backbone.model.patch_embed.patch_size[0]
         if setting.size % self.patch_size:
-            raise ConfigError(
-                f"image_size {setting.size} is not a multiple of the backbone's patch size, {self.patch_size} pixels."
-            )
+            raise ConfigError(f"image_size {setting.size} is not a multiple of the patch size ({self.patch_size}).")
         self.decoder_embed = nn.Linear(backbone.width, config.width)
         self.mask_token = nn.Parameter(torch.zeros(config.width).normal_(std=0.02))
         heads = config.width // HEAD_WIDTH
@@ -67,9 +65,8 @@ class MAE(Method):
         self.decoder_norm = nn.LayerNorm(config.width)
         self.decoder_pred = nn.Linear(config.width, self.patch_size**2 * 3)
         grid = setting.size // self.patch_size
-        self.register_buffer(
-            "decoder_pos_embed", build_sincos2d_pos_embed([grid, grid], config.width), persistent=False
-        )
+        positions = build_sincos2d_pos_embed([grid, grid], config.width)
+        self.register_buffer("decoder_pos_embed", positions, persistent=False)
 
     def view_kinds(self) -> Sequence[ViewKind]:
         return [ViewKind(self.size, POLICY)]
@@ -84,16 +81,14 @@ class MAE(Method):
         model: Any = self.backbone.model
         tokens = model._pos_embed(model.patch_embed(self.backbone.normalize(images)))
         first = model.num_prefix_tokens
-        visible, order = random_masking(tokens[:, first:], self.config.masked)
-        latent = model.norm_pre(torch.cat([tokens[:, :first], visible], dim=1))
+        visible_tokens, order = random_masking(tokens[:, first:], self.config.masked)
+        latent = model.norm_pre(torch.cat([tokens[:, :first], visible_tokens], dim=1))
         latent = self.decoder_embed(model.norm(model.blocks(latent)))[:, first:]
-        visible_count = latent.shape[1]
-        masked_count = order.shape[1] - visible_count
-        mask_tokens = self.mask_token.to(latent.dtype).expand(len(latent), masked_count, -1)
-        shuffled = torch.cat([latent, mask_tokens], dim=1)
+        visible, masked = latent.shape[1], order.shape[1] - latent.shape[1]
+        shuffled = torch.cat([latent, self.mask_token.to(latent.dtype).expand(len(latent), masked, -1)], dim=1)
         restore = order.argsort(dim=1)
         full = shuffled.gather(1, restore[:, :, None].expand_as(shuffled)) + self.decoder_pos_embed.to(latent.dtype)
-        return self.decoder_pred(self.decoder_norm(self.decoder_blocks(full))), restore >= visible_count
+        return self.decoder_pred(self.decoder_norm(self.decoder_blocks(full))), restore >= visible
 
 
 def random_masking(tokens: Tensor, share: float) -> tuple[Tensor, Tensor]:

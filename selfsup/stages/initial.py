@@ -14,10 +14,8 @@ from pipeline.models.initial import InitialBackbone
 from pipeline.recipe.stage import SCRATCH, StageConfig
 from pipeline.steps.artifact import Inputs
 
-MAX_IMAGES = 2000
-"""Images that mean and standard deviation are measured on, at most."""
-SIDE = 64
-"""Side in pixels to which they are resized for that."""
+MAX_IMAGES, SIDE = 2000, 64
+"""Images that mean and standard deviation are measured on, at most, and the side in pixels that they are resized to."""
 
 
 def initial_backbone(stage: StageConfig, start: str | None, inputs: Inputs, images: ImageDataset) -> InitialBackbone:

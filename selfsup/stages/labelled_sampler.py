@@ -42,10 +42,8 @@ class ClassSampler:
         order = seeded_generator(self.seed, SAMPLER_SEED, step // chunks).permutation(len(self.members))
         chunk = order[(step % chunks) * self.classes :][: self.classes]
         rng = seeded_generator(self.seed, SAMPLER_SEED, step // chunks, step % chunks, 1)
-        drawn = [rng.choice(self.members[label], self.images, replace=False) for label in chunk]
-        return [
-            (int(drawn[column][row]), int(label)) for row in range(self.images) for column, label in enumerate(chunk)
-        ]
+        drawn = np.stack([rng.choice(self.members[label], self.images, replace=False) for label in chunk], axis=1)
+        return [(int(index), int(label)) for row in drawn for index, label in zip(row, chunk, strict=True)]
 
 
 class ImageClasses(NamedTuple):
@@ -77,15 +75,12 @@ def class_sampler(config: LabelledConfig, classes: ImageClasses, seed: int) -> C
     return ClassSampler(members, count, config.images, seed)
 
 
-def stage_sampler(
-    stage: StageConfig, inputs: Inputs, images: ImageDataset, seed: int
-) -> tuple[ClassSampler | None, int]:
-    """Return the sampler of a stage's labelled images and how many a step has; (None, 0) if the stage uses no labels.
+def load_sampler(stage: StageConfig, inputs: Inputs, images: ImageDataset, seed: int) -> tuple[ClassSampler, int]:
+    """Return the sampler of a stage that uses labels, and how many labelled images a step has.
 
     Raises ConfigError if its sets lack the labels that it asks for.
     """
-    if stage.labels is None:
-        return None, 0
+    assert stage.labels is not None
     with error_context("labels"):
         classes = image_classes(stage, inputs, images)
         return class_sampler(stage.labels, classes, seed), labelled_images(stage, classes.names)

@@ -20,13 +20,11 @@ from selfsup.components.config import MethodConfig
 from selfsup.components.method import StageSetting
 from selfsup.stages.budget import budget_of
 from selfsup.stages.initial import initial_backbone
-from selfsup.stages.labelled_sampler import ClassSampler, stage_sampler
+from selfsup.stages.labelled_sampler import ClassSampler, load_sampler
 from selfsup.stages.objective import override_policies
 from selfsup.stages.stream import ViewStream
 from selfsup.stages.training import train
 from tasks.network import seed_part
-
-MIN_IMAGES = 2
 
 
 def stage_config(settings: Mapping[str, Any]) -> MethodConfig:
@@ -47,7 +45,7 @@ def load_stage_data(config: Mapping[str, Any], inputs: Inputs) -> StageData:
     """Load the images and labels that a stage trains on. Raises ConfigError if they are too few."""
     stage, seed = stage_config(config["stage"]), config["seed"]
     images = load_images(stage, inputs, seed)
-    return StageData(images, *stage_sampler(stage, inputs, images, seed))
+    return StageData(images, *(load_sampler(stage, inputs, images, seed) if stage.labels else (None, 0)))
 
 
 def load_images(stage: StageConfig, inputs: Inputs, seed: int) -> ImageDataset:
@@ -58,10 +56,8 @@ def load_images(stage: StageConfig, inputs: Inputs, seed: int) -> ImageDataset:
         chosen = pool_keys(pool, stage.share, seed)
         shards = [_only(shard, chosen) for shard in shards]
     images = ImageDataset(shards)
-    if len(images) < MIN_IMAGES:
-        raise ConfigError(
-            f"{len(images)} images to train on in {', '.join(stage.data)}: {MIN_IMAGES} or more are needed."
-        )
+    if len(images) < 2:
+        raise ConfigError(f"{len(images)} images to train on in {', '.join(stage.data)}: 2 or more are needed.")
     return images
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.steps.runtime import Runtime
-from pipeline.training.autotune import ComputeConfig, autotune
+from pipeline.training import autotune
+from pipeline.training.autotune import ComputeConfig
 from pipeline.training.device import find_device, move_to_device
 from pipeline.training.fit import fit
 from pipeline.training.objective import TrainingJob
@@ -25,18 +26,7 @@ from selfsup.stages.stream import ViewStream
 
 PROBE_IMAGES = 8
 """Images that a step is timed on."""
-SPEED_IRRELEVANT = (
-    "name",
-    "data",
-    "start",
-    "share",
-    "steps",
-    "epochs",
-    "lr",
-    "backbone_lr",
-    "weight_decay",
-    "momentum",
-)
+SAME_SPEED = {"name", "data", "start", "share", "steps", "epochs", "lr", "backbone_lr", "weight_decay", "momentum"}
 """Keys of a stage that do not change the speed of its steps."""
 
 
@@ -52,9 +42,8 @@ def train(
     with ProcessGroup(find_device(runtime.device)) as group:
         choice = _choose(stage, method, stream, runtime)
         objective = choice.place(StageObjective(method, stream.kinds, stream.budget.steps, choice.memory_format))
-        job = TrainingJob(
-            name, objective, stream.prefetched(runtime.threads), stream.budget.steps, out, stage, stream.seed
-        )
+        batches = stream.prefetched(runtime.threads)
+        job = TrainingJob(name, objective, batches, stream.budget.steps, out, stage, stream.seed)
         before = measure_features(method.backbone, images, runtime)
         if not has_state(out):
             _initialize(name, method, stream, choice, runtime)
@@ -66,14 +55,10 @@ def train(
 
 def _choose(stage: MethodConfig, method: Method, stream: ViewStream, runtime: Runtime) -> ComputeConfig:
     """Choose how this machine trains the method fastest."""
-    about = [
-        stage.model_dump(mode="json", exclude=set(SPEED_IRRELEVANT)),
-        method.backbone.name,
-        method.backbone.size,
-        "stage",
-    ]
+    settings = stage.model_dump(mode="json", exclude=SAME_SPEED)
+    model_id = [settings, method.backbone.name, method.backbone.size, "stage"]
     objective = StageObjective(method, stream.kinds, stream.budget.steps, torch.contiguous_format)
-    return autotune(runtime, about, objective, _probe(stream))
+    return autotune.autotune(runtime, model_id, objective, _probe(stream))
 
 
 def _probe(stream: ViewStream) -> Callable[[nn.Module, ComputeConfig], None]:

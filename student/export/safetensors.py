@@ -26,12 +26,8 @@ def export(student: Artifact, to: Path, heads: Sequence[str]) -> list[str]:
         raise ConfigError(f"--head {heads[0]}: safetensors holds the backbone and no head; onnx holds heads.")
     config = student.load("model.json", read_json)
     _, tensors = student.load(BACKBONE, read_tensors)
-    metadata = {"model": config["backbone"], "image_size": config["image_size"], "student": student.fingerprint}
-    write_tensors(to, tensors, metadata)
-    arguments = {
-        "num_classes": 0,
-        **img_size_options(config["backbone"], config["image_size"]),
-        "checkpoint_path": str(to),
-    }
-    listed = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    return ["Load it with", f"    timm.create_model({config['backbone']!r}, {listed})"]
+    model, image_size = config["backbone"], config["image_size"]
+    write_tensors(to, tensors, {"model": model, "image_size": image_size, "student": student.fingerprint})
+    options = {"num_classes": 0, **img_size_options(model, image_size), "checkpoint_path": str(to)}
+    arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    return ["Load it with", f"    timm.create_model({model!r}, {arguments})"]

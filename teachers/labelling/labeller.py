@@ -37,12 +37,15 @@ STUDENT = "student"
 """The step whose network has a head for every teacher."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class LabelMaker:
     """What makes labels: a teacher, with one head of its own name, or the student, with a head for each teacher."""
 
     name: str
     artifact: Artifact
+    runtime: Runtime
+    facts: Mapping[str, ShardFacts]
+    """Facts of label shards that need not be read from them, by their paths in the root."""
 
     @property
     def is_student(self) -> bool:
@@ -52,56 +55,33 @@ class LabelMaker:
     @functools.cached_property
     def labels(self) -> dict[str, Label]:
         """The labels' form on disk by head."""
-        return {head: tasks.label(space) for head, space in self._spaces().items()}
-
-    def _spaces(self) -> dict[str, LabelSpace]:
         if not self.is_student:
-            return {self.name: Teacher.load(self.artifact).space}
+            return {self.name: tasks.label(Teacher.load(self.artifact).space)}
         heads = self.artifact.load("model.json", read_json)["heads"]
-        return {head: LabelSpace.from_json(space) for head, space in heads.items()}
+        return {head: tasks.label(LabelSpace.from_json(space)) for head, space in heads.items()}
 
     def label_name(self, head: str) -> str:
         """Return the name of a head's labels: in the index, and in the folder's name."""
         return student_maker(head) if self.is_student else head
 
-    def folders(self) -> dict[str, str]:
-        """Return the folder of its label shards in the root, by head."""
-        return {head: f"labels/{store_name(self.label_name(head), self.artifact.digest)}" for head in self.labels}
+    @functools.cached_property
+    def folders(self) -> dict[str, LabelFolder]:
+        """The folders of its label shards by head."""
+        return {head: self._folder(self.label_name(head)) for head in self.labels}
 
-    def open(self, runtime: Runtime) -> Predictor:
-        """Load its model, set up for this machine."""
-        return (load_network if self.is_student else load_teacher)(self.artifact, runtime)
-
-
-@dataclasses.dataclass
-class OpenLabelMaker:
-    """A label maker opened on this machine: its predictor, loaded when first needed, and its label folders by head."""
-
-    maker: LabelMaker
-    folders: dict[str, LabelFolder]
-    runtime: Runtime
-
-    @property
-    def name(self) -> str:
-        return self.maker.name
+    def _folder(self, label_name: str) -> LabelFolder:
+        path = f"labels/{store_name(label_name, self.artifact.digest)}"
+        facts = {file: known for file, known in self.facts.items() if file.startswith(f"{path}/")}
+        return LabelFolder(self.runtime.root, path, facts)
 
     @functools.cached_property
     def predictor(self) -> Predictor:
-        return self.maker.open(self.runtime)
+        """Its model, set up for this machine; loaded when first needed."""
+        return (load_network if self.is_student else load_teacher)(self.artifact, self.runtime)
 
     def has(self, shard: ImageShard) -> bool:
         """Return True if an image shard is labelled by all heads."""
         return all(folder.has(shard) for folder in self.folders.values())
-
-    def refresh(self, shards: Sequence[ImageShard]) -> None:
-        """Find out which of these shards are labelled."""
-        for folder in self.folders.values():
-            folder.refresh(shards)
-
-    def publish(self, shard: ImageShard) -> None:
-        """Put the labels of a shard, which were written completely, into the root."""
-        for folder in self.folders.values():
-            folder.publish(shard)
 
     def facts_of(self, shard: ImageShard) -> dict[str, ShardFacts]:
         """Return the facts of an image shard's labels, by their paths in the root."""
@@ -110,9 +90,8 @@ class OpenLabelMaker:
     def writers(self, shard: ImageShard) -> Iterator[tuple[str, LabelWriter]]:
         """Yield each head with a writer of its label shard."""
         for head, folder in self.folders.items():
-            label = self.maker.labels[head]
-            metadata = store_metadata(label, self.maker.artifact.digest, shard.sha256)
-            yield head, LabelWriter(folder.root.local_path(folder.path_of(shard)), label, metadata)
+            metadata = store_metadata(self.labels[head], self.artifact.digest, shard.sha256)
+            yield head, LabelWriter(folder.root.local_path(folder.path_of(shard)), self.labels[head], metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +99,11 @@ class ShardJob:
     """An image shard, and the label makers that have not labelled it."""
 
     shard: ImageShard
-    teachers: list[OpenLabelMaker]
+    teachers: list[LabelMaker]
 
     def inference(self) -> ShardInference:
         predictors = {teacher.name: teacher.predictor for teacher in self.teachers}
-        labels = {head: label for teacher in self.teachers for head, label in teacher.maker.labels.items()}
+        labels = {head: label for teacher in self.teachers for head, label in teacher.labels.items()}
         return ShardInference(self.shard, predictors, labels)
 
     @contextlib.contextmanager
@@ -138,8 +117,8 @@ class ShardJob:
             yield writers
             for writer in writers.values():
                 writer.close()
-            for teacher in self.teachers:
-                teacher.publish(self.shard)
+            for folder in (folder for teacher in self.teachers for folder in teacher.folders.values()):
+                folder.publish(self.shard)
         finally:
             for writer in writers.values():
                 writer.discard()
@@ -150,35 +129,24 @@ def exclusive(inputs: Inputs) -> Iterator[None]:
     """Hold the locks of all label folders: another run with these teachers would write the same label shards."""
     runtime, step = inputs.runtime, LABELLING[STUDENT in inputs.artifacts]
     with contextlib.ExitStack() as locks:
-        for folder in sorted(folder for maker in makers(inputs) for folder in maker.folders().values()):
-            lock = runtime.root / "claims" / folder
+        for path in sorted(folder.path for maker in label_makers(inputs) for folder in maker.folders.values()):
+            lock = runtime.root / "claims" / path
             locks.enter_context(hold_lock(lock, waiting(step, runtime), on_lost=runtime.stop.set))
         yield
 
 
-def makers(inputs: Inputs) -> list[LabelMaker]:
-    """Return the student if it is among the inputs, else the teachers."""
-    if STUDENT in inputs.artifacts:
-        return [LabelMaker(STUDENT, inputs[STUDENT])]
-    return [LabelMaker(name, artifact) for name, artifact in inputs.of_kind("teacher").items()]
+def label_makers(inputs: Inputs) -> list[LabelMaker]:
+    """Return the student if it is among the inputs, else the teachers.
 
-
-def open_makers(inputs: Inputs) -> list[OpenLabelMaker]:
-    """Open the label makers, with the facts of label shards that the previous artifact and finished parts know."""
-    known: dict[str, ShardFacts] = {}
+    They know the facts of the label shards of the previous artifact and of finished parts.
+    """
+    facts: dict[str, ShardFacts] = {}
     for entry in inputs.previous.load(INDEX, read_json) if inputs.previous else []:
-        known[entry["path"]] = {"size": entry["size"], "sha256": entry["sha256"], "failed": entry["failed"]}
+        facts[entry["path"]] = {"size": entry["size"], "sha256": entry["sha256"], "failed": entry["failed"]}
     for part in inputs.parts:
-        known |= part["facts"]
-
-    def folder(path: str) -> LabelFolder:
-        own = {file: facts for file, facts in known.items() if file.startswith(f"{path}/")}
-        return LabelFolder(inputs.runtime.root, path, own)
-
-    return [
-        OpenLabelMaker(maker, {head: folder(path) for head, path in maker.folders().items()}, inputs.runtime)
-        for maker in makers(inputs)
-    ]
+        facts |= part["facts"]
+    artifacts = {STUDENT: inputs[STUDENT]} if STUDENT in inputs.artifacts else inputs.of_kind("teacher")
+    return [LabelMaker(name, artifact, inputs.runtime, facts) for name, artifact in artifacts.items()]
 
 
 def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -188,7 +156,7 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
     Raises DataError if a teacher misses a metric, or if more labels failed.
     """
     check_required(config["require"], inputs.of_kind("teacher"))
-    teachers = open_makers(inputs)
+    teachers = label_makers(inputs)
     shards = list(pool_shards(inputs["pool"], inputs.of_kind("data")))
     with exclusive(inputs):
         jobs = pending_jobs(teachers, [shard for _, shard, _ in shards], inputs.force and not inputs.parts)
@@ -206,13 +174,11 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
     }
 
 
-def pending_jobs(
-    teachers: Sequence[OpenLabelMaker], shards: Sequence[ImageShard], force: bool = False
-) -> list[ShardJob]:
+def pending_jobs(teachers: Sequence[LabelMaker], shards: Sequence[ImageShard], force: bool = False) -> list[ShardJob]:
     """Return the jobs that are still to do; with `force`, all of them."""
     in_parallel(len, shards)  # loads their indexes, which would be fetched one by one from a remote root
-    for teacher in teachers:
-        teacher.refresh([] if force else shards)
+    for folder in (folder for teacher in teachers for folder in teacher.folders.values()):
+        folder.refresh([] if force else shards)
     jobs = [ShardJob(shard, [teacher for teacher in teachers if force or not teacher.has(shard)]) for shard in shards]
     return [job for job in jobs if job.teachers]
 
@@ -230,7 +196,7 @@ def summarize(jobs: Sequence[ShardJob]) -> dict[str, Any]:
 
 def label_shards(jobs: Sequence[ShardJob], batch: int, runtime: Runtime) -> None:
     """Label image shards one after the other, each by all its teachers at once."""
-    step = LABELLING[any(teacher.maker.is_student for job in jobs for teacher in job.teachers)]
+    step = LABELLING[any(teacher.is_student for job in jobs for teacher in job.teachers)]
     progress = LabelProgress(step, runtime, sum(len(job.shard) for job in jobs))
     with contextlib.closing(label_batches((job.inference() for job in jobs), batch, runtime)) as batches:
         for job in jobs:
@@ -249,13 +215,13 @@ def write_labels(batch: ShardRows, writers: Mapping[str, LabelWriter]) -> None:
             writer.add(key, row, "failed" if reason else "ok", reason)
 
 
-def _entries(name: str, shard: ImageShard, teacher: OpenLabelMaker) -> Iterator[dict[str, Any]]:
+def _entries(name: str, shard: ImageShard, teacher: LabelMaker) -> Iterator[dict[str, Any]]:
     for head, folder in teacher.folders.items():
         yield {
             "set": name,
             "shard": shard.name,
             "image_shard": shard.sha256,
-            "teacher": teacher.maker.label_name(head),
+            "teacher": teacher.label_name(head),
             "path": folder.path_of(shard),
             "rows": len(shard),
             **folder.facts_of(shard),

@@ -8,12 +8,11 @@ from typing import Any
 from ingest.pool import pool_shards
 from pipeline.steps.artifact import Inputs
 from teachers.labelling.labeller import (
-    OpenLabelMaker,
+    LabelMaker,
     check_required,
     exclusive,
+    label_makers,
     label_shards,
-    makers,
-    open_makers,
     pending_jobs,
     summarize,
 )
@@ -28,7 +27,7 @@ def remaining_parts(config: Mapping[str, Any], inputs: Inputs) -> list[dict[str,
     Raises DataError if a teacher misses a metric that it must reach.
     """
     check_required(config["require"], inputs.of_kind("teacher"))
-    teachers = open_makers(inputs)
+    teachers = label_makers(inputs)
     by_content = {shard.sha256: (name, shard) for name, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))}
     jobs = pending_jobs(teachers, [shard for _, shard in by_content.values()], inputs.force)
     count = min(len(jobs), MAX_PARTS)
@@ -50,15 +49,15 @@ def do_part(config: Mapping[str, Any], inputs: Inputs, part: Mapping[str, Any]) 
     return summarize(jobs)
 
 
-_opened: dict[str, list[OpenLabelMaker]] = {}
+_opened: dict[str, list[LabelMaker]] = {}
 """The label makers of the last part in this process, whose models are loaded."""
 
 
-def _open_cached(inputs: Inputs) -> list[OpenLabelMaker]:
-    runtime = inputs.runtime
-    teachers = {maker.name: maker.artifact.digest for maker in makers(inputs)}
-    key = repr((str(runtime.root), runtime.device, runtime.precision, runtime.workers, teachers))
+def _open_cached(inputs: Inputs) -> list[LabelMaker]:
+    runtime, makers = inputs.runtime, label_makers(inputs)
+    digests = {maker.name: maker.artifact.digest for maker in makers}
+    key = repr((str(runtime.root), runtime.device, runtime.precision, runtime.workers, digests))
     if key not in _opened:
         _opened.clear()
-        _opened[key] = open_makers(inputs)
+        _opened[key] = makers
     return _opened[key]

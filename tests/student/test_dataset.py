@@ -1,4 +1,4 @@
-"""The join: which layers a head has on which images, and what is said where labels are missing or don't fit."""
+"""The student's training data: label sources of each head, and errors for labels that are missing or don't fit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest.dataset import IngestedSet
-from ingest.label_precedence import TrueLabels
+from ingest.label_precedence import TrueLabelIndex
 from ingest.rejections import REJECTED_LABELS, rejections_config
 from pipeline.data.dataset import DatasetShard, ImageDataset
 from pipeline.errors import DataError
@@ -60,11 +60,11 @@ def test_student_dataset_puts_true_labels_first_for_their_own_set(world: World) 
 
 
 def test_true_labels_sources_for_shards_of_other_sets(world: World) -> None:
-    """A labelled image may lie in the unlabelled folder too: the pool holds it once, from whichever set comes first."""
+    """An image can be in a labelled and in an unlabelled set: the pool has it once, from the set that comes first."""
     inputs = world.inputs("student")
     head = heads_of(CONFIG, inputs)["masks"]
     found = IngestedSet(inputs["data.truth"])
-    truth = TrueLabels("truth", found)
+    truth = TrueLabelIndex("truth", found)
     own = found.images("train").shards
     assert len(own) > 1
     assert [
@@ -93,7 +93,7 @@ def test_true_labels_sources_for_shards_of_other_sets(world: World) -> None:
 
 
 def merged(shards: Sequence[ImageShard]) -> ImageShard:
-    """One shard with the keys of several, in reverse."""
+    """Return one shard with the keys of several, in reverse."""
     keys = [key for shard in shards for key in shard.keys][::-1]
     return cast(ImageShard, SameKeys("shard-000000", keys))
 
@@ -109,7 +109,7 @@ class SameKeys:
 
 @pytest.fixture
 def elsewhere(world: World, tmp_path: Path) -> Inputs:
-    """The student's inputs with labels of their own, to be spoilt."""
+    """The student's inputs with a copy of the labels, which tests can damage."""
     inputs = world.inputs("student")
     shutil.copytree(world.runtime.root / "labels", tmp_path / "labels")
     shutil.copytree(folder_of(inputs["label"]), tmp_path / "label")
@@ -139,7 +139,7 @@ def test_student_dataset_refuses_labels_of_other_images(elsewhere: Inputs) -> No
 
 
 def rejecting(world: World, folder: Path, store: str, keys: Sequence[str]) -> Inputs:
-    """The student's inputs, with these labels rejected."""
+    """Return the student's inputs with these labels rejected."""
     runtime = dataclasses.replace(world.runtime, root=Root.of(folder))
     reject(runtime.root, keys, store, "wrong")
     teacher = store.rpartition("-")[0]
@@ -155,7 +155,7 @@ def rejecting(world: World, folder: Path, store: str, keys: Sequence[str]) -> In
 
 
 def learned(inputs: Inputs, config: StudentConfig = CONFIG) -> dict[str, dict[str, Any]]:
-    """By key, what is learned of an image, by head."""
+    """Return the labels that the student learns, by key and head."""
     dataset = student_dataset(config, heads_of(config, inputs), inputs)
     return {dataset.read(index)[0]: dataset.values(index) for index in range(len(dataset))}
 

@@ -1,4 +1,4 @@
-"""Weighing the student's losses: by schedule, equally, by hand, or learned."""
+"""Weights of the student's losses: by schedule, equal, given, or learned."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_build_loss_weighting_equal_needs_no_schedule() -> None:
 
 
 def test_build_loss_weighting_names_teacher_without_schedule() -> None:
-    with pytest.raises(ConfigError, match=r"'foreign' states no schedule.*student\.loss_weights\.foreign.*equal"):
+    with pytest.raises(ConfigError, match=r"'foreign' has no training schedule.*student\.loss_weights\.foreign.*equal"):
         build_loss_weighting(StudentConfig(), HEADS)
 
 
@@ -70,7 +70,7 @@ def test_uncertainty_weighting_starts_at_1_and_converges_to_half_over_loss() -> 
 
 
 def test_uncertainty_weighting_learns_the_same_from_microbatches() -> None:
-    """Of one batch in two pieces, of which the second has no label of the one and a third of those of the other."""
+    """One batch in two microbatches: the second has no label of one head, and a third of the other's."""
     slopes = []
     for pieces in ([{"slow": 1.0, "fast": 1.0}], [{"slow": 1.0, "fast": 2 / 3}, {"fast": 1 / 3}]):
         module, _ = build_loss_weighting(StudentConfig(weighting="uncertainty"), HEADS)

@@ -76,9 +76,9 @@ def test_1_task_weight_refuses_non_positive_values_by_name(place: int, wrong: fl
 
 
 def test_1_build_loss_weighting_needs_weight_of_teacher_without_schedule() -> None:
-    """As depth's does in the paper, whose teacher came from elsewhere."""
+    """As depth's in the paper, whose teacher was not trained by the authors."""
     head = StudentHead("depth", DEPTH, None, None, 0.0)
-    with pytest.raises(ConfigError, match=r"'depth' states no schedule.*student\.loss_weights\.depth"):
+    with pytest.raises(ConfigError, match=r"'depth' has no training schedule.*student\.loss_weights\.depth"):
         build_loss_weighting(StudentConfig(), {"depth": head})
     assert build_loss_weighting(StudentConfig(loss_weights={"depth": 0.7}), {"depth": head})[1] == {"depth": 0.7}
 
@@ -95,7 +95,7 @@ def test_1_build_loss_weighting_uses_schedules_of_the_recipe(world: World) -> No
 
 @pytest.fixture
 def one_image(make_dataset_shard: MakeDatasetShard, noise: Noise) -> ImageDataset:
-    """A library of one labelled image: every batch is made of copies of it."""
+    """A dataset of one labelled image, of which every batch has copies."""
     labels = {"kinds": (tasks.label(KINDS), [{"probs": np.array([0, 1, 0], np.float32)}])}
     return ImageDataset([make_dataset_shard("s0", [noise(1, 64, 64)], labels)])
 
@@ -146,7 +146,7 @@ def boxes_of(scores: list[float]) -> Value:
 def stored(
     make_dataset_shard: MakeDatasetShard, noise: Noise, space: LabelSpace, values: list[Value], threshold: float
 ) -> ImageDataset:
-    """A library of noise with these labels, read with a threshold."""
+    """Return a dataset of noise images with these labels, read with a threshold."""
     pixels = [noise(number) for number in range(len(values))]
     shard = make_dataset_shard("s0", pixels, {"head": (tasks.label(space), values)})
     (source,) = shard.label_sources["head"]
@@ -206,7 +206,7 @@ def test_3_segmentation_loss_of_ignored_pixels_is_zero_without_gradient(
 def test_3_image_without_kept_boxes_is_an_example_of_background(
     make_dataset_shard: MakeDatasetShard, make_network: MakeNetwork, noise: Noise
 ) -> None:
-    """Our choice; the paper does not say: the image stays in the batch and teaches that nothing is there."""
+    """Our choice, as the paper does not say: the image stays in the batch and teaches that nothing is there."""
     dataset = stored(make_dataset_shard, noise, BOXES, [boxes_of([0.3, 0.499])], 0.5)
     network = make_network({"head": BOXES}).train()
     batch = collate_samples([dataset.sample(0, 32, NOTHING, (0,))] * 2, {"head": network.tasks["head"].collate})
@@ -261,7 +261,7 @@ def test_5_student_dataset_has_every_target_for_every_image(world: World) -> Non
 
 
 def joined(world: World, labels: str) -> dict[str, dict[str, Value]]:
-    """Labels by image key and head."""
+    """Return labels by image key and head."""
     config = StudentConfig.model_validate({"labels": labels, "loss_weights": {"gabor": 1}})
     inputs = world.inputs("student")
     dataset = student_dataset(config, heads_of(config, inputs), inputs)
@@ -282,7 +282,7 @@ def test_5_student_dataset_prefers_true_labels(world: World) -> None:
 def test_5_losses_of_true_and_pseudo_labels_are_the_same(
     make_dataset_shard: MakeDatasetShard, make_network: MakeNetwork, noise: Noise
 ) -> None:
-    """The same label, once as a set's truth and once as a teacher's, makes the same batch and the same gradient."""
+    """The same label as a true and as a pseudo label gives the same batch and the same gradient."""
     rng = np.random.default_rng(0)
     values = [{"depth": rng.uniform(1, 5, (8, 8)).astype(np.float32)} for _ in range(2)]
     shard = make_dataset_shard("s0", [noise(1), noise(2)], {"depth": (tasks.label(DEPTH), values)})

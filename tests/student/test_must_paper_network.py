@@ -1,6 +1,6 @@
-"""MuST (Ghiasi et al., ICCV 2021): the student's shape, its teachers at work, and tasks that leave each other alone.
+"""MuST (Ghiasi et al., ICCV 2021): the student's architecture, labelling, and independent heads.
 
-Numbered by the ten behaviours that an implementation can be checked by; 1 to 6 are in test_must_paper.py.
+Numbered by ten properties of an implementation; 1 to 6 are in test_must_paper.py.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def test_7_fused_map_is_the_sum_of_all_levels_at_stride_4(make_network: MakeNetw
 
 
 def random_targets(network: Network, count: int = 2, size: int = 64) -> dict[str, Any]:
-    """A target of random labels for every head."""
+    """Return a target of random labels for every head."""
     rng = np.random.default_rng(3)
     cells = (size // 4, size // 4)
     normals = rng.normal(size=(count, *cells, 3)).astype(np.float32)
@@ -84,7 +84,7 @@ def random_targets(network: Network, count: int = 2, size: int = 64) -> dict[str
 
 
 def touched(network: Network, head: str) -> set[str]:
-    """The parts of the network ("backbone", "pyramid", "heads.<name>") that a head's loss gives a gradient."""
+    """Return the parts ("backbone", "pyramid", "heads.<name>") that a head's loss gives a gradient."""
     network.zero_grad(set_to_none=True)
     targets = random_targets(network)
     network.train().losses(pictures(), {head: targets[head]})[head].backward()
@@ -145,7 +145,7 @@ def test_8_label_pool_twice_gives_the_same_bytes(world: World, tmp_path: Path) -
 
 
 def sphere(size: int = 64) -> tuple[Image.Image, Value, Value]:
-    """A ball, painted by its own normals (red x, green y, blue z), with its normals and its depth."""
+    """Return an image of a ball colored by its normals (red x, green y, blue z), its normals and its depth."""
     y, x = np.mgrid[:size, :size]
     nx, ny = (x + 0.5) / size * 2 - 1, 1 - (y + 0.5) / size * 2
     inside = nx**2 + ny**2 < 0.9
@@ -185,7 +185,7 @@ def test_9_loss_of_a_head_gives_no_other_head_a_gradient(make_network: MakeNetwo
 
 
 def trained(world: World, weights: dict[str, float], without: list[str], out: Path) -> dict[str, Tensor]:
-    """The student's weights after two steps."""
+    """Return the student's weights after two steps."""
     config = dict(world.steps["student"].config)
     config["student"] = {**config["student"], "loss_weights": weights}
     out.mkdir()

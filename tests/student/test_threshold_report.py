@@ -1,4 +1,4 @@
-"""What thresholds leave: the shares kept by class, and a warning where one skews the classes or keeps nothing."""
+"""Threshold report: labels kept by class, and a warning where a threshold skews the classes or keeps nothing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_skew_warning_says_that_nothing_is_kept() -> None:
 
 
 def box_scores(world: World) -> list[float]:
-    """The scores of all boxes that the teacher `boxes` has found in the pool."""
+    """Return the scores of all boxes of the teacher `boxes` in the pool."""
     label = tasks.label(heads_of(StudentConfig(), world.inputs("student"))["boxes"].space)
     made = world.artifacts["label"]
     files = [

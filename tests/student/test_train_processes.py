@@ -1,4 +1,4 @@
-"""The student's step in several processes: one of them leaves the artifact, and the steps after it can use it."""
+"""Training steps in several processes: the first one writes the artifact."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def run(step: Step, artifacts: Mapping[str, Artifact], root: Path, out: Path) -> Mapping[str, Any]:
-    """A step as a process that torchrun started calls it."""
+    """Call a step as a process started by torchrun does."""
     return step.function()(step.config, Inputs(artifacts, Runtime(Root.of(root), "cpu", "32", 1)), out)
 
 

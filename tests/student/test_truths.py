@@ -1,4 +1,4 @@
-"""Labels that were taken out, corrected and brought back: they are what the head learns, wherever the image is from."""
+"""`student.truths`: exported, corrected and ingested labels are what the head learns, whatever set an image is from."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOW: dict[str, Any] = {"thresholds": {"boxes": 0.02, "masks": 0.0}}
 
 
 def ingested(world: World, root: Path, config: Any) -> Artifact:
-    """The set that a recipe would call `fixed`."""
+    """Ingest a set called `fixed`."""
     about = {"name": "fixed", "source": config.model_dump(mode="json"), "shard_images": 5}
     return Workspace(Root.of(root)).make(
         make_step("data.fixed", "ingest.ingest:ingest", about), Inputs({}, world.runtime)
@@ -36,7 +36,7 @@ def ingested(world: World, root: Path, config: Any) -> Artifact:
 
 
 def learned(world: World, fixed: Artifact | None, **student: Any) -> dict[str, Mapping[str, Value]]:
-    """By key, the labels that a student learns that is given the set `fixed`."""
+    """Return the labels by key that the student learns if the set `fixed` is among its inputs."""
     more = {"data.fixed": fixed} if fixed else {}
     inputs = Inputs({**world.inputs("student").artifacts, **more}, world.runtime)
     config = CONFIG.model_copy(update={**LOW, **student})
@@ -45,7 +45,7 @@ def learned(world: World, fixed: Artifact | None, **student: Any) -> dict[str, M
 
 
 def correct(file: Path) -> dict[str, list[float]]:
-    """Leave one box of each image's, or give it one, and forget every third image; by key, the boxes left."""
+    """Replace each image's boxes by one box, drop every third image, and return the boxes by key."""
     content = json.loads(file.read_text("utf-8"))
     content["images"] = [image for number, image in enumerate(content["images"]) if number % 3]
     content["annotations"] = [
@@ -68,7 +68,7 @@ def test_student_truths_boxes_win_over_true_and_pseudo_labels(world: World, tmp_
     fixed = ingested(world, tmp_path / "root", coco.Config(path=str(tmp_path / "out")))
     assert fixed.counts["images"] == len(corrected)
     before, after = learned(world, None), learned(world, fixed, truths={"boxes": ["fixed"]})
-    assert after.keys() == before.keys() > corrected.keys(), "images come and go with the pool alone"
+    assert after.keys() == before.keys() > corrected.keys(), "only the pool decides which images there are"
     for key, values in after.items():
         for head in values.keys() - {"boxes"}:
             same(values[head], before[key][head])
@@ -79,7 +79,7 @@ def test_student_truths_boxes_win_over_true_and_pseudo_labels(world: World, tmp_
         assert values["boxes"]["boxes"].tolist() == [[x, y, x + width, y + height]]
         assert (values["boxes"]["classes"].tolist(), values["boxes"]["scores"].tolist()) == ([1], [1.0])
     true = learned(world, None, labels="true_only")
-    assert 0 < len(corrected.keys() & true.keys()) < len(corrected), "images of either kind are meant"
+    assert 0 < len(corrected.keys() & true.keys()) < len(corrected), "some have a true label, some do not"
 
 
 def test_student_truths_masks_win_with_corrected_pixels(world: World, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_student_truths_masks_win_with_corrected_pixels(world: World, tmp_path: 
 
 
 def test_student_truths_first_set_with_a_label_wins(world: World, tmp_path: Path) -> None:
-    """Named after the teacher's own set, a correction changes nothing that this one has a label for."""
+    """After the teacher's own set, a correction changes nothing that this set has a label for."""
     export(world, "coco", tmp_path / "out", ["boxes"], **LOW)
     corrected = correct(tmp_path / "out" / "instances_train.json")
     fixed = ingested(world, tmp_path / "root", coco.Config(path=str(tmp_path / "out")))

@@ -1,4 +1,4 @@
-"""The student as an ONNX graph: what onnxruntime makes of images is what torch does."""
+"""The student as an ONNX graph: onnxruntime predicts what torch predicts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.disk import made_in
 onnxruntime = pytest.importorskip("onnxruntime")
 
 CLOSE = 1e-4
-"""The most by which an output may differ from torch's, of values around 1."""
+"""Largest difference of an output from torch's, for values around 1."""
 DENSE = {
     "kinds": LabelSpace("classification", ("cat", "dog", "emu")),
     "masks": LabelSpace("segmentation", ("road", "sky")),
@@ -38,7 +38,7 @@ Made = tuple[Network, Artifact]
 
 @pytest.fixture
 def make_student(make_network: Callable[..., Network], tmp_path: Path) -> Callable[..., Made]:
-    """Makes a network that no training has touched, and its artifact: (heads, a change to it, fields) -> both."""
+    """Makes an untrained network and its artifact: (heads, a change to the network, config fields) -> both."""
 
     def make(
         heads: Mapping[str, LabelSpace], change: Callable[[Network], None] = lambda network: None, **fields: Any
@@ -58,7 +58,7 @@ def pictures(seed: int, count: int, side: int = 32) -> NDArray[np.uint8]:
 
 
 def outputs(to: Path, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """What onnxruntime makes of images, by the outputs' names."""
+    """Run the graph in onnxruntime, and return its outputs by name."""
     session = onnxruntime.InferenceSession(to, providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_outputs()]
     return dict(zip(names, session.run(None, {"images": images}), strict=True))
@@ -92,7 +92,7 @@ def test_onnx_export_predicts_as_torch_for_any_batch_size(
 def test_onnx_export_predicts_boxes_as_torch_one_image_at_a_time(
     make_student: Callable[..., Made], tmp_path: Path
 ) -> None:
-    """Images of noise and a black one: what was traced with one image holds for others, with more and fewer boxes."""
+    """Noise and a black image: the graph traced with one image holds for others with more or fewer boxes."""
     network, student = make_student({**BOXES, "kinds": DENSE["kinds"]})
     export_student("onnx", student, tmp_path / "student.onnx")
     counts = set()
@@ -105,7 +105,7 @@ def test_onnx_export_predicts_boxes_as_torch_one_image_at_a_time(
         assert found["boxes_boxes"].max(initial=0) <= 1
         assert set(found["boxes_classes"].tolist()) <= {0, 1}
         counts.add(len(found["boxes_scores"]))
-    assert len(counts) > 1, "as many boxes in every image: nothing is learned about lists"
+    assert len(counts) > 1, "the images need different numbers of boxes"
 
 
 def test_onnx_export_of_image_without_boxes(make_student: Callable[..., Made], tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_onnx_export_names_the_extra_to_install(
 
 
 @pytest.mark.parametrize(
-    ("form", "name", "says"),
+    ("form", "name", "message"),
     [
         ("onnxx", "a.onnx", "--to 'onnxx' is unknown. Did you mean 'onnx'"),
         ("onnx", "a.pt", "readers know the format by the suffix; end it in .onnx"),
@@ -149,8 +149,8 @@ def test_onnx_export_names_the_extra_to_install(
     ],
 )
 def test_export_student_refuses_unknown_form_or_suffix(
-    form: str, name: str, says: str, make_student: Callable[..., Made], tmp_path: Path
+    form: str, name: str, message: str, make_student: Callable[..., Made], tmp_path: Path
 ) -> None:
     _, student = make_student(BOXES)
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         export_student(form, student, tmp_path / name)

@@ -1,4 +1,4 @@
-"""A teacher's label shards in a root here or elsewhere: what is there is known by a listing, and read once at most."""
+"""Label folders in local and remote roots: shards are found by one listing and read at most once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def shards(make_images: MakeImages, noise: Callable[[int], NDArray[np.uint8]]) -
 
 
 def label(folder: LabelFolder, shard: ImageShard, statuses: Sequence[str] = ("ok", "failed")) -> None:
-    """Write a label file, and put it in its place."""
+    """Write a label file where `publish` expects it."""
     path = folder.root.local_path(folder.path_of(shard))
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"key": shard.keys[: len(statuses)], "status": list(statuses)}), path)
@@ -69,7 +69,7 @@ def test_label_folder_refresh_reads_only_unknown_shards(
     read = []
     monkeypatch.setattr(label_folder, "read_facts", lambda path, rows: read.append(path.name))
     LabelFolder(any_root, "labels/t", known).refresh(shards)  # type: ignore[arg-type]
-    assert read == [first.path_of(shards[2]).rpartition("/")[2]], "of another size than it was: looked at again"
+    assert read == [first.path_of(shards[2]).rpartition("/")[2]], "read again, as its size differs"
 
 
 def test_label_folder_refresh_lists_once(bucket: str, shards: list[ImageShard]) -> None:

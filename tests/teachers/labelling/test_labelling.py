@@ -1,6 +1,4 @@
-"""The labeller: whole shards or none, only what is missing, the same bytes whatever else is at work, and not too much
-at once.
-"""
+"""The labelling step: complete shards or none, only missing ones, deterministic bytes, and bounded work in flight."""
 
 from __future__ import annotations
 
@@ -49,8 +47,8 @@ LabelProgress = Callable[[str, float, str], None]
 
 
 @dataclasses.dataclass
-class Room:
-    """A root of its own in which the world's teachers label its pool."""
+class LabelSandbox:
+    """A root in which the world's teachers label its pool."""
 
     inputs: Inputs
 
@@ -59,86 +57,86 @@ class Room:
         return Path(self.inputs.runtime.root.path)
 
     def label(self, without: tuple[str, ...] = (), **config: Any) -> Mapping[str, Any]:
-        """The step, some teachers left out."""
+        """Run the step without some of the teachers."""
         kept = {name: made for name, made in self.inputs.artifacts.items() if name not in without}
         out = self.root / "index"
         out.mkdir(parents=True, exist_ok=True)
         return label_pool({**CONFIG, **config}, Inputs(kept, self.inputs.runtime), out)
 
     def files(self) -> dict[str, bytes]:
-        """Every file under `labels` and what is in it."""
+        """Return every file under `labels` with its bytes."""
         found = sorted((self.root / "labels").rglob("*.*"))
         return {str(path.relative_to(self.root / "labels")): path.read_bytes() for path in found}
 
     def times(self) -> dict[str, int]:
-        """When every file under `labels` was written."""
+        """Return the time of writing of every file under `labels`, in nanoseconds."""
         return {name: (self.root / "labels" / name).stat().st_mtime_ns for name in self.files()}
 
     def shards(self) -> list[ImageShard]:
         return [shard for _, shard, _ in pool_shards(self.inputs["pool"], self.inputs.of_kind("data"))]
 
 
-MakeRoom = Callable[..., Room]
+MakeSandbox = Callable[..., LabelSandbox]
 
 
 @pytest.fixture
-def make_room(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRoom:
-    plain = ComputeConfig(
-        "cpu", "32", False, {}
-    )  # a root measures once how to run a model: two roots may come to differ
+def make_sandbox(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSandbox:
+    plain = ComputeConfig("cpu", "32", False, {})  # two roots could choose differently
     monkeypatch.setattr(autotune, "autotune", lambda *_: plain)
 
-    def make(name: str = "room", workers: int = 1, progress: LabelProgress = quiet) -> Room:
+    def make(name: str = "sandbox", workers: int = 1, progress: LabelProgress = quiet) -> LabelSandbox:
         runtime = Runtime(Root.of(tmp_path / name), "cpu", "32", workers, progress)
-        return Room(dataclasses.replace(world.inputs("label"), runtime=runtime))
+        return LabelSandbox(dataclasses.replace(world.inputs("label"), runtime=runtime))
 
     return make
 
 
 @pytest.fixture
-def damaged(make_room: MakeRoom, tmp_path: Path) -> tuple[Room, ImageShard, int]:
-    """A room in which the bytes of one image were lost on disk; the shard it is in, and its row."""
-    room = make_room("damaged")
-    made = room.inputs["data.pool"]
+def damaged(make_sandbox: MakeSandbox, tmp_path: Path) -> tuple[LabelSandbox, ImageShard, int]:
+    """A sandbox in which one image's bytes are zeros; its shard, and its row."""
+    sandbox = make_sandbox("damaged")
+    made = sandbox.inputs["data.pool"]
     shutil.copytree(folder_of(made), tmp_path / "copy")
     copied = Artifact(Root.of(tmp_path), "copy", made.manifest)
     shard, row = IngestedSet(copied).images("train").shards[0], 1
     with open(shard.tar.path, "r+b") as file:
         file.seek(shard.row(row).offset)
         file.write(bytes(shard.row(row).length))
-    room.inputs = Inputs({**room.inputs.artifacts, "data.pool": copied}, room.inputs.runtime)
-    return room, shard, row
+    sandbox.inputs = Inputs({**sandbox.inputs.artifacts, "data.pool": copied}, sandbox.inputs.runtime)
+    return sandbox, shard, row
 
 
-def test_label_pool_labels_every_shard_in_order_for_every_teacher(make_room: MakeRoom) -> None:
-    room = make_room()
-    counts = room.label()
-    teachers, shards = room.inputs.of_kind("teacher"), room.shards()
+def test_label_pool_labels_every_shard_in_order_for_every_teacher(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox()
+    counts = sandbox.label()
+    teachers, shards = sandbox.inputs.of_kind("teacher"), sandbox.shards()
     assert counts["labelled_now"] == sum(len(shard) for shard in shards)
-    assert counts["shards"] == len(room.files()) == len(teachers) * len(shards)
+    assert counts["shards"] == len(sandbox.files()) == len(teachers) * len(shards)
     for name, teacher in teachers.items():
         for shard in shards:
-            path = room.root / "labels" / f"{name}-{teacher.digest[:12]}" / f"{shard.sha256[:16]}.parquet"
+            path = sandbox.root / "labels" / f"{name}-{teacher.digest[:12]}" / f"{shard.sha256[:16]}.parquet"
             table = pq.read_table(path, columns=["key", "status"]).to_pydict()
             assert table == {"key": shard.keys, "status": ["ok"] * len(shard)}
 
 
 def leave_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """An untrained student of these heads."""
+    """Save an untrained student with these heads."""
     torch.manual_seed(0)
     small = NetworkConfig(heads=config["heads"], backbone="test_resnet", image_size=32, width=16, proposals=16)
     Network(small).save(out)
     return {}
 
 
-def test_label_pool_by_student_runs_all_heads_at_once(make_room: MakeRoom, monkeypatch: pytest.MonkeyPatch) -> None:
-    room = make_room()
-    teachers = room.inputs.of_kind("teacher")
+def test_label_pool_by_student_runs_all_heads_at_once(
+    make_sandbox: MakeSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = make_sandbox()
+    teachers = sandbox.inputs.of_kind("teacher")
     heads = {name: Teacher.load(made).space.to_json() for name, made in teachers.items()}
     step = make_step("student", f"{__name__}:leave_student", {"heads": heads})
-    student = Workspace(room.inputs.runtime.root).make(step, Inputs({}, room.inputs.runtime))
-    artifacts = {name: made for name, made in room.inputs.artifacts.items() if not name.startswith("teacher.")}
-    room.inputs = Inputs({**artifacts, "student": student}, room.inputs.runtime)
+    student = Workspace(sandbox.inputs.runtime.root).make(step, Inputs({}, sandbox.inputs.runtime))
+    artifacts = {name: made for name, made in sandbox.inputs.artifacts.items() if not name.startswith("teacher.")}
+    sandbox.inputs = Inputs({**artifacts, "student": student}, sandbox.inputs.runtime)
     passes, forward = [], Network.forward
 
     def counted(self: Network, *given: Any) -> Any:
@@ -146,57 +144,57 @@ def test_label_pool_by_student_runs_all_heads_at_once(make_room: MakeRoom, monke
         return forward(self, *given)
 
     monkeypatch.setattr(Network, "forward", counted)
-    counts = room.label()
-    assert (counts["labelled_now"], counts["failed"]) == (sum(len(shard) for shard in room.shards()), 0)
-    assert len(passes) == sum(-(-len(shard) // CONFIG["batch"]) for shard in room.shards())
-    assert {Path(name).parent.name for name in room.files()} == {
+    counts = sandbox.label()
+    assert (counts["labelled_now"], counts["failed"]) == (sum(len(shard) for shard in sandbox.shards()), 0)
+    assert len(passes) == sum(-(-len(shard) // CONFIG["batch"]) for shard in sandbox.shards())
+    assert {Path(name).parent.name for name in sandbox.files()} == {
         f"student-{name}-{student.digest[:12]}" for name in teachers
     }
-    assert room.label()["labelled_now"] == 0
-    shard, predictor = room.shards()[0], network_predictor(student.load_all(Network.load))
+    assert sandbox.label()["labelled_now"] == 0
+    shard, predictor = sandbox.shards()[0], network_predictor(student.load_all(Network.load))
     images = np.stack([predictor.preprocessing(decode_image(shard.read(row))) for row in range(len(shard))])
-    said = predictor.predict(torch.from_numpy(images).permute(0, 3, 1, 2))
+    predictions = predictor.predict(torch.from_numpy(images).permute(0, 3, 1, 2))
     for name, made in teachers.items():
         label = tasks.label(Teacher.load(made).space)
         stored = LabelShard(
-            local_file(room.root / f"labels/student-{name}-{student.digest[:12]}/{shard.address}.parquet"), label
+            local_file(sandbox.root / f"labels/student-{name}-{student.digest[:12]}/{shard.address}.parquet"), label
         )
         for row, about in enumerate(shard.row(row) for row in range(len(shard))):
-            expected = label.decode(label.encode(predictor.values(said, row, (about.width, about.height))[name]))
+            expected = label.decode(label.encode(predictor.values(predictions, row, (about.width, about.height))[name]))
             found = stored.value(row, 0.0) or {}
             assert found.keys() == expected.keys()
             for part in found:
                 np.testing.assert_allclose(found[part], expected[part], rtol=1e-2, atol=1e-2, err_msg=f"{name} {part}")
 
 
-def test_label_pool_gives_same_bytes_for_any_number_of_threads(make_room: MakeRoom) -> None:
-    rooms = [make_room("one"), make_room("three", workers=3), make_room("again", workers=3)]
-    for room in rooms:
-        room.label()
-    assert rooms[0].files() == rooms[1].files() == rooms[2].files()
+def test_label_pool_gives_same_bytes_for_any_number_of_threads(make_sandbox: MakeSandbox) -> None:
+    sandboxes = [make_sandbox("one"), make_sandbox("three", workers=3), make_sandbox("again", workers=3)]
+    for sandbox in sandboxes:
+        sandbox.label()
+    assert sandboxes[0].files() == sandboxes[1].files() == sandboxes[2].files()
 
 
-def test_label_pool_batch_changes_only_rounding(make_room: MakeRoom) -> None:
-    """Libraries choose their kernels by the batch's size: the last bits may differ."""
-    one, other = make_room("one"), make_room("other")
+def test_label_pool_batch_changes_only_rounding(make_sandbox: MakeSandbox) -> None:
+    """Libraries choose kernels by the batch size, so the last bits may differ."""
+    one, other = make_sandbox("one"), make_sandbox("other")
     one.label(batch=1)
     other.label(batch=4)
     assert one.files().keys() == other.files().keys()
     for name in one.files():
-        left, right = (pq.read_table(room.root / "labels" / name).to_pydict() for room in (one, other))
+        left, right = (pq.read_table(sandbox.root / "labels" / name).to_pydict() for sandbox in (one, other))
         assert left["key"] == right["key"]
         np.testing.assert_allclose(left["confidence"], right["confidence"], rtol=1e-3)
 
 
 def test_label_pool_marks_only_the_damaged_image_as_failed(
-    make_room: MakeRoom, damaged: tuple[Room, ImageShard, int]
+    make_sandbox: MakeSandbox, damaged: tuple[LabelSandbox, ImageShard, int]
 ) -> None:
-    sound, (room, shard, row) = make_room(), damaged
+    sound, (sandbox, shard, row) = make_sandbox(), damaged
     sound.label()
-    assert room.label(max_failed=0.5)["failed"] == len(room.inputs.of_kind("teacher"))
-    assert room.files().keys() == sound.files().keys()
-    for name in room.files():
-        expected, found = (pq.read_table(each.root / "labels" / name).to_pylist() for each in (sound, room))
+    assert sandbox.label(max_failed=0.5)["failed"] == len(sandbox.inputs.of_kind("teacher"))
+    assert sandbox.files().keys() == sound.files().keys()
+    for name in sandbox.files():
+        expected, found = (pq.read_table(each.root / "labels" / name).to_pylist() for each in (sound, sandbox))
         if Path(name).stem == shard.sha256[:16]:
             lost = found.pop(row)
             assert expected.pop(row)["key"] == lost["key"]
@@ -206,81 +204,81 @@ def test_label_pool_marks_only_the_damaged_image_as_failed(
         assert found == expected
 
 
-def test_label_pool_refuses_more_failures_than_max_failed(damaged: tuple[Room, ImageShard, int]) -> None:
-    room, shard, _ = damaged
+def test_label_pool_refuses_more_failures_than_max_failed(damaged: tuple[LabelSandbox, ImageShard, int]) -> None:
+    sandbox, shard, _ = damaged
     with pytest.raises(DataError, match=rf"labels failed, more than labelling.max_failed = 0.01.*{shard.name}"):
-        room.label(max_failed=0.01)
+        sandbox.label(max_failed=0.01)
 
 
-def test_label_pool_again_labels_only_missing_shards(make_room: MakeRoom) -> None:
-    room = make_room()
-    room.label()
-    before, times = room.files(), room.times()
-    assert room.label()["labelled_now"] == 0
+def test_label_pool_again_labels_only_missing_shards(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox()
+    sandbox.label()
+    before, times = sandbox.files(), sandbox.times()
+    assert sandbox.label()["labelled_now"] == 0
     gone, *_, cut = before
-    (room.root / "labels" / gone).unlink()
-    (room.root / "labels" / cut).write_bytes(before[cut][:-20])
+    (sandbox.root / "labels" / gone).unlink()
+    (sandbox.root / "labels" / cut).write_bytes(before[cut][:-20])
     missing = {Path(name).stem for name in (gone, cut)}
-    counts = room.label()
-    assert counts["labelled_now"] == sum(len(s) for s in room.shards() if s.sha256[:16] in missing)
-    assert room.files() == before
-    assert {name for name, then in room.times().items() if then != times[name]} == {gone, cut}
+    counts = sandbox.label()
+    assert counts["labelled_now"] == sum(len(s) for s in sandbox.shards() if s.sha256[:16] in missing)
+    assert sandbox.files() == before
+    assert {name for name, then in sandbox.times().items() if then != times[name]} == {gone, cut}
 
 
-def test_open_makers_reads_no_shards_known_to_previous_artifact(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_makers_reads_no_shards_known_to_previous_artifact(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = dataclasses.replace(world.inputs("label"), previous=world.artifacts["label"])
     shards = [shard for _, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
     monkeypatch.setattr(label_folder, "read_facts", lambda *_: pytest.fail("it was read"))
-    assert labeller.pending_jobs(labeller.open_makers(inputs), shards) == []
+    assert labeller.pending_jobs(labeller.label_makers(inputs), shards) == []
 
 
-def test_label_pool_with_new_teacher_keeps_other_label_shards(make_room: MakeRoom) -> None:
-    room, at_once = make_room(), make_room("at once")
-    room.label(without=("teacher.gabor", "teacher.boxes"))
-    times = room.times()
+def test_label_pool_with_new_teacher_keeps_other_label_shards(make_sandbox: MakeSandbox) -> None:
+    sandbox, at_once = make_sandbox(), make_sandbox("at once")
+    sandbox.label(without=("teacher.gabor", "teacher.boxes"))
+    times = sandbox.times()
     assert not any(name.startswith(("gabor", "boxes")) for name in times)
-    room.label()
+    sandbox.label()
     at_once.label()
-    assert {name: then for name, then in room.times().items() if name in times} == times
-    assert room.files() == at_once.files()
+    assert {name: then for name, then in sandbox.times().items() if name in times} == times
+    assert sandbox.files() == at_once.files()
 
 
-def test_label_pool_stopped_leaves_complete_shards_and_resumes(make_room: MakeRoom) -> None:
-    undisturbed = make_room("undisturbed")
+def test_label_pool_stopped_leaves_complete_shards_and_resumes(make_sandbox: MakeSandbox) -> None:
+    undisturbed = make_sandbox("undisturbed")
     undisturbed.label(batch=2)
     calls = []
 
     def stop_at_the_third(*report: Any) -> None:
         calls.append(report)
         if len(calls) == 3:
-            room.inputs.runtime.stop.set()
+            sandbox.inputs.runtime.stop.set()
 
-    room = make_room(workers=2, progress=stop_at_the_third)
+    sandbox = make_sandbox(workers=2, progress=stop_at_the_third)
     with pytest.raises(Stopped):
-        room.label(batch=2)
-    teachers = len(room.inputs.of_kind("teacher"))
-    assert len(room.files()) == teachers, "the first shard, and nothing of the second"
-    assert room.files().items() <= undisturbed.files().items()
-    room.inputs.runtime.stop.clear()
-    room.label(batch=2)
-    assert room.files() == undisturbed.files()
+        sandbox.label(batch=2)
+    teachers = len(sandbox.inputs.of_kind("teacher"))
+    assert len(sandbox.files()) == teachers, "the first shard and none of the second"
+    assert sandbox.files().items() <= undisturbed.files().items()
+    sandbox.inputs.runtime.stop.clear()
+    sandbox.label(batch=2)
+    assert sandbox.files() == undisturbed.files()
 
 
-def test_label_pool_leaves_no_partial_shard_after_an_error(make_room: MakeRoom, monkeypatch: Any) -> None:
-    room = make_room(workers=2)
+def test_label_pool_leaves_no_partial_shard_after_an_error(make_sandbox: MakeSandbox, monkeypatch: Any) -> None:
+    sandbox = make_sandbox(workers=2)
 
     def broken(*_: Any) -> Any:
         raise RuntimeError("out of order")
 
     monkeypatch.setattr(Predictor, "values", broken)
     with pytest.raises(RuntimeError, match="out of order"):
-        room.label()
-    assert room.files() == {}
+        sandbox.label()
+    assert sandbox.files() == {}
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("label", "prefetch"))]
 
 
-class Elsewhere:
-    """A predictor as if on a GPU: it computes here, and remembers which thread asked."""
+class ThreadRecorder:
+    """A predictor that records which threads call it."""
 
     def __init__(self, real: Predictor) -> None:
         self.real, self.preprocessing, self.threads = real, real.preprocessing, set[threading.Thread]()
@@ -296,30 +294,32 @@ class Elsewhere:
 
 
 def test_label_batches_on_gpu_runs_models_in_one_thread_with_same_labels(
-    make_room: MakeRoom, monkeypatch: pytest.MonkeyPatch
+    make_sandbox: MakeSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room, here = make_room("gpu", workers=2), make_room("cpu")
+    sandbox, here = make_sandbox("gpu", workers=2), make_sandbox("cpu")
     here.label()
-    made: list[Elsewhere] = []
+    made: list[ThreadRecorder] = []
 
-    def load(*given: Any) -> Elsewhere:
-        made.append(Elsewhere(real_load(*given)))
+    def load(*given: Any) -> ThreadRecorder:
+        made.append(ThreadRecorder(real_load(*given)))
         return made[-1]
 
     real_load = labeller.load_teacher
     monkeypatch.setattr(labeller, "load_teacher", load)
     monkeypatch.setattr(inference, "find_device", lambda _: "cuda")
-    room.label()
-    assert len(made) == len(room.inputs.of_kind("teacher"))
+    sandbox.label()
+    assert len(made) == len(sandbox.inputs.of_kind("teacher"))
     assert all(predictor.threads == {threading.current_thread()} for predictor in made)
-    assert room.files() == here.files()
+    assert sandbox.files() == here.files()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_label_batches_bounds_work_in_flight(make_room: MakeRoom, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    """However long the pool: what is decoded or labelled and not yet taken stays within a few batches a thread."""
+def test_label_batches_bounds_work_in_flight(
+    make_sandbox: MakeSandbox, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """Batches that are decoded or labelled and not yet taken stay within a few per thread, however long the pool."""
     threads, begun = 3, []
-    shard = make_room().shards()[0]
+    shard = make_sandbox().shards()[0]
     todo = [ShardInference(shard, {}, {})] * 50
 
     def load(self: ShardInference, rows: range) -> ShardRows:
@@ -333,7 +333,7 @@ def test_label_batches_bounds_work_in_flight(make_room: MakeRoom, monkeypatch: p
     total = sum(len(each.batches(1)) for each in todo)
     for taken, _ in enumerate(label_batches(todo, 1, Runtime(Root.of("."), workers=threads)), start=1):
         if taken % 40 == 1:
-            time.sleep(0.05)  # as long as it likes to run ahead
+            time.sleep(0.05)  # time to run ahead
         assert len(begun) - taken <= 2 * threads + 1
     assert taken == len(begun) == total
 
@@ -347,7 +347,7 @@ def jpeg(side: int) -> bytes:
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_shard_inference_decodes_the_same_whatever_other_teachers_need(tmp_path: Path, suffix: str) -> None:
-    """A JPEG is decoded at the size that each needs: company that needs a larger one must not change it."""
+    """Each teacher's JPEGs are decoded at the size that it needs, also beside teachers that need a larger one."""
     data = jpeg(256)
     if suffix == "png":
         file = io.BytesIO()
@@ -357,17 +357,22 @@ def test_shard_inference_decodes_the_same_whatever_other_teachers_need(tmp_path:
     writer.add(NewImage(data, suffix, 256, 256, "one"))
     writer.close()
     shard = image_shard(writer.tar_path)
-    ways = [Preprocessing(32), Preprocessing(48), Preprocessing(64, crop_pct=0.875, bicubic=True), Preprocessing(192)]
+    all_ways = [
+        Preprocessing(32),
+        Preprocessing(48),
+        Preprocessing(64, crop_pct=0.875, bicubic=True),
+        Preprocessing(192),
+    ]
 
-    def prepared(company: list[Preprocessing]) -> dict[Preprocessing, bytes]:
+    def preprocess(company: list[Preprocessing]) -> dict[Preprocessing, bytes]:
         nothing = inference.torch.nn.Identity()
         predictors = {str(number): Predictor(nothing, {}, way) for number, way in enumerate(company)}
         batch = ShardInference(shard, predictors, {}).load(range(1))
         return {way: images.tobytes() for way, images in batch.inputs.items()}
 
-    together = prepared(ways)
-    assert together == {way: prepared([way])[way] for way in ways}
-    assert together == prepared(ways[::-1])
+    together = preprocess(all_ways)
+    assert together == {way: preprocess([way])[way] for way in all_ways}
+    assert together == preprocess(all_ways[::-1])
 
 
 @pytest.mark.parametrize(
@@ -378,9 +383,9 @@ def test_shard_inference_decodes_the_same_whatever_other_teachers_need(tmp_path:
     ],
 )
 def test_check_required_refuses_teacher_below_metric(
-    make_room: MakeRoom, limit: dict[str, float], message: str
+    make_sandbox: MakeSandbox, limit: dict[str, float], message: str
 ) -> None:
-    room = make_room()
+    sandbox = make_sandbox()
     with pytest.raises(DataError, match=message):
-        room.label(require={"depth": limit})
-    assert room.files() == {}
+        sandbox.label(require={"depth": limit})
+    assert sandbox.files() == {}

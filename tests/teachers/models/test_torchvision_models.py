@@ -1,4 +1,4 @@
-"""Published models and earlier networks as teachers: what they say is what the model itself says."""
+"""Teachers of timm, torchvision and earlier networks predict what the model itself predicts."""
 
 from __future__ import annotations
 
@@ -28,17 +28,12 @@ from teachers.models.torchvision_models import space_of
 from tests.disk import made_in
 
 
-def settle(predictor: Predictor) -> Predictor:
-    predictor.network.eval()
-    return predictor
-
-
 def make(kind: Any, settings: dict[str, Any], out: Path) -> Predictor:
     out.mkdir()
     inputs = Inputs({}, Runtime(Root.of(out)))
     config = {"name": "mine", "teacher": {"kind": kind.__name__.rsplit(".", 1)[-1], **settings}, "seed": 0}
     kind.make(config, inputs, out)
-    return settle(kind.load(out))
+    return kind.load(out)
 
 
 def picture(side: int = 64) -> torch.Tensor:
@@ -80,8 +75,8 @@ def test_pretrained_teacher_matches_renamed_weights_in_order(tmp_path: Path) -> 
 def test_pretrained_teacher_refuses_weights_of_another_model(tmp_path: Path) -> None:
     save_file({"something": torch.zeros(3)}, tmp_path / "weights.safetensors")
     settings = {"model": "test_resnet", "weights": str(tmp_path / "weights.safetensors"), "classes": list("abcde")}
-    says = r"weights\.safetensors, for a 'test_resnet': .*tensors missing.* Name weights of a 'test_resnet'"
-    with pytest.raises(ConfigError, match=says):
+    message = r"weights\.safetensors, for a 'test_resnet': .*tensors missing.* Name weights of a 'test_resnet'"
+    with pytest.raises(ConfigError, match=message):
         make(pretrained, settings, tmp_path / "out")
 
 
@@ -98,7 +93,7 @@ def test_teacher_config_check_compares_weights_with_model(
 ) -> None:
     path = tmp_path / "weights.pth"
 
-    def told(named: str) -> Any:
+    def config(named: str) -> Any:
         return kind.Config(task=task, model=named, weights=str(path), classes=["__background__", "b", "c", "d"])
 
     if kind is pretrained:
@@ -106,9 +101,9 @@ def test_teacher_config_check_compares_weights_with_model(
     else:
         made = torchvision.models.get_model(model, weights=None, weights_backbone=None, num_classes=4)
         torch.save(made.state_dict(), path)
-    told(model).check()
+    config(model).check()
     with pytest.raises(ConfigError, match=rf"weights\.pth, for a '{other}': .*, the model needs"):
-        told(other).check()
+        config(other).check()
 
 
 def test_pretrained_teacher_crops_the_center(tmp_path: Path) -> None:
@@ -157,9 +152,9 @@ def test_torchvision_teacher_gives_values_of_its_label_space(tmp_path: Path, tas
 
 
 def test_space_of_detector_leaves_out_outputs_without_class() -> None:
-    space, places = space_of("detection", ["__background__", "a", "N/A", "b"])
+    space, class_of_output = space_of("detection", ["__background__", "a", "N/A", "b"])
     assert space == LabelSpace("detection", ("a", "b"))
-    assert places == [0, 1, 0, 2]
+    assert class_of_output == [0, 1, 0, 2]
 
 
 @pytest.fixture
@@ -183,7 +178,7 @@ def test_checkpoint_teacher_gives_predictions_of_the_head(tmp_path: Path, networ
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"task": "depth", "head": "dept"}, "Did you mean 'depth'"),
         ({"task": "depth"}, "head"),
@@ -191,10 +186,10 @@ def test_checkpoint_teacher_gives_predictions_of_the_head(tmp_path: Path, networ
     ],
 )
 def test_checkpoint_teacher_refuses_missing_head(
-    tmp_path: Path, network: Network, settings: dict[str, str], said: str
+    tmp_path: Path, network: Network, settings: dict[str, str], message: str
 ) -> None:
     weights = str(tmp_path / "earlier" / "model.safetensors")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         make(checkpoint, {"weights": weights, **settings}, tmp_path / "out")
 
 

@@ -1,4 +1,4 @@
-"""Models of Hugging Face transformers as teachers: what they say is what the model itself says. No network."""
+"""Teachers of Hugging Face transformers predict what the model itself predicts. Needs no network."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = {0: "cat", 1: "N/A", 2: "dog"}
 
 
 def tiny(**more: Any) -> dict[str, Any]:
-    """Settings of a small transformer."""
+    """Return settings of a small transformer."""
     return {
         "hidden_size": 16,
         "num_hidden_layers": 1,
@@ -49,7 +49,7 @@ def save(tmp_path: Path) -> Any:
 
 
 def make(folder: Path, task: str, **settings: Any) -> Predictor:
-    """The teacher made of a folder, and loaded again from its artifact alone."""
+    """Make the teacher from a folder, and load it from its artifact alone."""
     out = folder.parent / "out"
     out.mkdir()
     teacher = {"kind": "transformers", "task": task, "weights": str(folder), **settings}
@@ -63,7 +63,7 @@ def pictures(side: int = 64) -> torch.Tensor:
 
 
 def normalised(images: torch.Tensor, processor: Any) -> torch.Tensor:
-    """As the library prepares images that are of the right size already."""
+    """Preprocess images of the right size with the library."""
     arrays = [image.permute(1, 2, 0).numpy() for image in images]
     made: torch.Tensor = processor(arrays, return_tensors="pt", do_resize=False)["pixel_values"]
     return made
@@ -100,7 +100,7 @@ def test_detection_adapter_gives_boxes_of_the_model_for_classes_only(save: Any) 
     config = transformers.YolosConfig(**tiny(image_size=[64, 64]), num_detection_tokens=30, id2label=NAMES)
     model = transformers.YolosForObjectDetection(config).eval()
     with torch.no_grad():
-        model.vit.embeddings.detection_tokens.normal_()  # fresh ones all say the same
+        model.vit.embeddings.detection_tokens.normal_()  # untrained ones all predict the same
     processor = transformers.YolosImageProcessor(size={"height": 64, "width": 64})
     predictor = make(save(model, processor), "detection")
     assert predictor.spaces["mine"].classes == ("cat", "dog")
@@ -153,7 +153,7 @@ def test_describe_follows_the_processor(
     made = getattr(transformers, processor)(**settings)
     about = described(made, task="classification")
     assert (about["size"], about["centre"]) == (side, centre)
-    assert described(made)["centre"] is None, "a map of a part of the image would be taken for one of the whole"
+    assert described(made)["centre"] is None, "a map has to be of the whole image"
 
 
 def test_describe_refuses_blue_first() -> None:
