@@ -1,19 +1,22 @@
-"""The flows that Prefect deploys (`prefect.yaml`): a run of a recipe up to one of its steps, as `must run` does it.
+"""The flows that Prefect deploys (`prefect.yaml`): each runs a recipe up to one of its steps, as `must run` does.
 
-What is there already is reused, so each makes what is missing for its step and no more. A request that can't be met
-ends as `Refused`, with nothing made.
+Each flow makes what is missing for its step, reuses the rest, and makes nothing else. A request that can't be met ends
+in the state `Refused`, with nothing made.
 """
 
-# No `from __future__ import annotations`: Prefect reads the types for its forms, and resolves no names in them.
+# No `from __future__ import annotations`: Prefect reads the types of parameters, and resolves no names in them.
 
 import contextlib
+import dataclasses
+import functools
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import prefect.runtime.flow_run
-from prefect import State, flow
+from prefect import Flow, State, flow
 from prefect.client.orchestration import get_client
 from prefect.exceptions import CancelledRun, FailedRun
 from pydantic import Field
@@ -33,226 +36,205 @@ from pipeline.steps.artifact import Artifact
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
 
-# What every form asks for: the type has the bounds, the default the words.
+Values = Mapping[str, Any]
+"""The values of a form's parameters by name."""
 Text = Annotated[str, Field(min_length=1)]
-RECIPE = Field(
-    "recipes/quickstart.yaml",
-    description="The YAML file that describes the run. A relative path begins in the folder of prefect.yaml, on the "
-    "worker's machine.",
-)
-ROOT = Field(
-    "must-root",
-    description="Folder, or URL such as s3://bucket/root, for artifacts and runs. A relative path begins where the "
-    "recipe's does.",
-)
-OVERRIDES: list[str] = Field([], description="Keys of the recipe to change for this run, such as student.epochs=3.")
-ANEW = Field(False, description="Make it again though it is there.")
-DEVICE = Field(None, description="Where networks run; else as the recipe says.")
-Threads = Annotated[int | None, Field(ge=0)]
-WORKERS = Field(None, description="Threads for decoding and encoding, 0 for one per core; else as the recipe says.")
-Runner = Literal["threads", "process", "ray", "dask"] | None
-RUNNER = Field(
-    None, description="What labels: one process, or many of this machine or a cluster; else as the recipe says."
-)
-START = Field(None, description="Make this step, such as label, and all behind it again.")
-FORCE: list[str] = Field([], description="Make these steps again, and what is behind them if their results differ.")
-TEACHER = Field(description="Name of the teacher, as under teachers in the recipe.")
-STAGE = Field(description="Name of the stage, as under stages in the recipe.")
-COMPARISON = Field(None, description="Name of the comparison, as under compare in the recipe; else all of them.")
-IMAGES = Field(None, description="Images that go through a teacher at once; else as the recipe says.")
-SPLITS = Field(None, description="Held-out split to prefer; else as the recipe says.")
-# A schedule to train with.
-Epochs = Annotated[float | None, Field(gt=0)]
-EPOCHS = Field(None, description="Passes over the images; else as the recipe says.")
 Count = Annotated[int | None, Field(ge=1)]
-STEPS = Field(None, description="Optimiser steps, instead of epochs.")
-BATCH = Field(None, description="Images per optimiser step; else as the recipe says.")
-Rate = Annotated[float | None, Field(gt=0)]
-LR = Field(None, description="Highest learning rate; else as the recipe says.")
+Positive = Annotated[float | None, Field(gt=0)]
+Threads = Annotated[int | None, Field(ge=0)]
+Runner = Literal["threads", "process", "ray", "dask"] | None
 
 
-@flow(name="selftrain", persist_result=False)
-def selftrain(
-    recipe: Text = RECIPE,
-    root: Text = ROOT,
-    overrides: list[str] = OVERRIDES,
-    start: Text | None = START,
-    force: list[str] = FORCE,
-    runner: Runner = RUNNER,
-    device: Device | None = DEVICE,
-    workers: Threads = WORKERS,
-) -> State[Any]:
+def _parameter(name: str, type_: Any, description: str, default: Any = None) -> inspect.Parameter:
+    """Return a parameter of a form. Prefect shows its description, and checks values against its type."""
+    field = Field(default, description=description)
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=field, annotation=type_)
+
+
+RECIPE = _parameter(
+    "recipe",
+    Text,
+    "The YAML file that describes the run. A relative path begins in the folder of prefect.yaml, on the "
+    "worker's machine.",
+    "recipes/quickstart.yaml",
+)
+ROOT = _parameter(
+    "root",
+    Text,
+    "Folder, or URL such as s3://bucket/root, for artifacts and runs. A relative path begins where the recipe's does.",
+    "must-root",
+)
+OVERRIDES = _parameter(
+    "overrides", list[str], "Keys of the recipe to change for this run, such as student.epochs=3.", []
+)
+COMMON = (RECIPE, ROOT, OVERRIDES)
+START = _parameter("start", Text | None, "Make this step, such as label, and all behind it again.")
+FORCE_STEPS = _parameter(
+    "force", list[str], "Make these steps again, and what is behind them if their results differ.", []
+)
+FORCE = _parameter("force", bool, "Make it again though it is there.", False)
+TEACHER = _parameter("teacher", Text, "Name of the teacher, as under teachers in the recipe.", ...)
+STAGE = _parameter("stage", Text, "Name of the stage, as under stages in the recipe.", ...)
+COMPARISON = _parameter(
+    "comparison", Text | None, "Name of the comparison, as under compare in the recipe; else all of them."
+)
+SCHEDULE = (
+    _parameter("epochs", Positive, "Passes over the images; else as the recipe says."),
+    _parameter("steps", Count, "Optimiser steps, instead of epochs."),
+    _parameter("batch", Count, "Images per optimiser step; else as the recipe says."),
+    _parameter("lr", Positive, "Highest learning rate; else as the recipe says."),
+)
+LABEL_BATCH = _parameter("batch", Count, "Images that go through a teacher at once; else as the recipe says.")
+SPLITS = _parameter("splits", Literal["test", "val"] | None, "Held-out split to prefer; else as the recipe says.")
+RUNNER = _parameter(
+    "runner", Runner, "What labels: one process, or many of this machine or a cluster; else as the recipe says."
+)
+MACHINE = (
+    _parameter("device", Device | None, "Where networks run; else as the recipe says."),
+    _parameter("workers", Threads, "Threads for decoding and encoding, 0 for one per core; else as the recipe says."),
+)
+SECTION_KEYS, RUNTIME_KEYS = ("epochs", "steps", "batch", "lr", "splits"), ("runner", "device", "workers")
+"""Parameters that override keys of the recipe: in the section of the step, and in `runtime`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a form asks for."""
+
+    selection: Selection
+    section: str = ""
+    """The section of the recipe that SECTION_KEYS override, such as `teachers.things`."""
+    check: Callable[[Recipe], object] | None = None
+    """Raises ConfigError if the recipe lacks what the form names."""
+
+
+def _deploy(*parameters: inspect.Parameter) -> Callable[[Callable[[Values], Request]], Flow[..., State[Any]]]:
+    """Make a flow with these parameters of a function that turns their values into a request.
+
+    The flow is named after the function, and described by its docstring.
+    """
+
+    def make(request_for: Callable[[Values], Request]) -> Flow[..., State[Any]]:
+        @functools.wraps(request_for)
+        def body(**values: Any) -> State[Any]:
+            request = request_for(values)
+            return _run(request.selection, lambda: _read_recipe(request, values), values["root"])
+
+        body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] - what Prefect reads
+        return flow(name=request_for.__name__.replace("_", "-"), persist_result=False)(body)
+
+    return make
+
+
+def _up_to(step: str, values: Values) -> Selection:
+    return Selection(step, force=(step,) if values["force"] else ())
+
+
+@_deploy(*COMMON, START, FORCE_STEPS, RUNNER, *MACHINE)
+def selftrain(values: Values) -> Request:
     """The whole of a recipe: read the sets, train the teachers, label the pool, train the student, evaluate."""
-    machine = _given("runtime", runner=runner, device=device, workers=workers)
-    selection = Selection(start=start, force=tuple(force))
-    return _carry_out(selection, lambda: read_recipe(Path(recipe), [*overrides, *machine]), root)
+    return Request(Selection(start=values["start"], force=tuple(values["force"])))
 
 
-@flow(name="train-teacher", persist_result=False)
-def train_teacher(
-    teacher: Text = TEACHER,
-    recipe: Text = RECIPE,
-    root: Text = ROOT,
-    overrides: list[str] = OVERRIDES,
-    epochs: Epochs = EPOCHS,
-    steps: Count = STEPS,
-    batch: Count = BATCH,
-    lr: Rate = LR,
-    force: bool = ANEW,
-    device: Device | None = DEVICE,
-    workers: Threads = WORKERS,
-) -> State[Any]:
+@_deploy(TEACHER, *COMMON, *SCHEDULE, FORCE, *MACHINE)
+def train_teacher(values: Values) -> Request:
     """Train one teacher of a recipe, after reading the set that it learns from."""
-
-    def read() -> Recipe:
-        require_one_of(teacher, read_recipe(Path(recipe), overrides).teachers, "Teacher")
-        schedule = _schedule(f"teachers.{teacher}", epochs=epochs, steps=steps, batch=batch, lr=lr)
-        machine = _given("runtime", device=device, workers=workers)
-        return read_recipe(Path(recipe), [*overrides, *schedule, *machine])
-
-    return _carry_out(_up_to(f"teacher.{teacher}", force), read, root)
+    name = values["teacher"]
+    return Request(
+        _up_to(f"teacher.{name}", values),
+        f"teachers.{name}",
+        lambda recipe: require_one_of(name, recipe.teachers, "Teacher"),
+    )
 
 
-@flow(name="label-pool", persist_result=False)
-def label_pool(
-    recipe: Text = RECIPE,
-    root: Text = ROOT,
-    overrides: list[str] = OVERRIDES,
-    batch: Count = IMAGES,
-    force: bool = ANEW,
-    runner: Runner = RUNNER,
-    device: Device | None = DEVICE,
-    workers: Threads = WORKERS,
-) -> State[Any]:
+@_deploy(*COMMON, LABEL_BATCH, FORCE, RUNNER, *MACHINE)
+def label_pool(values: Values) -> Request:
     """Let all teachers of a recipe label its pool, after training those that are not there yet."""
-    changes = [*_given("labelling", batch=batch), *_given("runtime", runner=runner, device=device, workers=workers)]
-    return _carry_out(_up_to("label", force), lambda: read_recipe(Path(recipe), [*overrides, *changes]), root)
+    return Request(_up_to("label", values), "labelling")
 
 
-@flow(name="train-student", persist_result=False)
-def train_student(
-    recipe: Text = RECIPE,
-    root: Text = ROOT,
-    overrides: list[str] = OVERRIDES,
-    epochs: Epochs = EPOCHS,
-    steps: Count = STEPS,
-    batch: Count = BATCH,
-    lr: Rate = LR,
-    force: bool = ANEW,
-    device: Device | None = DEVICE,
-    workers: Threads = WORKERS,
-) -> State[Any]:
+@_deploy(*COMMON, *SCHEDULE, FORCE, *MACHINE)
+def train_student(values: Values) -> Request:
     """Train the student of a recipe on all labels, after making those that are not there yet."""
-    changes = [
-        *_schedule("student", epochs=epochs, steps=steps, batch=batch, lr=lr),
-        *_given("runtime", device=device, workers=workers),
-    ]
-    return _carry_out(_up_to("student", force), lambda: read_recipe(Path(recipe), [*overrides, *changes]), root)
+    return Request(_up_to("student", values), "student")
 
 
-@flow(name="run-stage", persist_result=False)
-def run_stage(
-    stage: Text = STAGE,
-    recipe: Text = RECIPE,
-    root: Text = ROOT,
-    overrides: list[str] = OVERRIDES,
-    epochs: Epochs = EPOCHS,
-    steps: Count = STEPS,
-    batch: Count = BATCH,
-    lr: Rate = LR,
-    force: bool = ANEW,
-    device: Device | None = DEVICE,
-    workers: Threads = WORKERS,
-) -> State[Any]:
+@_deploy(STAGE, *COMMON, *SCHEDULE, FORCE, *MACHINE)
+def run_stage(values: Values) -> Request:
     """Run one self-supervised stage of a recipe, after making what it starts from."""
-
-    def read() -> Recipe:
-        require_one_of(stage, [each.name for each in read_recipe(Path(recipe), overrides).stages], "Stage")
-        schedule = _schedule(f"stages.{stage}", epochs=epochs, steps=steps, batch=batch, lr=lr)
-        machine = _given("runtime", device=device, workers=workers)
-        return read_recipe(Path(recipe), [*overrides, *schedule, *machine])
-
-    return _carry_out(_up_to(f"stage.{stage}", force), read, root)
+    name = values["stage"]
+    return Request(
+        _up_to(f"stage.{name}", values),
+        f"stages.{name}",
+        lambda recipe: require_one_of(name, [stage.name for stage in recipe.stages], "Stage"),
+    )
 
 
-@flow(name="evaluate", persist_result=False)
-def evaluate(
-    recipe: Text = RECIPE,
-    root: Text = ROOT,
-    overrides: list[str] = OVERRIDES,
-    splits: Literal["test", "val"] | None = SPLITS,
-    force: bool = ANEW,
-    device: Device | None = DEVICE,
-    workers: Threads = WORKERS,
-) -> State[Any]:
+@_deploy(*COMMON, SPLITS, FORCE, *MACHINE)
+def evaluate(values: Values) -> Request:
     """Measure the student, its teachers and a trivial baseline of a recipe on held-out images, and write the report."""
-    changes = [*_given("evaluate", splits=splits), *_given("runtime", device=device, workers=workers)]
-    return _carry_out(_up_to("evaluate", force), lambda: read_recipe(Path(recipe), [*overrides, *changes]), root)
+    return Request(_up_to("evaluate", values), "evaluate")
 
 
-@flow(name="compare", persist_result=False)
-def compare(
-    recipe: Text = RECIPE,
-    comparison: Text | None = COMPARISON,
-    root: Text = ROOT,
-    overrides: list[str] = OVERRIDES,
-    device: Device | None = DEVICE,
-    workers: Threads = WORKERS,
-) -> State[Any]:
+@_deploy(RECIPE, COMPARISON, ROOT, OVERRIDES, *MACHINE)
+def compare(values: Values) -> Request:
     """Compare self-supervised methods as a recipe says, after making what they start from, and write the report."""
+    name = values["comparison"]
 
-    def read() -> Recipe:
-        found = read_recipe(Path(recipe), [*overrides, *_given("runtime", device=device, workers=workers)])
-        if not found.compare:
-            raise ConfigError(f"{recipe}: has no section `compare`; docs/how-to/compare.md shows one.")
-        if comparison:
-            require_one_of(comparison, found.compare, "Comparison")
-        return found
+    def check(recipe: Recipe) -> None:
+        if not recipe.compare:
+            raise ConfigError(f"{values['recipe']}: has no section `compare`; docs/how-to/compare.md shows one.")
+        if name:
+            require_one_of(name, recipe.compare, "Comparison")
 
-    return _carry_out(Selection(f"{COMPARE}.{comparison}" if comparison else COMPARE), read, root)
-
-
-def _up_to(step: str, force: bool) -> Selection:
-    return Selection(step, force=(step,) if force else ())
+    return Request(Selection(f"{COMPARE}.{name}" if name else COMPARE), check=check)
 
 
-def _carry_out(selection: Selection, read: Callable[[], Recipe], root: str) -> State[Any]:
-    """Run what is selected of the recipe that `read` gives, its steps as task runs of the current flow run."""
+def _read_recipe(request: Request, values: Values) -> Recipe:
+    """Read the recipe that a form names, with its overrides. ConfigError if it lacks what the form names."""
+    path, overrides = Path(values["recipe"]), values["overrides"]
+    if request.check:
+        request.check(read_recipe(path, overrides))  # first: overrides of a section that is missing raise a worse error
+    return read_recipe(path, [*overrides, *_section_overrides(request.section, values), *_runtime_overrides(values)])
+
+
+def _runtime_overrides(values: Values) -> Iterator[str]:
+    yield from (f"runtime.{key}={values[key]}" for key in RUNTIME_KEYS if values.get(key) is not None)
+
+
+def _section_overrides(section: str, values: Values) -> Iterator[str]:
+    """Yield overrides for the values that are given. Steps replace the recipe's epochs, and epochs its steps."""
+    given = {key: values[key] for key in SECTION_KEYS if values.get(key) is not None}
+    yield from (f"{section}.{key}={value}" for key, value in given.items())
+    for key, other in (("steps", "epochs"), ("epochs", "steps")):
+        if key in given and other not in given:
+            yield f"{section}.{other}=null"
+
+
+def _run(selection: Selection, read: Callable[[], Recipe], root: str) -> State[Any]:
+    """Run what is selected of the recipe that `read` returns, its steps as task runs of the current flow run."""
     set_up_process()
     logging.getLogger("prefect.flow_runs").addFilter(_is_news)
-    steps = TaskRuns()
+    task_runs = TaskRuns()
 
-    def carry(run: Run, apart: Subprocess) -> Mapping[str, Artifact]:
-        _name_after(run)
-        return steps.carry_out(run, apart)
+    def run_steps(run: Run, subprocess: Subprocess) -> Mapping[str, Artifact]:
+        _name_flow_run(run.folder.name)
+        return task_runs.run_steps(run, subprocess)
 
-    def work() -> None:
+    def body() -> None:
         recipe = read()
         runtime = Runtime.of(recipe.runtime, Root.of(root, recipe.runtime.cache_gb))
-        execute_plan(recipe, plan_run(recipe, runtime.root, selection), runtime, carry)
+        execute_plan(recipe, plan_run(recipe, runtime.root, selection), runtime, run_steps)
 
-    return steps.conclude(work)
+    return task_runs.final_state(body)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of Prefect's log says more than the state of the run does: its own traceback does not."""
+    """Return False for the traceback that Prefect logs of a cancelled or failed run: its state says it already."""
     return not (record.exc_info and isinstance(record.exc_info[1], CancelledRun | FailedRun))
 
 
-def _name_after(run: Run) -> None:
-    """Give the current flow run the name of the run's folder: the page and the disk tell of the same thing."""
+def _name_flow_run(name: str) -> None:
+    """Name the current flow run like the run's folder, so that Prefect's pages and the disk agree."""
     with contextlib.suppress(Exception), get_client(sync_client=True) as client:  # a name is not worth a run
-        client.update_flow_run(prefect.runtime.flow_run.id, name=run.folder.name)
-
-
-def _given(section: str, **values: Any) -> Iterator[str]:
-    """Overrides for the values that were given."""
-    yield from (f"{section}.{key}={value}" for key, value in values.items() if value is not None)
-
-
-def _schedule(section: str, **values: Any) -> Iterator[str]:
-    """Overrides for a schedule: steps replace the recipe's epochs, and epochs its steps."""
-    yield from _given(section, **values)
-    for key, other in (("steps", "epochs"), ("epochs", "steps")):
-        if values[key] is not None and values[other] is None:
-            yield f"{section}.{other}=null"
+        client.update_flow_run(prefect.runtime.flow_run.id, name=name)

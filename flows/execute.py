@@ -15,11 +15,11 @@ from pipeline.steps.runtime import Runtime
 
 
 def execute_recipe(recipe: Recipe, runtime: Runtime, selection: Selection = WHOLE_RECIPE) -> Outcome:
-    """Run what is selected of a recipe with the runner that it names; a run with nothing to do starts nothing."""
+    """Run the selected steps of a recipe. If there is nothing to do, nothing is started and no run folder made."""
     plan = plan_run(recipe, runtime.root, selection)
-    done = completed_outcome(plan)
-    if done:
-        return done
+    outcome = completed_outcome(plan)
+    if outcome:
+        return outcome
     if ranks.count() > 1:
         check_torchrun(recipe, plan)
         if not ranks.is_first():
@@ -29,7 +29,7 @@ def execute_recipe(recipe: Recipe, runtime: Runtime, selection: Selection = WHOL
     return execute_plan(recipe, plan, runtime, None if inline else _with_prefect)
 
 
-def _with_prefect(run: Run, work: Subprocess) -> Mapping[str, Artifact]:
+def _with_prefect(run: Run, subprocess: Subprocess) -> Mapping[str, Artifact]:
     from flows.orchestration.session import run_with_prefect  # noqa: PLC0415 - Prefect takes seconds to import
 
-    return run_with_prefect(run, work)
+    return run_with_prefect(run, subprocess)

@@ -1,4 +1,4 @@
-"""What work on a root elsewhere has left on this machine, in the scratch folder beside the cache."""
+"""Plan garbage collection on this machine: the scratch folder that work on a remote root has left here."""
 
 from __future__ import annotations
 
@@ -12,48 +12,50 @@ from pipeline.storage.cache import STALE_S
 from pipeline.storage.lock import lock_holders
 from pipeline.storage.root import Root, in_parallel
 
-Reason = tuple[str, bool, str]
-"""What a file belongs to, whether it is kept, and why."""
+Judgement = tuple[str, bool, str]
+"""The file or folder that a file belongs to, True if it is kept, and why."""
 
 
-def scratch(root: Root) -> list[Verdict]:
-    """A verdict on everything in the scratch folder of a root; nothing for one that is here itself.
+def plan_scratch_gc(root: Root) -> list[Verdict]:
+    """Judge everything in the scratch folder of a remote root; a local root has none.
 
-    All of it is kept while a process of this machine is at work on the root. Else, what a step can go on from is kept
-    until the step is sealed, and Prefect's own files are.
+    All of it is kept while a process of this machine is at work on the root. Else Prefect's own files are kept, and
+    what a step can resume from until its artifact is sealed.
     """
     if root.local:
         return []
-    files = Root.of(root.local_path()).path.files()  # first: a process that begins to work after that look has none
-    at_work = next((holder for holder in lock_holders(root / "claims").values() if holder.is_local), None)
+    files = Root.of(root.local_path()).path.files()  # before the locks: a process that starts later has no files here
+    local_holder = next((holder for holder in lock_holders(root / "claims").values() if holder.is_local), None)
     sealed = _sealed(root, files)
-    grouped: dict[Reason, dict[str, int]] = collections.defaultdict(dict)
+    groups: dict[Judgement, dict[str, int]] = collections.defaultdict(dict)
     for name, size in files.items():
         what, kept, why = _judge(root, name, sealed)
-        if at_work:
-            kept, why = True, f"process {at_work.number} is at work on the root"
-        grouped[str(root.local_path(what)), kept, why][name] = size
-    found = sorted(grouped.items())
-    return [Verdict(what, tuple(names), sum(names.values()), kept, why) for (what, kept, why), names in found]
+        if local_holder:
+            kept, why = True, f"process {local_holder.number} is at work on the root"
+        groups[str(root.local_path(what)), kept, why][name] = size
+    return [
+        Verdict(what, tuple(sizes), sum(sizes.values()), kept, why)
+        for (what, kept, why), sizes in sorted(groups.items())
+    ]
 
 
 def _sealed(root: Root, files: dict[str, int]) -> set[Key]:
-    """Of the artifacts in scratch those that are in the root."""
+    """Return those of the artifacts in scratch that are sealed in the root."""
     keys = sorted({key for name in files if (key := _key(name))})
-    there = in_parallel(lambda key: (root / f"artifacts/{key[0]}/{key[1]}/{MANIFEST}").exists(), keys)
-    return {key for key, found in zip(keys, there, strict=True) if found}
+    exist = in_parallel(lambda key: (root / f"artifacts/{key[0]}/{key[1]}/{MANIFEST}").exists(), keys)
+    return {key for key, exists in zip(keys, exist, strict=True) if exists}
 
 
 def _key(name: str) -> Key | None:
-    """The artifact whose folder a file lies in, if it does in one."""
+    """Return the artifact whose folder a file lies in, if any."""
     match name.split("/", 3):
         case ["artifacts", step, fingerprint, _]:
             return step, fingerprint
     return None
 
 
-def _judge(root: Root, name: str, sealed: set[Key]) -> Reason:
-    """About a file of the scratch folder."""
+def _judge(root: Root, name: str, sealed: set[Key]) -> Judgement:
+    """Judge a file of the scratch folder."""
     first, key = name.split("/", 1)[0], _key(name)
     if first == "prefect":
         return first, True, "Prefect's own files"
@@ -65,12 +67,12 @@ def _judge(root: Root, name: str, sealed: set[Key]) -> Reason:
     what = "/".join((first, *key))
     if key in sealed:
         return what, False, "the artifact is sealed"
-    kept = name.split("/")[3] in (WORK, LOG)  # as `Workspace.make` keeps them
+    kept = name.split("/")[3] in (WORK, LOG)  # what `Workspace.make` resumes from
     return what, kept, "unfinished; a run may go on from it" if kept else "unfinished; a run begins without it"
 
 
 def _age(folder: Path) -> float:
-    """Seconds since something was put into a folder; 0 if it is gone."""
+    """Return the seconds since a folder last changed; 0 if it is gone."""
     try:
         return time.time() - folder.stat().st_mtime
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""The parts of a step as Prefect task runs, on the engine that the recipe names.
+"""Fan a step out: its parts become Prefect task runs on the task runner that the recipe names.
 
-What a part does is on disk, whole or not at all, so little is lost with a worker: its part is given out again.
+Finished parts are on disk, so a worker that dies costs little: its part is submitted again.
 
 Import this with Prefect's settings in place, like `flows.orchestration.task_runs`.
 """
@@ -30,123 +30,124 @@ from pipeline.steps.workspace import waiting
 from pipeline.storage.lock import hold_lock
 from pipeline.storage.path import StoragePath
 
-ROUNDS = 3
-"""Times that a part is given out, if its workers are killed."""
+MAX_ATTEMPTS = 3
+"""Times that a part is submitted, if its workers are killed."""
 
 
 @task(name="part", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def part(order: WorkItem, name: str) -> dict[str, Any]:
-    """A part of a step, somewhere."""
-    return execute_part(order)
+def part(item: WorkItem, name: str) -> dict[str, Any]:
+    """Do a part of a step, on whatever worker this task is run."""
+    return execute_part(item)
 
 
 class FanOut:
-    """Steps that can be done in parts, by many processes at once; the rest is `apart`'s.
+    """Runs steps that can be done in parts on many workers, and leaves the others to `subprocess`.
 
-    `context` is the flow's: what submits parts from within a task run would send that along, and all it refers to.
+    `context` is that of the flow run. Inside a task run the current context would be sent to the workers with every
+    part, and all that it refers to.
     """
 
-    def __init__(self, apart: Subprocess, context: contextvars.Context) -> None:
-        self.apart, self.context = apart, context
+    def __init__(self, subprocess: Subprocess, context: contextvars.Context) -> None:
+        self.subprocess, self.context = subprocess, context
         self.done = 0
-        """Parts that came to their end."""
+        """Number of parts that are done."""
 
-    def step(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
-        """The artifact of a step, and whether it was made for it."""
+    def get_or_make(self, run: Run, step: Step, inputs: Inputs) -> tuple[Artifact, bool]:
+        """Return the artifact of a step, and True if it was made now."""
         if not step.kind.parts:
-            return self.apart.step(run, step, inputs)
-        fingerprint = step.fingerprint(inputs.artifacts)
-        claim = run.workspace.claims / f"{step.name}-parts" / fingerprint
-        with hold_lock(claim, waiting(step.name, inputs.runtime), on_lost=inputs.runtime.stop.set):
+            return self.subprocess.get_or_make(run, step, inputs)
+        lock = run.workspace.locks / f"{step.name}-parts" / step.fingerprint(inputs.artifacts)
+        with hold_lock(lock, waiting(step.name, inputs.runtime), on_lost=inputs.runtime.stop.set):
             with parts_module(step).exclusive(inputs):
-                orders = self._orders(run, step, inputs)
-                done = self.context.copy().run(self._give_out, run, orders)
+                items = self._work_items(run, step, inputs)
+                results = self.context.copy().run(self._submit_until_done, run, items)
             inputs.runtime.check_stop(step.name)
-            return self.apart.step(run, step, dataclasses.replace(inputs, parts=done))
+            return self.subprocess.get_or_make(run, step, dataclasses.replace(inputs, parts=results))
 
-    def _orders(self, run: Run, step: Step, inputs: Inputs) -> list[WorkItem]:
-        parts = run_in_process(
-            Call(remaining_parts, (step, inputs.artifacts, inputs.force), run.log(step.name)), inputs.runtime
-        )
+    def _work_items(self, run: Run, step: Step, inputs: Inputs) -> list[WorkItem]:
+        call = Call(remaining_parts, (step, inputs.artifacts, inputs.force), run.log_path(step.name))
+        parts = run_in_process(call, inputs.runtime)
         settings = run.recipe.runtime
-        here = settings.address is None
-        cores = max(1, usable_cores() // count_workers(settings, self.apart.devices)) if here else 1
-        threads = settings.workers or cores
-        order = WorkItem(
+        on_cluster = settings.address is not None
+        cores = 1 if on_cluster else max(1, usable_cores() // count_workers(settings, self.subprocess.devices))
+        item = WorkItem(
             root=str(run.workspace.root),
             cache_gb=settings.cache_gb,
             step=step,
-            inputs={name: made.fingerprint for name, made in inputs.artifacts.items()},
+            inputs={name: artifact.fingerprint for name, artifact in inputs.artifacts.items()},
             force=inputs.force,
             part={},
-            stop=str(run.folder / "stop"),
-            machine={"device": settings.device, "precision": settings.precision, "workers": threads},
+            stop_file=str(run.folder / "stop"),
+            settings={
+                "device": settings.device,
+                "precision": settings.precision,
+                "workers": settings.workers or cores,
+            },
         )
-        return [dataclasses.replace(order, part=each) for each in parts]
+        return [dataclasses.replace(item, part=each) for each in parts]
 
-    def _give_out(self, run: Run, orders: Sequence[WorkItem]) -> list[dict[str, Any]]:
-        """What the work on all parts returned."""
-        done: list[dict[str, Any]] = []
-        for _ in range(ROUNDS):
-            if not orders:
-                return done
-            found, orders, error = self._round(run, orders)
-            done += found
-            if orders:
-                lost = f"{len(orders)} parts were lost with their workers ({type(error).__name__}: {error})"
-                run.event("killed", step=orders[0].step.name, error=lost)
-        if orders:
-            raise Killed(f"{orders[0].step.name}: {lost}. Finished files are kept: run again to go on.")
-        return done
+    def _submit_until_done(self, run: Run, items: Sequence[WorkItem]) -> list[dict[str, Any]]:
+        """Return the results of all parts. Raises Killed if some are lost with their workers again and again."""
+        results: list[dict[str, Any]] = []
+        for _ in range(MAX_ATTEMPTS):
+            if not items:
+                return results
+            done, items, error = self._submit(run, items)
+            results += done
+            if items:
+                lost = f"{len(items)} parts were lost with their workers ({type(error).__name__}: {error})"
+                run.record("killed", step=items[0].step.name, error=lost)
+        if items:
+            raise Killed(f"{items[0].step.name}: {lost}. Finished files are kept: run again to go on.")
+        return results
 
-    def _round(
-        self, run: Run, orders: Sequence[WorkItem]
+    def _submit(
+        self, run: Run, items: Sequence[WorkItem]
     ) -> tuple[list[dict[str, Any]], list[WorkItem], BaseException | None]:
-        """Give out parts once: what was returned, the parts that were lost, and how the last of them was."""
+        """Submit parts once. Returns the results, the parts whose workers died, and the error of the last of those."""
         settings = run.recipe.runtime
-        step = orders[0].step.name
-        done: list[dict[str, Any]] = []
+        step = items[0].step.name
+        results: list[dict[str, Any]] = []
         lost: list[WorkItem] = []
-        error: BaseException | None = None
+        last_error: BaseException | None = None
         with (
-            task_runner(settings, self.apart.devices) as runner,
+            task_runner(settings, self.subprocess.devices) as runner,
             request_gpus(settings),
-            _passing_on(run),
-            ThreadPoolExecutor(len(orders)) as waiting_for,
+            _forward_stop(run),
+            ThreadPoolExecutor(len(items)) as waiters,
         ):
-            given = {}
-            for number, order in enumerate(orders, start=1):
-                future = runner.submit(part, {"order": order, "name": f"{step} {number} of {len(orders)}"})
-                given[waiting_for.submit(future.result)] = order
-            for future in as_completed(given):
+            submitted = {}
+            for number, item in enumerate(items, start=1):
+                future = runner.submit(part, {"item": item, "name": f"{step} {number} of {len(items)}"})
+                submitted[waiters.submit(future.result)] = item
+            for waiter in as_completed(submitted):
                 try:
-                    done.append(future.result())
+                    results.append(waiter.result())
                     self.done += 1
                 except MustError:
-                    StoragePath.of(orders[0].stop).write(b"")
+                    StoragePath.of(items[0].stop_file).write(b"")
                     raise
-                except Exception as found:  # how engines tell of a worker that is gone: each in its own way
-                    lost.append(given[future])
-                    error = found
-                run.runtime.progress(step, len(done) / len(given), f"{len(done)} of {len(given)} parts")
-        return done, lost, error
+                except Exception as error:  # each task runner has its own error for a worker that died
+                    lost.append(submitted[waiter])
+                    last_error = error
+                run.runtime.progress(step, len(results) / len(submitted), f"{len(results)} of {len(submitted)} parts")
+        return results, lost, last_error
 
 
 @contextlib.contextmanager
-def _passing_on(run: Run) -> Iterator[None]:
-    """While inside, a stop of the run becomes the word to stop for those elsewhere."""
-    over = threading.Event()
+def _forward_stop(run: Run) -> Iterator[None]:
+    """Write the stop file for workers when the run is asked to stop, while inside."""
+    ended = threading.Event()
 
-    def listen() -> None:
-        while not over.wait(0.1):
+    def forward() -> None:
+        while not ended.wait(0.1):
             if run.runtime.stop.is_set():
-                with contextlib.suppress(OSError, MustError):  # a store that does not answer: the next time
+                with contextlib.suppress(OSError, MustError):  # the storage does not answer: try again
                     (run.folder / "stop").write(b"")
                     return
 
-    listening = threading.Thread(target=listen, daemon=True)
-    listening.start()
+    threading.Thread(target=forward, daemon=True).start()
     try:
         yield
     finally:
-        over.set()
+        ended.set()

@@ -1,6 +1,7 @@
-"""What a process of some cluster, or of this machine, does for a run: one part of a step. No Prefect here.
+"""Do one part of a step, in a process on this machine or on a cluster. No Prefect here.
 
-It reaches the run by the root alone: what it reads and writes is there, and so is the word to stop.
+A worker needs nothing but access to the run's root: it reads its inputs and writes its results there, and looks there
+for the file that asks it to stop.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from pipeline.steps.workspace import Workspace
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 
-LOOK_S = 2.0
-"""Between looks for the word to stop."""
+POLL_S = 2.0
+"""Between looks for the stop file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class WorkItem:
-    """A part of a step. Small: the artifacts that it reads are named, by step and fingerprint."""
+    """A part of a step to do. Small to send: it names the artifacts that it reads by step and fingerprint."""
 
     root: str
     cache_gb: float
@@ -36,59 +37,60 @@ class WorkItem:
     inputs: Mapping[str, str]
     force: bool
     part: Mapping[str, Any]
-    stop: str
-    """The file whose being there is the word to stop."""
-    machine: Mapping[str, Any]
+    """One of `remaining_parts`."""
+    stop_file: str
+    """Path or URL of a file that is written to ask for a stop."""
+    settings: Mapping[str, Any]
     """Device, precision and workers, as in Runtime."""
 
 
 def parts_module(step: Step) -> ModuleType:
-    """The module that divides a step's work, and does a part of it."""
+    """Import the module that splits a step's work and does a part of it (`StepKind.parts`)."""
     return importlib.import_module(step.kind.parts)
 
 
-def remaining_parts(step: Step, inputs: Mapping[str, Artifact], force: bool, runtime: Runtime) -> list[dict[str, Any]]:
-    """The parts of a step that are still to do."""
-    given = Inputs(inputs, runtime, force)
-    given = dataclasses.replace(given, previous=Workspace(runtime.root).previous(step, given))
-    found: list[dict[str, Any]] = parts_module(step).remaining_parts(step.config, given)
-    return found
+def remaining_parts(
+    step: Step, artifacts: Mapping[str, Artifact], force: bool, runtime: Runtime
+) -> list[dict[str, Any]]:
+    """Return the parts of a step that are still to be done, as JSON."""
+    inputs = Inputs(artifacts, runtime, force)
+    inputs = dataclasses.replace(inputs, previous=Workspace(runtime.root).previous(step, inputs))
+    parts: list[dict[str, Any]] = parts_module(step).remaining_parts(step.config, inputs)
+    return parts
 
 
-def execute_part(order: WorkItem) -> dict[str, Any]:
-    """One part, here and now. Raises what the work raises, and Stopped once there is the word to stop."""
+def execute_part(item: WorkItem) -> dict[str, Any]:
+    """Do one part and return its result, which is JSON. Raises Stopped if the stop file is written meanwhile."""
     set_up_process()
     stop = threading.Event()
-    with _heeding(order, stop):
-        workspace = Workspace(Root.of(order.root, order.cache_gb))
-        runtime = Runtime(workspace.root, stop=stop, **order.machine)
-        runtime.check_stop(order.step.name)
-        made = {name: workspace.open(name, fingerprint) for name, fingerprint in order.inputs.items()}
-        done: dict[str, Any] = parts_module(order.step).do_part(
-            order.step.config, Inputs(made, runtime, order.force), order.part
-        )
-    json.dumps(done)  # a part's result is JSON: it goes from machine to machine
-    return done
+    with _watch_stop_file(item.stop_file, stop):
+        workspace = Workspace(Root.of(item.root, item.cache_gb))
+        runtime = Runtime(workspace.root, stop=stop, **item.settings)
+        runtime.check_stop(item.step.name)
+        artifacts = {name: workspace.open(name, fingerprint) for name, fingerprint in item.inputs.items()}
+        inputs = Inputs(artifacts, runtime, item.force)
+        result: dict[str, Any] = parts_module(item.step).do_part(item.step.config, inputs, item.part)
+    json.dumps(result)  # raises here, where the traceback names the part, if it can't be sent
+    return result
 
 
 @contextlib.contextmanager
-def _heeding(order: WorkItem, stop: threading.Event) -> Iterator[None]:
-    """Set `stop` once there is the word."""
-    over = threading.Event()
+def _watch_stop_file(file: str, stop: threading.Event) -> Iterator[None]:
+    """Set `stop` as soon as the file exists, while inside."""
+    ended = threading.Event()
 
-    def look() -> None:
-        with contextlib.suppress(OSError, MustError):  # a store that does not answer: the next time
-            if StoragePath.of(order.stop).read_if_exists() is not None:
+    def poll() -> None:
+        with contextlib.suppress(OSError, MustError):  # the storage does not answer: try again at the next poll
+            if StoragePath.of(file).read_if_exists() is not None:
                 stop.set()
 
     def watch() -> None:
-        while not stop.is_set() and not over.wait(LOOK_S):
-            look()
+        while not stop.is_set() and not ended.wait(POLL_S):
+            poll()
 
-    look()
-    watching = threading.Thread(target=watch, daemon=True)
-    watching.start()
+    poll()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
-        over.set()
+        ended.set()

@@ -1,4 +1,4 @@
-"""The whole run with Prefect: its settings, its server where the user has none, and the end of both."""
+"""Run all steps with Prefect: set it up, start a server if the user has none, and end it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,8 @@ from pathlib import Path
 
 from flows.run.run import Run
 from flows.run.step_runner import Subprocess
+from flows.server import embedded
 from flows.server.daemons import running_server_environ
-from flows.server.embedded import (
-    INLINE,
-    Server,
-    check_user_server,
-    prefect_environ,
-    temporary_environ,
-    user_api_url,
-    write_logging,
-)
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Artifact
 
@@ -27,36 +19,37 @@ from pipeline.steps.artifact import Artifact
 # ruff: noqa: PLC0415
 
 
-def run_with_prefect(run: Run, work: Subprocess) -> dict[str, Artifact]:
-    """Every step as a Prefect task run, worked by `work`, on the server of PREFECT_API_URL, of `must up` or of its own.
+def run_with_prefect(run: Run, subprocess: Subprocess) -> dict[str, Artifact]:
+    """Run every step as a Prefect task run. Returns the artifacts by step.
 
-    Raises what a step raises; ConfigError if Prefect is missing, its server does not start or does not answer.
+    The server is that of PREFECT_API_URL, else that of `must up`, else one of the run's own. Raises what a step raises;
+    ConfigError if Prefect is missing, or if its server does not start or answer.
     """
     if not importlib.util.find_spec("prefect"):
-        raise ConfigError(f"Prefect is not installed: uv pip install prefect, {INLINE}.")
-    with temporary_environ(running_server_environ()), _server(run) as server, _settings(run, server):
+        raise ConfigError(f"Prefect is not installed: uv pip install prefect, {embedded.WITHOUT_PREFECT}.")
+    with embedded.temporary_environ(running_server_environ()), _server(run) as server, _settings(run, server):
         from flows.orchestration.task_runs import TaskRuns, run_as_flow, wait_until_recorded
 
-        steps = TaskRuns()
+        task_runs = TaskRuns()
         try:
-            return run_as_flow(run, steps, work)
+            return run_as_flow(run, task_runs, subprocess)
         finally:
             if server is None or server.alive():
-                wait_until_recorded(steps, embedded=server is not None)
+                wait_until_recorded(task_runs, embedded=server is not None)
 
 
-def home_of(run: Run) -> Path:
-    """Where Prefect keeps what it writes, unless the user has chosen a place: on this machine, wherever the root is."""
+def prefect_home(run: Run) -> Path:
+    """Return the folder, always on this machine, for Prefect's files: PREFECT_HOME if set, else one in the root."""
     return Path(os.environ.get("PREFECT_HOME") or run.workspace.root.local_path("prefect"))
 
 
 @contextlib.contextmanager
-def _server(run: Run) -> Iterator[Server | None]:
-    """An embedded server, starting, or None if the user names one."""
-    if user_api_url():
+def _server(run: Run) -> Iterator[embedded.Server | None]:
+    """Start an embedded server, and end it at exit; None if the user names a server."""
+    if embedded.user_api_url():
         yield None
         return
-    server = Server(home_of(run))
+    server = embedded.Server(prefect_home(run))
     try:
         yield server
     finally:
@@ -64,16 +57,16 @@ def _server(run: Run) -> Iterator[Server | None]:
 
 
 @contextlib.contextmanager
-def _settings(run: Run, server: Server | None) -> Iterator[None]:
-    """Prefect imported, set up, and its server answering."""
-    home = home_of(run)
-    write_logging(home)
-    with temporary_environ(prefect_environ(home, server.url if server else None)), _everywhere():
+def _settings(run: Run, server: embedded.Server | None) -> Iterator[None]:
+    """Import Prefect with the settings of a run, and wait until its server answers."""
+    home = prefect_home(run)
+    embedded.write_logging(home)
+    with embedded.temporary_environ(embedded.prefect_environ(home, server.url if server else None)), _global_settings():
         from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
         if server is None:
-            with temporary_settings({PREFECT_API_URL: user_api_url()}):  # where Prefect was imported before
-                check_user_server()
+            with temporary_settings({PREFECT_API_URL: embedded.user_api_url()}):  # where Prefect was imported before
+                embedded.check_user_server()
                 yield
             return
         server.wait(run.runtime)
@@ -83,8 +76,8 @@ def _settings(run: Run, server: Server | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _everywhere() -> Iterator[None]:
-    """The environment as Prefect's settings in its own threads as well: it read the one it was imported in."""
+def _global_settings() -> Iterator[None]:
+    """Apply the environment to Prefect's own threads too: their settings date from when Prefect was imported."""
     from prefect import context
 
     before = context.GLOBAL_SETTINGS_CONTEXT

@@ -1,4 +1,4 @@
-"""Prefect's task runners that do the parts of a step: processes of this machine, Ray, Dask."""
+"""Make the Prefect task runner that does the parts of a step: processes of this machine, Ray or Dask."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from flows.run.step_runner import Environ
 
 
-LOOK_S = 1.0
-"""Between looks whether the run is still there."""
+POLL_S = 1.0
+"""Between checks that the run still exists."""
 
-# Each engine is loaded where it is used: a run uses one of them.
+# Each task runner is imported where it is used: a run uses one of them.
 # ruff: noqa: PLC0415
 
 
 def count_workers(settings: RuntimeConfig, devices: Sequence[Environ]) -> int:
-    """How many processes of this machine do parts at once: as told, else one per GPU, or one per core."""
+    """Return how many processes do parts at once: `runtime.label_workers`, else one per GPU, else one per core."""
     gpus = [device for device in devices if device]
     return settings.label_workers or len(gpus) or usable_cores()
 
 
 def task_runner(settings: RuntimeConfig, devices: Sequence[Environ]) -> TaskRunner[Any]:
-    """The task runner that a recipe names; `devices`: the variables that give a process a device of its own."""
+    """Return the task runner that a recipe names. `devices`: variables that give a process a device of its own."""
     count = count_workers(settings, devices)
     if settings.runner == "ray":
         return _ray(settings.address, count)
@@ -45,20 +45,20 @@ def task_runner(settings: RuntimeConfig, devices: Sequence[Environ]) -> TaskRunn
     free: SimpleQueue[Environ] = multiprocessing.get_context("spawn").SimpleQueue()
     for number in range(count):
         free.put(devices[number % len(devices)])
-    return ProcessPoolTaskRunner(max_workers=count, initializer=_settle, initargs=(os.getpid(), free))
+    return ProcessPoolTaskRunner(max_workers=count, initializer=_initialize_worker, initargs=(os.getpid(), free))
 
 
-def _settle(run: int, free: SimpleQueue[Environ]) -> None:
-    """What a worker of this machine does first: it ends with its run, leaves Ctrl-C to it, and takes a device."""
-    threading.Thread(target=_end_with, args=(run,), daemon=True).start()
+def _initialize_worker(run: int, free: SimpleQueue[Environ]) -> None:
+    """Set up a worker process of this machine: it ends with the process `run`, ignores Ctrl-C, and takes a device."""
+    threading.Thread(target=_exit_with, args=(run,), daemon=True).start()
     os.setsid()
     os.environ.update(free.get())
 
 
-def _end_with(run: int) -> None:
+def _exit_with(run: int) -> None:
     while os.getppid() == run:
-        time.sleep(LOOK_S)
-    os._exit(1)  # at once: what it was at work on is not there until it is whole
+        time.sleep(POLL_S)
+    os._exit(1)  # at once: files appear whole or not at all, so nothing half-done stays
 
 
 def _ray(address: str | None, count: int) -> TaskRunner[Any]:
@@ -82,7 +82,7 @@ def _dask(address: str | None, count: int) -> TaskRunner[Any]:
 
 @contextlib.contextmanager
 def request_gpus(settings: RuntimeConfig) -> Iterator[None]:
-    """While inside, a part that is submitted to a Ray cluster with GPUs gets one for itself."""
+    """Give each part that is submitted inside a GPU of its own, on a Ray cluster that has GPUs."""
     if settings.runner != "ray":
         yield
         return

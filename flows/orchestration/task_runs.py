@@ -1,8 +1,8 @@
-"""A run as a Prefect flow: a task run per step.
+"""A run as a Prefect flow run, with a task run per step.
 
-What is done is known from disk alone. Prefect shows a run and decides nothing, so it caches and keeps no result: a
-step found on disk is a task run that ends as `Cached`. Tasks are called, on the threads that follow the steps'
-processes, and not submitted: a stop reaches a process by way of its run, never by way of Prefect.
+Prefect shows a run and decides nothing. What is done is known from disk alone, so Prefect caches nothing and keeps no
+results; a step found on disk is a task run that ends as `Cached`. Tasks are called on our own threads rather than
+submitted: a stop reaches a step's process through the run, never through Prefect.
 
 Import this with Prefect's settings in place: Prefect reads them when it is imported (see `session.py`).
 """
@@ -35,8 +35,8 @@ from flows.run.step_runner import Subprocess, run_concurrently
 from pipeline.errors import MustError, Stopped
 from pipeline.steps.artifact import Artifact, Step
 
-PATIENCE_S = 30.0
-"""For Prefect to take down what happened, at the end of a run."""
+FLUSH_S = 30.0
+"""For Prefect to record the end of a run."""
 
 
 _body: contextvars.ContextVar[Callable[[], State[Any]]] = contextvars.ContextVar("body")
@@ -44,39 +44,39 @@ _body: contextvars.ContextVar[Callable[[], State[Any]]] = contextvars.ContextVar
 
 @flow(persist_result=False, validate_parameters=False)
 def selftrain(recipe: str, root: str) -> State[Any]:
-    """The whole run. Engines that do a part of it elsewhere send the flow along: it holds nothing but its name."""
-    return current_body()
+    """Run a whole recipe. Task runners send the flow to their workers, so it refers to nothing but a name."""
+    return call_body()
 
 
-def current_body() -> State[Any]:
-    """What the flow run that is being started is to do."""
+def call_body() -> State[Any]:
+    """Do the work of the flow run that is being started."""
     return _body.get()()
 
 
-def run_as_flow(run: Run, steps: TaskRuns, work: Subprocess) -> dict[str, Artifact]:
-    """All steps as task runs of one flow run `selftrain`; `steps`, new, tell afterwards what became of them.
+def run_as_flow(run: Run, task_runs: TaskRuns, subprocess: Subprocess) -> dict[str, Artifact]:
+    """Run all steps as task runs of a flow run `selftrain`. Returns their artifacts by step.
 
-    Raises what a step raised, as it raised it, and MustError if Prefect failed before the last step was done.
+    Raises what a step raised, unchanged, and MustError if Prefect failed before the last step was done.
     """
 
     failure = ""
     named = selftrain.with_options(flow_run_name=run.folder.name)
-    token = _body.set(lambda: steps.conclude(lambda: steps.carry_out(run, work)))
+    token = _body.set(lambda: task_runs.final_state(lambda: task_runs.run_steps(run, subprocess)))
     try:
         state = named(run.recipe.name, str(run.workspace.root), return_state=True)
         failure = state.message or state.name or ""
-    except TerminationSignal:  # a SIGTERM in the moments when Prefect's handler is in place
+    except TerminationSignal:  # a SIGTERM while Prefect's handler was in place
         run.runtime.stop.set()
     except Exception as error:  # whatever went wrong in Prefect, what is on disk counts
         failure = f"{type(error).__name__}: {error}"
-        run.event("prefect", error=failure)
+        run.record("prefect", error=failure)
     finally:
         _body.reset(token)
-    steps.reraise()
-    if not steps.artifacts:
+    task_runs.raise_first_error()
+    if not task_runs.artifacts:
         run.runtime.check_stop("Prefect")
         raise MustError(f"Prefect ended the run ({failure}). Run again to go on, or with -o runtime.runner=inline.")
-    return steps.artifacts
+    return task_runs.artifacts
 
 
 class TaskRuns:
@@ -86,34 +86,34 @@ class TaskRuns:
         self.flow_run: UUID | None = None
         self.artifacts: dict[str, Artifact] = {}
         self.states: dict[str, State[Any]] = {}
-        self.spread: FanOut | None = None
+        self.fan_out: FanOut | None = None
         self.summary = ""
-        self._raised: tuple[Exception, TracebackType | None] | None = None
+        self._first_error: tuple[Exception, TracebackType | None] | None = None
 
-    def carry_out(self, run: Run, work: Subprocess) -> dict[str, Artifact]:
-        """All of them, and what is worth a look: to be called in a flow. Raises what a step raises."""
+    def run_steps(self, run: Run, subprocess: Subprocess) -> dict[str, Artifact]:
+        """Run all steps and show the results in Prefect. To be called in a flow. Raises what a step raises."""
         self.flow_run = UUID(prefect.runtime.flow_run.id)
         if run.recipe.runtime.runner in FAN_OUT_RUNNERS:
-            self.spread = FanOut(work, contextvars.copy_context())
-            run.work = self.spread.step
-        with stop_on_signals(run.runtime.stop):  # Prefect's own handler would end a step anywhere, its state unsaved
-            self.artifacts = run_concurrently(run, self.execute, work.at_once)
+            self.fan_out = FanOut(subprocess, contextvars.copy_context())
+            run.get_or_make = self.fan_out.get_or_make
+        with stop_on_signals(run.runtime.stop):  # Prefect's own handler would end a step before it saves its state
+            self.artifacts = run_concurrently(run, self.execute, subprocess.concurrency)
             show_results(run, self.artifacts)
         self.summary = f"{run.made} steps made, {len(run.planned) - run.made} reused"
         return self.artifacts
 
     @property
     def ended(self) -> int:
-        """How many task runs have come to their end, parts of steps among them."""
-        return len(self.states) + (self.spread.done if self.spread else 0)
+        """Number of task runs that have ended, those of parts included."""
+        return len(self.states) + (self.fan_out.done if self.fan_out else 0)
 
-    def conclude(self, work: Callable[[], object]) -> State[Any]:
-        """The state of a flow whose body is `work`, in which these steps are carried out.
+    def final_state(self, body: Callable[[], object]) -> State[Any]:
+        """Call the body of a flow, which runs these steps, and return the state that the flow run ends in.
 
-        Errors of ours are told by their text; others are raised, for Prefect to tell by their traceback.
+        Our own errors become the message of the state. Others are raised: Prefect records their traceback.
         """
         try:
-            work()
+            body()
         except Stopped as stopped:
             return Cancelled(message=str(stopped))
         except MustError as error:
@@ -121,61 +121,61 @@ class TaskRuns:
         return Completed(message=self.summary)
 
     def execute(self, run: Run, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
-        """One step, its task run drawn behind those of its inputs."""
-        obtained: list[Artifact] = []
+        """Run one step as a task run that follows those of its inputs."""
+        artifacts: list[Artifact] = []
 
         @task(name=step.name, task_run_name=step.name, cache_policy=NO_CACHE, persist_result=False)
         def attempt() -> State[Any]:
             try:
-                artifact, state = get_or_make(run, step, inputs)
+                artifact, state = reuse_or_make(run, step, inputs)
             except Exception as error:
-                if self._raised is None:  # what the others raise, when they are stopped, is not the reason
-                    self._raised = error, error.__traceback__
+                if self._first_error is None:  # errors of other steps, which are stopped then, are consequences
+                    self._first_error = error, error.__traceback__
                 if isinstance(error, Stopped):
                     return Cancelled(message=str(error))
                 if isinstance(error, MustError):
                     return Failed(message=str(error))
                 raise
-            obtained.append(artifact)
+            artifacts.append(artifact)
             return state
 
-        before = [self.states[name] for name in step.inputs]
-        self.states[step.name] = attempt(wait_for=before, return_state=True)
-        self.reraise()
-        return obtained[0]
+        upstream = [self.states[name] for name in step.inputs]
+        self.states[step.name] = attempt(wait_for=upstream, return_state=True)
+        self.raise_first_error()
+        return artifacts[0]
 
-    def reraise(self) -> None:
-        """Raise what a step raised, with its own traceback: Prefect's frames would be most of it."""
-        if self._raised:
-            error, trace = self._raised
+    def raise_first_error(self) -> None:
+        """Raise the first error of a step, if any, with its own traceback: Prefect's frames would be most of it."""
+        if self._first_error:
+            error, trace = self._first_error
             raise error.with_traceback(trace)
 
 
-def get_or_make(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> tuple[Artifact, State[Any]]:
-    """The artifact of a step, found or made, and the state that tells which."""
-    found = run.reuse(step, inputs)
-    if found:
-        log_warnings(run, step.name, found)
-        return found, Completed(name="Cached", message=f"found on disk: {found}")
+def reuse_or_make(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> tuple[Artifact, State[Any]]:
+    """Return the artifact of a step, and the state of its task run, which says if it was found or made."""
+    artifact = run.reuse(step, inputs)
+    if artifact:
+        log_warnings(run, step.name, artifact)
+        return artifact, Completed(name="Cached", message=f"found on disk: {artifact}")
     with mirror_progress(run, step.name) as runtime:
-        made = run.make(step, inputs, runtime)
-    log_warnings(run, step.name, made)
-    return made, Completed(message=f"made: {made}")
+        artifact = run.make(step, inputs, runtime)
+    log_warnings(run, step.name, artifact)
+    return artifact, Completed(message=f"made: {artifact}")
 
 
-def wait_until_recorded(steps: TaskRuns, embedded: bool) -> None:
-    """Send off what Prefect's client still holds; an embedded server is also given the time to write it down."""
-    EventsWorker.drain_all(timeout=PATIENCE_S)
-    deadline = time.monotonic() + PATIENCE_S
+def wait_until_recorded(task_runs: TaskRuns, embedded: bool) -> None:
+    """Send what Prefect's client still holds; give an embedded server, which ends next, time to write it down."""
+    EventsWorker.drain_all(timeout=FLUSH_S)
+    deadline = time.monotonic() + FLUSH_S
     with contextlib.suppress(Exception):  # the server may be gone
-        while embedded and steps.flow_run and time.monotonic() < deadline:
-            if _recorded(steps.flow_run) >= steps.ended:
+        while embedded and task_runs.flow_run and time.monotonic() < deadline:
+            if _count_recorded(task_runs.flow_run) >= task_runs.ended:
                 break
             time.sleep(0.1)
 
 
-def _recorded(flow_run: UUID) -> int:
-    """How many task runs of a flow run have come to their end in the server's database."""
+def _count_recorded(flow_run: UUID) -> int:
+    """Return how many task runs of a flow run have ended according to the server."""
     with get_client(sync_client=True) as client:
-        found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])))
-    return sum(each.state is not None and each.state.is_final() for each in found)
+        runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])))
+    return sum(run.state is not None and run.state.is_final() for run in runs)

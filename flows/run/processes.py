@@ -1,9 +1,10 @@
-"""Work in processes of its own: what it does to its process ends with it, and the run outlives it.
+"""Run a function in a process of its own, and follow it: progress, results and errors up, a stop down.
 
-The processes are forked from one that has loaded the code, torch included, and done nothing else: a step starts at
-once. Each leads a process group of its own, so that Ctrl-C in a terminal is the run's to handle. A process ends in
-order - it saves what there is to go on from - when it is asked to, when it gets a SIGTERM, and when the run that
-started it is gone, however that went.
+Steps run in processes of their own so that memory, threads, CUDA contexts and crashes of a step end with its process,
+and the run outlives it and can start it again. The processes are forked from one that has imported torch and our code
+and done nothing else, so a step starts at once. Each leads a process group of its own, so that Ctrl-C in a terminal
+reaches the run alone. A process saves its state and ends when the run asks it to, on SIGTERM, and when the run is gone,
+even if the run was killed.
 """
 
 from __future__ import annotations
@@ -29,52 +30,52 @@ from flows.run.process_setup import set_up_process
 from pipeline.errors import Interrupted, LostPeer, MustError
 from pipeline.steps.runtime import Runtime
 
-FORKS = sys.platform == "linux"
-CONTEXT = multiprocessing.get_context("forkserver") if FORKS else multiprocessing.get_context("spawn")
-"""Elsewhere the system's libraries don't survive a fork."""
-LOADED = ("tasks.training", "tasks.building", "tasks.scoring", "evaluation.evaluate", "student.train")
-"""What takes long to import, and most steps need."""
+CAN_FORK = sys.platform == "linux"
+CONTEXT = multiprocessing.get_context("forkserver") if CAN_FORK else multiprocessing.get_context("spawn")
+"""System libraries of other platforms don't survive a fork."""
+PRELOADED = ("tasks.training", "tasks.network", "tasks.scoring", "evaluation.evaluate", "student.train")
+"""Modules that take long to import and that most steps need."""
 REPORT_S = 0.1
 """Between progress reports of a process."""
 GRACE_S = 30.0
-"""For the others, when one of several processes that work together has failed."""
-
-LOST_S = 5.0
-"""A process that lost another one may be heard before the other, which knows why."""
+"""For processes to end after they were asked to stop, before they are killed."""
+LOST_PEER_S = 5.0
+"""After a process lost a peer, for another one to report the cause."""
 GROUP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
-Work = Callable[..., Any]
-"""Called with its arguments and a Runtime; arguments and result go from process to process."""
+Report = tuple[str, float, str]
+"""Progress of a step: its name, the share done in [0, 1], a line of text."""
 
 
 class Killed(Interrupted):
-    """A process ended without a word: by a signal, or because the system had no memory left for it."""
+    """A process ended without a report: by a signal, or because the system ran out of memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """What a process is to do, on what machine, and where what it prints goes."""
+    """A function to call in a process, and the environment of that process."""
 
-    work: Work
+    function: Callable[..., Any]
+    """Called as `function(*arguments, runtime)`. Arguments and result are pickled."""
     arguments: tuple[Any, ...]
     log: Path | None = None
-    """None: the terminal."""
+    """File that standard output and error are appended to; None for the terminal."""
     environ: Mapping[str, str] = dataclasses.field(default_factory=dict)
     threads: int = 0
-    """How many cores it may keep busy; 0 = all."""
+    """Cores that it may keep busy; 0 for all."""
 
 
 def warm_up() -> None:
-    """Begin to load the code; what is started later need not wait for it."""
-    if FORKS:
-        CONTEXT.set_forkserver_preload(list(LOADED))
-        with _deaf():
+    """Start importing the preloaded modules in the background, so that the first process need not wait for them."""
+    if CAN_FORK:
+        CONTEXT.set_forkserver_preload(list(PRELOADED))
+        with _group_signals_blocked():
             forkserver.ensure_running()
 
 
 @contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """What is started inside hears no signal that may go to the run's whole process group: it ends with the run."""
-    resource_tracker.ensure_running()  # else it is started inside, and lets the signal through again
+def _group_signals_blocked() -> Iterator[None]:
+    """Block signals to the run's process group in processes that are started inside: those end with the run."""
+    resource_tracker.ensure_running()  # started inside, it would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
         yield
@@ -82,138 +83,138 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def run_in_process(call: Call, runtime: Runtime, together: Sequence[Mapping[str, str]] = ({},)) -> Any:
-    """Do the work in a process and return what it returns. `together`: several processes, each with this in its
-    environment; the first one's result and progress count.
+def run_in_process(call: Call, runtime: Runtime, environs: Sequence[Mapping[str, str]] = ({},)) -> Any:
+    """Call a function in a process for each of `environs`, with these variables set, and return what it returns.
 
-    Raises what the work raises, with the trace of its process as a note, and Killed if a process was killed.
+    Of several processes the result and the progress of the first one count. Raises what the function raises, with the
+    traceback of its process as a note, and Killed if a process was killed.
     """
-    machine = {name: getattr(runtime, name) for name in ("root", "device", "precision", "checkpoint_s")}
-    machine["workers"] = runtime.workers or call.threads
+    settings = {name: getattr(runtime, name) for name in ("root", "device", "precision", "checkpoint_s")}
+    settings["workers"] = runtime.workers or call.threads
     if call.log:
         call.log.parent.mkdir(parents=True, exist_ok=True)
     children: list[_Child] = []
     try:
-        for own in together:
-            children.append(_Child(dataclasses.replace(call, environ={**call.environ, **own}), machine))
+        for environ in environs:
+            children.append(_Child(dataclasses.replace(call, environ={**call.environ, **environ}), settings))
         return _follow(children, runtime)
     finally:
         for child in children:
-            child.ask_to_stop()
-        until = time.monotonic() + GRACE_S
+            child.request_stop()
+        deadline = time.monotonic() + GRACE_S
         for child in children:
-            child.end(until)
+            child.end(deadline)
 
 
 class _Child:
-    """A process at work, as the run sees it."""
+    """A process, as seen by the run."""
 
-    def __init__(self, call: Call, machine: Mapping[str, Any]) -> None:
+    def __init__(self, call: Call, settings: Mapping[str, Any]) -> None:
         self.connection, theirs = CONTEXT.Pipe()
-        given = theirs, call, machine, dict(os.environ)
-        self.process: BaseProcess = CONTEXT.Process(target=_work, args=given, daemon=True)
+        arguments = theirs, call, settings, dict(os.environ)
+        self.process: BaseProcess = CONTEXT.Process(target=_main, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
         self.log = call.log
-        self.over = False
+        self.done = False
         self.result: Any = None
-        self.asked = False
+        self._stop_requested = False
 
-    def ask_to_stop(self) -> None:
-        if not self.asked and not self.over:
-            self.asked = True
+    def request_stop(self) -> None:
+        if not self._stop_requested and not self.done:
+            self._stop_requested = True
             with contextlib.suppress(OSError):  # it has ended
                 self.connection.send("stop")
 
-    def hear(self) -> tuple[str, float, str] | None:
-        """Its next message: a progress report, or None once it is over and has left its result."""
+    def receive(self) -> Report | None:
+        """Return its next progress report; None once it is done and `result` is set. Raises the error it ended with."""
         try:
             kind, content = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
-            raise Killed(self.last_words()) from None
+            raise Killed(self.exit_reason()) from None
         if kind == "progress":
-            report: tuple[str, float, str] = content
+            report: Report = content
             return report
-        self.over = True
+        self.done = True
         if kind == "failed":
             raise content
         self.result = content
         return None
 
-    def last_words(self) -> str:
-        """How it ended, and what it said before."""
+    def exit_reason(self) -> str:
+        """Return a sentence that says how it ended, and the last line of its log."""
         code = self.process.exitcode or 0
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log and self.log.exists() else ""
-        said = f" It said last: {text.splitlines()[-1].strip()!r}." if text else ""
+        last_line = f" It said last: {text.splitlines()[-1].strip()!r}." if text else ""
         hint = " The system does that where memory runs out." if -code == signal.SIGKILL else ""
-        return f"its process was ended by {name}.{hint}{said}"
+        return f"its process was ended by {name}.{hint}{last_line}"
 
-    def end(self, until: float) -> None:
-        """Leave no process behind: one that was asked to stop and has not by `until` (monotonic) is made to."""
-        if not self.over:
-            self.process.join(max(0.0, until - time.monotonic()))
+    def end(self, deadline: float) -> None:
+        """Wait until it has ended; kill it at the deadline, in seconds of the monotonic clock."""
+        if not self.done:
+            self.process.join(max(0.0, deadline - time.monotonic()))
             self.process.kill()
         self.process.join()
         self.connection.close()
 
 
 def _follow(children: list[_Child], runtime: Runtime) -> Any:
-    """Pass progress up and a stop down, until all are over."""
-    while not all(child.over for child in children):
+    """Pass on progress and stop requests until all processes are done. Returns the first one's result."""
+    while not all(child.done for child in children):
         if runtime.stop.is_set():
             for child in children:
-                child.ask_to_stop()
-        at_work = {child.connection: child for child in children if not child.over}
-        for connection in wait(list(at_work), timeout=REPORT_S):
-            child = at_work[connection]  # type: ignore[index]
-            report = _hear(child, children)
+                child.request_stop()
+        running = {child.connection: child for child in children if not child.done}
+        for connection in wait(list(running), timeout=REPORT_S):
+            child = running[connection]  # type: ignore[index]
+            report = _receive(child, children)
             if report and child is children[0]:
                 runtime.progress(*report)
     return children[0].result
 
 
-def _hear(child: _Child, together: Sequence[_Child]) -> tuple[str, float, str] | None:
-    """Its next message. Where it failed as it lost another one, what that one says, or how it ended, is the reason."""
+def _receive(child: _Child, group: Sequence[_Child]) -> Report | None:
+    """Receive from a process. If it lost a peer, raise the error of the peer instead: it is the cause."""
     try:
-        return child.hear()
+        return child.receive()
     except LostPeer as lost:
-        raise _reason([other for other in together if not other.over], lost) from lost
+        raise _find_cause([other for other in group if not other.done], lost) from lost
 
 
-def _reason(others: Sequence[_Child], lost: LostPeer) -> Exception:
-    """What ended one of the others, of which each may have lost yet another; else what is known."""
-    until = time.monotonic() + LOST_S
-    while at_work := {other.connection: other for other in others if not other.over}:
-        ready = wait(list(at_work), timeout=max(0.0, until - time.monotonic()))
+def _find_cause(others: Sequence[_Child], lost: LostPeer) -> Exception:
+    """Return the first error of another process that is not itself a lost peer; `lost` if none comes in time."""
+    deadline = time.monotonic() + LOST_PEER_S
+    while running := {other.connection: other for other in others if not other.done}:
+        ready = wait(list(running), timeout=max(0.0, deadline - time.monotonic()))
         if not ready:
             break
         for connection in ready:
             try:
-                at_work[connection].hear()  # type: ignore[index]
+                running[connection].receive()  # type: ignore[index]
             except LostPeer:
                 continue
-            except Exception as reason:
-                return reason
+            except Exception as cause:
+                return cause
     return lost
 
 
-def _work(connection: Connection, call: Call, machine: Mapping[str, Any], environ: Mapping[str, str]) -> None:
-    """What a process does, in the environment of the run: the process it is forked from may have begun in another."""
+def _main(connection: Connection, call: Call, settings: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+    """Run a call in this new process. `environ`: the run's environment, as the fork server may have an older one."""
     stop = threading.Event()
     _detach(stop)
     set_up_process()
     os.environ.update({**environ, **call.environ})
     if call.threads:
-        import torch  # noqa: PLC0415 - is loaded here, and must not be where the run is
+        import torch  # noqa: PLC0415 - preloaded in this process, and must not be loaded in the run's
 
         torch.set_num_threads(call.threads)
-    threading.Thread(target=_listen, args=(connection, stop), daemon=True).start()
-    with _printing_to(call.log):
+    threading.Thread(target=_wait_for_stop, args=(connection, stop), daemon=True).start()
+    with _output_to(call.log):
         try:
-            runtime = Runtime(progress=_Reports(connection), stop=stop, **machine)
-            answer = "done", call.work(*call.arguments, runtime)
+            runtime = Runtime(progress=_ProgressSender(connection), stop=stop, **settings)
+            answer = "done", call.function(*call.arguments, runtime)
         except BaseException as error:
             trace = traceback.format_exc()
             with contextlib.suppress(OSError):  # the disk of the log may be full
@@ -221,19 +222,19 @@ def _work(connection: Connection, call: Call, machine: Mapping[str, Any], enviro
             if not isinstance(error, MustError):
                 error.add_note(f"In the process of the step:\n{trace}")
             answer = "failed", error
-        with contextlib.suppress(OSError):  # the run is gone: what is on disk is there for the next
+        with contextlib.suppress(OSError):  # the run is gone; what is on disk serves the next one
             _send(connection, answer)
 
 
 def _send(connection: Connection, answer: tuple[str, Any]) -> None:
     kind, content = answer
-    if kind == "failed" and not _travels(content):
+    if kind == "failed" and not _can_pickle(content):
         content = MustError(f"{type(content).__name__}: {content}")
     connection.send((kind, content))
 
 
-def _travels(error: Exception) -> bool:
-    """Whether an exception can leave its process: some libraries' can't be packed, others not be unpacked."""
+def _can_pickle(error: BaseException) -> bool:
+    """Return True if an exception survives pickling and unpickling; those of some libraries don't."""
     try:
         ForkingPickler.loads(ForkingPickler.dumps(error))
     except Exception:
@@ -242,22 +243,22 @@ def _travels(error: Exception) -> bool:
 
 
 def _detach(stop: threading.Event) -> None:
-    """A process group of its own, and SIGTERM as a wish to stop."""
+    """Lead a new process group, ignore Ctrl-C, and set `stop` on SIGTERM."""
     os.setsid()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
 
 
-def _listen(connection: Connection, stop: threading.Event) -> None:
-    """Any word from the run is a wish to stop, and so is its end."""
+def _wait_for_stop(connection: Connection, stop: threading.Event) -> None:
+    """Set `stop` when the run sends anything, or when it is gone."""
     with contextlib.suppress(EOFError, OSError):
         connection.recv()
     stop.set()
 
 
-class _Reports:
-    """Progress to the run, now and then; the first and the last report of a step always."""
+class _ProgressSender:
+    """Sends progress to the run, at most every REPORT_S; the first and the last report of a step are always sent."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -275,8 +276,8 @@ class _Reports:
 
 
 @contextlib.contextmanager
-def _printing_to(log: Path | None) -> Iterator[None]:
-    """Standard output and error, those of compiled code as well, at the end of a file."""
+def _output_to(log: Path | None) -> Iterator[None]:
+    """Append standard output and error to a file, those of compiled code as well."""
     if log:
         with open(log, "ab", buffering=0) as file:
             os.dup2(file.fileno(), 1)

@@ -1,6 +1,14 @@
-"""A run: its plan, what is reused and what is made, and the record of it. No Prefect here.
+"""A run of a recipe: plan it, make or reuse each step's artifact, and record what happens. No Prefect here.
 
-<root>/runs/<run>/recipe.yaml plan.json events.jsonl logs/<step>.log metrics.json measured.json report.html
+A run has a folder of its own, `<root>/runs/<recipe>-<UTC time>/`:
+
+    recipe.yaml      the recipe with all overrides and defaults filled in
+    plan.json        a row per step: reused or run, and why; its section of the recipe
+    events.jsonl     a line per event: started, made, reused, failed, killed, finished, ended
+    logs/<step>.log  what the step's processes printed
+    metrics.json     the numbers of `evaluate`, if the run got that far
+    measured.json    the numbers of probes, fine-tuning and comparisons, if the run got that far
+    report.html      the report, if the run measured anything
 """
 
 from __future__ import annotations
@@ -38,23 +46,25 @@ from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 from pipeline.stores.rejections import read_rejections
 
-Work = Callable[["Run", Step, Inputs], tuple[Artifact, bool]]
-"""Comes to a step's artifact, and tells whether it was made now."""
+GetOrMake = Callable[["Run", Step, Inputs], tuple[Artifact, bool]]
+"""Returns the artifact of a step, and True if it was made by this call."""
 WHOLE_RECIPE = Selection()
+"""All steps but those of comparisons."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The steps that a run is about, on a root folder, and the names of those it makes though they are there."""
+    """The selected steps of a recipe, compared with what a root holds."""
 
     resolved: ResolvedRecipe
     workspace: Workspace
     planned: list[Planned]
     force: set[str]
+    """Names of the steps to make even if their artifacts exist."""
 
     @property
     def early(self) -> dict[str, Artifact | None]:
-        """By early step (`StepKind.early`) its artifact, if it is there."""
+        """Artifacts of the early steps (`StepKind.early`) by step; None for one that is still to be made."""
         return {each.step.name: each.artifact for each in self.planned if each.step.kind.early}
 
     @property
@@ -64,18 +74,19 @@ class Plan:
 
     @property
     def compares(self) -> bool:
-        """True if steps of comparisons are among them."""
+        """True if steps of comparisons are selected."""
         return any(each.step.section[0] == COMPARE for each in self.planned)
 
     def measured(self, artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
         """Return those of the run's artifacts that hold numbers for the report."""
         return {each.step.name: artifacts[each.step.name] for each in self.planned if each.step.kind.measures}
 
-    def check(self, made: Mapping[str, Artifact], runtime: Runtime) -> None:
-        """Raise ConfigError if steps that are still to be made ask for labels that the sets lack, of which there is by
-        now all that early steps leave.
+    def check(self, early: Mapping[str, Artifact], runtime: Runtime) -> None:
+        """Raise ConfigError if a step that is still to be made needs labels that its sets lack.
+
+        `early` are the artifacts of all early steps.
         """
-        check_labels([each.step for each in self.planned if each.artifact is None], Inputs(made, runtime))
+        check_labels([each.step for each in self.planned if each.artifact is None], Inputs(early, runtime))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +94,11 @@ class Outcome:
     """The outcome of a run."""
 
     folder: StoragePath | None
-    """The folder with its report; of a run that had nothing to do, that of the run that made the report."""
+    """The folder with the report. If there was nothing to do: the folder of the run that wrote the report."""
     artifacts: Mapping[str, Artifact]
     """By step, in the order of the plan."""
     ran: int
-    """Steps that were run rather than reused."""
+    """Number of steps that were run rather than reused."""
     measures: bool = False
     """True if the last step leaves numbers that the report shows."""
 
@@ -99,13 +110,14 @@ class Outcome:
 
 
 class Run:
-    """One run in its folder: an event line for everything that happens."""
+    """A run under way, in its folder. Its methods may be called from several threads."""
 
-    def __init__(self, recipe: Recipe, plan: Plan, runtime: Runtime, work: Work) -> None:
-        self.recipe, self.plan, self.runtime, self.work = recipe, plan, runtime, work
+    def __init__(self, recipe: Recipe, plan: Plan, runtime: Runtime, get_or_make: GetOrMake) -> None:
+        self.recipe, self.plan, self.runtime, self.get_or_make = recipe, plan, runtime, get_or_make
         self.workspace, self.planned = plan.workspace, plan.planned
         self.folder = _new_folder(self.workspace.root, recipe)
         self.made = 0
+        """Number of steps that were made rather than reused."""
         self._lock = threading.Lock()
         self._early = plan.early if None in plan.early.values() else {}
         rows = [
@@ -120,94 +132,93 @@ class Run:
         ]
         self.folder.child("plan.json").write(as_json(rows).encode())
 
-    def event(self, kind: str, /, **facts: Any) -> None:
-        """Append a line to events.jsonl."""
-        line = json.dumps({"time": round(time.time(), 3), "event": kind, **facts})
+    def record(self, event: str, /, **facts: Any) -> None:
+        """Append an event to events.jsonl."""
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts})
         with self._lock:
             self.folder.child("events.jsonl").append(f"{line}\n".encode())
 
-    def at_work(self) -> AbstractContextManager[IsHeld]:
-        """While inside, the run is known to be at work, and what it refers to is kept."""
-        return hold_lock(
-            self.workspace.claims / "runs" / self.folder.name, lambda _: None, on_lost=self.runtime.stop.set
-        )
+    def hold_lock(self) -> AbstractContextManager[IsHeld]:
+        """Mark the run as active while inside, so that `must artifacts gc` keeps what it refers to."""
+        folder = self.workspace.locks / "runs" / self.folder.name
+        return hold_lock(folder, lambda _: None, on_lost=self.runtime.stop.set)
 
-    def log(self, step: str) -> Path:
-        """Where the processes of a step print to, on this machine."""
+    def log_path(self, step: str) -> Path:
+        """Return the file on this machine that a step's processes print to."""
         return self.workspace.root.local_path(f"runs/{self.folder.name}/logs/{step}.log")
 
-    def note(self, step: str, line: str) -> None:
-        """Add a line to what the processes of a step print."""
-        self.log(step).parent.mkdir(parents=True, exist_ok=True)
-        with open(self.log(step), "a", encoding="utf-8") as log:
+    def log(self, step: str, line: str) -> None:
+        """Append a line to a step's log."""
+        self.log_path(step).parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log_path(step), "a", encoding="utf-8") as log:
             log.write(f"{line}\n")
 
     def reuse(self, step: Step, inputs: Mapping[str, Artifact]) -> Artifact | None:
-        """The artifact of a step, if it is there and not to be made anew."""
+        """Return the artifact of a step if it exists; None if it does not, or is to be made again."""
         if step.name in self.plan.force:
             return None
-        fingerprint = step.fingerprint(inputs)
-        found = self.workspace.find(step, fingerprint)
-        if found:
-            self._reused(step, fingerprint)
-            self._arrived(step.name, found)
-        return found
+        artifact = self.workspace.find(step, step.fingerprint(inputs))
+        if artifact:
+            self._record_reuse(step.name, artifact)
+            self._check_after_last_early_step(step.name, artifact)
+        return artifact
 
-    def _reused(self, step: Step, fingerprint: str) -> None:
-        self.event("reused", step=step.name, artifact=fingerprint)
-        self.runtime.progress(step.name, 1.0, "reused")
+    def _record_reuse(self, step: str, artifact: Artifact) -> None:
+        self.record("reused", step=step, artifact=artifact.fingerprint)
+        self.runtime.progress(step, 1.0, "reused")
 
     def make(self, step: Step, inputs: Mapping[str, Artifact], runtime: Runtime) -> Artifact:
-        """The artifact of a step, made now; or made by another run, where one is at work on it."""
+        """Make the artifact of a step, or wait for it if another run is making it."""
         fingerprint = step.fingerprint(inputs)
         self.runtime.check_stop(step.name)
-        self.event("started", step=step.name, artifact=fingerprint)
+        self.record("started", step=step.name, artifact=fingerprint)
         runtime.progress(step.name, 0.0, "starting")
         began = time.time()
         try:
-            artifact, made = self.work(self, step, Inputs(inputs, runtime, step.name in self.plan.force))
+            artifact, is_new = self.get_or_make(self, step, Inputs(inputs, runtime, step.name in self.plan.force))
         except BaseException as error:
-            self.event("failed", step=step.name, **describe_error(error))
-            if type(error) is Stopped:  # whatever part of the step it was
+            self.record("failed", step=step.name, **describe_error(error))
+            if type(error) is Stopped:  # name the step, whichever part of it was stopped
                 raise stopped_in(step.name, step.name in self.plan.force) from error
             raise
         finally:
-            self._keep_log(step.name)
-        if made:
+            self._upload_log(step.name)
+        if is_new:
             seconds = time.time() - began
             with self._lock:
                 self.made += 1
-            self.event("made", step=step.name, artifact=fingerprint, seconds=round(seconds, 2), counts=artifact.counts)
-            runtime.progress(step.name, 1.0, f"made in {seconds:.0f} s{_left_out(artifact)}")
+            self.record("made", step=step.name, artifact=fingerprint, seconds=round(seconds, 2), counts=artifact.counts)
+            runtime.progress(step.name, 1.0, f"made in {seconds:.0f} s{_unusable_files(artifact)}")
         else:
-            self._reused(step, fingerprint)
-        self._arrived(step.name, artifact)
+            self._record_reuse(step.name, artifact)
+        self._check_after_last_early_step(step.name, artifact)
         return artifact
 
-    def _arrived(self, step: str, artifact: Artifact) -> None:
-        """Check what is asked of the sets as soon as the last early step is done."""
+    def _check_after_last_early_step(self, step: str, artifact: Artifact) -> None:
+        """Check the plan as soon as the last early step is done, before any training."""
         with self._lock:
             if step not in self._early or self._early[step]:
                 return
             self._early[step] = artifact
-            there = {name: made for name, made in self._early.items() if made}
-        if len(there) == len(self._early):
-            self.plan.check(there, self.runtime)
+            done = {name: made for name, made in self._early.items() if made}
+        if len(done) == len(self._early):
+            self.plan.check(done, self.runtime)
 
-    def _keep_log(self, step: str) -> None:
-        if self.log(step).exists():
-            self.workspace.root.upload(self.log(step))
+    def _upload_log(self, step: str) -> None:
+        if self.log_path(step).exists():
+            self.workspace.root.upload(self.log_path(step))
 
 
-def _left_out(made: Artifact) -> str:
-    """What a set could not make use of, for who follows the run."""
-    files = made.counts.get("quarantined", 0)
+def _unusable_files(artifact: Artifact) -> str:
+    """Return the end of a progress line that says how many files of a set could not be used."""
+    files = artifact.counts.get("quarantined", 0)
     return f"; {plural(files, 'file')} could not be used" if files else ""
 
 
 def _new_folder(root: Root, recipe: Recipe) -> StoragePath:
-    """A folder for a run, with its recipe, named after recipe and time; runs that begin in the same second, on any
-    machine, are numbered.
+    """Create the folder of a run, named after recipe and time, with its recipe in it.
+
+    Runs that begin in the same second, on any machine, are numbered.
     """
     stem = f"runs/{recipe.name}-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode()
@@ -222,23 +233,25 @@ def _new_folder(root: Root, recipe: Recipe) -> StoragePath:
 
 
 def describe_error(error: BaseException) -> dict[str, str]:
-    """An error, for an event: Stopped is no failure, and a reader can tell by `kind`."""
+    """Return an error as the facts of an event. By `kind` a reader tells Stopped from failures."""
     return {"kind": type(error).__name__, "error": str(error) or type(error).__name__}
 
 
 def plan_run(recipe: Recipe, root: Root, selection: Selection = WHOLE_RECIPE) -> Plan:
-    """The plan of a run of a recipe on a root folder. ConfigError if the sets, where they have been read, lack labels
-    that it asks for.
+    """Plan a run of a recipe on a root.
+
+    Raises ConfigError if a step can't be made, as far as that is known before the run: labels are checked if all sets
+    have been ingested.
     """
     plan = plan_unchecked(recipe, root, selection)
-    made = {name: artifact for name, artifact in plan.early.items() if artifact}
-    if len(made) == len(plan.early):
-        plan.check(made, Runtime.of(recipe.runtime, root))
+    done = {name: artifact for name, artifact in plan.early.items() if artifact}
+    if len(done) == len(plan.early):
+        plan.check(done, Runtime.of(recipe.runtime, root))
     return plan
 
 
 def plan_unchecked(recipe: Recipe, root: Root, selection: Selection = WHOLE_RECIPE) -> Plan:
-    """What there is and what is not on a root folder, whether or not a run could make it."""
+    """Plan a run of a recipe on a root, without a check that the sets have the labels it needs."""
     workspace = Workspace(root)
     resolved = resolve(recipe, read_rejections(root))
     steps = plan_recipe(resolved)
@@ -247,41 +260,43 @@ def plan_unchecked(recipe: Recipe, root: Root, selection: Selection = WHOLE_RECI
 
 
 def find_inputs(recipe: Recipe, root: Root, name: str) -> tuple[Step, Inputs]:
-    """The step `name` and the artifacts that it reads. DataError if they were not made yet, or for other settings."""
+    """Return the step `name` and the artifacts that it reads.
+
+    Raises DataError if one of them was not made yet, or was made with other settings.
+    """
     plan = plan_unchecked(recipe, root)
     planned = {each.step.name: each for each in plan.planned}
     step, runtime = planned[name].step, Runtime.of(recipe.runtime, root)
-    made = {each: planned[each].artifact for each in step.inputs}
-    if REJECTED_LABELS in made and made[REJECTED_LABELS] is None:  # a copy of what was rejected by now needs no run
-        made[REJECTED_LABELS], _ = plan.workspace.get_or_make(planned[REJECTED_LABELS].step, Inputs({}, runtime))
-    missing = [each for each, artifact in made.items() if artifact is None]
+    inputs = {each: planned[each].artifact for each in step.inputs}
+    if REJECTED_LABELS in inputs and inputs[REJECTED_LABELS] is None:  # it copies the current list: no run is needed
+        inputs[REJECTED_LABELS], _ = plan.workspace.get_or_make(planned[REJECTED_LABELS].step, Inputs({}, runtime))
+    missing = [each for each, artifact in inputs.items() if artifact is None]
     if missing:
         raise DataError(
             f"{root}: there is nothing for {', '.join(missing)} as the recipe {recipe.name!r} has it now: "
             "`must label` with this recipe and root makes it; `must plan` says what differs."
         )
-    present = {each: artifact for each, artifact in made.items() if artifact}
-    return step, Inputs(present, runtime)
+    return step, Inputs({each: artifact for each, artifact in inputs.items() if artifact}, runtime)
 
 
 def completed_outcome(plan: Plan) -> Outcome | None:
-    """The outcome, if every step's artifact is there, and of a run that measured its report as well."""
+    """Return the outcome if there is nothing to do: every artifact exists, and a report if any of them needs one."""
     artifacts = {each.step.name: each.artifact for each in plan.planned if each.artifact}
     if len(artifacts) < len(plan.planned):
         return None
-    results = plan.measured(artifacts)
-    if not results:
+    measured = plan.measured(artifacts)
+    if not measured:
         return Outcome(None, artifacts, 0, plan.measures)
-    folder = find_report(plan.workspace.root, results)
+    folder = find_report(plan.workspace.root, measured)
     return Outcome(folder, artifacts, 0, plan.measures) if folder else None
 
 
-def find_report(root: Root, results: Mapping[str, Artifact]) -> StoragePath | None:
-    """The newest run that left a report on all these results; a run may have been killed before it did."""
-    wanted = {(name, made.fingerprint) for name, made in results.items()}
+def find_report(root: Root, measured: Mapping[str, Artifact]) -> StoragePath | None:
+    """Return the folder of the newest run that wrote a report on all these artifacts."""
+    wanted = {(name, artifact.fingerprint) for name, artifact in measured.items()}
     runs = root / "runs"
     reports = [name for name in runs.files() if posixpath.basename(name) == "report.html"]
-    for report in sorted(reports, key=_began, reverse=True):
+    for report in sorted(reports, key=_run_order, reverse=True):
         folder = runs.child(posixpath.dirname(report))
         events = parse_lines(folder.child("events.jsonl").read())
         if wanted <= {(event.get("step"), event.get("artifact")) for event in events}:
@@ -289,7 +304,7 @@ def find_report(root: Root, results: Mapping[str, Artifact]) -> StoragePath | No
     return None
 
 
-def _began(report: str) -> tuple[str, int]:
-    """When a run began, and which one of that second it was, by the name of its folder."""
-    found = re.search(r"-(\d{8}-\d{6})(?:-(\d+))?/", report)
-    return (found[1], int(found[2] or 1)) if found else ("", 0)
+def _run_order(report: str) -> tuple[str, int]:
+    """Return the time and the number in the name of the run's folder that a report lies in, to sort by."""
+    match = re.search(r"-(\d{8}-\d{6})(?:-(\d+))?/", report)
+    return (match[1], int(match[2] or 1)) if match else ("", 0)

@@ -1,23 +1,18 @@
-"""Check that the runner a recipe names can work here."""
+"""Check that the task runner a recipe names (`runtime.runner`) is installed."""
 
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError, install_command
 from pipeline.recipe.runtime import RuntimeConfig
 
-if TYPE_CHECKING:
-    pass
-
-
 FAN_OUT_RUNNERS = {"process": "prefect", "ray": "prefect_ray", "dask": "prefect_dask"}
-"""The runners that do steps in parts, and what each is driven by."""
+"""The runners that spread the parts of a step over processes, and the package each needs."""
 
 
 def check_runner(settings: RuntimeConfig) -> None:
-    """Raise ConfigError if the runner is not installed, or has no use for an address that is given."""
+    """Raise ConfigError if the runner is not installed, or if it has no use for the address that is given."""
     module = FAN_OUT_RUNNERS.get(settings.runner, "prefect")
     if settings.runner != "inline" and not importlib.util.find_spec(module):
         needs, others = "prefect: uv pip install prefect", "inline"

@@ -1,4 +1,4 @@
-"""Turn signals into an orderly stop."""
+"""Turn SIGTERM and Ctrl-C into an orderly stop."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from contextlib import contextmanager
 from typing import Any
 
 SHOW_CURSOR = b"\x1b[?25h\n"
-"""Progress bars hide it, and a process that ends at once has no time to bring it back."""
+"""Progress bars hide the cursor, and a process that is killed by a signal can't restore it later."""
 
 
 @contextmanager
 def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """While inside, the first SIGTERM or SIGINT asks for an orderly stop; a second one ends the process at once."""
+    """Set `stop` on the first SIGTERM or SIGINT while inside; let a second one kill the process.
+
+    Does nothing outside the main thread, where Python handles no signals.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def ask(number: int, frame: Any) -> None:
+    def handle(number: int, frame: Any) -> None:
         if stop.is_set():
             if sys.stdout.isatty():
                 os.write(sys.stdout.fileno(), SHOW_CURSOR)
@@ -31,7 +34,7 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
         stop.set()
 
     for number in before:
-        signal.signal(number, ask)
+        signal.signal(number, handle)
     try:
         yield
     finally:

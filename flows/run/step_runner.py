@@ -176,12 +176,12 @@ def check_models(section: BaseConfig) -> None:
     section.check()
 
 
-def in_order(run: Run, execute: Execute) -> dict[str, Artifact]:
-    """Run all steps one after the other on this thread. Returns their artifacts by step."""
+def in_order(run: Run) -> dict[str, Artifact]:
+    """Make or reuse the artifacts of all steps, one after the other on this thread, and return them by step."""
     artifacts: dict[str, Artifact] = {}
-    for planned in run.planned:
-        step = planned.step
-        artifacts[step.name] = execute(run, step, {name: artifacts[name] for name in step.inputs})
+    for step in (planned.step for planned in run.planned):
+        inputs = {name: artifacts[name] for name in step.inputs}
+        artifacts[step.name] = run.reuse(step, inputs) or run.make(step, inputs, run.runtime)
     return artifacts
 
 

@@ -1,4 +1,4 @@
-"""What lies on a Prefect server, as far as `must` looks after it: a work pool, the deployments, and runs at work.
+"""Look after what `must` uses of a Prefect server: its work pool, its deployments, and its active flow runs.
 
 Import this with Prefect's settings in place: Prefect reads them when it is imported.
 """
@@ -38,49 +38,51 @@ from pipeline.errors import ConfigError
 
 POOL = "must"
 KIND = "process"
-AT_WORK = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-LOST = "Its process ended without a word. What is done is kept: run it again to go on."
+ACTIVE_STATES = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+CRASHED = "Its process is gone. What is done is kept: run it again to go on."
 
 
 @dataclasses.dataclass(frozen=True)
 class ActiveRun:
-    """A flow run that was begun and has not ended: its state, the steps that are at work, and who carries it out."""
+    """A flow run that has begun and has not ended."""
 
     identity: UUID
     name: str
     flow: str
     state: str
     since: str
-    """When it began, ISO 8601 in UTC; empty if it has not."""
+    """Start, ISO 8601 in UTC; empty if it is pending."""
     steps: list[str]
+    """Names of the task runs that are running."""
     worker: str | None
-    """None: no worker but a command, such as `must run`."""
+    """None if it was started by a command such as `must run`."""
     process: int | None
+    """The pid, on the worker's machine."""
 
     def is_alive(self) -> bool:
-        """Whether its process, of this machine, is there: one that was told at its start that it is this run's."""
+        """Return True if its process runs on this machine. The environment tells it from one that reuses the pid."""
         try:
             environ = psutil.Process(self.process).environ() if self.process else {}
         except (psutil.Error, OSError):
             return False
         return environ.get("PREFECT__FLOW_RUN_ID") == str(self.identity)
 
-    def is_of(self, worker: Service | None) -> bool:
-        """Whether a worker that is up looks after it; one that took the place of another does not."""
+    def is_child_of(self, worker: Service | None) -> bool:
+        """Return True if this worker, which is running, started it; not another one that it replaced."""
         if worker is None or not worker.alive():
             return False
         try:
             parent = psutil.Process(self.process).ppid() if self.process else None
         except (psutil.Error, OSError):
             parent = None
-        return parent in (None, worker.process.number)  # none: about to be started, or ended just now
+        return parent in (None, worker.process.number)  # None: it is about to start, or has just ended
 
-    def told(self) -> str:
-        """Flow, name and step in a few words."""
+    def describe(self) -> str:
+        """Return flow, name and steps in a few words."""
         return f"{self.flow} {self.name} ({', '.join(self.steps) or self.state})"
 
     def signal(self, number: int) -> None:
-        """Send a signal to the group of its process, if that is there. Steps have their own groups, and end with it."""
+        """Send a signal to its process group, if that exists. Steps have groups of their own, and end with the run."""
         if self.process and self.is_alive():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process, number)
@@ -88,11 +90,11 @@ class ActiveRun:
 
 @contextlib.contextmanager
 def client_of(services: Services) -> Iterator[SyncPrefectClient]:
-    """A client of the server. ConfigError for what it refuses, or if it goes away."""
-    ours = {PREFECT_API_URL: services.url} if services.own else {}
+    """Yield a client of the server. Raises ConfigError if the server refuses a request or goes away."""
+    changes = {PREFECT_API_URL: services.url} if services.own else {}
     try:
-        # where Prefect was imported before, it was with other settings; and a key for elsewhere is not for our server
-        settings = temporary_settings(ours, restore_defaults=[PREFECT_API_KEY] if ours else [])
+        # Prefect may have been imported with other settings, and our server must not get the key of another one
+        settings = temporary_settings(changes, restore_defaults=[PREFECT_API_KEY] if changes else [])
         with settings, get_client(sync_client=True) as client:
             yield client
     except httpx.HTTPError as error:
@@ -100,7 +102,7 @@ def client_of(services: Services) -> Iterator[SyncPrefectClient]:
 
 
 def server_home(client: SyncPrefectClient) -> str | None:
-    """The folder, on its machine, where the server keeps its files; None if it does not tell us."""
+    """Return the folder of the server's files, on its machine; None if it is not allowed to say."""
     try:
         home: str = client.request("GET", "/admin/settings").json()["home"]
     except httpx.HTTPStatusError:
@@ -109,7 +111,7 @@ def server_home(client: SyncPrefectClient) -> str | None:
 
 
 def ensure_work_pool(client: SyncPrefectClient, own: bool) -> None:
-    """Make a work pool for the deployments; our own server's takes runs again. ConfigError if there is another kind."""
+    """Create the work pool, or resume that of our own server. Raises ConfigError if there is one of another type."""
     pool = _pool(client)
     if pool is None:
         client.create_work_pool(WorkPoolCreate(name=POOL, type=KIND))
@@ -122,7 +124,7 @@ def ensure_work_pool(client: SyncPrefectClient, own: bool) -> None:
 
 
 def pause_work_pool(client: SyncPrefectClient) -> None:
-    """The pool starts no further run; they wait for it to be opened."""
+    """Pause the work pool: flow runs that are scheduled wait until it is resumed."""
     if _pool(client):
         client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))
 
@@ -135,26 +137,26 @@ def _pool(client: SyncPrefectClient) -> WorkPool | None:
 
 
 def last_heartbeat(client: SyncPrefectClient, worker: str) -> float:
-    """When a worker of the pool spoke last, seconds since 1970; 0 if it never did."""
-    found = client.read_workers_for_work_pool(POOL)
-    times = [each.last_heartbeat_time for each in found if each.name == worker]
+    """Return the Unix time of a worker's last heartbeat; 0 if there was none."""
+    workers = client.read_workers_for_work_pool(POOL)
+    times = [each.last_heartbeat_time for each in workers if each.name == worker]
     return max((time.timestamp() for time in times if time), default=0.0)
 
 
 def deployment_names(client: SyncPrefectClient) -> list[str]:
-    """What can be run by the pool: `<flow>/<deployment>`."""
-    found = client.read_deployments(work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])))
+    """Return the names of the work pool's deployments, `<flow>/<deployment>`."""
+    found = client.read_deployments(work_pool_filter=_in_pool())
     return sorted(f"{client.read_flow(each.flow_id).name}/{each.name}" for each in found)
 
 
 def count_scheduled(client: SyncPrefectClient) -> int:
-    """How many runs wait for the pool."""
+    """Return how many flow runs wait for the work pool."""
     if _pool(client) is None:
         return 0
-    return len(client.read_flow_runs(flow_run_filter=_in_state([StateType.SCHEDULED]), work_pool_filter=_of_pool()))
+    return len(client.read_flow_runs(flow_run_filter=_in_state([StateType.SCHEDULED]), work_pool_filter=_in_pool()))
 
 
-def _of_pool() -> WorkPoolFilter:
+def _in_pool() -> WorkPoolFilter:
     return WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL]))
 
 
@@ -163,17 +165,17 @@ def _in_state(types: list[StateType]) -> FlowRunFilter:
 
 
 def active_runs(client: SyncPrefectClient, worker: str | None) -> list[ActiveRun]:
-    """The runs at work on a server, oldest first: all of them, or those of one worker."""
-    found = client.read_flow_runs(flow_run_filter=_in_state(AT_WORK), sort=FlowRunSort.START_TIME_ASC)
-    return [_told(client, run) for run in found if worker in (None, _worker(run))]
+    """Return the active flow runs of a server, oldest first: those of one worker, or all (None)."""
+    runs = client.read_flow_runs(flow_run_filter=_in_state(ACTIVE_STATES), sort=FlowRunSort.START_TIME_ASC)
+    return [_active_run(client, run) for run in runs if worker in (None, _worker_of(run))]
 
 
-def _worker(run: FlowRun) -> str | None:
+def _worker_of(run: FlowRun) -> str | None:
     labels: dict[str, Any] = run.labels or {}
     return labels.get("prefect.worker.name")
 
 
-def _told(client: SyncPrefectClient, run: FlowRun) -> ActiveRun:
+def _active_run(client: SyncPrefectClient, run: FlowRun) -> ActiveRun:
     running = TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING]))
     tasks = client.read_task_runs(
         flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])), task_run_filter=TaskRunFilter(state=running)
@@ -186,17 +188,17 @@ def _told(client: SyncPrefectClient, run: FlowRun) -> ActiveRun:
         (run.state_name or "").lower(),
         run.start_time.isoformat() if run.start_time else "",
         [task.name for task in tasks],
-        _worker(run),
+        _worker_of(run),
         int(pid) if pid and pid.isdigit() else None,
     )
 
 
 def cancel(client: SyncPrefectClient, run: ActiveRun) -> None:
-    """Ask a run's worker to stop it in order."""
+    """Ask a run's worker to stop it."""
     client.set_flow_run_state(run.identity, Cancelling())
 
 
 def mark_crashed(client: SyncPrefectClient, run: ActiveRun) -> None:
-    """Note that a run is not at work any more."""
+    """Set the state of a run whose process is gone to Crashed."""
     with contextlib.suppress(ObjectNotFound):
-        client.set_flow_run_state(run.identity, Crashed(message=LOST), force=True)
+        client.set_flow_run_state(run.identity, Crashed(message=CRASHED), force=True)

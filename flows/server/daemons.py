@@ -1,10 +1,10 @@
-"""Prefect's server and a worker in the background: what is noted of them, how they are started, and how they end.
+"""Start, find and end Prefect's server and a worker in the background.
 
-    <home>/services.json   what is up
-    <home>/server.log  <home>/worker.log
-    <home>/prefect/        where Prefect keeps what it writes, its database among it
+    <home>/services.json               what is running
+    <home>/server.log, worker.log
+    <home>/prefect/                    Prefect's own files, such as its database
 
-The home is `~/.must`, or what MUST_HOME says: one per user and machine. The user's own Prefect profile is left alone.
+The home is MUST_HOME or `~/.must`: one per user and machine. The user's own Prefect profile is left alone.
 """
 
 from __future__ import annotations
@@ -24,46 +24,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from flows.server.embedded import (
-    DEFAULT_SETTINGS,
-    PATIENCE_S,
-    answers,
-    logging_settings,
-    no_proxy_environ,
-    user_api_url,
-    write_logging,
-)
+from flows.server import embedded
+from flows.server.embedded import START_S, answers, last_line, user_api_url, write_logging
 from pipeline.errors import PROJECT, ConfigError
 from pipeline.steps.artifact import write_json
 from pipeline.storage.process_id import ProcessId
 
-"""Where prefect.yaml is, and where relative paths of deployed runs begin."""
-GOODBYE_S = 15.0
-"""For a service to end in order, before it is killed."""
-SERVED = {
+SHUTDOWN_S = 15.0
+"""For a service to shut down, before it is killed."""
+SERVER_SETTINGS = {
     "PREFECT_WORKER_QUERY_SECONDS": "2",
     # What a run logs is then shown by `prefect deployment run --watch`.
     "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",
     "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
 }
-"""Settings of Prefect that hold beside those of a run, unless the user's environment says otherwise."""
-LOGGING = {
-    "version": 1,
-    "disable_existing_loggers": False,
+"""Environment of Prefect beside that of a run, where the user's does not set these variables."""
+LOGGING = embedded.LOGGING | {
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-    "handlers": {
-        "api": {"class": "prefect.logging.handlers.APILogHandler"},
-        "line": {"class": "logging.StreamHandler", "formatter": "line"},
-    },
-    "loggers": {
-        "prefect": {"level": "INFO"},
-        "prefect.server": {"level": "WARNING"},
-        "prefect.flow_runs": {"level": "NOTSET", "handlers": ["api"]},
-        "prefect.task_runs": {"level": "NOTSET", "handlers": ["api"]},
-    },
+    "handlers": embedded.LOGGING["handlers"] | {"line": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "loggers": embedded.LOGGING["loggers"] | {"prefect": {"level": "INFO"}, "prefect.server": {"level": "WARNING"}},
     "root": {"level": "WARNING", "handlers": ["line"]},
 }
-"""Plain lines: what Prefect prints with by default ends the process of a run, once the worker that listened is gone."""
+"""Logs plain lines: Prefect's default console handler kills a run once the worker that read its output is gone."""
 Name = Literal["server", "worker"]
 
 
@@ -73,102 +55,98 @@ class Service:
 
     process: ProcessId
     since: float
-    """When it was started, seconds since 1970."""
+    """Unix time of its start."""
     log: str
 
     def alive(self) -> bool:
         return self.process.is_local and not self.process.has_ended()
 
-    def last_words(self) -> str:
-        """The last line of its log."""
-        lines = Path(self.log).read_text(encoding="utf-8", errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-
     def stop(self) -> None:
-        """End it: in order, if it does so in time."""
+        """Shut it down; kill it if that takes too long."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             if self.alive():
                 os.kill(self.process.number, number)
-            deadline = time.monotonic() + GOODBYE_S
+            deadline = time.monotonic() + SHUTDOWN_S
             while self.alive() and time.monotonic() < deadline:
                 time.sleep(0.1)
 
 
 @dataclasses.dataclass
 class Services:
-    """What is up, as services.json says."""
+    """The server and the worker, as services.json records them."""
 
     home: Path
     url: str = ""
-    """Of the API of the server that is used, or was used last."""
+    """API of the server that is used, or was used last."""
     own: bool = True
-    """Whether that server was started here."""
+    """True if that server was started by `must up`."""
     server: Service | None = None
     worker: Service | None = None
     at_once: int = 1
-    """Runs that the worker takes at once."""
+    """Flow runs that the worker takes at a time."""
     deployed: str = ""
-    """Digest of the deployments that the server was given."""
+    """Digest of the deployments that were registered."""
 
     @classmethod
     def read(cls) -> Services:
-        """What was noted last."""
+        """Read services.json; nothing is running if it does not exist."""
         home = Path(os.environ.get("MUST_HOME") or Path.home() / ".must").resolve()
         try:
-            noted: dict[str, Any] = json.loads((home / "services.json").read_text(encoding="utf-8"))
+            fields: dict[str, Any] = json.loads((home / "services.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return cls(home)
         for name in ("server", "worker"):
-            if noted[name]:
-                noted[name] = Service(**{**noted[name], "process": ProcessId(**noted[name]["process"])})
-        return cls(home, **noted)
+            if fields[name]:
+                fields[name] = Service(**{**fields[name], "process": ProcessId(**fields[name]["process"])})
+        return cls(home, **fields)
 
     def write(self) -> None:
-        """Note it."""
-        noted = dataclasses.asdict(self)
-        del noted["home"]
-        write_json(self.home / "services.json", noted)
+        """Write services.json."""
+        fields = dataclasses.asdict(self)
+        del fields["home"]
+        write_json(self.home / "services.json", fields)
 
     @property
     def page(self) -> str:
-        """The server's address for a browser."""
+        """The server's URL for a browser."""
         return self.url.removesuffix("/api")
 
     @property
     def worker_name(self) -> str:
-        """What the worker is called on the server."""
+        """The worker's name on the server."""
         return f"must-{getpass.getuser()}-{socket.gethostname()}"
 
     def answers(self) -> bool:
-        """Whether our own server is there and can be spoken to."""
+        """Return True if our own server is running and answers."""
         return bool(self.server and self.server.alive() and answers(self.url))
 
     def environ(self) -> dict[str, str]:
-        """The environment for Prefect: with our own server, nothing of the user's profile; else as the user has it."""
-        decided = {name: value for name, value in (DEFAULT_SETTINGS | SERVED).items() if name not in os.environ}
+        """Return the environment of Prefect. With our own server the user's Prefect profile is not used."""
+        settings = embedded.DEFAULT_SETTINGS | SERVER_SETTINGS
+        environ = {name: value for name, value in settings.items() if name not in os.environ}
         if not self.own:
-            return decided
-        kept = self.home / "prefect"
-        return decided | {
+            return environ
+        home = self.home / "prefect"
+        return environ | {
             "PREFECT_API_URL": self.url,
-            "PREFECT_HOME": str(kept),
-            "PREFECT_PROFILES_PATH": str(kept / "profiles.toml"),
+            "PREFECT_HOME": str(home),
+            "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
             "PREFECT_PROFILE": "ephemeral",
-            **no_proxy_environ(),
+            **embedded.no_proxy_environ(),
         }
 
     def start(self, name: Name, *arguments: str) -> Service:
-        """Start one with `prefect <arguments>`, and note it."""
+        """Start a service with the command `prefect <arguments>`."""
         log = self.home / f"{name}.log"
         write_logging(self.home, LOGGING)
-        with open(log, "ab") as file, _interruptible():
+        with open(log, "ab") as file, _sigint_enabled():
             child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "prefect", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
                 cwd=PROJECT,
-                env=os.environ | self.environ() | logging_settings(self.home),
+                env=os.environ | self.environ() | embedded.logging_settings(self.home),
                 start_new_session=True,
             )
         service = Service(ProcessId.from_pid(child.pid), time.time(), str(log))
@@ -177,20 +155,21 @@ class Services:
         return service
 
     def stop(self, name: Name) -> bool:
-        """End one, and note it; returns whether it was up."""
+        """End a service. Returns True if it was running."""
         service: Service | None = getattr(self, name)
-        was_up = bool(service and service.alive())
-        if service and was_up:
+        was_alive = bool(service and service.alive())
+        if service and was_alive:
             service.stop()
         setattr(self, name, None)
         self.write()
-        return was_up
+        return was_alive
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """What is started inside hears SIGINT, also where this process was started not to (in the background of a script):
-    Prefect's worker ends by sending it to itself.
+def _sigint_enabled() -> Iterator[None]:
+    """Let processes that are started inside receive SIGINT, even if this one ignores it, as in a script's background.
+
+    Prefect's worker ends by sending SIGINT to itself.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -200,36 +179,38 @@ def _interruptible() -> Iterator[None]:
 
 
 def wait_for(name: Name, service: Service, ready: Callable[[], bool]) -> None:
-    """Return once a service that was started is ready. ConfigError with its last words if it ends or takes too long."""
-    deadline = time.monotonic() + PATIENCE_S
+    """Wait until a service is ready. Raises ConfigError with the last line of its log if it ends or takes too long."""
+    deadline = time.monotonic() + START_S
     while not ready():
         if not service.alive() or time.monotonic() > deadline:
             failed = "is not ready yet" if service.alive() else "did not start"
-            raise ConfigError(
-                f"Prefect's {name} {failed}: {service.last_words().rstrip('.')}. The whole of it is in {service.log}."
-            )
+            reason = last_line(Path(service.log)) or "its log is empty"
+            raise ConfigError(f"Prefect's {name} {failed}: {reason}. The whole of it is in {service.log}.")
         time.sleep(0.2)
 
 
 def running_server_environ() -> dict[str, str]:
-    """The environment for a run on the server of `must up`; empty if that is not up, or the user names another one."""
+    """Return the environment for a run on the server of `must up`; empty if it is not up or the user names another."""
     services = Services.read()
     return services.environ() if services.own and not user_api_url() and services.answers() else {}
 
 
 @contextlib.contextmanager
 def locked_services() -> Iterator[Services]:
-    """What is up, while nobody else of this user changes it. ConfigError if the home is in use on another machine."""
+    """Yield the services while no other process of this user changes them.
+
+    Raises ConfigError if the home is in use on another machine.
+    """
     home = Services.read().home
     home.mkdir(parents=True, exist_ok=True)
     with open(home / "lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         services = Services.read()
         for service in filter(None, (services.server, services.worker)):
-            where = service.process.machine.split()[0]
-            if where != socket.gethostname():
+            host = service.process.machine.split()[0]
+            if host != socket.gethostname():
                 raise ConfigError(
-                    f"{home} tells of services on {where}: `must down` there ends them. If that machine is gone, "
+                    f"{home} tells of services on {host}: `must down` there ends them. If that machine is gone, "
                     f"delete {home / 'services.json'}; or name another folder in MUST_HOME."
                 )
         yield services

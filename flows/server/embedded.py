@@ -1,8 +1,8 @@
-"""Prefect's server as a child of the run, where the user has none: no set-up, no port to choose, nothing left behind.
+"""Run Prefect's server as a child process of a run, for users who have none: nothing to set up, nothing left running.
 
-The child listens on a free port of the loopback interface and keeps its database under the run's root, where
-`PREFECT_HOME=<root>/prefect prefect server start` shows it afterwards. It lives as long as the pipe from its parent is
-open, and so ends with the parent, however that ends.
+The child listens on a free port of the loopback interface and keeps its database under the run's root;
+`PREFECT_HOME=<root>/prefect prefect server start` shows it afterwards. It ends when the pipe from its parent closes,
+however the parent ends.
 
     python -m flows.server.embedded <file descriptor of a listening socket>
 """
@@ -26,26 +26,26 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.steps.runtime import Runtime
 
-PATIENCE_S = 180.0
-"""For the server to answer: on a new root it makes its database first, and all of it takes longer on busy cores."""
-GOODBYE_S = 10.0
-"""For the server to end in order, before it is killed."""
+START_S = 180.0
+"""For the server to answer: on a new root it creates its database first, which is slow on busy cores."""
+SHUTDOWN_S = 10.0
+"""For the server to shut down, before it is killed."""
 LOGGING_FILE = "logging.yml"
-INLINE = "or run without Prefect: -o runtime.runner=inline"
+WITHOUT_PREFECT = "or run without Prefect: -o runtime.runner=inline"
 
 DEFAULT_SETTINGS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(PATIENCE_S),
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(START_S),
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
     # Task runs reach the database in batches; an interval below 1 makes Prefect 3.8 spin.
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
 }
-"""Settings of Prefect that hold unless the user's environment says otherwise."""
+"""Environment of Prefect, where the user's does not set these variables."""
 
-LOGGING = {
+LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "handlers": {
@@ -58,44 +58,46 @@ LOGGING = {
         "prefect.task_runs": {"level": "NOTSET", "handlers": ["api"]},
     },
 }
-"""Prefect's logs go to its pages alone: the terminal is ours, and the root logger stays as Python made it."""
+"""Sends Prefect's logs to its pages only: the terminal shows our progress, and the root logger is left alone."""
 
 
 def user_api_url() -> str | None:
-    """The address of the API that the user's environment names."""
+    """Return PREFECT_API_URL of the user's environment."""
     return os.environ.get("PREFECT_API_URL") or None
 
 
 def logging_settings(home: Path) -> dict[str, str]:
-    """Where Prefect finds what `write_logging` left, unless the user's environment says how it is to log."""
+    """Return the environment that makes Prefect read the file of `write_logging`; empty if the user configures it."""
     chosen = any(name.startswith("PREFECT_LOGGING_") for name in os.environ)
     return {} if chosen else {"PREFECT_LOGGING_SETTINGS_PATH": str(home / LOGGING_FILE)}
 
 
 def no_proxy_environ() -> dict[str, str]:
-    """The environment in which a server of this machine is not asked by way of a proxy."""
+    """Return the environment in which a server on this machine is reached without a proxy."""
     direct = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1")))
     return {"NO_PROXY": direct, "no_proxy": direct}
 
 
 def prefect_environ(home: Path, url: str | None) -> dict[str, str]:
-    """The environment of Prefect for a run: what is decided here and not by the user. `url` is the embedded server's.
+    """Return the environment of Prefect for a run; variables that the user sets are left out.
 
-    With a server of the user's own (None) its address, key and profile are left as they are.
+    Args:
+        home: Folder for Prefect's files.
+        url: API of the embedded server; None for the user's own server, whose address, key and profile are kept.
     """
-    decided = DEFAULT_SETTINGS | logging_settings(home)
+    environ = DEFAULT_SETTINGS | logging_settings(home)
     if url:
-        decided |= {"PREFECT_HOME": str(home), "PREFECT_PROFILES_PATH": str(home / "profiles.toml")}
-        decided["PREFECT_CLIENT_MAX_RETRIES"] = "3"  # a server on this machine that is gone stays gone
-    decided = {name: value for name, value in decided.items() if name not in os.environ}
+        environ |= {"PREFECT_HOME": str(home), "PREFECT_PROFILES_PATH": str(home / "profiles.toml")}
+        environ["PREFECT_CLIENT_MAX_RETRIES"] = "3"  # an embedded server that is gone does not come back
+    environ = {name: value for name, value in environ.items() if name not in os.environ}
     if url:
-        decided |= {"PREFECT_API_URL": url, "PREFECT_PROFILE": "ephemeral", **no_proxy_environ()}
-    return decided
+        environ |= {"PREFECT_API_URL": url, "PREFECT_PROFILE": "ephemeral", **no_proxy_environ()}
+    return environ
 
 
 @contextmanager
 def temporary_environ(changes: Mapping[str, str]) -> Iterator[None]:
-    """`os.environ` with changes, while inside."""
+    """Apply changes to `os.environ` while inside."""
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:
@@ -109,17 +111,23 @@ def temporary_environ(changes: Mapping[str, str]) -> Iterator[None]:
 
 
 def answers(url: str) -> bool:
-    """Whether a server of this machine answers at once."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    """Return True if a server on this machine answers within a second."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy
     try:
-        with direct.open(f"{url}/health", timeout=1) as answer:
-            return bool(answer.status == 200)
+        with opener.open(f"{url}/health", timeout=1) as response:
+            return bool(response.status == 200)
     except OSError:
         return False
 
 
 class Server:
-    """The child, as its parent sees it. Made, it is starting; `wait` for it, and `stop` it."""
+    """The child process, which starts when this is created.
+
+    Example:
+        server = Server(home)
+        server.wait(runtime)
+        server.stop()
+    """
 
     def __init__(self, home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)
@@ -130,32 +138,33 @@ class Server:
             environ |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
             del environ["PREFECT_API_URL"]
             self._child = subprocess.Popen(
-                # -P: a folder called `flows` where the command was given is not ours
+                # -P: don't import a folder called `flows` in the current directory
                 [sys.executable, "-P", "-m", "flows.server.embedded", str(listening.fileno())],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env=environ,
                 pass_fds=[listening.fileno()],
-                start_new_session=True,  # Ctrl-C is the run's to handle, and the server records how it ended
+                start_new_session=True,  # Ctrl-C reaches the run alone; the server must live to record how it ended
             )
 
     @property
     def process(self) -> int:
-        """The child's process number."""
+        """The child's pid."""
         return self._child.pid
 
     def wait(self, runtime: Runtime) -> None:
-        """Return once the server answers. ConfigError if it died or says nothing; Stopped if a stop was asked for."""
+        """Wait until the server answers. Raises ConfigError if it ends or takes too long, Stopped on a stop request."""
         began = time.monotonic()
         while True:
             runtime.check_stop("the start of Prefect's server")
             self.check()
             if answers(self.url):
                 return
-            if time.monotonic() - began > PATIENCE_S:
+            if time.monotonic() - began > START_S:
                 raise ConfigError(
-                    f"Prefect's server did not answer within {PATIENCE_S:.0f} s; see {self.log}. Try again, {INLINE}."
+                    f"Prefect's server did not answer within {START_S:.0f} s; see {self.log}. "
+                    f"Try again, {WITHOUT_PREFECT}."
                 )
             time.sleep(0.1)
 
@@ -163,39 +172,41 @@ class Server:
         return self._child.poll() is None
 
     def check(self) -> None:
-        """Raise ConfigError, with what it said last, if the child has ended."""
+        """Raise ConfigError with the last line of its log if the child has ended."""
         if not self.alive():
+            reason = last_line(self.log) or f"it ended with code {self._child.returncode}"
             raise ConfigError(
-                f"Prefect's server did not start: {self._last_words()} The whole of it is in {self.log}. "
-                f"Install the versions that constraints.txt names, {INLINE}."
+                f"Prefect's server did not start: {reason}. The whole of it is in {self.log}. "
+                f"Install the versions that constraints.txt names, {WITHOUT_PREFECT}."
             )
 
-    def _last_words(self) -> str:
-        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
-        return said[-1].rstrip(".") + "." if said else f"it ended with code {self._child.returncode}."
-
     def stop(self) -> None:
-        """End the child: in order if it does so in time."""
+        """Shut the child down; kill it if that takes too long."""
         assert self._child.stdin
         self._child.stdin.close()
         try:
-            self._child.wait(GOODBYE_S)
+            self._child.wait(SHUTDOWN_S)
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
 
 
+def last_line(log: Path) -> str:
+    """Return the last line of a log that is not empty, without the full stop; "" if there is none."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip().rstrip(".") for line in reversed(lines) if line.strip()), "")
+
+
 def write_logging(home: Path, logging: Mapping[str, Any] = LOGGING) -> None:
-    """Leave a logging configuration where `logging_settings` says it is."""
+    """Write a logging configuration for Prefect, which `logging_settings` points to."""
     home.mkdir(parents=True, exist_ok=True)
     (home / LOGGING_FILE).write_text(json.dumps(logging, indent=1), encoding="utf-8")  # JSON is YAML
 
 
 def serve(descriptor: int) -> None:
-    """The child's part: serve Prefect's API on an open socket until standard input ends."""
+    """Serve Prefect's API on an open socket until standard input ends: the child's main function."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    import uvicorn  # noqa: PLC0415 - the thread is to watch over this import, too
+    import uvicorn  # noqa: PLC0415 - slow: the thread above has to run before
 
     config = uvicorn.Config(
         "prefect.server.api.server:create_app",
@@ -209,21 +220,21 @@ def serve(descriptor: int) -> None:
 
 def _end_with_parent() -> None:
     sys.stdin.read()
-    signal.raise_signal(signal.SIGTERM)  # an orderly end, if the server is up
-    time.sleep(GOODBYE_S)
+    signal.raise_signal(signal.SIGTERM)  # uvicorn shuts down, if it is up
+    time.sleep(SHUTDOWN_S)
     os._exit(1)
 
 
 def check_user_server() -> None:
-    """ConfigError if the server that PREFECT_API_URL names does not answer."""
-    from prefect.client.orchestration import get_client  # noqa: PLC0415 - seconds, and the server's process has no use for it
+    """Raise ConfigError if the server that PREFECT_API_URL names does not answer."""
+    from prefect.client.orchestration import get_client  # noqa: PLC0415 - takes seconds
 
     with get_client(sync_client=True) as client:
         problem = client.api_healthcheck()
     if problem:
         raise ConfigError(
             f"PREFECT_API_URL is {user_api_url()}, which does not answer ({problem}). Start that server, unset the "
-            f"variable for a server of the run's own, {INLINE}."
+            f"variable for a server of the run's own, {WITHOUT_PREFECT}."
         )
 
 

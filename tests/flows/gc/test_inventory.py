@@ -13,7 +13,7 @@ import pytest
 
 import must
 from cli.main import main
-from flows.gc.inventory import Verdict, artifacts, named, remove, runs, sort_out
+from flows.gc.inventory import Verdict, delete_files, find_artifact, list_artifacts, list_runs, plan_gc
 from flows.plan.selection import Selection
 from flows.run.run import Outcome
 from pipeline.errors import ConfigError, DataError
@@ -65,13 +65,13 @@ def test_one_artifact_is_shown_with_what_it_came_from(whole: Path) -> None:
 
 def test_what_is_not_there_is_told_with_what_is(whole: Path) -> None:
     root = Root.of(whole)
-    held = artifacts(root, runs(root))
-    fingerprint = named(root, "student", held).key[1]
-    assert named(root, f"student/{fingerprint[:5]}", held).key == ("student", fingerprint)
+    held = list_artifacts(root, list_runs(root))
+    fingerprint = find_artifact(root, "student", held).key[1]
+    assert find_artifact(root, f"student/{fingerprint[:5]}", held).key == ("student", fingerprint)
     with pytest.raises(ConfigError, match=r"'studnet' is unknown\. Did you mean 'student'"):
-        named(root, "studnet", held)
+        find_artifact(root, "studnet", held)
     with pytest.raises(ConfigError, match=f"Fingerprint of student: 'zz' is unknown.*{fingerprint}"):
-        named(root, "student/zz", held)
+        find_artifact(root, "student/zz", held)
 
 
 def test_whole_artifacts_are_found_whole(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +105,7 @@ def test_damage_is_found_named_and_made_again(
 
 def deleted(root: Path, keep: int = 1) -> set[str]:
     """What would go."""
-    return {verdict.what for verdict in sort_out(Workspace(Root.of(root)), keep) if not verdict.kept}
+    return {verdict.what for verdict in plan_gc(Workspace(Root.of(root)), keep) if not verdict.kept}
 
 
 def test_what_older_runs_alone_refer_to_is_not_kept(
@@ -150,7 +150,9 @@ def pretended(root: Path, time: str, step: str, fingerprint: str) -> None:
     made = shutil.copytree(next((root / "artifacts" / "evaluate").iterdir()), root / "artifacts" / step / fingerprint)
     run = root / "runs" / f"tiny-{time}"
     run.mkdir()
-    (run / "plan.json").write_text(json.dumps([{"step": step, "section": step.split("."), "artifact": made.name}]), "utf-8")
+    (run / "plan.json").write_text(
+        json.dumps([{"step": step, "section": step.split("."), "artifact": made.name}]), "utf-8"
+    )
     (run / "events.jsonl").write_text(json.dumps({"time": 0, "event": "finished"}), "utf-8")
 
 
@@ -173,7 +175,7 @@ def test_labels_of_a_teacher_that_is_not_kept_go_with_it(copy: Path, recipe: Pat
     folders = {path.name for path in (copy / "labels").glob("gabor-*")}
     assert len(folders) == 2
     workspace = Workspace(Root.of(copy))
-    remove(workspace.root, sort_out(workspace))
+    delete_files(workspace.root, plan_gc(workspace))
     assert {path.name for path in (copy / "labels").glob("gabor-*")} < folders
     assert {path.name for path in (copy / "labels").glob("masks-*")}
     assert not [each for each in must.plan(recipe, copy, ["teachers.gabor.wavelengths=[8.0]"]) if each.artifact is None]
@@ -183,9 +185,9 @@ def test_what_was_rejected_by_hand_stays_whatever_it_is_about(copy: Path) -> Non
     root = Root.of(copy)
     reject(root, ["0123456789abcdef"], "gone-0123456789ab", "wrong")
     shutil.rmtree(copy / "runs")
-    verdicts = sort_out(Workspace(root))
+    verdicts = plan_gc(Workspace(root))
     assert [(v.files, v.why) for v in verdicts if v.kept] == [((PATH,), "what was rejected by hand")]
-    remove(root, verdicts)
+    delete_files(root, verdicts)
     assert len(read_rejections(root)) == 1
     assert [path.name for path in (copy / "labels").iterdir()] == ["rejected.parquet"]
 
@@ -195,7 +197,7 @@ def test_leftovers_of_killed_writers_go(copy: Path) -> None:
     part.write_bytes(b"half")
     assert deleted(copy) == {"*.part"}
     workspace = Workspace(Root.of(copy))
-    remove(workspace.root, sort_out(workspace))
+    delete_files(workspace.root, plan_gc(workspace))
     assert not part.exists()
 
 
@@ -211,12 +213,12 @@ def test_what_is_left_in_a_sealed_folder_goes_once(copy: Path) -> None:
     what = f"teacher.masks/{teacher.name}"
     with hold_lock(root / "claims" / what, lambda _: None, lambda: None):
         assert deleted(copy) == set(), "it may be at work in there"
-    verdicts = sort_out(Workspace(root))
+    verdicts = plan_gc(Workspace(root))
     (left,) = (verdict for verdict in verdicts if not verdict.kept)
     assert (left.what, left.size, len(left.files)) == (what, 5, 2)
     files = [name for verdict in verdicts for name in verdict.files]
     assert len(files) == len(set(files)), "counted twice"
-    remove(root, verdicts)
+    delete_files(root, verdicts)
     assert sorted(path.name for path in teacher.iterdir() if path.name.startswith(".") or path.name == "work") == []
     assert deleted(copy) == set()
     said("artifacts", "verify", "--root", copy, code=0)
@@ -231,13 +233,13 @@ def test_what_there_is_is_listed_once(copy: Path, monkeypatch: pytest.MonkeyPatc
         return files(place)
 
     monkeypatch.setattr(StoragePath, "files", watched)
-    sort_out(Workspace(Root.of(copy)))
+    plan_gc(Workspace(Root.of(copy)))
     assert [name for name in listed if name.startswith("artifacts")] == ["artifacts"]
 
 
 def test_to_remove_nothing_is_nothing(copy: Path) -> None:
     before = sorted(copy.rglob("*"))
-    remove(Root.of(copy), [Verdict("nothing", (), 0, False, "")])
+    delete_files(Root.of(copy), [Verdict("nothing", (), 0, False, "")])
     assert sorted(copy.rglob("*")) == before
 
 
@@ -245,10 +247,10 @@ def test_nothing_goes_that_a_run_at_work_uses(copy: Path, recipe: Path, start: S
     """A second run of another recipe begins while gc looks: what both refer to stays, to the last label."""
     process = start(copy, *(part for each in ["seed=1"] for part in ("-o", each)))
     within(lambda: sum(log.stat().st_size > 0 for log in copy.glob("artifacts/teacher.masks/*/log/*")) == 2, process)
-    verdicts = sort_out(Workspace(Root.of(copy)))
+    verdicts = plan_gc(Workspace(Root.of(copy)))
     at_work = [verdict for verdict in verdicts if "uses it now" in verdict.why or "at work on it" in verdict.why]
     assert {"data.world", "data.pool", "teacher.masks"} <= {verdict.what.split("/")[0] for verdict in at_work}
-    remove(Workspace(Root.of(copy)).root, verdicts)
+    delete_files(Workspace(Root.of(copy)).root, verdicts)
     process.join()
     assert process.exitcode == 0
     assert not [each for each in must.plan(recipe, copy, ["seed=1"]) if each.artifact is None]
@@ -261,9 +263,9 @@ def test_what_an_unfinished_step_left_is_kept_for_the_next_run(root: Path, start
     process.join()
     labels = set(root.glob("labels/*/[!.]*"))
     workspace = Workspace(Root.of(root))
-    verdicts = sort_out(workspace)
+    verdicts = plan_gc(workspace)
     assert any(verdict.kept and "unfinished" in verdict.why for verdict in verdicts)
-    remove(workspace.root, verdicts)
+    delete_files(workspace.root, verdicts)
     assert set(root.glob("labels/*/[!.]*")) == labels
     goes_on(root)
     assert len(digests(root)) == len(STEPS)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cli.main import main
-from flows.gc.inventory import remove
-from flows.gc.scratch import scratch
+from flows.gc.inventory import delete_files
+from flows.gc.scratch import plan_scratch_gc
 from pipeline.storage.cache import STALE_S
 from pipeline.storage.lock import hold_lock
 from pipeline.storage.root import Root
@@ -48,19 +48,19 @@ def left(root: Root) -> set[str]:
 
 
 def test_what_nobody_needs_goes_and_the_rest_is_kept(root: Root) -> None:
-    verdicts = scratch(root)
+    verdicts = plan_scratch_gc(root)
     assert {name for verdict in verdicts if verdict.kept for name in verdict.files} == STAYS
     assert {name for verdict in verdicts if not verdict.kept for name in verdict.files} == GOES
     assert all(Path(verdict.what).exists() for verdict in verdicts), "named as what they are on this machine"
-    remove(Root.of(root.local_path()), verdicts)
+    delete_files(Root.of(root.local_path()), verdicts)
     assert left(root) == STAYS
     assert not root.local_path(".read-old").exists()
-    assert [verdict for verdict in scratch(root) if not verdict.kept] == []
+    assert [verdict for verdict in plan_scratch_gc(root) if not verdict.kept] == []
 
 
 def test_all_is_kept_while_this_machine_is_at_work_on_the_root(root: Root) -> None:
     with hold_lock(root / "claims" / "runs" / "r", lambda _: None, lambda: None):
-        verdicts = scratch(root)
+        verdicts = plan_scratch_gc(root)
     assert {name for verdict in verdicts for name in verdict.files} == STAYS | GOES
     assert {verdict.why for verdict in verdicts} == {f"process {os.getpid()} is at work on the root"}
     assert all(verdict.kept for verdict in verdicts)
@@ -69,7 +69,7 @@ def test_all_is_kept_while_this_machine_is_at_work_on_the_root(root: Root) -> No
 def test_a_root_here_has_no_scratch(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "x").write_bytes(b"")
-    assert scratch(Root.of(tmp_path)) == []
+    assert plan_scratch_gc(Root.of(tmp_path)) == []
 
 
 def test_the_command_clears_this_machine_too(root: Root, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What the process is set up for: threads that sleep when idle, memory that stays."""
+"""set_up_process: idle threads sleep, freed memory stays."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(how: str) -> int:
-    """Pages the system had to hand out for one block of 48 MB, used twenty times."""
+    """Return the page faults of allocating a block of 48 MB twenty times."""
     done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_memory_that_was_used_once_stays_with_the_process() -> None:
+def test_set_up_process_keeps_freed_memory() -> None:
     assert faults("set up") < 0.2 * faults("as it is")
 
 
-def test_a_word_of_the_users_on_waiting_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_set_up_process_keeps_the_users_wait_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     set_up_process()
     assert os.environ["OMP_WAIT_POLICY"] == "active"

@@ -1,4 +1,4 @@
-"""Work in processes of its own: results, errors, stops and ends."""
+"""run_in_process: results, errors, stops, and the ends of processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.flows.tiny import within
 
 
 class Unpicklable(Exception):
-    """An exception that can't leave its process."""
+    """An exception that can't be pickled."""
 
     def __init__(self) -> None:
         super().__init__("holds a lock")
@@ -29,14 +29,14 @@ class Unpicklable(Exception):
 
 
 class Twofold(Exception):
-    """An exception that leaves its process and can't be put together again in another."""
+    """An exception that can be pickled and not unpickled."""
 
     def __init__(self, one: str, other: str) -> None:
         super().__init__(f"{one} {other}")
 
 
 def work(what: str, runtime: Runtime) -> object:
-    """What the processes below do."""
+    """Do one of several things in a process."""
     runtime.progress("step", 0.0, what)
     print(f"printed by {what}")
     match what:
@@ -53,8 +53,8 @@ def work(what: str, runtime: Runtime) -> object:
         case "wait":
             runtime.stop.wait()
             runtime.check_stop("waiting")
-        case "word":
-            return os.environ.get("MUST_TEST_WORD")
+        case "variable":
+            return os.environ.get("MUST_TEST_VARIABLE")
         case "rank":
             return os.environ["RANK"]
     return os.getpid(), os.getsid(0)
@@ -65,7 +65,7 @@ def call(what: str, runtime: Runtime | None = None) -> Any:
     return run_in_process(Call(work, (what,)), runtime)
 
 
-def test_the_result_comes_from_a_process_group_of_its_own() -> None:
+def test_run_in_process_returns_from_a_process_group_of_its_own() -> None:
     reports: list[tuple[str, float, str]] = []
     runtime = Runtime(Root.of("."), progress=lambda *report: reports.append(report))
     process, group = call("nothing", runtime)
@@ -74,14 +74,14 @@ def test_the_result_comes_from_a_process_group_of_its_own() -> None:
     assert reports == [("step", 0.0, "nothing")]
 
 
-def test_a_process_has_the_environment_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever it is forked from has that of an earlier one, as where credentials are set in a notebook."""
-    assert call("word") is None
-    monkeypatch.setenv("MUST_TEST_WORD", "now")
-    assert call("word") == "now"
+def test_run_in_process_passes_the_current_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fork server has an older one: credentials may be set later, in a notebook."""
+    assert call("variable") is None
+    monkeypatch.setenv("MUST_TEST_VARIABLE", "now")
+    assert call("variable") == "now"
 
 
-def test_an_error_is_raised_as_it_was_raised_there() -> None:
+def test_run_in_process_raises_the_error_of_the_process() -> None:
     with pytest.raises(DataError, match=r"^shard-000007 is damaged$"):
         call("data")
     with pytest.raises(KeyError, match="a bug") as raised:
@@ -93,29 +93,29 @@ def test_an_error_is_raised_as_it_was_raised_there() -> None:
         call("twofold")
 
 
-def test_a_killed_process_is_told_with_what_it_said_last(tmp_path: Path) -> None:
+def test_killed_process_is_reported_with_its_last_line(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "step.log"
     with pytest.raises(Killed, match=r"SIGKILL.*memory runs out.*said last: 'printed by killed'"):
         run_in_process(Call(work, ("killed",), log), Runtime(Root.of(tmp_path)))
     assert log.read_text("utf-8") == "printed by killed\n"
 
 
-def test_a_stop_reaches_the_process() -> None:
+def test_run_in_process_forwards_a_stop() -> None:
     stop = threading.Event()
     runtime = Runtime(Root.of("."), stop=stop, progress=lambda *_: stop.set())
     with pytest.raises(Stopped, match="Stopped in waiting"):
         call("wait", runtime)
 
 
-def test_the_processes_of_several_that_work_together_know_who_they_are() -> None:
+def test_run_in_process_gives_each_process_its_environ() -> None:
     ranks = [{"RANK": str(rank)} for rank in range(2)]
     assert run_in_process(Call(work, ("rank",)), Runtime(Root.of(".")), ranks) == "0"
 
 
-def test_if_one_of_several_fails_the_others_are_ended(tmp_path: Path) -> None:
+def test_run_in_process_ends_the_others_if_one_fails(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(Killed):
-        run_in_process(Call(one_of_two, (tmp_path,)), Runtime(Root.of(tmp_path)), [{"RANK": "0"}, {"RANK": "1"}])
+        run_in_process(Call(kill_the_second, (tmp_path,)), Runtime(Root.of(tmp_path)), [{"RANK": "0"}, {"RANK": "1"}])
     print(f"{time.monotonic() - began:.1f} s")
     assert (tmp_path / "saved").read_text("utf-8") == "in order"
 
@@ -126,17 +126,19 @@ def test_if_one_of_several_fails_the_others_are_ended(tmp_path: Path) -> None:
         ("killed", Killed, "SIGKILL"),
         ("data", DataError, "shard-000007 is damaged"),
         ("bug", KeyError, "a bug"),
-        ("word", LostPeer, "connection reset by peer"),
+        ("variable", LostPeer, "connection reset by peer"),
     ],
 )
-def test_who_lost_another_one_is_not_the_reason(tmp_path: Path, ends: str, error: type[Exception], says: str) -> None:
+def test_run_in_process_raises_the_cause_of_a_lost_peer(
+    tmp_path: Path, ends: str, error: type[Exception], says: str
+) -> None:
     ranks = [{"RANK": "0"}, {"RANK": "1"}]
     with pytest.raises(error, match=says):
         run_in_process(Call(connected, (tmp_path / "socket", ends)), Runtime(Root.of(tmp_path)), ranks)
 
 
 def connected(path: Path, ends: str, runtime: Runtime) -> None:
-    """The second ends, of which the first hears at once, and everybody else a second later."""
+    """The second process ends; the first notices at once, the run a second later."""
     with socket.socket(socket.AF_UNIX) as line:
         if os.environ["RANK"] == "0":
             line.bind(str(path))
@@ -150,20 +152,20 @@ def connected(path: Path, ends: str, runtime: Runtime) -> None:
     work(ends, runtime)
 
 
-def test_who_does_not_hear_is_ended_at_the_same_time_as_the_others(
+def test_run_in_process_kills_deaf_processes_at_the_same_deadline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "GRACE_S", 2.0)
     began = time.monotonic()
     with pytest.raises(DataError):
         run_in_process(Call(deaf, (tmp_path,)), Runtime(Root.of(tmp_path)), [{"RANK": str(rank)} for rank in range(4)])
-    heard = float((tmp_path / "failed").read_text("utf-8"))
-    print(f"{time.monotonic() - began:.1f} s, {time.monotonic() - heard:.1f} s after the failure")
-    assert time.monotonic() - heard < 3 * processes.GRACE_S
+    failed = float((tmp_path / "failed").read_text("utf-8"))
+    print(f"{time.monotonic() - began:.1f} s, {time.monotonic() - failed:.1f} s after the failure")
+    assert time.monotonic() - failed < 3 * processes.GRACE_S
 
 
 def deaf(folder: Path, runtime: Runtime) -> None:
-    """The first fails; the others wait for it, and for nothing else."""
+    """The first process fails; the others ignore stops."""
     if os.environ["RANK"] == "0":
         time.sleep(1)
         (folder / "failed").write_text(str(time.monotonic()), "utf-8")
@@ -172,17 +174,17 @@ def deaf(folder: Path, runtime: Runtime) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_log_on_a_full_disk_costs_the_log_alone() -> None:
+def test_run_in_process_survives_a_log_on_a_full_disk() -> None:
     with pytest.raises(DataError, match="shard-000007 is damaged"):
-        run_in_process(Call(fails_quietly, (), Path("/dev/full")), Runtime(Root.of(".")))
+        run_in_process(Call(raise_data_error, (), Path("/dev/full")), Runtime(Root.of(".")))
 
 
-def fails_quietly(runtime: Runtime) -> None:
+def raise_data_error(runtime: Runtime) -> None:
     raise DataError("shard-000007 is damaged")
 
 
-def one_of_two(folder: Path, runtime: Runtime) -> None:
-    """The second is killed once the first is at work."""
+def kill_the_second(folder: Path, runtime: Runtime) -> None:
+    """The second process is killed once the first has begun."""
     if os.environ["RANK"] == "1":
         while not (folder / "begun").exists():
             time.sleep(0.01)
@@ -192,9 +194,9 @@ def one_of_two(folder: Path, runtime: Runtime) -> None:
     (folder / "saved").write_text("in order", encoding="utf-8")
 
 
-def test_a_process_outlives_its_run_only_to_end_in_order(tmp_path: Path, spawner: Any) -> None:
-    """The run is killed; its process hears of it, saves what it has, and ends."""
-    run = spawner.Process(target=run_alone, args=(tmp_path,))
+def test_run_in_process_ends_when_its_run_is_killed(tmp_path: Path, spawner: Any) -> None:
+    """The process notices, saves what it has, and ends."""
+    run = spawner.Process(target=start_run, args=(tmp_path,))
     run.start()
     within((tmp_path / "process").exists, run)
     run.kill()
@@ -205,12 +207,12 @@ def test_a_process_outlives_its_run_only_to_end_in_order(tmp_path: Path, spawner
     assert (tmp_path / "saved").read_text("utf-8") == "in order"
 
 
-def run_alone(folder: Path) -> None:
-    run_in_process(Call(alone, (folder,)), Runtime(Root.of(folder)))
+def start_run(folder: Path) -> None:
+    run_in_process(Call(wait_for_stop, (folder,)), Runtime(Root.of(folder)))
 
 
-def alone(folder: Path, runtime: Runtime) -> None:
-    """Waits for the end."""
+def wait_for_stop(folder: Path, runtime: Runtime) -> None:
+    """Write the pid, wait for a stop, and save."""
     (folder / ".process").write_text(str(os.getpid()), encoding="utf-8")
     os.replace(folder / ".process", folder / "process")
     runtime.stop.wait()

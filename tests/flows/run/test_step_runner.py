@@ -1,4 +1,4 @@
-"""Steps in processes of their own: what one that is killed goes on with."""
+"""Subprocess restarts killed steps; run_concurrently keeps the order of the plan."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.steps import make_step
 
 
 def work(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """A step whose process is killed at its first attempt; tells which attempts' work the one that ended has met."""
+    """Kill this process in the second call. Returns which calls' files the last one found in `work`."""
     attempts = Path(config["attempts"])
     number = len(attempts.read_text("utf-8")) if attempts.exists() else 0
     attempts.write_text("x" * (number + 1), "utf-8")
@@ -38,7 +38,7 @@ def work(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 
 
 @pytest.mark.parametrize(("resumes", "met"), [(True, ["1"]), (False, [])])
-def test_what_is_made_anew_and_killed_goes_on_if_it_keeps_a_state(
+def test_subprocess_resumes_a_forced_step_that_was_killed_if_it_keeps_a_state(
     resumes: bool, met: list[str], tmp_path: Path
 ) -> None:
     resolved = resolve(parse_recipe(RECIPE, "tiny"))
@@ -46,30 +46,33 @@ def test_what_is_made_anew_and_killed_goes_on_if_it_keeps_a_state(
     runtime = Runtime(workspace.root, "cpu", "32", 1)
     step = make_step("killed", f"{__name__}:work", {"attempts": str(tmp_path / "attempts")}, resumes=resumes)
     workspace.make(step, Inputs({}, runtime))
-    apart = Subprocess(recipe.runtime, resolved.models(), runtime)
+    subprocess = Subprocess(recipe.runtime, resolved.models(), runtime)
     run = Run(
-        recipe, Plan(resolved, workspace, [Planned(step, None, "to be made anew")], {step.name}), runtime, apart.step
+        recipe,
+        Plan(resolved, workspace, [Planned(step, None, "to be made again")], {step.name}),
+        runtime,
+        subprocess.get_or_make,
     )
-    made, is_new = apart.step(run, step, Inputs({}, runtime, force=True))
+    made, is_new = subprocess.get_or_make(run, step, Inputs({}, runtime, force=True))
     assert is_new
     assert made.counts["met"] == met
 
 
-def test_what_ends_first_is_not_first(tmp_path: Path) -> None:
-    """Who reads the artifacts of a run reads them in the order of its plan, however long each took."""
+def test_run_concurrently_returns_artifacts_in_the_order_of_the_plan(tmp_path: Path) -> None:
+    """However long each took."""
     resolved, workspace = resolve(parse_recipe(RECIPE, "tiny")), Workspace(Root.of(tmp_path / "root"))
     recipe = resolved.recipe
     steps = [make_step(name, f"{__name__}:work", {}) for name in ("slow", "quick", "last")]
     plan = Plan(resolved, workspace, [Planned(step, None, "never made here") for step in steps], set())
     run = Run(recipe, plan, Runtime(workspace.root, "cpu", "32", 1), lambda *_: pytest.fail("nothing is made"))
-    ended, quick = list[str](), threading.Event()
+    ended, quick_ended = list[str](), threading.Event()
 
     def execute(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
         if step.name == "slow":
-            assert quick.wait(10)
+            assert quick_ended.wait(10)
         ended.append(step.name)
         if step.name == "quick":
-            quick.set()
+            quick_ended.set()
         return Artifact(workspace.root, step.name, {})
 
     assert list(run_concurrently(run, execute, 2)) == ["slow", "quick", "last"]
