@@ -44,3 +44,4 @@ format: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/zensical build --strict --clean
+	@echo "Open site/index.html, or for the search as well: $(BIN)/python -m http.server --directory site"
