@@ -51,9 +51,9 @@ def known(encoder: Encoder, dataset: ImageDataset, runtime: Runtime) -> Labelled
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A problem, and what is to be told apart once it is solved."""
+    """A task, and what is to be told apart once it is solved."""
 
-    problem: ProbeTask
+    task: ProbeTask
     test: LabelledFeatures
 
 
@@ -81,59 +81,59 @@ def test_probes_are_found() -> None:
     assert {"knn", "soft_nn", "linear", "linear_hpt"} <= set(PROBES)
 
 
-def test_it_says_what_it_is(probe: ModuleType) -> None:
+def test_probe_has_version_and_description(probe: ModuleType) -> None:
     assert isinstance(probe.VERSION, int)
     assert len(probe.ABOUT) > 40
     assert not probe.ABOUT.endswith("."), "a part of a sentence"
     assert isinstance(probe.RANDOM, bool)
 
 
-def test_what_is_apart_is_told_apart(probe: ModuleType, case: Case) -> None:
-    found = probe.fit(case.problem).classify(case.test.features)
+def test_probe_separates_separable_classes(probe: ModuleType, case: Case) -> None:
+    found = probe.fit(case.task).classify(case.test.features)
     assert found.argmax(1).tolist() == case.test.classes.tolist()
 
 
-def test_it_gives_probabilities(probe: ModuleType, case: Case) -> None:
-    found = probe.fit(case.problem).classify(case.test.features)
-    assert found.shape == (len(case.test.classes), case.problem.classes)
+def test_probe_returns_probabilities(probe: ModuleType, case: Case) -> None:
+    found = probe.fit(case.task).classify(case.test.features)
+    assert found.shape == (len(case.test.classes), case.task.classes)
     assert found.min() >= 0
     torch.testing.assert_close(found.sum(1), torch.ones(len(found)))
 
 
-def test_its_settings_are_json(probe: ModuleType, case: Case) -> None:
-    settings = probe.fit(case.problem).settings
+def test_probe_settings_are_json(probe: ModuleType, case: Case) -> None:
+    settings = probe.fit(case.task).settings
     assert all(isinstance(value, int | float | str) for value in settings.values())
 
 
-def test_a_seed_gives_the_same_again(probe: ModuleType, case: Case, tmp_path: Path) -> None:
-    again = dataclasses.replace(case.problem, scratch=tmp_path / "again")
-    first, second = (probe.fit(problem).classify(case.test.features) for problem in (case.problem, again))
+def test_probe_is_deterministic_by_seed(probe: ModuleType, case: Case, tmp_path: Path) -> None:
+    again = dataclasses.replace(case.task, scratch=tmp_path / "again")
+    first, second = (probe.fit(task).classify(case.test.features) for task in (case.task, again))
     assert torch.equal(first, second)
 
 
-def test_what_depends_on_the_seed_says_so(probe: ModuleType, case: Case, tmp_path: Path) -> None:
-    other = dataclasses.replace(case.problem, seed=4, scratch=tmp_path / "other")
-    first, second = (probe.fit(problem).classify(case.test.features) for problem in (case.problem, other))
+def test_probe_random_says_if_it_depends_on_the_seed(probe: ModuleType, case: Case, tmp_path: Path) -> None:
+    other = dataclasses.replace(case.task, seed=4, scratch=tmp_path / "other")
+    first, second = (probe.fit(task).classify(case.test.features) for task in (case.task, other))
     assert torch.equal(first, second) != probe.RANDOM
 
 
-def test_the_backbone_stays_as_it_is_its_running_statistics_included(probe: ModuleType, case: Case) -> None:
+def test_probe_leaves_the_backbone_and_its_statistics_unchanged(probe: ModuleType, case: Case) -> None:
     """HPT's separability: nothing but the classifier learns."""
-    encoder = case.problem.encoder
+    encoder = case.task.encoder
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     assert any("running_mean" in name for name in before)
-    probe.fit(case.problem).classify(case.test.features)
+    probe.fit(case.task).classify(case.test.features)
     after = encoder.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
 @pytest.mark.parametrize("count", [2, 1])
-def test_one_class_alone_is_what_everything_is_taken_for(count: int, probe: ModuleType, case: Case) -> None:
+def test_probe_answers_the_only_class(count: int, probe: ModuleType, case: Case) -> None:
     """All there is to learn from: two pictures of the second class, or one."""
-    rows = (case.problem.train.classes == 1).nonzero().flatten()[:count]
-    few = LabelledFeatures(*(each[rows] for each in case.problem.train))
-    problem = dataclasses.replace(case.problem, train=few, images=case.problem.images.subset(rows.tolist()))
-    found = probe.fit(problem).classify(case.test.features)
+    rows = (case.task.train.classes == 1).nonzero().flatten()[:count]
+    few = LabelledFeatures(*(each[rows] for each in case.task.train))
+    task = dataclasses.replace(case.task, train=few, images=case.task.images.subset(rows.tolist()))
+    found = probe.fit(task).classify(case.test.features)
     assert set(found.argmax(1).tolist()) == {1}
-    assert found.shape == (len(case.test.classes), problem.classes)
+    assert found.shape == (len(case.test.classes), task.classes)

@@ -43,7 +43,7 @@ def like(record: Measurement = LINEAR, **changes: Any) -> Measurement:
     return dataclasses.replace(record, **changes)
 
 
-def test_a_cell_is_the_mean_over_seeds_and_its_deviation() -> None:
+def test_cell_has_mean_and_deviation_over_seeds() -> None:
     [board] = backbone_tables([like(seed=0, value=0.4), like(seed=1, value=0.6), like(start="scratch", value=0.1)])
     assert board.cells["student", COLUMN].values == (0.4, 0.6)
     assert board.cells["student", COLUMN].mean == 0.5
@@ -53,7 +53,7 @@ def test_a_cell_is_the_mean_over_seeds_and_its_deviation() -> None:
     assert board.starts == ("student", "scratch")
 
 
-def test_sets_and_tasks_have_boards_of_their_own_and_protocols_columns() -> None:
+def test_backbone_tables_are_by_set_and_task_with_a_column_per_protocol() -> None:
     found = backbone_tables([LINEAR, NORMALS, like(dataset="pets"), like(protocol="knn v1"), like(labels=6), like(n=4)])
     assert [(board.dataset, board.task, board.n, len(board.columns)) for board in found] == [
         ("kinds", "classification", 5, 3),
@@ -68,12 +68,12 @@ def test_sets_and_tasks_have_boards_of_their_own_and_protocols_columns() -> None
     ]
 
 
-def test_another_version_of_a_protocol_is_another_column() -> None:
+def test_backbone_table_has_a_column_per_version_of_a_protocol() -> None:
     [board] = backbone_tables([LINEAR, like(protocol="linear v2")])
     assert len(board.columns) == 2
 
 
-def test_the_leading_metric_is_shown_and_of_corruptions_their_mean() -> None:
+def test_backbone_table_has_the_leading_metric_and_the_mean_over_corruptions() -> None:
     more = [like(NORMALS, metric="median_angle"), like(NORMALS, metric="within_11.25", better="higher")]
     [board] = backbone_tables([NORMALS, *more, like(NORMALS, corruption="jpeg"), like(NORMALS, corruption="all")])
     assert [(column.metric, column.corruption) for column in board.columns] == [
@@ -82,14 +82,14 @@ def test_the_leading_metric_is_shown_and_of_corruptions_their_mean() -> None:
     ]
 
 
-def test_the_best_are_all_that_are_equal_to_it() -> None:
+def test_backbone_table_best_has_all_ties() -> None:
     [board] = backbone_tables([like(start="a", value=0.7), like(start="b", value=0.7), like(start="c", value=0.2)])
     assert board.best(COLUMN) == ["a", "b"]
     [board] = backbone_tables([like(NORMALS, start="a", value=20.0), like(NORMALS, start="b", value=40.0)])
     assert board.best(board.columns[0]) == ["a"], "the smallest angle"
 
 
-def test_shares_are_shown_in_percent_and_angles_as_they_are() -> None:
+def test_score_is_in_percent_for_shares_only() -> None:
     assert "accuracy" in PERCENT_METRICS
     assert "mean_angle" not in PERCENT_METRICS
     assert score(Cell((0.4, 0.6)), COLUMN, False) == StyledText("50.0 ± 14.1")
@@ -130,11 +130,11 @@ def run(tmp_path: Path) -> RunRecord:
     return RunRecord(StoragePath.of(str(tmp_path)), {"student": student, "stage.one": stage, **probes})
 
 
-def test_records_of_all_measuring_steps_are_read(run: RunRecord) -> None:
+def test_read_measurements_reads_all_measuring_steps(run: RunRecord) -> None:
     assert [record.start for record in read_measurements(run.artifacts)] == ["scratch", "scratch", "one", "one"]
 
 
-def test_the_report_has_the_best_in_bold_ties_and_gaps(run: RunRecord) -> None:
+def test_backbones_section_has_the_best_in_bold_ties_and_gaps(run: RunRecord) -> None:
     html = backbones(run)
     table = html.split("<table>")[1]
     assert table.count('class="good">70.0<') == 2, "both are best"
@@ -144,7 +144,7 @@ def test_the_report_has_the_best_in_bold_ties_and_gaps(run: RunRecord) -> None:
     assert ">25.0<" in table
 
 
-def test_the_report_says_how_its_numbers_came_about(run: RunRecord) -> None:
+def test_backbones_section_has_the_protocols(run: RunRecord) -> None:
     html = backbones(run)
     assert "does not say that it is better than the others by more than chance" in html
     assert "Measured on 5 images of kinds/test." in html
@@ -153,7 +153,7 @@ def test_the_report_says_how_its_numbers_came_about(run: RunRecord) -> None:
     assert "Not probed on pool: nothing is held out." in html
 
 
-def test_the_report_has_the_cost_and_apart_from_it_the_base(run: RunRecord) -> None:
+def test_backbones_section_has_own_and_base_cost(run: RunRecord) -> None:
     costs = backbones(run).split("<table>")[2]
     row = costs.split(">one<")[1].split("</tr>")[0]
     assert [cell.split("<")[0] for cell in row.split('<td class="n">')[1:]] == [
@@ -167,11 +167,11 @@ def test_the_report_has_the_cost_and_apart_from_it_the_base(run: RunRecord) -> N
     assert costs.split(">scratch<")[1].split("</tr>")[0].count(NOTHING) == 6
 
 
-def test_without_measurements_there_is_no_part(tmp_path: Path) -> None:
+def test_backbones_section_is_empty_without_measurements(tmp_path: Path) -> None:
     assert backbones(RunRecord(StoragePath.of(str(tmp_path)), {})) == ""
 
 
-def test_the_console_shows_a_board() -> None:
+def test_backbones_table_on_the_console() -> None:
     [board] = backbone_tables(
         [like(seed=0, value=0.4), like(seed=1, value=0.6), like(start="scratch", protocol="knn v1")]
     )

@@ -30,7 +30,7 @@ def difference(one: Pixels, other: Pixels) -> float:
 
 
 @every_corruption
-def test_an_image_stays_an_image(name: str, photograph: Pixels) -> None:
+def test_corrupt_keeps_shape_and_type(name: str, photograph: Pixels) -> None:
     for level in LEVELS:
         worse = corrupt(photograph, name, level)
         assert worse.shape == photograph.shape
@@ -38,7 +38,7 @@ def test_an_image_stays_an_image(name: str, photograph: Pixels) -> None:
 
 
 @every_corruption
-def test_it_gets_worse_with_severity(name: str, photograph: Pixels) -> None:
+def test_corrupt_gets_stronger_with_severity(name: str, photograph: Pixels) -> None:
     before = photograph.copy()
     found = [difference(photograph, corrupt(photograph, name, level)) for level in LEVELS]
     assert found[0] > 0.5
@@ -47,12 +47,12 @@ def test_it_gets_worse_with_severity(name: str, photograph: Pixels) -> None:
 
 
 @every_corruption
-def test_the_same_image_gets_worse_in_the_same_way(name: str, photograph: Pixels) -> None:
+def test_corrupt_is_deterministic(name: str, photograph: Pixels) -> None:
     assert np.array_equal(corrupt(photograph, name, 3), corrupt(photograph.copy(), name, 3))
 
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "shot_noise", "impulse_noise"])
-def test_two_images_have_noise_of_their_own(name: str, photograph: Pixels) -> None:
+def test_corrupt_noise_differs_between_images(name: str, photograph: Pixels) -> None:
     grey = np.full_like(photograph, 128)
     other = grey.copy()
     other[0, 0, 0] = 129
@@ -62,7 +62,7 @@ def test_two_images_have_noise_of_their_own(name: str, photograph: Pixels) -> No
 
 @pytest.mark.parametrize("black", [True, False])
 @every_corruption
-def test_flat_images_are_no_trouble(name: str, black: bool) -> None:
+def test_corrupt_flat_images(name: str, black: bool) -> None:
     flat = np.full((32, 32, 3), 0 if black else 255, np.uint8)
     for level in LEVELS:
         assert corrupt(flat, name, level).shape == (32, 32, 3)
@@ -98,14 +98,14 @@ def test_brightness_raises_the_value_and_keeps_the_hue(level: int, more: float) 
     assert bright / bright.max() == pytest.approx([1, 0.5, 0.25], abs=0.01)
 
 
-def test_photons_are_as_few_as_published() -> None:
+def test_shot_noise_has_as_few_photons_as_published() -> None:
     """A Poisson count with mean 128 / 255 x 3 of three photons at full brightness has that variance."""
     grey = np.full((224, 224, 3), 60, np.uint8)
     mean = 60 / 255 * 60
     assert corrupt(grey, "shot_noise", 1).std() == pytest.approx(255 / 60 * np.sqrt(mean), rel=0.03)
 
 
-def test_every_corruption_is_measured_at_three_severities(photograph: Pixels) -> None:
+def test_corruption_functions_has_every_corruption_at_three_severities(photograph: Pixels) -> None:
     found = list(corruption_functions())
     assert [name for name, _ in found] == [name for name in CORRUPTIONS for _ in SEVERITIES]
     assert len(CORRUPTIONS) == 8

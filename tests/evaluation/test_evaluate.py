@@ -152,7 +152,7 @@ def documented(table: int) -> list[tuple[str, list[str]]]:
     return [(cells[0], re.findall(r"`([\w.]+)`", cells[table - 1])) for cells in rows]
 
 
-def test_records_hold_what_the_documentation_says(records: list[Record]) -> None:
+def test_evaluate_records_have_the_documented_keys(records: list[Record]) -> None:
     keys = {name for _, names in documented(1) for name in names}
     assert {"model", "head", "task", "n", "protocol"} < keys
     for record in records:
@@ -163,7 +163,7 @@ def test_records_hold_what_the_documentation_says(records: list[Record]) -> None
         assert record["seed"] == 0
 
 
-def test_every_model_has_all_metrics_of_its_task_once(records: list[Record]) -> None:
+def test_evaluate_records_have_all_metrics_of_the_task_once(records: list[Record]) -> None:
     metrics = {task: set(names) for task, names in documented(2)}
     for head, model, *_ in measured(records):
         found = [record for record in records if (record["head"], record["model"]) == (head, model)]
@@ -179,7 +179,7 @@ def test_every_model_has_all_metrics_of_its_task_once(records: list[Record]) -> 
     }
 
 
-def test_each_head_is_measured_on_its_own_set_beside_its_teacher_and_a_baseline(records: list[Record]) -> None:
+def test_evaluate_measures_each_head_with_teacher_and_baseline_on_its_set(records: list[Record]) -> None:
     """The set has no test split: its other held-out one is taken. It has three images."""
     expected = {
         (head, model, "truth", "val") for head in TRAINED for model in ("student", f"teacher:{head}", "baseline")
@@ -189,13 +189,13 @@ def test_each_head_is_measured_on_its_own_set_beside_its_teacher_and_a_baseline(
     assert {(record["protocol"], record["n"]) for record in found} == {(PROTOCOL, 3)}
 
 
-def test_a_teacher_without_true_labels_is_what_the_student_is_compared_with(records: list[Record]) -> None:
+def test_evaluate_without_true_labels_compares_student_with_teacher(records: list[Record]) -> None:
     found = [record for record in records if record["head"] == "gabor"]
     assert measured(found) == {("gabor", model, "truth", "val") for model in ("student", "baseline")}
     assert {(record["protocol"], record["n"]) for record in found} == {(AGREEMENT, 3)}
 
 
-def test_a_teacher_scores_the_same_in_training_and_here(records: list[Record], artifacts: dict[str, Artifact]) -> None:
+def test_evaluate_scores_a_teacher_as_its_training_did(records: list[Record], artifacts: dict[str, Artifact]) -> None:
     for head in TRAINED:
         scores = {record["metric"]: record["value"] for record in records if record["model"] == f"teacher:{head}"}
         assert scores == Teacher.load(artifacts[f"teacher.{head}"]).scores
@@ -208,7 +208,7 @@ def some_of_the_world(world: World, artifacts: Mapping[str, Artifact], **more: A
     return Inputs({**{name: artifacts[name] for name in names}, **sets}, world.runtime)
 
 
-def test_a_set_that_shares_task_and_classes_is_measured_as_well(
+def test_evaluate_measures_further_sets_of_the_same_task_and_classes(
     world: World, artifacts: dict[str, Artifact], make_set: MakeSet, tmp_path: Path
 ) -> None:
     """It has no depth, and the other one is not asked for. A teacher's own set counts once."""
@@ -230,7 +230,7 @@ def test_a_set_that_shares_task_and_classes_is_measured_as_well(
 
 
 @pytest.mark.parametrize(("asked", "found"), [("test", ("test", 2)), ("val", ("val", 1))])
-def test_the_split_that_is_asked_for_is_preferred(
+def test_evaluate_prefers_the_split_that_is_asked_for(
     asked: str, found: tuple[str, int], make_kinds: MakeSet, make_model: MakeModel, measure_small: Measure
 ) -> None:
     """Where a set has it; `away` has one held-out split alone, whichever is asked for."""
@@ -245,7 +245,9 @@ def test_the_split_that_is_asked_for_is_preferred(
     }
 
 
-def test_scores_go_to_those_who_earned_them(make_kinds: MakeSet, make_model: MakeModel, measure_small: Measure) -> None:
+def test_evaluate_assigns_scores_to_the_right_models(
+    make_kinds: MakeSet, make_model: MakeModel, measure_small: Measure
+) -> None:
     """The teacher says a, the student b; a is the more frequent class where the teacher learned."""
     home = make_kinds("home", {"train/a": [1, 2], "train/b": [3], "test/a": [4], "test/b": [5, 6, 7]})
     away = make_kinds("away", {"train/b": [8, 9], "test/a": [10, 11, 12, 13], "test/b": [14]})
@@ -256,7 +258,7 @@ def test_scores_go_to_those_who_earned_them(make_kinds: MakeSet, make_model: Mak
     assert {(record["metric"], record["better"], record["seed"]) for record in records} == {("accuracy", "higher", 5)}
 
 
-def test_the_baseline_does_not_know_images_that_are_held_out(
+def test_evaluate_baseline_does_not_see_held_out_images(
     make_kinds: MakeSet, make_model: MakeModel, measure_small: Measure
 ) -> None:
     """Two of the three training images of class a are tested on: without them b is the more frequent class."""
@@ -266,7 +268,7 @@ def test_the_baseline_does_not_know_images_that_are_held_out(
     assert values(records, "home") == {"student": 1.0, "teacher:kind": 1.0, "baseline": 0.0}
 
 
-def test_a_teacher_from_elsewhere_has_no_baseline(
+def test_evaluate_teacher_from_elsewhere_has_no_baseline(
     make_kinds: MakeSet, make_model: MakeModel, measure_small: Measure
 ) -> None:
     """Nobody knows what it learned from; the set to measure it on is the one that is named."""
@@ -277,7 +279,7 @@ def test_a_teacher_from_elsewhere_has_no_baseline(
 
 
 @pytest.mark.parametrize(("answer", "agreement"), [("a", 1.0), ("b", 0.0)])
-def test_agreement_is_with_what_the_teacher_says(
+def test_evaluate_agreement_is_with_the_teachers_labels(
     answer: str, agreement: float, make_set: MakeSet, make_model: MakeModel, measure_small: Measure
 ) -> None:
     """The teacher says a; so does the best constant answer."""
@@ -288,7 +290,7 @@ def test_agreement_is_with_what_the_teacher_says(
     assert {(record["n"], record["protocol"]) for record in records} == {(2, AGREEMENT)}
 
 
-def test_a_set_of_the_same_task_but_other_classes_has_no_truth_for_a_teacher(
+def test_evaluate_set_with_other_classes_has_no_truth_for_a_teacher(
     make_set: MakeSet,
     make_kinds: MakeSet,
     make_network: Callable[..., Network],
@@ -317,7 +319,7 @@ def ground(noise: Noise, make_set: MakeSet, tmp_path: Path) -> Artifact:
     return make_set("ground", kind="masks", path=str(tmp_path / "ground"), classes=GROUND.classes, max_bad=0)
 
 
-def test_images_without_a_label_are_not_counted(
+def test_evaluate_does_not_count_images_without_a_label(
     ground: Artifact, make_network: Callable[..., Network], measure_small: Measure, tmp_path: Path
 ) -> None:
     model = saved(make_network({"masks": GROUND}), tmp_path / "model", None)
@@ -326,7 +328,7 @@ def test_images_without_a_label_are_not_counted(
     assert {(record["n"], record["protocol"]) for record in records} == {(2, PROTOCOL)}
 
 
-def test_a_student_without_the_head_is_left_out(
+def test_evaluate_leaves_out_a_student_without_the_head(
     artifacts: dict[str, Artifact], world: World, make_model: MakeModel, tmp_path: Path
 ) -> None:
     """Its weight in the loss was 0. With no true label there is nothing to measure then."""
@@ -336,14 +338,14 @@ def test_a_student_without_the_head_is_left_out(
     assert measured(records) == {("kinds", model, "truth", "val") for model in ("teacher:kinds", "baseline")}
 
 
-def test_where_nothing_is_held_out_nothing_is_measured(
+def test_evaluate_without_held_out_images_measures_nothing(
     artifacts: dict[str, Artifact], world: World, tmp_path: Path
 ) -> None:
     names = ("student", "data.pool", "teacher.gabor")
     assert measure(Inputs({name: artifacts[name] for name in names}, world.runtime), tmp_path / "out") == []
 
 
-def test_a_stop_ends_the_measuring(world: World, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+def test_evaluate_stops_when_asked(world: World, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     stop, told = threading.Event(), []
 
     def progress(step: str, done: float, line: str) -> None:

@@ -80,7 +80,7 @@ def rate(record: Record) -> float:
     return found
 
 
-def test_all_tasks_of_a_set_are_measured_by_all_their_metrics(bench: Bench) -> None:
+def test_finetune_measures_all_tasks_by_all_metrics(bench: Bench) -> None:
     made = bench.tune("scenes")
     records = records_of(made)
     found = {task: [each for each in records if each["task"] == task] for task in TASKS}
@@ -97,7 +97,7 @@ def test_all_tasks_of_a_set_are_measured_by_all_their_metrics(bench: Bench) -> N
 
 
 @pytest.mark.parametrize(("best", "by_rate"), [(0.03, {1e-3: 0.2, 3e-2: 0.8}), (0.001, {1e-3: 0.8, 3e-2: 0.2})])
-def test_what_is_best_on_validation_is_reported(
+def test_finetune_reports_the_best_on_validation(
     best: float, by_rate: dict[float, float], bench: Bench, trained: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decide(monkeypatch, "miou", by_rate, trained)
@@ -108,7 +108,7 @@ def test_what_is_best_on_validation_is_reported(
 
 
 @pytest.mark.parametrize(("best", "by_rate"), [(0.001, {1e-3: 20.0, 3e-2: 80.0}), (0.03, {1e-3: 80.0, 3e-2: 20.0})])
-def test_of_a_metric_that_is_better_lower_the_lowest_is_best(
+def test_finetune_takes_the_lowest_of_a_metric_that_is_better_lower(
     best: float, by_rate: dict[float, float], bench: Bench, trained: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decide(monkeypatch, "mean_angle", by_rate, trained)
@@ -116,7 +116,7 @@ def test_of_a_metric_that_is_better_lower_the_lowest_is_best(
     assert {rate(record) for record in records} == {best}
 
 
-def test_what_the_first_seed_chose_is_taken_for_the_others(
+def test_finetune_takes_the_first_seeds_settings_for_the_others(
     bench: Bench, trained: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For every number of labels of its own."""
@@ -138,7 +138,7 @@ def test_what_the_first_seed_chose_is_taken_for_the_others(
     assert few != other, "every seed has labels of its own"
 
 
-def test_without_a_split_to_decide_by_a_fifth_decides(
+def test_finetune_without_a_validation_split_takes_a_fifth_of_the_labels(
     bench: Bench, trained: list[Any], make_kinds: MakeKinds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     splits = {"train": range(5), "test": range(10, 12)}
@@ -159,7 +159,7 @@ def test_without_a_split_to_decide_by_a_fifth_decides(
     assert not deciding & reported
 
 
-def test_what_is_done_is_kept_when_it_is_stopped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finetune_keeps_finished_trials_when_stopped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = bench.tune("colours", seeds=3, root=Root.of(Path(bench.runtime.root.path).parent / "other"))
     assert whole.counts["trained"] == 4
     stop, kept = threading.Event(), []
@@ -184,7 +184,7 @@ def timeless(made: Artifact) -> list[Record]:
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records_of(made)]
 
 
-def test_more_seeds_and_labels_are_added_to_what_is_there(bench: Bench) -> None:
+def test_finetune_adds_seeds_and_labels_to_earlier_records(bench: Bench) -> None:
     first = bench.tune("colours", seeds=1)
     more = bench.tune("colours", seeds=2)
     assert (first.counts["trained"], more.counts["trained"]) == (2, 1)
@@ -198,19 +198,19 @@ def test_more_seeds_and_labels_are_added_to_what_is_there(bench: Bench) -> None:
     assert records_of(less) == records_of(few)[:1]
 
 
-def test_nothing_is_gone_on_from_that_was_made_of_other_images(bench: Bench, make_kinds: MakeKinds) -> None:
+def test_finetune_does_not_reuse_records_of_other_images(bench: Bench, make_kinds: MakeKinds) -> None:
     bench.tune("colours", seeds=1)
     there = {"train": range(1, 7), "val": range(10, 12), "test": range(20, 23)}
     bench.sets["colours"] = make_kinds({f"{split}/{kind}": each for split, each in there.items() for kind in COLOURS})
     assert bench.tune("colours", seeds=2).counts["trained"] == 3
 
 
-def test_other_settings_are_another_measurement(bench: Bench) -> None:
+def test_finetune_does_not_reuse_records_of_other_settings(bench: Bench) -> None:
     bench.tune("colours", seeds=1)
     assert bench.tune("colours", seeds=2, seed=1).counts["trained"] == 3
 
 
-def test_corrupted_images_are_measured_on_by_the_same_networks(bench: Bench) -> None:
+def test_finetune_measures_corrupted_images_with_the_same_networks(bench: Bench) -> None:
     made = bench.tune("colours", corruptions=True)
     assert made.counts["trained"] == 2
     found = {record["corruption"]: record["value"] for record in records_of(made)}
@@ -219,7 +219,7 @@ def test_corrupted_images_are_measured_on_by_the_same_networks(bench: Bench) -> 
     assert found["none"] == records_of(bench.tune("colours"))[0]["value"]
 
 
-def test_more_labels_than_there_are_are_told_before_anything_is_trained(bench: Bench, trained: list[Any]) -> None:
+def test_finetune_refuses_more_labels_than_there_are_before_training(bench: Bench, trained: list[Any]) -> None:
     with pytest.raises(ConfigError, match=r"labels: 13 labelled images asked for; scenes has 12 to learn from"):
         bench.tune("scenes", labels=["all", 13])
     assert not trained
@@ -230,7 +230,7 @@ def test_more_labels_than_there_are_are_told_before_anything_is_trained(bench: B
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 @pytest.mark.parametrize("task", ["classification", "segmentation"])
-def test_a_network_starts_from_every_weight_of_the_backbone_and_its_normalisation(backbone: str, task: str) -> None:
+def test_build_network_takes_all_weights_and_statistics_of_the_backbone(backbone: str, task: str) -> None:
     torch.manual_seed(5)
     about = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     start = InitialBackbone(backbone, 32, about, random_backbone(backbone, 32).build_encoder().model.state_dict())
@@ -249,7 +249,7 @@ def heads_of(blank: bool, seed: int = 0) -> dict[str, torch.Tensor]:
     return dict(network.heads.state_dict())
 
 
-def test_a_linear_head_begins_with_zeros_where_the_schedule_says_so() -> None:
+def test_build_network_blank_starts_a_linear_head_from_zeros() -> None:
     blank, usual = heads_of(blank=True), heads_of(blank=False)
     assert usual["classification.weight"].abs().sum() > 0
     assert blank["classification.weight"].abs().sum() == blank["classification.bias"].abs().sum() == 0
@@ -261,7 +261,7 @@ def test_a_linear_head_begins_with_zeros_where_the_schedule_says_so() -> None:
 # The schedules
 
 
-def test_hpts_grid_is_that_of_its_authors() -> None:
+def test_hpt_schedule_has_the_published_grid() -> None:
     """Two learning rates, a hundred times as high for the head, by two lengths: 2,500 steps with drops at 833 and
     1,667, and 90 epochs with drops at 30 and 60.
     """
@@ -278,7 +278,7 @@ def test_hpts_grid_is_that_of_its_authors() -> None:
 
 
 @pytest.mark.parametrize(("images", "epochs"), [(100, 60), (499, 60), (500, 30), (1000, 30)])
-def test_suncets_schedule_is_twice_as_long_for_few_labels(images: int, epochs: int) -> None:
+def test_suncet_schedule_is_twice_as_long_for_few_labels(images: int, epochs: int) -> None:
     """60 epochs of 1 % of the labels, 30 of 10 %; the head begins with zeros."""
     [found] = SCHEDULES["suncet"].grid(images, 10_000)
     assert found["epochs"] == epochs
@@ -287,7 +287,7 @@ def test_suncets_schedule_is_twice_as_long_for_few_labels(images: int, epochs: i
     assert SCHEDULES["suncet"].blank_head
 
 
-def test_published_schedules_crop_and_flip_and_leave_colours_alone() -> None:
+def test_published_schedules_crop_and_flip_without_color_jitter() -> None:
     for name in ("hpt", "suncet"):
         augment = SCHEDULES[name].augment
         assert (augment.brightness, augment.contrast, augment.saturation) == (0, 0, 0)
@@ -295,7 +295,7 @@ def test_published_schedules_crop_and_flip_and_leave_colours_alone() -> None:
         assert dataclasses.replace(SCHEDULES[name], version=9) != SCHEDULES[name]
 
 
-def test_the_quick_schedule_is_longer_for_more_images() -> None:
+def test_quick_schedule_is_longer_for_more_images() -> None:
     few, many = SCHEDULES["quick"].grid(20, 20), SCHEDULES["quick"].grid(3200, 3200)
     assert {each["steps"] for each in few} == {300}
     assert {each["steps"] for each in many} == {2000}

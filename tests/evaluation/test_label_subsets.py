@@ -35,7 +35,7 @@ def uneven(make_kinds: MakeKinds) -> ImageDataset:
     return train_of(make_kinds({"train/a": range(6), "train/b": range(6, 9), "train/c": [9]}))
 
 
-def test_every_beginning_holds_as_much_of_each_class_as_there_is(uneven: ImageDataset) -> None:
+def test_nested_order_balances_classes_in_every_beginning(uneven: ImageDataset) -> None:
     there, classes = Counter({0: 6, 1: 3, 2: 1}), class_ids(uneven, KINDS)
     for seed in range(5):
         order = nested_order(uneven.keys(), classes, seed)
@@ -46,7 +46,7 @@ def test_every_beginning_holds_as_much_of_each_class_as_there_is(uneven: ImageDa
             assert all(drawn[kind] >= min(there[kind], most - 1) for kind in there), (count, drawn)
 
 
-def test_a_seed_draws_its_own_images_and_the_same_ones_again(uneven: ImageDataset) -> None:
+def test_nested_order_depends_on_the_seed_alone(uneven: ImageDataset) -> None:
     keys, classes = uneven.keys(), class_ids(uneven, KINDS)
     orders = [tuple(nested_order(keys, classes, seed)) for seed in range(6)]
     assert tuple(nested_order(keys, classes, 0)) == orders[0]
@@ -54,7 +54,7 @@ def test_a_seed_draws_its_own_images_and_the_same_ones_again(uneven: ImageDatase
     assert len({frozenset(order[:4]) for order in orders}) > 1, "other images, not the same ones in another order"
 
 
-def test_images_without_classes_are_drawn_by_the_seed_alone(scenes: Artifact) -> None:
+def test_splits_order_without_classes_depends_on_the_seed(scenes: Artifact) -> None:
     splits = find_splits(IngestedSet(scenes), "depth", "test")
     assert splits
     assert not splits.classes
@@ -62,7 +62,7 @@ def test_images_without_classes_are_drawn_by_the_seed_alone(scenes: Artifact) ->
     assert tuple(splits.order(1)) != tuple(splits.order(2))
 
 
-def test_few_labels_are_a_part_of_more() -> None:
+def test_split_train_val_subsets_are_nested() -> None:
     order = np.random.default_rng(0).permutation(30)
     for val_from_train in (False, True):
         drawn = [
@@ -72,7 +72,7 @@ def test_few_labels_are_a_part_of_more() -> None:
         assert all(few < more for few, more in itertools.pairwise(drawn))
 
 
-def test_what_decides_is_a_fifth_that_is_not_learned_from() -> None:
+def test_split_train_val_takes_a_fifth_for_validation() -> None:
     order = np.random.default_rng(0).permutation(30)
     learned, aside = split_train_val(order, 20, val_from_train=True)
     assert (len(learned), len(aside)) == (16, 4)
@@ -81,7 +81,7 @@ def test_what_decides_is_a_fifth_that_is_not_learned_from() -> None:
     assert [len(part) for part in split_train_val(order, 20, val_from_train=False)] == [20, 0]
 
 
-def test_amounts_are_all_or_numbers_or_shares() -> None:
+def test_label_count_of_all_numbers_and_shares() -> None:
     assert label_count("all", 50, 10, "pets") == 50
     assert label_count(20, 50, 10, "pets") == 20
     assert label_count(0.3, 50, 10, "pets") == 15
@@ -100,17 +100,17 @@ def test_amounts_are_all_or_numbers_or_shares() -> None:
         (0.02, 0, r"labels: 0\.02 of 50 labelled images are 1; pets has 0 classes, and at least 2"),
     ],
 )
-def test_an_amount_that_is_not_there_is_told_with_what_is(amount: float, classes: int, says: str) -> None:
+def test_label_count_refuses_too_many_and_too_few(amount: float, classes: int, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         label_count(amount, 50, classes, "pets")
 
 
-def test_one_image_cannot_be_learned_from_and_decide() -> None:
+def test_label_count_refuses_one_image_to_train_and_validate() -> None:
     with pytest.raises(ConfigError, match="labels: pets has 1 labelled image: too few to train and to validate on"):
         label_count("all", 1, 1, "pets", val_from_train=True)
 
 
-def test_validation_images_decide_where_there_are_some(colours: Artifact) -> None:
+def test_find_splits_has_validation_images_if_there_are_some(colours: Artifact) -> None:
     splits = splits_in(colours)
     assert splits.val
     assert (len(splits.train), len(splits.val), len(splits.test), splits.name) == (18, 6, 9, "test")
@@ -119,7 +119,7 @@ def test_validation_images_decide_where_there_are_some(colours: Artifact) -> Non
 @pytest.mark.parametrize(
     ("held_out", "preferred", "name"), [("val", "test", "val"), ("test", "val", "test"), ("test", "test", "test")]
 )
-def test_the_one_held_out_split_is_reported_on_and_does_not_decide(
+def test_find_splits_tests_on_the_one_held_out_split(
     held_out: str, preferred: str, name: str, make_kinds: MakeKinds
 ) -> None:
     made = make_kinds({"train/a": [1], "train/b": [2], f"{held_out}/a": [3], f"{held_out}/b": [4]})
@@ -127,12 +127,12 @@ def test_the_one_held_out_split_is_reported_on_and_does_not_decide(
     assert (splits.name, len(splits.test), splits.val) == (name, 2, None)
 
 
-def test_validation_images_that_are_reported_on_do_not_decide(colours: Artifact) -> None:
+def test_find_splits_does_not_validate_on_the_tested_val_split(colours: Artifact) -> None:
     splits = splits_in(colours, "val")
     assert (splits.name, len(splits.test), splits.val) == ("val", 6, None)
 
 
-def test_held_out_images_are_not_learned_from(make_kinds: MakeKinds) -> None:
+def test_find_splits_does_not_train_on_held_out_images(make_kinds: MakeKinds) -> None:
     """Number 2 is tested on as well, 3 decides."""
     held_out = {"val/a": [3], "val/b": [5], "test/a": [2], "test/b": [6]}
     splits = splits_in(make_kinds({"train/a": [1, 2, 3], "train/b": [4], **held_out}))
@@ -141,7 +141,7 @@ def test_held_out_images_are_not_learned_from(make_kinds: MakeKinds) -> None:
     assert not keys_of(splits.train) & (keys_of(splits.val) | keys_of(splits.test))
 
 
-def test_what_decides_is_not_reported_on(make_kinds: MakeKinds) -> None:
+def test_find_splits_does_not_validate_on_test_images(make_kinds: MakeKinds) -> None:
     """Number 3 is in both held-out splits."""
     splits = splits_in(
         make_kinds({"train/a": [1], "train/b": [2], "val/a": [3], "val/b": [4], "test/a": [3], "test/b": [5]})
@@ -152,17 +152,17 @@ def test_what_decides_is_not_reported_on(make_kinds: MakeKinds) -> None:
     assert not keys_of(splits.val) & keys_of(splits.test)
 
 
-def test_where_all_that_decides_is_reported_on_a_part_of_the_others_decides(make_kinds: MakeKinds) -> None:
+def test_find_splits_has_no_val_if_all_its_images_are_tested(make_kinds: MakeKinds) -> None:
     held_out = {"val/a": [3], "test/a": [3], "val/b": [4], "test/b": [4]}
     splits = splits_in(make_kinds({"train/a": [1], "train/b": [2], **held_out}))
     assert splits.val is None
 
 
-def test_without_held_out_labels_there_are_no_splits(make_kinds: MakeKinds, scenes: Artifact) -> None:
+def test_find_splits_is_none_without_held_out_labels(make_kinds: MakeKinds, scenes: Artifact) -> None:
     assert find_splits(IngestedSet(make_kinds({"train/a": [1], "train/b": [2]})), KINDS, "test") is None
     assert find_splits(IngestedSet(scenes), "texture", "test") is None
 
 
-def test_where_all_images_to_learn_from_are_held_out_there_are_no_splits(make_kinds: MakeKinds) -> None:
+def test_find_splits_is_none_if_all_training_images_are_held_out(make_kinds: MakeKinds) -> None:
     made = make_kinds({"train/a": [1], "train/b": [2], "test/a": [1], "test/b": [2]})
     assert find_splits(IngestedSet(made), KINDS, "test") is None

@@ -51,24 +51,24 @@ def line(better: str, **values: float) -> MetricLine:
         ("lower", 0.0, 1.0, None),
     ],
 )
-def test_the_share_of_the_teacher_grows_with_the_student(
+def test_metric_line_share_grows_with_the_student(
     better: str, student: float, teacher: float, share: float | None
 ) -> None:
     assert line(better, student=student, teacher=teacher).share == (share if share is None else pytest.approx(share))
 
 
-def test_there_is_no_share_without_a_teacher() -> None:
+def test_metric_line_share_is_none_without_a_teacher() -> None:
     assert line("higher", student=0.5, baseline=0.1).share is None
 
 
-def test_being_ahead_follows_the_direction_of_the_metric_and_is_strict() -> None:
+def test_metric_line_is_better_follows_the_direction_and_is_strict() -> None:
     assert line("lower", student=1.0, baseline=2.0).is_better("student", "baseline") is True
     assert line("higher", student=1.0, baseline=2.0).is_better("student", "baseline") is False
     assert line("higher", student=2.0, baseline=2.0).is_better("student", "baseline") is False
     assert line("higher", student=2.0).is_better("student", "baseline") is None
 
 
-def test_records_become_a_line_per_metric_and_none_is_lost() -> None:
+def test_read_lines_makes_a_line_per_metric_and_loses_none() -> None:
     probe = record("linear probe", 0.7)
     lines, others = read_lines([*three(3.0, 2.0, 4.0), *three(0.3, 0.2, 0.1, metric="delta"), probe])
     assert [line.metric for line in lines] == ["rmse", "delta"]
@@ -76,14 +76,14 @@ def test_records_become_a_line_per_metric_and_none_is_lost() -> None:
     assert others == [probe]
 
 
-def test_equal_metrics_of_other_sets_and_protocols_stay_apart() -> None:
+def test_read_lines_separates_sets_and_protocols() -> None:
     lines, _ = read_lines([record("student", 1.0), record("student", 2.0, dataset="attic")])
     assert [line.values["student"] for line in lines] == [1.0, 2.0]
     lines, _ = read_lines([record("student", 1.0), record("student", 2.0, protocol="crops")])
     assert [line.values["student"] for line in lines] == [1.0, 2.0]
 
 
-def test_the_first_metric_of_a_place_leads() -> None:
+def test_leading_lines_takes_the_first_metric_of_a_target() -> None:
     lines, _ = read_lines([*three(1, 1, 1), *three(1, 1, 1, metric="delta"), *three(1, 1, 1, dataset="attic")])
     assert [(line.target.dataset, line.metric) for line in leading_lines(lines)] == [
         ("rooms", "rmse"),
@@ -91,7 +91,7 @@ def test_the_first_metric_of_a_place_leads() -> None:
     ]
 
 
-def test_the_outcome_counts_heads_and_names_them() -> None:
+def test_outcome_sentences_count_and_name_heads() -> None:
     lines, _ = read_lines(
         [
             *three(2.1, 2.0, 4.0),
@@ -111,7 +111,7 @@ def test_the_outcome_counts_heads_and_names_them() -> None:
     assert "Not measured" not in fine_print(lines, {"depth": "rooms"})
 
 
-def test_agreement_with_a_teacher_that_nobody_has_labels_for_is_told_apart() -> None:
+def test_outcome_sentences_separate_agreement_with_teachers_without_truth() -> None:
     near, far = {"head": "gabor", "dataset": "rooms"}, {"head": "imagenet", "dataset": "rooms"}
     lines, _ = read_lines(
         [
@@ -126,11 +126,11 @@ def test_agreement_with_a_teacher_that_nobody_has_labels_for_is_told_apart() -> 
     assert agreement.endswith("on 1 of 2 (gabor).")
 
 
-def test_without_metrics_the_outcome_says_so() -> None:
+def test_outcome_sentences_without_metrics() -> None:
     assert outcome_sentences([], {"gabor": None}) == ["Nothing was measured."]
 
 
-def test_a_teacher_no_better_than_the_baseline_is_named_with_both_values() -> None:
+def test_weak_teachers_are_named_with_both_values() -> None:
     lines, _ = read_lines([*three(1.0, 2.5, 2.5), *three(1.0, 2.0, 2.5, head="good")])
     (sentence,) = weak_teachers(lines)
     assert "Teacher depth" in sentence

@@ -26,18 +26,18 @@ from tests.evaluation.measuring import COLOURS, Bench, MakeKinds, Record, keys_o
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[ProbeTask]:
-    """The problems that a probe called `spy` is given, which says that everything is of the first class."""
-    problems: list[ProbeTask] = []
+    """The tasks that a probe called `spy` is given, which says that everything is of the first class."""
+    tasks: list[ProbeTask] = []
 
-    def fit(problem: ProbeTask) -> ProbeResult:
-        problems.append(problem)
-        first = torch.eye(problem.classes)[:1]
+    def fit(task: ProbeTask) -> ProbeResult:
+        tasks.append(task)
+        first = torch.eye(task.classes)[:1]
         return ProbeResult(lambda features: first.expand(len(features), -1), {"first": 1})
 
     spy = types.ModuleType("evaluation.probes.spy")
     spy.__dict__.update(VERSION=7, ABOUT="everything is of the first class", RANDOM=False, fit=fit)
     monkeypatch.setitem(sys.modules, spy.__name__, spy)
-    return problems
+    return tasks
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def accuracies(records: Sequence[Record]) -> dict[tuple[str, int, int], float]:
     return {(record["protocol"], record["labels"], record["seed"]): record["value"] for record in records}
 
 
-def test_a_record_says_how_its_number_came_about(bench: Bench) -> None:
+def test_probe_record_has_protocol_images_and_settings(bench: Bench) -> None:
     linear, knn = bench.probe("linear", "knn", on="colours", seed=3)
     about = {field.name for field in dataclasses.fields(Measurement)}
     assert set(linear) == set(knn) == about
@@ -68,13 +68,13 @@ def test_a_record_says_how_its_number_came_about(bench: Bench) -> None:
     assert linear["steps"] is linear["images"] is linear["seconds"] is None, "nothing was trained step by step"
 
 
-def test_the_accuracy_is_that_of_the_images_that_are_reported_on(bench: Bench, seen: list[ProbeTask]) -> None:
+def test_probe_accuracy_is_on_the_test_images(bench: Bench, seen: list[ProbeTask]) -> None:
     [record] = bench.probe("spy", on="colours")
     assert record["value"] == pytest.approx(1 / 3)
     assert (record["protocol"], record["about"]) == ("spy v7", "everything is of the first class")
 
 
-def test_a_probe_is_given_what_the_labels_say(bench: Bench, seen: list[ProbeTask]) -> None:
+def test_probe_task_has_the_labels_asked_for(bench: Bench, seen: list[ProbeTask]) -> None:
     records = bench.probe("spy", on="colours", labels=[6, 0.5, "all"], seeds=2, seed=5)
     assert [(record["asked"], record["labels"], record["seed"]) for record in records] == [
         (6, 6, 5),
@@ -83,43 +83,43 @@ def test_a_probe_is_given_what_the_labels_say(bench: Bench, seen: list[ProbeTask
         (0.5, 9, 6),
         ("all", 18, 5),
     ], "nothing is drawn of all labels: another seed comes to the same"
-    assert [len(problem.train.features) for problem in seen] == [6, 6, 9, 9, 18]
-    for problem in seen:
-        counts = torch.bincount(problem.train.classes, minlength=3).tolist()
-        assert counts == [len(problem.images) // 3] * 3
-        assert len(problem.val.classes) == 6
-        assert len(problem.images) == len(problem.train.features)
-    few, other, more, _, _ = (keys_of(problem.images) for problem in seen)
+    assert [len(task.train.features) for task in seen] == [6, 6, 9, 9, 18]
+    for task in seen:
+        counts = torch.bincount(task.train.classes, minlength=3).tolist()
+        assert counts == [len(task.images) // 3] * 3
+        assert len(task.val.classes) == 6
+        assert len(task.images) == len(task.train.features)
+    few, other, more, _, _ = (keys_of(task.images) for task in seen)
     assert few < more
     assert few != other
 
 
-def test_without_a_split_to_decide_by_a_part_of_the_labels_decides(
+def test_probe_without_a_validation_split_takes_a_part_of_the_labels(
     bench: Bench, seen: list[ProbeTask], make_kinds: MakeKinds
 ) -> None:
     splits = {"train": range(5), "test": range(10, 12)}
     bench.sets["kinds"] = make_kinds({f"{split}/{kind}": each for split, each in splits.items() for kind in COLOURS})
     [record] = bench.probe("spy", on="kinds", labels=[10])
-    [problem] = seen
-    assert (len(problem.train.classes), len(problem.val.classes), record["labels"], record["n"]) == (8, 2, 10, 6)
-    same = (problem.val.features[:, None] == problem.train.features[None]).all(2)
+    [task] = seen
+    assert (len(task.train.classes), len(task.val.classes), record["labels"], record["n"]) == (8, 2, 10, 6)
+    same = (task.val.features[:, None] == task.train.features[None]).all(2)
     assert not same.any(), "what decides is not learned from"
 
 
-def test_features_are_those_of_the_start_itself(bench: Bench, seen: list[ProbeTask]) -> None:
+def test_probe_features_are_those_of_the_start(bench: Bench, seen: list[ProbeTask]) -> None:
     """No step of training is direct transfer: whole images, running statistics."""
     bench.probe("spy", on="colours", seed=1)
-    [problem] = seen
-    encoder, images = problem.encoder.eval(), problem.images
+    [task] = seen
+    encoder, images = task.encoder.eval(), task.images
     whole = np.stack([transform_image(decode_image(images.read(at)[1]), AugmentParams(), 32) for at in range(18)])
     with torch.no_grad():
         wanted = encoder(torch.from_numpy(whole).permute(0, 3, 1, 2).float() / 255)
-    nearest = torch.cdist(problem.train.features, wanted).min(0)
+    nearest = torch.cdist(task.train.features, wanted).min(0)
     assert sorted(nearest.indices.tolist()) == list(range(18)), "of every image, in the order of the draw"
     assert nearest.values.max() < 1e-4
 
 
-def test_corrupted_images_are_measured_on_and_not_learned_from(bench: Bench, seen: list[ProbeTask]) -> None:
+def test_probe_measures_on_corrupted_images_and_trains_on_clean_ones(bench: Bench, seen: list[ProbeTask]) -> None:
     plain = bench.probe("linear", on="colours")
     records = bench.probe("linear", "spy", on="colours", corruptions=True)
     found = {record["corruption"]: record for record in records if record["protocol"] == "linear v1"}
@@ -133,7 +133,7 @@ def test_corrupted_images_are_measured_on_and_not_learned_from(bench: Bench, see
     assert len(seen) == 1, "nothing is learned again for them"
 
 
-def test_a_set_without_held_out_labels_is_not_measured_on_and_says_so(bench: Bench, make_kinds: MakeKinds) -> None:
+def test_probe_skips_a_set_without_held_out_labels_with_a_reason(bench: Bench, make_kinds: MakeKinds) -> None:
     bench.sets["kinds"] = make_kinds({"train/a": [1], "train/b": [2]})
     config = {"name": "probe.it", "start": scratch(), "probes": ["knn"], **bench.common("kinds")}
     made = bench.run("evaluation.probing:probe", {"data.kinds": bench.sets["kinds"]}, config)
@@ -141,13 +141,13 @@ def test_a_set_without_held_out_labels_is_not_measured_on_and_says_so(bench: Ben
     assert made.counts == {"records": 0, "why": "no class labels to learn from, or none held out"}
 
 
-def test_more_labels_than_there_are_are_told(bench: Bench) -> None:
+def test_probe_refuses_more_labels_than_there_are(bench: Bench) -> None:
     with pytest.raises(ConfigError, match="labels: 19 labelled images asked for; colours has 18 to learn from"):
         bench.probe("knn", on="colours", labels=[19])
 
 
 @pytest.mark.usefixtures("quick_hpt")
-def test_what_is_trained_begins_anew_for_every_number_of_labels(bench: Bench) -> None:
+def test_probe_trains_from_new_for_every_number_of_labels(bench: Bench) -> None:
     """It leaves a state to go on from after every step, which is none of the next one's."""
     together = accuracies(bench.probe("linear_hpt", on="colours", labels=[3, "all"], seeds=2, corruptions=False))
     alone = accuracies(bench.probe("linear_hpt", on="colours", labels=["all"], seeds=2))
@@ -162,9 +162,9 @@ def trained_layers(bench: Bench, labels: list[Any]) -> list[torch.Tensor]:
     said = []
     really = linear_hpt.fit
 
-    def fit(problem: ProbeTask) -> ProbeResult:
-        solution = really(problem)
-        said.append(solution.classify(torch.linspace(-1, 1, 5 * problem.encoder.width).view(5, -1)))
+    def fit(task: ProbeTask) -> ProbeResult:
+        solution = really(task)
+        said.append(solution.classify(torch.linspace(-1, 1, 5 * task.encoder.width).view(5, -1)))
         return solution
 
     with pytest.MonkeyPatch.context() as patch:
@@ -173,7 +173,7 @@ def trained_layers(bench: Bench, labels: list[Any]) -> list[torch.Tensor]:
     return said
 
 
-def test_a_stop_ends_the_measuring(bench: Bench) -> None:
+def test_probe_stops_when_asked(bench: Bench) -> None:
     stop = threading.Event()
     stop.set()
     config = {"name": "probe.it", "start": scratch(), "probes": ["knn"], **bench.common("colours")}

@@ -45,18 +45,18 @@ ROWS = [
 FOUND = Comparison("first", ROWS, [COLUMN], {"accuracy": "higher"}, {}, "pets/test", {COLUMN: 2000}, {})
 
 
-def test_rows_without_a_stage_stand_beside_those_of_every_setting() -> None:
+def test_rows_in_has_rows_without_a_stage_for_every_setting() -> None:
     assert FOUND.settings() == [SHORT, LONG]
     for setting, number in ((SHORT, 2), (LONG, 3)):
         assert FOUND.rows_in(setting)[:3] == [ROWS[0], ROWS[1], ROWS[number]]
 
 
-def test_another_backbone_is_another_table() -> None:
+def test_rows_in_leaves_out_other_backbones() -> None:
     other = row("none", ComparisonSetting("resnet", None, None), 0.9, start="scratch")
     assert other not in dataclasses.replace(FOUND, rows=[*ROWS, other]).rows_in(SHORT)
 
 
-def test_advice_is_about_the_longest_training() -> None:
+def test_comparison_advice_is_on_the_longest_training() -> None:
     [said] = FOUND.advice()
     assert said.startswith(
         "first: vit on pets/test by linear v1 with 12 labels, 900 steps on 100% of the images: "
@@ -65,20 +65,20 @@ def test_advice_is_about_the_longest_training() -> None:
     assert "beats all others" in said
 
 
-def test_who_learned_from_all_labels_is_told_of_and_is_no_choice() -> None:
+def test_comparison_advice_mentions_supervised_and_does_not_rank_it() -> None:
     best = row("supervised", LONG, 0.9, 0.92, 0.91)
     [said] = dataclasses.replace(FOUND, rows=[*ROWS, best]).advice()
     assert "take 'simclr, from student' (81.0" in said
     assert said.endswith("With all labels, 'supervised on the same images, from student' comes to 91.0 %.")
 
 
-def test_rows_are_compared_by_the_seeds_that_all_have() -> None:
+def test_comparison_ranking_uses_the_seeds_that_all_rows_have() -> None:
     rows = [*ROWS[:2], row("simclr", LONG, 0.8)]
     [said] = dataclasses.replace(FOUND, rows=rows).advice()
     assert "fewer than 3 seeds support no advice" in said
 
 
-def test_of_angles_no_advice_is_given() -> None:
+def test_comparison_advice_ignores_angles() -> None:
     """A mean angle is no share, and less of it is better."""
     angle = MetricColumn("finetune quick v1", 12, "mean_angle", "none")
     rows = [dataclasses.replace(each, values={angle: each.values[COLUMN]}) for each in ROWS]
@@ -87,7 +87,7 @@ def test_of_angles_no_advice_is_given() -> None:
     assert found.best_from_scratch("vit", 1.0, angle) == pytest.approx(0.11), "the smallest of those from scratch"
 
 
-def test_what_is_to_be_reached_is_the_best_that_starts_from_scratch() -> None:
+def test_best_from_scratch_takes_rows_without_labels_and_of_the_same_share() -> None:
     assert FOUND.best_from_scratch("vit", 1.0, COLUMN) == pytest.approx(0.61)
     assert FOUND.best_from_scratch("resnet", 1.0, COLUMN) is None
     assert FOUND.best_from_scratch("vit", 0.1, COLUMN) == pytest.approx(0.11), "only what saw as many images"
@@ -97,7 +97,7 @@ def test_what_is_to_be_reached_is_the_best_that_starts_from_scratch() -> None:
     )
 
 
-def test_the_shortest_training_that_reaches_it_is_what_it_takes() -> None:
+def test_cost_to_reach_is_of_the_shortest_training() -> None:
     def takes(name: str, wanted: float) -> int | None:
         found = FOUND.cost_to_reach(name, SHORT, COLUMN, wanted)
         return None if found is None else found.steps
@@ -121,7 +121,7 @@ def measured(folder: Path, name: str, records: list[Any], trial: Trial) -> Artif
     return Artifact(Root.of(folder), name, {**contents(folder / name), **about})
 
 
-def test_every_task_of_a_set_has_a_column_by_its_leading_metric(tmp_path: Path) -> None:
+def test_read_comparisons_has_a_column_of_the_leading_metric_for_every_task(tmp_path: Path) -> None:
     trial = Trial("none", "scratch", "vit", None, None, 0)
     fine = like(LINEAR, protocol=NORMALS.protocol)
     records = [fine, like(fine, metric="other"), NORMALS, like(NORMALS, metric="median_angle"), LINEAR]
@@ -134,7 +134,7 @@ def test_every_task_of_a_set_has_a_column_by_its_leading_metric(tmp_path: Path) 
     ]
 
 
-def test_comparisons_of_one_root_are_told_apart_and_those_without_a_number_left_out(tmp_path: Path) -> None:
+def test_read_comparisons_separates_comparisons_and_leaves_out_those_without_records(tmp_path: Path) -> None:
     trial = Trial("none", "scratch", "vit", None, None, 0)
     artifacts = {
         "compare.one.it.probe": measured(tmp_path, "one", [LINEAR], trial),
@@ -147,7 +147,7 @@ def test_comparisons_of_one_root_are_told_apart_and_those_without_a_number_left_
     assert means == [0.5, 0.9]
 
 
-def test_costs_are_shown_where_something_was_trained_from_scratch() -> None:
+def test_cost_table_is_shown_if_something_was_trained_from_scratch() -> None:
     table = cost_table(FOUND)
     assert table
     rows = {str(cells[0]): cells for cells in table.rows}
@@ -158,7 +158,7 @@ def test_costs_are_shown_where_something_was_trained_from_scratch() -> None:
     assert cost_table(alone) is None
 
 
-def test_a_start_that_is_as_good_untrained_takes_no_step_and_no_image() -> None:
+def test_cost_table_has_no_steps_for_a_start_that_is_good_enough() -> None:
     better = [row("none", PLAIN, 0.7, 0.72, 0.71), *(each for each in ROWS if each.name != "the student, no stage")]
     table = cost_table(dataclasses.replace(FOUND, rows=better))
     assert table
@@ -166,7 +166,7 @@ def test_a_start_that_is_as_good_untrained_takes_no_step_and_no_image() -> None:
     assert list(found[3:7]) == ["61.0", "0", "0", NOTHING]
 
 
-def test_methods_are_told_as_a_change_from_the_first_one_of_the_same_start_and_setting() -> None:
+def test_comparison_change_is_from_the_first_method_of_start_and_setting() -> None:
     bn = row("simclr_bn", LONG, 0.7, 0.76, 0.7)
     other = row("simclr_bn", LONG, 0.5, 0.52, start="scratch")
     found = dataclasses.replace(FOUND, rows=[*ROWS, bn, other])

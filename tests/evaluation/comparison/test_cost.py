@@ -40,7 +40,7 @@ def chain() -> dict[str, Artifact]:
     }
 
 
-def test_a_training_costs_its_steps_and_the_images_that_went_through_them() -> None:
+def test_artifact_cost_counts_steps_and_images() -> None:
     assert artifact_cost(made(seconds=2.5, stage=SCHEDULE)) == Cost(10, 40, 2.5)
     assert artifact_cost(made(student={"epochs": 3, "batch": 30})) == Cost(10, 300, 1.0), (
         "three times 100 images, 30 a step"
@@ -49,32 +49,32 @@ def test_a_training_costs_its_steps_and_the_images_that_went_through_them() -> N
     assert artifact_cost(made(supervised=SCHEDULE)) == Cost(10, 40, 1.0)
 
 
-def test_steps_that_were_counted_are_what_was_trained() -> None:
+def test_artifact_cost_takes_the_counted_steps() -> None:
     """Of a stage with labels beside the images."""
     assert artifact_cost(made(counts={"images": 100, "steps": 6}, stage=SCHEDULE)) == Cost(6, 24, 1.0)
 
 
-def test_images_that_were_counted_are_what_went_through() -> None:
+def test_artifact_cost_takes_the_counted_images() -> None:
     """In a stage with labels these are more than the batch's; older artifacts have no such count."""
     counted = {"images": 100, "steps": 6, "images_seen": 30}
     assert artifact_cost(made(counts=counted, stage=SCHEDULE)) == Cost(6, 30, 1.0)
 
 
-def test_what_was_not_trained_costs_time_alone() -> None:
+def test_artifact_cost_without_training_is_time_alone() -> None:
     assert artifact_cost(made(seconds=7)) == Cost(0, 0, 7)
     assert artifact_cost(made(seconds=7, counts={"classes": 3}, teacher={"kind": "pretrained", "model": "m"})) == Cost(
         0, 0, 7
     )
 
 
-def test_what_was_gone_on_with_costs_the_time_of_all_attempts() -> None:
+def test_artifact_cost_includes_earlier_attempts() -> None:
     counts = {"images": 100, "training_seconds": 93.5, "earlier_seconds": 90.0}
     assert artifact_cost(made(seconds=5, counts=counts, stage=SCHEDULE)) == Cost(10, 40, 95.0)
     del counts["earlier_seconds"]
     assert artifact_cost(made(seconds=99, counts=counts, stage=SCHEDULE)) == Cost(10, 40, 99)
 
 
-def test_the_base_is_apart_and_everything_in_it_counts_once(chain: dict[str, Artifact]) -> None:
+def test_backbone_cost_counts_everything_in_the_base_once(chain: dict[str, Artifact]) -> None:
     own, base = backbone_cost(chain["stage.b"], chain)
     assert own == Cost(2, 16, 60)
     parts = [
@@ -84,16 +84,16 @@ def test_the_base_is_apart_and_everything_in_it_counts_once(chain: dict[str, Art
     assert base == Cost(10 + 4 + 7 + 9, 40 + 200 + 70 + 18, 3 + 20 + 30 + 5 + 40 + 50)
 
 
-def test_the_price_of_the_student_is_that_of_its_teachers_beside_its_own(chain: dict[str, Artifact]) -> None:
+def test_backbone_cost_of_the_student_has_its_teachers_in_the_base(chain: dict[str, Artifact]) -> None:
     own, base = backbone_cost(chain["student"], chain)
     assert (own.steps, base.steps, base.seconds) == (7, 14, 58)
 
 
-def test_what_was_not_made_here_has_no_price(chain: dict[str, Artifact]) -> None:
+def test_backbone_cost_of_weights_from_elsewhere_is_nothing(chain: dict[str, Artifact]) -> None:
     assert backbone_cost(None, chain) == (Cost(), Cost())
 
 
-def test_nothing_in_total_is_nothing() -> None:
+def test_sum_costs_of_nothing_is_nothing() -> None:
     assert sum_costs([]) == Cost()
 
 
@@ -101,12 +101,12 @@ def points(*values: float) -> list[CurvePoint]:
     return [CurvePoint(Cost(steps=100 * number), value) for number, value in enumerate(values, 1)]
 
 
-def test_the_fewest_steps_that_reach_it_count() -> None:
+def test_steps_to_reach_takes_the_fewest_steps() -> None:
     curve = points(0.2, 0.5, 0.4, 0.8)
     assert [steps_to_reach(curve, wanted) for wanted in (0.1, 0.2, 0.3, 0.5, 0.6)] == [100, 100, 200, 200, 400]
 
 
-def test_it_is_monotone_under_the_best_so_far() -> None:
+def test_steps_to_reach_is_monotone_by_the_best_so_far() -> None:
     """A longer training that comes out worse takes nothing back, and more asked for never takes fewer steps."""
     curve = points(0.2, 0.5, 0.1, 0.45, 0.6)
     wanted = [0.01 * number for number in range(60)]
@@ -115,15 +115,15 @@ def test_it_is_monotone_under_the_best_so_far() -> None:
     assert steps_to_reach(curve, 0.42) == 200
 
 
-def test_what_is_never_reached_takes_for_ever() -> None:
+def test_steps_to_reach_is_infinite_if_never_reached() -> None:
     assert steps_to_reach(points(0.2, 0.5), 0.51) == math.inf
     assert steps_to_reach([], 0.1) == math.inf
 
 
-def test_of_a_metric_that_is_better_lower_low_values_reach_it() -> None:
+def test_steps_to_reach_of_a_metric_that_is_better_lower() -> None:
     curve = points(40.0, 25.0, 30.0)
     assert [steps_to_reach(curve, wanted, "lower") for wanted in (50, 40, 30, 20)] == [100, 100, 200, math.inf]
 
 
-def test_points_may_come_in_any_order() -> None:
+def test_steps_to_reach_takes_points_in_any_order() -> None:
     assert steps_to_reach(reversed(points(0.2, 0.5, 0.8)), 0.4) == 200

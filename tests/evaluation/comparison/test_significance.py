@@ -16,7 +16,7 @@ MANY = 10**9
 CLEAR = {"scratch": (0.50, 0.52, 0.51), "student": (0.60, 0.61, 0.62), "simclr": (0.80, 0.82, 0.81)}
 
 
-def test_the_least_difference_is_tukeys() -> None:
+def test_rank_rows_significant_difference_is_tukeys() -> None:
     """Three rows, three seeds: 4 degrees of freedom, q(0.95; 3, 4) = 5.040 of the tables.
 
     The rows' means are 0.5, 0.6 and 0.7, the seeds' 0.59, 0.6 and 0.61; what is left is +-0.01 here and there: nine
@@ -30,7 +30,7 @@ def test_the_least_difference_is_tukeys() -> None:
     assert found.significant_difference == pytest.approx(5.040 * math.sqrt(0.0006 / 4 / 3), rel=1e-3)
 
 
-def test_what_all_rows_have_in_common_in_a_seed_is_no_noise() -> None:
+def test_rank_rows_ignores_what_rows_share_in_a_seed() -> None:
     """A seed has labels of its own, the same for all rows."""
     seeds = np.array([0.0, 0.3, -0.2])
     found = rank_rows({"a": (0.5 + seeds).tolist(), "b": (0.6 + seeds).tolist()}, MANY)
@@ -38,7 +38,7 @@ def test_what_all_rows_have_in_common_in_a_seed_is_no_noise() -> None:
     assert found.beats("a")
 
 
-def test_few_images_leave_much_to_chance() -> None:
+def test_rank_rows_with_few_images_needs_a_larger_difference() -> None:
     """1.96 standard errors of the difference of two shares of 0.5 on 100 images, where seeds say nothing against it."""
     found = rank_rows({"a": (0.45, 0.45, 0.45), "b": (0.55, 0.55, 0.55)}, 100)
     assert found.significant_difference == pytest.approx(1.959964 * math.sqrt(2 * 0.25 / 100))
@@ -47,23 +47,23 @@ def test_few_images_leave_much_to_chance() -> None:
 
 
 @pytest.mark.parametrize("values", [{"a": (0.1, 0.1), "b": (0.9, 0.9)}, {"a": (0.1,), "b": (0.9,)}, {"a": (1.0,) * 5}])
-def test_fewer_than_three_seeds_or_one_row_tell_nothing(values: dict[str, tuple[float, ...]]) -> None:
+def test_rank_rows_with_few_seeds_or_one_row_finds_no_difference(values: dict[str, tuple[float, ...]]) -> None:
     found = rank_rows(values, MANY)
     assert math.isinf(found.significant_difference)
     assert not any(found.beats(name) for name in values)
 
 
-def test_fewer_than_three_seeds_support_no_advice() -> None:
+def test_advice_sentence_with_few_seeds_gives_none() -> None:
     said = advice_sentence(rank_rows({"a": (0.1, 0.1), "b": (0.9, 0.9)}, MANY), ["a"], WHERE)
     assert said == "here: 'b' has the best mean (90.0 %), but fewer than 3 seeds support no advice."
 
 
-def test_a_row_that_is_clearly_better_is_advised() -> None:
+def test_advice_sentence_takes_a_clearly_better_row() -> None:
     said = advice_sentence(rank_rows(CLEAR, 10_000), ["scratch", "student"], WHERE)
     assert said.startswith("here: take 'simclr' (81.0 %), which beats all others; differences below")
 
 
-def test_equal_rows_support_no_stage() -> None:
+def test_advice_sentence_for_equal_rows_supports_no_stage() -> None:
     values = {"scratch": (0.50, 0.52, 0.51), "simclr": (0.51, 0.51, 0.52), "mae": (0.52, 0.50, 0.52)}
     said = advice_sentence(rank_rows(values, 10_000), ["scratch"], WHERE)
     assert "no stage is better than 'scratch' (51.0 %) by more than chance" in said
@@ -71,30 +71,30 @@ def test_equal_rows_support_no_stage() -> None:
     assert "take" not in said
 
 
-def test_without_seeds_that_differ_equal_rows_are_equal() -> None:
+def test_rank_rows_without_variance_finds_equal_rows_equal() -> None:
     said = advice_sentence(rank_rows(dict.fromkeys("ab", (0.5,) * 3), MANY), ["b"], WHERE)
     assert "support no stage" in said
 
 
-def test_a_stage_that_is_no_better_than_the_best_without_one_is_not_advised() -> None:
+def test_advice_sentence_does_not_take_a_stage_that_is_no_better() -> None:
     """It beats scratch, and not the student."""
     values = {"scratch": (0.20, 0.21, 0.22), "student": (0.79, 0.81, 0.80), "simclr": (0.80, 0.82, 0.81)}
     said = advice_sentence(rank_rows(values, 1000), ["scratch", "student"], WHERE)
     assert "no stage is better than 'student' (80.0 %)" in said
 
 
-def test_methods_that_cant_be_told_apart_are_named() -> None:
+def test_advice_sentence_names_methods_that_are_not_separable() -> None:
     values = {**CLEAR, "mae": (0.81, 0.80, 0.81)}
     said = advice_sentence(rank_rows(values, 1000), ["scratch", "student"], WHERE)
     assert "take 'simclr' (81.0 %); it beats 'student' and 'scratch', and can't be told from 'mae'; " in said
 
 
-def test_where_the_best_does_without_a_stage_none_is_advised() -> None:
+def test_advice_sentence_takes_no_stage_if_a_baseline_is_best() -> None:
     said = advice_sentence(Ranking({"student": 0.9, "simclr": 0.5}, 0.1), ["student"], WHERE)
     assert "no stage is better than 'student'" in said
 
 
-def test_the_order_of_the_rows_does_not_matter() -> None:
+def test_advice_sentence_does_not_depend_on_row_order() -> None:
     values = {**CLEAR, "mae": (0.70, 0.72, 0.74), "byol": (0.80, 0.81, 0.80)}
     said = {
         advice_sentence(rank_rows(dict(order), 500), ["scratch", "student"], WHERE)
@@ -103,7 +103,7 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
     assert len(said) == 1
 
 
-def test_chance_alone_is_seldom_taken_for_a_difference() -> None:
+def test_rank_rows_seldom_takes_chance_for_a_difference() -> None:
     """Rows without any difference, each seed with labels that are easier or harder for all of them: in one of twenty
     worlds at most is the best row said to beat another one.
     """
@@ -116,7 +116,7 @@ def test_chance_alone_is_seldom_taken_for_a_difference() -> None:
     assert 0.03 < wrong / worlds < 0.065, "5 %, give or take what 1,000 worlds leave open"
 
 
-def test_a_difference_that_is_there_is_found() -> None:
+def test_rank_rows_finds_a_true_difference() -> None:
     rng, worlds = np.random.default_rng(1), 100
     found = 0
     for _ in range(worlds):

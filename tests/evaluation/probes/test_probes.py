@@ -29,7 +29,7 @@ def known(seed: int, count: int, classes: int = CLASSES - 1) -> LabelledFeatures
     return LabelledFeatures(torch.from_numpy(features).float(), torch.from_numpy(numbers))
 
 
-def problem(train: LabelledFeatures, val: LabelledFeatures, tmp_path: Path) -> ProbeTask:
+def task(train: LabelledFeatures, val: LabelledFeatures, tmp_path: Path) -> ProbeTask:
     """One for probes that look at features alone."""
     nothing = cast("Any", None)
     return ProbeTask(train, val, CLASSES, 0, nothing, nothing, tmp_path, Runtime(Root.of(tmp_path)))
@@ -49,29 +49,29 @@ def neighbours(
 
 
 @pytest.mark.parametrize("count", [50, 7])
-def test_nearest_neighbours_are_what_a_simple_count_of_them_says(count: int, tmp_path: Path) -> None:
+def test_knn_agrees_with_a_simple_count(count: int, tmp_path: Path) -> None:
     """Also where there are fewer images than neighbours."""
     train, test = known(1, count), known(2, 30).features
-    solution = knn.fit(problem(train, known(3, 5), tmp_path))
+    solution = knn.fit(task(train, known(3, 5), tmp_path))
     wanted = neighbours(train, test.double().numpy(), 20, 0.07)
     np.testing.assert_allclose(solution.classify(test).numpy(), wanted, atol=1e-4)
     assert solution.settings == {"neighbours": min(20, count)}
 
 
-def test_nearest_neighbours_are_the_same_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    solution, test = knn.fit(problem(known(1, 50), known(3, 5), tmp_path)), known(2, 30).features
+def test_knn_does_not_depend_on_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    solution, test = knn.fit(task(known(1, 50), known(3, 5), tmp_path)), known(2, 30).features
     whole = solution.classify(test)
     monkeypatch.setattr(knn, "CHUNK", 7)
     torch.testing.assert_close(solution.classify(test), whole)
 
 
-def test_soft_neighbours_are_all_of_them(tmp_path: Path) -> None:
+def test_soft_nn_uses_all_neighbors(tmp_path: Path) -> None:
     train, test = known(1, 50), known(2, 30).features
-    found = soft_nn.fit(problem(train, known(3, 5), tmp_path)).classify(test).numpy()
+    found = soft_nn.fit(task(train, known(3, 5), tmp_path)).classify(test).numpy()
     np.testing.assert_allclose(found, neighbours(train, test.double().numpy(), 50, soft_nn.TEMPERATURE), atol=1e-4)
 
 
-def test_the_right_class_of_soft_neighbours_is_what_suncets_loss_raises(tmp_path: Path) -> None:
+def test_soft_nn_probability_of_the_right_class_is_suncets_objective(tmp_path: Path) -> None:
     """Leave one out: the classifier says of an image the shares that its loss is made of, and takes the largest."""
     everything = known(1, 40)
     features, classes = everything
@@ -79,7 +79,7 @@ def test_the_right_class_of_soft_neighbours_is_what_suncets_loss_raises(tmp_path
     for number in range(40):
         others = np.delete(np.arange(40), number)
         train = LabelledFeatures(features[others], classes[others])
-        told.append(soft_nn.fit(problem(train, everything, tmp_path)).classify(features[number : number + 1])[0])
+        told.append(soft_nn.fit(task(train, everything, tmp_path)).classify(features[number : number + 1])[0])
     own = torch.stack(told)[torch.arange(40), classes]
     torch.testing.assert_close(suncet(features, classes, soft_nn.TEMPERATURE), -own.log().mean(), rtol=1e-4, atol=1e-5)
     z = (features.double() / features.double().norm(dim=1, keepdim=True)).numpy()
@@ -88,9 +88,9 @@ def test_the_right_class_of_soft_neighbours_is_what_suncets_loss_raises(tmp_path
     assert [int(one.argmax()) for one in told] == votes.argmax(1).tolist()
 
 
-def test_linear_is_a_logistic_regression_with_the_penalty_that_is_best_on_validation(tmp_path: Path) -> None:
+def test_linear_is_logistic_regression_with_the_best_penalty_on_validation(tmp_path: Path) -> None:
     train, val, test = known(1, 60), known(2, 40), known(3, 30).features
-    solution = linear.fit(problem(train, val, tmp_path))
+    solution = linear.fit(task(train, val, tmp_path))
     mean, std = train.features.mean(0).numpy(), train.features.std(0).numpy()
     scores = {}
     for c in (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0):
@@ -103,41 +103,41 @@ def test_linear_is_a_logistic_regression_with_the_penalty_that_is_best_on_valida
     np.testing.assert_allclose(solution.classify(test)[:, :3].numpy(), wanted, atol=1e-5)
 
 
-def test_of_penalties_that_are_equal_the_strongest_is_taken(tmp_path: Path) -> None:
+def test_linear_takes_the_strongest_of_equal_penalties(tmp_path: Path) -> None:
     """Classes so far apart that every one of them finds these."""
     classes = torch.tensor([0, 1] * 10)
     apart = LabelledFeatures(
         torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(0)) + 100 * classes[:, None], classes
     )
-    assert linear.fit(problem(apart, apart, tmp_path)).settings == {"C": 1e-4, "validation": 1.0}
+    assert linear.fit(task(apart, apart, tmp_path)).settings == {"C": 1e-4, "validation": 1.0}
 
 
 @pytest.mark.parametrize("probe", [knn, linear], ids=["knn", "linear"])
-def test_a_class_that_never_occurs_has_no_probability(probe: Any, tmp_path: Path) -> None:
-    solution = probe.fit(problem(known(1, 40), known(2, 20), tmp_path))
+def test_linear_gives_no_probability_to_an_absent_class(probe: Any, tmp_path: Path) -> None:
+    solution = probe.fit(task(known(1, 40), known(2, 20), tmp_path))
     assert (solution.classify(known(3, 10).features)[:, CLASSES - 1] == 0).all()
 
 
-def test_a_class_in_the_middle_that_never_occurs_takes_no_other_ones_place(tmp_path: Path) -> None:
+def test_linear_keeps_class_positions_with_an_absent_class_in_the_middle(tmp_path: Path) -> None:
     train, val = (known(seed, 40, 2) for seed in (1, 2))
     apart = LabelledFeatures(train.features, train.classes * 2), LabelledFeatures(val.features, val.classes * 2)
     test = known(3, 10).features
-    together = linear.fit(problem(train, val, tmp_path)).classify(test)
-    assert torch.equal(linear.fit(problem(*apart, tmp_path)).classify(test)[:, [0, 2]], together[:, :2])
+    together = linear.fit(task(train, val, tmp_path)).classify(test)
+    assert torch.equal(linear.fit(task(*apart, tmp_path)).classify(test)[:, [0, 2]], together[:, :2])
 
 
-def test_a_feature_that_never_changes_does_no_harm(tmp_path: Path) -> None:
+def test_linear_handles_a_constant_feature(tmp_path: Path) -> None:
     train, val = known(1, 40), known(2, 20)
     still = [
         LabelledFeatures(torch.cat([each.features, torch.ones(len(each.features), 1)], 1), each.classes)
         for each in (train, val)
     ]
     test = known(3, 10).features
-    found = linear.fit(problem(still[0], still[1], tmp_path)).classify(torch.cat([test, torch.ones(10, 1)], 1))
-    torch.testing.assert_close(found, linear.fit(problem(train, val, tmp_path)).classify(test), atol=1e-3, rtol=1e-3)
+    found = linear.fit(task(still[0], still[1], tmp_path)).classify(torch.cat([test, torch.ones(10, 1)], 1))
+    torch.testing.assert_close(found, linear.fit(task(train, val, tmp_path)).classify(test), atol=1e-3, rtol=1e-3)
 
 
-def test_the_learning_rate_of_hpts_linear_evaluation_falls_where_its_authors_let_it() -> None:
+def test_linear_hpt_learning_rate_drops_as_published() -> None:
     """30, 3 and 0.3, from steps 1,651 and 3,333 of 5,000 on; SGD without weight decay, batches of 512."""
     config = linear_hpt.SETTINGS
     rates = [config.lr * lr_factor(step, 5000, config.warmup, config.drops) for step in range(5000)]

@@ -47,7 +47,7 @@ def trials_of(section: str) -> list[dict[str, Any]]:
     return [step.config["trial"] for step in steps_of(section).values() if "trial" in step.config]
 
 
-def test_everything_is_crossed_with_everything() -> None:
+def test_comparison_steps_cross_everything_with_everything() -> None:
     """Each method with each start, backbone, share and number of steps in each seed: no two of them go together."""
     found = collections.Counter(tuple(trial.values()) for trial in trials_of(CROSSED))
     methods = ("supervised", "simclr", "mocov2")
@@ -57,7 +57,7 @@ def test_everything_is_crossed_with_everything() -> None:
     assert found == collections.Counter(wanted)
 
 
-def test_scratch_and_the_student_and_supervised_training_are_rows_of_every_comparison() -> None:
+def test_comparison_steps_have_scratch_student_and_supervised_rows() -> None:
     rows = {(trial["method"], trial["start"]) for trial in trials_of(SMALL)}
     assert rows == {("none", "scratch"), ("none", "student"), ("supervised", "student"), ("simclr", "student")}
     elsewhere = SMALL.replace("data: [kinds]", "data: [pool], set: kinds")
@@ -65,7 +65,7 @@ def test_scratch_and_the_student_and_supervised_training_are_rows_of_every_compa
     assert ("supervised", "student") not in rows, "the images have no labels to be supervised by"
 
 
-def test_all_methods_are_trained_and_measured_alike() -> None:
+def test_comparison_steps_train_and_measure_all_methods_alike() -> None:
     steps = steps_of(CROSSED)
     stages = [step for step in steps.values() if "stage" in step.config]
     assert len(stages) == 2 * 3 * 2 * 2 * 3
@@ -83,7 +83,7 @@ def test_all_methods_are_trained_and_measured_alike() -> None:
         assert step.config["trial"]["seed"] == step.config["seed"], "a row's labels are drawn by its own seed"
 
 
-def test_a_long_tail_is_the_same_for_all_rows() -> None:
+def test_comparison_steps_have_the_same_long_tail_for_all_rows() -> None:
     tail = CROSSED.replace("seeds: 3", "seeds: 3, long_tail: 0.1").replace("[kinds, pool]", "[kinds]")
     steps = steps_of(tail)
     assert steps["pool.compare_all"].config == {"pool": ["kinds"], "long_tail": 0.1, "seed": 0}
@@ -93,19 +93,19 @@ def test_a_long_tail_is_the_same_for_all_rows() -> None:
     assert steps_of(CROSSED)["pool.compare_all"].config == {"pool": ["kinds", "pool"]}
 
 
-def test_a_methods_own_settings_reach_it_alone() -> None:
+def test_comparison_steps_give_a_methods_settings_to_it_alone() -> None:
     stages = [step.config["stage"] for step in steps_of(CROSSED).values() if "stage" in step.config]
     assert {stage["lr"] for stage in stages if stage["method"] == "mocov2"} == {0.1}
     assert 0.1 not in {stage["lr"] for stage in stages if stage["method"] == "simclr"}
 
 
-def test_weights_and_stages_may_be_started_from(tmp_path: Path) -> None:
+def test_comparison_steps_start_from_weights_and_stages(tmp_path: Path) -> None:
     stages = "stages: [{name: one, method: simclr, data: [pool], batch: 4, steps: 1}]"
     steps = steps_of(stages + SMALL.replace("probes", "starts: [stage.one], probes"))
     assert steps["compare.all.simclr.stage.one.test_resnet.share1.steps1.seed0"].inputs[0] == "stage.one"
 
 
-def test_a_method_for_some_backbones_alone_is_left_out_on_the_others() -> None:
+def test_comparison_steps_leave_out_backbones_a_method_is_not_for() -> None:
     rows = {
         (trial["method"], trial["backbone"])
         for trial in trials_of(CROSSED.replace("lr: 0.1", "lr: 0.1, backbones: [resnet18]"))
@@ -127,12 +127,12 @@ def test_a_method_for_some_backbones_alone_is_left_out_on_the_others() -> None:
         ("null", r"methods\.mocov2\.backbones is None: write a list"),
     ],
 )
-def test_backbones_that_a_method_is_for_are_some_of_the_comparison(said: str, says: str) -> None:
+def test_comparison_refuses_backbones_of_a_method_that_it_does_not_have(said: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         steps_of(CROSSED.replace("lr: 0.1", f"lr: 0.1, backbones: {said}"))
 
 
-def test_a_method_that_would_be_trained_on_no_backbone_is_told() -> None:
+def test_comparison_refuses_a_method_without_a_backbone() -> None:
     said = CROSSED.replace("lr: 0.1", "lr: 0.1, backbones: [resnet18]").replace("[student, scratch]", "[student]")
     says = r"mocov2\.backbones is \['resnet18'\], but no start has one of these: starts are"
     with pytest.raises(ConfigError, match=says):
@@ -173,7 +173,7 @@ def test_a_method_that_would_be_trained_on_no_backbone_is_told() -> None:
         ),
     ],
 )
-def test_what_cannot_be_compared_is_told(old: str, new: str, says: str) -> None:
+def test_comparison_refuses_what_cannot_be_compared(old: str, new: str, says: str) -> None:
     assert old in SMALL
     with pytest.raises(ConfigError, match=says):
         steps_of(SMALL.replace(old, new))
@@ -184,7 +184,7 @@ def written(path: Path, section: str) -> Path:
     return path
 
 
-def test_a_method_that_cannot_use_the_backbone_names_which_can(tmp_path: Path) -> None:
+def test_comparison_refuses_a_backbone_and_names_those_that_a_method_can_use(tmp_path: Path) -> None:
     recipe = written(tmp_path / "mae.yaml", SMALL.replace("simclr: {method: simclr}", "mae: {method: mae}"))
     with pytest.raises(
         ConfigError, match=r"compare\.all\.methods\.mae on test_resnet: .* vision transformer.*'test_resnet'"
@@ -193,9 +193,7 @@ def test_a_method_that_cannot_use_the_backbone_names_which_can(tmp_path: Path) -
     assert not (tmp_path / "root" / "artifacts").exists()
 
 
-def test_without_a_section_there_is_nothing_to_compare(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_compare_without_a_section_is_refused(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["compare", str(recipe), "--root", str(tmp_path / "root")])
     assert end.value.code == 2
@@ -206,9 +204,9 @@ def test_without_a_section_there_is_nothing_to_compare(
 
 
 @pytest.fixture(scope="module")
-def root(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(finished_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of the whole run, for a comparison."""
-    return Path(shutil.copytree(whole, tmp_path_factory.mktemp("compared") / "root"))
+    return Path(shutil.copytree(finished_root, tmp_path_factory.mktemp("compared") / "root"))
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +232,7 @@ def made_by(outcome: Outcome, kind: str) -> dict[str, Artifact]:
     return {name: made for name, made in outcome.artifacts.items() if made.kind == kind}
 
 
-def test_a_run_alone_compares_nothing(small: Path, root: Path) -> None:
+def test_run_without_compare_makes_no_comparison_steps(small: Path, root: Path) -> None:
     names = [each.step.name for each in must.plan(small, root)]
     assert not [name for name in names if "compare" in name]
     assert "evaluate" in names
@@ -244,13 +242,13 @@ def test_a_run_alone_compares_nothing(small: Path, root: Path) -> None:
     assert "evaluate" not in compares
 
 
-def test_a_comparison_is_found_again_with_its_report(compared: Outcome, small: Path, root: Path) -> None:
+def test_comparison_is_reused_with_its_report(compared: Outcome, small: Path, root: Path) -> None:
     assert compared.ran > 0
     again = must.run(small, root, steps=LAST)
     assert (again.ran, again.folder) == (0, compared.folder)
 
 
-def test_another_seed_makes_its_own_steps_alone(compared: Outcome, small: Path, root: Path) -> None:
+def test_comparison_with_another_seed_makes_its_steps_alone(compared: Outcome, small: Path, root: Path) -> None:
     todo = [each.step.name for each in must.plan(small, root, ["compare.all.seeds=2"], LAST) if each.artifact is None]
     assert todo
     assert all(".seed1" in name for name in todo)
@@ -262,7 +260,7 @@ def test_another_seed_makes_its_own_steps_alone(compared: Outcome, small: Path, 
     assert len(longer) == 4
 
 
-def test_every_number_says_how_it_came_about(compared: Outcome) -> None:
+def test_comparison_records_say_how_they_were_measured(compared: Outcome) -> None:
     assert compared.folder
     probes = made_by(compared, "compare_probe")
     records: list[Record] = [record for made in probes.values() for record in records_of(made)]
@@ -277,7 +275,9 @@ def test_every_number_says_how_it_came_about(compared: Outcome) -> None:
     assert sorted(map(json.dumps, kept)) == sorted(map(json.dumps, records))
 
 
-def test_all_methods_see_the_same_images(compared: Outcome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_comparison_methods_see_the_same_images(
+    compared: Outcome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Of a seed and a share; those of a smaller share are among those of a larger one."""
     seen: dict[tuple[float, str], set[str]] = {}
     runtime = Runtime(Root.of(tmp_path), "cpu", "32", 1)
@@ -309,7 +309,7 @@ class Nothing:
         return {}
 
 
-def test_shares_are_nested_and_each_seed_draws_its_own(compared: Outcome) -> None:
+def test_comparison_shares_are_nested_and_seeds_draw_their_own(compared: Outcome) -> None:
     pool = compared.artifacts["pool.compare_all"]
     drawn = [pool_keys(pool, share, 0) for share in (0.25, 0.5, 0.75, 1.0)]
     assert [len(keys) for keys in drawn] == [3, 6, 9, 12]
@@ -318,7 +318,7 @@ def test_shares_are_nested_and_each_seed_draws_its_own(compared: Outcome) -> Non
     assert any(pool_keys(pool, 0.5, seed) != drawn[1] for seed in (1, 2))
 
 
-def test_what_was_compared_is_read_row_by_row(compared: Outcome) -> None:
+def test_read_comparisons_of_a_run_has_every_row(compared: Outcome) -> None:
     [found] = read_comparisons(compared.artifacts).values()
     assert {row.name for row in found.rows} == ROWS
     assert found.settings() == [ComparisonSetting("test_resnet", 1.0, 1), ComparisonSetting("test_resnet", 1.0, 2)]
@@ -326,19 +326,19 @@ def test_what_was_compared_is_read_row_by_row(compared: Outcome) -> None:
         MetricColumn("knn v1", 6, "accuracy", "none"),
         MetricColumn("knn v1", 12, "accuracy", "none"),
     ]
-    assert (found.place, found.n) == ("kinds/test", 5)
+    assert (found.dataset_split, found.n) == ("kinds/test", 5)
     for setting in found.settings():
-        assert {row.name for row in found.side_by_side(setting)} == ROWS
+        assert {row.name for row in found.rows_in(setting)} == ROWS
     costs = {(row.name, row.setting.steps): (row.cost.steps, row.cost.images) for row in found.rows}
     for name in ROWS:
         trained = "simclr" in name or "supervised" in name
         for steps in (1, 2) if trained else (None,):
             assert costs[name, steps] == ((steps, 4 * steps) if steps else (0, 0))
-    assert found.base["student"].steps == 120, "the student's 60 steps and its teacher's"
-    assert "scratch" not in found.base
+    assert found.start_costs["student"].steps == 120, "the student's 60 steps and its teacher's"
+    assert "scratch" not in found.start_costs
 
 
-def test_the_report_shows_table_advice_plot_and_cost(page: str) -> None:
+def test_comparisons_section_has_table_advice_plot_and_cost(page: str) -> None:
     part = page.split('id="comparisons"')[1].split("</section>", maxsplit=1)[0]
     assert "could not be shown" not in page
     assert "fewer than 3 seeds support no advice" in part
@@ -359,7 +359,7 @@ def command(*arguments: object) -> None:
     assert end.value.code == 0
 
 
-def test_the_command_shows_rows_and_advice(
+def test_compare_command_shows_rows_and_advice(
     compared: Outcome, small: Path, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command("compare", small, "--root", root)
@@ -372,7 +372,7 @@ def test_the_command_shows_rows_and_advice(
     assert "Nothing is to be trained or measured." in capsys.readouterr().out
 
 
-def test_the_plan_of_a_comparison_has_a_line_for_every_row(
+def test_comparison_plan_has_a_line_for_every_row(
     compared: Outcome, small: Path, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
@@ -388,7 +388,7 @@ def test_the_plan_of_a_comparison_has_a_line_for_every_row(
     assert "waits" not in out.partition("compare.all:")[2]
 
 
-def test_a_comparison_without_held_out_images_says_so_and_nothing_else(root: Path, tmp_path: Path) -> None:
+def test_comparison_without_held_out_images_is_refused_with_that_reason(root: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "none.yaml"
     text = (MEASURED + SMALL).replace("val: 3, test: 5, seed: 3", "seed: 3").replace("steps: [1, 2]", "steps: [1]")
     recipe.write_text(text, encoding="utf-8")

@@ -42,22 +42,22 @@ def asked(section: str) -> list[str]:
     return [name for name in steps_of(section) if name.split(".")[0] in ("probe", "finetune")]
 
 
-def test_without_probes_and_fine_tuning_nothing_is_measured() -> None:
+def test_evaluation_steps_without_probes_and_finetuning_measure_no_backbone() -> None:
     assert asked("") == []
     assert asked("evaluate: {starts: [student]}") == []
 
 
-def test_scratch_the_student_and_all_stages_are_measured_if_none_is_named() -> None:
+def test_evaluation_steps_measure_scratch_student_and_stages_by_default() -> None:
     found = asked(STAGES + "evaluate: {probes: [knn, linear]}")
     assert found == ["probe.scratch.kinds", "probe.student.kinds", "probe.stage.first.kinds"]
 
 
-def test_probes_are_measured_on_sets_with_classes_and_fine_tuning_on_those_that_are_named() -> None:
+def test_evaluation_steps_probe_sets_with_classes_and_finetune_on_named_sets() -> None:
     found = asked("evaluate: {probes: [knn], finetune: [world, kinds], starts: [student]}")
     assert found == ["probe.student.kinds", "finetune.student.world", "finetune.student.kinds"]
 
 
-def test_a_measurement_reads_its_backbone_and_its_set_alone() -> None:
+def test_evaluation_steps_read_their_backbone_and_set_alone() -> None:
     steps = steps_of(STAGES + "evaluate: {probes: [knn], starts: [scratch, student, stage.first, timm]}")
     inputs = {name: step.inputs for name, step in steps.items() if name.startswith("probe.")}
     assert inputs == {
@@ -68,12 +68,12 @@ def test_a_measurement_reads_its_backbone_and_its_set_alone() -> None:
     }
 
 
-def test_seeds_and_labels_of_fine_tuning_grow_and_those_of_probes_are_few_seconds() -> None:
+def test_finetune_step_is_incremental_in_seeds_and_labels() -> None:
     steps = steps_of("evaluate: {probes: [knn], finetune: [kinds], starts: [student]}")
     assert steps["finetune.student.kinds"].kind.incremental_keys == ("labels", "seeds")
 
 
-def test_what_a_number_rests_on_is_in_its_steps_configuration() -> None:
+def test_evaluation_step_config_has_all_that_its_numbers_rest_on() -> None:
     """Another version of any of it is another number."""
     told = "probes: [knn], finetune: [kinds], starts: [student], schedule: suncet"
     steps, worse = (steps_of(f"evaluate: {{{said}}}") for said in (told, f"{told}, corruptions: true"))
@@ -83,14 +83,14 @@ def test_what_a_number_rests_on_is_in_its_steps_configuration() -> None:
     assert worse["probe.student.kinds"].config["versions"] == {**probed, "corruptions": corruptions.VERSION}
 
 
-def test_a_stage_has_the_version_of_draws_if_it_draws() -> None:
+def test_stage_step_has_the_version_of_sampling_if_it_draws() -> None:
     said = "stages: [{name: a, method: simclr, data: [kinds], batch: 16, %s}]"
     for drawing in ("share: 0.5", "labels: {classes: 2}"):
         assert steps_of(said % drawing)["stage.a"].config["draws"] == sampling.VERSION
     assert "draws" not in steps_of(said % "steps: 3")["stage.a"].config, "one that is there stays good"
 
 
-def test_a_file_of_weights_is_a_start_by_its_name_and_its_content(tmp_path: Path) -> None:
+def test_weights_file_is_a_start_by_name_and_content(tmp_path: Path) -> None:
     path = tmp_path / "mine-v2.safetensors"
     config: list[Mapping[str, Any]] = []
     for content in (b"one", b"other"):
@@ -100,7 +100,7 @@ def test_a_file_of_weights_is_a_start_by_its_name_and_its_content(tmp_path: Path
     assert config[0]["weights"] != config[1]["weights"], "other weights under the same name are another start"
 
 
-def test_any_file_is_a_start_and_a_teacher_may_be_called_like_an_ending(
+def test_weights_file_of_any_name_is_a_start_and_teachers_may_have_endings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -113,7 +113,7 @@ def test_any_file_is_a_start_and_a_teacher_may_be_called_like_an_ending(
     assert starts["probe.teacher.bin.kinds"]["step"] == "teacher.bin"
 
 
-def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_weights_files_of_one_name_are_refused(tmp_path: Path) -> None:
     paths = [tmp_path / folder / "mine.safetensors" for folder in "ab"]
     for path in paths:
         path.parent.mkdir()
@@ -148,7 +148,7 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
         ("seeds: 0", r"evaluate\.seeds: input should be greater than or equal to 1"),
     ],
 )
-def test_what_cannot_be_measured_is_told(said: str, says: str) -> None:
+def test_evaluate_section_refuses_what_cannot_be_measured(said: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         steps_of(f"evaluate: {{{said}}}")
 
@@ -164,7 +164,7 @@ class NewKind(TeacherConfig):
         return "test_vit"
 
 
-def test_whether_a_teacher_leaves_a_backbone_is_its_own_to_tell() -> None:
+def test_teacher_kind_says_if_it_leaves_a_backbone() -> None:
     recipe = recipe_of("")
     teachers = {"new": NewKind(task="depth"), "none": TeacherConfig(kind="none", task="depth")}
     compare = CompareConfig(data=["kinds"], methods={"simclr": {"method": "simclr"}}, starts=["teacher.new"], seeds=1)
@@ -197,9 +197,7 @@ def started(section: str, weights: Path) -> list[Step]:
         (None, r"has no model\.json beside it, as a trained network has\."),
     ],
 )
-def test_an_earlier_network_that_is_none_is_told_by_the_plan(
-    section: str, about: Any, says: str, tmp_path: Path
-) -> None:
+def test_plan_refuses_weights_that_are_no_network(section: str, about: Any, says: str, tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"weights")
     if about:
@@ -208,7 +206,7 @@ def test_an_earlier_network_that_is_none_is_told_by_the_plan(
         started(section, weights)
 
 
-def test_without_class_labels_there_is_nothing_to_probe(tmp_path: Path) -> None:
+def test_evaluation_steps_refuse_probes_without_class_labels(tmp_path: Path) -> None:
     recipe = tmp_path / "none.yaml"
     text = MEASURED.replace("tasks: [classification]", "tasks: [depth]") + "evaluate: {probes: [knn]}"
     recipe.write_text(text, encoding="utf-8")
@@ -227,23 +225,21 @@ def recipe_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def measured(whole: Path, recipe_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+def measured(finished_root: Path, recipe_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
     """The run up to `evaluate`, on a copy of the whole run's root, and that root."""
-    root = Path(shutil.copytree(whole, tmp_path_factory.mktemp("measured") / "root"))
+    root = Path(shutil.copytree(finished_root, tmp_path_factory.mktemp("measured") / "root"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SCHEDULES, "tiny", TINY)
         return must.run(recipe_path, root, steps=Selection("evaluate")), root
 
 
-def test_up_to_evaluate_probes_and_fine_tuning_are_made_as_well(measured: tuple[Outcome, Path]) -> None:
+def test_run_up_to_evaluate_makes_probes_and_finetuning(measured: tuple[Outcome, Path]) -> None:
     outcome, _ = measured
     assert [name for name in outcome.artifacts if name in MADE] == MADE
     assert set(outcome.artifacts) == {*STEPS, "data.kinds", *MADE}
 
 
-def test_a_run_that_is_done_finds_its_report_and_runs_nothing(
-    measured: tuple[Outcome, Path], recipe_path: Path
-) -> None:
+def test_run_that_is_done_finds_its_report_and_runs_nothing(measured: tuple[Outcome, Path], recipe_path: Path) -> None:
     outcome, root = measured
     runs = len(list((root / "runs").iterdir()))
     for selection in (Selection("evaluate"), Selection()):
@@ -252,7 +248,7 @@ def test_a_run_that_is_done_finds_its_report_and_runs_nothing(
     assert len(list((root / "runs").iterdir())) == runs
 
 
-def test_one_of_several_measurements_is_made_alone(measured: tuple[Outcome, Path], recipe_path: Path) -> None:
+def test_run_of_one_measurement_makes_it_alone(measured: tuple[Outcome, Path], recipe_path: Path) -> None:
     _, root = measured
     for only in ("evaluate", "probe.student.kinds"):
         change = ["seed=0", "evaluate.seeds=2", "evaluate.splits=val"]
@@ -261,7 +257,7 @@ def test_one_of_several_measurements_is_made_alone(measured: tuple[Outcome, Path
         assert not {*MADE, "evaluate"} & {*alone[:-1]}
 
 
-def test_numbers_are_left_beside_the_report(measured: tuple[Outcome, Path]) -> None:
+def test_measured_json_is_written_beside_the_report(measured: tuple[Outcome, Path]) -> None:
     outcome, _ = measured
     assert outcome.folder
     kept: list[Record] = json.loads((outcome.folder / "measured.json").read())
@@ -273,7 +269,7 @@ def test_numbers_are_left_beside_the_report(measured: tuple[Outcome, Path]) -> N
     }
 
 
-def test_the_report_shows_backbones_and_what_they_cost(measured: tuple[Outcome, Path]) -> None:
+def test_backbones_section_of_a_run_has_scores_and_costs(measured: tuple[Outcome, Path]) -> None:
     outcome, _ = measured
     assert outcome.folder
     page = (outcome.folder / "report.html").read().decode()
@@ -289,7 +285,7 @@ def test_the_report_shows_backbones_and_what_they_cost(measured: tuple[Outcome, 
     assert student.count(">60<") == 2, "its own steps, and those of the teacher that was trained"
 
 
-def test_another_seed_trains_what_is_new_alone(measured: tuple[Outcome, Path], recipe_path: Path) -> None:
+def test_finetune_step_with_another_seed_trains_it_alone(measured: tuple[Outcome, Path], recipe_path: Path) -> None:
     _, root = measured
     last = Selection("finetune.student.kinds")
     more = must.run(recipe_path, root, ["evaluate.seeds=2"], last)

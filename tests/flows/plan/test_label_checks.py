@@ -63,9 +63,7 @@ def written(folder: Path, section: str) -> Path:
         ),
     ],
 )
-def test_labels_that_a_set_lacks_end_a_run_once_the_set_is_read(
-    section: str, steps: Selection, says: str, tmp_path: Path
-) -> None:
+def test_label_checks_end_a_run_once_the_set_is_read(section: str, steps: Selection, says: str, tmp_path: Path) -> None:
     recipe, root = written(tmp_path, section), tmp_path / "root"
     for runner in ("inline", "threads"):
         with pytest.raises(ConfigError, match=says):
@@ -78,23 +76,25 @@ def test_labels_that_a_set_lacks_end_a_run_once_the_set_is_read(
     assert must.plan(recipe, root, steps=Selection("teacher.masks")), "which asks for no such labels"
 
 
-def test_what_many_rows_ask_for_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_checks_of_many_rows_read_labels_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A comparison of 3 seeds, 2 methods, 2 lengths and 2 shares measures all rows on one set with the same labels."""
     recipe, root = written(tmp_path, COMPARED % ("labels: [all, 13]", "")), tmp_path / "root"
     looked: list[str] = []
-    splits_of = label_subsets.splits_of
+    find_splits = label_subsets.find_splits
 
     def counted(found: IngestedSet, task: str, preferred: str) -> label_subsets.Splits | None:
         looked.append(task)
-        return splits_of(found, task, preferred)
+        return find_splits(found, task, preferred)
 
-    monkeypatch.setattr(label_subsets, "splits_of", counted)
+    monkeypatch.setattr(label_subsets, "find_splits", counted)
     with pytest.raises(ConfigError):
         must.run(recipe, root, ["runtime.runner=inline"], COMPARE)
     assert looked == ["classification"]
 
 
-def test_stages_that_see_the_same_images_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_checks_of_stages_with_the_same_images_read_them_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Shares of 6 and 12 images for all; those with labels by seed, where not all are seen."""
     told = COMPARED % ("labels: [all]", ", labels: {classes: 2, images: 2}")
     recipe, root, looked = written(tmp_path, told), tmp_path / "root", Counter[tuple[float, bool]]()

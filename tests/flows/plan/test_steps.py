@@ -30,14 +30,14 @@ def steps_of(*overrides: str) -> dict[str, Step]:
     return {step.name: step for step in build_steps(parse_recipe(RECIPE, "tiny", overrides))}
 
 
-def test_steps_come_after_what_they_use() -> None:
+def test_plan_steps_are_in_order_of_their_inputs() -> None:
     steps = steps_of()
     assert list(steps) == STEPS
     for position, step in enumerate(steps.values()):
         assert set(step.inputs) <= set(STEPS[:position])
 
 
-def test_what_uses_what() -> None:
+def test_plan_steps_have_the_expected_inputs() -> None:
     steps = steps_of()
     assert steps["teacher.masks"].inputs == ("data.world",)
     assert steps["teacher.gabor"].inputs == ()
@@ -70,7 +70,7 @@ def changed_by(override: str) -> set[str]:
         ("pool=[pool]", {"pool"}),
     ],
 )
-def test_a_setting_changes_the_steps_it_can_matter_to_and_no_other(override: str, steps: set[str]) -> None:
+def test_setting_changes_the_fingerprints_of_the_right_steps(override: str, steps: set[str]) -> None:
     assert changed_by(override) == steps
 
 
@@ -83,7 +83,7 @@ def rejecting(root: Root, store: str | None, key: str = KEY) -> dict[str, Step]:
     return {step.name: step for step in build_steps(parse_recipe(RECIPE, "tiny"), read_rejections(root))}
 
 
-def test_a_rejected_image_matters_to_the_pool_and_a_rejected_label_to_the_student_alone(tmp_path: Path) -> None:
+def test_rejected_image_changes_pool_and_rejected_label_student_alone(tmp_path: Path) -> None:
     before = steps_of()
     steps = rejecting(Root.of(tmp_path), None)
     assert list(steps) == [REJECTED_IMAGES, *STEPS]
@@ -100,13 +100,13 @@ def test_a_rejected_image_matters_to_the_pool_and_a_rejected_label_to_the_studen
     "override",
     ["student.loss_weights.masks=0", "student.labels=true_only", "teachers={gabor: {kind: analytic, image_size: 32}}"],
 )
-def test_rejected_labels_that_the_student_does_not_learn_from_matter_to_nothing(override: str, tmp_path: Path) -> None:
+def test_rejected_labels_that_the_student_does_not_use_change_nothing(override: str, tmp_path: Path) -> None:
     reject(Root.of(tmp_path), [KEY], "masks-0123456789ab", "wrong")
     recipe = parse_recipe(RECIPE, "tiny", [override])
     assert build_steps(recipe, read_rejections(Root.of(tmp_path))) == build_steps(recipe)
 
 
-def test_the_steps_know_what_is_rejected_and_neither_when_nor_why(tmp_path: Path) -> None:
+def test_rejections_in_step_configs_have_no_time_and_reason(tmp_path: Path) -> None:
     root = Root.of(tmp_path)
     first = rejecting(root, "masks-0123456789ab")
     reject(root, [KEY], "masks-0123456789ab", "another reason")
@@ -117,7 +117,7 @@ def test_the_steps_know_what_is_rejected_and_neither_when_nor_why(tmp_path: Path
     assert rejecting(root, "gabor-0123456789ab")[REJECTED_LABELS].config["teachers"] == ["gabor", "masks"]
 
 
-def test_sets_of_true_labels_are_what_the_student_learns_from() -> None:
+def test_truths_are_inputs_of_the_student() -> None:
     more = "data.fixed={kind: scenes, count: 12, seed: 9, size: 48, tasks: [segmentation]}"
     without, with_it = steps_of(more)["student"], steps_of(more, "student.truths.masks=[fixed]")["student"]
     assert set(with_it.inputs) - set(without.inputs) == {"data.fixed"}
@@ -125,14 +125,14 @@ def test_sets_of_true_labels_are_what_the_student_learns_from() -> None:
     assert steps_of(more, "student.truths.masks=[world]")["student"].inputs == without.inputs
 
 
-def test_sets_of_true_labels_have_to_speak_the_teachers_language() -> None:
+def test_truths_have_to_fit_the_teacher() -> None:
     fixed = "data.fixed={kind: scenes, count: 12, seed: 9, size: 48, tasks: [depth]}"
     for teacher in ("masks", "gabor"):
         with pytest.raises(ConfigError, match=r"'fixed'.*labels for (depth|'texture'; it has them for depth)"):
             steps_of(fixed, f"student.truths.{teacher}=[fixed]")
 
 
-def test_a_recipe_without_sets_of_true_labels_has_the_student_it_always_had() -> None:
+def test_student_step_without_truths_keeps_its_fingerprint() -> None:
     """The fingerprint of the quick start's student, its inputs' digests aside, from before there was such a key."""
     steps = {step.name: step for step in build_steps(read_recipe(PROJECT / "recipes" / "quickstart.yaml"))}
     student = steps["student"]
@@ -141,7 +141,7 @@ def test_a_recipe_without_sets_of_true_labels_has_the_student_it_always_had() ->
     assert student in empty
 
 
-def test_files_that_change_under_their_names_are_another_set(tmp_path: Path) -> None:
+def test_data_step_changes_with_the_content_of_files(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"one")
     overrides = [f"data.pool={{kind: folder, path: {tmp_path}}}"]
     before = steps_of(*overrides)["data.pool"]
@@ -184,7 +184,7 @@ def whys(steps: list[Step], workspace: Workspace) -> list[tuple[str, str]]:
     return [(each.action, each.why) for each in plan(steps, workspace)]
 
 
-def test_on_an_empty_root_everything_is_run(workspace: Workspace) -> None:
+def test_plan_on_an_empty_root_runs_everything(workspace: Workspace) -> None:
     assert whys(chain(), workspace) == [
         ("run", "never made here"),
         ("run", "never made here; waits for first"),
@@ -192,14 +192,14 @@ def test_on_an_empty_root_everything_is_run(workspace: Workspace) -> None:
     ]
 
 
-def test_what_is_there_is_reused(workspace: Workspace) -> None:
+def test_plan_reuses_artifacts(workspace: Workspace) -> None:
     made = carry_out(chain(), workspace)
     planned = plan(chain(), workspace)
     assert [each.why for each in planned] == ["nothing changed"] * 3
     assert {each.step.name: each.artifact for each in planned} == made
 
 
-def test_a_changed_setting_is_named_with_both_values(workspace: Workspace) -> None:
+def test_plan_names_a_changed_setting_with_both_values(workspace: Workspace) -> None:
     carry_out(chain(), workspace)
     found = whys(chain(second=4), workspace)
     assert found[0] == ("reuse", "nothing changed")
@@ -207,7 +207,7 @@ def test_a_changed_setting_is_named_with_both_values(workspace: Workspace) -> No
     assert found[2][1].startswith("waits for second")
 
 
-def test_the_same_result_stops_the_cascade(workspace: Workspace) -> None:
+def test_plan_stops_the_cascade_at_an_equal_result(workspace: Workspace) -> None:
     """Another configuration of the first step that comes to the same bytes: what uses it is there already."""
     carry_out(chain(first=5), workspace)
     before = carry_out(chain(first=5), workspace)
@@ -217,7 +217,7 @@ def test_the_same_result_stops_the_cascade(workspace: Workspace) -> None:
     assert [action for action, _ in whys(chain(first=6), workspace)] == ["reuse"] * 3
 
 
-def test_a_new_input_is_named(workspace: Workspace) -> None:
+def test_plan_names_a_new_input(workspace: Workspace) -> None:
     carry_out(chain(), workspace)
     carry_out(chain(first=3)[:1], workspace)
     assert whys(chain(first=3), workspace)[1] == ("run", "new first")
@@ -227,7 +227,7 @@ def of_version(step: Step, version: int) -> Step:
     return dataclasses.replace(step, kind=dataclasses.replace(step.kind, version=version))
 
 
-def test_inputs_that_appear_and_disappear_are_named(workspace: Workspace) -> None:
+def test_plan_names_inputs_that_appear_and_disappear(workspace: Workspace) -> None:
     """Whether they are there already or will be made."""
     first, second, third = chain()
     fewer, more = [first, dataclasses.replace(second, inputs=())], [first, second]
@@ -245,7 +245,7 @@ def test_inputs_that_appear_and_disappear_are_named(workspace: Workspace) -> Non
     )
 
 
-def test_a_new_version_of_a_step_is_named(workspace: Workspace) -> None:
+def test_plan_names_a_new_version_of_a_step(workspace: Workspace) -> None:
     carry_out(chain(), workspace)
     first, *others = chain()
     assert whys([of_version(first, 2), *others], workspace)[0] == ("run", "version 1 -> 2")
@@ -258,14 +258,14 @@ def test_a_new_version_of_a_step_is_named(workspace: Workspace) -> None:
         (Selection("third", only="second", start="first"), "first", "'second' alone"),
     ],
 )
-def test_what_a_run_does_not_come_to_cannot_be_forced(
+def test_plan_refuses_to_force_steps_outside_the_run(
     workspace: Workspace, selection: Selection, step: str, said: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"Step '{step}' is to be made again, but .* {said}"):
         selection.of(plan(chain(), workspace))
 
 
-def test_a_root_of_another_version_is_refused(workspace: Workspace) -> None:
+def test_plan_refuses_a_root_of_another_version(workspace: Workspace) -> None:
     made = carry_out(chain(), workspace)
     manifest = folder_of(made["second"]) / "manifest.json"
     manifest.write_text(manifest.read_text("utf-8").replace('"schema": 1', '"schema": 2'), "utf-8")
@@ -276,20 +276,20 @@ def test_a_root_of_another_version_is_refused(workspace: Workspace) -> None:
         inventory.artifacts(workspace.root, [])
 
 
-def test_a_damaged_artifact_is_made_again(workspace: Workspace) -> None:
+def test_plan_makes_a_damaged_artifact_again(workspace: Workspace) -> None:
     made = carry_out(chain(), workspace)
     (folder_of(made["second"]) / "result").write_text("longer than it was")
     assert whys(chain(), workspace)[1] == ("run", "its files are no longer complete")
 
 
-def test_a_plan_reads_and_writes_nothing(workspace: Workspace) -> None:
+def test_plan_reads_and_writes_nothing(workspace: Workspace) -> None:
     carry_out(chain(), workspace)
     before = sorted(Path(workspace.root.path).rglob("*"))
     plan(chain(second=9), workspace)
     assert sorted(Path(workspace.root.path).rglob("*")) == before
 
 
-def test_the_part_of_a_plan_that_ends_at_a_step(workspace: Workspace) -> None:
+def test_plan_up_to_a_step(workspace: Workspace) -> None:
     planned = plan(list(steps_of().values()), workspace)
     assert [each.step.name for each in Selection("label").of(planned)] == STEPS[:6]
     assert [each.step.name for each in Selection("teacher.masks").of(planned)] == ["data.world", "teacher.masks"]
@@ -298,7 +298,7 @@ def test_the_part_of_a_plan_that_ends_at_a_step(workspace: Workspace) -> None:
         Selection("lable").of(planned)
 
 
-def test_what_several_processes_may_share_and_what_goes_on_from_its_state() -> None:
+def test_step_kinds_that_train_with_several_processes_and_resume() -> None:
     text = RECIPE + "stages: [{name: first, method: simclr, data: [pool], batch: 4, steps: 3}]"
     steps = build_steps(parse_recipe(text, "tiny"))
     assert [step.name for step in steps if step.kind.trains] == ["teacher.masks", "student"]

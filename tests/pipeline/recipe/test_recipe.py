@@ -38,7 +38,7 @@ def changed(*overrides: str) -> str:
     return refused(RECIPE, *overrides)
 
 
-def test_a_recipe_is_read_into_typed_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_recipe_returns_typed_sections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("THINGS", raising=False)
     recipe = parse_recipe(RECIPE, "photos.yaml")
     assert (recipe.name, recipe.seed, recipe.pool) == ("photos", 0, ["street", "things"])
@@ -48,19 +48,19 @@ def test_a_recipe_is_read_into_typed_sections(monkeypatch: pytest.MonkeyPatch) -
     assert recipe.teachers["street"].require == {"miou": 0.3}
 
 
-def test_what_is_read_can_be_written_and_read_again() -> None:
+def test_recipe_round_trip() -> None:
     recipe = parse_recipe(RECIPE, "photos.yaml")
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
-def test_a_recipe_does_not_change() -> None:
+def test_recipe_is_frozen() -> None:
     recipe = parse_recipe(RECIPE, "photos.yaml")
     with pytest.raises(ValidationError, match="frozen"):
         recipe.student.epochs = 5
 
 
-def test_editors_are_told_which_amounts_of_labels_there_can_be() -> None:
+def test_recipe_schema_bounds_amounts_of_labels() -> None:
     schema = Recipe.model_json_schema()
     for section in ("EvaluateConfig", "CompareConfig"):
         kinds = schema["$defs"][section]["properties"]["labels"]["items"]["anyOf"]
@@ -69,20 +69,20 @@ def test_editors_are_told_which_amounts_of_labels_there_can_be() -> None:
         assert (kinds[2]["exclusiveMinimum"], kinds[2]["exclusiveMaximum"]) == (0, 1)
 
 
-def test_editors_get_a_json_schema() -> None:
+def test_recipe_schema_is_json_schema() -> None:
     schema = Recipe.model_json_schema()
     assert set(schema["properties"]) == set(Recipe.model_fields)
     assert schema["additionalProperties"] is False
 
 
-def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
+def test_recipe_unknown_key_is_refused_with_the_nearest() -> None:
     text = changed("student.epoch=4")
     assert text.startswith("photos.yaml: student.epoch: unknown key (value 4). Did you mean 'epochs'? Known keys: ")
     assert "image_size" in text
     assert "photos.yaml: nmae: unknown key (value 'x'). Did you mean 'name'?" in changed("nmae=x")
 
 
-def test_an_unknown_key_of_a_set_or_a_teacher_lists_the_keys_of_its_kind() -> None:
+def test_recipe_unknown_key_of_a_kind_lists_its_keys() -> None:
     text = changed("data.street.mask=labels")
     assert "photos.yaml: data.street.mask: unknown key (value 'labels'). Did you mean 'masks'?" in text
     assert "annotations" not in text
@@ -92,14 +92,14 @@ def test_an_unknown_key_of_a_set_or_a_teacher_lists_the_keys_of_its_kind() -> No
     assert "image_size" in text
 
 
-def test_an_unknown_key_of_a_part_of_a_teacher_lists_that_parts_keys() -> None:
+def test_recipe_unknown_key_in_a_part_of_a_teacher_lists_the_parts_keys() -> None:
     text = changed("teachers.things.augment.flipp=0.5")
     assert "photos.yaml: teachers.things.augment.flipp: unknown key (value 0.5). Did you mean 'flip'?" in text
     assert "brightness" in text
     assert "image_size" not in text
 
 
-def test_an_unknown_kind_is_refused_with_all_kinds() -> None:
+def test_recipe_unknown_kind_is_refused_with_all_kinds() -> None:
     text = changed("data.street.kind=mask")
     assert "photos.yaml: data.street.kind: 'mask' is not a kind. Did you mean 'masks'? Known: " in text
     assert all(kind in text for kind in modules("pipeline.sources"))
@@ -108,12 +108,12 @@ def test_an_unknown_kind_is_refused_with_all_kinds() -> None:
     assert all(kind in text for kind in modules("teachers"))
 
 
-def test_a_missing_kind_is_refused_with_all_kinds() -> None:
+def test_recipe_missing_kind_is_refused_with_all_kinds() -> None:
     text = changed("data.more={path: x}")
     assert "photos.yaml: data.more.kind: None is not a kind. Known: " in text
 
 
-def test_a_missing_key_is_named() -> None:
+def test_recipe_missing_key_is_named() -> None:
     assert "photos.yaml: data.more.path: missing" in changed("data.more={kind: coco}")
     assert "photos.yaml: student: missing" in refused("{name: n, data: {}, teachers: {}, pool: []}")
 
@@ -135,13 +135,13 @@ def test_a_missing_key_is_named() -> None:
         ("name=a/b", "name", "'a/b'"),
     ],
 )
-def test_a_value_that_does_not_fit_is_quoted_with_its_place(override: str, where: str, value: str) -> None:
+def test_recipe_wrong_value_is_quoted_with_its_place(override: str, where: str, value: str) -> None:
     text = changed(override)
     assert f"photos.yaml: {where}: " in text
     assert f"(value {value})" in text
 
 
-def test_everything_wrong_is_told_at_once() -> None:
+def test_recipe_errors_are_reported_together() -> None:
     lines = changed("student.epoch=4", "student.lr=-1", "data.more={kind: coco}").splitlines()
     assert len(lines) == 3
     assert all(line.startswith("photos.yaml: ") for line in lines)
@@ -164,11 +164,11 @@ def test_everything_wrong_is_told_at_once() -> None:
         ("student.thresholds.depth=0.5", "student.thresholds names 'depth'; there are the teachers street, things"),
     ],
 )
-def test_a_name_that_leads_nowhere_is_refused_with_those_that_do(override: str, says: str) -> None:
+def test_recipe_unknown_reference_is_refused_with_known_names(override: str, says: str) -> None:
     assert says in changed(override)
 
 
-def test_a_schedule_contradicts_itself_nowhere() -> None:
+def test_fit_config_refuses_contradictions() -> None:
     assert "epochs (3.0) and steps (10) are both given: give one of them" in changed("student.steps=10")
     assert "batch (32) is not a multiple of accumulate (5)" in changed("student.accumulate=5")
 
@@ -183,7 +183,7 @@ def test_a_schedule_contradicts_itself_nowhere() -> None:
         ({"steps": 7}, 100, 7),
     ],
 )
-def test_epochs_become_steps(fields: dict[str, float], images: int, steps: int) -> None:
+def test_fit_config_total_steps_of_epochs(fields: dict[str, float], images: int, steps: int) -> None:
     assert FitConfig.model_validate(fields).total_steps(images) == steps
 
 
@@ -208,18 +208,18 @@ def test_overrides_are_yaml_at_a_path() -> None:
         ("pool=[a", "-o 'pool=[a': the value is not valid YAML"),
     ],
 )
-def test_an_override_that_does_not_parse_is_quoted(override: str, says: str) -> None:
+def test_override_that_does_not_parse_is_quoted(override: str, says: str) -> None:
     assert says in changed(override)
 
 
-def test_the_environment_is_read_where_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_reads_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HERE", "/data")
     monkeypatch.delenv("NOT_THERE", raising=False)
     given = {"a": ["${HERE}/x", 3, None], "b": "${NOT_THERE:-/other}/${HERE}", "c": "${NOT_THERE:-}", "d": "$HERE {x}"}
     assert expand(given, "r.yaml") == {"a": ["/data/x", 3, None], "b": "/other//data", "c": "", "d": "$HERE {x}"}
 
 
-def test_an_override_changes_one_of_those_that_share_an_alias() -> None:
+def test_override_of_an_alias_changes_one_place() -> None:
     text = RECIPE.replace("epochs: 2}", "epochs: 2, augment: &mild {flip: 0.2}}").replace(
         "student: {", "student: {augment: *mild, "
     )
@@ -228,7 +228,7 @@ def test_an_override_changes_one_of_those_that_share_an_alias() -> None:
     assert recipe.teachers["things"].augment.flip == 0.2  # type: ignore[attr-defined]
 
 
-def test_overrides_name_variables_too_and_may_replace_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_override_reads_variables_and_may_replace_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HERE", "/data")
     monkeypatch.delenv("NOT_THERE", raising=False)
     text = RECIPE.replace("camvid", '"${NOT_THERE}/camvid"')
@@ -236,7 +236,7 @@ def test_overrides_name_variables_too_and_may_replace_one_that_is_not_set(monkey
     assert recipe.data["street"].path == "/data/street"  # type: ignore[attr-defined]
 
 
-def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_unset_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOT_THERE", raising=False)
     text = refused(RECIPE.replace("camvid", '"${NOT_THERE}/camvid"'))
     assert text == "photos.yaml: '${NOT_THERE}/camvid' needs the environment variable NOT_THERE, which is not set."
@@ -251,11 +251,11 @@ def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) ->
         ("!!python/object/apply:os.getcwd []", "photos.yaml: not valid YAML"),
     ],
 )
-def test_what_is_no_recipe_is_refused(text: str, says: str) -> None:
+def test_recipe_text_that_is_no_recipe_is_refused(text: str, says: str) -> None:
     assert refused(text).startswith(says)
 
 
-def test_a_file_is_read_with_its_name_in_errors(tmp_path: Path) -> None:
+def test_read_recipe_file_is_named_in_errors(tmp_path: Path) -> None:
     path = tmp_path / "photos.yaml"
     with pytest.raises(ConfigError, match=r"photos\.yaml: can't be read \(No such file"):
         read_recipe(path)
@@ -265,7 +265,7 @@ def test_a_file_is_read_with_its_name_in_errors(tmp_path: Path) -> None:
         read_recipe(path, ["student.epoch=4"])
 
 
-def test_files_are_kinds_without_being_told() -> None:
+def test_plugin_files_are_found_as_kinds() -> None:
     assert modules("teachers")["supervised"] == "teachers.supervised"
     assert "labelling" not in modules("teachers")  # a package, not a kind
     assert "errors" not in modules("pipeline.sources")

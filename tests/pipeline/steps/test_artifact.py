@@ -104,7 +104,7 @@ def place_of(root: Root, one: Step) -> StoragePath:
     return root / Workspace(root).path(one, fingerprint(one, {}))
 
 
-def test_a_made_artifact_is_found_and_holds_its_counts(any_root: Root) -> None:
+def test_workspace_finds_a_made_artifact_with_its_counts(any_root: Root) -> None:
     made = make(any_root, step())
     found = find(any_root, step())
     assert found is not None
@@ -118,13 +118,13 @@ def test_a_made_artifact_is_found_and_holds_its_counts(any_root: Root) -> None:
     ]
 
 
-def test_the_same_is_made_wherever_the_root_is(any_root: Root, tmp_path: Path) -> None:
+def test_artifact_is_the_same_on_every_root(any_root: Root, tmp_path: Path) -> None:
     made, here = make(any_root, step()), make(Root.of(tmp_path / "here"), step())
     assert made.digest == here.digest
     assert made.manifest["files"] == here.manifest["files"]
 
 
-def test_its_files_are_read_through_the_artifact(any_root: Root) -> None:
+def test_artifact_load_reads_its_files(any_root: Root) -> None:
     made = make(any_root, step())
     assert made.load("result.txt", Path.read_text) == "abc"
     assert made.load("more/odd ü#?%20+.txt", Path.read_text) == "odd"
@@ -135,7 +135,7 @@ def test_its_files_are_read_through_the_artifact(any_root: Root) -> None:
         made.file("none.txt")
 
 
-def test_what_a_reader_says_is_wrong_names_the_file_and_no_copy(any_root: Root) -> None:
+def test_artifact_load_error_names_the_file_and_no_copy(any_root: Root) -> None:
     made = make(any_root, step())
 
     def refuse(path: Path) -> None:
@@ -146,7 +146,7 @@ def test_what_a_reader_says_is_wrong_names_the_file_and_no_copy(any_root: Root) 
     assert str(refused.value) == f"{made}/result.txt: not to my taste"
 
 
-def test_an_artifact_is_read_on_another_machine(any_root: Root) -> None:
+def test_artifact_is_read_on_another_machine(any_root: Root) -> None:
     """All that one machine leaves to the next is the root."""
     make(any_root, step())
     if not any_root.local:
@@ -157,7 +157,7 @@ def test_an_artifact_is_read_on_another_machine(any_root: Root) -> None:
     assert list(verify(found)) == []
 
 
-def test_the_digest_is_that_of_the_results_alone(any_root: Root) -> None:
+def test_artifact_digest_is_of_the_results_alone(any_root: Root) -> None:
     quiet, noisy = make(any_root, step(noise="1")), make(any_root, step(noise="2"))
     assert quiet.path != noisy.path, "another configuration has another address"
     assert quiet.digest == noisy.digest, "but the same result"
@@ -165,15 +165,15 @@ def test_the_digest_is_that_of_the_results_alone(any_root: Root) -> None:
 
 
 @pytest.mark.parametrize("change", [{"text": "abd"}, {"more": 1}])
-def test_the_fingerprint_follows_the_configuration(change: dict[str, Any]) -> None:
+def test_fingerprint_follows_the_configuration(change: dict[str, Any]) -> None:
     assert fingerprint(step(), {}) != fingerprint(step(**change), {})
 
 
-def test_the_fingerprint_does_not_follow_the_code_that_moves() -> None:
+def test_fingerprint_does_not_follow_the_functions_path() -> None:
     assert fingerprint(make_step("one", "m:f", {}), {}) == fingerprint(make_step("one", "elsewhere:g", {}), {})
 
 
-def test_the_fingerprint_follows_version_and_inputs() -> None:
+def test_fingerprint_follows_version_and_inputs() -> None:
     one = make_step("writing", "m:f", {}, ("before",))
     assert fingerprint(one, {"before": "1"}) != fingerprint(one, {"before": "2"})
     assert fingerprint(one, {"before": "1"}) != fingerprint(
@@ -182,7 +182,7 @@ def test_the_fingerprint_follows_version_and_inputs() -> None:
     assert fingerprint(one, {"before": "1"}) == fingerprint(one, {"before": "1", "another": "3"})
 
 
-def test_a_cut_file_is_not_found_and_a_changed_one_is_named(any_root: Root) -> None:
+def test_workspace_does_not_find_a_cut_file_and_verify_names_a_changed_one(any_root: Root) -> None:
     made = make(any_root, step())
     file = place_of(any_root, step()).child("result.txt")
     file.write(b"abX")
@@ -195,7 +195,7 @@ def test_a_cut_file_is_not_found_and_a_changed_one_is_named(any_root: Root) -> N
     assert find(any_root, step()) is None
 
 
-def test_a_file_outside_the_folder_belongs_to_the_artifact(any_root: Root) -> None:
+def test_artifact_has_external_files(any_root: Root) -> None:
     far = step(run="write_elsewhere")
     made = make(any_root, far)
     assert made.external_file("far/away.txt").load(Path.read_text) == "far"
@@ -206,7 +206,7 @@ def test_a_file_outside_the_folder_belongs_to_the_artifact(any_root: Root) -> No
     assert find(any_root, far) is None
 
 
-def test_what_an_unfinished_attempt_left_is_gone_but_for_its_own_scratch(any_root: Root) -> None:
+def test_workspace_removes_unfinished_attempts_but_for_the_steps_scratch(any_root: Root) -> None:
     folder = place_of(any_root, step())
     for name in ("stale/part.txt", "stale.txt", "work/more", "log/more"):
         folder.child(name).write(b"x")
@@ -216,7 +216,7 @@ def test_what_an_unfinished_attempt_left_is_gone_but_for_its_own_scratch(any_roo
 
 
 @pytest.mark.parametrize("another_machine", [False, True])
-def test_an_attempt_goes_on_from_what_the_last_one_kept(any_root: Root, another_machine: bool) -> None:
+def test_workspace_resumes_from_kept_files(any_root: Root, another_machine: bool) -> None:
     counting = step(run="count_to_three")
     for _ in range(2):
         with pytest.raises(DataError, match="not there yet"):
@@ -229,7 +229,7 @@ def test_an_attempt_goes_on_from_what_the_last_one_kept(any_root: Root, another_
     assert sorted(place_of(any_root, counting).files()) == ["half.txt", "manifest.json", "result.txt"]
 
 
-def test_an_attempt_that_uploaded_nothing_is_gone_on_from_on_this_machine(any_root: Root) -> None:
+def test_workspace_resumes_on_this_machine_without_an_upload(any_root: Root) -> None:
     counting = step(run="count_to_three", keeps=False)
     for _ in range(2):
         with pytest.raises(DataError, match="not there yet"):
@@ -237,7 +237,7 @@ def test_an_attempt_that_uploaded_nothing_is_gone_on_from_on_this_machine(any_ro
     assert make(any_root, counting).load("result.txt", Path.read_text) == "3"
 
 
-def test_what_is_made_again_is_unfinished_from_the_first_moment(any_root: Root) -> None:
+def test_workspace_removes_the_manifest_before_making_again(any_root: Root) -> None:
     counting = step(run="count_to_three")
     folder = place_of(any_root, counting)
     folder.child(MANIFEST).write(b"{}")
@@ -246,7 +246,7 @@ def test_what_is_made_again_is_unfinished_from_the_first_moment(any_root: Root) 
     assert folder.child(MANIFEST).read_if_exists() is None
 
 
-def test_the_manifest_is_written_last(any_root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workspace_writes_the_manifest_last(any_root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     """What breaks off in between leaves files, maybe, but nothing that counts."""
 
     def lost(self: Root, path: str, files: object, there: object) -> None:
@@ -262,14 +262,14 @@ def test_the_manifest_is_written_last(any_root: Root, monkeypatch: pytest.Monkey
     monkeypatch.undo()
 
 
-def test_lines_that_were_cut_short_are_left_out() -> None:
+def test_parse_lines_leaves_out_cut_lines() -> None:
     whole = ['{"a": 1}', '{"b": "ü"}']
     assert list(parse_lines("\n".join(whole).encode())) == [{"a": 1}, {"b": "ü"}]
     assert list(parse_lines(b'{"a": 1}\n{"b": {"c": 2}{"d": 3}\n{"e": 4}\n{"f"')) == [{"a": 1}, {"e": 4}]
     assert list(parse_lines('{"a": 1}\n{"b": "ü'.encode()[:-1])) == [{"a": 1}]
 
 
-def test_the_newest_of_a_step_is_found(any_root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workspace_finds_the_newest_artifact_of_a_step(any_root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Workspace(any_root).newest("writing") is None
     texts = ["abc", "abd", "abe"]
     marks = [make(any_root, step(text)).manifest["fingerprint"] for text in texts]
@@ -282,13 +282,13 @@ def test_the_newest_of_a_step_is_found(any_root: Root, monkeypatch: pytest.Monke
     assert newest.manifest["config"]["text"] == "abd"
 
 
-def test_when_a_file_was_written_is_known(any_root: Root) -> None:
+def test_artifact_knows_when_a_file_was_written(any_root: Root) -> None:
     assert (any_root / "x").modified() is None
     (any_root / "x").write(b"")
     assert (any_root / "x").modified()
 
 
-def test_a_full_disk_is_said_so_and_seals_nothing(any_root: Root) -> None:
+def test_workspace_reports_a_full_disk_and_seals_nothing(any_root: Root) -> None:
     full = step(run="fill_the_disk")
     with pytest.raises(DataError, match=r"writing: the disk that holds .* is full.*run the same command again"):
         make(any_root, full)
@@ -296,14 +296,14 @@ def test_a_full_disk_is_said_so_and_seals_nothing(any_root: Root) -> None:
     assert find(any_root, full) is None
 
 
-def test_nothing_stays_in_scratch(bucket: str) -> None:
+def test_workspace_leaves_nothing_in_scratch(bucket: str) -> None:
     root = Root.of(f"{bucket}/root")
     make(root, step())
     left = [path for path in root.local_path().rglob("*") if path.is_file()]
     assert left == []
 
 
-def test_on_this_machine_an_artifact_is_the_folder_it_was_made_in(tmp_path: Path) -> None:
+def test_workspace_makes_a_local_artifact_in_its_folder(tmp_path: Path) -> None:
     root = Root.of(tmp_path)
     made = make(root, step())
     assert folder_of(made) == tmp_path / "artifacts" / "writing" / made.manifest["fingerprint"]
@@ -322,7 +322,7 @@ def incremental(one: Step, **changed: Any) -> Step:
     )
 
 
-def test_a_step_goes_on_from_what_it_made_before(any_root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incremental_step_gets_its_previous_artifact(any_root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     grow(any_root, "0", place={"path": "here"})
     first = grow(any_root, "1", place={"path": "here"})
     hashed: list[str] = []
@@ -353,7 +353,7 @@ def test_a_step_goes_on_from_what_it_made_before(any_root: Root, monkeypatch: py
         {"incremental_keys": ()},
     ],
 )
-def test_a_step_does_not_go_on_from_another(any_root: Root, other: dict[str, Any]) -> None:
+def test_incremental_step_ignores_artifacts_of_other_settings(any_root: Root, other: dict[str, Any]) -> None:
     grow(any_root, "1", place={"path": "here", "kind": "a"})
     of_kind = {field.name for field in dataclasses.fields(StepKind)} - {"name"}
     config = {key: value for key, value in other.items() if key not in {"name", *of_kind}}
@@ -363,18 +363,18 @@ def test_a_step_does_not_go_on_from_another(any_root: Root, other: dict[str, Any
     assert "grown" not in made.counts
 
 
-def test_a_step_does_not_go_on_from_what_is_not_whole(any_root: Root) -> None:
+def test_incremental_step_ignores_broken_artifacts(any_root: Root) -> None:
     first = grow(any_root, "1")
     first.file("first.txt").path.remove()
     assert "grown" not in grow(any_root, "2").counts
 
 
-def test_a_step_that_is_made_again_does_not_go_on_from_itself(any_root: Root) -> None:
+def test_incremental_step_made_again_ignores_itself(any_root: Root) -> None:
     grow(any_root, "1")
     assert "grown" not in grow(any_root, "1").counts
 
 
-def test_work_outlasts_an_end_while_the_files_are_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workspace_keeps_scratch_if_interrupted_while_hashing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def ends(path: Path) -> str:
         raise KeyboardInterrupt
 
@@ -387,7 +387,7 @@ def test_work_outlasts_an_end_while_the_files_are_hashed(tmp_path: Path, monkeyp
     assert "log/times.txt" in make(root, step()).manifest["files"]
 
 
-def test_a_value_without_a_canonical_form_has_no_hash() -> None:
+def test_hash_json_refuses_values_without_a_canonical_form() -> None:
     assert hash_json({"b": 1, "a": 2}) == hash_json({"a": 2, "b": 1})
     with pytest.raises(ValueError, match="JSON compliant"):
         hash_json(float("nan"))

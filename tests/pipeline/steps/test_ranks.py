@@ -16,19 +16,21 @@ def told(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_a_process_that_nobody_started_is_alone(told: pytest.MonkeyPatch) -> None:
+def test_rank_of_a_single_process(told: pytest.MonkeyPatch) -> None:
     assert (ranks.rank(), ranks.count(), ranks.local_count(), ranks.is_first()) == (0, 1, 1, True)
     assert ranks.share(5) == range(5)
 
 
-def test_machines_that_a_cluster_numbers_are_no_processes(told: pytest.MonkeyPatch) -> None:
+def test_rank_ignores_machines_that_a_cluster_numbers(told: pytest.MonkeyPatch) -> None:
     told.setenv("RANK", "3")
     told.setenv("WORLD_SIZE", "4")
     assert (ranks.rank(), ranks.count(), ranks.is_first()) == (0, 1, True)
 
 
 @pytest.mark.parametrize(("slots", "count"), [(8, 2), (5, 2), (7, 3), (4, 4)])
-def test_shares_are_a_whole_batch_and_differ_by_one_at_most(told: pytest.MonkeyPatch, slots: int, count: int) -> None:
+def test_rank_shares_add_up_to_the_batch_and_differ_by_one_at_most(
+    told: pytest.MonkeyPatch, slots: int, count: int
+) -> None:
     told.setenv("LOCAL_RANK", "0")
     told.setenv("WORLD_SIZE", str(count))
     shares = []
@@ -40,7 +42,7 @@ def test_shares_are_a_whole_batch_and_differ_by_one_at_most(told: pytest.MonkeyP
     assert {len(share) for share in shares} <= {slots // count, -(-slots // count)}
 
 
-def test_processes_of_one_machine_share_its_cores(told: pytest.MonkeyPatch, runtime: Runtime) -> None:
+def test_ranks_of_one_machine_share_its_cores(told: pytest.MonkeyPatch, runtime: Runtime) -> None:
     for name, value in {"LOCAL_RANK": 0, "RANK": 2, "WORLD_SIZE": 4}.items():
         told.setenv(name, str(value))
     assert ranks.local_count() == 4

@@ -38,19 +38,19 @@ def files(root: Root) -> set[str]:
     return {name.split("/")[-1] for name in (root / "artifacts").files()}
 
 
-def test_a_step_is_made_by_who_holds_its_claim(any_root: Root) -> None:
+def test_workspace_seals_while_it_holds_the_lock(any_root: Root) -> None:
     inputs = Inputs({}, Runtime(any_root))
     assert [Workspace(any_root).get_or_make(step("write"), inputs)[1] for _ in range(2)] == [True, False]
     assert (any_root / "claims").files() == {}
 
 
-def test_what_another_run_took_over_is_not_sealed_by_this_one(any_root: Root) -> None:
+def test_workspace_does_not_seal_after_losing_the_lock(any_root: Root) -> None:
     with pytest.raises(TakenOver, match="writing: another run took over"):
         Workspace(any_root).get_or_make(step("sleep_and_write"), Inputs({}, Runtime(any_root)))
     assert files(any_root) == ({"result.txt"} if any_root.local else set()), "put among what the other run makes"
 
 
-def test_what_is_taken_over_while_it_is_uploaded_is_not_sealed(any_root: Root) -> None:
+def test_workspace_does_not_seal_if_the_lock_is_lost_during_upload(any_root: Root) -> None:
     held = [True, False]
     with pytest.raises(TakenOver, match="writing: another run took over"):
         Workspace(any_root).make(step("write"), Inputs({}, Runtime(any_root)), lambda: held.pop(0))
