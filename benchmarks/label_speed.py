@@ -31,7 +31,7 @@ from pipeline.training.autotune import ComputeConfig
 from pipeline.training.device import find_device, single_threaded
 from tasks.prediction import Predictor
 from teachers.labelling.label_folder import LabelFolder
-from teachers.labelling.labeller import OpenLabelMaker, ShardJob, label_shards, open_makers, write_labels
+from teachers.labelling.labeller import LabelMaker, ShardJob, label_makers, label_shards, write_labels
 
 WINDOWS = 3
 BATCHES_A_CORE = 8
@@ -54,10 +54,9 @@ def measure_labelling(inputs: Inputs, batch: int, images: int = 0) -> dict[str, 
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".bench-") as folder:
         room = roots.Root.of(folder)
-        teachers = [
-            dataclasses.replace(teacher, folders={head: LabelFolder(room, head) for head in teacher.folders})
-            for teacher in open_makers(inputs)
-        ]
+        teachers = label_makers(inputs)
+        for teacher in teachers:
+            teacher.folders = {head: LabelFolder(room, head) for head in teacher.folders}
         shards = [shard for _, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
         bench = _Bench(teachers, shards, batch, runtime, device)
         taken = take_turns(bench.measures(images or BATCHES_A_CORE * batch * runtime.threads), WINDOWS)
@@ -89,7 +88,7 @@ def rate_limit(stages: dict[str, float], cores: int, device: str) -> float:
 class _Bench:
     """The measures: the stages alone, the labeller, and the plain loops."""
 
-    teachers: list[OpenLabelMaker]
+    teachers: list[LabelMaker]
     shards: list[ImageShard]
     batch: int
     runtime: Runtime

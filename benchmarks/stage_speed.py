@@ -141,12 +141,12 @@ class Ready(NamedTuple):
 class Memory:
     """Steps that are there already, over and over."""
 
-    def __init__(self, batches: Sequence[ViewBatch]) -> None:
-        self.batches, self.waited = batches, 0.0
+    def __init__(self, ready: Sequence[ViewBatch]) -> None:
+        self.ready, self.waited = ready, 0.0
 
     def batches(self, start: int) -> Generator[Ready]:
         for step in itertools.count(start):
-            yield Ready(dataclasses.replace(self.batches[step % len(self.batches)], step=step))
+            yield Ready(dataclasses.replace(self.ready[step % len(self.ready)], step=step))
 
 
 class InMemory(ViewStream):
