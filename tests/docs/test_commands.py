@@ -24,6 +24,7 @@ from pipeline.errors import PROJECT
 from pipeline.recipe.reader import parse_recipe
 from tests.docs.pages import PAGES, Block, blocks, commands_of
 from tests.docs.small_world import base, merge, shrink, write_folders
+from tests.flows.tiny import soon
 
 BIN = Path(sys.executable).parent
 TUTORIAL = "docs/tutorial.md"
@@ -96,11 +97,18 @@ def open_page(arguments: list[str], folder: Path) -> None:
         assert process.stdout
         address = re.search(r"http://\S+", process.stdout.readline())
         assert address
-        with urllib.request.urlopen(address.group(), timeout=60) as answer:
-            assert b"<title>" in answer.read()
+        soon(lambda: b"<title>" in content(address.group()))
     finally:
         process.terminate()
         process.wait(60)
+
+
+def content(address: str) -> bytes:
+    """Return what a server answers; nothing while it is not up."""
+    with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=60) as answer:
+        body: bytes = answer.read()
+        return body
+    return b""
 
 
 def free_port() -> int:
