@@ -1,4 +1,4 @@
-"""What every probe of frozen features owes the house. They are found by their files, nobody lists them here."""
+"""Test what every probe must do. Probes are found by their files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Pose = Callable[..., ProbeTask]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Pictures of three classes that any backbone tells apart; there is none of a fourth."""
+    """Ingest images of three easy classes, and none of a fourth."""
     splits = {"train": range(6), "val": range(10, 12), "test": range(20, 23)}
     pictures = {f"{split}/{kind}": numbers for split, numbers in splits.items() for kind in COLOURS}
     return kinds_in(tmp_path_factory.mktemp("colours"), {**pictures, "train/unseen": ()})
@@ -51,7 +51,7 @@ def known(encoder: Encoder, dataset: ImageDataset, runtime: Runtime) -> Labelled
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A task, and what is to be told apart once it is solved."""
+    """A task, and labelled features to test the probe on."""
 
     task: ProbeTask
     test: LabelledFeatures
@@ -59,7 +59,7 @@ class Case:
 
 @pytest.fixture
 def case(made: Artifact, encoder: Encoder, tmp_path: Path) -> Case:
-    """Features of the pictures."""
+    """Return a case with features of the images."""
     splits, runtime = find_splits(IngestedSet(made), TASK, "test"), Runtime(Root.of(tmp_path), "cpu", "32", 1)
     assert splits
     assert splits.val
@@ -70,7 +70,7 @@ def case(made: Artifact, encoder: Encoder, tmp_path: Path) -> Case:
 
 @pytest.fixture(params=PROBES)
 def probe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A probe; what is trained step by step takes few of them."""
+    """Return a probe, with few steps if it is trained by gradient descent."""
     module = importlib.import_module(f"evaluation.probes.{request.param}")
     if hasattr(module, "SETTINGS"):
         monkeypatch.setattr(module, "SETTINGS", module.SETTINGS.model_copy(update={"steps": 40, "batch": 12}))
@@ -130,7 +130,7 @@ def test_probe_leaves_the_backbone_and_its_statistics_unchanged(probe: ModuleTyp
 
 @pytest.mark.parametrize("count", [2, 1])
 def test_probe_answers_the_only_class(count: int, probe: ModuleType, case: Case) -> None:
-    """All there is to learn from: two pictures of the second class, or one."""
+    """All training images, two or one, are of the second class."""
     rows = (case.task.train.classes == 1).nonzero().flatten()[:count]
     few = LabelledFeatures(*(each[rows] for each in case.task.train))
     task = dataclasses.replace(case.task, train=few, images=case.task.images.subset(rows.tolist()))

@@ -1,4 +1,4 @@
-"""Sets to measure backbones on, and how to run the steps that do."""
+"""Helpers that make sets to measure backbones on, and run the steps that measure."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pipeline.storage.root import Root
 from tests.steps import make_step
 
 COLOURS = {"dark": (40, 40, 60), "red": (230, 40, 40), "green": (40, 220, 60)}
-"""Classes that any backbone tells apart."""
+"""Classes that any backbone can separate, by color."""
 SIZE = 32
 Record = dict[str, Any]
 MakeKinds = Callable[..., Artifact]
 
 
 def noise_of(number: int, kind: str) -> NDArray[np.uint8]:
-    """Noise, another one for each number; of a class that is a colour, a little of it on that colour."""
+    """Return a noise image determined by its number; for a class of COLOURS, weak noise on that color."""
     rng = np.random.default_rng(number)
     if kind not in COLOURS:
         return rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
@@ -36,13 +36,13 @@ def noise_of(number: int, kind: str) -> NDArray[np.uint8]:
 
 
 def read_set(root: Root, name: str, **source: Any) -> Artifact:
-    """A set by its keys in the recipe."""
+    """Ingest a set, given its keys in the recipe."""
     step = make_step(f"data.{name}", "ingest.ingest:ingest", {"name": name, "source": source, "shard_images": 4})
     return Workspace(root).make(step, Inputs({}, Runtime(root, "cpu", "32", 1)))
 
 
 def kinds_in(folder: Path, pictures: Mapping[str, Sequence[int]], name: str = "kinds") -> Artifact:
-    """A set of pictures of classes: picture numbers by `<split>/<class>`; the same number is the same picture."""
+    """Ingest a set of classes, given image numbers by `<split>/<class>`; equal numbers are equal images."""
     splits, kinds = ({place.split("/")[number] for place in pictures} for number in (0, 1))
     for split in splits:
         for kind in kinds:
@@ -54,38 +54,38 @@ def kinds_in(folder: Path, pictures: Mapping[str, Sequence[int]], name: str = "k
 
 
 def keys_of(dataset: ImageDataset) -> set[str]:
-    """The keys of all images of a library."""
+    """Return the keys of all images of a dataset."""
     return {dataset.read(index)[0] for index in range(len(dataset))}
 
 
 def scratch(name: str = "scratch", size: int = SIZE, backbone: str = "test_resnet") -> dict[str, Any]:
-    """The start `scratch` in a step's configuration."""
+    """Return the start `scratch` as in a step's configuration."""
     return {"name": name, "step": None, "backbone": backbone, "weights": None, "image_size": size}
 
 
 @dataclasses.dataclass
 class Bench:
-    """A folder in which the steps that measure are run."""
+    """A folder in which measuring steps are run."""
 
     runtime: Runtime
     sets: dict[str, Artifact]
 
     def run(self, function: str, inputs: Mapping[str, Artifact], config: Mapping[str, Any], **more: Any) -> Artifact:
-        """What a step makes of some inputs."""
+        """Run a step and return its artifact."""
         name, incremental_keys = str(config["name"]), ("labels", "seeds") if "finetuning" in function else ()
         step = make_step(name, function, dict(config), tuple(inputs), incremental_keys=incremental_keys)
         runtime = dataclasses.replace(self.runtime, **more)
         return Workspace(runtime.root).get_or_make(step, Inputs(inputs, runtime))[0]
 
     def probe(self, *probes: str, on: str, before: Artifact | None = None, **config: Any) -> list[Record]:
-        """The records of the probes of a backbone, by default one from scratch."""
+        """Return the records of the probes of a backbone, by default one from scratch."""
         versions = {each: importlib.import_module(f"evaluation.probes.{each}").VERSION for each in probes}
         told = {"name": "probe.it", "start": scratch(), "probes": list(probes), "versions": versions, **self.common(on)}
         inputs = {**({"before": before} if before else {}), f"data.{on}": self.sets[on]}
         return records_of(self.run("evaluation.probing:probe", inputs, told | config))
 
     def tune(self, on: str, before: Artifact | None = None, **config: Any) -> Artifact:
-        """The artifact of fine-tuning from a backbone, by default one from scratch, by the schedule `tiny`."""
+        """Fine-tune a backbone, by default one from scratch, by the schedule `tiny`; return the artifact."""
         told = {"name": "finetune.it", "start": scratch(), "schedule": "tiny", "width": 16, "proposals": 8}
         more = {key: config.pop(key) for key in ("stop", "progress", "root") if key in config}
         inputs = {**({"before": before} if before else {}), f"data.{on}": self.sets[on]}
@@ -93,11 +93,11 @@ class Bench:
 
     @staticmethod
     def common(on: str) -> dict[str, Any]:
-        """What both kinds of steps are told, as a recipe that says nothing has it."""
+        """Return the settings that both kinds of steps share, with the recipe's defaults."""
         return {"set": on, "splits": "test", "labels": ["all"], "seeds": 1, "seed": 0, "corruptions": False}
 
 
 def records_of(made: Artifact) -> list[Record]:
-    """The records that a step left."""
+    """Return the records in an artifact."""
     found: list[Record] = made.load(MEASUREMENTS_FILE, read_json)
     return found

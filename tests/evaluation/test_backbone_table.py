@@ -1,4 +1,4 @@
-"""Backbones side by side: boards made of records, and how the report shows them."""
+"""Test the tables of backbones, and how report and console show them."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_score_is_in_percent_for_shares_only() -> None:
 
 
 def made(folder: Path, name: str, records: list[Measurement], config: Any = None, **counts: Any) -> Artifact:
-    """A step that measured."""
+    """Make the artifact of a step that measured."""
     (folder / name).mkdir()
     write_json(folder / name / MEASUREMENTS_FILE, [record.to_json() for record in records])
     start = {"name": name.split(".")[1], "step": None}
@@ -109,7 +109,7 @@ def made(folder: Path, name: str, records: list[Measurement], config: Any = None
 
 
 def trained(folder: Path, inputs: tuple[str, ...], seconds: float, **config: Any) -> Artifact:
-    """A step that trained on nine images."""
+    """Make the artifact of a step that trained on nine images."""
     before = {name: {"digest": name} for name in inputs}
     about = {"config": config, "counts": {"images": 9}, "inputs": before, "seconds": seconds, "files": {}}
     return Artifact(Root.of(folder), "trained", about)

@@ -1,4 +1,4 @@
-"""Images made worse: each corruption does something, the same each time, and more of it at a higher severity."""
+"""Test image corruptions: deterministic, stronger with severity, and as strong as published."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ every_corruption = pytest.mark.parametrize("name", CORRUPTIONS)
 
 @pytest.fixture(scope="module")
 def photograph() -> Pixels:
-    """Of the size that the constants are for."""
+    """Return an image of the size that the constants are for."""
     read: Callable[[], Pixels] = data.astronaut
     return transform_image(Image.fromarray(read()), AugmentParams(), 224)
 
@@ -70,7 +70,7 @@ def test_corrupt_flat_images(name: str, black: bool) -> None:
 
 @pytest.mark.parametrize(("level", "sigma"), list(enumerate((0.08, 0.12, 0.18, 0.26, 0.38), 1)))
 def test_gaussian_noise_is_as_strong_as_published(level: int, sigma: float) -> None:
-    """Half of the pixels of grey images are brighter, half darker; what is cut off at black and white is known."""
+    """Compare with the deviation of noise that is clipped at black and white."""
     grey = np.full((224, 224, 3), 128, np.uint8)
     noise = corrupt(grey, "gaussian_noise", level).astype(float) - 128
     drawn = np.random.default_rng(0).normal(scale=255 * sigma, size=200_000)
@@ -85,7 +85,7 @@ def test_impulse_noise_hits_as_many_values_as_published(level: int, share: float
 
 @pytest.mark.parametrize(("level", "factor"), list(enumerate((0.4, 0.3, 0.2, 0.1, 0.05), 1)))
 def test_contrast_shrinks_as_published(level: int, factor: float, photograph: Pixels) -> None:
-    """Around the mean of every channel."""
+    """Contrast is the deviation from each channel's mean."""
     spread = corrupt(photograph, "contrast", level).std((0, 1)) / photograph.std((0, 1))
     assert spread == pytest.approx(factor, rel=0.05)
 
@@ -99,7 +99,7 @@ def test_brightness_raises_the_value_and_keeps_the_hue(level: int, more: float) 
 
 
 def test_shot_noise_has_as_few_photons_as_published() -> None:
-    """A Poisson count with mean 128 / 255 x 3 of three photons at full brightness has that variance."""
+    """A Poisson count has its mean as variance."""
     grey = np.full((224, 224, 3), 60, np.uint8)
     mean = 60 / 255 * 60
     assert corrupt(grey, "shot_noise", 1).std() == pytest.approx(255 / 60 * np.sqrt(mean), rel=0.03)

@@ -1,4 +1,4 @@
-"""The measuring step: who is measured on which images, against what, and what a record says of it."""
+"""Test the step that measures student, teachers and baseline: on which images, against what, and its records."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KINDS = LabelSpace("classification", ("a", "b"))
 PETS = LabelSpace("classification", ("cat", "dog"))
 GROUND = LabelSpace("segmentation", ("sky", "road"))
 TRAINED = ("kinds", "masks", "boxes", "depth")
-"""The teachers of the tiny world that learned from true labels."""
+"""The teachers of the tiny run that learned from true labels."""
 
 Record = dict[str, Any]
 Noise = Callable[..., NDArray[np.uint8]]
@@ -45,7 +45,7 @@ Measure = Callable[..., list[Record]]
 
 
 def measure(inputs: Inputs, out: Path, **config: Any) -> list[Record]:
-    """The records that the step leaves."""
+    """Run the step and return its records."""
     out.mkdir(exist_ok=True)
     counts = evaluate({"splits": "test", "sets": [], "seed": 0, **config}, inputs, out)
     records: list[Record] = read_json(out / "metrics.json")
@@ -54,12 +54,12 @@ def measure(inputs: Inputs, out: Path, **config: Any) -> list[Record]:
 
 
 def measured(records: Sequence[Record]) -> set[tuple[str, str, str, str]]:
-    """(head, model, set, split) of what was measured."""
+    """Return (head, model, set, split) of all records."""
     return {(record["head"], record["model"], record["dataset"], record["split"]) for record in records}
 
 
 def values(records: Sequence[Record], dataset: str) -> dict[str, float]:
-    """The value of each model on a set, where there is one head and one metric."""
+    """Return the value of each model on a set with one head and one metric."""
     found = {record["model"]: record["value"] for record in records if record["dataset"] == dataset}
     assert len(found) == sum(record["dataset"] == dataset for record in records)
     return found
@@ -67,7 +67,7 @@ def values(records: Sequence[Record], dataset: str) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def artifacts(world: World) -> dict[str, Artifact]:
-    """The tiny world's artifacts with its student."""
+    """Return the tiny run's artifacts with its student."""
     step, inputs = world.steps["student"], world.inputs("student")
     fingerprint = step.fingerprint(inputs.artifacts)
     return {**world.artifacts, "student": world.workspace.find(step, fingerprint) or world.workspace.make(step, inputs)}
@@ -75,7 +75,7 @@ def artifacts(world: World) -> dict[str, Artifact]:
 
 @pytest.fixture(scope="module")
 def records(world: World, artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
-    """What the step measures in the tiny world, as its recipe asks."""
+    """Return the step's records in the tiny run."""
     step = world.steps["evaluate"]
     inputs = Inputs({name: artifacts[name] for name in step.inputs}, world.runtime)
     return measure(inputs, tmp_path_factory.mktemp("evaluate"), **step.config)
@@ -83,7 +83,7 @@ def records(world: World, artifacts: dict[str, Artifact], tmp_path_factory: pyte
 
 @pytest.fixture
 def make_set(runtime: Runtime) -> MakeSet:
-    """Reads a set: (name, its keys in the recipe) -> its artifact."""
+    """Return a function that ingests a set: (name, its keys in the recipe) -> artifact."""
 
     def make(name: str, **source: Any) -> Artifact:
         config = {"name": name, "source": source, "shard_images": 2}
@@ -96,7 +96,7 @@ def make_set(runtime: Runtime) -> MakeSet:
 
 @pytest.fixture
 def make_kinds(tmp_path: Path, noise: Noise, make_set: MakeSet) -> MakeSet:
-    """Makes a set of pictures of the classes a and b: (name, picture numbers by `<split>/<class>`) -> its artifact."""
+    """Return a function that ingests images of classes a and b: (name, numbers by `<split>/<class>`) -> artifact."""
 
     def make(name: str, pictures: Mapping[str, Sequence[int]]) -> Artifact:
         for split in {folder.split("/")[0] for folder in pictures}:
@@ -112,8 +112,8 @@ def make_kinds(tmp_path: Path, noise: Noise, make_set: MakeSet) -> MakeSet:
 
 @pytest.fixture
 def make_model(tmp_path: Path, make_network: Callable[..., Network]) -> MakeModel:
-    """Makes a classifier called `kind` that gives one answer to every image: (answer, its set) -> a teacher and, as
-    it is the same on disk, a student.
+    """Return a function that makes a classifier `kind` with a constant answer: (answer, its set) -> artifact, which
+    serves as a teacher or a student.
     """
 
     def make(answer: str, data: str | None = "home") -> Artifact:
@@ -127,7 +127,7 @@ def make_model(tmp_path: Path, make_network: Callable[..., Network]) -> MakeMode
 
 
 def saved(network: Network, folder: Path, data: str | None) -> Artifact:
-    """A network as the artifact of a student, and of a teacher of its first head that learned from the set `data`."""
+    """Save a network as an artifact that is a student, and a teacher of its first head trained on the set `data`."""
     folder.mkdir()
     network.save(folder)
     space = next(iter(network.config.spaces().values()))
@@ -137,7 +137,7 @@ def saved(network: Network, folder: Path, data: str | None) -> Artifact:
 
 @pytest.fixture
 def measure_small(runtime: Runtime, tmp_path: Path) -> Measure:
-    """Measures what a test has made: (the step's inputs by name, then any of its settings) -> the records."""
+    """Return a function that runs the step: (inputs by name, settings) -> records."""
     return lambda inputs, **config: measure(Inputs(inputs, runtime), tmp_path / "out", **config)
 
 
@@ -180,7 +180,7 @@ def test_evaluate_records_have_all_metrics_of_the_task_once(records: list[Record
 
 
 def test_evaluate_measures_each_head_with_teacher_and_baseline_on_its_set(records: list[Record]) -> None:
-    """The set has no test split: its other held-out one is taken. It has three images."""
+    """The set has no test split, so its val split with three images is taken."""
     expected = {
         (head, model, "truth", "val") for head in TRAINED for model in ("student", f"teacher:{head}", "baseline")
     }
@@ -202,7 +202,7 @@ def test_evaluate_scores_a_teacher_as_its_training_did(records: list[Record], ar
 
 
 def some_of_the_world(world: World, artifacts: Mapping[str, Artifact], **more: Artifact) -> Inputs:
-    """The step's inputs with three of the teachers, and sets besides the world's own."""
+    """Return the step's inputs with three of the teachers, and more sets."""
     names = ("student", "data.truth", "data.pool", "teacher.kinds", "teacher.masks", "teacher.depth")
     sets = {f"data.{name}": made for name, made in more.items()}
     return Inputs({**{name: artifacts[name] for name in names}, **sets}, world.runtime)
@@ -211,7 +211,7 @@ def some_of_the_world(world: World, artifacts: Mapping[str, Artifact], **more: A
 def test_evaluate_measures_further_sets_of_the_same_task_and_classes(
     world: World, artifacts: dict[str, Artifact], make_set: MakeSet, tmp_path: Path
 ) -> None:
-    """It has no depth, and the other one is not asked for. A teacher's own set counts once."""
+    """The set has no depth, and `silent` is not named. A teacher's own set counts once."""
     scenes = {"kind": "scenes", "count": 0, "size": 48}
     more = make_set("more", **scenes, seed=8, test=2, tasks=["classification", "segmentation"])
     silent = make_set("silent", **scenes, seed=9, test=1, tasks=["classification", "depth"])
@@ -233,7 +233,7 @@ def test_evaluate_measures_further_sets_of_the_same_task_and_classes(
 def test_evaluate_prefers_the_split_that_is_asked_for(
     asked: str, found: tuple[str, int], make_kinds: MakeSet, make_model: MakeModel, measure_small: Measure
 ) -> None:
-    """Where a set has it; `away` has one held-out split alone, whichever is asked for."""
+    """The set `away` has only one held-out split, which is taken instead."""
     home = make_kinds("home", {"train/a": [1, 2], "train/b": [3], "val/a": [4], "test/b": [5, 6]})
     away = make_kinds("away", {"val/a": [7], "val/b": [8, 9]})
     model = make_model("a")
@@ -271,7 +271,7 @@ def test_evaluate_baseline_does_not_see_held_out_images(
 def test_evaluate_teacher_from_elsewhere_has_no_baseline(
     make_kinds: MakeSet, make_model: MakeModel, measure_small: Measure
 ) -> None:
-    """Nobody knows what it learned from; the set to measure it on is the one that is named."""
+    """Its training labels are unknown; it is measured on the set that is named."""
     home = make_kinds("home", {"train/a": [1], "test/a": [2, 3], "test/b": [4]})
     inputs = {"student": make_model("b"), "teacher.kind": make_model("a", None), "data.home": home}
     records = measure_small(inputs, sets=["home"])
@@ -297,7 +297,7 @@ def test_evaluate_set_with_other_classes_has_no_truth_for_a_teacher(
     measure_small: Measure,
     tmp_path: Path,
 ) -> None:
-    """`home` has the classes a and b, `pets` knows others: what is left is agreement, on the first set there is."""
+    """`home` has the classes a and b, `pets` has others: agreement on the first set is measured instead."""
     blank = make_set("blank", kind="scenes", count=0, test=1, seed=9, size=48)
     home = make_kinds("home", {"train/a": [1], "test/b": [2, 3]})
     both = saved(make_network({"kind": KINDS, "pets": PETS}), tmp_path / "both", None)
@@ -310,7 +310,7 @@ def test_evaluate_set_with_other_classes_has_no_truth_for_a_teacher(
 
 @pytest.fixture
 def ground(noise: Noise, make_set: MakeSet, tmp_path: Path) -> Artifact:
-    """A set of five held-out pictures, two of them with a mask."""
+    """Ingest a set of five held-out images, two of them with a mask."""
     for number in range(5):
         for folder, picture in (("images", noise(number)), ("masks", noise(number)[:, :, 0] % 2)):
             (tmp_path / "ground" / folder / "val").mkdir(parents=True, exist_ok=True)
@@ -331,7 +331,7 @@ def test_evaluate_does_not_count_images_without_a_label(
 def test_evaluate_leaves_out_a_student_without_the_head(
     artifacts: dict[str, Artifact], world: World, make_model: MakeModel, tmp_path: Path
 ) -> None:
-    """Its weight in the loss was 0. With no true label there is nothing to measure then."""
+    """Its weight in the loss was 0. Without true labels there is nothing to measure."""
     names = ("data.truth", "teacher.kinds", "teacher.gabor")
     inputs = {"student": make_model("a"), **{name: artifacts[name] for name in names}}
     records = measure(Inputs(inputs, world.runtime), tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The step that fine-tunes: what decides, what is kept when it is stopped, and what it goes on from."""
+"""Test fine-tuning: how settings are chosen, what is kept when it is stopped, and what is reused."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def grid(images: int, there: int) -> Sequence[Mapping[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A schedule of two steps with one of two learning rates."""
+    """Add a schedule of two steps with one of two learning rates."""
     monkeypatch.setitem(SCHEDULES, "tiny", FinetuneSchedule(3, "two steps", grid, AugmentConfig()))
 
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What is trained, in order; and none of it really is."""
+    """Replace training by a stub, and return what it was called with."""
     seen: list[dict[str, Any]] = []
 
     def train(network: Any, combine: Any, dataset: ImageDataset, plan: Any, runtime: Any) -> TrainingResult:
@@ -64,7 +64,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def decide(monkeypatch: pytest.MonkeyPatch, metric: str, by_rate: Mapping[float, float], trained: list[Any]) -> None:
-    """Networks score on images to decide by what their learning rates say, and 0.5 on all others."""
+    """Score networks on validation images by their learning rates, and with 0.5 on all others."""
 
     def score(predictor: Predictor, dataset: ImageDataset, heads: Mapping[str, str], runtime: Any) -> dict[str, float]:
         [rate] = [each["lr"] for each in trained if each["network"] is predictor.network]
@@ -119,7 +119,7 @@ def test_finetune_takes_the_lowest_of_a_metric_that_is_better_lower(
 def test_finetune_takes_the_first_seeds_settings_for_the_others(
     bench: Bench, trained: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For every number of labels of its own."""
+    """Settings are chosen for every number of labels."""
     best = {6: 3e-2, 18: 1e-3}
 
     def score(predictor: Predictor, dataset: ImageDataset, heads: Any, runtime: Any) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Few labels: which images are learned from, which decide, and which are reported on."""
+"""Test subsets of labels: which images are for training, validation and testing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def splits_in(made: Artifact, preferred: str = "test") -> Splits:
 
 @pytest.fixture
 def uneven(make_kinds: MakeKinds) -> ImageDataset:
-    """Three classes with six, three and one image."""
+    """Return a dataset of three classes with six, three and one image."""
     return train_of(make_kinds({"train/a": range(6), "train/b": range(6, 9), "train/c": [9]}))
 
 
@@ -133,7 +133,7 @@ def test_find_splits_does_not_validate_on_the_tested_val_split(colours: Artifact
 
 
 def test_find_splits_does_not_train_on_held_out_images(make_kinds: MakeKinds) -> None:
-    """Number 2 is tested on as well, 3 decides."""
+    """Image 2 is also a test image, image 3 a validation image."""
     held_out = {"val/a": [3], "val/b": [5], "test/a": [2], "test/b": [6]}
     splits = splits_in(make_kinds({"train/a": [1, 2, 3], "train/b": [4], **held_out}))
     assert splits.val

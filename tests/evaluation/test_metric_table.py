@@ -1,4 +1,4 @@
-"""Metrics in words: which way is better, what share of the teacher, who beats whom."""
+"""Test the table of metrics and the sentences on it: directions, shares of the teacher, and winners."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The step that measures frozen features: what its probes are given, and what its records say."""
+"""Test the step that probes frozen features: what probes are given, and the records."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.evaluation.measuring import COLOURS, Bench, MakeKinds, Record, keys_o
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[ProbeTask]:
-    """The tasks that a probe called `spy` is given, which says that everything is of the first class."""
+    """Add a probe `spy` that always answers the first class; return the tasks that it is given."""
     tasks: list[ProbeTask] = []
 
     def fit(task: ProbeTask) -> ProbeResult:
@@ -107,7 +107,7 @@ def test_probe_without_a_validation_split_takes_a_part_of_the_labels(
 
 
 def test_probe_features_are_those_of_the_start(bench: Bench, seen: list[ProbeTask]) -> None:
-    """No step of training is direct transfer: whole images, running statistics."""
+    """Features are of whole images, with running statistics."""
     bench.probe("spy", on="colours", seed=1)
     [task] = seen
     encoder, images = task.encoder.eval(), task.images
@@ -148,7 +148,7 @@ def test_probe_refuses_more_labels_than_there_are(bench: Bench) -> None:
 
 @pytest.mark.usefixtures("quick_hpt")
 def test_probe_trains_from_new_for_every_number_of_labels(bench: Bench) -> None:
-    """It leaves a state to go on from after every step, which is none of the next one's."""
+    """Checkpoints of one training are not resumed by the next."""
     together = accuracies(bench.probe("linear_hpt", on="colours", labels=[3, "all"], seeds=2, corruptions=False))
     alone = accuracies(bench.probe("linear_hpt", on="colours", labels=["all"], seeds=2))
     assert set(together) == {("linear_hpt v1", count, seed) for count in (3, 18) for seed in (0, 1)}
@@ -158,7 +158,7 @@ def test_probe_trains_from_new_for_every_number_of_labels(bench: Bench) -> None:
 
 
 def trained_layers(bench: Bench, labels: list[Any]) -> list[torch.Tensor]:
-    """What classifiers trained on these numbers of labels say of some features."""
+    """Return the answers of layers trained on these numbers of labels."""
     said = []
     really = linear_hpt.fit
 

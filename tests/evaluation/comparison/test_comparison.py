@@ -1,4 +1,4 @@
-"""A comparison by its rows: which stand side by side, what it takes to come as far as from scratch, and advice."""
+"""Test results of comparisons: rows, costs to reach a value, advice, and their tables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PLAIN, SHORT, LONG = (
 
 
 def row(method: str, setting: ComparisonSetting, *values: float, start: str = "student") -> Row:
-    """A row with a value per seed."""
+    """Return a row with a value per seed."""
     cost = Cost(setting.steps or 0, 10 * (setting.steps or 0), float(setting.steps or 0))
     return Row(method, start, setting, {COLUMN: dict(enumerate(values))}, cost)
 
@@ -79,7 +79,7 @@ def test_comparison_ranking_uses_the_seeds_that_all_rows_have() -> None:
 
 
 def test_comparison_advice_ignores_angles() -> None:
-    """A mean angle is no share, and less of it is better."""
+    """A mean angle is not in [0, 1], and less is better."""
     angle = MetricColumn("finetune quick v1", 12, "mean_angle", "none")
     rows = [dataclasses.replace(each, values={angle: each.values[COLUMN]}) for each in ROWS]
     found = dataclasses.replace(FOUND, rows=rows, columns=[angle], better={"mean_angle": "lower"})

@@ -1,4 +1,4 @@
-"""What backbones cost: their own training apart from what it builds on, and the steps it takes to reach an accuracy."""
+"""Test costs of backbones: own training, what it builds on, and the steps to reach a value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCHEDULE = {"steps": 10, "batch": 4}
 
 
 def made(inputs: tuple[str, ...] = (), seconds: float = 1.0, counts: Any = None, **config: Any) -> Artifact:
-    """An artifact by what its manifest says."""
+    """Return an artifact with a manifest."""
     manifest: dict[str, Any] = {
         "inputs": {name: {} for name in inputs},
         "seconds": seconds,
@@ -27,7 +27,7 @@ def made(inputs: tuple[str, ...] = (), seconds: float = 1.0, counts: Any = None,
 
 @pytest.fixture
 def chain() -> dict[str, Artifact]:
-    """Two teachers that read one set, their student, and two stages from there."""
+    """Return two teachers trained on one set, their student, and two stages from there."""
     return {
         "data.a": made(seconds=3, counts={"images": 100}),
         "teacher.one": made(("data.a",), 20, teacher=SCHEDULE),
@@ -50,12 +50,12 @@ def test_artifact_cost_counts_steps_and_images() -> None:
 
 
 def test_artifact_cost_takes_the_counted_steps() -> None:
-    """Of a stage with labels beside the images."""
+    """Stages with labels count their steps."""
     assert artifact_cost(made(counts={"images": 100, "steps": 6}, stage=SCHEDULE)) == Cost(6, 24, 1.0)
 
 
 def test_artifact_cost_takes_the_counted_images() -> None:
-    """In a stage with labels these are more than the batch's; older artifacts have no such count."""
+    """A stage with labels takes more images than the batch; older artifacts have no such count."""
     counted = {"images": 100, "steps": 6, "images_seen": 30}
     assert artifact_cost(made(counts=counted, stage=SCHEDULE)) == Cost(6, 30, 1.0)
 
@@ -107,7 +107,7 @@ def test_steps_to_reach_takes_the_fewest_steps() -> None:
 
 
 def test_steps_to_reach_is_monotone_by_the_best_so_far() -> None:
-    """A longer training that comes out worse takes nothing back, and more asked for never takes fewer steps."""
+    """A longer training with a worse result is ignored, and a higher target never takes fewer steps."""
     curve = points(0.2, 0.5, 0.1, 0.45, 0.6)
     wanted = [0.01 * number for number in range(60)]
     found = [steps_to_reach(curve, each) for each in wanted]

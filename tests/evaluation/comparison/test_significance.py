@@ -1,4 +1,4 @@
-"""Advice: what is said of rows whose numbers are known, and how often chance alone is taken for a difference."""
+"""Test significance and advice: for known numbers, and the rate of false positives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evaluation.comparison.significance import Ranking, advice_sentence, rank_ro
 
 WHERE = "here"
 MANY = 10**9
-"""Images, so many that what they leave to chance is nothing."""
+"""So many images that their sampling error is negligible."""
 CLEAR = {"scratch": (0.50, 0.52, 0.51), "student": (0.60, 0.61, 0.62), "simclr": (0.80, 0.82, 0.81)}
 
 
@@ -31,7 +31,7 @@ def test_rank_rows_significant_difference_is_tukeys() -> None:
 
 
 def test_rank_rows_ignores_what_rows_share_in_a_seed() -> None:
-    """A seed has labels of its own, the same for all rows."""
+    """A seed draws its labels, the same for all rows."""
     seeds = np.array([0.0, 0.3, -0.2])
     found = rank_rows({"a": (0.5 + seeds).tolist(), "b": (0.6 + seeds).tolist()}, MANY)
     assert found.significant_difference < 1e-3

@@ -1,4 +1,4 @@
-"""The probes one by one, against other ways to come to the same."""
+"""Test each probe against an independent implementation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLASSES, WIDTH = 4, 6
 
 
 def known(seed: int, count: int, classes: int = CLASSES - 1) -> LabelledFeatures:
-    """Features of overlapping classes; the last class does not occur."""
+    """Return features of overlapping classes; the last class does not occur."""
     rng = np.random.default_rng(seed)
     numbers = rng.integers(0, classes, count)
     features = rng.normal(size=(count, WIDTH)) * np.arange(1, WIDTH + 1) + 2 * np.eye(classes, WIDTH)[numbers] + 3
@@ -30,7 +30,7 @@ def known(seed: int, count: int, classes: int = CLASSES - 1) -> LabelledFeatures
 
 
 def task(train: LabelledFeatures, val: LabelledFeatures, tmp_path: Path) -> ProbeTask:
-    """One for probes that look at features alone."""
+    """Return a task for probes that only use the features."""
     nothing = cast("Any", None)
     return ProbeTask(train, val, CLASSES, 0, nothing, nothing, tmp_path, Runtime(Root.of(tmp_path)))
 
@@ -38,7 +38,7 @@ def task(train: LabelledFeatures, val: LabelledFeatures, tmp_path: Path) -> Prob
 def neighbours(
     train: LabelledFeatures, features: NDArray[np.float64], count: int, temperature: float
 ) -> NDArray[np.float64]:
-    """Weighted nearest neighbours, image by image, in float64: Wu et al., 2018."""
+    """Return the votes of weighted nearest neighbours, image by image, in float64 (Wu et al., 2018)."""
     there = train.features.double().numpy()
     found = np.zeros((len(features), CLASSES))
     for row, one in enumerate(features):
@@ -50,7 +50,7 @@ def neighbours(
 
 @pytest.mark.parametrize("count", [50, 7])
 def test_knn_agrees_with_a_simple_count(count: int, tmp_path: Path) -> None:
-    """Also where there are fewer images than neighbours."""
+    """This holds with fewer images than neighbours, too."""
     train, test = known(1, count), known(2, 30).features
     solution = knn.fit(task(train, known(3, 5), tmp_path))
     wanted = neighbours(train, test.double().numpy(), 20, 0.07)
@@ -72,7 +72,7 @@ def test_soft_nn_uses_all_neighbors(tmp_path: Path) -> None:
 
 
 def test_soft_nn_probability_of_the_right_class_is_suncets_objective(tmp_path: Path) -> None:
-    """Leave one out: the classifier says of an image the shares that its loss is made of, and takes the largest."""
+    """With one image left out, its probability is what the loss takes the logarithm of."""
     everything = known(1, 40)
     features, classes = everything
     told = []
@@ -104,7 +104,7 @@ def test_linear_is_logistic_regression_with_the_best_penalty_on_validation(tmp_p
 
 
 def test_linear_takes_the_strongest_of_equal_penalties(tmp_path: Path) -> None:
-    """Classes so far apart that every one of them finds these."""
+    """The classes are so easy that all penalties give perfect accuracy."""
     classes = torch.tensor([0, 1] * 10)
     apart = LabelledFeatures(
         torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(0)) + 100 * classes[:, None], classes

@@ -1,4 +1,4 @@
-"""Methods compared: everything crossed with everything, on the same images; what a run of it makes, keeps and says."""
+"""Test the steps of comparisons: methods crossed with starts and settings, and what a run of them leaves."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ compare: {all: {data: [kinds], methods: {simclr: {method: simclr}}, steps: [1, 2
   labels: [6, all]}}
 """
 VARIED = ("start", "backbone", "share", "steps")
-"""In what the stages of a method may differ."""
+"""Keys in which the stages of a method may differ."""
 PAIRS = [("student", "test_resnet"), ("scratch", "test_resnet"), ("scratch", "resnet18")]
 
 
 def trials_of(section: str) -> list[dict[str, Any]]:
-    """The rows that are measured, seed by seed."""
+    """Return the rows that are measured, one per seed."""
     return [step.config["trial"] for step in steps_of(section).values() if "trial" in step.config]
 
 
 def test_comparison_steps_cross_everything_with_everything() -> None:
-    """Each method with each start, backbone, share and number of steps in each seed: no two of them go together."""
+    """Each method is crossed with each start, backbone, share, number of steps and seed."""
     found = collections.Counter(tuple(trial.values()) for trial in trials_of(CROSSED))
     methods = ("supervised", "simclr", "mocov2")
     crossed = itertools.product(methods, PAIRS, (0.25, 1.0), (10, 20), range(3))
@@ -205,7 +205,7 @@ def test_compare_without_a_section_is_refused(recipe: Path, tmp_path: Path, caps
 
 @pytest.fixture(scope="module")
 def root(finished_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root of the whole run, for a comparison."""
+    """Return a copy of the whole run's root, for a comparison."""
     return Path(shutil.copytree(finished_root, tmp_path_factory.mktemp("compared") / "root"))
 
 
@@ -278,7 +278,7 @@ def test_comparison_records_say_how_they_were_measured(compared: Outcome) -> Non
 def test_comparison_methods_see_the_same_images(
     compared: Outcome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Of a seed and a share; those of a smaller share are among those of a larger one."""
+    """Images depend on seed and share only; those of a smaller share are part of a larger one's."""
     seen: dict[tuple[float, str], set[str]] = {}
     runtime = Runtime(Root.of(tmp_path), "cpu", "32", 1)
     trained = {"simclr": "compare_method", "supervised": "compare_supervised"}
@@ -303,7 +303,7 @@ def test_comparison_methods_see_the_same_images(
 
 
 class Nothing:
-    """A training that was none."""
+    """A training result without counts."""
 
     def counts(self) -> dict[str, Any]:
         return {}
@@ -353,7 +353,7 @@ def test_comparisons_section_has_table_advice_plot_and_cost(page: str) -> None:
 
 
 def command(*arguments: object) -> None:
-    """The command, to its good end."""
+    """Run the command and check that it succeeds."""
     with pytest.raises(SystemExit) as end:
         main([str(argument) for argument in arguments])
     assert end.value.code == 0
@@ -369,7 +369,7 @@ def test_compare_command_shows_rows_and_advice(
     assert "support no advice" in out
     assert "Report:" in out
     command("compare", small, "all", "--root", root, "--plan")
-    assert "Nothing is to be trained or measured." in capsys.readouterr().out
+    assert "Nothing to train or measure." in capsys.readouterr().out
 
 
 def test_comparison_plan_has_a_line_for_every_row(
@@ -384,7 +384,7 @@ def test_comparison_plan_has_a_line_for_every_row(
     assert "simclr, from student test_resnet 100% 1 2 of 3 never made here" in lines
     assert "simclr, from student test_resnet 100% 7 3 of 3 never made here" in lines
     # of two methods with 1 and 7 steps, the first seed with 1 is there; beside them two rows without a training
-    assert "To be run: 10 trainings of 46 steps in all, and 14 measurements." in lines
+    assert "To run: 10 trainings of 46 steps in all, and 14 measurements." in lines
     assert "waits" not in out.partition("compare.all:")[2]
 
 

@@ -1,4 +1,4 @@
-"""Backbones measured in a run: which steps a recipe asks for, what they start from, and what the run says of them."""
+"""Test the steps that measure backbones: which a recipe plans, what they start from, and what a run of them leaves."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_finetune_step_is_incremental_in_seeds_and_labels() -> None:
 
 
 def test_evaluation_step_config_has_all_that_its_numbers_rest_on() -> None:
-    """Another version of any of it is another number."""
+    """A change of any version changes the fingerprint."""
     told = "probes: [knn], finetune: [kinds], starts: [student], schedule: suncet"
     steps, worse = (steps_of(f"evaluate: {{{said}}}") for said in (told, f"{told}, corruptions: true"))
     probed, tuned = (steps[f"{kind}.student.kinds"].config["versions"] for kind in ("probe", "finetune"))
@@ -154,11 +154,11 @@ def test_evaluate_section_refuses_what_cannot_be_measured(said: str, says: str) 
 
 
 class NewKind(TeacherConfig):
-    """A kind of teacher that nobody has heard of."""
+    """A kind of teacher from a plug-in."""
 
     kind: str = "new"
     backbone: str = "resnet10t"
-    """Not what it leaves."""
+    """Not the name of the backbone that it leaves."""
 
     def backbone_name(self) -> str:
         return "test_vit"
@@ -183,7 +183,7 @@ STARTED = [
 
 
 def started(section: str, weights: Path) -> list[Step]:
-    """The steps of a recipe that starts from an earlier network."""
+    """Return the steps of a recipe that starts from an earlier network."""
     early = f"  early: {{kind: checkpoint, task: depth, weights: '{weights}'}}"
     text = MEASURED.replace("\npool: [", f"\n{early}\npool: [").replace("gabor: 1}", "gabor: 1, early: 1}")
     return build_steps(parse_recipe(text + section, "recipe"))
@@ -226,7 +226,7 @@ def recipe_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(finished_root: Path, recipe_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
-    """The run up to `evaluate`, on a copy of the whole run's root, and that root."""
+    """Run up to `evaluate` on a copy of the whole run's root; return the outcome and that root."""
     root = Path(shutil.copytree(finished_root, tmp_path_factory.mktemp("measured") / "root"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SCHEDULES, "tiny", TINY)

@@ -1,4 +1,4 @@
-"""Labels that the sets lack: told once the sets are read, before anything is trained, and only to runs that ask."""
+"""Test that missing labels are reported once the sets are read, before training, and only in runs that need them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a recipe to its steps, and from a root to what a run would do. No torch, nothing trained."""
+"""Test the steps of a recipe, and the plan of a run on a root. No torch, nothing is trained."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_plan_steps_have_the_expected_inputs() -> None:
 
 
 def changed_by(override: str) -> set[str]:
-    """The steps whose own configuration another value changes."""
+    """Return the steps whose configuration an override changes."""
     before, after = steps_of(), steps_of(override)
     return {name for name in STEPS if before[name].config != after[name].config}
 
@@ -78,7 +78,7 @@ KEY = "0123456789abcdef"
 
 
 def rejecting(root: Root, store: str | None, key: str = KEY) -> dict[str, Step]:
-    """The steps once this is rejected."""
+    """Return the steps after a rejection."""
     reject(root, [key], store, "wrong")
     return {step.name: step for step in build_steps(parse_recipe(RECIPE, "tiny"), read_rejections(root))}
 
@@ -133,7 +133,7 @@ def test_truths_have_to_fit_the_teacher() -> None:
 
 
 def test_student_step_without_truths_keeps_its_fingerprint() -> None:
-    """The fingerprint of the quick start's student, its inputs' digests aside, from before there was such a key."""
+    """The quick start's student keeps the fingerprint that it had before the key existed."""
     steps = {step.name: step for step in build_steps(read_recipe(PROJECT / "recipes" / "quickstart.yaml"))}
     student = steps["student"]
     assert fingerprint(student, {name: name for name in student.inputs}) == "d62d49c6d870056e"
@@ -150,13 +150,13 @@ def test_data_step_changes_with_the_content_of_files(tmp_path: Path) -> None:
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """A step for the tests below: its result is what its configuration says."""
+    """Write the configuration's `result`, as a step."""
     (out / "result").write_text(str(config["result"]))
     return {}
 
 
 def chain(first: int = 1, second: int = 2) -> list[Step]:
-    """Three steps, each using the one before; the first one's `note` changes nothing about its result."""
+    """Return three steps, each with the one before as input; the `note` of the first does not change its result."""
     here = f"{__name__}:make"
     return [
         make_step("first", here, {"result": min(first, 5), "note": first}),
@@ -171,7 +171,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def carry_out(steps: list[Step], workspace: Workspace) -> dict[str, Artifact]:
-    """All steps that are not there yet."""
+    """Make all steps that are missing."""
     made: dict[str, Artifact] = {}
     for step in steps:
         inputs = {name: made[name] for name in step.inputs}
@@ -208,7 +208,7 @@ def test_plan_names_a_changed_setting_with_both_values(workspace: Workspace) -> 
 
 
 def test_plan_stops_the_cascade_at_an_equal_result(workspace: Workspace) -> None:
-    """Another configuration of the first step that comes to the same bytes: what uses it is there already."""
+    """A changed first step with the same result leaves later steps reusable."""
     carry_out(chain(first=5), workspace)
     before = carry_out(chain(first=5), workspace)
     after = carry_out(chain(first=6), workspace)
@@ -228,7 +228,7 @@ def of_version(step: Step, version: int) -> Step:
 
 
 def test_plan_names_inputs_that_appear_and_disappear(workspace: Workspace) -> None:
-    """Whether they are there already or will be made."""
+    """This holds for inputs that exist and for inputs to be made."""
     first, second, third = chain()
     fewer, more = [first, dataclasses.replace(second, inputs=())], [first, second]
     carry_out(fewer, workspace)

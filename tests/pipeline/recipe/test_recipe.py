@@ -1,4 +1,4 @@
-"""The recipe: what is read, what is refused, and that a refusal says where, what, and what would have worked."""
+"""Test the recipe: what is read, and that errors name the place, the value, and what would work."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ student: {epochs: 3, thresholds: {detection: 0.6, street: 0.4}, loss_weights: {t
 
 
 def refused(text: str, *overrides: str) -> str:
-    """What is said of a recipe that is refused."""
+    """Return the error message for a recipe."""
     with pytest.raises(ConfigError) as caught:
         parse_recipe(text, "photos.yaml", overrides)
     return str(caught.value)
 
 
 def changed(*overrides: str) -> str:
-    """What is said of RECIPE with overrides."""
+    """Return the error message for RECIPE with overrides."""
     return refused(RECIPE, *overrides)
 
 

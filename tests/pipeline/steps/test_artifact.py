@@ -1,4 +1,4 @@
-"""Steps and artifacts: made whole or not at all, found again, and verified; on this machine and on object storage."""
+"""Test artifacts: sealed completely or not at all, found again, and verified; on local disk and object storage."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_result(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappin
 
 
 def count_to_three(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Counts on from where the last attempt came to, and fails until it is at three."""
+    """Count on from the last attempt, and fail until the count is three."""
     (out / "work").mkdir(exist_ok=True)
     state = out / "work" / "state.txt"
     reached = 1 + (int(state.read_text()) if state.exists() else 0)
@@ -74,7 +74,7 @@ def fill_the_disk(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
 
 
 def write_or_adopt(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Write a file of its own, and a second one unless there is one to take over."""
+    """Write a file, and a second one unless the previous artifact has one to inherit."""
     (out / "mine.txt").write_text(config["text"])
     before = inputs.previous
     if before is None:
@@ -147,7 +147,7 @@ def test_artifact_load_error_names_the_file_and_no_copy(any_root: Root) -> None:
 
 
 def test_artifact_is_read_on_another_machine(any_root: Root) -> None:
-    """All that one machine leaves to the next is the root."""
+    """Only the root is shared between machines."""
     make(any_root, step())
     if not any_root.local:
         shutil.rmtree(any_root.cache.folder)
@@ -247,7 +247,7 @@ def test_workspace_removes_the_manifest_before_making_again(any_root: Root) -> N
 
 
 def test_workspace_writes_the_manifest_last(any_root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What breaks off in between leaves files, maybe, but nothing that counts."""
+    """An interrupted attempt may leave files, but no manifest."""
 
     def lost(self: Root, path: str, files: object, there: object) -> None:
         publish_all(self, path, dict(list(made.manifest["files"].items())[:2]))
@@ -316,7 +316,7 @@ def grow(root: Root, text: str, **config: Any) -> Artifact:
 
 
 def incremental(one: Step, **changed: Any) -> Step:
-    """The step, of a kind that goes on from artifacts with other texts and paths."""
+    """Return an incremental step, which may reuse artifacts with other texts and paths."""
     return dataclasses.replace(
         one, kind=dataclasses.replace(one.kind, **{"incremental_keys": ("text", "place.path"), **changed})
     )

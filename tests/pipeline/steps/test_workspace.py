@@ -1,4 +1,4 @@
-"""Of runs that come to one step, that seals it which holds the claim."""
+"""Test that of several runs of one step, only the one that holds the lock seals it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
 
 
 def sleep_and_write(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Meanwhile another run takes this one for dead."""
+    """Let another run take over the lock."""
     claims = inputs.runtime.root / "claims"
     (mine,) = claims.files()
     (claims / mine.replace("0.json", "1.json")).write((claims / mine).read())
@@ -34,7 +34,7 @@ def step(run: str) -> Step:
 
 
 def files(root: Root) -> set[str]:
-    """What there is of artifacts, by the names of the files."""
+    """Return the names of the artifact files in a root."""
     return {name.split("/")[-1] for name in (root / "artifacts").files()}
 
 
