@@ -10,6 +10,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,6 @@ from pipeline.errors import PROJECT
 from pipeline.recipe.reader import parse_recipe
 from tests.docs.pages import PAGES, Block, blocks, commands_of
 from tests.docs.small_world import base, merge, shrink, write_folders
-from tests.flows.tiny import soon
 
 BIN = Path(sys.executable).parent
 TUTORIAL = "docs/tutorial.md"
@@ -97,7 +97,10 @@ def open_page(arguments: list[str], folder: Path) -> None:
         assert process.stdout
         address = re.search(r"http://\S+", process.stdout.readline())
         assert address
-        soon(lambda: b"<title>" in content(address.group()))
+        deadline = time.monotonic() + 120
+        while b"<title>" not in content(address.group()):
+            assert time.monotonic() < deadline, f"{address.group()} does not answer"
+            time.sleep(0.1)
     finally:
         process.terminate()
         process.wait(60)
@@ -168,6 +171,19 @@ def test_shell_and_recipe_blocks_say_what_they_are() -> None:
 @pytest.mark.parametrize("page", ELSEWHERE)
 def test_pages_run_elsewhere_are_read_there(page: str) -> None:
     assert page.rpartition("/")[2] in (PROJECT / ELSEWHERE[page]).read_text("utf-8")
+
+
+def test_deployment_page_lists_the_parameters_of_all_flows() -> None:
+    from flows import deployments  # noqa: PLC0415 - loads Prefect
+
+    common = {"recipe", "root", "overrides", "device", "workers"}
+    page = (PROJECT / "docs/how-to/deployment.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([a-z-]+)/must` \|[^|]*\| (.*) \|$", page, flags=re.MULTILINE)
+    listed = {name: set(re.findall(r"`(\w+)`", cell)) for name, cell in rows}
+    flows = {name: getattr(deployments, name.replace("-", "_")) for name in listed}
+    assert listed == {name: set(flow.parameters.properties) - common for name, flow in flows.items()}
+    deployed = yaml.safe_load((PROJECT / "prefect.yaml").read_text("utf-8"))["deployments"]
+    assert len(listed) == len(deployed)
 
 
 @pytest.mark.parametrize("block", [block for block in ALL_BLOCKS if block.language == "bash"], ids=name_of)
