@@ -1,9 +1,9 @@
-// Questions to the server. What goes wrong is an Error with the server's own words.
+// Requests to the server. A failed one throws an Error with the server's message.
 
-export async function ask(path, parameters = {}, options = {}) {
+export async function request(path, parameters = {}, options = {}) {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters)) {
-    if (Array.isArray(value)) value.forEach((each) => query.append(name, each));
+    if (Array.isArray(value)) value.forEach((item) => query.append(name, item));
     else if (value !== null && value !== undefined) query.set(name, value);
   }
   const response = await fetch(query.size ? `${path}?${query}` : path, options);
@@ -13,10 +13,10 @@ export async function ask(path, parameters = {}, options = {}) {
 }
 
 export function send(path, content, method = "POST") {
-  return ask(path, {}, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(content) });
+  return request(path, {}, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(content) });
 }
 
-export function picture(key, store, threshold, side) {
+export function pictureUrl(key, store, threshold, side) {
   const query = new URLSearchParams({ side });
   if (store) {
     query.set("store", store);

@@ -1,14 +1,14 @@
-// Puts the page together: what the address says is shown.
+// The page: shows what the address says, and keeps it up to date with the server.
 
-import { ask } from "./api.js";
+import { request } from "./api.js";
 import * as detail from "./detail.js";
 import * as grid from "./grid.js";
-import { make, number } from "./make.js";
+import { formatNumber, make } from "./make.js";
 import * as rejecting from "./rejecting.js";
-import { go, onChange, read, notify } from "./state.js";
+import { navigate, notify, onChange, readState } from "./state.js";
 import * as views from "./views.js";
 
-const AGAIN_MS = 3000;
+const REFRESH_MS = 3000;
 const byId = (id) => document.getElementById(id);
 const main = byId("main");
 let about = null;
@@ -16,22 +16,22 @@ let images = [];
 let shown = "";
 let isLost = false;
 
-function chosen() {
-  const { store } = read();
+function chosenStore() {
+  const { store } = readState();
   if (store === "") return null;
-  return about.stores.find((each) => each.name === store) ?? about.stores.find((each) => each.learned && each.newest) ?? about.stores[0] ?? null;
+  return about.stores.find(({ name }) => name === store) ?? about.stores.find(({ learned, newest }) => learned && newest) ?? about.stores[0] ?? null;
 }
 
-function comparable(store) {
-  const same = (other) => other.name !== store.name && other.task === store.task && other.scale === store.scale && other.classes.join() === store.classes.join();
-  return store ? about.stores.filter(same) : [];
+function comparableStores(store) {
+  const isSameTask = (other) => other.name !== store.name && other.task === store.task && other.scale === store.scale && other.classes.join() === store.classes.join();
+  return store ? about.stores.filter(isSameTask) : [];
 }
 
-function other() {
-  return comparable(chosen()).find((each) => each.name === read().other) ?? null;
+function comparedStore() {
+  return comparableStores(chosenStore()).find(({ name }) => name === readState().other) ?? null;
 }
 
-async function guarded(work) {
+async function showErrors(work) {
   try {
     await work();
     byId("error").textContent = "";
@@ -40,110 +40,110 @@ async function guarded(work) {
   }
 }
 
-function controls() {
-  const state = read();
-  const store = chosen();
+function updateControls() {
+  const state = readState();
+  const store = chosenStore();
   if (state.view !== "images") rejecting.show(store, 0);
   byId("root").textContent = about.root;
   document.title = `${about.root} · must browse`;
-  byId("progress").textContent = about.loaded < about.found ? `${number(about.loaded)} of ${number(about.found)} files read` : `${number(about.images)} images`;
-  for (const each of document.querySelectorAll("nav a")) each.dataset.view === state.view ? each.setAttribute("aria-current", "page") : each.removeAttribute("aria-current");
-  const options = about.stores.map((each) => make("option", { value: each.name }, `${each.name} (${each.task})`));
+  byId("progress").textContent = about.loaded < about.found ? `${formatNumber(about.loaded)} of ${formatNumber(about.found)} files read` : `${formatNumber(about.images)} images`;
+  for (const anchor of document.querySelectorAll("nav a")) anchor.dataset.view === state.view ? anchor.setAttribute("aria-current", "page") : anchor.removeAttribute("aria-current");
+  const options = about.stores.map(({ name, task }) => make("option", { value: name }, `${name} (${task})`));
   byId("store").replaceChildren(make("option", { value: "" }, "none"), ...options);
   byId("store").value = store?.name ?? "";
-  const value = grid.threshold(store, state);
+  const value = grid.thresholdOf(store, state);
   byId("threshold").value = value;
   byId("threshold-value").textContent = value.toFixed(2);
-  const others = comparable(store);
-  byId("other").replaceChildren(make("option", { value: "" }, others.length ? "nothing" : "nothing to compare with"), ...others.map((each) => make("option", { value: each.name }, each.name)));
-  byId("other").value = other()?.name ?? "";
+  const others = comparableStores(store);
+  byId("other").replaceChildren(make("option", { value: "" }, others.length ? "nothing" : "nothing to compare with"), ...others.map(({ name }) => make("option", { value: name }, name)));
+  byId("other").value = comparedStore()?.name ?? "";
   byId("other").disabled = !others.length;
-  const differ = other() ? `${store.name}:${other().name}.differ` : null;
-  const orders = [...(differ ? [[`-${differ}`, "largest difference"], [differ, "smallest difference"]] : []), ["id", "as stored"], ...about.stores.flatMap((each) => [[`${each.name}.confidence`, `${each.name}: lowest confidence`], [`-${each.name}.confidence`, `${each.name}: highest confidence`]]), ["source", "name"], ["-bytes", "largest file"]];
+  const differ = comparedStore() ? `${store.name}:${comparedStore().name}.differ` : null;
+  const orders = [...(differ ? [[`-${differ}`, "largest difference"], [differ, "smallest difference"]] : []), ["id", "as stored"], ...about.stores.flatMap(({ name }) => [[`${name}.confidence`, `${name}: lowest confidence`], [`-${name}.confidence`, `${name}: highest confidence`]]), ["source", "name"], ["-bytes", "largest file"]];
   byId("order").replaceChildren(...orders.map(([order, text]) => make("option", { value: order }, text)));
   if (!orders.some(([order]) => order === state.order)) byId("order").append(make("option", { value: state.order }, state.order));
   byId("order").value = state.order;
-  byId("conditions").replaceChildren(...state.f.map((condition) => make("li", {}, make("span", {}, condition), make("button", { type: "button", "aria-label": `Remove ${condition}`, onclick: () => go({ f: state.f.filter((each) => each !== condition), page: 0 }) }, "×"))));
-  const columns = ["set=", "split=", "source~", "key=", ...about.stores.flatMap((each) => [...(each.holds ? ["class="] : []), ...each.columns.map((column) => `${column}<`)].map((column) => `${each.name}.${column}`))];
+  byId("conditions").replaceChildren(...state.f.map((condition) => make("li", {}, make("span", {}, condition), make("button", { type: "button", "aria-label": `Remove ${condition}`, onclick: () => navigate({ f: state.f.filter((other) => other !== condition), page: 0 }) }, "×"))));
+  const columns = ["set=", "split=", "source~", "key=", ...about.stores.flatMap((store) => [...(store.holds ? ["class="] : []), ...store.columns.map((column) => `${column}<`)].map((column) => `${store.name}.${column}`))];
   byId("columns").replaceChildren(...columns.map((column) => make("option", { value: column })));
 }
 
-// One showing at a time: what is asked for meanwhile is shown when it is over.
-let again = null;
+// One update runs at a time; requests meanwhile lead to one more when it is over.
+let pending = null;
 
 async function show() {
   if (!about) return;
-  const isFirst = again === null;
-  again = true;
+  const isFirst = pending === null;
+  pending = true;
   main.setAttribute("aria-busy", "true");
-  while (isFirst && again) {
-    again = false;
+  while (isFirst && pending) {
+    pending = false;
     await showOnce();
   }
   if (!isFirst) return;
-  again = null;
+  pending = null;
   main.setAttribute("aria-busy", "false");
 }
 
 async function showOnce() {
-  controls();
-  const state = read();
+  updateControls();
+  const state = readState();
   const { image, ...rest } = state;
   const wanted = JSON.stringify(rest);
-  await guarded(async () => {
+  await showErrors(async () => {
     if (wanted !== shown) {
       shown = wanted;
-      if (state.view === "balance") await views.balance(main, about, chosen());
+      if (state.view === "balance") await views.balance(main, about, chosenStore());
       else if (state.view === "sql") await views.sql(main, about);
-      else if (state.view === "health") await views.health(main, about, chosen());
+      else if (state.view === "health") await views.health(main, about, chosenStore());
       else if (state.view === "left") await views.left(main, about);
       else await showGrid();
     }
-    await detail.show(about, images.map((each) => each.key));
+    await detail.show(about, images.map((image) => image.key));
   });
 }
 
 async function showGrid() {
   const focused = document.activeElement?.dataset?.key;
-  const answer = await grid.show(main, about, chosen(), other());
+  const answer = await grid.show(main, about, chosenStore(), comparedStore());
   images = answer.images;
-  rejecting.show(chosen(), answer.total);
+  rejecting.show(chosenStore(), answer.total);
   if (focused) main.querySelector(`[data-key="${focused}"]`)?.focus();
 }
 
-// What is rejected has changed: everything that tells of it is shown anew.
+// After a rejection: reload, and keep the status line with its undo button.
 rejecting.onDone(async () => {
-  about = await ask("/api/about");
+  about = await request("/api/about");
   shown = "";
-  const said = byId("done");
+  const status = byId("done");
   await show();
-  if (said) byId("done")?.replaceWith(said);
+  if (status) byId("done")?.replaceWith(status);
 });
 
-function compared() {
+function comparisonProgress() {
   return about.compared.map((pair) => pair.done).join();
 }
 
 async function refresh() {
   try {
-    await look();
+    await poll();
     if (isLost) byId("error").textContent = "";
     isLost = false;
   } catch (error) {
     isLost = true;
     byId("error").textContent = `The server does not answer (${error.message}).`;
   }
-  setTimeout(refresh, AGAIN_MS);
+  setTimeout(refresh, REFRESH_MS);
 }
 
-// What is new since the last look, shown where nothing is lost by it.
-async function look() {
-  const before = about ? [about.loaded, about.images, compared()] : [];
-  about = await ask("/api/about");
-  const now = [about.loaded, about.images, compared()];
+// Ask the server for news, and update the view unless that would disturb the user.
+async function poll() {
+  const before = about ? [about.loaded, about.images, comparisonProgress()] : [];
+  about = await request("/api/about");
+  const now = [about.loaded, about.images, comparisonProgress()];
   if (before.join() === now.join()) return;
-  const grows = read().view === "health" || !images.length || (other() && before[2] !== now[2]);
-  if (grows && !read().image) shown = "";
+  const isGrowing = readState().view === "health" || !images.length || (comparedStore() && before[2] !== now[2]);
+  if (isGrowing && !readState().image) shown = "";
   await show();
 }
 
@@ -152,27 +152,27 @@ byId("filters").addEventListener("submit", (event) => {
   const text = byId("add").value.trim();
   if (!text) return;
   byId("add").value = "";
-  go({ f: [...read().f, text], page: 0 });
+  navigate({ f: [...readState().f, text], page: 0 });
 });
-byId("store").addEventListener("change", (event) => go({ store: event.target.value, other: null, order: read().order.includes(":") ? "id" : read().order }));
+byId("store").addEventListener("change", (event) => navigate({ store: event.target.value, other: null, order: readState().order.includes(":") ? "id" : readState().order }));
 byId("other").addEventListener("change", (event) => {
   const name = event.target.value;
-  go({ other: name || null, store: chosen().name, order: name ? `-${chosen().name}:${name}.differ` : "id", page: 0 });
+  navigate({ other: name || null, store: chosenStore().name, order: name ? `-${chosenStore().name}:${name}.differ` : "id", page: 0 });
 });
-byId("order").addEventListener("change", (event) => go({ order: event.target.value, page: 0 }));
+byId("order").addEventListener("change", (event) => navigate({ order: event.target.value, page: 0 }));
 byId("threshold").addEventListener("input", (event) => {
   byId("threshold-value").textContent = Number(event.target.value).toFixed(2);
 });
 byId("threshold").addEventListener("change", (event) => {
-  const store = chosen();
+  const store = chosenStore();
   if (!store) return;
-  go({ t: { ...read().t, [store.name]: Number(event.target.value) } }, true);
+  navigate({ t: { ...readState().t, [store.name]: Number(event.target.value) } }, true);
 });
 document.addEventListener("click", (event) => {
   const anchor = event.target.closest("a[data-link], nav a");
   if (!anchor || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
   event.preventDefault();
-  if (anchor.dataset.view) return go({ view: anchor.dataset.view, page: 0, image: null });
+  if (anchor.dataset.view) return navigate({ view: anchor.dataset.view, page: 0, image: null });
   history.pushState({}, "", anchor.getAttribute("href"));
   notify();
 });
@@ -181,28 +181,28 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "/") {
     event.preventDefault();
     byId("add").focus();
-  } else if (read().image) {
-    if (event.key === " " && event.target.tagName !== "BUTTON" && detail.current()) {
+  } else if (readState().image) {
+    if (event.key === " " && event.target.tagName !== "BUTTON" && detail.currentImage()) {
       event.preventDefault();
-      guarded(() => rejecting.toggle(detail.current(), rejecting.scope()));
-    } else detail.onKey(event, images.map((each) => each.key));
-  } else onGrid(event);
+      showErrors(() => rejecting.toggle(detail.currentImage(), rejecting.scope()));
+    } else detail.onKey(event, images.map((image) => image.key));
+  } else onGridKey(event);
 });
 
-// Arrows from tile to tile, space to reject the one that has the focus.
-function onGrid(event) {
+// Arrows move the focus from tile to tile; space rejects the focused one.
+function onGridKey(event) {
   const tiles = [...main.querySelectorAll(".tile")];
-  const here = tiles.indexOf(document.activeElement);
-  if (event.key === " " && here >= 0) {
+  const focused = tiles.indexOf(document.activeElement);
+  if (event.key === " " && focused >= 0) {
     event.preventDefault();
-    return guarded(() => rejecting.toggle(images[here], rejecting.scope()));
+    return showErrors(() => rejecting.toggle(images[focused], rejecting.scope()));
   }
   const top = tiles[0]?.offsetTop;
-  const across = Math.max(1, tiles.filter((tile) => tile.offsetTop === top).length);
-  const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across }[event.key];
-  if (!by || !tiles.length) return undefined;
+  const columns = Math.max(1, tiles.filter((tile) => tile.offsetTop === top).length);
+  const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[event.key];
+  if (!step || !tiles.length) return undefined;
   event.preventDefault();
-  tiles[here < 0 ? 0 : Math.min(tiles.length - 1, Math.max(0, here + by))].focus();
+  tiles[focused < 0 ? 0 : Math.min(tiles.length - 1, Math.max(0, focused + step))].focus();
   return undefined;
 }
 

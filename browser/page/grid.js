@@ -1,57 +1,57 @@
-// The images that the conditions leave, with the labels of one store on them, and histograms that filter.
+// The grid of images with the labels of one store drawn on them, and histograms whose bars filter.
 
-import { ask, picture } from "./api.js";
-import { make, number } from "./make.js";
+import { pictureUrl, request } from "./api.js";
+import { formatNumber, make } from "./make.js";
 import { isRejected } from "./rejecting.js";
-import { go, link, read, thresholdParams } from "./state.js";
+import { link, navigate, readState, thresholdParams } from "./state.js";
 
-export const PAGE = 60;
+const PAGE_SIZE = 60;
 const SIDE = 256;
 
 export async function show(main, about, chosen, other) {
-  const state = read();
+  const state = readState();
   const pair = other ? `${chosen.name}:${other.name}.differ` : null;
   const column = pair ?? (chosen ? `${chosen.name}.confidence` : null);
-  const answer = await ask("/api/images", { f: state.f, order: state.order, t: thresholdParams(state), limit: PAGE, offset: state.page * PAGE, show: column });
+  const answer = await request("/api/images", { f: state.f, order: state.order, t: thresholdParams(state), limit: PAGE_SIZE, offset: state.page * PAGE_SIZE, show: column });
   const tiles = answer.images.map((image) => tile(image, chosen, other, column, state));
-  const compared = other ? about.compared.find((each) => each.name === `${chosen.name}:${other.name}`) ?? { done: 0, total: about.images } : null;
-  const isComing = compared && compared.done < compared.total;
-  const coming = isComing ? make("p", { class: "note", role: "status" }, `${number(compared.done)} of ${number(compared.total)} images compared so far`) : null;
-  const nothing = isComing ? "The images appear as they are compared." : "No image is like that.";
-  const grid = tiles.length ? make("div", { class: other ? "grid wide" : "grid" }, tiles) : make("p", { class: "note" }, nothing);
+  const compared = other ? about.compared.find((pair) => pair.name === `${chosen.name}:${other.name}`) ?? { done: 0, total: about.images } : null;
+  const isComparing = compared && compared.done < compared.total;
+  const progress = isComparing ? make("p", { class: "note", role: "status" }, `${formatNumber(compared.done)} of ${formatNumber(compared.total)} images compared so far`) : null;
+  const emptyText = isComparing ? "The images appear as they are compared." : "No image is like that.";
+  const grid = tiles.length ? make("div", { class: other ? "grid wide" : "grid" }, tiles) : make("p", { class: "note" }, emptyText);
   const aside = make("aside", { "aria-label": "Histograms" });
-  main.replaceChildren(make("div", { class: "columns" }, make("section", { "aria-label": "Images" }, coming, pages(answer.total, state), grid, pages(answer.total, state)), aside));
+  main.replaceChildren(make("div", { class: "columns" }, make("section", { "aria-label": "Images" }, progress, pages(answer.total, state), grid, pages(answer.total, state)), aside));
   await histograms(aside, chosen, pair, state);
   return answer;
 }
 
 function tile(image, chosen, other, column, state) {
   const source = `${image.set}/${image.split}: ${image.source}`;
-  const shown = [chosen, ...(other ? [other] : [])].map((store) => make("img", { src: picture(image.key, store?.name, threshold(store, state), SIDE), alt: "", loading: "lazy" }));
-  const value = column && image[column] !== null && image[column] !== undefined ? number(Math.round(100 * image[column]) / 100) : "";
+  const shown = [chosen, ...(other ? [other] : [])].map((store) => make("img", { src: pictureUrl(image.key, store?.name, thresholdOf(store, state), SIDE), alt: "", loading: "lazy" }));
+  const value = column && image[column] !== null && image[column] !== undefined ? formatNumber(Math.round(100 * image[column]) / 100) : "";
   const rejected = isRejected(image, null) ? " rejected" : isRejected(image, chosen?.name) ? " label rejected" : "";
   return make("a", { class: rejected ? "tile rejected" : "tile", href: link({ image: image.key }), "data-link": true, "data-key": image.key, title: source }, make("span", { class: "pair" }, shown), make("span", {}, rejected ? make("b", {}, rejected.trim()) : null, ` ${value} ${image.source}`));
 }
 
-export function threshold(store, state) {
+export function thresholdOf(store, state) {
   return store ? state.t[store.name] ?? store.threshold : 0;
 }
 
 function pages(total, state) {
-  const last = Math.max(0, Math.ceil(total / PAGE) - 1);
+  const last = Math.max(0, Math.ceil(total / PAGE_SIZE) - 1);
   const step = (page, text) => (page < 0 || page > last ? null : make("a", { href: link({ page }), "data-link": true }, text));
-  const first = total ? state.page * PAGE + 1 : 0;
-  return make("div", { class: "pages" }, make("span", {}, `${number(first)} to ${number(Math.min(total, (state.page + 1) * PAGE))} of ${number(total)}`), step(state.page - 1, "back"), step(state.page + 1, "on"));
+  const first = total ? state.page * PAGE_SIZE + 1 : 0;
+  return make("div", { class: "pages" }, make("span", {}, `${formatNumber(first)} to ${formatNumber(Math.min(total, (state.page + 1) * PAGE_SIZE))} of ${formatNumber(total)}`), step(state.page - 1, "back"), step(state.page + 1, "on"));
 }
 
 async function histograms(aside, chosen, pair, state) {
   const columns = chosen ? [...(chosen.holds ? ["class"] : []), ...chosen.columns.filter((name) => name !== "top")].map((name) => `${chosen.name}.${name}`) : [];
   for (const column of [...(pair ? [pair] : []), ...columns, "set", "split"]) {
     try {
-      const found = await ask("/api/histogram", { column, f: state.f, t: thresholdParams(state) });
+      const found = await request("/api/histogram", { column, f: state.f, t: thresholdParams(state) });
       if (found.counts.filter((count) => count > 0).length > 1) aside.append(histogram(column, found, state));
     } catch {
-      continue; // a column that there are no classes for
+      continue; // a store without classes has no column `class`
     }
   }
 }
@@ -59,10 +59,10 @@ async function histograms(aside, chosen, pair, state) {
 function histogram(column, found, state) {
   const name = column.slice(column.lastIndexOf(".") + 1);
   const most = Math.max(1, ...found.counts);
-  const filter = (conditions) => () => go({ f: [...state.f.filter((each) => !conditions.includes(each)), ...conditions], page: 0 });
+  const filter = (conditions) => () => navigate({ f: [...state.f.filter((condition) => !conditions.includes(condition)), ...conditions], page: 0 });
   if (found.kind === "words") {
     const rows = found.values.map((value, place) =>
-      make("li", {}, make("button", { type: "button", onclick: filter([`${column}=${value}`]), title: `only ${value}` }, make("i", { style: { width: `${(100 * found.counts[place]) / most}%` } }), make("span", {}, value), make("span", {}, number(found.counts[place])))),
+      make("li", {}, make("button", { type: "button", onclick: filter([`${column}=${value}`]), title: `only ${value}` }, make("i", { style: { width: `${(100 * found.counts[place]) / most}%` } }), make("span", {}, value), make("span", {}, formatNumber(found.counts[place])))),
     );
     return make("section", { class: "histogram" }, make("h2", {}, name), make("ul", { class: "words" }, rows));
   }
@@ -70,9 +70,9 @@ function histogram(column, found, state) {
     const [low, high] = [found.edges[place], found.edges[place + 1]];
     const above = `${column}>=${Number(low.toPrecision(5))}`;
     const below = `${column}${place === found.counts.length - 1 ? "<=" : "<"}${Number(high.toPrecision(5))}`;
-    const text = `${name} from ${number(low)} to ${number(high)}: ${number(count)}`;
+    const text = `${name} from ${formatNumber(low)} to ${formatNumber(high)}: ${formatNumber(count)}`;
     return make("button", { type: "button", onclick: filter([above, below]), title: text, "aria-label": text }, make("i", { style: { height: `${(100 * count) / most}%` } }));
   });
-  const ends = found.edges.length ? [found.edges[0], found.edges.at(-1)].map((edge) => make("span", {}, number(edge))) : [make("span", {}, "none")];
+  const ends = found.edges.length ? [found.edges[0], found.edges.at(-1)].map((edge) => make("span", {}, formatNumber(edge))) : [make("span", {}, "none")];
   return make("section", { class: "histogram" }, make("h2", {}, name), make("div", { class: "bars" }, bars), make("div", { class: "ends" }, ends));
 }

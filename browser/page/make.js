@@ -1,4 +1,4 @@
-// Elements out of names, attributes and children; text is always text.
+// DOM elements from names, attributes and children. Strings become text, never markup.
 
 export function make(name, attributes = {}, ...children) {
   const element = document.createElement(name);
@@ -12,14 +12,14 @@ export function make(name, attributes = {}, ...children) {
   return element;
 }
 
-export function number(value) {
+export function formatNumber(value) {
   if (typeof value !== "number") return String(value ?? "");
   return Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(4)));
 }
 
 export function table(columns, rows) {
   const isNumber = columns.map((_, place) => rows.some((row) => typeof row[place] === "number"));
-  const shown = (value) => (value instanceof Node ? value : typeof value === "object" && value !== null ? JSON.stringify(value) : number(value));
+  const shown = (value) => (value instanceof Node ? value : typeof value === "object" && value !== null ? JSON.stringify(value) : formatNumber(value));
   const cell = (name) => (value, place) => make(name, { class: isNumber[place] ? "number" : null }, shown(value));
   return make("div", { class: "scroll" }, make("table", {}, make("thead", {}, make("tr", {}, columns.map(cell("th")))), make("tbody", {}, rows.map((row) => make("tr", {}, row.map(cell("td")))))));
 }

@@ -1,6 +1,6 @@
-// What is shown, all of it in the address: every view is a link.
+// The state of the page. All of it is in the address, so that every view is a link.
 
-export function read() {
+export function readState() {
   const query = new URLSearchParams(location.search);
   return {
     view: query.get("view") || "images",
@@ -17,7 +17,7 @@ export function read() {
 }
 
 export function link(changes) {
-  const state = { ...read(), ...changes };
+  const state = { ...readState(), ...changes };
   const query = new URLSearchParams();
   if (state.view !== "images") query.set("view", state.view);
   for (const condition of state.f) query.append("f", condition);
@@ -33,7 +33,7 @@ export function link(changes) {
   return text ? `/?${text}` : "/";
 }
 
-// Thresholds as the server takes them: store:value.
+// The thresholds as the server's parameter `t`.
 export function thresholdParams(state) {
   return Object.entries(state.t).map(([store, value]) => `${store}:${value}`);
 }
@@ -48,7 +48,7 @@ export function notify() {
   for (const listener of listeners) listener();
 }
 
-export function go(changes, replace = false) {
+export function navigate(changes, replace = false) {
   history[replace ? "replaceState" : "pushState"]({}, "", link(changes));
   notify();
 }

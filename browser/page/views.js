@@ -1,40 +1,40 @@
-// The other views: what thresholds keep, questions in SQL, and how the shards are.
+// The other views: what thresholds keep, SQL, files that were left out, and the state of the shards.
 
-import { ask, send } from "./api.js";
-import { make, number, table } from "./make.js";
-import { threshold } from "./grid.js";
-import { go, link, read, thresholdParams } from "./state.js";
+import { request, send } from "./api.js";
+import { formatNumber, make, table } from "./make.js";
+import { thresholdOf } from "./grid.js";
+import { link, navigate, readState, thresholdParams } from "./state.js";
 
 export async function balance(main, about, chosen) {
-  const state = read();
+  const state = readState();
   if (!chosen) return main.replaceChildren(make("p", { class: "note" }, "Choose labels above: this is about one store."));
-  const found = await ask("/api/balance", { store: chosen.name, threshold: threshold(chosen, state), f: state.f, t: thresholdParams(state) });
-  const most = Math.max(1e-9, ...found.held);
+  const found = await request("/api/balance", { store: chosen.name, threshold: thresholdOf(chosen, state), f: state.f, t: thresholdParams(state) });
+  const largest = Math.max(1e-9, ...found.held);
   const rows = found.classes.map((name, place) => [name, found.held[place], found.kept[place]]).filter((row) => row[1] > 0).sort((one, other) => other[1] - one[1]);
   const body = rows.map(([name, held, kept]) =>
-    make("tr", {}, make("td", {}, name), make("td", { class: "number" }, number(held)), make("td", { class: "number" }, number(kept)), make("td", { class: "number" }, `${Math.round((100 * kept) / held)} %`), make("td", {}, make("span", { class: "bar", style: { width: `${(12 * kept) / most}rem` } }), make("span", { class: "bar lost", style: { width: `${(12 * (held - kept)) / most}rem` } }))),
+    make("tr", {}, make("td", {}, name), make("td", { class: "number" }, formatNumber(held)), make("td", { class: "number" }, formatNumber(kept)), make("td", { class: "number" }, `${Math.round((100 * kept) / held)} %`), make("td", {}, make("span", { class: "bar", style: { width: `${(12 * kept) / largest}rem` } }), make("span", { class: "bar lost", style: { width: `${(12 * (held - kept)) / largest}rem` } }))),
   );
   const head = make("tr", {}, ["class", "there", "kept", "share", ""].map((text, place) => make("th", { class: place > 0 && place < 4 ? "number" : null }, text)));
   main.replaceChildren(
-    make("h2", {}, `What the threshold ${number(threshold(chosen, state))} keeps of ${chosen.name}`),
-    make("p", { class: "note" }, `${found.unit}, in ${number(found.images)} of ${number(found.of)} images`),
+    make("h2", {}, `What the threshold ${formatNumber(thresholdOf(chosen, state))} keeps of ${chosen.name}`),
+    make("p", { class: "note" }, `${found.unit}, in ${formatNumber(found.images)} of ${formatNumber(found.of)} images`),
     make("div", { class: "scroll" }, make("table", {}, make("thead", {}, head), make("tbody", {}, body))),
   );
 }
 
 export async function sql(main, about) {
-  const state = read();
+  const state = readState();
   const newest = about.stores.find((store) => store.learned)?.name ?? about.stores[0]?.name;
   const example = `SELECT images.source, labels.confidence\nFROM images JOIN "${newest}" AS labels USING (id)\nORDER BY labels.confidence LIMIT 20`;
   const text = make("textarea", { "aria-label": "SQL", spellcheck: "false" });
   text.value = state.sql || example;
-  const form = make("form", { onsubmit: (event) => { event.preventDefault(); go({ sql: text.value }); } }, text, make("button", { class: "main" }, "Ask"));
+  const form = make("form", { onsubmit: (event) => { event.preventDefault(); navigate({ sql: text.value }); } }, text, make("button", { class: "main" }, "Ask"));
   const tables = [["images", "id, key, set, split, shard, row, width, height, bytes, source"], ["failures", "id, store, status, reason"], ...about.stores.map((store) => [`"${store.name}"`, ["id", ...store.columns, ...(store.holds ? ["classes", "amounts"] : [])].join(", ")])];
   const answer = make("section", { "aria-label": "Answer" });
   main.replaceChildren(form, answer, make("h2", {}, "Tables"), table(["table", "columns"], tables));
   if (!state.sql) return;
   const found = await send("/api/sql", { sql: state.sql });
-  answer.replaceChildren(make("p", { class: "note" }, `${number(found.rows.length)} rows${found.more ? ", and more that are not shown" : ""}`), table(found.columns, found.rows));
+  answer.replaceChildren(make("p", { class: "note" }, `${formatNumber(found.rows.length)} rows${found.more ? ", and more that are not shown" : ""}`), table(found.columns, found.rows));
 }
 
 export async function health(main, about, chosen) {
@@ -47,30 +47,30 @@ export async function health(main, about, chosen) {
     damaged.length ? table(["file", "what is wrong"], damaged) : make("p", { class: "note" }, "None."),
   );
   if (!chosen) return;
-  const found = await ask("/api/shards", { store: chosen.name });
-  const opened = (row) => make("a", { href: link({ view: "images", f: [`set=${row[0]}`, `split=${row[1]}`, `shard=${row[2]}`], page: 0 }), "data-link": true }, row[2]);
-  const rows = found.rows.map((row) => [...row.slice(0, 2), opened(row), ...row.slice(3)]);
-  main.append(make("h2", {}, `Shards by their labels of ${chosen.name}${listed(found)}, the worst first`), table(found.columns, rows));
+  const found = await request("/api/shards", { store: chosen.name });
+  const shardLink = (row) => make("a", { href: link({ view: "images", f: [`set=${row[0]}`, `split=${row[1]}`, `shard=${row[2]}`], page: 0 }), "data-link": true }, row[2]);
+  const rows = found.rows.map((row) => [...row.slice(0, 2), shardLink(row), ...row.slice(3)]);
+  main.append(make("h2", {}, `Shards by their labels of ${chosen.name}${shownPart(found)}, the worst first`), table(found.columns, rows));
 }
 
 export async function left(main, about) {
-  const sets = [...new Set(about.sets.map((each) => each.name))];
-  const { has } = read();
+  const sets = [...new Set(about.sets.map((entry) => entry.name))];
+  const { has } = readState();
   const text = make("input", { id: "has", value: has ?? "", autocomplete: "off", spellcheck: "false" });
-  const form = make("form", { onsubmit: (event) => { event.preventDefault(); go({ has: text.value.trim() || null }); } }, make("label", { for: "has" }, "Name or reason has "), text);
+  const form = make("form", { onsubmit: (event) => { event.preventDefault(); navigate({ has: text.value.trim() || null }); } }, make("label", { for: "has" }, "Name or reason has "), text);
   const parts = [];
   for (const name of sets) {
     for (const kind of ["quarantine", "duplicates", "notes"]) {
-      const found = await ask(`/api/left-out/${encodeURIComponent(name)}/${kind}`, { has: has ?? "" });
-      if (found.total) parts.push(make("h2", {}, `${name}: ${kind}, ${number(found.total)}${listed(found)}`), table(found.columns, found.rows));
+      const found = await request(`/api/left-out/${encodeURIComponent(name)}/${kind}`, { has: has ?? "" });
+      if (found.total) parts.push(make("h2", {}, `${name}: ${kind}, ${formatNumber(found.total)}${shownPart(found)}`), table(found.columns, found.rows));
     }
   }
   const rejected = await send("/api/sql", { sql: "SELECT key, store, reason, time FROM rejected ORDER BY time DESC LIMIT 1000" });
-  if (rejected.rows.length) parts.push(make("h2", {}, `Rejected by hand, ${number(about.rejected)}`), table(rejected.columns, rejected.rows));
-  const nothing = has ? "Nothing that was left out is called so." : "Every file of every set is used, and nothing is rejected.";
-  main.replaceChildren(form, ...(parts.length ? parts : [make("p", { class: "note" }, nothing)]));
+  if (rejected.rows.length) parts.push(make("h2", {}, `Rejected by hand, ${formatNumber(about.rejected)}`), table(rejected.columns, rejected.rows));
+  const emptyText = has ? "Nothing that was left out is called so." : "Every file of every set is used, and nothing is rejected.";
+  main.replaceChildren(form, ...(parts.length ? parts : [make("p", { class: "note" }, emptyText)]));
 }
 
-function listed(found) {
-  return found.total > found.rows.length ? `, the first ${number(found.rows.length)}` : "";
+function shownPart(found) {
+  return found.total > found.rows.length ? `, the first ${formatNumber(found.rows.length)}` : "";
 }

@@ -1,4 +1,4 @@
-"""The page in a real browser: what users click and type, at two widths, and that it needs nothing from elsewhere."""
+"""The page in a real browser, at two widths: clicks, keys, accessibility, and no requests to other machines."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def answers(world: World, tmp_path_factory: pytest.TempPathFactory) -> Answers:
 
 @pytest.fixture(scope="module")
 def address(answers: Answers) -> Iterator[str]:
-    """A server over a copy of the tiny world."""
+    """Serve a copy of the tiny world; yield the address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     server = uvicorn.Server(uvicorn.Config(create_app(answers), host="127.0.0.1", port=port, log_level="warning"))
@@ -58,15 +58,15 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(params=["wide", pytest.param("narrow", marks=pytest.mark.slow)])
 def page(browser: Any, address: str, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """The page as it is opened first. What it says goes wrong, or asks of other machines, fails the test."""
+    """Open the page. Errors in its console and requests to other machines fail the test."""
     width, height = SIZES[request.param]
-    # what waits for a condition is evaluated by the page, which its own policy forbids
+    # conditions that a test waits for are evaluated by the page, which its own policy forbids
     context = browser.new_context(viewport={"width": width, "height": height}, bypass_csp=True)
     opened = context.new_page()
     wrong: list[str] = []
     opened.on("pageerror", lambda error: wrong.append(str(error)))
     opened.on("console", lambda message: wrong.append(message.text) if is_wrong(message) else None)
-    opened.on("request", lambda asked: None if asked.url.startswith((address, "data:")) else wrong.append(asked.url))
+    opened.on("request", lambda sent: None if sent.url.startswith((address, "data:")) else wrong.append(sent.url))
     opened.on("dialog", lambda dialog: dialog.accept())
     opened.goto(address)
     opened.wait_for_selector(".tile img")
@@ -76,7 +76,7 @@ def page(browser: Any, address: str, request: pytest.FixtureRequest) -> Iterator
 
 
 def is_wrong(message: Any) -> bool:
-    """An error that the page does not tell: what the server refuses, it does."""
+    """Return True for an error that the page does not show; a refusal by the server it shows."""
     return message.type == "error" and "status of 400" not in message.text
 
 
@@ -94,7 +94,7 @@ def narrow_down(page: Any, condition: str) -> None:
     page.wait_for_selector(f"#conditions span:text-is('{condition}')")
 
 
-def test_filters_combine_and_are_a_link(page: Any, browser: Any, answers: Answers) -> None:
+def test_page_filters_combine_and_are_a_link(page: Any, browser: Any, answers: Answers) -> None:
     everything = total(page)
     narrow_down(page, "key~7")
     some = total(page)
@@ -115,7 +115,7 @@ def test_filters_combine_and_are_a_link(page: Any, browser: Any, answers: Answer
     assert total(page) == fewer
 
 
-def test_a_filter_that_is_wrong_is_told_and_can_be_mended(page: Any) -> None:
+def test_page_shows_the_error_of_a_filter(page: Any) -> None:
     narrow_down(page, "wdth<3")
     page.wait_for_selector("#error:has-text(\"Did you mean 'width'?\")")
     page.get_by_role("button", name="Remove wdth<3").click()
@@ -123,7 +123,7 @@ def test_a_filter_that_is_wrong_is_told_and_can_be_mended(page: Any) -> None:
     assert total(page) > 0
 
 
-def test_a_click_on_a_histogram_filters(page: Any) -> None:
+def test_page_filters_by_a_click_on_a_histogram(page: Any) -> None:
     before = total(page)
     bars = page.locator(".histogram .bars button")
     page.wait_for_function("document.querySelectorAll('.histogram .bars button').length > 0")
@@ -135,8 +135,8 @@ def test_a_click_on_a_histogram_filters(page: Any) -> None:
     assert total(page) == pytest.approx(counts[chosen], abs=1)
 
 
-def test_another_threshold_draws_the_labels_anew(page: Any, answers: Answers) -> None:
-    store = next(each for each in answers.loading.stores.values() if each.label.space.task == "detection")
+def test_page_draws_labels_with_another_threshold(page: Any, answers: Answers) -> None:
+    store = next(store for store in answers.loading.stores.values() if store.label.space.task == "detection")
     page.select_option("#store", store.name)
     page.wait_for_function("name => document.querySelector('.tile img').src.includes(name)", arg=store.name)
     page.locator("#threshold").fill("0.9")
@@ -145,16 +145,17 @@ def test_another_threshold_draws_the_labels_anew(page: Any, answers: Answers) ->
     assert "t=" in page.url
 
 
-def test_an_image_is_shown_with_what_every_store_says(page: Any, answers: Answers) -> None:
+def test_page_dialog_shows_an_image_with_its_label_in_every_store(page: Any, answers: Answers) -> None:
     total(page)
     page.locator(".tile").first.click()
     page.wait_for_selector("dialog[open] .panel")
     key = page.locator("dialog code").inner_text()
     assert f"image={key}" in page.url
-    said = page.locator("dialog figcaption strong").all_inner_texts()
-    expected = [name for name in answers.loading.stores if answers.loading.file(name, answers.number(key))]
-    assert set(said) >= {"image"}
-    assert set(said) - {"image"} <= set(expected)
+    titles = page.locator("dialog figcaption strong").all_inner_texts()
+    image = answers.image_id(key)
+    expected = [name for name in answers.loading.stores if answers.loading.label_file(name, image)]
+    assert set(titles) >= {"image"}
+    assert set(titles) - {"image"} <= set(expected)
     view = page.locator("dialog .view").nth(1)
     view.scroll_into_view_if_needed()
     view.hover()
@@ -168,7 +169,7 @@ def test_an_image_is_shown_with_what_every_store_says(page: Any, answers: Answer
     assert "image=" not in page.url
 
 
-def test_space_rejects_the_tile_with_the_focus_and_undo_takes_it_back(page: Any, answers: Answers) -> None:
+def test_page_rejects_the_focused_tile_with_space_and_undoes_it(page: Any, answers: Answers) -> None:
     total(page)
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
@@ -185,7 +186,7 @@ def test_space_rejects_the_tile_with_the_focus_and_undo_takes_it_back(page: Any,
     assert len(read_rejections(answers.loading.root)) == 0
 
 
-def test_all_that_a_filter_leaves_are_rejected_at_once(page: Any, answers: Answers) -> None:
+def test_page_rejects_all_images_of_a_filter(page: Any, answers: Answers) -> None:
     narrow_down(page, "split=val")
     count = total(page)
     page.select_option("#scope", "")
@@ -197,7 +198,7 @@ def test_all_that_a_filter_leaves_are_rejected_at_once(page: Any, answers: Answe
     assert len(read_rejections(answers.loading.root)) == 0
 
 
-def test_two_stores_are_compared(page: Any, answers: Answers) -> None:
+def test_page_compares_two_stores(page: Any, answers: Answers) -> None:
     stores = list(answers.loading.stores.values())
     one, other = next(
         (one, other) for one in stores for other in stores if one is not other and one.label.space == other.label.space
@@ -209,26 +210,26 @@ def test_two_stores_are_compared(page: Any, answers: Answers) -> None:
     assert "differ" in page.url
 
 
-def test_questions_in_sql(page: Any) -> None:
+def test_page_sql_view_runs_a_select(page: Any) -> None:
     page.get_by_role("link", name="SQL", exact=True).click()
     page.wait_for_selector("textarea")
     page.locator("textarea").fill("SELECT 'there are ' || count(*) AS said FROM images")
     page.get_by_role("button", name="Ask").click()
     page.wait_for_selector("section[aria-label=Answer] td:has-text('there are')")
-    page.locator("textarea").fill("DROP TABLE placed")
+    page.locator("textarea").fill("DROP TABLE image_rows")
     page.get_by_role("button", name="Ask").click()
     page.wait_for_selector("#error:has-text('Only one SELECT')")
 
 
 @pytest.mark.parametrize("view", ["Balance", "Left out", "Health"])
-def test_the_other_views_open(page: Any, view: str) -> None:
+def test_page_opens_the_other_views(page: Any, view: str) -> None:
     page.get_by_role("link", name=view, exact=True).click()
     page.wait_for_selector("main h2, main .note")
     page.wait_for_selector("main[aria-busy=false]")
     assert page.locator("#error").inner_text() == ""
 
 
-def test_health_leads_to_the_images_of_a_shard(page: Any) -> None:
+def test_page_health_view_links_to_the_images_of_a_shard(page: Any) -> None:
     page.get_by_role("link", name="Health", exact=True).click()
     page.wait_for_selector("main td a")
     row = page.locator("main tr:has(td a)").first.locator("td").all_inner_texts()
@@ -237,7 +238,7 @@ def test_health_leads_to_the_images_of_a_shard(page: Any) -> None:
     assert total(page) == int(row[3].replace(",", ""))
 
 
-def test_what_was_left_out_can_be_searched(page: Any) -> None:
+def test_page_left_out_view_can_be_searched(page: Any) -> None:
     page.get_by_role("link", name="Left out", exact=True).click()
     page.get_by_label("Name or reason has").fill("nobody.png")
     page.keyboard.press("Enter")
@@ -245,21 +246,21 @@ def test_what_was_left_out_can_be_searched(page: Any) -> None:
     assert "has=nobody.png" in page.url
 
 
-def test_the_focus_goes_over_the_page_in_order(page: Any) -> None:
-    """From control to control as they stand in the document, into a picture that is opened, and back to its tile."""
+def test_page_focus_follows_the_document(page: Any) -> None:
+    """Tab goes from control to control in their order in the document, into an opened image, and back to its tile."""
     page.wait_for_selector("main[aria-busy=false]")
     focusable = "a[href], button:not([disabled]), input:not([disabled]), select:not([disabled]), [tabindex='0']"
-    wanted = page.evaluate(
+    expected = page.evaluate(
         """selector => [...document.querySelectorAll(selector)].filter((each) => each.offsetParent !== null)
           .map((each, place) => (each.dataset.place = place, place))""",
         focusable,
     )
     page.evaluate("document.activeElement.blur()")
     passed = []
-    for _ in wanted:
+    for _ in expected:
         page.keyboard.press("Tab")
         passed.append(page.evaluate("Number(document.activeElement.dataset.place)"))
-    assert passed == wanted
+    assert passed == expected
     tile = page.locator(".tile").nth(1)
     key = tile.get_attribute("data-key")
     tile.focus()
@@ -273,25 +274,25 @@ def test_the_focus_goes_over_the_page_in_order(page: Any) -> None:
     assert page.evaluate("document.activeElement.dataset.key") == key
 
 
-def test_nothing_is_wider_than_the_page(page: Any) -> None:
+def test_page_has_nothing_wider_than_itself(page: Any) -> None:
     for view in ("images", "balance", "sql", "health", "left"):
         page.goto(page.url.split("?")[0] + f"?view={view}")
         page.wait_for_selector("main[aria-busy=false]")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
 
 
-def test_the_page_keeps_to_its_own_policy(browser: Any, address: str) -> None:
+def test_page_keeps_to_its_own_content_security_policy(browser: Any, address: str) -> None:
     page = browser.new_page()
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
     for view in ("images", "balance", "sql", "health", "left"):
         page.goto(f"{address}/?view={view}")
         page.wait_for_selector("main[aria-busy=false]")
     page.close()
-    assert said == []
+    assert messages == []
 
 
-def test_every_control_has_a_name(page: Any) -> None:
+def test_page_controls_have_names(page: Any) -> None:
     page.wait_for_selector("main[aria-busy=false]")
     nameless = page.evaluate(
         """() => [...document.querySelectorAll('input, select, button, textarea, a, img')].filter((each) => {
@@ -304,18 +305,18 @@ def test_every_control_has_a_name(page: Any) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_its_ground(browser: Any, address: str, scheme: str) -> None:
-    """WCAG's contrast for text, 4.5 to 1, of the colours that the page is made of."""
+def test_page_text_has_enough_contrast(browser: Any, address: str, scheme: str) -> None:
+    """The page's colors have WCAG's contrast for text, 4.5 to 1."""
     context = browser.new_context(color_scheme=scheme)
     page = context.new_page()
     page.goto(address)
-    colours = page.evaluate(
+    colors = page.evaluate(
         """() => Object.fromEntries(['paper', 'ink', 'soft', 'accent', 'on-accent', 'bad', 'faint'].map((name) =>
           [name, getComputedStyle(document.documentElement).getPropertyValue('--' + name).trim()]))"""
     )
     pairs = [("ink", "paper"), ("soft", "paper"), ("accent", "paper"), ("bad", "paper"), ("on-accent", "accent")]
     for text, ground in [*pairs, ("ink", "faint"), ("soft", "faint")]:
-        assert contrast(colours[text], colours[ground]) >= 4.5, (scheme, text, ground)
+        assert contrast(colors[text], colors[ground]) >= 4.5, (scheme, text, ground)
     context.close()
 
 
@@ -324,7 +325,7 @@ def contrast(one: str, other: str) -> float:
     return (bright + 0.05) / (dark + 0.05)
 
 
-def luminance(colour: str) -> float:
-    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+def luminance(color: str) -> float:
+    parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -30,7 +30,7 @@ from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 from pipeline.stores.rejections import read_rejections
 from tests.conftest import World
-from tests.flows.tiny import RECIPE, soon
+from tests.flows.tiny import RECIPE, wait_until
 
 LABELLED = 48
 """Images that the tiny recipe labels."""
@@ -69,7 +69,7 @@ def test_serve_leaves_no_tables_when_it_ends(root: Path, tmp_path: Path, number:
         assert page.stdout
         assert page.stderr
         assert f"http://localhost:{port}/" in page.stdout.readline()
-        soon(lambda: answers(port))
+        wait_until(lambda: answers(port))
         page.send_signal(number)
         assert not page.stderr.read(), "it ends without a word"
     left = list((tmp_path / "scratch").rglob("*"))
@@ -140,7 +140,7 @@ def test_refresh_loads_what_a_run_is_writing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cli", "run", "tiny.yaml", "--to", "label"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as run:
         root = tmp_path / "must-root"
-        soon(lambda: list(root.glob("artifacts/data.*/*/manifest.json")))
+        wait_until(lambda: list(root.glob("artifacts/data.*/*/manifest.json")))
         loading, seen = Loading(Root.of(root)), [0]
         while run.poll() is None:
             loading.refresh()
