@@ -1,4 +1,4 @@
-"""What torchrun launches in a test: a fit that SIGTERM stops, its weights left by the first process.
+"""Program that torchrun launches in a test: a fit that SIGTERM stops; the first process saves the weights.
 
 python -m torch.distributed.run --standalone --nproc-per-node 2 -m tests.pipeline.training.launched OUT STEPS
 """
@@ -18,7 +18,7 @@ from tests.processes import stopped_by_signal
 
 
 def main(out: Path, steps: int) -> int:
-    """The exit code."""
+    """Train, and return the exit code."""
     runtime = stopped_by_signal(Runtime(Root.of(out), "cpu", "32", 1))
     try:
         trained = train(out, ConvNet(), runtime, steps=steps, batch=5, ema=0.5)

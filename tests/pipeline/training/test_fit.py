@@ -1,4 +1,4 @@
-"""The training loop: its steps, its average, what it refuses, and going on as if never stopped."""
+"""The training loop: its steps, its average, what it refuses, and resuming as if never stopped."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tests.pipeline.training.tiny_jobs import (
 
 
 def gradient(out: Path, **fields: Any) -> Tensor:
-    """What one step of plain SGD took from the weights, divided by the learning rate."""
+    """Return what one step of plain SGD subtracts from the weights, divided by the learning rate."""
     objective = Linears()
     before = vector(objective)
     train(out, objective, steps=1, optimizer="sgd", momentum=0, weight_decay=0, lr=0.5, **fields)
@@ -54,7 +54,7 @@ def gradient(out: Path, **fields: Any) -> Tensor:
 # One step
 
 
-def test_each_step_takes_its_own_rate(tmp_path: Path) -> None:
+def test_fit_takes_each_step_at_its_own_learning_rate(tmp_path: Path) -> None:
     class Slope(Linears):
         """Its biases' gradient is always 1."""
 
@@ -68,7 +68,7 @@ def test_each_step_takes_its_own_rate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
-def test_a_backbone_at_rate_zero_stays_as_it_was(tmp_path: Path, optimizer: str) -> None:
+def test_fit_leaves_a_backbone_at_rate_zero_as_it_was(tmp_path: Path, optimizer: str) -> None:
     objective, before = Linears(), Linears()
     train(tmp_path, objective, optimizer=optimizer, backbone_lr=0)
     assert_same(objective.backbone, before.backbone)
@@ -76,7 +76,7 @@ def test_a_backbone_at_rate_zero_stays_as_it_was(tmp_path: Path, optimizer: str)
 
 
 @pytest.mark.parametrize("clip", [None, 0.01])
-def test_a_step_on_two_pieces_is_a_step_on_the_whole_batch(tmp_path: Path, clip: float | None) -> None:
+def test_fit_accumulates_two_microbatches_to_a_step_on_the_batch(tmp_path: Path, clip: float | None) -> None:
     pieces = gradient(tmp_path / "pieces", batch=8, accumulate=2, clip=clip)
     whole = gradient(tmp_path / "whole", batch=8, clip=clip)
     torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-6)
@@ -84,7 +84,7 @@ def test_a_step_on_two_pieces_is_a_step_on_the_whole_batch(tmp_path: Path, clip:
     assert log(tmp_path / "pieces")[0]["loss"] == pytest.approx(log(tmp_path / "whole")[0]["loss"])
 
 
-def test_clipping_shortens_a_long_gradient_and_leaves_a_short_one(tmp_path: Path) -> None:
+def test_fit_clips_a_long_gradient_and_leaves_a_short_one(tmp_path: Path) -> None:
     objective = Linears()
     objective.mean(make_batch(0))[0].backward()
     true = torch.cat([one.grad.flatten() for one in objective.parameters() if one.grad is not None])
@@ -97,9 +97,9 @@ def test_clipping_shortens_a_long_gradient_and_leaves_a_short_one(tmp_path: Path
     torch.testing.assert_close(gradient(tmp_path / "same", clip=norm * 4), free, rtol=1e-6, atol=1e-7)
 
 
-def test_a_step_takes_the_next_batch_and_cuts_it(tmp_path: Path) -> None:
+def test_fit_splits_each_batch_in_turn_into_microbatches(tmp_path: Path) -> None:
     class Counted(Linears):
-        """Remembers the keys of what it was called on."""
+        """Remembers the keys of its microbatches."""
 
         def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             seen.append(batch.keys)
@@ -116,9 +116,9 @@ def test_a_step_takes_the_next_batch_and_cuts_it(tmp_path: Path) -> None:
     assert {line["passes"] for line in log(tmp_path)} == {3}
 
 
-def test_every_step_is_logged_and_told(tmp_path: Path) -> None:
-    told: list[tuple[str, float]] = []
-    runtime = Runtime(root.Root.of(tmp_path), progress=lambda name, done, line: told.append((name, done)))
+def test_fit_logs_and_reports_every_step(tmp_path: Path) -> None:
+    reported: list[tuple[str, float]] = []
+    runtime = Runtime(root.Root.of(tmp_path), progress=lambda name, done, line: reported.append((name, done)))
     with torch.no_grad():
         first = float(Linears().mean(make_batch(0))[0])
     train(tmp_path, Linears(), runtime)
@@ -126,16 +126,16 @@ def test_every_step_is_logged_and_told(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert lines[0]["loss"] == pytest.approx(first)
     assert lines[0]["losses"] == {"error": pytest.approx(first), "half": pytest.approx(first / 2)}
-    assert {name for name, _ in told} == {"teacher.t"}
-    assert [done for _, done in told] == pytest.approx([step / STEPS for step in range(1, STEPS + 1)])
+    assert {name for name, _ in reported} == {"teacher.t"}
+    assert [done for _, done in reported] == pytest.approx([step / STEPS for step in range(1, STEPS + 1)])
 
 
 # The average
 
 
 def average(weights: list[np.ndarray[Any, Any]], most: float) -> np.ndarray[Any, Any]:
-    """In float64, the moving average of the weights after each step, as ModelEmaV3 documents it: the weights
-    themselves for two steps; then its decay grows as 1 - (1 + k)^(-2/3), up to the decay that was asked for.
+    """Return the moving average of the weights after each step in float64, as ModelEmaV3 documents it: the weights
+    themselves for two steps; then its decay grows as 1 - (1 + k)^(-2/3), up to `most`.
     """
     mean = weights[1]
     for k, weight in enumerate(weights[2:], start=1):
@@ -145,7 +145,7 @@ def average(weights: list[np.ndarray[Any, Any]], most: float) -> np.ndarray[Any,
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.6, 0.999])
-def test_what_is_returned_is_the_moving_average(tmp_path: Path, decay: float) -> None:
+def test_fit_returns_the_moving_average(tmp_path: Path, decay: float) -> None:
     objective = Linears()
     raw: list[np.ndarray[Any, Any]] = []
     runtime = calling_back(lambda step, runtime: raw.append(vector(objective).double().numpy()))
@@ -156,36 +156,37 @@ def test_what_is_returned_is_the_moving_average(tmp_path: Path, decay: float) ->
     assert np.abs(found - raw[-1]).max() > 1e-3
 
 
-def test_the_average_changes_nothing_but_what_is_returned_in_eval_mode(tmp_path: Path) -> None:
+def test_fit_averages_without_changing_the_training(tmp_path: Path) -> None:
     trained = [train(tmp_path / "without", ConvNet().eval()), train(tmp_path / "with", ConvNet(), ema=0.9)]
     assert log(tmp_path / "without") == log(tmp_path / "with")
     assert not any(module.training for one in trained for module in one.modules())
 
 
-# What is not finite
+# Non-finite values
 
 
-def endless(number: int) -> Batch:
-    """Batch 3 has no loss that is finite."""
+def non_finite_loss(number: int) -> Batch:
+    """Make a batch; number 3 has no finite loss."""
     batch = make_batch(number)
     return dataclasses.replace(batch, images=batch.images * (torch.inf if number == 3 else 1))
 
 
-def met(number: int) -> Batch:
-    """Batch 3 is met exactly, by any weights."""
+def non_finite_gradient(number: int) -> Batch:
+    """Make a batch; number 3 has zero error with any weights, and so an infinite gradient of its root."""
     batch, scale = make_batch(number), number != 3
     return dataclasses.replace(batch, images=batch.images * scale, targets=batch.targets * scale)
 
 
 THIRD = r"3\.0, 3\.1, 3\.2, 3\.3\."
-ILL = pytest.mark.parametrize(
-    ("what", "objective", "make"), [("loss", ConvNet, endless), ("gradient", RootMeanSquare, met)]
+NON_FINITE = pytest.mark.parametrize(
+    ("what", "objective", "make"),
+    [("loss", ConvNet, non_finite_loss), ("gradient", RootMeanSquare, non_finite_gradient)],
 )
 
 
-@ILL
+@NON_FINITE
 @pytest.mark.parametrize("fields", [{}, {"clip": None}, {"ema": 0.5}], ids=str)
-def test_what_is_not_finite_ends_the_fit_and_never_reaches_the_state(
+def test_fit_ends_at_a_non_finite_value_before_it_reaches_the_state(
     tmp_path: Path, what: str, objective: type[Objective], make: Callable[[int], Batch], fields: dict[str, Any]
 ) -> None:
     named = rf"^teacher\.t: the {what} is (inf|nan) at step 4\. Images of the batch: {THIRD} A smaller lr"
@@ -198,8 +199,8 @@ def test_what_is_not_finite_ends_the_fit_and_never_reaches_the_state(
     assert_same(healed, train(tmp_path / "well", objective(), **fields))
 
 
-@ILL
-def test_a_loss_is_that_of_a_piece_and_a_gradient_that_of_all(
+@NON_FINITE
+def test_fit_names_the_microbatch_of_a_non_finite_loss_and_the_batch_of_a_gradient(
     tmp_path: Path, what: str, objective: type[Objective], make: Callable[[int], Batch]
 ) -> None:
     keys = THIRD if what == "loss" else r"2\.0, 2\.1, 2\.2, 2\.3, " + THIRD
@@ -207,14 +208,14 @@ def test_a_loss_is_that_of_a_piece_and_a_gradient_that_of_all(
         train(tmp_path, objective(), stream=NumberedStream(make, batch=8), batch=8, accumulate=2)
 
 
-# Going on
+# Resuming
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("ema", [None, 0.5])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
-def test_a_stopped_fit_goes_on_as_if_it_had_not_been(
+def test_fit_resumes_as_if_never_stopped(
     tmp_path: Path, optimizer: str, ema: float | None, accumulate: int, channels_last: bool
 ) -> None:
     compute = ComputeConfig("cpu", "32", channels_last, {})
@@ -229,9 +230,9 @@ def test_a_stopped_fit_goes_on_as_if_it_had_not_been(
     assert log(tmp_path / "parts") == log(tmp_path / "whole")
 
 
-def test_a_stop_that_comes_late_in_a_step_leaves_a_state_too(tmp_path: Path) -> None:
+def test_fit_saves_its_state_when_a_stop_comes_late_in_a_step(tmp_path: Path) -> None:
     class Late(threading.Event):
-        """Set just after it was first asked."""
+        """Set just after it is first checked."""
 
         def is_set(self) -> bool:
             before = super().is_set()
@@ -243,19 +244,19 @@ def test_a_stop_that_comes_late_in_a_step_leaves_a_state_too(tmp_path: Path) -> 
     assert load_state(tmp_path / STATE)["step"] == len(log(tmp_path))
 
 
-def test_storage_that_does_not_take_a_state_costs_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_goes_on_when_storage_does_not_take_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise ConfigError("s3://bucket: the storage does not answer")
 
-    told: list[str] = []
-    runtime = Runtime(root.Root.of(tmp_path), progress=lambda name, done, line: told.append(line))
+    lines: list[str] = []
+    runtime = Runtime(root.Root.of(tmp_path), progress=lambda name, done, line: lines.append(line))
     monkeypatch.setattr(Runtime, "keep", refuse)
     train(tmp_path, Linears(), runtime, checkpoint_s=0)
-    assert "its state is on this machine alone: s3://bucket: the storage does not answer" in told
+    assert "its state is on this machine alone: s3://bucket: the storage does not answer" in lines
     assert load_state(tmp_path / STATE)["step"] == STEPS
 
 
-def test_a_crash_costs_only_the_steps_since_the_last_state(tmp_path: Path) -> None:
+def test_fit_resumes_after_a_crash_from_the_last_state(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", ConvNet())
     with pytest.raises(Stopped):
         train(tmp_path / "parts", ConvNet(), stopping(after=2))
@@ -269,13 +270,13 @@ def test_a_crash_costs_only_the_steps_since_the_last_state(tmp_path: Path) -> No
 
 
 class Clock:
-    """A clock that stands still but for what the test says."""
+    """A clock that moves only when the test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
 
     def attempt(self, out: Path, until: int = STEPS + 1) -> FitResult:
-        """Train at ten seconds a step; it is stopped after the step `until`."""
+        """Train at ten seconds a step, stopped after the step `until`."""
 
         def watch(step: int, runtime: Runtime) -> None:
             self.now += 10
@@ -288,13 +289,13 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    ours = SimpleNamespace(monotonic=lambda: clock.now, perf_counter=time.perf_counter)
-    monkeypatch.setattr("pipeline.training.fit.time", ours)
+    fake = SimpleNamespace(monotonic=lambda: clock.now, perf_counter=time.perf_counter)
+    monkeypatch.setattr("pipeline.training.fit.time", fake)
     return clock
 
 
 @pytest.mark.parametrize("stops", [(1,), (2, 3), (STEPS,)])
-def test_seconds_are_those_of_all_attempts(tmp_path: Path, clock: Clock, stops: tuple[int, ...]) -> None:
+def test_fit_result_has_the_seconds_of_all_attempts(tmp_path: Path, clock: Clock, stops: tuple[int, ...]) -> None:
     whole = clock.attempt(tmp_path / "whole")
     assert (whole.seconds, whole.earlier) == (60, 0)
     assert whole.counts() == {"training_seconds": 60}
@@ -307,7 +308,7 @@ def test_seconds_are_those_of_all_attempts(tmp_path: Path, clock: Clock, stops: 
     assert parts.counts() == {"training_seconds": 60, "earlier_seconds": 10 * stops[-1]}
 
 
-def test_a_state_that_does_not_know_its_seconds_is_gone_on_from(tmp_path: Path, clock: Clock) -> None:
+def test_fit_resumes_from_a_state_without_seconds(tmp_path: Path, clock: Clock) -> None:
     with pytest.raises(Stopped):
         clock.attempt(tmp_path, 2)
     state = load_state(tmp_path / STATE)
@@ -318,7 +319,7 @@ def test_a_state_that_does_not_know_its_seconds_is_gone_on_from(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("end", ["{", '"loss"', '"losses": {', '"half": ', "}", '"waited_s"', "}\n"])
-def test_a_torn_last_line_of_the_log_is_cut(tmp_path: Path, end: str) -> None:
+def test_fit_cuts_a_torn_last_line_off_the_log(tmp_path: Path, end: str) -> None:
     train(tmp_path / "whole", Linears())
     line = (tmp_path / "whole" / LOG).read_text().splitlines(keepends=True)[3]
     with pytest.raises(Stopped):
@@ -330,7 +331,7 @@ def test_a_torn_last_line_of_the_log_is_cut(tmp_path: Path, end: str) -> None:
 
 
 @pytest.mark.parametrize("part", [slice(0), slice(100), slice(-1), slice(2, None)], ids=str)
-def test_a_damaged_state_is_named_and_deleting_it_starts_over(tmp_path: Path, part: slice) -> None:
+def test_fit_names_a_damaged_state_and_starts_over_without_it(tmp_path: Path, part: slice) -> None:
     with pytest.raises(Stopped):
         train(tmp_path, Linears(), stopping(after=3))
     path = tmp_path / STATE

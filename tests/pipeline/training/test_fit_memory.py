@@ -1,4 +1,4 @@
-"""A device whose memory runs out: the same training in smaller pieces, told and kept, and an end where none is left."""
+"""A device that runs out of memory: the same training in smaller microbatches, and an error where none fits."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from tests.pipeline.training.tiny_jobs import (
 
 
 @pytest.fixture(autouse=True)
-def unsure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here, the CPU's memory runs out as a GPU's does."""
+def cpu_may_run_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the CPU's memory run out as a GPU's does."""
     monkeypatch.setattr("pipeline.training.microbatch.NEVER_OUT_OF_MEMORY", ())
 
 
-class Full(torch.autograd.Function):
-    """Runs out of memory on the way back."""
+class OutOfMemoryInBackward(torch.autograd.Function):
+    """Runs out of memory in the backward pass."""
 
     @staticmethod
     def forward(context: Any, value: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class Full(torch.autograd.Function):
 
 
 class Small(ConvNet):
-    """A device that holds `room` images at once, from batch `since` of the stream on; counts what was too much."""
+    """Fits `room` images into memory at once, from batch `since` of the stream on; counts the microbatches refused."""
 
     def __init__(self, room: int, since: int = 0, backward: bool = False) -> None:
         super().__init__()
@@ -64,33 +64,33 @@ class Small(ConvNet):
             self.refused += 1
             if not self.backward:
                 raise torch.OutOfMemoryError("no more")
-            head = Full.apply(self.head[2].weight).sum() * 0
+            head = OutOfMemoryInBackward.apply(self.head[2].weight).sum() * 0
             return loss + head, parts
         return loss, parts
 
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize(("batch", "room", "passes"), [(8, 4, 2), (8, 2, 4), (8, 3, 4), (6, 1, 6), (5, 1, 5)])
-def test_training_is_that_in_pieces_from_the_first_step_on(
+def test_fit_out_of_memory_is_a_fit_in_smaller_microbatches(
     tmp_path: Path, batch: int, room: int, passes: int, backward: bool
 ) -> None:
     small, whole = Small(room, backward=backward), Small(batch)
-    cuts = train_with_result(tmp_path / "small", small, batch=batch, ema=0.5).limits
-    assert cuts == [MicrobatchLimit(1, passes, -(-batch // passes))]
+    limits = train_with_result(tmp_path / "small", small, batch=batch, ema=0.5).limits
+    assert limits == [MicrobatchLimit(1, passes, -(-batch // passes))]
     assert train_with_result(tmp_path / "whole", whole, batch=batch, accumulate=passes, ema=0.5).limits == []
     assert log(tmp_path / "small") == log(tmp_path / "whole")
     assert_same(small, whole)
     assert small.refused <= 3, "what once was too much is not tried again"
 
 
-def test_what_runs_out_later_is_cut_from_there_on(tmp_path: Path) -> None:
+def test_fit_lowers_the_microbatch_limit_from_where_memory_runs_out(tmp_path: Path) -> None:
     small = Small(2, since=6)
     assert train_with_result(tmp_path, small, batch=8).limits == [MicrobatchLimit(4, 4, 2)]
     assert [line["passes"] for line in log(tmp_path)] == [1, 1, 1, 4, 4, 4]
     assert small.refused == 2
 
 
-def test_memory_that_shrinks_is_cut_again(tmp_path: Path) -> None:
+def test_fit_lowers_the_microbatch_limit_again_when_memory_shrinks(tmp_path: Path) -> None:
     class Shrinking(Small):
         def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             self.room = 4 if batch.keys[0] < "6" else 1
@@ -102,7 +102,7 @@ def test_memory_that_shrinks_is_cut_again(tmp_path: Path) -> None:
     ]
 
 
-def test_the_gradient_is_that_of_the_whole_batch(tmp_path: Path) -> None:
+def test_fit_out_of_memory_takes_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
     class Tight(Linears):
         def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             if len(batch.keys) > 2:
@@ -114,7 +114,7 @@ def test_the_gradient_is_that_of_the_whole_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_a_stopped_fit_remembers_how_much_memory_holds(tmp_path: Path) -> None:
+def test_fit_resumes_with_its_microbatch_limit(tmp_path: Path) -> None:
     whole = Small(2)
     train(tmp_path / "whole", whole, batch=8)
     with pytest.raises(Stopped):
@@ -126,15 +126,13 @@ def test_a_stopped_fit_remembers_how_much_memory_holds(tmp_path: Path) -> None:
     assert_same(small, whole)
 
 
-def test_one_image_that_does_not_fit_is_an_error_that_says_what_to_set(tmp_path: Path) -> None:
+def test_fit_advises_when_memory_does_not_hold_one_image(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^teacher\.t: .* one image \(step 3\)\. .* smaller image_size, width"):
         train(tmp_path, Small(0, since=2))
     assert [line["step"] for line in log(tmp_path)] == [1, 2]
 
 
-def test_a_network_that_does_not_fit_is_an_error_that_says_what_to_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fit_advises_when_memory_does_not_hold_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def step(*_: Any) -> None:
         raise torch.OutOfMemoryError("no more")
 
@@ -143,7 +141,7 @@ def test_a_network_that_does_not_fit_is_an_error_that_says_what_to_set(
         train(tmp_path, Linears(), optimizer="adamw")
 
 
-def test_other_errors_are_not_taken_for_want_of_memory(tmp_path: Path) -> None:
+def test_fit_does_not_take_other_errors_for_out_of_memory(tmp_path: Path) -> None:
     class Broken(Linears):
         def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             raise RuntimeError("shapes differ")
@@ -153,46 +151,50 @@ def test_other_errors_are_not_taken_for_want_of_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "pieces"), [(8, 3), (5, 5), (7, 1), (32, 5)])
-def test_a_share_is_cut_as_evenly_as_may_be(count: int, pieces: int) -> None:
+def test_split_evenly_gives_lengths_that_differ_by_one_at_most(count: int, pieces: int) -> None:
     runs = [list(range(count))[run] for run in split_evenly(count, pieces)]
     assert [number for run in runs for number in run] == list(range(count))
     assert {len(run) for run in runs} <= {count // pieces, -(-count // pieces)}
 
 
-class Meeting(Small):
-    """With a layer that in each pass waits for the other processes."""
+class Synchronized(Small):
+    """Has a layer that waits for the other processes in each pass."""
 
     def __init__(self, room: int) -> None:
         super().__init__(room)
         self.norm = nn.SyncBatchNorm(2)
 
 
-def test_who_cannot_tell_the_others_leaves_word_for_the_next_attempt(tmp_path: Path) -> None:
-    """Two processes on CUDA, whose other one would wait inside a pass: it ends with this one."""
-    job = TrainingJob("teacher.t", Meeting(2), NumberedStream(batch=8), STEPS, tmp_path, FitConfig(batch=8), seed=0)
+def test_microbatch_runner_saves_its_limit_when_passes_are_synchronized(tmp_path: Path) -> None:
+    """As one of two processes on CUDA: the other one waits inside a pass, and ends with this one."""
+    job = TrainingJob(
+        "teacher.t", Synchronized(2), NumberedStream(batch=8), STEPS, tmp_path, FitConfig(batch=8), seed=0
+    )
     kept: list[Path] = []
     runtime = cast(Runtime, SimpleNamespace(keep=kept.append))
-    passes = MicrobatchRunner(job, CPU_32, cast(ProcessGroup, SimpleNamespace(world_size=2, rank=1)), runtime)
-    share = next(NumberedStream(batch=4).batches(0))
-    whole = passes.load(share, 4)
+    runner = MicrobatchRunner(job, CPU_32, cast(ProcessGroup, SimpleNamespace(world_size=2, rank=1)), runtime)
+    local = next(NumberedStream(batch=4).batches(0))
+    amounts = runner.load(local, 4)
     with pytest.raises(OutOfMemory, match=r"teacher\.t ran out .* step 8\. .* at most 2 images in a pass"):
-        passes.run(whole, step=7, limit=4)
+        runner.run(amounts, step=7, limit=4)
     assert [path.name for path in kept] == [LIMIT_FILE], "the next attempt may be on another machine"
-    most = passes.saved_limit()
-    passes.load(share, most)
-    assert passes.run(whole, step=7, limit=most).limit == 2
+    limit = runner.saved_limit()
+    runner.load(local, limit)
+    assert runner.run(amounts, step=7, limit=limit).limit == 2
     assert train_with_result(tmp_path, Small(8), batch=8).limits == [MicrobatchLimit(1, 4, 2)]
 
 
-def test_buffers_are_copied_only_where_memory_can_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept, copied = MicrobatchRunner._copy_buffers, list[int]()
+def test_microbatch_runner_copies_buffers_only_where_memory_can_run_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_buffers, copied = MicrobatchRunner._copy_buffers, list[int]()
 
-    def keep(passes: MicrobatchRunner) -> list[tuple[Tensor, Tensor]]:
-        copied.append(len(kept(passes)))
-        return kept(passes)
+    def counting(runner: MicrobatchRunner) -> list[tuple[Tensor, Tensor]]:
+        copied.append(len(copy_buffers(runner)))
+        return copy_buffers(runner)
 
-    monkeypatch.setattr(MicrobatchRunner, "_copy_buffers", keep)
-    unsure = train(tmp_path / "unsure", ConvNet())
+    monkeypatch.setattr(MicrobatchRunner, "_copy_buffers", counting)
+    copying = train(tmp_path / "copying", ConvNet())
     monkeypatch.setattr("pipeline.training.microbatch.NEVER_OUT_OF_MEMORY", ("cpu",))
-    assert_same(train(tmp_path / "sure", ConvNet()), unsure)
+    assert_same(train(tmp_path / "not_copying", ConvNet()), copying)
     assert copied == [3] * STEPS + [0] * STEPS

@@ -1,4 +1,4 @@
-"""Training in several processes: the steps of one, whatever the shares, and what ends in one ends in all."""
+"""Training in several processes: the same steps as in one, and what ends one ends all."""
 
 from __future__ import annotations
 
@@ -45,25 +45,25 @@ def weights(module: nn.Module) -> Weights:
     return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
 
 
-class Other(ConvNet):
-    """The same from other weights."""
+class OtherWeights(ConvNet):
+    """The same network with other weights."""
 
     def __init__(self) -> None:
         super().__init__(seed=7)
 
 
 def trained(out: Path, objective: type[Objective], fields: dict[str, Any]) -> Weights:
-    """What a process has at the end of the fit."""
+    """Return the weights that a process has at the end of the fit."""
     return weights(train(out, objective(), **fields))
 
 
 def assert_same(one: Weights, other: Weights) -> None:
-    """Bit for bit."""
+    """Assert equality bit for bit."""
     assert [name for name, array in one.items() if not np.array_equal(array, other[name])] == []
 
 
 def assert_close(one: Weights, other: Weights) -> None:
-    """Up to rounding: a sum over two processes is rounded otherwise than one over all images."""
+    """Assert equality up to rounding: a sum over two processes is rounded otherwise than one over all images."""
     for name, array in one.items():
         np.testing.assert_allclose(array, other[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
@@ -87,7 +87,7 @@ def assert_close_losses(one: Path, other: Path) -> None:
     ],
     ids=str,
 )
-def test_several_processes_take_the_steps_of_one(
+def test_fit_in_several_processes_takes_the_steps_of_one(
     together: Together, tmp_path: Path, count: int, fields: dict[str, Any]
 ) -> None:
     found = together.call(count, trained, tmp_path / "several", Linears, fields)
@@ -110,7 +110,7 @@ class Heads(Objective):
         self.heads = nn.ModuleDict({name: nn.Linear(4, 2) for name in ("all", "few", "none")})
 
     def rows(self, batch: Batch) -> dict[str, list[int]]:
-        """By head, the images with a label."""
+        """Return by head the images with a label."""
         rows = {"all": list(range(len(batch.keys))), "few": [n for n, key in enumerate(batch.keys) if key[-1] == "3"]}
         return {name: found for name, found in rows.items() if found}
 
@@ -124,7 +124,7 @@ class Heads(Objective):
         return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
 
 
-def test_a_head_may_have_labels_in_one_process_alone_or_in_none(together: Together, tmp_path: Path) -> None:
+def test_fit_sums_gradients_of_heads_with_labels_in_one_process_or_none(together: Together, tmp_path: Path) -> None:
     one, other = together.call(2, trained, tmp_path / "two", Heads, {})
     assert_same(one, other)
     assert_close(one, trained(tmp_path / "one", Heads, {}))
@@ -134,8 +134,8 @@ def test_a_head_may_have_labels_in_one_process_alone_or_in_none(together: Togeth
     assert [list(line["losses"]) for line in log(tmp_path / "two")] == [["all", "few"]] * STEPS
 
 
-class Rare(ConvNet):
-    """A batch norm that only the last process runs."""
+class PartialNorm(ConvNet):
+    """Has a batch norm that only the last process runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,14 +147,14 @@ class Rare(ConvNet):
         return super().mean(batch)
 
 
-def test_running_statistics_are_the_mean_over_the_processes(together: Together, tmp_path: Path) -> None:
-    one, other = together.call(2, trained, tmp_path / "two", Rare, {"steps": 1})
+def test_fit_averages_running_statistics_over_processes(together: Together, tmp_path: Path) -> None:
+    one, other = together.call(2, trained, tmp_path / "two", PartialNorm, {"steps": 1})
     assert_same(one, other)
     second = make_batch(0).images[2:].flatten(1).mean(dim=0)
     np.testing.assert_allclose(one["norm.running_mean"], second / 2 * 0.1, rtol=1e-5)  # BatchNorm's momentum
 
 
-class Draw(Linears):
+class RandomLoss(Linears):
     """Its loss is a random number."""
 
     def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -162,47 +162,47 @@ class Draw(Linears):
         return loss, {f"of {ranks.rank()}": loss.detach()}
 
 
-def test_each_process_and_step_draws_its_own_numbers(together: Together, tmp_path: Path) -> None:
-    together.call(2, trained, tmp_path / "a", Draw, {"seed": 5})
-    together.call(2, trained, tmp_path / "b", Draw, {"seed": 6})
+def test_fit_draws_other_random_numbers_in_each_process_and_step(together: Together, tmp_path: Path) -> None:
+    together.call(2, trained, tmp_path / "a", RandomLoss, {"seed": 5})
+    together.call(2, trained, tmp_path / "b", RandomLoss, {"seed": 6})
     drawn = [value for folder in "ab" for line in log(tmp_path / folder) for value in line["losses"].values()]
     assert len(set(drawn)) == len(drawn) == 2 * 2 * STEPS
 
 
-def told_and_left(out: Path) -> int:
-    """How often this process reported; the first works in `out`, each other would in a folder of its own."""
-    told: list[float] = []
-    runtime = Runtime(root.Root.of(out), "cpu", "32", 1, progress=lambda name, done, line: told.append(done))
+def count_reports(out: Path) -> int:
+    """Return how often this process reported. All but the first get folders of their own, to show what they write."""
+    reports: list[float] = []
+    runtime = Runtime(root.Root.of(out), "cpu", "32", 1, progress=lambda name, done, line: reports.append(done))
     train(out if ranks.is_first() else out / str(ranks.rank()), Linears(), runtime, checkpoint_s=0)
-    return len(told)
+    return len(reports)
 
 
-def test_only_the_first_process_writes_and_reports(together: Together, tmp_path: Path) -> None:
-    assert together.call(3, told_and_left, tmp_path) == [STEPS, 0, 0]
+def test_fit_writes_and_reports_in_the_first_process_alone(together: Together, tmp_path: Path) -> None:
+    assert together.call(3, count_reports, tmp_path) == [STEPS, 0, 0]
     assert sorted(files(tmp_path)) == sorted([LOG, STATE])
 
 
-# Going on
+# Resuming
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
-def test_another_number_of_processes_goes_on_from_the_same_state(
+def test_fit_resumes_with_another_number_of_processes(
     together: Together, tmp_path: Path, before: int, after: int
 ) -> None:
     fields = {"batch": 5, "ema": 0.5}
     whole = trained(tmp_path / "whole", Linears, fields)
-    for found in together.call(before, stopped, tmp_path / "parts", Linears, fields, 0):
+    for found in together.call(before, stop_early, tmp_path / "parts", Linears, fields, 0):
         assert found == 3
     assert_close(together.call(after, trained, tmp_path / "parts", Linears, fields)[0], whole)
     assert_close_losses(tmp_path / "parts", tmp_path / "whole")
     assert [line["lr"] for line in log(tmp_path / "parts")] == [line["lr"] for line in log(tmp_path / "whole")]
 
 
-def stopped(out: Path, objective: type[Objective], fields: dict[str, Any], asked: int) -> int:
-    """The step of the state that a fit leaves which one process is asked to stop, in its third pass."""
+def stop_early(out: Path, objective: type[Objective], fields: dict[str, Any], asked: int) -> int:
+    """Ask the process `asked` to stop in its third pass, and return the step of the state that the fit saves."""
 
-    class Asked(objective):  # type: ignore[valid-type,misc]
-        """Asks."""
+    class Stopping(objective):  # type: ignore[valid-type,misc]
+        """Sets the stop."""
 
         def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             calls.append(1)
@@ -213,27 +213,27 @@ def stopped(out: Path, objective: type[Objective], fields: dict[str, Any], asked
     calls: list[int] = []
     runtime = dataclasses.replace(QUIET, stop=type(QUIET.stop)())
     with pytest.raises(Stopped, match=r"Stopped in teacher\.t"):
-        train(out, Asked(), runtime, **fields)
+        train(out, Stopping(), runtime, **fields)
     assert runtime.stop.is_set()
     step: int = load_state(out / STATE)["step"]
     return step
 
 
-def test_a_stop_asked_of_one_process_stops_all_and_changes_nothing(together: Together, tmp_path: Path) -> None:
+def test_fit_stopped_in_one_process_stops_in_all_and_resumes(together: Together, tmp_path: Path) -> None:
     fields = {"batch": 5, "accumulate": 5, "ema": 0.5}
     whole = together.call(2, trained, tmp_path / "whole", ConvNet, fields)
-    assert together.call(2, stopped, tmp_path / "parts", ConvNet, fields, 1) == [2, 2]  # of two passes each
-    for found, expected in zip(together.call(2, trained, tmp_path / "parts", Other, fields), whole, strict=True):
+    assert together.call(2, stop_early, tmp_path / "parts", ConvNet, fields, 1) == [2, 2]  # of two passes each
+    for found, expected in zip(together.call(2, trained, tmp_path / "parts", OtherWeights, fields), whole, strict=True):
         assert_same(found, expected)
     assert log(tmp_path / "parts") == log(tmp_path / "whole")
 
 
 def train_until_signalled(out: Path) -> None:
-    """So many steps that it ends by a signal only."""
+    """Train for so many steps that only a signal ends it."""
     train(out, ConvNet(), stopped_by_signal(Runtime(root.Root.of(out), "cpu", "32", 1)), steps=1_000_000)
 
 
-def test_sigterm_leaves_one_whole_state(together: Together, tmp_path: Path) -> None:
+def test_fit_on_sigterm_saves_one_whole_state(together: Together, tmp_path: Path) -> None:
     processes = together.start(2, train_until_signalled, tmp_path)
     deadline = time.monotonic() + 60
     while not (tmp_path / LOG).exists() or len((tmp_path / LOG).read_bytes().splitlines()) < 5:
@@ -247,35 +247,35 @@ def test_sigterm_leaves_one_whole_state(together: Together, tmp_path: Path) -> N
     assert sorted(files(tmp_path)) == sorted([LOG, STATE])
 
 
-# What goes wrong in one
+# Errors in one process
 
 
-def ill(number: int) -> Batch:
-    """Image 3 of batch 3 is endless."""
+def non_finite_loss(number: int) -> Batch:
+    """Make a batch; image 3 of number 3 is infinite."""
     batch = make_batch(number)
     batch.images[3] *= torch.inf if number == 3 else 1
     return batch
 
 
-def met(number: int) -> Batch:
-    """Batch 3 is met exactly, by any weights."""
+def non_finite_gradient(number: int) -> Batch:
+    """Make a batch; number 3 has zero error with any weights, and so an infinite gradient of its root."""
     batch, scale = make_batch(number), number != 3
     return dataclasses.replace(batch, images=batch.images * scale, targets=batch.targets * scale)
 
 
-def refused(number: int) -> Batch:
-    """Batch 3 can't be read by the second process."""
+def unreadable(number: int) -> Batch:
+    """Make a batch; the second process can't read number 3."""
     if number == 3 and ranks.rank() == 1:
         raise DataError("s0.tar: cut short")
     return make_batch(number)
 
 
-def fails(out: Path, objective: type[Objective], make: Any, fields: dict[str, Any]) -> None:
+def train_on(out: Path, objective: type[Objective], make: Any, fields: dict[str, Any]) -> None:
     train(out, objective(), stream=NumberedStream(make, fields.get("batch", 4)), checkpoint_s=0, **fields)
 
 
-def full(out: Path) -> None:
-    """The first process, which alone saves the state, finds the disk full."""
+def train_on_full_disk(out: Path) -> None:
+    """Train; the first process, which alone saves the state, finds the disk full."""
 
     def save(*_: Any) -> None:
         raise DataError("the disk is full")
@@ -284,8 +284,8 @@ def full(out: Path) -> None:
     train(out, Linears(), checkpoint_s=0)
 
 
-def test_what_only_one_process_knows_the_others_know_as_its_end(together: Together, tmp_path: Path) -> None:
-    one, other = together.call(2, full, tmp_path)
+def test_fit_raises_lost_peer_when_another_process_ends(together: Together, tmp_path: Path) -> None:
+    one, other = together.call(2, train_on_full_disk, tmp_path)
     assert (type(one), str(one)) == (DataError, "the disk is full")
     assert isinstance(other, LostPeer)
 
@@ -293,53 +293,53 @@ def test_what_only_one_process_knows_the_others_know_as_its_end(together: Togeth
 @pytest.mark.parametrize(
     "case",
     [
-        (Linears, ill, {}, r"the loss is (inf|nan) at step 4\. Images of the batch: 3\.2, 3\.3\. A"),
+        (Linears, non_finite_loss, {}, r"the loss is (inf|nan) at step 4\. Images of the batch: 3\.2, 3\.3\. A"),
         (
             Linears,
-            ill,
+            non_finite_loss,
             {"batch": 8, "accumulate": 4},
             r"the loss is (inf|nan) at step 2\. Images of the batch: 3\.3\. A",
         ),
         (
             RootMeanSquare,
-            met,
+            non_finite_gradient,
             {},
             r"the gradient is (inf|nan) at step 4\. Images of the batch: 3\.0, 3\.1, 3\.2, 3\.3\. A",
         ),
-        (Linears, refused, {}, r"^s0\.tar: cut short$"),
+        (Linears, unreadable, {}, r"^s0\.tar: cut short$"),
     ],
     ids=["loss", "accumulated", "gradient", "images"],
 )
-def test_what_ends_one_process_ends_all_with_the_same_words(together: Together, tmp_path: Path, case: Any) -> None:
+def test_fit_raises_the_error_of_one_process_in_all(together: Together, tmp_path: Path, case: Any) -> None:
     *what, says = case
-    one, other = together.call(2, fails, tmp_path, *what)
+    one, other = together.call(2, train_on, tmp_path, *what)
     with pytest.raises(DataError, match=says):
         raise one
     assert (type(other), str(other)) == (DataError, str(one))
     assert all(tensor.isfinite().all() for tensor in load_state(tmp_path / STATE)["model"].values())
 
 
-def test_a_damaged_state_is_an_error_in_all(together: Together, tmp_path: Path) -> None:
+def test_fit_raises_for_a_damaged_state_in_all_processes(together: Together, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(tmp_path, Linears(), stopping(after=3))
     (tmp_path / STATE).write_bytes(b"{}")
-    one, other = together.call(2, fails, tmp_path, Linears, make_batch, {})
+    one, other = together.call(2, train_on, tmp_path, Linears, make_batch, {})
     assert isinstance(one, DataError)
     assert "Delete it to start teacher.t over" in str(one)
     assert str(other) == str(one)
 
 
-def test_a_batch_smaller_than_the_number_of_processes_is_refused(together: Together, tmp_path: Path) -> None:
-    for error in together.call(3, fails, tmp_path, Linears, make_batch, {"batch": 2}):
+def test_fit_refuses_a_batch_smaller_than_the_number_of_processes(together: Together, tmp_path: Path) -> None:
+    for error in together.call(3, train_on, tmp_path, Linears, make_batch, {"batch": 2}):
         assert isinstance(error, ConfigError)
         assert "a batch of 2 images is too small for 3 processes" in str(error)
 
 
-# What memory does not hold
+# Out of memory
 
 
 class Small(Linears):
-    """A device that from the third step on does not hold two images at once, in the second process alone."""
+    """In the second process, does not fit two images into memory at once from the third step on."""
 
     def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         if ranks.rank() == 1 and len(batch.keys) > 1 and batch.keys[0] >= "2":
@@ -348,7 +348,7 @@ class Small(Linears):
 
 
 class Tight(Linears):
-    """A device that holds one image at once."""
+    """Fits one image into memory at once."""
 
     def mean(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         if len(batch.keys) > 1:
@@ -356,13 +356,13 @@ class Tight(Linears):
         return super().mean(batch)
 
 
-def test_shares_of_two_sizes_are_cut_down_to_single_images(together: Together, tmp_path: Path) -> None:
+def test_fit_splits_local_batches_of_two_sizes_down_to_single_images(together: Together, tmp_path: Path) -> None:
     one, other = together.call(2, trained, tmp_path / "two", Tight, {"batch": 5})
     assert_same(one, other)
     assert_close(one, trained(tmp_path / "one", Linears, {"batch": 5}))
 
 
-def test_where_memory_runs_out_in_one_process_all_cut_alike(together: Together, tmp_path: Path) -> None:
+def test_fit_out_of_memory_in_one_process_splits_alike_in_all(together: Together, tmp_path: Path) -> None:
     one, other = together.call(2, trained, tmp_path / "two", Small, {})
     assert_same(one, other)
     assert_close(one, trained(tmp_path / "one", Linears, {}))

@@ -1,4 +1,4 @@
-"""Training as torchrun launches it: stopped by its signal and begun again, it comes to the same end."""
+"""Training launched by torchrun: stopped by a signal and launched again, it ends with the same weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def launch(out: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_a_launch_stopped_by_its_signal_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_fit_under_torchrun_resumes_after_a_signal(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert launch(whole).wait(SOON_S) == 0
     launched = launch(parts)
@@ -41,9 +41,9 @@ def test_a_launch_stopped_by_its_signal_goes_on_as_if_it_had_not_been(tmp_path: 
         assert time.monotonic() < deadline, "never began"
         time.sleep(0.01)
     launched.send_signal(signal.SIGTERM)
-    said, _ = launched.communicate(timeout=SOON_S)
+    output, _ = launched.communicate(timeout=SOON_S)
     assert launched.returncode != 0
-    assert said.count("Stopped in teacher.t") == 2, said
+    assert output.count("Stopped in teacher.t") == 2, output
     assert 20 <= load_state(parts / STATE)["step"] == len(log(parts)) < STEPS
     assert launch(parts).wait(SOON_S) == 0
     assert log(parts) == log(whole)

@@ -1,4 +1,4 @@
-"""How parameters move: the schedule of the learning rate, and which parameters share one."""
+"""The optimiser: its learning rate schedule, parameter groups, LARS and momentum."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from flows.plan.stage_steps import settings
 from pipeline.recipe.base import FitConfig
 from pipeline.training.optimizer import build_optimizer, lr_factor, parameter_groups
 from tests.pipeline.training.tiny_jobs import ConvNet
 
 
-def test_the_rate_rises_in_a_line_to_its_peak_and_falls_in_a_cosine_to_zero() -> None:
+def test_lr_factor_rises_in_a_line_and_falls_in_a_cosine_to_zero() -> None:
     rates = [lr_factor(step, 100, 0.2) for step in range(101)]
     np.testing.assert_allclose(rates[:21], np.arange(1, 22) / 21)
     np.testing.assert_allclose(rates[20:], (1 + np.cos(np.linspace(0, np.pi, 81))) / 2, atol=1e-12)
@@ -23,7 +22,7 @@ def test_the_rate_rises_in_a_line_to_its_peak_and_falls_in_a_cosine_to_zero() ->
     assert rates[100] == 0
 
 
-def test_every_budget_has_a_whole_cosine_of_its_own() -> None:
+def test_lr_factor_has_a_whole_cosine_for_every_number_of_steps() -> None:
     """From 1 at the first step to almost 0 at the last one: a short training is not the beginning of a longer one."""
     runs = {steps: np.array([lr_factor(step, steps, 0.0) for step in range(steps)]) for steps in (50, 500, 5000)}
     for rates in runs.values():
@@ -35,13 +34,13 @@ def test_every_budget_has_a_whole_cosine_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 0.99), (2, 0.5), (7, 0), (7, 0.99)])
-def test_every_step_has_a_rate_above_zero_and_one_has_the_whole(steps: int, warmup: float) -> None:
+def test_lr_factor_is_above_zero_in_every_step_and_one_in_some(steps: int, warmup: float) -> None:
     rates = [lr_factor(step, steps, warmup) for step in range(steps)]
     assert min(rates) > 0
     assert max(rates) == 1
 
 
-def test_only_matrices_decay_and_only_the_backbone_has_its_own_rate() -> None:
+def test_parameter_groups_decay_matrices_and_set_the_backbones_rate() -> None:
     module = ConvNet()
     module.head[2].bias.requires_grad_(False)
     groups = parameter_groups(module, FitConfig(lr=2, backbone_lr=0.25, weight_decay=0.3))
@@ -57,7 +56,7 @@ def test_only_matrices_decay_and_only_the_backbone_has_its_own_rate() -> None:
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.01])
-def test_lars_is_the_papers(decay: float) -> None:
+def test_build_optimizer_lars_is_the_papers(decay: float) -> None:
     """Two steps in double precision: matrices by w and g, with or without decay; biases and norms as by SGD."""
     module = ConvNet().double()
     config = FitConfig(optimizer="lars", lr=0.5, backbone_lr=0.25, momentum=0.9, weight_decay=decay)
@@ -78,31 +77,31 @@ def test_lars_is_the_papers(decay: float) -> None:
         np.testing.assert_allclose(one.detach().numpy(), expected[name], rtol=1e-7)
 
 
-def test_with_drops_the_rate_is_constant_but_for_a_tenth_from_each_of_them_on() -> None:
+def test_lr_factor_with_drops_falls_to_a_tenth_at_each() -> None:
     rates = [lr_factor(step, 12, 0.0, (1 / 3, 0.75)) for step in range(12)]
     assert rates == pytest.approx([1.0] * 4 + [0.1] * 5 + [0.01] * 3)
 
 
-def test_a_warmup_comes_before_drops() -> None:
+def test_lr_factor_warms_up_before_drops() -> None:
     rates = [lr_factor(step, 10, 0.3, (0.5,)) for step in range(10)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, *[0.1] * 5])
 
 
 @pytest.mark.parametrize("drops", [(0.0,), (1.0,), (-0.1,)])
-def test_drops_lie_inside_a_training(drops: tuple[float, ...]) -> None:
+def test_fit_config_drops_lie_inside_the_training(drops: tuple[float, ...]) -> None:
     with pytest.raises(ValidationError, match="drops"):
         FitConfig(drops=drops)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_momentum_looks_ahead_where_it_is_told_to(optimizer: Literal["sgd", "lars"], nesterov: bool) -> None:
+def test_build_optimizer_sets_momentum_and_nesterov(optimizer: Literal["sgd", "lars"], nesterov: bool) -> None:
     built = build_optimizer(ConvNet(), FitConfig(optimizer=optimizer, nesterov=nesterov, momentum=0.8))
     assert {group["nesterov"] for group in built.param_groups} == {nesterov}
     assert {group["momentum"] for group in built.param_groups} == {0.8}
 
 
-def test_nesterov_is_the_gradient_and_a_step_of_momentum_ahead() -> None:
+def test_build_optimizer_nesterov_adds_a_step_of_momentum() -> None:
     """Two steps with gradients of 1: the moment is 1, then 1.9; a step is gradient + 0.9 x moment."""
     module = torch.nn.Linear(1, 1, bias=False).double()
     torch.nn.init.zeros_(module.weight)
@@ -112,9 +111,3 @@ def test_nesterov_is_the_gradient_and_a_step_of_momentum_ahead() -> None:
         module.weight.grad = torch.ones_like(module.weight)
         optimizer.step()
         assert module.weight.item() == pytest.approx(wanted)
-
-
-def test_keys_that_came_later_change_no_fingerprint_where_they_say_nothing() -> None:
-    assert not {"nesterov", "drops"} & settings(FitConfig()).keys()
-    said = settings(FitConfig(drops=(0.5,), nesterov=True))
-    assert (said["drops"], said["nesterov"]) == ([0.5], True)
