@@ -105,14 +105,15 @@ def made(folder: Path, name: str, records: list[Measurement], config: Any = None
     write_json(folder / name / MEASUREMENTS_FILE, [record.to_json() for record in records])
     start = {"name": name.split(".")[1], "step": None}
     about = {"config": {"start": start, "set": "kinds", **(config or {})}, "counts": counts, "inputs": {}}
-    return Artifact(Root.of(folder), name, {**contents(folder / name), **about})
+    step = {"kind": "probe", "section": ["evaluate"]}
+    return Artifact(Root.of(folder), name, {**contents(folder / name), **about, **step})
 
 
 def trained(folder: Path, inputs: tuple[str, ...], seconds: float, **config: Any) -> Artifact:
     """Make the artifact of a step that trained on nine images."""
     before = {name: {"digest": name} for name in inputs}
     about = {"config": config, "counts": {"images": 9}, "inputs": before, "seconds": seconds, "files": {}}
-    return Artifact(Root.of(folder), "trained", about)
+    return Artifact(Root.of(folder), "trained", {**about, "kind": "stage", "section": ["stages", "one"]})
 
 
 @pytest.fixture

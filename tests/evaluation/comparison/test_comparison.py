@@ -116,6 +116,7 @@ def measured(folder: Path, name: str, records: list[Any], trial: Trial) -> Artif
         "config": {"start": {"name": "it", "step": None}, "trial": trial.to_json()},
         "counts": {"records": len(records)},
         "inputs": {},
+        "section": ["compare", name],
         "fingerprint": name,
     }
     return Artifact(Root.of(folder), name, {**contents(folder / name), **about})
