@@ -30,7 +30,7 @@ from pipeline.storage.root import Root
 from pipeline.stores.images import ImageShard, NewImage, ShardWriter
 from pipeline.stores.labels import Label, LabelSpace, LabelWriter, Value, store_metadata
 from tests.disk import image_shard, stored
-from tests.processes import Together
+from tests.processes import Launcher
 
 if TYPE_CHECKING:
     from tasks.network import Network
@@ -193,9 +193,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 @pytest.fixture
-def together(spawner: Any) -> Iterator[Together]:
-    """Calls functions in several processes at once, as torchrun would start them."""
-    processes = Together(spawner)
+def launcher(spawner: Any) -> Iterator[Launcher]:
+    """Yield a launcher, which calls functions in several processes at once, and end its processes."""
+    processes = Launcher(spawner)
     yield processes
     processes.end()
 

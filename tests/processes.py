@@ -1,4 +1,4 @@
-"""Several processes at once, as torchrun starts them: what the tests of training together call their functions in."""
+"""Call functions in several processes at once, with the environment that torchrun sets, for tests of training."""
 
 from __future__ import annotations
 
@@ -17,82 +17,86 @@ from pipeline.errors import MustError
 from pipeline.steps.runtime import Runtime
 
 SOON_S = 120.0
-"""What processes may take, on a machine that does other things as well."""
+"""For processes to end, on a busy machine."""
 
 
-class Together:
-    """Starts functions in several processes, and is told what they come to."""
+class Launcher:
+    """Calls a function in several processes and collects what they return.
+
+    Example:
+        assert launcher.call(2, torch.distributed.get_rank) == [0, 1]
+    """
 
     def __init__(self, spawner: Any) -> None:
         self.spawner = spawner
         self.started: list[tuple[BaseProcess, Connection]] = []
 
     def start(self, count: int, function: Callable[..., Any], *arguments: Any) -> list[BaseProcess]:
-        """The processes, begun: each calls the function."""
+        """Start processes that call the function, and return them."""
         port = _free_port()
         for rank in range(count):
-            mine, theirs = self.spawner.Pipe(duplex=False)
-            about = _environment(rank, count, port)
-            process = self.spawner.Process(target=_one, args=(theirs, about, function, arguments))
+            ours, theirs = self.spawner.Pipe(duplex=False)
+            environ = _environ(rank, count, port)
+            process = self.spawner.Process(target=_main, args=(theirs, environ, function, arguments))
             process.start()
             theirs.close()
-            self.started.append((process, mine))
+            self.started.append((process, ours))
         return [process for process, _ in self.started]
 
     def results(self) -> list[Any]:
-        """What the function returned in each process, or the error of this project that it raised. Others fail."""
-        found = []
-        for process, told in self.started:
-            assert told.poll(SOON_S), "a process never ended"
-            found.append(told.recv())
+        """Return what each process returned, or the MustError that it raised. Fails on other errors."""
+        answers = []
+        for process, connection in self.started:
+            assert connection.poll(SOON_S), "a process never ended"
+            answers.append(connection.recv())
             process.join()
         self.started = []
-        failed = [each for each in found if isinstance(each, str)]
-        assert not failed, "\n".join(failed)
-        return [each[0] for each in found]
+        tracebacks = [answer for answer in answers if isinstance(answer, str)]
+        assert not tracebacks, "\n".join(tracebacks)
+        return [answer[0] for answer in answers]
 
     def call(self, count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """Start and wait."""
+        """Start processes, and return their results."""
         self.start(count, function, *arguments)
         return self.results()
 
     def end(self) -> None:
-        """Leave no process behind."""
+        """Kill the processes that still run."""
         for process, _ in self.started:
             if process.is_alive():
                 process.kill()
             process.join()
 
 
-def _environment(rank: int, count: int, port: int) -> dict[str, str]:
+def _environ(rank: int, count: int, port: int) -> dict[str, str]:
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0}
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return {name: str(value) for name, value in {**numbers, **where}.items()}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(value) for name, value in {**numbers, **address}.items()}
 
 
-def _one(told: Connection, environment: dict[str, str], function: Callable[..., Any], arguments: Any) -> None:
-    os.environ.update(environment)
+def _main(connection: Connection, environ: dict[str, str], function: Callable[..., Any], arguments: Any) -> None:
+    os.environ.update(environ)
     try:
-        told.send((function(*arguments),))
+        connection.send((function(*arguments),))
     except MustError as error:
-        told.send((error,))
+        connection.send((error,))
     except BaseException:
-        told.send(traceback.format_exc())
+        connection.send(traceback.format_exc())
 
 
 def _free_port() -> int:
-    with contextlib.closing(socket.socket()) as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
         return port
 
 
 def stopped_by_signal(runtime: Runtime) -> Runtime:
-    """The runtime, asked to stop by SIGTERM."""
+    """Return the runtime; SIGTERM sets its `stop`."""
     signal.signal(signal.SIGTERM, lambda *_: runtime.stop.set())
     return runtime
 
 
 def files(folder: Path) -> Iterator[str]:
-    """Every file in a folder, by its path in it."""
+    """Yield the path of every file in a folder, relative to it."""
     return (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())

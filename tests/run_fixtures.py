@@ -1,4 +1,4 @@
-"""A whole run in seconds, once undisturbed to compare with, and processes to disturb others in."""
+"""Fixtures of runs: a small recipe, a finished run of it to compare with, and runs in processes to stop and kill."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.flows.tiny import RECIPE, digests
 
 @pytest.fixture(scope="session", autouse=True)
 def must_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where `must up` keeps what it starts: nothing of the developer's is used or ended here."""
+    """Set a home for `must up`, so that services of the developer are neither used nor ended."""
     home = tmp_path_factory.mktemp("must-home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MUST_HOME", str(home))
@@ -36,48 +36,48 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def whole(recipe: Path, spawner: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The root of a run that nothing disturbed."""
+def finished_root(recipe: Path, spawner: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return the root of a run that nothing disturbed."""
     from tasks import training  # noqa: F401, PLC0415 - torch, only where it is needed
 
     gc.collect()
-    gc.freeze()  # the libraries' objects: or every collection walks them
-    root = tmp_path_factory.mktemp("whole")
+    gc.freeze()  # else every collection walks the libraries' objects
+    root = tmp_path_factory.mktemp("finished")
     must.run(recipe, root)
     yield root
     gc.unfreeze()
 
 
 @pytest.fixture
-def root(whole: Path, tmp_path: Path) -> Path:
-    """A root where nothing is made yet, on a machine that makes the same choices as the undisturbed run."""
-    shutil.copytree(whole / "machine", tmp_path / "root" / "machine")
+def root(finished_root: Path, tmp_path: Path) -> Path:
+    """Return an empty root with the autotuned settings of the finished run."""
+    shutil.copytree(finished_root / "machine", tmp_path / "root" / "machine")
     return tmp_path / "root"
 
 
 @pytest.fixture
-def up_to_label(whole: Path, root: Path) -> Path:
-    """The same, with everything made that comes before the labels."""
+def up_to_label(finished_root: Path, root: Path) -> Path:
+    """Return the same root with everything made that comes before the labels."""
     for step in ("data.world", "data.pool", "teacher.masks", "teacher.gabor", "pool"):
-        shutil.copytree(whole / "artifacts" / step, root / "artifacts" / step)
+        shutil.copytree(finished_root / "artifacts" / step, root / "artifacts" / step)
     return root
 
 
 @pytest.fixture
-def goes_on(whole: Path, recipe: Path) -> Callable[[Path], Outcome]:
-    """Runs what is left to do in a root and checks that it comes to the end of the undisturbed run."""
+def resume(finished_root: Path, recipe: Path) -> Callable[[Path], Outcome]:
+    """Return a function that finishes the run in a root, and checks that it made the artifacts of the finished run."""
 
     def finish(root: Path) -> Outcome:
         outcome = must.run(recipe, root)
-        assert digests(root) == digests(whole)
+        assert digests(root) == digests(finished_root)
         return outcome
 
     return finish
 
 
 @pytest.fixture
-def dice() -> random.Random:
-    """Another moment in every test run; a failure shows the seed."""
+def rng() -> random.Random:
+    """Return a generator with a new seed, which is printed if the test fails."""
     seed = int.from_bytes(os.urandom(4))
     print(f"random.Random({seed})")
     return random.Random(seed)
@@ -85,7 +85,7 @@ def dice() -> random.Random:
 
 @pytest.fixture
 def spawn(spawner: Any) -> Iterator[Callable[..., BaseProcess]]:
-    """Starts a process that calls a function, (function, *arguments) -> the process; none is left after the test."""
+    """Return a function that calls a function in a process: (function, *arguments) -> process, ended after the test."""
     started: list[BaseProcess] = []
 
     def process(function: Callable[..., object], *arguments: object) -> BaseProcess:
@@ -102,5 +102,5 @@ def spawn(spawner: Any) -> Iterator[Callable[..., BaseProcess]]:
 
 @pytest.fixture
 def start(recipe: Path, spawn: Callable[..., BaseProcess]) -> Callable[..., BaseProcess]:
-    """Starts the `must` command in a process: (root, more arguments) -> the process."""
+    """Return a function that starts `must run` in a process: (root, *arguments) -> process."""
     return lambda root, *more: spawn(main, ["run", str(recipe), "--root", str(root), *more])

@@ -20,7 +20,7 @@ from tasks.network import Network, NetworkConfig
 from tasks.prediction import network_predictor
 from tests.flows.tiny import RECIPE
 from tests.pipeline.training.tiny_jobs import Batch, Linears, log, train_with_result
-from tests.processes import Together
+from tests.processes import Launcher
 
 if TYPE_CHECKING:
     from tests.conftest import World
@@ -70,9 +70,9 @@ def test_a_device_that_is_full_takes_the_batch_in_pieces(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two processes need two CUDA devices")
-def test_two_processes_train_the_student_on_two_devices(world: World, together: Together, tmp_path: Path) -> None:
+def test_two_processes_train_the_student_on_two_devices(world: World, launcher: Launcher, tmp_path: Path) -> None:
     step, artifacts = world.steps["student"], dict(world.inputs("student").artifacts)
-    counts, nothing = together.call(2, run_on_cuda, step, artifacts, world.runtime.root, tmp_path)
+    counts, nothing = launcher.call(2, run_on_cuda, step, artifacts, world.runtime.root, tmp_path)
     assert (counts["processes"], counts["choice"]["device"], nothing) == (2, "cuda", {})
     assert all(bool(tensor.isfinite().all()) for tensor in Network.load(tmp_path).state_dict().values())
 

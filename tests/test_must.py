@@ -12,7 +12,7 @@ import pytest
 
 from cli.main import main
 from pipeline.errors import PROJECT
-from tests.flows.tiny import loads_nothing_heavy
+from tests.flows.tiny import output_without_heavy_imports
 
 RECIPE = """
 name: tiny
@@ -35,13 +35,13 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    told = loads_nothing_heavy("--help")
+    told = output_without_heavy_imports("--help")
     assert "run" in told
     assert "plan" in told
 
 
 def test_a_plan_loads_nothing_heavy_and_says_why(recipe: Path, tmp_path: Path) -> None:
-    told = loads_nothing_heavy("plan", recipe, "--root", tmp_path / "root")
+    told = output_without_heavy_imports("plan", recipe, "--root", tmp_path / "root")
     lines = {line.split()[0]: line for line in told.splitlines()}
     assert {"data.world", "teacher.masks", "pool", "label", "student", "evaluate"} <= set(lines)
     assert "never made here" in lines["data.world"]

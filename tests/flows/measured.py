@@ -30,5 +30,5 @@ def recipe_of(section: str) -> Recipe:
 
 
 def steps_of(section: str) -> dict[str, Step]:
-    """The steps of the recipe with a section more, by name."""
+    """Return the steps of the recipe with one more section, by name."""
     return {step.name: step for step in build_steps(recipe_of(section))}

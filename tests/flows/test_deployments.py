@@ -1,4 +1,4 @@
-"""Deployments: their forms, what they refuse, and the tutorial of docs/how-to/deployment.md, command by command."""
+"""Deployments: their forms, what they refuse, and the commands of docs/how-to/deployment.md."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import yaml
 
 from flows.plan.selection import Selection
 from tests.docs.pages import commands_of
-from tests.flows.tiny import RECIPE, prefect_says, prefects_of, soon, undecided
+from tests.flows.tiny import RECIPE, environ_without_prefect, prefect_processes, query_prefect, wait_until
 
 pytestmark = pytest.mark.timeout(900)  # many processes that each load Prefect, on machines that do other things as well
 PROJECT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 FLOWS = ["selftrain", "train_teacher", "label_pool", "train_student", "run_stage", "evaluate", "compare"]
 COMPARED = "compare={one: {data: [world], methods: {simclr: {method: simclr}}, batch: 4}}"
-Understood = Callable[[str, dict[str, Any]], tuple[Selection, dict[str, Any]]]
+Understand = Callable[[str, dict[str, Any]], tuple[Selection, dict[str, Any]]]
 STEPS = ["data.world", "data.pool", "teacher.parts", "teacher.gabor", "pool", "label", "student", "evaluate"]
 TASK_RUNS = """
     select t.name, t.state_name from task_run t join flow_run f on t.flow_run_id = f.id where f.name = '{}'
@@ -39,7 +39,7 @@ def flow(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", FLOWS)
-def test_a_form_is_flat_and_says_what_each_field_is(name: str) -> None:
+def test_form_is_flat_and_describes_each_parameter(name: str) -> None:
     from prefect.utilities.callables import parameter_schema  # noqa: PLC0415
 
     schema = parameter_schema(flow(name)).model_dump()
@@ -53,19 +53,19 @@ def test_a_form_is_flat_and_says_what_each_field_is(name: str) -> None:
     assert devices["enum"] == ["auto", "cpu", "cuda", "mps"]
 
 
-def test_every_flow_is_deployed() -> None:
+def test_prefect_yaml_deploys_every_flow() -> None:
     deployed = yaml.safe_load((PROJECT / "prefect.yaml").read_text("utf-8"))["deployments"]
     assert [each["entrypoint"] for each in deployed] == [f"flows.deployments.{name}" for name in FLOWS]
 
 
 @pytest.fixture
-def asked(tmp_path: Path) -> dict[str, Any]:
+def common(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "tiny.yaml").write_text(RECIPE, "utf-8")
     return {"recipe": str(tmp_path / "tiny.yaml"), "root": str(tmp_path / "root")}
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "told"),
+    ("name", "given", "message"),
     [
         ("selftrain", {"recipe": "nowhere.yaml"}, "nowhere.yaml: can't be read (No such file or directory)."),
         ("selftrain", {"overrides": ["student.epoch=3"]}, "Did you mean 'epochs'?"),
@@ -79,24 +79,24 @@ def asked(tmp_path: Path) -> dict[str, Any]:
         ("train_student", {"epochs": 3.0, "steps": 5}, "epochs (3.0) and steps (5) are both given"),
     ],
 )
-def test_what_cannot_be_met_is_refused_with_nothing_made(
-    name: str, given: dict[str, Any], told: str, asked: dict[str, Any]
+def test_flow_refuses_a_wrong_request_with_nothing_made(
+    name: str, given: dict[str, Any], message: str, common: dict[str, Any]
 ) -> None:
-    state = called(name, {**asked, **given})
+    state = call_flow(name, {**common, **given})
     assert (state.type, state.name) == ("FAILED", "Refused")
-    assert told in state.message
+    assert message in state.message
     assert "Traceback" not in state.message
-    assert not Path(asked["root"]).exists()
+    assert not Path(common["root"]).exists()
 
 
 @pytest.fixture
-def understood(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Understood:
-    """What a flow would carry out: (flow, fields) -> the selection and the recipe."""
+def understand_request(common: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Understand:
+    """Return a function that returns what a flow would run: (flow, parameters) -> (selection, recipe)."""
     from flows import deployments  # noqa: PLC0415
 
     def understand(name: str, given: dict[str, Any]) -> tuple[Selection, dict[str, Any]]:
-        monkeypatch.setattr(deployments, "_carry_out", lambda chosen, read, root: (chosen, read().model_dump()))
-        found: tuple[Selection, dict[str, Any]] = called(name, {**asked, **given})
+        monkeypatch.setattr(deployments, "_run", lambda chosen, read, root: (chosen, read().model_dump()))
+        found: tuple[Selection, dict[str, Any]] = call_flow(name, {**common, **given})
         return found
 
     return understand
@@ -110,7 +110,7 @@ def understood(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Unders
         ("train_teacher", {"teacher": "masks"}, {"teachers.masks.steps": 60}, Selection("teacher.masks")),
         (
             "train_teacher",
-            {"teacher": "masks", "epochs": 2.5, "anew": True},
+            {"teacher": "masks", "epochs": 2.5, "force": True},
             {"teachers.masks.epochs": 2.5, "teachers.masks.steps": None, "student.steps": 60},
             Selection("teacher.masks", force=("teacher.masks",)),
         ),
@@ -137,10 +137,10 @@ def understood(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Unders
         ("compare", {"overrides": [COMPARED]}, {"compare.one.seeds": 3}, Selection("compare")),
     ],
 )
-def test_fields_change_the_recipe_and_choose_the_steps(
-    name: str, given: dict[str, Any], changed: dict[str, Any], selection: Selection, understood: Understood
+def test_flow_parameters_change_the_recipe_and_select_the_steps(
+    name: str, given: dict[str, Any], changed: dict[str, Any], selection: Selection, understand_request: Understand
 ) -> None:
-    chosen, recipe = understood(name, given)
+    chosen, recipe = understand_request(name, given)
     assert chosen == selection
     for path, value in changed.items():
         found: Any = recipe
@@ -150,8 +150,8 @@ def test_fields_change_the_recipe_and_choose_the_steps(
         assert found == value, path
 
 
-def called(name: str, given: dict[str, Any]) -> Any:
-    """What a flow's function returns, its defaults filled in as Prefect does it."""
+def call_flow(name: str, given: dict[str, Any]) -> Any:
+    """Call a flow's function with its defaults filled in as Prefect does it."""
     from prefect.utilities.callables import get_call_parameters  # noqa: PLC0415
 
     function = flow(name).fn
@@ -159,8 +159,8 @@ def called(name: str, given: dict[str, Any]) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Done:
-    """A command of the tutorial, what is said to come of it (a failure with these words), and what came."""
+class TutorialCommand:
+    """A command of the tutorial, the failure that the page announces, and what happened."""
 
     command: str
     fails: str
@@ -180,17 +180,17 @@ class Tutorial:
             "root=must-root": f"root={self.root}",
         }
         path = f"{BIN}:{os.environ['PATH']}"
-        self.environ = undecided() | {"HOME": str(folder), "COLUMNS": "200", "PATH": path}
-        self.done: list[Done] = []
+        self.environ = environ_without_prefect() | {"HOME": str(folder), "COLUMNS": "200", "PATH": path}
+        self.results: list[TutorialCommand] = []
 
     def commands(self) -> Iterator[tuple[str, str]]:
-        """(command, what it is said to fail with)"""
+        """Yield commands, each with the failure that the page announces, or ""."""
         for line in commands_of("docs/how-to/deployment.md"):
             command, _, fails = line.partition("    # fails: ")
             yield command, fails
 
-    def give(self, command: str, fails: str) -> None:
-        """One command, as the page has it but for its places."""
+    def run_command(self, command: str, fails: str) -> None:
+        """Run one command of the page, with its paths replaced."""
         if command.startswith("export "):
             name, _, value = command.removeprefix("export ").partition(" ")[0].partition("=")
             self.environ[name] = value.replace("http://127.0.0.1:4200/api", self.status()["url"])
@@ -205,38 +205,40 @@ class Tutorial:
         done = subprocess.run(
             meant, shell=True, cwd=PROJECT, env=self.environ, capture_output=True, text=True, check=False
         )
-        self.done.append(Done(command, fails, done.returncode, done.stdout + done.stderr))
+        self.results.append(TutorialCommand(command, fails, done.returncode, done.stdout + done.stderr))
         if "cancel" in command:
-            soon(lambda: not prefect_says(self.home, "select id from flow_run where state_type = 'CANCELLING'"))
+            wait_until(lambda: not query_prefect(self.home, "select id from flow_run where state_type = 'CANCELLING'"))
 
     def status(self) -> dict[str, Any]:
         command = [str(BIN / "must"), "status", "--json"]
-        told = subprocess.run(command, env=self.environ, capture_output=True, text=True, check=True).stdout
-        found: dict[str, Any] = json.loads(told)
+        output = subprocess.run(command, env=self.environ, capture_output=True, text=True, check=True).stdout
+        found: dict[str, Any] = json.loads(output)
         return found
 
     def wait_until_at_work(self) -> None:
-        """The last run trains the student."""
+        """Wait until the last run trains the student."""
         log = "artifacts/student/*/log/train.jsonl"
-        soon(lambda: any(path.stat().st_mtime > self.began and path.stat().st_size for path in self.root.glob(log)))
+        wait_until(
+            lambda: any(path.stat().st_mtime > self.began and path.stat().st_size for path in self.root.glob(log))
+        )
 
     def run(self) -> None:
-        """All of them."""
+        """Run all commands."""
         for command, fails in self.commands():
             self.began = time.time()
-            self.give(command, fails)
+            self.run_command(command, fails)
 
     def flow_runs(self) -> list[tuple[str, str, str, str]]:
-        """(flow, name, state, its message) of every flow run, in order."""
+        """Return (flow, name, state, message) of every flow run, in order."""
         query = """
             select f.name, r.name, r.state_name, s.message from flow_run r join flow f on r.flow_id = f.id
             join flow_run_state s on r.state_id = s.id order by r.created
         """
-        return [(flow, name, state, message) for flow, name, state, message in prefect_says(self.home, query)]
+        return [(flow, name, state, message) for flow, name, state, message in query_prefect(self.home, query)]
 
     def task_runs(self, flow_run: str) -> dict[str, str]:
-        """States by step."""
-        return dict(prefect_says(self.home, TASK_RUNS.format(flow_run)))
+        """Return the states of task runs by step."""
+        return dict(query_prefect(self.home, TASK_RUNS.format(flow_run)))
 
 
 @pytest.fixture(scope="module")
@@ -250,46 +252,45 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory, must_home: Path) -> Itera
         subprocess.run(command, env=given.environ, capture_output=True, check=False)
 
 
-def test_every_command_of_the_tutorial_ends_as_it_says(tutorial: Tutorial) -> None:
-    assert len(tutorial.done) == 9
-    for each in tutorial.done:
+def test_tutorial_commands_end_as_the_page_says(tutorial: Tutorial) -> None:
+    assert len(tutorial.results) == 9
+    for each in tutorial.results:
         assert bool(each.code) == bool(each.fails), f"{each.command}: {each.code}\n{each.output}"
         assert each.fails in re.sub(r"\s+", " ", each.output), f"{each.command}: {each.output}"
 
 
-def test_the_first_run_makes_everything_and_is_called_like_its_folder(tutorial: Tutorial) -> None:
+def test_deployed_selftrain_makes_everything_and_is_named_like_its_folder(tutorial: Tutorial) -> None:
     flow, name, state, message = tutorial.flow_runs()[0]
     assert (flow, state, message) == ("selftrain", "Completed", "8 steps made, 0 reused")
     assert (tutorial.root / "runs" / name / "report.html").exists()
     assert tutorial.task_runs(name) == dict.fromkeys(STEPS, "Completed")
-    kinds = dict(prefect_says(tutorial.home, "select key, type from artifact where key is not null"))
+    kinds = dict(query_prefect(tutorial.home, "select key, type from artifact where key is not null"))
     assert kinds == {"tiny-report": "markdown", "tiny-metrics": "table"}
 
 
-def test_what_is_there_is_cached_and_only_the_rest_made(tutorial: Tutorial) -> None:
+def test_deployed_train_student_reuses_what_exists(tutorial: Tutorial) -> None:
     flow, name, state, message = tutorial.flow_runs()[1]
     assert (flow, state, message) == ("train-student", "Completed", "1 steps made, 6 reused")
     assert tutorial.task_runs(name) == dict.fromkeys(STEPS[:-2], "Cached") | {"student": "Completed"}
 
 
-def test_a_refused_request_makes_nothing_and_tells_why(tutorial: Tutorial) -> None:
+def test_deployed_flow_refused_makes_nothing_and_says_why(tutorial: Tutorial) -> None:
     runs = tutorial.flow_runs()
     [(flow, name, _, message)] = [run for run in runs if run[2] == "Refused"]
     assert (flow, message) == ("train-teacher", "Teacher 'part' is unknown. Did you mean 'parts'? Known: gabor, parts.")
     assert {folder.name for folder in (tutorial.root / "runs").iterdir()} == {run[1] for run in runs} - {name}
-    logged = prefect_says(tutorial.home, "select message from log where message like '%Traceback%'")
-    assert not logged
+    assert not query_prefect(tutorial.home, "select message from log where message like '%Traceback%'")
 
 
-def test_a_cancelled_run_is_saved_and_leaves_no_process(tutorial: Tutorial) -> None:
+def test_deployed_flow_cancelled_saves_its_state_and_leaves_no_process(tutorial: Tutorial) -> None:
     _, name, state, _ = tutorial.flow_runs()[-1]
     assert state == "Cancelled"
     assert tutorial.task_runs(name) == dict.fromkeys(STEPS[:-2], "Cached") | {"student": "Cancelled"}
     assert list(tutorial.root.glob("artifacts/student/*/work/state.safetensors"))
-    [status] = [each.output for each in tutorial.done if each.command.endswith("must status")]
+    [status] = [each.output for each in tutorial.results if each.command.endswith("must status")]
     assert f"train-student {name}: student, since " in re.sub(r"\s+", " ", status)
 
 
-def test_after_the_end_nothing_is_up(tutorial: Tutorial) -> None:
-    assert not prefects_of(tutorial.home)
-    assert tutorial.done[-1].output == "Ended: worker, server.\n"
+def test_tutorial_leaves_nothing_running(tutorial: Tutorial) -> None:
+    assert not prefect_processes(tutorial.home)
+    assert tutorial.results[-1].output == "Ended: worker, server.\n"

@@ -1,4 +1,4 @@
-"""A full disk and a clock that jumps: what a run says, and that the next one comes to the same end."""
+"""A full disk and a clock that jumps: what a run reports, and that the next one makes the same artifacts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from flows.run.run import Outcome
 from tests.flows.tiny import THREADS, digests
 
-GoesOn = Callable[[Path], Outcome]
+Resume = Callable[[Path], Outcome]
 MUST = Path(sys.executable).with_name("must")
 ON_A_SMALL_DISK = """
 mount -t tmpfs -o size=64m none {disk} || exit 99
@@ -47,13 +47,14 @@ def _filling(path):
 
 atomic.temporary_path = _filling
 """
-"""A sitecustomize that lets some other program take what is left of the disk, just when a file is to be written."""
+"""A sitecustomize that fills the disk just when a file is to be written."""
 STATE = "artifacts/student/*/work/state.safetensors"
 
 
 class Full(NamedTuple):
-    """No byte is free from when a file like `file` is to be written for the `number`th time, with `missing` the steps
-    still to make. Then there is something like `kept`.
+    """A disk that is full as soon as a file like `file` is written for the `number`th time.
+
+    The step `missing` is to be made, and afterwards a file like `kept` exists.
     """
 
     missing: str
@@ -80,11 +81,11 @@ def _jumping():
     return _time() + (-4e8 if time.monotonic() - _began > float(os.environ["JUMPS_AFTER"]) else 4e8)
 time.time = _jumping
 """
-"""A sitecustomize whose clock falls back by 25 years in the middle of a run."""
+"""A sitecustomize whose clock jumps back by 25 years in the middle of a run."""
 
 
 def small_disks() -> bool:
-    """Whether this system lets a test mount one."""
+    """Return True if this system lets a test mount a file system."""
     tried = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
     return tried.returncode == 0
 
@@ -96,12 +97,12 @@ def full(request: pytest.FixtureRequest) -> Full:
 
 
 @pytest.fixture
-def begun(full: Full, up_to_label: Path, whole: Path) -> Path:
-    """A root where everything is made but one step."""
+def begun(full: Full, up_to_label: Path, finished_root: Path) -> Path:
+    """Return a root where everything is made but one step."""
     for step in ("label", "student", "evaluate"):
-        shutil.copytree(whole / "artifacts" / step, up_to_label / "artifacts" / step)
+        shutil.copytree(finished_root / "artifacts" / step, up_to_label / "artifacts" / step)
     if full.missing != "label":
-        shutil.copytree(whole / "labels", up_to_label / "labels")
+        shutil.copytree(finished_root / "labels", up_to_label / "labels")
     shutil.rmtree(up_to_label / "artifacts" / full.missing)
     return up_to_label
 
@@ -113,8 +114,8 @@ def begun(full: Full, up_to_label: Path, whole: Path) -> Path:
     indirect=True,
     ids=lambda case: f"{case.missing} {len(case.options)} {case.file}",
 )
-def test_a_full_disk_is_told_and_what_is_whole_is_kept(
-    full: Full, begun: Path, recipe: Path, tmp_path: Path, goes_on: GoesOn
+def test_full_disk_is_reported_and_finished_files_are_kept(
+    full: Full, begun: Path, recipe: Path, tmp_path: Path, resume: Resume
 ) -> None:
     disk, saved = tmp_path / "disk", tmp_path / "saved"
     disk.mkdir()
@@ -131,15 +132,15 @@ def test_a_full_disk_is_told_and_what_is_whole_is_kept(
     assert "Traceback" not in done.stderr
     assert list(saved.glob(full.kept))
     assert not list(saved.rglob("*.part"))
-    goes_on(saved)
+    resume(saved)
 
 
-def test_a_clock_that_jumps_changes_nothing(whole: Path, recipe: Path, root: Path, tmp_path: Path) -> None:
+def test_run_survives_a_clock_that_jumps(finished_root: Path, recipe: Path, root: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(JUMP, encoding="utf-8")
     environ = os.environ | {"PYTHONPATH": str(tmp_path), "JUMPS_AFTER": "6"}
     command = [str(MUST), "run", str(recipe), "--root", str(root)]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert digests(root) == digests(whole)
+    assert digests(root) == digests(finished_root)
     again = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert again.stdout.startswith("Nothing to do")

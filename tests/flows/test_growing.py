@@ -1,4 +1,4 @@
-"""A pool that grows between runs: only what is new is read and labelled; and a reading that is killed goes on."""
+"""A pool that grows between runs: only new images are ingested and labelled; a killed ingest resumes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import must
 from flows.plan.selection import Selection
 from flows.run.run import Outcome
 from tests.disk import folder_of
-from tests.flows.tiny import within
+from tests.flows.tiny import wait_while_running
 from tests.ingest.photos import picture
 
 RECIPE = """
@@ -34,7 +34,7 @@ UP_TO_POOL = Selection("pool")
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Path:
-    """Twelve images, 10.png to 65.png."""
+    """Return a folder of twelve images, 10.png to 65.png."""
     (tmp_path / "pool").mkdir()
     for number in range(10, 70, 5):
         picture(number, 32, 32).save(tmp_path / "pool" / f"{number}.png")
@@ -54,11 +54,11 @@ def label(recipe: Path, tmp_path: Path) -> Callable[[], Outcome]:
 
 
 def labels(root: Path) -> dict[Path, int]:
-    """When each label shard was written."""
+    """Return the time of writing of each label shard."""
     return {path: path.stat().st_mtime_ns for path in root.glob("labels/*/*.parquet")}
 
 
-def test_only_the_shards_of_new_images_are_labelled(pool: Path, label: Callable[[], Outcome], tmp_path: Path) -> None:
+def test_growing_pool_labels_only_new_shards(pool: Path, label: Callable[[], Outcome], tmp_path: Path) -> None:
     first = label()
     assert first.artifacts["label"].counts["labelled_now"] == 12
     written = labels(tmp_path / "root")
@@ -70,7 +70,7 @@ def test_only_the_shards_of_new_images_are_labelled(pool: Path, label: Callable[
     assert grown.artifacts["label"].counts["shards"] == 5
     after = labels(tmp_path / "root")
     assert len(after) == 5
-    assert written.items() <= after.items(), "what was labelled was labelled again"
+    assert written.items() <= after.items(), "a shard was labelled again"
     (pool / "33.png").unlink()
     shrunk = label()
     assert shrunk.artifacts["label"].counts["labelled_now"] == 3, "the other images of its shard"
@@ -78,7 +78,7 @@ def test_only_the_shards_of_new_images_are_labelled(pool: Path, label: Callable[
     assert after.items() <= labels(tmp_path / "root").items()
 
 
-def test_new_time_stamps_are_reason_to_read_and_to_nothing_else(
+def test_growing_pool_reads_new_time_stamps_and_labels_nothing(
     pool: Path, label: Callable[[], Outcome], tmp_path: Path
 ) -> None:
     label()
@@ -91,9 +91,7 @@ def test_new_time_stamps_are_reason_to_read_and_to_nothing_else(
     assert after.artifacts["pool"].path == before.artifacts["pool"].path
 
 
-def test_a_set_that_is_made_again_by_name_is_packed_afresh(
-    pool: Path, recipe: Path, label: Callable[[], Outcome], tmp_path: Path
-) -> None:
+def test_forced_set_is_packed_afresh(pool: Path, recipe: Path, label: Callable[[], Outcome], tmp_path: Path) -> None:
     label()
     picture(0, 32, 32).save(pool / "00.png")
     grown = label().artifacts["data.pool"]
@@ -103,16 +101,16 @@ def test_a_set_that_is_made_again_by_name_is_packed_afresh(
     assert afresh.digest == fresh.digest != grown.digest
 
 
-def test_a_reading_that_is_killed_goes_on_from_its_whole_shards(
-    pool: Path, recipe: Path, start: Callable[..., BaseProcess], tmp_path: Path, dice: random.Random
+def test_ingest_that_is_killed_resumes_from_its_complete_shards(
+    pool: Path, recipe: Path, start: Callable[..., BaseProcess], tmp_path: Path, rng: random.Random
 ) -> None:
-    """First of a pool that is read for the first time, then of one that grows and has lost an image."""
+    """First a pool that is read for the first time, then one that has grown and lost an image."""
     for begin in (100, 400):
         for number in range(begin, begin + 200):
             picture(number, 32, 32).save(pool / f"{number}.png")
         (pool / f"{begin // 10}.png").unlink()
         undisturbed = must.run(recipe, tmp_path / "undisturbed", steps=UP_TO_POOL).artifacts["data.pool"]
-        kept = kill(start(tmp_path / "root"), tmp_path / "root", dice.randint(1, 30))
+        kept = kill(start(tmp_path / "root"), tmp_path / "root", rng.randint(1, 30))
         made = must.run(recipe, tmp_path / "root", steps=UP_TO_POOL).artifacts["data.pool"]
         assert made.digest == undisturbed.digest
         assert kept <= {path.stat().st_ino for path in folder_of(made).glob("images/train/*.tar")}
@@ -120,13 +118,13 @@ def test_a_reading_that_is_killed_goes_on_from_its_whole_shards(
 
 
 def kill(process: BaseProcess, root: Path, moment: int) -> set[int]:
-    """End a run when its reading has come to so many shards; the files of those that it leaves whole."""
+    """Kill a run when it has ingested so many shards. Returns the inodes of the complete ones."""
 
-    def whole() -> list[Path]:
+    def complete_shards() -> list[Path]:
         return sorted(root.glob("artifacts/data.pool/*/work/images/train/shard-*.tar"))
 
-    within(lambda: len(whole()) >= moment, process)
+    wait_while_running(lambda: len(complete_shards()) >= moment, process)
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    return {path.stat().st_ino for path in whole()}
+    return {path.stat().st_ino for path in complete_shards()}

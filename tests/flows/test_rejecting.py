@@ -1,4 +1,4 @@
-"""From a look at the labels to the next run: what was rejected is a change that the plan tells and the run follows."""
+"""Images and labels that were rejected in the browser are left out by the next run, and its plan says so."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import must
-from cli.export import Wanted, export_labels
+from cli.export import LabelExport, export_labels
 from flows.plan.selection import Selection
 from flows.run.run import Outcome
 from pipeline.errors import ConfigError, DataError
@@ -21,29 +21,29 @@ from pipeline.storage.root import Root
 from pipeline.stores.naming import store_name
 from pipeline.stores.rejections import PATH, reject, undo_reject
 from student.dataset import heads_of, student_dataset
-from tests.flows.tiny import loads_nothing_heavy
+from tests.flows.tiny import output_without_heavy_imports
 
 Whys = dict[str, str]
 
 
 @pytest.fixture
-def copy(whole: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(whole, tmp_path / "copy")
+def copy(finished_root: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished_root, tmp_path / "copy")
 
 
 def to_run(recipe: Path, root: Path | str, *overrides: str) -> Whys:
-    """The steps that would be run, and why."""
+    """Return the steps that would be run, and why."""
     return {p.step.name: p.why for p in must.plan(recipe, root, list(overrides)) if p.artifact is None}
 
 
 def used(outcome: Outcome) -> list[str]:
-    """The keys of the pool's images, without those of the set with true labels."""
+    """Return the keys of the pool's images, without those of the set with true labels."""
     rows = outcome.artifacts["pool"].load("pool.parquet", pq.read_table).to_pylist()
     return [row["key"] for row in rows if row["used"] and row["set"] == "pool"]
 
 
 def drawn(outcome: Outcome) -> dict[str, set[str]]:
-    """The heads that have a label of each image that the student learns from, by key."""
+    """Return the heads that have a label of each image that the student learns from, by key."""
     made = outcome.artifacts
     runtime = Runtime(made["pool"].root)
     inputs = Inputs({name: made[name] for name in made if name not in ("student", "evaluate")}, runtime)
@@ -63,7 +63,7 @@ def report(outcome: Outcome) -> str:
     return text
 
 
-def test_what_is_rejected_is_planned_left_out_and_taken_back(copy: Path, recipe: Path) -> None:
+def test_rejections_are_planned_left_out_and_undone(copy: Path, recipe: Path) -> None:
     root, before = Root.of(copy), must.run(recipe, copy)
     before_digests = {name: made.digest for name, made in before.artifacts.items()}
     assert before.ran == 0
@@ -91,7 +91,7 @@ def test_what_is_rejected_is_planned_left_out_and_taken_back(copy: Path, recipe:
     for said in ("1 image left out: rejected", "rejected by hand, and left out: 1 by masks"):
         assert said in report(after)
     assert to_run(recipe, copy) == {}
-    more_is_told(root, recipe, worse)
+    check_plan_of_another_rejection(root, recipe, worse)
     undo_reject(root, [bad], None)
     undo_reject(root, [wrong], labels_of(before.artifacts["teacher.masks"]))
     assert list((copy / "labels").glob("*.parquet")) == []
@@ -100,36 +100,36 @@ def test_what_is_rejected_is_planned_left_out_and_taken_back(copy: Path, recipe:
     assert {name: made.digest for name, made in undone.artifacts.items()} == before_digests
 
 
-def more_is_told(root: Root, recipe: Path, key: str) -> None:
-    """Another rejection, and what is left when a list is gone, as the plan tells them; the list is as before then."""
+def check_plan_of_another_rejection(root: Root, recipe: Path, key: str) -> None:
+    """Check that the plan shows another rejection, and undo it."""
     reject(root, [key], None, "dark")
     whys = to_run(recipe, str(root))
     assert whys.keys() == {"rejected.images", "pool", "label", "student", "evaluate"}
     assert whys["rejected.images"].startswith("rejected.count: 1 -> 2; rejected.sha256: '")
     assert whys["pool"] == "waits for rejected.images; runs unless its result is as before"
-    said = loads_nothing_heavy("plan", recipe, "--root", root)
+    said = output_without_heavy_imports("plan", recipe, "--root", root)
     assert "rejected.count: 1 -> 2" in " ".join(said.split())
     undo_reject(root, [key], None)
 
 
-def test_rejected_labels_are_not_exported_from_then_on(copy: Path, recipe: Path, tmp_path: Path) -> None:
-    """No run is needed for that; where images were rejected, labelling looks at the pool again."""
+def test_rejected_labels_are_not_exported(copy: Path, recipe: Path, tmp_path: Path) -> None:
+    """No run is needed for that, unless images were rejected."""
     root, before = Root.of(copy), must.run(recipe, copy)
     read = read_recipe(recipe)
-    masks, worse, wrong = export_labels(read, root, Wanted("masks", tmp_path / "before")), *used(before)[3:5]
+    masks, worse, wrong = export_labels(read, root, LabelExport("masks", tmp_path / "before")), *used(before)[3:5]
     reject(root, [wrong], labels_of(before.artifacts["teacher.masks"]), "sky is road")
-    without = export_labels(read, root, Wanted("masks", tmp_path / "without"))
+    without = export_labels(read, root, LabelExport("masks", tmp_path / "without"))
     assert (masks["images"], without["images"]) == (48, 47)
     reject(root, [worse], None, "blurred")
     with pytest.raises(
         DataError, match=r"there is nothing for pool, label as .*`must label` with this recipe and root"
     ):
-        export_labels(read, root, Wanted("masks", tmp_path / "stale"))
+        export_labels(read, root, LabelExport("masks", tmp_path / "stale"))
     must.run(recipe, copy, steps=Selection("label"))
-    assert export_labels(read, root, Wanted("masks", tmp_path / "less"))["images"] == 46
+    assert export_labels(read, root, LabelExport("masks", tmp_path / "less"))["images"] == 46
 
 
-def test_a_plan_tells_that_a_list_is_gone(copy: Path, recipe: Path) -> None:
+def test_plan_says_that_the_list_of_rejections_is_gone(copy: Path, recipe: Path) -> None:
     root, before = Root.of(copy), must.run(recipe, copy)
     reject(root, used(before)[:1], None, "blurred")
     must.run(recipe, copy, steps=Selection("pool"))
@@ -138,8 +138,8 @@ def test_a_plan_tells_that_a_list_is_gone(copy: Path, recipe: Path) -> None:
     assert to_run(recipe, copy)["pool"] == "without rejected.images"
 
 
-def test_labels_of_a_version_that_is_not_in_use_are_rejected_in_vain(copy: Path, recipe: Path) -> None:
-    """The student is trained once, as there is a list now, and comes to what it came to before."""
+def test_rejections_of_an_unused_label_version_change_nothing(copy: Path, recipe: Path) -> None:
+    """The student is trained again, as there is a list now, with the same result."""
     root, before = Root.of(copy), must.run(recipe, copy)
     reject(root, used(before), "masks-0123456789ab", "sky is road")
     after = must.run(recipe, copy)
@@ -151,7 +151,7 @@ def test_labels_of_a_version_that_is_not_in_use_are_rejected_in_vain(copy: Path,
     assert "rejected by hand" not in report(after)
 
 
-def test_a_run_and_a_plan_of_some_steps_know_the_list(copy: Path, recipe: Path) -> None:
+def test_rejections_reach_runs_of_some_steps(copy: Path, recipe: Path) -> None:
     before = must.run(recipe, copy)
     reject(Root.of(copy), used(before)[:1], None, "blurred")
     with pytest.raises(ConfigError, match=r"'pool' can't run alone: rejected\.images would have to run first"):
@@ -163,23 +163,23 @@ def test_a_run_and_a_plan_of_some_steps_know_the_list(copy: Path, recipe: Path) 
     assert must.run(recipe, copy, steps=Selection("pool")).ran == 0
 
 
-def test_a_damaged_list_ends_a_plan_and_is_named(copy: Path, recipe: Path) -> None:
+def test_plan_names_a_damaged_list_of_rejections(copy: Path, recipe: Path) -> None:
     (copy / PATH).write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"labels/rejected\.parquet: not a readable list of rejections"):
         must.plan(recipe, copy)
 
 
 @pytest.fixture
-def remote(bucket: str, whole: Path) -> str:
-    """A whole run, copied to a bucket."""
+def remote(bucket: str, finished_root: Path) -> str:
+    """Return a finished run, copied to a bucket."""
     from tests.s3 import system  # noqa: PLC0415 - loads the server
 
     for folder in ("artifacts", "labels", "runs", "machine"):
-        system().put(str(whole / folder), f"{bucket.removeprefix('s3://')}/root/", recursive=True)
+        system().put(str(finished_root / folder), f"{bucket.removeprefix('s3://')}/root/", recursive=True)
     return f"{bucket}/root"
 
 
-def test_a_root_elsewhere_has_a_list_as_well(remote: str, recipe: Path, copy: Path) -> None:
+def test_rejections_on_a_remote_root(remote: str, recipe: Path, copy: Path) -> None:
     ends = []
     for root in (remote, copy):
         before = must.run(recipe, root, steps=Selection("student"))

@@ -1,4 +1,4 @@
-"""Runs on a root in a bucket: the same artifacts as on this machine, and nothing lost with a machine."""
+"""Runs on a root in a bucket: the same artifacts as on a local root, and nothing lost with a machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flows.plan.selection import Selection
 from pipeline.errors import Stopped
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
-from tests.flows.tiny import STEPS, Digests, digests, within
+from tests.flows.tiny import STEPS, Digests, digests, wait_while_running
 from tests.s3 import ENVIRONMENT, listening
 
 Start = Callable[..., BaseProcess]
@@ -31,7 +31,7 @@ LITTLE = "runtime.cache_gb=0.00002"
 
 
 def remote_digests(root: str) -> Digests:
-    """The digest of every step's artifact."""
+    """Return the digest of every step's artifact."""
     place = StoragePath.of(root)
     names = [name for name in place.files() if name.startswith("artifacts/") and name.endswith("/manifest.json")]
     manifests = [json.loads((place / name).read()) for name in names]
@@ -41,19 +41,19 @@ def remote_digests(root: str) -> Digests:
 
 
 def upload(folder: Path, root: str) -> None:
-    """A local folder, or file, as part of a root."""
+    """Upload a local folder or file to a root."""
     for path in [folder] if folder.is_file() else folder.rglob("*"):
         if path.is_file():
             (StoragePath.of(root) / path.relative_to(folder.parent).as_posix()).write(path.read_bytes())
 
 
 def another_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """From here on there is neither cache nor scratch of what was done before."""
+    """Switch to an empty cache and scratch folder."""
     monkeypatch.setenv("MUST_CACHE", str(folder))
 
 
-def give(arguments: list[str]) -> None:
-    """Give the command, and see it through."""
+def run_command(arguments: list[str]) -> None:
+    """Run the command; it has to succeed."""
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 0
@@ -65,42 +65,44 @@ def command(environ: Mapping[str, str], arguments: list[str]) -> None:
 
 
 @pytest.fixture
-def start_there(
+def start_elsewhere(
     recipe: Path, bucket: str, spawn: Callable[..., BaseProcess], s3: str, tmp_path: Path
 ) -> Callable[[str], BaseProcess]:
-    """Starts `must run` on a root in a process, on a machine of its own."""
+    """Return a function that starts `must run` on a root, in a process with a cache of its own."""
     environ = {**ENVIRONMENT, "AWS_ENDPOINT_URL": s3, "MUST_CACHE": str(tmp_path / "lost machine")}
     return lambda root: spawn(command, environ, ["run", str(recipe), "--root", root])
 
 
 @pytest.fixture
-def root(bucket: str, whole: Path) -> str:
-    """A root where nothing is made yet, which makes the same choices as the undisturbed run."""
-    upload(whole / "machine", f"{bucket}/a root")
+def root(bucket: str, finished_root: Path) -> str:
+    """Return an empty root with the autotuned settings of the finished run."""
+    upload(finished_root / "machine", f"{bucket}/a root")
     return f"{bucket}/a root"
 
 
 @pytest.fixture
-def up_to_label(root: str, whole: Path) -> str:
-    """The same with everything that comes before the labels: a root that was copied from a disk."""
+def up_to_label(root: str, finished_root: Path) -> str:
+    """Return a root with everything that comes before the labels, copied from a disk."""
     for step in BEFORE_LABELS:
-        upload(whole / "artifacts" / step, f"{root}/artifacts")
+        upload(finished_root / "artifacts" / step, f"{root}/artifacts")
     return root
 
 
 @pytest.fixture
-def all_there(root: str, whole: Path) -> str:
-    """A whole run, copied to the bucket."""
+def finished_remote_root(root: str, finished_root: Path) -> str:
+    """Return a root with a finished run, copied to the bucket."""
     for folder in ("artifacts", "labels", "runs"):
-        upload(whole / folder, root)
+        upload(finished_root / folder, root)
     return root
 
 
-def test_a_run_comes_to_what_it_comes_to_on_this_machine(root: str, whole: Path, recipe: Path, tmp_path: Path) -> None:
+def test_remote_run_makes_the_artifacts_of_a_local_run(
+    root: str, finished_root: Path, recipe: Path, tmp_path: Path
+) -> None:
     outcome = must.run(recipe, root, [RARELY])
-    assert remote_digests(root) == digests(whole)
+    assert remote_digests(root) == digests(finished_root)
     assert list(outcome.artifacts) == STEPS
-    assert outcome.metrics == must.run(recipe, whole).metrics
+    assert outcome.metrics == must.run(recipe, finished_root).metrics
     there = StoragePath.of(root).files()
     assert {name.split("/")[0] for name in there} == {"artifacts", "labels", "machine", "runs"}
     assert not [name for name in there if "/work/" in name or name.endswith(".part")]
@@ -113,29 +115,29 @@ def test_a_run_comes_to_what_it_comes_to_on_this_machine(root: str, whole: Path,
     }
     assert outcome.folder is not None
     assert b"could not be shown" not in (outcome.folder / "report.html").read()
-    assert not [path for path in (tmp_path / "cache" / "scratch").rglob("*") if path.is_file()], "scratch is empty"
+    assert not [path for path in (tmp_path / "cache" / "scratch").rglob("*") if path.is_file()], "scratch is not empty"
     again = must.run(recipe, root)
     assert (again.ran, str(again.folder)) == (0, str(outcome.folder))
 
 
-def test_a_cache_smaller_than_a_shard_does(
-    root: str, whole: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_remote_run_works_with_a_cache_smaller_than_a_shard(
+    root: str, finished_root: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     must.run(recipe, root, [LITTLE, RARELY], Selection("label"))
     another_machine(monkeypatch, tmp_path / "another")
     must.run(recipe, root, [LITTLE, RARELY])
-    assert remote_digests(root) == digests(whole)
+    assert remote_digests(root) == digests(finished_root)
     files = (tmp_path / "another" / "files").rglob("*.*")
     assert 0 < sum(path.stat().st_size for path in files) <= 20_000
 
 
-def test_what_was_labelled_before_a_machine_was_lost_is_not_labelled_again(
-    up_to_label: str, whole: Path, recipe: Path, start_there: Callable[[str], BaseProcess]
+def test_remote_run_keeps_labels_of_a_lost_machine(
+    up_to_label: str, finished_root: Path, recipe: Path, start_elsewhere: Callable[[str], BaseProcess]
 ) -> None:
     root, labels = up_to_label, StoragePath.of(f"{up_to_label}/labels")
     with listening() as requests:
-        process = start_there(root)
-        within(lambda: len(labels.files()) >= 5, process)
+        process = start_elsewhere(root)
+        wait_while_running(lambda: len(labels.files()) >= 5, process)
         process.kill()
         process.join()
         time.sleep(0.5)  # what it had sent off arrives
@@ -146,25 +148,25 @@ def test_what_was_labelled_before_a_machine_was_lost_is_not_labelled_again(
     assert 5 <= len(before) < 24
     assert sorted(uploads) == sorted(set(uploads)), "a label shard was written again"
     assert len(uploads) == len(labels.files()) == 24
-    assert remote_digests(root) == digests(whole)
+    assert remote_digests(root) == digests(finished_root)
     teachers = collections.Counter(name.split("/")[1] for name in before)
     done = sum(count == 2 for count in teachers.values())
     assert outcome.artifacts["label"].counts["labelled_now"] == (12 - done) * 4
 
 
-def test_training_goes_on_from_the_state_that_a_lost_machine_had_saved(
-    root: str, whole: Path, recipe: Path, start_there: Callable[[str], BaseProcess]
+def test_remote_run_resumes_training_of_a_lost_machine(
+    root: str, finished_root: Path, recipe: Path, start_elsewhere: Callable[[str], BaseProcess]
 ) -> None:
-    process = start_there(root)
+    process = start_elsewhere(root)
     teacher = StoragePath.of(f"{root}/artifacts/teacher.masks")
 
     def states() -> list[str]:
         return [name for name in teacher.files() if "/work/" in name]
 
-    within(lambda: bool(states()), process)
+    wait_while_running(lambda: bool(states()), process)
     first = teacher / states()[0]
     seen = first.stamp()
-    within(lambda: first.stamp() != seen, process)
+    wait_while_running(lambda: first.stamp() != seen, process)
     process.kill()
     process.join()
     steps: list[float] = []
@@ -174,13 +176,13 @@ def test_training_goes_on_from_the_state_that_a_lost_machine_had_saved(
             steps.append(done)
 
     must.run(recipe, root, [RARELY], progress=progress)
-    assert steps[0] > 1.5 / 60, "it began again from nothing"
+    assert steps[0] > 1.5 / 60, "it began again"
     assert steps[-1] == 1
-    assert remote_digests(root) == digests(whole)
+    assert remote_digests(root) == digests(finished_root)
 
 
-def test_a_stop_keeps_what_there_is_to_go_on_from(
-    root: str, whole: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_remote_run_stopped_resumes_on_another_machine(
+    root: str, finished_root: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop = threading.Event()
 
@@ -195,73 +197,75 @@ def test_a_stop_keeps_what_there_is_to_go_on_from(
     must.run(recipe, root, [RARELY], Selection("teacher.masks"), progress=lambda *at: reached.append(at[1]))
     assert min(done for done in reached if done) > 0.3
     made = remote_digests(root)["teacher.masks"]
-    assert made == digests(whole)["teacher.masks"]
+    assert made == digests(finished_root)["teacher.masks"]
 
 
-def test_a_plan_asks_little(all_there: str, recipe: Path) -> None:
+def test_remote_plan_sends_few_requests(finished_remote_root: str, recipe: Path) -> None:
     with listening() as requests:
-        planned = must.plan(recipe, all_there)
+        planned = must.plan(recipe, finished_remote_root)
     assert [each.action for each in planned] == ["reuse"] * 8
     counts = requests.count()
     # a manifest and a listing for each step, a listing for each of the two teachers' labels, and what is rejected
     assert counts == {"GET": 2 * 8 + 2 + 1}
 
 
-def test_a_plan_of_something_else_asks_little(all_there: str, recipe: Path) -> None:
+def test_remote_plan_of_another_recipe_sends_few_requests(finished_remote_root: str, recipe: Path) -> None:
     with listening() as requests:
-        planned = must.plan(recipe, all_there, ["student.steps=61", "teachers.masks.steps=61"])
+        planned = must.plan(recipe, finished_remote_root, ["student.steps=61", "teachers.masks.steps=61"])
     assert planned[2].why == "teacher.steps: 60 -> 61"
     assert sum(requests.count().values()) < 30
 
 
-def test_what_is_made_is_found_by_every_command(
-    all_there: str, whole: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_remote_artifacts_are_found_by_every_command(
+    finished_remote_root: str, finished_root: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to, here = tmp_path / "there.safetensors", tmp_path / "here.safetensors"
-    give(["export", "student", str(recipe), str(to), "--root", all_there, "--to", "safetensors"])
-    give(["export", "student", str(recipe), str(here), "--root", str(whole), "--to", "safetensors"])
+    run_command(["export", "student", str(recipe), str(to), "--root", finished_remote_root, "--to", "safetensors"])
+    run_command(["export", "student", str(recipe), str(here), "--root", str(finished_root), "--to", "safetensors"])
     assert to.read_bytes() == here.read_bytes()
     capsys.readouterr()
-    give(["run", str(recipe), "--root", all_there])
-    said = capsys.readouterr().out
-    report = next(name for name in StoragePath.of(all_there).files() if name.endswith("report.html"))
-    assert said.startswith("Nothing to do")
-    assert f"Report: {all_there}/{report}\n" in said
-    give(["label", str(recipe), "--root", all_there])
+    run_command(["run", str(recipe), "--root", finished_remote_root])
+    output = capsys.readouterr().out
+    report = next(name for name in StoragePath.of(finished_remote_root).files() if name.endswith("report.html"))
+    assert output.startswith("Nothing to do")
+    assert f"Report: {finished_remote_root}/{report}\n" in output
+    run_command(["label", str(recipe), "--root", finished_remote_root])
     assert "labels/masks-" in capsys.readouterr().out
 
 
-def test_labelling_there_is_measured_and_leaves_no_label(
-    all_there: str, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_remote_bench_label_leaves_no_label(
+    finished_remote_root: str, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from benchmarks import label_speed  # noqa: PLC0415
 
     monkeypatch.setattr(label_speed, "WINDOWS", 1)
     monkeypatch.setattr(label_speed, "PLAIN_IMAGES", 2)
-    before = StoragePath.of(all_there).files()
-    give(["bench", "label", str(recipe), "--root", all_there, "--images", "8"])
+    before = StoragePath.of(finished_remote_root).files()
+    run_command(["bench", "label", str(recipe), "--root", finished_remote_root, "--images", "8"])
     assert "the labeller" in capsys.readouterr().out
-    there = StoragePath.of(all_there).files()
+    there = StoragePath.of(finished_remote_root).files()
     assert {name for name in there.keys() - before.keys() if not name.startswith("machine/")} == set()
-    assert not list(Root.of(all_there).local_path().iterdir())
+    assert not list(Root.of(finished_remote_root).local_path().iterdir())
 
 
-def test_a_lost_label_shard_is_made_again(all_there: str, whole: Path, recipe: Path) -> None:
-    shards = [name for name in StoragePath.of(all_there).files() if name.startswith("labels/")]
-    (StoragePath.of(all_there) / shards[3]).remove()
-    outcome = must.run(recipe, all_there)
+def test_remote_run_makes_a_lost_label_shard_again(
+    finished_remote_root: str, finished_root: Path, recipe: Path
+) -> None:
+    shards = [name for name in StoragePath.of(finished_remote_root).files() if name.startswith("labels/")]
+    (StoragePath.of(finished_remote_root) / shards[3]).remove()
+    outcome = must.run(recipe, finished_remote_root)
     assert outcome.artifacts["label"].counts["labelled_now"] == 4
     assert outcome.ran == 1
-    assert remote_digests(all_there) == digests(whole)
+    assert remote_digests(finished_remote_root) == digests(finished_root)
 
 
 @pytest.mark.parametrize("runner", ["threads", pytest.param("process", marks=pytest.mark.slow)])
-def test_with_prefect_its_database_stays_on_this_machine(
-    runner: str, up_to_label: str, whole: Path, recipe: Path, tmp_path: Path
+def test_remote_run_keeps_prefects_database_on_this_machine(
+    runner: str, up_to_label: str, finished_root: Path, recipe: Path, tmp_path: Path
 ) -> None:
     root = up_to_label
     must.run(recipe, root, [f"runtime.runner={runner}", "runtime.label_workers=2"], Selection("label"))
-    expected = digests(whole)
+    expected = digests(finished_root)
     assert remote_digests(root) == {step: expected[step] for step in (*BEFORE_LABELS, "label")}
     assert not [name for name in StoragePath.of(root).files() if name.startswith("prefect")]
     assert Root.of(root).local_path("prefect/prefect.db").exists()

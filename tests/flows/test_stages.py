@@ -1,4 +1,4 @@
-"""Stages in a recipe: what the plan says of them, a run of them alone, and recipes that can't be."""
+"""Stages: how they are planned and run, and wrong recipes of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flows.plan.steps import build_steps
 from pipeline.errors import ConfigError
 from pipeline.recipe.reader import parse_recipe
 from pipeline.recipe.recipe import Recipe
-from tests.flows.tiny import RECIPE, STEPS, loads_nothing_heavy
+from tests.flows.tiny import RECIPE, STEPS, output_without_heavy_imports
 
 STAGES = """
 stages:
@@ -36,8 +36,8 @@ def to_run(recipe: Path, root: Path, *overrides: str) -> list[str]:
     return [each.step.name for each in must.plan(recipe, root, list(overrides)) if each.artifact is None]
 
 
-def test_a_chain_is_planned_run_and_shown(staged: Path, whole: Path, tmp_path: Path) -> None:
-    root = shutil.copytree(whole, tmp_path / "copy")
+def test_stages_are_planned_run_and_reported(staged: Path, finished_root: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(finished_root, tmp_path / "copy")
     planned = must.plan(staged, root)
     assert [each.step.name for each in planned] == [*STEPS[:2], *POOLS, *STEPS[2:-1], *TRAINED, "evaluate"]
     inputs = {each.step.name: each.step.inputs for each in planned}
@@ -59,7 +59,7 @@ def test_a_chain_is_planned_run_and_shown(staged: Path, whole: Path, tmp_path: P
     assert must.run(staged, root, ["stages.second.steps=3"], Selection("stage.second")).ran == 1
 
 
-def test_a_stage_is_not_trained_again_for_images_that_it_does_not_see(tmp_path: Path) -> None:
+def test_stage_is_not_trained_again_for_images_it_does_not_see(tmp_path: Path) -> None:
     alone = "stages: [{name: a, method: simclr, data: [pool], start: scratch, batch: 4, steps: 1}]"
     path, last = tmp_path / "alone.yaml", Selection("stage.a")
     path.write_text(RECIPE + alone, encoding="utf-8")
@@ -71,8 +71,8 @@ def test_a_stage_is_not_trained_again_for_images_that_it_does_not_see(tmp_path: 
     assert must.run(path, tmp_path / "root", ["data.pool.count=37"], last).ran == 3
 
 
-def test_a_recipe_without_stages_is_read_without_torch(recipe: Path, whole: Path) -> None:
-    loads_nothing_heavy("plan", recipe, "--root", whole)
+def test_plan_without_stages_imports_no_torch(recipe: Path, finished_root: Path) -> None:
+    output_without_heavy_imports("plan", recipe, "--root", finished_root)
 
 
 def steps(stages: str) -> dict[str, tuple[str, ...]]:
@@ -81,7 +81,7 @@ def steps(stages: str) -> dict[str, tuple[str, ...]]:
     return {step.name: step.inputs for step in build_steps(recipe) if step.name.startswith("stage.")}
 
 
-def test_a_stage_starts_where_the_recipe_says() -> None:
+def test_stage_starts_where_the_recipe_says() -> None:
     first = "{name: a, method: simclr, data: [pool]}"
     assert steps(f"[{first}, {{name: b, method: simclr, data: [pool], start: student}}]")["stage.b"][0] == "student"
     scratch = "{name: b, method: simclr, data: [pool], start: scratch, backbone: resnet18}"
@@ -125,7 +125,7 @@ def test_a_stage_starts_where_the_recipe_says() -> None:
         ("[{name: a, data: [pool]}]", r"stages\.a\.method: None is not a method"),
     ],
 )
-def test_what_cannot_be_is_told_where_it_is(stages: str, says: str) -> None:
+def test_parse_recipe_refuses_wrong_stages(stages: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         parse_recipe(RECIPE + "stages: " + stages, "recipe")
 
@@ -144,7 +144,7 @@ def test_what_cannot_be_is_told_where_it_is(stages: str, says: str) -> None:
         ),
     ],
 )
-def test_labels_that_cannot_be_are_told_by_the_plan(stage: str, says: str, tmp_path: Path) -> None:
+def test_plan_refuses_wrong_labels_of_a_stage(stage: str, says: str, tmp_path: Path) -> None:
     path = tmp_path / "labels.yaml"
     kinds = "  kinds: {kind: scenes, count: 6, seed: 3, size: 48, tasks: [classification]}\nshard_images"
     text = RECIPE.replace("shard_images", kinds) + f"stages: [{{name: a, method: simclr, {stage}}}]"
@@ -153,7 +153,7 @@ def test_labels_that_cannot_be_are_told_by_the_plan(stage: str, says: str, tmp_p
         must.plan(path, tmp_path / "root")
 
 
-def test_an_override_names_a_stage_that_is_there() -> None:
+def test_override_of_a_stage_needs_its_name() -> None:
     text = RECIPE + STAGES
     assert parse_recipe(text, "recipe", ["stages.second.steps=9"]).stages[1].steps == 9
     with pytest.raises(ConfigError, match=r"-o 'stages\.secnd\.steps=9': 'secnd' is unknown\. Did you mean 'second'"):
@@ -162,7 +162,7 @@ def test_an_override_names_a_stage_that_is_there() -> None:
         parse_recipe(text, "recipe", ["stages.first=9"])
 
 
-def test_a_method_that_cannot_use_the_backbone_ends_a_run_before_its_first_step(tmp_path: Path) -> None:
+def test_run_refuses_a_method_that_cannot_use_the_backbone(tmp_path: Path) -> None:
     path = tmp_path / "mae.yaml"
     path.write_text(RECIPE + "stages: [{name: a, method: mae, data: [pool]}]", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"stages\.a: method 'mae' .* which 'test_resnet' is not"):

@@ -1,4 +1,4 @@
-"""Weights of another architecture than the backbone: told by the doctor, and before the first step of a run."""
+"""Weights of another model than the backbone: reported by the doctor, and before the first step of a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RECIPES = {
 
 
 def recipe_with(place: str, weights: str, folder: Path) -> Path:
-    """A recipe with a file of weights of the timm model `weights`."""
+    """Write a recipe with a file of weights of the timm model `weights`."""
     file, recipe = folder / "mine.safetensors", folder / "recipe.yaml"
     save_file(create_backbone(weights, 32).state_dict(), file)
     recipe.write_text(RECIPES[place].replace("FILE", str(file)), "utf-8")
@@ -42,15 +42,15 @@ def recipe_with(place: str, weights: str, folder: Path) -> Path:
     return recipe
 
 
-def bad(recipe: Path, root: Path) -> dict[str, str]:
-    """What the doctor finds wrong."""
+def problems(recipe: Path, root: Path) -> dict[str, str]:
+    """Return what the doctor finds wrong, by place."""
     return {what: found for fine, what, found in examine(str(root), recipe) if not fine}
 
 
 @pytest.mark.parametrize("place", RECIPES)
-def test_weights_of_another_architecture_are_told_before_anything_is_made(place: str, tmp_path: Path) -> None:
+def test_weights_of_another_model_are_refused_before_the_first_step(place: str, tmp_path: Path) -> None:
     recipe, root = recipe_with(place, "test_efficientnet", tmp_path), tmp_path / "root"
-    found = bad(recipe, root)
+    found = problems(recipe, root)
     assert list(found) == [place]
     assert f"{tmp_path / 'mine.safetensors'}, for a 'test_resnet': not weights of this model" in found[place]
     assert "Name weights of a 'test_resnet', or the model that these are of." in found[place]
@@ -60,23 +60,23 @@ def test_weights_of_another_architecture_are_told_before_anything_is_made(place:
     assert not list(root.glob("artifacts/*"))
 
 
-def test_wrong_weights_that_all_methods_start_from_are_told_once(tmp_path: Path) -> None:
+def test_doctor_reports_wrong_weights_of_several_methods_once(tmp_path: Path) -> None:
     place = "compare.all.starts: mine"
     recipe = recipe_with(place, "test_efficientnet", tmp_path)
     several = "methods: {byol: {method: byol}, simclr: {method: simclr}}"
     text = recipe.read_text("utf-8").replace("methods: {simclr: {method: simclr}}", several)
     recipe.write_text(text.replace("', student]", "']"), "utf-8")
-    assert list(bad(recipe, tmp_path / "root")) == [place]
+    assert list(problems(recipe, tmp_path / "root")) == [place]
 
 
-def test_what_is_wrong_in_two_places_of_a_recipe_is_told_of_both(tmp_path: Path) -> None:
+def test_doctor_reports_errors_of_two_sections(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(MEASURED.replace("backbone: test_resnet", "backbone: test_resnt"), "utf-8")
-    assert list(bad(tmp_path / "recipe.yaml", tmp_path / "root")) == ["teachers.masks", "student"]
+    assert list(problems(tmp_path / "recipe.yaml", tmp_path / "root")) == ["teachers.masks", "student"]
 
 
 @pytest.mark.parametrize("place", RECIPES)
-def test_weights_of_the_backbone_itself_are_fine(place: str, tmp_path: Path) -> None:
+def test_preflight_accepts_weights_of_the_backbone(place: str, tmp_path: Path) -> None:
     recipe, root = recipe_with(place, "test_resnet", tmp_path), tmp_path / "root"
-    assert bad(recipe, root) == {}
+    assert problems(recipe, root) == {}
     resolved = resolve(read_recipe(recipe))
     assert preflight(resolved.recipe.runtime, resolved.models(), Runtime(Root.of(root), "cpu", "32", 1)) == [{}]

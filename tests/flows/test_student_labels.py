@@ -1,4 +1,4 @@
-"""The student labels the pool as its teachers did, for whoever wants to see where they disagree."""
+"""The student labels the pool too, to show where it disagrees with its teachers."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ ASKED = ["labelling.student=true"]
 
 
 @pytest.fixture(scope="module")
-def labelled(whole: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the whole run's root, in which the student was asked for its labels."""
+def labelled(finished_root: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the finished root in which the student has labelled the pool."""
     root = tmp_path_factory.mktemp("labelled") / "root"
-    shutil.copytree(whole, root)
+    shutil.copytree(finished_root, root)
     planned = must.plan(recipe, root, ASKED)
     assert [each.step.name for each in planned] == [*STEPS[:-1], LABELLING[1], STEPS[-1]]
-    assert [each.step.name for each in planned if each.artifact is None] == [LABELLING[1]], "something else would be made again"
+    assert [each.step.name for each in planned if each.artifact is None] == [LABELLING[1]], (
+        "something else would be made again"
+    )
     outcome = must.run(recipe, root, ASKED)
     assert outcome.ran == 1
     counts = outcome.artifacts[LABELLING[1]].counts
@@ -38,7 +40,7 @@ def labelled(whole: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory
     return root
 
 
-def test_they_are_looked_at_beside_the_teachers(labelled: Path) -> None:
+def test_student_labels_are_browsed_beside_the_teachers(labelled: Path) -> None:
     loading = Loading(Root.of(labelled))
     loading.refresh()
     assert not loading.progress.damaged
@@ -60,13 +62,13 @@ def test_they_are_looked_at_beside_the_teachers(labelled: Path) -> None:
     assert 0 < np.mean(apart) < 1
 
 
-def test_nothing_is_labelled_twice_and_nothing_that_runs_refer_to_goes(labelled: Path, recipe: Path) -> None:
+def test_student_labels_are_reused_and_kept_by_plan_gc(labelled: Path, recipe: Path) -> None:
     assert must.run(recipe, labelled, ASKED).ran == 0
     assert must.run(recipe, labelled, [*ASKED, "labelling.batch=5"], Selection(LABELLING[1])).ran == 2
     assert all(verdict.kept for verdict in plan_gc(Workspace(Root.of(labelled)), keep=9))
 
 
-def test_it_is_no_step_of_a_recipe_that_does_not_ask_for_it(whole: Path, recipe: Path) -> None:
-    assert [each.step.name for each in must.plan(recipe, whole)] == STEPS
+def test_student_labels_are_planned_only_if_the_recipe_asks_for_them(finished_root: Path, recipe: Path) -> None:
+    assert [each.step.name for each in must.plan(recipe, finished_root)] == STEPS
     with pytest.raises(ConfigError, match=r"Step 'student\.labels' is unknown"):
-        must.plan(recipe, whole, [], Selection(LABELLING[1]))
+        must.plan(recipe, finished_root, [], Selection(LABELLING[1]))

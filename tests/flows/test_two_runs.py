@@ -13,64 +13,64 @@ from pathlib import Path
 import pytest
 
 import must
-from tests.flows.tiny import STEPS, THREADS, digests, logged, within
+from tests.flows.tiny import STEPS, THREADS, digests, logged_steps, wait_while_running
 
 Start = Callable[..., BaseProcess]
 
 
-def told(root: Path) -> collections.Counter[tuple[str, str]]:
-    """How often what happened to which step, in all runs of a root."""
+def count_events(root: Path) -> collections.Counter[tuple[str, str]]:
+    """Return how often each event happened to each step, in all runs of a root."""
     lines = [line for file in root.glob("runs/*/events.jsonl") for line in file.read_text("utf-8").splitlines()]
     events = [json.loads(line) for line in lines]
     return collections.Counter((event["event"], event["step"]) for event in events if "step" in event)
 
 
 @pytest.mark.parametrize("runner", [[], pytest.param(THREADS, marks=pytest.mark.slow)])
-def test_every_artifact_is_made_once(runner: list[str], root: Path, whole: Path, start: Start) -> None:
+def test_two_runs_make_every_artifact_once(runner: list[str], root: Path, finished_root: Path, start: Start) -> None:
     runs = [start(root, *runner), start(root, *runner)]
     for run in runs:
         run.join()
     assert [run.exitcode for run in runs] == [0, 0]
-    assert digests(root) == digests(whole)
-    counts = told(root)
+    assert digests(root) == digests(finished_root)
+    counts = count_events(root)
     assert {step: counts["made", step] for step in STEPS} == dict.fromkeys(STEPS, 1)
     assert {step: counts["reused", step] for step in STEPS} == dict.fromkeys(STEPS, 1)
     assert not list((root / "claims").rglob("*.json"))
 
 
 def labelled_now(manifest: Path) -> int:
-    """Images that a label step did not find labelled."""
+    """Return how many images a label step labelled."""
     return int(json.loads(manifest.read_text("utf-8"))["counts"]["labelled_now"])
 
 
-def test_runs_for_two_pools_label_a_shard_that_both_have_once(up_to_label: Path, whole: Path, start: Start) -> None:
+def test_two_runs_label_a_shared_shard_once(up_to_label: Path, finished_root: Path, start: Start) -> None:
     root = up_to_label
     both = [start(root, "--to", "label"), start(root, "--to", "label", "-o", "pool=[pool]")]
     for process in both:
         process.join()
     assert [process.exitcode for process in both] == [0, 0]
-    once, *_ = (labelled_now(path) for path in whole.glob("artifacts/label/*/manifest.json"))
+    once, *_ = (labelled_now(path) for path in finished_root.glob("artifacts/label/*/manifest.json"))
     assert sum(labelled_now(path) for path in root.glob("artifacts/label/*/manifest.json")) == once
     assert not list(root.glob("claims/labels/*/*"))
 
 
-def test_a_run_takes_over_from_one_that_is_killed(root: Path, whole: Path, recipe: Path, start: Start) -> None:
+def test_run_takes_over_from_one_that_is_killed(root: Path, finished_root: Path, recipe: Path, start: Start) -> None:
     first = start(root)
-    within(lambda: logged(root, "teacher.masks") >= 3, first)
+    wait_while_running(lambda: logged_steps(root, "teacher.masks") >= 3, first)
     os.kill(first.pid or 0, signal.SIGSTOP)  # it lives, and does nothing
     second = start(root)
-    within(lambda: told(root)["started", "teacher.masks"] == 2, second)
+    wait_while_running(lambda: count_events(root)["started", "teacher.masks"] == 2, second)
     assert second.is_alive()
     first.kill()
     first.join()
     second.join()
     assert second.exitcode == 0
-    assert digests(root) == digests(whole)
+    assert digests(root) == digests(finished_root)
 
 
-def test_who_waits_says_for_whom(root: Path, recipe: Path, start: Start) -> None:
+def test_run_that_waits_names_the_holder_of_the_lock(root: Path, recipe: Path, start: Start) -> None:
     first = start(root)
-    within(lambda: logged(root, "teacher.masks") >= 3, first)
+    wait_while_running(lambda: logged_steps(root, "teacher.masks") >= 3, first)
     os.kill(first.pid or 0, signal.SIGSTOP)
     lines: list[str] = []
 

@@ -1,4 +1,4 @@
-"""A recipe of seconds, and what its runs left behind."""
+"""A recipe that runs in seconds, and helpers to look at its runs."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ student: {backbone: test_resnet, image_size: 32, width: 16, proposals: 8, steps:
 STEPS = ["data.world", "data.pool", "teacher.masks", "teacher.gabor", "pool", "label", "student", "evaluate"]
 THREADS = ["-o", "runtime.runner=threads"]
 SOON_S = 120.0
-"""What a process may take to come to a point in a run, on a machine that does other things as well."""
+"""For a process to reach a point in a run, on a busy machine."""
 
 Digests = dict[str, str]
 
 
 def digests(root: Path) -> Digests:
-    """The digest of every step's artifact."""
+    """Return the digest of every step's artifact."""
     manifests = [json.loads(path.read_text("utf-8")) for path in root.glob("artifacts/*/*/manifest.json")]
     found = {manifest["step"]: manifest["digest"] for manifest in manifests}
     assert len(found) == len(manifests), "a step was made twice over"
@@ -47,25 +47,25 @@ def digests(root: Path) -> Digests:
 
 
 def events(root: Path) -> list[dict[str, Any]]:
-    """What happened in the newest run of a root."""
+    """Return the events of the newest run of a root."""
     newest = max((root / "runs").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
     return [json.loads(line) for line in (newest / "events.jsonl").read_text("utf-8").splitlines()]
 
 
-def logged(root: Path, step: str) -> int:
-    """Training steps that are in a step's log."""
+def logged_steps(root: Path, step: str) -> int:
+    """Return the number of training steps in a step's log."""
     logs = list(root.glob(f"artifacts/{step}/*/log/train.jsonl"))
     return sum(line.endswith("}") for line in logs[0].read_text("utf-8").splitlines()) if logs else 0
 
 
-def prefect_says(root: Path, query: str) -> list[tuple[Any, ...]]:
-    """Rows of the database that the embedded server left behind."""
+def query_prefect(root: Path, query: str) -> list[tuple[Any, ...]]:
+    """Return rows of the database of Prefect's server."""
     with contextlib.closing(sqlite3.connect(root / "prefect" / "prefect.db")) as database:
         return database.execute(query).fetchall()
 
 
-def prefects_of(home: Path) -> list[int]:
-    """The processes of Prefect, servers, workers and runs, that `must up` with this MUST_HOME has brought about."""
+def prefect_processes(home: Path) -> list[int]:
+    """Return the pids of servers, workers and runs that `must up` with this MUST_HOME started."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -75,31 +75,31 @@ def prefects_of(home: Path) -> list[int]:
     return found
 
 
-def undecided() -> dict[str, str]:
-    """The environment of a user who has decided nothing about Prefect."""
+def environ_without_prefect() -> dict[str, str]:
+    """Return the environment of a user who has configured nothing of Prefect."""
     unset = ("PREFECT", "DO_NOT_TRACK", "CI")
     return {name: value for name, value in os.environ.items() if not name.startswith(unset)}
 
 
-def soon(condition: Callable[[], object]) -> None:
+def wait_until(condition: Callable[[], object]) -> None:
     """Wait until the condition holds; fail if time is up."""
     deadline = time.monotonic() + SOON_S
     while not condition():
-        assert time.monotonic() < deadline, "never came to the point"
+        assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.1)
 
 
-def within(condition: Callable[[], bool], process: BaseProcess) -> None:
+def wait_while_running(condition: Callable[[], bool], process: BaseProcess) -> None:
     """Wait until the condition holds; fail if the process ended before, or time is up."""
     deadline = time.monotonic() + SOON_S
     while not condition():
-        assert process.is_alive(), f"ended with {process.exitcode} before it came to the point"
-        assert time.monotonic() < deadline, "never came to the point"
+        assert process.is_alive(), f"ended with {process.exitcode} too early"
+        assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.002)
 
 
-def loads_nothing_heavy(*arguments: object) -> str:
-    """The output of the `must` command in a process of its own, after a check of what that has loaded."""
+def output_without_heavy_imports(*arguments: object) -> str:
+    """Run the `must` command in a process, check that it imports neither torch nor Prefect, and return its output."""
     program = (
         "import sys, cli.main\n"
         "try:\n"

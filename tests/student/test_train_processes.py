@@ -12,7 +12,7 @@ from pipeline.steps.artifact import Artifact, Inputs, Step, read_json
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
 from tasks.network import Network
-from tests.processes import Together, files
+from tests.processes import Launcher, files
 
 if TYPE_CHECKING:
     from tests.conftest import World
@@ -25,11 +25,11 @@ def run(step: Step, artifacts: Mapping[str, Artifact], root: Path, out: Path) ->
 
 @pytest.mark.parametrize("name", ["student", "teacher.masks"])
 def test_train_steps_write_and_count_in_first_process_only(
-    world: World, together: Together, tmp_path: Path, name: str
+    world: World, launcher: Launcher, tmp_path: Path, name: str
 ) -> None:
     step = world.steps[name]
     artifacts = dict(world.inputs(name).artifacts)
-    counts, nothing = together.call(2, run, step, artifacts, world.runtime.root, tmp_path)
+    counts, nothing = launcher.call(2, run, step, artifacts, world.runtime.root, tmp_path)
     assert nothing == {}
     assert counts["processes"] == 2
     assert counts["images"] > 0

@@ -22,7 +22,7 @@ from pipeline.storage.root import Root
 from pipeline.stores.labels import LabelSpace, Value
 from tasks.network import Network, NetworkConfig
 from tasks.training import TrainingPlan, WeightedSum, train_network
-from tests.processes import Together
+from tests.processes import Launcher
 
 SPACES = {
     "kind": LabelSpace("classification", ("dark", "light")),
@@ -101,12 +101,12 @@ def assert_same(one: dict[str, NDArray[Any]], other: dict[str, NDArray[Any]]) ->
 
 @pytest.mark.parametrize("labelled", [range(12), [0, 1, 5, 11]], ids=["every image", "few"])
 def test_train_network_in_two_processes_learns_what_one_learns(
-    together: Together, tmp_path: Path, shard: Callable[..., DatasetShard], labelled: Sequence[int]
+    launcher: Launcher, tmp_path: Path, shard: Callable[..., DatasetShard], labelled: Sequence[int]
 ) -> None:
     """Without batch norms, losses agree to 1 in 100,000."""
     others = [number for number in range(12) if number not in labelled]
     training = Training([shard(kind=labelled, more=others)], tmp_path, "test_convnext", ("kind", "more"))
-    (one, counts), (other, _) = together.call(2, training.train)
+    (one, counts), (other, _) = launcher.call(2, training.train)
     assert counts["processes"] == 2
     assert_same(one, other)
     alone = dataclasses.replace(training, out="alone")
@@ -115,10 +115,10 @@ def test_train_network_in_two_processes_learns_what_one_learns(
 
 
 def test_train_network_on_cpu_keeps_batch_norms_per_process(
-    together: Together, tmp_path: Path, shard: Callable[..., DatasetShard]
+    launcher: Launcher, tmp_path: Path, shard: Callable[..., DatasetShard]
 ) -> None:
     training = Training([shard(kind=range(12))], tmp_path, "test_resnet")
-    (one, _), (other, _) = together.call(2, training.train)
+    (one, _), (other, _) = launcher.call(2, training.train)
     assert_same(one, other)
     alone = dataclasses.replace(training, out="alone")
     alone.train()
@@ -127,21 +127,21 @@ def test_train_network_on_cpu_keeps_batch_norms_per_process(
 
 
 def test_train_network_accepts_processes_without_labels(
-    together: Together, tmp_path: Path, shard: Callable[..., DatasetShard]
+    launcher: Launcher, tmp_path: Path, shard: Callable[..., DatasetShard]
 ) -> None:
     made = shard(kind=[0], more=[], boxes=[1, 2], masks=[2], depth=[3, 4])  # and eight images without a label
     training = Training([made], tmp_path, "test_resnet", tuple(SPACES))
-    (one, _), (other, _) = together.call(2, training.train)
+    (one, _), (other, _) = launcher.call(2, training.train)
     assert_same(one, other)
     assert all(np.isfinite(array).all() for array in one.values())
     assert len(training.losses()) == STEPS
 
 
 def test_train_network_autotunes_in_one_process_for_all(
-    together: Together, tmp_path: Path, shard: Callable[..., DatasetShard]
+    launcher: Launcher, tmp_path: Path, shard: Callable[..., DatasetShard]
 ) -> None:
     training = Training([shard(kind=range(12))], tmp_path, "test_convnext", precision="auto")
-    (one, counts), (other, others) = together.call(2, training.train)
+    (one, counts), (other, others) = launcher.call(2, training.train)
     assert counts == others
     assert len(counts["choice"]["measured_ms"]) == 4
     assert len(list((tmp_path / "machine").iterdir())) == 1

@@ -1,4 +1,4 @@
-"""What a root holds, what is damaged, what is kept and what is not."""
+"""`must artifacts`: what a root holds, what is damaged, and what gc keeps."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from pipeline.storage.lock import hold_lock
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 from pipeline.stores.rejections import PATH, read_rejections, reject
-from tests.flows.tiny import STEPS, digests, loads_nothing_heavy, within
+from tests.flows.tiny import STEPS, digests, output_without_heavy_imports, wait_while_running
 
 Start = Callable[..., BaseProcess]
-GoesOn = Callable[[Path], Outcome]
+Resume = Callable[[Path], Outcome]
 OTHER = ["student.lr=0.01"]
 
 
 @pytest.fixture
-def copy(whole: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(whole, tmp_path / "copy")
+def copy(finished_root: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished_root, tmp_path / "copy")
 
 
-def said(*arguments: object, code: int | None = None) -> None:
-    """Give the command; it has to end with this code."""
+def run_command(*arguments: object, code: int | None = None) -> None:
+    """Run the command; it has to exit with this code."""
     if code is None:
         main([str(argument) for argument in arguments])
         return
@@ -44,27 +44,27 @@ def said(*arguments: object, code: int | None = None) -> None:
     assert end.value.code == code
 
 
-def test_the_list_has_a_line_for_every_artifact(whole: Path) -> None:
-    text = loads_nothing_heavy("artifacts", "ls", "--root", whole)
+def test_artifacts_ls_lists_every_artifact(finished_root: Path) -> None:
+    text = output_without_heavy_imports("artifacts", "ls", "--root", finished_root)
     lines = [line.split() for line in text.splitlines()]
     assert [line[0] for line in lines[1:]] == sorted(STEPS)
-    (run,) = (whole / "runs").iterdir()
+    (run,) = (finished_root / "runs").iterdir()
     assert all(line[-1] == run.name for line in lines[1:])
-    rows = json.loads(loads_nothing_heavy("artifacts", "ls", "--root", whole, "--json"))
+    rows = json.loads(output_without_heavy_imports("artifacts", "ls", "--root", finished_root, "--json"))
     assert [row["step"] for row in rows] == sorted(STEPS)
     assert all(row["sealed"] and row["bytes"] > 0 and row["runs"] == [run.name] for row in rows)
 
 
-def test_one_artifact_is_shown_with_what_it_came_from(whole: Path) -> None:
-    text = loads_nothing_heavy("artifacts", "show", "teacher.masks", "--root", whole)
+def test_artifacts_show_prints_config_and_inputs(finished_root: Path) -> None:
+    text = output_without_heavy_imports("artifacts", "show", "teacher.masks", "--root", finished_root)
     for word in ("teachers.supervised:make", "backbone: test_resnet", "data.world", "model.safetensors", "torch"):
         assert word in text
-    manifest = json.loads(loads_nothing_heavy("artifacts", "show", "label", "--root", whole, "--json"))
+    manifest = json.loads(output_without_heavy_imports("artifacts", "show", "label", "--root", finished_root, "--json"))
     assert manifest["step"] == "label"
 
 
-def test_what_is_not_there_is_told_with_what_is(whole: Path) -> None:
-    root = Root.of(whole)
+def test_find_artifact_lists_known_names(finished_root: Path) -> None:
+    root = Root.of(finished_root)
     held = list_artifacts(root, list_runs(root))
     fingerprint = find_artifact(root, "student", held).key[1]
     assert find_artifact(root, f"student/{fingerprint[:5]}", held).key == ("student", fingerprint)
@@ -74,15 +74,15 @@ def test_what_is_not_there_is_told_with_what_is(whole: Path) -> None:
         find_artifact(root, "student/zz", held)
 
 
-def test_whole_artifacts_are_found_whole(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said("artifacts", "verify", "--root", whole, code=0)
+def test_artifacts_verify_finds_no_damage(finished_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_command("artifacts", "verify", "--root", finished_root, code=0)
     assert capsys.readouterr().out == f"{len(STEPS)} artifacts, no damaged or missing files.\n"
 
 
 @pytest.mark.parametrize("file", ["labels/gabor-*/*.parquet", "artifacts/student/*/backbone.safetensors"])
 @pytest.mark.parametrize("damage", ["a bit", "the end", "all"])
-def test_damage_is_found_named_and_made_again(
-    file: str, damage: str, copy: Path, capsys: pytest.CaptureFixture[str], goes_on: GoesOn
+def test_artifacts_verify_finds_damage_and_repairs_it(
+    file: str, damage: str, copy: Path, capsys: pytest.CaptureFixture[str], resume: Resume
 ) -> None:
     target = sorted(copy.glob(file))[0]
     if damage == "a bit":
@@ -93,25 +93,25 @@ def test_damage_is_found_named_and_made_again(
         os.truncate(target, target.stat().st_size - 1)
     else:
         target.unlink()
-    said("artifacts", "verify", "--root", copy, code=3)
+    run_command("artifacts", "verify", "--root", copy, code=3)
     wrong = "missing" if damage == "all" else "its bytes changed since it was made"
     assert f"{target}: {wrong}\n" in capsys.readouterr().out
-    said("artifacts", "verify", "--root", copy, "--repair", code=3)
+    run_command("artifacts", "verify", "--root", copy, "--repair", code=3)
     assert not target.exists()
-    outcome = goes_on(copy)
+    outcome = resume(copy)
     assert outcome.ran == 1
-    said("artifacts", "verify", "--root", copy, code=0)
+    run_command("artifacts", "verify", "--root", copy, code=0)
 
 
-def deleted(root: Path, keep: int = 1) -> set[str]:
-    """What would go."""
+def names_to_delete(root: Path, keep: int = 1) -> set[str]:
+    """Return the names of what would be deleted."""
     return {verdict.what for verdict in plan_gc(Workspace(Root.of(root)), keep) if not verdict.kept}
 
 
-def test_what_older_runs_alone_refer_to_is_not_kept(
+def test_plan_gc_deletes_what_only_older_runs_refer_to(
     copy: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert deleted(copy) == set()
+    assert names_to_delete(copy) == set()
     must.run(recipe, copy, OTHER)
     old = {
         f"{path.parent.name}/{path.name}"
@@ -119,34 +119,34 @@ def test_what_older_runs_alone_refer_to_is_not_kept(
         for path in (copy / "artifacts" / name).iterdir()
     }
     assert len(old) == 4
-    assert deleted(copy, keep=2) == set()
-    gone = deleted(copy)
+    assert names_to_delete(copy, keep=2) == set()
+    gone = names_to_delete(copy)
     assert gone < old
     assert len(gone) == 2
     before = sorted(copy.rglob("*"))
-    said("artifacts", "gc", "--root", copy, code=0)
+    run_command("artifacts", "gc", "--root", copy, code=0)
     assert sorted(copy.rglob("*")) == before, "a dry run deleted something"
     shown = capsys.readouterr().out
     assert "Nothing was deleted" in shown
     assert all(f"{name} " in shown for name in old)
-    said("artifacts", "gc", "--root", copy, "--delete", code=0)
-    assert deleted(copy) == set()
+    run_command("artifacts", "gc", "--root", copy, "--delete", code=0)
+    assert names_to_delete(copy) == set()
     assert {f"{path.parent.name}/{path.name}" for path in copy.glob("artifacts/*/*")} & old == old - gone
     assert not [each for each in must.plan(recipe, copy, OTHER) if each.artifact is None]
 
 
-def test_neither_a_part_of_a_run_nor_one_that_failed_takes_the_place_of_a_whole_one(copy: Path, recipe: Path) -> None:
+def test_plan_gc_counts_only_whole_runs(copy: Path, recipe: Path) -> None:
     must.run(recipe, copy, ["teachers.gabor.wavelengths=[8.0]"], Selection("teacher.gabor"))
-    assert deleted(copy) == set()
+    assert names_to_delete(copy) == set()
     with pytest.raises(DataError, match="miou"):
         must.run(recipe, copy, ["teachers.masks.require={miou: 1.0}"])
-    assert deleted(copy) == set()
+    assert names_to_delete(copy) == set()
     must.run(recipe, copy, ["teachers.gabor.wavelengths=[8.0]"])
-    assert {name.split("/")[0] for name in deleted(copy)} >= {"teacher.gabor", "label", "student", "evaluate"}
+    assert {name.split("/")[0] for name in names_to_delete(copy)} >= {"teacher.gabor", "label", "student", "evaluate"}
 
 
-def pretended(root: Path, time: str, step: str, fingerprint: str) -> None:
-    """A finished run that made one artifact."""
+def pretend_run(root: Path, time: str, step: str, fingerprint: str) -> None:
+    """Write a finished run that made one artifact."""
     made = shutil.copytree(next((root / "artifacts" / "evaluate").iterdir()), root / "artifacts" / step / fingerprint)
     run = root / "runs" / f"tiny-{time}"
     run.mkdir()
@@ -156,21 +156,21 @@ def pretended(root: Path, time: str, step: str, fingerprint: str) -> None:
     (run / "events.jsonl").write_text(json.dumps({"time": 0, "event": "finished"}), "utf-8")
 
 
-def test_a_comparison_takes_the_place_of_none_but_the_one_of_its_name(copy: Path) -> None:
+def test_plan_gc_replaces_a_comparison_only_by_one_of_its_name(copy: Path) -> None:
     for number, name in enumerate(("compare.first.x", "compare.second.x", "compare.first.x")):
-        pretended(copy, f"20300101-00000{number}", name, f"{number}" * 16)
-    assert deleted(copy) == {f"compare.first.x/{'0' * 16}"}
+        pretend_run(copy, f"20300101-00000{number}", name, f"{number}" * 16)
+    assert names_to_delete(copy) == {f"compare.first.x/{'0' * 16}"}
 
 
-def test_what_a_run_at_work_may_grow_from_is_kept(copy: Path) -> None:
+def test_plan_gc_keeps_what_an_active_run_may_resume(copy: Path) -> None:
     run = Root.of(copy) / "runs" / "tiny-20300101-000000"
     run.child("plan.json").write(b'[{"step": "data.pool", "section": ["data", "pool"], "artifact": null}]')
     with hold_lock(Root.of(copy) / "claims" / "runs" / run.name, lambda _: None, lambda: None):
-        gone = {name.split("/")[0] for name in deleted(copy, keep=0)}
+        gone = {name.split("/")[0] for name in names_to_delete(copy, keep=0)}
     assert gone == set(STEPS) - {"data.pool"} | {"labels"}
 
 
-def test_labels_of_a_teacher_that_is_not_kept_go_with_it(copy: Path, recipe: Path) -> None:
+def test_plan_gc_deletes_labels_with_their_teacher(copy: Path, recipe: Path) -> None:
     must.run(recipe, copy, ["teachers.gabor.wavelengths=[8.0]"])
     folders = {path.name for path in (copy / "labels").glob("gabor-*")}
     assert len(folders) == 2
@@ -181,7 +181,7 @@ def test_labels_of_a_teacher_that_is_not_kept_go_with_it(copy: Path, recipe: Pat
     assert not [each for each in must.plan(recipe, copy, ["teachers.gabor.wavelengths=[8.0]"]) if each.artifact is None]
 
 
-def test_what_was_rejected_by_hand_stays_whatever_it_is_about(copy: Path) -> None:
+def test_plan_gc_keeps_rejections(copy: Path) -> None:
     root = Root.of(copy)
     reject(root, ["0123456789abcdef"], "gone-0123456789ab", "wrong")
     shutil.rmtree(copy / "runs")
@@ -192,17 +192,17 @@ def test_what_was_rejected_by_hand_stays_whatever_it_is_about(copy: Path) -> Non
     assert [path.name for path in (copy / "labels").iterdir()] == ["rejected.parquet"]
 
 
-def test_leftovers_of_killed_writers_go(copy: Path) -> None:
+def test_plan_gc_deletes_half_written_files(copy: Path) -> None:
     part = next((copy / "labels").iterdir()) / ".0123.parquet.77.part"
     part.write_bytes(b"half")
-    assert deleted(copy) == {"*.part"}
+    assert names_to_delete(copy) == {"*.part"}
     workspace = Workspace(Root.of(copy))
     delete_files(workspace.root, plan_gc(workspace))
     assert not part.exists()
 
 
-def test_what_is_left_in_a_sealed_folder_goes_once(copy: Path) -> None:
-    """A process was killed while it cleared its work away, another one while it wrote."""
+def test_plan_gc_deletes_stray_files_of_sealed_artifacts_once(copy: Path) -> None:
+    """A process was killed while it deleted its work, another one while it wrote."""
     (teacher,) = (copy / "artifacts" / "teacher.masks").iterdir()
     (teacher / "work" / "deep").mkdir(parents=True)
     (teacher / "work" / "deep" / "state").write_bytes(b"123")
@@ -212,7 +212,7 @@ def test_what_is_left_in_a_sealed_folder_goes_once(copy: Path) -> None:
     root = Root.of(copy)
     what = f"teacher.masks/{teacher.name}"
     with hold_lock(root / "claims" / what, lambda _: None, lambda: None):
-        assert deleted(copy) == set(), "it may be at work in there"
+        assert names_to_delete(copy) == set(), "the holder of the lock may be writing there"
     verdicts = plan_gc(Workspace(root))
     (left,) = (verdict for verdict in verdicts if not verdict.kept)
     assert (left.what, left.size, len(left.files)) == (what, 5, 2)
@@ -220,11 +220,11 @@ def test_what_is_left_in_a_sealed_folder_goes_once(copy: Path) -> None:
     assert len(files) == len(set(files)), "counted twice"
     delete_files(root, verdicts)
     assert sorted(path.name for path in teacher.iterdir() if path.name.startswith(".") or path.name == "work") == []
-    assert deleted(copy) == set()
-    said("artifacts", "verify", "--root", copy, code=0)
+    assert names_to_delete(copy) == set()
+    run_command("artifacts", "verify", "--root", copy, code=0)
 
 
-def test_what_there_is_is_listed_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_gc_lists_the_artifacts_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed: list[str] = []
     files = StoragePath.files
 
@@ -237,28 +237,30 @@ def test_what_there_is_is_listed_once(copy: Path, monkeypatch: pytest.MonkeyPatc
     assert [name for name in listed if name.startswith("artifacts")] == ["artifacts"]
 
 
-def test_to_remove_nothing_is_nothing(copy: Path) -> None:
+def test_delete_files_of_no_files_does_nothing(copy: Path) -> None:
     before = sorted(copy.rglob("*"))
     delete_files(Root.of(copy), [Verdict("nothing", (), 0, False, "")])
     assert sorted(copy.rglob("*")) == before
 
 
-def test_nothing_goes_that_a_run_at_work_uses(copy: Path, recipe: Path, start: Start, whole: Path) -> None:
-    """A second run of another recipe begins while gc looks: what both refer to stays, to the last label."""
+def test_plan_gc_keeps_what_an_active_run_uses(copy: Path, recipe: Path, start: Start, finished_root: Path) -> None:
+    """A run of another recipe begins during gc: what both refer to is kept, labels included."""
     process = start(copy, *(part for each in ["seed=1"] for part in ("-o", each)))
-    within(lambda: sum(log.stat().st_size > 0 for log in copy.glob("artifacts/teacher.masks/*/log/*")) == 2, process)
+    wait_while_running(
+        lambda: sum(log.stat().st_size > 0 for log in copy.glob("artifacts/teacher.masks/*/log/*")) == 2, process
+    )
     verdicts = plan_gc(Workspace(Root.of(copy)))
-    at_work = [verdict for verdict in verdicts if "uses it now" in verdict.why or "at work on it" in verdict.why]
-    assert {"data.world", "data.pool", "teacher.masks"} <= {verdict.what.split("/")[0] for verdict in at_work}
+    in_use = [verdict for verdict in verdicts if "uses it now" in verdict.why or "at work on it" in verdict.why]
+    assert {"data.world", "data.pool", "teacher.masks"} <= {verdict.what.split("/")[0] for verdict in in_use}
     delete_files(Workspace(Root.of(copy)).root, verdicts)
     process.join()
     assert process.exitcode == 0
     assert not [each for each in must.plan(recipe, copy, ["seed=1"]) if each.artifact is None]
 
 
-def test_what_an_unfinished_step_left_is_kept_for_the_next_run(root: Path, start: Start, goes_on: GoesOn) -> None:
+def test_plan_gc_keeps_unfinished_steps(root: Path, start: Start, resume: Resume) -> None:
     process = start(root)
-    within(lambda: len(list(root.glob("labels/*/[!.]*"))) >= 4, process)
+    wait_while_running(lambda: len(list(root.glob("labels/*/[!.]*"))) >= 4, process)
     process.kill()
     process.join()
     labels = set(root.glob("labels/*/[!.]*"))
@@ -267,5 +269,5 @@ def test_what_an_unfinished_step_left_is_kept_for_the_next_run(root: Path, start
     assert any(verdict.kept and "unfinished" in verdict.why for verdict in verdicts)
     delete_files(workspace.root, verdicts)
     assert set(root.glob("labels/*/[!.]*")) == labels
-    goes_on(root)
+    resume(root)
     assert len(digests(root)) == len(STEPS)

@@ -1,4 +1,4 @@
-"""Runs with Prefect: the same artifacts, everything recorded, nothing called or left behind."""
+"""Runs with Prefect: the same artifacts, everything recorded, no other host contacted, nothing left behind."""
 
 from __future__ import annotations
 
@@ -22,10 +22,19 @@ import must
 from flows.run.run import Outcome
 from pipeline.errors import DataError
 from pipeline.storage.root import Root
-from tests.flows.tiny import STEPS, THREADS, digests, events, logged, prefect_says, undecided, within
+from tests.flows.tiny import (
+    STEPS,
+    THREADS,
+    digests,
+    environ_without_prefect,
+    events,
+    logged_steps,
+    query_prefect,
+    wait_while_running,
+)
 
 Start = Callable[..., BaseProcess]
-GoesOn = Callable[[Path], Outcome]
+Resume = Callable[[Path], Outcome]
 MUST = Path(sys.executable).with_name("must")
 
 GUARD = """
@@ -39,7 +48,7 @@ def note(event, arguments):
 
 sys.addaudithook(note)
 """
-"""A sitecustomize that takes down whom every Python process below speaks to."""
+"""A sitecustomize that records the hosts that every Python process below connects to."""
 
 TASK_RUNS = """
     select r.name, r.state_name, s.message, r.task_inputs, f.name
@@ -49,8 +58,8 @@ FLOW_RUNS = "select r.name, r.state_name, s.message from flow_run r join flow_ru
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
-    """A run by the command, as a user gives it."""
+class PrefectRun:
+    """A run by the command, as a user starts it."""
 
     root: Path
     home: Path
@@ -60,61 +69,61 @@ class Shown:
 
 
 @pytest.fixture(scope="module")
-def shown(whole: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Shown:
+def prefect_run(finished_root: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> PrefectRun:
     folder = tmp_path_factory.mktemp("shown")
     root, home = folder / "root", folder / "home"
     home.mkdir()
-    shutil.copytree(whole / "machine", root / "machine")
+    shutil.copytree(finished_root / "machine", root / "machine")
     (folder / "sitecustomize.py").write_text(GUARD, encoding="utf-8")
-    environ = undecided() | {"HOME": str(home), "PYTHONPATH": str(folder), "CALLS": str(folder / "calls")}
+    environ = environ_without_prefect() | {"HOME": str(home), "PYTHONPATH": str(folder), "CALLS": str(folder / "calls")}
     command = [str(MUST), "run", str(recipe), "--root", str(root), *THREADS]
     done = subprocess.run(command, env=environ, cwd=home, capture_output=True, text=True, check=False)
     lines = (folder / "calls").read_text("utf-8").splitlines() if (folder / "calls").exists() else []
     calls = [(int(process), host) for process, host in (line.split(" ", 1) for line in lines)]
-    return Shown(root, home, done, calls)
+    return PrefectRun(root, home, done, calls)
 
 
-def test_it_comes_to_the_artifacts_of_a_run_without_prefect(shown: Shown, whole: Path) -> None:
-    assert shown.done.returncode == 0, shown.done.stderr
-    assert digests(shown.root) == digests(whole)
-    steps = [(event["event"], event.get("step")) for event in events(shown.root)]
-    assert steps == [(event["event"], event.get("step")) for event in events(whole)]
+def test_run_with_prefect_makes_the_artifacts_of_an_inline_run(prefect_run: PrefectRun, finished_root: Path) -> None:
+    assert prefect_run.done.returncode == 0, prefect_run.done.stderr
+    assert digests(prefect_run.root) == digests(finished_root)
+    steps = [(event["event"], event.get("step")) for event in events(prefect_run.root)]
+    assert steps == [(event["event"], event.get("step")) for event in events(finished_root)]
 
 
-def test_every_step_is_recorded_as_a_task_run_behind_its_inputs(shown: Shown) -> None:
-    runs = prefect_says(shown.root, TASK_RUNS)
+def test_run_with_prefect_records_a_task_run_per_step_after_its_inputs(prefect_run: PrefectRun) -> None:
+    runs = query_prefect(prefect_run.root, TASK_RUNS)
     assert sorted(name for name, *_ in runs) == sorted(STEPS)
     assert {state for _, state, *_ in runs} == {"Completed"}
     assert all(message.startswith("made: ") for _, _, message, *_ in runs)
-    behind = {name: len(json.loads(inputs).get("wait_for", [])) for name, _, _, inputs, _ in runs}
-    plan = json.loads(next((shown.root / "runs").glob("*/plan.json")).read_text("utf-8"))
+    upstream = {name: len(json.loads(inputs).get("wait_for", [])) for name, _, _, inputs, _ in runs}
+    plan = json.loads(next((prefect_run.root / "runs").glob("*/plan.json")).read_text("utf-8"))
     assert [row["step"] for row in plan] == STEPS
-    assert behind == {step.name: len(step.inputs) for step in (each.step for each in planned(shown))}
+    assert upstream == {step.name: len(step.inputs) for step in (each.step for each in planned(prefect_run))}
 
 
-def planned(shown: Shown) -> list[Any]:
-    return must.plan(next((shown.root / "runs").iterdir()) / "recipe.yaml", shown.root)
+def planned(prefect_run: PrefectRun) -> list[Any]:
+    return must.plan(next((prefect_run.root / "runs").iterdir()) / "recipe.yaml", prefect_run.root)
 
 
-def test_the_flow_run_is_named_after_the_run_and_complete(shown: Shown) -> None:
-    folder = next((shown.root / "runs").iterdir())
-    assert prefect_says(shown.root, FLOW_RUNS) == [(folder.name, "Completed", "8 steps made, 0 reused")]
-    assert prefect_says(shown.root, "select name from flow") == [("selftrain",)]
+def test_flow_run_is_named_after_the_run_and_completed(prefect_run: PrefectRun) -> None:
+    folder = next((prefect_run.root / "runs").iterdir())
+    assert query_prefect(prefect_run.root, FLOW_RUNS) == [(folder.name, "Completed", "8 steps made, 0 reused")]
+    assert query_prefect(prefect_run.root, "select name from flow") == [("selftrain",)]
 
 
-def test_the_metrics_are_a_table_in_prefect(shown: Shown) -> None:
-    [(kind, data)] = prefect_says(shown.root, "select type, data from artifact where key = 'tiny-metrics'")
+def test_show_results_creates_a_table_of_metrics(prefect_run: PrefectRun) -> None:
+    [(kind, data)] = query_prefect(prefect_run.root, "select type, data from artifact where key = 'tiny-metrics'")
     assert kind == "table"
     rows = json.loads(json.loads(data))
-    records = json.loads(next((shown.root / "runs").glob("*/metrics.json")).read_text("utf-8"))
+    records = json.loads(next((prefect_run.root / "runs").glob("*/metrics.json")).read_text("utf-8"))
     assert [row["value"] for row in rows] == pytest.approx([record["value"] for record in records], rel=1e-3)
     assert {"student", "teacher:masks"} <= {row["model"] for row in rows}
 
 
-def test_the_report_is_a_page_in_prefect_with_pictures_of_labels(shown: Shown) -> None:
-    [(data,)] = prefect_says(shown.root, "select data from artifact where key = 'tiny-report'")
+def test_show_results_creates_a_page_with_pictures_of_labels(prefect_run: PrefectRun) -> None:
+    [(data,)] = query_prefect(prefect_run.root, "select data from artifact where key = 'tiny-report'")
     text = json.loads(data)
-    folder = next((shown.root / "runs").iterdir())
+    folder = next((prefect_run.root / "runs").iterdir())
     assert str(folder / "report.html") in text
     assert text.count("(data:image/jpeg;base64,") == 4 * 3
     assert {line.split(" | ")[1] for line in text.split("## Steps")[1].splitlines() if line.startswith("| `")} == {
@@ -122,51 +131,51 @@ def test_the_report_is_a_page_in_prefect_with_pictures_of_labels(shown: Shown) -
     }
 
 
-def test_what_the_report_warns_of_is_in_the_steps_logs(shown: Shown) -> None:
-    said = "select r.name, l.message from log l join task_run r on l.task_run_id = r.id where l.level = 30"
-    warned = prefect_says(shown.root, said)
-    assert {step for step, _ in warned} >= {"student", "evaluate"}
-    assert any(step == "student" and message.startswith("Kept labels: masks: ") for step, message in warned)
+def test_log_warnings_logs_what_the_report_warns_of(prefect_run: PrefectRun) -> None:
+    query = "select r.name, l.message from log l join task_run r on l.task_run_id = r.id where l.level = 30"
+    warnings = query_prefect(prefect_run.root, query)
+    assert {step for step, _ in warnings} >= {"student", "evaluate"}
+    assert any(step == "student" and message.startswith("Kept labels: masks: ") for step, message in warnings)
 
 
-def test_the_terminal_shows_the_run_and_nothing_of_prefect(shown: Shown) -> None:
-    assert shown.done.stderr == ""
-    assert "prefect" not in shown.done.stdout.lower()
+def test_run_with_prefect_prints_nothing_of_prefect(prefect_run: PrefectRun) -> None:
+    assert prefect_run.done.stderr == ""
+    assert "prefect" not in prefect_run.done.stdout.lower()
     for step in STEPS:
-        assert f"{step} 100% made in" in shown.done.stdout
-    assert "Report: " in shown.done.stdout
+        assert f"{step} 100% made in" in prefect_run.done.stdout
+    assert "Report: " in prefect_run.done.stdout
 
 
-def test_nobody_is_called(shown: Shown) -> None:
-    assert shown.calls, "the guard saw not even the run speak to its server"
-    assert {host for _, host in shown.calls if not host.startswith("/")} <= {"127.0.0.1"}  # a path: this machine
+def test_run_with_prefect_connects_to_no_other_host(prefect_run: PrefectRun) -> None:
+    assert prefect_run.calls, "the guard did not even see the run connect to its server"
+    assert {host for _, host in prefect_run.calls if not host.startswith("/")} <= {"127.0.0.1"}  # a path: this machine
 
 
-def test_no_process_is_left_and_the_users_home_is_untouched(shown: Shown) -> None:
-    assert not [process for process, _ in shown.calls if Path(f"/proc/{process}").exists()]
-    assert list(shown.home.iterdir()) == []
-    assert (shown.root / "prefect" / "server.log").read_text("utf-8") == ""
+def test_run_with_prefect_leaves_no_process_and_no_file_at_home(prefect_run: PrefectRun) -> None:
+    assert not [process for process, _ in prefect_run.calls if Path(f"/proc/{process}").exists()]
+    assert list(prefect_run.home.iterdir()) == []
+    assert (prefect_run.root / "prefect" / "server.log").read_text("utf-8") == ""
 
 
-def test_a_failed_step_is_our_error_and_what_was_reused_is_seen(recipe: Path, up_to_label: Path) -> None:
+def test_failed_step_raises_our_error_and_reused_steps_are_cached(recipe: Path, up_to_label: Path) -> None:
     environ = dict(os.environ)
     with pytest.raises(DataError, match="may not label") as raised:
         must.run(recipe, up_to_label, ["runtime.runner=threads", "teachers.masks.require={miou: 0.99}"])
     assert raised.value.exit_code == 3
     assert dict(os.environ) == environ
-    runs = {name: (state, message) for name, state, message, *_ in prefect_says(up_to_label, TASK_RUNS)}
+    runs = {name: (state, message) for name, state, message, *_ in query_prefect(up_to_label, TASK_RUNS)}
     assert {name for name, (state, _) in runs.items() if state == "Cached"} == set(STEPS[:5])
     assert runs["teacher.masks"][1].startswith("found on disk: ")
     state, message = runs["label"]
     assert state == "Failed"
     assert message == str(raised.value)
-    [(_, state, message)] = prefect_says(up_to_label, FLOW_RUNS)
+    [(_, state, message)] = query_prefect(up_to_label, FLOW_RUNS)
     assert state == "Failed"
     assert message == str(raised.value)
     assert [event["event"] for event in events(up_to_label)[-3:]] == ["started", "failed", "ended"]
 
 
-def test_a_server_of_the_users_own_that_does_not_answer_is_an_error(recipe: Path, root: Path) -> None:
+def test_user_server_that_does_not_answer_is_an_error(recipe: Path, root: Path) -> None:
     environ = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:9/api", "HOME": str(root)}
     command = [str(MUST), "run", str(recipe), "--root", str(root), *THREADS]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
@@ -176,65 +185,63 @@ def test_a_server_of_the_users_own_that_does_not_answer_is_an_error(recipe: Path
     assert not (root / "prefect" / "prefect.db").exists()
 
 
-def test_a_stopped_run_is_cancelled_in_prefect_and_goes_on(root: Path, start: Start, goes_on: GoesOn) -> None:
+def test_stopped_run_is_cancelled_in_prefect_and_resumes(root: Path, start: Start, resume: Resume) -> None:
     process = start(root, *THREADS, "-o", "runtime.checkpoint_s=1000")
-    within(lambda: logged(root, "teacher.masks") >= 3, process)
+    wait_while_running(lambda: logged_steps(root, "teacher.masks") >= 3, process)
     os.kill(process.pid or 0, signal.SIGTERM)
     process.join()
     assert process.exitcode == 75
     assert next(root.glob("artifacts/teacher.masks/*/work/state.safetensors")).stat().st_size > 0
-    states = {name: state for name, state, *_ in prefect_says(root, TASK_RUNS)}
+    states = {name: state for name, state, *_ in query_prefect(root, TASK_RUNS)}
     assert states == {"data.world": "Completed", "data.pool": "Completed", "teacher.masks": "Cancelled"}
-    [(_, state, message)] = prefect_says(root, FLOW_RUNS)
+    [(_, state, message)] = query_prefect(root, FLOW_RUNS)
     assert state == "Cancelled"
     assert message.startswith("Stopped in teacher.masks; what is done is kept.")
-    goes_on(root)
+    resume(root)
 
 
 @pytest.mark.slow
-def test_a_step_that_is_made_anew_and_killed_goes_on_as_well(root: Path, start: Start, whole: Path) -> None:
+def test_forced_step_that_is_killed_resumes(root: Path, start: Start, finished_root: Path) -> None:
     process = start(root, *THREADS, "--force", "teacher.masks")
-    within(lambda: logged(root, "teacher.masks") >= 3, process)
+    wait_while_running(lambda: logged_steps(root, "teacher.masks") >= 3, process)
     (log,) = root.glob("artifacts/teacher.masks/*/log/train.jsonl")
     first = log.read_text("utf-8").splitlines()[0]
-    os.kill(worker(root, "teacher.masks"), signal.SIGKILL)
+    os.kill(process_of(root, "teacher.masks"), signal.SIGKILL)
     process.join()
     assert process.exitcode == 0
-    assert digests(root) == digests(whole)
-    assert log.read_text("utf-8").splitlines()[0] == first, "it began again from nothing"
+    assert digests(root) == digests(finished_root)
+    assert log.read_text("utf-8").splitlines()[0] == first, "it began again"
 
 
 @pytest.mark.parametrize("step", ["teacher.masks", "label"])
-def test_a_step_whose_process_is_killed_goes_on_by_itself(
-    step: str, recipe: Path, whole: Path, root: Path, start: Start
+def test_step_whose_process_is_killed_resumes_by_itself(
+    step: str, recipe: Path, finished_root: Path, root: Path, start: Start
 ) -> None:
     process = start(root, *THREADS)
     if step == "label":
-        within(lambda: len(list(root.glob("labels/*/[!.]*"))) >= 3, process)
+        wait_while_running(lambda: len(list(root.glob("labels/*/[!.]*"))) >= 3, process)
     else:
-        within(lambda: logged(root, step) >= 3, process)
-    os.kill(worker(root, step), signal.SIGKILL)
+        wait_while_running(lambda: logged_steps(root, step) >= 3, process)
+    os.kill(process_of(root, step), signal.SIGKILL)
     process.join()
     assert process.exitcode == 0
-    assert digests(root) == digests(whole)
+    assert digests(root) == digests(finished_root)
     killed = [event for event in events(root) if event["event"] == "killed"]
     assert [event["step"] for event in killed] == [step]
     assert "SIGKILL" in killed[0]["error"]
-    logged_there = prefect_says(
-        root, "select message from log where message like '%SIGKILL%goes on from what it saved%'"
-    )
-    assert len(logged_there) == 1
+    logged = query_prefect(root, "select message from log where message like '%SIGKILL%goes on from what it saved%'")
+    assert len(logged) == 1
 
 
-def worker(root: Path, step: str) -> int:
-    """The process that is at work on a step: who holds its claim."""
-    (claim,) = root.glob(f"claims/{step}/*/*.json")
-    return int(json.loads(claim.read_text("utf-8"))["holder"]["number"])
+def process_of(root: Path, step: str) -> int:
+    """Return the pid of the process that makes a step: it holds the lock."""
+    (lease,) = root.glob(f"claims/{step}/*/*.json")
+    return int(json.loads(lease.read_text("utf-8"))["holder"]["number"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after_s", [0.0, 0.5, 2.0, 4.0])
-def test_ctrl_c_while_the_code_is_loaded_is_a_stop(after_s: float, root: Path, recipe: Path) -> None:
+def test_ctrl_c_during_imports_stops_the_run(after_s: float, root: Path, recipe: Path) -> None:
     command = [str(MUST), "run", str(recipe), "--root", str(root), *THREADS, "-o", "student.steps=100000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as run:
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
@@ -249,23 +256,23 @@ def test_ctrl_c_while_the_code_is_loaded_is_a_stop(after_s: float, root: Path, r
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", ["teacher.masks", "label", "student"])
-def test_a_run_killed_under_prefect_comes_to_the_same_end(
-    step: str, root: Path, start: Start, goes_on: GoesOn, dice: random.Random
+def test_run_killed_under_prefect_resumes(
+    step: str, root: Path, start: Start, resume: Resume, rng: random.Random
 ) -> None:
-    process, moment = start(root, *THREADS), dice.randint(1, 50)
+    process, moment = start(root, *THREADS), rng.randint(1, 50)
     if step == "label":
-        within(lambda: len(list(root.glob("labels/*/[!.]*"))) >= moment % 12 + 1, process)
+        wait_while_running(lambda: len(list(root.glob("labels/*/[!.]*"))) >= moment % 12 + 1, process)
     else:
-        within(lambda: logged(root, step) >= moment, process)
+        wait_while_running(lambda: logged_steps(root, step) >= moment, process)
     process.kill()
     process.join()
     assert events(root)[-1]["step"] == step
-    goes_on(root)
+    resume(root)
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_takes_no_result_with_it(root: Path, recipe: Path, whole: Path) -> None:
-    """Prefect's client tries again for two minutes; the results are there, and shown, before it gives up."""
+def test_run_survives_the_death_of_its_server(root: Path, recipe: Path, finished_root: Path) -> None:
+    """Prefect's client retries for two minutes; the results are on disk and printed before it gives up."""
     command = [str(MUST), "run", str(recipe), "--root", str(root), *THREADS]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
         assert run.stdout
@@ -278,12 +285,12 @@ def test_a_server_that_dies_takes_no_result_with_it(root: Path, recipe: Path, wh
         os.kill(int(server), signal.SIGKILL)
         rest = run.stdout.read()
     assert run.returncode == 0, rest
-    assert digests(root) == digests(whole)
+    assert digests(root) == digests(finished_root)
     assert [event["event"] for event in events(root)][-2:] == ["prefect", "finished"]
 
 
 @pytest.mark.slow
-def test_a_server_of_the_users_own_is_used(recipe: Path, root: Path, tmp_path: Path) -> None:
+def test_user_server_is_used(recipe: Path, root: Path, tmp_path: Path) -> None:
     from flows.server.embedded import Server, write_logging  # noqa: PLC0415
     from pipeline.steps.runtime import Runtime  # noqa: PLC0415
 
@@ -300,4 +307,4 @@ def test_a_server_of_the_users_own_is_used(recipe: Path, root: Path, tmp_path: P
     assert (done.returncode, done.stderr) == (0, "")
     assert not (root / "prefect" / "prefect.db").exists()
     shutil.copytree(theirs, root / "theirs" / "prefect")
-    assert len(prefect_says(root / "theirs", TASK_RUNS)) == len(STEPS)
+    assert len(query_prefect(root / "theirs", TASK_RUNS)) == len(STEPS)

@@ -1,4 +1,4 @@
-"""What a step prints and reports, as the log of its task run has it."""
+"""A step's output and progress in the log of its task run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flows.orchestration import ui
 from flows.orchestration.ui import LogTail
 
 
-def test_only_what_is_new_and_whole_is_told(tmp_path: Path) -> None:
+def test_log_tail_returns_new_complete_lines(tmp_path: Path) -> None:
     path = tmp_path / "step.log"
     path.write_text("before\n", "utf-8")
     tail = LogTail(path)
@@ -28,14 +28,14 @@ def test_only_what_is_new_and_whole_is_told(tmp_path: Path) -> None:
     assert tail.lines() == []
 
 
-def test_a_file_may_come_later(tmp_path: Path) -> None:
+def test_log_tail_waits_for_the_file(tmp_path: Path) -> None:
     tail = LogTail(tmp_path / "step.log")
     assert tail.lines() == []
     (tmp_path / "step.log").write_bytes(b"\xff late\n")
     assert tail.lines() == ["\ufffd late"]
 
 
-def test_a_traceback_is_not_told_twice(tmp_path: Path) -> None:
+def test_log_tail_ends_at_a_traceback(tmp_path: Path) -> None:
     path = tmp_path / "step.log"
     tail = LogTail(path)
     path.write_text("warned\nTraceback (most recent call last):\n  File ...\nDataError: damaged\n", "utf-8")
@@ -50,8 +50,8 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ui._ProgressMirro
     def bar(progress: float, description: str) -> None:
         raise ConnectionError("the server is gone")
 
-    monkeypatch.setattr(ui, "EVERY_S", 0.01)
-    monkeypatch.setattr(ui, "LINE_EVERY_S", 0.02)
+    monkeypatch.setattr(ui, "UPDATE_S", 0.01)
+    monkeypatch.setattr(ui, "LOG_S", 0.02)
     monkeypatch.setattr(ui, "create_progress_artifact", bar)
     return ui._ProgressMirror(logging.getLogger("a task run"), LogTail(tmp_path / "step.log"))
 
@@ -63,7 +63,7 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def test_progress_and_warnings_are_in_the_log_whether_there_is_a_server_or_not(
+def test_progress_mirror_logs_progress_and_warnings_without_a_server(
     mirror: ui._ProgressMirror, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):

@@ -17,7 +17,7 @@ from flows.run.processes import Call, Killed, run_in_process
 from pipeline.errors import DataError, LostPeer, MustError, Stopped
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
-from tests.flows.tiny import within
+from tests.flows.tiny import wait_while_running
 
 
 class Unpicklable(Exception):
@@ -198,7 +198,7 @@ def test_run_in_process_ends_when_its_run_is_killed(tmp_path: Path, spawner: Any
     """The process notices, saves what it has, and ends."""
     run = spawner.Process(target=start_run, args=(tmp_path,))
     run.start()
-    within((tmp_path / "process").exists, run)
+    wait_while_running((tmp_path / "process").exists, run)
     run.kill()
     run.join()
     process = int((tmp_path / "process").read_text("utf-8"))

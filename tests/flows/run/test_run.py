@@ -1,4 +1,4 @@
-"""Runs without Prefect: what is made, reused and recorded; and that a disturbed run comes to the same end."""
+"""Runs without Prefect: what is made, reused and recorded; stopped and killed runs end with the same artifacts."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from pipeline.recipe.reader import read_recipe
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
-from tests.flows.tiny import STEPS, THREADS, events, loads_nothing_heavy, logged, within
+from tests.flows.tiny import STEPS, THREADS, events, logged_steps, output_without_heavy_imports, wait_while_running
 
 Start = Callable[..., BaseProcess]
-GoesOn = Callable[[Path], Outcome]
+Resume = Callable[[Path], Outcome]
 
 
-def told(root: Path) -> list[tuple[str, str | None]]:
-    """The events of the newest run, in short."""
+def step_events(root: Path) -> list[tuple[str, str | None]]:
+    """Return (event, step) of the newest run's events."""
     return [(event["event"], event.get("step")) for event in events(root)]
 
 
-def test_an_undisturbed_run_tells_everything(whole: Path) -> None:
+def test_run_records_events_of_all_steps(finished_root: Path) -> None:
     expected = [(kind, step) for step in STEPS for kind in ("started", "made")]
-    assert told(whole) == [*expected, ("finished", None)]
-    made = [event for event in events(whole) if event["event"] == "made"]
+    assert step_events(finished_root) == [*expected, ("finished", None)]
+    made = [event for event in events(finished_root) if event["event"] == "made"]
     assert all(event["seconds"] >= 0 and event["counts"] for event in made)
-    times = [event["time"] for event in events(whole)]
+    times = [event["time"] for event in events(finished_root)]
     assert times == sorted(times)
 
 
-def test_a_run_leaves_recipe_plan_metrics_and_report(whole: Path, recipe: Path) -> None:
-    folder = next((whole / "runs").iterdir())
+def test_run_folder_holds_recipe_plan_metrics_and_report(finished_root: Path, recipe: Path) -> None:
+    folder = next((finished_root / "runs").iterdir())
     again = read_recipe(folder / "recipe.yaml")
     assert again == read_recipe(recipe)
     plan = json.loads((folder / "plan.json").read_text("utf-8"))
@@ -76,7 +76,7 @@ def test_a_run_leaves_recipe_plan_metrics_and_report(whole: Path, recipe: Path) 
         ("evaluate.sets=[pool]", r"evaluate\.sets names 'pool', which has labels for nothing: no teacher"),
     ],
 )
-def test_what_cannot_be_stops_a_run_before_its_first_step(
+def test_run_refuses_a_wrong_recipe_before_its_first_step(
     recipe: Path, tmp_path: Path, override: str, says: str
 ) -> None:
     with pytest.raises(ConfigError, match=says):
@@ -84,24 +84,24 @@ def test_what_cannot_be_stops_a_run_before_its_first_step(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_teacher_is_not_called_what_torch_calls_its_own(recipe: Path, tmp_path: Path) -> None:
+def test_run_refuses_a_teacher_named_like_a_module_attribute(recipe: Path, tmp_path: Path) -> None:
     overrides = ["teachers.train={kind: analytic}", "student.loss_weights.train=1"]
     with pytest.raises(ConfigError, match=r"teachers\.train: torch needs the name 'train' for itself"):
         must.run(recipe, tmp_path, overrides)
 
 
-def test_a_run_with_nothing_to_do_says_so_and_starts_nothing(whole: Path, recipe: Path) -> None:
-    before, began = list((whole / "runs").iterdir()), time.monotonic()
-    told = loads_nothing_heavy("run", recipe, "--root", whole, *THREADS)
+def test_run_with_nothing_to_do_says_so_and_starts_nothing(finished_root: Path, recipe: Path) -> None:
+    before, began = list((finished_root / "runs").iterdir()), time.monotonic()
+    step_events = output_without_heavy_imports("run", recipe, "--root", finished_root, *THREADS)
     print(f"nothing to do: {time.monotonic() - began:.1f} s")
-    assert told.startswith("Nothing to do: every step's result is there. The results:\n")
-    assert "miou" in told
-    assert list((whole / "runs").iterdir()) == before
-    assert not (whole / "prefect").exists()
+    assert step_events.startswith("Nothing to do: every step has its result. The results:\n")
+    assert "miou" in step_events
+    assert list((finished_root / "runs").iterdir()) == before
+    assert not (finished_root / "prefect").exists()
 
 
-def test_a_report_that_a_run_did_not_come_to_is_written_by_the_next(whole: Path, recipe: Path, tmp_path: Path) -> None:
-    root = shutil.copytree(whole, tmp_path / "root")
+def test_run_writes_a_missing_report(finished_root: Path, recipe: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(finished_root, tmp_path / "root")
     (lost,) = (root / "runs").iterdir()
     (lost / "report.html").unlink()
     outcome = must.run(recipe, root, ["runtime.runner=threads"])
@@ -113,23 +113,23 @@ def test_a_report_that_a_run_did_not_come_to_is_written_by_the_next(whole: Path,
     assert not (root / "prefect").exists()
 
 
-def test_the_outcome_of_a_run_with_nothing_to_do(whole: Path, recipe: Path) -> None:
-    outcome = must.run(recipe, whole)
-    assert (outcome.ran, str(outcome.folder)) == (0, str(next((whole / "runs").iterdir())))
+def test_completed_outcome_has_the_artifacts_and_metrics(finished_root: Path, recipe: Path) -> None:
+    outcome = must.run(recipe, finished_root)
+    assert (outcome.ran, str(outcome.folder)) == (0, str(next((finished_root / "runs").iterdir())))
     assert list(outcome.artifacts) == STEPS
     assert outcome.metrics
 
 
-def test_what_a_run_reuses_is_told_and_counted(whole: Path, up_to_label: Path, goes_on: GoesOn) -> None:
-    shutil.copytree(whole / "labels", up_to_label / "labels")
-    outcome = goes_on(up_to_label)
-    reused = [step for kind, step in told(up_to_label) if kind == "reused"]
+def test_run_reuses_artifacts_and_counts_them(finished_root: Path, up_to_label: Path, resume: Resume) -> None:
+    shutil.copytree(finished_root / "labels", up_to_label / "labels")
+    outcome = resume(up_to_label)
+    reused = [step for kind, step in step_events(up_to_label) if kind == "reused"]
     assert reused == STEPS[:5]
     assert outcome.ran == 3
     assert outcome.artifacts["label"].counts["labelled_now"] == 0
 
 
-def test_a_failed_step_is_told_and_the_rest_is_kept(recipe: Path, up_to_label: Path) -> None:
+def test_run_records_a_failed_step_and_keeps_the_rest(recipe: Path, up_to_label: Path) -> None:
     with pytest.raises(DataError, match=r"may not label: miou is"):
         must.run(recipe, up_to_label, ["teachers.masks.require={miou: 0.99}"])
     *reused, started, failed, ended = events(up_to_label)
@@ -141,18 +141,18 @@ def test_a_failed_step_is_told_and_the_rest_is_kept(recipe: Path, up_to_label: P
     assert failed["error"] == ended["error"]
 
 
-def test_an_error_of_the_code_is_told_too(recipe: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_records_an_error_of_the_code(recipe: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise KeyError("a bug")
 
     monkeypatch.setattr(Workspace, "make", broken)
     with pytest.raises(KeyError):
         must.run(recipe, root)
-    assert told(root) == [("started", "data.world"), ("failed", "data.world"), ("ended", None)]
+    assert step_events(root) == [("started", "data.world"), ("failed", "data.world"), ("ended", None)]
     assert events(root)[-1]["kind"] == "KeyError"
 
 
-def test_runs_of_the_same_second_have_folders_of_their_own(recipe: Path, root: Path) -> None:
+def test_run_folders_of_the_same_second_are_numbered(recipe: Path, root: Path) -> None:
     read = read_recipe(recipe)
     plan, runtime = plan_run(read, Root.of(root)), Runtime(Root.of(root))
     folders = {
@@ -162,7 +162,7 @@ def test_runs_of_the_same_second_have_folders_of_their_own(recipe: Path, root: P
     assert len(folders) == 3
 
 
-def test_the_first_signal_asks_and_what_was_before_comes_back() -> None:
+def test_stop_on_signals_sets_stop_and_restores_handlers() -> None:
     stop, before = threading.Event(), signal.getsignal(signal.SIGTERM)
     with stop_on_signals(stop):
         assert not stop.is_set()
@@ -171,7 +171,7 @@ def test_the_first_signal_asks_and_what_was_before_comes_back() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_run_outside_the_main_thread_leaves_signals_alone() -> None:
+def test_stop_on_signals_does_nothing_outside_the_main_thread() -> None:
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def elsewhere() -> None:
@@ -184,8 +184,8 @@ def test_a_run_outside_the_main_thread_leaves_signals_alone() -> None:
     assert seen == [before]
 
 
-def test_a_run_stopped_in_every_long_step_comes_to_the_same_end(recipe: Path, root: Path, goes_on: GoesOn) -> None:
-    """Asked to stop in the middle of training, labelling, and training again."""
+def test_run_stopped_in_every_long_step_resumes(recipe: Path, root: Path, resume: Resume) -> None:
+    """Stopped in the middle of training, labelling, and training again."""
     for step in ("teacher.masks", "label", "student"):
         stop = threading.Event()
 
@@ -195,64 +195,62 @@ def test_a_run_stopped_in_every_long_step_comes_to_the_same_end(recipe: Path, ro
 
         with pytest.raises(Stopped, match=f"Stopped in {step}; what is done is kept"):
             must.run(recipe, root, progress=progress, stop=stop)
-        assert told(root)[-2:] == [("failed", step), ("ended", None)]
+        assert step_events(root)[-2:] == [("failed", step), ("ended", None)]
         assert {event["kind"] for event in events(root)[-2:]} == {"Stopped"}
-    goes_on(root)
+    resume(root)
 
 
 @pytest.mark.parametrize("step", ["teacher.masks", pytest.param("student", marks=pytest.mark.slow)])
-def test_a_run_killed_in_training_comes_to_the_same_end(
-    step: str, root: Path, start: Start, goes_on: GoesOn, dice: random.Random
+def test_run_killed_in_training_resumes(
+    step: str, root: Path, start: Start, resume: Resume, rng: random.Random
 ) -> None:
-    process, moment = start(root), dice.randint(1, 50)
-    within(lambda: logged(root, step) >= moment, process)
+    process, moment = start(root), rng.randint(1, 50)
+    wait_while_running(lambda: logged_steps(root, step) >= moment, process)
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert told(root)[-1] == ("started", step)
-    done = logged(root, step)
-    goes_on(root)
-    assert logged(root, step) == 60
+    assert step_events(root)[-1] == ("started", step)
+    done = logged_steps(root, step)
+    resume(root)
+    assert logged_steps(root, step) == 60
     assert done < 60
 
 
-def test_a_run_killed_in_labelling_comes_to_the_same_end(
-    up_to_label: Path, start: Start, goes_on: GoesOn, dice: random.Random
-) -> None:
-    root, moment = up_to_label, dice.randint(1, 12)
+def test_run_killed_in_labelling_resumes(up_to_label: Path, start: Start, resume: Resume, rng: random.Random) -> None:
+    root, moment = up_to_label, rng.randint(1, 12)
     process = start(root)
-    within(lambda: len(shards(root)) >= moment, process)
+    wait_while_running(lambda: len(shards(root)) >= moment, process)
     process.kill()
     process.join()
-    assert told(root)[-1] == ("started", "label")
+    assert step_events(root)[-1] == ("started", "label")
     kept = {path: path.stat().st_mtime_ns for path in shards(root)}
     assert 0 < len(kept) < 24
     assert all(pq.read_table(path).num_rows == 4 for path in kept), "there is part of a shard under its final name"
-    goes_on(root)
+    resume(root)
     assert kept == {path: path.stat().st_mtime_ns for path in kept}, "what was whole was labelled again"
 
 
 def shards(root: Path) -> list[Path]:
-    """The label shards that are there under their final names."""
+    """Return the label shards under their final names."""
     return sorted(root.glob("labels/*/[!.]*"))
 
 
-def test_an_asked_process_saves_its_state_and_ends_with_75(root: Path, start: Start, goes_on: GoesOn) -> None:
+def test_run_on_sigterm_saves_its_state_and_exits_with_75(root: Path, start: Start, resume: Resume) -> None:
     process = start(root, "-o", "runtime.checkpoint_s=1000")
-    within(lambda: logged(root, "teacher.masks") >= 3, process)
+    wait_while_running(lambda: logged_steps(root, "teacher.masks") >= 3, process)
     os.kill(process.pid or 0, signal.SIGTERM)
     process.join()
     assert process.exitcode == 75
     assert next(root.glob("artifacts/teacher.masks/*/work/state.safetensors")).stat().st_size > 0
-    assert 3 <= logged(root, "teacher.masks") < 60
-    goes_on(root)
+    assert 3 <= logged_steps(root, "teacher.masks") < 60
+    resume(root)
 
 
-def test_a_second_signal_ends_at_once() -> None:
+def test_stop_on_signals_second_signal_kills() -> None:
     program = (
         "import signal, threading\n"
-        "from flows.run.execution import stopping\n"
-        "with stopping(threading.Event()):\n"
+        "from flows.run.signals import stop_on_signals\n"
+        "with stop_on_signals(threading.Event()):\n"
         "    for count in range(1, 3):\n"
         "        signal.raise_signal(signal.SIGTERM)\n"
         "        print(f'outlived {count}', flush=True)\n"
@@ -262,7 +260,7 @@ def test_a_second_signal_ends_at_once() -> None:
     assert done.returncode == -signal.SIGTERM
 
 
-def test_a_training_state_cut_short_is_named(recipe: Path, root: Path) -> None:
+def test_run_names_a_truncated_training_state(recipe: Path, root: Path) -> None:
     stop = threading.Event()
 
     def progress(at: str, done: float, line: str) -> None:
@@ -278,11 +276,11 @@ def test_a_training_state_cut_short_is_named(recipe: Path, root: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut short", "gone"])
-def test_a_damaged_label_shard_is_made_again(
-    damage: str, whole: Path, recipe: Path, tmp_path: Path, goes_on: GoesOn
+def test_run_makes_a_damaged_label_shard_again(
+    damage: str, finished_root: Path, recipe: Path, tmp_path: Path, resume: Resume
 ) -> None:
     root = tmp_path / "copy"
-    shutil.copytree(whole, root)
+    shutil.copytree(finished_root, root)
     shard = sorted(root.glob("labels/*/*.parquet"))[3]
     if damage == "gone":
         shard.unlink()
@@ -290,6 +288,6 @@ def test_a_damaged_label_shard_is_made_again(
         os.truncate(shard, shard.stat().st_size - 9)
     planned = {each.step.name: each.why for each in must.plan(recipe, root) if each.action == "run"}
     assert planned["label"] == "its files are no longer complete"
-    outcome = goes_on(root)
+    outcome = resume(root)
     assert outcome.artifacts["label"].counts["labelled_now"] == 4
     assert outcome.ran == 1

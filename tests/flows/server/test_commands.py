@@ -1,4 +1,4 @@
-"""A server and a worker in the background, and what becomes of runs when one of them is gone."""
+"""`must up`, `must down` and `must status`, and runs whose server or worker dies."""
 
 from __future__ import annotations
 
@@ -15,22 +15,30 @@ from typing import Any
 import pytest
 
 from flows.run.run import Outcome
-from tests.flows.tiny import THREADS, digests, logged, prefect_says, prefects_of, soon, undecided
+from tests.flows.tiny import (
+    THREADS,
+    digests,
+    environ_without_prefect,
+    logged_steps,
+    prefect_processes,
+    query_prefect,
+    wait_until,
+)
 
-GoesOn = Callable[[Path], Outcome]
+Resume = Callable[[Path], Outcome]
 pytestmark = pytest.mark.timeout(900)
 MUST = Path(sys.executable).with_name("must")
 
 
 class Background:
-    """`must up` and its kin with a home of their own."""
+    """`must up`, `down` and `status` with a home of their own."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.environ = undecided() | {"MUST_HOME": str(home), "HOME": str(home.parent), "COLUMNS": "200"}
+        self.environ = environ_without_prefect() | {"MUST_HOME": str(home), "HOME": str(home.parent), "COLUMNS": "200"}
 
     def must(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A command, to its end."""
+        """Run a command."""
         command = [str(MUST), *arguments]
         return subprocess.run(command, env=self.environ, capture_output=True, text=True, check=False)
 
@@ -39,25 +47,25 @@ class Background:
         return found
 
     def kill(self, name: str) -> None:
-        """End the server or the worker without a word."""
-        noted = json.loads((self.home / "services.json").read_text("utf-8"))
-        os.kill(noted[name]["process"]["number"], signal.SIGKILL)
+        """Kill the server or the worker."""
+        services = json.loads((self.home / "services.json").read_text("utf-8"))
+        os.kill(services[name]["process"]["number"], signal.SIGKILL)
 
     def start(self, deployment: str, **parameters: Any) -> None:
-        """Begin a run of a deployment."""
+        """Start a run of a deployment."""
         given = [word for name, value in parameters.items() for word in ("--param", f"{name}={json.dumps(value)}")]
         environ = self.environ | {"PREFECT_API_URL": self.status()["url"]}
         command = [str(MUST.with_name("prefect")), "deployment", "run", deployment, *given]
         subprocess.run(command, env=environ, capture_output=True, check=True)
 
     def train(self, deployment: str, recipe: Path, root: Path, **parameters: Any) -> None:
-        """Begin a run of a deployment, and wait until it trains the teacher."""
+        """Start a run of a deployment, and wait until it trains the teacher."""
         self.start(deployment, recipe=str(recipe), root=str(root), **parameters)
-        soon(lambda: logged(root, "teacher.masks") >= 3)
+        wait_until(lambda: logged_steps(root, "teacher.masks") >= 3)
 
     def states(self) -> list[tuple[str, str]]:
-        """(name, state) of all flow runs."""
-        return [(name, state) for name, state in prefect_says(self.home, "select name, state_name from flow_run")]
+        """Return (name, state) of all flow runs."""
+        return [(name, state) for name, state in query_prefect(self.home, "select name, state_name from flow_run")]
 
 
 @pytest.fixture
@@ -69,35 +77,33 @@ def background(tmp_path: Path) -> Iterator[Background]:
         yield up
     finally:
         up.must("down", "--now")
-        assert not prefects_of(up.home)
+        assert not prefect_processes(up.home)
 
 
-def test_a_run_goes_on_while_the_server_goes_away_and_comes_back(
-    background: Background, recipe: Path, root: Path, whole: Path
+def test_up_restarts_the_server_while_a_run_goes_on(
+    background: Background, recipe: Path, root: Path, finished_root: Path
 ) -> None:
     before = background.status()
     command = [str(MUST), "run", str(recipe), "--root", str(root), *THREADS]
     with subprocess.Popen(command, env=background.environ, stdout=subprocess.PIPE, text=True) as run:
-        soon(lambda: logged(root, "teacher.masks") >= 3)
+        wait_until(lambda: logged_steps(root, "teacher.masks") >= 3)
         background.kill("server")
         again = background.must("up")
-        told = run.communicate()[0]
+        output = run.communicate()[0]
     assert again.returncode == 0, again.stderr
-    assert run.returncode == 0, told
-    assert digests(root) == digests(whole)
+    assert run.returncode == 0, output
+    assert digests(root) == digests(finished_root)
     after = background.status()
     assert (after["url"], after["worker"]) == (before["url"], before["worker"])
     assert after["server"]["process"] != before["server"]["process"]
     assert not (root / "prefect").exists()
     [(name, state)] = background.states()
     assert (name, state) == (next((root / "runs").iterdir()).name, "Completed")
-    assert {kind for (kind,) in prefect_says(background.home, "select key from artifact")} >= {"tiny-report"}
+    assert {kind for (kind,) in query_prefect(background.home, "select key from artifact")} >= {"tiny-report"}
 
 
 @pytest.mark.slow
-def test_a_run_whose_worker_is_killed_goes_on_and_is_stopped_in_order(
-    background: Background, recipe: Path, root: Path
-) -> None:
+def test_down_stops_a_run_whose_worker_was_killed(background: Background, recipe: Path, root: Path) -> None:
     background.train("train-teacher/must", recipe, root, teacher="masks", steps=100_000)
     background.kill("worker")
     assert background.must("up").returncode == 0
@@ -113,19 +119,17 @@ def test_a_run_whose_worker_is_killed_goes_on_and_is_stopped_in_order(
 
 
 @pytest.mark.slow
-def test_a_run_comes_to_the_same_end_without_its_worker(
-    background: Background, recipe: Path, root: Path, whole: Path
-) -> None:
+def test_run_finishes_without_its_worker(background: Background, recipe: Path, root: Path, finished_root: Path) -> None:
     background.train("selftrain/must", recipe, root)
     background.kill("worker")
-    soon(lambda: "Completed" in dict(background.states()).values())
-    assert digests(root) == digests(whole)
+    wait_until(lambda: "Completed" in dict(background.states()).values())
+    assert digests(root) == digests(finished_root)
     assert not background.status()["worker"]["alive"]
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_with_its_worker_is_not_at_work_after_the_next_start(
-    background: Background, recipe: Path, root: Path, goes_on: GoesOn
+def test_up_marks_a_run_killed_with_its_worker_as_crashed(
+    background: Background, recipe: Path, root: Path, resume: Resume
 ) -> None:
     background.train("selftrain/must", recipe, root)
     [run] = background.status()["runs"]
@@ -135,11 +139,11 @@ def test_a_run_that_is_killed_with_its_worker_is_not_at_work_after_the_next_star
     assert background.must("up").returncode == 0
     assert background.states() == [(run["name"], "Crashed")]
     assert background.must("down").returncode == 0
-    goes_on(root)
+    resume(root)
 
 
 @pytest.mark.slow
-def test_two_that_start_at_the_same_moment_get_servers_of_their_own(tmp_path: Path) -> None:
+def test_up_of_two_users_at_once_starts_two_servers(tmp_path: Path) -> None:
     both = [Background(tmp_path / name / "home") for name in ("one", "other")]
     for each in both:
         each.home.parent.mkdir()
@@ -152,11 +156,11 @@ def test_two_that_start_at_the_same_moment_get_servers_of_their_own(tmp_path: Pa
         for each, process in zip(both, started, strict=True):
             process.communicate()
             each.must("down", "--now")
-            assert not prefects_of(each.home)
+            assert not prefect_processes(each.home)
 
 
 @pytest.mark.slow
-def test_a_server_of_the_users_own_gets_a_worker_and_keeps_running(background: Background, tmp_path: Path) -> None:
+def test_up_starts_only_a_worker_for_a_user_server(background: Background, tmp_path: Path) -> None:
     theirs = Background(tmp_path / "second")
     theirs.environ["PREFECT_API_URL"] = background.status()["url"]
     assert theirs.must("up").returncode == 0

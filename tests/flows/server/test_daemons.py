@@ -1,4 +1,4 @@
-"""What is noted of the server and the worker in the background, and how a process of them ends."""
+"""Services in the background: how they are recorded, started and ended."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IDLE = "import time; print('idle', flush=True); time.sleep(600)"
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home of the test's own, and no server of the user's."""
+    """Set a home of the test's own, and no server of the user's."""
     for name in [name for name in os.environ if name.startswith("PREFECT")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MUST_HOME", str(tmp_path / "home"))
@@ -38,7 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Callable[[str], Service]]:
-    """Starts a program as a service that has said its first word."""
+    """Return a function that starts a program as a service, and waits for its first output."""
     children: list[subprocess.Popen[bytes]] = []
 
     def start(program: str) -> Service:
@@ -55,38 +55,38 @@ def service(tmp_path: Path) -> Iterator[Callable[[str], Service]]:
         child.wait()
 
 
-def test_nothing_is_up_where_nothing_was_noted(home: Path) -> None:
+def test_services_read_nothing_from_an_empty_home(home: Path) -> None:
     assert Services.read() == Services(home)
     assert running_server_environ() == {}
     assert not home.exists()
 
 
-def test_what_is_noted_is_read_again(home: Path, service: Callable[[str], Service]) -> None:
-    noted = Services(home, URL, server=service(IDLE), deployed="digest")
+def test_services_written_are_read_again(home: Path, service: Callable[[str], Service]) -> None:
+    services = Services(home, URL, server=service(IDLE), deployed="digest")
     home.mkdir()
-    noted.write()
-    assert Services.read() == noted
-    assert noted.server
-    assert noted.server.alive()
-    assert noted.page == "http://127.0.0.1:4711"
+    services.write()
+    assert Services.read() == services
+    assert services.server
+    assert services.server.alive()
+    assert services.page == "http://127.0.0.1:4711"
 
 
-def test_a_service_ends_by_a_word(service: Callable[[str], Service]) -> None:
+def test_service_stop_terminates(service: Callable[[str], Service]) -> None:
     idle = service(IDLE)
     began = time.monotonic()
     idle.stop()
     assert not idle.alive()
-    assert time.monotonic() - began < module.GOODBYE_S
+    assert time.monotonic() - began < module.SHUTDOWN_S
 
 
-def test_one_that_does_not_listen_is_killed(service: Callable[[str], Service], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "GOODBYE_S", 0.5)
+def test_service_stop_kills_a_deaf_process(service: Callable[[str], Service], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHUTDOWN_S", 0.5)
     deaf = service(DEAF)
     deaf.stop()
     assert not deaf.alive()
 
 
-def test_a_process_that_has_the_number_now_is_not_touched(service: Callable[[str], Service], home: Path) -> None:
+def test_services_stop_leaves_a_process_that_reuses_the_pid(service: Callable[[str], Service], home: Path) -> None:
     other = service(IDLE)
     before = dataclasses.replace(other, process=dataclasses.replace(other.process, started="1"))
     home.mkdir()
@@ -97,26 +97,24 @@ def test_a_process_that_has_the_number_now_is_not_touched(service: Callable[[str
     assert Services.read().worker is None
 
 
-def test_a_worker_that_is_up_takes_as_many_runs_as_it_was_started_for(
-    service: Callable[[str], Service], home: Path
-) -> None:
+def test_up_refuses_another_limit_for_a_running_worker(service: Callable[[str], Service], home: Path) -> None:
     home.mkdir()
     Services(home, URL, worker=service(IDLE), at_once=2).write()
     with pytest.raises(ConfigError, match=r"that is up takes 2 at once, not 3: `must down` first"):
         up(3, print)
 
 
-def test_before_a_restart_of_the_machine_it_was_another(service: Callable[[str], Service]) -> None:
-    here = service(IDLE)
-    name = here.process.machine.split()[0]
-    before = dataclasses.replace(here, process=dataclasses.replace(here.process, machine=f"{name} earlier"))
+def test_service_from_before_a_reboot_is_not_alive(service: Callable[[str], Service]) -> None:
+    running = service(IDLE)
+    name = running.process.machine.split()[0]
+    before = dataclasses.replace(running, process=dataclasses.replace(running.process, machine=f"{name} earlier"))
     assert not before.alive()
 
 
-def test_a_home_in_use_on_another_machine_is_left_alone(home: Path, service: Callable[[str], Service]) -> None:
-    elsewhere = dataclasses.replace(service(IDLE), process=ProcessId("elsewhere 1", 1, "1"))
+def test_locked_services_refuses_a_home_of_another_machine(home: Path, service: Callable[[str], Service]) -> None:
+    remote = dataclasses.replace(service(IDLE), process=ProcessId("elsewhere 1", 1, "1"))
     home.mkdir()
-    Services(home, URL, server=elsewhere).write()
+    Services(home, URL, server=remote).write()
     with (
         pytest.raises(ConfigError, match=r"services on elsewhere: `must down` there.*services\.json.*MUST_HOME"),
         locked_services(),
@@ -124,13 +122,13 @@ def test_a_home_in_use_on_another_machine_is_left_alone(home: Path, service: Cal
         pass
 
 
-def test_what_ends_before_it_is_ready_is_an_error_with_its_last_words(service: Callable[[str], Service]) -> None:
+def test_wait_for_raises_with_the_last_line_of_a_service_that_ended(service: Callable[[str], Service]) -> None:
     ended = service("print('port 4200 is taken.\\n\\n', flush=True)")
     with pytest.raises(ConfigError, match=r"Prefect's server did not start: port 4200 is taken\. .*0\.log"):
         wait_for("server", ended, lambda: False)
 
 
-def test_our_own_server_knows_nothing_of_the_users_profile(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_services_environ_of_our_server_ignores_the_users_profile(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "7")
     monkeypatch.setenv("no_proxy", "intranet")
     environ = Services(home, URL).environ()
@@ -141,11 +139,11 @@ def test_our_own_server_knows_nothing_of_the_users_profile(home: Path, monkeypat
     assert "PREFECT_WORKER_QUERY_SECONDS" not in environ  # the user's stands
 
 
-def test_a_server_of_the_users_own_is_spoken_to_as_the_user_does(home: Path) -> None:
+def test_services_environ_of_a_user_server_keeps_the_users_settings(home: Path) -> None:
     assert not {"PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE"} & set(Services(home, URL, own=False).environ())
 
 
-def test_a_run_uses_a_server_that_is_up_and_answers(
+def test_running_server_environ_needs_a_server_that_answers(
     home: Path, service: Callable[[str], Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home.mkdir()
@@ -157,11 +155,11 @@ def test_a_run_uses_a_server_that_is_up_and_answers(
     assert running_server_environ() == {}
 
 
-def test_what_is_started_can_be_interrupted_where_this_process_can_not() -> None:
+def test_sigint_enabled_for_children_of_a_process_that_ignores_it() -> None:
     program = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with module._interruptible():
+        with module._sigint_enabled():
             done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
@@ -169,7 +167,7 @@ def test_what_is_started_can_be_interrupted_where_this_process_can_not() -> None
     assert done.stdout == "True\n"
 
 
-def test_the_port_is_the_one_before_or_the_next_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_port_is_the_previous_or_the_next_free_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.server import commands  # noqa: PLC0415
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -180,13 +178,13 @@ def test_the_port_is_the_one_before_or_the_next_that_is_free(monkeypatch: pytest
     assert commands._free_port(f"http://127.0.0.1:{port}/api") == port
 
 
-def test_status_and_down_where_nothing_is_up(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_and_down_with_nothing_running(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     for command in (["status"], ["status", "--json"], ["down"]):
         with pytest.raises(SystemExit) as ended:
             main(command)
         assert not ended.value.code
-    told = capsys.readouterr().out
-    assert "server       not up; `must up` starts it" in told
-    assert json.loads(told[told.index("{") : told.rindex("}") + 1])["server"] is None
-    assert told.endswith("Nothing was up.\n")
+    output = capsys.readouterr().out
+    assert "server       not up; `must up` starts it" in output
+    assert json.loads(output[output.index("{") : output.rindex("}") + 1])["server"] is None
+    assert output.endswith("Nothing was up.\n")

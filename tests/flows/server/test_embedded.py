@@ -1,4 +1,4 @@
-"""The embedded server: its settings, how it starts, and that it never outlives the process that started it."""
+"""The embedded server: its settings, its start, and its end with the process that started it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ URL = "http://127.0.0.1:4711/api"
 
 
 @pytest.fixture(autouse=True)
-def no_settings_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_user_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("PREFECT") or name.lower() == "no_proxy"]:
         monkeypatch.delenv(name)
     monkeypatch.delenv("DO_NOT_TRACK", raising=False)
 
 
-def test_settings_keep_to_the_root_and_call_nobody(tmp_path: Path) -> None:
+def test_prefect_environ_keeps_to_the_root_and_sends_nothing(tmp_path: Path) -> None:
     found = prefect_environ(tmp_path, URL)
     assert found["PREFECT_API_URL"] == URL
     assert found["PREFECT_HOME"] == str(tmp_path)
@@ -38,7 +38,7 @@ def test_settings_keep_to_the_root_and_call_nobody(tmp_path: Path) -> None:
     assert float(found["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"]) == 180
 
 
-def test_what_the_user_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefect_environ_keeps_what_the_user_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_HOME", "/elsewhere")
     monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "DEBUG")
     monkeypatch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "true")
@@ -46,19 +46,19 @@ def test_what_the_user_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not {"PREFECT_HOME", "PREFECT_SERVER_ANALYTICS_ENABLED", "PREFECT_LOGGING_SETTINGS_PATH"} & set(found)
 
 
-def test_with_a_server_of_the_users_own_its_address_home_and_profile_stay(tmp_path: Path) -> None:
+def test_prefect_environ_keeps_the_profile_of_a_user_server(tmp_path: Path) -> None:
     kept = {"PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "NO_PROXY"}
     assert not kept & set(prefect_environ(tmp_path, None))
 
 
-def test_a_proxy_is_passed_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefect_environ_bypasses_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "intranet")
     assert (
         prefect_environ(tmp_path, URL)["no_proxy"] == prefect_environ(tmp_path, URL)["NO_PROXY"] == "intranet,127.0.0.1"
     )
 
 
-def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_environ_restores_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAS_THERE", "before")
     monkeypatch.delenv("WAS_NOT", raising=False)
     before = dict(os.environ)
@@ -67,7 +67,7 @@ def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dict(os.environ) == before
 
 
-def test_prefect_logs_nothing_to_the_terminal() -> None:
+def test_logging_prints_nothing_to_the_terminal() -> None:
     assert "root" not in LOGGING
     handlers = LOGGING["handlers"]
     assert isinstance(handlers, dict)
@@ -96,19 +96,21 @@ def alive(process: int) -> bool:
     return True
 
 
-def test_it_answers_on_loopback_with_its_database_at_home(running: Server) -> None:
+def test_server_answers_on_loopback_with_its_database_at_home(running: Server) -> None:
     assert running.url.startswith("http://127.0.0.1:")
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{running.url}/admin/settings") as answer:
-        told = answer.read().decode()
-    assert str(running.log.parent) in told
+        answer_text = answer.read().decode()
+    assert str(running.log.parent) in answer_text
     assert (running.log.parent / "prefect.db").exists()
 
 
-def test_it_says_nothing_when_all_is_well(running: Server) -> None:
+def test_server_log_is_empty(running: Server) -> None:
     assert running.log.read_text("utf-8") == ""
 
 
-def test_a_server_that_cannot_be_imported_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_wait_raises_at_once_if_prefect_cannot_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "fastapi.py").write_text("raise ImportError('this fastapi is too new')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     server, began = Server(tmp_path / "home"), time.monotonic()
@@ -118,7 +120,7 @@ def test_a_server_that_cannot_be_imported_is_an_error_at_once(tmp_path: Path, mo
     server.stop()
 
 
-def test_a_stop_while_it_starts_is_heeded(tmp_path: Path) -> None:
+def test_server_wait_can_be_stopped(tmp_path: Path) -> None:
     server, runtime = Server(tmp_path), Runtime(Root.of(tmp_path))
     runtime.stop.set()
     with pytest.raises(Stopped):
@@ -128,7 +130,7 @@ def test_a_stop_while_it_starts_is_heeded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("starting", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_it_ends_when_its_parent_is_killed(starting: bool, tmp_path: Path) -> None:
+def test_server_ends_when_its_parent_is_killed(starting: bool, tmp_path: Path) -> None:
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"

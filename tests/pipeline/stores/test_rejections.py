@@ -32,7 +32,7 @@ from pipeline.stores.rejections import (
     rejected_labels,
     undo_reject,
 )
-from tests.processes import Together
+from tests.processes import Launcher
 
 MASKS, OLD_MASKS, BOXES = "masks-0123456789ab", "masks-ba9876543210", "boxes-0123456789ab"
 
@@ -185,9 +185,9 @@ def reject_and_undo(path: str, environ: Mapping[str, str]) -> int:
     return first
 
 
-def test_reject_in_several_processes_keeps_all_changes(together: Together, any_root: Root) -> None:
+def test_reject_in_several_processes_keeps_all_changes(launcher: Launcher, any_root: Root) -> None:
     environ = {name: value for name, value in os.environ.items() if name.startswith("AWS_") or name == "no_proxy"}
-    assert together.call(3, reject_and_undo, str(any_root), environ) == [0, 100, 200]
+    assert launcher.call(3, reject_and_undo, str(any_root), environ) == [0, 100, 200]
     wanted = [number for first in (0, 100, 200) for number in range(first, first + 12, 2)]
     assert sorted(key for key, _, _ in listed(any_root)) == sorted(keys(*wanted))
     assert list(any_root.path.files()) == [PATH]

@@ -36,7 +36,7 @@ from tests.pipeline.training.tiny_jobs import (
     stopping,
     train,
 )
-from tests.processes import Together, files, stopped_by_signal
+from tests.processes import Launcher, files, stopped_by_signal
 
 Weights = dict[str, NDArray[Any]]
 
@@ -88,9 +88,9 @@ def assert_close_losses(one: Path, other: Path) -> None:
     ids=str,
 )
 def test_fit_in_several_processes_takes_the_steps_of_one(
-    together: Together, tmp_path: Path, count: int, fields: dict[str, Any]
+    launcher: Launcher, tmp_path: Path, count: int, fields: dict[str, Any]
 ) -> None:
-    found = together.call(count, trained, tmp_path / "several", Linears, fields)
+    found = launcher.call(count, trained, tmp_path / "several", Linears, fields)
     alone = trained(tmp_path / "one", Linears, fields)
     assert_close(found[0], alone)
     for other in found[1:]:
@@ -124,8 +124,8 @@ class Heads(Objective):
         return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
 
 
-def test_fit_sums_gradients_of_heads_with_labels_in_one_process_or_none(together: Together, tmp_path: Path) -> None:
-    one, other = together.call(2, trained, tmp_path / "two", Heads, {})
+def test_fit_sums_gradients_of_heads_with_labels_in_one_process_or_none(launcher: Launcher, tmp_path: Path) -> None:
+    one, other = launcher.call(2, trained, tmp_path / "two", Heads, {})
     assert_same(one, other)
     assert_close(one, trained(tmp_path / "one", Heads, {}))
     before = weights(Heads())
@@ -147,8 +147,8 @@ class PartialNorm(ConvNet):
         return super().mean(batch)
 
 
-def test_fit_averages_running_statistics_over_processes(together: Together, tmp_path: Path) -> None:
-    one, other = together.call(2, trained, tmp_path / "two", PartialNorm, {"steps": 1})
+def test_fit_averages_running_statistics_over_processes(launcher: Launcher, tmp_path: Path) -> None:
+    one, other = launcher.call(2, trained, tmp_path / "two", PartialNorm, {"steps": 1})
     assert_same(one, other)
     second = make_batch(0).images[2:].flatten(1).mean(dim=0)
     np.testing.assert_allclose(one["norm.running_mean"], second / 2 * 0.1, rtol=1e-5)  # BatchNorm's momentum
@@ -162,9 +162,9 @@ class RandomLoss(Linears):
         return loss, {f"of {ranks.rank()}": loss.detach()}
 
 
-def test_fit_draws_other_random_numbers_in_each_process_and_step(together: Together, tmp_path: Path) -> None:
-    together.call(2, trained, tmp_path / "a", RandomLoss, {"seed": 5})
-    together.call(2, trained, tmp_path / "b", RandomLoss, {"seed": 6})
+def test_fit_draws_other_random_numbers_in_each_process_and_step(launcher: Launcher, tmp_path: Path) -> None:
+    launcher.call(2, trained, tmp_path / "a", RandomLoss, {"seed": 5})
+    launcher.call(2, trained, tmp_path / "b", RandomLoss, {"seed": 6})
     drawn = [value for folder in "ab" for line in log(tmp_path / folder) for value in line["losses"].values()]
     assert len(set(drawn)) == len(drawn) == 2 * 2 * STEPS
 
@@ -177,8 +177,8 @@ def count_reports(out: Path) -> int:
     return len(reports)
 
 
-def test_fit_writes_and_reports_in_the_first_process_alone(together: Together, tmp_path: Path) -> None:
-    assert together.call(3, count_reports, tmp_path) == [STEPS, 0, 0]
+def test_fit_writes_and_reports_in_the_first_process_alone(launcher: Launcher, tmp_path: Path) -> None:
+    assert launcher.call(3, count_reports, tmp_path) == [STEPS, 0, 0]
     assert sorted(files(tmp_path)) == sorted([LOG, STATE])
 
 
@@ -187,13 +187,13 @@ def test_fit_writes_and_reports_in_the_first_process_alone(together: Together, t
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
 def test_fit_resumes_with_another_number_of_processes(
-    together: Together, tmp_path: Path, before: int, after: int
+    launcher: Launcher, tmp_path: Path, before: int, after: int
 ) -> None:
     fields = {"batch": 5, "ema": 0.5}
     whole = trained(tmp_path / "whole", Linears, fields)
-    for found in together.call(before, stop_early, tmp_path / "parts", Linears, fields, 0):
+    for found in launcher.call(before, stop_early, tmp_path / "parts", Linears, fields, 0):
         assert found == 3
-    assert_close(together.call(after, trained, tmp_path / "parts", Linears, fields)[0], whole)
+    assert_close(launcher.call(after, trained, tmp_path / "parts", Linears, fields)[0], whole)
     assert_close_losses(tmp_path / "parts", tmp_path / "whole")
     assert [line["lr"] for line in log(tmp_path / "parts")] == [line["lr"] for line in log(tmp_path / "whole")]
 
@@ -219,11 +219,11 @@ def stop_early(out: Path, objective: type[Objective], fields: dict[str, Any], as
     return step
 
 
-def test_fit_stopped_in_one_process_stops_in_all_and_resumes(together: Together, tmp_path: Path) -> None:
+def test_fit_stopped_in_one_process_stops_in_all_and_resumes(launcher: Launcher, tmp_path: Path) -> None:
     fields = {"batch": 5, "accumulate": 5, "ema": 0.5}
-    whole = together.call(2, trained, tmp_path / "whole", ConvNet, fields)
-    assert together.call(2, stop_early, tmp_path / "parts", ConvNet, fields, 1) == [2, 2]  # of two passes each
-    for found, expected in zip(together.call(2, trained, tmp_path / "parts", OtherWeights, fields), whole, strict=True):
+    whole = launcher.call(2, trained, tmp_path / "whole", ConvNet, fields)
+    assert launcher.call(2, stop_early, tmp_path / "parts", ConvNet, fields, 1) == [2, 2]  # of two passes each
+    for found, expected in zip(launcher.call(2, trained, tmp_path / "parts", OtherWeights, fields), whole, strict=True):
         assert_same(found, expected)
     assert log(tmp_path / "parts") == log(tmp_path / "whole")
 
@@ -233,8 +233,8 @@ def train_until_signalled(out: Path) -> None:
     train(out, ConvNet(), stopped_by_signal(Runtime(root.Root.of(out), "cpu", "32", 1)), steps=1_000_000)
 
 
-def test_fit_on_sigterm_saves_one_whole_state(together: Together, tmp_path: Path) -> None:
-    processes = together.start(2, train_until_signalled, tmp_path)
+def test_fit_on_sigterm_saves_one_whole_state(launcher: Launcher, tmp_path: Path) -> None:
+    processes = launcher.start(2, train_until_signalled, tmp_path)
     deadline = time.monotonic() + 60
     while not (tmp_path / LOG).exists() or len((tmp_path / LOG).read_bytes().splitlines()) < 5:
         assert time.monotonic() < deadline, "never began"
@@ -242,7 +242,7 @@ def test_fit_on_sigterm_saves_one_whole_state(together: Together, tmp_path: Path
     for process in reversed(processes):
         process.terminate()
         time.sleep(0.02)  # as a launcher may take; the other one may have ended by then
-    assert [type(found) for found in together.results()] == [Stopped, Stopped]
+    assert [type(found) for found in launcher.results()] == [Stopped, Stopped]
     assert load_state(tmp_path / STATE)["step"] == len(log(tmp_path)) >= 5
     assert sorted(files(tmp_path)) == sorted([LOG, STATE])
 
@@ -284,8 +284,8 @@ def train_on_full_disk(out: Path) -> None:
     train(out, Linears(), checkpoint_s=0)
 
 
-def test_fit_raises_lost_peer_when_another_process_ends(together: Together, tmp_path: Path) -> None:
-    one, other = together.call(2, train_on_full_disk, tmp_path)
+def test_fit_raises_lost_peer_when_another_process_ends(launcher: Launcher, tmp_path: Path) -> None:
+    one, other = launcher.call(2, train_on_full_disk, tmp_path)
     assert (type(one), str(one)) == (DataError, "the disk is full")
     assert isinstance(other, LostPeer)
 
@@ -310,27 +310,27 @@ def test_fit_raises_lost_peer_when_another_process_ends(together: Together, tmp_
     ],
     ids=["loss", "accumulated", "gradient", "images"],
 )
-def test_fit_raises_the_error_of_one_process_in_all(together: Together, tmp_path: Path, case: Any) -> None:
+def test_fit_raises_the_error_of_one_process_in_all(launcher: Launcher, tmp_path: Path, case: Any) -> None:
     *what, says = case
-    one, other = together.call(2, train_on, tmp_path, *what)
+    one, other = launcher.call(2, train_on, tmp_path, *what)
     with pytest.raises(DataError, match=says):
         raise one
     assert (type(other), str(other)) == (DataError, str(one))
     assert all(tensor.isfinite().all() for tensor in load_state(tmp_path / STATE)["model"].values())
 
 
-def test_fit_raises_for_a_damaged_state_in_all_processes(together: Together, tmp_path: Path) -> None:
+def test_fit_raises_for_a_damaged_state_in_all_processes(launcher: Launcher, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(tmp_path, Linears(), stopping(after=3))
     (tmp_path / STATE).write_bytes(b"{}")
-    one, other = together.call(2, train_on, tmp_path, Linears, make_batch, {})
+    one, other = launcher.call(2, train_on, tmp_path, Linears, make_batch, {})
     assert isinstance(one, DataError)
     assert "Delete it to start teacher.t over" in str(one)
     assert str(other) == str(one)
 
 
-def test_fit_refuses_a_batch_smaller_than_the_number_of_processes(together: Together, tmp_path: Path) -> None:
-    for error in together.call(3, train_on, tmp_path, Linears, make_batch, {"batch": 2}):
+def test_fit_refuses_a_batch_smaller_than_the_number_of_processes(launcher: Launcher, tmp_path: Path) -> None:
+    for error in launcher.call(3, train_on, tmp_path, Linears, make_batch, {"batch": 2}):
         assert isinstance(error, ConfigError)
         assert "a batch of 2 images is too small for 3 processes" in str(error)
 
@@ -356,14 +356,14 @@ class Tight(Linears):
         return super().mean(batch)
 
 
-def test_fit_splits_local_batches_of_two_sizes_down_to_single_images(together: Together, tmp_path: Path) -> None:
-    one, other = together.call(2, trained, tmp_path / "two", Tight, {"batch": 5})
+def test_fit_splits_local_batches_of_two_sizes_down_to_single_images(launcher: Launcher, tmp_path: Path) -> None:
+    one, other = launcher.call(2, trained, tmp_path / "two", Tight, {"batch": 5})
     assert_same(one, other)
     assert_close(one, trained(tmp_path / "one", Linears, {"batch": 5}))
 
 
-def test_fit_out_of_memory_in_one_process_splits_alike_in_all(together: Together, tmp_path: Path) -> None:
-    one, other = together.call(2, trained, tmp_path / "two", Small, {})
+def test_fit_out_of_memory_in_one_process_splits_alike_in_all(launcher: Launcher, tmp_path: Path) -> None:
+    one, other = launcher.call(2, trained, tmp_path / "two", Small, {})
     assert_same(one, other)
     assert_close(one, trained(tmp_path / "one", Linears, {}))
     assert [line["passes"] for line in log(tmp_path / "two")] == [1, 1, 2, 2, 2, 2]
