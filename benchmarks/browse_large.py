@@ -1,9 +1,9 @@
-"""How fast the page answers over a large store, and what memory its server takes.
+"""Measure how fast the page of `must browse` answers over a large store, and how much memory its server takes.
 
     python -m benchmarks.browse_large
 
-The store is made for it: tiny images, each with labels of five teachers in the real schema. Of every task a few hundred
-labels are made; shards repeat them under the keys of their images, with confidences drawn anew.
+The store is generated: tiny images, each with labels of five teachers in the real schema. A few hundred labels are made
+for each task; the shards repeat them with their own images' keys and new confidences.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ import typer
 from PIL import Image
 
 import tasks
-from benchmarks.measure import circumstances, save_result
-from benchmarks.pretended import pretend
+from benchmarks.fake_steps import fake_step
+from benchmarks.measure import RESULTS, describe_environment, save_result
 from ingest.dataset import IngestedSet
 from pipeline.steps.artifact import Artifact, Inputs, write_json
 from pipeline.steps.runtime import Runtime
@@ -41,9 +41,8 @@ from pipeline.storage.root import Root, local_file
 from pipeline.stores.images import NewImage, ShardWriter
 from pipeline.stores.labels import ROW_GROUP, LabelShard, LabelSpace, LabelWriter, Value, store_metadata
 
-RESULTS = Path(__file__).parent / "results"
 SHARD = 500
-"""Images in a shard: what recipes have unless they say otherwise."""
+"""Images in a shard, as by default in recipes."""
 SIDE, CELLS = 16, 16
 SPACES = {
     "kinds": LabelSpace("classification", tuple(f"kind {number}" for number in range(1000))),
@@ -53,7 +52,7 @@ SPACES = {
     "normals": LabelSpace("normals"),
 }
 REPEATS = 15
-QUESTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+QUERIES: dict[str, tuple[str, dict[str, Any]]] = {
     "first page of the grid, the list": ("/api/images", {"limit": 60}),
     "two conditions": ("/api/images", {"limit": 60, "f": ["kinds.confidence<0.3", "things.class=thing 7"]}),
     "two conditions, ordered": (
@@ -67,8 +66,8 @@ QUESTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def values(task: str, rng: np.random.Generator) -> Value:
-    """A label of a task."""
+def random_label(task: str, rng: np.random.Generator) -> Value:
+    """Return a random label of a task."""
     match task:
         case "classification":
             probs = rng.dirichlet(np.full(1000, 0.01))
@@ -91,18 +90,18 @@ def values(task: str, rng: np.random.Generator) -> Value:
     return {"normals": (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)}
 
 
-def pictures(count: int) -> Iterator[bytes]:
-    """So many PNG files, no two alike: one, and its number behind the end of the picture."""
+def unique_pngs(count: int) -> Iterator[bytes]:
+    """Yield `count` PNG files that differ in a number after the end of the image data."""
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(buffer, "PNG")
     return (buffer.getvalue() + b"%012d" % number for number in range(count))
 
 
-def build(folder: Path, images: int) -> Root:
-    """A root with a set of so many images, five teachers' artifacts, and their labels."""
+def build_root(folder: Path, images: int) -> Root:
+    """Make a root with a set of `images` images, five teachers' artifacts, and their labels."""
     root = Root.of(folder / "root")
     workspace, runtime = Workspace(root), Runtime(root)
-    files = pictures(images)
+    files = unique_pngs(images)
 
     def ingest(config: Any, inputs: Inputs, out: Path) -> dict[str, Any]:
         shards = -(-images // SHARD)
@@ -114,33 +113,33 @@ def build(folder: Path, images: int) -> Root:
         write_json(out / "set.json", {"splits": {"train": shards}, "counts": {"images": images}, "spaces": {}})
         return {"images": images}
 
-    pool = pretend("data.pool", {"name": "pool"}, ingest)
-    made = workspace.make(pool, Inputs({}, runtime))
+    pool = fake_step("data.pool", {"name": "pool"}, ingest)
+    ingested = workspace.make(pool, Inputs({}, runtime))
     for name, space in SPACES.items():
-        step = pretend(f"teacher.{name}", {"name": name}, leave_name)
+        step = fake_step(f"teacher.{name}", {"name": name}, write_teacher)
         teacher = workspace.make(step, Inputs({}, runtime))
-        label_all(root, made, f"{name}-{teacher.digest[:12]}", space)
+        label_all(root, ingested, f"{name}-{teacher.digest[:12]}", space)
     return root
 
 
-def leave_name(config: Mapping[str, Any], inputs: Inputs, out: Path) -> dict[str, Any]:
-    """What a teacher leaves that is never asked anything."""
+def write_teacher(config: Mapping[str, Any], inputs: Inputs, out: Path) -> dict[str, Any]:
+    """Write the artifact of a teacher that is never loaded."""
     write_json(out / "teacher.json", dict(config))
     return {}
 
 
-def label_all(root: Root, made: Artifact, store: str, space: LabelSpace) -> None:
-    """The labels of a teacher: those of a first shard, repeated under other keys with other confidences."""
+def label_all(root: Root, ingested: Artifact, store: str, space: LabelSpace) -> None:
+    """Write a teacher's labels: those of a first shard, repeated with other keys and confidences."""
     rng, label = np.random.default_rng(0), tasks.label(space)
     folder = root.local_path(f"labels/{store}")
     with tempfile.TemporaryDirectory() as scratch:
         writer = LabelWriter(Path(scratch) / "first.parquet", label, store_metadata(label, "benchmark", "0"))
         for _ in range(SHARD):
-            writer.add("0" * 16, label.encode(values(space.task, rng)))
+            writer.add("0" * 16, label.encode(random_label(space.task, rng)))
         writer.close()
         first = LabelShard(local_file(writer.path), label).table
     folder.mkdir(parents=True)
-    for images in IngestedSet(made).images("train").shards:
+    for images in IngestedSet(ingested).images("train").shards:
         keys = images.columns("key").column("key")
         confidence = pa.array(rng.random(len(keys), dtype=np.float32))
         table = first.slice(0, len(keys)).set_column(0, first.schema.field("key"), keys)
@@ -148,8 +147,8 @@ def label_all(root: Root, made: Artifact, store: str, space: LabelSpace) -> None
         pq.write_table(table, folder / f"{images.address}.parquet", compression="zstd", row_group_size=ROW_GROUP)
 
 
-class Page:
-    """A server over a root, started as a user starts it."""
+class BrowseServer:
+    """`must browse` over a root, as a process of its own, and its clients."""
 
     def __init__(self, root: Root, port: int) -> None:
         self.port, self.connections = port, threading.local()
@@ -157,21 +156,21 @@ class Page:
         command = [sys.executable, "-m", "cli", "browse", str(root), "--port", str(port)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
-    def ask(self, path: str, parameters: Mapping[str, Any]) -> bytes:
-        """The answer to a question, over a connection of the asking thread that stays open, as a browser's do."""
-        if not hasattr(self.connections, "mine"):
-            self.connections.mine = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
-        self.connections.mine.request("GET", f"{path}?{urllib.parse.urlencode(parameters, doseq=True)}")
-        answer = self.connections.mine.getresponse()
-        content: bytes = answer.read()
-        assert answer.status == HTTPStatus.OK, content
+    def get(self, path: str, parameters: Mapping[str, Any]) -> bytes:
+        """Return the content at a path, over a connection per thread that is kept open, as in a browser."""
+        if not hasattr(self.connections, "own"):
+            self.connections.own = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+        self.connections.own.request("GET", f"{path}?{urllib.parse.urlencode(parameters, doseq=True)}")
+        response = self.connections.own.getresponse()
+        content: bytes = response.read()
+        assert response.status == HTTPStatus.OK, content
         return content
 
     def wait(self, whole: bool) -> float:
-        """Seconds from the start until the first images are there, or all files are read."""
+        """Return the seconds from the start until the first images are shown, or (`whole`) all files are read."""
         while True:
             try:
-                about = json.loads(self.ask("/api/about", {}))
+                about = json.loads(self.get("/api/about", {}))
                 if about["images"] and (not whole or about["loaded"] == about["found"]):
                     return time.perf_counter() - self.began
             except OSError:
@@ -180,38 +179,38 @@ class Page:
             time.sleep(0.1)
 
     def seconds(self, path: str, parameters: Mapping[str, Any]) -> float:
-        """The median over REPEATS answers."""
+        """Return the median over REPEATS requests."""
         taken = []
         for _ in range(REPEATS):
             began = time.perf_counter()
-            self.ask(path, parameters)
+            self.get(path, parameters)
             taken.append(time.perf_counter() - began)
         return statistics.median(taken)
 
     def memory(self) -> int:
-        """The most that the server has had in memory, in MB."""
+        """Return the server's peak memory in MB."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text("utf-8").splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1000
 
     def five_tasks(self) -> float:
-        """Seconds for an image with five labels, what is said of it and six pictures: the median over some images."""
-        found = json.loads(self.ask("/api/images", {"limit": REPEATS, "offset": 60, "order": "-kinds.confidence"}))
+        """Return the median seconds for an image's record and six pictures, the image and its five labels."""
+        listing = json.loads(self.get("/api/images", {"limit": REPEATS, "offset": 60, "order": "-kinds.confidence"}))
         taken = []
-        for image in found["images"]:
+        for image in listing["images"]:
             began = time.perf_counter()
-            self.ask(f"/api/image/{image['key']}", {})
+            self.get(f"/api/image/{image['key']}", {})
             for store in ("", *SPACES):
-                self.ask(f"/api/picture/{image['key']}", {"side": 256, **({"store": store} if store else {})})
+                self.get(f"/api/picture/{image['key']}", {"side": 256, **({"store": store} if store else {})})
             taken.append(time.perf_counter() - began)
         return statistics.median(taken)
 
     def grid(self) -> float:
-        """Seconds for a page of the grid with its sixty pictures, eight at a time, as a browser asks for them."""
+        """Return the seconds for a page of the grid with its 60 pictures, eight at a time as in a browser."""
         began = time.perf_counter()
-        found = json.loads(self.ask("/api/images", {"limit": 60}))
+        listing = json.loads(self.get("/api/images", {"limit": 60}))
         with ThreadPoolExecutor(8) as pool:
-            asked = [{"side": 256, "store": "things", "threshold": 0.5}] * len(found["images"])
-            list(pool.map(self.ask, [f"/api/picture/{image['key']}" for image in found["images"]], asked))
+            parameters = [{"side": 256, "store": "things", "threshold": 0.5}] * len(listing["images"])
+            list(pool.map(self.get, [f"/api/picture/{image['key']}" for image in listing["images"]], parameters))
         return time.perf_counter() - began
 
     def end(self) -> None:
@@ -221,20 +220,21 @@ class Page:
 
 def main(
     images: Annotated[int, typer.Option(help="Images in the store.")] = 1_000_000,
-    port: Annotated[int, typer.Option(help="Of the server that is measured.")] = 8890,
+    port: Annotated[int, typer.Option(help="Port of the measured server.")] = 8890,
 ) -> None:
-    measured = circumstances("cpu")
+    """Measure, print, and write `browse_large-IMAGES-cpu` to the results."""
+    environment = describe_environment("cpu")
     with tempfile.TemporaryDirectory() as name:
-        page = Page(build(Path(name), images), port)
+        server = BrowseServer(build_root(Path(name), images), port)
         try:
-            times = {"until the first images are there": page.wait(whole=False)}
-            times["until all files are read"] = page.wait(whole=True)
-            times |= {question: page.seconds(path, asked) for question, (path, asked) in QUESTIONS.items()}
-            times["one image with five tasks"] = page.five_tasks()
-            times["first page of the grid, list and 60 pictures"] = page.grid()
-            memory = page.memory()
+            times = {"until the first images are there": server.wait(whole=False)}
+            times["until all files are read"] = server.wait(whole=True)
+            times |= {query: server.seconds(path, parameters) for query, (path, parameters) in QUERIES.items()}
+            times["one image with five tasks"] = server.five_tasks()
+            times["first page of the grid, list and 60 pictures"] = server.grid()
+            memory = server.memory()
         finally:
-            page.end()
+            server.end()
     table = [
         ("what", "measured"),
         ("images", f"{images:,}"),
@@ -242,9 +242,7 @@ def main(
     ]
     table += [(what, f"{seconds * 1000:,.0f} ms") for what, seconds in times.items()]
     table.append(("memory of the server, at most", f"{memory} MB"))
-    for line in table:
-        print(f"{line[0]:<40} {line[1]}")
-    result = {"measured": measured, "images": images, "seconds": times, "memory_mb": memory}
+    result = {"measured": environment, "images": images, "seconds": times, "memory_mb": memory}
     save_result(RESULTS / f"browse_large-{images}-cpu.json", "The page over a large store", result, table)
 
 

@@ -1,9 +1,9 @@
-"""Whether exporting takes more memory for more images: the peak of a process that exports few and of one for many.
+"""Measure whether the memory of an export grows with the pool: the peak of a process, for a small and a large pool.
 
-    python benchmarks/export_memory.py
+    python -m benchmarks.export_memory
 
-Both pools are generated: tiny JPEG pictures of noise, with boxes as a teacher of detection would have left them. The
-stores are made by another process before, through the steps that read a set and gather a pool.
+Both pools are generated: tiny JPEG files of noise, with boxes as a detection teacher would write them. Another process
+makes the stores first, by the steps that ingest a set and gather a pool.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from PIL import Image
 
 import tasks
-from benchmarks.measure import circumstances, in_process_of_its_own, save_result
+from benchmarks.datasets import noise_jpeg
+from benchmarks.measure import RESULTS, describe_environment, run_part, save_result
 from flows.plan.data_steps import DATA
 from flows.plan.label_steps import POOL
 from ingest.dataset import IngestedSet
@@ -40,7 +40,6 @@ from student.dataset import heads_of
 from student.export_samples import labelled_samples
 from tasks.teacher import Teacher
 
-RESULTS = Path(__file__).parent / "results"
 SIDE, BOXES = 16, 3
 SHARD = 500
 SPACE = LabelSpace("detection", tuple(f"class{number}" for number in range(10)))
@@ -54,7 +53,7 @@ STEPS = (
 
 
 def make_teacher(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """A teacher that has said all that it will."""
+    """Write the artifact of a teacher."""
     Teacher("supervised", SPACE).write(out)
     return {}
 
@@ -76,7 +75,7 @@ def make_labels(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping
 
 
 def boxes(seed: int) -> Value:
-    """What a teacher says of a picture."""
+    """Return a random detection label."""
     rng = np.random.default_rng(seed)
     corners = np.sort(rng.uniform(0, SIDE, (BOXES, 2, 2)), axis=1).reshape(BOXES, 4)
     scores, classes = rng.uniform(0, 1, BOXES), rng.integers(0, len(SPACE.classes), BOXES)
@@ -90,27 +89,19 @@ def boxes(seed: int) -> Value:
 
 
 def prepare(images: int) -> dict[str, Any]:
-    """In this folder: a tar of pictures, and all that an export reads."""
+    """Write a tar of images, and all artifacts that an export reads, to this folder."""
     with tarfile.open("noise.tar", "w") as tar:
         for number in range(images):
-            data = picture(number)
+            data = noise_jpeg(number, SIDE)
             info = tarfile.TarInfo(f"{number:07d}.jpg")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    made()
+    make_inputs()
     return {}
 
 
-def picture(number: int) -> bytes:
-    """A JPEG file that differs from that of any other number."""
-    noise = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(noise).save(file, "JPEG")
-    return file.getvalue()
-
-
-def made() -> Inputs:
-    """The artifacts of the steps, made where they are not there."""
+def make_inputs() -> Inputs:
+    """Return the artifacts of all steps, and make those that are missing."""
     workspace = Workspace(Root.of("root"))
     runtime = Runtime(workspace.root)
     artifacts: dict[str, Artifact] = {}
@@ -121,8 +112,8 @@ def made() -> Inputs:
 
 
 def export() -> dict[str, Any]:
-    """Export what `prepare` left in this folder."""
-    config, inputs = StudentConfig(weighting="equal"), made()
+    """Export what `prepare` wrote to this folder."""
+    config, inputs = StudentConfig(weighting="equal"), make_inputs()
     heads = heads_of(config, inputs)
     labels = {name: tasks.label(head.space) for name, head in heads.items()}
     began = time.perf_counter()
@@ -139,29 +130,27 @@ def export() -> dict[str, Any]:
 
 
 def measure(sizes: list[int]) -> None:
-    """Both pools, one after the other; print the peaks and keep them."""
-    measured, found = circumstances(find_device("cpu")), []
+    """Measure one pool after the other, print and save the peaks."""
+    environment, pools = describe_environment(find_device("cpu")), []
     for images in sizes:
         with tempfile.TemporaryDirectory() as name:
-            in_process_of_its_own(__file__, f"prepare {images}", Path(name))
-            found.append(in_process_of_its_own(__file__, "export", Path(name)))
-    ratio = found[-1]["peak_mb"] / found[0]["peak_mb"]
+            run_part(f"prepare {images}", Path(name))
+            pools.append(run_part("export", Path(name)))
+    ratio = pools[-1]["peak_mb"] / pools[0]["peak_mb"]
     table = [
         ("images", "peak of the process, MB", "images/s"),
-        *((f"{each['images']:,}", f"{each['peak_mb']:.0f}", f"{each['images_per_s']:.0f}") for each in found),
+        *((f"{pool['images']:,}", f"{pool['peak_mb']:.0f}", f"{pool['images_per_s']:.0f}") for pool in pools),
         ("ratio", f"{ratio:.3f}", ""),
     ]
-    for line in table:
-        print(f"{line[0]:<8} {line[1]:<24} {line[2]}")
-    result = {"measured": measured, "pools": found, "ratio": ratio}
+    result = {"measured": environment, "pools": pools, "ratio": ratio}
     save_result(RESULTS / "export_memory.json", "The memory of exporting to COCO", result, table)
 
 
 def main(
-    sizes: Annotated[str, typer.Option(help="Images in the pools, smaller first.")] = "10000,100000",
+    sizes: Annotated[str, typer.Option(help="Numbers of images in the pools, smallest first.")] = "10000,100000",
     part: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
-    """Measure, print, and leave `export_memory` among the results."""
+    """Measure, print, and write `export_memory` to the results."""
     if part == "export":
         print(json.dumps(export()))
     elif part:

@@ -1,12 +1,12 @@
-"""Self-supervised stages from a base, its normalisation layers alone, and from scratch: steps, accuracy and cost.
+"""Compare self-supervised stages from a base, of its norm layers alone, and from scratch: steps, accuracy and cost.
 
     python -m benchmarks.hpt --small          # about an hour on two cores: the shifted images alone
     python -m benchmarks.hpt                  # for a GPU: both domains, up to 20,000 steps
 
-Two domains. Clothing, with the photos student as its base; and images that look like no photograph, CIFAR-10's turned
-grey and dark and laid over stripes, with a base that was trained without labels on CIFAR-10's 50,000. Of the test
-images, which the base has not seen, 2,000 are shifted to learn from and 2,000 to report on. Every length is a training
-of its own, as the schedule depends on it. What is made is kept in the root: a second run goes on from there.
+There are two domains: clothing, whose base is the student of the photos recipe; and shifted images, unlike photographs:
+images of CIFAR-10 made gray and dark and laid over stripes, whose base is trained without labels on CIFAR-10's 50,000
+training images. Of the test images, which the base has not seen, 2,000 are shifted to train on and 2,000 to test on.
+Every length is a separate training, since the schedule depends on it. Results stay in the root: a second run goes on.
 """
 
 # ruff: noqa: E402 - the process is set up before torch is loaded
@@ -26,16 +26,15 @@ import pyarrow.parquet as pq
 import typer
 from PIL import Image
 
-from benchmarks.compared import line_of, record, run, seconds_of, values_of
-from benchmarks.measure import circumstances, save_result
+from benchmarks.comparison_rows import base_seconds, row_cells, row_record, row_values, run
+from benchmarks.measure import RESULTS, describe_environment, save_result
 from evaluation.comparison.comparison import Comparison, ComparisonSetting, Row, read_comparisons
 from pipeline.recipe.comparison import COMPARE
 from pipeline.training.device import find_device
 
-RESULTS = Path(__file__).parent / "results"
 RECIPE = Path(__file__).parent / "hpt.yaml"
 COUNT = 2000
-"""Shifted images to learn from, and to report on."""
+"""Number of shifted images to train on, and to test on."""
 SMALL = [
     "stages.base.steps=6000",
     *("stages.base.backbone=test_resnet", "compare.shifted.backbones=[test_resnet]"),
@@ -44,21 +43,21 @@ SMALL = [
 ]
 
 
-def shifted(data: bytes, number: int) -> bytes:
-    """The image grey, at half its contrast and dark, over stripes of a direction and a width of its own, as PNG."""
+def shift_image(data: bytes, number: int) -> bytes:
+    """Return the image as PNG: gray, half its contrast, dark, over stripes of a random direction and width."""
     rng = np.random.default_rng(number)
-    grey = np.asarray(Image.open(io.BytesIO(data)).convert("L"), np.float64)
-    rows, columns = np.mgrid[: grey.shape[0], : grey.shape[1]]
+    gray = np.asarray(Image.open(io.BytesIO(data)).convert("L"), np.float64)
+    rows, columns = np.mgrid[: gray.shape[0], : gray.shape[1]]
     angle, period = rng.uniform(0, np.pi), rng.uniform(3, 8)
     stripes = np.sin(2 * np.pi * (rows * np.sin(angle) + columns * np.cos(angle)) / period)
-    seen = 0.5 * grey + 12 * stripes + rng.normal(scale=4, size=grey.shape)
+    shifted = 0.5 * gray + 12 * stripes + rng.normal(scale=4, size=gray.shape)
     buffer = io.BytesIO()
-    Image.fromarray(np.clip(seen, 0, 255).astype(np.uint8)).save(buffer, "PNG")
+    Image.fromarray(np.clip(shifted, 0, 255).astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def write_shifted(source: Path, folder: Path) -> None:
-    """The shifted images, the same every time, at `folder`/<split>.parquet."""
+    """Write the shifted images, the same in every run, to `folder`/<split>.parquet."""
     folder.mkdir(parents=True, exist_ok=True)
     table = pq.read_table(source / "test.parquet")
     order = np.random.default_rng(0).permutation(len(table))
@@ -66,66 +65,65 @@ def write_shifted(source: Path, folder: Path) -> None:
         chosen = np.sort(order[start : start + COUNT])
         part = table.take(chosen)
         images = part.column("image").to_pylist()
-        made = [
-            {**image, "bytes": shifted(image["bytes"], int(row))} for image, row in zip(images, chosen, strict=True)
+        shifted = [
+            {**image, "bytes": shift_image(image["bytes"], int(row))} for image, row in zip(images, chosen, strict=True)
         ]
-        column = pa.array(made, type=part.schema.field("image").type)
+        column = pa.array(shifted, type=part.schema.field("image").type)
         pq.write_table(
             part.set_column(part.schema.get_field_index("image"), "image", column), folder / f"{split}.parquet"
         )
 
 
-def rows_of(name: str, found: Comparison) -> list[list[str]]:
-    """A line per row: domain, row, steps, mean and deviation, seconds of one training."""
-    return [[name, *line_of(row, found.columns[:1])] for row in _comparable(found)]
+def accuracy_lines(name: str, comparison: Comparison) -> list[list[str]]:
+    """Return a line per row: domain, row, steps, mean ± deviation, seconds of one training."""
+    return [[name, *row_cells(row, comparison.columns[:1])] for row in _stage_rows(comparison)]
 
 
-def _comparable(found: Comparison) -> list[Row]:
-    """The rows on the backbone of the stages: where that is not the student's, what the student is is no matter."""
-    backbones = {setting.backbone for setting in found.settings()}
-    return [row for row in found.rows if row.setting.backbone in backbones]
+def _stage_rows(comparison: Comparison) -> list[Row]:
+    """Return the rows with the stages' backbone; a student with another backbone can't be compared with them."""
+    backbones = {setting.backbone for setting in comparison.settings()}
+    return [row for row in comparison.rows if row.setting.backbone in backbones]
 
 
-def reaching(name: str, found: Comparison) -> list[list[str]]:
-    """A line per row: the fewest steps in which it comes to the best from scratch without labels."""
-    [backbone] = {setting.backbone for setting in found.settings()}
-    column, setting = found.columns[0], ComparisonSetting(backbone, 1.0, None)
-    wanted = found.best_from_scratch(backbone, 1.0, column)
-    assert wanted is not None
+def speed_lines(name: str, comparison: Comparison) -> list[list[str]]:
+    """Return a line per row: the fewest steps that reach the best result from scratch without labels."""
+    [backbone] = {setting.backbone for setting in comparison.settings()}
+    column, setting = comparison.columns[0], ComparisonSetting(backbone, 1.0, None)
+    goal = comparison.best_from_scratch(backbone, 1.0, column)
+    assert goal is not None
     lines = []
-    for row in dict.fromkeys(row.name for row in _comparable(found)):
-        took = found.cost_to_reach(row, setting, column, wanted)
-        lines.append([name, row, f"steps to {100 * wanted:.1f}", "never" if took is None else f"{took.steps:,}", ""])
+    for row in dict.fromkeys(row.name for row in _stage_rows(comparison)):
+        cost = comparison.cost_to_reach(row, setting, column, goal)
+        lines.append([name, row, f"steps to {100 * goal:.1f}", "never" if cost is None else f"{cost.steps:,}", ""])
     return lines
 
 
 def main(
-    root: Annotated[str, typer.Option(help="Where artifacts are kept.")] = "must-root",
-    data: Annotated[Path, typer.Option(help="The folder with the sets.", envvar="MUST_DATA")] = Path("../shared/data"),
-    small: Annotated[bool, typer.Option("--small", help="What two cores do in about an hour.")] = False,
-    override: Annotated[list[str] | None, typer.Option("-o", help="As for must.")] = None,
+    root: Annotated[str, typer.Option(help="Folder for artifacts and runs.")] = "must-root",
+    data: Annotated[Path, typer.Option(help="Folder with the data sets.", envvar="MUST_DATA")] = Path("../shared/data"),
+    small: Annotated[bool, typer.Option("--small", help="For two cores, about an hour.")] = False,
+    override: Annotated[list[str] | None, typer.Option("-o", help="Change a recipe key, as with must.")] = None,
 ) -> None:
-    """Measure, print, and leave `hpt` among the results, or `hpt_small`."""
+    """Measure, print, and write `hpt-DEVICE` or `hpt_small-DEVICE` to the results."""
     device = find_device("auto")
-    measured = circumstances(device)
+    environment = describe_environment(device)
     images = Path(root) / "hpt" / "shifted"
     write_shifted(data / "cifar10", images)
-    told = [f"data.shifted.path={images}", *(SMALL if small else []), *(override or [])]
-    last = f"{COMPARE}.shifted" if small else COMPARE
-    artifacts = run(RECIPE, root, told, last)
-    found = read_comparisons(artifacts)
+    overrides = [f"data.shifted.path={images}", *(SMALL if small else []), *(override or [])]
+    artifacts = run(RECIPE, root, overrides, f"{COMPARE}.shifted" if small else COMPARE)
+    comparisons = read_comparisons(artifacts)
     table = [["domain", "row", "steps", "accuracy, %", "s"]]
-    for name, comparison in found.items():
-        table += [*rows_of(name, comparison), *reaching(name, comparison)]
+    for name, comparison in comparisons.items():
+        table += [*accuracy_lines(name, comparison), *speed_lines(name, comparison)]
     result = {
-        "measured": measured,
-        "overrides": told,
-        "advice": {name: comparison.advice() for name, comparison in found.items()},
-        "test_images": {name: comparison.n for name, comparison in found.items()},
-        "seconds": seconds_of(artifacts),
+        "measured": environment,
+        "overrides": overrides,
+        "advice": {name: comparison.advice() for name, comparison in comparisons.items()},
+        "test_images": {name: comparison.n for name, comparison in comparisons.items()},
+        "seconds": base_seconds(artifacts),
         "rows": [
-            {"domain": name, **record(row), "accuracy": values_of(row, comparison.columns[0])}
-            for name, comparison in found.items()
+            {"domain": name, **row_record(row), "accuracy": row_values(row, comparison.columns[0])}
+            for name, comparison in comparisons.items()
             for row in comparison.rows
         ],
     }

@@ -1,4 +1,9 @@
-"""What labelling costs stage by stage, what the machine allows by that, and how near the labeller comes to it."""
+"""Measure labelling: the cost of each stage, the rate that the machine allows by that, and the labeller's rate.
+
+    python -m benchmarks.label_speed RECIPE --root ROOT
+
+A run of the recipe must have made the labels' inputs in ROOT. The teachers label images spread over the pool.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +17,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import rich
 import typer
-from rich.table import Table
 
-from benchmarks.measure import circumstances, medians, save_result, take_turns
-from cli.options import Overrides, RecipePath, Root
+from benchmarks.measure import describe_environment, medians, print_table, save_result, take_turns
+from cli.options import OverrideOptions, RecipeArgument, RootOption
 from flows.run.process_setup import set_up_process
 from flows.run.run import find_inputs
 from ingest.pool import pool_shards
 from pipeline.recipe.reader import read_recipe
 from pipeline.steps.artifact import Inputs
 from pipeline.steps.runtime import Runtime
-from pipeline.storage import root as roots
-from pipeline.storage.root import DEFAULT_ROOT
+from pipeline.storage.root import DEFAULT_ROOT, Root
 from pipeline.stores.images import ImageShard
 from pipeline.training.autotune import ComputeConfig
 from pipeline.training.device import find_device, single_threaded
@@ -34,43 +36,44 @@ from teachers.labelling.label_folder import LabelFolder
 from teachers.labelling.labeller import LabelMaker, ShardJob, label_makers, label_shards, write_labels
 
 WINDOWS = 3
-BATCHES_A_CORE = 8
-"""In a window of the labeller, unless told: enough that the last batches, when some cores have none, weigh little."""
+BATCHES_PER_CORE = 8
+"""In a window of the labeller by default: enough that idle cores during the last batches hardly count."""
 STAGE_BATCHES, PLAIN_IMAGES = 4, 24
-"""In a window of the stages alone and of the plain loops."""
+"""In a window of the stages alone, and of the plain loops."""
 PLAIN = {"plain": "a plain loop", "plain, same formats": "a plain loop in the labeller's formats"}
-"""One image after the other, one stage after the other: as one would write it first."""
+"""The simplest code: one image after the other, one stage after the other."""
 
 
 def measure_labelling(inputs: Inputs, batch: int, images: int = 0) -> dict[str, Any]:
-    """Measure the recipe's teachers on images spread over its pool; `images` in a window of the labeller, 0 = enough.
+    """Measure the recipe's teachers on images spread over its pool.
 
-    `inputs` are those of the step `label`. Nothing of it stays on disk but the choices of device and precision.
+    `inputs` are those of the step `label`; `images` is the number in a window of the labeller, 0 for a default. Only
+    the automatic choices of precision and memory layout stay on disk.
     """
     runtime = inputs.runtime
     device = find_device(runtime.device)
-    measured = circumstances(device)
+    environment = describe_environment(device)
     scratch = runtime.root.local_path()
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".bench-") as folder:
-        room = roots.Root.of(folder)
+        scratch_root = Root.of(folder)
         teachers = label_makers(inputs)
         for teacher in teachers:
-            teacher.folders = {head: LabelFolder(room, head) for head in teacher.folders}
+            teacher.folders = {head: LabelFolder(scratch_root, head) for head in teacher.folders}
         shards = [shard for _, shard, _ in pool_shards(inputs["pool"], inputs.of_kind("data"))]
-        bench = _Bench(teachers, shards, batch, runtime, device)
-        taken = take_turns(bench.measures(images or BATCHES_A_CORE * batch * runtime.threads), WINDOWS)
-        stages = medians({name: [window[name] for window in bench.costs[1:]] for name in bench.costs[0]})
+        bench = _LabelBenchmark(teachers, shards, batch, runtime, device)
+        windows = take_turns(bench.measures(images or BATCHES_PER_CORE * batch * runtime.threads), WINDOWS)
+        stages = medians({name: [costs[name] for costs in bench.stage_costs[1:]] for name in bench.stage_costs[0]})
         choices = {teacher.name: teacher.predictor.choice.describe() for teacher in teachers}
-    rates = medians({name: taken[name] for name in ("labeller", *PLAIN)})
+    rates = medians({name: windows[name] for name in ("labeller", *PLAIN)})
     limit = rate_limit(stages, runtime.threads, device)
     return {
-        "measured": measured,
+        "measured": environment,
         "batch": batch,
         "threads": runtime.threads,
         "stage_ms_per_image": {name: round(cost, 4) for name, cost in stages.items()},
         "images_per_s": {"limit": limit, **rates},
-        "windows": taken,
+        "windows": windows,
         "fraction": rates["labeller"] / limit,
         "speedup": {name: rates["labeller"] / rates[name] for name in PLAIN},
         "choices": choices,
@@ -78,65 +81,65 @@ def measure_labelling(inputs: Inputs, batch: int, images: int = 0) -> dict[str, 
 
 
 def rate_limit(stages: dict[str, float], cores: int, device: str) -> float:
-    """Images/s, from milliseconds per image: all cores busy; or, with a GPU, the slower of it and of all cores."""
+    """Return the highest possible images/s, from ms/image: all cores busy, or the slower of GPU and cores."""
     models = sum(cost for name, cost in stages.items() if name.startswith("infer"))
     rest = sum(stages.values()) - models
     return 1000 / ((models + rest) / cores if device == "cpu" else max(models, rest / cores))
 
 
 @dataclasses.dataclass
-class _Bench:
-    """The measures: the stages alone, the labeller, and the plain loops."""
+class _LabelBenchmark:
+    """Times the stages alone, the labeller, and the plain loops."""
 
     teachers: list[LabelMaker]
     shards: list[ImageShard]
     batch: int
     runtime: Runtime
     device: str
-    costs: list[dict[str, float]] = dataclasses.field(default_factory=list)
-    """Milliseconds per image of each stage, window by window."""
+    stage_costs: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    """For each window, the milliseconds per image of each stage."""
 
     def measures(self, images: int) -> dict[str, Callable[[], float]]:
         jobs = self._sample(images, self.batch)
         few = self._sample(STAGE_BATCHES * self.batch, self.batch)
         single = self._sample(PLAIN_IMAGES, 1)
         return {
-            "stages": lambda: self._alone(few),
+            "stages": lambda: self._time_stages(few),
             "labeller": lambda: _rate(jobs, lambda: label_shards(jobs, self.batch, self.runtime)),
             "plain": lambda: _rate(single, lambda: self._plain_loop(single)),
-            "plain, same formats": lambda: _rate(single, lambda: _one_by_one(single)),
+            "plain, same formats": lambda: _rate(single, lambda: _label_one_by_one(single)),
         }
 
-    def _sample(self, images: int, piece: int) -> list[ShardJob]:
-        """About `images` images, in multiples of `piece` where a shard has so many, from shards all over the pool."""
-        pieces = -(-images // piece)
-        count = min(pieces, len(self.shards))
+    def _sample(self, images: int, batch: int) -> list[ShardJob]:
+        """Return jobs for about `images` images, in whole batches if possible, from shards all over the pool."""
+        batches = -(-images // batch)
+        count = min(batches, len(self.shards))
         chosen = [self.shards[number * len(self.shards) // count] for number in range(count)]
-        return [ShardJob(head(shard, piece * -(-pieces // count)), self.teachers) for shard in chosen]
+        return [ShardJob(first_images(shard, batch * -(-batches // count)), self.teachers) for shard in chosen]
 
-    def _alone(self, jobs: Sequence[ShardJob]) -> float:
-        """Seconds per image of all stages together; each one's goes to `costs`."""
-        watch = _Watch()
+    def _time_stages(self, jobs: Sequence[ShardJob]) -> float:
+        """Add each stage's cost to `stage_costs`, and return the seconds per image of all stages together."""
+        watch = _Stopwatch()
         with single_threaded():
             for job in jobs:
-                self._stages_of(job, watch)
+                self._run_stages(job, watch)
         count = sum(len(job.shard) for job in jobs)
-        in_order = sorted(watch.seconds, key=lambda stage: stage == "write")  # which began first, and ended last
-        self.costs.append({stage: watch.seconds[stage] / count * 1000 for stage in in_order})
+        in_order = sorted(watch.seconds, key=lambda stage: stage == "write")  # timed first and last
+        self.stage_costs.append({stage: watch.seconds[stage] / count * 1000 for stage in in_order})
         return sum(watch.seconds.values()) / count
 
     def _plain_loop(self, jobs: Sequence[ShardJob]) -> None:
-        """One by one, the models as torch has them by itself: float32, in its own memory layout."""
+        """Label one image at a time, the models in torch's defaults: float32, contiguous memory."""
         predictors = [teacher.predictor for teacher in self.teachers]
         chosen = [predictor.choice for predictor in predictors]
         for predictor in predictors:
-            _run_as(predictor, dataclasses.replace(predictor.choice, precision="32", channels_last=False))
-        _one_by_one(jobs)
+            _place(predictor, dataclasses.replace(predictor.choice, precision="32", channels_last=False))
+        _label_one_by_one(jobs)
         for predictor, choice in zip(predictors, chosen, strict=True):
-            _run_as(predictor, choice)
+            _place(predictor, choice)
 
-    def _stages_of(self, job: ShardJob, watch: _Watch) -> None:
-        """One stage after the other on every batch of a shard. A GPU's work is on the wall's clock, not a core's."""
+    def _run_stages(self, job: ShardJob, watch: _Stopwatch) -> None:
+        """Run one stage after the other on every batch of a shard. GPU work is timed by wall clock, not core time."""
         stages = job.inference()
         clock = time.thread_time if self.device == "cpu" else time.perf_counter
         with contextlib.ExitStack() as opened:
@@ -159,8 +162,8 @@ class _Bench:
                 opened.close()
 
 
-class _Watch:
-    """Seconds by stage."""
+class _Stopwatch:
+    """Adds up seconds by stage."""
 
     def __init__(self) -> None:
         self.seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
@@ -172,27 +175,27 @@ class _Watch:
         self.seconds[stage] += clock() - began
 
 
-def head(shard: ImageShard, count: int) -> ImageShard:
-    """The first `count` images of a shard, as a shard."""
+def first_images(shard: ImageShard, count: int) -> ImageShard:
+    """Return the first `count` images of a shard, as a shard."""
     short = copy.copy(shard)
     short.keys = shard.keys[:count]
     return short
 
 
 def _rate(jobs: Sequence[ShardJob], work: Callable[[], None]) -> float:
-    """Images per second of `work`, which labels the jobs' images."""
+    """Return the images per second of `work`, which labels the jobs' images."""
     began = time.perf_counter()
     work()
     return sum(len(job.shard) for job in jobs) / (time.perf_counter() - began)
 
 
-def _run_as(predictor: Predictor, choice: ComputeConfig) -> None:
+def _place(predictor: Predictor, choice: ComputeConfig) -> None:
     predictor.choice = choice
     choice.place(predictor.network)
 
 
-def _one_by_one(jobs: Sequence[ShardJob]) -> None:
-    """One image at a time, one stage after the other, the models with as many threads as torch likes."""
+def _label_one_by_one(jobs: Sequence[ShardJob]) -> None:
+    """Label one image at a time, one stage after the other, with torch's default number of threads."""
     for job in jobs:
         stages = job.inference()
         with job.open_writers() as writers:
@@ -201,7 +204,7 @@ def _one_by_one(jobs: Sequence[ShardJob]) -> None:
 
 
 def table(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """The result for people, as lines of two cells, the first line the head."""
+    """Return the result as rows of two cells, the heading first."""
     stages, rates = result["stage_ms_per_image"], result["images_per_s"]
     return [
         ("what", "measured"),
@@ -220,26 +223,25 @@ def table(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def main(
-    recipe: RecipePath,
-    root: Root = DEFAULT_ROOT,
-    override: Overrides = None,
+    recipe: RecipeArgument,
+    root: RootOption = DEFAULT_ROOT,
+    override: OverrideOptions = None,
     images: Annotated[
-        int, typer.Option("--images", min=0, help="Images in a timed window; 0: enough for all cores.")
+        int, typer.Option("--images", min=0, help="Images in a timed window; 0: 8 batches per core.")
     ] = 0,
-    to: Annotated[Path | None, typer.Option("--json", help="Write the numbers here, and a page (.md) beside.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--json", help="JSON file to write, with a Markdown page beside it.")
+    ] = None,
 ) -> None:
-    """Measure labelling: what each stage costs, what the machine allows by that, and how near the labeller comes."""
+    """Measure and print; with --json, write the result."""
     set_up_process()
-    read = read_recipe(recipe, override or ())
-    step, inputs = find_inputs(read, roots.Root.of(root, read.runtime.cache_gb), "label")
+    parsed = read_recipe(recipe, override or ())
+    step, inputs = find_inputs(parsed, Root.of(root, parsed.runtime.cache_gb), "label")
     result = measure_labelling(inputs, step.config["batch"], images)
-    head, *lines = table(result)
-    shown = Table(*head, box=None, pad_edge=False)
-    for line in lines:
-        shown.add_row(*line)
-    rich.print(shown)
     if to:
-        save_result(to, f"Labelling the pool of {read.name}", result, [head, *lines])
+        save_result(to, f"Labelling the pool of {parsed.name}", result, table(result))
+    else:
+        print_table(table(result))
 
 
 if __name__ == "__main__":

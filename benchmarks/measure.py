@@ -1,4 +1,4 @@
-"""What every measurement shares: windows taken in turn, medians, and the machine and moment they are from."""
+"""Shared by all benchmarks: timing in turns, the environment of a measurement, and result files."""
 
 from __future__ import annotations
 
@@ -13,38 +13,49 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
+from cli.artifacts_view import output
 from pipeline.errors import PROJECT
 from pipeline.steps.artifact import write_atomically, write_json
 from pipeline.steps.runtime import Runtime, usable_cores
 from pipeline.training.device import device_name, processor_name
 
+RESULTS = Path(__file__).parent / "results"
+
 
 def take_turns(measures: Mapping[str, Callable[[], float]], windows: int) -> dict[str, list[float]]:
-    """Call each measure once to warm up, then all of them in turn, `windows` times; the values by name.
+    """Call each measure once to warm up, then all of them in turn, `windows` times; return their values by name.
 
-    In turn, so that what else the machine does meanwhile, or its clock, falls on all of them alike.
+    Taking turns spreads other load on the machine, and changes of its clock, evenly over all measures.
     """
-    taken: dict[str, list[float]] = {name: [] for name in measures}
+    values: dict[str, list[float]] = {name: [] for name in measures}
     for _ in range(windows + 1):
         for name, measure in measures.items():
-            taken[name].append(measure())
-    return {name: values[1:] for name, values in taken.items()}
+            values[name].append(measure())
+    return {name: timed for name, (_, *timed) in values.items()}
 
 
-def medians(taken: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The median of each list."""
-    return {name: statistics.median(values) for name, values in taken.items()}
+def medians(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return the median of each list."""
+    return {name: statistics.median(numbers) for name, numbers in values.items()}
 
 
-def circumstances(device: str) -> dict[str, Any]:
-    """Where and when this is: JSON for the head of a result. `load` is the mean number of busy threads, last minute."""
-    program, spec = Path(sys.argv[0]), getattr(sys.modules["__main__"], "__spec__", None)
-    name = f"python benchmarks/{program.name}" if program.suffix == ".py" else program.name
-    if spec is not None and spec.name.startswith("benchmarks."):
-        name = f"python -m {spec.name}"
+def format_mean(fractions: Sequence[float]) -> str:
+    """Format mean and standard deviation of fractions, in percent.
+
+    >>> format_mean([0.5, 0.6])
+    '55.0 ± 7.1'
+    """
+    deviation = statistics.stdev(fractions) if len(fractions) > 1 else 0
+    return f"{100 * statistics.mean(fractions):.1f} ± {100 * deviation:.1f}"
+
+
+def describe_environment(device: str) -> dict[str, Any]:
+    """Return command, date, machine and versions for a result; `load` is the mean number of busy threads."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": " ".join([name, *map(_from_project, sys.argv[1:])]),
+        "command": " ".join(["python -m", _program(), *map(_relative_to_project, sys.argv[1:])]),
         "device": device_name(device),
         "processor": processor_name(),
         "cores": usable_cores(),
@@ -53,16 +64,29 @@ def circumstances(device: str) -> dict[str, Any]:
     }
 
 
-def _from_project(argument: str) -> str:
-    """An argument as it would be said in the project's folder, if it is a path from the root or has one behind `=`:
-    where that folder is says nothing.
-    """
+def _program() -> str:
+    """Return the module name of the running benchmark."""
+    return f"benchmarks.{Path(sys.argv[0]).stem}"
+
+
+def _relative_to_project(argument: str) -> str:
+    """Make an absolute path, alone or after `=`, relative to the project: results don't depend on where that is."""
     key, equals, value = ("", "", argument) if os.path.isabs(argument) else argument.partition("=")
     return f"{key}{equals}{os.path.relpath(value, PROJECT)}" if os.path.isabs(value) else argument
 
 
+def print_table(table: Sequence[Sequence[str]]) -> None:
+    """Print rows of cells, the first row as the heading."""
+    head, *rows = table
+    shown = Table(*head, box=None, pad_edge=False)
+    for row in rows:
+        shown.add_row(*row)
+    output().print(shown, markup=False)
+
+
 def save_result(path: Path, title: str, result: Mapping[str, Any], table: Sequence[Sequence[str]]) -> None:
-    """Leave a result as JSON at `path`, and beside it as a page, `.md`: the first line of `table` is its head."""
+    """Print the table, and write the result as JSON to `path` and the table as Markdown beside it."""
+    print_table(table)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
     write_atomically(path.with_suffix(".md"), f"# {title}\n\n{_markdown(table)}\n\n{_footnote(result['measured'])}\n")
@@ -73,17 +97,16 @@ def _markdown(table: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
-def _footnote(measured: Mapping[str, Any]) -> str:
-    software = ", ".join(f"{name} {version}" for name, version in measured["software"].items())
-    return (
-        f"`{measured['command']}`, {measured['date']}, on {measured['device']} "
-        f"({measured['processor']}, {measured['cores']} cores, load {measured['load']} at the start). {software}."
-    )
+def _footnote(environment: Mapping[str, Any]) -> str:
+    software = ", ".join(f"{name} {version}" for name, version in environment["software"].items())
+    machine = f"{environment['processor']}, {environment['cores']} cores, load {environment['load']} at the start"
+    return f"`{environment['command']}`, {environment['date']}, on {environment['device']} ({machine}). {software}."
 
 
-def in_process_of_its_own(program: str, part: str, folder: Path) -> dict[str, Any]:
-    """What a program prints last, as JSON, when it is run for one of its parts alone (`--part`), in `folder`."""
-    command = [sys.executable, program, "--part", part]
-    done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def run_part(part: str, folder: Path) -> dict[str, Any]:
+    """Run `--part` of the running benchmark as a new process in `folder`, and return the JSON that it prints last."""
+    command = [sys.executable, "-m", _program(), "--part", part]
+    environ = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(command, cwd=folder, env=environ, check=True, stdout=subprocess.PIPE, text=True)
+    printed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return printed

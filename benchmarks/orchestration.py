@@ -1,16 +1,14 @@
-"""What a run costs beside its steps, and what a second labelling process brings.
+"""Measure the time that a run needs besides its steps, and the gain of a second labelling process.
 
-    python benchmarks/orchestration.py
+    python -m benchmarks.orchestration
 
-Everything is taken from what a run records of itself: a step's own seconds are in its manifest, those of the run are on
-the clock, so other work on the machine falls on both. The quick start is run with few epochs, once as the command runs
-it and once as plain functions in one process (`runner: inline`): what lies around the steps does not depend on how long
-they take.
+The figures come from what a run records: a step's own seconds are in its manifest, those of the run are wall time, so
+other load on the machine affects both. The quickstart is run with few epochs, once by the command and once as plain
+functions in one process (`runner: inline`): the overhead does not depend on how long the steps take.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -21,16 +19,14 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-from PIL import Image
 
-from benchmarks.measure import circumstances, save_result
+from benchmarks.datasets import noise_jpeg
+from benchmarks.measure import RESULTS, describe_environment, print_table, save_result
+from pipeline.errors import PROJECT
 from pipeline.training.device import find_device
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
-QUICK = HERE.parent / "recipes" / "quickstart.yaml"
+QUICKSTART = PROJECT / "recipes" / "quickstart.yaml"
 SHORT = [f"teachers.{name}.epochs=0.2" for name in ("shapes", "things", "parts", "depth", "normals")]
 SHORT += ["student.epochs=0.05", "teachers.parts.require={}"]
 SHARD = 8
@@ -45,7 +41,7 @@ student: {{backbone: test_resnet, image_size: 32, weighting: equal}}
 
 
 def must(*arguments: str, cores: Set[int] | None = None) -> float:
-    """Give the command, on some cores or on those there are; seconds."""
+    """Run the command on the given cores (None: all usable ones), and return its seconds."""
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "cli", *arguments],
@@ -60,112 +56,109 @@ def must(*arguments: str, cores: Set[int] | None = None) -> float:
     return time.perf_counter() - began
 
 
-def overrides(values: list[str]) -> list[str]:
+def override_options(values: list[str]) -> list[str]:
+    """Return `-o VALUE` for each value."""
     return [part for value in values for part in ("-o", value)]
 
 
-def steps(root: Path) -> dict[str, float]:
-    """The seconds of every step that a root holds, as the step itself measured them."""
+def step_seconds(root: Path) -> dict[str, float]:
+    """Return the seconds of every step in a root, as measured by the step itself."""
     manifests = (json.loads(path.read_text("utf-8")) for path in root.glob("artifacts/*/*/manifest.json"))
     return {manifest["step"]: manifest["seconds"] for manifest in manifests}
 
 
 def events(root: Path) -> list[dict[str, Any]]:
-    """What happened in the newest run."""
+    """Return the events of the newest run."""
     newest = max((root / "runs").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
     return [json.loads(line) for line in (newest / "events.jsonl").read_text("utf-8").splitlines()]
 
 
 def measure_overhead(folder: Path) -> dict[str, float]:
-    """Seconds around the steps of the quick start: as plain functions, and as the command runs them; and per cached
-    step, from one to the next.
-    """
-    found = {}
+    """Return the seconds of a quickstart run besides its steps, by runner, and the seconds per cached step."""
+    seconds = {}
     for runner in ("inline", "threads"):
         root = folder / runner
-        took = must("run", str(QUICK), "--root", str(root), *overrides([*SHORT, f"runtime.runner={runner}"]))
-        found[runner] = took - sum(steps(root).values())
-    again = overrides([*SHORT, "evaluate.splits=val"])
-    must("run", str(QUICK), "--root", str(folder / "threads"), *again)
+        options = override_options([*SHORT, f"runtime.runner={runner}"])
+        seconds[runner] = must("run", str(QUICKSTART), "--root", str(root), *options) - sum(step_seconds(root).values())
+    again = override_options([*SHORT, "evaluate.splits=val"])
+    must("run", str(QUICKSTART), "--root", str(folder / "threads"), *again)
     reused = [event["time"] for event in events(folder / "threads") if event["event"] == "reused"]
-    found["cached"] = (reused[-1] - reused[0]) / (len(reused) - 1)
-    return found
-
-
-def picture(number: int, side: int) -> bytes:
-    """A JPEG file that differs from that of any other number."""
-    noise = np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(noise).save(file, "JPEG")
-    return file.getvalue()
+    seconds["cached"] = (reused[-1] - reused[0]) / (len(reused) - 1)
+    return seconds
 
 
 def make_pool(folder: Path, images: int, side: int) -> Path:
-    """A recipe for a pool of noise, in small shards."""
+    """Write a pool of noise images and a recipe with small shards for it, and return the recipe's path."""
     (folder / "images").mkdir(parents=True)
     for number in range(images):
-        (folder / "images" / f"{number:06d}.jpg").write_bytes(picture(number, side))
+        (folder / "images" / f"{number:06d}.jpg").write_bytes(noise_jpeg(number, side))
     recipe = folder / "recipe.yaml"
     recipe.write_text(SHARDS_RECIPE.format(images=folder / "images", shard=SHARD, size=side), encoding="utf-8")
     return recipe
 
 
 def measure_shards(folder: Path, shards: int) -> dict[str, float]:
-    """Many shards on `threads`: seconds of the label step by the run's clock, and of the labelling itself."""
+    """Label many shards on `threads`: the seconds of the step by the run's clock, and of the labelling itself."""
     recipe, root = make_pool(folder, shards * SHARD, 96), folder / "root"
     must("run", str(recipe), "--root", str(root), "--to", "label")
-    (made,) = [event["seconds"] for event in events(root) if event["event"] == "made" and event["step"] == "label"]
-    return {"step": made, "labelling": steps(root)["label"]}
+    [seconds] = [event["seconds"] for event in events(root) if event["event"] == "made" and event["step"] == "label"]
+    return {"step": seconds, "labelling": step_seconds(root)["label"]}
 
 
 def measure_processes(folder: Path, images: int) -> dict[str, float]:
-    """Seconds from the first label shard to the last: by one process on one core, by one on two, and by two on two."""
-    recipe, found = make_pool(folder, images, 256), {}
+    """Return the seconds between the first and last label shards: one process on one or two cores, and two on two."""
+    recipe, seconds = make_pool(folder, images, 256), {}
     two = set(sorted(os.sched_getaffinity(0))[:2])
     for name, count, cores in (("one", 1, {min(two)}), ("one on two", 1, two), ("two", 2, two)):
         root = folder / name.replace(" ", "-")
         must("run", str(recipe), "--root", str(root), "--to", "pool")
-        chosen = overrides(["runtime.runner=process", f"runtime.label_workers={count}"])
-        must("run", str(recipe), "--root", str(root), "--to", "label", *chosen, cores=cores)
+        options = override_options(["runtime.runner=process", f"runtime.label_workers={count}"])
+        must("run", str(recipe), "--root", str(root), "--to", "label", *options, cores=cores)
         written = sorted(path.stat().st_mtime for path in root.glob("labels/*/*.parquet"))
-        edge = len(written) // 10  # the first and last shards, when not all processes are at work
-        found[name] = written[-edge - 1] - written[edge]
-    return found
+        edge = len(written) // 10  # leaves out the first and last shards, during which a process may be idle
+        seconds[name] = written[-edge - 1] - written[edge]
+    return seconds
 
 
 def main(
-    shards: Annotated[int, typer.Option(help="Shards of the pool that `threads` labels.")] = 2000,
-    images: Annotated[int, typer.Option(help="Images of the pool that processes label.")] = 3000,
-    part: Annotated[str, typer.Option(help="overhead, shards or processes; all, if none.")] = "",
+    shards: Annotated[int, typer.Option(help="Shards to label on `threads`.")] = 2000,
+    images: Annotated[int, typer.Option(help="Images to label by processes.")] = 3000,
+    part: Annotated[str, typer.Option(help="Only overhead, shards or processes; nothing is saved then.")] = "",
 ) -> None:
+    """Measure, print, and write `orchestration-DEVICE` to the results."""
     device = find_device("auto")
-    result: dict[str, Any] = {"measured": circumstances(device)}
+    result: dict[str, Any] = {"measured": describe_environment(device)}
     table = [("what", "measured")]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if part in ("", "overhead"):
-            result["overhead"] = found = measure_overhead(folder / "overhead")
+            result["overhead"] = seconds = measure_overhead(folder / "overhead")
             table += [
-                ("around the steps, as plain functions", f"{found['inline']:.1f} s"),
-                ("around the steps, by the command", f"{found['threads']:.1f} s"),
-                ("more by the command", f"{found['threads'] - found['inline']:.1f} s"),
-                ("a cached step", f"{found['cached']:.3f} s"),
+                ("besides the steps, as plain functions", f"{seconds['inline']:.1f} s"),
+                ("besides the steps, by the command", f"{seconds['threads']:.1f} s"),
+                ("difference", f"{seconds['threads'] - seconds['inline']:.1f} s"),
+                ("a cached step", f"{seconds['cached']:.3f} s"),
             ]
         if part in ("", "shards"):
-            result["shards"] = found = measure_shards(folder / "shards", shards)
-            more = found["step"] - found["labelling"]
-            what = f"{shards:,} shards on `threads`, over the {found['labelling']:.0f} s of the labelling itself"
-            table.append((what, f"{more:.2f} s ({more / found['labelling']:.2%})"))
+            result["shards"] = seconds = measure_shards(folder / "shards", shards)
+            more = seconds["step"] - seconds["labelling"]
+            what = f"{shards:,} shards on `threads`, besides the {seconds['labelling']:.0f} s of the labelling itself"
+            table.append((what, f"{more:.2f} s ({more / seconds['labelling']:.2%})"))
         if part in ("", "processes"):
-            result["processes"] = found = measure_processes(folder / "processes", images)
+            result["processes"] = seconds = measure_processes(folder / "processes", images)
             table += [
-                ("two labelling processes, times the rate of one on a core", f"{found['one'] / found['two']:.2f}"),
-                ("... of one that has both cores", f"{found['one on two'] / found['two']:.2f}"),
+                (
+                    "rate of two labelling processes to that of one on one core",
+                    f"{seconds['one'] / seconds['two']:.2f}",
+                ),
+                ("... to that of one on both cores", f"{seconds['one on two'] / seconds['two']:.2f}"),
             ]
-    for line in table:
-        print(f"{line[0]:<72} {line[1]}")
-    if not part:
-        save_result(RESULTS / f"orchestration-{device}.json", "What a run costs beside its steps", result, table)
+    if part:
+        print_table(table)
+    else:
+        save_result(
+            RESULTS / f"orchestration-{device}.json", "The time that a run needs besides its steps", result, table
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Draw the picture of the README: pool images in rows, and what the student learns of them from each teacher.
+"""Draw the README's picture: rows of pool images with the labels that the student learns from, a column per teacher.
 
-    python benchmarks/picture.py recipes/quickstart.yaml docs/quickstart.png [--root must-root]
+    python -m benchmarks.picture recipes/quickstart.yaml docs/quickstart.png [--root must-root]
 
-What is not made yet is made first.
+The recipe is run first, as far as its results are missing.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ SIDE, GAP, HEAD, ROWS = 176, 8, 26, 5
 INK, PAPER = (40, 44, 52), (255, 255, 255)
 
 
-def sheet(strips: Sequence[Sequence[Picture]]) -> Image.Image:
-    """The strips below each other under the names of their columns, every picture inside a square."""
+def draw_sheet(strips: Sequence[Sequence[Picture]]) -> Image.Image:
+    """Draw the strips as rows below the column names, each picture fitted into a square."""
     columns = len(strips[0])
     size = (columns * (SIDE + GAP) + GAP, HEAD + len(strips) * (SIDE + GAP) + GAP)
     page = Image.new("RGB", size, PAPER)
@@ -35,8 +35,8 @@ def sheet(strips: Sequence[Sequence[Picture]]) -> Image.Image:
     for column, name in enumerate(names):
         draw.text((GAP + column * (SIDE + GAP), 6), name, fill=INK, font=font)
     for row, column in itertools.product(range(len(strips)), range(columns)):
-        place = (GAP + column * (SIDE + GAP), HEAD + row * (SIDE + GAP))
-        page.paste(_square(strips[row][column].image), place)
+        position = (GAP + column * (SIDE + GAP), HEAD + row * (SIDE + GAP))
+        page.paste(_square(strips[row][column].image), position)
     return page
 
 
@@ -52,10 +52,10 @@ def main(
     to: Path,
     root: Annotated[str, typer.Option(help="Folder for artifacts and runs.")] = must.DEFAULT_ROOT,
 ) -> None:
-    """Draw what the recipe's student learns from."""
+    """Draw the labels that the recipe's student learns from."""
     outcome = must.run(recipe, root)
     record = RunRecord(outcome.folder or StoragePath.of(root), outcome.artifacts)
-    sheet(list(itertools.islice(pool_strips(RunSamples(record)), ROWS))).save(to, optimize=True)
+    draw_sheet(list(itertools.islice(pool_strips(RunSamples(record)), ROWS))).save(to, optimize=True)
     print(f"Wrote {to}")
 
 

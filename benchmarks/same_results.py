@@ -1,9 +1,9 @@
-"""Show that a change of the code did not change results: files, losses and labels of a small recipe with all steps.
+"""Check that a change of the code did not change results: files, losses and labels of a small recipe with all steps.
 
-python -m benchmarks.same_results before.json                           # in the checkout of before
+python -m benchmarks.same_results before.json                          # in the old checkout
 python -m benchmarks.same_results after.json --against before.json     # in the changed one, on the same machine
 
-Ends with 1 and names what differs, step by step in the order in which steps depend on each other.
+The exit code is 1 if results differ, and every difference is printed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import typer
 
 RECIPE = Path(__file__).with_suffix(".yaml")
 TIMINGS = {"images_per_s", "waited_s", "time", "seconds", "began"}
-"""Keys of JSON that no two runs have in common."""
+"""Log keys that differ between any two runs."""
 
 
 def run(root: Path) -> None:
     """Run the recipe and its comparison."""
-    import must  # noqa: PLC0415 - what was run before is read without it
+    import must  # noqa: PLC0415 - not needed with --root
     from flows.plan.selection import Selection  # noqa: PLC0415
 
     must.run(RECIPE, root)
@@ -34,12 +34,12 @@ def run(root: Path) -> None:
 def results(root: Path) -> dict[str, dict[str, Any]]:
     """Return by step the hashes of its files, and the losses of every training step."""
     manifests = [json.loads(path.read_text("utf-8")) for path in root.glob("artifacts/*/*/manifest.json")]
-    found = {}
-    for manifest in sorted(manifests, key=lambda each: each["began"]):
+    by_step = {}
+    for manifest in sorted(manifests, key=lambda manifest: manifest["began"]):
         folder = root / "artifacts" / manifest["step"] / manifest["fingerprint"]
         files = {name: facts["sha256"] for name, facts in manifest["files"].items() if not name.startswith("log/")}
-        found[manifest["step"]] = {**files, **dict(_losses(folder / "log"))}
-    return {**found, "labels": _labels(root)}
+        by_step[manifest["step"]] = {**files, **dict(_losses(folder / "log"))}
+    return {**by_step, "labels": _labels(root)}
 
 
 def _losses(folder: Path) -> Iterator[tuple[str, list[Any]]]:
@@ -71,17 +71,17 @@ def main(
     root: Annotated[Path | None, typer.Option(help="Read the results of this root instead of running.")] = None,
     against: Annotated[Path | None, typer.Option(help="Results of another checkout, to compare with.")] = None,
 ) -> None:
-    """Run the recipe, write its results down, and compare them."""
+    """Run the recipe, write hashes of its results, and compare them."""
     if root:
-        found = results(root)
+        current = results(root)
     else:
         with tempfile.TemporaryDirectory() as folder:
             run(Path(folder))
-            found = results(Path(folder))
-    out.write_text(json.dumps(found, indent=1), "utf-8")
+            current = results(Path(folder))
+    out.write_text(json.dumps(current, indent=1), "utf-8")
     if against:
-        lines = differences(json.loads(against.read_text("utf-8")), found)
-        print("\n".join(sorted(lines)) or f"All results of {len(found)} steps are the same.")
+        lines = differences(json.loads(against.read_text("utf-8")), current)
+        print("\n".join(sorted(lines)) or f"All results of {len(current)} steps are the same.")
         raise typer.Exit(bool(lines))
 
 

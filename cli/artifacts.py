@@ -1,4 +1,4 @@
-"""`must artifacts`: look at what a root holds, check it, and clear it out."""
+"""The commands `must artifacts`: list the artifacts in a root, check them, and delete those no longer needed."""
 
 from __future__ import annotations
 
@@ -6,102 +6,111 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import Root
-from pipeline.storage.root import DEFAULT_ROOT
+from cli.options import JsonOption, RootOption
+from pipeline.storage.root import DEFAULT_ROOT, Root
 
 if TYPE_CHECKING:
     from flows.gc.inventory import StoredArtifact
-    from pipeline.storage import root as roots
 
 # ruff: noqa: PLC0415 - as in cli/main.py
 
-artifacts = typer.Typer(no_args_is_help=True, help="Look at what a root holds, check it, and clear it out.")
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+artifacts = typer.Typer(
+    no_args_is_help=True, help="List the artifacts in a root, check them, and delete those no longer needed."
+)
 
 
-def _held(root: str) -> tuple[roots.Root, list[StoredArtifact]]:
+def _read_artifacts(path: str) -> tuple[Root, list[StoredArtifact]]:
     from flows.gc import inventory
-    from pipeline.storage import root as roots
 
-    where = roots.Root.of(root)
-    return where, inventory.artifacts(where, inventory.runs(where))
+    root = Root.of(path)
+    return root, inventory.list_artifacts(root, inventory.list_runs(root))
 
 
 @artifacts.command("ls")
-def artifacts_ls_command(root: Root = DEFAULT_ROOT, as_json: Json = False) -> None:
-    """List artifacts: when they were made, how large they are, which runs refer to them."""
-    from cli.artifacts_view import Page, listed
+def artifacts_ls_command(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+    """List artifacts: when they were made, how large they are, which runs use them."""
+    from cli.artifacts_view import artifact_records, print_artifacts, print_json
 
-    _, held = _held(root)
+    _, stored = _read_artifacts(root)
     if as_json:
-        Page().show_json(listed(held))
+        print_json(artifact_records(stored))
     else:
-        Page().show_list(held)
+        print_artifacts(stored)
 
 
 @artifacts.command("show")
 def artifacts_show_command(
-    name: Annotated[str, typer.Argument(metavar="STEP[/FINGERPRINT]", help="As `must artifacts ls` lists them.")],
-    root: Root = DEFAULT_ROOT,
-    as_json: Json = False,
+    name: Annotated[str, typer.Argument(metavar="STEP[/FINGERPRINT]", help="A name that `must artifacts ls` lists.")],
+    root: RootOption = DEFAULT_ROOT,
+    as_json: JsonOption = False,
 ) -> None:
     """Show an artifact: its configuration, inputs, counts and files."""
-    from cli.artifacts_view import Page
-    from flows.gc.inventory import named
+    from cli.artifacts_view import print_artifact, print_json
+    from flows.gc.inventory import find_artifact
 
-    where, held = _held(root)
-    found = named(where, name, held)
+    opened, stored = _read_artifacts(root)
+    artifact = find_artifact(opened, name, stored)
     if as_json:
-        Page().show_json(found.manifest)
+        print_json(artifact.manifest)
     else:
-        Page().show_one(found)
+        print_artifact(artifact)
 
 
 @artifacts.command("verify")
 def artifacts_verify_command(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[STEP[/FINGERPRINT]]...", help="All, if none.")] = None,
-    root: Root = DEFAULT_ROOT,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[STEP[/FINGERPRINT]]...", help="Default: all artifacts.")
+    ] = None,
+    root: RootOption = DEFAULT_ROOT,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Delete damaged files: the next run makes them anew.")
+        bool, typer.Option("--repair", help="Delete damaged files, so that the next run makes them again.")
     ] = False,
 ) -> None:
-    """Read every byte of artifacts and compare with their manifests; ends with 3 if a file is damaged or missing."""
-    from flows.gc.inventory import damaged, named
+    """Read every byte of artifacts and compare it with their manifests; exit code 3 if a file is damaged or missing."""
+    from flows.gc.inventory import find_artifact, find_damage
 
-    where, held = _held(root)
-    chosen = [named(where, name, held) for name in names] if names else [each for each in held if each.manifest]
-    found = 0
-    for each, file, wrong in damaged(where, chosen):
-        found += 1
-        print(f"{'/'.join(each.key)}: {file}: {wrong}", flush=True)
+    opened, stored = _read_artifacts(root)
+    if names:
+        chosen = [find_artifact(opened, name, stored) for name in names]
+    else:
+        chosen = [artifact for artifact in stored if artifact.manifest]
+    damaged = 0
+    for artifact, file, problem in find_damage(opened, chosen):
+        damaged += 1
+        print(f"{'/'.join(artifact.key)}: {file}: {problem}", flush=True)
         if repair:
             file.path.remove()
-    print(f"{len(chosen)} artifacts, {found or 'no'} damaged or missing files.")
-    if found:
+    print(f"{len(chosen)} artifacts, {damaged or 'no'} damaged or missing files.")
+    if damaged:
         print(
-            "Deleted; the next run makes them anew." if repair else "With --repair they are deleted, for the next run."
+            "Damaged files are deleted; the next run makes them again."
+            if repair
+            else "Use --repair to delete damaged files, so that the next run makes them again."
         )
         raise typer.Exit(3)
 
 
 @artifacts.command("gc")
 def artifacts_gc_command(
-    root: Root = DEFAULT_ROOT,
-    keep: Annotated[int, typer.Option("--keep", min=1, help="Whole runs of each recipe whose artifacts are kept.")] = 1,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete what is not kept; without, only say so.")] = False,
+    root: RootOption = DEFAULT_ROOT,
+    keep: Annotated[
+        int, typer.Option("--keep", min=1, help="Complete runs of each recipe whose artifacts are kept.")
+    ] = 1,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete what is not kept; without this, it is only listed.")
+    ] = False,
 ) -> None:
-    """Show what is kept and why, and what no recent run refers to any more; with --delete, clear that out. Of a root
-    elsewhere that is also what work on it left on this machine.
+    """Show which files are kept and why, and which no recent run uses; with --delete, delete the latter. For a remote
+    root that includes the local files that work on it left on this machine.
     """
-    from cli.artifacts_view import Page
-    from flows.gc.inventory import remove, sort_out
-    from flows.gc.scratch import scratch
+    from cli.artifacts_view import print_verdicts
+    from flows.gc.inventory import delete_files, plan_gc
+    from flows.gc.scratch import plan_scratch_gc
     from pipeline.steps.workspace import Workspace
-    from pipeline.storage.root import Root as Where
 
-    workspace = Workspace(Where.of(root))
-    verdicts, here = sort_out(workspace, keep), scratch(workspace.root)
+    workspace = Workspace(Root.of(root))
+    verdicts, scratch = plan_gc(workspace, keep), plan_scratch_gc(workspace.root)
     if delete:
-        remove(workspace.root, verdicts)
-        remove(Where.of(workspace.root.local_path()), here)
-    Page().show_verdicts([*verdicts, *here], delete)
+        delete_files(workspace.root, verdicts)
+        delete_files(Root.of(workspace.root.local_path()), scratch)
+    print_verdicts([*verdicts, *scratch], delete)

@@ -1,4 +1,4 @@
-"""What `must artifacts` prints: tables for people, JSON for programs."""
+"""Print artifacts, for people as tables and for programs as JSON."""
 
 from __future__ import annotations
 
@@ -14,100 +14,105 @@ from rich.table import Table
 from flows.gc.inventory import StoredArtifact, Verdict
 from pipeline.steps.artifact import EXTERNAL_FILES
 
-WIDE = 200
-"""Columns of a table in a file or a pipe: nobody wants its lines broken there."""
-MOST = 12
-"""Files that are shown of an artifact."""
+PIPE_COLUMNS = 200
+"""Width of a table in a file or a pipe, wide enough that lines are not wrapped."""
+SHOWN_FILES = 12
+"""Number of an artifact's files that are listed."""
 
 
-class Page:
-    """Standard output."""
+def output() -> rich.console.Console:
+    """Return standard output, wide if it is not a terminal."""
+    console = rich.console.Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = PIPE_COLUMNS
+    return console
 
-    def __init__(self) -> None:
-        self.out = rich.console.Console(highlight=False, soft_wrap=True)
-        if not self.out.is_terminal:
-            self.out.width = WIDE
 
-    def show_list(self, held: Iterable[StoredArtifact]) -> None:
-        """A line per artifact."""
-        table = Table("step", "fingerprint", "made", "took", "size", "runs that refer to it", box=None, pad_edge=False)
-        for each in held:
-            about = each.manifest or {}
-            made = moment(about["began"]) if about else "unfinished"
-            took = f"{about['seconds']:.0f} s" if about else ""
-            more = f" and {len(each.users) - 1} more" if len(each.users) > 1 else ""
-            users = f"{each.users[0]}{more}" if each.users else "none"
-            table.add_row(*each.key, made, took, size(each.size), users)
-        self.out.print(table)
+def print_json(value: Any) -> None:
+    """Print a value as JSON, keys sorted."""
+    output().print(json.dumps(value, indent=1, sort_keys=True), markup=False)
 
-    def show_one(self, held: StoredArtifact) -> None:
-        """What an artifact is and came from."""
-        about = held.manifest or {}
-        self.out.print(f"{held.path}: {about['kind']}, {size(held.size)}, digest {about['digest'][:16]}")
-        self.out.print(f"made {moment(about['began'])} in {about['seconds']:.1f} s with {software(about)}")
-        for title in ("config", "inputs", "counts"):
-            self.out.print(f"\n{title}:")
-            text = yaml.safe_dump(about[title], sort_keys=False, default_flow_style=None, width=100)
-            self.out.print(text.rstrip(), markup=False)
-        self.out.print("\nfiles:")
-        files = {**about["files"], **about.get(EXTERNAL_FILES, {})}
-        for name, facts in list(files.items())[:MOST]:
-            self.out.print(f"{size(facts['size']):>10}  {name}", markup=False)
-        if len(files) > MOST:
-            self.out.print(f"           and {len(files) - MOST} more")
-        self.out.print(f"\nruns that refer to it: {', '.join(held.users) or 'none'}")
 
-    def show_verdicts(self, verdicts: Iterable[Verdict], deleted: bool) -> None:
-        """What is kept and why, what is not and why, and what that is in all."""
-        verdicts = list(verdicts)
-        for kept, title in ((True, "Kept"), (False, "Deleted" if deleted else "Not needed")):
-            some = [each for each in verdicts if each.kept is kept]
+def print_artifacts(artifacts: Iterable[StoredArtifact]) -> None:
+    """Print a table with a line per artifact."""
+    table = Table("step", "fingerprint", "made", "took", "size", "used by runs", box=None, pad_edge=False)
+    for artifact in artifacts:
+        manifest = artifact.manifest or {}
+        made = format_time(manifest["began"]) if manifest else "unfinished"
+        took = f"{manifest['seconds']:.0f} s" if manifest else ""
+        more = f" and {len(artifact.users) - 1} more" if len(artifact.users) > 1 else ""
+        users = f"{artifact.users[0]}{more}" if artifact.users else "none"
+        table.add_row(*artifact.key, made, took, format_bytes(artifact.size), users)
+    output().print(table)
+
+
+def print_artifact(artifact: StoredArtifact) -> None:
+    """Print what one artifact is and what it was made from."""
+    console, manifest = output(), artifact.manifest or {}
+    software = ", ".join(f"{name} {version}" for name, version in manifest["software"].items())
+    size = format_bytes(artifact.size)
+    console.print(f"{artifact.path}: {manifest['kind']}, {size}, digest {manifest['digest'][:16]}")
+    console.print(f"made {format_time(manifest['began'])} in {manifest['seconds']:.1f} s with {software}")
+    for title in ("config", "inputs", "counts"):
+        console.print(f"\n{title}:")
+        text = yaml.safe_dump(manifest[title], sort_keys=False, default_flow_style=None, width=100)
+        console.print(text.rstrip(), markup=False)
+    console.print("\nfiles:")
+    files = {**manifest["files"], **manifest.get(EXTERNAL_FILES, {})}
+    for name, facts in list(files.items())[:SHOWN_FILES]:
+        console.print(f"{format_bytes(facts['size']):>10}  {name}", markup=False)
+    if len(files) > SHOWN_FILES:
+        console.print(f"           and {len(files) - SHOWN_FILES} more")
+    console.print(f"\nused by runs: {', '.join(artifact.users) or 'none'}")
+
+
+def print_verdicts(verdicts: Iterable[Verdict], deleted: bool) -> None:
+    """Print what garbage collection keeps and what it does not, each with the reason and total size."""
+    console, verdicts = output(), list(verdicts)
+    for kept, title in ((True, "Kept"), (False, "Deleted" if deleted else "Not needed")):
+        chosen = [verdict for verdict in verdicts if verdict.kept is kept]
+        if chosen:
             table = Table(title, "files", "size", "why", box=None, pad_edge=False)
-            for each in some:
-                table.add_row(each.what, str(len(each.files)), size(each.size), each.why)
-            if some:
-                self.out.print(table)
-            total = size(sum(each.size for each in some))
-            self.out.print(f"{title.lower()}: {total} in {sum(len(each.files) for each in some)} files\n")
-        if not deleted and not all(each.kept for each in verdicts):
-            self.out.print("Nothing was deleted: `must artifacts gc --delete` does it.")
-
-    def show_json(self, value: Any) -> None:
-        """For programs."""
-        self.out.print(json.dumps(value, indent=1, sort_keys=True), markup=False)
+            for verdict in chosen:
+                table.add_row(verdict.what, str(len(verdict.files)), format_bytes(verdict.size), verdict.why)
+            console.print(table)
+        total = format_bytes(sum(verdict.size for verdict in chosen))
+        console.print(f"{title.lower()}: {total} in {sum(len(verdict.files) for verdict in chosen)} files\n")
+    if not deleted and not all(verdict.kept for verdict in verdicts):
+        console.print("Nothing was deleted. To delete it: `must artifacts gc --delete`")
 
 
-def listed(held: Iterable[StoredArtifact]) -> list[dict[str, Any]]:
-    """The list for programs."""
+def artifact_records(artifacts: Iterable[StoredArtifact]) -> list[dict[str, Any]]:
+    """Return a JSON-ready record per artifact."""
     return [
         {
-            "step": each.key[0],
-            "fingerprint": each.key[1],
-            "sealed": each.manifest is not None,
-            "began": (each.manifest or {}).get("began"),
-            "seconds": (each.manifest or {}).get("seconds"),
-            "bytes": each.size,
-            "runs": list(each.users),
+            "step": artifact.key[0],
+            "fingerprint": artifact.key[1],
+            "sealed": artifact.manifest is not None,
+            "began": (artifact.manifest or {}).get("began"),
+            "seconds": (artifact.manifest or {}).get("seconds"),
+            "bytes": artifact.size,
+            "runs": list(artifact.users),
         }
-        for each in held
+        for artifact in artifacts
     ]
 
 
-def moment(when: float) -> str:
-    """A time for people, in their zone."""
-    return datetime.datetime.fromtimestamp(when).astimezone().strftime("%Y-%m-%d %H:%M")
+def format_time(seconds: float) -> str:
+    """Format seconds since the epoch as a local date and time."""
+    return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
-def software(about: dict[str, Any] | Any) -> str:
-    """The versions that made an artifact."""
-    return ", ".join(f"{name} {version}" for name, version in about["software"].items())
+def format_bytes(count: float) -> str:
+    """Format a number of bytes with a decimal unit.
 
-
-def size(count: int) -> str:
-    """Bytes for people."""
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"
+    >>> format_bytes(1500)
+    '1.5 kB'
+    """
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} TB"

@@ -1,4 +1,4 @@
-"""What comparisons still have to do, row by row, as a plan has it. No torch."""
+"""What a plan still has to run for each row of the recipe's comparisons. Loads no torch."""
 
 from __future__ import annotations
 
@@ -9,55 +9,55 @@ from evaluation.report.formatting import plural
 from flows.plan.plan import Planned
 from pipeline.recipe.comparison import COMPARE, TRIAL, Trial, comparison_of
 
-Steps = Mapping[str, Planned]
-
 
 @dataclasses.dataclass(frozen=True)
-class Foreseen:
-    """A row: what its seeds have in common, and by seed the steps that train and measure it, by their names."""
+class PlannedRow:
+    """A row of a comparison: trials that differ in their seed alone."""
 
     trial: Trial
-    seeds: Mapping[int, Steps]
+    """With seed 0."""
+    seeds: Mapping[int, Mapping[str, Planned]]
+    """By seed, then by name, the steps that train and measure it."""
 
     @property
     def to_run(self) -> list[Planned]:
-        """The steps that are to be run."""
-        return [each for steps in self.seeds.values() for each in steps.values() if each.artifact is None]
+        """The steps without a result yet."""
+        return [step for steps in self.seeds.values() for step in steps.values() if step.artifact is None]
 
     @property
-    def amount(self) -> str:
-        """For how many seeds something is to be run."""
-        asked = sum(any(each.artifact is None for each in steps.values()) for steps in self.seeds.values())
-        return f"{asked} of {len(self.seeds)}" if asked else "reuse"
+    def run_seeds(self) -> str:
+        """The number of seeds with steps to run, as text."""
+        count = sum(any(step.artifact is None for step in steps.values()) for steps in self.seeds.values())
+        return f"{count} of {len(self.seeds)}" if count else "reuse"
 
     @property
     def why(self) -> str:
-        """Why the first step that is to be run is, or why none is; what it waits for only if that is all."""
-        first, *_ = [*self.to_run, *(each for steps in self.seeds.values() for each in steps.values())]
+        """The reason why the row's first step runs or is reused, without the steps that it waits for."""
+        first, *_ = [*self.to_run, *(step for steps in self.seeds.values() for step in steps.values())]
         return first.why.partition("; waits for ")[0]
 
 
-def foreseen(planned: Sequence[Planned]) -> dict[str, list[Foreseen]]:
-    """The rows of the comparisons in a plan, by the comparisons' names."""
-    by_name = {each.step.name: each for each in planned}
-    found: dict[str, dict[Trial, dict[int, dict[str, Planned]]]] = {}
-    for each in planned:
-        if TRIAL in each.step.config:
-            trial = Trial(**each.step.config[TRIAL])
-            rows = found.setdefault(comparison_of(each.step.section), {})
+def planned_rows(planned: Sequence[Planned]) -> dict[str, list[PlannedRow]]:
+    """Group a plan's steps into the rows of its comparisons, by comparison name."""
+    by_name = {entry.step.name: entry for entry in planned}
+    comparisons: dict[str, dict[Trial, dict[int, dict[str, Planned]]]] = {}
+    for entry in planned:
+        if TRIAL in entry.step.config:
+            trial = Trial(**entry.step.config[TRIAL])
+            rows = comparisons.setdefault(comparison_of(entry.step.section), {})
             steps = rows.setdefault(dataclasses.replace(trial, seed=0), {}).setdefault(trial.seed, {})
-            training = (name for name in each.step.inputs if by_name[name].step.section[0] == COMPARE)
-            steps |= {name: by_name[name] for name in (*training, each.step.name)}
-    return {name: [Foreseen(*row) for row in rows.items()] for name, rows in found.items()}
+            training = (name for name in entry.step.inputs if by_name[name].step.section[0] == COMPARE)
+            steps |= {name: by_name[name] for name in (*training, entry.step.name)}
+    return {name: [PlannedRow(*row) for row in rows.items()] for name, rows in comparisons.items()}
 
 
-def total(rows: Sequence[Foreseen]) -> str:
-    """What there is to do for a comparison, in a sentence."""
-    steps = [(each, row.trial.steps or 0) for row in rows for each in row.to_run]
-    trainings = [length for each, length in steps if TRIAL not in each.step.config]
+def summarize_work(rows: Sequence[PlannedRow]) -> str:
+    """Return a sentence on the trainings and measurements that a comparison still needs."""
+    steps = [(step, row.trial.steps or 0) for row in rows for step in row.to_run]
+    lengths = [length for step, length in steps if TRIAL not in step.step.config]
     if not steps:
-        return "Nothing is to be trained or measured."
-    measurements = plural(len(steps) - len(trainings), "measurement")
-    if not trainings:
-        return f"To be run: {measurements}."
-    return f"To be run: {plural(len(trainings), 'training')} of {sum(trainings):,} steps in all, and {measurements}."
+        return "Nothing to train or measure."
+    measurements = plural(len(steps) - len(lengths), "measurement")
+    if not lengths:
+        return f"To run: {measurements}."
+    return f"To run: {plural(len(lengths), 'training')} of {sum(lengths):,} steps in all, and {measurements}."

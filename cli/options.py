@@ -1,4 +1,4 @@
-"""Arguments and options that commands share. Loads nothing that takes time."""
+"""Arguments and options that several commands share; importing this module is cheap."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The YAML file that describes the run.")]
-Root = Annotated[
-    str, typer.Option("--root", help="Folder for artifacts and runs: a path, or a URL as s3://bucket/name.")
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="The YAML file that describes the run.")]
+RootOption = Annotated[
+    str, typer.Option("--root", help="Folder for artifacts and runs: a path, or a URL such as s3://bucket/name.")
 ]
-Overrides = Annotated[
+OverrideOptions = Annotated[
     list[str] | None,
-    typer.Option("--override", "-o", metavar="KEY=VALUE", help="Change a key, as in student.epochs=3."),
+    typer.Option("--override", "-o", metavar="KEY=VALUE", help="Change a recipe key, e.g. student.epochs=3."),
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

@@ -1,6 +1,6 @@
-"""Print the reference of all commands, from the application that reads them.
+"""Generate the reference of all commands from the typer application.
 
-`python -m cli.reference > docs/reference/cli.md` renews the page.
+`python -m cli.reference > docs/reference/cli.md` updates the page.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from pipeline.errors import ConfigError, DataError, Stopped
 HEAD = f"""\
 # Commands
 
-Every command answers `--help`. All end with one of these exit codes:
+Every command has `--help`. All commands end with one of these exit codes:
 
 | code | meaning |
 |---|---|
 | 0 | done |
 | {ConfigError.exit_code} | the recipe, an option or the environment needs a change |
-| {DataError.exit_code} | a file on disk needs one |
-| {Stopped.exit_code} | stopped; the same command goes on from there |
+| {DataError.exit_code} | a file on disk needs a change |
+| {Stopped.exit_code} | stopped; run the same command again to go on |
 | 1 | anything else |
 """
 
 
 def markdown() -> str:
-    """Return the page: a section per command."""
+    """Return the reference as one Markdown page, a section per command."""
     return "\n".join([HEAD, *_sections(typer.main.get_command(app), "must")])
 
 
@@ -39,12 +39,12 @@ def _sections(command: Any, name: str) -> Iterator[str]:
         yield from _sections(child, f"{name} {child.name}")
     if hasattr(command, "commands"):
         return
-    arguments = [each for each in command.params if each.param_type_name == "argument"]
-    options = [each for each in command.params if each.param_type_name == "option" and each.name != "help"]
-    usage = [name, *(_argument(each) for each in arguments), *(["[OPTIONS]"] if options else [])]
+    arguments = [param for param in command.params if param.param_type_name == "argument"]
+    options = [param for param in command.params if param.param_type_name == "option" and param.name != "help"]
+    usage = [name, *map(_argument, arguments), *(["[OPTIONS]"] if options else [])]
     yield f"## {name}\n\n```text\n{' '.join(usage)}\n```\n\n{_one_line(command.help)}\n"
-    rows = [f"| `{_argument(each)}` | {_meaning(each)} |" for each in arguments]
-    rows += [f"| `{_option(each)}` | {_meaning(each)} |" for each in options]
+    rows = [f"| `{_argument(param)}` | {_meaning(param)} |" for param in arguments]
+    rows += [f"| `{_option(param)}` | {_meaning(param)} |" for param in options]
     if rows:
         yield "\n".join(["| argument or option | meaning |", "|---|---|", *rows, ""])
 
@@ -69,7 +69,7 @@ def _meaning(parameter: Any) -> str:
 
 
 def _one_line(text: str | None) -> str:
-    """Join lines, and keep `|` from ending a cell."""
+    """Join lines, and escape `|`, which would end a table cell."""
     return " ".join((text or "").split()).replace("|", "\\|")
 
 

@@ -1,6 +1,6 @@
-"""The recipe's reference, written from the models that read it: JSON Schema for editors, Markdown for people.
+"""Generate the recipe's reference from its pydantic models: JSON Schema for editors, Markdown for people.
 
-`python -m cli.schema` prints `docs/reference/recipe.md`.
+`python -m cli.schema > docs/reference/recipe.md` updates the page.
 """
 
 from __future__ import annotations
@@ -27,37 +27,39 @@ from pipeline.recipe.stage import LabelledConfig, PolicyConfig, StageConfig
 from pipeline.recipe.student import LabellingConfig, StudentConfig
 from pipeline.recipe.teacher import TeacherConfig, TrainingConfig
 
-PLAIN = {str: "text", int: "whole number", float: "number"}
+TYPE_NAMES = {str: "text", int: "whole number", float: "number"}
 HEAD = """\
 # The recipe, key by key
 
-One YAML file describes a run. Unknown keys are errors that name the nearest known one. `${NAME}` and `${NAME:-default}`
-are replaced from the environment; relative paths count from the folder the command is run in; `-o a.b=value` changes a
-key for one run. `must schema > recipe.schema.json` writes the JSON Schema that editors complete and check by.
+One YAML file describes a run. An unknown key is an error that names the nearest known key. `${NAME}` and
+`${NAME:-default}` are replaced from the environment. Relative paths start from the folder in which the command runs.
+`-o a.b=value` changes a key for one run. `must schema > recipe.schema.json` writes a JSON Schema, by which editors
+complete and check recipes.
 """
 
 ENTRIES = """\
-`<name>: {kind: <a heading below>, ...}`. A name is lower-case letters, digits and `_`, a letter first. All have:
+`<name>: {kind: <a heading below>, ...}`. A name has lower-case letters, digits and `_`, and starts with a letter. All
+kinds have:
 """
 
 STAGES = """\
-A list, carried out in this order: `- {name: <name>, method: <a heading below>, data: [<sets>], ...}`.
-`-o stages.<name>.steps=100` changes one. Besides the keys of *schedule* all have:
+A list of stages, which run in this order: `- {name: <name>, method: <a heading below>, data: [<sets>], ...}`.
+`-o stages.<name>.steps=100` changes a key of one. All methods have the keys of *schedule* and:
 """
-OF_STAGES: dict[str, type[BaseModel]] = {"augment": PolicyConfig, "labels": LabelledConfig}
+STAGE_SECTIONS: dict[str, type[BaseModel]] = {"augment": PolicyConfig, "labels": LabelledConfig}
 
-COMPARISONS = "`<name>: {data: [...], methods: {...}, ...}`. `-o compare.<name>.steps=[50]` changes one."
+COMPARISONS = "`<name>: {data: [...], methods: {...}, ...}`. `-o compare.<name>.steps=[50]` changes a key of one."
 CHAPTERS: tuple[tuple[str, str, type[BaseModel], type[BaseModel] | None], ...] = (
-    ("The whole", "", Recipe, None),
-    ("runtime", "None of it changes a result's fingerprint.", RuntimeConfig, None),
+    ("The whole recipe", "", Recipe, None),
+    ("runtime", "None of these keys changes a result's fingerprint.", RuntimeConfig, None),
     ("labelling", "", LabellingConfig, None),
-    ("student", "Besides these, the keys of *training* and *schedule* below.", StudentConfig, TrainingConfig),
+    ("student", "Also the keys of *training* and *schedule* below.", StudentConfig, TrainingConfig),
     ("evaluate", "", EvaluateConfig, None),
     ("compare", COMPARISONS, CompareConfig, None),
-    ("training", "Of supervised teachers and the student.", TrainingConfig, FitConfig),
+    ("training", "For supervised teachers and the student.", TrainingConfig, FitConfig),
     (
         "schedule",
-        "Of supervised teachers and the student, beside the keys of *training*, and of stages.",
+        "For supervised teachers, the student and stages.",
         FitConfig,
         BaseConfig,
     ),
@@ -66,12 +68,12 @@ CHAPTERS: tuple[tuple[str, str, type[BaseModel], type[BaseModel] | None], ...] =
 
 
 def schema() -> str:
-    """The JSON Schema of a recipe."""
+    """Return the JSON Schema of a recipe."""
     return json.dumps(Recipe.model_json_schema(), indent=1)
 
 
 def markdown() -> str:
-    """The reference as one page."""
+    """Return the reference as one Markdown page."""
     parts = [HEAD]
     parts += [_chapter(title, note, model, above) for title, note, model, above in CHAPTERS]
     parts += [f"## data: formats\n\n{ENTRIES}\n", _table(SourceConfig, None)]
@@ -79,7 +81,7 @@ def markdown() -> str:
     parts += [f"## teachers: kinds\n\n{ENTRIES}\n", _table(TeacherConfig, None)]
     parts += list(_kinds("teachers", TeacherConfig))
     parts += [f"## stages: methods\n\n{STAGES}\n", _table(StageConfig, FitConfig)]
-    parts += [f"### stages: {name}\n\n{_table(model, None)}" for name, model in OF_STAGES.items()]
+    parts += [f"### stages: {name}\n\n{_table(model, None)}" for name, model in STAGE_SECTIONS.items()]
     parts += list(_kinds("selfsup", StageConfig))
     return "\n".join(parts)
 
@@ -87,14 +89,12 @@ def markdown() -> str:
 def _kinds(package: str, above: type[BaseModel]) -> Iterator[str]:
     for name, module in modules(package).items():
         loaded = importlib.import_module(module)
-        keys = _table(loaded.Config, above)
-        also = "Besides these, the keys of *training* and *schedule*.\n"
-        extra = also if issubclass(loaded.Config, TrainingConfig) else ""
-        yield f"### {name}\n\n{_first_line(loaded)}\n{extra}\n{keys}"
+        note = "Also the keys of *training* and *schedule*.\n" if issubclass(loaded.Config, TrainingConfig) else ""
+        yield f"### {name}\n\n{_first_line(loaded)}\n{note}\n{_table(loaded.Config, above)}"
 
 
 def _first_line(module: types.ModuleType) -> str:
-    """The first paragraph of what a module says of itself, in one line."""
+    """Return the first paragraph of a module's docstring, in one line."""
     return " ".join((module.__doc__ or "").split("\n\n")[0].split())
 
 
@@ -104,14 +104,14 @@ def _chapter(title: str, note: str, model: type[BaseModel], above: type[BaseMode
 
 
 def _table(model: type[BaseModel], above: type[BaseModel] | None) -> str:
-    """The model's own keys: those that `above` or a training section does not have already."""
+    """Return a table of the model's keys without those of `above` or a training section."""
     known = set(above.model_fields) if above else set()
     if above is TeacherConfig and issubclass(model, FitConfig):
         known |= set(TrainingConfig.model_fields)
     rows = [
         _row(name, field)
         for name, field in model.model_fields.items()
-        if name not in known and not (name in ("kind", "method") and model not in OF_STAGES.values())
+        if name not in known and not (name in ("kind", "method") and model not in STAGE_SECTIONS.values())
     ]
     return "\n".join(["| key | values | default | meaning |", "|---|---|---|---|", *rows, ""])
 
@@ -151,10 +151,10 @@ def _type(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin in (Union, types.UnionType):
-        return " or ".join(_type(each) for each in arguments if each is not type(None))
+        return " or ".join(_type(member) for member in arguments if member is not type(None))
     if origin in (dict, list, tuple):
         return f"{_type(arguments[1])} by name" if origin is dict else f"list of {_type(arguments[0])}"
-    return PLAIN.get(annotation, "section")
+    return TYPE_NAMES.get(annotation, "section")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The commands `must store`: what label stores hold, for the terminal."""
+"""The commands `must store`: list, query and compare label stores in the terminal."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.options import JsonOption
 from pipeline.storage.root import DEFAULT_ROOT
 
 if TYPE_CHECKING:
     from browser.answers import Answers
 
-# Everything that takes time to import is imported by the command that needs it: help comes at once.
-# ruff: noqa: PLC0415
+# ruff: noqa: PLC0415 - as in cli/main.py
 
-commands = typer.Typer(no_args_is_help=True, help="Look at label stores, question and compare them.")
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
-Path = Annotated[str, typer.Option("--root", metavar="ROOT_OR_STORE", help="A root, or a folder in one.")]
-StoreName = Annotated[str, typer.Argument(metavar="STORE", help="As `must store ls` lists them; a teacher's newest.")]
+commands = typer.Typer(no_args_is_help=True, help="List, query and compare label stores.")
+RootOrStoreOption = Annotated[
+    str, typer.Option("--root", metavar="ROOT_OR_STORE", help="A root, or a folder inside it.")
+]
+StoreArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="STORE", help="A name that `must store ls` lists; a teacher's name stands for its newest store."
+    ),
+]
 
 
 def _answers(root: str) -> Answers:
-    """Everything in a root, read."""
+    """Load the whole root."""
     from browser.answers import Answers
     from browser.catalogue import root_above
     from browser.loading import Loading
@@ -34,8 +40,10 @@ def _answers(root: str) -> Answers:
 
 
 @commands.command("ls")
-def ls_command(root: Path = DEFAULT_ROOT, as_json: Json = False) -> None:
-    """List label stores: teacher, task, how many labels."""
+def ls_command(root: RootOrStoreOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+    """List label stores: teacher, task, number of labels."""
+    from cli.artifacts_view import format_time
+
     about = _answers(root).about()
     if as_json:
         return _print_json(about["stores"])
@@ -46,108 +54,111 @@ def ls_command(root: Path = DEFAULT_ROOT, as_json: Json = False) -> None:
             store["task"],
             len(store["classes"]) or "",
             *(store["counts"].get(status, 0) for status in ("ok", "none", "failed")),
-            _moment(store["made"]),
+            format_time(store["made"]) if store["made"] else "",
         ]
         for store in about["stores"]
     ]
     _print_table(columns, rows)
-    for file, wrong in about["damaged"].items():
-        print(f"{file}: {wrong}")
+    for file, problem in about["damaged"].items():
+        print(f"{file}: {problem}")
     return None
 
 
 @commands.command("info")
-def info_command(store: StoreName, root: Path = DEFAULT_ROOT, as_json: Json = False) -> None:
-    """Show what a store's labels mean, its columns with their ranges, and its most frequent classes."""
+def info_command(store: StoreArgument, root: RootOrStoreOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+    """Show what a store's labels mean, the range of each column, and the most frequent classes."""
     from browser.summaries import info
 
     answers = _answers(root)
-    found = info(answers, answers.store(store))
+    summary = info(answers, answers.store(store))
     if as_json:
-        return _print_json(found)
-    print(f"{found['name']}: {found['task']}, {sum(found['counts'].values()):,} images, {found['counts']}")
-    if found["reading"]:
-        print(found["reading"])
-    _print_table(["column", "least", "mean", "most"], [[name, *ends] for name, ends in found["ranges"].items()])
-    if found["most"]:
-        _print_table(["class", "images"], found["most"])
+        return _print_json(summary)
+    print(f"{summary['name']}: {summary['task']}, {sum(summary['counts'].values()):,} images, {summary['counts']}")
+    if summary["reading"]:
+        print(summary["reading"])
+    _print_table(["column", "min", "mean", "max"], [[name, *ends] for name, ends in summary["ranges"].items()])
+    if summary["most"]:
+        _print_table(["class", "images"], summary["most"])
     return None
 
 
 @commands.command("sql")
 def sql_command(
-    query: Annotated[str, typer.Argument(help="A SELECT; the tables are `images` and the stores.")],
-    root: Path = DEFAULT_ROOT,
-    as_json: Json = False,
+    query: Annotated[str, typer.Argument(help="A SELECT over the table `images` and a table per store.")],
+    root: RootOrStoreOption = DEFAULT_ROOT,
+    as_json: JsonOption = False,
 ) -> None:
-    """Answer a question in SQL: SELECT source, confidence FROM images JOIN things USING (id) ORDER BY 2 LIMIT 9."""
+    """Run an SQL query: SELECT source, confidence FROM images JOIN things USING (id) ORDER BY 2 LIMIT 9."""
     from browser.sql import run_sql
 
     answers = _answers(root)
-    found = run_sql(answers.tables, answers.stores, query)
+    result = run_sql(answers.tables, answers.stores, query)
     if as_json:
-        return _print_json([dict(zip(found["columns"], row, strict=True)) for row in found["rows"]])
-    _print_table(found["columns"], found["rows"])
-    if found["more"]:
-        print(f"and more; the first {len(found['rows'])} are shown")
+        return _print_json([dict(zip(result["columns"], row, strict=True)) for row in result["rows"]])
+    _print_table(result["columns"], result["rows"])
+    if result["more"]:
+        print(f"Only the first {len(result['rows'])} rows are shown.")
     return None
 
 
 @commands.command("diff")
 def diff_command(
-    one: StoreName,
-    other: StoreName,
-    root: Path = DEFAULT_ROOT,
-    most: Annotated[int, typer.Option("--most", min=1, max=1000, help="Images to list.")] = 10,
-    as_json: Json = False,
+    one: StoreArgument,
+    other: StoreArgument,
+    root: RootOrStoreOption = DEFAULT_ROOT,
+    most: Annotated[int, typer.Option("--most", min=1, max=1000, help="Number of images to list.")] = 10,
+    as_json: JsonOption = False,
 ) -> None:
-    """Compare two stores image by image: two versions of a teacher, two teachers, a teacher and the truth."""
+    """Compare two stores image by image: two versions of a teacher, two teachers, or a teacher and true labels."""
     from browser.summaries import compare
 
     answers = _answers(root)
-    found = compare(answers, answers.store(one), answers.store(other), most)
+    comparison = compare(answers, answers.store(one), answers.store(other), most)
     if as_json:
-        return _print_json(found)
-    print(f"{found['images']:,} images that both have labels of; {found['mean']:.3f} apart on average, of 1")
-    _print_table(["apart", "images"], [[f"{low:.1f} to {low + 0.1:.1f}", count] for low, count in found["counts"]])
-    _print_table(["apart", "key", "set", "source"], found["most"])
+        return _print_json(comparison)
+    images, mean = comparison["images"], comparison["mean"]
+    print(f"{images:,} images have labels in both stores; their mean distance is {mean:.3f}, from 0 (equal) to 1.")
+    _print_table(
+        ["distance", "images"], [[f"{low:.1f} to {low + 0.1:.1f}", count] for low, count in comparison["counts"]]
+    )
+    _print_table(["distance", "key", "set", "source"], comparison["most"])
     return None
 
 
 @commands.command("show")
 def show_command(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="16 hex digits.")],
-    root: Path = DEFAULT_ROOT,
-    as_json: Json = False,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The image's key, 16 hex digits.")],
+    root: RootOrStoreOption = DEFAULT_ROOT,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show an image and what every store says of it."""
-    found = _answers(root).image(key, {})
+    """Show an image and its label in every store."""
+    image = _answers(root).image(key, {})
     if as_json:
-        return _print_json(found)
-    print(f"{found['key']}: {found['set']}/{found['split']}, {found['source']}, {found['width']} x {found['height']}")
-    for store in found["rejected"] or []:
+        return _print_json(image)
+    print(f"{image['key']}: {image['set']}/{image['split']}, {image['source']}, {image['width']} x {image['height']}")
+    for store in image["rejected"] or []:
         print(f"rejected: {f'the labels of {store}' if store else 'the image'}")
     rows = []
-    for label in found["labels"]:
-        more = ", ".join(f"{name} {_short(value)}" for name, value in label["columns"].items() if value is not None)
+    for label in image["labels"]:
+        more = ", ".join(f"{name} {_cell(value)}" for name, value in label["columns"].items() if value is not None)
         rows.append([label["store"], label["task"], label["reason"] or label["says"], more])
-    _print_table(["store", "task", "says", "columns"], rows)
+    _print_table(["store", "task", "label", "columns"], rows)
     return None
 
 
 @commands.command("verify")
-def verify_command(root: Path = DEFAULT_ROOT) -> None:
-    """Read every label file whole and decode every label; ends with 3 if one is damaged."""
+def verify_command(root: RootOrStoreOption = DEFAULT_ROOT) -> None:
+    """Read every label file and decode every label; exit code 3 if one is damaged."""
     from browser.summaries import damaged
 
     answers = _answers(root)
-    wrong = 0
-    for file, why in damaged(answers):
-        wrong += 1
-        print(f"{file}: {why}", flush=True)
+    count = 0
+    for file, problem in damaged(answers):
+        count += 1
+        print(f"{file}: {problem}", flush=True)
     files = sum(len(store.files) for store in answers.loading.catalogue.stores)
-    print(f"{files:,} label files, {wrong or 'no'} damaged.")
-    if wrong:
+    print(f"{files:,} label files, {count or 'no'} damaged.")
+    if count:
         raise typer.Exit(3)
 
 
@@ -158,23 +169,17 @@ def _print_json(value: Any) -> None:
 def _print_table(columns: list[str], rows: list[list[Any]]) -> None:
     from rich.table import Table
 
-    from cli.artifacts_view import Page
+    from cli.artifacts_view import output
 
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(_short(value) for value in row))
-    Page().out.print(table, markup=False)
+        table.add_row(*(_cell(value) for value in row))
+    output().print(table, markup=False)
 
 
-def _short(value: Any) -> str:
+def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return (
-        f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str("" if value is None else value)
-    )
-
-
-def _moment(when: float) -> str:
-    from cli.artifacts_view import moment
-
-    return moment(when) if when else ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return "" if value is None else str(value)

@@ -67,10 +67,10 @@ def test_init_writes_a_recipe_that_can_be_planned(
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["kinds", "--to", "there.yaml"], 2, "there.yaml is there already"),
+        (["kinds", "--to", "there.yaml"], 2, "there.yaml exists already"),
         (["kinds", "other/kinds"], 2, "Two of the folders have the same name"),
-        (["empty"], 3, "empty: holds no images in a layout that is known; known are coco, "),
-        (["nowhere"], 3, "nowhere: holds no images"),
+        (["empty"], 3, "empty: no images in a known layout found; known are coco, "),
+        (["nowhere"], 3, "nowhere: no images"),
         (["nameless"], 2, "classes.json"),
     ],
 )
@@ -124,13 +124,13 @@ def test_the_doctor_lists_the_rest_where_a_start_is_misspelt(
 
 
 def test_the_exported_backbone_gives_in_timm_what_it_gives_in_the_student(
-    whole: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished_root: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to = tmp_path / "out" / "backbone.safetensors"
-    ends(0, "export", "student", recipe, to, "--root", whole, "--to", "safetensors")
+    ends(0, "export", "student", recipe, to, "--root", finished_root, "--to", "safetensors")
     line = f"timm.create_model('test_resnet', num_classes=0, checkpoint_path='{to}')"
     assert line in capsys.readouterr().out
-    student = next(each.artifact for each in must.plan(recipe, whole) if each.step.name == "student")
+    student = next(each.artifact for each in must.plan(recipe, finished_root) if each.step.name == "student")
     assert student is not None
     backbone = student.load_all(Network.load).backbone
     images = torch.rand(2, 3, 64, 64)
@@ -142,9 +142,9 @@ def test_the_exported_backbone_gives_in_timm_what_it_gives_in_the_student(
 
 
 def test_an_export_under_a_suffix_that_timm_does_not_know_is_refused(
-    whole: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished_root: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ends(2, "export", "student", recipe, tmp_path / "backbone.pth", "--root", whole, "--to", "safetensors")
+    ends(2, "export", "student", recipe, tmp_path / "backbone.pth", "--root", finished_root, "--to", "safetensors")
     assert "end it in .safetensors" in capsys.readouterr().err
     assert not (tmp_path / "backbone.pth").exists()
 

@@ -14,7 +14,7 @@ from PIL import Image
 import must
 import pipeline.export.coco as form
 from cli.main import main
-from flows.plan.steps import Selection
+from flows.plan.selection import Selection
 from pipeline.sources import masks
 from tests.flows.tiny import RECIPE
 
@@ -39,13 +39,13 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def made(whole: Path, recipe: Path, out: Path) -> list[Path]:
+def made(finished_root: Path, recipe: Path, out: Path) -> list[Path]:
     """The command's arguments for a recipe that was run."""
-    return [recipe, out, Path("--root"), whole]
+    return [recipe, out, Path("--root"), finished_root]
 
 
-def test_the_pool_comes_out_with_a_summary(whole: Path, recipe: Path, out: Path, capsys: Said) -> None:
-    ends(0, recipe, out, "--to", "masks", "--root", whole)
+def test_the_pool_comes_out_with_a_summary(finished_root: Path, recipe: Path, out: Path, capsys: Said) -> None:
+    ends(0, recipe, out, "--to", "masks", "--root", finished_root)
     said = capsys.readouterr().out
     assert f"Wrote 48 images to {out}." in said
     assert "masks (segmentation): 48 images, in masks" in said
@@ -58,17 +58,17 @@ def test_the_pool_comes_out_with_a_summary(whole: Path, recipe: Path, out: Path,
     assert len(list(masks.Source(masks.Config(path=str(out))).records())) == 48
 
 
-def test_overrides_change_labels_as_they_change_the_student(whole: Path, recipe: Path, out: Path) -> None:
+def test_overrides_change_labels_as_they_change_the_student(finished_root: Path, recipe: Path, out: Path) -> None:
     more = ("-o", "student.labels=true_only", "-o", "student.thresholds.masks=0.9", "--head", "masks")
-    ends(0, recipe, out, "--to", "coco", "--root", whole, *more)
+    ends(0, recipe, out, "--to", "coco", "--root", finished_root, *more)
     summary = json.loads((out / "export.json").read_text("utf-8"))
     assert (summary["images"], summary["labels"], summary["thresholds"]) == (12, "true_only", {"masks": 0.9})
     assert not summary["left_out"]
 
 
-def test_an_empty_folder_may_be_there(whole: Path, recipe: Path, out: Path) -> None:
+def test_an_empty_folder_may_be_there(finished_root: Path, recipe: Path, out: Path) -> None:
     out.mkdir()
-    ends(0, recipe, out, "--to", "hf", "--root", whole)
+    ends(0, recipe, out, "--to", "hf", "--root", finished_root)
     assert (out / "export.json").exists()
 
 
@@ -97,28 +97,30 @@ def test_labels_that_were_never_made_are_named(tmp_path: Path, out: Path, capsys
     nothing_left(out.parent)
 
 
-def test_a_folder_with_something_in_it_is_left_alone(whole: Path, recipe: Path, out: Path, capsys: Said) -> None:
+def test_a_folder_with_something_in_it_is_left_alone(
+    finished_root: Path, recipe: Path, out: Path, capsys: Said
+) -> None:
     out.mkdir()
     (out / "mine.txt").write_text("mine", "utf-8")
-    ends(2, recipe, out, "--to", "coco", "--root", whole)
-    assert f"{out}: is there already and not empty; name another folder" in capsys.readouterr().err
-    ends(2, recipe, out / "mine.txt", "--to", "coco", "--root", whole)
-    assert "there is a file of this name" in capsys.readouterr().err
+    ends(2, recipe, out, "--to", "coco", "--root", finished_root)
+    assert f"{out}: already exists and is not empty; name another folder" in capsys.readouterr().err
+    ends(2, recipe, out / "mine.txt", "--to", "coco", "--root", finished_root)
+    assert "is a file or a link, not a folder" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
 
 def test_a_folder_that_cannot_be_written_and_a_url_are_refused(
-    whole: Path, recipe: Path, out: Path, capsys: Said
+    finished_root: Path, recipe: Path, out: Path, capsys: Said
 ) -> None:
     out.write_text("a file where a folder would have to be", "utf-8")
-    ends(2, recipe, out / "deep", "--to", "coco", "--root", whole)
+    ends(2, recipe, out / "deep", "--to", "coco", "--root", finished_root)
     assert f"{out / 'deep'}: can't be written (Not a directory)" in capsys.readouterr().err
-    ends(2, recipe, "s3://bucket/out", "--to", "coco", "--root", whole)
+    ends(2, recipe, "s3://bucket/out", "--to", "coco", "--root", finished_root)
     assert "exports are written to this machine" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_nothing(
-    whole: Path, recipe: Path, out: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+    finished_root: Path, recipe: Path, out: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add = form.Writer.add
 
@@ -128,26 +130,28 @@ def test_a_full_disk_leaves_nothing(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(form.Writer, "add", fill)
-    ends(3, recipe, out, "--to", "coco", "--root", whole)
+    ends(3, recipe, out, "--to", "coco", "--root", finished_root)
     assert f"export: the disk that holds {out} is full" in capsys.readouterr().err
     nothing_left(out.parent)
 
 
-def test_a_shard_that_is_damaged_is_named(whole: Path, recipe: Path, out: Path, capsys: Said) -> None:
-    shard = next(iter(whole.glob("labels/masks-*/*.parquet")))
+def test_a_shard_that_is_damaged_is_named(finished_root: Path, recipe: Path, out: Path, capsys: Said) -> None:
+    shard = next(iter(finished_root.glob("labels/masks-*/*.parquet")))
     before = shard.read_bytes()
     shard.write_bytes(before[:-9] + b"\0" * 9)
     try:
-        ends(3, recipe, out, "--to", "coco", "--root", whole)
+        ends(3, recipe, out, "--to", "coco", "--root", finished_root)
     finally:
         shard.write_bytes(before)
     assert f"{shard}: not a readable label shard" in capsys.readouterr().err
     nothing_left(out.parent)
 
 
-def test_corrected_labels_make_a_new_student_and_no_new_labels(whole: Path, recipe: Path, tmp_path: Path) -> None:
+def test_corrected_labels_make_a_new_student_and_no_new_labels(
+    finished_root: Path, recipe: Path, tmp_path: Path
+) -> None:
     root, out = tmp_path / "root", tmp_path / "out"
-    shutil.copytree(whole, root)
+    shutil.copytree(finished_root, root)
     ends(0, recipe, out, "--to", "masks", "--root", root, "--head", "masks")
     for file in (out / "masks" / "train").iterdir():
         Image.new("L", Image.open(file).size, 2).save(file)

@@ -233,7 +233,7 @@ def test_remote_artifacts_are_found_by_every_command(
     assert "labels/masks-" in capsys.readouterr().out
 
 
-def test_remote_bench_label_leaves_no_label(
+def test_remote_label_speed_leaves_no_label(
     finished_remote_root: str, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from benchmarks import label_speed  # noqa: PLC0415
@@ -241,7 +241,7 @@ def test_remote_bench_label_leaves_no_label(
     monkeypatch.setattr(label_speed, "WINDOWS", 1)
     monkeypatch.setattr(label_speed, "PLAIN_IMAGES", 2)
     before = StoragePath.of(finished_remote_root).files()
-    run_command(["bench", "label", str(recipe), "--root", finished_remote_root, "--images", "8"])
+    label_speed.main(recipe, finished_remote_root, images=8)
     assert "the labeller" in capsys.readouterr().out
     there = StoragePath.of(finished_remote_root).files()
     assert {name for name in there.keys() - before.keys() if not name.startswith("machine/")} == set()

@@ -168,7 +168,7 @@ def test_doctor_examine_reports_whether_files_are_created_once(bucket: str, monk
         other.setattr(place.fs, "pipe_file", lambda path, data, mode="": pipe_file(path, data))
         fine, line = next((fine, line) for fine, what, line in examine(str(place), None) if what == "root")
     assert not fine
-    assert line.startswith(f"{place}: the storage ignores If-None-Match, so that two runs at once would")
+    assert line.startswith(f"{place}: the storage ignores If-None-Match, so two concurrent runs would")
     assert place.files() == {}, "the probe is gone"
 
 

@@ -1,0 +1,36 @@
+"""Data for benchmarks: subsets of Parquet sets, and JPEG files of noise; the same ones in every run."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+
+def write_subset(source: Path, folder: Path, counts: Mapping[str, int]) -> None:
+    """Write `counts[split]` images of each split to `folder`/<split>.parquet.
+
+    Files that exist are left alone, since the pipeline would ingest a new file again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in counts.items():
+        file = folder / f"{split}.parquet"
+        if file.exists() and pq.read_metadata(file).num_rows == count:
+            continue
+        table = pq.read_table(source / f"{split}.parquet")
+        rows = np.sort(np.random.default_rng(0).permutation(len(table))[:count])
+        part = file.with_suffix(".part")
+        pq.write_table(table.take(rows), part)
+        part.replace(file)
+
+
+def noise_jpeg(number: int, side: int) -> bytes:
+    """Return a JPEG file of noise, `side` pixels square, that differs for every number."""
+    noise = np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "JPEG")
+    return file.getvalue()
