@@ -62,11 +62,11 @@ class Ready(LocalSamples):
 class Memory:
     """Batches that are there already, over and over."""
 
-    def __init__(self, batches: Sequence[Ready]) -> None:
-        self.batches, self.waited = batches, 0.0
+    def __init__(self, ready: Sequence[Ready]) -> None:
+        self.ready, self.waited = ready, 0.0
 
     def batches(self, start: int) -> Generator[Ready]:
-        yield from itertools.islice(itertools.cycle(self.batches), start, None)
+        yield from itertools.islice(itertools.cycle(self.ready), start, None)
 
 
 class Steps:
