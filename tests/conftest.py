@@ -1,4 +1,4 @@
-"""What all tests share: one compute thread, real data where there is some, tiny networks, tiny stores, a tiny world."""
+"""Fixtures for all tests: one compute thread, real data if there is any, and tiny networks, stores and artifacts."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def shared_data() -> Path:
 
 
 def png(pixels: Pixels) -> bytes:
-    """An RGB picture (H, W, 3) as a PNG file."""
+    """Return an RGB image (H, W, 3) uint8 as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
@@ -100,11 +100,11 @@ def runtime(tmp_path: Path) -> Runtime:
 
 @pytest.fixture
 def make_images(tmp_path: Path) -> Callable[[str, Sequence[Pixels]], ImageShard]:
-    """Writes an image shard of PNGs: (name, pictures) -> the shard, opened."""
+    """Writes an image shard of PNGs: (name, images) -> the shard, opened."""
 
-    def make(name: str, pictures: Sequence[Pixels]) -> ImageShard:
+    def make(name: str, images: Sequence[Pixels]) -> ImageShard:
         writer = ShardWriter(tmp_path / "images", name)
-        for number, pixels in enumerate(pictures):
+        for number, pixels in enumerate(images):
             writer.add(NewImage(png(pixels), "png", pixels.shape[1], pixels.shape[0], f"{name}/{number}.png"))
         writer.close()
         return image_shard(writer.tar_path)
@@ -116,10 +116,10 @@ def make_images(tmp_path: Path) -> Callable[[str, Sequence[Pixels]], ImageShard]
 def make_dataset_shard(
     tmp_path: Path, make_images: Callable[[str, Sequence[Pixels]], ImageShard]
 ) -> Callable[[str, Sequence[Pixels], Labels], DatasetShard]:
-    """Writes an image shard and its label shards: (name, pictures, per head its label and values) -> a shelf."""
+    """Writes an image shard and its label shards: (name, images, by head its label and values) -> a dataset shard."""
 
-    def make(name: str, pictures: Sequence[Pixels], labels: Labels) -> DatasetShard:
-        shard = make_images(name, pictures)
+    def make(name: str, images: Sequence[Pixels], labels: Labels) -> DatasetShard:
+        shard = make_images(name, images)
         label_sources = {}
         for head, (label, values) in labels.items():
             path = tmp_path / "labels" / head / f"{name}.parquet"
@@ -135,7 +135,7 @@ def make_dataset_shard(
 
 @pytest.fixture
 def noise() -> Callable[..., Pixels]:
-    """Pictures of random pixels: (seed, height, width) -> (H, W, 3) uint8, no two alike."""
+    """Makes images of random pixels: (seed, height, width) -> (H, W, 3) uint8, another for each seed."""
 
     def make(seed: int, height: int = 32, width: int = 32) -> Pixels:
         return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -159,7 +159,7 @@ def make_network() -> Callable[..., Network]:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """A recipe carried out up to its pool's labels, and what carries out the rest."""
+    """The artifacts of a recipe up to its pool's labels, with the steps and the workspace to make the others."""
 
     steps: dict[str, Step]
     artifacts: dict[str, Artifact]
@@ -167,7 +167,7 @@ class World:
     runtime: Runtime
 
     def inputs(self, step: str, without: Sequence[str] = ()) -> Inputs:
-        """The inputs of a step, some left out by name."""
+        """Return the inputs of a step, without some of them by name."""
         names = [name for name in self.steps[step].inputs if name not in without]
         return Inputs({name: self.artifacts[name] for name in names}, self.runtime)
 
@@ -180,7 +180,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     from tasks import training  # noqa: F401, PLC0415
 
     gc.collect()
-    gc.freeze()  # the libraries' objects: or every collection walks them, half a second each
+    gc.freeze()  # keeps the collector from walking the libraries' objects, half a second each time
     workspace = Workspace(Root.of(tmp_path_factory.mktemp("world")))
     runtime = Runtime(workspace.root, "cpu", "32", 1)
     steps = {step.name: step for step in build_steps(parse_recipe(WORLD, "world"))}
@@ -223,7 +223,7 @@ def bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(params=["local", "s3"])
 def any_root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
-    """An empty root on this machine, and one in a bucket, under a name that has to be quoted in many places."""
+    """An empty root on this machine, and one in a bucket, under a name with characters that have to be quoted."""
     if request.param == "local":
         return Root.of(tmp_path / "root")
     return Root.of(f"{request.getfixturevalue('bucket')}/my root #1 (50%) [ü]'&+")

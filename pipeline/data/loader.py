@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,24 +67,13 @@ class LocalSamples:
         return [collate_samples(self.samples[run], self.collate) for run in split_evenly(len(self.samples), count)]
 
 
-class BatchLoader:
+class BatchLoader(PrefetchedStream[ImageSample, LocalSamples]):
     """An endless stream of training batches, or of one process's part of each, from any step on."""
 
     def __init__(self, dataset: ImageDataset, collate: Mapping[str, Collate], config: LoaderConfig) -> None:
         self.dataset, self.collate, self.config = dataset, collate, config
         self.slots = range(config.batch) if config.slots is None else config.slots
-        self._stream = PrefetchedStream(
-            self._tasks, lambda samples, _: LocalSamples(samples, self.collate), config.threads
-        )
-
-    @property
-    def waited(self) -> float:
-        """Seconds that the consumer has waited for samples so far."""
-        return self._stream.waited
-
-    def batches(self, start: int) -> Generator[LocalSamples]:
-        """Yield the local batch of step `start` and of every step after it."""
-        return self._stream.batches(start)
+        super().__init__(self._tasks, lambda samples, _: LocalSamples(samples, collate), config.threads)
 
     def batch(self, step: int) -> Batch:
         """Return the local batch of one step, made now and as a whole."""

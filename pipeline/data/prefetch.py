@@ -47,28 +47,28 @@ def prefetch(work: Callable[[Item], Result], items: Iterable[Item], threads: int
 class PrefetchedStream(Generic[Sample, LocalBatchT]):
     """An endless stream of training batches, from any step on, whose samples are made ahead on threads.
 
-    `tasks(step)` returns the functions that make the samples of a step, one each; `collate(samples, step)` puts the
+    `tasks(step)` returns the functions that make the samples of a step, one each; `assemble(samples, step)` puts the
     samples together.
     """
 
     def __init__(
         self,
         tasks: Callable[[int], Sequence[Callable[[], Sample]]],
-        collate: Callable[[Sequence[Sample], int], LocalBatchT],
+        assemble: Callable[[Sequence[Sample], int], LocalBatchT],
         threads: int,
     ) -> None:
-        self.tasks, self.collate, self.threads = tasks, collate, threads
+        self._make_tasks, self._assemble, self._threads = tasks, assemble, threads
         self.waited = 0.0
         """Seconds that the consumer has waited for samples so far."""
 
     def batches(self, start: int) -> Generator[LocalBatchT]:
         """Yield the local batch of step `start` and of every step after it."""
-        steps, submitted = itertools.tee(map(self.tasks, itertools.count(start)))
-        most = STEPS_AHEAD * len(self.tasks(start)) + 1  # the step at hand is complete before more than these are made
+        steps, submitted = itertools.tee(map(self._make_tasks, itertools.count(start)))
+        most = STEPS_AHEAD * len(self._make_tasks(start)) + 1  # one of the step at hand, which is taken one by one
         tasks = itertools.chain.from_iterable(submitted)
-        with contextlib.closing(prefetch(operator.call, tasks, self.threads, most)) as made:
+        with contextlib.closing(prefetch(operator.call, tasks, self._threads, most)) as made:
             for step, own in enumerate(steps, start):
                 began = time.perf_counter()
                 samples = list(itertools.islice(made, len(own)))
                 self.waited += time.perf_counter() - began
-                yield self.collate(samples, step)
+                yield self._assemble(samples, step)

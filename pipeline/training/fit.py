@@ -91,14 +91,6 @@ def fit(job: TrainingJob, compute: ComputeConfig, group: ProcessGroup, runtime: 
         ) from error
 
 
-class _StepLosses(NamedTuple):
-    """Losses of a step on the whole batch: what was minimised, its terms, and the highest learning rate."""
-
-    total: float
-    terms: dict[str, float]
-    lr: float
-
-
 class _Trainer:
     """The moving parts of one `fit`: model, optimiser, schedule, average, position."""
 
@@ -168,9 +160,9 @@ class _Trainer:
         try:
             while self.step < self.job.steps:
                 began = time.perf_counter()
-                losses = self._train_step(batches)
+                line = self._train_step(batches)
                 self.step += 1
-                self._log(losses, self.job.config.batch / (time.perf_counter() - began))
+                self._log(line, self.job.config.batch / (time.perf_counter() - began))
                 self.seconds = self.earlier + time.monotonic() - started
                 if any(self.group.all_gather(self.runtime.stop.is_set())):
                     self._stop()
@@ -182,8 +174,8 @@ class _Trainer:
             if self.state:
                 self.state.close()
 
-    def _train_step(self, batches: Generator[LocalBatch]) -> _StepLosses:
-        """Take one optimiser step on the next batch. What is not finite never reaches the weights."""
+    def _train_step(self, batches: Generator[LocalBatch]) -> dict[str, Any]:
+        """Take one optimiser step on the next batch, and return its losses and learning rate for the log."""
         results = self._forward_backward(batches)
         self._lower_limit(min(result.limit for result in results))
         self._all_reduce_gradients(results)
@@ -196,8 +188,8 @@ class _Trainer:
         self.group.all_reduce_mean(self.running_statistics)  # a process may never have seen a head's labels
         if self.ema:
             self.ema.update(self.model, self.step)
-        terms = sum_by_key(result.losses for result in results)
-        return _StepLosses(terms.pop(TOTAL), terms, lr)
+        losses = sum_by_key(result.losses for result in results)
+        return {"loss": losses.pop(TOTAL), "losses": losses, "lr": lr}
 
     def _forward_backward(self, batches: Generator[LocalBatch]) -> list[StepResult]:
         """Run this process's passes on the next batch, and return the results of all processes."""
@@ -235,20 +227,12 @@ class _Trainer:
         self.runtime.stop.set()
         self.runtime.check_stop(self.job.name)
 
-    def _log(self, losses: _StepLosses, images_per_s: float) -> None:
-        if self.state is None:
-            return
-        line = {
-            "step": self.step,
-            "loss": losses.total,
-            "losses": losses.terms,
-            "lr": losses.lr,
-            "passes": self.microbatches.count(self.limit),
-            "images_per_s": round(images_per_s, 2),
-            "waited_s": round(self.job.stream.waited, 3),
-        }
-        self.state.log(line)
-        self._progress(f"loss {losses.total:.3f}, {images_per_s:.0f} images/s")
+    def _log(self, line: dict[str, Any], images_per_s: float) -> None:
+        if self.state:
+            passes, waited_s = self.microbatches.count(self.limit), round(self.job.stream.waited, 3)
+            line = {"step": self.step, **line, "passes": passes, "images_per_s": round(images_per_s, 2)}
+            self.state.log({**line, "waited_s": waited_s})
+            self._progress(f"loss {line['loss']:.3f}, {images_per_s:.0f} images/s")
 
     def _progress(self, line: str) -> None:
         self.runtime.progress(self.job.name, self.step / self.job.steps, line)
