@@ -30,6 +30,8 @@ BIN = Path(sys.executable).parent
 TUTORIAL = "docs/tutorial.md"
 ELSEWHERE = {"docs/how-to/deployment.md": "tests/flows/test_deployments.py"}
 """Pages whose commands another test runs, for they need servers."""
+RECIPE_FIRST = {"docs/how-to/compare.md"}
+"""Pages that begin with commands on the recipe that they show below."""
 SLOW = {"docs/how-to/compare.md", "README.md"}
 """Pages that train many networks."""
 RUN = [page for page in PAGES if page not in (TUTORIAL, *ELSEWHERE) and any(commands_of(page))]
@@ -53,7 +55,10 @@ class Scenario:
         (self.folder / "mine.yaml").write_text(yaml.safe_dump(shrink(self.recipe), sort_keys=False), "utf-8")
 
     def carry_out(self) -> None:
-        for block in blocks(self.page):
+        steps = blocks(self.page)
+        if self.page in RECIPE_FIRST:
+            steps.sort(key=lambda block: block.language != "yaml")
+        for block in steps:
             if block.not_run:
                 continue
             if block.language == "yaml":
