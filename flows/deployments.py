@@ -120,7 +120,7 @@ def _deploy(*parameters: inspect.Parameter) -> Callable[[Callable[[Values], Requ
             request = request_for(values)
             return _run(request.selection, lambda: _read_recipe(request, values), values["root"])
 
-        body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] - what Prefect reads
+        vars(body)["__signature__"] = inspect.Signature(parameters)  # Prefect reads the form off it
         return flow(name=request_for.__name__.replace("_", "-"), persist_result=False)(body)
 
     return make

@@ -81,7 +81,7 @@ class ShardPacker:
         """Files that are taken from the previous artifact as they are, for `INHERITED_FILES`."""
         self._open: dict[str, tuple[ShardWriter, list[PackedRecord]]] = {}
         self._first_names: dict[tuple[str, str], str] = {}
-        self._next_numbers = {split: _next_number(finished_tars(self.work, split)) for split in SPLITS}
+        self._next_numbers: dict[str, int] = {split: _next_number(finished_tars(self.work, split)) for split in SPLITS}
         self._offsets: dict[str, int] = dict.fromkeys(SPLITS, 0)
         """The number of the first new shard by split, after the kept ones."""
 

@@ -98,7 +98,7 @@ class Source(BaseSource):
             raise DataError(f"scene-{key.index:06d}.jpg is {key.size} x {key.size}, not {size[0]} x {size[1]}.")
         scene, tasks = self._render(key), self.config.tasks
         hidden = int(((visible_areas(scene) > 0) & ~_has_box(scene)).sum()) if "detection" in tasks else 0
-        values = {task: LABELLERS[task](scene) for task in tasks}
+        values: dict[str, Value] = {task: LABELLERS[task](scene) for task in tasks}
         return TrueLabels(values, ["object too little visible for a box"] * hidden)
 
 

@@ -47,7 +47,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = (PROJECT / "mkdocs.yml").read_text("utf-8")
     assert "paths: [.]" in config
     (folder / "mkdocs.yml").write_text(config.replace("paths: [.]", f"paths: [{PROJECT}]"), "utf-8")
-    command = [Path(sys.executable).parent / "zensical", "build", "--strict", "--clean"]
+    command = [str(Path(sys.executable).parent / "zensical"), "build", "--strict", "--clean"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return folder / "site"

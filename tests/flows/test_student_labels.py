@@ -44,7 +44,7 @@ def test_student_labels_are_browsed_beside_the_teachers(labelled: Path) -> None:
     loading = Loading(Root.of(labelled))
     loading.refresh()
     assert not loading.progress.damaged
-    stores = loading.newest()
+    stores = loading.newest_stores()
     assert set(stores) == {"masks", "gabor", "student-masks", "student-gabor"}
     assert {found.maker: found.is_learned for found in loading.catalogue.stores if not found.is_true} == {
         "masks": True,
@@ -53,7 +53,7 @@ def test_student_labels_are_browsed_beside_the_teachers(labelled: Path) -> None:
         "student-gabor": False,
     }
     answers = Answers(loading)
-    answers.differences.worked_out(stores["masks"], stores["student-masks"])
+    answers.differences.compute(stores["masks"], stores["student-masks"])
     differ = f"{stores['masks'].name}:{stores['student-masks'].name}.differ"
     found = answers.images(ImageSelection(order=f"-{differ}"), 100, 0, [differ])["images"]
     apart = [image[differ] for image in found]

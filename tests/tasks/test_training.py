@@ -132,7 +132,8 @@ def test_train_network_gives_same_weights_for_any_accumulation(
     weights, logs = [], []
     for pieces in (1, 2, 4, 8):
         network = make_network({"kind": KINDS, "other": KINDS}, backbone="test_convnext")
-        fit = {"batch": 8, "accumulate": pieces, "clip": None, "optimizer": "sgd", "momentum": 0, "lr": 1}
+        fit: dict[str, Any] = {"batch": 8, "accumulate": pieces, "clip": None}
+        fit |= {"optimizer": "sgd", "momentum": 0, "lr": 1}
         out = tmp_path / str(pieces)
         train_network(network, WeightedSum({"kind": 1, "other": 3}), sparse, plan(out, 1, **fit), runtime)
         weights.append(torch.cat([one.detach().flatten() for one in network.parameters()]))

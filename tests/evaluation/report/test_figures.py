@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tasks.drawing import palette, thumbnail
 
 BOXES = LabelSpace("detection", ("car", "tree"))
 MASKS = LabelSpace("segmentation", ("car", "tree"))
-MACROS = ENVIRONMENT.get_template("macros.html").module
+MACROS: Any = ENVIRONMENT.get_template("macros.html").module
 
 
 def boxes(count: int) -> Value:

@@ -156,7 +156,7 @@ def test_run_folders_of_the_same_second_are_numbered(recipe: Path, root: Path) -
     read = read_recipe(recipe)
     plan, runtime = plan_run(read, Root.of(root)), Runtime(Root.of(root))
     folders = {
-        str(Run(read, plan, runtime, InProcess(read.runtime, plan.resolved.models(), runtime).step).folder)
+        str(Run(read, plan, runtime, InProcess(read.runtime, plan.resolved.models(), runtime).get_or_make).folder)
         for _ in range(3)
     }
     assert len(folders) == 3
