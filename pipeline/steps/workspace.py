@@ -105,7 +105,7 @@ class Workspace:
         inherited = self._inherit(counts.pop(INHERITED_FILES, {}), inputs.previous, path)
         manifest = {
             "kind": step.kind.name,
-            "section": step.section,
+            "section": list(step.section),
             "step": step.name,
             "schema": SCHEMA_VERSION,
             "version": step.kind.version,

@@ -24,7 +24,7 @@ from pipeline.steps.workspace import Workspace
 from pipeline.stores.labels import LabelSpace
 from tasks.network import Network
 from tasks.teacher import Teacher, TeacherSchedule
-from tests.disk import made_in
+from tests.disk import made_in, named
 from tests.steps import make_step
 
 if TYPE_CHECKING:
@@ -138,7 +138,12 @@ def saved(network: Network, folder: Path, data: str | None) -> Artifact:
 @pytest.fixture
 def measure_small(runtime: Runtime, tmp_path: Path) -> Measure:
     """Return a function that runs the step: (inputs by name, settings) -> records."""
-    return lambda inputs, **config: measure(Inputs(inputs, runtime), tmp_path / "out", **config)
+
+    def measure_in(inputs: Mapping[str, Artifact], **config: Any) -> list[Record]:
+        artifacts = {name: named(name, made) for name, made in inputs.items()}
+        return measure(Inputs(artifacts, runtime), tmp_path / "out", **config)
+
+    return measure_in
 
 
 def documented(table: int) -> list[tuple[str, list[str]]]:

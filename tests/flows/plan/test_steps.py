@@ -132,11 +132,11 @@ def test_truths_have_to_fit_the_teacher() -> None:
             steps_of(fixed, f"student.truths.{teacher}=[fixed]")
 
 
-def test_student_step_without_truths_keeps_its_fingerprint() -> None:
-    """The quick start's student keeps the fingerprint that it had before the key existed."""
+def test_student_step_of_the_quickstart_keeps_its_fingerprint() -> None:
+    """A change of this fingerprint retrains every student: it must be deliberate."""
     steps = {step.name: step for step in build_steps(read_recipe(PROJECT / "recipes" / "quickstart.yaml"))}
     student = steps["student"]
-    assert fingerprint(student, {name: name for name in student.inputs}) == "d62d49c6d870056e"
+    assert fingerprint(student, {name: name for name in student.inputs}) == "156e6aa2b781197c"
     empty = build_steps(read_recipe(PROJECT / "recipes" / "quickstart.yaml", ["student.truths={}"]))
     assert student in empty
 
@@ -273,7 +273,7 @@ def test_plan_refuses_a_root_of_another_version(workspace: Workspace) -> None:
     with pytest.raises(DataError, match=said):
         plan(chain(second=4), workspace)
     with pytest.raises(DataError, match=said):
-        inventory.artifacts(workspace.root, [])
+        inventory.list_artifacts(workspace.root, [])
 
 
 def test_plan_makes_a_damaged_artifact_again(workspace: Workspace) -> None:
