@@ -80,8 +80,8 @@ class MoCo(Method):
     def _keys(self, images: Tensor) -> Tensor:
         """Return the keys (B, D), computed in two random groups.
 
-        With the batch statistics of its own query, a key could be told from others by them; the paper shuffles images
-        among GPUs instead (section 3.3).
+        Normalised with its query's batch, a key could be recognised by the batch statistics that they share. The paper
+        shuffles images among GPUs instead (section 3.3).
         """
         order = torch.randperm(len(images), device=images.device)
         groups = order.chunk(2 if len(images) >= 2 * MIN_GROUP else 1)

@@ -65,7 +65,7 @@ def student_shards(config: StudentConfig, heads: Mapping[str, StudentHead], inpu
     Images without a label are still in them. Labels that were rejected by hand are not used, true ones are. Raises
     DataError if a teacher has not labelled a shard.
     """
-    sets = {name: IngestedSet(made) for name, made in inputs.of_kind("data").items()}
+    sets = {name: IngestedSet(artifact) for name, artifact in inputs.of_kind("data").items()}
     precedence = LabelPrecedence(config.labels, config.truths, sets, inputs.artifacts)
     for name, shard, rows in pool_shards(inputs["pool"], inputs.of_kind("data")):
         label_sources = {}

@@ -18,7 +18,7 @@ MAX_IMAGES = 512
 MIN_SPREAD = 0.02
 """Below this spread, features can't tell images apart."""
 MIN_RANK_SHARE = 0.1
-"""Below this share of the effective rank before the training, features have lost most of what they told."""
+"""Below this share of the effective rank before the training, features have lost most of their information."""
 
 
 def spread(features: Tensor) -> Tensor:
