@@ -107,15 +107,17 @@ def _check_recipe(path: Path) -> Iterator[Finding]:
     except MustError as error:
         yield False, str(path), str(error)
         return
+    usable = {}
     for name, source in recipe.data.items():
         try:
             stamps = open_source(source.model_dump(mode="json")).file_stamps()
             files = [name for name, *_ in stamps if not name.endswith("/")]  # a class without files is a folder
             yield bool(files), f"data.{name}", f"{len(files)} files"
+            usable[name] = source
         except MustError as error:
             yield False, f"data.{name}", str(error)
     try:
-        sections = resolve(recipe).models()
+        sections = resolve(recipe.model_copy(update={"data": usable})).models()
     except MustError as error:
         yield False, str(path), str(error)
         return
