@@ -1,17 +1,17 @@
-"""How fast a SimCLR stage trains: against the same steps on views in memory, and against the `lightly` package's loop.
+"""Measure how fast a SimCLR stage trains, against the same steps on views in memory, and against `lightly`'s loop.
 
-    python benchmarks/stage_speed.py
+    python -m benchmarks.stage_speed
 
-The stage is `run_stage`, as a run calls it: photographs decoded from an image store, all changes of the views, the
-training loop. "In memory" is the same function, but that the views are there already; colours are a part of the step.
-Lightly's loop is that of its documentation's example for SimCLR: a folder of images, its transform, torch's DataLoader,
-its head and loss, SGD. Backbone, size of views, batch, images and steps are the same for all; its loader has as many
-workers, and torch's threads wait, as is fastest for it. "In the stage's format" is that loop under the number format
-and memory layout that the stage has chosen for this machine. Every figure is of a process of its own, the kinds take
+The stage is `run_stage`, as a run calls it: photographs decoded from an image store, all augmentations, the training
+loop. "In memory" is the same function with the views made before; color jitter is a part of the step. Lightly's loop is
+the SimCLR example in its documentation: a folder of images, its transform, torch's DataLoader, its head and loss, SGD.
+Backbone, view size, batch, images and steps are the same for all. Lightly's loop has the number of loader workers and
+the wait policy of torch's threads that are fastest for it. "In the stage's format" is that loop in the number format
+and memory layout that the stage chose for this machine. Each figure comes from a process of its own, the kinds take
 turns. MUST_DATA names the folder of data, whose `pool` is used.
 """
 
-# ruff: noqa: E402 - a stage's process is set up before torch is loaded, a process of lightly's loop is not
+# ruff: noqa: E402 - a stage's process is set up before torch is loaded, that of lightly's loop is not
 from __future__ import annotations
 
 import contextlib
@@ -22,9 +22,9 @@ from collections.abc import Generator, Sequence
 
 from flows.run.process_setup import set_up_process
 
-WHOLE, MEMORY, THEIRS, THEIRS_ALIKE = "stage", "in memory", "lightly", "lightly in the stage's format"
+STAGE, MEMORY, LIGHTLY, LIGHTLY_FORMAT = "stage", "in memory", "lightly", "lightly in the stage's format"
 PART = json.loads(sys.argv[sys.argv.index("--part") + 1]) if "--part" in sys.argv else {}
-if PART.get("kind") in (WHOLE, MEMORY):
+if PART.get("kind") in (STAGE, MEMORY):
     set_up_process()
 elif PART.get("asleep"):
     os.environ["OMP_WAIT_POLICY"] = "passive"
@@ -46,7 +46,7 @@ import typer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
-from benchmarks.measure import circumstances, in_process_of_its_own, medians, save_result
+from benchmarks.measure import RESULTS, describe_environment, medians, run_part, save_result
 from flows.plan.stage_steps import STAGE_POOL
 from flows.plan.steps import build_steps
 from pipeline.recipe.reader import parse_recipe
@@ -60,16 +60,14 @@ from pipeline.training.device import find_device, move_to_device
 from selfsup.stages import step as stage_step
 from selfsup.stages.stream import ViewBatch, ViewStream
 
-RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("MUST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
-WARM, SEARCHED, FILLED = 6, 8, 10
-"""Steps before a window, steps that the number of workers is chosen by, steps after which memory is at its peak."""
-READY = 4
-"""Steps in memory."""
+WARM_STEPS, SEARCH_STEPS, MEMORY_STEPS = 6, 8, 10
+"""Steps before a timed window, to choose the number of workers, and until memory is at its peak."""
+STEPS_IN_MEMORY = 4
 DIM, LR = 128, 0.06
-"""Lightly's example's: of the embedding, and of SGD."""
+"""Embedding dimension and learning rate of SGD, as in lightly's example."""
 MB = 2**20
-TOLD = {"once_mb": "", "each_mb": " with shared pages counted in each process", "device_mb": " on the device"}
+MEMORY_NOTES = {"once_mb": "", "each_mb": " with shared pages counted in each process", "device_mb": " on the device"}
 HEAD = ("", "images/s", "the stage's rate to it", "ms of a core for an image", "peak of memory, MB")
 RECIPE = """
 name: speed
@@ -81,10 +79,10 @@ student: {{weighting: equal}}
 
 
 class Part(NamedTuple):
-    """One measurement: of which kind, of what, and for how many steps after the first; `weigh`: memory, not time.
+    """One measurement, of time or, with `weigh`, of memory.
 
-    Of lightly's loop, `workers` of its loader, and whether threads of torch that wait for each other sleep, as a
-    stage's do, or spin, as is torch's default.
+    For lightly's loop, also the loader's workers and whether waiting threads of torch sleep (`asleep`, as in a
+    stage) or spin (torch's default).
     """
 
     kind: str
@@ -100,32 +98,32 @@ class Part(NamedTuple):
 
 
 class Window:
-    """The wall clock and the processors' time between the ends of two steps: the `WARM`th, and the last one."""
+    """Wall time and processor time from the end of the last warm-up step to the end of the last step."""
 
     def __init__(self, steps: int) -> None:
-        self.steps, self.ended = steps, 0
-        self.found: list[tuple[float, float]] = []
+        self.steps, self.done = steps, 0
+        self.times: list[tuple[float, float]] = []
 
     def tick(self, *_: Any) -> None:
-        """A step has ended."""
-        self.ended += 1
-        if self.ended in (WARM, WARM + self.steps):
-            self.found.append((time.perf_counter(), _busy()))
+        """Count the end of a step."""
+        self.done += 1
+        if self.done in (WARM_STEPS, WARM_STEPS + self.steps):
+            self.times.append((time.perf_counter(), _processor_seconds()))
 
     def rates(self, batch: int) -> dict[str, float]:
-        """Images per second, and milliseconds that one core would need for an image."""
-        wall, busy = (after - before for before, after in zip(*self.found, strict=True))
+        """Return images per second, and core milliseconds per image."""
+        wall, busy = (after - before for before, after in zip(*self.times, strict=True))
         return {"rate": self.steps * batch / wall, "core_ms": 1000 * busy / (self.steps * batch)}
 
 
-def _busy() -> float:
-    """Seconds that this process and those it started have computed."""
+def _processor_seconds() -> float:
+    """Return the processor time of this process and its children."""
     own = psutil.Process()
-    return sum(sum(each.cpu_times()[:2]) for each in (own, *own.children(recursive=True)))
+    return sum(sum(process.cpu_times()[:2]) for process in (own, *own.children(recursive=True)))
 
 
-class Ready(NamedTuple):
-    """A share of a step that is collated already."""
+class CollatedViews(NamedTuple):
+    """A process's share of a step, collated before it is asked for."""
 
     batch: ViewBatch
 
@@ -138,30 +136,30 @@ class Ready(NamedTuple):
         return [self.batch]
 
 
-class Memory:
-    """Steps that are there already, over and over."""
+class MemoryStream:
+    """A stream that repeats batches in memory."""
 
-    def __init__(self, ready: Sequence[ViewBatch]) -> None:
-        self.ready, self.waited = ready, 0.0
+    def __init__(self, views: Sequence[ViewBatch]) -> None:
+        self.views, self.waited = views, 0.0
 
-    def batches(self, start: int) -> Generator[Ready]:
+    def batches(self, start: int) -> Generator[CollatedViews]:
         for step in itertools.count(start):
-            yield Ready(dataclasses.replace(self.ready[step % len(self.ready)], step=step))
+            yield CollatedViews(dataclasses.replace(self.views[step % len(self.views)], step=step))
 
 
-class InMemory(ViewStream):
-    """The views of a stage, decoded and on the device before it begins."""
+class InMemoryViewStream(ViewStream):
+    """A stage's views, decoded and moved to the device before it begins."""
 
     def prefetched(self, threads: int) -> Any:
-        shares = itertools.islice(super().prefetched(threads).batches(0), READY)
-        return Memory([move_to_device(share.split(1)[0], PART["device"]) for share in shares])
+        shares = itertools.islice(super().prefetched(threads).batches(0), STEPS_IN_MEMORY)
+        return MemoryStream([move_to_device(share.split(1)[0], PART["device"]) for share in shares])
 
 
 def train_stage(part: Part, window: Window) -> None:
-    """A stage, as a run trains it."""
+    """Train a stage as a run does."""
     root = Root.of("root")
     runtime = Runtime(root, cast(Device, part.device), progress=window.tick)
-    inputs = Inputs(ingested(root, part.photos), runtime)
+    inputs = Inputs(stage_inputs(root, part.photos), runtime)
     settings = {
         "name": "speed",
         "method": "simclr",
@@ -170,21 +168,20 @@ def train_stage(part: Part, window: Window) -> None:
         "backbone": part.backbone,
         "image_size": part.size,
         "batch": part.batch,
-        "steps": WARM + part.steps,
+        "steps": WARM_STEPS + part.steps,
         "dim": DIM,
         "optimizer": "sgd",
         "lr": LR,
     }
-    stream = InMemory if part.kind == MEMORY else ViewStream
+    stream = InMemoryViewStream if part.kind == MEMORY else ViewStream
     with tempfile.TemporaryDirectory() as out, patch.object(stage_step, "ViewStream", stream):
-        left = stage_step.run_stage(
-            {"name": "stage.speed", "stage": settings, "seed": 0, "start": None}, inputs, Path(out)
-        )
-    Path("choice.json").write_text(json.dumps(left["choice"]), encoding="utf-8")
+        config = {"name": "stage.speed", "stage": settings, "seed": 0, "start": None}
+        counts = stage_step.run_stage(config, inputs, Path(out))
+    Path("choice.json").write_text(json.dumps(counts["choice"]), encoding="utf-8")
 
 
-def ingested(root: Root, photos: str) -> dict[str, Any]:
-    """The image store, and which of its images a stage sees, made once."""
+def stage_inputs(root: Root, photos: str) -> dict[str, Any]:
+    """Return the stage's input artifacts, its image set and pool, made on the first call."""
     [ingest, *_] = build_steps(parse_recipe(RECIPE.format(path=photos), "speed"))
     workspace, runtime = Workspace(root), Runtime(root)
     sets = {"data.photos": workspace.get_or_make(ingest, Inputs({}, runtime))[0]}
@@ -193,10 +190,10 @@ def ingested(root: Root, photos: str) -> dict[str, Any]:
 
 
 class SimCLR(nn.Module):
-    """The model of lightly's example, on a timm backbone."""
+    """The model of lightly's example, with a timm backbone."""
 
     def __init__(self, backbone: str) -> None:
-        from lightly.models.modules import SimCLRProjectionHead  # noqa: PLC0415 - a stage's process has none of it
+        from lightly.models.modules import SimCLRProjectionHead  # noqa: PLC0415 - not loaded in a stage's process
 
         super().__init__()
         self.backbone = timm.create_model(backbone, num_classes=0)
@@ -209,17 +206,17 @@ class SimCLR(nn.Module):
 
 
 def train_lightly(part: Part, window: Window) -> None:
-    """The loop of lightly's example."""
+    """Train by the loop of lightly's example."""
     from lightly.data import LightlyDataset  # noqa: PLC0415 - as above
     from lightly.loss import NTXentLoss  # noqa: PLC0415
     from lightly.transforms import SimCLRTransform  # noqa: PLC0415
 
     choice = ComputeConfig(part.device, "32", False, {})
-    if part.kind == THEIRS_ALIKE:
+    if part.kind == LIGHTLY_FORMAT:
         choice = ComputeConfig(**json.loads(Path("choice.json").read_text("utf-8")))
     dataset = LightlyDataset(part.photos, transform=SimCLRTransform(input_size=part.size))
-    steps = WARM + part.steps
-    sampler = RandomSampler(dataset, num_samples=steps * part.batch)  # one long epoch: its workers start once
+    steps = WARM_STEPS + part.steps
+    sampler = RandomSampler(dataset, num_samples=steps * part.batch)  # one long epoch, so that workers start once
     loader = DataLoader(dataset, part.batch, sampler=sampler, drop_last=True, num_workers=part.workers)
     model, criterion = choice.place(SimCLR(part.backbone)), NTXentLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
@@ -233,15 +230,14 @@ def train_lightly(part: Part, window: Window) -> None:
         optimizer.step()
         optimizer.zero_grad()
         if part.device == "cuda":
-            torch.cuda.synchronize()  # the stage's loop reads its loss in every step
+            torch.cuda.synchronize()  # as the stage's loop, which reads the loss in every step
         window.tick()
 
 
-class Peak(threading.Thread):
-    """The most memory that this process and those it started hold at once, MB, looked at ten times a second.
+class PeakMemory(threading.Thread):
+    """The peak memory of this process and its children in MB, sampled ten times a second.
 
-    `once`: what is resident in this one, and of the others what they have for themselves, so that pages shared with a
-    child count once. `each`: what is resident in all of them, as often as it is.
+    `once` counts pages that a child shares with this process once, `each` counts them in every process.
     """
 
     def __init__(self) -> None:
@@ -251,74 +247,76 @@ class Peak(threading.Thread):
     def run(self) -> None:
         own = psutil.Process()
         while not self.done.wait(0.1):
-            mine, others = own.memory_info().rss / MB, [_held(child) for child in own.children(recursive=True)]
-            self.once = max(self.once, mine + sum(private for private, _ in others))
-            self.each = max(self.each, mine + sum(resident for _, resident in others))
+            parent = own.memory_info().rss / MB
+            children = [_memory_of(child) for child in own.children(recursive=True)]
+            self.once = max(self.once, parent + sum(private for private, _ in children))
+            self.each = max(self.each, parent + sum(resident for _, resident in children))
 
 
-def _held(process: psutil.Process) -> tuple[float, float]:
-    """MB that no other process has, and all that is resident."""
-    with contextlib.suppress(psutil.Error):  # it has ended meanwhile
-        held = process.memory_full_info()
-        return held.uss / MB, held.rss / MB
+def _memory_of(process: psutil.Process) -> tuple[float, float]:
+    """Return a process's private and resident memory in MB."""
+    with contextlib.suppress(psutil.Error):  # it may have ended meanwhile
+        memory = process.memory_full_info()
+        return memory.uss / MB, memory.rss / MB
     return 0.0, 0.0
 
 
 def measure(part: Part) -> dict[str, float]:
-    """What a window came to, or the peaks of memory."""
-    train = train_stage if part.kind in (WHOLE, MEMORY) else train_lightly
+    """Return the rates in a timed window, or the peaks of memory."""
+    train = train_stage if part.kind in (STAGE, MEMORY) else train_lightly
     window = Window(part.steps)
     if not part.weigh:
         train(part, window)
         return window.rates(part.batch)
-    peak = Peak()
+    peak = PeakMemory()
     peak.start()
     train(part, window)
     peak.done.set()
     peak.join()
-    found: dict[str, float] = {"once_mb": round(peak.once), "each_mb": round(peak.each)}
-    return found | ({"device_mb": round(torch.cuda.max_memory_reserved() / MB)} if part.device == "cuda" else {})
+    peaks: dict[str, float] = {"once_mb": round(peak.once), "each_mb": round(peak.each)}
+    return peaks | ({"device_mb": round(torch.cuda.max_memory_reserved() / MB)} if part.device == "cuda" else {})
 
 
-def in_turn(part: Part, rounds: int, folder: Path) -> dict[str, Any]:
-    """Everything, of all kinds."""
-    _call(part._replace(kind=WHOLE, steps=1), folder)  # makes the image store, and chooses a format
-    tried = [(_call(way._replace(steps=SEARCHED), folder)["rate"], way) for way in _ways(part)]
+def measure_kinds(part: Part, rounds: int, folder: Path) -> dict[str, Any]:
+    """Measure all kinds in turns: their rates in each round, and the memory of the stage and of lightly's loop."""
+    _run(part._replace(kind=STAGE, steps=1), folder)  # makes the image store, and chooses a format
+    tried = [(_run(option._replace(steps=SEARCH_STEPS), folder)["rate"], option) for option in _lightly_options(part)]
     best = max(tried)[1]
-    parts = [part._replace(kind=WHOLE), part._replace(kind=MEMORY), best, best._replace(kind=THEIRS_ALIKE)]
+    parts = [part._replace(kind=STAGE), part._replace(kind=MEMORY), best, best._replace(kind=LIGHTLY_FORMAT)]
     taken: dict[str, dict[str, list[float]]] = {each.kind: {"rate": [], "core_ms": []} for each in parts}
     for number in range(rounds):
         for each in parts:
-            for name, value in _call(each, folder).items():
+            for name, value in _run(each, folder).items():
                 taken[each.kind][name].append(value)
-        print(number, {kind: round(found["rate"][-1], 1) for kind, found in taken.items()}, flush=True)
-    memory = {each.kind: _call(each._replace(steps=FILLED, weigh=True), folder) for each in (parts[0], best)}
+        print(number, {kind: round(values["rate"][-1], 1) for kind, values in taken.items()}, flush=True)
+    memory = {each.kind: _run(each._replace(steps=MEMORY_STEPS, weigh=True), folder) for each in (parts[0], best)}
     choice = json.loads((folder / "choice.json").read_text("utf-8"))
-    search = [{"workers": way.workers, "asleep": way.asleep, "rate": rate} for rate, way in tried]
+    search = [{"workers": each.workers, "asleep": each.asleep, "rate": rate} for rate, each in tried]
     return {"about": best._asdict(), "choice": choice, "search": search, "taken": taken, "memory": memory}
 
 
-def _call(part: Part, folder: Path) -> dict[str, Any]:
-    return in_process_of_its_own(__file__, json.dumps(part._asdict()), folder)
+def _run(part: Part, folder: Path) -> dict[str, Any]:
+    return run_part(json.dumps(part._asdict()), folder)
 
 
-def _ways(part: Part) -> list[Part]:
-    """Lightly's loop with no worker up to one for every core, threads that wait awake or asleep."""
+def _lightly_options(part: Part) -> list[Part]:
+    """Return lightly's loop with 0, 1, 2, 4, ... workers, up to one per core, and both wait policies."""
     counts = [0, *(2**power for power in range(usable_cores().bit_length()))]
-    ways = itertools.product(counts, (False, True))
-    return [part._replace(kind=THEIRS, workers=workers, asleep=asleep) for workers, asleep in ways]
+    options = itertools.product(counts, (False, True))
+    return [part._replace(kind=LIGHTLY, workers=workers, asleep=passive) for workers, passive in options]
 
 
-def table_of(found: dict[str, Any]) -> list[tuple[str, ...]]:
-    """What came out: medians, and of the ratios in each round the median and the range."""
-    own, workers = found["taken"][WHOLE], found["about"]["workers"]
+def table_of(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return a table of medians, and of median and range of each round's ratio to the stage."""
+    stage, workers = result["taken"][STAGE], result["about"]["workers"]
     table: list[tuple[str, ...]] = [HEAD]
-    for kind, taken in found["taken"].items():
-        middle, rounds = medians(taken), [a / b for a, b in zip(own["rate"], taken["rate"], strict=True)]
-        ratio = f"{statistics.median(rounds):.2f} ({min(rounds):.2f} to {max(rounds):.2f})"
-        held = ", ".join(f"{value:,}{TOLD[name]}" for name, value in found["memory"].get(kind, {}).items())
-        name = f"{kind}, {workers} workers" if kind == THEIRS else kind
-        table.append((name, f"{middle['rate']:.1f}", "" if kind == WHOLE else ratio, f"{middle['core_ms']:.1f}", held))
+    for kind, taken in result["taken"].items():
+        middle, ratios = medians(taken), [a / b for a, b in zip(stage["rate"], taken["rate"], strict=True)]
+        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if kind != STAGE else ""
+        peaks = result["memory"].get(kind, {}).items()
+        memory = ", ".join(f"{value:,}{MEMORY_NOTES[name]}" for name, value in peaks)
+        name = f"{kind}, {workers} workers" if kind == LIGHTLY else kind
+        table.append((name, f"{middle['rate']:.1f}", ratio, f"{middle['core_ms']:.1f}", memory))
     return table
 
 
@@ -327,24 +325,21 @@ def main(
     size: Annotated[int, typer.Option(help="Side of a view, pixels.")] = 128,
     batch: int = 64,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
-    steps: Annotated[int, typer.Option(help="Timed steps in a round.")] = 20,
+    steps: Annotated[int, typer.Option(help="Number of timed steps in a round.")] = 20,
     rounds: int = 3,
     part: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
-    """Measure, print, and leave `stage_speed-<device>` among the results."""
+    """Measure, print, and write `stage_speed-DEVICE` to the results."""
     if part:
         print(json.dumps(measure(Part(**json.loads(part)))))
         return
     device = find_device(device)
-    measured = circumstances(device)
+    environment = describe_environment(device)
     with tempfile.TemporaryDirectory() as folder:
-        whole = Part("", str((DATA / "pool").resolve()), backbone, size, batch, device, steps)
-        found = in_turn(whole, rounds, Path(folder))
-    table = table_of(found)
-    for line in table:
-        print("".join(f"{cell:<32}" for cell in line))
+        common = Part("", str((DATA / "pool").resolve()), backbone, size, batch, device, steps)
+        result = measure_kinds(common, rounds, Path(folder))
     title = f"How fast a SimCLR stage trains: {backbone}, views of {size} pixels, {batch} images in a step"
-    save_result(RESULTS / f"stage_speed-{device}.json", title, {"measured": measured, **found}, table)
+    save_result(RESULTS / f"stage_speed-{device}.json", title, {"measured": environment, **result}, table_of(result))
 
 
 if __name__ == "__main__":

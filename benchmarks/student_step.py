@@ -1,8 +1,8 @@
-"""How much of the student's training speed the loader costs: the same steps with it, and on batches ready in memory.
+"""Measure how much the loader slows the student's training: the same steps with it, and on batches in memory.
 
-    python benchmarks/student_step.py RECIPE --root ROOT
+    python -m benchmarks.student_step RECIPE --root ROOT
 
-ROOT is where `must run RECIPE` was run before. The two are timed in turn, by the training loop itself.
+`must run RECIPE` must have been run with ROOT before. Both are timed in turns, in the real training loop.
 """
 
 # ruff: noqa: E402 - the process is set up before torch is loaded
@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.measure import circumstances, medians, save_result, take_turns
+from benchmarks.measure import RESULTS, describe_environment, medians, save_result, take_turns
 from flows.run.run import find_inputs
 from must import DEFAULT_ROOT
 from pipeline.data.loader import Batch, BatchLoader, LoaderConfig, LocalSamples
@@ -40,15 +40,13 @@ from student.loss_weights import build_loss_weighting
 from tasks.network import build_network
 from tasks.training import SupervisedObjective
 
-RESULTS = Path(__file__).parent / "results"
-WARM = 4
-"""Steps of each window that are not timed: more than the loader works ahead."""
-READY = 8
-"""Batches in memory."""
+WARM_STEPS = 4
+"""Untimed steps at the start of each window: more than the loader prefetches."""
+BATCHES_IN_MEMORY = 8
 
 
-class Ready(LocalSamples):
-    """Samples that were collated before anyone asked."""
+class CollatedSamples(LocalSamples):
+    """Samples collated before they are asked for."""
 
     def __init__(self, samples: LocalSamples, pieces: int) -> None:
         super().__init__(samples.samples, samples.collate)
@@ -59,18 +57,18 @@ class Ready(LocalSamples):
         return self.batches
 
 
-class Memory:
-    """Batches that are there already, over and over."""
+class MemoryStream:
+    """A stream that repeats batches in memory."""
 
-    def __init__(self, ready: Sequence[Ready]) -> None:
-        self.ready, self.waited = ready, 0.0
+    def __init__(self, samples: Sequence[CollatedSamples]) -> None:
+        self.samples, self.waited = samples, 0.0
 
-    def batches(self, start: int) -> Generator[Ready]:
-        yield from itertools.islice(itertools.cycle(self.ready), start, None)
+    def batches(self, start: int) -> Generator[CollatedSamples]:
+        yield from itertools.islice(itertools.cycle(self.samples), start, None)
 
 
-class Steps:
-    """The recipe's student, trained for a few steps at a time."""
+class StudentTraining:
+    """Training of the recipe's student, for a few steps at a time."""
 
     def __init__(self, inputs: Inputs, config: dict[str, Any], choice: ComputeConfig, steps: int) -> None:
         student = StudentConfig.model_validate(config["student"])
@@ -81,17 +79,19 @@ class Steps:
         self.choice, self.steps, self.inputs = choice, steps, inputs
         collate = {head: task.collate for head, task in network.tasks.items()}
         threads = inputs.runtime.threads
-        about = LoaderConfig(student.image_size, student.batch, config["seed"], student.augment, threads)
-        self.loader = BatchLoader(student_dataset(student, heads, inputs), collate, about)
+        loader_config = LoaderConfig(student.image_size, student.batch, config["seed"], student.augment, threads)
+        self.loader = BatchLoader(student_dataset(student, heads, inputs), collate, loader_config)
 
     def rate(self, stream: BatchStream) -> float:
-        """Images per second of training on a stream."""
+        """Train on a stream, and return the images per second."""
         ends: list[float] = []
         runtime = dataclasses.replace(
             self.inputs.runtime, progress=lambda *_: ends.append(time.perf_counter()), checkpoint_s=1e9
         )
         with tempfile.TemporaryDirectory() as folder:
-            job = TrainingJob("bench", self.objective, stream, WARM + self.steps, Path(folder), self.config, seed=0)
+            job = TrainingJob(
+                "bench", self.objective, stream, WARM_STEPS + self.steps, Path(folder), self.config, seed=0
+            )
             fit(job, self.choice, ProcessGroup(self.choice.device), runtime)
         return self.steps * self.config.batch / (ends[-1] - ends[-1 - self.steps])
 
@@ -99,30 +99,29 @@ class Steps:
 def main(
     recipe: Path,
     root: Annotated[str, typer.Option(help="Where `must run RECIPE` was run before.")] = DEFAULT_ROOT,
-    steps: Annotated[int, typer.Option(help="Timed steps in a window.")] = 20,
+    steps: Annotated[int, typer.Option(help="Number of timed steps in a window.")] = 20,
     windows: int = 5,
 ) -> None:
-    """Measure, print, and leave `student_step-<device>` among the results."""
-    read, where = read_recipe(recipe), Root.of(root)
-    step, inputs = find_inputs(read, where, "student")
-    student = find_inputs(read, where, "evaluate")[1]["student"]
+    """Measure, print, and write `student_step-DEVICE` to the results."""
+    parsed, opened = read_recipe(recipe), Root.of(root)
+    step, inputs = find_inputs(parsed, opened, "student")
+    student = find_inputs(parsed, opened, "evaluate")[1]["student"]
     choice = ComputeConfig(**student.counts["choice"])
-    measured = circumstances(choice.device)
-    bench = Steps(inputs, dict(step.config), choice, steps)
-    samples = itertools.islice(bench.loader.batches(0), READY)
-    memory = Memory([Ready(each, bench.config.accumulate) for each in samples])
-    taken = take_turns({"memory": lambda: bench.rate(memory), "loader": lambda: bench.rate(bench.loader)}, windows)
+    environment = describe_environment(choice.device)
+    training = StudentTraining(inputs, dict(step.config), choice, steps)
+    samples = itertools.islice(training.loader.batches(0), BATCHES_IN_MEMORY)
+    memory = MemoryStream([CollatedSamples(batch, training.config.accumulate) for batch in samples])
+    measures = {"memory": lambda: training.rate(memory), "loader": lambda: training.rate(training.loader)}
+    taken = take_turns(measures, windows)
     rates = medians(taken)
     ratio = rates["loader"] / rates["memory"]
-    result = {"measured": measured, "images_per_s": rates, "windows": taken, "ratio": ratio}
+    result = {"measured": environment, "images_per_s": rates, "windows": taken, "ratio": ratio}
     table = [
         ("batches", "images/s"),
-        ("ready in memory", f"{rates['memory']:.1f}"),
+        ("in memory", f"{rates['memory']:.1f}"),
         ("by the loader", f"{rates['loader']:.1f}"),
         ("ratio", f"{ratio:.3f}"),
     ]
-    for left, right in table:
-        print(f"{left:<16} {right}")
     save_result(RESULTS / f"student_step-{choice.device}.json", "The student's step with its loader", result, table)
 
 

@@ -1,19 +1,18 @@
-"""What 4,000 labels bring to self-supervised pretraining: SimCLR against SimCLR with SuNCEt on CIFAR-10.
+"""Measure what 4,000 labels add to self-supervised pretraining: SimCLR with and without SuNCEt on CIFAR-10.
 
     python -m benchmarks.suncet_cifar --small    # about 40 minutes on one core
     python -m benchmarks.suncet_cifar            # for a GPU
 
-All 50,000 training images without labels, 400 labels of each class, and trainings that see as many views as SimCLR
-does in 25, 50 and 100 epochs: every step has 512 views, and with SuNCEt 160 of them are of labelled images. A linear
-probe and nearest neighbours then learn from the same 4,000 labels, on frozen features, and are tested on the 10,000
-test images. Every length is a training of its own, as the schedule depends on it, with three seeds, each with labels
-of its own.
+Training uses all 50,000 images without labels, and 400 labels of each class. Both methods see as many views as SimCLR
+in 25, 50 and 100 epochs: each step has 512 views, of which 160 are of labelled images with SuNCEt. A linear probe and
+nearest neighbours then learn from the same 4,000 labels on frozen features, and are tested on the 10,000 test images.
+Every length is a separate training, since the schedule depends on it, with three seeds that draw different labels.
 
-`--small` draws 5,000 of the images, takes 40 labels of each class, and trains timm's `test_resnet`, of 0.4 million
-weights, on images of 32 pixels in 625, 1,250 and 2,500 steps of 128 views, that is 8, 16 and 32 epochs of SimCLR; with
-SuNCEt 40 of the views are of labelled images. The test images are all 10,000 and the seeds three.
+`--small` draws 5,000 of the images and 40 labels of each class, and trains timm's `test_resnet` (0.4 million weights)
+on images of 32 pixels for 625, 1,250 and 2,500 steps of 128 views, which is 8, 16 and 32 epochs of SimCLR; with SuNCEt
+40 of the views are of labelled images. It tests on all 10,000 test images, with three seeds.
 
-What is made is kept in the root: a second run goes on from there.
+Results stay in the root: a second run goes on.
 """
 
 # ruff: noqa: E402 - the process is set up before torch is loaded
@@ -29,24 +28,23 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.compared import line_of, record, run, seconds_of, told, values_of
-from benchmarks.drawn import draw
-from benchmarks.measure import circumstances, save_result
+from benchmarks.comparison_rows import base_seconds, row_cells, row_record, row_values, run
+from benchmarks.datasets import write_subset
+from benchmarks.measure import RESULTS, describe_environment, format_mean, save_result
 from evaluation.backbone_table import MetricColumn
 from evaluation.comparison.comparison import Comparison, Row, read_comparisons
 from pipeline.recipe.comparison import COMPARE
 from pipeline.recipe.stage import STUDENT
 from pipeline.training.device import find_device
 
-RESULTS = Path(__file__).parent / "results"
 RECIPE = Path(__file__).parent / "suncet_cifar.yaml"
 NAME = "cifar"
-DRAWN = {"train": 5000, "test": 10000}
+SUBSET = {"train": 5000, "test": 10000}
 SMALL = [
     "runtime.runner=inline",
     *(
-        f"{COMPARE}.{NAME}.{said}"
-        for said in (
+        f"{COMPARE}.{NAME}.{override}"
+        for override in (
             "backbones=[test_resnet]",
             "image_size=32",
             "batch=64",
@@ -60,52 +58,54 @@ SMALL = [
 
 
 def small_data(source: Path, folder: Path) -> list[str]:
-    """Draw a part of the images; what the recipe is to be told of it."""
-    draw(source, folder, DRAWN)
+    """Write a subset of the images, and return the recipe overrides for it."""
+    write_subset(source, folder, SUBSET)
     return [f"data.{name}.path={folder}" for name in ("cifar", "measured")]
 
 
-def check_views(found: Comparison) -> None:
-    """Where trainings of as many steps had not as many views, nothing could be compared."""
-    for setting in found.settings():
-        views = {row.name: row.views for row in found.rows if row.setting == setting}
+def check_views(comparison: Comparison) -> None:
+    """Assert that trainings with the same number of steps saw the same number of views."""
+    for setting in comparison.settings():
+        views = {row.name: row.views for row in comparison.rows if row.setting == setting}
         assert len(set(views.values())) == 1, views
 
 
-def gains(found: Comparison, columns: Sequence[MetricColumn]) -> list[list[str]]:
-    """A line per length: by how much SuNCEt is better than SimCLR alone, seed by seed."""
-    rows = {(row.method, row.setting.steps): row for row in found.rows}
+def gain_lines(comparison: Comparison, columns: Sequence[MetricColumn]) -> list[list[str]]:
+    """Return a line per length: by how much SuNCEt is better than SimCLR alone, seed by seed."""
+    rows = {(row.method, row.setting.steps): row for row in comparison.rows}
     lines = []
-    for setting in found.settings():
+    for setting in comparison.settings():
         simclr, suncet = (rows[name, setting.steps] for name in ("simclr", "suncet"))
-        shown = [_told_gain(simclr, suncet, column) for column in columns]
-        lines.append(["suncet less simclr", f"{setting.steps:,}", *shown, "", "", ""])
+        gains = [format_mean(_gains(simclr, suncet, column)) for column in columns]
+        lines.append(["suncet less simclr", f"{setting.steps:,}", *gains, "", "", ""])
     return lines
 
 
-def _told_gain(simclr: Row, suncet: Row, column: MetricColumn) -> str:
-    pairs = zip(values_of(simclr, column), values_of(suncet, column), strict=True)
-    return told([after - before for before, after in pairs])
+def _gains(simclr: Row, suncet: Row, column: MetricColumn) -> list[float]:
+    pairs = zip(row_values(simclr, column), row_values(suncet, column), strict=True)
+    return [with_labels - without for without, with_labels in pairs]
 
 
-def table_of(found: Comparison, columns: Sequence[MetricColumn]) -> list[list[str]]:
-    """The rows, but for the student, which is there because a recipe has one; and what SuNCEt brings."""
+def table_of(comparison: Comparison, columns: Sequence[MetricColumn]) -> list[list[str]]:
+    """Return a table of the rows and SuNCEt's gains, without the student, which only exists since recipes need one."""
     head = ["row", "steps", *(f"{_probe(column)}, %" for column in columns), "s", "images", "views"]
     lines = [
-        [*line_of(row, columns), f"{row.cost.images:,}", f"{row.views:,}"] for row in found.rows if row.start != STUDENT
+        [*row_cells(row, columns), f"{row.cost.images:,}", f"{row.views:,}"]
+        for row in comparison.rows
+        if row.start != STUDENT
     ]
-    return [head, *lines, *gains(found, columns)]
+    return [head, *lines, *gain_lines(comparison, columns)]
 
 
-def records(found: Comparison, columns: Sequence[MetricColumn]) -> list[dict[str, Any]]:
-    """The rows of the table as JSON, with the values of all seeds."""
+def row_records(comparison: Comparison, columns: Sequence[MetricColumn]) -> list[dict[str, Any]]:
+    """Return the rows with the values of all seeds, JSON-ready."""
     return [
         {
-            **record(row),
+            **row_record(row),
             "views": row.views,
-            "accuracy": {column.protocol: values_of(row, column) for column in columns},
+            "accuracy": {column.protocol: row_values(row, column) for column in columns},
         }
-        for row in found.rows
+        for row in comparison.rows
         if row.start != STUDENT
     ]
 
@@ -115,32 +115,33 @@ def _probe(column: MetricColumn) -> str:
 
 
 def main(
-    root: Annotated[str, typer.Option(help="Where artifacts are kept.")] = "must-root",
-    data: Annotated[Path, typer.Option(help="The folder with the sets.", envvar="MUST_DATA")] = Path("../shared/data"),
-    small: Annotated[bool, typer.Option("--small", help="What one core does in about 40 minutes.")] = False,
-    override: Annotated[list[str] | None, typer.Option("-o", help="As for must.")] = None,
+    root: Annotated[str, typer.Option(help="Folder for artifacts and runs.")] = "must-root",
+    data: Annotated[Path, typer.Option(help="Folder with the data sets.", envvar="MUST_DATA")] = Path("../shared/data"),
+    small: Annotated[bool, typer.Option("--small", help="For one core, about 40 minutes.")] = False,
+    override: Annotated[list[str] | None, typer.Option("-o", help="Change a recipe key, as with must.")] = None,
 ) -> None:
-    """Measure, print, and leave `suncet_cifar` among the results, or `suncet_cifar_small`."""
+    """Measure, print, and write `suncet_cifar-DEVICE` or `suncet_cifar_small-DEVICE` to the results."""
     device = find_device("auto")
-    measured = circumstances(device)
-    drawn = [*small_data(data / "cifar10", Path(root) / "suncet_cifar"), *SMALL] if small else []
-    overrides = [*drawn, *(override or [])]
+    environment = describe_environment(device)
+    small_overrides = [*small_data(data / "cifar10", Path(root) / "suncet_cifar"), *SMALL] if small else []
+    overrides = [*small_overrides, *(override or [])]
     artifacts = run(RECIPE, root, overrides, f"{COMPARE}.{NAME}")
-    found = read_comparisons(artifacts)[NAME]
-    check_views(found)
-    columns = sorted(found.columns, key=lambda column: column.protocol, reverse=True)
+    comparison = read_comparisons(artifacts)[NAME]
+    check_views(comparison)
+    columns = sorted(comparison.columns, key=lambda column: column.protocol, reverse=True)
     result = {
-        "measured": measured,
+        "measured": environment,
         "overrides": overrides,
         "labels": columns[0].labels,
-        "advice": found.advice(),
-        "test_images": found.n,
-        "seconds": seconds_of(artifacts),
-        "rows": records(found, columns),
+        "advice": comparison.advice(),
+        "test_images": comparison.n,
+        "seconds": base_seconds(artifacts),
+        "rows": row_records(comparison, columns),
     }
     title = f"SuNCEt on CIFAR-10, frozen features with {columns[0].labels:,} labels, accuracy in %, mean ± deviation"
-    table = table_of(found, columns)
-    save_result(RESULTS / f"suncet_cifar{'_small' if small else ''}-{device}.json", title, result, table)
+    save_result(
+        RESULTS / f"suncet_cifar{'_small' if small else ''}-{device}.json", title, result, table_of(comparison, columns)
+    )
 
 
 if __name__ == "__main__":

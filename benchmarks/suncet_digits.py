@@ -1,10 +1,10 @@
-"""What a few labels bring to self-supervised pretraining: SimCLR against SimCLR with SuNCEt on handwritten digits.
+"""Measure what a few labels add to self-supervised pretraining: SimCLR with and without SuNCEt on handwritten digits.
 
     python -m benchmarks.suncet_digits
 
-scikit-learn's digits (8 x 8, enlarged to 16 x 16): 1,200 to train on, with 6 labels of each class among them, and 597
-to test on. Every step sees 128 views, whether labelled ones are among them or not. Features are the backbone's; the
-classifiers learn from the 60 labels.
+The data are scikit-learn's digits (8 x 8, enlarged to 16 x 16): 1,200 to train on, of which 6 of each class have
+labels, and 597 to test on. Every step sees 128 views with either method. The classifiers learn from the backbone's
+features of the 60 labelled images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from timm.models import register_model
 from torch import Tensor, nn
 
-from benchmarks.measure import circumstances, save_result
+from benchmarks.measure import RESULTS, describe_environment, format_mean, save_result
 from evaluation.probe import LabelledFeatures, ProbeTask
 from evaluation.probes import soft_nn
 from flows.plan.stage_steps import STAGE, STAGE_POOL
@@ -41,8 +41,7 @@ from pipeline.storage.root import Root
 from selfsup.stages.labelled_sampler import class_sampler, image_classes
 from selfsup.stages.step import load_images, stage_config
 
-RESULTS = Path(__file__).parent / "results"
-TRAINED, SIDE, PER_CLASS = 1200, 16, 6
+TRAIN_IMAGES, SIDE, PER_CLASS = 1200, 16, 6
 STEPS = (25, 50, 100, 200, 400)
 RECIPE = """
 name: digits
@@ -70,7 +69,7 @@ METHODS: dict[str, dict[str, Any]] = {"SimCLR": {}, "SimCLR+SuNCEt": {"labels": 
 
 
 class DigitsCNN(nn.Module):
-    """Five convolutions, 16 to 64 channels wide."""
+    """A network of five convolutions, 16 to 64 channels wide."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,40 +99,40 @@ def digits_cnn(
     cache_dir: Any = None,
     num_classes: int = 0,
 ) -> nn.Module:
-    """The network, for `timm.create_model`."""
+    """Build the network for `timm.create_model`."""
     return DigitsCNN()
 
 
 def write_digits(folder: Path) -> None:
-    """The digits as files, `<split>/<class>/<number>.png`."""
+    """Write the digits to `<split>/<class>/<number>.png`."""
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
-    for place, number in enumerate(order):
-        grey = Image.fromarray((digits.images[number] * 255 / 16).astype(np.uint8)).resize((SIDE, SIDE))
-        split = "train" if place < TRAINED else "test"
+    for position, number in enumerate(order):
+        gray = Image.fromarray((digits.images[number] * 255 / 16).astype(np.uint8)).resize((SIDE, SIDE))
+        split = "train" if position < TRAIN_IMAGES else "test"
         file = folder / split / str(digits.target[number]) / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        grey.convert("RGB").save(file)
+        gray.convert("RGB").save(file)
 
 
-def tested(made: Artifact, inputs: Inputs, settings: dict[str, Any], seed: int) -> dict[str, float]:
-    """Accuracy on the test images of a linear probe and of a soft nearest-neighbour classifier with the few labels."""
-    start = backbone_from_artifact(made)
-    encoder = start.build_encoder()
+def evaluate(trained: Artifact, inputs: Inputs, settings: dict[str, Any], seed: int) -> dict[str, float]:
+    """Return the test accuracy of a linear probe and a soft nearest-neighbour classifier trained on the few labels."""
+    encoder = backbone_from_artifact(trained).build_encoder()
     stage = stage_config({**settings, "labels": LABELS})
     images = load_images(stage, inputs, seed)
-    known = image_classes(stage, inputs, images)
+    classes = image_classes(stage, inputs, images)
     assert stage.labels is not None
-    few = np.concatenate(class_sampler(stage.labels, known, seed).members)
-    seen = extract_features(encoder, images, few.tolist(), inputs.runtime)
-    found = IngestedSet(inputs["data.digits"])
-    dataset = true_label_dataset(found, "test", {"kind": "classification"})
+    few = np.concatenate(class_sampler(stage.labels, classes, seed).members)
+    few_features = extract_features(encoder, images, few.tolist(), inputs.runtime)
+    dataset = true_label_dataset(IngestedSet(inputs["data.digits"]), "test", {"kind": "classification"})
     truth = class_ids(dataset, "kind")
     features = extract_features(encoder, dataset, range(len(dataset)), inputs.runtime)
-    probe = LogisticRegression(max_iter=2000).fit(seen.numpy(), known.numbers[few])
-    labelled = LabelledFeatures(seen, torch.from_numpy(known.numbers[few]))
-    place = (images, Path(inputs.runtime.root.local_path("probe")), inputs.runtime)
-    neighbours = soft_nn.fit(ProbeTask(labelled, labelled, len(known.names), seed, encoder, *place)).classify(features)
+    probe = LogisticRegression(max_iter=2000).fit(few_features.numpy(), classes.numbers[few])
+    labelled = LabelledFeatures(few_features, torch.from_numpy(classes.numbers[few]))
+    context = (images, Path(inputs.runtime.root.local_path("probe")), inputs.runtime)
+    neighbours = soft_nn.fit(ProbeTask(labelled, labelled, len(classes.names), seed, encoder, *context)).classify(
+        features
+    )
     return {
         "probe": float((probe.predict(features.numpy()) == truth).mean()),
         "sNN": float((neighbours.argmax(1).numpy() == truth).mean()),
@@ -141,22 +140,22 @@ def tested(made: Artifact, inputs: Inputs, settings: dict[str, Any], seed: int) 
 
 
 def run(root: Root, sets: dict[str, Artifact], name: str, steps: int, seed: int) -> dict[str, float]:
-    """One stage, and what its features are worth."""
+    """Train one stage, and return the test accuracies on its features."""
     runtime = Runtime(root, "cpu", "32", 1)
     settings = {"name": "digits", **SETTINGS, **METHODS[name], "steps": steps}
     pool = Step("pool.digits", STAGE_POOL, ("stages", "digits"), {"pool": settings["data"]}, tuple(sets))
     inputs = Inputs({**sets, pool.name: Workspace(root).get_or_make(pool, Inputs(sets, runtime))[0]}, runtime)
     config = {"name": "stage.digits", "stage": settings, "seed": seed, "start": None}
     step = Step("stage.digits", STAGE, ("stages", "digits"), config, tuple(inputs.artifacts))
-    made, _ = Workspace(root).get_or_make(step, inputs)
-    return tested(made, inputs, settings, seed)
+    trained, _ = Workspace(root).get_or_make(step, inputs)
+    return evaluate(trained, inputs, settings, seed)
 
 
-def main(seeds: Annotated[int, typer.Option(help="Runs of each kind.", min=2)] = 5) -> None:
-    """Measure, print, and leave `suncet_digits` among the results."""
+def main(seeds: Annotated[int, typer.Option(help="Number of runs of each kind.", min=2)] = 5) -> None:
+    """Measure, print, and write `suncet_digits` to the results."""
     torch.set_num_threads(1)
-    measured = circumstances("cpu")
-    found: dict[str, dict[str, list[dict[str, float]]]] = {name: {} for name in METHODS}
+    environment = describe_environment("cpu")
+    accuracy: dict[str, dict[str, list[dict[str, float]]]] = {name: {} for name in METHODS}
     with tempfile.TemporaryDirectory() as folder:
         write_digits(Path(folder) / "digits")
         root = Root.of(Path(folder) / "root")
@@ -164,30 +163,29 @@ def main(seeds: Annotated[int, typer.Option(help="Runs of each kind.", min=2)] =
         sets = {"data.digits": Workspace(root).make(ingest, Inputs({}, Runtime(root)))}
         for steps in STEPS:
             for name in METHODS:
-                found[name][str(steps)] = [run(root, sets, name, steps, seed) for seed in range(seeds)]
-                print(name, steps, shown(found[name][str(steps)]), flush=True)
+                accuracy[name][str(steps)] = [run(root, sets, name, steps, seed) for seed in range(seeds)]
+                print(name, steps, accuracy_cell(accuracy[name][str(steps)]), flush=True)
     table = [("steps", *(f"{name}: linear probe, soft nearest neighbours" for name in METHODS))]
-    table += [(str(steps), *(shown(found[name][str(steps)]) for name in METHODS)) for steps in STEPS]
+    table += [(str(steps), *(accuracy_cell(accuracy[name][str(steps)]) for name in METHODS)) for steps in STEPS]
     half, whole = (
-        statistics.mean(each["sNN"] for each in found[name][steps])
+        statistics.mean(each["sNN"] for each in accuracy[name][steps])
         for name, steps in (("SimCLR+SuNCEt", "200"), ("SimCLR", "400"))
     )
     table.append(("", f"SimCLR, 400 steps: {100 * whole:.1f}", f"SuNCEt, 200 steps: {100 * half:.1f}"))
-    result = {"measured": measured, "seeds": seeds, "test_images": 597, "labels": 10 * PER_CLASS, "accuracy": found}
-    save_result(
-        RESULTS / "suncet_digits.json",
-        f"SuNCEt on digits, accuracy in %, mean ± deviation of {seeds} seeds",
-        result,
-        table,
-    )
+    result = {
+        "measured": environment,
+        "seeds": seeds,
+        "test_images": 597,
+        "labels": 10 * PER_CLASS,
+        "accuracy": accuracy,
+    }
+    title = f"SuNCEt on digits, accuracy in %, mean ± deviation of {seeds} seeds"
+    save_result(RESULTS / "suncet_digits.json", title, result, table)
 
 
-def shown(runs: list[dict[str, float]]) -> str:
-    """Mean and standard deviation of each classifier."""
-    return ", ".join(
-        f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
-        for values in ([each[key] for each in runs] for key in ("probe", "sNN"))
-    )
+def accuracy_cell(runs: list[dict[str, float]]) -> str:
+    """Format mean ± deviation of each classifier's accuracy."""
+    return ", ".join(format_mean([accuracy[key] for accuracy in runs]) for key in ("probe", "sNN"))
 
 
 if __name__ == "__main__":
