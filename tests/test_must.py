@@ -1,4 +1,4 @@
-"""The `must` command as a user gives it: what it says, how it ends, and what it does not load."""
+"""The `must` command as users run it: output, exit codes, and what it does not load."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def test_help_loads_nothing_heavy() -> None:
-    told = output_without_heavy_imports("--help")
-    assert "run" in told
-    assert "plan" in told
+def test_must_help_loads_nothing_heavy() -> None:
+    message = output_without_heavy_imports("--help")
+    assert "run" in message
+    assert "plan" in message
 
 
-def test_a_plan_loads_nothing_heavy_and_says_why(recipe: Path, tmp_path: Path) -> None:
-    told = output_without_heavy_imports("plan", recipe, "--root", tmp_path / "root")
-    lines = {line.split()[0]: line for line in told.splitlines()}
+def test_must_plan_loads_nothing_heavy_and_says_why(recipe: Path, tmp_path: Path) -> None:
+    message = output_without_heavy_imports("plan", recipe, "--root", tmp_path / "root")
+    lines = {line.split()[0]: line for line in message.splitlines()}
     assert {"data.world", "teacher.masks", "pool", "label", "student", "evaluate"} <= set(lines)
     assert "never made here" in lines["data.world"]
     assert "waits for" in lines["student"]
@@ -50,7 +50,7 @@ def test_a_plan_loads_nothing_heavy_and_says_why(recipe: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["nowhere.yaml"], "must: nowhere.yaml: can't be read (No such file or directory).\n"),
         (["-o", "student.epoch=3"], "student.epoch: unknown key (value 3). Did you mean 'epochs'?"),
@@ -58,22 +58,22 @@ def test_a_plan_loads_nothing_heavy_and_says_why(recipe: Path, tmp_path: Path) -
         (["-o", "runtime.runner=magic"], "runtime.runner: "),
     ],
 )
-def test_a_mistake_in_the_recipe_ends_with_2_and_one_line(
-    arguments: list[str], told: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_must_run_exits_with_2_and_one_line_for_a_wrong_recipe(
+    arguments: list[str], message: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = arguments if arguments[0].endswith(".yaml") else [str(recipe), *arguments]
     with pytest.raises(SystemExit) as ended:
         main(["run", *given, "--root", str(tmp_path / "root")])
     shown = capsys.readouterr()
     assert ended.value.code == 2
-    assert told in shown.err
+    assert message in shown.err
     assert shown.err.startswith("must: ")
     assert shown.err.count("\n") == 1
     assert shown.out == ""
     assert not (tmp_path / "root").exists()
 
 
-def test_bad_data_ends_with_3(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_must_run_exits_with_3_for_bad_data(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "broken.jpg").write_bytes(b"no picture")
     more = ["-o", f"data.more={{kind: folder, path: {tmp_path / 'set'}}}", "-o", "pool=[world, more]"]
@@ -84,11 +84,9 @@ def test_bad_data_ends_with_3(recipe: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("forgets", ["", "import os; del os.sched_getaffinity"], ids=["linux", "macos"])
-def test_make_knows_how_many_tests_run_at_once_also_where_affinities_are_not_known(
-    forgets: str, tmp_path: Path
-) -> None:
+def test_make_test_chooses_parallel_processes_also_without_affinities(forgets: str, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(forgets, "utf-8")
-    told = ["make", "-n", "test", f"PYTHON={sys.executable}"]
+    command = ["make", "-n", "test", f"PYTHON={sys.executable}"]
     environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(told, cwd=PROJECT, env=environ, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=PROJECT, env=environ, capture_output=True, text=True, check=True)
     assert re.search(r"pytest -q -n [2-4] ", done.stdout), done.stderr

@@ -1,4 +1,4 @@
-"""The commands around a run: a first recipe, a look at the machine, and taking the backbone out."""
+"""The commands `must init`, `must doctor` and `must export student`."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ from pipeline.recipe.reader import read_recipe
 from tasks.network import Network
 
 
-def picture(path: Path, shade: int, mode: str = "RGB") -> None:
+def write_image(path: Path, shade: int, mode: str = "RGB") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, (40, 30), shade if mode == "L" else (shade, 90, 40)).save(path)
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> list[Path]:
-    """An unlabelled folder, one of classes, and one of masks, with names that are no keys."""
+    """Folders with unlabelled images, classes and masks, whose names are not valid recipe keys."""
     for number in range(6):
-        picture(tmp_path / "My photos" / "deep" / f"{number}.jpg", 10 * number)
-        picture(tmp_path / "kinds" / ("train" if number < 4 else "val") / "ab"[number % 2] / f"{number}.jpg", number)
-        picture(tmp_path / "2street" / "images" / f"{number}.png", 20 * number)
-        picture(tmp_path / "2street" / "masks" / f"{number}.png", number % 2, "L")
+        write_image(tmp_path / "My photos" / "deep" / f"{number}.jpg", 10 * number)
+        write_image(
+            tmp_path / "kinds" / ("train" if number < 4 else "val") / "ab"[number % 2] / f"{number}.jpg", number
+        )
+        write_image(tmp_path / "2street" / "images" / f"{number}.png", 20 * number)
+        write_image(tmp_path / "2street" / "masks" / f"{number}.png", number % 2, "L")
     (tmp_path / "2street" / "classes.json").write_text('["road", "sky"]', "utf-8")
     return [tmp_path / "My photos", tmp_path / "kinds", tmp_path / "2street"]
 
 
-def ends(code: int, *arguments: str | Path) -> None:
-    """The command ends with `code`."""
+def assert_exit_code(code: int, *arguments: str | Path) -> None:
+    """Run the command and check its exit code."""
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
     assert (ended.value.code or 0) == code
@@ -46,8 +48,8 @@ def test_init_writes_a_recipe_that_can_be_planned(
     folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to = tmp_path / "mine.yaml"
-    ends(0, "init", *folders, "--to", to)
-    told = capsys.readouterr().out
+    assert_exit_code(0, "init", *folders, "--to", to)
+    printed = capsys.readouterr().out
     recipe = read_recipe(to)
     assert {name: entry.kind for name, entry in recipe.data.items()} == {
         "my_photos": "folder",
@@ -59,13 +61,13 @@ def test_init_writes_a_recipe_that_can_be_planned(
         "set_2street_segmentation": "segmentation",
     }
     assert recipe.pool == ["my_photos", "kinds", "set_2street"]
-    assert "My photos: folder, without labels" in told
-    assert "kinds: imagefolder, with labels for classification" in told
+    assert "My photos: folder, without labels" in printed
+    assert "kinds: imagefolder, with labels for classification" in printed
     assert {planned.action for planned in must.plan(to, tmp_path / "root")} == {"run"}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (["kinds", "--to", "there.yaml"], 2, "there.yaml exists already"),
         (["kinds", "other/kinds"], 2, "Two of the folders have the same name"),
@@ -75,59 +77,59 @@ def test_init_writes_a_recipe_that_can_be_planned(
     ],
 )
 @pytest.mark.usefixtures("folders")
-def test_init_refuses_what_it_cannot_use(
-    arguments: list[str], code: int, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_init_refuses_unusable_folders(
+    arguments: list[str], code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with contextlib.chdir(tmp_path):
         Path("there.yaml").write_text("mine", "utf-8")
         Path("empty").mkdir()
         shutil.copytree("2street", "nameless", ignore=shutil.ignore_patterns("classes.json"))
         shutil.copytree("kinds", "other/kinds")
-        ends(code, "init", *arguments)
-        assert says in capsys.readouterr().err
+        assert_exit_code(code, "init", *arguments)
+        assert message in capsys.readouterr().err
         assert Path("there.yaml").read_text("utf-8") == "mine"
         assert not Path("recipe.yaml").exists()
 
 
-def test_the_doctor_finds_nothing_wrong_with_a_recipe_that_runs(
+def test_doctor_finds_nothing_wrong_with_a_recipe_that_runs(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ends(0, "doctor", recipe, "--root", tmp_path / "root")
-    told = capsys.readouterr().out
-    assert "BAD" not in told
+    assert_exit_code(0, "doctor", recipe, "--root", tmp_path / "root")
+    printed = capsys.readouterr().out
+    assert "BAD" not in printed
     for what in ("python", "cores", "torch", "root", "device", "data.world", "teachers.masks", "student"):
-        assert f"ok  {what} " in told
+        assert f"ok  {what} " in printed
     assert not (tmp_path / "root").exists()
 
 
-def test_the_doctor_lists_all_that_is_wrong_and_ends_with_2(
+def test_doctor_lists_all_problems_and_exits_with_2(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sick = tmp_path / "sick.yaml"
+    broken = tmp_path / "broken.yaml"
     text = recipe.read_text("utf-8").replace("student: {backbone: test_resnet", "student: {backbone: test_resnot")
-    sick.write_text(text.replace("data:\n", f"data:\n  gone: {{kind: folder, path: {tmp_path / 'gone'}}}\n"), "utf-8")
-    ends(2, "doctor", sick, "--root", tmp_path)
+    broken.write_text(text.replace("data:\n", f"data:\n  gone: {{kind: folder, path: {tmp_path / 'gone'}}}\n"), "utf-8")
+    assert_exit_code(2, "doctor", broken, "--root", tmp_path)
     bad = [line for line in capsys.readouterr().out.splitlines() if line.startswith("BAD")]
     assert [line.split()[1] for line in bad] == ["data.gone", "student"]
     assert "Did you mean 'test_resnet'" in bad[1]
 
 
-def test_the_doctor_lists_the_rest_where_a_start_is_misspelt(
+def test_doctor_checks_data_also_if_a_start_is_misspelt(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sick = tmp_path / "sick.yaml"
-    sick.write_text(f"{recipe.read_text('utf-8')}\nevaluate: {{probes: [knn], starts: [studnt]}}\n", "utf-8")
-    ends(2, "doctor", sick, "--root", tmp_path)
-    told = capsys.readouterr().out
-    assert "ok  data.world" in told
-    assert "Did you mean 'student'" in told
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(f"{recipe.read_text('utf-8')}\nevaluate: {{probes: [knn], starts: [studnt]}}\n", "utf-8")
+    assert_exit_code(2, "doctor", broken, "--root", tmp_path)
+    printed = capsys.readouterr().out
+    assert "ok  data.world" in printed
+    assert "Did you mean 'student'" in printed
 
 
-def test_the_exported_backbone_gives_in_timm_what_it_gives_in_the_student(
+def test_export_student_gives_the_same_features_in_timm(
     finished_root: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to = tmp_path / "out" / "backbone.safetensors"
-    ends(0, "export", "student", recipe, to, "--root", finished_root, "--to", "safetensors")
+    assert_exit_code(0, "export", "student", recipe, to, "--root", finished_root, "--to", "safetensors")
     line = f"timm.create_model('test_resnet', num_classes=0, checkpoint_path='{to}')"
     assert line in capsys.readouterr().out
     student = next(each.artifact for each in must.plan(recipe, finished_root) if each.step.name == "student")
@@ -141,17 +143,21 @@ def test_the_exported_backbone_gives_in_timm_what_it_gives_in_the_student(
         assert not torch.allclose(fresh.forward_features(images), backbone(images)[-1])
 
 
-def test_an_export_under_a_suffix_that_timm_does_not_know_is_refused(
+def test_export_student_refuses_a_suffix_that_timm_does_not_know(
     finished_root: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ends(2, "export", "student", recipe, tmp_path / "backbone.pth", "--root", finished_root, "--to", "safetensors")
+    assert_exit_code(
+        2, "export", "student", recipe, tmp_path / "backbone.pth", "--root", finished_root, "--to", "safetensors"
+    )
     assert "end it in .safetensors" in capsys.readouterr().err
     assert not (tmp_path / "backbone.pth").exists()
 
 
-def test_an_export_of_what_was_not_made_is_refused(
+def test_export_student_refuses_a_student_that_was_not_made(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ends(3, "export", "student", recipe, tmp_path / "backbone.safetensors", "--root", tmp_path, "--to", "safetensors")
+    assert_exit_code(
+        3, "export", "student", recipe, tmp_path / "backbone.safetensors", "--root", tmp_path, "--to", "safetensors"
+    )
     assert "student" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""`must export labels` from the command line: what it says, what it leaves, and what it refuses and why."""
+"""The command `must export labels`: its output, its files and its errors."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from flows.plan.selection import Selection
 from pipeline.sources import masks
 from tests.flows.tiny import RECIPE
 
-Said = pytest.CaptureFixture[str]
+Output = pytest.CaptureFixture[str]
 
 
-def ends(code: int, *arguments: str | Path) -> None:
-    """The command ends with `code`."""
+def assert_exit_code(code: int, *arguments: str | Path) -> None:
+    """Run the command and check its exit code."""
     with pytest.raises(SystemExit) as ended:
         main(["export", "labels", *(str(argument) for argument in arguments)])
     assert (ended.value.code or 0) == code
 
 
-def nothing_left(folder: Path) -> None:
+def assert_empty(folder: Path) -> None:
     assert not list(folder.iterdir()), "an export that failed left something"
 
 
@@ -39,18 +39,20 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def made(finished_root: Path, recipe: Path, out: Path) -> list[Path]:
-    """The command's arguments for a recipe that was run."""
+def finished_run(finished_root: Path, recipe: Path, out: Path) -> list[Path]:
+    """Return the command's arguments for a recipe that was run."""
     return [recipe, out, Path("--root"), finished_root]
 
 
-def test_the_pool_comes_out_with_a_summary(finished_root: Path, recipe: Path, out: Path, capsys: Said) -> None:
-    ends(0, recipe, out, "--to", "masks", "--root", finished_root)
-    said = capsys.readouterr().out
-    assert f"Wrote 48 images to {out}." in said
-    assert "masks (segmentation): 48 images, in masks" in said
-    assert "not held: the confidence of each pixel" in said
-    assert "gabor is left out: masks has no place for texture: its labels are rasters" in said
+def test_export_labels_writes_the_pool_and_a_summary(
+    finished_root: Path, recipe: Path, out: Path, capsys: Output
+) -> None:
+    assert_exit_code(0, recipe, out, "--to", "masks", "--root", finished_root)
+    printed = capsys.readouterr().out
+    assert f"Wrote 48 images to {out}." in printed
+    assert "masks (segmentation): 48 images, in masks" in printed
+    assert "not held: the confidence of each pixel" in printed
+    assert "gabor is left out: masks has no place for texture: its labels are rasters" in printed
     summary: dict[str, Any] = json.loads((out / "export.json").read_text("utf-8"))
     assert (summary["form"], summary["recipe"], summary["labels"]) == ("masks", "tiny", "true_first")
     assert summary["thresholds"] == {"masks": 0.5, "gabor": 0.0}
@@ -58,22 +60,22 @@ def test_the_pool_comes_out_with_a_summary(finished_root: Path, recipe: Path, ou
     assert len(list(masks.Source(masks.Config(path=str(out))).records())) == 48
 
 
-def test_overrides_change_labels_as_they_change_the_student(finished_root: Path, recipe: Path, out: Path) -> None:
+def test_export_labels_applies_overrides_of_the_student(finished_root: Path, recipe: Path, out: Path) -> None:
     more = ("-o", "student.labels=true_only", "-o", "student.thresholds.masks=0.9", "--head", "masks")
-    ends(0, recipe, out, "--to", "coco", "--root", finished_root, *more)
+    assert_exit_code(0, recipe, out, "--to", "coco", "--root", finished_root, *more)
     summary = json.loads((out / "export.json").read_text("utf-8"))
     assert (summary["images"], summary["labels"], summary["thresholds"]) == (12, "true_only", {"masks": 0.9})
     assert not summary["left_out"]
 
 
-def test_an_empty_folder_may_be_there(finished_root: Path, recipe: Path, out: Path) -> None:
+def test_export_labels_accepts_an_empty_folder(finished_root: Path, recipe: Path, out: Path) -> None:
     out.mkdir()
-    ends(0, recipe, out, "--to", "hf", "--root", finished_root)
+    assert_exit_code(0, recipe, out, "--to", "hf", "--root", finished_root)
     assert (out / "export.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (["--to", "cocoa"], 2, "--to 'cocoa' is unknown. Did you mean 'coco'? Known: coco, "),
         (["--to", "coco", "--head", "mask"], 2, "--head 'mask' is unknown. Did you mean 'masks'"),
@@ -82,45 +84,45 @@ def test_an_empty_folder_may_be_there(finished_root: Path, recipe: Path, out: Pa
         (["--to", "coco", "-o", "data.pool.seed=77"], 3, "there is nothing for pool, label, data.pool as the recipe"),
     ],
 )
-def test_what_cannot_be_is_refused_with_what_would_work(
-    arguments: list[str], code: int, says: str, made: list[Path], capsys: Said
+def test_export_labels_refuses_wrong_options_with_what_would_work(
+    arguments: list[str], code: int, message: str, finished_run: list[Path], capsys: Output
 ) -> None:
-    ends(code, *made, *arguments)
-    assert says in capsys.readouterr().err
-    nothing_left(made[1].parent)
+    assert_exit_code(code, *finished_run, *arguments)
+    assert message in capsys.readouterr().err
+    assert_empty(finished_run[1].parent)
 
 
-def test_labels_that_were_never_made_are_named(tmp_path: Path, out: Path, capsys: Said) -> None:
+def test_export_labels_names_labels_that_were_never_made(tmp_path: Path, out: Path, capsys: Output) -> None:
     (tmp_path / "tiny.yaml").write_text(RECIPE, "utf-8")
-    ends(3, tmp_path / "tiny.yaml", out, "--to", "coco", "--root", tmp_path / "root")
+    assert_exit_code(3, tmp_path / "tiny.yaml", out, "--to", "coco", "--root", tmp_path / "root")
     assert "`must label` with this recipe and root makes it" in capsys.readouterr().err
-    nothing_left(out.parent)
+    assert_empty(out.parent)
 
 
-def test_a_folder_with_something_in_it_is_left_alone(
-    finished_root: Path, recipe: Path, out: Path, capsys: Said
+def test_export_labels_leaves_a_folder_with_files_alone(
+    finished_root: Path, recipe: Path, out: Path, capsys: Output
 ) -> None:
     out.mkdir()
     (out / "mine.txt").write_text("mine", "utf-8")
-    ends(2, recipe, out, "--to", "coco", "--root", finished_root)
+    assert_exit_code(2, recipe, out, "--to", "coco", "--root", finished_root)
     assert f"{out}: already exists and is not empty; name another folder" in capsys.readouterr().err
-    ends(2, recipe, out / "mine.txt", "--to", "coco", "--root", finished_root)
+    assert_exit_code(2, recipe, out / "mine.txt", "--to", "coco", "--root", finished_root)
     assert "is a file or a link, not a folder" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
 
-def test_a_folder_that_cannot_be_written_and_a_url_are_refused(
-    finished_root: Path, recipe: Path, out: Path, capsys: Said
+def test_export_labels_refuses_an_unwritable_folder_and_a_url(
+    finished_root: Path, recipe: Path, out: Path, capsys: Output
 ) -> None:
     out.write_text("a file where a folder would have to be", "utf-8")
-    ends(2, recipe, out / "deep", "--to", "coco", "--root", finished_root)
+    assert_exit_code(2, recipe, out / "deep", "--to", "coco", "--root", finished_root)
     assert f"{out / 'deep'}: can't be written (Not a directory)" in capsys.readouterr().err
-    ends(2, recipe, "s3://bucket/out", "--to", "coco", "--root", finished_root)
+    assert_exit_code(2, recipe, "s3://bucket/out", "--to", "coco", "--root", finished_root)
     assert "exports are written to this machine" in capsys.readouterr().err
 
 
-def test_a_full_disk_leaves_nothing(
-    finished_root: Path, recipe: Path, out: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+def test_export_labels_leaves_nothing_on_a_full_disk(
+    finished_root: Path, recipe: Path, out: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add = form.Writer.add
 
@@ -130,29 +132,29 @@ def test_a_full_disk_leaves_nothing(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(form.Writer, "add", fill)
-    ends(3, recipe, out, "--to", "coco", "--root", finished_root)
+    assert_exit_code(3, recipe, out, "--to", "coco", "--root", finished_root)
     assert f"export: the disk that holds {out} is full" in capsys.readouterr().err
-    nothing_left(out.parent)
+    assert_empty(out.parent)
 
 
-def test_a_shard_that_is_damaged_is_named(finished_root: Path, recipe: Path, out: Path, capsys: Said) -> None:
+def test_export_labels_names_a_damaged_shard(finished_root: Path, recipe: Path, out: Path, capsys: Output) -> None:
     shard = next(iter(finished_root.glob("labels/masks-*/*.parquet")))
     before = shard.read_bytes()
     shard.write_bytes(before[:-9] + b"\0" * 9)
     try:
-        ends(3, recipe, out, "--to", "coco", "--root", finished_root)
+        assert_exit_code(3, recipe, out, "--to", "coco", "--root", finished_root)
     finally:
         shard.write_bytes(before)
     assert f"{shard}: not a readable label shard" in capsys.readouterr().err
-    nothing_left(out.parent)
+    assert_empty(out.parent)
 
 
-def test_corrected_labels_make_a_new_student_and_no_new_labels(
+def test_export_labels_corrected_make_a_new_student_and_no_new_labels(
     finished_root: Path, recipe: Path, tmp_path: Path
 ) -> None:
     root, out = tmp_path / "root", tmp_path / "out"
     shutil.copytree(finished_root, root)
-    ends(0, recipe, out, "--to", "masks", "--root", root, "--head", "masks")
+    assert_exit_code(0, recipe, out, "--to", "masks", "--root", root, "--head", "masks")
     for file in (out / "masks" / "train").iterdir():
         Image.new("L", Image.open(file).size, 2).save(file)
     fixed = [f"data.fixed={{kind: masks, path: {out}}}", "student.truths.masks=[fixed]"]
@@ -163,7 +165,7 @@ def test_corrected_labels_make_a_new_student_and_no_new_labels(
         was, now = before[name], outcome.artifacts[name]
         assert was is not None
         assert (was.fingerprint == now.fingerprint) == (name != "student")
-    ends(
+    assert_exit_code(
         0,
         recipe,
         tmp_path / "again",

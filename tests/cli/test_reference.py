@@ -1,4 +1,4 @@
-"""The reference of the commands is what the application says."""
+"""The reference of the commands is up to date and complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands `must store` over a tiny world, and what they say where something is wrong."""
+"""The commands `must store` on a tiny world, and their error messages."""
 
 from __future__ import annotations
 
@@ -15,96 +15,96 @@ from tests.conftest import World
 
 @pytest.fixture
 def root(world: World, tmp_path: Path) -> Path:
-    """A copy of the tiny world's root."""
+    """Return a copy of the tiny world's root."""
     shutil.copytree(Path(world.workspace.root.path), tmp_path / "root", copy_function=shutil.copy)
     return tmp_path / "root"
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """The exit code of a command, and what it printed."""
+def run_store(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Run a command of `must store`, and return its exit code and output."""
     with pytest.raises(SystemExit) as ended:
         main(["store", *arguments])
     printed = capsys.readouterr()
     return int(ended.value.code or 0), printed.out + printed.err
 
 
-def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
-    code, text = said(capsys, *arguments, "--json")
+def run_store_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    code, text = run_store(capsys, *arguments, "--json")
     assert code == 0, text
     return json.loads(text)
 
 
-def stores(capsys: pytest.CaptureFixture[str], root: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = as_json(capsys, "ls", "--root", str(root))
+def list_stores(capsys: pytest.CaptureFixture[str], root: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = run_store_json(capsys, "ls", "--root", str(root))
     return found
 
 
-def test_every_store_is_listed_and_told_of(root: Path, world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    found = stores(capsys, root)
+def test_store_ls_and_info_show_every_store(root: Path, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    found = list_stores(capsys, root)
     teachers = {name.removeprefix("teacher.") for name in world.artifacts if name.startswith("teacher.")}
     assert {each["maker"] for each in found if each["learned"]} == teachers
     assert len(list((root / "labels").iterdir())) == len(teachers)
-    _, listed = said(capsys, "ls", "--root", str(root))
+    _, listed = run_store(capsys, "ls", "--root", str(root))
     for each in found:
         assert each["name"] in listed
-        about = as_json(capsys, "info", each["name"], "--root", str(root))
+        about = run_store_json(capsys, "info", each["name"], "--root", str(root))
         assert about["counts"] == each["counts"]
         least, mean, most = about["ranges"]["confidence"]
         assert 0 <= least <= mean <= most <= 1
-        code, text = said(capsys, "info", each["name"], "--root", str(root))
+        code, text = run_store(capsys, "info", each["name"], "--root", str(root))
         assert (code, each["task"] in text) == (0, True)
 
 
-def test_a_folder_in_a_root_leads_to_the_root(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_store_ls_accepts_a_folder_inside_a_root(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for below in ("labels", "artifacts", f"labels/{next((root / 'labels').iterdir()).name}"):
-        assert stores(capsys, root / below) == stores(capsys, root)
+        assert list_stores(capsys, root / below) == list_stores(capsys, root)
 
 
-def test_questions_in_sql(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name = stores(capsys, root)[0]["name"]
+def test_store_sql_answers_a_query(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = list_stores(capsys, root)[0]["name"]
     query = f'SELECT key, confidence FROM images JOIN "{name}" USING (id) ORDER BY confidence DESC, key LIMIT 3'
-    rows = as_json(capsys, "sql", query, "--root", str(root))
+    rows = run_store_json(capsys, "sql", query, "--root", str(root))
     assert len(rows) == 3
     assert rows[0]["confidence"] >= rows[2]["confidence"]
-    code, text = said(capsys, "sql", query, "--root", str(root))
+    code, text = run_store(capsys, "sql", query, "--root", str(root))
     assert (code, rows[0]["key"] in text) == (0, True)
-    code, text = said(capsys, "sql", "DROP TABLE placed", "--root", str(root))
+    code, text = run_store(capsys, "sql", "DROP TABLE placed", "--root", str(root))
     assert code == 2
     assert "Only one SELECT is answered" in text
 
 
-def test_two_stores_are_compared(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    every = stores(capsys, root)
+def test_store_diff_compares_two_stores(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stores = list_stores(capsys, root)
     one, other = next(
         (one["name"], other["name"])
-        for one in every
-        for other in every
+        for one in stores
+        for other in stores
         if one is not other and (one["task"], one["classes"]) == (other["task"], other["classes"])
     )
-    found = as_json(capsys, "diff", one, other, "--most", "2", "--root", str(root))
+    found = run_store_json(capsys, "diff", one, other, "--most", "2", "--root", str(root))
     assert found["images"] == sum(count for _, count in found["counts"]) > 0
     assert 0 <= found["mean"] <= 1
     assert len(found["most"]) == 2
-    code, text = said(capsys, "diff", one, other, "--root", str(root))
+    code, text = run_store(capsys, "diff", one, other, "--root", str(root))
     assert (code, found["most"][0][1] in text) == (0, True)
-    code, text = said(capsys, "diff", one, one, "--root", str(root))
+    code, text = run_store(capsys, "diff", one, one, "--root", str(root))
     assert (code, "can't be compared" in text) == (2, True)
 
 
-def test_an_image_is_told_of_by_its_key(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    [row] = as_json(capsys, "sql", "SELECT key, source FROM images LIMIT 1", "--root", str(root))
-    found = as_json(capsys, "show", row["key"], "--root", str(root))
+def test_store_show_finds_an_image_by_its_key(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [row] = run_store_json(capsys, "sql", "SELECT key, source FROM images LIMIT 1", "--root", str(root))
+    found = run_store_json(capsys, "show", row["key"], "--root", str(root))
     assert found["source"] == row["source"]
     assert {label["store"] for label in found["labels"]}
-    code, text = said(capsys, "show", row["key"], "--root", str(root))
+    code, text = run_store(capsys, "show", row["key"], "--root", str(root))
     assert (code, row["source"] in text) == (0, True)
-    code, text = said(capsys, "show", "0" * 16, "--root", str(root))
+    code, text = run_store(capsys, "show", "0" * 16, "--root", str(root))
     assert (code, "There is no image" in text) == (3, True)
 
 
 @pytest.mark.parametrize("harm", ["cut", "flipped"])
-def test_a_damaged_file_is_named(root: Path, capsys: pytest.CaptureFixture[str], harm: str) -> None:
-    assert said(capsys, "verify", "--root", str(root))[0] == 0
+def test_store_verify_names_a_damaged_file(root: Path, capsys: pytest.CaptureFixture[str], harm: str) -> None:
+    assert run_store(capsys, "verify", "--root", str(root))[0] == 0
     file = sorted((root / "labels").glob("*/*.parquet"))[0]
     data = bytearray(file.read_bytes())
     if harm == "cut":
@@ -112,18 +112,18 @@ def test_a_damaged_file_is_named(root: Path, capsys: pytest.CaptureFixture[str],
     else:
         data[len(data) // 3] ^= 0xFF
         file.write_bytes(data)
-    code, text = said(capsys, "verify", "--root", str(root))
+    code, text = run_store(capsys, "verify", "--root", str(root))
     assert code == 3
     assert file.name in text
-    code, text = said(capsys, "ls", "--root", str(root))
+    code, text = run_store(capsys, "ls", "--root", str(root))
     assert code == 0, "the others are listed"
 
 
-def test_what_is_not_there_is_told(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, text = said(capsys, "info", "nobody", "--root", str(root))
+def test_store_commands_name_what_is_missing(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = run_store(capsys, "info", "nobody", "--root", str(root))
     assert (code, "There is no label store 'nobody'; there are " in text) == (2, True)
     (tmp_path / "empty").mkdir()
-    code, text = said(capsys, "ls", "--root", str(tmp_path / "empty"))
+    code, text = run_store(capsys, "ls", "--root", str(tmp_path / "empty"))
     assert (code, "looked for labels/" in text) == (2, True)
-    code, text = said(capsys, "ls", "--root", str(tmp_path / "nowhere"))
+    code, text = run_store(capsys, "ls", "--root", str(tmp_path / "nowhere"))
     assert (code, "There is no folder" in text) == (2, True)
