@@ -3,7 +3,8 @@
 python -m benchmarks.same_results before.json                          # in the old checkout
 python -m benchmarks.same_results after.json --against before.json     # in the changed one, on the same machine
 
-The exit code is 1 if results differ, and every difference is printed.
+The exit code is 1 if results differ, and every difference is printed. Which number format and memory layout are fastest
+is measured once: the second run takes the first one's choices, as others would give other roundings.
 """
 
 from __future__ import annotations
@@ -11,22 +12,27 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 RECIPE = Path(__file__).with_suffix(".yaml")
+MACHINE = "machine"
 TIMINGS = {"images_per_s", "waited_s", "time", "seconds", "began"}
 """Log keys that differ between any two runs."""
 
 
-def run(root: Path) -> None:
-    """Run the recipe and its comparison."""
+def run(root: Path, choices: Mapping[str, str]) -> None:
+    """Run the recipe and its comparison, with these files as the machine's measured choices."""
     import must  # noqa: PLC0415 - not needed with --root
     from flows.plan.selection import Selection  # noqa: PLC0415
 
+    for name, text in choices.items():
+        path = root / "machine" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, "utf-8")
     must.run(RECIPE, root)
     must.run(RECIPE, root, steps=Selection("compare"))
 
@@ -39,7 +45,8 @@ def results(root: Path) -> dict[str, dict[str, Any]]:
         folder = root / "artifacts" / manifest["step"] / manifest["fingerprint"]
         files = {name: facts["sha256"] for name, facts in manifest["files"].items() if not name.startswith("log/")}
         by_step[manifest["step"]] = {**files, **dict(_losses(folder / "log"))}
-    return {**by_step, "labels": _labels(root)}
+    choices = {path.name: path.read_text("utf-8") for path in root.glob("machine/*.json")}
+    return {**by_step, "labels": _labels(root), MACHINE: choices}
 
 
 def _losses(folder: Path) -> Iterator[tuple[str, list[Any]]]:
@@ -60,7 +67,7 @@ def differences(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]
     """Return a line for every file, loss or label that differs."""
     return [
         f"{step}: {name}"
-        for step in one.keys() | other.keys()
+        for step in (one.keys() | other.keys()) - {MACHINE}
         for name in one.get(step, {}).keys() | other.get(step, {}).keys()
         if one.get(step, {}).get(name) != other.get(step, {}).get(name)
     ]
@@ -72,15 +79,16 @@ def main(
     against: Annotated[Path | None, typer.Option(help="Results of another checkout, to compare with.")] = None,
 ) -> None:
     """Run the recipe, write hashes of its results, and compare them."""
+    before = json.loads(against.read_text("utf-8")) if against else {}
     if root:
         current = results(root)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            run(Path(folder))
+            run(Path(folder), before.get(MACHINE, {}))
             current = results(Path(folder))
     out.write_text(json.dumps(current, indent=1), "utf-8")
-    if against:
-        lines = differences(json.loads(against.read_text("utf-8")), current)
+    if before:
+        lines = differences(before, current)
         print("\n".join(sorted(lines)) or f"All results of {len(current)} steps are the same.")
         raise typer.Exit(bool(lines))
 

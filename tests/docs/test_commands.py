@@ -79,11 +79,10 @@ class Scenario:
 
 
 def run_here(command: str, folder: Path, where: str) -> None:
-    """Run `must` and one-line programs in this process, which has torch loaded, everything else in a shell."""
+    """Run `must` in this process, which has torch loaded, one-line programs in another, everything else in a shell."""
     words = shlex.split(command, comments=True)
     if words[:2] == ["python", "-c"]:
-        with contextlib.chdir(folder):
-            exec(compile(words[2], where, "exec"), {})
+        subprocess.run([sys.executable, *words[1:]], cwd=folder, check=True)
     elif words[:2] == ["must", "browse"]:
         open_page(words[2:], folder)
     elif words[0] == "must":
