@@ -129,27 +129,27 @@ class Console:
         ]
         self.out.print("\n".join(lines), soft_wrap=True)
 
-    def show_status(self, found: Mapping[str, Any]) -> None:
+    def show_status(self, status: Mapping[str, Any]) -> None:
         """Print what `must status` found."""
         table = Table(box=None, pad_edge=False, show_header=False)
         for name in ("server", "worker"):
-            table.add_row(name, _service_line(found, name))
-        table.add_row("deployments", ", ".join(found["deployments"]) or "none")
-        for run in found["runs"]:
+            table.add_row(name, _service_line(status, name))
+        table.add_row("deployments", ", ".join(status["deployments"]) or "none")
+        for run in status["runs"]:
             steps = ", ".join(run["steps"]) or run["state"]
             table.add_row("at work", f"{run['flow']} {run['name']}: {steps}, since {_moment(run['since'])}")
-        table.add_row("waiting", str(found["waiting"]))
+        table.add_row("waiting", str(status["waiting"]))
         self.out.print(table, soft_wrap=True)
 
 
-def _service_line(found: Mapping[str, Any], name: str) -> str:
-    service = found[name]
+def _service_line(status: Mapping[str, Any], name: str) -> str:
+    service = status[name]
     if service is None:
-        external = name == "server" and not found["own_server"]
-        return f"{found['url']} (not started by `must up`)" if external else "not up; `must up` starts it"
-    page = f"{found['page']}, " if name == "server" else ""
+        external = name == "server" and not status["own_server"]
+        return f"{status['url']} (not started by `must up`)" if external else "not up; `must up` starts it"
+    page = f"{status['page']}, " if name == "server" else ""
     state = f"up since {_moment(service['since'])}" if service["alive"] else "ended; `must up` starts it again"
-    silent = ", but does not answer" if name == "server" and service["alive"] and not found["answers"] else ""
+    silent = ", but does not answer" if name == "server" and service["alive"] and not status["answers"] else ""
     return f"{page}{state}{silent}, process {service['process']}, log {service['log']}"
 
 
