@@ -128,7 +128,7 @@ def measurements_json(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]
     """Return all records as JSON; those of comparisons also have the `comparison`'s name and the row as `trial`."""
     found = [record.to_json() for record in read_measurements(artifacts)]
     for made in artifacts.values():
-        if name := comparison_of(made.section):
-            more = {"comparison": name, TRIAL: made.manifest["config"][TRIAL]}
-            found += [{**record.to_json(), **more} for record in records_in(made)]
+        name, trial = comparison_of(made.section), made.manifest["config"].get(TRIAL)
+        if name and trial:
+            found += [{**record.to_json(), "comparison": name, TRIAL: trial} for record in records_in(made)]
     return found
