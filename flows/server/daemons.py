@@ -210,7 +210,7 @@ def locked_services() -> Iterator[Services]:
             host = service.process.machine.split()[0]
             if host != socket.gethostname():
                 raise ConfigError(
-                    f"{home} tells of services on {host}: `must down` there ends them. If that machine is gone, "
+                    f"{home} records services on {host}: `must down` there ends them. If that machine is gone, "
                     f"delete {home / 'services.json'}; or name another folder in MUST_HOME."
                 )
         yield services
