@@ -6,13 +6,14 @@ INSTALLED := .venv/.installed
 CORES := len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 TESTS := $(shell $(PYTHON) -c "import os; print(min(4, ($(CORES)) + 1))")
 
-.PHONY: help quickstart test test-all check format docs
+.PHONY: help quickstart test test-all coverage check format docs
 
 help:
 	@echo "make quickstart   set up, then run the main job on a generated world (about 6 minutes on two cores)"
 	@echo "make test         set up, then run the tests"
 	@echo "make test-all     every test, the slow ones and those for a GPU as well"
-	@echo "make check        formatting, lint, types and architecture"
+	@echo "make coverage     the tests, and which lines they run"
+	@echo "make check        formatting, lint, import rules, types and architecture"
 	@echo "make format       put the formatting right"
 	@echo "make docs         build the documentation site into site/"
 
@@ -26,6 +27,9 @@ quickstart: $(INSTALLED)
 	$(BIN)/must run recipes/quickstart.yaml
 
 test: $(INSTALLED)
+	$(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile
+
+coverage: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile --cov --cov-report=term
 
 test-all: $(INSTALLED)
