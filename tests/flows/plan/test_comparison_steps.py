@@ -150,7 +150,7 @@ def test_comparison_refuses_a_method_without_a_backbone() -> None:
         ),
         ("method: simclr", "method: simclr, steps: 7", r"methods\.simclr\.steps: all methods have it in common"),
         ("method: simclr", "method: simclr, data: [pool]", r"methods\.simclr\.data: all methods have it in common"),
-        ("method: simclr", "lr: 0.1", r"methods\.simclr says no method: write \{method: simclr\}"),
+        ("method: simclr", "lr: 0.1", r"methods\.simclr names no method: write \{method: simclr\}"),
         ("{simclr: {", "{none: {", r"'none' is a row of every comparison; call the method another name"),
         ("{simclr: {", "{supervised: {", r"'supervised' is a row of every comparison"),
         ("seeds: 1", "seeds: 1, supervised: {steps: 7}", r"supervised\.steps: all rows have it in common"),
