@@ -55,8 +55,12 @@ class KindOf:
     def _read(self, value: Any) -> BaseModel:
         if isinstance(value, BaseModel):
             return value
-        given, known = value.get(self.key) if isinstance(value, Mapping) else value, modules(self.package)
-        if not isinstance(value, Mapping) or given not in known:
+        if not isinstance(value, Mapping):
+            raise PydanticCustomError(
+                UNKNOWN_KIND, ": {value} is no mapping: write {{{key}: ...}}", {"value": repr(value), "key": self.key}
+            )
+        given, known = value.get(self.key), modules(self.package)
+        if given not in known:
             near = difflib.get_close_matches(str(given), known, n=1)
             guess = f" Did you mean {near[0]!r}?" if near else ""
             raise PydanticCustomError(

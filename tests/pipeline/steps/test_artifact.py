@@ -249,7 +249,7 @@ def test_workspace_removes_the_manifest_before_making_again(any_root: Root) -> N
 def test_workspace_writes_the_manifest_last(any_root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupted attempt may leave files, but no manifest."""
 
-    def lost(self: Root, path: str, files: object, there: object) -> None:
+    def lost(self: Root, path: str, files: object, inherited: object) -> None:
         publish_all(self, path, dict(list(made.manifest["files"].items())[:2]))
         raise DataError("the line is dead")
 
@@ -276,7 +276,7 @@ def test_workspace_finds_the_newest_artifact_of_a_step(any_root: Root, monkeypat
     place_of(any_root, step(run="count_to_three")).child("work/unfinished").write(b"")
     # storage tells the time in seconds
     times = dict(zip(marks, (5.0, 7.0, 6.0), strict=True))
-    monkeypatch.setattr(StoragePath, "written", lambda place: times.get(place.parent.name))
+    monkeypatch.setattr(StoragePath, "modified", lambda place: times.get(place.parent.name))
     newest = Workspace(any_root).newest("writing")
     assert newest is not None
     assert newest.manifest["config"]["text"] == "abd"
