@@ -46,9 +46,12 @@ Runner = Literal["threads", "process", "ray", "dask"] | None
 
 
 def _parameter(name: str, type_: Any, description: str, default: Any = None) -> inspect.Parameter:
-    """Return a parameter of a form. Prefect shows its description, and checks values against its type."""
+    """Return a parameter of a form. Prefect shows its description, and checks values against its type.
+
+    It is given by name only: Prefect passes all others by position, which a flow that takes `**values` refuses.
+    """
     field = Field(default, description=description)
-    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=field, annotation=type_)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field, annotation=type_)
 
 
 RECIPE = _parameter(
