@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import importlib
 import re
 import sys
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.dataset as pads
 import pytest
 from PIL import Image
 
 import must
 import tasks
 from cli.main import main
+from evaluation.measurement import MEASUREMENTS_FILE
 from flows.plan.selection import Selection
 from flows.run.run import Outcome
 from pipeline.steps.artifact import read_json
@@ -115,13 +118,18 @@ def test_format_is_ingested(outcome: Outcome) -> None:
     assert outcome.artifacts["data.shots"].counts["images"] == 16
 
 
-def test_kind_of_teacher_predicts_and_metric_measures_it(outcome: Outcome) -> None:
-    errors = [
-        record["value"] for record in outcome.metrics if (record["head"], record["metric"]) == ("bright", "error")
-    ]
-    assert errors, "the metric is in the report"
-    predicted = of_model(outcome, "teacher", "error")
-    assert min(predicted) < 0.02, "the mean of the pixels is the brightness"
+def test_kind_of_teacher_labels_the_pool(outcome: Outcome, recipe: Path) -> None:
+    [store] = (recipe.parent / "root" / "labels").glob("bright-*")
+    labels = pads.dataset(store).to_table(columns=["key", "brightness"])
+    listed = csv.DictReader((recipe.parent / "shots" / "list.csv").read_text("utf-8").splitlines())
+    expected = sorted(float(row["brightness"]) for row in listed if row["split"] == "train")
+    assert sorted(labels.column("brightness").to_pylist()) == pytest.approx(expected, abs=0.02)
+
+
+def test_metric_measures_teacher_and_student(outcome: Outcome) -> None:
+    for model in ("teacher", "student", "baseline"):
+        assert all(0 <= error <= 1 for error in of_model(outcome, model, "error")), model
+    assert {record["better"] for record in outcome.metrics if record["metric"] == "error"} == {"lower"}
 
 
 def test_task_is_learned_by_teacher_and_student(outcome: Outcome) -> None:
@@ -136,7 +144,7 @@ def test_method_trains_a_stage(outcome: Outcome) -> None:
 
 
 def test_probe_measures_backbones(outcome: Outcome) -> None:
-    records: list[dict[str, Any]] = outcome.artifacts["probe.stage.domain.kinds"].load("records.json", read_json)
+    records: list[dict[str, Any]] = outcome.artifacts["probe.stage.domain.kinds"].load(MEASUREMENTS_FILE, read_json)
     assert {record["protocol"].split()[0] for record in records} == {"nearest_mean"}
 
 
@@ -151,7 +159,9 @@ def test_kind_of_step_is_planned_and_run(outcome: Outcome, recipe: Path) -> None
 
 def test_form_of_export_is_written(outcome: Outcome, recipe: Path, tmp_path: Path) -> None:
     root = str(recipe.parent / "root")
-    main(["export", "labels", str(recipe), str(tmp_path / "out"), "--to", "words", "--root", root])
+    with pytest.raises(SystemExit) as ended:
+        main(["export", "labels", str(recipe), str(tmp_path / "out"), "--to", "words", "--root", root])
+    assert not ended.value.code
     lines = (tmp_path / "out" / "labels.txt").read_text("utf-8").splitlines()
     assert len(lines) >= 12
     assert all("brightness 0." in line for line in lines)
