@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import must
-from cli.main import main
 from flows.run.run import Outcome
 from tests.flows.tiny import RECIPE, digests
+from tests.forked import run_command
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -103,4 +103,4 @@ def spawn(spawner: Any) -> Iterator[Callable[..., BaseProcess]]:
 @pytest.fixture
 def start(recipe: Path, spawn: Callable[..., BaseProcess]) -> Callable[..., BaseProcess]:
     """Return a function that starts `must run` in a process: (root, *arguments) -> process."""
-    return lambda root, *more: spawn(main, ["run", str(recipe), "--root", str(root), *more])
+    return lambda root, *more: spawn(run_command, {}, ["run", str(recipe), "--root", str(root), *more])

@@ -4,8 +4,9 @@ Runs that share a root use it so that one of them makes an artifact while the ot
 systems and on object storage, where file locks are missing or can't be trusted.
 
 A lease is a file `<folder>/<number>.json`, made by `StoragePath.create`, which only one of many callers wins. Its
-holder renews it every RENEW_S. A holder on this machine that ended is noticed at once; one on another machine when poll
-after poll finds the lease unchanged. Polls are counted instead of seconds: clock skew is harmless, and so is a storage
+holder renews it every RENEW_S. A holder on this machine is asked for as a process: it keeps the lock while it lives,
+however slow it is, and its end is noticed at once. One on another machine counts as dead when poll after poll finds the
+lease unchanged. Polls are counted instead of seconds: clock skew is harmless, and so is a storage
 that hangs for a while, since the poll that waits for it counts once. The lease of a dead holder is never changed: the
 next number is created.
 """
@@ -133,7 +134,7 @@ def _acquire(folder: StoragePath, own: _Lease, on_wait: OnWait) -> int:
             continue
         unchanged = unchanged + 1 if (number, lease) == last else 0
         last = (number, lease)
-        if lease is None or lease.holder.has_ended() or unchanged * POLL_S > LEASE_S:
+        if lease is None or lease.holder.has_ended() or (not lease.holder.is_local and unchanged * POLL_S > LEASE_S):
             if _file(folder, number + 1).create(own.to_bytes()) and _confirm(folder, number, lease):
                 return number + 1
             continue

@@ -157,28 +157,29 @@ def _matches(table: pa.Table, keys: pa.Array, store: str | None) -> pa.ChunkedAr
 def _change(root: Root, change: Callable[[pa.Table], pa.Table]) -> int:
     """Replace the list by `change(list)` atomically, and return how many rows it gained."""
     file = root / PATH
+    on_wait = _give_up_later(file)
     try:
-        with (
-            explain_full_disk(PATH, root.local_path()),
-            hold_lock(root / LOCK, _give_up_later(file), lambda: None) as is_held,
-        ):
-            before = read_rejections(root)
-            after = change(before)
-            if not after.equals(before):
-                _replace(file, after, is_held)
-            return len(after) - len(before)
+        with explain_full_disk(PATH, root.local_path()):
+            while True:
+                with hold_lock(root / LOCK, on_wait, lambda: None) as is_held:
+                    before = read_rejections(root)
+                    after = change(before)
+                    if after.equals(before) or _replace(file, after, is_held):
+                        return len(after) - len(before)
     except OSError as error:
         raise ConfigError(f"{file}: can't be changed ({error.strerror}). Make the root writable.") from error
 
 
-def _replace(file: StoragePath, table: pa.Table, is_held: IsHeld) -> None:
+def _replace(file: StoragePath, table: pa.Table, is_held: IsHeld) -> bool:
+    """Write the list, unless another process took over because this one slept: then the change starts again."""
     data = _to_bytes(table)
     if not is_held():
-        raise ConfigError(f"{file}: another process took over while this one slept. Nothing was changed: try again.")
+        return False
     if len(table):
         file.write(data)
     else:
         file.remove()
+    return True
 
 
 def _to_bytes(table: pa.Table) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from browser.app import create_app
 from pipeline.stores.rejections import read_rejections
 from tests.browser.copies import copied
 from tests.conftest import World
+from tests.waiting import wait_until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -41,8 +41,7 @@ def address(answers: Answers) -> Iterator[str]:
     server = uvicorn.Server(uvicorn.Config(create_app(answers), host="127.0.0.1", port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.02)
+    wait_until(lambda: server.started)
     yield f"http://localhost:{port}"
     server.should_exit = True
     thread.join()
@@ -63,6 +62,7 @@ def page(browser: Any, address: str, request: pytest.FixtureRequest) -> Iterator
     # conditions that a test waits for are evaluated by the page, which its own policy forbids
     context = browser.new_context(viewport={"width": width, "height": height}, bypass_csp=True)
     opened = context.new_page()
+    opened.set_default_timeout(0)  # pytest's own ends a test that hangs
     wrong: list[str] = []
     opened.on("pageerror", lambda error: wrong.append(str(error)))
     opened.on("console", lambda message: wrong.append(message.text) if is_wrong(message) else None)
@@ -206,7 +206,7 @@ def test_page_compares_two_stores(page: Any, answers: Answers) -> None:
     page.select_option("#store", one.name)
     page.wait_for_function("!document.getElementById('other').disabled")
     page.select_option("#other", other.name)
-    page.wait_for_selector(".grid.wide .pair img:nth-child(2)", timeout=60_000)
+    page.wait_for_selector(".grid.wide .pair img:nth-child(2)")
     assert "differ" in page.url
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from browser.app import create_app
 from pipeline.stores.rejections import read_rejections
 from tests.browser.copies import copied
 from tests.conftest import World
-
-SOON_S = 60.0
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -46,13 +44,6 @@ def keys(page: TestClient, *conditions: str, **more: Any) -> list[str]:
 def listed(answers: Answers) -> set[tuple[str, str | None, str]]:
     rows = read_rejections(answers.loading.root).to_pylist()
     return {(row["key"], row["store"], row["reason"]) for row in rows}
-
-
-def soon(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_reject_and_take_back_an_image(page: TestClient, answers: Answers) -> None:
@@ -133,7 +124,7 @@ def test_differences_compare_two_stores_image_by_image(page: TestClient, answers
     one, other = pair_of(answers)
     column = f"{one}:{other}.differ"
     keys(page, order=f"-{column}")
-    soon(lambda: all(pair["done"] == pair["total"] > 0 for pair in answers.comparison_progress()))
+    wait_until(lambda: all(pair["done"] == pair["total"] > 0 for pair in answers.comparison_progress()))
     params: dict[str, Any] = {"order": f"-{column}", "show": column, "limit": 1000}
     found = page.get("/api/images", params=params).json()
     values = [image[column] for image in found["images"] if image[column] is not None]

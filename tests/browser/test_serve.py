@@ -30,7 +30,8 @@ from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 from pipeline.stores.rejections import read_rejections
 from tests.conftest import World
-from tests.flows.tiny import RECIPE, wait_until
+from tests.flows.tiny import RECIPE
+from tests.waiting import wait_until
 
 LABELLED = 48
 """Images that the tiny recipe labels."""

@@ -10,7 +10,6 @@ import shlex
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from pipeline.errors import PROJECT
 from pipeline.recipe.reader import parse_recipe
 from tests.docs.pages import PAGES, Block, blocks, commands_of
 from tests.docs.small_world import base, merge, shrink, write_folders
+from tests.waiting import wait_until
 
 BIN = Path(sys.executable).parent
 TUTORIAL = "docs/tutorial.md"
@@ -101,13 +101,10 @@ def open_page(arguments: list[str], folder: Path) -> None:
         assert process.stdout
         address = re.search(r"http://\S+", process.stdout.readline())
         assert address
-        deadline = time.monotonic() + 120
-        while b"<title>" not in content(address.group()):
-            assert time.monotonic() < deadline, f"{address.group()} does not answer"
-            time.sleep(0.1)
+        wait_until(lambda: b"<title>" in content(address.group()), process)
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait()
 
 
 def content(address: str) -> bytes:

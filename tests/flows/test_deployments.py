@@ -18,7 +18,8 @@ import yaml
 
 from flows.plan.selection import Selection
 from tests.docs.pages import commands_of
-from tests.flows.tiny import RECIPE, environ_without_prefect, prefect_processes, query_prefect, wait_until
+from tests.flows.tiny import RECIPE, environ_without_prefect, prefect_processes, query_prefect
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(900)  # many processes that each load Prefect, on machines that do other things as well
 PROJECT = Path(__file__).resolve().parents[2]

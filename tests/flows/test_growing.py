@@ -15,8 +15,8 @@ import must
 from flows.plan.selection import Selection
 from flows.run.run import Outcome
 from tests.disk import folder_of
-from tests.flows.tiny import wait_while_running
 from tests.ingest.photos import picture
+from tests.waiting import wait_until
 
 RECIPE = """
 name: growing
@@ -123,7 +123,7 @@ def kill(process: BaseProcess, root: Path, moment: int) -> set[int]:
     def complete_shards() -> list[Path]:
         return sorted(root.glob("artifacts/data.pool/*/work/images/train/shard-*.tar"))
 
-    wait_while_running(lambda: len(complete_shards()) >= moment, process)
+    wait_until(lambda: len(complete_shards()) >= moment, process)
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL

@@ -20,8 +20,9 @@ from flows.plan.selection import Selection
 from pipeline.errors import Stopped
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
-from tests.flows.tiny import STEPS, Digests, digests, wait_while_running
+from tests.flows.tiny import STEPS, Digests, digests
 from tests.s3 import ENVIRONMENT, listening
+from tests.waiting import wait_until
 
 Start = Callable[..., BaseProcess]
 BEFORE_LABELS = ("data.world", "data.pool", "teacher.masks", "teacher.gabor", "pool")
@@ -137,7 +138,7 @@ def test_remote_run_keeps_labels_of_a_lost_machine(
     root, labels = up_to_label, StoragePath.of(f"{up_to_label}/labels")
     with listening() as requests:
         process = start_elsewhere(root)
-        wait_while_running(lambda: len(labels.files()) >= 5, process)
+        wait_until(lambda: len(labels.files()) >= 5, process)
         process.kill()
         process.join()
         time.sleep(0.5)  # what it had sent off arrives
@@ -163,10 +164,10 @@ def test_remote_run_resumes_training_of_a_lost_machine(
     def states() -> list[str]:
         return [name for name in teacher.files() if "/work/" in name]
 
-    wait_while_running(lambda: bool(states()), process)
+    wait_until(lambda: bool(states()), process)
     first = teacher / states()[0]
     seen = first.stamp()
-    wait_while_running(lambda: first.stamp() != seen, process)
+    wait_until(lambda: first.stamp() != seen, process)
     process.kill()
     process.join()
     steps: list[float] = []
@@ -259,7 +260,8 @@ def test_remote_run_makes_a_lost_label_shard_again(
     assert remote_digests(finished_remote_root) == digests(finished_root)
 
 
-@pytest.mark.parametrize("runner", ["threads", pytest.param("process", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["threads", "process"])
 def test_remote_run_keeps_prefects_database_on_this_machine(
     runner: str, up_to_label: str, finished_root: Path, recipe: Path, tmp_path: Path
 ) -> None:

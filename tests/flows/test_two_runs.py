@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import must
-from tests.flows.tiny import STEPS, THREADS, digests, logged_steps, wait_while_running
+from tests.flows.tiny import STEPS, THREADS, digests, logged_steps
+from tests.waiting import wait_until
 
 Start = Callable[..., BaseProcess]
 
@@ -56,10 +57,10 @@ def test_two_runs_label_a_shared_shard_once(up_to_label: Path, finished_root: Pa
 
 def test_run_takes_over_from_one_that_is_killed(root: Path, finished_root: Path, recipe: Path, start: Start) -> None:
     first = start(root)
-    wait_while_running(lambda: logged_steps(root, "teacher.masks") >= 3, first)
+    wait_until(lambda: logged_steps(root, "teacher.masks") >= 3, first)
     os.kill(first.pid or 0, signal.SIGSTOP)  # it lives, and does nothing
     second = start(root)
-    wait_while_running(lambda: count_events(root)["started", "teacher.masks"] == 2, second)
+    wait_until(lambda: count_events(root)["started", "teacher.masks"] == 2, second)
     assert second.is_alive()
     first.kill()
     first.join()
@@ -70,7 +71,7 @@ def test_run_takes_over_from_one_that_is_killed(root: Path, finished_root: Path,
 
 def test_run_that_waits_names_the_holder_of_the_lock(root: Path, recipe: Path, start: Start) -> None:
     first = start(root)
-    wait_while_running(lambda: logged_steps(root, "teacher.masks") >= 3, first)
+    wait_until(lambda: logged_steps(root, "teacher.masks") >= 3, first)
     os.kill(first.pid or 0, signal.SIGSTOP)
     lines: list[str] = []
 

@@ -8,9 +8,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +29,6 @@ student: {backbone: test_resnet, image_size: 32, width: 16, proposals: 8, steps:
 """
 STEPS = ["data.world", "data.pool", "teacher.masks", "teacher.gabor", "pool", "label", "student", "evaluate"]
 THREADS = ["-o", "runtime.runner=threads"]
-SOON_S = 120.0
-"""For a process to reach a point in a run, on a busy machine."""
 
 Digests = dict[str, str]
 
@@ -79,23 +74,6 @@ def environ_without_prefect() -> dict[str, str]:
     """Return the environment of a user who has configured nothing of Prefect."""
     unset = ("PREFECT", "DO_NOT_TRACK", "CI")
     return {name: value for name, value in os.environ.items() if not name.startswith(unset)}
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait until the condition holds; fail if time is up."""
-    deadline = time.monotonic() + SOON_S
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.1)
-
-
-def wait_while_running(condition: Callable[[], bool], process: BaseProcess) -> None:
-    """Wait until the condition holds; fail if the process ended before, or time is up."""
-    deadline = time.monotonic() + SOON_S
-    while not condition():
-        assert process.is_alive(), f"ended with {process.exitcode} too early"
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.002)
 
 
 def output_without_heavy_imports(*arguments: object) -> str:

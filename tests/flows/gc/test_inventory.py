@@ -22,7 +22,8 @@ from pipeline.storage.lock import hold_lock
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 from pipeline.stores.rejections import PATH, read_rejections, reject
-from tests.flows.tiny import STEPS, digests, output_without_heavy_imports, wait_while_running
+from tests.flows.tiny import STEPS, digests, output_without_heavy_imports
+from tests.waiting import wait_until
 
 Start = Callable[..., BaseProcess]
 Resume = Callable[[Path], Outcome]
@@ -246,7 +247,7 @@ def test_delete_files_of_no_files_does_nothing(copy: Path) -> None:
 def test_plan_gc_keeps_what_an_active_run_uses(copy: Path, recipe: Path, start: Start, finished_root: Path) -> None:
     """A run of another recipe begins during gc: what both refer to is kept, labels included."""
     process = start(copy, *(part for each in ["seed=1"] for part in ("-o", each)))
-    wait_while_running(
+    wait_until(
         lambda: sum(log.stat().st_size > 0 for log in copy.glob("artifacts/teacher.masks/*/log/*")) == 2, process
     )
     verdicts = plan_gc(Workspace(Root.of(copy)))
@@ -260,7 +261,7 @@ def test_plan_gc_keeps_what_an_active_run_uses(copy: Path, recipe: Path, start: 
 
 def test_plan_gc_keeps_unfinished_steps(root: Path, start: Start, resume: Resume) -> None:
     process = start(root)
-    wait_while_running(lambda: len(list(root.glob("labels/*/[!.]*"))) >= 4, process)
+    wait_until(lambda: len(list(root.glob("labels/*/[!.]*"))) >= 4, process)
     process.kill()
     process.join()
     labels = set(root.glob("labels/*/[!.]*"))

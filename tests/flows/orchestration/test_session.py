@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,13 @@ from typing import Any
 import pytest
 
 import must
+from cli.main import main
 from flows.run.run import Outcome
 from pipeline.errors import DataError
 from pipeline.storage.root import Root
-from tests.flows.tiny import (
-    STEPS,
-    THREADS,
-    digests,
-    environ_without_prefect,
-    events,
-    logged_steps,
-    query_prefect,
-    wait_while_running,
-)
+from tests.flows.tiny import STEPS, THREADS, digests, environ_without_prefect, events, logged_steps, query_prefect
+from tests.forked import run_command
+from tests.waiting import wait_until
 
 Start = Callable[..., BaseProcess]
 Resume = Callable[[Path], Outcome]
@@ -157,53 +151,98 @@ def test_run_with_prefect_leaves_no_process_and_no_file_at_home(prefect_run: Pre
     assert (prefect_run.root / "prefect" / "server.log").read_text("utf-8") == ""
 
 
-def test_failed_step_raises_our_error_and_reused_steps_are_cached(recipe: Path, up_to_label: Path) -> None:
-    environ = dict(os.environ)
+@dataclasses.dataclass(frozen=True)
+class DisturbedRun:
+    """A run whose teacher's process was killed, then that of its labels, and which was stopped in its student."""
+
+    root: Path
+    process: BaseProcess
+
+
+@pytest.fixture(scope="module")
+def disturbed(
+    recipe: Path, finished_root: Path, spawner: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DisturbedRun]:
+    root = tmp_path_factory.mktemp("disturbed")
+    shutil.copytree(finished_root / "machine", root / "machine")
+    command = ["run", str(recipe), "--root", str(root), *THREADS, "-o", "student.steps=100000"]
+    process = spawner.Process(target=run_command, args=({}, command))
+    process.start()
+    try:
+        wait_until(lambda: logged_steps(root, "teacher.masks") >= 3, process)
+        os.kill(process_of(root, "teacher.masks"), signal.SIGKILL)
+        wait_until(lambda: len(list(root.glob("labels/*/[!.]*"))) >= 3, process)
+        os.kill(process_of(root, "label"), signal.SIGKILL)
+        wait_until(lambda: logged_steps(root, "student") >= 3, process)
+        os.kill(process.pid, signal.SIGTERM)
+        process.join()
+        yield DisturbedRun(root, process)
+    finally:
+        process.kill()
+        process.join()
+
+
+def process_of(root: Path, step: str) -> int:
+    """Return the pid of the process that makes a step: it holds the lock."""
+    (lease,) = root.glob(f"claims/{step}/*/*.json")
+    return int(json.loads(lease.read_text("utf-8"))["holder"]["number"])
+
+
+def test_step_whose_process_is_killed_resumes_by_itself(disturbed: DisturbedRun, finished_root: Path) -> None:
+    made = digests(disturbed.root)
+    assert made == {step: digest for step, digest in digests(finished_root).items() if step in made}
+    assert set(made) == set(STEPS[:-2])
+    killed = [event for event in events(disturbed.root) if event["event"] == "killed"]
+    assert [event["step"] for event in killed] == ["teacher.masks", "label"]
+    assert all("SIGKILL" in event["error"] for event in killed)
+    query = "select message from log where message like '%SIGKILL%goes on from what it saved%'"
+    assert len(query_prefect(disturbed.root, query)) == 2
+
+
+def test_stopped_run_is_cancelled_in_prefect(disturbed: DisturbedRun) -> None:
+    assert disturbed.process.exitcode == 75
+    assert next(disturbed.root.glob("artifacts/student/*/work/state.safetensors")).stat().st_size > 0
+    states = {name: state for name, state, *_ in query_prefect(disturbed.root, TASK_RUNS)}
+    assert states == dict.fromkeys(STEPS[:-2], "Completed") | {"student": "Cancelled"}
+    [(_, state, message)] = query_prefect(disturbed.root, FLOW_RUNS)
+    assert state == "Cancelled"
+    assert message.startswith("Stopped in student; what is done is kept.")
+
+
+def test_failed_step_raises_our_error_and_reused_steps_are_cached(disturbed: DisturbedRun, recipe: Path) -> None:
+    environ, root = dict(os.environ), disturbed.root
+    before = {name for name, *_ in query_prefect(root, FLOW_RUNS)}
     with pytest.raises(DataError, match="may not label") as raised:
-        must.run(recipe, up_to_label, ["runtime.runner=threads", "teachers.masks.require={miou: 0.99}"])
+        must.run(recipe, root, ["runtime.runner=threads", "teachers.masks.require={miou: 0.99}"])
     assert raised.value.exit_code == 3
     assert dict(os.environ) == environ
-    runs = {name: (state, message) for name, state, message, *_ in query_prefect(up_to_label, TASK_RUNS)}
+    [(flow_run, state, message)] = [run for run in query_prefect(root, FLOW_RUNS) if run[0] not in before]
+    assert (state, message) == ("Failed", str(raised.value))
+    of_this_run = query_prefect(root, f"{TASK_RUNS} where f.name = '{flow_run}'")
+    runs = {name: (state, message) for name, state, message, *_ in of_this_run}
     assert {name for name, (state, _) in runs.items() if state == "Cached"} == set(STEPS[:5])
     assert runs["teacher.masks"][1].startswith("found on disk: ")
-    state, message = runs["label"]
-    assert state == "Failed"
-    assert message == str(raised.value)
-    [(_, state, message)] = query_prefect(up_to_label, FLOW_RUNS)
-    assert state == "Failed"
-    assert message == str(raised.value)
-    assert [event["event"] for event in events(up_to_label)[-3:]] == ["started", "failed", "ended"]
+    assert runs["label"] == ("Failed", str(raised.value))
+    assert [event["event"] for event in events(root)[-3:]] == ["started", "failed", "ended"]
 
 
-def test_user_server_that_does_not_answer_is_an_error(recipe: Path, root: Path) -> None:
-    environ = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:9/api", "HOME": str(root)}
-    command = [str(MUST), "run", str(recipe), "--root", str(root), *THREADS]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("must: PREFECT_API_URL is http://127.0.0.1:9/api, which does not answer")
-    assert done.stderr.count("\n") == 1
+def test_user_server_that_does_not_answer_is_an_error(
+    recipe: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(recipe), "--root", str(root), *THREADS])
+    printed = capfd.readouterr().err
+    assert ended.value.code == 2
+    assert printed.startswith("must: PREFECT_API_URL is http://127.0.0.1:9/api, which does not answer")
+    assert printed.count("\n") == 1
     assert not (root / "prefect" / "prefect.db").exists()
-
-
-def test_stopped_run_is_cancelled_in_prefect_and_resumes(root: Path, start: Start, resume: Resume) -> None:
-    process = start(root, *THREADS, "-o", "runtime.checkpoint_s=1000")
-    wait_while_running(lambda: logged_steps(root, "teacher.masks") >= 3, process)
-    os.kill(process.pid or 0, signal.SIGTERM)
-    process.join()
-    assert process.exitcode == 75
-    assert next(root.glob("artifacts/teacher.masks/*/work/state.safetensors")).stat().st_size > 0
-    states = {name: state for name, state, *_ in query_prefect(root, TASK_RUNS)}
-    assert states == {"data.world": "Completed", "data.pool": "Completed", "teacher.masks": "Cancelled"}
-    [(_, state, message)] = query_prefect(root, FLOW_RUNS)
-    assert state == "Cancelled"
-    assert message.startswith("Stopped in teacher.masks; what is done is kept.")
-    resume(root)
 
 
 @pytest.mark.slow
 def test_forced_step_that_is_killed_resumes(root: Path, start: Start, finished_root: Path) -> None:
     process = start(root, *THREADS, "--force", "teacher.masks")
-    wait_while_running(lambda: logged_steps(root, "teacher.masks") >= 3, process)
+    wait_until(lambda: logged_steps(root, "teacher.masks") >= 3, process)
     (log,) = root.glob("artifacts/teacher.masks/*/log/train.jsonl")
     first = log.read_text("utf-8").splitlines()[0]
     os.kill(process_of(root, "teacher.masks"), signal.SIGKILL)
@@ -211,32 +250,6 @@ def test_forced_step_that_is_killed_resumes(root: Path, start: Start, finished_r
     assert process.exitcode == 0
     assert digests(root) == digests(finished_root)
     assert log.read_text("utf-8").splitlines()[0] == first, "it began again"
-
-
-@pytest.mark.parametrize("step", ["teacher.masks", "label"])
-def test_step_whose_process_is_killed_resumes_by_itself(
-    step: str, recipe: Path, finished_root: Path, root: Path, start: Start
-) -> None:
-    process = start(root, *THREADS)
-    if step == "label":
-        wait_while_running(lambda: len(list(root.glob("labels/*/[!.]*"))) >= 3, process)
-    else:
-        wait_while_running(lambda: logged_steps(root, step) >= 3, process)
-    os.kill(process_of(root, step), signal.SIGKILL)
-    process.join()
-    assert process.exitcode == 0
-    assert digests(root) == digests(finished_root)
-    killed = [event for event in events(root) if event["event"] == "killed"]
-    assert [event["step"] for event in killed] == [step]
-    assert "SIGKILL" in killed[0]["error"]
-    logged = query_prefect(root, "select message from log where message like '%SIGKILL%goes on from what it saved%'")
-    assert len(logged) == 1
-
-
-def process_of(root: Path, step: str) -> int:
-    """Return the pid of the process that makes a step: it holds the lock."""
-    (lease,) = root.glob(f"claims/{step}/*/*.json")
-    return int(json.loads(lease.read_text("utf-8"))["holder"]["number"])
 
 
 @pytest.mark.slow
@@ -261,9 +274,9 @@ def test_run_killed_under_prefect_resumes(
 ) -> None:
     process, moment = start(root, *THREADS), rng.randint(1, 50)
     if step == "label":
-        wait_while_running(lambda: len(list(root.glob("labels/*/[!.]*"))) >= moment % 12 + 1, process)
+        wait_until(lambda: len(list(root.glob("labels/*/[!.]*"))) >= moment % 12 + 1, process)
     else:
-        wait_while_running(lambda: logged_steps(root, step) >= moment, process)
+        wait_until(lambda: logged_steps(root, step) >= moment, process)
     process.kill()
     process.join()
     assert events(root)[-1]["step"] == step

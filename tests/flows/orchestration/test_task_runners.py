@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,10 +16,10 @@ from flows.plan.selection import Selection
 from flows.run.runners import check_runner
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.runtime import RuntimeConfig
-from tests.flows.tiny import digests, events, query_prefect, wait_while_running
+from tests.flows.tiny import digests, events, query_prefect
+from tests.waiting import wait_until, wait_until_gone
 
 Start = Callable[..., BaseProcess]
-RUNNERS = ["process", *(pytest.param(runner, marks=pytest.mark.slow) for runner in ("ray", "dask"))]
 
 
 def labels(root: Path) -> dict[str, bytes]:
@@ -28,11 +27,18 @@ def labels(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.glob("labels/*/*.parquet")}
 
 
+def completed_parts(root: Path) -> set[str]:
+    """Return the names of the task runs that labelled a part of the pool."""
+    query = "select name from task_run where name like 'label %' and state_name = 'Completed'"
+    return {name for (name,) in query_prefect(root, query)}
+
+
 def on(runner: str, *more: str) -> list[str]:
     return [f"runtime.runner={runner}", "runtime.label_workers=2", *more]
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["process", "ray", "dask"])
 def test_task_runners_make_the_same_labels(runner: str, recipe: Path, up_to_label: Path, finished_root: Path) -> None:
     import prefect  # noqa: F401, PLC0415 - in another environment than the run's, as a notebook may
 
@@ -40,28 +46,27 @@ def test_task_runners_make_the_same_labels(runner: str, recipe: Path, up_to_labe
     assert labels(up_to_label) == labels(finished_root)
     assert digests(up_to_label)["label"] == digests(finished_root)["label"]
     assert outcome.artifacts["label"].counts == must.plan(recipe, finished_root)[5].artifact.counts  # type: ignore[union-attr]
-    states = query_prefect(up_to_label, "select name, state_name from task_run where name like 'label %'")
-    assert len(states) == 12
-    assert {state for _, state in states} == {"Completed"}
+    assert len(completed_parts(up_to_label)) == 12
 
 
 def test_fan_out_survives_a_killed_worker(recipe: Path, up_to_label: Path, finished_root: Path, start: Start) -> None:
     root = up_to_label
     process = start(root, "--to", "label", *(part for each in on("process") for part in ("-o", each)))
-    wait_while_running(lambda: len(labels(root)) >= 2, process)
+    wait_until(lambda: len(labels(root)) >= 2, process)
     os.kill(worker_pids(process.pid or 0)[0], signal.SIGKILL)
     process.join()
     assert process.exitcode == 0
     assert labels(root) == labels(finished_root)
     assert digests(root)["label"] == digests(finished_root)["label"]
     assert [event["step"] for event in events(root) if event["event"] == "killed"] == ["label"]
+    assert len(completed_parts(root)) == 12
 
 
 @pytest.mark.slow
 def test_fan_out_stopped_leaves_no_worker(recipe: Path, up_to_label: Path, start: Start) -> None:
     root = up_to_label
     process = start(root, "--to", "label", *(part for each in on("process") for part in ("-o", each)))
-    wait_while_running(lambda: len(labels(root)) >= 1, process)
+    wait_until(lambda: len(labels(root)) >= 1, process)
     running = worker_pids(process.pid or 0)
     assert running
     os.kill(process.pid or 0, signal.SIGTERM)
@@ -75,14 +80,11 @@ def test_fan_out_stopped_leaves_no_worker(recipe: Path, up_to_label: Path, start
 def test_fan_out_killed_leaves_no_worker(recipe: Path, up_to_label: Path, start: Start) -> None:
     root = up_to_label
     process = start(root, "--to", "label", *(part for each in on("process") for part in ("-o", each)))
-    wait_while_running(lambda: len(labels(root)) >= 1, process)
+    wait_until(lambda: len(labels(root)) >= 1, process)
     running = worker_pids(process.pid or 0)
     process.kill()
     process.join()
-    deadline = time.monotonic() + 60
-    while [worker for worker in running if Path(f"/proc/{worker}").exists()]:
-        assert time.monotonic() < deadline, "a worker outlived its run"
-        time.sleep(0.1)
+    wait_until_gone(*running)
 
 
 def worker_pids(run: int) -> list[int]:
@@ -96,6 +98,7 @@ def worker_pids(run: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_fan_out_raises_the_error_of_a_part(recipe: Path, up_to_label: Path) -> None:
     index = next(up_to_label.glob("artifacts/data.pool/*/images/train/shard-000003.parquet"))
     index.write_bytes(bytes(index.stat().st_size))

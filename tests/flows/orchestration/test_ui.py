@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from flows.orchestration import ui
 from flows.orchestration.ui import LogTail
+from tests.waiting import wait_until
 
 
 def test_log_tail_returns_new_complete_lines(tmp_path: Path) -> None:
@@ -56,27 +57,19 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ui._ProgressMirro
     return ui._ProgressMirror(logging.getLogger("a task run"), LogTail(tmp_path / "step.log"))
 
 
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_progress_mirror_logs_progress_and_warnings_without_a_server(
     mirror: ui._ProgressMirror, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
         follower = threading.Thread(target=mirror.follow)
         follower.start()
-        deadline = time.monotonic() + 30
-        number = 0
-        while "%: loss" not in caplog.text and time.monotonic() < deadline:
-            number += 1
+        for number in itertools.count():
             mirror.latest = (0.25, f"loss {number}, 45 images/s")
+            if "%: loss" in caplog.text:
+                break
             time.sleep(0.01)
         (tmp_path / "step.log").write_text("".join(f"UserWarning: {line}\n" for line in range(30)), "utf-8")
-        until(lambda: "lines more" in caplog.text)
+        wait_until(lambda: "lines more" in caplog.text)
         mirror.ended.set()
         follower.join()
     assert "25 %: loss" in caplog.text

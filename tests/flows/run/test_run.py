@@ -27,7 +27,8 @@ from pipeline.recipe.reader import read_recipe
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
-from tests.flows.tiny import STEPS, THREADS, events, logged_steps, output_without_heavy_imports, wait_while_running
+from tests.flows.tiny import STEPS, THREADS, events, logged_steps, output_without_heavy_imports
+from tests.waiting import wait_until
 
 Start = Callable[..., BaseProcess]
 Resume = Callable[[Path], Outcome]
@@ -167,7 +168,7 @@ def test_stop_on_signals_sets_stop_and_restores_handlers() -> None:
     with stop_on_signals(stop):
         assert not stop.is_set()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.wait(5)
+        stop.wait()
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -205,7 +206,7 @@ def test_run_killed_in_training_resumes(
     step: str, root: Path, start: Start, resume: Resume, rng: random.Random
 ) -> None:
     process, moment = start(root), rng.randint(1, 50)
-    wait_while_running(lambda: logged_steps(root, step) >= moment, process)
+    wait_until(lambda: logged_steps(root, step) >= moment, process)
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -219,7 +220,7 @@ def test_run_killed_in_training_resumes(
 def test_run_killed_in_labelling_resumes(up_to_label: Path, start: Start, resume: Resume, rng: random.Random) -> None:
     root, moment = up_to_label, rng.randint(1, 12)
     process = start(root)
-    wait_while_running(lambda: len(shards(root)) >= moment, process)
+    wait_until(lambda: len(shards(root)) >= moment, process)
     process.kill()
     process.join()
     assert step_events(root)[-1] == ("started", "label")
@@ -237,7 +238,7 @@ def shards(root: Path) -> list[Path]:
 
 def test_run_on_sigterm_saves_its_state_and_exits_with_75(root: Path, start: Start, resume: Resume) -> None:
     process = start(root, "-o", "runtime.checkpoint_s=1000")
-    wait_while_running(lambda: logged_steps(root, "teacher.masks") >= 3, process)
+    wait_until(lambda: logged_steps(root, "teacher.masks") >= 3, process)
     os.kill(process.pid or 0, signal.SIGTERM)
     process.join()
     assert process.exitcode == 75

@@ -69,7 +69,7 @@ def test_run_concurrently_returns_artifacts_in_the_order_of_the_plan(tmp_path: P
 
     def execute(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
         if step.name == "slow":
-            assert quick_ended.wait(10)
+            quick_ended.wait()
         ended.append(step.name)
         if step.name == "quick":
             quick_ended.set()

@@ -15,15 +15,8 @@ from typing import Any
 import pytest
 
 from flows.run.run import Outcome
-from tests.flows.tiny import (
-    THREADS,
-    digests,
-    environ_without_prefect,
-    logged_steps,
-    prefect_processes,
-    query_prefect,
-    wait_until,
-)
+from tests.flows.tiny import THREADS, digests, environ_without_prefect, logged_steps, prefect_processes, query_prefect
+from tests.waiting import wait_until
 
 Resume = Callable[[Path], Outcome]
 pytestmark = pytest.mark.timeout(900)

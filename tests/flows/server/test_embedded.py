@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from flows.server.embedded import LOGGING, Server, prefect_environ, temporary_en
 from pipeline.errors import ConfigError, Stopped
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
+from tests.waiting import wait_until
 
 URL = "http://127.0.0.1:4711/api"
 
@@ -113,10 +113,9 @@ def test_server_wait_raises_at_once_if_prefect_cannot_be_imported(
 ) -> None:
     (tmp_path / "fastapi.py").write_text("raise ImportError('this fastapi is too new')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    server, began = Server(tmp_path / "home"), time.monotonic()
+    server = Server(tmp_path / "home")
     with pytest.raises(ConfigError, match=r"this fastapi is too new\. .*server\.log.*runner=inline"):
         server.wait(Runtime(Root.of(tmp_path)))
-    assert time.monotonic() - began < 60
     server.stop()
 
 
@@ -148,7 +147,4 @@ def test_server_ends_when_its_parent_is_killed(starting: bool, tmp_path: Path) -
         server = int(parent.stdout.readline())
         assert alive(server)
         parent.kill()
-    deadline = time.monotonic() + 60
-    while alive(server) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not alive(server)
+    wait_until(lambda: not alive(server))

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from pipeline.storage.cache import SLACK, STALE_S, Cache, CacheKey, cache_folder
+from tests.waiting import wait_until
 
 CONTEXT = multiprocessing.get_context("spawn")
 
@@ -266,8 +267,7 @@ def fetch_forever(folder: Path, limit: int) -> None:
 def test_cache_open_after_a_process_was_killed_while_fetching(cache: Cache, origin: Origin) -> None:
     process = CONTEXT.Process(target=fetch_forever, args=(cache.folder, cache.limit))
     process.start()
-    while not (cache.folder / "fetching").exists():
-        time.sleep(0.01)
+    wait_until((cache.folder / "fetching").exists, process)
     os.kill(process.pid or 0, signal.SIGKILL)
     process.join()
     assert cache.find(key_of("a")) is None

@@ -20,6 +20,7 @@ from pipeline.storage import lock
 from pipeline.storage.lock import hold_lock, lock_holders
 from pipeline.storage.path import StoragePath
 from pipeline.storage.process_id import ProcessId
+from tests.waiting import wait_until
 
 CONTEXT = multiprocessing.get_context("spawn")
 
@@ -57,8 +58,7 @@ def test_hold_lock_creates_renews_and_removes_a_lease(folder: StoragePath) -> No
     with hold_lock(folder, never, never):
         assert list(folder.files()) == ["0.json"]
         assert lock_holders(folder.parent.parent) == {"step/mark": ProcessId.current()}
-        while json.loads((folder / "0.json").read())["renewed"] < 2:
-            time.sleep(0.01)
+        wait_until(lambda: json.loads((folder / "0.json").read())["renewed"] >= 2)
     assert folder.files() == {}
     assert lock_holders(folder.parent.parent) == {}
 
@@ -128,6 +128,21 @@ def test_hold_lock_waits_while_a_remote_holder_renews(folder: StoragePath, monke
         assert time.monotonic() - began > 0.2
 
 
+def test_hold_lock_waits_for_a_living_local_holder_that_does_not_renew(
+    folder: StoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "LEASE_S", 3 * lock.POLL_S)
+    write_lease(folder, 0, ProcessId.current())
+    polls = itertools.count()
+
+    def waiting(_: ProcessId) -> None:
+        if next(polls) == 10:
+            raise Stopped("still waiting")
+
+    with pytest.raises(Stopped), hold_lock(folder, waiting, never):
+        never()
+
+
 def test_hold_lock_ignores_clocks_that_jump(folder: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
     """The age of a lease is taken neither from the wall clock nor from the time of its file."""
     write_lease(folder, 0, ProcessId("another machine", 1, "1"))
@@ -186,7 +201,7 @@ def test_on_lost_is_called_after_the_number_was_reused_whose_lease_stays(folder:
     with hold_lock(folder, never, lost.set):
         (folder / "0.json").remove()  # as if another had taken over, done the work and gone
         write_lease(folder, 0, ProcessId("a third machine", 1, "1"))
-        assert lost.wait(5)
+        lost.wait()
     assert json.loads((folder / "0.json").read())["token"] == "another"
 
 
@@ -210,7 +225,7 @@ def test_on_lost_is_called_after_a_takeover_whose_lease_stays(folder: StoragePat
     lost = threading.Event()
     with hold_lock(folder, never, lost.set):
         write_lease(folder, 1, ProcessId("another machine", 1, "1"))
-        assert lost.wait(5)
+        lost.wait()
     assert list(folder.files()) == ["1.json"], "the lease of another process was removed"
 
 
@@ -235,13 +250,12 @@ def test_hold_lock_takes_over_from_a_killed_process(folder: StoragePath, tmp_pat
         with hold_lock(folder, waiting, never):
             return None
 
-    while not (tmp_path / "begun").exists():
-        time.sleep(0.01)
+    wait_until((tmp_path / "begun").exists, process)
     with ThreadPoolExecutor(1) as pool:
         taken = pool.submit(take)
-        assert waits.wait(10)
+        wait_until(waits.is_set, process)
         assert not taken.done()
         os.kill(process.pid or 0, end)
         process.join()
-        taken.result(10)
+        taken.result()
     assert folder.files() == {}

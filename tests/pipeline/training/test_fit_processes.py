@@ -37,6 +37,7 @@ from tests.pipeline.training.tiny_jobs import (
     train,
 )
 from tests.processes import Launcher, files, stopped_by_signal
+from tests.waiting import wait_until
 
 Weights = dict[str, NDArray[Any]]
 
@@ -235,10 +236,7 @@ def train_until_signalled(out: Path) -> None:
 
 def test_fit_on_sigterm_saves_one_whole_state(launcher: Launcher, tmp_path: Path) -> None:
     processes = launcher.start(2, train_until_signalled, tmp_path)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / LOG).exists() or len((tmp_path / LOG).read_bytes().splitlines()) < 5:
-        assert time.monotonic() < deadline, "never began"
-        time.sleep(0.01)
+    wait_until(lambda: (tmp_path / LOG).exists() and (tmp_path / LOG).read_bytes().count(b"\n") >= 5, processes[0])
     for process in reversed(processes):
         process.terminate()
         time.sleep(0.02)  # as a launcher may take; the other one may have ended by then

@@ -1,0 +1,46 @@
+"""Run the command in a process that has torch loaded already, and its fork server as well.
+
+Importing torch, torchvision and timm takes longer than most runs of the tests. So a run's fork server is forked from the
+run here, instead of started as a new Python; tests that run the command as a user does start the real one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from multiprocessing import util
+from typing import Any
+
+from cli.main import main
+
+
+def run_command(environ: Mapping[str, str], arguments: Sequence[str]) -> None:
+    """Run `must` with these arguments and environment variables: the main function of a test's process."""
+    os.environ.update(environ)
+    spawn = util.spawnv_passfds
+    util.spawnv_passfds = lambda path, args, fds: _fork(args, fds) if _is_fork_server(args) else spawn(path, args, fds)
+    main(list(arguments))
+
+
+def _is_fork_server(arguments: Sequence[Any]) -> bool:
+    return str(arguments[-1]).startswith("from multiprocessing.forkserver import main;")
+
+
+def _fork(arguments: Sequence[Any], descriptors: Sequence[int]) -> int:
+    """Fork this process to run what a new Python was to run, with only these files open. Returns the pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        kept = {0, 1, 2, *descriptors}
+        for descriptor in map(int, os.listdir("/proc/self/fd")):
+            if descriptor not in kept:
+                with contextlib.suppress(OSError):  # that of the listing itself
+                    os.close(descriptor)
+        exec(arguments[-1], {})
+    finally:
+        os._exit(0)

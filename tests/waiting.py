@@ -1,0 +1,34 @@
+"""Wait for events and for the death of what would bring them about, never for a number of seconds."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+Process = BaseProcess | subprocess.Popen[str] | subprocess.Popen[bytes]
+
+
+def wait_until(condition: Callable[[], object], process: Process | None = None) -> None:
+    """Wait until the condition holds; fail if the process that would bring it about ends before.
+
+    A condition that never holds is ended by pytest's own timeout, which is there for hangs alone.
+    """
+    while not condition():
+        code = exit_code(process)
+        assert code is None or condition(), f"ended with {code} too early"
+        time.sleep(0.005)
+
+
+def exit_code(process: Process | None) -> int | None:
+    """Return what a process ended with; None while it runs, and for None."""
+    if process is None:
+        return None
+    return process.exitcode if isinstance(process, BaseProcess) else process.poll()
+
+
+def wait_until_gone(*pids: int) -> None:
+    """Wait until no process has one of these pids."""
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
