@@ -1,7 +1,7 @@
 """Run the command in a process that has torch loaded already, and its fork server as well.
 
-Importing torch, torchvision and timm takes longer than most runs of the tests. So a run's fork server is forked from the
-run here, instead of started as a new Python; tests that run the command as a user does start the real one.
+Importing torch, torchvision and timm takes longer than most runs of the tests. So a run's fork server is forked from
+the run here, instead of started as a new Python; tests that run the command as a user does start the real one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An S3 server of the tests' own, in a thread of this process, and what it was asked."""
+"""Serve S3 to tests in a thread of this process, and count its requests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import collections
 import json
 import logging
 import re
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import boto3
 from moto import settings
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
 ENVIRONMENT = {
@@ -26,7 +28,7 @@ ENVIRONMENT = {
 
 
 class Requests(logging.Handler):
-    """The requests of a server, by their method, while it is listened to."""
+    """Collects the request lines of a server."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,17 +38,18 @@ class Requests(logging.Handler):
         self.lines.append(re.sub(r"\x1b\[\d*m", "", record.getMessage()))  # without colours
 
     def count(self) -> dict[str, int]:
-        """How many there were of each method."""
+        """Return the number of requests by method."""
         methods = (line.partition('"')[2].partition(" ")[0] for line in self.lines)
         return dict(collections.Counter(methods))
 
 
 @contextmanager
 def serve() -> Iterator[str]:
-    """A server, empty; gives its address."""
+    """Serve an empty S3; yields its address."""
     log = logging.getLogger("werkzeug")
     log.propagate = False
     log.setLevel(logging.ERROR)
+    _make_puts_atomic()
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -56,9 +59,20 @@ def serve() -> Iterator[str]:
         server.stop()
 
 
+def _make_puts_atomic() -> None:
+    """Let one `PutObject` after the other in, as S3 decides on `If-None-Match`: moto looks first and writes later."""
+    lock, put = threading.Lock(), S3Response.put_object
+
+    def put_object(response: S3Response) -> Any:
+        with lock:
+            return put(response)
+
+    S3Response.put_object = put_object
+
+
 @contextmanager
 def listening() -> Iterator[Requests]:
-    """What the server is asked while inside."""
+    """Yield the requests that the server receives while inside."""
     log, requests = logging.getLogger("werkzeug"), Requests()
     level, others = log.level, log.handlers
     log.handlers = [requests]  # alone: thousands of lines would be printed otherwise
@@ -71,7 +85,7 @@ def listening() -> Iterator[Requests]:
 
 
 def system() -> Any:
-    """The file system of the environment, opened anew: another may have been set before."""
+    """Open the file system of the environment, which another test may have set before."""
     import s3fs  # noqa: PLC0415 - only where a test wants it
 
     s3fs.S3FileSystem.clear_instance_cache()
@@ -79,7 +93,7 @@ def system() -> Any:
 
 
 class Key(NamedTuple):
-    """What a user signs requests with."""
+    """The key pair that a user signs requests with."""
 
     name: str
     secret: str
@@ -87,7 +101,7 @@ class Key(NamedTuple):
 
 @contextmanager
 def guarded(address: str, may: list[str]) -> Iterator[Key]:
-    """While inside, the server wants to know who asks: a user whose key is given, and who `may` do so much."""
+    """Yield the key of a user who may do only this; while inside, the server refuses everybody else."""
     users = boto3.client("iam", endpoint_url=address)
     name = f"user-{uuid.uuid4().hex[:8]}"
     users.create_user(UserName=name)

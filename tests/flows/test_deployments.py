@@ -21,7 +21,6 @@ from tests.docs.pages import commands_of
 from tests.flows.tiny import RECIPE, environ_without_prefect, prefect_processes, query_prefect
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(900)  # many processes that each load Prefect, on machines that do other things as well
 PROJECT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 FLOWS = ["selftrain", "train_teacher", "label_pool", "train_student", "run_stage", "evaluate", "compare"]
@@ -253,6 +252,7 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory, must_home: Path) -> Itera
         subprocess.run(command, env=given.environ, capture_output=True, check=False)
 
 
+@pytest.mark.slow
 def test_tutorial_commands_end_as_the_page_says(tutorial: Tutorial) -> None:
     assert len(tutorial.results) == 9
     for each in tutorial.results:
@@ -260,6 +260,7 @@ def test_tutorial_commands_end_as_the_page_says(tutorial: Tutorial) -> None:
         assert each.fails in re.sub(r"\s+", " ", each.output), f"{each.command}: {each.output}"
 
 
+@pytest.mark.slow
 def test_deployed_selftrain_makes_everything_and_is_named_like_its_folder(tutorial: Tutorial) -> None:
     flow, name, state, message = tutorial.flow_runs()[0]
     assert (flow, state, message) == ("selftrain", "Completed", "8 steps made, 0 reused")
@@ -269,12 +270,14 @@ def test_deployed_selftrain_makes_everything_and_is_named_like_its_folder(tutori
     assert kinds == {"tiny-report": "markdown", "tiny-metrics": "table"}
 
 
+@pytest.mark.slow
 def test_deployed_train_student_reuses_what_exists(tutorial: Tutorial) -> None:
     flow, name, state, message = tutorial.flow_runs()[1]
     assert (flow, state, message) == ("train-student", "Completed", "1 steps made, 6 reused")
     assert tutorial.task_runs(name) == dict.fromkeys(STEPS[:-2], "Cached") | {"student": "Completed"}
 
 
+@pytest.mark.slow
 def test_deployed_flow_refused_makes_nothing_and_says_why(tutorial: Tutorial) -> None:
     runs = tutorial.flow_runs()
     [(flow, name, _, message)] = [run for run in runs if run[2] == "Refused"]
@@ -283,6 +286,7 @@ def test_deployed_flow_refused_makes_nothing_and_says_why(tutorial: Tutorial) ->
     assert not query_prefect(tutorial.home, "select message from log where message like '%Traceback%'")
 
 
+@pytest.mark.slow
 def test_deployed_flow_cancelled_saves_its_state_and_leaves_no_process(tutorial: Tutorial) -> None:
     _, name, state, _ = tutorial.flow_runs()[-1]
     assert state == "Cancelled"
@@ -292,6 +296,7 @@ def test_deployed_flow_cancelled_saves_its_state_and_leaves_no_process(tutorial:
     assert f"train-student {name}: student, since " in re.sub(r"\s+", " ", status)
 
 
+@pytest.mark.slow
 def test_tutorial_leaves_nothing_running(tutorial: Tutorial) -> None:
     assert not prefect_processes(tutorial.home)
     assert tutorial.results[-1].output == "Ended: worker, server.\n"

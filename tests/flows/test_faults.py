@@ -16,7 +16,7 @@ import pytest
 
 import must
 from flows.run.run import Outcome
-from tests.flows.tiny import THREADS, digests
+from tests.flows.tiny import SAVES, THREADS, digests
 
 Resume = Callable[[Path], Outcome]
 MUST = Path(sys.executable).with_name("must")
@@ -69,7 +69,7 @@ class Full(NamedTuple):
 
 SHARD = Full("label", "*/labels/gabor-*.parquet", 3, "labels/gabor-*/*.parquet")
 MANIFEST = Full("student", "*/student/*/manifest.json", 1, STATE)
-FULL = [SHARD, Full("student", "*/student/*/work/state.safetensors", 3, STATE)]
+FULL = [SHARD, Full("student", "*/student/*/work/state.safetensors", 3, STATE, SAVES)]
 ALSO_FULL = [
     MANIFEST,
     Full("data.pool", "*/data.pool/*.tar", 3, "artifacts/data.pool/*/work/images/train/*.tar"),

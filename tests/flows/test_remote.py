@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import collections
 import json
-import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -20,13 +19,13 @@ from flows.plan.selection import Selection
 from pipeline.errors import Stopped
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
-from tests.flows.tiny import STEPS, Digests, digests
+from tests.flows.tiny import SAVES, STEPS, Digests, digests
+from tests.forked import run_command
 from tests.s3 import ENVIRONMENT, listening
 from tests.waiting import wait_until
 
 Start = Callable[..., BaseProcess]
 BEFORE_LABELS = ("data.world", "data.pool", "teacher.masks", "teacher.gabor", "pool")
-RARELY = "runtime.checkpoint_s=1000"
 LITTLE = "runtime.cache_gb=0.00002"
 """20 KB, a fraction of one shard's images."""
 
@@ -53,16 +52,11 @@ def another_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("MUST_CACHE", str(folder))
 
 
-def run_command(arguments: list[str]) -> None:
+def succeed(arguments: list[str]) -> None:
     """Run the command; it has to succeed."""
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 0
-
-
-def command(environ: Mapping[str, str], arguments: list[str]) -> None:
-    os.environ.update(environ)
-    main(arguments)
 
 
 @pytest.fixture
@@ -71,7 +65,7 @@ def start_elsewhere(
 ) -> Callable[[str], BaseProcess]:
     """Return a function that starts `must run` on a root, in a process with a cache of its own."""
     environ = {**ENVIRONMENT, "AWS_ENDPOINT_URL": s3, "MUST_CACHE": str(tmp_path / "lost machine")}
-    return lambda root: spawn(command, environ, ["run", str(recipe), "--root", root])
+    return lambda root: spawn(run_command, environ, ["run", str(recipe), "--root", root, *SAVES])
 
 
 @pytest.fixture
@@ -100,7 +94,7 @@ def finished_remote_root(root: str, finished_root: Path) -> str:
 def test_remote_run_makes_the_artifacts_of_a_local_run(
     root: str, finished_root: Path, recipe: Path, tmp_path: Path
 ) -> None:
-    outcome = must.run(recipe, root, [RARELY])
+    outcome = must.run(recipe, root)
     assert remote_digests(root) == digests(finished_root)
     assert list(outcome.artifacts) == STEPS
     assert outcome.metrics == must.run(recipe, finished_root).metrics
@@ -124,9 +118,9 @@ def test_remote_run_makes_the_artifacts_of_a_local_run(
 def test_remote_run_works_with_a_cache_smaller_than_a_shard(
     root: str, finished_root: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    must.run(recipe, root, [LITTLE, RARELY], Selection("label"))
+    must.run(recipe, root, [LITTLE], Selection("label"))
     another_machine(monkeypatch, tmp_path / "another")
-    must.run(recipe, root, [LITTLE, RARELY])
+    must.run(recipe, root, [LITTLE])
     assert remote_digests(root) == digests(finished_root)
     files = (tmp_path / "another" / "files").rglob("*.*")
     assert 0 < sum(path.stat().st_size for path in files) <= 20_000
@@ -143,7 +137,7 @@ def test_remote_run_keeps_labels_of_a_lost_machine(
         process.join()
         time.sleep(0.5)  # what it had sent off arrives
         before = labels.files()
-        outcome = must.run(recipe, root, [RARELY])
+        outcome = must.run(recipe, root)
     lines = [line for line in requests.lines if '"PUT' in line and "root/labels/" in line]
     uploads = [line.split()[6] for line in lines if '" 200 ' in line]  # one that was cut off by the kill is refused
     assert 5 <= len(before) < 24
@@ -176,7 +170,7 @@ def test_remote_run_resumes_training_of_a_lost_machine(
         if step == "teacher.masks" and line.startswith("loss"):
             steps.append(done)
 
-    must.run(recipe, root, [RARELY], progress=progress)
+    must.run(recipe, root, progress=progress)
     assert steps[0] > 1.5 / 60, "it began again"
     assert steps[-1] == 1
     assert remote_digests(root) == digests(finished_root)
@@ -192,10 +186,10 @@ def test_remote_run_stopped_resumes_on_another_machine(
             stop.set()
 
     with pytest.raises(Stopped):
-        must.run(recipe, root, [RARELY], progress=progress, stop=stop)
+        must.run(recipe, root, progress=progress, stop=stop)
     another_machine(monkeypatch, tmp_path / "another")
     reached: list[float] = []
-    must.run(recipe, root, [RARELY], Selection("teacher.masks"), progress=lambda *at: reached.append(at[1]))
+    must.run(recipe, root, steps=Selection("teacher.masks"), progress=lambda *at: reached.append(at[1]))
     assert min(done for done in reached if done) > 0.3
     made = remote_digests(root)["teacher.masks"]
     assert made == digests(finished_root)["teacher.masks"]
@@ -221,16 +215,16 @@ def test_remote_artifacts_are_found_by_every_command(
     finished_remote_root: str, finished_root: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to, here = tmp_path / "there.safetensors", tmp_path / "here.safetensors"
-    run_command(["export", "student", str(recipe), str(to), "--root", finished_remote_root, "--to", "safetensors"])
-    run_command(["export", "student", str(recipe), str(here), "--root", str(finished_root), "--to", "safetensors"])
+    succeed(["export", "student", str(recipe), str(to), "--root", finished_remote_root, "--to", "safetensors"])
+    succeed(["export", "student", str(recipe), str(here), "--root", str(finished_root), "--to", "safetensors"])
     assert to.read_bytes() == here.read_bytes()
     capsys.readouterr()
-    run_command(["run", str(recipe), "--root", finished_remote_root])
+    succeed(["run", str(recipe), "--root", finished_remote_root])
     output = capsys.readouterr().out
     report = next(name for name in StoragePath.of(finished_remote_root).files() if name.endswith("report.html"))
     assert output.startswith("Nothing to do")
     assert f"Report: {finished_remote_root}/{report}\n" in output
-    run_command(["label", str(recipe), "--root", finished_remote_root])
+    succeed(["label", str(recipe), "--root", finished_remote_root])
     assert "labels/masks-" in capsys.readouterr().out
 
 

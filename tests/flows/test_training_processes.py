@@ -15,7 +15,7 @@ import pytest
 
 import must
 from flows.plan.selection import Selection
-from tests.flows.tiny import THREADS, events, logged_steps
+from tests.flows.tiny import SAVES, THREADS, events, logged_steps
 from tests.waiting import wait_until
 
 Start = Callable[..., BaseProcess]
@@ -64,7 +64,7 @@ def test_check_torchrun_refuses_a_run_of_several_steps(recipe: Path, root: Path)
 
 @pytest.mark.slow
 def test_training_processes_resume_when_one_is_killed(root: Path, start: Start) -> None:
-    process = start(root, *TWO, "--to", "teacher.masks")
+    process = start(root, *TWO, *SAVES, "--to", "teacher.masks")
     wait_until(lambda: logged_steps(root, "teacher.masks") >= 3, process)
     (lease,) = root.glob("claims/teacher.masks/*/*.json")
     os.kill(int(json.loads(lease.read_text("utf-8"))["holder"]["number"]), signal.SIGKILL)

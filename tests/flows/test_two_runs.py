@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import must
-from tests.flows.tiny import STEPS, THREADS, digests, logged_steps
+from tests.flows.tiny import SAVES, STEPS, THREADS, digests, logged_steps
 from tests.waiting import wait_until
 
 Start = Callable[..., BaseProcess]
@@ -56,7 +56,7 @@ def test_two_runs_label_a_shared_shard_once(up_to_label: Path, finished_root: Pa
 
 
 def test_run_takes_over_from_one_that_is_killed(root: Path, finished_root: Path, recipe: Path, start: Start) -> None:
-    first = start(root)
+    first = start(root, *SAVES)
     wait_until(lambda: logged_steps(root, "teacher.masks") >= 3, first)
     os.kill(first.pid or 0, signal.SIGSTOP)  # it lives, and does nothing
     second = start(root)

@@ -13,7 +13,7 @@ from typing import Any
 
 RECIPE = """
 name: tiny
-runtime: {runner: inline, device: cpu, precision: "32", workers: 1, checkpoint_s: 0}
+runtime: {runner: inline, device: cpu, precision: "32", workers: 1, checkpoint_s: 1000}
 data:
   world: {kind: scenes, count: 12, test: 2, seed: 1, size: 48, tasks: [segmentation]}
   pool: {kind: scenes, count: 36, seed: 2, size: 48}
@@ -29,6 +29,8 @@ student: {backbone: test_resnet, image_size: 32, width: 16, proposals: 8, steps:
 """
 STEPS = ["data.world", "data.pool", "teacher.masks", "teacher.gabor", "pool", "label", "student", "evaluate"]
 THREADS = ["-o", "runtime.runner=threads"]
+SAVES = ["-o", "runtime.checkpoint_s=0"]
+"""Saves the state of training after every step."""
 
 Digests = dict[str, str]
 

@@ -23,7 +23,16 @@ from cli.main import main
 from flows.run.run import Outcome
 from pipeline.errors import DataError
 from pipeline.storage.root import Root
-from tests.flows.tiny import STEPS, THREADS, digests, environ_without_prefect, events, logged_steps, query_prefect
+from tests.flows.tiny import (
+    SAVES,
+    STEPS,
+    THREADS,
+    digests,
+    environ_without_prefect,
+    events,
+    logged_steps,
+    query_prefect,
+)
 from tests.forked import run_command
 from tests.waiting import wait_until
 
@@ -165,7 +174,7 @@ def disturbed(
 ) -> Iterator[DisturbedRun]:
     root = tmp_path_factory.mktemp("disturbed")
     shutil.copytree(finished_root / "machine", root / "machine")
-    command = ["run", str(recipe), "--root", str(root), *THREADS, "-o", "student.steps=100000"]
+    command = ["run", str(recipe), "--root", str(root), *THREADS, *SAVES, "-o", "student.steps=100000"]
     process = spawner.Process(target=run_command, args=({}, command))
     process.start()
     try:
@@ -241,7 +250,7 @@ def test_user_server_that_does_not_answer_is_an_error(
 
 @pytest.mark.slow
 def test_forced_step_that_is_killed_resumes(root: Path, start: Start, finished_root: Path) -> None:
-    process = start(root, *THREADS, "--force", "teacher.masks")
+    process = start(root, *THREADS, *SAVES, "--force", "teacher.masks")
     wait_until(lambda: logged_steps(root, "teacher.masks") >= 3, process)
     (log,) = root.glob("artifacts/teacher.masks/*/log/train.jsonl")
     first = log.read_text("utf-8").splitlines()[0]
@@ -272,7 +281,7 @@ def test_ctrl_c_during_imports_stops_the_run(after_s: float, root: Path, recipe:
 def test_run_killed_under_prefect_resumes(
     step: str, root: Path, start: Start, resume: Resume, rng: random.Random
 ) -> None:
-    process, moment = start(root, *THREADS), rng.randint(1, 50)
+    process, moment = start(root, *THREADS, *SAVES), rng.randint(1, 50)
     if step == "label":
         wait_until(lambda: len(list(root.glob("labels/*/[!.]*"))) >= moment % 12 + 1, process)
     else:

@@ -27,7 +27,7 @@ from pipeline.recipe.reader import read_recipe
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
-from tests.flows.tiny import STEPS, THREADS, events, logged_steps, output_without_heavy_imports
+from tests.flows.tiny import SAVES, STEPS, THREADS, events, logged_steps, output_without_heavy_imports
 from tests.waiting import wait_until
 
 Start = Callable[..., BaseProcess]
@@ -205,7 +205,7 @@ def test_run_stopped_in_every_long_step_resumes(recipe: Path, root: Path, resume
 def test_run_killed_in_training_resumes(
     step: str, root: Path, start: Start, resume: Resume, rng: random.Random
 ) -> None:
-    process, moment = start(root), rng.randint(1, 50)
+    process, moment = start(root, *SAVES), rng.randint(1, 50)
     wait_until(lambda: logged_steps(root, step) >= moment, process)
     process.kill()
     process.join()
@@ -237,7 +237,7 @@ def shards(root: Path) -> list[Path]:
 
 
 def test_run_on_sigterm_saves_its_state_and_exits_with_75(root: Path, start: Start, resume: Resume) -> None:
-    process = start(root, "-o", "runtime.checkpoint_s=1000")
+    process = start(root)
     wait_until(lambda: logged_steps(root, "teacher.masks") >= 3, process)
     os.kill(process.pid or 0, signal.SIGTERM)
     process.join()

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tests.flows.tiny import THREADS, digests, environ_without_prefect, logged_s
 from tests.waiting import wait_until
 
 Resume = Callable[[Path], Outcome]
-pytestmark = pytest.mark.timeout(900)
+JSON = {"Content-Type": "application/json"}
 MUST = Path(sys.executable).with_name("must")
 
 
@@ -46,10 +47,12 @@ class Background:
 
     def start(self, deployment: str, **parameters: Any) -> None:
         """Start a run of a deployment."""
-        given = [word for name, value in parameters.items() for word in ("--param", f"{name}={json.dumps(value)}")]
-        environ = self.environ | {"PREFECT_API_URL": self.status()["url"]}
-        command = [str(MUST.with_name("prefect")), "deployment", "run", deployment, *given]
-        subprocess.run(command, env=environ, capture_output=True, check=True)
+        url = f"{self.status()['url']}/deployments"
+        with urllib.request.urlopen(f"{url}/name/{deployment}") as answer:
+            identity = json.load(answer)["id"]
+        content = json.dumps({"parameters": parameters, "state": {"type": "SCHEDULED"}}).encode()
+        request = urllib.request.Request(f"{url}/{identity}/create_flow_run", content, JSON)
+        urllib.request.urlopen(request).close()
 
     def train(self, deployment: str, recipe: Path, root: Path, **parameters: Any) -> None:
         """Start a run of a deployment, and wait until it trains the teacher."""
@@ -73,6 +76,7 @@ def background(tmp_path: Path) -> Iterator[Background]:
         assert not prefect_processes(up.home)
 
 
+@pytest.mark.slow
 def test_up_restarts_the_server_while_a_run_goes_on(
     background: Background, recipe: Path, root: Path, finished_root: Path
 ) -> None:
@@ -95,11 +99,12 @@ def test_up_restarts_the_server_while_a_run_goes_on(
     assert {kind for (kind,) in query_prefect(background.home, "select key from artifact")} >= {"tiny-report"}
 
 
-@pytest.mark.slow
-def test_down_stops_a_run_whose_worker_was_killed(background: Background, recipe: Path, root: Path) -> None:
+@pytest.mark.parametrize("worker_killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_down_stops_a_deployed_run(background: Background, recipe: Path, root: Path, worker_killed: bool) -> None:
     background.train("train-teacher/must", recipe, root, teacher="masks", steps=100_000)
-    background.kill("worker")
-    assert background.must("up").returncode == 0
+    if worker_killed:
+        background.kill("worker")
+        assert background.must("up").returncode == 0
     refused = background.must("down")
     assert refused.returncode == 2
     [run] = background.status()["runs"]
