@@ -6,11 +6,12 @@ the run here, instead of started as a new Python; tests that run the command as 
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from multiprocessing import util
+from multiprocessing import forkserver, util
 from typing import Any
 
 from cli.main import main
@@ -28,6 +29,15 @@ def _is_fork_server(arguments: Sequence[Any]) -> bool:
     return str(arguments[-1]).startswith("from multiprocessing.forkserver import main;")
 
 
+def _fork_server_arguments(program: str) -> list[Any]:
+    """Return the arguments of "from multiprocessing.forkserver import main; main(3, 4, [...], **{...})"."""
+    statement = ast.parse(program).body[-1]
+    assert isinstance(statement, ast.Expr)
+    assert isinstance(statement.value, ast.Call)
+    paths = ast.literal_eval(statement.value.keywords[0].value)
+    return [*map(ast.literal_eval, statement.value.args), paths.get("main_path"), paths.get("sys_path")]
+
+
 def _fork(arguments: Sequence[Any], descriptors: Sequence[int]) -> int:
     """Fork this process to run what a new Python was to run, with only these files open. Returns the pid."""
     pid = os.fork()
@@ -41,6 +51,6 @@ def _fork(arguments: Sequence[Any], descriptors: Sequence[int]) -> int:
             if descriptor not in kept:
                 with contextlib.suppress(OSError):  # that of the listing itself
                     os.close(descriptor)
-        exec(arguments[-1], {})
+        forkserver.main(*_fork_server_arguments(arguments[-1]))
     finally:
         os._exit(0)

@@ -36,6 +36,7 @@ class ProcessGroup:
         self.rank, self.world_size = ranks.rank(), ranks.count()
         if self.world_size > 1:
             _join(device)
+            self.all_gather(None)  # afterwards no process still asks the first one for the others' addresses
 
     def __enter__(self) -> ProcessGroup:
         return self
