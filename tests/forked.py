@@ -21,7 +21,11 @@ def run_command(environ: Mapping[str, str], arguments: Sequence[str]) -> None:
     """Run `must` with these arguments and environment variables: the main function of a test's process."""
     os.environ.update(environ)
     spawn = util.spawnv_passfds
-    util.spawnv_passfds = lambda path, args, fds: _fork(args, fds) if _is_fork_server(args) else spawn(path, args, fds)
+
+    def spawn_or_fork(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
+        return _fork(args, passfds) if _is_fork_server(args) else spawn(path, args, passfds)
+
+    util.spawnv_passfds = spawn_or_fork
     main(list(arguments))
 
 
