@@ -6,24 +6,25 @@ the run here, instead of started as a new Python; tests that run the command as 
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import os
 import signal
+import traceback
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver, util
 from typing import Any
 
 from cli.main import main
+from flows.run.processes import PRELOADED
 
 
-def run_command(environ: Mapping[str, str], arguments: Sequence[str]) -> None:
+def run_must(environ: Mapping[str, str], arguments: Sequence[str]) -> None:
     """Run `must` with these arguments and environment variables: the main function of a test's process."""
     os.environ.update(environ)
     spawn = util.spawnv_passfds
 
     def spawn_or_fork(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
-        return _fork(args, passfds) if _is_fork_server(args) else spawn(path, args, passfds)
+        return _fork(passfds) if _is_fork_server(args) else spawn(path, args, passfds)
 
     util.spawnv_passfds = spawn_or_fork
     main(list(arguments))
@@ -33,17 +34,8 @@ def _is_fork_server(arguments: Sequence[Any]) -> bool:
     return str(arguments[-1]).startswith("from multiprocessing.forkserver import main;")
 
 
-def _fork_server_arguments(program: str) -> list[Any]:
-    """Return the arguments of "from multiprocessing.forkserver import main; main(3, 4, [...], **{...})"."""
-    statement = ast.parse(program).body[-1]
-    assert isinstance(statement, ast.Expr)
-    assert isinstance(statement.value, ast.Call)
-    paths = ast.literal_eval(statement.value.keywords[0].value)
-    return [*map(ast.literal_eval, statement.value.args), paths.get("main_path"), paths.get("sys_path")]
-
-
-def _fork(arguments: Sequence[Any], descriptors: Sequence[int]) -> int:
-    """Fork this process to run what a new Python was to run, with only these files open. Returns the pid."""
+def _fork(descriptors: Sequence[int]) -> int:
+    """Fork this process to be the fork server, with its listening socket and pipe. Returns the pid."""
     pid = os.fork()
     if pid:
         return pid
@@ -55,6 +47,10 @@ def _fork(arguments: Sequence[Any], descriptors: Sequence[int]) -> int:
             if descriptor not in kept:
                 with contextlib.suppress(OSError):  # that of the listing itself
                     os.close(descriptor)
-        forkserver.main(*_fork_server_arguments(arguments[-1]))
-    finally:
+        listener, alive = descriptors
+        forkserver.main(listener, alive, PRELOADED)
+    except SystemExit:
         os._exit(0)
+    finally:
+        traceback.print_exc()
+        os._exit(1)

@@ -16,7 +16,7 @@ import pytest
 import must
 from flows.run.run import Outcome
 from tests.flows.tiny import RECIPE, digests
-from tests.forked import run_command
+from tests.forked import run_must
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -103,4 +103,4 @@ def spawn(spawner: Any) -> Iterator[Callable[..., BaseProcess]]:
 @pytest.fixture
 def start(recipe: Path, spawn: Callable[..., BaseProcess]) -> Callable[..., BaseProcess]:
     """Return a function that starts `must run` in a process: (root, *arguments) -> process."""
-    return lambda root, *more: spawn(run_command, {}, ["run", str(recipe), "--root", str(root), *more])
+    return lambda root, *more: spawn(run_must, {}, ["run", str(recipe), "--root", str(root), *more])

@@ -9,8 +9,9 @@ import re
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import boto3
 from moto import settings
@@ -49,17 +50,17 @@ def serve() -> Iterator[str]:
     log = logging.getLogger("werkzeug")
     log.propagate = False
     log.setLevel(logging.ERROR)
-    _make_puts_atomic()
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    try:
-        yield f"http://{host}:{port}"
-    finally:
-        server.stop()
+    with _atomic_puts():
+        server.start()
+        host, port = server.get_host_and_port()
+        try:
+            yield f"http://{host}:{port}"
+        finally:
+            server.stop()
 
 
-def _make_puts_atomic() -> None:
+def _atomic_puts() -> AbstractContextManager[object]:
     """Let one `PutObject` after the other in, as S3 decides on `If-None-Match`: moto looks first and writes later."""
     lock, put = threading.Lock(), S3Response.put_object
 
@@ -67,7 +68,7 @@ def _make_puts_atomic() -> None:
         with lock:
             return put(response)
 
-    setattr(S3Response, "put_object", put_object)  # noqa: B010 - mypy lets nobody assign to a method
+    return patch.object(S3Response, "put_object", put_object)
 
 
 @contextmanager

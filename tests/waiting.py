@@ -17,12 +17,12 @@ def wait_until(condition: Callable[[], object], process: Process | None = None) 
     A condition that never holds is ended by pytest's own timeout, which is there for hangs alone.
     """
     while not condition():
-        code = exit_code(process)
+        code = _exit_code(process)
         assert code is None or condition(), f"ended with {code} too early"
         time.sleep(0.005)
 
 
-def exit_code(process: Process | None) -> int | None:
+def _exit_code(process: Process | None) -> int | None:
     """Return what a process ended with; None while it runs, and for None."""
     if process is None:
         return None

@@ -4,11 +4,10 @@ Runs that share a root use it so that one of them makes an artifact while the ot
 systems and on object storage, where file locks are missing or can't be trusted.
 
 A lease is a file `<folder>/<number>.json`, made by `StoragePath.create`, which only one of many callers wins. Its
-holder renews it every RENEW_S. A holder on this machine is asked for as a process: it keeps the lock while it lives,
-however slow it is, and its end is noticed at once. One on another machine counts as dead when poll after poll finds the
-lease unchanged. Polls are counted instead of seconds: clock skew is harmless, and so is a storage
-that hangs for a while, since the poll that waits for it counts once. The lease of a dead holder is never changed: the
-next number is created.
+holder renews it every RENEW_S. A holder on this machine keeps the lock while its process lives, however slow it is, and
+its end is noticed at once. One on another machine counts as dead when poll after poll finds the lease unchanged. Polls
+are counted instead of seconds: clock skew is harmless, and so is a storage that hangs for a while, since the poll that
+waits for it counts once. The lease of a dead holder is never changed: the next number is created.
 """
 
 from __future__ import annotations

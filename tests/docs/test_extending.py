@@ -88,7 +88,9 @@ def outcome(recipe: Path) -> Outcome:
 
 
 def of_model(outcome: Outcome, model: str, metric: str) -> list[float]:
-    return [record["value"] for record in outcome.metrics if (record["model"], record["metric"]) == (model, metric)]
+    found = [record["value"] for record in outcome.metrics if (record["model"], record["metric"]) == (model, metric)]
+    assert found, f"{metric} of {model} is not in the report"
+    return found
 
 
 def test_page_has_a_file_for_each_section() -> None:
@@ -127,7 +129,7 @@ def test_kind_of_teacher_labels_the_pool(outcome: Outcome, recipe: Path) -> None
 
 
 def test_metric_measures_teacher_and_student(outcome: Outcome) -> None:
-    for model in ("teacher", "student", "baseline"):
+    for model in ("teacher:bright", "teacher:learned", "student", "baseline"):
         assert all(0 <= error <= 1 for error in of_model(outcome, model, "error")), model
     assert {record["better"] for record in outcome.metrics if record["metric"] == "error"} == {"lower"}
 

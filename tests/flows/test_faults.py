@@ -132,10 +132,11 @@ def test_full_disk_is_reported_and_finished_files_are_kept(
 
 
 def run_while_the_clock_jumps(recipe: Path, root: Path) -> None:
-    """Run a recipe with a clock that jumps back by 25 years once the teacher is trained."""
+    """Run a recipe twice with a clock that jumps back by 25 years once the teacher is trained."""
     now = time.time
     time.time = lambda: now() + (-4e8 if list(root.glob("artifacts/teacher.masks/*/manifest.json")) else 4e8)
     must.run(recipe, root)
+    assert must.run(recipe, root).ran == 0
 
 
 def test_run_survives_a_clock_that_jumps(
@@ -145,4 +146,3 @@ def test_run_survives_a_clock_that_jumps(
     process.join()
     assert process.exitcode == 0
     assert digests(root) == digests(finished_root)
-    assert must.run(recipe, root).ran == 0

@@ -20,7 +20,7 @@ from pipeline.errors import Stopped
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 from tests.flows.tiny import SAVES, STEPS, Digests, digests
-from tests.forked import run_command
+from tests.forked import run_must
 from tests.s3 import ENVIRONMENT, listening
 from tests.waiting import wait_until
 
@@ -52,7 +52,7 @@ def another_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("MUST_CACHE", str(folder))
 
 
-def succeed(arguments: list[str]) -> None:
+def run_command(arguments: list[str]) -> None:
     """Run the command; it has to succeed."""
     with pytest.raises(SystemExit) as end:
         main(arguments)
@@ -65,7 +65,7 @@ def start_elsewhere(
 ) -> Callable[[str], BaseProcess]:
     """Return a function that starts `must run` on a root, in a process with a cache of its own."""
     environ = {**ENVIRONMENT, "AWS_ENDPOINT_URL": s3, "MUST_CACHE": str(tmp_path / "lost machine")}
-    return lambda root: spawn(run_command, environ, ["run", str(recipe), "--root", root, *SAVES])
+    return lambda root: spawn(run_must, environ, ["run", str(recipe), "--root", root, *SAVES])
 
 
 @pytest.fixture
@@ -215,16 +215,16 @@ def test_remote_artifacts_are_found_by_every_command(
     finished_remote_root: str, finished_root: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to, here = tmp_path / "there.safetensors", tmp_path / "here.safetensors"
-    succeed(["export", "student", str(recipe), str(to), "--root", finished_remote_root, "--to", "safetensors"])
-    succeed(["export", "student", str(recipe), str(here), "--root", str(finished_root), "--to", "safetensors"])
+    run_command(["export", "student", str(recipe), str(to), "--root", finished_remote_root, "--to", "safetensors"])
+    run_command(["export", "student", str(recipe), str(here), "--root", str(finished_root), "--to", "safetensors"])
     assert to.read_bytes() == here.read_bytes()
     capsys.readouterr()
-    succeed(["run", str(recipe), "--root", finished_remote_root])
+    run_command(["run", str(recipe), "--root", finished_remote_root])
     output = capsys.readouterr().out
     report = next(name for name in StoragePath.of(finished_remote_root).files() if name.endswith("report.html"))
     assert output.startswith("Nothing to do")
     assert f"Report: {finished_remote_root}/{report}\n" in output
-    succeed(["label", str(recipe), "--root", finished_remote_root])
+    run_command(["label", str(recipe), "--root", finished_remote_root])
     assert "labels/masks-" in capsys.readouterr().out
 
 

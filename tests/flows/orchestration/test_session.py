@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -33,7 +34,7 @@ from tests.flows.tiny import (
     logged_steps,
     query_prefect,
 )
-from tests.forked import run_command
+from tests.forked import run_must
 from tests.waiting import wait_until
 
 Start = Callable[..., BaseProcess]
@@ -161,31 +162,46 @@ def test_run_with_prefect_leaves_no_process_and_no_file_at_home(prefect_run: Pre
 
 
 @dataclasses.dataclass(frozen=True)
-class DisturbedRun:
-    """A run whose teacher's process was killed, then that of its labels, and which was stopped in its student."""
+class DisturbedRuns:
+    """A run that was stopped in its teacher, and the next one, whose processes of teacher and labels were killed."""
 
     root: Path
-    process: BaseProcess
+    exit_codes: list[int | None]
+    saved: int
+    """Bytes of the teacher's state after the stop."""
 
 
 @pytest.fixture(scope="module")
 def disturbed(
     recipe: Path, finished_root: Path, spawner: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[DisturbedRun]:
+) -> DisturbedRuns:
     root = tmp_path_factory.mktemp("disturbed")
     shutil.copytree(finished_root / "machine", root / "machine")
-    command = ["run", str(recipe), "--root", str(root), *THREADS, *SAVES, "-o", "student.steps=100000"]
-    process = spawner.Process(target=run_command, args=({}, command))
-    process.start()
-    try:
+    exit_codes = []
+    with run_in_background(spawner, recipe, root) as process:
         wait_until(lambda: logged_steps(root, "teacher.masks") >= 3, process)
+        os.kill(process.pid or 0, signal.SIGTERM)
+        process.join()
+        exit_codes.append(process.exitcode)
+    (state,) = root.glob("artifacts/teacher.masks/*/work/state.safetensors")
+    saved, done = state.stat().st_size, logged_steps(root, "teacher.masks")
+    with run_in_background(spawner, recipe, root, *SAVES) as process:
+        wait_until(lambda: logged_steps(root, "teacher.masks") > done, process)
         os.kill(process_of(root, "teacher.masks"), signal.SIGKILL)
         wait_until(lambda: len(list(root.glob("labels/*/[!.]*"))) >= 3, process)
         os.kill(process_of(root, "label"), signal.SIGKILL)
-        wait_until(lambda: logged_steps(root, "student") >= 3, process)
-        os.kill(process.pid, signal.SIGTERM)
         process.join()
-        yield DisturbedRun(root, process)
+        exit_codes.append(process.exitcode)
+    return DisturbedRuns(root, exit_codes, saved)
+
+
+@contextlib.contextmanager
+def run_in_background(spawner: Any, recipe: Path, root: Path, *more: str) -> Iterator[BaseProcess]:
+    """Yield the process of a run with Prefect, which is killed at exit if it has not ended."""
+    process = spawner.Process(target=run_must, args=({}, ["run", str(recipe), "--root", str(root), *THREADS, *more]))
+    process.start()
+    try:
+        yield process
     finally:
         process.kill()
         process.join()
@@ -197,10 +213,26 @@ def process_of(root: Path, step: str) -> int:
     return int(json.loads(lease.read_text("utf-8"))["holder"]["number"])
 
 
-def test_step_whose_process_is_killed_resumes_by_itself(disturbed: DisturbedRun, finished_root: Path) -> None:
-    made = digests(disturbed.root)
-    assert made == {step: digest for step, digest in digests(finished_root).items() if step in made}
-    assert set(made) == set(STEPS[:-2])
+def task_runs(root: Path, flow_run: str) -> dict[str, tuple[str, str]]:
+    """Return (state, message) of the task runs of a flow run, by step."""
+    found = query_prefect(root, f"{TASK_RUNS} where f.name = '{flow_run}'")
+    return {name: (state, message) for name, state, message, *_ in found}
+
+
+def test_stopped_run_is_cancelled_in_prefect(disturbed: DisturbedRuns) -> None:
+    assert disturbed.exit_codes[0] == 75
+    assert disturbed.saved > 0
+    [(flow_run, message)] = [
+        (name, message) for name, state, message in query_prefect(disturbed.root, FLOW_RUNS) if state == "Cancelled"
+    ]
+    assert message.startswith("Stopped in teacher.masks; what is done is kept.")
+    states = {name: state for name, (state, _) in task_runs(disturbed.root, flow_run).items()}
+    assert states == {"data.world": "Completed", "data.pool": "Completed", "teacher.masks": "Cancelled"}
+
+
+def test_step_whose_process_is_killed_resumes_by_itself(disturbed: DisturbedRuns, finished_root: Path) -> None:
+    assert disturbed.exit_codes[1] == 0
+    assert digests(disturbed.root) == digests(finished_root)
     killed = [event for event in events(disturbed.root) if event["event"] == "killed"]
     assert [event["step"] for event in killed] == ["teacher.masks", "label"]
     assert all("SIGKILL" in event["error"] for event in killed)
@@ -208,17 +240,7 @@ def test_step_whose_process_is_killed_resumes_by_itself(disturbed: DisturbedRun,
     assert len(query_prefect(disturbed.root, query)) == 2
 
 
-def test_stopped_run_is_cancelled_in_prefect(disturbed: DisturbedRun) -> None:
-    assert disturbed.process.exitcode == 75
-    assert next(disturbed.root.glob("artifacts/student/*/work/state.safetensors")).stat().st_size > 0
-    states = {name: state for name, state, *_ in query_prefect(disturbed.root, TASK_RUNS)}
-    assert states == dict.fromkeys(STEPS[:-2], "Completed") | {"student": "Cancelled"}
-    [(_, state, message)] = query_prefect(disturbed.root, FLOW_RUNS)
-    assert state == "Cancelled"
-    assert message.startswith("Stopped in student; what is done is kept.")
-
-
-def test_failed_step_raises_our_error_and_reused_steps_are_cached(disturbed: DisturbedRun, recipe: Path) -> None:
+def test_failed_step_raises_our_error_and_reused_steps_are_cached(disturbed: DisturbedRuns, recipe: Path) -> None:
     environ, root = dict(os.environ), disturbed.root
     before = {name for name, *_ in query_prefect(root, FLOW_RUNS)}
     with pytest.raises(DataError, match="may not label") as raised:
@@ -227,8 +249,7 @@ def test_failed_step_raises_our_error_and_reused_steps_are_cached(disturbed: Dis
     assert dict(os.environ) == environ
     [(flow_run, state, message)] = [run for run in query_prefect(root, FLOW_RUNS) if run[0] not in before]
     assert (state, message) == ("Failed", str(raised.value))
-    of_this_run = query_prefect(root, f"{TASK_RUNS} where f.name = '{flow_run}'")
-    runs = {name: (state, message) for name, state, message, *_ in of_this_run}
+    runs = task_runs(root, flow_run)
     assert {name for name, (state, _) in runs.items() if state == "Cached"} == set(STEPS[:5])
     assert runs["teacher.masks"][1].startswith("found on disk: ")
     assert runs["label"] == ("Failed", str(raised.value))
@@ -267,8 +288,7 @@ def test_ctrl_c_during_imports_stops_the_run(after_s: float, root: Path, recipe:
     command = [str(MUST), "run", str(recipe), "--root", str(root), *THREADS, "-o", "student.steps=100000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as run:
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
-        while not children.read_text("ascii").strip():
-            time.sleep(0.01)
+        wait_until(lambda: children.read_text("ascii").strip(), run)
         time.sleep(after_s)
         os.killpg(run.pid, signal.SIGINT)
         _, told = run.communicate()

@@ -147,8 +147,7 @@ def connected(path: Path, ends: str, runtime: Runtime) -> None:
             other, _ = line.accept()
             other.recv(1)
             raise LostPeer("connection reset by peer")
-        while line.connect_ex(str(path)):
-            time.sleep(0.01)
+        wait_until(lambda: line.connect_ex(str(path)) == 0)
     time.sleep(0.5)
     work(ends, runtime)
 
@@ -194,8 +193,7 @@ def raise_data_error(runtime: Runtime) -> None:
 def kill_the_second(folder: Path, runtime: Runtime) -> None:
     """The second process is killed once the first has begun."""
     if os.environ["RANK"] == "1":
-        while not (folder / "begun").exists():
-            time.sleep(0.01)
+        wait_until((folder / "begun").exists)
         os.kill(os.getpid(), signal.SIGKILL)
     (folder / "begun").touch()
     runtime.stop.wait()

@@ -15,7 +15,7 @@ from flows.server.embedded import LOGGING, Server, prefect_environ, temporary_en
 from pipeline.errors import ConfigError, Stopped
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
-from tests.waiting import wait_until
+from tests.waiting import wait_until_gone
 
 URL = "http://127.0.0.1:4711/api"
 
@@ -147,4 +147,4 @@ def test_server_ends_when_its_parent_is_killed(starting: bool, tmp_path: Path) -
         server = int(parent.stdout.readline())
         assert alive(server)
         parent.kill()
-    wait_until(lambda: not alive(server))
+    wait_until_gone(server)
