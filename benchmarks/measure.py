@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from rich.table import Table
 
@@ -21,6 +22,7 @@ from pipeline.steps.artifact import write_atomically, write_json
 from pipeline.steps.runtime import Runtime, usable_cores
 from pipeline.training.device import device_name, processor_name
 
+T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -34,6 +36,18 @@ def take_turns(measures: Mapping[str, Callable[[], float]], windows: int) -> dic
         for name, measure in measures.items():
             values[name].append(measure())
     return {name: timed for name, (_, *timed) in values.items()}
+
+
+class MemoryStream(Generic[T]):
+    """A stream of batches that are in memory already, for training without a loader."""
+
+    def __init__(self, batch_of: Callable[[int], T]) -> None:
+        """`batch_of`: returns the batch of a step."""
+        self.batch_of, self.waited = batch_of, 0.0
+
+    def batches(self, start: int) -> Generator[T]:
+        """Yield the batches of all steps from `start` on, without end."""
+        yield from map(self.batch_of, itertools.count(start))
 
 
 def medians(values: Mapping[str, Sequence[float]]) -> dict[str, float]:

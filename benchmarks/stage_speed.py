@@ -18,7 +18,6 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Generator, Sequence
 
 from flows.run.process_setup import set_up_process
 
@@ -46,7 +45,7 @@ import typer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
-from benchmarks.measure import RESULTS, describe_environment, medians, run_part, save_result
+from benchmarks.measure import RESULTS, MemoryStream, describe_environment, medians, run_part, save_result
 from flows.plan.stage_steps import STAGE_POOL
 from flows.plan.steps import build_steps
 from pipeline.recipe.reader import parse_recipe
@@ -136,23 +135,13 @@ class CollatedViews(NamedTuple):
         return [self.batch]
 
 
-class MemoryStream:
-    """A stream that repeats batches in memory."""
-
-    def __init__(self, views: Sequence[ViewBatch]) -> None:
-        self.views, self.waited = views, 0.0
-
-    def batches(self, start: int) -> Generator[CollatedViews]:
-        for step in itertools.count(start):
-            yield CollatedViews(dataclasses.replace(self.views[step % len(self.views)], step=step))
-
-
 class InMemoryViewStream(ViewStream):
     """A stage's views, decoded and moved to the device before it begins."""
 
     def prefetched(self, threads: int) -> Any:
         shares = itertools.islice(super().prefetched(threads).batches(0), STEPS_IN_MEMORY)
-        return MemoryStream([move_to_device(share.split(1)[0], PART["device"]) for share in shares])
+        views = [move_to_device(share.split(1)[0], PART["device"]) for share in shares]
+        return MemoryStream(lambda step: CollatedViews(dataclasses.replace(views[step % len(views)], step=step)))
 
 
 def train_stage(part: Part, window: Window) -> None:
@@ -189,7 +178,7 @@ def stage_inputs(root: Root, photos: str) -> dict[str, Any]:
     return {**sets, pool.name: workspace.get_or_make(pool, Inputs(sets, runtime))[0]}
 
 
-class SimCLR(nn.Module):
+class LightlySimCLR(nn.Module):
     """The model of lightly's example, with a timm backbone."""
 
     def __init__(self, backbone: str) -> None:
@@ -218,7 +207,7 @@ def train_lightly(part: Part, window: Window) -> None:
     steps = WARM_STEPS + part.steps
     sampler = RandomSampler(dataset, num_samples=steps * part.batch)  # one long epoch, so that workers start once
     loader = DataLoader(dataset, part.batch, sampler=sampler, drop_last=True, num_workers=part.workers)
-    model, criterion = choice.place(SimCLR(part.backbone)), NTXentLoss()
+    model, criterion = choice.place(LightlySimCLR(part.backbone)), NTXentLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     total = 0.0
     for views, *_ in loader:

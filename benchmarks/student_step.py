@@ -17,13 +17,12 @@ import dataclasses
 import itertools
 import tempfile
 import time
-from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from benchmarks.measure import RESULTS, describe_environment, medians, save_result, take_turns
+from benchmarks.measure import RESULTS, MemoryStream, describe_environment, medians, save_result, take_turns
 from flows.run.run import find_inputs
 from must import DEFAULT_ROOT
 from pipeline.data.loader import Batch, BatchLoader, LoaderConfig, LocalSamples
@@ -55,16 +54,6 @@ class CollatedSamples(LocalSamples):
     def split(self, pieces: int) -> list[Batch]:
         assert pieces == len(self.batches), "memory ran out: what is measured here does not fit"
         return self.batches
-
-
-class MemoryStream:
-    """A stream that repeats batches in memory."""
-
-    def __init__(self, samples: Sequence[CollatedSamples]) -> None:
-        self.samples, self.waited = samples, 0.0
-
-    def batches(self, start: int) -> Generator[CollatedSamples]:
-        yield from itertools.islice(itertools.cycle(self.samples), start, None)
 
 
 class StudentTraining:
@@ -110,7 +99,8 @@ def main(
     environment = describe_environment(choice.device)
     training = StudentTraining(inputs, dict(step.config), choice, steps)
     samples = itertools.islice(training.loader.batches(0), BATCHES_IN_MEMORY)
-    memory = MemoryStream([CollatedSamples(batch, training.config.accumulate) for batch in samples])
+    collated = [CollatedSamples(batch, training.config.accumulate) for batch in samples]
+    memory = MemoryStream(lambda step: collated[step % len(collated)])
     measures = {"memory": lambda: training.rate(memory), "loader": lambda: training.rate(training.loader)}
     taken = take_turns(measures, windows)
     rates = medians(taken)

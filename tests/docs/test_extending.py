@@ -129,6 +129,7 @@ def test_kind_of_teacher_labels_the_pool(outcome: Outcome, recipe: Path) -> None
 
 
 def test_metric_measures_teacher_and_student(outcome: Outcome) -> None:
+    assert min(of_model(outcome, "teacher:bright", "error")) < 0.02, "the mean of the pixels is the brightness"
     for model in ("teacher:bright", "teacher:learned", "student", "baseline"):
         assert all(0 <= error <= 1 for error in of_model(outcome, model, "error")), model
     assert {record["better"] for record in outcome.metrics if record["metric"] == "error"} == {"lower"}
