@@ -26,7 +26,7 @@ REMOTE_INTERVAL_S = 20.0
 
 @dataclasses.dataclass
 class LoadProgress:
-    """How many of the files that were found are in the tables, and which could not be read."""
+    """Counts of the files found and of those in the tables, and the files that could not be read."""
 
     loaded: int = 0
     found: int = 0

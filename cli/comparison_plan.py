@@ -1,4 +1,4 @@
-"""What a plan still has to run for each row of the recipe's comparisons. Loads no torch."""
+"""The steps that a plan still has to run, by row of the recipe's comparisons. Loads no torch."""
 
 from __future__ import annotations
 

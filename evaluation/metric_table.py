@@ -15,7 +15,7 @@ MAX_NAMES = 8
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationTarget:
-    """Where a metric was measured: a head's task on `n` images of one split of one set, by a protocol."""
+    """The subject of a metric: a head's task on `n` images of one split of one set, by a protocol."""
 
     head: str
     task: str

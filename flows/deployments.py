@@ -102,7 +102,7 @@ SECTION_KEYS, RUNTIME_KEYS = ("epochs", "steps", "batch", "lr", "splits"), ("run
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a form asks for."""
+    """The steps that a form asks for, and where in the recipe its values go."""
 
     selection: Selection
     section: str = ""

@@ -40,7 +40,7 @@ SCHEMA = pa.schema(
 
 
 class KnownFile(NamedTuple):
-    """What a file holds: an image with this key, or, for the reason given, no image."""
+    """The content of a file: an image with this key, or, for the reason given, no image."""
 
     key: str | None
     reason: str | None

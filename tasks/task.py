@@ -42,7 +42,7 @@ class FeatureInfo:
 
 @dataclasses.dataclass
 class Features:
-    """What the shared part of the network gives to the heads: `pyramid` and `fused` only where a head needs them."""
+    """The output of the network's shared part for the heads: `pyramid` and `fused` only where a head needs them."""
 
     top: Tensor
     """C5, the backbone's last map (B, C, S/32, S/32); of a plain transformer, its only one."""
@@ -76,7 +76,7 @@ class Metric(Protocol):
 
 
 class Task(ABC):
-    """How labels of one label space are learned, predicted and scored. Parameters are in the head, none in the task.
+    """Learns, predicts and scores labels of one label space. Parameters are in the head, none in the task.
 
     Training calls `collate`, `amount`, the head and `loss` on each batch; prediction calls the head and `predict` on
     each batch, then `value` on each image. A value is a dict of NumPy arrays, which the task's `TaskLabel` states.

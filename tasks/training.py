@@ -77,7 +77,7 @@ class TrainingPlan:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingResult:
-    """How a training ran and what it logged; the weights are in the network."""
+    """The course of a training and its log; the weights are in the network."""
 
     choice: ComputeConfig
     processes: int

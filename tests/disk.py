@@ -16,7 +16,7 @@ def folder_of(made: Artifact) -> Path:
 
 
 def made_in(folder: Path, step: str = "step") -> Artifact:
-    """What a step, of the kind that begins its name, left in a folder, as its artifact."""
+    """Return the artifact that a step, of the kind that begins its name, left in a folder."""
     return named(step, Artifact(Root.of(folder.parent), folder.name, contents(folder)))
 
 

@@ -121,12 +121,28 @@ def test_plugins_do_not_import_each_other(folder: str) -> None:
 
 def test_a_class_name_means_one_thing() -> None:
     defined = collections.defaultdict(set)
-    for path in source_files():
+    for path in [*source_files(), *(ROOT / "benchmarks").rglob("*.py")]:
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and node.name not in PLUGIN_CLASSES:
                 defined[node.name].add(shown(path))
     twice = {name: sorted(paths) for name, paths in defined.items() if len(paths) > 1}
     assert not twice, twice
+
+
+RIDDLES = ("What", "Whether", "How", "Where", "Which", "Of", "It")
+"""First words that leave a reader to find out what a thing is or does."""
+
+
+def test_docstrings_open_with_what_a_thing_is_or_does() -> None:
+    definition = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    opened = [
+        (shown(path), docstring.split("\n")[0])
+        for path in [*source_files(), *(ROOT / "benchmarks").rglob("*.py")]
+        for node in ast.walk(tree(path))
+        if isinstance(node, definition) and (docstring := ast.get_docstring(node))
+    ]
+    wrong = [(path, line) for path, line in opened if line.split()[0] in RIDDLES]
+    assert not wrong, wrong
 
 
 def test_every_package_is_installed() -> None:
@@ -270,7 +286,7 @@ def test_functions_take_few_arguments() -> None:
 
 
 def is_command(function: Function) -> bool:
-    """Whether the function's arguments are the options of a command or the fields of a form."""
+    """Return True if the function's arguments are the options of a command or the fields of a form."""
     names = [ast.unparse(decorator).partition("(")[0] for decorator in function.decorator_list]
     return any(name.endswith(".command") or name == "flow" for name in names)
 
@@ -323,7 +339,7 @@ def methods(node: ast.ClassDef) -> dict[str, Function]:
 
 
 def inherits(node: ast.ClassDef, method: str, classes: dict[str, ast.ClassDef]) -> bool:
-    """Whether a base of the class has the method; a base from elsewhere (an nn.Module) is taken to have it."""
+    """Return True if a base of the class has the method; a base from elsewhere (an nn.Module) is taken to have it."""
     for name in base_names(node):
         base = classes.get(name)
         if base is None or method in methods(base) or inherits(base, method, classes):

@@ -13,7 +13,7 @@ from pipeline.steps.artifact import Step
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Which steps of a recipe a run is about, and which of them it makes again though their artifacts are there."""
+    """The steps of a recipe that a run is about, and those it makes again though their artifacts are there."""
 
     last: str | None = None
     """Go as far as this step, the steps of this section (`evaluate`, `compare.small`), or those whose names begin with

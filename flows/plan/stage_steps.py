@@ -30,7 +30,7 @@ STAGE = StepKind(
 
 
 class StageTraining(NamedTuple):
-    """How a stage is trained, beside the settings in its section."""
+    """Settings of a stage's training beside those in its section."""
 
     start: str | None
     """The step whose backbone it starts from; None for none."""

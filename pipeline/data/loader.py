@@ -39,7 +39,7 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-    """What the batches of a loader are made of."""
+    """Size, seed, augmentation and threads of a loader's batches."""
 
     size: int
     """Side of the square images, pixels."""

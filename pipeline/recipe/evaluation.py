@@ -38,7 +38,7 @@ UniqueItems = AfterValidator(_once)
 
 
 class MeasurementConfig(BaseConfig):
-    """How backbones are measured: the keys that `evaluate` and `compare` share."""
+    """The measurement of backbones: the keys that `evaluate` and `compare` share."""
 
     probes: Annotated[list[str], UniqueItems] = []
     """Classifiers on frozen features, for sets with class labels: `knn` (nearest neighbours), `soft_nn` (all labelled
@@ -55,7 +55,7 @@ class MeasurementConfig(BaseConfig):
 
 
 class EvaluateConfig(MeasurementConfig):
-    """What is measured at the end of a run."""
+    """The measurements at the end of a run."""
 
     splits: Literal["test", "val"] = "test"
     """Held-out split to measure on; the other one where a set lacks it."""

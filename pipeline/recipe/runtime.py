@@ -14,7 +14,7 @@ Precision = Literal["auto", "32", "bf16"]
 
 
 class RuntimeConfig(BaseConfig):
-    """How to use the machine. No key is part of a fingerprint."""
+    """The use of the machine. No key is part of a fingerprint."""
 
     device: Device = "auto"
     """`auto` uses a GPU if there is one."""

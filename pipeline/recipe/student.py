@@ -41,7 +41,7 @@ class StudentConfig(TrainingConfig):
 
 
 class LabellingConfig(BaseConfig):
-    """How the pool is labelled. No key changes a label; `max_failed` can end a run."""
+    """The labelling of the pool. No key changes a label; `max_failed` can end a run."""
 
     batch: int = Field(default=32, ge=1)
     """Images per forward pass of a teacher."""

@@ -39,7 +39,7 @@ def stopped_in(step: str, force: bool = False) -> Stopped:
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """Where and how steps run."""
+    """The root, device and threads of steps, and the way to report progress and to stop them."""
 
     root: Root
     device: Device = "auto"

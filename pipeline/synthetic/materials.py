@@ -96,7 +96,7 @@ class Sky:
 
 @dataclasses.dataclass(frozen=True)
 class Lens:
-    """What the camera does to the picture.
+    """The marks that a camera leaves on the picture.
 
     `exposure` is the mean brightness in [0, 1], `blur` the sigma in pixels of an image 128 pixels wide, `noise` the
     standard deviation in 8-bit levels.

@@ -30,7 +30,7 @@ REPEATS = 3
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
-    """How a model is computed: device, number format and memory layout, with the timings the choice rests on."""
+    """Device, number format and memory layout of a model, with the timings that the choice rests on."""
 
     device: str
     precision: Format

@@ -48,7 +48,7 @@ class MicrobatchLimit(NamedTuple):
 
 
 class FitResult(NamedTuple):
-    """How a training went."""
+    """The course of a training."""
 
     limits: list[MicrobatchLimit]
     """What was done each time that memory ran out."""

@@ -35,7 +35,7 @@ OUT_OF_MEMORY_ADVICE = (
 
 
 class StepResult(NamedTuple):
-    """What a process reports of its passes in a step."""
+    """The report of a process on its passes in a step."""
 
     keys: list[str]
     """Its images."""

@@ -1,4 +1,4 @@
-"""What the training loop is given: an objective, the images to learn from, and how long and how to train."""
+"""The input of the training loop: an objective, the images to learn from, and a plan of the training."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Objective(nn.Module, ABC):
 
 @dataclasses.dataclass(frozen=True)
 class TrainingJob:
-    """What one call of `fit` trains."""
+    """The work of one call of `fit`."""
 
     name: str
     """For progress lines and errors."""

@@ -1,4 +1,4 @@
-"""What a training writes while it runs: the state to go on from, and a log of its steps.
+"""The files that a training writes while it runs: the state to go on from, and a log of its steps.
 
 <out>/work/state.safetensors   written every minute or so and at a stop; gone when the step is done
 <out>/log/train.jsonl          a line for every step up to the state's, and for those since

@@ -39,7 +39,7 @@ STUDENT = "student"
 
 @dataclasses.dataclass
 class LabelMaker:
-    """What makes labels: a teacher, with one head of its own name, or the student, with a head for each teacher."""
+    """A maker of labels: a teacher, with one head of its own name, or the student, with a head for each teacher."""
 
     name: str
     artifact: Artifact
