@@ -9,7 +9,7 @@ TESTS := $(shell $(PYTHON) -c "import os; print(min(4, ($(CORES)) + 1))")
 .PHONY: help quickstart test test-all coverage check format docs
 
 help:
-	@echo "make quickstart   set up, then run the main job on a generated world (about 6 minutes on two cores)"
+	@echo "make quickstart   set up, then run the main job on a generated world (6 to 28 minutes on two cores)"
 	@echo "make test         set up, then run the tests"
 	@echo "make test-all     every test, the slow ones and those for a GPU as well"
 	@echo "make coverage     the tests, and which lines they run"
