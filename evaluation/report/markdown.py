@@ -55,10 +55,8 @@ def _labels(run: RunRecord) -> Iterator[str]:
     if strips:
         yield "## Labels"
         heads = ["image", *(_text(picture.title) for picture in strips[0][1:])]
-        yield _table(
-            heads,
-            [[f"![{_text(each.title)}]({each.url}) {_text(each.note)}" for each in strip] for strip in strips],
-        )
+        rows = [[f"![{_text(each.title)}]({each.url}) {_text(each.note)}" for each in strip] for strip in strips]
+        yield _table(heads, rows)
 
 
 def _steps(run: RunRecord) -> Iterator[str]:
