@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import rich.console
@@ -27,17 +27,18 @@ def output() -> rich.console.Console:
     return console
 
 
-def print_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Print rows of cells below a heading."""
-    table = Table(*head, box=None, pad_edge=False)
+def print_table(table: Sequence[Sequence[str]]) -> None:
+    """Print rows of cells, the first row as the heading."""
+    head, *rows = table
+    shown = Table(*head, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*row)
-    output().print(table, markup=False)
+        shown.add_row(*row)
+    output().print(shown, markup=False)
 
 
 def print_artifacts(artifacts: Iterable[StoredArtifact]) -> None:
     """Print a table with a line per artifact."""
-    rows = []
+    rows = [["step", "fingerprint", "made", "took", "size", "used by runs"]]
     for artifact in artifacts:
         manifest = artifact.manifest or {}
         made = format_time(manifest["began"]) if manifest else "unfinished"
@@ -45,7 +46,7 @@ def print_artifacts(artifacts: Iterable[StoredArtifact]) -> None:
         more = f" and {len(artifact.users) - 1} more" if len(artifact.users) > 1 else ""
         users = f"{artifact.users[0]}{more}" if artifact.users else "none"
         rows.append([*artifact.key, made, took, format_bytes(artifact.size), users])
-    print_table(["step", "fingerprint", "made", "took", "size", "used by runs"], rows)
+    print_table(rows)
 
 
 def print_artifact(artifact: StoredArtifact) -> None:
@@ -75,7 +76,7 @@ def print_verdicts(verdicts: Iterable[Verdict], deleted: bool) -> None:
         chosen = [verdict for verdict in verdicts if verdict.kept is kept]
         if chosen:
             rows = [[each.what, str(len(each.files)), format_bytes(each.size), each.why] for each in chosen]
-            print_table([title, "files", "size", "why"], rows)
+            print_table([[title, "files", "size", "why"], *rows])
         total = format_bytes(sum(verdict.size for verdict in chosen))
         console.print(f"{title.lower()}: {total} in {sum(len(verdict.files) for verdict in chosen)} files\n")
     if not deleted and not all(verdict.kept for verdict in verdicts):

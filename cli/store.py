@@ -166,7 +166,7 @@ def verify_command(root: RootOrStoreOption = DEFAULT_ROOT) -> None:
 def _print_table(columns: list[str], rows: list[list[Any]]) -> None:
     from cli.artifacts_view import print_table
 
-    print_table(columns, ([_cell(value) for value in row] for row in rows))
+    print_table([columns, *([_cell(value) for value in row] for row in rows)])
 
 
 def _cell(value: Any) -> str:
