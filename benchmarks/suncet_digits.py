@@ -10,8 +10,10 @@ features of the 60 labelled images.
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,48 +26,26 @@ from sklearn.linear_model import LogisticRegression
 from timm.models import register_model
 from torch import Tensor, nn
 
+import must
 from benchmarks.measure import RESULTS, describe_environment, format_mean, save_result
 from evaluation.probe import LabelledFeatures, ProbeTask
 from evaluation.probes import soft_nn
-from flows.plan.stage_steps import STAGE, STAGE_POOL
-from flows.plan.steps import build_steps
+from flows.plan.selection import Selection
 from ingest.dataset import IngestedSet
 from ingest.true_labels import class_ids, true_label_dataset
 from pipeline.models.features import extract_features
 from pipeline.models.initial import backbone_from_artifact
-from pipeline.recipe.reader import parse_recipe
-from pipeline.steps.artifact import Artifact, Inputs, Step
+from pipeline.steps.artifact import Artifact, Inputs
 from pipeline.steps.runtime import Runtime
-from pipeline.steps.workspace import Workspace
-from pipeline.storage.root import Root
 from selfsup.stages.labelled_sampler import class_sampler, image_classes
 from selfsup.stages.step import load_images, stage_config
 
 TRAIN_IMAGES, SIDE, PER_CLASS = 1200, 16, 6
 STEPS = (25, 50, 100, 200, 400)
-RECIPE = """
-name: digits
-data: {{digits: {{kind: imagefolder, path: "{path}"}}}}
-teachers: {{gabor: {{kind: analytic}}}}
-pool: [digits]
-student: {{weighting: equal}}
-"""
-SETTINGS: dict[str, Any] = {
-    "method": "simclr",
-    "data": ["digits"],
-    "start": "scratch",
-    "backbone": "digits_cnn",
-    "image_size": SIDE,
-    "batch": 64,
-    "optimizer": "adamw",
-    "lr": 2e-3,
-    "weight_decay": 1e-4,
-    "temperature": 0.2,
-    "dim": 64,
-    "augment": {"area": [0.5, 1.0], "flip": 0, "hue": 0, "saturation": 0, "grayscale": 0, "blur": 0},
-}
+RECIPE = Path(__file__).with_suffix(".yaml")
 LABELS = {"method": "suncet", "per_class": PER_CLASS, "images": 4, "temperature": 0.2}
-METHODS: dict[str, dict[str, Any]] = {"SimCLR": {}, "SimCLR+SuNCEt": {"labels": LABELS}}
+METHODS = {"SimCLR": [], "SimCLR+SuNCEt": [f"stages.digits.labels={json.dumps(LABELS)}"]}
+"""The overrides of each method."""
 
 
 class DigitsCNN(nn.Module):
@@ -92,13 +72,7 @@ class DigitsCNN(nn.Module):
 
 
 @register_model
-def digits_cnn(
-    pretrained: bool = False,
-    pretrained_cfg: Any = None,
-    pretrained_cfg_overlay: Any = None,
-    cache_dir: Any = None,
-    num_classes: int = 0,
-) -> nn.Module:
+def digits_cnn(**_: Any) -> nn.Module:
     """Build the network for `timm.create_model`."""
     return DigitsCNN()
 
@@ -115,10 +89,12 @@ def write_digits(folder: Path) -> None:
         gray.convert("RGB").save(file)
 
 
-def evaluate(trained: Artifact, inputs: Inputs, settings: dict[str, Any], seed: int) -> dict[str, float]:
+def evaluate(artifacts: Mapping[str, Artifact], seed: int) -> dict[str, float]:
     """Return the test accuracy of a linear probe and a soft nearest-neighbour classifier trained on the few labels."""
+    trained = artifacts["stage.digits"]
+    inputs = Inputs(artifacts, Runtime(trained.root, "cpu", "32", 1))
     encoder = backbone_from_artifact(trained).build_encoder()
-    stage = stage_config({**settings, "labels": LABELS})
+    stage = stage_config({**trained.manifest["config"]["stage"], "labels": LABELS})
     images = load_images(stage, inputs, seed)
     classes = image_classes(stage, inputs, images)
     assert stage.labels is not None
@@ -139,16 +115,11 @@ def evaluate(trained: Artifact, inputs: Inputs, settings: dict[str, Any], seed: 
     }
 
 
-def run(root: Root, sets: dict[str, Artifact], name: str, steps: int, seed: int) -> dict[str, float]:
-    """Train one stage, and return the test accuracies on its features."""
-    runtime = Runtime(root, "cpu", "32", 1)
-    settings = {"name": "digits", **SETTINGS, **METHODS[name], "steps": steps}
-    pool = Step("pool.digits", STAGE_POOL, ("stages", "digits"), {"pool": settings["data"]}, tuple(sets))
-    inputs = Inputs({**sets, pool.name: Workspace(root).get_or_make(pool, Inputs(sets, runtime))[0]}, runtime)
-    config = {"name": "stage.digits", "stage": settings, "seed": seed, "start": None}
-    step = Step("stage.digits", STAGE, ("stages", "digits"), config, tuple(inputs.artifacts))
-    trained, _ = Workspace(root).get_or_make(step, inputs)
-    return evaluate(trained, inputs, settings, seed)
+def run(folder: Path, name: str, steps: int, seed: int) -> dict[str, float]:
+    """Train one stage on the digits in a folder, and return the test accuracies on its features."""
+    overrides = [f"data.digits.path={folder / 'digits'}", f"seed={seed}", f"stages.digits.steps={steps}"]
+    outcome = must.run(RECIPE, folder / "root", [*overrides, *METHODS[name]], Selection("stage.digits"))
+    return evaluate(outcome.artifacts, seed)
 
 
 def main(seeds: Annotated[int, typer.Option(help="Number of runs of each kind.", min=2)] = 5) -> None:
@@ -158,12 +129,9 @@ def main(seeds: Annotated[int, typer.Option(help="Number of runs of each kind.",
     accuracy: dict[str, dict[str, list[dict[str, float]]]] = {name: {} for name in METHODS}
     with tempfile.TemporaryDirectory() as folder:
         write_digits(Path(folder) / "digits")
-        root = Root.of(Path(folder) / "root")
-        [ingest, *_] = build_steps(parse_recipe(RECIPE.format(path=Path(folder) / "digits"), "digits"))
-        sets = {"data.digits": Workspace(root).make(ingest, Inputs({}, Runtime(root)))}
         for steps in STEPS:
             for name in METHODS:
-                accuracy[name][str(steps)] = [run(root, sets, name, steps, seed) for seed in range(seeds)]
+                accuracy[name][str(steps)] = [run(Path(folder), name, steps, seed) for seed in range(seeds)]
                 print(name, steps, accuracy_cell(accuracy[name][str(steps)]), flush=True)
     table = [("steps", *(f"{name}: linear probe, soft nearest neighbours" for name in METHODS))]
     table += [(str(steps), *(accuracy_cell(accuracy[name][str(steps)]) for name in METHODS)) for steps in STEPS]
