@@ -10,15 +10,12 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow.parquet as pq
 import typer
-from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.stores.labels import Value
 
 DATA = Path("../shared/data")
 DataOption = Annotated[Path, typer.Option(help="Folder with the data sets.", envvar="MUST_DATA")]
-Scores = Callable[[int], NDArray[Any]]
-"""Draws so many scores."""
 
 
 def write_subset(source: Path, folder: Path, counts: Mapping[str, int]) -> None:
@@ -46,8 +43,8 @@ def noise_jpeg(number: int, side: int) -> bytes:
     return file.getvalue()
 
 
-def random_boxes(rng: np.random.Generator, count: int, side: int, classes: int, scores: Scores) -> Value:
-    """Return a detection label of `count` random boxes on an image of `side` pixels square."""
+def random_boxes(rng: np.random.Generator, count: int, side: int, classes: int, scores: Callable[[int], Any]) -> Value:
+    """Return a detection label of `count` random boxes, with `scores(count)`, on an image of `side` pixels square."""
     corners = np.sort(rng.uniform(0, side, (count, 2, 2)), axis=1).reshape(count, 4)
     return {
         "boxes": corners.astype(np.float32),

@@ -60,7 +60,7 @@ class Pictures:
     def _read(self, file: StoredFile, row: int) -> Row:
         with self._lock:
             group = next((group for group in self._groups if group[0] == str(file) and row in group[1]), None)
-            table = self._groups[group] if group else None
+            table: pa.Table = self._groups[group] if group else None
             if group:
                 self._groups.move_to_end(group)
         if group is None:
