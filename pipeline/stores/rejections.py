@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.storage.errors import explain_full_disk, explain_read_errors
-from pipeline.storage.lock import LEASE_S, IsHeld, OnWait, hold_lock
+from pipeline.storage.lock import LEASE_S, OnWait, hold_lock
 from pipeline.storage.path import StoragePath
 from pipeline.storage.process_id import ProcessId
 from pipeline.storage.root import Root
@@ -48,10 +48,7 @@ WAIT_S = 2 * LEASE_S
 
 
 def read_rejections(root: Root) -> pa.Table:
-    """Return the list of a root, a row of `SCHEMA` per rejection; empty if nothing is rejected.
-
-    Raises DataError if the file is damaged or has another schema version.
-    """
+    """Return a root's list, a row of `SCHEMA` per rejection. Raises DataError if damaged or of another version."""
     file = root / PATH
     with explain_read_errors(file):
         data = file.read_if_exists()
@@ -165,27 +162,24 @@ def _change(root: Root, change: Callable[[pa.Table], pa.Table]) -> int:
             before = read_rejections(root)
             after = change(before)
             if not after.equals(before):
-                _replace(file, after, is_held)
+                data = _to_bytes(after)
+                if not is_held():
+                    raise ConfigError(
+                        f"{file}: another process took over while this one slept. Nothing was changed: try again."
+                    )
+                if len(after):
+                    file.write(data)
+                else:
+                    file.remove()
             return len(after) - len(before)
     except OSError as error:
         raise ConfigError(f"{file}: can't be changed ({error.strerror}). Make the root writable.") from error
 
 
-def _replace(file: StoragePath, table: pa.Table, is_held: IsHeld) -> None:
-    data = _to_bytes(table)
-    if not is_held():
-        raise ConfigError(f"{file}: another process took over while this one slept. Nothing was changed: try again.")
-    if len(table):
-        file.write(data)
-    else:
-        file.remove()
-
-
 def _to_bytes(table: pa.Table) -> bytes:
     stream = pa.BufferOutputStream()
     pq.write_table(table, stream, compression="zstd")
-    data: bytes = stream.getvalue().to_pybytes()
-    return data
+    return stream.getvalue().to_pybytes()
 
 
 def _give_up_later(file: StoragePath) -> OnWait:
