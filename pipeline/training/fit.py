@@ -216,7 +216,7 @@ class _Trainer:
         if self.state:
             self.state.save(self._state_dict())
             try:
-                self.runtime.keep(*self.state.files)
+                self.runtime.root.upload(*self.state.files)
             except MustError as error:
                 self._progress(f"its state is on this machine alone: {error}")
 

@@ -149,7 +149,7 @@ class MicrobatchRunner:
         path = self.job.out / WORK / LIMIT_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"images": limit})
-        self.runtime.keep(path)
+        self.runtime.root.upload(path)
         raise OutOfMemory(
             f"{self.job.name} ran out of the device's memory at step {step + 1}. Run the same command again: it goes "
             f"on with at most {limit} images in a pass."
