@@ -29,6 +29,8 @@ from pipeline.storage.root import PathOrFile, StoredFile
 SCHEMA_VERSION = 1
 ROW_GROUP = 256
 """Rows per row group."""
+IGNORE = 65535
+"""The class id of a segmentation label's unknown pixels."""
 
 T = TypeVar("T")
 Value = dict[str, NDArray[Any]]
