@@ -18,8 +18,7 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 
 from pipeline.export import BaseWriter, ExportSample, to_image_size
-from pipeline.export._png import IGNORE
-from pipeline.stores.labels import Label, Value
+from pipeline.stores.labels import IGNORE, Label, Value
 
 IMAGES = "images"
 PREFIX = {"detection": "instances", "segmentation": "stuff"}
@@ -58,7 +57,6 @@ class Writer(BaseWriter):
     def finish(self) -> None:
         for file in self._annotation_files.values():
             file.finish()
-        super().finish()
 
 
 class _AnnotationFile:
