@@ -6,7 +6,6 @@ Rejections are copied first, so that rejecting more while a run is on its way ch
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 
@@ -28,11 +27,11 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
         yield Step(REJECTED_IMAGES, IMAGES_COPY, ("rejected",), {"rejected": rejections_config(images)})
     labels = learned_rejections(resolved)
     if len(labels):
-        config = {"rejected": rejections_config(labels), "teachers": rejected_teachers(labels)}
-        yield Step(REJECTED_LABELS, LABELS_COPY, ("rejected",), config)
+        rejected = {"rejected": rejections_config(labels), "teachers": rejected_teachers(labels)}
+        yield Step(REJECTED_LABELS, LABELS_COPY, ("rejected",), rejected)
     for name, source in resolved.sources.items():
         stamp = source.file_stamps()
-        config: dict[str, Any] = {
+        config = {
             "name": name,
             "source": resolved.recipe.data[name].model_dump(mode="json"),
             "shard_images": resolved.recipe.shard_images,
