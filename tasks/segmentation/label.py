@@ -9,12 +9,9 @@ from PIL import Image as Images
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.labels import ClassAmounts, Row, Value, cell_at, flatten_lists, on_finer_raster
+from pipeline.stores.labels import IGNORE, ClassAmounts, Row, Value, cell_at, flatten_lists, on_finer_raster
 from tasks.drawing import enlarge, palette
 from tasks.raster import SIZE, RasterLabel
-
-IGNORE = 65535
-"""The class id of unknown pixels."""
 
 
 class TaskLabel(RasterLabel):
