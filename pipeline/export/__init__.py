@@ -115,8 +115,7 @@ def form_names() -> list[str]:
 def load_writer(form: str) -> type[BaseWriter]:
     """Import the writer of a form. Raises ConfigError, which lists the forms, if there is none of this name."""
     name = require_one_of(form, form_names(), "--to")
-    writer: type[BaseWriter] = importlib.import_module(f"{__name__}.{name}").Writer
-    return writer
+    return importlib.import_module(f"{__name__}.{name}").Writer
 
 
 def write_export(

@@ -90,12 +90,14 @@ class _AnnotationFile:
 
 def _boxes(value: Value) -> list[dict[str, Any]]:
     """Return an annotation for every box, in float64, so that x + width is exactly the stored right edge."""
-    annotations = []
-    for box, score, class_id in zip(value["boxes"].astype(np.float64), value["scores"], value["classes"], strict=True):
-        x, y, width, height = float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])
-        category = {"category_id": int(class_id) + 1, "bbox": [x, y, width, height], "area": width * height}
-        annotations.append({**category, "score": float(score)})
-    return annotations
+    boxes = value["boxes"].astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    return [
+        {"category_id": class_id + 1, "bbox": box, "area": box[2] * box[3], "score": score}
+        for box, score, class_id in zip(
+            boxes.tolist(), value["scores"].tolist(), value["classes"].tolist(), strict=True
+        )
+    ]
 
 
 def _masks(value: Value, size: tuple[int, int]) -> list[dict[str, Any]]:
@@ -106,9 +108,10 @@ def _masks(value: Value, size: tuple[int, int]) -> list[dict[str, Any]]:
         mask = classes == class_id
         encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
         segmentation = {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")}
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        left, top = int(columns[0]), int(rows[0])
-        bbox = [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
-        shape = {"segmentation": segmentation, "area": int(mask.sum()), "bbox": bbox}
+        shape = {
+            "segmentation": segmentation,
+            "area": int(mask.sum()),
+            "bbox": rle.toBbox(encoded).astype(int).tolist(),
+        }
         annotations.append({"category_id": int(class_id) + 1, **shape, "score": float(confidence[mask].mean())})
     return annotations

@@ -110,7 +110,8 @@ class Source(FileSource):
 
     def _records(self) -> Iterator[SourceRecord]:
         seen: set[str] = set()
-        remote_images = self._remote_images()
+        # listed at once, so that no remote file's stamp needs a request of its own
+        remote = {file: file for folder in self.folders if not folder.local for file in images_under(folder)}
         for split, part in self._splits.items():
             unlisted = set(part.annotations) - {entry["id"] for entry in part.entries}
             if unlisted:
@@ -124,13 +125,9 @@ class Source(FileSource):
                     self.problems.append((name, f"listed twice, the second time in split {split!r}"))
                     continue
                 seen.add(name)
-                file = remote_images.get(file, file)
+                file = remote.get(file, file)
                 truth = functools.partial(self._truth, entry, part.annotations.get(entry["id"], []))
                 yield SourceRecord(name, split, file.read, truth, file.stamp)
-
-    def _remote_images(self) -> dict[StoragePath, StoragePath]:
-        """List remote folders, so that a file's stamp comes from the listing and needs no request of its own."""
-        return {file: file for folder in self.folders if not folder.local for file in images_under(folder)}
 
     def _truth(self, entry: dict[str, Any], annotations: list[dict[str, Any]], size: tuple[int, int]) -> TrueLabels:
         if entry.get("width") and entry.get("height"):

@@ -24,7 +24,7 @@ from pipeline.sources._splits import SPLITS
 from pipeline.stores.labels import LabelSpace, Value
 from pipeline.synthetic.layout import CLASSES
 from pipeline.synthetic.render import VERSION, RenderedScene, SceneKey, render
-from pipeline.synthetic.textures import Look, encode_jpeg, photograph_paths, stamp_bundled
+from pipeline.synthetic.textures import FLOORS, PICTURES, Look, bundled_image, encode_jpeg, stamp_bundled
 
 TaskName = Literal["classification", "detection", "segmentation", "depth", "normals"]
 MIN_VISIBLE_SHARE = 0.002
@@ -63,7 +63,8 @@ class Source(BaseSource):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._photographs = photograph_paths(config.look)
+        names = (*FLOORS[config.look], *PICTURES[config.look])
+        self._photographs = [bundled_image("skimage", name) for name in names]
         # `read` and `truth` of a record are called one after the other: the second finds the picture here
         self._render = functools.lru_cache(maxsize=8)(render)
 

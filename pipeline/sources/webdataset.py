@@ -159,8 +159,6 @@ def _split_key(group: list[_Member]) -> Iterator[_Sample]:
 def _parse_label(data: bytes, member: _Member) -> object:
     try:
         text = data.decode().strip()
-        if member.suffix != ".json":
-            return text
-        return json.loads(text)["label"]
+        return json.loads(text)["label"] if member.suffix == ".json" else text
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{member.name} holds no label ({error!r})") from error
