@@ -61,7 +61,7 @@ class ShardPacker:
         """Files that are taken from the previous artifact as they are, for `INHERITED_FILES`."""
         self._open: dict[str, tuple[ShardWriter, list[PackedRecord]]] = {}
         self._first_names: dict[tuple[str, str], str] = {}
-        self._next_numbers = {
+        self._next_numbers: dict[str, int] = {
             split: max((_number(tar.stem) + 1 for tar in finished_tars(self.work, split)), default=0)
             for split in SPLITS
         }

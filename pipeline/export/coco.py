@@ -92,11 +92,10 @@ def _boxes(value: Value) -> list[dict[str, Any]]:
     """Return an annotation for every box, in float64, so that x + width is exactly the stored right edge."""
     boxes = value["boxes"].astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
+    columns = value["scores"].tolist(), value["classes"].tolist()
     return [
         {"category_id": class_id + 1, "bbox": box, "area": box[2] * box[3], "score": score}
-        for box, score, class_id in zip(
-            boxes.tolist(), value["scores"].tolist(), value["classes"].tolist(), strict=True
-        )
+        for box, score, class_id in zip(boxes.tolist(), *columns, strict=True)
     ]
 
 
@@ -108,10 +107,7 @@ def _masks(value: Value, size: tuple[int, int]) -> list[dict[str, Any]]:
         mask = classes == class_id
         encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
         segmentation = {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")}
-        shape = {
-            "segmentation": segmentation,
-            "area": int(mask.sum()),
-            "bbox": rle.toBbox(encoded).astype(int).tolist(),
-        }
+        bbox = rle.toBbox(encoded).astype(int).tolist()
+        shape = {"segmentation": segmentation, "area": int(mask.sum()), "bbox": bbox}
         annotations.append({"category_id": int(class_id) + 1, **shape, "score": float(confidence[mask].mean())})
     return annotations

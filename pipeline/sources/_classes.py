@@ -54,7 +54,7 @@ def one_hot_label(index: int, count: int, size: tuple[int, int]) -> TrueLabels:
 
 
 def true_boxes(boxes: ArrayLike, classes: ArrayLike, size: tuple[int, ...]) -> Value:
-    """Return the detection label of an image of `size` (width, height): `boxes` (N, 4) in pixels, `classes` (N,)."""
+    """Return the detection label of `boxes` (N, 4) in pixels and `classes` (N,), for an image of (width, height)."""
     corners = np.array(boxes, np.float32).reshape(-1, 4)
     scores = np.ones(len(corners), np.float32)
     return {

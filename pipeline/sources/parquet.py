@@ -149,7 +149,11 @@ class Source(FileSource):
         return one_hot_label(class_index(label, self._classes), len(self._classes), size)
 
     def count(self) -> int:
-        return sum(map(_count_rows, self.files))
+        total = 0
+        for file in self.files:
+            with _open_parquet(file) as parquet:
+                total += parquet.metadata.num_rows
+        return total
 
 
 @contextlib.contextmanager
@@ -162,11 +166,6 @@ def _open_parquet(file: StoragePath) -> Iterator[pq.ParquetFile]:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: not a readable Parquet file ({error})") from error
-
-
-def _count_rows(file: StoragePath) -> int:
-    with _open_parquet(file) as parquet:
-        return int(parquet.metadata.num_rows)
 
 
 def _image_bytes(cell: pa.Array) -> bytes:
