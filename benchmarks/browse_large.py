@@ -8,6 +8,7 @@ for each task; the shards repeat them with their own images' keys and new confid
 
 from __future__ import annotations
 
+import functools
 import http.client
 import io
 import json
@@ -31,10 +32,10 @@ import typer
 from PIL import Image
 
 import tasks
-from benchmarks.fake_steps import fake_step
+from benchmarks.datasets import random_boxes
 from benchmarks.measure import RESULTS, describe_environment, save_result
 from ingest.dataset import IngestedSet
-from pipeline.steps.artifact import Artifact, Inputs, write_json
+from pipeline.steps.artifact import Artifact, Inputs, Step, StepKind, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root, local_file
@@ -73,14 +74,7 @@ def random_label(task: str, rng: np.random.Generator) -> Value:
             probs = rng.dirichlet(np.full(1000, 0.01))
             return {"probs": probs.astype(np.float32)}
         case "detection":
-            count = int(rng.integers(0, 20))
-            corners = np.sort(rng.uniform(0, SIDE, (count, 2, 2)), axis=1).reshape(count, 4)
-            return {
-                "boxes": corners.astype(np.float32),
-                "scores": rng.beta(0.5, 2, count).astype(np.float32),
-                "classes": rng.integers(0, 80, count).astype(np.int32),
-                "size": np.array([SIDE, SIDE], np.int32),
-            }
+            return random_boxes(rng, int(rng.integers(0, 20)), SIDE, 80, functools.partial(rng.beta, 0.5, 2))
         case "segmentation":
             classes = np.repeat(rng.integers(0, 20, (4, CELLS)), 4, axis=0).astype(np.uint16)
             return {"classes": classes, "confidence": rng.random((CELLS, CELLS)).astype(np.float32)}
@@ -100,26 +94,28 @@ def unique_pngs(count: int) -> Iterator[bytes]:
 def build_root(folder: Path, images: int) -> Root:
     """Make a root with a set of `images` images, five teachers' artifacts, and their labels."""
     root = Root.of(folder / "root")
-    workspace, runtime = Workspace(root), Runtime(root)
-    files = unique_pngs(images)
-
-    def ingest(config: Any, inputs: Inputs, out: Path) -> dict[str, Any]:
-        shards = -(-images // SHARD)
-        for shard in range(shards):
-            writer = ShardWriter(out / "images/train", f"shard-{shard:06d}")
-            for number in range(shard * SHARD, min(images, (shard + 1) * SHARD)):
-                writer.add(NewImage(next(files), "png", SIDE, SIDE, f"pool/{shard:05d}/IMG_{number:08d}.png"))
-            writer.close()
-        write_json(out / "set.json", {"splits": {"train": shards}, "counts": {"images": images}, "spaces": {}})
-        return {"images": images}
-
-    pool = fake_step("data.pool", {"name": "pool"}, ingest)
-    ingested = workspace.make(pool, Inputs({}, runtime))
+    workspace, inputs = Workspace(root), Inputs({}, Runtime(root))
+    config = {"name": "pool", "images": images}
+    step = Step("data.pool", StepKind("data", "__main__:write_pool"), ("data", "pool"), config)
+    ingested = workspace.make(step, inputs)
     for name, space in SPACES.items():
-        step = fake_step(f"teacher.{name}", {"name": name}, write_teacher)
-        teacher = workspace.make(step, Inputs({}, runtime))
+        kind = StepKind("teacher", "__main__:write_teacher")
+        teacher = workspace.make(Step(f"teacher.{name}", kind, ("teacher", name), {"name": name}), inputs)
         label_all(root, ingested, f"{name}-{teacher.digest[:12]}", space)
     return root
+
+
+def write_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> dict[str, Any]:
+    """Write the artifact of a set with `config["images"]` images."""
+    images = config["images"]
+    files, shards = unique_pngs(images), -(-images // SHARD)
+    for shard in range(shards):
+        writer = ShardWriter(out / "images/train", f"shard-{shard:06d}")
+        for number in range(shard * SHARD, min(images, (shard + 1) * SHARD)):
+            writer.add(NewImage(next(files), "png", SIDE, SIDE, f"pool/{shard:05d}/IMG_{number:08d}.png"))
+        writer.close()
+    write_json(out / "set.json", {"splits": {"train": shards}, "counts": {"images": images}, "spaces": {}})
+    return {"images": images}
 
 
 def write_teacher(config: Mapping[str, Any], inputs: Inputs, out: Path) -> dict[str, Any]:

@@ -8,11 +8,10 @@ makes the stores first, by the steps that ingest a set and gather a pool.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
-import resource
 import tarfile
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +21,8 @@ import numpy as np
 import typer
 
 import tasks
-from benchmarks.datasets import noise_jpeg
-from benchmarks.measure import RESULTS, describe_environment, run_part, save_result
+from benchmarks.datasets import noise_jpeg, random_boxes
+from benchmarks.measure import RESULTS, describe_environment, measure_pools, peak_mb, save_result
 from flows.plan.data_steps import DATA
 from flows.plan.label_steps import POOL
 from ingest.dataset import IngestedSet
@@ -34,8 +33,7 @@ from pipeline.steps.artifact import EXTERNAL_FILES, Artifact, Inputs, Step, Step
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root, hash_file
-from pipeline.stores.labels import LabelSpace, LabelWriter, Value, store_metadata
-from pipeline.training.device import find_device
+from pipeline.stores.labels import LabelSpace, LabelWriter, store_metadata
 from student.dataset import heads_of
 from student.export_samples import labelled_samples
 from tasks.teacher import Teacher
@@ -65,27 +63,15 @@ def make_labels(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping
         path = f"labels/boxes/{shard.sha256[:16]}.parquet"
         writer = LabelWriter(inputs.runtime.root.local_path(path), label, store_metadata(label, "boxes", shard.sha256))
         for key in shard.keys:
-            writer.add(key, label.encode(boxes(int(key, 16))))
+            rng = np.random.default_rng(int(key, 16))
+            scores = functools.partial(rng.uniform, 0, 1)
+            writer.add(key, label.encode(random_boxes(rng, BOXES, SIDE, len(SPACE.classes), scores)))
         writer.close()
         written = inputs.runtime.root.local_path(path)
         files[path] = {"size": written.stat().st_size, "sha256": hash_file(written)}
         entries.append({"set": "noise", "shard": shard.name, "teacher": "boxes", "path": path})
     write_json(out / "labels.json", entries)
     return {EXTERNAL_FILES: files}
-
-
-def boxes(seed: int) -> Value:
-    """Return a random detection label."""
-    rng = np.random.default_rng(seed)
-    corners = np.sort(rng.uniform(0, SIDE, (BOXES, 2, 2)), axis=1).reshape(BOXES, 4)
-    scores, classes = rng.uniform(0, 1, BOXES), rng.integers(0, len(SPACE.classes), BOXES)
-    size = np.array([SIDE, SIDE], np.int32)
-    return {
-        "boxes": corners.astype(np.float32),
-        "scores": scores.astype(np.float32),
-        "classes": classes.astype(np.int32),
-        "size": size,
-    }
 
 
 def prepare(images: int) -> dict[str, Any]:
@@ -119,23 +105,23 @@ def export() -> dict[str, Any]:
     began = time.perf_counter()
     summary = write_export("coco", Path("out"), labels, labelled_samples(config, heads, inputs), {})
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    boxes_written = summary["heads"]["boxes"]["written"]["annotations"]
     return {
         "images": summary["images"],
-        "boxes": boxes_written,
-        "peak_mb": round(peak, 1),
+        "boxes": summary["heads"]["boxes"]["written"]["annotations"],
+        "peak_mb": peak_mb(),
         "images_per_s": round(summary["images"] / seconds, 1),
     }
 
 
-def measure(sizes: list[int]) -> None:
-    """Measure one pool after the other, print and save the peaks."""
-    environment, pools = describe_environment(find_device("cpu")), []
-    for images in sizes:
-        with tempfile.TemporaryDirectory() as name:
-            run_part(f"prepare {images}", Path(name))
-            pools.append(run_part("export", Path(name)))
+def main(
+    sizes: Annotated[str, typer.Option(help="Numbers of images in the pools, smallest first.")] = "10000,100000",
+    part: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Measure, print, and write `export_memory` to the results."""
+    if part:
+        print(json.dumps(export() if part == "export" else prepare(int(part.split()[1]))))
+        return
+    environment, pools = describe_environment("cpu"), measure_pools(sizes, "export")
     ratio = pools[-1]["peak_mb"] / pools[0]["peak_mb"]
     table = [
         ("images", "peak of the process, MB", "images/s"),
@@ -144,19 +130,6 @@ def measure(sizes: list[int]) -> None:
     ]
     result = {"measured": environment, "pools": pools, "ratio": ratio}
     save_result(RESULTS / "export_memory.json", "The memory of exporting to COCO", result, table)
-
-
-def main(
-    sizes: Annotated[str, typer.Option(help="Numbers of images in the pools, smallest first.")] = "10000,100000",
-    part: Annotated[str, typer.Option(hidden=True)] = "",
-) -> None:
-    """Measure, print, and write `export_memory` to the results."""
-    if part == "export":
-        print(json.dumps(export()))
-    elif part:
-        print(json.dumps(prepare(int(part.split()[1]))))
-    else:
-        measure([int(size) for size in sizes.split(",")])
 
 
 if __name__ == "__main__":

@@ -27,9 +27,12 @@ import typer
 from PIL import Image
 
 from benchmarks.comparison_rows import base_seconds, row_cells, row_record, row_values, run
+from benchmarks.datasets import DATA, DataOption
 from benchmarks.measure import RESULTS, describe_environment, save_result
+from cli.options import OverrideOptions, RootOption
 from evaluation.comparison.comparison import Comparison, ComparisonSetting, Row, read_comparisons
 from pipeline.recipe.comparison import COMPARE
+from pipeline.storage.root import DEFAULT_ROOT
 from pipeline.training.device import find_device
 
 RECIPE = Path(__file__).parent / "hpt.yaml"
@@ -99,10 +102,10 @@ def speed_lines(name: str, comparison: Comparison) -> list[list[str]]:
 
 
 def main(
-    root: Annotated[str, typer.Option(help="Folder for artifacts and runs.")] = "must-root",
-    data: Annotated[Path, typer.Option(help="Folder with the data sets.", envvar="MUST_DATA")] = Path("../shared/data"),
+    root: RootOption = DEFAULT_ROOT,
+    data: DataOption = DATA,
     small: Annotated[bool, typer.Option("--small", help="For two cores, about an hour.")] = False,
-    override: Annotated[list[str] | None, typer.Option("-o", help="Change a recipe key, as with must.")] = None,
+    override: OverrideOptions = None,
 ) -> None:
     """Measure, print, and write `hpt-DEVICE` or `hpt_small-DEVICE` to the results."""
     device = find_device("auto")

@@ -8,8 +8,6 @@ Both pools are generated: small JPEG files of noise. Another process does everyt
 from __future__ import annotations
 
 import json
-import resource
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +15,7 @@ import typer
 
 import must
 from benchmarks.datasets import noise_jpeg
-from benchmarks.measure import RESULTS, describe_environment, run_part, save_result
+from benchmarks.measure import RESULTS, describe_environment, measure_pools, peak_mb, save_result
 from flows.plan.selection import Selection
 from pipeline.training.device import find_device
 
@@ -32,40 +30,42 @@ teachers:
   gabor: {{kind: analytic, image_size: {SIDE}}}
   small: {{kind: pretrained, model: test_resnet, weights: small.safetensors, image_size: {SIDE}, classes: {CLASSES}}}
 pool: [noise]
-student: {{backbone: test_resnet, image_size: {SIDE}}}
+student: {{backbone: test_resnet, image_size: {SIDE}, weighting: equal}}
 """
 
 
-def prepare(folder: Path, images: int) -> None:
-    """Make a pool of `images` images, two cheap teachers, and run all steps before the labelling."""
+def prepare(images: int) -> dict[str, Any]:
+    """Make a pool of `images` images and two cheap teachers in this folder, and run all steps before the labelling."""
     import timm  # noqa: PLC0415 - not needed in the measured process
     from safetensors.torch import save_file  # noqa: PLC0415
 
-    (folder / "images").mkdir()
+    Path("images").mkdir()
     for number in range(images):
-        (folder / "images" / f"{number:06d}.jpg").write_bytes(noise_jpeg(number, SIDE))
-    save_file(timm.create_model("test_resnet", num_classes=len(CLASSES)).state_dict(), folder / "small.safetensors")
-    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+        Path(f"images/{number:06d}.jpg").write_bytes(noise_jpeg(number, SIDE))
+    save_file(timm.create_model("test_resnet", num_classes=len(CLASSES)).state_dict(), "small.safetensors")
+    Path("recipe.yaml").write_text(RECIPE, encoding="utf-8")
     for step in ("pool", "teacher.gabor", "teacher.small"):
         must.run("recipe.yaml", "root", steps=Selection(step))
+    return {}
 
 
 def label() -> dict[str, Any]:
     """Label the pool that `prepare` wrote to this folder."""
     outcome = must.run("recipe.yaml", "root", steps=Selection("label"))
     counts = outcome.artifacts["label"].counts
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"labelled": counts["labelled_now"], "failed": counts["failed"], "peak_mb": round(peak, 1)}
+    return {"labelled": counts["labelled_now"], "failed": counts["failed"], "peak_mb": peak_mb()}
 
 
-def measure(sizes: list[int]) -> None:
-    """Measure one pool after the other, print and save the peaks."""
+def main(
+    sizes: Annotated[str, typer.Option(help="Numbers of images in the pools, smallest first.")] = "2000,20000",
+    part: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Measure, print, and write `label_memory-DEVICE` to the results."""
+    if part:
+        print(json.dumps(label() if part == "label" else prepare(int(part.split()[1]))))
+        return
     device = find_device("auto")
-    environment, pools = describe_environment(device), []
-    for images in sizes:
-        with tempfile.TemporaryDirectory() as name:
-            run_part(f"prepare {images}", Path(name))
-            pools.append(run_part("label", Path(name)))
+    environment, pools = describe_environment(device), measure_pools(sizes, "label")
     ratio = pools[-1]["peak_mb"] / pools[0]["peak_mb"]
     table = [
         ("images", "peak of the process, MB"),
@@ -74,20 +74,6 @@ def measure(sizes: list[int]) -> None:
     ]
     result = {"measured": environment, "pools": pools, "ratio": ratio}
     save_result(RESULTS / f"label_memory-{device}.json", "The memory of labelling", result, table)
-
-
-def main(
-    sizes: Annotated[str, typer.Option(help="Numbers of images in the pools, smallest first.")] = "2000,20000",
-    part: Annotated[str, typer.Option(hidden=True)] = "",
-) -> None:
-    """Measure, print, and write `label_memory-DEVICE` to the results."""
-    if part == "label":
-        print(json.dumps(label()))
-    elif part:
-        prepare(Path.cwd(), int(part.split()[1]))
-        print("{}")
-    else:
-        measure([int(size) for size in sizes.split(",")])
 
 
 if __name__ == "__main__":

@@ -7,16 +7,17 @@ import itertools
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from rich.table import Table
-
-from cli.artifacts_view import output
+from cli.artifacts_view import print_table
 from pipeline.errors import PROJECT
 from pipeline.steps.artifact import write_atomically, write_json
 from pipeline.steps.runtime import Runtime, usable_cores
@@ -89,15 +90,6 @@ def _relative_to_project(argument: str) -> str:
     return f"{key}{equals}{os.path.relpath(value, PROJECT)}" if os.path.isabs(value) else argument
 
 
-def print_table(table: Sequence[Sequence[str]]) -> None:
-    """Print rows of cells, the first row as the heading."""
-    head, *rows = table
-    shown = Table(*head, box=None, pad_edge=False)
-    for row in rows:
-        shown.add_row(*row)
-    output().print(shown, markup=False)
-
-
 def save_result(path: Path, title: str, result: Mapping[str, Any], table: Sequence[Sequence[str]]) -> None:
     """Print the table, and write the result as JSON to `path` and the table as Markdown beside it."""
     print_table(table)
@@ -124,3 +116,34 @@ def run_part(part: str, folder: Path) -> dict[str, Any]:
     done = subprocess.run(command, cwd=folder, env=environ, check=True, stdout=subprocess.PIPE, text=True)
     printed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return printed
+
+
+def measure_pools(sizes: str, part: str) -> list[dict[str, Any]]:
+    """Run `prepare N` and then `part` in a new folder for each number N of images, and return what `part` prints."""
+    pools = []
+    for images in sizes.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            run_part(f"prepare {images}", Path(folder))
+            pools.append(run_part(part, Path(folder)))
+    return pools
+
+
+def peak_mb() -> float:
+    """Return the peak memory of this process in MB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def run_must(*arguments: str, cores: Set[int] | None = None) -> tuple[float, str]:
+    """Run the command on these cores (None: all usable ones), and return its seconds and what it printed."""
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", *arguments],
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores or os.sched_getaffinity(0)),
+    )
+    if done.returncode:
+        raise SystemExit(done.stdout)
+    return time.perf_counter() - began, done.stdout

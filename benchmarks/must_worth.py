@@ -24,10 +24,12 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.comparison_rows import run
-from benchmarks.datasets import write_subset
+from benchmarks.datasets import DATA, DataOption, write_subset
 from benchmarks.measure import RESULTS, describe_environment, format_mean, save_result
+from cli.options import RootOption
 from evaluation.measurement import CLEAN, MEASUREMENTS_FILE
 from pipeline.steps.artifact import read_json
+from pipeline.storage.root import DEFAULT_ROOT
 from pipeline.training.device import find_device
 
 RECIPE = Path(__file__).parent / "must_worth.yaml"
@@ -68,8 +70,8 @@ def summary(records: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def main(
-    root: Annotated[str, typer.Option(help="Folder for artifacts and runs.")] = "must-root",
-    data: Annotated[Path, typer.Option(help="Folder with the data sets.", envvar="MUST_DATA")] = Path("../shared/data"),
+    root: RootOption = DEFAULT_ROOT,
+    data: DataOption = DATA,
     seeds: Annotated[int, typer.Option(help="Number of random draws of labels.")] = 3,
 ) -> None:
     """Measure, print, and write `must_worth` to the results."""

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Set
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.datasets import noise_jpeg
-from benchmarks.measure import RESULTS, describe_environment, print_table, save_result
+from benchmarks.measure import RESULTS, describe_environment, print_table, run_must, save_result
 from pipeline.errors import PROJECT
 from pipeline.training.device import find_device
 
@@ -40,25 +37,10 @@ student: {{backbone: test_resnet, image_size: 32, weighting: equal}}
 """
 
 
-def must(*arguments: str, cores: Set[int] | None = None) -> float:
-    """Run the command on the given cores (None: all usable ones), and return its seconds."""
-    began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "cli", *arguments],
-        check=False,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores or os.sched_getaffinity(0)),
-    )
-    if done.returncode:
-        raise SystemExit(done.stdout)
-    return time.perf_counter() - began
-
-
-def override_options(values: list[str]) -> list[str]:
-    """Return `-o VALUE` for each value."""
-    return [part for value in values for part in ("-o", value)]
+def run(recipe: Path, root: Path, overrides: list[str], *options: str, cores: Set[int] | None = None) -> float:
+    """Run a recipe on the given cores (None: all usable ones), and return the seconds."""
+    changes = (f"--override={override}" for override in overrides)
+    return run_must("run", str(recipe), "--root", str(root), *changes, *options, cores=cores)[0]
 
 
 def step_seconds(root: Path) -> dict[str, float]:
@@ -78,10 +60,8 @@ def measure_overhead(folder: Path) -> dict[str, float]:
     seconds = {}
     for runner in ("inline", "threads"):
         root = folder / runner
-        options = override_options([*SHORT, f"runtime.runner={runner}"])
-        seconds[runner] = must("run", str(QUICKSTART), "--root", str(root), *options) - sum(step_seconds(root).values())
-    again = override_options([*SHORT, "evaluate.splits=val"])
-    must("run", str(QUICKSTART), "--root", str(folder / "threads"), *again)
+        seconds[runner] = run(QUICKSTART, root, [*SHORT, f"runtime.runner={runner}"]) - sum(step_seconds(root).values())
+    run(QUICKSTART, folder / "threads", [*SHORT, "evaluate.splits=val"])
     reused = [event["time"] for event in events(folder / "threads") if event["event"] == "reused"]
     seconds["cached"] = (reused[-1] - reused[0]) / (len(reused) - 1)
     return seconds
@@ -100,7 +80,7 @@ def make_pool(folder: Path, images: int, side: int) -> Path:
 def measure_shards(folder: Path, shards: int) -> dict[str, float]:
     """Label many shards on `threads`: the seconds of the step by the run's clock, and of the labelling itself."""
     recipe, root = make_pool(folder, shards * SHARD, 96), folder / "root"
-    must("run", str(recipe), "--root", str(root), "--to", "label")
+    run(recipe, root, [], "--to", "label")
     [seconds] = [event["seconds"] for event in events(root) if event["event"] == "made" and event["step"] == "label"]
     return {"step": seconds, "labelling": step_seconds(root)["label"]}
 
@@ -111,9 +91,9 @@ def measure_processes(folder: Path, images: int) -> dict[str, float]:
     two = set(sorted(os.sched_getaffinity(0))[:2])
     for name, count, cores in (("one", 1, {min(two)}), ("one on two", 1, two), ("two", 2, two)):
         root = folder / name.replace(" ", "-")
-        must("run", str(recipe), "--root", str(root), "--to", "pool")
-        options = override_options(["runtime.runner=process", f"runtime.label_workers={count}"])
-        must("run", str(recipe), "--root", str(root), "--to", "label", *options, cores=cores)
+        run(recipe, root, [], "--to", "pool")
+        by_processes = ["runtime.runner=process", f"runtime.label_workers={count}"]
+        run(recipe, root, by_processes, "--to", "label", cores=cores)
         written = sorted(path.stat().st_mtime for path in root.glob("labels/*/*.parquet"))
         edge = len(written) // 10  # leaves out the first and last shards, during which a process may be idle
         seconds[name] = written[-edge - 1] - written[edge]

@@ -10,12 +10,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import must
+from cli.options import RootOption
 from evaluation.report.figures import Picture
 from evaluation.report.run_record import RunRecord
 from evaluation.report.samples import RunSamples, pool_strips
@@ -50,7 +50,7 @@ def _square(image: Image.Image) -> Image.Image:
 def main(
     recipe: Path,
     to: Path,
-    root: Annotated[str, typer.Option(help="Folder for artifacts and runs.")] = must.DEFAULT_ROOT,
+    root: RootOption = must.DEFAULT_ROOT,
 ) -> None:
     """Draw the labels that the recipe's student learns from."""
     outcome = must.run(recipe, root)

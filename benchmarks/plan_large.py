@@ -9,23 +9,19 @@ lists folders and compares sizes, so the content of the files does not matter.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from benchmarks.fake_steps import FakeStep
-from benchmarks.measure import RESULTS, describe_environment, save_result
+from benchmarks.measure import RESULTS, describe_environment, medians, run_must, save_result, take_turns
 from flows.plan.steps import build_steps
 from pipeline.recipe.reader import parse_recipe
-from pipeline.steps.artifact import EXTERNAL_FILES, Inputs, Step, write_json
+from pipeline.steps.artifact import EXTERNAL_FILES, Inputs, Step, StepFunction, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root, in_parallel
@@ -70,45 +66,44 @@ def write_files(folder: Path, names: list[str]) -> None:
     in_parallel(lambda name: (folder / name).write_text(name), names)
 
 
-class Placeholders:
-    """Writes steps' artifacts as tiny files, as many as the real steps write for `shards` image shards."""
+@dataclasses.dataclass(frozen=True)
+class PlaceholderStep(Step):
+    """A step that writes tiny files, as many as the real one writes for `shards` image shards."""
 
-    def __init__(self, root: Path, shards: int) -> None:
-        self.root, self.shards = root, shards
+    shards: int = 0
 
-    def write(self, step: Step, inputs: Inputs, out: Path) -> dict[str, Any]:
-        """Write a step's files, and return what the step would return."""
-        if step.name == "label":
+    def function(self) -> StepFunction:
+        return self.write
+
+    def write(self, config: Mapping[str, Any], inputs: Inputs, out: Path) -> dict[str, Any]:
+        """Write the step's files, and return what the step would return."""
+        if self.name == "label":
             return self._label(inputs, out)
         names = ["model.json", "model.safetensors", "teacher.json", "log/train.jsonl"]
-        if step.name.startswith("data."):
-            count = self.shards if step.name == "data.pool" else 4
+        if self.name.startswith("data."):
+            count = self.shards if self.name == "data.pool" else 4
             stems = [f"images/train/shard-{number:06d}" for number in range(count)]
             names = ["set.json", *(f"{stem}{end}" for stem in stems for end in (".tar", ".parquet"))]
         write_files(out, names)
-        (out / "config.json").write_text(str(dict(step.config)), encoding="utf-8")  # so that the digest depends on it
+        (out / "config.json").write_text(str(dict(config)), encoding="utf-8")  # so that the digest depends on it
         return {}
 
     def _label(self, inputs: Inputs, out: Path) -> dict[str, Any]:
         folders = [f"labels/{store_name(name, teacher.digest)}" for name, teacher in inputs.of_kind("teacher").items()]
         stems = [file_facts(f"shard {number}")["sha256"][:16] for number in range(self.shards)]
         names = [f"{folder}/{stem}.parquet" for folder in folders for stem in stems]
-        write_files(self.root, names)
+        write_files(inputs.runtime.root.local_path(), names)
         write_json(out / "labels.json", [{"path": name, "failed": 0, **file_facts(name)} for name in names])
         return {EXTERNAL_FILES: {name: file_facts(name) for name in names}}
 
 
 def make_all(root: Path, steps: list[Step], shards: int) -> None:
     """Make the artifacts of all steps, in order."""
-    placeholders, workspace = Placeholders(root, shards), Workspace(Root.of(root))
+    workspace = Workspace(Root.of(root))
     artifacts: dict[str, Any] = {}
     for step in steps:
         inputs = Inputs({name: artifacts[name] for name in step.inputs}, Runtime(workspace.root))
-
-        def function(config: Mapping[str, Any], given: Inputs, out: Path, step: Step = step) -> Mapping[str, Any]:
-            return placeholders.write(step, given, out)
-
-        artifacts[step.name] = workspace.make(FakeStep(**vars(step), replacement=function), inputs)
+        artifacts[step.name] = workspace.make(PlaceholderStep(**vars(step), shards=shards), inputs)
 
 
 def build_root(folder: Path, teachers: int, shards: int, artifacts: int) -> Path:
@@ -123,23 +118,11 @@ def build_root(folder: Path, teachers: int, shards: int, artifacts: int) -> Path
     return path
 
 
-def plan(path: Path, options: list[str]) -> tuple[float, str]:
-    """Run `must plan`, and return its seconds, interpreter start included, and its output."""
-    began = time.perf_counter()
-    command = [sys.executable, "-m", "cli", "plan", path.name, "--root", "root", *options]
-    done = subprocess.run(command, cwd=path.parent, check=True, stdout=subprocess.PIPE, text=True)
-    return time.perf_counter() - began, done.stdout
-
-
-def measure(path: Path) -> dict[str, list[float]]:
-    """Return the seconds to plan after each change, measured in turns."""
-    timings: dict[str, list[float]] = {change: [] for change in CHANGES}
-    for _ in range(REPEATS):
-        for change, options in CHANGES.items():
-            seconds, printed = plan(path, options)
-            timings[change].append(round(seconds, 3))
-            assert ("run" in printed.replace("runs", "")) == bool(options), printed
-    return timings
+def plan(path: Path, options: list[str]) -> float:
+    """Run `must plan`, and return its seconds, interpreter start included."""
+    seconds, printed = run_must("plan", str(path), "--root", str(path.parent / "root"), *options)
+    assert ("run" in printed.replace("runs", "")) == bool(options), printed
+    return round(seconds, 3)
 
 
 def main(
@@ -152,10 +135,11 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         path = build_root(Path(name), teachers, shards, artifacts)
         count = len(list((path.parent / "root").glob("artifacts/*/*/manifest.json")))
-        seconds = measure(path)
+        plans = {change: functools.partial(plan, path, options) for change, options in CHANGES.items()}
+        seconds = take_turns(plans, REPEATS)
     table = [("what", "measured"), ("artifacts", f"{count:,}"), ("image shards", f"{shards:,}")]
     table.append(("label shards", f"{teachers * shards:,}"))
-    table += [(f"must plan, {change}", f"{statistics.median(taken):.2f} s") for change, taken in seconds.items()]
+    table += [(f"must plan, {change}", f"{middle:.2f} s") for change, middle in medians(seconds).items()]
     result = {"measured": environment, "artifacts": count, "teachers": teachers, "shards": shards, "seconds": seconds}
     save_result(RESULTS / "plan_large-cpu.json", "A plan over a large root", result, table)
 

@@ -20,7 +20,8 @@ import typer
 import must
 from benchmarks.measure import RESULTS, describe_environment, save_result
 from cli.console import Console
-from evaluation.metric_table import MetricLine, read_lines
+from cli.options import RootOption
+from evaluation.metric_table import ARROWS, MetricLine, read_lines
 from pipeline.recipe.reader import read_recipe
 from pipeline.training.device import find_device
 
@@ -44,10 +45,9 @@ def measure(recipe: Path, root: str, overrides: list[str]) -> tuple[dict[str, An
 
 def rows(started: list[MetricLine], scratch: list[MetricLine]) -> list[list[str]]:
     """Return a table with a line per metric, with the student from scratch beside the others."""
-    head = ["teacher", "task", "set", "n", "metric", "student", "of teacher", "from scratch", "teacher", "baseline"]
-    table = [head]
+    table = [["teacher", "task", "set", "n", "metric", "student", "of teacher", "from scratch", "teacher", "baseline"]]
     for line, other in zip(started, scratch, strict=True):
-        target, arrow = line.target, "↑" if line.better == "higher" else "↓"
+        target, arrow = line.target, ARROWS[line.better]
         values = [_shown(line.values.get(role)) for role in ("student", "teacher", "baseline")]
         share = "" if line.share is None else f"{line.share:.0%}"
         names = [target.head, target.task, f"{target.dataset}/{target.split}", str(target.n), f"{line.metric} {arrow}"]
@@ -61,7 +61,7 @@ def _shown(value: float | None) -> str:
 
 def main(
     recipe: Path,
-    root: Annotated[str, typer.Option(help="Folder for artifacts and runs.")] = must.DEFAULT_ROOT,
+    root: RootOption = must.DEFAULT_ROOT,
     to: Annotated[Path | None, typer.Option(help="JSON file to write, with a Markdown page beside it.")] = None,
 ) -> None:
     """Measure, print, and write the result."""

@@ -56,8 +56,9 @@ from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
 from pipeline.training.autotune import ComputeConfig
 from pipeline.training.device import find_device, move_to_device
+from selfsup.components.method import Views
 from selfsup.stages import step as stage_step
-from selfsup.stages.stream import ViewBatch, ViewStream
+from selfsup.stages.stream import ViewStream
 
 DATA = Path(os.environ.get("MUST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 WARM_STEPS, SEARCH_STEPS, MEMORY_STEPS = 6, 8, 10
@@ -124,13 +125,13 @@ def _processor_seconds() -> float:
 class CollatedViews(NamedTuple):
     """A process's share of a step, collated before it is asked for."""
 
-    batch: ViewBatch
+    batch: Views
 
     @property
     def keys(self) -> list[str]:
         return self.batch.keys
 
-    def split(self, pieces: int) -> list[ViewBatch]:
+    def split(self, pieces: int) -> list[Views]:
         assert pieces == 1, "memory ran out: what is measured here does not fit"
         return [self.batch]
 

@@ -24,17 +24,20 @@ set_up_process()
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import numpy as np
 import typer
 
 from benchmarks.comparison_rows import base_seconds, row_cells, row_record, row_values, run
-from benchmarks.datasets import write_subset
+from benchmarks.datasets import DATA, DataOption, write_subset
 from benchmarks.measure import RESULTS, describe_environment, format_mean, save_result
+from cli.options import OverrideOptions, RootOption
 from evaluation.backbone_table import MetricColumn
-from evaluation.comparison.comparison import Comparison, Row, read_comparisons
+from evaluation.comparison.comparison import Comparison, read_comparisons
 from pipeline.recipe.comparison import COMPARE
 from pipeline.recipe.stage import STUDENT
+from pipeline.storage.root import DEFAULT_ROOT
 from pipeline.training.device import find_device
 
 RECIPE = Path(__file__).parent / "suncet_cifar.yaml"
@@ -57,12 +60,6 @@ SMALL = [
 ]
 
 
-def small_data(source: Path, folder: Path) -> list[str]:
-    """Write a subset of the images, and return the recipe overrides for it."""
-    write_subset(source, folder, SUBSET)
-    return [f"data.{name}.path={folder}" for name in ("cifar", "measured")]
-
-
 def check_views(comparison: Comparison) -> None:
     """Assert that trainings with the same number of steps saw the same number of views."""
     for setting in comparison.settings():
@@ -76,59 +73,34 @@ def gain_lines(comparison: Comparison, columns: Sequence[MetricColumn]) -> list[
     lines = []
     for setting in comparison.settings():
         simclr, suncet = (rows[name, setting.steps] for name in ("simclr", "suncet"))
-        gains = [format_mean(_gains(simclr, suncet, column)) for column in columns]
-        lines.append(["suncet less simclr", f"{setting.steps:,}", *gains, "", "", ""])
+        gains = [np.subtract(row_values(suncet, column), row_values(simclr, column)).tolist() for column in columns]
+        lines.append(["suncet less simclr", f"{setting.steps:,}", *map(format_mean, gains), "", "", ""])
     return lines
 
 
-def _gains(simclr: Row, suncet: Row, column: MetricColumn) -> list[float]:
-    pairs = zip(row_values(simclr, column), row_values(suncet, column), strict=True)
-    return [with_labels - without for without, with_labels in pairs]
-
-
-def table_of(comparison: Comparison, columns: Sequence[MetricColumn]) -> list[list[str]]:
-    """Return a table of the rows and SuNCEt's gains, without the student, which only exists since recipes need one."""
-    head = ["row", "steps", *(f"{_probe(column)}, %" for column in columns), "s", "images", "views"]
-    lines = [
-        [*row_cells(row, columns), f"{row.cost.images:,}", f"{row.views:,}"]
-        for row in comparison.rows
-        if row.start != STUDENT
-    ]
-    return [head, *lines, *gain_lines(comparison, columns)]
-
-
-def row_records(comparison: Comparison, columns: Sequence[MetricColumn]) -> list[dict[str, Any]]:
-    """Return the rows with the values of all seeds, JSON-ready."""
-    return [
-        {
-            **row_record(row),
-            "views": row.views,
-            "accuracy": {column.protocol: row_values(row, column) for column in columns},
-        }
-        for row in comparison.rows
-        if row.start != STUDENT
-    ]
-
-
-def _probe(column: MetricColumn) -> str:
-    return column.protocol.partition(" ")[0]
-
-
 def main(
-    root: Annotated[str, typer.Option(help="Folder for artifacts and runs.")] = "must-root",
-    data: Annotated[Path, typer.Option(help="Folder with the data sets.", envvar="MUST_DATA")] = Path("../shared/data"),
+    root: RootOption = DEFAULT_ROOT,
+    data: DataOption = DATA,
     small: Annotated[bool, typer.Option("--small", help="For one core, about 40 minutes.")] = False,
-    override: Annotated[list[str] | None, typer.Option("-o", help="Change a recipe key, as with must.")] = None,
+    override: OverrideOptions = None,
 ) -> None:
     """Measure, print, and write `suncet_cifar-DEVICE` or `suncet_cifar_small-DEVICE` to the results."""
     device = find_device("auto")
     environment = describe_environment(device)
-    small_overrides = [*small_data(data / "cifar10", Path(root) / "suncet_cifar"), *SMALL] if small else []
-    overrides = [*small_overrides, *(override or [])]
+    overrides = [*(override or [])]
+    if small:
+        folder = Path(root) / "suncet_cifar"
+        write_subset(data / "cifar10", folder, SUBSET)
+        overrides = [*(f"data.{name}.path={folder}" for name in ("cifar", "measured")), *SMALL, *overrides]
     artifacts = run(RECIPE, root, overrides, f"{COMPARE}.{NAME}")
     comparison = read_comparisons(artifacts)[NAME]
     check_views(comparison)
     columns = sorted(comparison.columns, key=lambda column: column.protocol, reverse=True)
+    rows = [row for row in comparison.rows if row.start != STUDENT]  # only there because a recipe needs one
+    records = [
+        {**row_record(row), "views": row.views, "accuracy": {each.protocol: row_values(row, each) for each in columns}}
+        for row in rows
+    ]
     result = {
         "measured": environment,
         "overrides": overrides,
@@ -136,12 +108,14 @@ def main(
         "advice": comparison.advice(),
         "test_images": comparison.n,
         "seconds": base_seconds(artifacts),
-        "rows": row_records(comparison, columns),
+        "rows": records,
     }
+    probes = (column.protocol.partition(" ")[0] for column in columns)
+    table = [["row", "steps", *(f"{probe}, %" for probe in probes), "s", "images", "views"]]
+    table += [[*row_cells(row, columns), f"{row.cost.images:,}", f"{row.views:,}"] for row in rows]
+    table += gain_lines(comparison, columns)
     title = f"SuNCEt on CIFAR-10, frozen features with {columns[0].labels:,} labels, accuracy in %, mean ± deviation"
-    save_result(
-        RESULTS / f"suncet_cifar{'_small' if small else ''}-{device}.json", title, result, table_of(comparison, columns)
-    )
+    save_result(RESULTS / f"suncet_cifar{'_small' if small else ''}-{device}.json", title, result, table)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from browser.catalogue import CataloguedStore
 from browser.differences import PAIR_SEPARATOR, Differences
 from browser.filters import (
     Clause,
@@ -23,6 +23,7 @@ from browser.filters import (
 from browser.loading import Loading
 from browser.pictures import Pictures, decode_row
 from browser.rejecting import Rejecting
+from browser.sql import as_json
 from browser.tables import Store, quoted
 from pipeline.errors import ConfigError, DataError
 from tasks.drawing import palette
@@ -70,7 +71,7 @@ class Answers:
     def image_id(self, key: str) -> int:
         """Return the id of an image. Raises DataError if no image has this key."""
         if KEY.fullmatch(key):
-            [[image]] = self.tables.query("SELECT min(id) FROM image_rows WHERE hash = ?", (int(key, 16),)).rows
+            [[image]] = self.tables.query("SELECT min(id) FROM image_rows WHERE hash = ?", (int(key, 16),))
             if image is not None:
                 return int(image)
         raise DataError(f"There is no image {key!r} in {self.loading.root}: a key is 16 hex digits.")
@@ -78,26 +79,25 @@ class Answers:
     def about(self) -> dict[str, Any]:
         """Return the root's sets and stores, and how much of it is loaded."""
         progress = self.loading.progress
-        sets = self.tables.query('SELECT "set", split, sum(images)::BIGINT FROM shards GROUP BY ALL ORDER BY ALL').rows
+        sets = self.tables.query('SELECT "set", split, sum(images)::BIGINT FROM shards GROUP BY ALL ORDER BY ALL')
         return {
             "root": str(self.loading.root),
             "loaded": progress.loaded,
             "found": progress.found,
             "damaged": dict(progress.damaged),
             "images": sum(row[2] for row in sets),
-            "rejected": self.tables.query("SELECT count(*) FROM rejections").rows[0][0],
+            "rejected": self.tables.query("SELECT count(*) FROM rejections")[0][0],
             "compared": self.comparison_progress(),
             "sets": [{"name": name, "split": split, "images": count} for name, split, count in sets],
-            "stores": [self._store(store.name) for store in self.loading.catalogue.stores if store.name in self.stores],
+            "stores": [self._store(found) for found in self.loading.catalogue.stores if found.name in self.stores],
         }
 
-    def _store(self, name: str) -> dict[str, Any]:
-        store = self.stores[name]
-        found = next(found for found in self.loading.catalogue.stores if found.name == name)
+    def _store(self, found: CataloguedStore) -> dict[str, Any]:
+        store = self.stores[found.name]
         space = store.label.space
-        counts = self.tables.query(f"SELECT status::VARCHAR, count(*) FROM {store.table} GROUP BY ALL").rows
+        counts = self.tables.query(f"SELECT status::VARCHAR, count(*) FROM {store.table} GROUP BY ALL")
         return {
-            "name": name,
+            "name": found.name,
             "maker": found.maker,
             "learned": found.is_learned,
             "newest": self.stores.get(found.maker) is store,
@@ -118,9 +118,9 @@ class Answers:
         """Return a page of the list and the list's length; each image has its values of the columns `shown`."""
         stores = self.tables_for(*selection.conditions, selection.order, *shown)
         count = selection.select("count(*)", stores, [selection.requires_order(stores)])
-        [[total]] = self.tables.query(count.sql, count.parameters).rows
+        [[total]] = self.tables.query(count.sql, count.parameters)
         page = selection.page(stores, min(limit, MAX_ROWS), offset)
-        ids = [row[0] for row in self.tables.query(page.sql, page.parameters).rows]
+        ids = [row[0] for row in self.tables.query(page.sql, page.parameters)]
         rows = self._rows(ids)
         for name in shown:
             values = self._values(parse_column(name, stores), ids)
@@ -129,21 +129,20 @@ class Answers:
         return {"total": total, "images": rows}
 
     def _rows(self, ids: Sequence[int]) -> list[dict[str, Any]]:
-        found = self.tables.query(f"SELECT * FROM images WHERE {HAS_ID}", (list(ids),))
+        rows = dict(self.tables.query(f"SELECT id, images FROM images WHERE {HAS_ID}", (list(ids),)))
         stores = "SELECT id, list(coalesce(store, '')) FROM image_rows JOIN rejections USING (hash)"
-        rejected = dict(self.tables.query(f"{stores} WHERE {HAS_ID} GROUP BY id", (list(ids),)).rows)
-        rows = {
-            row[0]: dict(zip(found.columns, row, strict=True)) | {"rejected": rejected.get(row[0])}
-            for row in found.rows
-        }
-        return [{name: value for name, value in rows[image].items() if name != "id"} for image in ids]
+        rejected = dict(self.tables.query(f"{stores} WHERE {HAS_ID} GROUP BY id", (list(ids),)))
+        return [
+            {name: value for name, value in rows[image].items() if name != "id"} | {"rejected": rejected.get(image)}
+            for image in ids
+        ]
 
     def _values(self, column: FilterColumn, ids: Sequence[int]) -> dict[int, Any]:
         """Return the values of these images in a column of a store's table, by id."""
         if column.table is None or column.name in ("class", "rejected"):
             raise ConfigError(f"Column {column.name!r} can't be shown beside images.")
         sql = f"SELECT id, {quoted(column.name)} FROM {column.table.table} WHERE {HAS_ID}"
-        return {image: finite(value) for image, value in self.tables.query(sql, (list(ids),)).rows}
+        return {image: as_json(value) for image, value in self.tables.query(sql, (list(ids),))}
 
     def image(self, key: str, thresholds: Mapping[str, float]) -> dict[str, Any]:
         """Return an image and its label in every store."""
@@ -170,7 +169,7 @@ class Answers:
             "status": row["status"],
             "reason": row["reason"],
             "says": store.label.describe(value) if value else "no label",
-            "columns": {name: finite(row[name]) for name in shown},
+            "columns": {name: as_json(row[name]) for name in shown},
         }
 
     def describe_at(self, key: str, store: Store, point: tuple[float, float], threshold: float) -> str:
@@ -184,7 +183,7 @@ class Answers:
         column = parse_column(name, stores)
         if column.name == "rejected":
             raise ConfigError("Column 'rejected' has no histogram: the list of what is rejected is among Left out.")
-        table = requires(column.table.name if column.table else None)
+        table = requires(column.table)
         if column.name == "class" and isinstance(column.table, Store):
             store, threshold = column.table, class_threshold(column.table, selection.thresholds)
             words = f"unnest({store.table}.classes)::VARCHAR AS word, unnest({store.table}.amounts) AS amount"
@@ -195,24 +194,24 @@ class Answers:
 
     def _count_words(self, inner: Clause, condition: str = "true") -> dict[str, Any]:
         sql = f"SELECT word, count(*) FROM ({inner.sql}) WHERE word IS NOT NULL AND {condition} GROUP BY 1"
-        rows = self.tables.query(f"{sql} ORDER BY 2 DESC, 1 LIMIT {MAX_VALUES}", inner.parameters).rows
+        rows = self.tables.query(f"{sql} ORDER BY 2 DESC, 1 LIMIT {MAX_VALUES}", inner.parameters)
         return {"kind": "words", "values": [row[0] for row in rows], "counts": [row[1] for row in rows]}
 
     def _count_in_bins(self, inner: Clause) -> dict[str, Any]:
-        ends = self.tables.query(f"SELECT min(number), max(number) FROM ({inner.sql})", inner.parameters).rows[0]
+        ends = self.tables.query(f"SELECT min(number), max(number) FROM ({inner.sql})", inner.parameters)[0]
         if ends[0] is None:
             return {"kind": "numbers", "edges": [], "counts": []}
         edges = np.linspace(ends[0], ends[1] if ends[1] > ends[0] else ends[0] + 1, BINS + 1)
         low, width = float(edges[0]), float(edges[1] - edges[0])
         bin_sql = f"least(floor((number - {low!r}) / {width!r})::INTEGER, {BINS - 1})"
         sql = f"SELECT {bin_sql}, count(*) FROM ({inner.sql}) WHERE number IS NOT NULL GROUP BY 1"
-        counts = dict(self.tables.query(sql, inner.parameters).rows)
+        counts = dict(self.tables.query(sql, inner.parameters))
         return {"kind": "numbers", "edges": edges.tolist(), "counts": [counts.get(n, 0) for n in range(BINS)]}
 
     def balance(self, selection: ImageSelection, store: Store, threshold: float) -> dict[str, Any]:
         """Count what a threshold keeps of a store, class by class, in up to MAX_SAMPLE of the images."""
         stores = self.tables_for(*selection.conditions)
-        inner = selection.select("images.id", stores, [requires(store.name)], "ORDER BY images.id")
+        inner = selection.select("images.id", stores, [requires(store)], "ORDER BY images.id")
         ids = self.tables.query_ids(inner.sql, inner.parameters)
         sampled = sample(ids)
         names = store.class_names or [store.label.space.task]
@@ -234,7 +233,7 @@ class Answers:
     def keys(self, selection: ImageSelection) -> list[str]:
         """Return the keys of all images that a link selects."""
         query = selection.select("DISTINCT images.key", self.tables_for(*selection.conditions))
-        return [row[0] for row in self.tables.query(query.sql, query.parameters).rows]
+        return [row[0] for row in self.tables.query(query.sql, query.parameters)]
 
     def comparison_progress(self) -> list[dict[str, Any]]:
         """Return how many images of each pair of stores are compared."""
@@ -254,10 +253,4 @@ def sample(ids: NDArray[np.int32]) -> list[int]:
     if len(ids) > MAX_SAMPLE:
         starts = np.linspace(0, len(ids) - length, SAMPLE_RUNS).astype(int)
         ids = np.concatenate([ids[start : start + length] for start in starts])
-    sampled: list[int] = ids.tolist()
-    return sampled
-
-
-def finite(value: Any) -> Any:
-    """Return a value for JSON: None for NaN and infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return ids.tolist()

@@ -179,18 +179,18 @@ def _add_answers(app: FastAPI, answers: Answers) -> None:
     def shards(store: str) -> dict[str, Any]:
         return lists.shards(answers, answers.store(store))
 
+    def chosen(request: RejectionRequest) -> tuple[list[str], str | None]:
+        keys = request.keys if request.keys is not None else answers.keys(request.selection)
+        return keys, answers.store(request.store).name if request.store else None
+
     @app.post("/api/reject")
     def reject(request: RejectionRequest) -> dict[str, Any]:
-        keys = request.keys if request.keys is not None else answers.keys(request.selection)
-        store = answers.store(request.store).name if request.store else None
-        result = answers.rejecting.reject(keys, store, request.reason)
-        return {"count": result.count, "undo": result.number}
+        number, count = answers.rejecting.reject(*chosen(request), request.reason)
+        return {"count": count, "undo": number}
 
     @app.post("/api/take-back")
     def take_back(request: RejectionRequest) -> dict[str, int]:
-        keys = request.keys if request.keys is not None else answers.keys(request.selection)
-        store = answers.store(request.store).name if request.store else None
-        return {"count": answers.rejecting.take_back(keys, store)}
+        return {"count": answers.rejecting.take_back(*chosen(request))}
 
     @app.post("/api/undo/{number}")
     def undo(number: int) -> dict[str, int]:

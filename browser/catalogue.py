@@ -23,8 +23,6 @@ from pipeline.stores.naming import DIGITS, NAME, is_student, maker_of, teacher_o
 EXPECTED_PATHS = "labels/<teacher>-<digest>/*.parquet and artifacts/data.<set>/<fingerprint>/manifest.json"
 STEP_PREFIXES = ("data.", "teacher.", "label", "student")
 """Prefixes of the names of steps whose artifacts tell of images and labels."""
-TRUE_PREFIX = "true"
-"""Prefix of the names of stores with true labels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +86,9 @@ def _is_root(folder: StoragePath) -> bool:
 def read_catalogue(root: Root) -> Catalogue:
     """List what a root holds now. Raises ConfigError if it has nothing to show."""
     artifacts = _read_artifacts(root)
-    sets = {name.removeprefix("data."): newest for name, newest in _newest(artifacts, "data.").items()}
+    oldest_first = sorted(artifacts, key=lambda artifact: artifact.manifest["began"])
+    steps = [(artifact.manifest["step"], artifact) for artifact in oldest_first]
+    sets = {step.removeprefix("data."): artifact for step, artifact in steps if step.startswith("data.")}
     images = [shard for name in sorted(sets) for shard in _image_shards(name, IngestedSet(sets[name]))]
     stores = [*_pseudo_label_stores(root, artifacts), *_true_label_stores(sets)]
     if not images and not stores:
@@ -106,14 +106,6 @@ def _read_artifacts(root: Root) -> list[Artifact]:
         for folder, text in zip(folders, texts, strict=True)
         if text is not None
     ]
-
-
-def _newest(artifacts: Iterable[Artifact], prefix: str) -> dict[str, Artifact]:
-    newest: dict[str, Artifact] = {}
-    for artifact in sorted(artifacts, key=lambda artifact: float(artifact.manifest["began"])):
-        if artifact.manifest["step"].startswith(prefix):
-            newest[artifact.manifest["step"]] = artifact
-    return newest
 
 
 def _image_shards(name: str, ingested: IngestedSet) -> Iterator[CataloguedShard]:
@@ -153,4 +145,4 @@ def _true_label_stores(sets: Mapping[str, Artifact]) -> Iterator[CataloguedStore
             for task in ingested.spaces:
                 files[task][images.shard.address] = ingested.true_labels(task, images.split, images.shard.name)
         for task, by_shard in files.items():
-            yield CataloguedStore(f"{TRUE_PREFIX}-{name}-{task}", name, True, artifact.manifest["began"], by_shard)
+            yield CataloguedStore(f"true-{name}-{task}", name, True, artifact.manifest["began"], by_shard)

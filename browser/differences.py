@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -109,9 +108,4 @@ def _distances(pair: StorePair, one: StoredFile, other: StoredFile) -> list[floa
 
 def read_rows(file: StoredFile) -> list[Row]:
     """Return all rows of a label file."""
-
-    def read(parquet: Any) -> list[Row]:
-        rows: list[Row] = parquet.read().to_pylist()
-        return rows
-
-    return open_labels(file, read)
+    return open_labels(file, lambda parquet: parquet.read().to_pylist())

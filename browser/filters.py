@@ -41,9 +41,9 @@ class Clause:
     stores: frozenset[str] = frozenset()
 
 
-def requires(store: str | None) -> Clause:
-    """Return the clause that restricts a query to the images that a store covers, so that its columns can be named."""
-    return Clause("", (), frozenset({store}) if store else frozenset[str]())
+def requires(table: JoinedTable | None) -> Clause:
+    """Return the clause that restricts a query to the images that a table covers, so that its columns can be named."""
+    return Clause("", (), frozenset({table.name}) if table else frozenset[str]())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ def parse_condition(text: str, stores: Mapping[str, JoinedTable], thresholds: Ma
         return _rejected_condition(column.table, operator, value)
     if column.name == "class" and isinstance(column.table, Store):
         return _class_condition(column.table, operator, value, class_threshold(column.table, thresholds))
-    needed = requires(column.table.name if column.table else None).stores
+    needed = requires(column.table).stores
     if operator == "~":
         return Clause(f"contains(lower({column.sql}::VARCHAR), lower(?))", (value,), needed)
     cast = "::VARCHAR" if column.kind is str else ""
@@ -169,7 +169,7 @@ class ImageSelection:
     def requires_order(self, stores: Mapping[str, JoinedTable]) -> Clause:
         """Return the clause that leaves out images without a value in the order's column."""
         column = self._order_column(stores)
-        return requires(column.table.name if column.table else None)
+        return requires(column.table)
 
     def page(self, stores: Mapping[str, JoinedTable], limit: int, offset: int) -> Clause:
         """Return the query for the ids of the images on a page, at most `limit`."""

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from browser.answers import MAX_ROWS, Answers, finite
+from browser.answers import MAX_ROWS, Answers
+from browser.sql import as_json
 from browser.tables import Store
 from pipeline.errors import ConfigError
 
@@ -28,8 +29,8 @@ def shards(answers: Answers, store: Store) -> dict[str, Any]:
     )
     damaged = answers.loading.damaged_files(store.name)
     rows = []
-    for _, dataset, split, name, sha256, images, ok, none, failed, mean in answers.tables.query(sql).rows:
-        rows.append([dataset, split, name, images, ok, none, failed, finite(mean), damaged.get(sha256[:16], "")])
+    for _, dataset, split, name, sha256, images, ok, none, failed, mean in answers.tables.query(sql):
+        rows.append([dataset, split, name, images, ok, none, failed, as_json(mean), damaged.get(sha256[:16], "")])
     rows.sort(key=lambda row: (not row[8], not sum(row[4:7]), -row[6], row[7] or 0.0, *row[:3]))
     columns = ["set", "split", "shard", "images", "labels", "without", "failed", "mean confidence", "wrong"]
     return {"columns": columns, "rows": rows[:MAX_ROWS], "total": len(rows)}
@@ -45,14 +46,7 @@ def left_out(answers: Answers, kind: str, dataset: str, has: str = "") -> dict[s
     table = artifact.load(f"{kind}.parquet", pq.read_table)
     if has:
         texts = [table.column(field.name) for field in table.schema if pa.types.is_string(field.type)]
-        table = table.filter(_any_contains(texts, has))
+        joined = pc.binary_join_element_wise(*texts, "\n", null_handling="skip")
+        table = table.filter(pc.match_substring(joined, has, ignore_case=True))
     rows = [list(row.values()) for row in table.slice(0, MAX_ROWS).to_pylist()]
     return {"columns": table.column_names, "rows": rows, "total": len(table)}
-
-
-def _any_contains(columns: list[pa.ChunkedArray], text: str) -> pa.ChunkedArray:
-    """Return for each row whether one of the columns contains the text, in either case."""
-    first, *others = (pc.fill_null(pc.match_substring(column, text, ignore_case=True), False) for column in columns)
-    for other in others:
-        first = pc.or_(first, other)
-    return first

@@ -27,8 +27,6 @@ CACHED_SHARDS = 64
 """Image shards whose indexes are kept."""
 FADE = 0.7
 """Share of grey in the image of a missing label."""
-RowGroup = tuple[int, pa.Table]
-"""The number of the first row of a row group in its file, and its rows."""
 
 
 class Pictures:
@@ -36,8 +34,8 @@ class Pictures:
 
     def __init__(self, loading: Loading) -> None:
         self.loading = loading
-        self._groups: collections.OrderedDict[str, dict[int, pa.Table]] = collections.OrderedDict()
-        """By file, the row groups that were read last, by their first row."""
+        self._groups: collections.OrderedDict[tuple[str, range], pa.Table] = collections.OrderedDict()
+        """The row groups that were read last, by file and the numbers of their rows."""
         self._open = functools.lru_cache(CACHED_SHARDS)(ImageShard)
         self._checked: set[str] = set()
         self._lock = threading.Lock()
@@ -60,32 +58,20 @@ class Pictures:
         return self._read(file, row)
 
     def _read(self, file: StoredFile, row: int) -> Row:
-        group = self._cached(str(file), row)
+        with self._lock:
+            group = next((group for group in self._groups if group[0] == str(file) and row in group[1]), None)
+            table: pa.Table = self._groups[group] if group else None
+            if group:
+                self._groups.move_to_end(group)
         if group is None:
-            group = open_labels(file, lambda parquet: read_row_group(parquet, row))
-            self._cache(str(file), group)
-        start, table = group
-        found: Row = table.slice(row - start, 1).to_pylist()[0]
+            rows, table = open_labels(file, lambda parquet: read_row_group(parquet, row))
+            group = str(file), rows
+            with self._lock:
+                self._groups[group] = table
+                while len(self._groups) > 1 and sum(each.nbytes for each in self._groups.values()) > CACHED_BYTES:
+                    self._groups.popitem(last=False)
+        found: Row = table.slice(row - group[1].start, 1).to_pylist()[0]
         return found
-
-    def _cached(self, file: str, row: int) -> RowGroup | None:
-        with self._lock:
-            for start, table in self._groups.get(file, {}).items():
-                if start <= row < start + len(table):
-                    self._groups.move_to_end(file)
-                    return start, table
-        return None
-
-    def _cache(self, file: str, group: RowGroup) -> None:
-        start, table = group
-        with self._lock:
-            self._groups.setdefault(file, {})[start] = table
-            self._groups.move_to_end(file)
-            while len(self._groups) > 1 and self._cached_bytes() > CACHED_BYTES:
-                self._groups.popitem(last=False)
-
-    def _cached_bytes(self) -> int:
-        return sum(table.nbytes for groups in self._groups.values() for table in groups.values())
 
     def value(self, store: Store, image: int, threshold: float) -> Value | None:
         """Return the label of an image in a store with the threshold applied, None if it has none."""
@@ -107,13 +93,13 @@ class Pictures:
         return store.label.draw(picture, value) if value else pale
 
 
-def read_row_group(parquet: Any, row: int) -> RowGroup:
-    """Read the row group of a file that contains a row."""
+def read_row_group(parquet: Any, row: int) -> tuple[range, pa.Table]:
+    """Read the row group of a file that contains a row; return it behind the numbers of its rows."""
     start = 0
     for group in range(parquet.num_row_groups):
         count = parquet.metadata.row_group(group).num_rows
         if row < start + count:
-            return start, parquet.read_row_group(group)
+            return range(start, start + count), parquet.read_row_group(group)
         start += count
     raise KeyError(row)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import threading
 from collections.abc import Sequence
 
@@ -15,14 +14,6 @@ MAX_UNDO = 50
 """The last rejections, which can be undone by their numbers."""
 
 
-@dataclasses.dataclass(frozen=True)
-class RejectionResult:
-    """A rejection's number, by which it is undone, and how many images or labels were not rejected before."""
-
-    number: int
-    count: int
-
-
 class Rejecting:
     """Rejections through one server, which remembers the last ones for undo."""
 
@@ -32,8 +23,11 @@ class Rejecting:
         self._next = 1
         self._lock = threading.Lock()
 
-    def reject(self, keys: Sequence[str], store: str | None, reason: str) -> RejectionResult:
-        """Reject images, or their labels in a store. Raises as `pipeline.stores.rejections.reject` does."""
+    def reject(self, keys: Sequence[str], store: str | None, reason: str) -> tuple[int, int]:
+        """Reject images, or their labels in a store; return (number for `undo`, how many were not rejected before).
+
+        Raises as `pipeline.stores.rejections.reject` does.
+        """
         before = self.loading.rejected_keys(store)
         new = [key for key in dict.fromkeys(keys) if key not in before]
         reject(self.loading.root, keys, store, reason)
@@ -43,7 +37,7 @@ class Rejecting:
             self._undo[number] = (new, store)
             while len(self._undo) > MAX_UNDO:
                 self._undo.popitem(last=False)
-        return RejectionResult(number, len(new))
+        return number, len(new)
 
     def take_back(self, keys: Sequence[str], store: str | None) -> int:
         """Undo rejections of images, or of their labels in a store; return how many there were."""

@@ -18,7 +18,6 @@ from browser.loading import Loading
 from pipeline.errors import ConfigError
 from pipeline.storage.path import StoragePath
 
-PORT = 8800
 PORTS_TRIED = 20
 """Ports that are tried to find a free one to offer."""
 LOCAL = ("127.0.0.1", "localhost", "::1")

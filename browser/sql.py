@@ -34,7 +34,7 @@ def run_sql(tables: Tables, stores: Mapping[str, Store], sql: str) -> dict[str, 
             raise ConfigError(f"{str(error).splitlines()[0]}. There are the tables {known}.") from error
         finally:
             timer.cancel()
-    shown = [[_as_json(value) for value in row] for row in rows[:MAX_ROWS]]
+    shown = [[as_json(value) for value in row] for row in rows[:MAX_ROWS]]
     return {"columns": columns, "rows": shown, "more": len(rows) > MAX_ROWS}
 
 
@@ -50,14 +50,14 @@ def _check(cursor: duckdb.DuckDBPyConnection, sql: str) -> None:
         raise ConfigError(f"Only one SELECT is answered, not {given}: the tables are read-only.")
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Return a value as JSON: null for NaN and infinity, text for types that JSON lacks."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
+        return [as_json(item) for item in value]
     if isinstance(value, dict):
-        return {str(name): _as_json(item) for name, item in value.items()}
+        return {str(name): as_json(item) for name, item in value.items()}
     if isinstance(value, datetime.datetime | datetime.date | datetime.time | datetime.timedelta | bytes):
         return str(value)
     return value if isinstance(value, str | int | bool | None) else str(value)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from browser.answers import Answers, finite
+from browser.answers import Answers
 from browser.differences import read_rows
 from browser.filters import ImageSelection
 from browser.pictures import check_hash, decode_row
+from browser.sql import as_json
 from browser.tables import Store, quoted
 from pipeline.errors import MustError
 from pipeline.storage.root import StoredFile
@@ -23,8 +24,8 @@ def info(answers: Answers, store: Store) -> dict[str, Any]:
     about = next(entry for entry in answers.about()["stores"] if entry["name"] == store.name)
     numbers = [name for name in about["columns"] if name != "status"]
     ends = ", ".join(f"min({name}), avg({name}), max({name})" for name in map(quoted, numbers))
-    found = answers.tables.query(f"SELECT {ends} FROM {store.table}").rows[0]
-    ranges = {name: [finite(end) for end in found[3 * n : 3 * n + 3]] for n, name in enumerate(numbers)}
+    found = answers.tables.query(f"SELECT {ends} FROM {store.table}")[0]
+    ranges = {name: [as_json(end) for end in found[3 * n : 3 * n + 3]] for n, name in enumerate(numbers)}
     frequent: list[list[Any]] = []
     if "classes" in store.columns:
         words = answers.histogram(ImageSelection(), f"{store.name}.class")
@@ -37,9 +38,9 @@ def compare(answers: Answers, one: Store, other: Store, most: int) -> dict[str, 
     """Return how far two stores are apart: the mean, the number of images by tenths, and the `most` distant ones."""
     pair = answers.differences.compute(one, other)
     sql = f"SELECT count(differ), avg(differ) FROM {pair.table}"
-    [[count, mean]] = answers.tables.query(sql).rows
+    [[count, mean]] = answers.tables.query(sql)
     tenth = f"least(floor(differ * {TENTHS})::INTEGER, {TENTHS - 1})"
-    tenths = dict(answers.tables.query(f"SELECT {tenth}, count(*) FROM {pair.table} WHERE differ >= 0 GROUP BY 1").rows)
+    tenths = dict(answers.tables.query(f"SELECT {tenth}, count(*) FROM {pair.table} WHERE differ >= 0 GROUP BY 1"))
     far = (
         f'SELECT differ, key, "set", source FROM images JOIN {pair.table} USING (id) WHERE differ >= 0 '
         f"ORDER BY differ DESC, id LIMIT {int(most)}"
@@ -50,7 +51,7 @@ def compare(answers: Answers, one: Store, other: Store, most: int) -> dict[str, 
         "images": count,
         "mean": mean or 0.0,
         "counts": [[number / TENTHS, tenths.get(number, 0)] for number in range(TENTHS)],
-        "most": [list(row) for row in answers.tables.query(far).rows],
+        "most": [list(row) for row in answers.tables.query(far)],
     }
 
 

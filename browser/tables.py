@@ -45,7 +45,6 @@ SETTINGS = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
 }
-REJECTION_COLUMNS = ("hash", "store", "reason", "time")
 SCHEMA = """
 CREATE TYPE status AS ENUM ('ok', 'none', 'failed');
 CREATE TABLE shards (shard INTEGER, "set" VARCHAR, split VARCHAR, name VARCHAR, sha256 VARCHAR, images INTEGER);
@@ -92,14 +91,6 @@ class Store:
         return quoted(f"classes of {self.name}")
 
 
-@dataclasses.dataclass(frozen=True)
-class QueryResult:
-    """The result of a query: the names of its columns, and rows."""
-
-    columns: list[str]
-    rows: list[tuple[Any, ...]]
-
-
 class Tables:
     """The tables, written by one thread and read by any number."""
 
@@ -118,11 +109,11 @@ class Tables:
         self._database.close()
         self._folder.cleanup()
 
-    def query(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> QueryResult:
+    def query(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
         """Run a query, from any thread."""
         with self.cursor() as cursor:
-            found = cursor.execute(sql, parameters)
-            return QueryResult([column[0] for column in found.description], found.fetchall())
+            rows: list[tuple[Any, ...]] = cursor.execute(sql, parameters).fetchall()
+            return rows
 
     def query_ids(self, sql: str, parameters: Sequence[Any]) -> NDArray[np.int32]:
         """Run a query with one column of whole numbers."""
@@ -223,11 +214,11 @@ class Tables:
         """Replace the list of what is rejected."""
         hashes = pa.array([int(key, 16) for key in rejections.column("key").to_pylist()], pa.uint64())
         times = rejections.column("time").cast(pa.timestamp("us"))
-        columns = [hashes, rejections.column("store"), rejections.column("reason"), times]
+        columns = {"hash": hashes, "store": rejections["store"], "reason": rejections["reason"], "time": times}
         with self._lock:
             self._database.begin()
             self._database.execute("DELETE FROM rejections")
-            self._insert("rejections", pa.table(columns, list(REJECTION_COLUMNS)))
+            self._insert("rejections", pa.table(columns))
             self._database.commit()
 
     def delete_labels(self, store: Store, shard: range) -> None:

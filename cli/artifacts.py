@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import JsonOption, RootOption
+from cli.options import JsonOption, RootOption, print_json
 from pipeline.storage.root import DEFAULT_ROOT, Root
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def _read_artifacts(path: str) -> tuple[Root, list[StoredArtifact]]:
 @artifacts.command("ls")
 def artifacts_ls_command(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """List artifacts: when they were made, how large they are, which runs use them."""
-    from cli.artifacts_view import artifact_records, print_artifacts, print_json
+    from cli.artifacts_view import artifact_records, print_artifacts
 
     _, stored = _read_artifacts(root)
     if as_json:
@@ -45,7 +45,7 @@ def artifacts_show_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show an artifact: its configuration, inputs, counts and files."""
-    from cli.artifacts_view import print_artifact, print_json
+    from cli.artifacts_view import print_artifact
     from flows.gc.inventory import find_artifact
 
     opened, stored = _read_artifacts(root)
@@ -59,7 +59,7 @@ def artifacts_show_command(
 @artifacts.command("verify")
 def artifacts_verify_command(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[STEP[/FINGERPRINT]]...", help="Default: all artifacts.")
+        list[str] | None, typer.Argument(metavar="STEP[/FINGERPRINT]", help="Default: all artifacts.")
     ] = None,
     root: RootOption = DEFAULT_ROOT,
     repair: Annotated[

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import rich.console
@@ -28,22 +27,26 @@ def output() -> rich.console.Console:
     return console
 
 
-def print_json(value: Any) -> None:
-    """Print a value as JSON, keys sorted."""
-    output().print(json.dumps(value, indent=1, sort_keys=True), markup=False)
+def print_table(table: Sequence[Sequence[str]]) -> None:
+    """Print rows of cells, the first row as the heading."""
+    head, *rows = table
+    shown = Table(*head, box=None, pad_edge=False)
+    for row in rows:
+        shown.add_row(*row)
+    output().print(shown, markup=False)
 
 
 def print_artifacts(artifacts: Iterable[StoredArtifact]) -> None:
     """Print a table with a line per artifact."""
-    table = Table("step", "fingerprint", "made", "took", "size", "used by runs", box=None, pad_edge=False)
+    rows = [["step", "fingerprint", "made", "took", "size", "used by runs"]]
     for artifact in artifacts:
         manifest = artifact.manifest or {}
         made = format_time(manifest["began"]) if manifest else "unfinished"
         took = f"{manifest['seconds']:.0f} s" if manifest else ""
         more = f" and {len(artifact.users) - 1} more" if len(artifact.users) > 1 else ""
         users = f"{artifact.users[0]}{more}" if artifact.users else "none"
-        table.add_row(*artifact.key, made, took, format_bytes(artifact.size), users)
-    output().print(table)
+        rows.append([*artifact.key, made, took, format_bytes(artifact.size), users])
+    print_table(rows)
 
 
 def print_artifact(artifact: StoredArtifact) -> None:
@@ -72,10 +75,8 @@ def print_verdicts(verdicts: Iterable[Verdict], deleted: bool) -> None:
     for kept, title in ((True, "Kept"), (False, "Deleted" if deleted else "Not needed")):
         chosen = [verdict for verdict in verdicts if verdict.kept is kept]
         if chosen:
-            table = Table(title, "files", "size", "why", box=None, pad_edge=False)
-            for verdict in chosen:
-                table.add_row(verdict.what, str(len(verdict.files)), format_bytes(verdict.size), verdict.why)
-            console.print(table)
+            rows = [[each.what, str(len(each.files)), format_bytes(each.size), each.why] for each in chosen]
+            print_table([[title, "files", "size", "why"], *rows])
         total = format_bytes(sum(verdict.size for verdict in chosen))
         console.print(f"{title.lower()}: {total} in {sum(len(verdict.files) for verdict in chosen)} files\n")
     if not deleted and not all(verdict.kept for verdict in verdicts):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import OverrideOptions, RecipeArgument, RootOption
-from pipeline.errors import PROJECT
+from pipeline.errors import PROJECT, ConfigError, require_one_of
 from pipeline.storage.root import DEFAULT_ROOT, Root
 
 if TYPE_CHECKING:
     from pipeline.export import ExportSample
     from pipeline.recipe.recipe import Recipe
     from pipeline.steps.runtime import Progress
-    from student.dataset import StudentHead
 
 # ruff: noqa: PLC0415 - as in cli/main.py
 
@@ -53,8 +51,8 @@ def labels_command(
 
     parsed = read_recipe(recipe, override or ())
     with Console().progress() as progress:
-        request = LabelExport(to, local_path(out), tuple(head or ()))
-        summary = export_labels(parsed, Root.of(root, parsed.runtime.cache_gb), request, progress)
+        opened = Root.of(root, parsed.runtime.cache_gb)
+        summary = export_labels(parsed, opened, to, local_path(out), head or (), progress)
     print("\n".join(describe_export(summary, out)))
 
 
@@ -85,18 +83,8 @@ def student_command(
     print("\n".join([f"Wrote {out}.", *lines]))
 
 
-@dataclasses.dataclass(frozen=True)
-class LabelExport:
-    """A request to export labels to the folder `out`, of the named heads, or of all if `heads` is empty."""
-
-    form: str
-    out: Path
-    heads: tuple[str, ...] = ()
-
-
 def local_path(out: str) -> Path:
     """Return OUT as a path. Raises ConfigError if it is a URL."""
-    from pipeline.errors import ConfigError
     from pipeline.storage.path import URL
 
     if URL.match(out):
@@ -106,8 +94,11 @@ def local_path(out: str) -> Path:
     return Path(out)
 
 
-def export_labels(recipe: Recipe, root: Root, request: LabelExport, progress: Progress | None = None) -> dict[str, Any]:
-    """Write the labels that the recipe's student learns from, and return the content of `export.json`.
+def export_labels(
+    recipe: Recipe, root: Root, form: str, out: Path, names: Sequence[str] = (), progress: Progress | None = None
+) -> dict[str, Any]:
+    """Write the labels that the recipe's student learns from, of these heads or (none) of all, to the folder `out`.
+    Return the content of `export.json`.
 
     Raises ConfigError for an unknown form or head or an unusable folder, DataError if labels are not made yet.
     """
@@ -119,11 +110,12 @@ def export_labels(recipe: Recipe, root: Root, request: LabelExport, progress: Pr
     from student.dataset import heads_of
     from student.export_samples import labelled_samples
 
-    load_writer(request.form)  # errors in it are raised before anything slow
-    check_absent(request.out)
+    load_writer(form)  # errors in it are raised before anything slow
+    check_absent(out)
     step, inputs = find_inputs(recipe, root, "student")
     student = StudentConfig.model_validate(step.config["student"])
-    heads = _select_heads(heads_of(student, inputs), request.heads)
+    known = heads_of(student, inputs)
+    heads = {name: known[require_one_of(name, known, "--head")] for name in names or known}
     about = {
         "recipe": recipe.name,
         "labels": student.labels,
@@ -134,13 +126,7 @@ def export_labels(recipe: Recipe, root: Root, request: LabelExport, progress: Pr
     samples = labelled_samples(student, heads, inputs)
     if progress:
         samples = _with_progress(samples, inputs["pool"].counts["images"], progress)
-    return write_export(request.form, request.out, labels, samples, about)
-
-
-def _select_heads(heads: Mapping[str, StudentHead], names: Sequence[str]) -> dict[str, StudentHead]:
-    from pipeline.errors import require_one_of
-
-    return {name: heads[require_one_of(name, heads, "--head")] for name in names or heads}
+    return write_export(form, out, labels, samples, about)
 
 
 def _with_progress(samples: Iterable[ExportSample], total: int, progress: Progress) -> Iterator[ExportSample]:

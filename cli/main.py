@@ -1,4 +1,7 @@
-"""The `must` command and its subcommands."""
+"""The `must` command and its subcommands.
+
+`python -m typer cli.main utils docs --name must --title Commands --output docs/reference/cli.md` updates their page.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ import typer
 
 from cli.artifacts import artifacts
 from cli.export import commands as export_commands
-from cli.options import JsonOption, OverrideOptions, RecipeArgument, RootOption
+from cli.options import JsonOption, OverrideOptions, RecipeArgument, RootOption, print_json
 from cli.store import commands as store_commands
 from must import plan, run
+from pipeline.errors import ConfigError, DataError, MustError, Stopped, require_one_of
 from pipeline.storage.root import DEFAULT_ROOT
 
 if TYPE_CHECKING:
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="must",
     help="Multi-task self-training: specialised teachers label a pool of images, one student learns from all of them.",
+    epilog=f"Exit codes: 0: done; {ConfigError.exit_code}: the recipe, an option or the environment needs a change; "
+    f"{DataError.exit_code}: a file on disk needs a change; {Stopped.exit_code}: stopped, run the same command again "
+    "to go on; 1: anything else.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -53,7 +60,6 @@ LOCALHOST = "127.0.0.1"
 
 def _selection(to: str | None, only: str | None, start: str | None, force: list[str] | None) -> Selection:
     from flows.plan.selection import Selection
-    from pipeline.errors import ConfigError
 
     if only and to:
         raise ConfigError(f"--only {only} and --to {to} can't be combined; leave out one of them.")
@@ -94,7 +100,9 @@ def label_command(recipe: RecipeArgument, root: RootOption = DEFAULT_ROOT, overr
 @app.command("compare")
 def compare_command(
     recipe: RecipeArgument,
-    name: Annotated[str | None, typer.Argument(help="A name under the recipe's `compare`.", show_default="all")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A name under the recipe's `compare`.", show_default="all")
+    ] = None,
     root: RootOption = DEFAULT_ROOT,
     override: OverrideOptions = None,
     plan_only: Annotated[bool, typer.Option("--plan", help="Show what would run, and run nothing.")] = False,
@@ -102,7 +110,6 @@ def compare_command(
     """Run the recipe's comparisons of self-supervised methods, and advise which methods are worth their cost."""
     from cli.console import Console
     from flows.plan.selection import Selection
-    from pipeline.errors import ConfigError, require_one_of
     from pipeline.recipe.comparison import COMPARE
     from pipeline.recipe.reader import read_recipe
 
@@ -137,9 +144,7 @@ def plan_command(
 
 @app.command("init")
 def init_command(
-    folders: Annotated[
-        list[Path], typer.Argument(metavar="FOLDER...", help="Folders of images, with or without labels.")
-    ],
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER", help="Folders of images, with or without labels.")],
     to: Annotated[Path, typer.Option("--to", help="The recipe file to write.")] = Path("recipe.yaml"),
 ) -> None:
     """Write a commented recipe for folders of images, from what they contain."""
@@ -152,9 +157,7 @@ def init_command(
 
 @app.command("doctor")
 def doctor_command(
-    recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="Check its data and models as well.")
-    ] = None,
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="Check its data and models as well.")] = None,
     root: RootOption = DEFAULT_ROOT,
 ) -> None:
     """Check the environment, the root and a recipe's data and models; exit code 2 if something is wrong."""
@@ -204,23 +207,19 @@ def down_command(
 @app.command("status")
 def status_command(as_json: JsonOption = False) -> None:
     """Show what `must up` started, and which runs are active."""
-    import json
-
     from cli.console import Console
     from flows.server.commands import status
 
     current = status()
     if as_json:
-        print(json.dumps(current, indent=1))
+        print_json(current)
     else:
         Console().show_status(current)
 
 
 @app.command("browse")
 def browse_command(
-    path: Annotated[
-        str, typer.Argument(metavar="[ROOT_OR_STORE]", help="A root, or a folder inside it.")
-    ] = DEFAULT_ROOT,
+    path: Annotated[str, typer.Argument(metavar="ROOT_OR_STORE", help="A root, or a folder inside it.")] = DEFAULT_ROOT,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8800,
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on; other than this machine's own needs --token.")
@@ -234,9 +233,8 @@ def browse_command(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; exit with 0, 2 (configuration), 3 (data), 75 (stopped) or 1 (anything else)."""
+    """Run the command, and exit."""
     from flows.run.process_setup import set_up_process
-    from pipeline.errors import MustError
 
     set_up_process()
     try:

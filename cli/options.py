@@ -1,9 +1,10 @@
-"""Arguments and options that several commands share; importing this module is cheap."""
+"""Arguments, options and output that several commands share; importing this module is cheap."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,3 +17,8 @@ OverrideOptions = Annotated[
     typer.Option("--override", "-o", metavar="KEY=VALUE", help="Change a recipe key, e.g. student.epochs=3."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON, for programs."""
+    print(json.dumps(value, indent=1))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import JsonOption
+from cli.options import JsonOption, print_json
 from pipeline.storage.root import DEFAULT_ROOT
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def ls_command(root: RootOrStoreOption = DEFAULT_ROOT, as_json: JsonOption = Fal
 
     about = _answers(root).about()
     if as_json:
-        return _print_json(about["stores"])
+        return print_json(about["stores"])
     columns = ["store", "task", "classes", "labels", "none", "failed", "made"]
     rows = [
         [
@@ -72,7 +71,7 @@ def info_command(store: StoreArgument, root: RootOrStoreOption = DEFAULT_ROOT, a
     answers = _answers(root)
     summary = info(answers, answers.store(store))
     if as_json:
-        return _print_json(summary)
+        return print_json(summary)
     print(f"{summary['name']}: {summary['task']}, {sum(summary['counts'].values()):,} images, {summary['counts']}")
     if summary["reading"]:
         print(summary["reading"])
@@ -84,7 +83,9 @@ def info_command(store: StoreArgument, root: RootOrStoreOption = DEFAULT_ROOT, a
 
 @commands.command("sql")
 def sql_command(
-    query: Annotated[str, typer.Argument(help="A SELECT over the table `images` and a table per store.")],
+    query: Annotated[
+        str, typer.Argument(metavar="QUERY", help="A SELECT over the table `images` and a table per store.")
+    ],
     root: RootOrStoreOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
 ) -> None:
@@ -94,7 +95,7 @@ def sql_command(
     answers = _answers(root)
     result = run_sql(answers.tables, answers.stores, query)
     if as_json:
-        return _print_json([dict(zip(result["columns"], row, strict=True)) for row in result["rows"]])
+        return print_json([dict(zip(result["columns"], row, strict=True)) for row in result["rows"]])
     _print_table(result["columns"], result["rows"])
     if result["more"]:
         print(f"Only the first {len(result['rows'])} rows are shown.")
@@ -115,7 +116,7 @@ def diff_command(
     answers = _answers(root)
     comparison = compare(answers, answers.store(one), answers.store(other), most)
     if as_json:
-        return _print_json(comparison)
+        return print_json(comparison)
     images, mean = comparison["images"], comparison["mean"]
     print(f"{images:,} images have labels in both stores; their mean distance is {mean:.3f}, from 0 (equal) to 1.")
     _print_table(
@@ -134,7 +135,7 @@ def show_command(
     """Show an image and its label in every store."""
     image = _answers(root).image(key, {})
     if as_json:
-        return _print_json(image)
+        return print_json(image)
     print(f"{image['key']}: {image['set']}/{image['split']}, {image['source']}, {image['width']} x {image['height']}")
     for store in image["rejected"] or []:
         print(f"rejected: {f'the labels of {store}' if store else 'the image'}")
@@ -162,19 +163,10 @@ def verify_command(root: RootOrStoreOption = DEFAULT_ROOT) -> None:
         raise typer.Exit(3)
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))
-
-
 def _print_table(columns: list[str], rows: list[list[Any]]) -> None:
-    from rich.table import Table
+    from cli.artifacts_view import print_table
 
-    from cli.artifacts_view import output
-
-    table = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    output().print(table, markup=False)
+    print_table([columns, *([_cell(value) for value in row] for row in rows)])
 
 
 def _cell(value: Any) -> str:

@@ -99,7 +99,12 @@ def _measure(trial: TeacherTrial, student: Predictor, inputs: Inputs, seed: int)
         "seed": seed,
         "protocol": PROTOCOL if trial.has_truth else AGREEMENT,
     }
-    return metric_records(scores, teacher.heads[trial.head], context)
+    better = teacher.heads[trial.head].better
+    return [
+        {**context, "model": model, "metric": metric, "value": value, "better": better[metric]}
+        for model, values in scores.items()
+        for metric, value in values.items()
+    ]
 
 
 Scores = dict[str, dict[str, float]]
@@ -140,14 +145,3 @@ def score_constant(task: Task, head: str, train: ImageDataset, dataset: ImageDat
     for index in range(len(dataset)):
         metric.update(guess, dataset.values(index)[head])
     return metric.compute()
-
-
-def metric_records(
-    scores: Mapping[str, Mapping[str, float]], task: Task, context: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Return one record per model and metric."""
-    return [
-        {**context, "model": model, "metric": metric, "value": value, "better": task.better[metric]}
-        for model, values in scores.items()
-        for metric, value in values.items()
-    ]

@@ -142,7 +142,7 @@ class _Finetuning:
     def _save(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
         with open(self.scratch / FINISHED_FILE, "a", encoding="utf-8") as file:
             file.write(json.dumps({"lesson": name, "records": records}) + "\n")
-        self.inputs.runtime.keep(self.scratch / FINISHED_FILE)
+        self.inputs.runtime.root.upload(self.scratch / FINISHED_FILE)
         for folder in self.scratch.glob(f"{name}-*"):
             shutil.rmtree(folder)
 

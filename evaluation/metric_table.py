@@ -9,6 +9,10 @@ from typing import Any
 ROLES = ("student", "teacher", "baseline")
 NINE_TENTHS = 0.9
 ARROWS = {"higher": "↑", "lower": "↓"}
+WEAK = {
+    "teacher": "Teacher {} is no better than the trivial baseline",
+    "student": "The student is no better than the trivial baseline at {}",
+}
 MAX_NAMES = 8
 """Teachers that a sentence names; if there are more, it only counts them."""
 
@@ -129,12 +133,12 @@ def _names(heads: Sequence[str]) -> str:
     return f" ({', '.join(heads)})" if 0 < len(heads) <= MAX_NAMES else ""
 
 
-def weak_teachers(lines: Iterable[MetricLine]) -> list[str]:
-    """Return a sentence for every teacher that is no better than the constant answer by its leading metric."""
+def weak_models(lines: Iterable[MetricLine]) -> list[str]:
+    """Return a sentence for each target where teacher or student does not beat the baseline by the leading metric."""
     return [
-        f"Teacher {line.target.head} is no better than the trivial baseline on "
-        f"{line.target.dataset}/{line.target.split}: {line.metric} "
-        f"{line.values['teacher']:.3f} against {line.values['baseline']:.3f}."
+        f"{text.format(line.target.head)} on {line.target.dataset}/{line.target.split}: {line.metric} "
+        f"{line.values[role]:.3f} against {line.values['baseline']:.3f}."
+        for role, text in WEAK.items()
         for line in leading_lines(lines)
-        if line.is_better("teacher", "baseline") is False
+        if line.is_better(role, "baseline") is False
     ]

@@ -1,17 +1,18 @@
-"""The interface of probes: what `fit` is given and what it returns."""
+"""The interface of probes: what `fit` is given and what it returns. No torch."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from pipeline.data.dataset import ImageDataset
-from pipeline.models.encoder import Encoder
-from pipeline.steps.runtime import Runtime
+    from pipeline.data.dataset import ImageDataset
+    from pipeline.models.encoder import Encoder
+    from pipeline.steps.runtime import Runtime
 
 
 class LabelledFeatures(NamedTuple):

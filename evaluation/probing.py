@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
 from collections import defaultdict
@@ -30,7 +29,6 @@ from pipeline.recipe.evaluation import Amount, StartConfig
 from pipeline.steps.artifact import WORK, Inputs, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.training import autotune
-from tasks.classification.model import Accuracy
 
 TIMING_IMAGES = 16
 """Batch size at which the ways to run a backbone are timed."""
@@ -91,86 +89,60 @@ class FeatureExtractor:
 
 
 class _Probing:
-    """Runs the probes of one backbone on one set."""
+    """Extract the features of one backbone on one set, and run the probes on them."""
 
     def __init__(
         self, config: Mapping[str, Any], request: LabelRequest, extractor: FeatureExtractor, scratch: Path
     ) -> None:
         self.config, self.extractor, self.scratch = config, extractor, scratch
-        self.splits, self.counts = request
+        self.splits, counts = request
         self.start = StartConfig.model_validate(config["start"]).name
-        self.done = 0
-        test = self.splits.test
-        self.truth = [test.values(index)[TASK] for index in range(len(test))]
+        train, val = self.splits.train, self.splits.val
+        seeds = range(config["seed"], config["seed"] + config["seeds"])
+        orders = {seed: self.splits.order(seed) for seed in seeds}
+        self.subsets = [
+            LabelSubset(asked, count, seed, *split_train_val(orders[seed], count, val is None))
+            for asked, count in counts.items()
+            for seed in seeds
+        ]
+        self.drawn = np.unique(np.concatenate([rows for subset in self.subsets for rows in (subset.train, subset.val)]))
+        """Positions of the images that are in any subset, sorted."""
+        drawn_classes = torch.from_numpy(self.splits.train_classes[self.drawn])
+        self.drawn_features = LabelledFeatures(extractor.extract(train, self.drawn.tolist()), drawn_classes)
+        self.val = None
+        if val is not None:
+            features = extractor.extract(val, range(len(val)))
+            self.val = LabelledFeatures(features, torch.from_numpy(class_ids(val, TASK)))
+        self.test_classes = class_ids(self.splits.test, TASK)
 
     @functools.cached_property
     def tests(self) -> list[tuple[str, Tensor]]:
         """Features of the test images by corruption: unchanged first, then with every corruption if asked for."""
+        corrupted = corruptions.corruption_functions() if self.config["corruptions"] else ()
         test = self.splits.test
-        rows = range(len(test))
-        features = [(CLEAN, self.extractor.extract(test, rows))]
-        if self.config["corruptions"]:
-            features += [
-                (name, self.extractor.extract(test, rows, change))
-                for name, change in corruptions.corruption_functions()
-            ]
-        return features
-
-    @functools.cached_property
-    def subsets(self) -> list[LabelSubset]:
-        """All subsets of labels to train on, by the number of labels and then the seed."""
-        seeds = range(self.config["seed"], self.config["seed"] + self.config["seeds"])
-        orders = {seed: self.splits.order(seed) for seed in seeds}
         return [
-            LabelSubset(asked, count, seed, *split_train_val(orders[seed], count, self.splits.val is None))
-            for asked, count in self.counts.items()
-            for seed in seeds
+            (name, self.extractor.extract(test, range(len(test)), change))
+            for name, change in ((CLEAN, identity), *corrupted)
         ]
-
-    @functools.cached_property
-    def drawn(self) -> NDArray[np.int64]:
-        """Positions of the images that are in any subset, sorted."""
-        return np.unique(np.concatenate([rows for subset in self.subsets for rows in (subset.train, subset.val)]))
-
-    @functools.cached_property
-    def drawn_features(self) -> LabelledFeatures:
-        """Features and classes of the images at `drawn`."""
-        features = self.extractor.extract(self.splits.train, self.drawn.tolist())
-        return LabelledFeatures(features, torch.from_numpy(self.splits.train_classes[self.drawn]))
-
-    @functools.cached_property
-    def val(self) -> LabelledFeatures | None:
-        """Features and classes of the validation images, if they have a split of their own."""
-        val = self.splits.val
-        if val is None:
-            return None
-        return LabelledFeatures(self.extractor.extract(val, range(len(val))), torch.from_numpy(class_ids(val, TASK)))
 
     def records(self) -> Iterator[Measurement]:
         """Yield the records of every probe, number of labels and seed."""
-        for subset in self.subsets:
-            task = self._task(subset)
-            for name in self.config["probes"]:
-                probe: ModuleType = importlib.import_module(f"evaluation.probes.{name}")
-                if subset.seed != self.config["seed"] and not self._depends_on_seed(subset, probe):
-                    continue
-                self._report_progress(f"{name}, {subset.labels} labels, seed {subset.seed}")
-                scratch = self.scratch / f"{name}-{subset.asked}-{subset.seed}"
-                result = probe.fit(dataclasses.replace(task, scratch=scratch))
-                yield from self._measure((name, probe), subset, result)
-
-    def _depends_on_seed(self, subset: LabelSubset, probe: ModuleType) -> bool:
-        """Return False if all seeds give the same result: all labels are used and none is drawn for validation."""
-        return bool(probe.RANDOM) or subset.asked != "all" or self.splits.val is None
-
-    def _report_progress(self, line: str) -> None:
-        config, runtime = self.config, self.extractor.runtime
-        runtime.check_stop(config["name"])
+        config, runtime, done = self.config, self.extractor.runtime, 0
         total = len(config["labels"]) * config["seeds"] * len(config["probes"])
-        runtime.progress(config["name"], self.done / total, line)
-        self.done += 1
+        for subset in self.subsets:
+            for name in config["probes"]:
+                probe: ModuleType = importlib.import_module(f"evaluation.probes.{name}")
+                depends_on_seed = probe.RANDOM or subset.asked != "all" or self.splits.val is None
+                if subset.seed != config["seed"] and not depends_on_seed:
+                    continue
+                runtime.check_stop(config["name"])
+                line = f"{name}, {subset.labels} labels, seed {subset.seed}"
+                runtime.progress(config["name"], done / total, line)
+                done += 1
+                task = self._task(subset, self.scratch / f"{name}-{subset.asked}-{subset.seed}")
+                yield from self._measure((name, probe), subset, probe.fit(task))
 
-    def _task(self, subset: LabelSubset) -> ProbeTask:
+    def _task(self, subset: LabelSubset, scratch: Path) -> ProbeTask:
         return ProbeTask(
             train=self._features(subset.train),
             val=self.val or self._features(subset.val),
@@ -178,7 +150,7 @@ class _Probing:
             seed=subset.seed,
             encoder=self.extractor.encoder,
             images=self.splits.train.subset(subset.train),
-            scratch=self.scratch,
+            scratch=scratch,
             runtime=self.extractor.runtime,
         )
 
@@ -190,9 +162,9 @@ class _Probing:
     def _measure(
         self, probe: tuple[str, ModuleType], subset: LabelSubset, result: ProbeResult
     ) -> Iterator[Measurement]:
-        values: dict[str, list[float]] = defaultdict(list)
+        values: dict[str, list[np.floating]] = defaultdict(list)
         for corruption, features in self.tests:
-            accuracy = self._accuracy(result.classify(features))
+            accuracy = np.mean(result.classify(features).numpy().argmax(axis=1) == self.test_classes)
             values[corruption].append(accuracy)
             if corruption != CLEAN:
                 values[ALL_CORRUPTIONS].append(accuracy)
@@ -216,9 +188,3 @@ class _Probing:
                 corruption=corruption,
                 settings=result.settings,
             )
-
-    def _accuracy(self, probabilities: Tensor) -> float:
-        metric = Accuracy()
-        for predicted, answer in zip(probabilities.numpy(), self.truth, strict=True):
-            metric.update({"probs": predicted}, answer)
-        return metric.compute()["accuracy"]

@@ -120,8 +120,7 @@ def _deploy(*parameters: inspect.Parameter) -> Callable[[Callable[[Values], Requ
     def make(request_for: Callable[[Values], Request]) -> Flow[..., State[Any]]:
         @functools.wraps(request_for)
         def body(**values: Any) -> State[Any]:
-            request = request_for(values)
-            return _run(request.selection, lambda: _read_recipe(request, values), values["root"])
+            return _run(request_for(values), values)
 
         vars(body)["__signature__"] = inspect.Signature(parameters)  # Prefect reads the form off it
         return flow(name=request_for.__name__.replace("_", "-"), persist_result=False)(body)
@@ -135,7 +134,7 @@ def _up_to(step: str, values: Values) -> Selection:
 
 @_deploy(*COMMON, START, FORCE_STEPS, RUNNER, *MACHINE)
 def selftrain(values: Values) -> Request:
-    """The whole of a recipe: read the sets, train the teachers, label the pool, train the student, evaluate."""
+    """Run a whole recipe: read the sets, train the teachers, label the pool, train the student, evaluate."""
     return Request(Selection(start=values["start"], force=tuple(values["force"])))
 
 
@@ -198,24 +197,21 @@ def _read_recipe(request: Request, values: Values) -> Recipe:
     path, overrides = Path(values["recipe"]), values["overrides"]
     if request.check:
         request.check(read_recipe(path, overrides))  # first: overrides of a section that is missing raise a worse error
-    return read_recipe(path, [*overrides, *_section_overrides(request.section, values), *_runtime_overrides(values)])
+    return read_recipe(path, [*overrides, *_overrides(request.section, values)])
 
 
-def _runtime_overrides(values: Values) -> Iterator[str]:
-    yield from (f"runtime.{key}={values[key]}" for key in RUNTIME_KEYS if values.get(key) is not None)
-
-
-def _section_overrides(section: str, values: Values) -> Iterator[str]:
+def _overrides(section: str, values: Values) -> Iterator[str]:
     """Yield overrides for the values that are given. Steps replace the recipe's epochs, and epochs its steps."""
-    given = {key: values[key] for key in SECTION_KEYS if values.get(key) is not None}
-    yield from (f"{section}.{key}={value}" for key, value in given.items())
+    given = {key: value for key, value in values.items() if value is not None}
+    for place, keys in ((section, SECTION_KEYS), ("runtime", RUNTIME_KEYS)):
+        yield from (f"{place}.{key}={given[key]}" for key in keys if key in given)
     for key, other in (("steps", "epochs"), ("epochs", "steps")):
         if key in given and other not in given:
             yield f"{section}.{other}=null"
 
 
-def _run(selection: Selection, read: Callable[[], Recipe], root: str) -> State[Any]:
-    """Run what is selected of the recipe that `read` returns, its steps as task runs of the current flow run."""
+def _run(request: Request, values: Values) -> State[Any]:
+    """Run what a form asks for, its steps as task runs of the current flow run."""
     set_up_process()
     logging.getLogger("prefect.flow_runs").addFilter(_is_news)
     task_runs = TaskRuns()
@@ -225,9 +221,9 @@ def _run(selection: Selection, read: Callable[[], Recipe], root: str) -> State[A
         return task_runs.run_steps(run, subprocess)
 
     def body() -> None:
-        recipe = read()
-        runtime = Runtime.of(recipe.runtime, Root.of(root, recipe.runtime.cache_gb))
-        execute_plan(recipe, plan_run(recipe, runtime.root, selection), runtime, run_steps)
+        recipe = _read_recipe(request, values)
+        runtime = Runtime.of(recipe.runtime, Root.of(values["root"], recipe.runtime.cache_gb))
+        execute_plan(recipe, plan_run(recipe, runtime.root, request.selection), runtime, run_steps)
 
     return task_runs.final_state(body)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +62,7 @@ class SourceIndex:
         self._stamps = np.stack([self._earlier.column(name).to_numpy() for name in ("size", "mtime")], axis=1)
         self._unchanged = np.zeros(len(self._earlier), np.bool_)
         self._part_count, self._new_tables = len(parts), [SCHEMA.empty_table()]
-        self._pending: list[tuple[str, int, int, str | None, str | None]] = []
+        self._pending: list[dict[str, Any]] = []
 
     def find(self, name: str, stamp: Stamp | None) -> KnownFile | None:
         """Return what the file holds if an earlier reading saw it with this stamp."""
@@ -77,14 +77,12 @@ class SourceIndex:
 
     def add(self, name: str, stamp: Stamp, known: KnownFile) -> None:
         """Add the entry of a file that was read."""
-        self._pending.append((name, *stamp, *known))
+        self._pending.append(dict(zip(SCHEMA.names, (name, *stamp, *known), strict=True)))
         if len(self._pending) >= self._flush_every:
             self._flush()
 
     def _flush(self) -> None:
-        columns = zip(*self._pending, strict=True) if self._pending else ((),) * len(SCHEMA)
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
-        self._new_tables.append(pa.table(arrays, schema=SCHEMA))
+        self._new_tables.append(pa.Table.from_pylist(self._pending, schema=SCHEMA))
         write_table(self._folder / f"{self._part_count:06d}.parquet", self._new_tables[-1])
         self._part_count += 1
         self._pending = []
@@ -186,8 +184,3 @@ def shard_tars(artifact: Artifact, split: str) -> list[str]:
 def image_shard(artifact: Artifact, tar: str) -> ImageShard:
     """Return an image shard of an ingested set, by the path of its tar in the artifact."""
     return ImageShard(artifact.file(tar), artifact.file(f"{tar.removesuffix('.tar')}.parquet"))
-
-
-def same_path(previous: Artifact, config: Mapping[str, Any]) -> bool:
-    """Return True if the source's path is that of the previous artifact, so that names mean the same files."""
-    return bool(previous.manifest["config"]["source"].get("path") == config["source"].get("path"))

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from ingest.incremental import ExistingShard, KnownFile, PreviousShards, Size, SourceIndex, SourceMatch, same_path
+from ingest.incremental import ExistingShard, KnownFile, PreviousShards, Size, SourceIndex, SourceMatch
 from ingest.shard_packer import PackedRecord, ShardPacker
 from pipeline.data.decode import inspect_image
 from pipeline.data.prefetch import prefetch
 from pipeline.errors import DataError
-from pipeline.recipe.source import SourceConfig
 from pipeline.sources import BaseSource, SourceRecord, Stamp
 from pipeline.steps.artifact import INHERITED_FILES, Inputs, write_json
 from pipeline.stores.images import NewImage
@@ -38,9 +37,7 @@ PROGRESS_EVERY = 50
 def open_source(config: Mapping[str, Any]) -> BaseSource:
     """Open the source that an entry of a recipe's `data` describes."""
     module = importlib.import_module(f"pipeline.sources.{config['kind']}")
-    settings: SourceConfig = module.Config.model_validate(config)
-    source: BaseSource = module.Source(settings)
-    return source
+    return module.Source(module.Config.model_validate(config))
 
 
 def ingest(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -106,7 +103,9 @@ class _Ingest:
 
     def __init__(self, config: Mapping[str, Any], inputs: Inputs, out: Path) -> None:
         previous = inputs.previous
-        indexed = previous if previous and same_path(previous, config) else None
+        source_path = config["source"].get("path")
+        # of another path, names mean other files
+        indexed = previous if previous and previous.manifest["config"]["source"].get("path") == source_path else None
         self.source = open_source(config["source"])
         self.labels = {task: tasks.label(space) for task, space in self.source.spaces().items()}
         self.previous = PreviousShards(out, previous, config["name"])
@@ -239,7 +238,7 @@ def _error_text(error: Exception) -> str:
 def _check_bad_share(packer: ShardPacker, max_bad: float, name: str) -> None:
     """Raise DataError if no image can be used, or more than a share `max_bad` of the files can't."""
     bad, good = packer.counts["quarantined"], packer.counts["images"] + packer.counts["duplicates"]
-    reasons = packer.lists.first_reasons()
+    reasons = "; ".join(f"{source}: {reason}" for _, source, _, reason in sorted(packer.lists["quarantine"])[:3])
     if not good:
         raise DataError(f"data.{name}: not one usable image. {reasons or 'Nothing was found there.'}")
     if bad / (bad + good) > max_bad:

@@ -92,8 +92,7 @@ class _Pool(NamedTuple):
 
     @property
     def keys(self) -> list[str]:
-        keys: list[str] = self.images.column("key").to_pylist()
-        return keys
+        return self.images.column("key").to_pylist()
 
     def with_long_tail(self, class_ids: Sequence[int], classes: int, config: Mapping[str, Any]) -> _Pool:
         """Use a long-tailed subset, given each image's class, -1 for none. Raises DataError if no image has a class."""
@@ -118,22 +117,13 @@ class _Pool(NamedTuple):
         pq.write_table(pa.table(columns, schema=POOL_SCHEMA), out / FILE)
 
     def counts(self) -> dict[str, Any]:
-        """Return the counts for the manifest."""
-        left_out = _count_by_reason(self.reasons)
-        return {"images": self.reasons.null_count, "left_out": left_out, **_unmatched(self.images, self.rejected)}
-
-
-def _count_by_reason(reasons: pa.Array) -> dict[str, int]:
-    """Count the images that are not used by reason; all that users gave count as one."""
-    kinds = pc.replace_substring_regex(reasons.drop_null(), f"(?s)^{REJECTED}: .*", REJECTED)
-    return {row["values"]: row["counts"] for row in pc.value_counts(kinds).to_pylist()}
-
-
-def _unmatched(images: pa.Table, rejected: pa.Table) -> dict[str, int]:
-    """Count the rejected images that no set of the pool has; empty if there are none."""
-    matched = pc.is_in(rejected.column("key"), value_set=images.column("key"))
-    count = len(rejected) - (pc.sum(matched).as_py() or 0)
-    return {"unmatched_rejections": count} if count else {}
+        """Return the counts for the manifest: all reasons that users gave count as one."""
+        kinds = pc.replace_substring_regex(self.reasons.drop_null(), f"(?s)^{REJECTED}: .*", REJECTED)
+        left_out = {row["values"]: row["counts"] for row in pc.value_counts(kinds).to_pylist()}
+        counts = {"images": self.reasons.null_count, "left_out": left_out}
+        matched = pc.is_in(self.rejected.column("key"), value_set=self.images.column("key"))
+        unmatched = len(self.rejected) - (pc.sum(matched).as_py() or 0)
+        return {**counts, "unmatched_rejections": unmatched} if unmatched else counts
 
 
 def _images(sets: Mapping[str, IngestedSet], splits: list[str]) -> pa.Table:

@@ -19,7 +19,7 @@ from pipeline.errors import DataError
 from pipeline.sources._splits import SPLITS
 from pipeline.steps.artifact import WORK
 from pipeline.storage.root import link_or_copy
-from pipeline.stores.images import ImageShard, NewImage, ShardWriter, local_shard, write_table
+from pipeline.stores.images import NewImage, ShardWriter, local_shard, write_table
 from pipeline.stores.labels import Label, LabelWriter, Row, store_metadata
 
 TRUTH = "truth"
@@ -42,27 +42,6 @@ class PackedRecord:
     """Why the labels, and so the image, can't be used; empty if they can."""
 
 
-class RecordLists:
-    """The lists `quarantine`, `duplicates` and `notes`, with a row for a record and a reason."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, list[tuple[int, str, str, str]]] = {"quarantine": [], "duplicates": [], "notes": []}
-
-    def add(self, table: str, record: PackedRecord, split: str, reason: str) -> None:
-        self._rows[table].append((record.number, record.name, split, reason))
-
-    def write(self, folder: Path) -> None:
-        """Write one Parquet file each, in the source's order."""
-        for table, rows in self._rows.items():
-            rows.sort(key=lambda row: row[0])
-            entries = [dict(zip(LIST_SCHEMA.names, row[1:], strict=True)) for row in rows]
-            pq.write_table(pa.Table.from_pylist(entries, schema=LIST_SCHEMA), folder / f"{table}.parquet")
-
-    def first_reasons(self, most: int = 3) -> str:
-        """Return the first quarantined files with their reasons, for a message."""
-        return "; ".join(f"{source}: {reason}" for _, source, _, reason in sorted(self._rows["quarantine"])[:most])
-
-
 class ShardPacker:
     """Pack a set's images into shards of `shard_images`, each with a label file per task.
 
@@ -76,25 +55,32 @@ class ShardPacker:
         self.counts: collections.Counter[str] = collections.Counter()
         self.shards: collections.Counter[str] = collections.Counter()
         """Number of shards by split."""
-        self.lists = RecordLists()
+        self.lists: dict[str, list[tuple[int, str, str, str]]] = {"quarantine": [], "duplicates": [], "notes": []}
+        """Number, name, split and reason of records, by the name of the file that lists them."""
         self.inherited: dict[str, str] = {}
         """Files that are taken from the previous artifact as they are, for `INHERITED_FILES`."""
         self._open: dict[str, tuple[ShardWriter, list[PackedRecord]]] = {}
         self._first_names: dict[tuple[str, str], str] = {}
-        self._next_numbers: dict[str, int] = {split: _next_number(finished_tars(self.work, split)) for split in SPLITS}
+        self._next_numbers: dict[str, int] = {
+            split: max((_number(tar.stem) + 1 for tar in finished_tars(self.work, split)), default=0)
+            for split in SPLITS
+        }
         self._offsets: dict[str, int] = dict.fromkeys(SPLITS, 0)
         """The number of the first new shard by split, after the kept ones."""
+
+    def _list(self, table: str, record: PackedRecord, split: str, reason: str) -> None:
+        self.lists[table].append((record.number, record.name, split, reason))
 
     def quarantine(self, record: PackedRecord, split: str) -> None:
         """List a file that can't be used."""
         self.counts["quarantined"] += 1
-        self.lists.add("quarantine", record, split, record.reason)
+        self._list("quarantine", record, split, record.reason)
 
     def duplicate(self, record: PackedRecord, split: str, first: str) -> None:
         """List a record whose image is stored under the name `first`."""
         self.counts["duplicates"] += 1
         dropped = "; its label is not used" if self.labels else ""
-        self.lists.add("duplicates", record, split, f"same bytes as {first}{dropped}")
+        self._list("duplicates", record, split, f"same bytes as {first}{dropped}")
 
     def add(self, record: PackedRecord, split: str, image: NewImage) -> None:
         """Store an image that no earlier shard has, or list why it is not stored."""
@@ -107,17 +93,15 @@ class ShardPacker:
         return self._pack(record, split, image)
 
     def _pack(self, record: PackedRecord, split: str, image: NewImage) -> None:
-        writer, records = self._open.get(split) or self._start(split)
+        if split not in self._open:
+            name = f"shard-{self._next_numbers[split]:06d}"
+            self._next_numbers[split] += 1
+            self._open[split] = (ShardWriter(self.work / "images" / split, name), [])
+        writer, records = self._open[split]
         writer.add(image)
         records.append(record)
         if len(records) >= self.shard_images:
             self._finish(split)
-
-    def _start(self, split: str) -> tuple[ShardWriter, list[PackedRecord]]:
-        name = f"shard-{self._next_numbers[split]:06d}"
-        self._next_numbers[split] += 1
-        self._open[split] = (ShardWriter(self.work / "images" / split, name), [])
-        return self._open[split]
 
     def _finish(self, split: str) -> None:
         writer, records = self._open[split]
@@ -128,44 +112,37 @@ class ShardPacker:
     def keep(self, shard: ExistingShard, records: Sequence[PackedRecord]) -> None:
         """Keep an earlier shard, as all its images are still in the source: as these records."""
         stem = f"images/{shard.split}/{shard.name}"
-        renamed = self._rename(shard, self._folder(shard) / f"{stem}.parquet", [record.name for record in records])
+        index, names = shard.shard.table, [record.name for record in records]
+        renamed = index.column("source").to_pylist() != names
+        if renamed:
+            path = self._folder(shard) / f"{stem}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            column = index.schema.get_field_index("source")
+            write_table(path, index.set_column(column, index.schema.field(column), pa.array(names)))
         if shard.sealed:
             files = [f"{stem}.tar"] if renamed else [f"{stem}.tar", f"{stem}.parquet"]
             self.inherited |= dict(zip(files, files, strict=True))
             self._offsets[shard.split] = _number(shard.name) + 1
         self._write_labels(shard, records)
 
-    def _rename(self, shard: ExistingShard, path: Path, names: list[str]) -> bool:
-        """Rewrite the shard's index if its images have other names than before; return True if so."""
-        index = shard.shard.table
-        if index.column("source").to_pylist() == names:
-            return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        column = index.schema.get_field_index("source")
-        write_table(path, index.set_column(column, index.schema.field(column), pa.array(names)))
-        return True
-
     def repack(self, shard: ExistingShard, records: Sequence[PackedRecord | None]) -> None:
         """Move an earlier shard's images into new shards; None stands for an image that is no longer in the source."""
         shard.shard.download(DOWNLOAD_SHARE)
         for row, record in enumerate(records):
-            if record is not None:
-                self._pack(record, shard.split, self._read_image(shard.shard, row, record.name))
+            if record is None:
+                continue
+            entry = shard.shard.row(row)
+            image = NewImage(shard.shard.read(row), entry.suffix, entry.width, entry.height, record.name)
+            if image.sha256 != entry.sha256:
+                raise DataError(
+                    f"{shard.shard.tar}: image {entry.key} is damaged in it. `must run` with --force data.{self.name} "
+                    "reads everything from the source again."
+                )
+            self._pack(record, shard.split, image)
         if not shard.sealed:
             files = self.work.glob(f"**/{shard.split}/{shard.name}.*")
             for path in sorted(files, key=lambda path: path.suffix != ".tar"):  # the tar first: it makes a shard
                 path.unlink()
-
-    def _read_image(self, images: ImageShard, row: int, source: str) -> NewImage:
-        """Return image `row` of a shard, for another shard."""
-        entry = images.row(row)
-        image = NewImage(images.read(row), entry.suffix, entry.width, entry.height, source)
-        if image.sha256 != entry.sha256:
-            raise DataError(
-                f"{images.tar}: image {entry.key} is damaged in it. `must run` with --force data.{self.name} reads "
-                "everything from the source again."
-            )
-        return image
 
     def _folder(self, shard: ExistingShard) -> Path:
         return self.out if shard.sealed else self.work
@@ -174,25 +151,22 @@ class ShardPacker:
         """Write the true labels of a shard's images, and count them."""
         self.shards[shard.split] += 1
         for record in records:
-            self._count(record, shard.split)
+            self.counts["images"] += 1
+            self.counts[f"images.{shard.split}"] += 1
+            for task in record.rows:
+                self.counts[f"labels.{task}.{shard.split}"] += 1
+            for note in record.notes:
+                self.counts["notes"] += 1
+                self._list("notes", record, shard.split, note)
+        keys = shard.shard.columns("key").column("key").to_pylist() if self.labels else []
         for task, label in self.labels.items():
             metadata = store_metadata(label, f"{TRUTH}:{self.name}", shard.sha256)
             path = self._folder(shard) / "labels" / task / shard.split / f"{shard.name}.parquet"
             writer = LabelWriter(path, label, metadata)
-            keys = shard.shard.columns("key").column("key").to_pylist()
             for key, record in zip(keys, records, strict=True):
                 row = record.rows.get(task)
                 writer.add(key, row, "ok" if row else "none", None if row else "the set has no label for it")
             writer.close()
-
-    def _count(self, record: PackedRecord, split: str) -> None:
-        self.counts["images"] += 1
-        self.counts[f"images.{split}"] += 1
-        for task in record.rows:
-            self.counts[f"labels.{task}.{split}"] += 1
-        for note in record.notes:
-            self.counts["notes"] += 1
-            self.lists.add("notes", record, split, note)
 
     def close(self) -> None:
         """Finish open shards, number the new ones behind the kept ones, and write the lists."""
@@ -201,7 +175,10 @@ class ShardPacker:
         for path in sorted(self.work.glob("*/**/shard-*.*")):
             number = self._offsets[path.parent.name] + _number(path.stem)
             link_or_copy(path, self.out / path.relative_to(self.work).with_name(f"shard-{number:06d}{path.suffix}"))
-        self.lists.write(self.out)
+        for table, rows in self.lists.items():
+            rows.sort(key=lambda row: row[0])
+            entries = [dict(zip(LIST_SCHEMA.names, row[1:], strict=True)) for row in rows]
+            pq.write_table(pa.Table.from_pylist(entries, schema=LIST_SCHEMA), self.out / f"{table}.parquet")
 
     def discard(self) -> None:
         """Remove half-written shards; after `close` there are none."""
@@ -219,8 +196,3 @@ class ShardPacker:
 
 def _number(name: str) -> int:
     return int(name.removeprefix("shard-"))
-
-
-def _next_number(paths: Sequence[Path]) -> int:
-    """Return the number after that of the last of these shards."""
-    return _number(paths[-1].stem) + 1 if paths else 0

@@ -24,11 +24,10 @@ def dataset_shards(
     ingested: IngestedSet, split: str, label_sources: LabelSources, without: Set[str] = frozenset()
 ) -> list[DatasetShard]:
     """Return the shards of a split with `label_sources(shard)` as their labels, without the images `without` (keys)."""
-    shards = []
-    for shard in ingested.images(split).shards:
-        rows = np.flatnonzero([key not in without for key in shard.keys])
-        shards.append(DatasetShard(shard, rows, label_sources(shard)))
-    return shards
+    return [
+        DatasetShard(shard, np.flatnonzero([key not in without for key in shard.keys]), label_sources(shard))
+        for shard in ingested.images(split).shards
+    ]
 
 
 def true_label_dataset(
@@ -56,10 +55,7 @@ def _class_ids(shard: DatasetShard, head: str) -> NDArray[np.int64]:
     (source,) = shard.label_sources[head]
     table = read_labels(source.file, ["key", "top"])
     source.check(shard.images, table.column("key").to_pylist())
-    ids: NDArray[np.int64] = (
-        table.column("top").take([source.row(row) for row in shard.rows]).to_numpy().astype(np.int64)
-    )
-    return ids
+    return table.column("top").take([source.row(row) for row in shard.rows]).to_numpy().astype(np.int64)
 
 
 def train_classes(sets: Mapping[str, IngestedSet]) -> tuple[tuple[str, ...], dict[str, int]]:

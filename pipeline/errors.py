@@ -77,9 +77,7 @@ def error_context(place: str) -> Iterator[None]:
 
 
 def require_one_of(value: str, known: Iterable[str], what: str) -> str:
-    """Return `value` if it is one of `known`. Raises ConfigError with the nearest name and the known ones (of more than
-    MOST_NAMES only the nearest).
-    """
+    """Return `value` if it is one of `known`. Raises ConfigError with the nearest name and at most MOST_NAMES known."""
     names = sorted(known)
     if value in names:
         return value

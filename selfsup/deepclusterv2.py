@@ -16,12 +16,8 @@ from pipeline.models.encoder import Encoder
 from selfsup.components.config import MethodConfig
 from selfsup.components.heads import projector
 from selfsup.components.kmeans import default_cluster_count, dot_products, spherical_kmeans
-from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
-from selfsup.components.multicrop import multi_crop
-
-LARGE = Policy(area=(0.14, 1.0))
-SMALL = Policy(area=(0.05, 0.14))
-LARGE_VIEWS = 2
+from selfsup.components.method import Family, Method, StageSetting, ViewKind, Views, forward_concat
+from selfsup.components.multicrop import LARGE, LARGE_VIEWS, SMALL, multi_crop
 
 
 class Config(MethodConfig):
@@ -89,8 +85,7 @@ class DeepCluster(Method):
             for z_t in z
         ]
         self._remember(views.index, z[:LARGE_VIEWS])
-        losses = {"deepclusterv2": torch.stack(cross_entropies).mean()}
-        return losses | (self.labelled_losses(embeddings[-1], views) if views.labelled is not None else {})
+        return {"deepclusterv2": torch.stack(cross_entropies).mean(), **self.labelled_losses(embeddings, views)}
 
     def _embed(self, images: Tensor) -> Tensor:
         return F.normalize(self.head(self.backbone(images)).float(), dim=1)

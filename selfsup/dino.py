@@ -1,6 +1,4 @@
-"""DINO: a student learns to match, from any view, what its momentum teacher outputs for the large views (Caron et al.,
-ICCV 2021).
-"""
+"""DINO: match, from any view, what a momentum teacher outputs for the large views (Caron et al., ICCV 2021)."""
 
 from __future__ import annotations
 

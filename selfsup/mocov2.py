@@ -1,6 +1,4 @@
-"""MoCo-v2: tell a query's key from a queue of other images' keys, which a momentum encoder computed (He et al., CVPR
-2020; Chen et al., 2020).
-"""
+"""MoCo-v2: tell a query's key from a queue of other images' keys (He et al., CVPR 2020; Chen et al., 2020)."""
 
 from __future__ import annotations
 
@@ -70,12 +68,12 @@ class MoCo(Method):
         query_encoder = nn.Sequential(self.backbone, self.head)
         self.key_encoder.update_from(query_encoder, self.config.key_momentum, views.step)  # eq. 2
         h = forward_concat(self.backbone, [views.unlabelled[0], views.labelled])
-        q, *z_labelled = forward_concat(self.head, h)
+        z = forward_concat(self.head, h)
         k = F.normalize(self._keys(views.unlabelled[1]).float(), dim=1)
         same_image = views.index[:, None] == self.queue_images[None, :]
-        losses = {"mocov2": info_nce(q, k, self.queue.clone(), self.config.temperature, same_image)}
+        losses = {"mocov2": info_nce(z[0], k, self.queue.clone(), self.config.temperature, same_image)}
         self._enqueue(k, views.index)
-        return losses | (self.labelled_losses(z_labelled[0], views) if z_labelled else {})
+        return losses | self.labelled_losses(z, views)
 
     def _keys(self, images: Tensor) -> Tensor:
         """Return the keys (B, D), computed in two random groups.

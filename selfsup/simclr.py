@@ -45,6 +45,5 @@ class SimCLR(Method):
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         h = forward_concat(self.backbone, [*views.unlabelled, views.labelled])
-        z_i, z_j, *z_labelled = forward_concat(self.head, h)
-        losses = {"simclr": nt_xent(z_i, z_j, self.config.temperature)}
-        return losses | (self.labelled_losses(z_labelled[0], views) if z_labelled else {})
+        z = forward_concat(self.head, h)
+        return {"simclr": nt_xent(z[0], z[1], self.config.temperature), **self.labelled_losses(z, views)}

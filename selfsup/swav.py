@@ -1,6 +1,4 @@
-"""SwAV: predict, from each view, the cluster assignment ("code") of another view of the image (Caron et al., NeurIPS
-2020).
-"""
+"""SwAV: predict, from each view, the cluster assignment ("code") of another view (Caron et al., NeurIPS 2020)."""
 
 from __future__ import annotations
 
@@ -17,12 +15,9 @@ from selfsup.components.config import MethodConfig
 from selfsup.components.heads import Prototypes, projector
 from selfsup.components.kmeans import default_cluster_count
 from selfsup.components.losses import sinkhorn, swapped_prediction
-from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
-from selfsup.components.multicrop import multi_crop
+from selfsup.components.method import Family, Method, StageSetting, ViewKind, Views, forward_concat
+from selfsup.components.multicrop import LARGE, LARGE_VIEWS, SMALL, multi_crop
 
-LARGE = Policy(area=(0.14, 1.0))
-SMALL = Policy(area=(0.05, 0.14))
-LARGE_VIEWS = 2
 MAX_QUEUE = 3840
 
 
@@ -82,7 +77,7 @@ class SwAV(Method):
         scores = [self.prototypes(z_t, is_frozen) for z_t in z]
         q = [self._code(number, z[number], views) for number in range(LARGE_VIEWS)]
         losses = {"swav": swapped_prediction(scores, q, self.config.temperature)}
-        return losses | (self.labelled_losses(embeddings[-1], views) if views.labelled is not None else {})
+        return losses | self.labelled_losses(embeddings, views)
 
     @torch.no_grad()
     def _code(self, number: int, z: Tensor, views: Views) -> Tensor:

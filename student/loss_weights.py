@@ -20,13 +20,8 @@ def task_weight(student_batch: float, student_lr: float, teacher_batch: float, t
     With it one example moves the student, w lr_s / b_s, as far as it moved the teacher, lr_t / b_t:
     `task_weight(4096, 1.6, 256, 0.32)` is 3.2. Raises ConfigError unless all four are positive and finite.
     """
-    arguments = {
-        "student batch": student_batch,
-        "student lr": student_lr,
-        "teacher batch": teacher_batch,
-        "teacher lr": teacher_lr,
-    }
-    for name, value in arguments.items():
+    names = ("student batch", "student lr", "teacher batch", "teacher lr")
+    for name, value in zip(names, (student_batch, student_lr, teacher_batch, teacher_lr), strict=True):
         if not 0 < value < math.inf:  # false for NaN as well
             raise ConfigError(f"task_weight: {name} is {value!r}; it has to be a positive number.")
     return (student_batch * teacher_lr) / (teacher_batch * student_lr)
@@ -43,10 +38,8 @@ class UncertaintyWeighting(nn.Module):
         self.log_variance = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in names})
 
     def forward(self, losses: Mapping[str, Tensor], shares: Mapping[str, float]) -> Tensor:
-        return torch.stack([shares[name] * self._term(name, loss) for name, loss in losses.items()]).sum()
-
-    def _term(self, name: str, loss: Tensor) -> Tensor:
-        return (-self.log_variance[name]).exp() * loss + 0.5 * self.log_variance[name]
+        terms = ((name, self.log_variance[name], loss) for name, loss in losses.items())
+        return torch.stack([shares[name] * ((-s).exp() * loss + 0.5 * s) for name, s, loss in terms]).sum()
 
 
 def build_loss_weighting(config: StudentConfig, heads: Mapping[str, StudentHead]) -> tuple[nn.Module, dict[str, float]]:

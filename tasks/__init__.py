@@ -24,14 +24,12 @@ def names() -> list[str]:
 
 def label(space: LabelSpace) -> Label:
     """Return the `TaskLabel` of the space's task. Loads no torch. Raises ConfigError if there is no such task."""
-    loaded: Label = _load(space, "label").TaskLabel(space)
-    return loaded
+    return _load(space, "label").TaskLabel(space)
 
 
 def model(space: LabelSpace) -> Task:
     """Return the `TaskModel` of the space's task. Raises ConfigError if there is no such task."""
-    loaded: Task = _load(space, "model").TaskModel(space)
-    return loaded
+    return _load(space, "model").TaskModel(space)
 
 
 def _load(space: LabelSpace, module: str) -> ModuleType:

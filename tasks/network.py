@@ -25,9 +25,7 @@ from pipeline.models.checkpoint import load_model, save_model
 from pipeline.models.pretrained import load_weights
 from pipeline.recipe.teacher import TrainingConfig
 from pipeline.stores.labels import LabelSpace
-from tasks.task import FeatureInfo, Features
-
-PYRAMID_STRIDES = (8, 16, 32, 64, 128)
+from tasks.task import PYRAMID_STRIDES, FeatureInfo, Features
 
 
 class NetworkConfig(BaseModel):
@@ -112,9 +110,7 @@ class Network(nn.Module):
         self.backbone = Backbone(config.backbone, config.image_size)
         self.tasks = {name: tasks.model(space) for name, space in config.spaces().items()}
         self.pyramid = self._build_pyramid() if any(task.needs_pyramid for task in self.tasks.values()) else None
-        info = FeatureInfo(
-            self.backbone.channels[-1], config.width, PYRAMID_STRIDES, config.image_size, config.proposals
-        )
+        info = FeatureInfo(self.backbone.channels[-1], config.width, config.image_size, config.proposals)
         self.heads = nn.ModuleDict()
         for name, task in self.tasks.items():
             seed_part(config.seed, name)
@@ -184,24 +180,15 @@ def seed_part(seed: int, name: str) -> None:
 
 def fuse(levels: Sequence[Tensor], side: int) -> Tensor:
     """Resize pyramid levels (B, W, ., .) bilinearly to (B, W, side, side) and sum them: MuST's map for dense tasks."""
-    resized = [
-        functional.interpolate(level, size=(side, side), mode="bilinear", align_corners=False) for level in levels
-    ]
+    resized = [functional.interpolate(level, size=(side, side), mode="bilinear") for level in levels]
     return torch.stack(resized).sum(dim=0)
 
 
 def build_network(config: TrainingConfig, spaces: Mapping[str, LabelSpace], seed: int) -> Network:
     """Build a network with a new head for each of `spaces`; load the backbone's `config.weights`, if any."""
-    network = Network(
-        NetworkConfig(
-            backbone=config.backbone,
-            image_size=config.image_size,
-            width=config.width,
-            proposals=config.proposals,
-            heads={name: space.to_json() for name, space in spaces.items()},
-            seed=seed,
-        )
-    )
+    shared = config.model_dump(include={"backbone", "image_size", "width", "proposals"})
+    heads = {name: space.to_json() for name, space in spaces.items()}
+    network = Network(NetworkConfig(**shared, heads=heads, seed=seed))
     if config.weights:
         load_weights(network.backbone.model, config.backbone, config.weights)
     return network

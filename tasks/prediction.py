@@ -15,7 +15,7 @@ from pipeline.data.augment import AugmentParams, transform_image
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Artifact, read_json
 from pipeline.steps.runtime import Runtime
-from pipeline.stores.labels import LabelSpace, Value
+from pipeline.stores.labels import Value
 from pipeline.training import autotune
 from pipeline.training.autotune import ComputeConfig
 from tasks.network import Network
@@ -75,10 +75,6 @@ class Predictor:
         self._max_batch: int | None = None
         """Images that the device's memory holds at once, once it was known to hold no more."""
 
-    @property
-    def spaces(self) -> dict[str, LabelSpace]:
-        return {name: head.space for name, head in self.heads.items()}
-
     def setup(self, runtime: Runtime, model_id: Any) -> Predictor:
         """Move to the device, precision and layout that are measured to be fastest; return self.
 
@@ -95,6 +91,7 @@ class Predictor:
         self.choice.place(self.network)
         return self
 
+    @torch.inference_mode()
     def predict(self, images: Tensor) -> dict[str, Prediction]:
         """Return predictions by head, as NumPy arrays, of preprocessed images: uint8 (B, 3, S, S).
 
@@ -102,21 +99,14 @@ class Predictor:
         much.
         """
         while True:
-            predictions = self._predict(images.split(self._max_batch or max(1, len(images))))
-            if predictions is not None:
-                return join_predictions(predictions)
             batch = min(self._max_batch or len(images), len(images))
-            if batch == 1:
-                raise ConfigError("The device's memory does not hold one image's prediction: set a smaller image_size.")
-            self._max_batch = -(-batch // 2)
-
-    @torch.inference_mode()
-    def _predict(self, batches: Sequence[Tensor]) -> list[dict[str, Prediction]] | None:
-        """Return predictions batch by batch, None if memory ran out."""
-        try:
-            return [self._predict_batch(batch) for batch in batches]
-        except torch.OutOfMemoryError:
-            return None
+            try:
+                return join_predictions([self._predict_batch(part) for part in images.split(max(1, batch))])
+            except torch.OutOfMemoryError as error:
+                if batch == 1:
+                    message = "The device's memory does not hold one image's prediction: set a smaller image_size."
+                    raise ConfigError(message) from error
+                self._max_batch = -(-batch // 2)
 
     def _predict_batch(self, images: Tensor) -> dict[str, Prediction]:
         inputs = images.to(self.choice.device, non_blocking=True).contiguous(memory_format=self.choice.memory_format)
@@ -128,17 +118,6 @@ class Predictor:
     def values(self, predictions: Mapping[str, Prediction], index: int, size: tuple[int, int]) -> dict[str, Value]:
         """Return the labels, by head, of image `index` of the batch, an image of `size` = (width, height) pixels."""
         return {name: head.value(predictions[name], index, size) for name, head in self.heads.items()}
-
-
-class OneHead(nn.Module):
-    """A network reduced to its head `head`, whose output is called `name`; other heads are not computed."""
-
-    def __init__(self, network: Network, head: str, name: str) -> None:
-        super().__init__()
-        self.network, self.head, self.name = network, head, name
-
-    def forward(self, images: Tensor) -> dict[str, Any]:
-        return {self.name: self.network(images, [self.head])[self.head]}
 
 
 def network_predictor(network: Network) -> Predictor:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.data.dataset import ImageDataset
 from pipeline.data.decode import decode_image
@@ -31,7 +30,7 @@ def predict_all(
     """
 
     def load(rows: range) -> tuple[range, list[NDArray[np.uint8]], list[tuple[int, int]]]:
-        images = [read_image(dataset, row) for row in rows]
+        images = [decode_image(dataset.read(row)[1]) for row in rows]
         return rows, [predictor.preprocessing(image) for image in images], [image.size for image in images]
 
     count, threads = len(dataset), runtime.threads
@@ -42,12 +41,6 @@ def predict_all(
             predictions = predictor.predict(torch.from_numpy(np.stack(inputs)).permute(0, 3, 1, 2))
             for offset, size in enumerate(sizes):
                 yield rows[offset], predictor.values(predictions, offset, size)
-
-
-def read_image(dataset: ImageDataset, index: int) -> Image.Image:
-    """Return image `index` of the dataset: upright, RGB, at full size."""
-    _, data = dataset.read(index)
-    return decode_image(data)
 
 
 def score(predictor: Predictor, dataset: ImageDataset, heads: Mapping[str, str], runtime: Runtime) -> dict[str, float]:

@@ -20,6 +20,8 @@ Target = dict[str, Any]
 """A batch's labels as tensors: what a task's `collate` returns and its `loss` reads."""
 Prediction = dict[str, Any]
 """What a task's `predict` returns: tensors, or lists of tensors, with one entry per image."""
+PYRAMID_STRIDES = (8, 16, 32, 64, 128)
+"""Pixels of the input per cell of each pyramid level, P3 to P7."""
 DENSE_STRIDE = 4
 """Pixels of the input per cell of the fused map, and so of dense outputs and targets."""
 
@@ -32,8 +34,6 @@ class FeatureInfo:
     """Channels of `Features.top`."""
     pyramid_channels: int
     """Channels of each pyramid level and of the fused map."""
-    pyramid_strides: tuple[int, ...]
-    """Pixels of the input per cell of each pyramid level."""
     image_size: int
     """S, the side of the input in pixels."""
     proposals: int = 128
@@ -153,8 +153,7 @@ class DenseHead(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, outputs, 1))
 
     def forward(self, features: Features) -> Tensor:
-        output: Tensor = self.layers(features.fused)
-        return output.float()
+        return self.layers(features.fused).float()
 
 
 def masked_mean(losses: Tensor, known: Tensor) -> Tensor:

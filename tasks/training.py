@@ -85,10 +85,8 @@ class TrainingResult:
 
     def counts(self) -> dict[str, Any]:
         """Return the entries of a manifest's counts: `choice`, `processes` if several, and `FitResult.counts`."""
-        counts: dict[str, Any] = {"choice": self.choice.describe()}
-        if self.processes > 1:
-            counts["processes"] = self.processes
-        return {**counts, **self.fitted.counts()}
+        processes = {"processes": self.processes} if self.processes > 1 else {}
+        return {"choice": self.choice.describe(), **processes, **self.fitted.counts()}
 
 
 def train_network(

@@ -10,6 +10,8 @@ from pydantic import Field
 
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs, read_json, write_json
+from pipeline.stores.labels import LabelSpace
+from tasks.teacher import Teacher
 
 if TYPE_CHECKING:
     from tasks.prediction import Predictor
@@ -32,9 +34,6 @@ class Config(TeacherConfig):
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Write the function's configuration."""
-    from pipeline.stores.labels import LabelSpace
-    from tasks.teacher import Teacher
-
     teacher = Config.model_validate(config["teacher"])
     names = filter_names(teacher)
     write_json(out / "model.json", {"format": "gabor", "head": config["name"], "config": teacher.model_dump()})
@@ -50,7 +49,6 @@ def filter_names(teacher: Config) -> list[str]:
 
 def load(folder: Path) -> Predictor:
     """Load the filter bank."""
-    from pipeline.stores.labels import LabelSpace
     from tasks.prediction import Predictor, Preprocessing
     from tasks.texture.model import FilterResponses, GaborBank
 

@@ -11,6 +11,7 @@ from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.stores.labels import LabelSpace
+from tasks.teacher import Teacher
 
 if TYPE_CHECKING:
     from tasks.prediction import Predictor
@@ -54,8 +55,6 @@ class Config(TeacherConfig):
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
     """Copy the network into the artifact."""
-    from tasks.teacher import Teacher
-
     teacher = Config.model_validate(config["teacher"])
     head, space = teacher.head_and_space()
     weights = Path(teacher.weights).expanduser()
@@ -69,10 +68,10 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 def load(folder: Path) -> Predictor:
     """Load the network, with its one head under the teacher's name."""
     from tasks.network import Network
-    from tasks.prediction import OneHead, Predictor, Preprocessing
+    from tasks.prediction import network_predictor
 
-    network = Network.load(folder)
-    chosen = read_json(folder / "head.json")
-    tasks = {chosen["name"]: network.tasks[chosen["head"]]}
-    network_of_head = OneHead(network, chosen["head"], chosen["name"])
-    return Predictor(network_of_head, tasks, Preprocessing(network.config.image_size))
+    network, chosen = Network.load(folder), read_json(folder / "head.json")
+    head, name = chosen["head"], chosen["name"]
+    network.tasks = {name: network.tasks[head]}
+    network.heads[name] = network.heads[head]
+    return network_predictor(network)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipeline.errors import ConfigError
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs
+from pipeline.stores.labels import LabelSpace
+from tasks.teacher import Teacher
 
 if TYPE_CHECKING:
     from tasks.prediction import Predictor
@@ -52,8 +53,6 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 
     from pipeline.models.checkpoint import save_model
     from pipeline.models.pretrained import load_weights
-    from pipeline.stores.labels import LabelSpace
-    from tasks.teacher import Teacher
 
     teacher = Config.model_validate(config["teacher"])
     names = class_names(teacher)
@@ -91,12 +90,9 @@ def load(folder: Path) -> Predictor:
     import tasks
     from pipeline.models.backbone import Classifier
     from pipeline.models.checkpoint import load_model
-    from pipeline.stores.labels import LabelSpace
     from tasks.prediction import Predictor, Preprocessing
 
     about, weights = load_model(folder)
-    if about.get("format") != "timm_classifier":
-        raise ConfigError(f"{folder}: a model of format {about.get('format')!r}, not 'timm_classifier'.")
     network = Classifier(about["model"], about["head"], len(about["classes"]), (about["mean"], about["std"]))
     network.model.load_state_dict(weights)
     head = tasks.model(LabelSpace("classification", tuple(about["classes"])))

@@ -16,7 +16,6 @@ from torch import nn
 
 import tasks
 from pipeline.stores.labels import COMMON, Box, Label, LabelSpace, Row, Value
-from tasks.network import PYRAMID_STRIDES
 from tasks.prediction import to_numpy
 from tasks.task import FeatureInfo, Features, Task
 
@@ -53,7 +52,7 @@ every_space = pytest.mark.parametrize("space", SPACES, ids=name_of)
 def head_of(space: LabelSpace) -> tuple[Task, nn.Module]:
     torch.manual_seed(0)
     task = tasks.model(space)
-    return task, task.head(FeatureInfo(8, 8, PYRAMID_STRIDES, SIDE, 16)).eval()
+    return task, task.head(FeatureInfo(8, 8, SIDE, 16)).eval()
 
 
 def features(seed: int, shape: tuple[int, int] = (16, 16), count: int = 1, loud: float = 20.0) -> Features:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from evaluation import backbone_table
 from evaluation.backbone_table import Cell, MetricColumn, leading_records, records_in
-from evaluation.comparison.cost import Cost, CurvePoint, artifact_cost, backbone_cost, steps_to_reach, sum_costs
+from evaluation.comparison.cost import Cost, artifact_cost, backbone_cost, sum_costs
 from evaluation.comparison.significance import Ranking, advice_sentence, rank_rows
 from evaluation.measurement import Measurement, max_or_min
 from pipeline.recipe.comparison import NO_STAGE, SUPERVISED, TRIAL, Trial, comparison_of, row_name
@@ -45,23 +43,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Name in words."""
         return row_name(self.method, self.start)
-
-    @property
-    def has_no_stage(self) -> bool:
-        """Return True if nothing was trained on these images."""
-        return self.method == NO_STAGE
-
-    @property
-    def is_supervised(self) -> bool:
-        """Return True if it was trained on all labels of these images."""
-        return self.method == SUPERVISED
-
-    @property
-    def has_method(self) -> bool:
-        """Return True if it was trained by a self-supervised method."""
-        return not self.has_no_stage and not self.is_supervised
 
     def cell(self, column: MetricColumn) -> Cell | None:
         """Return the values in the order of the seeds, None if there are none."""
@@ -100,6 +82,10 @@ class Comparison:
         no_stage = ComparisonSetting(setting.backbone, None, None)
         return [row for row in self.rows if row.setting in (no_stage, setting)]
 
+    def rows_on(self, backbone: str, share: float | None) -> list[Row]:
+        """Return the rows of a backbone with a share of the images, after any number of steps, or without a stage."""
+        return [row for row in self.rows if row.setting.backbone == backbone and row.setting.share in (None, share)]
+
     def change(self, row: Row, column: MetricColumn) -> Cell | None:
         """Return the difference from the first method with the same start and setting, seed by seed.
 
@@ -108,9 +94,11 @@ class Comparison:
         methods = [
             other
             for other in self.rows
-            if other.has_method and (other.start, other.setting) == (row.start, row.setting) and other.cell(column)
+            if other.method not in (NO_STAGE, SUPERVISED)
+            and (other.start, other.setting) == (row.start, row.setting)
+            and other.cell(column)
         ]
-        if not row.has_method or not methods or row is methods[0] or row not in methods:
+        if row not in methods[1:]:
             return None
         own, first = row.values[column], methods[0].values[column]
         seeds = sorted(own.keys() & first.keys())
@@ -121,7 +109,7 @@ class Comparison:
 
         Rows trained on all labels are left out: they are no choice for a user with few.
         """
-        rows = [row for row in self.rows_in(setting) if not row.is_supervised]
+        rows = [row for row in self.rows_in(setting) if row.method != SUPERVISED]
         values = {row.name: cell.values for row in rows if (cell := row.cell(column))}
         seeds = min(map(len, values.values()))
         return rank_rows({name: row_values[:seeds] for name, row_values in values.items()}, self.counts[column])
@@ -139,7 +127,7 @@ class Comparison:
         settings = [setting for setting in self.settings() if setting.backbone == backbone]
         most = max(settings, key=lambda setting: (setting.share or 0, setting.steps or 0))
         rows = self.rows_in(most)
-        baselines = [row.name for row in rows if row.has_no_stage]
+        baselines = [row.name for row in rows if row.method == NO_STAGE]
         where = (
             f"{self.name}: {backbone} on {self.dataset_split} by {column.protocol} with {column.labels:,} labels, "
             f"{most.steps:,} steps on {most.share:.0%} of the images"
@@ -147,7 +135,7 @@ class Comparison:
         supervised = [
             f" With all labels, {row.name!r} comes to {100 * cell.mean:.1f} %."
             for row in rows
-            if row.is_supervised and (cell := row.cell(column))
+            if row.method == SUPERVISED and (cell := row.cell(column))
         ]
         return advice_sentence(self.ranking(most, column), baselines, where) + "".join(supervised)
 
@@ -155,26 +143,23 @@ class Comparison:
         """Return the best mean from scratch without labels, untrained or after a stage, if any."""
         means = [
             cell.mean
-            for row in self.rows
-            if row.start == SCRATCH and not row.is_supervised
-            if row.setting.backbone == backbone and row.setting.share in (None, share)
-            if (cell := row.cell(column))
+            for row in self.rows_on(backbone, share)
+            if row.start == SCRATCH and row.method != SUPERVISED and (cell := row.cell(column))
         ]
-        best: float | None = max_or_min(self.better[column.metric])(means, default=None)
-        return best
+        return max_or_min(self.better[column.metric])(means, default=None)
 
     def cost_to_reach(self, name: str, setting: ComparisonSetting, column: MetricColumn, target: float) -> Cost | None:
-        """Return the cost of a row's shortest training whose mean reaches `target`; None if there is none."""
-        rows = [
-            row
-            for row in self.rows
-            if row.name == name
-            and row.setting.backbone == setting.backbone
-            and row.setting.share in (None, setting.share)
+        """Return the cost of a row's shortest training whose mean reaches `target`; None if there is none.
+
+        A longer training with a worse result takes nothing back, as in HPT's curves.
+        """
+        best_of = max_or_min(self.better[column.metric])
+        costs = [
+            row.cost
+            for row in self.rows_on(setting.backbone, setting.share)
+            if row.name == name and (cell := row.cell(column)) and best_of(cell.mean, target) == cell.mean
         ]
-        points = [CurvePoint(row.cost, cell.mean) for row in rows if (cell := row.cell(column))]
-        steps = steps_to_reach(points, target, self.better[column.metric])
-        return None if math.isinf(steps) else next(point.cost for point in points if point.cost.steps == steps)
+        return min(costs, key=lambda cost: cost.steps, default=None)
 
 
 def read_comparisons(artifacts: Mapping[str, Artifact]) -> dict[str, Comparison]:
@@ -188,40 +173,35 @@ def read_comparisons(artifacts: Mapping[str, Artifact]) -> dict[str, Comparison]
 
 
 def _read(name: str, measured: Sequence[Artifact], artifacts: Mapping[str, Artifact]) -> Comparison:
-    records = {made.fingerprint: records_in(made) for made in measured}
-    leading = leading_records(itertools.chain.from_iterable(records.values()))
+    records: list[Measurement] = []
     rows: dict[tuple[str, str, ComparisonSetting], list[Artifact]] = {}
+    values: dict[tuple[str, str, ComparisonSetting], dict[MetricColumn, dict[int, float]]] = {}
+    start_costs: dict[str, Cost] = {}
     for made in measured:
-        trial = Trial(**made.manifest["config"][TRIAL])
-        setting = ComparisonSetting(trial.backbone, trial.share, trial.steps)
-        rows.setdefault((trial.method, trial.start, setting), []).append(made)
+        trial, step = Trial(**made.manifest["config"][TRIAL]), made.manifest["config"]["start"]["step"]
+        if trial.method == NO_STAGE and step:
+            start_costs[trial.start] = sum_costs(backbone_cost(artifacts[step], artifacts))
+        row = trial.method, trial.start, ComparisonSetting(trial.backbone, trial.share, trial.steps)
+        rows.setdefault(row, []).append(made)
+        for record in records_in(made):
+            records.append(record)
+            values.setdefault(row, {}).setdefault(MetricColumn.of(record), {})[trial.seed] = record.value
+    leading = leading_records(records)
     return Comparison(
         name=name,
-        rows=[Row(*key, _values(group, records), *_training_cost(group, artifacts)) for key, group in rows.items()],
+        rows=[Row(*row, values[row], *_training_cost(group, artifacts)) for row, group in rows.items()],
         columns=backbone_table.table_columns(leading),
         better={record.metric: record.better for record in leading},
         about=backbone_table.protocol_descriptions(leading),
         dataset_split=f"{leading[0].dataset}/{leading[0].split}",
         counts={MetricColumn.of(record): record.n for record in leading},
-        start_costs=_start_costs(measured, artifacts),
+        start_costs=start_costs,
     )
 
 
 def comparison_advice(artifacts: Mapping[str, Artifact]) -> list[str]:
     """Return the sentences of advice of all comparisons."""
     return [sentence for comparison in read_comparisons(artifacts).values() for sentence in comparison.advice()]
-
-
-def _values(
-    made: Iterable[Artifact], records: Mapping[str, Sequence[Measurement]]
-) -> dict[MetricColumn, dict[int, float]]:
-    """Return the values of a row by column and seed."""
-    values: dict[MetricColumn, dict[int, float]] = {}
-    for artifact in made:
-        seed = artifact.manifest["config"][TRIAL]["seed"]
-        for record in records[artifact.fingerprint]:
-            values.setdefault(MetricColumn.of(record), {})[seed] = record.value
-    return values
 
 
 def _training_cost(made: Iterable[Artifact], artifacts: Mapping[str, Artifact]) -> tuple[Cost, int]:
@@ -233,14 +213,3 @@ def _training_cost(made: Iterable[Artifact], artifacts: Mapping[str, Artifact]) 
     costs = [artifact_cost(artifact) for artifact in trained]
     median = dataclasses.replace(costs[0], seconds=statistics.median(cost.seconds for cost in costs))
     return median, trained[0].counts.get(VIEWS_SEEN, median.images)
-
-
-def _start_costs(measured: Iterable[Artifact], artifacts: Mapping[str, Artifact]) -> dict[str, Cost]:
-    """Return the cost of each start, with all that it builds on."""
-    costs = {}
-    for made in measured:
-        config = made.manifest["config"]
-        step = config["start"]["step"]
-        if config[TRIAL]["method"] == NO_STAGE and step:
-            costs[config[TRIAL]["start"]] = sum_costs(backbone_cost(artifacts[step], artifacts))
-    return costs

@@ -1,9 +1,8 @@
-"""Training costs: of a backbone, of all that it builds on, and to reach a value of a metric."""
+"""Training costs of a backbone and of all that it builds on."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -63,21 +62,3 @@ def sum_costs(costs: Iterable[Cost]) -> Cost:
     """Return the sum of costs."""
     rows = [dataclasses.astuple(cost) for cost in costs]
     return Cost(*(sum(column) for column in zip(*rows, strict=True)))
-
-
-class CurvePoint(NamedTuple):
-    """A point of a learning curve: the cost of a training, and the metric that it reached."""
-
-    cost: Cost
-    value: float
-
-
-def steps_to_reach(points: Iterable[CurvePoint], target: float, better: str = "higher") -> float:
-    """Return the fewest steps that reach the value `target`; infinite if none do.
-
-    The best so far counts, as in HPT's curves: a longer training with a worse result takes nothing back.
-    """
-    reached = [
-        point.cost.steps for point in points if (point.value >= target if better == "higher" else point.value <= target)
-    ]
-    return min(reached, default=math.inf)

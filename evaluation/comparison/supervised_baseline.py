@@ -41,6 +41,6 @@ def train(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
     combine = WeightedSum(dict.fromkeys(heads, 1.0))
     trained = train_network(network, combine, dataset, plan, inputs.runtime)
     encoder = Encoder(start.name, start.size, start.statistics)
-    encoder.load_weights(network.backbone.model.cpu().state_dict())
+    encoder.model.load_state_dict(network.backbone.model.cpu().state_dict())
     save_backbone(encoder, out)
     return {"images": len(dataset), "steps": fit.total_steps(len(dataset)), **trained.counts()}

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from evaluation.probe import ProbeResult, ProbeTask
+from evaluation.probe import ProbeResult, ProbeTask
 
 VERSION = 1
 NEIGHBORS, TEMPERATURE = 20, 0.07
@@ -22,12 +17,10 @@ def fit(task: ProbeTask) -> ProbeResult:
     import torch
     import torch.nn.functional as F
 
-    from evaluation.probe import ProbeResult
-
     train, count = F.normalize(task.train.features, dim=1), min(NEIGHBORS, len(task.train.features))
     one_hot = F.one_hot(task.train.classes, task.classes).float()
 
-    def classify(features: Tensor) -> Tensor:
+    def classify(features: torch.Tensor) -> torch.Tensor:
         chunks = F.normalize(features, dim=1).split(CHUNK)
         neighbors = [(chunk @ train.T).topk(count, dim=1) for chunk in chunks]
         votes = [

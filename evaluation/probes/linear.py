@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from evaluation.probe import ProbeResult, ProbeTask
+from evaluation.probe import ProbeResult, ProbeTask
 
 VERSION = 1
 GRID = tuple(10.0**power for power in range(-4, 3))
@@ -28,15 +25,13 @@ def fit(task: ProbeTask) -> ProbeResult:
     import torch.nn.functional as F
     from sklearn.linear_model import LogisticRegression
 
-    from evaluation.probe import ProbeResult
-
     train, classes = task.train.features, task.train.classes.numpy()
     if len(set(classes)) == 1:
         constant = F.one_hot(task.train.classes[:1], task.classes).float()
         return ProbeResult(lambda features: constant.expand(len(features), -1), {})
     mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
 
-    def standardize(features: Tensor) -> Any:
+    def standardize(features: torch.Tensor) -> Any:
         return ((features - mean) / std).numpy()
 
     models = [LogisticRegression(C=c, max_iter=ITERATIONS).fit(standardize(train), classes) for c in GRID]
@@ -44,7 +39,7 @@ def fit(task: ProbeTask) -> ProbeResult:
     accuracies = [float(model.score(*val)) for model in models]
     best = max(range(len(GRID)), key=accuracies.__getitem__)
 
-    def classify(features: Tensor) -> Tensor:
+    def classify(features: torch.Tensor) -> torch.Tensor:
         predicted = models[best].predict_proba(standardize(features))
         probabilities = torch.zeros(len(features), task.classes)
         probabilities[:, models[best].classes_] = torch.from_numpy(predicted).float()

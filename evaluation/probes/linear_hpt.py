@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from evaluation.probe import ProbeResult, ProbeTask
 from evaluation.schedules import CROP_AND_FLIP
 from pipeline.recipe.base import FitConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from evaluation.probe import ProbeResult, ProbeTask
 
 VERSION = 1
 ABOUT = (
@@ -37,7 +31,6 @@ def fit(task: ProbeTask) -> ProbeResult:
 
     from evaluation.label_subsets import TASK
     from evaluation.linear_layer import FrozenLinear
-    from evaluation.probe import ProbeResult
     from pipeline.data.loader import BatchLoader, LoaderConfig
     from pipeline.training.autotune import ComputeConfig
     from pipeline.training.device import find_device
@@ -58,8 +51,7 @@ def fit(task: ProbeTask) -> ProbeResult:
     linear = layer.linear.cpu()
 
     @torch.inference_mode()
-    def classify(features: Tensor) -> Tensor:
-        probabilities: Tensor = linear(features).softmax(dim=1)
-        return probabilities
+    def classify(features: torch.Tensor) -> torch.Tensor:
+        return linear(features).softmax(dim=1)
 
     return ProbeResult(classify, {})

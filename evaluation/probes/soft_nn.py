@@ -4,12 +4,7 @@ maximizes; its authors evaluate with it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from evaluation.probe import ProbeResult, ProbeTask
+from evaluation.probe import ProbeResult, ProbeTask
 
 VERSION = 1
 TEMPERATURE = 0.1
@@ -24,12 +19,10 @@ def fit(task: ProbeTask) -> ProbeResult:
     import torch
     import torch.nn.functional as F
 
-    from evaluation.probe import ProbeResult
-
     train = F.normalize(task.train.features, dim=1)
     one_hot = F.one_hot(task.train.classes, task.classes).float()
 
-    def classify(features: Tensor) -> Tensor:
+    def classify(features: torch.Tensor) -> torch.Tensor:
         chunks = F.normalize(features, dim=1).split(CHUNK)
         return torch.cat([(chunk @ train.T / TEMPERATURE).softmax(1) @ one_hot for chunk in chunks])
 

@@ -114,8 +114,7 @@ class _LossChart:
 def running_mean(values: Curve, window: int) -> Curve:
     """Return the mean of the `window` (odd) values around each value; near the ends, of fewer."""
     ones = np.ones(min(window, len(values)))
-    mean: Curve = np.convolve(values, ones, "same") / np.convolve(np.ones_like(values), ones, "same")
-    return mean
+    return np.convolve(values, ones, "same") / np.convolve(np.ones_like(values), ones, "same")
 
 
 def ticks(low: float, high: float, wanted: int) -> list[float]:

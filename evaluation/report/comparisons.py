@@ -66,14 +66,11 @@ def _plots(found: Comparison) -> Iterator[Markup]:
     for column in found.columns:
         for backbone in dict.fromkeys(setting.backbone for setting in found.settings()):
             settings = [setting for setting in found.settings() if setting.backbone == backbone]
-            for share in sorted({setting.share or 0 for setting in settings}):
-                same_share = [setting for setting in settings if setting.share == share]
-                if len(same_share) > 1:
-                    yield _chart(found, same_share, column, "steps")
-            for steps in sorted({setting.steps or 0 for setting in settings}):
-                same_steps = [setting for setting in settings if setting.steps == steps]
-                if len(same_steps) > 1:
-                    yield _chart(found, same_steps, column, "images")
+            for axis, fixed in (("steps", "share"), ("images", "steps")):
+                for value in sorted({getattr(setting, fixed) for setting in settings}):
+                    same = [setting for setting in settings if getattr(setting, fixed) == value]
+                    if len(same) > 1:
+                        yield _chart(found, same, column, axis)
 
 
 def _chart(found: Comparison, settings: list[ComparisonSetting], column: MetricColumn, axis: str) -> Markup:
@@ -110,10 +107,7 @@ def cost_table(found: Comparison) -> ReportTable | None:
         goal = found.best_from_scratch(backbone, share, column)
         if goal is None:
             continue
-        rows_here = [
-            row for row in found.rows if row.setting.backbone == backbone and row.setting.share in (None, share)
-        ]
-        for name, start in dict.fromkeys((row.name, row.start) for row in rows_here):
+        for name, start in dict.fromkeys((row.name, row.start) for row in found.rows_on(backbone, share)):
             cost = found.cost_to_reach(name, setting, column, goal)
             before = cost_cells(found.start_costs.get(start)) if start != SCRATCH else [NOTHING] * 3
             shown_goal = f"{scale_of(column.metric) * goal:.1f}"

@@ -53,7 +53,10 @@ def curves(run: RunRecord) -> Markup:
     """Render the losses of the student, of every trained teacher and of the stages, over the steps."""
     student = run.artifacts.get("student")
     losses = TrainingLog.of(student).losses() if student else {}
-    teachers, stages = (_losses_of_kind(run, kind) for kind in ("teacher", "stage"))
+    teachers, stages = (
+        {name: TrainingLog.of(artifact).losses() for name, artifact in run.of_kind(kind).items()}
+        for kind in ("teacher", "stage")
+    )
     charts = {
         "Student": [loss_chart("weighted total" if name == TOTAL else name, points) for name, points in losses.items()],
         "Teachers": list(_charts(teachers)),
@@ -68,24 +71,13 @@ def curves(run: RunRecord) -> Markup:
     )
 
 
-def _losses_of_kind(run: RunRecord, kind: str) -> dict[str, Losses]:
-    return {name: TrainingLog.of(artifact).losses() for name, artifact in run.of_kind(kind).items()}
-
-
 def _charts(losses: Mapping[str, Losses]) -> Iterator[Markup]:
     for trained, curves in losses.items():
         for name, points in curves.items():
-            if len(points) > 1 or not _follows_features(name):
-                yield loss_chart(trained if name == TOTAL else f"{trained}: {name}", points, _axis_title(name))
-
-
-def _axis_title(curve: str) -> str:
-    return f"{curve} of a batch" if _follows_features(curve) else "loss"
-
-
-def _follows_features(curve: str) -> bool:
-    """Return True for a curve that follows the features of a batch, every so many steps, rather than a loss."""
-    return curve.startswith("feature ")
+            is_loss = not name.startswith("feature ")  # other curves follow a batch's features, every so many steps
+            if len(points) > 1 or is_loss:
+                quantity = "loss" if is_loss else f"{name} of a batch"
+                yield loss_chart(trained if name == TOTAL else f"{trained}: {name}", points, quantity)
 
 
 def _feature_table(run: RunRecord) -> ReportTable | None:
@@ -116,19 +108,16 @@ def _kept_by_class(teacher: str, report: Mapping[str, Any]) -> dict[str, Any]:
     by_amount = sorted(range(len(held)), key=lambda number: -held[number])
     named = [number for number in by_amount if held[number]]
     others = named[MAX_CLASSES:]
-    totals = {"held": sum(held), "kept": sum(report["kept"])}
     return {
         **report,
         "teacher": teacher,
         "unit": tasks.label(LabelSpace(report["task"], tuple(report["classes"]))).unit,
-        "totals": totals,
-        "rows": list(_class_rows(report, named[:MAX_CLASSES])),
+        "totals": {"held": sum(held), "kept": sum(report["kept"])},
+        "rows": [
+            {"name": report["classes"][number], "held": held[number], "kept": report["kept"][number]}
+            for number in named[:MAX_CLASSES]
+        ],
         "others": len(others),
         "others_held": sum(held[number] for number in others),
         "unnamed": len(held) - len(named),
     }
-
-
-def _class_rows(report: Mapping[str, Any], numbers: list[int]) -> Iterator[dict[str, Any]]:
-    for number in numbers:
-        yield {name: report[key][number] for name, key in (("name", "classes"), ("held", "held"), ("kept", "kept"))}

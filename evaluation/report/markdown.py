@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from evaluation.backbone_table import has_measurements
 from evaluation.comparison.comparison import comparison_advice
 from evaluation.metric_table import ARROWS, ROLES, MetricLine, fine_print, leading_lines, outcome_sentences, read_lines
-from evaluation.report.figures import Picture
 from evaluation.report.formatting import NOTHING, duration
 from evaluation.report.html import storable
 from evaluation.report.results import warnings
@@ -56,11 +55,8 @@ def _labels(run: RunRecord) -> Iterator[str]:
     if strips:
         yield "## Labels"
         heads = ["image", *(_text(picture.title) for picture in strips[0][1:])]
-        yield _table(heads, [[_drawn(picture) for picture in strip] for strip in strips])
-
-
-def _drawn(picture: Picture) -> str:
-    return f"![{_text(picture.title)}]({picture.url}) {_text(picture.note)}"
+        rows = [[f"![{_text(each.title)}]({each.url}) {_text(each.note)}" for each in strip] for strip in strips]
+        yield _table(heads, rows)
 
 
 def _steps(run: RunRecord) -> Iterator[str]:

@@ -36,25 +36,16 @@ class CachedPredictor:
 
     def predict(self, images: Sequence[StoredImage]) -> list[dict[str, Value]]:
         """Return labels by head for every image, without a threshold, as they are scored in the evaluation."""
-        self._add([image for image in images if image.metadata.key not in self._predictions])
+        new = [image for image in images if image.metadata.key not in self._predictions]
+        if new:
+            preprocessing = self.predictor.preprocessing
+            batch = np.stack([preprocessing(image.open(preprocessing.min_decode_size())) for image in new])
+            with single_threaded():  # a few small images gain little from more threads
+                predictions = self.predictor.predict(torch.from_numpy(batch).permute(0, 3, 1, 2))
+            for number, image in enumerate(new):
+                size = (image.metadata.width, image.metadata.height)
+                self._predictions[image.metadata.key] = self.predictor.values(predictions, number, size)
         return [self._predictions[image.metadata.key] for image in images]
-
-    def _add(self, images: Sequence[StoredImage]) -> None:
-        if not images:
-            return
-        preprocessing = self.predictor.preprocessing
-        batch = np.stack([preprocessing(image.open(preprocessing.min_decode_size())) for image in images])
-        with single_threaded():  # a few small images gain little from more threads
-            predictions = self.predictor.predict(torch.from_numpy(batch).permute(0, 3, 1, 2))
-        for number, image in enumerate(images):
-            size = (image.metadata.width, image.metadata.height)
-            self._predictions[image.metadata.key] = self.predictor.values(predictions, number, size)
-
-
-def student_predictor(run: RunRecord) -> CachedPredictor | None:
-    """Open the student; None if the run has none."""
-    artifact = run.artifacts.get("student")
-    return CachedPredictor(network_predictor(artifact.load_all(Network.load))) if artifact else None
 
 
 def teacher_predictor(run: RunRecord, name: str) -> CachedPredictor:
@@ -71,7 +62,8 @@ def held_out_strips(samples: RunSamples) -> Iterator[tuple[EvaluationTarget, lis
     lines, _ = read_lines(samples.run.metrics())
     targets = [line.target for line in leading_lines(lines) if line.target.head in samples.heads]
     images = max(1, min(4, MAX_PICTURES // (8 * max(len(targets), 1)) * 2))  # even: two strips fit side by side
-    student = student_predictor(samples.run) if targets else None
+    made = samples.run.artifacts.get("student") if targets else None
+    student = CachedPredictor(network_predictor(made.load_all(Network.load))) if made else None
     for name, group in itertools.groupby(targets, key=lambda target: target.head):
         if time.monotonic() > deadline:
             yield from ((target, []) for target in group)

@@ -12,17 +12,7 @@ from markupsafe import Markup
 
 from evaluation.backbone_table import has_measurements
 from evaluation.comparison.comparison import comparison_advice
-from evaluation.metric_table import (
-    ARROWS,
-    NINE_TENTHS,
-    ROLES,
-    MetricLine,
-    fine_print,
-    leading_lines,
-    outcome_sentences,
-    read_lines,
-    weak_teachers,
-)
+from evaluation.metric_table import ARROWS, NINE_TENTHS, ROLES, fine_print, outcome_sentences, read_lines, weak_models
 from evaluation.report.charts import standing
 from evaluation.report.formatting import NOTHING, duration, plural
 from evaluation.report.html import ReportTable, StyledText, render
@@ -112,18 +102,8 @@ def _milliseconds(choice: Mapping[str, Any], name: str) -> StyledText | str:
 def warnings(run: RunRecord) -> list[ReportWarning]:
     """Return what was dropped, kept out, skewed, failed or came out worse than it should, a sentence each."""
     lines, _ = read_lines(run.metrics())
-    sentences = [*weak_teachers(lines), *_weak_student(lines), *_skewed(run), *_collapsed(run)]
+    sentences = [*weak_models(lines), *_skewed(run), *_collapsed(run)]
     return [*map(ReportWarning, sentences), *_unusable(run), *map(ReportWarning, [*_held_out(run), *_failed(run)])]
-
-
-def _weak_student(lines: Sequence[MetricLine]) -> Iterator[str]:
-    for line in leading_lines(lines):
-        if line.is_better("student", "baseline") is False:
-            yield (
-                f"The student is no better than the trivial baseline at {line.target.head} on "
-                f"{line.target.dataset}/{line.target.split}: {line.metric} {line.values['student']:.3f} against "
-                f"{line.values['baseline']:.3f}."
-            )
 
 
 def _skewed(run: RunRecord) -> list[str]:

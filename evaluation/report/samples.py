@@ -68,17 +68,17 @@ class RunSamples:
     def __init__(self, run: RunRecord) -> None:
         self.run = run
         self.sets = {name: IngestedSet(artifact) for name, artifact in run.of_kind("data").items()}
-        self.heads = dict(self._heads())
+        self.heads = {head.teacher: head for head in self._heads()}
         self.drawn_classes: dict[str, tuple[LabelSpace, set[int]]] = {}
         """Label space and classes that were drawn in masks, by teacher."""
         self._opened: dict[str, LabelShard] = {}
 
-    def _heads(self) -> Iterator[tuple[str, SampleHead]]:
+    def _heads(self) -> Iterator[SampleHead]:
         kept = self.run.kept()
         for name, teacher in self.run.teachers().items():
             label = tasks.label(teacher.space)
             threshold = kept.get(name, {}).get("threshold", label.default_threshold)
-            yield name, SampleHead(name, label, threshold, teacher.data, name in kept or not kept)
+            yield SampleHead(name, label, threshold, teacher.data, name in kept or not kept)
 
     @functools.cached_property
     def precedence(self) -> LabelPrecedence:

@@ -112,7 +112,10 @@ def recipe(run: RunRecord) -> Markup:
         "recipe.html",
         text=run.recipe_text,
         software=ReportTable(["Software", "Version"], _versions(run.artifacts.values())),
-        artifacts=[(step, *_identity(artifact)) for step, artifact in run.artifacts.items()],
+        artifacts=[
+            (step, made.fingerprint, made.digest[:16], made.manifest["version"], _began(made))
+            for step, made in run.artifacts.items()
+        ],
     )
 
 
@@ -120,14 +123,10 @@ def _versions(artifacts: Iterable[Artifact]) -> list[list[str]]:
     """Return every version that took part: artifacts that are reused may have been made by another."""
     found: dict[str, dict[str, None]] = {}
     for artifact in artifacts:
-        for name, version in artifact.manifest.get("software", {}).items():
+        for name, version in artifact.manifest["software"].items():
             found.setdefault(name, {})[str(version)] = None
     return [[name, ", ".join(versions)] for name, versions in found.items()]
 
 
-def _identity(artifact: Artifact) -> tuple[str, str, str, str]:
-    """Return fingerprint, digest, version of the step, and when it began."""
-    manifest = artifact.manifest
-    began = datetime.datetime.fromtimestamp(manifest.get("began", 0), datetime.UTC)
-    fingerprint, digest = manifest.get("fingerprint", ""), manifest.get("digest", "")[:16]
-    return fingerprint, digest, str(manifest.get("version", "")), f"{began:%Y-%m-%d %H:%M} UTC"
+def _began(artifact: Artifact) -> str:
+    return f"{datetime.datetime.fromtimestamp(artifact.manifest['began'], datetime.UTC):%Y-%m-%d %H:%M} UTC"

@@ -7,11 +7,11 @@ import contextlib
 import dataclasses
 import json
 import posixpath
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from flows.run.run import RUN_NAME, run_order
 from pipeline.errors import require_one_of
 from pipeline.recipe.comparison import COMPARE
 from pipeline.steps.artifact import EXTERNAL_FILES, MANIFEST, Artifact, parse_lines, parse_manifest, verify
@@ -27,8 +27,6 @@ Key = tuple[str, str]
 """A step and a fingerprint."""
 GOALS = (COMPARE, "evaluate", "student", "labelling")
 """Sections of the recipe that runs are made for, the last ones of a recipe first."""
-RUN_NAME = re.compile(r"^(?P<recipe>.*)-(?P<time>\d{8}-\d{6}(-\d+)?)$")
-"""The name of a run's folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +45,11 @@ class RunUse:
     finished: bool
     is_active: bool
 
-    def reached(self, goal: str) -> bool:
-        """Return True if it finished and its steps included those of this section."""
-        return self.finished and any(section[0] == goal for section in self.sections)
+    @property
+    def goal(self) -> int:
+        """The index in GOALS of what it finished; their number if it finished none of them."""
+        done = {section[0] for section in self.sections} if self.finished else set()
+        return next((index for index, goal in enumerate(GOALS) if goal in done), len(GOALS))
 
     @property
     def purpose(self) -> tuple[str, ...]:
@@ -66,7 +66,7 @@ class StoredArtifact:
     manifest: Mapping[str, Any] | None
     """None if it is unfinished."""
     files: Mapping[str, int]
-    """Sizes in bytes of all files in its folder, by their paths in it."""
+    """Sizes in bytes of all files in its folder, by their paths in the root."""
     size: int
     """In bytes, with its files outside its folder."""
     users: tuple[str, ...]
@@ -83,29 +83,32 @@ class Verdict:
     """Files that belong together, and whether garbage collection keeps them."""
 
     what: str
-    files: tuple[str, ...]
-    """Paths in the root."""
-    size: int
-    """In bytes."""
+    """What they are: the name of an artifact, or a path."""
+    files: Mapping[str, int]
+    """Sizes in bytes by path in the root; the first file is deleted before the others."""
     kept: bool
     why: str
+
+    @property
+    def size(self) -> int:
+        """The size of all files, in bytes."""
+        return sum(self.files.values())
 
 
 def list_runs(root: Root) -> list[RunUse]:
     """Return all runs of a root, the newest first."""
     active = {name.removeprefix("runs/") for name in lock_holders(root / "claims") if name.startswith("runs/")}
     folders = [folder for folder in (root / "runs").folders() if RUN_NAME.match(folder.name)]
+    folders.sort(key=lambda folder: run_order(folder.name), reverse=True)
     runs = []
     for folder, (rows, events) in zip(folders, in_parallel(_read_run, folders), strict=True):
-        match = RUN_NAME.match(folder.name)
-        assert match
         uses = frozenset((row["step"], row["artifact"]) for row in [*rows, *events] if row.get("artifact"))
         to_make = frozenset(row["step"] for row in rows if not row["artifact"])
         finished = any(event["event"] == "finished" for event in events)
         sections = frozenset(tuple(row["section"]) for row in rows)
-        use = RunUse(folder.name, match["recipe"], uses, to_make, sections, finished, folder.name in active)
-        runs.append((match["time"], use))
-    return [run for _, run in sorted(runs, key=lambda pair: pair[0], reverse=True)]
+        recipe = RUN_NAME.sub(r"\g<recipe>", folder.name)
+        runs.append(RunUse(folder.name, recipe, uses, to_make, sections, finished, folder.name in active))
+    return runs
 
 
 def _read_run(run: StoragePath) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -124,7 +127,7 @@ def list_artifacts(root: Root, runs: Iterable[RunUse]) -> list[StoredArtifact]:
     for name, size in (root / "artifacts").files().items():
         step, fingerprint, file = (*name.split("/", 2), "", "")[:3]
         if file:  # not a file that the system leaves in folders, such as .DS_Store
-            folders[step, fingerprint][file] = size
+            folders[step, fingerprint][f"artifacts/{name}"] = size
     texts = in_parallel(lambda key: (root / f"artifacts/{key[0]}/{key[1]}/{MANIFEST}").read_if_exists(), folders)
     artifacts = []
     for (key, files), text in zip(folders.items(), texts, strict=True):
@@ -154,19 +157,19 @@ def find_artifact(root: Root, name: str, artifacts: Iterable[StoredArtifact]) ->
 
 
 def find_damage(root: Root, artifacts: Iterable[StoredArtifact]) -> Iterator[tuple[StoredArtifact, StoredFile, str]]:
-    """Yield the files of sealed artifacts that differ from their manifests, each with what is wrong."""
+    """Yield the files of sealed artifacts that differ from their manifests, each with the problem."""
     for artifact in artifacts:
         if artifact.manifest:
-            for file, wrong in verify(Artifact(root, artifact.path, artifact.manifest)):
-                yield artifact, file, wrong
+            for file, problem in verify(Artifact(root, artifact.path, artifact.manifest)):
+                yield artifact, file, problem
 
 
 def plan_gc(workspace: Workspace, keep: int = 1) -> list[Verdict]:
-    """Judge everything in a root.
+    """Decide what garbage collection keeps of everything in a root, and why.
 
     Kept is what active runs use or may resume, and what the newest runs of each purpose refer to, back to the `keep`th
-    whole one: one that finished and went as far as any run of its purpose. Of labels, those that kept label artifacts
-    refer to are kept, and while a label step is unfinished, all labels of kept teachers.
+    complete one: one that finished and went as far as any run of its purpose. Of labels, those that kept label
+    artifacts refer to are kept, and while a label step is unfinished, all labels of kept teachers.
     """
     root = workspace.root
     runs = list_runs(root)
@@ -177,110 +180,97 @@ def plan_gc(workspace: Workspace, keep: int = 1) -> list[Verdict]:
     for artifact in list_artifacts(root, runs):
         holder = holders.get(artifact.name)
         why = f"process {holder.number} is at work on it" if holder else reasons.get(artifact.key)
-        why = why or next((f"{run.name} may go on from it" for run in active if artifact.key[0] in run.to_make), None)
+        why = why or next((f"{run.name} may resume from it" for run in active if artifact.key[0] in run.to_make), None)
         if why:
             kept.append(artifact)
         strays = _stray_files(artifact) if why and artifact.manifest and not holder else {}
-        own = {name: size for name, size in artifact.files.items() if name not in strays}
-        verdicts.append(_verdict_on_artifact(artifact, why, own))
+        verdicts.append(_verdict_on_artifact(artifact, why, strays))
         if strays:
-            files = [(f"{artifact.path}/{name}", size) for name, size in strays.items()]
-            verdicts.append(_verdict(artifact.name, files, False, "left by a process that was killed"))
+            verdicts.append(Verdict(artifact.name, strays, False, "left by a process that was killed"))
     sealed = {artifact.key for artifact in kept if artifact.manifest}
     labelling = bool(active) or any(key[0] in LABELLING and key not in sealed for key in reasons)
-    return [*verdicts, *_verdicts_on_labels(root, kept, labelling), *_verdicts_on_leftovers(root, quiet=not holders)]
+    return [*verdicts, *_verdicts_on_labels(root, kept, labelling), *_verdicts_on_leftovers(root, idle=not holders)]
 
 
 def _reasons(runs: Sequence[RunUse], keep: int) -> dict[Key, str]:
-    """Return why runs keep artifacts, by artifact."""
+    """Return for each artifact that is kept for a run the reason."""
+    goals = {
+        purpose: min(run.goal for run in runs if run.purpose == purpose) for purpose in {run.purpose for run in runs}
+    }
     reasons: dict[Key, str] = {}
-    goals = {purpose: _goal(runs, purpose) for purpose in {run.purpose for run in runs}}
-    whole: collections.Counter[tuple[str, ...]] = collections.Counter()
+    complete: collections.Counter[tuple[str, ...]] = collections.Counter()
     for run in runs:
-        if run.is_active or whole[run.purpose] < keep:
+        if run.is_active or complete[run.purpose] < keep:
             for key in run.uses:
                 reasons.setdefault(key, f"{run.name} {'uses it now' if run.is_active else 'refers to it'}")
-        goal = goals[run.purpose]
-        whole[run.purpose] += goal is not None and run.reached(goal)
+        complete[run.purpose] += run.goal == goals[run.purpose] < len(GOALS)
     return reasons
-
-
-def _goal(runs: Sequence[RunUse], purpose: tuple[str, ...]) -> str | None:
-    """Return the goal that a run of one purpose has to reach to be whole; None if no run has reached any."""
-    same = [run for run in runs if run.purpose == purpose]
-    return next((goal for goal in GOALS if any(run.reached(goal) for run in same)), None)
 
 
 def _stray_files(artifact: StoredArtifact) -> dict[str, int]:
     """Return the files in a sealed folder that do not belong to the artifact, with their sizes."""
-    own = {MANIFEST, *(artifact.manifest or {})["files"]}
+    own = {f"{artifact.path}/{name}" for name in (MANIFEST, *(artifact.manifest or {})["files"])}
     return {name: size for name, size in artifact.files.items() if name not in own}
 
 
-def _verdict(what: str, files: Iterable[tuple[str, int]], kept: bool, why: str) -> Verdict:
-    """Return a verdict on files, given as (path, size in bytes)."""
-    files = list(files)
-    return Verdict(what, tuple(name for name, _ in files), sum(size for _, size in files), kept, why)
-
-
-def _verdict_on_artifact(artifact: StoredArtifact, why: str | None, files: Mapping[str, int]) -> Verdict:
-    """Return the verdict on these files of an artifact. `why` it is kept; None if it is not."""
+def _verdict_on_artifact(artifact: StoredArtifact, why: str | None, strays: Mapping[str, int]) -> Verdict:
+    """Return the verdict on an artifact's files without the strays. `why` is None if it is not kept."""
     kept = why is not None
     if why is None:
-        why = f"only older runs do, last {artifact.users[0]}" if artifact.users else "nothing refers to it"
+        why = f"only older runs refer to it, last {artifact.users[0]}" if artifact.users else "nothing refers to it"
     if not artifact.manifest:
         why = f"unfinished; {why}"
-    names = sorted(files, key=lambda name: name != MANIFEST)  # the manifest is deleted first
-    return _verdict(artifact.name, [(f"{artifact.path}/{name}", files[name]) for name in names], kept, why)
+    own = [file for file in artifact.files.items() if file[0] not in strays]
+    # the manifest is deleted first: without it the artifact counts as unfinished
+    own.sort(key=lambda file: file[0] != f"{artifact.path}/{MANIFEST}")
+    return Verdict(artifact.name, dict(own), kept, why)
 
 
 def _verdicts_on_labels(root: Root, kept: Iterable[StoredArtifact], labelling: bool) -> Iterator[Verdict]:
     """Yield verdicts on the label stores of every teacher, and on the list of rejections.
 
-    `labelling`: a label step is unfinished, so that its artifact may come to refer to more labels.
+    `labelling`: a label step is unfinished, so its artifact may refer to labels that no manifest lists yet.
     """
     manifests = [artifact.manifest for artifact in kept if artifact.manifest]
     wanted = {path for manifest in manifests for path in manifest.get(EXTERNAL_FILES, {})}
-    stores: dict[str, list[tuple[str, int]]] = collections.defaultdict(list)
+    stores: dict[str, dict[str, int]] = collections.defaultdict(dict)
     sizes = {f"labels/{name}": size for name, size in (root / "labels").files().items()}
     rejections = sizes.pop(REJECTIONS, None)
     if rejections is not None:
-        yield _verdict(REJECTIONS, [(REJECTIONS, rejections)], True, "what was rejected by hand")
+        yield Verdict(REJECTIONS, {REJECTIONS: rejections}, True, "what was rejected by hand")
     for name, size in sizes.items():
         if not posixpath.basename(name).startswith("."):
-            stores[posixpath.dirname(name)].append((name, size))
+            stores[posixpath.dirname(name)][name] = size
     makers = {manifest["digest"][:DIGITS] for manifest in manifests} if labelling else set()
     for store, files in sorted(stores.items()):
-        used = [(name, size) for name, size in files if name in wanted]
-        unused = [(name, size) for name, size in files if name not in wanted]
+        used = {name: size for name, size in files.items() if name in wanted}
+        unused = {name: size for name, size in files.items() if name not in wanted}
         if used:
-            yield _verdict(store, used, True, "kept label artifacts refer to them")
+            yield Verdict(store, used, True, "kept label artifacts refer to them")
         if unused and version_of(store) in makers:
-            yield _verdict(store, unused, True, "of a label step that is unfinished")
+            yield Verdict(store, unused, True, "an unfinished label step may refer to them")
         elif unused:
-            yield _verdict(store, unused, False, "no kept label artifact refers to them")
+            yield Verdict(store, unused, False, "no kept label artifact refers to them")
 
 
-def _verdicts_on_leftovers(root: Root, quiet: bool) -> Iterator[Verdict]:
-    """Yield the verdict on half-written files outside artifacts. They are kept unless nobody writes (`quiet`)."""
-    parts = [
-        (f"{folder}/{name}", size)
+def _verdicts_on_leftovers(root: Root, idle: bool) -> Iterator[Verdict]:
+    """Yield the verdict on half-written files outside artifacts. They are kept unless the root is idle."""
+    parts = {
+        f"{folder}/{name}": size
         for folder in ("labels", "claims")
         for name, size in (root / folder).files().items()
         if name.endswith(PART_SUFFIX)
-    ]
+    }
     if parts:
-        yield _verdict("*.part", parts, not quiet, "half-written" if quiet else "maybe being written now")
+        yield Verdict("*.part", parts, not idle, "half-written" if idle else "maybe being written now")
 
 
 def delete_files(root: Root, verdicts: Iterable[Verdict]) -> None:
     """Delete the files that are not kept, and folders that become empty."""
-    for verdict in verdicts:
-        if not verdict.kept:
-            for first in verdict.files[:1]:
-                (root / first).remove()  # an artifact's manifest: without it the artifact counts as unfinished
-            in_parallel(lambda name: (root / name).remove(), verdict.files[1:])
-            _remove_empty_folders(root, verdict.files)
+    for files in (list(verdict.files) for verdict in verdicts if not verdict.kept):
+        for some in (files[:1], files[1:]):
+            in_parallel(lambda name: (root / name).remove(), some)
+        _remove_empty_folders(root, files)
 
 
 def _remove_empty_folders(root: Root, files: Iterable[str]) -> None:

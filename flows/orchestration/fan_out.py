@@ -7,18 +7,16 @@ Import this with Prefect's settings in place, like `flows.orchestration.task_run
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import dataclasses
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows.orchestration.remote_worker import WorkItem, execute_part, parts_module, remaining_parts
+from flows.orchestration.remote_worker import WorkItem, execute_part, parts_module, polling, remaining_parts
 from flows.orchestration.task_runners import count_workers, request_gpus, task_runner
 from flows.run.processes import Call, Killed, run_in_process
 from flows.run.run import Run
@@ -28,8 +26,11 @@ from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import usable_cores
 from pipeline.steps.workspace import waiting
 from pipeline.storage.lock import hold_lock
-from pipeline.storage.path import StoragePath
 
+STOP_FILE = "stop"
+"""File in the run's folder that asks its workers to stop."""
+FORWARD_S = 0.1
+"""Between checks if the run is asked to stop."""
 MAX_ATTEMPTS = 3
 """Times that a part is submitted, if its workers are killed."""
 
@@ -68,8 +69,8 @@ class FanOut:
         call = Call(remaining_parts, (step, inputs.artifacts, inputs.force), run.log_path(step.name))
         parts = run_in_process(call, inputs.runtime)
         settings = run.recipe.runtime
-        on_cluster = settings.address is not None
-        cores = 1 if on_cluster else max(1, usable_cores() // count_workers(settings, self.subprocess.devices))
+        workers = count_workers(settings, self.subprocess.devices)
+        cores = 1 if settings.address else max(1, usable_cores() // workers)  # a cluster shares out its own cores
         item = WorkItem(
             root=str(run.workspace.root),
             cache_gb=settings.cache_gb,
@@ -77,12 +78,8 @@ class FanOut:
             inputs={name: artifact.fingerprint for name, artifact in inputs.artifacts.items()},
             force=inputs.force,
             part={},
-            stop_file=str(run.folder / "stop"),
-            settings={
-                "device": settings.device,
-                "precision": settings.precision,
-                "workers": settings.workers or cores,
-            },
+            stop_file=str(run.folder / STOP_FILE),
+            settings={"device": settings.device, "precision": settings.precision, "workers": settings.workers or cores},
         )
         return [dataclasses.replace(item, part=each) for each in parts]
 
@@ -113,7 +110,7 @@ class FanOut:
         with (
             task_runner(settings, self.subprocess.devices) as runner,
             request_gpus(settings),
-            _forward_stop(run),
+            polling(lambda: _forward_stop(run), FORWARD_S),
             ThreadPoolExecutor(len(items)) as waiters,
         ):
             submitted = {}
@@ -125,7 +122,7 @@ class FanOut:
                     results.append(waiter.result())
                     self.done += 1
                 except MustError:
-                    StoragePath.of(items[0].stop_file).write(b"")
+                    (run.folder / STOP_FILE).write(b"")
                     raise
                 except Exception as error:  # each task runner has its own error for a worker that died
                     lost.append(submitted[waiter])
@@ -134,20 +131,9 @@ class FanOut:
         return results, lost, last_error
 
 
-@contextlib.contextmanager
-def _forward_stop(run: Run) -> Iterator[None]:
-    """Write the stop file for workers when the run is asked to stop, while inside."""
-    ended = threading.Event()
-
-    def forward() -> None:
-        while not ended.wait(0.1):
-            if run.runtime.stop.is_set():
-                with contextlib.suppress(OSError, MustError):  # the storage does not answer: try again
-                    (run.folder / "stop").write(b"")
-                    return
-
-    threading.Thread(target=forward, daemon=True).start()
-    try:
-        yield
-    finally:
-        ended.set()
+def _forward_stop(run: Run) -> bool:
+    """Write the stop file for workers if the run is asked to stop. Returns True if it is."""
+    stop = run.runtime.stop.is_set()
+    if stop:
+        (run.folder / STOP_FILE).write(b"")
+    return stop

@@ -1,7 +1,7 @@
 """Do one part of a step, in a process on this machine or on a cluster. No Prefect here.
 
-A worker needs nothing but access to the run's root: it reads its inputs and writes its results there, and looks there
-for the file that asks it to stop.
+A worker needs nothing but access to the run's root: it reads its inputs and writes its results there, and stops if it
+finds a stop file there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import importlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 
 POLL_S = 2.0
-"""Between looks for the stop file."""
+"""Between checks for the stop file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,13 @@ def execute_part(item: WorkItem) -> dict[str, Any]:
     """Do one part and return its result, which is JSON. Raises Stopped if the stop file is written meanwhile."""
     set_up_process()
     stop = threading.Event()
-    with _watch_stop_file(item.stop_file, stop):
+
+    def poll() -> bool:
+        if StoragePath.of(item.stop_file).read_if_exists() is not None:
+            stop.set()
+        return stop.is_set()
+
+    with polling(poll, POLL_S):
         workspace = Workspace(Root.of(item.root, item.cache_gb))
         runtime = Runtime(workspace.root, stop=stop, **item.settings)
         runtime.check_stop(item.step.name)
@@ -75,21 +81,22 @@ def execute_part(item: WorkItem) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _watch_stop_file(file: str, stop: threading.Event) -> Iterator[None]:
-    """Set `stop` as soon as the file exists, while inside."""
+def polling(poll: Callable[[], bool], interval_s: float) -> Iterator[None]:
+    """Call `poll` now and, on another thread while inside, every `interval_s` until it returns True."""
     ended = threading.Event()
 
-    def poll() -> None:
+    def follow() -> None:
+        done = False
+        while not done and not ended.wait(interval_s):
+            done = attempt()
+
+    def attempt() -> bool:
         with contextlib.suppress(OSError, MustError):  # the storage does not answer: try again at the next poll
-            if StoragePath.of(file).read_if_exists() is not None:
-                stop.set()
+            return poll()
+        return False
 
-    def watch() -> None:
-        while not stop.is_set() and not ended.wait(POLL_S):
-            poll()
-
-    poll()
-    threading.Thread(target=watch, daemon=True).start()
+    if not attempt():
+        threading.Thread(target=follow, daemon=True).start()
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from flows.server import embedded
 from flows.server.daemons import running_server_environ
 from pipeline.errors import ConfigError
 from pipeline.steps.artifact import Artifact
+from pipeline.steps.runtime import Runtime
 
 # Prefect is imported late, in an environment made for it.
 # ruff: noqa: PLC0415
@@ -27,7 +28,14 @@ def run_with_prefect(run: Run, subprocess: Subprocess) -> dict[str, Artifact]:
     """
     if not importlib.util.find_spec("prefect"):
         raise ConfigError(f"Prefect is not installed: uv pip install prefect, {embedded.WITHOUT_PREFECT}.")
-    with embedded.temporary_environ(running_server_environ()), _server(run) as server, _settings(run, server):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(embedded.temporary_environ(running_server_environ()))
+        # always on this machine
+        home = Path(os.environ.get("PREFECT_HOME") or run.workspace.root.local_path("prefect"))
+        server = None if embedded.user_api_url() else embedded.Server(home)
+        if server:
+            stack.callback(server.stop)
+        stack.enter_context(_settings(home, server, run.runtime))
         from flows.orchestration.task_runs import TaskRuns, run_as_flow, wait_until_recorded
 
         task_runs = TaskRuns()
@@ -38,28 +46,14 @@ def run_with_prefect(run: Run, subprocess: Subprocess) -> dict[str, Artifact]:
                 wait_until_recorded(task_runs, embedded=server is not None)
 
 
-def prefect_home(run: Run) -> Path:
-    """Return the folder, always on this machine, for Prefect's files: PREFECT_HOME if set, else one in the root."""
-    return Path(os.environ.get("PREFECT_HOME") or run.workspace.root.local_path("prefect"))
-
-
 @contextlib.contextmanager
-def _server(run: Run) -> Iterator[embedded.Server | None]:
-    """Start an embedded server, and end it at exit; None if the user names a server."""
-    if embedded.user_api_url():
-        yield None
-        return
-    server = embedded.Server(prefect_home(run))
-    try:
-        yield server
-    finally:
-        server.stop()
+def _settings(home: Path, server: embedded.Server | None, runtime: Runtime) -> Iterator[None]:
+    """Import Prefect with the settings of a run, and wait until its server answers.
 
-
-@contextlib.contextmanager
-def _settings(run: Run, server: embedded.Server | None) -> Iterator[None]:
-    """Import Prefect with the settings of a run, and wait until its server answers."""
-    home = prefect_home(run)
+    Args:
+        home: Folder for Prefect's files.
+        server: The run's own server; None if the user names one.
+    """
     embedded.write_logging(home)
     with embedded.temporary_environ(embedded.prefect_environ(home, server.url if server else None)), _global_settings():
         from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, PREFECT_HOME, temporary_settings
@@ -69,7 +63,7 @@ def _settings(run: Run, server: embedded.Server | None) -> Iterator[None]:
                 embedded.check_user_server()
                 yield
             return
-        server.wait(run.runtime)
+        server.wait(runtime)
         ours = {PREFECT_API_URL: server.url, PREFECT_HOME: home}
         with temporary_settings(ours, restore_defaults=[PREFECT_API_KEY]):
             yield

@@ -7,7 +7,8 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from multiprocessing.queues import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def _initialize_worker(run: int, free: SimpleQueue[Environ]) -> None:
 def _exit_with(run: int) -> None:
     while os.getppid() == run:
         time.sleep(POLL_S)
-    os._exit(1)  # at once: files appear whole or not at all, so nothing half-done stays
+    os._exit(1)  # at once: files are written atomically, so nothing half-done stays
 
 
 def _ray(address: str | None, count: int) -> TaskRunner[Any]:
@@ -66,31 +67,23 @@ def _ray(address: str | None, count: int) -> TaskRunner[Any]:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address:
-        return RayTaskRunner(address, init_kwargs=quiet)
-    return RayTaskRunner(init_kwargs={**quiet, "num_cpus": count, "include_dashboard": False})
+    local = {} if address else {"num_cpus": count, "include_dashboard": False}
+    return RayTaskRunner(address, init_kwargs={**quiet, **local})
 
 
 def _dask(address: str | None, count: int) -> TaskRunner[Any]:
     from prefect_dask import DaskTaskRunner
 
-    if address:
-        return DaskTaskRunner(address=address)
     local = {"n_workers": count, "threads_per_worker": 1, "dashboard_address": None}
-    return DaskTaskRunner(cluster_kwargs=local)
+    return DaskTaskRunner(address=address, cluster_kwargs=None if address else local)
 
 
-@contextlib.contextmanager
-def request_gpus(settings: RuntimeConfig) -> Iterator[None]:
+def request_gpus(settings: RuntimeConfig) -> AbstractContextManager[None]:
     """Give each part that is submitted inside a GPU of its own, on a Ray cluster that has GPUs."""
-    if settings.runner != "ray":
-        yield
-        return
-    import ray
-    from prefect_ray.context import remote_options
+    if settings.runner == "ray":
+        import ray
+        from prefect_ray.context import remote_options
 
-    if not ray.cluster_resources().get("GPU"):
-        yield
-        return
-    with remote_options(num_gpus=1):
-        yield
+        if ray.cluster_resources().get("GPU"):
+            return remote_options(num_gpus=1)
+    return contextlib.nullcontext()

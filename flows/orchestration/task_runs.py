@@ -166,16 +166,13 @@ def reuse_or_make(run: Run, step: Step, inputs: Mapping[str, Artifact]) -> tuple
 def wait_until_recorded(task_runs: TaskRuns, embedded: bool) -> None:
     """Send what Prefect's client still holds; give an embedded server, which ends next, time to write it down."""
     EventsWorker.drain_all(timeout=FLUSH_S)
+    if not embedded or task_runs.flow_run is None:
+        return
+    of_run = FlowRunFilter(id=FlowRunFilterId(any_=[task_runs.flow_run]))
     deadline = time.monotonic() + FLUSH_S
-    with contextlib.suppress(Exception):  # the server may be gone
-        while embedded and task_runs.flow_run and time.monotonic() < deadline:
-            if _count_recorded(task_runs.flow_run) >= task_runs.ended:
+    with contextlib.suppress(Exception), get_client(sync_client=True) as client:  # the server may be gone
+        while time.monotonic() < deadline:
+            states = [run.state for run in client.read_task_runs(flow_run_filter=of_run)]
+            if sum(state is not None and state.is_final() for state in states) >= task_runs.ended:
                 break
             time.sleep(0.1)
-
-
-def _count_recorded(flow_run: UUID) -> int:
-    """Return how many task runs of a flow run have ended according to the server."""
-    with get_client(sync_client=True) as client:
-        runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])))
-    return sum(run.state is not None and run.state.is_final() for run in runs)

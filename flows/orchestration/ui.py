@@ -143,15 +143,10 @@ def show_results(run: Run, artifacts: Mapping[str, Artifact]) -> None:
     if "evaluate" in artifacts:
         with _errors_recorded(run, "metrics"):
             records = artifacts["evaluate"].load("metrics.json", read_json)
-            rows = [
-                {**{column: record[column] for column in COLUMNS}, "value": _rounded(record["value"])}
-                for record in records
-            ]
+            rows = [{column: record[column] for column in COLUMNS} for record in records]
+            for row in rows:
+                row["value"] = None if row["value"] is None else float(f"{row['value']:.4g}")
             create_table_artifact(rows, key=f"{name}-metrics", description=f"{run.recipe.name}: {run.folder}")
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
 
 
 @contextlib.contextmanager

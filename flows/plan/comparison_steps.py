@@ -9,17 +9,16 @@ from typing import Any
 from flows.plan.evaluation_steps import (
     FINETUNE,
     PROBE,
-    finetune_config,
     measurement_settings,
-    probe_config,
+    measurement_step,
     start_config,
     start_inputs,
 )
 from flows.plan.resolve import ResolvedRecipe, ResolvedTrial
-from flows.plan.stage_steps import STAGE, STAGE_POOL, StageTraining, long_tail_of, stage_config
+from flows.plan.stage_steps import STAGE, STAGE_POOL, long_tail_of, stage_config
 from pipeline.data import sampling
 from pipeline.recipe.base import FitConfig
-from pipeline.recipe.comparison import COMPARE, CompareConfig
+from pipeline.recipe.comparison import COMPARE
 from pipeline.recipe.evaluation import StartConfig
 from pipeline.recipe.recipe import Recipe
 from pipeline.recipe.stage import COMPARED
@@ -49,26 +48,18 @@ def _trial_steps(recipe: Recipe, comparison: str, resolved: ResolvedTrial) -> It
     name, section = f"{COMPARE}.{comparison}.{trial.name}", (COMPARE, comparison)
     seed, measured = recipe.seed + trial.seed, resolved.start
     if resolved.stage:
-        training = StageTraining(resolved.start.step, seed)
         where = (*section, "methods", trial.method)
-        yield Step(name, METHOD, where, *stage_config(name, resolved.stage, training))
+        yield Step(name, METHOD, where, *stage_config(name, resolved.stage, resolved.start.step, seed))
     elif resolved.supervised:
         yield _supervised_step(recipe, comparison, resolved, resolved.supervised)
     if resolved.stage or resolved.supervised:
         measured = StartConfig(name=trial.name, step=name, image_size=resolved.start.image_size)
-    settings = {**_settings(config, recipe), "seed": seed, "trial": trial.to_json()}
+    settings = measurement_settings(config, recipe) | {"set": config.measured_on, "splits": config.splits, "seeds": 1}
+    settings |= {"seed": seed, "trial": trial.to_json()}
     if config.probes:
-        step = f"{name}.probe"
-        yield Step(step, COMPARE_PROBE, section, *probe_config(step, measured, settings))
+        yield measurement_step(f"{name}.probe", COMPARE_PROBE, section, measured, settings)
     if config.finetune:
-        step = f"{name}.finetune"
-        yield Step(step, COMPARE_FINETUNE, section, *finetune_config(step, measured, settings))
-
-
-def _settings(config: CompareConfig, recipe: Recipe) -> dict[str, Any]:
-    """Return how all rows are measured."""
-    common = measurement_settings(config, recipe)
-    return {**common, "set": config.measured_on, "splits": config.splits, "seeds": 1}
+        yield measurement_step(f"{name}.finetune", COMPARE_FINETUNE, section, measured, settings)
 
 
 def _supervised_step(recipe: Recipe, comparison: str, resolved: ResolvedTrial, schedule: FitConfig) -> Step:

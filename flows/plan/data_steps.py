@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pyarrow as pa
+
 from flows.plan.resolve import ResolvedRecipe
 from ingest.ingest import INCREMENTAL_KEYS
 from ingest.rejections import REJECTED_IMAGES, REJECTED_LABELS, rejections_config
-from pipeline.recipe.recipe import Recipe
 from pipeline.steps.artifact import Step, StepKind, hash_json
 from pipeline.stores.rejections import rejected_images, rejected_labels, rejected_teachers
 
@@ -24,32 +25,23 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     images = rejected_images(resolved.rejects)
     if len(images):
         yield Step(REJECTED_IMAGES, IMAGES_COPY, ("rejected",), {"rejected": rejections_config(images)})
-    labels = rejected_labels(resolved.rejects, learned_teachers(resolved.recipe))
+    labels = learned_rejections(resolved)
     if len(labels):
-        config = {"rejected": rejections_config(labels), "teachers": rejected_teachers(labels)}
-        yield Step(REJECTED_LABELS, LABELS_COPY, ("rejected",), config)
-    for name in resolved.sources:
-        yield _data_step(name, resolved)
+        rejected = {"rejected": rejections_config(labels), "teachers": rejected_teachers(labels)}
+        yield Step(REJECTED_LABELS, LABELS_COPY, ("rejected",), rejected)
+    for name, source in resolved.sources.items():
+        stamp = source.file_stamps()
+        config = {
+            "name": name,
+            "source": resolved.recipe.data[name].model_dump(mode="json"),
+            "shard_images": resolved.recipe.shard_images,
+            "files": {"count": len(stamp), "stamp": hash_json(stamp)[:16]},
+        }
+        yield Step(f"data.{name}", DATA, ("data", name), config)
 
 
-def has_rejected_labels(resolved: ResolvedRecipe) -> bool:
-    """Return True if labels that the student would learn from are rejected."""
-    return len(rejected_labels(resolved.rejects, learned_teachers(resolved.recipe))) > 0
-
-
-def learned_teachers(recipe: Recipe) -> list[str]:
-    """Return the teachers whose labels the student learns from."""
-    if recipe.student.labels == "true_only":
-        return []
-    return [name for name in recipe.teachers if recipe.student.loss_weights.get(name) != 0]
-
-
-def _data_step(name: str, resolved: ResolvedRecipe) -> Step:
-    stamp = resolved.sources[name].file_stamps()
-    config = {
-        "name": name,
-        "source": resolved.recipe.data[name].model_dump(mode="json"),
-        "shard_images": resolved.recipe.shard_images,
-        "files": {"count": len(stamp), "stamp": hash_json(stamp)[:16]},
-    }
-    return Step(f"data.{name}", DATA, ("data", name), config)
+def learned_rejections(resolved: ResolvedRecipe) -> pa.Table:
+    """Return the rejected labels that the student would otherwise learn from."""
+    recipe, student = resolved.recipe, resolved.recipe.student
+    pseudo = [] if student.labels == "true_only" else recipe.teachers
+    return rejected_labels(resolved.rejects, [name for name in pseudo if student.loss_weights.get(name) != 0])

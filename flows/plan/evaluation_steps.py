@@ -28,12 +28,11 @@ CHECK = LabelCheck(measurement_needs, "evaluation.label_subsets:label_requests")
 EVALUATE = StepKind("evaluate", "evaluation.evaluate:evaluate", measures=True)
 PROBE = StepKind("probe", "evaluation.probing:probe", measures=True, label_check=CHECK)
 FINETUNE = StepKind(
-    "finetune",
-    "evaluation.finetuning:finetune",
-    measures=True,
-    incremental_keys=("labels", "seeds"),
-    label_check=CHECK,
+    "finetune", "evaluation.finetuning:finetune", measures=True, incremental_keys=("labels", "seeds"), label_check=CHECK
 )
+
+MEASUREMENT_KEYS = ("set", "splits", "labels", "seeds", "seed", "corruptions", "trial")
+"""Settings that probes and fine-tuning depend on alike; `trial` is of a comparison's rows alone."""
 
 
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
@@ -46,11 +45,11 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     probed = probed_sets(config, resolved.spaces)
     for start in resolved.starts:
         for name in probed:
-            step = f"probe.{start.name}.{name}"
-            yield Step(step, PROBE, ("evaluate",), *probe_config(step, start, {**common, "set": name}))
+            settings = {**common, "set": name}
+            yield measurement_step(f"probe.{start.name}.{name}", PROBE, ("evaluate",), start, settings)
         for name in config.finetune:
-            step = f"finetune.{start.name}.{name}"
-            yield Step(step, FINETUNE, ("evaluate",), *finetune_config(step, start, {**common, "set": name}))
+            settings = {**common, "set": name}
+            yield measurement_step(f"finetune.{start.name}.{name}", FINETUNE, ("evaluate",), start, settings)
 
 
 def measurement_settings(config: MeasurementConfig, recipe: Recipe) -> dict[str, Any]:
@@ -59,29 +58,20 @@ def measurement_settings(config: MeasurementConfig, recipe: Recipe) -> dict[str,
     return {**settings, "width": recipe.student.width, "proposals": recipe.student.proposals}
 
 
-def probe_config(name: str, start: StartConfig, settings: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the configuration and the inputs of the probes of a backbone on the set `settings["set"]`."""
-    keys = ("set", "splits", "probes", "labels", "seeds", "seed", "corruptions")
-    versions = {probe: importlib.import_module(f"{PROBES}.{probe}").VERSION for probe in settings["probes"]}
-    return _measurement_config(name, start, settings, keys, versions)
-
-
-def finetune_config(
-    name: str, start: StartConfig, settings: Mapping[str, Any]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the configuration and the inputs of fine-tuning from a backbone on the set `settings["set"]`."""
-    keys = ("set", "splits", "schedule", "labels", "seeds", "seed", "corruptions", "width", "proposals")
-    versions = {settings["schedule"]: SCHEDULES[settings["schedule"]].version}
-    return _measurement_config(name, start, settings, keys, versions)
-
-
-def _measurement_config(
-    name: str, start: StartConfig, settings: Mapping[str, Any], keys: tuple[str, ...], versions: Mapping[str, int]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    trial = {"trial": settings["trial"]} if "trial" in settings else {}
-    shared = sampling.version(True) | ({"corruptions": CORRUPTIONS} if settings["corruptions"] else {})
-    config = {"name": name, **start_config(start), **{key: settings[key] for key in keys}, **trial}
-    return {**config, "versions": {**versions, **shared}}, start_inputs(start, f"data.{settings['set']}")
+def measurement_step(
+    name: str, kind: StepKind, section: tuple[str, ...], start: StartConfig, settings: Mapping[str, Any]
+) -> Step:
+    """Return the step in which a backbone is probed, or fine-tuned from, on the set `settings["set"]`."""
+    if kind.run == PROBE.run:
+        keys: tuple[str, ...] = ("probes",)
+        versions = {probe: importlib.import_module(f"{PROBES}.{probe}").VERSION for probe in settings["probes"]}
+    else:
+        keys = ("schedule", "width", "proposals")
+        versions = {settings["schedule"]: SCHEDULES[settings["schedule"]].version}
+    versions |= sampling.version(True) | ({"corruptions": CORRUPTIONS} if settings["corruptions"] else {})
+    measured = {key: value for key, value in settings.items() if key in (*MEASUREMENT_KEYS, *keys)}
+    config = {"name": name, **start_config(start), **measured, "versions": versions}
+    return Step(name, kind, section, config, start_inputs(start, f"data.{settings['set']}"))
 
 
 def start_config(start: StartConfig) -> dict[str, Any]:

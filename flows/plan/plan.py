@@ -27,30 +27,21 @@ def plan(steps: list[Step], workspace: Workspace, force: Set[str] = frozenset())
     """Plan every step; those in `force` are run again. Reads manifests only."""
     planned: dict[str, Planned] = {}
     for step in steps:
-        if step.name in force:
-            planned[step.name] = Planned(step, None, "to be made again")
-            continue
         waiting = [name for name in step.inputs if planned[name].artifact is None]
         inputs = {name: made for name in step.inputs if (made := planned[name].artifact)}
-        planned[step.name] = (
-            _plan_waiting(step, inputs, waiting, workspace) if waiting else _plan_ready(step, inputs, workspace)
-        )
+        ready = step.name not in force and not waiting
+        found = workspace.find(step, step.fingerprint(inputs)) if ready else None
+        if step.name in force:
+            why = "to be made again"
+        elif found:
+            why = "nothing changed"
+        else:
+            why = _changes(step, inputs, workspace, waiting)
+            if waiting:
+                waits = f"waits for {listed(waiting)}"
+                why = f"{why}; {waits}" if why else f"{waits}; runs unless its result is as before"
+        planned[step.name] = Planned(step, found, why or "its files are no longer complete")
     return list(planned.values())
-
-
-def _plan_ready(step: Step, inputs: dict[str, Artifact], workspace: Workspace) -> Planned:
-    """Plan a step whose inputs are all there."""
-    found = workspace.find(step, step.fingerprint(inputs))
-    if found:
-        return Planned(step, found, "nothing changed")
-    return Planned(step, None, _changes(step, inputs, workspace) or "its files are no longer complete")
-
-
-def _plan_waiting(step: Step, inputs: dict[str, Artifact], waiting: list[str], workspace: Workspace) -> Planned:
-    """Plan a step some of whose inputs will be made; `inputs` are the others."""
-    waits = f"waits for {listed(waiting)}"
-    changes = _changes(step, inputs, workspace, waiting)
-    return Planned(step, None, f"{changes}; {waits}" if changes else f"{waits}; runs unless its result is as before")
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
@@ -59,7 +50,7 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _changes(step: Step, inputs: dict[str, Artifact], workspace: Workspace, waiting: Sequence[str] = ()) -> str:
+def _changes(step: Step, inputs: dict[str, Artifact], workspace: Workspace, waiting: Sequence[str]) -> str:
     """Return what differs from the newest artifact of the step in configuration, inputs and version; "" for nothing."""
     last = workspace.newest(step.name)
     if last is None:

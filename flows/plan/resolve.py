@@ -87,7 +87,6 @@ class ResolvedRecipe:
             for each in trials:
                 if each.start.weights:
                     yield f"{COMPARE}.{name}.starts: {each.start.name}", each.start
-            for each in trials:
                 if each.stage:
                     yield method_place(name, each.trial), each.stage
 
@@ -100,15 +99,10 @@ def resolve(recipe: Recipe, rejects: pa.Table = NOTHING) -> ResolvedRecipe:
             sources[name] = open_source(config.model_dump(mode="json"))
             spaces[name] = sources[name].spaces()
     comparisons = {name: tuple(_trials(recipe, name, config)) for name, config in recipe.compare.items()}
-    starts = _evaluated_starts(recipe)
-    return ResolvedRecipe(recipe, rejects, sources, spaces, tuple(recipe.chain()), starts, comparisons)
-
-
-def _evaluated_starts(recipe: Recipe) -> tuple[StartConfig, ...]:
     names = recipe.evaluate.backbone_starts([stage.name for stage in recipe.stages])
-    starts = [_start(name, recipe, recipe.student.backbone, "evaluate.starts") for name in names]
+    starts = tuple(_start(name, recipe, recipe.student.backbone, "evaluate.starts") for name in names)
     check_names(starts)
-    return tuple(starts)
+    return ResolvedRecipe(recipe, rejects, sources, spaces, tuple(recipe.chain()), starts, comparisons)
 
 
 def _start(name: str, recipe: Recipe, backbone: str, place: str) -> StartConfig:
@@ -116,13 +110,13 @@ def _start(name: str, recipe: Recipe, backbone: str, place: str) -> StartConfig:
 
     Raises ConfigError if it is not there, or leaves no backbone.
     """
-    steps = [*(f"stage.{stage.name}" for stage in recipe.stages), *(f"teacher.{each}" for each in recipe.teachers)]
+    teachers = {f"teacher.{each}": each for each in recipe.teachers}
+    steps = [*(f"stage.{stage.name}" for stage in recipe.stages), *teachers]
     size = recipe.evaluate.image_size or recipe.student.image_size
     with error_context(place):
         start = start_of(name, steps, backbone, size)
         if start.weights:
-            weights_digest(start.weights)  # the file is there
-    teachers = {f"teacher.{each}": each for each in recipe.teachers}
+            weights_digest(start.weights)  # raises if the file is missing
     teacher = teachers.get(start.step or "")
     if teacher and _teacher_backbone(teacher, recipe) is None:
         others = [step for step, each in teachers.items() if _teacher_backbone(each, recipe)]

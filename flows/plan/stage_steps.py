@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from flows.plan.resolve import ResolvedRecipe
 from pipeline.data import sampling
@@ -29,14 +29,6 @@ STAGE = StepKind(
 )
 
 
-class StageTraining(NamedTuple):
-    """Settings of a stage's training beside those in its section."""
-
-    start: str | None
-    """The step whose backbone it starts from; None for none."""
-    seed: int
-
-
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     """Yield the stages, before each the step that gathers the images it may see."""
     recipe = resolved.recipe
@@ -45,8 +37,8 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
         section = ("stages", stage.name)
         images = {"pool": list(dict.fromkeys(stage.data)), **long_tail_of(stage.long_tail, recipe)}
         yield Step(f"pool.{stage.name}", STAGE_POOL, section, images, resolved.image_steps)
-        training = StageTraining(starts.get(stage.start or ""), recipe.seed)
-        yield Step(f"stage.{stage.name}", STAGE, section, *stage_config(f"stage.{stage.name}", stage, training))
+        name, start = f"stage.{stage.name}", starts.get(stage.start or "")
+        yield Step(name, STAGE, section, *stage_config(name, stage, start, recipe.seed))
 
 
 def long_tail_of(share: float | None, recipe: Recipe) -> dict[str, Any]:
@@ -54,17 +46,20 @@ def long_tail_of(share: float | None, recipe: Recipe) -> dict[str, Any]:
     return {} if share is None else {"long_tail": share, "seed": recipe.seed}
 
 
-def stage_config(name: str, stage: StageConfig, training: StageTraining) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the configuration and the inputs of a stage under the name of a step."""
+def stage_config(name: str, stage: StageConfig, start: str | None, seed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the configuration and the inputs of a stage under the name of a step.
+
+    `start` is the step whose backbone it starts from; None for none.
+    """
     with error_context(f"stages.{stage.name}.start"):
         weights = {"weights": weights_digest(stage.start)} if stage.start and stage.from_weights else {}
     config = {
         "name": name,
         "stage": stage.model_dump(mode="json"),
-        "seed": training.seed,
-        "start": training.start,
+        "seed": seed,
+        "start": start,
         **weights,
         **sampling.version(stage.share < 1 or stage.labels is not None),
     }
-    start = (training.start,) if training.start else ()
-    return config, (*start, f"pool.{stage.name}", *(f"data.{name}" for name in dict.fromkeys(stage.data)))
+    starts = (start,) if start else ()
+    return config, (*starts, f"pool.{stage.name}", *(f"data.{name}" for name in dict.fromkeys(stage.data)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flows.plan.data_steps import has_rejected_labels
+from flows.plan.data_steps import learned_rejections
 from flows.plan.label_steps import label_step, pooled_steps
 from flows.plan.resolve import ResolvedRecipe
 from flows.plan.teacher_steps import weights_of
@@ -26,7 +26,7 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     }
     pooled = pooled_steps(recipe)
     truths = tuple(name for name in _true_sets(recipe) if name not in pooled)
-    rejected = (REJECTED_LABELS,) if has_rejected_labels(resolved) else ()
+    rejected = (REJECTED_LABELS,) if len(learned_rejections(resolved)) else ()
     inputs = ("pool", "label", *pooled, *truths, *resolved.teacher_steps, *rejected)
     yield Step("student", STUDENT, ("student",), config, inputs)
     if recipe.labelling.student:

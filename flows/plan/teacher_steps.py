@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 from flows.plan.resolve import ResolvedRecipe
 from pipeline.errors import error_context
@@ -20,18 +19,13 @@ TEACHER = StepKind("teacher", "teachers.supervised:make")
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     """Yield a step for each teacher."""
     for name, teacher in resolved.recipe.teachers.items():
-        yield _teacher_step(name, teacher, resolved.recipe.seed)
-
-
-def _teacher_step(name: str, teacher: TeacherConfig, seed: int) -> Step:
-    settings = teacher.model_dump(mode="json")
-    settings.pop("require")  # a gate on the result, not a part of it
-    config: dict[str, Any] = {"name": name, "teacher": settings, "seed": seed}
-    config |= weights_of(teacher, f"teachers.{name}")
-    inputs = (f"data.{teacher.data}",) if hasattr(teacher, "data") else ()
-    trains = isinstance(teacher, FitConfig)
-    kind = dataclasses.replace(TEACHER, run=f"teachers.{teacher.kind}:make", trains=trains, resumes=trains)
-    return Step(f"teacher.{name}", kind, ("teachers", name), config, inputs)
+        settings = teacher.model_dump(mode="json", exclude={"require"})  # a gate on the result, not a part of it
+        weights = weights_of(teacher, f"teachers.{name}")
+        config = {"name": name, "teacher": settings, "seed": resolved.recipe.seed, **weights}
+        inputs = (f"data.{teacher.data}",) if hasattr(teacher, "data") else ()
+        trains = isinstance(teacher, FitConfig)
+        kind = dataclasses.replace(TEACHER, run=f"teachers.{teacher.kind}:make", trains=trains, resumes=trains)
+        yield Step(f"teacher.{name}", kind, ("teachers", name), config, inputs)
 
 
 def weights_of(section: TeacherConfig | FitConfig, place: str) -> dict[str, str]:

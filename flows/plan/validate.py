@@ -34,15 +34,10 @@ def validate(resolved: ResolvedRecipe) -> None:
     _check_evaluation(recipe, spaces)
     for name, config in recipe.compare.items():
         _check_comparison(f"{COMPARE}.{name}", config, spaces)
-    stages = {
-        method_place(name, each.trial): each.stage
-        for name, trials in resolved.comparisons.items()
-        for each in trials
-        if each.stage
-    }
-    for place, stage in stages.items():
-        with error_context(place):
-            _check_classes(stage, spaces)
+        for each in resolved.comparisons[name]:
+            if each.stage:
+                with error_context(method_place(name, each.trial)):
+                    _check_classes(each.stage, spaces)
 
 
 def _check_teachers(recipe: Recipe, spaces: Spaces) -> None:

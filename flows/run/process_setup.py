@@ -17,15 +17,8 @@ def set_up_process() -> None:
     # OpenMP's threads spin while they wait for each other, on cores that the loader's threads or other processes need.
     # It reads this variable when torch loads it; a value of the user's own stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    _keep_memory()
-
-
-def _keep_memory() -> None:
-    """Stop the GNU C library from giving freed blocks of memory back to the system.
-
-    A model's intermediate results are blocks of tens of megabytes. By default each is given back when it is freed and
-    mapped again, page by page, for the next image: up to a fifth of labelling's time.
-    """
+    # A model's intermediate results are blocks of tens of megabytes. By default the C library gives each back when it
+    # is freed and maps it again, page by page, for the next image: up to a fifth of labelling's time.
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:  # other C libraries don't do this
         set_option(M_MMAP_MAX, 0)

@@ -42,6 +42,7 @@ GRACE_S = 30.0
 LOST_PEER_S = 5.0
 """After a process lost a peer, for another one to report the cause."""
 GROUP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+LAST_OUTPUT = " Its last output was:"
 Report = tuple[str, float, str]
 """Progress of a step: its name, the share done in [0, 1], a line of text."""
 
@@ -66,19 +67,14 @@ class Call:
 
 def warm_up() -> None:
     """Start importing the preloaded modules in the background, so that the first process need not wait for them."""
-    if CAN_FORK:
-        CONTEXT.set_forkserver_preload(list(PRELOADED))
-        with _group_signals_blocked():
-            forkserver.ensure_running()
-
-
-@contextlib.contextmanager
-def _group_signals_blocked() -> Iterator[None]:
-    """Block signals to the run's process group in processes that are started inside: those end with the run."""
-    resource_tracker.ensure_running()  # started inside, it would unblock the signals
+    if not CAN_FORK:
+        return
+    CONTEXT.set_forkserver_preload(list(PRELOADED))
+    resource_tracker.ensure_running()  # started by the fork server, it would unblock the signals
+    # The fork server ends with the run, not by a signal to the run's process group.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
-        yield
+        forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -147,9 +143,9 @@ class _Child:
         code = self.process.exitcode or 0
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log and self.log.exists() else ""
-        last_line = f" It said last: {text.splitlines()[-1].strip()!r}." if text else ""
+        last_output = f"{LAST_OUTPUT} {text.splitlines()[-1].strip()!r}." if text else ""
         hint = " The system does that where memory runs out." if -code == signal.SIGKILL else ""
-        return f"its process was ended by {name}.{hint}{last_line}"
+        return f"its process was ended by {name}.{hint}{last_output}"
 
     def end(self, deadline: float) -> None:
         """Wait until it has ended; kill it at the deadline, in seconds of the monotonic clock."""
@@ -169,22 +165,19 @@ def _follow(children: list[_Child], runtime: Runtime) -> Any:
         running = {child.connection: child for child in children if not child.done}
         for connection in wait(list(running), timeout=REPORT_S):
             child = running[connection]  # type: ignore[index]
-            report = _receive(child, children)
+            try:
+                report = child.receive()
+            except LostPeer as lost:
+                raise _find_cause([other for other in children if not other.done], lost) from lost
             if report and child is children[0]:
                 runtime.progress(*report)
     return children[0].result
 
 
-def _receive(child: _Child, group: Sequence[_Child]) -> Report | None:
-    """Receive from a process. If it lost a peer, raise the error of the peer instead: it is the cause."""
-    try:
-        return child.receive()
-    except LostPeer as lost:
-        raise _find_cause([other for other in group if not other.done], lost) from lost
-
-
 def _find_cause(others: Sequence[_Child], lost: LostPeer) -> Exception:
-    """Return the first error of another process that is not itself a lost peer; `lost` if none comes in time."""
+    """Return the error that made a process lose a peer: the first of another process that is not itself a lost peer;
+    `lost` if none comes in time.
+    """
     deadline = time.monotonic() + LOST_PEER_S
     while running := {other.connection: other for other in others if not other.done}:
         ready = wait(list(running), timeout=max(0.0, deadline - time.monotonic()))
@@ -221,16 +214,9 @@ def _main(connection: Connection, call: Call, settings: Mapping[str, Any], envir
                 print(trace, file=sys.stderr)
             if not isinstance(error, MustError):
                 error.add_note(f"In the process of the step:\n{trace}")
-            answer = "failed", error
+            answer = "failed", error if _can_pickle(error) else MustError(f"{type(error).__name__}: {error}")
         with contextlib.suppress(OSError):  # the run is gone; what is on disk serves the next one
-            _send(connection, answer)
-
-
-def _send(connection: Connection, answer: tuple[str, Any]) -> None:
-    kind, content = answer
-    if kind == "failed" and not _can_pickle(content):
-        content = MustError(f"{type(content).__name__}: {content}")
-    connection.send((kind, content))
+            connection.send(answer)
 
 
 def _can_pickle(error: BaseException) -> bool:

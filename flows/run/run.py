@@ -50,6 +50,8 @@ GetOrMake = Callable[["Run", Step, Inputs], tuple[Artifact, bool]]
 """Returns the artifact of a step, and True if it was made by this call."""
 WHOLE_RECIPE = Selection()
 """All steps but those of comparisons."""
+RUN_NAME = re.compile(r"^(?P<recipe>.*)-(?P<time>\d{8}-\d{6})(?:-(?P<number>\d+))?$")
+"""The name of a run's folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +83,13 @@ class Plan:
         """Return those of the run's artifacts that hold numbers for the report."""
         return {each.step.name: artifacts[each.step.name] for each in self.planned if each.step.kind.measures}
 
-    def check(self, early: Mapping[str, Artifact], runtime: Runtime) -> None:
-        """Raise ConfigError if a step that is still to be made needs labels that its sets lack.
-
-        `early` are the artifacts of all early steps.
+    def check(self, early: Mapping[str, Artifact | None], runtime: Runtime) -> None:
+        """Raise ConfigError if a step that is still to be made needs labels that its sets lack, once all early steps
+        have artifacts.
         """
-        check_labels([each.step for each in self.planned if each.artifact is None], Inputs(early, runtime))
+        done = {name: artifact for name, artifact in early.items() if artifact}
+        if len(done) == len(early):
+            check_labels([each.step for each in self.planned if each.artifact is None], Inputs(done, runtime))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +185,8 @@ class Run:
                 raise stopped_in(step.name, step.name in self.plan.force) from error
             raise
         finally:
-            self._upload_log(step.name)
+            if self.log_path(step.name).exists():
+                self.workspace.root.upload(self.log_path(step.name))
         if is_new:
             seconds = time.time() - began
             with self._lock:
@@ -200,13 +204,8 @@ class Run:
             if step not in self._early or self._early[step]:
                 return
             self._early[step] = artifact
-            done = {name: made for name, made in self._early.items() if made}
-        if len(done) == len(self._early):
-            self.plan.check(done, self.runtime)
-
-    def _upload_log(self, step: str) -> None:
-        if self.log_path(step).exists():
-            self.workspace.root.upload(self.log_path(step))
+            early = dict(self._early)
+        self.plan.check(early, self.runtime)
 
 
 def _unusable_files(artifact: Artifact) -> str:
@@ -244,9 +243,7 @@ def plan_run(recipe: Recipe, root: Root, selection: Selection = WHOLE_RECIPE) ->
     have been ingested.
     """
     plan = plan_unchecked(recipe, root, selection)
-    done = {name: artifact for name, artifact in plan.early.items() if artifact}
-    if len(done) == len(plan.early):
-        plan.check(done, Runtime.of(recipe.runtime, root))
+    plan.check(plan.early, Runtime.of(recipe.runtime, root))
     return plan
 
 
@@ -285,26 +282,24 @@ def completed_outcome(plan: Plan) -> Outcome | None:
     if len(artifacts) < len(plan.planned):
         return None
     measured = plan.measured(artifacts)
-    if not measured:
-        return Outcome(None, artifacts, 0, plan.measures)
-    folder = find_report(plan.workspace.root, measured)
-    return Outcome(folder, artifacts, 0, plan.measures) if folder else None
+    folder = _find_report(plan.workspace.root, measured) if measured else None
+    return None if measured and not folder else Outcome(folder, artifacts, 0, plan.measures)
 
 
-def find_report(root: Root, measured: Mapping[str, Artifact]) -> StoragePath | None:
+def _find_report(root: Root, measured: Mapping[str, Artifact]) -> StoragePath | None:
     """Return the folder of the newest run that wrote a report on all these artifacts."""
     wanted = {(name, artifact.fingerprint) for name, artifact in measured.items()}
     runs = root / "runs"
-    reports = [name for name in runs.files() if posixpath.basename(name) == "report.html"]
-    for report in sorted(reports, key=_run_order, reverse=True):
-        folder = runs.child(posixpath.dirname(report))
+    reports = [posixpath.dirname(name) for name in runs.files() if posixpath.basename(name) == "report.html"]
+    for name in sorted(reports, key=run_order, reverse=True):
+        folder = runs.child(name)
         events = parse_lines(folder.child("events.jsonl").read())
         if wanted <= {(event.get("step"), event.get("artifact")) for event in events}:
             return folder
     return None
 
 
-def _run_order(report: str) -> tuple[str, int]:
-    """Return the time and the number in the name of the run's folder that a report lies in, to sort by."""
-    match = re.search(r"-(\d{8}-\d{6})(?:-(\d+))?/", report)
-    return (match[1], int(match[2] or 1)) if match else ("", 0)
+def run_order(name: str) -> tuple[str, int]:
+    """Return the time and the number in the name of a run's folder, to sort by."""
+    match = RUN_NAME.match(name)
+    return (match["time"], int(match["number"] or 1)) if match else ("", 0)

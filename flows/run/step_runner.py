@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import dataclasses
 import os
 import queue
 import socket
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from flows.run.processes import Call, run_in_process, warm_up
+from flows.run.processes import LAST_OUTPUT, Call, run_in_process, warm_up
 from flows.run.run import Run
 from pipeline.errors import ConfigError, Interrupted, OutOfMemory, error_context
 from pipeline.recipe.base import BaseConfig
@@ -84,7 +83,7 @@ class Subprocess:
         """
         run.record("killed", step=step.name, error=str(error))
         inputs.runtime.check_stop(step.name)
-        reason, _, _ = str(error).partition(" It said last")
+        reason, _, _ = str(error).partition(LAST_OUTPUT)
         run.log(step.name, f"{reason} It goes on from what it saved.")
         if step.kind.resumes and run.workspace.find(step, step.fingerprint(inputs.artifacts)) is None:
             return dataclasses.replace(inputs, force=False)  # the old artifact is gone: resume from the new state
@@ -194,25 +193,19 @@ def run_concurrently(run: Run, execute: Execute, concurrency: int) -> dict[str, 
     artifacts: dict[str, Artifact] = {}
     pending = {planned.step.name: planned.step for planned in run.planned}
     running: dict[Future[Artifact], str] = {}
-    with ThreadPoolExecutor(concurrency, thread_name_prefix="step") as pool, _stop_others(run.runtime, running):
-        while pending or running:
-            ready = [step for step in pending.values() if artifacts.keys() >= set(step.inputs)]
-            for step in ready[: concurrency - len(running)]:
-                inputs = {name: artifacts[name] for name in step.inputs}
-                context = contextvars.copy_context()  # Prefect keeps the current flow run there
-                running[pool.submit(context.run, execute, run, step, inputs)] = step.name
-                del pending[step.name]
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                artifacts[running.pop(future)] = future.result()
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="step") as pool:
+        try:
+            while pending or running:
+                ready = [step for step in pending.values() if artifacts.keys() >= set(step.inputs)]
+                for step in ready[: concurrency - len(running)]:
+                    inputs = {name: artifacts[name] for name in step.inputs}
+                    context = contextvars.copy_context()  # Prefect keeps the current flow run there
+                    running[pool.submit(context.run, execute, run, step, inputs)] = step.name
+                    del pending[step.name]
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    artifacts[running.pop(future)] = future.result()
+        except BaseException:
+            if not all(future.done() for future in running):
+                run.runtime.stop.set()
+            raise
     return {planned.step.name: artifacts[planned.step.name] for planned in run.planned}
-
-
-@contextlib.contextmanager
-def _stop_others(runtime: Runtime, running: Collection[Future[Artifact]]) -> Iterator[None]:
-    """Request a stop if an error is raised inside while other steps are running."""
-    try:
-        yield
-    except BaseException:
-        if not all(future.done() for future in running):
-            runtime.stop.set()
-        raise

@@ -13,21 +13,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from flows.server.daemons import Service, Services, locked_services, wait_for
-from flows.server.embedded import answers, check_user_server, temporary_environ, user_api_url
+from flows.server.daemons import Service, Services, locked_services
+from flows.server.embedded import answers, check_user_server, temporary_environ, user_api_url, wait_for
 from pipeline.errors import PROJECT, ConfigError, MustError
 from pipeline.steps.artifact import hash_file, hash_json
 
 if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
-
-# Prefect is imported late, in an environment made for it.
-# ruff: noqa: PLC0415
+    from flows.server.api import ServerApi
 
 FIRST_PORT, PORTS = 4200, 100
 GRACE_S = 45.0
@@ -48,58 +45,69 @@ def up(at_once: int | None, echo: Echo) -> Services:
     with locked_services() as services:
         _choose_server(services)
         _choose_limit(services, at_once)
-        if services.own and not services.answers():
+        if not services.own:
+            _check_server(services)
+        elif not services.answers():
             _start_server(services, echo)
-        with temporary_environ(services.environ()):
-            from flows.server.api import client_of, ensure_work_pool
-
-            if not services.own:
-                check_user_server()
-
-            with client_of(services) as client:
-                ensure_work_pool(client, services.own)
-                worker = services.worker if services.worker and services.worker.alive() else None
-                started = worker or _start_worker(services, client, echo)
-                _deploy(services, client, echo)
-                _wait_for_worker(services, client, started)
+        with _connect(services) as api:
+            api.ensure_work_pool(services.own)
+            worker = services.running("worker") or _start_worker(services, api, echo)
+            _deploy(services, api, echo)
+            wait_for(
+                "worker", worker.alive, worker.log, lambda: api.last_heartbeat(services.worker_name) >= worker.since
+            )
         return services
 
 
+@contextlib.contextmanager
+def _connect(services: Services) -> Iterator[ServerApi]:
+    """Yield the API of the server that is used, after importing Prefect in an environment made for it."""
+    with temporary_environ(services.environ()):
+        from flows.server.api import connect  # noqa: PLC0415 - Prefect reads its settings when it is imported
+
+        with connect(services) as api:
+            yield api
+
+
+def _check_server(services: Services) -> None:
+    """Raise ConfigError if the server that is used does not answer."""
+    if services.own:
+        if not services.answers():
+            raise ConfigError(f"Prefect's server {services.url} does not answer: `must up` starts it again.")
+    elif (theirs := user_api_url()) != services.url:
+        raise ConfigError(f"PREFECT_API_URL is {theirs or 'not set'}: set it to {services.url}, which `must up` used.")
+    else:
+        with temporary_environ(services.environ()):
+            check_user_server()
+
+
 def _choose_server(services: Services) -> None:
-    """Use the server that the user names, else our own."""
+    """Use the server that the user names, else our own. Raises ConfigError if a worker for another one is running."""
     theirs = user_api_url()
     own = theirs is None or (services.own and theirs.rstrip("/") == services.url)
-    unchanged = own == services.own and (own or theirs == services.url)
-    if unchanged:
+    if own == services.own and (own or theirs == services.url):
         return
-    if services.worker and services.worker.alive():
+    if services.running("worker"):
         raise ConfigError(
-            f"PREFECT_API_URL is {theirs or 'not set'}, but a worker for {services.url} is up: `must down` first."
+            f"PREFECT_API_URL is {theirs or 'not set'}, but a worker for {services.url} is running: "
+            "end it with `must down` first."
         )
     services.url, services.own, services.deployed = theirs or "", own, ""
 
 
 def _start_server(services: Services, echo: Echo) -> None:
     while True:
-        server = services.server if services.server and services.server.alive() else None
+        server = services.running("server")
         if not server:
             port = _free_port(services.url)
             services.url = f"http://127.0.0.1:{port}/api"
             echo(f"Starting Prefect's server on port {port} ...")
             server = services.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(port))
-        wait_for("server", server, lambda: answers(services.url))
-        if _is_ours(services):
-            return
+        wait_for("server", server.alive, server.log, lambda: answers(services.url))
+        with _connect(services) as api:
+            if api.home() == services.environ()["PREFECT_HOME"]:
+                return
         services.stop("server")  # another user's server took the port first: try the next one
-
-
-def _is_ours(services: Services) -> bool:
-    """Return True if the server that answers is ours: it keeps its files in our home."""
-    with temporary_environ(services.environ()):
-        from flows.server.api import client_of, server_home
-
-        with client_of(services) as client:
-            return server_home(client) == services.environ()["PREFECT_HOME"]
 
 
 def _free_port(url: str) -> int:
@@ -111,49 +119,46 @@ def _free_port(url: str) -> int:
         except OSError:
             continue
         return port
-    raise ConfigError(f"None of the ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} is free.")
+    raise ConfigError(
+        f"None of the ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} is free for Prefect's server: end a program that "
+        "uses one of them, or name a server in PREFECT_API_URL."
+    )
 
 
 def _choose_limit(services: Services, at_once: int | None) -> None:
     """Set how many flow runs the worker takes at a time. Raises ConfigError if it is running with another limit."""
-    running = services.worker is not None and services.worker.alive()
-    if running and at_once not in (None, services.at_once):
-        raise ConfigError(f"The worker that is up takes {services.at_once} at once, not {at_once}: `must down` first.")
-    if not running:
+    if not services.running("worker"):
         services.at_once = at_once or 1
+    elif at_once not in (None, services.at_once):
+        raise ConfigError(
+            f"The worker that is running takes {services.at_once} runs at once, not {at_once}: "
+            "end it with `must down` first."
+        )
 
 
-def _start_worker(services: Services, client: SyncPrefectClient, echo: Echo) -> Service:
-    """Start a worker for the work pool, after marking runs that died with the one before."""
-    from flows.server.api import KIND, POOL
+def _start_worker(services: Services, api: ServerApi, echo: Echo) -> Service:
+    """Start a worker for the work pool, after marking runs that died with the previous one as crashed."""
+    from flows.server.api import KIND, POOL  # noqa: PLC0415 - as in `_connect`
 
     echo("Starting a worker ...")
-    _mark_dead_runs(services, client)
+    _mark_dead_runs(services, api)
     pool = ["--pool", POOL, "--type", KIND, "--install-policy", "never"]
     return services.start(
         "worker", "worker", "start", *pool, "--name", services.worker_name, "--limit", str(services.at_once)
     )
 
 
-def _wait_for_worker(services: Services, client: SyncPrefectClient, worker: Service) -> None:
-    from flows.server.api import last_heartbeat
-
-    wait_for("worker", worker, lambda: last_heartbeat(client, services.worker_name) >= worker.since)
-
-
-def _deploy(services: Services, client: SyncPrefectClient, echo: Echo) -> None:
+def _deploy(services: Services, api: ServerApi, echo: Echo) -> None:
     """Register the deployments of this version of the project, unless they are registered already."""
-    from flows.server.api import deployment_names
-
     file = PROJECT / "prefect.yaml"
     wanted = yaml.safe_load(file.read_text(encoding="utf-8"))["deployments"]
     digest = hash_json([str(PROJECT), *(hash_file(path) for path in (file, PROJECT / "flows" / "deployments.py"))])
-    if services.deployed == digest and len(deployment_names(client)) >= len(wanted):
+    if services.deployed == digest and len(api.deployment_names()) >= len(wanted):
         return
     echo("Registering the deployments of prefect.yaml ...")
     command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
-    if done.returncode or len(deployment_names(client)) < len(wanted):
+    if done.returncode or len(api.deployment_names()) < len(wanted):
         raise MustError(f"`prefect deploy` failed: {(done.stdout + done.stderr)[-2000:]}")
     services.deployed = digest
     services.write()
@@ -165,67 +170,53 @@ def down(now: bool, echo: Echo) -> list[str]:
     Active runs are stopped if `now`, after saving their state; else they are listed in a ConfigError.
     """
     with locked_services() as services:
-        if _reachable(services):
-            with temporary_environ(services.environ()):
-                from flows.server.api import client_of
-
-                with client_of(services) as client:
-                    _stop_runs(services, client, now, echo)
-                    worker = services.stop("worker")
-                    _mark_dead_runs(services, client, kill=True)
-        elif now or not (services.worker and services.worker.alive()):
+        try:
+            _check_server(services)
+        except ConfigError as error:
+            if services.running("worker") and not now:
+                raise ConfigError(
+                    f"{error} Until the server answers, it is not known if the worker has active runs; "
+                    "`must down --now` ends it in any case."
+                ) from error
             worker = services.stop("worker")
         else:
-            raise ConfigError(
-                f"The server {services.url} does not answer, so it is not known what the worker is at. "
-                f"{'`must up` starts it again' if services.own else 'PREFECT_API_URL has to name it'}; "
-                "`must down --now` ends the worker whatever it is at."
-            )
+            with _connect(services) as api:
+                _stop_runs(services, api, now, echo)
+                worker = services.stop("worker")
+                _mark_dead_runs(services, api, kill=True)
         return [*(["worker"] if worker else []), *(["server"] if services.stop("server") else [])]
 
 
-def _reachable(services: Services) -> bool:
-    """Return True if the worker's server answers."""
-    if services.own:
-        return services.answers()
-    with contextlib.suppress(ConfigError), temporary_environ(services.environ()):
-        if user_api_url():
-            check_user_server()
-            return True
-    return False
-
-
-def _stop_runs(services: Services, client: SyncPrefectClient, now: bool, echo: Echo) -> None:
-    from flows.server.api import active_runs, cancel, pause_work_pool
-
-    runs = active_runs(client, services.worker_name)
+def _stop_runs(services: Services, api: ServerApi, now: bool, echo: Echo) -> None:
+    """Stop the worker's active runs, and wait for their end. Raises ConfigError if there are any, unless `now`."""
+    runs = api.active_runs(services.worker_name)
     if runs and not now:
+        names = ", ".join(f"{run.flow} {run.name} ({', '.join(run.steps) or run.state})" for run in runs)
         raise ConfigError(
-            f"At work: {', '.join(run.describe() for run in runs)}. `must down --now` stops what is at work; "
-            "it is saved, and the same run goes on from there."
+            f"There are active runs: {names}. `must down --now` stops them after saving their state; starting the same "
+            "run again continues from there."
         )
     if services.own:
-        pause_work_pool(client)  # else the worker starts the next scheduled runs
+        api.pause_work_pool()  # else the worker starts the next scheduled runs
     for run in runs:
         echo(f"Stopping {run.name} ...")
-        if run.is_child_of(services.worker):
-            cancel(client, run)
+        worker = services.running("worker")
+        if worker and run.is_child_of(worker):
+            api.cancel(run)
         else:
             run.signal(signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
-    while active_runs(client, services.worker_name) and time.monotonic() < deadline:
+    while api.active_runs(services.worker_name) and time.monotonic() < deadline:
         time.sleep(1)
 
 
-def _mark_dead_runs(services: Services, client: SyncPrefectClient, kill: bool = False) -> None:
+def _mark_dead_runs(services: Services, api: ServerApi, kill: bool = False) -> None:
     """Mark the worker's active runs whose processes are gone as crashed; all of them, after killing them, if `kill`."""
-    from flows.server.api import active_runs, mark_crashed
-
-    for run in active_runs(client, services.worker_name):
+    for run in api.active_runs(services.worker_name):
         if kill:
             run.signal(signal.SIGKILL)
         if kill or not run.is_alive():
-            mark_crashed(client, run)
+            api.mark_crashed(run)
 
 
 def status() -> dict[str, Any]:
@@ -235,29 +226,19 @@ def status() -> dict[str, Any]:
     report |= {"own_server": services.own, "answers": False, "deployments": [], "runs": [], "waiting": 0}
     for name, service in (("server", services.server), ("worker", services.worker)):
         report[name] = _service_status(service) if service else None
-    with temporary_environ(services.environ()), contextlib.suppress(ConfigError):
-        report |= _server_status(services)
+    with contextlib.suppress(ConfigError):
+        _check_server(services)
+        with _connect(services) as api:
+            runs = api.active_runs(None if services.own else services.worker_name)
+            report |= {
+                "answers": True,
+                "deployments": api.deployment_names(),
+                "runs": [dataclasses.asdict(run) | {"identity": str(run.identity)} for run in runs],
+                "waiting": api.count_scheduled(),
+            }
     return report
-
-
-def _server_status(services: Services) -> dict[str, Any]:
-    """Return the part of the status that the server knows. Raises ConfigError if it does not answer."""
-    if not services.own:
-        check_user_server()
-    elif not services.answers():
-        raise ConfigError(f"{services.url} does not answer.")
-    from flows.server.api import active_runs, client_of, count_scheduled, deployment_names
-
-    with client_of(services) as client:
-        runs = active_runs(client, None if services.own else services.worker_name)
-        return {
-            "answers": True,
-            "deployments": deployment_names(client),
-            "runs": [dataclasses.asdict(run) | {"identity": str(run.identity)} for run in runs],
-            "waiting": count_scheduled(client),
-        }
 
 
 def _service_status(service: Service) -> dict[str, Any]:
     since = datetime.datetime.fromtimestamp(service.since, datetime.UTC).isoformat(timespec="seconds")
-    return {"alive": service.alive(), "process": service.process.number, "since": since, "log": service.log}
+    return {"alive": service.alive(), "process": service.process.number, "since": since, "log": str(service.log)}

@@ -20,12 +20,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from flows.server import embedded
-from flows.server.embedded import START_S, answers, last_line, user_api_url, write_logging
+from flows.server.embedded import answers, user_api_url, write_logging
 from pipeline.errors import PROJECT, ConfigError
 from pipeline.steps.artifact import write_json
 from pipeline.storage.process_id import ProcessId
@@ -56,7 +58,7 @@ class Service:
     process: ProcessId
     since: float
     """Unix time of its start."""
-    log: str
+    log: Path
 
     def alive(self) -> bool:
         return self.process.is_local and not self.process.has_ended()
@@ -95,16 +97,11 @@ class Services:
             fields: dict[str, Any] = json.loads((home / "services.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return cls(home)
-        for name in ("server", "worker"):
-            if fields[name]:
-                fields[name] = Service(**{**fields[name], "process": ProcessId(**fields[name]["process"])})
-        return cls(home, **fields)
+        return TypeAdapter(cls).validate_python({"home": home, **fields})
 
     def write(self) -> None:
         """Write services.json."""
-        fields = dataclasses.asdict(self)
-        del fields["home"]
-        write_json(self.home / "services.json", fields)
+        write_json(self.home / "services.json", TypeAdapter(Services).dump_python(self, mode="json", exclude={"home"}))
 
     @property
     def page(self) -> str:
@@ -116,9 +113,14 @@ class Services:
         """The worker's name on the server."""
         return f"must-{getpass.getuser()}-{socket.gethostname()}"
 
+    def running(self, name: Name) -> Service | None:
+        """Return a service if it is running."""
+        service: Service | None = getattr(self, name)
+        return service if service and service.alive() else None
+
     def answers(self) -> bool:
         """Return True if our own server is running and answers."""
-        return bool(self.server and self.server.alive() and answers(self.url))
+        return self.running("server") is not None and answers(self.url)
 
     def environ(self) -> dict[str, str]:
         """Return the environment of Prefect. With our own server the user's Prefect profile is not used."""
@@ -127,13 +129,8 @@ class Services:
         if not self.own:
             return environ
         home = self.home / "prefect"
-        return environ | {
-            "PREFECT_API_URL": self.url,
-            "PREFECT_HOME": str(home),
-            "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
-            "PREFECT_PROFILE": "ephemeral",
-            **embedded.no_proxy_environ(),
-        }
+        environ |= {"PREFECT_HOME": str(home), "PREFECT_PROFILES_PATH": str(home / "profiles.toml")}
+        return environ | embedded.own_server_environ(self.url)
 
     def start(self, name: Name, *arguments: str) -> Service:
         """Start a service with the command `prefect <arguments>`."""
@@ -149,20 +146,19 @@ class Services:
                 env=os.environ | self.environ() | embedded.logging_settings(self.home),
                 start_new_session=True,
             )
-        service = Service(ProcessId.from_pid(child.pid), time.time(), str(log))
+        service = Service(ProcessId.from_pid(child.pid), time.time(), log)
         setattr(self, name, service)
         self.write()
         return service
 
     def stop(self, name: Name) -> bool:
         """End a service. Returns True if it was running."""
-        service: Service | None = getattr(self, name)
-        was_alive = bool(service and service.alive())
-        if service and was_alive:
+        service = self.running(name)
+        if service:
             service.stop()
         setattr(self, name, None)
         self.write()
-        return was_alive
+        return service is not None
 
 
 @contextlib.contextmanager
@@ -176,17 +172,6 @@ def _sigint_enabled() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def wait_for(name: Name, service: Service, ready: Callable[[], bool]) -> None:
-    """Wait until a service is ready. Raises ConfigError with the last line of its log if it ends or takes too long."""
-    deadline = time.monotonic() + START_S
-    while not ready():
-        if not service.alive() or time.monotonic() > deadline:
-            failed = "is not ready yet" if service.alive() else "did not start"
-            reason = last_line(Path(service.log)) or "its log is empty"
-            raise ConfigError(f"Prefect's {name} {failed}: {reason}. The whole of it is in {service.log}.")
-        time.sleep(0.2)
 
 
 def running_server_environ() -> dict[str, str]:

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from pipeline.errors import ConfigError
 from pipeline.steps.runtime import Runtime
 
 START_S = 180.0
-"""For the server to answer: on a new root it creates its database first, which is slow on busy cores."""
+"""For a server to answer: on a new root it creates its database first, which is slow on busy cores."""
 SHUTDOWN_S = 10.0
 """For the server to shut down, before it is killed."""
 LOGGING_FILE = "logging.yml"
@@ -72,10 +72,10 @@ def logging_settings(home: Path) -> dict[str, str]:
     return {} if chosen else {"PREFECT_LOGGING_SETTINGS_PATH": str(home / LOGGING_FILE)}
 
 
-def no_proxy_environ() -> dict[str, str]:
-    """Return the environment in which a server on this machine is reached without a proxy."""
+def own_server_environ(url: str) -> dict[str, str]:
+    """Return the environment in which Prefect uses a server on this machine, without a proxy or the user's profile."""
     direct = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1")))
-    return {"NO_PROXY": direct, "no_proxy": direct}
+    return {"PREFECT_API_URL": url, "PREFECT_PROFILE": "ephemeral", "NO_PROXY": direct, "no_proxy": direct}
 
 
 def prefect_environ(home: Path, url: str | None) -> dict[str, str]:
@@ -90,24 +90,20 @@ def prefect_environ(home: Path, url: str | None) -> dict[str, str]:
         environ |= {"PREFECT_HOME": str(home), "PREFECT_PROFILES_PATH": str(home / "profiles.toml")}
         environ["PREFECT_CLIENT_MAX_RETRIES"] = "3"  # an embedded server that is gone does not come back
     environ = {name: value for name, value in environ.items() if name not in os.environ}
-    if url:
-        environ |= {"PREFECT_API_URL": url, "PREFECT_PROFILE": "ephemeral", **no_proxy_environ()}
-    return environ
+    return environ | (own_server_environ(url) if url else {})
 
 
 @contextmanager
 def temporary_environ(changes: Mapping[str, str]) -> Iterator[None]:
     """Apply changes to `os.environ` while inside."""
-    before = {name: os.environ.get(name) for name in changes}
+    before = {name: os.environ[name] for name in changes if name in os.environ}
     os.environ.update(changes)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in changes:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def answers(url: str) -> bool:
@@ -148,37 +144,18 @@ class Server:
                 start_new_session=True,  # Ctrl-C reaches the run alone; the server must live to record how it ended
             )
 
-    @property
-    def process(self) -> int:
-        """The child's pid."""
-        return self._child.pid
-
     def wait(self, runtime: Runtime) -> None:
         """Wait until the server answers. Raises ConfigError if it ends or takes too long, Stopped on a stop request."""
-        began = time.monotonic()
-        while True:
+
+        def ready() -> bool:
             runtime.check_stop("the start of Prefect's server")
-            self.check()
-            if answers(self.url):
-                return
-            if time.monotonic() - began > START_S:
-                raise ConfigError(
-                    f"Prefect's server did not answer within {START_S:.0f} s; see {self.log}. "
-                    f"Try again, {WITHOUT_PREFECT}."
-                )
-            time.sleep(0.1)
+            return answers(self.url)
+
+        hint = f" Install the versions that constraints.txt names, {WITHOUT_PREFECT}."
+        wait_for("server", self.alive, self.log, ready, hint)
 
     def alive(self) -> bool:
         return self._child.poll() is None
-
-    def check(self) -> None:
-        """Raise ConfigError with the last line of its log if the child has ended."""
-        if not self.alive():
-            reason = last_line(self.log) or f"it ended with code {self._child.returncode}"
-            raise ConfigError(
-                f"Prefect's server did not start: {reason}. The whole of it is in {self.log}. "
-                f"Install the versions that constraints.txt names, {WITHOUT_PREFECT}."
-            )
 
     def stop(self) -> None:
         """Shut the child down; kill it if that takes too long."""
@@ -191,10 +168,19 @@ class Server:
             self._child.wait()
 
 
-def last_line(log: Path) -> str:
-    """Return the last line of a log that is not empty, without the full stop; "" if there is none."""
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.strip().rstrip(".") for line in reversed(lines) if line.strip()), "")
+def wait_for(name: str, alive: Callable[[], bool], log: Path, ready: Callable[[], bool], hint: str = "") -> None:
+    """Wait until a service of Prefect is ready.
+
+    Raises ConfigError with the last line of its log, and the hint, if it ends or takes too long.
+    """
+    deadline = time.monotonic() + START_S
+    while not ready():
+        if not alive() or time.monotonic() > deadline:
+            failed = f"is not ready after {START_S:.0f} s" if alive() else "did not start"
+            lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+            reason = next((line.strip().rstrip(".") for line in reversed(lines) if line.strip()), "it printed nothing")
+            raise ConfigError(f"Prefect's {name} {failed}: {reason}. Its log is {log}.{hint}")
+        time.sleep(0.1)
 
 
 def write_logging(home: Path, logging: Mapping[str, Any] = LOGGING) -> None:

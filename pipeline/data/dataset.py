@@ -42,10 +42,11 @@ class LabelSource:
 
     def check(self, images: ImageShard, keys: Sequence[str]) -> None:
         """Raise DataError, naming shard and key, unless the file, whose keys are `keys`, fits the image shard."""
-        if self.rows is None:
-            return check_joined(images.keys, keys, images.name, self.file)
-        pairs = [(key, keys[row]) for key, row in zip(images.keys, self.rows, strict=True) if row >= 0]
-        return check_joined([key for key, _ in pairs], [other for _, other in pairs], images.name, self.file)
+        expected: Sequence[str] = images.keys
+        if self.rows is not None:
+            expected = [key for key, row in zip(images.keys, self.rows, strict=True) if row >= 0]
+            keys = [keys[row] for row in self.rows if row >= 0]
+        check_joined(expected, keys, images.name, self.file)
 
     def has_label(self, images: ImageShard) -> NDArray[np.bool_]:
         """Return a mask of the shard's images that have a label here. Raises DataError if the file does not fit."""
@@ -86,7 +87,7 @@ class ImageDataset:
 
     def _open_labels(self, number: int) -> dict[str, list[tuple[LabelShard, LabelSource]]]:
         shard = self.shards[number]
-        opened: dict[str, list[tuple[LabelShard, LabelSource]]] = {}
+        opened = {}
         for head, label_sources in shard.label_sources.items():
             opened[head] = [(LabelShard(source.file, source.label), source) for source in label_sources]
             for labels, source in opened[head]:
@@ -123,11 +124,6 @@ class ImageDataset:
         shards = [dataclasses.replace(self.shards[number], rows=np.array(kept)) for number, kept in rows.items()]
         return ImageDataset(shards)
 
-    def label_types(self, index: int) -> dict[str, Label]:
-        """Return what the labels of an image are, by head."""
-        number, _ = self.locate(index)
-        return {head: label_sources[0].label for head, label_sources in self.shards[number].label_sources.items()}
-
     def read(self, index: int) -> tuple[str, bytes]:
         """Return (key, bytes of the image file)."""
         number, row = self.locate(index)
@@ -145,11 +141,11 @@ class ImageDataset:
         share = min(params.box[2] - params.box[0], params.box[3] - params.box[1])
         needed = int(np.ceil(size / share))
         image = transform_image(decode_image(data, at_least=(needed, needed)), params, size)
-        types = self.label_types(index)
-        values = {
-            head: transform_label(types[head], value, params, size if types[head].uses_pixels else size // 4)
-            for head, value in self.values(index).items()
-        }
+        label_sources = self.shards[self.locate(index)[0]].label_sources
+        values = self.values(index)
+        for head, value in values.items():
+            label = label_sources[head][0].label
+            values[head] = transform_label(label, value, params, size if label.uses_pixels else size // 4)
         return ImageSample(key, image, values)
 
     @functools.cached_property
@@ -170,7 +166,5 @@ class ImageDataset:
             return self._by_key[rng.permutation(len(self))]
         shards = rng.permutation(len(self.shards))
         windows = [shards[start : start + SHUFFLE_WINDOW] for start in range(0, len(shards), SHUFFLE_WINDOW)]
-        spans = [
-            np.concatenate([np.arange(self._starts[n], self._starts[n + 1]) for n in window]) for window in windows
-        ]
-        return np.concatenate([rng.permutation(span) for span in spans])
+        spans = [[np.arange(self._starts[n], self._starts[n + 1]) for n in window] for window in windows]
+        return np.concatenate([rng.permutation(np.concatenate(span)) for span in spans])

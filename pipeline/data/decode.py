@@ -11,11 +11,10 @@ which Pillow invents the missing part of a file, stays off. No torch.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,8 +58,7 @@ FORMATS = tuple(name for name in SUFFIXES if name in Image.OPEN)
 Image.MAX_IMAGE_PIXELS = PIXEL_LIMIT
 
 
-@dataclasses.dataclass(frozen=True)
-class Inspection:
+class Inspection(NamedTuple):
     """Size of the upright image in a file, in pixels, and the suffix of the file's format ("jpg", "png")."""
 
     width: int
@@ -87,9 +85,7 @@ def inspect_image(data: bytes) -> Inspection:
 
 
 def decode_image(data: bytes, at_least: tuple[int, int] | None = None) -> Image.Image:
-    """Decode an image file to the upright image in mode RGB, 8 bits per channel.
-
-    Raises DataError, with the reason, on what can't be used.
+    """Decode an image file to an upright RGB image of 8 bits per channel. Raises DataError with the reason.
 
     Args:
         at_least: (width, height) of the upright image in pixels, both positive. A JPEG may then come out at 1/2, 1/4 or

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,15 +61,6 @@ def normals_from_depth(depth: NDArray[np.float32], camera: PinholeCamera) -> NDA
     return out
 
 
-def _neighbors(grid: Floats) -> Iterator[tuple[int, int, Floats]]:
-    """Yield (dx, dy, value of each pixel's neighbour at that offset, 0 outside) for each offset in the window."""
-    h, w = grid.shape
-    padded = np.pad(grid, RADIUS)
-    for dy in range(-RADIUS, RADIUS + 1):
-        for dx in range(-RADIUS, RADIUS + 1):
-            yield dx, dy, padded[RADIUS + dy : RADIUS + dy + h, RADIUS + dx : RADIUS + dx + w]
-
-
 def _slope(inverse: Floats, axis: int) -> Floats:
     """Return the change per pixel along an axis: that of the flatter side, which does not cross a depth step."""
     change = np.diff(inverse, axis=axis)
@@ -90,7 +80,9 @@ def _sums(inverse: Floats, step_x: float, step_y: float) -> Floats:
     """
     sums = np.zeros((10, *inverse.shape))
     tolerance, slope_x, slope_y = SAME_SURFACE_TOLERANCE * inverse, _slope(inverse, 1), _slope(inverse, 0)
-    for dx, dy, value in _neighbors(inverse):
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(inverse, RADIUS), inverse.shape)
+    for row, column in np.ndindex(windows.shape[:2]):
+        dx, dy, value = column - RADIUS, row - RADIUS, windows[row, column]  # 0 outside the image
         d = value - inverse
         same = ((value > 0) & (np.abs(d - slope_x * dx - slope_y * dy) <= tolerance)).astype(np.float64)
         d *= same

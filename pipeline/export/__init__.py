@@ -10,11 +10,10 @@ import collections
 import contextlib
 import dataclasses
 import importlib
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
@@ -22,7 +21,7 @@ from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.plugins import modules
 from pipeline.steps.artifact import write_json
 from pipeline.storage.atomic import atomic_folder, check_absent
-from pipeline.storage.errors import explain_full_disk, is_disk_full
+from pipeline.storage.errors import explain_full_disk
 from pipeline.stores.labels import FULL_IMAGE, Label, Value, resample_nearest
 
 SUMMARY = "export.json"
@@ -57,7 +56,7 @@ class ExportSample:
         return f"{self.key}.{self.suffix}"
 
 
-class BaseWriter(ABC):
+class BaseWriter(contextlib.AbstractContextManager["BaseWriter"]):
     """Writes samples into a folder, one by one, and keeps none in memory.
 
     Example:
@@ -82,10 +81,7 @@ class BaseWriter(ABC):
         self.locations: dict[str, str] = {}
         """The place of each head's labels in the folder; to be filled by every writer."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.files.close()
 
     @classmethod
@@ -108,8 +104,7 @@ class BaseWriter(ABC):
         """Write an image and its labels: at least one, and only of `self.heads`."""
 
     def finish(self) -> None:
-        """Write what can only be written after the last sample, and close the files. Not called after an error."""
-        self.files.close()
+        """Write what can only be written after the last sample. Not called after an error."""
 
 
 def form_names() -> list[str]:
@@ -120,8 +115,7 @@ def form_names() -> list[str]:
 def load_writer(form: str) -> type[BaseWriter]:
     """Import the writer of a form. Raises ConfigError, which lists the forms, if there is none of this name."""
     name = require_one_of(form, form_names(), "--to")
-    writer: type[BaseWriter] = importlib.import_module(f"{__name__}.{name}").Writer
-    return writer
+    return importlib.import_module(f"{__name__}.{name}").Writer
 
 
 def write_export(
@@ -136,13 +130,16 @@ def write_export(
     """
     writer_class = load_writer(form)
     supported, unsupported = _select_heads(writer_class, heads, form)
-    with _explain_write_errors(out):
-        check_absent(out)
-        with atomic_folder(out) as folder, writer_class(folder, supported) as writer:
-            counts = _add_all(writer, samples)
-            writer.finish()
-            summary = {"form": form, **about, **counts, "heads": _describe_heads(writer), "left_out": unsupported}
-            write_json(folder / SUMMARY, summary)
+    try:
+        with explain_full_disk("export", out):
+            check_absent(out)
+            with atomic_folder(out) as folder, writer_class(folder, supported) as writer:
+                counts = _add_all(writer, samples)
+                writer.finish()
+                summary = {"form": form, **about, **counts, "heads": _describe_heads(writer), "left_out": unsupported}
+                write_json(folder / SUMMARY, summary)
+    except OSError as error:
+        raise ConfigError(f"{out}: can't be written ({error.strerror or error}). Name another folder.") from error
     return summary
 
 
@@ -188,18 +185,6 @@ def _describe_heads(writer: BaseWriter) -> dict[str, Any]:
         }
         for head, label in writer.heads.items()
     }
-
-
-@contextlib.contextmanager
-def _explain_write_errors(out: Path) -> Iterator[None]:
-    """Turn the system's errors about writing to `out` into errors of this project."""
-    with explain_full_disk("export", out):
-        try:
-            yield
-        except OSError as error:
-            if is_disk_full(error):
-                raise
-            raise ConfigError(f"{out}: can't be written ({error.strerror or error}). Name another folder.") from error
 
 
 def to_image_size(grid: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORE = 65535
-"""Stands for an unknown class in a segmentation label."""
+from pipeline.stores.labels import IGNORE
+
 UINT16_MAX = 65535
 
 

@@ -18,8 +18,7 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 
 from pipeline.export import BaseWriter, ExportSample, to_image_size
-from pipeline.export._png import IGNORE
-from pipeline.stores.labels import Label, Value
+from pipeline.stores.labels import IGNORE, Label, Value
 
 IMAGES = "images"
 PREFIX = {"detection": "instances", "segmentation": "stuff"}
@@ -58,7 +57,6 @@ class Writer(BaseWriter):
     def finish(self) -> None:
         for file in self._annotation_files.values():
             file.finish()
-        super().finish()
 
 
 class _AnnotationFile:
@@ -92,12 +90,13 @@ class _AnnotationFile:
 
 def _boxes(value: Value) -> list[dict[str, Any]]:
     """Return an annotation for every box, in float64, so that x + width is exactly the stored right edge."""
-    annotations = []
-    for box, score, class_id in zip(value["boxes"].astype(np.float64), value["scores"], value["classes"], strict=True):
-        x, y, width, height = float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])
-        category = {"category_id": int(class_id) + 1, "bbox": [x, y, width, height], "area": width * height}
-        annotations.append({**category, "score": float(score)})
-    return annotations
+    boxes = value["boxes"].astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    columns = value["scores"].tolist(), value["classes"].tolist()
+    return [
+        {"category_id": class_id + 1, "bbox": box, "area": box[2] * box[3], "score": score}
+        for box, score, class_id in zip(boxes.tolist(), *columns, strict=True)
+    ]
 
 
 def _masks(value: Value, size: tuple[int, int]) -> list[dict[str, Any]]:
@@ -108,9 +107,7 @@ def _masks(value: Value, size: tuple[int, int]) -> list[dict[str, Any]]:
         mask = classes == class_id
         encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
         segmentation = {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")}
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        left, top = int(columns[0]), int(rows[0])
-        bbox = [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
+        bbox = rle.toBbox(encoded).astype(int).tolist()
         shape = {"segmentation": segmentation, "area": int(mask.sum()), "bbox": bbox}
         annotations.append({"category_id": int(class_id) + 1, **shape, "score": float(confidence[mask].mean())})
     return annotations

@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image
 
 from pipeline.export import BELOW_THRESHOLD, BaseWriter, ExportSample, to_image_size
-from pipeline.export._png import IGNORE, depth_pixels
+from pipeline.export._png import depth_pixels
 from pipeline.steps.artifact import write_json
-from pipeline.stores.labels import Label, LabelSpace, Value
+from pipeline.stores.labels import IGNORE, Label, LabelSpace, Value
 
 VERSION = "1.0.0"
 RESERVED = ("id", "filepath", "tags", "metadata", "created_at", "last_modified_at", "key", "source")
@@ -32,9 +32,33 @@ LABEL_TYPES = {
     "segmentation": "Segmentation",
     "depth": "Heatmap",
 }
+LABELS = "fiftyone.core.labels"
 MIME = {"jpg": "jpeg", "tif": "tiff"}
 """Subtypes of image/ that differ from the file's suffix."""
 Document = dict[str, Any]
+
+
+def _field(name: str, field_type: str, **changes: Any) -> Document:
+    """Return the document of a field, with `changes` to the defaults."""
+    defaults: Document = {"embedded_doc_type": None, "subfield": None, "fields": [], "description": None, "info": None}
+    field_type = f"fiftyone.core.fields.{field_type}Field"
+    return {"name": name, "ftype": field_type, **defaults, "db_field": name, "read_only": False, **changes}
+
+
+ID = _field("id", "ObjectId", db_field="_id")
+TAGS = _field("tags", "List", subfield="fiftyone.core.fields.StringField")
+METADATA = [
+    *(_field(name, "Int") for name in ("size_bytes", "width", "height", "num_channels")),
+    _field("mime_type", "String"),
+]
+SAMPLE_FIELDS = [
+    *(ID, _field("filepath", "String"), TAGS),
+    _field("metadata", "EmbeddedDocument", embedded_doc_type="fiftyone.core.metadata.ImageMetadata", fields=METADATA),
+    *(_field(name, "DateTime", read_only=True) for name in ("created_at", "last_modified_at")),
+    *(_field("_media_type", "String"), _field("_rand", "Float"), _field("_dataset_id", "ObjectId")),
+    *(_field("key", "String"), _field("source", "String")),
+]
+"""Fields that every sample has."""
 
 
 class Writer(BaseWriter):
@@ -109,7 +133,6 @@ class Writer(BaseWriter):
 
     def finish(self) -> None:
         self._samples.write("\n]}\n")
-        super().finish()
         spaces = {self._fields[head]: label.space for head, label in self.heads.items()}
         write_json(self.folder / "metadata.json", _dataset_document(spaces))
 
@@ -156,63 +179,24 @@ def _dataset_document(spaces: Mapping[str, LabelSpace]) -> Document:
         "app_config": {"media_fields": ["filepath"], **media, "plugins": {}},
         "classes": {field: list(space.classes) for field, space in spaces.items() if space.task in with_classes},
         "mask_targets": targets,
-        "sample_fields": [*_sample_fields(), *(_label_field(field, space) for field, space in spaces.items())],
+        "sample_fields": [*SAMPLE_FIELDS, *(_label_field(field, space) for field, space in spaces.items())],
         **{name: [] for name in empty_lists},
         **{name: {} for name in (*empty, *runs)},
     }
 
 
-def _field(name: str, field_type: str, **changes: Any) -> Document:
-    """Return the document of a field, with `changes` to the defaults."""
-    defaults: Document = {"embedded_doc_type": None, "subfield": None, "fields": [], "description": None, "info": None}
-    return {"name": name, "ftype": _type(field_type), **defaults, "db_field": name, "read_only": False, **changes}
-
-
-def _type(name: str) -> str:
-    return f"fiftyone.core.fields.{name}Field"
-
-
-def _sample_fields() -> list[Document]:
-    """Return the fields that every sample has."""
-    numbers = [_field(name, "Int") for name in ("size_bytes", "width", "height", "num_channels")]
-    metadata = {"embedded_doc_type": "fiftyone.core.metadata.ImageMetadata", "fields": [*numbers, _string("mime_type")]}
-    return [
-        *(_id_field(), _string("filepath"), _tags_field(), _field("metadata", "EmbeddedDocument", **metadata)),
-        *(_field(name, "DateTime", read_only=True) for name in ("created_at", "last_modified_at")),
-        *(_string("_media_type"), _field("_rand", "Float"), _field("_dataset_id", "ObjectId")),
-        *(_string("key"), _string("source")),
-    ]
-
-
-def _string(name: str) -> Document:
-    return _field(name, "String")
-
-
-def _floats(name: str) -> Document:
-    return _field(name, "List", subfield=_type("Float"))
-
-
-def _id_field() -> Document:
-    return _field("id", "ObjectId", db_field="_id")
-
-
-def _tags_field() -> Document:
-    return _field("tags", "List", subfield=_type("String"))
-
-
 def _label_field(name: str, space: LabelSpace) -> Document:
     """Return the field of a head's labels."""
-    label = [_id_field(), _tags_field()]
-    named = [_string("label"), _field("confidence", "Float")]
-    box = [*label, _field("attributes", "Dict"), *named, _floats("bounding_box"), _field("mask", "Array")]
-    detection = [*box, _string("mask_path"), _field("index", "Int")]
-    element = {"subfield": _type("EmbeddedDocument"), "embedded_doc_type": "fiftyone.core.labels.Detection"}
+    mask, mask_path = _field("mask", "Array"), _field("mask_path", "String")
+    named = [_field("label", "String"), _field("confidence", "Float")]
+    floats = {"subfield": "fiftyone.core.fields.FloatField"}
+    box = [_field("attributes", "Dict"), *named, _field("bounding_box", "List", **floats), mask, mask_path]
+    element = {"subfield": "fiftyone.core.fields.EmbeddedDocumentField", "embedded_doc_type": f"{LABELS}.Detection"}
     fields = {
-        "Classification": [*label, *named, _field("logits", "Vector")],
-        "Detections": [_field("detections", "List", **element, fields=detection)],
-        "Segmentation": [*label, _field("mask", "Array"), _string("mask_path")],
-        "Heatmap": [*label, _field("map", "Array"), _string("map_path"), _floats("range")],
+        "Classification": [ID, TAGS, *named, _field("logits", "Vector")],
+        "Detections": [_field("detections", "List", **element, fields=[ID, TAGS, *box, _field("index", "Int")])],
+        "Segmentation": [ID, TAGS, mask, mask_path],
+        "Heatmap": [ID, TAGS, _field("map", "Array"), _field("map_path", "String"), _field("range", "List", **floats)],
     }
     label_type = LABEL_TYPES[space.task]
-    document_type = f"fiftyone.core.labels.{label_type}"
-    return _field(name, "EmbeddedDocument", embedded_doc_type=document_type, fields=fields[label_type])
+    return _field(name, "EmbeddedDocument", embedded_doc_type=f"{LABELS}.{label_type}", fields=fields[label_type])

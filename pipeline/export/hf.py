@@ -35,19 +35,11 @@ ROWS, GROUP_BYTES = 200, 64_000_000
 """Limits of a row group, whichever is reached first: readers load one at a time, and viewers fail above 300 MB."""
 FILE_BYTES = 500_000_000
 """Size of a file at which the next one begins."""
-IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-OBJECTS = pa.struct(
-    [
-        ("bbox", pa.list_(pa.list_(pa.float64()))),
-        ("category", pa.list_(pa.int64())),
-        ("score", pa.list_(pa.float32())),
-    ]
-)
 ARRAYS = {"depth": ("depth", 2), "normals": ("normals", 3), "texture": ("responses", 3)}
 """Name and number of dimensions of the float32 array that is the label of a task."""
 Feature = dict[str, Any]
 """A column's type as `datasets` states it in the schema's metadata."""
-Column = tuple[pa.Field, Feature]
+IMAGE: Feature = {"_type": "Image"}
 
 
 class Writer(BaseWriter):
@@ -59,10 +51,12 @@ class Writer(BaseWriter):
     def __init__(self, folder: Path, heads: Mapping[str, Label]) -> None:
         super().__init__(folder, heads)
         self.locations = {head: f"the columns {head}_*" for head in heads}
-        columns = [*_image_columns(), *(column for head, label in heads.items() for column in _columns(head, label))]
-        features = {field.name: feature for field, feature in columns}
+        features = {"image": IMAGE, "key": _value("string"), "source": _value("string")}
+        features |= {"width": _value("int32"), "height": _value("int32")}
+        for head, label in heads.items():
+            features |= {f"{head}_{name}": feature for name, feature in _label_features(label).items()}
         metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-        self._schema = pa.schema([field for field, _ in columns], metadata)
+        self._schema = pa.schema([(name, _arrow_type(feature)) for name, feature in features.items()], metadata)
         self._cells: dict[str, list[pa.Array]] = {name: [] for name in self._schema.names}
         self._rows = self._bytes = 0
         self._paths: list[Path] = []
@@ -70,20 +64,17 @@ class Writer(BaseWriter):
         (folder / "data").mkdir()
 
     def add(self, sample: ExportSample) -> None:
-        row = {
-            "image": {"bytes": sample.data, "path": sample.file_name},
-            "key": sample.key,
-            "source": sample.source,
-            "width": sample.size[0],
-            "height": sample.size[1],
-        }
-        cells = {name: pa.array([value], self._schema.field(name).type) for name, value in row.items()}
+        image = {"bytes": sample.data, "path": sample.file_name}
+        row: dict[str, Any] = {"image": image, "key": sample.key, "source": sample.source}
+        row["width"], row["height"] = sample.size
         for head, value in sample.values.items():
-            cells |= _label_cells(head, self.heads[head], value)
+            row |= {f"{head}_{name}": cell for name, cell in _label_cells(self.heads[head], value).items()}
             if "probs" in value and not value["probs"].any():
                 self.leave_out(head, BELOW_THRESHOLD)
         for field in self._schema:
-            cell = cells.get(field.name, pa.nulls(1, field.type))
+            cell = row.get(field.name, pa.nulls(1, field.type))
+            if not isinstance(cell, pa.Array):
+                cell = pa.array([cell], field.type)
             self._bytes += cell.nbytes
             self._cells[field.name].append(cell)
         self._rows += 1
@@ -107,67 +98,66 @@ class Writer(BaseWriter):
         """Write the last rows, and rename the files to tell how many there are, as on the Hugging Face hub."""
         if self._rows:
             self._flush()
-        super().finish()
+        self.files.close()
         for number, path in enumerate(self._paths):
             path.rename(path.with_name(f"train-{number:05d}-of-{len(self._paths):05d}.parquet"))
 
 
-def _value_feature(dtype: str) -> Feature:
+def _value(dtype: str) -> Feature:
     return {"dtype": dtype, "_type": "Value"}
 
 
-def _sequence_feature(feature: Feature, depth: int = 1) -> Feature:
-    return feature if depth == 0 else {"feature": _sequence_feature(feature, depth - 1), "_type": "Sequence"}
+def _sequence(feature: Feature, depth: int = 1) -> Feature:
+    return feature if depth == 0 else {"feature": _sequence(feature, depth - 1), "_type": "Sequence"}
 
 
-def _nested_list(dtype: pa.DataType, depth: int) -> pa.DataType:
-    return dtype if depth == 0 else pa.list_(_nested_list(dtype, depth - 1))
+def _arrow_type(feature: Feature) -> pa.DataType:
+    """Return the type of a column in Parquet; a feature without a type of its own is a struct."""
+    match feature.get("_type"):
+        case "Image":
+            return pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        case "Sequence":
+            return pa.list_(_arrow_type(feature["feature"]))
+        case "ClassLabel":
+            return pa.int64()
+        case "Value":
+            return pa.type_for_alias(feature["dtype"])
+    return pa.struct([(name, _arrow_type(each)) for name, each in feature.items()])
 
 
-def _image_columns() -> list[Column]:
-    texts = [(pa.field(name, pa.string()), _value_feature("string")) for name in ("key", "source")]
-    numbers = [(pa.field(name, pa.int32()), _value_feature("int32")) for name in ("width", "height")]
-    return [(pa.field("image", IMAGE), {"_type": "Image"}), *texts, *numbers]
-
-
-def _columns(head: str, label: Label) -> list[Column]:
+def _label_features(label: Label) -> dict[str, Feature]:
+    """Return the columns of a head, without its name."""
     classes: Feature = {"names": unique_names(label.space.classes), "_type": "ClassLabel"}
-    task = label.space.task
+    task, score = label.space.task, _value("float32")
     if task == "classification":
-        probs = (pa.field(f"{head}_probs", pa.list_(pa.float32())), _sequence_feature(_value_feature("float32")))
-        return [(pa.field(f"{head}_class", pa.int64()), classes), probs]
+        return {"class": classes, "probs": _sequence(score)}
     if task == "detection":
-        boxes = {"bbox": _sequence_feature(_value_feature("float64"), 2), "category": _sequence_feature(classes)}
-        objects = {**boxes, "score": _sequence_feature(_value_feature("float32"))}
-        return [(pa.field(f"{head}_objects", OBJECTS), objects)]
+        boxes = _sequence(_value("float64"), 2)
+        return {"objects": {"bbox": boxes, "category": _sequence(classes), "score": _sequence(score)}}
     if task == "segmentation":
-        return [(pa.field(f"{head}_{name}", IMAGE), {"_type": "Image"}) for name in ("classes", "confidence")]
+        return {"classes": IMAGE, "confidence": IMAGE}
     name, dimensions = ARRAYS[task]
-    feature = _sequence_feature(_value_feature("float32"), dimensions)
-    return [(pa.field(f"{head}_{name}", _nested_list(pa.float32(), dimensions)), feature)]
+    return {name: _sequence(score, dimensions)}
 
 
-def _label_cells(head: str, label: Label, value: Value) -> dict[str, pa.Array]:
-    """Return a label's columns, each an array of one row."""
+def _label_cells(label: Label, value: Value) -> dict[str, Any]:
+    """Return a label by column of `_label_features`, each a Python object or an array of one row."""
     task = label.space.task
     if task == "classification":
         probs = value["probs"]
         top = int(probs.argmax()) if probs.any() else None  # no class reaches the threshold
-        return {f"{head}_class": pa.array([top], pa.int64()), f"{head}_probs": _one_row(probs)}
+        return {"class": top, "probs": _one_row(probs)}
     if task == "detection":
-        return {f"{head}_objects": pa.array([_objects(value)], OBJECTS)}
+        boxes = value["boxes"].astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]
+        objects = {"category": value["classes"].tolist(), "score": value["scores"].tolist()}
+        return {"objects": {"bbox": boxes.tolist(), **objects}}
     if task == "segmentation":
-        ids = to_class_ids(value["classes"], len(label.space.classes))
-        files = {"classes": _png(ids), "confidence": _png(share_to_byte(value["confidence"]))}
-        return {f"{head}_{name}": pa.array([{"bytes": png, "path": None}], IMAGE) for name, png in files.items()}
+        files = {"classes": to_class_ids(value["classes"], len(label.space.classes))}
+        files["confidence"] = share_to_byte(value["confidence"])
+        return {name: {"bytes": _png(pixels), "path": None} for name, pixels in files.items()}
     name, _ = ARRAYS[task]
-    return {f"{head}_{name}": _one_row(value[name].astype(np.float32))}
-
-
-def _objects(value: Value) -> dict[str, Any]:
-    boxes = value["boxes"].astype(np.float64)
-    sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    return {"bbox": sides.tolist(), "category": value["classes"].tolist(), "score": value["scores"].tolist()}
+    return {name: _one_row(value[name].astype(np.float32))}
 
 
 def _one_row(array: NDArray[Any]) -> pa.Array:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError, require_one_of
 
 STRIDES = (8, 16, 32)
+Statistics = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation per channel, for images in [0, 1]."""
 
 
 class Backbone(nn.Module):
@@ -29,7 +31,9 @@ class Backbone(nn.Module):
         super().__init__()
         self.name = name
         self.model = create_backbone(name, image_size)
-        info = [(entry["reduction"], entry["num_chs"]) for entry in _feature_info(self.model)]
+        feature_info: Any = self.model.feature_info
+        stages = getattr(feature_info, "info", feature_info)
+        info = [(entry["reduction"], entry["num_chs"]) for entry in stages]
         last = {reduction: (index, channels) for index, (reduction, channels) in enumerate(info)}
         strides = [stride for stride in STRIDES if stride in last]
         self.strides: list[int] = strides if len(strides) == len(STRIDES) else [info[-1][0]]
@@ -38,11 +42,8 @@ class Backbone(nn.Module):
         self._grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in self.modules())
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return a map for each of `strides`.
-
-        On the CPU, a backbone with grouped convolutions trains in float32: their bfloat16 gradients take several times
-        as long.
-        """
+        """Return a map for each of `strides`."""
+        # the CPU takes several times as long for bfloat16 gradients of grouped convolutions: these train in float32
         slow = self._grouped and self.training and images.device.type == "cpu"
         model: Any = self.model  # timm's models have methods that nn.Module does not declare
         with torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext():
@@ -56,7 +57,7 @@ class Classifier(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, head: str, classes: int, statistics: tuple[Sequence[float], Sequence[float]]) -> None:
+    def __init__(self, name: str, head: str, classes: int, statistics: Statistics) -> None:
         super().__init__()
         self.head = head
         self.model = timm.create_model(name, num_classes=classes)
@@ -66,16 +67,14 @@ class Classifier(nn.Module):
         return {self.head: self.model((images - self.mean) / self.std).float()}
 
 
-def register_statistics(module: nn.Module, statistics: tuple[Sequence[float], Sequence[float]]) -> None:
-    """Register mean and standard deviation per channel, given for images in [0, 1], as buffers for images in 0 to 255:
-    `mean` and `std`, (1, 3, 1, 1).
-    """
+def register_statistics(module: nn.Module, statistics: Statistics) -> None:
+    """Register statistics as buffers `mean` and `std`, (1, 3, 1, 1), for images in 0 to 255."""
     for name, values in zip(("mean", "std"), statistics, strict=True):
         module.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1) * 255)
 
 
-def statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel, for images in [0, 1], that timm states for the model."""
+def statistics(name: str) -> Statistics:
+    """Return the statistics that timm states for the model."""
     config = timm.get_pretrained_cfg(name)
     if config is None:
         return timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
@@ -112,8 +111,3 @@ def check_model_name(name: str) -> None:
     if not timm.is_model(name):
         family = timm.list_models(f"*{name.partition('_')[0]}*")
         require_one_of(name, family or timm.list_models("resnet*"), "timm model")
-
-
-def _feature_info(model: nn.Module) -> list[dict[str, Any]]:
-    info: Any = model.feature_info
-    return list(getattr(info, "info", info))

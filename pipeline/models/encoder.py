@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.backbone import check_model_name, img_size_options, register_statistics
-
-Statistics = tuple[Sequence[float], Sequence[float]]
-"""Mean and standard deviation per channel, for images in [0, 1]."""
+from pipeline.models.backbone import Statistics, check_model_name, img_size_options, register_statistics
 
 
 class Encoder(nn.Module):
@@ -50,17 +46,10 @@ class Encoder(nn.Module):
         return [module for module in self.model.modules() if isinstance(module, kinds)]
 
     def train_only_norms(self) -> None:
-        """Freeze all but the scales and shifts of normalisation layers (HPT-BN). Batch norms still update their running
-        statistics in training.
-        """
+        """Freeze all but scales and shifts of normalisation layers (HPT-BN); running statistics are still updated."""
         self.model.requires_grad_(False)
         for norm in self.norm_layers():
             norm.requires_grad_(True)
-
-    @torch.no_grad()
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Load a state dict of the timm model."""
-        self.model.load_state_dict(weights)
 
 
 def _create_model(name: str, image_size: int) -> nn.Module:

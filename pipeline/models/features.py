@@ -18,9 +18,8 @@ from pipeline.data.prefetch import prefetch
 from pipeline.models.encoder import Encoder
 from pipeline.steps.runtime import Runtime
 
-BATCH = 64
-BATCHES_PER_THREAD = 2
-"""Prefetched."""
+BATCH, BATCHES_PER_THREAD = 64, 2
+"""Images in a batch, and batches that are prefetched."""
 Pixels = NDArray[np.uint8]
 
 
@@ -45,22 +44,21 @@ def extract_features(
         transform: applied to each image (S, S, 3) uint8, which is resized as a whole to the encoder's square before.
     """
 
+    def load_image(index: int) -> Pixels:
+        image = decode_image(images.read(index)[1], at_least=(encoder.size, encoder.size))
+        return transform(transform_image(image, AugmentParams(), encoder.size))
+
     def load_batch(batch: Sequence[int]) -> Tensor:
-        return stack_images([transform(_load_image(images, index, encoder.size)) for index in batch])
+        return stack_images([load_image(index) for index in batch])
 
     device, was_training = encoder.mean.device, encoder.training
     encoder.eval()
     batches = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
     features = []
-    most = BATCHES_PER_THREAD * runtime.threads
-    with contextlib.closing(prefetch(load_batch, batches, runtime.threads, most)) as loaded:
+    ahead = prefetch(load_batch, batches, runtime.threads, BATCHES_PER_THREAD * runtime.threads)
+    with contextlib.closing(ahead) as loaded:
         for batch in loaded:
             runtime.check_stop("looking at features")
             features.append(encoder(batch.to(device).float() / 255).float().cpu())
     encoder.train(was_training)
     return torch.cat(features)
-
-
-def _load_image(images: ImageDataset, index: int, size: int) -> Pixels:
-    data = images.read(index)[1]
-    return transform_image(decode_image(data, at_least=(size, size)), AugmentParams(), size)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.models.backbone import create_backbone, statistics
+from pipeline.models.backbone import Statistics, create_backbone, statistics
 from pipeline.models.checkpoint import ABOUT as MODEL
 from pipeline.models.checkpoint import WEIGHTS as MODEL_WEIGHTS
 from pipeline.models.checkpoint import read_tensors, write_tensors
-from pipeline.models.encoder import Encoder, Statistics
+from pipeline.models.encoder import Encoder
 from pipeline.models.pretrained import adapt_weights, load_weights, match_weights
 from pipeline.recipe.evaluation import StartConfig
 from pipeline.steps.artifact import Artifact, Inputs, read_json, write_json
@@ -39,7 +39,7 @@ class InitialBackbone:
         """Build the encoder with these weights."""
         encoder = Encoder(self.name, self.size, self.statistics)
         if self.weights is not None:
-            encoder.load_weights(self.weights)
+            encoder.model.load_state_dict(self.weights)
         return encoder
 
     def resized(self, size: int) -> InitialBackbone:
@@ -59,11 +59,8 @@ def backbone_from_artifact(artifact: Artifact) -> InitialBackbone:
     about = artifact.load(MODEL, read_json) if artifact.has(MODEL) else {}
     if about.get("format") == "network":
         tensors = artifact.load(MODEL_WEIGHTS, read_tensors)[1]
-        weights = {
-            name.removeprefix(NETWORK_PREFIX): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(NETWORK_PREFIX)
-        }
+        names = [name for name in tensors if name.startswith(NETWORK_PREFIX)]
+        weights = {name.removeprefix(NETWORK_PREFIX): tensors[name] for name in names}
         mean, std = ((tensors[name].flatten() / 255).tolist() for name in ("mean", "std"))
         return InitialBackbone(about["backbone"], about["image_size"], (mean, std), weights)
     if about.get("format") == "timm_classifier":

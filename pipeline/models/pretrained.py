@@ -21,9 +21,7 @@ from pipeline.recipe.stage import PUBLISHED
 
 
 def check_backbone(name: str, image_size: int, weights: str | None) -> None:
-    """Raise ConfigError if there is no such backbone, it gives no feature maps, or its weights are missing or another
-    model's.
-    """
+    """Raise ConfigError if there is no such backbone with feature maps, or its weights are missing or another's."""
     with torch.device("meta"):  # no memory, no arithmetic
         model = create_backbone(name, image_size)
     if weights and weights != PUBLISHED:

@@ -16,10 +16,7 @@ HUB = "hub:"
 
 
 def find_weights(weights: str) -> Path:
-    """Return the file: a path, or `package:<module>/<file>`, a file of an installed package (the file may be a glob).
-
-    Raises ConfigError if there is none.
-    """
+    """Return the file: a path, or `package:<module>/<file or glob>`. Raises ConfigError if there is none."""
     if not weights.startswith("package:"):
         path = Path(weights).expanduser()
         if not path.is_file():

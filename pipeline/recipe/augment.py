@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from pipeline.recipe.base import BaseConfig
 
 
-class AugmentConfig(BaseModel):
+class AugmentConfig(BaseConfig):
     """Random augmentation of training images. Zeros, with `area` and `aspect` 1, leave an image as it is."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     area: float = Field(default=0.3, gt=0, le=1)
     """Smallest share of the image's area that a crop may have; the largest is 1."""

@@ -14,8 +14,7 @@ from pipeline.recipe.evaluation import MeasurementConfig, UniqueItems
 from pipeline.recipe.stage import SCRATCH, STUDENT, Share
 
 NO_STAGE, SUPERVISED = "none", "supervised"
-"""Rows that every comparison has beside its methods: the start without a stage, and supervised training on the same
-images."""
+"""Rows that every comparison has beside its methods: no stage, and supervised training on the same images."""
 COMPARE = "compare"
 """The section of a recipe, and the beginning of the names of the steps that train or measure for it."""
 TRIAL = "trial"
@@ -77,9 +76,7 @@ class CompareConfig(MeasurementConfig):
         return self.set or self.data[0]
 
     def trials(self, backbones: Mapping[str, str]) -> Iterator[Trial]:
-        """Yield all rows, seed by seed. `backbones`: the timm name of the student's backbone and of each start but
-        scratch.
-        """
+        """Yield all rows, seed by seed. `backbones`: timm names, of the student and of each start but scratch."""
         scratch, pairs = self.backbones or [backbones[STUDENT]], self.pairs(backbones)
         alone = dict.fromkeys([*((SCRATCH, name) for name in scratch), (STUDENT, backbones[STUDENT]), *pairs])
         for seed in range(self.seeds):

@@ -109,10 +109,11 @@ def start_of(start: str, steps: Sequence[str], backbone: str, image_size: int) -
 
 def check_names(starts: Sequence[StartConfig]) -> None:
     """Raise ConfigError if two starts have the same name."""
-    for number, start in enumerate(starts):
-        for other in starts[:number]:
-            if start.name == other.name:
-                raise ConfigError(
-                    f"evaluate.starts: {other.weights or other.name!r} and {start.weights or start.name!r} would both "
-                    f"be called {start.name!r}: rename the file."
-                )
+    named: dict[str, StartConfig] = {}
+    for start in starts:
+        other = named.setdefault(start.name, start)
+        if other is not start:
+            raise ConfigError(
+                f"evaluate.starts: {other.weights or other.name!r} and {start.weights or start.name!r} would both "
+                f"be called {start.name!r}: rename the file."
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -37,7 +37,7 @@ def parse_recipe(text: str, origin: str, overrides: Sequence[str] = ()) -> Recip
         raise ConfigError(f"{origin}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{origin}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}.")
-    data = _without_aliases(data)
+    data = _change_strings(data, str)
     for override in overrides:
         apply_override(data, override)
     return read_section(Recipe, expand(data, origin), origin)
@@ -51,11 +51,13 @@ def read_section(model: type[Model], given: Any, origin: str) -> Model:
         raise ConfigError("\n".join(explain(origin, problem, model, given) for problem in error.errors())) from error
 
 
-def _without_aliases(value: Any) -> Any:
-    """Copy nested YAML, so that an override of one place does not change others that share it by an `*alias`."""
+def _change_strings(value: Any, change: Callable[[str], str]) -> Any:
+    """Copy nested YAML and change its strings. An override of a place then leaves its `*alias` as it is."""
     if isinstance(value, dict):
-        return {key: _without_aliases(item) for key, item in value.items()}
-    return [_without_aliases(item) for item in value] if isinstance(value, list) else value
+        return {key: _change_strings(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_change_strings(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
@@ -86,21 +88,15 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 def expand(value: Any, origin: str) -> Any:
     """Replace `${NAME}` and `${NAME:-default}` in strings from the environment. ConfigError if NAME is not set."""
-    if isinstance(value, dict):
-        return {key: expand(item, origin) for key, item in value.items()}
-    if isinstance(value, list):
-        return [expand(item, origin) for item in value]
-    if not isinstance(value, str):
-        return value
 
     def replace(match: re.Match[str]) -> str:
         name, default = match.groups()
         found = os.environ.get(name) or default
         if found is None:
-            raise ConfigError(f"{origin}: {value!r} needs the environment variable {name}, which is not set.")
+            raise ConfigError(f"{origin}: {match.string!r} needs the environment variable {name}, which is not set.")
         return found
 
-    return _VARIABLE.sub(replace, value)
+    return _change_strings(value, lambda text: _VARIABLE.sub(replace, text))
 
 
 def explain(origin: str, problem: ErrorDetails, model: type[BaseModel], given: Any) -> str:
@@ -109,7 +105,7 @@ def explain(origin: str, problem: ErrorDetails, model: type[BaseModel], given: A
     if whole and location[:1] == ["stages"] and len(location) > 1:
         location[1] = _stage_name(given["stages"], int(location[1]))
     where = f"{origin}: {'.'.join(location) or 'recipe'}" if whole else ".".join([origin, *location])
-    kind, value = problem["type"], problem["input"]
+    kind, value, message = problem["type"], problem["input"], problem["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
         known = _known_keys(problem, Recipe if whole else model, given)
         near = difflib.get_close_matches(location[-1], known, n=1)
@@ -119,7 +115,6 @@ def explain(origin: str, problem: ErrorDetails, model: type[BaseModel], given: A
         return f"{where}: missing; it has to be given."
     if kind == UNKNOWN_KIND:
         return f"{where}{problem['msg']}."
-    message = problem["msg"].removeprefix("Value error, ")
     quoted = f" (value {value!r})" if kind != "value_error" else ""
     return f"{where}: {message[0].lower()}{message[1:]}{quoted}."
 
@@ -128,11 +123,6 @@ def _stage_name(stages: Sequence[Any], number: int) -> str:
     """Return a stage's name, which overrides use; its number if it has none."""
     stage = stages[number]
     return str(stage.get("name", number)) if isinstance(stage, Mapping) else str(number)
-
-
-def _section(annotation: Any) -> Any:
-    """Return the model class in an annotation that may also allow None."""
-    return next((each for each in get_args(annotation) if hasattr(each, "model_fields")), annotation)
 
 
 def _known_keys(problem: ErrorDetails, model: Any, given: Any) -> list[str]:
@@ -148,5 +138,5 @@ def _known_keys(problem: ErrorDetails, model: Any, given: Any) -> list[str]:
             if get_origin(annotation) is dict:
                 _, annotation = get_args(annotation)
                 path = path[1:]  # what the section is called
-            model = _section(annotation)
+            model = next((each for each in get_args(annotation) if hasattr(each, "model_fields")), annotation)
     return list(model.model_fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -48,25 +49,18 @@ class Recipe(BaseConfig):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Recipe:
-        for name in self.pool:
-            if name not in self.data:
-                raise ValueError(f"pool names {name!r}, which is not under data; there are {', '.join(self.data)}")
+        _require_known("pool", self.pool, "data", self.data)
         for name, teacher in self.teachers.items():
             wanted = getattr(teacher, "data", None)
-            if wanted is not None and wanted not in self.data:
-                raise ValueError(
-                    f"teachers.{name}.data is {wanted!r}, not under data; there are {', '.join(self.data)}"
-                )
+            _require_known(f"teachers.{name}.data", [] if wanted is None else [wanted], "data", self.data)
         for key in ("sets", "probe_sets", "finetune"):
-            for name in getattr(self.evaluate, key) or ():
-                if name not in self.data:
-                    raise ValueError(f"evaluate.{key} names {name!r}, not under data; there are {', '.join(self.data)}")
-        for name in self.student.loss_weights:
-            if name not in self.teachers:
-                known = ", ".join(self.teachers)
-                raise ValueError(f"student.loss_weights names {name!r}, not under teachers; there are {known}")
-        self._truths_exist()
-        self._stages_fit()
+            _require_known(f"evaluate.{key}", getattr(self.evaluate, key) or (), "data", self.data)
+        _require_known("student.loss_weights", self.student.loss_weights, "teachers", self.teachers)
+        _require_known("student.truths", self.student.truths, "teachers", self.teachers)
+        for name, names in self.student.truths.items():
+            _require_known(f"student.truths.{name}", names, "data", self.data)
+        for stage in self.stages:
+            _require_known(f"stage {stage.name!r}", stage.data, "data", self.data)
         tasks = {teacher.task for teacher in self.teachers.values()}
         for name in self.student.thresholds:
             if name not in self.teachers and name not in tasks:
@@ -74,17 +68,8 @@ class Recipe(BaseConfig):
                     f"student.thresholds names {name!r}; there are the teachers {', '.join(self.teachers)} "
                     f"and the tasks {', '.join(sorted(tasks))}"
                 )
+        self._stages_fit()
         return self
-
-    def _truths_exist(self) -> None:
-        for teacher, names in self.student.truths.items():
-            if teacher not in self.teachers:
-                known = ", ".join(self.teachers)
-                raise ValueError(f"student.truths names {teacher!r}, not under teachers; there are {known}")
-            for name in names:
-                if name not in self.data:
-                    known = ", ".join(self.data)
-                    raise ValueError(f"student.truths.{teacher} names {name!r}, not under data; there are {known}")
 
     def chain(self) -> list[StageConfig]:
         """Return the stages with start, backbone and image size filled in. Raises ConfigError as `resolved` does."""
@@ -92,15 +77,17 @@ class Recipe(BaseConfig):
 
     def _stages_fit(self) -> None:
         names = [stage.name for stage in self.stages]
-        for number, stage in enumerate(self.stages):
-            if stage.name in names[:number]:
-                raise ValueError(f"two stages are called {stage.name!r}")
-            for name in stage.data:
-                if name not in self.data:
-                    raise ValueError(
-                        f"stage {stage.name!r} names {name!r}, not under data; there are {', '.join(self.data)}"
-                    )
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise ValueError(f"two stages are called {name!r}")
         try:
             self.chain()
         except ConfigError as error:
             raise ValueError(str(error).rstrip(".")) from error
+
+
+def _require_known(place: str, names: Iterable[str], section: str, known: Collection[str]) -> None:
+    """Raise ValueError unless the names that a place gives are among those of the section."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{place} names {name!r}, not under {section}; there are {', '.join(known)}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from pipeline.recipe.base import BaseConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class SourceConfig(BaseModel):
+class SourceConfig(BaseConfig):
     """The keys that every kind of source has.
 
     Example:
@@ -17,8 +19,6 @@ class SourceConfig(BaseModel):
             kind: Literal["folder"] = "folder"
             path: str
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     kind: str
     """The format: the name of a file in `pipeline/sources/`."""

@@ -7,9 +7,11 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from pipeline.errors import DataError
 from pipeline.sources import TrueLabels
+from pipeline.stores.labels import Value
 
 
 def index_classes(names: Mapping[int, str]) -> tuple[tuple[str, ...], dict[int, int]]:
@@ -49,3 +51,15 @@ def one_hot_label(index: int, count: int, size: tuple[int, int]) -> TrueLabels:
     probs = np.zeros(count, np.float32)
     probs[index] = 1
     return TrueLabels({"classification": {"probs": probs}})
+
+
+def true_boxes(boxes: ArrayLike, classes: ArrayLike, size: tuple[int, ...]) -> Value:
+    """Return the detection label of `boxes` (N, 4) in pixels and `classes` (N,), for an image of (width, height)."""
+    corners = np.array(boxes, np.float32).reshape(-1, 4)
+    scores = np.ones(len(corners), np.float32)
+    return {
+        "boxes": corners,
+        "scores": scores,
+        "classes": np.array(classes, np.int32),
+        "size": np.array(size, np.int32),
+    }

@@ -2,14 +2,84 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources import SourceRecord
+from pipeline.sources import BaseSource, SourceRecord
+from pipeline.sources._splits import Split, has_split_folders, parse_split, split_by_hash
 from pipeline.storage.path import StoragePath, walk
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+Pair = tuple[StoragePath, StoragePath | None]
+"""An image, and its label file if it has one."""
+
+
+class FileSource(BaseSource):
+    """A set in files: those of images below `folders`, the set's own images in the first, and other `files`."""
+
+    def __init__(
+        self, root: StoragePath, folders: Sequence[StoragePath] = (), files: Sequence[StoragePath] = ()
+    ) -> None:
+        self.root, self.folders, self.files = root, folders, files
+
+    @abstractmethod
+    def _records(self) -> Iterator[SourceRecord]:
+        """Yield all images, and add what can't be one to `problems`."""
+
+    def records(self) -> Iterator[SourceRecord]:
+        self.problems.clear()
+        empty = True
+        for record in self._records():
+            empty = False
+            yield record
+        if empty:
+            place = self.folders[0] if self.folders else self.root
+            raise DataError(f"{place}: no images found; they are known by their suffix ({', '.join(IMAGE_SUFFIXES)})")
+
+    def count(self) -> int | None:
+        return sum(1 for _ in images_under(self.folders[0])) if self.folders else None
+
+    def file_stamps(self) -> list[tuple[str, int, int]]:
+        images = itertools.chain.from_iterable(map(images_under, self.folders))
+        return stamp_files(self.root, [*self.files, *images])
+
+    @functools.cached_property
+    def _in_splits(self) -> bool:
+        return has_split_folders(self.folders[0])
+
+    def _split(self, name: str, hold_out: float) -> Split | None:
+        """Return the split of an image, by its path in the first folder; None if it lies in no split's folder."""
+        return parse_split(name.partition("/")[0]) if self._in_splits else split_by_hash(name, hold_out)
+
+    def _pair_files(self, label: str) -> list[Pair]:
+        """Pair images with label files of the same relative path without suffix; others are listed in `problems`.
+
+        Raises DataError if no image has a label, or one has two; ConfigError if one folder lies in the other.
+        """
+        images, labels = self.folders
+        prefixes = (f"{images.path}/", f"{labels.path}/")
+        if prefixes[0].startswith(prefixes[1]) or prefixes[1].startswith(prefixes[0]):
+            raise ConfigError(f"{images} and {labels} lie in one another; give images and labels a folder each")
+        label_files: dict[str, StoragePath] = {}
+        for file in images_under(labels):
+            other = label_files.setdefault(_stem(file, labels), file)
+            if other != file:
+                raise DataError(f"{other} and {file.name} are labels of the same image: keep one")
+        pairs: list[Pair] = []
+        unpaired = dict(label_files)
+        for image in images_under(images):
+            stem = _stem(image, images)
+            pairs.append((image, label_files.get(stem)))
+            unpaired.pop(stem, None)
+        if pairs and not any(file for _, file in pairs):
+            first = labels / f"{_stem(pairs[0][0], images)}.png"
+            raise DataError(f"no image under {images} has a label under {labels}; the first would have {first}")
+        self.problems.extend((file.relative_to(self.root), f"a {label} without an image") for file in unpaired.values())
+        return pairs
 
 
 def stamp_files(root: StoragePath, files: Iterable[StoragePath]) -> list[tuple[str, int, int]]:
@@ -22,11 +92,6 @@ def images_under(root: StoragePath) -> Iterator[StoragePath]:
     return (file for file in walk(root) if file.suffix in IMAGE_SUFFIXES)
 
 
-def count_images(root: StoragePath) -> int:
-    """Return how many files `images_under` yields."""
-    return sum(1 for _ in images_under(root))
-
-
 def check_size(label_size: tuple[int, int], image_size: tuple[int, int], subject: str) -> None:
     """Raise DataError unless a label has the (width, height) of the upright image; `subject` begins the message."""
     if label_size == image_size:
@@ -37,38 +102,5 @@ def check_size(label_size: tuple[int, int], image_size: tuple[int, int], subject
     raise DataError(text)
 
 
-def pair_files(
-    images: StoragePath, labels: StoragePath
-) -> tuple[list[tuple[StoragePath, StoragePath | None]], list[StoragePath]]:
-    """Pair images with label files of the same relative path without suffix; return pairs and labels left over.
-
-    Raises DataError if no image has a label, or one has two; ConfigError if one folder lies in the other.
-    """
-    prefixes = (f"{images.path}/", f"{labels.path}/")
-    if prefixes[0].startswith(prefixes[1]) or prefixes[1].startswith(prefixes[0]):
-        raise ConfigError(f"{images} and {labels} lie in one another; give images and labels a folder each")
-    label_files: dict[str, StoragePath] = {}
-    for file in images_under(labels):
-        other = label_files.setdefault(_stem(file, labels), file)
-        if other != file:
-            raise DataError(f"{other} and {file.name} are labels of the same image: keep one")
-    pairs = [(image, label_files.get(_stem(image, images))) for image in images_under(images)]
-    if pairs and not any(label for _, label in pairs):
-        first = labels / f"{_stem(pairs[0][0], images)}.png"
-        raise DataError(f"no image under {images} has a label under {labels}; the first would have {first}")
-    paired = {_stem(image, images) for image, _ in pairs}
-    return pairs, [file for stem, file in label_files.items() if stem not in paired]
-
-
 def _stem(file: StoragePath, root: StoragePath) -> str:
     return os.path.splitext(file.relative_to(root))[0]
-
-
-def require_records(records: Iterator[SourceRecord], root: StoragePath) -> Iterator[SourceRecord]:
-    """Yield `records`. Raises DataError at the end if there were none."""
-    empty = True
-    for record in records:
-        empty = False
-        yield record
-    if empty:
-        raise DataError(f"{root}: no images found; they are known by their suffix ({', '.join(IMAGE_SUFFIXES)})")

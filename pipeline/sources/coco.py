@@ -15,14 +15,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import SourceConfig
-from pipeline.sources import BaseSource, SourceRecord, TrueLabels
-from pipeline.sources._classes import index_classes
-from pipeline.sources._files import check_size, images_under, require_records, stamp_files
+from pipeline.sources import SourceRecord, TrueLabels
+from pipeline.sources._classes import index_classes, true_boxes
+from pipeline.sources._files import FileSource, check_size, images_under
 from pipeline.sources._splits import SPLITS, Split
 from pipeline.storage.path import StoragePath, require_exists
 from pipeline.stores.labels import LabelSpace
@@ -51,9 +50,6 @@ class Config(SourceConfig):
 class _SplitAnnotations:
     """The content of one split's JSON file."""
 
-    split: Split
-    images: StoragePath
-    """The folder that file names are relative to."""
     categories: dict[int, str]
     """Class name by category id."""
     entries: list[dict[str, Any]]
@@ -62,20 +58,22 @@ class _SplitAnnotations:
     """Annotations by image id."""
 
 
-class Source(BaseSource):
+class Source(FileSource):
     """Reads the set. Raises ConfigError if a path does not exist; later DataError on JSON that is not COCO's."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.root = require_exists(StoragePath.of(config.path), "path", "folder")
-        self._files = {split: file for split in SPLITS if (file := self._find_annotations(split))}
-        if not self._files:
+        super().__init__(require_exists(StoragePath.of(config.path), "path", "folder"))
+        self._annotation_files = {split: file for split in SPLITS if (file := self._find_annotations(split))}
+        if not self._annotation_files:
             raise ConfigError(
                 f"path: no {ANNOTATIONS[0].format('train')} in {self.root}; state the files as `annotations`"
             )
-        if extra := set(config.images) - set(self._files):
+        if extra := set(config.images) - set(self._annotation_files):
             raise ConfigError(f"images: {sorted(extra)} have no `annotations`")
-        self._folders = {split: self._find_images(split) for split in self._files}
+        self._image_folders = {split: self._find_images(split) for split in self._annotation_files}
+        self.folders = list(dict.fromkeys(self._image_folders.values()))
+        self.files = list(self._annotation_files.values())
 
     def _find_annotations(self, split: Split) -> StoragePath | None:
         if self.config.annotations:
@@ -93,14 +91,14 @@ class Source(BaseSource):
         raise ConfigError(f"path: {self.root} has no images of split {split!r}: there is none of {tried}")
 
     @functools.cached_property
-    def _splits(self) -> list[_SplitAnnotations]:
-        return [_read(split, file, self._folders[split], self.config.classes) for split, file in self._files.items()]
+    def _splits(self) -> dict[Split, _SplitAnnotations]:
+        return {split: _read(file, self.config.classes) for split, file in self._annotation_files.items()}
 
     @functools.cached_property
     def _classes(self) -> tuple[tuple[str, ...], dict[int, int]]:
         """Class names, and class index by category id."""
         names: dict[int, str] = {}
-        for part in self._splits:
+        for part in self._splits.values():
             for category_id, name in part.categories.items():
                 first = names.setdefault(category_id, name)
                 if first != name:
@@ -110,34 +108,26 @@ class Source(BaseSource):
     def spaces(self) -> dict[str, LabelSpace]:
         return {"detection": LabelSpace("detection", self._classes[0])}
 
-    def records(self) -> Iterator[SourceRecord]:
-        self.problems.clear()
-        return require_records(self._records(), self.root)
-
     def _records(self) -> Iterator[SourceRecord]:
         seen: set[str] = set()
-        remote_images = self._remote_images()
-        for part in self._splits:
+        # listed at once, so that no remote file's stamp needs a request of its own
+        remote = {file: file for folder in self.folders if not folder.local for file in images_under(folder)}
+        for split, part in self._splits.items():
             unlisted = set(part.annotations) - {entry["id"] for entry in part.entries}
             if unlisted:
                 first = next(iter(unlisted))
                 reason = f"has annotations of {len(unlisted)} images that it does not list, first {first}"
-                self.problems.append((self._files[part.split].relative_to(self.root), reason))
+                self.problems.append((self._annotation_files[split].relative_to(self.root), reason))
             for entry in part.entries:
-                file = part.images / entry["file_name"]
+                file = self._image_folders[split] / entry["file_name"]
                 name = file.relative_to(self.root)
                 if name in seen:
-                    self.problems.append((name, f"listed twice, the second time in split {part.split!r}"))
+                    self.problems.append((name, f"listed twice, the second time in split {split!r}"))
                     continue
                 seen.add(name)
-                file = remote_images.get(file, file)
+                file = remote.get(file, file)
                 truth = functools.partial(self._truth, entry, part.annotations.get(entry["id"], []))
-                yield SourceRecord(name, part.split, file.read, truth, file.stamp)
-
-    def _remote_images(self) -> dict[StoragePath, StoragePath]:
-        """List remote folders, so that a file's stamp comes from the listing and needs no request of its own."""
-        folders = [folder for folder in dict.fromkeys(self._folders.values()) if not folder.local]
-        return {file: file for folder in folders for file in images_under(folder)}
+                yield SourceRecord(name, split, file.read, truth, file.stamp)
 
     def _truth(self, entry: dict[str, Any], annotations: list[dict[str, Any]], size: tuple[int, int]) -> TrueLabels:
         if entry.get("width") and entry.get("height"):
@@ -153,23 +143,14 @@ class Source(BaseSource):
             if box:
                 boxes.append(box)
                 classes.append(index)
-        truth.values["detection"] = {
-            "boxes": np.array(boxes, np.float32).reshape(-1, 4),
-            "scores": np.ones(len(boxes), np.float32),
-            "classes": np.array(classes, np.int32),
-            "size": np.array(size, np.int32),
-        }
+        truth.values["detection"] = true_boxes(boxes, classes, size)
         return truth
 
     def count(self) -> int:
-        return sum(len(part.entries) for part in self._splits)
-
-    def file_stamps(self) -> list[tuple[str, int, int]]:
-        images = [file for folder in dict.fromkeys(self._folders.values()) for file in images_under(folder)]
-        return stamp_files(self.root, [*self._files.values(), *images])
+        return sum(len(part.entries) for part in self._splits.values())
 
 
-def _read(split: Split, file: StoragePath, images: StoragePath, classes: str) -> _SplitAnnotations:
+def _read(file: StoragePath, classes: str) -> _SplitAnnotations:
     """Read one JSON file. Raises DataError if it is not COCO's format."""
     key = "name" if classes == "category" else "supercategory"
     try:
@@ -186,7 +167,7 @@ def _read(split: Split, file: StoragePath, images: StoragePath, classes: str) ->
         raise DataError(f"{file}: not COCO annotations: an entry without {error.args[0]!r}") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not COCO annotations ({error})") from error
-    return _SplitAnnotations(split, images, categories, entries, dict(annotations))
+    return _SplitAnnotations(categories, entries, dict(annotations))
 
 
 def _box(annotation: dict[str, Any], size: tuple[int, int]) -> tuple[list[float] | None, str | None]:

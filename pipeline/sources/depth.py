@@ -22,8 +22,8 @@ from pipeline.data.decode import decode_numbers
 from pipeline.data.normals import PinholeCamera, normals_from_depth
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import Share, SourceConfig
-from pipeline.sources import BaseSource, SourceRecord, TrueLabels
-from pipeline.sources._files import check_size, count_images, images_under, pair_files, require_records, stamp_files
+from pipeline.sources import SourceRecord, TrueLabels
+from pipeline.sources._files import FileSource, check_size
 from pipeline.sources._splits import Split, split_by_hash
 from pipeline.storage.path import StoragePath, require_exists
 from pipeline.stores.labels import FULL_IMAGE, LabelSpace, resample_nearest
@@ -67,20 +67,20 @@ class Cameras(BaseModel):
     scenes: dict[str, PinholeCamera | None] = Field(default_factory=dict)
 
 
-class Source(BaseSource):
+class Source(FileSource):
     """Reads the folders. Raises ConfigError if a path does not exist or options contradict the file of cameras."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.root = require_exists(StoragePath.of(config.path), "path", "folder")
-        self.rgb = require_exists(self.root / config.rgb, "rgb", "folder")
-        self.depth = require_exists(self.root / config.depth, "depth", "folder")
+        root = require_exists(StoragePath.of(config.path), "path", "folder")
+        self.rgb = require_exists(root / config.rgb, "rgb", "folder")
+        super().__init__(root, [self.rgb, require_exists(root / config.depth, "depth", "folder")])
         if config.normals == "from_depth" and config.scale == "relative":
             raise ConfigError("normals: 'from_depth' needs distances, and scale is 'relative'; set scale: metric")
-        file = self.root / config.cameras
+        file = root / config.cameras
         needed = config.normals == "from_depth" or config.cameras != Config.model_fields["cameras"].default
-        self._files = [require_exists(file, "cameras", "file")] if needed or file.exists() else []
-        self.cameras = _read_cameras(self._files[0]) if self._files else Cameras()
+        self.files = [require_exists(file, "cameras", "file")] if needed or file.exists() else []
+        self.cameras = _read_cameras(file) if self.files else Cameras()
         unit = self.cameras.unit
         if config.scale == "metric" and unit and not np.isclose(UNITS_M[unit], config.unit_m):
             raise ConfigError(f"unit_m: {config.unit_m} contradicts {file}, by which the unit is the {unit}")
@@ -91,18 +91,13 @@ class Source(BaseSource):
             spaces["normals"] = LabelSpace("normals")
         return spaces
 
-    def records(self) -> Iterator[SourceRecord]:
-        self.problems.clear()
-        return require_records(self._records(), self.rgb)
-
     def _records(self) -> Iterator[SourceRecord]:
-        pairs, unpaired = pair_files(self.rgb, self.depth)
-        self.problems.extend((depth.relative_to(self.root), "a depth map without an image") for depth in unpaired)
+        pairs = self._pair_files("depth map")
         self._check_hold_out([image.relative_to(self.rgb) for image, _ in pairs])
         for image, depth in pairs:
             name = image.relative_to(self.rgb)
             truth = functools.partial(self._truth, depth, name)
-            yield SourceRecord(image.relative_to(self.root), self._split(name), image.read, truth, image.stamp)
+            yield SourceRecord(image.relative_to(self.root), self._scene_split(name), image.read, truth, image.stamp)
 
     def _check_hold_out(self, names: list[str]) -> None:
         for scene in self.config.hold_out if isinstance(self.config.hold_out, tuple) else ():
@@ -110,7 +105,7 @@ class Source(BaseSource):
                 example = f"; the first image is {names[0]!r}" if names else ""
                 raise ConfigError(f"hold_out: no image of scene {scene!r} under {self.rgb}{example}")
 
-    def _split(self, name: str) -> Split:
+    def _scene_split(self, name: str) -> Split:
         if isinstance(self.config.hold_out, tuple):
             return "test" if any(in_scene(name, scene) for scene in self.config.hold_out) else "train"
         return split_by_hash(name, self.config.hold_out)
@@ -156,12 +151,6 @@ class Source(BaseSource):
             truth.notes.append("no normals: no surface in the depth map")
             return
         truth.values["normals"] = {"normals": resample_nearest(normals, FULL_IMAGE, size[::-1], 0)}
-
-    def count(self) -> int:
-        return count_images(self.rgb)
-
-    def file_stamps(self) -> list[tuple[str, int, int]]:
-        return stamp_files(self.root, [*self._files, *images_under(self.rgb), *images_under(self.depth)])
 
 
 def in_scene(name: str, scene: str) -> bool:

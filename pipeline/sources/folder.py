@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 from pipeline.recipe.source import SourceConfig
-from pipeline.sources import BaseSource, SourceRecord
-from pipeline.sources._files import count_images, images_under, require_records, stamp_files
+from pipeline.sources import SourceRecord
+from pipeline.sources._files import FileSource, images_under
 from pipeline.storage.path import StoragePath, require_exists
 from pipeline.stores.labels import LabelSpace
 
@@ -23,22 +23,16 @@ class Config(SourceConfig):
     """Folder or URL."""
 
 
-class Source(BaseSource):
+class Source(FileSource):
     """Reads the folder. Raises ConfigError if it does not exist."""
 
     def __init__(self, config: Config) -> None:
-        self.root = require_exists(StoragePath.of(config.path), "path", "folder")
+        root = require_exists(StoragePath.of(config.path), "path", "folder")
+        super().__init__(root, [root])
 
     def spaces(self) -> dict[str, LabelSpace]:
         return {}
 
-    def records(self) -> Iterator[SourceRecord]:
-        files = images_under(self.root)
-        records = (SourceRecord(file.relative_to(self.root), "train", file.read, stamp=file.stamp) for file in files)
-        return require_records(records, self.root)
-
-    def count(self) -> int:
-        return count_images(self.root)
-
-    def file_stamps(self) -> list[tuple[str, int, int]]:
-        return stamp_files(self.root, images_under(self.root))
+    def _records(self) -> Iterator[SourceRecord]:
+        for file in images_under(self.root):
+            yield SourceRecord(file.relative_to(self.root), "train", file.read, stamp=file.stamp)

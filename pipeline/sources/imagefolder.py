@@ -13,10 +13,9 @@ from typing import Literal
 
 from pipeline.errors import DataError
 from pipeline.recipe.source import Share, SourceConfig
-from pipeline.sources import BaseSource, SourceRecord
+from pipeline.sources import SourceRecord
 from pipeline.sources._classes import check_distinct, one_hot_label
-from pipeline.sources._files import count_images, images_under, require_records, stamp_files
-from pipeline.sources._splits import has_split_folders, parse_split, split_by_hash
+from pipeline.sources._files import FileSource, images_under
 from pipeline.storage.path import StoragePath, printable, require_exists, subfolders
 from pipeline.stores.labels import LabelSpace
 
@@ -31,16 +30,13 @@ class Config(SourceConfig):
     """Without split folders: the share of each class that becomes `test`, drawn by the hash of the file's name."""
 
 
-class Source(BaseSource):
+class Source(FileSource):
     """Reads the folder. Raises ConfigError if it does not exist; later DataError on class names that are alike."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.root = require_exists(StoragePath.of(config.path), "path", "folder")
-
-    @functools.cached_property
-    def _in_splits(self) -> bool:
-        return has_split_folders(self.root)
+        root = require_exists(StoragePath.of(config.path), "path", "folder")
+        super().__init__(root, [root])
 
     @functools.cached_property
     def _classes(self) -> tuple[str, ...]:
@@ -54,10 +50,6 @@ class Source(BaseSource):
     def spaces(self) -> dict[str, LabelSpace]:
         return {"classification": LabelSpace("classification", self._classes)}
 
-    def records(self) -> Iterator[SourceRecord]:
-        self.problems.clear()
-        return require_records(self._records(), self.root)
-
     def _records(self) -> Iterator[SourceRecord]:
         index = {name: number for number, name in enumerate(self._classes)}
         level = 1 if self._in_splits else 0
@@ -67,14 +59,10 @@ class Source(BaseSource):
             if len(folders) <= level:
                 self.problems.append((name, "lies in no class folder"))
                 continue
-            split = parse_split(folders[0]) if self._in_splits else split_by_hash(name, self.config.hold_out)
+            split = self._split(name, self.config.hold_out)
             truth = functools.partial(one_hot_label, index[folders[level]], len(index))
             yield SourceRecord(name, split or "train", file.read, truth, file.stamp)
 
-    def count(self) -> int:
-        return count_images(self.root)
-
     def file_stamps(self) -> list[tuple[str, int, int]]:
         # classes without files, too, are part of the result
-        folders = [(f"{name}/", 0, 0) for name in self._classes]
-        return sorted(folders + stamp_files(self.root, images_under(self.root)))
+        return sorted([*((f"{name}/", 0, 0) for name in self._classes), *super().file_stamps()])

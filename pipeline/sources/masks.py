@@ -18,15 +18,12 @@ from pydantic import Field
 from pipeline.data.decode import decode_numbers
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import Share, SourceConfig
-from pipeline.sources import BaseSource, SourceRecord, TrueLabels
+from pipeline.sources import SourceRecord, TrueLabels
 from pipeline.sources._classes import check_distinct, index_classes
-from pipeline.sources._files import check_size, count_images, images_under, pair_files, require_records, stamp_files
-from pipeline.sources._splits import Split, has_split_folders, parse_split, split_by_hash
+from pipeline.sources._files import FileSource, check_size
 from pipeline.storage.path import StoragePath, require_exists
-from pipeline.stores.labels import LabelSpace
+from pipeline.stores.labels import IGNORE, LabelSpace
 
-IGNORE = 65535
-"""Stored in the place of a class where a pixel has no label."""
 UNLISTED = -1
 ClassId = Annotated[int, Field(ge=0, lt=IGNORE)]
 
@@ -50,54 +47,38 @@ class Config(SourceConfig):
     """Without split folders: the share that becomes `test`, by the hash of the file's name."""
 
 
-class Source(BaseSource):
+class Source(FileSource):
     """Reads the folders. Raises ConfigError if a path does not exist or the classes can't be read."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.root = require_exists(StoragePath.of(config.path), "path", "folder")
-        self.images = require_exists(self.root / config.images, "images", "folder")
-        self.masks = require_exists(self.root / config.masks, "masks", "folder")
-        self._files: list[StoragePath] = []
-        names, ignored = self._read_classes()
-        self.ignored = sorted({*config.ignore, *ignored})
-        self._classes, indices = index_classes({i: name for i, name in names.items() if i not in self.ignored})
+        root = require_exists(StoragePath.of(config.path), "path", "folder")
+        folders = [require_exists(root / config.images, "images", "folder")]
+        folders.append(require_exists(root / config.masks, "masks", "folder"))
+        listed = config.classes
+        files = [require_exists(root / listed, "classes", "file")] if isinstance(listed, str) else []
+        super().__init__(root, folders, files)
+        names, void = _read_classes(files[0]) if files else (_by_id(listed), [])
+        ignored = sorted({*config.ignore, *void})
+        self._classes, indices = index_classes({i: name for i, name in names.items() if i not in ignored})
         if not self._classes:
-            raise ConfigError(f"classes: none of {len(names)} is left, because ids {self.ignored} are ignored")
+            raise ConfigError(f"classes: none of {len(names)} is left, because ids {ignored} are ignored")
         check_distinct(self._classes)
-        self._index_by_id = _index_table(indices, self.ignored)
-
-    def _read_classes(self) -> tuple[dict[int, str], list[int]]:
-        if not isinstance(self.config.classes, str):
-            return _by_id(self.config.classes), []
-        self._files = [require_exists(self.root / self.config.classes, "classes", "file")]
-        return read_classes(self._files[0])
-
-    @functools.cached_property
-    def _in_splits(self) -> bool:
-        return has_split_folders(self.images)
+        self._index_by_id = np.full(IGNORE + 1, UNLISTED, np.int32)
+        self._index_by_id[list(indices)] = list(indices.values())
+        self._index_by_id[ignored] = IGNORE
 
     def spaces(self) -> dict[str, LabelSpace]:
         return {"segmentation": LabelSpace("segmentation", self._classes)}
 
-    def records(self) -> Iterator[SourceRecord]:
-        self.problems.clear()
-        return require_records(self._records(), self.images)
-
     def _records(self) -> Iterator[SourceRecord]:
-        pairs, unpaired = pair_files(self.images, self.masks)
-        self.problems.extend((mask.relative_to(self.root), "a mask without an image") for mask in unpaired)
-        for image, mask in pairs:
-            split = self._split(image)
+        for image, mask in self._pair_files("mask"):
+            split = self._split(image.relative_to(self.folders[0]), self.config.hold_out)
             if split is None:
                 self.problems.append((image.relative_to(self.root), "lies in no split folder"))
                 continue
             truth = functools.partial(self._truth, mask)
             yield SourceRecord(image.relative_to(self.root), split, image.read, truth, image.stamp)
-
-    def _split(self, image: StoragePath) -> Split | None:
-        name = image.relative_to(self.images)
-        return parse_split(name.split("/")[0]) if self._in_splits else split_by_hash(name, self.config.hold_out)
 
     def _truth(self, mask: StoragePath | None, size: tuple[int, int]) -> TrueLabels:
         if mask is None:
@@ -120,14 +101,8 @@ class Source(BaseSource):
             raise DataError(f"class id {listing} is not among the classes; list it in `classes` or in `ignore`")
         return indices.astype(np.uint16)
 
-    def count(self) -> int:
-        return count_images(self.images)
 
-    def file_stamps(self) -> list[tuple[str, int, int]]:
-        return stamp_files(self.root, [*self._files, *images_under(self.images), *images_under(self.masks)])
-
-
-def read_classes(file: StoragePath) -> tuple[dict[int, str], list[int]]:
+def _read_classes(file: StoragePath) -> tuple[dict[int, str], list[int]]:
     """Return the names by id and the ids to ignore that a JSON file states. Raises ConfigError on other content."""
     try:
         content = json.loads(file.read())
@@ -148,11 +123,3 @@ def _id(number: Any) -> int:
     if 0 <= int(number) <= IGNORE:
         return int(number)
     raise ValueError(f"id {number} is not from 0 to {IGNORE}")
-
-
-def _index_table(indices: dict[int, int], ignored: list[int]) -> NDArray[np.int32]:
-    """Return the class index of every id from 0 to 65535: IGNORE for ignored ids, UNLISTED for those of no class."""
-    table = np.full(IGNORE + 1, UNLISTED, np.int32)
-    table[list(indices)] = list(indices.values())
-    table[ignored] = IGNORE
-    return table

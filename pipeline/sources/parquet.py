@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -20,9 +21,9 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import Share, SourceConfig
-from pipeline.sources import BaseSource, SourceRecord, Stamp, TrueLabels
+from pipeline.sources import SourceRecord, Stamp, TrueLabels
 from pipeline.sources._classes import check_distinct, class_index, one_hot_label
-from pipeline.sources._files import require_records, stamp_files
+from pipeline.sources._files import FileSource
 from pipeline.sources._splits import Split, parse_split, split_by_hash, split_from_path
 from pipeline.storage.path import StoragePath, require_exists, walk
 from pipeline.storage.remote_file import open_file
@@ -31,6 +32,8 @@ from pipeline.stores.labels import LabelSpace
 ROWS = 64
 """Rows in memory at a time."""
 READ_AHEAD = 1 << 20
+BYTES = (pa.binary(), pa.large_binary(), pa.binary_view())
+TEXT = (pa.string(), pa.large_string(), pa.string_view())
 
 
 class Config(SourceConfig):
@@ -49,15 +52,17 @@ class Config(SourceConfig):
     """The share of rows without a stated split that becomes `test`, by the hash of the row's name."""
 
 
-class Source(BaseSource):
+class Source(FileSource):
     """Reads the files. Raises ConfigError if the path or a column does not exist; DataError on files of other kinds."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.label = config.label or "label"
         path = require_exists(StoragePath.of(config.path), "path", "path")
-        self.files = [file for file in walk(path) if file.suffix == ".parquet"] if path.is_folder() else [path]
-        self.root = path if path.is_folder() else path.parent
+        if path.is_folder():
+            super().__init__(path, files=[file for file in walk(path) if file.suffix == ".parquet"])
+        else:
+            super().__init__(path.parent, files=[path])
         if not self.files:
             raise ConfigError(f"path: no .parquet files in {path}")
 
@@ -73,7 +78,7 @@ class Source(BaseSource):
             if column not in schema.names:
                 raise ConfigError(f"{file}: there is no column {column!r}; there are {', '.join(schema.names)}")
         kind = schema.field(self.config.image).type
-        if not (_is_bytes(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
+        if not (kind in BYTES or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
             raise ConfigError(f"{file}: column {self.config.image!r} is {kind}, not binary or struct<bytes, path>")
         return schema
 
@@ -100,7 +105,7 @@ class Source(BaseSource):
         names: set[str] = set()
         for file, schema in self._labelled.items():
             kind = schema.field(self.label).type
-            if not _is_text(kind):
+            if (kind.value_type if pa.types.is_dictionary(kind) else kind) not in TEXT:
                 raise ConfigError(f"{file}: labels are {kind}, and no class names stated; state them as `classes`")
             with _open_parquet(file) as parquet:
                 for batch in parquet.iter_batches(columns=[self.label]):
@@ -110,10 +115,10 @@ class Source(BaseSource):
     def spaces(self) -> dict[str, LabelSpace]:
         return {"classification": LabelSpace("classification", self._classes)} if self._labelled else {}
 
-    def records(self) -> Iterator[SourceRecord]:
-        return require_records((record for file in self.files for record in self._records(file)), self.root)
+    def _records(self) -> Iterator[SourceRecord]:
+        return itertools.chain.from_iterable(map(self._records_in, self.files))
 
-    def _records(self, file: StoragePath) -> Iterator[SourceRecord]:
+    def _records_in(self, file: StoragePath) -> Iterator[SourceRecord]:
         columns = [name for name in (self.config.image, self.label, "split") if name in self._schemas[file].names]
         stamp, number = file.stamp(), 0
         with _open_parquet(file) as parquet:
@@ -125,9 +130,10 @@ class Source(BaseSource):
     def _record(self, name: str, row: pa.RecordBatch, stamp: Stamp) -> SourceRecord:
         label = row.column(self.label)[0].as_py() if self.label in row.schema.names else None
         read = functools.partial(_image_bytes, row.column(self.config.image))
-        return SourceRecord(name, self._split(name, row), read, functools.partial(self._truth, label), lambda: stamp)
+        truth = functools.partial(self._truth, label)
+        return SourceRecord(name, self._row_split(name, row), read, truth, lambda: stamp)
 
-    def _split(self, name: str, row: pa.RecordBatch) -> Split:
+    def _row_split(self, name: str, row: pa.RecordBatch) -> Split:
         if "split" in row.schema.names:
             stated = row.column("split")[0].as_py()
             if split := parse_split(str(stated)):
@@ -143,10 +149,11 @@ class Source(BaseSource):
         return one_hot_label(class_index(label, self._classes), len(self._classes), size)
 
     def count(self) -> int:
-        return sum(map(_count_rows, self.files))
-
-    def file_stamps(self) -> list[tuple[str, int, int]]:
-        return stamp_files(self.root, self.files)
+        total = 0
+        for file in self.files:
+            with _open_parquet(file) as parquet:
+                total += parquet.metadata.num_rows
+        return total
 
 
 @contextlib.contextmanager
@@ -159,11 +166,6 @@ def _open_parquet(file: StoragePath) -> Iterator[pq.ParquetFile]:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: not a readable Parquet file ({error})") from error
-
-
-def _count_rows(file: StoragePath) -> int:
-    with _open_parquet(file) as parquet:
-        return int(parquet.metadata.num_rows)
 
 
 def _image_bytes(cell: pa.Array) -> bytes:
@@ -185,13 +187,3 @@ def _names_in(schema: pa.Schema, label: str) -> tuple[str, ...]:
         return tuple(features.get(label, {}).get("names", ()))
     except (ValueError, TypeError, AttributeError):
         return ()  # metadata with another meaning
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

@@ -6,7 +6,6 @@ Nothing is downloaded. A crop covers between a tenth and all of a photograph's a
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,11 +17,10 @@ from pydantic import Field
 from pipeline.recipe.source import SourceConfig
 from pipeline.sources import BaseSource, SourceRecord
 from pipeline.stores.labels import LabelSpace
-from pipeline.synthetic.textures import bundled_image, stamp_bundled
+from pipeline.synthetic.textures import bundled_image, encode_jpeg, stamp_bundled
 
 VERSION = 1
 """To be raised when the same settings give other crops."""
-JPEG_QUALITY = 92
 PHOTOGRAPHS = {
     "skimage": (
         "astronaut.png",
@@ -82,9 +80,7 @@ class Source(BaseSource):
     def _read(self, path: Path, number: int) -> bytes:
         entropy = [self.config.seed, *path.stem.encode(), number]
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
-        buffer = io.BytesIO()
-        random_crop(self._open(path), self.config.size, rng).save(buffer, "JPEG", quality=JPEG_QUALITY)
-        return buffer.getvalue()
+        return encode_jpeg(random_crop(self._open(path), self.config.size, rng))
 
 
 def _open(path: Path) -> Image.Image:

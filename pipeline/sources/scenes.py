@@ -7,7 +7,6 @@ sets of different seeds share none. Indices count through the splits in order: t
 from __future__ import annotations
 
 import functools
-import io
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
@@ -20,14 +19,14 @@ from pydantic import Field
 from pipeline.errors import DataError
 from pipeline.recipe.source import SourceConfig
 from pipeline.sources import BaseSource, SourceRecord, TrueLabels
+from pipeline.sources._classes import true_boxes
 from pipeline.sources._splits import SPLITS
 from pipeline.stores.labels import LabelSpace, Value
 from pipeline.synthetic.layout import CLASSES
 from pipeline.synthetic.render import VERSION, RenderedScene, SceneKey, render
-from pipeline.synthetic.textures import Look, photograph_paths, stamp_bundled
+from pipeline.synthetic.textures import FLOORS, PICTURES, Look, bundled_image, encode_jpeg, stamp_bundled
 
 TaskName = Literal["classification", "detection", "segmentation", "depth", "normals"]
-JPEG_QUALITY = 92
 MIN_VISIBLE_SHARE = 0.002
 """Share of the picture, 33 pixels of 128 x 128, below which an object gets no box."""
 SPACES: dict[str, LabelSpace] = {
@@ -64,7 +63,8 @@ class Source(BaseSource):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._photographs = photograph_paths(config.look)
+        names = (*FLOORS[config.look], *PICTURES[config.look])
+        self._photographs = [bundled_image("skimage", name) for name in names]
         # `read` and `truth` of a record are called one after the other: the second finds the picture here
         self._render = functools.lru_cache(maxsize=8)(render)
 
@@ -89,9 +89,7 @@ class Source(BaseSource):
         return [(version, 0, 0), *stamp_bundled(self._photographs)]
 
     def _read(self, key: SceneKey) -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(self._render(key).image).save(buffer, "JPEG", quality=JPEG_QUALITY)
-        return buffer.getvalue()
+        return encode_jpeg(Image.fromarray(self._render(key).image))
 
     def _truth(self, key: SceneKey, size: tuple[int, int]) -> TrueLabels:
         if size != (key.size, key.size):
@@ -121,14 +119,8 @@ def classification(scene: RenderedScene) -> Value:
 def detection(scene: RenderedScene) -> Value:
     """Return tight boxes around the visible parts, in pixels; x1 and y1 are one more than the last pixel's."""
     objects = np.flatnonzero(_has_box(scene))
-    boxes = np.array([_box(scene.instances == k) for k in objects], np.float32).reshape(-1, 4)
-    size = np.array(scene.instances.shape[::-1], np.int32)
-    return {
-        "boxes": boxes,
-        "scores": np.ones(len(objects), np.float32),
-        "classes": scene.class_ids[objects],
-        "size": size,
-    }
+    boxes = [_box(scene.instances == k) for k in objects]
+    return true_boxes(boxes, scene.class_ids[objects], scene.instances.shape[::-1])
 
 
 def _box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:

@@ -21,9 +21,9 @@ from typing import Literal
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.source import Share, SourceConfig
-from pipeline.sources import BaseSource, SourceRecord, TrueLabels
+from pipeline.sources import SourceRecord, TrueLabels
 from pipeline.sources._classes import check_distinct, class_index, one_hot_label
-from pipeline.sources._files import IMAGE_SUFFIXES, require_records, stamp_files
+from pipeline.sources._files import IMAGE_SUFFIXES, FileSource
 from pipeline.sources._splits import split_by_hash, split_from_path
 from pipeline.storage.path import StoragePath, printable, require_exists, walk
 from pipeline.storage.remote_file import open_file
@@ -71,7 +71,7 @@ _Sample = tuple[str, _Member | None, _Member | None]
 """Key, image, label."""
 
 
-class Source(BaseSource):
+class Source(FileSource):
     """Reads the tars. Raises ConfigError if one does not exist; DataError, while reading, on a broken one."""
 
     def __init__(self, config: Config) -> None:
@@ -79,21 +79,20 @@ class Source(BaseSource):
         check_distinct(config.classes)
         paths = [require_exists(StoragePath.of(path), "path", "path") for path in expand_braces(config.path)]
         if len(paths) == 1 and paths[0].is_folder():
-            self.root, self.tars = paths[0], [file for file in walk(paths[0]) if file.suffix == ".tar"]
+            super().__init__(paths[0], files=[file for file in walk(paths[0]) if file.suffix == ".tar"])
         else:
-            self.root, self.tars = paths[0].parent, paths
-        if not self.tars:
+            super().__init__(paths[0].parent, files=paths)
+        if not self.files:
             raise ConfigError(f"path: no .tar files in {self.root}; compressed ones have to be unpacked to .tar first")
 
     def spaces(self) -> dict[str, LabelSpace]:
         classes = self.config.classes
         return {"classification": LabelSpace("classification", classes)} if classes else {}
 
-    def records(self) -> Iterator[SourceRecord]:
-        self.problems.clear()
-        return require_records((record for tar in self.tars for record in self._records(tar)), self.root)
+    def _records(self) -> Iterator[SourceRecord]:
+        return itertools.chain.from_iterable(map(self._records_in, self.files))
 
-    def _records(self, tar: StoragePath) -> Iterator[SourceRecord]:
+    def _records_in(self, tar: StoragePath) -> Iterator[SourceRecord]:
         shard, stamp, seen = tar.relative_to(self.root), tar.stamp(), set()
         for key, image, label in _samples(_members(tar)):
             name = f"{shard}#{key}"
@@ -112,9 +111,6 @@ class Source(BaseSource):
             return TrueLabels(notes=["no label"])
         value = _parse_label(tar.read(label.offset, label.size), label)
         return one_hot_label(class_index(value, self.config.classes), len(self.config.classes), size)
-
-    def file_stamps(self) -> list[tuple[str, int, int]]:
-        return stamp_files(self.root, self.tars)
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -163,8 +159,6 @@ def _split_key(group: list[_Member]) -> Iterator[_Sample]:
 def _parse_label(data: bytes, member: _Member) -> object:
     try:
         text = data.decode().strip()
-        if member.suffix != ".json":
-            return text
-        return json.loads(text)["label"]
+        return json.loads(text)["label"] if member.suffix == ".json" else text
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{member.name} holds no label ({error!r})") from error

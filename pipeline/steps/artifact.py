@@ -8,6 +8,7 @@ nothing further down.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -99,8 +100,7 @@ class Step:
 
     def function(self) -> StepFunction:
         """Import the function that does the work."""
-        function: StepFunction = import_function(self.kind.run)
-        return function
+        return import_function(self.kind.run)
 
     def fingerprint(self, artifacts: Mapping[str, Artifact]) -> str:
         """Return the fingerprint of its result, given the artifacts of its inputs by name."""
@@ -110,8 +110,7 @@ class Step:
 def import_function(path: str) -> Callable[..., Any]:
     """Import the function at "module:function"."""
     module, _, name = path.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return function
+    return getattr(importlib.import_module(module), name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,15 +126,12 @@ class Artifact:
 
     @property
     def fingerprint(self) -> str:
-        """Its fingerprint."""
-        fingerprint: str = self.manifest["fingerprint"]
-        return fingerprint
+        return self.manifest["fingerprint"]
 
     @property
     def kind(self) -> str:
         """The name of the kind of step that made it."""
-        kind: str = self.manifest["kind"]
-        return kind
+        return self.manifest["kind"]
 
     @property
     def section(self) -> tuple[str, ...]:
@@ -144,13 +140,11 @@ class Artifact:
 
     @property
     def digest(self) -> str:
-        digest: str = self.manifest["digest"]
-        return digest
+        return self.manifest["digest"]
 
     @property
     def counts(self) -> Mapping[str, Any]:
-        counts: Mapping[str, Any] = self.manifest["counts"]
-        return counts
+        return self.manifest["counts"]
 
     def has(self, name: str) -> bool:
         """Return True if the artifact has a file of this name."""
@@ -185,15 +179,11 @@ class Artifact:
 
     def is_whole(self) -> bool:
         """Return True if every file is there with its size. Costs a listing per folder; no file is read."""
-        folders: dict[str, dict[str, Any]] = {self.path: self.manifest["files"]}
+        sizes = {self.path: {name: facts["size"] for name, facts in self.manifest["files"].items()}}
         for path, facts in self.manifest.get(EXTERNAL_FILES, {}).items():
             folder, name = posixpath.split(path)
-            folders.setdefault(folder, {})[name] = facts
-        return all(self._are_there(folder, files) for folder, files in folders.items())
-
-    def _are_there(self, folder: str, files: Mapping[str, Mapping[str, Any]]) -> bool:
-        there = (self.root / folder).files()
-        return all(there.get(name) == facts["size"] for name, facts in files.items())
+            sizes.setdefault(folder, {})[name] = facts["size"]
+        return all((self.root / folder).files().items() >= files.items() for folder, files in sizes.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,16 +252,13 @@ def parse_json(text: bytes, origin: str) -> Any:
 def parse_lines(text: bytes) -> Iterator[dict[str, Any]]:
     """Yield the objects in a text of JSON lines. Lines that are damaged, as by a kill while writing, are left out."""
     for line in text.decode(errors="replace").splitlines():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        yield found
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
 
 
 def parse_manifest(text: bytes, origin: str) -> dict[str, Any]:
     """Parse a manifest. Raises DataError if it is damaged, or of another schema version."""
-    manifest: dict[str, Any] = parse_json(text, origin)
+    manifest = parse_json(text, origin)
     if manifest["schema"] != SCHEMA_VERSION:
         raise DataError(
             f"{origin}: written by must {manifest.get('software', {}).get('must', '(unknown)')} with schema "
@@ -290,23 +277,17 @@ def read_json(path: Path) -> Any:
 
 
 def contents(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return {"files": {path: {size, sha256}}, "digest"} of a folder, without scratch.
-
-    Files in `known` are not read and need not be there.
-    """
-    names = (str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file())
-    made = (
-        name
-        for name in names
-        if name != MANIFEST and not name.startswith(f"{WORK}/") and not name.endswith(PART_SUFFIX)
-    )
-    files = {name: _facts(folder / name) for name in made if name not in (known or {})} | dict(known or {})
+    """Return {"files": {path: {size, sha256}}, "digest"} of a folder without scratch. Files in `known` aren't read."""
+    known = known or {}
+    files: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        is_scratch = name == MANIFEST or name.startswith(f"{WORK}/") or name.endswith(PART_SUFFIX)
+        if path.is_file() and not is_scratch and name not in known:
+            files[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
+    files |= known
     kept = {name: facts["sha256"] for name, facts in files.items() if not name.startswith(f"{LOG}/")}
     return {"files": files, "digest": hash_json(kept)}
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": hash_file(path)}
 
 
 def verify(artifact: Artifact) -> Iterator[tuple[StoredFile, str]]:

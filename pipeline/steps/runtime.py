@@ -7,16 +7,12 @@ import importlib.metadata
 import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.errors import Stopped
-from pipeline.recipe.runtime import Device, Precision
+from pipeline.recipe.runtime import Device, Precision, RuntimeConfig
 from pipeline.steps import ranks
 from pipeline.storage.root import Root
-
-if TYPE_CHECKING:
-    from pipeline.recipe.runtime import RuntimeConfig
 
 Progress = Callable[[str, float, str], None]
 
@@ -56,17 +52,12 @@ class Runtime:
     @classmethod
     def of(cls, settings: RuntimeConfig, root: Root, **more: Any) -> Runtime:
         """Return the runtime of a recipe; keywords replace its settings."""
-        names = ("device", "precision", "workers", "checkpoint_s")
-        return cls(root, **{**{name: getattr(settings, name) for name in names}, **more})
+        return cls(root, **settings.model_dump(include={"device", "precision", "workers", "checkpoint_s"}) | more)
 
     @property
     def threads(self) -> int:
         """Threads for decoding and encoding: `workers`, or one per usable core that is this process's share."""
         return self.workers or max(1, usable_cores() // ranks.local_count())
-
-    def keep(self, *files: Path) -> None:
-        """Upload files that a step saved in its folder, in this order, so that a later attempt can resume from them."""
-        self.root.upload(*files)
 
     def check_stop(self, step: str) -> None:
         """Raise Stopped if a stop was asked for."""

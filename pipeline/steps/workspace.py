@@ -143,19 +143,14 @@ class Workspace:
             yield self.open(name, fingerprint)
 
     def previous(self, step: Step, inputs: Inputs) -> Artifact | None:
-        """Return the newest artifact that an incremental step can go on from: it differs in the incremental keys alone.
-
-        Never the one in the step's own folder, which is made again.
-        """
+        """Return the newest artifact, other than its own, that differs in the step's incremental keys alone."""
         if inputs.force or not step.kind.incremental_keys:
             return None
-        own = step.fingerprint(inputs.artifacts)
-        sealed = (made for made in self._sealed(step.name) if made.fingerprint != own)
-        keys = step.kind.incremental_keys
+        own, keys = step.fingerprint(inputs.artifacts), step.kind.incremental_keys
         wanted = _base(step.kind.name, step.kind.version, step.config, keys)
-        for made in sealed:
-            manifest = made.manifest
-            if _base(manifest["kind"], manifest["version"], manifest["config"], keys) == wanted and made.is_whole():
+        for made in self._sealed(step.name):
+            base = _base(made.kind, made.manifest["version"], made.manifest["config"], keys)
+            if made.fingerprint != own and base == wanted and made.is_whole():
                 return made
         return None
 

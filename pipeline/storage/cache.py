@@ -61,17 +61,19 @@ class Cache:
         path = self._path(key)
         try:
             os.utime(path)
-            complete = path.stat().st_size == key.size  # a power failure may have cut it short
+            if path.stat().st_size == key.size:
+                return path
         except FileNotFoundError:
             return None
-        if not complete:
-            path.unlink(missing_ok=True)
-        return path if complete else None
+        path.unlink(missing_ok=True)  # a power failure cut it short
+        return None
 
     @contextlib.contextmanager
     def open(self, key: CacheKey, fetch: Callable[[Path], None]) -> Iterator[Path]:
         """Yield the cached file under a private name that is not evicted, calling `fetch(path)` if it is not cached."""
-        private = self._private_path(key)
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        private = path.with_name(f".{uuid.uuid4().hex[:12]}.part{key.suffix}")
         try:
             if not self._link(key, private):
                 with self._fetch_lock(key):  # another thread or process may just have fetched it
@@ -95,11 +97,6 @@ class Cache:
     def _path(self, key: CacheKey) -> Path:
         return self.folder / "files" / key.sha256[:2] / f"{key.sha256}{key.suffix}"
 
-    def _private_path(self, key: CacheKey) -> Path:
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.with_name(f".{uuid.uuid4().hex[:12]}.part{key.suffix}")
-
     def _link(self, key: CacheKey, private: Path) -> bool:
         path = self.find(key)
         if path is None:
@@ -122,10 +119,7 @@ class Cache:
 
     @contextlib.contextmanager
     def _fetch_lock(self, key: CacheKey) -> Iterator[None]:
-        """Keep all other threads and processes from fetching this file, or one whose hash starts with the same digits.
-
-        The system releases the lock of a killed process.
-        """
+        """Let one thread or process at a time fetch this file; the system releases the lock of a killed process."""
         locks = self.folder / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         with open(locks / key.sha256[:2], "wb") as file:
@@ -149,33 +143,22 @@ class Cache:
                     self._evict()
 
     def _evict(self) -> None:
-        """Delete files until the incoming bytes fit with some slack, as far as the limit allows."""
+        """Delete the least recently used files until the incoming bytes fit with some slack, if the limit allows."""
         slack = self.limit // SLACK
         room = self.limit - self._incoming - slack
-        _shrink(self.folder / "files", max(0, room))
+        files = sorted(_cached_files(self.folder / "files"))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in files:
+            if total <= max(0, room):
+                break
+            with contextlib.suppress(FileNotFoundError):  # another process evicts as well
+                os.unlink(path)
+            total -= size
         self._budget, self._overfull = self._incoming + slack, room < 0
 
 
-class _CachedFile(NamedTuple):
-    used: float
-    size: int
-    path: str
-
-
-def _shrink(folder: Path, limit: int) -> None:
-    """Delete the least recently used files until the rest is at most `limit` bytes."""
-    files = sorted(_cached_files(folder))
-    total = sum(file.size for file in files)
-    for file in files:
-        if total <= limit:
-            return
-        with contextlib.suppress(FileNotFoundError):  # another process evicts as well
-            os.unlink(file.path)
-        total -= file.size
-
-
-def _cached_files(folder: Path) -> Iterator[_CachedFile]:
-    """Yield the files of the cache. Part files are in use and don't count; stale ones are deleted."""
+def _cached_files(folder: Path) -> Iterator[tuple[float, int, str]]:
+    """Yield time of last use, size and path of each file. Part files are in use and don't count; stale ones go."""
     stale = time.time() - STALE_S
     for subfolder in folder.glob("??"):
         for entry in os.scandir(subfolder):
@@ -184,4 +167,4 @@ def _cached_files(folder: Path) -> Iterator[_CachedFile]:
                 if entry.name.startswith(".") and stat.st_mtime < stale:
                     os.unlink(entry.path)
                 elif not entry.name.startswith("."):
-                    yield _CachedFile(stat.st_mtime, stat.st_size, entry.path)
+                    yield stat.st_mtime, stat.st_size, entry.path

@@ -84,7 +84,7 @@ def explain_remote_errors(url: str) -> Iterator[None]:
     except MustError:
         raise
     except Exception as error:
-        if _has_no_bucket(error):
+        if isinstance(error, FileNotFoundError) and "bucket does not exist" in str(error):
             raise ConfigError(
                 f"{url}: there is no such bucket ({_first_line(error)}). Make it, or name another."
             ) from error
@@ -110,8 +110,7 @@ def s3_error_code(error: MustError) -> str | None:
     """Return S3's error code behind an error from `explain_remote_errors`, None if there is none."""
     cause = error.__cause__ and error.__cause__.__cause__
     response = getattr(cause, "response", None) or {}
-    code: str | None = response.get("Error", {}).get("Code")
-    return code
+    return response.get("Error", {}).get("Code")
 
 
 def _explained(url: str, error: Exception) -> MustError:
@@ -138,10 +137,6 @@ def _explained(url: str, error: Exception) -> MustError:
             f"{url}: the storage can't do it just now ({line}). Finished files are kept: run again when it can."
         )
     return DataError(f"{url}: the storage refused ({type(error).__name__}: {line})")
-
-
-def _has_no_bucket(error: Exception) -> bool:
-    return isinstance(error, FileNotFoundError) and "bucket does not exist" in str(error)
 
 
 def _first_line(error: Exception) -> str:

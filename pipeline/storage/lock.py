@@ -19,7 +19,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from pipeline.errors import MustError
 from pipeline.storage.path import StoragePath
@@ -53,7 +52,7 @@ class _Lease:
         text = file.read_if_exists()
         if text is None:
             return None
-        fields: dict[str, Any] = json.loads(text)
+        fields = json.loads(text)
         return cls(ProcessId(**fields["holder"]), fields["token"], fields["renewed"])
 
 
@@ -77,7 +76,10 @@ def hold_lock(folder: StoragePath, on_wait: OnWait, on_lost: Callable[[], None])
     finally:
         over.set()
         renewing.join()
-        _release(folder, number, lease)
+        if _is_ours(folder, number, lease):
+            for old in _numbers(folder):
+                if old <= number:
+                    _file(folder, old).remove()
 
 
 def lock_holders(root: StoragePath) -> dict[str, ProcessId]:
@@ -168,10 +170,3 @@ def _is_ours(folder: StoragePath, number: int, own: _Lease) -> bool:
     """Return True if the lease of this number is ours: another process may have released ours and reused the number."""
     lease = _Lease.read(_file(folder, number))
     return lease is not None and lease.token == own.token
-
-
-def _release(folder: StoragePath, number: int, own: _Lease) -> None:
-    if _is_ours(folder, number, own):
-        for old in _numbers(folder):
-            if old <= number:
-                _file(folder, old).remove()

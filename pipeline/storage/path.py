@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import hashlib
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -33,8 +32,9 @@ from pipeline.storage.errors import (
 URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)")
 STATE_KEYS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
 """Keys under which storages tell one state of a file from another; the first one present counts."""
-PARTS_AT_ONCE = {"s3": 1, "s3a": 1}
-"""Parts of one file in transfer at once, by protocol. Each takes 50 MiB of memory, and files go in parallel."""
+S3_OPTIONS = {"max_concurrency": 1}
+"""One part of a file in transfer at once: each takes 50 MiB of memory, and files go in parallel."""
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,7 @@ class StoragePath:
         """Return the path for a URL or a local path, which may start with `~` or be relative."""
         if not URL.match(text):
             return cls(LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
-        protocol = get_protocol(text)
-        options = {"max_concurrency": PARTS_AT_ONCE[protocol]} if protocol in PARTS_AT_ONCE else {}
+        options = S3_OPTIONS if get_protocol(text) in ("s3", "s3a") else {}
         with explain_open_errors(text):  # listings are not cached, as other processes write as well
             return cls(*fsspec.core.url_to_fs(text, use_listings_cache=False, **options))
 
@@ -115,16 +114,17 @@ class StoragePath:
             return kind == "directory" or (kind is not None and bool(self.fs.isdir(self.path)))
 
     def _kind(self) -> str | None:
-        """Return `file`, `directory` or None for a remote path.
+        # not fsspec's own `exists`, which takes missing credentials or no answer for a missing bucket
+        info = self._if_exists(self.fs.info)
+        return info and info["type"]
 
-        fsspec's own `exists` takes missing credentials or no answer for a missing bucket.
-        """
+    def _if_exists(self, ask: Callable[..., T], **options: Any) -> T | None:
+        """Return what a method of the file system returns for this path, None if there is no such file or folder."""
         try:
             with self._explain_errors():
-                kind: str = self.fs.info(self.path)["type"]
+                return ask(self.path, **options)
         except FileNotFoundError:
             return None
-        return kind
 
     def read(self, start: int = 0, size: int | None = None) -> bytes:
         """Return the bytes of the file, or `size` of them from `start`.
@@ -151,13 +151,12 @@ class StoragePath:
         end = None if size is None else start + size
         try:
             with self._explain_errors():
-                data: bytes = self.fs.cat_file(self.path, start=start, end=end)
+                return self.fs.cat_file(self.path, start=start, end=end)
         except DataError:
             if start or size is not None:
                 raise
             with self._explain_errors():  # an empty file has no range that starts at 0
-                data = self.fs.cat_file(self.path)
-        return data
+                return self.fs.cat_file(self.path)
 
     def write(self, data: bytes) -> None:
         """Write the file atomically, replacing an existing one."""
@@ -169,9 +168,7 @@ class StoragePath:
                 self.fs.pipe_file(self.path, data)
 
     def create(self, data: bytes) -> bool:
-        """Write the file atomically unless it exists. Returns True in exactly one of many concurrent callers, on shared
-        file systems and on object storage.
-        """
+        """Write the file atomically unless it exists. Returns True in exactly one of many callers, on any storage."""
         try:
             return self._create_local(data) if self.local else self._create_remote(data)
         except FileExistsError:
@@ -249,36 +246,23 @@ class StoragePath:
         For an empty folder some storages list the folder itself or a file of its name, and tools that know folders
         leave marker files whose names end in a slash: these are left out.
         """
-        try:
-            with self._explain_errors():
-                infos = self.fs.find(self.path, detail=True)
-        except FileNotFoundError:
-            return {}
+        infos: dict[str, Any] = self._if_exists(self.fs.find, detail=True) or {}
         folder = self.path.rstrip("/")
-        below = {
-            path: info
+        return {
+            StoragePath(self.fs, path).relative_to(self): info
             for path, info in infos.items()
             if info["type"] == "file" and path.startswith(folder and f"{folder}/") and not path.endswith("/")
         }
-        return {StoragePath(self.fs, path).relative_to(self): info for path, info in below.items()}
 
     def folders(self) -> list[StoragePath]:
         """Return the folders right below this one, hidden ones included; none if this one does not exist."""
-        try:
-            with self._explain_errors():
-                entries = self.fs.ls(self.path, detail=True)
-        except FileNotFoundError:
-            return []
+        entries = self._if_exists(self.fs.ls, detail=True) or []
         return [StoragePath(self.fs, e["name"].rstrip("/")) for e in entries if e["type"] == "directory"]
 
     def modified(self) -> float | None:
         """Return the Unix time at which the file was last written, None if it does not exist."""
-        try:
-            with self._explain_errors():
-                moment: datetime.datetime = self.fs.modified(self.path)
-        except FileNotFoundError:
-            return None
-        return moment.timestamp()
+        moment = self._if_exists(self.fs.modified)
+        return moment and moment.timestamp()
 
     def stamp(self) -> tuple[int, int]:
         """Return (size in bytes, mtime in ns), for a remote file (size, hash of its state), for a broken link (-1, 0).

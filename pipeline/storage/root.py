@@ -59,19 +59,16 @@ class StoredFile:
             return reader(copy)
 
     def scan(self, reader: Callable[[PathOrFile], T]) -> T:
-        """Like `load`, for readers that need little of a large file: a remote file that is not in the cache comes to
-        them as an open file that fetches only what is read.
-        """
+        """Load as `load` does, but a remote file that is not in the cache as an open file, fetching what is read."""
         if self.path.local or self.cache.find(self._cache_key):
             return self.load(reader)
         with RemoteFile(self.path, self.size) as file:
             return reader(file)
 
     def read(self, start: int, size: int) -> bytes:
-        """Return `size` bytes from `start`, fewer at the end of the file.
+        """Return `size` bytes from `start`, fewer at the end; of a remote file not in the cache, just they are fetched.
 
-        Of a remote file that is not in the cache, only these bytes are fetched; see `download`. Raises OSError, or
-        DataError for a remote file.
+        Raises OSError, or DataError for a remote file.
         """
         if self.path.local:
             return _pread(self.path, start, size)
@@ -82,9 +79,7 @@ class StoredFile:
         return self.path.read(start, size)
 
     def download(self, share: float) -> None:
-        """Fetch the whole file into the cache, before all of it is read piece by piece, unless it would take more than
-        this share of the cache.
-        """
+        """Fetch the whole file into the cache before it is read piece by piece, if it fits this share of the cache."""
         if self.path.local or self.size > share * self.cache.limit or self.cache.find(self._cache_key):
             return
         with self.cache.open(self._cache_key, self._fetch):
@@ -170,15 +165,18 @@ class Root:
         return self.local_path(path)
 
     def prepare_folder(self, path: str, kept: Iterable[str]) -> Path:
-        """Return the local folder in which to make `path`, holding the subfolders `kept` of an unfinished attempt and
-        nothing else.
-        """
+        """Return the local folder in which to make `path`, with just the subfolders `kept` of an unfinished attempt."""
         folder = self.local_path(path)
         folder.mkdir(parents=True, exist_ok=True)
         remote = {} if self.local else (self / path).files()
         resumed = [name for name in remote if name.split("/")[0] in kept]
         # of subfolders that were not uploaded, those of this machine's own attempt count
-        _clear(folder, set(kept) - {name.split("/")[0] for name in resumed})
+        own = set(kept) - {name.split("/")[0] for name in resumed}
+        for entry in folder.iterdir():
+            if entry.is_dir() and entry.name not in own:
+                shutil.rmtree(entry)
+            elif entry.is_file():
+                entry.unlink()
         for part in folder.rglob(f"*{PART_SUFFIX}"):
             part.unlink()  # its writer was killed
         in_parallel(lambda name: (self / f"{path}/{name}").remove(), remote.keys() - resumed)
@@ -226,11 +224,8 @@ def path_in_errors(copy: Path, path: str) -> Iterator[None]:
 
 def in_parallel(work: Callable[[S], T], items: Iterable[S]) -> list[T]:
     """Return `work(item)` for every item in order, TRANSFERS at once: storage is slow to answer, but answers many."""
-    pool = ThreadPoolExecutor(TRANSFERS, thread_name_prefix="transfer")
-    try:
-        return list(pool.map(work, items))
-    finally:
-        pool.shutdown(cancel_futures=True)  # after an error the rest is of no use
+    with ThreadPoolExecutor(TRANSFERS, thread_name_prefix="transfer") as pool:
+        return list(pool.map(work, items))  # after an error, `map` cancels the rest
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -260,11 +255,3 @@ def hash_if_exists(path: StoragePath) -> str | None:
 def _pread(path: os.PathLike[str], start: int, size: int) -> bytes:
     with open(path, "rb", buffering=0) as file:
         return os.pread(file.fileno(), size, start)
-
-
-def _clear(folder: Path, kept: Iterable[str]) -> None:
-    for entry in folder.iterdir():
-        if entry.is_dir() and entry.name not in kept:
-            shutil.rmtree(entry)
-        elif entry.is_file():
-            entry.unlink()

@@ -6,7 +6,6 @@ times as long to write for the same maps, and higher levels save a few per cent.
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
@@ -14,28 +13,18 @@ import zstandard
 from numpy.typing import DTypeLike, NDArray
 
 LEVEL = 1
-_local = threading.local()
-
-
-def _compressor() -> zstandard.ZstdCompressor:
-    if not hasattr(_local, "compressor"):
-        _local.compressor = zstandard.ZstdCompressor(level=LEVEL)  # one per thread: they are not thread-safe
-    compressor: zstandard.ZstdCompressor = _local.compressor
-    return compressor
 
 
 def pack(array: NDArray[Any]) -> bytes:
     """Return an array's bytes, C order and little-endian, compressed without loss. The caller keeps shape and dtype."""
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return _compressor().compress(np.ascontiguousarray(little).tobytes())
+    return zstandard.compress(little.tobytes(), LEVEL)
 
 
 def unpack(blob: bytes, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return the array that was packed, as a new writable one. Raises ValueError if the blob is damaged or the sizes
-    disagree.
-    """
+    """Return the packed array, new and writable. Raises ValueError if the blob is damaged or the sizes disagree."""
     try:
-        raw = zstandard.ZstdDecompressor().decompress(blob)
+        raw = zstandard.decompress(blob)
     except zstandard.ZstdError as error:
         raise ValueError(f"not a whole Zstandard frame: {error}") from error
     return np.frombuffer(bytearray(raw), np.dtype(dtype).newbyteorder("<")).reshape(shape)

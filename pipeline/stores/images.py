@@ -87,35 +87,29 @@ class ShardWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self.tar_path, self.index_path = folder / f"{name}.tar", folder / f"{name}.parquet"
         self._temporary = temporary_path(self.tar_path)
-        self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed by close() or discard()
-        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
-        self.rows: list[ImageRow] = []
+        self._tar = tarfile.TarFile(self._temporary, "w", format=tarfile.USTAR_FORMAT)
+        self._rows: list[ImageRow] = []
 
-    def add(self, image: NewImage) -> ImageRow:
-        """Append an image and return its row of the index."""
+    def add(self, image: NewImage) -> None:
+        """Append an image."""
         info = tarfile.TarInfo(f"{image.key}.{image.suffix}")
         info.size = len(image.data)  # mtime, owner and mode stay at fixed values: equal images make equal tars
         self._tar.addfile(info, io.BytesIO(image.data))
-        offset = self._file.tell() - tarfile.BLOCKSIZE * -(-info.size // tarfile.BLOCKSIZE)
-        row = ImageRow(
-            image.key, image.sha256, image.suffix, offset, info.size, image.width, image.height, image.source
-        )
-        self.rows.append(row)
-        return row
+        offset = self._tar.offset - tarfile.BLOCKSIZE * -(-info.size // tarfile.BLOCKSIZE)
+        size = info.size, image.width, image.height
+        self._rows.append(ImageRow(image.key, image.sha256, image.suffix, offset, *size, image.source))
 
     def close(self) -> None:
         """Publish the index and then the tar, so that every tar has its index."""
         self._tar.close()
-        self._file.close()
-        rows = [dataclasses.asdict(row) for row in self.rows]
-        write_table(self.index_path, pa.Table.from_pylist(rows, schema=INDEX))
+        write_table(self.index_path, pa.Table.from_pylist([vars(row) for row in self._rows], schema=INDEX))
         publish(self._temporary, self.tar_path)
 
     def discard(self) -> None:
         """Delete the unfinished shard."""
         self._temporary.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # on a full disk the rest can't be written, and need not be
-            self._file.close()
+            self._tar.close()
 
 
 def local_shard(tar: Path) -> ImageShard:
@@ -163,9 +157,7 @@ class ImageShard:
 
     @functools.cached_property
     def keys(self) -> list[str]:
-        """Keys of the images, in order."""
-        keys: list[str] = self.table.column("key").to_pylist()
-        return keys
+        return self.table.column("key").to_pylist()
 
     @functools.cached_property
     def _spans(self) -> list[tuple[int, int]]:
@@ -180,9 +172,7 @@ class ImageShard:
         return ImageRow(**self.table.slice(index, 1).to_pylist()[0])
 
     def download(self, share: float) -> None:
-        """Fetch a remote tar into the cache, before many of its images are read, unless it would take more than this
-        share of the cache. Without it, each `read` fetches one image.
-        """
+        """Fetch a remote tar as `StoredFile.download` does, else each `read` fetches one image."""
         self.tar.download(share)
 
     def read(self, index: int) -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,8 @@ from pipeline.storage.root import PathOrFile, StoredFile
 SCHEMA_VERSION = 1
 ROW_GROUP = 256
 """Rows per row group."""
+IGNORE = 65535
+"""The class id of a segmentation label's unknown pixels."""
 
 T = TypeVar("T")
 Value = dict[str, NDArray[Any]]
@@ -114,9 +115,7 @@ class Label(ABC):
 
     @abstractmethod
     def columns(self) -> pa.Schema:
-        """Return the task's own columns: blobs, and scalars beside them that SQL filters on. The metadata `about` of a
-        field states dtype, shape and unit.
-        """
+        """Return the task's own columns, blobs and scalars for SQL; metadata `about` states dtype, shape and unit."""
 
     @abstractmethod
     def encode(self, value: Value) -> Row:
@@ -158,9 +157,7 @@ class Label(ABC):
 
     @abstractmethod
     def distance(self, one: Value, other: Value) -> float:
-        """Return how far apart two labels of one image are, from 0 (equal) to 1, in the task's own measure. If just one
-        of them says nothing, they are 1 apart.
-        """
+        """Return how far apart two labels of one image are, 0 (equal) to 1; 1 if just one of them says nothing."""
 
     @abstractmethod
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -241,11 +238,8 @@ class LabelWriter:
         schema = pa.schema([*COMMON, *label.columns()])
         self._schema = schema.with_metadata({"must": json.dumps(metadata, sort_keys=True)})
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer = pq.ParquetWriter(self._temporary, self._schema, compression="zstd", write_page_index=True)
         self._rows: list[Row] = []
-
-    @functools.cached_property
-    def _writer(self) -> pq.ParquetWriter:
-        return pq.ParquetWriter(self._temporary, self._schema, compression="zstd", write_page_index=True)
 
     def add(self, key: str, row: Row | None, status: Status = "ok", reason: str | None = None) -> None:
         """Append the encoded row of image `key`, or None with the status and reason of an image without a label."""
@@ -266,7 +260,6 @@ class LabelWriter:
 
     def discard(self) -> None:
         """Delete an unfinished file. Does nothing after `close`."""
-        self._rows = []
         with contextlib.suppress(OSError):  # on a full disk the footer can't be written, and need not be
             self._writer.close()
         self._temporary.unlink(missing_ok=True)
@@ -280,13 +273,9 @@ class LabelShard:
         self.table = read_labels(file)
         self.metadata = read_metadata(self.table.schema, file)
 
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
     @property
     def keys(self) -> list[str]:
-        keys: list[str] = self.table.column("key").to_pylist()
-        return keys
+        return self.table.column("key").to_pylist()
 
     def row(self, index: int) -> Row | None:
         """Return row `index`, or None if the image has no label."""
@@ -294,10 +283,7 @@ class LabelShard:
         return row if row["status"] == "ok" else None
 
     def value(self, index: int, threshold: float = 0.0) -> Value | None:
-        """Return the label of row `index` with `threshold` applied, or None if the image has no label.
-
-        Raises DataError with file and key if the label is damaged.
-        """
+        """Return the label of row `index` with `threshold` applied, or None; DataError names a damaged label."""
         row = self.row(index)
         try:
             return None if row is None else self.label.decode(row, threshold)
@@ -336,7 +322,7 @@ def open_labels(file: StoredFile, reader: Callable[[pq.ParquetFile], T], whole: 
 
 def read_metadata(schema: pa.Schema, file: object) -> dict[str, Any]:
     """Return a label file's `store_metadata`. Raises DataError if another version wrote it."""
-    metadata: dict[str, Any] = json.loads((schema.metadata or {}).get(b"must", b"{}"))
+    metadata = json.loads((schema.metadata or {}).get(b"must", b"{}"))
     version = metadata.get("schema_version")
     if version != SCHEMA_VERSION:
         raise DataError(f"{file}: label schema version {version!r}; this version reads {SCHEMA_VERSION}.")

@@ -88,9 +88,8 @@ def _cylinder(size: float, rng: Rng) -> tuple[Shape, Floats]:
 
 
 def _pyramid(size: float, rng: Rng) -> tuple[Shape, Floats]:
-    return pyramid(size * rng.uniform(0.38, 0.52), size * rng.uniform(0.65, 1.05)), rotation_matrix(
-        rng.uniform(0, np.pi)
-    )
+    shape = pyramid(size * rng.uniform(0.38, 0.52), size * rng.uniform(0.65, 1.05))
+    return shape, rotation_matrix(rng.uniform(0, np.pi))
 
 
 def _sphere(size: float, rng: Rng) -> tuple[Shape, Floats]:
@@ -178,14 +177,10 @@ def _place(solids: list[Primitive], solid: Primitive, camera: Camera, rng: Rng) 
         distance = depth * rng.uniform(0.7, 2.6)
         center = np.array([distance * rng.uniform(-0.5, 0.5) / camera.focal, solid.center[1], -distance], np.float32)
         small = solid.radius / distance < 0.75 * subject.radius / depth
-        if small and all(_is_clear(center, solid, other) for other in solids):
+        clear = (np.hypot(*(center - other.center)[::2]) > 0.95 * (solid.radius + other.radius) for other in solids)
+        if small and all(clear):
             solids.append(dataclasses.replace(solid, center=center))
             return
-
-
-def _is_clear(center: Floats, solid: Primitive, other: Primitive) -> bool:
-    distance = np.hypot(*(center - other.center)[::2])
-    return bool(distance > 0.95 * (solid.radius + other.radius))
 
 
 def _sample_walls(look: Look, camera: Camera, solids: list[Primitive], rng: Rng) -> list[Primitive]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.synthetic.layout import BACKGROUND, Camera, Primitive, Scene, sample_scene
 from pipeline.synthetic.materials import Lens
-from pipeline.synthetic.shapes import Floats, Plane, dot
+from pipeline.synthetic.shapes import CORNERS, Floats, Plane, dot
 from pipeline.synthetic.textures import LOOKS, SIDE, Ints, Look, TextureBank, load_textures
 
 VERSION = 1
@@ -29,7 +29,6 @@ SHADOW_BIAS_M = np.float32(2e-3)
 """Distance above the surface at which shadow rays start, so that a surface does not shade itself."""
 GROUND = 0
 """Index of the ground in `scene.primitives`."""
-CORNERS = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), np.float32).reshape(3, 8)
 SUBPIXELS = np.array([[-0.375, 0.125], [-0.125, -0.375], [0.375, -0.125], [0.125, 0.375]], np.float32)
 """Offsets (4, 2) of the antialiasing rays in a pixel (rotated grid: no two in one row or column)."""
 
@@ -273,9 +272,7 @@ def _blur(image: Floats, sigma: float) -> Floats:
     weights = (weights / weights.sum()).astype(np.float32)
     for axis in (0, 1):
         padded = np.pad(image, [(reach, reach) if axis == a else (0, 0) for a in range(3)], mode="edge")
-        shifts = [
-            padded[i : i + len(image)] if axis == 0 else padded[:, i : i + len(image)] for i in range(2 * reach + 1)
-        ]
+        shifts = np.moveaxis(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis), -1, 0)
         image = sum((w * s for w, s in zip(weights[1:], shifts[1:], strict=True)), weights[0] * shifts[0])
     return image
 

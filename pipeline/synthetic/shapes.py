@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 """Always float32; declared wider because NumPy's types widen float32 times a Python float."""
 
+CORNERS = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), np.float32).reshape(3, 8)
 T_MIN = np.float32(1e-3)
 """Smallest ray parameter that counts as a hit, so that a surface does not hit itself."""
 ROUNDS, STEPS = 12, 6
@@ -288,9 +289,8 @@ class Polyhedron:
 
 def box(x: float, y: float, z: float) -> Polyhedron:
     """Return an upright box with half extents x, y, z in metres."""
-    signs = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, 8).T
     normals = np.concatenate([np.eye(3), -np.eye(3)])
-    return Polyhedron(normals, np.array([x, y, z] * 2), signs * [x, y, z])
+    return Polyhedron(normals, np.array([x, y, z] * 2), CORNERS.T * [x, y, z])
 
 
 def pyramid(base: float, height: float) -> Polyhedron:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import io
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -61,14 +62,16 @@ def bundled_image(package: str, name: str) -> Path:
     return path
 
 
-def photograph_paths(look: Look) -> list[Path]:
-    """Return the photographs that the textures of `look` are cut from. Raises ConfigError as `bundled_image` does."""
-    return [bundled_image("skimage", name) for name in (*FLOORS[look], *PICTURES[look])]
-
-
 def stamp_bundled(paths: list[Path]) -> list[tuple[str, int, int]]:
     """Return (name, size in bytes, 0) of each file, sorted; mtimes are left out because every install changes them."""
     return sorted((path.name, path.stat().st_size, 0) for path in paths)
+
+
+def encode_jpeg(image: Image.Image) -> bytes:
+    """Return the file of a generated picture."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
 
 
 class TextureBank:

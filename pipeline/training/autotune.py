@@ -88,15 +88,13 @@ def _time(candidate: ComputeConfig, model: nn.Module, call: Callable[[nn.Module,
     devices = [torch.cuda.current_device()] if candidate.device == "cuda" else []
     with torch.random.fork_rng(devices):
         try:
-            placed = candidate.place(copy.deepcopy(model))
-            return statistics.median([_time_once(candidate, placed, call) for _ in range(REPEATS + 1)][1:])
+            placed, times = candidate.place(copy.deepcopy(model)), []
+            for _ in range(REPEATS + 1):
+                began = time.perf_counter()
+                call(placed, candidate)
+                if candidate.device == "cuda":
+                    torch.cuda.synchronize()
+                times.append((time.perf_counter() - began) * 1000)
+            return statistics.median(times[1:])
         except torch.OutOfMemoryError:
             return math.inf
-
-
-def _time_once(candidate: ComputeConfig, placed: nn.Module, call: Callable[[nn.Module, ComputeConfig], None]) -> float:
-    began = time.perf_counter()
-    call(placed, candidate)
-    if candidate.device == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - began) * 1000

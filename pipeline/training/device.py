@@ -16,10 +16,7 @@ from pipeline.errors import ConfigError
 
 
 def find_device(name: str) -> str:
-    """Return the device of this name, or for "auto" the fastest kind this machine has: "cuda", "mps" or "cpu".
-
-    Raises ConfigError if the machine does not have it.
-    """
+    """Return the device of this name, or for "auto" the fastest kind here. ConfigError if the machine has none."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     usable = [device for device in available if available[device]]
     if name == "auto":
@@ -47,7 +44,7 @@ def processor_name() -> str:
 
 
 def move_to_device(data: Any, device: str) -> Any:
-    """Return the data with its tensors on the device: those in dataclasses, mappings, lists and tuples, however deep.
+    """Return the data with the tensors in its dataclasses, mappings, lists and tuples on the device.
 
     All else is left as it is. Copies to CUDA are asynchronous.
     """

@@ -92,7 +92,11 @@ class MicrobatchRunner:
                 return StepResult(self._local.keys, losses, has_gradient, limit)
             smaller = -(-limit // 2)
             if self.count(smaller) == self.count(limit):
-                self._refuse(step)
+                images = max(len(microbatch.keys) for microbatch in self._microbatches)
+                raise ConfigError(
+                    f"{self.job.name}: the device's memory does not hold a pass on "
+                    f"{'one image' if images == 1 else f'{images} images'} (step {step + 1}). {OUT_OF_MEMORY_ADVICE}"
+                )
             limit = smaller
             if self.synchronized:
                 self._save_limit(step, limit)
@@ -113,9 +117,7 @@ class MicrobatchRunner:
         return None
 
     def _copy_buffers(self) -> list[tuple[Tensor, Tensor]]:
-        """Return every buffer with a copy of it; none where memory can't run out, as it takes time to copy a queue of
-        features or a memory bank.
-        """
+        """Return every buffer with a copy of it; none where memory can't run out, as copies of queues take time."""
         if self.compute.device in NEVER_OUT_OF_MEMORY:
             return []
         return [(buffer, buffer.clone()) for buffer in self.job.objective.buffers()]
@@ -137,19 +139,12 @@ class MicrobatchRunner:
                 f"Images of the batch: {', '.join(keys)}. A smaller lr, or leaving these images out, may help."
             )
 
-    def _refuse(self, step: int) -> NoReturn:
-        images = max(len(microbatch.keys) for microbatch in self._microbatches)
-        raise ConfigError(
-            f"{self.job.name}: the device's memory does not hold a pass on "
-            f"{'one image' if images == 1 else f'{images} images'} (step {step + 1}). {OUT_OF_MEMORY_ADVICE}"
-        )
-
     def _save_limit(self, step: int, limit: int) -> NoReturn:
         """End this process, and with it the others, which wait inside a pass; the next attempt begins with `limit`."""
         path = self.job.out / WORK / LIMIT_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"images": limit})
-        self.runtime.keep(path)
+        self.runtime.root.upload(path)
         raise OutOfMemory(
             f"{self.job.name} ran out of the device's memory at step {step + 1}. Run the same command again: it goes "
             f"on with at most {limit} images in a pass."

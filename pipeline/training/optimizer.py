@@ -50,25 +50,20 @@ def parameter_groups(module: nn.Module, config: FitConfig) -> list[dict[str, Any
 
 
 def build_optimizer(module: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
-    """Build the optimiser that the configuration names, over all trainable parameters."""
+    """Build the optimiser that the configuration names, over all trainable parameters.
+
+    LARS (You et al., 2017) is as SimCLR and BYOL use it: the step of a matrix w with gradient g is TRUST_COEFFICIENT
+    |w| / (|g| + weight decay |w|) times SGD's, whether the matrix decays or not; that of biases and norms is SGD's.
+    """
     groups = parameter_groups(module, config)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
     if config.optimizer == "lars":
-        momentum = {"momentum": config.momentum, "nesterov": config.nesterov}
-        return Lars(
-            [{**group, **momentum} for group in _lars_groups(groups)], lr=config.lr, trust_coeff=TRUST_COEFFICIENT
-        )
+        for group in groups:
+            is_matrix = group["params"][0].ndim > 1
+            group.update(momentum=config.momentum, nesterov=config.nesterov, always_adapt=is_matrix)
+        return Lars(groups, lr=config.lr, trust_coeff=TRUST_COEFFICIENT)
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-
-
-def _lars_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mark the groups that LARS (You et al., 2017) adapts, as SimCLR and BYOL use it.
-
-    The step of a matrix w with gradient g is TRUST_COEFFICIENT |w| / (|g| + weight decay |w|) times SGD's, whether the
-    matrix decays or not; that of biases and norms is SGD's.
-    """
-    return [{**group, "always_adapt": any(parameter.ndim > 1 for parameter in group["params"])} for group in groups]
 
 
 def match_memory_format(optimizer: torch.optim.Optimizer) -> None:

@@ -41,10 +41,7 @@ class TrainingState:
         return open(self._log_path, "a", encoding="utf-8", buffering=1)  # by line: what is logged survives a crash
 
     def load(self) -> dict[str, Any] | None:
-        """Return the state on disk, None if there is none, and cut the log back to its step.
-
-        Raises DataError if the state is damaged.
-        """
+        """Return the state on disk or None, and cut the log back to its step. DataError if it is damaged."""
         try:
             state = load_state(self._state_path) if self._state_path.exists() else None
         except DataError as error:

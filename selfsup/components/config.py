@@ -27,16 +27,10 @@ class MethodConfig(StageConfig, ABC):
 
     @abstractmethod
     def build(self, backbone: Encoder, setting: StageSetting) -> Method:
-        """Build the method with fresh heads: `return SimCLR(self, backbone, setting)`.
-
-        Raises ConfigError if the method can't use the backbone.
-        """
+        """Build the method with fresh heads: `return SimCLR(self, backbone, setting)`. ConfigError if it can't be."""
 
     def build_for_stage(self, encoder: Encoder, setting: StageSetting) -> Method:
-        """Build the method and freeze what the stage does not train.
-
-        Raises ConfigError if it can't use the backbone, or can't do what the stage asks for: labels, accumulation.
-        """
+        """Build the method and freeze what the stage does not train. ConfigError if the method can't do the stage."""
         method = self.build(encoder, setting)
         if self.labels is not None and method.family not in LABELLED_FAMILIES:
             raise ConfigError(
@@ -68,13 +62,11 @@ class MethodConfig(StageConfig, ABC):
             encoder = Encoder(self.backbone, self.image_size, statistics(self.backbone))
             method = self.build_for_stage(encoder, StageSetting(self.image_size, 2 * self.batch, self.batch))
             for size in {kind.size for kind in method.view_kinds()}:
-                self._check_view_size(encoder.eval(), size)
-
-    def _check_view_size(self, encoder: Encoder, size: int) -> None:
-        try:
-            encoder.model(torch.empty(2, 3, size, size))
-        except Exception as error:  # models raise errors of any type for a size that they can't take
-            raise ConfigError(
-                f"{self.method!r} shows the backbone views of {size} x {size} pixels, which {encoder.name!r} can't "
-                f"take: {str(error).splitlines()[0]} Set another image_size, no small_views, or another backbone."
-            ) from error
+                try:
+                    encoder.eval().model(torch.empty(2, 3, size, size))
+                except Exception as error:  # models raise errors of any type for a size that they can't take
+                    raise ConfigError(
+                        f"{self.method!r} shows the backbone views of {size} x {size} pixels, which {encoder.name!r} "
+                        f"can't take: {str(error).splitlines()[0]} Set another image_size, no small_views, or another "
+                        "backbone."
+                    ) from error

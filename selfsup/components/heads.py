@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 from selfsup.components.kmeans import dot_products
 
+RELU = functools.partial(nn.ReLU, inplace=True)
 
-def projector(widths: Sequence[int], norm: bool = False) -> nn.Sequential:
+
+def projector(widths: Sequence[int], norm: bool = False, activation: Callable[[], nn.Module] = RELU) -> nn.Sequential:
     """Build an MLP of these widths with ReLU between its layers, and with `norm` a batch norm before each ReLU.
 
     projector([2048, 4096, 256], norm=True)  # BYOL's g: Linear, BatchNorm1d, ReLU, Linear
@@ -24,7 +27,7 @@ def projector(widths: Sequence[int], norm: bool = False) -> nn.Sequential:
         is_last = number == len(widths) - 2
         layers.append(nn.Linear(inputs, outputs, bias=is_last or not norm))
         if not is_last:
-            layers += [*([nn.BatchNorm1d(outputs)] if norm else []), nn.ReLU(inplace=True)]
+            layers += [*([nn.BatchNorm1d(outputs)] if norm else []), activation()]
     return nn.Sequential(*layers)
 
 
@@ -80,14 +83,7 @@ class DINOHead(nn.Module):
 
     def __init__(self, widths: Sequence[int], outputs: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            *(
-                layer
-                for width, next_width in itertools.pairwise(widths[:-1])
-                for layer in (nn.Linear(width, next_width), nn.GELU())
-            ),
-            nn.Linear(widths[-2], widths[-1]),
-        )
+        self.mlp = projector(widths, activation=nn.GELU)
         self.last_layer = Prototypes(widths[-1], outputs)
 
     def forward(self, features: Tensor, is_frozen: bool = False) -> Tensor:

@@ -11,11 +11,8 @@ CHUNK = 16_384
 
 
 def dot_products(a: Tensor, b: Tensor) -> Tensor:
-    """Return a b^T for (N, D) and (M, D): (N, M) float32, also under autocast.
-
-    Softmaxes over cosines need the digits that autocast would round away.
-    """
-    with torch.autocast(a.device.type, enabled=False):
+    """Return a b^T for (N, D) and (M, D): (N, M) float32, also under autocast."""
+    with torch.autocast(a.device.type, enabled=False):  # softmaxes over cosines need the digits it would round away
         return a.float() @ b.float().T
 
 

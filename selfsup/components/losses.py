@@ -22,10 +22,9 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     The mean over all 2B views i of -log exp(s_ip / t) / sum_{k != i} exp(s_ik / t), where s are cosines and p is the
     other view of i's image.
     """
-    z = _unit(torch.cat([first, second]))
-    count = len(first)
-    partner = torch.arange(2 * count, device=z.device).roll(count)
-    return F.cross_entropy(_without_self(dot_products(z, z) / temperature), partner)
+    logits = _logits_without_self(torch.cat([first, second]), temperature)
+    partner = torch.arange(len(logits), device=logits.device).roll(len(first))
+    return F.cross_entropy(logits, partner)
 
 
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float, same_image: Tensor | None = None) -> Tensor:
@@ -67,23 +66,22 @@ def supcon(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
 
 def _labelled_logits(embeddings: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return cosines over temperature (N, N), -inf on the diagonal, and which other images are of the same class."""
-    z = _unit(embeddings)
     same_class = labels[:, None] == labels[None, :]
     same_class.fill_diagonal_(False)
     alone = labels[~same_class.any(dim=1)]
     if len(alone):
         raise DataError(f"Class {int(alone[0])} has one image in a batch; the loss needs two or more of each class.")
-    return _without_self(dot_products(z, z) / temperature), same_class
+    return _logits_without_self(embeddings, temperature), same_class
 
 
 def _unit(embeddings: Tensor) -> Tensor:
     return F.normalize(embeddings.float(), dim=1)
 
 
-def _without_self(similarities: Tensor) -> Tensor:
-    """Set the diagonal to -inf, so that no image is compared with itself."""
-    diagonal = torch.eye(len(similarities), dtype=torch.bool, device=similarities.device)
-    return similarities.masked_fill(diagonal, -torch.inf)
+def _logits_without_self(embeddings: Tensor, temperature: float) -> Tensor:
+    """Return cosines over temperature (N, N), -inf on the diagonal, so that no image is compared with itself."""
+    z = _unit(embeddings)
+    return (dot_products(z, z) / temperature).fill_diagonal_(-torch.inf)
 
 
 def byol(prediction: Tensor, target: Tensor) -> Tensor:
@@ -110,7 +108,9 @@ def swapped_prediction(scores: Sequence[Tensor], codes: Sequence[Tensor], temper
 
     The mean over all pairs of a code and another view of the cross entropy of softmax(score / t) with the code.
     """
-    return _mean_over_pairs(scores, codes, temperature)
+    log_p = [F.log_softmax(score.float() / temperature, dim=1) for score in scores]
+    pairs = itertools.product(enumerate(codes), enumerate(log_p))
+    return torch.stack([-(q * p).sum(dim=1).mean() for (t, q), (s, p) in pairs if s != t]).mean()
 
 
 def dino(
@@ -124,14 +124,7 @@ def dino(
     """
     student_temperature, teacher_temperature = temperatures
     targets = [((output.detach().float() - center) / teacher_temperature).softmax(dim=1) for output in teacher]
-    return _mean_over_pairs(student, targets, student_temperature)
-
-
-def _mean_over_pairs(scores: Sequence[Tensor], targets: Sequence[Tensor], temperature: float) -> Tensor:
-    """Return the mean cross entropy over all pairs of a view's target and another view's scores."""
-    log_p = [F.log_softmax(score.float() / temperature, dim=1) for score in scores]
-    pairs = itertools.product(enumerate(targets), enumerate(log_p))
-    return torch.stack([-(q * p).sum(dim=1).mean() for (t, q), (s, p) in pairs if s != t]).mean()
+    return swapped_prediction(student, targets, student_temperature)
 
 
 def masked_reconstruction(prediction: Tensor, patches: Tensor, masked: Tensor) -> Tensor:

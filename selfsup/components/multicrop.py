@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from selfsup.components.method import Policy, ViewKind
 
+LARGE, SMALL = Policy(area=(0.14, 1.0)), Policy(area=(0.05, 0.14))
+LARGE_VIEWS = 2
+"""SwAV's views and their number, as of DeepCluster-v2, which is from the same paper."""
 RATIO = 96 / 224
 """Side of a small view per side of a large one."""
 MULTIPLE, SMALLEST = 16, 32

@@ -35,16 +35,9 @@ class Budget:
         """Return the number of unlabelled images in all steps before this one."""
         return self.unlabelled_beside * min(step, self.labelled_until) + self.batch * max(0, step - self.labelled_until)
 
-    def total_images(self) -> int:
-        """Return the number of images in all steps, labelled and unlabelled, repetitions counted."""
-        return self.unlabelled_before(self.steps) + self._total_labelled()
-
     def total_views(self, kinds: int) -> int:
         """Return the number of views in all steps: `kinds` of every unlabelled image, one of every labelled one."""
-        return kinds * self.unlabelled_before(self.steps) + self._total_labelled()
-
-    def _total_labelled(self) -> int:
-        return self.labelled * min(self.steps, self.labelled_until)
+        return kinds * self.unlabelled_before(self.steps) + self.labelled * min(self.steps, self.labelled_until)
 
 
 def budget_of(stage: StageConfig, labelled: int, images: int) -> Budget:

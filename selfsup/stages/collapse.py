@@ -22,9 +22,8 @@ MIN_RANK_SHARE = 0.1
 
 
 def spread(features: Tensor) -> Tensor:
-    """Return the mean standard deviation of features (B, D), scaled to unit length, times sqrt(D).
-
-    It is 0 if all are one vector, 1 if their directions are uniform.
+    """Return sqrt(D) times the mean standard deviation of features (B, D) of unit length: 0 if all are one vector, 1 if
+    their directions are uniform.
     """
     unit = F.normalize(features.float(), dim=1)
     return unit.std(dim=0).mean() * unit.shape[1] ** 0.5

@@ -61,13 +61,8 @@ def resized_crop(image: Image.Image, crop: Crop, size: int) -> NDArray[np.uint8]
     return np.asarray(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flip else view)
 
 
-def min_decoded_side(kinds: Sequence[ViewKind]) -> int:
-    """Return the side in pixels below which a reduced decode would blur the smallest crops of these kinds of views."""
-    return max(math.ceil(kind.size / math.sqrt(kind.policy.area[0])) for kind in kinds)
-
-
 def draw_views(data: bytes, kinds: Sequence[ViewKind], rng: np.random.Generator) -> list[NDArray[np.uint8]]:
     """Decode an image once and draw a view (S, S, 3) uint8 of each kind. Raises DataError if it can't be decoded."""
-    side = min_decoded_side(kinds)
+    side = max(math.ceil(kind.size / math.sqrt(kind.policy.area[0])) for kind in kinds)  # smaller blurs small crops
     image = decode_image(data, at_least=(side, side))
     return [resized_crop(image, draw_crop(kind.policy, image.size, rng), kind.size) for kind in kinds]

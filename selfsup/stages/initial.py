@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.data.dataset import ImageDataset
 from pipeline.data.decode import decode_image
 from pipeline.models import initial
-from pipeline.models.encoder import Statistics
+from pipeline.models.backbone import Statistics
 from pipeline.models.initial import InitialBackbone
 from pipeline.recipe.stage import SCRATCH, StageConfig
 from pipeline.steps.artifact import Inputs
@@ -43,10 +43,9 @@ def image_statistics(images: ImageDataset) -> Statistics:
     sums, squares, count = np.zeros(3), np.zeros(3), 0
     for index in range(0, len(images), -(-len(images) // MAX_IMAGES)):
         _, data = images.read(index)
-        pixels = (
-            np.asarray(decode_image(data, at_least=(SIDE, SIDE)).resize((SIDE, SIDE)), np.float64).reshape(-1, 3) / 255
-        )
+        image = decode_image(data, at_least=(SIDE, SIDE)).resize((SIDE, SIDE))
+        pixels = np.asarray(image, np.float64).reshape(-1, 3) / 255
         sums, squares, count = sums + pixels.sum(0), squares + (pixels**2).sum(0), count + len(pixels)
     mean = sums / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))
-    return tuple(float(value) for value in mean), tuple(float(value) for value in std)
+    return tuple(mean.tolist()), tuple(std.tolist())

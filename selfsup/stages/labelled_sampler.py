@@ -75,15 +75,14 @@ def class_sampler(config: LabelledConfig, classes: ImageClasses, seed: int) -> C
     return ClassSampler(members, count, config.images, seed)
 
 
-def load_sampler(stage: StageConfig, inputs: Inputs, images: ImageDataset, seed: int) -> tuple[ClassSampler, int]:
-    """Return the sampler of a stage that uses labels, and how many labelled images a step has.
-
-    Raises ConfigError if its sets lack the labels that it asks for.
-    """
+def load_sampler(stage: StageConfig, inputs: Inputs, images: ImageDataset, seed: int) -> ClassSampler:
+    """Return the sampler of a stage that uses labels. Raises ConfigError if its sets lack those that it asks for."""
     assert stage.labels is not None
     with error_context("labels"):
         classes = image_classes(stage, inputs, images)
-        return class_sampler(stage.labels, classes, seed), labelled_images(stage, classes.names)
+        sampler = class_sampler(stage.labels, classes, seed)
+        labelled_images(stage, classes.names)  # raises if they are too many for a batch
+        return sampler
 
 
 def image_classes(stage: StageConfig, inputs: Inputs, images: ImageDataset) -> ImageClasses:

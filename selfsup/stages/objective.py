@@ -13,7 +13,6 @@ from pipeline.training.objective import Objective
 from selfsup.components.method import Method, ViewKind, Views
 from selfsup.stages.collapse import effective_rank, spread
 from selfsup.stages.color_jitter import ColorJitter
-from selfsup.stages.stream import ViewBatch
 
 MEASURE_EVERY = 20
 """Steps between measurements of the features."""
@@ -34,22 +33,21 @@ def override_policies(kinds: Sequence[ViewKind], overrides: PolicyConfig) -> lis
 class StageObjective(Objective):
     """The sum of a method's losses over views of these kinds, which are first augmented in color."""
 
-    def __init__(
-        self, method: Method, kinds: Sequence[ViewKind], steps: int, memory_format: torch.memory_format
-    ) -> None:
+    memory_format = torch.contiguous_format
+    """Of the augmented views."""
+
+    def __init__(self, method: Method, kinds: Sequence[ViewKind]) -> None:
         super().__init__()
-        self.method, self.steps, self.memory_format = method, steps, memory_format
+        self.method = method
         self.color_jitters = nn.ModuleList(ColorJitter(kind) for kind in kinds)
 
-    def amounts(self, batch: ViewBatch) -> dict[str, float]:
-        labelled = 0 if batch.classes is None else len(batch.classes)
-        return {"images": len(batch.keys), "labelled": labelled}
+    def amounts(self, batch: Views) -> dict[str, float]:
+        return {"images": len(batch.keys), "labelled": 0 if batch.classes is None else len(batch.classes)}
 
-    def forward(self, batch: ViewBatch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        jitters = zip(self.color_jitters, batch.unlabelled, strict=True)
-        unlabelled = [self._augment(jitter, images) for jitter, images in jitters]
+    def forward(self, batch: Views, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        unlabelled = [self._augment(*each) for each in zip(self.color_jitters, batch.unlabelled, strict=True)]
         labelled = None if batch.labelled is None else self._augment(self.color_jitters[0], batch.labelled)
-        views = Views(unlabelled, batch.index, labelled, batch.classes, batch.step, self.steps, batch.epoch)
+        views = dataclasses.replace(batch, unlabelled=unlabelled, labelled=labelled)
         losses = {name: shares[self._amount_of(name)] * loss for name, loss in self.method.losses(views).items()}
         logged = {name: loss.detach() for name, loss in losses.items()}
         total = torch.stack(list(losses.values())).sum()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -33,19 +33,11 @@ def stage_config(settings: Mapping[str, Any]) -> MethodConfig:
     return config
 
 
-class StageData(NamedTuple):
-    """The images of a stage, the sampler of its labelled ones (None without labels), and how many a step has."""
-
-    images: ImageDataset
-    sampler: ClassSampler | None
-    labelled: int
-
-
-def load_stage_data(config: Mapping[str, Any], inputs: Inputs) -> StageData:
-    """Load the images and labels that a stage trains on. Raises ConfigError if they are too few."""
+def load_stage_data(config: Mapping[str, Any], inputs: Inputs) -> tuple[ImageDataset, ClassSampler | None]:
+    """Load the images of a stage, and the sampler of its labelled ones, if any. ConfigError if they are too few."""
     stage, seed = stage_config(config["stage"]), config["seed"]
     images = load_images(stage, inputs, seed)
-    return StageData(images, *(load_sampler(stage, inputs, images, seed) if stage.labels else (None, 0)))
+    return images, load_sampler(stage, inputs, images, seed) if stage.labels else None
 
 
 def load_images(stage: StageConfig, inputs: Inputs, seed: int) -> ImageDataset:
@@ -54,16 +46,13 @@ def load_images(stage: StageConfig, inputs: Inputs, seed: int) -> ImageDataset:
     shards = [DatasetShard(shard, rows, {}) for _, shard, rows in pool_shards(pool, inputs.of_kind("data"))]
     if stage.share < 1:
         chosen = pool_keys(pool, stage.share, seed)
-        shards = [_only(shard, chosen) for shard in shards]
+        for number, shard in enumerate(shards):
+            rows = [row for row in shard.rows if shard.images.keys[row] in chosen]
+            shards[number] = dataclasses.replace(shard, rows=np.array(rows, shard.rows.dtype))
     images = ImageDataset(shards)
     if len(images) < 2:
         raise ConfigError(f"{len(images)} images to train on in {', '.join(stage.data)}: 2 or more are needed.")
     return images
-
-
-def _only(shard: DatasetShard, keys: Set[str]) -> DatasetShard:
-    chosen = np.array([shard.images.keys[row] in keys for row in shard.rows], bool)
-    return dataclasses.replace(shard, rows=shard.rows[chosen])
 
 
 def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -75,13 +64,13 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
     """
     stage, seed = stage_config(config["stage"]), config["seed"]
     with error_context(config["name"]):
-        images, sampler, labelled = load_stage_data(config, inputs)
+        images, sampler = load_stage_data(config, inputs)
     start = initial_backbone(stage, config["start"], inputs, images)
-    budget = budget_of(stage, labelled, len(images))
+    budget = budget_of(stage, sampler.classes * sampler.images if sampler else 0, len(images))
     seed_part(seed, f"stage.{stage.name}")
     method = stage.build_for_stage(start.build_encoder(), StageSetting(start.size, len(images), stage.batch))
     stream = ViewStream(images, override_policies(method.view_kinds(), stage.augment), budget, sampler, seed)
     counts = train((config["name"], stage), method, stream, inputs.runtime, out)
     save_backbone(method.backbone.cpu(), out)
-    seen = {"images_seen": budget.total_images(), "views_seen": budget.total_views(len(stream.kinds))}
+    seen = {"images_seen": budget.total_views(1), "views_seen": budget.total_views(len(stream.kinds))}
     return {"images": len(images), "steps": budget.steps, **seen, "family": method.family, **counts}

@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.data.augment import seeded_generator
 from pipeline.data.dataset import ImageDataset
@@ -18,7 +17,7 @@ from pipeline.data.loader import stack_images
 from pipeline.data.prefetch import PrefetchedStream, prefetch
 from pipeline.data.stream import split_evenly
 from pipeline.steps import ranks
-from selfsup.components.method import ViewKind
+from selfsup.components.method import ViewKind, Views
 from selfsup.stages.budget import Budget
 from selfsup.stages.crops import draw_views
 from selfsup.stages.labelled_sampler import ClassSampler
@@ -37,32 +36,19 @@ class ImageViews:
     label: int | None = None
 
 
-@dataclasses.dataclass
-class ViewBatch:
-    """A microbatch of views before augmentation in color: as `Views`, but uint8 in [0, 255]."""
-
-    keys: list[str]
-    unlabelled: list[Tensor]
-    index: Tensor
-    labelled: Tensor | None
-    classes: Tensor | None
-    step: int
-    epoch: int
-
-
 class LocalViews:
-    """The views of a step's batch that this process takes, not collated yet."""
+    """The views of a step's batch that this process takes, not collated yet. `at`: (step, steps, epoch)."""
 
-    def __init__(self, images: Sequence[ImageViews], step: int, epoch: int) -> None:
+    def __init__(self, images: Sequence[ImageViews], at: tuple[int, int, int]) -> None:
         self.unlabelled = [image for image in images if image.label is None]
         self.labelled = [image for image in images if image.label is not None]
-        self.step, self.epoch = step, epoch
+        self.at = at
 
     @property
     def keys(self) -> list[str]:
         return [image.key for image in self.unlabelled]
 
-    def split(self, count: int) -> list[ViewBatch]:
+    def split(self, count: int) -> list[Views]:
         """Collate into `count` microbatches; one with labelled images has two or more classes, each complete."""
         present = list(dict.fromkeys(image.label for image in self.labelled))
         class_runs = split_evenly(len(present), min(count, max(1, len(present) // 2)))
@@ -71,17 +57,17 @@ class LocalViews:
         for run, class_run in itertools.zip_longest(runs, class_runs, fillvalue=slice(0)):
             classes = set(present[class_run])
             labelled = [image for image in self.labelled if image.label in classes]
-            batches.append(collate(self.unlabelled[run], labelled, self.step, self.epoch))
+            batches.append(collate(self.unlabelled[run], labelled, self.at))
         return batches
 
 
-def collate(unlabelled: Sequence[ImageViews], labelled: Sequence[ImageViews], step: int, epoch: int) -> ViewBatch:
-    """Stack the views of some images into a batch."""
+def collate(unlabelled: Sequence[ImageViews], labelled: Sequence[ImageViews], at: tuple[int, int, int]) -> Views:
+    """Stack the views of some images into a batch, uint8. `at`: (step, steps, epoch)."""
     views = [stack_images([image.views[kind] for image in unlabelled]) for kind in range(len(unlabelled[0].views))]
     index = torch.tensor([image.index for image in unlabelled])
     labelled_views = stack_images([image.views[0] for image in labelled]) if labelled else None
     classes = torch.tensor([image.label for image in labelled]) if labelled else None
-    return ViewBatch([image.key for image in unlabelled], views, index, labelled_views, classes, step, epoch)
+    return Views([image.key for image in unlabelled], views, index, labelled_views, classes, *at)
 
 
 class ViewStream:
@@ -94,11 +80,10 @@ class ViewStream:
 
     def prefetched(self, threads: int) -> PrefetchedStream[ImageViews, LocalViews]:
         """Return the stream that `fit` trains on."""
-        return PrefetchedStream(self.tasks, lambda images, step: LocalViews(images, step, self.epoch(step)), threads)
+        return PrefetchedStream(self.tasks, lambda images, step: LocalViews(images, self._at(step)), threads)
 
-    def epoch(self, step: int) -> int:
-        """Return the number of complete passes over the images before a step."""
-        return self.budget.unlabelled_before(step) // len(self.dataset)
+    def _at(self, step: int) -> tuple[int, int, int]:
+        return step, self.budget.steps, self.budget.unlabelled_before(step) // len(self.dataset)
 
     def tasks(self, step: int) -> list[Callable[[], ImageViews]]:
         """Return functions that draw the views of a step, one image each: unlabelled images, then labelled ones."""
@@ -126,7 +111,7 @@ class ViewStream:
         key, data = self.dataset.read(index)
         return ImageViews(key, draw_views(data, kinds, seeded_generator(*seed)), index)
 
-    def single_pass(self, size: int, threads: int) -> Generator[ViewBatch]:
+    def single_pass(self, size: int, threads: int) -> Generator[Views]:
         """Yield every image once, in batches of `size`, which threads prefetch."""
 
         def draw(index: int) -> ImageViews:
@@ -134,4 +119,4 @@ class ViewStream:
 
         with contextlib.closing(prefetch(draw, range(len(self.dataset)), threads, max(size, threads))) as images:
             while batch := list(itertools.islice(images, size)):
-                yield collate(batch, [], step=1, epoch=0)
+                yield collate(batch, [], (1, self.budget.steps, 0))

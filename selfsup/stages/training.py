@@ -40,8 +40,12 @@ def train(
     """
     (name, stage), images = named, stream.dataset
     with ProcessGroup(find_device(runtime.device)) as group:
-        choice = _choose(stage, method, stream, runtime)
-        objective = choice.place(StageObjective(method, stream.kinds, stream.budget.steps, choice.memory_format))
+        objective = StageObjective(method, stream.kinds)
+        settings = stage.model_dump(mode="json", exclude=SAME_SPEED)
+        key = [settings, method.backbone.name, method.backbone.size, "stage"]
+        choice = autotune.autotune(runtime, key, objective, _probe(stream))
+        objective = choice.place(objective)
+        objective.memory_format = choice.memory_format
         batches = stream.prefetched(runtime.threads)
         job = TrainingJob(name, objective, batches, stream.budget.steps, out, stage, stream.seed)
         before = measure_features(method.backbone, images, runtime)
@@ -51,14 +55,6 @@ def train(
         after = measure_features(method.backbone, images, runtime)
     features = {"before": before, "after": after, "collapsed": is_collapsed(before, after)}
     return {"features": features, "choice": choice.describe(), **fitted.counts()}
-
-
-def _choose(stage: MethodConfig, method: Method, stream: ViewStream, runtime: Runtime) -> ComputeConfig:
-    """Choose how this machine trains the method fastest."""
-    settings = stage.model_dump(mode="json", exclude=SAME_SPEED)
-    model_id = [settings, method.backbone.name, method.backbone.size, "stage"]
-    objective = StageObjective(method, stream.kinds, stream.budget.steps, torch.contiguous_format)
-    return autotune.autotune(runtime, model_id, objective, _probe(stream))
 
 
 def _probe(stream: ViewStream) -> Callable[[nn.Module, ComputeConfig], None]:

@@ -8,14 +8,15 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.labels import Box, Label, Row, Value, cell_at, mean_where_known, on_finer_raster, resample_nearest
+from pipeline.stores.labels import Row, Value, cell_at, mean_where_known, on_finer_raster
 from tasks.drawing import caption, colormap, enlarge
+from tasks.raster import SIZE, RasterLabel
 
 PERCENTILES = (1, 99)
 """The range of known depths that drawing and text cover."""
 
 
-class TaskLabel(Label):
+class TaskLabel(RasterLabel):
     """`depth` (h, w) float32, a raster over the image; 0 = unknown.
 
     Scale "metric": metres along the optical axis, not along the ray. Scale "relative": inverse depth, larger is nearer,
@@ -24,6 +25,7 @@ class TaskLabel(Label):
     """
 
     task = "depth"
+    unknown = {"depth": 0.0}  # noqa: RUF012 - a constant
     legend = "violet is near, yellow far, over the range that stands below each picture"
 
     def columns(self) -> pa.Schema:
@@ -31,8 +33,7 @@ class TaskLabel(Label):
         return pa.schema(
             [
                 pa.field("depth", pa.binary(), metadata={"about": f"float16 (h, w), {unit}, 0 = unknown, zstd"}),
-                pa.field("h", pa.int32()),
-                pa.field("w", pa.int32()),
+                *SIZE,
                 pa.field("near", pa.float32(), metadata={"about": f"smallest known value, {unit}"}),
                 pa.field("far", pa.float32(), metadata={"about": f"largest known value, {unit}"}),
                 pa.field("unknown", pa.float32(), metadata={"about": "share of the image that is unknown"}),
@@ -54,13 +55,6 @@ class TaskLabel(Label):
 
     def decode(self, row: Row, threshold: float = 0.0) -> Value:
         return {"depth": codecs.unpack(row["depth"], np.float16, (row["h"], row["w"])).astype(np.float32)}
-
-    def flip(self, value: Value) -> Value:
-        return {"depth": value["depth"][:, ::-1]}
-
-    def crop(self, value: Value, box: Box, size: tuple[int, int]) -> Value:
-        """Resample the raster; values stay as they are, metres whatever the zoom."""
-        return {"depth": resample_nearest(value["depth"], box, size, 0.0)}
 
     def draw(self, image: Image, value: Value) -> Image:
         depth = value["depth"]
@@ -96,10 +90,6 @@ class TaskLabel(Label):
             right = align(right, left, known[0] & known[1])
         ratio = np.maximum(left, 1e-6) / np.maximum(right, 1e-6)
         return mean_where_known(np.maximum(ratio, 1 / ratio) > 1.25, *known)
-
-    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        known = np.array([round((1 - row["unknown"]) * row["h"] * row["w"])], dtype=np.float64)
-        return known, known
 
 
 def align(depth: NDArray[np.float64], target: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArray[np.float64]:

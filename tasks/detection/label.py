@@ -87,13 +87,11 @@ class TaskLabel(Label):
         width, height = value["size"].astype(np.float64)
         shift = np.array([box[0] * width, box[1] * height] * 2)
         scale = np.array([size[1] / ((box[2] - box[0]) * width), size[0] / ((box[3] - box[1]) * height)] * 2)
-        moved = (value["boxes"] - shift) * scale
-        clipped = np.clip(moved, 0, np.array([size[1], size[0]] * 2))
-        keep = _area(clipped) >= MIN_VISIBLE * np.maximum(_area(moved), 1e-9)
-        return _select(
-            {**value, "boxes": clipped.astype(np.float32), "size": np.array([size[1], size[0]], dtype=np.int32)},
-            keep & (_area(clipped) > 0),
-        )
+        moved, new_size = (value["boxes"] - shift) * scale, np.array(size[::-1], dtype=np.int32)
+        clipped = np.clip(moved, 0, np.tile(new_size, 2))
+        visible = _area(clipped)
+        keep = (visible > 0) & (visible >= MIN_VISIBLE * np.maximum(_area(moved), 1e-9))
+        return _select({**value, "boxes": clipped.astype(np.float32), "size": new_size}, keep)
 
     def draw(self, image: Image, value: Value) -> Image:
         drawn = image.copy()
@@ -131,8 +129,7 @@ class TaskLabel(Label):
 
 
 def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    area: NDArray[np.float64] = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
-    return area
+    return np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
 
 
 def _matches(one: Value, other: Value) -> int:
@@ -154,8 +151,8 @@ def _iou(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.flo
     low = np.maximum(one[:, None, :2], other[None, :, :2])
     high = np.minimum(one[:, None, 2:], other[None, :, 2:])
     intersection = np.prod(np.maximum(high - low, 0), axis=2)
-    union: NDArray[np.float64] = _area(one)[:, None] + _area(other)[None, :] - intersection
-    return np.asarray(intersection / np.maximum(union, 1e-9))
+    union = _area(one)[:, None] + _area(other)[None, :] - intersection
+    return intersection / np.maximum(union, 1e-9)
 
 
 def _select(value: Value, keep: NDArray[np.bool_]) -> Value:

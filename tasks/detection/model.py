@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from pipeline.stores.labels import Value
 from tasks.detection.metric import AveragePrecision
-from tasks.task import FeatureInfo, Features, Prediction, Target, Task
+from tasks.task import PYRAMID_STRIDES, FeatureInfo, Features, Prediction, Target, Task
 
 MIN_SCORE = 0.01
 MAX_BOXES = 100
@@ -63,9 +62,7 @@ class DetectionHead(nn.Module):
     def __init__(self, info: FeatureInfo, classes: int) -> None:
         super().__init__()
         width, count = info.pyramid_channels, info.proposals
-        anchors = AnchorGenerator(
-            tuple((2 * stride,) for stride in info.pyramid_strides), ((0.5, 1.0, 2.0),) * len(LEVELS)
-        )
+        anchors = AnchorGenerator(tuple((2 * stride,) for stride in PYRAMID_STRIDES), ((0.5, 1.0, 2.0),) * len(LEVELS))
         self.rpn = RegionProposalNetwork(
             anchors,
             _FloatRPNHead(width, 3, conv_depth=2),
@@ -101,24 +98,19 @@ class DetectionHead(nn.Module):
         levels = dict(zip(LEVELS, features.pyramid, strict=True))
         return Pending(self, levels, ImageList(blank, [(self.size, self.size)] * count))
 
-    def losses(self, pending: Pending, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return four scalars: objectness and box loss of the RPN, class and box loss of the box head.
+    def run(
+        self, pending: Pending, targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Return (detections, losses): the former in eval mode, the latter in training mode, which needs targets.
 
-        Faster R-CNN, eq. 1, and Fast R-CNN (Girshick, ICCV 2015), eq. 1.
+        Detections: for each image `boxes` (N, 4) in input pixels, `scores` (N,) and `labels` (N,) from 1. Losses, four
+        scalars: objectness and box loss of the RPN (Faster R-CNN, eq. 1), class and box loss of the box head (Fast
+        R-CNN, Girshick, ICCV 2015, eq. 1).
         """
         proposals, rpn = self.rpn(pending.images, pending.levels, targets)
-        _, boxes = self.boxes(self._float(pending), proposals, pending.images.image_sizes, targets)
-        return {**rpn, **boxes}
-
-    def detect(self, pending: Pending) -> list[dict[str, Tensor]]:
-        """Return for each image `boxes` (N, 4) in input pixels, `scores` (N,) and `labels` (N,) from 1."""
-        proposals, _ = self.rpn(pending.images, pending.levels)
-        detections, _ = self.boxes(self._float(pending), proposals, pending.images.image_sizes)
-        return list(detections)
-
-    @staticmethod
-    def _float(pending: Pending) -> dict[str, Tensor]:
-        return {name: level.float() for name, level in pending.levels.items()}  # RoIAlign has no bfloat16
+        levels = {name: level.float() for name, level in pending.levels.items()}  # RoIAlign has no bfloat16
+        detections, boxes = self.boxes(levels, proposals, pending.images.image_sizes, targets)
+        return detections, {**rpn, **boxes}
 
 
 class TaskModel(Task):
@@ -133,17 +125,14 @@ class TaskModel(Task):
         """Return boxes in input pixels and class ids from 1. An image without boxes is valid: all background."""
         return {
             "images": [
-                {
-                    "boxes": torch.from_numpy(value["boxes"]),
-                    "labels": torch.from_numpy(value["classes"].astype(np.int64)) + 1,
-                }
+                {"boxes": torch.from_numpy(value["boxes"]), "labels": torch.from_numpy(value["classes"]).long() + 1}
                 for value in values
             ]
         }
 
     def loss(self, output: Pending, target: Target) -> Tensor:
-        """Return the unweighted sum of the four losses of `DetectionHead.losses`."""
-        losses = output.head.losses(output, target["images"])
+        """Return the unweighted sum of the four losses of `DetectionHead.run`."""
+        _, losses = output.head.run(output, target["images"])
         return torch.stack(list(losses.values())).sum()
 
     def amount(self, target: Target) -> float:
@@ -151,11 +140,12 @@ class TaskModel(Task):
         return len(target["images"])
 
     def predict(self, output: Pending) -> Prediction:
-        return {"images": output.head.detect(output), "input": output.head.size}
+        detections, _ = output.head.run(output)
+        return {"images": detections, "input": output.head.size}
 
     def value(self, prediction: Prediction, index: int, size: tuple[int, int]) -> Value:
-        detections: dict[str, Any] = prediction["images"][index]
-        scale = np.array([size[0], size[1]] * 2, dtype=np.float32) / np.float32(prediction["input"])
+        detections = prediction["images"][index]
+        scale = np.array(size * 2, dtype=np.float32) / np.float32(prediction["input"])
         return {
             "boxes": detections["boxes"] * scale,
             "scores": detections["scores"],

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.labels import Box, Label, Row, Value, cell_at, mean_where_known, on_finer_raster, resample_nearest
+from pipeline.stores.labels import Row, Value, cell_at, mean_where_known, on_finer_raster
 from tasks.drawing import enlarge
+from tasks.raster import SIZE, RasterLabel
 
 
-class TaskLabel(Label):
+class TaskLabel(RasterLabel):
     """`normals` (h, w, 3) float32, a raster over the image: unit vectors in camera axes (x right, y up, z towards the
     camera), pointing away from the surface; (0, 0, 0) = unknown.
 
@@ -21,6 +21,7 @@ class TaskLabel(Label):
     """
 
     task = "normals"
+    unknown = {"normals": 0.0}  # noqa: RUF012 - a constant
     legend = "red grows to the right, green upwards, blue towards the camera; black is unknown"
 
     def columns(self) -> pa.Schema:
@@ -28,8 +29,7 @@ class TaskLabel(Label):
         return pa.schema(
             [
                 pa.field("normals", pa.binary(), metadata={"about": about}),
-                pa.field("h", pa.int32()),
-                pa.field("w", pa.int32()),
+                *SIZE,
                 pa.field("mean_z", pa.float32(), metadata={"about": "mean of z over known pixels: 1 = facing us"}),
                 pa.field("unknown", pa.float32(), metadata={"about": "share of the image that is unknown"}),
             ]
@@ -53,16 +53,10 @@ class TaskLabel(Label):
     def flip(self, value: Value) -> Value:
         return {"normals": value["normals"][:, ::-1] * np.array([-1, 1, 1], dtype=np.float32)}
 
-    def crop(self, value: Value, box: Box, size: tuple[int, int]) -> Value:
-        return {"normals": resample_nearest(value["normals"], box, size, 0.0)}
-
     def draw(self, image: Image, value: Value) -> Image:
         normals = value["normals"]
         colors = np.rint((normals + 1) * 127.5).astype(np.uint8) * normals.any(axis=-1, keepdims=True)
         return enlarge(colors.astype(np.uint8), image.size)
-
-    def describe(self, value: Value) -> str:
-        return ""
 
     def describe_at(self, value: Value, point: tuple[float, float]) -> str:
         x, y, z = (float(part) for part in cell_at(value["normals"], point))
@@ -78,7 +72,3 @@ class TaskLabel(Label):
         chord = np.linalg.norm(left - right, axis=-1)  # the cosine would lose small angles to rounding
         angle = 2 * np.arcsin(np.clip(chord / 2, 0, 1)) / np.pi
         return mean_where_known(angle, np.asarray(left.any(axis=-1)), np.asarray(right.any(axis=-1)))
-
-    def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        known = np.array([round((1 - row["unknown"]) * row["h"] * row["w"])], dtype=np.float64)
-        return known, known

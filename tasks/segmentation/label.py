@@ -9,24 +9,12 @@ from PIL import Image as Images
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.labels import (
-    Box,
-    ClassAmounts,
-    Label,
-    Row,
-    Value,
-    cell_at,
-    flatten_lists,
-    on_finer_raster,
-    resample_nearest,
-)
+from pipeline.stores.labels import IGNORE, ClassAmounts, Row, Value, cell_at, flatten_lists, on_finer_raster
 from tasks.drawing import enlarge, palette
-
-IGNORE = 65535
-"""The class id of unknown pixels."""
+from tasks.raster import SIZE, RasterLabel
 
 
-class TaskLabel(Label):
+class TaskLabel(RasterLabel):
     """`classes` (h, w) uint16, ids with 65535 = unknown, and `confidence` (h, w) float32 in [0, 1]: rasters over the
     image.
 
@@ -36,6 +24,7 @@ class TaskLabel(Label):
     """
 
     task = "segmentation"
+    unknown = {"classes": IGNORE, "confidence": 0.0}  # noqa: RUF012 - a constant
     amount_columns = ("area",)
     default_threshold = 0.5  # MuST's
     legend = "pixels below the threshold are not colored"
@@ -49,8 +38,7 @@ class TaskLabel(Label):
             [
                 pa.field("classes", pa.binary(), metadata={"about": "uint8 or uint16 (h, w), largest = unknown, zstd"}),
                 pa.field("confidences", pa.binary(), metadata={"about": "uint8 (h, w), 255 = certain, zstd"}),
-                pa.field("h", pa.int32()),
-                pa.field("w", pa.int32()),
+                *SIZE,
                 pa.field("area", pa.list_(pa.float32()), metadata={"about": "share of the image per class"}),
                 pa.field("unknown", pa.float32(), metadata={"about": "share of the image that is unknown"}),
             ]
@@ -84,15 +72,6 @@ class TaskLabel(Label):
         rows, area = flatten_lists(table.column("area"))
         present = np.flatnonzero(area)
         return ClassAmounts(rows[present], present % max(1, len(self.space.classes)), area[present].astype(np.float32))
-
-    def flip(self, value: Value) -> Value:
-        return {name: array[:, ::-1] for name, array in value.items()}
-
-    def crop(self, value: Value, box: Box, size: tuple[int, int]) -> Value:
-        return {
-            "classes": resample_nearest(value["classes"], box, size, IGNORE),
-            "confidence": resample_nearest(value["confidence"], box, size, 0.0),
-        }
 
     def draw(self, image: Image, value: Value) -> Image:
         known = value["classes"] != IGNORE

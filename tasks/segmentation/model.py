@@ -8,8 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.stores.labels import Value
-from tasks.segmentation.label import IGNORE
+from pipeline.stores.labels import IGNORE, Value
 from tasks.task import DenseHead, FeatureInfo, Prediction, Target, Task, masked_mean, resample, stack
 
 

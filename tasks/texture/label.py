@@ -8,14 +8,15 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.labels import Box, Label, Row, Value, cell_at, mean_where_known, on_finer_raster, resample_nearest
+from pipeline.stores.labels import Row, Value, cell_at, mean_where_known, on_finer_raster
 from tasks.drawing import enlarge, palette
+from tasks.raster import SIZE, RasterLabel
 
 UNKNOWN = -1.0
 """The response of unknown cells."""
 
 
-class TaskLabel(Label):
+class TaskLabel(RasterLabel):
     """`responses` (h, w, C) float32 in [0, 1], a raster over the image; -1 = unknown.
 
     The classes of the label space name the C filters, `<wavelength in pixels>@<degrees>`. Stored in 255 levels: off by
@@ -24,14 +25,14 @@ class TaskLabel(Label):
     """
 
     task = "texture"
+    unknown = {"responses": UNKNOWN}  # noqa: RUF012 - a constant
     legend = "the hue shows the strongest filter, the brightness its response"
 
     def columns(self) -> pa.Schema:
         return pa.schema(
             [
                 pa.field("responses", pa.binary(), metadata={"about": "uint8 (h, w, C), 254 = 1, 255 = unknown, zstd"}),
-                pa.field("h", pa.int32()),
-                pa.field("w", pa.int32()),
+                *SIZE,
                 pa.field("mean", pa.list_(pa.float32()), metadata={"about": "mean response per filter, where known"}),
             ]
         )
@@ -56,16 +57,10 @@ class TaskLabel(Label):
     def flip(self, value: Value) -> Value:
         return {"responses": value["responses"][:, ::-1, mirror(self.space.classes)]}
 
-    def crop(self, value: Value, box: Box, size: tuple[int, int]) -> Value:
-        return {"responses": resample_nearest(value["responses"], box, size, UNKNOWN)}
-
     def draw(self, image: Image, value: Value) -> Image:
         responses = np.maximum(value["responses"], 0)
         hues = palette(responses.shape[-1])[responses.argmax(axis=-1)]
         return enlarge(np.rint(hues * responses.max(axis=-1, keepdims=True)).astype(np.uint8), image.size)
-
-    def describe(self, value: Value) -> str:
-        return ""
 
     def describe_at(self, value: Value, point: tuple[float, float]) -> str:
         responses = cell_at(value["responses"], point)

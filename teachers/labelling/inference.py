@@ -7,13 +7,10 @@ encode behind it. Either way batches of the next shard begin before the last one
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import functools
-import itertools
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -86,25 +83,18 @@ class ShardInference:
         distinct = {predictor.preprocessing for predictor in self.predictors.values()}
         batch.inputs = {each: np.zeros((len(batch.rows), each.size, each.size, 3), np.uint8) for each in distinct}
         for position, (row, image_bytes) in enumerate(zip(batch.rows, data, strict=True)):
+            # Decoded once for all that need the same reduction. Each preprocessing gets the one that it would get
+            # alone: a label must not depend on which other teachers are at work.
+            images: dict[int, Image.Image] = {}
             try:
-                for preprocess, image in self._decoded(row, image_bytes, distinct):
-                    batch.inputs[preprocess][position] = preprocess(image)
+                for preprocess in distinct:
+                    min_size = preprocess.min_decode_size()
+                    reduction = _jpeg_reduction(self._image_facts[row], min_size)
+                    if reduction not in images:
+                        images[reduction] = decode_image(image_bytes, at_least=min_size)
+                    batch.inputs[preprocess][position] = preprocess(images[reduction])
             except DataError as error:
                 batch.reasons[position] = str(error)
-
-    def _decoded(
-        self, row: int, data: bytes, distinct: set[Preprocessing]
-    ) -> Iterator[tuple[Preprocessing, Image.Image]]:
-        """Yield the image for each preprocessing, decoded once for all that need the same reduction.
-
-        Each gets the reduction that it would get alone: a label must not depend on which other teachers are at work.
-        """
-        images: dict[int, Image.Image] = {}
-        for preprocess in distinct:
-            reduction = _jpeg_reduction(self._image_facts[row], preprocess.min_decode_size())
-            if reduction not in images:
-                images[reduction] = decode_image(data, at_least=preprocess.min_decode_size())
-            yield preprocess, images[reduction]
 
     def infer(self, batch: ShardRows, teacher: str) -> None:
         """Run one teacher on the batch."""
@@ -152,45 +142,17 @@ def _jpeg_reduction(facts: tuple[int, int, str], min_size: tuple[int, int]) -> i
     return next(reduction for reduction in (8, 4, 2, 1) if reduction <= max(largest, 1))
 
 
-Work = tuple[ShardInference, range]
-
-
 def label_batches(shards: Iterable[ShardInference], size: int, runtime: Runtime) -> Generator[ShardRows]:
     """Yield labelled batches of at most `size` images, in order: all of the first shard, then all of the next."""
+    threads = runtime.threads
     work = ((inference, rows) for inference in shards for rows in inference.batches(size))
-    if find_device(runtime.device) == "cpu":
-        yield from _on_cpu(work, runtime.threads)
+    if find_device(runtime.device) == "cpu":  # each worker has one batch running and one waiting
+        labelled = prefetch(lambda item: item[0].label(item[1]), work, threads, 2 * threads)
+        with single_threaded(), contextlib.closing(labelled):
+            yield from labelled
         return
-    pool = ThreadPoolExecutor(runtime.threads, thread_name_prefix="label")
-    try:
-        yield from _on_device(work, pool, runtime.threads)
-    finally:
-        pool.shutdown(cancel_futures=True)  # if the consumer leaves early, running calls are awaited, others cancelled
-
-
-def _on_cpu(work: Iterator[Work], threads: int) -> Iterator[ShardRows]:
-    """Label whole batches in parallel, one compute thread each; each worker has one batch running and one waiting."""
-    batches = prefetch(lambda item: item[0].label(item[1]), work, threads, 2 * threads)
-    with single_threaded(), contextlib.closing(batches):
-        yield from batches
-
-
-def _on_device(work: Iterator[Work], pool: ThreadPoolExecutor, threads: int) -> Iterator[ShardRows]:
-    """Run the models in this thread; the pool decodes ahead of it and encodes behind it."""
-    loading: collections.deque[tuple[ShardInference, Future[ShardRows]]] = collections.deque()
-    encoding: collections.deque[Future[ShardRows]] = collections.deque()
-
-    def load_next(count: int) -> None:
-        for inference, rows in itertools.islice(work, count):
-            loading.append((inference, pool.submit(inference.load, rows)))
-
-    load_next(threads)
-    while loading:
-        inference, loaded = loading.popleft()
-        batch = loaded.result()
-        load_next(1)
-        encoding.append(pool.submit(inference.encode_all, inference.infer_all(batch)))
-        if len(encoding) > threads:
-            yield encoding.popleft().result()
-    while encoding:
-        yield encoding.popleft().result()
+    loaded = prefetch(lambda item: (item[0], item[0].load(item[1])), work, threads, threads + 1)
+    inferred = ((inference, inference.infer_all(batch)) for inference, batch in loaded)  # in this thread
+    encoded = prefetch(lambda item: item[0].encode_all(item[1]), inferred, threads, threads + 1)
+    with contextlib.closing(loaded), contextlib.closing(encoded):
+        yield from encoded

@@ -24,7 +24,7 @@ class ShardFacts(TypedDict):
 
 @dataclasses.dataclass
 class LabelFolder:
-    """The folder `path` in the root; `facts` are those of its complete shards, by their paths in the root."""
+    """The folder `path` in the root; `facts`, of label shards by their paths in the root, are checked by `refresh`."""
 
     root: Root
     path: str

@@ -44,7 +44,7 @@ class LabelMaker:
     name: str
     artifact: Artifact
     runtime: Runtime
-    facts: Mapping[str, ShardFacts]
+    facts: dict[str, ShardFacts]
     """Facts of label shards that need not be read from them, by their paths in the root."""
 
     @property
@@ -67,12 +67,8 @@ class LabelMaker:
     @functools.cached_property
     def folders(self) -> dict[str, LabelFolder]:
         """The folders of its label shards by head."""
-        return {head: self._folder(self.label_name(head)) for head in self.labels}
-
-    def _folder(self, label_name: str) -> LabelFolder:
-        path = f"labels/{store_name(label_name, self.artifact.digest)}"
-        facts = {file: known for file, known in self.facts.items() if file.startswith(f"{path}/")}
-        return LabelFolder(self.runtime.root, path, facts)
+        names = {head: store_name(self.label_name(head), self.artifact.digest) for head in self.labels}
+        return {head: LabelFolder(self.runtime.root, f"labels/{name}", self.facts) for head, name in names.items()}
 
     @functools.cached_property
     def predictor(self) -> Predictor:
@@ -110,18 +106,15 @@ class ShardJob:
     def open_writers(self) -> Iterator[dict[str, LabelWriter]]:
         """Hold a writer for each head; the label shards are published at the end, none of them after an error."""
         writers: dict[str, LabelWriter] = {}
-        try:
-            for teacher in self.teachers:
-                for head, writer in teacher.writers(self.shard):
-                    writers[head] = writer
+        with contextlib.ExitStack() as opened:
+            for head, writer in itertools.chain.from_iterable(teacher.writers(self.shard) for teacher in self.teachers):
+                opened.callback(writer.discard)
+                writers[head] = writer
             yield writers
             for writer in writers.values():
                 writer.close()
             for folder in (folder for teacher in self.teachers for folder in teacher.folders.values()):
                 folder.publish(self.shard)
-        finally:
-            for writer in writers.values():
-                writer.discard()
 
 
 @contextlib.contextmanager
@@ -197,14 +190,16 @@ def summarize(jobs: Sequence[ShardJob]) -> dict[str, Any]:
 def label_shards(jobs: Sequence[ShardJob], batch: int, runtime: Runtime) -> None:
     """Label image shards one after the other, each by all its teachers at once."""
     step = LABELLING[any(teacher.is_student for job in jobs for teacher in job.teachers)]
-    progress = LabelProgress(step, runtime, sum(len(job.shard) for job in jobs))
+    total, done, began = sum(len(job.shard) for job in jobs), 0, time.perf_counter()
     with contextlib.closing(label_batches((job.inference() for job in jobs), batch, runtime)) as batches:
         for job in jobs:
             with job.open_writers() as writers:
                 for batch_rows in itertools.islice(batches, -(-len(job.shard) // batch)):
                     runtime.check_stop(step)
                     write_labels(batch_rows, writers)
-                    progress.add(len(batch_rows.rows))
+                    done += len(batch_rows.rows)
+                    rate = done / (time.perf_counter() - began)
+                    runtime.progress(step, done / total, f"{done}/{total} images, {rate:.0f} images/s")
 
 
 def write_labels(batch: ShardRows, writers: Mapping[str, LabelWriter]) -> None:
@@ -253,18 +248,3 @@ def check_required(required: Mapping[str, Mapping[str, float]], teachers: Mappin
                     f"Teacher {name!r} may not label: {metric} is {value:.3f} on its held-out images, "
                     f"required {limit:g}. Train it longer, on more data, or lower teachers.{name}.require.{metric}."
                 )
-
-
-class LabelProgress:
-    """Progress lines: images labelled so far, and images per second."""
-
-    def __init__(self, step: str, runtime: Runtime, total: int) -> None:
-        self._step, self._runtime, self._total, self._done = step, runtime, total, 0
-        self._began = time.perf_counter()
-
-    def add(self, images: int) -> None:
-        """Report that so many more images are labelled."""
-        self._done += images
-        rate = self._done / (time.perf_counter() - self._began)
-        line = f"{self._done}/{self._total} images, {rate:.0f} images/s"
-        self._runtime.progress(self._step, self._done / self._total, line)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import tasks
 from pipeline.errors import ConfigError, require_one_of
-from pipeline.models.backbone import register_statistics
+from pipeline.models.backbone import Statistics, register_statistics
 from pipeline.models.pretrained import match_weights, read_matching_weights
 from pipeline.stores.labels import LabelSpace
 from tasks.detection.model import MAX_BOXES, MIN_SCORE
@@ -23,25 +23,37 @@ from tasks.task import DENSE_STRIDE, Prediction
 PUBLISHED = "torchvision"
 """Value of `weights` for those that torchvision downloads."""
 STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+UNCHANGED = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""Statistics for detectors, which normalize by themselves: images in [0, 1]."""
 NO_CLASS = ("__background__", "N/A")
 """Names of a published detector's outputs that are no class."""
 MODULES = {"detection": torchvision.models.detection, "segmentation": torchvision.models.segmentation}
 
 
-class Segmenter(nn.Module):
-    """A segmenter: uint8 images (B, 3, S, S) -> {head: logits (B, K, S/4, S/4) float32}."""
+class Adapter(nn.Module):
+    """A model of another library as a network of one head: uint8 images (B, 3, S, S) -> {head: raw output}."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, head: str) -> None:
+    def __init__(self, model: nn.Module, head: str, statistics: Statistics) -> None:
         super().__init__()
         self.model, self.head = model, head
-        register_statistics(self, STATISTICS)
+        register_statistics(self, statistics)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        logits = self.model((images - self.mean) / self.std)["out"].float()
-        return {self.head: resize_to_stride(logits, images.shape[-1])}
+    def forward(self, images: Tensor) -> dict[str, Any]:
+        return {self.head: self.run((images - self.mean) / self.std)}
+
+    def run(self, inputs: Tensor) -> Any:
+        """Return for normalized images (B, 3, S, S) what the task's own head would give."""
+        raise NotImplementedError
+
+
+class Segmenter(Adapter):
+    """A segmenter: logits (B, K, S/4, S/4) float32."""
+
+    def run(self, inputs: Tensor) -> Tensor:
+        return resize_to_stride(self.model(inputs)["out"].float(), inputs.shape[-1])
 
 
 def resize_to_stride(maps: Tensor, side: int) -> Tensor:
@@ -50,27 +62,30 @@ def resize_to_stride(maps: Tensor, side: int) -> Tensor:
     return functional.interpolate(maps, size=size, mode="bilinear", antialias=True)
 
 
-class Detector(nn.Module):
-    """A detector: uint8 images (B, 3, S, S) -> {head: boxes (N, 4) in input pixels, scores and labels of each image}.
+class Detector(Adapter):
+    """A detector: boxes (N, 4) in input pixels, scores and labels of each image, best first.
 
     `class_of_output[i]` is the class, from 1, of the model's output i, or 0 if it is no class: such boxes are dropped.
     """
 
     class_of_output: Tensor
 
-    def __init__(self, model: nn.Module, head: str, class_of_output: Sequence[int]) -> None:
-        super().__init__()
-        self.model, self.head = model, head
+    def __init__(self, model: nn.Module, head: str, statistics: Statistics, class_of_output: Sequence[int]) -> None:
+        super().__init__(model, head, statistics)
         self.register_buffer("class_of_output", torch.tensor(class_of_output))
 
-    def forward(self, images: Tensor) -> dict[str, Any]:
-        detections = self.model(list(images.float() / 255))
-        return {self.head: {"images": [self._known_classes(each) for each in detections], "input": images.shape[-1]}}
+    def run(self, inputs: Tensor) -> dict[str, Any]:
+        return {"images": [self._best(each) for each in self.detect(inputs)], "input": inputs.shape[-1]}
 
-    def _known_classes(self, detected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def detect(self, inputs: Tensor) -> list[dict[str, Tensor]]:
+        """Return `boxes`, `scores` and `labels` of each image, with labels that are numbers of the model's outputs."""
+        return self.model(list(inputs))
+
+    def _best(self, detected: Mapping[str, Tensor]) -> dict[str, Tensor]:
         labels = self.class_of_output[detected["labels"]]
-        keep = labels > 0
-        return {"boxes": detected["boxes"][keep], "scores": detected["scores"][keep], "labels": labels[keep]}
+        order = detected["scores"].argsort(descending=True, stable=True)
+        order = order[labels[order] > 0][:MAX_BOXES]
+        return {"boxes": detected["boxes"][order], "scores": detected["scores"][order], "labels": labels[order]}
 
 
 class DetectedBoxes(Detection):
@@ -80,24 +95,21 @@ class DetectedBoxes(Detection):
         return output
 
 
-def check_name(task: str, name: str) -> None:
-    """Raise ConfigError, with the known names, unless torchvision has a model of this name for the task."""
-    require_one_of(name, torchvision.models.list_models(module=MODULES[task]), f"torchvision {task} model")
-
-
 def check_model(about: Mapping[str, Any]) -> None:
     """Raise ConfigError if a `torchvision` teacher names an unknown model, or weights that are missing or another's."""
-    check_name(about["task"], about["model"])
+    with torch.device("meta"):
+        model, _ = build(about)
     if about["weights"] != PUBLISHED:
-        with torch.device("meta"):
-            model, _ = build(about)
         read_matching_weights(model, about["model"], about["weights"])
 
 
 def build(about: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
-    """Build the model that a `torchvision` teacher names, without weights; return it and the names of its outputs."""
+    """Build the model that a `torchvision` teacher names, without weights; return it and the names of its outputs.
+
+    Raises ConfigError, with the known names, unless torchvision has such a model for the task.
+    """
     task, name = about["task"], about["model"]
-    check_name(task, name)
+    require_one_of(name, torchvision.models.list_models(module=MODULES[task]), f"torchvision {task} model")
     published = torchvision.models.get_model_weights(name)
     outputs = list(about["classes"]) or list(published.DEFAULT.meta["categories"])
     model: Any = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=len(outputs))
@@ -113,8 +125,7 @@ def fetch_weights(model: nn.Module, name: str, where: str) -> dict[str, Tensor]:
     """Fetch weights from `where` and match them to the model; `torchvision` downloads what torchvision publishes."""
     if where != PUBLISHED:
         return read_matching_weights(model, name, where)
-    published: dict[str, Tensor] = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict()
-    return match_weights(model, published, where)
+    return match_weights(model, torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(), where)
 
 
 def space_of(task: str, outputs: Sequence[str]) -> tuple[LabelSpace, list[int]]:
@@ -138,5 +149,6 @@ def build_predictor(about: Mapping[str, Any], weights: Mapping[str, Tensor]) -> 
     space, class_of_output = space_of(task, outputs)
     preprocessing = Preprocessing(about["image_size"])
     if task == "segmentation":
-        return Predictor(Segmenter(model, head), {head: tasks.model(space)}, preprocessing)
-    return Predictor(Detector(model, head, class_of_output), {head: DetectedBoxes(space)}, preprocessing)
+        return Predictor(Segmenter(model, head, STATISTICS), {head: tasks.model(space)}, preprocessing)
+    detector = Detector(model, head, UNCHANGED, class_of_output)
+    return Predictor(detector, {head: DetectedBoxes(space)}, preprocessing)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 import tasks
 from pipeline.errors import ConfigError, DataError
-from pipeline.models.backbone import register_statistics
 from pipeline.models.weights import HUB
 from pipeline.stores.labels import LabelSpace
-from tasks.detection.model import MAX_BOXES, MIN_SCORE
+from tasks.detection.model import MIN_SCORE
 from tasks.prediction import Predictor, Preprocessing
 from teachers.models import torchvision_models
+from teachers.models.torchvision_models import Adapter, DetectedBoxes, Detector, resize_to_stride
 
 MODELS = {
     "classification": "AutoModelForImageClassification",
@@ -106,79 +106,50 @@ def space_of(about: Mapping[str, Any]) -> tuple[LabelSpace, list[int]]:
     return torchvision_models.space_of(about["task"], about["classes"])
 
 
-class ClassificationAdapter(nn.Module):
-    """A classifier: uint8 images (B, 3, S, S) -> {head: logits (B, K) float32}. Other tasks override `read`."""
+class TransformersAdapter(Adapter):
+    """A model whose output `read`, one of READERS, turns into what the task's own head would give."""
 
-    mean: Tensor
-    std: Tensor
+    read: Callable[[Any, int], Tensor]
 
-    def __init__(self, model: nn.Module, processor: Any, about: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.model, self.head = model, about["head"]
-        register_statistics(self, (about["mean"], about["std"]))
-
-    def forward(self, images: Tensor) -> dict[str, Any]:
-        output = self.model(pixel_values=(images - self.mean) / self.std)
-        return {self.head: self.read(output, images.shape[-1])}
-
-    def read(self, output: Any, side: int) -> Any:
-        """Return the raw output as the task's own head would; `side`: of the input, in pixels."""
-        return output.logits.float()
+    def run(self, inputs: Tensor) -> Tensor:
+        return self.read(self.model(pixel_values=inputs), inputs.shape[-1])
 
 
-class SegmentationAdapter(ClassificationAdapter):
-    """A segmenter: logits (B, K, S/4, S/4)."""
-
-    def read(self, output: Any, side: int) -> Tensor:
-        return torchvision_models.resize_to_stride(output.logits.float(), side)
+def read_depth(output: Any, side: int) -> Tensor:
+    """Return the depth that a model puts out for inputs of this side, (B, 1, S/4, S/4), in its own unit."""
+    return resize_to_stride(output.predicted_depth.float()[:, None], side)
 
 
-class DepthAdapter(ClassificationAdapter):
-    """A depth model: (B, 1, S/4, S/4), the logarithm of metres, or relative inverse depth."""
-
-    def __init__(self, model: nn.Module, processor: Any, about: Mapping[str, Any]) -> None:
-        super().__init__(model, processor, about)
-        self.is_metric = about["scale"] == "metric"
-
-    def read(self, output: Any, side: int) -> Tensor:
-        depth = torchvision_models.resize_to_stride(output.predicted_depth.float()[:, None], side)
-        return depth.clamp(min=MIN_DEPTH_M).log() if self.is_metric else depth
-
-
-class DetectionAdapter(ClassificationAdapter):
-    """A detector with the library's post-processing: boxes (N, 4) in input pixels, scores and labels, best first."""
-
-    class_of_output: Tensor
-
-    def __init__(self, model: nn.Module, processor: Any, about: Mapping[str, Any]) -> None:
-        super().__init__(model, processor, about)
-        self.post_process = processor.post_process_object_detection
-        self.register_buffer("class_of_output", torch.tensor(space_of(about)[1]))
-
-    def read(self, output: Any, side: int) -> dict[str, Any]:
-        output.logits, output.pred_boxes = output.logits.float(), output.pred_boxes.float()
-        detections = self.post_process(output, threshold=MIN_SCORE, target_sizes=[(side, side)] * len(output.logits))
-        return {"images": [self._best(each) for each in detections], "input": side}
-
-    def _best(self, detected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        labels = self.class_of_output[detected["labels"]]
-        order = detected["scores"].argsort(descending=True, stable=True)
-        order = order[labels[order] > 0][:MAX_BOXES]
-        return {"boxes": detected["boxes"][order], "scores": detected["scores"][order], "labels": labels[order]}
-
-
-ADAPTERS = {
-    "classification": ClassificationAdapter,
-    "detection": DetectionAdapter,
-    "segmentation": SegmentationAdapter,
-    "depth": DepthAdapter,
+READERS: dict[str, Callable[[Any, int], Tensor]] = {
+    "classification": lambda output, side: output.logits.float(),
+    "segmentation": lambda output, side: resize_to_stride(output.logits.float(), side),
+    "relative": read_depth,
+    "metric": lambda output, side: read_depth(output, side).clamp(min=MIN_DEPTH_M).log(),
 }
+"""By task, of depth by scale."""
+
+
+class DetectionAdapter(Detector):
+    """A detector with the library's post-processing, a method of its image processor."""
+
+    post_process: Callable[..., list[dict[str, Tensor]]]
+
+    def detect(self, inputs: Tensor) -> list[dict[str, Tensor]]:
+        output, side = self.model(pixel_values=inputs), inputs.shape[-1]
+        output.logits, output.pred_boxes = output.logits.float(), output.pred_boxes.float()
+        return self.post_process(output, threshold=MIN_SCORE, target_sizes=[(side, side)] * len(inputs))
 
 
 def build_predictor(folder: Path, about: Mapping[str, Any]) -> Predictor:
     """Build the predictor of the model in `folder`."""
     model, processor = fetch(str(folder), about["task"])
-    space, _ = space_of(about)
-    adapter = ADAPTERS[about["task"]](model, processor, about)
-    task = torchvision_models.DetectedBoxes(space) if isinstance(adapter, DetectionAdapter) else tasks.model(space)
-    return Predictor(adapter, {about["head"]: task}, Preprocessing(about["size"], about["centre"], about["bicubic"]))
+    space, class_of_output = space_of(about)
+    head, statistics = about["head"], (about["mean"], about["std"])
+    preprocessing = Preprocessing(about["size"], about["centre"], about["bicubic"])
+    if about["task"] == "detection":
+        detector = DetectionAdapter(model, head, statistics, class_of_output)
+        detector.post_process = processor.post_process_object_detection
+        return Predictor(detector, {head: DetectedBoxes(space)}, preprocessing)
+    adapter = TransformersAdapter(model, head, statistics)
+    adapter.read = READERS[about["scale" if about["task"] == "depth" else "task"]]
+    return Predictor(adapter, {head: tasks.model(space)}, preprocessing)

@@ -220,11 +220,11 @@ def test_error_response_for_an_unknown_image(page: TestClient, key: str) -> None
     ],
 )
 def test_run_sql_changes_nothing_and_reaches_no_file(page: TestClient, answers: Answers, sql: str) -> None:
-    before = answers.tables.query("SELECT count(*) FROM image_rows").rows
+    before = answers.tables.query("SELECT count(*) FROM image_rows")
     answer = page.post("/api/sql", json={"sql": sql})
     assert answer.status_code == 400, answer.json()
     assert answer.json()["error"]
-    assert answers.tables.query("SELECT count(*) FROM image_rows").rows == before
+    assert answers.tables.query("SELECT count(*) FROM image_rows") == before
 
 
 def test_run_sql_ends_a_slow_query(page: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

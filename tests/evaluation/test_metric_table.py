@@ -13,7 +13,7 @@ from evaluation.metric_table import (
     leading_lines,
     outcome_sentences,
     read_lines,
-    weak_teachers,
+    weak_models,
 )
 
 
@@ -130,8 +130,8 @@ def test_outcome_sentences_without_metrics() -> None:
     assert outcome_sentences([], {"gabor": None}) == ["Nothing was measured."]
 
 
-def test_weak_teachers_are_named_with_both_values() -> None:
+def test_weak_models_are_named_with_both_values() -> None:
     lines, _ = read_lines([*three(1.0, 2.5, 2.5), *three(1.0, 2.0, 2.5, head="good")])
-    (sentence,) = weak_teachers(lines)
+    (sentence,) = weak_models(lines)
     assert "Teacher depth" in sentence
     assert "rmse 2.500 against 2.500" in sentence

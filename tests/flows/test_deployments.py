@@ -95,7 +95,10 @@ def understand_request(common: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
     from flows import deployments  # noqa: PLC0415
 
     def understand(name: str, given: dict[str, Any]) -> tuple[Selection, dict[str, Any]]:
-        monkeypatch.setattr(deployments, "_run", lambda chosen, read, root: (chosen, read().model_dump()))
+        read = deployments._read_recipe
+        monkeypatch.setattr(
+            deployments, "_run", lambda asked, given: (asked.selection, read(asked, given).model_dump())
+        )
         found: tuple[Selection, dict[str, Any]] = call_flow(name, {**common, **given})
         return found
 

@@ -52,7 +52,8 @@ def views(method: Method, step: int = 0, labelled: int = 0, index: Tensor | None
     unlabelled = [torch.rand(len(chosen), 3, kind.size, kind.size, generator=generator) for kind in method.view_kinds()]
     classes = torch.arange(labelled).repeat(4) if labelled else None
     shown = torch.rand(4 * labelled, 3, 32, 32, generator=generator) if labelled else None
-    return Views(unlabelled, chosen, shown, classes, step, STEPS, step // 2)
+    keys = [str(number) for number in chosen.tolist()]
+    return Views(keys, unlabelled, chosen, shown, classes, step, STEPS, step // 2)
 
 
 def initialized(name: str, setting: StageSetting = SETTING, **more: Any) -> Method:

@@ -55,7 +55,7 @@ def test_method_losses_fall_on_one_batch(name: str) -> None:
     for step in range(30):
         torch.manual_seed(0)
         batch = views(method)
-        batch = Views(batch.unlabelled, batch.index, None, None, min(step, 9), STEPS, 0)
+        batch = Views(batch.keys, batch.unlabelled, batch.index, None, None, min(step, 9), STEPS, 0)
         loss = torch.stack(list(method.losses(batch).values())).sum()
         assert loss.isfinite()
         optimizer.zero_grad()

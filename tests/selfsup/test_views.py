@@ -126,7 +126,7 @@ def test_budget_has_as_many_views_in_every_step(batch: int, half: int, until: in
         assert 2 * budget.unlabelled(step) + beside == 2 * batch
         assert budget.unlabelled_before(step) == sum(budget.unlabelled(each) for each in range(step))
     assert budget.total_views(2) == 2 * batch * budget.steps
-    assert budget.total_images() == batch * budget.steps + labelled // 2 * until
+    assert budget.total_views(1) == batch * budget.steps + labelled // 2 * until
 
 
 @pytest.mark.parametrize("until", [0.25, 0.5, 1.0])
@@ -143,7 +143,7 @@ def test_local_views_split_keeps_classes_complete() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
     plain = [ImageViews(f"k{number}", [image, image], number) for number in range(6)]
     labelled = [ImageViews("l", [image], 100 + number, number % 5) for number in range(20)]
-    share = LocalViews([*plain, *labelled], 4, 0)
+    share = LocalViews([*plain, *labelled], (4, 9, 0))
     assert share.keys == [f"k{number}" for number in range(6)]
     pieces = share.split(2)
     assert [len(piece.keys) for piece in pieces] == [3, 3]

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from selfsup.components.method import Policy, ViewKind
+from selfsup.components.method import Policy, ViewKind, Views
 from selfsup.mae import patchify
 from selfsup.stages.objective import StageObjective
-from selfsup.stages.stream import ViewBatch
 from tests.selfsup import formulas
 from tests.selfsup.formulas import double, softmax, unit
 from tests.selfsup.small_methods import LARGE, initialized, make, views
@@ -49,8 +48,8 @@ def test_simclr_losses_with_labels_are_nt_xent_plus_suncet() -> None:
     )
     classes = torch.tensor([0, 1] * 4)
     before = copy.deepcopy(method)
-    objective = StageObjective(method, [ViewKind(32, COLOURLESS)] * 2, 10, torch.contiguous_format)
-    batch = ViewBatch([*"abcdefgh"], [first, second], torch.arange(8), labelled, classes, 1, 0)
+    objective = StageObjective(method, [ViewKind(32, COLOURLESS)] * 2)
+    batch = Views([*"abcdefgh"], [first, second], torch.arange(8), labelled, classes, 1, 10, 0)
     total, logged = objective(batch, {"images": 1.0, "labelled": 1.0})
     *pair, of_class = embedded(before, [images / 255 for images in (first, second, labelled)])
     contrast, supervised = formulas.nt_xent(pair[0], pair[1], 0.1), formulas.suncet(of_class, classes, 0.1)

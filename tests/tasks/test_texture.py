@@ -88,7 +88,7 @@ def test_gabor_bank_responds_to_stripes_of_each_angle(gabor: Predictor, angle: f
 
 def test_flip_gives_label_of_mirrored_image(gabor: Predictor) -> None:
     pixels = np.where(np.mgrid[:64, :64][1][..., None] < 32, stripes(45), stripes(0)).astype(np.uint8)
-    label = TaskLabel(gabor.spaces["gabor"])
+    label = TaskLabel(gabor.heads["gabor"].space)
     mirrored = label.flip(predict_responses(gabor, pixels))["responses"]
     of_mirrored = predict_responses(gabor, np.ascontiguousarray(pixels[:, ::-1]))["responses"]
     np.testing.assert_allclose(mirrored[4:-4, 4:-4], of_mirrored[4:-4, 4:-4], atol=0.02)

@@ -16,6 +16,7 @@ from PIL import Image
 
 import tasks
 from pipeline.data.dataset import DatasetShard, ImageDataset
+from pipeline.data.decode import decode_image
 from pipeline.data.loader import Batch
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.augment import AugmentConfig
@@ -24,7 +25,7 @@ from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import LabelSpace, Value
 from tasks.network import Network
 from tasks.prediction import Predictor, Preprocessing, network_predictor, to_numpy
-from tasks.scoring import predict_all, read_image, score
+from tasks.scoring import predict_all, score
 from tasks.task import Features
 from tasks.training import SupervisedObjective, TrainingPlan, WeightedSum, train_network
 
@@ -228,7 +229,7 @@ def test_predict_all_keeps_order_and_image_sizes(
     predictor = network_predictor(make_network({"boxes": LabelSpace("detection", ("a",))}, image_size=64))
     found = list(predict_all(predictor, dataset, dataclasses.replace(runtime, workers=2)))
     assert [index for index, _ in found] == list(range(12))
-    sizes = [read_image(dataset, index).size for index in range(12)]
+    sizes = [decode_image(dataset.read(index)[1]).size for index in range(12)]
     assert [tuple(values["boxes"]["size"].tolist()) for _, values in found] == sizes
     assert len(set(sizes)) == 12
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,25 @@ def test_cost_to_reach_is_of_the_shortest_training() -> None:
     assert takes("the student, no stage", 0.5) is None
 
 
+def costs_to_reach(means: Sequence[float], targets: Iterable[float], better: str = "higher") -> list[int | None]:
+    """Return the steps to reach each target, of trainings over 100, 200, ... steps with these means."""
+    settings = [ComparisonSetting("vit", 1.0, 100 * number) for number in range(1, len(means) + 1)]
+    rows = [row("mae", setting, mean) for setting, mean in zip(settings, means, strict=True)]
+    found = dataclasses.replace(FOUND, rows=rows[::-1], better={"accuracy": better})
+    costs = [found.cost_to_reach("mae, from student", SHORT, COLUMN, target) for target in targets]
+    return [cost.steps if cost else None for cost in costs]
+
+
+def test_cost_to_reach_takes_the_fewest_steps_by_the_best_so_far() -> None:
+    """A longer training with a worse result is ignored, and a higher target never takes fewer steps."""
+    curve = (0.2, 0.5, 0.1, 0.45, 0.6)
+    assert costs_to_reach(curve, (0.1, 0.2, 0.3, 0.42, 0.5, 0.6, 0.61)) == [100, 100, 200, 200, 200, 500, None]
+
+
+def test_cost_to_reach_of_a_metric_that_is_better_lower() -> None:
+    assert costs_to_reach((40.0, 25.0, 30.0), (50, 40, 30, 20), "lower") == [100, 100, 200, None]
+
+
 def measured(folder: Path, name: str, records: list[Any], trial: Trial) -> Artifact:
     (folder / name).mkdir()
     write_json(folder / name / MEASUREMENTS_FILE, [record.to_json() for record in records])
@@ -155,7 +175,7 @@ def test_cost_table_is_shown_if_something_was_trained_from_scratch() -> None:
     assert {cells[3] for cells in rows.values()} == {"61.0"}, "the best from scratch"
     assert rows["simclr, from student"][4] == "900"
     assert "never" in [cell for cells in rows.values() for cell in cells]
-    alone = dataclasses.replace(FOUND, rows=[each for each in ROWS if each.start != "scratch" or each.has_no_stage])
+    alone = dataclasses.replace(FOUND, rows=[each for each in ROWS if each.start != "scratch" or each.method == "none"])
     assert cost_table(alone) is None
 
 

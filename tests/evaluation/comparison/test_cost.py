@@ -1,13 +1,12 @@
-"""Test costs of backbones: own training, what it builds on, and the steps to reach a value."""
+"""Test costs of backbones: own training, and what it builds on."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 
-from evaluation.comparison.cost import Cost, CurvePoint, artifact_cost, backbone_cost, steps_to_reach, sum_costs
+from evaluation.comparison.cost import Cost, artifact_cost, backbone_cost, sum_costs
 from pipeline.steps.artifact import Artifact
 from pipeline.storage.root import Root
 
@@ -95,35 +94,3 @@ def test_backbone_cost_of_weights_from_elsewhere_is_nothing(chain: dict[str, Art
 
 def test_sum_costs_of_nothing_is_nothing() -> None:
     assert sum_costs([]) == Cost()
-
-
-def points(*values: float) -> list[CurvePoint]:
-    return [CurvePoint(Cost(steps=100 * number), value) for number, value in enumerate(values, 1)]
-
-
-def test_steps_to_reach_takes_the_fewest_steps() -> None:
-    curve = points(0.2, 0.5, 0.4, 0.8)
-    assert [steps_to_reach(curve, wanted) for wanted in (0.1, 0.2, 0.3, 0.5, 0.6)] == [100, 100, 200, 200, 400]
-
-
-def test_steps_to_reach_is_monotone_by_the_best_so_far() -> None:
-    """A longer training with a worse result is ignored, and a higher target never takes fewer steps."""
-    curve = points(0.2, 0.5, 0.1, 0.45, 0.6)
-    wanted = [0.01 * number for number in range(60)]
-    found = [steps_to_reach(curve, each) for each in wanted]
-    assert found == sorted(found)
-    assert steps_to_reach(curve, 0.42) == 200
-
-
-def test_steps_to_reach_is_infinite_if_never_reached() -> None:
-    assert steps_to_reach(points(0.2, 0.5), 0.51) == math.inf
-    assert steps_to_reach([], 0.1) == math.inf
-
-
-def test_steps_to_reach_of_a_metric_that_is_better_lower() -> None:
-    curve = points(40.0, 25.0, 30.0)
-    assert [steps_to_reach(curve, wanted, "lower") for wanted in (50, 40, 30, 20)] == [100, 100, 200, math.inf]
-
-
-def test_steps_to_reach_takes_points_in_any_order() -> None:
-    assert steps_to_reach(reversed(points(0.2, 0.5, 0.8)), 0.4) == 200

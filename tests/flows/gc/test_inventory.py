@@ -187,7 +187,7 @@ def test_plan_gc_keeps_rejections(copy: Path) -> None:
     reject(root, ["0123456789abcdef"], "gone-0123456789ab", "wrong")
     shutil.rmtree(copy / "runs")
     verdicts = plan_gc(Workspace(root))
-    assert [(v.files, v.why) for v in verdicts if v.kept] == [((PATH,), "what was rejected by hand")]
+    assert [(list(v.files), v.why) for v in verdicts if v.kept] == [([PATH], "what was rejected by hand")]
     delete_files(root, verdicts)
     assert len(read_rejections(root)) == 1
     assert [path.name for path in (copy / "labels").iterdir()] == ["rejected.parquet"]
@@ -240,7 +240,7 @@ def test_plan_gc_lists_the_artifacts_once(copy: Path, monkeypatch: pytest.Monkey
 
 def test_delete_files_of_no_files_does_nothing(copy: Path) -> None:
     before = sorted(copy.rglob("*"))
-    delete_files(Root.of(copy), [Verdict("nothing", (), 0, False, "")])
+    delete_files(Root.of(copy), [Verdict("nothing", {}, False, "")])
     assert sorted(copy.rglob("*")) == before
 
 

@@ -95,7 +95,7 @@ def test_run_in_process_raises_the_error_of_the_process() -> None:
 
 def test_killed_process_is_reported_with_its_last_line(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "step.log"
-    with pytest.raises(Killed, match=r"SIGKILL.*memory runs out.*said last: 'printed by killed'"):
+    with pytest.raises(Killed, match=r"SIGKILL.*memory runs out.*last output was: 'printed by killed'"):
         run_in_process(Call(work, ("killed",), log), Runtime(Root.of(tmp_path)))
     assert log.read_text("utf-8") == "printed by killed\n"
 

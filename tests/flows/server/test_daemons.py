@@ -19,7 +19,8 @@ import pytest
 from cli.main import main
 from flows.server import daemons as module
 from flows.server.commands import up
-from flows.server.daemons import Service, Services, locked_services, running_server_environ, wait_for
+from flows.server.daemons import Service, Services, locked_services, running_server_environ
+from flows.server.embedded import wait_for
 from pipeline.errors import ConfigError
 from pipeline.storage.process_id import ProcessId
 from tests.waiting import wait_until
@@ -48,7 +49,7 @@ def service(tmp_path: Path) -> Iterator[Callable[[str], Service]]:
         with open(log, "wb") as file:
             children.append(subprocess.Popen([sys.executable, "-c", program], stdout=file, stderr=file))
         wait_until(log.read_bytes, children[-1])
-        return Service(ProcessId.from_pid(children[-1].pid), time.time(), str(log))
+        return Service(ProcessId.from_pid(children[-1].pid), time.time(), log)
 
     yield start
     for child in children:
@@ -100,7 +101,7 @@ def test_services_stop_leaves_a_process_that_reuses_the_pid(service: Callable[[s
 def test_up_refuses_another_limit_for_a_running_worker(service: Callable[[str], Service], home: Path) -> None:
     home.mkdir()
     Services(home, URL, worker=service(IDLE), at_once=2).write()
-    with pytest.raises(ConfigError, match=r"that is up takes 2 at once, not 3: `must down` first"):
+    with pytest.raises(ConfigError, match=r"that is running takes 2 runs at once, not 3: end it with `must down`"):
         up(3, print)
 
 
@@ -125,7 +126,7 @@ def test_locked_services_refuses_a_home_of_another_machine(home: Path, service: 
 def test_wait_for_raises_with_the_last_line_of_a_service_that_ended(service: Callable[[str], Service]) -> None:
     ended = service("print('port 4200 is taken.\\n\\n', flush=True)")
     with pytest.raises(ConfigError, match=r"Prefect's server did not start: port 4200 is taken\. .*0\.log"):
-        wait_for("server", ended, lambda: False)
+        wait_for("server", ended.alive, ended.log, lambda: False)
 
 
 def test_services_environ_of_our_server_ignores_the_users_profile(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.wait(Runtime(Root.of(home)))
     yield server
     server.stop()
-    assert not alive(server.process)
+    assert not alive(server._child.pid)
 
 
 def alive(process: int) -> bool:
@@ -125,7 +125,7 @@ def test_server_wait_can_be_stopped(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         server.wait(runtime)
     server.stop()
-    assert not alive(server.process)
+    assert not alive(server._child.pid)
 
 
 @pytest.mark.parametrize("starting", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -139,7 +139,7 @@ def test_server_ends_when_its_parent_is_killed(starting: bool, tmp_path: Path) -
         f"home = Path({str(tmp_path)!r})\n"
         "server = Server(home)\n"
         f"{'' if starting else 'server.wait(Runtime(Root.of(home)))'}\n"
-        "print(server.process, flush=True)\n"
+        "print(server._child.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:

@@ -150,8 +150,8 @@ def test_recipe_errors_are_reported_together() -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("pool=[street, rooms]", "pool names 'rooms', which is not under data; there are street, things"),
-        ("teachers.street.data=roads", "teachers.street.data is 'roads', not under data; there are street, things"),
+        ("pool=[street, rooms]", "pool names 'rooms', not under data; there are street, things"),
+        ("teachers.street.data=roads", "teachers.street.data names 'roads', not under data; there are street, things"),
         (
             "student.loss_weights.depth=1",
             "student.loss_weights names 'depth', not under teachers; there are street, th",

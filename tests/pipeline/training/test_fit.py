@@ -250,7 +250,7 @@ def test_fit_goes_on_when_storage_does_not_take_its_state(tmp_path: Path, monkey
 
     lines: list[str] = []
     runtime = Runtime(root.Root.of(tmp_path), progress=lambda name, done, line: lines.append(line))
-    monkeypatch.setattr(Runtime, "keep", refuse)
+    monkeypatch.setattr(root.Root, "upload", refuse)
     train(tmp_path, Linears(), runtime, checkpoint_s=0)
     assert "its state is on this machine alone: s3://bucket: the storage does not answer" in lines
     assert load_state(tmp_path / STATE)["step"] == STEPS

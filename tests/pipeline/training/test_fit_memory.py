@@ -171,7 +171,7 @@ def test_microbatch_runner_saves_its_limit_when_passes_are_synchronized(tmp_path
         "teacher.t", Synchronized(2), NumberedStream(batch=8), STEPS, tmp_path, FitConfig(batch=8), seed=0
     )
     kept: list[Path] = []
-    runtime = cast(Runtime, SimpleNamespace(keep=kept.append))
+    runtime = cast(Runtime, SimpleNamespace(root=SimpleNamespace(upload=kept.append)))
     runner = MicrobatchRunner(job, CPU_32, cast(ProcessGroup, SimpleNamespace(world_size=2, rank=1)), runtime)
     local = next(NumberedStream(batch=4).batches(0))
     amounts = runner.load(local, 4)

@@ -227,5 +227,5 @@ def test_view_stream_without_labels_shows_no_label_and_no_held_out_image(
     assert (len(in_set), len(in_set & held_out)) == (12, 2)
     assert keys == in_set - held_out
     assert {each.label for each in seen} == {None}
-    [batch] = LocalViews(seen, 0, 0).split(1)
+    [batch] = LocalViews(seen, (0, 4, 0)).split(1)
     assert (batch.labelled, batch.classes) == (None, None)

@@ -23,12 +23,12 @@ from pipeline.steps.artifact import Artifact
 from pipeline.storage.root import Root
 from pipeline.training.fit import FitResult, fit
 from pipeline.training.objective import TrainingJob
+from selfsup.components.method import Views
 from selfsup.deepclusterv2 import DeepCluster
 from selfsup.stages import stream, training
 from selfsup.stages.collapse import effective_rank, is_collapsed, spread
 from selfsup.stages.initial import image_statistics
 from selfsup.stages.objective import StageObjective
-from selfsup.stages.stream import ViewBatch
 from tests.disk import folder_of
 from tests.selfsup.sandbox import SMALL, TWO, StageSandbox, log, weights
 
@@ -142,10 +142,10 @@ def test_load_images_smaller_share_is_a_subset(sandbox: StageSandbox) -> None:
 
 def test_run_stage_counts_images_and_views_seen(sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four steps of 8 views: of 4 images, or of 2 images and 4 labelled ones until the labels end."""
-    passed: list[ViewBatch] = []
+    passed: list[Views] = []
     forward = StageObjective.forward
 
-    def noting(learning: StageObjective, batch: ViewBatch, shares: dict[str, float]) -> Any:
+    def noting(learning: StageObjective, batch: Views, shares: dict[str, float]) -> Any:
         passed.append(batch)
         return forward(learning, batch, shares)
 

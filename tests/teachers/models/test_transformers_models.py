@@ -77,7 +77,7 @@ def test_classification_adapter_gives_probabilities_of_the_model(save: Any) -> N
         expected = model(normalised(pictures(), processor)).logits.softmax(dim=1)
     found = torch.from_numpy(predictor.predict(pictures())["mine"]["probs"])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert predictor.spaces["mine"].classes == ("cat", "N/A", "dog")
+    assert predictor.heads["mine"].space.classes == ("cat", "N/A", "dog")
     assert (predictor.preprocessing.size, predictor.preprocessing.crop_pct) == (64, None)
 
 
@@ -103,7 +103,7 @@ def test_detection_adapter_gives_boxes_of_the_model_for_classes_only(save: Any) 
         model.vit.embeddings.detection_tokens.normal_()  # untrained ones all predict the same
     processor = transformers.YolosImageProcessor(size={"height": 64, "width": 64})
     predictor = make(save(model, processor), "detection")
-    assert predictor.spaces["mine"].classes == ("cat", "dog")
+    assert predictor.heads["mine"].space.classes == ("cat", "dog")
     with torch.inference_mode():
         output = model(normalised(pictures(), processor))
         (expected, _) = processor.post_process_object_detection(output, 0.01, [(64, 128)] * 2)
@@ -133,7 +133,7 @@ def test_depth_adapter_gives_depth_in_the_given_scale(save: Any, scale: str) -> 
     else:
         spread = (resized - resized.min()) / (resized.max() - resized.min())
         np.testing.assert_allclose(depth, 0.01 + 0.99 * spread, atol=1e-4)
-    assert predictor.spaces["mine"].scale == scale
+    assert predictor.heads["mine"].space.scale == scale
 
 
 @pytest.mark.parametrize(
