@@ -26,7 +26,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from benchmarks.comparison_rows import base_seconds, row_cells, row_record, row_values, run
@@ -73,7 +72,8 @@ def gain_lines(comparison: Comparison, columns: Sequence[MetricColumn]) -> list[
     lines = []
     for setting in comparison.settings():
         simclr, suncet = (rows[name, setting.steps] for name in ("simclr", "suncet"))
-        gains = [np.subtract(row_values(suncet, column), row_values(simclr, column)).tolist() for column in columns]
+        pairs = [zip(row_values(suncet, column), row_values(simclr, column), strict=True) for column in columns]
+        gains = [[with_labels - without for with_labels, without in each] for each in pairs]
         lines.append(["suncet less simclr", f"{setting.steps:,}", *map(format_mean, gains), "", "", ""])
     return lines
 

@@ -135,10 +135,11 @@ def _names(heads: Sequence[str]) -> str:
 
 def weak_models(lines: Iterable[MetricLine]) -> list[str]:
     """Return a sentence for each target where teacher or student does not beat the baseline by the leading metric."""
+    leading = leading_lines(lines)
     return [
         f"{text.format(line.target.head)} on {line.target.dataset}/{line.target.split}: {line.metric} "
         f"{line.values[role]:.3f} against {line.values['baseline']:.3f}."
         for role, text in WEAK.items()
-        for line in leading_lines(lines)
+        for line in leading
         if line.is_better(role, "baseline") is False
     ]

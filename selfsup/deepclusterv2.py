@@ -85,7 +85,7 @@ class DeepCluster(Method):
             for z_t in z
         ]
         self._remember(views.index, z[:LARGE_VIEWS])
-        return {"deepclusterv2": torch.stack(cross_entropies).mean(), **self.labelled_losses(embeddings, views)}
+        return {"deepclusterv2": torch.stack(cross_entropies).mean(), **self.labelled_losses(embeddings[-1], views)}
 
     def _embed(self, images: Tensor) -> Tensor:
         return F.normalize(self.head(self.backbone(images)).float(), dim=1)

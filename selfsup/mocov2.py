@@ -1,4 +1,6 @@
-"""MoCo-v2: tell a query's key from a queue of other images' keys (He et al., CVPR 2020; Chen et al., 2020)."""
+"""MoCo-v2: tell a query's key from a queue of other images' keys, which a momentum encoder computed (He et al., CVPR
+2020; Chen et al., 2020).
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,7 @@ class MoCo(Method):
         same_image = views.index[:, None] == self.queue_images[None, :]
         losses = {"mocov2": info_nce(z[0], k, self.queue.clone(), self.config.temperature, same_image)}
         self._enqueue(k, views.index)
-        return losses | self.labelled_losses(z, views)
+        return losses | self.labelled_losses(z[-1], views)
 
     def _keys(self, images: Tensor) -> Tensor:
         """Return the keys (B, D), computed in two random groups.

@@ -46,4 +46,4 @@ class SimCLR(Method):
     def losses(self, views: Views) -> dict[str, Tensor]:
         h = forward_concat(self.backbone, [*views.unlabelled, views.labelled])
         z = forward_concat(self.head, h)
-        return {"simclr": nt_xent(z[0], z[1], self.config.temperature), **self.labelled_losses(z, views)}
+        return {"simclr": nt_xent(z[0], z[1], self.config.temperature), **self.labelled_losses(z[-1], views)}

@@ -77,7 +77,7 @@ class SwAV(Method):
         scores = [self.prototypes(z_t, is_frozen) for z_t in z]
         q = [self._code(number, z[number], views) for number in range(LARGE_VIEWS)]
         losses = {"swav": swapped_prediction(scores, q, self.config.temperature)}
-        return losses | self.labelled_losses(embeddings, views)
+        return losses | self.labelled_losses(embeddings[-1], views)
 
     @torch.no_grad()
     def _code(self, number: int, z: Tensor, views: Views) -> Tensor:

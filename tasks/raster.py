@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.stores.labels import Box, Label, Row, Value, resample_nearest
 
-SIZE = (pa.field("h", pa.int32()), pa.field("w", pa.int32()))
+SIZE_COLUMNS = (pa.field("h", pa.int32()), pa.field("w", pa.int32()))
 """The columns with the height and width of the rasters in cells."""
 
 
@@ -30,6 +30,6 @@ class RasterLabel(Label):
         return ""
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Count the known pixels, by the column `unknown`; a threshold drops none."""
+        """Count the known entries by the column `unknown`, the share of the others; a threshold drops none."""
         known = np.array([round((1 - row["unknown"]) * row["h"] * row["w"])], dtype=np.float64)
         return known, known

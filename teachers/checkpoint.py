@@ -67,11 +67,13 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
 
 def load(folder: Path) -> Predictor:
     """Load the network, with its one head under the teacher's name."""
+    from torch import nn
+
     from tasks.network import Network
     from tasks.prediction import network_predictor
 
     network, chosen = Network.load(folder), read_json(folder / "head.json")
     head, name = chosen["head"], chosen["name"]
     network.tasks = {name: network.tasks[head]}
-    network.heads[name] = network.heads[head]
+    network.heads = nn.ModuleDict({name: network.heads[head]})
     return network_predictor(network)

@@ -8,7 +8,7 @@ import itertools
 import operator
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from pipeline.data.stream import LocalBatch
@@ -32,16 +32,21 @@ def prefetch(work: Callable[[Item], Result], items: Iterable[Item], threads: int
             for image in images: ...
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
-    pending: collections.deque[Future[Result]] = collections.deque()
     try:
-        for item in items:
-            pending.append(pool.submit(work, item))
-            if len(pending) >= most:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        yield from map_ahead(pool, work, items, most)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def map_ahead(pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], most: int) -> Generator[Result]:
+    """Yield what `prefetch` yields, computed by a pool that the caller shares and shuts down."""
+    pending: collections.deque[Future[Result]] = collections.deque()
+    for item in items:
+        pending.append(pool.submit(work, item))
+        if len(pending) >= most:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 class PrefetchedStream(Generic[Sample, LocalBatchT]):

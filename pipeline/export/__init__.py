@@ -104,7 +104,10 @@ class BaseWriter(contextlib.AbstractContextManager["BaseWriter"]):
         """Write an image and its labels: at least one, and only of `self.heads`."""
 
     def finish(self) -> None:
-        """Write what can only be written after the last sample. Not called after an error."""
+        """Write what can only be written after the last sample: `self.files` are closed after it.
+
+        Not called after an error.
+        """
 
 
 def form_names() -> list[str]:

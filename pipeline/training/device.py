@@ -16,7 +16,10 @@ from pipeline.errors import ConfigError
 
 
 def find_device(name: str) -> str:
-    """Return the device of this name, or for "auto" the fastest kind here. ConfigError if the machine has none."""
+    """Return the device of this name, or for "auto" the fastest kind this machine has: "cuda", "mps" or "cpu".
+
+    Raises ConfigError if the machine does not have it.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     usable = [device for device in available if available[device]]
     if name == "auto":

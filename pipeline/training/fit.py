@@ -58,7 +58,9 @@ class FitResult(NamedTuple):
     """Wall clock of the attempts before the last one."""
 
     def counts(self) -> dict[str, Any]:
-        """Return the entries of a manifest's counts; earlier seconds and limits only if there are any."""
+        """Return the entries of a manifest's counts: `training_seconds`, and unless empty `out_of_memory` and
+        `earlier_seconds`, which are among `training_seconds`.
+        """
         counts: dict[str, Any] = {"training_seconds": round(self.seconds, 2)}
         if self.earlier:
             counts["earlier_seconds"] = round(self.earlier, 2)
@@ -183,7 +185,7 @@ class _Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
-        self.group.all_reduce(self.running_statistics, mean=True)  # a process may never have seen a head's labels
+        self.group.all_reduce_mean(self.running_statistics)  # a process may never have seen a head's labels
         if self.ema:
             self.ema.update(self.model, self.step)
         losses = sum_by_key(result.losses for result in results)
@@ -207,7 +209,7 @@ class _Trainer:
             if anywhere:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 gradients.append(parameter.grad)
-        self.group.all_reduce(gradients)
+        self.group.all_reduce_sum(gradients)
 
     def _save(self) -> None:
         """Save the state. If the root's storage does not take it, training goes on: it may take the next one."""

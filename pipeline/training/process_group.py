@@ -67,14 +67,21 @@ class ProcessGroup:
             distributed.broadcast_object_list(outcomes, src=0)
         return _result(cast(T | MustError, outcomes[0]))
 
-    def all_reduce(self, tensors: Sequence[Tensor], mean: bool = False) -> None:
-        """Replace each tensor by its sum or mean (integers: rounded down) over the processes, the same bits in all."""
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over the processes, the same bits in all of them."""
+        self._all_reduce(tensors, divisor=1)
+
+    def all_reduce_mean(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes; integers are rounded down."""
+        self._all_reduce(tensors, divisor=self.world_size)
+
+    def _all_reduce(self, tensors: Sequence[Tensor], divisor: int) -> None:
         if self.world_size == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])  # one message, because each has a fixed cost
         with _lost_peer():
             distributed.all_reduce(flat)
-        reduced = flat.div_(self.world_size if mean else 1).split([tensor.numel() for tensor in tensors])
+        reduced = flat.div_(divisor).split([tensor.numel() for tensor in tensors])
         for tensor, values in zip(tensors, reduced, strict=True):
             tensor.copy_(values.view_as(tensor))  # keeps the tensor's dtype and memory layout
 

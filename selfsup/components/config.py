@@ -27,10 +27,16 @@ class MethodConfig(StageConfig, ABC):
 
     @abstractmethod
     def build(self, backbone: Encoder, setting: StageSetting) -> Method:
-        """Build the method with fresh heads: `return SimCLR(self, backbone, setting)`. ConfigError if it can't be."""
+        """Build the method with fresh heads: `return SimCLR(self, backbone, setting)`.
+
+        Raises ConfigError if the method can't use the backbone.
+        """
 
     def build_for_stage(self, encoder: Encoder, setting: StageSetting) -> Method:
-        """Build the method and freeze what the stage does not train. ConfigError if the method can't do the stage."""
+        """Build the method and freeze what the stage does not train.
+
+        Raises ConfigError if it can't use the backbone, or can't do what the stage asks for: labels, accumulation.
+        """
         method = self.build(encoder, setting)
         if self.labels is not None and method.family not in LABELLED_FAMILIES:
             raise ConfigError(

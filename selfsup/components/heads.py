@@ -18,7 +18,7 @@ RELU = functools.partial(nn.ReLU, inplace=True)
 
 
 def projector(widths: Sequence[int], norm: bool = False, activation: Callable[[], nn.Module] = RELU) -> nn.Sequential:
-    """Build an MLP of these widths with ReLU between its layers, and with `norm` a batch norm before each ReLU.
+    """Build an MLP of these widths with activations between its layers, and with `norm` a batch norm before each.
 
     projector([2048, 4096, 256], norm=True)  # BYOL's g: Linear, BatchNorm1d, ReLU, Linear
     """

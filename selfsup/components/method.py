@@ -47,14 +47,21 @@ class ViewKind:
     """It keeps its `policy.area` whatever a recipe says."""
 
 
+class Position(NamedTuple):
+    """Where a stage is: at `step` of `steps`, from 0, after `epoch` complete passes over its images."""
+
+    step: int
+    steps: int
+    epoch: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Views:
     """A batch as a method gets it: augmented views on the device, float32 in [0, 1]; uint8 before their colors change.
 
     `keys` of B images, their positions in the set `index` (B,) int64, and their views `unlabelled` (B, 3, S, S), one
     tensor for each of `Method.view_kinds`. `labelled` (N, 3, S, S): views of labelled images, of the first kind, and
-    `classes` (N,) int64, their class numbers; None where there are none. `step` of `steps`, from 0. `epoch`: complete
-    passes over the set.
+    `classes` (N,) int64, their class numbers; None where there are none. `step`, `steps`, `epoch`: see `Position`.
     """
 
     keys: list[str]
@@ -103,18 +110,24 @@ class Method(nn.Module, ABC):
         """Return the kinds of views that every image gets one of each: `[ViewKind(self.size, POLICY)] * 2`."""
 
     def initialize(self, batches: Iterable[tuple[Tensor, list[Tensor]]]) -> None:
-        """See every image once before the first step, as `Views.index` and `Views.unlabelled`: override if needed."""
+        """See every image once before the first step: pairs of `Views.index` and `Views.unlabelled`.
+
+        Override it only if needed: it costs a pass over all images.
+        """
 
     @abstractmethod
     def losses(self, views: Views) -> dict[str, Tensor]:
-        """Return scalar losses by name, to minimise: means over unlabelled images, and those of `labelled_losses`."""
+        """Return scalar losses by name, of which the sum is minimised.
 
-    def labelled_losses(self, embeddings: Sequence[Tensor], views: Views) -> dict[str, Tensor]:
-        """Return the stage's loss of labelled images, whose embeddings (N, D) are the last of these; {} without any."""
+        They are means over the unlabelled images, except for the one that `labelled_losses` returns.
+        """
+
+    def labelled_losses(self, embeddings: Tensor, views: Views) -> dict[str, Tensor]:
+        """Return the stage's SuNCEt or SupCon loss of the labelled images' embeddings (N, D); {} without labels."""
         if self.labels is None or views.classes is None:
             return {}
         loss = {"suncet": suncet, "supcon": supcon}[self.labels.method]
-        return {self.labels.method: loss(embeddings[-1], views.classes, self.labels.temperature)}
+        return {self.labels.method: loss(embeddings, views.classes, self.labels.temperature)}
 
 
 def forward_concat(module: Callable[[Tensor], Tensor], batches: Sequence[Tensor | None]) -> list[Tensor]:

@@ -81,7 +81,7 @@ def load_sampler(stage: StageConfig, inputs: Inputs, images: ImageDataset, seed:
     with error_context("labels"):
         classes = image_classes(stage, inputs, images)
         sampler = class_sampler(stage.labels, classes, seed)
-        labelled_images(stage, classes.names)  # raises if they are too many for a batch
+        labelled_images(stage, classes.names)  # raises if they do not fit a batch
         return sampler
 
 

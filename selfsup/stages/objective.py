@@ -31,21 +31,26 @@ def override_policies(kinds: Sequence[ViewKind], overrides: PolicyConfig) -> lis
 
 
 class StageObjective(Objective):
-    """The sum of a method's losses over views of these kinds, which are first augmented in color."""
+    """The sum of a method's losses over views of these kinds, which are first augmented in color.
 
-    memory_format = torch.contiguous_format
-    """Of the augmented views."""
+    The augmented views have this memory format.
+    """
 
-    def __init__(self, method: Method, kinds: Sequence[ViewKind]) -> None:
+    def __init__(
+        self,
+        method: Method,
+        kinds: Sequence[ViewKind],
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
         super().__init__()
-        self.method = method
+        self.method, self.memory_format = method, memory_format
         self.color_jitters = nn.ModuleList(ColorJitter(kind) for kind in kinds)
 
     def amounts(self, batch: Views) -> dict[str, float]:
         return {"images": len(batch.keys), "labelled": 0 if batch.classes is None else len(batch.classes)}
 
     def forward(self, batch: Views, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        unlabelled = [self._augment(*each) for each in zip(self.color_jitters, batch.unlabelled, strict=True)]
+        unlabelled = [self._augment(*pair) for pair in zip(self.color_jitters, batch.unlabelled, strict=True)]
         labelled = None if batch.labelled is None else self._augment(self.color_jitters[0], batch.labelled)
         views = dataclasses.replace(batch, unlabelled=unlabelled, labelled=labelled)
         losses = {name: shares[self._amount_of(name)] * loss for name, loss in self.method.losses(views).items()}

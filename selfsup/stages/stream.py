@@ -17,7 +17,7 @@ from pipeline.data.loader import stack_images
 from pipeline.data.prefetch import PrefetchedStream, prefetch
 from pipeline.data.stream import split_evenly
 from pipeline.steps import ranks
-from selfsup.components.method import ViewKind, Views
+from selfsup.components.method import Position, ViewKind, Views
 from selfsup.stages.budget import Budget
 from selfsup.stages.crops import draw_views
 from selfsup.stages.labelled_sampler import ClassSampler
@@ -37,12 +37,12 @@ class ImageViews:
 
 
 class LocalViews:
-    """The views of a step's batch that this process takes, not collated yet. `at`: (step, steps, epoch)."""
+    """The views of a step's batch that this process takes, not collated yet."""
 
-    def __init__(self, images: Sequence[ImageViews], at: tuple[int, int, int]) -> None:
+    def __init__(self, images: Sequence[ImageViews], position: Position) -> None:
         self.unlabelled = [image for image in images if image.label is None]
         self.labelled = [image for image in images if image.label is not None]
-        self.at = at
+        self.position = position
 
     @property
     def keys(self) -> list[str]:
@@ -57,17 +57,17 @@ class LocalViews:
         for run, class_run in itertools.zip_longest(runs, class_runs, fillvalue=slice(0)):
             classes = set(present[class_run])
             labelled = [image for image in self.labelled if image.label in classes]
-            batches.append(collate(self.unlabelled[run], labelled, self.at))
+            batches.append(collate(self.unlabelled[run], labelled, self.position))
         return batches
 
 
-def collate(unlabelled: Sequence[ImageViews], labelled: Sequence[ImageViews], at: tuple[int, int, int]) -> Views:
-    """Stack the views of some images into a batch, uint8. `at`: (step, steps, epoch)."""
+def collate(unlabelled: Sequence[ImageViews], labelled: Sequence[ImageViews], position: Position) -> Views:
+    """Stack the views of some images into a batch, uint8."""
     views = [stack_images([image.views[kind] for image in unlabelled]) for kind in range(len(unlabelled[0].views))]
     index = torch.tensor([image.index for image in unlabelled])
     labelled_views = stack_images([image.views[0] for image in labelled]) if labelled else None
     classes = torch.tensor([image.label for image in labelled]) if labelled else None
-    return Views([image.key for image in unlabelled], views, index, labelled_views, classes, *at)
+    return Views([image.key for image in unlabelled], views, index, labelled_views, classes, *position)
 
 
 class ViewStream:
@@ -80,10 +80,10 @@ class ViewStream:
 
     def prefetched(self, threads: int) -> PrefetchedStream[ImageViews, LocalViews]:
         """Return the stream that `fit` trains on."""
-        return PrefetchedStream(self.tasks, lambda images, step: LocalViews(images, self._at(step)), threads)
+        return PrefetchedStream(self.tasks, lambda images, step: LocalViews(images, self._position(step)), threads)
 
-    def _at(self, step: int) -> tuple[int, int, int]:
-        return step, self.budget.steps, self.budget.unlabelled_before(step) // len(self.dataset)
+    def _position(self, step: int) -> Position:
+        return Position(step, self.budget.steps, self.budget.unlabelled_before(step) // len(self.dataset))
 
     def tasks(self, step: int) -> list[Callable[[], ImageViews]]:
         """Return functions that draw the views of a step, one image each: unlabelled images, then labelled ones."""
@@ -119,4 +119,4 @@ class ViewStream:
 
         with contextlib.closing(prefetch(draw, range(len(self.dataset)), threads, max(size, threads))) as images:
             while batch := list(itertools.islice(images, size)):
-                yield collate(batch, [], (1, self.budget.steps, 0))
+                yield collate(batch, [], Position(1, self.budget.steps, 0))

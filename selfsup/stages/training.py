@@ -40,12 +40,10 @@ def train(
     """
     (name, stage), images = named, stream.dataset
     with ProcessGroup(find_device(runtime.device)) as group:
-        objective = StageObjective(method, stream.kinds)
         settings = stage.model_dump(mode="json", exclude=SAME_SPEED)
         key = [settings, method.backbone.name, method.backbone.size, "stage"]
-        choice = autotune.autotune(runtime, key, objective, _probe(stream))
-        objective = choice.place(objective)
-        objective.memory_format = choice.memory_format
+        choice = autotune.autotune(runtime, key, StageObjective(method, stream.kinds), _probe(stream))
+        objective = choice.place(StageObjective(method, stream.kinds, choice.memory_format))
         batches = stream.prefetched(runtime.threads)
         job = TrainingJob(name, objective, batches, stream.budget.steps, out, stage, stream.seed)
         before = measure_features(method.backbone, images, runtime)

@@ -10,7 +10,7 @@ from PIL.Image import Image
 from pipeline.stores import codecs
 from pipeline.stores.labels import Row, Value, cell_at, mean_where_known, on_finer_raster
 from tasks.drawing import caption, colormap, enlarge
-from tasks.raster import SIZE, RasterLabel
+from tasks.raster import SIZE_COLUMNS, RasterLabel
 
 PERCENTILES = (1, 99)
 """The range of known depths that drawing and text cover."""
@@ -33,7 +33,7 @@ class TaskLabel(RasterLabel):
         return pa.schema(
             [
                 pa.field("depth", pa.binary(), metadata={"about": f"float16 (h, w), {unit}, 0 = unknown, zstd"}),
-                *SIZE,
+                *SIZE_COLUMNS,
                 pa.field("near", pa.float32(), metadata={"about": f"smallest known value, {unit}"}),
                 pa.field("far", pa.float32(), metadata={"about": f"largest known value, {unit}"}),
                 pa.field("unknown", pa.float32(), metadata={"about": "share of the image that is unknown"}),

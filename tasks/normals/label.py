@@ -9,7 +9,7 @@ from PIL.Image import Image
 from pipeline.stores import codecs
 from pipeline.stores.labels import Row, Value, cell_at, mean_where_known, on_finer_raster
 from tasks.drawing import enlarge
-from tasks.raster import SIZE, RasterLabel
+from tasks.raster import SIZE_COLUMNS, RasterLabel
 
 
 class TaskLabel(RasterLabel):
@@ -29,7 +29,7 @@ class TaskLabel(RasterLabel):
         return pa.schema(
             [
                 pa.field("normals", pa.binary(), metadata={"about": about}),
-                *SIZE,
+                *SIZE_COLUMNS,
                 pa.field("mean_z", pa.float32(), metadata={"about": "mean of z over known pixels: 1 = facing us"}),
                 pa.field("unknown", pa.float32(), metadata={"about": "share of the image that is unknown"}),
             ]

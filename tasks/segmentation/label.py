@@ -11,7 +11,7 @@ from PIL.Image import Image
 from pipeline.stores import codecs
 from pipeline.stores.labels import IGNORE, ClassAmounts, Row, Value, cell_at, flatten_lists, on_finer_raster
 from tasks.drawing import enlarge, palette
-from tasks.raster import SIZE, RasterLabel
+from tasks.raster import SIZE_COLUMNS, RasterLabel
 
 
 class TaskLabel(RasterLabel):
@@ -38,7 +38,7 @@ class TaskLabel(RasterLabel):
             [
                 pa.field("classes", pa.binary(), metadata={"about": "uint8 or uint16 (h, w), largest = unknown, zstd"}),
                 pa.field("confidences", pa.binary(), metadata={"about": "uint8 (h, w), 255 = certain, zstd"}),
-                *SIZE,
+                *SIZE_COLUMNS,
                 pa.field("area", pa.list_(pa.float32()), metadata={"about": "share of the image per class"}),
                 pa.field("unknown", pa.float32(), metadata={"about": "share of the image that is unknown"}),
             ]

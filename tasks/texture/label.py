@@ -10,7 +10,7 @@ from PIL.Image import Image
 from pipeline.stores import codecs
 from pipeline.stores.labels import Row, Value, cell_at, mean_where_known, on_finer_raster
 from tasks.drawing import enlarge, palette
-from tasks.raster import SIZE, RasterLabel
+from tasks.raster import SIZE_COLUMNS, RasterLabel
 
 UNKNOWN = -1.0
 """The response of unknown cells."""
@@ -32,7 +32,7 @@ class TaskLabel(RasterLabel):
         return pa.schema(
             [
                 pa.field("responses", pa.binary(), metadata={"about": "uint8 (h, w, C), 254 = 1, 255 = unknown, zstd"}),
-                *SIZE,
+                *SIZE_COLUMNS,
                 pa.field("mean", pa.list_(pa.float32()), metadata={"about": "mean response per filter, where known"}),
             ]
         )

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data.decode import decode_image
-from pipeline.data.prefetch import prefetch
+from pipeline.data.prefetch import map_ahead, prefetch
 from pipeline.errors import DataError
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.images import ImageShard
@@ -151,8 +152,10 @@ def label_batches(shards: Iterable[ShardInference], size: int, runtime: Runtime)
         with single_threaded(), contextlib.closing(labelled):
             yield from labelled
         return
-    loaded = prefetch(lambda item: (item[0], item[0].load(item[1])), work, threads, threads + 1)
-    inferred = ((inference, inference.infer_all(batch)) for inference, batch in loaded)  # in this thread
-    encoded = prefetch(lambda item: item[0].encode_all(item[1]), inferred, threads, threads + 1)
-    with contextlib.closing(loaded), contextlib.closing(encoded):
-        yield from encoded
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="label")  # it decodes ahead of the models and encodes behind
+    try:
+        loaded = map_ahead(pool, lambda item: (item[0], item[0].load(item[1])), work, threads + 1)
+        inferred = ((inference, inference.infer_all(batch)) for inference, batch in loaded)  # in this thread
+        yield from map_ahead(pool, lambda item: item[0].encode_all(item[1]), inferred, threads + 1)
+    finally:
+        pool.shutdown(cancel_futures=True)

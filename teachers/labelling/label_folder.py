@@ -24,7 +24,11 @@ class ShardFacts(TypedDict):
 
 @dataclasses.dataclass
 class LabelFolder:
-    """The folder `path` in the root; `facts`, of label shards by their paths in the root, are checked by `refresh`."""
+    """The folder `path` in the root.
+
+    `facts` of label shards by their paths in the root may be of many folders, until `refresh` keeps those of its own
+    complete shards.
+    """
 
     root: Root
     path: str

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 import tasks
 from pipeline.errors import ConfigError, DataError
+from pipeline.models.backbone import Statistics
 from pipeline.models.weights import HUB
 from pipeline.stores.labels import LabelSpace
 from tasks.detection.model import MIN_SCORE
@@ -106,38 +107,62 @@ def space_of(about: Mapping[str, Any]) -> tuple[LabelSpace, list[int]]:
     return torchvision_models.space_of(about["task"], about["classes"])
 
 
-class TransformersAdapter(Adapter):
-    """A model whose output `read`, one of READERS, turns into what the task's own head would give."""
-
-    read: Callable[[Any, int], Tensor]
+class ClassificationAdapter(Adapter):
+    """A classifier: logits (B, K) float32. Other tasks override `read`."""
 
     def run(self, inputs: Tensor) -> Tensor:
         return self.read(self.model(pixel_values=inputs), inputs.shape[-1])
 
+    def read(self, output: Any, side: int) -> Tensor:
+        """Return of the library's output for inputs of this side in pixels what the task's own head would give."""
+        logits: Tensor = output.logits.float()
+        return logits
 
-def read_depth(output: Any, side: int) -> Tensor:
-    """Return the depth that a model puts out for inputs of this side, (B, 1, S/4, S/4), in its own unit."""
-    return resize_to_stride(output.predicted_depth.float()[:, None], side)
+
+class SegmentationAdapter(ClassificationAdapter):
+    """A segmenter: logits (B, K, S/4, S/4) float32."""
+
+    def read(self, output: Any, side: int) -> Tensor:
+        return resize_to_stride(output.logits.float(), side)
 
 
-READERS: dict[str, Callable[[Any, int], Tensor]] = {
-    "classification": lambda output, side: output.logits.float(),
-    "segmentation": lambda output, side: resize_to_stride(output.logits.float(), side),
-    "relative": read_depth,
-    "metric": lambda output, side: read_depth(output, side).clamp(min=MIN_DEPTH_M).log(),
-}
-"""By task, of depth by scale."""
+class InverseDepthAdapter(ClassificationAdapter):
+    """A model of relative depth: inverse depth (B, 1, S/4, S/4) float32, up to scale and shift."""
+
+    def read(self, output: Any, side: int) -> Tensor:
+        return resize_to_stride(output.predicted_depth.float()[:, None], side)
+
+
+class MetricDepthAdapter(InverseDepthAdapter):
+    """A model of metric depth: the logarithm of metres (B, 1, S/4, S/4) float32."""
+
+    def read(self, output: Any, side: int) -> Tensor:
+        return super().read(output, side).clamp(min=MIN_DEPTH_M).log()
 
 
 class DetectionAdapter(Detector):
     """A detector with the library's post-processing, a method of its image processor."""
 
-    post_process: Callable[..., list[dict[str, Tensor]]]
+    def __init__(
+        self, model: nn.Module, head: str, statistics: Statistics, class_of_output: Sequence[int], processor: Any
+    ) -> None:
+        super().__init__(model, head, statistics, class_of_output)
+        self.post_process = processor.post_process_object_detection
 
     def detect(self, inputs: Tensor) -> list[dict[str, Tensor]]:
         output, side = self.model(pixel_values=inputs), inputs.shape[-1]
         output.logits, output.pred_boxes = output.logits.float(), output.pred_boxes.float()
-        return self.post_process(output, threshold=MIN_SCORE, target_sizes=[(side, side)] * len(inputs))
+        boxes: list[dict[str, Tensor]] = self.post_process(
+            output, threshold=MIN_SCORE, target_sizes=[(side, side)] * len(inputs)
+        )
+        return boxes
+
+
+def adapter_class(task: str, scale: str) -> type[ClassificationAdapter]:
+    """Return the class of adapters for a task; `scale`: of depth, `relative` or `metric`."""
+    if task == "depth":
+        return {"relative": InverseDepthAdapter, "metric": MetricDepthAdapter}[scale]
+    return {"classification": ClassificationAdapter, "segmentation": SegmentationAdapter}[task]
 
 
 def build_predictor(folder: Path, about: Mapping[str, Any]) -> Predictor:
@@ -147,9 +172,7 @@ def build_predictor(folder: Path, about: Mapping[str, Any]) -> Predictor:
     head, statistics = about["head"], (about["mean"], about["std"])
     preprocessing = Preprocessing(about["size"], about["centre"], about["bicubic"])
     if about["task"] == "detection":
-        detector = DetectionAdapter(model, head, statistics, class_of_output)
-        detector.post_process = processor.post_process_object_detection
+        detector = DetectionAdapter(model, head, statistics, class_of_output, processor)
         return Predictor(detector, {head: DetectedBoxes(space)}, preprocessing)
-    adapter = TransformersAdapter(model, head, statistics)
-    adapter.read = READERS[about["scale" if about["task"] == "depth" else "task"]]
+    adapter = adapter_class(about["task"], about["scale"])(model, head, statistics)
     return Predictor(adapter, {head: tasks.model(space)}, preprocessing)

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from pipeline.data.augment import seeded_generator
 from pipeline.recipe.stage import LabelledConfig, PolicyConfig, StageConfig
-from selfsup.components.method import Policy, ViewKind
+from selfsup.components.method import Policy, Position, ViewKind
 from selfsup.stages.budget import Budget, budget_of
 from selfsup.stages.color_jitter import ColorJitter
 from selfsup.stages.crops import draw_crop
@@ -143,7 +143,7 @@ def test_local_views_split_keeps_classes_complete() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
     plain = [ImageViews(f"k{number}", [image, image], number) for number in range(6)]
     labelled = [ImageViews("l", [image], 100 + number, number % 5) for number in range(20)]
-    share = LocalViews([*plain, *labelled], (4, 9, 0))
+    share = LocalViews([*plain, *labelled], Position(4, 9, 0))
     assert share.keys == [f"k{number}" for number in range(6)]
     pieces = share.split(2)
     assert [len(piece.keys) for piece in pieces] == [3, 3]

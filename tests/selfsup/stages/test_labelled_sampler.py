@@ -23,6 +23,7 @@ from pipeline.steps.artifact import Artifact, Inputs
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
+from selfsup.components.method import Position
 from selfsup.stages import step as stage_step
 from selfsup.stages.labelled_sampler import ImageClasses, class_sampler
 from selfsup.stages.objective import RANK, SPREAD
@@ -227,5 +228,5 @@ def test_view_stream_without_labels_shows_no_label_and_no_held_out_image(
     assert (len(in_set), len(in_set & held_out)) == (12, 2)
     assert keys == in_set - held_out
     assert {each.label for each in seen} == {None}
-    [batch] = LocalViews(seen, (0, 4, 0)).split(1)
+    [batch] = LocalViews(seen, Position(0, 4, 0)).split(1)
     assert (batch.labelled, batch.classes) == (None, None)
