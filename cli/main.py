@@ -1,7 +1,4 @@
-"""The `must` command and its subcommands.
-
-`python -m typer cli.main utils docs --name must --title Commands --output docs/reference/cli.md` updates their page.
-"""
+"""The `must` command and its subcommands."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from cli.export import commands as export_commands
 from cli.options import JsonOption, OverrideOptions, RecipeArgument, RootOption, print_json
 from cli.store import commands as store_commands
 from must import plan, run
-from pipeline.errors import ConfigError, DataError, MustError, Stopped, require_one_of
+from pipeline.errors import ConfigError, MustError, require_one_of
 from pipeline.storage.root import DEFAULT_ROOT
 
 if TYPE_CHECKING:
@@ -29,9 +26,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="must",
     help="Multi-task self-training: specialised teachers label a pool of images, one student learns from all of them.",
-    epilog=f"Exit codes: 0: done; {ConfigError.exit_code}: the recipe, an option or the environment needs a change; "
-    f"{DataError.exit_code}: a file on disk needs a change; {Stopped.exit_code}: stopped, run the same command again "
-    "to go on; 1: anything else.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -233,7 +227,7 @@ def browse_command(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command, and exit."""
+    """Run the command; exit with 0, 2 (configuration), 3 (data), 75 (stopped) or 1 (anything else)."""
     from flows.run.process_setup import set_up_process
 
     set_up_process()
