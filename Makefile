@@ -20,7 +20,8 @@ help:
 $(INSTALLED): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then uv venv -q --allow-existing --python $(PYTHON) .venv; \
 	else $(PYTHON) -m venv .venv && $(BIN)/python -m pip install -q uv; fi
-	@PATH="$$PATH:$(BIN)" uv pip install -q --python $(BIN)/python -e '.[dev]' -c constraints.txt
+	@# Compiled once here: where PYTHONDONTWRITEBYTECODE is set, every process would compile torch and Prefect again.
+	@PATH="$$PATH:$(BIN)" uv pip install -q --compile-bytecode --python $(BIN)/python -e '.[dev]' -c constraints.txt
 	@touch $@
 
 quickstart: $(INSTALLED)
