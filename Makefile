@@ -28,13 +28,13 @@ quickstart: $(INSTALLED)
 	$(BIN)/must run recipes/quickstart.yaml
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile --no-loadscope-reorder
 
 coverage: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile --cov --cov-report=term
+	$(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile -m "slow or gpu or not slow"
+	$(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile --no-loadscope-reorder -m "slow or gpu or not slow"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data.dataset import DatasetShard, LabelSource
+from pipeline.errors import PROJECT
 from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
@@ -40,6 +41,13 @@ hypothesis.settings.register_profile("house", deadline=None, derandomize=True, d
 hypothesis.settings.load_profile("house")
 
 pytest_plugins = ["tests.run_fixtures"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that start processes and servers: short ones then fill the end on every core."""
+    items.sort(key=lambda item: item.path.parts[len(PROJECT.parts) + 1] not in ("flows", "docs"))
+
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 Pixels = NDArray[np.uint8]
 Labels = Mapping[str, tuple[Label, Sequence[Value | None]]]
