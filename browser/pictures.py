@@ -34,8 +34,8 @@ class Pictures:
 
     def __init__(self, loading: Loading) -> None:
         self.loading = loading
-        self._groups: collections.OrderedDict[tuple[str, range], pa.Table] = collections.OrderedDict()
-        """The row groups that were read last, by file and the numbers of their rows."""
+        self._groups: collections.OrderedDict[str, dict[range, pa.Table]] = collections.OrderedDict()
+        """By file, the row groups that were read last, by the numbers of their rows."""
         self._open = functools.lru_cache(CACHED_SHARDS)(ImageShard)
         self._checked: set[str] = set()
         self._lock = threading.Lock()
@@ -58,20 +58,27 @@ class Pictures:
         return self._read(file, row)
 
     def _read(self, file: StoredFile, row: int) -> Row:
+        name = str(file)
         with self._lock:
-            group = next((group for group in self._groups if group[0] == str(file) and row in group[1]), None)
-            table: pa.Table = self._groups[group] if group else None
-            if group:
-                self._groups.move_to_end(group)
-        if group is None:
-            rows, table = open_labels(file, lambda parquet: read_row_group(parquet, row))
-            group = str(file), rows
-            with self._lock:
-                self._groups[group] = table
-                while len(self._groups) > 1 and sum(each.nbytes for each in self._groups.values()) > CACHED_BYTES:
-                    self._groups.popitem(last=False)
-        found: Row = table.slice(row - group[1].start, 1).to_pylist()[0]
-        return found
+            found = next((group for group in self._groups.get(name, {}).items() if row in group[0]), None)
+            if found:
+                self._groups.move_to_end(name)
+        if found is None:
+            found = open_labels(file, lambda parquet: read_row_group(parquet, row))
+            self._cache(name, *found)
+        rows, table = found
+        label: Row = table.slice(row - rows.start, 1).to_pylist()[0]
+        return label
+
+    def _cache(self, file: str, rows: range, table: pa.Table) -> None:
+        with self._lock:
+            self._groups.setdefault(file, {})[rows] = table
+            self._groups.move_to_end(file)
+            while len(self._groups) > 1 and self._cached_bytes() > CACHED_BYTES:
+                self._groups.popitem(last=False)
+
+    def _cached_bytes(self) -> int:
+        return sum(table.nbytes for groups in self._groups.values() for table in groups.values())
 
     def value(self, store: Store, image: int, threshold: float) -> Value | None:
         """Return the label of an image in a store with the threshold applied, None if it has none."""
