@@ -129,7 +129,7 @@ class Answers:
         return {"total": total, "images": rows}
 
     def _rows(self, ids: Sequence[int]) -> list[dict[str, Any]]:
-        rows = dict(self.tables.query(f"SELECT id, images FROM images WHERE {HAS_ID}", (list(ids),)))
+        rows = dict(self.tables.query(f"SELECT id, image FROM images AS image WHERE {HAS_ID}", (list(ids),)))
         stores = "SELECT id, list(coalesce(store, '')) FROM image_rows JOIN rejections USING (hash)"
         rejected = dict(self.tables.query(f"{stores} WHERE {HAS_ID} GROUP BY id", (list(ids),)))
         return [
