@@ -134,11 +134,14 @@ class Console:
         table = Table(box=None, pad_edge=False, show_header=False)
         for name in ("server", "worker"):
             table.add_row(name, _service_line(status, name))
-        table.add_row("deployments", ", ".join(status["deployments"]) or "none")
-        for run in status["runs"]:
-            steps = ", ".join(run["steps"]) or run["state"]
-            table.add_row("at work", f"{run['flow']} {run['name']}: {steps}, since {_moment(run['since'])}")
-        table.add_row("waiting", str(status["waiting"]))
+        if status["problem"]:
+            table.add_row("problem", status["problem"])
+        else:
+            table.add_row("deployments", ", ".join(status["deployments"]) or "none")
+            for run in status["runs"]:
+                steps = ", ".join(run["steps"]) or run["state"]
+                table.add_row("at work", f"{run['flow']} {run['name']}: {steps}, since {_moment(run['since'])}")
+            table.add_row("waiting", str(status["waiting"]))
         self.out.print(table, soft_wrap=True)
 
 
@@ -149,8 +152,7 @@ def _service_line(status: Mapping[str, Any], name: str) -> str:
         return f"{status['url']} (not started by `must up`)" if external else "not up; `must up` starts it"
     page = f"{status['page']}, " if name == "server" else ""
     state = f"up since {_moment(service['since'])}" if service["alive"] else "ended; `must up` starts it again"
-    silent = ", but does not answer" if name == "server" and service["alive"] and not status["answers"] else ""
-    return f"{page}{state}{silent}, process {service['process']}, log {service['log']}"
+    return f"{page}{state}, process {service['process']}, log {service['log']}"
 
 
 def _moment(since: str) -> str:

@@ -85,7 +85,7 @@ class ActiveRun:
 
 
 class ServerApi:
-    """A server, through a client of it."""
+    """Requests to a Prefect server."""
 
     def __init__(self, client: SyncPrefectClient) -> None:
         self._client = client

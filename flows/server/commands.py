@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from flows.server.daemons import Service, Services, locked_services
-from flows.server.embedded import answers, check_user_server, temporary_environ, user_api_url, wait_for
+from flows.server.daemons import Service, Services, locked_services, wait_for
+from flows.server.embedded import answers, check_user_server, temporary_environ, user_api_url
 from pipeline.errors import PROJECT, ConfigError, MustError
 from pipeline.steps.artifact import hash_file, hash_json
 
@@ -53,9 +53,7 @@ def up(at_once: int | None, echo: Echo) -> Services:
             api.ensure_work_pool(services.own)
             worker = services.running("worker") or _start_worker(services, api, echo)
             _deploy(services, api, echo)
-            wait_for(
-                "worker", worker.alive, worker.log, lambda: api.last_heartbeat(services.worker_name) >= worker.since
-            )
+            wait_for("worker", worker, lambda: api.last_heartbeat(services.worker_name) >= worker.since)
         return services
 
 
@@ -74,18 +72,24 @@ def _check_server(services: Services) -> None:
     if services.own:
         if not services.answers():
             raise ConfigError(f"Prefect's server {services.url} does not answer: `must up` starts it again.")
-    elif (theirs := user_api_url()) != services.url:
+    elif not _is_used(theirs := user_api_url(), services):
         raise ConfigError(f"PREFECT_API_URL is {theirs or 'not set'}: set it to {services.url}, which `must up` used.")
     else:
         with temporary_environ(services.environ()):
             check_user_server()
 
 
+def _is_used(url: str | None, services: Services) -> bool:
+    """Return True if this is the URL of the server that is used; a slash at its end makes no difference."""
+    return url is not None and url.rstrip("/") == services.url.rstrip("/")
+
+
 def _choose_server(services: Services) -> None:
     """Use the server that the user names, else our own. Raises ConfigError if a worker for another one is running."""
     theirs = user_api_url()
-    own = theirs is None or (services.own and theirs.rstrip("/") == services.url)
-    if own == services.own and (own or theirs == services.url):
+    used = _is_used(theirs, services)
+    own = theirs is None or (services.own and used)
+    if own == services.own and (own or used):
         return
     if services.running("worker"):
         raise ConfigError(
@@ -103,7 +107,7 @@ def _start_server(services: Services, echo: Echo) -> None:
             services.url = f"http://127.0.0.1:{port}/api"
             echo(f"Starting Prefect's server on port {port} ...")
             server = services.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(port))
-        wait_for("server", server.alive, server.log, lambda: answers(services.url))
+        wait_for("server", server, lambda: answers(services.url))
         with _connect(services) as api:
             if api.home() == services.environ()["PREFECT_HOME"]:
                 return
@@ -220,13 +224,19 @@ def _mark_dead_runs(services: Services, api: ServerApi, kill: bool = False) -> N
 
 
 def status() -> dict[str, Any]:
-    """Return what is running, as JSON: server, worker, deployments, active runs, and how many runs wait."""
+    """Return what is running, as JSON: server, worker, deployments, active runs, and how many runs wait.
+
+    `problem` says why the server could not be asked, if one is up.
+    """
     services = Services.read()
     report: dict[str, Any] = {"home": str(services.home), "url": services.url, "page": services.page}
     report |= {"own_server": services.own, "answers": False, "deployments": [], "runs": [], "waiting": 0}
+    report["problem"] = None
     for name, service in (("server", services.server), ("worker", services.worker)):
         report[name] = _service_status(service) if service else None
-    with contextlib.suppress(ConfigError):
+    if services.own and not services.running("server"):
+        return report
+    try:
         _check_server(services)
         with _connect(services) as api:
             runs = api.active_runs(None if services.own else services.worker_name)
@@ -236,6 +246,8 @@ def status() -> dict[str, Any]:
                 "runs": [dataclasses.asdict(run) | {"identity": str(run.identity)} for run in runs],
                 "waiting": api.count_scheduled(),
             }
+    except ConfigError as error:
+        report["problem"] = str(error)
     return report
 
 

@@ -20,14 +20,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from flows.server import embedded
-from flows.server.embedded import answers, user_api_url, write_logging
+from flows.server.embedded import answers, last_line, user_api_url, wait_until_ready, write_logging
 from pipeline.errors import PROJECT, ConfigError
 from pipeline.steps.artifact import write_json
 from pipeline.storage.process_id import ProcessId
@@ -172,6 +172,14 @@ def _sigint_enabled() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def wait_for(name: Name, service: Service, ready: Callable[[], bool]) -> None:
+    """Wait until a service is ready. Raises ConfigError with the last line of its log if it ends or takes too long."""
+    if not wait_until_ready(ready, service.alive):
+        failed = f"is not ready after {embedded.START_S:.0f} s" if service.alive() else "did not start"
+        reason = last_line(service.log) or "it printed nothing"
+        raise ConfigError(f"Prefect's {name} {failed}: {reason}. Its log is {service.log}.")
 
 
 def running_server_environ() -> dict[str, str]:

@@ -144,6 +144,11 @@ class Server:
                 start_new_session=True,  # Ctrl-C reaches the run alone; the server must live to record how it ended
             )
 
+    @property
+    def process(self) -> int:
+        """The child's pid."""
+        return self._child.pid
+
     def wait(self, runtime: Runtime) -> None:
         """Wait until the server answers. Raises ConfigError if it ends or takes too long, Stopped on a stop request."""
 
@@ -151,8 +156,16 @@ class Server:
             runtime.check_stop("the start of Prefect's server")
             return answers(self.url)
 
-        hint = f" Install the versions that constraints.txt names, {WITHOUT_PREFECT}."
-        wait_for("server", self.alive, self.log, ready, hint)
+        if wait_until_ready(ready, self.alive):
+            return
+        code, line = self._child.poll(), last_line(self.log)
+        if code is None:
+            problem, advice = f"did not answer within {START_S:.0f} s", "Try again"
+        elif code > 0 and line:
+            problem, advice = f"did not start: {line}", "Install the versions that constraints.txt names"
+        else:  # it was killed, or it has not said why it ended
+            problem, advice = f"did not start: it ended with code {code}", "Try again"
+        raise ConfigError(f"Prefect's server {problem}. Its log is {self.log}. {advice}, {WITHOUT_PREFECT}.")
 
     def alive(self) -> bool:
         return self._child.poll() is None
@@ -168,19 +181,20 @@ class Server:
             self._child.wait()
 
 
-def wait_for(name: str, alive: Callable[[], bool], log: Path, ready: Callable[[], bool], hint: str = "") -> None:
-    """Wait until a service of Prefect is ready.
-
-    Raises ConfigError with the last line of its log, and the hint, if it ends or takes too long.
-    """
+def wait_until_ready(ready: Callable[[], bool], alive: Callable[[], bool]) -> bool:
+    """Wait until a service of Prefect is ready. Returns False if it ends before, or is not ready after START_S."""
     deadline = time.monotonic() + START_S
     while not ready():
         if not alive() or time.monotonic() > deadline:
-            failed = f"is not ready after {START_S:.0f} s" if alive() else "did not start"
-            lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-            reason = next((line.strip().rstrip(".") for line in reversed(lines) if line.strip()), "it printed nothing")
-            raise ConfigError(f"Prefect's {name} {failed}: {reason}. Its log is {log}.{hint}")
+            return False
         time.sleep(0.1)
+    return True
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log that is not empty, without the full stop; "" if there is none."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip().rstrip(".") for line in reversed(lines) if line.strip()), "")
 
 
 def write_logging(home: Path, logging: Mapping[str, Any] = LOGGING) -> None:

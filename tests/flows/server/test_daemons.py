@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from cli.main import main
+from flows.server import commands
 from flows.server import daemons as module
 from flows.server.commands import up
-from flows.server.daemons import Service, Services, locked_services, running_server_environ
-from flows.server.embedded import wait_for
+from flows.server.daemons import Service, Services, locked_services, running_server_environ, wait_for
 from pipeline.errors import ConfigError
 from pipeline.storage.process_id import ProcessId
 from tests.waiting import wait_until
@@ -126,7 +126,7 @@ def test_locked_services_refuses_a_home_of_another_machine(home: Path, service: 
 def test_wait_for_raises_with_the_last_line_of_a_service_that_ended(service: Callable[[str], Service]) -> None:
     ended = service("print('port 4200 is taken.\\n\\n', flush=True)")
     with pytest.raises(ConfigError, match=r"Prefect's server did not start: port 4200 is taken\. .*0\.log"):
-        wait_for("server", ended.alive, ended.log, lambda: False)
+        wait_for("server", ended, lambda: False)
 
 
 def test_services_environ_of_our_server_ignores_the_users_profile(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,8 +169,6 @@ def test_sigint_enabled_for_children_of_a_process_that_ignores_it() -> None:
 
 
 def test_free_port_is_the_previous_or_the_next_free_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.server import commands  # noqa: PLC0415
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         monkeypatch.setattr(commands, "FIRST_PORT", port)
@@ -179,8 +177,32 @@ def test_free_port_is_the_previous_or_the_next_free_one(monkeypatch: pytest.Monk
     assert commands._free_port(f"http://127.0.0.1:{port}/api") == port
 
 
-def test_status_and_down_with_nothing_running(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("stated", "used"), [(f"{URL}/", URL), (URL, f"{URL}/")])
+def test_check_server_takes_a_url_with_and_without_a_slash_at_its_end(
+    stated: str, used: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", stated)
+    monkeypatch.setattr(commands, "check_user_server", lambda: None)
+    commands._check_server(Services(home, used, own=False))
+    monkeypatch.setenv("PREFECT_API_URL", "http://another/api")
+    with pytest.raises(ConfigError, match=f"^PREFECT_API_URL is http://another/api: set it to {used}"):
+        commands._check_server(Services(home, used, own=False))
 
+
+def test_status_says_why_it_knows_no_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home.mkdir()
+    Services(home, URL, own=False).write()
+    for command in (["status"], ["status", "--json"]):
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert not ended.value.code
+    output = capsys.readouterr().out
+    problem = f"PREFECT_API_URL is not set: set it to {URL}, which `must up` used."
+    assert f"problem {problem}" in " ".join(output.split())
+    assert json.loads(output[output.index("{") :])["problem"] == problem
+
+
+def test_status_and_down_with_nothing_running(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["status"], ["status", "--json"], ["down"]):
         with pytest.raises(SystemExit) as ended:
             main(command)

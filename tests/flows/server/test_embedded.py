@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.server import embedded
 from flows.server.embedded import LOGGING, Server, prefect_environ, temporary_environ, write_logging
 from pipeline.errors import ConfigError, Stopped
 from pipeline.steps.runtime import Runtime
@@ -85,7 +88,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.wait(Runtime(Root.of(home)))
     yield server
     server.stop()
-    assert not alive(server._child.pid)
+    assert not alive(server.process)
 
 
 def alive(process: int) -> bool:
@@ -114,7 +117,22 @@ def test_server_wait_raises_at_once_if_prefect_cannot_be_imported(
     (tmp_path / "fastapi.py").write_text("raise ImportError('this fastapi is too new')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     server = Server(tmp_path / "home")
-    with pytest.raises(ConfigError, match=r"this fastapi is too new\. .*server\.log.*runner=inline"):
+    wanted = r"this fastapi is too new\. .*server\.log\. Install the versions that constraints\.txt.*runner=inline"
+    with pytest.raises(ConfigError, match=wanted):
+        server.wait(Runtime(Root.of(tmp_path)))
+    server.stop()
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_server_wait_says_whether_the_server_ended_or_is_slow(
+    killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "START_S", math.inf if killed else 0)
+    server = Server(tmp_path)
+    if killed:
+        os.kill(server.process, signal.SIGKILL)
+    problem = "did not start: it ended with code -9" if killed else "did not answer within 0 s"
+    with pytest.raises(ConfigError, match=rf"server {problem}\. .*server\.log\. Try again, .*runner=inline"):
         server.wait(Runtime(Root.of(tmp_path)))
     server.stop()
 
@@ -125,7 +143,7 @@ def test_server_wait_can_be_stopped(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         server.wait(runtime)
     server.stop()
-    assert not alive(server._child.pid)
+    assert not alive(server.process)
 
 
 @pytest.mark.parametrize("starting", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -139,7 +157,7 @@ def test_server_ends_when_its_parent_is_killed(starting: bool, tmp_path: Path) -
         f"home = Path({str(tmp_path)!r})\n"
         "server = Server(home)\n"
         f"{'' if starting else 'server.wait(Runtime(Root.of(home)))'}\n"
-        "print(server._child.pid, flush=True)\n"
+        "print(server.process, flush=True)\n"
         "time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
