@@ -21,4 +21,4 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for progra
 
 def print_json(value: Any) -> None:
     """Print a value as JSON, for programs."""
-    print(json.dumps(value, indent=1))
+    print(json.dumps(value, indent=1, sort_keys=True))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from flows.run.run import RUN_NAME, run_order
+from flows.run.naming import RUN_NAME, run_order
 from pipeline.errors import require_one_of
 from pipeline.recipe.comparison import COMPARE
 from pipeline.steps.artifact import EXTERNAL_FILES, MANIFEST, Artifact, parse_lines, parse_manifest, verify
@@ -193,7 +193,7 @@ def plan_gc(workspace: Workspace, keep: int = 1) -> list[Verdict]:
 
 
 def _reasons(runs: Sequence[RunUse], keep: int) -> dict[Key, str]:
-    """Return for each artifact that is kept for a run the reason."""
+    """Return why runs keep artifacts, by artifact."""
     goals = {
         purpose: min(run.goal for run in runs if run.purpose == purpose) for purpose in {run.purpose for run in runs}
     }
@@ -203,7 +203,8 @@ def _reasons(runs: Sequence[RunUse], keep: int) -> dict[Key, str]:
         if run.is_active or complete[run.purpose] < keep:
             for key in run.uses:
                 reasons.setdefault(key, f"{run.name} {'uses it now' if run.is_active else 'refers to it'}")
-        complete[run.purpose] += run.goal == goals[run.purpose] < len(GOALS)
+        if run.goal == goals[run.purpose] and run.goal < len(GOALS):
+            complete[run.purpose] += 1
     return reasons
 
 
@@ -267,10 +268,13 @@ def _verdicts_on_leftovers(root: Root, idle: bool) -> Iterator[Verdict]:
 
 def delete_files(root: Root, verdicts: Iterable[Verdict]) -> None:
     """Delete the files that are not kept, and folders that become empty."""
-    for files in (list(verdict.files) for verdict in verdicts if not verdict.kept):
-        for some in (files[:1], files[1:]):
-            in_parallel(lambda name: (root / name).remove(), some)
-        _remove_empty_folders(root, files)
+    for verdict in verdicts:
+        if verdict.kept:
+            continue
+        files = [root / name for name in verdict.files]
+        in_parallel(StoragePath.remove, files[:1])  # a manifest: without it the artifact counts as unfinished
+        in_parallel(StoragePath.remove, files[1:])
+        _remove_empty_folders(root, verdict.files)
 
 
 def _remove_empty_folders(root: Root, files: Iterable[str]) -> None:

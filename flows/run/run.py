@@ -14,11 +14,8 @@ A run has a folder of its own, `<root>/runs/<recipe>-<UTC time>/`:
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import itertools
 import json
 import posixpath
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -34,6 +31,7 @@ from flows.plan.plan import Planned, plan
 from flows.plan.resolve import ResolvedRecipe, resolve
 from flows.plan.selection import Selection
 from flows.plan.steps import plan_recipe
+from flows.run.naming import new_names, run_order
 from ingest.rejections import REJECTED_LABELS
 from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.recipe.comparison import COMPARE
@@ -50,8 +48,6 @@ GetOrMake = Callable[["Run", Step, Inputs], tuple[Artifact, bool]]
 """Returns the artifact of a step, and True if it was made by this call."""
 WHOLE_RECIPE = Selection()
 """All steps but those of comparisons."""
-RUN_NAME = re.compile(r"^(?P<recipe>.*)-(?P<time>\d{8}-\d{6})(?:-(?P<number>\d+))?$")
-"""The name of a run's folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,20 +211,16 @@ def _unusable_files(artifact: Artifact) -> str:
 
 
 def _new_folder(root: Root, recipe: Recipe) -> StoragePath:
-    """Create the folder of a run, named after recipe and time, with its recipe in it.
-
-    Runs that begin in the same second, on any machine, are numbered.
-    """
-    stem = f"runs/{recipe.name}-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
+    """Create the folder of a run, of a name that no run on any machine has, with its recipe in it."""
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode()
-    for number in itertools.count(1):
-        folder = root / (stem if number == 1 else f"{stem}-{number}")
+    for name in new_names(recipe.name):
+        folder = root / f"runs/{name}"
         try:
             if folder.child("recipe.yaml").create(text):
                 return folder
         except OSError as error:
             raise ConfigError(f"--root {root}: can't be written to ({error.strerror}). Name another folder.") from error
-    raise AssertionError("unreachable: numbers don't end")
+    raise AssertionError("unreachable: names don't end")
 
 
 def describe_error(error: BaseException) -> dict[str, str]:
@@ -283,7 +275,9 @@ def completed_outcome(plan: Plan) -> Outcome | None:
         return None
     measured = plan.measured(artifacts)
     folder = _find_report(plan.workspace.root, measured) if measured else None
-    return None if measured and not folder else Outcome(folder, artifacts, 0, plan.measures)
+    if measured and folder is None:
+        return None
+    return Outcome(folder, artifacts, 0, plan.measures)
 
 
 def _find_report(root: Root, measured: Mapping[str, Artifact]) -> StoragePath | None:
@@ -297,9 +291,3 @@ def _find_report(root: Root, measured: Mapping[str, Artifact]) -> StoragePath | 
         if wanted <= {(event.get("step"), event.get("artifact")) for event in events}:
             return folder
     return None
-
-
-def run_order(name: str) -> tuple[str, int]:
-    """Return the time and the number in the name of a run's folder, to sort by."""
-    match = RUN_NAME.match(name)
-    return (match["time"], int(match["number"] or 1)) if match else ("", 0)

@@ -53,6 +53,7 @@ def test_artifacts_ls_lists_every_artifact(finished_root: Path) -> None:
     assert all(line[-1] == run.name for line in lines[1:])
     rows = json.loads(output_without_heavy_imports("artifacts", "ls", "--root", finished_root, "--json"))
     assert [row["step"] for row in rows] == sorted(STEPS)
+    assert all(list(row) == sorted(row) for row in rows)
     assert all(row["sealed"] and row["bytes"] > 0 and row["runs"] == [run.name] for row in rows)
 
 
@@ -62,6 +63,7 @@ def test_artifacts_show_prints_config_and_inputs(finished_root: Path) -> None:
         assert word in text
     manifest = json.loads(output_without_heavy_imports("artifacts", "show", "label", "--root", finished_root, "--json"))
     assert manifest["step"] == "label"
+    assert list(manifest) == sorted(manifest)
 
 
 def test_find_artifact_lists_known_names(finished_root: Path) -> None:
