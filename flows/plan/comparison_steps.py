@@ -9,8 +9,9 @@ from typing import Any
 from flows.plan.evaluation_steps import (
     FINETUNE,
     PROBE,
+    finetune_config,
     measurement_settings,
-    measurement_step,
+    probe_config,
     start_config,
     start_inputs,
 )
@@ -57,9 +58,11 @@ def _trial_steps(recipe: Recipe, comparison: str, resolved: ResolvedTrial) -> It
     settings = measurement_settings(config, recipe) | {"set": config.measured_on, "splits": config.splits, "seeds": 1}
     settings |= {"seed": seed, "trial": trial.to_json()}
     if config.probes:
-        yield measurement_step(f"{name}.probe", COMPARE_PROBE, section, measured, settings)
+        step = f"{name}.probe"
+        yield Step(step, COMPARE_PROBE, section, *probe_config(step, measured, settings))
     if config.finetune:
-        yield measurement_step(f"{name}.finetune", COMPARE_FINETUNE, section, measured, settings)
+        step = f"{name}.finetune"
+        yield Step(step, COMPARE_FINETUNE, section, *finetune_config(step, measured, settings))
 
 
 def _supervised_step(recipe: Recipe, comparison: str, resolved: ResolvedTrial, schedule: FitConfig) -> Step:

@@ -31,8 +31,8 @@ FINETUNE = StepKind(
     "finetune", "evaluation.finetuning:finetune", measures=True, incremental_keys=("labels", "seeds"), label_check=CHECK
 )
 
-MEASUREMENT_KEYS = ("set", "splits", "labels", "seeds", "seed", "corruptions", "trial")
-"""Settings that probes and fine-tuning depend on alike; `trial` is of a comparison's rows alone."""
+SHARED_KEYS = ("set", "splits", "labels", "seeds", "seed", "corruptions")
+"""Settings that probes and fine-tuning depend on alike."""
 
 
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
@@ -45,11 +45,11 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     probed = probed_sets(config, resolved.spaces)
     for start in resolved.starts:
         for name in probed:
-            settings = {**common, "set": name}
-            yield measurement_step(f"probe.{start.name}.{name}", PROBE, ("evaluate",), start, settings)
+            step = f"probe.{start.name}.{name}"
+            yield Step(step, PROBE, ("evaluate",), *probe_config(step, start, {**common, "set": name}))
         for name in config.finetune:
-            settings = {**common, "set": name}
-            yield measurement_step(f"finetune.{start.name}.{name}", FINETUNE, ("evaluate",), start, settings)
+            step = f"finetune.{start.name}.{name}"
+            yield Step(step, FINETUNE, ("evaluate",), *finetune_config(step, start, {**common, "set": name}))
 
 
 def measurement_settings(config: MeasurementConfig, recipe: Recipe) -> dict[str, Any]:
@@ -58,20 +58,29 @@ def measurement_settings(config: MeasurementConfig, recipe: Recipe) -> dict[str,
     return {**settings, "width": recipe.student.width, "proposals": recipe.student.proposals}
 
 
-def measurement_step(
-    name: str, kind: StepKind, section: tuple[str, ...], start: StartConfig, settings: Mapping[str, Any]
-) -> Step:
-    """Return the step in which a backbone is probed, or fine-tuned from, on the set `settings["set"]`."""
-    if kind.run == PROBE.run:
-        keys: tuple[str, ...] = ("probes",)
-        versions = {probe: importlib.import_module(f"{PROBES}.{probe}").VERSION for probe in settings["probes"]}
-    else:
-        keys = ("schedule", "width", "proposals")
-        versions = {settings["schedule"]: SCHEDULES[settings["schedule"]].version}
-    versions |= sampling.version(True) | ({"corruptions": CORRUPTIONS} if settings["corruptions"] else {})
-    measured = {key: value for key, value in settings.items() if key in (*MEASUREMENT_KEYS, *keys)}
-    config = {"name": name, **start_config(start), **measured, "versions": versions}
-    return Step(name, kind, section, config, start_inputs(start, f"data.{settings['set']}"))
+def probe_config(name: str, start: StartConfig, settings: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the configuration and the inputs of the step that probes a backbone on the set `settings["set"]`."""
+    versions = {probe: importlib.import_module(f"{PROBES}.{probe}").VERSION for probe in settings["probes"]}
+    return _measurement_config(name, start, settings, ("probes",), versions)
+
+
+def finetune_config(
+    name: str, start: StartConfig, settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the configuration and the inputs of the step that fine-tunes a backbone on the set `settings["set"]`."""
+    versions = {settings["schedule"]: SCHEDULES[settings["schedule"]].version}
+    return _measurement_config(name, start, settings, ("schedule", "width", "proposals"), versions)
+
+
+def _measurement_config(
+    name: str, start: StartConfig, settings: Mapping[str, Any], keys: tuple[str, ...], versions: Mapping[str, int]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return configuration and inputs with the settings that all measurements depend on, and those at `keys`."""
+    measured = {key: settings[key] for key in (*SHARED_KEYS, *keys)}
+    trial = {"trial": settings["trial"]} if "trial" in settings else {}  # of a comparison's rows alone
+    shared = sampling.version(True) | ({"corruptions": CORRUPTIONS} if settings["corruptions"] else {})
+    config = {"name": name, **start_config(start), **measured, **trial, "versions": {**versions, **shared}}
+    return config, start_inputs(start, f"data.{settings['set']}")
 
 
 def start_config(start: StartConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 import must
 from evaluation import corruptions
 from evaluation.schedules import SCHEDULES
+from flows.plan.evaluation_steps import SHARED_KEYS, finetune_config, measurement_settings, probe_config
 from flows.plan.resolve import resolve
 from flows.plan.selection import Selection
 from flows.plan.steps import build_steps
@@ -20,7 +21,7 @@ from flows.run.run import Outcome
 from pipeline.data import sampling
 from pipeline.errors import ConfigError
 from pipeline.recipe.comparison import CompareConfig
-from pipeline.recipe.evaluation import EvaluateConfig
+from pipeline.recipe.evaluation import EvaluateConfig, StartConfig
 from pipeline.recipe.reader import parse_recipe
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Step, write_json
@@ -71,6 +72,18 @@ def test_evaluation_steps_read_their_backbone_and_set_alone() -> None:
 def test_finetune_step_is_incremental_in_seeds_and_labels() -> None:
     steps = steps_of("evaluate: {probes: [knn], finetune: [kinds], starts: [student]}")
     assert steps["finetune.student.kinds"].kind.incremental_keys == ("labels", "seeds")
+
+
+@pytest.mark.parametrize(("config", "own"), [(probe_config, {"probes"}), (finetune_config, {"schedule", "width"})])
+def test_measurement_config_needs_every_setting_but_the_trial(
+    config: Callable[..., tuple[dict[str, Any], tuple[str, ...]]], own: set[str]
+) -> None:
+    settings = {**measurement_settings(EvaluateConfig(), recipe_of("")), "set": "kinds", "splits": "test", "seed": 0}
+    start = StartConfig(name="student", step="student", image_size=32)
+    assert not {"trial"} & set(config("name", start, settings)[0])
+    for key in {*SHARED_KEYS, *own}:
+        with pytest.raises(KeyError, match=key):
+            config("name", start, {name: value for name, value in settings.items() if name != key})
 
 
 def test_evaluation_step_config_has_all_that_its_numbers_rest_on() -> None:
