@@ -19,7 +19,11 @@ Pair = tuple[StoragePath, StoragePath | None]
 
 
 class FileSource(BaseSource):
-    """A set in files: those of images below `folders`, the set's own images in the first, and other `files`."""
+    """Base class of sets in files.
+
+    The images and label images lie below `folders`, the images in the first; `files` are others, such as lists.
+    A subclass implements `read_records`, and calls `super().__init__(root, folders, files)`.
+    """
 
     def __init__(
         self, root: StoragePath, folders: Sequence[StoragePath] = (), files: Sequence[StoragePath] = ()
@@ -27,13 +31,13 @@ class FileSource(BaseSource):
         self.root, self.folders, self.files = root, folders, files
 
     @abstractmethod
-    def _records(self) -> Iterator[SourceRecord]:
+    def read_records(self) -> Iterator[SourceRecord]:
         """Yield all images, and add what can't be one to `problems`."""
 
     def records(self) -> Iterator[SourceRecord]:
         self.problems.clear()
         empty = True
-        for record in self._records():
+        for record in self.read_records():
             empty = False
             yield record
         if empty:

@@ -108,7 +108,9 @@ class Source(FileSource):
     def spaces(self) -> dict[str, LabelSpace]:
         return {"detection": LabelSpace("detection", self._classes[0])}
 
-    def _records(self) -> Iterator[SourceRecord]:
+    def read_records(self) -> Iterator[SourceRecord]:
+        if not self.count():
+            raise DataError(f"{', '.join(map(str, self.files))}: lists no image; `images` has to list those of the set")
         seen: set[str] = set()
         # listed at once, so that no remote file's stamp needs a request of its own
         remote = {file: file for folder in self.folders if not folder.local for file in images_under(folder)}

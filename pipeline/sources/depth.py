@@ -91,7 +91,7 @@ class Source(FileSource):
             spaces["normals"] = LabelSpace("normals")
         return spaces
 
-    def _records(self) -> Iterator[SourceRecord]:
+    def read_records(self) -> Iterator[SourceRecord]:
         pairs = self._pair_files("depth map")
         self._check_hold_out([image.relative_to(self.rgb) for image, _ in pairs])
         for image, depth in pairs:

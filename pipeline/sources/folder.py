@@ -33,6 +33,6 @@ class Source(FileSource):
     def spaces(self) -> dict[str, LabelSpace]:
         return {}
 
-    def _records(self) -> Iterator[SourceRecord]:
+    def read_records(self) -> Iterator[SourceRecord]:
         for file in images_under(self.root):
             yield SourceRecord(file.relative_to(self.root), "train", file.read, stamp=file.stamp)

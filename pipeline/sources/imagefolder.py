@@ -50,7 +50,7 @@ class Source(FileSource):
     def spaces(self) -> dict[str, LabelSpace]:
         return {"classification": LabelSpace("classification", self._classes)}
 
-    def _records(self) -> Iterator[SourceRecord]:
+    def read_records(self) -> Iterator[SourceRecord]:
         index = {name: number for number, name in enumerate(self._classes)}
         level = 1 if self._in_splits else 0
         for file in images_under(self.root):

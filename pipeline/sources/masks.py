@@ -71,7 +71,7 @@ class Source(FileSource):
     def spaces(self) -> dict[str, LabelSpace]:
         return {"segmentation": LabelSpace("segmentation", self._classes)}
 
-    def _records(self) -> Iterator[SourceRecord]:
+    def read_records(self) -> Iterator[SourceRecord]:
         for image, mask in self._pair_files("mask"):
             split = self._split(image.relative_to(self.folders[0]), self.config.hold_out)
             if split is None:

@@ -115,7 +115,7 @@ class Source(FileSource):
     def spaces(self) -> dict[str, LabelSpace]:
         return {"classification": LabelSpace("classification", self._classes)} if self._labelled else {}
 
-    def _records(self) -> Iterator[SourceRecord]:
+    def read_records(self) -> Iterator[SourceRecord]:
         return itertools.chain.from_iterable(map(self._records_in, self.files))
 
     def _records_in(self, file: StoragePath) -> Iterator[SourceRecord]:

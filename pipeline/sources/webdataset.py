@@ -89,7 +89,7 @@ class Source(FileSource):
         classes = self.config.classes
         return {"classification": LabelSpace("classification", classes)} if classes else {}
 
-    def _records(self) -> Iterator[SourceRecord]:
+    def read_records(self) -> Iterator[SourceRecord]:
         return itertools.chain.from_iterable(map(self._records_in, self.files))
 
     def _records_in(self, tar: StoragePath) -> Iterator[SourceRecord]:

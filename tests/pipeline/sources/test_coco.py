@@ -48,6 +48,13 @@ def single_record(source: coco.Source) -> SourceRecord:
     return record
 
 
+def test_coco_source_names_an_annotation_file_that_lists_no_image(tmp_path: Path) -> None:
+    write(tmp_path, [])
+    (tmp_path / "instances_train.json").write_text(json.dumps({"images": [], "categories": CATEGORIES}))
+    with pytest.raises(DataError, match=f"^{tmp_path}/instances_train.json: lists no image"):
+        list(open_source(tmp_path).records())
+
+
 def test_coco_source_reads_corners_and_class_indices(tmp_path: Path) -> None:
     write(tmp_path, [box([10, 5, 30, 20.5]), box([0, 0, 100, 50], 90), box([1, 1, 2, 2], 1)])
     source = open_source(tmp_path)
