@@ -68,19 +68,19 @@ class ShardPacker:
         self._offsets: dict[str, int] = dict.fromkeys(SPLITS, 0)
         """The number of the first new shard by split, after the kept ones."""
 
-    def _list(self, table: str, record: PackedRecord, split: str, reason: str) -> None:
+    def _add_to_list(self, table: str, record: PackedRecord, split: str, reason: str) -> None:
         self.lists[table].append((record.number, record.name, split, reason))
 
     def quarantine(self, record: PackedRecord, split: str) -> None:
         """List a file that can't be used."""
         self.counts["quarantined"] += 1
-        self._list("quarantine", record, split, record.reason)
+        self._add_to_list("quarantine", record, split, record.reason)
 
     def duplicate(self, record: PackedRecord, split: str, first: str) -> None:
         """List a record whose image is stored under the name `first`."""
         self.counts["duplicates"] += 1
         dropped = "; its label is not used" if self.labels else ""
-        self._list("duplicates", record, split, f"same bytes as {first}{dropped}")
+        self._add_to_list("duplicates", record, split, f"same bytes as {first}{dropped}")
 
     def add(self, record: PackedRecord, split: str, image: NewImage) -> None:
         """Store an image that no earlier shard has, or list why it is not stored."""
@@ -157,7 +157,7 @@ class ShardPacker:
                 self.counts[f"labels.{task}.{shard.split}"] += 1
             for note in record.notes:
                 self.counts["notes"] += 1
-                self._list("notes", record, shard.split, note)
+                self._add_to_list("notes", record, shard.split, note)
         keys = shard.shard.columns("key").column("key").to_pylist() if self.labels else []
         for task, label in self.labels.items():
             metadata = store_metadata(label, f"{TRUTH}:{self.name}", shard.sha256)

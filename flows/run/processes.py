@@ -70,7 +70,7 @@ def warm_up() -> None:
     if not CAN_FORK:
         return
     CONTEXT.set_forkserver_preload(list(PRELOADED))
-    resource_tracker.ensure_running()  # started by the fork server, it would unblock the signals
+    resource_tracker.ensure_running()  # first: its start unblocks the signals that are blocked below
     # The fork server ends with the run, not by a signal to the run's process group.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:

@@ -52,7 +52,10 @@ def read_section(model: type[Model], given: Any, origin: str) -> Model:
 
 
 def _change_strings(value: Any, change: Callable[[str], str]) -> Any:
-    """Copy nested YAML and change its strings. An override of a place then leaves its `*alias` as it is."""
+    """Return nested YAML with its strings changed.
+
+    Copied, so that overriding one place leaves others that share it by an `*alias`.
+    """
     if isinstance(value, dict):
         return {key: _change_strings(item, change) for key, item in value.items()}
     if isinstance(value, list):

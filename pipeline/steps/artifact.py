@@ -277,7 +277,10 @@ def read_json(path: Path) -> Any:
 
 
 def contents(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return {"files": {path: {size, sha256}}, "digest"} of a folder without scratch. Files in `known` aren't read."""
+    """Return {"files": {path: {size, sha256}}, "digest"} of a folder without scratch.
+
+    Files in `known` are listed as given there: they are not read and need not be in the folder.
+    """
     known = known or {}
     files: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):

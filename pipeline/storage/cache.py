@@ -119,7 +119,10 @@ class Cache:
 
     @contextlib.contextmanager
     def _fetch_lock(self, key: CacheKey) -> Iterator[None]:
-        """Let one thread or process at a time fetch this file; the system releases the lock of a killed process."""
+        """Let one thread or process at a time fetch this file, or one whose hash begins with the same two digits.
+
+        The system releases the lock of a killed process.
+        """
         locks = self.folder / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         with open(locks / key.sha256[:2], "wb") as file:

@@ -168,7 +168,10 @@ class StoragePath:
                 self.fs.pipe_file(self.path, data)
 
     def create(self, data: bytes) -> bool:
-        """Write the file atomically unless it exists. Returns True in exactly one of many callers, on any storage."""
+        """Write the file atomically unless it exists, and return True if so.
+
+        Of concurrent callers exactly one gets True, on shared file systems and on object storage alike.
+        """
         try:
             return self._create_local(data) if self.local else self._create_remote(data)
         except FileExistsError:

@@ -66,8 +66,9 @@ class StoredFile:
             return reader(file)
 
     def read(self, start: int, size: int) -> bytes:
-        """Return `size` bytes from `start`, fewer at the end; of a remote file not in the cache, just they are fetched.
+        """Return `size` bytes from `start`, fewer at the end.
 
+        Of a remote file that is not in the cache, only these bytes are fetched.
         Raises OSError, or DataError for a remote file.
         """
         if self.path.local:

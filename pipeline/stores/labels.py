@@ -283,7 +283,10 @@ class LabelShard:
         return row if row["status"] == "ok" else None
 
     def value(self, index: int, threshold: float = 0.0) -> Value | None:
-        """Return the label of row `index` with `threshold` applied, or None; DataError names a damaged label."""
+        """Return the label of row `index` with `threshold` applied; None if the image has no label.
+
+        Raises DataError, with file and key, if the label is damaged.
+        """
         row = self.row(index)
         try:
             return None if row is None else self.label.decode(row, threshold)
