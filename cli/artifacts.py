@@ -33,7 +33,7 @@ def artifacts_ls_command(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = 
 
     _, stored = _read_artifacts(root)
     if as_json:
-        print_json(artifact_records(stored))
+        print_json(artifact_records(stored), sort_keys=True)
     else:
         print_artifacts(stored)
 
@@ -51,7 +51,7 @@ def artifacts_show_command(
     opened, stored = _read_artifacts(root)
     artifact = find_artifact(opened, name, stored)
     if as_json:
-        print_json(artifact.manifest)
+        print_json(artifact.manifest, sort_keys=True)
     else:
         print_artifact(artifact)
 

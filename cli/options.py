@@ -19,6 +19,6 @@ OverrideOptions = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, sort_keys: bool = False) -> None:
     """Print a value as JSON, for programs."""
-    print(json.dumps(value, indent=1, sort_keys=True))
+    print(json.dumps(value, indent=1, sort_keys=sort_keys))

@@ -48,7 +48,7 @@ class ViewKind:
 
 
 class Position(NamedTuple):
-    """Where a stage is: at `step` of `steps`, from 0, after `epoch` complete passes over its images."""
+    """The point that a stage has reached: `step` of `steps`, from 0, after `epoch` complete passes over its images."""
 
     step: int
     steps: int
