@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -238,8 +239,12 @@ class LabelWriter:
         schema = pa.schema([*COMMON, *label.columns()])
         self._schema = schema.with_metadata({"must": json.dumps(metadata, sort_keys=True)})
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = pq.ParquetWriter(self._temporary, self._schema, compression="zstd", write_page_index=True)
         self._rows: list[Row] = []
+
+    @functools.cached_property
+    def _writer(self) -> pq.ParquetWriter:
+        """The open file. On a full disk it can't be opened, and `discard` has to delete what is there."""
+        return pq.ParquetWriter(self._temporary, self._schema, compression="zstd", write_page_index=True)
 
     def add(self, key: str, row: Row | None, status: Status = "ok", reason: str | None = None) -> None:
         """Append the encoded row of image `key`, or None with the status and reason of an image without a label."""
