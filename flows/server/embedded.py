@@ -39,7 +39,7 @@ DEFAULT_SETTINGS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(START_S),
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
-    # Task runs reach the database in batches; an interval below 1 makes Prefect 3.8 spin.
+    # Task runs reach the database in batches; Prefect 3.9 rounds an interval below 1 down to 0, and spins.
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
 }
