@@ -6,12 +6,15 @@ import gc
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 import must
 from flows.run.run import Outcome
@@ -53,6 +56,32 @@ def root(finished_root: Path, tmp_path: Path) -> Path:
     """Return an empty root with the autotuned settings of the finished run."""
     shutil.copytree(finished_root / "machine", tmp_path / "root" / "machine")
     return tmp_path / "root"
+
+
+@pytest.fixture(scope="session")
+def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a new database of Prefect's server, made once for all tests: its migrations take longer than most runs."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "prefect"
+    with FileLock(f"{shared}.lock"):
+        if not (shared / "complete").exists():
+            command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
+            subprocess.run(command, env=os.environ | {"PREFECT_HOME": str(shared)}, check=True, capture_output=True)
+            (shared / "complete").touch()
+    return shared / "prefect.db"
+
+
+@pytest.fixture
+def prefect_root(root: Path, prefect_database: Path) -> Path:
+    """Return the root with the database of Prefect's server."""
+    add_database(root, prefect_database)
+    return root
+
+
+def add_database(home: Path, database: Path) -> None:
+    """Give a root, or the home of `must up`, a copy of a database of Prefect's server."""
+    (home / "prefect").mkdir(parents=True)
+    shutil.copyfile(database, home / "prefect" / "prefect.db")
 
 
 @pytest.fixture

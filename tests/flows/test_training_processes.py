@@ -29,8 +29,9 @@ def losses(root: Path, step: str) -> list[float]:
 
 
 def test_training_processes_train_each_network_together(
-    recipe: Path, root: Path, finished_root: Path, start: Start
+    recipe: Path, prefect_root: Path, finished_root: Path, start: Start
 ) -> None:
+    root = prefect_root
     process = start(root, *TWO)
     process.join()
     assert process.exitcode == 0

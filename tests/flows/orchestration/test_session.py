@@ -35,6 +35,7 @@ from tests.flows.tiny import (
     query_prefect,
 )
 from tests.forked import run_must
+from tests.run_fixtures import add_database
 from tests.waiting import wait_until
 
 Start = Callable[..., BaseProcess]
@@ -173,9 +174,10 @@ class DisturbedRuns:
 
 @pytest.fixture(scope="module")
 def disturbed(
-    recipe: Path, finished_root: Path, spawner: Any, tmp_path_factory: pytest.TempPathFactory
+    recipe: Path, finished_root: Path, prefect_database: Path, spawner: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> DisturbedRuns:
     root = tmp_path_factory.mktemp("disturbed")
+    add_database(root, prefect_database)
     shutil.copytree(finished_root / "machine", root / "machine")
     exit_codes = []
     with run_in_background(spawner, recipe, root) as process:

@@ -17,6 +17,7 @@ from flows.run.runners import check_runner
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.runtime import RuntimeConfig
 from tests.flows.tiny import digests, events, query_prefect
+from tests.run_fixtures import add_database
 from tests.waiting import wait_until, wait_until_gone
 
 Start = Callable[..., BaseProcess]
@@ -45,8 +46,11 @@ def test_task_runners_make_the_same_labels(runner: str, recipe: Path, up_to_labe
     assert {state for _, state in states} == {"Completed"}
 
 
-def test_fan_out_survives_a_killed_worker(recipe: Path, up_to_label: Path, finished_root: Path, start: Start) -> None:
+def test_fan_out_survives_a_killed_worker(
+    up_to_label: Path, prefect_database: Path, finished_root: Path, start: Start
+) -> None:
     root = up_to_label
+    add_database(root, prefect_database)
     process = start(root, "--to", "label", *(part for each in on("process") for part in ("-o", each)))
     wait_until(lambda: len(labels(root)) >= 2, process)
     os.kill(worker_pids(process.pid or 0)[0], signal.SIGKILL)

@@ -17,6 +17,7 @@ import pytest
 
 from flows.run.run import Outcome
 from tests.flows.tiny import THREADS, digests, environ_without_prefect, logged_steps, prefect_processes, query_prefect
+from tests.run_fixtures import add_database
 from tests.waiting import wait_until
 
 Resume = Callable[[Path], Outcome]
@@ -47,7 +48,7 @@ class Background:
 
     def start(self, deployment: str, **parameters: Any) -> None:
         """Start a run of a deployment."""
-        url = f"{self.status()['url']}/deployments"
+        url = f"{json.loads((self.home / 'services.json').read_text('utf-8'))['url']}/deployments"
         with urllib.request.urlopen(f"{url}/name/{deployment}") as answer:
             identity = json.load(answer)["id"]
         content = json.dumps({"parameters": parameters, "state": {"type": "SCHEDULED"}}).encode()
@@ -65,14 +66,16 @@ class Background:
 
 
 @pytest.fixture
-def background(tmp_path: Path) -> Iterator[Background]:
+def background(tmp_path: Path, prefect_database: Path) -> Iterator[Background]:
     up = Background(tmp_path / "home")
+    add_database(up.home, prefect_database)
     done = up.must("up")
     try:
         assert done.returncode == 0, done.stderr
         yield up
     finally:
-        up.must("down", "--now")
+        if prefect_processes(up.home):
+            up.must("down", "--now")
         assert not prefect_processes(up.home)
 
 
