@@ -25,7 +25,7 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from benchmarks.measure import RESULTS, describe_environment, format_mean, save_result
-from evaluation.probe import LabelledFeatures, ProbeTask
+from evaluation.probe import LabelledFeatures, ProbeData
 from evaluation.probes import soft_nn
 from flows.plan.stage_steps import STAGE, STAGE_POOL
 from flows.plan.steps import build_steps
@@ -130,7 +130,7 @@ def evaluate(trained: Artifact, inputs: Inputs, settings: dict[str, Any], seed: 
     probe = LogisticRegression(max_iter=2000).fit(few_features.numpy(), classes.numbers[few])
     labelled = LabelledFeatures(few_features, torch.from_numpy(classes.numbers[few]))
     context = (images, Path(inputs.runtime.root.local_path("probe")), inputs.runtime)
-    neighbours = soft_nn.fit(ProbeTask(labelled, labelled, len(classes.names), seed, encoder, *context)).classify(
+    neighbours = soft_nn.fit(ProbeData(labelled, labelled, len(classes.names), seed, encoder, *context)).classify(
         features
     )
     return {

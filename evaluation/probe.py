@@ -23,13 +23,13 @@ class LabelledFeatures(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbeTask:
-    """A classification of frozen features: fit on `train`, choose settings on `val`.
+class ProbeData:
+    """Frozen features with their classes: fit on `train`, choose settings on `val`.
 
     A probe is a module in `evaluation/probes/`: it has `VERSION`, `ABOUT` and `RANDOM`, and
 
-        def fit(task: ProbeTask) -> ProbeResult:
-            return ProbeResult(lambda features: torch.ones(len(features), task.classes) / task.classes, {})
+        def fit(data: ProbeData) -> ProbeResult:
+            return ProbeResult(lambda features: torch.ones(len(features), data.classes) / data.classes, {})
     """
 
     train: LabelledFeatures

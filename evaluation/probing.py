@@ -18,7 +18,7 @@ from torch import Tensor
 from evaluation import corruptions
 from evaluation.label_subsets import TASK, LabelRequest, label_requests, split_train_val
 from evaluation.measurement import ALL_CORRUPTIONS, CLEAN, MEASUREMENTS_FILE, Measurement
-from evaluation.probe import LabelledFeatures, ProbeResult, ProbeTask
+from evaluation.probe import LabelledFeatures, ProbeData, ProbeResult
 from ingest.true_labels import class_ids
 from pipeline.data.dataset import ImageDataset
 from pipeline.errors import error_context
@@ -139,11 +139,11 @@ class _Probing:
                 line = f"{name}, {subset.labels} labels, seed {subset.seed}"
                 runtime.progress(config["name"], done / total, line)
                 done += 1
-                task = self._task(subset, self.scratch / f"{name}-{subset.asked}-{subset.seed}")
-                yield from self._measure((name, probe), subset, probe.fit(task))
+                data = self._data(subset, self.scratch / f"{name}-{subset.asked}-{subset.seed}")
+                yield from self._measure((name, probe), subset, probe.fit(data))
 
-    def _task(self, subset: LabelSubset, scratch: Path) -> ProbeTask:
-        return ProbeTask(
+    def _data(self, subset: LabelSubset, scratch: Path) -> ProbeData:
+        return ProbeData(
             train=self._features(subset.train),
             val=self.val or self._features(subset.val),
             classes=self.splits.classes,

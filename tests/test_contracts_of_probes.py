@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from evaluation.label_subsets import find_splits
-from evaluation.probe import LabelledFeatures, ProbeTask
+from evaluation.probe import LabelledFeatures, ProbeData
 from ingest.dataset import IngestedSet
 from ingest.true_labels import class_ids
 from pipeline.data.dataset import ImageDataset
@@ -27,7 +27,7 @@ from tests.evaluation.measuring import COLOURS, SIZE, kinds_in
 
 PROBES = modules("evaluation.probes")
 TASK = "classification"
-Pose = Callable[..., ProbeTask]
+Pose = Callable[..., ProbeData]
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,9 @@ def known(encoder: Encoder, dataset: ImageDataset, runtime: Runtime) -> Labelled
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A task, and labelled features to test the probe on."""
+    """Data to learn from, and labelled features to test the probe on."""
 
-    task: ProbeTask
+    data: ProbeData
     test: LabelledFeatures
 
 
@@ -65,7 +65,7 @@ def case(made: Artifact, encoder: Encoder, tmp_path: Path) -> Case:
     assert splits.val
     train, val, test = (known(encoder, each, runtime) for each in (splits.train, splits.val, splits.test))
     scratch = tmp_path / "scratch"
-    return Case(ProbeTask(train, val, len(COLOURS) + 1, 3, encoder, splits.train, scratch, runtime), test)
+    return Case(ProbeData(train, val, len(COLOURS) + 1, 3, encoder, splits.train, scratch, runtime), test)
 
 
 @pytest.fixture(params=PROBES)
@@ -89,40 +89,40 @@ def test_probe_has_version_and_description(probe: ModuleType) -> None:
 
 
 def test_probe_separates_separable_classes(probe: ModuleType, case: Case) -> None:
-    found = probe.fit(case.task).classify(case.test.features)
+    found = probe.fit(case.data).classify(case.test.features)
     assert found.argmax(1).tolist() == case.test.classes.tolist()
 
 
 def test_probe_returns_probabilities(probe: ModuleType, case: Case) -> None:
-    found = probe.fit(case.task).classify(case.test.features)
-    assert found.shape == (len(case.test.classes), case.task.classes)
+    found = probe.fit(case.data).classify(case.test.features)
+    assert found.shape == (len(case.test.classes), case.data.classes)
     assert found.min() >= 0
     torch.testing.assert_close(found.sum(1), torch.ones(len(found)))
 
 
 def test_probe_settings_are_json(probe: ModuleType, case: Case) -> None:
-    settings = probe.fit(case.task).settings
+    settings = probe.fit(case.data).settings
     assert all(isinstance(value, int | float | str) for value in settings.values())
 
 
 def test_probe_is_deterministic_by_seed(probe: ModuleType, case: Case, tmp_path: Path) -> None:
-    again = dataclasses.replace(case.task, scratch=tmp_path / "again")
-    first, second = (probe.fit(task).classify(case.test.features) for task in (case.task, again))
+    again = dataclasses.replace(case.data, scratch=tmp_path / "again")
+    first, second = (probe.fit(data).classify(case.test.features) for data in (case.data, again))
     assert torch.equal(first, second)
 
 
 def test_probe_random_says_if_it_depends_on_the_seed(probe: ModuleType, case: Case, tmp_path: Path) -> None:
-    other = dataclasses.replace(case.task, seed=4, scratch=tmp_path / "other")
-    first, second = (probe.fit(task).classify(case.test.features) for task in (case.task, other))
+    other = dataclasses.replace(case.data, seed=4, scratch=tmp_path / "other")
+    first, second = (probe.fit(data).classify(case.test.features) for data in (case.data, other))
     assert torch.equal(first, second) != probe.RANDOM
 
 
 def test_probe_leaves_the_backbone_and_its_statistics_unchanged(probe: ModuleType, case: Case) -> None:
     """HPT's separability: nothing but the classifier learns."""
-    encoder = case.task.encoder
+    encoder = case.data.encoder
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     assert any("running_mean" in name for name in before)
-    probe.fit(case.task).classify(case.test.features)
+    probe.fit(case.data).classify(case.test.features)
     after = encoder.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
@@ -131,9 +131,9 @@ def test_probe_leaves_the_backbone_and_its_statistics_unchanged(probe: ModuleTyp
 @pytest.mark.parametrize("count", [2, 1])
 def test_probe_answers_the_only_class(count: int, probe: ModuleType, case: Case) -> None:
     """All training images, two or one, are of the second class."""
-    rows = (case.task.train.classes == 1).nonzero().flatten()[:count]
-    few = LabelledFeatures(*(each[rows] for each in case.task.train))
-    task = dataclasses.replace(case.task, train=few, images=case.task.images.subset(rows.tolist()))
-    found = probe.fit(task).classify(case.test.features)
+    rows = (case.data.train.classes == 1).nonzero().flatten()[:count]
+    few = LabelledFeatures(*(each[rows] for each in case.data.train))
+    data = dataclasses.replace(case.data, train=few, images=case.data.images.subset(rows.tolist()))
+    found = probe.fit(data).classify(case.test.features)
     assert set(found.argmax(1).tolist()) == {1}
-    assert found.shape == (len(case.test.classes), task.classes)
+    assert found.shape == (len(case.test.classes), data.classes)

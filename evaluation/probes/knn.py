@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evaluation.probe import ProbeResult, ProbeTask
+from evaluation.probe import ProbeData, ProbeResult
 
 VERSION = 1
 NEIGHBORS, TEMPERATURE = 20, 0.07
@@ -12,13 +12,13 @@ CHUNK = 1024
 """Images classified at once, to bound memory."""
 
 
-def fit(task: ProbeTask) -> ProbeResult:
+def fit(data: ProbeData) -> ProbeResult:
     """Return a classifier that votes among the nearest training images, weighted by similarity."""
     import torch
     import torch.nn.functional as F
 
-    train, count = F.normalize(task.train.features, dim=1), min(NEIGHBORS, len(task.train.features))
-    one_hot = F.one_hot(task.train.classes, task.classes).float()
+    train, count = F.normalize(data.train.features, dim=1), min(NEIGHBORS, len(data.train.features))
+    one_hot = F.one_hot(data.train.classes, data.classes).float()
 
     def classify(features: torch.Tensor) -> torch.Tensor:
         chunks = F.normalize(features, dim=1).split(CHUNK)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from evaluation.probe import ProbeResult, ProbeTask
+from evaluation.probe import ProbeData, ProbeResult
 
 VERSION = 1
 GRID = tuple(10.0**power for power in range(-4, 3))
@@ -16,7 +16,7 @@ RANDOM = False
 ITERATIONS = 500
 
 
-def fit(task: ProbeTask) -> ProbeResult:
+def fit(data: ProbeData) -> ProbeResult:
     """Return the classifier with the penalty that is best on validation images, the strongest one on a tie.
 
     If all training images have one class, the classifier always answers it.
@@ -25,9 +25,9 @@ def fit(task: ProbeTask) -> ProbeResult:
     import torch.nn.functional as F
     from sklearn.linear_model import LogisticRegression
 
-    train, classes = task.train.features, task.train.classes.numpy()
+    train, classes = data.train.features, data.train.classes.numpy()
     if len(set(classes)) == 1:
-        constant = F.one_hot(task.train.classes[:1], task.classes).float()
+        constant = F.one_hot(data.train.classes[:1], data.classes).float()
         return ProbeResult(lambda features: constant.expand(len(features), -1), {})
     mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
 
@@ -35,13 +35,13 @@ def fit(task: ProbeTask) -> ProbeResult:
         return ((features - mean) / std).numpy()
 
     models = [LogisticRegression(C=c, max_iter=ITERATIONS).fit(standardize(train), classes) for c in GRID]
-    val = standardize(task.val.features), task.val.classes.numpy()
+    val = standardize(data.val.features), data.val.classes.numpy()
     accuracies = [float(model.score(*val)) for model in models]
     best = max(range(len(GRID)), key=accuracies.__getitem__)
 
     def classify(features: torch.Tensor) -> torch.Tensor:
         predicted = models[best].predict_proba(standardize(features))
-        probabilities = torch.zeros(len(features), task.classes)
+        probabilities = torch.zeros(len(features), data.classes)
         probabilities[:, models[best].classes_] = torch.from_numpy(predicted).float()
         return probabilities
 

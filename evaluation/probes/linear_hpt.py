@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evaluation.probe import ProbeResult, ProbeTask
+from evaluation.probe import ProbeData, ProbeResult
 from evaluation.schedules import CROP_AND_FLIP
 from pipeline.recipe.base import FitConfig
 
@@ -25,7 +25,7 @@ SETTINGS = FitConfig(
 )
 
 
-def fit(task: ProbeTask) -> ProbeResult:
+def fit(data: ProbeData) -> ProbeResult:
     """Train the layer and return it as it is after the last step."""
     import torch
 
@@ -39,12 +39,12 @@ def fit(task: ProbeTask) -> ProbeResult:
     from pipeline.training.process_group import ProcessGroup
     from tasks.task import stack
 
-    torch.manual_seed(task.seed)
-    runtime, size = task.runtime, task.encoder.size
-    config = LoaderConfig(size, SETTINGS.batch, task.seed, CROP_AND_FLIP, runtime.threads)
-    loader = BatchLoader(task.images, {TASK: lambda values: {"probs": stack(values, "probs")}}, config)
-    layer, steps = FrozenLinear(task.encoder, task.classes), SETTINGS.total_steps(len(task.images))
-    job = TrainingJob("linear_hpt", layer, loader, steps, task.scratch, SETTINGS, task.seed)
+    torch.manual_seed(data.seed)
+    runtime, size = data.runtime, data.encoder.size
+    config = LoaderConfig(size, SETTINGS.batch, data.seed, CROP_AND_FLIP, runtime.threads)
+    loader = BatchLoader(data.images, {TASK: lambda values: {"probs": stack(values, "probs")}}, config)
+    layer, steps = FrozenLinear(data.encoder, data.classes), SETTINGS.total_steps(len(data.images))
+    job = TrainingJob("linear_hpt", layer, loader, steps, data.scratch, SETTINGS, data.seed)
     device = find_device(runtime.device)
     with ProcessGroup(device) as group:
         train(job, ComputeConfig(device, "32", False, {}), group, runtime)

@@ -4,7 +4,7 @@ maximizes; its authors evaluate with it.
 
 from __future__ import annotations
 
-from evaluation.probe import ProbeResult, ProbeTask
+from evaluation.probe import ProbeData, ProbeResult
 
 VERSION = 1
 TEMPERATURE = 0.1
@@ -14,13 +14,13 @@ CHUNK = 1024
 """Images classified at once, to bound memory."""
 
 
-def fit(task: ProbeTask) -> ProbeResult:
+def fit(data: ProbeData) -> ProbeResult:
     """Return a classifier that sums, by class, the softmax over cosines with all training images."""
     import torch
     import torch.nn.functional as F
 
-    train = F.normalize(task.train.features, dim=1)
-    one_hot = F.one_hot(task.train.classes, task.classes).float()
+    train = F.normalize(data.train.features, dim=1)
+    one_hot = F.one_hot(data.train.classes, data.classes).float()
 
     def classify(features: torch.Tensor) -> torch.Tensor:
         chunks = F.normalize(features, dim=1).split(CHUNK)

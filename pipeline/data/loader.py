@@ -73,13 +73,13 @@ class BatchLoader(PrefetchedStream[ImageSample, LocalSamples]):
     def __init__(self, dataset: ImageDataset, collate: Mapping[str, Collate], config: LoaderConfig) -> None:
         self.dataset, self.collate, self.config = dataset, collate, config
         self.slots = range(config.batch) if config.slots is None else config.slots
-        super().__init__(self._tasks, lambda samples, _: LocalSamples(samples, collate), config.threads)
+        super().__init__(self._sample_makers, lambda samples, _: LocalSamples(samples, collate), config.threads)
 
     def batch(self, step: int) -> Batch:
         """Return the local batch of one step, made now and as a whole."""
         return collate_samples([self._sample(step, slot) for slot in self.slots], self.collate)
 
-    def _tasks(self, step: int) -> list[Callable[[], ImageSample]]:
+    def _sample_makers(self, step: int) -> list[Callable[[], ImageSample]]:
         return [functools.partial(self._sample, step, slot) for slot in self.slots]
 
     def _sample(self, step: int, slot: int) -> ImageSample:

@@ -52,26 +52,26 @@ def map_ahead(pool: Executor, work: Callable[[Item], Result], items: Iterable[It
 class PrefetchedStream(Generic[Sample, LocalBatchT]):
     """An endless stream of training batches, from any step on, whose samples are made ahead on threads.
 
-    `tasks(step)` returns the functions that make the samples of a step, one each; `assemble(samples, step)` puts the
-    samples together.
+    `sample_makers(step)` returns the functions that make the samples of a step, one each; `assemble(samples, step)`
+    puts the samples together.
     """
 
     def __init__(
         self,
-        tasks: Callable[[int], Sequence[Callable[[], Sample]]],
+        sample_makers: Callable[[int], Sequence[Callable[[], Sample]]],
         assemble: Callable[[Sequence[Sample], int], LocalBatchT],
         threads: int,
     ) -> None:
-        self._make_tasks, self._assemble, self._threads = tasks, assemble, threads
+        self._makers_of_step, self._assemble, self._threads = sample_makers, assemble, threads
         self.waited = 0.0
         """Seconds that the consumer has waited for samples so far."""
 
     def batches(self, start: int) -> Generator[LocalBatchT]:
         """Yield the local batch of step `start` and of every step after it."""
-        steps, submitted = itertools.tee(map(self._make_tasks, itertools.count(start)))
-        most = STEPS_AHEAD * len(self._make_tasks(start)) + 1  # one of the step at hand, which is taken one by one
-        tasks = itertools.chain.from_iterable(submitted)
-        with contextlib.closing(prefetch(operator.call, tasks, self._threads, most)) as made:
+        steps, submitted = itertools.tee(map(self._makers_of_step, itertools.count(start)))
+        most = STEPS_AHEAD * len(self._makers_of_step(start)) + 1  # one of the step at hand, which is taken one by one
+        makers = itertools.chain.from_iterable(submitted)
+        with contextlib.closing(prefetch(operator.call, makers, self._threads, most)) as made:
             for step, own in enumerate(steps, start):
                 began = time.perf_counter()
                 samples = list(itertools.islice(made, len(own)))

@@ -80,20 +80,22 @@ class ViewStream:
 
     def prefetched(self, threads: int) -> PrefetchedStream[ImageViews, LocalViews]:
         """Return the stream that `fit` trains on."""
-        return PrefetchedStream(self.tasks, lambda images, step: LocalViews(images, self._position(step)), threads)
+        return PrefetchedStream(
+            self.sample_makers, lambda images, step: LocalViews(images, self._position(step)), threads
+        )
 
     def _position(self, step: int) -> Position:
         return Position(step, self.budget.steps, self.budget.unlabelled_before(step) // len(self.dataset))
 
-    def tasks(self, step: int) -> list[Callable[[], ImageViews]]:
+    def sample_makers(self, step: int) -> list[Callable[[], ImageViews]]:
         """Return functions that draw the views of a step, one image each: unlabelled images, then labelled ones."""
-        tasks = [self._unlabelled_task(step, slot) for slot in ranks.share(self.budget.unlabelled(step))]
+        makers = [self._unlabelled_maker(step, slot) for slot in ranks.share(self.budget.unlabelled(step))]
         if self.sampler and step < self.budget.labelled_until:
             labelled = self.sampler.draw(step)
-            tasks += [self._labelled_task(step, slot, *labelled[slot]) for slot in ranks.share(len(labelled))]
-        return tasks
+            makers += [self._labelled_maker(step, slot, *labelled[slot]) for slot in ranks.share(len(labelled))]
+        return makers
 
-    def _unlabelled_task(self, step: int, slot: int) -> Callable[[], ImageViews]:
+    def _unlabelled_maker(self, step: int, slot: int) -> Callable[[], ImageViews]:
         position = self.budget.unlabelled_before(step) + slot
         epoch, offset = divmod(position, len(self.dataset))
 
@@ -103,7 +105,7 @@ class ViewStream:
 
         return draw
 
-    def _labelled_task(self, step: int, slot: int, index: int, label: int) -> Callable[[], ImageViews]:
+    def _labelled_maker(self, step: int, slot: int, index: int, label: int) -> Callable[[], ImageViews]:
         seed = (self.seed, LABELLED_SEED, step, slot)
         return lambda: dataclasses.replace(self._draw(index, self.kinds[:1], seed), label=label)
 

@@ -16,7 +16,7 @@ import torch
 from evaluation import corruptions
 from evaluation.corruptions import CORRUPTIONS
 from evaluation.measurement import Measurement
-from evaluation.probe import ProbeResult, ProbeTask
+from evaluation.probe import ProbeData, ProbeResult
 from evaluation.probes import linear_hpt
 from pipeline.data.augment import AugmentParams, transform_image
 from pipeline.data.decode import decode_image
@@ -25,19 +25,19 @@ from tests.evaluation.measuring import COLOURS, Bench, MakeKinds, Record, keys_o
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[ProbeTask]:
-    """Add a probe `spy` that always answers the first class; return the tasks that it is given."""
-    tasks: list[ProbeTask] = []
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[ProbeData]:
+    """Add a probe `spy` that always answers the first class; return the data that each call is given."""
+    given: list[ProbeData] = []
 
-    def fit(task: ProbeTask) -> ProbeResult:
-        tasks.append(task)
-        first = torch.eye(task.classes)[:1]
+    def fit(data: ProbeData) -> ProbeResult:
+        given.append(data)
+        first = torch.eye(data.classes)[:1]
         return ProbeResult(lambda features: first.expand(len(features), -1), {"first": 1})
 
     spy = types.ModuleType("evaluation.probes.spy")
     spy.__dict__.update(VERSION=7, ABOUT="everything is of the first class", RANDOM=False, fit=fit)
     monkeypatch.setitem(sys.modules, spy.__name__, spy)
-    return tasks
+    return given
 
 
 @pytest.fixture
@@ -68,13 +68,13 @@ def test_probe_record_has_protocol_images_and_settings(bench: Bench) -> None:
     assert linear["steps"] is linear["images"] is linear["seconds"] is None, "nothing was trained step by step"
 
 
-def test_probe_accuracy_is_on_the_test_images(bench: Bench, seen: list[ProbeTask]) -> None:
+def test_probe_accuracy_is_on_the_test_images(bench: Bench, seen: list[ProbeData]) -> None:
     [record] = bench.probe("spy", on="colours")
     assert record["value"] == pytest.approx(1 / 3)
     assert (record["protocol"], record["about"]) == ("spy v7", "everything is of the first class")
 
 
-def test_probe_task_has_the_labels_asked_for(bench: Bench, seen: list[ProbeTask]) -> None:
+def test_probe_data_has_the_labels_asked_for(bench: Bench, seen: list[ProbeData]) -> None:
     records = bench.probe("spy", on="colours", labels=[6, 0.5, "all"], seeds=2, seed=5)
     assert [(record["asked"], record["labels"], record["seed"]) for record in records] == [
         (6, 6, 5),
@@ -83,43 +83,43 @@ def test_probe_task_has_the_labels_asked_for(bench: Bench, seen: list[ProbeTask]
         (0.5, 9, 6),
         ("all", 18, 5),
     ], "nothing is drawn of all labels: another seed comes to the same"
-    assert [len(task.train.features) for task in seen] == [6, 6, 9, 9, 18]
-    for task in seen:
-        counts = torch.bincount(task.train.classes, minlength=3).tolist()
-        assert counts == [len(task.images) // 3] * 3
-        assert len(task.val.classes) == 6
-        assert len(task.images) == len(task.train.features)
-    few, other, more, _, _ = (keys_of(task.images) for task in seen)
+    assert [len(data.train.features) for data in seen] == [6, 6, 9, 9, 18]
+    for data in seen:
+        counts = torch.bincount(data.train.classes, minlength=3).tolist()
+        assert counts == [len(data.images) // 3] * 3
+        assert len(data.val.classes) == 6
+        assert len(data.images) == len(data.train.features)
+    few, other, more, _, _ = (keys_of(data.images) for data in seen)
     assert few < more
     assert few != other
 
 
 def test_probe_without_a_validation_split_takes_a_part_of_the_labels(
-    bench: Bench, seen: list[ProbeTask], make_kinds: MakeKinds
+    bench: Bench, seen: list[ProbeData], make_kinds: MakeKinds
 ) -> None:
     splits = {"train": range(5), "test": range(10, 12)}
     bench.sets["kinds"] = make_kinds({f"{split}/{kind}": each for split, each in splits.items() for kind in COLOURS})
     [record] = bench.probe("spy", on="kinds", labels=[10])
-    [task] = seen
-    assert (len(task.train.classes), len(task.val.classes), record["labels"], record["n"]) == (8, 2, 10, 6)
-    same = (task.val.features[:, None] == task.train.features[None]).all(2)
+    [data] = seen
+    assert (len(data.train.classes), len(data.val.classes), record["labels"], record["n"]) == (8, 2, 10, 6)
+    same = (data.val.features[:, None] == data.train.features[None]).all(2)
     assert not same.any(), "what decides is not learned from"
 
 
-def test_probe_features_are_those_of_the_start(bench: Bench, seen: list[ProbeTask]) -> None:
+def test_probe_features_are_those_of_the_start(bench: Bench, seen: list[ProbeData]) -> None:
     """Features are of whole images, with running statistics."""
     bench.probe("spy", on="colours", seed=1)
-    [task] = seen
-    encoder, images = task.encoder.eval(), task.images
+    [data] = seen
+    encoder, images = data.encoder.eval(), data.images
     whole = np.stack([transform_image(decode_image(images.read(at)[1]), AugmentParams(), 32) for at in range(18)])
     with torch.no_grad():
         wanted = encoder(torch.from_numpy(whole).permute(0, 3, 1, 2).float() / 255)
-    nearest = torch.cdist(task.train.features, wanted).min(0)
+    nearest = torch.cdist(data.train.features, wanted).min(0)
     assert sorted(nearest.indices.tolist()) == list(range(18)), "of every image, in the order of the draw"
     assert nearest.values.max() < 1e-4
 
 
-def test_probe_measures_on_corrupted_images_and_trains_on_clean_ones(bench: Bench, seen: list[ProbeTask]) -> None:
+def test_probe_measures_on_corrupted_images_and_trains_on_clean_ones(bench: Bench, seen: list[ProbeData]) -> None:
     plain = bench.probe("linear", on="colours")
     records = bench.probe("linear", "spy", on="colours", corruptions=True)
     found = {record["corruption"]: record for record in records if record["protocol"] == "linear v1"}
@@ -162,9 +162,9 @@ def trained_layers(bench: Bench, labels: list[Any]) -> list[torch.Tensor]:
     said = []
     really = linear_hpt.fit
 
-    def fit(task: ProbeTask) -> ProbeResult:
-        solution = really(task)
-        said.append(solution.classify(torch.linspace(-1, 1, 5 * task.encoder.width).view(5, -1)))
+    def fit(data: ProbeData) -> ProbeResult:
+        solution = really(data)
+        said.append(solution.classify(torch.linspace(-1, 1, 5 * data.encoder.width).view(5, -1)))
         return solution
 
     with pytest.MonkeyPatch.context() as patch:

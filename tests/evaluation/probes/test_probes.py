@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from evaluation.probe import LabelledFeatures, ProbeTask
+from evaluation.probe import LabelledFeatures, ProbeData
 from evaluation.probes import knn, linear, linear_hpt, soft_nn
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
@@ -29,10 +29,10 @@ def known(seed: int, count: int, classes: int = CLASSES - 1) -> LabelledFeatures
     return LabelledFeatures(torch.from_numpy(features).float(), torch.from_numpy(numbers))
 
 
-def task(train: LabelledFeatures, val: LabelledFeatures, tmp_path: Path) -> ProbeTask:
-    """Return a task for probes that only use the features."""
+def probe_data(train: LabelledFeatures, val: LabelledFeatures, tmp_path: Path) -> ProbeData:
+    """Return data for probes that only use the features."""
     nothing = cast("Any", None)
-    return ProbeTask(train, val, CLASSES, 0, nothing, nothing, tmp_path, Runtime(Root.of(tmp_path)))
+    return ProbeData(train, val, CLASSES, 0, nothing, nothing, tmp_path, Runtime(Root.of(tmp_path)))
 
 
 def neighbours(
@@ -52,14 +52,14 @@ def neighbours(
 def test_knn_agrees_with_a_simple_count(count: int, tmp_path: Path) -> None:
     """This holds with fewer images than neighbours, too."""
     train, test = known(1, count), known(2, 30).features
-    solution = knn.fit(task(train, known(3, 5), tmp_path))
+    solution = knn.fit(probe_data(train, known(3, 5), tmp_path))
     wanted = neighbours(train, test.double().numpy(), 20, 0.07)
     np.testing.assert_allclose(solution.classify(test).numpy(), wanted, atol=1e-4)
     assert solution.settings == {"neighbours": min(20, count)}
 
 
 def test_knn_does_not_depend_on_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    solution, test = knn.fit(task(known(1, 50), known(3, 5), tmp_path)), known(2, 30).features
+    solution, test = knn.fit(probe_data(known(1, 50), known(3, 5), tmp_path)), known(2, 30).features
     whole = solution.classify(test)
     monkeypatch.setattr(knn, "CHUNK", 7)
     torch.testing.assert_close(solution.classify(test), whole)
@@ -67,7 +67,7 @@ def test_knn_does_not_depend_on_chunks(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_soft_nn_uses_all_neighbors(tmp_path: Path) -> None:
     train, test = known(1, 50), known(2, 30).features
-    found = soft_nn.fit(task(train, known(3, 5), tmp_path)).classify(test).numpy()
+    found = soft_nn.fit(probe_data(train, known(3, 5), tmp_path)).classify(test).numpy()
     np.testing.assert_allclose(found, neighbours(train, test.double().numpy(), 50, soft_nn.TEMPERATURE), atol=1e-4)
 
 
@@ -79,7 +79,7 @@ def test_soft_nn_probability_of_the_right_class_is_suncets_objective(tmp_path: P
     for number in range(40):
         others = np.delete(np.arange(40), number)
         train = LabelledFeatures(features[others], classes[others])
-        told.append(soft_nn.fit(task(train, everything, tmp_path)).classify(features[number : number + 1])[0])
+        told.append(soft_nn.fit(probe_data(train, everything, tmp_path)).classify(features[number : number + 1])[0])
     own = torch.stack(told)[torch.arange(40), classes]
     torch.testing.assert_close(suncet(features, classes, soft_nn.TEMPERATURE), -own.log().mean(), rtol=1e-4, atol=1e-5)
     z = (features.double() / features.double().norm(dim=1, keepdim=True)).numpy()
@@ -90,7 +90,7 @@ def test_soft_nn_probability_of_the_right_class_is_suncets_objective(tmp_path: P
 
 def test_linear_is_logistic_regression_with_the_best_penalty_on_validation(tmp_path: Path) -> None:
     train, val, test = known(1, 60), known(2, 40), known(3, 30).features
-    solution = linear.fit(task(train, val, tmp_path))
+    solution = linear.fit(probe_data(train, val, tmp_path))
     mean, std = train.features.mean(0).numpy(), train.features.std(0).numpy()
     scores = {}
     for c in (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0):
@@ -109,12 +109,12 @@ def test_linear_takes_the_strongest_of_equal_penalties(tmp_path: Path) -> None:
     apart = LabelledFeatures(
         torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(0)) + 100 * classes[:, None], classes
     )
-    assert linear.fit(task(apart, apart, tmp_path)).settings == {"C": 1e-4, "validation": 1.0}
+    assert linear.fit(probe_data(apart, apart, tmp_path)).settings == {"C": 1e-4, "validation": 1.0}
 
 
 @pytest.mark.parametrize("probe", [knn, linear], ids=["knn", "linear"])
 def test_linear_gives_no_probability_to_an_absent_class(probe: Any, tmp_path: Path) -> None:
-    solution = probe.fit(task(known(1, 40), known(2, 20), tmp_path))
+    solution = probe.fit(probe_data(known(1, 40), known(2, 20), tmp_path))
     assert (solution.classify(known(3, 10).features)[:, CLASSES - 1] == 0).all()
 
 
@@ -122,8 +122,8 @@ def test_linear_keeps_class_positions_with_an_absent_class_in_the_middle(tmp_pat
     train, val = (known(seed, 40, 2) for seed in (1, 2))
     apart = LabelledFeatures(train.features, train.classes * 2), LabelledFeatures(val.features, val.classes * 2)
     test = known(3, 10).features
-    together = linear.fit(task(train, val, tmp_path)).classify(test)
-    assert torch.equal(linear.fit(task(*apart, tmp_path)).classify(test)[:, [0, 2]], together[:, :2])
+    together = linear.fit(probe_data(train, val, tmp_path)).classify(test)
+    assert torch.equal(linear.fit(probe_data(*apart, tmp_path)).classify(test)[:, [0, 2]], together[:, :2])
 
 
 def test_linear_handles_a_constant_feature(tmp_path: Path) -> None:
@@ -133,8 +133,8 @@ def test_linear_handles_a_constant_feature(tmp_path: Path) -> None:
         for each in (train, val)
     ]
     test = known(3, 10).features
-    found = linear.fit(task(still[0], still[1], tmp_path)).classify(torch.cat([test, torch.ones(10, 1)], 1))
-    torch.testing.assert_close(found, linear.fit(task(train, val, tmp_path)).classify(test), atol=1e-3, rtol=1e-3)
+    found = linear.fit(probe_data(still[0], still[1], tmp_path)).classify(torch.cat([test, torch.ones(10, 1)], 1))
+    torch.testing.assert_close(found, linear.fit(probe_data(train, val, tmp_path)).classify(test), atol=1e-3, rtol=1e-3)
 
 
 def test_linear_hpt_learning_rate_drops_as_published() -> None:

@@ -75,10 +75,10 @@ def ticking(sizes: Callable[[int], int], begun: list[tuple[int, int]]) -> Prefet
         time.sleep(0.001)
         return step, number
 
-    def tasks(step: int) -> list[Callable[[], tuple[int, int]]]:
+    def sample_makers(step: int) -> list[Callable[[], tuple[int, int]]]:
         return [functools.partial(make, step, number) for number in range(sizes(step))]
 
-    return PrefetchedStream(tasks, lambda samples, step: Ticks(samples), threads=3)
+    return PrefetchedStream(sample_makers, lambda samples, step: Ticks(samples), threads=3)
 
 
 @pytest.mark.parametrize("start", [0, 5])

@@ -178,7 +178,7 @@ def stream_of(sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch, **settings
 
 
 def shown(stream: ViewStream, step: int) -> list[ImageViews]:
-    return [draw() for draw in stream.tasks(step)]
+    return [draw() for draw in stream.sample_makers(step)]
 
 
 def test_view_stream_shows_labelled_images_as_unlabelled_too(
