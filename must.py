@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flows.plan.selection import Selection
     from flows.run.run import Outcome
 
-# Slow imports are in the functions that need them, so that planning loads no torch.
+# Slow imports are in the functions that need them, so that planning loads no torch, unless a recipe has stages.
 # ruff: noqa: PLC0415
 
 __version__ = "0.1.0"
@@ -35,7 +35,7 @@ def run(
     `root` is a folder's path or a URL.
     `runtime` may hold `progress` and `stop` of `pipeline.steps.runtime.Runtime`.
 
-    Raises ConfigError, DataError or Stopped of `pipeline.errors`, or their base MustError if Prefect fails.
+    Raises ConfigError, DataError, Stopped or Interrupted of `pipeline.errors`, or MustError itself if Prefect fails.
     """
     from flows.execute import execute_recipe
     from flows.run.process_setup import set_up_process

@@ -94,14 +94,14 @@ def artifacts_verify_command(
 def artifacts_gc_command(
     root: RootOption = DEFAULT_ROOT,
     keep: Annotated[
-        int, typer.Option("--keep", min=1, help="Complete runs of each recipe whose artifacts are kept.")
+        int, typer.Option("--keep", min=1, help="Complete runs of each recipe and comparison whose artifacts are kept.")
     ] = 1,
     delete: Annotated[
         bool, typer.Option("--delete", help="Delete what is not kept; without this, it is only listed.")
     ] = False,
 ) -> None:
-    """Show which files are kept and why, and which no recent run uses; with --delete, delete the latter. For a remote
-    root that includes the local files that work on it left on this machine.
+    """Show which files are kept and why, and which no recent run uses; with --delete, delete the latter. On a remote
+    root, local files that earlier work left on this machine count as well.
     """
     from cli.artifacts_view import print_verdicts
     from flows.gc.inventory import delete_files, plan_gc

@@ -34,7 +34,13 @@ app.add_typer(export_commands, name="export")
 app.add_typer(store_commands, name="store")
 app.add_typer(artifacts, name="artifacts")
 ToOption = Annotated[
-    str | None, typer.Option("--to", metavar="STEP", help="Stop after this step.", show_default="all steps")
+    str | None,
+    typer.Option(
+        "--to",
+        metavar="STEP",
+        help="Stop after this step, or after the steps whose names begin so: stage, compare.small.",
+        show_default="all steps",
+    ),
 ]
 OnlyOption = Annotated[
     str | None, typer.Option("--only", metavar="STEP", help="Run this step alone; its inputs must exist already.")

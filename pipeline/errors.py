@@ -5,6 +5,7 @@ MustError
 ├── DataError     3   files on disk: repair them or leave them out, and run again
 ├── Stopped      75   a stop was requested; all work so far is kept: run again to resume
 └── Interrupted   1   a process was ended from outside: started again, it resumes from what it saved
+    └── OutOfMemory 75   memory ran out: started again, it goes on with smaller parts of a batch
 """
 
 from __future__ import annotations

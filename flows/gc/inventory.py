@@ -25,7 +25,8 @@ from pipeline.stores.rejections import PATH as REJECTIONS
 
 Key = tuple[str, str]
 """A step and a fingerprint."""
-GOALS = (COMPARE, "evaluate", "student", "labelling")
+STAGES = "stages"
+GOALS = (COMPARE, "evaluate", STAGES, "student", "labelling")
 """Sections of the recipe that runs are made for, the last ones of a recipe first."""
 
 
@@ -47,14 +48,23 @@ class RunUse:
 
     @property
     def goal(self) -> int:
-        """The index in GOALS of what it finished; their number if it finished none of them."""
+        """The index in GOALS of the last section that it finished, 0 for the last of all; `len(GOALS)` for none."""
         done = {section[0] for section in self.sections} if self.finished else set()
         return next((index for index, goal in enumerate(GOALS) if goal in done), len(GOALS))
 
     @property
     def purpose(self) -> tuple[str, ...]:
         """Its recipe and the comparisons that it made: a newer run replaces older ones of the same purpose."""
-        return (self.recipe, *sorted({section[1] for section in self.sections if section[0] == COMPARE}))
+        return (self.recipe, *sorted(self.names_in(COMPARE)))
+
+    def names_in(self, section: str) -> set[str]:
+        """Return the names of the comparisons or stages that its steps belong to."""
+        return {path[1] for path in self.sections if path[0] == section}
+
+    def replaces(self, older: RunUse) -> bool:
+        """Return True if it serves the purpose of an older run and went past the stages, or made all of its stages."""
+        is_past_stages = self.goal < GOALS.index(STAGES)
+        return self.purpose == older.purpose and (is_past_stages or self.names_in(STAGES) >= older.names_in(STAGES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +178,8 @@ def plan_gc(workspace: Workspace, keep: int = 1) -> list[Verdict]:
     """Decide what garbage collection keeps of everything in a root, and why.
 
     Kept is what active runs use or may resume, and what the newest runs of each purpose refer to, back to the `keep`th
-    complete one: one that finished and went as far as any run of its purpose. Of labels, those that kept label
-    artifacts refer to are kept, and while a label step is unfinished, all labels of kept teachers.
+    complete one: one that finished and went as far as any run of its purpose, to the same stages. Of labels, those
+    that kept label artifacts refer to are kept, and while a label step is unfinished, all labels of kept teachers.
     """
     root = workspace.root
     runs = list_runs(root)
@@ -198,13 +208,13 @@ def _reasons(runs: Sequence[RunUse], keep: int) -> dict[Key, str]:
         purpose: min(run.goal for run in runs if run.purpose == purpose) for purpose in {run.purpose for run in runs}
     }
     reasons: dict[Key, str] = {}
-    complete: collections.Counter[tuple[str, ...]] = collections.Counter()
+    complete: list[RunUse] = []
     for run in runs:
-        if run.is_active or complete[run.purpose] < keep:
+        if run.is_active or sum(newer.replaces(run) for newer in complete) < keep:
             for key in run.uses:
                 reasons.setdefault(key, f"{run.name} {'uses it now' if run.is_active else 'refers to it'}")
         if run.goal == goals[run.purpose] and run.goal < len(GOALS):
-            complete[run.purpose] += 1
+            complete.append(run)
     return reasons
 
 

@@ -4,7 +4,7 @@ A run has a folder of its own, `<root>/runs/<recipe>-<UTC time>/`:
 
     recipe.yaml      the recipe with all overrides and defaults filled in
     plan.json        a row per step: reused or run, and why; its section of the recipe
-    events.jsonl     a line per event: started, made, reused, failed, killed, finished, ended
+    events.jsonl     a line per event: started, prefect, made, reused, failed, killed, finished, ended
     logs/<step>.log  what the step's processes printed
     metrics.json     the numbers of `evaluate`, if the run got that far
     measured.json    the numbers of probes, fine-tuning and comparisons, if the run got that far
@@ -67,8 +67,8 @@ class Plan:
 
     @property
     def measures(self) -> bool:
-        """True if the last step leaves numbers that the report shows."""
-        return self.planned[-1].step.kind.measures
+        """True if any step leaves numbers that the report shows."""
+        return any(each.step.kind.measures for each in self.planned)
 
     @property
     def compares(self) -> bool:

@@ -51,7 +51,7 @@ class InProcess:
 
 
 class Subprocess:
-    """Runs steps in processes of their own, each on a device that no other step is using."""
+    """Runs steps in processes of their own, each on a device of its own if there are enough."""
 
     def __init__(self, settings: RuntimeConfig, models: Models, runtime: Runtime) -> None:
         warm_up()

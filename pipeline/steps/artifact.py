@@ -307,7 +307,7 @@ def require(artifact: Artifact | None, step: str) -> Artifact:
     """Return the artifact. If there is none, raise DataError that says which step has to be run."""
     if artifact is None:
         raise DataError(
-            f"Step {step!r} has made nothing for this recipe in this root: `must run` with both first; "
+            f"Step {step!r} has made nothing for this recipe in this root: `must run RECIPE --root ROOT` first; "
             "`must plan` says what differs."
         )
     return artifact

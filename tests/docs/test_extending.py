@@ -152,6 +152,7 @@ def test_probe_measures_backbones(outcome: Outcome) -> None:
 
 
 def test_kind_of_step_is_planned_and_run(outcome: Outcome, recipe: Path) -> None:
+    assert outcome.measures, "the report is named at the end, though the last step leaves no numbers"
     colors = outcome.artifacts["colors.shots"]
     assert colors.counts == {"images": 12}
     assert len(colors.load("colors.json", read_json)["mean"]) == 3

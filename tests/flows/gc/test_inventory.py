@@ -165,6 +165,18 @@ def test_plan_gc_replaces_a_comparison_only_by_one_of_its_name(copy: Path) -> No
     assert names_to_delete(copy) == {f"compare.first.x/{'0' * 16}"}
 
 
+def test_plan_gc_replaces_a_stage_only_by_a_run_that_made_or_measured_it(copy: Path) -> None:
+    """Neither a student nor another stage replaces a stage; the evaluation of all stages does."""
+    shutil.rmtree(copy / "runs")
+    (copy / "runs").mkdir()
+    kept, numbers = [], {f"{number}" * 16: number for number in range(5)}
+    for number, step in enumerate(("stages.a", "student", "stages.b", "stages.a", "evaluate")):
+        pretend_run(copy, f"20300101-00000{number}", step, f"{number}" * 16)
+        found = {verdict.what.split("/")[-1] for verdict in plan_gc(Workspace(Root.of(copy))) if verdict.kept}
+        kept.append({numbers[name] for name in found & numbers.keys()})
+    assert kept == [{0}, {0, 1}, {0, 2}, {2, 3}, {4}]
+
+
 def test_plan_gc_keeps_what_an_active_run_may_resume(copy: Path) -> None:
     run = Root.of(copy) / "runs" / "tiny-20300101-000000"
     run.child("plan.json").write(b'[{"step": "data.pool", "section": ["data", "pool"], "artifact": null}]')
