@@ -30,8 +30,8 @@ from pipeline.steps.artifact import WORK, Inputs, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.training import autotune
 
-TIMING_IMAGES = 16
-"""Batch size at which the ways to run a backbone are timed."""
+AUTOTUNE_IMAGES = 16
+"""Images of the forward pass that is timed."""
 
 
 def probe(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -73,7 +73,7 @@ class FeatureExtractor:
     def __init__(self, start: InitialBackbone, runtime: Runtime) -> None:
         self.runtime = runtime
         encoder = start.build_encoder().eval()
-        images = torch.rand(TIMING_IMAGES, 3, start.size, start.size)
+        images = torch.rand(AUTOTUNE_IMAGES, 3, start.size, start.size)
 
         def call(model: Any, compute: autotune.ComputeConfig) -> None:
             with torch.inference_mode(), compute.autocast():

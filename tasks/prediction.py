@@ -21,7 +21,7 @@ from pipeline.training.autotune import ComputeConfig
 from tasks.network import Network
 from tasks.task import Prediction, Task
 
-AUTOTUNE_BATCH = 16
+AUTOTUNE_IMAGES = 16
 """Images of the forward pass that is timed."""
 
 
@@ -81,7 +81,7 @@ class Predictor:
         The measurement is kept under `model_id`, JSON that tells this model from others, as its `model.json`.
         """
         size = self.preprocessing.size
-        images = torch.randint(0, 256, (AUTOTUNE_BATCH, 3, size, size), dtype=torch.uint8)
+        images = torch.randint(0, 256, (AUTOTUNE_IMAGES, 3, size, size), dtype=torch.uint8)
 
         def call(model: nn.Module, choice: ComputeConfig) -> None:
             with torch.inference_mode(), choice.autocast():

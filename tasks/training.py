@@ -25,7 +25,7 @@ from pipeline.training.objective import Objective, TrainingJob
 from pipeline.training.process_group import ProcessGroup
 from tasks.network import Network
 
-AUTOTUNE_BATCH = 4
+AUTOTUNE_IMAGES = 4
 """Images of the training step that is timed."""
 
 
@@ -108,7 +108,7 @@ def train_network(
         loader = _loader(network, dataset, plan, runtime)
         model_id = [network.config.architecture(), "train"]
         plain = SupervisedObjective(network, combine, torch.contiguous_format)
-        choice = group.broadcast_result(lambda: autotune(runtime, model_id, plain, _trial_step(loader)))
+        choice = group.broadcast_result(lambda: autotune(runtime, model_id, plain, _timed_step(loader)))
         if group.world_size > 1 and choice.device == "cuda":
             network.backbone = convert_sync_batchnorm(network.backbone)
         objective = SupervisedObjective(network, combine, choice.memory_format)
@@ -125,9 +125,9 @@ def _loader(network: Network, dataset: ImageDataset, plan: TrainingPlan, runtime
     return BatchLoader(dataset, collate, LoaderConfig(size, batch, plan.seed, plan.augment, runtime.threads, slots))
 
 
-def _trial_step(loader: BatchLoader) -> Callable[[nn.Module, ComputeConfig], None]:
+def _timed_step(loader: BatchLoader) -> Callable[[nn.Module, ComputeConfig], None]:
     """Return a function that runs a forward and a backward pass on a few real images, for `autotune`."""
-    small = dataclasses.replace(loader.config, batch=AUTOTUNE_BATCH, slots=None)
+    small = dataclasses.replace(loader.config, batch=AUTOTUNE_IMAGES, slots=None)
     batch = BatchLoader(loader.dataset, loader.collate, small).batch(0)
 
     def call(model: nn.Module, choice: ComputeConfig) -> None:

@@ -24,8 +24,8 @@ from selfsup.stages.collapse import is_collapsed, measure_features
 from selfsup.stages.objective import StageObjective
 from selfsup.stages.stream import ViewStream
 
-PROBE_IMAGES = 8
-"""Images that a step is timed on."""
+AUTOTUNE_IMAGES = 8
+"""Images of the training step that is timed."""
 SAME_SPEED = {"name", "data", "start", "share", "steps", "epochs", "lr", "backbone_lr", "weight_decay", "momentum"}
 """Keys of a stage that do not change the speed of its steps."""
 
@@ -42,7 +42,7 @@ def train(
     with ProcessGroup(find_device(runtime.device)) as group:
         settings = stage.model_dump(mode="json", exclude=SAME_SPEED)
         key = [settings, method.backbone.name, method.backbone.size, "stage"]
-        choice = autotune.autotune(runtime, key, StageObjective(method, stream.kinds), _probe(stream))
+        choice = autotune.autotune(runtime, key, StageObjective(method, stream.kinds), _timed_step(stream))
         objective = choice.place(StageObjective(method, stream.kinds, choice.memory_format))
         batches = stream.prefetched(runtime.threads)
         job = TrainingJob(name, objective, batches, stream.budget.steps, out, stage, stream.seed)
@@ -55,9 +55,9 @@ def train(
     return {"features": features, "choice": choice.describe(), **fitted.counts()}
 
 
-def _probe(stream: ViewStream) -> Callable[[nn.Module, ComputeConfig], None]:
-    """Return a training step on a few real images, to be timed."""
-    with contextlib.closing(stream.single_pass(PROBE_IMAGES, 1)) as batches:
+def _timed_step(stream: ViewStream) -> Callable[[nn.Module, ComputeConfig], None]:
+    """Return a function that runs a forward and a backward pass on a few real images, for `autotune`."""
+    with contextlib.closing(stream.single_pass(AUTOTUNE_IMAGES, 1)) as batches:
         batch = next(batches)
 
     def step(model: nn.Module, choice: ComputeConfig) -> None:
