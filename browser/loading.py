@@ -15,7 +15,7 @@ from browser.catalogue import CataloguedShard, CataloguedStore, read_catalogue
 from browser.tables import Store, Tables, read_scalars
 from pipeline.errors import MustError
 from pipeline.storage.root import Root, StoredFile
-from pipeline.stores.rejections import NOTHING, read_rejections
+from pipeline.stores.rejections import NO_REJECTIONS, read_rejections
 from pipeline.stores.rejections import PATH as REJECTIONS_PATH
 
 INTERVAL_S = 2.0
@@ -52,7 +52,7 @@ class Loading:
         """The id of the first image of each of these shards, ascending."""
         self._by_address: dict[str, list[range]] = collections.defaultdict(list)
         self._files: dict[str, dict[str, StoredFile]] = collections.defaultdict(dict)
-        self._rejections, self._stamp = NOTHING, (-1, 0)
+        self._rejections, self._stamp = NO_REJECTIONS, (-1, 0)
         self._closed = threading.Event()
 
     def refresh(self) -> None:

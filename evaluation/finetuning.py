@@ -32,7 +32,10 @@ from tasks.scoring import score
 from tasks.training import TrainingPlan, WeightedSum, train_network
 
 FINISHED_FILE = "done.jsonl"
-"""File in the step's scratch with the records of finished trials, so that the next attempt skips them."""
+"""File in the step's scratch with the records of finished trials, so that the next attempt skips them.
+
+A line holds the trial's name under `lesson`, so that files of older versions are still read.
+"""
 
 
 def finetune(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -168,7 +171,7 @@ class _Finetuning:
         fit, runtime = FitConfig.model_validate(settings), self.runtime
         start = backbone_from_config(self.start, self.inputs, trial.seed)
         blank = self.schedule.blank_head
-        network = build_network(start, {trial.task: trial.splits.space}, self.config, blank, trial.seed)
+        network = build_finetuning_network(start, {trial.task: trial.splits.space}, self.config, blank, trial.seed)
         folder = self.scratch / f"{trial.name}-{name}"
         plan = TrainingPlan(self.config["name"], fit, self.schedule.augment, trial.seed, folder)
         trained = train_network(network, WeightedSum({trial.task: 1.0}), train, plan, runtime)
@@ -218,7 +221,7 @@ class FineTuned:
     scores: dict[str, float]
 
 
-def build_network(
+def build_finetuning_network(
     start: InitialBackbone, spaces: Mapping[str, LabelSpace], config: Mapping[str, Any], blank: bool, seed: int
 ) -> Network:
     """Build a network with new heads on a backbone's initial weights and image statistics.

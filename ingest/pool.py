@@ -39,7 +39,7 @@ POOL_SCHEMA = pa.schema(
 FILE = "pool.parquet"
 REJECTED, LONG_TAIL = "rejected", "long tail"
 """Reasons why an image is not used."""
-NO_REJECTIONS = pa.table({"key": pa.array([], pa.string()), "reason": pa.array([], pa.string())})
+NO_REJECTED_IMAGES = pa.table({"key": pa.array([], pa.string()), "reason": pa.array([], pa.string())})
 
 
 def gather_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -84,7 +84,7 @@ class _Pool(NamedTuple):
         # reversed: of a key that is held out in several sets, the last one is named
         held_out = _images({name: sets[name] for name in reversed(sets)}, ["val", "test"])
         images = _images({name: sets[name] for name in names}, ["train"])
-        rejected = read_copy(inputs[REJECTED_IMAGES]) if REJECTED_IMAGES in inputs.artifacts else NO_REJECTIONS
+        rejected = read_copy(inputs[REJECTED_IMAGES]) if REJECTED_IMAGES in inputs.artifacts else NO_REJECTED_IMAGES
         reasons = _reasons(images, held_out, rejected)
         if not reasons.null_count:
             raise DataError(f"The pool ({', '.join(names)}) holds no image that is neither held out nor rejected.")

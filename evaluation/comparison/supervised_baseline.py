@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evaluation.finetuning import build_network
+from evaluation.finetuning import build_finetuning_network
 from ingest.dataset import IngestedSet
 from ingest.pool import pool_keys
 from ingest.true_labels import true_label_dataset
@@ -35,7 +35,7 @@ def train(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
     keys = pool_keys(inputs[config["pool"]], config["share"], seed)
     others = {key for shard in labelled.images("train").shards for key in shard.keys} - keys
     dataset = true_label_dataset(labelled, "train", heads, others)
-    network = build_network(start, labelled.spaces, config, blank=False, seed=seed)
+    network = build_finetuning_network(start, labelled.spaces, config, blank=False, seed=seed)
     fit = FitConfig.model_validate(config["supervised"])
     plan = TrainingPlan(config["name"], fit, AugmentConfig(), seed, out)
     combine = WeightedSum(dict.fromkeys(heads, 1.0))

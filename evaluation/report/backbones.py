@@ -7,7 +7,7 @@ from markupsafe import Markup
 from evaluation.backbone_table import BackboneTable, Cell, MetricColumn, backbone_tables, read_measurements
 from evaluation.comparison.cost import Cost, backbone_cost
 from evaluation.measurement import CLEAN
-from evaluation.report.formatting import NOTHING, count, duration
+from evaluation.report.formatting import DASH, count, duration
 from evaluation.report.html import ReportTable, StyledText, render
 from evaluation.report.run_record import RunRecord
 
@@ -56,7 +56,7 @@ def scale_of(metric: str) -> int:
 def score(cell: Cell | None, column: MetricColumn, is_best: bool, sign: str = "") -> StyledText | str:
     """Return a mean and its deviation, in percent where the metric is a share; `sign` as in format specifications."""
     if cell is None:
-        return NOTHING
+        return DASH
     scale = scale_of(column.metric)
     digits = 1 if scale == 100 else 3
     deviation = "" if cell.deviation is None else f" ± {scale * cell.deviation:.{digits}f}"
@@ -77,4 +77,4 @@ def cost_cells(cost: Cost | None) -> list[str]:
     """Return steps, images and time; None stands for weights from elsewhere, whose cost is not known."""
     if cost is None:
         return ["not known", "", ""]
-    return [count(cost.steps), count(cost.images), duration(cost.seconds) if cost != Cost() else NOTHING]
+    return [count(cost.steps), count(cost.images), duration(cost.seconds) if cost != Cost() else DASH]

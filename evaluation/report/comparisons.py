@@ -12,7 +12,7 @@ from evaluation.comparison.cost import Cost
 from evaluation.measurement import max_or_min
 from evaluation.report.backbones import column_title, cost_cells, scale_of, score
 from evaluation.report.charts import Dot, lines_chart
-from evaluation.report.formatting import NOTHING, count, duration
+from evaluation.report.formatting import DASH, count, duration
 from evaluation.report.html import ReportTable, StyledText, render
 from evaluation.report.run_record import RunRecord
 from pipeline.recipe.stage import SCRATCH
@@ -40,7 +40,7 @@ def score_table(found: Comparison) -> ReportTable:
             *_scores(found, row),
             *([score(change, found.columns[0], is_best=False, sign="+")] if has_changes else []),
             count(row.views),
-            duration(row.cost.seconds) if row.cost.seconds else NOTHING,
+            duration(row.cost.seconds) if row.cost.seconds else DASH,
         ]
         for row, change in zip(found.rows, changes, strict=True)
     ]
@@ -48,8 +48,8 @@ def score_table(found: Comparison) -> ReportTable:
 
 
 def _setting_cells(row: Row) -> list[str]:
-    share = NOTHING if row.setting.share is None else f"{row.setting.share:.0%}"
-    steps = NOTHING if row.setting.steps is None else f"{row.setting.steps:,}"
+    share = DASH if row.setting.share is None else f"{row.setting.share:.0%}"
+    steps = DASH if row.setting.steps is None else f"{row.setting.steps:,}"
     return [row.name, row.setting.backbone, share, steps]
 
 
@@ -109,7 +109,7 @@ def cost_table(found: Comparison) -> ReportTable | None:
             continue
         for name, start in dict.fromkeys((row.name, row.start) for row in found.rows_on(backbone, share)):
             cost = found.cost_to_reach(name, setting, column, goal)
-            before = cost_cells(found.start_costs.get(start)) if start != SCRATCH else [NOTHING] * 3
+            before = cost_cells(found.start_costs.get(start)) if start != SCRATCH else [DASH] * 3
             shown_goal = f"{scale_of(column.metric) * goal:.1f}"
             rows.append([name, backbone, f"{share:.0%}", shown_goal, *_reaching_cells(cost), *before])
     return ReportTable(head, rows, range(2, len(head)))
@@ -119,4 +119,4 @@ def _reaching_cells(cost: Cost | None) -> list[str]:
     """Return steps, images and time to the goal: none where a start reaches it untrained."""
     if cost is None:
         return ["never", "", ""]
-    return cost_cells(cost) if cost.steps else ["0", "0", NOTHING]
+    return cost_cells(cost) if cost.steps else ["0", "0", DASH]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-NOTHING = "\N{EN DASH}"
+DASH = "\N{EN DASH}"
 """Shown where there is no number."""
 
 
@@ -22,7 +22,7 @@ def duration(seconds: float) -> str:
 
 def count(number: int) -> str:
     """Return `1,234`, or a dash for zero."""
-    return f"{number:,}" if number else NOTHING
+    return f"{number:,}" if number else DASH
 
 
 def plural(number: int, noun: str, many: str | None = None) -> str:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 import tasks
 from evaluation.report.charts import loss_chart
 from evaluation.report.figures import class_colors
-from evaluation.report.formatting import NOTHING
+from evaluation.report.formatting import DASH
 from evaluation.report.html import ReportTable, render
 from evaluation.report.predictions import held_out_strips
 from evaluation.report.run_record import TOTAL, Losses, RunRecord, TrainingLog
@@ -98,7 +98,7 @@ def kept_labels(run: RunRecord) -> Markup:
         "kept.html",
         reports=[_kept_by_class(name, report) for name, report in reports.items() if report["threshold"] > 0],
         unfiltered=[name for name, report in reports.items() if report["threshold"] <= 0],
-        nothing=NOTHING,
+        nothing=DASH,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from evaluation.backbone_table import has_measurements
 from evaluation.comparison.comparison import comparison_advice
 from evaluation.metric_table import ARROWS, ROLES, MetricLine, fine_print, leading_lines, outcome_sentences, read_lines
-from evaluation.report.formatting import NOTHING, duration
+from evaluation.report.formatting import DASH, duration
 from evaluation.report.html import storable
 from evaluation.report.results import warnings
 from evaluation.report.run_record import RunRecord
@@ -40,7 +40,7 @@ def _outcome(run: RunRecord) -> Iterator[str]:
 
 def _measured(line: MetricLine) -> list[str]:
     place = line.target
-    numbers = [f"{line.values[role]:.3f}" if role in line.values else NOTHING for role in ROLES]
+    numbers = [f"{line.values[role]:.3f}" if role in line.values else DASH for role in ROLES]
     return [
         _text(f"{place.head} ({place.task})"),
         _text(place.dataset),

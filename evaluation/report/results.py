@@ -14,7 +14,7 @@ from evaluation.backbone_table import has_measurements
 from evaluation.comparison.comparison import comparison_advice
 from evaluation.metric_table import ARROWS, NINE_TENTHS, ROLES, fine_print, outcome_sentences, read_lines, weak_models
 from evaluation.report.charts import standing
-from evaluation.report.formatting import NOTHING, duration, plural
+from evaluation.report.formatting import DASH, duration, plural
 from evaluation.report.html import ReportTable, StyledText, render
 from evaluation.report.run_record import RunRecord
 from pipeline.steps.artifact import read_json
@@ -94,7 +94,7 @@ def timing_table(run: RunRecord) -> ReportTable | None:
 
 def _milliseconds(choice: Mapping[str, Any], name: str) -> StyledText | str:
     if name not in choice["measured_ms"]:
-        return NOTHING
+        return DASH
     text = f"{choice['measured_ms'][name]:,.1f}"
     return StyledText(text, "good") if name == layout(choice) else text
 
@@ -170,7 +170,7 @@ def results(run: RunRecord) -> Markup:
         roles=ROLES,
         arrows=ARROWS,
         nine_tenths=NINE_TENTHS,
-        nothing=NOTHING,
+        nothing=DASH,
         standing=standing,
     )
 

@@ -22,10 +22,10 @@ from pipeline.recipe.evaluation import StartConfig, check_names, start_of
 from pipeline.recipe.plugins import CHOSEN, modules
 from pipeline.recipe.reader import read_section
 from pipeline.recipe.recipe import Recipe
-from pipeline.recipe.stage import COMPARED, KEPT, STUDENT, StageConfig
+from pipeline.recipe.stage import COMPARED, RESERVED_STARTS, STUDENT, StageConfig
 from pipeline.sources import BaseSource
 from pipeline.stores.labels import LabelSpace
-from pipeline.stores.rejections import NOTHING, rejected_images
+from pipeline.stores.rejections import NO_REJECTIONS, rejected_images
 
 Spaces = Mapping[str, Mapping[str, LabelSpace]]
 """Label spaces by set and task."""
@@ -91,7 +91,7 @@ class ResolvedRecipe:
                     yield method_place(name, each.trial), each.stage
 
 
-def resolve(recipe: Recipe, rejects: pa.Table = NOTHING) -> ResolvedRecipe:
+def resolve(recipe: Recipe, rejects: pa.Table = NO_REJECTIONS) -> ResolvedRecipe:
     """Open the sets of a recipe and fill in what follows from its parts. ConfigError begins with the place."""
     sources, spaces = {}, {}
     for name, config in recipe.data.items():
@@ -122,7 +122,7 @@ def _start(name: str, recipe: Recipe, backbone: str, place: str) -> StartConfig:
         others = [step for step, each in teachers.items() if _teacher_backbone(each, recipe)]
         raise ConfigError(
             f"{place}: {name!r} is of kind {recipe.teachers[teacher].kind!r}, which leaves no backbone; "
-            f"{', '.join([*others, *KEPT])} would work."
+            f"{', '.join([*others, *RESERVED_STARTS])} would work."
         )
     return start
 

@@ -16,14 +16,14 @@ from flows.plan.validate import validate
 from pipeline.recipe.plugins import modules
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps.artifact import Step
-from pipeline.stores.rejections import NOTHING
+from pipeline.stores.rejections import NO_REJECTIONS
 
 ORDER = ("data", "teacher", "label", "student", "stage", "evaluation", "comparison")
 """The parts of a recipe, each before those that read what its steps leave; files that are not named here come last."""
 SUFFIX = "_steps"
 
 
-def build_steps(recipe: Recipe, rejects: pa.Table = NOTHING) -> list[Step]:
+def build_steps(recipe: Recipe, rejects: pa.Table = NO_REJECTIONS) -> list[Step]:
     """Return the steps of a recipe, inputs before the steps that read them, on a root with this list of rejections.
 
     Raises ConfigError, beginning with the place in the recipe, if its data is not there, or its parts do not fit.

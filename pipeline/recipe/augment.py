@@ -24,4 +24,4 @@ class AugmentConfig(BaseConfig):
     """Largest relative change, either way."""
 
 
-NOTHING = AugmentConfig(area=1, aspect=1, flip=0, brightness=0, contrast=0, saturation=0)
+NO_AUGMENTATION = AugmentConfig(area=1, aspect=1, flip=0, brightness=0, contrast=0, saturation=0)

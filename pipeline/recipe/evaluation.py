@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.base import BaseConfig, NamedBackbone
-from pipeline.recipe.stage import KEPT, PUBLISHED, SCRATCH, STUDENT, names_weights
+from pipeline.recipe.stage import PUBLISHED, RESERVED_STARTS, SCRATCH, STUDENT, names_weights
 
 
 def _amount(value: Any) -> Any:
@@ -102,7 +102,8 @@ def start_of(start: str, steps: Sequence[str], backbone: str, image_size: int) -
     if start == SCRATCH:
         return StartConfig(name=start, backbone=backbone, image_size=image_size)
     if not names_weights(start):
-        return StartConfig(name=start, step=require_one_of(start, [*steps, *KEPT], "start"), image_size=image_size)
+        step = require_one_of(start, [*steps, *RESERVED_STARTS], "start")
+        return StartConfig(name=start, step=step, image_size=image_size)
     name = PUBLISHED if start == PUBLISHED else re.sub(r"\W+", "_", PurePath(start).stem)
     return StartConfig(name=name, backbone=backbone, weights=start, image_size=image_size)
 

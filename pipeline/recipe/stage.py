@@ -16,7 +16,8 @@ from pipeline.recipe.base import NAME, BaseConfig, FitConfig, Name
 
 STUDENT, SCRATCH, PUBLISHED = "student", "scratch", "timm"
 """Starts of a stage, beside other stages and weights."""
-KEPT = (STUDENT, SCRATCH, PUBLISHED)
+RESERVED_STARTS = (STUDENT, SCRATCH, PUBLISHED)
+"""Starts that no stage may be named after."""
 COMPARED = "compare_"
 """The beginning of the names of stages in a comparison."""
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -125,11 +126,11 @@ def resolved(stages: Sequence[StageConfig], student: tuple[str, int]) -> list[St
     found: dict[str, StageConfig] = {}
     before = STUDENT
     for stage in stages:
-        if stage.name in KEPT or stage.name.startswith(COMPARED):
+        if stage.name in RESERVED_STARTS or stage.name.startswith(COMPARED):
             raise ConfigError(f"A stage can't be called {stage.name!r}: that name is taken.")
         start = stage.start or before
         if not stage.from_weights:
-            require_one_of(start, (*found, *KEPT), f"stages.{stage.name}.start")
+            require_one_of(start, (*found, *RESERVED_STARTS), f"stages.{stage.name}.start")
         own = (found[start].backbone, found[start].image_size) if start in found else student
         if start in (*found, STUDENT) and stage.backbone not in (None, own[0]):
             raise ConfigError(

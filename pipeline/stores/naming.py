@@ -10,7 +10,7 @@ import re
 DIGITS = 12
 """Hex digits of a store's name, taken from the digest of the artifact that made the labels."""
 NAME = re.compile(rf"[^/]+-[0-9a-f]{{{DIGITS}}}")
-STUDENT = "student-"
+STUDENT_PREFIX = "student-"
 LABELLING = ("label", "student.labels")
 """Steps that label the pool: with its teachers, and with the student."""
 
@@ -22,17 +22,17 @@ def store_name(maker: str, digest: str) -> str:
 
 def student_maker(head: str) -> str:
     """Return the maker of the student's labels from the head of this teacher. No teacher's name has a dash."""
-    return f"{STUDENT}{head}"
+    return f"{STUDENT_PREFIX}{head}"
 
 
 def is_student(maker: str) -> bool:
     """Return True if the maker is a head of the student."""
-    return maker.startswith(STUDENT)
+    return maker.startswith(STUDENT_PREFIX)
 
 
 def teacher_of(maker: str) -> str:
     """Return the teacher that a maker is, or that the student's head learned from."""
-    return maker.removeprefix(STUDENT)
+    return maker.removeprefix(STUDENT_PREFIX)
 
 
 def maker_of(store: str) -> str:

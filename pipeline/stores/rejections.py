@@ -38,7 +38,7 @@ SCHEMA = pa.schema(
     ],
     metadata={"must_rejected": str(SCHEMA_VERSION)},
 )
-NOTHING = pa.Table.from_batches([], SCHEMA)  # SCHEMA.empty_table() would load pandas, where there is one
+NO_REJECTIONS = pa.Table.from_batches([], SCHEMA)  # SCHEMA.empty_table() would load pandas, where there is one
 PATH = "labels/rejected.parquet"
 LOCK = "claims/rejected"
 REPAIR = "Put back an intact copy, or delete it: then nothing is rejected."
@@ -56,7 +56,7 @@ def read_rejections(root: Root) -> pa.Table:
     with explain_read_errors(file):
         data = file.read_if_exists()
     if data is None:
-        return NOTHING
+        return NO_REJECTIONS
     try:
         table = pq.read_table(pa.BufferReader(data))
     except (OSError, pa.ArrowException) as error:

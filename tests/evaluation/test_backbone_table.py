@@ -12,7 +12,7 @@ from cli.console import backbones_table
 from evaluation.backbone_table import Cell, MetricColumn, backbone_tables, read_measurements
 from evaluation.measurement import MEASUREMENTS_FILE, Measurement
 from evaluation.report.backbones import PERCENT_METRICS, backbones, score
-from evaluation.report.formatting import NOTHING
+from evaluation.report.formatting import DASH
 from evaluation.report.html import StyledText
 from evaluation.report.run_record import RunRecord
 from pipeline.steps.artifact import Artifact, contents, write_json
@@ -96,7 +96,7 @@ def test_score_is_in_percent_for_shares_only() -> None:
     assert score(Cell((0.4321,)), COLUMN, True) == StyledText("43.2", "good")
     angle = MetricColumn("finetune quick v1", 12, "mean_angle", "none")
     assert score(Cell((23.4567,)), angle, False) == StyledText("23.457")
-    assert score(None, COLUMN, False) == NOTHING
+    assert score(None, COLUMN, False) == DASH
 
 
 def made(folder: Path, name: str, records: list[Measurement], config: Any = None, **counts: Any) -> Artifact:
@@ -140,7 +140,7 @@ def test_backbones_section_has_the_best_in_bold_ties_and_gaps(run: RunRecord) ->
     table = html.split("<table>")[1]
     assert table.count('class="good">70.0<') == 2, "both are best"
     assert table.count('class="good">30.0<') == 1
-    assert f">{NOTHING}<" in table, "knn was not measured for the other one"
+    assert f">{DASH}<" in table, "knn was not measured for the other one"
     assert "12 labels, corrupted" in table
     assert ">25.0<" in table
 
@@ -165,7 +165,7 @@ def test_backbones_section_has_own_and_base_cost(run: RunRecord) -> None:
         "12,340",
         "5.0 s",
     ]
-    assert costs.split(">scratch<")[1].split("</tr>")[0].count(NOTHING) == 6
+    assert costs.split(">scratch<")[1].split("</tr>")[0].count(DASH) == 6
 
 
 def test_backbones_section_is_empty_without_measurements(tmp_path: Path) -> None:

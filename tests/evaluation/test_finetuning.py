@@ -14,7 +14,7 @@ import torch
 
 from evaluation import finetuning
 from evaluation.corruptions import CORRUPTIONS
-from evaluation.finetuning import build_network
+from evaluation.finetuning import build_finetuning_network
 from evaluation.schedules import SCHEDULES, FinetuneSchedule
 from pipeline.data.dataset import ImageDataset
 from pipeline.errors import ConfigError, Stopped
@@ -230,12 +230,14 @@ def test_finetune_refuses_more_labels_than_there_are_before_training(bench: Benc
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 @pytest.mark.parametrize("task", ["classification", "segmentation"])
-def test_build_network_takes_all_weights_and_statistics_of_the_backbone(backbone: str, task: str) -> None:
+def test_build_finetuning_network_takes_all_weights_and_statistics_of_the_backbone(backbone: str, task: str) -> None:
     torch.manual_seed(5)
     about = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     start = InitialBackbone(backbone, 32, about, random_backbone(backbone, 32).build_encoder().model.state_dict())
     assert start.weights
-    network = build_network(start, {"it": LabelSpace(task, ("a", "b"))}, {"width": 16, "proposals": 8}, False, 0)
+    network = build_finetuning_network(
+        start, {"it": LabelSpace(task, ("a", "b"))}, {"width": 16, "proposals": 8}, False, 0
+    )
     there = network.backbone.model.state_dict()
     assert there.keys() == start.weights.keys()
     assert all(torch.equal(tensor, start.weights[name]) for name, tensor in there.items())
@@ -245,11 +247,13 @@ def test_build_network_takes_all_weights_and_statistics_of_the_backbone(backbone
 
 def heads_of(blank: bool, seed: int = 0) -> dict[str, torch.Tensor]:
     spaces = {task: LabelSpace(task, ("a", "b")) for task in ("classification", "segmentation")}
-    network = build_network(random_backbone("test_resnet", 32), spaces, {"width": 16, "proposals": 8}, blank, seed)
+    network = build_finetuning_network(
+        random_backbone("test_resnet", 32), spaces, {"width": 16, "proposals": 8}, blank, seed
+    )
     return dict(network.heads.state_dict())
 
 
-def test_build_network_blank_starts_a_linear_head_from_zeros() -> None:
+def test_build_finetuning_network_blank_starts_a_linear_head_from_zeros() -> None:
     blank, usual = heads_of(blank=True), heads_of(blank=False)
     assert usual["classification.weight"].abs().sum() > 0
     assert blank["classification.weight"].abs().sum() == blank["classification.bias"].abs().sum() == 0

@@ -20,7 +20,7 @@ from ingest.rejections import REJECTED_IMAGES, rejections_config
 from ingest.true_labels import drop_unlabelled, held_out_keys, train_classes, true_label_dataset
 from pipeline.data.dataset import DatasetShard
 from pipeline.errors import ConfigError, DataError
-from pipeline.recipe.augment import NOTHING
+from pipeline.recipe.augment import NO_AUGMENTATION
 from pipeline.steps.artifact import Artifact, Inputs
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
@@ -258,7 +258,8 @@ def test_true_label_dataset_pairs_labels_with_images(make_set: MakeSet, noise: N
     dataset = true_label_dataset(found, "train", {"kind": "classification"})
     assert len(dataset) == 6
     for index in range(6):
-        number = [n for n in range(1, 7) if np.array_equal(dataset.sample(index, 32, NOTHING, (0,)).image, noise(n))]
+        image = dataset.sample(index, 32, NO_AUGMENTATION, (0,)).image
+        number = [n for n in range(1, 7) if np.array_equal(image, noise(n))]
         assert dataset.values(index)["kind"]["probs"].tolist() == ([1, 0] if number[0] <= 4 else [0, 1])
     assert found.held_out_split("val") == "test"
     assert found.held_out_split("test") == "test"

@@ -14,7 +14,7 @@ from evaluation.comparison.comparison import Comparison, ComparisonSetting, Row,
 from evaluation.comparison.cost import Cost
 from evaluation.measurement import MEASUREMENTS_FILE
 from evaluation.report.comparisons import cost_table, score_table
-from evaluation.report.formatting import NOTHING
+from evaluation.report.formatting import DASH
 from evaluation.report.html import StyledText
 from pipeline.recipe.comparison import Trial
 from pipeline.steps.artifact import Artifact, contents, write_json
@@ -184,7 +184,7 @@ def test_cost_table_has_no_steps_for_a_start_that_is_good_enough() -> None:
     table = cost_table(dataclasses.replace(FOUND, rows=better))
     assert table
     [found] = [cells for cells in table.rows if cells[0] == "the student, no stage"]
-    assert list(found[3:7]) == ["61.0", "0", "0", NOTHING]
+    assert list(found[3:7]) == ["61.0", "0", "0", DASH]
 
 
 def test_comparison_change_is_from_the_first_method_of_start_and_setting() -> None:

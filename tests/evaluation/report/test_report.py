@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation.report.formatting import NOTHING
+from evaluation.report.formatting import DASH
 from evaluation.report.report import write_report
 from pipeline.steps.artifact import Artifact, read_json, write_json
 from pipeline.storage.path import StoragePath
@@ -149,7 +149,7 @@ def test_results_have_every_metric_of_every_model(page: str, artifacts: dict[str
         line[record["model"].partition(":")[0]] = f"{record['value']:.3f}"
     assert metrics == [metric for _, _, metric in expected]
     roles = ("student", "teacher", "baseline")
-    assert shown == [[line.get(role, NOTHING) for role in roles] for line in expected.values()]
+    assert shown == [[line.get(role, DASH) for role in roles] for line in expected.values()]
     text = Reader(page).text
     assert all(
         f"{record['task']} on {record['dataset']}/{record['split']}, {record['n']} image" in text for record in records

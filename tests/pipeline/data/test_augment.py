@@ -17,7 +17,7 @@ from pipeline.data.augment import (
     transform_image,
     transform_label,
 )
-from pipeline.recipe.augment import NOTHING, AugmentConfig
+from pipeline.recipe.augment import NO_AUGMENTATION, AugmentConfig
 from pipeline.stores.labels import FULL_IMAGE, LabelSpace, Value
 
 
@@ -72,13 +72,13 @@ def test_sample_params_depends_on_the_seed_alone() -> None:
 
 def test_sample_params_always_consumes_the_same_randomness() -> None:
     one, other = seeded_generator(1), seeded_generator(1)
-    sample_params(NOTHING, one)
+    sample_params(NO_AUGMENTATION, one)
     sample_params(AugmentConfig(), other)
     assert one.random() == other.random()
 
 
 def test_transform_image_leaves_the_image_as_it_is_by_default() -> None:
-    assert sample_params(NOTHING, seeded_generator(0)) == AugmentParams(FULL_IMAGE, False, None)
+    assert sample_params(NO_AUGMENTATION, seeded_generator(0)) == AugmentParams(FULL_IMAGE, False, None)
     pixels = gradient(48, 48)
     np.testing.assert_array_equal(transform_image(Image.fromarray(pixels), AugmentParams(), 48), pixels)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.data import dataset as datasets
 from pipeline.data.dataset import DatasetShard, ImageDataset, LabelSource
 from pipeline.errors import DataError
-from pipeline.recipe.augment import NOTHING
+from pipeline.recipe.augment import NO_AUGMENTATION
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import LabelWriter, store_metadata
 from tests.disk import stored
@@ -112,7 +112,7 @@ def window_of(numbers: Sequence[int], number: int) -> int:
 
 
 def test_sample_without_augmentation_is_the_image_itself(dataset: ImageDataset, noise: Noise) -> None:
-    np.testing.assert_array_equal(dataset.sample(3, 32, NOTHING, (0,)).image, noise(3))
+    np.testing.assert_array_equal(dataset.sample(3, 32, NO_AUGMENTATION, (0,)).image, noise(3))
 
 
 def test_subset_has_its_images_and_labels_in_their_order(dataset: ImageDataset) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.data.dataset import DatasetShard, ImageDataset
 from pipeline.data.loader import Batch, BatchLoader, LoaderConfig, collate_samples
 from pipeline.errors import DataError
-from pipeline.recipe.augment import NOTHING, AugmentConfig
+from pipeline.recipe.augment import NO_AUGMENTATION, AugmentConfig
 from tests.pipeline.data.flat_labels import KINDS, kind, relabel
 
 MakeDatasetShard = Callable[..., DatasetShard]
@@ -121,7 +121,7 @@ def test_batch_loader_augments_an_image_differently_in_the_same_slot(dataset: Im
 
 
 def test_batch_targets_leave_out_images_without_a_label(dataset: ImageDataset) -> None:
-    batch = loader_of(dataset, batch=12, augment=NOTHING).batch(0)
+    batch = loader_of(dataset, batch=12, augment=NO_AUGMENTATION).batch(0)
     assert batch.images.shape == (12, 3, 32, 32)
     assert batch.images.dtype == torch.uint8
     positions = [int(index) for index in dataset.order(1, 0)]
@@ -135,7 +135,7 @@ def test_batch_targets_leave_out_images_without_a_label(dataset: ImageDataset) -
 
 
 def test_collate_samples_gives_no_target_to_a_head_without_labels(dataset: ImageDataset) -> None:
-    even = [dataset.sample(index, 32, NOTHING, (0,)) for index in (0, 2)]
+    even = [dataset.sample(index, 32, NO_AUGMENTATION, (0,)) for index in (0, 2)]
     collate = loader_of(dataset).collate
     assert set(collate_samples(even, collate).targets) == {"kind"}
 
