@@ -8,7 +8,7 @@ from typing import Any
 from flows.plan.resolve import ResolvedRecipe
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps.artifact import Step, StepKind
-from pipeline.stores.naming import LABELLING
+from pipeline.stores.naming import LABEL_STEP
 
 POOL = StepKind("pool", "ingest.pool:gather_pool")
 LABEL = StepKind(
@@ -24,7 +24,7 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     recipe = resolved.recipe
     yield Step("pool", POOL, ("pool",), {"pool": recipe.pool}, resolved.image_steps)
     require = {name: teacher.require for name, teacher in recipe.teachers.items() if teacher.require}
-    yield label_step(LABELLING[0], recipe, require, ("pool", *pooled_steps(recipe), *resolved.teacher_steps))
+    yield label_step(LABEL_STEP, recipe, require, ("pool", *pooled_steps(recipe), *resolved.teacher_steps))
 
 
 def pooled_steps(recipe: Recipe) -> tuple[str, ...]:

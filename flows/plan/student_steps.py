@@ -11,7 +11,7 @@ from flows.plan.teacher_steps import weights_of
 from ingest.rejections import REJECTED_LABELS
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps.artifact import Step, StepKind
-from pipeline.stores.naming import LABELLING
+from pipeline.stores.naming import STUDENT_LABEL_STEP
 
 STUDENT = StepKind("student", "student.train:train_student", trains=True, resumes=True)
 
@@ -30,7 +30,7 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     inputs = ("pool", "label", *pooled, *truths, *resolved.teacher_steps, *rejected)
     yield Step("student", STUDENT, ("student",), config, inputs)
     if recipe.labelling.student:
-        yield label_step(LABELLING[1], recipe, {}, ("pool", *pooled, "student"))
+        yield label_step(STUDENT_LABEL_STEP, recipe, {}, ("pool", *pooled, "student"))
 
 
 def _true_sets(recipe: Recipe) -> list[str]:

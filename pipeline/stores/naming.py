@@ -11,7 +11,8 @@ DIGITS = 12
 """Hex digits of a store's name, taken from the digest of the artifact that made the labels."""
 NAME = re.compile(rf"[^/]+-[0-9a-f]{{{DIGITS}}}")
 STUDENT_PREFIX = "student-"
-LABELLING = ("label", "student.labels")
+LABEL_STEP, STUDENT_LABEL_STEP = "label", "student.labels"
+LABELLING = (LABEL_STEP, STUDENT_LABEL_STEP)
 """Steps that label the pool: with its teachers, and with the student."""
 
 

@@ -26,7 +26,7 @@ from pipeline.storage.lock import hold_lock
 from pipeline.storage.root import in_parallel
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import Label, LabelSpace, LabelWriter, store_metadata
-from pipeline.stores.naming import LABELLING, store_name, student_maker
+from pipeline.stores.naming import LABEL_STEP, STUDENT_LABEL_STEP, store_name, student_maker
 from tasks.prediction import Predictor, load_network
 from tasks.teacher import Teacher, load_teacher
 from teachers.labelling.inference import ShardInference, ShardRows, label_batches
@@ -95,11 +95,11 @@ class ShardJob:
     """An image shard, and the label makers that have not labelled it."""
 
     shard: ImageShard
-    teachers: list[LabelMaker]
+    makers: list[LabelMaker]
 
     def inference(self) -> ShardInference:
-        predictors = {teacher.name: teacher.predictor for teacher in self.teachers}
-        labels = {head: label for teacher in self.teachers for head, label in teacher.labels.items()}
+        predictors = {maker.name: maker.predictor for maker in self.makers}
+        labels = {head: label for maker in self.makers for head, label in maker.labels.items()}
         return ShardInference(self.shard, predictors, labels)
 
     @contextlib.contextmanager
@@ -107,20 +107,20 @@ class ShardJob:
         """Hold a writer for each head; the label shards are published at the end, none of them after an error."""
         writers: dict[str, LabelWriter] = {}
         with contextlib.ExitStack() as opened:
-            for head, writer in itertools.chain.from_iterable(teacher.writers(self.shard) for teacher in self.teachers):
+            for head, writer in itertools.chain.from_iterable(maker.writers(self.shard) for maker in self.makers):
                 opened.callback(writer.discard)
                 writers[head] = writer
             yield writers
             for writer in writers.values():
                 writer.close()
-            for folder in (folder for teacher in self.teachers for folder in teacher.folders.values()):
+            for folder in (folder for maker in self.makers for folder in maker.folders.values()):
                 folder.publish(self.shard)
 
 
 @contextlib.contextmanager
 def exclusive(inputs: Inputs) -> Iterator[None]:
     """Hold the locks of all label folders: another run with these teachers would write the same label shards."""
-    runtime, step = inputs.runtime, LABELLING[STUDENT in inputs.artifacts]
+    runtime, step = inputs.runtime, STUDENT_LABEL_STEP if STUDENT in inputs.artifacts else LABEL_STEP
     with contextlib.ExitStack() as locks:
         for path in sorted(folder.path for maker in label_makers(inputs) for folder in maker.folders.values()):
             lock = runtime.root / "claims" / path
@@ -149,12 +149,12 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
     Raises DataError if a teacher misses a metric, or if more labels failed.
     """
     check_required(config["require"], inputs.of_kind("teacher"))
-    teachers = label_makers(inputs)
+    makers = label_makers(inputs)
     shards = list(pool_shards(inputs["pool"], inputs.of_kind("data")))
     with exclusive(inputs):
-        jobs = pending_jobs(teachers, [shard for _, shard, _ in shards], inputs.force and not inputs.parts)
+        jobs = pending_jobs(makers, [shard for _, shard, _ in shards], inputs.force and not inputs.parts)
         label_shards(jobs, config["batch"], inputs.runtime)
-    entries = [entry for name, shard, _ in shards for teacher in teachers for entry in _entries(name, shard, teacher)]
+    entries = [entry for name, shard, _ in shards for maker in makers for entry in _entries(name, shard, maker)]
     write_json(out / INDEX, entries)
     _check_failed(entries, config["max_failed"])
     done = [*inputs.parts, summarize(jobs)]
@@ -167,29 +167,30 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
     }
 
 
-def pending_jobs(teachers: Sequence[LabelMaker], shards: Sequence[ImageShard], force: bool = False) -> list[ShardJob]:
+def pending_jobs(makers: Sequence[LabelMaker], shards: Sequence[ImageShard], force: bool = False) -> list[ShardJob]:
     """Return the jobs that are still to do; with `force`, all of them."""
     in_parallel(len, shards)  # loads their indexes, which would be fetched one by one from a remote root
-    for folder in (folder for teacher in teachers for folder in teacher.folders.values()):
+    for folder in (folder for maker in makers for folder in maker.folders.values()):
         folder.refresh([] if force else shards)
-    jobs = [ShardJob(shard, [teacher for teacher in teachers if force or not teacher.has(shard)]) for shard in shards]
-    return [job for job in jobs if job.teachers]
+    jobs = [ShardJob(shard, [maker for maker in makers if force or not maker.has(shard)]) for shard in shards]
+    return [job for job in jobs if job.makers]
 
 
 def summarize(jobs: Sequence[ShardJob]) -> dict[str, Any]:
-    """Summarize jobs that are done: images, the facts of the label shards, and how each teacher was computed."""
-    used = {teacher.name: teacher for job in jobs for teacher in job.teachers}
-    facts = [teacher.facts_of(job.shard) for job in jobs for teacher in job.teachers]
+    """Summarize jobs that are done: images, the facts of the label shards, and how each maker was computed."""
+    used = {maker.name: maker for job in jobs for maker in job.makers}
+    facts = [maker.facts_of(job.shard) for job in jobs for maker in job.makers]
     return {
         "images": sum(len(job.shard) for job in jobs),
         "facts": {path: known for of_job in facts for path, known in of_job.items()},
-        "choices": {name: teacher.predictor.choice.describe() for name, teacher in used.items()},
+        "choices": {name: maker.predictor.choice.describe() for name, maker in used.items()},
     }
 
 
 def label_shards(jobs: Sequence[ShardJob], batch: int, runtime: Runtime) -> None:
-    """Label image shards one after the other, each by all its teachers at once."""
-    step = LABELLING[any(teacher.is_student for job in jobs for teacher in job.teachers)]
+    """Label image shards one after the other, each by all its makers at once."""
+    by_student = any(maker.is_student for job in jobs for maker in job.makers)
+    step = STUDENT_LABEL_STEP if by_student else LABEL_STEP
     total, done, began = sum(len(job.shard) for job in jobs), 0, time.perf_counter()
     with contextlib.closing(label_batches((job.inference() for job in jobs), batch, runtime)) as batches:
         for job in jobs:
@@ -210,13 +211,13 @@ def write_labels(batch: ShardRows, writers: Mapping[str, LabelWriter]) -> None:
             writer.add(key, row, "failed" if reason else "ok", reason)
 
 
-def _entries(name: str, shard: ImageShard, teacher: LabelMaker) -> Iterator[dict[str, Any]]:
-    for head, folder in teacher.folders.items():
+def _entries(name: str, shard: ImageShard, maker: LabelMaker) -> Iterator[dict[str, Any]]:
+    for head, folder in maker.folders.items():
         yield {
             "set": name,
             "shard": shard.name,
             "image_shard": shard.sha256,
-            "teacher": teacher.label_name(head),
+            "teacher": maker.label_name(head),
             "path": folder.path_of(shard),
             "rows": len(shard),
             **folder.facts_of(shard),

@@ -17,7 +17,7 @@ from flows.plan.selection import Selection
 from pipeline.errors import ConfigError
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
-from pipeline.stores.naming import LABELLING
+from pipeline.stores.naming import STUDENT_LABEL_STEP
 from tests.flows.tiny import STEPS
 
 ASKED = ["labelling.student=true"]
@@ -29,13 +29,13 @@ def labelled(finished_root: Path, recipe: Path, tmp_path_factory: pytest.TempPat
     root = tmp_path_factory.mktemp("labelled") / "root"
     shutil.copytree(finished_root, root)
     planned = must.plan(recipe, root, ASKED)
-    assert [each.step.name for each in planned] == [*STEPS[:-1], LABELLING[1], STEPS[-1]]
-    assert [each.step.name for each in planned if each.artifact is None] == [LABELLING[1]], (
+    assert [each.step.name for each in planned] == [*STEPS[:-1], STUDENT_LABEL_STEP, STEPS[-1]]
+    assert [each.step.name for each in planned if each.artifact is None] == [STUDENT_LABEL_STEP], (
         "something else would be made again"
     )
     outcome = must.run(recipe, root, ASKED)
     assert outcome.ran == 1
-    counts = outcome.artifacts[LABELLING[1]].counts
+    counts = outcome.artifacts[STUDENT_LABEL_STEP].counts
     assert (counts["labelled_now"], counts["failed"], counts["choices"].keys()) == (48, 0, {"student"})
     return root
 
@@ -64,11 +64,11 @@ def test_student_labels_are_browsed_beside_the_teachers(labelled: Path) -> None:
 
 def test_student_labels_are_reused_and_kept_by_plan_gc(labelled: Path, recipe: Path) -> None:
     assert must.run(recipe, labelled, ASKED).ran == 0
-    assert must.run(recipe, labelled, [*ASKED, "labelling.batch=5"], Selection(LABELLING[1])).ran == 2
+    assert must.run(recipe, labelled, [*ASKED, "labelling.batch=5"], Selection(STUDENT_LABEL_STEP)).ran == 2
     assert all(verdict.kept for verdict in plan_gc(Workspace(Root.of(labelled)), keep=9))
 
 
 def test_student_labels_are_planned_only_if_the_recipe_asks_for_them(finished_root: Path, recipe: Path) -> None:
     assert [each.step.name for each in must.plan(recipe, finished_root)] == STEPS
     with pytest.raises(ConfigError, match=r"Step 'student\.labels' is unknown"):
-        must.plan(recipe, finished_root, [], Selection(LABELLING[1]))
+        must.plan(recipe, finished_root, [], Selection(STUDENT_LABEL_STEP))
