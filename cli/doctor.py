@@ -17,6 +17,7 @@ from pipeline.recipe.comparison import COMPARE
 from pipeline.steps.runtime import usable_cores
 from pipeline.storage.atomic import PART_SUFFIX
 from pipeline.storage.cache import cache_folder
+from pipeline.storage.lock import LOCKS
 from pipeline.storage.path import URL, StoragePath
 
 LIBRARIES = ("torch", "torchvision", "timm", "prefect", "fastapi", "pyarrow", "webdataset", "pydantic", "numpy")
@@ -81,7 +82,7 @@ def _check_storage(root: str) -> Finding:
 
 def _creates_exclusively(root: StoragePath) -> bool:
     """Return True if creating a file that exists already fails, as locks need it."""
-    probe = root / f"claims/.doctor-{uuid.uuid4().hex[:12]}{PART_SUFFIX}"
+    probe = root / f"{LOCKS}/.doctor-{uuid.uuid4().hex[:12]}{PART_SUFFIX}"
     try:
         return probe.create(b"") and not probe.create(b"")
     finally:

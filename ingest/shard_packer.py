@@ -107,6 +107,7 @@ class ShardPacker:
         writer, records = self._open[split]
         writer.close()
         del self._open[split]
+        self._count(split, records)
         self._write_labels(ExistingShard(split, local_shard(writer.tar_path), len(records)), records)
 
     def keep(self, shard: ExistingShard, records: Sequence[PackedRecord]) -> None:
@@ -123,6 +124,7 @@ class ShardPacker:
             files = [f"{stem}.tar"] if renamed else [f"{stem}.tar", f"{stem}.parquet"]
             self.inherited |= dict(zip(files, files, strict=True))
             self._offsets[shard.split] = _number(shard.name) + 1
+        self._count(shard.split, records)
         self._write_labels(shard, records)
 
     def repack(self, shard: ExistingShard, records: Sequence[PackedRecord | None]) -> None:
@@ -147,17 +149,20 @@ class ShardPacker:
     def _folder(self, shard: ExistingShard) -> Path:
         return self.out if shard.sealed else self.work
 
-    def _write_labels(self, shard: ExistingShard, records: Sequence[PackedRecord]) -> None:
-        """Write the true labels of a shard's images, and count them."""
-        self.shards[shard.split] += 1
+    def _count(self, split: str, records: Sequence[PackedRecord]) -> None:
+        """Count a shard with its images and their labels, and list the notes on them."""
+        self.shards[split] += 1
         for record in records:
             self.counts["images"] += 1
-            self.counts[f"images.{shard.split}"] += 1
+            self.counts[f"images.{split}"] += 1
             for task in record.rows:
-                self.counts[f"labels.{task}.{shard.split}"] += 1
+                self.counts[f"labels.{task}.{split}"] += 1
             for note in record.notes:
                 self.counts["notes"] += 1
-                self._add_to_list("notes", record, shard.split, note)
+                self._add_to_list("notes", record, split, note)
+
+    def _write_labels(self, shard: ExistingShard, records: Sequence[PackedRecord]) -> None:
+        """Write the true labels of a shard's images."""
         keys = shard.shard.columns("key").column("key").to_pylist() if self.labels else []
         for task, label in self.labels.items():
             metadata = store_metadata(label, f"{TRUTH}:{self.name}", shard.sha256)

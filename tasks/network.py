@@ -1,4 +1,4 @@
-"""`Network`: a backbone, a feature pyramid and a head per task.
+"""`Network`: a backbone, a feature pyramid and a head per teacher.
 
 A supervised teacher has one head, the student one per teacher. As in MuST: classification from
 globally pooled C5, detection from P3 to P7, and every dense task from the sum of all pyramid levels at stride 4.

@@ -17,7 +17,7 @@ from pipeline.recipe.comparison import COMPARE
 from pipeline.steps.artifact import EXTERNAL_FILES, MANIFEST, Artifact, parse_lines, parse_manifest, verify
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.atomic import PART_SUFFIX
-from pipeline.storage.lock import lock_holders
+from pipeline.storage.lock import LOCKS, lock_holders
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root, StoredFile, in_parallel
 from pipeline.stores.naming import DIGITS, LABELLING, version_of
@@ -107,7 +107,7 @@ class Verdict:
 
 def list_runs(root: Root) -> list[RunUse]:
     """Return all runs of a root, the newest first."""
-    active = {name.removeprefix("runs/") for name in lock_holders(root / "claims") if name.startswith("runs/")}
+    active = {name.removeprefix("runs/") for name in lock_holders(root / LOCKS) if name.startswith("runs/")}
     folders = [folder for folder in (root / "runs").folders() if RUN_NAME.match(folder.name)]
     folders.sort(key=lambda folder: run_order(folder.name), reverse=True)
     runs = []
@@ -184,7 +184,7 @@ def plan_gc(workspace: Workspace, keep: int = 1) -> list[Verdict]:
     root = workspace.root
     runs = list_runs(root)
     reasons = _reasons(runs, keep)
-    holders = lock_holders(root / "claims")
+    holders = lock_holders(root / LOCKS)
     active = [run for run in runs if run.is_active]
     verdicts, kept = [], []
     for artifact in list_artifacts(root, runs):
@@ -268,7 +268,7 @@ def _verdicts_on_leftovers(root: Root, idle: bool) -> Iterator[Verdict]:
     """Yield the verdict on half-written files outside artifacts. They are kept unless the root is idle."""
     parts = {
         f"{folder}/{name}": size
-        for folder in ("labels", "claims")
+        for folder in ("labels", LOCKS)
         for name, size in (root / folder).files().items()
         if name.endswith(PART_SUFFIX)
     }

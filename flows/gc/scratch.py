@@ -8,7 +8,7 @@ import time
 from flows.gc.inventory import Key, Verdict
 from pipeline.steps.artifact import LOG, MANIFEST, WORK
 from pipeline.storage.cache import STALE_S
-from pipeline.storage.lock import lock_holders
+from pipeline.storage.lock import LOCKS, lock_holders
 from pipeline.storage.root import Root, in_parallel
 
 Group = tuple[str, bool, str]
@@ -25,7 +25,7 @@ def plan_scratch_gc(root: Root) -> list[Verdict]:
         return []
     scratch = Root.of(root.local_path())
     files = scratch.path.files()  # before the locks: a process that starts later has no files here
-    local_holder = next((holder for holder in lock_holders(root / "claims").values() if holder.is_local), None)
+    local_holder = next((holder for holder in lock_holders(root / LOCKS).values() if holder.is_local), None)
     sealed = _sealed(root, files)
     groups: dict[Group, dict[str, int]] = collections.defaultdict(dict)
     for name, size in files.items():

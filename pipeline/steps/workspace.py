@@ -28,7 +28,7 @@ from pipeline.steps.artifact import (
 )
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.errors import explain_full_disk
-from pipeline.storage.lock import IsHeld, OnWait, hold_lock
+from pipeline.storage.lock import LOCKS, IsHeld, OnWait, hold_lock
 from pipeline.storage.path import StoragePath
 from pipeline.storage.process_id import ProcessId
 from pipeline.storage.root import Root, in_parallel
@@ -83,7 +83,7 @@ class Workspace:
     @property
     def locks(self) -> StoragePath:
         """The folder of locks, which tell what runs are working on."""
-        return self.root / "claims"
+        return self.root / LOCKS
 
     def make(self, step: Step, inputs: Inputs, holds: IsHeld = lambda: True) -> Artifact:
         """Run the step in its folder and seal it.

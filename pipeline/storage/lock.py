@@ -24,6 +24,8 @@ from pipeline.errors import MustError
 from pipeline.storage.path import StoragePath
 from pipeline.storage.process_id import ProcessId
 
+LOCKS = "claims"
+"""The folder of a root that holds the leases, a folder per lock."""
 RENEW_S = 10.0
 POLL_S = 0.5
 LEASE_S = 60.0
@@ -63,7 +65,7 @@ def hold_lock(folder: StoragePath, on_wait: OnWait, on_lost: Callable[[], None])
     If another process takes this one for dead (it may have slept) and takes over, `on_lost` is called some time later,
     on another thread. The yielded function tells at once:
 
-    >>> with hold_lock(root / "claims/x", on_wait=lambda holder: None, on_lost=stop.set) as is_held:
+    >>> with hold_lock(root / LOCKS / "x", on_wait=lambda holder: None, on_lost=stop.set) as is_held:
     ...     publish(result) if is_held() else discard(result)
     """
     lease = _Lease(ProcessId.current(), uuid.uuid4().hex)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.storage.errors import explain_full_disk, explain_read_errors
-from pipeline.storage.lock import LEASE_S, IsHeld, OnWait, hold_lock
+from pipeline.storage.lock import LEASE_S, LOCKS, IsHeld, OnWait, hold_lock
 from pipeline.storage.path import StoragePath
 from pipeline.storage.process_id import ProcessId
 from pipeline.storage.root import Root
@@ -40,7 +40,7 @@ SCHEMA = pa.schema(
 )
 NO_REJECTIONS = pa.Table.from_batches([], SCHEMA)  # SCHEMA.empty_table() would load pandas, where there is one
 PATH = "labels/rejected.parquet"
-LOCK = "claims/rejected"
+LOCK = f"{LOCKS}/rejected"
 REPAIR = "Put back an intact copy, or delete it: then nothing is rejected."
 KEY = "^[0-9a-f]{16}$"
 WAIT_S = 2 * LEASE_S

@@ -36,7 +36,7 @@ from pipeline.training.microbatch import OUT_OF_MEMORY_ADVICE, TOTAL, Microbatch
 from pipeline.training.objective import TrainingJob
 from pipeline.training.optimizer import build_optimizer, lr_factor, match_memory_format
 from pipeline.training.process_group import ProcessGroup
-from pipeline.training.state import TrainingState
+from pipeline.training.state import TrainingFiles
 
 
 class MicrobatchLimit(NamedTuple):
@@ -104,7 +104,8 @@ class _Trainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.ema = ModelEmaV3(self.model, job.config.ema, use_warmup=True) if job.config.ema else None
         self.running_statistics = _running_statistics(self.model)
-        self.state = TrainingState(job.name, job.out) if ranks.is_first() else None
+        self.files = TrainingFiles(job.name, job.out) if ranks.is_first() else None
+        """Of the first process; None in the others, which write nothing."""
         self.step, self.limits = 0, list[MicrobatchLimit]()
         self.seconds = self.earlier = 0.0
 
@@ -121,8 +122,8 @@ class _Trainer:
         self._lower_limit(self.group.broadcast_result(self.microbatches.saved_limit))
 
     def _initial_state(self) -> dict[str, Any] | None:
-        assert self.state
-        state = self.state.load()
+        assert self.files
+        state = self.files.load()
         if state is None and self.group.world_size > 1:
             state = move_to_device(self._state_dict(), "cpu")
         return state
@@ -171,8 +172,8 @@ class _Trainer:
                     saved = time.monotonic()
         finally:
             batches.close()
-            if self.state:
-                self.state.close()
+            if self.files:  # in the first process
+                self.files.close()
 
     def _train_step(self, batches: Generator[LocalBatch]) -> dict[str, Any]:
         """Take one optimiser step on the next batch, and return its losses and learning rate for the log."""
@@ -213,10 +214,10 @@ class _Trainer:
 
     def _save(self) -> None:
         """Save the state. If the root's storage does not take it, training goes on: it may take the next one."""
-        if self.state:
-            self.state.save(self._state_dict())
+        if self.files:  # in the first process
+            self.files.save(self._state_dict())
             try:
-                self.runtime.root.upload(*self.state.files)
+                self.runtime.root.upload(*self.files.paths)
             except MustError as error:
                 self._progress(f"its state is on this machine alone: {error}")
 
@@ -228,10 +229,10 @@ class _Trainer:
         self.runtime.check_stop(self.job.name)
 
     def _log(self, line: dict[str, Any], images_per_s: float) -> None:
-        if self.state:
+        if self.files:  # in the first process
             passes, waited_s = self.microbatches.count(self.limit), round(self.job.stream.waited, 3)
             line = {"step": self.step, **line, "passes": passes, "images_per_s": round(images_per_s, 2)}
-            self.state.log({**line, "waited_s": waited_s})
+            self.files.log({**line, "waited_s": waited_s})
             self._progress(f"loss {line['loss']:.3f}, {images_per_s:.0f} images/s")
 
     def _progress(self, line: str) -> None:

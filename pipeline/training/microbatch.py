@@ -72,7 +72,7 @@ class MicrobatchRunner:
         return min(count, self.smallest) if self.synchronized else count
 
     def load(self, local: LocalBatch, limit: int) -> dict[str, float]:
-        """Take the local batch to run next, and return by name how much of what losses are means over is in it."""
+        """Take the next local batch; return by name the amounts (images, labels or pixels) its losses average over."""
         self._local, self._microbatches = local, self._split(local, limit)
         return sum_by_key(self.job.objective.amounts(microbatch) for microbatch in self._microbatches)
 

@@ -1,7 +1,7 @@
 """The files that a training writes while it runs: the state to go on from, and a log of its steps.
 
 <out>/work/state.safetensors   written every minute or so and at a stop; gone when the step is done
-<out>/log/train.jsonl          a line for every step up to the state's, and for those since
+<out>/log/train.jsonl          a line per step; may be ahead of the state
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def has_state(out: Path) -> bool:
     return (out / WORK / STATE).exists()
 
 
-class TrainingState:
-    """State and log of the training called `name`, in the folder `out`."""
+class TrainingFiles:
+    """The state and the log of the training called `name`, in the folder `out`."""
 
     def __init__(self, name: str, out: Path) -> None:
         for folder in (WORK, LOG):
@@ -33,7 +33,7 @@ class TrainingState:
         self._log = self._open_log()
 
     @property
-    def files(self) -> tuple[Path, Path]:
+    def paths(self) -> tuple[Path, Path]:
         """The files to go on from, in the order to copy them: the log may be ahead of the state but never behind."""
         return self._log_path, self._state_path
 

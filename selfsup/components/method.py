@@ -107,7 +107,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def view_kinds(self) -> Sequence[ViewKind]:
-        """Return the kinds of views that every image gets one of each: `[ViewKind(self.size, POLICY)] * 2`."""
+        """Return the kinds of views; every image gets one view of each kind: `[ViewKind(self.size, POLICY)] * 2`."""
 
     def initialize(self, batches: Iterable[tuple[Tensor, list[Tensor]]]) -> None:
         """See every image once before the first step: pairs of `Views.index` and `Views.unlabelled`.

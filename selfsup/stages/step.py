@@ -23,7 +23,7 @@ from selfsup.stages.initial import initial_backbone
 from selfsup.stages.labelled_sampler import ClassSampler, load_sampler
 from selfsup.stages.objective import override_policies
 from selfsup.stages.stream import ViewStream
-from selfsup.stages.training import train
+from selfsup.stages.training import StageJob, train
 from tasks.network import seed_part
 
 
@@ -70,7 +70,7 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
     seed_part(seed, f"stage.{stage.name}")
     method = stage.build_for_stage(start.build_encoder(), StageSetting(start.size, len(images), stage.batch))
     stream = ViewStream(images, override_policies(method.view_kinds(), stage.augment), budget, sampler, seed)
-    counts = train((config["name"], stage), method, stream, inputs.runtime, out)
+    counts = train(StageJob(config["name"], stage, method, stream), inputs.runtime, out)
     save_backbone(method.backbone.cpu(), out)
     seen = {"images_seen": budget.total_views(1), "views_seen": budget.total_views(len(stream.kinds))}
     return {"images": len(images), "steps": budget.steps, **seen, "family": method.family, **counts}

@@ -22,8 +22,8 @@ from selfsup.stages.budget import Budget
 from selfsup.stages.crops import draw_views
 from selfsup.stages.labelled_sampler import ClassSampler
 
-LABELLED_SEED = 11
-"""Keeps the draws for labelled images apart from those for unlabelled ones."""
+OTHER_DRAWS_SEED = 11
+"""Keeps the draws for labelled images and for a single pass apart from those for the steps' unlabelled images."""
 
 
 @dataclasses.dataclass
@@ -106,7 +106,7 @@ class ViewStream:
         return draw
 
     def _labelled_maker(self, step: int, slot: int, index: int, label: int) -> Callable[[], ImageViews]:
-        seed = (self.seed, LABELLED_SEED, step, slot)
+        seed = (self.seed, OTHER_DRAWS_SEED, step, slot)
         return lambda: dataclasses.replace(self._draw(index, self.kinds[:1], seed), label=label)
 
     def _draw(self, index: int, kinds: Sequence[ViewKind], seed: tuple[int, ...]) -> ImageViews:
@@ -117,8 +117,9 @@ class ViewStream:
         """Yield every image once, in batches of `size`, which threads prefetch."""
 
         def draw(index: int) -> ImageViews:
-            return self._draw(index, self.kinds, (self.seed, LABELLED_SEED, index))
+            return self._draw(index, self.kinds, (self.seed, OTHER_DRAWS_SEED, index))
 
         with contextlib.closing(prefetch(draw, range(len(self.dataset)), threads, max(size, threads))) as images:
             while batch := list(itertools.islice(images, size)):
+                # step 1, an ordinary one: at step 0 the objective also measures features, which would be timed, too
                 yield collate(batch, [], Position(1, self.budget.steps, 0))

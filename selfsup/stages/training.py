@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,27 +30,33 @@ SAME_SPEED = {"name", "data", "start", "share", "steps", "epochs", "lr", "backbo
 """Keys of a stage that do not change the speed of its steps."""
 
 
-def train(
-    named: tuple[str, MethodConfig], method: Method, stream: ViewStream, runtime: Runtime, out: Path
-) -> dict[str, Any]:
-    """Train the method in place on the stream's views, or resume from the state in `out`.
+class StageJob(NamedTuple):
+    """A stage to train, under the name of its step: its settings, its method, and the views that the method sees."""
 
-    `named`: the step's name and its stage. Returns counts for the manifest: how it was computed, and the features
-    before and after.
+    name: str
+    settings: MethodConfig
+    method: Method
+    stream: ViewStream
+
+
+def train(job: StageJob, runtime: Runtime, out: Path) -> dict[str, Any]:
+    """Train the method of a stage in place, or resume from the state in `out`.
+
+    Returns counts for the manifest: how it was computed, and the features before and after.
     """
-    (name, stage), images = named, stream.dataset
+    name, stage, method, stream = job
     with ProcessGroup(find_device(runtime.device)) as group:
         settings = stage.model_dump(mode="json", exclude=SAME_SPEED)
         key = [settings, method.backbone.name, method.backbone.size, "stage"]
         choice = autotune.autotune(runtime, key, StageObjective(method, stream.kinds), _timed_step(stream))
         objective = choice.place(StageObjective(method, stream.kinds, choice.memory_format))
         batches = stream.prefetched(runtime.threads)
-        job = TrainingJob(name, objective, batches, stream.budget.steps, out, stage, stream.seed)
-        before = measure_features(method.backbone, images, runtime)
+        training = TrainingJob(name, objective, batches, stream.budget.steps, out, stage, stream.seed)
+        before = measure_features(method.backbone, stream.dataset, runtime)
         if not has_state(out):
-            _initialize(name, method, stream, choice, runtime)
-        fitted = fit(job, choice, group, runtime)
-        after = measure_features(method.backbone, images, runtime)
+            _initialize(job, choice, runtime)
+        fitted = fit(training, choice, group, runtime)
+        after = measure_features(method.backbone, stream.dataset, runtime)
     features = {"before": before, "after": after, "collapsed": is_collapsed(before, after)}
     return {"features": features, "choice": choice.describe(), **fitted.counts()}
 
@@ -72,8 +78,9 @@ def _timed_step(stream: ViewStream) -> Callable[[nn.Module, ComputeConfig], None
 
 
 @torch.no_grad()
-def _initialize(name: str, method: Method, stream: ViewStream, choice: ComputeConfig, runtime: Runtime) -> None:
+def _initialize(job: StageJob, choice: ComputeConfig, runtime: Runtime) -> None:
     """Show every image once to a method that overrides `initialize`."""
+    name, _, method, stream = job
     if type(method).initialize is Method.initialize:
         return
     total, seen = len(stream.dataset), 0

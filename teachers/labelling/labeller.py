@@ -22,7 +22,7 @@ from pipeline.errors import DataError
 from pipeline.steps.artifact import EXTERNAL_FILES, Artifact, Inputs, read_json, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import waiting
-from pipeline.storage.lock import hold_lock
+from pipeline.storage.lock import LOCKS, hold_lock
 from pipeline.storage.root import in_parallel
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import Label, LabelSpace, LabelWriter, store_metadata
@@ -123,7 +123,7 @@ def exclusive(inputs: Inputs) -> Iterator[None]:
     runtime, step = inputs.runtime, STUDENT_LABEL_STEP if STUDENT in inputs.artifacts else LABEL_STEP
     with contextlib.ExitStack() as locks:
         for path in sorted(folder.path for maker in label_makers(inputs) for folder in maker.folders.values()):
-            lock = runtime.root / "claims" / path
+            lock = runtime.root / LOCKS / path
             locks.enter_context(hold_lock(lock, waiting(step, runtime), on_lost=runtime.stop.set))
         yield
 

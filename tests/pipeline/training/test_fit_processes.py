@@ -278,7 +278,7 @@ def train_on_full_disk(out: Path) -> None:
     def save(*_: Any) -> None:
         raise DataError("the disk is full")
 
-    setattr(state.TrainingState, "save", save)  # noqa: B010 - for this process alone
+    setattr(state.TrainingFiles, "save", save)  # noqa: B010 - for this process alone
     train(out, Linears(), checkpoint_s=0)
 
 
