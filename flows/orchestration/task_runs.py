@@ -29,7 +29,7 @@ from prefect.states import Cancelled, Completed, Failed
 from flows.orchestration.fan_out import FanOut
 from flows.orchestration.ui import log_warnings, mirror_progress, show_results
 from flows.run.run import Run
-from flows.run.runners import FAN_OUT_RUNNERS
+from flows.run.runner_check import FAN_OUT_RUNNERS
 from flows.run.signals import stop_on_signals
 from flows.run.step_runner import Subprocess, run_concurrently
 from pipeline.errors import MustError, Stopped
@@ -40,12 +40,15 @@ FLUSH_S = 30.0
 
 
 _body: contextvars.ContextVar[Callable[[], State[Any]]] = contextvars.ContextVar("body")
+"""The work of the flow run that is being started. It can't be an argument of the flow or one of its globals, as Ray and
+Dask pickle the flow, and the work can't be pickled.
+"""
 
 
 @flow(persist_result=False, validate_parameters=False)
 def selftrain(recipe: str, root: str) -> State[Any]:
-    """Run a whole recipe. Task runners send the flow to their workers, so it refers to nothing but a name."""
-    return call_body()
+    """Run a whole recipe. The work travels in a context variable, because Ray and Dask pickle the flow."""
+    return call_body()  # pickled by its name, unlike the variable itself
 
 
 def call_body() -> State[Any]:

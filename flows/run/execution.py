@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flows.run.run import Outcome, Plan, Run, describe_error
-from flows.run.runners import check_runner
+from flows.run.runner_check import check_runner
 from flows.run.signals import stop_on_signals
 from flows.run.step_runner import InProcess, Subprocess, in_order
 from pipeline.errors import ConfigError

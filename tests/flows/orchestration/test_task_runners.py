@@ -13,9 +13,7 @@ import pytest
 
 import must
 from flows.plan.selection import Selection
-from flows.run.runners import check_runner
-from pipeline.errors import ConfigError, DataError
-from pipeline.recipe.runtime import RuntimeConfig
+from pipeline.errors import DataError
 from tests.flows.tiny import digests, events, query_prefect
 from tests.run_fixtures import add_database
 from tests.waiting import wait_until, wait_until_gone
@@ -103,16 +101,3 @@ def test_fan_out_raises_the_error_of_a_part(recipe: Path, up_to_label: Path) -> 
     index.write_bytes(bytes(index.stat().st_size))
     with pytest.raises(DataError, match=r"shard-000003\.parquet: not a readable image index"):
         must.run(recipe, up_to_label, on("process"), Selection("label", only="label"))
-
-
-def test_check_runner_names_the_extra_of_a_missing_runner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        ConfigError, match=r"runner is 'ray', which needs the extra ray: uv pip install -e '.*\[ray\]'\. Without"
-    ):
-        check_runner(RuntimeConfig(runner="ray"))
-
-
-def test_check_runner_refuses_an_address_for_a_local_runner() -> None:
-    with pytest.raises(ConfigError, match=r"address is 'ray://head:10001', but runner 'process' works on this machine"):
-        check_runner(RuntimeConfig(runner="process", address="ray://head:10001"))
