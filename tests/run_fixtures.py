@@ -45,10 +45,21 @@ def finished_root(recipe: Path, spawner: Any, tmp_path_factory: pytest.TempPathF
 
     gc.collect()
     gc.freeze()  # else every collection walks the libraries' objects
-    root = tmp_path_factory.mktemp("finished")
-    must.run(recipe, root)
-    yield root
+    made = make_once(tmp_path_factory, "finished", lambda root: must.run(recipe, root))
+    yield shutil.copytree(made, tmp_path_factory.mktemp("finished") / "root")
     gc.unfreeze()
+
+
+def make_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that `make` has filled, once for all processes of the tests: only to be read."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"made-{name}"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            filled = tmp_path_factory.mktemp(name)
+            make(filled)
+            filled.rename(folder)
+    return folder
 
 
 @pytest.fixture
@@ -61,14 +72,12 @@ def root(finished_root: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a new database of Prefect's server, made once for all tests: its migrations take longer than most runs."""
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "prefect"
-    with FileLock(f"{shared}.lock"):
-        if not (shared / "complete").exists():
-            command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
-            subprocess.run(command, env=os.environ | {"PREFECT_HOME": str(shared)}, check=True, capture_output=True)
-            (shared / "complete").touch()
-    return shared / "prefect.db"
+    command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
+
+    def migrate(home: Path) -> None:
+        subprocess.run(command, env=os.environ | {"PREFECT_HOME": str(home)}, check=True, capture_output=True)
+
+    return make_once(tmp_path_factory, "prefect", migrate) / "prefect.db"
 
 
 @pytest.fixture

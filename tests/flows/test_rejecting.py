@@ -179,6 +179,7 @@ def remote(bucket: str, finished_root: Path) -> str:
     return f"{bucket}/root"
 
 
+@pytest.mark.slow
 def test_rejections_on_a_remote_root(remote: str, recipe: Path, copy: Path) -> None:
     ends = []
     for root in (remote, copy):

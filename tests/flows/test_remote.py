@@ -176,6 +176,7 @@ def test_remote_run_resumes_training_of_a_lost_machine(
     assert remote_digests(root) == digests(finished_root)
 
 
+@pytest.mark.slow
 def test_remote_run_stopped_resumes_on_another_machine(
     root: str, finished_root: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
