@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,12 +50,21 @@ class Background:
 
     def start(self, deployment: str, **parameters: Any) -> None:
         """Start a run of a deployment."""
-        url = f"{json.loads((self.home / 'services.json').read_text('utf-8'))['url']}/deployments"
-        with urllib.request.urlopen(f"{url}/name/{deployment}") as answer:
-            identity = json.load(answer)["id"]
+        identity = self.ask(f"deployments/name/{deployment}")["id"]
         content = json.dumps({"parameters": parameters, "state": {"type": "SCHEDULED"}}).encode()
-        request = urllib.request.Request(f"{url}/{identity}/create_flow_run", content, JSON)
-        urllib.request.urlopen(request).close()
+        self.ask(f"deployments/{identity}/create_flow_run", content)
+
+    def ask(self, path: str, content: bytes | None = None) -> Any:
+        """Return what the server answers. A busy one answers 503, after which Prefect's own client asks again."""
+        url = json.loads((self.home / "services.json").read_text("utf-8"))["url"]
+        while True:
+            try:
+                with urllib.request.urlopen(urllib.request.Request(f"{url}/{path}", content, JSON)) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if error.code != 503:
+                    raise
+                time.sleep(0.5)
 
     def train(self, deployment: str, recipe: Path, root: Path, **parameters: Any) -> None:
         """Start a run of a deployment, and wait until it trains the teacher."""
