@@ -28,6 +28,7 @@ from selfsup.stages import step as stage_step
 from selfsup.stages.labelled_sampler import ImageClasses, class_sampler
 from selfsup.stages.objective import RANK, SPREAD
 from selfsup.stages.stream import ImageViews, LocalViews, ViewStream
+from selfsup.stages.training import StageJob
 from tests.ingest.photos import picture
 from tests.selfsup.sandbox import SEED, TWO, StageSandbox, log
 from tests.steps import make_step
@@ -168,8 +169,8 @@ def stream_of(sandbox: StageSandbox, monkeypatch: pytest.MonkeyPatch, **settings
     """Return the stream that a stage of these settings would train on."""
     kept: list[ViewStream] = []
 
-    def train(named: Any, method: Any, given: ViewStream, *_: Any) -> dict[str, Any]:
-        kept.append(given)
+    def train(job: StageJob, *_: Any) -> dict[str, Any]:
+        kept.append(job.stream)
         return {}
 
     monkeypatch.setattr(stage_step, "train", train)
