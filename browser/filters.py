@@ -64,7 +64,7 @@ class JoinedTable(Protocol):
 
     @property
     def table(self) -> str:
-        """Its name, quoted for SQL."""
+        """The name, quoted for SQL."""
 
     @property
     def columns(self) -> Mapping[str, str]: ...

@@ -44,7 +44,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class BackboneTable:
-    """All backbones on the same `n` images of one set, for one task."""
+    """The backbones measured on the same `n` images of one set, for one task."""
 
     dataset: str
     task: str

@@ -80,13 +80,6 @@ def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_once(tmp_path_factory, "prefect", migrate) / "prefect.db"
 
 
-@pytest.fixture
-def prefect_root(root: Path, prefect_database: Path) -> Path:
-    """Return the root with the database of Prefect's server."""
-    add_database(root, prefect_database)
-    return root
-
-
 def add_database(home: Path, database: Path) -> None:
     """Give a root, or the home of `must up`, a copy of a database of Prefect's server."""
     (home / "prefect").mkdir(parents=True)

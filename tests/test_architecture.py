@@ -129,7 +129,7 @@ def test_a_class_name_means_one_thing() -> None:
     assert not twice, twice
 
 
-RIDDLES = ("What", "Whether", "How", "Where", "Which", "Of", "It")
+RIDDLES = ("What", "Whether", "How", "Where", "Which", "Of", "It", "Its", "All")
 """First words that leave a reader to find out what a thing is or does."""
 
 

@@ -53,7 +53,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """All rows of a comparison on one split of a set."""
+    """The rows of a comparison on one split of a set."""
 
     name: str
     rows: Sequence[Row]

@@ -54,7 +54,7 @@ class RunUse:
 
     @property
     def purpose(self) -> tuple[str, ...]:
-        """Its recipe and the comparisons that it made: a newer run replaces older ones of the same purpose."""
+        """The recipe and the comparisons that it made: a newer run replaces older ones of the same purpose."""
         return (self.recipe, *sorted(self.names_in(COMPARE)))
 
     def names_in(self, section: str) -> set[str]:

@@ -150,7 +150,7 @@ class ImageDataset:
 
     @functools.cached_property
     def _by_key(self) -> NDArray[np.int64]:
-        """All indices, sorted by the images' keys."""
+        """The indices of the images, sorted by key."""
         keys = [np.array(shard.images.keys, dtype="S16")[shard.rows] for shard in self.shards]
         return np.argsort(np.concatenate(keys), kind="stable")
 

@@ -75,7 +75,7 @@ def encode_jpeg(image: Image.Image) -> bytes:
 
 
 class TextureBank:
-    """All textures of one look, packed for lookup.
+    """Textures of one look, packed for lookup.
 
     Their ids: `photos` with `floors` first, then `patterns` of two values (0 and 1).
     """

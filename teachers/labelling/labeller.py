@@ -66,13 +66,13 @@ class LabelMaker:
 
     @functools.cached_property
     def folders(self) -> dict[str, LabelFolder]:
-        """The folders of its label shards by head."""
+        """The folders of the label shards by head."""
         names = {head: store_name(self.label_name(head), self.artifact.digest) for head in self.labels}
         return {head: LabelFolder(self.runtime.root, f"labels/{name}", self.facts) for head, name in names.items()}
 
     @functools.cached_property
     def predictor(self) -> Predictor:
-        """Its model, set up for this machine; loaded when first needed."""
+        """The model, set up for this machine; loaded when first needed."""
         return (load_network if self.is_student else load_teacher)(self.artifact, self.runtime)
 
     def has(self, shard: ImageShard) -> bool:

@@ -16,6 +16,7 @@ import pytest
 import must
 from flows.plan.selection import Selection
 from tests.flows.tiny import SAVES, THREADS, events, logged_steps
+from tests.run_fixtures import add_database
 from tests.waiting import wait_until
 
 Start = Callable[..., BaseProcess]
@@ -29,9 +30,9 @@ def losses(root: Path, step: str) -> list[float]:
 
 
 def test_training_processes_train_each_network_together(
-    recipe: Path, prefect_root: Path, finished_root: Path, start: Start
+    recipe: Path, root: Path, prefect_database: Path, finished_root: Path, start: Start
 ) -> None:
-    root = prefect_root
+    add_database(root, prefect_database)
     process = start(root, *TWO)
     process.join()
     assert process.exitcode == 0
