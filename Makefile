@@ -7,6 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Tests wait for servers and processes as often as they compute: one more at a time than there are cores.
 CORES := len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 TESTS := $(shell $(PYTHON) -c "import os; print(min(4, ($(CORES)) + 1))")
+PYTEST := $(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help quickstart test test-all coverage check format docs
 
@@ -30,13 +31,13 @@ quickstart: $(INSTALLED)
 	$(BIN)/must run recipes/quickstart.yaml
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 coverage: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile --no-loadscope-reorder -m "slow or gpu or not slow"
+	$(PYTEST) -m "slow or gpu or not slow"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

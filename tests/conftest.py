@@ -45,7 +45,7 @@ pytest_plugins = ["tests.run_fixtures"]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the tests that start processes and servers: short ones then fill the end on every core."""
-    items.sort(key=lambda item: item.path.parts[len(PROJECT.parts) + 1] not in ("flows", "docs"))
+    items.sort(key=lambda item: item.path.relative_to(PROJECT / "tests").parts[0] not in ("flows", "docs"))
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
