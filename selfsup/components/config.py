@@ -68,11 +68,13 @@ class MethodConfig(StageConfig, ABC):
             encoder = Encoder(self.backbone, self.image_size, statistics(self.backbone))
             method = self.build_for_stage(encoder, StageSetting(self.image_size, 2 * self.batch, self.batch))
             for size in {kind.size for kind in method.view_kinds()}:
-                try:
-                    encoder.eval().model(torch.empty(2, 3, size, size))
-                except Exception as error:  # models raise errors of any type for a size that they can't take
-                    raise ConfigError(
-                        f"{self.method!r} shows the backbone views of {size} x {size} pixels, which {encoder.name!r} "
-                        f"can't take: {str(error).splitlines()[0]} Set another image_size, no small_views, or another "
-                        "backbone."
-                    ) from error
+                self._check_view_size(encoder.eval(), size)
+
+    def _check_view_size(self, encoder: Encoder, size: int) -> None:
+        try:
+            encoder.model(torch.empty(2, 3, size, size))
+        except Exception as error:  # models raise errors of any type for a size that they can't take
+            raise ConfigError(
+                f"{self.method!r} shows the backbone views of {size} x {size} pixels, which {encoder.name!r} can't "
+                f"take: {str(error).splitlines()[0]} Set another image_size, no small_views, or another backbone."
+            ) from error
