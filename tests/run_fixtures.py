@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
 import shutil
-import subprocess
-import sys
+import sqlite3
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,9 +17,15 @@ import pytest
 from filelock import FileLock
 
 import must
+from flows.plan.selection import Selection
 from flows.run.run import Outcome
+from flows.server.embedded import Server
+from pipeline.steps.runtime import Runtime
+from pipeline.storage.root import Root
 from tests.flows.tiny import RECIPE, digests
 from tests.forked import run_must
+
+Resume = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,12 +78,17 @@ def root(finished_root: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a new database of Prefect's server, made once for all tests: its migrations take longer than most runs."""
-    command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
 
-    def migrate(home: Path) -> None:
-        subprocess.run(command, env=os.environ | {"PREFECT_HOME": str(home)}, check=True, capture_output=True)
+    def start_and_stop(home: Path) -> None:
+        server = Server(home)
+        try:
+            server.wait(Runtime(Root.of(home)))
+        finally:
+            server.stop()
+        with contextlib.closing(sqlite3.connect(home / "prefect.db")) as database:
+            database.execute("pragma wal_checkpoint(truncate)")  # the one file then holds everything
 
-    return make_once(tmp_path_factory, "prefect", migrate) / "prefect.db"
+    return make_once(tmp_path_factory, "prefect", start_and_stop) / "prefect.db"
 
 
 def add_database(home: Path, database: Path) -> None:
@@ -95,12 +106,17 @@ def up_to_label(finished_root: Path, root: Path) -> Path:
 
 
 @pytest.fixture
-def resume(finished_root: Path, recipe: Path) -> Callable[[Path], Outcome]:
-    """Return a function that finishes the run in a root, and checks that it made the artifacts of the finished run."""
+def resume(finished_root: Path, recipe: Path) -> Resume:
+    """Return a function that goes on with the run in a root: (root, last step), by default to its end.
 
-    def finish(root: Path) -> Outcome:
-        outcome = must.run(recipe, root)
-        assert digests(root) == digests(finished_root)
+    It checks that all artifacts are those of the finished run.
+    """
+
+    def finish(root: Path, last: str | None = None) -> Outcome:
+        outcome = must.run(recipe, root, steps=Selection(last))
+        made, expected = digests(root), digests(finished_root)
+        assert made == {step: digest for step, digest in expected.items() if last is None or step in made}
+        assert made.keys() >= outcome.artifacts.keys()
         return outcome
 
     return finish

@@ -105,7 +105,7 @@ class MicrobatchRunner:
     def _attempt(self, amounts: Mapping[str, float], step: int) -> dict[str, float] | None:
         """Return the losses, or None if memory ran out: then gradients, buffers and random state are as before."""
         buffers = self._copy_buffers()
-        torch.manual_seed(int(seeded_generator(self.job.seed, step, self.group.rank).integers(2**63)))
+        self._seed(step)
         try:
             return sum_by_key(self._pass(microbatch, amounts, step) for microbatch in self._microbatches)
         except torch.OutOfMemoryError:
@@ -115,6 +115,13 @@ class MicrobatchRunner:
             buffer.copy_(before)
         torch.cuda.empty_cache()
         return None
+
+    def _seed(self, step: int) -> None:
+        """Seed torch on the CPU and the device. `torch.manual_seed` also writes a traceback for each absent device, 5 ms."""
+        seed = int(seeded_generator(self.job.seed, step, self.group.rank).integers(2**63))
+        torch.default_generator.manual_seed(seed)
+        if self.compute.device != "cpu":
+            torch.get_device_module(self.compute.device).manual_seed(seed)
 
     def _copy_buffers(self) -> list[tuple[Tensor, Tensor]]:
         """Return every buffer with a copy of it; none where memory can't run out, as copies of queues take time."""

@@ -15,10 +15,9 @@ from typing import NamedTuple
 import pytest
 
 import must
-from flows.run.run import Outcome
 from tests.flows.tiny import SAVES, THREADS, digests
+from tests.run_fixtures import Resume
 
-Resume = Callable[[Path], Outcome]
 MUST = Path(sys.executable).with_name("must")
 ON_A_SMALL_DISK = """
 mount -t tmpfs -o size=64m none {disk} || exit 99
@@ -128,7 +127,7 @@ def test_full_disk_is_reported_and_finished_files_are_kept(
     assert "Traceback" not in done.stderr
     assert list(saved.glob(full.kept))
     assert not list(saved.rglob("*.part"))
-    resume(saved)
+    resume(saved, full.missing)
 
 
 def run_while_the_clock_jumps(recipe: Path, root: Path) -> None:

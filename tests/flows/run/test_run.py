@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import must
-from flows.run.run import Outcome, Run, plan_run
+from flows.run.run import Run, plan_run
 from flows.run.signals import stop_on_signals
 from flows.run.step_runner import InProcess
 from pipeline.errors import ConfigError, DataError, Stopped
@@ -28,10 +28,10 @@ from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
 from tests.flows.tiny import SAVES, STEPS, THREADS, events, logged_steps, output_without_heavy_imports
+from tests.run_fixtures import Resume
 from tests.waiting import wait_until
 
 Start = Callable[..., BaseProcess]
-Resume = Callable[[Path], Outcome]
 
 
 def step_events(root: Path) -> list[tuple[str, str | None]]:
@@ -205,14 +205,14 @@ def test_run_stopped_in_every_long_step_resumes(recipe: Path, root: Path, resume
 def test_run_killed_in_training_resumes(
     step: str, root: Path, start: Start, resume: Resume, rng: random.Random
 ) -> None:
-    process, moment = start(root, *SAVES), rng.randint(1, 50)
+    process, moment = start(root, *SAVES, "--to", step), rng.randint(1, 50)
     wait_until(lambda: logged_steps(root, step) >= moment, process)
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert step_events(root)[-1] == ("started", step)
     done = logged_steps(root, step)
-    resume(root)
+    resume(root, step)
     assert logged_steps(root, step) == 60
     assert done < 60
 
@@ -227,7 +227,7 @@ def test_run_killed_in_labelling_resumes(up_to_label: Path, start: Start, resume
     kept = {path: path.stat().st_mtime_ns for path in shards(root)}
     assert 0 < len(kept) < 24
     assert all(pq.read_table(path).num_rows == 4 for path in kept), "there is part of a shard under its final name"
-    resume(root)
+    resume(root, "label")
     assert kept == {path: path.stat().st_mtime_ns for path in kept}, "what was whole was labelled again"
 
 
@@ -237,14 +237,14 @@ def shards(root: Path) -> list[Path]:
 
 
 def test_run_on_sigterm_saves_its_state_and_exits_with_75(root: Path, start: Start, resume: Resume) -> None:
-    process = start(root)
+    process = start(root, "--to", "teacher.masks")
     wait_until(lambda: logged_steps(root, "teacher.masks") >= 3, process)
     os.kill(process.pid or 0, signal.SIGTERM)
     process.join()
     assert process.exitcode == 75
     assert next(root.glob("artifacts/teacher.masks/*/work/state.safetensors")).stat().st_size > 0
     assert 3 <= logged_steps(root, "teacher.masks") < 60
-    resume(root)
+    resume(root, "teacher.masks")
 
 
 def test_stop_on_signals_second_signal_kills() -> None:

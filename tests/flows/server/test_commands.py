@@ -11,18 +11,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.run.run import Outcome
 from tests.flows.tiny import THREADS, digests, environ_without_prefect, logged_steps, prefect_processes, query_prefect
-from tests.run_fixtures import add_database
+from tests.run_fixtures import Resume, add_database
 from tests.waiting import wait_until
 
-Resume = Callable[[Path], Outcome]
 JSON = {"Content-Type": "application/json"}
 MUST = Path(sys.executable).with_name("must")
 

@@ -18,6 +18,7 @@ from flows.server.embedded import LOGGING, Server, prefect_environ, temporary_en
 from pipeline.errors import ConfigError, Stopped
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
+from tests.run_fixtures import add_database
 from tests.waiting import wait_until_gone
 
 URL = "http://127.0.0.1:4711/api"
@@ -81,8 +82,10 @@ def test_logging_prints_nothing_to_the_terminal() -> None:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    home = tmp_path_factory.mktemp("home")
+def running(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    root = tmp_path_factory.mktemp("root")
+    add_database(root, prefect_database)
+    home = root / "prefect"
     write_logging(home)
     server = Server(home)
     server.wait(Runtime(Root.of(home)))
@@ -128,6 +131,7 @@ def test_server_wait_says_whether_the_server_ended_or_is_slow(
     killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedded, "START_S", math.inf if killed else 0)
+    monkeypatch.setattr(embedded, "SHUTDOWN_S", 0)
     server = Server(tmp_path)
     if killed:
         os.kill(server.process, signal.SIGKILL)

@@ -179,7 +179,7 @@ def reject_and_undo(path: str, environ: Mapping[str, str]) -> int:
     os.environ.update(environ)
     lock.POLL_S = 0.01
     root, first = Root.of(path), 100 * ranks.rank()
-    for number in range(first, first + 12):
+    for number in range(first, first + 6):
         reject(root, keys(number), None, "blurred")
         if number % 2:
             undo_reject(root, keys(number), None)
@@ -189,7 +189,7 @@ def reject_and_undo(path: str, environ: Mapping[str, str]) -> int:
 def test_reject_in_several_processes_keeps_all_changes(launcher: Launcher, any_root: Root) -> None:
     environ = {name: value for name, value in os.environ.items() if name.startswith("AWS_") or name == "no_proxy"}
     assert launcher.call(3, reject_and_undo, str(any_root), environ) == [0, 100, 200]
-    wanted = [number for first in (0, 100, 200) for number in range(first, first + 12, 2)]
+    wanted = [number for first in (0, 100, 200) for number in range(first, first + 6, 2)]
     assert sorted(key for key, _, _ in listed(any_root)) == sorted(keys(*wanted))
     assert list(any_root.path.files()) == [PATH]
 
