@@ -8,6 +8,7 @@ import io
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from pipeline.storage.root import Root
 from pipeline.stores.images import ImageShard, NewImage, ShardWriter
 from pipeline.stores.labels import Label, LabelSpace, LabelWriter, Value, store_metadata
 from tests.disk import image_shard, stored
+from tests.made_once import make_once
 from tests.processes import Launcher
 
 if TYPE_CHECKING:
@@ -189,14 +191,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
     gc.collect()
     gc.freeze()  # keeps the collector from walking the libraries' objects, half a second each time
-    workspace = Workspace(Root.of(tmp_path_factory.mktemp("world")))
-    runtime = Runtime(workspace.root, "cpu", "32", 1)
     steps = {step.name: step for step in build_steps(parse_recipe(WORLD, "world"))}
-    artifacts: dict[str, Artifact] = {}
-    for name in list(steps)[: list(steps).index("student")]:
-        inputs = {other: artifacts[other] for other in steps[name].inputs}
-        artifacts[name] = workspace.make(steps[name], Inputs(inputs, runtime))
-    yield World(steps, artifacts, workspace, runtime)
+
+    def make_world(root: Path) -> World:
+        """Make the artifacts in a root; those that are there are found."""
+        workspace, artifacts = Workspace(Root.of(root)), dict[str, Artifact]()
+        runtime = Runtime(workspace.root, "cpu", "32", 1)
+        for name in list(steps)[: list(steps).index("student")]:
+            inputs = {other: artifacts[other] for other in steps[name].inputs}
+            artifacts[name], _ = workspace.get_or_make(steps[name], Inputs(inputs, runtime))
+        return World(steps, artifacts, workspace, runtime)
+
+    made = make_once(tmp_path_factory, "world", make_world)
+    yield make_world(shutil.copytree(made, tmp_path_factory.mktemp("world") / "root"))
     gc.unfreeze()
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 import must
 from flows.plan.selection import Selection
@@ -24,6 +23,7 @@ from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
 from tests.flows.tiny import RECIPE, digests
 from tests.forked import run_must
+from tests.made_once import make_once
 
 Resume = Callable[..., Outcome]
 
@@ -54,18 +54,6 @@ def finished_root(recipe: Path, spawner: Any, tmp_path_factory: pytest.TempPathF
     made = make_once(tmp_path_factory, "finished", lambda root: must.run(recipe, root))
     yield shutil.copytree(made, tmp_path_factory.mktemp("finished") / "root")
     gc.unfreeze()
-
-
-def make_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """Return a folder that `make` has filled, once for all processes of the tests: only to be read."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"made-{name}"
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            filled = tmp_path_factory.mktemp(name)
-            make(filled)
-            filled.rename(folder)
-    return folder
 
 
 @pytest.fixture

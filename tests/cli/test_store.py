@@ -51,8 +51,8 @@ def test_store_ls_and_info_show_every_store(root: Path, world: World, capsys: py
         assert about["counts"] == each["counts"]
         least, mean, most = about["ranges"]["confidence"]
         assert 0 <= least <= mean <= most <= 1
-        code, text = run_store(capsys, "info", each["name"], "--root", str(root))
-        assert (code, each["task"] in text) == (0, True)
+    code, text = run_store(capsys, "info", found[0]["name"], "--root", str(root))
+    assert (code, found[0]["task"] in text) == (0, True)
 
 
 def test_store_ls_accepts_a_folder_inside_a_root(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,12 +44,13 @@ def test_task_runners_make_the_same_labels(runner: str, recipe: Path, up_to_labe
     assert {state for _, state in states} == {"Completed"}
 
 
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_fan_out_survives_a_killed_worker(
-    up_to_label: Path, prefect_database: Path, finished_root: Path, start: Start
+    workers: int, up_to_label: Path, prefect_database: Path, finished_root: Path, start: Start
 ) -> None:
-    root = up_to_label
+    root, overrides = up_to_label, on("process", f"runtime.label_workers={workers}")
     add_database(root, prefect_database)
-    process = start(root, "--to", "label", *(part for each in on("process") for part in ("-o", each)))
+    process = start(root, "--to", "label", *(part for each in overrides for part in ("-o", each)))
     wait_until(lambda: len(labels(root)) >= 2, process)
     os.kill(worker_pids(process.pid or 0)[0], signal.SIGKILL)
     process.join()

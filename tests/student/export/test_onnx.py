@@ -32,6 +32,8 @@ DENSE = {
     "normals": LabelSpace("normals"),
     "gabor": LabelSpace("texture", ("4@45", "4@135")),
 }
+ONE_OF_EACH = {name: DENSE[name] for name in ("kinds", "masks")}
+"""A head on the pooled features, and one on the maps."""
 BOXES = {"boxes": LabelSpace("detection", ("car", "cow"))}
 Made = tuple[Network, Artifact]
 
@@ -77,16 +79,16 @@ def check(found: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]
         np.testing.assert_allclose(found[name], array, atol=CLOSE, rtol=CLOSE, err_msg=name)
 
 
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize(("backbone", "heads"), [("test_resnet", DENSE), ("test_vit", ONE_OF_EACH)])
 def test_onnx_export_predicts_as_torch_for_any_batch_size(
-    backbone: str, make_student: Callable[..., Made], tmp_path: Path
+    backbone: str, heads: Mapping[str, LabelSpace], make_student: Callable[..., Made], tmp_path: Path
 ) -> None:
-    network, student = make_student(DENSE, backbone=backbone)
+    network, student = make_student(heads, backbone=backbone)
     lines = export_student("onnx", student, tmp_path / "student.onnx")
     assert "    kinds_probs (batch, 3)" in lines
     for count in (1, 2, 5):
         images = pictures(count, count)
-        check(outputs(tmp_path / "student.onnx", images), wanted(network, list(DENSE), images))
+        check(outputs(tmp_path / "student.onnx", images), wanted(network, list(heads), images))
 
 
 def test_onnx_export_predicts_boxes_as_torch_one_image_at_a_time(
