@@ -86,10 +86,9 @@ def listening() -> Iterator[Requests]:
 
 
 def system() -> Any:
-    """Open the file system of the environment, which another test may have set before."""
+    """Open the file system of the environment. A test that changes the environment clears the instances of s3fs."""
     import s3fs  # noqa: PLC0415 - only where a test wants it
 
-    s3fs.S3FileSystem.clear_instance_cache()
     return s3fs.S3FileSystem(use_listings_cache=False)
 
 
