@@ -4,9 +4,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 # Tests start a hundred processes: with this, each would compile the project again.
 unexport PYTHONDONTWRITEBYTECODE
-# Tests wait for servers and processes as often as they compute: one more at a time than there are cores.
 CORES := len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-TESTS := $(shell $(PYTHON) -c "import os; print(min(4, ($(CORES)) + 1))")
+TESTS := $(shell $(PYTHON) -c "import os; print(max(2, min(4, $(CORES))))")
 PYTEST := $(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help quickstart test test-all coverage check format docs

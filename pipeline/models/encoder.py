@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 import timm
@@ -27,9 +28,7 @@ class Encoder(nn.Module):
         check_model_name(name)
         self.name, self.size = name, image_size
         self.model = _create_model(name, image_size)
-        with torch.device("meta"):  # a model's `num_features` is not always the width of what comes out
-            features = _create_model(name, image_size).eval()(torch.empty(1, 3, image_size, image_size))
-        self.width: int = features.shape[1]
+        self.width = _feature_width(name, image_size)
         register_statistics(self, statistics)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -50,6 +49,14 @@ class Encoder(nn.Module):
         self.model.requires_grad_(False)
         for norm in self.norm_layers():
             norm.requires_grad_(True)
+
+
+@functools.cache
+def _feature_width(name: str, image_size: int) -> int:
+    """Return how many features a timm model gives: its `num_features` is not always the width of what comes out."""
+    with torch.device("meta"):
+        features: Tensor = _create_model(name, image_size).eval()(torch.empty(1, 3, image_size, image_size))
+    return features.shape[1]
 
 
 def _create_model(name: str, image_size: int) -> nn.Module:
