@@ -38,8 +38,8 @@ def run(
     Raises ConfigError, DataError, Stopped or Interrupted of `pipeline.errors`, or MustError itself if Prefect fails.
     """
     from flows.execute import execute_recipe
+    from flows.plan.selection import WHOLE_RECIPE
     from flows.run.process_setup import set_up_process
-    from flows.run.run import WHOLE_RECIPE
     from pipeline.recipe.reader import read_recipe
     from pipeline.steps.runtime import Runtime
 
@@ -56,7 +56,8 @@ def plan(
     steps: Selection | None = None,
 ) -> list[Planned]:
     """Return a recipe's steps, each with the artifact that a run would reuse, or why the step would run."""
-    from flows.run.run import WHOLE_RECIPE, plan_run
+    from flows.plan.run_plan import plan_run
+    from flows.plan.selection import WHOLE_RECIPE
     from pipeline.recipe.reader import read_recipe
 
     parsed = read_recipe(Path(recipe), overrides or ())

@@ -21,8 +21,8 @@ import typer
 
 from benchmarks.measure import describe_environment, medians, print_table, save_result, take_turns
 from cli.options import OverrideOptions, RecipeArgument, RootOption
+from flows.plan.run_plan import find_inputs
 from flows.run.process_setup import set_up_process
-from flows.run.run import find_inputs
 from ingest.pool import pool_shards
 from pipeline.recipe.reader import read_recipe
 from pipeline.steps.artifact import Inputs

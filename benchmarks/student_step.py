@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.measure import RESULTS, MemoryStream, describe_environment, medians, save_result, take_turns
-from flows.run.run import find_inputs
+from flows.plan.run_plan import find_inputs
 from must import DEFAULT_ROOT
 from pipeline.data.loader import Batch, BatchLoader, LoaderConfig, LocalSamples
 from pipeline.data.stream import BatchStream

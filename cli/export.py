@@ -69,7 +69,7 @@ def student_command(
     ] = None,
 ) -> None:
     """Write the trained student: its backbone as a timm checkpoint, or the network with its heads as an ONNX graph."""
-    from flows.run.run import plan_unchecked
+    from flows.plan.run_plan import plan_unchecked
     from pipeline.recipe.reader import read_recipe
     from pipeline.steps.artifact import require
     from student.export import export_student, load_form
@@ -103,7 +103,7 @@ def export_labels(
     Raises ConfigError for an unknown form or head or an unusable folder, DataError if labels are not made yet.
     """
     import tasks
-    from flows.run.run import find_inputs
+    from flows.plan.run_plan import find_inputs
     from pipeline.export import load_writer, write_export
     from pipeline.recipe.student import StudentConfig
     from pipeline.storage.atomic import check_absent

@@ -22,10 +22,11 @@ from prefect.exceptions import CancelledRun, FailedRun
 from pydantic import Field
 
 from flows.orchestration.task_runs import TaskRuns
+from flows.plan.run_plan import plan_run
 from flows.plan.selection import Selection
 from flows.run.execution import execute_plan
 from flows.run.process_setup import set_up_process
-from flows.run.run import Run, plan_run
+from flows.run.run import Run
 from flows.run.step_runner import Subprocess
 from pipeline.errors import ConfigError, require_one_of
 from pipeline.recipe.comparison import COMPARE

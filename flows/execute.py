@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flows.plan.selection import Selection
+from flows.plan.run_plan import plan_run
+from flows.plan.selection import WHOLE_RECIPE, Selection
 from flows.run.execution import check_torchrun, execute_plan, join_training
-from flows.run.run import WHOLE_RECIPE, Outcome, Run, completed_outcome, plan_run
+from flows.run.run import Outcome, Run, completed_outcome
 from flows.run.step_runner import Subprocess
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps import ranks

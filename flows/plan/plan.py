@@ -1,4 +1,4 @@
-"""Plan a run: for every step, whether its artifact is reused, or why it is made. No torch, no Prefect."""
+"""Plan steps: for each, whether its artifact is reused, or why it is made. No torch, no Prefect."""
 
 from __future__ import annotations
 

@@ -67,6 +67,10 @@ class Selection:
         return f"the run goes only as far as {self.last!r}" if self.last else "the run has no such step"
 
 
+WHOLE_RECIPE = Selection()
+"""All steps but those of comparisons."""
+
+
 def steps_named(steps: Sequence[Step], name: str) -> list[str]:
     """Return the steps of a section, else the step of this name, else the steps whose names begin with it and a dot.
 

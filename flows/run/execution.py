@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from flows.run.run import Outcome, Plan, Run, describe_error
+from flows.plan.run_plan import Plan
+from flows.run.run import Outcome, Run, describe_error
 from flows.run.runner_check import check_runner
 from flows.run.signals import stop_on_signals
 from flows.run.step_runner import InProcess, Subprocess, in_order

@@ -1,4 +1,4 @@
-"""A run of a recipe: plan it, make or reuse each step's artifact, and record what happens. No Prefect here.
+"""A run of a recipe: make or reuse each step's artifact, and record what happens. No Prefect here.
 
 A run has a folder of its own, `<root>/runs/<recipe>-<UTC time>/`:
 
@@ -26,66 +26,18 @@ from typing import Any
 import yaml
 
 from evaluation.report.formatting import plural
-from flows.plan.label_checks import check_labels
-from flows.plan.plan import Planned, plan
-from flows.plan.resolve import ResolvedRecipe, resolve
-from flows.plan.selection import Selection
-from flows.plan.steps import plan_recipe
+from flows.plan.run_plan import Plan
 from flows.run.naming import new_names, run_order
-from ingest.rejections import REJECTED_LABELS
-from pipeline.errors import ConfigError, DataError, Stopped
-from pipeline.recipe.comparison import COMPARE
+from pipeline.errors import ConfigError, Stopped
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps.artifact import Artifact, Inputs, Step, as_json, parse_lines, read_json
 from pipeline.steps.runtime import Runtime, stopped_in
-from pipeline.steps.workspace import Workspace
 from pipeline.storage.lock import IsHeld, hold_lock
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
-from pipeline.stores.rejections import read_rejections
 
 GetOrMake = Callable[["Run", Step, Inputs], tuple[Artifact, bool]]
 """Returns the artifact of a step, and True if it was made by this call."""
-WHOLE_RECIPE = Selection()
-"""All steps but those of comparisons."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The selected steps of a recipe, compared with what a root holds."""
-
-    resolved: ResolvedRecipe
-    workspace: Workspace
-    planned: list[Planned]
-    force: set[str]
-    """Names of the steps to make even if their artifacts exist."""
-
-    @property
-    def early(self) -> dict[str, Artifact | None]:
-        """Artifacts of the early steps (`StepKind.early`) by step; None for one that is still to be made."""
-        return {each.step.name: each.artifact for each in self.planned if each.step.kind.early}
-
-    @property
-    def measures(self) -> bool:
-        """True if any step leaves numbers that the report shows."""
-        return any(each.step.kind.measures for each in self.planned)
-
-    @property
-    def compares(self) -> bool:
-        """True if steps of comparisons are selected."""
-        return any(each.step.section[0] == COMPARE for each in self.planned)
-
-    def measured(self, artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
-        """Return those of the run's artifacts that hold numbers for the report."""
-        return {each.step.name: artifacts[each.step.name] for each in self.planned if each.step.kind.measures}
-
-    def check(self, early: Mapping[str, Artifact | None], runtime: Runtime) -> None:
-        """Raise ConfigError if a step that is still to be made needs labels that its sets lack, once all early steps
-        have artifacts.
-        """
-        done = {name: artifact for name, artifact in early.items() if artifact}
-        if len(done) == len(early):
-            check_labels([each.step for each in self.planned if each.artifact is None], Inputs(done, runtime))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,46 +178,6 @@ def _new_folder(root: Root, recipe: Recipe) -> StoragePath:
 def describe_error(error: BaseException) -> dict[str, str]:
     """Return an error as the facts of an event. By `kind` a reader tells Stopped from failures."""
     return {"kind": type(error).__name__, "error": str(error) or type(error).__name__}
-
-
-def plan_run(recipe: Recipe, root: Root, selection: Selection = WHOLE_RECIPE) -> Plan:
-    """Plan a run of a recipe on a root.
-
-    Raises ConfigError if a step can't be made, as far as that is known before the run: labels are checked if all sets
-    have been ingested.
-    """
-    plan = plan_unchecked(recipe, root, selection)
-    plan.check(plan.early, Runtime.of(recipe.runtime, root))
-    return plan
-
-
-def plan_unchecked(recipe: Recipe, root: Root, selection: Selection = WHOLE_RECIPE) -> Plan:
-    """Plan a run of a recipe on a root, without a check that the sets have the labels it needs."""
-    workspace = Workspace(root)
-    resolved = resolve(recipe, read_rejections(root))
-    steps = plan_recipe(resolved)
-    force = selection.forced(steps)
-    return Plan(resolved, workspace, selection.of(plan(steps, workspace, force)), force)
-
-
-def find_inputs(recipe: Recipe, root: Root, name: str) -> tuple[Step, Inputs]:
-    """Return the step `name` and the artifacts that it reads.
-
-    Raises DataError if one of them was not made yet, or was made with other settings.
-    """
-    plan = plan_unchecked(recipe, root)
-    planned = {each.step.name: each for each in plan.planned}
-    step, runtime = planned[name].step, Runtime.of(recipe.runtime, root)
-    inputs = {each: planned[each].artifact for each in step.inputs}
-    if REJECTED_LABELS in inputs and inputs[REJECTED_LABELS] is None:  # it copies the current list: no run is needed
-        inputs[REJECTED_LABELS], _ = plan.workspace.get_or_make(planned[REJECTED_LABELS].step, Inputs({}, runtime))
-    missing = [each for each, artifact in inputs.items() if artifact is None]
-    if missing:
-        raise DataError(
-            f"{root}: there is nothing for {', '.join(missing)} as the recipe {recipe.name!r} has it now: "
-            "`must label` with this recipe and root makes it; `must plan` says what differs."
-        )
-    return step, Inputs({each: artifact for each, artifact in inputs.items() if artifact}, runtime)
 
 
 def completed_outcome(plan: Plan) -> Outcome | None:

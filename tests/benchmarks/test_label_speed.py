@@ -8,10 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from benchmarks import label_speed
-from flows.run.run import find_inputs
-from pipeline.errors import DataError
-from pipeline.recipe.reader import parse_recipe
-from pipeline.storage.root import Root
 
 if TYPE_CHECKING:
     from tests.conftest import World
@@ -43,12 +39,3 @@ def test_measure_labelling_times_all_stages_and_leaves_no_label(world: World, mo
     assert result["fraction"] == pytest.approx(rates["labeller"] / rates["limit"])
     assert result["speedup"] == {name: pytest.approx(rates["labeller"] / rates[name]) for name in label_speed.PLAIN}
     assert len(label_speed.table(result)) == 1 + len(expected) + 5
-
-
-def test_find_inputs_names_steps_that_were_not_made(tmp_path: Path) -> None:
-    recipe = (
-        "{name: none, data: {a: {kind: scenes, count: 2, seed: 1}}, teachers: {g: {kind: analytic}}, pool: [a], "
-        "student: {weighting: equal}}"
-    )
-    with pytest.raises(DataError, match=r"nothing for pool, data.a, teacher.g .* `must label` with this recipe"):
-        find_inputs(parse_recipe(recipe, "test"), Root.of(tmp_path), "label")

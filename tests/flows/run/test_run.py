@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import must
-from flows.run.run import Run, plan_run
+from flows.plan.run_plan import plan_run
+from flows.run.run import Run
 from flows.run.signals import stop_on_signals
 from flows.run.step_runner import InProcess
 from pipeline.errors import ConfigError, DataError, Stopped

@@ -13,7 +13,8 @@ import pytest
 
 from flows.plan.plan import Planned
 from flows.plan.resolve import resolve
-from flows.run.run import Plan, Run
+from flows.plan.run_plan import Plan
+from flows.run.run import Run
 from flows.run.step_runner import Subprocess, run_concurrently
 from pipeline.recipe.reader import parse_recipe
 from pipeline.steps.artifact import WORK, Artifact, Inputs, Step
