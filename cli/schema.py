@@ -27,7 +27,7 @@ from pipeline.recipe.stage import LabelledConfig, PolicyConfig, StageConfig
 from pipeline.recipe.student import LabellingConfig, StudentConfig
 from pipeline.recipe.teacher import TeacherConfig, TrainingConfig
 
-TYPE_NAMES = {str: "text", int: "whole number", float: "number"}
+TYPE_NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 HEAD = """\
 # The recipe, key by key
 
@@ -152,8 +152,10 @@ def _type(annotation: Any) -> str:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin in (Union, types.UnionType):
         return " or ".join(_type(member) for member in arguments if member is not type(None))
-    if origin in (dict, list, tuple):
-        return f"{_type(arguments[1])} by name" if origin is dict else f"list of {_type(arguments[0])}"
+    if origin is dict and arguments[1] is not Any:
+        return f"{_type(arguments[1])} by name"
+    if origin in (list, tuple):
+        return f"list of {_type(arguments[0])}"
     return TYPE_NAMES.get(annotation, "section")
 
 

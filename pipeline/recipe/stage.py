@@ -37,7 +37,7 @@ class PolicyConfig(BaseConfig):
     """Augmentation of views. A key that is not given is the method's own."""
 
     area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] | None = None
-    """Smallest and largest share of the image's area that a view covers."""
+    """Smallest and largest share of the image's area that a large view covers; small views keep the method's own."""
     flip: Probability | None = None
     """Probability of mirroring left to right."""
     jitter: Probability | None = None
@@ -90,7 +90,7 @@ class StageConfig(FitConfig):
     backbone: str | None = None
     """timm model, for `scratch` and weights; null for the student's."""
     image_size: int | None = Field(default=None, multiple_of=16, ge=16)
-    """Side of the large views, pixels; null for that of its start."""
+    """Side of the large views, pixels; null for that of the stage it starts from, else the student's."""
     trainable: Literal["all", "norm"] = "all"
     """Train the whole backbone, or only its normalization layers (HPT-BN)."""
     statistics: Literal["data", "backbone"] = "data"

@@ -46,7 +46,7 @@ class LabellingConfig(BaseConfig):
     batch: int = Field(default=32, ge=1)
     """Images per forward pass of a teacher."""
     max_failed: float = Field(default=0.02, ge=0, le=1)
-    """Share of images that may fail to be labelled before the step fails."""
+    """Share of the labels of all teachers together that may fail; if more did, the step fails at its end."""
     student: bool = False
     """True to let the trained student label the pool as well: `must browse` then shows where it and its teachers
     disagree."""

@@ -39,11 +39,11 @@ class Config(SourceConfig):
     classes: Literal["category", "supercategory"] = "category"
     """The classes: the file's categories, or the supercategories that group them."""
     annotations: dict[Split, str] = Field(default_factory=dict)
-    """JSON file by split, relative to `path`. By default `instances_<split>.json` or `instances_<split>2017.json`,
-    in `path` or in `annotations`."""
+    """JSON file by split, relative to `path`. By default `instances_<split>.json` in `path` or in `annotations`, or
+    `annotations/instances_<split>2017.json`."""
     images: dict[Split, str] = Field(default_factory=dict)
-    """Folder by split that file names are relative to, relative to `path`. By default `images/<split>`, `<split>` or
-    `images`."""
+    """Folder by split that file names are relative to, relative to `path`. By default `images/<split>` or `<split>`,
+    either with 2017 behind the split as well, or `images`."""
 
 
 @dataclasses.dataclass(frozen=True)
