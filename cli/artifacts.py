@@ -23,7 +23,8 @@ def _read_artifacts(path: str) -> tuple[Root, list[StoredArtifact]]:
     from flows.gc import inventory
 
     root = Root.of(path)
-    return root, inventory.list_artifacts(root, inventory.list_runs(root))
+    sizes = inventory.list_files(root)
+    return root, inventory.list_artifacts(root, inventory.list_runs(root), sizes)
 
 
 @artifacts.command("ls")

@@ -15,11 +15,12 @@ from multiprocessing import forkserver, util
 from typing import Any
 
 from cli.main import main
-from flows.run.processes import PRELOADED
+from flows.run.processes import GROUP_SIGNALS, PRELOADED
 
 
 def run_must(environ: Mapping[str, str], arguments: Sequence[str]) -> None:
     """Run `must` with these arguments and environment variables: the main function of a test's process."""
+    unblock_signals()
     os.environ.update(environ)
     spawn = util.spawnv_passfds
 
@@ -28,6 +29,11 @@ def run_must(environ: Mapping[str, str], arguments: Sequence[str]) -> None:
 
     util.spawnv_passfds = spawn_or_fork
     main(list(arguments))
+
+
+def unblock_signals() -> None:
+    """Let signals reach this process: one fork server starts all processes of the tests, and a run's blocks them."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
 
 
 def _is_fork_server(arguments: Sequence[Any]) -> bool:

@@ -9,12 +9,14 @@ import socket
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as connection_wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import MustError
 from pipeline.steps.runtime import Runtime
+from tests.forked import unblock_signals
 
 
 class Launcher:
@@ -42,14 +44,16 @@ class Launcher:
 
     def results(self) -> list[Any]:
         """Return what each process returned, or the MustError that it raised. Fails on other errors."""
-        answers = []
-        for process, connection in self.started:
-            answers.append(connection.recv())  # EOFError if it was killed
-            process.join()
-        self.started = []
-        tracebacks = [answer for answer in answers if isinstance(answer, str)]
-        assert not tracebacks, "\n".join(tracebacks)
-        return [answer[0] for answer in answers]
+        answers: dict[Connection, Any] = {}
+        waiting = {connection: process for process, connection in self.started}
+        while waiting:
+            for ready in connection_wait(list(waiting)):
+                assert isinstance(ready, Connection)
+                answers[ready] = ready.recv()  # EOFError if it was killed
+                assert not isinstance(answers[ready], str), answers[ready]  # a traceback; the others may wait for it
+                waiting.pop(ready).join()
+        started, self.started = self.started, []
+        return [answers[connection][0] for _, connection in started]
 
     def call(self, count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Start processes, and return their results."""
@@ -71,6 +75,7 @@ def _environ(rank: int, count: int, port: int) -> dict[str, str]:
 
 
 def _main(connection: Connection, environ: dict[str, str], function: Callable[..., Any], arguments: Any) -> None:
+    unblock_signals()
     os.environ.update(environ)
     try:
         connection.send((function(*arguments),))

@@ -6,7 +6,8 @@ import subprocess
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
-from pathlib import Path
+
+from pipeline.storage.process_id import ProcessId
 
 Process = BaseProcess | subprocess.Popen[str] | subprocess.Popen[bytes]
 
@@ -30,5 +31,6 @@ def _exit_code(process: Process | None) -> int | None:
 
 
 def wait_until_gone(*pids: int) -> None:
-    """Wait until no process has one of these pids."""
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    """Wait until the processes that have these pids now have ended."""
+    processes = [ProcessId.from_pid(pid) for pid in pids]
+    wait_until(lambda: all(process.has_ended() for process in processes))

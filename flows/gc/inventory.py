@@ -127,17 +127,27 @@ def _read_run(run: StoragePath) -> tuple[list[dict[str, Any]], list[dict[str, An
     return rows, list(parse_lines(run.child("events.jsonl").read_if_exists() or b""))
 
 
-def list_artifacts(root: Root, runs: Iterable[RunUse]) -> list[StoredArtifact]:
-    """Return all artifacts of a root, by step, of each step the newest first."""
+def list_files(root: Root) -> dict[str, int]:
+    """Return the sizes of the files of labels, locks and artifacts in bytes, by path in the root.
+
+    Labels are listed before the artifacts of those who made them, and garbage collection lists files before it asks who
+    uses them: what a run makes meanwhile is in no list.
+    """
+    folders = ("labels", LOCKS, "artifacts")
+    return {f"{folder}/{name}": size for folder in folders for name, size in (root / folder).files().items()}
+
+
+def list_artifacts(root: Root, runs: Iterable[RunUse], sizes: Mapping[str, int]) -> list[StoredArtifact]:
+    """Return the artifacts that `sizes` of `list_files` lists, by step, of each step the newest first."""
     users: dict[Key, list[str]] = collections.defaultdict(list)
     for run in runs:
         for key in run.uses:
             users[key].append(run.name)
     folders: dict[Key, dict[str, int]] = collections.defaultdict(dict)
-    for name, size in (root / "artifacts").files().items():
-        step, fingerprint, file = (*name.split("/", 2), "", "")[:3]
-        if file:  # not a file that the system leaves in folders, such as .DS_Store
-            folders[step, fingerprint][f"artifacts/{name}"] = size
+    for name, size in sizes.items():
+        folder, step, fingerprint, file = (*name.split("/", 3), "", "")[:4]
+        if folder == "artifacts" and file:  # not a file that the system leaves in folders, such as .DS_Store
+            folders[step, fingerprint][name] = size
     texts = in_parallel(lambda key: (root / f"artifacts/{key[0]}/{key[1]}/{MANIFEST}").read_if_exists(), folders)
     artifacts = []
     for (key, files), text in zip(folders.items(), texts, strict=True):
@@ -182,12 +192,13 @@ def plan_gc(workspace: Workspace, keep: int = 1) -> list[Verdict]:
     that kept label artifacts refer to are kept, and while a label step is unfinished, all labels of kept teachers.
     """
     root = workspace.root
+    sizes = list_files(root)
+    holders = lock_holders(root / LOCKS)
     runs = list_runs(root)
     reasons = _reasons(runs, keep)
-    holders = lock_holders(root / LOCKS)
     active = [run for run in runs if run.is_active]
     verdicts, kept = [], []
-    for artifact in list_artifacts(root, runs):
+    for artifact in list_artifacts(root, runs, sizes):
         holder = holders.get(artifact.name)
         why = f"process {holder.number} is at work on it" if holder else reasons.get(artifact.key)
         why = why or next((f"{run.name} may resume from it" for run in active if artifact.key[0] in run.to_make), None)
@@ -199,7 +210,7 @@ def plan_gc(workspace: Workspace, keep: int = 1) -> list[Verdict]:
             verdicts.append(Verdict(artifact.name, strays, False, "left by a process that was killed"))
     sealed = {artifact.key for artifact in kept if artifact.manifest}
     labelling = bool(active) or any(key[0] in LABELLING and key not in sealed for key in reasons)
-    return [*verdicts, *_verdicts_on_labels(root, kept, labelling), *_verdicts_on_leftovers(root, idle=not holders)]
+    return [*verdicts, *_verdicts_on_labels(sizes, kept, labelling), *_verdicts_on_leftovers(sizes, idle=not holders)]
 
 
 def _reasons(runs: Sequence[RunUse], keep: int) -> dict[Key, str]:
@@ -237,7 +248,7 @@ def _verdict_on_artifact(artifact: StoredArtifact, why: str | None, strays: Mapp
     return Verdict(artifact.name, dict(own), kept, why)
 
 
-def _verdicts_on_labels(root: Root, kept: Iterable[StoredArtifact], labelling: bool) -> Iterator[Verdict]:
+def _verdicts_on_labels(sizes: Mapping[str, int], kept: Iterable[StoredArtifact], labelling: bool) -> Iterator[Verdict]:
     """Yield verdicts on the label stores of every teacher, and on the list of rejections.
 
     `labelling`: a label step is unfinished, so its artifact may refer to labels that no manifest lists yet.
@@ -245,12 +256,10 @@ def _verdicts_on_labels(root: Root, kept: Iterable[StoredArtifact], labelling: b
     manifests = [artifact.manifest for artifact in kept if artifact.manifest]
     wanted = {path for manifest in manifests for path in manifest.get(EXTERNAL_FILES, {})}
     stores: dict[str, dict[str, int]] = collections.defaultdict(dict)
-    sizes = {f"labels/{name}": size for name, size in (root / "labels").files().items()}
-    rejections = sizes.pop(REJECTIONS, None)
-    if rejections is not None:
-        yield Verdict(REJECTIONS, {REJECTIONS: rejections}, True, "what was rejected by hand")
+    if REJECTIONS in sizes:
+        yield Verdict(REJECTIONS, {REJECTIONS: sizes[REJECTIONS]}, True, "what was rejected by hand")
     for name, size in sizes.items():
-        if not posixpath.basename(name).startswith("."):
+        if name.startswith("labels/") and name != REJECTIONS and not posixpath.basename(name).startswith("."):
             stores[posixpath.dirname(name)][name] = size
     makers = {manifest["digest"][:DIGITS] for manifest in manifests} if labelling else set()
     for store, files in sorted(stores.items()):
@@ -264,14 +273,10 @@ def _verdicts_on_labels(root: Root, kept: Iterable[StoredArtifact], labelling: b
             yield Verdict(store, unused, False, "no kept label artifact refers to them")
 
 
-def _verdicts_on_leftovers(root: Root, idle: bool) -> Iterator[Verdict]:
+def _verdicts_on_leftovers(sizes: Mapping[str, int], idle: bool) -> Iterator[Verdict]:
     """Yield the verdict on half-written files outside artifacts. They are kept unless the root is idle."""
-    parts = {
-        f"{folder}/{name}": size
-        for folder in ("labels", LOCKS)
-        for name, size in (root / folder).files().items()
-        if name.endswith(PART_SUFFIX)
-    }
+    outside = {name: size for name, size in sizes.items() if not name.startswith("artifacts/")}
+    parts = {name: size for name, size in outside.items() if name.endswith(PART_SUFFIX)}
     if parts:
         yield Verdict("*.part", parts, not idle, "half-written" if idle else "maybe being written now")
 

@@ -32,6 +32,8 @@ from pipeline.errors import PROJECT, ConfigError
 from pipeline.steps.artifact import write_json
 from pipeline.storage.process_id import ProcessId
 
+BUSY_S = 30.0
+"""For a running server to answer: the machine may be busy with what the runs do."""
 SHUTDOWN_S = 15.0
 """For a service to shut down, before it is killed."""
 SERVER_SETTINGS = {
@@ -120,7 +122,7 @@ class Services:
 
     def answers(self) -> bool:
         """Return True if our own server is running and answers."""
-        return self.running("server") is not None and answers(self.url)
+        return self.running("server") is not None and answers(self.url, BUSY_S)
 
     def environ(self) -> dict[str, str]:
         """Return the environment of Prefect. With our own server the user's Prefect profile is not used."""

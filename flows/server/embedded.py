@@ -106,11 +106,11 @@ def temporary_environ(changes: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def answers(url: str) -> bool:
-    """Return True if a server on this machine answers within a second."""
+def answers(url: str, timeout_s: float = 1.0) -> bool:
+    """Return True if a server on this machine answers in time. If nothing listens there, it is False at once."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy
     try:
-        with opener.open(f"{url}/health", timeout=1) as response:
+        with opener.open(f"{url}/health", timeout=timeout_s) as response:
             return bool(response.status == 200)
     except OSError:
         return False

@@ -19,7 +19,7 @@ import yaml
 from flows.plan.selection import Selection
 from tests.docs.pages import commands_of
 from tests.flows.tiny import RECIPE, environ_without_prefect, prefect_processes, query_prefect
-from tests.waiting import wait_until
+from tests.waiting import wait_until, wait_until_gone
 
 PROJECT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -301,5 +301,5 @@ def test_deployed_flow_cancelled_saves_its_state_and_leaves_no_process(tutorial:
 
 @pytest.mark.slow
 def test_tutorial_leaves_nothing_running(tutorial: Tutorial) -> None:
-    assert not prefect_processes(tutorial.home)
+    wait_until_gone(*prefect_processes(tutorial.home))
     assert tutorial.results[-1].output == "Ended: worker, server.\n"

@@ -67,6 +67,8 @@ def test_run_takes_over_from_one_that_is_killed(root: Path, finished_root: Path,
     second.join()
     assert second.exitcode == 0
     assert digests(root)["teacher.masks"] == digests(finished_root)["teacher.masks"]
+    (manifest,) = root.glob("artifacts/teacher.masks/*/manifest.json")
+    assert "earlier_seconds" in json.loads(manifest.read_text("utf-8"))["counts"], "it began again"
 
 
 def test_run_that_waits_names_the_holder_of_the_lock(root: Path, recipe: Path, start: Start) -> None:

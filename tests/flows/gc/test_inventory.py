@@ -13,12 +13,14 @@ import pytest
 
 import must
 from cli.main import main
-from flows.gc.inventory import Verdict, delete_files, find_artifact, list_artifacts, list_runs, plan_gc
+from flows.gc import inventory
+from flows.gc.inventory import Verdict, delete_files, find_artifact, list_artifacts, list_files, list_runs, plan_gc
 from flows.plan.selection import Selection
 from pipeline.errors import ConfigError, DataError
 from pipeline.steps.workspace import Workspace
-from pipeline.storage.lock import hold_lock
+from pipeline.storage.lock import hold_lock, lock_holders
 from pipeline.storage.path import StoragePath
+from pipeline.storage.process_id import ProcessId
 from pipeline.storage.root import Root
 from pipeline.stores.rejections import PATH, read_rejections, reject
 from tests.flows.tiny import STEPS, output_without_heavy_imports
@@ -68,7 +70,7 @@ def test_artifacts_show_prints_config_and_inputs(finished_root: Path) -> None:
 
 def test_find_artifact_lists_known_names(finished_root: Path) -> None:
     root = Root.of(finished_root)
-    held = list_artifacts(root, list_runs(root))
+    held = list_artifacts(root, list_runs(root), list_files(root))
     fingerprint = find_artifact(root, "student", held).key[1]
     assert find_artifact(root, f"student/{fingerprint[:5]}", held).key == ("student", fingerprint)
     with pytest.raises(ConfigError, match=r"'studnet' is unknown\. Did you mean 'student'"):
@@ -259,10 +261,11 @@ def test_delete_files_of_no_files_does_nothing(copy: Path) -> None:
 
 
 def test_plan_gc_keeps_what_an_active_run_uses(copy: Path, recipe: Path, start: Start, finished_root: Path) -> None:
-    """A run of another recipe begins during gc: what both refer to is kept, labels included."""
+    """A run of another recipe is training: what both runs refer to is kept, labels included."""
     process = start(copy, *(part for each in ["seed=1", *OTHER] for part in ("-o", each)))
     wait_until(
-        lambda: sum(log.stat().st_size > 0 for log in copy.glob("artifacts/teacher.masks/*/log/*")) == 2, process
+        lambda: sum(log.stat().st_size > 0 for log in copy.glob("artifacts/teacher.masks/*/log/train.jsonl")) == 2,
+        process,
     )
     verdicts = plan_gc(Workspace(Root.of(copy)))
     in_use = [verdict for verdict in verdicts if "uses it now" in verdict.why or "at work on it" in verdict.why]
@@ -271,6 +274,24 @@ def test_plan_gc_keeps_what_an_active_run_uses(copy: Path, recipe: Path, start: 
     process.join()
     assert process.exitcode == 0
     assert not [each for each in must.plan(recipe, copy, ["seed=1", *OTHER]) if each.artifact is None]
+
+
+def test_plan_gc_leaves_what_a_run_makes_meanwhile(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = ["artifacts/teacher.new/0123456789abcdef/work/state.safetensors", "labels/new-0123456789ab/1.parquet"]
+
+    def begin(path: StoragePath) -> dict[str, ProcessId]:
+        """Find no holder of a lock, and begin a run at that moment."""
+        found = lock_holders(path)
+        for name in new:
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes(b"new")
+        return found
+
+    monkeypatch.setattr(inventory, "lock_holders", begin)
+    verdicts = plan_gc(Workspace(Root.of(copy)), keep=0)
+    assert not set(new) & {file for verdict in verdicts for file in verdict.files}
+    delete_files(Root.of(copy), verdicts)
+    assert all((copy / name).exists() for name in new)
 
 
 def test_plan_gc_keeps_unfinished_steps(up_to_label: Path, start: Start, resume: Resume) -> None:

@@ -206,20 +206,21 @@ def test_run_stopped_in_every_long_step_resumes(recipe: Path, root: Path, resume
 def test_run_killed_in_training_resumes(
     step: str, root: Path, start: Start, resume: Resume, rng: random.Random
 ) -> None:
-    process, moment = start(root, *SAVES, "--to", step), rng.randint(1, 50)
+    process, moment = start(root, *SAVES, "--to", step), rng.randint(2, 25)
     wait_until(lambda: logged_steps(root, step) >= moment, process)
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert step_events(root)[-1] == ("started", step)
     done = logged_steps(root, step)
-    resume(root, step)
+    outcome = resume(root, step)
+    assert "earlier_seconds" in outcome.artifacts[step].counts, "it began again"
     assert logged_steps(root, step) == 60
     assert done < 60
 
 
 def test_run_killed_in_labelling_resumes(up_to_label: Path, start: Start, resume: Resume, rng: random.Random) -> None:
-    root, moment = up_to_label, rng.randint(1, 12)
+    root, moment = up_to_label, rng.randint(1, 6)
     process = start(root)
     wait_until(lambda: len(shards(root)) >= moment, process)
     process.kill()
@@ -245,7 +246,8 @@ def test_run_on_sigterm_saves_its_state_and_exits_with_75(root: Path, start: Sta
     assert process.exitcode == 75
     assert next(root.glob("artifacts/teacher.masks/*/work/state.safetensors")).stat().st_size > 0
     assert 3 <= logged_steps(root, "teacher.masks") < 60
-    resume(root, "teacher.masks")
+    outcome = resume(root, "teacher.masks")
+    assert "earlier_seconds" in outcome.artifacts["teacher.masks"].counts, "it began again"
 
 
 def test_stop_on_signals_second_signal_kills() -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from tests.flows.tiny import THREADS, digests, environ_without_prefect, logged_steps, prefect_processes, query_prefect
 from tests.run_fixtures import Resume, add_database
-from tests.waiting import wait_until
+from tests.waiting import wait_until, wait_until_gone
 
 JSON = {"Content-Type": "application/json"}
 MUST = Path(sys.executable).with_name("must")
@@ -85,7 +85,7 @@ def background(tmp_path: Path, prefect_database: Path) -> Iterator[Background]:
     finally:
         if prefect_processes(up.home):
             up.must("down", "--now")
-        assert not prefect_processes(up.home)
+        wait_until_gone(*prefect_processes(up.home))
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_up_of_two_users_at_once_starts_two_servers(tmp_path: Path) -> None:
         for each, process in zip(both, started, strict=True):
             process.communicate()
             each.must("down", "--now")
-            assert not prefect_processes(each.home)
+            wait_until_gone(*prefect_processes(each.home))
 
 
 @pytest.mark.slow
