@@ -18,7 +18,7 @@ import yaml
 
 from flows.plan.selection import Selection
 from tests.docs.pages import commands_of
-from tests.flows.tiny import RECIPE, environ_without_prefect, prefect_processes, query_prefect
+from tests.flows.tiny import RECIPE, environ_without_prefect, processes_of, query_prefect
 from tests.waiting import wait_until, wait_until_gone
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -174,8 +174,8 @@ class TutorialCommand:
 class Tutorial:
     """The commands of docs/how-to/deployment.md, run in order in a folder and on a recipe of the test's own."""
 
-    def __init__(self, folder: Path, home: Path) -> None:
-        self.root, self.home = folder / "root", home
+    def __init__(self, folder: Path) -> None:
+        self.root, self.home = folder / "root", folder / "home"
         recipe = folder / "tiny.yaml"
         recipe.write_text(RECIPE.replace("masks", "parts"), "utf-8")
         self.instead = {
@@ -183,7 +183,12 @@ class Tutorial:
             "root=must-root": f"root={self.root}",
         }
         path = f"{BIN}:{os.environ['PATH']}"
-        self.environ = environ_without_prefect() | {"HOME": str(folder), "COLUMNS": "200", "PATH": path}
+        self.environ = environ_without_prefect() | {
+            "MUST_HOME": str(self.home),
+            "HOME": str(folder),
+            "COLUMNS": "200",
+            "PATH": path,
+        }
         self.results: list[TutorialCommand] = []
 
     def commands(self) -> Iterator[tuple[str, str]]:
@@ -245,8 +250,8 @@ class Tutorial:
 
 
 @pytest.fixture(scope="module")
-def tutorial(tmp_path_factory: pytest.TempPathFactory, must_home: Path) -> Iterator[Tutorial]:
-    given = Tutorial(tmp_path_factory.mktemp("tutorial"), must_home)
+def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tutorial]:
+    given = Tutorial(tmp_path_factory.mktemp("tutorial"))
     try:
         given.run()
         yield given
@@ -301,5 +306,5 @@ def test_deployed_flow_cancelled_saves_its_state_and_leaves_no_process(tutorial:
 
 @pytest.mark.slow
 def test_tutorial_leaves_nothing_running(tutorial: Tutorial) -> None:
-    wait_until_gone(*prefect_processes(tutorial.home))
+    wait_until_gone(*processes_of(tutorial.home))
     assert tutorial.results[-1].output == "Ended: worker, server.\n"

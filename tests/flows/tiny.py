@@ -61,13 +61,12 @@ def query_prefect(root: Path, query: str) -> list[tuple[Any, ...]]:
         return database.execute(query).fetchall()
 
 
-def prefect_processes(home: Path) -> list[int]:
-    """Return the pids of servers, workers and runs that `must up` with this MUST_HOME started."""
+def processes_of(home: Path) -> list[int]:
+    """Return the pids of what `must up` with this MUST_HOME started: server, worker, runs and their steps."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            environ, command = ((process / name).read_bytes().split(b"\0") for name in ("environ", "cmdline"))
-            if f"MUST_HOME={home}".encode() in environ and any(word.startswith(b"prefect") for word in command):
+            if f"MUST_HOME={home}".encode() in (process / "environ").read_bytes().split(b"\0"):
                 found.append(int(process.name))
     return found
 

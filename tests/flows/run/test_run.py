@@ -94,10 +94,10 @@ def test_run_refuses_a_teacher_named_like_a_module_attribute(recipe: Path, tmp_p
 
 def test_run_with_nothing_to_do_says_so_and_starts_nothing(finished_root: Path, recipe: Path) -> None:
     before, began = list((finished_root / "runs").iterdir()), time.monotonic()
-    step_events = output_without_heavy_imports("run", recipe, "--root", finished_root, *THREADS)
+    output = output_without_heavy_imports("run", recipe, "--root", finished_root, *THREADS)
     print(f"nothing to do: {time.monotonic() - began:.1f} s")
-    assert step_events.startswith("Nothing to do: every step has its result. The results:\n")
-    assert "miou" in step_events
+    assert output.startswith("Nothing to do: every step has its result. The results:\n")
+    assert "miou" in output
     assert list((finished_root / "runs").iterdir()) == before
     assert not (finished_root / "prefect").exists()
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.flows.tiny import THREADS, digests, environ_without_prefect, logged_steps, prefect_processes, query_prefect
+from tests.flows.tiny import THREADS, digests, environ_without_prefect, logged_steps, processes_of, query_prefect
 from tests.run_fixtures import Resume, add_database
 from tests.waiting import wait_until, wait_until_gone
 
@@ -83,9 +83,9 @@ def background(tmp_path: Path, prefect_database: Path) -> Iterator[Background]:
         assert done.returncode == 0, done.stderr
         yield up
     finally:
-        if prefect_processes(up.home):
+        if processes_of(up.home):
             up.must("down", "--now")
-        wait_until_gone(*prefect_processes(up.home))
+        wait_until_gone(*processes_of(up.home))
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_up_of_two_users_at_once_starts_two_servers(tmp_path: Path) -> None:
         for each, process in zip(both, started, strict=True):
             process.communicate()
             each.must("down", "--now")
-            wait_until_gone(*prefect_processes(each.home))
+            wait_until_gone(*processes_of(each.home))
 
 
 @pytest.mark.slow

@@ -150,7 +150,7 @@ def test_running_server_environ_needs_a_server_that_answers(
     home.mkdir()
     Services(home, URL, server=service(IDLE)).write()
     assert running_server_environ() == {}  # nobody answers
-    monkeypatch.setattr(module, "answers", lambda url: url == URL)
+    monkeypatch.setattr(module, "answers", lambda url, timeout_s: url == URL)
     assert running_server_environ()["PREFECT_API_URL"] == URL
     monkeypatch.setenv("PREFECT_API_URL", "http://theirs/api")
     assert running_server_environ() == {}
