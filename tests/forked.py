@@ -25,7 +25,8 @@ def run_must(environ: Mapping[str, str], arguments: Sequence[str]) -> None:
     spawn = util.spawnv_passfds
 
     def spawn_or_fork(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
-        return _fork(passfds) if _is_fork_server(args) else spawn(path, args, passfds)
+        as_known = _is_fork_server(args) and len(passfds) == 2  # Python 3.14 hands over a key as well
+        return _fork(passfds) if as_known else spawn(path, args, passfds)
 
     util.spawnv_passfds = spawn_or_fork
     main(list(arguments))

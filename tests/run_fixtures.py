@@ -137,5 +137,8 @@ def spawn(spawner: Any) -> Iterator[Callable[..., BaseProcess]]:
 
 @pytest.fixture
 def start(recipe: Path, spawn: Callable[..., BaseProcess]) -> Callable[..., BaseProcess]:
-    """Return a function that starts `must run` in a process: (root, *arguments) -> process."""
+    """Return a function that starts `must run` in a process: (root, *arguments) -> process.
+
+    Its environment is that of the moment when `spawner` began.
+    """
     return lambda root, *more: spawn(run_must, {}, ["run", str(recipe), "--root", str(root), *more])

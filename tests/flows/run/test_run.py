@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import pytest
 
 import must
 from flows.plan.run_plan import plan_run
+from flows.run.naming import new_names
 from flows.run.run import Run
 from flows.run.signals import stop_on_signals
 from flows.run.step_runner import InProcess
@@ -154,14 +156,14 @@ def test_run_records_an_error_of_the_code(recipe: Path, root: Path, monkeypatch:
     assert events(root)[-1]["kind"] == "KeyError"
 
 
-def test_run_folders_of_the_same_second_are_numbered(recipe: Path, root: Path) -> None:
+def test_run_folders_of_the_same_second_are_numbered(recipe: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = names = list(itertools.islice(new_names("tiny"), 3))
+    assert [second, third] == [f"{first}-2", f"{first}-3"]
+    monkeypatch.setattr("flows.run.run.new_names", lambda _: iter(names))
     read = read_recipe(recipe)
     plan, runtime = plan_run(read, Root.of(root)), Runtime(Root.of(root))
-    folders = {
-        str(Run(read, plan, runtime, InProcess(read.runtime, plan.resolved.models(), runtime).get_or_make).folder)
-        for _ in range(3)
-    }
-    assert len(folders) == 3
+    get_or_make = InProcess(read.runtime, plan.resolved.models(), runtime).get_or_make
+    assert [Run(read, plan, runtime, get_or_make).folder.name for _ in names] == names
 
 
 def test_stop_on_signals_sets_stop_and_restores_handlers() -> None:
