@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from multiprocessing.queues import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -34,8 +34,22 @@ def count_workers(settings: RuntimeConfig, devices: Sequence[Environ]) -> int:
     return settings.label_workers or len(gpus) or usable_cores()
 
 
-def task_runner(settings: RuntimeConfig, devices: Sequence[Environ]) -> TaskRunner[Any]:
-    """Return the task runner that a recipe names. `devices`: variables that give a process a device of its own."""
+@contextlib.contextmanager
+def task_runner(settings: RuntimeConfig, devices: Sequence[Environ]) -> Iterator[TaskRunner[Any]]:
+    """Yield the task runner that a recipe names. `devices`: variables that give a process a device of its own."""
+    runner = _create(settings, devices)
+    try:
+        with runner:
+            yield runner
+    finally:
+        # Prefect could not close its queue if a worker was killed while it wrote there: it left the queue locked, and
+        # this process would wait for the lock at its end.
+        queue = getattr(runner, "_subprocess_message_queue", None)
+        if queue is not None:
+            queue.cancel_join_thread()
+
+
+def _create(settings: RuntimeConfig, devices: Sequence[Environ]) -> TaskRunner[Any]:
     count = count_workers(settings, devices)
     if settings.runner == "ray":
         return _ray(settings.address, count)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -58,6 +60,22 @@ def test_fan_out_survives_a_killed_worker(
     assert labels(root) == labels(finished_root)
     assert digests(root)["label"] == digests(finished_root)["label"]
     assert [event["step"] for event in events(root) if event["event"] == "killed"] == ["label"]
+
+
+KILLED_WHILE_WRITING = """
+from flows.orchestration.task_runners import task_runner
+from pipeline.recipe.runtime import RuntimeConfig
+
+with task_runner(RuntimeConfig(runner="process", label_workers=1), [{}]) as runner:
+    runner._subprocess_message_queue._wlock.acquire()
+print("left")
+"""
+
+
+def test_task_runner_lets_the_run_end_if_a_worker_was_killed_while_writing() -> None:
+    """A worker that is killed while it writes to Prefect's queue of messages leaves the queue locked."""
+    done = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "left\n"), done.stderr
 
 
 @pytest.mark.slow
