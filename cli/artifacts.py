@@ -23,7 +23,7 @@ def _read_artifacts(path: str) -> tuple[Root, list[StoredArtifact]]:
     from flows.gc import inventory
 
     root = Root.of(path)
-    sizes = inventory.list_files(root)
+    sizes = inventory.list_files(root, "artifacts")
     return root, inventory.list_artifacts(root, inventory.list_runs(root), sizes)
 
 

@@ -127,13 +127,8 @@ def _read_run(run: StoragePath) -> tuple[list[dict[str, Any]], list[dict[str, An
     return rows, list(parse_lines(run.child("events.jsonl").read_if_exists() or b""))
 
 
-def list_files(root: Root) -> dict[str, int]:
-    """Return the sizes of the files of labels, locks and artifacts in bytes, by path in the root.
-
-    Labels are listed before the artifacts of those who made them, and garbage collection lists files before it asks who
-    uses them: what a run makes meanwhile is in no list.
-    """
-    folders = ("labels", LOCKS, "artifacts")
+def list_files(root: Root, *folders: str) -> dict[str, int]:
+    """Return the sizes of the files in these folders of a root in bytes, by path in the root."""
     return {f"{folder}/{name}": size for folder in folders for name, size in (root / folder).files().items()}
 
 
@@ -192,7 +187,8 @@ def plan_gc(workspace: Workspace, keep: int = 1) -> list[Verdict]:
     that kept label artifacts refer to are kept, and while a label step is unfinished, all labels of kept teachers.
     """
     root = workspace.root
-    sizes = list_files(root)
+    # Labels before the artifacts that made them, all files before their users: what a run makes meanwhile is in none.
+    sizes = list_files(root, "labels", LOCKS, "artifacts")
     holders = lock_holders(root / LOCKS)
     runs = list_runs(root)
     reasons = _reasons(runs, keep)

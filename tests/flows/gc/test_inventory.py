@@ -70,7 +70,7 @@ def test_artifacts_show_prints_config_and_inputs(finished_root: Path) -> None:
 
 def test_find_artifact_lists_known_names(finished_root: Path) -> None:
     root = Root.of(finished_root)
-    held = list_artifacts(root, list_runs(root), list_files(root))
+    held = list_artifacts(root, list_runs(root), list_files(root, "artifacts"))
     fingerprint = find_artifact(root, "student", held).key[1]
     assert find_artifact(root, f"student/{fingerprint[:5]}", held).key == ("student", fingerprint)
     with pytest.raises(ConfigError, match=r"'studnet' is unknown\. Did you mean 'student'"):

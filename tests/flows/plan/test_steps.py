@@ -273,7 +273,7 @@ def test_plan_refuses_a_root_of_another_version(workspace: Workspace) -> None:
     with pytest.raises(DataError, match=said):
         plan(chain(second=4), workspace)
     with pytest.raises(DataError, match=said):
-        inventory.list_artifacts(workspace.root, [], inventory.list_files(workspace.root))
+        inventory.list_artifacts(workspace.root, [], inventory.list_files(workspace.root, "artifacts"))
 
 
 def test_plan_makes_a_damaged_artifact_again(workspace: Workspace) -> None:
