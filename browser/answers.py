@@ -145,7 +145,7 @@ class Answers:
         return {image: as_json(value) for image, value in self.tables.query(sql, (list(ids),))}
 
     def image(self, key: str, thresholds: Mapping[str, float]) -> dict[str, Any]:
-        """Return an image and its label in every store."""
+        """Return an image and its label in every store, with these thresholds, by default the tasks' own."""
         image = self.image_id(key)
         [row] = self._rows([image])
         known = self.loading.stores
@@ -158,7 +158,8 @@ class Answers:
             row = self.pictures.row(store, image)
             if row is None:
                 return None
-            value = decode_row(store, row, thresholds.get(store.name, 0.0)) if row["status"] == "ok" else None
+            threshold = thresholds.get(store.name, store.label.default_threshold)
+            value = decode_row(store, row, threshold) if row["status"] == "ok" else None
         except DataError as error:
             task = store.label.space.task
             return {"store": store.name, "task": task, "status": "damaged", "reason": str(error), "columns": {}}

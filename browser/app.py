@@ -17,7 +17,7 @@ from browser.answers import Answers
 from browser.filters import ImageSelection
 from browser.pictures import as_jpeg
 from browser.sql import run_sql
-from pipeline.errors import MustError
+from pipeline.errors import ConfigError, MustError
 
 PAGE = Path(__file__).parent / "page"
 TOKEN = "must_token"
@@ -210,17 +210,18 @@ def _add_pictures(app: FastAPI, answers: Answers) -> None:
         side: Annotated[int, Query(ge=16, le=MAX_SIDE)] = 256,
     ) -> Response:
         chosen = answers.store(store) if store else None
-        drawn = answers.pictures.draw(answers.image_id(key), chosen, threshold, side)
-        return Response(as_jpeg(drawn), media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+        drawn, stays = answers.pictures.draw(answers.image_id(key), chosen, threshold, side)
+        caching = "private, max-age=3600" if stays else "no-store"
+        return Response(as_jpeg(drawn), media_type="image/jpeg", headers={"Cache-Control": caching})
 
 
 def parse_thresholds(texts: list[str]) -> dict[str, float]:
-    """Return thresholds by label store from texts like `things:0.5`; any other text is ignored."""
+    """Return thresholds by label store from texts like `things:0.5`. Raises ConfigError for any other text."""
     thresholds = {}
     for text in texts:
         name, _, number = text.rpartition(":")
         try:
             thresholds[name] = float(number)
-        except ValueError:
-            continue
+        except ValueError as error:
+            raise ConfigError(f"Threshold {text!r} is no label store with a number, such as `things:0.5`.") from error
     return thresholds

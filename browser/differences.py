@@ -1,6 +1,7 @@
 """Compare two label stores image by image: versions of a teacher, two teachers, or a teacher and true labels.
 
-The differences of a pair are computed on a thread when they are first asked for: every label of both has to be read.
+The differences of a pair are computed on a thread when they are asked for: every label of both has to be read. Labels
+that arrive or change later are compared when the pair is next asked for.
 """
 
 from __future__ import annotations
@@ -22,14 +23,21 @@ PAIR_SEPARATOR = ":"
 """Between the names of the two stores."""
 
 
+Files = tuple[StoredFile, StoredFile]
+"""The label files of two stores for one image shard."""
+
+
 @dataclasses.dataclass
 class StorePair:
-    """Two stores, and for how many images their difference is in the table."""
+    """Two stores, and the image shards (the ids of their images) that are compared, with the files that were read."""
 
     one: Store
     other: Store
-    done: int = 0
+    compared: dict[range, Files] = dataclasses.field(default_factory=dict)
     total: int = 0
+    """Number of images that both stores have labels of."""
+    is_running: bool = False
+    """True while a thread computes differences."""
     columns = {"differ": "FLOAT"}  # noqa: RUF012 - a constant
 
     @property
@@ -39,6 +47,11 @@ class StorePair:
     @property
     def table(self) -> str:
         return quoted(self.name)
+
+    @property
+    def done(self) -> int:
+        """Number of images that are compared, those of damaged files included."""
+        return sum(map(len, list(self.compared)))
 
 
 class Differences:
@@ -50,44 +63,61 @@ class Differences:
         self._lock = threading.Lock()
 
     def start(self, one: Store, other: Store) -> StorePair:
-        """Return the pair, whose differences a thread computes. Raises ConfigError if the labels' meanings differ."""
-        pair, is_new = self._pair(one, other)
-        if is_new:
+        """Return the pair, whose missing differences a thread computes. Raises ConfigError if the labels' meanings
+        differ.
+        """
+        pair = self._pair(one, other)
+        with self._lock:
+            idle = self._missing(pair) and not pair.is_running
+            pair.is_running = pair.is_running or bool(idle)
+        if idle:
             threading.Thread(target=self._compute, args=(pair,), name="differences", daemon=True).start()
         return pair
 
     def compute(self, one: Store, other: Store) -> StorePair:
         """Return the pair with all differences computed. Raises ConfigError as `start` does."""
-        pair, _ = self._pair(one, other)
+        pair = self._pair(one, other)
         self._compute(pair)
         return pair
 
-    def _pair(self, one: Store, other: Store) -> tuple[StorePair, bool]:
-        """Return the pair, and True if it is new."""
+    def _pair(self, one: Store, other: Store) -> StorePair:
         if one.label.space != other.label.space or one is other:
             raise ConfigError(
                 f"{one.name} and {other.name} can't be compared: they are one store, or their tasks or classes differ."
             )
         pair = StorePair(one, other)
         with self._lock:
-            if pair.name in self.pairs:
-                return self.pairs[pair.name], False
-            self.loading.tables.add_table(pair.table, pair.columns)
-            self.pairs[pair.name] = pair
-            return pair, True
+            if pair.name not in self.pairs:
+                self.loading.tables.add_table(pair.table, pair.columns)
+                self.pairs[pair.name] = pair
+            return self.pairs[pair.name]
+
+    def _missing(self, pair: StorePair) -> dict[range, Files]:
+        """Return the image shards that are still to be compared, and drop those whose labels are gone or replaced."""
+        shards = self.loading.common_shards(pair.one.name, pair.other.name)
+        pair.total = sum(map(len, shards))
+        for ids, files in list(pair.compared.items()):
+            if shards.get(ids) != files:
+                self.loading.tables.delete(pair.table, ids)
+                del pair.compared[ids]
+        return {ids: files for ids, files in shards.items() if ids not in pair.compared}
 
     def _compute(self, pair: StorePair) -> None:
-        shards = self.loading.common_shards(pair.one.name, pair.other.name)
-        pair.total = sum(len(ids) for ids, _, _ in shards)
-        for ids, one, other in shards:
-            try:
-                values = _distances(pair, one, other)
-            except MustError as error:
-                self.loading.progress.damaged[f"{one} and {other}"] = str(error)
-                continue
-            rows = {"id": pa.array(ids, pa.int32()), "differ": pa.array(values, pa.float32())}
-            self.loading.tables.insert(pair.table, pa.table(rows))
-            pair.done += len(ids)
+        with self._lock:
+            missing = self._missing(pair)
+        for ids, files in missing.items():
+            self._compare(pair, ids, files)
+            pair.compared[ids] = files
+        pair.is_running = False
+
+    def _compare(self, pair: StorePair, ids: range, files: Files) -> None:
+        try:
+            values = _distances(pair, *files)
+        except MustError as error:
+            self.loading.progress.damaged[" and ".join(map(str, files))] = str(error)
+            return
+        rows = {"id": pa.array(ids, pa.int32()), "differ": pa.array(values, pa.float32())}
+        self.loading.tables.insert(pair.table, pa.table(rows))
 
 
 def _distances(pair: StorePair, one: StoredFile, other: StoredFile) -> list[float | None]:

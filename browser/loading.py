@@ -169,14 +169,14 @@ class Loading:
         files = dict(self._files[store])
         return {address: wrong for address, file in files.items() if (wrong := self.progress.damaged.get(str(file)))}
 
-    def common_shards(self, one: str, other: str) -> list[tuple[range, StoredFile, StoredFile]]:
-        """Return (ids, file, file) of the image shards that two stores both have labels of."""
-        left, right = self._files[one], self._files[other]
-        return [
-            (ids, left[address], right[address])
+    def common_shards(self, one: str, other: str) -> dict[range, tuple[StoredFile, StoredFile]]:
+        """Return the label files of the image shards (the ids of their images) that two stores both have labels of."""
+        left, right = dict(self._files[one]), dict(self._files[other])  # another thread may add to them
+        return {
+            ids: (left[address], right[address])
             for address in left.keys() & right.keys()
             for ids in self._by_address[address]
-        ]
+        }
 
     def newest_stores(self) -> dict[str, Store]:
         """Return the newest label store of each teacher and student's head."""

@@ -41,7 +41,7 @@ class Pictures:
         self._lock = threading.Lock()
 
     def image(self, image: int, side: int) -> Image.Image:
-        """Return the upright image, at most `side` pixels on its longer side."""
+        """Return the upright image, its longer side scaled to `side` pixels."""
         found, row = self.loading.locate(image)
         shard = self._open(found.shard.tar, found.shard.index)  # an open shard keeps its index in memory
         return thumbnail(decode_image(shard.read(row), at_least=(side, side)), side)
@@ -85,19 +85,22 @@ class Pictures:
         row = self.row(store, image)
         return None if row is None or row["status"] != "ok" else decode_row(store, row, threshold)
 
-    def draw(self, image: int, store: Store | None, threshold: float, side: int) -> Image.Image:
-        """Return the image with its label in a store; pale if it has none, and marked if the label is damaged."""
+    def draw(self, image: int, store: Store | None, threshold: float, side: int) -> tuple[Image.Image, bool]:
+        """Return the image with its label in a store, and True if it stays so.
+
+        The image is pale if it has no label, and marked if the label is damaged: a run may still add or mend it.
+        """
         picture = self.image(image, side)
         if store is None:
-            return picture
+            return picture, True
         pale = Image.blend(picture, Image.new("RGB", picture.size, "grey"), FADE)
         try:
             value = self.value(store, image, threshold)
         except DataError as error:
             self.loading.progress.damaged[str(self.loading.label_file(store.name, image))] = str(error)
             caption(pale, "damaged")
-            return pale
-        return store.label.draw(picture, value) if value else pale
+            return pale, False
+        return (store.label.draw(picture, value), True) if value else (pale, False)
 
 
 def read_row_group(parquet: Any, row: int) -> tuple[range, pa.Table]:

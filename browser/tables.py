@@ -223,11 +223,16 @@ class Tables:
 
     def delete_labels(self, store: Store, shard: range) -> None:
         """Delete the labels of an image shard (ids), whose file is gone."""
-        ends = (shard.start, shard.stop)
         self.flush()
+        self.delete(store.table, shard)
         with self._lock:
-            self._database.execute(f"DELETE FROM {store.table} WHERE id >= ? AND id < ?", ends)
-            self._database.execute("DELETE FROM failures WHERE store = ? AND id >= ? AND id < ?", (store.name, *ends))
+            of_shard = "DELETE FROM failures WHERE store = ? AND id >= ? AND id < ?"
+            self._database.execute(of_shard, (store.name, shard.start, shard.stop))
+
+    def delete(self, table: str, ids: range) -> None:
+        """Delete the rows of these images from a table."""
+        with self._lock:
+            self._database.execute(f"DELETE FROM {table} WHERE id >= ? AND id < ?", (ids.start, ids.stop))
 
 
 def read_scalars(file: StoredFile) -> tuple[LabelSpace, pa.Table]:

@@ -88,8 +88,7 @@ async function show() {
 async function showOnce() {
   updateControls();
   const state = readState();
-  const { image, ...rest } = state;
-  const wanted = JSON.stringify(rest);
+  const wanted = JSON.stringify({ ...state, image: null });
   await showErrors(async () => {
     if (wanted !== shown) {
       shown = wanted;

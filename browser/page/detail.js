@@ -105,7 +105,7 @@ function enablePanAndZoom(view) {
     const box = view.getBoundingClientRect();
     zoom.x = Math.min(0, Math.max(1 - zoom.scale, zoom.x + event.movementX / box.width));
     zoom.y = Math.min(0, Math.max(1 - zoom.scale, zoom.y + event.movementY / box.height));
-    move();
+    applyZoom();
   });
 }
 

@@ -47,12 +47,8 @@ function pages(total, state) {
 async function histograms(aside, chosen, pair, state) {
   const columns = chosen ? [...(chosen.holds ? ["class"] : []), ...chosen.columns.filter((name) => name !== "top")].map((name) => `${chosen.name}.${name}`) : [];
   for (const column of [...(pair ? [pair] : []), ...columns, "set", "split"]) {
-    try {
-      const found = await request("/api/histogram", { column, f: state.f, t: thresholdParams(state) });
-      if (found.counts.filter((count) => count > 0).length > 1) aside.append(histogram(column, found, state));
-    } catch {
-      continue; // a store without classes has no column `class`
-    }
+    const found = await request("/api/histogram", { column, f: state.f, t: thresholdParams(state) });
+    if (found.counts.filter((count) => count > 0).length > 1) aside.append(histogram(column, found, state));
   }
 }
 

@@ -37,7 +37,7 @@ export function show(chosen, total) {
   if (scopes.some(([value]) => value === before)) select.value = before;
   const all = make("button", { type: "button", onclick: () => rejectAll(total) }, `Reject all ${formatNumber(total)}`);
   const note = make("span", { role: "status", id: "done" });
-  bar.replaceChildren(make("label", { for: "scope" }, "Space rejects"), select, make("label", { for: "reason" }, "because"), input, make("datalist", { id: "reasons" }, REASONS.map((value) => make("option", { value }))), state.f.length ? all : null ?? "", note);
+  bar.replaceChildren(make("label", { for: "scope" }, "Space rejects"), select, make("label", { for: "reason" }, "because"), input, make("datalist", { id: "reasons" }, REASONS.map((value) => make("option", { value }))), state.f.length ? all : "", note);
 }
 
 async function rejectAll(total) {

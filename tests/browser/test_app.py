@@ -151,6 +151,7 @@ def test_picture_is_drawn_by_the_task(page: TestClient, answers: Answers) -> Non
         picture = page.get(f"/api/picture/{key}", params={"store": name, "side": 128})
         assert picture.status_code == 200
         value = answers.pictures.value(store, answers.image_id(key), 0.0)
+        assert ("no-store" in picture.headers["Cache-Control"]) == (value is None), "a run may add the label"
         if value is not None:
             drawn = store.label.draw(answers.pictures.image(answers.image_id(key), 128), value)
             assert picture.content == as_jpeg(drawn), name
@@ -301,6 +302,7 @@ def test_image_shows_a_damaged_label_as_such(world: World, tmp_path: Path) -> No
         broken = page.get(f"/api/picture/{key}?store={store}")
         assert broken.status_code == 200
         assert broken.content != sound
+        assert broken.headers["Cache-Control"] == "no-store"
         [label] = [label for label in get(page, f"/api/image/{key}")["labels"] if label["store"] == store]
         assert label["status"] == "damaged"
         assert "its bytes changed since it was made" in label["reason"]

@@ -161,7 +161,14 @@ def test_page_dialog_shows_an_image_with_its_label_in_every_store(page: Any, ans
     view.hover()
     page.wait_for_timeout(300)
     page.keyboard.press("+")
-    assert "scale(1.4)" in page.locator("dialog .view img").first.get_attribute("style")
+    picture = page.locator("dialog .view img").first
+    assert "scale(1.4)" in picture.get_attribute("style")
+    zoomed = picture.get_attribute("style")
+    page.mouse.down()
+    box = view.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2 + 20, box["y"] + box["height"] / 2 + 10)
+    page.mouse.up()
+    assert picture.get_attribute("style") != zoomed, "dragging moves all panels"
     page.keyboard.press("ArrowRight")
     page.wait_for_function("key => document.querySelector('dialog code').textContent !== key", arg=key)
     page.keyboard.press("Escape")

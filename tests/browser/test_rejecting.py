@@ -144,6 +144,29 @@ def test_differences_compare_two_stores_image_by_image(page: TestClient, answers
     assert sum(histogram["counts"]) == len(values)
 
 
+def test_differences_follow_the_label_files(page: TestClient, answers: Answers) -> None:
+    one, other = pair_of(answers)
+    column = f"{one}:{other}.differ"
+    file, _ = next(iter(answers.loading.common_shards(one, other).values()))
+    whole = file.load(Path.read_bytes)
+
+    def compared() -> int:
+        """Return the number of images with a difference, once all are compared."""
+        answers.loading.refresh()
+        keys(page, order=column)
+        wait_until(lambda: all(pair["done"] == pair["total"] for pair in answers.comparison_progress()))
+        return len(keys(page, f"{column}>=0"))
+
+    everything = compared()
+    file.path.remove()
+    fewer = compared()
+    assert fewer < everything
+    file.path.write(whole)
+    assert compared() == everything
+    file.path.write(b"damaged")
+    assert compared() == fewer, "a damaged file is not waited for"
+
+
 def test_differences_refuse_labels_of_another_meaning(page: TestClient, answers: Answers) -> None:
     one, _ = pair_of(answers)
     task = answers.loading.stores[one].label.space.task

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,17 @@ class Background:
                     raise
                 time.sleep(0.5)
 
-    def train(self, deployment: str, recipe: Path, root: Path, **parameters: Any) -> None:
-        """Start a run of a deployment, and wait until it trains the teacher."""
+    def train(self, deployment: str, recipe: Path, root: Path, step: str = "teacher.masks", **parameters: Any) -> None:
+        """Start a run of a deployment, and wait until it trains in the step."""
         self.start(deployment, recipe=str(recipe), root=str(root), **parameters)
-        wait_until(lambda: logged_steps(root, "teacher.masks") >= 3)
+        self.wait_until(lambda: logged_steps(root, step) >= 3)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition holds; fail if a run has failed before."""
+        wait_until(lambda: condition() or self.check_that_none_failed())
+
+    def check_that_none_failed(self) -> None:
+        assert not {"Failed", "Crashed", "Refused"} & {state for _, state in self.states()}
 
     def states(self) -> list[tuple[str, str]]:
         """Return (name, state) of all flow runs."""
@@ -95,7 +102,7 @@ def test_up_restarts_the_server_while_a_run_goes_on(
     before = background.status()
     command = [str(MUST), "run", str(recipe), "--root", str(root), *THREADS]
     with subprocess.Popen(command, env=background.environ, stdout=subprocess.PIPE, text=True) as run:
-        wait_until(lambda: logged_steps(root, "teacher.masks") >= 3)
+        wait_until(lambda: logged_steps(root, "teacher.masks") >= 3, run)
         background.kill("server")
         again = background.must("up")
         output = run.communicate()[0]
@@ -132,7 +139,7 @@ def test_down_stops_a_deployed_run(background: Background, recipe: Path, root: P
 def test_run_finishes_without_its_worker(background: Background, recipe: Path, root: Path, finished_root: Path) -> None:
     background.train("selftrain/must", recipe, root)
     background.kill("worker")
-    wait_until(lambda: "Completed" in dict(background.states()).values())
+    background.wait_until(lambda: "Completed" in dict(background.states()).values())
     assert digests(root) == digests(finished_root)
     assert not background.status()["worker"]["alive"]
 
@@ -141,7 +148,7 @@ def test_run_finishes_without_its_worker(background: Background, recipe: Path, r
 def test_up_marks_a_run_killed_with_its_worker_as_crashed(
     background: Background, recipe: Path, root: Path, resume: Resume
 ) -> None:
-    background.train("selftrain/must", recipe, root)
+    background.train("selftrain/must", recipe, root, "student", overrides=["student.steps=100000"])
     [run] = background.status()["runs"]
     background.kill("worker")
     with contextlib.suppress(ProcessLookupError):
