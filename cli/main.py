@@ -38,7 +38,7 @@ ToOption = Annotated[
     typer.Option(
         "--to",
         metavar="STEP",
-        help="Stop after this step, or after the steps whose names begin so: stage, compare.small.",
+        help="Stop after this step, or after all of a section (evaluate, teachers, compare.small) or kind (stage).",
         show_default="all steps",
     ),
 ]

@@ -52,8 +52,6 @@ def finetune(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[st
     """
     scratch = out / WORK
     scratch.mkdir(parents=True, exist_ok=True)
-    if inputs.force:
-        (scratch / FINISHED_FILE).unlink(missing_ok=True)
     finetuning = _Finetuning(config, inputs, scratch)
     records = list(finetuning.records())
     write_json(out / MEASUREMENTS_FILE, records)

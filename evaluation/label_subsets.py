@@ -131,7 +131,7 @@ def label_count(amount: Amount, total: int, classes: int, name: str, val_from_tr
     """
     if amount == "all":
         if val_from_train and total == val_count(total):
-            raise ConfigError(f"labels: {name} has {total} labelled image: too few to train and to validate on.")
+            raise ConfigError(f"labels: {name} has {total} labelled image: label at least two, or give it a val split.")
         return total
     least = max(classes, 2)
     while val_from_train and least - val_count(least) < max(classes, 2):

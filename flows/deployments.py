@@ -1,6 +1,6 @@
-"""The flows that Prefect deploys (`prefect.yaml`): each runs a recipe up to one of its steps, as `must run` does.
+"""The flows that Prefect deploys (`prefect.yaml`): each runs a recipe up to some of its steps, as `must run --to` does.
 
-Each flow makes what is missing for its step, reuses the rest, and makes nothing else. A request that can't be met ends
+Each flow makes what is missing for its steps, reuses the rest, and makes nothing else. A request that can't be met ends
 in the state `Refused`, with nothing made.
 """
 
@@ -175,7 +175,7 @@ def run_stage(values: Values) -> Request:
 
 @_deploy(*COMMON, SPLITS, FORCE, *MACHINE)
 def evaluate(values: Values) -> Request:
-    """Measure the student, its teachers and a trivial baseline of a recipe on held-out images, and write the report."""
+    """Make all measurements of a recipe (of student and teachers, by probes, by fine-tuning), and write the report."""
     return Request(_up_to("evaluate", values), "evaluate")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from flows.plan.run_plan import plan_run
 from flows.plan.selection import WHOLE_RECIPE, Selection
-from flows.run.execution import check_torchrun, execute_plan, join_training
+from flows.run.execution import execute_plan, join_training, step_for_torchrun
 from flows.run.run import Outcome, Run, completed_outcome
 from flows.run.step_runner import Subprocess
 from pipeline.recipe.recipe import Recipe
@@ -22,9 +22,9 @@ def execute_recipe(recipe: Recipe, runtime: Runtime, selection: Selection = WHOL
     if outcome:
         return outcome
     if ranks.count() > 1:
-        check_torchrun(recipe, plan)
+        step = step_for_torchrun(recipe, plan)
         if not ranks.is_first():
-            return join_training(plan, runtime)
+            return join_training(plan, step, runtime)
     only_report = all(each.artifact for each in plan.planned)
     inline = recipe.runtime.runner == "inline" or only_report
     return execute_plan(recipe, plan, runtime, None if inline else _with_prefect)

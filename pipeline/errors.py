@@ -4,8 +4,13 @@ MustError
 ├── ConfigError   2   the recipe, an option or the environment: edit it and run again
 ├── DataError     3   files on disk: repair them or leave them out, and run again
 ├── Stopped      75   a stop was requested; all work so far is kept: run again to resume
+│   └── TakenOver     another run has taken over the step
 └── Interrupted   1   a process was ended from outside: started again, it resumes from what it saved
-    └── OutOfMemory 75   memory ran out: started again, it goes on with smaller parts of a batch
+    ├── LostPeer      another process of the training is gone
+    └── OutOfMemory 75   the device's memory ran out: started again, it goes on with smaller parts of a batch
+
+Two more are beside what raises them: `Killed` (an Interrupted, flows/run/processes.py) and `Busy` (a MustError,
+pipeline/steps/workspace.py).
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ def student_shards(config: StudentConfig, heads: Mapping[str, StudentHead], inpu
             sources = precedence.sources(head, name, shard)
             if config.labels != "true_only" and all(ranked.truth for ranked in sources):
                 raise DataError(
-                    f"No labels by teacher {head.teacher!r} for {name}/{shard.name}: run the label step again."
+                    f"No labels by teacher {head.teacher!r} for {name}/{shard.name}: `must run` with --force label "
+                    "makes them again."
                 )
             if sources:
                 label_sources[head.teacher] = tuple(ranked.source for ranked in sources)

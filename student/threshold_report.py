@@ -69,6 +69,8 @@ def skew_warning(classes: list[str], held: np.ndarray[Any, Any], kept: np.ndarra
         return None
     shares = np.where(common, kept / np.maximum(held, 1), np.nan)
     best, worst = int(np.nanargmax(shares)), int(np.nanargmin(shares))
+    if shares[best] == 0:
+        return "the threshold keeps nothing of the common classes: the student learns only rare ones from this teacher"
     if shares[best] < SKEW * shares[worst]:
         return None
     return (

@@ -33,7 +33,7 @@ def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
         return {}
     network.cpu().save(out)
     write_tensors(out / "backbone.safetensors", network.backbone.model.state_dict())
-    kept = count_kept(heads, inputs)
+    kept = {} if student.labels == "true_only" else count_kept(heads, inputs)
     write_json(out / "kept.json", kept)
     warnings = [f"{name}: {share['warning']}" for name, share in kept.items() if share["warning"]]
     counts = {"images": len(dataset), "weights": weights, "warnings": warnings}

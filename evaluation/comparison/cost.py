@@ -45,8 +45,12 @@ def backbone_cost(made: Artifact | None, artifacts: Mapping[str, Artifact]) -> B
 
 
 def artifact_cost(made: Artifact) -> Cost:
-    """Return the cost of making one artifact, earlier attempts that it resumed included; without training, no steps."""
-    seconds: float = made.manifest.get("seconds", 0.0) + made.counts.get("earlier_seconds", 0.0)
+    """Return the cost of making one artifact; without training, no steps.
+
+    Its seconds are those of all workers, and of earlier attempts of a training that it resumed.
+    """
+    earlier: float = made.counts.get("earlier_seconds", 0.0) + made.counts.get("worker_seconds", 0.0)
+    seconds: float = made.manifest.get("seconds", 0.0) + earlier
     settings: dict[str, Any] = next(
         (made.manifest["config"][key] for key in SCHEDULE_KEYS if key in made.manifest["config"]), {}
     )

@@ -14,6 +14,7 @@ from evaluation.report.formatting import count, duration, percent, plural
 from evaluation.report.html import ReportTable, render
 from evaluation.report.run_record import FinishedStep, RunRecord, TrainingLog
 from ingest.pool import read_pool
+from pipeline.recipe.stage import STUDENT
 from pipeline.sources._splits import SPLITS
 from pipeline.steps.artifact import Artifact
 
@@ -58,10 +59,13 @@ def _training(artifact: Artifact) -> Iterator[str]:
 
 def _labelling(step: FinishedStep) -> Iterator[str]:
     counts = step.artifact.counts
-    labelled, teachers = counts.get("labelled_now", 0), len(counts.get("choices", ()))
-    if labelled and step.seconds:
-        rate = labelled / step.seconds
-        yield f"{rate:,.1f} images/s by {plural(teachers, 'teacher')}, {rate * teachers:,.0f} labels/s"
+    labelled, makers = counts.get("labelled_now", 0), counts.get("choices", ())
+    seconds = counts.get("worker_seconds", step.seconds)
+    if labelled and seconds:
+        rate = labelled / seconds
+        by = "the student" if STUDENT in makers else plural(len(makers), "teacher")
+        worker = " and worker" if "worker_seconds" in counts else ""
+        yield f"{rate:,.1f} images/s{worker} by {by}, {rate * len(makers):,.0f} labels/s"
 
 
 def data(run: RunRecord) -> Markup:

@@ -196,7 +196,7 @@ def plan_gc(workspace: Workspace, keep: int = 1) -> list[Verdict]:
     verdicts, kept = [], []
     for artifact in list_artifacts(root, runs, sizes):
         holder = holders.get(artifact.name)
-        why = f"process {holder.number} is at work on it" if holder else reasons.get(artifact.key)
+        why = f"{holder} is at work on it" if holder else reasons.get(artifact.key)
         why = why or next((f"{run.name} may resume from it" for run in active if artifact.key[0] in run.to_make), None)
         if why:
             kept.append(artifact)

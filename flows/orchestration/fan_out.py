@@ -86,6 +86,7 @@ class FanOut:
     def _submit_until_done(self, run: Run, items: Sequence[WorkItem]) -> list[dict[str, Any]]:
         """Return the results of all parts. Raises Killed if some are lost with their workers again and again."""
         results: list[dict[str, Any]] = []
+        error: BaseException | None = None
         for _ in range(MAX_ATTEMPTS):
             if not items:
                 return results
@@ -95,7 +96,7 @@ class FanOut:
                 lost = f"{len(items)} parts were lost with their workers ({type(error).__name__}: {error})"
                 run.record("killed", step=items[0].step.name, error=lost)
         if items:
-            raise Killed(f"{items[0].step.name}: {lost}. Finished files are kept: run again to go on.")
+            raise Killed(f"{items[0].step.name}: {lost}. Finished files are kept: run again to go on.") from error
         return results
 
     def _submit(
@@ -124,7 +125,7 @@ class FanOut:
                 except MustError:
                     (run.folder / STOP_FILE).write(b"")
                     raise
-                except Exception as error:  # each task runner has its own error for a worker that died
+                except Exception as error:  # the task runner's own, for a worker that died
                     lost.append(submitted[waiter])
                     last_error = error
                 run.runtime.progress(step, len(results) / len(submitted), f"{len(results)} of {len(submitted)} parts")

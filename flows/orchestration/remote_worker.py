@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import json
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -60,7 +61,21 @@ def remaining_parts(
 
 
 def execute_part(item: WorkItem) -> dict[str, Any]:
-    """Do one part and return its result, which is JSON. Raises Stopped if the stop file is written meanwhile."""
+    """Do one part and return its result, which is JSON.
+
+    Raises Stopped if the stop file is written meanwhile, and no error but MustError: by any other the run knows that
+    the worker died.
+    """
+    try:
+        return _execute_part(item)
+    except MustError:
+        raise
+    except Exception as error:
+        trace = traceback.format_exc()
+        raise MustError(f"{item.step.name}: a part failed with {type(error).__name__}: {error}\n{trace}") from error
+
+
+def _execute_part(item: WorkItem) -> dict[str, Any]:
     set_up_process()
     stop = threading.Event()
 

@@ -64,7 +64,11 @@ class Selection:
     def _describe(self) -> str:
         if self.only:
             return f"the run makes {self.only!r} alone"
-        return f"the run goes only as far as {self.last!r}" if self.last else "the run has no such step"
+        return (
+            f"the run goes only as far as {self.last!r}"
+            if self.last
+            else "the run makes no comparisons: add --to compare"
+        )
 
 
 WHOLE_RECIPE = Selection()

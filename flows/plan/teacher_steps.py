@@ -13,7 +13,7 @@ from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Step, StepKind
 
 TEACHER = StepKind("teacher", "teachers.supervised:make")
-"""`run` is the `make` of the teacher's own file in `teachers/`."""
+"""In a plan, with `run` as the `make` of the teacher's own file in `teachers/`, and `trains` if it is trained."""
 
 
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:

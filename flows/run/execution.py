@@ -13,7 +13,7 @@ from flows.run.step_runner import InProcess, Subprocess, in_order
 from pipeline.errors import ConfigError
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps import ranks
-from pipeline.steps.artifact import Artifact, Inputs, as_json
+from pipeline.steps.artifact import Artifact, Inputs, Step, as_json
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.errors import explain_full_disk
 from pipeline.storage.path import StoragePath
@@ -46,8 +46,8 @@ def execute_plan(recipe: Recipe, plan: Plan, runtime: Runtime, run_steps: RunSte
     return Outcome(run.folder, artifacts, run.made, plan.measures)
 
 
-def check_torchrun(recipe: Recipe, plan: Plan) -> None:
-    """Raise ConfigError unless torchrun started these processes to train exactly one network."""
+def step_for_torchrun(recipe: Recipe, plan: Plan) -> Step:
+    """Return the step to train. Raises ConfigError unless the plan has one step to run, which trains a network."""
     todo = [each.step for each in plan.planned if each.artifact is None]
     if recipe.runtime.runner != "inline" or len(todo) != 1 or not todo[0].kind.trains:
         raise ConfigError(
@@ -55,14 +55,14 @@ def check_torchrun(recipe: Recipe, plan: Plan) -> None:
             f"teacher that is trained or the student, and -o runtime.runner=inline. To do here: "
             f"{', '.join(step.name for step in todo) or 'nothing'}, with runner {recipe.runtime.runner!r}."
         )
+    return todo[0]
 
 
-def join_training(plan: Plan, runtime: Runtime) -> Outcome:
+def join_training(plan: Plan, step: Step, runtime: Runtime) -> Outcome:
     """Train along with the process of rank 0, which writes all files."""
-    *before, last = plan.planned
-    artifacts = {each.step.name: each.artifact for each in before if each.artifact}
+    artifacts = {each.step.name: each.artifact for each in plan.planned if each.artifact}
     with stop_on_signals(runtime.stop):
-        plan.workspace.take_part(last.step, Inputs({name: artifacts[name] for name in last.step.inputs}, runtime))
+        plan.workspace.take_part(step, Inputs({name: artifacts[name] for name in step.inputs}, runtime))
     return Outcome(None, artifacts, 0)
 
 

@@ -144,7 +144,11 @@ class _Child:
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log and self.log.exists() else ""
         last_output = f"{LAST_OUTPUT} {text.splitlines()[-1].strip()!r}." if text else ""
-        hint = " The system does that where memory runs out." if -code == signal.SIGKILL else ""
+        hint = (
+            " The system does that where memory runs out: smaller batches and fewer workers need less."
+            if -code == signal.SIGKILL
+            else ""
+        )
         return f"its process was ended by {name}.{hint}{last_output}"
 
     def end(self, deadline: float) -> None:

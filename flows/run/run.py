@@ -55,9 +55,9 @@ class Outcome:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The records of `metrics.json`."""
-        records: list[dict[str, Any]] = self.artifacts["evaluate"].load("metrics.json", read_json)
-        return records
+        """The records of `metrics.json`; none if the run did not get as far as `evaluate`."""
+        made = self.artifacts.get("evaluate")
+        return list(made.load("metrics.json", read_json)) if made else []
 
 
 class Run:

@@ -26,7 +26,7 @@ from pipeline.steps.workspace import Busy, Workspace
 RETRY_S = 2.0
 """Between attempts at a step that another run is making."""
 MAX_RESTARTS = 2
-"""Restarts of a step whose process was killed, before the run fails; those after running out of memory don't count."""
+"""Restarts of a step whose process was killed, before the run fails. Those for lack of device memory don't count."""
 Environ = Mapping[str, str]
 """Environment variables to add for a process."""
 Models = Mapping[str, BaseConfig]
@@ -69,22 +69,23 @@ class Subprocess:
                 try:
                     return self._wait_and_attempt(run, step, inputs, device)
                 except Interrupted as error:
-                    restarts += not isinstance(error, OutOfMemory)  # those end: each attempt needs less memory
-                    inputs = self._prepare_restart(run, step, inputs, error)
-                    if restarts > MAX_RESTARTS:
-                        raise type(error)(f"{step.name}: {error} What it saved is kept: run again to go on.") from error
+                    restarts += not isinstance(error, OutOfMemory)  # each of those halves the microbatches: they end
+                    inputs = self._prepare_restart(run, step, inputs, error, restarts)
         finally:
             self._free.put(device)
 
     @staticmethod
-    def _prepare_restart(run: Run, step: Step, inputs: Inputs, error: Interrupted) -> Inputs:
-        """Record why a step was interrupted, and return the inputs of the next attempt. Raises Stopped if the run is to
-        stop.
+    def _prepare_restart(run: Run, step: Step, inputs: Inputs, error: Interrupted, restarts: int) -> Inputs:
+        """Record why a step was interrupted, and return the inputs of the next attempt.
+
+        Raises Stopped if the run is to stop, and the error if this would be one restart too many.
         """
         run.record("killed", step=step.name, error=str(error))
         inputs.runtime.check_stop(step.name)
+        if restarts > MAX_RESTARTS:
+            raise type(error)(f"{step.name}: {error} What it saved is kept: run again to go on.") from error
         reason, _, _ = str(error).partition(LAST_OUTPUT)
-        run.log(step.name, f"{reason} It goes on from what it saved.")
+        run.log(step.name, f"{reason} It is started again, and goes on from what it saved.")
         if step.kind.resumes and run.workspace.find(step, step.fingerprint(inputs.artifacts)) is None:
             return dataclasses.replace(inputs, force=False)  # the old artifact is gone: resume from the new state
         return inputs
@@ -161,7 +162,7 @@ def preflight(settings: RuntimeConfig, models: Models, runtime: Runtime) -> list
     size = settings.training_processes
     groups = [",".join(names[start : start + size]) for start in range(0, len(names) - size + 1, size)]
     if not groups:
-        raise ConfigError(f"runtime.training_processes is {size}, but there are {len(names)} CUDA devices.")
+        raise ConfigError(f"runtime.training_processes is {size}: at most {len(names)}, the number of CUDA devices.")
     steps = settings.side_by_side or len(groups)
     return [{"CUDA_VISIBLE_DEVICES": groups[number % len(groups)]} for number in range(steps)]
 

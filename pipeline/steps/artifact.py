@@ -44,8 +44,7 @@ class LabelCheck(NamedTuple):
     """A check, made as soon as all data is read, that there is enough of it for a step."""
 
     needs: Callable[[Mapping[str, Any]], Any]
-    """Return what the check depends on, as JSON, given a step's `config`; None if there is nothing to check. Of steps
-    with equal needs one is checked."""
+    """Return what the check depends on, as JSON, given a step's `config`. Of steps with equal needs one is checked."""
     check: str
     """The function "module:function", called as `(config, inputs)` with the artifacts of `early` steps. It raises
     ConfigError."""
@@ -56,7 +55,7 @@ class StepKind:
     """A kind of step: the function that does the work, and how it may be run. Defined in `flows/plan/*_steps.py`.
 
     Example:
-        TEACHER = StepKind("teacher", "teachers.supervised:make", trains=True, resumes=True)
+        STUDENT = StepKind("student", "student.train:train_student", trains=True, resumes=True)
     """
 
     name: str
@@ -72,7 +71,8 @@ class StepKind:
     trains: bool = False
     """True if several processes may share its work: they train one network together."""
     resumes: bool = False
-    """True if it saves in `work` a state that a later attempt goes on from."""
+    """True if what it saves in `work` is a state of this attempt alone, so that a forced step that is killed goes on
+    from it. Of other steps, a forced attempt that is killed begins again."""
     parts: str = ""
     """Of a step whose work can be done in parts, by any process that reaches the root, before it runs: the module with
     `remaining_parts(config, inputs)`, `do_part(config, inputs, part)` and `exclusive(inputs)`, a context in which no

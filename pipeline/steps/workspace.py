@@ -69,11 +69,11 @@ class Workspace:
         fingerprint = step.fingerprint(inputs.artifacts)
         lock, runtime = self.locks / f"{step.name}/{fingerprint}", inputs.runtime
         together = ranks.count() > 1
-        with hold_lock(lock, busy if together else waiting(step.name, runtime), on_lost=runtime.stop.set) as holds:
+        with hold_lock(lock, busy if together else waiting(step.name, runtime), on_lost=runtime.stop.set) as is_held:
             found = None if inputs.force else self.find(step, fingerprint)
-            if found and together:
-                busy(ProcessId.current())
-            return (found, False) if found else (self.make(step, inputs, holds), True)
+            if found and together:  # made since the plan, which the other processes have begun to carry out
+                raise Busy(f"{step.name} was made by another run meanwhile: run again to reuse it.")
+            return (found, False) if found else (self.make(step, inputs, is_held), True)
 
     def take_part(self, step: Step, inputs: Inputs) -> None:
         """Run the step in a process that trains together with the first one, which makes the artifact."""
@@ -85,16 +85,16 @@ class Workspace:
         """The folder of locks, which tell what runs are working on."""
         return self.root / LOCKS
 
-    def make(self, step: Step, inputs: Inputs, holds: IsHeld = lambda: True) -> Artifact:
+    def make(self, step: Step, inputs: Inputs, is_held: IsHeld = lambda: True) -> Artifact:
         """Run the step in its folder and seal it.
 
         `work` and `log` of an unfinished attempt are kept for the step to resume from; its other files are deleted
-        first. Raises TakenOver if `holds` returns False: another run has taken the lock.
+        first. Raises TakenOver if `is_held` returns False: another run has taken the lock.
         """
         with explain_full_disk(step.name, self.root.local_path()):
-            return self._make(step, inputs, holds)
+            return self._make(step, inputs, is_held)
 
-    def _make(self, step: Step, inputs: Inputs, holds: IsHeld) -> Artifact:
+    def _make(self, step: Step, inputs: Inputs, is_held: IsHeld) -> Artifact:
         fingerprint = step.fingerprint(inputs.artifacts)
         path = self.path(step, fingerprint)
         inputs = dataclasses.replace(inputs, previous=self.previous(step, inputs))
@@ -122,9 +122,9 @@ class Workspace:
             **contents(folder, inherited),
             "seconds": time.time() - began,
         }
-        _check_lock(step.name, holds)
+        _check_lock(step.name, is_held)
         self.root.publish_all(path, manifest["files"], inherited=inherited.keys())
-        _check_lock(step.name, holds)
+        _check_lock(step.name, is_held)
         (self.root / f"{path}/{MANIFEST}").write(as_json(manifest).encode())
         # last, so that an attempt that is killed before can resume from `work`
         self.root.cleanup(path, {*manifest["files"], MANIFEST}, WORK)
@@ -175,9 +175,9 @@ def _without(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {**left, first: _without(config[first], rest)} if rest and first in config else left
 
 
-def _check_lock(step: str, holds: IsHeld) -> None:
+def _check_lock(step: str, is_held: IsHeld) -> None:
     """Raise TakenOver if another run has the lock: an artifact must not have files of two attempts."""
-    if not holds():
+    if not is_held():
         raise TakenOver(
             f"{step}: another run took over while this one slept or did not reach the storage. Run the same command "
             "again: it waits for that run, or finds what it made."

@@ -3,8 +3,8 @@
 What is trained, an `Objective`, computes its losses. The loop owns the rest:
 
 * Precision: forward passes run in float32 or bfloat16, as `ComputeConfig` says; weights and optimiser stay in float32.
-* Accumulation: a batch is split into microbatches whose gradients add up to that of the batch, into smaller ones where
-  the device runs out of memory.
+* Accumulation: a batch is split into microbatches, into smaller ones where the device runs out of memory. Their
+  gradients add up to that of the batch, up to batch statistics, if the losses are means over labels or images.
 * Clipping: the norm of the batch's gradient is limited.
 * Non-finite values: a loss or gradient that is not finite ends the training, with step and images, before it reaches
   the weights.

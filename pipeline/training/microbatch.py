@@ -26,11 +26,13 @@ from pipeline.training.process_group import ProcessGroup
 TOTAL = "the combined loss"
 LIMIT_FILE = "images_per_pass.json"
 """In `work`: written by a process that runs out of memory while the others wait inside a pass, before it exits; the
-next attempt starts with smaller microbatches. The state can't tell: the first process alone writes it, and it waits."""
+next attempt starts with smaller microbatches. It is not in the training state: only rank 0 writes that, and it
+waits inside a pass too."""
 NEVER_OUT_OF_MEMORY = ("cpu",)
 """Devices that never raise OutOfMemoryError: the system ends a process that wants too much."""
 OUT_OF_MEMORY_ADVICE = (
-    "A smaller batch or more accumulate can't help: set a smaller image_size, width or backbone, or fewer processes."
+    "A smaller batch or more accumulate can't help: a smaller image_size or backbone, a student's or teacher's smaller "
+    "width, or fewer processes on a device can."
 )
 
 

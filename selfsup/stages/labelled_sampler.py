@@ -69,7 +69,8 @@ def class_sampler(config: LabelledConfig, classes: ImageClasses, seed: int) -> C
         if len(positions) < needed:
             raise ConfigError(
                 f"of {len(classes.keys)} images {len(positions)} are labelled as {name!r}, and {needed} of each "
-                f"class are asked for (per_class {config.per_class}, images {config.images})."
+                f"class are asked for (per_class {config.per_class}, images {config.images}): ask for at most "
+                f"{len(positions)}, or label more."
             )
         members.append(positions[: config.per_class])
     return ClassSampler(members, count, config.images, seed)

@@ -163,6 +163,7 @@ def label_pool(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[
         "labelled_now": sum(part["images"] for part in done),
         "failed": sum(entry["failed"] for entry in entries),
         "choices": {name: choice for part in done for name, choice in part["choices"].items()},
+        **({"worker_seconds": sum(part["seconds"] for part in inputs.parts)} if inputs.parts else {}),
         EXTERNAL_FILES: {entry["path"]: {"size": entry["size"], "sha256": entry["sha256"]} for entry in entries},
     }
 
@@ -244,8 +245,10 @@ def check_required(required: Mapping[str, Mapping[str, float]], teachers: Mappin
                 known = ", ".join(teacher.scores) or "none: it has no held-out labels"
                 raise DataError(f"teachers.{name}.require names {metric!r}; it was measured by: {known}.")
             value = teacher.scores[metric]
-            if value < limit if better[metric] == "higher" else value > limit:
+            higher = better[metric] == "higher"
+            if value < limit if higher else value > limit:
                 raise DataError(
                     f"Teacher {name!r} may not label: {metric} is {value:.3f} on its held-out images, "
-                    f"required {limit:g}. Train it longer, on more data, or lower teachers.{name}.require.{metric}."
+                    f"required {limit:g}. Train it longer, on more data, or {'lower' if higher else 'raise'} "
+                    f"teachers.{name}.require.{metric}."
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,13 +41,14 @@ def remaining_parts(config: Mapping[str, Any], inputs: Inputs) -> list[dict[str,
 
 
 def do_part(config: Mapping[str, Any], inputs: Inputs, part: Mapping[str, Any]) -> dict[str, Any]:
-    """Label the shards of a part that are not labelled yet, and return the summary of what was done."""
+    """Label the shards of a part that are not labelled yet, and return the summary of what was done and the seconds."""
+    began = time.monotonic()
     chosen = {(name, shard) for name, shard in part["shards"]}
     pool = pool_shards(inputs["pool"], inputs.of_kind("data"))
     shards = [shard for name, shard, _ in pool if (name, shard.name) in chosen]
     jobs = pending_jobs(_open_cached(inputs), shards, inputs.force)
     label_shards(jobs, config["batch"], inputs.runtime)
-    return summarize(jobs)
+    return {**summarize(jobs), "seconds": time.monotonic() - began}
 
 
 _opened: dict[str, list[LabelMaker]] = {}

@@ -106,7 +106,9 @@ def test_label_count_refuses_too_many_and_too_few(amount: float, classes: int, s
 
 
 def test_label_count_refuses_one_image_to_train_and_validate() -> None:
-    with pytest.raises(ConfigError, match="labels: pets has 1 labelled image: too few to train and to validate on"):
+    with pytest.raises(
+        ConfigError, match="labels: pets has 1 labelled image: label at least two, or give it a val split"
+    ):
         label_count("all", 1, 1, "pets", val_from_train=True)
 
 

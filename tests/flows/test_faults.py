@@ -67,7 +67,7 @@ class Full(NamedTuple):
 
 
 SHARD = Full("label", "*/labels/gabor-*.parquet", 3, "labels/gabor-*/*.parquet")
-MANIFEST = Full("student", "*/student/*/manifest.json", 1, STATE)
+MANIFEST = Full("student", "*/student/*/manifest.json", 1, STATE, SAVES)
 FULL = [SHARD, Full("student", "*/student/*/work/state.safetensors", 3, STATE, SAVES)]
 ALSO_FULL = [
     MANIFEST,
@@ -75,7 +75,7 @@ ALSO_FULL = [
     Full("student", "*/student/*/backbone.safetensors", 1, "artifacts/label/*/manifest.json"),
     Full("evaluate", "*/runs/*/report.html", 1, "artifacts/evaluate/*/manifest.json"),
     SHARD._replace(options=THREADS),
-    MANIFEST._replace(options=THREADS),
+    MANIFEST._replace(options=[*THREADS, *SAVES]),
 ]
 
 

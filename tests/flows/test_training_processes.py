@@ -47,8 +47,9 @@ def test_training_processes_train_each_network_together(
 @pytest.mark.slow
 def test_torchrun_trains_one_step(recipe: Path, root: Path) -> None:
     must.run(recipe, root, steps=Selection("data.world"))
+    must.run(recipe, root, steps=Selection("teacher.gabor"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cli"]
-    command += ["run", str(recipe), "--root", str(root), "--only", "teacher.masks"]
+    command += ["run", str(recipe), "--root", str(root), "--to", "teachers"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (manifest,) = root.glob("artifacts/teacher.masks/*/manifest.json")
@@ -56,7 +57,7 @@ def test_torchrun_trains_one_step(recipe: Path, root: Path) -> None:
     assert len(losses(root, "teacher.masks")) == 60
 
 
-def test_check_torchrun_refuses_a_run_of_several_steps(recipe: Path, root: Path) -> None:
+def test_step_for_torchrun_refuses_a_run_of_several_steps(recipe: Path, root: Path) -> None:
     environ = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     command = [sys.executable, "-m", "cli", "run", str(recipe), "--root", str(root)]
     done = subprocess.run(command, env=os.environ | environ, capture_output=True, text=True, check=False)

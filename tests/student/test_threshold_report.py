@@ -52,6 +52,12 @@ def test_skew_warning_says_that_nothing_is_kept() -> None:
     assert "keeps nothing" in str(warning([100, 100, 0], [0, 0, 0]))
 
 
+def test_skew_warning_says_that_only_a_rare_class_is_kept() -> None:
+    text = warning([100_000, 100_000, 100], [0, 0, 50])
+    assert text is not None
+    assert "keeps nothing of the common classes" in text
+
+
 def box_scores(world: World) -> list[float]:
     """Return the scores of all boxes of the teacher `boxes` in the pool."""
     label = tasks.label(heads_of(StudentConfig(), world.inputs("student"))["boxes"].space)

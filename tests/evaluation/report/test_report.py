@@ -272,6 +272,13 @@ def test_steps_tell_what_ran_from_what_was_reused(page: str, artifacts: dict[str
     assert "labels/s" in next(row for row in rows if ">label<" in row)
 
 
+def test_steps_tell_the_rate_of_labelling_by_workers(folder: Path, artifacts: dict[str, Artifact]) -> None:
+    workers = with_counts(artifacts["label"], worker_seconds=artifacts["label"].counts["labelled_now"] / 2)
+    teachers = len(workers.counts["choices"])
+    expected = f"2.0 images/s and worker by {teachers} teachers, {2 * teachers} labels/s"
+    assert expected in report(folder, {**artifacts, "label": workers})
+
+
 def test_steps_tell_where_memory_ran_out(folder: Path, artifacts: dict[str, Artifact]) -> None:
     cuts = [{"step": 1, "pieces": 2, "images": 16}, {"step": 1207, "pieces": 4, "images": 8}]
     for more, whose in (({}, "batches"), ({"processes": 2}, "each process's part of a batch")):

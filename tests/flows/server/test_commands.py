@@ -71,10 +71,12 @@ class Background:
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait until the condition holds; fail if a run has failed before."""
-        wait_until(lambda: condition() or self.check_that_none_failed())
 
-    def check_that_none_failed(self) -> None:
-        assert not {"Failed", "Crashed", "Refused"} & {state for _, state in self.states()}
+        def holds() -> bool:
+            assert not {"Failed", "Crashed", "Refused"} & {state for _, state in self.states()}
+            return condition()
+
+        wait_until(holds)
 
     def states(self) -> list[tuple[str, str]]:
         """Return (name, state) of all flow runs."""

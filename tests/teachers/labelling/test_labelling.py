@@ -378,7 +378,14 @@ def test_shard_inference_decodes_the_same_whatever_other_teachers_need(tmp_path:
 @pytest.mark.parametrize(
     ("limit", "message"),
     [
-        ({"abs_rel": 0.0}, r"'depth' may not label: abs_rel is .* required 0"),
+        (
+            {"abs_rel": 0.0},
+            r"'depth' may not label: abs_rel is .* required 0\. .*, or raise teachers\.depth\.require\.abs_rel",
+        ),
+        (
+            {"delta_1.25": 1.5},
+            r"'depth' may not label: delta_1\.25 is .* or lower teachers\.depth\.require\.delta_1\.25",
+        ),
         ({"miou": 0.5}, r"measured by: abs_rel, delta_1.25"),
     ],
 )
