@@ -64,7 +64,7 @@ def measure_labelling(inputs: Inputs, batch: int, images: int = 0) -> dict[str, 
         bench = _LabelBenchmark(teachers, shards, batch, runtime, device)
         windows = take_turns(bench.measures(images or BATCHES_PER_CORE * batch * runtime.threads), WINDOWS)
         stages = medians({name: [costs[name] for costs in bench.stage_costs[1:]] for name in bench.stage_costs[0]})
-        choices = {teacher.name: teacher.predictor.choice.describe() for teacher in teachers}
+        choices = {teacher.name: teacher.predictor.compute.describe() for teacher in teachers}
     rates = medians({name: windows[name] for name in ("labeller", *PLAIN)})
     limit = rate_limit(stages, runtime.threads, device)
     return {
@@ -131,12 +131,12 @@ class _LabelBenchmark:
     def _plain_loop(self, jobs: Sequence[ShardJob]) -> None:
         """Label one image at a time, the models in torch's defaults: float32, contiguous memory."""
         predictors = [teacher.predictor for teacher in self.teachers]
-        chosen = [predictor.choice for predictor in predictors]
+        chosen = [predictor.compute for predictor in predictors]
         for predictor in predictors:
-            _place(predictor, dataclasses.replace(predictor.choice, precision="32", channels_last=False))
+            _place(predictor, dataclasses.replace(predictor.compute, precision="32", channels_last=False))
         _label_one_by_one(jobs)
-        for predictor, choice in zip(predictors, chosen, strict=True):
-            _place(predictor, choice)
+        for predictor, compute in zip(predictors, chosen, strict=True):
+            _place(predictor, compute)
 
     def _run_stages(self, job: ShardJob, watch: _Stopwatch) -> None:
         """Run one stage after the other on every batch of a shard. GPU work is timed by wall clock, not core time."""
@@ -189,9 +189,9 @@ def _rate(jobs: Sequence[ShardJob], work: Callable[[], None]) -> float:
     return sum(len(job.shard) for job in jobs) / (time.perf_counter() - began)
 
 
-def _place(predictor: Predictor, choice: ComputeConfig) -> None:
-    predictor.choice = choice
-    choice.place(predictor.network)
+def _place(predictor: Predictor, compute: ComputeConfig) -> None:
+    predictor.compute = compute
+    compute.place(predictor.network)
 
 
 def _label_one_by_one(jobs: Sequence[ShardJob]) -> None:

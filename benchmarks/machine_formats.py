@@ -33,9 +33,9 @@ SIDE = 224
 def training(images: torch.Tensor) -> Callable[[nn.Module, ComputeConfig], None]:
     """Return a function that runs a forward and a backward pass."""
 
-    def call(model: nn.Module, choice: ComputeConfig) -> None:
-        with choice.autocast():
-            output = model.train()(place_images(images, choice))
+    def call(model: nn.Module, compute: ComputeConfig) -> None:
+        with compute.autocast():
+            output = model.train()(place_images(images, compute))
         output.float().logsumexp(dim=1).mean().backward()
         model.zero_grad()
 
@@ -45,16 +45,16 @@ def training(images: torch.Tensor) -> Callable[[nn.Module, ComputeConfig], None]
 def inference(images: torch.Tensor) -> Callable[[nn.Module, ComputeConfig], None]:
     """Return a function that runs a forward pass."""
 
-    def call(model: nn.Module, choice: ComputeConfig) -> None:
-        with torch.inference_mode(), choice.autocast():
-            model.eval()(place_images(images, choice))
+    def call(model: nn.Module, compute: ComputeConfig) -> None:
+        with torch.inference_mode(), compute.autocast():
+            model.eval()(place_images(images, compute))
 
     return call
 
 
-def place_images(images: torch.Tensor, choice: ComputeConfig) -> torch.Tensor:
-    """Return the images on the device, in the memory layout of `choice`."""
-    return images.to(choice.device).contiguous(memory_format=choice.memory_format)
+def place_images(images: torch.Tensor, compute: ComputeConfig) -> torch.Tensor:
+    """Return the images on the device, in the memory layout of `compute`."""
+    return images.to(compute.device).contiguous(memory_format=compute.memory_format)
 
 
 def measure(name: str, call: Callable[[nn.Module, ComputeConfig], None], repeats: int) -> dict[str, float]:

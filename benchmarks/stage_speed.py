@@ -201,19 +201,19 @@ def train_lightly(part: Part, window: Window) -> None:
     from lightly.loss import NTXentLoss  # noqa: PLC0415
     from lightly.transforms import SimCLRTransform  # noqa: PLC0415
 
-    choice = ComputeConfig(part.device, "32", False, {})
+    compute = ComputeConfig(part.device, "32", False, {})
     if part.kind == LIGHTLY_FORMAT:
-        choice = ComputeConfig(**json.loads(Path("choice.json").read_text("utf-8")))
+        compute = ComputeConfig(**json.loads(Path("choice.json").read_text("utf-8")))
     dataset = LightlyDataset(part.photos, transform=SimCLRTransform(input_size=part.size))
     steps = WARM_STEPS + part.steps
     sampler = RandomSampler(dataset, num_samples=steps * part.batch)  # one long epoch, so that workers start once
     loader = DataLoader(dataset, part.batch, sampler=sampler, drop_last=True, num_workers=part.workers)
-    model, criterion = choice.place(LightlySimCLR(part.backbone)), NTXentLoss()
+    model, criterion = compute.place(LightlySimCLR(part.backbone)), NTXentLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     total = 0.0
     for views, *_ in loader:
-        with choice.autocast():
-            first, second = (model(view.to(part.device, memory_format=choice.memory_format)) for view in views)
+        with compute.autocast():
+            first, second = (model(view.to(part.device, memory_format=compute.memory_format)) for view in views)
             loss = criterion(first, second)
         total += loss.detach()
         loss.backward()
@@ -280,9 +280,9 @@ def measure_kinds(part: Part, rounds: int, folder: Path) -> dict[str, Any]:
                 taken[each.kind][name].append(value)
         print(number, {kind: round(values["rate"][-1], 1) for kind, values in taken.items()}, flush=True)
     memory = {each.kind: _run(each._replace(steps=MEMORY_STEPS, weigh=True), folder) for each in (parts[0], best)}
-    choice = json.loads((folder / "choice.json").read_text("utf-8"))
+    compute = json.loads((folder / "choice.json").read_text("utf-8"))
     search = [{"workers": each.workers, "asleep": each.asleep, "rate": rate} for rate, each in tried]
-    return {"about": best._asdict(), "choice": choice, "search": search, "taken": taken, "memory": memory}
+    return {"about": best._asdict(), "choice": compute, "search": search, "taken": taken, "memory": memory}
 
 
 def _run(part: Part, folder: Path) -> dict[str, Any]:

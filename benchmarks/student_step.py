@@ -59,13 +59,13 @@ class CollatedSamples(LocalSamples):
 class StudentTraining:
     """Training of the recipe's student, for a few steps at a time."""
 
-    def __init__(self, inputs: Inputs, config: dict[str, Any], choice: ComputeConfig, steps: int) -> None:
+    def __init__(self, inputs: Inputs, config: dict[str, Any], compute: ComputeConfig, steps: int) -> None:
         student = StudentConfig.model_validate(config["student"])
         heads = heads_of(student, inputs)
         network = build_network(student, {name: head.space for name, head in heads.items()}, config["seed"])
-        self.objective = SupervisedObjective(network, build_loss_weighting(student, heads)[0], choice.memory_format)
+        self.objective = SupervisedObjective(network, build_loss_weighting(student, heads)[0], compute.memory_format)
         self.config = student
-        self.choice, self.steps, self.inputs = choice, steps, inputs
+        self.compute, self.steps, self.inputs = compute, steps, inputs
         collate = {head: task.collate for head, task in network.tasks.items()}
         threads = inputs.runtime.threads
         loader_config = LoaderConfig(student.image_size, student.batch, config["seed"], student.augment, threads)
@@ -81,7 +81,7 @@ class StudentTraining:
             job = TrainingJob(
                 "bench", self.objective, stream, WARM_STEPS + self.steps, Path(folder), self.config, seed=0
             )
-            fit(job, self.choice, ProcessGroup(self.choice.device), runtime)
+            fit(job, self.compute, ProcessGroup(self.compute.device), runtime)
         return self.steps * self.config.batch / (ends[-1] - ends[-1 - self.steps])
 
 
@@ -95,9 +95,9 @@ def main(
     parsed, opened = read_recipe(recipe), Root.of(root)
     step, inputs = find_inputs(parsed, opened, "student")
     student = find_inputs(parsed, opened, "evaluate")[1]["student"]
-    choice = ComputeConfig(**student.counts["choice"])
-    environment = describe_environment(choice.device)
-    training = StudentTraining(inputs, dict(step.config), choice, steps)
+    compute = ComputeConfig(**student.counts["choice"])
+    environment = describe_environment(compute.device)
+    training = StudentTraining(inputs, dict(step.config), compute, steps)
     samples = itertools.islice(training.loader.batches(0), BATCHES_IN_MEMORY)
     collated = [CollatedSamples(batch, training.config.accumulate) for batch in samples]
     memory = MemoryStream(lambda step: collated[step % len(collated)])
@@ -112,7 +112,7 @@ def main(
         ("by the loader", f"{rates['loader']:.1f}"),
         ("ratio", f"{ratio:.3f}"),
     ]
-    save_result(RESULTS / f"student_step-{choice.device}.json", "The student's step with its loader", result, table)
+    save_result(RESULTS / f"student_step-{compute.device}.json", "The student's step with its loader", result, table)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pipeline.stores.naming import DIGITS, NAME, is_student, maker_of, teacher_o
 
 EXPECTED_PATHS = "labels/<teacher>-<digest>/*.parquet and artifacts/data.<set>/<fingerprint>/manifest.json"
 STEP_PREFIXES = ("data.", "teacher.", "label", "student")
-"""Prefixes of the names of steps whose artifacts tell of images and labels."""
+"""Beginnings of the names of folders with artifacts that tell of images and labels: others' manifests are not read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +87,7 @@ def read_catalogue(root: Root) -> Catalogue:
     """List what a root holds now. Raises ConfigError if it has nothing to show."""
     artifacts = _read_artifacts(root)
     oldest_first = sorted(artifacts, key=lambda artifact: artifact.manifest["began"])
-    steps = [(artifact.manifest["step"], artifact) for artifact in oldest_first]
-    sets = {step.removeprefix("data."): artifact for step, artifact in steps if step.startswith("data.")}
+    sets = {artifact.manifest["section"][-1]: artifact for artifact in oldest_first if artifact.kind == "data"}
     images = [shard for name in sorted(sets) for shard in _image_shards(name, IngestedSet(sets[name]))]
     stores = [*_pseudo_label_stores(root, artifacts), *_true_label_stores(sets)]
     if not images and not stores:

@@ -20,9 +20,14 @@ class PlannedRow:
     """By seed, then by name, the steps that train and measure it."""
 
     @property
+    def steps(self) -> dict[str, Planned]:
+        """The steps of all seeds, by name."""
+        return {name: step for steps in self.seeds.values() for name, step in steps.items()}
+
+    @property
     def to_run(self) -> list[Planned]:
         """The steps without a result yet."""
-        return [step for steps in self.seeds.values() for step in steps.values() if step.artifact is None]
+        return [step for step in self.steps.values() if step.artifact is None]
 
     @property
     def run_seeds(self) -> str:
@@ -33,7 +38,7 @@ class PlannedRow:
     @property
     def why(self) -> str:
         """The reason why the row's first step runs or is reused, without the steps that it waits for."""
-        first, *_ = [*self.to_run, *(step for steps in self.seeds.values() for step in steps.values())]
+        first, *_ = [*self.to_run, *self.steps.values()]
         return first.why.partition("; waits for ")[0]
 
 

@@ -84,8 +84,9 @@ class Console:
         """Print a line per step, and for comparisons a line per row."""
         table = Table(tables.Column("step", overflow="fold"), "", "why", box=None, pad_edge=False)
         comparisons = planned_rows(planned)
+        in_rows = {name for rows in comparisons.values() for row in rows for name in row.steps}
         for entry in planned:
-            if not (comparisons and entry.step.name.startswith(f"{COMPARE}.")):
+            if entry.step.name not in in_rows:
                 action = Text(entry.action, "green" if entry.artifact else "yellow")
                 table.add_row(entry.step.name, action, Text(entry.why))  # Text: brackets are not markup
         self.out.print(table)

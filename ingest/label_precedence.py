@@ -116,4 +116,4 @@ class TrueLabelIndex:
         ]
 
     def _source(self, space: LabelSpace, shard: str, rows: tuple[int, ...] | None = None) -> LabelSource:
-        return LabelSource(self.ingested.true_labels(space.task, "train", shard), tasks.label(space), rows=rows)
+        return LabelSource(self.ingested.true_labels(space.task, "train", shard), tasks.label(space), label_rows=rows)

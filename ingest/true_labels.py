@@ -55,7 +55,7 @@ def _class_ids(shard: DatasetShard, head: str) -> NDArray[np.int64]:
     (source,) = shard.label_sources[head]
     table = read_labels(source.file, ["key", "top"])
     source.check(shard.images, table.column("key").to_pylist())
-    return table.column("top").take([source.row(row) for row in shard.rows]).to_numpy().astype(np.int64)
+    return table.column("top").take([source.label_row(row) for row in shard.rows]).to_numpy().astype(np.int64)
 
 
 def train_classes(sets: Mapping[str, IngestedSet]) -> tuple[tuple[str, ...], dict[str, int]]:

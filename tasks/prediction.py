@@ -71,7 +71,7 @@ class Predictor:
 
     def __init__(self, network: nn.Module, heads: Mapping[str, Task], preprocessing: Preprocessing) -> None:
         self.network, self.heads, self.preprocessing = network.eval(), dict(heads), preprocessing
-        self.choice = ComputeConfig("cpu", "32", False, {})
+        self.compute = ComputeConfig("cpu", "32", False, {})
         self._max_batch: int | None = None
         """Images that the device's memory holds at once, once it was known to hold no more."""
 
@@ -83,12 +83,12 @@ class Predictor:
         size = self.preprocessing.size
         images = torch.randint(0, 256, (AUTOTUNE_IMAGES, 3, size, size), dtype=torch.uint8)
 
-        def call(model: nn.Module, choice: ComputeConfig) -> None:
-            with torch.inference_mode(), choice.autocast():
-                model(images.to(choice.device).contiguous(memory_format=choice.memory_format))
+        def call(model: nn.Module, compute: ComputeConfig) -> None:
+            with torch.inference_mode(), compute.autocast():
+                model(images.to(compute.device).contiguous(memory_format=compute.memory_format))
 
-        self.choice = autotune.autotune(runtime, [model_id, "predict"], self.network, call)
-        self.choice.place(self.network)
+        self.compute = autotune.autotune(runtime, [model_id, "predict"], self.network, call)
+        self.compute.place(self.network)
         return self
 
     @torch.inference_mode()
@@ -109,8 +109,8 @@ class Predictor:
                 self._max_batch = -(-batch // 2)
 
     def _predict_batch(self, images: Tensor) -> dict[str, Prediction]:
-        inputs = images.to(self.choice.device, non_blocking=True).contiguous(memory_format=self.choice.memory_format)
-        with self.choice.autocast():
+        inputs = images.to(self.compute.device, non_blocking=True).contiguous(memory_format=self.compute.memory_format)
+        with self.compute.autocast():
             outputs = self.network(inputs)
             predictions = {name: head.predict(outputs[name]) for name, head in self.heads.items()}
         return {name: to_numpy(prediction) for name, prediction in predictions.items()}

@@ -79,14 +79,14 @@ class TrainingPlan:
 class TrainingResult:
     """The course of a training and its log; the weights are in the network."""
 
-    choice: ComputeConfig
+    compute: ComputeConfig
     processes: int
     fitted: FitResult
 
     def counts(self) -> dict[str, Any]:
         """Return the entries of a manifest's counts: `choice`, `processes` if several, and `FitResult.counts`."""
         processes = {"processes": self.processes} if self.processes > 1 else {}
-        return {"choice": self.choice.describe(), **processes, **self.fitted.counts()}
+        return {"choice": self.compute.describe(), **processes, **self.fitted.counts()}
 
 
 def train_network(
@@ -108,13 +108,13 @@ def train_network(
         loader = _loader(network, dataset, plan, runtime)
         model_id = [network.config.architecture(), "train"]
         plain = SupervisedObjective(network, combine, torch.contiguous_format)
-        choice = group.broadcast_result(lambda: autotune(runtime, model_id, plain, _timed_step(loader)))
-        if group.world_size > 1 and choice.device == "cuda":
+        compute = group.broadcast_result(lambda: autotune(runtime, model_id, plain, _timed_step(loader)))
+        if group.world_size > 1 and compute.device == "cuda":
             network.backbone = convert_sync_batchnorm(network.backbone)
-        objective = SupervisedObjective(network, combine, choice.memory_format)
+        objective = SupervisedObjective(network, combine, compute.memory_format)
         steps = plan.fit.total_steps(len(dataset))
         job = TrainingJob(plan.name, objective, loader, steps, plan.out, plan.fit, plan.seed)
-        return TrainingResult(choice, group.world_size, fit(job, choice, group, runtime))
+        return TrainingResult(compute, group.world_size, fit(job, compute, group, runtime))
 
 
 def _loader(network: Network, dataset: ImageDataset, plan: TrainingPlan, runtime: Runtime) -> BatchLoader:
@@ -130,11 +130,11 @@ def _timed_step(loader: BatchLoader) -> Callable[[nn.Module, ComputeConfig], Non
     small = dataclasses.replace(loader.config, batch=AUTOTUNE_IMAGES, slots=None)
     batch = BatchLoader(loader.dataset, loader.collate, small).batch(0)
 
-    def call(model: nn.Module, choice: ComputeConfig) -> None:
+    def call(model: nn.Module, compute: ComputeConfig) -> None:
         assert isinstance(model, SupervisedObjective)
-        model.memory_format = choice.memory_format
-        with choice.autocast():
-            total, _ = model.train()(move_to_device(batch, choice.device), dict.fromkeys(batch.targets, 1.0))
+        model.memory_format = compute.memory_format
+        with compute.autocast():
+            total, _ = model.train()(move_to_device(batch, compute.device), dict.fromkeys(batch.targets, 1.0))
         total.backward()
         model.zero_grad()
 

@@ -89,8 +89,8 @@ def test_the_gpu_says_what_the_cpu_says() -> None:
     predictor = network_predictor(network)
     answers = []
     for device in ("cpu", "cuda"):
-        predictor.choice = ComputeConfig(device, "32", True, {})
-        predictor.choice.place(predictor.network)
+        predictor.compute = ComputeConfig(device, "32", True, {})
+        predictor.compute.place(predictor.network)
         answers.append(predictor.predict(images))
     for name in ("kinds", "depth", "normals"):
         for key, expected in answers[0][name].items():

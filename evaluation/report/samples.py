@@ -148,7 +148,7 @@ def learned_label(samples: RunSamples, head: SampleHead, image: StoredImage) -> 
     """Return the label that the student learned from, and whether it is true or pseudo, or why there is none."""
     reason = "no label"
     for source, truth in samples.precedence.sources(head, image.dataset, image.shard):
-        row = source.row(image.row)
+        row = source.label_row(image.row)
         value = None if row < 0 else samples.read_label(source.file, head, row, source.threshold)
         if value is None:
             reason = REJECTED if image.row in source.excluded else reason

@@ -35,5 +35,5 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
 
 def _true_sets(recipe: Recipe) -> list[str]:
     """Return the steps that read the sets whose true labels the student may learn, in order of their names."""
-    taught = {teacher.data for teacher in recipe.teachers.values() if hasattr(teacher, "data")}
+    taught = {teacher.training_set for teacher in recipe.teachers.values()} - {None}
     return sorted(f"data.{name}" for name in taught.union(*recipe.student.truths.values()))

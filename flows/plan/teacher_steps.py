@@ -22,7 +22,7 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
         settings = teacher.model_dump(mode="json", exclude={"require"})  # a gate on the result, not a part of it
         weights = weights_of(teacher, f"teachers.{name}")
         config = {"name": name, "teacher": settings, "seed": resolved.recipe.seed, **weights}
-        inputs = (f"data.{teacher.data}",) if hasattr(teacher, "data") else ()
+        inputs = () if teacher.training_set is None else (f"data.{teacher.training_set}",)
         trains = isinstance(teacher, FitConfig)
         kind = dataclasses.replace(TEACHER, run=f"teachers.{teacher.kind}:make", trains=trains, resumes=trains)
         yield Step(f"teacher.{name}", kind, ("teachers", name), config, inputs)

@@ -44,9 +44,8 @@ def _check_teachers(recipe: Recipe, spaces: Spaces) -> None:
     """Raise ConfigError for a task that is not there, a set without its labels, or a gate that can't be measured."""
     for name, teacher in recipe.teachers.items():
         require_one_of(teacher.task, tasks.names(), f"teachers.{name}.task")
-        data: str | None = getattr(teacher, "data", None)
-        if data is not None:
-            teacher_space(name, teacher.task, data, spaces[data])
+        if teacher.training_set is not None:
+            teacher_space(name, teacher.task, teacher.training_set, spaces[teacher.training_set])
         if teacher.require and not isinstance(teacher, FitConfig):
             raise ConfigError(
                 f"teachers.{name}.require is {teacher.require!r}, but only teachers that are trained here are measured "
@@ -57,9 +56,9 @@ def _check_teachers(recipe: Recipe, spaces: Spaces) -> None:
 def _check_truths(name: str, sets: Sequence[str], recipe: Recipe, spaces: Spaces) -> None:
     """Raise ConfigError unless sets of true labels have the teacher's task, and its classes where they are known."""
     teacher = recipe.teachers[name]
-    data: str | None = getattr(teacher, "data", None)
     for other in sets:
-        space = teacher_space(name, teacher.task, data or other, spaces[data or other])
+        learned = teacher.training_set or other
+        space = teacher_space(name, teacher.task, learned, spaces[learned])
         check_labels_fit(name, space, other, spaces[other])
 
 
@@ -76,8 +75,7 @@ def _check_classes(stage: StageConfig, spaces: Spaces) -> None:
 def _check_evaluated(name: str, recipe: Recipe, spaces: Spaces) -> None:
     """Raise ConfigError unless a teacher has a task of the set, and its classes where they are known."""
     for teacher in recipe.teachers.values():
-        data: str | None = getattr(teacher, "data", None)
-        known = spaces[data].get(teacher.task) if data is not None else None
+        known = spaces[teacher.training_set].get(teacher.task) if teacher.training_set is not None else None
         if teacher.task in spaces[name] and known in (None, spaces[name][teacher.task]):
             return
     raise ConfigError(

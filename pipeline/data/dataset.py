@@ -29,23 +29,23 @@ class LabelSource:
     file: StoredFile
     label: Label
     threshold: float = 0.0
-    rows: tuple[int, ...] | None = None
+    label_rows: tuple[int, ...] | None = None
     """For each image of the shard its row in the file, -1 for none; None if the file has the same keys in order."""
     excluded: frozenset[int] = frozenset()
     """Rows of the image shard whose labels are not used."""
 
-    def row(self, row: int) -> int:
+    def label_row(self, image_row: int) -> int:
         """Return the row in the file for a row of the image shard, -1 if the image has no label to use."""
-        if row in self.excluded:
+        if image_row in self.excluded:
             return -1
-        return row if self.rows is None else self.rows[row]
+        return image_row if self.label_rows is None else self.label_rows[image_row]
 
     def check(self, images: ImageShard, keys: Sequence[str]) -> None:
         """Raise DataError, naming shard and key, unless the file, whose keys are `keys`, fits the image shard."""
         expected: Sequence[str] = images.keys
-        if self.rows is not None:
-            expected = [key for key, row in zip(images.keys, self.rows, strict=True) if row >= 0]
-            keys = [keys[row] for row in self.rows if row >= 0]
+        if self.label_rows is not None:
+            expected = [key for key, row in zip(images.keys, self.label_rows, strict=True) if row >= 0]
+            keys = [keys[row] for row in self.label_rows if row >= 0]
         check_joined(expected, keys, images.name, self.file)
 
     def has_label(self, images: ImageShard) -> NDArray[np.bool_]:
@@ -53,7 +53,7 @@ class LabelSource:
         table = read_labels(self.file, ["key", "status"])
         self.check(images, table.column("key").to_pylist())
         is_ok = np.append(table.column("status").to_numpy() == "ok", False)  # the last one is row -1
-        return np.asarray(is_ok[[self.row(row) for row in range(len(images))]])
+        return np.asarray(is_ok[[self.label_row(row) for row in range(len(images))]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ class ImageDataset:
         values: dict[str, Value] = {}
         for head, label_sources in self._open(number).items():
             for labels, source in label_sources:
-                label_row = source.row(row)
+                label_row = source.label_row(row)
                 value = None if label_row < 0 else labels.value(label_row, source.threshold)
                 if value is not None:
                     values[head] = value

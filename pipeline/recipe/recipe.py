@@ -51,8 +51,8 @@ class Recipe(BaseConfig):
     def _names_exist(self) -> Recipe:
         _require_known("pool", self.pool, "data", self.data)
         for name, teacher in self.teachers.items():
-            wanted = getattr(teacher, "data", None)
-            _require_known(f"teachers.{name}.data", [] if wanted is None else [wanted], "data", self.data)
+            wanted = [] if teacher.training_set is None else [teacher.training_set]
+            _require_known(f"teachers.{name}.data", wanted, "data", self.data)
         for key in ("sets", "probe_sets", "finetune"):
             _require_known(f"evaluate.{key}", getattr(self.evaluate, key) or (), "data", self.data)
         _require_known("student.loss_weights", self.student.loss_weights, "teachers", self.teachers)

@@ -46,6 +46,11 @@ class TeacherConfig(BaseConfig):
     """Metrics to reach on its held-out images (`val`, or else `test`) before it may label, as {miou: 0.3}; for teachers
     that are trained here."""
 
+    @property
+    def training_set(self) -> str | None:
+        """The set that it learns from: the key `data` of kinds that have it."""
+        return getattr(self, "data", None)
+
     def backbone_name(self) -> str | None:
         """Return the timm name of the backbone that others may start from; None if the teacher leaves none.
 

@@ -48,17 +48,17 @@ def train(job: StageJob, runtime: Runtime, out: Path) -> dict[str, Any]:
     with ProcessGroup(find_device(runtime.device)) as group:
         settings = stage.model_dump(mode="json", exclude=SAME_SPEED)
         key = [settings, method.backbone.name, method.backbone.size, "stage"]
-        choice = autotune.autotune(runtime, key, StageObjective(method, stream.kinds), _timed_step(stream))
-        objective = choice.place(StageObjective(method, stream.kinds, choice.memory_format))
+        compute = autotune.autotune(runtime, key, StageObjective(method, stream.kinds), _timed_step(stream))
+        objective = compute.place(StageObjective(method, stream.kinds, compute.memory_format))
         batches = stream.prefetched(runtime.threads)
         training = TrainingJob(name, objective, batches, stream.budget.steps, out, stage, stream.seed)
         before = measure_features(method.backbone, stream.dataset, runtime)
         if not has_state(out):
-            _initialize(job, choice, runtime)
-        fitted = fit(training, choice, group, runtime)
+            _initialize(job, compute, runtime)
+        fitted = fit(training, compute, group, runtime)
         after = measure_features(method.backbone, stream.dataset, runtime)
     features = {"before": before, "after": after, "collapsed": is_collapsed(before, after)}
-    return {"features": features, "choice": choice.describe(), **fitted.counts()}
+    return {"features": features, "choice": compute.describe(), **fitted.counts()}
 
 
 def _timed_step(stream: ViewStream) -> Callable[[nn.Module, ComputeConfig], None]:
@@ -66,11 +66,11 @@ def _timed_step(stream: ViewStream) -> Callable[[nn.Module, ComputeConfig], None
     with contextlib.closing(stream.single_pass(AUTOTUNE_IMAGES, 1)) as batches:
         batch = next(batches)
 
-    def step(model: nn.Module, choice: ComputeConfig) -> None:
+    def step(model: nn.Module, compute: ComputeConfig) -> None:
         shares = {"images": 1.0, "labelled": 0.0}
-        model.memory_format = choice.memory_format  # type: ignore[assignment]  # a module's attributes have no types
-        with choice.autocast():
-            total, _ = model(move_to_device(batch, choice.device), shares)
+        model.memory_format = compute.memory_format  # type: ignore[assignment]  # a module's attributes have no types
+        with compute.autocast():
+            total, _ = model(move_to_device(batch, compute.device), shares)
         total.backward()
         model.zero_grad()
 
@@ -78,7 +78,7 @@ def _timed_step(stream: ViewStream) -> Callable[[nn.Module, ComputeConfig], None
 
 
 @torch.no_grad()
-def _initialize(job: StageJob, choice: ComputeConfig, runtime: Runtime) -> None:
+def _initialize(job: StageJob, compute: ComputeConfig, runtime: Runtime) -> None:
     """Show every image once to a method that overrides `initialize`."""
     name, _, method, stream = job
     if type(method).initialize is Method.initialize:
@@ -89,11 +89,11 @@ def _initialize(job: StageJob, choice: ComputeConfig, runtime: Runtime) -> None:
         nonlocal seen
         for batch in stream.single_pass(stream.budget.batch, runtime.threads):
             runtime.check_stop(name)
-            moved = move_to_device(batch, choice.device)
+            moved = move_to_device(batch, compute.device)
             yield moved.index, [images.float() / 255 for images in moved.unlabelled]
             seen += len(batch.keys)
             runtime.progress(name, 0.0, f"{seen:,} of {total:,} images seen before the first step")
 
-    with choice.autocast():
+    with compute.autocast():
         method.eval().initialize(batches())
     method.train()

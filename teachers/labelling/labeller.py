@@ -184,7 +184,7 @@ def summarize(jobs: Sequence[ShardJob]) -> dict[str, Any]:
     return {
         "images": sum(len(job.shard) for job in jobs),
         "facts": {path: known for of_job in facts for path, known in of_job.items()},
-        "choices": {name: maker.predictor.choice.describe() for name, maker in used.items()},
+        "choices": {name: maker.predictor.compute.describe() for name, maker in used.items()},
     }
 
 

@@ -87,7 +87,7 @@ def test_true_labels_sources_for_shards_of_other_sets(world: World) -> None:
     wanted = [one.values(index)["masks"]["classes"] for one in expected for index in range(len(one))]
     for index, classes in enumerate(reversed(wanted)):
         np.testing.assert_array_equal(dataset.values(index)["masks"]["classes"], classes)
-    swapped = dataclasses.replace(label_sources[0], rows=label_sources[1].rows)
+    swapped = dataclasses.replace(label_sources[0], label_rows=label_sources[1].label_rows)
     with pytest.raises(DataError, match="holds key"):
         swapped.has_label(both)
 

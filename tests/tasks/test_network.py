@@ -166,7 +166,7 @@ def test_network_trains_and_predicts_in_bfloat16(make_network: MakeNetwork, back
     assert all(loss.dtype == torch.float32 and bool(loss.isfinite()) for loss in losses.values())
     assert all(bool(p.grad.isfinite().all()) for p in network.parameters() if p.grad is not None)
     predictor = network_predictor(network)
-    predictor.choice = ComputeConfig("cpu", "bf16", False, {})
+    predictor.compute = ComputeConfig("cpu", "bf16", False, {})
     found = predictor.values(predictor.predict(pictures(2, side)), 0, (64, 64))
     for value in found.values():
         assert all(np.isfinite(array).all() for array in value.values())

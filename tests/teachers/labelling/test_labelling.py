@@ -282,7 +282,7 @@ class ThreadRecorder:
 
     def __init__(self, real: Predictor) -> None:
         self.real, self.preprocessing, self.threads = real, real.preprocessing, set[threading.Thread]()
-        self.choice = real.choice
+        self.compute = real.compute
 
     def predict(self, images: Any) -> Any:
         self.threads.add(threading.current_thread())
