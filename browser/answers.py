@@ -237,8 +237,8 @@ class Answers:
         return [row[0] for row in self.tables.query(query.sql, query.parameters)]
 
     def comparison_progress(self) -> list[dict[str, Any]]:
-        """Return how many images of each pair of stores are compared."""
-        pairs = list(self.differences.pairs.values())
+        """Return how many images of each pair of stores are compared, and go on comparing if there are new labels."""
+        pairs = [self.differences.start(pair.one, pair.other) for pair in list(self.differences.pairs.values())]
         return [{"name": pair.name, "done": pair.done, "total": pair.total} for pair in pairs]
 
     def store(self, name: str) -> Store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -222,6 +223,8 @@ def parse_thresholds(texts: list[str]) -> dict[str, float]:
         name, _, number = text.rpartition(":")
         try:
             thresholds[name] = float(number)
-        except ValueError as error:
-            raise ConfigError(f"Threshold {text!r} is no label store with a number, such as `things:0.5`.") from error
+        except ValueError:
+            thresholds[name] = math.nan
+        if not name or not math.isfinite(thresholds[name]):
+            raise ConfigError(f"Threshold {text!r} is no label store with a number, such as `things:0.5`.")
     return thresholds

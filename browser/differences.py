@@ -1,7 +1,7 @@
 """Compare two label stores image by image: versions of a teacher, two teachers, or a teacher and true labels.
 
 The differences of a pair are computed on a thread when they are asked for: every label of both has to be read. Labels
-that arrive or change later are compared when the pair is next asked for.
+that arrive or change later are compared as soon as the pair, or its progress, is asked for again.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import threading
 import numpy as np
 import pyarrow as pa
 
-from browser.loading import Loading
+from browser.loading import Loading, is_same_file
 from browser.pictures import decode_row
 from browser.tables import Store, quoted
-from pipeline.errors import ConfigError, MustError
+from pipeline.errors import ConfigError, DataError, MustError
 from pipeline.storage.root import StoredFile
 from pipeline.stores.labels import Row, open_labels
 
@@ -68,10 +68,10 @@ class Differences:
         """
         pair = self._pair(one, other)
         with self._lock:
-            idle = self._missing(pair) and not pair.is_running
-            pair.is_running = pair.is_running or bool(idle)
-        if idle:
-            threading.Thread(target=self._compute, args=(pair,), name="differences", daemon=True).start()
+            must_start = not pair.is_running and bool(self._missing(pair))
+            pair.is_running |= must_start
+        if must_start:
+            threading.Thread(target=self._run, args=(pair,), name="differences", daemon=True).start()
         return pair
 
     def compute(self, one: Store, other: Store) -> StorePair:
@@ -93,14 +93,23 @@ class Differences:
             return self.pairs[pair.name]
 
     def _missing(self, pair: StorePair) -> dict[range, Files]:
-        """Return the image shards that are still to be compared, and drop those whose labels are gone or replaced."""
+        """Drop the differences of labels that are gone or replaced; return the shards that are still to be compared."""
         shards = self.loading.common_shards(pair.one.name, pair.other.name)
         pair.total = sum(map(len, shards))
         for ids, files in list(pair.compared.items()):
-            if shards.get(ids) != files:
+            if ids not in shards or not all(map(is_same_file, files, shards[ids])):
                 self.loading.tables.delete(pair.table, ids)
                 del pair.compared[ids]
         return {ids: files for ids, files in shards.items() if ids not in pair.compared}
+
+    def _run(self, pair: StorePair) -> None:
+        self.loading.progress.damaged.pop(pair.name, None)
+        try:
+            self._compute(pair)
+        except MustError as error:  # such as a storage that does not answer: the next `start` goes on
+            self.loading.progress.damaged[pair.name] = str(error)
+        finally:
+            pair.is_running = False
 
     def _compute(self, pair: StorePair) -> None:
         with self._lock:
@@ -108,13 +117,14 @@ class Differences:
         for ids, files in missing.items():
             self._compare(pair, ids, files)
             pair.compared[ids] = files
-        pair.is_running = False
 
     def _compare(self, pair: StorePair, ids: range, files: Files) -> None:
+        damaged, names = self.loading.progress.damaged, " and ".join(map(str, files))
+        damaged.pop(names, None)
         try:
             values = _distances(pair, *files)
-        except MustError as error:
-            self.loading.progress.damaged[" and ".join(map(str, files))] = str(error)
+        except (DataError, ValueError) as error:  # ValueError: their numbers of rows differ
+            damaged[names] = str(error)
             return
         rows = {"id": pa.array(ids, pa.int32()), "differ": pa.array(values, pa.float32())}
         self.loading.tables.insert(pair.table, pa.table(rows))

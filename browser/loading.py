@@ -112,7 +112,11 @@ class Loading:
     def _drop_stale(self, found: CataloguedStore) -> None:
         """Drop labels whose file is gone or was replaced."""
         loaded = self._files[found.name]
-        for address in [address for address, file in loaded.items() if found.files.get(address) != file]:
+        for address, file in list(loaded.items()):
+            now = found.files.get(address)
+            if now is not None and is_same_file(file, now):
+                loaded[address] = now  # with its hash, once the run that made it is over
+                continue
             self.progress.damaged.pop(str(loaded.pop(address)), None)
             if found.name in self.stores:
                 for ids in self._by_address[address]:
@@ -195,3 +199,9 @@ class Loading:
         """Return the label file of a store that covers an image, None if it has none."""
         shard, _ = self.locate(image)
         return self._files[store].get(shard.shard.address)
+
+
+def is_same_file(one: StoredFile, other: StoredFile) -> bool:
+    """Return True if two files of a root are one. A hash that is not known yet says nothing against it."""
+    known = bool(one.sha256 and other.sha256)
+    return str(one) == str(other) and one.size == other.size and (not known or one.sha256 == other.sha256)

@@ -51,7 +51,7 @@ class Pictures:
         file = self.loading.label_file(store.name, image)
         if file is None:
             return None
-        if str(file) not in self._checked:
+        if file.sha256 and str(file) not in self._checked:
             check_hash(file)
             self._checked.add(str(file))
         _, row = self.loading.locate(image)

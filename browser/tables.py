@@ -92,7 +92,7 @@ class Store:
 
 
 class Tables:
-    """The tables, written by one thread and read by any number."""
+    """The tables, read and written from any thread. Images and labels are added by one, that of `Loading`."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="must-browse-", ignore_cleanup_errors=True)

@@ -15,6 +15,7 @@ from cli.options import JsonOption, OverrideOptions, RecipeArgument, RootOption,
 from cli.store import commands as store_commands
 from must import plan, run
 from pipeline.errors import ConfigError, MustError, require_one_of
+from pipeline.steps import ranks
 from pipeline.storage.root import DEFAULT_ROOT
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def _run_and_show(recipe: Path, root: str, override: list[str] | None, steps: Se
     console, stop = Console(), threading.Event()
     with console.progress(stop) as progress:
         outcome = run(recipe, root, override, steps, progress=progress, stop=stop)
-    console.show_outcome(outcome)
+    if ranks.is_first():  # of the processes that torchrun started
+        console.show_outcome(outcome)
 
 
 @app.command("run")

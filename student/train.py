@@ -33,7 +33,9 @@ def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
         return {}
     network.cpu().save(out)
     write_tensors(out / "backbone.safetensors", network.backbone.model.state_dict())
-    kept = {} if student.labels == "true_only" else count_kept(heads, inputs)
+    kept = count_kept(heads, inputs)
+    if student.labels == "true_only":  # then thresholds skew nothing
+        kept = {name: {**share, "warning": None} for name, share in kept.items()}
     write_json(out / "kept.json", kept)
     warnings = [f"{name}: {share['warning']}" for name, share in kept.items() if share["warning"]]
     counts = {"images": len(dataset), "weights": weights, "warnings": warnings}

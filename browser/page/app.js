@@ -104,10 +104,11 @@ async function showOnce() {
 
 async function showGrid() {
   const focused = document.activeElement?.dataset?.key;
-  const answer = await grid.show(main, about, chosenStore(), comparedStore());
+  const { answer, addHistograms } = await grid.show(main, about, chosenStore(), comparedStore());
   images = answer.images;
   rejecting.show(chosenStore(), answer.total);
   if (focused) main.querySelector(`[data-key="${focused}"]`)?.focus();
+  await addHistograms();
 }
 
 // After a rejection: reload, and keep the status line with its undo button.
@@ -120,7 +121,7 @@ rejecting.onDone(async () => {
 });
 
 function comparisonProgress() {
-  return about.compared.map((pair) => pair.done).join();
+  return about.compared.map((pair) => [pair.done, pair.total]).join();
 }
 
 async function refresh() {
@@ -194,7 +195,8 @@ function onGridKey(event) {
   const focused = tiles.indexOf(document.activeElement);
   if (event.key === " " && focused >= 0) {
     event.preventDefault();
-    return showErrors(() => rejecting.toggle(images[focused], rejecting.scope()));
+    const image = images.find(({ key }) => key === tiles[focused].dataset.key);
+    return showErrors(() => rejecting.toggle(image, rejecting.scope()));
   }
   const top = tiles[0]?.offsetTop;
   const columns = Math.max(1, tiles.filter((tile) => tile.offsetTop === top).length);

@@ -8,6 +8,7 @@ import { link, navigate, readState, thresholdParams } from "./state.js";
 const PAGE_SIZE = 60;
 const SIDE = 256;
 
+// Show the images; return the server's answer and a function that adds the histograms.
 export async function show(main, about, chosen, other) {
   const state = readState();
   const pair = other ? `${chosen.name}:${other.name}.differ` : null;
@@ -21,8 +22,7 @@ export async function show(main, about, chosen, other) {
   const grid = tiles.length ? make("div", { class: other ? "grid wide" : "grid" }, tiles) : make("p", { class: "note" }, emptyText);
   const aside = make("aside", { "aria-label": "Histograms" });
   main.replaceChildren(make("div", { class: "columns" }, make("section", { "aria-label": "Images" }, progress, pages(answer.total, state), grid, pages(answer.total, state)), aside));
-  await histograms(aside, chosen, pair, state);
-  return answer;
+  return { answer, addHistograms: () => histograms(aside, chosen, pair, state) };
 }
 
 function tile(image, chosen, other, column, state) {

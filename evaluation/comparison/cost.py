@@ -17,7 +17,8 @@ IMAGES_SEEN = "images_seen"
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Optimizer steps, images that went through them (repeats included), and seconds of wall clock."""
+    """Optimizer steps, images that went through them (repeats included), and seconds of wall clock, which are added up
+    over the workers where labelling was spread over several."""
 
     steps: int = 0
     images: int = 0
@@ -45,12 +46,9 @@ def backbone_cost(made: Artifact | None, artifacts: Mapping[str, Artifact]) -> B
 
 
 def artifact_cost(made: Artifact) -> Cost:
-    """Return the cost of making one artifact; without training, no steps.
-
-    Its seconds are those of all workers, and of earlier attempts of a training that it resumed.
-    """
-    earlier: float = made.counts.get("earlier_seconds", 0.0) + made.counts.get("worker_seconds", 0.0)
-    seconds: float = made.manifest.get("seconds", 0.0) + earlier
+    """Return the cost of making one artifact, earlier attempts that it resumed included; without training, no steps."""
+    elsewhere: float = made.counts.get("earlier_seconds", 0.0) + made.counts.get("worker_seconds", 0.0)
+    seconds: float = made.manifest.get("seconds", 0.0) + elsewhere
     settings: dict[str, Any] = next(
         (made.manifest["config"][key] for key in SCHEDULE_KEYS if key in made.manifest["config"]), {}
     )

@@ -14,9 +14,9 @@ from evaluation.report.formatting import count, duration, percent, plural
 from evaluation.report.html import ReportTable, render
 from evaluation.report.run_record import FinishedStep, RunRecord, TrainingLog
 from ingest.pool import read_pool
-from pipeline.recipe.stage import STUDENT
 from pipeline.sources._splits import SPLITS
 from pipeline.steps.artifact import Artifact
+from pipeline.stores.naming import STUDENT_LABEL_STEP
 
 MAX_LISTED = 5
 """Files, or reasons, that are listed of each kind."""
@@ -63,9 +63,12 @@ def _labelling(step: FinishedStep) -> Iterator[str]:
     seconds = counts.get("worker_seconds", step.seconds)
     if labelled and seconds:
         rate = labelled / seconds
-        by = "the student" if STUDENT in makers else plural(len(makers), "teacher")
-        worker = " and worker" if "worker_seconds" in counts else ""
-        yield f"{rate:,.1f} images/s{worker} by {by}, {rate * len(makers):,.0f} labels/s"
+        worker = " per worker" if "worker_seconds" in counts else ""
+        if step.step == STUDENT_LABEL_STEP:
+            yield f"{rate:,.1f} images/s{worker}"
+        else:
+            labels = f"{rate * len(makers):,.0f} labels/s{worker}, by {plural(len(makers), 'teacher')}"
+            yield f"{rate:,.1f} images/s and {labels}"
 
 
 def data(run: RunRecord) -> Markup:

@@ -125,7 +125,7 @@ class FanOut:
                 except MustError:
                     (run.folder / STOP_FILE).write(b"")
                     raise
-                except Exception as error:  # the task runner's own, for a worker that died
+                except Exception as error:  # the system's, or the task runner's own for a worker that died
                     lost.append(submitted[waiter])
                     last_error = error
                 run.runtime.progress(step, len(results) / len(submitted), f"{len(results)} of {len(submitted)} parts")

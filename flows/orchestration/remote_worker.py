@@ -21,6 +21,7 @@ from pipeline.errors import MustError
 from pipeline.steps.artifact import Artifact, Inputs, Step
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
+from pipeline.storage.errors import explain_full_disk
 from pipeline.storage.path import StoragePath
 from pipeline.storage.root import Root
 
@@ -63,12 +64,12 @@ def remaining_parts(
 def execute_part(item: WorkItem) -> dict[str, Any]:
     """Do one part and return its result, which is JSON.
 
-    Raises Stopped if the stop file is written meanwhile, and no error but MustError: by any other the run knows that
-    the worker died.
+    Raises Stopped if the stop file is written meanwhile, and no error but MustError and the system's: by any other the
+    run knows that the worker died. In both cases it tries again.
     """
     try:
         return _execute_part(item)
-    except MustError:
+    except (MustError, OSError):
         raise
     except Exception as error:
         trace = traceback.format_exc()
@@ -90,7 +91,8 @@ def _execute_part(item: WorkItem) -> dict[str, Any]:
         runtime.check_stop(item.step.name)
         artifacts = {name: workspace.open(name, fingerprint) for name, fingerprint in item.inputs.items()}
         inputs = Inputs(artifacts, runtime, item.force)
-        result: dict[str, Any] = parts_module(item.step).do_part(item.step.config, inputs, item.part)
+        with explain_full_disk(item.step.name, workspace.root.local_path()):
+            result: dict[str, Any] = parts_module(item.step).do_part(item.step.config, inputs, item.part)
     json.dumps(result)  # raises here, where the traceback names the part, if it can't be sent
     return result
 

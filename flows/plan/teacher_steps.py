@@ -13,7 +13,8 @@ from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Step, StepKind
 
 TEACHER = StepKind("teacher", "teachers.supervised:make")
-"""In a plan, with `run` as the `make` of the teacher's own file in `teachers/`, and `trains` if it is trained."""
+"""The kind of all teachers. Plans replace `run` by the `make` of the teacher's own file, and set `trains` and `resumes`
+for teachers that are trained."""
 
 
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:

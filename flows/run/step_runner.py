@@ -85,7 +85,8 @@ class Subprocess:
         if restarts > MAX_RESTARTS:
             raise type(error)(f"{step.name}: {error} What it saved is kept: run again to go on.") from error
         reason, _, _ = str(error).partition(LAST_OUTPUT)
-        run.log(step.name, f"{reason} It is started again, and goes on from what it saved.")
+        begins_anew = inputs.force and not step.kind.resumes
+        run.log(step.name, f"{reason} It {'begins again' if begins_anew else 'goes on from what it saved'}.")
         if step.kind.resumes and run.workspace.find(step, step.fingerprint(inputs.artifacts)) is None:
             return dataclasses.replace(inputs, force=False)  # the old artifact is gone: resume from the new state
         return inputs

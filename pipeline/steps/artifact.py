@@ -71,8 +71,8 @@ class StepKind:
     trains: bool = False
     """True if several processes may share its work: they train one network together."""
     resumes: bool = False
-    """True if what it saves in `work` is a state of this attempt alone, so that a forced step that is killed goes on
-    from it. Of other steps, a forced attempt that is killed begins again."""
+    """True if it may go on unforced when it is killed while it is made again by force: it finds its own state in `work`
+    then, and nothing older. Others begin again."""
     parts: str = ""
     """Of a step whose work can be done in parts, by any process that reaches the root, before it runs: the module with
     `remaining_parts(config, inputs)`, `do_part(config, inputs, part)` and `exclusive(inputs)`, a context in which no

@@ -72,7 +72,7 @@ class Workspace:
         with hold_lock(lock, busy if together else waiting(step.name, runtime), on_lost=runtime.stop.set) as is_held:
             found = None if inputs.force else self.find(step, fingerprint)
             if found and together:  # made since the plan, which the other processes have begun to carry out
-                raise Busy(f"{step.name} was made by another run meanwhile: run again to reuse it.")
+                raise Busy(f"Another run has just made {step.name}: torchrun has to be started again to reuse it.")
             return (found, False) if found else (self.make(step, inputs, is_held), True)
 
     def take_part(self, step: Step, inputs: Inputs) -> None:

@@ -2,7 +2,8 @@
 
 If the device runs out of memory, the passes of the step are done again in smaller microbatches, and the training goes
 on. Losses are means over labels or pixels, of which one microbatch may have many and another none: each contributes by
-its share of them, so that the gradients of all microbatches, in all processes, add up to that of the whole batch.
+its share of them, so that the gradients of all microbatches, in all processes, add up to that of the whole batch, but
+for batch statistics, and for losses that compare the images of a batch.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ waits inside a pass too."""
 NEVER_OUT_OF_MEMORY = ("cpu",)
 """Devices that never raise OutOfMemoryError: the system ends a process that wants too much."""
 OUT_OF_MEMORY_ADVICE = (
-    "A smaller batch or more accumulate can't help: a smaller image_size or backbone, a student's or teacher's smaller "
-    "width, or fewer processes on a device can."
+    "Set a smaller image_size, backbone or (student, teacher) width, or fewer processes; a smaller batch or more "
+    "accumulate can't help."
 )
 
 

@@ -69,8 +69,8 @@ def class_sampler(config: LabelledConfig, classes: ImageClasses, seed: int) -> C
         if len(positions) < needed:
             raise ConfigError(
                 f"of {len(classes.keys)} images {len(positions)} are labelled as {name!r}, and {needed} of each "
-                f"class are asked for (per_class {config.per_class}, images {config.images}): ask for at most "
-                f"{len(positions)}, or label more."
+                f"class are asked for (per_class {config.per_class}, images {config.images}): "
+                f"{f'ask for at most {len(positions)}, or ' if len(positions) else ''}label more."
             )
         members.append(positions[: config.per_class])
     return ClassSampler(members, count, config.images, seed)

@@ -186,6 +186,13 @@ def test_error_response_says_what_is_wrong_with_a_link(page: TestClient, path: s
     assert says in answer.json()["error"]
 
 
+@pytest.mark.parametrize("threshold", ["0.5", ":0.5", "things", "things:much", "things:nan"])
+def test_parse_thresholds_refuses_what_names_no_store_and_number(page: TestClient, threshold: str) -> None:
+    answer = page.get("/api/images", params={"t": threshold})
+    assert answer.status_code == 400
+    assert repr(threshold) in answer.json()["error"]
+
+
 @pytest.mark.parametrize("key", ["0123456789abcdef", "x", "%2e%2e%2fmanifest.json", "-1", "f" * 40])
 def test_error_response_for_an_unknown_image(page: TestClient, key: str) -> None:
     for path in (f"/api/image/{key}", f"/api/picture/{key}"):

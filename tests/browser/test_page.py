@@ -193,6 +193,21 @@ def test_page_rejects_the_focused_tile_with_space_and_undoes_it(page: Any, answe
     assert len(read_rejections(answers.loading.root)) == 0
 
 
+def test_page_rejects_the_focused_tile_though_histograms_fail(page: Any, answers: Answers) -> None:
+    total(page)
+    page.route("**/api/histogram*", lambda route: route.fulfill(status=400, json={"error": "no histogram today"}))
+    narrow_down(page, "key~7")
+    page.wait_for_selector("#error:has-text('no histogram today')")
+    tile = page.locator(".tile").first
+    key = tile.get_attribute("data-key")
+    tile.focus()
+    page.keyboard.press(" ")
+    page.wait_for_selector(".tile.rejected")
+    assert {row["key"] for row in read_rejections(answers.loading.root).to_pylist()} == {key}
+    page.get_by_role("button", name="Undo").click()
+    page.wait_for_function("!document.querySelector('.tile.rejected')")
+
+
 def test_page_rejects_all_images_of_a_filter(page: Any, answers: Answers) -> None:
     narrow_down(page, "split=val")
     count = total(page)

@@ -48,6 +48,11 @@ def test_artifact_cost_counts_steps_and_images() -> None:
     assert artifact_cost(made(supervised=SCHEDULE)) == Cost(10, 40, 1.0)
 
 
+def test_artifact_cost_counts_the_seconds_of_workers_and_earlier_attempts() -> None:
+    assert artifact_cost(made(seconds=2, counts={"worker_seconds": 30.0})) == Cost(seconds=32)
+    assert artifact_cost(made(seconds=2, counts={"earlier_seconds": 5.0})) == Cost(seconds=7)
+
+
 def test_artifact_cost_takes_the_counted_steps() -> None:
     """Stages with labels count their steps."""
     assert artifact_cost(made(counts={"images": 100, "steps": 6}, stage=SCHEDULE)) == Cost(6, 24, 1.0)

@@ -275,7 +275,7 @@ def test_steps_tell_what_ran_from_what_was_reused(page: str, artifacts: dict[str
 def test_steps_tell_the_rate_of_labelling_by_workers(folder: Path, artifacts: dict[str, Artifact]) -> None:
     workers = with_counts(artifacts["label"], worker_seconds=artifacts["label"].counts["labelled_now"] / 2)
     teachers = len(workers.counts["choices"])
-    expected = f"2.0 images/s and worker by {teachers} teachers, {2 * teachers} labels/s"
+    expected = f"2.0 images/s and {2 * teachers} labels/s per worker, by {teachers} teachers"
     assert expected in report(folder, {**artifacts, "label": workers})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,22 @@ from pipeline.errors import DataError, MustError
 from pipeline.steps.artifact import Inputs
 from tests.steps import make_step
 
-ERRORS: dict[str, Exception] = {"bug": KeyError("a bug"), "data": DataError("shard-000003: damaged")}
+ERRORS: dict[str, Exception] = {
+    "bug": KeyError("a bug"),
+    "data": DataError("shard-000003: damaged"),
+    "full": OSError(errno.ENOSPC, "No space left on device"),
+    "storage": OSError(errno.EIO, "Input/output error"),
+}
 
 
 def do_part(config: Mapping[str, Any], inputs: Inputs, part: Mapping[str, Any]) -> dict[str, Any]:
     raise ERRORS[part["error"]]
 
 
-def raised(error: str, root: Path) -> MustError:
+def raised(error: str, root: Path) -> Exception:
     step = make_step("label", f"{__name__}:label", {}, parts=__name__)
     settings = {"device": "cpu", "precision": "32", "workers": 1}
-    with pytest.raises(MustError) as caught:
+    with pytest.raises((MustError, OSError)) as caught:
         execute_part(WorkItem(str(root), 1.0, step, {}, False, {"error": error}, str(root / "stop"), settings))
     return caught.value
 
@@ -36,5 +42,12 @@ def test_execute_part_raises_a_bug_as_an_error_of_ours_with_its_traceback(tmp_pa
     assert "in do_part" in str(error)
 
 
-def test_execute_part_raises_our_errors_as_they_are(tmp_path: Path) -> None:
-    assert raised("data", tmp_path) is ERRORS["data"]
+@pytest.mark.parametrize("error", ["data", "storage"])
+def test_execute_part_raises_errors_of_ours_and_of_the_system_as_they_are(error: str, tmp_path: Path) -> None:
+    assert raised(error, tmp_path) is ERRORS[error]
+
+
+def test_execute_part_explains_a_full_disk(tmp_path: Path) -> None:
+    error = raised("full", tmp_path)
+    assert isinstance(error, DataError)
+    assert "is full. Finished files are kept" in str(error)
