@@ -12,6 +12,7 @@ from cli.console import Console
 from evaluation.backbone_table import MetricColumn
 from evaluation.comparison.comparison import Row
 from flows.plan.selection import Selection
+from pipeline.recipe.comparison import COMPARE
 from pipeline.steps.artifact import Artifact
 
 
@@ -40,8 +41,5 @@ def row_record(row: Row) -> dict[str, Any]:
 
 def base_seconds(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
     """Return the seconds of the steps that the comparisons build on."""
-    return {
-        name: round(artifact.manifest["seconds"], 1)
-        for name, artifact in artifacts.items()
-        if not name.startswith("compare.")
-    }
+    built_on = {name: made for name, made in artifacts.items() if made.manifest["section"][0] != COMPARE}
+    return {name: round(made.manifest["seconds"], 1) for name, made in built_on.items()}

@@ -72,9 +72,8 @@ def write_shifted(source: Path, folder: Path) -> None:
             {**image, "bytes": shift_image(image["bytes"], int(row))} for image, row in zip(images, chosen, strict=True)
         ]
         column = pa.array(shifted, type=part.schema.field("image").type)
-        pq.write_table(
-            part.set_column(part.schema.get_field_index("image"), "image", column), folder / f"{split}.parquet"
-        )
+        place = part.schema.get_field_index("image")
+        pq.write_table(part.set_column(place, "image", column), folder / f"{split}.parquet")
 
 
 def accuracy_lines(name: str, comparison: Comparison) -> list[list[str]]:

@@ -92,13 +92,7 @@ class DigitsCNN(nn.Module):
 
 
 @register_model
-def digits_cnn(
-    pretrained: bool = False,
-    pretrained_cfg: Any = None,
-    pretrained_cfg_overlay: Any = None,
-    cache_dir: Any = None,
-    num_classes: int = 0,
-) -> nn.Module:
+def digits_cnn(**_: Any) -> nn.Module:
     """Build the network for `timm.create_model`."""
     return DigitsCNN()
 

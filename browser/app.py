@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -220,11 +220,8 @@ def parse_thresholds(texts: list[str]) -> dict[str, float]:
     """Return thresholds by label store from texts like `things:0.5`. Raises ConfigError for any other text."""
     thresholds = {}
     for text in texts:
-        name, _, number = text.rpartition(":")
-        try:
-            thresholds[name] = float(number)
-        except ValueError:
-            thresholds[name] = math.nan
-        if not name or not math.isfinite(thresholds[name]):
+        found = re.fullmatch(r"(.+):(\d*\.?\d+)", text)
+        if not found:
             raise ConfigError(f"Threshold {text!r} is no label store with a number, such as `things:0.5`.")
+        thresholds[found[1]] = float(found[2])
     return thresholds

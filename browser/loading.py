@@ -203,5 +203,5 @@ class Loading:
 
 def is_same_file(one: StoredFile, other: StoredFile) -> bool:
     """Return True if two files of a root are one. A hash that is not known yet says nothing against it."""
-    known = bool(one.sha256 and other.sha256)
-    return str(one) == str(other) and one.size == other.size and (not known or one.sha256 == other.sha256)
+    same_hash = one.sha256 == other.sha256 or "" in (one.sha256, other.sha256)
+    return same_hash and (str(one), one.size) == (str(other), other.size)

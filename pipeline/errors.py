@@ -7,10 +7,8 @@ MustError
 │   └── TakenOver     another run has taken over the step
 └── Interrupted   1   a process was ended from outside: started again, it resumes from what it saved
     ├── LostPeer      another process of the training is gone
+    ├── Killed        (flows/run/processes.py) its process was killed
     └── OutOfMemory 75   the device's memory ran out: started again, it goes on with smaller parts of a batch
-
-Two more are beside what raises them: `Killed` (an Interrupted, flows/run/processes.py) and `Busy` (a MustError,
-pipeline/steps/workspace.py).
 """
 
 from __future__ import annotations

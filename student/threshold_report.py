@@ -61,8 +61,7 @@ def _count(head: StudentHead, files: list[tuple[StoredFile, set[int]]]) -> dict[
 
 
 def skew_warning(classes: list[str], held: np.ndarray[Any, Any], kept: np.ndarray[Any, Any]) -> str | None:
-    """Return a sentence if the threshold keeps nothing, nothing of the common classes, or much more of one than of
-    another, else None."""
+    """Return a sentence if the threshold keeps nothing (of all or of the common classes) or skews them, else None."""
     if held.any() and not kept.any():
         return "the threshold keeps nothing: the student learns nothing from this teacher's labels"
     common = held >= max(1, RARE * held.sum())

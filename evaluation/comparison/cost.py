@@ -17,8 +17,7 @@ IMAGES_SEEN = "images_seen"
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Optimizer steps, images that went through them (repeats included), and seconds of wall clock, which are added up
-    over the workers where labelling was spread over several."""
+    """Optimizer steps, images that went through them (repeats included), and seconds, summed over labellers."""
 
     steps: int = 0
     images: int = 0

@@ -67,16 +67,6 @@ def execute_part(item: WorkItem) -> dict[str, Any]:
     Raises Stopped if the stop file is written meanwhile, and no error but MustError and the system's: by any other the
     run knows that the worker died. In both cases it tries again.
     """
-    try:
-        return _execute_part(item)
-    except (MustError, OSError):
-        raise
-    except Exception as error:
-        trace = traceback.format_exc()
-        raise MustError(f"{item.step.name}: a part failed with {type(error).__name__}: {error}\n{trace}") from error
-
-
-def _execute_part(item: WorkItem) -> dict[str, Any]:
     set_up_process()
     stop = threading.Event()
 
@@ -91,9 +81,14 @@ def _execute_part(item: WorkItem) -> dict[str, Any]:
         runtime.check_stop(item.step.name)
         artifacts = {name: workspace.open(name, fingerprint) for name, fingerprint in item.inputs.items()}
         inputs = Inputs(artifacts, runtime, item.force)
-        with explain_full_disk(item.step.name, workspace.root.local_path()):
-            result: dict[str, Any] = parts_module(item.step).do_part(item.step.config, inputs, item.part)
-    json.dumps(result)  # raises here, where the traceback names the part, if it can't be sent
+        try:
+            with explain_full_disk(item.step.name, workspace.root.local_path()):
+                result: dict[str, Any] = parts_module(item.step).do_part(item.step.config, inputs, item.part)
+                json.dumps(result)  # raises here if it can't be sent
+        except (MustError, OSError):
+            raise
+        except Exception as error:
+            raise MustError(f"{item.step.name}: a part of it failed.\n{traceback.format_exc()}") from error
     return result
 
 
@@ -103,9 +98,8 @@ def polling(poll: Callable[[], bool], interval_s: float) -> Iterator[None]:
     ended = threading.Event()
 
     def follow() -> None:
-        done = False
-        while not done and not ended.wait(interval_s):
-            done = attempt()
+        while not ended.wait(interval_s) and not attempt():
+            pass
 
     def attempt() -> bool:
         with contextlib.suppress(OSError, MustError):  # the storage does not answer: try again at the next poll

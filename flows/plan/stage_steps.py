@@ -21,12 +21,8 @@ def stage_needs(config: Mapping[str, Any]) -> list[Any]:
 
 
 STAGE_POOL = StepKind("stage_pool", "ingest.pool:gather_for_stage", early=True)
-STAGE = StepKind(
-    "stage",
-    "selfsup.stages.step:run_stage",
-    resumes=True,
-    label_check=LabelCheck(stage_needs, "selfsup.stages.step:load_stage_data"),
-)
+CHECK = LabelCheck(stage_needs, "selfsup.stages.step:load_stage_data")
+STAGE = StepKind("stage", "selfsup.stages.step:run_stage", label_check=CHECK)
 
 
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:

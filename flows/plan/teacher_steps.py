@@ -13,8 +13,7 @@ from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Step, StepKind
 
 TEACHER = StepKind("teacher", "teachers.supervised:make")
-"""The kind of all teachers. Plans replace `run` by the `make` of the teacher's own file, and set `trains` and `resumes`
-for teachers that are trained."""
+"""The kind of all teachers. Plans replace `run` by the `make` of the teacher's own file; `trains` if it is trained."""
 
 
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
@@ -24,8 +23,7 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
         weights = weights_of(teacher, f"teachers.{name}")
         config = {"name": name, "teacher": settings, "seed": resolved.recipe.seed, **weights}
         inputs = () if teacher.training_set is None else (f"data.{teacher.training_set}",)
-        trains = isinstance(teacher, FitConfig)
-        kind = dataclasses.replace(TEACHER, run=f"teachers.{teacher.kind}:make", trains=trains, resumes=trains)
+        kind = dataclasses.replace(TEACHER, run=f"teachers.{teacher.kind}:make", trains=isinstance(teacher, FitConfig))
         yield Step(f"teacher.{name}", kind, ("teachers", name), config, inputs)
 
 

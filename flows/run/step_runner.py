@@ -85,11 +85,10 @@ class Subprocess:
         if restarts > MAX_RESTARTS:
             raise type(error)(f"{step.name}: {error} What it saved is kept: run again to go on.") from error
         reason, _, _ = str(error).partition(LAST_OUTPUT)
-        begins_anew = inputs.force and not step.kind.resumes
-        run.log(step.name, f"{reason} It {'begins again' if begins_anew else 'goes on from what it saved'}.")
-        if step.kind.resumes and run.workspace.find(step, step.fingerprint(inputs.artifacts)) is None:
-            return dataclasses.replace(inputs, force=False)  # the old artifact is gone: resume from the new state
-        return inputs
+        old = run.workspace.find(step, step.fingerprint(inputs.artifacts))  # once it is gone, `work` is of this attempt
+        begins_again = inputs.force and (step.kind.reuses_earlier_work or old is not None)
+        run.log(step.name, f"{reason} It {'begins again' if begins_again else 'goes on from what it saved'}.")
+        return dataclasses.replace(inputs, force=begins_again)
 
     def _wait_and_attempt(self, run: Run, step: Step, inputs: Inputs, device: Environ) -> tuple[Artifact, bool]:
         """Attempt a step as soon as no other run is making it. A single process waits by itself; several raise Busy."""

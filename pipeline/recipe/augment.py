@@ -22,6 +22,3 @@ class AugmentConfig(BaseConfig):
     """Largest relative change, either way."""
     saturation: float = Field(default=0.3, ge=0, lt=1)
     """Largest relative change, either way."""
-
-
-NO_AUGMENTATION = AugmentConfig(area=1, aspect=1, flip=0, brightness=0, contrast=0, saturation=0)

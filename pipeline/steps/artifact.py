@@ -55,7 +55,7 @@ class StepKind:
     """A kind of step: the function that does the work, and how it may be run. Defined in `flows/plan/*_steps.py`.
 
     Example:
-        STUDENT = StepKind("student", "student.train:train_student", trains=True, resumes=True)
+        STUDENT = StepKind("student", "student.train:train_student", trains=True)
     """
 
     name: str
@@ -70,9 +70,6 @@ class StepKind:
     """True if it leaves numbers that the report shows."""
     trains: bool = False
     """True if several processes may share its work: they train one network together."""
-    resumes: bool = False
-    """True if it may go on unforced when it is killed while it is made again by force: it finds its own state in `work`
-    then, and nothing older. Others begin again."""
     parts: str = ""
     """Of a step whose work can be done in parts, by any process that reaches the root, before it runs: the module with
     `remaining_parts(config, inputs)`, `do_part(config, inputs, part)` and `exclusive(inputs)`, a context in which no
@@ -82,6 +79,11 @@ class StepKind:
     """Of a step that can reuse the work of an earlier artifact: the keys of its configuration (`files`, `source.path`)
     in which that artifact may differ."""
     label_check: LabelCheck | None = None
+
+    @property
+    def reuses_earlier_work(self) -> bool:
+        """True if it reuses work of other attempts unless it is forced; others find only their own, in `work`."""
+        return bool(self.parts or self.incremental_keys)
 
 
 @dataclasses.dataclass(frozen=True)

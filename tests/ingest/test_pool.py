@@ -20,13 +20,13 @@ from ingest.rejections import REJECTED_IMAGES, rejections_config
 from ingest.true_labels import drop_unlabelled, held_out_keys, train_classes, true_label_dataset
 from pipeline.data.dataset import DatasetShard
 from pipeline.errors import ConfigError, DataError
-from pipeline.recipe.augment import NO_AUGMENTATION
 from pipeline.steps.artifact import Artifact, Inputs
 from pipeline.steps.runtime import Runtime
 from pipeline.steps.workspace import Workspace
 from pipeline.storage.root import Root
 from pipeline.stores.labels import LabelSpace
 from pipeline.stores.rejections import read_rejections, reject, rejected_images, rejected_labels, undo_reject
+from tests.augment import NO_AUGMENTATION
 from tests.disk import folder_of
 from tests.steps import make_step
 

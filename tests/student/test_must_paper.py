@@ -23,7 +23,6 @@ import tasks
 from pipeline.data.dataset import DatasetShard, ImageDataset, LabelSource
 from pipeline.data.loader import collate_samples
 from pipeline.errors import ConfigError
-from pipeline.recipe.augment import NO_AUGMENTATION
 from pipeline.recipe.base import FitConfig
 from pipeline.recipe.student import StudentConfig
 from pipeline.steps.runtime import Runtime
@@ -32,6 +31,7 @@ from student.dataset import StudentHead, heads_of, student_dataset, threshold_fo
 from student.loss_weights import build_loss_weighting, task_weight
 from tasks.network import Network
 from tasks.training import TrainingPlan, WeightedSum, train_network
+from tests.augment import NO_AUGMENTATION
 
 if TYPE_CHECKING:
     from tests.conftest import World

@@ -38,7 +38,8 @@ def test_execute_part_raises_a_bug_as_an_error_of_ours_with_its_traceback(tmp_pa
     """Task runners raise errors of their own for a worker that died, and only then is a part done again."""
     error = raised("bug", tmp_path)
     assert type(error) is MustError
-    assert str(error).startswith("label: a part failed with KeyError: 'a bug'")
+    assert str(error).startswith("label: a part of it failed.\nTraceback")
+    assert "KeyError: 'a bug'" in str(error)
     assert "in do_part" in str(error)
 
 

@@ -38,14 +38,14 @@ def work(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     return {"met": met}
 
 
-@pytest.mark.parametrize(("resumes", "met"), [(True, ["1"]), (False, [])])
-def test_subprocess_resumes_a_forced_step_that_was_killed_if_it_keeps_a_state(
-    resumes: bool, met: list[str], tmp_path: Path
+@pytest.mark.parametrize(("keys", "met"), [((), ["1"]), (("attempts",), [])])
+def test_subprocess_resumes_a_forced_step_that_was_killed_unless_it_reuses_earlier_work(
+    keys: tuple[str, ...], met: list[str], tmp_path: Path
 ) -> None:
     resolved = resolve(parse_recipe(RECIPE, "tiny"))
     recipe, workspace = resolved.recipe, Workspace(Root.of(tmp_path / "root"))
     runtime = Runtime(workspace.root, "cpu", "32", 1)
-    step = make_step("killed", f"{__name__}:work", {"attempts": str(tmp_path / "attempts")}, resumes=resumes)
+    step = make_step("killed", f"{__name__}:work", {"attempts": str(tmp_path / "attempts")}, incremental_keys=keys)
     workspace.make(step, Inputs({}, runtime))
     subprocess = Subprocess(recipe.runtime, resolved.models(), runtime)
     run = Run(

@@ -17,8 +17,9 @@ from pipeline.data.augment import (
     transform_image,
     transform_label,
 )
-from pipeline.recipe.augment import NO_AUGMENTATION, AugmentConfig
+from pipeline.recipe.augment import AugmentConfig
 from pipeline.stores.labels import FULL_IMAGE, LabelSpace, Value
+from tests.augment import NO_AUGMENTATION
 
 
 def gradient(height: int = 64, width: int = 96) -> NDArray[np.uint8]:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from pipeline.data import dataset as datasets
 from pipeline.data.dataset import DatasetShard, ImageDataset, LabelSource
 from pipeline.errors import DataError
-from pipeline.recipe.augment import NO_AUGMENTATION
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import LabelWriter, store_metadata
+from tests.augment import NO_AUGMENTATION
 from tests.disk import stored
 from tests.pipeline.data.flat_labels import DEPTH, flat, relabel
 

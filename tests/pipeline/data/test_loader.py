@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pipeline.data.dataset import DatasetShard, ImageDataset
 from pipeline.data.loader import Batch, BatchLoader, LoaderConfig, collate_samples
 from pipeline.errors import DataError
-from pipeline.recipe.augment import NO_AUGMENTATION, AugmentConfig
+from pipeline.recipe.augment import AugmentConfig
+from tests.augment import NO_AUGMENTATION
 from tests.pipeline.data.flat_labels import KINDS, kind, relabel
 
 MakeDatasetShard = Callable[..., DatasetShard]
