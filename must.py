@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.storage.root import DEFAULT_ROOT, Root
+from pipeline.storage import DEFAULT_ROOT
 
 if TYPE_CHECKING:
     from flows.plan.plan import Planned
@@ -42,6 +42,7 @@ def run(
     from flows.run.process_setup import set_up_process
     from pipeline.recipe.reader import read_recipe
     from pipeline.steps.runtime import Runtime
+    from pipeline.storage.root import Root
 
     set_up_process()
     parsed = read_recipe(Path(recipe), overrides or ())
@@ -59,6 +60,7 @@ def plan(
     from flows.plan.run_plan import plan_run
     from flows.plan.selection import WHOLE_RECIPE
     from pipeline.recipe.reader import read_recipe
+    from pipeline.storage.root import Root
 
     parsed = read_recipe(Path(recipe), overrides or ())
     return plan_run(parsed, Root.of(root, parsed.runtime.cache_gb), steps or WHOLE_RECIPE).planned

@@ -32,7 +32,7 @@ from benchmarks.measure import RESULTS, describe_environment, save_result
 from cli.options import OverrideOptions, RootOption
 from evaluation.comparison.comparison import Comparison, ComparisonSetting, Row, read_comparisons
 from pipeline.recipe.comparison import COMPARE
-from pipeline.storage.root import DEFAULT_ROOT
+from pipeline.storage import DEFAULT_ROOT
 from pipeline.training.device import find_device
 
 RECIPE = Path(__file__).parent / "hpt.yaml"

@@ -27,7 +27,8 @@ from ingest.pool import pool_shards
 from pipeline.recipe.reader import read_recipe
 from pipeline.steps.artifact import Inputs
 from pipeline.steps.runtime import Runtime
-from pipeline.storage.root import DEFAULT_ROOT, Root
+from pipeline.storage import DEFAULT_ROOT
+from pipeline.storage.root import Root
 from pipeline.stores.images import ImageShard
 from pipeline.training.autotune import ComputeConfig
 from pipeline.training.device import find_device, single_threaded

@@ -67,8 +67,7 @@ def measure(name: str, call: Callable[[nn.Module, ComputeConfig], None], repeats
 
 
 def main(
-    batch: Annotated[int, typer.Option(help="Images per call; 0: 16 on a CPU, 128 elsewhere.")] = 0,
-    repeats: int = 3,
+    batch: Annotated[int, typer.Option(help="Images per call; 0: 16 on a CPU, 128 elsewhere.")] = 0, repeats: int = 3
 ) -> None:
     """Measure, print, and write `machine_formats-DEVICE` to the results."""
     device = find_device("auto")

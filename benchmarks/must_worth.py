@@ -29,7 +29,7 @@ from benchmarks.measure import RESULTS, describe_environment, format_mean, save_
 from cli.options import RootOption
 from evaluation.measurement import CLEAN, MEASUREMENTS_FILE
 from pipeline.steps.artifact import read_json
-from pipeline.storage.root import DEFAULT_ROOT
+from pipeline.storage import DEFAULT_ROOT
 from pipeline.training.device import find_device
 
 RECIPE = Path(__file__).parent / "must_worth.yaml"

@@ -47,11 +47,7 @@ def _square(image: Image.Image) -> Image.Image:
     return square
 
 
-def main(
-    recipe: Path,
-    to: Path,
-    root: RootOption = must.DEFAULT_ROOT,
-) -> None:
+def main(recipe: Path, to: Path, root: RootOption = must.DEFAULT_ROOT) -> None:
     """Draw the labels that the recipe's student learns from."""
     outcome = must.run(recipe, root)
     record = RunRecord(outcome.folder or StoragePath.of(root), outcome.artifacts)

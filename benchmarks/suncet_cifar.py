@@ -36,7 +36,7 @@ from evaluation.backbone_table import MetricColumn
 from evaluation.comparison.comparison import Comparison, read_comparisons
 from pipeline.recipe.comparison import COMPARE
 from pipeline.recipe.stage import STUDENT
-from pipeline.storage.root import DEFAULT_ROOT
+from pipeline.storage import DEFAULT_ROOT
 from pipeline.training.device import find_device
 
 RECIPE = Path(__file__).parent / "suncet_cifar.yaml"

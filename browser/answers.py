@@ -11,15 +11,7 @@ from numpy.typing import NDArray
 
 from browser.catalogue import CataloguedStore
 from browser.differences import PAIR_SEPARATOR, Differences
-from browser.filters import (
-    Clause,
-    FilterColumn,
-    ImageSelection,
-    JoinedTable,
-    class_threshold,
-    parse_column,
-    requires,
-)
+from browser.filters import Clause, FilterColumn, ImageSelection, JoinedTable, class_threshold, parse_column, requires
 from browser.loading import Loading
 from browser.pictures import Pictures, decode_row
 from browser.rejecting import Rejecting

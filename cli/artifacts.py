@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.options import JsonOption, RootOption, print_json
-from pipeline.storage.root import DEFAULT_ROOT, Root
+from pipeline.storage import DEFAULT_ROOT
 
 if TYPE_CHECKING:
     from flows.gc.inventory import StoredArtifact
+    from pipeline.storage.root import Root
 
 # ruff: noqa: PLC0415 - as in cli/main.py
 
@@ -21,6 +22,7 @@ artifacts = typer.Typer(
 
 def _read_artifacts(path: str) -> tuple[Root, list[StoredArtifact]]:
     from flows.gc import inventory
+    from pipeline.storage.root import Root
 
     root = Root.of(path)
     sizes = inventory.list_files(root, "artifacts")
@@ -108,6 +110,7 @@ def artifacts_gc_command(
     from flows.gc.inventory import delete_files, plan_gc
     from flows.gc.scratch import plan_scratch_gc
     from pipeline.steps.workspace import Workspace
+    from pipeline.storage.root import Root
 
     workspace = Workspace(Root.of(root))
     verdicts, scratch = plan_gc(workspace, keep), plan_scratch_gc(workspace.root)

@@ -10,12 +10,13 @@ import typer
 
 from cli.options import OverrideOptions, RecipeArgument, RootOption
 from pipeline.errors import PROJECT, ConfigError, require_one_of
-from pipeline.storage.root import DEFAULT_ROOT, Root
+from pipeline.storage import DEFAULT_ROOT
 
 if TYPE_CHECKING:
     from pipeline.export import ExportSample
     from pipeline.recipe.recipe import Recipe
     from pipeline.steps.runtime import Progress
+    from pipeline.storage.root import Root
 
 # ruff: noqa: PLC0415 - as in cli/main.py
 
@@ -39,8 +40,7 @@ def labels_command(
     root: RootOption = DEFAULT_ROOT,
     override: OverrideOptions = None,
     head: Annotated[
-        list[str] | None,
-        typer.Option("--head", metavar="NAME", help="Export this head alone; may be repeated."),
+        list[str] | None, typer.Option("--head", metavar="NAME", help="Export this head alone; may be repeated.")
     ] = None,
 ) -> None:
     """Write the pool with the labels that the student learns from: true labels, else pseudo labels above the
@@ -48,6 +48,7 @@ def labels_command(
     """
     from cli.console import Console
     from pipeline.recipe.reader import read_recipe
+    from pipeline.storage.root import Root
 
     parsed = read_recipe(recipe, override or ())
     with Console().progress() as progress:
@@ -72,6 +73,7 @@ def student_command(
     from flows.plan.run_plan import plan_unchecked
     from pipeline.recipe.reader import read_recipe
     from pipeline.steps.artifact import require
+    from pipeline.storage.root import Root
     from student.export import export_student, load_form
 
     file = local_path(out)

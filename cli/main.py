@@ -16,7 +16,7 @@ from cli.store import commands as store_commands
 from must import plan, run
 from pipeline.errors import ConfigError, MustError, require_one_of
 from pipeline.steps import ranks
-from pipeline.storage.root import DEFAULT_ROOT
+from pipeline.storage import DEFAULT_ROOT
 
 if TYPE_CHECKING:
     from flows.plan.selection import Selection

@@ -57,12 +57,7 @@ CHAPTERS: tuple[tuple[str, str, type[BaseModel], type[BaseModel] | None], ...] =
     ("evaluate", "", EvaluateConfig, None),
     ("compare", COMPARISONS, CompareConfig, None),
     ("training", "For supervised teachers and the student.", TrainingConfig, FitConfig),
-    (
-        "schedule",
-        "For supervised teachers, the student and stages.",
-        FitConfig,
-        BaseConfig,
-    ),
+    ("schedule", "For supervised teachers, the student and stages.", FitConfig, BaseConfig),
     ("augment", "", AugmentConfig, None),
 )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import JsonOption, print_json
-from pipeline.storage.root import DEFAULT_ROOT
+from pipeline.storage import DEFAULT_ROOT
 
 if TYPE_CHECKING:
     from browser.answers import Answers

@@ -24,7 +24,6 @@ from pipeline.storage.cache import Cache, CacheKey, cache_folder
 from pipeline.storage.path import StoragePath
 from pipeline.storage.remote_file import RemoteFile, open_file
 
-DEFAULT_ROOT = "must-root"
 CACHE_GB = 20.0
 TRANSFERS = 8
 """Files in transfer to or from storage at once."""

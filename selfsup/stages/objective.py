@@ -37,10 +37,7 @@ class StageObjective(Objective):
     """
 
     def __init__(
-        self,
-        method: Method,
-        kinds: Sequence[ViewKind],
-        memory_format: torch.memory_format = torch.contiguous_format,
+        self, method: Method, kinds: Sequence[ViewKind], memory_format: torch.memory_format = torch.contiguous_format
     ) -> None:
         super().__init__()
         self.method, self.memory_format = method, memory_format

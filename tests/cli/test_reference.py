@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from cli.reference import markdown
 from pipeline.errors import PROJECT
 
@@ -15,3 +18,9 @@ def test_cli_reference_has_every_group() -> None:
     text = markdown()
     for heading in ("## must run\n", "## must export labels\n", "## must store sql\n", "## must artifacts gc\n"):
         assert heading in text
+
+
+def test_app_loads_no_code_of_storages() -> None:
+    """Its help is shown at once."""
+    program = "import sys, cli.main; assert not {'fsspec', 'pydantic', 'torch', 'prefect'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
