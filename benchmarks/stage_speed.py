@@ -280,9 +280,9 @@ def measure_kinds(part: Part, rounds: int, folder: Path) -> dict[str, Any]:
                 taken[each.kind][name].append(value)
         print(number, {kind: round(values["rate"][-1], 1) for kind, values in taken.items()}, flush=True)
     memory = {each.kind: _run(each._replace(steps=MEMORY_STEPS, weigh=True), folder) for each in (parts[0], best)}
-    compute = json.loads((folder / "choice.json").read_text("utf-8"))
+    choice = json.loads((folder / "choice.json").read_text("utf-8"))
     search = [{"workers": each.workers, "asleep": each.asleep, "rate": rate} for rate, each in tried]
-    return {"about": best._asdict(), "choice": compute, "search": search, "taken": taken, "memory": memory}
+    return {"about": best._asdict(), "choice": choice, "search": search, "taken": taken, "memory": memory}
 
 
 def _run(part: Part, folder: Path) -> dict[str, Any]:
