@@ -111,20 +111,20 @@ def write_digits(folder: Path) -> None:
 
 def evaluate(trained: Artifact, inputs: Inputs, settings: dict[str, Any], seed: int) -> dict[str, float]:
     """Return the test accuracy of a linear probe and a soft nearest-neighbour classifier trained on the few labels."""
-    encoder = backbone_from_artifact(trained).build_encoder()
+    backbone = backbone_from_artifact(trained).build()
     stage = stage_config({**settings, "labels": LABELS})
     images = load_images(stage, inputs, seed)
     classes = image_classes(stage, inputs, images)
     assert stage.labels is not None
     few = np.concatenate(class_sampler(stage.labels, classes, seed).members)
-    few_features = extract_features(encoder, images, few.tolist(), inputs.runtime)
+    few_features = extract_features(backbone, images, few.tolist(), inputs.runtime)
     dataset = true_label_dataset(IngestedSet(inputs["data.digits"]), "test", {"kind": "classification"})
     truth = class_ids(dataset, "kind")
-    features = extract_features(encoder, dataset, range(len(dataset)), inputs.runtime)
+    features = extract_features(backbone, dataset, range(len(dataset)), inputs.runtime)
     probe = LogisticRegression(max_iter=2000).fit(few_features.numpy(), classes.numbers[few])
     labelled = LabelledFeatures(few_features, torch.from_numpy(classes.numbers[few]))
     context = (images, Path(inputs.runtime.root.local_path("probe")), inputs.runtime)
-    neighbours = soft_nn.fit(ProbeData(labelled, labelled, len(classes.names), seed, encoder, *context)).classify(
+    neighbours = soft_nn.fit(ProbeData(labelled, labelled, len(classes.names), seed, backbone, *context)).classify(
         features
     )
     return {

@@ -231,7 +231,7 @@ def build_finetuning_network(
     network = Network(NetworkConfig(backbone=start.name, image_size=start.size, heads=heads, seed=seed, **settings))
     if start.weights is not None:
         network.backbone.model.load_state_dict(start.weights)
-    register_statistics(network, start.statistics)
+    register_statistics(network.backbone, start.statistics)
     if blank:
         for head in network.heads.values():
             if isinstance(head, nn.Linear):

@@ -10,23 +10,23 @@ from torch import Tensor, nn
 
 from evaluation.label_subsets import TASK
 from pipeline.data.loader import Batch
-from pipeline.models.encoder import Encoder
+from pipeline.models.backbone import Backbone
 from pipeline.training.objective import Objective
 
 
 class FrozenLinear(Objective):
     """Train a linear layer; the backbone, batch norm statistics included, stays as it is."""
 
-    def __init__(self, encoder: Encoder, classes: int) -> None:
+    def __init__(self, backbone: Backbone, classes: int) -> None:
         super().__init__()
-        self.encoder = encoder.requires_grad_(False)
-        self.linear = nn.Linear(encoder.width, classes)
+        self.backbone = backbone.requires_grad_(False)
+        self.linear = nn.Linear(backbone.width, classes)
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
 
     def train(self, mode: bool = True) -> FrozenLinear:
         super().train(mode)
-        self.encoder.eval()
+        self.backbone.eval()
         return self
 
     def amounts(self, batch: Batch) -> dict[str, float]:
@@ -34,7 +34,7 @@ class FrozenLinear(Objective):
 
     def forward(self, batch: Batch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            features = self.encoder(batch.images.float() / 255)
+            features = self.backbone(batch.images.float() / 255)
         target = batch.targets[TASK]["target"]["probs"]
         loss = shares[TASK] * F.cross_entropy(self.linear(features).float(), target)
         return loss, {TASK: loss.detach()}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.data.dataset import ImageDataset
-    from pipeline.models.encoder import Encoder
+    from pipeline.models.backbone import Backbone
     from pipeline.steps.runtime import Runtime
 
 
@@ -37,7 +37,7 @@ class ProbeData:
     classes: int
     """Number of classes."""
     seed: int
-    encoder: Encoder
+    backbone: Backbone
     images: ImageDataset
     """The training images, with labels under `classification`, for probes that train on augmented views."""
     scratch: Path

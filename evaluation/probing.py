@@ -22,7 +22,7 @@ from evaluation.probe import LabelledFeatures, ProbeData, ProbeResult
 from ingest.true_labels import class_ids
 from pipeline.data.dataset import ImageDataset
 from pipeline.errors import error_context
-from pipeline.models.encoder import Encoder
+from pipeline.models.backbone import Backbone
 from pipeline.models.features import extract_features, identity
 from pipeline.models.initial import InitialBackbone, backbone_from_config
 from pipeline.recipe.evaluation import Amount, StartConfig
@@ -72,20 +72,20 @@ class FeatureExtractor:
 
     def __init__(self, start: InitialBackbone, runtime: Runtime) -> None:
         self.runtime = runtime
-        encoder = start.build_encoder().eval()
+        backbone = start.build().eval()
         images = torch.rand(AUTOTUNE_IMAGES, 3, start.size, start.size)
 
         def call(model: Any, compute: autotune.ComputeConfig) -> None:
             with torch.inference_mode(), compute.autocast():
                 model(images.to(compute.device).contiguous(memory_format=compute.memory_format))
 
-        self.compute = autotune.autotune(runtime, [start.name, start.size, "features"], encoder, call)
-        self.encoder: Encoder = self.compute.place(encoder)
+        self.compute = autotune.autotune(runtime, [start.name, start.size, "features"], backbone, call)
+        self.backbone: Backbone = self.compute.place(backbone)
 
     def extract(self, images: ImageDataset, rows: Sequence[int], change: Callable[[Any], Any] = identity) -> Tensor:
         """Return features (N, D) float32 of the images at `rows`, after `change`."""
         with self.compute.autocast():
-            return extract_features(self.encoder, images, rows, self.runtime, change)
+            return extract_features(self.backbone, images, rows, self.runtime, change)
 
 
 class _Probing:
@@ -148,7 +148,7 @@ class _Probing:
             val=self.val or self._features(subset.val),
             classes=self.splits.classes,
             seed=subset.seed,
-            encoder=self.extractor.encoder,
+            backbone=self.extractor.backbone,
             images=self.splits.train.subset(subset.train),
             scratch=scratch,
             runtime=self.extractor.runtime,
@@ -172,7 +172,7 @@ class _Probing:
         for corruption, accuracies in values.items():
             yield Measurement(
                 start=self.start,
-                backbone=self.extractor.encoder.name,
+                backbone=self.extractor.backbone.name,
                 protocol=f"{name} v{module.VERSION}",
                 about=module.ABOUT if corruption == CLEAN else f"{module.ABOUT}; {corruptions.ABOUT}",
                 dataset=self.config["set"],

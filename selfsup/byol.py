@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.models.encoder import Encoder
+from pipeline.models.backbone import Backbone
 from selfsup.components.config import MethodConfig
 from selfsup.components.heads import MomentumEncoder, cosine_momentum, projector
 from selfsup.components.losses import byol
@@ -31,7 +31,7 @@ class Config(MethodConfig):
     target_momentum: float = Field(default=0.99, ge=0, le=1)
     """Momentum of the target network at the start; it rises to 1 by a cosine."""
 
-    def build(self, backbone: Encoder, setting: StageSetting) -> Method:
+    def build(self, backbone: Backbone, setting: StageSetting) -> Method:
         return BYOL(self, backbone, setting)
 
 
@@ -41,7 +41,7 @@ class BYOL(Method):
     family: ClassVar[Family] = "self-distillation"
     compares_images: ClassVar[bool] = False
 
-    def __init__(self, config: Config, backbone: Encoder, setting: StageSetting) -> None:
+    def __init__(self, config: Config, backbone: Backbone, setting: StageSetting) -> None:
         super().__init__(backbone, None)
         self.config, self.size = config, setting.size
         self.head = projector([backbone.width, config.hidden, config.dim], norm=True)

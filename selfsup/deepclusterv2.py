@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.models.encoder import Encoder
+from pipeline.models.backbone import Backbone
 from selfsup.components.config import MethodConfig
 from selfsup.components.heads import projector
 from selfsup.components.kmeans import default_cluster_count, dot_products, spherical_kmeans
@@ -39,7 +39,7 @@ class Config(MethodConfig):
     iterations: int = Field(default=10, ge=1)
     """Iterations of k-means, which runs once an epoch."""
 
-    def build(self, backbone: Encoder, setting: StageSetting) -> Method:
+    def build(self, backbone: Backbone, setting: StageSetting) -> Method:
         return DeepCluster(self, backbone, setting)
 
 
@@ -56,7 +56,7 @@ class DeepCluster(Method):
     assignments: Tensor
     epoch: Tensor
 
-    def __init__(self, config: Config, backbone: Encoder, setting: StageSetting) -> None:
+    def __init__(self, config: Config, backbone: Backbone, setting: StageSetting) -> None:
         super().__init__(backbone, config.labels)
         self.config, self.setting = config, setting
         self.head = projector([backbone.width, config.hidden, config.dim], norm=True)

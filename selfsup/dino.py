@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.models.encoder import Encoder
+from pipeline.models.backbone import Backbone
 from selfsup.components.config import MethodConfig
 from selfsup.components.heads import DINOHead, MomentumEncoder, cosine_momentum
 from selfsup.components.losses import dino
@@ -55,7 +55,7 @@ class Config(MethodConfig):
             )
         return self
 
-    def build(self, backbone: Encoder, setting: StageSetting) -> Method:
+    def build(self, backbone: Backbone, setting: StageSetting) -> Method:
         return DINO(self, backbone, setting)
 
 
@@ -65,7 +65,7 @@ class DINO(Method):
     family: ClassVar[Family] = "self-distillation"
     center: Tensor
 
-    def __init__(self, config: Config, backbone: Encoder, setting: StageSetting) -> None:
+    def __init__(self, config: Config, backbone: Backbone, setting: StageSetting) -> None:
         super().__init__(backbone, None)
         self.config, self.size = config, setting.size
         self.head = DINOHead([backbone.width, config.hidden, config.hidden, config.dim], config.outputs)

@@ -12,7 +12,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.models.encoder import Encoder
+from pipeline.models.backbone import Backbone
+from pipeline.models.readout import norm_tokens
 from selfsup.components.config import MethodConfig
 from selfsup.components.losses import masked_reconstruction
 from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views
@@ -33,7 +34,7 @@ class Config(MethodConfig):
     depth: int = Field(default=8, ge=1)
     """Blocks of the decoder."""
 
-    def build(self, backbone: Encoder, setting: StageSetting) -> Method:
+    def build(self, backbone: Backbone, setting: StageSetting) -> Method:
         return MAE(self, backbone, setting)
 
 
@@ -47,7 +48,7 @@ class MAE(Method):
     family: ClassVar[Family] = "masked"
     compares_images: ClassVar[bool] = False
 
-    def __init__(self, config: Config, backbone: Encoder, setting: StageSetting) -> None:
+    def __init__(self, config: Config, backbone: Backbone, setting: StageSetting) -> None:
         super().__init__(backbone, None)
         if not isinstance(backbone.model, VisionTransformer):
             raise ConfigError(
@@ -83,7 +84,8 @@ class MAE(Method):
         first = model.num_prefix_tokens
         visible_tokens, order = random_masking(tokens[:, first:], self.config.masked)
         latent = model.norm_pre(torch.cat([tokens[:, :first], visible_tokens], dim=1))
-        latent = self.decoder_embed(model.norm(model.blocks(latent)))[:, first:]
+        latent = norm_tokens(model, model.norm(model.blocks(latent)))
+        latent = self.decoder_embed(latent)[:, first:]
         visible, masked = latent.shape[1], order.shape[1] - latent.shape[1]
         shuffled = torch.cat([latent, self.mask_token.to(latent.dtype).expand(len(latent), masked, -1)], dim=1)
         restore = order.argsort(dim=1)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.models.encoder import Encoder
+from pipeline.models.backbone import Backbone
 from selfsup.components.config import MethodConfig
 from selfsup.components.heads import MomentumEncoder, projector
 from selfsup.components.losses import info_nce
@@ -38,7 +38,7 @@ class Config(MethodConfig):
     queue: int | None = Field(default=None, ge=1)
     """Keys in the queue; null for 65,536, or for as many images as whole batches hold, if they are fewer."""
 
-    def build(self, backbone: Encoder, setting: StageSetting) -> Method:
+    def build(self, backbone: Backbone, setting: StageSetting) -> Method:
         return MoCo(self, backbone, setting)
 
 
@@ -53,7 +53,7 @@ class MoCo(Method):
     queue_images: Tensor
     queue_ptr: Tensor
 
-    def __init__(self, config: Config, backbone: Encoder, setting: StageSetting) -> None:
+    def __init__(self, config: Config, backbone: Backbone, setting: StageSetting) -> None:
         super().__init__(backbone, config.labels)
         self.config, self.size = config, setting.size
         self.head = projector([backbone.width, backbone.width, config.dim])

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.models.encoder import Encoder
+from pipeline.models.backbone import Backbone
 from selfsup.components.config import MethodConfig
 from selfsup.components.heads import projector
 from selfsup.components.losses import nt_xent
@@ -26,7 +26,7 @@ class Config(MethodConfig):
     temperature: float = Field(default=0.1, gt=0)
     """Temperature of the softmax over cosines."""
 
-    def build(self, backbone: Encoder, setting: StageSetting) -> Method:
+    def build(self, backbone: Backbone, setting: StageSetting) -> Method:
         return SimCLR(self, backbone, setting)
 
 
@@ -35,7 +35,7 @@ class SimCLR(Method):
 
     family: ClassVar[Family] = "contrastive"
 
-    def __init__(self, config: Config, backbone: Encoder, setting: StageSetting) -> None:
+    def __init__(self, config: Config, backbone: Backbone, setting: StageSetting) -> None:
         super().__init__(backbone, config.labels)
         self.config, self.size = config, setting.size
         self.head = projector([backbone.width, backbone.width, config.dim])

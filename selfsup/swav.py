@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.models.encoder import Encoder
+from pipeline.models.backbone import Backbone
 from selfsup.components.config import MethodConfig
 from selfsup.components.heads import Prototypes, projector
 from selfsup.components.kmeans import default_cluster_count
@@ -47,7 +47,7 @@ class Config(MethodConfig):
     queue_from: float = Field(default=0.15, ge=0, le=1)
     """Share of the steps after which the queue is used."""
 
-    def build(self, backbone: Encoder, setting: StageSetting) -> Method:
+    def build(self, backbone: Backbone, setting: StageSetting) -> Method:
         return SwAV(self, backbone, setting)
 
 
@@ -57,7 +57,7 @@ class SwAV(Method):
     family: ClassVar[Family] = "clustering"
     queue: Tensor
 
-    def __init__(self, config: Config, backbone: Encoder, setting: StageSetting) -> None:
+    def __init__(self, config: Config, backbone: Backbone, setting: StageSetting) -> None:
         super().__init__(backbone, config.labels)
         self.config, self.size = config, setting.size
         self.head = projector([backbone.width, config.hidden, config.dim], norm=True)

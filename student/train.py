@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,5 +38,18 @@ def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
         kept = {name: {**share, "warning": None} for name, share in kept.items()}
     write_json(out / "kept.json", kept)
     warnings = [f"{name}: {share['warning']}" for name, share in kept.items() if share["warning"]]
-    counts = {"images": len(dataset), "weights": weights, "warnings": warnings}
+    untrained = network.untrained()
+    warnings += _describe_untrained(untrained)
+    counts = {"images": len(dataset), "weights": weights, "warnings": warnings, "untrained": untrained}
     return {**counts, **count_rejected(inputs), **trained.counts()}
+
+
+def _describe_untrained(names: Sequence[str]) -> list[str]:
+    """Return a warning if no head trains these parameters of the backbone."""
+    if not names:
+        return []
+    parts = ", ".join(sorted({name.partition(".")[0] for name in names}))
+    return [
+        f"backbone: no head trains {parts} ({len(names)} parameters), which its vector depends on: probes, stages and "
+        "exports read the initial weights there. A classification teacher would train them."
+    ]

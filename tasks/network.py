@@ -1,6 +1,6 @@
 """`Network`: a backbone, a feature pyramid and a head per teacher.
 
-A supervised teacher has one head, the student one per teacher. As in MuST: classification from
+A supervised teacher has one head, the student one per teacher. As in MuST: classification from the backbone's vector,
 globally pooled C5, detection from P3 to P7, and every dense task from the sum of all pyramid levels at stride 4.
 """
 
@@ -19,10 +19,13 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import tasks
-from pipeline.errors import ConfigError
-from pipeline.models.backbone import Backbone, register_statistics, statistics
+from pipeline.errors import ConfigError, DataError
+from pipeline.models.backbone import Backbone
 from pipeline.models.checkpoint import load_model, save_model
 from pipeline.models.pretrained import load_weights
+from pipeline.models.readout import untrained
+from pipeline.models.timm_models import statistics
+from pipeline.models.weights import NETWORK
 from pipeline.recipe.teacher import TrainingConfig
 from pipeline.stores.labels import LabelSpace
 from tasks.task import PYRAMID_STRIDES, FeatureInfo, Features
@@ -37,7 +40,8 @@ class NetworkConfig(BaseModel):
     image_size: int = Field(multiple_of=32, ge=32)
     width: int = Field(default=128, ge=8)
     """Channels of the pyramid."""
-    proposals: int = Field(default=128, ge=8)
+    proposals: int | None = Field(default=None, ge=8)
+    """Region proposals per image; None for as many as suit the image size."""
     heads: dict[str, dict[str, Any]]
     """Label spaces by head, as JSON."""
     seed: int = 0
@@ -92,31 +96,26 @@ class SimplePyramid(nn.Module):
 
 
 class Network(nn.Module):
-    """Map uint8 images to a raw output per head. The mean and std that normalize images are buffers, saved with the
-    weights.
+    """Map uint8 images to a raw output per head.
 
     Example:
         network = Network(NetworkConfig(backbone="resnet50", image_size=512, heads={"depth": space.to_json()}))
         network(images)["depth"]  # uint8 (B, 3, 512, 512) -> float32 (B, 1, 128, 128)
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
         seed_part(config.seed, "backbone")
-        self.backbone = Backbone(config.backbone, config.image_size)
+        self.backbone = Backbone(config.backbone, config.image_size, statistics(config.backbone))
         self.tasks = {name: tasks.model(space) for name, space in config.spaces().items()}
         self.pyramid = self._build_pyramid() if any(task.needs_pyramid for task in self.tasks.values()) else None
-        info = FeatureInfo(self.backbone.channels[-1], config.width, config.image_size, config.proposals)
+        info = FeatureInfo(self.backbone.width, config.width, config.image_size, config.proposals)
         self.heads = nn.ModuleDict()
         for name, task in self.tasks.items():
             seed_part(config.seed, name)
             self.heads[name] = task.head(info)
         seed_part(config.seed, "training")
-        register_statistics(self, statistics(config.backbone))
 
     def _build_pyramid(self) -> nn.Module:
         width, channels = self.config.width, self.backbone.channels
@@ -127,12 +126,12 @@ class Network(nn.Module):
 
     def features(self, images: Tensor) -> Features:
         """Return the features of uint8 images (B, 3, S, S)."""
-        maps = self.backbone((images - self.mean) / self.std)
         if self.pyramid is None:
-            return Features(maps[-1])
+            return Features(self.backbone(images))
+        vector, maps = self.backbone.readout(images)
         named = {f"c{stride}": level for stride, level in zip(self.backbone.strides, maps, strict=True)}
         levels = list(self.pyramid(named).values())
-        return Features(maps[-1], levels, fuse(levels, self.config.image_size // 4))
+        return Features(vector, levels, fuse(levels, self.config.image_size // 4))
 
     def forward(self, images: Tensor, heads: Sequence[str] | None = None) -> dict[str, Any]:
         """Return raw outputs by head, of all heads or those named, for uint8 images (B, 3, S, S)."""
@@ -153,14 +152,20 @@ class Network(nn.Module):
             losses[name] = self.tasks[name].loss(self.heads[name](selected), entry["target"])
         return losses
 
+    def untrained(self) -> list[str]:
+        """Return timm's names of the backbone's parameters that none of the heads gives a gradient to."""
+        reads_maps = {task.needs_pyramid for task in self.tasks.values()}
+        return untrained(self.backbone.name, self.backbone.size, vector=False in reads_maps, maps=True in reads_maps)
+
     def save(self, folder: Path) -> None:
-        save_model(folder, self.state_dict(), {"format": "network", **self.config.model_dump()})
+        save_model(folder, self.state_dict(), {"format": NETWORK, **self.config.model_dump()})
 
     @classmethod
     def load(cls, folder: Path) -> Network:
-        """Load the network saved in `folder`, in eval mode."""
+        """Load the network saved in `folder`, in eval mode. Raises DataError if an older version saved it."""
         config, weights = load_model(folder)
-        config.pop("format")
+        if (saved := config.pop("format")) != NETWORK:
+            raise DataError(f"{folder}: a network of format {saved!r}; {NETWORK!r} can be read: train it again.")
         network = cls(NetworkConfig(**config))
         network.load_state_dict(weights)
         return network.eval()

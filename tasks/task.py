@@ -30,22 +30,22 @@ DENSE_STRIDE = 4
 class FeatureInfo:
     """Sizes that a head is built for."""
 
-    top_channels: int
-    """Channels of `Features.top`."""
+    vector_width: int
+    """D, the length of `Features.vector`."""
     pyramid_channels: int
     """Channels of each pyramid level and of the fused map."""
     image_size: int
     """S, the side of the input in pixels."""
-    proposals: int = 128
-    """Region proposals per image at test time; twice as many in training."""
+    proposals: int | None = None
+    """Region proposals per image at test time; None for as many as suit the image size."""
 
 
 @dataclasses.dataclass
 class Features:
     """The output of the network's shared part for the heads: `pyramid` and `fused` only where a head needs them."""
 
-    top: Tensor
-    """C5, the backbone's last map (B, C, S/32, S/32); of a plain transformer, its only one."""
+    vector: Tensor
+    """The backbone's vector (B, D), which stages, probes and exports read as well: see `pipeline.models.readout`."""
     pyramid: list[Tensor] = dataclasses.field(default_factory=list)
     """P3 to P7, each (B, W, S/stride, S/stride)."""
     fused: Tensor | None = None
@@ -54,7 +54,7 @@ class Features:
     def select(self, rows: Tensor) -> Features:
         """Return the features of the images at these positions of the batch, int64 (N,)."""
         fused = None if self.fused is None else self.fused[rows]
-        return Features(self.top[rows], [level[rows] for level in self.pyramid], fused)
+        return Features(self.vector[rows], [level[rows] for level in self.pyramid], fused)
 
 
 class Metric(Protocol):
@@ -87,7 +87,7 @@ class Task(ABC):
     """
 
     needs_pyramid: ClassVar[bool] = True
-    """False if the head reads `Features.top` alone."""
+    """False if the head reads `Features.vector` alone."""
     better: ClassVar[dict[str, str]]
     """All metrics, the leading one first, each with the better direction: "higher" or "lower"."""
 

@@ -46,7 +46,7 @@ class SupervisedObjective(Objective):
     def forward(self, batch: Batch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch.images.contiguous(memory_format=self.memory_format)
         if not batch.targets:
-            return self.network.features(images).top.float().mean() * 0, {}
+            return self.network.features(images).vector.float().mean() * 0, {}
         losses = self.network.losses(images, batch.targets)
         return self.combine(losses, shares), {name: shares[name] * loss.detach() for name, loss in losses.items()}
 

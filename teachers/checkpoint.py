@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import ConfigError, require_one_of
+from pipeline.models.weights import NETWORK
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.stores.labels import LabelSpace
@@ -48,8 +49,11 @@ class Config(TeacherConfig):
         if not about_file.is_file():
             raise ConfigError(f"weights: {self.weights} has no {about_file.name} beside it, as a trained network has.")
         about: dict[str, Any] = read_json(about_file)
-        if about.get("format") != "network":
-            raise ConfigError(f"weights: {self.weights} is of format {about.get('format')!r}, not a network.")
+        if about.get("format") != NETWORK:
+            raise ConfigError(
+                f"weights: {self.weights} is of format {about.get('format')!r}; a network of this version, of format "
+                f"{NETWORK!r}, would work."
+            )
         return about
 
 

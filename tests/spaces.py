@@ -59,10 +59,9 @@ def features(seed: int, shape: tuple[int, int] = (16, 16), count: int = 1, loud:
     """Return random features of `count` images; the fused map, and so a dense label, is of `shape`."""
     rng = torch.Generator().manual_seed(seed)
     levels = [loud * torch.randn(count, 8, side, side, generator=rng) for side in (8, 4, 2, 1, 1)]
-    top, fused = torch.randn(count, 8, 2, 2, generator=rng), torch.randn(count, 8, *shape, generator=rng)
-    return Features(
-        20 * loud * top, levels, loud * fused
-    )  # classifiers start near 0: only loud features are told apart
+    vector, fused = torch.randn(count, 8, generator=rng), torch.randn(count, 8, *shape, generator=rng)
+    # classifiers start near 0: only loud features are told apart
+    return Features(20 * loud * vector, levels, loud * fused)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import timm
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from pipeline.models.weights import NETWORK
 from pipeline.recipe.plugins import modules
 from pipeline.recipe.recipe import Recipe
 from pipeline.recipe.source import SourceConfig
@@ -104,7 +105,7 @@ def test_teacher_config_backbone_name_is_a_timm_model_or_none(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_json(Path("weights.json"), {"format": "network", "backbone": "test_vit", "heads": {}})
+    write_json(Path("weights.json"), {"format": NETWORK, "backbone": "test_vit", "heads": {}})
     config = config_of("teachers", kind)
     assert isinstance(config, TeacherConfig)
     name = config.backbone_name()

@@ -16,7 +16,7 @@ from evaluation.probe import LabelledFeatures, ProbeData
 from ingest.dataset import IngestedSet
 from ingest.true_labels import class_ids
 from pipeline.data.dataset import ImageDataset
-from pipeline.models.encoder import Encoder
+from pipeline.models.backbone import Backbone
 from pipeline.models.features import extract_features
 from pipeline.models.initial import random_backbone
 from pipeline.recipe.plugins import modules
@@ -39,13 +39,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Encoder:
+def backbone() -> Backbone:
     torch.manual_seed(0)
-    return random_backbone("test_resnet", SIZE).build_encoder()
+    return random_backbone("test_resnet", SIZE).build()
 
 
-def known(encoder: Encoder, dataset: ImageDataset, runtime: Runtime) -> LabelledFeatures:
-    features = extract_features(encoder, dataset, range(len(dataset)), runtime)
+def known(backbone: Backbone, dataset: ImageDataset, runtime: Runtime) -> LabelledFeatures:
+    features = extract_features(backbone, dataset, range(len(dataset)), runtime)
     return LabelledFeatures(features, torch.from_numpy(class_ids(dataset, TASK)))
 
 
@@ -58,14 +58,14 @@ class Case:
 
 
 @pytest.fixture
-def case(made: Artifact, encoder: Encoder, tmp_path: Path) -> Case:
+def case(made: Artifact, backbone: Backbone, tmp_path: Path) -> Case:
     """Return a case with features of the images."""
     splits, runtime = find_splits(IngestedSet(made), TASK, "test"), Runtime(Root.of(tmp_path), "cpu", "32", 1)
     assert splits
     assert splits.val
-    train, val, test = (known(encoder, each, runtime) for each in (splits.train, splits.val, splits.test))
+    train, val, test = (known(backbone, each, runtime) for each in (splits.train, splits.val, splits.test))
     scratch = tmp_path / "scratch"
-    return Case(ProbeData(train, val, len(COLOURS) + 1, 3, encoder, splits.train, scratch, runtime), test)
+    return Case(ProbeData(train, val, len(COLOURS) + 1, 3, backbone, splits.train, scratch, runtime), test)
 
 
 @pytest.fixture(params=PROBES)
@@ -119,11 +119,11 @@ def test_probe_random_says_if_it_depends_on_the_seed(probe: ModuleType, case: Ca
 
 def test_probe_leaves_the_backbone_and_its_statistics_unchanged(probe: ModuleType, case: Case) -> None:
     """HPT's separability: nothing but the classifier learns."""
-    encoder = case.data.encoder
-    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    backbone = case.data.backbone
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     assert any("running_mean" in name for name in before)
     probe.fit(case.data).classify(case.test.features)
-    after = encoder.state_dict()
+    after = backbone.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 

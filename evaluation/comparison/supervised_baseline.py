@@ -10,7 +10,6 @@ from evaluation.finetuning import build_finetuning_network
 from ingest.dataset import IngestedSet
 from ingest.pool import pool_keys
 from ingest.true_labels import true_label_dataset
-from pipeline.models.encoder import Encoder
 from pipeline.models.initial import backbone_from_config, save_backbone
 from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig
@@ -40,7 +39,5 @@ def train(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
     plan = TrainingPlan(config["name"], fit, AugmentConfig(), seed, out)
     combine = WeightedSum(dict.fromkeys(heads, 1.0))
     trained = train_network(network, combine, dataset, plan, inputs.runtime)
-    encoder = Encoder(start.name, start.size, start.statistics)
-    encoder.model.load_state_dict(network.backbone.model.cpu().state_dict())
-    save_backbone(encoder, out)
+    save_backbone(network.backbone.cpu(), out)
     return {"images": len(dataset), "steps": fit.total_steps(len(dataset)), **trained.counts()}

@@ -40,10 +40,10 @@ def fit(data: ProbeData) -> ProbeResult:
     from tasks.task import stack
 
     torch.manual_seed(data.seed)
-    runtime, size = data.runtime, data.encoder.size
+    runtime, size = data.runtime, data.backbone.size
     config = LoaderConfig(size, SETTINGS.batch, data.seed, CROP_AND_FLIP, runtime.threads)
     loader = BatchLoader(data.images, {TASK: lambda values: {"probs": stack(values, "probs")}}, config)
-    layer, steps = FrozenLinear(data.encoder, data.classes), SETTINGS.total_steps(len(data.images))
+    layer, steps = FrozenLinear(data.backbone, data.classes), SETTINGS.total_steps(len(data.images))
     job = TrainingJob("linear_hpt", layer, loader, steps, data.scratch, SETTINGS, data.seed)
     device = find_device(runtime.device)
     with ProcessGroup(device) as group:

@@ -28,7 +28,12 @@ CHECK = LabelCheck(measurement_needs, "evaluation.label_subsets:label_requests")
 EVALUATE = StepKind("evaluate", "evaluation.evaluate:evaluate", measures=True)
 PROBE = StepKind("probe", "evaluation.probing:probe", measures=True, label_check=CHECK)
 FINETUNE = StepKind(
-    "finetune", "evaluation.finetuning:finetune", measures=True, incremental_keys=("labels", "seeds"), label_check=CHECK
+    "finetune",
+    "evaluation.finetuning:finetune",
+    version=2,
+    measures=True,
+    incremental_keys=("labels", "seeds"),
+    label_check=CHECK,
 )
 
 SHARED_KEYS = ("set", "splits", "labels", "seeds", "seed", "corruptions")

@@ -13,7 +13,7 @@ from pipeline.recipe.recipe import Recipe
 from pipeline.steps.artifact import Step, StepKind
 from pipeline.stores.naming import STUDENT_LABEL_STEP
 
-STUDENT = StepKind("student", "student.train:train_student", trains=True)
+STUDENT = StepKind("student", "student.train:train_student", version=2, trains=True)
 
 
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:

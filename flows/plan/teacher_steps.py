@@ -12,7 +12,7 @@ from pipeline.recipe.base import FitConfig
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Step, StepKind
 
-TEACHER = StepKind("teacher", "teachers.supervised:make")
+TEACHER = StepKind("teacher", "teachers.supervised:make", version=2)
 """The kind of all teachers. Plans replace `run` by the `make` of the teacher's own file; `trains` if it is trained."""
 
 

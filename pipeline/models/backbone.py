@@ -1,4 +1,4 @@
-"""Backbones from timm, under their own names and keys, with the feature maps they give.
+"""Backbones: timm's models under their own names and keys, with the statistics that normalise their images.
 
 The whole timm model is kept, without its classifier, so that `timm.create_model` loads what is exported.
 """
@@ -6,49 +6,67 @@ The whole timm model is kept, without its classifier, so that `timm.create_model
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Sequence
-from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError, require_one_of
-
-STRIDES = (8, 16, 32)
-Statistics = tuple[Sequence[float], Sequence[float]]
-"""Mean and standard deviation per channel, for images in [0, 1]."""
+from pipeline.models.readout import Readout, layout, read
+from pipeline.models.timm_models import Statistics, create_timm_model
 
 
 class Backbone(nn.Module):
-    """A timm model that turns normalised images (B, 3, S, S) into maps of stride 8, 16 and 32 (C3, C4, C5).
+    """A timm model without classifier: images (B, 3, S, S), uint8 or float32 in [0, 1], -> their vectors (B, `width`).
 
-    Plain vision transformers have one stride: they give a single map (B, C, S/p, S/p), and `strides` says so.
+    `size` is the side of the images it is meant for, pixels. Transformers take views of any side that is a multiple of
+    their patches, convolutional networks of any side. See `pipeline.models.readout` for what is read of a model.
+
+    Example:
+        backbone = Backbone("resnet50", 224, statistics("resnet50"))
+        vector, maps = backbone.readout(images)  # (B, 2048), and maps of stride 8, 16 and 32
     """
 
-    def __init__(self, name: str, image_size: int) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, image_size: int, statistics: Statistics) -> None:
         super().__init__()
-        self.name = name
-        self.model = create_backbone(name, image_size)
-        feature_info: Any = self.model.feature_info
-        stages = getattr(feature_info, "info", feature_info)
-        info = [(entry["reduction"], entry["num_chs"]) for entry in stages]
-        last = {reduction: (index, channels) for index, (reduction, channels) in enumerate(info)}
-        strides = [stride for stride in STRIDES if stride in last]
-        self.strides: list[int] = strides if len(strides) == len(STRIDES) else [info[-1][0]]
-        self.channels: list[int] = [last[stride][1] for stride in self.strides]
-        self._indices = [last[stride][0] for stride in self.strides]
+        self.name, self.size = name, image_size
+        self.model = create_timm_model(name, image_size)
+        self.width, self.strides, self.channels, self._indices = layout(name, image_size)
+        register_statistics(self, statistics)
         self._grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in self.modules())
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return a map for each of `strides`."""
-        # the CPU takes several times as long for bfloat16 gradients of grouped convolutions: these train in float32
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the vectors of the images (B, `width`)."""
+        with self._precision(images):
+            vector: Tensor = self.model(self.normalize(images))
+            return vector
+
+    def readout(self, images: Tensor) -> Readout:
+        """Return the vectors of the images, and a map for each of `strides`, of as many `channels`."""
+        with self._precision(images):
+            return read(self.model, self.normalize(images), self._indices)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalise images for the timm model."""
+        return ((images * 255 if images.is_floating_point() else images) - self.mean) / self.std
+
+    def norm_layers(self) -> list[nn.Module]:
+        """Return the normalisation layers."""
+        kinds = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+        return [module for module in self.model.modules() if isinstance(module, kinds)]
+
+    def train_only_norms(self) -> None:
+        """Freeze all but scales and shifts of normalisation layers (HPT-BN); running statistics are still updated."""
+        self.model.requires_grad_(False)
+        for norm in self.norm_layers():
+            norm.requires_grad_(True)
+
+    def _precision(self, images: Tensor) -> contextlib.AbstractContextManager[object]:
+        """Return float32 where the CPU takes several times as long for bfloat16: gradients of grouped convolutions."""
         slow = self._grouped and self.training and images.device.type == "cpu"
-        model: Any = self.model  # timm's models have methods that nn.Module does not declare
-        with torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext():
-            features: list[Tensor] = model.forward_intermediates(images, indices=self._indices, intermediates_only=True)
-        return features
+        return torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext()
 
 
 class Classifier(nn.Module):
@@ -71,43 +89,3 @@ def register_statistics(module: nn.Module, statistics: Statistics) -> None:
     """Register statistics as buffers `mean` and `std`, (1, 3, 1, 1), for images in 0 to 255."""
     for name, values in zip(("mean", "std"), statistics, strict=True):
         module.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1) * 255)
-
-
-def statistics(name: str) -> Statistics:
-    """Return the statistics that timm states for the model."""
-    config = timm.get_pretrained_cfg(name)
-    if config is None:
-        return timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
-    return tuple(config.mean), tuple(config.std)
-
-
-def create_backbone(name: str, image_size: int) -> nn.Module:
-    """Create the timm model without classifier and with random weights.
-
-    Raises ConfigError if timm has no such model, with near names, or if it gives no feature maps.
-    """
-    check_model_name(name)
-    model: nn.Module = timm.create_model(name, num_classes=0, **img_size_options(name, image_size))
-    if not hasattr(model, "forward_intermediates"):
-        raise ConfigError(f"Backbone {name!r} gives no intermediate feature maps; resnet18 or vit_tiny_patch16_224 do.")
-    return model
-
-
-@functools.cache
-def img_size_options(name: str, image_size: int) -> dict[str, Any]:
-    """Return the arguments of `timm.create_model` for inputs of this side: none for convolutional networks, which take
-    any size and refuse the argument; transformers have an embedding per position.
-    """
-    try:
-        with torch.device("meta"):
-            timm.create_model(name, img_size=image_size)
-    except TypeError:
-        return {}
-    return {"img_size": image_size}
-
-
-def check_model_name(name: str) -> None:
-    """Raise ConfigError, with near names, unless timm has a model of this name."""
-    if not timm.is_model(name):
-        family = timm.list_models(f"*{name.partition('_')[0]}*")
-        require_one_of(name, family or timm.list_models("resnet*"), "timm model")

@@ -1,4 +1,4 @@
-"""Feature extraction: images of a dataset through a frozen encoder."""
+"""Feature extraction: images of a dataset through a frozen backbone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.data.dataset import ImageDataset
 from pipeline.data.decode import decode_image
 from pipeline.data.loader import stack_images
 from pipeline.data.prefetch import prefetch
-from pipeline.models.encoder import Encoder
+from pipeline.models.backbone import Backbone
 from pipeline.steps.runtime import Runtime
 
 BATCH, BATCHES_PER_THREAD = 64, 2
@@ -30,7 +30,7 @@ def identity(pixels: Pixels) -> Pixels:
 
 @torch.inference_mode()
 def extract_features(
-    encoder: Encoder,
+    backbone: Backbone,
     images: ImageDataset,
     indices: Sequence[int],
     runtime: Runtime,
@@ -38,27 +38,27 @@ def extract_features(
 ) -> Tensor:
     """Return features (N, D) float32, on the host, of these images of a dataset.
 
-    The encoder computes on the device it is on, in eval mode. Raises Stopped if a stop is asked for.
+    The backbone computes on the device it is on, in eval mode. Raises Stopped if a stop is asked for.
 
     Args:
-        transform: applied to each image (S, S, 3) uint8, which is resized as a whole to the encoder's square before.
+        transform: applied to each image (S, S, 3) uint8, which is resized as a whole to the backbone's square before.
     """
 
     def load_image(index: int) -> Pixels:
-        image = decode_image(images.read(index)[1], at_least=(encoder.size, encoder.size))
-        return transform(transform_image(image, AugmentParams(), encoder.size))
+        image = decode_image(images.read(index)[1], at_least=(backbone.size, backbone.size))
+        return transform(transform_image(image, AugmentParams(), backbone.size))
 
     def load_batch(batch: Sequence[int]) -> Tensor:
         return stack_images([load_image(index) for index in batch])
 
-    device, was_training = encoder.mean.device, encoder.training
-    encoder.eval()
+    device, was_training = backbone.mean.device, backbone.training
+    backbone.eval()
     batches = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
     features = []
     ahead = prefetch(load_batch, batches, runtime.threads, BATCHES_PER_THREAD * runtime.threads)
     with contextlib.closing(ahead) as loaded:
         for batch in loaded:
             runtime.check_stop("looking at features")
-            features.append(encoder(batch.to(device).float() / 255).float().cpu())
-    encoder.train(was_training)
+            features.append(backbone(batch.to(device).float() / 255).float().cpu())
+    backbone.train(was_training)
     return torch.cat(features)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.models.backbone import Statistics, create_backbone, statistics
+from pipeline.models.backbone import Backbone
 from pipeline.models.checkpoint import ABOUT as MODEL
 from pipeline.models.checkpoint import WEIGHTS as MODEL_WEIGHTS
 from pipeline.models.checkpoint import read_tensors, write_tensors
-from pipeline.models.encoder import Encoder
 from pipeline.models.pretrained import adapt_weights, load_weights, match_weights
+from pipeline.models.timm_models import Statistics, create_timm_model, statistics
+from pipeline.models.weights import NETWORK
 from pipeline.recipe.evaluation import StartConfig
 from pipeline.steps.artifact import Artifact, Inputs, read_json, write_json
 
@@ -35,18 +36,18 @@ class InitialBackbone:
     weights: dict[str, Tensor] | None
     """By timm's names; None for random ones."""
 
-    def build_encoder(self) -> Encoder:
-        """Build the encoder with these weights."""
-        encoder = Encoder(self.name, self.size, self.statistics)
+    def build(self) -> Backbone:
+        """Build the backbone with these weights."""
+        backbone = Backbone(self.name, self.size, self.statistics)
         if self.weights is not None:
-            encoder.model.load_state_dict(self.weights)
-        return encoder
+            backbone.model.load_state_dict(self.weights)
+        return backbone
 
     def resized(self, size: int) -> InitialBackbone:
         """Return the backbone for images of another side: position embeddings are resampled."""
         weights = self.weights
         if weights is not None and size != self.size:
-            weights = adapt_weights(create_backbone(self.name, size), weights, self.name)
+            weights = adapt_weights(create_timm_model(self.name, size), weights, self.name)
         return dataclasses.replace(self, size=size, weights=weights)
 
 
@@ -57,15 +58,15 @@ def backbone_from_artifact(artifact: Artifact) -> InitialBackbone:
         weights = artifact.load(WEIGHTS, read_tensors)[1]
         return InitialBackbone(about["backbone"], about["image_size"], (about["mean"], about["std"]), weights)
     about = artifact.load(MODEL, read_json) if artifact.has(MODEL) else {}
-    if about.get("format") == "network":
+    if about.get("format") == NETWORK:
         tensors = artifact.load(MODEL_WEIGHTS, read_tensors)[1]
         names = [name for name in tensors if name.startswith(NETWORK_PREFIX)]
         weights = {name.removeprefix(NETWORK_PREFIX): tensors[name] for name in names}
-        mean, std = ((tensors[name].flatten() / 255).tolist() for name in ("mean", "std"))
+        mean, std = ((tensors[f"backbone.{name}"].flatten() / 255).tolist() for name in ("mean", "std"))
         return InitialBackbone(about["backbone"], about["image_size"], (mean, std), weights)
     if about.get("format") == "timm_classifier":
         tensors = artifact.load(MODEL_WEIGHTS, read_tensors)[1]
-        weights = match_weights(create_backbone(about["model"], about["size"]), tensors, str(artifact))
+        weights = match_weights(create_timm_model(about["model"], about["size"]), tensors, str(artifact))
         return InitialBackbone(about["model"], about["size"], (about["mean"], about["std"]), weights)
     raise ConfigError(
         f"{artifact}: holds no timm backbone to start from; the student, stages, and teachers with a timm backbone do."
@@ -73,13 +74,13 @@ def backbone_from_artifact(artifact: Artifact) -> InitialBackbone:
 
 
 def random_backbone(name: str, size: int) -> InitialBackbone:
-    """Return a backbone whose weights are drawn when an encoder is built."""
+    """Return a backbone whose weights are drawn when it is built."""
     return InitialBackbone(name, size, statistics(name), None)
 
 
 def backbone_from_weights(name: str, size: int, weights: str) -> InitialBackbone:
     """Return a backbone with published weights, or those of a file: see `pipeline.models.weights.find_weights`."""
-    model = create_backbone(name, size)
+    model = create_timm_model(name, size)
     load_weights(model, name, weights)
     return InitialBackbone(name, size, statistics(name), model.state_dict())
 
@@ -93,11 +94,11 @@ def backbone_from_config(config: StartConfig, inputs: Inputs, seed: int) -> Init
         return backbone_from_weights(config.backbone, config.image_size, config.weights)
     torch.manual_seed(seed)
     start = random_backbone(config.backbone, config.image_size)
-    return dataclasses.replace(start, weights=start.build_encoder().model.state_dict())
+    return dataclasses.replace(start, weights=start.build().model.state_dict())
 
 
-def save_backbone(encoder: Encoder, folder: Path) -> None:
-    """Save the encoder's backbone in the folder, under timm's names."""
-    write_tensors(folder / WEIGHTS, encoder.model.state_dict())
-    mean, std = ((tensor.flatten() / 255).tolist() for tensor in (encoder.mean, encoder.std))
-    write_json(folder / ABOUT, {"backbone": encoder.name, "image_size": encoder.size, "mean": mean, "std": std})
+def save_backbone(backbone: Backbone, folder: Path) -> None:
+    """Save the backbone in the folder, under timm's names."""
+    write_tensors(folder / WEIGHTS, backbone.model.state_dict())
+    mean, std = ((tensor.flatten() / 255).tolist() for tensor in (backbone.mean, backbone.std))
+    write_json(folder / ABOUT, {"backbone": backbone.name, "image_size": backbone.size, "mean": mean, "std": std})

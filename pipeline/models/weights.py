@@ -11,6 +11,8 @@ from pipeline.steps.artifact import hash_file, hash_json
 
 PUBLISHERS = ("timm", "torchvision")
 """Libraries that download the weights they publish."""
+NETWORK = "network-2"
+"""The `format` of a `model.json` of a trained network; raised when older weights no longer fit."""
 HUB = "hub:"
 """Prefix of a name on the Hugging Face hub."""
 

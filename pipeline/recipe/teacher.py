@@ -21,8 +21,9 @@ class TrainingConfig(FitConfig):
     """Side of the square input, pixels."""
     width: int = Field(default=128, ge=8, multiple_of=8)
     """Channels of the pyramid and the heads."""
-    proposals: int = Field(default=128, ge=8)
-    """Region proposals per image for the box head of detection."""
+    proposals: int | None = Field(default=None, ge=8)
+    """Region proposals per image for the box head of detection; null for as many as suit `image_size`: 98 at 224, 512
+    at 512, 1,000 from 716 on."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation of training images."""
 

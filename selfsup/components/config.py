@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.models.backbone import statistics
-from pipeline.models.encoder import Encoder
+from pipeline.models.backbone import Backbone
+from pipeline.models.timm_models import statistics
 from pipeline.recipe.base import NamedBackbone
 from pipeline.recipe.stage import StageConfig
 from selfsup.components.method import Method, StageSetting
@@ -26,18 +26,18 @@ class MethodConfig(StageConfig, ABC):
     """
 
     @abstractmethod
-    def build(self, backbone: Encoder, setting: StageSetting) -> Method:
+    def build(self, backbone: Backbone, setting: StageSetting) -> Method:
         """Build the method with fresh heads: `return SimCLR(self, backbone, setting)`.
 
         Raises ConfigError if the method can't use the backbone.
         """
 
-    def build_for_stage(self, encoder: Encoder, setting: StageSetting) -> Method:
+    def build_for_stage(self, backbone: Backbone, setting: StageSetting) -> Method:
         """Build the method and freeze what the stage does not train.
 
         Raises ConfigError if it can't use the backbone, or can't do what the stage asks for: labels, accumulation.
         """
-        method = self.build(encoder, setting)
+        method = self.build(backbone, setting)
         if self.labels is not None and method.family not in LABELLED_FAMILIES:
             raise ConfigError(
                 f"labels: {self.method!r} takes no labelled images beside the others; methods that contrast or cluster "
@@ -49,9 +49,11 @@ class MethodConfig(StageConfig, ABC):
                 "set accumulate to 1, and batch to what memory holds."
             )
         if self.trainable == "norm":
-            if not encoder.norm_layers():
-                raise ConfigError(f"trainable: norm, but {encoder.name!r} has no normalisation layer: train all of it.")
-            encoder.train_only_norms()
+            if not backbone.norm_layers():
+                raise ConfigError(
+                    f"trainable: norm, but {backbone.name!r} has no normalisation layer: train all of it."
+                )
+            backbone.train_only_norms()
         return method
 
     def named_backbones(self) -> Sequence[NamedBackbone]:
@@ -65,16 +67,16 @@ class MethodConfig(StageConfig, ABC):
         assert self.backbone is not None
         assert self.image_size is not None
         with torch.device("meta"):  # no memory, no arithmetic
-            encoder = Encoder(self.backbone, self.image_size, statistics(self.backbone))
-            method = self.build_for_stage(encoder, StageSetting(self.image_size, 2 * self.batch, self.batch))
+            backbone = Backbone(self.backbone, self.image_size, statistics(self.backbone))
+            method = self.build_for_stage(backbone, StageSetting(self.image_size, 2 * self.batch, self.batch))
             for size in {kind.size for kind in method.view_kinds()}:
-                self._check_view_size(encoder.eval(), size)
+                self._check_view_size(backbone.eval(), size)
 
-    def _check_view_size(self, encoder: Encoder, size: int) -> None:
+    def _check_view_size(self, backbone: Backbone, size: int) -> None:
         try:
-            encoder.model(torch.empty(2, 3, size, size))
+            backbone.model(torch.empty(2, 3, size, size))
         except Exception as error:  # models raise errors of any type for a size that they can't take
             raise ConfigError(
-                f"{self.method!r} shows the backbone views of {size} x {size} pixels, which {encoder.name!r} can't "
+                f"{self.method!r} shows the backbone views of {size} x {size} pixels, which {backbone.name!r} can't "
                 f"take: {str(error).splitlines()[0]} Set another image_size, no small_views, or another backbone."
             ) from error

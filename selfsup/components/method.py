@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.encoder import Encoder
+from pipeline.models.backbone import Backbone
 from pipeline.recipe.stage import LabelledConfig
 from selfsup.components.losses import suncet, supcon
 
@@ -101,7 +101,7 @@ class Method(nn.Module, ABC):
     compares_images: ClassVar[bool] = True
     """The loss compares images of the whole batch, so gradient accumulation is refused."""
 
-    def __init__(self, backbone: Encoder, labels: LabelledConfig | None) -> None:
+    def __init__(self, backbone: Backbone, labels: LabelledConfig | None) -> None:
         super().__init__()
         self.backbone, self.labels = backbone, labels
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.dataset import ImageDataset
-from pipeline.models.encoder import Encoder
+from pipeline.models.backbone import Backbone
 from pipeline.models.features import extract_features
 from pipeline.steps.runtime import Runtime
 
@@ -48,7 +48,7 @@ def is_collapsed(before: Mapping[str, float], after: Mapping[str, float]) -> boo
     return after["spread"] < MIN_SPREAD or after["rank"] < MIN_RANK_SHARE * before["rank"]
 
 
-def measure_features(encoder: Encoder, images: ImageDataset, runtime: Runtime) -> dict[str, float]:
-    """Return `spread` and `rank` of an encoder's features, on its device, for images spread evenly over the set."""
-    features = extract_features(encoder, images, range(0, len(images), -(-len(images) // MAX_IMAGES)), runtime)
+def measure_features(backbone: Backbone, images: ImageDataset, runtime: Runtime) -> dict[str, float]:
+    """Return `spread` and `rank` of a backbone's features, on its device, for images spread evenly over the set."""
+    features = extract_features(backbone, images, range(0, len(images), -(-len(images) // MAX_IMAGES)), runtime)
     return {"spread": round(float(spread(features)), 4), "rank": round(float(effective_rank(features)), 2)}

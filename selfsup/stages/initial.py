@@ -9,8 +9,8 @@ import numpy as np
 from pipeline.data.dataset import ImageDataset
 from pipeline.data.decode import decode_image
 from pipeline.models import initial
-from pipeline.models.backbone import Statistics
 from pipeline.models.initial import InitialBackbone
+from pipeline.models.timm_models import Statistics
 from pipeline.recipe.stage import SCRATCH, StageConfig
 from pipeline.steps.artifact import Inputs
 

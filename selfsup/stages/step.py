@@ -68,7 +68,7 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
     start = initial_backbone(stage, config["start"], inputs, images)
     budget = budget_of(stage, sampler.classes * sampler.images if sampler else 0, len(images))
     seed_part(seed, f"stage.{stage.name}")
-    method = stage.build_for_stage(start.build_encoder(), StageSetting(start.size, len(images), stage.batch))
+    method = stage.build_for_stage(start.build(), StageSetting(start.size, len(images), stage.batch))
     stream = ViewStream(images, override_policies(method.view_kinds(), stage.augment), budget, sampler, seed)
     counts = train(StageJob(config["name"], stage, method, stream), inputs.runtime, out)
     save_backbone(method.backbone.cpu(), out)

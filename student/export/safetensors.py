@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.models.backbone import img_size_options
 from pipeline.models.checkpoint import read_tensors, write_tensors
+from pipeline.models.timm_models import img_size_options
 from pipeline.steps.artifact import Artifact, read_json
 
 SUFFIX = ".safetensors"

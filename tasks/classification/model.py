@@ -1,4 +1,4 @@
-"""Classification: a linear layer on globally pooled C5, soft cross entropy, accuracy."""
+"""Classification: a linear layer on the backbone's vector, soft cross entropy, accuracy."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tasks.task import FeatureInfo, Features, Prediction, Target, Task, masked_m
 
 
 class LinearHead(nn.Linear):
-    """Global average pooling of C5 and a linear layer: `Features` -> float32 logits (B, K)."""
+    """A linear layer on the backbone's vector: `Features` -> float32 logits (B, K)."""
 
     def forward(self, features: Features) -> Tensor:  # type: ignore[override]
-        return super().forward(features.top.mean(dim=(2, 3))).float()
+        return super().forward(features.vector).float()
 
 
 class Accuracy:
@@ -40,7 +40,7 @@ class TaskModel(Task):
     better = {"accuracy": "higher"}  # noqa: RUF012 - a constant
 
     def head(self, info: FeatureInfo) -> nn.Module:
-        head = LinearHead(info.top_channels, len(self.space.classes))
+        head = LinearHead(info.vector_width, len(self.space.classes))
         nn.init.zeros_(head.bias)
         nn.init.normal_(head.weight, std=0.01)
         return head

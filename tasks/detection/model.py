@@ -1,7 +1,7 @@
 """Detection: Faster R-CNN (Ren et al., NIPS 2015) on P3 to P7, from torchvision's parts; COCO AP.
 
 As in MuST: a region proposal network with two hidden convolutions, and a box head of four convolutions and one
-fully connected layer. All that follows the convolutions is computed in float32 whatever the precision.
+fully connected layer. Anchors, and all that follows the convolutions, are computed in float32 whatever the precision.
 """
 
 from __future__ import annotations
@@ -30,6 +30,31 @@ POOL_SIZE = 7
 SAMPLING_RATIO = 0
 """RoIAlign takes a sample per map cell that a bin covers, however large the box."""
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
+MOST_PROPOSALS, MOST_SAMPLED = 1000, 512
+"""Proposals per image, and those of them that the box head learns from, as in torchvision's detectors for large images.
+"""
+
+
+def anchor_sizes(image_size: int) -> tuple[float, ...]:
+    """Return the side of the anchors of P3 to P7 for images of this side, pixels.
+
+    RetinaNet's at its 800 pixels, 32 to 512 (Lin et al., ICCV 2017), and in proportion at other sizes, from 4 to 64 %
+    of the side, but never less than two cells of the level.
+    """
+    return tuple(stride * max(2.0, image_size / 200) for stride in PYRAMID_STRIDES)
+
+
+def default_proposals(image_size: int) -> int:
+    """Return how many proposals suit images of this side: in proportion to their pixels, 512 at 512."""
+    return max(32, min(MOST_PROPOSALS, image_size**2 // 512))
+
+
+class _FloatAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision is untyped
+    """Anchors in float32: torchvision's have the precision of the maps, and bfloat16 can't tell 1,000 from 1,003."""
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        anchors: list[Tensor] = super().forward(image_list, [level[:1, :1].float() for level in feature_maps])
+        return anchors
 
 
 class _FloatRPNHead(RPNHead):  # type: ignore[misc]  # torchvision is untyped
@@ -57,12 +82,14 @@ class Pending:
 
 
 class DetectionHead(nn.Module):
-    """RPN and box head. Anchors, for inputs of a few hundred pixels: twice each level's stride, three aspect ratios."""
+    """RPN and box head. Anchors have three aspect ratios; their sizes and the proposals follow the image size."""
 
     def __init__(self, info: FeatureInfo, classes: int) -> None:
         super().__init__()
-        width, count = info.pyramid_channels, info.proposals
-        anchors = AnchorGenerator(tuple((2 * stride,) for stride in PYRAMID_STRIDES), ((0.5, 1.0, 2.0),) * len(LEVELS))
+        width, count = info.pyramid_channels, info.proposals or default_proposals(info.image_size)
+        sizes = tuple((size,) for size in anchor_sizes(info.image_size))
+        anchors = _FloatAnchors(sizes, ((0.5, 1.0, 2.0),) * len(LEVELS))
+        candidates = min(4 * count, 2 * MOST_PROPOSALS)
         self.rpn = RegionProposalNetwork(
             anchors,
             _FloatRPNHead(width, 3, conv_depth=2),
@@ -70,7 +97,7 @@ class DetectionHead(nn.Module):
             bg_iou_thresh=0.3,
             batch_size_per_image=256,
             positive_fraction=0.5,
-            pre_nms_top_n={"training": 4 * count, "testing": 4 * count},
+            pre_nms_top_n={"training": candidates, "testing": candidates},
             post_nms_top_n={"training": 2 * count, "testing": count},
             nms_thresh=0.7,
         )
@@ -83,7 +110,7 @@ class DetectionHead(nn.Module):
             _FloatPredictor(4 * width, classes + 1),
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
-            batch_size_per_image=count,
+            batch_size_per_image=min(count, MOST_SAMPLED),
             positive_fraction=0.25,
             bbox_reg_weights=None,
             score_thresh=MIN_SCORE,
@@ -93,8 +120,8 @@ class DetectionHead(nn.Module):
         self.size = info.image_size
 
     def forward(self, features: Features) -> Pending:
-        count = len(features.top)
-        blank = features.top.new_empty(count, 3, self.size, self.size, device="meta")
+        count = len(features.vector)
+        blank = features.vector.new_empty(count, 3, self.size, self.size, device="meta")
         levels = dict(zip(LEVELS, features.pyramid, strict=True))
         return Pending(self, levels, ImageList(blank, [(self.size, self.size)] * count))
 

@@ -12,8 +12,9 @@ from torch.nn import functional
 
 import tasks
 from pipeline.errors import ConfigError, require_one_of
-from pipeline.models.backbone import Statistics, register_statistics
+from pipeline.models.backbone import register_statistics
 from pipeline.models.pretrained import match_weights, read_matching_weights
+from pipeline.models.timm_models import Statistics
 from pipeline.stores.labels import LabelSpace
 from tasks.detection.model import MAX_BOXES, MIN_SCORE
 from tasks.detection.model import TaskModel as Detection

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import tasks
 from pipeline.errors import ConfigError, DataError
-from pipeline.models.backbone import Statistics
+from pipeline.models.timm_models import Statistics
 from pipeline.models.weights import HUB
 from pipeline.stores.labels import LabelSpace
 from tasks.detection.model import MIN_SCORE

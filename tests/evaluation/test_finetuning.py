@@ -233,7 +233,7 @@ def test_finetune_refuses_more_labels_than_there_are_before_training(bench: Benc
 def test_build_finetuning_network_takes_all_weights_and_statistics_of_the_backbone(backbone: str, task: str) -> None:
     torch.manual_seed(5)
     about = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    start = InitialBackbone(backbone, 32, about, random_backbone(backbone, 32).build_encoder().model.state_dict())
+    start = InitialBackbone(backbone, 32, about, random_backbone(backbone, 32).build().model.state_dict())
     assert start.weights
     network = build_finetuning_network(
         start, {"it": LabelSpace(task, ("a", "b"))}, {"width": 16, "proposals": 8}, False, 0
@@ -241,8 +241,8 @@ def test_build_finetuning_network_takes_all_weights_and_statistics_of_the_backbo
     there = network.backbone.model.state_dict()
     assert there.keys() == start.weights.keys()
     assert all(torch.equal(tensor, start.weights[name]) for name, tensor in there.items())
-    torch.testing.assert_close(network.mean.flatten(), 255 * torch.tensor(about[0]))
-    torch.testing.assert_close(network.std.flatten(), 255 * torch.tensor(about[1]))
+    torch.testing.assert_close(network.backbone.mean.flatten(), 255 * torch.tensor(about[0]))
+    torch.testing.assert_close(network.backbone.std.flatten(), 255 * torch.tensor(about[1]))
 
 
 def heads_of(blank: bool, seed: int = 0) -> dict[str, torch.Tensor]:

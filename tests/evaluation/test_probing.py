@@ -110,10 +110,10 @@ def test_probe_features_are_those_of_the_start(bench: Bench, seen: list[ProbeDat
     """Features are of whole images, with running statistics."""
     bench.probe("spy", on="colours", seed=1)
     [data] = seen
-    encoder, images = data.encoder.eval(), data.images
+    backbone, images = data.backbone.eval(), data.images
     whole = np.stack([transform_image(decode_image(images.read(at)[1]), AugmentParams(), 32) for at in range(18)])
     with torch.no_grad():
-        wanted = encoder(torch.from_numpy(whole).permute(0, 3, 1, 2).float() / 255)
+        wanted = backbone(torch.from_numpy(whole).permute(0, 3, 1, 2).float() / 255)
     nearest = torch.cdist(data.train.features, wanted).min(0)
     assert sorted(nearest.indices.tolist()) == list(range(18)), "of every image, in the order of the draw"
     assert nearest.values.max() < 1e-4
@@ -164,7 +164,7 @@ def trained_layers(bench: Bench, labels: list[Any]) -> list[torch.Tensor]:
 
     def fit(data: ProbeData) -> ProbeResult:
         solution = really(data)
-        said.append(solution.classify(torch.linspace(-1, 1, 5 * data.encoder.width).view(5, -1)))
+        said.append(solution.classify(torch.linspace(-1, 1, 5 * data.backbone.width).view(5, -1)))
         return solution
 
     with pytest.MonkeyPatch.context() as patch:

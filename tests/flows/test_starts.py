@@ -13,7 +13,7 @@ from flows.plan.resolve import resolve
 from flows.plan.selection import Selection
 from flows.run.step_runner import preflight
 from pipeline.errors import ConfigError
-from pipeline.models.backbone import create_backbone
+from pipeline.models.timm_models import create_timm_model
 from pipeline.recipe.reader import read_recipe
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
@@ -36,7 +36,7 @@ RECIPES = {
 def recipe_with(place: str, weights: str, folder: Path) -> Path:
     """Write a recipe with a file of weights of the timm model `weights`."""
     file, recipe = folder / "mine.safetensors", folder / "recipe.yaml"
-    save_file(create_backbone(weights, 32).state_dict(), file)
+    save_file(create_timm_model(weights, 32).state_dict(), file)
     recipe.write_text(RECIPES[place].replace("FILE", str(file)), "utf-8")
     assert str(file) in recipe.read_text("utf-8")
     return recipe

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.models.encoder import Encoder
+from pipeline.models.backbone import Backbone
 from pipeline.recipe.plugins import modules
 from selfsup.components.config import MethodConfig
 from selfsup.components.method import Method, StageSetting, Views
@@ -34,10 +34,10 @@ def config(name: str, **more: Any) -> MethodConfig:
     return found
 
 
-def backbone(method: str = "simclr", size: int = SETTING.size) -> Encoder:
+def backbone(method: str = "simclr", size: int = SETTING.size) -> Backbone:
     torch.manual_seed(0)
     name = "test_vit" if method == "mae" else "test_resnet"
-    return Encoder(name, size, IMAGENET)
+    return Backbone(name, size, IMAGENET)
 
 
 def make(name: str, setting: StageSetting = SETTING, **more: Any) -> Method:

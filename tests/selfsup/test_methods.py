@@ -13,7 +13,7 @@ import yaml
 from torch.nn.functional import normalize
 
 from pipeline.errors import PROJECT, ConfigError
-from pipeline.models.encoder import Encoder
+from pipeline.models.backbone import Backbone
 from pipeline.recipe.stage import StageConfig, labelled_images
 from pipeline.training.optimizer import build_optimizer
 from selfsup.components.config import LABELLED_FAMILIES
@@ -133,7 +133,7 @@ def test_trainable_norm_reaches_build_optimizer_before_train_mode(name: str) -> 
 
 def test_trainable_norm_of_resnet50_is_scale_and_shift_of_26560_channels() -> None:
     with torch.device("meta"):
-        encoder = Encoder("resnet50", 224, IMAGENET)
+        encoder = Backbone("resnet50", 224, IMAGENET)
         config("mocov2", trainable="norm").build_for_stage(encoder, SETTING)
     assert sum(one.numel() for one in encoder.parameters() if one.requires_grad) == 2 * 26_560
 
@@ -238,7 +238,7 @@ def test_method_config_check_refuses_view_sizes() -> None:
 
 
 def test_encoder_width_is_output_width() -> None:
-    assert Encoder("mobilenetv3_small_050", 32, IMAGENET).width == 1024
+    assert Backbone("mobilenetv3_small_050", 32, IMAGENET).width == 1024
 
 
 def test_dino_center_follows_the_mean_of_the_teacher() -> None:
@@ -296,7 +296,7 @@ def test_mae_refuses_backbones_other_than_plain_transformers() -> None:
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "mae"])
 def test_methods_take_small_views_with_transformers(name: str) -> None:
     torch.manual_seed(0)
-    method = config(name).build_for_stage(Encoder("test_vit", 32, IMAGENET), SETTING).train()
+    method = config(name).build_for_stage(Backbone("test_vit", 32, IMAGENET), SETTING).train()
     with torch.no_grad():
         method.initialize(
             [(torch.arange(16), [torch.rand(16, 3, kind.size, kind.size) for kind in method.view_kinds()])]

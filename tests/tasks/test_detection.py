@@ -17,8 +17,9 @@ from pycocotools.cocoeval import COCOeval
 from pipeline.stores.labels import LabelSpace, Value
 from tasks.detection.label import MIN_VISIBLE, TaskLabel
 from tasks.detection.metric import AveragePrecision
-from tasks.detection.model import MAX_BOXES, TaskModel
+from tasks.detection.model import MAX_BOXES, DetectionHead, TaskModel, anchor_sizes, default_proposals
 from tasks.network import Network
+from tasks.task import PYRAMID_STRIDES, FeatureInfo, Features
 
 SPACE = LabelSpace("detection", ("cup", "spoon", "plate"))
 LABEL, TASK = TaskLabel(SPACE), TaskModel(SPACE)
@@ -261,3 +262,42 @@ def test_constant_label_is_mean_box_of_most_frequent_class() -> None:
     assert (guess["classes"].tolist(), guess["size"].tolist(), guess["scores"].tolist()) == ([1], [1, 1], [1])
     assert TASK.constant_label([found([])])["boxes"].shape == (0, 4)
     assert TASK.constant_label([])["boxes"].shape == (0, 4)
+
+
+def head_for(image_size: int, proposals: int | None = None) -> DetectionHead:
+    return DetectionHead(FeatureInfo(8, 8, image_size, proposals), classes=2).eval()
+
+
+def anchors_of(head: DetectionHead, dtype: torch.dtype) -> torch.Tensor:
+    levels = [torch.zeros(1, 8, *[max(1, head.size // stride)] * 2, dtype=dtype) for stride in PYRAMID_STRIDES]
+    pending = head(Features(torch.zeros(1, 8), levels))
+    [anchors] = head.rpn.anchor_generator(pending.images, levels)
+    return anchors
+
+
+@pytest.mark.parametrize("size", [64, 640, 1024])
+def test_detection_head_has_exact_anchors_whatever_the_precision_of_the_maps(size: int) -> None:
+    head = head_for(size)
+    anchors = anchors_of(head, torch.bfloat16)
+    assert anchors.dtype == torch.float32
+    assert torch.equal(anchors, anchors_of(head, torch.float32))
+    finest = anchors[: 3 * (size // 8) ** 2].view(size // 8, size // 8, 3, 4)
+    centers = (finest[..., :2] + finest[..., 2:]).mean(dim=2) / 2
+    step = torch.arange(size // 8) * 8.0
+    assert torch.equal(centers, torch.stack([step.expand(size // 8, -1), step[:, None].expand(-1, size // 8)], dim=2))
+
+
+@pytest.mark.parametrize(("size", "largest"), [(128, 256), (400, 256), (800, 512), (1600, 1024)])
+def test_anchor_sizes_follow_the_image_size(size: int, largest: float) -> None:
+    sizes = anchor_sizes(size)
+    assert sizes == tuple(largest / 16 * 2**level for level in range(5))
+    heights = {round(float(box[3] - box[1])) for box in anchors_of(head_for(size), torch.float32)[-3:]}
+    assert any(abs(height - largest) <= 1 for height in heights), "the square one of P7"
+
+
+def test_detection_head_proposes_as_many_regions_as_the_image_size_asks_for() -> None:
+    assert [default_proposals(size) for size in (64, 224, 512, 1024)] == [32, 98, 512, 1000]
+    head = head_for(512)
+    assert (head.rpn.post_nms_top_n(), head.boxes.fg_bg_sampler.batch_size_per_image) == (512, 512)
+    assert head_for(1024).boxes.fg_bg_sampler.batch_size_per_image == 512
+    assert head_for(512, proposals=16).rpn.post_nms_top_n() == 16

@@ -69,10 +69,10 @@ def test_network_normalizes_images_as_the_backbone_expects(make_network: MakeNet
     for name, mean, std in (("resnet10t", 0.485, 0.229), ("vit_tiny_patch16_224", 0.5, 0.5)):
         network = make_network({"kinds": SPACES["kinds"]}, backbone=name, image_size=64).eval()
         seen: list[Tensor] = []
-        network.backbone.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
+        network.backbone.model.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
         network(torch.full((1, 3, 64, 64), 51, dtype=torch.uint8))
         torch.testing.assert_close(seen[0][0, 0], torch.full((64, 64), (0.2 - mean) / std))
-        assert {"mean", "std"} <= network.state_dict().keys()
+        assert {"backbone.mean", "backbone.std"} <= network.state_dict().keys()
 
 
 def first_weights(module: nn.Module) -> Tensor:

@@ -15,8 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.models.backbone import statistics
-from pipeline.models.encoder import Encoder
+from pipeline.models.backbone import Backbone
 from pipeline.models.initial import (
     InitialBackbone,
     backbone_from_artifact,
@@ -25,6 +24,7 @@ from pipeline.models.initial import (
     random_backbone,
     save_backbone,
 )
+from pipeline.models.timm_models import statistics
 from pipeline.recipe.evaluation import StartConfig
 from pipeline.recipe.plugins import modules
 from pipeline.steps.artifact import Artifact, Inputs
@@ -59,7 +59,7 @@ def test_backbone_from_config_draws_random_weights_by_the_seed(begin: Callable[.
     one, again, other = (begin(seed, backbone="test_resnet") for seed in (1, 1, 2))
     assert same(one.weights, again.weights)
     assert not same(one.weights, other.weights)
-    assert same(one.weights, dict(one.build_encoder().model.state_dict())), "the encoder has them, not others"
+    assert same(one.weights, dict(one.build().model.state_dict())), "the backbone has them, not others"
     assert (one.name, one.size, one.statistics) == ("test_resnet", SIZE, statistics("test_resnet"))
 
 
@@ -68,7 +68,7 @@ def test_backbone_from_artifact_of_a_network_is_its_backbone(
 ) -> None:
     space = next(space for space in SPACES if space.task == "segmentation")
     network = make_network({"masks": space}, seed=3)
-    network.mean.fill_(51.0)
+    network.backbone.mean.fill_(51.0)
     network.save(tmp_path)
     start = backbone_from_artifact(made_in(tmp_path))
     assert same(start.weights, dict(network.backbone.model.state_dict()))
@@ -103,10 +103,10 @@ def test_backbone_from_artifact_of_a_published_classifier_leaves_out_the_classif
 
 
 def test_backbone_from_artifact_of_a_stage_is_what_save_backbone_saved(tmp_path: Path) -> None:
-    encoder = Encoder("test_vit", 64, ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
-    save_backbone(encoder, tmp_path)
+    backbone = Backbone("test_vit", 64, ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+    save_backbone(backbone, tmp_path)
     start = backbone_from_artifact(made_in(tmp_path))
-    assert same(start.weights, dict(encoder.model.state_dict()))
+    assert same(start.weights, dict(backbone.model.state_dict()))
     assert (start.name, start.size) == ("test_vit", 64)
     assert list(start.statistics[0]) == pytest.approx([0.1, 0.2, 0.3])
     assert list(start.statistics[1]) == pytest.approx([0.4, 0.5, 0.6])
@@ -126,22 +126,22 @@ def test_backbone_from_config_resamples_to_the_size_it_asks_for(
     begin: Callable[..., InitialBackbone], tmp_path: Path
 ) -> None:
     """A transformer has an embedding per position: these are resampled, all else stays."""
-    encoder = Encoder("test_vit", 64, ((0.5,) * 3, (0.5,) * 3))
-    save_backbone(encoder, tmp_path)
+    backbone = Backbone("test_vit", 64, ((0.5,) * 3, (0.5,) * 3))
+    save_backbone(backbone, tmp_path)
     start = begin(made=made_in(tmp_path), step="step")
-    before = dict(encoder.model.state_dict())
+    before = dict(backbone.model.state_dict())
     assert start.size == SIZE
     assert start.weights is not None
     changed = {name for name, tensor in start.weights.items() if not torch.equal(tensor, before[name])}
     assert changed == {"pos_embed"}
     assert start.weights["pos_embed"].shape[1] < before["pos_embed"].shape[1]
-    assert start.build_encoder()(torch.rand(2, 3, SIZE, SIZE)).shape == (2, encoder.width)
+    assert start.build()(torch.rand(2, 3, SIZE, SIZE)).shape == (2, backbone.width)
 
 
 def test_resized_convolutional_backbone_is_the_same() -> None:
     start = dataclasses.replace(
         random_backbone("test_resnet", 64),
-        weights=dict(random_backbone("test_resnet", 64).build_encoder().model.state_dict()),
+        weights=dict(random_backbone("test_resnet", 64).build().model.state_dict()),
     )
     other = start.resized(SIZE)
     assert same(start.weights, other.weights)
@@ -158,5 +158,5 @@ def test_random_backbone_draws_weights_when_an_encoder_is_built() -> None:
     draw = functools.partial(random_backbone, "test_resnet", SIZE)
     assert draw().weights is None
     torch.manual_seed(1)
-    first = dict(draw().build_encoder().model.state_dict())
-    assert not same(first, dict(draw().build_encoder().model.state_dict()))
+    first = dict(draw().build().model.state_dict())
+    assert not same(first, dict(draw().build().model.state_dict()))

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.models.backbone import create_backbone, img_size_options
 from pipeline.models.pretrained import adapt_weights, check_backbone, load_weights, match_weights, read_weights
+from pipeline.models.timm_models import create_timm_model, img_size_options
 
 
 def filled(value: float, **more: Any) -> dict[str, torch.Tensor]:
     """Return a state for `test_resnet` without classifier, every number the same."""
-    state = create_backbone("test_resnet", 64).state_dict()
+    state = create_timm_model("test_resnet", 64).state_dict()
     return {**{name: torch.full_like(tensor, value) for name, tensor in state.items()}, **more}
 
 
@@ -31,19 +31,19 @@ def test_read_weights_reads_any_usual_file(tmp_path: Path, form: str) -> None:
         wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
         torch.save(state if form == "plain" else {form: wrapped, "epoch": 3}, path)
     assert read_weights(path).keys() == state.keys()
-    model = create_backbone("test_resnet", 64)
+    model = create_timm_model("test_resnet", 64)
     load_weights(model, "test_resnet", str(path))
     assert all(bool((tensor == torch.full_like(tensor, 0.5)).all()) for tensor in model.state_dict().values())
 
 
 def test_match_weights_leaves_out_a_classifier() -> None:
-    model = create_backbone("test_resnet", 64)
+    model = create_timm_model("test_resnet", 64)
     chosen = match_weights(model, filled(1.0, **{"fc.weight": torch.ones(10, 96), "fc.bias": torch.ones(10)}), "w.pth")
     assert chosen.keys() == model.state_dict().keys()
 
 
 def test_match_weights_takes_tensors_of_other_names_in_order() -> None:
-    model, state = create_backbone("test_resnet", 64), filled(0.25)
+    model, state = create_timm_model("test_resnet", 64), filled(0.25)
     kept = [tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")]
     foreign = {f"layer{number}": tensor + number for number, tensor in enumerate(kept)}
     chosen = match_weights(model, {**foreign, "classifier": torch.ones(10, 96)}, "w.pth")
@@ -53,7 +53,7 @@ def test_match_weights_takes_tensors_of_other_names_in_order() -> None:
 
 
 def test_match_weights_refuses_another_model_naming_the_first_tensor() -> None:
-    model = create_backbone("test_resnet", 64)
+    model = create_timm_model("test_resnet", 64)
     with pytest.raises(DataError, match=r"w\.pth: not weights of this model: .* tensors missing, first '"):
         match_weights(model, {"a": torch.ones(1)}, "w.pth")
     wrong = {**filled(1.0), "conv1.0.weight": torch.ones(3, 3)}
@@ -64,7 +64,7 @@ def test_match_weights_refuses_another_model_naming_the_first_tensor() -> None:
 def test_match_weights_does_not_cut_a_deeper_model_short() -> None:
     deeper = filled(1.0, **{"layer1.7.bn1.weight": torch.ones(3), "layer1.7.bn1.bias": torch.ones(3)})
     with pytest.raises(DataError, match=r"w\.pth: .* its blocks lack 2 tensors, first 'layer1\.7\.bn1\.weight'"):
-        match_weights(create_backbone("test_resnet", 64), deeper, "w.pth")
+        match_weights(create_timm_model("test_resnet", 64), deeper, "w.pth")
 
 
 @pytest.mark.parametrize("blocks", [7, 8])
@@ -78,7 +78,8 @@ def test_match_weights_does_not_cut_a_deeper_model_of_other_names_short(blocks: 
 
 
 def test_match_weights_leaves_out_a_classifier_among_other_names() -> None:
-    model, published = create_backbone("test_resnet", 64), timm.create_model("test_resnet", num_classes=10).state_dict()
+    model = create_timm_model("test_resnet", 64)
+    published = timm.create_model("test_resnet", num_classes=10).state_dict()
     chosen = match_weights(model, {f"net.{name}": tensor for name, tensor in published.items()}, "w.pth")
     own = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
     assert all(torch.equal(chosen[name], published[name]) for name in own)
@@ -86,7 +87,7 @@ def test_match_weights_leaves_out_a_classifier_among_other_names() -> None:
 
 def test_adapt_weights_refuses_what_timm_cannot_convert() -> None:
     """Its filter looks for a block that the model does not have."""
-    model = create_backbone("swin_tiny_patch4_window7_224", 224)
+    model = create_timm_model("swin_tiny_patch4_window7_224", 224)
     name = "layers.2.blocks.9.attn.relative_position_bias_table"
     with pytest.raises(DataError, match=r"w\.pth: not weights of this model, timm can't use them \(.*9"):
         adapt_weights(model, {**model.state_dict(), name: torch.ones(169, 12)}, "w.pth")
@@ -104,13 +105,13 @@ def test_check_backbone_passes_what_load_weights_loads(tmp_path: Path, form: str
             torch.save(state, path, _use_new_zipfile_serialization=form == "zip")
         if fits:
             check_backbone(name, size, str(path))
-            load_weights(create_backbone(name, size), name, str(path))
+            load_weights(create_timm_model(name, size), name, str(path))
             continue
         says = rf"{path}, for a '{name}': .* Name weights of a '{name}', or the model that these are of\."
         with pytest.raises(ConfigError, match=says):
             check_backbone(name, size, str(path))
         with pytest.raises(ConfigError, match=says):
-            load_weights(create_backbone(name, size), name, str(path))
+            load_weights(create_timm_model(name, size), name, str(path))
 
 
 def test_check_backbone_does_not_look_for_published_weights() -> None:
@@ -122,7 +123,7 @@ def test_load_weights_resamples_those_of_another_input_size(name: str, tmp_path:
     torch.manual_seed(0)
     published = timm.create_model(name, num_classes=7)
     save_file(published.state_dict(), tmp_path / "w.safetensors")
-    model = create_backbone(name, 64)
+    model = create_timm_model(name, 64)
     load_weights(model, name, str(tmp_path / "w.safetensors"))
     own, theirs = model.state_dict(), published.state_dict()
     same = [key for key in own if own[key].shape == theirs[key].shape]

@@ -81,7 +81,7 @@ def test_run_stage_starts_with_the_features_of_the_initial_backbone(
     )
 
     def features(backbone: InitialBackbone) -> torch.Tensor:
-        return extract_features(backbone.build_encoder(), elsewhere, range(len(elsewhere)), sandbox.runtime)
+        return extract_features(backbone.build(), elsewhere, range(len(elsewhere)), sandbox.runtime)
 
     start = backbone_from_artifact(first)
     assert not {*elsewhere.keys()} & {*sandbox.images().keys(), *sandbox.images(data=["kinds"]).keys()}
@@ -107,7 +107,7 @@ def test_run_stage_trainable_norm_trains_norms_and_head_only(
     monkeypatch.setattr(training, "fit", noting)
     second = sandbox.run(first, name="second", method="mocov2", start="garments", trainable="norm")
     changed = {name for name, one in weights(second).items() if not torch.equal(one, weights(first)[name])}
-    parts = backbone_from_artifact(first).build_encoder().model.named_modules()
+    parts = backbone_from_artifact(first).build().model.named_modules()
     norms = {name for name, part in parts if isinstance(part, torch.nn.BatchNorm2d)}
     kinds = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     assert norms

@@ -196,5 +196,5 @@ def test_checkpoint_teacher_refuses_missing_head(
 def test_checkpoint_teacher_refuses_other_formats(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(json.dumps({"format": "timm_classifier"}))
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ConfigError, match="not a network"):
+    with pytest.raises(ConfigError, match="format 'timm_classifier'; a network of this version, of format 'network-2'"):
         make(checkpoint, {"task": "depth", "weights": str(tmp_path / "model.safetensors")}, tmp_path / "out")

@@ -1,0 +1,143 @@
+"""The one readout of a timm model: what the features of an image are, as one vector and as maps.
+
+The vector is what `timm.create_model(name, num_classes=0)(images)` returns. The last map is what the same layers make
+of each cell alone, as if the whole image were this cell: what learns from maps trains what gives the vector. Finer maps
+are those of `forward_intermediates`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pipeline.errors import ConfigError
+from pipeline.models.timm_models import create_timm_model
+
+STRIDES = (8, 16, 32)
+DEFINED = "resnet50, efficientnet_b0, convnext_tiny, swin_tiny_patch4_window7_224 or vit_small_patch16_224"
+"""Models whose readout is defined, for messages."""
+
+
+class Readout(NamedTuple):
+    """The features of B images."""
+
+    vector: Tensor
+    """(B, D), what timm's model returns for the images."""
+    maps: list[Tensor]
+    """The maps (B, C, S / stride, S / stride), finest first; none if they were not asked for."""
+
+
+class Layout(NamedTuple):
+    """What the readout of a model gives, for square images of one side."""
+
+    width: int
+    """D, the length of the vector."""
+    strides: list[int]
+    """Pixels per cell of each map: 8, 16 and 32, or the one stride of a plain transformer."""
+    channels: list[int]
+    """Channels of each map."""
+    indices: list[int]
+    """The feature maps of timm that are read: those of the strides, the last one in any case."""
+
+
+def read(model: Any, images: Tensor, indices: Sequence[int]) -> Readout:
+    """Return the vectors and the maps of normalised images (B, 3, S, S). The last of `indices` is the model's last map.
+
+    Batch norms of the head take their statistics from the vectors; cells are normalised by the running ones.
+    """
+    final, maps = model.forward_intermediates(images, indices=list(indices))
+    vector = model.forward_head(final)
+    return Readout(vector, [*maps[:-1], _read_cells(model, final, tuple(maps[-1].shape[-2:]))])
+
+
+def _read_cells(model: Any, final: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return the last map (B, C, h, w): each cell of the last features through the layers that give the vector.
+
+    `final`: (B, C, h, w), (B, h, w, C) or tokens (B, N, C). The pooling of one cell is the cell itself. Tokens are not
+    pooled alone: class tokens and attention have no meaning for one. They get the norm that follows the pooling, if
+    any.
+    """
+    height, width = grid
+    if final.ndim == 3:
+        if final.shape[1] < height * width:
+            raise ValueError(f"its last features are {final.shape[1]} tokens for {height} x {width} cells")
+        return norm_tokens(model, final[:, -height * width :]).transpose(1, 2).unflatten(2, grid)
+    is_channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+    cells = (final if is_channels_last else final.permute(0, 2, 3, 1)).flatten(0, 2)
+    with frozen_statistics(model):
+        vectors: Tensor = model.forward_head(cells[:, None, None] if is_channels_last else cells[:, :, None, None])
+    return vectors.view(-1, height, width, vectors.shape[1]).permute(0, 3, 1, 2)
+
+
+def norm_tokens(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Return tokens (B, N, D) through the norm that a transformer has after its pooling, if it has one."""
+    normed: Tensor = getattr(model, "fc_norm", nn.Identity())(tokens)
+    return normed
+
+
+@contextlib.contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Let batch norms use their running statistics, and not update them."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+    for norm in norms:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training = True
+
+
+@functools.cache
+def layout(name: str, image_size: int) -> Layout:
+    """Return what the readout of a timm model gives, found out without arithmetic.
+
+    Raises ConfigError if it can't be defined: the model gives no maps, or several last ones, or can't take the size.
+    """
+    with torch.device("meta"):
+        model: Any = create_timm_model(name, image_size).eval()
+        images = torch.empty(2, 3, image_size, image_size)
+    if not hasattr(model, "forward_intermediates"):
+        raise ConfigError(f"Backbone {name!r} gives no intermediate feature maps; {DEFINED} do.")
+    try:
+        indices = _indices(model)
+        final, _ = model.forward_intermediates(images, indices=indices)
+        if not isinstance(final, Tensor):
+            raise TypeError(f"it ends in {len(final)} maps")
+        vector, maps = read(model, images, indices)
+    except Exception as error:  # models raise errors of any type for a size that they can't take
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"Backbone {name!r} has no readout for images of {image_size} x {image_size} pixels ({reason}): "
+            f"take another image_size, or {DEFINED}."
+        ) from error
+    strides = list(STRIDES) if len(maps) == len(STRIDES) else [image_size // maps[-1].shape[-1]]
+    return Layout(vector.shape[1], strides, [level.shape[1] for level in maps], indices)
+
+
+def _indices(model: Any) -> list[int]:
+    """Return the numbers of timm's maps to read: the last ones of stride 8, 16 and 32, or the very last alone."""
+    stages = getattr(model.feature_info, "info", model.feature_info)
+    last = {stage["reduction"]: index for index, stage in enumerate(stages)}
+    indices = [last[stride] for stride in STRIDES if stride in last]
+    return indices if len(indices) == len(STRIDES) and indices[-1] == len(stages) - 1 else [len(stages) - 1]
+
+
+def untrained(name: str, image_size: int, vector: bool, maps: bool) -> list[str]:
+    """Return the names of a timm model's parameters that get no gradient from what reads its vector, its maps, or both.
+
+    An attention pooling, for example, is between the tokens and the vector: what reads maps alone does not train it.
+    """
+    with torch.device("meta"):
+        model = create_timm_model(name, image_size).train()
+        images = torch.empty(2, 3, image_size, image_size)
+    found = read(model, images, layout(name, image_size).indices)
+    read_from = [*([found.vector] if vector else []), *(found.maps if maps else [])]
+    torch.stack([tensor.sum() for tensor in read_from]).sum().backward()
+    return [parameter for parameter, tensor in model.named_parameters() if tensor.grad is None]
