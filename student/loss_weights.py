@@ -17,8 +17,9 @@ from tasks.training import WeightedSum
 def task_weight(student_batch: float, student_lr: float, teacher_batch: float, teacher_lr: float) -> float:
     """Return MuST's weight of a teacher's loss, w = (b_s lr_t) / (b_t lr_s) (Ghiasi et al., ICCV 2021).
 
-    With it one example moves the student, w lr_s / b_s, as far as it moved the teacher, lr_t / b_t:
-    `task_weight(4096, 1.6, 256, 0.32)` is 3.2. Raises ConfigError unless all four are positive and finite.
+    With it one example moves the student, w lr_s / b_s, as far as it moved the teacher, lr_t / b_t, if both are trained
+    by one optimizer: `task_weight(4096, 1.6, 256, 0.32)` is 3.2. Raises ConfigError unless all four are positive and
+    finite.
     """
     names = ("student batch", "student lr", "teacher batch", "teacher lr")
     for name, value in zip(names, (student_batch, student_lr, teacher_batch, teacher_lr), strict=True):
@@ -30,7 +31,7 @@ def task_weight(student_batch: float, student_lr: float, teacher_batch: float, t
 class UncertaintyWeighting(nn.Module):
     """Learned weights: sum_i exp(-s_i) L_i + s_i / 2 with s_i free (Kendall et al., CVPR 2018, up to a factor).
 
-    `shares`: by head, the share of the step's labels that is in this microbatch, in [0, 1].
+    `shares`: by head, the share of the step's images that this microbatch's labels are for, in [0, 1].
     """
 
     def __init__(self, names: list[str]) -> None:
@@ -47,7 +48,8 @@ def build_loss_weighting(config: StudentConfig, heads: Mapping[str, StudentHead]
 
     Raises ConfigError if the rule needs the schedule of a teacher that has none: its weight has to be given.
     """
-    config.check_weights({head.teacher: head.schedule is not None for head in heads.values()})
+    optimizers = {head.teacher: head.schedule.optimizer if head.schedule else None for head in heads.values()}
+    config.check_weights(optimizers)
     if config.weighting == "uncertainty":
         return UncertaintyWeighting(list(heads)), {}
     weights = {name: _weight(config, head) for name, head in heads.items()}

@@ -26,21 +26,23 @@ def predict_all(
 ) -> Iterator[tuple[int, dict[str, Value]]]:
     """Yield (index, labels by head) of every image of the dataset, in order. Threads decode in advance.
 
-    Raises Stopped after a stop signal.
+    Images are decoded as for labelling, so that a teacher is measured on what it labels. Raises Stopped after a stop
+    signal.
     """
+    preprocess = predictor.preprocessing
 
-    def load(rows: range) -> tuple[range, list[NDArray[np.uint8]], list[tuple[int, int]]]:
-        images = [decode_image(dataset.read(row)[1]) for row in rows]
-        return rows, [predictor.preprocessing(image) for image in images], [image.size for image in images]
+    def load(rows: range) -> tuple[range, list[NDArray[np.uint8]]]:
+        images = (decode_image(dataset.read(row)[1], at_least=preprocess.min_decode_size()) for row in rows)
+        return rows, [preprocess(image) for image in images]
 
     count, threads = len(dataset), runtime.threads
     batches = (range(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
     with contextlib.closing(prefetch(load, batches, threads, BATCHES_AHEAD * threads)) as prepared:
-        for rows, inputs, sizes in prepared:
+        for rows, inputs in prepared:
             runtime.check_stop("scoring")
             predictions = predictor.predict(torch.from_numpy(np.stack(inputs)).permute(0, 3, 1, 2))
-            for offset, size in enumerate(sizes):
-                yield rows[offset], predictor.values(predictions, offset, size)
+            for offset, row in enumerate(rows):
+                yield row, predictor.values(predictions, offset, dataset.size(row))
 
 
 def score(predictor: Predictor, dataset: ImageDataset, heads: Mapping[str, str], runtime: Runtime) -> dict[str, float]:

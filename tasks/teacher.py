@@ -26,6 +26,8 @@ class TeacherSchedule:
     """Images per optimizer step."""
     lr: float
     """Peak learning rate."""
+    optimizer: str
+    """`FitConfig.optimizer_name`: the rule compares learning rates of one optimizer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Teacher:
     """The content of `teacher.json`.
 
     Example:
-        Teacher("supervised", LabelSpace("depth"), "rooms", TeacherSchedule(64, 1e-3), {"rmse": 0.4}).write(out)
+        schedule = TeacherSchedule(64, 1e-3, "adamw")
+        Teacher("supervised", LabelSpace("depth"), "rooms", schedule, {"rmse": 0.4}).write(out)
     """
 
     kind: str

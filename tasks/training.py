@@ -25,6 +25,8 @@ from pipeline.training.objective import Objective, TrainingJob
 from pipeline.training.process_group import ProcessGroup
 from tasks.network import Network
 
+IMAGES = "images with"
+"""Amounts of images: of all, and followed by a blank and its name of those that have a label for a head."""
 AUTOTUNE_IMAGES = 4
 """Images of the training step that is timed."""
 
@@ -32,8 +34,10 @@ AUTOTUNE_IMAGES = 4
 class SupervisedObjective(Objective):
     """The losses of a network's heads, combined to one number by `combine(losses, shares)`.
 
-    `shares` are the shares of the step's labels that each loss is a mean over (`Objective.forward`). A batch without
-    any label gives 0, with a graph: one of several processes may have drawn such a part.
+    A loss L is a mean over the n of the step's b images that have a label for the head. It counts n / b of it, as if
+    images without a label had a loss of 0: an image then moves the network as far however many others are labelled.
+    Shares in this are also those of the step's labels in a microbatch (`Objective.forward`). A batch without any label
+    gives 0, with a graph: one of several processes may have drawn such a part.
     """
 
     def __init__(self, network: Network, combine: nn.Module, memory_format: torch.memory_format) -> None:
@@ -41,18 +45,31 @@ class SupervisedObjective(Objective):
         self.network, self.combine, self.memory_format = network, combine, memory_format
 
     def amounts(self, batch: Batch) -> dict[str, float]:
-        return {name: self.network.tasks[name].amount(entry["target"]) for name, entry in batch.targets.items()}
+        labels = {name: self.network.tasks[name].amount(entry["target"]) for name, entry in batch.targets.items()}
+        labelled = {_images_of(name): len(entry["rows"]) for name, entry in batch.targets.items()}
+        return {**labels, **labelled, IMAGES: len(batch.keys)}
 
     def forward(self, batch: Batch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch.images.contiguous(memory_format=self.memory_format)
         if not batch.targets:
             return self.network.features(images).vector.float().mean() * 0, {}
         losses = self.network.losses(images, batch.targets)
-        return self.combine(losses, shares), {name: shares[name] * loss.detach() for name, loss in losses.items()}
+        counted = {name: shares[name] * self._labelled_share(name, batch, shares) for name in losses}
+        return self.combine(losses, counted), {name: shares[name] * loss.detach() for name, loss in losses.items()}
+
+    def _labelled_share(self, name: str, batch: Batch, shares: Mapping[str, float]) -> float:
+        """Return n / b of the whole step: this microbatch's images by the shares that they are of the step's."""
+        labelled = len(batch.targets[name]["rows"]) / shares[_images_of(name)]
+        return labelled / (len(batch.keys) / shares[IMAGES])
+
+
+def _images_of(head: str) -> str:
+    """Return the name of the amount of images that have a label for a head; no head's name has a blank."""
+    return f"{IMAGES} {head}"
 
 
 class WeightedSum(nn.Module):
-    """Combine losses L_i with fixed weights w_i and their shares s_i of the step: sum_i w_i s_i L_i, a scalar."""
+    """Combine losses L_i with fixed weights w_i and their shares s_i of the step's images: sum_i w_i s_i L_i."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         super().__init__()
@@ -134,7 +151,8 @@ def _timed_step(loader: BatchLoader) -> Callable[[nn.Module, ComputeConfig], Non
         assert isinstance(model, SupervisedObjective)
         model.memory_format = compute.memory_format
         with compute.autocast():
-            total, _ = model.train()(move_to_device(batch, compute.device), dict.fromkeys(batch.targets, 1.0))
+            whole = dict.fromkeys(model.amounts(batch), 1.0)
+            total, _ = model.train()(move_to_device(batch, compute.device), whole)
         total.backward()
         model.zero_grad()
 

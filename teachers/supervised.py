@@ -63,7 +63,8 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
         predictor = network_predictor(network).setup(inputs.runtime, read_json(out / "model.json"))
         held_out = true_label_dataset(dataset, split, {name: teacher.task})
         scores = score(predictor, held_out, {name: name}, inputs.runtime)
-    Teacher("supervised", space, teacher.data, TeacherSchedule(teacher.batch, teacher.lr), scores).write(out)
+    schedule = TeacherSchedule(teacher.batch, teacher.lr, teacher.optimizer_name())
+    Teacher("supervised", space, teacher.data, schedule, scores).write(out)
     return {"images": len(images), "split": split, "scores": scores, **trained.counts()}
 
 

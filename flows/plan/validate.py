@@ -23,7 +23,12 @@ def validate(resolved: ResolvedRecipe) -> None:
     """Raise ConfigError for a part of the recipe that does not fit the others, or the labels that there are."""
     recipe, spaces = resolved.recipe, resolved.spaces
     _check_teachers(recipe, spaces)
-    recipe.student.check_weights({name: isinstance(teacher, FitConfig) for name, teacher in recipe.teachers.items()})
+    recipe.student.check_weights(
+        {
+            name: teacher.optimizer_name() if isinstance(teacher, FitConfig) else None
+            for name, teacher in recipe.teachers.items()
+        }
+    )
     for name, sets in recipe.student.truths.items():
         _check_truths(name, sets, recipe, spaces)
     for stage in resolved.stages:

@@ -124,6 +124,11 @@ class ImageDataset:
         shards = [dataclasses.replace(self.shards[number], rows=np.array(kept)) for number, kept in rows.items()]
         return ImageDataset(shards)
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Return (width, height) of an upright image, pixels."""
+        number, row = self.locate(index)
+        return self.shards[number].images.sizes[row]
+
     def read(self, index: int) -> tuple[str, bytes]:
         """Return (key, bytes of the image file)."""
         number, row = self.locate(index)

@@ -34,7 +34,7 @@ class Readout(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What the readout of a model gives, for square images of one side."""
+    """The vector and the maps that a model gives, for square images of one side."""
 
     width: int
     """D, the length of the vector."""

@@ -81,6 +81,12 @@ class FitConfig(BaseConfig):
             raise ValueError(f"batch ({self.batch}) is not a multiple of accumulate ({self.accumulate})")
         return self
 
+    def optimizer_name(self) -> str:
+        """Return the optimizer in words, with the momentum of those that have it: a learning rate means little
+        without.
+        """
+        return self.optimizer if self.optimizer == "adamw" else f"{self.optimizer} with momentum {self.momentum}"
+
     def total_steps(self, images: int) -> int:
         """Return the number of optimizer steps for a set of `images`."""
         return self.steps or max(1, -(-int((self.epochs or EPOCHS) * images) // self.batch))

@@ -28,16 +28,26 @@ class StudentConfig(TrainingConfig):
     the first set counts; the set that the teacher learned from comes last. Images are matched by their bytes, so the
     sets need not be in the pool. Classes have to be the teacher's, in the same order."""
 
-    def check_weights(self, scheduled: Mapping[str, bool]) -> None:
-        """Raise ConfigError if a teacher would have no weight; `scheduled`: by teacher, whether it has a schedule."""
+    def check_weights(self, optimizers: Mapping[str, str | None]) -> None:
+        """Raise ConfigError if a teacher would have no weight, or one that means nothing.
+
+        `optimizers`: by teacher, `optimizer_name` of its training; None for one that was not trained here.
+        """
         if self.weighting == "uncertainty" and self.loss_weights:
             raise ConfigError("student.loss_weights can't be given with weighting: uncertainty, which learns them.")
-        for name, has_schedule in scheduled.items():
-            if self.weighting == "schedule" and not has_schedule and name not in self.loss_weights:
+        ways_out = "give student.loss_weights.{}, for example 1.0, or set student.weighting: equal."
+        for name, optimizer in optimizers.items():
+            if self.weighting != "schedule" or name in self.loss_weights or optimizer == self.optimizer_name():
+                continue
+            if optimizer is None:
                 raise ConfigError(
                     f"Teacher {name!r} has no training schedule, from which MuST's weighting is computed: "
-                    f"give student.loss_weights.{name}, for example 1.0, or set student.weighting: equal."
+                    + ways_out.format(name)
                 )
+            raise ConfigError(
+                f"Teacher {name!r} is trained by {optimizer} and the student by {self.optimizer_name()}, whose "
+                f"learning rates MuST's weighting can't compare: train both alike, {ways_out.format(name)}"
+            )
 
 
 class LabellingConfig(BaseConfig):

@@ -165,6 +165,12 @@ class ImageShard:
         columns = (self.table.column(name).to_pylist() for name in ("offset", "length"))
         return list(zip(*columns, strict=True))
 
+    @functools.cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(width, height) of every upright image, pixels."""
+        columns = (self.table.column(name).to_pylist() for name in ("width", "height"))
+        return list(zip(*columns, strict=True))
+
     def __len__(self) -> int:
         return len(self.keys)
 

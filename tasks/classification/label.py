@@ -84,7 +84,7 @@ class TaskLabel(Label):
         """Return the total variation distance, 1/2 sum_k |p_k - q_k|."""
         if one["probs"].any() != other["probs"].any():
             return 1.0
-        return float(np.abs(one["probs"].astype(np.float64) - other["probs"]).sum() / 2)
+        return min(1.0, float(np.abs(one["probs"].astype(np.float64) - other["probs"]).sum() / 2))  # 1 + rounding
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         total = np.bincount([row["top"]], minlength=len(self.space.classes)).astype(np.float64)

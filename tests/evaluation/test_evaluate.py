@@ -131,7 +131,7 @@ def saved(network: Network, folder: Path, data: str | None) -> Artifact:
     folder.mkdir()
     network.save(folder)
     space = next(iter(network.config.spaces().values()))
-    Teacher("supervised", space, data, TeacherSchedule(4, 0.1)).write(folder)
+    Teacher("supervised", space, data, TeacherSchedule(4, 0.1, "adamw")).write(folder)
     return made_in(folder)
 
 

@@ -20,8 +20,8 @@ def head(name: str, schedule: TeacherSchedule | None = None) -> StudentHead:
 
 
 HEADS = {
-    "slow": head("slow", TeacherSchedule(16, 1e-3)),
-    "fast": head("fast", TeacherSchedule(64, 8e-3)),
+    "slow": head("slow", TeacherSchedule(16, 1e-3, "adamw")),
+    "fast": head("fast", TeacherSchedule(64, 8e-3, "adamw")),
     "foreign": head("foreign"),
 }
 
@@ -45,6 +45,19 @@ def test_build_loss_weighting_equal_needs_no_schedule() -> None:
 def test_build_loss_weighting_names_teacher_without_schedule() -> None:
     with pytest.raises(ConfigError, match=r"'foreign' has no training schedule.*student\.loss_weights\.foreign.*equal"):
         build_loss_weighting(StudentConfig(), HEADS)
+
+
+def test_build_loss_weighting_refuses_learning_rates_of_another_optimizer() -> None:
+    sgd = {"old": head("old", TeacherSchedule(16, 0.1, "sgd with momentum 0.9"))}
+    with pytest.raises(
+        ConfigError, match=r"'old' is trained by sgd with momentum 0\.9 and the student by adamw.*loss_weights\.old"
+    ):
+        build_loss_weighting(StudentConfig(), sgd)
+    with pytest.raises(ConfigError, match=r"sgd with momentum 0\.9 and the student by sgd with momentum 0\.5"):
+        build_loss_weighting(StudentConfig(optimizer="sgd", momentum=0.5), sgd)
+    assert build_loss_weighting(StudentConfig(optimizer="sgd", batch=16, lr=0.1), sgd)[1] == {"old": 1.0}
+    assert build_loss_weighting(StudentConfig(loss_weights={"old": 2}), sgd)[1] == {"old": 2.0}
+    assert build_loss_weighting(StudentConfig(weighting="equal"), sgd)[1] == {"old": 1.0}
 
 
 def test_build_loss_weighting_refuses_given_weights_with_uncertainty() -> None:

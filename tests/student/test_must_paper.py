@@ -119,6 +119,40 @@ def step(make_network: MakeNetwork, one_image: ImageDataset, tmp_path: Path, run
     return take
 
 
+def test_2_task_weight_moves_student_as_far_where_few_are_labelled(
+    make_dataset_shard: MakeDatasetShard, noise: Noise, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime
+) -> None:
+    """n labelled images of a batch of b, in microbatches; a network that does not compare the images of a batch."""
+    label, value = tasks.label(KINDS), {"probs": np.array([0, 1, 0], np.float32)}
+    plain = {"optimizer": "sgd", "momentum": 0, "weight_decay": 0, "warmup": 0, "clip": None, "steps": 1}
+
+    def moved(labelled: int, batch: int, lr: float, weight: float, passes: int = 1) -> Tensor:
+        """Return how far each of `labelled` images with a label for "kinds" moved the backbone and the head."""
+        shards = [
+            make_dataset_shard(f"a{n}-{batch}-{passes}", [noise(1, 64, 64)], {"kinds": (label, [value])})
+            for n in range(labelled)
+        ]
+        others = range(labelled, batch)
+        shards += [
+            make_dataset_shard(f"b{n}-{batch}-{passes}", [noise(n, 64, 64)], {"other": (label, [value])})
+            for n in others
+        ]
+        network = make_network({"kinds": KINDS, "other": KINDS}, backbone="test_vit", image_size=64)
+        parts = [*network.backbone.parameters(), *network.heads["kinds"].parameters()]
+        before = torch.cat([p.detach().flatten().clone() for p in parts])
+        fit = FitConfig.model_validate({**plain, "batch": batch, "lr": lr, "accumulate": passes})
+        plan = TrainingPlan("t", fit, NO_AUGMENTATION, 0, tmp_path / f"{labelled}-{batch}-{passes}")
+        combine = WeightedSum({"kinds": weight, "other": 0.0})
+        train_network(network, combine, ImageDataset(shards), plan, runtime)
+        return (torch.cat([p.detach().flatten() for p in parts]) - before) / labelled
+
+    teacher = moved(2, 2, 0.05, 1.0)
+    assert teacher.abs().max() > 1e-4
+    for labelled, passes in ((8, 1), (3, 1), (1, 1), (3, 4)):
+        student = moved(labelled, 8, 0.1, task_weight(8, 0.1, 2, 0.05), passes)
+        torch.testing.assert_close(student, teacher, atol=1e-6, rtol=1e-3)
+
+
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 def test_2_task_weight_moves_student_as_far_as_teacher_per_example(backbone: str, step: Step) -> None:
     teacher = step(backbone, 2, 0.05, 1.0)

@@ -206,7 +206,7 @@ def started(section: str, weights: Path) -> list[Step]:
 @pytest.mark.parametrize(
     ("about", "says"),
     [
-        ({"format": "timm_classifier"}, r"is of format 'timm_classifier', not a network\."),
+        ({"format": "timm_classifier"}, r"is of format 'timm_classifier'; a network of this version"),
         (None, r"has no model\.json beside it, as a trained network has\."),
     ],
 )
