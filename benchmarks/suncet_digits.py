@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +61,8 @@ SETTINGS: dict[str, Any] = {
     "optimizer": "adamw",
     "lr": 2e-3,
     "weight_decay": 1e-4,
+    "warmup": 0.05,
+    "clip": 1.0,
     "temperature": 0.2,
     "dim": 64,
     "augment": {"area": [0.5, 1.0], "flip": 0, "hue": 0, "saturation": 0, "grayscale": 0, "blur": 0},
@@ -74,6 +77,7 @@ class DigitsCNN(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths, self.num_features = [3, 16, 16, 32, 32, 64], 64
+        self.feature_info = [{"num_chs": 64, "reduction": 4}]
         self.layers = nn.Sequential(
             *(
                 part
@@ -86,9 +90,17 @@ class DigitsCNN(nn.Module):
             )
         )
 
+    def forward_intermediates(self, images: Tensor, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Return the last map, and a list of it alone: the model gives no other."""
+        features = self.layers(images)
+        return features, [features]
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Return the vectors."""
+        return features.mean((2, 3))
+
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.layers(images).mean((2, 3))
-        return features
+        return self.forward_head(self.layers(images))
 
 
 @register_model

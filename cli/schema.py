@@ -99,26 +99,34 @@ def _chapter(title: str, note: str, model: type[BaseModel], above: type[BaseMode
 
 
 def _table(model: type[BaseModel], above: type[BaseModel] | None) -> str:
-    """Return a table of the model's keys without those of `above` or a training section."""
-    known = set(above.model_fields) if above else set()
+    """Return a table of the model's keys without those of a training section, or of `above` with the same default."""
+    fields = model.model_fields
+    inherited = above.model_fields.items() if above else ()
+    known = {name for name, field in inherited if _default(field) == _default(fields[name])}
     if above is TeacherConfig and issubclass(model, FitConfig):
         known |= set(TrainingConfig.model_fields)
     rows = [
-        _row(name, field)
-        for name, field in model.model_fields.items()
+        _row(name, field, model)
+        for name, field in fields.items()
         if name not in known and not (name in ("kind", "method") and model not in STAGE_SECTIONS.values())
     ]
     return "\n".join(["| key | values | default | meaning |", "|---|---|---|---|", *rows, ""])
 
 
-def _row(name: str, field: FieldInfo) -> str:
-    meaning = " ".join((field.description or "").split())
+def _row(name: str, field: FieldInfo, model: type[BaseModel]) -> str:
+    """Return a row; a key that only has another default has the meaning that a base class states."""
+    bases = (
+        base.model_fields[name] for base in model.__mro__ if issubclass(base, BaseModel) and name in base.model_fields
+    )
+    meaning = " ".join(next((each.description for each in bases if each.description), "").split())
     return f"| `{name}` | {_values(field)} | {_default(field)} | {meaning} |"
 
 
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "*required*"
+    if field.default_factory_takes_validated_data:
+        return f"`{field.default_factory}`"
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined or isinstance(value, BaseModel):
         return "see its section"

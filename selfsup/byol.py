@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.models.backbone import Backbone
-from selfsup.components.config import MethodConfig
+from pipeline.recipe.base import Optimizer
+from selfsup.components.config import MethodConfig, ScaledRate
 from selfsup.components.heads import MomentumEncoder, cosine_momentum, projector
 from selfsup.components.losses import byol
 from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views
@@ -21,9 +22,14 @@ SECOND = replace(FIRST, blur=0.1, solarize=0.2)
 
 
 class Config(MethodConfig):
-    """BYOL."""
+    """BYOL; the schedule is that of the authors' code for 100 epochs."""
 
     method: Literal["byol"] = "byol"
+    optimizer: Optimizer = "lars"
+    lr: float = Field(default_factory=ScaledRate(0.45), gt=0)
+    weight_decay: float = Field(default=1e-6, ge=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    clip: float | None = Field(default=None, gt=0)
     hidden: int = Field(default=4096, ge=2)
     """Width of the hidden layer of projector and predictor."""
     dim: int = Field(default=256, ge=2)

@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.models.backbone import Backbone
-from selfsup.components.config import MethodConfig
+from pipeline.recipe.base import Optimizer
+from selfsup.components.config import MethodConfig, ScaledRate
 from selfsup.components.heads import projector
 from selfsup.components.kmeans import default_cluster_count, dot_products, spherical_kmeans
 from selfsup.components.method import Family, Method, StageSetting, ViewKind, Views, forward_concat
@@ -21,9 +22,14 @@ from selfsup.components.multicrop import LARGE, LARGE_VIEWS, SMALL, multi_crop
 
 
 class Config(MethodConfig):
-    """DeepCluster-v2."""
+    """DeepCluster-v2; the schedule is that of the authors' code for batches of 256."""
 
     method: Literal["deepclusterv2"] = "deepclusterv2"
+    optimizer: Optimizer = "lars"
+    lr: float = Field(default_factory=ScaledRate(0.6), gt=0)
+    weight_decay: float = Field(default=1e-6, ge=0)
+    warmup: float = Field(default=0, ge=0, lt=1)
+    clip: float | None = Field(default=None, gt=0)
     small_views: int = Field(default=0, ge=0)
     """Smaller views of each image, 3/7 as large."""
     hidden: int = Field(default=2048, ge=2)

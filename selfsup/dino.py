@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.models.backbone import Backbone
-from selfsup.components.config import MethodConfig
+from selfsup.components.config import MethodConfig, ScaledRate
 from selfsup.components.heads import DINOHead, MomentumEncoder, cosine_momentum
 from selfsup.components.losses import dino
 from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
@@ -25,9 +25,15 @@ LARGE_VIEWS = 2
 
 
 class Config(MethodConfig):
-    """DINO."""
+    """DINO; the schedule is the paper's for vision transformers in 100 epochs."""
 
     method: Literal["dino"] = "dino"
+    lr: float = Field(default_factory=ScaledRate(5e-4), gt=0)
+    weight_decay: float = Field(default=0.04, ge=0)
+    weight_decay_end: float | None = Field(default=0.4, ge=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    clip: float | None = Field(default=3.0, gt=0)
+    drop_path: float = Field(default=0.1, ge=0, lt=1)
     small_views: int = Field(default=6, ge=0)
     """Smaller views of each image, 3/7 as large."""
     hidden: int = Field(default=2048, ge=2)
@@ -40,8 +46,12 @@ class Config(MethodConfig):
     """Momentum of the teacher at the start; it rises to 1 by a cosine."""
     temperature: float = Field(default=0.1, gt=0)
     """Temperature of the student's softmax."""
-    teacher_temperature: float = Field(default=0.04, gt=0)
+    teacher_temperature: float = Field(default=0.07, gt=0)
     """Temperature of the teacher's softmax: smaller, which sharpens it."""
+    teacher_temperature_start: float = Field(default=0.04, gt=0)
+    """Temperature of the teacher's softmax at the start, from which it rises linearly."""
+    teacher_warmup: float = Field(default=0.3, ge=0, le=1)
+    """Share of the steps in which the teacher's temperature rises; the paper has 30 of 100 epochs."""
     center_momentum: float = Field(default=0.9, ge=0, le=1)
     """Momentum of the center, which is subtracted from the teacher's outputs."""
     frozen: float = Field(default=0.01, ge=0, le=1)
@@ -49,11 +59,15 @@ class Config(MethodConfig):
 
     @model_validator(mode="after")
     def _check_temperatures(self) -> Config:
-        if self.teacher_temperature >= self.temperature:
-            raise ValueError(
-                f"teacher_temperature ({self.teacher_temperature}) has to be below temperature ({self.temperature})"
-            )
+        for key in ("teacher_temperature", "teacher_temperature_start"):
+            if (value := getattr(self, key)) >= self.temperature:
+                raise ValueError(f"{key} ({value}) has to be below temperature ({self.temperature})")
         return self
+
+    def teacher_temperature_at(self, progress: float) -> float:
+        """Return the temperature of the teacher's softmax at `progress` in [0, 1]."""
+        done = min(progress / self.teacher_warmup, 1.0) if self.teacher_warmup else 1.0
+        return self.teacher_temperature_start + done * (self.teacher_temperature - self.teacher_temperature_start)
 
     def build(self, backbone: Backbone, setting: StageSetting) -> Method:
         return DINO(self, backbone, setting)
@@ -81,7 +95,7 @@ class DINO(Method):
         g_t = forward_concat(self.teacher, views.unlabelled[:LARGE_VIEWS])
         head = functools.partial(self.head, is_frozen=views.progress < self.config.frozen)
         g_s = forward_concat(head, forward_concat(self.backbone, views.unlabelled))
-        temperatures = (self.config.temperature, self.config.teacher_temperature)
+        temperatures = (self.config.temperature, self.config.teacher_temperature_at(views.progress))
         loss = dino(g_s, g_t, self.center.clone(), temperatures)
         self._update_center(torch.cat(g_t))
         return {"dino": loss}

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.models.backbone import Backbone
 from pipeline.models.readout import norm_tokens
-from selfsup.components.config import MethodConfig
+from pipeline.recipe.stage import SCRATCH
+from selfsup.components.config import MethodConfig, ScaledRate
 from selfsup.components.losses import masked_reconstruction
 from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views
 
@@ -24,9 +25,12 @@ HEAD_WIDTH = 32
 
 
 class Config(MethodConfig):
-    """MAE."""
+    """MAE; the schedule is the paper's (table 8)."""
 
     method: Literal["mae"] = "mae"
+    lr: float = Field(default_factory=ScaledRate(1.5e-4), gt=0)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    clip: float | None = Field(default=None, gt=0)
     masked: float = Field(default=0.75, gt=0, lt=1)
     """Share of the patches that are masked."""
     width: int = Field(default=512, ge=HEAD_WIDTH, multiple_of=HEAD_WIDTH)
@@ -41,7 +45,9 @@ class Config(MethodConfig):
 class MAE(Method):
     """A vision transformer that encodes the visible patches, and a narrower one that decodes all of them.
 
-    Raises ConfigError unless the backbone is a plain vision transformer whose patches divide the image.
+    From scratch, the positions of the encoder are sines and cosines, and stay so, as those of the decoder; a backbone
+    that comes with learned positions keeps and trains them. Raises ConfigError unless the backbone is a plain vision
+    transformer whose patches divide the image.
     """
 
     decoder_pos_embed: Tensor
@@ -68,6 +74,8 @@ class MAE(Method):
         grid = setting.size // self.patch_size
         positions = build_sincos2d_pos_embed([grid, grid], config.width)
         self.register_buffer("decoder_pos_embed", positions, persistent=False)
+        if config.start == SCRATCH and backbone.model.pos_embed is not None:
+            _fix_positions(backbone.model.pos_embed, build_sincos2d_pos_embed([grid, grid], backbone.width))
 
     def view_kinds(self) -> Sequence[ViewKind]:
         return [ViewKind(self.size, POLICY)]
@@ -84,23 +92,32 @@ class MAE(Method):
         first = model.num_prefix_tokens
         visible_tokens, order = random_masking(tokens[:, first:], self.config.masked)
         latent = model.norm_pre(torch.cat([tokens[:, :first], visible_tokens], dim=1))
-        latent = norm_tokens(model, model.norm(model.blocks(latent)))
-        latent = self.decoder_embed(latent)[:, first:]
-        visible, masked = latent.shape[1], order.shape[1] - latent.shape[1]
-        shuffled = torch.cat([latent, self.mask_token.to(latent.dtype).expand(len(latent), masked, -1)], dim=1)
+        latent = self.decoder_embed(norm_tokens(model, model.norm(model.blocks(latent))))
+        visible = latent.shape[1] - first
+        masked = self.mask_token.to(latent.dtype).expand(len(latent), order.shape[1] - visible, -1)
+        shuffled = torch.cat([latent[:, first:], masked], dim=1)
         restore = order.argsort(dim=1)
-        full = shuffled.gather(1, restore[:, :, None].expand_as(shuffled)) + self.decoder_pos_embed.to(latent.dtype)
-        return self.decoder_pred(self.decoder_norm(self.decoder_blocks(full))), restore >= visible
+        patches = shuffled.gather(1, restore[:, :, None].expand_as(shuffled)) + self.decoder_pos_embed.to(latent.dtype)
+        decoded = self.decoder_norm(self.decoder_blocks(torch.cat([latent[:, :first], patches], dim=1)))
+        return self.decoder_pred(decoded[:, first:]), restore >= visible
+
+
+def _fix_positions(embedding: nn.Parameter, positions: Tensor) -> None:
+    """Set position embeddings (1, P + N, D) to the fixed ones of N patches, zero for P class tokens; freeze them."""
+    with torch.no_grad():
+        embedding.zero_()
+        embedding[0, -len(positions) :] = positions.to(embedding)
+    embedding.requires_grad_(False)
 
 
 def random_masking(tokens: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """Mask a share of each image's tokens (B, N, D), drawn at random; at least one stays visible.
 
-    Returns the visible tokens (B, V, D), V = N - round(share N), and a permutation (B, N) of all positions whose first
-    V entries are the visible ones.
+    Returns the visible tokens (B, V, D), V = N (1 - share) rounded down, and a permutation (B, N) of all positions,
+    whose first V entries are the visible ones.
     """
     count = tokens.shape[1]
-    visible_count = max(1, count - round(share * count))
+    visible_count = max(1, int(count * (1 - share) + 1e-6))  # or 10 (1 - 0.9) is 0
     order = torch.rand(tokens.shape[:2], device=tokens.device).argsort(dim=1)
     visible = order[:, :visible_count, None].expand(-1, -1, tokens.shape[2])
     return tokens.gather(1, visible), order

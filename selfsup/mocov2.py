@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.models.backbone import Backbone
-from selfsup.components.config import MethodConfig
+from pipeline.recipe.base import Optimizer
+from selfsup.components.config import MethodConfig, ScaledRate
 from selfsup.components.heads import MomentumEncoder, projector
 from selfsup.components.losses import info_nce
 from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
@@ -26,9 +27,15 @@ MIN_GROUP = 16
 
 
 class Config(MethodConfig):
-    """MoCo-v2, as HPT uses it."""
+    """MoCo-v2, as HPT uses it; the schedule is that of both papers."""
 
     method: Literal["mocov2"] = "mocov2"
+    optimizer: Optimizer = "sgd"
+    lr: float = Field(default_factory=ScaledRate(0.03), gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    decay: Literal["matrices", "all"] = "all"
+    warmup: float = Field(default=0, ge=0, lt=1)
+    clip: float | None = Field(default=None, gt=0)
     dim: int = Field(default=128, ge=2)
     """Width of the embedding."""
     temperature: float = Field(default=0.2, gt=0)

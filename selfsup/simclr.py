@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.models.backbone import Backbone
-from selfsup.components.config import MethodConfig
+from pipeline.recipe.base import Optimizer
+from selfsup.components.config import MethodConfig, ScaledRate
 from selfsup.components.heads import projector
 from selfsup.components.losses import nt_xent
 from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
@@ -18,9 +19,14 @@ POLICY = Policy()
 
 
 class Config(MethodConfig):
-    """SimCLR."""
+    """SimCLR; the schedule is the paper's for small batches, 0.075 sqrt(batch) (appendix B.1), in 100 epochs."""
 
     method: Literal["simclr"] = "simclr"
+    optimizer: Optimizer = "lars"
+    lr: float = Field(default_factory=ScaledRate(1.2, root=True), gt=0)
+    weight_decay: float = Field(default=1e-6, ge=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    clip: float | None = Field(default=None, gt=0)
     dim: int = Field(default=128, ge=2)
     """Width of the embedding."""
     temperature: float = Field(default=0.1, gt=0)
@@ -31,14 +37,14 @@ class Config(MethodConfig):
 
 
 class SimCLR(Method):
-    """An encoder f, the backbone, and a projection head g of one hidden layer: h = f(x), z = g(h)."""
+    """An encoder f, the backbone, and a projection head g of two layers, each with a batch norm: h = f(x), z = g(h)."""
 
     family: ClassVar[Family] = "contrastive"
 
     def __init__(self, config: Config, backbone: Backbone, setting: StageSetting) -> None:
         super().__init__(backbone, config.labels)
         self.config, self.size = config, setting.size
-        self.head = projector([backbone.width, backbone.width, config.dim])
+        self.head = projector([backbone.width, backbone.width, config.dim], norm=True, norm_last=True)
 
     def view_kinds(self) -> Sequence[ViewKind]:
         return [ViewKind(self.size, POLICY)] * 2

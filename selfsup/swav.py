@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.models.backbone import Backbone
-from selfsup.components.config import MethodConfig
+from pipeline.recipe.base import Optimizer
+from selfsup.components.config import MethodConfig, ScaledRate
 from selfsup.components.heads import Prototypes, projector
 from selfsup.components.kmeans import default_cluster_count
 from selfsup.components.losses import sinkhorn, swapped_prediction
@@ -22,9 +23,14 @@ MAX_QUEUE = 3840
 
 
 class Config(MethodConfig):
-    """SwAV."""
+    """SwAV; the schedule is that of the authors' code for batches of 256."""
 
     method: Literal["swav"] = "swav"
+    optimizer: Optimizer = "lars"
+    lr: float = Field(default_factory=ScaledRate(0.6), gt=0)
+    weight_decay: float = Field(default=1e-6, ge=0)
+    warmup: float = Field(default=0, ge=0, lt=1)
+    clip: float | None = Field(default=None, gt=0)
     small_views: int = Field(default=6, ge=0)
     """Smaller views of each image, 3/7 as large."""
     hidden: int = Field(default=2048, ge=2)

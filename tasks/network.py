@@ -194,6 +194,8 @@ def build_network(config: TrainingConfig, spaces: Mapping[str, LabelSpace], seed
     shared = config.model_dump(include={"backbone", "image_size", "width", "proposals"})
     heads = {name: space.to_json() for name, space in spaces.items()}
     network = Network(NetworkConfig(**shared, heads=heads, seed=seed))
+    for task in network.tasks.values():
+        task.label_smoothing = config.label_smoothing
     if config.weights:
         load_weights(network.backbone.model, config.backbone, config.weights)
     return network

@@ -91,6 +91,10 @@ class Task(ABC):
     better: ClassVar[dict[str, str]]
     """All metrics, the leading one first, each with the better direction: "higher" or "lower"."""
 
+    label_smoothing: float = 0.0
+    """Of losses that learn classes: the share of a label that is spread evenly over all of them (Szegedy et al., CVPR
+    2016, section 7)."""
+
     def __init__(self, space: LabelSpace) -> None:
         self.space = space
 

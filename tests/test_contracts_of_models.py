@@ -129,6 +129,20 @@ def test_task_loss_ignores_image_without_label(space: LabelSpace) -> None:
     assert alone.grad.any()
 
 
+CLASSES = [space for space in SPACES if space.task in ("classification", "segmentation")]
+
+
+@pytest.mark.parametrize("space", CLASSES, ids=name_of)
+def test_task_loss_smooths_labels(space: LabelSpace) -> None:
+    """The loss is linear in the label: so it is a part of the label's own and a part of every class's."""
+    task, output = output_of(space, 2)
+    target = target_of(task, [value_of(space, seed) for seed in (3, 4)])
+    plain = task.loss(output, target)
+    task.label_smoothing = 0.1
+    even = -output.log_softmax(dim=1).mean()
+    torch.testing.assert_close(task.loss(output, target), 0.9 * plain + 0.1 * even)
+
+
 @dense
 def test_task_loss_ignores_unknown_pixels(space: LabelSpace) -> None:
     task, output = output_of(space, 1)

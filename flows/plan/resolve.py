@@ -17,7 +17,7 @@ from ingest.rejections import REJECTED_IMAGES
 from pipeline.errors import ConfigError, error_context, require_one_of
 from pipeline.models.weights import weights_digest
 from pipeline.recipe.base import BaseConfig, FitConfig
-from pipeline.recipe.comparison import BACKBONES, COMPARE, NO_STAGE, SUPERVISED, CompareConfig, Trial
+from pipeline.recipe.comparison import BACKBONES, COMMON, COMPARE, NO_STAGE, SUPERVISED, CompareConfig, Trial
 from pipeline.recipe.evaluation import StartConfig, check_names, start_of
 from pipeline.recipe.plugins import CHOSEN, modules
 from pipeline.recipe.reader import read_section
@@ -185,8 +185,10 @@ def _resolve_trial(recipe: Recipe, name: str, trial: Trial) -> ResolvedTrial:
 def _compared_stage(config: CompareConfig, name: str, trial: Trial, start: StartConfig) -> StageConfig:
     """Return the stage of a method in a comparison. ConfigError names what is wrong with the method's settings."""
     own = {key: value for key, value in config.methods[trial.method].items() if key != BACKBONES}
+    shared = FitConfig().model_dump(exclude={*COMMON, "accumulate"}) if config.settings == "shared" else {}
     settings: dict[str, Any] = {
         "statistics": "backbone",
+        **shared,
         **own,
         "name": f"{COMPARED}{name}",
         "data": config.data,

@@ -75,6 +75,9 @@ def _check_classes(stage: StageConfig, spaces: Spaces) -> None:
     if stage.long_tail is not None:
         with error_context("long_tail"):
             class_names(stage.data, spaces)
+    if stage.learns_from_classes:
+        with error_context(f"method {stage.method!r} learns from classes, and"):
+            class_names(stage.data, spaces)
 
 
 def _check_evaluated(name: str, recipe: Recipe, spaces: Spaces) -> None:

@@ -19,7 +19,8 @@ class Backbone(nn.Module):
     """A timm model without classifier: images (B, 3, S, S), uint8 or float32 in [0, 1], -> their vectors (B, `width`).
 
     `size` is the side of the images it is meant for, pixels. Transformers take views of any side that is a multiple of
-    their patches, convolutional networks of any side. See `pipeline.models.readout` for what is read of a model.
+    their patches, convolutional networks of any side. `drop_path`: see `create_timm_model`. See
+    `pipeline.models.readout` for what is read of a model.
 
     Example:
         backbone = Backbone("resnet50", 224, statistics("resnet50"))
@@ -29,10 +30,10 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, image_size: int, statistics: Statistics) -> None:
+    def __init__(self, name: str, image_size: int, statistics: Statistics, drop_path: float = 0.0) -> None:
         super().__init__()
         self.name, self.size = name, image_size
-        self.model = create_timm_model(name, image_size)
+        self.model = create_timm_model(name, image_size, drop_path)
         self.width, self.strides, self.channels, self._indices = layout(name, image_size)
         register_statistics(self, statistics)
         self._grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in self.modules())

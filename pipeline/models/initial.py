@@ -36,9 +36,9 @@ class InitialBackbone:
     weights: dict[str, Tensor] | None
     """By timm's names; None for random ones."""
 
-    def build(self) -> Backbone:
-        """Build the backbone with these weights."""
-        backbone = Backbone(self.name, self.size, self.statistics)
+    def build(self, drop_path: float = 0.0) -> Backbone:
+        """Build the backbone with these weights. `drop_path`: see `pipeline.models.timm_models.create_timm_model`."""
+        backbone = Backbone(self.name, self.size, self.statistics, drop_path)
         if self.weights is not None:
             backbone.model.load_state_dict(self.weights)
         return backbone

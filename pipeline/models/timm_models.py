@@ -17,14 +17,16 @@ Statistics = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation per channel, for images in [0, 1]."""
 
 
-def create_timm_model(name: str, image_size: int) -> nn.Module:
+def create_timm_model(name: str, image_size: int, drop_path: float = 0.0) -> nn.Module:
     """Create the timm model without classifier and with random weights, for images of any side if it supports that.
 
-    Raises ConfigError if timm has no such model, with near names.
+    `drop_path`: stochastic depth of a transformer's blocks, from 0 in the first to this in the last. Raises ConfigError
+    if timm has no such model, with near names.
     """
     check_model_name(name)
     options: dict[str, Any] = img_size_options(name, image_size)
     if options:
+        options["drop_path_rate"] = drop_path
         with contextlib.suppress(TypeError):
             flexible: nn.Module = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
             return flexible

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 NAME = r"^[a-z][a-z0-9_]*$"
 Name = Annotated[str, Field(pattern=NAME)]
+Optimizer = Literal["adamw", "sgd", "lars"]
 
 
 class NamedBackbone(NamedTuple):
@@ -52,16 +53,22 @@ class FitConfig(BaseConfig):
     """Images per optimizer step, over all processes that train together."""
     accumulate: int = Field(default=1, ge=1)
     """Forward and backward passes that a batch is split into; must divide it. More are taken if memory runs out."""
-    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    optimizer: Optimizer = "adamw"
     """AdamW, SGD with momentum, or LARS: SGD with steps in proportion to the norms of weights, for large batches."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
     backbone_lr: float = Field(default=1.0, ge=0)
     """Factor on the learning rate of the backbone."""
     weight_decay: float = Field(default=0.05, ge=0)
-    """Weight decay of weight matrices; biases and norms have none."""
+    """Weight decay."""
+    weight_decay_end: float | None = Field(default=None, ge=0)
+    """Weight decay at the end, to which it moves by a cosine; null for no change."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """Let weight matrices alone decay, or biases and norms as well."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of SGD and LARS."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of AdamW's mean of squared gradients."""
     nesterov: bool = False
     """True for Nesterov momentum."""
     warmup: float = Field(default=0.05, ge=0, lt=1)

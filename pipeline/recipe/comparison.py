@@ -36,6 +36,9 @@ class CompareConfig(MeasurementConfig):
     methods: dict[Name, dict[str, Any]] = Field(min_length=1)
     """Methods by name, each with the keys of a stage except those that all share. `backbones: [...]` restricts a method
     to these."""
+    settings: Literal["published", "shared"] = "published"
+    """Train each method by the optimizer, learning rate and weight decay that it was published with, or all by those of
+    *schedule*. What a method states itself holds either way."""
     starts: Annotated[list[str], UniqueItems] = Field(default=[STUDENT], min_length=1)
     """What every method starts from, as in `evaluate.starts`."""
     backbones: Annotated[list[str], UniqueItems] = []

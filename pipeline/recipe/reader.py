@@ -48,7 +48,8 @@ def read_section(model: type[Model], given: Any, origin: str) -> Model:
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        raise ConfigError("\n".join(explain(origin, problem, model, given) for problem in error.errors())) from error
+        problems = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
+        raise ConfigError("\n".join(explain(origin, problem, model, given) for problem in problems)) from error
 
 
 def _change_strings(value: Any, change: Callable[[str], str]) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -71,13 +71,23 @@ class LabelledConfig(BaseConfig):
     """Images of each of these classes in a step, with one view each."""
     temperature: float = Field(default=0.1, gt=0)
     """Temperature of the softmax over cosines."""
+    smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Label smoothing of suncet: this share of a label is spread evenly over the classes of the step."""
     until: float = Field(default=1.0, gt=0, le=1)
     """Share of the steps after which labelled images are switched off."""
+
+    @model_validator(mode="after")
+    def _smoothing_is_suncets(self) -> LabelledConfig:
+        if self.smoothing and self.method != "suncet":
+            raise ValueError(f"smoothing ({self.smoothing}) is for method suncet; {self.method} has none: leave it out")
+        return self
 
 
 class StageConfig(FitConfig):
     """A self-supervised pretraining run: its start, its images, and its schedule."""
 
+    learns_from_classes: ClassVar[bool] = False
+    """The method learns from the classes of its images."""
     name: Name
     """Name of the stage."""
     method: str
@@ -93,6 +103,9 @@ class StageConfig(FitConfig):
     """Side of the large views, pixels; null for that of the stage it starts from, else the student's."""
     trainable: Literal["all", "norm"] = "all"
     """Train the whole backbone, or only its normalization layers (HPT-BN)."""
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """Stochastic depth of a transformer's blocks, from 0 in the first to this in the last; momentum copies have none.
+    Convolutional networks go without."""
     statistics: Literal["data", "backbone"] = "data"
     """Normalize images by the mean and standard deviation of the stage's own images, or by the backbone's."""
     share: Share = 1.0

@@ -34,7 +34,7 @@ from pipeline.training.autotune import ComputeConfig
 from pipeline.training.device import move_to_device
 from pipeline.training.microbatch import OUT_OF_MEMORY_ADVICE, TOTAL, MicrobatchRunner, StepResult, sum_by_key
 from pipeline.training.objective import TrainingJob
-from pipeline.training.optimizer import build_optimizer, lr_factor, match_memory_format
+from pipeline.training.optimizer import build_optimizer, lr_factor, match_memory_format, set_weight_decay, weight_decay
 from pipeline.training.process_group import ProcessGroup
 from pipeline.training.state import TrainingFiles
 
@@ -183,6 +183,7 @@ class _Trainer:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.job.config.clip or math.inf)  # inf: measured, not clipped
         self.microbatches.check_finite(norm, "gradient", self.step, [key for result in results for key in result.keys])
         lr = max(float(rate) for rate in self.schedule.get_last_lr())
+        set_weight_decay(self.optimizer, weight_decay(self.step, self.job.steps, self.job.config))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()

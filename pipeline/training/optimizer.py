@@ -32,8 +32,23 @@ def lr_factor(step: int, steps: int, warmup: float, drops: Sequence[float] = ())
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1)))
 
 
+def weight_decay(step: int, steps: int, config: FitConfig) -> float:
+    """Return the weight decay at `step` of `steps`: constant, or in a cosine from the first to the last (DINO)."""
+    if config.weight_decay_end is None:
+        return config.weight_decay
+    done = 0.5 * (1 - math.cos(math.pi * step / steps))
+    return config.weight_decay + done * (config.weight_decay_end - config.weight_decay)
+
+
+def set_weight_decay(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Set the weight decay of the groups that decay."""
+    for group in optimizer.param_groups:
+        if group["decays"]:
+            group["weight_decay"] = value
+
+
 def parameter_groups(module: nn.Module, config: FitConfig) -> list[dict[str, Any]]:
-    """Split the trainable parameters into four groups: backbone or not, with weight decay (matrices) or without."""
+    """Split the trainable parameters into groups: backbone or not, matrices or not. `decays` is theirs to keep."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
@@ -43,7 +58,8 @@ def parameter_groups(module: nn.Module, config: FitConfig) -> list[dict[str, Any
         {
             "params": parameters,
             "lr": config.lr * (config.backbone_lr if in_backbone else 1.0),
-            "weight_decay": config.weight_decay if is_matrix else 0.0,
+            "weight_decay": config.weight_decay if (decays := is_matrix or config.decay == "all") else 0.0,
+            "decays": decays,
         }
         for (in_backbone, is_matrix), parameters in groups.items()
     ]
@@ -63,7 +79,7 @@ def build_optimizer(module: nn.Module, config: FitConfig) -> torch.optim.Optimiz
             is_matrix = group["params"][0].ndim > 1
             group.update(momentum=config.momentum, nesterov=config.nesterov, always_adapt=is_matrix)
         return Lars(groups, lr=config.lr, trust_coeff=TRUST_COEFFICIENT)
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
 
 
 def match_memory_format(optimizer: torch.optim.Optimizer) -> None:

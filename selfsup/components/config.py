@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -18,11 +20,36 @@ LABELLED_FAMILIES = ("contrastive", "clustering")
 """Families whose methods take labelled images beside the unlabelled ones."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ScaledRate:
+    """A published learning rate for `batch` images, scaled to a stage's batch: default of a method's `lr`.
+
+    In proportion to the batch (Goyal et al., 2017), or with `root` to its square root, as SimCLR's appendix B.1 has it
+    for small batches.
+
+        lr: float = Field(default_factory=ScaledRate(0.03, batch=256), gt=0)
+    """
+
+    rate: float
+    batch: int = 256
+    root: bool = False
+
+    def __call__(self, settings: dict[str, Any]) -> float:
+        share: float = settings["batch"] / self.batch
+        return float(f"{self.rate * (share**0.5 if self.root else share):.6g}")
+
+    def __str__(self) -> str:
+        share = f"batch / {self.batch}"
+        return f"{self.rate:g} {f'sqrt({share})' if self.root else share}"
+
+
 class MethodConfig(StageConfig, ABC):
     """Configuration of a stage with its method's own keys, none of which may be a key of `StageConfig`:
 
     method: Literal["simclr"] = "simclr"
     temperature: float = Field(default=0.1, gt=0)
+
+    Keys of the schedule that a method states again have the defaults that it was published with.
     """
 
     @abstractmethod
@@ -38,10 +65,10 @@ class MethodConfig(StageConfig, ABC):
         Raises ConfigError if it can't use the backbone, or can't do what the stage asks for: labels, accumulation.
         """
         method = self.build(backbone, setting)
-        if self.labels is not None and method.family not in LABELLED_FAMILIES:
+        if self.labels is not None and (method.family not in LABELLED_FAMILIES or self.learns_from_classes):
             raise ConfigError(
-                f"labels: {self.method!r} takes no labelled images beside the others; methods that contrast or cluster "
-                "do, such as simclr, mocov2, swav and deepclusterv2."
+                f"labels: {self.method!r} takes no labelled images beside the others; methods without labels that "
+                "contrast or cluster do, such as simclr, mocov2, swav and deepclusterv2."
             )
         if self.accumulate > 1 and method.compares_images:
             raise ConfigError(

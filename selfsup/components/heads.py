@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from selfsup.components.kmeans import dot_products
@@ -17,24 +18,32 @@ from selfsup.components.kmeans import dot_products
 RELU = functools.partial(nn.ReLU, inplace=True)
 
 
-def projector(widths: Sequence[int], norm: bool = False, activation: Callable[[], nn.Module] = RELU) -> nn.Sequential:
+def projector(
+    widths: Sequence[int],
+    norm: bool = False,
+    activation: Callable[[], nn.Module] = RELU,
+    norm_last: bool = False,
+) -> nn.Sequential:
     """Build an MLP of these widths with activations between its layers, and with `norm` a batch norm before each.
+
+    With `norm_last`, a batch norm also follows the last layer. Layers before a batch norm have no bias.
 
     projector([2048, 4096, 256], norm=True)  # BYOL's g: Linear, BatchNorm1d, ReLU, Linear
     """
     layers: list[nn.Module] = []
     for number, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         is_last = number == len(widths) - 2
-        layers.append(nn.Linear(inputs, outputs, bias=is_last or not norm))
+        has_norm = norm_last if is_last else norm
+        layers += [nn.Linear(inputs, outputs, bias=not has_norm), *([nn.BatchNorm1d(outputs)] if has_norm else [])]
         if not is_last:
-            layers += [*([nn.BatchNorm1d(outputs)] if norm else []), activation()]
+            layers.append(activation())
     return nn.Sequential(*layers)
 
 
 class MomentumEncoder(nn.Module):
     """A copy of a network without gradient, whose parameters are an exponential moving average of the network's.
 
-    Its buffers are its own. Used as MoCo's key encoder, BYOL's target and DINO's teacher:
+    Its buffers are its own, and it drops no paths. Used as MoCo's key encoder, BYOL's target and DINO's teacher:
 
         target = MomentumEncoder(network)
         target.update_from(network, momentum=0.99, step=views.step)
@@ -43,6 +52,9 @@ class MomentumEncoder(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).requires_grad_(False)
+        for module in self.network.modules():
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0
         self._last_step = -1  # not saved: training states lie between steps
 
     def forward(self, *args: Tensor) -> Tensor:

@@ -41,16 +41,22 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float, same
     return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
-def suncet(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
+def suncet(embeddings: Tensor, labels: Tensor, temperature: float, smoothing: float = 0.0) -> Tensor:
     """Return SuNCEt (Assran et al., 2020, eq. 1) of labelled images: embeddings (N, D), class numbers (N,).
 
     The mean over anchors i of -log sum_{j in P(i)} p_ij, with p_ij the softmax of the cosines over all other images and
-    P(i) those of i's class: the negative log-likelihood of a leave-one-out soft nearest-neighbour classifier. Raises
-    DataError if an image is alone in its class.
+    P(i) those of i's class: the negative log-likelihood of a leave-one-out soft nearest-neighbour classifier. With
+    `smoothing` s, the cross entropy of its class probabilities with labels of which s is spread evenly over the classes
+    present. Raises DataError if an image is alone in its class.
     """
     logits, same_class = _labelled_logits(embeddings, labels, temperature)
-    positives = logits.masked_fill(~same_class, -torch.inf)
-    return (torch.logsumexp(logits, dim=1) - torch.logsumexp(positives, dim=1)).mean()
+    total = torch.logsumexp(logits, dim=1)
+    own = total - torch.logsumexp(logits.masked_fill(~same_class, -torch.inf), dim=1)
+    if not smoothing:
+        return own.mean()
+    classes = labels.unique()
+    others = [total - torch.logsumexp(logits.masked_fill(labels != name, -torch.inf), dim=1) for name in classes]
+    return ((1 - smoothing) * own + smoothing * torch.stack(others).mean(dim=0)).mean()
 
 
 def supcon(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:

@@ -80,11 +80,16 @@ class Views:
 
 
 class StageSetting(NamedTuple):
-    """The stage that a method is built for: side of large views (pixels), images in the set, images in a step."""
+    """The stage that a method is built for."""
 
     size: int
+    """Side of large views, pixels."""
     images: int
+    """Images in the set."""
     batch: int
+    """Images in a step."""
+    classes: Tensor | None = None
+    """The class number (images,) int64 of every image, -1 if unknown, for methods that learn from classes."""
 
 
 class Method(nn.Module, ABC):
@@ -126,8 +131,9 @@ class Method(nn.Module, ABC):
         """Return the stage's SuNCEt or SupCon loss of the labelled images' embeddings (N, D); {} without labels."""
         if self.labels is None or views.classes is None:
             return {}
-        loss = {"suncet": suncet, "supcon": supcon}[self.labels.method]
-        return {self.labels.method: loss(embeddings, views.classes, self.labels.temperature)}
+        if self.labels.method == "supcon":
+            return {"supcon": supcon(embeddings, views.classes, self.labels.temperature)}
+        return {"suncet": suncet(embeddings, views.classes, self.labels.temperature, self.labels.smoothing)}
 
 
 def forward_concat(module: Callable[[Tensor], Tensor], batches: Sequence[Tensor | None]) -> list[Tensor]:

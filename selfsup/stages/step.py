@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ingest.pool import pool_keys, pool_shards
 from pipeline.data.dataset import DatasetShard, ImageDataset
@@ -20,7 +21,7 @@ from selfsup.components.config import MethodConfig
 from selfsup.components.method import StageSetting
 from selfsup.stages.budget import budget_of
 from selfsup.stages.initial import initial_backbone
-from selfsup.stages.labelled_sampler import ClassSampler, load_sampler
+from selfsup.stages.labelled_sampler import ClassSampler, image_classes, load_sampler
 from selfsup.stages.objective import override_policies
 from selfsup.stages.stream import ViewStream
 from selfsup.stages.training import StageJob, train
@@ -37,6 +38,8 @@ def load_stage_data(config: Mapping[str, Any], inputs: Inputs) -> tuple[ImageDat
     """Load the images of a stage, and the sampler of its labelled ones, if any. ConfigError if they are too few."""
     stage, seed = stage_config(config["stage"]), config["seed"]
     images = load_images(stage, inputs, seed)
+    if stage.learns_from_classes:
+        image_classes(stage, inputs, images)  # raises if there are none
     return images, load_sampler(stage, inputs, images, seed) if stage.labels else None
 
 
@@ -68,7 +71,9 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
     start = initial_backbone(stage, config["start"], inputs, images)
     budget = budget_of(stage, sampler.classes * sampler.images if sampler else 0, len(images))
     seed_part(seed, f"stage.{stage.name}")
-    method = stage.build_for_stage(start.build(), StageSetting(start.size, len(images), stage.batch))
+    classes = torch.from_numpy(image_classes(stage, inputs, images).numbers) if stage.learns_from_classes else None
+    setting = StageSetting(start.size, len(images), stage.batch, classes)
+    method = stage.build_for_stage(start.build(stage.drop_path), setting)
     stream = ViewStream(images, override_policies(method.view_kinds(), stage.augment), budget, sampler, seed)
     counts = train(StageJob(config["name"], stage, method, stream), inputs.runtime, out)
     save_backbone(method.backbone.cpu(), out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from pipeline.stores.labels import Value
@@ -54,7 +55,8 @@ class TaskModel(Task):
         As MuST learns from soft pseudo labels (Ghiasi et al., ICCV 2021).
         """
         probs = target["probs"]
-        losses = -(probs * output.log_softmax(dim=1)).sum(dim=1)
+        smooth = torch.lerp(probs, torch.full_like(probs, 1 / probs.shape[1]), self.label_smoothing)
+        losses = -(smooth * output.log_softmax(dim=1)).sum(dim=1)
         return masked_mean(losses, probs.any(dim=1))
 
     def amount(self, target: Target) -> float:

@@ -55,7 +55,9 @@ class TaskModel(Task):
     def loss(self, output: Tensor, target: Target) -> Tensor:
         """Return the mean cross entropy, -log q_y in nats, over known pixels (FCN, Long et al., CVPR 2015)."""
         classes = target["classes"]
-        losses = functional.cross_entropy(output, classes, ignore_index=IGNORE, reduction="none")
+        losses = functional.cross_entropy(
+            output, classes, ignore_index=IGNORE, reduction="none", label_smoothing=self.label_smoothing
+        )
         return masked_mean(losses, classes != IGNORE)
 
     def amount(self, target: Target) -> float:

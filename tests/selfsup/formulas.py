@@ -56,6 +56,15 @@ def suncet(z: Tensor, labels: Tensor, temperature: float) -> float:
     return float(-np.log(predicted[np.arange(len(z)), labels.numpy()]).mean())
 
 
+def supcon(z: Tensor, labels: Tensor, temperature: float) -> float:
+    """Return SupCon's L_out, image by image."""
+    p, terms = softmax_without_self(unit(z), temperature), []
+    for i, label in enumerate(labels):
+        positives = [j for j in range(len(labels)) if j != i and labels[j] == label]
+        terms.append(-np.mean([np.log(p[i, j]) for j in positives]))
+    return float(np.mean(terms))
+
+
 def codes(scores: Array, epsilon: float, rounds: int) -> Array:
     """Return SwAV's codes (algorithm 1): columns and rows of exp(scores / epsilon) divided by their sums in turn."""
     q = np.exp(scores / epsilon)

@@ -91,14 +91,15 @@ def test_byol_losses_predict_target_of_the_other_view() -> None:
     assert found == pytest.approx(sum(expected), rel=1e-4)
 
 
-def test_dino_losses_match_centered_teacher_of_other_large_views() -> None:
+@pytest.mark.parametrize(("step", "temperature"), [(0, 0.04), (1, 0.05), (3, 0.07), (9, 0.07)])
+def test_dino_losses_match_centered_teacher_of_other_large_views(step: int, temperature: float) -> None:
     method = with_other_momentum_encoder("dino", "teacher", setting=LARGE, teacher_momentum=1.0)
     method.center.copy_(0.2 * torch.randn(24))
-    before, batch = copy.deepcopy(method), views(method, step=3)
+    before, batch = copy.deepcopy(method), views(method, step=step)
     found = method.losses(batch)["dino"].item()
     large, small = batch.unlabelled[:2], batch.unlabelled[2:]
     outputs = before.teacher(torch.cat(large)).split(8)
-    targets = [softmax((double(each) - double(before.center)) / 0.04) for each in outputs]
+    targets = [softmax((double(each) - double(before.center)) / temperature) for each in outputs]
     student = [double(each) for each in embedded(before, large, small)]
     assert len(student) == 4
     assert found == pytest.approx(formulas.between_views(targets, student, 0.1), rel=1e-4)

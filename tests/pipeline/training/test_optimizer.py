@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from pipeline.recipe.base import FitConfig
-from pipeline.training.optimizer import build_optimizer, lr_factor, parameter_groups
+from pipeline.training.optimizer import build_optimizer, lr_factor, parameter_groups, set_weight_decay, weight_decay
 from tests.pipeline.training.tiny_jobs import ConvNet
 
 
@@ -111,3 +112,18 @@ def test_build_optimizer_nesterov_adds_a_step_of_momentum() -> None:
         module.weight.grad = torch.ones_like(module.weight)
         optimizer.step()
         assert module.weight.item() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("decay", ["matrices", "all"])
+def test_set_weight_decay_moves_what_decays_in_a_cosine(decay: Literal["matrices", "all"]) -> None:
+    config = FitConfig(weight_decay=0.04, weight_decay_end=0.4, decay=decay)
+    assert [weight_decay(step, 100, config) for step in (0, 50, 100)] == pytest.approx([0.04, 0.22, 0.4])
+    assert weight_decay(70, 100, FitConfig(weight_decay=0.04)) == 0.04
+    optimizer = build_optimizer(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), config)
+    set_weight_decay(optimizer, 0.3)
+    found = {(group["params"][0].ndim > 1): group["weight_decay"] for group in optimizer.param_groups}
+    assert found == {True: 0.3, False: 0.3 if decay == "all" else 0.0}
+
+
+def test_build_optimizer_sets_beta2_of_adamw() -> None:
+    assert build_optimizer(nn.Linear(2, 2), FitConfig(beta2=0.95)).param_groups[0]["betas"] == (0.9, 0.95)

@@ -38,6 +38,16 @@ def test_nt_xent_equals_lightly(lightly: Any) -> None:
     assert losses.nt_xent(first, second, 0.2).item() == pytest.approx(theirs, rel=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.5])
+def test_suncet_smoothing_is_cross_entropy_with_smoothed_labels(smoothing: float) -> None:
+    embeddings = vectors(12)
+    p = softmax_without_self(unit(embeddings), 0.2)
+    one_hot = np.eye(3)[LABELS.numpy()]
+    smooth = (1 - smoothing) * one_hot + smoothing / 3
+    expected = -(smooth * np.log(p @ one_hot)).sum(1).mean()
+    assert losses.suncet(embeddings, LABELS, 0.2, smoothing).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_info_nce_equals_formula() -> None:
     query, key, queue = vectors(8), vectors(8, seed=1), F.normalize(vectors(32, seed=2), dim=1)
     expected = formulas.info_nce(query, key, queue, 0.2)
