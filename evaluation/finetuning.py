@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from evaluation import corruptions
 from evaluation.label_subsets import Splits, label_requests, split_train_val
-from evaluation.measurement import ALL_CORRUPTIONS, CLEAN, MEASUREMENTS_FILE, Measurement, max_or_min
+from evaluation.measurement import CLEAN, MEASUREMENTS_FILE, Measurement, max_or_min, mean_scores
 from evaluation.schedules import SCHEDULES, FinetuneSchedule
 from pipeline.data.dataset import ImageDataset
 from pipeline.errors import error_context
@@ -245,19 +244,14 @@ def corruption_scores(
 ) -> dict[str, dict[str, float]]:
     """Return the metrics on the test images by corruption, as means over its severities."""
     head, test = {trial.task: trial.task}, trial.splits.test
-    all_scores: dict[str, list[dict[str, float]]] = {CLEAN: [score(predictor, test, head, runtime)]}
+    scores = [(CLEAN, score(predictor, test, head, runtime))]
     if corrupted:
         clean = predictor.preprocessing
         for name, change in corruptions.corruption_functions():
             predictor.preprocessing = CorruptedPreprocessing(clean.size, clean.crop_pct, clean.bicubic, change)
-            scores = score(predictor, test, head, runtime)
-            all_scores.setdefault(name, []).append(scores)
-            all_scores.setdefault(ALL_CORRUPTIONS, []).append(scores)
+            scores.append((name, score(predictor, test, head, runtime)))
         predictor.preprocessing = clean
-    return {
-        name: {metric: float(np.mean([run[metric] for run in scores])) for metric in scores[0]}
-        for name, scores in all_scores.items()
-    }
+    return mean_scores(scores)
 
 
 @dataclasses.dataclass(frozen=True)

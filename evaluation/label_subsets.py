@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+import tasks
 from ingest.dataset import IngestedSet
 from ingest.true_labels import CLASSIFICATION, class_ids, held_out_keys, true_label_dataset
 from pipeline.data.dataset import ImageDataset
@@ -21,7 +23,9 @@ from pipeline.steps.artifact import Inputs
 from pipeline.stores.labels import LabelSpace
 
 TASK = CLASSIFICATION
-"""The task of probes."""
+"""The task of probes that read vectors."""
+PROBES = "evaluation.probes"
+"""The package with a file for each probe."""
 VAL_DIVISOR = 5
 """A set with only one held-out split gives up one training label in so many for validation."""
 
@@ -68,14 +72,21 @@ def label_requests(config: Mapping[str, Any], inputs: Inputs) -> dict[str, Label
     """
     name = config["set"]
     ingested = IngestedSet(inputs[f"data.{name}"])
-    tasks = [TASK] if "probes" in config else list(ingested.spaces)
-    found = {task: splits for task in tasks if (splits := find_splits(ingested, task, config["splits"]))}
+    spaces = ingested.spaces
+    learned = [task for task in spaces if "probes" not in config or probes_for(config["probes"], spaces[task])]
+    found = {task: splits for task in learned if (splits := find_splits(ingested, task, config["splits"]))}
     if TRIAL in config and not found:
         raise ConfigError(
-            f"the set {name!r} has no {'class ' if 'probes' in config else ''}labels to learn from, or none held out "
-            f"to measure on; its splits: {ingested.splits}."
+            f"the set {name!r} has no labels{' that its probes' if 'probes' in config else ' to'} learn from, or none "
+            f"held out to measure on; its splits: {ingested.splits}."
         )
     return {task: LabelRequest(splits, _counts(splits, config["labels"], name)) for task, splits in found.items()}
+
+
+def probes_for(probes: Sequence[str], space: LabelSpace) -> list[str]:
+    """Return those of the probes that can learn labels of this space."""
+    label = tasks.label(space)
+    return [name for name in probes if isinstance(label, importlib.import_module(f"{PROBES}.{name}").LABEL)]
 
 
 def _counts(splits: Splits, amounts: Sequence[Amount], name: str) -> dict[Amount, int]:

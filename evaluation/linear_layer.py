@@ -1,17 +1,20 @@
-"""Linear classifier on a frozen backbone, as an objective for gradient training."""
+"""Linear layers on a frozen backbone: a classifier, as an objective for gradient training, and a layer on maps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from evaluation.label_subsets import TASK
 from pipeline.data.loader import Batch
+from pipeline.errors import ConfigError
 from pipeline.models.backbone import Backbone
 from pipeline.training.objective import Objective
+from tasks.task import DENSE_STRIDE, DenseHead, FeatureInfo, Task
 
 
 class FrozenLinear(Objective):
@@ -38,3 +41,42 @@ class FrozenLinear(Objective):
         target = batch.targets[TASK]["target"]["probs"]
         loss = shares[TASK] * F.cross_entropy(self.linear(features).float(), target)
         return loss, {TASK: loss.detach()}
+
+
+class LinearMaps(nn.Module):
+    """A linear function of maps, cell by cell: a list of (B, C, h, w) -> raw output (B, K, S/4, S/4) of a dense task.
+
+    Every map is standardised by the mean and deviation of each channel over `train`, goes through a convolution of 1x1,
+    and is upsampled bilinearly; the results are summed. Raises ConfigError if the task is not dense.
+    """
+
+    def __init__(self, task: Task, train: Sequence[Tensor], size: int) -> None:
+        super().__init__()
+        head = task.head(FeatureInfo(1, 1, size))
+        if not isinstance(head, DenseHead):
+            raise ConfigError(f"task {task.space.task!r} has no dense head, which a linear layer on maps stands for.")
+        self.side = size // DENSE_STRIDE
+        self.layers = nn.ModuleList(nn.Conv2d(level.shape[1], head.outputs, 1) for level in train)
+        for parameter in self.layers.parameters():
+            nn.init.zeros_(parameter)
+        for number, level in enumerate(train):
+            for name, values in zip(("mean", "std"), channel_statistics(level), strict=True):
+                self.register_buffer(f"{name}{number}", values.view(1, -1, 1, 1))
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return the raw output for maps, finest first."""
+        outputs = []
+        for number, (layer, level) in enumerate(zip(self.layers, maps, strict=True)):
+            standard = (level - self.get_buffer(f"mean{number}")) / self.get_buffer(f"std{number}")
+            outputs.append(functional.interpolate(layer(standard), size=(self.side, self.side), mode="bilinear"))
+        return torch.stack(outputs).sum(dim=0)
+
+
+def channel_statistics(level: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the standard deviation of each channel of maps (N, C, h, w), (C,) float32 each."""
+    sums = squares = torch.zeros(level.shape[1])
+    for part in level.split(64):  # maps may be float16, in which sums overflow
+        sums, squares = sums + part.float().sum((0, 2, 3)), squares + part.float().square().sum((0, 2, 3))
+    count = level.numel() // level.shape[1]
+    mean = sums / count
+    return mean, (squares / count - mean**2).clamp_min(1e-12).sqrt()

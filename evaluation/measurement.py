@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pipeline.recipe.evaluation import Amount
@@ -46,6 +47,19 @@ class Measurement:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def mean_scores(scores: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Return metrics by corruption, as means over its severities, and over all corruptions under ALL_CORRUPTIONS."""
+    groups: dict[str, list[Mapping[str, float]]] = {}
+    for corruption, values in scores:
+        groups.setdefault(corruption, []).append(values)
+        if corruption != CLEAN:
+            groups.setdefault(ALL_CORRUPTIONS, []).append(values)
+    return {
+        corruption: {metric: statistics.fmean(values[metric] for values in group) for metric in group[0]}
+        for corruption, group in groups.items()
+    }
 
 
 def max_or_min(better: str) -> Callable[..., Any]:

@@ -1,11 +1,10 @@
-"""Step that measures a backbone's frozen features with probes."""
+"""Step that measures a frozen backbone with probes: its vectors here, its maps in `evaluation.map_probing`."""
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -16,43 +15,45 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluation import corruptions
-from evaluation.label_subsets import TASK, LabelRequest, label_requests, split_train_val
-from evaluation.measurement import ALL_CORRUPTIONS, CLEAN, MEASUREMENTS_FILE, Measurement
+from evaluation.extraction import FeatureExtractor
+from evaluation.label_subsets import TASK, LabelRequest, label_requests, probes_for, split_train_val
+from evaluation.map_probing import MapProbing
+from evaluation.measurement import CLEAN, MEASUREMENTS_FILE, Measurement, mean_scores
 from evaluation.probe import LabelledFeatures, ProbeData, ProbeResult
 from ingest.true_labels import class_ids
-from pipeline.data.dataset import ImageDataset
 from pipeline.errors import error_context
-from pipeline.models.backbone import Backbone
-from pipeline.models.features import extract_features, identity
-from pipeline.models.initial import InitialBackbone, backbone_from_config
+from pipeline.models.features import identity
+from pipeline.models.initial import backbone_from_config
 from pipeline.recipe.evaluation import Amount, StartConfig
 from pipeline.steps.artifact import WORK, Inputs, write_json
-from pipeline.steps.runtime import Runtime
-from pipeline.training import autotune
 
-AUTOTUNE_IMAGES = 16
-"""Images of the forward pass that is timed."""
+METRIC = "accuracy"
 
 
 def probe(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Write `measured.json`: a record per probe, number of labels, seed and corruption.
+    """Write `measured.json`: a record per probe, task, number of labels, seed and corruption.
 
-    A set without held-out labels is not measured on, and the counts give the reason.
+    A set without held-out labels that a probe can learn is not measured on, and the counts give the reason.
 
     Args:
-        config: `start`, `probes`, `set`, `splits`, `labels`, `seeds`, `seed`, `corruptions`.
+        config: `start`, `probes`, `set`, `splits`, `labels`, `seeds`, `seed`, `corruptions`, and the `width` and
+            `proposals` of detectors.
 
     Raises ConfigError if the set has fewer labels than asked for.
     """
     with error_context(config["name"]):
-        request = label_requests(config, inputs).get(TASK)
+        requests = label_requests(config, inputs)
     records: list[Measurement] = []
-    if request:
+    if requests:
         start = backbone_from_config(StartConfig.model_validate(config["start"]), inputs, config["seed"])
         extractor = FeatureExtractor(start, inputs.runtime)
-        records = list(_Probing(config, request, extractor, out / WORK).records())
+        for request in requests.values():
+            probes = probes_for(config["probes"], request.splits.space)
+            probing = _Probing if request.splits.space.task == TASK else MapProbing
+            records += probing(config, request, extractor, out / WORK).records(probes)
     write_json(out / MEASUREMENTS_FILE, [record.to_json() for record in records])
-    return {"records": len(records), **({} if request else {"why": "no class labels to learn from, or none held out"})}
+    why = "no labels that the probes can learn from, or none held out"
+    return {"records": len(records), **({} if requests else {"why": why})}
 
 
 class LabelSubset(NamedTuple):
@@ -65,27 +66,6 @@ class LabelSubset(NamedTuple):
     """Positions of the images to train on."""
     val: NDArray[np.int64]
     """Positions of the images to validate on; none if these have a split of their own."""
-
-
-class FeatureExtractor:
-    """A frozen backbone, run the fastest way that this machine has."""
-
-    def __init__(self, start: InitialBackbone, runtime: Runtime) -> None:
-        self.runtime = runtime
-        backbone = start.build().eval()
-        images = torch.rand(AUTOTUNE_IMAGES, 3, start.size, start.size)
-
-        def call(model: Any, compute: autotune.ComputeConfig) -> None:
-            with torch.inference_mode(), compute.autocast():
-                model(images.to(compute.device).contiguous(memory_format=compute.memory_format))
-
-        self.compute = autotune.autotune(runtime, [start.name, start.size, "features"], backbone, call)
-        self.backbone: Backbone = self.compute.place(backbone)
-
-    def extract(self, images: ImageDataset, rows: Sequence[int], change: Callable[[Any], Any] = identity) -> Tensor:
-        """Return features (N, D) float32 of the images at `rows`, after `change`."""
-        with self.compute.autocast():
-            return extract_features(self.backbone, images, rows, self.runtime, change)
 
 
 class _Probing:
@@ -125,12 +105,12 @@ class _Probing:
             for name, change in ((CLEAN, identity), *corrupted)
         ]
 
-    def records(self) -> Iterator[Measurement]:
-        """Yield the records of every probe, number of labels and seed."""
+    def records(self, probes: Sequence[str]) -> Iterator[Measurement]:
+        """Yield the records of these probes, for every number of labels and seed."""
         config, runtime, done = self.config, self.extractor.runtime, 0
-        total = len(config["labels"]) * config["seeds"] * len(config["probes"])
+        total = len(config["labels"]) * config["seeds"] * len(probes)
         for subset in self.subsets:
-            for name in config["probes"]:
+            for name in probes:
                 probe: ModuleType = importlib.import_module(f"evaluation.probes.{name}")
                 depends_on_seed = probe.RANDOM or subset.asked != "all" or self.splits.val is None
                 if subset.seed != config["seed"] and not depends_on_seed:
@@ -162,14 +142,12 @@ class _Probing:
     def _measure(
         self, probe: tuple[str, ModuleType], subset: LabelSubset, result: ProbeResult
     ) -> Iterator[Measurement]:
-        values: dict[str, list[np.floating]] = defaultdict(list)
+        accuracies = []
         for corruption, features in self.tests:
-            accuracy = np.mean(result.classify(features).numpy().argmax(axis=1) == self.test_classes)
-            values[corruption].append(accuracy)
-            if corruption != CLEAN:
-                values[ALL_CORRUPTIONS].append(accuracy)
+            is_correct = result.classify(features).numpy().argmax(axis=1) == self.test_classes
+            accuracies.append((corruption, {METRIC: float(np.mean(is_correct))}))
         name, module = probe
-        for corruption, accuracies in values.items():
+        for corruption, scores in mean_scores(accuracies).items():
             yield Measurement(
                 start=self.start,
                 backbone=self.extractor.backbone.name,
@@ -182,9 +160,9 @@ class _Probing:
                 asked=subset.asked,
                 labels=subset.labels,
                 seed=subset.seed,
-                metric="accuracy",
+                metric=METRIC,
                 better="higher",
-                value=float(np.mean(accuracies)),
+                value=scores[METRIC],
                 corruption=corruption,
                 settings=result.settings,
             )

@@ -23,12 +23,12 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.models.backbone import Backbone
 from pipeline.models.checkpoint import load_model, save_model
 from pipeline.models.pretrained import load_weights
-from pipeline.models.readout import untrained
+from pipeline.models.readout import Readout, untrained
 from pipeline.models.timm_models import statistics
 from pipeline.models.weights import NETWORK
 from pipeline.recipe.teacher import TrainingConfig
 from pipeline.stores.labels import LabelSpace
-from tasks.task import PYRAMID_STRIDES, FeatureInfo, Features
+from tasks.task import PYRAMID_STRIDES, FeatureInfo, Features, Task
 
 
 class NetworkConfig(BaseModel):
@@ -118,20 +118,14 @@ class Network(nn.Module):
         seed_part(config.seed, "training")
 
     def _build_pyramid(self) -> nn.Module:
-        width, channels = self.config.width, self.backbone.channels
         seed_part(self.config.seed, "pyramid")
-        if len(channels) == 1:
-            return SimplePyramid(channels[0], width, self.backbone.strides[0])
-        return FeaturePyramidNetwork(channels, width, CoarseLevels(width, width))
+        return build_pyramid(self.backbone.strides, self.backbone.channels, self.config.width)
 
     def features(self, images: Tensor) -> Features:
         """Return the features of uint8 images (B, 3, S, S)."""
         if self.pyramid is None:
             return Features(self.backbone(images))
-        vector, maps = self.backbone.readout(images)
-        named = {f"c{stride}": level for stride, level in zip(self.backbone.strides, maps, strict=True)}
-        levels = list(self.pyramid(named).values())
-        return Features(vector, levels, fuse(levels, self.config.image_size // 4))
+        return pyramid_features(self.pyramid, self.backbone.readout(images), self.config.image_size)
 
     def forward(self, images: Tensor, heads: Sequence[str] | None = None) -> dict[str, Any]:
         """Return raw outputs by head, of all heads or those named, for uint8 images (B, 3, S, S)."""
@@ -169,6 +163,34 @@ class Network(nn.Module):
         network = cls(NetworkConfig(**config))
         network.load_state_dict(weights)
         return network.eval()
+
+
+def build_pyramid(strides: Sequence[int], channels: Sequence[int], width: int) -> nn.Module:
+    """Build the pyramid P3 to P7, of `width` channels, on maps of these strides and channels: several, or one."""
+    if len(channels) == 1:
+        return SimplePyramid(channels[0], width, strides[0])
+    return FeaturePyramidNetwork(list(channels), width, CoarseLevels(width, width))
+
+
+def pyramid_features(pyramid: nn.Module, readout: Readout, image_size: int) -> Features:
+    """Return the features that heads read, given a backbone's readout of images of this side."""
+    named = {f"map{number}": level for number, level in enumerate(readout.maps)}
+    levels = list(pyramid(named).values())
+    return Features(readout.vector, levels, fuse(levels, image_size // 4))
+
+
+class PyramidHead(nn.Module):
+    """A pyramid and the head of a task on the maps of a backbone, which is elsewhere: maps -> the task's raw output."""
+
+    def __init__(self, task: Task, strides: Sequence[int], channels: Sequence[int], info: FeatureInfo) -> None:
+        super().__init__()
+        self.size = info.image_size
+        self.pyramid = build_pyramid(strides, channels, info.pyramid_channels)
+        self.head = task.head(info)
+
+    def forward(self, maps: list[Tensor]) -> Any:
+        """Return the raw output for maps (B, C, h, w), finest first."""
+        return self.head(pyramid_features(self.pyramid, Readout(maps[-1].mean(dim=(2, 3)), maps), self.size))
 
 
 def check_head_name(name: str) -> None:

@@ -151,6 +151,7 @@ class DenseHead(nn.Module):
 
     def __init__(self, info: FeatureInfo, outputs: int) -> None:
         super().__init__()
+        self.outputs = outputs
         width, layers = info.pyramid_channels, list[nn.Module]()
         for _ in range(3):
             layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from evaluation.probe import ProbeData, ProbeResult
+from tasks.classification.label import TaskLabel
 
 VERSION = 1
+READS = "vector"
+LABEL = TaskLabel
 NEIGHBORS, TEMPERATURE = 20, 0.07
 ABOUT = f"{NEIGHBORS} nearest neighbours by cosine, weighted by exp(cosine / {TEMPERATURE}), on whole images"
 RANDOM = False

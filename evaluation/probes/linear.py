@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from evaluation.probe import ProbeData, ProbeResult
+from tasks.classification.label import TaskLabel
 
 VERSION = 1
+READS = "vector"
+LABEL = TaskLabel
 GRID = tuple(10.0**power for power in range(-4, 3))
 ABOUT = (
     "logistic regression on standardised features of whole images, its L2 penalty out of "

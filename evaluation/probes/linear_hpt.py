@@ -5,8 +5,11 @@ from __future__ import annotations
 from evaluation.probe import ProbeData, ProbeResult
 from evaluation.schedules import CROP_AND_FLIP
 from pipeline.recipe.base import FitConfig
+from tasks.classification.label import TaskLabel
 
 VERSION = 1
+READS = "vector"
+LABEL = TaskLabel
 ABOUT = (
     "one linear layer, SGD, batch 512, 5,000 steps, learning rate 30, a tenth from steps 1,651 and 3,333 on, no weight "
     "decay, random crops and flips to learn from, whole images to test on, the last step's weights"

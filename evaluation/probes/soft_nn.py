@@ -5,8 +5,11 @@ maximizes; its authors evaluate with it.
 from __future__ import annotations
 
 from evaluation.probe import ProbeData, ProbeResult
+from tasks.classification.label import TaskLabel
 
 VERSION = 1
+READS = "vector"
+LABEL = TaskLabel
 TEMPERATURE = 0.1
 ABOUT = f"all labelled images vote for their class with exp(cosine / {TEMPERATURE}), on whole images"
 RANDOM = False

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from evaluation.corruptions import VERSION as CORRUPTIONS
+from evaluation.label_subsets import PROBES, probes_for
 from evaluation.schedules import SCHEDULES
 from flows.plan.resolve import ResolvedRecipe, Spaces
 from pipeline.data import sampling
@@ -16,17 +17,15 @@ from pipeline.recipe.evaluation import EvaluateConfig, MeasurementConfig, StartC
 from pipeline.recipe.recipe import Recipe
 from pipeline.steps.artifact import LabelCheck, Step, StepKind
 
-PROBES = "evaluation.probes"
-
 
 def measurement_needs(config: Mapping[str, Any]) -> list[Any]:
     """Return what a measurement asks of its set, as `LabelCheck.needs`."""
-    return ["probes" in config, *(config[key] for key in ("set", "splits", "labels"))]
+    return [config.get("probes"), *(config[key] for key in ("set", "splits", "labels"))]
 
 
 CHECK = LabelCheck(measurement_needs, "evaluation.label_subsets:label_requests")
 EVALUATE = StepKind("evaluate", "evaluation.evaluate:evaluate", measures=True)
-PROBE = StepKind("probe", "evaluation.probing:probe", measures=True, label_check=CHECK)
+PROBE = StepKind("probe", "evaluation.probing:probe", version=2, measures=True, label_check=CHECK)
 FINETUNE = StepKind(
     "finetune",
     "evaluation.finetuning:finetune",
@@ -66,7 +65,7 @@ def measurement_settings(config: MeasurementConfig, recipe: Recipe) -> dict[str,
 def probe_config(name: str, start: StartConfig, settings: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the configuration and the inputs of the step that probes a backbone on the set `settings["set"]`."""
     versions = {probe: importlib.import_module(f"{PROBES}.{probe}").VERSION for probe in settings["probes"]}
-    return _measurement_config(name, start, settings, ("probes",), versions)
+    return _measurement_config(name, start, settings, ("probes", "width", "proposals"), versions)
 
 
 def finetune_config(
@@ -100,11 +99,11 @@ def start_inputs(start: StartConfig, *others: str) -> tuple[str, ...]:
 
 
 def probed_sets(config: EvaluateConfig, spaces: Spaces) -> list[str]:
-    """Return the sets to probe on. ConfigError if one that is named has no class labels, or none has."""
+    """Return the sets to probe on. ConfigError if one that is named has no labels for the probes, or none has."""
     if not config.probes:
         return []
-    classified = [name for name, tasks in spaces.items() if "classification" in tasks]
-    if not classified:
-        raise ConfigError(f"evaluate.probes is {config.probes}, but no set has class labels to probe with.")
-    wanted = classified if config.probe_sets is None else config.probe_sets
-    return [require_one_of(name, classified, "evaluate.probe_sets: set with class labels") for name in wanted]
+    labelled = [name for name in spaces if any(probes_for(config.probes, space) for space in spaces[name].values())]
+    if not labelled:
+        raise ConfigError(f"evaluate.probes is {config.probes}, but no set has labels that they learn from.")
+    wanted = labelled if config.probe_sets is None else config.probe_sets
+    return [require_one_of(name, labelled, "evaluate.probe_sets: set with labels for the probes") for name in wanted]

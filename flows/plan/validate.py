@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import tasks
+from evaluation.label_subsets import PROBES, probes_for
 from evaluation.schedules import SCHEDULES
-from flows.plan.evaluation_steps import PROBES, probed_sets
+from flows.plan.evaluation_steps import probed_sets
 from flows.plan.resolve import ResolvedRecipe, Spaces, method_place
 from ingest.dataset import check_labels_fit, teacher_space
 from ingest.true_labels import class_names
@@ -111,10 +112,11 @@ def _check_comparison(place: str, config: CompareConfig, spaces: Spaces) -> None
     if not config.probes and not config.finetune:
         raise ConfigError(f"{place}: neither probes nor finetune are asked for: nothing would be measured.")
     labels = spaces[config.measured_on]
-    if not labels or (config.probes and "classification" not in labels):
+    probed = any(probes_for(config.probes, space) for space in labels.values())
+    if not labels or (config.probes and not probed):
         raise ConfigError(
             f"{place}.set is {config.measured_on!r}, which has labels for {_listed(labels)}: "
-            f"{'probes need class labels' if config.probes else 'there is nothing to fine-tune on'}."
+            f"{f'probes {config.probes} learn none of them' if config.probes else 'there is nothing to fine-tune on'}."
         )
 
 

@@ -1,9 +1,9 @@
-"""Feature extraction: images of a dataset through a frozen backbone."""
+"""Feature extraction: vectors and maps of a dataset's images, from a frozen backbone."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -36,13 +36,58 @@ def extract_features(
     runtime: Runtime,
     transform: Callable[[Pixels], Pixels] = identity,
 ) -> Tensor:
-    """Return features (N, D) float32, on the host, of these images of a dataset.
+    """Return vectors (N, D) float32, on the host, of these images of a dataset.
 
     The backbone computes on the device it is on, in eval mode. Raises Stopped if a stop is asked for.
 
     Args:
         transform: applied to each image (S, S, 3) uint8, which is resized as a whole to the backbone's square before.
     """
+    with _eval_mode(backbone):
+        return torch.cat(
+            [backbone(batch).float().cpu() for batch in _batches(backbone, images, indices, runtime, transform)]
+        )
+
+
+@torch.inference_mode()
+def extract_maps(
+    backbone: Backbone,
+    images: ImageDataset,
+    indices: Sequence[int],
+    runtime: Runtime,
+    transform: Callable[[Pixels], Pixels] = identity,
+) -> list[Tensor]:
+    """Return maps, as `extract_features` returns vectors: for each stride (N, C, h, w) float16, on the host."""
+    with _eval_mode(backbone):
+        batches = _batches(backbone, images, indices, runtime, transform)
+        found = [[_half(level) for level in backbone.readout(batch).maps] for batch in batches]
+    return [torch.cat(level) for level in zip(*found, strict=True)]
+
+
+def _half(maps: Tensor) -> Tensor:
+    """Return maps as float16 on the host; what is out of its range is clipped."""
+    largest = torch.finfo(torch.float16).max
+    return maps.clamp(-largest, largest).half().cpu()
+
+
+@contextlib.contextmanager
+def _eval_mode(backbone: Backbone) -> Iterator[None]:
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        yield
+    finally:
+        backbone.train(was_training)
+
+
+def _batches(
+    backbone: Backbone,
+    images: ImageDataset,
+    indices: Sequence[int],
+    runtime: Runtime,
+    transform: Callable[[Pixels], Pixels],
+) -> Iterator[Tensor]:
+    """Yield images (B, 3, S, S), float32 in [0, 1], on the backbone's device. Threads decode in advance."""
 
     def load_image(index: int) -> Pixels:
         image = decode_image(images.read(index)[1], at_least=(backbone.size, backbone.size))
@@ -51,14 +96,9 @@ def extract_features(
     def load_batch(batch: Sequence[int]) -> Tensor:
         return stack_images([load_image(index) for index in batch])
 
-    device, was_training = backbone.mean.device, backbone.training
-    backbone.eval()
     batches = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
-    features = []
     ahead = prefetch(load_batch, batches, runtime.threads, BATCHES_PER_THREAD * runtime.threads)
     with contextlib.closing(ahead) as loaded:
         for batch in loaded:
             runtime.check_stop("looking at features")
-            features.append(backbone(batch.to(device).float() / 255).float().cpu())
-    backbone.train(was_training)
-    return torch.cat(features)
+            yield batch.to(backbone.mean.device).float() / 255

@@ -41,9 +41,10 @@ class MeasurementConfig(BaseConfig):
     """The measurement of backbones: the keys that `evaluate` and `compare` share."""
 
     probes: Annotated[list[str], UniqueItems] = []
-    """Classifiers on frozen features, for sets with class labels: `knn` (nearest neighbours), `soft_nn` (all labelled
-    images, weighted by distance, as in SuNCEt), `linear` (a linear classifier), `linear_hpt` (the same, trained as in
-    HPT, for a GPU). The names of files in `evaluation/probes/`."""
+    """What is learned on the frozen backbone. Of classes: `knn` (nearest neighbours), `soft_nn` (all labelled images,
+    weighted by distance, as in SuNCEt), `linear` (a linear classifier), `linear_hpt` (the same, trained as in HPT, for
+    a GPU). Of segmentation, depth and normals: `linear_maps` (a linear layer on its maps). Of boxes: `detector`. The
+    names of files in `evaluation/probes/`."""
     schedule: str = "quick"
     """Schedule of fine-tuning: `quick`, `hpt` (HPT's), or `suncet` (SuNCEt's for 1 % and 10 % of the labels)."""
     labels: Amounts = ["all"]
@@ -62,7 +63,7 @@ class EvaluateConfig(MeasurementConfig):
     sets: list[str] = []
     """Further sets to measure on, for teachers (and their heads of the student) with the same task and classes."""
     probe_sets: Annotated[list[str], UniqueItems] | None = None
-    """Sets to probe on; null for all sets with class labels."""
+    """Sets to probe on; null for all sets with labels that the probes learn from."""
     finetune: Annotated[list[str], UniqueItems] = []
     """Sets to fine-tune on, from every start, for each task that a set has labels for."""
     starts: list[str] | None = None

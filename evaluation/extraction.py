@@ -1,0 +1,47 @@
+"""A frozen backbone that is run on the images of datasets, the fastest way that this machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.data.dataset import ImageDataset
+from pipeline.models.backbone import Backbone
+from pipeline.models.features import extract_features, extract_maps, identity
+from pipeline.models.initial import InitialBackbone
+from pipeline.steps.runtime import Runtime
+from pipeline.training import autotune
+
+AUTOTUNE_IMAGES = 16
+"""Images of the forward pass that is timed."""
+
+
+class FeatureExtractor:
+    """A frozen backbone, run the fastest way that this machine has."""
+
+    def __init__(self, start: InitialBackbone, runtime: Runtime) -> None:
+        self.runtime = runtime
+        backbone = start.build().eval()
+        images = torch.rand(AUTOTUNE_IMAGES, 3, start.size, start.size)
+
+        def call(model: Any, compute: autotune.ComputeConfig) -> None:
+            with torch.inference_mode(), compute.autocast():
+                model(images.to(compute.device).contiguous(memory_format=compute.memory_format))
+
+        self.compute = autotune.autotune(runtime, [start.name, start.size, "features"], backbone, call)
+        self.backbone: Backbone = self.compute.place(backbone)
+
+    def extract(self, images: ImageDataset, rows: Sequence[int], change: Callable[[Any], Any] = identity) -> Tensor:
+        """Return features (N, D) float32 of the images at `rows`, after `change`."""
+        with self.compute.autocast():
+            return extract_features(self.backbone, images, rows, self.runtime, change)
+
+    def extract_maps(
+        self, images: ImageDataset, rows: Sequence[int], change: Callable[[Any], Any] = identity
+    ) -> list[Tensor]:
+        """Return maps (N, C, h, w) float16 of the images at `rows`, after `change`, one for each stride."""
+        with self.compute.autocast():
+            return extract_maps(self.backbone, images, rows, self.runtime, change)

@@ -1,0 +1,166 @@
+"""Probes that read maps: what they are given and return, and how a module on frozen maps is trained and scored."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import tasks
+from pipeline.data.augment import AugmentParams, seeded_generator, transform_label
+from pipeline.data.prefetch import PrefetchedStream
+from pipeline.data.stream import split_evenly
+from pipeline.recipe.base import FitConfig
+from pipeline.steps.runtime import Runtime
+from pipeline.stores.labels import Value
+from pipeline.training.autotune import ComputeConfig
+from pipeline.training.device import find_device
+from pipeline.training.fit import fit
+from pipeline.training.objective import Objective, TrainingJob
+from pipeline.training.process_group import ProcessGroup
+from tasks.prediction import to_numpy
+from tasks.task import Target, Task
+
+MOST_IMAGES = 2000
+"""Labelled images that a probe learns from, at most: their maps are kept in memory."""
+BATCH = 32
+"""Images that are scored at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledMaps:
+    """The maps of N images, and their labels as they are stored."""
+
+    keys: list[str]
+    maps: list[Tensor]
+    """For each of the backbone's strides, finest first: (N, C, h, w) float16, on the CPU."""
+    values: list[Value]
+    sizes: list[tuple[int, int]]
+    """(width, height) of the images, pixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MapProbeData:
+    """Maps of a frozen backbone with labels of one task: fit on `train`, choose settings on `val`.
+
+    A probe that reads maps is a module in `evaluation/probes/` with `READS = "maps"`: it has `VERSION`, `ABOUT`,
+    `RANDOM`, the class `LABEL` of the labels that it can learn, and
+
+        def fit(data: MapProbeData) -> MapProbeResult:
+            head = MyHead(data.channels, data.task)
+            return MapProbeResult(head, {}, train_on_maps(head, data, FitConfig(steps=100)))
+    """
+
+    name: str
+    """For progress and errors."""
+    task: Task
+    train: LabelledMaps
+    val: LabelledMaps
+    size: int
+    """S, the side of the images that the maps are of."""
+    strides: Sequence[int]
+    channels: Sequence[int]
+    width: int
+    """Channels of a pyramid, if the probe has one."""
+    proposals: int | None
+    seed: int
+    scratch: Path
+    """Folder for checkpoints."""
+    runtime: Runtime
+
+
+class Cost(NamedTuple):
+    """What a training took."""
+
+    steps: int
+    images: int
+    seconds: float
+
+
+class MapProbeResult(NamedTuple):
+    """A module from maps (a list of (B, C, h, w)) to the task's raw output, the chosen settings, and what it cost."""
+
+    module: nn.Module
+    settings: Mapping[str, Any]
+    cost: Cost
+
+
+@dataclasses.dataclass(frozen=True)
+class _MapBatch:
+    keys: list[str]
+    maps: list[Tensor]
+    target: Target
+
+
+class _LocalMaps:
+    """The images of a step, to be collated into microbatches."""
+
+    def __init__(self, rows: Sequence[int], collate: Callable[[Sequence[int]], _MapBatch], keys: list[str]) -> None:
+        self.rows, self.collate, self.keys = rows, collate, keys
+
+    def split(self, count: int) -> list[_MapBatch]:
+        return [self.collate(self.rows[run]) for run in split_evenly(len(self.rows), count)]
+
+
+class _MapObjective(Objective):
+    """The loss of a task on the output of a module that reads maps."""
+
+    def __init__(self, module: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.module, self.task = module, task
+
+    def amounts(self, batch: _MapBatch) -> dict[str, float]:
+        return {"labels": self.task.amount(batch.target)}
+
+    def forward(self, batch: _MapBatch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = shares["labels"] * self.task.loss(self.module([level.float() for level in batch.maps]), batch.target)
+        return loss, {}
+
+
+def train_on_maps(module: nn.Module, data: MapProbeData, settings: FitConfig) -> Cost:
+    """Train a module on the maps and labels of `data.train`, whole images in a random order; leave it on the CPU."""
+    train, label = data.train, tasks.label(data.task.space)
+    side = data.size if label.uses_pixels else data.size // 4
+    values = [transform_label(label, value, AugmentParams(), side) for value in train.values]
+
+    def collate(rows: Sequence[int]) -> _MapBatch:
+        target = data.task.collate([values[row] for row in rows])
+        return _MapBatch([train.keys[row] for row in rows], [level[list(rows)] for level in train.maps], target)
+
+    def row_of(position: int) -> int:
+        epoch, offset = divmod(position, len(train.keys))
+        return int(seeded_generator(data.seed, epoch).permutation(len(train.keys))[offset])
+
+    def makers(step: int) -> list[Callable[[], int]]:
+        positions = range(step * settings.batch, (step + 1) * settings.batch)
+        return [functools.partial(row_of, position) for position in positions]
+
+    def assemble(rows: Sequence[int], _: int) -> _LocalMaps:
+        return _LocalMaps(rows, collate, [train.keys[row] for row in rows])
+
+    steps, device = settings.total_steps(len(train.keys)), find_device(data.runtime.device)
+    stream = PrefetchedStream(makers, assemble, 1)
+    job = TrainingJob(data.name, _MapObjective(module, data.task), stream, steps, data.scratch, settings, data.seed)
+    with ProcessGroup(device) as group:
+        fitted = fit(job, ComputeConfig(device, "32", False, {}), group, data.runtime)
+    module.cpu()
+    return Cost(steps, steps * settings.batch, fitted.seconds)
+
+
+@torch.inference_mode()
+def score_on_maps(module: nn.Module, task: Task, images: LabelledMaps) -> dict[str, float]:
+    """Return the task's metrics of a module's predictions for labelled maps."""
+    metric = task.metrics()
+    module.eval()
+    for start in range(0, len(images.keys), BATCH):
+        rows = range(start, min(start + BATCH, len(images.keys)))
+        output = module([level[start : rows.stop].float() for level in images.maps])
+        prediction = to_numpy(task.predict(output))
+        for offset, row in enumerate(rows):
+            metric.update(task.value(prediction, offset, images.sizes[row]), images.values[row])
+    return metric.compute()

@@ -1,0 +1,34 @@
+"""Detector on a frozen backbone: pyramid, region proposals and box head, as in MuST, learn on its maps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.recipe.base import FitConfig
+from tasks.detection.label import TaskLabel
+
+if TYPE_CHECKING:
+    from evaluation.map_probe import MapProbeData, MapProbeResult
+
+VERSION = 1
+READS = "maps"
+LABEL = TaskLabel
+SETTINGS = FitConfig(batch=8, steps=400, lr=1e-3)
+ABOUT = (
+    f"feature pyramid, region proposals and box head on the maps of whole images, AdamW, {SETTINGS.steps} steps of "
+    f"{SETTINGS.batch} images, cosine, learning rate {SETTINGS.lr:g}, the last step's weights, at most 2,000 images to "
+    "learn from"
+)
+RANDOM = True
+
+
+def fit(data: MapProbeData) -> MapProbeResult:
+    """Train the detector and return it as it is after the last step."""
+    from evaluation.map_probe import MapProbeResult, train_on_maps
+    from tasks.network import PyramidHead, seed_part
+    from tasks.task import FeatureInfo
+
+    seed_part(data.seed, "detector")
+    info = FeatureInfo(data.channels[-1], data.width, data.size, data.proposals)
+    head = PyramidHead(data.task, data.strides, data.channels, info)
+    return MapProbeResult(head, {}, train_on_maps(head, data, SETTINGS))
