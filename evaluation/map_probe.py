@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import tasks
+from evaluation.comparison.cost import Cost
 from pipeline.data.augment import AugmentParams, seeded_generator, transform_label
 from pipeline.data.prefetch import PrefetchedStream
 from pipeline.data.stream import split_evenly
@@ -72,14 +73,6 @@ class MapProbeData:
     scratch: Path
     """Folder for checkpoints."""
     runtime: Runtime
-
-
-class Cost(NamedTuple):
-    """What a training took."""
-
-    steps: int
-    images: int
-    seconds: float
 
 
 class MapProbeResult(NamedTuple):

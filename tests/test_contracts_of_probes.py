@@ -23,9 +23,11 @@ from pipeline.recipe.plugins import modules
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
+from pipeline.stores.labels import Label
 from tests.evaluation.measuring import COLOURS, SIZE, kinds_in
 
-PROBES = modules("evaluation.probes")
+ALL_PROBES = {name: importlib.import_module(module) for name, module in modules("evaluation.probes").items()}
+PROBES = [name for name, module in ALL_PROBES.items() if module.READS == "vector"]
 TASK = "classification"
 Pose = Callable[..., ProbeData]
 
@@ -79,10 +81,15 @@ def probe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mo
 
 def test_probes_are_found() -> None:
     assert {"knn", "soft_nn", "linear", "linear_hpt"} <= set(PROBES)
+    assert {"linear_maps", "detector"} <= ALL_PROBES.keys() - set(PROBES)
 
 
-def test_probe_has_version_and_description(probe: ModuleType) -> None:
+@pytest.mark.parametrize("name", ALL_PROBES)
+def test_probe_has_version_and_description(name: str) -> None:
+    probe = ALL_PROBES[name]
     assert isinstance(probe.VERSION, int)
+    assert probe.READS in ("vector", "maps")
+    assert issubclass(probe.LABEL, Label)
     assert len(probe.ABOUT) > 40
     assert not probe.ABOUT.endswith("."), "a part of a sentence"
     assert isinstance(probe.RANDOM, bool)

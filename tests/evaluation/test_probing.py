@@ -21,6 +21,7 @@ from evaluation.probes import linear_hpt
 from pipeline.data.augment import AugmentParams, transform_image
 from pipeline.data.decode import decode_image
 from pipeline.errors import ConfigError, Stopped
+from tasks.classification.label import TaskLabel
 from tests.evaluation.measuring import COLOURS, Bench, MakeKinds, Record, keys_of, records_of, scratch
 
 
@@ -35,7 +36,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[ProbeData]:
         return ProbeResult(lambda features: first.expand(len(features), -1), {"first": 1})
 
     spy = types.ModuleType("evaluation.probes.spy")
-    spy.__dict__.update(VERSION=7, ABOUT="everything is of the first class", RANDOM=False, fit=fit)
+    about = {"VERSION": 7, "READS": "vector", "LABEL": TaskLabel, "ABOUT": "everything is of the first class"}
+    spy.__dict__.update(about, RANDOM=False, fit=fit)
     monkeypatch.setitem(sys.modules, spy.__name__, spy)
     return given
 
@@ -138,7 +140,7 @@ def test_probe_skips_a_set_without_held_out_labels_with_a_reason(bench: Bench, m
     config = {"name": "probe.it", "start": scratch(), "probes": ["knn"], **bench.common("kinds")}
     made = bench.run("evaluation.probing:probe", {"data.kinds": bench.sets["kinds"]}, config)
     assert records_of(made) == []
-    assert made.counts == {"records": 0, "why": "no class labels to learn from, or none held out"}
+    assert made.counts == {"records": 0, "why": "no labels that the probes can learn from, or none held out"}
 
 
 def test_probe_refuses_more_labels_than_there_are(bench: Bench) -> None:

@@ -223,7 +223,7 @@ def test_evaluation_steps_refuse_probes_without_class_labels(tmp_path: Path) -> 
     recipe = tmp_path / "none.yaml"
     text = MEASURED.replace("tasks: [classification]", "tasks: [depth]") + "evaluate: {probes: [knn]}"
     recipe.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"evaluate\.probes is \['knn'\], but no set has class labels to probe with"):
+    with pytest.raises(ConfigError, match=r"evaluate\.probes is \['knn'\], but no set has labels that they learn from"):
         must.plan(recipe, tmp_path / "root")
 
 
