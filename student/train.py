@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ingest.dataset import IngestedSet
+from ingest.validation import validation_sets
+from pipeline.data.dataset import ImageDataset
 from pipeline.models.checkpoint import write_tensors
 from pipeline.recipe.student import StudentConfig
 from pipeline.steps import ranks
@@ -27,7 +30,8 @@ def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
     weighting, weights = build_loss_weighting(student, heads)
     dataset = student_dataset(student, heads, inputs)
     network = build_network(student, {name: head.space for name, head in heads.items()}, config["seed"])
-    plan = TrainingPlan("student", student, student.augment, config["seed"], out)
+    validated = validation_images(config, inputs) if student.validate else {}
+    plan = TrainingPlan("student", student, student.augment, config["seed"], out, validated)
     trained = train_network(network, weighting, dataset, plan, inputs.runtime)
     if not ranks.is_first():
         return {}
@@ -42,6 +46,16 @@ def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
     warnings += _describe_untrained(untrained)
     counts = {"images": len(dataset), "weights": weights, "warnings": warnings, "untrained": untrained}
     return {**counts, **count_rejected(inputs), **trained.counts()}
+
+
+def validation_images(config: Mapping[str, Any], inputs: Inputs) -> dict[str, ImageDataset]:
+    """Return the images that the training is measured on, by head. Raises ConfigError if no teacher's set has any.
+
+    `config["learned"]`: by teacher that learns from a set, the set and the task.
+    """
+    learned = {name: tuple(each) for name, each in config["learned"].items()}
+    sets = {name: (data, IngestedSet(inputs[f"data.{data}"])) for name, (data, _) in learned.items()}
+    return validation_sets(sets, {name: task for name, (_, task) in learned.items()})
 
 
 def _describe_untrained(names: Sequence[str]) -> list[str]:

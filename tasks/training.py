@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pipeline.data.dataset import ImageDataset
 from pipeline.data.loader import Batch, BatchLoader, LoaderConfig
 from pipeline.errors import DataError
 from pipeline.recipe.augment import AugmentConfig
-from pipeline.recipe.base import FitConfig
+from pipeline.recipe.base import FitConfig, ValidateConfig
 from pipeline.steps import ranks
 from pipeline.steps.runtime import Runtime
 from pipeline.training.autotune import ComputeConfig, autotune
@@ -23,8 +24,13 @@ from pipeline.training.device import find_device, move_to_device
 from pipeline.training.fit import FitResult, fit
 from pipeline.training.objective import Objective, TrainingJob
 from pipeline.training.process_group import ProcessGroup
+from pipeline.training.validation import Validation
 from tasks.network import Network
+from tasks.prediction import network_predictor
+from tasks.scoring import score
 
+MEAN = "mean"
+"""Name of the mean over heads in a validation."""
 IMAGES = "images with"
 """Amounts of images: of all, and followed by a blank and its name of those that have a label for a head."""
 AUTOTUNE_IMAGES = 4
@@ -90,6 +96,8 @@ class TrainingPlan:
     seed: int
     out: Path
     """Folder for the log and for the state that an interrupted training resumes from."""
+    held_out: Mapping[str, ImageDataset] = dataclasses.field(default_factory=dict)
+    """By head, the labelled images that `fit.validate` measures on; not needed without."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +138,44 @@ def train_network(
             network.backbone = convert_sync_batchnorm(network.backbone)
         objective = SupervisedObjective(network, combine, compute.memory_format)
         steps = plan.fit.total_steps(len(dataset))
-        job = TrainingJob(plan.name, objective, loader, steps, plan.out, plan.fit, plan.seed)
+        validation = (
+            network_validation(plan.fit.validate, plan.held_out, network, runtime) if plan.fit.validate else None
+        )
+        job = TrainingJob(plan.name, objective, loader, steps, plan.out, plan.fit, plan.seed, validation)
         return TrainingResult(compute, group.world_size, fit(job, compute, group, runtime))
+
+
+def network_validation(
+    config: ValidateConfig, held_out: Mapping[str, ImageDataset], network: Network, runtime: Runtime
+) -> Validation:
+    """Return how a network's heads are measured on their held-out images while it is trained.
+
+    One head is judged by its task's leading metric. Several are judged by the mean of their first metrics that are
+    shares, such as accuracy and mIoU.
+    """
+    better = {head: network.tasks[head].better for head in held_out}
+
+    def measure(objective: nn.Module, compute: ComputeConfig) -> dict[str, float]:
+        assert isinstance(objective, SupervisedObjective)
+        predictor = network_predictor(objective.network)
+        predictor.compute = compute
+        scores = {head: score(predictor, images, {head: head}, runtime) for head, images in held_out.items()}
+        if len(scores) == 1:
+            return next(iter(scores.values()))
+        shares = [scores[head][_first_share(better[head])] for head in scores]
+        named = {f"{head} {metric}": value for head, values in scores.items() for metric, value in values.items()}
+        return {MEAN: statistics.fmean(shares), **named}
+
+    if len(better) > 1:
+        return Validation(config, measure, MEAN, "higher")
+    [metrics] = better.values()
+    leading = next(iter(metrics))
+    return Validation(config, measure, leading, "higher" if metrics[leading] == "higher" else "lower")
+
+
+def _first_share(better: Mapping[str, str]) -> str:
+    """Return the first metric of a task that is better when it is higher."""
+    return next(metric for metric, direction in better.items() if direction == "higher")
 
 
 def _loader(network: Network, dataset: ImageDataset, plan: TrainingPlan, runtime: Runtime) -> BatchLoader:

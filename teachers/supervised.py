@@ -13,6 +13,7 @@ from pipeline.steps import ranks
 from pipeline.steps.artifact import Inputs, read_json
 
 if TYPE_CHECKING:
+    from pipeline.data.dataset import ImageDataset
     from tasks.prediction import Predictor
 
 
@@ -52,7 +53,8 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     space = teacher_space(name, teacher.task, teacher.data, dataset.spaces)
     network = build_network(teacher, {name: space}, config["seed"])
     images = true_label_dataset(dataset, "train", {name: teacher.task}, held_out_keys(dataset))
-    plan = TrainingPlan(f"teacher.{name}", teacher, teacher.augment, config["seed"], out)
+    validated = validation_images(config, inputs) if teacher.validate else {}
+    plan = TrainingPlan(f"teacher.{name}", teacher, teacher.augment, config["seed"], out, validated)
     trained = train_network(network, WeightedSum({name: 1.0}), images, plan, inputs.runtime)
     if not ranks.is_first():
         return {}
@@ -66,6 +68,16 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     schedule = TeacherSchedule(teacher.batch, teacher.lr, teacher.optimizer_name())
     Teacher("supervised", space, teacher.data, schedule, scores).write(out)
     return {"images": len(images), "split": split, "scores": scores, **trained.counts()}
+
+
+def validation_images(config: Mapping[str, Any], inputs: Inputs) -> dict[str, ImageDataset]:
+    """Return the images that the training is measured on. Raises ConfigError if its set has none."""
+    from ingest.dataset import IngestedSet
+    from ingest.validation import validation_sets
+
+    name, teacher = config["name"], Config.model_validate(config["teacher"])
+    ingested = IngestedSet(inputs[f"data.{teacher.data}"])
+    return validation_sets({name: (teacher.data, ingested)}, {name: teacher.task})
 
 
 def load(folder: Path) -> Predictor:

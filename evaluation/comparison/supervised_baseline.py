@@ -40,4 +40,4 @@ def train(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
     combine = WeightedSum(dict.fromkeys(heads, 1.0))
     trained = train_network(network, combine, dataset, plan, inputs.runtime)
     save_backbone(network.backbone.cpu(), out)
-    return {"images": len(dataset), "steps": fit.total_steps(len(dataset)), **trained.counts()}
+    return {"images": len(dataset), **trained.counts()}

@@ -8,27 +8,14 @@ from tasks.classification.label import TaskLabel
 VERSION = 1
 READS = "vector"
 LABEL = TaskLabel
-NEIGHBORS, TEMPERATURE = 20, 0.07
-ABOUT = f"{NEIGHBORS} nearest neighbours by cosine, weighted by exp(cosine / {TEMPERATURE}), on whole images"
+ABOUT = "20 nearest neighbours by cosine, weighted by exp(cosine / 0.07), on whole images"
 RANDOM = False
-CHUNK = 1024
-"""Images classified at once, to bound memory."""
 
 
 def fit(data: ProbeData) -> ProbeResult:
     """Return a classifier that votes among the nearest training images, weighted by similarity."""
-    import torch
-    import torch.nn.functional as F
+    from pipeline.models.neighbors import NEIGHBORS, nearest_neighbors
 
-    train, count = F.normalize(data.train.features, dim=1), min(NEIGHBORS, len(data.train.features))
-    one_hot = F.one_hot(data.train.classes, data.classes).float()
-
-    def classify(features: torch.Tensor) -> torch.Tensor:
-        chunks = F.normalize(features, dim=1).split(CHUNK)
-        neighbors = [(chunk @ train.T).topk(count, dim=1) for chunk in chunks]
-        votes = [
-            ((cosines / TEMPERATURE).softmax(1).unsqueeze(2) * one_hot[rows]).sum(1) for cosines, rows in neighbors
-        ]
-        return torch.cat(votes)
-
-    return ProbeResult(classify, {"neighbours": count})
+    train = data.train
+    classify = nearest_neighbors(train.features, train.classes, data.classes)
+    return ProbeResult(classify, {"neighbours": min(NEIGHBORS, len(train.features))})

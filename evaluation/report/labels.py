@@ -13,7 +13,7 @@ from evaluation.report.figures import class_colors
 from evaluation.report.formatting import DASH
 from evaluation.report.html import ReportTable, render
 from evaluation.report.predictions import held_out_strips
-from evaluation.report.run_record import TOTAL, Losses, RunRecord, TrainingLog
+from evaluation.report.run_record import TOTAL, RunRecord, TrainingLog
 from evaluation.report.samples import RunSamples, pool_strips
 from pipeline.stores.labels import LabelSpace
 
@@ -52,17 +52,21 @@ def _class_keys(samples: RunSamples) -> list[tuple[str, list[tuple[str, str]]]]:
 def curves(run: RunRecord) -> Markup:
     """Render the losses of the student, of every trained teacher and of the stages, over the steps."""
     student = run.artifacts.get("student")
-    losses = TrainingLog.of(student).losses() if student else {}
+    log = TrainingLog.of(student) if student else TrainingLog([])
+    losses = log.losses()
     teachers, stages = (
-        {name: TrainingLog.of(artifact).losses() for name, artifact in run.of_kind(kind).items()}
+        {name: TrainingLog.of(artifact) for name, artifact in run.of_kind(kind).items()}
         for kind in ("teacher", "stage")
     )
     charts = {
-        "Student": [loss_chart("weighted total" if name == TOTAL else name, points) for name, points in losses.items()],
+        "Student": [
+            *(loss_chart("weighted total" if name == TOTAL else name, points) for name, points in losses.items()),
+            *_validation_charts("on the way", log),
+        ],
         "Teachers": list(_charts(teachers)),
         "Stages": list(_charts(stages)),
     }
-    unlogged = [name for name, losses in teachers.items() if not losses]
+    unlogged = [name for name, each in teachers.items() if not each.lines]
     return render(
         "training.html",
         charts={title: drawn for title, drawn in charts.items() if drawn},
@@ -71,13 +75,20 @@ def curves(run: RunRecord) -> Markup:
     )
 
 
-def _charts(losses: Mapping[str, Losses]) -> Iterator[Markup]:
-    for trained, curves in losses.items():
-        for name, points in curves.items():
+def _charts(logs: Mapping[str, TrainingLog]) -> Iterator[Markup]:
+    for trained, log in logs.items():
+        for name, points in log.losses().items():
             is_loss = not name.startswith("feature ")  # other curves follow a batch's features, every so many steps
             if len(points) > 1 or is_loss:
                 quantity = "loss" if is_loss else f"{name} of a batch"
                 yield loss_chart(trained if name == TOTAL else f"{trained}: {name}", points, quantity)
+        yield from _validation_charts(trained, log)
+
+
+def _validation_charts(trained: str, log: TrainingLog) -> Iterator[Markup]:
+    """Yield a chart of the metric by which the training was judged on held-out images, if it was."""
+    for name, points in list(log.validation().items())[:1]:
+        yield loss_chart(f"{trained}: validation", points, f"{name} on held-out images")
 
 
 def _feature_table(run: RunRecord) -> ReportTable | None:

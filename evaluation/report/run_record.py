@@ -142,6 +142,14 @@ class TrainingLog:
         others = {name: points for name, points in curves.items() if points != total}
         return {TOTAL: total, **others} if total else {}
 
+    def validation(self) -> Losses:
+        """Return the metrics of validations on the way, by name."""
+        curves: Losses = {}
+        for line in self.lines:
+            for name, value in line.get("validation", {}).items():
+                curves.setdefault(name, []).append((line["step"], value))
+        return curves
+
     def images_per_second(self) -> float:
         """Return the median over the steps; 0 if it is not known."""
         rates = sorted(line["images_per_s"] for line in self.lines if line.get("images_per_s"))

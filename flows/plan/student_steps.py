@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from flows.plan.data_steps import learned_rejections
 from flows.plan.label_steps import label_step, pooled_steps
@@ -10,10 +12,15 @@ from flows.plan.resolve import ResolvedRecipe
 from flows.plan.teacher_steps import weights_of
 from ingest.rejections import REJECTED_LABELS
 from pipeline.recipe.recipe import Recipe
-from pipeline.steps.artifact import Step, StepKind
+from pipeline.steps.artifact import LabelCheck, Step, StepKind
 from pipeline.stores.naming import STUDENT_LABEL_STEP
 
 STUDENT = StepKind("student", "student.train:train_student", version=2, trains=True)
+
+
+def validation_needs(config: Mapping[str, Any]) -> list[Any]:
+    """Return what the validation of the student asks of its sets, as `LabelCheck.needs`."""
+    return [config["learned"]]
 
 
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
@@ -28,9 +35,20 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     truths = tuple(name for name in _true_sets(recipe) if name not in pooled)
     rejected = (REJECTED_LABELS,) if len(learned_rejections(resolved)) else ()
     inputs = ("pool", "label", *pooled, *truths, *resolved.teacher_steps, *rejected)
-    yield Step("student", STUDENT, ("student",), config, inputs)
+    kind = STUDENT
+    if recipe.student.validate:
+        config["learned"] = {name: [data, task] for name, data, task in _learned(recipe)}
+        kind = dataclasses.replace(STUDENT, label_check=LabelCheck(validation_needs, "student.train:validation_images"))
+    yield Step("student", kind, ("student",), config, inputs)
     if recipe.labelling.student:
         yield label_step(STUDENT_LABEL_STEP, recipe, {}, ("pool", *pooled, "student"))
+
+
+def _learned(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    """Yield the teachers that the student learns from and that learned from a set: (name, set, task)."""
+    for name, teacher in recipe.teachers.items():
+        if teacher.training_set is not None and recipe.student.loss_weights.get(name) != 0:
+            yield name, teacher.training_set, teacher.task
 
 
 def _true_sets(recipe: Recipe) -> list[str]:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from flows.plan.resolve import ResolvedRecipe
 from pipeline.errors import error_context
 from pipeline.models.weights import weights_digest
 from pipeline.recipe.base import FitConfig
 from pipeline.recipe.teacher import TeacherConfig
-from pipeline.steps.artifact import Step, StepKind
+from pipeline.steps.artifact import LabelCheck, Step, StepKind
 
 TEACHER = StepKind("teacher", "teachers.supervised:make", version=2)
 """The kind of all teachers. Plans replace `run` by the `make` of the teacher's own file; `trains` if it is trained."""
+
+
+def validation_needs(config: Mapping[str, Any]) -> list[Any]:
+    """Return what the validation of a teacher asks of its set, as `LabelCheck.needs`."""
+    return [config["teacher"]["data"], config["teacher"]["task"]]
 
 
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
@@ -24,6 +30,9 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
         config = {"name": name, "teacher": settings, "seed": resolved.recipe.seed, **weights}
         inputs = () if teacher.training_set is None else (f"data.{teacher.training_set}",)
         kind = dataclasses.replace(TEACHER, run=f"teachers.{teacher.kind}:make", trains=isinstance(teacher, FitConfig))
+        if isinstance(teacher, FitConfig) and teacher.validate:
+            check = LabelCheck(validation_needs, f"teachers.{teacher.kind}:validation_images")
+            kind = dataclasses.replace(kind, label_check=check)
         yield Step(f"teacher.{name}", kind, ("teachers", name), config, inputs)
 
 

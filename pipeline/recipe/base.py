@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
@@ -37,6 +38,23 @@ class BaseConfig(BaseModel):
         Called before a run's first step, so that the mistake does not come to light hours later.
         """
 
+
+class ValidateConfig(BaseConfig):
+    """Measure a training on held-out images on the way."""
+
+    every: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Steps between validations, or a share of all steps; there is one at the end in any case."""
+    keep: Literal["best", "last"] = "best"
+    """The weights that are kept: the best by the leading metric, or the last ones."""
+    patience: int | None = Field(default=None, ge=1)
+    """Validations in a row without a better value after which the training ends; null to train to the end."""
+
+    def every_steps(self, steps: int) -> int:
+        """Return the steps between validations of a training of `steps` steps."""
+        return self.every if isinstance(self.every, int) else max(1, round(self.every * steps))
+
+
+warnings.filterwarnings("ignore", r'Field name "validate" in ".*" shadows', UserWarning)
 
 EPOCHS = 10
 """The default if neither epochs nor steps is given."""
@@ -79,6 +97,9 @@ class FitConfig(BaseConfig):
     """Largest gradient norm; null for none."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of the moving average of the weights; the average is then what is saved."""
+    validate: ValidateConfig | None = None  # type: ignore[assignment]  # pydantic has a deprecated method of this name
+    """Measure the training on held-out images on the way, as in {every: 0.1, keep: best, patience: 3}. They are the
+    split `val` of the labelled sets, never `test`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> FitConfig:

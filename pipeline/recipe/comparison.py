@@ -68,6 +68,7 @@ class CompareConfig(MeasurementConfig):
     def _methods_differ_in_themselves_alone(self) -> CompareConfig:
         for name, settings in self.methods.items():
             _check_method(name, settings)
+        _refuse_validation("supervised", self.supervised)
         for key in COMMON:
             if key in self.supervised:
                 raise ValueError(f"supervised.{key}: all rows have it in common; say it for all, or leave it out")
@@ -106,6 +107,7 @@ def _check_method(name: str, settings: Mapping[str, Any]) -> None:
         raise ValueError(f"methods: {name!r} is a row of every comparison; call the method another name")
     if "method" not in settings:
         raise ValueError(f"methods.{name} names no method: write {{method: simclr}}, for example")
+    _refuse_validation(f"methods.{name}", settings)
     for key in COMMON:
         if key in settings:
             raise ValueError(f"methods.{name}.{key}: all methods have it in common; say it for all, or leave it")
@@ -113,6 +115,12 @@ def _check_method(name: str, settings: Mapping[str, Any]) -> None:
         raise ValueError(
             f"methods.{name}.{BACKBONES} is {settings[BACKBONES]!r}: write a list of timm models, as in [resnet18]"
         )
+
+
+def _refuse_validation(place: str, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError if a row is to be measured on the way: it might see fewer images than the others."""
+    if settings.get("validate"):
+        raise ValueError(f"{place}.validate: all rows train on equally many images, to the end: leave it out")
 
 
 def _are_names(value: Any) -> bool:

@@ -9,6 +9,8 @@ What is trained, an `Objective`, computes its losses. The loop owns the rest:
 * Non-finite values: a loss or gradient that is not finite ends the training, with step and images, before it reaches
   the weights.
 * EMA: the moving average of the weights, if asked for, is what a training returns.
+* Validation: if asked for, the network is measured on held-out images on the way, its best weights are what a training
+  returns, and it ends early where it no longer gets better.
 * Resume: the state is saved on the way and at a stop. A training goes on from it in the middle of an epoch, and ends
   with the same weights as one that was never stopped.
 * Processes: all of them share each batch, and an error or a stop in one ends all. Their number can change between
@@ -37,6 +39,7 @@ from pipeline.training.objective import TrainingJob
 from pipeline.training.optimizer import build_optimizer, lr_factor, match_memory_format, set_weight_decay, weight_decay
 from pipeline.training.process_group import ProcessGroup
 from pipeline.training.state import TrainingFiles
+from pipeline.training.validation import Validator
 
 
 class MicrobatchLimit(NamedTuple):
@@ -56,12 +59,18 @@ class FitResult(NamedTuple):
     """Wall clock of all attempts, each up to its last state."""
     earlier: float
     """Wall clock of the attempts before the last one."""
+    steps: int
+    """Optimiser steps that were taken."""
+    validation: dict[str, Any] | None = None
+    """What validations found: `Validator.counts`; None if there were none."""
 
     def counts(self) -> dict[str, Any]:
-        """Return the entries of a manifest's counts: `training_seconds`, and unless empty `out_of_memory` and
-        `earlier_seconds`, which are among `training_seconds`.
+        """Return the entries of a manifest's counts: `training_seconds` and `steps`, and unless empty `validation`,
+        `out_of_memory` and `earlier_seconds`, which are among `training_seconds`.
         """
-        counts: dict[str, Any] = {"training_seconds": round(self.seconds, 2)}
+        counts: dict[str, Any] = {"training_seconds": round(self.seconds, 2), "steps": self.steps}
+        if self.validation:
+            counts["validation"] = self.validation
         if self.earlier:
             counts["earlier_seconds"] = round(self.earlier, 2)
         if self.limits:
@@ -104,6 +113,7 @@ class _Trainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.ema = ModelEmaV3(self.model, job.config.ema, use_warmup=True) if job.config.ema else None
         self.running_statistics = _running_statistics(self.model)
+        self.validator = Validator(job.validation, job.steps) if job.validation else None
         self.files = TrainingFiles(job.name, job.out) if ranks.is_first() else None
         """Of the first process; None in the others, which write nothing."""
         self.step, self.limits = 0, list[MicrobatchLimit]()
@@ -135,6 +145,7 @@ class _Trainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "ema": self.ema.state_dict() if self.ema else {},
+            "validation": self.validator.state_dict() if self.validator else {},
             "cuts": self.limits,
             "seconds": self.seconds,
         }
@@ -146,6 +157,8 @@ class _Trainer:
         self.schedule.load_state_dict(state["schedule"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
+        if self.validator:
+            self.validator.load_state_dict(state["validation"])
         self.step, self.limits = state["step"], [MicrobatchLimit(*limit) for limit in state["cuts"]]
         self.seconds = self.earlier = state.get("seconds", 0.0)  # older states don't know theirs
 
@@ -159,11 +172,12 @@ class _Trainer:
         started = saved = time.monotonic()
         batches = self.job.stream.batches(self.step)
         try:
-            while self.step < self.job.steps:
+            while self.step < self.job.steps and not (self.validator and self.validator.is_over):
                 began = time.perf_counter()
                 line = self._train_step(batches)
                 self.step += 1
-                self._log(line, self.job.config.batch / (time.perf_counter() - began))
+                rate = self.job.config.batch / (time.perf_counter() - began)
+                self._log({**line, **self._validate()}, rate)
                 self.seconds = self.earlier + time.monotonic() - started
                 if any(self.group.all_gather(self.runtime.stop.is_set())):
                     self._stop()
@@ -192,6 +206,17 @@ class _Trainer:
             self.ema.update(self.model, self.step)
         losses = sum_by_key(result.losses for result in results)
         return {"loss": losses.pop(TOTAL), "losses": losses, "lr": lr}
+
+    def _validate(self) -> dict[str, Any]:
+        """Measure the network if it is time to, and return the metrics for the log. The first process measures."""
+        if not self.validator or not self.validator.is_due(self.step):
+            return {}
+        measured = (self.ema.module if self.ema else self.model).eval()
+        validation = self.validator.validation
+        scores = self.group.broadcast_result(lambda: validation.score(measured, self.microbatches.compute))
+        self.model.train()
+        self.validator.add(self.step, scores, measured.state_dict())
+        return {"validation": scores}
 
     def _forward_backward(self, batches: Generator[LocalBatch]) -> list[StepResult]:
         """Run this process's passes on the next batch, and return the results of all processes."""
@@ -240,11 +265,15 @@ class _Trainer:
         self.runtime.progress(self.job.name, self.step / self.job.steps, line)
 
     def finish(self) -> FitResult:
-        """Leave the model trained, averaged if asked, in eval mode, and return what the first process reports."""
+        """Leave the model trained, averaged or at its best if asked, in eval mode; return the first one's report."""
         if self.ema:
             self.model.load_state_dict(self.ema.module.state_dict())
+        if self.validator and self.validator.weights:
+            self.model.load_state_dict(self.validator.weights)
         self.model.eval()
-        return self.group.broadcast_result(lambda: FitResult(self.limits, self.seconds, self.earlier))
+        validation = self.validator.counts() if self.validator else None
+        found = FitResult(self.limits, self.seconds, self.earlier, self.step, validation)
+        return self.group.broadcast_result(lambda: found)
 
 
 def _running_statistics(module: nn.Module) -> list[Tensor]:

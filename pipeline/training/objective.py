@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.data.stream import BatchStream
 from pipeline.recipe.base import FitConfig
+from pipeline.training.validation import Validation
 
 
 class Objective(nn.Module, ABC):
@@ -57,3 +58,5 @@ class TrainingJob:
     config: FitConfig
     seed: int
     """With the step, decides what the forward passes draw at random."""
+    validation: Validation | None = None
+    """How it is measured on the way; None for not."""

@@ -25,6 +25,7 @@ from selfsup.stages.labelled_sampler import ClassSampler, image_classes, load_sa
 from selfsup.stages.objective import override_policies
 from selfsup.stages.stream import ViewStream
 from selfsup.stages.training import StageJob, train
+from selfsup.stages.validation import stage_validation
 from tasks.network import seed_part
 
 
@@ -40,6 +41,7 @@ def load_stage_data(config: Mapping[str, Any], inputs: Inputs) -> tuple[ImageDat
     images = load_images(stage, inputs, seed)
     if stage.learns_from_classes:
         image_classes(stage, inputs, images)  # raises if there are none
+    stage_validation(stage, inputs)  # raises if there is nothing to measure on
     return images, load_sampler(stage, inputs, images, seed) if stage.labels else None
 
 
@@ -75,7 +77,8 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
     setting = StageSetting(start.size, len(images), stage.batch, classes)
     method = stage.build_for_stage(start.build(stage.drop_path), setting)
     stream = ViewStream(images, override_policies(method.view_kinds(), stage.augment), budget, sampler, seed)
-    counts = train(StageJob(config["name"], stage, method, stream), inputs.runtime, out)
+    job = StageJob(config["name"], stage, method, stream, stage_validation(stage, inputs))
+    counts = train(job, inputs.runtime, out)
     save_backbone(method.backbone.cpu(), out)
     seen = {"images_seen": budget.total_views(1), "views_seen": budget.total_views(len(stream.kinds))}
-    return {"images": len(images), "steps": budget.steps, **seen, "family": method.family, **counts}
+    return {"images": len(images), **seen, "family": method.family, **counts}

@@ -18,6 +18,7 @@ from pipeline.training.fit import fit
 from pipeline.training.objective import TrainingJob
 from pipeline.training.process_group import ProcessGroup
 from pipeline.training.state import has_state
+from pipeline.training.validation import Validation
 from selfsup.components.config import MethodConfig
 from selfsup.components.method import Method
 from selfsup.stages.collapse import is_collapsed, measure_features
@@ -26,7 +27,19 @@ from selfsup.stages.stream import ViewStream
 
 AUTOTUNE_IMAGES = 8
 """Images of the training step that is timed."""
-SAME_SPEED = {"name", "data", "start", "share", "steps", "epochs", "lr", "backbone_lr", "weight_decay", "momentum"}
+SAME_SPEED = {
+    "name",
+    "data",
+    "start",
+    "share",
+    "steps",
+    "epochs",
+    "lr",
+    "backbone_lr",
+    "weight_decay",
+    "momentum",
+    "validate",
+}
 """Keys of a stage that do not change the speed of its steps."""
 
 
@@ -37,6 +50,7 @@ class StageJob(NamedTuple):
     settings: MethodConfig
     method: Method
     stream: ViewStream
+    validation: Validation | None
 
 
 def train(job: StageJob, runtime: Runtime, out: Path) -> dict[str, Any]:
@@ -44,14 +58,15 @@ def train(job: StageJob, runtime: Runtime, out: Path) -> dict[str, Any]:
 
     Returns counts for the manifest: how it was computed, and the features before and after.
     """
-    name, stage, method, stream = job
+    name, stage, method, stream, validation = job
     with ProcessGroup(find_device(runtime.device)) as group:
         settings = stage.model_dump(mode="json", exclude=SAME_SPEED)
         key = [settings, method.backbone.name, method.backbone.size, "stage"]
         compute = autotune.autotune(runtime, key, StageObjective(method, stream.kinds), _timed_step(stream))
         objective = compute.place(StageObjective(method, stream.kinds, compute.memory_format))
         batches = stream.prefetched(runtime.threads)
-        training = TrainingJob(name, objective, batches, stream.budget.steps, out, stage, stream.seed)
+        steps = stream.budget.steps
+        training = TrainingJob(name, objective, batches, steps, out, stage, stream.seed, validation)
         before = measure_features(method.backbone, stream.dataset, runtime)
         if not has_state(out):
             _initialize(job, compute, runtime)
@@ -80,7 +95,7 @@ def _timed_step(stream: ViewStream) -> Callable[[nn.Module, ComputeConfig], None
 @torch.no_grad()
 def _initialize(job: StageJob, compute: ComputeConfig, runtime: Runtime) -> None:
     """Show every image once to a method that overrides `initialize`."""
-    name, _, method, stream = job
+    name, method, stream = job.name, job.method, job.stream
     if type(method).initialize is Method.initialize:
         return
     total, seen = len(stream.dataset), 0

@@ -57,7 +57,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def train(network: Any, combine: Any, dataset: ImageDataset, plan: Any, runtime: Any) -> TrainingResult:
         seen.append({"keys": keys_of(dataset), "seed": plan.seed, "lr": plan.fit.lr, "network": network})
-        return TrainingResult(ComputeConfig("cpu", "32", False, {}), 1, FitResult([], 100 * plan.fit.lr, 0.0))
+        return TrainingResult(ComputeConfig("cpu", "32", False, {}), 1, FitResult([], 100 * plan.fit.lr, 0.0, 1))
 
     monkeypatch.setattr(finetuning, "train_network", train)
     return seen

@@ -168,3 +168,28 @@ def test_run_refuses_a_method_that_cannot_use_the_backbone(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"stages\.a: method 'mae' .* which 'test_resnet' is not"):
         must.run(path, tmp_path / "root")
     assert not (tmp_path / "root" / "artifacts").exists()
+
+
+VALIDATED = "{every: 2, keep: best, patience: 9}"
+
+
+def test_trainings_are_measured_on_the_way(tmp_path: Path) -> None:
+    """Teacher, student and stage, on the split `val` of the sets that have labels."""
+    kinds = (
+        "  kinds: {kind: scenes, count: 12, val: 6, test: 4, seed: 3, size: 48, tasks: [classification]}\nshard_images"
+    )
+    text = RECIPE.replace("shard_images", kinds).replace("count: 12, test: 2,", "count: 12, val: 2, test: 2,")
+    text = text.replace("steps: 60", f"steps: 4, validate: {VALIDATED}")
+    text += f"stages: [{{name: a, method: simclr, data: [kinds], batch: 4, steps: 4, validate: {VALIDATED}}}]"
+    path, root = tmp_path / "recipe.yaml", tmp_path / "root"
+    path.write_text(text, encoding="utf-8")
+    run = must.run(path, root)
+    metrics = {"teacher.masks": "miou", "student": "miou", "stage.a": "knn accuracy"}
+    for name, metric in metrics.items():
+        [manifest] = [json.loads(each.read_text("utf-8")) for each in root.glob(f"artifacts/{name}/*/manifest.json")]
+        found = manifest["counts"]["validation"]
+        assert (found["metric"], found["validations"], found["kept"]) == (metric, 2, "best")
+        assert found["step"] in (2, 4)
+    report = next(root.glob("runs/*/report.html")).read_text("utf-8")
+    assert all(f"{name}: validation" in report for name in ("masks", "on the way", "a"))
+    assert run

@@ -42,6 +42,11 @@ def written(folder: Path, section: str) -> Path:
             r"stages\.s: labels: of 12 images \d+ are labelled as '\w+', and 90 of each class are asked for",
         ),
         (
+            STAGE.replace("labels: {%s}", "validate: {every: 1}").replace("kinds", "world"),
+            WHOLE,
+            r"stages\.s: validate: the set 'world' has no images with labels for 'classification' in its split",
+        ),
+        (
             "evaluate: {probes: [knn], labels: [100000]}",
             WHOLE,
             r"evaluate: labels: 100000 labelled images asked for; kinds has 12 to learn from",

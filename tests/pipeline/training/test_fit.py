@@ -298,14 +298,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_fit_result_has_the_seconds_of_all_attempts(tmp_path: Path, clock: Clock, stops: tuple[int, ...]) -> None:
     whole = clock.attempt(tmp_path / "whole")
     assert (whole.seconds, whole.earlier) == (60, 0)
-    assert whole.counts() == {"training_seconds": 60}
+    assert whole.counts() == {"training_seconds": 60, "steps": STEPS}
     for until in stops:
         with pytest.raises(Stopped):
             clock.attempt(tmp_path / "parts", until)
         clock.now += 5000  # nobody trains meanwhile
     parts = clock.attempt(tmp_path / "parts")
     assert (parts.seconds, parts.earlier) == (60, 10 * stops[-1])
-    assert parts.counts() == {"training_seconds": 60, "earlier_seconds": 10 * stops[-1]}
+    assert parts.counts() == {"training_seconds": 60, "steps": STEPS, "earlier_seconds": 10 * stops[-1]}
 
 
 def test_fit_resumes_from_a_state_without_seconds(tmp_path: Path, clock: Clock) -> None:

@@ -159,9 +159,11 @@ def train_with_result(
     given = {"steps": STEPS, "batch": 4, "lr": 0.05, "warmup": 0.3, **fields}
     runtime = dataclasses.replace(runtime, checkpoint_s=given.pop("checkpoint_s", 1e9))
     stream, seed = given.pop("stream", None) or NumberedStream(batch=given["batch"]), given.pop("seed", 0)
+    validation = given.pop("validation", None)
     config = FitConfig.model_validate(given)
+    job = TrainingJob("teacher.t", model, stream, given["steps"], out, config, seed, validation)
     with ProcessGroup(compute.device) as group:
-        return fit(TrainingJob("teacher.t", model, stream, given["steps"], out, config, seed), compute, group, runtime)
+        return fit(job, compute, group, runtime)
 
 
 def log(out: Path) -> list[dict[str, Any]]:

@@ -56,7 +56,7 @@ def test_run_stage_keeps_initial_backbone_and_makes_fresh_heads(
 
     def record(job: Any, *_: Any) -> FitResult:
         seen.append({name: one.clone() for name, one in job.objective.method.state_dict().items()})
-        return FitResult([], 0.0, 0.0)
+        return FitResult([], 0.0, 0.0, 1)
 
     monkeypatch.setattr(training, "fit", record)
     untrained = sandbox.run(first, name="second", method="mocov2", start="garments")
@@ -74,7 +74,7 @@ def test_run_stage_starts_with_the_features_of_the_initial_backbone(
 ) -> None:
     """On images that it never saw; with statistics of its own images, only their normalisation differs."""
     elsewhere, first = sandbox.images(data=["pool"]), sandbox.run()
-    monkeypatch.setattr(training, "fit", lambda *_: FitResult([], 0.0, 0.0))
+    monkeypatch.setattr(training, "fit", lambda *_: FitResult([], 0.0, 0.0, 1))
     same, fresh = (
         backbone_from_artifact(sandbox.run(first, name="second", start="garments", data=["kinds"], statistics=kept))
         for kept in ("backbone", "data")
