@@ -16,7 +16,7 @@ Score = Callable[[nn.Module, ComputeConfig], dict[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """How a training is measured on the way.
+    """The measuring of a training on the way.
 
     `score(objective, compute)` returns metrics of the objective in eval mode, on its device; `metric` is the one that
     decides, `better` its better direction.
