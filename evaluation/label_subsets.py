@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,7 +87,12 @@ def label_requests(config: Mapping[str, Any], inputs: Inputs) -> dict[str, Label
 def probes_for(probes: Sequence[str], space: LabelSpace) -> list[str]:
     """Return those of the probes that can learn labels of this space."""
     label = tasks.label(space)
-    return [name for name in probes if isinstance(label, importlib.import_module(f"{PROBES}.{name}").LABEL)]
+    return [name for name in probes if isinstance(label, probe_module(name).LABEL)]
+
+
+def probe_module(name: str) -> ModuleType:
+    """Load a probe: the module in `evaluation/probes/` of this name."""
+    return importlib.import_module(f"{PROBES}.{name}")
 
 
 def _counts(splits: Splits, amounts: Sequence[Amount], name: str) -> dict[Amount, int]:

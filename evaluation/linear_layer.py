@@ -43,7 +43,7 @@ class FrozenLinear(Objective):
         return loss, {TASK: loss.detach()}
 
 
-class LinearMaps(nn.Module):
+class DenseLinear(nn.Module):
     """A linear function of maps, cell by cell: a list of (B, C, h, w) -> raw output (B, K, S/4, S/4) of a dense task.
 
     Every map is standardised by the mean and deviation of each channel over `train`, goes through a convolution of 1x1,
@@ -74,9 +74,8 @@ class LinearMaps(nn.Module):
 
 def channel_statistics(level: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean and the standard deviation of each channel of maps (N, C, h, w), (C,) float32 each."""
-    sums = squares = torch.zeros(level.shape[1])
-    for part in level.split(64):  # maps may be float16, in which sums overflow
-        sums, squares = sums + part.float().sum((0, 2, 3)), squares + part.float().square().sum((0, 2, 3))
-    count = level.numel() // level.shape[1]
-    mean = sums / count
-    return mean, (squares / count - mean**2).clamp_min(1e-12).sqrt()
+    parts, count = level.split(64), level.numel() // level.shape[1]  # maps may be float16, in which sums overflow
+    mean = torch.stack([part.float().sum((0, 2, 3)) for part in parts]).sum(0) / count
+    centered = [(part.float() - mean.view(1, -1, 1, 1)).square().sum((0, 2, 3)) for part in parts]
+    deviation = (torch.stack(centered).sum(0) / count).sqrt()
+    return mean, deviation.clamp_min(1e-6).maximum(1e-3 * mean.abs())  # a channel that hardly varies stays small

@@ -1,9 +1,8 @@
-"""Step that measures a frozen backbone with probes: its vectors here, its maps in `evaluation.map_probing`."""
+"""Step that measures a frozen backbone with probes: its vectors here, its maps in `evaluation.dense_probing`."""
 
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -15,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluation import corruptions
+from evaluation.dense_probing import DenseProbing
 from evaluation.extraction import FeatureExtractor
-from evaluation.label_subsets import TASK, LabelRequest, label_requests, probes_for, split_train_val
-from evaluation.map_probing import MapProbing
+from evaluation.label_subsets import TASK, LabelRequest, label_requests, probe_module, probes_for, split_train_val
 from evaluation.measurement import CLEAN, MEASUREMENTS_FILE, Measurement, mean_scores
 from evaluation.probe import LabelledFeatures, ProbeData, ProbeResult
 from ingest.true_labels import class_ids
@@ -28,6 +27,8 @@ from pipeline.recipe.evaluation import Amount, StartConfig
 from pipeline.steps.artifact import WORK, Inputs, write_json
 
 METRIC = "accuracy"
+READS = ("vector", "maps")
+"""Values of a probe's `READS`."""
 
 
 def probe(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
@@ -48,9 +49,12 @@ def probe(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, 
         start = backbone_from_config(StartConfig.model_validate(config["start"]), inputs, config["seed"])
         extractor = FeatureExtractor(start, inputs.runtime)
         for request in requests.values():
-            probes = probes_for(config["probes"], request.splits.space)
-            probing = _Probing if request.splits.space.task == TASK else MapProbing
-            records += probing(config, request, extractor, out / WORK).records(probes)
+            chosen = probes_for(config["probes"], request.splits.space)
+            vector, maps = ([name for name in chosen if reads == probe_module(name).READS] for reads in READS)
+            if vector:
+                records += _Probing(config, request, extractor, out / WORK).records(vector)
+            if maps:
+                records += DenseProbing(config, request, extractor, out / WORK).records(maps)
     write_json(out / MEASUREMENTS_FILE, [record.to_json() for record in records])
     why = "no labels that the probes can learn from, or none held out"
     return {"records": len(records), **({} if requests else {"why": why})}
@@ -111,7 +115,7 @@ class _Probing:
         total = len(config["labels"]) * config["seeds"] * len(probes)
         for subset in self.subsets:
             for name in probes:
-                probe: ModuleType = importlib.import_module(f"evaluation.probes.{name}")
+                probe = probe_module(name)
                 depends_on_seed = probe.RANDOM or subset.asked != "all" or self.splits.val is None
                 if subset.seed != config["seed"] and not depends_on_seed:
                     continue

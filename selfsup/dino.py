@@ -49,7 +49,7 @@ class Config(MethodConfig):
     teacher_temperature: float = Field(default=0.07, gt=0)
     """Temperature of the teacher's softmax: smaller, which sharpens it."""
     teacher_temperature_start: float = Field(default=0.04, gt=0)
-    """Temperature of the teacher's softmax at the start, from which it rises linearly."""
+    """Temperature of the teacher's softmax at the start; it rises linearly. `teacher_temperature` if less."""
     teacher_warmup: float = Field(default=0.3, ge=0, le=1)
     """Share of the steps in which the teacher's temperature rises; the paper has 30 of 100 epochs."""
     center_momentum: float = Field(default=0.9, ge=0, le=1)
@@ -67,7 +67,8 @@ class Config(MethodConfig):
     def teacher_temperature_at(self, progress: float) -> float:
         """Return the temperature of the teacher's softmax at `progress` in [0, 1]."""
         done = min(progress / self.teacher_warmup, 1.0) if self.teacher_warmup else 1.0
-        return self.teacher_temperature_start + done * (self.teacher_temperature - self.teacher_temperature_start)
+        start = min(self.teacher_temperature_start, self.teacher_temperature)
+        return start + done * (self.teacher_temperature - start)
 
     def build(self, backbone: Backbone, setting: StageSetting) -> Method:
         return DINO(self, backbone, setting)

@@ -30,6 +30,8 @@ class Config(MethodConfig):
     method: Literal["mae"] = "mae"
     lr: float = Field(default_factory=ScaledRate(1.5e-4), gt=0)
     beta2: float = Field(default=0.95, ge=0, lt=1)
+    weight_decay: float = Field(default=0.05, ge=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
     clip: float | None = Field(default=None, gt=0)
     masked: float = Field(default=0.75, gt=0, lt=1)
     """Share of the patches that are masked."""

@@ -16,17 +16,19 @@ from selfsup.components.heads import projector
 from selfsup.components.losses import supcon
 from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
 
-POLICY = Policy()
+POLICY = Policy(area=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0)
 
 
 class Config(MethodConfig):
-    """SupCon. It learns from the classes of its images; schedule and temperature are those of the authors' CIFAR-10."""
+    """SupCon, which learns from the classes of its images; schedule and views are the authors' for CIFAR-10."""
 
     method: Literal["supcon"] = "supcon"
     learns_from_classes: ClassVar[bool] = True
     optimizer: Optimizer = "sgd"
     lr: float = Field(default_factory=ScaledRate(0.5, batch=1024), gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
+    decay: Literal["matrices", "all"] = "all"
+    warmup: float = Field(default=0.01, ge=0, lt=1)
     clip: float | None = Field(default=None, gt=0)
     dim: int = Field(default=128, ge=2)
     """Width of the embedding."""
@@ -40,8 +42,8 @@ class Config(MethodConfig):
 class SupCon(Method):
     """An encoder and a projection head of two layers, on two views of every image.
 
-    `classes` (images,): the class number of each image of the set. An image without a class has none but its own other
-    view to find, as in SimCLR: it is a class of its own, with a negative number.
+    `classes` (images,): the class number of each image of the set. The only positive of an image without a class is its
+    other view, as in SimCLR: it is a class of its own, with a negative number.
     """
 
     family: ClassVar[Family] = "contrastive"

@@ -42,7 +42,7 @@ def train_student(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mappi
         kept = {name: {**share, "warning": None} for name, share in kept.items()}
     write_json(out / "kept.json", kept)
     warnings = [f"{name}: {share['warning']}" for name, share in kept.items() if share["warning"]]
-    untrained = network.untrained()
+    untrained = network.untrained_parameters()
     warnings += _describe_untrained(untrained)
     counts = {"images": len(dataset), "weights": weights, "warnings": warnings, "untrained": untrained}
     return {**counts, **count_rejected(inputs), **trained.counts()}

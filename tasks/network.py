@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.models.backbone import Backbone
 from pipeline.models.checkpoint import load_model, save_model
 from pipeline.models.pretrained import load_weights
-from pipeline.models.readout import Readout, untrained
+from pipeline.models.readout import Readout, untrained_parameters
 from pipeline.models.timm_models import statistics
 from pipeline.models.weights import NETWORK
 from pipeline.recipe.teacher import TrainingConfig
@@ -146,10 +146,12 @@ class Network(nn.Module):
             losses[name] = self.tasks[name].loss(self.heads[name](selected), entry["target"])
         return losses
 
-    def untrained(self) -> list[str]:
+    def untrained_parameters(self) -> list[str]:
         """Return timm's names of the backbone's parameters that none of the heads gives a gradient to."""
         reads_maps = {task.needs_pyramid for task in self.tasks.values()}
-        return untrained(self.backbone.name, self.backbone.size, vector=False in reads_maps, maps=True in reads_maps)
+        return untrained_parameters(
+            self.backbone.name, self.backbone.size, vector=False in reads_maps, maps=True in reads_maps
+        )
 
     def save(self, folder: Path) -> None:
         save_model(folder, self.state_dict(), {"format": NETWORK, **self.config.model_dump()})
@@ -189,7 +191,7 @@ class PyramidHead(nn.Module):
         self.head = task.head(info)
 
     def forward(self, maps: list[Tensor]) -> Any:
-        """Return the raw output for maps (B, C, h, w), finest first."""
+        """Return the raw output for maps (B, C, h, w), finest first. The vector is not known; no such head reads it."""
         return self.head(pyramid_features(self.pyramid, Readout(maps[-1].mean(dim=(2, 3)), maps), self.size))
 
 

@@ -31,8 +31,8 @@ from tasks.scoring import score
 
 MEAN = "mean"
 """Name of the mean over heads in a validation."""
-IMAGES = "images with"
-"""Amounts of images: of all, and followed by a blank and its name of those that have a label for a head."""
+IMAGES = "images"
+"""Name of the amount of all images."""
 AUTOTUNE_IMAGES = 4
 """Images of the training step that is timed."""
 
@@ -71,7 +71,7 @@ class SupervisedObjective(Objective):
 
 def _images_of(head: str) -> str:
     """Return the name of the amount of images that have a label for a head; no head's name has a blank."""
-    return f"{IMAGES} {head}"
+    return f"{IMAGES} with {head}"
 
 
 class WeightedSum(nn.Module):

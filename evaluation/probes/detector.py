@@ -8,7 +8,7 @@ from pipeline.recipe.base import FitConfig
 from tasks.detection.label import TaskLabel
 
 if TYPE_CHECKING:
-    from evaluation.map_probe import MapProbeData, MapProbeResult
+    from evaluation.dense_probe import DenseProbeData, DenseProbeResult
 
 VERSION = 1
 READS = "maps"
@@ -22,13 +22,14 @@ ABOUT = (
 RANDOM = True
 
 
-def fit(data: MapProbeData) -> MapProbeResult:
+def fit(data: DenseProbeData) -> DenseProbeResult:
     """Train the detector and return it as it is after the last step."""
-    from evaluation.map_probe import MapProbeResult, train_on_maps
+    from evaluation.dense_probe import DenseProbeResult, train_on_maps
     from tasks.network import PyramidHead, seed_part
     from tasks.task import FeatureInfo
 
     seed_part(data.seed, "detector")
     info = FeatureInfo(data.channels[-1], data.width, data.size, data.proposals)
     head = PyramidHead(data.task, data.strides, data.channels, info)
-    return MapProbeResult(head, {}, train_on_maps(head, data, SETTINGS))
+    settings = {"width": data.width, "proposals": data.proposals}
+    return DenseProbeResult(head, settings, train_on_maps(head, data, SETTINGS))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evaluation.corruptions import VERSION as CORRUPTIONS
-from evaluation.label_subsets import PROBES, probes_for
+from evaluation.label_subsets import PROBES, probe_module, probes_for
 from evaluation.schedules import SCHEDULES
 from flows.plan.resolve import ResolvedRecipe, Spaces
 from pipeline.data import sampling
@@ -65,7 +65,8 @@ def measurement_settings(config: MeasurementConfig, recipe: Recipe) -> dict[str,
 def probe_config(name: str, start: StartConfig, settings: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the configuration and the inputs of the step that probes a backbone on the set `settings["set"]`."""
     versions = {probe: importlib.import_module(f"{PROBES}.{probe}").VERSION for probe in settings["probes"]}
-    return _measurement_config(name, start, settings, ("probes", "width", "proposals"), versions)
+    heads = ("width", "proposals") if any(probe_module(probe).READS == "maps" for probe in settings["probes"]) else ()
+    return _measurement_config(name, start, settings, ("probes", *heads), versions)
 
 
 def finetune_config(
@@ -106,4 +107,15 @@ def probed_sets(config: EvaluateConfig, spaces: Spaces) -> list[str]:
     if not labelled:
         raise ConfigError(f"evaluate.probes is {config.probes}, but no set has labels that they learn from.")
     wanted = labelled if config.probe_sets is None else config.probe_sets
-    return [require_one_of(name, labelled, "evaluate.probe_sets: set with labels for the probes") for name in wanted]
+    sets = [require_one_of(name, labelled, "evaluate.probe_sets: set with labels for the probes") for name in wanted]
+    check_probes("evaluate", config.probes, {name: spaces[name] for name in sets})
+    return sets
+
+
+def check_probes(place: str, probes: Sequence[str], spaces: Spaces) -> None:
+    """Raise ConfigError for a probe that none of these sets has labels for."""
+    for probe in probes:
+        if not any(probes_for([probe], space) for tasks in spaces.values() for space in tasks.values()):
+            raise ConfigError(
+                f"{place}.probes names {probe!r}, but {', '.join(spaces)} has no labels that it learns from."
+            )

@@ -185,7 +185,8 @@ def _resolve_trial(recipe: Recipe, name: str, trial: Trial) -> ResolvedTrial:
 def _compared_stage(config: CompareConfig, name: str, trial: Trial, start: StartConfig) -> StageConfig:
     """Return the stage of a method in a comparison. ConfigError names what is wrong with the method's settings."""
     own = {key: value for key, value in config.methods[trial.method].items() if key != BACKBONES}
-    shared = FitConfig().model_dump(exclude={*COMMON, "accumulate"}) if config.settings == "shared" else {}
+    common = {**FitConfig().model_dump(exclude={*COMMON, "accumulate"}), "drop_path": 0.0}
+    shared = common if config.settings == "shared" else {}
     settings: dict[str, Any] = {
         "statistics": "backbone",
         **shared,

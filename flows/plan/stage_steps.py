@@ -16,8 +16,9 @@ from pipeline.steps.artifact import LabelCheck, Step, StepKind
 
 def stage_needs(config: Mapping[str, Any]) -> list[Any]:
     """Return what a stage asks of its sets, as `LabelCheck.needs`; the seed only where it draws labelled images."""
-    data, share, tail, labels = (config["stage"].get(key) for key in ("data", "share", "long_tail", "labels"))
-    return [data, share, tail, labels, config["seed"] if labels and share < 1 else None]
+    keys = ("data", "share", "long_tail", "labels", "validate", "method")
+    data, share, tail, labels, *others = (config["stage"].get(key) for key in keys)
+    return [*others, data, share, tail, labels, config["seed"] if labels and share < 1 else None]
 
 
 STAGE_POOL = StepKind("stage_pool", "ingest.pool:gather_for_stage", early=True)

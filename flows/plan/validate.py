@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import tasks
-from evaluation.label_subsets import PROBES, probes_for
+from evaluation.label_subsets import PROBES
 from evaluation.schedules import SCHEDULES
-from flows.plan.evaluation_steps import probed_sets
+from flows.plan.evaluation_steps import check_probes, probed_sets
 from flows.plan.resolve import ResolvedRecipe, Spaces, method_place
 from ingest.dataset import check_labels_fit, teacher_space
 from ingest.true_labels import class_names
@@ -112,12 +112,9 @@ def _check_comparison(place: str, config: CompareConfig, spaces: Spaces) -> None
     if not config.probes and not config.finetune:
         raise ConfigError(f"{place}: neither probes nor finetune are asked for: nothing would be measured.")
     labels = spaces[config.measured_on]
-    probed = any(probes_for(config.probes, space) for space in labels.values())
-    if not labels or (config.probes and not probed):
-        raise ConfigError(
-            f"{place}.set is {config.measured_on!r}, which has labels for {_listed(labels)}: "
-            f"{f'probes {config.probes} learn none of them' if config.probes else 'there is nothing to fine-tune on'}."
-        )
+    if not labels:
+        raise ConfigError(f"{place}.set is {config.measured_on!r}, which has no labels to measure on.")
+    check_probes(place, config.probes, {config.measured_on: labels})
 
 
 def _check_measuring(place: str, config: MeasurementConfig) -> None:

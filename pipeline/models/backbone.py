@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.readout import Readout, layout, read
+from pipeline.models.readout import Readout, read, readout_info
 from pipeline.models.timm_models import Statistics, create_timm_model
 
 
@@ -34,7 +34,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.name, self.size = name, image_size
         self.model = create_timm_model(name, image_size, drop_path)
-        self.width, self.strides, self.channels, self._indices = layout(name, image_size)
+        self.width, self.strides, self.channels, self._indices = readout_info(name, image_size)
         register_statistics(self, statistics)
         self._grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in self.modules())
 

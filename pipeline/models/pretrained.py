@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.checkpoint import read_tensors
-from pipeline.models.readout import layout
+from pipeline.models.readout import readout_info
 from pipeline.models.timm_models import check_model_name, create_timm_model
 from pipeline.models.weights import find_weights
 from pipeline.recipe.stage import PUBLISHED
@@ -23,7 +23,7 @@ from pipeline.recipe.stage import PUBLISHED
 
 def check_backbone(name: str, image_size: int, weights: str | None) -> None:
     """Raise ConfigError if there is no such backbone with a readout, or its weights are missing or another's."""
-    layout(name, image_size)
+    readout_info(name, image_size)
     if weights and weights != PUBLISHED:
         with torch.device("meta"):  # no memory, no arithmetic
             model = create_timm_model(name, image_size)

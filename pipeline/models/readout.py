@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.timm_models import create_timm_model
 
 STRIDES = (8, 16, 32)
-DEFINED = "resnet50, efficientnet_b0, convnext_tiny, swin_tiny_patch4_window7_224 or vit_small_patch16_224"
+EXAMPLES = "resnet50, efficientnet_b0, convnext_tiny, swin_tiny_patch4_window7_224 or vit_small_patch16_224"
 """Models whose readout is defined, for messages."""
 
 
@@ -33,16 +33,16 @@ class Readout(NamedTuple):
     """The maps (B, C, S / stride, S / stride), finest first; none if they were not asked for."""
 
 
-class Layout(NamedTuple):
+class ReadoutInfo(NamedTuple):
     """The vector and the maps that a model gives, for square images of one side."""
 
     width: int
     """D, the length of the vector."""
-    strides: list[int]
-    """Pixels per cell of each map: 8, 16 and 32, or the one stride of a plain transformer."""
-    channels: list[int]
+    strides: tuple[int, ...]
+    """Pixels per cell of each map: 8, 16 and 32, or the one of the last map where a model has no others."""
+    channels: tuple[int, ...]
     """Channels of each map."""
-    indices: list[int]
+    indices: tuple[int, ...]
     """The feature maps of timm that are read: those of the strides, the last one in any case."""
 
 
@@ -95,7 +95,7 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
 
 @functools.cache
-def layout(name: str, image_size: int) -> Layout:
+def readout_info(name: str, image_size: int) -> ReadoutInfo:
     """Return what the readout of a timm model gives, found out without arithmetic.
 
     Raises ConfigError if it can't be defined: the model gives no maps, or several last ones, or can't take the size.
@@ -104,7 +104,7 @@ def layout(name: str, image_size: int) -> Layout:
         model: Any = create_timm_model(name, image_size).eval()
         images = torch.empty(2, 3, image_size, image_size)
     if not hasattr(model, "forward_intermediates"):
-        raise ConfigError(f"Backbone {name!r} gives no intermediate feature maps; {DEFINED} do.")
+        raise ConfigError(f"Backbone {name!r} gives no intermediate feature maps; {EXAMPLES} do.")
     try:
         indices = _indices(model)
         final, _ = model.forward_intermediates(images, indices=indices)
@@ -114,11 +114,11 @@ def layout(name: str, image_size: int) -> Layout:
     except Exception as error:  # models raise errors of any type for a size that they can't take
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"Backbone {name!r} has no readout for images of {image_size} x {image_size} pixels ({reason}): "
-            f"take another image_size, or {DEFINED}."
+            f"Backbone {name!r} has no readout for images of {image_size} x {image_size} pixels ({reason}): {EXAMPLES} "
+            "has one, or, if the reason is the size, it may have one at another image_size."
         ) from error
-    strides = list(STRIDES) if len(maps) == len(STRIDES) else [image_size // maps[-1].shape[-1]]
-    return Layout(vector.shape[1], strides, [level.shape[1] for level in maps], indices)
+    strides = STRIDES if len(maps) == len(STRIDES) else (image_size // maps[-1].shape[-1],)
+    return ReadoutInfo(vector.shape[1], strides, tuple(level.shape[1] for level in maps), tuple(indices))
 
 
 def _indices(model: Any) -> list[int]:
@@ -129,7 +129,7 @@ def _indices(model: Any) -> list[int]:
     return indices if len(indices) == len(STRIDES) and indices[-1] == len(stages) - 1 else [len(stages) - 1]
 
 
-def untrained(name: str, image_size: int, vector: bool, maps: bool) -> list[str]:
+def untrained_parameters(name: str, image_size: int, vector: bool, maps: bool) -> list[str]:
     """Return the names of a timm model's parameters that get no gradient from what reads its vector, its maps, or both.
 
     An attention pooling, for example, is between the tokens and the vector: what reads maps alone does not train it.
@@ -137,7 +137,7 @@ def untrained(name: str, image_size: int, vector: bool, maps: bool) -> list[str]
     with torch.device("meta"):
         model = create_timm_model(name, image_size).train()
         images = torch.empty(2, 3, image_size, image_size)
-    found = read(model, images, layout(name, image_size).indices)
+    found = read(model, images, readout_info(name, image_size).indices)
     read_from = [*([found.vector] if vector else []), *(found.maps if maps else [])]
     torch.stack([tensor.sum() for tensor in read_from]).sum().backward()
     return [parameter for parameter, tensor in model.named_parameters() if tensor.grad is None]

@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.errors import require_one_of
 
@@ -20,17 +21,26 @@ Statistics = tuple[Sequence[float], Sequence[float]]
 def create_timm_model(name: str, image_size: int, drop_path: float = 0.0) -> nn.Module:
     """Create the timm model without classifier and with random weights, for images of any side if it supports that.
 
-    `drop_path`: stochastic depth of a transformer's blocks, from 0 in the first to this in the last. Raises ConfigError
-    if timm has no such model, with near names.
+    `drop_path`: stochastic depth of its blocks, from 0 in the first to this in the last; models with batch norms, as
+    convolutional networks are, and those of timm that have none go without. Raises ConfigError if timm has no such
+    model, with near names.
     """
     check_model_name(name)
-    options: dict[str, Any] = img_size_options(name, image_size)
-    if options:
-        options["drop_path_rate"] = drop_path
+    if drop_path:
         with contextlib.suppress(TypeError):
-            flexible: nn.Module = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
+            model = _create(name, image_size, drop_path_rate=drop_path)
+            if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+                return model
+    return _create(name, image_size)
+
+
+def _create(name: str, image_size: int, **more: Any) -> nn.Module:
+    options: dict[str, Any] = {**img_size_options(name, image_size), **more, "num_classes": 0}
+    if "img_size" in options:
+        with contextlib.suppress(TypeError):
+            flexible: nn.Module = timm.create_model(name, dynamic_img_size=True, **options)
             return flexible
-    model: nn.Module = timm.create_model(name, num_classes=0, **options)
+    model: nn.Module = timm.create_model(name, **options)
     return model
 
 

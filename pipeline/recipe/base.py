@@ -105,6 +105,10 @@ class FitConfig(BaseConfig):
     def _consistent(self) -> FitConfig:
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"epochs ({self.epochs}) and steps ({self.steps}) are both given: give one of them")
+        if self.optimizer == "lars" and self.decay == "all":
+            raise ValueError(
+                "decay is all, but LARS adapts whatever decays, biases and norms too: set decay to matrices"
+            )
         if self.batch % self.accumulate:
             raise ValueError(f"batch ({self.batch}) is not a multiple of accumulate ({self.accumulate})")
         return self

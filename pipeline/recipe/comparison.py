@@ -37,8 +37,8 @@ class CompareConfig(MeasurementConfig):
     """Methods by name, each with the keys of a stage except those that all share. `backbones: [...]` restricts a method
     to these."""
     settings: Literal["published", "shared"] = "published"
-    """Train each method by the optimizer, learning rate and weight decay that it was published with, or all by those of
-    *schedule*. What a method states itself holds either way."""
+    """Train each method by the optimizer, learning rate, weight decay and warm-up that it was published with, or all by
+    those that a teacher has by default. What a method states itself holds either way."""
     starts: Annotated[list[str], UniqueItems] = Field(default=[STUDENT], min_length=1)
     """What every method starts from, as in `evaluate.starts`."""
     backbones: Annotated[list[str], UniqueItems] = []

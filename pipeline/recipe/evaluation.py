@@ -41,10 +41,10 @@ class MeasurementConfig(BaseConfig):
     """The measurement of backbones: the keys that `evaluate` and `compare` share."""
 
     probes: Annotated[list[str], UniqueItems] = []
-    """What is learned on the frozen backbone. Of classes: `knn` (nearest neighbours), `soft_nn` (all labelled images,
-    weighted by distance, as in SuNCEt), `linear` (a linear classifier), `linear_hpt` (the same, trained as in HPT, for
-    a GPU). Of segmentation, depth and normals: `linear_maps` (a linear layer on its maps). Of boxes: `detector`. The
-    names of files in `evaluation/probes/`."""
+    """Models that learn on the frozen backbone, by the names of files in `evaluation/probes/`. For classes: `knn`
+    (nearest neighbours), `soft_nn` (all labelled images, weighted by distance, as in SuNCEt), `linear` (a linear
+    classifier), `linear_hpt` (the same, trained as in HPT, for a GPU). For segmentation, depth and normals:
+    `linear_dense` (a linear layer on its maps). For boxes: `detector`."""
     schedule: str = "quick"
     """Schedule of fine-tuning: `quick`, `hpt` (HPT's), or `suncet` (SuNCEt's for 1 % and 10 % of the labels)."""
     labels: Amounts = ["all"]

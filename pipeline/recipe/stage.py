@@ -77,7 +77,7 @@ class LabelledConfig(BaseConfig):
     """Share of the steps after which labelled images are switched off."""
 
     @model_validator(mode="after")
-    def _smoothing_is_suncets(self) -> LabelledConfig:
+    def _check_smoothing(self) -> LabelledConfig:
         if self.smoothing and self.method != "suncet":
             raise ValueError(f"smoothing ({self.smoothing}) is for method suncet; {self.method} has none: leave it out")
         return self
@@ -104,8 +104,8 @@ class StageConfig(FitConfig):
     trainable: Literal["all", "norm"] = "all"
     """Train the whole backbone, or only its normalization layers (HPT-BN)."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
-    """Stochastic depth of a transformer's blocks, from 0 in the first to this in the last; momentum copies have none.
-    Convolutional networks go without."""
+    """Stochastic depth of the backbone's blocks, from 0 in the first to this in the last; momentum copies have none.
+    Backbones with batch norms go without."""
     statistics: Literal["data", "backbone"] = "data"
     """Normalize images by the mean and standard deviation of the stage's own images, or by the backbone's."""
     share: Share = 1.0

@@ -29,7 +29,7 @@ class StudentConfig(TrainingConfig):
     sets need not be in the pool. Classes have to be the teacher's, in the same order."""
 
     def check_weights(self, optimizers: Mapping[str, str | None]) -> None:
-        """Raise ConfigError if a teacher would have no weight, or one that means nothing.
+        """Raise ConfigError if a teacher would have no weight, or one from another optimizer's learning rate.
 
         `optimizers`: by teacher, `optimizer_name` of its training; None for one that was not trained here.
         """

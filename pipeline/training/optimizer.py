@@ -48,7 +48,7 @@ def set_weight_decay(optimizer: torch.optim.Optimizer, value: float) -> None:
 
 
 def parameter_groups(module: nn.Module, config: FitConfig) -> list[dict[str, Any]]:
-    """Split the trainable parameters into groups: backbone or not, matrices or not. `decays` is theirs to keep."""
+    """Split the trainable parameters into groups: backbone or not, matrices or not; `decays` marks weight decay."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:

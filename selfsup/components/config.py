@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pydantic import model_validator
 
 from pipeline.errors import ConfigError
 from pipeline.models.backbone import Backbone
@@ -51,6 +52,16 @@ class MethodConfig(StageConfig, ABC):
 
     Keys of the schedule that a method states again have the defaults that it was published with.
     """
+
+    @model_validator(mode="after")
+    def _check_rate(self) -> MethodConfig:
+        published = type(self).model_fields["optimizer"].default
+        if self.optimizer != published and "lr" not in self.model_fields_set:
+            raise ValueError(
+                f"optimizer is {self.optimizer!r}, but lr ({self.lr:g}) is the one that {self.method!r} was published "
+                f"with for {published!r}: give lr as well"
+            )
+        return self
 
     @abstractmethod
     def build(self, backbone: Backbone, setting: StageSetting) -> Method:

@@ -39,8 +39,11 @@ def load_stage_data(config: Mapping[str, Any], inputs: Inputs) -> tuple[ImageDat
     """Load the images of a stage, and the sampler of its labelled ones, if any. ConfigError if they are too few."""
     stage, seed = stage_config(config["stage"]), config["seed"]
     images = load_images(stage, inputs, seed)
-    if stage.learns_from_classes:
-        image_classes(stage, inputs, images)  # raises if there are none
+    if stage.learns_from_classes and (image_classes(stage, inputs, images).numbers < 0).all():
+        raise ConfigError(
+            f"method {stage.method!r} learns from classes, and none of the {len(images)} images of "
+            f"{', '.join(stage.data)} has one: label some, or take another method."
+        )
     stage_validation(stage, inputs)  # raises if there is nothing to measure on
     return images, load_sampler(stage, inputs, images, seed) if stage.labels else None
 

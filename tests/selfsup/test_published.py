@@ -30,7 +30,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "deepclusterv2": {"optimizer": "lars", "lr": (0.6, 0.15), "weight_decay": 1e-6, "warmup": 0.0},
     "dino": {"lr": (5e-4, 1.25e-4), "weight_decay": 0.04, "weight_decay_end": 0.4, "warmup": 0.1, "clip": 3.0},
     "mae": {"lr": (1.5e-4, 3.75e-5), "weight_decay": 0.05, "beta2": 0.95, "warmup": 0.05},
-    "supcon": {"optimizer": "sgd", "lr": (0.125, 0.03125), "weight_decay": 1e-4},
+    "supcon": {"optimizer": "sgd", "lr": (0.125, 0.03125), "weight_decay": 1e-4, "decay": "all", "warmup": 0.01},
 }
 """Settings in which methods were published: learning rates for 256 and for 64 images."""
 
@@ -43,6 +43,9 @@ def test_method_config_has_the_published_schedule(name: str) -> None:
     assert {key: getattr(found, key) for key in expected} == expected
     assert (found.lr, config(name, batch=64).lr) == pytest.approx((large, small))
     assert config(name, batch=64, lr=0.5, optimizer="sgd").lr == 0.5
+    other = "lars" if found.optimizer == "adamw" else "adamw"
+    with pytest.raises(ValidationError, match=rf"optimizer is '{other}', but lr \(.*\) is the one that '{name}' was"):
+        config(name, optimizer=other)
     if name == "simclr":
         assert config(name, batch=4096).lr == pytest.approx(4.8)
 

@@ -61,7 +61,7 @@ def test_knn_agrees_with_a_simple_count(count: int, tmp_path: Path) -> None:
 def test_knn_does_not_depend_on_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     solution, test = knn.fit(probe_data(known(1, 50), known(3, 5), tmp_path)), known(2, 30).features
     whole = solution.classify(test)
-    monkeypatch.setattr(knn, "CHUNK", 7)
+    monkeypatch.setattr("pipeline.models.neighbors.CHUNK", 7)
     torch.testing.assert_close(solution.classify(test), whole)
 
 

@@ -160,7 +160,7 @@ def test_comparison_refuses_a_method_without_a_backbone() -> None:
         (
             "data: [kinds]",
             "data: [world]",
-            r"compare\.all\.set is 'world', .* labels for segmentation: probes \['knn'\] learn none of them",
+            r"compare\.all\.probes names 'knn', but world has no labels that it learns from",
         ),
         ("probes: [knn]", "probes: []", r"neither probes nor finetune are asked for"),
         ("probes: [knn]", "probes: [kn]", r"compare\.all\.probes: 'kn' is unknown\. Did you mean 'knn'"),

@@ -9,11 +9,12 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import DropPath
 from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.models.backbone import Backbone
-from pipeline.models.readout import layout, read, untrained
+from pipeline.models.readout import read, readout_info, untrained_parameters
 from pipeline.models.timm_models import create_timm_model, img_size_options, statistics
 from pipeline.stores.labels import LabelSpace
 from tasks.network import Network, NetworkConfig
@@ -87,8 +88,8 @@ def test_readout_gives_the_vector_of_the_exported_model(name: str, tmp_path: Pat
     assert [tuple(level.shape[1:]) for level in maps] == [
         (channels, side, side) for channels, side in zip(backbone.channels, sides, strict=True)
     ]
-    assert backbone.strides == [8, 16, 32] if backbone.strides[-1] == 32 else len(maps) == 1
-    assert backbone.strides == [8, 16, 32] or name not in HIERARCHICAL
+    assert backbone.strides == (8, 16, 32) if len(backbone.strides) > 1 else len(maps) == 1
+    assert backbone.strides == (8, 16, 32) or name not in HIERARCHICAL
     mean = maps[-1].mean(dim=(2, 3))
     assert mean.shape == vector.shape
     assert (float((mean - vector).norm() / vector.norm()) < 1e-4) == (name in MEAN_OF_MAP)
@@ -114,7 +115,7 @@ def test_heads_train_every_parameter_of_the_exported_backbone(name: str, heads: 
     network = Network(NetworkConfig(backbone=name, image_size=SIZES[name], width=8, heads=shown)).train()
     loss(network, heads, SIZES[name]).backward()
     missed = {part for part, tensor in network.backbone.model.named_parameters() if tensor.grad is None}
-    assert missed == set(network.untrained())
+    assert missed == set(network.untrained_parameters())
     expected = {ONLY_BY_VECTOR[name]} if name in ONLY_BY_VECTOR and heads == ["depth"] else set()
     assert {part.partition(".")[0] for part in missed} == expected
 
@@ -125,7 +126,10 @@ def test_read_gives_each_cell_the_vector_it_has_alone(name: str) -> None:
     side = SIZES[name]
     images = torch.rand(2, 3, side, 2 * side if side == 64 else side)
     with torch.inference_mode():
-        (final, _), last = model.forward_intermediates(images), read(model, images, layout(name, side).indices).maps[-1]
+        (final, _), last = (
+            model.forward_intermediates(images),
+            read(model, images, readout_info(name, side).indices).maps[-1],
+        )
         cells = final if getattr(model, "output_fmt", "") == "NHWC" else final.permute(0, 2, 3, 1)
         assert last.permute(0, 2, 3, 1).shape[:3] == cells.shape[:3]
         for row in range(last.shape[2]):
@@ -143,7 +147,8 @@ def test_read_orders_tokens_by_rows(name: str) -> None:
     marked[:, :, side // 2 :, : side // 2] = torch.rand(3, side - side // 2, side // 2)
     with torch.inference_mode():
         before, after = (
-            read(model, images, layout(name, side).indices).maps[0] for images in (torch.zeros_like(marked), marked)
+            read(model, images, readout_info(name, side).indices).maps[0]
+            for images in (torch.zeros_like(marked), marked)
         )
     change = (before - after).abs().sum(dim=(0, 1))
     middle = change.shape[0] // 2
@@ -162,17 +167,24 @@ def test_read_takes_statistics_from_the_vectors_alone(name: str) -> None:
         torch.testing.assert_close(one, other, msg=part)
 
 
-def test_layout_refuses_a_model_without_one_vector_and_one_map() -> None:
+@pytest.mark.parametrize("name", ["efficientvit_m0", "resnet10t", "test_vit", "davit_tiny"])
+def test_create_timm_model_drops_paths_where_there_are_no_batch_norms(name: str) -> None:
+    with torch.device("meta"):
+        model = create_timm_model(name, 224, drop_path=0.2)
+    rates = [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
+    assert (max(rates, default=0) == pytest.approx(0.2)) == (name in ("test_vit", "davit_tiny"))
+
+
+def test_readout_info_refuses_a_model_without_one_vector_and_one_map() -> None:
     with pytest.raises(ConfigError, match=r"'crossvit_9_240' has no readout .*ends in 2 maps.*resnet50"):
-        layout("crossvit_9_240", 240)
+        readout_info("crossvit_9_240", 240)
     with pytest.raises(ConfigError, match=r"'pit_ti_224' has no readout .*1 tokens for 7 x 7 cells"):
-        layout("pit_ti_224", 224)
+        readout_info("pit_ti_224", 224)
     with pytest.raises(ConfigError, match=r"'vit_small_patch14_dinov2' has no readout for images of 64 x 64 pixels"):
-        layout("vit_small_patch14_dinov2", 64)
+        readout_info("vit_small_patch14_dinov2", 64)
 
 
-def test_untrained_names_what_lies_between_maps_and_vector() -> None:
-    names = untrained("test_vit3", 160, vector=False, maps=True)
+def test_untrained_parameters_names_what_lies_between_maps_and_vector() -> None:
+    names = untrained_parameters("test_vit3", 160, vector=False, maps=True)
     assert {name.partition(".")[0] for name in names} == {"attn_pool"}
-    assert untrained("test_vit3", 160, vector=True, maps=False) == []
-    assert create_timm_model("resnet10t", 64).state_dict().keys() >= set(untrained("resnet10t", 64, False, True))
+    assert untrained_parameters("test_vit3", 160, vector=True, maps=False) == []

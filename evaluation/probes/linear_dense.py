@@ -8,7 +8,7 @@ from pipeline.recipe.base import FitConfig
 from tasks.raster import RasterLabel
 
 if TYPE_CHECKING:
-    from evaluation.map_probe import MapProbeData, MapProbeResult
+    from evaluation.dense_probe import DenseProbeData, DenseProbeResult
 
 VERSION = 1
 READS = "maps"
@@ -23,23 +23,23 @@ RANDOM = True
 SETTINGS = FitConfig(batch=16, steps=STEPS, weight_decay=1e-4, warmup=0.0)
 
 
-def fit(data: MapProbeData) -> MapProbeResult:
+def fit(data: DenseProbeData) -> DenseProbeResult:
     """Train the layer by each learning rate, and return the one that is best on validation images."""
     import dataclasses
 
     import torch
 
-    from evaluation.linear_layer import LinearMaps
-    from evaluation.map_probe import MapProbeResult, score_on_maps, train_on_maps
+    from evaluation.dense_probe import DenseProbeResult, score_on_maps, train_on_maps
+    from evaluation.linear_layer import DenseLinear
     from evaluation.measurement import max_or_min
 
     leading, direction = next(iter(data.task.better.items()))
-    found: list[tuple[float, MapProbeResult]] = []
+    found: list[tuple[float, DenseProbeResult]] = []
     for rate in RATES:
         torch.manual_seed(data.seed)
-        layer = LinearMaps(data.task, data.train.maps, data.size)
+        layer = DenseLinear(data.task, data.train.maps, data.size)
         trial = dataclasses.replace(data, scratch=data.scratch / f"{rate:g}")
         cost = train_on_maps(layer, trial, SETTINGS.model_copy(update={"lr": rate}))
         score = score_on_maps(layer, data.task, data.val)[leading]
-        found.append((score, MapProbeResult(layer, {"lr": rate, "validation": score}, cost)))
+        found.append((score, DenseProbeResult(layer, {"lr": rate, "validation": score}, cost)))
     return max_or_min(direction)(found, key=lambda each: each[0])[1]

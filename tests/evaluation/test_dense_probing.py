@@ -12,9 +12,9 @@ import torch
 from torch.nn import functional
 
 import tasks
-from evaluation.linear_layer import LinearMaps, channel_statistics
-from evaluation.map_probe import LabelledMaps, MapProbeData, score_on_maps, train_on_maps
-from evaluation.probes import detector, linear_maps
+from evaluation.dense_probe import DenseProbeData, LabelledMaps, score_on_maps, train_on_maps
+from evaluation.linear_layer import DenseLinear, channel_statistics
+from evaluation.probes import detector, linear_dense
 from pipeline.errors import ConfigError
 from pipeline.recipe.base import FitConfig
 from pipeline.steps.runtime import Runtime
@@ -28,7 +28,7 @@ SIDE = 32
 
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    for probe in (linear_maps, detector):
+    for probe in (linear_dense, detector):
         monkeypatch.setattr(probe, "SETTINGS", probe.SETTINGS.model_copy(update={"steps": 3, "batch": 4}))
 
 
@@ -38,28 +38,28 @@ def probed(bench: Bench, *probes: str, **config: Any) -> list[Record]:
 
 @pytest.mark.usefixtures("few_steps")
 def test_probe_measures_every_task_that_its_probes_learn(bench: Bench) -> None:
-    records = probed(bench, "knn", "linear_maps", "detector", labels=[8, "all"])
+    records = probed(bench, "knn", "linear_dense", "detector", labels=[8, "all"])
     leading = {"classification": "accuracy", "detection": "ap", "segmentation": "miou", "normals": "mean_angle"}
     leading["depth"] = "delta_1.25"
     for task, metric in leading.items():
         found = [record for record in records if record["task"] == task]
-        protocol = {"classification": "knn v1", "detection": "detector v1"}.get(task, "linear_maps v1")
+        protocol = {"classification": "knn v1", "detection": "detector v1"}.get(task, "linear_dense v1")
         assert {record["protocol"] for record in found} == {protocol}
         assert [(record["labels"], record["n"]) for record in found if record["metric"] == metric] == [(8, 5), (12, 5)]
     assert {record["steps"] for record in records if record["task"] != "classification"} == {3}
 
 
 @pytest.mark.usefixtures("few_steps")
-@pytest.mark.parametrize("probe", ["linear_maps", "detector"])
-def test_map_probe_is_deterministic_by_seed(bench: Bench, probe: str) -> None:
+@pytest.mark.parametrize("probe", ["linear_dense", "detector"])
+def test_dense_probe_is_deterministic_by_seed(bench: Bench, probe: str) -> None:
     first, second = (probed(bench, probe, name=f"probe.{number}") for number in (1, 2))
     for one, other in zip(first, second, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
 @pytest.mark.usefixtures("few_steps")
-def test_map_probe_measures_on_corrupted_images(bench: Bench) -> None:
-    records = [record for record in probed(bench, "linear_maps", corruptions=True) if record["metric"] == "miou"]
+def test_dense_probe_measures_on_corrupted_images(bench: Bench) -> None:
+    records = [record for record in probed(bench, "linear_dense", corruptions=True) if record["metric"] == "miou"]
     found = {record["corruption"]: record["value"] for record in records}
     singles = [value for name, value in found.items() if name not in ("none", "all")]
     assert found["all"] == pytest.approx(sum(singles) / len(singles))
@@ -77,32 +77,34 @@ def maps_of(count: int, seed: int = 0) -> LabelledMaps:
 
 
 @pytest.fixture
-def data(runtime: Runtime, tmp_path: Path) -> MapProbeData:
+def data(runtime: Runtime, tmp_path: Path) -> DenseProbeData:
     train, val = maps_of(24), maps_of(8, seed=1)
     about: dict[str, Any] = {"size": SIDE, "strides": [8, 16], "channels": [3, 2], "width": 8, "proposals": 8}
-    return MapProbeData("probe", DEPTH, train, val, **about, seed=0, scratch=tmp_path, runtime=runtime)
+    return DenseProbeData("probe", DEPTH, train, val, **about, seed=0, scratch=tmp_path, runtime=runtime)
 
 
-def test_linear_maps_learn_a_linear_function_of_the_maps(data: MapProbeData, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = linear_maps.fit(data)
+def test_linear_dense_learn_a_linear_function_of_the_maps(
+    data: DenseProbeData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = linear_dense.fit(data)
     unseen = maps_of(8, seed=2)
     assert score_on_maps(found.module, DEPTH, unseen)["abs_rel"] < 0.02
     constant = [torch.zeros_like(level) for level in unseen.maps]
     assert score_on_maps(found.module, DEPTH, dataclasses.replace(unseen, maps=constant))["abs_rel"] > 0.1
-    assert found.settings["lr"] in linear_maps.RATES
-    assert (found.cost.steps, found.cost.images) == (linear_maps.STEPS, 16 * linear_maps.STEPS)
-    monkeypatch.setattr(linear_maps, "RATES", (1e-6, 1e-2))
-    assert linear_maps.fit(dataclasses.replace(data, scratch=data.scratch / "b")).settings["lr"] == 1e-2, "the better"
+    assert found.settings["lr"] in linear_dense.RATES
+    assert (found.cost.steps, found.cost.images) == (linear_dense.STEPS, 16 * linear_dense.STEPS)
+    monkeypatch.setattr(linear_dense, "RATES", (1e-6, 1e-2))
+    assert linear_dense.fit(dataclasses.replace(data, scratch=data.scratch / "b")).settings["lr"] == 1e-2, "the better"
 
 
-def test_linear_maps_are_linear_and_standardized(data: MapProbeData) -> None:
-    layer = LinearMaps(DEPTH, data.train.maps, SIDE)
+def test_dense_linear_is_linear_and_standardized(data: DenseProbeData) -> None:
+    layer = DenseLinear(DEPTH, data.train.maps, SIDE)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     one, other = ([level[rows].float() for level in data.train.maps] for rows in (slice(0, 4), slice(4, 8)))
     middle = [(a + b) / 2 for a, b in zip(one, other, strict=True)]
     torch.testing.assert_close(layer(middle), (layer(one) + layer(other)) / 2, atol=1e-4, rtol=1e-4)
-    scaled = LinearMaps(DEPTH, [7 * level.float() - 2 for level in data.train.maps], SIDE)
+    scaled = DenseLinear(DEPTH, [7 * level.float() - 2 for level in data.train.maps], SIDE)
     scaled.load_state_dict({**scaled.state_dict(), **dict(layer.named_parameters())})
     torch.testing.assert_close(scaled([7 * level - 2 for level in one]), layer(one), atol=1e-2, rtol=1e-2)
 
@@ -114,15 +116,15 @@ def test_channel_statistics_of_large_half_precision_maps_are_finite() -> None:
     torch.testing.assert_close(std, torch.tensor([300.0, 300.0]), rtol=0.1, atol=0)
 
 
-def test_linear_maps_refuse_a_task_that_is_not_dense(data: MapProbeData) -> None:
+def test_dense_linear_refuses_a_task_that_is_not_dense(data: DenseProbeData) -> None:
     boxes = tasks.model(LabelSpace("detection", ("a",)))
     with pytest.raises(ConfigError, match="task 'detection' has no dense head"):
-        LinearMaps(boxes, data.train.maps, SIDE)
+        DenseLinear(boxes, data.train.maps, SIDE)
 
 
-def test_score_on_maps_does_not_depend_on_the_batch(data: MapProbeData, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = LinearMaps(DEPTH, data.train.maps, SIDE)
+def test_score_on_maps_does_not_depend_on_the_batch(data: DenseProbeData, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = DenseLinear(DEPTH, data.train.maps, SIDE)
     train_on_maps(layer, data, FitConfig(steps=3, batch=4))
     whole = score_on_maps(layer, DEPTH, data.train)
-    monkeypatch.setattr("evaluation.map_probe.BATCH", 5)
+    monkeypatch.setattr("evaluation.dense_probe.BATCH", 5)
     assert score_on_maps(layer, DEPTH, data.train) == pytest.approx(whole)

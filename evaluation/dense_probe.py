@@ -25,10 +25,10 @@ from pipeline.training.fit import fit
 from pipeline.training.objective import Objective, TrainingJob
 from pipeline.training.process_group import ProcessGroup
 from tasks.prediction import to_numpy
-from tasks.task import Target, Task
+from tasks.task import Metric, Target, Task
 
 MOST_IMAGES = 2000
-"""Labelled images that a probe learns from, at most: their maps are kept in memory."""
+"""Labelled images that a probe learns from, those for validation included, at most: their maps are kept in memory."""
 BATCH = 32
 """Images that are scored at once."""
 
@@ -46,15 +46,15 @@ class LabelledMaps:
 
 
 @dataclasses.dataclass(frozen=True)
-class MapProbeData:
+class DenseProbeData:
     """Maps of a frozen backbone with labels of one task: fit on `train`, choose settings on `val`.
 
     A probe that reads maps is a module in `evaluation/probes/` with `READS = "maps"`: it has `VERSION`, `ABOUT`,
     `RANDOM`, the class `LABEL` of the labels that it can learn, and
 
-        def fit(data: MapProbeData) -> MapProbeResult:
+        def fit(data: DenseProbeData) -> DenseProbeResult:
             head = MyHead(data.channels, data.task)
-            return MapProbeResult(head, {}, train_on_maps(head, data, FitConfig(steps=100)))
+            return DenseProbeResult(head, {}, train_on_maps(head, data, FitConfig(steps=100)))
     """
 
     name: str
@@ -75,7 +75,7 @@ class MapProbeData:
     runtime: Runtime
 
 
-class MapProbeResult(NamedTuple):
+class DenseProbeResult(NamedTuple):
     """A module from maps (a list of (B, C, h, w)) to the task's raw output, the chosen settings, and what it cost."""
 
     module: nn.Module
@@ -90,7 +90,7 @@ class _MapBatch:
     target: Target
 
 
-class _LocalMaps:
+class _MapStep:
     """The images of a step, to be collated into microbatches."""
 
     def __init__(self, rows: Sequence[int], collate: Callable[[Sequence[int]], _MapBatch], keys: list[str]) -> None:
@@ -115,8 +115,8 @@ class _MapObjective(Objective):
         return loss, {}
 
 
-def train_on_maps(module: nn.Module, data: MapProbeData, settings: FitConfig) -> Cost:
-    """Train a module on the maps and labels of `data.train`, whole images in a random order; leave it on the CPU."""
+def train_on_maps(module: nn.Module, data: DenseProbeData, settings: FitConfig) -> Cost:
+    """Train a module on the maps and labels of `data.train`, whole images in a random order; leave it on the device."""
     train, label = data.train, tasks.label(data.task.space)
     side = data.size if label.uses_pixels else data.size // 4
     values = [transform_label(label, value, AugmentParams(), side) for value in train.values]
@@ -133,27 +133,32 @@ def train_on_maps(module: nn.Module, data: MapProbeData, settings: FitConfig) ->
         positions = range(step * settings.batch, (step + 1) * settings.batch)
         return [functools.partial(row_of, position) for position in positions]
 
-    def assemble(rows: Sequence[int], _: int) -> _LocalMaps:
-        return _LocalMaps(rows, collate, [train.keys[row] for row in rows])
+    def assemble(rows: Sequence[int], _: int) -> _MapStep:
+        return _MapStep(rows, collate, [train.keys[row] for row in rows])
 
     steps, device = settings.total_steps(len(train.keys)), find_device(data.runtime.device)
     stream = PrefetchedStream(makers, assemble, 1)
     job = TrainingJob(data.name, _MapObjective(module, data.task), stream, steps, data.scratch, settings, data.seed)
     with ProcessGroup(device) as group:
         fitted = fit(job, ComputeConfig(device, "32", False, {}), group, data.runtime)
-    module.cpu()
     return Cost(steps, steps * settings.batch, fitted.seconds)
 
 
-@torch.inference_mode()
 def score_on_maps(module: nn.Module, task: Task, images: LabelledMaps) -> dict[str, float]:
     """Return the task's metrics of a module's predictions for labelled maps."""
     metric = task.metrics()
+    update_metric(metric, module, task, images)
+    return metric.compute()
+
+
+@torch.inference_mode()
+def update_metric(metric: Metric, module: nn.Module, task: Task, images: LabelledMaps) -> None:
+    """Add a module's predictions for labelled maps to a metric. It computes on the device that it is on."""
+    device = next(module.parameters()).device
     module.eval()
     for start in range(0, len(images.keys), BATCH):
         rows = range(start, min(start + BATCH, len(images.keys)))
-        output = module([level[start : rows.stop].float() for level in images.maps])
+        output = module([level[start : rows.stop].to(device).float() for level in images.maps])
         prediction = to_numpy(task.predict(output))
         for offset, row in enumerate(rows):
             metric.update(task.value(prediction, offset, images.sizes[row]), images.values[row])
-    return metric.compute()

@@ -1,0 +1,140 @@
+"""Measure the maps of a frozen backbone on one set and task with the probes that read them."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tasks
+from evaluation import corruptions
+from evaluation.dense_probe import MOST_IMAGES, DenseProbeData, DenseProbeResult, LabelledMaps, update_metric
+from evaluation.extraction import FeatureExtractor
+from evaluation.label_subsets import LabelRequest, probe_module, split_train_val
+from evaluation.measurement import CLEAN, Measurement, mean_scores
+from pipeline.data.dataset import ImageDataset
+from pipeline.models.features import identity
+from pipeline.recipe.evaluation import Amount, StartConfig
+
+Change = Callable[[Any], Any]
+CHUNK = 256
+"""Test images whose maps are in memory at once."""
+
+
+class _Fitted(NamedTuple):
+    """A fitted probe: on `labels` labels, drawn by `seed`, for the amount `asked`."""
+
+    name: str
+    result: DenseProbeResult
+    asked: Amount
+    labels: int
+    seed: int
+
+
+class DenseProbing:
+    """Extract the maps of one backbone on one set, and run the probes of one task on them."""
+
+    def __init__(
+        self, config: Mapping[str, Any], request: LabelRequest, extractor: FeatureExtractor, scratch: Path
+    ) -> None:
+        self.config, self.extractor, self.scratch = config, extractor, scratch
+        self.splits, self.counts = request
+        self.task = tasks.model(self.splits.space)
+        self.start = StartConfig.model_validate(config["start"]).name
+
+    def records(self, probes: Sequence[str]) -> Iterator[Measurement]:
+        """Yield the records of these probes, for every number of labels and seed.
+
+        All probes are fitted before any is scored: the maps of the test images are made once, and are not kept.
+        """
+        config, fitted = self.config, list[_Fitted]()
+        draws = [(min(count, MOST_IMAGES), asked) for asked, count in self.counts.items()]
+        draws = list({labels: (labels, asked) for labels, asked in reversed(draws)}.values())[::-1]
+        trials = list(itertools.product(draws, range(config["seed"], config["seed"] + config["seeds"])))
+        for number, ((labels, asked), seed) in enumerate(trials):
+            train, val = self._labelled(labels, seed)
+            for name in probes:
+                self.extractor.runtime.check_stop(config["name"])
+                about = f"{name}, {self.task.space.task}, {labels} labels, seed {seed}"
+                self.extractor.runtime.progress(config["name"], number / len(trials), about)
+                data = self._data(train, val, seed, self.scratch / f"{name}-{self.task.space.task}-{labels}-{seed}")
+                fitted.append(_Fitted(name, probe_module(name).fit(data), asked, labels, seed))
+        for each, scores in zip(fitted, self._scores(fitted), strict=True):
+            yield from self._measure(each, scores)
+
+    def _labelled(self, count: int, seed: int) -> tuple[LabelledMaps, LabelledMaps]:
+        """Return the maps to learn from and to validate on."""
+        train, val = split_train_val(self.splits.order(seed), count, self.splits.val is None)
+        learned = self._maps(self.splits.train, train.tolist())
+        return learned, self._val if self.splits.val else self._maps(self.splits.train, val.tolist())
+
+    @functools.cached_property
+    def _val(self) -> LabelledMaps:
+        assert self.splits.val
+        return self._maps(self.splits.val, range(min(len(self.splits.val), MOST_IMAGES)))
+
+    def _scores(self, fitted: Sequence[_Fitted]) -> list[list[tuple[str, dict[str, float]]]]:
+        """Return the metrics on the test images of each fitted probe, by corruption: unchanged images first."""
+        corrupted = corruptions.corruption_functions() if self.config["corruptions"] else ()
+        scores: list[list[tuple[str, dict[str, float]]]] = [[] for _ in fitted]
+        for corruption, change in ((CLEAN, identity), *corrupted):
+            metrics = [self.task.metrics() for _ in fitted]
+            for start in range(0, len(self.splits.test), CHUNK):
+                rows = range(start, min(start + CHUNK, len(self.splits.test)))
+                images = self._maps(self.splits.test, rows, change)
+                for metric, each in zip(metrics, fitted, strict=True):
+                    update_metric(metric, each.result.module, self.task, images)
+            for found, metric in zip(scores, metrics, strict=True):
+                found.append((corruption, metric.compute()))
+        return scores
+
+    def _maps(self, images: ImageDataset, rows: Sequence[int], change: Change = identity) -> LabelledMaps:
+        name, keys = self.task.space.task, images.keys()
+        maps = self.extractor.extract_maps(images, rows, change)
+        values = [images.values(row)[name] for row in rows]
+        return LabelledMaps([keys[row] for row in rows], maps, values, [images.size(row) for row in rows])
+
+    def _data(self, train: LabelledMaps, val: LabelledMaps, seed: int, scratch: Path) -> DenseProbeData:
+        backbone = self.extractor.backbone
+        return DenseProbeData(
+            name=self.config["name"],
+            task=self.task,
+            train=train,
+            val=val,
+            size=backbone.size,
+            strides=backbone.strides,
+            channels=backbone.channels,
+            width=self.config["width"],
+            proposals=self.config["proposals"],
+            seed=seed,
+            scratch=scratch,
+            runtime=self.extractor.runtime,
+        )
+
+    def _measure(self, fitted: _Fitted, scores: Sequence[tuple[str, Mapping[str, float]]]) -> Iterator[Measurement]:
+        probe, result = probe_module(fitted.name), fitted.result
+        for corruption, values in mean_scores(scores).items():
+            for metric, value in values.items():
+                yield Measurement(
+                    start=self.start,
+                    backbone=self.extractor.backbone.name,
+                    protocol=f"{fitted.name} v{probe.VERSION}",
+                    about=probe.ABOUT if corruption == CLEAN else f"{probe.ABOUT}; {corruptions.ABOUT}",
+                    dataset=self.config["set"],
+                    task=self.task.space.task,
+                    split=self.splits.name,
+                    n=len(self.splits.test),
+                    asked=fitted.asked,
+                    labels=fitted.labels,
+                    seed=fitted.seed,
+                    metric=metric,
+                    better=self.task.better[metric],
+                    value=value,
+                    corruption=corruption,
+                    steps=result.cost.steps,
+                    images=result.cost.images,
+                    seconds=round(result.cost.seconds, 2),
+                    settings=result.settings,
+                )
