@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import tasks
@@ -125,9 +127,13 @@ def train_on_maps(module: nn.Module, data: DenseProbeData, settings: FitConfig) 
         target = data.task.collate([values[row] for row in rows])
         return _MapBatch([train.keys[row] for row in rows], [level[list(rows)] for level in train.maps], target)
 
+    @functools.lru_cache(maxsize=2)
+    def order(epoch: int) -> NDArray[np.int64]:
+        return seeded_generator(data.seed, epoch).permutation(len(train.keys))
+
     def row_of(position: int) -> int:
         epoch, offset = divmod(position, len(train.keys))
-        return int(seeded_generator(data.seed, epoch).permutation(len(train.keys))[offset])
+        return int(order(epoch)[offset])
 
     def makers(step: int) -> list[Callable[[], int]]:
         positions = range(step * settings.batch, (step + 1) * settings.batch)

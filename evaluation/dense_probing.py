@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tasks
 from evaluation import corruptions
 from evaluation.dense_probe import MOST_IMAGES, DenseProbeData, DenseProbeResult, LabelledMaps, update_metric
-from evaluation.extraction import FeatureExtractor
+from evaluation.extraction import Change, FeatureExtractor, image_changes
 from evaluation.label_subsets import LabelRequest, probe_module, split_train_val
-from evaluation.measurement import CLEAN, Measurement, mean_scores
+from evaluation.measurement import Measurement, measurements
 from pipeline.data.dataset import ImageDataset
 from pipeline.models.features import identity
 from pipeline.recipe.evaluation import Amount, StartConfig
 
-Change = Callable[[Any], Any]
 CHUNK = 256
 """Test images whose maps are in memory at once."""
 
@@ -77,9 +76,8 @@ class DenseProbing:
 
     def _scores(self, fitted: Sequence[_Fitted]) -> list[list[tuple[str, dict[str, float]]]]:
         """Return the metrics on the test images of each fitted probe, by corruption: unchanged images first."""
-        corrupted = corruptions.corruption_functions() if self.config["corruptions"] else ()
         scores: list[list[tuple[str, dict[str, float]]]] = [[] for _ in fitted]
-        for corruption, change in ((CLEAN, identity), *corrupted):
+        for corruption, change in image_changes(self.config["corruptions"]):
             metrics = [self.task.metrics() for _ in fitted]
             for start in range(0, len(self.splits.test), CHUNK):
                 rows = range(start, min(start + CHUNK, len(self.splits.test)))
@@ -115,26 +113,22 @@ class DenseProbing:
 
     def _measure(self, fitted: _Fitted, scores: Sequence[tuple[str, Mapping[str, float]]]) -> Iterator[Measurement]:
         probe, result = probe_module(fitted.name), fitted.result
-        for corruption, values in mean_scores(scores).items():
-            for metric, value in values.items():
-                yield Measurement(
-                    start=self.start,
-                    backbone=self.extractor.backbone.name,
-                    protocol=f"{fitted.name} v{probe.VERSION}",
-                    about=probe.ABOUT if corruption == CLEAN else f"{probe.ABOUT}; {corruptions.ABOUT}",
-                    dataset=self.config["set"],
-                    task=self.task.space.task,
-                    split=self.splits.name,
-                    n=len(self.splits.test),
-                    asked=fitted.asked,
-                    labels=fitted.labels,
-                    seed=fitted.seed,
-                    metric=metric,
-                    better=self.task.better[metric],
-                    value=value,
-                    corruption=corruption,
-                    steps=result.cost.steps,
-                    images=result.cost.images,
-                    seconds=round(result.cost.seconds, 2),
-                    settings=result.settings,
-                )
+        return measurements(
+            scores,
+            self.task.better,
+            (probe.ABOUT, f"{probe.ABOUT}; {corruptions.ABOUT}"),
+            start=self.start,
+            backbone=self.extractor.backbone.name,
+            protocol=f"{fitted.name} v{probe.VERSION}",
+            dataset=self.config["set"],
+            task=self.task.space.task,
+            split=self.splits.name,
+            n=len(self.splits.test),
+            asked=fitted.asked,
+            labels=fitted.labels,
+            seed=fitted.seed,
+            steps=result.cost.steps,
+            images=result.cost.images,
+            seconds=round(result.cost.seconds, 2),
+            settings=result.settings,
+        )

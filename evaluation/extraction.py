@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from evaluation import corruptions
+from evaluation.measurement import CLEAN
 from pipeline.data.dataset import ImageDataset
 from pipeline.models.backbone import Backbone
 from pipeline.models.features import extract_features, extract_maps, identity
@@ -15,8 +17,17 @@ from pipeline.models.initial import InitialBackbone
 from pipeline.steps.runtime import Runtime
 from pipeline.training import autotune
 
+Change = Callable[[Any], Any]
+"""What an image (S, S, 3) uint8 is put through before the backbone sees it."""
 AUTOTUNE_IMAGES = 16
 """Images of the forward pass that is timed."""
+
+
+def image_changes(corrupted: bool) -> Iterator[tuple[str, Change]]:
+    """Yield what test images go through, by name: nothing first, then every corruption if asked for."""
+    yield CLEAN, identity
+    if corrupted:
+        yield from corruptions.corruption_functions()
 
 
 class FeatureExtractor:
@@ -34,14 +45,12 @@ class FeatureExtractor:
         self.compute = autotune.autotune(runtime, [start.name, start.size, "features"], backbone, call)
         self.backbone: Backbone = self.compute.place(backbone)
 
-    def extract(self, images: ImageDataset, rows: Sequence[int], change: Callable[[Any], Any] = identity) -> Tensor:
+    def extract(self, images: ImageDataset, rows: Sequence[int], change: Change = identity) -> Tensor:
         """Return features (N, D) float32 of the images at `rows`, after `change`."""
         with self.compute.autocast():
             return extract_features(self.backbone, images, rows, self.runtime, change)
 
-    def extract_maps(
-        self, images: ImageDataset, rows: Sequence[int], change: Callable[[Any], Any] = identity
-    ) -> list[Tensor]:
+    def extract_maps(self, images: ImageDataset, rows: Sequence[int], change: Change = identity) -> list[Tensor]:
         """Return maps (N, C, h, w) float16 of the images at `rows`, after `change`, one for each stride."""
         with self.compute.autocast():
             return extract_maps(self.backbone, images, rows, self.runtime, change)

@@ -14,7 +14,7 @@ from torch import nn
 
 from evaluation import corruptions
 from evaluation.label_subsets import Splits, label_requests, split_train_val
-from evaluation.measurement import CLEAN, MEASUREMENTS_FILE, Measurement, max_or_min, mean_scores
+from evaluation.measurement import CLEAN, MEASUREMENTS_FILE, Measurement, max_or_min, measurements
 from evaluation.schedules import SCHEDULES, FinetuneSchedule
 from pipeline.data.dataset import ImageDataset
 from pipeline.errors import error_context
@@ -179,30 +179,25 @@ class _Finetuning:
         return FineTuned(predictor, start.name, dict(settings), steps, steps * fit.batch, seconds, scores)
 
     def _measure(self, trial: FinetuneTrial, run: FineTuned, better: Mapping[str, str]) -> Iterator[Measurement]:
-        results = corruption_scores(run.predictor, trial, self.config["corruptions"], self.runtime)
-        for corruption, scores in results.items():
-            for metric, value in scores.items():
-                yield Measurement(
-                    start=self.start.name,
-                    backbone=run.backbone,
-                    protocol=f"finetune {self.config['schedule']} v{self.schedule.version}",
-                    about=self.schedule.about if corruption == CLEAN else corruptions.ABOUT,
-                    dataset=self.config["set"],
-                    task=trial.task,
-                    split=trial.splits.name,
-                    n=len(trial.splits.test),
-                    asked=trial.asked,
-                    labels=trial.labels,
-                    seed=trial.seed,
-                    metric=metric,
-                    better=better[metric],
-                    value=value,
-                    corruption=corruption,
-                    steps=run.steps,
-                    images=run.images,
-                    seconds=round(run.seconds, 2),
-                    settings=run.settings,
-                )
+        return measurements(
+            corruption_scores(run.predictor, trial, self.config["corruptions"], self.runtime),
+            better,
+            (self.schedule.about, corruptions.ABOUT),
+            start=self.start.name,
+            backbone=run.backbone,
+            protocol=f"finetune {self.config['schedule']} v{self.schedule.version}",
+            dataset=self.config["set"],
+            task=trial.task,
+            split=trial.splits.name,
+            n=len(trial.splits.test),
+            asked=trial.asked,
+            labels=trial.labels,
+            seed=trial.seed,
+            steps=run.steps,
+            images=run.images,
+            seconds=round(run.seconds, 2),
+            settings=run.settings,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,8 +236,8 @@ def build_finetuning_network(
 
 def corruption_scores(
     predictor: Predictor, trial: FinetuneTrial, corrupted: bool, runtime: Runtime
-) -> dict[str, dict[str, float]]:
-    """Return the metrics on the test images by corruption, as means over its severities."""
+) -> list[tuple[str, dict[str, float]]]:
+    """Return the metrics on the test images, unchanged ones first, and on each corruption of them if asked for."""
     head, test = {trial.task: trial.task}, trial.splits.test
     scores = [(CLEAN, score(predictor, test, head, runtime))]
     if corrupted:
@@ -251,7 +246,7 @@ def corruption_scores(
             predictor.preprocessing = CorruptedPreprocessing(clean.size, clean.crop_pct, clean.bicubic, change)
             scores.append((name, score(predictor, test, head, runtime)))
         predictor.preprocessing = clean
-    return mean_scores(scores)
+    return scores
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.recipe.evaluation import Amount
@@ -49,7 +49,27 @@ class Measurement:
         return dataclasses.asdict(self)
 
 
-def mean_scores(scores: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+def measurements(
+    scores: Iterable[tuple[str, Mapping[str, float]]], better: Mapping[str, str], about: tuple[str, str], **shared: Any
+) -> Iterator[Measurement]:
+    """Yield a record for each corruption and metric, and for the mean over all corruptions.
+
+    Args:
+        scores: (corruption, metrics), as often as it has severities, of which the mean is taken.
+        better: the better direction by metric.
+        about: the protocol in words, on unchanged and on corrupted images.
+        shared: the fields that all records have in common.
+    """
+    clean, corrupted = about
+    for corruption, values in _mean_scores(scores).items():
+        words = clean if corruption == CLEAN else corrupted
+        for metric, value in values.items():
+            yield Measurement(
+                about=words, metric=metric, better=better[metric], value=value, corruption=corruption, **shared
+            )
+
+
+def _mean_scores(scores: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
     """Return metrics by corruption, as means over its severities, and over all corruptions under ALL_CORRUPTIONS."""
     groups: dict[str, list[Mapping[str, float]]] = {}
     for corruption, values in scores:

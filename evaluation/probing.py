@@ -15,13 +15,12 @@ from torch import Tensor
 
 from evaluation import corruptions
 from evaluation.dense_probing import DenseProbing
-from evaluation.extraction import FeatureExtractor
+from evaluation.extraction import FeatureExtractor, image_changes
 from evaluation.label_subsets import TASK, LabelRequest, label_requests, probe_module, probes_for, split_train_val
-from evaluation.measurement import CLEAN, MEASUREMENTS_FILE, Measurement, mean_scores
+from evaluation.measurement import MEASUREMENTS_FILE, Measurement, measurements
 from evaluation.probe import LabelledFeatures, ProbeData, ProbeResult
 from ingest.true_labels import class_ids
 from pipeline.errors import error_context
-from pipeline.models.features import identity
 from pipeline.models.initial import backbone_from_config
 from pipeline.recipe.evaluation import Amount, StartConfig
 from pipeline.steps.artifact import WORK, Inputs, write_json
@@ -102,12 +101,8 @@ class _Probing:
     @functools.cached_property
     def tests(self) -> list[tuple[str, Tensor]]:
         """Features of the test images by corruption: unchanged first, then with every corruption if asked for."""
-        corrupted = corruptions.corruption_functions() if self.config["corruptions"] else ()
-        test = self.splits.test
-        return [
-            (name, self.extractor.extract(test, range(len(test)), change))
-            for name, change in ((CLEAN, identity), *corrupted)
-        ]
+        test, changes = self.splits.test, image_changes(self.config["corruptions"])
+        return [(name, self.extractor.extract(test, range(len(test)), change)) for name, change in changes]
 
     def records(self, probes: Sequence[str]) -> Iterator[Measurement]:
         """Yield the records of these probes, for every number of labels and seed."""
@@ -151,22 +146,19 @@ class _Probing:
             is_correct = result.classify(features).numpy().argmax(axis=1) == self.test_classes
             accuracies.append((corruption, {METRIC: float(np.mean(is_correct))}))
         name, module = probe
-        for corruption, scores in mean_scores(accuracies).items():
-            yield Measurement(
-                start=self.start,
-                backbone=self.extractor.backbone.name,
-                protocol=f"{name} v{module.VERSION}",
-                about=module.ABOUT if corruption == CLEAN else f"{module.ABOUT}; {corruptions.ABOUT}",
-                dataset=self.config["set"],
-                task=TASK,
-                split=self.splits.name,
-                n=len(self.splits.test),
-                asked=subset.asked,
-                labels=subset.labels,
-                seed=subset.seed,
-                metric=METRIC,
-                better="higher",
-                value=scores[METRIC],
-                corruption=corruption,
-                settings=result.settings,
-            )
+        yield from measurements(
+            accuracies,
+            {METRIC: "higher"},
+            (module.ABOUT, f"{module.ABOUT}; {corruptions.ABOUT}"),
+            start=self.start,
+            backbone=self.extractor.backbone.name,
+            protocol=f"{name} v{module.VERSION}",
+            dataset=self.config["set"],
+            task=TASK,
+            split=self.splits.name,
+            n=len(self.splits.test),
+            asked=subset.asked,
+            labels=subset.labels,
+            seed=subset.seed,
+            settings=result.settings,
+        )

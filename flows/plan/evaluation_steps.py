@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evaluation.corruptions import VERSION as CORRUPTIONS
-from evaluation.label_subsets import PROBES, probe_module, probes_for
+from evaluation.label_subsets import probe_module, probes_for
 from evaluation.schedules import SCHEDULES
 from flows.plan.resolve import ResolvedRecipe, Spaces
 from pipeline.data import sampling
@@ -64,8 +63,9 @@ def measurement_settings(config: MeasurementConfig, recipe: Recipe) -> dict[str,
 
 def probe_config(name: str, start: StartConfig, settings: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the configuration and the inputs of the step that probes a backbone on the set `settings["set"]`."""
-    versions = {probe: importlib.import_module(f"{PROBES}.{probe}").VERSION for probe in settings["probes"]}
-    heads = ("width", "proposals") if any(probe_module(probe).READS == "maps" for probe in settings["probes"]) else ()
+    probes = {name: probe_module(name) for name in settings["probes"]}
+    versions = {name: probe.VERSION for name, probe in probes.items()}
+    heads = ("width", "proposals") if any(probe.READS == "maps" for probe in probes.values()) else ()
     return _measurement_config(name, start, settings, ("probes", *heads), versions)
 
 

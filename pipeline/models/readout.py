@@ -30,7 +30,7 @@ class Readout(NamedTuple):
     vector: Tensor
     """(B, D), what timm's model returns for the images."""
     maps: list[Tensor]
-    """The maps (B, C, S / stride, S / stride), finest first; none if they were not asked for."""
+    """The maps (B, C, S / stride, S / stride), finest first."""
 
 
 class ReadoutInfo(NamedTuple):
@@ -56,14 +56,16 @@ def read(model: Any, images: Tensor, indices: Sequence[int]) -> Readout:
     return Readout(vector, [*maps[:-1], _read_cells(model, final, tuple(maps[-1].shape[-2:]))])
 
 
-def _read_cells(model: Any, final: Tensor, grid: tuple[int, int]) -> Tensor:
+def _read_cells(model: Any, final: Any, grid: tuple[int, int]) -> Tensor:
     """Return the last map (B, C, h, w): each cell of the last features through the layers that give the vector.
 
     `final`: (B, C, h, w), (B, h, w, C) or tokens (B, N, C). The pooling of one cell is the cell itself. Tokens are not
     pooled alone: class tokens and attention have no meaning for one. They get the norm that follows the pooling, if
-    any.
+    any. Raises TypeError if there are several last features, ValueError if they are no map.
     """
     height, width = grid
+    if not isinstance(final, Tensor):
+        raise TypeError(f"it ends in {len(final)} maps")
     if final.ndim == 3:
         if final.shape[1] < height * width:
             raise ValueError(f"its last features are {final.shape[1]} tokens for {height} x {width} cells")
@@ -107,9 +109,6 @@ def readout_info(name: str, image_size: int) -> ReadoutInfo:
         raise ConfigError(f"Backbone {name!r} gives no intermediate feature maps; {EXAMPLES} do.")
     try:
         indices = _indices(model)
-        final, _ = model.forward_intermediates(images, indices=indices)
-        if not isinstance(final, Tensor):
-            raise TypeError(f"it ends in {len(final)} maps")
         vector, maps = read(model, images, indices)
     except Exception as error:  # models raise errors of any type for a size that they can't take
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

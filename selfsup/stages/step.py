@@ -6,10 +6,11 @@ import dataclasses
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ingest.pool import pool_keys, pool_shards
 from pipeline.data.dataset import DatasetShard, ImageDataset
@@ -17,6 +18,7 @@ from pipeline.errors import ConfigError, error_context
 from pipeline.models.initial import save_backbone
 from pipeline.recipe.stage import StageConfig
 from pipeline.steps.artifact import Inputs
+from pipeline.training.validation import Validation
 from selfsup.components.config import MethodConfig
 from selfsup.components.method import StageSetting
 from selfsup.stages.budget import budget_of
@@ -35,17 +37,35 @@ def stage_config(settings: Mapping[str, Any]) -> MethodConfig:
     return config
 
 
-def load_stage_data(config: Mapping[str, Any], inputs: Inputs) -> tuple[ImageDataset, ClassSampler | None]:
-    """Load the images of a stage, and the sampler of its labelled ones, if any. ConfigError if they are too few."""
+class StageData(NamedTuple):
+    """The images of a stage, and what it reads of their labels."""
+
+    images: ImageDataset
+    sampler: ClassSampler | None
+    """Of the labelled images beside the others, if any."""
+    classes: Tensor | None
+    """`StageSetting.classes`, for a method that learns from them."""
+    validation: Validation | None
+
+
+def load_stage_data(config: Mapping[str, Any], inputs: Inputs) -> StageData:
+    """Load the images of a stage and their labels. ConfigError if they are too few."""
     stage, seed = stage_config(config["stage"]), config["seed"]
     images = load_images(stage, inputs, seed)
-    if stage.learns_from_classes and (image_classes(stage, inputs, images).numbers < 0).all():
+    classes = _load_classes(stage, inputs, images) if stage.learns_from_classes else None
+    validation = stage_validation(stage, inputs)
+    sampler = load_sampler(stage, inputs, images, seed) if stage.labels else None
+    return StageData(images, sampler, classes, validation)
+
+
+def _load_classes(stage: StageConfig, inputs: Inputs, images: ImageDataset) -> Tensor:
+    numbers = image_classes(stage, inputs, images).numbers
+    if (numbers < 0).all():
         raise ConfigError(
             f"method {stage.method!r} learns from classes, and none of the {len(images)} images of "
             f"{', '.join(stage.data)} has one: label some, or take another method."
         )
-    stage_validation(stage, inputs)  # raises if there is nothing to measure on
-    return images, load_sampler(stage, inputs, images, seed) if stage.labels else None
+    return torch.from_numpy(numbers)
 
 
 def load_images(stage: StageConfig, inputs: Inputs, seed: int) -> ImageDataset:
@@ -72,16 +92,14 @@ def run_stage(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[s
     """
     stage, seed = stage_config(config["stage"]), config["seed"]
     with error_context(config["name"]):
-        images, sampler = load_stage_data(config, inputs)
+        images, sampler, classes, validation = load_stage_data(config, inputs)
     start = initial_backbone(stage, config["start"], inputs, images)
     budget = budget_of(stage, sampler.classes * sampler.images if sampler else 0, len(images))
     seed_part(seed, f"stage.{stage.name}")
-    classes = torch.from_numpy(image_classes(stage, inputs, images).numbers) if stage.learns_from_classes else None
     setting = StageSetting(start.size, len(images), stage.batch, classes)
     method = stage.build_for_stage(start.build(stage.drop_path), setting)
     stream = ViewStream(images, override_policies(method.view_kinds(), stage.augment), budget, sampler, seed)
-    job = StageJob(config["name"], stage, method, stream, stage_validation(stage, inputs))
-    counts = train(job, inputs.runtime, out)
+    counts = train(StageJob(config["name"], stage, method, stream, validation), inputs.runtime, out)
     save_backbone(method.backbone.cpu(), out)
     seen = {"images_seen": budget.total_views(1), "views_seen": budget.total_views(len(stream.kinds))}
     return {"images": len(images), **seen, "family": method.family, **counts}

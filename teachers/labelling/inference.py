@@ -59,10 +59,10 @@ class ShardInference:
     labels: Mapping[str, Label]
 
     @functools.cached_property
-    def _image_facts(self) -> list[tuple[int, int, str]]:
-        """Width and height in pixels and file suffix of every image."""
-        columns = (self.shard.table.column(name).to_pylist() for name in ("width", "height", "suffix"))
-        return list(zip(*columns, strict=True))
+    def _suffixes(self) -> list[str]:
+        """File suffix of every image."""
+        suffixes: list[str] = self.shard.table.column("suffix").to_pylist()
+        return suffixes
 
     def batches(self, size: int) -> list[range]:
         """Split the shard's rows into batches of at most `size`."""
@@ -71,7 +71,7 @@ class ShardInference:
 
     def new_batch(self, rows: range) -> ShardRows:
         """Return a batch that no phase has worked on."""
-        sizes = [self._image_facts[row][:2] for row in rows]
+        sizes = [self.shard.sizes[row] for row in rows]
         return ShardRows(rows, [self.shard.keys[row] for row in rows], sizes)
 
     def read(self, rows: range) -> list[bytes]:
@@ -90,7 +90,7 @@ class ShardInference:
             try:
                 for preprocess in distinct:
                     min_size = preprocess.min_decode_size()
-                    reduction = _jpeg_reduction(self._image_facts[row], min_size)
+                    reduction = _jpeg_reduction(self._suffixes[row], batch.sizes[position], min_size)
                     if reduction not in images:
                         images[reduction] = decode_image(image_bytes, at_least=min_size)
                     batch.inputs[preprocess][position] = preprocess(images[reduction])
@@ -136,10 +136,9 @@ class ShardInference:
         return self.encode_all(self.infer_all(self.load(rows)))
 
 
-def _jpeg_reduction(facts: tuple[int, int, str], min_size: tuple[int, int]) -> int:
+def _jpeg_reduction(suffix: str, size: tuple[int, int], min_size: tuple[int, int]) -> int:
     """Return the factor by which `decode_image` shrinks an image that must be at least `min_size` = (width, height)."""
-    width, height, suffix = facts
-    largest = min(width // min_size[0], height // min_size[1]) if suffix == "jpg" else 1
+    largest = min(size[0] // min_size[0], size[1] // min_size[1]) if suffix == "jpg" else 1
     return next(reduction for reduction in (8, 4, 2, 1) if reduction <= max(largest, 1))
 
 
