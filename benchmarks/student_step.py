@@ -68,7 +68,9 @@ class StudentTraining:
         self.compute, self.steps, self.inputs = compute, steps, inputs
         collate = {head: task.collate for head, task in network.tasks.items()}
         threads = inputs.runtime.threads
-        loader_config = LoaderConfig(student.image_size, student.batch, config["seed"], student.augment, threads)
+        loader_config = LoaderConfig(
+            student.image_size, student.resize, student.batch, config["seed"], student.augment, threads
+        )
         self.loader = BatchLoader(student_dataset(student, heads, inputs), collate, loader_config)
 
     def rate(self, stream: BatchStream) -> float:

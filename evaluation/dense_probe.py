@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import tasks
 from evaluation.comparison.cost import Cost
-from pipeline.data.augment import AugmentParams, seeded_generator, transform_label
+from pipeline.data.augment import AugmentParams, Frame, seeded_generator, transform_label
 from pipeline.data.prefetch import PrefetchedStream
 from pipeline.data.stream import split_evenly
 from pipeline.recipe.base import FitConfig
@@ -40,6 +40,8 @@ class LabelledMaps:
     """The maps of N images, and their labels as they are stored."""
 
     keys: list[str]
+    side: int
+    """S, the side of the images that the maps are of, pixels."""
     maps: list[Tensor]
     """For each of the backbone's strides, finest first: (N, C, h, w) float16, on the CPU."""
     values: list[Value]
@@ -64,8 +66,6 @@ class DenseProbeData:
     task: Task
     train: LabelledMaps
     val: LabelledMaps
-    size: int
-    """S, the side of the images that the maps are of."""
     strides: Sequence[int]
     channels: Sequence[int]
     width: int
@@ -120,7 +120,7 @@ class _MapObjective(Objective):
 def train_on_maps(module: nn.Module, data: DenseProbeData, settings: FitConfig) -> Cost:
     """Train a module on the maps and labels of `data.train`, whole images in a random order; leave it on the device."""
     train, label = data.train, tasks.label(data.task.space)
-    side = data.size if label.uses_pixels else data.size // 4
+    side = train.side if label.uses_pixels else train.side // 4
     values = [transform_label(label, value, AugmentParams(), side) for value in train.values]
 
     def collate(rows: Sequence[int]) -> _MapBatch:
@@ -167,4 +167,5 @@ def update_metric(metric: Metric, module: nn.Module, task: Task, images: Labelle
         output = module([level[start : rows.stop].to(device).float() for level in images.maps])
         prediction = to_numpy(task.predict(output))
         for offset, row in enumerate(rows):
-            metric.update(task.value(prediction, offset, images.sizes[row]), images.values[row])
+            frame = Frame(images.sizes[row], (images.side, images.side))
+            metric.update(task.value(prediction, offset, frame), images.values[row])

@@ -92,7 +92,8 @@ class DenseProbing:
         name, keys = self.task.space.task, images.keys()
         maps = self.extractor.extract_maps(images, rows, change)
         values = [images.values(row)[name] for row in rows]
-        return LabelledMaps([keys[row] for row in rows], maps, values, [images.size(row) for row in rows])
+        sizes = [images.size(row) for row in rows]
+        return LabelledMaps([keys[row] for row in rows], self.extractor.backbone.size, maps, values, sizes)
 
     def _data(self, train: LabelledMaps, val: LabelledMaps, seed: int, scratch: Path) -> DenseProbeData:
         backbone = self.extractor.backbone
@@ -101,7 +102,6 @@ class DenseProbing:
             task=self.task,
             train=train,
             val=val,
-            size=backbone.size,
             strides=backbone.strides,
             channels=backbone.channels,
             width=self.config["width"],

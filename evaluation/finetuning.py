@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
 from evaluation import corruptions
@@ -243,7 +246,7 @@ def corruption_scores(
     if corrupted:
         clean = predictor.preprocessing
         for name, change in corruptions.corruption_functions():
-            predictor.preprocessing = CorruptedPreprocessing(clean.size, clean.crop_pct, clean.bicubic, change)
+            predictor.preprocessing = CorruptedPreprocessing(**dataclasses.asdict(clean), change=change)
             scores.append((name, score(predictor, test, head, runtime)))
         predictor.preprocessing = clean
     return scores
@@ -255,5 +258,6 @@ class CorruptedPreprocessing(Preprocessing):
 
     change: Any = None
 
-    def __call__(self, image: Any) -> Any:
-        return self.change(super().__call__(image))
+    def __call__(self, image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+        corrupted: NDArray[np.uint8] = self.change(super().__call__(image, size))
+        return corrupted

@@ -26,6 +26,7 @@ from pipeline.models.pretrained import load_weights
 from pipeline.models.readout import Readout, untrained_parameters
 from pipeline.models.timm_models import statistics
 from pipeline.models.weights import NETWORK
+from pipeline.recipe.augment import Resize
 from pipeline.recipe.teacher import TrainingConfig
 from pipeline.stores.labels import LabelSpace
 from tasks.task import PYRAMID_STRIDES, FeatureInfo, Features, Task
@@ -38,6 +39,8 @@ class NetworkConfig(BaseModel):
 
     backbone: str
     image_size: int = Field(multiple_of=32, ge=32)
+    resize: Resize = "stretch"
+    """How images become square."""
     width: int = Field(default=128, ge=8)
     """Channels of the pyramid."""
     proposals: int | None = Field(default=None, ge=8)
@@ -47,8 +50,8 @@ class NetworkConfig(BaseModel):
     seed: int = 0
 
     def architecture(self) -> dict[str, Any]:
-        """Return what speed depends on, as JSON: all but the seed."""
-        return self.model_dump(exclude={"seed"})
+        """Return what speed depends on, as JSON: all but the seed and how images become square."""
+        return self.model_dump(exclude={"seed", "resize"})
 
     def spaces(self) -> dict[str, LabelSpace]:
         return {name: LabelSpace.from_json(space) for name, space in self.heads.items()}
@@ -215,7 +218,7 @@ def fuse(levels: Sequence[Tensor], side: int) -> Tensor:
 
 def build_network(config: TrainingConfig, spaces: Mapping[str, LabelSpace], seed: int) -> Network:
     """Build a network with a new head for each of `spaces`; load the backbone's `config.weights`, if any."""
-    shared = config.model_dump(include={"backbone", "image_size", "width", "proposals"})
+    shared = config.model_dump(include={"backbone", "image_size", "resize", "width", "proposals"})
     heads = {name: space.to_json() for name, space in spaces.items()}
     network = Network(NetworkConfig(**shared, heads=heads, seed=seed))
     for task in network.tasks.values():

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.data.augment import AugmentParams, transform_image
+from pipeline.data.augment import AugmentParams, Frame, transform_image, valid_size, whole_box
 from pipeline.errors import ConfigError
+from pipeline.recipe.augment import Resize
 from pipeline.steps.artifact import Artifact, read_json
 from pipeline.steps.runtime import Runtime
-from pipeline.stores.labels import Value
+from pipeline.stores.labels import Box, Value
 from pipeline.training import autotune
 from pipeline.training.autotune import ComputeConfig
 from tasks.network import Network
@@ -30,29 +31,41 @@ class Preprocessing:
     """Resize an image to a model's input. Hashable: teachers with equal preprocessing share its result.
 
     Example:
-        Preprocessing(224, crop_pct=0.875, bicubic=True)(Image.open(path).convert("RGB"))  # (224, 224, 3) uint8
+        image = Image.open(path).convert("RGB")
+        Preprocessing(224, crop_pct=0.875, bicubic=True)(image, image.size)  # (224, 224, 3) uint8
     """
 
     size: int
     """Side of the input in pixels."""
+    resize: Resize = "stretch"
+    """How whole images become square."""
     crop_pct: float | None = None
     """Resize the central square whose side is this share of the shorter side, as timm does; None: the whole image."""
     bicubic: bool = False
     """Of crops: bicubic filtering instead of bilinear."""
 
-    def __call__(self, image: Image.Image) -> np.ndarray[Any, Any]:
-        """Return the RGB image as a uint8 array (size, size, 3)."""
+    def __call__(self, image: Image.Image, size: tuple[int, int]) -> np.ndarray[Any, Any]:
+        """Return the RGB image as uint8 (S, S, 3). It may be a reduced decode of one of `size` = (width, height)."""
         if self.crop_pct is None:
-            return transform_image(image, AugmentParams(), self.size)
+            return transform_image(image, AugmentParams(self._box(size)), self.size)
         side = self.crop_pct * min(image.size)
         left, top = (image.width - side) / 2, (image.height - side) / 2
         filtering = Image.Resampling.BICUBIC if self.bicubic else Image.Resampling.BILINEAR
         box = (left, top, left + side, top + side)
         return np.asarray(image.resize((self.size, self.size), filtering, box=box, reducing_gap=3.0))
 
-    def min_decode_size(self) -> tuple[int, int]:
-        """Return the least (width, height) that a reduced decode may give without a loss of detail."""
-        side = self.size if self.crop_pct is None else round(self.size / self.crop_pct)
+    def _box(self, size: tuple[int, int]) -> Box:
+        return whole_box(self.resize, size, self.size)
+
+    def valid_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the valid region, (width, height) in input pixels, of an image of `size` = (width, height)."""
+        return (self.size, self.size) if self.crop_pct else valid_size(self._box(size), self.size)
+
+    def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the least (width, height) that a reduced decode of an image of `size` may have with all its detail."""
+        if self.crop_pct is None:
+            return self.valid_size(size)
+        side = round(self.size / self.crop_pct)
         return side, side
 
 
@@ -61,7 +74,8 @@ class Predictor:
 
     Example:
         predictor = load_teacher(artifact, runtime)
-        label = predictor.values(predictor.predict(images), index=0, size=(640, 480))["depth"]
+        sizes = [(640, 480)]
+        label = predictor.values(predictor.predict(images, sizes), index=0, size=sizes[0])["depth"]
 
     Args:
         network: from uint8 images (B, 3, S, S) to a dict of raw outputs by head.
@@ -92,37 +106,41 @@ class Predictor:
         return self
 
     @torch.inference_mode()
-    def predict(self, images: Tensor) -> dict[str, Prediction]:
+    def predict(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> dict[str, Prediction]:
         """Return predictions by head, as NumPy arrays, of preprocessed images: uint8 (B, 3, S, S).
 
-        Halves the batch for as long as the device's memory does not hold it. Raises ConfigError if one image is too
-        much.
+        `sizes`: (width, height) of the images before preprocessing, in pixels. Halves the batch for as long as the
+        device's memory does not hold it. Raises ConfigError if one image is too much.
         """
+        valid = [self.preprocessing.valid_size(size) for size in sizes]
         while True:
-            batch = min(self._max_batch or len(images), len(images))
+            batch = max(1, min(self._max_batch or len(images), len(images)))
+            starts = range(0, max(1, len(images)), batch)
             try:
-                return join_predictions([self._predict_batch(part) for part in images.split(max(1, batch))])
+                parts = [self._predict_batch(images[at : at + batch], valid[at : at + batch]) for at in starts]
+                return join_predictions(parts)
             except torch.OutOfMemoryError as error:
                 if batch == 1:
                     message = "The device's memory does not hold one image's prediction: set a smaller image_size."
                     raise ConfigError(message) from error
                 self._max_batch = -(-batch // 2)
 
-    def _predict_batch(self, images: Tensor) -> dict[str, Prediction]:
+    def _predict_batch(self, images: Tensor, valid: Sequence[tuple[int, int]]) -> dict[str, Prediction]:
         inputs = images.to(self.compute.device, non_blocking=True).contiguous(memory_format=self.compute.memory_format)
         with self.compute.autocast():
             outputs = self.network(inputs)
-            predictions = {name: head.predict(outputs[name]) for name, head in self.heads.items()}
+            predictions = {name: head.predict(outputs[name], valid) for name, head in self.heads.items()}
         return {name: to_numpy(prediction) for name, prediction in predictions.items()}
 
     def values(self, predictions: Mapping[str, Prediction], index: int, size: tuple[int, int]) -> dict[str, Value]:
         """Return the labels, by head, of image `index` of the batch, an image of `size` = (width, height) pixels."""
-        return {name: head.value(predictions[name], index, size) for name, head in self.heads.items()}
+        frame = Frame(size, self.preprocessing.valid_size(size))
+        return {name: head.value(predictions[name], index, frame) for name, head in self.heads.items()}
 
 
 def network_predictor(network: Network) -> Predictor:
     """Return a predictor of all heads of a network."""
-    return Predictor(network, network.tasks, Preprocessing(network.config.image_size))
+    return Predictor(network, network.tasks, Preprocessing(network.config.image_size, network.config.resize))
 
 
 def load_network(artifact: Artifact, runtime: Runtime) -> Predictor:

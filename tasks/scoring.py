@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.data.dataset import ImageDataset
 from pipeline.data.decode import decode_image
+from pipeline.data.loader import stack_images
 from pipeline.data.prefetch import prefetch
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import Value
@@ -32,17 +32,21 @@ def predict_all(
     preprocess = predictor.preprocessing
 
     def load(rows: range) -> tuple[range, list[NDArray[np.uint8]]]:
-        images = (decode_image(dataset.read(row)[1], at_least=preprocess.min_decode_size()) for row in rows)
-        return rows, [preprocess(image) for image in images]
+        return rows, [load_image(row) for row in rows]
+
+    def load_image(row: int) -> NDArray[np.uint8]:
+        size = dataset.size(row)
+        return preprocess(decode_image(dataset.read(row)[1], at_least=preprocess.min_decode_size(size)), size)
 
     count, threads = len(dataset), runtime.threads
     batches = (range(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
     with contextlib.closing(prefetch(load, batches, threads, BATCHES_AHEAD * threads)) as prepared:
         for rows, inputs in prepared:
             runtime.check_stop("scoring")
-            predictions = predictor.predict(torch.from_numpy(np.stack(inputs)).permute(0, 3, 1, 2))
+            sizes = [dataset.size(row) for row in rows]
+            predictions = predictor.predict(stack_images(inputs), sizes)
             for offset, row in enumerate(rows):
-                yield row, predictor.values(predictions, offset, dataset.size(row))
+                yield row, predictor.values(predictions, offset, sizes[offset])
 
 
 def score(predictor: Predictor, dataset: ImageDataset, heads: Mapping[str, str], runtime: Runtime) -> dict[str, float]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.data.augment import Frame, Valid
 from pipeline.stores.labels import LabelSpace, Value
 
 Target = dict[str, Any]
@@ -106,10 +107,11 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def collate(self, values: Sequence[Value]) -> Target:
+    def collate(self, values: Sequence[Value], valid: Valid = None) -> Target:
         """Stack the labels of the batch's labelled images into tensors, on the CPU.
 
-        Labels arrive augmented and cropped to the view: rasters of S/4 x S/4 cells, boxes in pixels of S x S.
+        Labels arrive augmented and cropped to the view: rasters of S/4 x S/4 cells, boxes in pixels of S x S. What is
+        outside of the images' `valid` regions is padding, where rasters are unknown.
         """
 
     @abstractmethod
@@ -124,13 +126,17 @@ class Task(ABC):
         """Return the number of labels or known pixels that `loss` is the mean over: the weight of a part of a batch."""
 
     @abstractmethod
-    def predict(self, output: Any) -> Prediction:
-        """Turn raw output into tensors on the same device, with one entry per image. Called in inference mode."""
+    def predict(self, output: Any, valid: Valid = None) -> Prediction:
+        """Turn raw output into tensors on the same device, with one entry per image. Called in inference mode.
 
-    def value(self, prediction: Prediction, index: int, size: tuple[int, int]) -> Value:
-        """Return the label of image `index`; rasters stay S/4 x S/4, boxes are in pixels of the image.
+        What is said about padding, outside of the images' `valid` regions, is not used.
+        """
 
-        `prediction` is what `predict` returned, as NumPy arrays; `size` = (width, height) of the image in pixels.
+    def value(self, prediction: Prediction, index: int, frame: Frame) -> Value:
+        """Return the label of image `index`, which lies in the input as `frame` says.
+
+        `prediction` is what `predict` returned, as NumPy arrays. Rasters keep their resolution and lose the padding,
+        boxes are in pixels of the image.
         """
         return {name: array[index] for name, array in prediction.items()}
 
@@ -159,6 +165,27 @@ class DenseHead(nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         return self.layers(features.fused).float()
+
+
+class DenseTask(Task):
+    """A task whose outputs and labels are maps: a `DenseHead`, and predictions of rasters (B, S/4, S/4, ...)."""
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Channels of the raw output."""
+
+    def head(self, info: FeatureInfo) -> nn.Module:
+        return DenseHead(info, self.channels)
+
+    def value(self, prediction: Prediction, index: int, frame: Frame) -> Value:
+        width, height = frame.valid
+        return {name: array[index][: cells(height), : cells(width)] for name, array in prediction.items()}
+
+
+def cells(length: int) -> int:
+    """Return how many cells of a dense map a length in pixels of the input covers."""
+    return -(-length // DENSE_STRIDE)
 
 
 def masked_mean(losses: Tensor, known: Tensor) -> Tensor:

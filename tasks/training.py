@@ -181,9 +181,10 @@ def _first_share(better: Mapping[str, str]) -> str:
 def _loader(network: Network, dataset: ImageDataset, plan: TrainingPlan, runtime: Runtime) -> BatchLoader:
     """Return the loader of this process's part of every batch."""
     collate = {head: task.collate for head, task in network.tasks.items()}
-    size, batch = network.config.image_size, plan.fit.batch
+    made, batch = network.config, plan.fit.batch
     slots = ranks.share(batch)
-    return BatchLoader(dataset, collate, LoaderConfig(size, batch, plan.seed, plan.augment, runtime.threads, slots))
+    config = LoaderConfig(made.image_size, made.resize, batch, plan.seed, plan.augment, runtime.threads, slots)
+    return BatchLoader(dataset, collate, config)
 
 
 def _timed_step(loader: BatchLoader) -> Callable[[nn.Module, ComputeConfig], None]:

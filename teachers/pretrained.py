@@ -96,4 +96,5 @@ def load(folder: Path) -> Predictor:
     network = Classifier(about["model"], about["head"], len(about["classes"]), (about["mean"], about["std"]))
     network.model.load_state_dict(weights)
     head = tasks.model(LabelSpace("classification", tuple(about["classes"])))
-    return Predictor(network, {about["head"]: head}, Preprocessing(about["size"], about["centre"], about["bicubic"]))
+    preprocessing = Preprocessing(about["size"], crop_pct=about["centre"], bicubic=about["bicubic"])
+    return Predictor(network, {about["head"]: head}, preprocessing)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from pipeline.recipe.augment import Resize
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs
 
@@ -28,6 +29,8 @@ class Config(TeacherConfig):
     """Class names of its outputs, in order, with the background; those of the published weights if not given."""
     image_size: int = Field(default=512, multiple_of=32, ge=64)
     """Side of the square that images are resized to, pixels."""
+    resize: Resize = "stretch"
+    """How images become square: `stretch` them to fill it, or `pad` them, which keeps their aspect ratio."""
 
     def check(self) -> None:
         """Raise ConfigError if torchvision does not know the model, or if the weights are not its own."""

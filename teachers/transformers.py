@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from pipeline.errors import install_command
+from pipeline.recipe.augment import Resize
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs, read_json, write_json
 
@@ -26,6 +27,8 @@ class Config(TeacherConfig):
     """A folder that `save_pretrained` wrote, or `hub:<owner>/<model>` to download from the Hugging Face hub."""
     image_size: int | None = Field(default=None, ge=32)
     """Side of the square that images are resized to, pixels; the model's own if not given."""
+    resize: Resize = "stretch"
+    """How images become square: `stretch` them to fill it, or `pad` them, which keeps their aspect ratio."""
     scale: Literal["relative", "metric"] = "relative"
     """Output of a depth model: inverse depth up to scale and shift, or metres."""
 

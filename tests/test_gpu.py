@@ -91,7 +91,7 @@ def test_the_gpu_says_what_the_cpu_says() -> None:
     for device in ("cpu", "cuda"):
         predictor.compute = ComputeConfig(device, "32", True, {})
         predictor.compute.place(predictor.network)
-        answers.append(predictor.predict(images))
+        answers.append(predictor.predict(images, [(64, 64)] * 3))
     for name in ("kinds", "depth", "normals"):
         for key, expected in answers[0][name].items():
             np.testing.assert_allclose(answers[1][name][key], expected, rtol=2e-2, atol=2e-3)

@@ -29,7 +29,7 @@ def fit(data: DenseProbeData) -> DenseProbeResult:
     from tasks.task import FeatureInfo
 
     seed_part(data.seed, "detector")
-    info = FeatureInfo(data.channels[-1], data.width, data.size, data.proposals)
+    info = FeatureInfo(data.channels[-1], data.width, data.train.side, data.proposals)
     head = PyramidHead(data.task, data.strides, data.channels, info)
     settings = {"width": data.width, "proposals": data.proposals}
     return DenseProbeResult(head, settings, train_on_maps(head, data, SETTINGS))

@@ -37,7 +37,7 @@ def fit(data: DenseProbeData) -> DenseProbeResult:
     found: list[tuple[float, DenseProbeResult]] = []
     for rate in RATES:
         torch.manual_seed(data.seed)
-        layer = DenseLinear(data.task, data.train.maps, data.size)
+        layer = DenseLinear(data.task, data.train.maps, data.train.side)
         trial = dataclasses.replace(data, scratch=data.scratch / f"{rate:g}")
         cost = train_on_maps(layer, trial, SETTINGS.model_copy(update={"lr": rate}))
         score = score_on_maps(layer, data.task, data.val)[leading]

@@ -7,7 +7,7 @@ from evaluation.schedules import CROP_AND_FLIP
 from pipeline.recipe.base import FitConfig
 from tasks.classification.label import TaskLabel
 
-VERSION = 1
+VERSION = 2
 READS = "vector"
 LABEL = TaskLabel
 ABOUT = (
@@ -44,8 +44,8 @@ def fit(data: ProbeData) -> ProbeResult:
 
     torch.manual_seed(data.seed)
     runtime, size = data.runtime, data.backbone.size
-    config = LoaderConfig(size, SETTINGS.batch, data.seed, CROP_AND_FLIP, runtime.threads)
-    loader = BatchLoader(data.images, {TASK: lambda values: {"probs": stack(values, "probs")}}, config)
+    config = LoaderConfig(size, "stretch", SETTINGS.batch, data.seed, CROP_AND_FLIP, runtime.threads)
+    loader = BatchLoader(data.images, {TASK: lambda values, valid: {"probs": stack(values, "probs")}}, config)
     layer, steps = FrozenLinear(data.backbone, data.classes), SETTINGS.total_steps(len(data.images))
     job = TrainingJob("linear_hpt", layer, loader, steps, data.scratch, SETTINGS, data.seed)
     device = find_device(runtime.device)

@@ -6,13 +6,11 @@ import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-import torch
-
 from evaluation.metric_table import EvaluationTarget, leading_lines, read_lines
 from evaluation.report.figures import Picture
 from evaluation.report.run_record import RunRecord
 from evaluation.report.samples import MAX_PICTURES, RunSamples, SampleHead, StoredImage
+from pipeline.data.loader import stack_images
 from pipeline.stores.labels import Value
 from pipeline.training.device import single_threaded
 from tasks.drawing import thumbnail
@@ -38,13 +36,14 @@ class CachedPredictor:
         """Return labels by head for every image, without a threshold, as they are scored in the evaluation."""
         new = [image for image in images if image.metadata.key not in self._predictions]
         if new:
-            preprocessing = self.predictor.preprocessing
-            batch = np.stack([preprocessing(image.open(preprocessing.min_decode_size())) for image in new])
+            preprocess = self.predictor.preprocessing
+            sizes = [(image.metadata.width, image.metadata.height) for image in new]
+            opened = [image.open(preprocess.min_decode_size(size)) for image, size in zip(new, sizes, strict=True)]
+            batch = stack_images([preprocess(image, size) for image, size in zip(opened, sizes, strict=True)])
             with single_threaded():  # a few small images gain little from more threads
-                predictions = self.predictor.predict(torch.from_numpy(batch).permute(0, 3, 1, 2))
+                predictions = self.predictor.predict(batch, sizes)
             for number, image in enumerate(new):
-                size = (image.metadata.width, image.metadata.height)
-                self._predictions[image.metadata.key] = self.predictor.values(predictions, number, size)
+                self._predictions[image.metadata.key] = self.predictor.values(predictions, number, sizes[number])
         return [self._predictions[image.metadata.key] for image in images]
 
 

@@ -13,7 +13,7 @@ from pipeline.recipe.base import FitConfig
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import LabelCheck, Step, StepKind
 
-TEACHER = StepKind("teacher", "teachers.supervised:make", version=2)
+TEACHER = StepKind("teacher", "teachers.supervised:make", version=3)
 """The kind of all teachers. Plans replace `run` by the `make` of the teacher's own file; `trains` if it is trained."""
 
 

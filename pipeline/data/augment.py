@@ -1,30 +1,49 @@
 """Augmentation: random parameters, drawn once per image and applied alike to the image and, by each task's rules, to
 its labels.
 
-Geometry is a box in relative coordinates, a mirroring and a square output: images of any shape are resized to the
-network's square input, whole for prediction, by a random crop for training.
+Geometry is a mirroring, a box in relative coordinates and a square output: images of any shape become the network's
+square input, whole for prediction, by a random crop for training. A box that reaches beyond the image's right or bottom
+edge pads: the image then covers a valid region at the top left, and labels are unknown outside of it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.recipe.augment import AugmentConfig
+from pipeline.recipe.augment import AugmentConfig, Resize
 from pipeline.stores.labels import FULL_IMAGE, Box, Label, Value
 
 _LUMA = np.array([0.299, 0.587, 0.114])
+PAD_COLOR = (124, 116, 104)
+"""ImageNet's mean color, which networks see as nearly 0."""
+VALID_STEP = 4
+"""A padded side of the valid region is a multiple of it, in pixels: whole cells of dense maps."""
+
+
+Valid = Sequence[tuple[int, int]] | None
+"""(width, height) of the valid region of each image of a batch, in pixels of the input; None if nothing is padded."""
+
+
+class Frame(NamedTuple):
+    """An image in a square input."""
+
+    size: tuple[int, int]
+    """(width, height) of the image, pixels."""
+    valid: tuple[int, int]
+    """(width, height) of the valid region, which it covers from the top left, in pixels of the input."""
 
 
 class AugmentParams(NamedTuple):
     """Parameters of one augmentation; by default the whole image as it is."""
 
     box: Box = FULL_IMAGE
-    """The crop (x0, y0, x1, y1), the image being (0, 0, 1, 1)."""
+    """The crop (x0, y0, x1, y1) of the image, which is (0, 0, 1, 1), after mirroring; x1 and y1 may be beyond 1."""
     flip: bool = False
     """Mirrored left to right."""
     color: tuple[float, ...] | None = None
@@ -36,16 +55,54 @@ def seeded_generator(*numbers: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(numbers)))
 
 
-def sample_params(config: AugmentConfig, rng: np.random.Generator) -> AugmentParams:
-    """Draw the parameters of an augmentation. Always consumes the same amount of randomness."""
+def sample_params(
+    config: AugmentConfig, rng: np.random.Generator, square: tuple[float, float], side: int
+) -> AugmentParams:
+    """Draw the parameters of an augmentation. Always consumes the same amount of randomness.
+
+    Args:
+        square: (width, height), relative to the image, of the square that holds it: see `square_around`.
+        side: of the output, pixels.
+    """
     area, aspect, x, y, flip, *color = rng.random(8)
     share = config.area + (1 - config.area) * area
+    if config.scale is not None:  # of large-scale jitter, Ghiasi et al., CVPR 2021, section 3
+        share = (config.scale[0] + (config.scale[1] - config.scale[0]) * area) ** -2
     ratio = math.exp((2 * aspect - 1) * math.log(config.aspect))
-    ratio = min(max(ratio, share), 1 / share)  # or a side would reach beyond the image, and cutting it lose area
-    width, height = min(math.sqrt(share * ratio), 1.0), min(math.sqrt(share / ratio), 1.0)
-    left, top = x * (1 - width), y * (1 - height)
-    box = (left, top, left + width, top + height)
-    return AugmentParams(box, bool(flip < config.flip), _color_matrix(config, np.array(color)))
+    low, high = sorted((share, 1 / share))  # beyond these one side would be longer than the square, the other shorter
+    ratio = min(max(ratio, low), high)
+    width = align(square[0] * math.sqrt(share * ratio), side)
+    height = align(square[1] * math.sqrt(share / ratio), side)
+    mirrored = bool(flip < config.flip)
+    left, top = (1 - x if mirrored else x) * max(1 - width, 0.0), y * max(1 - height, 0.0)
+    return AugmentParams((left, top, left + width, top + height), mirrored, _color_matrix(config, np.array(color)))
+
+
+def square_around(resize: Resize, size: tuple[int, int]) -> tuple[float, float]:
+    """Return (width, height), relative to an image of `size`, of the square that it is resized in, each 1 or more."""
+    longer = max(size)
+    return (1.0, 1.0) if resize == "stretch" else (longer / size[0], longer / size[1])
+
+
+def align(length: float, side: int) -> float:
+    """Return a crop's relative length such that an image that is shorter covers a multiple of VALID_STEP pixels."""
+    if length <= 1:
+        return length
+    covered = max(round(side / length / VALID_STEP), 1) * VALID_STEP
+    return max(side / covered, 1.0)
+
+
+def whole_box(resize: Resize, size: tuple[int, int], side: int) -> Box:
+    """Return the box of the whole image, of `size` (width, height), in a square output of `side` pixels."""
+    width, height = (align(length, side) for length in square_around(resize, size))
+    return (0.0, 0.0, width, height)
+
+
+def valid_size(box: Box, side: int) -> tuple[int, int]:
+    """Return (width, height) of the valid region that a crop leaves of an output of `side` pixels."""
+    x0, y0, x1, y1 = box
+    width, height = (1 - x0) / (x1 - x0), (1 - y0) / (y1 - y0)
+    return min(side, round(side * width)), min(side, round(side * height))
 
 
 def _color_matrix(config: AugmentConfig, draws: NDArray[np.float64]) -> tuple[float, ...] | None:
@@ -62,16 +119,22 @@ def _color_matrix(config: AugmentConfig, draws: NDArray[np.float64]) -> tuple[fl
 def transform_image(image: Image.Image, params: AugmentParams, size: int) -> NDArray[np.uint8]:
     """Return the augmented RGB image as (size, size, 3) uint8, resized bilinearly with anti-aliasing."""
     x0, y0, x1, y1 = params.box
+    valid, x1, y1 = valid_size(params.box, size), min(x1, 1.0), min(y1, 1.0)
+    if params.flip:
+        x0, x1 = max(1 - x1, 0.0), 1 - x0
     box = (x0 * image.width, y0 * image.height, x1 * image.width, y1 * image.height)
-    resized = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+    resized = image.resize(valid, Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
     if params.flip:
         resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if params.color is not None:
         resized = resized.convert("RGB", params.color)
-    return np.asarray(resized)
+    if valid == (size, size):
+        return np.asarray(resized)
+    padded = np.full((size, size, 3), PAD_COLOR, np.uint8)
+    padded[: valid[1], : valid[0]] = np.asarray(resized)
+    return padded
 
 
 def transform_label(label: Label, value: Value, params: AugmentParams, size: int) -> Value:
     """Return the label of the augmented image, its raster or its pixels being `size` x `size`."""
-    value = label.crop(value, params.box, (size, size))
-    return label.flip(value) if params.flip else value
+    return label.crop(label.flip(value) if params.flip else value, params.box, (size, size))

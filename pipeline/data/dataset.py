@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.augment import sample_params, seeded_generator, transform_image, transform_label
+from pipeline.data.augment import (
+    sample_params,
+    seeded_generator,
+    square_around,
+    transform_image,
+    transform_label,
+    valid_size,
+)
 from pipeline.data.decode import decode_image
-from pipeline.recipe.augment import AugmentConfig
+from pipeline.recipe.augment import AugmentConfig, Resize
 from pipeline.storage.root import StoredFile
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import Label, LabelShard, Value, check_joined, read_labels
@@ -67,10 +75,11 @@ class DatasetShard:
 
 @dataclasses.dataclass
 class ImageSample:
-    """An augmented image (S, S, 3) uint8 with its labels by head."""
+    """An augmented image (S, S, 3) uint8 with its labels by head, and the (width, height) of its valid region."""
 
     key: str
     image: NDArray[np.uint8]
+    valid: tuple[int, int]
     values: dict[str, Value]
 
 
@@ -136,22 +145,24 @@ class ImageDataset:
         images.download(CACHE_SHARE)
         return images.keys[row], images.read(row)
 
-    def sample(self, index: int, size: int, augment: AugmentConfig, seed: tuple[int, ...]) -> ImageSample:
+    def sample(
+        self, index: int, size: int, resize: Resize, augment: AugmentConfig, seed: tuple[int, ...]
+    ) -> ImageSample:
         """Return an image of side `size` with its labels, by an augmentation that `seed` draws.
 
         Labels in pixels are for that size; rasters have a quarter of it.
         """
-        params = sample_params(augment, seeded_generator(*seed))
+        params = sample_params(augment, seeded_generator(*seed), square_around(resize, self.size(index)), size)
         key, data = self.read(index)
-        share = min(params.box[2] - params.box[0], params.box[3] - params.box[1])
-        needed = int(np.ceil(size / share))
-        image = transform_image(decode_image(data, at_least=(needed, needed)), params, size)
+        x0, y0, x1, y1 = params.box
+        needed = math.ceil(size / (x1 - x0)), math.ceil(size / (y1 - y0))
+        image = transform_image(decode_image(data, at_least=needed), params, size)
         label_sources = self.shards[self.locate(index)[0]].label_sources
         values = self.values(index)
         for head, value in values.items():
             label = label_sources[head][0].label
             values[head] = transform_label(label, value, params, size if label.uses_pixels else size // 4)
-        return ImageSample(key, image, values)
+        return ImageSample(key, image, valid_size(params.box, size), values)
 
     @functools.cached_property
     def _by_key(self) -> NDArray[np.int64]:

@@ -16,14 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.data.augment import Valid
 from pipeline.data.dataset import ImageDataset, ImageSample
 from pipeline.data.prefetch import PrefetchedStream
 from pipeline.data.stream import split_evenly
-from pipeline.recipe.augment import AugmentConfig
+from pipeline.recipe.augment import AugmentConfig, Resize
 from pipeline.stores.labels import Value
 
-Collate = Callable[[Sequence[Value]], Any]
-"""Turns the labels of a head into its target."""
+Collate = Callable[[Sequence[Value], Valid], Any]
+"""Turns the labels of a head, and the valid regions of their images, into its target."""
 
 
 @dataclasses.dataclass
@@ -43,6 +44,7 @@ class LoaderConfig:
 
     size: int
     """Side of the square images, pixels."""
+    resize: Resize
     batch: int
     """Images per step, those of all processes."""
     seed: int
@@ -87,7 +89,7 @@ class BatchLoader(PrefetchedStream[ImageSample, LocalSamples]):
         position = step * config.batch + slot
         epoch, offset = divmod(position, len(self.dataset))
         index = int(self.dataset.order(config.seed, epoch)[offset])
-        return self.dataset.sample(index, config.size, config.augment, (config.seed, position))
+        return self.dataset.sample(index, config.size, config.resize, config.augment, (config.seed, position))
 
 
 def stack_images(images: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -102,6 +104,6 @@ def collate_samples(samples: Sequence[ImageSample], collate: Mapping[str, Collat
     for head, function in collate.items():
         rows = [row for row, sample in enumerate(samples) if head in sample.values]
         if rows:
-            values = [samples[row].values[head] for row in rows]
-            targets[head] = {"rows": torch.tensor(rows), "target": function(values)}
+            values, valid = [samples[row].values[head] for row in rows], [samples[row].valid for row in rows]
+            targets[head] = {"rows": torch.tensor(rows), "target": function(values, valid)}
     return Batch(images, [sample.key for sample in samples], targets)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from pipeline.recipe.augment import AugmentConfig
+from pipeline.recipe.augment import AugmentConfig, Resize
 from pipeline.recipe.base import BaseConfig, FitConfig, NamedBackbone
 
 
@@ -19,6 +19,9 @@ class TrainingConfig(FitConfig):
     """Initial weights of the backbone: a file, `package:<module>/<file>`, or `timm` (published); null for random."""
     image_size: int = Field(default=224, multiple_of=32, ge=32)
     """Side of the square input, pixels."""
+    resize: Resize = "stretch"
+    """How images become square, in training and prediction: `stretch` them to fill it, or `pad` them, which keeps their
+    aspect ratio."""
     width: int = Field(default=128, ge=8, multiple_of=8)
     """Channels of the pyramid and the heads."""
     proposals: int | None = Field(default=None, ge=8)

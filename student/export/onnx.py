@@ -1,11 +1,12 @@
 """Export of the student's predictions as an ONNX graph, which needs neither torch nor this project.
 
-Input: `images` (B, 3, S, S) uint8, RGB, each a whole image resized to the square of side S. Outputs: each head's
+Input: `images` (B, 3, S, S) uint8, RGB, each a whole image resized to the square of side S; for a student with
+`resize: pad`, resized and padded at the right or the bottom, where outputs mean nothing. Outputs: each head's
 prediction, called `<head>_<array>`: `probs` (B, K); `classes` and `confidence` (B, S/4, S/4); `depth` (B, S/4, S/4);
 `normals` (B, S/4, S/4, 3); `responses` of textures (B, S/4, S/4, K). Detection's `boxes` (N, 4), x0 y0 x1 y1 relative
-to the image, `scores` (N,) and `classes` (N,) are of one image, so a graph with detection takes one image at a time;
+to the input, `scores` (N,) and `classes` (N,) are of one image, so a graph with detection takes one image at a time;
 others take batches of any size.
-The graph's metadata (key `must`, JSON) holds S, the classes of every head and the unit of depth.
+The graph's metadata (key `must`, JSON) holds S, `resize`, the classes of every head and the unit of depth.
 """
 
 from __future__ import annotations
@@ -41,21 +42,22 @@ class Graph(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         outputs = self.network(images, self.heads)
+        side = self.network.config.image_size
         arrays = [
             (f"{head}_{name}", tensor)
             for head in self.heads
-            for name, tensor in _arrays(self.network.tasks[head].predict(outputs[head]))
+            for name, tensor in _arrays(self.network.tasks[head].predict(outputs[head]), side)
         ]
         self.names = [name for name, _ in arrays]
         return tuple(tensor for _, tensor in arrays)
 
 
-def _arrays(prediction: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+def _arrays(prediction: dict[str, Any], side: int) -> Iterator[tuple[str, Tensor]]:
     if PER_IMAGE not in prediction:
         yield from prediction.items()
         return
     (detections,) = prediction[PER_IMAGE]
-    yield "boxes", detections["boxes"] / prediction["input"]
+    yield "boxes", detections["boxes"] / side
     yield "scores", detections["scores"]
     yield "classes", detections["labels"] - 1
 
@@ -73,6 +75,7 @@ def export(student: Artifact, to: Path, heads: Sequence[str]) -> list[str]:
     spaces = network.config.spaces()
     about = {
         "image_size": network.config.image_size,
+        "resize": network.config.resize,
         "heads": {head: spaces[head].to_json() for head in chosen},
         "student": student.fingerprint,
     }

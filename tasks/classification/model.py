@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.data.augment import Valid
 from pipeline.stores.labels import Value
 from tasks.task import FeatureInfo, Features, Prediction, Target, Task, masked_mean, stack
 
@@ -46,7 +47,7 @@ class TaskModel(Task):
         nn.init.normal_(head.weight, std=0.01)
         return head
 
-    def collate(self, values: Sequence[Value]) -> Target:
+    def collate(self, values: Sequence[Value], valid: Valid = None) -> Target:
         return {"probs": stack(values, "probs")}
 
     def loss(self, output: Tensor, target: Target) -> Tensor:
@@ -62,7 +63,7 @@ class TaskModel(Task):
     def amount(self, target: Target) -> float:
         return float(target["probs"].any(dim=1).sum())
 
-    def predict(self, output: Tensor) -> Prediction:
+    def predict(self, output: Tensor, valid: Valid = None) -> Prediction:
         return {"probs": output.softmax(dim=1)}
 
     def metrics(self) -> Accuracy:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from pipeline.data.augment import Valid
 from pipeline.stores.labels import Value
 from tasks.depth.label import align
-from tasks.task import DenseHead, FeatureInfo, Prediction, Target, Task, masked_mean, resample, stack
+from tasks.task import DenseTask, Prediction, Target, cells, masked_mean, resample, stack
 
 LOG_RANGE = (-7.0, 9.0)
 """Natural logarithms of about 1 mm and 8 km, to which outputs are clamped, so that `exp` stays finite."""
@@ -44,7 +45,7 @@ class DepthErrors:
         return {"delta_1.25": float(delta), "abs_rel": float(relative), "rmse": float(np.sqrt(squared))}
 
 
-class TaskModel(Task):
+class TaskModel(DenseTask):
     """Learn depth; raw output (B, 1, S/4, S/4): log metres, or relative inverse depth of any scale and shift."""
 
     better = {"delta_1.25": "higher", "abs_rel": "lower", "rmse": "lower"}  # noqa: RUF012 - a constant
@@ -53,10 +54,11 @@ class TaskModel(Task):
     def _relative(self) -> bool:
         return self.space.scale == "relative"
 
-    def head(self, info: FeatureInfo) -> nn.Module:
-        return DenseHead(info, 1)
+    @property
+    def channels(self) -> int:
+        return 1
 
-    def collate(self, values: Sequence[Value]) -> Target:
+    def collate(self, values: Sequence[Value], valid: Valid = None) -> Target:
         return {"depth": stack(values, "depth")}
 
     def loss(self, output: Tensor, target: Target) -> Tensor:
@@ -75,9 +77,9 @@ class TaskModel(Task):
     def amount(self, target: Target) -> float:
         return float((target["depth"] > 0).sum())
 
-    def predict(self, output: Tensor) -> Prediction:
+    def predict(self, output: Tensor, valid: Valid = None) -> Prediction:
         raw = output[:, 0]
-        return {"depth": _stretch(raw) if self._relative else raw.clamp(*LOG_RANGE).exp()}
+        return {"depth": _stretch(raw, valid) if self._relative else raw.clamp(*LOG_RANGE).exp()}
 
     def metrics(self) -> DepthErrors:
         return DepthErrors(self._relative)
@@ -88,12 +90,19 @@ class TaskModel(Task):
         return {"depth": np.full((1, 1), np.median(medians) if medians else 1.0, dtype=np.float32)}
 
 
-def _stretch(maps: Tensor) -> Tensor:
-    """Rescale each map (h, w) of the batch to [0.01, 1].
+def _stretch(maps: Tensor, valid: Valid) -> Tensor:
+    """Rescale the valid region of each map (h, w) of the batch to [0.01, 1].
 
     Training leaves scale and shift open, so raw numbers may be negative; and 0 would mean unknown.
     """
-    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    lowest = highest = maps
+    if valid is not None:
+        padding = torch.ones(maps.shape, dtype=torch.bool)
+        for image, (width, height) in zip(padding, valid, strict=True):
+            image[: cells(height), : cells(width)] = False
+        padding = padding.to(maps.device)
+        lowest, highest = maps.masked_fill(padding, torch.inf), maps.masked_fill(padding, -torch.inf)
+    low, high = lowest.amin(dim=(1, 2), keepdim=True), highest.amax(dim=(1, 2), keepdim=True)
     return 0.01 + 0.99 * (maps - low) / (high - low).clamp(min=1e-6)
 
 

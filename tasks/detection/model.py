@@ -19,6 +19,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
+from pipeline.data.augment import Frame, Valid
 from pipeline.stores.labels import Value
 from tasks.detection.metric import AveragePrecision
 from tasks.task import PYRAMID_STRIDES, FeatureInfo, Features, Prediction, Target, Task
@@ -57,6 +58,23 @@ class _FloatAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision is un
         return anchors
 
 
+class _ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
+    """A region proposal network that learns nothing from anchors in the padding."""
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return torchvision's labels, 1 object, 0 background, -1 ignored, and boxes of the anchors of each image.
+
+        Background anchors whose centers are outside an image's valid region are ignored.
+        """
+        labels, boxes = super().assign_targets_to_anchors(anchors, targets)
+        for label, corners, target in zip(labels, anchors, targets, strict=True):
+            centers = (corners[:, :2] + corners[:, 2:]) / 2
+            label[(label == 0) & (centers >= target["valid"]).any(dim=1)] = -1
+        return labels, boxes
+
+
 class _FloatRPNHead(RPNHead):  # type: ignore[misc]  # torchvision is untyped
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         scores, deltas = super().forward(x)
@@ -78,7 +96,8 @@ class Pending:
 
     head: DetectionHead
     levels: dict[str, Tensor]
-    images: ImageList
+    blank: Tensor
+    """Images without values, for their shape."""
 
 
 class DetectionHead(nn.Module):
@@ -90,7 +109,7 @@ class DetectionHead(nn.Module):
         sizes = tuple((size,) for size in anchor_sizes(info.image_size))
         anchors = _FloatAnchors(sizes, ((0.5, 1.0, 2.0),) * len(LEVELS))
         candidates = min(4 * count, 2 * MOST_PROPOSALS)
-        self.rpn = RegionProposalNetwork(
+        self.rpn = _ProposalNetwork(
             anchors,
             _FloatRPNHead(width, 3, conv_depth=2),
             fg_iou_thresh=0.7,
@@ -123,20 +142,23 @@ class DetectionHead(nn.Module):
         count = len(features.vector)
         blank = features.vector.new_empty(count, 3, self.size, self.size, device="meta")
         levels = dict(zip(LEVELS, features.pyramid, strict=True))
-        return Pending(self, levels, ImageList(blank, [(self.size, self.size)] * count))
+        return Pending(self, levels, blank)
 
     def run(
-        self, pending: Pending, targets: list[dict[str, Tensor]] | None = None
+        self, pending: Pending, valid: Valid, targets: list[dict[str, Tensor]] | None = None
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Return (detections, losses): the former in eval mode, the latter in training mode, which needs targets.
 
+        `valid`: (width, height) of each image's valid region in input pixels, to which boxes are clipped.
         Detections: for each image `boxes` (N, 4) in input pixels, `scores` (N,) and `labels` (N,) from 1. Losses, four
         scalars: objectness and box loss of the RPN (Faster R-CNN, eq. 1), class and box loss of the box head (Fast
         R-CNN, Girshick, ICCV 2015, eq. 1).
         """
-        proposals, rpn = self.rpn(pending.images, pending.levels, targets)
+        whole = [(self.size, self.size)] * len(pending.blank)
+        images = ImageList(pending.blank, [(height, width) for width, height in valid or whole])
+        proposals, rpn = self.rpn(images, pending.levels, targets)
         levels = {name: level.float() for name, level in pending.levels.items()}  # RoIAlign has no bfloat16
-        detections, boxes = self.boxes(levels, proposals, pending.images.image_sizes, targets)
+        detections, boxes = self.boxes(levels, proposals, images.image_sizes, targets)
         return detections, {**rpn, **boxes}
 
 
@@ -148,36 +170,43 @@ class TaskModel(Task):
     def head(self, info: FeatureInfo) -> nn.Module:
         return DetectionHead(info, len(self.space.classes))
 
-    def collate(self, values: Sequence[Value]) -> Target:
-        """Return boxes in input pixels and class ids from 1. An image without boxes is valid: all background."""
-        return {
-            "images": [
-                {"boxes": torch.from_numpy(value["boxes"]), "labels": torch.from_numpy(value["classes"]).long() + 1}
-                for value in values
-            ]
-        }
+    def collate(self, values: Sequence[Value], valid: Valid = None) -> Target:
+        """Return boxes in input pixels and class ids from 1. An image without boxes is valid: all background.
+
+        `valid` is kept as tensors and as numbers, which are read without waiting for a device.
+        """
+        valid = valid or [(int(value["size"][0]), int(value["size"][1])) for value in values]
+        images = [
+            {
+                "boxes": torch.from_numpy(value["boxes"]),
+                "labels": torch.from_numpy(value["classes"]).long() + 1,
+                "valid": torch.tensor(size),
+            }
+            for value, size in zip(values, valid, strict=True)
+        ]
+        return {"images": images, "valid": valid}
 
     def loss(self, output: Pending, target: Target) -> Tensor:
         """Return the unweighted sum of the four losses of `DetectionHead.run`."""
-        _, losses = output.head.run(output, target["images"])
+        _, losses = output.head.run(output, target["valid"], target["images"])
         return torch.stack(list(losses.values())).sum()
 
     def amount(self, target: Target) -> float:
         """Return the number of images: the loss is a mean over a set number of anchors and proposals drawn in each."""
         return len(target["images"])
 
-    def predict(self, output: Pending) -> Prediction:
-        detections, _ = output.head.run(output)
-        return {"images": detections, "input": output.head.size}
+    def predict(self, output: Pending, valid: Valid = None) -> Prediction:
+        detections, _ = output.head.run(output, valid)
+        return {"images": detections}
 
-    def value(self, prediction: Prediction, index: int, size: tuple[int, int]) -> Value:
+    def value(self, prediction: Prediction, index: int, frame: Frame) -> Value:
         detections = prediction["images"][index]
-        scale = np.array(size * 2, dtype=np.float32) / np.float32(prediction["input"])
+        scale = np.array(frame.size * 2, np.float32) / np.array(frame.valid * 2, np.float32)
         return {
             "boxes": detections["boxes"] * scale,
             "scores": detections["scores"],
             "classes": detections["labels"].astype(np.int32) - 1,
-            "size": np.array(size, dtype=np.int32),
+            "size": np.array(frame.size, dtype=np.int32),
         }
 
     def metrics(self) -> AveragePrecision:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from pipeline.data.augment import Valid
 from pipeline.stores.labels import Value
-from tasks.task import DenseHead, FeatureInfo, Prediction, Target, Task, masked_mean, resample, stack
+from tasks.task import DenseTask, Prediction, Target, masked_mean, resample, stack
 
 BINS = 18000
 """Bins of 0.01 degrees, from whose counts the median is computed: exact to 0.005 degrees in bounded memory."""
@@ -51,15 +52,16 @@ def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
-class TaskModel(Task):
+class TaskModel(DenseTask):
     """Learn normals; raw output: vectors (B, 3, S/4, S/4) of which only the direction counts."""
 
     better = {"mean_angle": "lower", "median_angle": "lower", "within_11.25": "higher"}  # noqa: RUF012 - a constant
 
-    def head(self, info: FeatureInfo) -> nn.Module:
-        return DenseHead(info, 3)
+    @property
+    def channels(self) -> int:
+        return 3
 
-    def collate(self, values: Sequence[Value]) -> Target:
+    def collate(self, values: Sequence[Value], valid: Valid = None) -> Target:
         return {"normals": stack(values, "normals").permute(0, 3, 1, 2)}
 
     def loss(self, output: Tensor, target: Target) -> Tensor:
@@ -70,7 +72,7 @@ class TaskModel(Task):
     def amount(self, target: Target) -> float:
         return float(target["normals"].any(dim=1).sum())
 
-    def predict(self, output: Tensor) -> Prediction:
+    def predict(self, output: Tensor, valid: Valid = None) -> Prediction:
         return {"normals": functional.normalize(output, dim=1).permute(0, 2, 3, 1)}
 
     def metrics(self) -> AngularErrors:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from pipeline.data.augment import Frame, Valid
 from pipeline.stores.labels import IGNORE, Value
-from tasks.task import DenseHead, FeatureInfo, Prediction, Target, Task, masked_mean, resample, stack
+from tasks.task import DenseTask, Prediction, Target, masked_mean, resample, stack
 
 
 class IntersectionOverUnion:
@@ -41,15 +42,16 @@ class IntersectionOverUnion:
         }
 
 
-class TaskModel(Task):
+class TaskModel(DenseTask):
     """Learn a class per pixel; raw output: logits (B, K, S/4, S/4)."""
 
     better = {"miou": "higher", "pixel_accuracy": "higher"}  # noqa: RUF012 - a constant
 
-    def head(self, info: FeatureInfo) -> nn.Module:
-        return DenseHead(info, len(self.space.classes))
+    @property
+    def channels(self) -> int:
+        return len(self.space.classes)
 
-    def collate(self, values: Sequence[Value]) -> Target:
+    def collate(self, values: Sequence[Value], valid: Valid = None) -> Target:
         return {"classes": stack([{"classes": value["classes"].astype(np.int64)} for value in values], "classes")}
 
     def loss(self, output: Tensor, target: Target) -> Tensor:
@@ -63,15 +65,13 @@ class TaskModel(Task):
     def amount(self, target: Target) -> float:
         return float((target["classes"] != IGNORE).sum())
 
-    def predict(self, output: Tensor) -> Prediction:
+    def predict(self, output: Tensor, valid: Valid = None) -> Prediction:
         confidence, classes = output.softmax(dim=1).max(dim=1)
         return {"classes": classes, "confidence": confidence}
 
-    def value(self, prediction: Prediction, index: int, size: tuple[int, int]) -> Value:
-        return {
-            "classes": prediction["classes"][index].astype(np.uint16),
-            "confidence": prediction["confidence"][index],
-        }
+    def value(self, prediction: Prediction, index: int, frame: Frame) -> Value:
+        value = super().value(prediction, index, frame)
+        return {**value, "classes": value["classes"].astype(np.uint16)}
 
     def metrics(self) -> IntersectionOverUnion:
         return IntersectionOverUnion(len(self.space.classes))

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.data.augment import Valid
 from pipeline.stores.labels import Value
-from tasks.task import DENSE_STRIDE, DenseHead, FeatureInfo, Prediction, Target, Task, masked_mean, resample, stack
+from tasks.task import DENSE_STRIDE, DenseTask, Prediction, Target, masked_mean, resample, stack
 
 
 class ExplainedVariance:
@@ -34,15 +35,16 @@ class ExplainedVariance:
         return {"r2": float((1 - self._error / np.maximum(variance, 1e-12)).mean())}
 
 
-class TaskModel(Task):
+class TaskModel(DenseTask):
     """Learn the responses of C filters; raw output: logits (B, C, S/4, S/4)."""
 
     better = {"r2": "higher"}  # noqa: RUF012 - a constant
 
-    def head(self, info: FeatureInfo) -> nn.Module:
-        return DenseHead(info, len(self.space.classes))
+    @property
+    def channels(self) -> int:
+        return len(self.space.classes)
 
-    def collate(self, values: Sequence[Value]) -> Target:
+    def collate(self, values: Sequence[Value], valid: Valid = None) -> Target:
         return {"responses": stack(values, "responses").permute(0, 3, 1, 2)}
 
     def loss(self, output: Tensor, target: Target) -> Tensor:
@@ -53,7 +55,7 @@ class TaskModel(Task):
     def amount(self, target: Target) -> float:
         return float((target["responses"] >= 0).sum())
 
-    def predict(self, output: Tensor) -> Prediction:
+    def predict(self, output: Tensor, valid: Valid = None) -> Prediction:
         return {"responses": output.sigmoid().permute(0, 2, 3, 1)}
 
     def metrics(self) -> ExplainedVariance:
@@ -72,7 +74,7 @@ class TaskModel(Task):
 class FilterResponses(TaskModel):
     """The task for a raw output that is responses already, not logits: a filter bank's."""
 
-    def predict(self, output: Tensor) -> Prediction:
+    def predict(self, output: Tensor, valid: Valid = None) -> Prediction:
         return {"responses": output.permute(0, 2, 3, 1)}
 
 

@@ -89,11 +89,12 @@ class ShardInference:
             images: dict[int, Image.Image] = {}
             try:
                 for preprocess in distinct:
-                    min_size = preprocess.min_decode_size()
-                    reduction = _jpeg_reduction(self._suffixes[row], batch.sizes[position], min_size)
+                    size = batch.sizes[position]
+                    min_size = preprocess.min_decode_size(size)
+                    reduction = _jpeg_reduction(self._suffixes[row], size, min_size)
                     if reduction not in images:
                         images[reduction] = decode_image(image_bytes, at_least=min_size)
-                    batch.inputs[preprocess][position] = preprocess(images[reduction])
+                    batch.inputs[preprocess][position] = preprocess(images[reduction], size)
             except DataError as error:
                 batch.reasons[position] = str(error)
 
@@ -101,7 +102,7 @@ class ShardInference:
         """Run one teacher on the batch."""
         predictor = self.predictors[teacher]
         images = torch.from_numpy(batch.inputs[predictor.preprocessing]).permute(0, 3, 1, 2)
-        batch.predictions[teacher] = predictor.predict(images)
+        batch.predictions[teacher] = predictor.predict(images, batch.sizes)
 
     def encode(self, batch: ShardRows, teacher: str) -> None:
         """Encode one teacher's predictions as rows of its label stores."""

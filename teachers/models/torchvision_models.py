@@ -9,8 +9,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 import tasks
+from pipeline.data.augment import Valid
 from pipeline.errors import ConfigError, require_one_of
 from pipeline.models.backbone import register_statistics
 from pipeline.models.pretrained import match_weights, read_matching_weights
@@ -23,6 +25,8 @@ from tasks.task import DENSE_STRIDE, Prediction
 
 PUBLISHED = "torchvision"
 """Value of `weights` for those that torchvision downloads."""
+MIN_SIDE = 1e-3
+"""Pixels; boxes with a shorter side are dropped, as torchvision's proposals are."""
 STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 UNCHANGED = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 """Statistics for detectors, which normalize by themselves: images in [0, 1]."""
@@ -75,8 +79,8 @@ class Detector(Adapter):
         super().__init__(model, head, statistics)
         self.register_buffer("class_of_output", torch.tensor(class_of_output))
 
-    def run(self, inputs: Tensor) -> dict[str, Any]:
-        return {"images": [self._best(each) for each in self.detect(inputs)], "input": inputs.shape[-1]}
+    def run(self, inputs: Tensor) -> list[dict[str, Tensor]]:
+        return [self._best(each) for each in self.detect(inputs)]
 
     def detect(self, inputs: Tensor) -> list[dict[str, Tensor]]:
         """Return `boxes`, `scores` and `labels` of each image, with labels that are numbers of the model's outputs."""
@@ -92,8 +96,15 @@ class Detector(Adapter):
 class DetectedBoxes(Detection):
     """The detection task for networks whose outputs are boxes already."""
 
-    def predict(self, output: Any) -> Prediction:
-        return output
+    def predict(self, output: Any, valid: Valid = None) -> Prediction:
+        return {"images": [_clip(*pair) for pair in zip(output, valid, strict=True)] if valid else output}
+
+
+def _clip(detected: Mapping[str, Tensor], valid: tuple[int, int]) -> dict[str, Tensor]:
+    """Clip boxes to an image's valid region (width, height), and drop those that lie outside of it."""
+    boxes = clip_boxes_to_image(detected["boxes"], valid[::-1])
+    inside = remove_small_boxes(boxes, MIN_SIDE)
+    return {**{name: entries[inside] for name, entries in detected.items()}, "boxes": boxes[inside]}
 
 
 def check_model(about: Mapping[str, Any]) -> None:
@@ -148,7 +159,7 @@ def build_predictor(about: Mapping[str, Any], weights: Mapping[str, Tensor]) -> 
     model.load_state_dict(weights)
     head, task = about["head"], about["task"]
     space, class_of_output = space_of(task, outputs)
-    preprocessing = Preprocessing(about["image_size"])
+    preprocessing = Preprocessing(about["image_size"], about["resize"])
     if task == "segmentation":
         return Predictor(Segmenter(model, head, STATISTICS), {head: tasks.model(space)}, preprocessing)
     detector = Detector(model, head, UNCHANGED, class_of_output)

@@ -70,7 +70,7 @@ def describe(model: Any, processor: Any, about: Mapping[str, Any]) -> dict[str, 
     names = model.config.id2label
     return {
         "format": "transformers",
-        **{key: about[key] for key in ("weights", "task", "head", "scale")},
+        **{key: about[key] for key in ("weights", "task", "head", "scale", "resize")},
         "classes": [] if about["task"] == "depth" else [str(names[number]) for number in sorted(names)],
         "size": size,
         "centre": center if about["task"] == "classification" else None,  # maps and boxes have to be of the whole image
@@ -170,7 +170,7 @@ def build_predictor(folder: Path, about: Mapping[str, Any]) -> Predictor:
     model, processor = fetch(str(folder), about["task"])
     space, class_of_output = space_of(about)
     head, statistics = about["head"], (about["mean"], about["std"])
-    preprocessing = Preprocessing(about["size"], about["centre"], about["bicubic"])
+    preprocessing = Preprocessing(about["size"], about["resize"], about["centre"], about["bicubic"])
     if about["task"] == "detection":
         detector = DetectionAdapter(model, head, statistics, class_of_output, processor)
         return Predictor(detector, {head: DetectedBoxes(space)}, preprocessing)

@@ -73,13 +73,13 @@ def maps_of(count: int, seed: int = 0) -> LabelledMaps:
     log = torch.stack(parts).sum(dim=0)
     depths = [{"depth": one.numpy().astype(np.float32)} for one in (0.2 * log[:, 0] + 1).exp()]
     names = [str(number) for number in range(count)]
-    return LabelledMaps(names, [5 * fine.half() + 3, coarse.half()], depths, [(SIDE, SIDE)] * count)
+    return LabelledMaps(names, SIDE, [5 * fine.half() + 3, coarse.half()], depths, [(SIDE, SIDE)] * count)
 
 
 @pytest.fixture
 def data(runtime: Runtime, tmp_path: Path) -> DenseProbeData:
     train, val = maps_of(24), maps_of(8, seed=1)
-    about: dict[str, Any] = {"size": SIDE, "strides": [8, 16], "channels": [3, 2], "width": 8, "proposals": 8}
+    about: dict[str, Any] = {"strides": [8, 16], "channels": [3, 2], "width": 8, "proposals": 8}
     return DenseProbeData("probe", DEPTH, train, val, **about, seed=0, scratch=tmp_path, runtime=runtime)
 
 

@@ -153,7 +153,7 @@ def test_probe_trains_from_new_for_every_number_of_labels(bench: Bench) -> None:
     """Checkpoints of one training are not resumed by the next."""
     together = accuracies(bench.probe("linear_hpt", on="colours", labels=[3, "all"], seeds=2, corruptions=False))
     alone = accuracies(bench.probe("linear_hpt", on="colours", labels=["all"], seeds=2))
-    assert set(together) == {("linear_hpt v1", count, seed) for count in (3, 18) for seed in (0, 1)}
+    assert set(together) == {("linear_hpt v2", count, seed) for count in (3, 18) for seed in (0, 1)}
     layers = trained_layers(bench, [3, "all"])[1:], trained_layers(bench, ["all"])
     assert torch.equal(layers[0][0], layers[1][0])
     assert alone.items() <= together.items()

@@ -258,7 +258,7 @@ def test_true_label_dataset_pairs_labels_with_images(make_set: MakeSet, noise: N
     dataset = true_label_dataset(found, "train", {"kind": "classification"})
     assert len(dataset) == 6
     for index in range(6):
-        image = dataset.sample(index, 32, NO_AUGMENTATION, (0,)).image
+        image = dataset.sample(index, 32, "stretch", NO_AUGMENTATION, (0,)).image
         number = [n for n in range(1, 7) if np.array_equal(image, noise(n))]
         assert dataset.values(index)["kind"]["probs"].tolist() == ([1, 0] if number[0] <= 4 else [0, 1])
     assert found.held_out_split("val") == "test"

@@ -222,7 +222,7 @@ def test_3_segmentation_loss_of_ignored_pixels_is_zero_without_gradient(
         "confidence": np.where(rng.random((8, 8)) < 0.4, 0.499, 0.8).astype(np.float32),
     }
     dataset, task = stored(make_dataset_shard, noise, MASKS, [value], 0.5), tasks.model(MASKS)
-    batch = collate_samples([dataset.sample(0, 32, NO_AUGMENTATION, (0,))], {"head": task.collate})
+    batch = collate_samples([dataset.sample(0, 32, "stretch", NO_AUGMENTATION, (0,))], {"head": task.collate})
     target = batch.targets["head"]["target"]
     dropped = torch.from_numpy(value["confidence"] < 0.5)[None]
     output = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
@@ -244,7 +244,8 @@ def test_3_image_without_kept_boxes_is_an_example_of_background(
     """Our choice, as the paper does not say: the image stays in the batch and teaches that nothing is there."""
     dataset = stored(make_dataset_shard, noise, BOXES, [boxes_of([0.3, 0.499])], 0.5)
     network = make_network({"head": BOXES}).train()
-    batch = collate_samples([dataset.sample(0, 32, NO_AUGMENTATION, (0,))] * 2, {"head": network.tasks["head"].collate})
+    sample = dataset.sample(0, 32, "stretch", NO_AUGMENTATION, (0,))
+    batch = collate_samples([sample] * 2, {"head": network.tasks["head"].collate})
     assert batch.targets["head"]["rows"].tolist() == [0, 1]
     assert [len(image["boxes"]) for image in batch.targets["head"]["target"]["images"]] == [0, 0]
     loss = network.losses(batch.images, batch.targets)["head"]
@@ -328,7 +329,8 @@ def test_5_losses_of_true_and_pseudo_labels_are_the_same(
         dataset = ImageDataset([dataclasses.replace(shard, label_sources={"depth": label_sources})])
         network = make_network({"depth": DEPTH})
         batch = collate_samples(
-            [dataset.sample(n, 32, NO_AUGMENTATION, (0,)) for n in range(2)], {"depth": network.tasks["depth"].collate}
+            [dataset.sample(n, 32, "stretch", NO_AUGMENTATION, (0,)) for n in range(2)],
+            {"depth": network.tasks["depth"].collate},
         )
         WeightedSum({"depth": 1.3})(network.losses(batch.images, batch.targets), {"depth": 1.0}).backward()
         gradients.append([p.grad for p in network.parameters() if p.grad is not None])

@@ -21,6 +21,7 @@ from torch.nn import functional
 import tasks
 from pipeline.data.augment import AugmentParams, transform_image, transform_label
 from pipeline.models.checkpoint import read_tensors
+from pipeline.sources._classes import true_boxes
 from pipeline.steps.artifact import Inputs
 from pipeline.storage.root import Root
 from pipeline.stores.labels import LabelSpace, Value
@@ -72,7 +73,7 @@ def random_targets(network: Network, count: int = 2, size: int = 64) -> dict[str
     normals = rng.normal(size=(count, *cells, 3)).astype(np.float32)
     values: Mapping[str, list[Value]] = {
         "kinds": [{"probs": rng.dirichlet(np.ones(3)).astype(np.float32)} for _ in range(count)],
-        "boxes": [{"boxes": np.array([[4, 4, 40, 50]], np.float32), "classes": np.ones(1, np.int32)}] * count,
+        "boxes": [true_boxes([[4, 4, 40, 50]], [1], (size, size))] * count,
         "masks": [{"classes": rng.integers(0, 4, cells).astype(np.uint16)} for _ in range(count)],
         "depth": [{"depth": rng.uniform(1, 9, cells).astype(np.float32)} for _ in range(count)],
         "normals": [{"normals": one / np.linalg.norm(one, axis=-1, keepdims=True)} for one in normals],
@@ -123,7 +124,7 @@ def test_8_predict_leaves_the_teacher_unchanged(world: World) -> None:
     before = {name: tensor.clone() for name, tensor in predictor.network.state_dict().items()}
     assert any("running_mean" in name for name in before)
     images = pictures(4, 32)
-    one, other = predictor.predict(images)["masks"], predictor.predict(images)["masks"]
+    one, other = (predictor.predict(images, [(32, 32)] * 4)["masks"] for _ in range(2))
     for name in one:
         np.testing.assert_array_equal(one[name], other[name])
     assert all(torch.equal(tensor, before[name]) for name, tensor in predictor.network.state_dict().items())

@@ -98,7 +98,8 @@ def test_constant_label_is_the_class_frequencies() -> None:
 def test_predictor_gives_distributions_over_classes(make_network: Callable[..., Network]) -> None:
     predictor = network_predictor(make_network({"kind": SPACE}))
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-    values = [predictor.values(predictor.predict(images), index, (32, 32))["kind"] for index in range(3)]
+    predicted = predictor.predict(images, [(32, 32)] * 3)
+    values = [predictor.values(predicted, index, (32, 32))["kind"] for index in range(3)]
     for value in values:
         assert value["probs"].shape == (3,)
         assert value["probs"].dtype == np.float32

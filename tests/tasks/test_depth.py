@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pipeline.data.augment import Frame
 from pipeline.stores.labels import LabelSpace, Value
 from tasks.depth.label import TaskLabel, align
 from tasks.depth.model import TaskModel
@@ -170,3 +171,14 @@ def test_predict_of_relative_depth_is_affine_and_increasing() -> None:
 def test_constant_label_is_median_of_medians() -> None:
     values = [depth(np.array([[1.0, 2.0, 3.0, 0.0]])), depth(np.array([[8.0]])), depth(np.array([[4.0]]))]
     assert TASK.constant_label([*values, depth(np.zeros((2, 2)))])["depth"].tolist() == [[4.0]]
+
+
+def test_relative_depth_is_stretched_over_the_valid_region() -> None:
+    raw = torch.randn(2, 1, 4, 4)
+    raw[1, :, 2:] += 50  # padding
+    alone = INVERSE.predict(raw[1:, :, :2])["depth"][0]
+    padded = INVERSE.predict(raw, [(16, 16), (16, 8)])["depth"]
+    torch.testing.assert_close(padded[1, :2], alone)
+    torch.testing.assert_close(padded[0], INVERSE.predict(raw[:1])["depth"][0])
+    value = INVERSE.value({"depth": padded.numpy()}, 1, Frame((64, 32), (16, 8)))
+    np.testing.assert_array_equal(value["depth"], padded[1, :2].numpy())

@@ -13,12 +13,15 @@ import torch
 from numpy.typing import ArrayLike
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torchvision.models.detection.image_list import ImageList
 
+from pipeline.data.augment import Frame
 from pipeline.stores.labels import LabelSpace, Value
 from tasks.detection.label import MIN_VISIBLE, TaskLabel
 from tasks.detection.metric import AveragePrecision
 from tasks.detection.model import MAX_BOXES, DetectionHead, TaskModel, anchor_sizes, default_proposals
 from tasks.network import Network
+from tasks.prediction import to_numpy
 from tasks.task import PYRAMID_STRIDES, FeatureInfo, Features
 
 SPACE = LabelSpace("detection", ("cup", "spoon", "plate"))
@@ -229,20 +232,17 @@ def test_value_gives_boxes_in_pixels_of_the_image(network: Network) -> None:
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         prediction = TASK.predict(network.eval()(images)["boxes"])
-    arrays = {
-        "images": [{name: tensor.numpy() for name, tensor in one.items()} for one in prediction["images"]],
-        "input": prediction["input"],
-    }
+    arrays = to_numpy(prediction)
     for size in ((64, 64), (640, 320)):
-        value = TASK.value(arrays, 0, size)
+        value = TASK.value(arrays, 0, Frame(size, (64, 64)))
         assert value["size"].tolist() == list(size)
         assert 0 < len(value["boxes"]) <= MAX_BOXES
         assert (value["boxes"] >= 0).all()
         assert (value["boxes"] <= np.tile(size, 2) + 1e-3).all()
         assert (np.diff(value["scores"]) <= 0).all()
         assert set(value["classes"].tolist()) <= {0, 1, 2}
-    half = TASK.value(arrays, 0, (32, 32))
-    np.testing.assert_allclose(half["boxes"] * 2, TASK.value(arrays, 0, (64, 64))["boxes"], rtol=1e-6)
+    half, whole = (TASK.value(arrays, 0, Frame((side, side), (64, 64))) for side in (32, 64))
+    np.testing.assert_allclose(half["boxes"] * 2, whole["boxes"], rtol=1e-6)
 
 
 def test_detection_head_has_the_layers_of_must(network: Network) -> None:
@@ -271,7 +271,7 @@ def head_for(image_size: int, proposals: int | None = None) -> DetectionHead:
 def anchors_of(head: DetectionHead, dtype: torch.dtype) -> torch.Tensor:
     levels = [torch.zeros(1, 8, *[max(1, head.size // stride)] * 2, dtype=dtype) for stride in PYRAMID_STRIDES]
     pending = head(Features(torch.zeros(1, 8), levels))
-    [anchors] = head.rpn.anchor_generator(pending.images, levels)
+    [anchors] = head.rpn.anchor_generator(ImageList(pending.blank, [(head.size, head.size)]), levels)
     return anchors
 
 
@@ -301,3 +301,41 @@ def test_detection_head_proposes_as_many_regions_as_the_image_size_asks_for() ->
     assert (head.rpn.post_nms_top_n(), head.boxes.fg_bg_sampler.batch_size_per_image) == (512, 512)
     assert head_for(1024).boxes.fg_bg_sampler.batch_size_per_image == 512
     assert head_for(512, proposals=16).rpn.post_nms_top_n() == 16
+
+
+def test_detection_head_ignores_anchors_in_the_padding() -> None:
+    head, size = head_for(128), (128, 64)
+    anchors = anchors_of(head, torch.float32)
+    truth = {"boxes": torch.tensor([[32.0, 16.0, 64.0, 48.0]]), "valid": torch.tensor(size)}
+    [labels], _ = head.rpn.assign_targets_to_anchors([anchors], [truth])
+    [everywhere], _ = head.rpn.assign_targets_to_anchors([anchors], [{**truth, "valid": torch.tensor([128, 128])}])
+    below = (anchors[:, 1] + anchors[:, 3]) / 2 >= 64
+    assert (everywhere[below] == 0).any()
+    assert (labels[below & (everywhere == 0)] == -1).all()
+    torch.testing.assert_close(labels[~below], everywhere[~below])
+
+
+def test_detection_boxes_are_in_the_valid_region_and_in_pixels_of_the_image(network: Network) -> None:
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    valid = [(64, 64), (64, 20)]
+    with torch.no_grad():
+        prediction = to_numpy(TASK.predict(network.eval()(images)["boxes"], valid))
+    whole, wide = (one["boxes"] for one in prediction["images"])
+    assert whole[:, 3].max() > 20
+    assert wide[:, 3].max() == 20
+    assert (wide[:, 3] > wide[:, 1]).all(), "none lies in the padding"
+    value = TASK.value(prediction, 1, Frame((640, 200), (64, 20)))
+    np.testing.assert_allclose(value["boxes"], 10 * wide)
+
+
+def test_detection_loss_takes_proposals_from_the_valid_region(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proposed: list[torch.Tensor] = []
+    head = network.heads["boxes"]
+    assert isinstance(head, DetectionHead)
+    head.boxes.register_forward_pre_hook(lambda module, given: proposed.extend(given[1]))
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    target = TASK.collate([found([[2, 2, 30, 16]], size=(64, 64))], [(64, 20)])
+    TASK.loss(network.train()(images)["boxes"], target).backward()
+    assert proposed[0][:, 3].max() <= 20

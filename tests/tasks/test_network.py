@@ -154,7 +154,11 @@ def test_network_trains_and_predicts_in_bfloat16(make_network: MakeNetwork, back
     normals = rng.normal(size=(side // 4, side // 4, 3)).astype(np.float32)
     values: dict[str, Value] = {
         "kinds": {"probs": np.array([0.2, 0.8, 0], np.float32)},
-        "boxes": {"boxes": np.array([[4, 4, 40, 50]], np.float32), "classes": np.ones(1, np.int32)},
+        "boxes": {
+            "boxes": np.array([[4, 4, 40, 50]], np.float32),
+            "classes": np.ones(1, np.int32),
+            "size": np.array([side] * 2, np.int32),
+        },
         "masks": {"classes": rng.integers(0, 4, (side // 4, side // 4)).astype(np.uint16)},
         "depth": {"depth": rng.uniform(1, 9, (side // 4, side // 4)).astype(np.float32)},
         "normals": {"normals": normals / np.linalg.norm(normals, axis=-1, keepdims=True)},
@@ -167,7 +171,7 @@ def test_network_trains_and_predicts_in_bfloat16(make_network: MakeNetwork, back
     assert all(bool(p.grad.isfinite().all()) for p in network.parameters() if p.grad is not None)
     predictor = network_predictor(network)
     predictor.compute = ComputeConfig("cpu", "bf16", False, {})
-    found = predictor.values(predictor.predict(pictures(2, side)), 0, (64, 64))
+    found = predictor.values(predictor.predict(pictures(2, side), [(64, 64)] * 2), 0, (64, 64))
     for value in found.values():
         assert all(np.isfinite(array).all() for array in value.values())
         assert {array.dtype for array in value.values() if array.dtype.kind == "f"} <= {np.dtype(np.float32)}

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
+import tasks
+from pipeline.data.dataset import DatasetShard, ImageDataset
 from pipeline.data.decode import decode_image
+from pipeline.recipe.augment import Resize
 from pipeline.steps.runtime import Runtime
-from tasks.prediction import Preprocessing
-from tasks.scoring import predict_all
+from pipeline.stores.labels import LabelSpace
+from tasks.prediction import Predictor, Preprocessing
+from tasks.scoring import predict_all, score
 
 
 class Photograph:
@@ -39,7 +46,7 @@ class Spy:
 
     preprocessing = Preprocessing(32)
 
-    def predict(self, images: Tensor) -> Any:
+    def predict(self, images: Tensor, sizes: Any) -> Any:
         self.seen = images
         return {}
 
@@ -51,7 +58,32 @@ def test_predict_all_measures_on_the_pixels_that_labelling_reads(runtime: Runtim
     """Labelling decodes a JPEG no larger than it needs; the label is for the image's own size."""
     spy, photograph = Spy(), Photograph()
     [(index, values)] = predict_all(spy, photograph, runtime)  # type: ignore[arg-type]
-    reduced = decode_image(photograph.data, at_least=spy.preprocessing.min_decode_size())
+    reduced = decode_image(photograph.data, at_least=spy.preprocessing.min_decode_size((401, 300)))
     assert max(reduced.size) < 100
-    assert np.array_equal(spy.seen[0].permute(1, 2, 0).numpy(), spy.preprocessing(reduced))
+    assert np.array_equal(spy.seen[0].permute(1, 2, 0).numpy(), spy.preprocessing(reduced, (401, 300)))
     assert (index, dict(values)["size"]) == (0, (401, 300))  # type: ignore[comparison-overlap]
+
+
+class RedIsDepth(nn.Module):
+    """A network that is right: depth in metres is 1 + red / 50."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        red = functional.avg_pool2d(images[:, :1].float(), 4)
+        return {"depth": (1 + red / 50).log()}
+
+
+@pytest.mark.parametrize("resize", ["stretch", "pad"])
+def test_score_does_not_depend_on_how_images_become_square(
+    make_dataset_shard: Callable[..., DatasetShard], runtime: Runtime, resize: Resize
+) -> None:
+    space = LabelSpace("depth")
+    red = [
+        np.tile(np.linspace(0, 250, width).astype(np.uint8), (height, 1)) for width, height in ((200, 90), (64, 128))
+    ]
+    images = [np.stack([ramp, ramp * 0, ramp * 0], axis=-1) for ramp in red]
+    truth = [{"depth": 1 + ramp.astype(np.float32) / 50} for ramp in red]
+    dataset = ImageDataset([make_dataset_shard("s0", images, {"depth": (tasks.label(space), truth)})])
+    predictor = Predictor(RedIsDepth(), {"depth": tasks.model(space)}, Preprocessing(128, resize))
+    assert score(predictor, dataset, {"depth": "depth"}, runtime)["abs_rel"] < 0.02
+    shapes = [values["depth"]["depth"].shape for _, values in predict_all(predictor, dataset, runtime)]
+    assert shapes == ([(14, 32), (32, 16)] if resize == "pad" else [(32, 32)] * 2)

@@ -75,8 +75,8 @@ def stripes(angle: float) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]
 
 
 def predict_responses(gabor: Predictor, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Value:
-    images = torch.tensor(gabor.preprocessing(Image.fromarray(pixels)))[None].permute(0, 3, 1, 2)
-    return gabor.values(gabor.predict(images), 0, (64, 64))["gabor"]
+    images = torch.tensor(gabor.preprocessing(Image.fromarray(pixels), (64, 64)))[None].permute(0, 3, 1, 2)
+    return gabor.values(gabor.predict(images, [(64, 64)]), 0, (64, 64))["gabor"]
 
 
 @pytest.mark.parametrize(("angle", "filter_number"), [(0, 0), (45, 1), (90, 2), (135, 3)])

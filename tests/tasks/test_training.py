@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import tasks
+from pipeline.data.augment import PAD_COLOR
 from pipeline.data.dataset import DatasetShard, ImageDataset
 from pipeline.data.decode import decode_image
 from pipeline.data.loader import Batch
@@ -149,9 +150,9 @@ def test_preprocessing_takes_whole_image_or_center_crop() -> None:
     pixels = np.zeros((60, 100, 3), np.uint8)
     pixels[15:45, 35:65] = 200  # the central square of half the shorter side
     image = Image.fromarray(pixels)
-    assert (Preprocessing(30, crop_pct=0.5)(image) == 200).all()
-    assert (Preprocessing(30, crop_pct=0.5, bicubic=True)(image) == 200).all()
-    whole = Preprocessing(64)(image)
+    assert (Preprocessing(30, crop_pct=0.5)(image, image.size) == 200).all()
+    assert (Preprocessing(30, crop_pct=0.5, bicubic=True)(image, image.size) == 200).all()
+    whole = Preprocessing(64)(image, image.size)
     assert whole.shape == (64, 64, 3)
     assert whole[32, 32, 0] == 200
     assert whole[2, 2, 0] == 0
@@ -159,12 +160,13 @@ def test_preprocessing_takes_whole_image_or_center_crop() -> None:
 
 
 def test_preprocessing_states_min_decode_size() -> None:
-    assert Preprocessing(64).min_decode_size() == (64, 64)
-    assert Preprocessing(64, crop_pct=0.5).min_decode_size() == (128, 128)
+    assert Preprocessing(64).min_decode_size((200, 100)) == (64, 64)
+    assert Preprocessing(64, "pad").min_decode_size((200, 100)) == (64, 32)
+    assert Preprocessing(64, crop_pct=0.5).min_decode_size((200, 100)) == (128, 128)
 
 
 def test_preprocessing_is_hashable() -> None:
-    assert len({Preprocessing(64), Preprocessing(64), Preprocessing(64, 0.875), Preprocessing(32)}) == 3
+    assert len({Preprocessing(64), Preprocessing(64), Preprocessing(64, "pad"), Preprocessing(32)}) == 3
 
 
 def test_predictor_is_in_eval_mode_and_deterministic(make_network: MakeNetwork) -> None:
@@ -172,9 +174,10 @@ def test_predictor_is_in_eval_mode_and_deterministic(make_network: MakeNetwork) 
     predictor = network_predictor(network)
     assert not network.training
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-    one, other = predictor.predict(images)["kind"]["probs"], predictor.predict(images)["kind"]["probs"]
+    sizes = [(32, 32)] * 3
+    one, other = (predictor.predict(images, sizes)["kind"]["probs"] for _ in range(2))
     np.testing.assert_array_equal(one, other)
-    np.testing.assert_allclose(predictor.predict(images[1:])["kind"]["probs"], one[1:], atol=1e-6)
+    np.testing.assert_allclose(predictor.predict(images[1:], sizes[1:])["kind"]["probs"], one[1:], atol=1e-6)
 
 
 class SmallMemoryNetwork(torch.nn.Module):
@@ -206,21 +209,22 @@ def test_predictor_splits_batch_that_memory_does_not_hold(make_network: MakeNetw
     small_memory = SmallMemoryNetwork(network, room)
     predictor = Predictor(small_memory, network.tasks, Preprocessing(64))
     images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
-    found, expected = predictor.predict(images), network_predictor(network).predict(images)
+    sizes = [(64, 64)] * 5
+    found, expected = predictor.predict(images, sizes), network_predictor(network).predict(images, sizes)
     for index in range(5):
         values, others = (predictor.values(some, index, (64, 64)) for some in (found, expected))
         for head in HEADS:
             for name, array in others[head].items():
                 np.testing.assert_allclose(values[head][name], array, rtol=1e-3, atol=1e-3, err_msg=f"{head} {name}")
     small_memory.seen.clear()
-    predictor.predict(images)
+    predictor.predict(images, sizes)
     assert max(small_memory.seen) <= room, "what once was too much is not tried again"
 
 
 def test_predictor_refuses_image_that_memory_does_not_hold(make_network: MakeNetwork) -> None:
     predictor = Predictor(SmallMemoryNetwork(make_network({"kind": KINDS}), 0), {}, Preprocessing(32))
     with pytest.raises(ConfigError, match="does not hold one image's prediction"):
-        predictor.predict(torch.zeros(3, 3, 32, 32, dtype=torch.uint8))
+        predictor.predict(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), [(32, 32)] * 3)
 
 
 def test_predict_all_keeps_order_and_image_sizes(
@@ -251,3 +255,30 @@ def test_to_numpy_converts_nested_tensors() -> None:
     assert arrays["a"][0].dtype == np.float32
     assert arrays["b"]["c"].tolist() == [0, 1, 2]
     assert (arrays["d"], arrays["e"]) == (4, "text")
+
+
+def test_train_network_pads_images_as_its_predictor_does(
+    dataset: ImageDataset, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = make_network({"kind": KINDS}, resize="pad")
+    seen: list[torch.Tensor] = []
+    features = network.features
+
+    def seen_features(images: torch.Tensor) -> Features:
+        seen.append(images)
+        return features(images)
+
+    monkeypatch.setattr(network, "features", seen_features)
+    unchanged = AugmentConfig(area=1, aspect=1, brightness=0, contrast=0, saturation=0)
+    train_network(
+        network, WeightedSum({"kind": 1.0}), dataset, dataclasses.replace(plan(tmp_path, 3), augment=unchanged), runtime
+    )
+    bottom = torch.cat(seen)[:, :, 28:]  # images are 50 wide and 30 to 41 high: of 32 rows they cover 20 to 28
+    assert len(bottom) >= 12
+    assert (bottom == torch.tensor(PAD_COLOR).view(1, 3, 1, 1)).all()
+    network.save(tmp_path)
+    preprocess = network_predictor(Network.load(tmp_path)).preprocessing
+    assert preprocess == Preprocessing(32, "pad")
+    wide = Image.new("RGB", (50, 30), "white")
+    assert (preprocess(wide, wide.size)[20:] == PAD_COLOR).all()
+    assert (preprocess(wide, wide.size)[:20] == 255).all()

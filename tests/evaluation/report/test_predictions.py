@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,9 +67,9 @@ def test_cached_predictor_predicts_each_image_once(samples: RunSamples, monkeypa
     batches: list[int] = []
     predict = predictor.predictor.predict
 
-    def counted(images: Tensor) -> dict[str, Prediction]:
+    def counted(images: Tensor, sizes: Sequence[tuple[int, int]]) -> dict[str, Prediction]:
         batches.append(len(images))
-        return predict(images)
+        return predict(images, sizes)
 
     monkeypatch.setattr(predictor.predictor, "predict", counted)
     alone = predictor.predict([second])[0]["depth"]

@@ -8,18 +8,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 
 import tasks
 from pipeline.data.augment import (
+    PAD_COLOR,
     AugmentParams,
     sample_params,
     seeded_generator,
+    square_around,
     transform_image,
     transform_label,
+    valid_size,
+    whole_box,
 )
-from pipeline.recipe.augment import AugmentConfig
+from pipeline.recipe.augment import AugmentConfig, Resize
 from pipeline.stores.labels import FULL_IMAGE, LabelSpace, Value
 from tests.augment import NO_AUGMENTATION
+
+
+def sample(config: AugmentConfig, rng: np.random.Generator) -> AugmentParams:
+    return sample_params(config, rng, (1.0, 1.0), 64)
 
 
 def gradient(height: int = 64, width: int = 96) -> NDArray[np.uint8]:
@@ -35,7 +44,7 @@ def gradient(height: int = 64, width: int = 96) -> NDArray[np.uint8]:
     seed=st.integers(0, 10_000),
 )
 def test_sample_params_crops_inside_the_image_within_area_and_aspect(area: float, aspect: float, seed: int) -> None:
-    box = sample_params(AugmentConfig(area=area, aspect=aspect), seeded_generator(seed)).box
+    box = sample(AugmentConfig(area=area, aspect=aspect), seeded_generator(seed)).box
     width, height = box[2] - box[0], box[3] - box[1]
     assert min(box) >= 0
     assert max(box) <= 1 + 1e-12
@@ -45,7 +54,7 @@ def test_sample_params_crops_inside_the_image_within_area_and_aspect(area: float
 
 def test_sample_params_uses_the_whole_range_of_area_aspect_and_place() -> None:
     config = AugmentConfig(area=0.3, aspect=2)
-    boxes = np.array([sample_params(config, seeded_generator(seed)).box for seed in range(2000)])
+    boxes = np.array([sample(config, seeded_generator(seed)).box for seed in range(2000)])
     sides = boxes[:, 2:] - boxes[:, :2]
     areas = sides.prod(axis=1)
     assert areas.min() < 0.32
@@ -58,33 +67,33 @@ def test_sample_params_uses_the_whole_range_of_area_aspect_and_place() -> None:
 
 
 def test_sample_params_flips_every_other_image() -> None:
-    flips = [sample_params(AugmentConfig(), seeded_generator(seed)).flip for seed in range(2000)]
+    flips = [sample(AugmentConfig(), seeded_generator(seed)).flip for seed in range(2000)]
     assert 900 < sum(flips) < 1100
-    assert not any(sample_params(AugmentConfig(flip=0), seeded_generator(seed)).flip for seed in range(50))
-    assert all(sample_params(AugmentConfig(flip=1), seeded_generator(seed)).flip for seed in range(50))
+    assert not any(sample(AugmentConfig(flip=0), seeded_generator(seed)).flip for seed in range(50))
+    assert all(sample(AugmentConfig(flip=1), seeded_generator(seed)).flip for seed in range(50))
 
 
 def test_sample_params_depends_on_the_seed_alone() -> None:
     config = AugmentConfig()
-    assert sample_params(config, seeded_generator(3, 5)) == sample_params(config, seeded_generator(3, 5))
-    assert sample_params(config, seeded_generator(3, 5)) != sample_params(config, seeded_generator(5, 3))
-    assert sample_params(config, seeded_generator(3, 5)) != sample_params(config, seeded_generator(3, 6))
+    assert sample(config, seeded_generator(3, 5)) == sample(config, seeded_generator(3, 5))
+    assert sample(config, seeded_generator(3, 5)) != sample(config, seeded_generator(5, 3))
+    assert sample(config, seeded_generator(3, 5)) != sample(config, seeded_generator(3, 6))
 
 
 def test_sample_params_always_consumes_the_same_randomness() -> None:
     one, other = seeded_generator(1), seeded_generator(1)
-    sample_params(NO_AUGMENTATION, one)
-    sample_params(AugmentConfig(), other)
+    sample(NO_AUGMENTATION, one)
+    sample(AugmentConfig(), other)
     assert one.random() == other.random()
 
 
 def test_transform_image_leaves_the_image_as_it_is_by_default() -> None:
-    assert sample_params(NO_AUGMENTATION, seeded_generator(0)) == AugmentParams(FULL_IMAGE, False, None)
+    assert sample(NO_AUGMENTATION, seeded_generator(0)) == AugmentParams(FULL_IMAGE, False, None)
     pixels = gradient(48, 48)
     np.testing.assert_array_equal(transform_image(Image.fromarray(pixels), AugmentParams(), 48), pixels)
 
 
-def test_transform_image_resizes_the_box_and_then_mirrors() -> None:
+def test_transform_image_mirrors_and_then_resizes_the_box() -> None:
     image = Image.fromarray(gradient())
     box = (0.25, 0.5, 0.75, 1.0)
     seen = transform_image(image, AugmentParams(box), 32).astype(float)
@@ -93,7 +102,9 @@ def test_transform_image_resizes_the_box_and_then_mirrors() -> None:
     down = (0.5 + 0.5 * (np.arange(32) + 0.5) / 32) * 250
     np.testing.assert_allclose(seen[2:-2, 2:-2, 0], np.tile(across, (32, 1))[2:-2, 2:-2], atol=2)
     np.testing.assert_allclose(seen[2:-2, 2:-2, 1], np.tile(down[:, None], (1, 32))[2:-2, 2:-2], atol=2)
-    np.testing.assert_array_equal(transform_image(image, AugmentParams(box, True), 32), seen[:, ::-1])
+    left = AugmentParams((0.125, 0.5, 0.625, 1.0), True)
+    mirrored_box = AugmentParams((0.375, 0.5, 0.875, 1.0))
+    np.testing.assert_array_equal(transform_image(image, left, 32), transform_image(image, mirrored_box, 32)[:, ::-1])
 
 
 def test_transform_image_averages_when_shrinking() -> None:
@@ -105,8 +116,8 @@ def test_transform_image_averages_when_shrinking() -> None:
 def jittered(pixel: tuple[int, int, int], **strengths: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return a pixel after augmentation with these strengths, and the three draws in [-1, 1]."""
     unchanged = {"area": 1.0, "aspect": 1.0, "flip": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
-    config = AugmentConfig(**{**unchanged, **strengths})
-    params = sample_params(config, seeded_generator(7))
+    config = AugmentConfig.model_validate({**unchanged, **strengths})
+    params = sample(config, seeded_generator(7))
     draws = 2 * seeded_generator(7).random(8)[5:] - 1
     seen = transform_image(Image.new("RGB", (4, 4), pixel), params, 4)
     return seen[0, 0].astype(float), draws
@@ -131,7 +142,7 @@ def test_transform_label_agrees_with_transform_image(seed: int) -> None:
     classes = tasks.label(LabelSpace("segmentation", tuple("abcde")))
     metres = {"depth": pixels[..., 0].astype(np.float32) / 10 + 1}
     quarter: Value = {"classes": (pixels[..., 1] // 50).astype(np.uint16), "confidence": np.ones((96, 128), np.float32)}
-    params = sample_params(AugmentConfig(brightness=0, contrast=0, saturation=0), seeded_generator(seed))
+    params = sample(AugmentConfig(brightness=0, contrast=0, saturation=0), seeded_generator(seed))
     seen = transform_image(Image.fromarray(pixels), params, 64).astype(float)
     deep = transform_label(depth, metres, params, 64)["depth"]
     np.testing.assert_allclose((deep - 1) * 10, seen[..., 0], atol=3.5)  # half a pixel of either raster
@@ -153,7 +164,7 @@ def test_transform_label_keeps_a_box_where_its_object_is() -> None:
     }
     met = 0
     for seed in range(30):
-        params = sample_params(AugmentConfig(area=0.4, brightness=0, contrast=0, saturation=0), seeded_generator(seed))
+        params = sample(AugmentConfig(area=0.4, brightness=0, contrast=0, saturation=0), seeded_generator(seed))
         bright = transform_image(Image.fromarray(pixels), params, 64)[..., 0] > 127
         seen = transform_label(label, value, params, 64)
         assert seen["size"].tolist() == [64, 64]
@@ -166,3 +177,94 @@ def test_transform_label_keeps_a_box_where_its_object_is() -> None:
             share = (params.box[2] - params.box[0]) * (params.box[3] - params.box[1])
             assert bright.mean() * share < 0.31 * (20 * 30) / (80 * 100)
     assert met > 10
+
+
+JITTER = AugmentConfig(scale=(0.3, 1.6), aspect=1, brightness=0, contrast=0, saturation=0)
+
+
+def test_augment_config_refuses_scale_with_area_and_factors_in_the_wrong_order() -> None:
+    with pytest.raises(ValidationError, match=r"area: 0.5 can't be given with scale: \[0.1, 2.0\]"):
+        AugmentConfig(scale=(0.1, 2.0), area=0.5)
+    with pytest.raises(ValidationError, match=r"\[2.0, 0.1\] has the larger factor first"):
+        AugmentConfig(scale=(2.0, 0.1))
+
+
+@pytest.mark.parametrize(("size", "valid"), [((96, 64), (64, 44)), ((64, 96), (44, 64)), ((1000, 3), (64, 4))])
+def test_whole_box_pads_the_shorter_side_to_whole_cells(size: tuple[int, int], valid: tuple[int, int]) -> None:
+    assert whole_box("stretch", size, 64) == FULL_IMAGE
+    box = whole_box("pad", size, 64)
+    assert (box[:2], valid_size(box, 64)) == ((0, 0), valid)
+    assert sample_params(NO_AUGMENTATION, seeded_generator(0), square_around("pad", size), 64).box == box
+    assert whole_box("pad", (96, 96), 64) == FULL_IMAGE
+
+
+@pytest.mark.parametrize("resize", ["stretch", "pad"])
+def test_sample_params_scales_images_up_and_down(resize: Resize) -> None:
+    size = (96, 64)
+    square = square_around(resize, size)
+    boxes = [sample_params(JITTER, seeded_generator(seed), square, 64).box for seed in range(2000)]
+    x0, y0, x1, y1 = np.array(boxes).T
+    scales = square[0] / (x1 - x0)
+    assert 0.29 < scales.min() < 0.33
+    assert 1.57 < scales.max() <= 1.6
+    assert np.median(scales) == pytest.approx(0.95, abs=0.05), "drawn evenly"
+    for low, high in ((x0, x1), (y0, y1)):
+        length = high - low
+        assert (low[length > 1] == 0).all(), "padding is at the right and the bottom"
+        assert (high[length <= 1] <= 1 + 1e-9).all()
+    for box in boxes[:200]:
+        width, height = valid_size(box, 64)
+        assert width == 64 or width % 4 == 0
+        assert height == 64 or height % 4 == 0
+        if (width, height) != (64, 64) and min(width, height) > 16:
+            aspect = size[0] / size[1] if resize == "pad" else 1.0
+            cut = ((box[2] - box[0]) * width / 64, (box[3] - box[1]) * height / 64)  # of the image, by either side
+            assert width / height == pytest.approx(aspect * min(cut[0], 1) / min(cut[1], 1), rel=0.15)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_transform_image_pads_at_the_right_and_the_bottom(flip: bool) -> None:
+    image = Image.fromarray(gradient(32, 64))
+    padded = transform_image(image, AugmentParams(whole_box("pad", (64, 32), 64), flip), 64)
+    whole = transform_image(image, AugmentParams(FULL_IMAGE, flip), 64)
+    assert (padded[32:] == PAD_COLOR).all()
+    np.testing.assert_allclose(padded[:32].astype(float), whole[::2].astype(float), atol=8)
+    assert (np.diff(padded[16, :, 0].astype(int)) * (-1 if flip else 1) >= 0).all(), "mirrored inside its own region"
+
+
+@pytest.mark.parametrize("resize", ["stretch", "pad"])
+@pytest.mark.parametrize("seed", range(12))
+def test_transform_label_of_scaled_and_padded_image_is_unknown_outside(resize: Resize, seed: int) -> None:
+    pixels = gradient(96, 128)
+    label = tasks.label(LabelSpace("depth"))
+    metres = {"depth": pixels[..., 0].astype(np.float32) / 10 + 1}
+    params = sample_params(JITTER, seeded_generator(seed), square_around(resize, (128, 96)), 64)
+    seen = transform_image(Image.fromarray(pixels), params, 64).astype(float)
+    width, height = valid_size(params.box, 64)
+    for side in (64, 16):  # pixels, and cells of a dense map
+        deep = transform_label(label, metres, params, side)["depth"]
+        columns, rows = width * side // 64, height * side // 64
+        known = np.zeros((side, side), bool)
+        known[:rows, :columns] = True
+        np.testing.assert_array_equal(deep > 0, known)
+        image = seen.reshape(side, 64 // side, side, 64 // side, 3).mean(axis=(1, 3))
+        cell = 250 / columns  # gray levels
+        np.testing.assert_allclose((deep[known] - 1) * 10, image[known][:, 0], atol=max(3.5, cell))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_transform_label_keeps_a_box_where_its_padded_object_is(seed: int) -> None:
+    pixels = np.zeros((80, 100, 3), np.uint8)
+    pixels[30:50, 40:70] = 255
+    label = tasks.label(LabelSpace("detection", ("block",)))
+    value = {
+        "boxes": np.array([[40, 30, 70, 50]], np.float32),
+        "scores": np.ones(1, np.float32),
+        "classes": np.zeros(1, np.int32),
+        "size": np.array([100, 80], np.int32),
+    }
+    params = sample_params(JITTER, seeded_generator(seed), square_around("pad", (100, 80)), 128)
+    ys, xs = np.nonzero(transform_image(Image.fromarray(pixels), params, 128)[..., 0] > 128)
+    boxes = transform_label(label, value, params, 128)["boxes"]
+    if len(boxes):
+        np.testing.assert_allclose(boxes[0], [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], atol=1.5)

@@ -112,7 +112,7 @@ def window_of(numbers: Sequence[int], number: int) -> int:
 
 
 def test_sample_without_augmentation_is_the_image_itself(dataset: ImageDataset, noise: Noise) -> None:
-    np.testing.assert_array_equal(dataset.sample(3, 32, NO_AUGMENTATION, (0,)).image, noise(3))
+    np.testing.assert_array_equal(dataset.sample(3, 32, "stretch", NO_AUGMENTATION, (0,)).image, noise(3))
 
 
 def test_subset_has_its_images_and_labels_in_their_order(dataset: ImageDataset) -> None:

@@ -26,10 +26,11 @@ def loader_of(
     dataset: ImageDataset, seed: int = 1, batch: int = 5, augment: AugmentConfig | None = None
 ) -> BatchLoader:
     collate = {
-        "kind": lambda values: torch.from_numpy(np.stack([value["probs"] for value in values])),
-        "depth": lambda values: torch.from_numpy(np.stack([value["depth"] for value in values])),
+        "kind": lambda values, valid: torch.from_numpy(np.stack([value["probs"] for value in values])),
+        "depth": lambda values, valid: torch.from_numpy(np.stack([value["depth"] for value in values])),
     }
-    return BatchLoader(dataset, collate, LoaderConfig(32, batch, seed, augment or AugmentConfig(), threads=3))
+    config = LoaderConfig(32, "stretch", batch, seed, augment or AugmentConfig(), threads=3)
+    return BatchLoader(dataset, collate, config)
 
 
 def batches(loader: BatchLoader, count: int, start: int = 0) -> list[Batch]:
@@ -136,7 +137,7 @@ def test_batch_targets_leave_out_images_without_a_label(dataset: ImageDataset) -
 
 
 def test_collate_samples_gives_no_target_to_a_head_without_labels(dataset: ImageDataset) -> None:
-    even = [dataset.sample(index, 32, NO_AUGMENTATION, (0,)) for index in (0, 2)]
+    even = [dataset.sample(index, 32, "stretch", NO_AUGMENTATION, (0,)) for index in (0, 2)]
     collate = loader_of(dataset).collate
     assert set(collate_samples(even, collate).targets) == {"kind"}
 

@@ -126,7 +126,12 @@ def test_onnx_export_of_chosen_heads_with_metadata(make_student: Callable[..., M
     export_student("onnx", student, tmp_path / "masks.onnx", ["masks"])
     session = onnxruntime.InferenceSession(tmp_path / "masks.onnx", providers=["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map["must"])
-    assert about == {"image_size": 32, "heads": {"masks": DENSE["masks"].to_json()}, "student": "f" * 16}
+    assert about == {
+        "image_size": 32,
+        "resize": "stretch",
+        "heads": {"masks": DENSE["masks"].to_json()},
+        "student": "f" * 16,
+    }
     assert outputs(tmp_path / "masks.onnx", pictures(0, 3))["masks_classes"].shape == (3, 8, 8)
     with pytest.raises(ConfigError, match=r"--head 'mask' is unknown\. Did you mean 'masks'"):
         export_student("onnx", student, tmp_path / "other.onnx", ["mask"])

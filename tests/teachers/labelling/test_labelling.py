@@ -21,6 +21,7 @@ import tasks
 from ingest.dataset import IngestedSet
 from ingest.pool import pool_shards
 from pipeline.data.decode import decode_image
+from pipeline.data.loader import stack_images
 from pipeline.errors import DataError, Stopped
 from pipeline.steps.artifact import Artifact, Inputs
 from pipeline.steps.runtime import Runtime, quiet
@@ -152,15 +153,15 @@ def test_label_pool_by_student_runs_all_heads_at_once(
     }
     assert sandbox.label()["labelled_now"] == 0
     shard, predictor = sandbox.shards()[0], network_predictor(student.load_all(Network.load))
-    images = np.stack([predictor.preprocessing(decode_image(shard.read(row))) for row in range(len(shard))])
-    predictions = predictor.predict(torch.from_numpy(images).permute(0, 3, 1, 2))
+    images = [predictor.preprocessing(decode_image(shard.read(row)), size) for row, size in enumerate(shard.sizes)]
+    predictions = predictor.predict(stack_images(images), shard.sizes)
     for name, made in teachers.items():
         label = tasks.label(Teacher.load(made).space)
         stored = LabelShard(
             local_file(sandbox.root / f"labels/student-{name}-{student.digest[:12]}/{shard.address}.parquet"), label
         )
-        for row, about in enumerate(shard.row(row) for row in range(len(shard))):
-            expected = label.decode(label.encode(predictor.values(predictions, row, (about.width, about.height))[name]))
+        for row, size in enumerate(shard.sizes):
+            expected = label.decode(label.encode(predictor.values(predictions, row, size)[name]))
             found = stored.value(row, 0.0) or {}
             assert found.keys() == expected.keys()
             for part in found:
@@ -284,9 +285,9 @@ class ThreadRecorder:
         self.real, self.preprocessing, self.threads = real, real.preprocessing, set[threading.Thread]()
         self.compute = real.compute
 
-    def predict(self, images: Any) -> Any:
+    def predict(self, *given: Any) -> Any:
         self.threads.add(threading.current_thread())
-        return self.real.predict(images)
+        return self.real.predict(*given)
 
     def values(self, *given: Any) -> Any:
         assert threading.current_thread() not in self.threads
@@ -357,12 +358,8 @@ def test_shard_inference_decodes_the_same_whatever_other_teachers_need(tmp_path:
     writer.add(NewImage(data, suffix, 256, 256, "one"))
     writer.close()
     shard = image_shard(writer.tar_path)
-    all_ways = [
-        Preprocessing(32),
-        Preprocessing(48),
-        Preprocessing(64, crop_pct=0.875, bicubic=True),
-        Preprocessing(192),
-    ]
+    all_ways = [Preprocessing(size) for size in (32, 48, 192)]
+    all_ways += [Preprocessing(64, crop_pct=0.875, bicubic=True), Preprocessing(64, "pad")]
 
     def preprocess(company: list[Preprocessing]) -> dict[Preprocessing, bytes]:
         nothing = inference.torch.nn.Identity()

@@ -58,7 +58,7 @@ def test_pretrained_teacher_gives_probabilities_of_the_timm_model(tmp_path: Path
     with torch.inference_mode():
         expected = model(normalised).softmax(dim=1)
     torch.testing.assert_close(
-        torch.from_numpy(predictor.predict(images)["mine"]["probs"]), expected, rtol=1e-4, atol=1e-5
+        torch.from_numpy(predictor.predict(images, [(64, 64)] * 2)["mine"]["probs"]), expected, rtol=1e-4, atol=1e-5
     )
 
 
@@ -119,7 +119,7 @@ def test_pretrained_teacher_crops_the_center(tmp_path: Path) -> None:
     predictor = make(pretrained, settings, tmp_path / "out")
     image = Image.new("RGB", (128, 64), "black")
     image.paste((255, 255, 255), (48, 16, 80, 48))
-    assert predictor.preprocessing(image).min() > 200
+    assert predictor.preprocessing(image, image.size).min() > 200
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_torchvision_teacher_gives_values_of_its_label_space(tmp_path: Path, tas
     }
     predictor = make(published, settings, tmp_path / "out")
     space = Teacher.load(made_in(tmp_path / "out")).space
-    values = predictor.values(predictor.predict(picture()), 0, (128, 64))["mine"]
+    values = predictor.values(predictor.predict(picture(), [(128, 64)] * 2), 0, (128, 64))["mine"]
     if task == "segmentation":
         assert space.classes == tuple(outputs)
         assert values["classes"].shape == (16, 16)
@@ -173,7 +173,9 @@ def test_checkpoint_teacher_gives_predictions_of_the_head(tmp_path: Path, networ
     images = picture()
     with torch.inference_mode():
         expected = network(images)["parts"].softmax(dim=1).max(dim=1).values
-    torch.testing.assert_close(torch.from_numpy(predictor.predict(images)["mine"]["confidence"]), expected)
+    torch.testing.assert_close(
+        torch.from_numpy(predictor.predict(images, [(64, 64)] * 2)["mine"]["confidence"]), expected
+    )
     assert Teacher.load(made_in(tmp_path / "out")).space == LabelSpace("segmentation", ("a", "b"))
 
 

@@ -58,6 +58,9 @@ def make(folder: Path, task: str, **settings: Any) -> Predictor:
     return kind.load(out)
 
 
+SIZES = [(128, 64)] * 2
+
+
 def pictures(side: int = 64) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, side, side), dtype=np.uint8))
 
@@ -75,7 +78,7 @@ def test_classification_adapter_gives_probabilities_of_the_model(save: Any) -> N
     predictor = make(save(model, processor), "classification")
     with torch.inference_mode():
         expected = model(normalised(pictures(), processor)).logits.softmax(dim=1)
-    found = torch.from_numpy(predictor.predict(pictures())["mine"]["probs"])
+    found = torch.from_numpy(predictor.predict(pictures(), SIZES)["mine"]["probs"])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert predictor.heads["mine"].space.classes == ("cat", "N/A", "dog")
     assert (predictor.preprocessing.size, predictor.preprocessing.crop_pct) == (64, None)
@@ -91,7 +94,7 @@ def test_segmentation_adapter_gives_classes_of_the_model(save: Any) -> None:
     with torch.inference_mode():
         logits = model(normalised(pictures(), processor)).logits
     assert logits.shape[-1] == 16  # already a quarter of the input
-    value = predictor.values(predictor.predict(pictures()), 0, (128, 64))["mine"]
+    value = predictor.values(predictor.predict(pictures(), SIZES), 0, (128, 64))["mine"]
     np.testing.assert_array_equal(value["classes"], logits[0].argmax(dim=0).numpy())
     np.testing.assert_allclose(value["confidence"], logits[0].softmax(dim=0).amax(dim=0).numpy(), rtol=1e-4)
 
@@ -107,7 +110,7 @@ def test_detection_adapter_gives_boxes_of_the_model_for_classes_only(save: Any) 
     with torch.inference_mode():
         output = model(normalised(pictures(), processor))
         (expected, _) = processor.post_process_object_detection(output, 0.01, [(64, 128)] * 2)
-    value = predictor.values(predictor.predict(pictures()), 0, (128, 64))["mine"]
+    value = predictor.values(predictor.predict(pictures(), SIZES), 0, (128, 64))["mine"]
     kept = expected["labels"] != 1
     order = expected["scores"][kept].argsort(descending=True)
     assert 0 < len(order) < len(kept)
@@ -127,7 +130,7 @@ def test_depth_adapter_gives_depth_in_the_given_scale(save: Any, scale: str) -> 
     with torch.inference_mode():
         raw = model(normalised(pictures(), processor)).predicted_depth[:, None]
     resized = torch.nn.functional.interpolate(raw, size=(16, 16), mode="bilinear", antialias=True)[0, 0].numpy()
-    depth = predictor.values(predictor.predict(pictures()), 0, (128, 64))["mine"]["depth"]
+    depth = predictor.values(predictor.predict(pictures(), SIZES), 0, (128, 64))["mine"]["depth"]
     if scale == "metric":
         np.testing.assert_allclose(depth, resized, rtol=1e-4)
     else:
@@ -162,7 +165,15 @@ def test_describe_refuses_blue_first() -> None:
 
 
 def described(processor: Any, **settings: Any) -> dict[str, Any]:
-    asked = {"weights": "here", "task": "depth", "head": "mine", "scale": "relative", "image_size": None, **settings}
+    asked = {
+        "weights": "here",
+        "task": "depth",
+        "head": "mine",
+        "scale": "relative",
+        "resize": "stretch",
+        "image_size": None,
+        **settings,
+    }
     model = types.SimpleNamespace(config=types.SimpleNamespace(id2label={}))
     return transformers_models.describe(model, processor, asked)
 
