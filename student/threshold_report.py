@@ -40,14 +40,14 @@ def count_kept(heads: Mapping[str, StudentHead], inputs: Inputs) -> dict[str, di
 
 def _count(head: StudentHead, files: list[tuple[StoredFile, set[int]]]) -> dict[str, Any]:
     """Count a teacher's labels in these files, in the given rows: those in the pool and not rejected."""
-    label = tasks.label(head.space)
     classes = list(head.space.classes) or [head.space.task]
     held, kept = np.zeros(len(classes)), np.zeros(len(classes))
     images = 0
     for file, rows in files:
-        for number, row in enumerate(LabelShard(file, label).rows()):
+        shard = LabelShard(file, label)
+        for number, row in enumerate(shard.rows()):
             if number in rows and row["status"] == "ok":
-                row_held, row_kept = label.count(row, head.threshold)
+                row_held, row_kept = shard.label.count(row, head.threshold)
                 held, kept, images = held + row_held, kept + row_kept, images + 1
     return {
         "task": head.space.task,

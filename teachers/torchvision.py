@@ -10,6 +10,8 @@ from pydantic import Field
 
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs
+from pipeline.stores.labels import LabelSpace
+from teachers._held_out import measure_published
 
 if TYPE_CHECKING:
     from tasks.prediction import Predictor
@@ -28,6 +30,11 @@ class Config(TeacherConfig):
     """Class names of its outputs, in order, with the background; those of the published weights if not given."""
     image_size: int = Field(default=512, multiple_of=32, ge=64)
     """Side of the square that images are resized to, pixels."""
+
+    def label_space(self) -> LabelSpace:
+        from teachers.models.torchvision_models import output_names, space_of
+
+        return space_of(self.task, output_names(self.model_dump(mode="json")))[0]
 
     def check(self) -> None:
         """Raise ConfigError if torchvision does not know the model, or if the weights are not its own."""
@@ -48,8 +55,9 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     model.load_state_dict(fetch_weights(model, teacher.model, teacher.weights))
     space, _ = space_of(teacher.task, outputs)
     save_model(out, model.state_dict(), {**about, "classes": outputs})
-    Teacher("torchvision", space).write(out)
-    return {"classes": len(space.classes)}
+    found = measure_published(config, inputs, out, load)
+    Teacher("torchvision", space, calibration=found.calibration).write(out)
+    return {"classes": len(space.classes), **found.calibration_counts()}
 
 
 def load(folder: Path) -> Predictor:

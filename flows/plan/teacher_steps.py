@@ -6,14 +6,16 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import tasks
 from flows.plan.resolve import ResolvedRecipe
 from pipeline.errors import error_context
 from pipeline.models.weights import weights_digest
 from pipeline.recipe.base import FitConfig
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import LabelCheck, Step, StepKind
+from pipeline.stores.labels import LabelSpace
 
-TEACHER = StepKind("teacher", "teachers.supervised:make", version=2)
+TEACHER = StepKind("teacher", "teachers.supervised:make", version=3)
 """The kind of all teachers. Plans replace `run` by the `make` of the teacher's own file; `trains` if it is trained."""
 
 
@@ -25,15 +27,23 @@ def validation_needs(config: Mapping[str, Any]) -> list[Any]:
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     """Yield a step for each teacher."""
     for name, teacher in resolved.recipe.teachers.items():
-        settings = teacher.model_dump(mode="json", exclude={"require"})  # a gate on the result, not a part of it
+        # `require` is a gate on the result, not a part of it
+        settings = teacher.model_dump(mode="json", exclude={"require", "calibrate"})
         weights = weights_of(teacher, f"teachers.{name}")
-        config = {"name": name, "teacher": settings, "seed": resolved.recipe.seed, **weights}
-        inputs = () if teacher.training_set is None else (f"data.{teacher.training_set}",)
+        calibrated_on = _calibration_set(teacher)
+        config = {"name": name, "teacher": settings, "calibrate": calibrated_on, "seed": resolved.recipe.seed, **weights}
+        sets = dict.fromkeys(each for each in (teacher.training_set, calibrated_on) if each is not None)
+        inputs = tuple(f"data.{each}" for each in sets)
         kind = dataclasses.replace(TEACHER, run=f"teachers.{teacher.kind}:make", trains=isinstance(teacher, FitConfig))
         if isinstance(teacher, FitConfig) and teacher.validate:
             check = LabelCheck(validation_needs, f"teachers.{teacher.kind}:validation_images")
             kind = dataclasses.replace(kind, label_check=check)
         yield Step(f"teacher.{name}", kind, ("teachers", name), config, inputs)
+
+
+def _calibration_set(teacher: TeacherConfig) -> str | None:
+    """Return the set that a teacher is calibrated on, None for tasks without scores as well."""
+    return teacher.calibration_set if tasks.label(LabelSpace(teacher.task)).can_be_calibrated else None
 
 
 def weights_of(section: TeacherConfig | FitConfig, place: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.stores.labels import Value
+from tasks.calibration import ClassifiedExamples
 from tasks.task import FeatureInfo, Features, Prediction, Target, Task, masked_mean, stack
 
 
@@ -67,6 +68,11 @@ class TaskModel(Task):
 
     def metrics(self) -> Accuracy:
         return Accuracy()
+
+    def scored_examples(self, predicted: Value, true: Value) -> ClassifiedExamples | None:
+        if not true["probs"].any():
+            return None
+        return ClassifiedExamples(predicted["probs"][None], true["probs"].argmax(keepdims=True))
 
     def constant_label(self, values: Iterable[Value]) -> Value:
         """Return the class frequencies: the prediction is always the most frequent class."""
