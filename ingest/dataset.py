@@ -22,9 +22,7 @@ def teacher_space(teacher: str, task: str, data: str, spaces: Mapping[str, Label
     return spaces[task]
 
 
-def check_labels_fit(
-    place: str, teacher: str, space: LabelSpace, data: str, spaces: Mapping[str, LabelSpace]
-) -> None:
+def check_labels_fit(place: str, teacher: str, space: LabelSpace, data: str, spaces: Mapping[str, LabelSpace]) -> None:
     """Raise ConfigError unless the set `data`, whose label spaces are `spaces`, has labels of the teacher's space.
 
     `place` is where the recipe names the set.

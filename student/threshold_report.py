@@ -11,7 +11,7 @@ import tasks
 from ingest.pool import pool_shards, rejected_rows
 from pipeline.steps.artifact import Inputs, read_json
 from pipeline.storage.root import StoredFile
-from pipeline.stores.labels import LabelShard
+from pipeline.stores.labels import Label, LabelShard
 from student.dataset import StudentHead
 
 MAX_IMAGES = 5000
@@ -42,28 +42,43 @@ def _count(head: StudentHead, files: list[tuple[StoredFile, set[int]]]) -> dict[
     """Count a teacher's labels in these files, in the given rows: those in the pool and not rejected."""
     classes = list(head.space.classes) or [head.space.task]
     held, kept = np.zeros(len(classes)), np.zeros(len(classes))
-    images = 0
+    images, label = 0, tasks.label(head.space)
     for file, rows in files:
         shard = LabelShard(file, label)
+        label = shard.label
         for number, row in enumerate(shard.rows()):
             if number in rows and row["status"] == "ok":
-                row_held, row_kept = shard.label.count(row, head.threshold)
+                row_held, row_kept = label.count(row, head.threshold)
                 held, kept, images = held + row_held, kept + row_kept, images + 1
     return {
         "task": head.space.task,
         "threshold": head.threshold,
+        "calibrated": label.calibration is not None,
         "images": images,
         "classes": classes,
         "held": held.tolist(),
         "kept": kept.tolist(),
-        "warning": skew_warning(classes, held, kept),
+        "warning": skew_warning(classes, held, kept) if kept.any() else _nothing_kept(head, label, held),
     }
 
 
+def _nothing_kept(head: StudentHead, label: Label, held: np.ndarray[Any, Any]) -> str | None:
+    """Return a sentence if there are labels, of which the threshold keeps nothing, and what to do about it."""
+    if not held.any():
+        return None
+    sentence = "the threshold keeps nothing: the student learns nothing from this teacher's labels"
+    if label.calibration is None:
+        return sentence
+    surest = float(label.calibrate(np.ones(1))[0])
+    return (
+        f"{sentence}. Its scores are calibrated, the highest is right in {surest:.0%} of the cases, and the threshold "
+        f"is {head.threshold:.0%}: lower student.thresholds.{head.teacher}, or set teachers.{head.teacher}.calibrate "
+        "to null, and the threshold is compared with the scores themselves"
+    )
+
+
 def skew_warning(classes: list[str], held: np.ndarray[Any, Any], kept: np.ndarray[Any, Any]) -> str | None:
-    """Return a sentence if the threshold keeps nothing (of all or of the common classes) or skews them, else None."""
-    if held.any() and not kept.any():
-        return "the threshold keeps nothing: the student learns nothing from this teacher's labels"
+    """Return a sentence if the threshold keeps nothing of the common classes or skews them, else None."""
     common = held >= max(1, RARE * held.sum())
     if common.sum() < 2 or (kept == held).all():
         return None

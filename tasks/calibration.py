@@ -70,8 +70,8 @@ class ScoredExamples:
         counts = np.concatenate([each.weights for each in every])
         hits = np.concatenate([each.weights * each.right for each in every])
         scores, inverse = np.unique(joined, return_inverse=True)
-        weights, right = np.bincount(inverse, counts), np.bincount(inverse, hits)
-        return type(self)(scores, right / weights, weights)
+        weights = np.bincount(inverse, counts).astype(np.float64)
+        return type(self)(scores, np.bincount(inverse, hits) / weights, weights)
 
     def fit(self) -> Isotonic:
         """Return the isotonic regression of what is right on the scores (Zadrozny and Elkan, KDD 2002), thinned."""

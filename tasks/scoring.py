@@ -63,8 +63,9 @@ def observe(
     ((predicted_head, true_head),) = heads.items()
     for index, values in predict_all(predictor, dataset, runtime):
         true = dataset.values(index).get(true_head)
-        for observer in observers if true is not None else ():
-            observer.update(values[predicted_head], true)
+        if true is not None:
+            for observer in observers:
+                observer.update(values[predicted_head], true)
 
 
 def score(predictor: Predictor, dataset: ImageDataset, heads: Mapping[str, str], runtime: Runtime) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,10 +47,10 @@ def measure(
     If these are one set, its images are predicted once. The teacher's `model.json` is in `out`. Raises ConfigError if
     the labels of the set for calibration do not fit the teacher.
     """
-    from ingest.dataset import IngestedSet, check_labels_fit  # noqa: PLC0415 - a plan does without
-    from ingest.true_labels import true_label_dataset  # noqa: PLC0415
-    from tasks.calibration import Calibrator  # noqa: PLC0415
-    from tasks.scoring import observe  # noqa: PLC0415
+    from ingest.dataset import IngestedSet, check_labels_fit
+    from ingest.true_labels import true_label_dataset
+    from tasks.calibration import Calibrator
+    from tasks.scoring import observe
 
     name, calibrated_on = config["name"], config[CALIBRATE]
     task = predictor.heads[name]

@@ -33,7 +33,7 @@ class Config(TeacherConfig):
     """Output of a depth model: inverse depth up to scale and shift, or metres."""
 
     def label_space(self) -> LabelSpace | None:
-        """Return what the labels of a model in a folder mean; None for one on the hub, which is not asked for a plan."""
+        """Return what the labels of a model in a folder mean; None for one on the hub: a plan does not ask it."""
         from teachers.models.transformers_models import folder_space
 
         return None if self.weights.startswith(HUB) else folder_space(self.weights, self.task, self.scale)

@@ -31,7 +31,13 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
         settings = teacher.model_dump(mode="json", exclude={"require", "calibrate"})
         weights = weights_of(teacher, f"teachers.{name}")
         calibrated_on = _calibration_set(teacher)
-        config = {"name": name, "teacher": settings, "calibrate": calibrated_on, "seed": resolved.recipe.seed, **weights}
+        config = {
+            "name": name,
+            "teacher": settings,
+            "calibrate": calibrated_on,
+            "seed": resolved.recipe.seed,
+            **weights,
+        }
         sets = dict.fromkeys(each for each in (teacher.training_set, calibrated_on) if each is not None)
         inputs = tuple(f"data.{each}" for each in sets)
         kind = dataclasses.replace(TEACHER, run=f"teachers.{teacher.kind}:make", trains=isinstance(teacher, FitConfig))

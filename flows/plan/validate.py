@@ -67,7 +67,9 @@ def _check_calibration(name: str, teacher: TeacherConfig, spaces: Spaces) -> Non
     """Raise ConfigError if a teacher is to be calibrated on no set, or on one whose labels do not fit it."""
     place, data = f"teachers.{name}.calibrate", teacher.calibration_set
     if data is None:
-        raise ConfigError(f"{place} names no set, and kind {teacher.kind!r} is not trained on one: write {{data: SET}}.")
+        raise ConfigError(
+            f"{place} names no set, and kind {teacher.kind!r} is not trained on one: write {{data: SET}}."
+        )
     trained_on = teacher.training_set
     if data == trained_on:
         return

@@ -65,7 +65,7 @@ class ReliabilityBin(NamedTuple):
 
     confidence: float
     right: float
-    count: float
+    size: float
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,7 +72,7 @@ class TaskModel(Task):
     def scored_examples(self, predicted: Value, true: Value) -> ClassifiedExamples | None:
         if not true["probs"].any():
             return None
-        return ClassifiedExamples(predicted["probs"][None], true["probs"].argmax(keepdims=True))
+        return ClassifiedExamples(predicted["probs"][None], np.array([true["probs"].argmax()]))
 
     def constant_label(self, values: Iterable[Value]) -> Value:
         """Return the class frequencies: the prediction is always the most frequent class."""

@@ -142,7 +142,7 @@ def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def match_boxes(one: Value, other: Value) -> NDArray[np.bool_]:
-    """Return a mask (N,) of the boxes of `one` that match one of `other`: of the same class, with an IoU of 0.5 or more.
+    """Return a mask (N,) of the boxes of `one` that match one of `other`: of the same class, with an IoU from 0.5 on.
 
     Greedy, best scores first; each box of `other` is used once.
     """

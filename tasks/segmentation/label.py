@@ -82,7 +82,7 @@ class TaskLabel(RasterLabel):
         """Return for each level of confidence, (256,), whether its probability reaches the threshold."""
         levels = np.arange(256, dtype=np.uint8)
         probabilities = self.calibrate(codecs.byte_to_share(levels))
-        return codecs.share_to_byte(probabilities) >= codecs.share_to_byte(np.float32(threshold))
+        return codecs.share_to_byte(probabilities) >= codecs.share_to_byte(np.array(threshold, np.float32))
 
     def class_amounts(self, table: pa.Table) -> ClassAmounts:
         rows, area = flatten_lists(table.column("area"))

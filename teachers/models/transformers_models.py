@@ -79,7 +79,7 @@ def describe(model: Any, processor: Any, about: Mapping[str, Any]) -> dict[str, 
 
 
 def folder_space(folder: str, task: str, scale: str) -> LabelSpace:
-    """Return the label space of a model in a folder, from its configuration alone. Raises ConfigError if it has none."""
+    """Return the label space of a model in a folder, from its configuration. Raises ConfigError if it has none."""
     library: Any = transformers
     try:
         config = library.AutoConfig.from_pretrained(Path(folder).expanduser(), local_files_only=True)
