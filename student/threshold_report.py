@@ -50,6 +50,7 @@ def _count(head: StudentHead, files: list[tuple[StoredFile, set[int]]]) -> dict[
             if number in rows and row["status"] == "ok":
                 row_held, row_kept = label.count(row, head.threshold)
                 held, kept, images = held + row_held, kept + row_kept, images + 1
+    warning = skew_warning(classes, held, kept)
     return {
         "task": head.space.task,
         "threshold": head.threshold,
@@ -58,27 +59,26 @@ def _count(head: StudentHead, files: list[tuple[StoredFile, set[int]]]) -> dict[
         "classes": classes,
         "held": held.tolist(),
         "kept": kept.tolist(),
-        "warning": skew_warning(classes, held, kept) if kept.any() else _nothing_kept(head, label, held),
+        "warning": warning if kept.any() or warning is None else warning + _calibration_note(head, label),
     }
 
 
-def _nothing_kept(head: StudentHead, label: Label, held: np.ndarray[Any, Any]) -> str | None:
-    """Return a sentence if there are labels, of which the threshold keeps nothing, and what to do about it."""
-    if not held.any():
-        return None
-    sentence = "the threshold keeps nothing: the student learns nothing from this teacher's labels"
+def _calibration_note(head: StudentHead, label: Label) -> str:
+    """Return what a calibration has to do with a threshold that keeps nothing, and what to do; "" without one."""
     if label.calibration is None:
-        return sentence
+        return ""
     surest = float(label.calibrate(np.ones(1))[0])
     return (
-        f"{sentence}. Its scores are calibrated, the highest is right in {surest:.0%} of the cases, and the threshold "
-        f"is {head.threshold:.0%}: lower student.thresholds.{head.teacher}, or set teachers.{head.teacher}.calibrate "
-        "to null, and the threshold is compared with the scores themselves"
+        f". Its scores are calibrated: the highest are right in {surest:.0%} of the cases, and the threshold is "
+        f"{head.threshold:.0%}. Lower student.thresholds.{head.teacher}, or set teachers.{head.teacher}.calibrate to "
+        "null, and the threshold is compared with the scores themselves"
     )
 
 
 def skew_warning(classes: list[str], held: np.ndarray[Any, Any], kept: np.ndarray[Any, Any]) -> str | None:
-    """Return a sentence if the threshold keeps nothing of the common classes or skews them, else None."""
+    """Return a sentence if the threshold keeps nothing (of all or of the common classes) or skews them, else None."""
+    if held.any() and not kept.any():
+        return "the threshold keeps nothing: the student learns nothing from this teacher's labels"
     common = held >= max(1, RARE * held.sum())
     if common.sum() < 2 or (kept == held).all():
         return None

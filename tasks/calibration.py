@@ -141,7 +141,7 @@ def thin(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[int]:
 
 
 class _Half:
-    """What was gathered on half of the images, merged whenever it has doubled."""
+    """Examples of half of the images, merged whenever their size has doubled."""
 
     def __init__(self) -> None:
         self._parts: list[Any] = []

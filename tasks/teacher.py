@@ -55,7 +55,7 @@ class Teacher:
 
     @property
     def label(self) -> Label:
-        """Its labels' form on disk, calibrated."""
+        """The form of its labels on disk, calibrated."""
         return tasks.label(self.space, self.calibration)
 
     def write(self, folder: Path) -> None:

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from tasks.scoring import Observer
 
 CALIBRATE = "calibrate"
-"""Key of a teacher's step: the set on whose held-out images it is calibrated, None for no calibration."""
+"""Key of a teacher's step: the set on whose held-out images it is calibrated; missing if it is not."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutResult:
-    """What held-out images told of a teacher, and of which split of the set that it was trained on."""
+    """Metrics and calibration of a teacher from held-out images; `split` is that of the set it was trained on."""
 
     split: str | None = None
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -52,7 +52,7 @@ def measure(
     from tasks.calibration import Calibrator
     from tasks.scoring import observe
 
-    name, calibrated_on = config["name"], config[CALIBRATE]
+    name, calibrated_on = config["name"], config.get(CALIBRATE)
     task = predictor.heads[name]
     metric, calibrator = task.metrics(), Calibrator(task.scored_examples)
     observers: dict[str, list[Observer]] = {}
@@ -79,4 +79,4 @@ def measure_published(
     config: Mapping[str, Any], inputs: Inputs, out: Path, load: Callable[[Path], Predictor]
 ) -> HeldOutResult:
     """Calibrate a teacher of published weights, whose files are in `out`, if the recipe names a set for that."""
-    return HeldOutResult() if config[CALIBRATE] is None else measure(config, inputs, out, load(out))
+    return HeldOutResult() if config.get(CALIBRATE) is None else measure(config, inputs, out, load(out))

@@ -29,16 +29,9 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     for name, teacher in resolved.recipe.teachers.items():
         # `require` is a gate on the result, not a part of it
         settings = teacher.model_dump(mode="json", exclude={"require", "calibrate"})
-        weights = weights_of(teacher, f"teachers.{name}")
-        calibrated_on = _calibration_set(teacher)
-        config = {
-            "name": name,
-            "teacher": settings,
-            "calibrate": calibrated_on,
-            "seed": resolved.recipe.seed,
-            **weights,
-        }
-        sets = dict.fromkeys(each for each in (teacher.training_set, calibrated_on) if each is not None)
+        more = {**weights_of(teacher, f"teachers.{name}"), **_calibrated_on(teacher)}
+        config = {"name": name, "teacher": settings, "seed": resolved.recipe.seed, **more}
+        sets = dict.fromkeys(each for each in (teacher.training_set, more.get("calibrate")) if each is not None)
         inputs = tuple(f"data.{each}" for each in sets)
         kind = dataclasses.replace(TEACHER, run=f"teachers.{teacher.kind}:make", trains=isinstance(teacher, FitConfig))
         if isinstance(teacher, FitConfig) and teacher.validate:
@@ -47,9 +40,10 @@ def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
         yield Step(f"teacher.{name}", kind, ("teachers", name), config, inputs)
 
 
-def _calibration_set(teacher: TeacherConfig) -> str | None:
-    """Return the set that a teacher is calibrated on, None for tasks without scores as well."""
-    return teacher.calibration_set if tasks.label(LabelSpace(teacher.task)).can_be_calibrated else None
+def _calibrated_on(teacher: TeacherConfig) -> dict[str, str]:
+    """Return the set that a teacher is calibrated on, for its configuration; {} if it is not, or has no scores."""
+    data = teacher.calibration_set
+    return {"calibrate": data} if data is not None and tasks.label(LabelSpace(teacher.task)).can_be_calibrated else {}
 
 
 def weights_of(section: TeacherConfig | FitConfig, place: str) -> dict[str, str]:

@@ -95,7 +95,7 @@ class ReliabilityCurve:
 
 @dataclasses.dataclass(frozen=True)
 class Reliability:
-    """How well scores, raw and calibrated, state the share that is right.
+    """Measurement on held-out images: how well scores, raw and calibrated, state the share that is right.
 
     Cross-fitted: each half of the images is calibrated by what was fitted on the other half.
     """
