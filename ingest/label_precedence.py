@@ -29,7 +29,7 @@ class LabelledHead(Protocol):
 
     @property
     def threshold(self) -> float:
-        """The smallest score of a pseudo label that is kept."""
+        """The smallest probability of a pseudo label that is kept; without a calibration, the smallest score."""
 
 
 class RankedSource(NamedTuple):
