@@ -150,7 +150,7 @@ def test_detection_examples_match_each_true_box_once() -> None:
 def test_segmentation_examples_count_levels_of_known_pixels() -> None:
     task = tasks.model(LabelSpace("segmentation", CLASSES))
     confidence = np.array([[0.5, 0.5], [0.9, 0.501]], np.float32)
-    predicted = {"classes": np.array([[0, 1], [1, 0]], np.uint16), "confidence": confidence}
+    predicted: Value = {"classes": np.array([[0, 1], [1, 0]], np.uint16), "confidence": confidence}
     found = task.scored_examples(predicted, {"classes": np.array([[0, 0], [IGNORE, 0]], np.uint16)})
     assert isinstance(found, ScoredExamples)
     assert share_to_byte(found.scores).tolist() == [128]
@@ -164,7 +164,7 @@ def test_label_can_be_calibrated_where_the_task_has_examples(task: str) -> None:
     assert tasks.label(space).can_be_calibrated == overrides
 
 
-LABELS = {
+LABELS: dict[str, Value] = {
     "classification": {"probs": np.array([0.7, 0.3], np.float32)},
     "detection": {
         "boxes": np.array([[0, 0, 4, 4], [0, 0, 8, 8]], np.float32),

@@ -139,7 +139,7 @@ def test_threshold_of_an_over_confident_teacher_keeps_what_its_probabilities_say
 
 def check_columns(path: str, shard: LabelShard) -> None:
     """SQL sees the probabilities that the labels are read by."""
-    columns = duckdb.sql(f"select probability, confidence from '{path}'").fetchall()
+    columns = duckdb.execute(f"select probability, confidence from '{path}'").fetchall()
     for number, (probability, confidence) in enumerate(columns):
         value = shard.value(number)
         assert value is not None
@@ -158,7 +158,7 @@ def test_teacher_is_calibrated_only_where_that_is_asked_for_and_possible(made: M
     assert raw.calibration is depth.calibration is None
     assert raw.scores.keys() == masks.scores.keys() == {"miou", "pixel_accuracy"}
     counts = {name: made.artifacts[f"teacher.{name}"].counts for name in ("masks", "raw", "depth")}
-    assert "calibration" not in counts["raw"] | counts["depth"]
+    assert not any("calibration" in counts[name] for name in ("raw", "depth"))
     assert counts["masks"]["calibration"]["images"] == 14
     assert counts["masks"]["calibration"]["ece"] < counts["masks"]["calibration"]["ece_raw"]
 
