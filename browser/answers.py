@@ -102,6 +102,7 @@ class Answers:
             "columns": [column for column in store.columns if column not in ("classes", "amounts")],
             "threshold": store.label.default_threshold,
             "scored": store.label.has_scores,
+            "calibration": store.label.calibration and store.label.calibration.to_json(),
             "reading": store.label.legend,
             "counts": dict(counts),
         }

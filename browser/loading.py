@@ -99,8 +99,8 @@ class Loading:
     def _add_labels(self, found: CataloguedStore, address: str, file: StoredFile) -> None:
         self._files[found.name][address] = file
         try:
-            space, labels = read_scalars(file)
-            store = self.stores.get(found.name) or self.tables.add_store(found.name, space)
+            label, labels = read_scalars(file)
+            store = self.stores.get(found.name) or self.tables.add_store(found.name, label)
             self.stores[found.name] = store
             shards = [ids for ids in self._by_address[address] if len(ids) == len(labels)]
             self.tables.add_labels(store, shards, labels)

@@ -153,9 +153,9 @@ class Tables:
         self._next_image, self._next_shard = ids.stop, shard + 1
         return ids
 
-    def add_store(self, name: str, space: LabelSpace) -> Store:
+    def add_store(self, name: str, label: Label) -> Store:
         """Create the table of a label store."""
-        store = Store(name, tasks.label(space))
+        store = Store(name, label)
         names = ", ".join(literal(class_name) for class_name in store.class_names or ["none"])
         with self._lock:
             self._database.execute(f"CREATE TYPE {store.class_type} AS ENUM ({names})")
@@ -235,15 +235,16 @@ class Tables:
             self._database.execute(f"DELETE FROM {table} WHERE id >= ? AND id < ?", (ids.start, ids.stop))
 
 
-def read_scalars(file: StoredFile) -> tuple[LabelSpace, pa.Table]:
-    """Return a label file's space, and its columns that are small or that `Label.class_amounts` reads."""
+def read_scalars(file: StoredFile) -> tuple[Label, pa.Table]:
+    """Return how a label file's labels are read, and its columns that are small or that `class_amounts` reads."""
 
-    def read(parquet: Any) -> tuple[LabelSpace, pa.Table]:
+    def read(parquet: Any) -> tuple[Label, pa.Table]:
         schema = parquet.schema_arrow
-        space = LabelSpace.from_json(read_metadata(schema, file)["space"])
-        wanted = {"status", "reason", *tasks.label(space).amount_columns}
+        metadata = read_metadata(schema, file)
+        label = tasks.label(LabelSpace.from_json(metadata["space"])).calibrated_as(metadata)
+        wanted = {"status", "reason", *label.amount_columns}
         names = [field.name for field in schema if field.type in TYPES or field.name in wanted]
-        return space, parquet.read(names)
+        return label, parquet.read(names)
 
     return open_labels(file, read)
 

@@ -25,7 +25,7 @@ from pipeline.recipe.runtime import RuntimeConfig
 from pipeline.recipe.source import SourceConfig
 from pipeline.recipe.stage import LabelledConfig, PolicyConfig, StageConfig
 from pipeline.recipe.student import LabellingConfig, StudentConfig
-from pipeline.recipe.teacher import TeacherConfig, TrainingConfig
+from pipeline.recipe.teacher import CalibrateConfig, TeacherConfig, TrainingConfig
 
 TYPE_NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 HEAD = """\
@@ -74,6 +74,7 @@ def markdown() -> str:
     parts += [f"## data: formats\n\n{ENTRIES}\n", _table(SourceConfig, None)]
     parts += list(_kinds("pipeline.sources", SourceConfig))
     parts += [f"## teachers: kinds\n\n{ENTRIES}\n", _table(TeacherConfig, None)]
+    parts += [f"### teachers: calibrate\n\n{_table(CalibrateConfig, None)}"]
     parts += list(_kinds("teachers", TeacherConfig))
     parts += [f"## stages: methods\n\n{STAGES}\n", _table(StageConfig, FitConfig)]
     parts += [f"### stages: {name}\n\n{_table(model, None)}" for name, model in STAGE_SECTIONS.items()]

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import tasks
 from ingest.dataset import IngestedSet
 from ingest.true_labels import dataset_shards, held_out_keys, true_label_dataset
 from pipeline.data.dataset import ImageDataset
@@ -128,7 +127,7 @@ def _against_teacher(
     dataset = ImageDataset(dataset_shards(trial.ingested, trial.split, lambda shard: {}))
     if head not in student.heads:
         return {}, len(dataset)
-    task, label = teacher.heads[head], tasks.label(trial.teacher.space)
+    task, label = teacher.heads[head], trial.teacher.label
     rows = (label.encode(values[head]) for _, values in predict_all(teacher, dataset, runtime))
     truth = [label.decode(row, label.default_threshold) for row in rows]
     metric, constant, guess = task.metrics(), task.metrics(), task.constant_label(truth)

@@ -22,8 +22,11 @@ def teacher_space(teacher: str, task: str, data: str, spaces: Mapping[str, Label
     return spaces[task]
 
 
-def check_labels_fit(teacher: str, space: LabelSpace, data: str, spaces: Mapping[str, LabelSpace]) -> None:
-    """Raise ConfigError unless the set `data`, whose label spaces are `spaces`, has labels of the teacher's space."""
+def check_labels_fit(place: str, teacher: str, space: LabelSpace, data: str, spaces: Mapping[str, LabelSpace]) -> None:
+    """Raise ConfigError unless the set `data`, whose label spaces are `spaces`, has labels of the teacher's space.
+
+    `place` is where the recipe names the set.
+    """
     given = spaces.get(space.task)
     if given == space:
         return
@@ -34,7 +37,7 @@ def check_labels_fit(teacher: str, space: LabelSpace, data: str, spaces: Mapping
         difference = f"classes differ: {both}; they have to be the same, in the same order"
     else:
         difference = f"the teacher's scale is {space.scale}, the set's {given.scale}"
-    raise ConfigError(f"student.truths.{teacher}: labels of set {data!r} do not fit teacher {teacher!r}: {difference}.")
+    raise ConfigError(f"{place}: labels of set {data!r} do not fit teacher {teacher!r}: {difference}.")
 
 
 def _tasks(spaces: Mapping[str, LabelSpace]) -> str:

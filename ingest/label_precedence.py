@@ -29,7 +29,7 @@ class LabelledHead(Protocol):
 
     @property
     def threshold(self) -> float:
-        """The smallest score of a pseudo label that is kept."""
+        """The smallest probability of a pseudo label that is kept; without a calibration, the smallest score."""
 
 
 class RankedSource(NamedTuple):
@@ -88,7 +88,7 @@ class LabelPrecedence:
             return []
         named = self.truths.get(head.teacher, ())
         for name in named:
-            check_labels_fit(head.teacher, head.space, name, self.sets[name].spaces)
+            check_labels_fit(f"student.truths.{head.teacher}", head.teacher, head.space, name, self.sets[name].spaces)
         own = [head.data] if head.data is not None and head.data in self.sets else []
         names = list(dict.fromkeys([*named, *own]))
         for name in names:

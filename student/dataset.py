@@ -33,7 +33,7 @@ class StudentHead:
     schedule: TeacherSchedule | None
     """Batch and learning rate of the teacher's training; None if it was not trained here."""
     threshold: float
-    """Smallest score of a pseudo label that is kept, in [0, 1]."""
+    """Smallest probability of a pseudo label that is kept, in [0, 1]; without a calibration, smallest score."""
 
 
 def heads_of(config: StudentConfig, inputs: Inputs) -> dict[str, StudentHead]:

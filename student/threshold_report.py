@@ -11,7 +11,7 @@ import tasks
 from ingest.pool import pool_shards, rejected_rows
 from pipeline.steps.artifact import Inputs, read_json
 from pipeline.storage.root import StoredFile
-from pipeline.stores.labels import LabelShard
+from pipeline.stores.labels import Label, LabelShard
 from student.dataset import StudentHead
 
 MAX_IMAGES = 5000
@@ -40,24 +40,39 @@ def count_kept(heads: Mapping[str, StudentHead], inputs: Inputs) -> dict[str, di
 
 def _count(head: StudentHead, files: list[tuple[StoredFile, set[int]]]) -> dict[str, Any]:
     """Count a teacher's labels in these files, in the given rows: those in the pool and not rejected."""
-    label = tasks.label(head.space)
     classes = list(head.space.classes) or [head.space.task]
     held, kept = np.zeros(len(classes)), np.zeros(len(classes))
-    images = 0
+    images, label = 0, tasks.label(head.space)
     for file, rows in files:
-        for number, row in enumerate(LabelShard(file, label).rows()):
+        shard = LabelShard(file, label)
+        label = shard.label
+        for number, row in enumerate(shard.rows()):
             if number in rows and row["status"] == "ok":
                 row_held, row_kept = label.count(row, head.threshold)
                 held, kept, images = held + row_held, kept + row_kept, images + 1
+    warning = skew_warning(classes, held, kept)
     return {
         "task": head.space.task,
         "threshold": head.threshold,
+        "calibrated": label.calibration is not None,
         "images": images,
         "classes": classes,
         "held": held.tolist(),
         "kept": kept.tolist(),
-        "warning": skew_warning(classes, held, kept),
+        "warning": warning if kept.any() or warning is None else warning + _calibration_note(head, label),
     }
+
+
+def _calibration_note(head: StudentHead, label: Label) -> str:
+    """Return what a calibration has to do with a threshold that keeps nothing, and what to do; "" without one."""
+    if label.calibration is None:
+        return ""
+    surest = float(label.calibrate(np.ones(1))[0])
+    return (
+        f". Its scores are calibrated: the highest are right in {surest:.0%} of the cases, and the threshold is "
+        f"{head.threshold:.0%}. Lower student.thresholds.{head.teacher}, or set teachers.{head.teacher}.calibrate to "
+        "null, and the threshold is compared with the scores themselves"
+    )
 
 
 def skew_warning(classes: list[str], held: np.ndarray[Any, Any], kept: np.ndarray[Any, Any]) -> str | None:

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pipeline.errors import require_one_of
+from pipeline.stores.calibration import Calibration
 from pipeline.stores.labels import Label, LabelSpace
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ def names() -> list[str]:
     return sorted(path.parent.name for folder in __path__ for path in Path(folder).glob("[!_]*/label.py"))
 
 
-def label(space: LabelSpace) -> Label:
+def label(space: LabelSpace, calibration: Calibration | None = None) -> Label:
     """Return the `TaskLabel` of the space's task. Loads no torch. Raises ConfigError if there is no such task."""
-    return _load(space, "label").TaskLabel(space)
+    return _load(space, "label").TaskLabel(space, calibration)
 
 
 def model(space: LabelSpace) -> Task:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,12 +50,30 @@ def predict_all(
                 yield row, predictor.values(predictions, offset, sizes[offset])
 
 
-def score(predictor: Predictor, dataset: ImageDataset, heads: Mapping[str, str], runtime: Runtime) -> dict[str, float]:
-    """Return the metrics of one head. `heads` has one entry, from the predictor's head to the dataset's."""
+class Observer(Protocol):
+    """Takes predicted and true labels, image by image: a metric, or a calibrator."""
+
+    def update(self, predicted: Value, true: Value) -> None: ...
+
+
+def observe(
+    predictor: Predictor,
+    dataset: ImageDataset,
+    heads: Mapping[str, str],
+    observers: Sequence[Observer],
+    runtime: Runtime,
+) -> None:
+    """Show each image's predicted and true label of one head to the observers; `heads` as for `score`."""
     ((predicted_head, true_head),) = heads.items()
-    metric = predictor.heads[predicted_head].metrics()
     for index, values in predict_all(predictor, dataset, runtime):
         true = dataset.values(index).get(true_head)
         if true is not None:
-            metric.update(values[predicted_head], true)
+            for observer in observers:
+                observer.update(values[predicted_head], true)
+
+
+def score(predictor: Predictor, dataset: ImageDataset, heads: Mapping[str, str], runtime: Runtime) -> dict[str, float]:
+    """Return the metrics of one head. `heads` has one entry, from the predictor's head to the dataset's."""
+    metric = predictor.heads[next(iter(heads))].metrics()
+    observe(predictor, dataset, heads, [metric], runtime)
     return metric.compute()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.data.augment import Frame, Valid
 from pipeline.stores.labels import LabelSpace, Value
+from tasks.calibration import Examples
 
 Target = dict[str, Any]
 """A batch's labels as tensors: what a task's `collate` returns and its `loss` reads."""
@@ -143,6 +144,13 @@ class Task(ABC):
     @abstractmethod
     def metrics(self) -> Metric:
         """Return a new metric, with no image in it."""
+
+    def scored_examples(self, predicted: Value, true: Value) -> Examples | None:
+        """Return what an image tells of the scores: which are right. None if nothing, or (the default) without scores.
+
+        A task that overrides this has the column `PROBABILITY` in its labels.
+        """
+        return None
 
     @abstractmethod
     def constant_label(self, values: Iterable[Value]) -> Value:

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import tasks
 from pipeline.steps.artifact import Artifact, read_json, write_json
 from pipeline.steps.runtime import Runtime
-from pipeline.stores.labels import LabelSpace
+from pipeline.stores.calibration import Calibration
+from pipeline.stores.labels import Label, LabelSpace
 
 if TYPE_CHECKING:
     from tasks.prediction import Predictor
@@ -48,17 +50,28 @@ class Teacher:
     schedule: TeacherSchedule | None = None
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
     """Metrics on held-out images of that set; empty if there are none."""
+    calibration: Calibration | None = None
+    """From its scores to probabilities of being right; None if a score is its own probability."""
+
+    @property
+    def label(self) -> Label:
+        """The form of its labels on disk, calibrated."""
+        return tasks.label(self.space, self.calibration)
 
     def write(self, folder: Path) -> None:
         """Write `teacher.json` into the folder of the teacher's artifact."""
-        write_json(folder / FILE, {**dataclasses.asdict(self), "space": self.space.to_json()})
+        calibration = self.calibration and self.calibration.to_json()
+        write_json(
+            folder / FILE, {**dataclasses.asdict(self), "space": self.space.to_json(), "calibration": calibration}
+        )
 
     @classmethod
     def load(cls, artifact: Artifact) -> Teacher:
         """Read `teacher.json` of a teacher's artifact."""
         fields = artifact.load(FILE, read_json)
         schedule = TeacherSchedule(**fields["schedule"]) if fields["schedule"] else None
-        return cls(fields["kind"], LabelSpace.from_json(fields["space"]), fields["data"], schedule, fields["scores"])
+        space, calibration = LabelSpace.from_json(fields["space"]), Calibration.from_json(fields["calibration"])
+        return cls(fields["kind"], space, fields["data"], schedule, fields["scores"], calibration)
 
 
 def open_teacher(artifact: Artifact) -> Predictor:

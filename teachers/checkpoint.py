@@ -13,6 +13,7 @@ from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.stores.labels import LabelSpace
 from tasks.teacher import Teacher
+from teachers._held_out import measure_published
 
 if TYPE_CHECKING:
     from tasks.prediction import Predictor
@@ -33,6 +34,9 @@ class Config(TeacherConfig):
 
     def backbone_name(self) -> str:
         return str(self._about()["backbone"])
+
+    def label_space(self) -> LabelSpace:
+        return self.head_and_space()[1]
 
     def head_and_space(self) -> tuple[str, LabelSpace]:
         """Return the head's name and label space. Raises ConfigError if the network has no such head for the task."""
@@ -65,8 +69,9 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     shutil.copyfile(weights, out / "model.safetensors")
     shutil.copyfile(weights.with_suffix(".json"), out / "model.json")
     write_json(out / "head.json", {"head": head, "name": config["name"]})
-    Teacher("checkpoint", space).write(out)
-    return {"classes": len(space.classes)}
+    found = measure_published(config, inputs, out, load)
+    Teacher("checkpoint", space, calibration=found.calibration).write(out)
+    return {"classes": len(space.classes), **found.calibration_counts()}
 
 
 def load(folder: Path) -> Predictor:

@@ -12,6 +12,7 @@ from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs
 from pipeline.stores.labels import LabelSpace
 from tasks.teacher import Teacher
+from teachers._held_out import measure_published
 
 if TYPE_CHECKING:
     from tasks.prediction import Predictor
@@ -39,6 +40,9 @@ class Config(TeacherConfig):
 
     def backbone_name(self) -> str:
         return self.model
+
+    def label_space(self) -> LabelSpace:
+        return LabelSpace("classification", tuple(class_names(self)))
 
     def check(self) -> None:
         """Raise ConfigError if timm does not know the model, or if the weights are not its own."""
@@ -71,8 +75,9 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
         "std": list(teacher.std or published["std"]),
     }
     save_model(out, model.state_dict(), about)
-    Teacher("pretrained", LabelSpace("classification", tuple(names))).write(out)
-    return {"classes": len(names)}
+    found = measure_published(config, inputs, out, load)
+    Teacher("pretrained", LabelSpace("classification", tuple(names)), calibration=found.calibration).write(out)
+    return {"classes": len(names), **found.calibration_counts()}
 
 
 def class_names(teacher: Config) -> list[str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import require_one_of
-from pipeline.recipe.teacher import TeacherConfig, TrainingConfig
+from pipeline.recipe.teacher import CalibrateConfig, TeacherConfig, TrainingConfig
 from pipeline.steps import ranks
-from pipeline.steps.artifact import Inputs, read_json
+from pipeline.steps.artifact import Inputs
+from teachers._held_out import measure
 
 if TYPE_CHECKING:
     from pipeline.data.dataset import ImageDataset
@@ -23,6 +24,9 @@ class Config(TeacherConfig, TrainingConfig):
     kind: Literal["supervised"] = "supervised"
     data: str
     """The set it is trained on, by its name under `data`."""
+    calibrate: CalibrateConfig | None = CalibrateConfig()
+    """Calibrate its scores on the set that it is trained on, or another one, as in {data: street}; null for scores as
+    they come."""
 
     def backbone_name(self) -> str:
         return self.backbone
@@ -35,7 +39,7 @@ class Config(TeacherConfig, TrainingConfig):
 
 
 def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, Any]:
-    """Train on the set's `train` split and score on its held-out split; the scores go into the manifest.
+    """Train on the set's `train` split, score on its held-out split, and calibrate; the scores go into the manifest.
 
     Of several processes that train together, the first one writes, scores and returns the counts, the others return {}.
     Raises ConfigError if the set has no labels of the task, DataError if the loss becomes non-finite.
@@ -44,7 +48,6 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     from ingest.true_labels import held_out_keys, true_label_dataset
     from tasks.network import build_network
     from tasks.prediction import network_predictor
-    from tasks.scoring import score
     from tasks.teacher import Teacher, TeacherSchedule
     from tasks.training import TrainingPlan, WeightedSum, train_network
 
@@ -59,15 +62,11 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     if not ranks.is_first():
         return {}
     network.cpu().save(out)
-    split = dataset.held_out_split("val", teacher.task)
-    scores: dict[str, float] = {}
-    if split:
-        predictor = network_predictor(network).setup(inputs.runtime, read_json(out / "model.json"))
-        held_out = true_label_dataset(dataset, split, {name: teacher.task})
-        scores = score(predictor, held_out, {name: name}, inputs.runtime)
+    found = measure(config, inputs, out, network_predictor(network), teacher.data)
     schedule = TeacherSchedule(teacher.batch, teacher.lr, teacher.optimizer_name())
-    Teacher("supervised", space, teacher.data, schedule, scores).write(out)
-    return {"images": len(images), "split": split, "scores": scores, **trained.counts()}
+    Teacher("supervised", space, teacher.data, schedule, found.scores, found.calibration).write(out)
+    counts = {"images": len(images), "split": found.split, "scores": found.scores}
+    return {**counts, **found.calibration_counts(), **trained.counts()}
 
 
 def validation_images(config: Mapping[str, Any], inputs: Inputs) -> dict[str, ImageDataset]:

@@ -11,6 +11,8 @@ from pydantic import Field
 from pipeline.recipe.augment import Resize
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs
+from pipeline.stores.labels import LabelSpace
+from teachers._held_out import measure_published
 
 if TYPE_CHECKING:
     from tasks.prediction import Predictor
@@ -32,6 +34,11 @@ class Config(TeacherConfig):
     resize: Resize = "stretch"
     """How images become square: `stretch` them to fill it, or `pad` them, which keeps their aspect ratio."""
 
+    def label_space(self) -> LabelSpace:
+        from teachers.models.torchvision_models import output_names, space_of
+
+        return space_of(self.task, output_names(self.model_dump(mode="json")))[0]
+
     def check(self) -> None:
         """Raise ConfigError if torchvision does not know the model, or if the weights are not its own."""
         from teachers.models.torchvision_models import check_model
@@ -51,8 +58,9 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     model.load_state_dict(fetch_weights(model, teacher.model, teacher.weights))
     space, _ = space_of(teacher.task, outputs)
     save_model(out, model.state_dict(), {**about, "classes": outputs})
-    Teacher("torchvision", space).write(out)
-    return {"classes": len(space.classes)}
+    found = measure_published(config, inputs, out, load)
+    Teacher("torchvision", space, calibration=found.calibration).write(out)
+    return {"classes": len(space.classes), **found.calibration_counts()}
 
 
 def load(folder: Path) -> Predictor:

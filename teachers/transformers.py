@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from pipeline.errors import install_command
+from pipeline.models.weights import HUB
 from pipeline.recipe.augment import Resize
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs, read_json, write_json
+from pipeline.stores.labels import LabelSpace
+from teachers._held_out import measure_published
 
 if TYPE_CHECKING:
     from tasks.prediction import Predictor
@@ -31,6 +34,12 @@ class Config(TeacherConfig):
     """How images become square: `stretch` them to fill it, or `pad` them, which keeps their aspect ratio."""
     scale: Literal["relative", "metric"] = "relative"
     """Output of a depth model: inverse depth up to scale and shift, or metres."""
+
+    def label_space(self) -> LabelSpace | None:
+        """Return what the labels of a model in a folder mean; None for one on the hub: a plan does not ask it."""
+        from teachers.models.transformers_models import folder_space
+
+        return None if self.weights.startswith(HUB) else folder_space(self.weights, self.task, self.scale)
 
     @field_validator("kind")
     @classmethod
@@ -52,8 +61,9 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     model.save_pretrained(out, max_shard_size="1TB")  # one file
     processor.save_pretrained(out)
     write_json(out / "model.json", about)
-    Teacher("transformers", space).write(out)
-    return {"classes": len(space.classes)}
+    found = measure_published(config, inputs, out, load)
+    Teacher("transformers", space, calibration=found.calibration).write(out)
+    return {"classes": len(space.classes), **found.calibration_counts()}
 
 
 def load(folder: Path) -> Predictor:

@@ -5,7 +5,7 @@ import * as detail from "./detail.js";
 import * as grid from "./grid.js";
 import { formatNumber, make } from "./make.js";
 import * as rejecting from "./rejecting.js";
-import { navigate, notify, onChange, readState } from "./state.js";
+import { link, navigate, notify, onChange, readState } from "./state.js";
 import * as views from "./views.js";
 
 const REFRESH_MS = 3000;
@@ -54,18 +54,26 @@ function updateControls() {
   const value = grid.thresholdOf(store, state);
   byId("threshold").value = value;
   byId("threshold-value").textContent = value.toFixed(2);
+  byId("threshold-kind").textContent = store?.calibration ? "probability" : store ? "score" : "";
+  byId("threshold-kind").href = link({ view: "balance", page: 0 });
+  byId("threshold-kind").title = store?.calibration ? "Scores are calibrated: Balance shows how well" : "Scores are not calibrated";
   const others = comparableStores(store);
   byId("other").replaceChildren(make("option", { value: "" }, others.length ? "nothing" : "nothing to compare with"), ...others.map(({ name }) => make("option", { value: name }, name)));
   byId("other").value = comparedStore()?.name ?? "";
   byId("other").disabled = !others.length;
   const differ = comparedStore() ? `${store.name}:${comparedStore().name}.differ` : null;
-  const orders = [...(differ ? [[`-${differ}`, "largest difference"], [differ, "smallest difference"]] : []), ["id", "as stored"], ...about.stores.flatMap(({ name }) => [[`${name}.confidence`, `${name}: lowest confidence`], [`-${name}.confidence`, `${name}: highest confidence`]]), ["source", "name"], ["-bytes", "largest file"]];
+  const orders = [...(differ ? [[`-${differ}`, "largest difference"], [differ, "smallest difference"]] : []), ["id", "as stored"], ...about.stores.flatMap(scoreOrders), ["source", "name"], ["-bytes", "largest file"]];
   byId("order").replaceChildren(...orders.map(([order, text]) => make("option", { value: order }, text)));
   if (!orders.some(([order]) => order === state.order)) byId("order").append(make("option", { value: state.order }, state.order));
   byId("order").value = state.order;
   byId("conditions").replaceChildren(...state.f.map((condition) => make("li", {}, make("span", {}, condition), make("button", { type: "button", "aria-label": `Remove ${condition}`, onclick: () => navigate({ f: state.f.filter((other) => other !== condition), page: 0 }) }, "×"))));
   const columns = ["set=", "split=", "source~", "key=", ...about.stores.flatMap((store) => [...(store.holds ? ["class="] : []), ...store.columns.map((column) => `${column}<`)].map((column) => `${store.name}.${column}`))];
   byId("columns").replaceChildren(...columns.map((column) => make("option", { value: column })));
+}
+
+function scoreOrders(store) {
+  const column = grid.scoreColumn(store);
+  return [["", "lowest"], ["-", "highest"]].map(([sign, text]) => [`${sign}${store.name}.${column}`, `${store.name}: ${text} ${column}`]);
 }
 
 // One update runs at a time; requests meanwhile lead to one more when it is over.

@@ -3,7 +3,7 @@
 import { pictureUrl, request } from "./api.js";
 import { formatNumber, make } from "./make.js";
 import { link, navigate, readState } from "./state.js";
-import { thresholdOf } from "./grid.js";
+import { thresholdOf, withoutRepeated } from "./grid.js";
 import { isRejected, toggle } from "./rejecting.js";
 
 const SIDE = 768;
@@ -52,7 +52,8 @@ function panel(image, label, store, state) {
   const view = make("div", { class: "view" }, picture, says);
   if (label) describeOnHover(view, picture, says, image.key, label.store, () => thresholdOf(store, readState()));
   enablePanAndZoom(view);
-  const columns = label ? Object.entries(label.columns).filter(([, value]) => value !== null).map(([name, value]) => `${name} ${formatNumber(value)}`).join(" · ") : "";
+  const names = label ? withoutRepeated(store, Object.keys(label.columns)).filter((name) => label.columns[name] !== null) : [];
+  const columns = names.map((name) => `${name} ${formatNumber(label.columns[name])}`).join(" · ");
   const caption = label ? [make("strong", {}, label.store), ` ${label.task}: ${label.reason || label.says}`, make("br"), make("span", {}, columns)] : [make("strong", {}, "image")];
   const button = label && store.learned ? rejectButton(image, label.store, "label") : null;
   return make("figure", { class: "panel" }, view, make("figcaption", {}, caption, button ? make("p", {}, button) : null));

@@ -12,7 +12,7 @@ const SIDE = 256;
 export async function show(main, about, chosen, other) {
   const state = readState();
   const pair = other ? `${chosen.name}:${other.name}.differ` : null;
-  const column = pair ?? (chosen ? `${chosen.name}.confidence` : null);
+  const column = pair ?? (chosen ? `${chosen.name}.${scoreColumn(chosen)}` : null);
   const answer = await request("/api/images", { f: state.f, order: state.order, t: thresholdParams(state), limit: PAGE_SIZE, offset: state.page * PAGE_SIZE, show: column });
   const tiles = answer.images.map((image) => tile(image, chosen, other, column, state));
   const compared = other ? about.compared.find((pair) => pair.name === `${chosen.name}:${other.name}`) ?? { done: 0, total: about.images } : null;
@@ -33,6 +33,16 @@ function tile(image, chosen, other, column, state) {
   return make("a", { class: rejected ? "tile rejected" : "tile", href: link({ image: image.key }), "data-link": true, "data-key": image.key, title: source }, make("span", { class: "pair" }, shown), make("span", {}, rejected ? make("b", {}, rejected.trim()) : null, ` ${value} ${image.source}`));
 }
 
+// The column with the score of a whole label, as thresholds see it.
+export function scoreColumn(store) {
+  return store.calibration ? "probability" : "confidence";
+}
+
+// Names of columns without "probability" where that is the confidence again.
+export function withoutRepeated(store, names) {
+  return names.filter((name) => name !== "probability" || store.calibration);
+}
+
 export function thresholdOf(store, state) {
   return store ? state.t[store.name] ?? store.threshold : 0;
 }
@@ -45,7 +55,7 @@ function pages(total, state) {
 }
 
 async function histograms(aside, chosen, pair, state) {
-  const columns = chosen ? [...(chosen.holds ? ["class"] : []), ...chosen.columns.filter((name) => name !== "top")].map((name) => `${chosen.name}.${name}`) : [];
+  const columns = chosen ? [...(chosen.holds ? ["class"] : []), ...withoutRepeated(chosen, chosen.columns).filter((name) => name !== "top")].map((name) => `${chosen.name}.${name}`) : [];
   for (const column of [...(pair ? [pair] : []), ...columns, "set", "split"]) {
     const found = await request("/api/histogram", { column, f: state.f, t: thresholdParams(state) });
     if (found.counts.filter((count) => count > 0).length > 1) aside.append(histogram(column, found, state));

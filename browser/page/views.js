@@ -3,6 +3,7 @@
 import { request, send } from "./api.js";
 import { formatNumber, make, table } from "./make.js";
 import { thresholdOf } from "./grid.js";
+import { reliability } from "./reliability.js";
 import { link, navigate, readState, thresholdParams } from "./state.js";
 
 export async function balance(main, about, chosen) {
@@ -14,11 +15,13 @@ export async function balance(main, about, chosen) {
   const body = rows.map(([name, held, kept]) =>
     make("tr", {}, make("td", {}, name), make("td", { class: "number" }, formatNumber(held)), make("td", { class: "number" }, formatNumber(kept)), make("td", { class: "number" }, `${Math.round((100 * kept) / held)} %`), make("td", {}, make("span", { class: "bar", style: { width: `${(12 * kept) / largest}rem` } }), make("span", { class: "bar lost", style: { width: `${(12 * (held - kept)) / largest}rem` } }))),
   );
+  const chart = chosen.calibration?.reliability ? reliability(chosen, thresholdOf(chosen, state)) : make("p", { class: "note" }, chosen.scored || chosen.columns.includes("probability") ? "The scores are not calibrated: the threshold is compared with them as they are." : "");
   const head = make("tr", {}, ["class", "there", "kept", "share", ""].map((text, place) => make("th", { class: place > 0 && place < 4 ? "number" : null }, text)));
   main.replaceChildren(
     make("h2", {}, `What the threshold ${formatNumber(thresholdOf(chosen, state))} keeps of ${chosen.name}`),
     make("p", { class: "note" }, `${found.unit}, in ${formatNumber(found.images)} of ${formatNumber(found.of)} images`),
     make("div", { class: "scroll" }, make("table", {}, make("thead", {}, head), make("tbody", {}, body))),
+    chart,
   );
 }
 

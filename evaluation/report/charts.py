@@ -11,6 +11,8 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
+from pipeline.stores.calibration import Reliability, ReliabilityCurve
+
 WIDTH, HEIGHT = 320, 180
 LEFT, RIGHT, TOP, BOTTOM = 40, 312, 18, 146
 """A loss chart's size, and the frame of its curves inside it, in units of the SVG."""
@@ -22,6 +24,9 @@ TOP_PERCENTILE = 98
 """Percentile of the losses at which the chart ends: a lone spike is cut off, or it would flatten all the rest."""
 EPSILON = 1e-9
 """Tolerance for quotients that are whole numbers but for rounding."""
+RELIABILITY_HEIGHT = 240
+RELIABILITY_FRAME = ((LEFT, 240), (200, TOP))
+"""Left and right, bottom and top of a reliability chart's frame."""
 PLOT_WIDTH, PLOT_HEIGHT = 460, 280
 PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM = 44, 448, 16, 236
 """The same of a lines chart."""
@@ -148,6 +153,43 @@ def standing(values: Mapping[str, float], better: str) -> Markup:
         marks.append(element("circle", class_="student", cx=f"{x['student']:.1f}", cy=8, r=3.5))
     title = ", ".join(f"{role} {value:.3f}" for role, value in values.items())
     return element("svg", element("title", title), *marks, class_="standing", viewBox="0 0 120 16", role="img")
+
+
+def reliability_chart(title: str, reliability: Reliability) -> Markup:
+    """Return a figure of the share that is right by score, raw (light) and calibrated (dark).
+
+    On the dashed line the two are equal. A dot is as large as its part of all predictions.
+    """
+    (left, right), (bottom, top) = RELIABILITY_FRAME
+    numbers = [_text(f"{share:g}", left - 5, _between(bottom, top, share) + 4, "end") for share in (0, 0.5, 1)]
+    numbers += [_text(f"{share:g}", _between(left, right, share), bottom + 16, "middle") for share in (0, 0.5, 1)]
+    names = [_text("share that is right", 0, 9, "start"), _text("score or probability", right, bottom + 32, "end")]
+    frame = element("path", class_="axis", d=f"M{left} {top}V{bottom}H{right}")
+    ideal = element("path", class_="axis", d=f"M{left} {bottom}L{right} {top}", stroke_dasharray="4 3")
+    lines = [*_reliability_line("raw", reliability.raw), *_reliability_line("smooth", reliability.calibrated)]
+    label = f"{title}: reliability"
+    view = f"0 0 {WIDTH} {RELIABILITY_HEIGHT}"
+    svg = element("svg", frame, *numbers, *names, ideal, *lines, viewBox=view, role="img", aria_label=label)
+    error = f"off by {reliability.raw.ece:.3f} raw, {reliability.calibrated.ece:.3f} calibrated"
+    return element("figure", element("figcaption", title, " ", element("span", error, class_="soft")), svg)
+
+
+def _reliability_line(style: str, curve: ReliabilityCurve) -> list[Markup]:
+    """Return the line through the bins, and a dot for each."""
+    (left, right), (bottom, top) = RELIABILITY_FRAME
+    x = np.array([_between(left, right, each.confidence) for each in curve.bins])
+    y = np.array([_between(bottom, top, each.right) for each in curve.bins])
+    sizes = np.array([each.size for each in curve.bins])
+    radii = 1.5 + 3.5 * np.sqrt(sizes / sizes.max())
+    dots = [
+        element("circle", class_=f"dot {style}", cx=f"{a:.1f}", cy=f"{b:.1f}", r=f"{radius:.1f}")
+        for a, b, radius in zip(x, y, radii, strict=True)
+    ]
+    return [element("path", class_=style, d=path(x, y)), *dots]
+
+
+def _between(low: float, high: float, share: float) -> float:
+    return low + share * (high - low)
 
 
 def _text(text: str, x: float, y: float, anchor: str) -> Markup:

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 import tasks
-from evaluation.report.charts import loss_chart
+from evaluation.report.charts import loss_chart, reliability_chart
 from evaluation.report.figures import class_colors
 from evaluation.report.formatting import DASH
 from evaluation.report.html import ReportTable, render
@@ -100,6 +100,34 @@ def _feature_table(run: RunRecord) -> ReportTable | None:
     ]
     head = ["Stage", "Spread before", "after", "Effective rank before", "after"]
     return ReportTable(head, rows, range(1, 5)) if rows else None
+
+
+def calibration(run: RunRecord) -> Markup:
+    """Render how well the teachers' scores state the share that is right, before and after calibration."""
+    calibrations = {name: teacher.calibration for name, teacher in run.teachers().items()}
+    found = {name: each.reliability for name, each in calibrations.items() if each and each.reliability}
+    made = run.of_kind("teacher").items()
+    reasons = {name: each.counts["uncalibrated"] for name, each in made if "uncalibrated" in each.counts}
+    if not found and not reasons:
+        return Markup()
+    rows = [
+        [
+            name,
+            f"{each.dataset}/{each.split}",
+            f"{each.images:,}",
+            f"{each.examples:,}",
+            f"{each.raw.ece:.3f}",
+            f"{each.calibrated.ece:.3f}",
+        ]
+        for name, each in found.items()
+    ]
+    head = ["Teacher", "Measured on", "Images", "Predictions", "Error raw", "calibrated"]
+    return render(
+        "calibration.html",
+        charts=[reliability_chart(name, each) for name, each in found.items()],
+        errors=ReportTable(head, rows, range(2, 6)) if rows else None,
+        reasons=reasons,
+    )
 
 
 def kept_labels(run: RunRecord) -> Markup:

@@ -85,10 +85,11 @@ def _strips(
         image = thumbnail(stored.open())
         pictures = [Picture(image, stored.metadata.source)]
         if samples.has_true_labels(head, target.dataset):
-            pictures.append(samples.draw(image, head, samples.true_label(head, stored), "truth"))
+            pictures.append(samples.draw(image, head.uncalibrated(), samples.true_label(head, stored), "truth"))
         for name, values in predictions.items():
-            value, note = apply_threshold(head, values[number][head.teacher])
-            pictures.append(samples.draw(image, head, value, name, note))
+            drawn_as = head if name == "teacher" else head.uncalibrated()
+            value, note = apply_threshold(drawn_as, values[number][head.teacher])
+            pictures.append(samples.draw(image, drawn_as, value, name, note))
         yield pictures
 
 
@@ -97,9 +98,9 @@ def apply_threshold(head: SampleHead, value: Value) -> tuple[Value, str]:
     if "scores" not in value:
         return value, ""
     kept = head.label.decode(head.label.encode(value), head.threshold)
-    note = f"score ≥ {head.threshold:g}"
+    note = head.least
     if value["scores"].any() and not kept["scores"].any():
-        note += f", best {value['scores'].max():.2f}"
+        note += f", best {head.label.calibrate(value['scores']).max():.2f}"
     return kept, note
 
 

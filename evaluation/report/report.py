@@ -20,6 +20,7 @@ SECTIONS: dict[str, Callable[[RunRecord], Markup]] = {
     "Labels learned from": labels.learned_labels,
     "Held-out images": labels.held_out,
     "Training": labels.curves,
+    "Calibration": labels.calibration,
     "Kept labels": labels.kept_labels,
     "Steps": steps.steps,
     "Data": steps.data,

@@ -30,7 +30,7 @@ MAX_PICTURES = 80
 
 @dataclasses.dataclass(frozen=True)
 class SampleHead:
-    """A teacher, its labels and the threshold they are read with; `data` is the set that it was trained on."""
+    """A teacher, its calibrated labels, the threshold they are read with, and the set `data` it was trained on."""
 
     teacher: str
     label: Label
@@ -42,6 +42,15 @@ class SampleHead:
     @property
     def space(self) -> LabelSpace:
         return self.label.space
+
+    @property
+    def least(self) -> str:
+        """The threshold in words."""
+        return f"{'score' if self.label.calibration is None else 'probability'} ≥ {self.threshold:g}"
+
+    def uncalibrated(self) -> SampleHead:
+        """Return the head for labels that others made, the truth or the student: their scores mean themselves."""
+        return dataclasses.replace(self, label=tasks.label(self.space))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +85,7 @@ class RunSamples:
     def _heads(self) -> Iterator[SampleHead]:
         kept = self.run.kept()
         for name, teacher in self.run.teachers().items():
-            label = tasks.label(teacher.space)
+            label = teacher.label
             threshold = kept.get(name, {}).get("threshold", label.default_threshold)
             yield SampleHead(name, label, threshold, teacher.data, name in kept or not kept)
 
@@ -126,8 +135,8 @@ def pool_strips(samples: RunSamples) -> Iterator[list[Picture]]:
         image = thumbnail(stored.open())
         pictures = [Picture(image, stored.metadata.source, stored.dataset)]
         for head in heads:
-            value, origin = learned_label(samples, head, stored)
-            picture = samples.draw(image, head, value, head.teacher, f"{head.label.task}, {origin}")
+            value, origin, drawn_as = learned_label(samples, head, stored)
+            picture = samples.draw(image, drawn_as, value, head.teacher, f"{head.label.task}, {origin}")
             pictures.append(dataclasses.replace(picture, note=REJECTED) if origin == REJECTED else picture)
         yield pictures
 
@@ -144,8 +153,10 @@ def pool_images(samples: RunSamples, count: int) -> list[StoredImage]:
     return list(itertools.islice((image for image in turns if image), count))
 
 
-def learned_label(samples: RunSamples, head: SampleHead, image: StoredImage) -> tuple[Value | None, str]:
-    """Return the label that the student learned from, and whether it is true or pseudo, or why there is none."""
+def learned_label(samples: RunSamples, head: SampleHead, image: StoredImage) -> tuple[Value | None, str, SampleHead]:
+    """Return the label that the student learned from, whether it is true or pseudo, or why there is none, and the head
+    to draw it with.
+    """
     reason = "no label"
     for source, truth in samples.precedence.sources(head, image.dataset, image.shard):
         row = source.label_row(image.row)
@@ -153,7 +164,7 @@ def learned_label(samples: RunSamples, head: SampleHead, image: StoredImage) -> 
         if value is None:
             reason = REJECTED if image.row in source.excluded else reason
         elif truth is not None:
-            return value, "true label" if truth == head.data else f"true label in {truth}"
+            return value, "true label" if truth == head.data else f"true label in {truth}", head.uncalibrated()
         else:
-            return value, f"pseudo label ≥ {head.threshold:g}" if head.threshold else "pseudo label"
-    return None, reason
+            return value, f"pseudo label, {head.least}" if head.threshold else "pseudo label", head
+    return None, reason, head

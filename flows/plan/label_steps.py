@@ -14,6 +14,7 @@ POOL = StepKind("pool", "ingest.pool:gather_pool")
 LABEL = StepKind(
     "label",
     "teachers.labelling.labeller:label_pool",
+    version=2,
     parts="teachers.labelling.partition",
     incremental_keys=("max_failed", "batch", "require"),
 )

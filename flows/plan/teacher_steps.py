@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import tasks
 from flows.plan.resolve import ResolvedRecipe
 from pipeline.errors import error_context
 from pipeline.models.weights import weights_digest
 from pipeline.recipe.base import FitConfig
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import LabelCheck, Step, StepKind
+from pipeline.stores.labels import LabelSpace
 
 TEACHER = StepKind("teacher", "teachers.supervised:make", version=3)
 """The kind of all teachers. Plans replace `run` by the `make` of the teacher's own file; `trains` if it is trained."""
@@ -25,15 +27,23 @@ def validation_needs(config: Mapping[str, Any]) -> list[Any]:
 def plan_steps(resolved: ResolvedRecipe) -> Iterator[Step]:
     """Yield a step for each teacher."""
     for name, teacher in resolved.recipe.teachers.items():
-        settings = teacher.model_dump(mode="json", exclude={"require"})  # a gate on the result, not a part of it
-        weights = weights_of(teacher, f"teachers.{name}")
-        config = {"name": name, "teacher": settings, "seed": resolved.recipe.seed, **weights}
-        inputs = () if teacher.training_set is None else (f"data.{teacher.training_set}",)
+        # `require` is a gate on the result, not a part of it
+        settings = teacher.model_dump(mode="json", exclude={"require", "calibrate"})
+        more = {**weights_of(teacher, f"teachers.{name}"), **_calibrated_on(teacher)}
+        config = {"name": name, "teacher": settings, "seed": resolved.recipe.seed, **more}
+        sets = dict.fromkeys(each for each in (teacher.training_set, more.get("calibrate")) if each is not None)
+        inputs = tuple(f"data.{each}" for each in sets)
         kind = dataclasses.replace(TEACHER, run=f"teachers.{teacher.kind}:make", trains=isinstance(teacher, FitConfig))
         if isinstance(teacher, FitConfig) and teacher.validate:
             check = LabelCheck(validation_needs, f"teachers.{teacher.kind}:validation_images")
             kind = dataclasses.replace(kind, label_check=check)
         yield Step(f"teacher.{name}", kind, ("teachers", name), config, inputs)
+
+
+def _calibrated_on(teacher: TeacherConfig) -> dict[str, str]:
+    """Return the set that a teacher is calibrated on, for its configuration; {} if it is not, or has no scores."""
+    data = teacher.calibration_set
+    return {"calibrate": data} if data is not None and tasks.label(LabelSpace(teacher.task)).can_be_calibrated else {}
 
 
 def weights_of(section: TeacherConfig | FitConfig, place: str) -> dict[str, str]:

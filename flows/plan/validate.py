@@ -18,6 +18,8 @@ from pipeline.recipe.evaluation import MeasurementConfig
 from pipeline.recipe.plugins import modules
 from pipeline.recipe.recipe import Recipe
 from pipeline.recipe.stage import StageConfig, labelled_images
+from pipeline.recipe.teacher import TeacherConfig
+from pipeline.stores.labels import LabelSpace
 
 
 def validate(resolved: ResolvedRecipe) -> None:
@@ -57,6 +59,25 @@ def _check_teachers(recipe: Recipe, spaces: Spaces) -> None:
                 f"teachers.{name}.require is {teacher.require!r}, but only teachers that are trained here are measured "
                 f"before they label; leave it out for kind {teacher.kind!r}."
             )
+        if teacher.calibrate is not None:
+            _check_calibration(name, teacher, spaces)
+
+
+def _check_calibration(name: str, teacher: TeacherConfig, spaces: Spaces) -> None:
+    """Raise ConfigError if a teacher is to be calibrated on no set, or on one whose labels do not fit it."""
+    place, data = f"teachers.{name}.calibrate", teacher.calibration_set
+    if data is None:
+        raise ConfigError(
+            f"{place} names no set, and kind {teacher.kind!r} is not trained on one: write {{data: SET}}."
+        )
+    trained_on = teacher.training_set
+    if data == trained_on:
+        return
+    if not tasks.label(LabelSpace(teacher.task)).can_be_calibrated:
+        raise ConfigError(f"{place}: labels of task {teacher.task!r} have no scores to calibrate; leave it out.")
+    space = spaces[trained_on][teacher.task] if trained_on is not None else teacher.label_space()
+    if space is not None:  # else it is checked when the teacher is made
+        check_labels_fit(place, name, space, data, spaces[data])
 
 
 def _check_truths(name: str, sets: Sequence[str], recipe: Recipe, spaces: Spaces) -> None:
@@ -65,7 +86,7 @@ def _check_truths(name: str, sets: Sequence[str], recipe: Recipe, spaces: Spaces
     for other in sets:
         learned = teacher.training_set or other
         space = teacher_space(name, teacher.task, learned, spaces[learned])
-        check_labels_fit(name, space, other, spaces[other])
+        check_labels_fit(f"student.truths.{name}", name, space, other, spaces[other])
 
 
 def _check_classes(stage: StageConfig, spaces: Spaces) -> None:

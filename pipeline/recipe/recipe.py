@@ -53,6 +53,8 @@ class Recipe(BaseConfig):
         for name, teacher in self.teachers.items():
             wanted = [] if teacher.training_set is None else [teacher.training_set]
             _require_known(f"teachers.{name}.data", wanted, "data", self.data)
+            named = [teacher.calibrate.data] if teacher.calibrate and teacher.calibrate.data else []
+            _require_known(f"teachers.{name}.calibrate.data", named, "data", self.data)
         for key in ("sets", "probe_sets", "finetune"):
             _require_known(f"evaluate.{key}", getattr(self.evaluate, key) or (), "data", self.data)
         _require_known("student.loss_weights", self.student.loss_weights, "teachers", self.teachers)

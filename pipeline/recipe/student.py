@@ -20,7 +20,8 @@ class StudentConfig(TrainingConfig):
     loss_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Loss weight by teacher, instead of the rule's (not with `uncertainty`); 0 leaves the teacher out."""
     thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
-    """Smallest score that is kept, by teacher or task; 0.5 for detection and segmentation, else 0."""
+    """Smallest probability that is kept, by teacher or task; 0.5 for detection and segmentation, else 0. Of teachers
+    that are not calibrated, it is the smallest score."""
     labels: Literal["true_first", "pseudo_only", "true_only"] = "true_first"
     """Prefer true labels to pseudo labels, or use only one kind."""
     truths: dict[str, list[str]] = {}

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pipeline.recipe.augment import AugmentConfig, Resize
 from pipeline.recipe.base import BaseConfig, FitConfig, NamedBackbone
+from pipeline.stores.labels import LabelSpace
 
 
 class TrainingConfig(FitConfig):
@@ -36,6 +37,14 @@ class TrainingConfig(FitConfig):
         return [NamedBackbone(self.backbone, self.image_size, self.weights)]
 
 
+class CalibrateConfig(BaseConfig):
+    """Calibrate a teacher's scores on held-out images, so that a threshold is a probability."""
+
+    data: str | None = None
+    """The labelled set, of which the split `val`, or else `test`, is used; the one that the teacher is trained on if
+    not given. Its classes have to be the teacher's, in the same order."""
+
+
 class TeacherConfig(BaseConfig):
     """The keys that every kind of teacher has.
 
@@ -51,6 +60,13 @@ class TeacherConfig(BaseConfig):
     require: dict[str, float] = {}
     """Metrics to reach on its held-out images (`val`, or else `test`) before it may label, as {miou: 0.3}; for teachers
     that are trained here."""
+    calibrate: CalibrateConfig | None = None
+    """Calibrate its scores, as in {data: street}; null for scores as they come."""
+
+    @property
+    def calibration_set(self) -> str | None:
+        """The set on whose held-out images its scores are calibrated, if they are."""
+        return (self.calibrate.data or self.training_set) if self.calibrate else None
 
     @property
     def training_set(self) -> str | None:
@@ -62,4 +78,8 @@ class TeacherConfig(BaseConfig):
 
         Raises ConfigError if the name is in a file that is missing or of another format.
         """
+        return None
+
+    def label_space(self) -> LabelSpace | None:
+        """Return what its labels mean, if that is known before it is made and without a set that it is trained on."""
         return None

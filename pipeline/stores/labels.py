@@ -14,7 +14,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,12 +26,17 @@ from PIL.Image import Image
 from pipeline.errors import DataError
 from pipeline.storage.atomic import publish, temporary_path
 from pipeline.storage.root import PathOrFile, StoredFile
+from pipeline.stores.calibration import Calibration
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ROW_GROUP = 256
 """Rows per row group."""
 IGNORE = 65535
 """The class id of a segmentation label's unknown pixels."""
+PROBABILITY = pa.field(
+    "probability", pa.float32(), metadata={"about": "confidence, calibrated where that was possible"}
+)
+"""The column of tasks whose scores can be calibrated: the score of the whole label as a probability."""
 
 T = TypeVar("T")
 Value = dict[str, NDArray[Any]]
@@ -88,7 +93,9 @@ class Label(ABC):
     * A dense label is a raster (h, w) or (h, w, C) over the whole image, at any resolution, with row 0 at the top.
     * `box` is (x0, y0, x1, y1) relative to the image, which is (0, 0, 1, 1). It may reach outside the image; what lies
       there is unknown.
-    * `size` is (height, width) in pixels, `threshold` a score in [0, 1], `point` (x, y) in [0, 1] of the image.
+    * `size` is (height, width) in pixels, `point` (x, y) in [0, 1] of the image.
+    * `threshold` is a probability in [0, 1]. Values hold the scores as the teacher gave them; `calibrate` tells the
+      probabilities that they mean. Without a calibration a score is its own probability.
     * Methods return new values and leave their arguments as they are.
 
     >>> label = tasks.label(LabelSpace("depth"))  # the `TaskLabel` of tasks/depth/label.py
@@ -111,8 +118,21 @@ class Label(ABC):
     has_scores: ClassVar[bool] = False
     """True if the amounts of `class_amounts` are scores that thresholds apply to."""
 
-    def __init__(self, space: LabelSpace) -> None:
-        self.space = space
+    def __init__(self, space: LabelSpace, calibration: Calibration | None = None) -> None:
+        self.space, self.calibration = space, calibration
+
+    @property
+    def can_be_calibrated(self) -> bool:
+        """True for a task that has the column PROBABILITY."""
+        return PROBABILITY.name in self.columns().names
+
+    def calibrate(self, scores: NDArray[Any]) -> NDArray[Any]:
+        """Return the probabilities of scores, in their shape and dtype: the scores themselves without a calibration."""
+        return scores if self.calibration is None else self.calibration(scores)
+
+    def calibrated_as(self, metadata: Mapping[str, Any]) -> Self:
+        """Return these labels with the calibration that a label file's `store_metadata` states."""
+        return type(self)(self.space, Calibration.from_json(metadata["calibration"]))
 
     @abstractmethod
     def columns(self) -> pa.Schema:
@@ -124,7 +144,7 @@ class Label(ABC):
 
     @abstractmethod
     def decode(self, row: Row, threshold: float = 0.0) -> Value:
-        """Return the value of a row. What scores below `threshold` becomes unknown; an equal score is kept.
+        """Return the value of a row. What is less probable than `threshold` becomes unknown; what is equal is kept.
 
         Raises ValueError if a blob is damaged.
         """
@@ -132,7 +152,7 @@ class Label(ABC):
     def class_amounts(self, table: pa.Table) -> ClassAmounts:
         """Return the classes in each row of a label file, of which `table` has the `amount_columns`.
 
-        The amount is the best score of the class's objects, its share of the image, or its probability.
+        The amount is the probability of the class, or of the most probable of its objects, or its share of the image.
         """
         return ClassAmounts(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
 
@@ -217,10 +237,11 @@ def mean_where_known(difference: NDArray[Any], one: NDArray[np.bool_], other: ND
 
 
 def store_metadata(label: Label, maker: str, image_shard: str) -> dict[str, Any]:
-    """Return the metadata of a label file: schema version, label space, maker, and sha256 of the image shard."""
+    """Return the metadata of a label file: schema version, label space, calibration, maker, sha256 of image shard."""
     return {
         "schema_version": SCHEMA_VERSION,
         "space": label.space.to_json(),
+        "calibration": label.calibration and label.calibration.to_json(),
         "maker": maker,
         "image_shard": image_shard,
     }
@@ -271,12 +292,16 @@ class LabelWriter:
 
 
 class LabelShard:
-    """One label file in memory. Rows are decoded one by one; blobs stay compressed."""
+    """One label file in memory. Rows are decoded one by one; blobs stay compressed.
+
+    `label` has the calibration that the file states, whatever the given one has.
+    """
 
     def __init__(self, file: StoredFile, label: Label) -> None:
-        self.file, self.label = file, label
+        self.file = file
         self.table = read_labels(file)
         self.metadata = read_metadata(self.table.schema, file)
+        self.label = label.calibrated_as(self.metadata)
 
     @property
     def keys(self) -> list[str]:
@@ -333,7 +358,10 @@ def read_metadata(schema: pa.Schema, file: object) -> dict[str, Any]:
     metadata = json.loads((schema.metadata or {}).get(b"must", b"{}"))
     version = metadata.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise DataError(f"{file}: label schema version {version!r}; this version reads {SCHEMA_VERSION}.")
+        raise DataError(
+            f"{file}: label schema version {version!r}; this version reads {SCHEMA_VERSION}. The next `must run` or "
+            "`must label` of its recipe makes it again."
+        )
     return metadata
 
 

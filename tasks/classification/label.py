@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.labels import Box, ClassAmounts, Label, Row, Value
+from pipeline.stores.labels import PROBABILITY, Box, ClassAmounts, Label, Row, Value
 from tasks.drawing import caption
 
 
@@ -16,11 +16,11 @@ class TaskLabel(Label):
     """`probs` (K,) float32, summing to 1: a teacher's soft distribution, or one-hot for a true label; all 0 = unknown.
 
     Stored as float16 and normalized when read: each probability is off by at most 2^-11 of itself plus 2^-24, before
-    normalizing. A threshold makes the whole label unknown if the largest probability is below it.
+    normalizing. A threshold makes the whole label unknown if the largest calibrated probability is below it.
     """
 
     task = "classification"
-    amount_columns = ("top", "confidence")
+    amount_columns = ("top", "probability")
     has_scores = True
     unit = "images"
 
@@ -31,6 +31,7 @@ class TaskLabel(Label):
                 pa.field("top", pa.int32(), metadata={"about": "id of the most probable class"}),
                 pa.field("top_class", pa.string(), metadata={"about": "its name"}),
                 pa.field("entropy", pa.float32(), metadata={"about": "of the distribution, in nats"}),
+                PROBABILITY,
             ]
         )
 
@@ -44,6 +45,7 @@ class TaskLabel(Label):
             "top": top,
             "top_class": self.space.classes[top],
             "entropy": entropy + 0.0,
+            "probability": float(self.calibrate(probs)[top]),
         }
 
     def decode(self, row: Row, threshold: float = 0.0) -> Value:
@@ -56,7 +58,7 @@ class TaskLabel(Label):
     def class_amounts(self, table: pa.Table) -> ClassAmounts:
         top = table.column("top").to_numpy(zero_copy_only=False)
         rows = np.flatnonzero(~np.isnan(top.astype(np.float64)))
-        amounts = table.column("confidence").to_numpy(zero_copy_only=False).astype(np.float32)
+        amounts = table.column("probability").to_numpy(zero_copy_only=False).astype(np.float32)
         return ClassAmounts(rows, top[rows].astype(np.int64), amounts[rows])
 
     def flip(self, value: Value) -> Value:
@@ -75,7 +77,7 @@ class TaskLabel(Label):
         top = int(value["probs"].argmax())
         if not value["probs"][top]:
             return "no class"
-        return f"{self.space.classes[top].split(',')[0]} {value['probs'][top]:.0%}"
+        return f"{self.space.classes[top].split(',')[0]} {self.calibrate(value['probs'])[top]:.0%}"
 
     def describe_at(self, value: Value, point: tuple[float, float]) -> str:
         return self.describe(value)
@@ -92,4 +94,4 @@ class TaskLabel(Label):
 
 
 def _reaches(row: Row, threshold: float) -> bool:
-    return bool(np.float32(row["confidence"]) >= np.float32(threshold))  # float32 as stored, so that 0.7 reaches 0.7
+    return bool(np.float32(row["probability"]) >= np.float32(threshold))  # float32 as stored, so that 0.7 reaches 0.7

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.data.augment import Valid
 from pipeline.stores.labels import Value
+from tasks.calibration import ClassifiedExamples
 from tasks.task import FeatureInfo, Features, Prediction, Target, Task, masked_mean, stack
 
 
@@ -68,6 +69,11 @@ class TaskModel(Task):
 
     def metrics(self) -> Accuracy:
         return Accuracy()
+
+    def scored_examples(self, predicted: Value, true: Value) -> ClassifiedExamples | None:
+        if not true["probs"].any():
+            return None
+        return ClassifiedExamples(predicted["probs"][None], np.array([true["probs"].argmax()]))
 
     def constant_label(self, values: Iterable[Value]) -> Value:
         """Return the class frequencies: the prediction is always the most frequent class."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import ImageDraw
 from PIL.Image import Image
 
-from pipeline.stores.labels import Box, ClassAmounts, Label, Row, Value, flatten_lists
+from pipeline.stores.labels import PROBABILITY, Box, ClassAmounts, Label, Row, Value, flatten_lists
 from tasks.drawing import caption, palette
 
 MIN_VISIBLE = 0.3
@@ -20,13 +20,14 @@ class TaskLabel(Label):
     `classes` (N,) int32, ids from 0; and `size` (2,) int32, (width, height) of the image that boxes are measured in.
 
     Stored without loss. Nothing can be unknown: N = 0 states that the image shows none of the classes. A threshold
-    drops boxes that score less.
+    drops boxes that are less probable. A box's probability is the precision at an IoU of 0.5 of boxes with its score
+    (Kueppers et al., CVPRW 2020).
     """
 
     task = "detection"
-    amount_columns = ("classes", "scores")
+    amount_columns = ("classes", "probabilities")
     has_scores = True
-    unit = "objects (boxes by their score)"
+    unit = "objects (boxes by their probability)"
     uses_pixels = True
     default_threshold = 0.5  # as in MuST
 
@@ -35,46 +36,52 @@ class TaskLabel(Label):
             [
                 pa.field("boxes", pa.list_(pa.list_(pa.float32(), 4)), metadata={"about": "x0 y0 x1 y1 in pixels"}),
                 pa.field("scores", pa.list_(pa.float32())),
+                pa.field(
+                    "probabilities", pa.list_(pa.float32()), metadata={"about": "of the boxes, scores calibrated"}
+                ),
+                PROBABILITY,
                 pa.field("classes", pa.list_(pa.int32())),
                 pa.field("width", pa.int32(), metadata={"about": "of the image, pixels"}),
                 pa.field("height", pa.int32(), metadata={"about": "of the image, pixels"}),
                 pa.field("count", pa.int32(), metadata={"about": "boxes of any score"}),
-                pa.field("count_50", pa.int32(), metadata={"about": "boxes with score >= 0.5"}),
+                pa.field("count_50", pa.int32(), metadata={"about": "boxes with probability >= 0.5"}),
             ]
         )
 
     def encode(self, value: Value) -> Row:
         scores = value["scores"].astype(np.float32)
+        probabilities = self.calibrate(scores)
         return {
             "confidence": float(scores.max(initial=0.0)),
+            "probability": float(probabilities.max(initial=0.0)),
             "boxes": value["boxes"].astype(np.float32).tolist(),
             "scores": scores.tolist(),
+            "probabilities": probabilities.tolist(),
             "classes": value["classes"].tolist(),
             "width": int(value["size"][0]),
             "height": int(value["size"][1]),
             "count": len(scores),
-            "count_50": int((scores >= 0.5).sum()),
+            "count_50": int((probabilities >= 0.5).sum()),
         }
 
     def decode(self, row: Row, threshold: float = 0.0) -> Value:
-        scores = np.array(row["scores"], dtype=np.float32)
         return _select(
             {
                 "boxes": np.array(row["boxes"], dtype=np.float32).reshape(-1, 4),
-                "scores": scores,
+                "scores": np.array(row["scores"], dtype=np.float32),
                 "classes": np.array(row["classes"], dtype=np.int32),
                 "size": np.array([row["width"], row["height"]], dtype=np.int32),
             },
-            scores >= np.float32(threshold),
+            np.array(row["probabilities"], dtype=np.float32) >= np.float32(threshold),
         )
 
     def class_amounts(self, table: pa.Table) -> ClassAmounts:
         rows, classes = flatten_lists(table.column("classes"))
-        _, scores = flatten_lists(table.column("scores"))
+        _, probabilities = flatten_lists(table.column("probabilities"))
         count = max(1, len(self.space.classes))
         pairs, inverse = np.unique(rows * count + classes, return_inverse=True)
         best = np.zeros(len(pairs), np.float32)
-        np.maximum.at(best, inverse, scores)
+        np.maximum.at(best, inverse, probabilities)
         return ClassAmounts(pairs // count, pairs % count, best)
 
     def flip(self, value: Value) -> Value:
@@ -98,9 +105,10 @@ class TaskLabel(Label):
         draw = ImageDraw.Draw(drawn)
         colors = palette(len(self.space.classes))
         scale = np.array([image.width, image.height] * 2) / np.tile(value["size"], 2)
-        for box, score, name in zip(value["boxes"] * scale, value["scores"], value["classes"], strict=True):
+        probabilities = self.calibrate(value["scores"])
+        for box, probability, name in zip(value["boxes"] * scale, probabilities, value["classes"], strict=True):
             draw.rectangle(tuple(box), outline=tuple(int(c) for c in colors[name]), width=max(1, max(image.size) // 96))
-            caption(drawn, f"{self.space.classes[name]} {score:.0%}", (float(box[0]), float(box[1])), above=True)
+            caption(drawn, f"{self.space.classes[name]} {probability:.0%}", (float(box[0]), float(box[1])), above=True)
         return drawn
 
     def describe(self, value: Value) -> str:
@@ -112,19 +120,20 @@ class TaskLabel(Label):
         x0, y0, x1, y1 = value["boxes"].T
         inside = np.flatnonzero((x0 <= x) & (x <= x1) & (y0 <= y) & (y <= y1))
         best = inside[np.argsort(-value["scores"][inside], kind="stable")]
-        return ", ".join(f"{self.space.classes[value['classes'][n]]} {value['scores'][n]:.0%}" for n in best)
+        found = zip(value["classes"][best], self.calibrate(value["scores"][best]), strict=True)
+        return ", ".join(f"{self.space.classes[class_id]} {probability:.0%}" for class_id, probability in found)
 
     def distance(self, one: Value, other: Value) -> float:
         """Return 1 - F1 of a greedy matching, best scores first, of boxes of one class with an IoU of 0.5 or more."""
         total = len(one["boxes"]) + len(other["boxes"])
-        return 1 - 2 * _matches(one, other) / total if total else 0.0
+        return 1 - 2 * int(match_boxes(one, other).sum()) / total if total else 0.0
 
     def count(self, row: Row, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Count a box by its score: most raw boxes are near-duplicates with scores near 0, not objects."""
-        classes, scores = np.array(row["classes"], dtype=np.int64), np.array(row["scores"], dtype=np.float32)
+        """Count a box as its probability: most raw boxes are near-duplicates with scores near 0, not objects."""
+        classes, amounts = np.array(row["classes"], dtype=np.int64), np.array(row["probabilities"], dtype=np.float32)
         total, kept = np.zeros(len(self.space.classes)), np.zeros(len(self.space.classes))
-        np.add.at(total, classes, scores)
-        np.add.at(kept, classes, np.where(scores >= np.float32(threshold), scores, 0))
+        np.add.at(total, classes, amounts)
+        np.add.at(kept, classes, np.where(amounts >= np.float32(threshold), amounts, 0))
         return total, kept
 
 
@@ -132,18 +141,21 @@ def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
 
 
-def _matches(one: Value, other: Value) -> int:
-    """Return the number of boxes of `one` that are matched to a box of `other`, each used once."""
+def match_boxes(one: Value, other: Value) -> NDArray[np.bool_]:
+    """Return a mask (N,) of the boxes of `one` that match one of `other`: of the same class, with an IoU from 0.5 on.
+
+    Greedy, best scores first; each box of `other` is used once.
+    """
     scale = np.tile(other["size"] / np.maximum(one["size"], 1), 2)
     iou = _iou(one["boxes"].astype(np.float64) * scale, other["boxes"].astype(np.float64))
     iou *= one["classes"][:, None] == other["classes"][None, :]
-    matches = 0
+    matched = np.zeros(len(one["boxes"]), dtype=bool)
     for index in np.argsort(-one["scores"], kind="stable") if iou.size else ():
         partner = int(iou[index].argmax())
         if iou[index, partner] >= 0.5:
             iou[:, partner] = 0
-            matches += 1
-    return matches
+            matched[index] = True
+    return matched
 
 
 def _iou(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -21,6 +21,8 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from pipeline.data.augment import Frame, Valid
 from pipeline.stores.labels import Value
+from tasks.calibration import ScoredExamples
+from tasks.detection.label import match_boxes
 from tasks.detection.metric import AveragePrecision
 from tasks.task import PYRAMID_STRIDES, FeatureInfo, Features, Prediction, Target, Task
 
@@ -211,6 +213,13 @@ class TaskModel(Task):
 
     def metrics(self) -> AveragePrecision:
         return AveragePrecision(len(self.space.classes))
+
+    def scored_examples(self, predicted: Value, true: Value) -> ScoredExamples | None:
+        """Return the boxes: right are those that match a true box, as in AP at an IoU of 0.5."""
+        if not len(predicted["boxes"]):
+            return None
+        right = match_boxes(predicted, true).astype(np.float64)
+        return ScoredExamples(predicted["scores"].astype(np.float32), right, np.ones(len(right)))
 
     def constant_label(self, values: Iterable[Value]) -> Value:
         """Return the mean box of the most frequent class, in an image of `size` (1, 1)."""

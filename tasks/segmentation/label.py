@@ -9,7 +9,16 @@ from PIL import Image as Images
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.labels import IGNORE, ClassAmounts, Row, Value, cell_at, flatten_lists, on_finer_raster
+from pipeline.stores.labels import (
+    IGNORE,
+    PROBABILITY,
+    ClassAmounts,
+    Row,
+    Value,
+    cell_at,
+    flatten_lists,
+    on_finer_raster,
+)
 from tasks.drawing import enlarge, palette
 from tasks.raster import SIZE_COLUMNS, RasterLabel
 
@@ -18,8 +27,8 @@ class TaskLabel(RasterLabel):
     """`classes` (h, w) uint16, ids with 65535 = unknown, and `confidence` (h, w) float32 in [0, 1]: rasters over the
     image.
 
-    Stored: classes without loss, confidence in 256 levels (off by at most 1/510). Pixels less confident than a
-    threshold become unknown. Both are compared as levels: a confidence equal to the threshold is kept, and so may be
+    Stored: classes without loss, confidence in 256 levels (off by at most 1/510). Pixels less probable than a
+    threshold become unknown. Both are compared as levels: a probability equal to the threshold is kept, and so may be
     one that is less than 1/255 below it; at a threshold of 0.5 none below is.
     """
 
@@ -41,6 +50,7 @@ class TaskLabel(RasterLabel):
                 *SIZE_COLUMNS,
                 pa.field("area", pa.list_(pa.float32()), metadata={"about": "share of the image per class"}),
                 pa.field("unknown", pa.float32(), metadata={"about": "share of the image that is unknown"}),
+                PROBABILITY,
             ]
         )
 
@@ -57,16 +67,22 @@ class TaskLabel(RasterLabel):
             "w": classes.shape[1],
             "area": area.tolist(),
             "unknown": float(1 - known.mean()),
+            "probability": float(self.calibrate(confidence)[known].mean()) if known.any() else 0.0,
         }
 
     def decode(self, row: Row, threshold: float = 0.0) -> Value:
         shape = (row["h"], row["w"])
         stored = codecs.unpack(row["classes"], self._dtype, shape)
         levels = codecs.unpack(row["confidences"], np.uint8, shape)
-        min_level = codecs.share_to_byte(np.array([threshold], dtype=np.float32))
-        unknown = (stored == np.iinfo(self._dtype).max) | (levels < min_level)
+        unknown = (stored == np.iinfo(self._dtype).max) | ~self._reaches(threshold)[levels]
         classes = np.where(unknown, np.uint16(IGNORE), stored.astype(np.uint16))
         return {"classes": classes, "confidence": codecs.byte_to_share(levels)}
+
+    def _reaches(self, threshold: float) -> NDArray[np.bool_]:
+        """Return for each level of confidence, (256,), whether its probability reaches the threshold."""
+        levels = np.arange(256, dtype=np.uint8)
+        probabilities = self.calibrate(codecs.byte_to_share(levels))
+        return codecs.share_to_byte(probabilities) >= codecs.share_to_byte(np.array(threshold, np.float32))
 
     def class_amounts(self, table: pa.Table) -> ClassAmounts:
         rows, area = flatten_lists(table.column("area"))
@@ -86,7 +102,8 @@ class TaskLabel(RasterLabel):
         class_id = int(cell_at(value["classes"], point))
         if class_id == IGNORE:
             return ""
-        return f"{self.space.classes[class_id]} {float(cell_at(value['confidence'], point)):.0%}"
+        probability = self.calibrate(cell_at(value["confidence"], point))
+        return f"{self.space.classes[class_id]} {float(probability):.0%}"
 
     def distance(self, one: Value, other: Value) -> float:
         """Return the share of pixels with different classes, among those known to at least one."""

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.data.augment import Frame, Valid
+from pipeline.stores import codecs
 from pipeline.stores.labels import IGNORE, Value
+from tasks.calibration import ScoredExamples
 from tasks.task import DenseTask, Prediction, Target, masked_mean, resample, stack
 
 
@@ -75,6 +77,19 @@ class TaskModel(DenseTask):
 
     def metrics(self) -> IntersectionOverUnion:
         return IntersectionOverUnion(len(self.space.classes))
+
+    def scored_examples(self, predicted: Value, true: Value) -> ScoredExamples | None:
+        """Return the pixels known in truth and prediction, counted by their confidence as it is stored, in levels."""
+        truth = true["classes"]
+        guess, levels = (resample(predicted[name], truth) for name in ("classes", "confidence"))
+        known = (truth != IGNORE) & (guess != IGNORE)
+        levels, hits = codecs.share_to_byte(levels[known]), (truth == guess)[known]
+        counts, right = np.bincount(levels, minlength=256), np.bincount(levels, hits, 256)
+        present = np.flatnonzero(counts)
+        if not len(present):
+            return None
+        scores = codecs.byte_to_share(present.astype(np.uint8))
+        return ScoredExamples(scores, right[present] / counts[present], counts[present].astype(np.float64))
 
     def constant_label(self, values: Iterable[Value]) -> Value:
         """Return the most frequent class, as a raster of one cell, with its share of the known pixels as confidence."""

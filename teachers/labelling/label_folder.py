@@ -10,8 +10,10 @@ from typing import TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import DataError
 from pipeline.storage.root import Root, hash_file, in_parallel
 from pipeline.stores.images import ImageShard
+from pipeline.stores.labels import read_metadata
 
 
 class ShardFacts(TypedDict):
@@ -73,11 +75,13 @@ class LabelFolder:
 
 
 def read_facts(path: Path, rows: int) -> ShardFacts | None:
-    """Read the facts of a local label file; None if it is damaged or does not have this number of rows."""
+    """Read the facts of a local label file; None if it is damaged, of another version, or has not so many rows."""
     try:
-        status = pq.read_table(path, columns=["status"]).column("status").to_pylist()
-    except (OSError, pa.ArrowInvalid):
+        table = pq.read_table(path, columns=["status"])
+        read_metadata(table.schema, path)
+    except (OSError, pa.ArrowInvalid, DataError):
         return None
+    status = table.column("status").to_pylist()
     if len(status) != rows:
         return None
     return {"size": path.stat().st_size, "sha256": hash_file(path), "failed": status.count("failed")}

@@ -56,7 +56,7 @@ class LabelMaker:
     def labels(self) -> dict[str, Label]:
         """The labels' form on disk by head."""
         if not self.is_student:
-            return {self.name: tasks.label(Teacher.load(self.artifact).space)}
+            return {self.name: Teacher.load(self.artifact).label}
         heads = self.artifact.load("model.json", read_json)["heads"]
         return {head: tasks.label(LabelSpace.from_json(space)) for head, space in heads.items()}
 

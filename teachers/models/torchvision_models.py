@@ -120,10 +120,7 @@ def build(about: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
 
     Raises ConfigError, with the known names, unless torchvision has such a model for the task.
     """
-    task, name = about["task"], about["model"]
-    require_one_of(name, torchvision.models.list_models(module=MODULES[task]), f"torchvision {task} model")
-    published = torchvision.models.get_model_weights(name)
-    outputs = list(about["classes"]) or list(published.DEFAULT.meta["categories"])
+    task, name, outputs = about["task"], about["model"], output_names(about)
     model: Any = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=len(outputs))
     if task == "detection":
         postprocessor = getattr(model, "roi_heads", model)
@@ -131,6 +128,16 @@ def build(about: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
         if model.transform.fixed_size is None:  # an SSD has a size of its own
             model.transform.min_size, model.transform.max_size = (about["image_size"],), about["image_size"]
     return model, outputs
+
+
+def output_names(about: Mapping[str, Any]) -> list[str]:
+    """Return the names of the outputs of the model that a `torchvision` teacher names.
+
+    Raises ConfigError, with the known names, unless torchvision has such a model for the task.
+    """
+    task, name = about["task"], about["model"]
+    require_one_of(name, torchvision.models.list_models(module=MODULES[task]), f"torchvision {task} model")
+    return list(about["classes"]) or list(torchvision.models.get_model_weights(name).DEFAULT.meta["categories"])
 
 
 def fetch_weights(model: nn.Module, name: str, where: str) -> dict[str, Tensor]:

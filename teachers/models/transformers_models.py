@@ -67,16 +67,30 @@ def describe(model: Any, processor: Any, about: Mapping[str, Any]) -> dict[str, 
     size, center = _input(processor, about["image_size"])
     if getattr(processor, "do_flip_channel_order", False):
         raise ConfigError(f"{about['weights']!r} was trained on images with blue first; only red first is supported.")
-    names = model.config.id2label
     return {
         "format": "transformers",
         **{key: about[key] for key in ("weights", "task", "head", "scale", "resize")},
-        "classes": [] if about["task"] == "depth" else [str(names[number]) for number in sorted(names)],
+        "classes": _output_names(model.config, about["task"]),
         "size": size,
         "centre": center if about["task"] == "classification" else None,  # maps and boxes have to be of the whole image
         "bicubic": int(getattr(processor, "resample", None) or 0) == BICUBIC,
         **_statistics(processor),
     }
+
+
+def folder_space(folder: str, task: str, scale: str) -> LabelSpace:
+    """Return the label space of a model in a folder, from its configuration. Raises ConfigError if it has none."""
+    library: Any = transformers
+    try:
+        config = library.AutoConfig.from_pretrained(Path(folder).expanduser(), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder!r} has no config.json of a model: {str(error).partition(chr(10))[0]}") from error
+    return space_of({"task": task, "scale": scale, "classes": _output_names(config, task)})[0]
+
+
+def _output_names(config: Any, task: str) -> list[str]:
+    names = config.id2label
+    return [] if task == "depth" else [str(names[number]) for number in sorted(names)]
 
 
 def _statistics(processor: Any) -> dict[str, list[float]]:

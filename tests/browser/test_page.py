@@ -6,6 +6,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import uvicorn
 from browser.answers import Answers
 from browser.app import create_app
 from pipeline.stores.rejections import read_rejections
-from tests.browser.copies import copied
+from tests.browser.copies import add_calibrated, copied
 from tests.conftest import World
 from tests.waiting import wait_until
 
@@ -30,7 +31,10 @@ playwright = pytest.importorskip("playwright.sync_api")
 
 @pytest.fixture(scope="module")
 def answers(world: World, tmp_path_factory: pytest.TempPathFactory) -> Answers:
-    return copied(world, tmp_path_factory.mktemp("page") / "root")
+    answers = copied(world, tmp_path_factory.mktemp("page") / "root")
+    add_calibrated(Path(answers.loading.root.path), "boxes")
+    answers.loading.refresh()
+    return answers
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +125,28 @@ def test_page_shows_the_error_of_a_filter(page: Any) -> None:
     page.get_by_role("button", name="Remove wdth<3").click()
     page.wait_for_function("document.getElementById('error').textContent === ''")
     assert total(page) > 0
+
+
+def test_page_shows_reliability_where_a_threshold_is_a_probability(page: Any, answers: Answers) -> None:
+    names = [name for name in answers.loading.stores if name.startswith("boxes-")]
+    calibrated = next(name for name in names if name.endswith("c" * 12))
+    page.locator("#store").select_option(calibrated)
+    page.wait_for_selector("#threshold-kind:text-is('probability')")
+    page.wait_for_function(
+        "[...document.querySelectorAll('.histogram h2')].some((e) => e.textContent === 'probability')"
+    )
+    assert f"{calibrated}: lowest probability" in page.locator("#order").inner_text()
+    page.locator("#threshold-kind").click()
+    chart = page.locator("figure.reliability")
+    chart.wait_for()
+    assert "590 predictions in 30 images of truth/val" in chart.inner_text()
+    assert "raw: off by 0.246" in chart.inner_text()
+    assert "calibrated: off by 0.02" in chart.inner_text()
+    assert chart.locator("circle").count() == 4
+    page.locator("#store").select_option(next(name for name in names if name != calibrated))
+    page.wait_for_selector("#threshold-kind:text-is('score')")
+    page.wait_for_selector("main .note:has-text('The scores are not calibrated')")
+    assert chart.count() == 0
 
 
 def test_page_filters_by_a_click_on_a_histogram(page: Any) -> None:

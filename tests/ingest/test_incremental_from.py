@@ -58,7 +58,7 @@ def test_ingest_of_another_version_packs_from_scratch(
     pool: Path, grown: Artifact, runtime: Runtime, fresh: Make
 ) -> None:
     step = step_for(pool, "folder")
-    step = dataclasses.replace(step, kind=dataclasses.replace(step.kind, version=2))
+    step = dataclasses.replace(step, kind=dataclasses.replace(step.kind, version=step.kind.version + 1))
     assert Workspace(runtime.root).make(step, Inputs({}, runtime)).digest == fresh(pool, "folder").digest
 
 

@@ -10,7 +10,8 @@ import pytest
 import tasks
 from pipeline.recipe.student import StudentConfig
 from pipeline.steps.artifact import read_json
-from pipeline.stores.labels import LabelShard
+from pipeline.stores.calibration import Calibration, Isotonic
+from pipeline.stores.labels import Label, LabelShard
 from student.dataset import heads_of
 from student.threshold_report import count_kept, skew_warning
 
@@ -56,6 +57,23 @@ def test_skew_warning_says_that_only_a_rare_class_is_kept() -> None:
     text = warning([100_000, 100_000, 100], [0, 0, 50])
     assert text is not None
     assert "keeps nothing of the common classes" in text
+
+
+def test_count_kept_says_that_calibrated_scores_do_not_reach_the_threshold(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weak = Calibration(Isotonic((0.0, 1.0), (0.0, 0.42)))
+    monkeypatch.setattr(Label, "calibrated_as", lambda label, _: type(label)(label.space, weak))
+    inputs = world.inputs("student")
+    heads = heads_of(StudentConfig(thresholds={"masks": 0.5}), inputs)
+    share = count_kept({"masks": heads["masks"]}, inputs)["masks"]
+    assert (share["calibrated"], sum(share["kept"])) == (True, 0)
+    assert share["warning"] == (
+        "the threshold keeps nothing: the student learns nothing from this teacher's labels. Its scores are "
+        "calibrated: the highest are right in 42% of the cases, and the threshold is 50%. Lower "
+        "student.thresholds.masks, or set "
+        "teachers.masks.calibrate to null, and the threshold is compared with the scores themselves"
+    )
 
 
 def box_scores(world: World) -> list[float]:

@@ -61,7 +61,7 @@ def test_pool_images_are_no_more_than_the_pool_has(samples: RunSamples) -> None:
 def test_learned_label_is_the_true_one_on_the_teachers_own_set_only(samples: RunSamples) -> None:
     head = samples.heads["depth"]
     pool, truth = pool_images(samples, 2)
-    value, origin = learned_label(samples, head, truth)
+    value, origin, _ = learned_label(samples, head, truth)
     true = samples.true_label(head, truth)
     assert origin == "true label"
     assert value is not None
@@ -77,7 +77,7 @@ def test_learned_label_follows_the_recipes_choice_of_labels(world: World, tmp_pa
     assert learned_label(pseudo, pseudo.heads["depth"], truth)[1] == "pseudo label"
     true = with_labels(world, tmp_path, "true_only")
     assert learned_label(true, true.heads["depth"], truth)[1] == "true label"
-    assert learned_label(true, true.heads["depth"], pool) == (None, "no label")
+    assert learned_label(true, true.heads["depth"], pool)[:2] == (None, "no label")
 
 
 def test_learned_label_is_found_in_the_set_that_the_recipe_names(world: World, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_learned_label_is_found_in_the_set_that_the_recipe_names(world: World, t
     (_, truth), head = pool_images(samples, 2), dataclasses.replace(samples.heads["depth"], data=None)
     assert learned_label(samples, head, truth)[1] == "true label in truth"
     elsewhere = dataclasses.replace(truth, dataset="pool")
-    value, origin = learned_label(samples, head, elsewhere)
+    value, origin, _ = learned_label(samples, head, elsewhere)
     true = samples.true_label(head, truth)
     assert origin == "true label in truth"
     assert value is not None
@@ -98,8 +98,8 @@ def test_learned_label_is_found_in_the_set_that_the_recipe_names(world: World, t
 def test_learned_label_applies_and_names_the_threshold(samples: RunSamples) -> None:
     [image] = pool_images(samples, 1)
     strict = dataclasses.replace(samples.heads["boxes"], threshold=1.1)
-    value, origin = learned_label(samples, strict, image)
-    assert origin == "pseudo label ≥ 1.1"
+    value, origin, _ = learned_label(samples, strict, image)
+    assert origin == "pseudo label, score ≥ 1.1"
     assert value is not None
     assert len(value["boxes"]) == 0
 
@@ -135,7 +135,7 @@ def test_learned_label_is_none_where_it_was_rejected_and_stays_if_it_is_true(wor
     )
     samples = RunSamples(RunRecord(StoragePath.of(str(tmp_path)), {**world.artifacts, REJECTED_LABELS: made}))
     pool, truth = pool_images(samples, 2)
-    assert learned_label(samples, samples.heads["depth"], pool) == (None, "rejected by hand")
+    assert learned_label(samples, samples.heads["depth"], pool)[:2] == (None, "rejected by hand")
     assert learned_label(samples, samples.heads["depth"], truth)[1] == "true label"
     assert learned_label(samples, samples.heads["gabor"], pool)[1] == "pseudo label"
     notes = [picture.note for picture in next(pool_strips(samples)) if picture.title == "depth"]

@@ -87,7 +87,8 @@ def test_label_shard_rows_are_in_order_across_row_groups(tmp_path: Path) -> None
 def test_store_metadata_is_in_the_label_file(tmp_path: Path) -> None:
     about = json.loads(pq.read_schema(write(tmp_path / "s.parquet")).metadata[b"must"])
     assert about == {
-        "schema_version": 1,
+        "schema_version": 2,
+        "calibration": None,
         "space": {"task": "detection", "classes": ["cup", "spoon"], "scale": "metric"},
         "maker": "teacher",
         "image_shard": "shard-sha",
@@ -152,7 +153,7 @@ def test_label_shard_damaged_or_of_another_version_is_a_data_error(tmp_path: Pat
     path = write(tmp_path / "s.parquet")
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({"must": json.dumps({"schema_version": 7})}), path)
-    with pytest.raises(DataError, match=r"label schema version 7; this version reads 1"):
+    with pytest.raises(DataError, match=r"label schema version 7; this version reads 2"):
         LabelShard(stored(path), LABEL)
     pq.write_table(table.replace_schema_metadata(None), path)
     with pytest.raises(DataError, match="label schema version None"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.storage.root import Root, hash_file
 from pipeline.stores.images import ImageShard
+from pipeline.stores.labels import SCHEMA_VERSION
 from teachers.labelling import label_folder
 from teachers.labelling.label_folder import LabelFolder
 from tests.s3 import listening
@@ -26,11 +28,17 @@ def shards(make_images: MakeImages, noise: Callable[[int], NDArray[np.uint8]]) -
     return [make_images(f"s{number}", [noise(2 * number), noise(2 * number + 1)]) for number in range(3)]
 
 
-def label(folder: LabelFolder, shard: ImageShard, statuses: Sequence[str] = ("ok", "failed")) -> None:
+def label(
+    folder: LabelFolder,
+    shard: ImageShard,
+    statuses: Sequence[str] = ("ok", "failed"),
+    version: int = SCHEMA_VERSION,
+) -> None:
     """Write a label file where `publish` expects it."""
     path = folder.root.local_path(folder.path_of(shard))
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"key": shard.keys[: len(statuses)], "status": list(statuses)}), path)
+    table = pa.table({"key": shard.keys[: len(statuses)], "status": list(statuses)})
+    pq.write_table(table.replace_schema_metadata({"must": json.dumps({"schema_version": version})}), path)
 
 
 def test_label_folder_refresh_finds_published_shards(any_root: Root, shards: list[ImageShard]) -> None:
@@ -55,6 +63,14 @@ def test_label_folder_refresh_ignores_damaged_or_short_shards(any_root: Root, sh
     (any_root / folder.path_of(shards[1])).write(any_root.local_path(folder.path_of(shards[1])).read_bytes())
     folder.refresh(shards)
     assert not any(folder.has(shard) for shard in shards)
+
+
+def test_label_folder_refresh_ignores_shards_of_an_earlier_version(any_root: Root, shards: list[ImageShard]) -> None:
+    folder = LabelFolder(any_root, "labels/t")
+    label(folder, shards[0], version=SCHEMA_VERSION - 1)
+    (any_root / folder.path_of(shards[0])).write(any_root.local_path(folder.path_of(shards[0])).read_bytes())
+    folder.refresh(shards)
+    assert not folder.has(shards[0]), "the next run labels it again"
 
 
 def test_label_folder_refresh_reads_only_unknown_shards(
