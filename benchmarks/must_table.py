@@ -1,0 +1,232 @@
+"""Measure what MuST is worth: backbones of a multi-task student and of what it is compared with, on ten sets.
+
+    python -m benchmarks.must_table                    # seed 0, on two cores for a night
+    python -m benchmarks.must_table --seeds 0,1,2      # a row that is in the results is not measured again
+    python -m benchmarks.must_table --size large       # for a GPU
+
+Teachers learn five tasks from four disjoint labelled sets and label a pool twenty times as large. Every other network
+sees as many images: students of a single task, of all tasks, of all tasks without any true label or without the
+teachers' images, and SimCLR and MoCo-v2 without any label. Each backbone is measured on five tasks, on scenes like the
+teachers' and on photographs of kinds that no teacher has seen: frozen, and fine-tuned with few labels.
+"""
+
+# ruff: noqa: E402 - the process is set up before torch is loaded
+from __future__ import annotations
+
+from flows.run.process_setup import set_up_process
+
+set_up_process()
+
+import shutil
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import typer
+from scipy.stats import binomtest, rankdata, t
+
+from benchmarks.comparison_rows import run
+from benchmarks.measure import RESULTS, describe_environment, save_result
+from cli.options import OverrideOptions, RootOption
+from evaluation.comparison.cost import backbone_cost
+from evaluation.measurement import MEASUREMENTS_FILE
+from pipeline.errors import ConfigError, require_one_of
+from pipeline.steps.artifact import Artifact, read_json
+from pipeline.storage import DEFAULT_ROOT
+from pipeline.training.device import find_device
+
+RECIPE = Path(__file__).parent / "must_table.yaml"
+TEACHERS = ("shapes", "things", "parts", "depth", "normals")
+STUDENT = "multi-task student"
+SETS = ("studio", "clothing", "objects", "street", "indoor")
+"""The sets to measure on: scenes like the teachers' sets, and photographs, new to all teachers."""
+MANY_LABELS = ("studio", "clothing")
+"""Sets with 1,000 labels and more."""
+SIZES: dict[str, tuple[str, ...]] = {
+    "small": (),
+    "large": (
+        *(f"data.{name}.size=128" for name in ("shapes", "things", "parts", "rooms", "world", "studio")),
+        *(
+            f"{section}.image_size=128"
+            for section in ("student", "evaluate", *(f"teachers.{name}" for name in TEACHERS))
+        ),
+        *(f"stages.{name}.image_size=128" for name in ("simclr", "mocov2", "hpt")),
+        *("student.steps=1600", "stages.simclr.steps=800", "stages.mocov2.steps=800", "stages.hpt.steps=400"),
+    ),
+}
+FIELDS = ("dataset", "task", "metric", "better", "value", "n", "labels")
+TITLE = (
+    "Backbones on five tasks: leading metrics by a linear layer or a detector on the frozen backbone, and by "
+    "fine-tuning with few labels; mean ranks with 95 % intervals over seeds"
+)
+Record = Mapping[str, Any]
+
+
+class Row(NamedTuple):
+    """A backbone: the recipe's step that leaves it, and how the recipe is changed first; None if no step does."""
+
+    step: str | None
+    overrides: tuple[str, ...] = ()
+
+
+def single_task(teacher: str) -> Row:
+    """Return the student of one teacher's labels alone."""
+    weights = ", ".join(f"{name}: {float(name == teacher)}" for name in TEACHERS)
+    return Row("student", (f"student.loss_weights={{{weights}}}",))
+
+
+def scenes_pool(count: int) -> Row:
+    """Return the student of a pool of `count` unlabelled scenes beside the labelled sets, and no photographs."""
+    return Row("student", ("pool=[world, shapes, things, parts, rooms]", f"data.world.count={count}"))
+
+
+ROWS = {
+    "from scratch": Row(None),
+    **{f"teacher of {name}": Row(f"teacher.{name}") for name in TEACHERS},
+    "SimCLR": Row("stage.simclr"),
+    "MoCo-v2": Row("stage.mocov2"),
+    **{f"student of {name}": single_task(name) for name in TEACHERS},
+    STUDENT: Row("student"),
+    "  pseudo labels alone": Row("student", ("student.labels=pseudo_only",)),
+    "  without the labelled sets": Row("student", ("pool=[world, photos]",)),
+    "  and an HPT stage": Row("stage.hpt"),
+    **{f"  pool of {scale}x": scenes_pool(500 * scale) for scale in (1, 5, 20)},
+}
+"""The rows of the table. Those of students that differ from the multi-task student in one thing are indented."""
+MEASURES = {
+    "frozen": (f"evaluate.probe_sets=[{', '.join(SETS)}]", "evaluate.probes=[linear, linear_dense, detector]"),
+    "100 labels": (f"evaluate.finetune=[{', '.join(SETS)}]", "evaluate.labels=[100]"),
+    "1,000 labels": (f"evaluate.finetune=[{', '.join(MANY_LABELS)}]", "evaluate.labels=[1000]"),
+}
+"""Ways of measuring a backbone, with the recipe's keys."""
+
+
+def measure_row(root: str, name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Train a row's backbone and measure it in every way; return its cost and its records, JSON-ready."""
+    row, start, cost = ROWS[name], "scratch", {}
+    if row.step:
+        artifacts, start = run(RECIPE, root, [*overrides, *row.overrides], row.step), row.step
+        own, base = backbone_cost(artifacts[start], artifacts)
+        cost = {"images": own.images, "seconds": round(own.seconds, 1), "base_seconds": round(base.seconds, 1)}
+    if row.overrides:  # its backbone alone goes on: what measures backbones is the same for all rows
+        file = Path(root) / "must_table" / f"{name.strip().replace(' ', '_')}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        artifacts[start].load("backbone.safetensors", lambda path: shutil.copyfile(path, file))
+        start = str(file)
+    records = []
+    for measure, keys in MEASURES.items():
+        measured = run(RECIPE, root, [*overrides, f"evaluate.starts=[{start}]", *keys], "evaluate")
+        records += [{"measure": measure, **record} for record in leading_records(measured)]
+    return {"cost": cost, "records": records}
+
+
+def leading_records(artifacts: Mapping[str, Artifact]) -> Iterator[Record]:
+    """Yield the record of the leading metric of each set and task, of the steps that measured backbones."""
+    for name, artifact in artifacts.items():
+        if not name.startswith(("probe.", "finetune.")):
+            continue
+        leading: dict[tuple[str, str], Record] = {}
+        for record in artifact.load(MEASUREMENTS_FILE, read_json):
+            leading.setdefault((record["dataset"], record["task"]), record)
+        yield from ({field: record[field] for field in FIELDS} for record in leading.values())
+
+
+def values_of(rows: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, float]]:
+    """Return the values of one seed by (measure, column), then by row; lower is better where the column says so."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for name, row in rows.items():
+        for record in row["records"]:
+            arrow = "" if record["better"] == "higher" else " ↓"
+            column = f"{record['dataset']} {record['task']}{arrow}"
+            found.setdefault((record["measure"], column), {})[name] = record["value"]
+    return found
+
+
+def mean_ranks(values: Mapping[tuple[str, str], Mapping[str, float]], rows: Sequence[str]) -> dict[str, float]:
+    """Return each row's mean rank over the columns, 1 being the best; equal values share a rank."""
+    ranks = [
+        rankdata([by_row[name] * (1 if column.endswith("↓") else -1) for name in rows])
+        for (_, column), by_row in values.items()
+    ]
+    return dict(zip(rows, np.mean(ranks, axis=0).tolist(), strict=True))
+
+
+def interval(values: Sequence[float]) -> str:
+    """Return the mean, and half the 95 % interval of Student's t over seeds where there are several."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):.2f} ± {half:.2f}"
+
+
+def summary(seeds: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Return the table: a line for each measure and row that all seeds have, with its values, ranks and cost."""
+    names = [name for name in ROWS if all(name in rows for rows in seeds.values())]
+    chosen = [{name: rows[name] for name in names} for rows in seeds.values()]
+    values = [values_of(rows) for rows in chosen]
+    columns = list(dict.fromkeys(column for _, column in values[0]))
+    table = [["measured", "backbone", *columns, "mean rank", f"{STUDENT} better", "images", "s", "s before"]]
+    for measure in (*MEASURES, "all"):
+        parts = [{key: each for key, each in one.items() if measure in (key[0], "all")} for one in values]
+        ranks = [mean_ranks(part, names) for part in parts]
+        for name in names:
+            cells = [_cell([part.get((measure, column), {}).get(name) for part in parts]) for column in columns]
+            costs = [rows[name]["cost"] for rows in chosen]
+            cost = [_mean_cost(costs, key) for key in ("images", "seconds", "base_seconds")]
+            line = [measure, name.replace("  ", "· "), *cells, interval([rank[name] for rank in ranks])]
+            table.append([*line, wins(parts, name), *cost])
+    return table
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.mean(known):.3f}" if known else ""
+
+
+def _mean_cost(costs: Sequence[Mapping[str, float]], key: str) -> str:
+    return f"{statistics.mean(cost[key] for cost in costs):,.0f}" if all(costs) else ""
+
+
+def wins(parts: Sequence[Mapping[tuple[str, str], Mapping[str, float]]], name: str) -> str:
+    """Return in how many columns the student's mean over seeds is better than a row's, with the sign test's p."""
+    if name == STUDENT or any(STUDENT not in by_row for part in parts for by_row in part.values()):
+        return ""
+    better = different = 0
+    for key in parts[0]:
+        gain = statistics.mean(part[key][STUDENT] - part[key][name] for part in parts)
+        better += (-gain if key[1].endswith("↓") else gain) > 0
+        different += gain != 0
+    return f"{better} of {different}, p = {binomtest(better, max(different, 1)).pvalue:.3f}"
+
+
+def main(
+    root: RootOption = DEFAULT_ROOT,
+    size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "small",
+    seeds: Annotated[str, typer.Option(help="Seeds of everything random, with commas.")] = "0",
+    rows: Annotated[list[str] | None, typer.Option("--row", help="A row to measure; may be repeated.")] = None,
+    override: OverrideOptions = None,
+) -> None:
+    """Measure what is not in the results yet, print, and write `must_table-SIZE-DEVICE` to the results."""
+    device = find_device("auto")
+    changes = [*SIZES[require_one_of(size, SIZES, "--size")], *(override or [])]
+    file = RESULTS / f"must_table-{size}-{device}.json"
+    recipe = RECIPE.read_text(encoding="utf-8")
+    new: dict[str, Any] = {"recipe": recipe, "overrides": changes, "environments": [], "seeds": {}}
+    result = read_json(file) if file.exists() else new
+    if (result["recipe"], result["overrides"]) != (recipe, changes):
+        raise ConfigError(f"{file} was measured by another recipe or with other overrides: delete it, or use those.")
+    result["measured"] = describe_environment(device)
+    result["environments"].append(result["measured"])
+    for seed in seeds.split(","):
+        done = result["seeds"].setdefault(seed, {})
+        for name in [require_one_of(row, ROWS, "--row") for row in rows or ROWS]:
+            if name not in done:
+                done[name] = measure_row(root, name, [*changes, f"seed={seed}"])
+                save_result(file, TITLE, result, summary(result["seeds"]))
+    save_result(file, TITLE, result, summary(result["seeds"]))
+
+
+if __name__ == "__main__":
+    typer.run(main)
