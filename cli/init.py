@@ -52,6 +52,7 @@ student:
 """
 METRIC = {
     "classification": "accuracy",
+    "multilabel": "map",
     "detection": "ap50",
     "segmentation": "miou",
     "depth": "delta_1.25",

@@ -32,6 +32,8 @@ ROW_GROUP = 256
 """Rows per row group."""
 IGNORE = 65535
 """The class id of a segmentation label's unknown pixels."""
+PRESENT = 0.5
+"""The least probability of a class that counts as present in a multi-label image."""
 
 T = TypeVar("T")
 Value = dict[str, NDArray[Any]]

@@ -8,11 +8,9 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline.stores import codecs
-from pipeline.stores.labels import Box, ClassAmounts, Label, Row, Value, flatten_lists
+from pipeline.stores.labels import PRESENT, Box, ClassAmounts, Label, Row, Value, flatten_lists
 from tasks.drawing import caption
 
-PRESENT = 0.5
-"""Least probability of a class that is in the image."""
 MAX_NAMED = 5
 """Classes that are named in drawings and descriptions."""
 

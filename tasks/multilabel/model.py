@@ -10,8 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.stores.labels import Value
-from tasks.multilabel.label import PRESENT
+from pipeline.stores.labels import PRESENT, Value
 from tasks.task import FeatureInfo, LinearHead, Prediction, Target, Task, masked_mean, stack
 
 
