@@ -37,7 +37,7 @@ class TableConfig(SourceConfig):
     """Columns for one class each, named like it, instead of `label`, for labels of several classes per image: 1
     (present), 0 (absent), -1 (uncertain), or blank."""
     separator: str | None = Field(default=None, min_length=1)
-    """Divides the classes in a cell of `label`, as "|" does: each image then has any number of classes."""
+    """Divides the classes in a cell of `label`, for instance a vertical bar: an image then has any number of them."""
     no_class: tuple[str, ...] = ()
     """Where `label` holds several classes: names that say that there is none, as "No Finding" does."""
     uncertain: Literal["unknown", "positive", "negative"] = "unknown"
