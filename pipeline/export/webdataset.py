@@ -12,8 +12,10 @@ import json
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.export import BaseWriter, ExportSample
 from pipeline.stores.labels import Label, Value
@@ -61,8 +63,13 @@ class Writer(BaseWriter):
 
 
 def _to_json(value: Value) -> bytes:
-    lists = {name: np.where(np.isnan(array), None, array).tolist() for name, array in value.items()}
-    return json.dumps(lists, allow_nan=False).encode()
+    return json.dumps({name: _to_list(array) for name, array in value.items()}, allow_nan=False).encode()
+
+
+def _to_list(array: NDArray[Any]) -> list[Any]:
+    entries = array.astype(object)
+    entries[np.isnan(array)] = None
+    return list(entries.tolist())
 
 
 def _to_npz(value: Value) -> bytes:

@@ -1,8 +1,8 @@
 """CSV files with a row per image: its path, and one class, several classes in a cell, or a column for each class.
 
-The first row names the columns. Paths are relative to the folder of the files, or to `images`. The split comes from a
-column `split`, or else from a CSV file's name (`train.csv`, `valid.csv`), or from the folders in an image's path;
-without any, a share is held out.
+The first row names the columns. An image's path is relative to the folder that `path` is, or that it is in, or to
+`images`. The split comes from a column `split`, or else from a CSV file's name (`train.csv`, `valid.csv`), or from the
+folders in an image's path; without any, a share is held out.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Config(TableConfig):
     image: str = "image"
     """Column of the images' paths."""
     images: str | None = None
-    """Folder that the images' paths are relative to, itself relative to the folder of the files, which is the
-    default."""
+    """Folder that the images' paths are relative to; itself relative to the folder that `path` is, or that it is in,
+    which is the default."""
 
 
 class _Row(NamedTuple):

@@ -169,6 +169,8 @@ def test_browser_filters_multilabel_images_by_class(outcome: Any, sets: Path) ->
         for threshold in (0.0, 0.999)
     )
     assert high < low
+    found = answers.histogram(ImageSelection(["split=test"]), f"{store}.class")
+    assert dict(zip(found["values"], found["counts"], strict=True))["red"] == test
     image = answers.image(answers.images(ImageSelection(), 1, 0)["images"][0]["key"], {})
     assert all(label["says"] for label in image["labels"])
 

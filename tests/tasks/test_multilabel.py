@@ -170,6 +170,7 @@ def test_predictor_gives_a_probability_for_each_class(make_network: Callable[...
     predictor = network_predictor(make_network({"kind": SPACE}))
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     value = predictor.values(predictor.predict(images), 1, (32, 32))["kind"]
-    assert (value["probs"].shape, value["probs"].dtype) == ((3,), np.float32)
+    assert value["probs"].shape == (3,)
+    assert value["probs"].dtype == np.float32
     assert ((value["probs"] > 0) & (value["probs"] < 1)).all()
     assert tasks.model(SPACE).needs_pyramid is False

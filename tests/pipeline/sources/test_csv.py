@@ -26,8 +26,8 @@ Image Index,Finding Labels,Age
 3.png,,52
 4.png,Effusion,53
 """
-FINDINGS = {"image": "Path", "labels": ["No Finding", "Edema", "Fracture"]}
-SEVERAL = {"image": "Image Index", "label": "Finding Labels", "separator": "|"}
+FINDINGS: dict[str, Any] = {"image": "Path", "labels": ["No Finding", "Edema", "Fracture"]}
+SEVERAL: dict[str, Any] = {"image": "Image Index", "label": "Finding Labels", "separator": "|"}
 
 
 def open_source(root: Path, text: str = "", name: str = "set.csv", **options: Any) -> csv.Source:
