@@ -89,7 +89,7 @@ class TaskLabel(Label):
         probs = value["probs"]
         present = _present(probs)
         best = present[np.argsort(-probs[present], kind="stable")]
-        named = [f"{self.space.classes[n].split(',')[0]} {probs[n]:.0%}" for n in best[:MAX_NAMED]]
+        named = [f"{self.space.classes[n]} {probs[n]:.0%}" for n in best[:MAX_NAMED]]
         more = [f"{len(best) - MAX_NAMED} more"] if len(best) > MAX_NAMED else []
         return separator.join([*named, *more]) or "none of the classes"
 
