@@ -41,7 +41,7 @@ class TaskLabel(Label):
         )
 
     def encode(self, value: Value) -> Row:
-        """`confidence` is the mean of max(p, 1 - p) over the known classes: 1 for a true label, 0 if none is known."""
+        """Return the row; `confidence` is the mean of max(p, 1 - p) over the known classes, 0 if none is known."""
         probs = value["probs"].astype(np.float16)
         present = _present(probs)
         sure = _sureness(value["probs"])

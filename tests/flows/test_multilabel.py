@@ -127,7 +127,7 @@ def test_student_dataset_of_multilabel_labels_has_true_ones_and_sure_pseudo_labe
     assert known.size
 
 
-def test_must_rejects_a_multilabel_teacher_that_is_worse_than_required(sets: Path, tmp_path: Path) -> None:
+def test_check_required_stops_a_multilabel_teacher_that_is_worse_than_required(sets: Path, tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(recipe_text(sets), "utf-8")
     more = ["teachers.colors.require={map: 1.0}", "teachers.colors.steps=1", "teachers.colors.validate=null"]
