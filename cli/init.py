@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.errors import ConfigError, DataError, MustError
 from pipeline.stores.labels import LabelSpace
 
-ORDER = ("coco", "depth", "masks", "imagefolder", "parquet", "webdataset", "folder")
+ORDER = ("coco", "depth", "masks", "imagefolder", "parquet", "webdataset", "csv", "folder")
 """Source kinds, the most specific layout first: the first one that fits a folder is used."""
 LAYOUT_FOLDERS = {"coco": ("annotations",), "depth": ("rgb", "depth"), "masks": ("images", "masks")}
 """Subfolders that identify a layout: a folder that has them and can't be read is an error."""
@@ -52,6 +52,7 @@ student:
 """
 METRIC = {
     "classification": "accuracy",
+    "multilabel": "map",
     "detection": "ap50",
     "segmentation": "miou",
     "depth": "delta_1.25",

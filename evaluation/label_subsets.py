@@ -24,7 +24,7 @@ from pipeline.steps.artifact import Inputs
 from pipeline.stores.labels import LabelSpace
 
 TASK = CLASSIFICATION
-"""The task of probes that read vectors."""
+"""The task whose images have one class each."""
 PROBES = "evaluation.probes"
 """The package with a file for each probe."""
 VAL_DIVISOR = 5

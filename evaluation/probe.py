@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class LabelledFeatures(NamedTuple):
-    """Features (N, D) float32 and class ids (N,) int64, both on the CPU."""
+    """Features (N, D) float32 and class ids (N,) int64, both on the CPU.
+
+    Of labels of several classes per image, `classes` are the probabilities (N, K) float32, NaN for unknown.
+    """
 
     features: Tensor
     classes: Tensor
@@ -26,7 +29,8 @@ class LabelledFeatures(NamedTuple):
 class ProbeData:
     """Frozen features with their classes: fit on `train`, choose settings on `val`.
 
-    A probe is a module in `evaluation/probes/`: it has `VERSION`, `ABOUT` and `RANDOM`, and
+    A probe is a module in `evaluation/probes/`: it has `VERSION`, `ABOUT` and `RANDOM`, the class `LABEL` of the labels
+    that it can learn, and
 
         def fit(data: ProbeData) -> ProbeResult:
             return ProbeResult(lambda features: torch.ones(len(features), data.classes) / data.classes, {})
@@ -39,14 +43,14 @@ class ProbeData:
     seed: int
     backbone: Backbone
     images: ImageDataset
-    """The training images, with labels under `classification`, for probes that train on augmented views."""
+    """The training images, with labels under the name of their task, for probes that train on augmented views."""
     scratch: Path
     """Folder for checkpoints."""
     runtime: Runtime
 
 
 class ProbeResult(NamedTuple):
-    """A classifier, features (N, D) -> probabilities (N, classes), and the chosen settings as JSON."""
+    """A classifier, features (N, D) -> probabilities (N, classes) on the CPU, and the chosen settings as JSON."""
 
     classify: Callable[[Tensor], Tensor]
     settings: dict[str, Any]

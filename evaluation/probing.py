@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
+import tasks
 from evaluation import corruptions
 from evaluation.dense_probing import DenseProbing
 from evaluation.extraction import FeatureExtractor, image_changes
@@ -20,12 +22,13 @@ from evaluation.label_subsets import TASK, LabelRequest, label_requests, probe_m
 from evaluation.measurement import MEASUREMENTS_FILE, Measurement, measurements
 from evaluation.probe import LabelledFeatures, ProbeData, ProbeResult
 from ingest.true_labels import class_ids
+from pipeline.data.dataset import ImageDataset
 from pipeline.errors import error_context
 from pipeline.models.initial import backbone_from_config
 from pipeline.recipe.evaluation import Amount, StartConfig
 from pipeline.steps.artifact import WORK, Inputs, write_json
+from tasks.task import Task, stack
 
-METRIC = "accuracy"
 READS = ("vector", "maps")
 """Values of a probe's `READS`."""
 
@@ -79,6 +82,7 @@ class _Probing:
     ) -> None:
         self.config, self.extractor, self.scratch = config, extractor, scratch
         self.splits, counts = request
+        self.task = tasks.model(self.splits.space)
         self.start = StartConfig.model_validate(config["start"]).name
         train, val = self.splits.train, self.splits.val
         seeds = range(config["seed"], config["seed"] + config["seeds"])
@@ -90,13 +94,13 @@ class _Probing:
         ]
         self.drawn = np.unique(np.concatenate([rows for subset in self.subsets for rows in (subset.train, subset.val)]))
         """Positions of the images that are in any subset, sorted."""
-        drawn_classes = torch.from_numpy(self.splits.train_classes[self.drawn])
-        self.drawn_features = LabelledFeatures(extractor.extract(train, self.drawn.tolist()), drawn_classes)
-        self.val = None
-        if val is not None:
-            features = extractor.extract(val, range(len(val)))
-            self.val = LabelledFeatures(features, torch.from_numpy(class_ids(val, TASK)))
-        self.test_classes = class_ids(self.splits.test, TASK)
+        self.drawn_features = self._labelled(train.subset(self.drawn))
+        self.val = None if val is None else self._labelled(val)
+        self.test_classes = _classes(self.splits.test, self.task)
+
+    def _labelled(self, images: ImageDataset) -> LabelledFeatures:
+        """Return the features of all these images, and their classes."""
+        return LabelledFeatures(self.extractor.extract(images, range(len(images))), _classes(images, self.task))
 
     @functools.cached_property
     def tests(self) -> list[tuple[str, Tensor]]:
@@ -125,7 +129,7 @@ class _Probing:
         return ProbeData(
             train=self._features(subset.train),
             val=self.val or self._features(subset.val),
-            classes=self.splits.classes,
+            classes=len(self.splits.space.classes),
             seed=subset.seed,
             backbone=self.extractor.backbone,
             images=self.splits.train.subset(subset.train),
@@ -138,23 +142,30 @@ class _Probing:
         positions = np.searchsorted(self.drawn, rows)
         return LabelledFeatures(self.drawn_features.features[positions], self.drawn_features.classes[positions])
 
+    def _score(self, predicted: Tensor) -> dict[str, float]:
+        """Return the task's metrics of probabilities (N, K) for the test images."""
+        true = self.test_classes
+        if true.ndim == 1:
+            true = functional.one_hot(true, predicted.shape[1]).float()
+        metric = self.task.metrics()
+        for one, other in zip(predicted.numpy(), true.numpy(), strict=True):
+            metric.update({"probs": one}, {"probs": other})
+        return metric.compute()
+
     def _measure(
         self, probe: tuple[str, ModuleType], subset: LabelSubset, result: ProbeResult
     ) -> Iterator[Measurement]:
-        accuracies = []
-        for corruption, features in self.tests:
-            is_correct = result.classify(features).numpy().argmax(axis=1) == self.test_classes
-            accuracies.append((corruption, {METRIC: float(np.mean(is_correct))}))
+        scores = [(corruption, self._score(result.classify(features))) for corruption, features in self.tests]
         name, module = probe
         yield from measurements(
-            accuracies,
-            {METRIC: "higher"},
+            scores,
+            self.task.better,
             (module.ABOUT, f"{module.ABOUT}; {corruptions.ABOUT}"),
             start=self.start,
             backbone=self.extractor.backbone.name,
             protocol=f"{name} v{module.VERSION}",
             dataset=self.config["set"],
-            task=TASK,
+            task=self.task.space.task,
             split=self.splits.name,
             n=len(self.splits.test),
             asked=subset.asked,
@@ -162,3 +173,11 @@ class _Probing:
             seed=subset.seed,
             settings=result.settings,
         )
+
+
+def _classes(images: ImageDataset, task: Task) -> Tensor:
+    """Return the labels of all images, as `LabelledFeatures` has them."""
+    name = task.space.task
+    if name == TASK:
+        return torch.from_numpy(class_ids(images, name))
+    return stack([images.values(row)[name] for row in range(len(images))], "probs")

@@ -94,5 +94,6 @@ def class_names(data: Sequence[str], spaces: Mapping[str, Mapping[str, LabelSpac
     """
     kinds = {spaces[name][CLASSIFICATION] for name in data if CLASSIFICATION in spaces[name]}
     if len(kinds) != 1:
-        raise ConfigError(f"the sets {', '.join(data)} have {len(kinds)} kinds of class labels; one is needed.")
+        sets = ", ".join(f"{name} ({', '.join(sorted(spaces[name]))})" if spaces[name] else name for name in data)
+        raise ConfigError(f"the sets {sets} have {len(kinds)} kinds of class labels; one class per image is needed.")
     return kinds.pop().classes

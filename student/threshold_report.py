@@ -78,7 +78,7 @@ def _calibration_note(head: StudentHead, label: Label) -> str:
 def skew_warning(classes: list[str], held: np.ndarray[Any, Any], kept: np.ndarray[Any, Any]) -> str | None:
     """Return a sentence if the threshold keeps nothing (of all or of the common classes) or skews them, else None."""
     if held.any() and not kept.any():
-        return "the threshold keeps nothing: the student learns nothing from this teacher's labels"
+        return "the threshold keeps nothing: the student learns none of the classes from this teacher"
     common = held >= max(1, RARE * held.sum())
     if common.sum() < 2 or (kept == held).all():
         return None

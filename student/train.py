@@ -65,5 +65,5 @@ def _describe_untrained(names: Sequence[str]) -> list[str]:
     parts = ", ".join(sorted({name.partition(".")[0] for name in names}))
     return [
         f"backbone: no head trains {parts} ({len(names)} parameters), which its vector depends on: probes, stages and "
-        "exports read the initial weights there. A classification teacher would train them."
+        "exports read the initial weights there. A classification or multilabel teacher would train them."
     ]

@@ -95,7 +95,7 @@ class Task(ABC):
 
     label_smoothing: float = 0.0
     """Of losses that learn classes: the share of a label that is spread evenly over all of them (Szegedy et al., CVPR
-    2016, section 7)."""
+    2016, section 7); where each class is a yes or no of its own, over these two."""
 
     def __init__(self, space: LabelSpace) -> None:
         self.space = space
@@ -155,6 +155,18 @@ class Task(ABC):
     @abstractmethod
     def constant_label(self, values: Iterable[Value]) -> Value:
         """Return the trivial baseline: the best label that ignores the image, computed from the training labels."""
+
+
+class LinearHead(nn.Linear):
+    """A linear layer on the backbone's vector: `Features` -> float32 logits (B, K), near 0 before training."""
+
+    def __init__(self, info: FeatureInfo, outputs: int) -> None:
+        super().__init__(info.vector_width, outputs)
+        nn.init.zeros_(self.bias)
+        nn.init.normal_(self.weight, std=0.01)
+
+    def forward(self, features: Features) -> Tensor:  # type: ignore[override]
+        return super().forward(features.vector).float()
 
 
 class DenseHead(nn.Module):

@@ -25,7 +25,7 @@ class Config(TeacherConfig):
     """A model for one task. Needs the extra `transformers`."""
 
     kind: Literal["transformers"] = "transformers"
-    task: Literal["classification", "detection", "segmentation", "depth"]
+    task: Literal["classification", "multilabel", "detection", "segmentation", "depth"]
     weights: str
     """A folder that `save_pretrained` wrote, or `hub:<owner>/<model>` to download from the Hugging Face hub."""
     image_size: int | None = Field(default=None, ge=32)

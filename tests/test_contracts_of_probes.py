@@ -27,8 +27,8 @@ from pipeline.stores.labels import Label
 from tests.evaluation.measuring import COLOURS, SIZE, kinds_in
 
 ALL_PROBES = {name: importlib.import_module(module) for name, module in modules("evaluation.probes").items()}
-PROBES = [name for name, module in ALL_PROBES.items() if module.READS == "vector"]
 TASK = "classification"
+PROBES = [name for name, module in ALL_PROBES.items() if module.READS == "vector" and module.LABEL.task == TASK]
 Pose = Callable[..., ProbeData]
 
 
@@ -81,14 +81,15 @@ def probe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mo
 
 def test_probes_are_found() -> None:
     assert {"knn", "soft_nn", "linear", "linear_hpt"} <= set(PROBES)
-    assert {"linear_dense", "detector"} <= ALL_PROBES.keys() - set(PROBES)
+    assert {"linear_dense", "detector", "linear_multilabel"} <= ALL_PROBES.keys() - set(PROBES)
 
 
 @pytest.mark.parametrize("name", ALL_PROBES)
 def test_probe_has_version_and_description(name: str) -> None:
     probe = ALL_PROBES[name]
     assert isinstance(probe.VERSION, int)
-    assert probe.READS == "maps" or (probe.READS == "vector" and probe.LABEL.task == TASK), "vectors tell classes alone"
+    vector = probe.READS == "vector" and probe.LABEL.task in (TASK, "multilabel")
+    assert probe.READS == "maps" or vector, "vectors tell classes alone"
     assert issubclass(probe.LABEL, Label)
     assert len(probe.ABOUT) > 40
     assert not probe.ABOUT.endswith("."), "a part of a sentence"

@@ -11,7 +11,7 @@ from evaluation.report.formatting import DASH, count, duration
 from evaluation.report.html import ReportTable, StyledText, render
 from evaluation.report.run_record import RunRecord
 
-PERCENT_METRICS = ("accuracy", "miou", "pixel_accuracy", "ap", "ap50", "delta_1.25", "within_11.25")
+PERCENT_METRICS = ("accuracy", "map", "auroc", "miou", "pixel_accuracy", "ap", "ap50", "delta_1.25", "within_11.25")
 """Metrics in [0, 1], which are shown in percent."""
 
 

@@ -105,7 +105,9 @@ def probed_sets(config: EvaluateConfig, spaces: Spaces) -> list[str]:
         return []
     labelled = [name for name in spaces if any(probes_for(config.probes, space) for space in spaces[name].values())]
     if not labelled:
-        raise ConfigError(f"evaluate.probes is {config.probes}, but no set has labels that they learn from.")
+        raise ConfigError(
+            f"evaluate.probes is {config.probes}, but no set has labels that they learn from: {_describe(spaces)}."
+        )
     wanted = labelled if config.probe_sets is None else config.probe_sets
     sets = [require_one_of(name, labelled, "evaluate.probe_sets: set with labels for the probes") for name in wanted]
     check_probes("evaluate", config.probes, {name: spaces[name] for name in sets})
@@ -117,5 +119,11 @@ def check_probes(place: str, probes: Sequence[str], spaces: Spaces) -> None:
     for probe in probes:
         if not any(probes_for([probe], space) for tasks in spaces.values() for space in tasks.values()):
             raise ConfigError(
-                f"{place}.probes names {probe!r}, but {', '.join(spaces)} has no labels that it learns from."
+                f"{place}.probes names {probe!r}, but {', '.join(spaces)} has no labels that it learns from: "
+                f"{_describe(spaces)}."
             )
+
+
+def _describe(spaces: Spaces) -> str:
+    """Return in words what labels sets have."""
+    return "; ".join(f"{name} has labels for {', '.join(sorted(tasks)) or 'nothing'}" for name, tasks in spaces.items())

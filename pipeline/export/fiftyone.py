@@ -2,9 +2,10 @@
 
     metadata.json   samples.json   data/<key>.jpg   fields/<head>/<key>.png
 
-Every head is a field: Classification; Detections with relative boxes; Segmentation with `mask_path`, class ids from 1
-(0 is unknown, which FiftyOne does not draw) with names in `mask_targets`; Heatmap with `map_path`, 16 bits, metric
-depth in millimetres. The documents are those of FiftyOne 1.0.0; later versions migrate them on reading.
+Every head is a field: Classification; Classifications of the classes with a probability of 0.5 or more; Detections with
+relative boxes; Segmentation with `mask_path`, class ids from 1 (0 is unknown, which FiftyOne does not draw) with names
+in `mask_targets`; Heatmap with `map_path`, 16 bits, metric depth in millimetres. The documents are those of FiftyOne
+1.0.0; later versions migrate them on reading.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from PIL import Image
 from pipeline.export import BELOW_THRESHOLD, BaseWriter, ExportSample, to_image_size
 from pipeline.export._png import depth_pixels
 from pipeline.steps.artifact import write_json
-from pipeline.stores.labels import IGNORE, Label, LabelSpace, Value
+from pipeline.stores.labels import IGNORE, PRESENT, Label, LabelSpace, Value
 
 VERSION = "1.0.0"
 RESERVED = ("id", "filepath", "tags", "metadata", "created_at", "last_modified_at", "key", "source")
 """Fields that every sample has."""
 LABEL_TYPES = {
     "classification": "Classification",
+    "multilabel": "Classifications",
     "detection": "Detections",
     "segmentation": "Segmentation",
     "depth": "Heatmap",
@@ -66,6 +68,7 @@ class Writer(BaseWriter):
 
     supported = {  # noqa: RUF012 - a constant
         "classification": "all of the distribution but the most probable class and its probability",
+        "multilabel": "the probabilities below 0.5; whether a class is absent or unknown",
         "detection": "",
         "segmentation": "the confidence of each pixel",
         "depth": "up to half a millimetre, and what is farther than 65.535 m; of relative depth the scale",
@@ -95,6 +98,8 @@ class Writer(BaseWriter):
         space = self.heads[head].space
         if space.task == "detection":
             return self._detections(head, value, sample)
+        if space.task == "multilabel":
+            return self._classifications(head, value, sample)
         document = {"_id": _id(sample.key, head), "_cls": LABEL_TYPES[space.task], "tags": []}
         if space.task == "classification":
             top = int(value["probs"].argmax())
@@ -111,6 +116,20 @@ class Writer(BaseWriter):
         pixels = depth_pixels(to_image_size(value["depth"], sample.size), space.scale, self.counts[head])
         Image.fromarray(pixels).save(self.folder / path)
         return {**document, "map_path": path, "range": [0.0, float(max(pixels.max(), 1))]}
+
+    def _classifications(self, head: str, value: Value, sample: ExportSample) -> Document:
+        probs, classes = value["probs"], self.heads[head].space.classes
+        found = [
+            {
+                "_id": _id(sample.key, head, number),
+                "_cls": "Classification",
+                "tags": [],
+                "label": classes[number],
+                "confidence": float(probs[number]),
+            }
+            for number in np.flatnonzero(probs >= PRESENT)
+        ]
+        return {"_cls": "Classifications", "classifications": found}
 
     def _detections(self, head: str, value: Value, sample: ExportSample) -> Document:
         boxes = value["boxes"].astype(np.float64) / np.tile(sample.size, 2)
@@ -165,7 +184,7 @@ def _dataset_document(spaces: Mapping[str, LabelSpace]) -> Document:
         for field, space in spaces.items()
         if space.task == "segmentation"
     }
-    with_classes = ("classification", "detection")
+    with_classes = ("classification", "multilabel", "detection")
     media = {f"{use}_media_field": "filepath" for use in ("grid", "modal")}
     empty_lists = ("tags", "default_classes", "frame_fields", "saved_views", "workspaces")
     empty = ("info", "group_media_types", "default_mask_targets", "skeletons")
@@ -191,12 +210,19 @@ def _label_field(name: str, space: LabelSpace) -> Document:
     named = [_field("label", "String"), _field("confidence", "Float")]
     floats = {"subfield": "fiftyone.core.fields.FloatField"}
     box = [_field("attributes", "Dict"), *named, _field("bounding_box", "List", **floats), mask, mask_path]
-    element = {"subfield": "fiftyone.core.fields.EmbeddedDocumentField", "embedded_doc_type": f"{LABELS}.Detection"}
+    one_class = [ID, TAGS, *named, _field("logits", "Vector")]
     fields = {
-        "Classification": [ID, TAGS, *named, _field("logits", "Vector")],
-        "Detections": [_field("detections", "List", **element, fields=[ID, TAGS, *box, _field("index", "Int")])],
+        "Classification": one_class,
+        "Classifications": [_list_field("classifications", "Classification", one_class)],
+        "Detections": [_list_field("detections", "Detection", [ID, TAGS, *box, _field("index", "Int")])],
         "Segmentation": [ID, TAGS, mask, mask_path],
         "Heatmap": [ID, TAGS, _field("map", "Array"), _field("map_path", "String"), _field("range", "List", **floats)],
     }
     label_type = LABEL_TYPES[space.task]
     return _field(name, "EmbeddedDocument", embedded_doc_type=f"{LABELS}.{label_type}", fields=fields[label_type])
+
+
+def _list_field(name: str, label_type: str, fields: list[Document]) -> Document:
+    """Return the field of a list of labels."""
+    element = {"subfield": "fiftyone.core.fields.EmbeddedDocumentField", "embedded_doc_type": f"{LABELS}.{label_type}"}
+    return _field(name, "List", **element, fields=fields)

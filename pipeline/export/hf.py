@@ -5,6 +5,7 @@
 | task | columns |
 |---|---|
 | classification | `<head>_class`, the most probable class, and `<head>_probs` |
+| multilabel | `<head>_classes`, those of a probability of 0.5 or more, and `<head>_probs`, NaN where unknown |
 | detection | `<head>_objects`: lists of one length, `bbox` (x, y, width, height in pixels), `category`, `score` |
 | segmentation | `<head>_classes`, PNG of class ids (the largest is unknown), `<head>_confidence`, PNG (255 = 1) |
 | depth, normals, texture | `<head>_<array>`: nested lists of float32, as the task's `label.py` states them |
@@ -29,7 +30,7 @@ from PIL import Image
 from pipeline.export import BELOW_THRESHOLD, BaseWriter, ExportSample, unique_names
 from pipeline.export._png import to_class_ids
 from pipeline.stores.codecs import share_to_byte
-from pipeline.stores.labels import Label, Value
+from pipeline.stores.labels import PRESENT, Label, Value
 
 ROWS, GROUP_BYTES = 200, 64_000_000
 """Limits of a row group, whichever is reached first: readers load one at a time, and viewers fail above 300 MB."""
@@ -45,7 +46,7 @@ IMAGE: Feature = {"_type": "Image"}
 class Writer(BaseWriter):
     """Collects rows until they fill a row group, and begins a new file when one is large enough."""
 
-    supported = dict.fromkeys(("classification", "detection", "segmentation", *ARRAYS), "")
+    supported = dict.fromkeys(("classification", "multilabel", "detection", "segmentation", *ARRAYS), "")
     unsupported_reason = "it has no columns for this task"
 
     def __init__(self, folder: Path, heads: Mapping[str, Label]) -> None:
@@ -69,7 +70,7 @@ class Writer(BaseWriter):
         row["width"], row["height"] = sample.size
         for head, value in sample.values.items():
             row |= {f"{head}_{name}": cell for name, cell in _label_cells(self.heads[head], value).items()}
-            if "probs" in value and not value["probs"].any():
+            if self.heads[head].space.task == "classification" and not value["probs"].any():
                 self.leave_out(head, BELOW_THRESHOLD)
         for field in self._schema:
             cell = row.get(field.name, pa.nulls(1, field.type))
@@ -131,6 +132,8 @@ def _label_features(label: Label) -> dict[str, Feature]:
     task, score = label.space.task, _value("float32")
     if task == "classification":
         return {"class": classes, "probs": _sequence(score)}
+    if task == "multilabel":
+        return {"classes": _sequence(classes), "probs": _sequence(score)}
     if task == "detection":
         boxes = _sequence(_value("float64"), 2)
         return {"objects": {"bbox": boxes, "category": _sequence(classes), "score": _sequence(score)}}
@@ -147,6 +150,8 @@ def _label_cells(label: Label, value: Value) -> dict[str, Any]:
         probs = value["probs"]
         top = int(probs.argmax()) if probs.any() else None  # no class reaches the threshold
         return {"class": top, "probs": _one_row(probs)}
+    if task == "multilabel":
+        return {"classes": np.flatnonzero(value["probs"] >= PRESENT).tolist(), "probs": _one_row(value["probs"])}
     if task == "detection":
         boxes = value["boxes"].astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]

@@ -1,6 +1,7 @@
-"""WebDataset tars: `<key>.jpg` with `<key>.<head>.json` (classification, detection) or `<key>.<head>.npz` (the rest).
+"""WebDataset tars: `<key>.jpg` with `<key>.<head>.json` (labels that are short lists) or `<key>.<head>.npz` (rasters).
 
-A label's arrays have the names that the task's `label.py` states; the classes are in `export.json`.
+A label's arrays have the names that the task's `label.py` states, with null for NaN in JSON; the classes are in
+`export.json`.
 `webdataset.WebDataset(...).decode("rgb")` reads the tars.
 """
 
@@ -11,13 +12,15 @@ import json
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.export import BaseWriter, ExportSample
 from pipeline.stores.labels import Label, Value
 
-IN_JSON = ("classification", "detection")
+IN_JSON = ("classification", "multilabel", "detection")
 """Tasks whose labels are short lists."""
 MAX_SAMPLES, MAX_BYTES = 1000, 500_000_000
 """Limits of a tar: the next one begins when either is reached."""
@@ -60,7 +63,13 @@ class Writer(BaseWriter):
 
 
 def _to_json(value: Value) -> bytes:
-    return json.dumps({name: array.tolist() for name, array in value.items()}, allow_nan=False).encode()
+    return json.dumps({name: _to_list(array) for name, array in value.items()}, allow_nan=False).encode()
+
+
+def _to_list(array: NDArray[Any]) -> list[Any]:
+    entries = array.astype(object)
+    entries[np.isnan(array)] = None
+    return list(entries.tolist())
 
 
 def _to_npz(value: Value) -> bytes:

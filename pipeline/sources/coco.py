@@ -2,7 +2,8 @@
 
 Classes are the categories, or their supercategories, in order of their (first) id; ids may have gaps, and categories
 with the same name are one class. Crowd boxes are dropped. An image listed without boxes has no objects in it; an image
-that is not listed is not part of the set.
+that is not listed is not part of the set. With `multilabel`, each image also has the classes of its annotations as a
+label.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from pipeline.errors import ConfigError, DataError
@@ -38,6 +40,9 @@ class Config(SourceConfig):
     """Folder or URL."""
     classes: Literal["category", "supercategory"] = "category"
     """The classes: the file's categories, or the supercategories that group them."""
+    multilabel: bool = False
+    """True for a label `multilabel` beside `detection`: the classes that an image has an annotation of, crowds
+    included."""
     annotations: dict[Split, str] = Field(default_factory=dict)
     """JSON file by split, relative to `path`. By default `instances_<split>.json` in `path` or in `annotations`, or
     `annotations/instances_<split>2017.json`."""
@@ -106,7 +111,8 @@ class Source(FileSource):
         return index_classes(names)
 
     def spaces(self) -> dict[str, LabelSpace]:
-        return {"detection": LabelSpace("detection", self._classes[0])}
+        tasks = ("detection", "multilabel") if self.config.multilabel else ("detection",)
+        return {task: LabelSpace(task, self._classes[0]) for task in tasks}
 
     def read_records(self) -> Iterator[SourceRecord]:
         if not self.count():
@@ -135,10 +141,12 @@ class Source(FileSource):
         if entry.get("width") and entry.get("height"):
             check_size((entry["width"], entry["height"]), size, "the annotations say")
         truth, boxes, classes = TrueLabels(), [], []
+        present = np.zeros(len(self._classes[0]), np.float32)
         for annotation in annotations:
             index = self._classes[1].get(annotation.get("category_id", -1))
             if index is None:
                 raise DataError(f"category id {annotation.get('category_id')} is not among the categories")
+            present[index] = 1
             box, note = _box(annotation, size)
             if note:
                 truth.notes.append(f"{note}: annotation {annotation.get('id')}")
@@ -146,6 +154,8 @@ class Source(FileSource):
                 boxes.append(box)
                 classes.append(index)
         truth.values["detection"] = true_boxes(boxes, classes, size)
+        if self.config.multilabel:
+            truth.values["multilabel"] = {"probs": present}
         return truth
 
     def count(self) -> int:

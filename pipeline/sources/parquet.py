@@ -1,9 +1,10 @@
 """Parquet files with the bytes of images, as Hugging Face datasets write them: `image` = {bytes, path}, and `label`.
 
-`image` may also be plain binary. A label is an index into the class names, or a name. The names come from the option
-`classes`, or from the schema's metadata (a JSON list under "classes", or Hugging Face's features), or are the distinct
-names in the column. The split comes from a column `split`, or else from a file's name or folder
-(`train-00000-of-00005.parquet`, `test/0.parquet`); without either, a share is held out.
+`image` may also be plain binary. A label is an index into the class names, or a name, or a list of either for images
+with any number of classes; or each class has a column. The names come from the option `classes`, or from the schema's
+metadata (a JSON list under "classes", or Hugging Face's features), or are the distinct names in the column. The split
+comes from a column `split`, or else from a file's name or folder (`train-00000-of-00005.parquet`, `test/0.parquet`);
+without either, a share is held out.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.recipe.source import Share, SourceConfig
-from pipeline.sources import SourceRecord, Stamp, TrueLabels
-from pipeline.sources._classes import check_distinct, class_index, one_hot_label
+from pipeline.sources import SourceRecord, Stamp
+from pipeline.sources._classes import check_distinct
 from pipeline.sources._files import FileSource
 from pipeline.sources._splits import Split, parse_split, split_by_hash, split_from_path
+from pipeline.sources._tables import LabelColumns, TableConfig, distinct_names
 from pipeline.storage.path import StoragePath, require_exists, walk
 from pipeline.storage.remote_file import open_file
 from pipeline.stores.labels import LabelSpace
@@ -36,20 +37,12 @@ BYTES = (pa.binary(), pa.large_binary(), pa.binary_view())
 TEXT = (pa.string(), pa.large_string(), pa.string_view())
 
 
-class Config(SourceConfig):
+class Config(TableConfig):
     """A Parquet file, or a folder of them."""
 
     kind: Literal["parquet"] = "parquet"
-    path: str
-    """File, folder or URL."""
     image: str = "image"
     """Column of the images' bytes."""
-    label: str | None = None
-    """Column of the labels. By default `label`, if the file has it."""
-    classes: tuple[str, ...] = ()
-    """Names of the classes in order, if the file does not state them."""
-    hold_out: Share = 0.2
-    """The share of rows without a stated split that becomes `test`, by the hash of the row's name."""
 
 
 class Source(FileSource):
@@ -57,7 +50,6 @@ class Source(FileSource):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.label = config.label or "label"
         path = require_exists(StoragePath.of(config.path), "path", "path")
         if path.is_folder():
             super().__init__(path, files=[file for file in walk(path) if file.suffix == ".parquet"])
@@ -74,7 +66,7 @@ class Source(FileSource):
     def _read_schema(self, file: StoragePath) -> pa.Schema:
         with _open_parquet(file) as parquet:
             schema: pa.Schema = parquet.schema_arrow
-        for column in filter(None, (self.config.image, self.config.label)):
+        for column in self.config.required_columns:
             if column not in schema.names:
                 raise ConfigError(f"{file}: there is no column {column!r}; there are {', '.join(schema.names)}")
         kind = schema.field(self.config.image).type
@@ -85,17 +77,20 @@ class Source(FileSource):
     @functools.cached_property
     def _labelled(self) -> dict[StoragePath, pa.Schema]:
         """Schemas of the files with labels; those of a test split may lack the column."""
-        return {file: schema for file, schema in self._schemas.items() if self.label in schema.names}
+        columns = set(self.config.label_columns)
+        return {file: schema for file, schema in self._schemas.items() if columns <= set(schema.names)}
 
     @functools.cached_property
-    def _classes(self) -> tuple[str, ...]:
-        classes = self.config.classes or self._stated_classes() or self._distinct_labels()
+    def _labels(self) -> LabelColumns:
+        config = self.config
+        classes = config.labels or config.classes or self._stated_classes() or self._distinct_labels()
         check_distinct(classes)
-        return classes
+        several = any(_is_list(schema.field(config.label_columns[0]).type) for schema in self._labelled.values())
+        return LabelColumns(config, classes, multilabel=bool(config.labels or config.separator or several))
 
     def _stated_classes(self) -> tuple[str, ...]:
         """Return the class names in the metadata, which must be the same in all files."""
-        stated = {_names_in(schema, self.label) for schema in self._labelled.values()}
+        stated = {_names_in(schema, self.config.label_columns[0]) for schema in self._labelled.values()}
         if len(stated) > 1:
             raise DataError(f"the files under {self.root} name different classes; state them as `classes`")
         return stated.pop()
@@ -103,23 +98,27 @@ class Source(FileSource):
     def _distinct_labels(self) -> tuple[str, ...]:
         """Return the distinct class names in the column of labels, sorted."""
         names: set[str] = set()
+        (column,) = self.config.label_columns
         for file, schema in self._labelled.items():
-            kind = schema.field(self.label).type
-            if (kind.value_type if pa.types.is_dictionary(kind) else kind) not in TEXT:
+            kind = schema.field(column).type
+            entry = kind.value_type if pa.types.is_dictionary(kind) or _is_list(kind) else kind
+            if (entry.value_type if pa.types.is_dictionary(entry) else entry) not in TEXT:
                 raise ConfigError(f"{file}: labels are {kind}, and no class names stated; state them as `classes`")
             with _open_parquet(file) as parquet:
-                for batch in parquet.iter_batches(columns=[self.label]):
-                    names.update(pc.unique(batch.column(0).cast(pa.string())).drop_null().to_pylist())
+                for batch in parquet.iter_batches(columns=[column]):
+                    cells = pc.list_flatten(batch.column(0)) if _is_list(kind) else batch.column(0)
+                    names.update(distinct_names(pc.unique(cells.cast(pa.string())).to_pylist(), self.config))
         return tuple(sorted(names))
 
     def spaces(self) -> dict[str, LabelSpace]:
-        return {"classification": LabelSpace("classification", self._classes)} if self._labelled else {}
+        return {self._labels.space.task: self._labels.space} if self._labelled else {}
 
     def read_records(self) -> Iterator[SourceRecord]:
         return itertools.chain.from_iterable(map(self._records_in, self.files))
 
     def _records_in(self, file: StoragePath) -> Iterator[SourceRecord]:
-        columns = [name for name in (self.config.image, self.label, "split") if name in self._schemas[file].names]
+        wanted = dict.fromkeys((self.config.image, *self.config.label_columns, "split"))
+        columns = [name for name in wanted if name in self._schemas[file].names]
         stamp, number = file.stamp(), 0
         with _open_parquet(file) as parquet:
             for batch in parquet.iter_batches(ROWS, columns=columns):
@@ -128,10 +127,11 @@ class Source(FileSource):
                     number += 1
 
     def _record(self, name: str, row: pa.RecordBatch, stamp: Stamp) -> SourceRecord:
-        label = row.column(self.label)[0].as_py() if self.label in row.schema.names else None
-        read = functools.partial(_image_bytes, row.column(self.config.image))
-        truth = functools.partial(self._truth, label)
-        return SourceRecord(name, self._row_split(name, row), read, truth, lambda: stamp)
+        read, split = functools.partial(_image_bytes, row.column(self.config.image)), self._row_split(name, row)
+        if not self._labelled:
+            return SourceRecord(name, split, read, stamp=lambda: stamp)
+        cells = {key: row.column(key)[0].as_py() for key in self.config.label_columns if key in row.schema.names}
+        return SourceRecord(name, split, read, functools.partial(self._labels.truth, cells, name), lambda: stamp)
 
     def _row_split(self, name: str, row: pa.RecordBatch) -> Split:
         if "split" in row.schema.names:
@@ -140,13 +140,6 @@ class Source(FileSource):
                 return split
             raise DataError(f"{name}: split {stated!r} is none of train, val, test")
         return split_from_path(name.rsplit("#", 1)[0]) or split_by_hash(name, self.config.hold_out)
-
-    def _truth(self, label: int | str | None, size: tuple[int, int]) -> TrueLabels:
-        if not self._labelled:
-            return TrueLabels()
-        if label is None or label == -1:  # what Hugging Face writes where a test set's labels are not public
-            return TrueLabels(notes=["no label"])
-        return one_hot_label(class_index(label, self._classes), len(self._classes), size)
 
     def count(self) -> int:
         total = 0
@@ -184,6 +177,14 @@ def _names_in(schema: pa.Schema, label: str) -> tuple[str, ...]:
         if b"classes" in metadata:
             return tuple(json.loads(metadata[b"classes"]))
         features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        return tuple(features.get(label, {}).get("names", ()))
-    except (ValueError, TypeError, AttributeError):
+        feature = features.get(label, {})
+        feature = (
+            feature[0] if isinstance(feature, list) else feature.get("feature", feature)
+        )  # of a list: its entries'
+        return tuple(feature.get("names", ()))
+    except (ValueError, TypeError, AttributeError, IndexError):
         return ()  # metadata with another meaning
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)

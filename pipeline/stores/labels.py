@@ -37,6 +37,8 @@ PROBABILITY = pa.field(
     "probability", pa.float32(), metadata={"about": "confidence, calibrated where that was possible"}
 )
 """The column of tasks whose scores can be calibrated: the score of the whole label as a probability."""
+PRESENT = 0.5
+"""The least probability of a class that counts as present in a multi-label image."""
 
 T = TypeVar("T")
 Value = dict[str, NDArray[Any]]

@@ -11,14 +11,7 @@ from torch import Tensor, nn
 from pipeline.data.augment import Valid
 from pipeline.stores.labels import Value
 from tasks.calibration import ClassifiedExamples
-from tasks.task import FeatureInfo, Features, Prediction, Target, Task, masked_mean, stack
-
-
-class LinearHead(nn.Linear):
-    """A linear layer on the backbone's vector: `Features` -> float32 logits (B, K)."""
-
-    def forward(self, features: Features) -> Tensor:  # type: ignore[override]
-        return super().forward(features.vector).float()
+from tasks.task import FeatureInfo, LinearHead, Prediction, Target, Task, masked_mean, stack
 
 
 class Accuracy:
@@ -43,10 +36,7 @@ class TaskModel(Task):
     better = {"accuracy": "higher"}  # noqa: RUF012 - a constant
 
     def head(self, info: FeatureInfo) -> nn.Module:
-        head = LinearHead(info.vector_width, len(self.space.classes))
-        nn.init.zeros_(head.bias)
-        nn.init.normal_(head.weight, std=0.01)
-        return head
+        return LinearHead(info, len(self.space.classes))
 
     def collate(self, values: Sequence[Value], valid: Valid = None) -> Target:
         return {"probs": stack(values, "probs")}

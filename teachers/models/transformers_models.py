@@ -22,10 +22,13 @@ from teachers.models.torchvision_models import Adapter, DetectedBoxes, Detector,
 
 MODELS = {
     "classification": "AutoModelForImageClassification",
+    "multilabel": "AutoModelForImageClassification",
     "detection": "AutoModelForObjectDetection",
     "segmentation": "AutoModelForSemanticSegmentation",
     "depth": "AutoModelForDepthEstimation",
 }
+MULTILABEL = "multi_label_classification"
+"""The `problem_type` of classifiers whose outputs are a yes or no each."""
 BICUBIC = 3
 """Pillow's number of the bicubic filter, as processors store it."""
 UNCROPPED_FROM = 384
@@ -59,7 +62,18 @@ def fetch(where: str, task: str) -> tuple[Any, Any]:
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise DataError(f"{where!r} has no weights for {missing}: it was not trained for {task}.")
+    _check_problem_type(where, task, model.config.problem_type)
     return model, processor
+
+
+def _check_problem_type(where: str, task: str, problem_type: str | None) -> None:
+    """Raise ConfigError if a classifier is of several classes per image and the task of one, or the reverse."""
+    if MODELS[task] != MODELS["multilabel"] or (task == "multilabel") == (problem_type == MULTILABEL):
+        return
+    fitting = "multilabel" if problem_type == MULTILABEL else "classification"
+    raise ConfigError(
+        f"task is {task!r}, but {where!r} is for {fitting!r}: the problem_type in its config.json is {problem_type!r}."
+    )
 
 
 def describe(model: Any, processor: Any, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +86,8 @@ def describe(model: Any, processor: Any, about: Mapping[str, Any]) -> dict[str, 
         **{key: about[key] for key in ("weights", "task", "head", "scale", "resize")},
         "classes": _output_names(model.config, about["task"]),
         "size": size,
-        "centre": center if about["task"] == "classification" else None,  # maps and boxes have to be of the whole image
+        # maps and boxes have to be of the whole image
+        "centre": center if MODELS[about["task"]] == MODELS["classification"] else None,
         "bicubic": int(getattr(processor, "resample", None) or 0) == BICUBIC,
         **_statistics(processor),
     }
@@ -176,7 +191,7 @@ def adapter_class(task: str, scale: str) -> type[ClassificationAdapter]:
     """Return the class of adapters for a task; `scale`: of depth, `relative` or `metric`."""
     if task == "depth":
         return {"relative": InverseDepthAdapter, "metric": MetricDepthAdapter}[scale]
-    return {"classification": ClassificationAdapter, "segmentation": SegmentationAdapter}[task]
+    return SegmentationAdapter if task == "segmentation" else ClassificationAdapter
 
 
 def build_predictor(folder: Path, about: Mapping[str, Any]) -> Predictor:

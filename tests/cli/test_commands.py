@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -64,6 +66,25 @@ def test_init_writes_a_recipe_that_can_be_planned(
     assert "My photos: folder, without labels" in printed
     assert "kinds: imagefolder, with labels for classification" in printed
     assert {planned.action for planned in must.plan(to, tmp_path / "root")} == {"run"}
+
+
+def test_init_reads_csv_files_and_lists_in_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        write_image(tmp_path / "listed/images" / f"{number}.jpg", number)
+    (tmp_path / "listed/labels.csv").write_text("image,label\nimages/0.jpg,a\nimages/1.jpg,b\n", "utf-8")
+    (tmp_path / "several").mkdir()
+    image = (tmp_path / "listed/images/2.jpg").read_bytes()
+    pq.write_table(pa.table({"image": [image], "label": [["a", "b"]]}), tmp_path / "several/train.parquet")
+    to = tmp_path / "mine.yaml"
+    assert_exit_code(0, "init", tmp_path / "listed", tmp_path / "several", "--to", to)
+    recipe = read_recipe(to)
+    assert {name: entry.kind for name, entry in recipe.data.items()} == {"listed": "csv", "several": "parquet"}
+    assert {name: teacher.task for name, teacher in recipe.teachers.items()} == {
+        "listed_classification": "classification",
+        "several_multilabel": "multilabel",
+    }
+    assert "# require: {map: 0.3}" in to.read_text("utf-8")
+    assert "several: parquet, with labels for multilabel" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,22 @@ def test_coco_source_reads_corners_and_class_indices(tmp_path: Path) -> None:
     assert truth.notes == []
 
 
+def test_coco_source_gives_multilabel_truths_if_asked_for(tmp_path: Path) -> None:
+    """Crowds and dropped boxes count; an image without annotations has none of the classes."""
+    images = [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "b.jpg"}]
+    given = [box([1, 1, 9, 9], 90), box([1, 1, 9, 9], 90), box([1, 1, 9, 9], 1, iscrowd=1), box(None, 8)]
+    write(tmp_path, given, images)
+    assert set(open_source(tmp_path).spaces()) == {"detection"}
+    source = open_source(tmp_path, multilabel=True)
+    spaces = source.spaces()
+    assert spaces["multilabel"].classes == spaces["detection"].classes == ("person", "car", "truck", "toothbrush")
+    first, second = (record.truth(SIZE).values for record in source.records())
+    assert first["multilabel"]["probs"].tolist() == [1, 0, 1, 1]
+    assert second["multilabel"]["probs"].tolist() == [0, 0, 0, 0]
+    assert len(first["detection"]["boxes"]) == 2
+    assert first["multilabel"]["probs"].dtype == np.float32
+
+
 def test_coco_source_orders_supercategories_by_first_id(tmp_path: Path) -> None:
     write(tmp_path, [box([0, 0, 5, 5], 8), box([0, 0, 5, 5], 90)])
     source = open_source(tmp_path, classes="supercategory")

@@ -110,6 +110,64 @@ def test_parquet_source_reports_missing_and_unknown_labels(tmp_path: Path) -> No
     assert fourth.truth((3, 2)).values["classification"]["probs"].tolist() == [0, 1]
 
 
+def multilabel(source: parquet.Source) -> list[list[float | None]]:
+    """Return the probabilities of all records, None for unknown."""
+    values = [record.truth((3, 2)).values["multilabel"]["probs"] for record in source.records()]
+    return [[None if np.isnan(entry) else float(entry) for entry in probs] for probs in values]
+
+
+LISTS = {"names": ["cat", "dog", "emu"], "_type": "ClassLabel"}
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [{"feature": LISTS, "_type": "Sequence"}, {"feature": LISTS, "_type": "List"}, [LISTS]],
+    ids=["Sequence", "List", "list"],
+)
+def test_parquet_source_reads_lists_of_class_labels(tmp_path: Path, feature: Any) -> None:
+    metadata = {"huggingface": json.dumps({"info": {"features": {"label": feature}}})}
+    labels = pa.array([[2, 0], [], [1], None], pa.list_(pa.int64()))
+    write(tmp_path / "train.parquet", {"image": cells(4), "label": labels}, metadata)
+    source = open_source(tmp_path, blank="negative")
+    assert source.spaces()["multilabel"].classes == ("cat", "dog", "emu")
+    assert multilabel(source) == [[1, 0, 1], [0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    *_, last = open_source(tmp_path).records()
+    assert last.truth((3, 2)).notes == ["no label"]
+
+
+def test_parquet_source_reads_lists_of_names(tmp_path: Path) -> None:
+    labels = pa.array([["emu", "cat"], ["nothing"]], pa.list_(pa.string()))
+    write(tmp_path / "train.parquet", {"image": cells(2), "label": labels})
+    source = open_source(tmp_path, no_class=["nothing"])
+    assert source.spaces()["multilabel"].classes == ("cat", "emu")
+    assert multilabel(source) == [[1, 1], [0, 0]]
+
+
+def test_parquet_source_reads_several_names_in_a_cell(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", {"image": cells(2), "label": ["emu|cat", "cat"]})
+    assert multilabel(open_source(tmp_path, separator="|")) == [[1, 1], [1, 0]]
+
+
+def test_parquet_source_reads_a_column_for_each_class(tmp_path: Path) -> None:
+    columns = {
+        "image": cells(4),
+        "Edema": pa.array([1, 0, -1, None], pa.int8()),
+        "Mass": pa.array([1.0, -1.0, float("nan"), 0.0]),
+        "Hernia": [True, False, True, False],
+    }
+    write(tmp_path / "train.parquet", columns)
+    source = open_source(tmp_path, labels=["Mass", "Edema", "Hernia"])
+    assert source.spaces()["multilabel"].classes == ("Mass", "Edema", "Hernia")
+    assert multilabel(source) == [[1, 1, 1], [None, 0, 0], [None, None, 1], [0, None, 0]]
+
+
+def test_parquet_source_quotes_bad_cells(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", {"image": cells(1), "Edema": [3]})
+    (record,) = open_source(tmp_path, labels=["Edema"]).records()
+    with pytest.raises(DataError, match=r"train.parquet#0, column 'Edema': 3 is none of 1 \(present\)"):
+        record.truth((3, 2))
+
+
 def test_parquet_source_allows_a_split_without_labels(tmp_path: Path) -> None:
     write(tmp_path / "test.parquet", {"image": cells(1)})
     write(tmp_path / "train.parquet", {"image": cells(1), "label": [1]}, PLAIN)
@@ -118,6 +176,14 @@ def test_parquet_source_allows_a_split_without_labels(tmp_path: Path) -> None:
     test, train = source.records()
     assert test.truth((3, 2)).notes == ["no label"]
     assert classes(source, [train]) == ["dog"]
+
+
+def test_parquet_source_takes_blank_cells_but_no_missing_columns_as_negative(tmp_path: Path) -> None:
+    write(tmp_path / "test.parquet", {"image": cells(1)})
+    write(tmp_path / "train.parquet", {"image": cells(1), "label": pa.array([None], pa.list_(pa.int64()))}, PLAIN)
+    test, train = open_source(tmp_path, blank="negative").records()
+    assert test.truth((3, 2)).notes == ["no label"]
+    assert train.truth((3, 2)).values["multilabel"]["probs"].tolist() == [0, 0]
 
 
 def test_parquet_source_quarantines_rows_without_an_image(tmp_path: Path) -> None:

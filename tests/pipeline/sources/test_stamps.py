@@ -39,6 +39,7 @@ def write_set(root: Path) -> None:
         writer.close()
         pq.write_table(pa.table({"image": [data]}), root / f"{name}.parquet")  # overwrites the tar's index
     listed = [{"id": number, "file_name": f"{name}.png"} for number, name in enumerate(NAMES)]
+    (root / "listed.csv").write_text("image\nimages/train/kind/a.png\nimages/train/kind/b.png\n")
     (root / "instances_train.json").write_text(json.dumps({"categories": [], "images": listed, "annotations": []}))
 
 
@@ -49,6 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "coco": {"images": {"train": "images/train/kind"}},
     "depth": {"rgb": "images/train/kind"},
     "parquet": {"hold_out": 0},
+    "csv": {},
     "webdataset": {"hold_out": 0},
     "scenes": {"count": 2, "seed": 0},
     "photographs": {"count": 2, "seed": 0},

@@ -26,6 +26,7 @@ CLOSE = 1e-4
 """Largest difference of an output from torch's, for values around 1."""
 DENSE = {
     "kinds": LabelSpace("classification", ("cat", "dog", "emu")),
+    "findings": LabelSpace("multilabel", ("edema", "mass")),
     "masks": LabelSpace("segmentation", ("road", "sky")),
     "far": LabelSpace("depth"),
     "near": LabelSpace("depth", (), "relative"),

@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.steps.artifact import Inputs
 from pipeline.steps.runtime import Runtime
 from pipeline.storage.root import Root
+from pipeline.stores.labels import LabelSpace
 from tasks.prediction import Predictor
 from teachers import transformers as kind
 from teachers.models import transformers_models
@@ -82,6 +83,31 @@ def test_classification_adapter_gives_probabilities_of_the_model(save: Any) -> N
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert predictor.heads["mine"].space.classes == ("cat", "N/A", "dog")
     assert (predictor.preprocessing.size, predictor.preprocessing.crop_pct) == (64, None)
+
+
+def test_classification_adapter_gives_probabilities_of_each_class_of_a_multilabel_model(save: Any) -> None:
+    config = transformers.ViTConfig(**tiny(), id2label=NAMES, problem_type="multi_label_classification")
+    model = transformers.ViTForImageClassification(config).eval()
+    processor = transformers.ViTImageProcessor(size={"height": 64, "width": 64})
+    predictor = make(save(model, processor), "multilabel")
+    with torch.inference_mode():
+        expected = model(normalised(pictures(), processor)).logits.sigmoid()
+    found = torch.from_numpy(predictor.predict(pictures(), SIZES)["mine"]["probs"])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert predictor.heads["mine"].space == LabelSpace("multilabel", ("cat", "N/A", "dog"))
+
+
+@pytest.mark.parametrize(
+    ("task", "problem_type", "fits"),
+    [("classification", "multi_label_classification", "multilabel"), ("multilabel", None, "classification")],
+)
+def test_fetch_refuses_a_classifier_of_the_other_problem_type(
+    task: str, problem_type: str | None, fits: str, save: Any
+) -> None:
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**tiny(), problem_type=problem_type))
+    folder = save(model, transformers.ViTImageProcessor(size={"height": 64, "width": 64}))
+    with pytest.raises(ConfigError, match=f"task is '{task}', but .*published' is for '{fits}': the problem_type in"):
+        transformers_models.fetch(str(folder), task)
 
 
 def test_segmentation_adapter_gives_classes_of_the_model(save: Any) -> None:

@@ -1,0 +1,72 @@
+"""Logistic regression of every class on frozen features, by L-BFGS: the linear probe for several classes per image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from evaluation.probe import LabelledFeatures, ProbeData, ProbeResult
+from tasks.multilabel.label import TaskLabel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1
+READS = "vector"
+LABEL = TaskLabel
+GRID = tuple(10.0**power for power in range(-4, 3))
+ABOUT = (
+    "logistic regression of each class on standardised features of the whole images in which it is known, the L2 "
+    f"penalty of all classes out of {len(GRID)} (C = {GRID[0]:g} to {GRID[-1]:g}) by mAP on validation images"
+)
+RANDOM = False
+ITERATIONS = 500
+
+
+def fit(data: ProbeData) -> ProbeResult:
+    """Return the classifier with the penalty that is best on validation images, the strongest one on a tie."""
+    from tasks.multilabel.model import RankingScores
+
+    mean, std = data.train.features.mean(0), data.train.features.std(0, correction=0).clamp_min(1e-6)
+
+    def standardize(features: Tensor) -> Tensor:
+        return (features - mean) / std
+
+    train = LabelledFeatures(standardize(data.train.features), data.train.classes)
+    models = [logistic_regression(train, c) for c in GRID]
+    scores = []
+    for weight, bias in models:
+        metric = RankingScores()
+        predicted = standardize(data.val.features) @ weight + bias
+        for one, other in zip(predicted.numpy(), data.val.classes.numpy(), strict=True):
+            metric.update({"probs": one}, {"probs": other})
+        scores.append(metric.compute()["map"])
+    best = max(range(len(GRID)), key=scores.__getitem__)
+    weight, bias = models[best]
+    settings = {"C": GRID[best], "validation": scores[best]}
+    return ProbeResult(lambda features: (standardize(features) @ weight + bias).sigmoid(), settings)
+
+
+def logistic_regression(data: LabelledFeatures, c: float) -> tuple[Tensor, Tensor]:
+    """Return weights (D, K) and biases (K,) that minimize, for each class k, |w_k|^2 / 2 + c sum_n BCE_nk.
+
+    The sum is over the images in which the class is known.
+    """
+    import torch
+    from torch.nn import functional
+
+    known = ~data.classes.isnan()
+    target = data.classes.nan_to_num()
+    weight = torch.zeros(data.features.shape[1], target.shape[1], requires_grad=True)
+    bias = torch.zeros(target.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        logits = data.features @ weight + bias
+        losses = functional.binary_cross_entropy_with_logits(logits, target, weight=known.float(), reduction="sum")
+        loss = (losses + weight.square().sum() / (2 * c)) / len(target)
+        loss.backward()
+        return float(loss.detach())
+
+    optimizer.step(closure)
+    return weight.detach(), bias.detach()
