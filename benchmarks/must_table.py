@@ -64,34 +64,34 @@ TITLE = (
 Record = Mapping[str, Any]
 
 
-class Row(NamedTuple):
+class BackboneRow(NamedTuple):
     """A backbone: the recipe's step that leaves it, and how the recipe is changed first; None if no step does."""
 
     step: str | None
     overrides: tuple[str, ...] = ()
 
 
-def single_task(teacher: str) -> Row:
+def single_task(teacher: str) -> BackboneRow:
     """Return the student of one teacher's labels alone."""
     weights = ", ".join(f"{name}: {float(name == teacher)}" for name in TEACHERS)
-    return Row("student", (f"student.loss_weights={{{weights}}}",))
+    return BackboneRow("student", (f"student.loss_weights={{{weights}}}",))
 
 
-def scenes_pool(count: int) -> Row:
+def scenes_pool(count: int) -> BackboneRow:
     """Return the student of a pool of `count` unlabelled scenes beside the labelled sets, and no photographs."""
-    return Row("student", ("pool=[world, shapes, things, parts, rooms]", f"data.world.count={count}"))
+    return BackboneRow("student", ("pool=[world, shapes, things, parts, rooms]", f"data.world.count={count}"))
 
 
 ROWS = {
-    "from scratch": Row(None),
-    **{f"teacher of {name}": Row(f"teacher.{name}") for name in TEACHERS},
-    "SimCLR": Row("stage.simclr"),
-    "MoCo-v2": Row("stage.mocov2"),
+    "from scratch": BackboneRow(None),
+    **{f"teacher of {name}": BackboneRow(f"teacher.{name}") for name in TEACHERS},
+    "SimCLR": BackboneRow("stage.simclr"),
+    "MoCo-v2": BackboneRow("stage.mocov2"),
     **{f"student of {name}": single_task(name) for name in TEACHERS},
-    STUDENT: Row("student"),
-    "  pseudo labels alone": Row("student", ("student.labels=pseudo_only",)),
-    "  without the labelled sets": Row("student", ("pool=[world, photos]",)),
-    "  and an HPT stage": Row("stage.hpt"),
+    STUDENT: BackboneRow("student"),
+    "  pseudo labels alone": BackboneRow("student", ("student.labels=pseudo_only",)),
+    "  without the labelled sets": BackboneRow("student", ("pool=[world, photos]",)),
+    "  and an HPT stage": BackboneRow("stage.hpt"),
     **{f"  pool of {scale}x": scenes_pool(500 * scale) for scale in (1, 5, 20)},
 }
 """The rows of the table. Those of students that differ from the multi-task student in one thing are indented."""

@@ -69,7 +69,7 @@ def test_count_kept_says_that_calibrated_scores_do_not_reach_the_threshold(
     share = count_kept({"masks": heads["masks"]}, inputs)["masks"]
     assert (share["calibrated"], sum(share["kept"])) == (True, 0)
     assert share["warning"] == (
-        "the threshold keeps nothing: the student learns nothing from this teacher's labels. Its scores are "
+        "the threshold keeps nothing: the student learns none of the classes from this teacher. Its scores are "
         "calibrated: the highest are right in 42% of the cases, and the threshold is 50%. Lower "
         "student.thresholds.masks, or set "
         "teachers.masks.calibrate to null, and the threshold is compared with the scores themselves"
