@@ -32,7 +32,9 @@ from benchmarks.measure import RESULTS, describe_environment, save_result
 from cli.options import OverrideOptions, RootOption
 from evaluation.comparison.cost import backbone_cost
 from evaluation.measurement import MEASUREMENTS_FILE
+from evaluation.schedules import SCHEDULES, FinetuneSchedule
 from pipeline.errors import ConfigError, require_one_of
+from pipeline.recipe.augment import AugmentConfig
 from pipeline.steps.artifact import Artifact, read_json
 from pipeline.storage import DEFAULT_ROOT
 from pipeline.training.device import find_device
@@ -95,10 +97,22 @@ ROWS = {
     **{f"  pool of {scale}x": scenes_pool(500 * scale) for scale in (1, 5, 20)},
 }
 """The rows of the table. Those of students that differ from the multi-task student in one thing are indented."""
+BRIEF = "brief"
+SCHEDULES[BRIEF] = FinetuneSchedule(
+    1,
+    "all weights, AdamW, 150 steps of 16 images, cosine, learning rate 0.001, random crops, flips and colours",
+    lambda images, total: [{"batch": 16, "steps": 150, "lr": 1e-3}],
+    AugmentConfig(),
+)
+"""A quarter of the quick schedule's steps or fewer: there are hundreds of networks to fine-tune."""
 MEASURES = {
     "frozen": (f"evaluate.probe_sets=[{', '.join(SETS)}]", "evaluate.probes=[linear, linear_dense, detector]"),
-    "100 labels": (f"evaluate.finetune=[{', '.join(SETS)}]", "evaluate.labels=[100]"),
-    "1,000 labels": (f"evaluate.finetune=[{', '.join(MANY_LABELS)}]", "evaluate.labels=[1000]"),
+    "100 labels": (f"evaluate.finetune=[{', '.join(SETS)}]", "evaluate.labels=[100]", f"evaluate.schedule={BRIEF}"),
+    "1,000 labels": (
+        f"evaluate.finetune=[{', '.join(MANY_LABELS)}]",
+        "evaluate.labels=[1000]",
+        f"evaluate.schedule={BRIEF}",
+    ),
 }
 """Ways of measuring a backbone, with the recipe's keys."""
 
@@ -170,6 +184,8 @@ def summary(seeds: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     table = [["measured", "backbone", *columns, "mean rank", f"{STUDENT} better", "images", "s", "s before"]]
     for measure in (*MEASURES, "all"):
         parts = [{key: each for key, each in one.items() if measure in (key[0], "all")} for one in values]
+        if not parts[0]:
+            continue
         ranks = [mean_ranks(part, names) for part in parts]
         for name in names:
             cells = [_cell([part.get((measure, column), {}).get(name) for part in parts]) for column in columns]

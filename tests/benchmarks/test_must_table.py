@@ -1,0 +1,89 @@
+"""MuST's table in small: ranks, comparisons with the student, rows of several seeds, and results of other recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import must_table
+from benchmarks.must_table import ROWS, STUDENT, interval, main, mean_ranks, measure_row, summary, values_of, wins
+from pipeline.errors import ConfigError
+from pipeline.recipe.reader import read_recipe
+
+SCRATCH = "from scratch"
+
+
+def row(accuracy: float, error: float, **cost: float) -> dict[str, Any]:
+    """Return a row of two columns, of which the second is better when it is lower."""
+    shared = {"dataset": "studio", "n": 300, "labels": 100}
+    found = [
+        {"measure": "frozen", "task": "classification", "metric": "accuracy", "better": "higher", "value": accuracy},
+        {"measure": "100 labels", "task": "normals", "metric": "mean_angle", "better": "lower", "value": error},
+    ]
+    return {"cost": cost, "records": [{**shared, **each} for each in found]}
+
+
+ONE = {
+    SCRATCH: row(0.5, 30.0),
+    "SimCLR": row(0.7, 30.0),
+    STUDENT: row(0.8, 20.0, images=100, seconds=9, base_seconds=5),
+}
+TWO = {SCRATCH: row(0.6, 30.0), STUDENT: row(0.7, 20.0, images=100, seconds=11, base_seconds=5)}
+
+
+def test_mean_ranks_counts_lower_errors_as_better_and_shares_ties() -> None:
+    assert mean_ranks(values_of(ONE), list(ONE)) == {SCRATCH: 2.75, "SimCLR": 2.25, STUDENT: 1.0}
+
+
+def test_wins_counts_columns_where_the_student_is_better() -> None:
+    parts = [values_of(ONE)]
+    assert wins(parts, SCRATCH) == "2 of 2, p = 0.500"
+    assert wins(parts, STUDENT) == ""
+    assert wins([values_of({SCRATCH: row(0.9, 10.0), STUDENT: row(0.9, 20.0)})], SCRATCH) == "0 of 1, p = 1.000"
+
+
+def test_interval_is_of_students_t_over_seeds() -> None:
+    assert interval([2.0]) == "2.00"
+    assert interval([1.0, 2.0, 3.0]) == "2.00 ± 2.48"
+
+
+def test_summary_has_rows_of_all_seeds_by_measure_with_their_cost() -> None:
+    table = summary({"0": ONE, "1": TWO})
+    assert table[0][2:5] == ["studio classification", "studio normals ↓", "mean rank"]
+    lines = {(line[0], line[1]): line[2:] for line in table[1:]}
+    assert {name for _, name in lines} == {SCRATCH, STUDENT}, "the other has one seed"
+    assert lines["frozen", STUDENT] == ["0.750", "", "1.00 ± 0.00", "", "100", "10", "5"]
+    assert lines["all", SCRATCH] == ["", "", "2.00 ± 0.00", "2 of 2, p = 0.500", "", "", ""]
+
+
+def test_rows_of_must_table_are_recipes() -> None:
+    for size, changes in must_table.SIZES.items():
+        for name, each in ROWS.items():
+            assert read_recipe(must_table.RECIPE, [*changes, *each.overrides]).name == "must-table", (size, name)
+    student = read_recipe(must_table.RECIPE, list(ROWS["student of parts"].overrides)).student
+    assert student
+    assert {name for name, weight in student.loss_weights.items() if weight} == {"parts"}
+
+
+def test_main_measures_what_is_missing_and_refuses_results_of_another_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[tuple[str, str]] = []
+
+    def fake(root: str, name: str, overrides: list[str]) -> dict[str, Any]:
+        measured.append((name, overrides[-1]))
+        return ONE[name]
+
+    monkeypatch.setattr(must_table, "RESULTS", tmp_path)
+    monkeypatch.setattr(must_table, measure_row.__name__, fake)
+    main(str(tmp_path), rows=[SCRATCH])
+    main(str(tmp_path), rows=[SCRATCH, STUDENT], seeds="0,1")
+    assert measured == [(SCRATCH, "seed=0"), (STUDENT, "seed=0"), (SCRATCH, "seed=1"), (STUDENT, "seed=1")]
+    [page] = tmp_path.glob("must_table-small-*.md")
+    assert f"| all | {STUDENT} |" in page.read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="measured by another recipe or with other overrides"):
+        main(str(tmp_path), rows=[SCRATCH], override=["student.steps=1"])
+    with pytest.raises(ConfigError, match="--row 'SimCRL' is unknown"):
+        main(str(tmp_path), rows=["SimCRL"])
