@@ -37,6 +37,6 @@ class AugmentConfig(BaseConfig):
             return self
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"scale: {list(self.scale)} has the larger factor first; give the smaller one first")
-        if "area" in self.model_fields_set:
+        if self.area != type(self).model_fields["area"].default:
             raise ValueError(f"area: {self.area} can't be given with scale: {list(self.scale)}, which replaces it")
         return self

@@ -185,6 +185,7 @@ JITTER = AugmentConfig(scale=(0.3, 1.6), aspect=1, brightness=0, contrast=0, sat
 def test_augment_config_refuses_scale_with_area_and_factors_in_the_wrong_order() -> None:
     with pytest.raises(ValidationError, match=r"area: 0.5 can't be given with scale: \[0.1, 2.0\]"):
         AugmentConfig(scale=(0.1, 2.0), area=0.5)
+    assert AugmentConfig.model_validate(JITTER.model_dump(mode="json")) == JITTER
     with pytest.raises(ValidationError, match=r"\[2.0, 0.1\] has the larger factor first"):
         AugmentConfig(scale=(2.0, 0.1))
 
