@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from pipeline.steps.runtime import Runtime
 
 
+PENALTY_GRID = tuple(10.0**power for power in range(-4, 3))
+"""C, the inverse of the L2 penalty, that logistic regressions choose from."""
+MAX_ITERATIONS = 500
+"""Iterations of L-BFGS of a logistic regression."""
+
+
 class LabelledFeatures(NamedTuple):
     """Features (N, D) float32 and class ids (N,) int64, both on the CPU.
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from evaluation.probe import ProbeData, ProbeResult
+from evaluation.probe import MAX_ITERATIONS, PENALTY_GRID, ProbeData, ProbeResult
 from tasks.classification.label import TaskLabel
 
 VERSION = 1
 READS = "vector"
 LABEL = TaskLabel
-GRID = tuple(10.0**power for power in range(-4, 3))
 ABOUT = (
     "logistic regression on standardised features of whole images, its L2 penalty out of "
-    f"{len(GRID)} (C = {GRID[0]:g} to {GRID[-1]:g}) by accuracy on validation images"
+    f"{len(PENALTY_GRID)} (C = {PENALTY_GRID[0]:g} to {PENALTY_GRID[-1]:g}) by accuracy on validation images"
 )
 RANDOM = False
-ITERATIONS = 500
 
 
 def fit(data: ProbeData) -> ProbeResult:
@@ -40,10 +38,10 @@ def fit(data: ProbeData) -> ProbeResult:
 
     inputs = standardize(train)
     with threadpool_limits(1):  # its products are so small that a second thread makes it four times as slow
-        models = [LogisticRegression(C=c, max_iter=ITERATIONS).fit(inputs, classes) for c in GRID]
+        models = [LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(inputs, classes) for c in PENALTY_GRID]
     val = standardize(data.val.features), data.val.classes.numpy()
     accuracies = [float(model.score(*val)) for model in models]
-    best = max(range(len(GRID)), key=accuracies.__getitem__)
+    best = max(range(len(PENALTY_GRID)), key=accuracies.__getitem__)
 
     def classify(features: torch.Tensor) -> torch.Tensor:
         predicted = models[best].predict_proba(standardize(features))
@@ -51,4 +49,4 @@ def fit(data: ProbeData) -> ProbeResult:
         probabilities[:, models[best].classes_] = torch.from_numpy(predicted).float()
         return probabilities
 
-    return ProbeResult(classify, {"C": GRID[best], "validation": accuracies[best]})
+    return ProbeResult(classify, {"C": PENALTY_GRID[best], "validation": accuracies[best]})

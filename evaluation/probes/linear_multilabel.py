@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from evaluation.probe import LabelledFeatures, ProbeData, ProbeResult
+from evaluation.probe import MAX_ITERATIONS, PENALTY_GRID, LabelledFeatures, ProbeData, ProbeResult
 from tasks.multilabel.label import TaskLabel
 
 if TYPE_CHECKING:
@@ -13,13 +13,12 @@ if TYPE_CHECKING:
 VERSION = 1
 READS = "vector"
 LABEL = TaskLabel
-GRID = tuple(10.0**power for power in range(-4, 3))
 ABOUT = (
     "logistic regression of each class on standardised features of the whole images in which it is known, the L2 "
-    f"penalty of all classes out of {len(GRID)} (C = {GRID[0]:g} to {GRID[-1]:g}) by mAP on validation images"
+    f"penalty of all classes out of {len(PENALTY_GRID)} (C = {PENALTY_GRID[0]:g} to {PENALTY_GRID[-1]:g}) by mAP on "
+    "validation images"
 )
 RANDOM = False
-ITERATIONS = 500
 
 
 def fit(data: ProbeData) -> ProbeResult:
@@ -32,7 +31,7 @@ def fit(data: ProbeData) -> ProbeResult:
         return (features - mean) / std
 
     train = LabelledFeatures(standardize(data.train.features), data.train.classes)
-    models = [logistic_regression(train, c) for c in GRID]
+    models = [logistic_regression(train, c) for c in PENALTY_GRID]
     scores = []
     for weight, bias in models:
         metric = RankingScores()
@@ -40,9 +39,9 @@ def fit(data: ProbeData) -> ProbeResult:
         for one, other in zip(predicted.numpy(), data.val.classes.numpy(), strict=True):
             metric.update({"probs": one}, {"probs": other})
         scores.append(metric.compute()["map"])
-    best = max(range(len(GRID)), key=scores.__getitem__)
+    best = max(range(len(PENALTY_GRID)), key=scores.__getitem__)
     weight, bias = models[best]
-    settings = {"C": GRID[best], "validation": scores[best]}
+    settings = {"C": PENALTY_GRID[best], "validation": scores[best]}
     return ProbeResult(lambda features: (standardize(features) @ weight + bias).sigmoid(), settings)
 
 
@@ -58,7 +57,7 @@ def logistic_regression(data: LabelledFeatures, c: float) -> tuple[Tensor, Tenso
     target = data.classes.nan_to_num()
     weight = torch.zeros(data.features.shape[1], target.shape[1], requires_grad=True)
     bias = torch.zeros(target.shape[1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimizer.zero_grad()

@@ -24,8 +24,6 @@ PAD_COLOR = (124, 116, 104)
 """ImageNet's mean color, which networks see as nearly 0."""
 VALID_STEP = 4
 """A padded side of the valid region is a multiple of it, in pixels: whole cells of dense maps."""
-
-
 Valid = Sequence[tuple[int, int]] | None
 """(width, height) of the valid region of each image of a batch, in pixels of the input; None if nothing is padded."""
 

@@ -178,9 +178,8 @@ def _names_in(schema: pa.Schema, label: str) -> tuple[str, ...]:
             return tuple(json.loads(metadata[b"classes"]))
         features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
         feature = features.get(label, {})
-        feature = (
-            feature[0] if isinstance(feature, list) else feature.get("feature", feature)
-        )  # of a list: its entries'
+        # of a list, the feature of its entries
+        feature = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
         return tuple(feature.get("names", ()))
     except (ValueError, TypeError, AttributeError, IndexError):
         return ()  # metadata with another meaning
