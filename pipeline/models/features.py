@@ -44,7 +44,7 @@ def extract_features(
         transform: applied to each image (S, S, 3) uint8, which is resized as a whole to the backbone's square before.
     """
     with _eval_mode(backbone):
-        return torch.cat(
+        return _concat(
             [backbone(batch).float().cpu() for batch in _batches(backbone, images, indices, runtime, transform)]
         )
 
@@ -61,7 +61,12 @@ def extract_maps(
     with _eval_mode(backbone):
         batches = _batches(backbone, images, indices, runtime, transform)
         found = [[_half(level) for level in backbone.readout(batch).maps] for batch in batches]
-    return [torch.cat(level) for level in zip(*found, strict=True)]
+    return [_concat(level) for level in zip(*found, strict=True)]
+
+
+@torch.autocast("cpu", enabled=False)  # which concatenates no float16
+def _concat(batches: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(batches))
 
 
 def _half(maps: Tensor) -> Tensor:

@@ -16,9 +16,12 @@ from evaluation.dense_probe import DenseProbeData, LabelledMaps, score_on_maps, 
 from evaluation.linear_layer import DenseLinear, channel_statistics
 from evaluation.probes import detector, linear_dense
 from pipeline.errors import ConfigError
+from pipeline.models import features
 from pipeline.recipe.base import FitConfig
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import LabelSpace
+from pipeline.training import autotune
+from pipeline.training.autotune import ComputeConfig
 from tests.evaluation.measuring import Bench, Record, scratch
 
 DENSE = {"segmentation", "depth", "normals"}
@@ -63,6 +66,14 @@ def test_dense_probe_measures_on_corrupted_images(bench: Bench) -> None:
     found = {record["corruption"]: record["value"] for record in records}
     singles = [value for name, value in found.items() if name not in ("none", "all")]
     assert found["all"] == pytest.approx(sum(singles) / len(singles))
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_probe_reads_and_learns_in_bfloat16(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "BATCH", 4)
+    monkeypatch.setattr(autotune, "autotune", lambda *_: ComputeConfig("cpu", "bf16", True, {}))
+    records = probed(bench, "linear", "linear_dense", "detector")
+    assert {record["task"] for record in records} == {"classification", "detection", *DENSE}
 
 
 def maps_of(count: int, seed: int = 0) -> LabelledMaps:
