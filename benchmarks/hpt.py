@@ -1,12 +1,12 @@
-"""Compare self-supervised stages from a base, of its norm layers alone, and from scratch: steps, accuracy and cost.
+"""Compare self-supervised stages from MuST's student, of its norm layers alone, and from scratch: steps, quality, cost.
 
-    python -m benchmarks.hpt --small          # about an hour on two cores: the shifted images alone
-    python -m benchmarks.hpt                  # for a GPU: both domains, up to 20,000 steps
+    python -m benchmarks.hpt                  # some hours on two cores
+    python -m benchmarks.hpt --size large     # for a GPU
 
-There are two domains: clothing, whose base is the student of the photos recipe; and shifted images, unlike photographs:
-images of CIFAR-10 made gray and dark and laid over stripes, whose base is trained without labels on CIFAR-10's 50,000
-training images. Of the test images, which the base has not seen, 2,000 are shifted to train on and 2,000 to test on.
-Every length is a separate training, since the schedule depends on it. Results stay in the root: a second run goes on.
+The student is `must_table`'s, trained on generated scenes and photographs without any label of the three domains:
+garments and street scenes, measured by their classes and by segmentation, and shifted images, unlike photographs: those
+of CIFAR-10 made gray and dark and laid over stripes, 2,000 to train on and 2,000 to test on. Every length is a separate
+training, since the schedule depends on it. Results stay in the root: a second run goes on.
 """
 
 # ruff: noqa: E402 - the process is set up before torch is loaded
@@ -26,24 +26,37 @@ import pyarrow.parquet as pq
 import typer
 from PIL import Image
 
+from benchmarks import must_table
 from benchmarks.comparison_rows import base_seconds, row_cells, row_record, row_values, run
 from benchmarks.datasets import DATA, DataOption
 from benchmarks.measure import RESULTS, describe_environment, save_result
 from cli.options import OverrideOptions, RootOption
-from evaluation.comparison.comparison import Comparison, ComparisonSetting, Row, read_comparisons
+from evaluation.comparison.comparison import Comparison, ComparisonSetting, read_comparisons
+from pipeline.errors import require_one_of
 from pipeline.recipe.comparison import COMPARE
+from pipeline.steps.artifact import Artifact
 from pipeline.storage import DEFAULT_ROOT
 from pipeline.training.device import find_device
 
 RECIPE = Path(__file__).parent / "hpt.yaml"
+DOMAINS = ("clothing", "shifted", "street")
+TITLE = (
+    "Stages from MuST's student and from scratch, linear layers on frozen features: accuracy, or mIoU of street, in %, "
+    "mean ± deviation over seeds"
+)
 COUNT = 2000
 """Number of shifted images to train on, and to test on."""
-SMALL = [
-    "stages.base.steps=6000",
-    *("stages.base.backbone=test_resnet", "compare.shifted.backbones=[test_resnet]"),
-    *("stages.base.image_size=32", "compare.shifted.image_size=32"),
-    *(f"compare.{name}.steps=[50,200,800]" for name in ("clothing", "shifted")),
-]
+SIZES: dict[str, tuple[str, ...]] = {
+    "small": (),
+    "large": (
+        "student.image_size=128",
+        *(
+            f"compare.{name}.{key}"
+            for name in DOMAINS
+            for key in ("image_size=128", "batch=64", "steps=[200,1000,5000]")
+        ),
+    ),
+}
 
 
 def shift_image(data: bytes, number: int) -> bytes:
@@ -76,15 +89,9 @@ def write_shifted(source: Path, folder: Path) -> None:
         pq.write_table(part.set_column(place, "image", column), folder / f"{split}.parquet")
 
 
-def accuracy_lines(name: str, comparison: Comparison) -> list[list[str]]:
+def quality_lines(name: str, comparison: Comparison) -> list[list[str]]:
     """Return a line per row: domain, row, steps, mean ± deviation, seconds of one training."""
-    return [[name, *row_cells(row, comparison.columns[:1])] for row in _stage_rows(comparison)]
-
-
-def _stage_rows(comparison: Comparison) -> list[Row]:
-    """Return the rows with the stages' backbone; a student with another backbone can't be compared with them."""
-    backbones = {setting.backbone for setting in comparison.settings()}
-    return [row for row in comparison.rows if row.setting.backbone in backbones]
+    return [[name, *row_cells(row, comparison.columns[:1])] for row in comparison.rows]
 
 
 def speed_lines(name: str, comparison: Comparison) -> list[list[str]]:
@@ -94,7 +101,7 @@ def speed_lines(name: str, comparison: Comparison) -> list[list[str]]:
     goal = comparison.best_from_scratch(backbone, 1.0, column)
     assert goal is not None
     lines = []
-    for row in dict.fromkeys(row.name for row in _stage_rows(comparison)):
+    for row in dict.fromkeys(row.name for row in comparison.rows):
         cost = comparison.cost_to_reach(row, setting, column, goal)
         lines.append([name, row, f"steps to {100 * goal:.1f}", "never" if cost is None else f"{cost.steps:,}", ""])
     return lines
@@ -103,34 +110,39 @@ def speed_lines(name: str, comparison: Comparison) -> list[list[str]]:
 def main(
     root: RootOption = DEFAULT_ROOT,
     data: DataOption = DATA,
-    small: Annotated[bool, typer.Option("--small", help="For two cores, about an hour.")] = False,
+    size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "small",
+    domains: Annotated[list[str] | None, typer.Option("--domain", help="A domain to run; may be repeated.")] = None,
     override: OverrideOptions = None,
 ) -> None:
-    """Measure, print, and write `hpt-DEVICE` or `hpt_small-DEVICE` to the results."""
-    device = find_device("auto")
+    """Measure, print, and write `hpt-SIZE-DEVICE` to the results."""
+    changes, device = SIZES[require_one_of(size, SIZES, "--size")], find_device("auto")
     environment = describe_environment(device)
     images = Path(root) / "hpt" / "shifted"
     write_shifted(data / "cifar10", images)
-    overrides = [f"data.shifted.path={images}", *(SMALL if small else []), *(override or [])]
-    artifacts = run(RECIPE, root, overrides, f"{COMPARE}.shifted" if small else COMPARE)
+    student, cost = must_table.train_row(root, must_table.STUDENT, must_table.SIZES[size])
+    starts = [f"compare.{name}.starts=[{student}, scratch]" for name in DOMAINS]
+    overrides = [f"data.shifted.path={images}", *changes, *starts, *(override or [])]
+    artifacts: dict[str, Artifact] = {}
+    for domain in [require_one_of(name, DOMAINS, "--domain") for name in domains or DOMAINS]:
+        artifacts |= run(RECIPE, root, overrides, f"{COMPARE}.{domain}")
     comparisons = read_comparisons(artifacts)
-    table = [["domain", "row", "steps", "accuracy, %", "s"]]
+    table = [["domain", "row", "steps", "quality, %", "s"]]
     for name, comparison in comparisons.items():
-        table += [*accuracy_lines(name, comparison), *speed_lines(name, comparison)]
+        table += [*quality_lines(name, comparison), *speed_lines(name, comparison)]
     result = {
         "measured": environment,
-        "overrides": overrides,
+        "overrides": [*changes, *(override or [])],
+        "student": cost,
         "advice": {name: comparison.advice() for name, comparison in comparisons.items()},
         "test_images": {name: comparison.n for name, comparison in comparisons.items()},
         "seconds": base_seconds(artifacts),
         "rows": [
-            {"domain": name, **row_record(row), "accuracy": row_values(row, comparison.columns[0])}
+            {"domain": name, **row_record(row), "quality": row_values(row, comparison.columns[0])}
             for name, comparison in comparisons.items()
             for row in comparison.rows
         ],
     }
-    title = "Stages from a base and from scratch, linear probe on frozen features, accuracy in %, mean ± deviation"
-    save_result(RESULTS / f"hpt{'_small' if small else ''}-{device}.json", title, result, table)
+    save_result(RESULTS / f"hpt-{size}-{device}.json", TITLE, result, table)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python -m benchmarks.must_table                    # seed 0, on two cores for a night
     python -m benchmarks.must_table --seeds 0,1,2      # a row that is in the results is not measured again
+    taskset -c 1 python -m benchmarks.must_table --seeds 1    # beside another seed on core 0
     python -m benchmarks.must_table --size large       # for a GPU
 
 Teachers learn five tasks from four disjoint labelled sets and label a pool twenty times as large. Every other network
@@ -117,18 +118,30 @@ MEASURES = {
 """Ways of measuring a backbone, with the recipe's keys."""
 
 
+def train_row(root: str, name: str, overrides: Sequence[str]) -> tuple[str, dict[str, float]]:
+    """Train a row's backbone; return its file, or `scratch`, and its cost."""
+    step = ROWS[name].step
+    if not step:
+        return "scratch", {}
+    artifacts = run(RECIPE, root, [*overrides, *ROWS[name].overrides], step)
+    own, base = backbone_cost(artifacts[step], artifacts)
+    folder = Path(root) / "must_table" / artifacts[step].fingerprint
+    file = folder / f"{name.strip().replace(' ', '_')}.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    artifacts[step].load("backbone.safetensors", lambda path: shutil.copyfile(path, file))
+    return str(file), {
+        "images": own.images,
+        "seconds": round(own.seconds, 1),
+        "base_seconds": round(base.seconds, 1),
+    }
+
+
 def measure_row(root: str, name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Train a row's backbone and measure it in every way; return its cost and its records, JSON-ready."""
-    row, start, cost = ROWS[name], "scratch", {}
-    if row.step:
-        artifacts, start = run(RECIPE, root, [*overrides, *row.overrides], row.step), row.step
-        own, base = backbone_cost(artifacts[start], artifacts)
-        cost = {"images": own.images, "seconds": round(own.seconds, 1), "base_seconds": round(base.seconds, 1)}
-    if row.overrides:  # its backbone alone goes on: what measures backbones is the same for all rows
-        file = Path(root) / "must_table" / f"{name.strip().replace(' ', '_')}.safetensors"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        artifacts[start].load("backbone.safetensors", lambda path: shutil.copyfile(path, file))
-        start = str(file)
+    """Train a row's backbone and measure it in every way; return its cost and its records, JSON-ready.
+
+    The recipe that measures is the same for all rows: a row's own overrides are for its training.
+    """
+    start, cost = train_row(root, name, overrides)
     records = []
     for measure, keys in MEASURES.items():
         measured = run(RECIPE, root, [*overrides, f"evaluate.starts=[{start}]", *keys], "evaluate")
@@ -228,20 +241,25 @@ def main(
     device = find_device("auto")
     changes = [*SIZES[require_one_of(size, SIZES, "--size")], *(override or [])]
     file = RESULTS / f"must_table-{size}-{device}.json"
-    recipe = RECIPE.read_text(encoding="utf-8")
-    new: dict[str, Any] = {"recipe": recipe, "overrides": changes, "environments": [], "seeds": {}}
-    result = read_json(file) if file.exists() else new
-    if (result["recipe"], result["overrides"]) != (recipe, changes):
-        raise ConfigError(f"{file} was measured by another recipe or with other overrides: delete it, or use those.")
-    result["measured"] = describe_environment(device)
-    result["environments"].append(result["measured"])
+    result = read_result(file, device, changes)
     for seed in seeds.split(","):
-        done = result["seeds"].setdefault(seed, {})
         for name in [require_one_of(row, ROWS, "--row") for row in rows or ROWS]:
-            if name not in done:
-                done[name] = measure_row(root, name, [*changes, f"seed={seed}"])
+            if name not in result["seeds"].get(seed, {}):
+                row = measure_row(root, name, [*changes, f"seed={seed}"])
+                result = read_result(file, device, changes)  # another process may have added rows of another seed
+                result["seeds"].setdefault(seed, {})[name] = {**row, "measured": describe_environment(device)}
                 save_result(file, TITLE, result, summary(result["seeds"]))
     save_result(file, TITLE, result, summary(result["seeds"]))
+
+
+def read_result(file: Path, device: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return what is measured so far; raise ConfigError if it was measured by another recipe."""
+    recipe = RECIPE.read_text(encoding="utf-8")
+    new: dict[str, Any] = {"recipe": recipe, "overrides": overrides, "seeds": {}}
+    result: dict[str, Any] = read_json(file) if file.exists() else new
+    if (result["recipe"], result["overrides"]) != (recipe, overrides):
+        raise ConfigError(f"{file} was measured by another recipe or with other overrides: delete it, or use those.")
+    return {**result, "measured": describe_environment(device)}
 
 
 if __name__ == "__main__":

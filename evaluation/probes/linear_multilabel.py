@@ -16,7 +16,7 @@ LABEL = TaskLabel
 ABOUT = (
     "logistic regression of each class on standardised features of the whole images in which it is known, the L2 "
     f"penalty of all classes out of {len(PENALTY_GRID)} (C = {PENALTY_GRID[0]:g} to {PENALTY_GRID[-1]:g}) by mAP on "
-    "validation images"
+    f"validation images, at most {MAX_ITERATIONS} iterations"
 )
 RANDOM = False
 

@@ -133,7 +133,8 @@ def comparison_of(section: Sequence[str]) -> str:
 
 
 def row_name(method: str, start: str) -> str:
-    """Return the name of a row, in words."""
+    """Return the name of a row, in words; a start that is a path goes by its file's name."""
+    start = start.rpartition("/")[2]
     if method == NO_STAGE:
         known = {SCRATCH: "from scratch", STUDENT: "the student, no stage"}
         return known.get(start, f"{start}, no stage")

@@ -46,6 +46,10 @@ ROWS = [
 FOUND = Comparison("first", ROWS, [COLUMN], {"accuracy": "higher"}, {}, "pets/test", {COLUMN: 2000}, {})
 
 
+def test_row_name_of_a_start_that_is_a_file_has_no_folders() -> None:
+    assert row("simclr", SHORT, start="/data/weights/base.safetensors").name == "simclr, from base.safetensors"
+
+
 def test_rows_in_has_rows_without_a_stage_for_every_setting() -> None:
     assert FOUND.settings() == [SHORT, LONG]
     for setting, number in ((SHORT, 2), (LONG, 3)):

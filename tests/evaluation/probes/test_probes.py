@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -110,6 +111,13 @@ def test_linear_takes_the_strongest_of_equal_penalties(tmp_path: Path) -> None:
         torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(0)) + 100 * classes[:, None], classes
     )
     assert linear.fit(probe_data(apart, apart, tmp_path)).settings == {"C": 1e-4, "validation": 1.0}
+
+
+def test_linear_is_silent_where_iterations_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "MAX_ITERATIONS", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert 0 <= linear.fit(probe_data(known(1, 40), known(2, 20), tmp_path)).settings["validation"] <= 1
 
 
 @pytest.mark.parametrize("probe", [knn, linear], ids=["knn", "linear"])
