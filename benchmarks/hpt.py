@@ -119,7 +119,8 @@ def main(
     environment = describe_environment(device)
     images = Path(root) / "hpt" / "shifted"
     write_shifted(data / "cifar10", images)
-    student, cost = must_table.train_row(root, must_table.STUDENT, must_table.SIZES[size])
+    row = must_table.backbone_rows("scratch")[must_table.STUDENT]
+    student, cost = must_table.train_row(root, must_table.STUDENT, row, must_table.SIZES[size])
     starts = [f"compare.{name}.starts=[{student}, scratch]" for name in DOMAINS]
     overrides = [f"data.shifted.path={images}", *changes, *starts, *(override or [])]
     artifacts: dict[str, Artifact] = {}

