@@ -89,6 +89,7 @@ class BackboneRow(NamedTuple):
 
     step: str | None
     overrides: tuple[str, ...] = ()
+    measures: tuple[str, ...] = ("frozen", "100 labels", "1,000 labels")
 
 
 def single_task(teacher: str, teachers: Sequence[str]) -> BackboneRow:
@@ -99,7 +100,8 @@ def single_task(teacher: str, teachers: Sequence[str]) -> BackboneRow:
 
 def scenes_pool(count: int) -> BackboneRow:
     """Return the student of a pool of `count` unlabelled scenes beside the labelled sets, and no photographs."""
-    return BackboneRow("student", ("pool=[world, shapes, things, parts, rooms]", f"data.world.count={count}"))
+    overrides = "pool=[world, shapes, things, parts, rooms]", f"data.world.count={count}"
+    return BackboneRow("student", overrides, measures=("frozen",))
 
 
 def backbone_rows(start: str) -> dict[str, BackboneRow]:
@@ -164,8 +166,9 @@ def measure_row(root: str, name: str, start: str, overrides: Sequence[str]) -> d
     untrained = "scratch" if start == "scratch" else WEIGHTS
     file, cost = train_row(root, name, row, overrides) if row.step else (untrained, {})
     records = []
-    for measure, keys in MEASURES.items():
-        measured = run(RECIPE, root, [*overrides, f"evaluate.starts=[{file}]", *keys], "evaluate")
+    for measure in row.measures:
+        keys = (f"evaluate.starts=[{file}]", *MEASURES[measure])
+        measured = run(RECIPE, root, [*overrides, *keys], "evaluate")
         records += [{"measure": measure, **record} for record in leading_records(measured)]
     return {"cost": cost, "records": records}
 
@@ -210,7 +213,10 @@ def interval(values: Sequence[float]) -> str:
 
 
 def summary(rows: Sequence[str], seeds: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Return the table: a line for each measure and row that all seeds have, with its values, ranks and cost."""
+    """Return the table: a line for each measure and row that all seeds have, with its values, ranks and cost.
+
+    Rows that were not measured in every way are not ranked over all of them.
+    """
     names = [name for name in rows if all(name in rows for rows in seeds.values())]
     chosen = [{name: rows[name] for name in names} for rows in seeds.values()]
     values = [values_of(rows) for rows in chosen]
@@ -220,8 +226,9 @@ def summary(rows: Sequence[str], seeds: Mapping[str, Mapping[str, Any]]) -> list
         parts = [{key: each for key, each in one.items() if measure in (key[0], "all")} for one in values]
         if not parts[0]:
             continue
-        ranks = [mean_ranks(part, names) for part in parts]
-        for name in names:
+        here = [name for name in names if all(name in by_row for part in parts for by_row in part.values())]
+        ranks = [mean_ranks(part, here) for part in parts]
+        for name in here:
             cells = [_cell([part.get((measure, column), {}).get(name) for part in parts]) for column in columns]
             costs = [rows[name]["cost"] for rows in chosen]
             cost = [_mean_cost(costs, key) for key in ("images", "seconds", "base_seconds")]

@@ -73,6 +73,14 @@ def recipe_of(*overrides: str) -> Recipe:
     return read_recipe(must_table.RECIPE, overrides)
 
 
+def test_summary_ranks_a_row_by_what_it_was_measured_in() -> None:
+    frozen = {"cost": {}, "records": row(0.9, 20.0)["records"][:1]}
+    lines = {(line[0], line[1]): line[4] for line in summary([*ONE, "new"], {"0": {**ONE, "new": frozen}})[1:]}
+    assert lines["frozen", "new"] == "1.00"
+    assert lines["100 labels", STUDENT] == "1.00"
+    assert ("all", "new") not in lines
+
+
 @pytest.mark.parametrize("start", must_table.STARTS)
 def test_backbone_rows_are_recipes(start: str) -> None:
     rows = backbone_rows(start)
