@@ -1,4 +1,4 @@
-"""Compare self-supervised stages from MuST's student, of its norm layers alone, and from scratch: steps, quality, cost.
+"""Compare self-supervised stages from MuST's student and from scratch: steps, quality, cost.
 
     python -m benchmarks.hpt                  # some hours on two cores
     python -m benchmarks.hpt --size large     # for a GPU
@@ -34,6 +34,7 @@ from cli.options import OverrideOptions, RootOption
 from evaluation.comparison.comparison import Comparison, ComparisonSetting, read_comparisons
 from pipeline.errors import require_one_of
 from pipeline.recipe.comparison import COMPARE
+from pipeline.recipe.stage import STUDENT
 from pipeline.steps.artifact import Artifact
 from pipeline.storage import DEFAULT_ROOT
 from pipeline.training.device import find_device
@@ -49,11 +50,11 @@ COUNT = 2000
 SIZES: dict[str, tuple[str, ...]] = {
     "small": (),
     "large": (
-        "student.image_size=128",
+        "student.image_size=160",
         *(
             f"compare.{name}.{key}"
             for name in DOMAINS
-            for key in ("image_size=128", "batch=64", "steps=[200,1000,5000]")
+            for key in ("image_size=160", "batch=64", "steps=[200,1000,5000]")
         ),
     ),
 }
@@ -119,8 +120,8 @@ def main(
     environment = describe_environment(device)
     images = Path(root) / "hpt" / "shifted"
     write_shifted(data / "cifar10", images)
-    row = must_table.backbone_rows("scratch")[must_table.STUDENT]
-    student, cost = must_table.train_row(root, must_table.STUDENT, row, must_table.SIZES[size])
+    made = run(must_table.RECIPE, root, must_table.SIZES[size], STUDENT)
+    student = must_table.copy_backbone(root, made[STUDENT], STUDENT)
     starts = [f"compare.{name}.starts=[{student}, scratch]" for name in DOMAINS]
     overrides = [f"data.shifted.path={images}", *changes, *starts, *(override or [])]
     artifacts: dict[str, Artifact] = {}
@@ -133,7 +134,7 @@ def main(
     result = {
         "measured": environment,
         "overrides": [*changes, *(override or [])],
-        "student": cost,
+        "student": must_table.backbone_costs(STUDENT, made),
         "advice": {name: comparison.advice() for name, comparison in comparisons.items()},
         "test_images": {name: comparison.n for name, comparison in comparisons.items()},
         "seconds": base_seconds(artifacts),

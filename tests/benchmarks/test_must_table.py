@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from benchmarks.must_table import (
     values_of,
     wins,
 )
+from evaluation.probes import detector, linear_dense
+from evaluation.schedules import SCHEDULES
 from pipeline.errors import ConfigError
 from pipeline.recipe.reader import read_recipe
 from pipeline.recipe.recipe import Recipe
@@ -91,10 +95,8 @@ def test_backbone_rows_are_recipes(start: str) -> None:
             assert recipe.name == "must-table", (size, name)
             sizes = {network.image_size for network in networks if network.image_size}
             assert sizes == {recipe.evaluate.image_size}, (size, name)
-    for teacher, student in [("parts", "student of parts"), (start, f"student of {start}")]:
-        if student in rows:
-            weights = recipe_of(*must_table.STARTS[start], *rows[student].overrides).student.loss_weights
-            assert {name for name, weight in weights.items() if weight} == {teacher}
+    weights = recipe_of(*rows["student of parts"].overrides).student.loss_weights
+    assert {name for name, weight in weights.items() if weight} == {"parts"}
 
 
 def test_backbone_rows_from_imagenet_all_start_from_its_weights() -> None:
@@ -125,3 +127,22 @@ def test_main_measures_what_is_missing_and_refuses_results_of_another_recipe(
     monkeypatch.setitem(must_table.SIZES, "small", ("student.steps=1",))
     with pytest.raises(ConfigError, match="measured by another recipe or with other overrides"):
         main(str(tmp_path), rows=[SCRATCH])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_data")
+def test_main_trains_and_measures_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(must_table, "RESULTS", tmp_path)
+    brief = dataclasses.replace(SCHEDULES[must_table.BRIEF], grid=lambda *_: [{"batch": 16, "steps": 2, "lr": 1e-3}])
+    monkeypatch.setitem(SCHEDULES, must_table.BRIEF, brief)
+    for probe in (linear_dense, detector):
+        monkeypatch.setattr(probe, "SETTINGS", probe.SETTINGS.model_copy(update={"steps": 2}))
+    main(str(tmp_path / "root"), size="tiny", rows=["student of parts"])
+    [file] = tmp_path.glob("*.json")
+    row = json.loads(file.read_bytes())["seeds"]["0"]["student of parts"]
+    assert row["cost"]["images"] == 2 * 32
+    found = {(record["measure"], record["dataset"], record["task"]) for record in row["records"]}
+    five = ("classification", "detection", "segmentation", "depth", "normals")
+    assert found > {(measure, "studio", task) for measure in must_table.MEASURES for task in five}
+    assert ("frozen", "indoor", "depth") in found
+    assert ("1,000 labels", "clothing", "classification") in found
