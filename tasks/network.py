@@ -23,13 +23,13 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.models.backbone import Backbone
 from pipeline.models.checkpoint import load_model, save_model
 from pipeline.models.pretrained import load_weights
-from pipeline.models.readout import Readout, untrained_parameters
+from pipeline.models.readout import untrained_parameters
 from pipeline.models.timm_models import statistics
 from pipeline.models.weights import NETWORK
 from pipeline.recipe.augment import Resize
 from pipeline.recipe.teacher import TrainingConfig
 from pipeline.stores.labels import LabelSpace
-from tasks.task import PYRAMID_STRIDES, FeatureInfo, Features, Task
+from tasks.task import DENSE_STRIDE, PYRAMID_STRIDES, FeatureInfo, Features, Task
 
 
 class NetworkConfig(BaseModel):
@@ -112,7 +112,7 @@ class Network(nn.Module):
         seed_part(config.seed, "backbone")
         self.backbone = Backbone(config.backbone, config.image_size, statistics(config.backbone))
         self.tasks = {name: tasks.model(space) for name, space in config.spaces().items()}
-        self.pyramid = self._build_pyramid() if any(task.needs_pyramid for task in self.tasks.values()) else None
+        self.pyramid = self._build_pyramid() if any(task.reads != "vector" for task in self.tasks.values()) else None
         info = FeatureInfo(self.backbone.width, config.width, config.image_size, config.proposals)
         self.heads = nn.ModuleDict()
         for name, task in self.tasks.items():
@@ -128,7 +128,9 @@ class Network(nn.Module):
         """Return the features of uint8 images (B, 3, S, S)."""
         if self.pyramid is None:
             return Features(self.backbone(images))
-        return pyramid_features(self.pyramid, self.backbone.readout(images), self.config.image_size)
+        vector, maps = self.backbone.readout(images)
+        fused = any(task.reads == "fused" for task in self.tasks.values())
+        return Features(vector, *pyramid_levels(self.pyramid, maps, self.config.image_size if fused else None))
 
     def forward(self, images: Tensor, heads: Sequence[str] | None = None) -> dict[str, Any]:
         """Return raw outputs by head, of all heads or those named, for uint8 images (B, 3, S, S)."""
@@ -151,9 +153,9 @@ class Network(nn.Module):
 
     def untrained_parameters(self) -> list[str]:
         """Return timm's names of the backbone's parameters that none of the heads gives a gradient to."""
-        reads_maps = {task.needs_pyramid for task in self.tasks.values()}
+        read = {task.reads for task in self.tasks.values()}
         return untrained_parameters(
-            self.backbone.name, self.backbone.size, vector=False in reads_maps, maps=True in reads_maps
+            self.backbone.name, self.backbone.size, vector="vector" in read, maps=bool(read - {"vector"})
         )
 
     def save(self, folder: Path) -> None:
@@ -177,11 +179,12 @@ def build_pyramid(strides: Sequence[int], channels: Sequence[int], width: int) -
     return FeaturePyramidNetwork(list(channels), width, CoarseLevels(width, width))
 
 
-def pyramid_features(pyramid: nn.Module, readout: Readout, image_size: int) -> Features:
-    """Return the features that heads read, given a backbone's readout of images of this side."""
-    named = {f"map{number}": level for number, level in enumerate(readout.maps)}
-    levels = list(pyramid(named).values())
-    return Features(readout.vector, levels, fuse(levels, image_size // 4))
+def pyramid_levels(
+    pyramid: nn.Module, maps: Sequence[Tensor], image_size: int | None
+) -> tuple[list[Tensor], Tensor | None]:
+    """Return P3 to P7 and their fused map, given a backbone's maps of images of this side; None to leave that out."""
+    levels = list(pyramid({f"map{number}": level for number, level in enumerate(maps)}).values())
+    return levels, None if image_size is None else fuse(levels, image_size // DENSE_STRIDE)
 
 
 class PyramidHead(nn.Module):
@@ -189,13 +192,13 @@ class PyramidHead(nn.Module):
 
     def __init__(self, task: Task, strides: Sequence[int], channels: Sequence[int], info: FeatureInfo) -> None:
         super().__init__()
-        self.size = info.image_size
+        self.size = info.image_size if task.reads == "fused" else None
         self.pyramid = build_pyramid(strides, channels, info.pyramid_channels)
         self.head = task.head(info)
 
     def forward(self, maps: list[Tensor]) -> Any:
-        """Return the raw output for maps (B, C, h, w), finest first. The vector is not known; no such head reads it."""
-        return self.head(pyramid_features(self.pyramid, Readout(maps[-1].mean(dim=(2, 3)), maps), self.size))
+        """Return the raw output for maps (B, C, h, w), finest first."""
+        return self.head(Features(None, *pyramid_levels(self.pyramid, maps, self.size)))
 
 
 def check_head_name(name: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -44,9 +44,9 @@ class FeatureInfo:
 
 @dataclasses.dataclass
 class Features:
-    """The output of the network's shared part for the heads: `pyramid` and `fused` only where a head needs them."""
+    """The output of the network's shared part for the heads: what they read, by `Task.reads`."""
 
-    vector: Tensor
+    vector: Tensor | None
     """The backbone's vector (B, D), which stages, probes and exports read as well: see `pipeline.models.readout`."""
     pyramid: list[Tensor] = dataclasses.field(default_factory=list)
     """P3 to P7, each (B, W, S/stride, S/stride)."""
@@ -55,8 +55,8 @@ class Features:
 
     def select(self, rows: Tensor) -> Features:
         """Return the features of the images at these positions of the batch, int64 (N,)."""
-        fused = None if self.fused is None else self.fused[rows]
-        return Features(self.vector[rows], [level[rows] for level in self.pyramid], fused)
+        vector, fused = (None if maps is None else maps[rows] for maps in (self.vector, self.fused))
+        return Features(vector, [level[rows] for level in self.pyramid], fused)
 
 
 class Metric(Protocol):
@@ -88,8 +88,8 @@ class Task(ABC):
         loss = task.loss(task.head(info)(features), task.collate(values))
     """
 
-    needs_pyramid: ClassVar[bool] = True
-    """False if the head reads `Features.vector` alone."""
+    reads: ClassVar[Literal["vector", "pyramid", "fused"]] = "fused"
+    """The field of `Features` that the head reads; no other one need be there, but `pyramid` beside `fused`."""
     better: ClassVar[dict[str, str]]
     """All metrics, the leading one first, each with the better direction: "higher" or "lower"."""
 
@@ -166,6 +166,7 @@ class LinearHead(nn.Linear):
         nn.init.normal_(self.weight, std=0.01)
 
     def forward(self, features: Features) -> Tensor:  # type: ignore[override]
+        assert features.vector is not None
         return super().forward(features.vector).float()
 
 

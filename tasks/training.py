@@ -58,7 +58,7 @@ class SupervisedObjective(Objective):
     def forward(self, batch: Batch, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch.images.contiguous(memory_format=self.memory_format)
         if not batch.targets:
-            return self.network.features(images).vector.float().mean() * 0, {}
+            return self.network.backbone(images).float().mean() * 0, {}
         losses = self.network.losses(images, batch.targets)
         counted = {name: shares[name] * self._labelled_share(name, batch, shares) for name in losses}
         return self.combine(losses, counted), {name: shares[name] * loss.detach() for name, loss in losses.items()}

@@ -10,7 +10,7 @@ from tasks.detection.label import TaskLabel
 if TYPE_CHECKING:
     from evaluation.dense_probe import DenseProbeData, DenseProbeResult
 
-VERSION = 1
+VERSION = 2
 READS = "maps"
 LABEL = TaskLabel
 SETTINGS = FitConfig(batch=8, steps=400, lr=1e-3)

@@ -27,7 +27,7 @@ from pipeline.steps.artifact import Step, StepKind
 
 POOL = dataclasses.replace(STAGE_POOL, name="compare_pool")
 METHOD = dataclasses.replace(STAGE, name="compare_method")
-SUPERVISED = StepKind("compare_supervised", "evaluation.comparison.supervised_baseline:train", version=3)
+SUPERVISED = StepKind("compare_supervised", "evaluation.comparison.supervised_baseline:train", version=4)
 COMPARE_PROBE = dataclasses.replace(PROBE, name="compare_probe")
 COMPARE_FINETUNE = dataclasses.replace(FINETUNE, name="compare_finetune")
 

@@ -28,7 +28,7 @@ PROBE = StepKind("probe", "evaluation.probing:probe", version=2, measures=True, 
 FINETUNE = StepKind(
     "finetune",
     "evaluation.finetuning:finetune",
-    version=3,
+    version=4,
     measures=True,
     incremental_keys=("labels", "seeds"),
     label_check=CHECK,

@@ -72,7 +72,7 @@ def _concat(batches: Sequence[Tensor]) -> Tensor:
 def _half(maps: Tensor) -> Tensor:
     """Return maps as float16 on the host; what is out of its range is clipped."""
     largest = torch.finfo(torch.float16).max
-    return maps.clamp(-largest, largest).half().cpu()
+    return maps.float().clamp(-largest, largest).half().cpu()
 
 
 @contextlib.contextmanager

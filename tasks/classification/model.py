@@ -32,7 +32,7 @@ class Accuracy:
 class TaskModel(Task):
     """Learn the distribution over K classes; raw output: logits (B, K). The initial prediction is near uniform."""
 
-    needs_pyramid = False
+    reads = "vector"
     better = {"accuracy": "higher"}  # noqa: RUF012 - a constant
 
     def head(self, info: FeatureInfo) -> nn.Module:

@@ -32,6 +32,12 @@ MAX_BOXES = 100
 POOL_SIZE = 7
 SAMPLING_RATIO = 0
 """RoIAlign takes a sample per map cell that a bin covers, however large the box."""
+CANONICAL_SIZE = 224
+"""Side in pixels from which on boxes are pooled from P4; from twice that on from P5, and below it from P3.
+
+As in FPN (Lin et al., CVPR 2017, eq. 1). It does not follow the image size: a box covers as many cells in small images
+as in large ones.
+"""
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
 MOST_PROPOSALS, MOST_SAMPLED = 1000, 512
 """Proposals per image, and those of them that the box head learns from, as in torchvision's detectors for large images.
@@ -123,7 +129,7 @@ class DetectionHead(nn.Module):
             nms_thresh=0.7,
         )
         pool = MultiScaleRoIAlign(
-            list(LEVELS[:3]), POOL_SIZE, SAMPLING_RATIO, canonical_scale=info.image_size // 2, canonical_level=4
+            list(LEVELS[:3]), POOL_SIZE, SAMPLING_RATIO, canonical_scale=CANONICAL_SIZE, canonical_level=4
         )
         self.boxes = RoIHeads(
             pool,
@@ -141,9 +147,9 @@ class DetectionHead(nn.Module):
         self.size = info.image_size
 
     def forward(self, features: Features) -> Pending:
-        count = len(features.vector)
-        blank = features.vector.new_empty(count, 3, self.size, self.size, device="meta")
         levels = dict(zip(LEVELS, features.pyramid, strict=True))
+        finest = features.pyramid[0]
+        blank = finest.new_empty(len(finest), 3, self.size, self.size, device="meta")
         return Pending(self, levels, blank)
 
     def run(
@@ -167,6 +173,7 @@ class DetectionHead(nn.Module):
 class TaskModel(Task):
     """Learn scored boxes; raw output: `Pending`."""
 
+    reads = "pyramid"
     better = {"ap": "higher", "ap50": "higher"}  # noqa: RUF012 - a constant
 
     def head(self, info: FeatureInfo) -> nn.Module:

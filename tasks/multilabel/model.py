@@ -47,7 +47,7 @@ class RankingScores:
 class TaskModel(Task):
     """Learn the probability of each of K classes; raw output: logits (B, K). The initial prediction is near 0.5."""
 
-    needs_pyramid = False
+    reads = "vector"
     better = {"map": "higher", "auroc": "higher"}  # noqa: RUF012 - a constant
 
     def head(self, info: FeatureInfo) -> nn.Module:

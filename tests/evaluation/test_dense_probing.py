@@ -46,7 +46,7 @@ def test_probe_measures_every_task_that_its_probes_learn(bench: Bench) -> None:
     leading["depth"] = "delta_1.25"
     for task, metric in leading.items():
         found = [record for record in records if record["task"] == task]
-        protocol = {"classification": "knn v1", "detection": "detector v1"}.get(task, "linear_dense v1")
+        protocol = {"classification": "knn v1", "detection": "detector v2"}.get(task, "linear_dense v1")
         assert {record["protocol"] for record in found} == {protocol}
         assert [(record["labels"], record["n"]) for record in found if record["metric"] == metric] == [(8, 5), (12, 5)]
     assert {record["steps"] for record in records if record["task"] != "classification"} == {3}

@@ -104,4 +104,4 @@ def test_predictor_gives_distributions_over_classes(make_network: Callable[..., 
         assert value["probs"].shape == (3,)
         assert value["probs"].dtype == np.float32
         assert value["probs"].sum() == pytest.approx(1, abs=1e-6)
-    assert tasks.model(SPACE).needs_pyramid is False
+    assert tasks.model(SPACE).reads == "vector"

@@ -295,6 +295,15 @@ def test_anchor_sizes_follow_the_image_size(size: int, largest: float) -> None:
     assert any(abs(height - largest) <= 1 for height in heights), "the square one of P7"
 
 
+def test_detection_head_pools_boxes_from_the_levels_of_fpn_at_any_image_size() -> None:
+    boxes = torch.tensor([[0.0, 0, side, side] for side in (20, 223, 225, 447, 449)])
+    levels = {f"p{level}": torch.zeros(1, 8, *[1024 // 2**level] * 2) for level in (3, 4, 5)}
+    for image_size in (64, 1024):
+        pool = head_for(image_size).boxes.box_roi_pool
+        pool(levels, [boxes], [(1024, 1024)])
+        assert pool.map_levels([boxes]).tolist() == [0, 0, 1, 1, 2]
+
+
 def test_detection_head_proposes_as_many_regions_as_the_image_size_asks_for() -> None:
     assert [default_proposals(size) for size in (64, 224, 512, 1024)] == [32, 98, 512, 1000]
     head = head_for(512)

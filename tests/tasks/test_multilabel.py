@@ -173,4 +173,4 @@ def test_predictor_gives_a_probability_for_each_class(make_network: Callable[...
     assert value["probs"].shape == (3,)
     assert value["probs"].dtype == np.float32
     assert ((value["probs"] > 0) & (value["probs"] < 1)).all()
-    assert tasks.model(SPACE).needs_pyramid is False
+    assert tasks.model(SPACE).reads == "vector"
