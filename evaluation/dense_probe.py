@@ -29,8 +29,6 @@ from pipeline.training.process_group import ProcessGroup
 from tasks.prediction import to_numpy
 from tasks.task import Metric, Target, Task
 
-MOST_IMAGES = 2000
-"""Labelled images that a probe learns from, those for validation included, at most: their maps are kept in memory."""
 BATCH = 32
 """Images that are scored at once."""
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import tasks
 from evaluation import corruptions
-from evaluation.dense_probe import MOST_IMAGES, DenseProbeData, DenseProbeResult, LabelledMaps, update_metric
+from evaluation.dense_probe import DenseProbeData, DenseProbeResult, LabelledMaps, update_metric
 from evaluation.extraction import Change, FeatureExtractor, image_changes
 from evaluation.label_subsets import LabelRequest, probe_module, split_train_val
 from evaluation.measurement import Measurement, measurements
+from evaluation.probe import MAX_MAP_IMAGES
 from pipeline.data.dataset import ImageDataset
 from pipeline.models.features import identity
 from pipeline.recipe.evaluation import Amount, StartConfig
@@ -49,9 +50,10 @@ class DenseProbing:
         All probes are fitted before any is scored: the maps of the test images are made once, and are not kept.
         """
         config, fitted = self.config, list[_Fitted]()
-        draws = [(min(count, MOST_IMAGES), asked) for asked, count in self.counts.items()]
-        draws = list({labels: (labels, asked) for labels, asked in reversed(draws)}.values())[::-1]
-        trials = list(itertools.product(draws, range(config["seed"], config["seed"] + config["seeds"])))
+        draws: dict[int, Amount] = {}  # amounts above the limit are one
+        for asked, count in self.counts.items():
+            draws.setdefault(min(count, MAX_MAP_IMAGES), asked)
+        trials = list(itertools.product(draws.items(), range(config["seed"], config["seed"] + config["seeds"])))
         for number, ((labels, asked), seed) in enumerate(trials):
             train, val = self._labelled(labels, seed)
             for name in probes:
@@ -72,7 +74,7 @@ class DenseProbing:
     @functools.cached_property
     def _val(self) -> LabelledMaps:
         assert self.splits.val
-        return self._maps(self.splits.val, range(min(len(self.splits.val), MOST_IMAGES)))
+        return self._maps(self.splits.val, range(min(len(self.splits.val), MAX_MAP_IMAGES)))
 
     def _scores(self, fitted: Sequence[_Fitted]) -> list[list[tuple[str, dict[str, float]]]]:
         """Return the metrics on the test images of each fitted probe, by corruption: unchanged images first."""

@@ -19,6 +19,11 @@ PENALTY_GRID = tuple(10.0**power for power in range(-4, 3))
 """C, the inverse of the L2 penalty, that logistic regressions choose from."""
 MAX_ITERATIONS = 500
 """Iterations of L-BFGS of a logistic regression."""
+MAX_MAP_IMAGES = 2000
+"""Labelled images at most that a probe on maps learns from, and of a split `val` at most that it chooses by.
+
+Their maps are kept in memory.
+"""
 
 
 class LabelledFeatures(NamedTuple):

@@ -34,7 +34,7 @@ class Config(MethodConfig):
     warmup: float = Field(default=0.1, ge=0, lt=1)
     clip: float | None = Field(default=3.0, gt=0)
     drop_path: float = Field(default=0.1, ge=0, lt=1)
-    small_views: int = Field(default=6, ge=0)
+    small_views: int = Field(default=8, ge=0)
     """Smaller views of each image, 3/7 as large."""
     hidden: int = Field(default=2048, ge=2)
     """Width of the head's hidden layers."""

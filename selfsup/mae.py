@@ -84,13 +84,14 @@ class MAE(Method):
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         [images] = views.unlabelled
-        prediction, masked = self._reconstruct(images)
-        return {"mae": masked_reconstruction(prediction, patchify(images, self.patch_size), masked)}
+        normalized = self.backbone.normalize(images)
+        prediction, masked = self._reconstruct(normalized)
+        return {"mae": masked_reconstruction(prediction, patchify(normalized, self.patch_size), masked)}
 
-    def _reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _reconstruct(self, normalized: Tensor) -> tuple[Tensor, Tensor]:
         """Predict all N patches of P values (B, N, P), and return which of them were masked (B, N) bool."""
         model: Any = self.backbone.model
-        tokens = model._pos_embed(model.patch_embed(self.backbone.normalize(images)))
+        tokens = model._pos_embed(model.patch_embed(normalized))
         first = model.num_prefix_tokens
         visible_tokens, order = random_masking(tokens[:, first:], self.config.masked)
         latent = model.norm_pre(torch.cat([tokens[:, :first], visible_tokens], dim=1))

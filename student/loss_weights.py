@@ -17,8 +17,8 @@ from tasks.training import WeightedSum
 def task_weight(student_batch: float, student_lr: float, teacher_batch: float, teacher_lr: float) -> float:
     """Return MuST's weight of a teacher's loss, w = (b_s lr_t) / (b_t lr_s) (Ghiasi et al., ICCV 2021).
 
-    With it one example moves the student, w lr_s / b_s, as far as it moved the teacher, lr_t / b_t, if both are trained
-    by one optimizer: `task_weight(4096, 1.6, 256, 0.32)` is 3.2. Raises ConfigError unless all four are positive and
+    With it an example's step in the student, w lr_s / b_s, equals its step in the teacher, lr_t / b_t, if one optimizer
+    trains both: `task_weight(4096, 1.6, 256, 0.32)` is 3.2. Raises ConfigError unless all four are positive and
     finite.
     """
     names = ("student batch", "student lr", "teacher batch", "teacher lr")
@@ -29,9 +29,12 @@ def task_weight(student_batch: float, student_lr: float, teacher_batch: float, t
 
 
 class UncertaintyWeighting(nn.Module):
-    """Learned weights: sum_i exp(-s_i) L_i + s_i / 2 with s_i free (Kendall et al., CVPR 2018, up to a factor).
+    """Learned weights: sum_i exp(-s_i) L_i + s_i / 2 with s_i free, whose optimum is s_i = log(2 L_i).
 
-    `shares`: by head, the share of the step's images that this microbatch's labels are for, in [0, 1].
+    It is the form of Kendall et al. (CVPR 2018) for classification, for all tasks.
+
+    `shares`: by head, what a microbatch's mean loss counts in its step, in [0, 1]: its part of the head's labels in the
+    step, times the share of the step's images that have one.
     """
 
     def __init__(self, names: list[str]) -> None:

@@ -135,7 +135,7 @@ class Network(nn.Module):
     def forward(self, images: Tensor, heads: Sequence[str] | None = None) -> dict[str, Any]:
         """Return raw outputs by head, of all heads or those named, for uint8 images (B, 3, S, S)."""
         features = self.features(images)
-        return {name: self.heads[name](features) for name in heads or self.tasks}
+        return {name: self.heads[name](features) for name in (self.tasks if heads is None else heads)}
 
     def losses(self, images: Tensor, targets: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the loss of every head that has a target in the batch, a scalar each.

@@ -45,7 +45,10 @@ class Preprocessing:
     """Of crops: bicubic filtering instead of bilinear."""
 
     def __call__(self, image: Image.Image, size: tuple[int, int]) -> np.ndarray[Any, Any]:
-        """Return the RGB image as uint8 (S, S, 3). It may be a reduced decode of one of `size` = (width, height)."""
+        """Return the RGB image as uint8 (S, S, 3).
+
+        It may have been decoded at a reduced size; `size` is (width, height) of the file's image, pixels.
+        """
         if self.crop_pct is None:
             return transform_image(image, AugmentParams(self._box(size)), self.size)
         side = self.crop_pct * min(image.size)
@@ -92,7 +95,7 @@ class Predictor:
     def setup(self, runtime: Runtime, model_id: Any) -> Predictor:
         """Move to the device, precision and layout that are measured to be fastest; return self.
 
-        The measurement is kept under `model_id`, JSON that tells this model from others, as its `model.json`.
+        The measurement is cached under `model_id`: JSON that identifies the model, such as its `model.json`.
         """
         size = self.preprocessing.size
         images = torch.randint(0, 256, (AUTOTUNE_IMAGES, 3, size, size), dtype=torch.uint8)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.data.dataset import ImageDataset
 from pipeline.data.loader import Batch, BatchLoader, LoaderConfig
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.augment import AugmentConfig
 from pipeline.recipe.base import FitConfig, ValidateConfig
 from pipeline.steps import ranks
@@ -150,10 +150,11 @@ def network_validation(
 ) -> Validation:
     """Return how a network's heads are measured on their held-out images while it is trained.
 
-    One head is judged by its task's leading metric. Several are judged by the mean of their first metrics that are
-    shares, such as accuracy and mIoU.
+    One head is judged by its task's leading metric. Several are judged by the mean of their first metrics of which more
+    is better, such as accuracy and mIoU; a task without one is measured, but does not count.
     """
     better = {head: network.tasks[head].better for head in held_out}
+    shares = {head: share for head, metrics in better.items() if (share := _first_share(metrics))}
 
     def measure(objective: nn.Module, compute: ComputeConfig) -> dict[str, float]:
         assert isinstance(objective, SupervisedObjective)
@@ -162,20 +163,21 @@ def network_validation(
         scores = {head: score(predictor, images, {head: head}, runtime) for head, images in held_out.items()}
         if len(scores) == 1:
             return next(iter(scores.values()))
-        shares = [scores[head][_first_share(better[head])] for head in scores]
         named = {f"{head} {metric}": value for head, values in scores.items() for metric, value in values.items()}
-        return {MEAN: statistics.fmean(shares), **named}
+        return {MEAN: statistics.fmean(scores[head][share] for head, share in shares.items()), **named}
 
     if len(better) > 1:
+        if not shares:
+            raise ConfigError(f"validate: no task of {', '.join(better)} has a metric of which more is better.")
         return Validation(config, measure, MEAN, "higher")
     [metrics] = better.values()
     leading = next(iter(metrics))
     return Validation(config, measure, leading, "higher" if metrics[leading] == "higher" else "lower")
 
 
-def _first_share(better: Mapping[str, str]) -> str:
-    """Return the first metric of a task that is better when it is higher."""
-    return next(metric for metric, direction in better.items() if direction == "higher")
+def _first_share(better: Mapping[str, str]) -> str | None:
+    """Return the first metric of a task that is better when it is higher, or None."""
+    return next((metric for metric, direction in better.items() if direction == "higher"), None)
 
 
 def _loader(network: Network, dataset: ImageDataset, plan: TrainingPlan, runtime: Runtime) -> BatchLoader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from evaluation.probe import MAX_MAP_IMAGES
 from pipeline.recipe.base import FitConfig
 from tasks.detection.label import TaskLabel
 
@@ -16,8 +17,8 @@ LABEL = TaskLabel
 SETTINGS = FitConfig(batch=8, steps=400, lr=1e-3)
 ABOUT = (
     f"feature pyramid, region proposals and box head on the maps of whole images, AdamW, {SETTINGS.steps} steps of "
-    f"{SETTINGS.batch} images, cosine, learning rate {SETTINGS.lr:g}, the last step's weights, at most 2,000 images to "
-    "learn from"
+    f"{SETTINGS.batch} images, cosine, learning rate {SETTINGS.lr:g}, the last step's weights, at most "
+    f"{MAX_MAP_IMAGES:,} images to learn from"
 )
 RANDOM = True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from evaluation.probe import MAX_MAP_IMAGES
 from pipeline.recipe.base import FitConfig
 from tasks.raster import RasterLabel
 
@@ -17,7 +18,7 @@ STEPS, RATES = 500, (1e-2, 1e-3)
 ABOUT = (
     f"a linear layer on standardised maps of whole images, upsampled bilinearly and summed at stride 4, AdamW, {STEPS} "
     f"steps of 16 images, cosine, learning rate {RATES[0]:g} or {RATES[1]:g} by the task's leading metric on "
-    "validation images, at most 2,000 images to learn from"
+    f"validation images, at most {MAX_MAP_IMAGES:,} images to learn from"
 )
 RANDOM = True
 SETTINGS = FitConfig(batch=16, steps=STEPS, weight_decay=1e-4, warmup=0.0)
@@ -27,8 +28,6 @@ def fit(data: DenseProbeData) -> DenseProbeResult:
     """Train the layer by each learning rate, and return the one that is best on validation images."""
     import dataclasses
 
-    import torch
-
     from evaluation.dense_probe import DenseProbeResult, score_on_maps, train_on_maps
     from evaluation.linear_layer import DenseLinear
     from evaluation.measurement import max_or_min
@@ -36,7 +35,6 @@ def fit(data: DenseProbeData) -> DenseProbeResult:
     leading, direction = next(iter(data.task.better.items()))
     found: list[tuple[float, DenseProbeResult]] = []
     for rate in RATES:
-        torch.manual_seed(data.seed)
         layer = DenseLinear(data.task, data.train.maps, data.train.side)
         trial = dataclasses.replace(data, scratch=data.scratch / f"{rate:g}")
         cost = train_on_maps(layer, trial, SETTINGS.model_copy(update={"lr": rate}))

@@ -54,9 +54,9 @@ class Backbone(nn.Module):
         return ((images * 255 if images.is_floating_point() else images) - self.mean) / self.std
 
     def norm_layers(self) -> list[nn.Module]:
-        """Return the normalisation layers."""
-        kinds = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
-        return [module for module in self.model.modules() if isinstance(module, kinds)]
+        """Return the normalisation layers with a scale, of any kind: timm and torch name them so."""
+        named = (module for module in self.model.modules() if "Norm" in type(module).__name__)
+        return [module for module in named if isinstance(getattr(module, "weight", None), Tensor)]
 
     def train_only_norms(self) -> None:
         """Freeze all but scales and shifts of normalisation layers (HPT-BN); running statistics are still updated."""
@@ -65,7 +65,7 @@ class Backbone(nn.Module):
             norm.requires_grad_(True)
 
     def _precision(self, images: Tensor) -> contextlib.AbstractContextManager[object]:
-        """Return float32 where the CPU takes several times as long for bfloat16: gradients of grouped convolutions."""
+        """Return a context without autocast where the CPU is slow in bfloat16: gradients of grouped convolutions."""
         slow = self._grouped and self.training and images.device.type == "cpu"
         return torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext()
 

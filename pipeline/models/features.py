@@ -19,7 +19,7 @@ from pipeline.models.backbone import Backbone
 from pipeline.steps.runtime import Runtime
 
 BATCH, BATCHES_PER_THREAD = 64, 2
-"""Images in a batch, and batches that are prefetched."""
+"""Images in a batch, and batches that are prefetched per thread."""
 Pixels = NDArray[np.uint8]
 
 
@@ -105,5 +105,5 @@ def _batches(
     ahead = prefetch(load_batch, batches, runtime.threads, BATCHES_PER_THREAD * runtime.threads)
     with contextlib.closing(ahead) as loaded:
         for batch in loaded:
-            runtime.check_stop("looking at features")
+            runtime.check_stop("extracting features")
             yield batch.to(backbone.mean.device).float() / 255

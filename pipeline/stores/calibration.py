@@ -1,4 +1,4 @@
-"""Calibrations: monotone maps from a teacher's scores to probabilities of being right, and how reliable both are.
+"""Calibrations: maps from a teacher's scores to probabilities of being right, and how reliable both are.
 
 They are fitted on held-out images by `tasks.calibration`, stored with the teacher, and copied into the metadata of its
 label files. No torch.
@@ -18,7 +18,7 @@ BINS = 10
 
 
 class ScoreMap(Protocol):
-    """A map from scores to probabilities, which keeps their order; equal scores stay equal."""
+    """A map from scores to probabilities that keeps their order: of all scores, or of the classes of a distribution."""
 
     def __call__(self, scores: NDArray[Any]) -> NDArray[Any]:
         """Return the probabilities of scores in [0, 1], in their shape and dtype."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -47,12 +48,19 @@ class Validator:
         """Take the metrics after `step` steps, and keep a copy of the weights if they are the best so far."""
         value = scores[self.validation.metric]
         self.count += 1
-        if self.best is None or (value > self.best if self.validation.better == "higher" else value < self.best):
+        if self.best is None or self._is_better(value):
             self.best, self.best_step, self.failed = value, step, 0
             if self.validation.config.keep == "best":
                 self.weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
         else:
             self.failed += 1
+
+    def _is_better(self, value: float) -> bool:
+        """Return True if a value is better than the best one; any is better than NaN, and NaN than none."""
+        assert self.best is not None
+        if math.isnan(self.best):
+            return not math.isnan(value)
+        return value > self.best if self.validation.better == "higher" else value < self.best
 
     @property
     def is_over(self) -> bool:

@@ -201,7 +201,7 @@ class TaskModel(Task):
         return torch.stack(list(losses.values())).sum()
 
     def amount(self, target: Target) -> float:
-        """Return the number of images: the loss is a mean over a set number of anchors and proposals drawn in each."""
+        """Return the number of images: the loss is a mean over anchors and proposals that are drawn in each."""
         return len(target["images"])
 
     def predict(self, output: Pending, valid: Valid = None) -> Prediction:

@@ -44,20 +44,22 @@ class TaskLabel(Label):
         """Return the row; `confidence` is the mean of max(p, 1 - p) over the known classes, 0 if none is known."""
         probs = value["probs"].astype(np.float16)
         present = _present(probs)
-        sure = _sureness(value["probs"])
+        sure = _sureness(probs.astype(np.float32))
         return {
             "confidence": float(sure.mean()) if len(sure) else 0.0,
             "probs": codecs.pack(probs),
             "classes": present.tolist(),
             "names": [self.space.classes[number] for number in present],
-            "scores": value["probs"][present].tolist(),
+            "scores": probs[present].tolist(),
             "count": len(present),
             "unknown": 1 - len(sure) / len(probs),
         }
 
     def decode(self, row: Row, threshold: float = 0.0) -> Value:
         stored = codecs.unpack(row["probs"], np.float16, (len(self.space.classes),))
-        sure = (stored >= np.float16(threshold)) | (stored <= np.float16(1 - threshold))  # so that 0.1 reaches 0.9
+        sure = (stored >= np.float16(threshold)) | (
+            stored <= np.float16(1 - threshold)
+        )  # max(p, 1 - p) would be rounded, and miss it
         return {"probs": np.where(sure, stored, np.nan).astype(np.float32)}
 
     def class_amounts(self, table: pa.Table) -> ClassAmounts:

@@ -144,7 +144,7 @@ def reconstructed(method: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the predicted patches and which were masked, drawn the same way every time."""
     torch.manual_seed(5)
     with torch.no_grad():
-        prediction, masked = method._reconstruct(images)
+        prediction, masked = method._reconstruct(method.backbone.normalize(images))
     return prediction, masked
 
 
@@ -178,7 +178,7 @@ def test_mae_losses_are_the_error_on_masked_patches() -> None:
     [images] = batch.unlabelled
     prediction, masked = reconstructed(method, images)
     for shown in (images, torch.where(over_pixels(masked, method.patch_size), images**2, images)):
-        patches = double(patchify(shown, 16))
+        patches = double(patchify(method.backbone.normalize(shown), 16))
         spread = np.sqrt(patches.var(2, ddof=1, keepdims=True) + 1e-6)
         error = (double(prediction) - (patches - patches.mean(2, keepdims=True)) / spread) ** 2
         torch.manual_seed(5)

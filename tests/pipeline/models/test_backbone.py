@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm import layers
 
 from pipeline.errors import ConfigError
 from pipeline.models.backbone import Backbone
@@ -29,6 +30,17 @@ def test_backbone_takes_bytes_and_floats_alike() -> None:
     torch.testing.assert_close(
         backbone.normalize(images), (images / 255 - backbone.mean / 255) / (backbone.std / 255), atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("kind", [layers.LayerNorm2d, layers.GroupNorm1, layers.RmsNorm, layers.SimpleNorm2dFp32])
+def test_backbone_finds_normalisation_layers_of_any_kind(kind: type[torch.nn.Module]) -> None:
+    backbone = Backbone("test_resnet", 64, IMAGENET)
+    backbone.model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), kind(8), layers.ConvNormAct(8, 8))
+    assert [type(norm) for norm in backbone.norm_layers()] == [kind, layers.BatchNormAct2d]
+    backbone.train_only_norms()
+    trained = {name for name, parameter in backbone.model.named_parameters() if parameter.requires_grad}
+    assert "1.weight" in trained
+    assert not any("conv" in name or name.startswith("0.") for name in trained)
 
 
 def test_create_timm_model_names_near_models_for_an_unknown_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,14 @@ def test_fit_keeps_the_best_weights(tmp_path: Path, better: str, keep: str, best
     value = {"higher": 0.9, "lower": 0.1}[better]
     step = {"higher": 2, "lower": 4}[better]
     assert found == {"metric": "miou", "best": value, "step": step, "validations": 6, "kept": keep}
+
+
+def test_validator_takes_any_number_for_better_than_nan(tmp_path: Path) -> None:
+    """A metric may be undefined at first, such as the AUROC of a constant."""
+    script = Script([math.nan, 0.2, 0.1, math.nan])
+    result = train_with_result(tmp_path, Linears(), steps=4, validation=validation(script, every=1))
+    found = result.counts()["validation"]
+    assert (found["best"], found["step"]) == (0.2, 2)
 
 
 def test_fit_keeps_the_best_average(tmp_path: Path) -> None:
