@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import tasks
 from evaluation.comparison.cost import Cost
-from pipeline.data.augment import AugmentParams, Frame, seeded_generator, transform_label
+from pipeline.data.augment import DENSE_STRIDE, AugmentParams, Placement, seeded_generator, transform_label
 from pipeline.data.prefetch import PrefetchedStream
 from pipeline.data.stream import split_evenly
 from pipeline.recipe.base import FitConfig
@@ -118,7 +118,7 @@ class _MapObjective(Objective):
 def train_on_maps(module: nn.Module, data: DenseProbeData, settings: FitConfig) -> Cost:
     """Train a module on the maps and labels of `data.train`, whole images in a random order; leave it on the device."""
     train, label = data.train, tasks.label(data.task.space)
-    side = train.side if label.uses_pixels else train.side // 4
+    side = train.side if label.uses_pixels else train.side // DENSE_STRIDE
     values = [transform_label(label, value, AugmentParams(), side) for value in train.values]
 
     def collate(rows: Sequence[int]) -> _MapBatch:
@@ -165,5 +165,5 @@ def update_metric(metric: Metric, module: nn.Module, task: Task, images: Labelle
         output = module([level[start : rows.stop].to(device).float() for level in images.maps])
         prediction = to_numpy(task.predict(output))
         for offset, row in enumerate(rows):
-            frame = Frame(images.sizes[row], (images.side, images.side))
-            metric.update(task.value(prediction, offset, frame), images.values[row])
+            placement = Placement(images.sizes[row], (images.side, images.side))
+            metric.update(task.value(prediction, offset, placement), images.values[row])

@@ -113,7 +113,7 @@ def _against_truth(trial: TeacherTrial, student: Predictor, teacher: Predictor, 
     head, task = trial.head, trial.teacher.space.task
     dataset = true_label_dataset(trial.ingested, trial.split, {head: task})
     models = {f"teacher:{head}": teacher} | ({"student": student} if head in student.heads else {})
-    scores = {model: score(predictor, dataset, {head: head}, runtime) for model, predictor in models.items()}
+    scores = {model: score(predictor, dataset, head, runtime) for model, predictor in models.items()}
     if trial.trained_on:
         train = true_label_dataset(trial.trained_on, "train", {head: task}, held_out_keys(trial.trained_on))
         scores["baseline"] = score_constant(teacher.heads[head], head, train, dataset)

@@ -177,7 +177,7 @@ class _Finetuning:
         trained = train_network(network, WeightedSum({trial.task: 1.0}), train, plan, runtime)
         self.trained += 1
         predictor = network_predictor(network.cpu()).setup(runtime, network.config.architecture())
-        scores = score(predictor, val, {trial.task: trial.task}, runtime)
+        scores = score(predictor, val, trial.task, runtime)
         steps, seconds = fit.total_steps(len(train)), trained.fitted.seconds
         return FineTuned(predictor, start.name, dict(settings), steps, steps * fit.batch, seconds, scores)
 
@@ -241,13 +241,13 @@ def corruption_scores(
     predictor: Predictor, trial: FinetuneTrial, corrupted: bool, runtime: Runtime
 ) -> list[tuple[str, dict[str, float]]]:
     """Return the metrics on the test images, unchanged ones first, and on each corruption of them if asked for."""
-    head, test = {trial.task: trial.task}, trial.splits.test
-    scores = [(CLEAN, score(predictor, test, head, runtime))]
+    test = trial.splits.test
+    scores = [(CLEAN, score(predictor, test, trial.task, runtime))]
     if corrupted:
         clean = predictor.preprocessing
         for name, change in corruptions.corruption_functions():
             predictor.preprocessing = CorruptedPreprocessing(**dataclasses.asdict(clean), change=change)
-            scores.append((name, score(predictor, test, head, runtime)))
+            scores.append((name, score(predictor, test, trial.task, runtime)))
         predictor.preprocessing = clean
     return scores
 

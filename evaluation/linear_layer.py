@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evaluation.label_subsets import TASK
+from pipeline.data.augment import DENSE_STRIDE
 from pipeline.data.loader import Batch
 from pipeline.errors import ConfigError
 from pipeline.models.backbone import Backbone
 from pipeline.training.objective import Objective
-from tasks.task import DENSE_STRIDE, DenseHead, FeatureInfo, Task
+from tasks.task import DenseHead, FeatureInfo, Task
 
 
 class FrozenLinear(Objective):

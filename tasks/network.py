@@ -19,6 +19,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import tasks
+from pipeline.data.augment import DENSE_STRIDE
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.backbone import Backbone
 from pipeline.models.checkpoint import load_model, save_model
@@ -29,7 +30,7 @@ from pipeline.models.weights import NETWORK
 from pipeline.recipe.augment import Resize
 from pipeline.recipe.teacher import TrainingConfig
 from pipeline.stores.labels import LabelSpace
-from tasks.task import DENSE_STRIDE, PYRAMID_STRIDES, FeatureInfo, Features, Task
+from tasks.task import PYRAMID_STRIDES, FeatureInfo, Features, Task
 
 
 class NetworkConfig(BaseModel):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.data.augment import AugmentParams, Frame, transform_image, valid_size, whole_box
+from pipeline.data.augment import AugmentParams, Placement, full_image_box, transform_image, valid_size
 from pipeline.errors import ConfigError
 from pipeline.recipe.augment import Resize
 from pipeline.steps.artifact import Artifact, read_json
@@ -58,7 +58,7 @@ class Preprocessing:
         return np.asarray(image.resize((self.size, self.size), filtering, box=box, reducing_gap=3.0))
 
     def _box(self, size: tuple[int, int]) -> Box:
-        return whole_box(self.resize, size, self.size)
+        return full_image_box(self.resize, size, self.size)
 
     def valid_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the valid region, (width, height) in input pixels, of an image of `size` = (width, height)."""
@@ -137,8 +137,8 @@ class Predictor:
 
     def values(self, predictions: Mapping[str, Prediction], index: int, size: tuple[int, int]) -> dict[str, Value]:
         """Return the labels, by head, of image `index` of the batch, an image of `size` = (width, height) pixels."""
-        frame = Frame(size, self.preprocessing.valid_size(size))
-        return {name: head.value(predictions[name], index, frame) for name, head in self.heads.items()}
+        placement = Placement(size, self.preprocessing.valid_size(size))
+        return {name: head.value(predictions[name], index, placement) for name, head in self.heads.items()}
 
 
 def network_predictor(network: Network) -> Predictor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -50,30 +50,29 @@ def predict_all(
                 yield row, predictor.values(predictions, offset, sizes[offset])
 
 
-class Observer(Protocol):
+class Accumulator(Protocol):
     """Takes predicted and true labels, image by image: a metric, or a calibrator."""
 
     def update(self, predicted: Value, true: Value) -> None: ...
 
 
-def observe(
+def update_metrics(
     predictor: Predictor,
     dataset: ImageDataset,
-    heads: Mapping[str, str],
-    observers: Sequence[Observer],
+    head: str,
+    accumulators: Sequence[Accumulator],
     runtime: Runtime,
 ) -> None:
-    """Show each image's predicted and true label of one head to the observers; `heads` as for `score`."""
-    ((predicted_head, true_head),) = heads.items()
+    """Show each labelled image's predicted and true label of a head to the accumulators."""
     for index, values in predict_all(predictor, dataset, runtime):
-        true = dataset.values(index).get(true_head)
+        true = dataset.values(index).get(head)
         if true is not None:
-            for observer in observers:
-                observer.update(values[predicted_head], true)
+            for accumulator in accumulators:
+                accumulator.update(values[head], true)
 
 
-def score(predictor: Predictor, dataset: ImageDataset, heads: Mapping[str, str], runtime: Runtime) -> dict[str, float]:
-    """Return the metrics of one head. `heads` has one entry, from the predictor's head to the dataset's."""
-    metric = predictor.heads[next(iter(heads))].metrics()
-    observe(predictor, dataset, heads, [metric], runtime)
+def score(predictor: Predictor, dataset: ImageDataset, head: str, runtime: Runtime) -> dict[str, float]:
+    """Return the metrics of a head, against the dataset's labels of that name."""
+    metric = predictor.heads[head].metrics()
+    update_metrics(predictor, dataset, head, [metric], runtime)
     return metric.compute()

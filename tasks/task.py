@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.augment import Frame, Valid
+from pipeline.data.augment import DENSE_STRIDE, Placement, ValidSizes
 from pipeline.stores.labels import LabelSpace, Value
 from tasks.calibration import Examples
 
@@ -24,8 +24,6 @@ Prediction = dict[str, Any]
 """What a task's `predict` returns: tensors, or lists of tensors, with one entry per image."""
 PYRAMID_STRIDES = (8, 16, 32, 64, 128)
 """Pixels of the input per cell of each pyramid level, P3 to P7."""
-DENSE_STRIDE = 4
-"""Pixels of the input per cell of the fused map, and so of dense outputs and targets."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +106,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def collate(self, values: Sequence[Value], valid: Valid = None) -> Target:
+    def collate(self, values: Sequence[Value], valid: ValidSizes = None) -> Target:
         """Stack the labels of the batch's labelled images into tensors, on the CPU.
 
         Labels arrive augmented and cropped to the view: rasters of S/4 x S/4 cells, boxes in pixels of S x S. What is
@@ -127,14 +125,14 @@ class Task(ABC):
         """Return the number of labels or known pixels that `loss` is the mean over: the weight of a part of a batch."""
 
     @abstractmethod
-    def predict(self, output: Any, valid: Valid = None) -> Prediction:
+    def predict(self, output: Any, valid: ValidSizes = None) -> Prediction:
         """Turn raw output into tensors on the same device, with one entry per image. Called in inference mode.
 
         What is said about padding, outside of the images' `valid` regions, is not used.
         """
 
-    def value(self, prediction: Prediction, index: int, frame: Frame) -> Value:
-        """Return the label of image `index`, which lies in the input as `frame` says.
+    def value(self, prediction: Prediction, index: int, placement: Placement) -> Value:
+        """Return the label of image `index`, which lies in the input as `placement` says.
 
         `prediction` is what `predict` returned, as NumPy arrays. Rasters keep their resolution and lose the padding,
         boxes are in pixels of the image.
@@ -199,8 +197,8 @@ class DenseTask(Task):
     def head(self, info: FeatureInfo) -> nn.Module:
         return DenseHead(info, self.channels)
 
-    def value(self, prediction: Prediction, index: int, frame: Frame) -> Value:
-        width, height = frame.valid
+    def value(self, prediction: Prediction, index: int, placement: Placement) -> Value:
+        width, height = placement.valid
         return {name: array[index][: cells(height), : cells(width)] for name, array in prediction.items()}
 
 

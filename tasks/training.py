@@ -160,7 +160,7 @@ def network_validation(
         assert isinstance(objective, SupervisedObjective)
         predictor = network_predictor(objective.network)
         predictor.compute = compute
-        scores = {head: score(predictor, images, {head: head}, runtime) for head, images in held_out.items()}
+        scores = {head: score(predictor, images, head, runtime) for head, images in held_out.items()}
         if len(scores) == 1:
             return next(iter(scores.values()))
         named = {f"{head} {metric}": value for head, values in scores.items() for metric, value in values.items()}

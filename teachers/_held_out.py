@@ -12,7 +12,7 @@ from pipeline.stores.calibration import Calibration
 
 if TYPE_CHECKING:
     from tasks.prediction import Predictor
-    from tasks.scoring import Observer
+    from tasks.scoring import Accumulator
 
 CALIBRATE = "calibrate"
 """Key of a teacher's step: the set on whose held-out images it is calibrated; missing if it is not."""
@@ -50,24 +50,24 @@ def measure(
     from ingest.dataset import IngestedSet, check_labels_fit
     from ingest.true_labels import true_label_dataset
     from tasks.calibration import Calibrator
-    from tasks.scoring import observe
+    from tasks.scoring import update_metrics
 
     name, calibrated_on = config["name"], config.get(CALIBRATE)
     task = predictor.heads[name]
     metric, calibrator = task.metrics(), Calibrator(task.scored_examples)
-    observers: dict[str, list[Observer]] = {}
-    for data, observer in ((trained_on, metric), (calibrated_on, calibrator)):
+    accumulators: dict[str, list[Accumulator]] = {}
+    for data, accumulator in ((trained_on, metric), (calibrated_on, calibrator)):
         if data is not None:
-            observers.setdefault(data, []).append(observer)
+            accumulators.setdefault(data, []).append(accumulator)
     splits: dict[str | None, str | None] = {}
-    for data, watching in observers.items():
+    for data, measured in accumulators.items():
         ingested = IngestedSet(inputs[f"data.{data}"])
         check_labels_fit(f"teachers.{name}.{CALIBRATE}", name, task.space, data, ingested.spaces)
         split = splits[data] = ingested.held_out_split("val", task.space.task)
         if split:
             predictor.setup(inputs.runtime, read_json(out / "model.json"))
             dataset = true_label_dataset(ingested, split, {name: task.space.task})
-            observe(predictor, dataset, {name: name}, watching, inputs.runtime)
+            update_metrics(predictor, dataset, name, measured, inputs.runtime)
     scores = metric.compute() if splits.get(trained_on) else {}
     shortage = None if calibrated_on is None else calibrator.shortage()
     split = splits.get(calibrated_on)

@@ -15,7 +15,7 @@ from hypothesis import settings
 from torch import nn
 
 import tasks
-from pipeline.data.augment import Frame
+from pipeline.data.augment import Placement
 from pipeline.stores.labels import COMMON, Box, Label, LabelSpace, Row, Value
 from tasks.prediction import to_numpy
 from tasks.task import FeatureInfo, Features, Task
@@ -71,8 +71,8 @@ def value_of(
 ) -> Value:
     """Return a label of the space, as its task predicts it for an image of `size` = (width, height)."""
     task, head = head_of(space)
-    frame = Frame(size, (max(SIDE, 4 * shape[1]), max(SIDE, 4 * shape[0])))
-    value = task.value(to_numpy(task.predict(head(features(seed, shape)))), 0, frame)
+    placement = Placement(size, (max(SIDE, 4 * shape[1]), max(SIDE, 4 * shape[0])))
+    value = task.value(to_numpy(task.predict(head(features(seed, shape)))), 0, placement)
     return {name: array.copy() for name, array in value.items()}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import tasks
-from pipeline.data.augment import Frame
+from pipeline.data.augment import Placement
 from pipeline.stores.labels import LabelSpace, Value
 from tasks.network import Network, NetworkConfig
 from tasks.prediction import to_numpy
@@ -201,7 +201,7 @@ def test_metric_does_not_depend_on_order(space: LabelSpace) -> None:
     assert forward.compute() == forward.compute(), "asking twice changes the answer"
 
 
-FRAME = Frame((50, 40), (SIDE, SIDE))
+PLACEMENT = Placement((50, 40), (SIDE, SIDE))
 
 
 @every_space
@@ -212,7 +212,7 @@ def test_task_predict_does_not_depend_on_batch(space: LabelSpace) -> None:
     together = to_numpy(task.predict(head(batch)))
     for index in range(3):
         alone = to_numpy(task.predict(head(batch.select(torch.tensor([index])))))
-        assert_same_value(task.value(alone, 0, FRAME), task.value(together, index, FRAME), share=1e-3)
+        assert_same_value(task.value(alone, 0, PLACEMENT), task.value(together, index, PLACEMENT), share=1e-3)
 
 
 @every_space

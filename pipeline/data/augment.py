@@ -22,13 +22,13 @@ from pipeline.stores.labels import FULL_IMAGE, Box, Label, Value
 _LUMA = np.array([0.299, 0.587, 0.114])
 PAD_COLOR = (124, 116, 104)
 """ImageNet's mean color, which networks see as nearly 0."""
-VALID_STEP = 4
-"""A padded side of the valid region is a multiple of it, in pixels: whole cells of dense maps."""
-Valid = Sequence[tuple[int, int]] | None
+DENSE_STRIDE = 4
+"""Pixels of the input per cell of dense outputs and targets. Padding begins between cells."""
+ValidSizes = Sequence[tuple[int, int]] | None
 """(width, height) of the valid region of each image of a batch, in pixels of the input; None if nothing is padded."""
 
 
-class Frame(NamedTuple):
+class Placement(NamedTuple):
     """An image in a square input."""
 
     size: tuple[int, int]
@@ -59,7 +59,7 @@ def sample_params(
     """Draw the parameters of an augmentation. Always consumes the same amount of randomness.
 
     Args:
-        square: (width, height), relative to the image, of the square that holds it: see `square_around`.
+        square: (width, height), relative to the image, of the square that holds it: see `relative_square`.
         side: of the output, pixels.
     """
     area, aspect, x, y, flip, *color = rng.random(8)
@@ -69,30 +69,30 @@ def sample_params(
     ratio = math.exp((2 * aspect - 1) * math.log(config.aspect))
     low, high = sorted((share, 1 / share))  # beyond these one side would be longer than the square, the other shorter
     ratio = min(max(ratio, low), high)
-    width = align(square[0] * math.sqrt(share * ratio), side)
-    height = align(square[1] * math.sqrt(share / ratio), side)
+    width = round_to_cells(square[0] * math.sqrt(share * ratio), side)
+    height = round_to_cells(square[1] * math.sqrt(share / ratio), side)
     mirrored = bool(flip < config.flip)
     left, top = (1 - x if mirrored else x) * max(1 - width, 0.0), y * max(1 - height, 0.0)
     return AugmentParams((left, top, left + width, top + height), mirrored, _color_matrix(config, np.array(color)))
 
 
-def square_around(resize: Resize, size: tuple[int, int]) -> tuple[float, float]:
+def relative_square(resize: Resize, size: tuple[int, int]) -> tuple[float, float]:
     """Return (width, height), relative to an image of `size`, of the square that it is resized in, each 1 or more."""
     longer = max(size)
     return (1.0, 1.0) if resize == "stretch" else (longer / size[0], longer / size[1])
 
 
-def align(length: float, side: int) -> float:
-    """Return a crop's relative length such that an image that is shorter covers a multiple of VALID_STEP pixels."""
+def round_to_cells(length: float, side: int) -> float:
+    """Return a crop's relative length such that an image that is shorter covers a multiple of DENSE_STRIDE pixels."""
     if length <= 1:
         return length
-    covered = max(round(side / length / VALID_STEP), 1) * VALID_STEP
+    covered = max(round(side / length / DENSE_STRIDE), 1) * DENSE_STRIDE
     return max(side / covered, 1.0)
 
 
-def whole_box(resize: Resize, size: tuple[int, int], side: int) -> Box:
+def full_image_box(resize: Resize, size: tuple[int, int], side: int) -> Box:
     """Return the box of the whole image, of `size` (width, height), in a square output of `side` pixels."""
-    width, height = (align(length, side) for length in square_around(resize, size))
+    width, height = (round_to_cells(length, side) for length in relative_square(resize, size))
     return (0.0, 0.0, width, height)
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.augment import (
+    DENSE_STRIDE,
+    relative_square,
     sample_params,
     seeded_generator,
-    square_around,
     transform_image,
     transform_label,
     valid_size,
@@ -152,7 +153,7 @@ class ImageDataset:
 
         Labels in pixels are for that size; rasters have a quarter of it.
         """
-        params = sample_params(augment, seeded_generator(*seed), square_around(resize, self.size(index)), size)
+        params = sample_params(augment, seeded_generator(*seed), relative_square(resize, self.size(index)), size)
         key, data = self.read(index)
         x0, y0, x1, y1 = params.box
         needed = math.ceil(size / (x1 - x0)), math.ceil(size / (y1 - y0))
@@ -161,7 +162,7 @@ class ImageDataset:
         values = self.values(index)
         for head, value in values.items():
             label = label_sources[head][0].label
-            values[head] = transform_label(label, value, params, size if label.uses_pixels else size // 4)
+            values[head] = transform_label(label, value, params, size if label.uses_pixels else size // DENSE_STRIDE)
         return ImageSample(key, image, valid_size(params.box, size), values)
 
     @functools.cached_property

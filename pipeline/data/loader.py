@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.augment import Valid
+from pipeline.data.augment import ValidSizes
 from pipeline.data.dataset import ImageDataset, ImageSample
 from pipeline.data.prefetch import PrefetchedStream
 from pipeline.data.stream import split_evenly
 from pipeline.recipe.augment import AugmentConfig, Resize
 from pipeline.stores.labels import Value
 
-Collate = Callable[[Sequence[Value], Valid], Any]
+Collate = Callable[[Sequence[Value], ValidSizes], Any]
 """Turns the labels of a head, and the valid regions of their images, into its target."""
 
 

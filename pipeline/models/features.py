@@ -64,9 +64,9 @@ def extract_maps(
     return [_concat(level) for level in zip(*found, strict=True)]
 
 
-@torch.autocast("cpu", enabled=False)  # which concatenates no float16
 def _concat(batches: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(batches))
+    with torch.autocast("cpu", enabled=False):  # which concatenates no float16
+        return torch.cat(list(batches))
 
 
 def _half(maps: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.augment import Valid
+from pipeline.data.augment import ValidSizes
 from pipeline.stores.labels import Value
 from tasks.calibration import ClassifiedExamples
 from tasks.task import FeatureInfo, LinearHead, Prediction, Target, Task, masked_mean, stack
@@ -38,7 +38,7 @@ class TaskModel(Task):
     def head(self, info: FeatureInfo) -> nn.Module:
         return LinearHead(info, len(self.space.classes))
 
-    def collate(self, values: Sequence[Value], valid: Valid = None) -> Target:
+    def collate(self, values: Sequence[Value], valid: ValidSizes = None) -> Target:
         return {"probs": stack(values, "probs")}
 
     def loss(self, output: Tensor, target: Target) -> Tensor:
@@ -54,7 +54,7 @@ class TaskModel(Task):
     def amount(self, target: Target) -> float:
         return float(target["probs"].any(dim=1).sum())
 
-    def predict(self, output: Tensor, valid: Valid = None) -> Prediction:
+    def predict(self, output: Tensor, valid: ValidSizes = None) -> Prediction:
         return {"probs": output.softmax(dim=1)}
 
     def metrics(self) -> Accuracy:

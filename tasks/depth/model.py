@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.augment import Valid
+from pipeline.data.augment import ValidSizes
 from pipeline.stores.labels import Value
 from tasks.depth.label import align
 from tasks.task import DenseTask, Prediction, Target, cells, masked_mean, resample, stack
@@ -58,7 +58,7 @@ class TaskModel(DenseTask):
     def channels(self) -> int:
         return 1
 
-    def collate(self, values: Sequence[Value], valid: Valid = None) -> Target:
+    def collate(self, values: Sequence[Value], valid: ValidSizes = None) -> Target:
         return {"depth": stack(values, "depth")}
 
     def loss(self, output: Tensor, target: Target) -> Tensor:
@@ -77,7 +77,7 @@ class TaskModel(DenseTask):
     def amount(self, target: Target) -> float:
         return float((target["depth"] > 0).sum())
 
-    def predict(self, output: Tensor, valid: Valid = None) -> Prediction:
+    def predict(self, output: Tensor, valid: ValidSizes = None) -> Prediction:
         raw = output[:, 0]
         return {"depth": _stretch(raw, valid) if self._relative else raw.clamp(*LOG_RANGE).exp()}
 
@@ -90,7 +90,7 @@ class TaskModel(DenseTask):
         return {"depth": np.full((1, 1), np.median(medians) if medians else 1.0, dtype=np.float32)}
 
 
-def _stretch(maps: Tensor, valid: Valid) -> Tensor:
+def _stretch(maps: Tensor, valid: ValidSizes) -> Tensor:
     """Rescale the valid region of each map (h, w) of the batch to [0.01, 1].
 
     Training leaves scale and shift open, so raw numbers may be negative; and 0 would mean unknown.

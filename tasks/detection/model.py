@@ -19,7 +19,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from pipeline.data.augment import Frame, Valid
+from pipeline.data.augment import Placement, ValidSizes
 from pipeline.stores.labels import Value
 from tasks.calibration import ScoredExamples
 from tasks.detection.label import match_boxes
@@ -153,7 +153,7 @@ class DetectionHead(nn.Module):
         return Pending(self, levels, blank)
 
     def run(
-        self, pending: Pending, valid: Valid, targets: list[dict[str, Tensor]] | None = None
+        self, pending: Pending, valid: ValidSizes, targets: list[dict[str, Tensor]] | None = None
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Return (detections, losses): the former in eval mode, the latter in training mode, which needs targets.
 
@@ -179,7 +179,7 @@ class TaskModel(Task):
     def head(self, info: FeatureInfo) -> nn.Module:
         return DetectionHead(info, len(self.space.classes))
 
-    def collate(self, values: Sequence[Value], valid: Valid = None) -> Target:
+    def collate(self, values: Sequence[Value], valid: ValidSizes = None) -> Target:
         """Return boxes in input pixels and class ids from 1. An image without boxes is valid: all background.
 
         `valid` is kept as tensors and as numbers, which are read without waiting for a device.
@@ -204,18 +204,18 @@ class TaskModel(Task):
         """Return the number of images: the loss is a mean over anchors and proposals that are drawn in each."""
         return len(target["images"])
 
-    def predict(self, output: Pending, valid: Valid = None) -> Prediction:
+    def predict(self, output: Pending, valid: ValidSizes = None) -> Prediction:
         detections, _ = output.head.run(output, valid)
         return {"images": detections}
 
-    def value(self, prediction: Prediction, index: int, frame: Frame) -> Value:
+    def value(self, prediction: Prediction, index: int, placement: Placement) -> Value:
         detections = prediction["images"][index]
-        scale = np.array(frame.size * 2, np.float32) / np.array(frame.valid * 2, np.float32)
+        scale = np.array(placement.size * 2, np.float32) / np.array(placement.valid * 2, np.float32)
         return {
             "boxes": detections["boxes"] * scale,
             "scores": detections["scores"],
             "classes": detections["labels"].astype(np.int32) - 1,
-            "size": np.array(frame.size, dtype=np.int32),
+            "size": np.array(placement.size, dtype=np.int32),
         }
 
     def metrics(self) -> AveragePrecision:

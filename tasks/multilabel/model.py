@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.data.augment import Valid
+from pipeline.data.augment import ValidSizes
 from pipeline.stores.labels import PRESENT, Value
 from tasks.task import FeatureInfo, LinearHead, Prediction, Target, Task, masked_mean, stack
 
@@ -53,7 +53,7 @@ class TaskModel(Task):
     def head(self, info: FeatureInfo) -> nn.Module:
         return LinearHead(info, len(self.space.classes))
 
-    def collate(self, values: Sequence[Value], valid: Valid = None) -> Target:
+    def collate(self, values: Sequence[Value], valid: ValidSizes = None) -> Target:
         return {"probs": stack(values, "probs")}
 
     def loss(self, output: Tensor, target: Target) -> Tensor:
@@ -70,7 +70,7 @@ class TaskModel(Task):
     def amount(self, target: Target) -> float:
         return float((~target["probs"].isnan()).sum())
 
-    def predict(self, output: Tensor, valid: Valid = None) -> Prediction:
+    def predict(self, output: Tensor, valid: ValidSizes = None) -> Prediction:
         return {"probs": output.sigmoid()}
 
     def metrics(self) -> RankingScores:

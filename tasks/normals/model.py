@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.data.augment import Valid
+from pipeline.data.augment import ValidSizes
 from pipeline.stores.labels import Value
 from tasks.task import DenseTask, Prediction, Target, masked_mean, resample, stack
 
@@ -61,7 +61,7 @@ class TaskModel(DenseTask):
     def channels(self) -> int:
         return 3
 
-    def collate(self, values: Sequence[Value], valid: Valid = None) -> Target:
+    def collate(self, values: Sequence[Value], valid: ValidSizes = None) -> Target:
         return {"normals": stack(values, "normals").permute(0, 3, 1, 2)}
 
     def loss(self, output: Tensor, target: Target) -> Tensor:
@@ -72,7 +72,7 @@ class TaskModel(DenseTask):
     def amount(self, target: Target) -> float:
         return float(target["normals"].any(dim=1).sum())
 
-    def predict(self, output: Tensor, valid: Valid = None) -> Prediction:
+    def predict(self, output: Tensor, valid: ValidSizes = None) -> Prediction:
         return {"normals": functional.normalize(output, dim=1).permute(0, 2, 3, 1)}
 
     def metrics(self) -> AngularErrors:

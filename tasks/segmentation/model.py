@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.data.augment import Frame, Valid
+from pipeline.data.augment import Placement, ValidSizes
 from pipeline.stores import codecs
 from pipeline.stores.labels import IGNORE, Value
 from tasks.calibration import ScoredExamples
@@ -53,7 +53,7 @@ class TaskModel(DenseTask):
     def channels(self) -> int:
         return len(self.space.classes)
 
-    def collate(self, values: Sequence[Value], valid: Valid = None) -> Target:
+    def collate(self, values: Sequence[Value], valid: ValidSizes = None) -> Target:
         return {"classes": stack([{"classes": value["classes"].astype(np.int64)} for value in values], "classes")}
 
     def loss(self, output: Tensor, target: Target) -> Tensor:
@@ -67,12 +67,12 @@ class TaskModel(DenseTask):
     def amount(self, target: Target) -> float:
         return float((target["classes"] != IGNORE).sum())
 
-    def predict(self, output: Tensor, valid: Valid = None) -> Prediction:
+    def predict(self, output: Tensor, valid: ValidSizes = None) -> Prediction:
         confidence, classes = output.softmax(dim=1).max(dim=1)
         return {"classes": classes, "confidence": confidence}
 
-    def value(self, prediction: Prediction, index: int, frame: Frame) -> Value:
-        value = super().value(prediction, index, frame)
+    def value(self, prediction: Prediction, index: int, placement: Placement) -> Value:
+        value = super().value(prediction, index, placement)
         return {**value, "classes": value["classes"].astype(np.uint16)}
 
     def metrics(self) -> IntersectionOverUnion:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.data.augment import Valid
+from pipeline.data.augment import DENSE_STRIDE, ValidSizes
 from pipeline.stores.labels import Value
-from tasks.task import DENSE_STRIDE, DenseTask, Prediction, Target, masked_mean, resample, stack
+from tasks.task import DenseTask, Prediction, Target, masked_mean, resample, stack
 
 
 class ExplainedVariance:
@@ -44,7 +44,7 @@ class TaskModel(DenseTask):
     def channels(self) -> int:
         return len(self.space.classes)
 
-    def collate(self, values: Sequence[Value], valid: Valid = None) -> Target:
+    def collate(self, values: Sequence[Value], valid: ValidSizes = None) -> Target:
         return {"responses": stack(values, "responses").permute(0, 3, 1, 2)}
 
     def loss(self, output: Tensor, target: Target) -> Tensor:
@@ -55,7 +55,7 @@ class TaskModel(DenseTask):
     def amount(self, target: Target) -> float:
         return float((target["responses"] >= 0).sum())
 
-    def predict(self, output: Tensor, valid: Valid = None) -> Prediction:
+    def predict(self, output: Tensor, valid: ValidSizes = None) -> Prediction:
         return {"responses": output.sigmoid().permute(0, 2, 3, 1)}
 
     def metrics(self) -> ExplainedVariance:
@@ -74,7 +74,7 @@ class TaskModel(DenseTask):
 class FilterResponses(TaskModel):
     """The task for a raw output that is responses already, not logits: a filter bank's."""
 
-    def predict(self, output: Tensor, valid: Valid = None) -> Prediction:
+    def predict(self, output: Tensor, valid: ValidSizes = None) -> Prediction:
         return {"responses": output.permute(0, 2, 3, 1)}
 
 

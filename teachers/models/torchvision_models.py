@@ -12,7 +12,7 @@ from torch.nn import functional
 from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 import tasks
-from pipeline.data.augment import Valid
+from pipeline.data.augment import DENSE_STRIDE, ValidSizes
 from pipeline.errors import ConfigError, require_one_of
 from pipeline.models.backbone import register_statistics
 from pipeline.models.pretrained import match_weights, read_matching_weights
@@ -21,7 +21,7 @@ from pipeline.stores.labels import LabelSpace
 from tasks.detection.model import MAX_BOXES, MIN_SCORE
 from tasks.detection.model import TaskModel as Detection
 from tasks.prediction import Predictor, Preprocessing
-from tasks.task import DENSE_STRIDE, Prediction
+from tasks.task import Prediction
 
 PUBLISHED = "torchvision"
 """Value of `weights` for those that torchvision downloads."""
@@ -96,7 +96,7 @@ class Detector(Adapter):
 class DetectedBoxes(Detection):
     """The detection task for networks whose outputs are boxes already."""
 
-    def predict(self, output: Any, valid: Valid = None) -> Prediction:
+    def predict(self, output: Any, valid: ValidSizes = None) -> Prediction:
         return {"images": [_clip(*pair) for pair in zip(output, valid, strict=True)] if valid else output}
 
 

@@ -97,7 +97,7 @@ def test_backbone_rows_are_recipes(start: str) -> None:
         for name, each in rows.items():
             recipe = recipe_of(*must_table.STARTS[start], *changes, *each.overrides)
             recipe.student.check_weights({name: optimizer_name(each) for name, each in recipe.teachers.items()})
-            networks = [*recipe.teachers.values(), recipe.student, *recipe.stages]
+            networks: list[Any] = [*recipe.teachers.values(), recipe.student, *recipe.stages]
             assert recipe.name == "must-table", (size, name)
             sizes = {network.image_size for network in networks if network.image_size}
             assert sizes == {recipe.evaluate.image_size}, (size, name)
@@ -107,7 +107,8 @@ def test_backbone_rows_are_recipes(start: str) -> None:
 
 def test_backbone_rows_from_imagenet_all_start_from_its_weights() -> None:
     recipe = recipe_of(*must_table.STARTS["imagenet"])
-    assert {recipe.teachers[name].weights for name in recipe.teachers} == {must_table.WEIGHTS}
+    teachers: list[Any] = [*recipe.teachers.values()]
+    assert {teacher.weights for teacher in teachers} == {must_table.WEIGHTS}
     assert recipe.student.weights == must_table.WEIGHTS
     assert [stage.start for stage in recipe.stages] == [must_table.WEIGHTS, must_table.WEIGHTS, "student"]
 

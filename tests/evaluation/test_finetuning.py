@@ -66,9 +66,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def decide(monkeypatch: pytest.MonkeyPatch, metric: str, by_rate: Mapping[float, float], trained: list[Any]) -> None:
     """Score networks on validation images by their learning rates, and with 0.5 on all others."""
 
-    def score(predictor: Predictor, dataset: ImageDataset, heads: Mapping[str, str], runtime: Any) -> dict[str, float]:
+    def score(predictor: Predictor, dataset: ImageDataset, head: str, runtime: Any) -> dict[str, float]:
         [rate] = [each["lr"] for each in trained if each["network"] is predictor.network]
-        [(head, _)] = heads.items()
         names = predictor.heads[head].better
         return {name: by_rate[rate] if name == metric and len(dataset) == 4 else 0.5 for name in names}
 
@@ -122,7 +121,7 @@ def test_finetune_takes_the_first_seeds_settings_for_the_others(
     """Settings are chosen for every number of labels."""
     best = {6: 3e-2, 18: 1e-3}
 
-    def score(predictor: Predictor, dataset: ImageDataset, heads: Any, runtime: Any) -> dict[str, float]:
+    def score(predictor: Predictor, dataset: ImageDataset, head: str, runtime: Any) -> dict[str, float]:
         [about] = [each for each in trained if each["network"] is predictor.network]
         return {"accuracy": float(about["lr"] == best[len(about["keys"])])}
 
@@ -145,7 +144,7 @@ def test_finetune_without_a_validation_split_takes_a_fifth_of_the_labels(
     bench.sets["kinds"] = make_kinds({f"{split}/{kind}": each for split, each in splits.items() for kind in COLOURS})
     scored = []
 
-    def score(predictor: Predictor, dataset: ImageDataset, heads: Any, runtime: Any) -> dict[str, float]:
+    def score(predictor: Predictor, dataset: ImageDataset, head: str, runtime: Any) -> dict[str, float]:
         scored.append(keys_of(dataset))
         return {"accuracy": 0.5}
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.data.augment import Frame
+from pipeline.data.augment import Placement
 from pipeline.stores.labels import LabelSpace, Value
 from tasks.depth.label import TaskLabel, align
 from tasks.depth.model import TaskModel
@@ -180,5 +180,5 @@ def test_relative_depth_is_stretched_over_the_valid_region() -> None:
     padded = INVERSE.predict(raw, [(16, 16), (16, 8)])["depth"]
     torch.testing.assert_close(padded[1, :2], alone)
     torch.testing.assert_close(padded[0], INVERSE.predict(raw[:1])["depth"][0])
-    value = INVERSE.value({"depth": padded.numpy()}, 1, Frame((64, 32), (16, 8)))
+    value = INVERSE.value({"depth": padded.numpy()}, 1, Placement((64, 32), (16, 8)))
     np.testing.assert_array_equal(value["depth"], padded[1, :2].numpy())

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.models.detection.image_list import ImageList
 
-from pipeline.data.augment import Frame
+from pipeline.data.augment import Placement
 from pipeline.stores.labels import LabelSpace, Value
 from tasks.detection.label import MIN_VISIBLE, TaskLabel
 from tasks.detection.metric import AveragePrecision
@@ -234,14 +234,14 @@ def test_value_gives_boxes_in_pixels_of_the_image(network: Network) -> None:
         prediction = TASK.predict(network.eval()(images)["boxes"])
     arrays = to_numpy(prediction)
     for size in ((64, 64), (640, 320)):
-        value = TASK.value(arrays, 0, Frame(size, (64, 64)))
+        value = TASK.value(arrays, 0, Placement(size, (64, 64)))
         assert value["size"].tolist() == list(size)
         assert 0 < len(value["boxes"]) <= MAX_BOXES
         assert (value["boxes"] >= 0).all()
         assert (value["boxes"] <= np.tile(size, 2) + 1e-3).all()
         assert (np.diff(value["scores"]) <= 0).all()
         assert set(value["classes"].tolist()) <= {0, 1, 2}
-    half, whole = (TASK.value(arrays, 0, Frame((side, side), (64, 64))) for side in (32, 64))
+    half, whole = (TASK.value(arrays, 0, Placement((side, side), (64, 64))) for side in (32, 64))
     np.testing.assert_allclose(half["boxes"] * 2, whole["boxes"], rtol=1e-6)
 
 
@@ -333,7 +333,7 @@ def test_detection_boxes_are_in_the_valid_region_and_in_pixels_of_the_image(netw
     assert whole[:, 3].max() > 20
     assert wide[:, 3].max() == 20
     assert (wide[:, 3] > wide[:, 1]).all(), "none lies in the padding"
-    value = TASK.value(prediction, 1, Frame((640, 200), (64, 20)))
+    value = TASK.value(prediction, 1, Placement((640, 200), (64, 20)))
     np.testing.assert_allclose(value["boxes"], 10 * wide)
 
 

@@ -84,6 +84,6 @@ def test_score_does_not_depend_on_how_images_become_square(
     truth = [{"depth": 1 + ramp.astype(np.float32) / 50} for ramp in red]
     dataset = ImageDataset([make_dataset_shard("s0", images, {"depth": (tasks.label(space), truth)})])
     predictor = Predictor(RedIsDepth(), {"depth": tasks.model(space)}, Preprocessing(128, resize))
-    assert score(predictor, dataset, {"depth": "depth"}, runtime)["abs_rel"] < 0.02
+    assert score(predictor, dataset, "depth", runtime)["abs_rel"] < 0.02
     shapes = [values["depth"]["depth"].shape for _, values in predict_all(predictor, dataset, runtime)]
     assert shapes == ([(14, 32), (32, 16)] if resize == "pad" else [(32, 32)] * 2)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from pipeline.data.augment import Frame
+from pipeline.data.augment import Placement
 from pipeline.stores.labels import LabelSpace, Value
 from tasks.segmentation.label import IGNORE, TaskLabel
 from tasks.segmentation.model import TaskModel
@@ -131,7 +131,7 @@ def test_constant_label_is_most_frequent_class() -> None:
 def test_predict_gives_most_probable_class_and_its_probability() -> None:
     logits = torch.randn(1, 4, 3, 5, generator=torch.Generator().manual_seed(1))
     found = TASK.predict(logits)
-    value = TASK.value({name: array.numpy() for name, array in found.items()}, 0, Frame((20, 12), (20, 12)))
+    value = TASK.value({name: array.numpy() for name, array in found.items()}, 0, Placement((20, 12), (20, 12)))
     share = np.exp(logits[0].numpy()) / np.exp(logits[0].numpy()).sum(axis=0)
     np.testing.assert_array_equal(value["classes"], share.argmax(axis=0))
     np.testing.assert_allclose(value["confidence"], share.max(axis=0), rtol=1e-5)

@@ -56,9 +56,9 @@ def test_train_network_tells_dark_from_light(
     dataset: ImageDataset, make_network: MakeNetwork, tmp_path: Path, runtime: Runtime
 ) -> None:
     network = make_network({"kind": KINDS})
-    before = score(network_predictor(network), dataset, {"kind": "kind"}, runtime)["accuracy"]
+    before = score(network_predictor(network), dataset, "kind", runtime)["accuracy"]
     train_network(network, WeightedSum({"kind": 1.0}), dataset, plan(tmp_path, 25), runtime)
-    after = score(network_predictor(network), dataset, {"kind": "kind"}, runtime)["accuracy"]
+    after = score(network_predictor(network), dataset, "kind", runtime)["accuracy"]
     assert before < 0.9
     assert after == 1.0
 
@@ -245,7 +245,7 @@ def test_score_does_not_depend_on_batches(
     scores = []
     for batch in (1, 5, 16):
         monkeypatch.setattr("tasks.scoring.BATCH", batch)
-        scores.append(score(predictor, dataset, {"kind": "kind"}, runtime))
+        scores.append(score(predictor, dataset, "kind", runtime))
     assert scores[0] == scores[1] == scores[2]
 
 

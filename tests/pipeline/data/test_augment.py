@@ -14,13 +14,13 @@ import tasks
 from pipeline.data.augment import (
     PAD_COLOR,
     AugmentParams,
+    full_image_box,
+    relative_square,
     sample_params,
     seeded_generator,
-    square_around,
     transform_image,
     transform_label,
     valid_size,
-    whole_box,
 )
 from pipeline.recipe.augment import AugmentConfig, Resize
 from pipeline.stores.labels import FULL_IMAGE, LabelSpace, Value
@@ -192,17 +192,17 @@ def test_augment_config_refuses_scale_with_area_and_factors_in_the_wrong_order()
 
 @pytest.mark.parametrize(("size", "valid"), [((96, 64), (64, 44)), ((64, 96), (44, 64)), ((1000, 3), (64, 4))])
 def test_whole_box_pads_the_shorter_side_to_whole_cells(size: tuple[int, int], valid: tuple[int, int]) -> None:
-    assert whole_box("stretch", size, 64) == FULL_IMAGE
-    box = whole_box("pad", size, 64)
+    assert full_image_box("stretch", size, 64) == FULL_IMAGE
+    box = full_image_box("pad", size, 64)
     assert (box[:2], valid_size(box, 64)) == ((0, 0), valid)
-    assert sample_params(NO_AUGMENTATION, seeded_generator(0), square_around("pad", size), 64).box == box
-    assert whole_box("pad", (96, 96), 64) == FULL_IMAGE
+    assert sample_params(NO_AUGMENTATION, seeded_generator(0), relative_square("pad", size), 64).box == box
+    assert full_image_box("pad", (96, 96), 64) == FULL_IMAGE
 
 
 @pytest.mark.parametrize("resize", ["stretch", "pad"])
 def test_sample_params_scales_images_up_and_down(resize: Resize) -> None:
     size = (96, 64)
-    square = square_around(resize, size)
+    square = relative_square(resize, size)
     boxes = [sample_params(JITTER, seeded_generator(seed), square, 64).box for seed in range(2000)]
     x0, y0, x1, y1 = np.array(boxes).T
     scales = square[0] / (x1 - x0)
@@ -226,7 +226,7 @@ def test_sample_params_scales_images_up_and_down(resize: Resize) -> None:
 @pytest.mark.parametrize("flip", [False, True])
 def test_transform_image_pads_at_the_right_and_the_bottom(flip: bool) -> None:
     image = Image.fromarray(gradient(32, 64))
-    padded = transform_image(image, AugmentParams(whole_box("pad", (64, 32), 64), flip), 64)
+    padded = transform_image(image, AugmentParams(full_image_box("pad", (64, 32), 64), flip), 64)
     whole = transform_image(image, AugmentParams(FULL_IMAGE, flip), 64)
     assert (padded[32:] == PAD_COLOR).all()
     np.testing.assert_allclose(padded[:32].astype(float), whole[::2].astype(float), atol=8)
@@ -239,7 +239,7 @@ def test_transform_label_of_scaled_and_padded_image_is_unknown_outside(resize: R
     pixels = gradient(96, 128)
     label = tasks.label(LabelSpace("depth"))
     metres = {"depth": pixels[..., 0].astype(np.float32) / 10 + 1}
-    params = sample_params(JITTER, seeded_generator(seed), square_around(resize, (128, 96)), 64)
+    params = sample_params(JITTER, seeded_generator(seed), relative_square(resize, (128, 96)), 64)
     seen = transform_image(Image.fromarray(pixels), params, 64).astype(float)
     width, height = valid_size(params.box, 64)
     for side in (64, 16):  # pixels, and cells of a dense map
@@ -264,7 +264,7 @@ def test_transform_label_keeps_a_box_where_its_padded_object_is(seed: int) -> No
         "classes": np.zeros(1, np.int32),
         "size": np.array([100, 80], np.int32),
     }
-    params = sample_params(JITTER, seeded_generator(seed), square_around("pad", (100, 80)), 128)
+    params = sample_params(JITTER, seeded_generator(seed), relative_square("pad", (100, 80)), 128)
     ys, xs = np.nonzero(transform_image(Image.fromarray(pixels), params, 128)[..., 0] > 128)
     boxes = transform_label(label, value, params, 128)["boxes"]
     if len(boxes):
