@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import tasks
 from evaluation.comparison.cost import Cost
 from pipeline.data.augment import DENSE_STRIDE, AugmentParams, Placement, seeded_generator, transform_label
-from pipeline.data.prefetch import PrefetchedStream
 from pipeline.data.stream import split_evenly
 from pipeline.recipe.base import FitConfig
 from pipeline.steps.runtime import Runtime
@@ -93,11 +90,43 @@ class _MapBatch:
 class _MapStep:
     """The images of a step, to be collated into microbatches."""
 
-    def __init__(self, rows: Sequence[int], collate: Callable[[Sequence[int]], _MapBatch], keys: list[str]) -> None:
-        self.rows, self.collate, self.keys = rows, collate, keys
+    def __init__(self, data: DenseProbeData, values: Sequence[Value], rows: Sequence[int]) -> None:
+        self.data, self.values, self.rows = data, values, rows
+
+    @property
+    def keys(self) -> list[str]:
+        return [self.data.train.keys[row] for row in self.rows]
 
     def split(self, count: int) -> list[_MapBatch]:
-        return [self.collate(self.rows[run]) for run in split_evenly(len(self.rows), count)]
+        return [self._collate(self.rows[run]) for run in split_evenly(len(self.rows), count)]
+
+    def _collate(self, rows: Sequence[int]) -> _MapBatch:
+        train, target = self.data.train, self.data.task.collate([self.values[row] for row in rows])
+        return _MapBatch([train.keys[row] for row in rows], [level[list(rows)] for level in train.maps], target)
+
+
+class _MapStream:
+    """Batches of the training images, which are in memory, in a new random order in each epoch."""
+
+    waited = 0.0
+
+    def __init__(self, data: DenseProbeData, batch: int) -> None:
+        train, label = data.train, tasks.label(data.task.space)
+        side = train.side if label.uses_pixels else train.side // DENSE_STRIDE
+        self.values = [transform_label(label, value, AugmentParams(), side) for value in train.values]
+        self.data, self.batch = data, batch
+
+    def batches(self, start: int) -> Generator[_MapStep]:
+        rows = self._rows(start * self.batch)
+        while True:
+            yield _MapStep(self.data, self.values, list(itertools.islice(rows, self.batch)))
+
+    def _rows(self, start: int) -> Iterator[int]:
+        """Yield the row of each position from `start` on in the endless sequence of epochs."""
+        epoch, offset = divmod(start, len(self.values))
+        for number in itertools.count(epoch):
+            order = seeded_generator(self.data.seed, number).permutation(len(self.values))
+            yield from order[offset if number == epoch else 0 :].tolist()
 
 
 class _MapObjective(Objective):
@@ -117,32 +146,9 @@ class _MapObjective(Objective):
 
 def train_on_maps(module: nn.Module, data: DenseProbeData, settings: FitConfig) -> Cost:
     """Train a module on the maps and labels of `data.train`, whole images in a random order; leave it on the device."""
-    train, label = data.train, tasks.label(data.task.space)
-    side = train.side if label.uses_pixels else train.side // DENSE_STRIDE
-    values = [transform_label(label, value, AugmentParams(), side) for value in train.values]
-
-    def collate(rows: Sequence[int]) -> _MapBatch:
-        target = data.task.collate([values[row] for row in rows])
-        return _MapBatch([train.keys[row] for row in rows], [level[list(rows)] for level in train.maps], target)
-
-    @functools.lru_cache(maxsize=2)
-    def order(epoch: int) -> NDArray[np.int64]:
-        return seeded_generator(data.seed, epoch).permutation(len(train.keys))
-
-    def row_of(position: int) -> int:
-        epoch, offset = divmod(position, len(train.keys))
-        return int(order(epoch)[offset])
-
-    def makers(step: int) -> list[Callable[[], int]]:
-        positions = range(step * settings.batch, (step + 1) * settings.batch)
-        return [functools.partial(row_of, position) for position in positions]
-
-    def assemble(rows: Sequence[int], _: int) -> _MapStep:
-        return _MapStep(rows, collate, [train.keys[row] for row in rows])
-
-    steps, device = settings.total_steps(len(train.keys)), find_device(data.runtime.device)
-    stream = PrefetchedStream(makers, assemble, 1)
-    job = TrainingJob(data.name, _MapObjective(module, data.task), stream, steps, data.scratch, settings, data.seed)
+    steps, device = settings.total_steps(len(data.train.keys)), find_device(data.runtime.device)
+    stream, objective = _MapStream(data, settings.batch), _MapObjective(module, data.task)
+    job = TrainingJob(data.name, objective, stream, steps, data.scratch, settings, data.seed)
     with ProcessGroup(device) as group:
         fitted = fit(job, ComputeConfig(device, "32", False, {}), group, data.runtime)
     return Cost(steps, steps * settings.batch, fitted.seconds)
