@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from pipeline.recipe.augment import AugmentConfig
-from pipeline.recipe.base import BaseConfig, FitConfig
+from pipeline.recipe.base import BaseConfig, FitConfig, ValidateConfig
 from pipeline.recipe.comparison import CompareConfig
 from pipeline.recipe.evaluation import EvaluateConfig
 from pipeline.recipe.plugins import modules
@@ -58,6 +58,7 @@ CHAPTERS: tuple[tuple[str, str, type[BaseModel], type[BaseModel] | None], ...] =
     ("compare", COMPARISONS, CompareConfig, None),
     ("training", "For supervised teachers and the student.", TrainingConfig, FitConfig),
     ("schedule", "For supervised teachers, the student and stages.", FitConfig, BaseConfig),
+    ("validate", "As in `validate: {every: 0.1, keep: best, patience: 3}`.", ValidateConfig, None),
     ("augment", "", AugmentConfig, None),
 )
 
@@ -100,10 +101,12 @@ def _chapter(title: str, note: str, model: type[BaseModel], above: type[BaseMode
 
 
 def _table(model: type[BaseModel], above: type[BaseModel] | None) -> str:
-    """Return a table of the model's keys without those of a training section, or of `above` with the same default."""
+    """Return a table of the model's keys without those of a training section, or of `above` with the same default and
+    type.
+    """
     fields = model.model_fields
     inherited = above.model_fields.items() if above else ()
-    known = {name for name, field in inherited if _default(field) == _default(fields[name])}
+    known = {name for name, field in inherited if _is_same(field, fields[name])}
     if above is TeacherConfig and issubclass(model, FitConfig):
         known |= set(TrainingConfig.model_fields)
     rows = [
@@ -112,6 +115,10 @@ def _table(model: type[BaseModel], above: type[BaseModel] | None) -> str:
         if name not in known and not (name in ("kind", "method") and model not in STAGE_SECTIONS.values())
     ]
     return "\n".join(["| key | values | default | meaning |", "|---|---|---|---|", *rows, ""])
+
+
+def _is_same(one: FieldInfo, other: FieldInfo) -> bool:
+    return _default(one) == _default(other) and one.annotation == other.annotation
 
 
 def _row(name: str, field: FieldInfo, model: type[BaseModel]) -> str:

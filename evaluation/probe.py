@@ -40,8 +40,8 @@ class LabelledFeatures(NamedTuple):
 class ProbeData:
     """Frozen features with their classes: fit on `train`, choose settings on `val`.
 
-    A probe is a module in `evaluation/probes/`: it has `VERSION`, `ABOUT` and `RANDOM`, the class `LABEL` of the labels
-    that it can learn, and
+    A probe is a module in `evaluation/probes/`: it has `READS = "vector"`, `VERSION`, `ABOUT` and `RANDOM`, the class
+    `LABEL` of the labels that it can learn, and
 
         def fit(data: ProbeData) -> ProbeResult:
             return ProbeResult(lambda features: torch.ones(len(features), data.classes) / data.classes, {})

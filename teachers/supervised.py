@@ -25,8 +25,8 @@ class Config(TeacherConfig, TrainingConfig):
     data: str
     """The set it is trained on, by its name under `data`."""
     calibrate: CalibrateConfig | None = CalibrateConfig()
-    """Calibrate its scores on the set that it is trained on, or another one, as in {data: street}; null for scores as
-    they come."""
+    """Calibrate its scores: by default on the set that it is trained on, or on another one, as in {data: street}; null
+    for scores as they come."""
 
     def backbone_name(self) -> str:
         return self.backbone

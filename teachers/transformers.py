@@ -31,7 +31,8 @@ class Config(TeacherConfig):
     image_size: int | None = Field(default=None, ge=32)
     """Side of the square that images are resized to, pixels; the model's own if not given."""
     resize: Resize = "stretch"
-    """How images become square: `stretch` them to fill it, or `pad` them, which keeps their aspect ratio."""
+    """How images become square: `stretch` them to fill it, or `pad` them, which keeps their aspect ratio. Classifiers
+    whose own preprocessing crops the centre do that instead."""
     scale: Literal["relative", "metric"] = "relative"
     """Output of a depth model: inverse depth up to scale and shift, or metres."""
 

@@ -16,7 +16,7 @@ class AugmentConfig(BaseConfig):
     """Random augmentation of training images. Zeros, with `area` and `aspect` 1, leave an image as it is."""
 
     area: float = Field(default=0.3, gt=0, le=1)
-    """Smallest share of the image's area that a crop may have; the largest is 1."""
+    """Smallest share of the image's area that a crop may have; the largest is 1. Not together with `scale`."""
     scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
     """Large-scale jitter instead of `area`: the smallest and largest factor of the image's size, as [0.1, 2.0]. Below 1
     the image is shrunk and padded, above 1 enlarged and cropped."""

@@ -82,7 +82,7 @@ class FitConfig(BaseConfig):
     weight_decay_end: float | None = Field(default=None, ge=0)
     """Weight decay at the end, to which it moves by a cosine; null for no change."""
     decay: Literal["matrices", "all"] = "matrices"
-    """Let weight matrices alone decay, or biases and norms as well."""
+    """Let weight matrices alone decay, or biases and norms as well; not with LARS."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of SGD and LARS."""
     beta2: float = Field(default=0.999, ge=0, lt=1)

@@ -34,11 +34,13 @@ class CompareConfig(MeasurementConfig):
     set: Name | None = None
     """Labelled set to measure on; null for the first of `data`."""
     methods: dict[Name, dict[str, Any]] = Field(min_length=1)
-    """Methods by name, each with the keys of a stage except those that all share. `backbones: [...]` restricts a method
-    to these."""
+    """Methods by name, each with the keys of a stage except those that all share: `name`, `data`, `start`, `backbone`,
+    `image_size`, `share`, `long_tail`, `steps`, `epochs`, `batch`. None has `validate`. `backbones: [...]` restricts a
+    method to these."""
     settings: Literal["published", "shared"] = "published"
-    """Train each method by the optimizer, learning rate, weight decay and warm-up that it was published with, or all by
-    those that a teacher has by default. What a method states itself holds either way."""
+    """Train each method by the schedule that it was published with, or all by the one that a teacher has by default:
+    every key of *schedule* but the shared ones and `accumulate`, and no `drop_path`. What a method states itself holds
+    either way."""
     starts: Annotated[list[str], UniqueItems] = Field(default=[STUDENT], min_length=1)
     """What every method starts from, as in `evaluate.starts`."""
     backbones: Annotated[list[str], UniqueItems] = []

@@ -114,10 +114,11 @@ class StageConfig(FitConfig):
     """Thin out the classes exponentially, in their order, down to this share of the largest class, to see how a method
     copes with a long tail. Images without a class are left out. Null to use all images."""
     augment: PolicyConfig = PolicyConfig()
-    """Augmentation of views."""
+    """Augmentation of views; keys that are null are the method's own."""
     labels: LabelledConfig | None = None
-    """Labelled images beside the unlabelled ones, for methods that contrast or cluster. A step then has fewer of the
-    unlabelled ones, so that its number of views stays the same."""
+    """Labelled images beside the unlabelled ones, for methods that contrast or cluster, but not for `supcon`, which
+    learns from the classes of all its images. A step then has fewer of the unlabelled ones, so that its number of views
+    stays the same."""
 
     @property
     def from_weights(self) -> bool:

@@ -16,12 +16,15 @@ class StudentConfig(TrainingConfig):
     """The multi-task student."""
 
     weighting: Literal["schedule", "equal", "uncertainty"] = "schedule"
-    """Loss weights: MuST's rule from the schedules of teacher and student, all equal to 1, or learned uncertainties."""
+    """Loss weights: MuST's rule from the schedules of teacher and student, all equal to 1, or learned uncertainties.
+    `schedule` refuses teachers that were not trained in this run, such as published ones, and those trained by another
+    optimizer than the student: give each of them a weight in `loss_weights`, or choose another rule."""
     loss_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Loss weight by teacher, instead of the rule's (not with `uncertainty`); 0 leaves the teacher out."""
     thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
     """Smallest probability that is kept, by teacher or task; 0.5 for detection and segmentation, else 0. Of teachers
-    that are not calibrated, it is the smallest score."""
+    that are not calibrated, it is the smallest score. Of several classes per image, t keeps the classes of at least t
+    and those of at most 1 - t."""
     labels: Literal["true_first", "pseudo_only", "true_only"] = "true_first"
     """Prefer true labels to pseudo labels, or use only one kind."""
     truths: dict[str, list[str]] = {}

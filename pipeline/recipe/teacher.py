@@ -29,7 +29,8 @@ class TrainingConfig(FitConfig):
     """Region proposals per image for the box head of detection; null for as many as suit `image_size`: 98 at 224, 512
     at 512, 1,000 from 716 on."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of a class label, of an image or a pixel, that is spread evenly over all classes."""
+    """Share of a class label that is spread evenly: of an image or a pixel over all classes, of several classes per
+    image over present and absent. Boxes, depth, normals and texture have none."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation of training images."""
 

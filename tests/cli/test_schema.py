@@ -30,6 +30,12 @@ def test_schema_describes_every_key_of_the_recipe() -> None:
         assert [name for name, field in model.model_fields.items() if not field.description] == []
 
 
+def test_schema_markdown_has_keys_whose_type_a_kind_narrows() -> None:
+    torchvision = markdown().partition("### torchvision\n")[2].partition("\n### ")[0]
+    assert "| `task` | `detection` or `segmentation` | *required* |" in torchvision
+    assert "| `require` |" not in torchvision
+
+
 def test_schema_has_every_kind() -> None:
     text = json.dumps(json.loads(schema()))
     assert all(f'"const": "{kind}"' in text for kind in KINDS)
