@@ -147,7 +147,7 @@ def test_main_trains_and_measures_a_row(tmp_path: Path, monkeypatch: pytest.Monk
     main(str(tmp_path / "root"), size="tiny", rows=["student of parts"])
     [file] = tmp_path.glob("*.json")
     row = json.loads(file.read_bytes())["seeds"]["0"]["student of parts"]
-    assert row["cost"]["images"] == 2 * 32
+    assert row["cost"]["images"] == 2 * 16
     found = {(record["measure"], record["dataset"], record["task"]) for record in row["records"]}
     five = ("classification", "detection", "segmentation", "depth", "normals")
     assert found > {(measure, "studio", task) for measure in must_table.MEASURES for task in five}
