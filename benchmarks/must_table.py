@@ -3,7 +3,7 @@
     python -m benchmarks.must_table                    # seed 0, on two cores for a night
     python -m benchmarks.must_table --seeds 0,1,2      # a row that is in the results is not measured again
     taskset -c 1 python -m benchmarks.must_table --seeds 1    # beside another seed on core 0
-    python -m benchmarks.must_table --start imagenet   # all networks from ImageNet's weights
+    python -m benchmarks.must_table --start imagenet   # students and stages from ImageNet's weights
     python -m benchmarks.must_table --size large       # for a GPU
 
 Teachers learn five tasks from four disjoint labelled sets, from ImageNet's weights, and label a pool twenty times as
@@ -83,6 +83,24 @@ TITLE = (
     "fine-tuning with few labels; mean ranks with 95 % intervals over seeds"
 )
 Record = Mapping[str, Any]
+BRIEF = "brief"
+SCHEDULES[BRIEF] = FinetuneSchedule(
+    2,
+    "all weights, AdamW, 100 steps of 16 images, cosine, learning rate 0.001, random crops, flips and colours",
+    lambda images, total: [{"batch": 16, "steps": 100, "lr": 1e-3}],
+    AugmentConfig(),
+)
+"""A sixth of the quick schedule's steps or fewer: there are hundreds of networks to fine-tune."""
+MEASURES = {
+    "frozen": (f"evaluate.probe_sets=[{', '.join(SETS)}]", "evaluate.probes=[linear, linear_dense, detector]"),
+    "100 labels": (f"evaluate.finetune=[{', '.join(SETS)}]", "evaluate.labels=[100]", f"evaluate.schedule={BRIEF}"),
+    "1,000 labels": (
+        f"evaluate.finetune=[{', '.join(MANY_LABELS)}]",
+        "evaluate.labels=[1000]",
+        f"evaluate.schedule={BRIEF}",
+    ),
+}
+"""Ways of measuring a backbone, with the recipe's keys."""
 
 
 class BackboneRow(NamedTuple):
@@ -90,7 +108,7 @@ class BackboneRow(NamedTuple):
 
     step: str | None
     overrides: tuple[str, ...] = ()
-    measures: tuple[str, ...] = ("frozen", "100 labels", "1,000 labels")
+    measures: tuple[str, ...] = tuple(MEASURES)
 
 
 def single_task(teacher: str) -> BackboneRow:
@@ -122,26 +140,6 @@ def backbone_rows(start: str) -> dict[str, BackboneRow]:
         "  and an HPT stage": BackboneRow("stage.hpt"),
         **{f"  pool of {scale}x": scenes_pool(500 * scale) for scale in (1, 5, 20)},
     }
-
-
-BRIEF = "brief"
-SCHEDULES[BRIEF] = FinetuneSchedule(
-    2,
-    "all weights, AdamW, 100 steps of 16 images, cosine, learning rate 0.001, random crops, flips and colours",
-    lambda images, total: [{"batch": 16, "steps": 100, "lr": 1e-3}],
-    AugmentConfig(),
-)
-"""A sixth of the quick schedule's steps or fewer: there are hundreds of networks to fine-tune."""
-MEASURES = {
-    "frozen": (f"evaluate.probe_sets=[{', '.join(SETS)}]", "evaluate.probes=[linear, linear_dense, detector]"),
-    "100 labels": (f"evaluate.finetune=[{', '.join(SETS)}]", "evaluate.labels=[100]", f"evaluate.schedule={BRIEF}"),
-    "1,000 labels": (
-        f"evaluate.finetune=[{', '.join(MANY_LABELS)}]",
-        "evaluate.labels=[1000]",
-        f"evaluate.schedule={BRIEF}",
-    ),
-}
-"""Ways of measuring a backbone, with the recipe's keys."""
 
 
 def train_row(root: str, name: str, row: BackboneRow, overrides: Sequence[str]) -> tuple[str, dict[str, float]]:
