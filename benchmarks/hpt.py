@@ -1,12 +1,13 @@
 """Compare self-supervised stages from MuST's student and from scratch: steps, quality, cost.
 
     python -m benchmarks.hpt                  # some hours on two cores
+    python -m benchmarks.hpt --domain street  # beside another domain on another core
     python -m benchmarks.hpt --size large     # for a GPU
 
 The student is `must_table`'s, trained on generated scenes and photographs without any label of the three domains:
 garments and street scenes, measured by their classes and by segmentation, and shifted images, unlike photographs: those
 of CIFAR-10 made gray and dark and laid over stripes, 2,000 to train on and 2,000 to test on. Every length is a separate
-training, since the schedule depends on it. Results stay in the root: a second run goes on.
+training, since the schedule depends on it. A domain that is in the results is not measured again.
 """
 
 # ruff: noqa: E402 - the process is set up before torch is loaded
@@ -17,8 +18,9 @@ from flows.run.process_setup import set_up_process
 set_up_process()
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,15 +29,15 @@ import typer
 from PIL import Image
 
 from benchmarks import must_table
-from benchmarks.comparison_rows import base_seconds, row_cells, row_record, row_values, run
+from benchmarks.comparison_rows import row_cells, row_record, row_values, run
 from benchmarks.datasets import DATA, DataOption
-from benchmarks.measure import RESULTS, describe_environment, save_result
-from cli.options import OverrideOptions, RootOption
+from benchmarks.measure import RESULTS, describe_environment, read_partial_result, save_result
+from cli.options import RootOption
+from evaluation.backbone_table import MetricColumn
 from evaluation.comparison.comparison import Comparison, ComparisonSetting, read_comparisons
 from pipeline.errors import require_one_of
 from pipeline.recipe.comparison import COMPARE
 from pipeline.recipe.stage import STUDENT
-from pipeline.steps.artifact import Artifact
 from pipeline.storage import DEFAULT_ROOT
 from pipeline.training.device import find_device
 
@@ -45,9 +47,11 @@ TITLE = (
     "Stages from MuST's student and from scratch, linear layers on frozen features: accuracy, or mIoU of street, in %, "
     "mean ± deviation over seeds"
 )
+HEAD = ["domain", "row", "steps", "quality, %", "s"]
 COUNT = 2000
 """Number of shifted images to train on, and to test on."""
 SIZES: dict[str, tuple[str, ...]] = {
+    "tiny": tuple(f"compare.{name}.{key}" for name in DOMAINS for key in ("batch=8", "steps=[1,2]", "seeds=1")),
     "small": (),
     "large": (
         "student.image_size=160",
@@ -90,21 +94,35 @@ def write_shifted(source: Path, folder: Path) -> None:
         pq.write_table(part.set_column(place, "image", column), folder / f"{split}.parquet")
 
 
-def quality_lines(name: str, comparison: Comparison) -> list[list[str]]:
+def measure_domain(domain: str, root: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Run a domain's comparison, and return its lines of the table and all its values, JSON-ready."""
+    [comparison] = read_comparisons(run(RECIPE, root, overrides, f"{COMPARE}.{domain}")).values()
+    column = comparison.columns[0]
+    rows = [{**row_record(row), "quality": row_values(row, column)} for row in comparison.rows]
+    return {
+        "table": [*quality_lines(comparison, column), *speed_lines(comparison, column)],
+        "metric": column.metric,
+        "test_images": comparison.counts[column],
+        "rows": rows,
+        "advice": comparison.advice(),
+    }
+
+
+def quality_lines(comparison: Comparison, column: MetricColumn) -> list[list[str]]:
     """Return a line per row: domain, row, steps, mean ± deviation, seconds of one training."""
-    return [[name, *row_cells(row, comparison.columns[:1])] for row in comparison.rows]
+    return [[comparison.name, *row_cells(row, [column])] for row in comparison.rows]
 
 
-def speed_lines(name: str, comparison: Comparison) -> list[list[str]]:
+def speed_lines(comparison: Comparison, column: MetricColumn) -> list[list[str]]:
     """Return a line per row: the fewest steps that reach the best result from scratch without labels."""
     [backbone] = {setting.backbone for setting in comparison.settings()}
-    column, setting = comparison.columns[0], ComparisonSetting(backbone, 1.0, None)
-    goal = comparison.best_from_scratch(backbone, 1.0, column)
+    setting, goal = ComparisonSetting(backbone, 1.0, None), comparison.best_from_scratch(backbone, 1.0, column)
     assert goal is not None
     lines = []
     for row in dict.fromkeys(row.name for row in comparison.rows):
         cost = comparison.cost_to_reach(row, setting, column, goal)
-        lines.append([name, row, f"steps to {100 * goal:.1f}", "never" if cost is None else f"{cost.steps:,}", ""])
+        reached = "never" if cost is None else f"{cost.steps:,}"
+        lines.append([comparison.name, row, f"steps to {100 * goal:.1f}", reached, ""])
     return lines
 
 
@@ -112,39 +130,26 @@ def main(
     root: RootOption = DEFAULT_ROOT,
     data: DataOption = DATA,
     size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "small",
-    domains: Annotated[list[str] | None, typer.Option("--domain", help="A domain to run; may be repeated.")] = None,
-    override: OverrideOptions = None,
+    domains: Annotated[list[str] | None, typer.Option("--domain", help="A domain to measure; may be repeated.")] = None,
 ) -> None:
-    """Measure, print, and write `hpt-SIZE-DEVICE` to the results."""
+    """Measure what is not in the results yet, print, and write `hpt-SIZE-DEVICE` to the results."""
     changes, device = SIZES[require_one_of(size, SIZES, "--size")], find_device("auto")
-    environment = describe_environment(device)
+    file = RESULTS / f"hpt-{size}-{device}.json"
     images = Path(root) / "hpt" / "shifted"
     write_shifted(data / "cifar10", images)
     made = run(must_table.RECIPE, root, must_table.SIZES[size], STUDENT)
     student = must_table.copy_backbone(root, made[STUDENT], STUDENT)
-    starts = [f"compare.{name}.starts=[{student}, scratch]" for name in DOMAINS]
-    overrides = [f"data.shifted.path={images}", *changes, *starts, *(override or [])]
-    artifacts: dict[str, Artifact] = {}
     for domain in [require_one_of(name, DOMAINS, "--domain") for name in domains or DOMAINS]:
-        artifacts |= run(RECIPE, root, overrides, f"{COMPARE}.{domain}")
-    comparisons = read_comparisons(artifacts)
-    table = [["domain", "row", "steps", "quality, %", "s"]]
-    for name, comparison in comparisons.items():
-        table += [*quality_lines(name, comparison), *speed_lines(name, comparison)]
-    result = {
-        "measured": environment,
-        "overrides": [*changes, *(override or [])],
-        "student": must_table.backbone_costs(STUDENT, made),
-        "advice": {name: comparison.advice() for name, comparison in comparisons.items()},
-        "test_images": {name: comparison.n for name, comparison in comparisons.items()},
-        "seconds": base_seconds(artifacts),
-        "rows": [
-            {"domain": name, **row_record(row), "quality": row_values(row, comparison.columns[0])}
-            for name, comparison in comparisons.items()
-            for row in comparison.rows
-        ],
-    }
-    save_result(RESULTS / f"hpt-{size}-{device}.json", TITLE, result, table)
+        if domain in read_partial_result(file, RECIPE, changes, "domains")["domains"]:
+            typer.echo(f"{domain} is in {file.name}")
+            continue
+        environment, starts = describe_environment(device), f"compare.{domain}.starts=[{student}, scratch]"
+        measured = measure_domain(domain, root, [f"data.shifted.path={images}", *changes, starts])
+        result = read_partial_result(file, RECIPE, changes, "domains")  # again: there may be another process
+        cost = must_table.backbone_costs(STUDENT, made)
+        result["domains"][domain] = {**measured, "student": cost, "measured": environment}
+        lines = [line for name in DOMAINS for line in result["domains"].get(name, {}).get("table", [])]
+        save_result(file, TITLE, {**result, "measured": environment}, [HEAD, *lines])
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cli.artifacts_view import print_table
-from pipeline.errors import PROJECT
-from pipeline.steps.artifact import write_atomically, write_json
+from pipeline.errors import PROJECT, ConfigError
+from pipeline.steps.artifact import read_json, write_atomically, write_json
 from pipeline.steps.runtime import Runtime, usable_cores
 from pipeline.training.device import device_name, processor_name
 
@@ -88,6 +88,18 @@ def _relative_to_project(argument: str) -> str:
     """Make an absolute path, alone or after `=`, relative to the project: results don't depend on where that is."""
     key, equals, value = ("", "", argument) if os.path.isabs(argument) else argument.partition("=")
     return f"{key}{equals}{os.path.relpath(value, PROJECT)}" if os.path.isabs(value) else argument
+
+
+def read_partial_result(file: Path, recipe: Path, overrides: Sequence[str], parts: str) -> dict[str, Any]:
+    """Return what there is of a result that grows from run to run, by the key `parts`, with the recipe and overrides.
+
+    Raises ConfigError if it was measured by another recipe or with other overrides.
+    """
+    subject = {"recipe": recipe.read_text(encoding="utf-8"), "overrides": list(overrides)}
+    result: dict[str, Any] = read_json(file) if file.exists() else {**subject, parts: {}}
+    if {key: result[key] for key in subject} != subject:
+        raise ConfigError(f"{file} was measured by another recipe or with other overrides: delete it, or use those.")
+    return result
 
 
 def save_result(path: Path, title: str, result: Mapping[str, Any], table: Sequence[Sequence[str]]) -> None:

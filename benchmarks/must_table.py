@@ -32,12 +32,12 @@ from scipy.stats import rankdata
 from scipy.stats import t as student_t
 
 from benchmarks.comparison_rows import run
-from benchmarks.measure import RESULTS, describe_environment, save_result
+from benchmarks.measure import RESULTS, describe_environment, read_partial_result, save_result
 from cli.options import RootOption
 from evaluation.comparison.cost import backbone_cost
 from evaluation.measurement import MEASUREMENTS_FILE
 from evaluation.schedules import SCHEDULES, FinetuneSchedule
-from pipeline.errors import ConfigError, require_one_of
+from pipeline.errors import require_one_of
 from pipeline.recipe.augment import AugmentConfig
 from pipeline.steps.artifact import Artifact, read_json
 from pipeline.storage import DEFAULT_ROOT
@@ -281,25 +281,16 @@ def main(
     changes = [*own, *SIZES[require_one_of(size, SIZES, "--size")]]
     names = list(backbone_rows(start))
     file = RESULTS / f"must_table-{start}-{size}-{device}.json"
-    result = read_result(file, device, changes)
     for seed in seeds.split(","):
         for name in [require_one_of(row, names, "--row") for row in rows or names]:
-            if name not in result["seeds"].get(seed, {}):
-                row = measure_row(root, name, start, [*changes, f"seed={seed}"])
-                result = read_result(file, device, changes)  # another process may have added rows of another seed
-                result["seeds"].setdefault(seed, {})[name] = {**row, "measured": describe_environment(device)}
-                save_result(file, TITLE, result, summary(names, result["seeds"]))
-    save_result(file, TITLE, result, summary(names, result["seeds"]))
-
-
-def read_result(file: Path, device: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return what is measured so far; raise ConfigError if it was measured by another recipe."""
-    recipe = RECIPE.read_text(encoding="utf-8")
-    new: dict[str, Any] = {"recipe": recipe, "overrides": overrides, "seeds": {}}
-    result: dict[str, Any] = read_json(file) if file.exists() else new
-    if (result["recipe"], result["overrides"]) != (recipe, overrides):
-        raise ConfigError(f"{file} was measured by another recipe or with other overrides: delete it, or use those.")
-    return {**result, "measured": describe_environment(device)}
+            if name in read_partial_result(file, RECIPE, changes, "seeds")["seeds"].get(seed, {}):
+                typer.echo(f"{name}, seed {seed}, is in {file.name}")
+                continue
+            environment = describe_environment(device)
+            row = measure_row(root, name, start, [*changes, f"seed={seed}"])
+            result = read_partial_result(file, RECIPE, changes, "seeds")  # again: there may be another process
+            result["seeds"].setdefault(seed, {})[name] = {**row, "measured": environment}
+            save_result(file, TITLE, {**result, "measured": environment}, summary(names, result["seeds"]))
 
 
 if __name__ == "__main__":

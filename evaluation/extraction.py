@@ -37,12 +37,8 @@ class FeatureExtractor:
         self.runtime = runtime
         backbone = start.build().eval()
         images = torch.rand(AUTOTUNE_IMAGES, 3, start.size, start.size)
-
-        def call(model: Any, compute: autotune.ComputeConfig) -> None:
-            with torch.inference_mode(), compute.autocast():
-                model(images.to(compute.device).contiguous(memory_format=compute.memory_format))
-
-        self.compute = autotune.autotune(runtime, [start.name, start.size, "features"], backbone, call)
+        key = [start.name, start.size, "features"]
+        self.compute = autotune.autotune_inference(runtime, key, backbone, images)
         self.backbone: Backbone = self.compute.place(backbone)
 
     def extract(self, images: ImageDataset, rows: Sequence[int], change: Change = identity) -> Tensor:

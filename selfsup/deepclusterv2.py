@@ -18,7 +18,7 @@ from selfsup.components.config import MethodConfig, ScaledRate
 from selfsup.components.heads import projector
 from selfsup.components.kmeans import default_cluster_count, dot_products, spherical_kmeans
 from selfsup.components.method import Family, Method, StageSetting, ViewKind, Views, forward_concat
-from selfsup.components.multicrop import LARGE, LARGE_VIEWS, SMALL, multi_crop
+from selfsup.components.multicrop import GLOBAL_CROP, GLOBAL_VIEWS, LOCAL_CROP, multi_crop
 
 
 class Config(MethodConfig):
@@ -30,8 +30,8 @@ class Config(MethodConfig):
     weight_decay: float = Field(default=1e-6, ge=0)
     warmup: float = Field(default=0, ge=0, lt=1)
     clip: float | None = Field(default=None, gt=0)
-    small_views: int = Field(default=0, ge=0)
-    """Smaller views of each image, 3/7 as large."""
+    local_views: int = Field(default=0, ge=0)
+    """Local views of each image: smaller crops, 3/7 as large on a side."""
     hidden: int = Field(default=2048, ge=2)
     """Width of the projector's hidden layer."""
     dim: int = Field(default=128, ge=2)
@@ -52,7 +52,7 @@ class Config(MethodConfig):
 class DeepCluster(Method):
     """An encoder with a projector, and clusterings of the images as it saw them last.
 
-    `memory` (views, images, D): the latest embeddings of the large views. `centroids` (clusterings, K, D) and
+    `memory` (views, images, D): the latest embeddings of the global views. `centroids` (clusterings, K, D) and
     `assignments` (clusterings, images) are k-means of it in the epoch `epoch`.
     """
 
@@ -68,18 +68,18 @@ class DeepCluster(Method):
         self.head = projector([backbone.width, config.hidden, config.dim], norm=True)
         count = config.clusters or default_cluster_count(setting.images)
         self.register_buffer("centroids", torch.zeros(config.clusterings, count, config.dim))
-        self.register_buffer("memory", torch.zeros(LARGE_VIEWS, setting.images, config.dim))
+        self.register_buffer("memory", torch.zeros(GLOBAL_VIEWS, setting.images, config.dim))
         self.register_buffer("assignments", torch.full((config.clusterings, setting.images), -1))
         self.register_buffer("epoch", torch.tensor(-1))
 
     def view_kinds(self) -> Sequence[ViewKind]:
-        return multi_crop(self.setting.size, [LARGE] * LARGE_VIEWS, [SMALL] * self.config.small_views)
+        return multi_crop(self.setting.size, [GLOBAL_CROP] * GLOBAL_VIEWS, [LOCAL_CROP] * self.config.local_views)
 
     @torch.no_grad()
     def initialize(self, batches: Iterable[tuple[Tensor, list[Tensor]]]) -> None:
         """Fill the memory, so that there is something to cluster before the first epoch."""
         for index, views in batches:
-            self._remember(index, [self._embed(view) for view in views[:LARGE_VIEWS]])
+            self._remember(index, [self._embed(view) for view in views[:GLOBAL_VIEWS]])
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         self._cluster(views.epoch)
@@ -90,7 +90,7 @@ class DeepCluster(Method):
             for centroids, assignments in zip(self.centroids, self.assignments, strict=True)
             for z_t in z
         ]
-        self._remember(views.index, z[:LARGE_VIEWS])
+        self._remember(views.index, z[:GLOBAL_VIEWS])
         return {"deepclusterv2": torch.stack(cross_entropies).mean(), **self.labelled_losses(embeddings[-1], views)}
 
     def _embed(self, images: Tensor) -> Tensor:
@@ -103,11 +103,11 @@ class DeepCluster(Method):
 
     @torch.no_grad()
     def _cluster(self, epoch: int) -> None:
-        """Cluster the memory once an epoch; each clustering reads one of the large views."""
+        """Cluster the memory once an epoch; each clustering reads one of the global views."""
         if int(self.epoch) == epoch:
             return
         self.epoch.fill_(epoch)
         for number, centroids in enumerate(self.centroids):
-            points = self.memory[number % LARGE_VIEWS]
+            points = self.memory[number % GLOBAL_VIEWS]
             new_centroids, self.assignments[number] = spherical_kmeans(points, len(centroids), self.config.iterations)
             centroids.copy_(new_centroids)

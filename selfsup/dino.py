@@ -1,4 +1,4 @@
-"""DINO: match, from any view, what a momentum teacher outputs for the large views (Caron et al., ICCV 2021)."""
+"""DINO: match, from any view, what a momentum teacher outputs for the global views (Caron et al., ICCV 2021)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from selfsup.components.losses import dino
 from selfsup.components.method import Family, Method, Policy, StageSetting, ViewKind, Views, forward_concat
 from selfsup.components.multicrop import multi_crop
 
-LARGE = Policy(area=(0.4, 1.0), brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
-SECOND_LARGE = replace(LARGE, blur=0.1, solarize=0.2)
-SMALL = replace(LARGE, area=(0.05, 0.4), blur=0.5)
-LARGE_VIEWS = 2
+GLOBAL_CROP = Policy(area=(0.4, 1.0), brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
+SECOND_GLOBAL_CROP = replace(GLOBAL_CROP, blur=0.1, solarize=0.2)
+LOCAL_CROP = replace(GLOBAL_CROP, area=(0.05, 0.4), blur=0.5)
+GLOBAL_VIEWS = 2
 
 
 class Config(MethodConfig):
@@ -34,8 +34,8 @@ class Config(MethodConfig):
     warmup: float = Field(default=0.1, ge=0, lt=1)
     clip: float | None = Field(default=3.0, gt=0)
     drop_path: float = Field(default=0.1, ge=0, lt=1)
-    small_views: int = Field(default=8, ge=0)
-    """Smaller views of each image, 3/7 as large."""
+    local_views: int = Field(default=8, ge=0)
+    """Local views of each image: smaller crops, 3/7 as large on a side."""
     hidden: int = Field(default=2048, ge=2)
     """Width of the head's hidden layers."""
     dim: int = Field(default=256, ge=2)
@@ -54,7 +54,7 @@ class Config(MethodConfig):
     """Share of the steps in which the teacher's temperature rises; the paper has 30 of 100 epochs."""
     center_momentum: float = Field(default=0.9, ge=0, le=1)
     """Momentum of the center, which is subtracted from the teacher's outputs."""
-    frozen: float = Field(default=0.01, ge=0, le=1)
+    freeze_last_layer: float = Field(default=0.01, ge=0, le=1)
     """Share of the steps at the start in which the head's last layer is frozen."""
 
     @model_validator(mode="after")
@@ -88,13 +88,13 @@ class DINO(Method):
         self.register_buffer("center", torch.zeros(config.outputs))
 
     def view_kinds(self) -> Sequence[ViewKind]:
-        return multi_crop(self.size, [LARGE, SECOND_LARGE], [SMALL] * self.config.small_views)
+        return multi_crop(self.size, [GLOBAL_CROP, SECOND_GLOBAL_CROP], [LOCAL_CROP] * self.config.local_views)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         student = nn.Sequential(self.backbone, self.head)
         self.teacher.update_from(student, cosine_momentum(self.config.teacher_momentum, views.progress), views.step)
-        g_t = forward_concat(self.teacher, views.unlabelled[:LARGE_VIEWS])
-        head = functools.partial(self.head, is_frozen=views.progress < self.config.frozen)
+        g_t = forward_concat(self.teacher, views.unlabelled[:GLOBAL_VIEWS])
+        head = functools.partial(self.head, is_frozen=views.progress < self.config.freeze_last_layer)
         g_s = forward_concat(head, forward_concat(self.backbone, views.unlabelled))
         temperatures = (self.config.temperature, self.config.teacher_temperature_at(views.progress))
         loss = dino(g_s, g_t, self.center.clone(), temperatures)

@@ -33,7 +33,7 @@ class Config(MethodConfig):
     weight_decay: float = Field(default=0.05, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     clip: float | None = Field(default=None, gt=0)
-    masked: float = Field(default=0.75, gt=0, lt=1)
+    mask_ratio: float = Field(default=0.75, gt=0, lt=1)
     """Share of the patches that are masked."""
     width: int = Field(default=512, ge=HEAD_WIDTH, multiple_of=HEAD_WIDTH)
     """Width of the decoder."""
@@ -93,7 +93,7 @@ class MAE(Method):
         model: Any = self.backbone.model
         tokens = model._pos_embed(model.patch_embed(normalized))
         first = model.num_prefix_tokens
-        visible_tokens, order = random_masking(tokens[:, first:], self.config.masked)
+        visible_tokens, order = random_masking(tokens[:, first:], self.config.mask_ratio)
         latent = model.norm_pre(torch.cat([tokens[:, :first], visible_tokens], dim=1))
         latent = self.decoder_embed(norm_tokens(model, model.norm(model.blocks(latent))))
         visible = latent.shape[1] - first
@@ -113,14 +113,14 @@ def _fix_positions(embedding: nn.Parameter, positions: Tensor) -> None:
     embedding.requires_grad_(False)
 
 
-def random_masking(tokens: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Mask a share of each image's tokens (B, N, D), drawn at random; at least one stays visible.
+def random_masking(tokens: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+    """Mask a `ratio` of each image's tokens (B, N, D), drawn at random; at least one stays visible.
 
-    Returns the visible tokens (B, V, D), V = N (1 - share) rounded down, and a permutation (B, N) of all positions,
+    Returns the visible tokens (B, V, D), V = N (1 - ratio) rounded down, and a permutation (B, N) of all positions,
     whose first V entries are the visible ones.
     """
     count = tokens.shape[1]
-    visible_count = max(1, int(count * (1 - share) + 1e-6))  # or 10 (1 - 0.9) is 0
+    visible_count = max(1, int(count * (1 - ratio) + 1e-6))  # or 10 (1 - 0.9) is 0
     order = torch.rand(tokens.shape[:2], device=tokens.device).argsort(dim=1)
     visible = order[:, :visible_count, None].expand(-1, -1, tokens.shape[2])
     return tokens.gather(1, visible), order

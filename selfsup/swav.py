@@ -17,7 +17,7 @@ from selfsup.components.heads import Prototypes, projector
 from selfsup.components.kmeans import default_cluster_count
 from selfsup.components.losses import sinkhorn, swapped_prediction
 from selfsup.components.method import Family, Method, StageSetting, ViewKind, Views, forward_concat
-from selfsup.components.multicrop import LARGE, LARGE_VIEWS, SMALL, multi_crop
+from selfsup.components.multicrop import GLOBAL_CROP, GLOBAL_VIEWS, LOCAL_CROP, multi_crop
 
 MAX_QUEUE = 3840
 
@@ -31,8 +31,8 @@ class Config(MethodConfig):
     weight_decay: float = Field(default=1e-6, ge=0)
     warmup: float = Field(default=0, ge=0, lt=1)
     clip: float | None = Field(default=None, gt=0)
-    small_views: int = Field(default=6, ge=0)
-    """Smaller views of each image, 3/7 as large."""
+    local_views: int = Field(default=6, ge=0)
+    """Local views of each image: smaller crops, 3/7 as large on a side."""
     hidden: int = Field(default=2048, ge=2)
     """Width of the projector's hidden layer."""
     dim: int = Field(default=128, ge=2)
@@ -45,7 +45,7 @@ class Config(MethodConfig):
     """Smoothness of the codes."""
     sinkhorn_steps: int = Field(default=3, ge=1)
     """Sinkhorn iterations, which make the codes use all prototypes alike."""
-    frozen: float = Field(default=0.01, ge=0, le=1)
+    freeze_prototypes: float = Field(default=0.01, ge=0, le=1)
     """Share of the steps at the start in which the prototypes are frozen."""
     queue: int | None = Field(default=None, ge=0)
     """Embeddings of earlier images that the codes are computed with; null for none, or, where a batch is smaller than
@@ -58,7 +58,7 @@ class Config(MethodConfig):
 
 
 class SwAV(Method):
-    """An encoder with a projector of two layers, prototypes C, and a queue of embeddings for each large view."""
+    """An encoder with a projector of two layers, prototypes C, and a queue of embeddings for each global view."""
 
     family: ClassVar[Family] = "clustering"
     queue: Tensor
@@ -71,23 +71,23 @@ class SwAV(Method):
         self.prototypes = Prototypes(config.dim, count)
         needed = min(MAX_QUEUE, setting.images) if setting.batch < count else 0
         length = needed if config.queue is None else config.queue
-        self.register_buffer("queue", torch.zeros(LARGE_VIEWS, length, config.dim))
+        self.register_buffer("queue", torch.zeros(GLOBAL_VIEWS, length, config.dim))
 
     def view_kinds(self) -> Sequence[ViewKind]:
-        return multi_crop(self.size, [LARGE] * LARGE_VIEWS, [SMALL] * self.config.small_views)
+        return multi_crop(self.size, [GLOBAL_CROP] * GLOBAL_VIEWS, [LOCAL_CROP] * self.config.local_views)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         embeddings = forward_concat(self.head, forward_concat(self.backbone, [*views.unlabelled, views.labelled]))
         z = [F.normalize(view.float(), dim=1) for view in embeddings[: len(views.unlabelled)]]
-        is_frozen = views.progress < self.config.frozen
+        is_frozen = views.progress < self.config.freeze_prototypes
         scores = [self.prototypes(z_t, is_frozen) for z_t in z]
-        q = [self._code(number, z[number], views) for number in range(LARGE_VIEWS)]
+        q = [self._code(number, z[number], views) for number in range(GLOBAL_VIEWS)]
         losses = {"swav": swapped_prediction(scores, q, self.config.temperature)}
         return losses | self.labelled_losses(embeddings[-1], views)
 
     @torch.no_grad()
     def _code(self, number: int, z: Tensor, views: Views) -> Tensor:
-        """Return the codes (B, K) of a large view's embeddings (B, D), and put these into the view's queue.
+        """Return the codes (B, K) of a global view's embeddings (B, D), and put these into the view's queue.
 
         The Sinkhorn iterations include the queue once it is full and `queue_from` is reached.
         """

@@ -99,12 +99,7 @@ class Predictor:
         """
         size = self.preprocessing.size
         images = torch.randint(0, 256, (AUTOTUNE_IMAGES, 3, size, size), dtype=torch.uint8)
-
-        def call(model: nn.Module, compute: ComputeConfig) -> None:
-            with torch.inference_mode(), compute.autocast():
-                model(images.to(compute.device).contiguous(memory_format=compute.memory_format))
-
-        self.compute = autotune.autotune(runtime, [model_id, "predict"], self.network, call)
+        self.compute = autotune.autotune_inference(runtime, [model_id, "predict"], self.network, images)
         self.compute.place(self.network)
         return self
 

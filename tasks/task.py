@@ -208,8 +208,11 @@ def cells(length: int) -> int:
 
 
 def masked_mean(losses: Tensor, known: Tensor) -> Tensor:
-    """Return the mean of `losses` where the mask `known`, of the same shape, is true; 0, with a graph, if nowhere."""
-    return (losses * known).sum() / known.sum().clamp(min=1)
+    """Return the mean of `losses` where the mask `known`, of the same shape, is true; 0, with a graph, if nowhere.
+
+    Losses where it is false don't count, whatever they are: NaN too.
+    """
+    return losses.where(known, 0).sum() / known.sum().clamp(min=1)
 
 
 def stack(values: Sequence[Value], name: str) -> Tensor:

@@ -37,7 +37,7 @@ class PolicyConfig(BaseConfig):
     """Augmentation of views. A key that is not given is the method's own."""
 
     area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] | None = None
-    """Smallest and largest share of the image's area that a large view covers; small views keep the method's own."""
+    """Smallest and largest share of the image's area that a global view covers; local views keep the method's own."""
     flip: Probability | None = None
     """Probability of mirroring left to right."""
     jitter: Probability | None = None
@@ -100,7 +100,7 @@ class StageConfig(FitConfig):
     backbone: str | None = None
     """timm model, for `scratch` and weights; null for the student's."""
     image_size: int | None = Field(default=None, multiple_of=16, ge=16)
-    """Side of the large views, pixels; null for that of the stage it starts from, else the student's."""
+    """Side of the global views, pixels; null for that of the stage it starts from, else the student's."""
     trainable: Literal["all", "norm"] = "all"
     """Train the whole backbone, or only its normalization layers (HPT-BN)."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.steps.artifact import as_json, hash_json, parse_json
 from pipeline.steps.runtime import Runtime
@@ -81,6 +81,16 @@ def autotune(
     if memo.create(as_json(chosen.describe()).encode()):
         return chosen
     return ComputeConfig(**parse_json(memo.read(), str(memo)))  # another process was first, and may have chosen another
+
+
+def autotune_inference(runtime: Runtime, key: Any, model: nn.Module, images: Tensor) -> ComputeConfig:
+    """Return the fastest way to run the model forward on images (B, 3, S, S); otherwise as `autotune`."""
+
+    def call(placed: nn.Module, compute: ComputeConfig) -> None:
+        with torch.inference_mode(), compute.autocast():
+            placed(images.to(compute.device).contiguous(memory_format=compute.memory_format))
+
+    return autotune(runtime, key, model, call)
 
 
 def _time(candidate: ComputeConfig, model: nn.Module, call: Callable[[nn.Module, ComputeConfig], None]) -> float:

@@ -116,5 +116,5 @@ class MethodConfig(StageConfig, ABC):
         except Exception as error:  # models raise errors of any type for a size that they can't take
             raise ConfigError(
                 f"{self.method!r} shows the backbone views of {size} x {size} pixels, which {backbone.name!r} can't "
-                f"take: {str(error).splitlines()[0]} Set another image_size, no small_views, or another backbone."
+                f"take: {str(error).splitlines()[0]} Set another image_size, no local_views, or another backbone."
             ) from error

@@ -43,7 +43,7 @@ class ViewKind:
 
     size: int
     policy: Policy
-    is_small: bool = False
+    is_local: bool = False
     """It keeps its `policy.area` whatever a recipe says."""
 
 
@@ -83,7 +83,7 @@ class StageSetting(NamedTuple):
     """The stage that a method is built for."""
 
     size: int
-    """Side of large views, pixels."""
+    """Side of global views, pixels."""
     images: int
     """Images in the set."""
     batch: int

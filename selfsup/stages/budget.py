@@ -14,7 +14,7 @@ class Budget:
     """Images in each of `steps` steps.
 
     A step has `batch` unlabelled images. Before step `labelled_until` it has `labelled` labelled ones too, and as many
-    fewer unlabelled ones that the number of large views stays the same (SuNCEt): 2 u + l = 2 b.
+    fewer unlabelled ones that the number of global views stays the same (SuNCEt): 2 u + l = 2 b.
     """
 
     steps: int

@@ -21,11 +21,11 @@ SPREAD, RANK = "feature spread", "feature rank"
 
 
 def override_policies(kinds: Sequence[ViewKind], overrides: PolicyConfig) -> list[ViewKind]:
-    """Return a method's kinds of views with the recipe's `augment`. Small views keep their shares of the area."""
+    """Return a method's kinds of views with the recipe's `augment`. Local views keep their shares of the area."""
     given = overrides.model_dump(exclude_none=True)
-    for_small = {name: value for name, value in given.items() if name != "area"}
+    for_local = {name: value for name, value in given.items() if name != "area"}
     return [
-        dataclasses.replace(kind, policy=dataclasses.replace(kind.policy, **(for_small if kind.is_small else given)))
+        dataclasses.replace(kind, policy=dataclasses.replace(kind.policy, **(for_local if kind.is_local else given)))
         for kind in kinds
     ]
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
+from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from benchmarks import hpt
+from evaluation.probes import linear_dense
 from pipeline.recipe.reader import read_recipe
 
 
@@ -17,6 +21,27 @@ def test_domains_of_hpt_are_comparisons_of_its_recipe() -> None:
         assert tuple(recipe.compare) == hpt.DOMAINS
         sizes = {recipe.student.image_size, *(comparison.image_size for comparison in recipe.compare.values())}
         assert len(sizes) == 1, "the student, by which a backbone in a file is read, and all comparisons"
+
+
+@pytest.mark.slow
+def test_main_measures_domains_and_none_again(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hpt, "RESULTS", tmp_path)
+    monkeypatch.setattr(hpt, "COUNT", 40)
+    monkeypatch.setattr(linear_dense, "SETTINGS", linear_dense.SETTINGS.model_copy(update={"steps": 2}))
+    hpt.main(str(tmp_path / "root"), shared_data, "tiny", ["street"])
+    hpt.main(str(tmp_path / "root"), shared_data, "tiny", ["street", "shifted"])
+    assert "street is in hpt-tiny" in capsys.readouterr().out
+    [file] = tmp_path.glob("*.json")
+    domains = json.loads(file.read_bytes())["domains"]
+    assert {name: domain["metric"] for name, domain in domains.items()} == {"street": "miou", "shifted": "accuracy"}
+    for name, domain in domains.items():
+        trained = {row["row"]: row["steps"] for row in domain["rows"] if row["steps"]}
+        assert {"hpt, from multi-task_student.safetensors": 2, "hpt, from scratch": 2}.items() <= trained.items()
+        reached = [line for line in domain["table"] if line[2].startswith("steps to")]
+        assert {line[0] for line in reached} == {name}
+        assert domain["student"]["images"] == 2 * 16
 
 
 def test_shift_image_is_gray_dark_and_reproducible() -> None:

@@ -17,14 +17,14 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 METHODS = sorted(modules("selfsup"))
 SMALL: dict[str, dict[str, Any]] = {
     "byol": {"hidden": 32, "dim": 16},
-    "swav": {"small_views": 2, "hidden": 32, "dim": 16, "prototypes": 8, "frozen": 0.1},
+    "swav": {"local_views": 2, "hidden": 32, "dim": 16, "prototypes": 8, "freeze_prototypes": 0.1},
     "deepclusterv2": {"hidden": 32, "dim": 16, "clusters": 4, "clusterings": 2},
-    "dino": {"small_views": 2, "hidden": 32, "dim": 16, "outputs": 24},
+    "dino": {"local_views": 2, "hidden": 32, "dim": 16, "outputs": 24},
     "mae": {"width": 32, "depth": 1},
 }
 SETTING = StageSetting(size=32, images=16, batch=8)
 LARGE = StageSetting(size=64, images=16, batch=8)
-"""Here small views are smaller than large ones."""
+"""Here local views are smaller than global ones."""
 STEPS = 10
 
 

@@ -305,7 +305,7 @@ def test_mae_refuses_backbones_other_than_plain_transformers() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "mae"])
-def test_methods_take_small_views_with_transformers(name: str) -> None:
+def test_methods_take_local_views_with_transformers(name: str) -> None:
     torch.manual_seed(0)
     method = config(name).build_for_stage(Backbone("test_vit", 32, IMAGENET), SETTING).train()
     with torch.no_grad():

@@ -108,7 +108,7 @@ def test_color_jitter_without_transforms_keeps_the_image() -> None:
     torch.testing.assert_close(found[0], picture().float() / 255)
 
 
-def test_override_policies_keeps_area_of_small_views() -> None:
+def test_override_policies_keeps_area_of_local_views() -> None:
     kinds = [ViewKind(64, Policy()), ViewKind(32, Policy(area=(0.05, 0.14)), True)]
     changed = override_policies(kinds, PolicyConfig(area=(0.5, 1.0), grayscale=0, jitter=0))
     assert [kind.policy.area for kind in changed] == [(0.5, 1.0), (0.05, 0.14)]

@@ -124,7 +124,7 @@ def test_swav_codes_of_large_views_include_the_queue(is_full: bool, step: int, u
 
 
 def test_deepcluster_losses_classify_every_view_by_each_clustering() -> None:
-    method: Any = initialized("deepclusterv2", LARGE, small_views=1)
+    method: Any = initialized("deepclusterv2", LARGE, local_views=1)
     before = copy.deepcopy(method)
     index = torch.tensor([3, 0, 12, 7, 15, 1, 9, 4])
     batch = views(method, index=index)
