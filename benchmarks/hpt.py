@@ -18,6 +18,7 @@ from flows.run.process_setup import set_up_process
 set_up_process()
 
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,12 +38,19 @@ from evaluation.backbone_table import MetricColumn
 from evaluation.comparison.comparison import Comparison, ComparisonSetting, read_comparisons
 from pipeline.errors import require_one_of
 from pipeline.recipe.comparison import COMPARE
-from pipeline.recipe.stage import STUDENT
+from pipeline.recipe.stage import SCRATCH, STUDENT
 from pipeline.storage import DEFAULT_ROOT
 from pipeline.training.device import find_device
 
-RECIPE = Path(__file__).parent / "hpt.yaml"
-DOMAINS = ("clothing", "shifted", "street")
+DOMAINS: dict[str, list[str]] = {"clothing": ["linear"], "shifted": ["linear"], "street": ["linear_dense"]}
+"""The sets that stages are trained and measured on, with the probe for each."""
+METHODS = {"hpt": {"method": "mocov2", "queue": 512, "key_momentum": 0.99}}
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"steps": [1, 2], "batch": 8, "seeds": 1},
+    "small": {"steps": [40, 160, 480], "batch": 32},
+    "large": {"steps": [200, 1000, 5000], "batch": 64},
+}
+"""Settings of the comparisons, by the size of `must_table`."""
 TITLE = (
     "Stages from MuST's student and from scratch, linear layers on frozen features: accuracy, or mIoU of street, in %, "
     "mean ± deviation over seeds"
@@ -50,18 +58,18 @@ TITLE = (
 HEAD = ["domain", "row", "steps", "quality, %", "s"]
 COUNT = 2000
 """Number of shifted images to train on, and to test on."""
-SIZES: dict[str, tuple[str, ...]] = {
-    "tiny": tuple(f"compare.{name}.{key}" for name in DOMAINS for key in ("batch=8", "steps=[1,2]", "seeds=1")),
-    "small": (),
-    "large": (
-        "student.image_size=160",
-        *(
-            f"compare.{name}.{key}"
-            for name in DOMAINS
-            for key in ("image_size=160", "batch=64", "steps=[200,1000,5000]")
-        ),
-    ),
-}
+
+
+def comparison_overrides(size: str) -> list[str]:
+    """Return what gives the recipe of `must_table`, in this size, a comparison for each domain."""
+    shared = {"settings": "shared", "methods": METHODS, "starts": [STUDENT, SCRATCH], **SIZES[size]}
+    compare = {name: {"data": [name], "probes": probes, **shared} for name, probes in DOMAINS.items()}
+    return [*must_table.SIZES[size], f"compare={json.dumps(compare)}"]
+
+
+def shifted_override(images: Path) -> str:
+    """Return what gives the recipe the set of shifted images in this folder."""
+    return f"data.shifted={json.dumps({'kind': 'parquet', 'path': str(images)})}"
 
 
 def shift_image(data: bytes, number: int) -> bytes:
@@ -96,14 +104,15 @@ def write_shifted(source: Path, folder: Path) -> None:
 
 def measure_domain(domain: str, root: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Run a domain's comparison, and return its lines of the table and all its values, JSON-ready."""
-    [comparison] = read_comparisons(run(RECIPE, root, overrides, f"{COMPARE}.{domain}")).values()
+    artifacts = run(must_table.RECIPE, root, overrides, f"{COMPARE}.{domain}")
+    [comparison] = read_comparisons(artifacts).values()
     column = comparison.columns[0]
-    rows = [{**row_record(row), "quality": row_values(row, column)} for row in comparison.rows]
     return {
         "table": [*quality_lines(comparison, column), *speed_lines(comparison, column)],
         "metric": column.metric,
         "test_images": comparison.counts[column],
-        "rows": rows,
+        "rows": [{**row_record(row), "quality": row_values(row, column)} for row in comparison.rows],
+        "student": must_table.backbone_costs(STUDENT, artifacts),
         "advice": comparison.advice(),
     }
 
@@ -133,21 +142,18 @@ def main(
     domains: Annotated[list[str] | None, typer.Option("--domain", help="A domain to measure; may be repeated.")] = None,
 ) -> None:
     """Measure what is not in the results yet, print, and write `hpt-SIZE-DEVICE` to the results."""
-    changes, device = SIZES[require_one_of(size, SIZES, "--size")], find_device("auto")
-    file = RESULTS / f"hpt-{size}-{device}.json"
-    images = Path(root) / "hpt" / "shifted"
+    device, images = find_device("auto"), Path(root) / "hpt" / "shifted"
+    file = RESULTS / f"hpt-{require_one_of(size, SIZES, '--size')}-{device}.json"
+    overrides = comparison_overrides(size)
     write_shifted(data / "cifar10", images)
-    made = run(must_table.RECIPE, root, must_table.SIZES[size], STUDENT)
-    student = must_table.copy_backbone(root, made[STUDENT], STUDENT)
     for domain in [require_one_of(name, DOMAINS, "--domain") for name in domains or DOMAINS]:
-        if domain in read_partial_result(file, RECIPE, changes, "domains")["domains"]:
+        if domain in read_partial_result(file, must_table.RECIPE, overrides, "domains")["domains"]:
             typer.echo(f"{domain} is in {file.name}")
             continue
-        environment, starts = describe_environment(device), f"compare.{domain}.starts=[{student}, scratch]"
-        measured = measure_domain(domain, root, [f"data.shifted.path={images}", *changes, starts])
-        result = read_partial_result(file, RECIPE, changes, "domains")  # again: there may be another process
-        cost = must_table.backbone_costs(STUDENT, made)
-        result["domains"][domain] = {**measured, "student": cost, "measured": environment}
+        environment = describe_environment(device)
+        measured = measure_domain(domain, root, [*overrides, shifted_override(images)])
+        result = read_partial_result(file, must_table.RECIPE, overrides, "domains")  # again, as of other processes
+        result["domains"][domain] = {**measured, "measured": environment}
         lines = [line for name in DOMAINS for line in result["domains"].get(name, {}).get("table", [])]
         save_result(file, TITLE, {**result, "measured": environment}, [HEAD, *lines])
 

@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import hpt
+from benchmarks import hpt, must_table
 from evaluation.probes import linear_dense
 from pipeline.recipe.reader import read_recipe
 
 
-def test_domains_of_hpt_are_comparisons_of_its_recipe() -> None:
-    for changes in hpt.SIZES.values():
-        recipe = read_recipe(hpt.RECIPE, [*changes, "compare.street.starts=[base.safetensors, scratch]"])
-        assert tuple(recipe.compare) == hpt.DOMAINS
-        sizes = {recipe.student.image_size, *(comparison.image_size for comparison in recipe.compare.values())}
-        assert len(sizes) == 1, "the student, by which a backbone in a file is read, and all comparisons"
+@pytest.mark.parametrize("size", hpt.SIZES)
+def test_comparison_overrides_make_a_comparison_of_each_domain(size: str, tmp_path: Path) -> None:
+    recipe = read_recipe(must_table.RECIPE, [*hpt.comparison_overrides(size), hpt.shifted_override(tmp_path)])
+    assert set(recipe.compare) == set(hpt.DOMAINS) <= set(recipe.data)
+    for comparison in recipe.compare.values():
+        assert comparison.starts == ["student", "scratch"]
+        assert comparison.image_size in (None, recipe.student.image_size)
+        assert comparison.steps == sorted(hpt.SIZES[size]["steps"])
 
 
 @pytest.mark.slow
@@ -38,7 +40,7 @@ def test_main_measures_domains_and_none_again(
     assert {name: domain["metric"] for name, domain in domains.items()} == {"street": "miou", "shifted": "accuracy"}
     for name, domain in domains.items():
         trained = {row["row"]: row["steps"] for row in domain["rows"] if row["steps"]}
-        assert {"hpt, from multi-task_student.safetensors": 2, "hpt, from scratch": 2}.items() <= trained.items()
+        assert {"hpt, from student": 2, "hpt, from scratch": 2}.items() <= trained.items()
         reached = [line for line in domain["table"] if line[2].startswith("steps to")]
         assert {line[0] for line in reached} == {name}
         assert domain["student"]["images"] == 2 * 16
