@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import ConfigError, require_one_of
-from pipeline.models.weights import NETWORK
+from pipeline.models.weights import NETWORK, expand_home
 from pipeline.recipe.teacher import TeacherConfig
 from pipeline.steps.artifact import Inputs, read_json, write_json
 from pipeline.stores.labels import LabelSpace
@@ -29,8 +29,12 @@ class Config(TeacherConfig):
     """The head's name; not needed if the network has only one."""
 
     def check(self) -> None:
-        """Raise ConfigError if the network is missing or has no such head for the task."""
+        """Raise ConfigError if the network is missing or damaged, or has no such head for the task."""
+        from pipeline.models.checkpoint import read_tensors, require_finite
+
         self.head_and_space()
+        weights = expand_home(self.weights)
+        require_finite(read_tensors(weights)[1], str(weights))
 
     def backbone_name(self) -> str:
         return str(self._about()["backbone"])
@@ -49,13 +53,14 @@ class Config(TeacherConfig):
 
     def _about(self) -> dict[str, Any]:
         """Return the network's `model.json`. Raises ConfigError if there is none."""
-        about_file = Path(self.weights).expanduser().with_suffix(".json")
+        about_file = expand_home(self.weights).with_suffix(".json")
         if not about_file.is_file():
             raise ConfigError(f"weights: {self.weights} has no {about_file.name} beside it, as a trained network has.")
         about: dict[str, Any] = read_json(about_file)
-        if about.get("format") != NETWORK:
+        found = about.get("format") if isinstance(about, dict) else about
+        if found != NETWORK:
             raise ConfigError(
-                f"weights: {self.weights} is of format {about.get('format')!r}; a network of this version, of format "
+                f"weights: {self.weights} is of format {found!r}; a network of this version, of format "
                 f"{NETWORK!r}, would work."
             )
         return about
@@ -65,7 +70,7 @@ def make(config: Mapping[str, Any], inputs: Inputs, out: Path) -> Mapping[str, A
     """Copy the network into the artifact."""
     teacher = Config.model_validate(config["teacher"])
     head, space = teacher.head_and_space()
-    weights = Path(teacher.weights).expanduser()
+    weights = expand_home(teacher.weights)
     shutil.copyfile(weights, out / "model.safetensors")
     shutil.copyfile(weights.with_suffix(".json"), out / "model.json")
     write_json(out / "head.json", {"head": head, "name": config["name"]})

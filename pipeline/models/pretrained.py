@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.models.checkpoint import read_tensors
+from pipeline.models.checkpoint import read_tensors, require_finite
 from pipeline.models.readout import readout_info
 from pipeline.models.timm_models import check_model_name, create_timm_model
 from pipeline.models.weights import find_weights
@@ -54,8 +54,7 @@ def load_weights(model: nn.Module, name: str, weights: str, num_classes: int = 0
 def read_matching_weights(model: nn.Module, name: str, weights: str) -> dict[str, Tensor]:
     """Return the weights of a file (see `find_weights`) as a state dict of the model called `name`.
 
-    On a model on the meta device, they are only compared and not read from the disk. Raises ConfigError if they are
-    another model's.
+    Raises ConfigError if they are another model's, or not finite.
     """
     tensors = read_weights(find_weights(weights))
     try:
@@ -87,7 +86,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged or harmful file makes torch raise nearly anything
-        raise DataError(f"{path}: not readable as weights alone ({str(error).splitlines()[0]}).") from error
+        raise DataError(f"{path}: not readable as weights alone ({type(error).__name__}: {error}).") from error
+    if not isinstance(loaded, dict):
+        raise DataError(f"{path}: a {type(loaded).__name__}; a dict of tensors by name would work.")
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -98,8 +99,8 @@ def match_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> 
     """Return the weights under the model's names: by name, or in order if the file names its tensors otherwise.
 
     In order, shapes have to agree one by one from the first tensor on. A classifier in the file that the model does not
-    have is left out. Raises DataError with the first tensor that does not fit, or that the model lacks in one of its
-    blocks: a deeper model's weights are not cut short.
+    have is left out. Raises DataError with the first tensor that does not fit or is not finite, or that the model lacks
+    in one of its blocks: a deeper model's weights are not cut short.
     """
     own = model.state_dict()
     matches = {name: name for name in own} if set(own) <= set(weights) else _match_in_order(own, weights, source)
@@ -107,13 +108,18 @@ def match_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> 
         if weights[theirs].shape != own[name].shape:
             shapes = f"{tuple(weights[theirs].shape)}, the model needs {tuple(own[name].shape)}"
             raise DataError(f"{source}: {name} is {shapes}.")
+        if weights[theirs].is_floating_point() != own[name].is_floating_point():
+            kinds = f"{weights[theirs].dtype}, the model needs {own[name].dtype}"
+            raise DataError(f"{source}: {name} is of {kinds}.")
     used, blocks = set(matches.values()), {_without_numbers(theirs) for theirs in matches.values()}
     missing = [name for name in weights if name not in used and _without_numbers(name) in blocks]
     if missing:
         raise DataError(
             f"{source}: not weights of this model: its blocks lack {len(missing)} tensors, first {missing[0]!r}."
         )
-    return {**own, **{name: weights[theirs] for name, theirs in matches.items()}}
+    matched = {name: weights[theirs] for name, theirs in matches.items()}
+    require_finite(matched, source)
+    return {**own, **matched}
 
 
 def _match_in_order(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> dict[str, str]:

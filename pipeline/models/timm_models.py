@@ -62,6 +62,8 @@ def check_model_name(name: str) -> None:
     if not timm.is_model(name):
         family = timm.list_models(f"*{name.partition('_')[0]}*")
         require_one_of(name, family or timm.list_models("resnet*"), "timm model")
+    if "." in name:
+        require_one_of(name, timm.models.get_arch_pretrained_cfgs(name), "timm model")
 
 
 def statistics(name: str) -> Statistics:

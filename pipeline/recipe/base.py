@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core.core_schema import ValidationInfo
 
 NAME = r"^[a-z][a-z0-9_]*$"
-Name = Annotated[str, Field(pattern=NAME)]
+LONGEST_NAME = 100
+"""Characters: files and folders are called by names, and no file system takes more than 255."""
+Name = Annotated[str, Field(pattern=NAME, max_length=LONGEST_NAME)]
 Optimizer = Literal["adamw", "sgd", "lars"]
+
+
+def _once(values: list[Any]) -> list[Any]:
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            raise ValueError(f"{value!r} is there twice")
+    return values
+
+
+UniqueItems = AfterValidator(_once)
+"""Refuse a list with an item twice."""
 
 
 class NamedBackbone(NamedTuple):
@@ -26,7 +40,18 @@ class NamedBackbone(NamedTuple):
 class BaseConfig(BaseModel):
     """A section of the recipe: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _means_something(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse empty text, which an unset environment variable leaves, and yes or no where a number belongs."""
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if item == "":
+                raise ValueError("'' names nothing: write null, or leave the key out")
+            if isinstance(item, bool) and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
+                raise ValueError(f"{str(item).lower()} is neither a number nor a name; quote it if it is meant as text")
+        return value
 
     def named_backbones(self) -> Sequence[NamedBackbone]:
         """Return the timm backbones that the section names."""
@@ -39,10 +64,24 @@ class BaseConfig(BaseModel):
         """
 
 
+def _takes_bool(annotation: Any) -> bool:
+    """Return True for an annotation that has bool in it, or any type."""
+    return annotation in (bool, Any) or any(map(_takes_bool, get_args(annotation)))
+
+
+def _interval(value: Any) -> Any:
+    """Return a number of steps or a share of them as it is; pydantic would take 1.0 for one step."""
+    if not ((isinstance(value, int) and value >= 1) or (isinstance(value, float) and 0 < value < 1)):
+        raise ValueError(f"{value!r} is neither a number of steps, 1 or more, nor a share of all steps below 1.0")
+    return value
+
+
 class ValidateConfig(BaseConfig):
     """Measure a training on held-out images on the way."""
 
-    every: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] = 0.1
+    every: Annotated[Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)], BeforeValidator(_interval)] = (
+        0.1
+    )
     """Steps between validations, or a share of all steps; there is one at the end in any case."""
     keep: Literal["best", "last"] = "best"
     """The weights that are kept: the best by the leading metric, or the last ones."""
@@ -109,6 +148,8 @@ class FitConfig(BaseConfig):
             raise ValueError(
                 "decay is all, but LARS adapts whatever decays, biases and norms too: set decay to matrices"
             )
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov is true and momentum 0.0, which leaves it nothing to do: give a momentum")
         if self.batch % self.accumulate:
             raise ValueError(f"batch ({self.batch}) is not a multiple of accumulate ({self.accumulate})")
         return self

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.recipe.base import Name
-from pipeline.recipe.evaluation import MeasurementConfig, UniqueItems
+from pipeline.recipe.base import Name, UniqueItems
+from pipeline.recipe.evaluation import MeasurementConfig
 from pipeline.recipe.stage import SCRATCH, STUDENT, Share
 
 NO_STAGE, SUPERVISED = "none", "supervised"
@@ -29,7 +29,7 @@ Steps = Annotated[int, Field(ge=1)]
 class CompareConfig(MeasurementConfig):
     """Self-supervised methods on the same images, with the same number of steps and the same measurements."""
 
-    data: list[str] = Field(min_length=1)
+    data: Annotated[list[str], UniqueItems] = Field(min_length=1)
     """Sets whose training images the methods learn from."""
     set: Name | None = None
     """Labelled set to measure on; null for the first of `data`."""
@@ -121,7 +121,7 @@ def _check_method(name: str, settings: Mapping[str, Any]) -> None:
 
 def _refuse_validation(place: str, settings: Mapping[str, Any]) -> None:
     """Raise ValueError if a row is to be measured on the way: it might see fewer images than the others."""
-    if settings.get("validate"):
+    if settings.get("validate") is not None:
         raise ValueError(f"{place}.validate: all rows train on equally many images, to the end: leave it out")
 
 

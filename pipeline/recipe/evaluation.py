@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from pipeline.errors import ConfigError, require_one_of
-from pipeline.recipe.base import BaseConfig, NamedBackbone
+from pipeline.recipe.base import BaseConfig, NamedBackbone, UniqueItems
 from pipeline.recipe.stage import PUBLISHED, RESERVED_STARTS, SCRATCH, STUDENT, names_weights
 
 
@@ -23,18 +23,9 @@ def _amount(value: Any) -> Any:
     return value
 
 
-def _once(values: list[Any]) -> list[Any]:
-    for number, value in enumerate(values):
-        if value in values[:number]:
-            raise ValueError(f"{value!r} is there twice")
-    return values
-
-
 Amount = Literal["all"] | Annotated[int, Field(ge=2)] | Annotated[float, Field(gt=0, lt=1)]
 """A number of labelled images, a share of them, or all. The bounds are for editors; `_amount` has the message."""
-Amounts = Annotated[list[Annotated[Amount, BeforeValidator(_amount)]], AfterValidator(_once), Field(min_length=1)]
-UniqueItems = AfterValidator(_once)
-"""Refuse a list with an item twice."""
+Amounts = Annotated[list[Annotated[Amount, BeforeValidator(_amount)]], UniqueItems, Field(min_length=1)]
 
 
 class MeasurementConfig(BaseConfig):

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from pipeline.errors import ConfigError
-from pipeline.recipe.base import BaseConfig, Name
+from pipeline.recipe.base import LONGEST_NAME, BaseConfig, Name, UniqueItems
 from pipeline.recipe.comparison import CompareConfig
 from pipeline.recipe.evaluation import EvaluateConfig
 from pipeline.recipe.plugins import CHOSEN, KindOf
@@ -22,7 +22,7 @@ from pipeline.recipe.teacher import TeacherConfig
 class Recipe(BaseConfig):
     """A recipe."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)]
     """Name of the run; the name of its folder begins with it."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything random."""
@@ -32,9 +32,9 @@ class Recipe(BaseConfig):
     """Sets of images by name, labelled or not."""
     shard_images: int = Field(default=500, ge=1)
     """Images per shard, the unit of storage, labelling and retry."""
-    teachers: dict[Name, Annotated[TeacherConfig, KindOf(*CHOSEN["teachers"])]]
+    teachers: dict[Name, Annotated[TeacherConfig, KindOf(*CHOSEN["teachers"])]] = Field(min_length=1)
     """Teachers by name."""
-    pool: list[str]
+    pool: Annotated[list[str], UniqueItems] = Field(min_length=1)
     """Sets whose training images all teachers label and the student learns from, in order."""
     labelling: LabellingConfig = LabellingConfig()
     """How the pool is labelled."""
@@ -71,6 +71,13 @@ class Recipe(BaseConfig):
                     f"and the tasks {', '.join(sorted(tasks))}"
                 )
         self._stages_fit()
+        return self
+
+    @model_validator(mode="after")
+    def _student_learns(self) -> Recipe:
+        weights = self.student.loss_weights
+        if not any(weights.get(name, 1) for name in self.teachers):
+            raise ValueError(f"student.loss_weights {weights}: it learns from no teacher; give one of them a weight")
         return self
 
     def chain(self) -> list[StageConfig]:

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pipeline.errors import ConfigError, require_one_of
-from pipeline.recipe.base import NAME, BaseConfig, FitConfig, Name
+from pipeline.recipe.base import NAME, BaseConfig, FitConfig, Name, UniqueItems
 
 STUDENT, SCRATCH, PUBLISHED = "student", "scratch", "timm"
 """Starts of a stage, beside other stages and weights."""
@@ -92,7 +92,7 @@ class StageConfig(FitConfig):
     """Name of the stage."""
     method: str
     """Method: the name of a file in `selfsup/`."""
-    data: list[str] = Field(min_length=1)
+    data: Annotated[list[str], UniqueItems] = Field(min_length=1)
     """Sets whose training images it sees, each image once."""
     start: str | None = None
     """Initial backbone: `student`, an earlier stage's name, `scratch`, or weights as a teacher names them; null for the
@@ -129,6 +129,8 @@ class StageConfig(FitConfig):
     def _whole(self) -> StageConfig:
         if self.augment.area and self.augment.area[0] > self.augment.area[1]:
             raise ValueError(f"augment.area {list(self.augment.area)}: the smallest share is larger than the largest")
+        if self.batch < 2:
+            raise ValueError(f"batch ({self.batch}): methods compare an image with others, so it takes 2 or more")
         return self
 
 

@@ -168,7 +168,56 @@ def test_recipe_unknown_reference_is_refused_with_known_names(override: str, say
     assert says in changed(override)
 
 
+@pytest.mark.parametrize(
+    "override", ["student.weights=''", "data.street.path=''", "pool=[street, '']", "teachers.things.backbone=''"]
+)
+def test_recipe_empty_text_is_refused(override: str) -> None:
+    where = override.partition("=")[0]
+    assert f"photos.yaml: {where}: '' names nothing: write null, or leave the key out." in changed(override)
+
+
+@pytest.mark.parametrize("override", ["student.steps=yes", "student.lr=true", "seed=false", "pool=[street, true]"])
+def test_recipe_yes_and_no_are_no_numbers(override: str) -> None:
+    assert "is neither a number nor a name" in changed(override)
+
+
+@pytest.mark.parametrize(
+    "override", ["student.lr=.inf", "student.epochs=.nan", "student.loss_weights.street=.inf", "student.clip=.inf"]
+)
+def test_recipe_numbers_are_finite(override: str) -> None:
+    assert "input should be a finite number" in changed(override)
+
+
+@pytest.mark.parametrize("every", ["1.0", "0", "1.5", "true", "often"])
+def test_validate_config_takes_steps_or_a_share(every: str) -> None:
+    text = changed(f"student.validate={{every: {every}}}")
+    assert "student.validate.every: " in text
+    assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("pool=[]", "pool: list should have at least 1 item"),
+        ("teachers={}", "teachers: dictionary should have at least 1 item"),
+        ("pool=[street, street]", "pool: 'street' is there twice"),
+        ("student.loss_weights.street=0", "it learns from no teacher; give one of them a weight"),
+        (f"name={'x' * 101}", "name: string should have at most 100 characters"),
+        ("stages=[{name: s, method: simclr, data: [street], batch: 1}]", "batch (1): methods compare an image with"),
+        ("stages=[{name: s, method: simclr, data: [street, street]}]", "data: 'street' is there twice"),
+        ("compare.k={data: [street], methods: {m: {method: simclr, validate: {}}}}", "methods.m.validate: all rows"),
+        (
+            "compare.k={data: [street], methods: {m: {method: simclr}}, supervised: {validate: {}}}",
+            "supervised.validate: all rows train on equally many images",
+        ),
+    ],
+)
+def test_recipe_that_leaves_nothing_to_learn_or_to_compare_is_refused(override: str, says: str) -> None:
+    assert says in changed(override)
+
+
 def test_fit_config_refuses_contradictions() -> None:
+    assert "nesterov is true and momentum 0.0" in changed("student.nesterov=true", "student.momentum=0")
     assert "epochs (3.0) and steps (10) are both given: give one of them" in changed("student.steps=10")
     assert "batch (32) is not a multiple of accumulate (5)" in changed("student.accumulate=5")
 
