@@ -192,14 +192,14 @@ class Answers:
         return {"kind": "words", "values": [row[0] for row in rows], "counts": [row[1] for row in rows]}
 
     def _count_in_bins(self, inner: Clause) -> dict[str, Any]:
-        ends = self.tables.query(f"SELECT min(number), max(number) FROM ({inner.sql})", inner.parameters)[0]
+        finite = f"FROM ({inner.sql}) WHERE isfinite(number)"
+        ends = self.tables.query(f"SELECT min(number), max(number) {finite}", inner.parameters)[0]
         if ends[0] is None:
             return {"kind": "numbers", "edges": [], "counts": []}
         edges = np.linspace(ends[0], ends[1] if ends[1] > ends[0] else ends[0] + 1, BINS + 1)
         low, width = float(edges[0]), float(edges[1] - edges[0])
         bin_sql = f"least(floor((number - {low!r}) / {width!r})::INTEGER, {BINS - 1})"
-        sql = f"SELECT {bin_sql}, count(*) FROM ({inner.sql}) WHERE number IS NOT NULL GROUP BY 1"
-        counts = dict(self.tables.query(sql, inner.parameters))
+        counts = dict(self.tables.query(f"SELECT {bin_sql}, count(*) {finite} GROUP BY 1", inner.parameters))
         return {"kind": "numbers", "edges": edges.tolist(), "counts": [counts.get(n, 0) for n in range(BINS)]}
 
     def balance(self, selection: ImageSelection, store: Store, threshold: float) -> dict[str, Any]:

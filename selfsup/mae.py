@@ -67,6 +67,12 @@ class MAE(Method):
         self.patch_size: int = backbone.model.patch_embed.patch_size[0]
         if setting.size % self.patch_size:
             raise ConfigError(f"image_size {setting.size} is not a multiple of the patch size ({self.patch_size}).")
+        patches = (setting.size // self.patch_size) ** 2
+        if count_visible(patches, config.mask_ratio) == patches:
+            raise ConfigError(
+                f"mask_ratio {config.mask_ratio:g} of {patches} patches of {self.patch_size} pixels masks none: "
+                f"set image_size (now {setting.size}) to {2 * self.patch_size} or more, or a larger mask_ratio."
+            )
         self.decoder_embed = nn.Linear(backbone.width, config.width)
         self.mask_token = nn.Parameter(torch.zeros(config.width).normal_(std=0.02))
         heads = config.width // HEAD_WIDTH
@@ -113,6 +119,11 @@ def _fix_positions(embedding: nn.Parameter, positions: Tensor) -> None:
     embedding.requires_grad_(False)
 
 
+def count_visible(count: int, ratio: float) -> int:
+    """Return how many of `count` patches stay visible if a `ratio` is masked: at least 1."""
+    return max(1, int(count * (1 - ratio) + 1e-6))  # or 10 (1 - 0.9) is 0
+
+
 def random_masking(tokens: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
     """Mask a `ratio` of each image's tokens (B, N, D), drawn at random; at least one stays visible.
 
@@ -120,7 +131,7 @@ def random_masking(tokens: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
     whose first V entries are the visible ones.
     """
     count = tokens.shape[1]
-    visible_count = max(1, int(count * (1 - ratio) + 1e-6))  # or 10 (1 - 0.9) is 0
+    visible_count = count_visible(count, ratio)
     order = torch.rand(tokens.shape[:2], device=tokens.device).argsort(dim=1)
     visible = order[:, :visible_count, None].expand(-1, -1, tokens.shape[2])
     return tokens.gather(1, visible), order

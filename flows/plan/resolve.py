@@ -187,6 +187,7 @@ def _compared_stage(config: CompareConfig, name: str, trial: Trial, start: Start
     own = {key: value for key, value in config.methods[trial.method].items() if key != BACKBONES}
     common = {**FitConfig().model_dump(exclude={*COMMON, "accumulate"}), "drop_path": 0.0}
     shared = common if config.settings == "shared" else {}
+    _check_shared_rate(f"{COMPARE}.{name}.methods.{trial.method}", shared, own)
     settings: dict[str, Any] = {
         "statistics": "backbone",
         **shared,
@@ -206,6 +207,15 @@ def _compared_stage(config: CompareConfig, name: str, trial: Trial, start: Start
     method = require_one_of(str(settings[key]), modules(package), f"{place}.{key}:")
     stage: StageConfig = read_section(importlib.import_module(f"{package}.{method}").Config, settings, place)
     return stage
+
+
+def _check_shared_rate(place: str, shared: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a method states another optimizer than the shared one, but takes its learning rate."""
+    if shared and own.get("optimizer", shared["optimizer"]) != shared["optimizer"] and "lr" not in own:
+        raise ConfigError(
+            f"{place}: optimizer is {own['optimizer']!r}, but lr ({shared['lr']:g}) is the one that all share for "
+            f"{shared['optimizer']!r}: give lr as well."
+        )
 
 
 def method_place(comparison: str, trial: Trial) -> str:

@@ -18,6 +18,8 @@ from pipeline.recipe.plugins import CHOSEN, UNKNOWN_KIND, config_class
 from pipeline.recipe.recipe import Recipe
 
 Model = TypeVar("Model", bound=BaseModel)
+NAMED = ("data", "teachers", "compare")
+"""Sections whose entries have names: `-o data.more={kind: coco, ...}` adds one, `-o data.more.path=x` changes it."""
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -70,6 +72,8 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if not found or not path:
         raise ConfigError(f"-o {override!r}: write key.sub=value, for example student.epochs=3.")
     *parents, last = path.split(".")
+    if len(parents) > 1 and parents[0] in NAMED and isinstance(data.get(parents[0]), dict):
+        require_one_of(parents[1], map(str, data[parents[0]]), f"-o {override!r}: {parents[0]}")
     place = data
     for parent in parents:
         if isinstance(place, list):

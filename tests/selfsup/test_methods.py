@@ -299,6 +299,12 @@ def test_patchify_goes_row_by_row() -> None:
     assert torch.equal(patches[1, 2].view(4, 4, 3), images[1, :, 4:, :4].permute(1, 2, 0))
 
 
+@pytest.mark.parametrize(("size", "ratio"), [(16, 0.75), (16, 0.1)])
+def test_mae_refuses_to_mask_nothing(size: int, ratio: float) -> None:
+    with pytest.raises(ConfigError, match=rf"mask_ratio {ratio} of {(size // 16) ** 2} patches .* masks none"):
+        make("mae", StageSetting(size, images=16, batch=8), mask_ratio=ratio)
+
+
 def test_mae_refuses_backbones_other_than_plain_transformers() -> None:
     with pytest.raises(ConfigError, match=r"plain vision transformer, which 'test_resnet' is not: take vit_tiny"):
         config("mae").build_for_stage(backbone(), SETTING)

@@ -188,6 +188,17 @@ def test_recipe_numbers_are_finite(override: str) -> None:
     assert "input should be a finite number" in changed(override)
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("teachers.thing.steps=3", "-o 'teachers.thing.steps=3': teachers 'thing' is unknown. Did you mean 'things'?"),
+        ("data.q.count=3", "-o 'data.q.count=3': data 'q' is unknown. Known: street, things."),
+    ],
+)
+def test_override_of_an_unknown_name_is_refused_with_the_known_ones(override: str, says: str) -> None:
+    assert says in changed(override)
+
+
 @pytest.mark.parametrize("every", ["1.0", "0", "1.5", "true", "often"])
 def test_validate_config_takes_steps_or_a_share(every: str) -> None:
     text = changed(f"student.validate={{every: {every}}}")
