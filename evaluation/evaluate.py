@@ -10,6 +10,7 @@ from typing import Any
 from ingest.dataset import IngestedSet
 from ingest.true_labels import dataset_shards, held_out_keys, true_label_dataset
 from pipeline.data.dataset import ImageDataset
+from pipeline.errors import error_context
 from pipeline.steps.artifact import Artifact, Inputs, write_json
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import Value
@@ -113,11 +114,18 @@ def _against_truth(trial: TeacherTrial, student: Predictor, teacher: Predictor, 
     head, task = trial.head, trial.teacher.space.task
     dataset = true_label_dataset(trial.ingested, trial.split, {head: task})
     models = {f"teacher:{head}": teacher} | ({"student": student} if head in student.heads else {})
-    scores = {model: score(predictor, dataset, head, runtime) for model, predictor in models.items()}
+    scores = {model: _score(model, predictor, dataset, trial, runtime) for model, predictor in models.items()}
     if trial.trained_on:
         train = true_label_dataset(trial.trained_on, "train", {head: task}, held_out_keys(trial.trained_on))
         scores["baseline"] = score_constant(teacher.heads[head], head, train, dataset)
     return scores, len(dataset)
+
+
+def _score(
+    model: str, predictor: Predictor, dataset: ImageDataset, trial: TeacherTrial, runtime: Runtime
+) -> dict[str, float]:
+    with error_context(f"{model} on {trial.set_name}/{trial.split}"):
+        return score(predictor, dataset, trial.head, runtime)
 
 
 def _against_teacher(

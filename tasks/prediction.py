@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.data.augment import AugmentParams, Placement, full_image_box, transform_image, valid_size
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.recipe.augment import Resize
 from pipeline.steps.artifact import Artifact, read_json
 from pipeline.steps.runtime import Runtime
@@ -95,13 +95,23 @@ class Predictor:
     def setup(self, runtime: Runtime, model_id: Any) -> Predictor:
         """Move to the device, precision and layout that are measured to be fastest; return self.
 
-        The measurement is cached under `model_id`: JSON that identifies the model, such as its `model.json`.
+        The measurement is cached under `model_id`: JSON that identifies the model, such as its `model.json`. Raises
+        DataError if weights are not finite: detectors drop boxes without a finite score, and would find nothing.
         """
+        self._check_weights()
         size = self.preprocessing.size
         images = torch.randint(0, 256, (AUTOTUNE_IMAGES, 3, size, size), dtype=torch.uint8)
         self.compute = autotune.autotune_inference(runtime, [model_id, "predict"], self.network, images)
         self.compute.place(self.network)
         return self
+
+    def _check_weights(self) -> None:
+        damaged = [name for name, weight in self.network.named_parameters() if not weight.isfinite().all()]
+        if damaged:
+            raise DataError(
+                f"the model of {', '.join(self.heads)} has weights that are not finite, in {damaged[0]} and "
+                f"{len(damaged) - 1} more tensors: train it anew, or take another file of weights."
+            )
 
     @torch.inference_mode()
     def predict(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> dict[str, Prediction]:
@@ -134,6 +144,17 @@ class Predictor:
         """Return the labels, by head, of image `index` of the batch, an image of `size` = (width, height) pixels."""
         placement = Placement(size, self.preprocessing.valid_size(size))
         return {name: head.value(predictions[name], index, placement) for name, head in self.heads.items()}
+
+
+def check_finite(value: Value) -> None:
+    """Raise DataError, naming the array, if a predicted label is not finite: models have no NaN for unknown."""
+    for name, array in value.items():
+        if not np.isfinite(array).all():
+            raise DataError(f"the model's {name} are not finite: NaN or infinite in {_share(~np.isfinite(array))}")
+
+
+def _share(mask: np.ndarray[Any, Any]) -> str:
+    return f"{mask.sum():,} of {mask.size:,} numbers"
 
 
 def network_predictor(network: Network) -> Predictor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,9 +13,10 @@ from pipeline.data.dataset import ImageDataset
 from pipeline.data.decode import decode_image
 from pipeline.data.loader import stack_images
 from pipeline.data.prefetch import prefetch
+from pipeline.errors import DataError
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import Value
-from tasks.prediction import Predictor
+from tasks.prediction import Predictor, check_finite
 
 BATCH = 16
 BATCHES_AHEAD = 2
@@ -28,7 +29,7 @@ def predict_all(
     """Yield (index, labels by head) of every image of the dataset, in order. Threads decode in advance.
 
     Images are decoded as for labelling, so that a teacher is measured on what it labels. Raises Stopped after a stop
-    signal.
+    signal, and DataError, naming head and image, for a prediction that is not finite: it has no score.
     """
     preprocess = predictor.preprocessing
 
@@ -47,7 +48,17 @@ def predict_all(
             sizes = [dataset.size(row) for row in rows]
             predictions = predictor.predict(stack_images(inputs), sizes)
             for offset, row in enumerate(rows):
-                yield row, predictor.values(predictions, offset, sizes[offset])
+                values = predictor.values(predictions, offset, sizes[offset])
+                _check_scorable(values, dataset, row)
+                yield row, values
+
+
+def _check_scorable(values: Mapping[str, Value], dataset: ImageDataset, row: int) -> None:
+    for head, value in values.items():
+        try:
+            check_finite(value)
+        except DataError as error:
+            raise DataError(f"{head} can't be scored on image {dataset.read(row)[0]}: {error}.") from error
 
 
 class Accumulator(Protocol):

@@ -25,7 +25,7 @@ from pipeline.steps.runtime import Runtime
 from pipeline.stores.images import ImageShard
 from pipeline.stores.labels import Label, Row
 from pipeline.training.device import find_device, single_threaded
-from tasks.prediction import Predictor, Preprocessing
+from tasks.prediction import Predictor, Preprocessing, check_finite
 from tasks.task import Prediction
 
 CACHE_SHARE = 1 / 4
@@ -48,6 +48,12 @@ class ShardRows:
     """Predictions by teacher and head."""
     labels: dict[str, list[Row | None]] = dataclasses.field(default_factory=dict)
     """Encoded labels by head; None for images that can't be labelled."""
+    failures: dict[str, dict[int, str]] = dataclasses.field(default_factory=dict)
+    """By head, reason by position in the batch, for images that this head gives no label."""
+
+    def reason(self, head: str, position: int) -> str | None:
+        """Return why an image has no label by this head, None if it has one."""
+        return self.reasons.get(position) or self.failures[head].get(position)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,13 +111,18 @@ class ShardInference:
         batch.predictions[teacher] = predictor.predict(images, batch.sizes)
 
     def encode(self, batch: ShardRows, teacher: str) -> None:
-        """Encode one teacher's predictions as rows of its label stores."""
+        """Encode one teacher's predictions as rows of its label stores; note those that are not finite."""
         predictor, predictions = self.predictors[teacher], batch.predictions.pop(teacher)
         batch.labels |= {head: [None] * len(batch.rows) for head in predictions}
+        batch.failures |= {head: {} for head in predictions}
         for position, size in enumerate(batch.sizes):
             if position not in batch.reasons:
                 for head, value in predictor.values(predictions, position, size).items():
-                    batch.labels[head][position] = self.labels[head].encode(value)
+                    try:
+                        check_finite(value)
+                        batch.labels[head][position] = self.labels[head].encode(value)
+                    except DataError as error:
+                        batch.failures[head][position] = str(error)
 
     def load(self, rows: range) -> ShardRows:
         """Read and decode a batch."""

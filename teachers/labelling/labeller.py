@@ -208,7 +208,7 @@ def write_labels(batch: ShardRows, writers: Mapping[str, LabelWriter]) -> None:
     """Append a labelled batch to the label shard of every head."""
     for head, writer in writers.items():
         for position, (key, row) in enumerate(zip(batch.keys, batch.labels[head], strict=True)):
-            reason = batch.reasons.get(position)
+            reason = batch.reason(head, position)
             writer.add(key, row, "failed" if reason else "ok", reason)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,11 +17,13 @@ from torch.nn import functional
 import tasks
 from pipeline.data.dataset import DatasetShard, ImageDataset
 from pipeline.data.decode import decode_image
+from pipeline.errors import DataError
 from pipeline.recipe.augment import Resize
 from pipeline.steps.runtime import Runtime
 from pipeline.stores.labels import LabelSpace
-from tasks.prediction import Predictor, Preprocessing
+from tasks.prediction import Predictor, Preprocessing, check_finite
 from tasks.scoring import predict_all, score
+from tests.spaces import every_space, head_of, value_of
 
 
 class Photograph:
@@ -51,7 +55,7 @@ class Spy:
         return {}
 
     def values(self, predictions: Any, index: int, size: tuple[int, int]) -> Any:
-        return {"size": size}
+        return {"head": {"size": np.array(size)}}
 
 
 def test_predict_all_measures_on_the_pixels_that_labelling_reads(runtime: Runtime) -> None:
@@ -61,7 +65,7 @@ def test_predict_all_measures_on_the_pixels_that_labelling_reads(runtime: Runtim
     reduced = decode_image(photograph.data, at_least=spy.preprocessing.min_decode_size((401, 300)))
     assert max(reduced.size) < 100
     assert np.array_equal(spy.seen[0].permute(1, 2, 0).numpy(), spy.preprocessing(reduced, (401, 300)))
-    assert (index, dict(values)["size"]) == (0, (401, 300))  # type: ignore[comparison-overlap]
+    assert (index, values["head"]["size"].tolist()) == (0, [401, 300])
 
 
 class RedIsDepth(nn.Module):
@@ -87,3 +91,46 @@ def test_score_does_not_depend_on_how_images_become_square(
     assert score(predictor, dataset, "depth", runtime)["abs_rel"] < 0.02
     shapes = [values["depth"]["depth"].shape for _, values in predict_all(predictor, dataset, runtime)]
     assert shapes == ([(14, 32), (32, 16)] if resize == "pad" else [(32, 32)] * 2)
+
+
+class NotANumber(nn.Module):
+    """A network whose output is NaN, although its weights are finite."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"depth": torch.full((len(images), 1, 8, 8), torch.nan)}
+
+
+def test_score_refuses_predictions_that_are_not_finite(
+    make_dataset_shard: Callable[..., DatasetShard], runtime: Runtime
+) -> None:
+    space = LabelSpace("depth")
+    truth = [{"depth": np.ones((32, 32), np.float32)}]
+    images = [np.zeros((32, 32, 3), np.uint8)]
+    dataset = ImageDataset([make_dataset_shard("s0", images, {"depth": (tasks.label(space), truth)})])
+    predictor = Predictor(NotANumber(), {"depth": tasks.model(space)}, Preprocessing(32))
+    with pytest.raises(DataError, match=r"depth can't be scored on image \w+: the model's depth are not finite"):
+        score(predictor, dataset, "depth", runtime)
+
+
+@every_space
+def test_check_finite_refuses_any_number_that_is_not(space: LabelSpace) -> None:
+    value = value_of(space, 0)
+    check_finite(value)
+    for name, array in value.items():
+        if array.dtype.kind == "f" and array.size:
+            for wrong in (np.nan, np.inf):
+                damaged = array.copy()
+                damaged.flat[-1] = wrong
+                with pytest.raises(DataError, match=rf"the model's {name} are not finite: .* 1 of {array.size:,}"):
+                    check_finite({**value, name: damaged})
+
+
+@every_space
+def test_predictor_setup_refuses_weights_that_are_not_finite(space: LabelSpace, runtime: Runtime) -> None:
+    """For every task: a detector drops boxes whose score is NaN, and would say that there is nothing."""
+    task, head = head_of(space)
+    network = copy.deepcopy(head)
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[0] = torch.nan
+    with pytest.raises(DataError, match="the model of x has weights that are not finite, in "):
+        Predictor(network, {"x": task}, Preprocessing(32)).setup(runtime, "x")

@@ -205,6 +205,33 @@ def test_label_pool_marks_only_the_damaged_image_as_failed(
         assert found == expected
 
 
+def test_label_pool_fails_labels_that_are_not_finite(
+    make_sandbox: MakeSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the head that says NaN of an image alone: its label is "failed", with the reason; others are as they are."""
+    sandbox, sound, real = make_sandbox("nan"), make_sandbox(), Predictor.values
+    sound.label()
+
+    def values(self: Predictor, predictions: Any, index: int, size: tuple[int, int]) -> dict[str, Any]:
+        found = real(self, predictions, index, size)
+        if index == 0 and "depth" in found:
+            found["depth"]["depth"] = np.full_like(found["depth"]["depth"], np.nan)
+        return found
+
+    monkeypatch.setattr(Predictor, "values", values)
+    failed = sandbox.label(max_failed=1)["failed"]
+    rows = [row for name in sandbox.files() for row in pq.read_table(sandbox.root / "labels" / name).to_pylist()]
+    lost = [row for row in rows if row["status"] != "ok"]
+    assert len(lost) == failed > 0
+    assert all(row["reason"].startswith("the model's depth are not finite") for row in lost)
+    assert all(row["confidence"] is None for row in lost)
+    assert {name for name, data in sandbox.files().items() if data != sound.files()[name]} == {
+        name for name in sandbox.files() if name.startswith("depth")
+    }
+    with pytest.raises(DataError, match=r"labels failed, more than labelling\.max_failed"):
+        make_sandbox("strict").label()
+
+
 def test_label_pool_refuses_more_failures_than_max_failed(damaged: tuple[LabelSandbox, ImageShard, int]) -> None:
     sandbox, shard, _ = damaged
     with pytest.raises(DataError, match=rf"labels failed, more than labelling.max_failed = 0.01.*{shard.name}"):
